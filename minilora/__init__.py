@@ -1,0 +1,38 @@
+"""LoRA from scratch in NumPy, every gradient derived and coded by hand; the same code on a GPU through CuPy.
+
+Read the files in this order; each adds one idea:
+
+1. `minilora.lora`: the low-rank adapter, and a layer with an adapter beside it
+2. `minilora.linear`: the layer that is adapted
+3. `minilora.losses`: mean squared error and its gradient
+4. `minilora.optim`: Adam
+5. `minilora.train`: the loop
+6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
+
+Behind them stand `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures`
+(pictures) and `minilora.cli` (the command line).
+"""
+
+from .backend import Backend, BackendUnavailable, get_backend
+from .linear import Linear
+from .lora import LoRA, LoRALinear
+from .losses import mse
+from .optim import Adam
+from .train import History, TrainingDiverged, evaluate, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "Backend",
+    "BackendUnavailable",
+    "History",
+    "Linear",
+    "LoRA",
+    "LoRALinear",
+    "TrainingDiverged",
+    "evaluate",
+    "get_backend",
+    "mse",
+    "train",
+]

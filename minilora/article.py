@@ -1,0 +1,230 @@
+r"""The experiment of "Understanding LoRA with a minimal example" (Posit AI Blog), told with this library.
+
+A linear model :math:`y = x \theta` is learned in full; then :math:`\theta` is shifted by 1 in every entry, a change
+of rank 1; then an adapter of rank 1, with 2,001 numbers where the model has 1,001,000, learns the change.
+
+Three things in the article's text are better known before it is compared: it writes :math:`x A B` with A (in, r)
+and B (r, out), so its A is our ``lora_A.T`` and its B our ``lora_B.T``; it calls the shift a rotation, and it is
+the addition of a rank-1 matrix; its ``Y2`` is ``y2``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backend import Backend, get_backend
+from .checks import Array, check_integer, check_number
+from .linear import Linear
+from .lora import LoRA, LoRALinear
+from .train import History, Layer, evaluate, train
+
+ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+ARTICLE_BASE_LOSSES = (
+    *(577.075, 312.2, 155.055, 68.49202, 25.68243),
+    *(7.620944, 1.607114, 0.2077137, 0.01392935, 0.0004785107),
+)
+ARTICLE_LORA_LOSSES = (
+    *(798.6073, 485.8804, 257.3518, 118.4895, 46.34769),
+    *(14.46207, 3.185689, 0.4264134, 0.02732975, 0.001300132),
+)
+ARTICLE_SHIFTED_LOSS = 992.673
+ARTICLE_MERGED_LOSS = 0.00130013
+
+
+@dataclass(frozen=True)
+class ArticleResult:
+    """What a run of the experiment found.
+
+    Attributes
+    ----------
+    base, merged : Linear
+        The pre-trained layer, and the same with the adapter folded in.
+    adapter : LoRA
+        The trained adapter.
+    base_history, lora_history : History
+        The losses as the two trainings went on.
+    shifted_loss, merged_loss : float
+        The loss on the shifted task of the base alone, and of the merged layer.
+    delta : numpy.ndarray, shape (out, in)
+        The change of weight that was learned, on the host. The true one is 1 in every entry.
+    base_seconds, lora_seconds : float
+        What each training took, the losses on the way included.
+    settings : str
+        The configuration, in words.
+    """
+
+    base: Linear
+    adapter: LoRA
+    merged: Linear
+    base_history: History
+    lora_history: History
+    shifted_loss: float
+    merged_loss: float
+    delta: np.ndarray
+    base_seconds: float
+    lora_seconds: float
+    settings: str
+
+
+def run(
+    *,
+    rank: int = 1,
+    alpha: float = 1.0,
+    epochs: int = 100,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    dtype: str = "float32",
+    backend: Backend | None = None,
+    n: int = 10_000,
+    in_features: int = 1001,
+    out_features: int = 1000,
+    progress: bool = False,
+) -> ArticleResult:
+    """Run the experiment; the defaults are the article's.
+
+    Parameters
+    ----------
+    rank, alpha
+        Of the adapter.
+    epochs, batch_size, lr
+        Of both trainings.
+    seed : int
+        Of everything that is drawn.
+    dtype : {"float32", "float64"}
+        Of everything that is computed.
+    backend : Backend, optional
+        Where it is computed; NumPy by default.
+    n, in_features, out_features : int
+        The number of rows, and the widths.
+    progress : bool
+        Whether to show a progress bar for each training.
+
+    Returns
+    -------
+    ArticleResult
+        Layers, losses and times.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range, before anything is computed.
+    """
+    rank, alpha = check_integer("rank", rank, at_least=1), check_number("alpha", alpha, above=0)
+    n, batch_size = check_integer("n", n, at_least=1), check_integer("batch_size", batch_size, at_least=1)
+    if batch_size > n:
+        raise ValueError(f"batch_size must be at most the {n} rows of the data, got {batch_size}")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    epochs, lr = check_integer("epochs", epochs, at_least=1), check_number("lr", lr, above=0)
+    backend = backend or get_backend("numpy")
+    rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
+
+    def randn(*shape: int) -> Array:
+        return backend.asarray(rng.standard_normal(shape), dtype)
+
+    def fit(model: Layer, x: Array, y: Array) -> History:
+        return train(model, x, y, epochs=epochs, batch_size=batch_size, lr=lr, rng=rng, progress=progress)
+
+    # Step 1. Simulate data of a linear model.
+    theta = randn(in_features, out_features)
+    X = randn(n, in_features)
+    Y = X @ theta
+
+    # Step 2. Train a full-rank layer on it: the "pre-trained" model.
+    start = time.perf_counter()
+    base = Linear.init(in_features, out_features, bias=False, rng=rng, dtype=dtype, backend=backend)
+    base_history = fit(base, X, Y)
+    base_seconds = time.perf_counter() - start
+
+    # Step 3. A new task: every entry of theta grows by 1, and the inputs are new.
+    X2 = randn(n, in_features)
+    Y2 = X2 @ (theta + 1)
+
+    # Step 4. The base does not know it. Its error is the sum of each row of X2, whose variance is in_features.
+    shifted_loss = evaluate(base, X2, Y2)
+
+    # Step 5. Fine-tune with LoRA. The base is frozen, so what it leaves over is computed once, and the adapter
+    # alone is trained on that: no step of it touches the large weight.
+    start = time.perf_counter()
+    adapter = LoRA(randn(rank, in_features), backend.zeros((out_features, rank), dtype), alpha)
+    residual = Y2 - base(X2)
+    lora_history = fit(adapter, X2, residual)
+    lora_seconds = time.perf_counter() - start
+
+    # Step 6. Look at what was learned: a matrix of ones.
+    delta = backend.to_numpy(adapter.delta())
+
+    # Step 7. Merge: one layer again, no slower than the base, and as good as base and adapter together.
+    merged = LoRALinear(base, adapter).merge()
+    merged_loss = evaluate(merged, X2, Y2)
+
+    return ArticleResult(
+        base=base,
+        adapter=adapter,
+        merged=merged,
+        base_history=base_history,
+        lora_history=lora_history,
+        shifted_loss=shifted_loss,
+        merged_loss=merged_loss,
+        delta=delta,
+        base_seconds=base_seconds,
+        lora_seconds=lora_seconds,
+        settings=f"rank {rank}, alpha {alpha:g}, {epochs} epochs, batches of {batch_size}, lr {lr:g}, "
+        f"seed {seed}, {dtype}, {backend.device}",
+    )
+
+
+def report(result: ArticleResult) -> str:
+    """Return the run as the article prints it, with the article's figures beside ours.
+
+    Parameters
+    ----------
+    result : ArticleResult
+        A run.
+
+    Returns
+    -------
+    str
+        Several lines, for a terminal.
+    """
+    base, adapter = result.base, result.adapter
+    count = base.weight.size
+    adapter_count = sum(p.size for p in adapter.trainable().values())
+    share = f"{adapter_count:,} parameters, 1/{count / adapter_count:.0f} of the base's"
+    corner = "\n".join("   " + " ".join(f"{value:8.4f}" for value in row) for row in result.delta[:5, :5])
+    return f"""\
+Understanding LoRA with a minimal example
+({result.settings})
+
+1. Simulate y = x theta, theta of {base.in_features} x {base.out_features}.
+2. Train the base, {count:,} parameters ({result.base_seconds:.1f} s):
+
+{_losses(result.base_history, ARTICLE_BASE_LOSSES)}
+
+3. A new task: theta + 1.
+4. The base's loss on it: {result.shifted_loss:.3f}   (article {ARTICLE_SHIFTED_LOSS}, expectation {base.in_features})
+5. Train an adapter, {share} ({result.lora_seconds:.1f} s):
+
+{_losses(result.lora_history, ARTICLE_LORA_LOSSES)}
+
+6. What it learned, delta[:5, :5]; the truth is 1 everywhere:
+
+{corner}
+   all {result.delta.size:,} entries lie between {result.delta.min():.4f} and {result.delta.max():.4f}
+
+7. Merged into one layer, loss {result.merged_loss:.7g}   (article {ARTICLE_MERGED_LOSS})
+"""
+
+
+def _losses(history: History, article: tuple[float, ...]) -> str:
+    """Return a loss table, with the article's loss wherever it printed one."""
+    known = dict(zip(ARTICLE_EPOCHS, article, strict=True))
+    lines = ["   epoch          loss       article"]
+    for epoch, loss in zip(history.epochs, history.losses, strict=True):
+        theirs = f"{known[epoch]:13.7g}" if epoch in known else f"{'-':>13}"
+        lines.append(f"   {epoch:5d} {loss:13.7g} {theirs}")
+    return "\n".join(lines)

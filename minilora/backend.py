@@ -1,0 +1,156 @@
+"""NumPy or CuPy: where arrays are born and where they leave.
+
+The mathematics of the other rooms is written with ``@``, ``.T``, ``+`` and methods, which both libraries give their
+arrays, so a layer computes wherever its arrays live. Only three things need to know the library by name: making an
+array, taking it back to the host, and the few functions that are not methods. They are here.
+
+CuPy is looked up among the modules already imported and is imported by `get_backend` alone: on a machine without
+it, nothing tries.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .checks import Array
+
+
+class BackendUnavailable(RuntimeError):
+    """The library that was asked for cannot compute on this machine; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library of arrays and the device it computes on.
+
+    Attributes
+    ----------
+    name : str
+        ``"numpy"`` or ``"cupy"``.
+    xp : module
+        The library itself, for functions that arrays do not have as methods.
+    """
+
+    name: str
+    xp: Any
+
+    @property
+    def device(self) -> str:
+        """Name of the hardware, for people to read."""
+        if self.name == "numpy":
+            return f"CPU ({platform.machine()})"
+        properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
+        return str(properties["name"].decode())
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        """Return `host` as an array of this library, rounded to `dtype`; a copy is made only where one is needed."""
+        return self.xp.asarray(host, dtype=dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return a new array of zeros."""
+        return self.xp.zeros(shape, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """Return `array` on the host; this waits for the device."""
+        return np.asarray(array) if self.name == "numpy" else self.xp.asnumpy(array)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all it was given, as a stopwatch must."""
+        if self.name == "cupy":
+            self.xp.cuda.Device().synchronize()
+
+
+_NUMPY = Backend("numpy", np)
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend of that name, having seen it compute.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy", "auto"}
+        ``"auto"`` takes CuPy where it works and otherwise NumPy, with a warning that says why. ``"cupy"`` never
+        falls back.
+
+    Returns
+    -------
+    Backend
+        Ready to use.
+
+    Raises
+    ------
+    BackendUnavailable
+        If CuPy is not installed, finds no usable device, or fails a first small computation.
+    ValueError
+        If the name is another.
+    """
+    if name == "numpy":
+        return _NUMPY
+    if name == "cupy":
+        return Backend("cupy", _working_cupy())
+    if name == "auto":
+        try:
+            return get_backend("cupy")
+        except BackendUnavailable as reason:
+            warnings.warn(f"computing with NumPy: {reason}", stacklevel=2)
+            return _NUMPY
+    raise ValueError(f"backend must be 'numpy', 'cupy' or 'auto', got {name!r}")
+
+
+def _working_cupy() -> Any:
+    """Import CuPy and make it add three numbers: that it can be imported does not mean that it can compute."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"CuPy is not installed ({error}): "
+            "pip install 'minilora[cuda12]' or 'minilora[cuda13]', whichever your driver runs"
+        ) from error
+    try:
+        usable = cupy.is_available()
+        message = "" if usable else f"{cupy.cuda.runtime.getDeviceCount()} devices found"
+    except Exception as error:  # CuPy raises many kinds here, all with CUDA's own message
+        usable, message = False, f"{type(error).__name__}: {error}"
+    if not usable:
+        raise BackendUnavailable(f"CuPy finds no usable device ({message}): check the driver with nvidia-smi")
+    try:
+        total = int(cupy.arange(3).sum())
+    except Exception as error:
+        raise BackendUnavailable(
+            f"CuPy cannot run a kernel ({type(error).__name__}: {error}): "
+            "check that the wheel's CUDA version fits the driver, and its [ctk] extra is installed"
+        ) from error
+    if total != 3:
+        raise BackendUnavailable(f"CuPy computed 0 + 1 + 2 = {total}: the device or its driver is broken")
+    return cupy
+
+
+def backend_of(array: Array) -> Backend:
+    """Return the backend that an array belongs to."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        return _NUMPY
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return Backend("cupy", cupy)
+    raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
+
+
+def all_finite(arrays: Sequence[Array]) -> bool:
+    """Return whether no entry of any array is NaN or infinite; this waits for the device."""
+    return all(bool(backend_of(array).xp.isfinite(array).all()) for array in arrays)
+
+
+def take_rows(array: Array, rows: Array, out: Array) -> Array:
+    """Copy the rows of `array` with those numbers into the buffer `out`, and return it."""
+    if isinstance(array, np.ndarray):
+        # mode="clip" spares NumPy a second copy: 36 us for 128 rows of 1,000 numbers against 69 us. Rows are never
+        # out of range here, so nothing is clipped.
+        return np.take(array, rows, axis=0, out=out, mode="clip")
+    return backend_of(array).xp.take(array, rows, axis=0, out=out)

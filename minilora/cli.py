@@ -1,0 +1,125 @@
+"""The command line: ``minilora`` or ``python -m minilora``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__, article
+from .backend import BackendUnavailable, get_backend
+from .train import TrainingDiverged
+
+DESCRIPTION = """\
+LoRA from scratch in NumPy, every gradient by hand.
+
+LoRA adapts a trained layer y = x W^T without touching W: it learns a change of weight of low rank,
+delta = (alpha / rank) B A, from two thin factors A (rank x in) and B (out x rank).
+"""
+
+EPILOG = """\
+start here:
+  minilora article               the experiment of "Understanding LoRA with a minimal example", in half a minute
+  minilora article --epochs 10   the same, a tenth as long
+  minilora article --rank 4      four times the parameters, for a change that needs one
+  minilora article --help        all its options
+
+then read minilora/lora.py: the derivation and the code on one page.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"minilora: {message} (try '{self.prog} --help')\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"minilora {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "article",
+        help="run the article's experiment and print its figures beside ours",
+        description=(
+            "Pre-train a full-rank linear layer, shift the task by a change of rank 1, learn the change with LoRA, "
+            "merge it. Prints the losses beside the article's, and what was learned."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.add_argument(
+        "--rank", type=int, default=1, metavar="R", help="rank of the adapter: its parameters are R x (in + out)"
+    )
+    run.add_argument("--alpha", type=float, default=1.0, help="strength of the update, which is scaled by alpha / rank")
+    run.add_argument(
+        "--epochs", type=int, default=100, metavar="N", help="passes over the data, for the base and for the adapter"
+    )
+    run.add_argument("--batch-size", type=int, default=128, metavar="N", help="rows drawn for each step")
+    run.add_argument("--lr", type=float, default=1e-3, help="Adam's step length")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the data, the start and the batches")
+    run.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
+    run.add_argument(
+        "--backend",
+        choices=["numpy", "cupy", "auto"],
+        default=os.environ.get("MINILORA_BACKEND", "numpy"),
+        help="library to compute with; auto is cupy where it works ($MINILORA_BACKEND sets the default)",
+    )
+    run.add_argument(
+        "--plot", metavar="FILE", type=Path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
+    )
+    run.set_defaults(command=_article)
+    return parser
+
+
+def _article(options: argparse.Namespace) -> int:
+    if options.plot:
+        from . import figures  # matplotlib is an extra
+
+        figures.check_figure_path(options.plot)
+    result = article.run(
+        rank=options.rank,
+        alpha=options.alpha,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=options.seed,
+        dtype=options.dtype,
+        backend=get_backend(options.backend),
+        progress=True,
+    )
+    print(article.report(result), end="")
+    if options.plot:
+        figures.plot_article(result).savefig(options.plot)
+        print(f"\nfigure written to {options.plot}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        0, or 2 where the input or the machine cannot do what was asked, or 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        return options.command(options)  # type: ignore[no-any-return]
+    except (ValueError, TypeError, OSError, BackendUnavailable, TrainingDiverged) as error:
+        print(f"minilora: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nminilora: interrupted", file=sys.stderr)
+        return 130

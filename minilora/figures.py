@@ -1,0 +1,98 @@
+"""Pictures of what was learned, with matplotlib (``pip install 'minilora[plot]'``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ArticleResult
+from .backend import backend_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BASE, LORA, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure that belongs to no window, or say which package is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(f"plots need matplotlib ({error}): pip install 'minilora[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def check_figure_path(path: str | Path) -> None:
+    """Refuse a file that `save_figure` could not write: better before the work than after it."""
+    figure = new_figure(1, 1)
+    suffix = Path(path).suffix.removeprefix(".")
+    known = figure.canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(sorted(known))}")
+    if not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"plot file {str(path)!r}: there is no folder {str(Path(path).parent)!r}")
+
+
+def plot_article(result: ArticleResult) -> Figure:
+    """Draw a run of the article: its loss curves, the delta it learned, and the singular values of that.
+
+    Parameters
+    ----------
+    result : ArticleResult
+        A run.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``figure.savefig(path)``.
+    """
+    figure = new_figure(13, 4)
+    losses, picture, spectrum = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
+    draw_losses(losses, result)
+
+    spread = float(np.abs(result.delta - 1).max())
+    image = picture.imshow(result.delta, cmap="PuOr", vmin=1 - spread, vmax=1 + spread, interpolation="nearest")
+    picture.set(title="The learned change of weight\n(the truth is 1 everywhere)", xlabel="input", ylabel="output")
+    figure.colorbar(image, ax=picture, shrink=0.8)
+
+    draw_spectrum(spectrum, result)
+    return figure
+
+
+def draw_losses(axes: Any, result: ArticleResult) -> None:
+    """Draw both loss curves on a log scale, the article's points on them."""
+    for name, history, article, colour in (
+        ("base, full rank", result.base_history, ARTICLE_BASE_LOSSES, BASE),
+        (f"LoRA, rank {result.adapter.rank}", result.lora_history, ARTICLE_LORA_LOSSES, LORA),
+    ):
+        axes.plot(history.epochs, history.losses, color=colour, label=name, marker=".")
+        axes.plot(ARTICLE_EPOCHS, article, color=colour, linestyle="none", marker="o", fillstyle="none", markersize=9)
+    axes.plot(
+        [], [], color=INK, linestyle="none", marker="o", fillstyle="none", markersize=9, label="the article's run"
+    )
+    axes.set(title="Loss on all rows", xlabel="epoch", ylabel="mean squared error", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
+    """Draw the leading singular values of the learned change beside those of the true one."""
+    factors = result.adapter.trainable()
+    # In float64, so that what stands beyond the rank is seen to be nothing.
+    A, B = (backend_of(factor).to_numpy(factor).astype(np.float64) for factor in factors.values())
+    learned = np.linalg.svd(result.adapter.scaling * B @ A, compute_uv=False)[:count]
+    number = np.arange(1, len(learned) + 1)
+    # The true change, all ones, has one singular value that is not zero: sqrt(in * out).
+    true = float(np.sqrt(result.delta.size))
+    rounding = true * np.finfo(np.float64).eps
+    axes.bar(number, np.maximum(learned, rounding / 10), color=LORA, label="learned")
+    axes.plot(
+        [1], [true], color=INK, marker="_", linestyle="none", markersize=26, markeredgewidth=3, label="true, then 0"
+    )
+    axes.axhline(rounding, color=INK, linestyle=":", label="rounding of float64")
+    axes.set(title="Singular values of the change", xlabel="number", yscale="log", xticks=number)
+    axes.set_ylim(rounding / 10, true * 100)
+    axes.legend()
