@@ -37,7 +37,7 @@ def forward_is_the_sum_written_out(case: Case, problem: Problem) -> None:
 
 
 def backward_is_the_slope_of_forward(case: Case, problem: Problem) -> None:
-    """By complex step, by central differences, and by a step of 1, which is exact: each layer is linear in each array."""
+    """By complex step, central differences, and a step of 1, which is exact: each layer is linear in each array."""
     params, dy = case.params(problem), problem.dy
     grads, f = case.gradients(problem, params, dy), case.output(problem)
     gradcheck(f, params, grads, cotangent=dy, method="complex", tolerance=1e-12)
