@@ -11,3 +11,5 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if settings.get_current_profile_name() == "default":
     settings.load_profile("default")
+# One mutant after another, hundreds of them: a few examples each, and always the same.
+settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=5, database=None)
