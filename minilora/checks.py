@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,9 +94,9 @@ def check_cache(layer: Any, dy: Array, cache: Any) -> None:
     check_shape("dy", dy, (*x.shape[:-1], out_features))
 
 
-def check_same_keys(name: str, value: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a dict whose keys are not exactly those of `expected`."""
-    missing, extra = sorted(expected.keys() - value.keys()), sorted(value.keys() - expected.keys())
+def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
+    """Refuse a dict whose keys are not exactly the `expected` ones."""
+    missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected))
     if missing or extra:
         raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
 

@@ -141,7 +141,7 @@ class Adam:
         ValueError, TypeError
             If the state does not fit these parameters. Nothing has changed then.
         """
-        check_same_keys("state", state, {"t": 0, "m": 0, "v": 0})
+        check_same_keys("state", state, ("t", "m", "v"))
         t = check_integer("state['t']", state["t"], at_least=0)
         for moment in ("m", "v"):
             check_same_keys(f"state[{moment!r}]", state[moment], self.params)

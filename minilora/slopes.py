@@ -117,7 +117,7 @@ class MeasuredLoss:
         near_left, near_right = ((self.at(name, direction, t) - self.value) / t for t in (-h / 2, h / 2))
         # The two slopes of a smooth function draw together as the step halves; those at a kink do not.
         kink = abs(right - left) > 1e-4 * max(1.0, abs(left)) and abs(near_right - near_left) > 0.75 * abs(right - left)
-        return (near_left + 0.0, near_right + 0.0) if kink else None  # + 0.0 turns -0.0 into 0.0
+        return (near_left, near_right) if kink else None
 
     def distrust_complex_step(self, rng: np.random.Generator) -> str:
         """Return why the complex step cannot be used on this function, or "" if it can."""
