@@ -172,6 +172,12 @@ def all_finite(arrays: Sequence[Array]) -> bool:
     return bool(reduce(and_, flags, True))
 
 
+def share_memory(first: Array, second: Array) -> bool:
+    """Return whether two arrays of one library lie on the same memory, as far as the library can tell."""
+    tell = getattr(backend_of(first).xp, "shares_memory", None)
+    return first is second or (tell is not None and bool(tell(first, second)))
+
+
 def take_rows(array: Array, rows: Array, out: Array) -> Array:
     """Return the rows of `array` with those numbers, on a CPU in the buffer `out`."""
     if isinstance(array, np.ndarray):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import backend_of
+from .backend import backend_of, share_memory
 from .checks import Array, dtype_name
 
 Params = dict[str, Array]
@@ -159,7 +159,7 @@ def check_arguments(params: Mapping[str, Array], grads: Mapping[str, Array], cot
         if tuple(grads[name].shape) != tuple(p.shape):
             raise CheckRefused(f"grads[{name!r}] has shape {tuple(grads[name].shape)}, expected {tuple(p.shape)}")
         for other, q in params.items():
-            if other < name and backend_of(p).xp.shares_memory(p, q):
+            if other < name and share_memory(p, q):
                 raise CheckRefused(f"params[{other!r}] and params[{name!r}] share memory: f cannot see one move alone")
 
 
