@@ -1,64 +1,17 @@
-"""Where a test computes: NumPy, NumPy with inputs that nobody may write to, the stand-in for CuPy, a GPU."""
-
-import os
 import sys
-from dataclasses import dataclass
-from typing import Any
 
-import cupy_standin
-import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
-from minilora import Backend, BackendUnavailable, get_backend
+from minilora import Backend, get_backend
 
+from . import cupy_standin
+from .places import PLACES, Place, real_cupy
 
-@dataclass(frozen=True)
-class Place:
-    """A backend, and what its results may differ by from NumPy's.
-
-    Without an own `tolerance`, results must be bit-equal. Adam's kernel rounds less often than the readable
-    `adam_update`, once a compiler has fused multiplications with additions, so where it runs nothing that Adam
-    touched is compared bit by bit.
-    """
-
-    backend: Backend
-    exact: bool = True
-    exact_adam: bool = True
-    read_only: bool = False
-
-    def put(self, host: np.ndarray) -> Any:
-        """Return host values as an array of this place, to be read."""
-        array = self.backend.asarray(host.copy())
-        if self.read_only:
-            array.flags.writeable = False
-        return array
-
-    def put_parameter(self, host: np.ndarray) -> Any:
-        """Return host values as an array of this place, to be trained."""
-        return self.backend.asarray(host.copy())
-
-    def assert_same(self, found: Any, expected: Any, *, adam: bool = False) -> None:
-        """Compare an array of this place with NumPy's."""
-        assert isinstance(found, (self.backend.xp.ndarray, np.generic)), f"{type(found)} is of another library"
-        host, expected = self.backend.to_numpy(found), np.asarray(expected)
-        assert host.shape == expected.shape
-        assert host.dtype == expected.dtype
-        if self.exact and (self.exact_adam or not adam):
-            np.testing.assert_array_equal(host, expected)
-        else:
-            tolerance = {"float32": 5e-5, "float64": 1e-9 if adam else 1e-12}[host.dtype.name]
-            bound = tolerance * max(1.0, float(np.abs(expected).max()))
-            np.testing.assert_allclose(host, expected, rtol=0, atol=bound)
-
-
-def real_cupy() -> Backend:
-    """Return CuPy on a GPU, or skip the test; with MINILORA_REQUIRE_GPU=1, fail it."""
-    try:
-        return get_backend("cupy")
-    except BackendUnavailable as reason:
-        if os.environ.get("MINILORA_REQUIRE_GPU") == "1":
-            pytest.fail(f"MINILORA_REQUIRE_GPU=1, but {reason}")
-        pytest.skip(str(reason))
+# Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if settings.get_current_profile_name() == "default":
+    settings.load_profile("default")
 
 
 @pytest.fixture
@@ -73,12 +26,6 @@ def standin(monkeypatch):
     backend = get_backend("cupy")
     cupy_standin.traffic.reset()
     return backend
-
-
-PLACES = {
-    "numpy": Place(get_backend("numpy")),
-    "read-only numpy": Place(get_backend("numpy"), read_only=True),
-}
 
 
 @pytest.fixture(

@@ -5,7 +5,6 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from cupy_standin import traffic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,8 @@ from minilora import (
     train,
 )
 from minilora.cli import main
+
+from .cupy_standin import traffic
 
 # The fixture `place` is the same for every example, and holds nothing that an example changes.
 several = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -263,7 +264,7 @@ def test_evaluating_waits_once_however_many_rows_there_are(standin, monkeypatch)
 @pytest.mark.parametrize("command", [["check"], ["article", "--epochs", "1"]])
 def test_the_command_line_computes_on_the_backend_it_is_told(standin, monkeypatch, capsys, command):
     def small(**options):
-        return run(**options, n=64, in_features=6, out_features=5)
+        return run(**options, n=128, in_features=6, out_features=5)
 
     run = article.run
     monkeypatch.setattr(article, "run", small)
