@@ -17,7 +17,7 @@ Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .backend import backend_of
@@ -50,34 +50,6 @@ def adam_update(
     m_hat = m / (1 - beta1**t)  # eq. (22)
     v_hat = v / (1 - beta2**t)  # eq. (23)
     theta -= lr * m_hat / (sqrt(v_hat) + eps)  # eq. (24)
-
-
-# The same for a GPU, which reads and writes each entry once instead of once for each operation. The statements are C,
-# and Python as well: a test runs them beside `adam_update`. 1 - beta is rounded on the host, in double precision.
-KERNEL_INPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T bias1, T bias2, T lr, T eps"
-KERNEL_OUTPUTS = "T theta, T m, T v"
-KERNEL = """
-m = beta1 * m + rest1 * g;
-v = beta2 * v + rest2 * (g * g);
-theta = theta - lr * (m / bias1) / (sqrt(v / bias2) + eps);
-"""
-
-
-def fused_adam_update(
-    kernel: Callable[..., Any],
-    theta: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    t: int,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """Do what `adam_update` does, (20) to (24), in one launch of the kernel."""
-    beta1, beta2 = betas
-    kernel(g, beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta1**t, 1 - beta2**t, lr, eps, theta, m, v)
 
 
 class Adam:
@@ -200,3 +172,36 @@ def _blocks(p: Array) -> Iterator[Any]:
     length = max(1, BLOCK * p.shape[0] // max(1, p.size))
     for start in range(0, p.shape[0], length):
         yield slice(start, start + length)
+
+
+# `adam_update` for a GPU, in one launch: each entry is read and written once, and not once for each operation. The
+# statements are C, and Python as well: a test runs them beside `adam_update`.
+KERNEL_INPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T rate, T floor"
+KERNEL_OUTPUTS = "T theta, T m, T v"
+KERNEL = """
+m = beta1 * m + rest1 * g;
+v = beta2 * v + rest2 * (g * g);
+theta = theta - rate * m / (sqrt(v) + floor);
+"""
+
+
+def fused_adam_update(
+    kernel: Any,
+    theta: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Do what `adam_update` does, in one launch of a kernel that `Backend.elementwise_kernel` made of `KERNEL`.
+
+    What depends on t alone is a number, computed here in double precision: multiplied by root, the fraction in (24) is
+    ``lr root / (1 - beta1^t) * m / (sqrt(v) + eps root)``.
+    """
+    beta1, beta2 = betas
+    root = (1 - beta2**t) ** 0.5
+    kernel(g, beta1, 1 - beta1, beta2, 1 - beta2, lr * root / (1 - beta1**t), eps * root, theta, m, v)
