@@ -3,6 +3,7 @@
 import copy
 import operator
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,3 +327,9 @@ def test_the_stand_in_catches_a_planted_leak_that_numpy_lets_through(standin, mo
     except (TypeError, AttributeError):
         return
     assert seen != EXPECTED
+
+
+def test_the_page_about_gpus_counts_the_leaks_right():
+    page = (Path(__file__).parents[1] / "docs" / "on-a-gpu.md").read_text()
+    assert f"- {len(LEAKS)} leaks planted in the library" in page
+    assert f"CuPy {API['version'].rpartition('.')[0]} does not have" in page
