@@ -169,7 +169,7 @@ def backend_of(array: Array) -> Backend:
 def all_finite(arrays: Sequence[Array]) -> bool:
     """Return whether no entry of any array is NaN or infinite; this waits for the device, once for all of them."""
     flags = [backend_of(array).xp.isfinite(array).all() for array in arrays]
-    return bool(reduce(and_, flags, True))
+    return bool(reduce(and_, flags)) if flags else True
 
 
 def share_memory(first: Array, second: Array) -> bool:

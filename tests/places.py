@@ -1,7 +1,9 @@
 """Where a test computes: NumPy, NumPy with inputs that nobody may write to, the stand-in for CuPy, a GPU."""
 
 import os
+import sys
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,12 @@ class Place:
 
 
 def real_cupy() -> Backend:
-    """Return CuPy on a GPU, or skip the test; with MINILORA_REQUIRE_GPU=1, fail it."""
+    """Return CuPy on a GPU, or skip the test; with MINILORA_REQUIRE_GPU=1, fail it.
+
+    MINILORA_CUPY names another library to take CuPy's place: .ci/another-library tries dpnp.
+    """
+    if "MINILORA_CUPY" in os.environ:
+        sys.modules["cupy"] = import_module(os.environ["MINILORA_CUPY"])
     try:
         return get_backend("cupy")
     except BackendUnavailable as reason:
