@@ -1,17 +1,25 @@
+import os
 import sys
 
-import pytest
-from hypothesis import HealthCheck, settings
+# The arrays here are small: several BLAS threads would only wait for each other, and on a busy machine for long.
+# NumPy reads these when it is first imported, which is after this file.
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
-from minilora import Backend, get_backend
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
-from . import cupy_standin
-from .places import PLACES, Place, real_cupy
+from minilora import Backend, get_backend  # noqa: E402
+
+from . import cupy_standin  # noqa: E402
+from .places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if settings.get_current_profile_name() == "default":
     settings.load_profile("default")
+# One mutant after another, hundreds of them: a few examples each, and always the same.
+settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=5, database=None)
 
 
 @pytest.fixture
