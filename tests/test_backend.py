@@ -1,4 +1,4 @@
-"""Choosing a library, saying why one cannot be had, and never mixing two."""
+"""Choosing a library, and saying why one cannot be had."""
 
 import os
 import subprocess
@@ -8,26 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from minilora import (
-    Adam,
-    BackendUnavailable,
-    Linear,
-    LoRA,
-    LoRALinear,
-    article,
-    best_adapter,
-    evaluate,
-    get_backend,
-    gradcheck,
-    mse,
-    train,
-)
+from minilora import BackendUnavailable, article, get_backend
 from minilora.backend import all_finite, backend_of, share_memory
 from minilora.cli import main
-from minilora.optim import KERNEL, KERNEL_INPUTS, KERNEL_OUTPUTS, adam_update, fused_adam_update
 
 from . import cupy_standin
 from .cupy_standin import traffic
@@ -187,134 +171,6 @@ def test_finite_is_asked_once_for_many_arrays(standin):
 def test_an_array_of_neither_library_has_no_backend(standin):
     with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got list"):
         backend_of([1.0])
-
-
-# Adam's kernel.
-
-
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    t=st.sampled_from([1, 2, 10, 1000, 100_000]),
-    dtype=st.sampled_from(["float32", "float64"]),
-    scale=st.sampled_from([1e-6, 1.0, 1e4]),
-    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.99, 0.9)]),
-)
-def test_adams_kernel_does_what_the_readable_update_does(seed, t, dtype, scale, betas):
-    """To a few roundings, since a compiler fuses multiplications with additions; no algebra may differ."""
-    rng = np.random.default_rng(seed)
-    theta, g, m, v = (scale * rng.standard_normal((4, 5))).astype(dtype), *np.zeros((3, 4, 5), dtype)
-    g += scale * rng.standard_normal(g.shape)
-    m += scale * rng.standard_normal(g.shape)
-    v += scale**2 * rng.random(g.shape)
-    there = [cupy_standin.make().asarray(array) for array in (theta, g, m, v)]
-    before = theta.copy()
-    kernel = cupy_standin.ElementwiseKernel(KERNEL_INPUTS, KERNEL_OUTPUTS, KERNEL)
-    options = {"lr": 0.01, "betas": betas, "eps": 1e-8}
-    adam_update(theta, g, m, v, t, **options)
-    fused_adam_update(kernel, *there, t, **options)
-    few = 8 * np.finfo(dtype).eps
-    step = np.abs(theta - before)
-    for found, expected, size in zip(there, (theta, g, m, v), (step + abs(theta), 0, scale, scale**2), strict=True):
-        assert (np.abs(found.get() - expected) <= few * (size + np.abs(expected))).all()
-
-
-def test_adam_launches_one_kernel_for_each_parameter(monkeypatch):
-    launched = []
-
-    class Kernel(cupy_standin.ElementwiseKernel):
-        def __call__(self, *args):
-            launched.append(args[-3].shape)
-            super().__call__(*args)
-
-    monkeypatch.setitem(sys.modules, "cupy", broken_cupy(ElementwiseKernel=Kernel))
-    backend = get_backend("cupy")
-    optimizer = Adam({"a": backend.zeros((300, 300), "float32"), "b": backend.zeros((2,), "float32")})
-    optimizer.step({"a": backend.zeros((300, 300), "float32"), "b": backend.zeros((2,), "float32")})
-    assert launched == [(300, 300), (2,)]
-
-
-# Arrays of two libraries in one call.
-
-N, IN, OUT, RANK = 6, 4, 3, 2
-
-
-def mixtures():
-    """Return (call, argument): each call hands `odd` arrays to a layer or function that otherwise holds `own` ones."""
-
-    def linear(own):
-        return Linear(own(OUT, IN), own(OUT))
-
-    def lora(own):
-        return LoRA(own(RANK, IN), own(OUT, RANK), 1.0)
-
-    def backward(layer, own, odd):
-        return layer.backward(odd(N, OUT), layer.forward(own(N, IN))[1])
-
-    def fit(own, X, Y):
-        return train(linear(own), X, Y, epochs=1, batch_size=2, rng=np.random.default_rng(0))
-
-    def state(own, odd):
-        optimizer = Adam({"a": own(OUT)})
-        return optimizer.load_state_dict({"t": 1, "m": {"a": own(OUT)}, "v": {"a": odd(OUT)}})
-
-    def checked(own, params, grads):
-        return gradcheck(lambda p: (p["a"] * p["a"]).sum(), params, grads)
-
-    return {
-        "Linear": (lambda own, odd: Linear(own(OUT, IN), odd(OUT)), "bias"),
-        "LoRA": (lambda own, odd: LoRA(own(RANK, IN), odd(OUT, RANK), 1.0), "lora_B"),
-        "LoRALinear": (lambda own, odd: LoRALinear(linear(own), lora(odd)), "adapter"),
-        "Linear.forward": (lambda own, odd: linear(own).forward(odd(N, IN)), "x"),
-        "Linear.__call__": (lambda own, odd: linear(own)(odd(N, IN)), "x"),
-        "Linear.backward": (lambda own, odd: backward(linear(own), own, odd), "dy"),
-        "Linear.input_gradient": (lambda own, odd: linear(own).input_gradient(odd(N, OUT)), "dy"),
-        "LoRA.forward": (lambda own, odd: lora(own).forward(odd(N, IN)), "x"),
-        "LoRA.backward": (lambda own, odd: backward(lora(own), own, odd), "dy"),
-        "LoRA.mse_gradients x": (lambda own, odd: lora(own).mse_gradients(odd(N, IN), own(N, OUT)), "x"),
-        "LoRA.mse_gradients": (lambda own, odd: lora(own).mse_gradients(own(N, IN), odd(N, OUT)), "residual"),
-        "LoRALinear.forward": (lambda own, odd: LoRALinear(linear(own), lora(own)).forward(odd(N, IN)), "x"),
-        "LoRALinear.backward": (lambda own, odd: backward(LoRALinear(linear(own), lora(own)), own, odd), "dy"),
-        "LoRALinear.mse_gradients": (
-            lambda own, odd: LoRALinear(linear(own), lora(own)).mse_gradients(own(N, IN), odd(N, OUT)),
-            "target",
-        ),
-        "mse": (lambda own, odd: mse(own(N, OUT), odd(N, OUT)), "target"),
-        "Adam": (lambda own, odd: Adam({"a": own(OUT), "b": odd(OUT)}), r"params\['b'\]"),
-        "Adam.step": (lambda own, odd: Adam({"a": own(OUT)}).step({"a": odd(OUT)}), r"grads\['a'\]"),
-        "Adam.load_state_dict": (state, r"state\['v'\]\['a'\]"),
-        "train X": (lambda own, odd: fit(own, odd(N, IN), own(N, OUT)), "X"),
-        "train Y": (lambda own, odd: fit(own, own(N, IN), odd(N, OUT)), "Y"),
-        "evaluate X": (lambda own, odd: evaluate(linear(own), odd(N, IN), own(N, OUT)), "X"),
-        "evaluate Y": (lambda own, odd: evaluate(linear(own), own(N, IN), odd(N, OUT)), "Y"),
-        "best_adapter": (lambda own, odd: best_adapter(own(N, IN), odd(N, OUT), rank=1), "residual"),
-        "gradcheck": (lambda own, odd: checked(own, {"a": own(OUT)}, {"a": odd(OUT)}), r"grads\['a'\]"),
-    }
-
-
-@pytest.mark.parametrize("call", mixtures())
-@pytest.mark.parametrize("host_is_odd", [True, False])
-def test_two_libraries_in_one_call_are_refused_with_the_way_to_convert(standin, call, host_is_odd):
-    rng = np.random.default_rng(0)
-
-    def host(*shape):
-        return rng.standard_normal(shape)
-
-    def there(*shape):
-        return standin.asarray(host(*shape))
-
-    own, odd = (there, host) if host_is_odd else (host, there)
-    act, argument = mixtures()[call]
-    way = "asarray" if host_is_odd else "to_numpy"
-    with pytest.raises(TypeError, match=rf"^{argument} is a \w+ array .*get_backend\('cupy'\).{way}\("):
-        act(own, odd)
-
-
-def test_subclasses_of_numpys_array_are_numpy(tmp_path):
-    mapped = np.memmap(tmp_path / "x", dtype="float64", mode="w+", shape=(N, IN))
-    layer = Linear(np.ones((OUT, IN)))
-    assert layer(mapped).shape == (N, OUT)
-    with pytest.raises(TypeError, match=r"x has dtype float32"):
-        layer(np.float32(1) * np.ones((N, IN), "float32"))
 
 
 # The command line.
