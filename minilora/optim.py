@@ -17,6 +17,7 @@ Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,9 +48,11 @@ def adam_update(
     m += (1 - beta1) * g  # eq. (20)
     v *= beta2
     v += (1 - beta2) * (g * g)  # eq. (21)
-    m_hat = m / (1 - beta1**t)  # eq. (22)
-    v_hat = v / (1 - beta2**t)  # eq. (23)
-    theta -= lr * m_hat / (sqrt(v_hat) + eps)  # eq. (24)
+    # m_hat and v_hat are m and v divided by a number. Dividing lr and eps instead of two arrays leaves (24) the same
+    # and takes 13 % off a call for a million entries, 18 % for a thousand.
+    m_correction = 1 - beta1**t  # eq. (22)
+    root_correction = math.sqrt(1 - beta2**t)  # eq. (23)
+    theta -= (lr * root_correction / m_correction) * m / (sqrt(v) + eps * root_correction)  # eq. (24)
 
 
 class Adam:
@@ -164,7 +167,8 @@ def _blocks(p: Array) -> Iterator[Any]:
     """Cut an array into parts of about `BLOCK` entries along its first axis.
 
     On a CPU a part, its gradient, its two means and the temporaries of `adam_update` stay in the cache together:
-    a million parameters take 1.2 ms in parts and 5 ms in one piece. A GPU would only pay for the launches.
+    a million parameters take 1.9 ms in parts and 2.3 ms in one piece on one machine, 1.0 and 3.9 ms on another. A
+    GPU would only pay for the launches.
     """
     if p.ndim == 0 or backend_of(p).name != "numpy":
         yield ...
