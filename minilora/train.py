@@ -164,9 +164,7 @@ def train(
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of X, got {batch_size}")
     check_rng(rng)
-    for name, data in (("X", X), ("Y", Y)):
-        if not isinstance(data, np.memmap) and not all_finite([data.min(), data.max()]):  # a file is not read twice
-            raise ValueError(f"{name} holds NaN or infinity: {_first_bad(data)}")
+    _check_finite({"X": X, "Y": Y})
 
     optimizer = Adam(model.trainable(), lr=lr)
     loop = _Loop(model, optimizer, X, Y, batch_size)
@@ -264,6 +262,15 @@ def _check_data(model: Layer, X: Array, Y: Array) -> None:
     if X.ndim < 2 or X.shape[0] == 0:
         raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
     check_shape("Y", Y, (*X.shape[:-1], model.out_features))
+
+
+def _check_finite(data: Mapping[str, Array]) -> None:
+    """Refuse data with a NaN or an infinity in it. A file is not read twice for this."""
+    ends = {name: [d.min(), d.max()] for name, d in data.items() if not isinstance(d, np.memmap)}
+    if all_finite([end for pair in ends.values() for end in pair]):  # the usual case waits for the device once
+        return
+    name = next(name for name, pair in ends.items() if not all_finite(pair))
+    raise ValueError(f"{name} holds NaN or infinity: {_first_bad(data[name])}")
 
 
 def _first_bad(data: Array) -> str:
