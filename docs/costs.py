@@ -51,9 +51,10 @@ class Way:
 
 
 def ways(N: int, n_in: int, n_out: int, r: int) -> dict[str, Way]:
-    """Return four ways to a training step of the same layer, the input's gradient not needed."""
+    """Return the ways to a training step of the same layer, where the input's gradient is not needed and N > 2 r."""
     forward, weight_gradient = (N, n_in, n_out), (n_out, N, n_in)
     down, up = (N, n_in, r), (N, r, n_out)  # eq. 1 and 2
+    thin = [down, (r, N, r), (n_out, r, r), (n_out, N, r), (r, n_out, r), (N, r, r), (N, n_out, r), (r, N, n_in)]
     few = r * (n_in + n_out)
 
     x, y = watched(N, n_in), watched(N, n_out)
@@ -70,6 +71,9 @@ def ways(N: int, n_in: int, n_out: int, r: int) -> dict[str, Way]:
         d_product = x.T @ dy  # (in, out): as large as the weight
         Adam({"A": A, "B": B}).step({"A": (d_product @ B).T, "B": (A @ d_product).T})
 
+    def by_layer():
+        Adam(both.trainable()).step(both.mse_gradients(x, y))
+
     def by_residual():
         Adam(adapter.trainable()).step(adapter.mse_gradients(x, y))
 
@@ -83,11 +87,10 @@ def ways(N: int, n_in: int, n_out: int, r: int) -> dict[str, Way]:
         "PEFT's order": Way(
             [forward, down, up, (n_out, N, r), (N, n_out, r), (r, N, n_in)], few, lambda: by_backward(both)
         ),
-        "the residual form": Way(
-            [down, (r, N, r), (n_out, r, r), (n_out, N, r), (r, n_out, r), (N, r, r), (N, n_out, r), (r, N, n_in)],
-            few,
-            by_residual,
+        "LoRALinear, the base from its thin side": Way(
+            [*thin, (n_in, N, r), (n_out, n_in, r), (n_in, n_out, r), (N, n_in, r)], few, by_layer
         ),
+        "the adapter on the residual": Way(thin, few, by_residual),
     }
 
 

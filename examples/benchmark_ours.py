@@ -68,12 +68,12 @@ def floor(task, gathers, products):
 
 OURS: dict[str, Callable[[Task], Step]] = {
     "full: minilora": lambda task: ours(task, linear(task)),
-    "lora: minilora, base at each step": lambda task: ours(task, LoRALinear(linear(task), adapter(task))),
+    "lora: minilora, LoRALinear": lambda task: ours(task, LoRALinear(linear(task), adapter(task))),
     "residual: minilora": lambda task: ours(task, adapter(task)),
 }
 FLOORS: dict[str, Callable[[Task], Step]] = {
     "full: floor, two products": lambda task: floor(task, False, 2),
     "full: floor, and gathers": lambda task: floor(task, True, 2),
-    "lora: floor, product and gathers": lambda task: floor(task, True, 1),
+    "lora: floor, if the base is run": lambda task: floor(task, True, 1),
     "residual: floor, gathers": lambda task: floor(task, True, 0),
 }
