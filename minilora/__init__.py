@@ -13,6 +13,7 @@ Behind them stand `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors 
 (pictures) and `minilora.cli` (the command line).
 """
 
+from .adapters import AdapterFileError, load_adapter, save_adapter
 from .backend import Backend, BackendUnavailable, get_backend
 from .linear import Linear
 from .lora import LoRA, LoRALinear
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adam",
+    "AdapterFileError",
     "Backend",
     "BackendUnavailable",
     "History",
@@ -33,6 +35,8 @@ __all__ = [
     "TrainingDiverged",
     "evaluate",
     "get_backend",
+    "load_adapter",
     "mse",
+    "save_adapter",
     "train",
 ]
