@@ -15,6 +15,7 @@ Behind them stand `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors 
 
 from .adapters import AdapterFileError, load_adapter, save_adapter
 from .backend import Backend, BackendUnavailable, get_backend
+from .checkpoint import CheckpointError
 from .linear import Linear
 from .lora import LoRA, LoRALinear
 from .losses import mse
@@ -28,6 +29,7 @@ __all__ = [
     "AdapterFileError",
     "Backend",
     "BackendUnavailable",
+    "CheckpointError",
     "History",
     "Linear",
     "LoRA",

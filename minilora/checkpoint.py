@@ -1,0 +1,298 @@
+"""Stop and resume, bit for bit.
+
+A checkpoint is one safetensors file: the parameters and Adam's two running means as tensors, and beside them, as JSON
+text, everything else that the next epoch depends on: the step count, the generator's state, the losses so far and
+the configuration. It takes the place of the one before it in one stroke, so that whoever is killed, at any moment,
+leaves a whole one behind. Nothing in it is executed when it is read: there is no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from .backend import backend_of
+from .checks import Array, dtype_name
+from .tensorfile import AdapterFileError, TensorFile, parse_json, written_whole
+
+METADATA_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
+VERSION = 1
+FINGERPRINT_ROWS = 1024
+"""Rows of the data, evenly spaced, that are hashed to tell one data set from another."""
+PROBE_ENTRIES = 64
+PARTS = ("params", "m", "v")
+KINDS = {
+    "t": int,
+    "rng_state": dict,
+    "epoch": int,
+    "epochs": list,
+    "losses": list,
+    "probe": list,
+    "configuration": dict,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be resumed: it is damaged, or of another configuration; the message says which."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training between two epochs.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        The trained arrays.
+    optimizer : dict
+        As `Adam.state_dict` returns it.
+    rng_state : dict
+        The state of the generator that draws the batches.
+    epoch : int
+        The number of epochs done.
+    epochs, losses : list
+        The history up to there.
+    probe : list of float
+        The model's output on the first row of the data: it depends on what is frozen, too.
+    configuration : dict
+        What must be the same for the training to go on.
+    """
+
+    params: Mapping[str, Array]
+    optimizer: Mapping[str, Any]
+    rng_state: Mapping[str, Any]
+    epoch: int
+    epochs: list[int]
+    losses: list[float]
+    probe: list[float]
+    configuration: Mapping[str, Any]
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, in the place of the one that may be there.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The one before it is left as it was.
+    """
+    parts = {"params": checkpoint.params, "m": checkpoint.optimizer["m"], "v": checkpoint.optimizer["v"]}
+    tensors = {
+        f"{part}.{name}": np.ascontiguousarray(backend_of(array).to_numpy(array))
+        for part, arrays in parts.items()
+        for name, array in arrays.items()
+    }
+    rest = {
+        "version": VERSION,
+        "t": checkpoint.optimizer["t"],
+        "rng_state": checkpoint.rng_state,
+        "epoch": checkpoint.epoch,
+        "epochs": checkpoint.epochs,
+        "losses": checkpoint.losses,
+        "probe": checkpoint.probe,
+        "configuration": checkpoint.configuration,
+    }
+    # Python writes a float with as many digits as it takes to read the same float again. Some bit generators keep
+    # arrays in their state, and take lists back.
+    text = json.dumps(rest, default=lambda array: array.tolist())
+    metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(tensors, text)}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(save(tensors, metadata=metadata))
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint | None:
+    """Read a checkpoint; None where there is no such file yet.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not a whole checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        file = TensorFile(path)
+        rest = parse_json(path, file.metadata.get(METADATA_KEY, "{}").encode(), "checkpoint's text")
+        if rest.get("version") != VERSION:
+            raise CheckpointError(
+                f"{str(path)!r} is not a checkpoint of this version of minilora: its version is "
+                f"{rest.get('version')!r}, expected {VERSION}"
+            )
+        tensors = {key: file.read(key) for key in file.tensors}
+        if file.metadata.get(CHECKSUM_KEY) != _checksum(tensors, file.metadata[METADATA_KEY]):
+            raise CheckpointError(f"{str(path)!r} is damaged: its checksum is not that of its contents")
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = tensor
+        for key, kind in KINDS.items():
+            if type(rest[key]) is not kind:
+                raise CheckpointError(f"{str(path)!r}: {key} is {rest[key]!r}, expected {kind.__name__}")
+        return Checkpoint(
+            parts["params"],
+            {"t": rest["t"], "m": parts["m"], "v": parts["v"]},
+            *(rest[key] for key in ("rng_state", "epoch", "epochs", "losses", "probe", "configuration")),
+        )
+    except (AdapterFileError, KeyError, UnicodeError) as error:
+        raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
+    """Return a number that a damaged file does not have, but by a chance of 1 in 4 billion."""
+    total = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        total = zlib.crc32(tensors[name].reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), total))
+    return str(total)
+
+
+def check_same_configuration(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another configuration, and name every difference."""
+    differences = [
+        f"{key} is {saved.get(key)!r} there and {asked.get(key)!r} here"
+        for key in dict.fromkeys([*asked, *saved])
+        if saved.get(key) != asked.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{str(path)!r} is a checkpoint of another configuration: {'; '.join(differences)}. Ask for the same, or "
+            "name another checkpoint"
+        )
+
+
+def seed_of(rng: np.random.Generator) -> str:
+    """Return what a generator was seeded with, in words: it stays the same while the generator moves on."""
+    bits = rng.bit_generator
+    seed = getattr(bits, "seed_seq", None)
+    entropy, spawned = getattr(seed, "entropy", None), getattr(seed, "spawn_key", ())
+    return f"{type(bits).__name__} of {entropy}{f', spawned {tuple(spawned)}' if spawned else ''}"
+
+
+def fingerprint(data: Array) -> str:
+    """Return a short hash of some rows of the data, to tell one data set from another."""
+    step = max(1, data.shape[0] // FINGERPRINT_ROWS)
+    rows = np.ascontiguousarray(backend_of(data).to_numpy(data[::step]))
+    digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+    return f"{dtype_name(data)} {tuple(data.shape)}, hash {digest}"
+
+
+def describe(loop: Any, rng: np.random.Generator, batch_size: int, log_every: int) -> dict[str, Any]:
+    """Return what must be the same for a training to go on, in words that name a difference.
+
+    The number of epochs is not among them: a training that is done can be made longer. Nor are the parameters, which
+    the checkpoint brings.
+    """
+    optimizer = loop.optimizer
+    return {
+        "backend": loop.backend.name,
+        "batch_size": batch_size,
+        "lr": optimizer.lr,
+        "log_every": log_every,
+        "rng": seed_of(rng),
+        "model": type(loop.model).__name__,
+        **{f"params[{name!r}]": f"{dtype_name(p)} {tuple(p.shape)}" for name, p in optimizer.params.items()},
+        "X": fingerprint(loop.X),
+        "Y": fingerprint(loop.Y),
+    }
+
+
+def keep(path: str | Path, loop: Any, rng: np.random.Generator, epoch: int, history: Any, configuration: Any) -> None:
+    """Write down where the loop of `train` stands after an epoch."""
+    params, optimizer = loop.copy_state()
+    checkpoint = Checkpoint(
+        *(params, optimizer, rng.bit_generator.state, epoch, history.epochs, history.losses),
+        *(_probe(loop).tolist(), configuration),
+    )
+    save_checkpoint(path, checkpoint)
+
+
+def resume(path: str | Path, loop: Any, rng: np.random.Generator, history: Any, configuration: Any, epochs: int) -> int:
+    """Put the loop of `train`, the generator and the history where a checkpoint left them.
+
+    Returns
+    -------
+    int
+        The number of epochs done; 0 where there is no checkpoint yet.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is not of this training. Nothing has changed then.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint is None:
+        return 0
+    check_same_configuration(path, checkpoint.configuration, configuration)
+    if checkpoint.epoch > epochs:
+        raise CheckpointError(
+            f"{str(path)!r} is a checkpoint of another configuration: epochs is {epochs} here, and "
+            f"{checkpoint.epoch} are done there"
+        )
+    start = loop.copy_state()
+    try:
+        # The state is tried on another generator first.
+        type(rng.bit_generator)().state = checkpoint.rng_state
+        asarray = loop.backend.asarray
+        params, m, v = (
+            {name: asarray(array) for name, array in arrays.items()}
+            for arrays in (checkpoint.params, checkpoint.optimizer["m"], checkpoint.optimizer["v"])
+        )
+        loop.restore_state((params, {"t": checkpoint.optimizer["t"], "m": m, "v": v}))
+        _check_probe(path, loop, checkpoint.probe)
+    except CheckpointError:
+        loop.restore_state(start)
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        loop.restore_state(start)
+        raise CheckpointError(f"{str(path)!r} is not a whole checkpoint: {error}") from error
+    rng.bit_generator.state = checkpoint.rng_state
+    history.epochs[:], history.losses[:] = checkpoint.epochs, checkpoint.losses
+    return checkpoint.epoch
+
+
+def _probe(loop: Any) -> np.ndarray:
+    """Return some of the model's output on the first row of the data: it depends on what is frozen, too."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        output = loop.backend.to_numpy(loop.model(loop.X[:1])).reshape(-1)[:PROBE_ENTRIES]
+    return np.nan_to_num(np.asarray(output, np.float64))
+
+
+def _check_probe(path: str | Path, loop: Any, saved: list[float]) -> None:
+    """Refuse a checkpoint whose parameters, in this model, give another output than they gave."""
+    now, then = _probe(loop), np.array(saved, np.float64)
+    tolerance = min(0.01, 1000 * float(np.finfo(dtype_name(loop.X)).eps)) * float(np.abs(now).max())
+    if now.shape != then.shape or not (np.abs(now - then) <= tolerance).all():
+        raise CheckpointError(
+            f"{str(path)!r} is a checkpoint of another configuration: what is frozen in the model, its base's weight "
+            "or its alpha, is not the same"
+        )
+
+
+def claim_folder(folder: str | Path, settings: Mapping[str, Any]) -> None:
+    """Keep a folder of checkpoints for one configuration: note it where it is new, and refuse another.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder belongs to another configuration, naming the differences.
+    """
+    path = Path(folder) / "settings.json"
+    try:
+        if path.exists():
+            check_same_configuration(folder, parse_json(path, path.read_bytes(), "file"), settings)
+            return
+    except AdapterFileError as error:
+        raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write((json.dumps(settings, indent=2) + "\n").encode())
