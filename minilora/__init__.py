@@ -19,6 +19,7 @@ from .checkpoint import CheckpointError
 from .linear import Linear
 from .lora import LoRA, LoRALinear
 from .losses import mse
+from .merge import merge_adapter
 from .optim import Adam
 from .train import History, TrainingDiverged, evaluate, train
 
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "get_backend",
     "load_adapter",
+    "merge_adapter",
     "mse",
     "save_adapter",
     "train",
