@@ -9,6 +9,10 @@ Read the files in this order; each adds one idea:
 5. `minilora.train`: the loop
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 
+Then what trained layers are for: `minilora.adapters` (adapters as files, in PEFT's layout), `minilora.merge` (folded
+into a checkpoint) and `minilora.inspection` (looked at), with `minilora.peftconfig` and `minilora.tensorfile` below
+them, and `minilora.checkpoint` (stop and resume, bit for bit).
+
 Behind them stand `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures`
 (pictures) and `minilora.cli` (the command line).
 """
