@@ -10,8 +10,8 @@ Read the files in this order; each adds one idea:
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 
 Then what trained layers are for: `minilora.adapters` (adapters as files, in PEFT's layout), `minilora.merge` (folded
-into a checkpoint) and `minilora.inspection` (looked at), with `minilora.peftconfig` and `minilora.tensorfile` below
-them, and `minilora.checkpoint` (stop and resume, bit for bit).
+into a checkpoint) and `minilora.inspection` (looked at), and `minilora.checkpoint` (stop and resume, bit for bit); the
+formats of their files are in `minilora.files`.
 
 Behind them stand `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures`
 (pictures) and `minilora.cli` (the command line).

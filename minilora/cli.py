@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from . import __version__, article, inspection
 from .adapters import save_adapter
 from .backend import BackendUnavailable, get_backend
-from .merge import INDEX_NAME, merge_adapter
+from .files.basefile import INDEX_NAME
+from .merge import merge_adapter
 from .train import TrainingDiverged
 
 DESCRIPTION = """\

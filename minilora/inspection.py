@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .adapters import AdapterFolder
+from .files.adapterfolder import AdapterFolder
 
 SHOWN = 8
 """Singular values whose share a line of the table shows."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,22 +20,19 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from .adapters import AdapterFolder
-from .tensorfile import (
+from .files.adapterfolder import AdapterFolder
+from .files.basefile import Base, open_base
+from .files.tensorfile import (
     FLOATS,
     AdapterFileError,
     TensorFile,
     TensorSpec,
     decode,
     encode,
-    member,
-    read_json,
     sync_folder,
     written_whole,
 )
 
-INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
-MAX_INDEX = 16 << 20
 BLOCK_BYTES = 4 << 20
 """Bytes that are copied, or merged, at a time."""
 WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}
@@ -74,15 +70,6 @@ class MergedTensor:
     scaling: float
 
 
-@dataclass(frozen=True)
-class _Base:
-    """A checkpoint: its files, which of them holds which tensor, and the index where it has one."""
-
-    files: list[TensorFile]
-    holder: Mapping[str, TensorFile]
-    index: Path | None
-
-
 def merge_adapter(
     base: str | Path, adapter: str | Path, out: str | Path, *, dry_run: bool = False, progress: bool = False
 ) -> list[MergedTensor]:
@@ -116,7 +103,7 @@ def merge_adapter(
     ValueError
         If `out` cannot be written without destroying something.
     """
-    out, opened, folder = Path(out), _open_base(Path(base)), AdapterFolder.open(adapter)
+    out, opened, folder = Path(out), open_base(Path(base)), AdapterFolder.open(adapter)
     names = _weight_names(folder, opened)
     changes = [_check_fit(folder, module, name, opened.holder[name]) for module, name in names.items()]
     changes.sort(key=lambda change: (change.file, opened.holder[change.name].tensors[change.name].start))
@@ -134,27 +121,7 @@ def merge_adapter(
     return changes
 
 
-def _open_base(path: Path) -> _Base:
-    """Open the base, whichever of its names was given; refuse an index that is not of its shards."""
-    if path.is_dir():
-        path = path / (INDEX_NAME if (path / INDEX_NAME).exists() else SINGLE_NAME)
-    if path.suffix != ".json":
-        file = TensorFile(path)
-        return _Base([file], dict.fromkeys(file.tensors, file), None)
-    weight_map = read_json(path, MAX_INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise AdapterFileError(path, f"weight_map is {str(weight_map)[:60]}, expected an object of tensors' files")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise AdapterFileError(path, f"weight_map[{name!r}] is {str(shard)[:60]!r}, expected a .safetensors file")
-    files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
-    for name, shard in weight_map.items():
-        if name not in files[shard].tensors:
-            raise AdapterFileError(files[shard].path, f"there is no {name!r}, which {path.name} says it holds")
-    return _Base(list(files.values()), {name: files[shard] for name, shard in weight_map.items()}, path)
-
-
-def _weight_names(folder: AdapterFolder, base: _Base) -> dict[str, str]:
+def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     """Return the base's name for each adapted module's weight.
 
     The names are the module's paths. Checkpoints of a model without its head leave out the path's first part, as
@@ -195,7 +162,7 @@ def _check_fit(folder: AdapterFolder, module: str, name: str, file: TensorFile) 
     return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, rank, scaling)
 
 
-def _check_out(out: Path, base: _Base) -> None:
+def _check_out(out: Path, base: Base) -> None:
     """Refuse to write over the base, or into a folder that holds something."""
     if base.index is None:
         if out.is_dir():
@@ -208,7 +175,7 @@ def _check_out(out: Path, base: _Base) -> None:
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
 
 
-def _write_shards(out: Path, base: _Base, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm) -> None:
+def _write_shards(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm) -> None:
     """Write the shards and the index into a folder beside `out`, and give it that name when it is whole."""
     assert base.index is not None
     part = Path(tempfile.mkdtemp(prefix=out.name + ".", suffix=".part", dir=out.absolute().parent))
@@ -269,8 +236,8 @@ def _merge(
         stop = min(rows, start + height)
         weight = decode(file.read_bytes(source, (stop - start) * row_bytes), spec.dtype).reshape(-1, columns)
         with np.errstate(over="ignore", invalid="ignore"):
-            delta = (left[start:stop] @ right) * change.scaling  # eq. (13)
-            raw = encode(weight.astype(WIDE[spec.dtype]) + delta, spec.dtype)  # eq. (14)
+            delta = (left[start:stop] @ right) * change.scaling
+            raw = encode(weight.astype(WIDE[spec.dtype]) + delta, spec.dtype)
         lost = np.isfinite(weight) & ~np.isfinite(decode(raw, spec.dtype).reshape(weight.shape))
         if lost.any():
             raise AdapterFileError(

@@ -142,7 +142,7 @@ def test_a_checkpoint_with_a_field_missing_or_of_the_wrong_kind_is_refused(tmp_p
         rest = json.loads(header["__metadata__"]["minilora_checkpoint"])
         del rest[key]
         text = json.dumps(rest | change)
-        checksum = sys.modules["minilora.checkpoint"]._checksum(tensors, text)
+        checksum = sys.modules["minilora.files.checkpointfile"]._checksum(tensors, text)
         save_file(tensors, tmp_path / "c", {"minilora_checkpoint": text, "crc32": checksum})
         with pytest.raises(CheckpointError):
             fit(tmp_path / "c")
@@ -221,7 +221,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path, n
     kill_at_random_moments(tmp_path, 3, np.random.default_rng(0), never_killed)
 
 
-@pytest.mark.parametrize("at", [2, 3, 4, 17])
+@pytest.mark.parametrize("at", [4, 5, 18])
 def test_a_training_killed_within_the_write_ends_with_the_same_bits(tmp_path, never_killed, at):
     """Three calls make a write final: the file's fsync, its rename, the folder's fsync. Each is the last in turn."""
     process = start(tmp_path / "c", at)

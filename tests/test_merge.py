@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minilora import AdapterFileError, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
-from minilora.tensorfile import TensorFile, decode, encode
+from minilora.files.tensorfile import TensorFile, decode, encode
 
 ROOT = Path(__file__).parent.parent
 INDEX = "model.safetensors.index.json"

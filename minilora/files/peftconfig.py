@@ -8,13 +8,12 @@ key that is not known at all is refused unless it is empty or false: whoever wro
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .patterns import Table, compiled, short
 from .tensorfile import AdapterFileError, read_json
 
 CONFIG_NAME = "adapter_config.json"
@@ -79,11 +78,6 @@ PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 """Beyond these a scaling could vanish or overflow."""
 
-MATCHING_STEPS = 1e9
-"""A bound on the work of all patterns on all module paths: a hostile regular expression can run for years."""
-MAX_PATTERN = 1000
-"""Characters of one regular expression."""
-
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -121,7 +115,8 @@ class PeftConfig:
 
     def layers(self, modules: list[str]) -> dict[str, tuple[int, float, float]]:
         """Return (rank, lora_alpha, scaling) of each module; refuse modules that `target_modules` does not name."""
-        ranks, alphas = _Patterns(self, "rank_pattern", modules), _Patterns(self, "alpha_pattern", modules)
+        ranks = Table(self.path, "rank_pattern", self.rank_pattern, modules)
+        alphas = Table(self.path, "alpha_pattern", self.alpha_pattern, modules)
         self._check_targets(modules)
         found = {}
         for module in modules:
@@ -154,56 +149,6 @@ def _ends(module: str) -> Iterable[str]:
     return (".".join(parts[n:]) for n in range(len(parts)))
 
 
-class _Patterns:
-    """A rank_pattern or alpha_pattern, looked up as PEFT does."""
-
-    def __init__(self, config: PeftConfig, key: str, modules: list[str]) -> None:
-        self.table: dict[str, Any] = getattr(config, key)
-        keys = [rf"(.*\.)?({pattern})$" for pattern in self.table]
-        self.patterns = list(zip(self.table, compiled(config.path, key, keys, modules), strict=True))
-
-    def value(self, module: str, default: Any) -> Any:
-        for key, pattern in self.patterns:
-            if pattern.match(module):
-                return self.table[key]
-        return self.table.get(module, default)
-
-
-def compiled(path: Path, key: str, patterns: list[str], modules: list[str]) -> list[re.Pattern[str]]:
-    """Compile regular expressions that came in a file, and refuse those that could take too long on these modules."""
-    found, steps = [], 0.0
-    for pattern in patterns:
-        if len(pattern) > MAX_PATTERN:
-            raise AdapterFileError(path, f"{key}: {_short(pattern)} has {len(pattern)} characters, over {MAX_PATTERN}")
-        steps += sum(_matching_steps(pattern, len(module)) for module in modules)
-        if steps > MATCHING_STEPS:
-            raise AdapterFileError(path, f"{key}: matching {_short(pattern)} could take too long")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what a later Python may read differently
-                found.append(re.compile(pattern))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise AdapterFileError(path, f"{key}: {_short(pattern)} is not a regular expression: {error}") from error
-    return found
-
-
-def _matching_steps(pattern: str, n: int) -> float:
-    """Bound the ways in which a backtracking search can try a pattern on n characters.
-
-    k repeats in a row share n characters in at most n^k / k! ways, an option doubles the ways, a choice of c
-    multiplies them by c. A repeat of a group may repeat what repeats, a reference or a look-around is beyond this
-    count: infinity.
-    """
-    bare = re.sub(r"\\[^\d]", "c", pattern)  # what stands escaped, or in a class, means itself
-    bare = re.sub(r"\[\^?\]?[^\]]*\]", "c", bare).replace("(?:", "(")
-    bare = re.sub(r"([*+?}])\?", r"\1", bare)  # a lazy repeat is a repeat
-    if re.search(r"\)[*+{]|\(\?|\\\d", bare):
-        return math.inf
-    repeats = len(re.findall(r"[*+{]", bare))
-    choices = math.prod(part.count("|") + 1 for part in re.split(r"[()]", bare))
-    return float(max(1, n) ** repeats / math.factorial(repeats) * 2.0 ** min(bare.count("?"), 99) * choices)
-
-
 def read_config(path: Path) -> PeftConfig:
     """Read adapter_config.json.
 
@@ -218,15 +163,15 @@ def read_config(path: Path) -> PeftConfig:
         raise AdapterFileError(path, f"peft_type is {kind!r}, expected 'LORA', the only kind supported")
     for key, value in config.items():
         if key in UNSUPPORTED and value not in (None, False, [], {}):
-            raise AdapterFileError(path, f"{key} is {_short(value)}: {UNSUPPORTED[key]}")
+            raise AdapterFileError(path, f"{key} is {short(value)}: {UNSUPPORTED[key]}")
         if key not in LORA_KEYS | HARMLESS | UNSUPPORTED.keys() and value not in (None, False, [], {}, ""):
-            raise AdapterFileError(path, f"{key} is {_short(value)}: this key is not known")
+            raise AdapterFileError(path, f"{key} is {short(value)}: this key is not known")
     if config.get("bias") not in (None, "none"):
-        raise AdapterFileError(path, f"bias is {_short(config['bias'])}: trained biases are not supported")
+        raise AdapterFileError(path, f"bias is {short(config['bias'])}: trained biases are not supported")
     start = config.get("init_lora_weights")
     if not (start is None or isinstance(start, bool | str)) or start not in PLAIN_STARTS:
         raise AdapterFileError(
-            path, f"init_lora_weights is {_short(start)}: it may change the base weight, which is not supported"
+            path, f"init_lora_weights is {short(start)}: it may change the base weight, which is not supported"
         )
     return PeftConfig(
         path,
@@ -245,34 +190,29 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _rank(path: Path, key: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value < 2**31:
-        raise AdapterFileError(path, f"{key} is {_short(value)}, expected an integer of at least 1")
+        raise AdapterFileError(path, f"{key} is {short(value)}, expected an integer of at least 1")
     return value
 
 
 def _alpha(path: Path, key: str, value: Any) -> float:
     if type(value) not in (int, float) or not MIN_ALPHA < value < MAX_ALPHA:
-        raise AdapterFileError(path, f"{key} is {_short(value)}, expected a number above 0, and no absurd one")
+        raise AdapterFileError(path, f"{key} is {short(value)}, expected a number above 0, and no absurd one")
     return float(value)
 
 
 def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
     value = _or(config.get(key), False)
     if not isinstance(value, bool):
-        raise AdapterFileError(path, f"{key} is {_short(value)}, expected true or false")
+        raise AdapterFileError(path, f"{key} is {short(value)}, expected true or false")
     return value
 
 
 def _table(path: Path, config: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
     value = _or(config.get(key), {})
     if not isinstance(value, dict):
-        raise AdapterFileError(path, f"{key} is {_short(value)}, expected an object")
+        raise AdapterFileError(path, f"{key} is {short(value)}, expected an object")
     return value.items()
 
 
@@ -281,4 +221,4 @@ def _targets(path: Path, value: Any) -> list[str] | str:
         return value
     if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
         return value
-    raise AdapterFileError(path, f"target_modules is {_short(value)}, expected a list of names or a regular expression")
+    raise AdapterFileError(path, f"target_modules is {short(value)}, expected a list of names or a regular expression")
