@@ -19,13 +19,14 @@ import numpy as np
 from .backend import backend_of
 from .checks import Array, dtype_name
 from .files.checkpointfile import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from .files.tensorfile import AdapterFileError, parse_json, written_whole
+from .files.tensorfile import AdapterFileError, read_json, written_whole
 
 __all__ = ["CheckpointError", "claim_folder", "describe", "keep", "resume"]
 
 FINGERPRINT_ROWS = 1024
 """Rows of the data, evenly spaced, that are hashed to tell one data set from another."""
 PROBE_ENTRIES = 64
+MAX_SETTINGS = 1 << 16
 
 
 def check_same_configuration(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -161,7 +162,7 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any]) -> None:
     path = Path(folder) / "settings.json"
     try:
         if path.exists():
-            check_same_configuration(folder, parse_json(path, path.read_bytes(), "file"), settings)
+            check_same_configuration(folder, read_json(path, MAX_SETTINGS), settings)
             return
     except AdapterFileError as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
