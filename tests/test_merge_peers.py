@@ -103,3 +103,48 @@ def test_the_unit_in_the_last_place_is_numpy_s_spacing():
     for kind in (torch.float16, torch.float32, torch.float64):
         rounded = numbers.to(kind)
         np.testing.assert_array_equal(unit_in_the_last_place(rounded), np.spacing(rounded.abs().numpy()).astype(float))
+
+
+def tiny_transformer(kind, head):
+    """A transformer of a few thousand weights, its layout that of the real ones, and no download."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+    torch.manual_seed(0)
+    if kind == "gpt2":  # Conv1D, weights stored (in, out)
+        config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=50, n_positions=16)
+        return (GPT2LMHeadModel if head else GPT2Model)(config)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3}
+    return (LlamaForCausalLM if head else LlamaModel)(LlamaConfig(vocab_size=50, max_position_embeddings=16, **sizes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kind", "head", "options"),
+    [
+        ("gpt2", True, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+        ("gpt2", False, {"target_modules": ["c_proj"], "fan_in_fan_out": True, "use_rslora": True}),
+        ("llama", True, {"target_modules": "all-linear", "rank_pattern": {"down_proj": 3, r"layers\.1\..*q_proj": 5}}),
+        ("llama", True, {"target_modules": ["q_proj"], "layers_to_transform": [0, 2], "layers_pattern": "layers"}),
+        ("llama", True, {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.1.self_attn.v_proj"]}),
+        ("llama", False, {"target_modules": r".*layers\.[02]\.mlp\.(up|down)_proj", "alpha_pattern": {"up_proj": 3.5}}),
+    ],
+)
+def test_a_sharded_transformer_is_merged_as_peft_does(tmp_path, kind, head, options, dtype):
+    model = tiny_transformer(kind, head).to(getattr(torch, dtype))
+    start = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    assert (tmp_path / "base" / "model.safetensors.index.json").exists()
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, **options))
+    theirs.save_pretrained(tmp_path / "adapter")
+    changes = merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    merged = theirs.merge_and_unload().state_dict()
+    shards = {}
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        shards |= load_file(file)
+    changed = {change.name for change in changes}
+    assert changed
+    for name, ours in shards.items():
+        want, before = merged[name], start[name]
+        assert torch.equal(want, before) == (name not in changed)
+        size = torch.maximum(torch.maximum(before.abs(), (want - before).abs()), want.abs())
+        assert ((ours.double() - want.double()).abs() <= unit_in_the_last_place(size)).all()
