@@ -52,7 +52,7 @@ def variant(saved, tmp_path, config=None, tensors=None, drop=()):
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_an_adapter_comes_back_as_it_was_saved(tmp_path_factory, seed, dtype):
     """Names are chosen so that each is the end of another: their patterns must not catch one another."""
     rng = np.random.default_rng(seed)

@@ -45,7 +45,7 @@ def assert_same_bits(one, other):
 
 
 @given(epochs=st.integers(1, 9), done=st.integers(1, 9), log_every=st.integers(1, 4), adapter=st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_a_training_in_two_parts_is_one_in_a_single_part(tmp_path_factory, epochs, done, log_every, adapter):
     file = tmp_path_factory.mktemp("c") / "checkpoint.safetensors"
     done = min(done, epochs)

@@ -12,7 +12,7 @@ from minilora.inspection import inspect_adapter, singular_values, table
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtype):
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("a")
     n_in, n_out, r = (int(n) for n in rng.integers(1, 9, 3))

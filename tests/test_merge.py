@@ -58,7 +58,7 @@ def shard(tensors, folder):
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]), flipped=st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_a_merged_weight_is_the_sum_rounded_once(tmp_path_factory, seed, dtype, flipped):
     """Against float64: a rounding to the base's type, and those of the wide type that the sum is taken in."""
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("merge")
@@ -254,7 +254,7 @@ def test_a_merge_that_fails_halfway_leaves_what_was_there(files, tmp_path, monke
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_bfloat16_is_rounded_to_nearest_with_ties_to_even(seed):
     """Against the two neighbours in bfloat16, found by looking at the bits: the nearer wins, an even one a tie."""
     rng = np.random.default_rng(seed)
