@@ -209,8 +209,8 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int) -> np.ndarra
 def gradients(model: Layer, x: Array, y: Array) -> dict[str, Array]:
     """Return the gradients of ``mse(model(x), y)`` at the model's trainable arrays."""
     shortcut = getattr(model, "mse_gradients", None)
-    if shortcut is not None:  # LoRA's residual form: a step of an adapter takes 0.19 ms with it and 0.42 ms without,
-        # and a step of a `LoRALinear`, which runs the base, 1.7 and 2.0 ms
+    if shortcut is not None:  # a step of an adapter takes 0.19 ms with it and 0.42 ms without, of a `LoRALinear` 0.29
+        # and 2.0 ms
         return shortcut(x, y)  # type: ignore[no-any-return]
     prediction, cache = model.forward(x)
     _, d_prediction = mse(prediction, y)
