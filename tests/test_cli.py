@@ -28,7 +28,7 @@ def test_help_teaches(capsys):
         assert said in text
 
 
-@pytest.mark.parametrize("command", ["article", "check"])
+@pytest.mark.parametrize("command", ["article", "check", "merge", "inspect"])
 def test_every_option_has_help(command):
     parser = cli._parser()._subparsers._group_actions[0].choices[command]
     assert all(action.help for action in parser._actions)
@@ -56,7 +56,7 @@ def test_options_reach_the_run(monkeypatch):
     assert backend.name == "numpy"
     assert seen == {
         "rank": 1, "alpha": 1.0, "epochs": 100, "batch_size": 128, "lr": 0.001, "seed": 0, "dtype": "float32",
-        "progress": True,
+        "progress": True, "checkpoint": None,
     }  # fmt: skip
     run("article", "--rank", "3", "--batch-size", "64", "--dtype", "float64")
     assert (seen["rank"], seen["batch_size"], seen["dtype"]) == (3, 64, "float64")
