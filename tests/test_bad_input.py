@@ -22,6 +22,7 @@ A, B, W, b = np.ones((2, 5)), np.ones((4, 2)), np.ones((4, 5)), np.ones(4)
         (lambda: Linear(W.astype(int)), TypeError, "weight has dtype int64, expected a floating-point dtype"),
         (lambda: Linear([[1.0]]), TypeError, "weight must be an array, got list"),
         (lambda: Linear(W, np.ones(5)), ValueError, r"bias has shape \(5,\), expected \(4,\)"),
+        (lambda: Linear(W, np.ones(1)), ValueError, r"bias has shape \(1,\), expected \(4,\)"),
         (lambda: Linear(W, b.astype(np.float32)), TypeError, "bias has dtype float32, expected float64 as in weight"),
         (lambda: Linear.init(0, 4, rng=RNG), ValueError, "in_features must be at least 1, got 0"),
         (lambda: Linear.init(5, 4.0, rng=RNG), TypeError, "out_features must be an integer, got 4.0"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minilora import LoRA, best_adapter, best_adapter_from_gram, evaluate, mse, train
 
-from .problems import ALL_ONES, RANK_ABOVE_WIDTHS, Problem, problems
+from .problems import ALL_ONES, MANY_ROWS, RANK_ABOVE_WIDTHS, Problem, problems
 from .properties import assert_close
 
 
@@ -38,6 +38,8 @@ def best_loss(x: np.ndarray, residual: np.ndarray, rank: int) -> float:
 @given(problem=problems())
 @example(problem=ALL_ONES)
 @example(problem=RANK_ABOVE_WIDTHS)
+@example(problem=MANY_ROWS)
+@example(problem=Problem(n=40, in_features=15, out_features=12, rank=10))
 def test_its_loss_is_what_x_cannot_reach_plus_the_discarded_squared_singular_values(route, problem):
     x, residual = problem.x, problem.target
     lora = route(x, residual, rank=problem.rank, alpha=problem.alpha)
@@ -70,6 +72,26 @@ def test_both_routes_give_the_same_change_where_the_rows_determine_it(problem):
     residual = problem.randn("many targets", 40, problem.out_features)
     one, two = (route(x, residual, rank=problem.rank).delta() for route in (best_adapter, from_gram))
     assert_close(one, two, 1e-9)
+
+
+@ROUTES
+@given(problem=problems())
+def test_its_change_is_inverse_to_the_size_of_x(route, problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    residual = problem.randn("many targets", 40, problem.out_features)
+    once = route(x, residual, rank=problem.rank).delta()
+    for scale in (2.0**-40, 2.0**40):
+        assert_close(scale * route(scale * x, residual, rank=problem.rank).delta(), once, 1e-9)
+
+
+@pytest.mark.parametrize(("route", "small"), [(best_adapter, 2.0**-30), (from_gram, 2.0**-12)])
+@given(problem=problems())
+def test_a_column_of_x_counts_however_small_it_is(route, small, problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    residual = problem.randn("many targets", 40, problem.out_features)
+    loss = mse(route(x, residual, rank=problem.rank)(x), residual)[0]
+    x[:, -1] *= small
+    assert_close(mse(route(x, residual, rank=problem.rank)(x), residual)[0], loss, 1e-6)
 
 
 @ROUTES
@@ -132,6 +154,15 @@ def test_columns_of_x_that_repeat_are_no_obstacle(route):
     assert_close(mse(lora(x), problem.target)[0], np.array(best_loss(x, problem.target, 2)), 1e-10)
 
 
+def test_columns_that_repeat_are_no_obstacle_in_single_precision_either():
+    problem = Problem(n=300, in_features=4, out_features=3, rank=2)
+    exact = problem.randn("x", 300, 2) @ problem.randn("mix", 2, 4)  # four columns, of which two are the others' sums
+    x, residual = exact.astype(np.float32), problem.target.astype(np.float32)
+    lora = best_adapter_from_gram(x.T @ x, x.T @ residual, rank=2)
+    assert np.abs(lora.delta()).max() < 1
+    assert mse(lora(x), residual)[0] == pytest.approx(best_loss(exact, problem.target, 2), rel=1e-3)
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("r", [1, 2])
 def test_training_by_adam_ends_within_one_percent_of_it(k, r):
@@ -184,6 +215,7 @@ X, R = np.ones((3, 5)), np.ones((3, 4))
             TypeError,
             "residual has dtype float32, expected float64",
         ),
+        (lambda: best_adapter(X.astype(int), R.astype(int), rank=1), TypeError, "X has dtype int64, expected a float"),
         (lambda: best_adapter([[1.0]], R, rank=1), TypeError, "^X must be an array, got list"),
         (lambda: best_adapter_from_gram(X[0], R, rank=1), ValueError, r"XtX has shape \(5,\), expected a matrix"),
         (lambda: best_adapter_from_gram(X, R, rank=1), ValueError, r"XtX has shape \(3, 5\), expected \(3, 3\)"),

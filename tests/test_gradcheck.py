@@ -182,6 +182,39 @@ def test_one_direction_may_be_enough():
     assert block.checked == "1 directions"
 
 
+@pytest.mark.parametrize("flat", [0, 1, 499, 998, 999])
+def test_no_entry_of_a_block_is_left_out(flat):
+    x = randn(1000)
+    bad = 2 * x
+    bad[flat] += 1e-6
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["x"] ** 2).sum(), {"x": x}, {"x": bad})
+    assert caught.value.report.blocks[0].worst == (flat,)
+
+
+@pytest.mark.parametrize("wrong", range(6))
+@pytest.mark.parametrize("method", ["complex", "central", "auto"])
+def test_no_array_of_many_is_left_out(wrong, method):
+    params = {str(i): randn(2, seed=i) for i in range(6)}
+    grads = {name: 2 * p for name, p in params.items()}
+
+    def f(p):
+        return sum((p[name] ** 2).sum() for name in params)
+
+    report = gradcheck(f, params, grads, method=method)
+    assert report.method == {"auto": "complex"}.get(method, method)
+    grads[str(wrong)] += 1e-6
+    with pytest.raises(GradientError) as caught:
+        gradcheck(f, params, grads, method=method)
+    assert not caught.value.report.passed
+    assert [block.name for block in caught.value.report.blocks if not block.passed] == [str(wrong)]
+
+
+def test_the_memory_order_of_a_gradient_makes_no_difference():
+    assert gradcheck(cube, {"x": X}, {"x": np.asfortranarray(CUBE["x"])}).passed
+    assert gradcheck(cube, {"x": np.asfortranarray(X)}, CUBE).passed
+
+
 def test_one_seed_gives_one_report():
     w = randn(40, 30)
     reports = [
@@ -217,6 +250,32 @@ def test_a_function_that_is_not_analytic_is_checked_by_central_differences_and_t
     assert f"(not by complex step: {report.note})" in str(report)
     with pytest.raises(GradientError):
         gradcheck(f, {"x": X}, {"x": gradient * 1.0001})
+
+
+def test_the_tolerance_of_central_differences_is_1e_9():
+    report = gradcheck(cube, {"x": X}, CUBE, method="central")
+    assert report.blocks[0].allowed == pytest.approx(1e-9 * max(1, CUBE["x"].max(), abs(cube({"x": X}))))
+
+
+def test_the_complex_step_is_not_trusted_where_it_is_off_by_a_ten_thousandth():
+    def almost_analytic(p):
+        return (p["x"] ** 2).sum() + 1e-4 * (p["x"] * p["x"].conj()).sum()
+
+    assert gradcheck(almost_analytic, {"x": X}, {"x": 2 * (1 + 1e-4) * X}).method == "central"
+
+
+def test_a_function_analytic_in_one_array_alone_is_checked_by_central_differences():
+    def f(p):
+        return (p["x"] ** 2).sum() + (p["y"] * p["y"].conj()).sum()
+
+    report = gradcheck(f, {"x": X, "y": OTHER}, {"x": 2 * X, "y": 2 * OTHER})
+    assert report.method == "central"
+    assert "in y; is f analytic" in report.note
+
+
+def test_the_complex_step_is_exact_on_a_steep_function():
+    """Anything that the step leaves out would be seen here."""
+    gradcheck(lambda p: np.sin(1e5 * p["x"]).sum(), {"x": X}, {"x": 1e5 * np.cos(1e5 * X)}, method="complex")
 
 
 def big(p):
@@ -297,6 +356,7 @@ def test_a_given_step_is_used_as_it_is():
     with pytest.raises(GradientError):
         gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, step=1.0)
     gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, method="central", step=0.5)
+    gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 4}, step=2.0)
 
 
 def test_a_step_of_one_is_exact_where_the_function_is_quadratic():
@@ -430,6 +490,16 @@ def noisy(p, state=[0.0]):  # noqa: B006  (the shared state is the point)
     return p["x"].sum() + state[0]
 
 
+def changes_one_entry_of_the_second(p):
+    p["y"][0, 0] += 1
+    return p["x"].sum() + p["y"].sum()
+
+
+def noisy_in_one_entry(p, state=[0.0]):  # noqa: B006  (the shared state is the point)
+    state[0] += 1
+    return p["x"] + np.where(np.arange(3) == 1, state[0], 0.0)
+
+
 SHARED = randn(6)
 
 
@@ -446,6 +516,18 @@ SHARED = randn(6)
         (cube, {"x": X * np.nan}, {"x": X}, {}, r"params\['x'\] is not finite"),
         (cube, {"x": X}, {"x": X * np.inf}, {}, r"grads\['x'\] is not finite"),
         (cube, {"x": SHARED[:4], "y": SHARED[3:]}, {"x": SHARED[:4], "y": SHARED[3:]}, {}, "share memory"),
+        (
+            lambda p: sum(q.sum() for q in p.values()),
+            {"w": X, "x": SHARED[:4], "y": SHARED[3:]},
+            {"w": X, "x": SHARED[:4], "y": SHARED[3:]},
+            {},
+            r"params\['x'\] and params\['y'\] share memory",
+        ),
+        (cube, {"x": X}, {"x": X, "y": X}, {}, r"grads has the keys \['x', 'y'\], expected \['x'\]"),
+        (lambda p: p["x"].sum(keepdims=True), {"x": X}, {"x": X}, {}, r"an array of shape \(1, 1\): give a cotangent"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X * np.nan}, "cotangent is not finite"),
+        (changes_one_entry_of_the_second, {"x": X, "y": X.copy()}, {"x": X, "y": X}, {}, r"f changes params\['y'\]"),
+        (noisy_in_one_entry, {"x": X}, {"x": X}, {"cotangent": X}, "f is not deterministic"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {}, r"f returns an array of shape \(4, 3\): give a cotangent"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X[0]}, r"cotangent has shape \(3,\), expected \(4, 3\)"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X.astype("f4")}, "cotangent has dtype float32"),
@@ -491,12 +573,23 @@ def test_a_function_that_changes_its_input_does_not_reach_the_callers_arrays():
 def test_a_slope_of_zero_can_be_allowed_by_name():
     params, grads = {"x": X, "y": OTHER}, {**CUBE, "y": 0 * OTHER}
     assert gradcheck(cube, params, grads, allow_zero=["y"]).passed
+    with pytest.raises(CheckRefused, match="z: the slope is zero everywhere"):
+        gradcheck(cube, {**params, "z": randn(3)}, {**grads, "z": 0 * OTHER[0]}, allow_zero=["y"])
+
+
+def test_a_function_may_do_as_it_likes_with_the_dict_it_is_handed():
+    def f(p):
+        p["x"] = 2 * p.pop("x")
+        return (p["x"] ** 2).sum()
+
+    assert gradcheck(f, {"x": X}, {"x": 8 * X}).passed
 
 
 def test_a_function_that_is_not_finite_nearby_is_refused():
-    x = np.array([1e-9, 1.0])
-    with pytest.raises(CheckRefused, match=r"f is not finite close to params\['x'\]"), np.errstate(invalid="ignore"):
-        gradcheck(lambda p: np.sqrt(p["x"]).sum(), {"x": x}, {"x": 0.5 / np.sqrt(x)}, method="central")
+    for x in (np.array([1e-9, 1.0]), np.array([1.0, 1e-9])):
+        message = r"f is not finite close to params\['x'\]"
+        with pytest.raises(CheckRefused, match=message), np.errstate(invalid="ignore"):
+            gradcheck(lambda p: np.sqrt(p["x"]).sum(), {"x": x}, {"x": 0.5 / np.sqrt(x)}, method="central")
 
 
 def test_views_into_one_array_that_do_not_overlap_are_no_obstacle():
