@@ -95,10 +95,17 @@ def draw_steps(axes, steps):
             xerr=[[row["ms"] - row["low"]], [row["high"] - row["ms"]]],
             ecolor=INK,
         )
-        axes.text(row["high"] * 1.06, position, f"{row['ms']:.2g}", va="center", color=INK)
+        axes.text(
+            row["high"] * 1.06,
+            position,
+            f"{row['ms']:.2f}" if row["ms"] < 10 else f"{row['ms']:.0f}",
+            va="center",
+            color=INK,
+        )
     labels = [f"{GROUPS_SHORT[row['name'].split(':')[0]]}: {row['name'].split(': ', 1)[1]}" for row in steps]
     axes.set_yticks(range(len(steps)), labels)
     axes.invert_yaxis()
+    axes.margins(x=0.12)
     axes.set(xscale="log", xlabel="milliseconds a step (median, and the middle half of the laps)")
 
 
