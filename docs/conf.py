@@ -1,0 +1,90 @@
+"""Sphinx configuration of minilora's site. Build it with ``python docs/build.py``."""
+
+import os
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+# Pages and docstrings come from this checkout, whatever minilora is installed; the kernels inherit the variable.
+sys.path[:0] = [str(ROOT), str(DOCS)]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS)])
+# Beside a page, a debugger's remark about frozen modules is noise.
+os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+
+import sphinxcontrib.katex  # noqa: E402
+from build import fetch_katex  # noqa: E402
+from docutils import nodes  # noqa: E402
+
+import minilora  # noqa: E402
+
+project = "minilora"
+author = "the minilora authors"
+copyright = "the minilora authors, MIT licence"
+version = release = minilora.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "numpydoc",
+    "sphinxcontrib.katex",
+    "equations",
+]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+
+# Pages run when the site is built, and a page that fails stops it.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_output_stderr = "error"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+
+# Docstrings.
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_class_signature = "mixed"
+numpydoc_show_class_members = False
+numpydoc_class_members_toctree = False
+viewcode_line_numbers = True
+
+# Mathematics is rendered now, so that a reader's browser runs nothing and asks no one. A formula that KaTeX does not
+# understand stops the build.
+katex_prerender = True
+katex_css_path = "katex/katex.min.css"
+sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
+    throwOnError=True,
+    strict="error",
+    macros={r"\of": r"\underset{\scriptscriptstyle(#2)}{#1}"},  # \of{dA}{r,in}: a symbol, its shape below
+)
+
+# Equation and line.
+equations_page = "derivation"
+equations_package = ROOT / "minilora"
+
+html_theme = "furo"
+html_title = "minilora"
+html_static_path = ["_static", str(fetch_katex())]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#2f54b5", "color-brand-content": "#2f54b5"},
+    "dark_css_variables": {"color-brand-primary": "#8aa6f2", "color-brand-content": "#8aa6f2"},
+}
+
+
+def align_formulas(app, doctree):
+    """Give formulas of several lines the environment that Sphinx would give them for MathJax."""
+    for node in doctree.findall(nodes.math_block):
+        tex = node.astext()
+        if r"\\" in tex and r"\begin" not in tex:
+            node.children = [nodes.Text(r"\begin{aligned}" + tex + r"\end{aligned}")]
+
+
+def setup(app):
+    """Register the above with Sphinx."""
+    app.connect("doctree-read", align_formulas)
