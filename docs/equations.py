@@ -84,11 +84,13 @@ def problems(equations: list[tuple[int, list[str]]], lines: list[Line]) -> list[
             # h in one place and H in another are the same variable, of one row and of all.
             lost = [name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", line.code, re.I)]
             if lost:
-                found.append(f"{line}: equation ({number}) speaks of {', '.join(lost)}, the line does not: `{line.code}`")
+                found.append(
+                    f"{line}: equation ({number}) speaks of {', '.join(lost)}, the line does not: `{line.code}`"
+                )
     return found
 
 
-class equation(nodes.container):  # noqa: N801
+class equation(nodes.container):
     """An equation with its number, its formula and its lines."""
 
 
@@ -121,7 +123,7 @@ class EquationDirective(SphinxDirective):
         return [node]
 
 
-def check_consistency(app: Sphinx, env) -> None:  # noqa: ANN001
+def check_consistency(app: Sphinx, env) -> None:
     """Stop the build where the page and the code do not fit."""
     page = env.get_doctree(app.config.equations_page)
     equations = [(node["number"], node["variables"]) for node in page.findall(equation)]

@@ -13,7 +13,7 @@ class Counted(np.ndarray):
 
     total = 0
 
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):  # noqa: ANN001, ANN003, ANN204
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         """Compute as NumPy does, and count where the operation is ``@``."""
         plain = [np.asarray(x) if isinstance(x, Counted) else x for x in inputs]
         if out is not None:

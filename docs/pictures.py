@@ -57,7 +57,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> HTML:
     return HTML(f'<div class="table-wrapper"><table class="data">{body}</table></div>')
 
 
-def heat_map(axes, matrix: np.ndarray, limit: float, title: str = "") -> None:  # noqa: ANN001
+def heat_map(axes, matrix: np.ndarray, limit: float, title: str = "") -> None:
     """Draw a matrix, zero as nothing, plus and minus `limit` as full colours."""
     axes.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
     axes.set(xticks=[], yticks=[], title=title)
