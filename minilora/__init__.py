@@ -9,15 +9,21 @@ Read the files in this order; each adds one idea:
 5. `minilora.train`: the loop
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 
+How it is known to be right: `minilora.gradcheck` compares a gradient with slopes measured as `minilora.slopes` tells,
+`minilora.proof` does so for every gradient here, and `minilora.closed_form` has the answer that training should find.
+
 Behind them stand `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures`
 (pictures) and `minilora.cli` (the command line).
 """
 
 from .backend import Backend, BackendUnavailable, get_backend
+from .closed_form import best_adapter, best_adapter_from_gram
+from .gradcheck import GradientError, GradReport, gradcheck
 from .linear import Linear
 from .lora import LoRA, LoRALinear
 from .losses import mse
 from .optim import Adam
+from .slopes import CheckRefused, TaylorOrders, taylor_orders
 from .train import History, TrainingDiverged, evaluate, train
 
 __version__ = "0.1.0"
@@ -26,13 +32,21 @@ __all__ = [
     "Adam",
     "Backend",
     "BackendUnavailable",
+    "CheckRefused",
+    "GradReport",
+    "GradientError",
     "History",
     "Linear",
     "LoRA",
     "LoRALinear",
+    "TaylorOrders",
     "TrainingDiverged",
+    "best_adapter",
+    "best_adapter_from_gram",
     "evaluate",
     "get_backend",
+    "gradcheck",
     "mse",
+    "taylor_orders",
     "train",
 ]

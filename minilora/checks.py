@@ -78,6 +78,13 @@ def check_shape(name: str, value: Array, expected: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)}")
 
 
+def check_count(name: str, value: Array) -> int:
+    """Return the number of entries, or refuse an array without any."""
+    if 0 in value.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: the mean of no entries does not exist")
+    return math.prod(value.shape)
+
+
 def check_cache(layer: Any, dy: Array, cache: Any) -> None:
     """Refuse a cache that `layer.forward` did not return, or a `dy` that does not fit its output."""
     if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:

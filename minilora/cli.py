@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from . import __version__, article
 from .backend import BackendUnavailable, get_backend
+from .proof import prove
 from .train import TrainingDiverged
 
 DESCRIPTION = """\
@@ -25,7 +26,8 @@ start here:
   minilora article               the experiment of "Understanding LoRA with a minimal example", in half a minute
   minilora article --epochs 10   the same, a tenth as long
   minilora article --rank 4      four times the parameters, for a change that needs one
-  minilora article --help        all its options
+  minilora check                 every hand-written gradient against measured slopes, on this machine
+  minilora article --help        all the options of a command
 
 then read minilora/lora.py: the derivation and the code on one page.
 """
@@ -65,17 +67,34 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--lr", type=float, default=1e-3, help="Adam's step length")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of the data, the start and the batches")
     run.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
+    _add_backend(run)
     run.add_argument(
+        "--plot", metavar="FILE", type=Path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
+    )
+    run.set_defaults(command=_article)
+
+    check = commands.add_parser(
+        "check",
+        help="check every hand-written gradient of this installation against measured slopes",
+        description=(
+            "Measure the slope of every forward pass by complex step, at several sizes, and compare it with the "
+            "hand-written backward. Exit code 1 if any gradient is wrong."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    check.add_argument("--seed", type=int, default=0, metavar="N", help="of the values")
+    _add_backend(check)
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--backend",
         choices=["numpy", "cupy", "auto"],
         default=os.environ.get("MINILORA_BACKEND", "numpy"),
         help="library to compute with; auto is cupy where it works ($MINILORA_BACKEND sets the default)",
     )
-    run.add_argument(
-        "--plot", metavar="FILE", type=Path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
-    )
-    run.set_defaults(command=_article)
-    return parser
 
 
 def _article(options: argparse.Namespace) -> int:
@@ -99,6 +118,23 @@ def _article(options: argparse.Namespace) -> int:
         figures.plot_article(result).savefig(options.plot)
         print(f"\nfigure written to {options.plot}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    backend = get_backend(options.backend)
+    wrong = count = 0
+    print(f"{'gradient of':48}{'checked':>16}{'error':>10}{'allowed':>10}")
+    for title, report in prove(backend, options.seed):
+        for block in report.blocks:
+            verdict = "ok" if block.passed else "WRONG"
+            name, at = title.split("  ")
+            what = f"{name + ' ' + block.name:32}{at}"
+            print(f"{what:48}{block.checked:>16}{block.error:10.1e}{block.allowed:10.1e}  {verdict}")
+            count += 1
+            wrong += not block.passed
+    how = f"complex step, float64, {backend.device}"
+    print(f"\n{count - wrong} of {count} gradients agree with the measured slope ({how})")
+    return 1 if wrong else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

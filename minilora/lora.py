@@ -51,6 +51,7 @@ from .checks import (
     Array,
     check_array,
     check_cache,
+    check_count,
     check_features,
     check_integer,
     check_matrix,
@@ -196,7 +197,7 @@ class LoRA:
         check_array("residual", residual, like=self.lora_A)
         check_shape("residual", residual, (*x.shape[:-1], self.out_features))
         X, R, A, B, s = rows(x), rows(residual), self.lora_A, self.lora_B, self.scaling
-        c = 2 * s / math.prod(R.shape)
+        c = 2 * s / check_count("residual", residual)
         H = X @ A.T  # eq. (1)  (N, r)
         dB = c * (s * B @ (H.T @ H) - R.T @ H)  # eq. (17)  (out, r)
         dH = c * (s * H @ (B.T @ B) - R @ B)  # eq. (18)  (N, r)
@@ -308,6 +309,7 @@ class LoRALinear:
 
     def mse_gradients(self, x: Array, target: Array) -> dict[str, Array]:
         """Return the gradients of ``mse(self(x), target)``: the adapter's, on what the base leaves over."""
+        check_features("x", x, self.in_features, "in_features", like=self.base.weight)
         check_array("target", target, like=self.base.weight)
         check_shape("target", target, (*x.shape[:-1], self.out_features))
         return self.adapter.mse_gradients(x, target - self.base(x))

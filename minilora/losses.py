@@ -9,9 +9,7 @@ Dimensions: ``N`` rows, ``out`` columns.
 
 from __future__ import annotations
 
-import math
-
-from .checks import Array, check_array, check_shape
+from .checks import Array, check_array, check_count, check_shape
 
 
 def mse(prediction: Array, target: Array) -> tuple[Array, Array]:  # (..., out), (..., out) -> (), (..., out)
@@ -42,9 +40,7 @@ def mse(prediction: Array, target: Array) -> tuple[Array, Array]:  # (..., out),
     check_array("prediction", prediction)
     check_array("target", target, like=prediction, like_name="prediction")
     check_shape("target", target, prediction.shape)
-    count = math.prod(prediction.shape)
-    if count == 0:
-        raise ValueError(f"prediction has shape {tuple(prediction.shape)}: the mean of no entries does not exist")
+    count = check_count("prediction", prediction)
     error = prediction - target
     loss = (error * error).mean()  # eq. (15)
     d_prediction = (2 / count) * error  # eq. (16)

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+from hypothesis import example, given
+
+from minilora import Adam
+from minilora.optim import BLOCK
+
+from .problems import ALL_ONES, Problem, problems
+from .properties import ADAM_PROPERTIES, assert_close
+
+
+@pytest.mark.parametrize("claim", ADAM_PROPERTIES, ids=lambda claim: claim.__name__)
+@given(problem=problems())
+@example(problem=ALL_ONES)
+def test_adam(claim, problem):
+    claim(Adam, problem)
+
+
+def test_adam_has_the_papers_defaults():
+    p, g = np.array([1.0]), np.array([1e-6])
+    optimizer = Adam({"p": p})
+    assert (optimizer.lr, optimizer.betas, optimizer.eps) == (1e-3, (0.9, 0.999), 1e-8)
+    optimizer.step({"p": g})
+    assert_close(p, 1 - 1e-3 * g / (g + 1e-8), 1e-15)
+
+
+@pytest.mark.parametrize("shape", [(BLOCK + 3,), (7, BLOCK // 3), (3, 2 * BLOCK), (5, 7, BLOCK // 20), ()])
+def test_large_arrays_are_updated_as_small_ones(shape):
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal(shape), [rng.standard_normal(shape) for _ in range(3)]
+    whole, entries = np.array(start), np.array(start).reshape(-1)[:, None]
+    adam, by_entry = Adam({"p": whole}), Adam({"p": entries})
+    for g in grads:
+        adam.step({"p": g})
+        by_entry.step({"p": g.reshape(-1)[:, None]})
+    np.testing.assert_array_equal(whole.reshape(-1), entries[:, 0])
+
+
+def test_arrays_that_are_views_are_updated_in_place():
+    owner = np.random.default_rng(0).standard_normal((5, 8))
+    plain, view = owner[:, ::2].T.copy(), owner[:, ::2].T
+    assert not view.flags.c_contiguous
+    untouched = owner[:, 1::2].copy()
+    g = np.random.default_rng(1).standard_normal(view.shape)
+    for p in (plain, view):
+        Adam({"p": p}).step({"p": g})
+    np.testing.assert_array_equal(owner[:, ::2].T, plain)
+    np.testing.assert_array_equal(owner[:, 1::2], untouched)
+
+
+def test_step_leaves_the_gradients_alone():
+    p, g = np.zeros(3), np.array([1.0, -2.0, 3.0])
+    Adam({"p": p}).step({"p": g})
+    np.testing.assert_array_equal(g, [1.0, -2.0, 3.0])
+
+
+@given(problem=problems())
+def test_dtype_follows_the_parameters(problem):
+    params = {name: p.astype(np.float32) for name, p in problem.factors.items()}
+    optimizer = Adam(params, lr=np.float64(0.01), betas=(np.float64(0.9), 0.99), eps=np.float64(1e-8))
+    optimizer.step({name: np.ones_like(p) for name, p in params.items()})
+    for arrays in (params, optimizer.m, optimizer.v):
+        assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+
+
+def test_a_restored_state_goes_on_as_if_nothing_had_happened():
+    problem = Problem(n=2, in_features=5, out_features=4, rank=3)
+    steps = [{name: problem.randn(f"{name} {t}", *p.shape) for name, p in problem.factors.items()} for t in range(6)]
+    params = {name: p.copy() for name, p in problem.factors.items()}
+    optimizer = Adam(params)
+    for grads in steps[:3]:
+        optimizer.step(grads)
+    state, resumed = optimizer.state_dict(), {name: p.copy() for name, p in params.items()}
+    for grads in steps[3:]:
+        optimizer.step(grads)  # must not reach into the saved state
+    other = Adam(resumed)
+    other.load_state_dict(state)
+    for grads in steps[3:]:
+        other.step(grads)
+    assert other.t == optimizer.t == 6
+    for name, p in params.items():
+        np.testing.assert_array_equal(resumed[name], p)
+    again = Adam({name: p.copy() for name, p in params.items()})
+    again.load_state_dict(state)  # nor may a restored optimizer have changed it
+    assert again.t == 3
+    assert state["m"].keys() == state["v"].keys() == params.keys()
+
+
+def test_adam_prints_its_settings_and_shapes():
+    optimizer = Adam({"lora_A": np.zeros((2, 5)), "lora_B": np.zeros((4, 2))}, lr=0.01)
+    optimizer.step({"lora_A": np.ones((2, 5)), "lora_B": np.ones((4, 2))})
+    assert repr(optimizer) == ("Adam(lr=0.01, betas=(0.9, 0.999), eps=1e-08, t=1, {lora_A: (2, 5), lora_B: (4, 2)})")
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ({"a": np.ones(2)}, ValueError, r"grads must have the keys \['a', 'b'\]: missing \['b'\], extra \[\]"),
+        ({"a": np.ones(2), "b": np.ones(3), "c": np.ones(1)}, ValueError, r"missing \[\], extra \['c'\]"),
+        ({"a": np.ones(2), "b": np.ones(4)}, ValueError, r"grads\['b'\] has shape \(4,\), expected \(3,\)"),
+        (
+            {"a": np.ones(2), "b": np.ones(3, np.float32)},
+            TypeError,
+            r"grads\['b'\] has dtype float32, expected float64",
+        ),
+        ({"a": np.ones(2), "b": [1.0, 1.0, 1.0]}, TypeError, r"grads\['b'\] must be an array, got list"),
+    ],
+)
+def test_a_gradient_that_does_not_fit_changes_nothing(grads, error, message):
+    params = {"a": np.zeros(2), "b": np.zeros(3)}
+    optimizer = Adam(params)
+    with pytest.raises(error, match=message):
+        optimizer.step(grads)
+    assert optimizer.t == 0
+    assert not any(array.any() for arrays in (params, optimizer.m, optimizer.v) for array in arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.0}, "lr must be above 0 and finite, got 0.0"),
+        ({"lr": -1.0}, "lr must be above 0 and finite, got -1.0"),
+        ({"lr": float("nan")}, "lr must be above 0 and finite, got nan"),
+        ({"lr": float("inf")}, "lr must be above 0 and finite, got inf"),
+        ({"betas": (1.0, 0.9)}, r"betas\[0\] must be at least 0 and below 1, got 1.0"),
+        ({"betas": (0.9, -0.1)}, r"betas\[1\] must be at least 0 and below 1, got -0.1"),
+        ({"betas": (0.9,)}, r"betas must be two numbers, got \(0.9,\)"),
+        ({"eps": 0.0}, "eps must be above 0 and finite, got 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Adam({"p": np.zeros(2)}, **settings)
+
+
+def test_betas_may_be_zero():
+    p = np.zeros(2)
+    Adam({"p": p}, lr=0.5, betas=(0.0, 0.0)).step({"p": np.array([3.0, -4.0])})
+    assert_close(p, np.array([-0.5, 0.5]), 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({}, ValueError, "params is empty"),
+        ({"p": np.zeros(2, int)}, TypeError, r"params\['p'\] has dtype int64, expected a floating-point dtype"),
+        ({"p": [0.0]}, TypeError, r"params\['p'\] must be an array, got list"),
+    ],
+)
+def test_parameters_that_cannot_be_trained_are_refused(params, error, message):
+    with pytest.raises(error, match=message):
+        Adam(params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"t": -1}, r"state\['t'\] must be at least 0, got -1"),
+        ({"m": {}}, r"state\['m'\] must have the keys \['p'\]"),
+        ({"m": {"p": np.zeros(3)}}, r"state\['m'\]\['p'\] has shape \(3,\), expected \(2,\)"),
+        ({"v": {"p": np.zeros(3)}}, r"state\['v'\]\['p'\] has shape \(3,\), expected \(2,\)"),
+        ({"w": 1}, r"state must have the keys \['m', 't', 'v'\]: missing \[\], extra \['w'\]"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change, message):
+    optimizer = Adam({"p": np.zeros(2)})
+    optimizer.step({"p": np.ones(2)})
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict({**Adam({"p": np.zeros(2)}).state_dict(), **change})
+    after = optimizer.state_dict()
+    assert after["t"] == before["t"] == 1
+    np.testing.assert_array_equal(after["m"]["p"], before["m"]["p"])
+    np.testing.assert_array_equal(after["v"]["p"], before["v"]["p"])
