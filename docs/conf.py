@@ -40,6 +40,8 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_output_stderr = "error"
 nb_merge_streams = True
+nb_code_prompt_show = "Show the {type}"
+nb_code_prompt_hide = "Hide the {type}"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 
@@ -58,7 +60,7 @@ katex_css_path = "katex/katex.min.css"
 sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
     throwOnError=True,
     strict="error",
-    macros={r"\of": r"\underset{\scriptscriptstyle(#2)}{#1}"},  # \of{dA}{r,in}: a symbol, its shape below
+    macros={r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"},  # \of{dA}{r,in}: a symbol, its shape below
 )
 
 # Equation and line.
@@ -77,14 +79,19 @@ html_theme_options = {
 }
 
 
-def align_formulas(app, doctree):
-    """Give formulas of several lines the environment that Sphinx would give them for MathJax."""
+def adjust_formulas(app, doctree):
+    """Align formulas of several lines, and keep a formula and the full stop or comma behind it together."""
     for node in doctree.findall(nodes.math_block):
         tex = node.astext()
-        if r"\\" in tex and r"\begin" not in tex:
+        if r"\\" in tex and r"\begin" not in tex:  # Sphinx does this for MathJax alone
             node.children = [nodes.Text(r"\begin{aligned}" + tex + r"\end{aligned}")]
+    for node in list(doctree.findall(nodes.math)):
+        behind = node.next_node(descend=False, siblings=True)
+        if isinstance(behind, nodes.Text) and behind[:1] in tuple(".,;:?!)"):
+            behind.parent.replace(behind, nodes.Text(behind[1:]))
+            node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
 
 
 def setup(app):
     """Register the above with Sphinx."""
-    app.connect("doctree-read", align_formulas)
+    app.connect("doctree-read", adjust_formulas)

@@ -24,8 +24,8 @@ THIRD = "#2a9d6f"  # where a picture has a third line
 matplotlib.rcParams.update(
     {
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-        **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10},
-        **{"axes.titlesize": 10.5, "svg.fonttype": "none", "grid.color": INK, "lines.linewidth": 1.8},
+        **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "font.size": 11},
+        **{"axes.titlesize": 11, "svg.fonttype": "none", "grid.color": INK, "lines.linewidth": 1.8},
     }
 )
 
@@ -67,10 +67,8 @@ def heat_map(axes, matrix: np.ndarray, limit: float, title: str = "") -> None:
 
 def factors(A: np.ndarray, B: np.ndarray) -> Figure:
     """Draw the column B, the row A and their product, a matrix of rank 1, in a layout like the multiplication's."""
-    figure = new_figure(5.2, 4.2)
-    grid = figure.subplots(
-        2, 2, width_ratios=[1, A.shape[1]], height_ratios=[1, B.shape[0]], gridspec_kw={"wspace": 0.05, "hspace": 0.05}
-    )
+    figure = new_figure(5.2, 3.7)
+    grid = figure.subplots(2, 2, width_ratios=[1, A.shape[1]], height_ratios=[1, B.shape[0]])
     grid[0, 0].axis("off")
     limit = max(np.abs(A).max(), np.abs(B).max())
     heat_map(grid[0, 1], A, limit, f"A, {A.shape[0]} x {A.shape[1]}")
