@@ -191,6 +191,13 @@ def gradcheck(
     """
     if method not in ("auto", "complex", "central"):
         raise CheckRefused(f"method must be 'auto', 'complex' or 'central', got {method!r}")
+    if step is not None:
+        if method == "complex":
+            raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
+        if not 0 < step < math.inf:
+            raise CheckRefused(f"step must be above 0 and finite, got {step!r}")
+    if directions < 1:
+        raise CheckRefused(f"directions must be at least 1, got {directions!r}")
     check_arguments(params, grads, cotangent)
     loss = MeasuredLoss(f, params, cotangent)
     rng = np.random.default_rng(seed)

@@ -94,15 +94,15 @@ class MeasuredLoss:
 
     def central_slope(self, name: str, direction: np.ndarray) -> float:
         """Return the slope along the direction by central differences at two steps."""
-        h = self.step(name, direction)
+        h = self.step(name)
         # Halving h quarters the error of order h^2, so this combination cancels it.
         return (4 * self.difference(name, direction, h / 2) - self.difference(name, direction, h)) / 3
 
-    def step(self, name: str, direction: np.ndarray) -> float:
-        """Return the step for a central difference, in proportion to the numbers that it moves."""
+    def step(self, name: str) -> float:
+        """Return the step for a central difference: fixed, but no less than is felt by the largest number it moves."""
         p = backend_of(self.params[name]).to_numpy(self.params[name])
-        largest = float(np.abs(p * direction).max())
-        return CENTRAL_STEP * max(1.0, largest)
+        largest = float(np.abs(p).max())
+        return CENTRAL_STEP * max(1.0, 1e-6 * largest)
 
     def difference(self, name: str, direction: np.ndarray, step: float) -> float:
         """Return one central difference, divided by the step actually taken: p + h is a rounded number."""
@@ -112,12 +112,12 @@ class MeasuredLoss:
 
     def sides(self, name: str, direction: np.ndarray) -> tuple[float, float] | None:
         """Return the slopes on the left and on the right where the function has a kink, or None."""
-        h = self.step(name, direction)
+        h = self.step(name)
         left, right = ((self.at(name, direction, t) - self.value) / t for t in (-h, h))
         near_left, near_right = ((self.at(name, direction, t) - self.value) / t for t in (-h / 2, h / 2))
         # The two slopes of a smooth function draw together as the step halves; those at a kink do not.
         kink = abs(right - left) > 1e-4 * max(1.0, abs(left)) and abs(near_right - near_left) > 0.75 * abs(right - left)
-        return (near_left, near_right) if kink else None
+        return (near_left + 0.0, near_right + 0.0) if kink else None  # + 0.0 turns -0.0 into 0.0
 
     def distrust_complex_step(self, rng: np.random.Generator) -> str:
         """Return why the complex step cannot be used on this function, or "" if it can."""

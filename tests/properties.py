@@ -25,7 +25,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> 
         assert np.max(np.abs(actual - expected)) <= tolerance * max(1.0, np.max(np.abs(expected)))
 
 
-# --- a layer's forward and backward -----------------------------------------------------------------------------------
+# --- a layer's forward and backward ---------------------------------------------------------------
 
 
 def forward_is_the_sum_written_out(case: Case, problem: Problem) -> None:
@@ -131,7 +131,7 @@ LAYER_PROPERTIES = (
 )
 
 
-# --- the adapter ------------------------------------------------------------------------------------------------------
+# --- the adapter ----------------------------------------------------------------------------------
 
 
 def delta_is_the_matrix_of_forward(cls: type, problem: Problem) -> None:
@@ -155,7 +155,7 @@ def residual_form_is_the_gradient_of_mse(cls: type, problem: Problem) -> None:
         assert_close(grad, grads[name], 2e-4)  # the rounded factors and data alone move it by as much
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def mse_is_the_mean_written_out(loss: Loss, problem: Problem) -> None:
@@ -176,7 +176,7 @@ def mse_gradient_is_its_slope(loss: Loss, problem: Problem) -> None:
 MSE_PROPERTIES = (mse_is_the_mean_written_out, mse_gradient_is_its_slope)
 
 
-# --- the optimizer ----------------------------------------------------------------------------------------------------
+# --- the optimizer --------------------------------------------------------------------------------
 
 
 def adam_is_algorithm_1_in_scalars(cls: type, problem: Problem) -> None:

@@ -47,7 +47,7 @@ def test_layers_print_their_widths_and_not_their_numbers():
     assert repr(layer) == f"LoRALinear({linear!r}, {layer.adapter!r})"
 
 
-# --- the start --------------------------------------------------------------------------------------------------------
+# --- the start ------------------------------------------------------------------------------------
 
 
 @given(problem=problems())

@@ -160,7 +160,7 @@ def test_training_on_the_residual_never_touches_the_large_weight():
     assert np.isfinite(history.losses[0])
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -179,7 +179,7 @@ def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, pr
     assert bool(stream.getvalue()) is shown
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -1,0 +1,50 @@
+"""The article "Understanding LoRA with a minimal example", line by line, with minilora.
+
+    python examples/01_understanding_lora.py
+
+The article's R torch stands in the comments.
+"""
+
+import numpy as np
+
+from minilora import Linear, LoRA, LoRALinear, evaluate, train
+
+rng = np.random.default_rng(0)
+
+
+def randn(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+# 1. Simulate data of a linear model.
+theta = randn(1001, 1000)  # thetas <- torch_randn(d_in, d_out)
+X = randn(10_000, 1001)
+Y = X @ theta  # y <- torch_matmul(X, thetas)
+
+# 2. Train a full-rank model on it, "pre-trained" from here on.
+model = Linear.init(1001, 1000, bias=False, rng=rng)  # nn_linear(d_in, d_out, bias = FALSE)
+base_history = train(model, X, Y, rng=rng, progress=True)  # train(model, X, y)
+
+# 3. The task changes: theta + 1. The article calls it a rotation; it adds a matrix of rank 1, all ones.
+X2 = randn(10_000, 1001)
+Y2 = X2 @ (theta + 1)
+
+# 4. The model does not know the new task.
+shifted = evaluate(model, X2, Y2)  # nnf_mse_loss(model(X2), y2)
+
+# 5. Fine-tune with LoRA, r = 1. The article's A is our lora_A transposed, and B likewise. The model is frozen, so
+#    what it leaves over is computed once, and the adapter alone is trained on that.
+adapter = LoRA(randn(1, 1001), np.zeros((1000, 1), np.float32), alpha=1)
+lora_history = train(adapter, X2, Y2 - model(X2), rng=rng, progress=True)  # train(lora, X2, Y2)
+
+# 6. What was learned is the change itself: ones.
+delta = adapter.delta()  # torch_matmul(lora$A, lora$B) * lora$scaling
+
+# 7. Merge: one matrix again, no slower than the model was.
+merged = LoRALinear(model, adapter).merge()  # model$weight$add_(delta_theta$t())
+
+print("epoch      base loss      LoRA loss")
+for epoch, base, lora in zip(base_history.epochs, base_history.losses, lora_history.losses, strict=True):
+    print(f"{epoch:5d} {base:14.7g} {lora:14.7g}")
+print(f"\nthe base on the new task {shifted:.3f}, merged {evaluate(merged, X2, Y2):.7f}")
+print(f"delta lies between {delta.min():.4f} and {delta.max():.4f}")

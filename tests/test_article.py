@@ -1,0 +1,118 @@
+"""The article's experiment, small enough for a test; `.ci/run` runs it at full length."""
+
+import numpy as np
+import pytest
+
+from minilora import LoRALinear, article, evaluate, figures
+from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES
+
+SMALL = {"n": 1280, "in_features": 21, "out_features": 20, "lr": 0.01}
+
+
+@pytest.fixture(scope="module")
+def result():
+    return article.run(**SMALL)
+
+
+def test_the_base_learns_the_task_and_the_adapter_the_shift(result):
+    for history in (result.base_history, result.lora_history):
+        assert history.epochs == list(ARTICLE_EPOCHS)
+        assert all(b < a for a, b in zip(history.losses[:5], history.losses[1:6], strict=True))
+    assert result.base_history.losses[-1] < 0.01
+    assert result.lora_history.losses[-1] < 0.02
+    assert np.abs(result.delta - 1).max() < 0.1
+
+
+def test_the_base_alone_is_off_by_its_number_of_inputs_on_the_new_task(result):
+    """Its error is the sum of a row of 21 Gaussians: the mean of its square over 1,280 rows is 21 give or take 1."""
+    assert result.shifted_loss == pytest.approx(21, abs=4)
+
+
+def test_the_merged_layer_is_as_good_as_base_and_adapter(result):
+    assert result.merged_loss == pytest.approx(result.lora_history.losses[-1], rel=1e-3)
+    np.testing.assert_allclose(result.merged.weight, result.base.weight + result.delta, atol=1e-6)
+
+
+def test_the_adapters_loss_on_the_residual_is_the_loss_of_base_and_adapter_together():
+    run = article.run(**SMALL, epochs=2, dtype="float64")
+    x = np.random.default_rng(0).standard_normal((50, 21))
+    y = x @ np.ones((21, 20))
+    together = evaluate(LoRALinear(run.base, run.adapter), x, y)
+    assert evaluate(run.adapter, x, y - run.base(x)) == pytest.approx(together, rel=1e-12)
+
+
+def test_one_seed_gives_one_run():
+    one, two, other = (article.run(**SMALL, epochs=2, seed=seed) for seed in (1, 1, 2))
+    assert one.lora_history == two.lora_history != other.lora_history
+    np.testing.assert_array_equal(one.delta, two.delta)
+
+
+def test_every_precision_has_the_same_data_and_start():
+    single, double = (article.run(**SMALL, epochs=2, dtype=dtype) for dtype in ("float32", "float64"))
+    assert single.delta.dtype == np.float32
+    assert double.delta.dtype == np.float64
+    assert single.lora_history.losses == pytest.approx(double.lora_history.losses, rel=1e-4)
+
+
+def test_a_larger_rank_has_more_parameters_and_the_same_scale():
+    result = article.run(**SMALL, epochs=1, rank=4, alpha=2)
+    assert (result.adapter.rank, result.adapter.scaling) == (4, 0.5)
+
+
+def test_the_report_prints_the_articles_figures_beside_ours(result):
+    text = article.report(result)
+    for ours, theirs in zip(
+        result.base_history.losses + result.lora_history.losses, ARTICLE_BASE_LOSSES + ARTICLE_LORA_LOSSES, strict=True
+    ):
+        assert f"{ours:13.7g} {theirs:13.7g}" in text
+    assert f"4. The base's loss on it: {result.shifted_loss:.3f}   (article 992.673, expectation 21)" in text
+    assert "2. Train the base, 420 parameters" in text
+    assert "5. Train an adapter, 41 parameters, 1/10 of the base's" in text
+    assert f"loss {result.merged_loss:.7g}   (article 0.00130013)" in text
+    assert "\n".join("   " + " ".join(f"{v:8.4f}" for v in row) for row in result.delta[:5, :5]) in text
+
+
+def test_an_epoch_that_the_article_did_not_print_has_a_dash():
+    text = article.report(article.run(**SMALL, epochs=3))
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith("       3 ")] == ["-", "-"]
+
+
+def test_parameter_counts_at_the_articles_sizes():
+    tiny = article.run(n=128, epochs=1)
+    text = article.report(tiny)
+    assert "1,001,000 parameters" in text
+    assert "2,001 parameters, 1/500 of the base's" in text
+    assert "expectation 1001" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
+        ({"alpha": -1}, ValueError, "alpha must be above 0 and finite, got -1"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"batch_size": 2000}, ValueError, "batch_size must be at most the 1280 rows of the data, got 2000"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"lr": 0.0}, ValueError, "lr must be above 0 and finite, got 0.0"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"dtype": "int32"}, ValueError, "dtype must be 'float32' or 'float64', got 'int32'"),
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_computed(monkeypatch, settings, error, message):
+    monkeypatch.setattr(article, "train", lambda *a, **k: pytest.fail("training began"))
+    with pytest.raises(error, match=message):
+        article.run(**{**SMALL, **settings})
+
+
+def test_the_figure_shows_both_curves_the_articles_points_and_the_one_singular_value(result):
+    figure = figures.plot_article(result)
+    losses, picture, spectrum, *_ = figure.axes
+    drawn = [tuple(line.get_ydata()) for line in losses.get_lines()]
+    for expected in (result.base_history.losses, ARTICLE_BASE_LOSSES, result.lora_history.losses, ARTICLE_LORA_LOSSES):
+        assert tuple(expected) in drawn
+    assert losses.get_yscale() == "log"
+    np.testing.assert_array_equal(picture.get_images()[0].get_array(), result.delta)
+    heights = [bar.get_height() for bar in spectrum.patches]
+    assert heights[0] == pytest.approx(np.sqrt(20 * 21), rel=0.01)
+    assert max(heights[1:]) < 1e-12 * heights[0]

@@ -1,0 +1,165 @@
+import subprocess
+import sys
+
+import pytest
+
+from minilora import Linear, LoRA, __version__, article, cli
+
+
+def run(*arguments: str) -> int:
+    """Run the command line; argparse leaves by SystemExit, whose code is the process's too."""
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as leave:
+        return int(leave.code or 0)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The article at a size that takes no time."""
+    real = article.run
+    monkeypatch.setattr(article, "run", lambda **k: real(**k, n=256, in_features=7, out_features=6))
+
+
+def test_help_teaches(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for said in ("y = x W^T", "delta = (alpha / rank) B A", "minilora article", "minilora check", "minilora/lora.py"):
+        assert said in text
+
+
+@pytest.mark.parametrize("command", ["article", "check"])
+def test_every_option_has_help(command):
+    parser = cli._parser()._subparsers._group_actions[0].choices[command]
+    assert all(action.help for action in parser._actions)
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"minilora {__version__}\n"
+
+
+def test_article_prints_the_report(small, capsys):
+    assert run("article", "--epochs", "3", "--rank", "2", "--alpha", "4", "--lr", "0.02", "--seed", "5") == 0
+    out, err = capsys.readouterr()
+    assert "(rank 2, alpha 4, 3 epochs, batches of 128, lr 0.02, seed 5, float32, CPU" in out
+    assert "7. Merged into one layer" in out
+    assert err == ""  # no progress bar where there is no terminal
+
+
+def test_options_reach_the_run(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(article, "run", lambda **k: seen.update(k))
+    monkeypatch.setattr(article, "report", lambda result: "")
+    assert run("article") == 0
+    backend = seen.pop("backend")
+    assert backend.name == "numpy"
+    assert seen == {
+        "rank": 1, "alpha": 1.0, "epochs": 100, "batch_size": 128, "lr": 0.001, "seed": 0, "dtype": "float32",
+        "progress": True,
+    }  # fmt: skip
+    run("article", "--rank", "3", "--batch-size", "64", "--dtype", "float64")
+    assert (seen["rank"], seen["batch_size"], seen["dtype"]) == (3, 64, "float64")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plot_writes_a_figure(small, tmp_path, capsys, suffix):
+    file = tmp_path / f"figure.{suffix}"
+    assert run("article", "--epochs", "2", "--plot", str(file)) == 0
+    assert file.stat().st_size > 5000
+    assert f"figure written to {file}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["article", "--rank", "0"], "rank must be at least 1, got 0"),
+        (["article", "--rank", "1.5"], "argument --rank: invalid int value: '1.5'"),
+        (["article", "--alpha", "nan"], "alpha must be above 0 and finite, got nan"),
+        (["article", "--epochs", "-3"], "epochs must be at least 1, got -3"),
+        (["article", "--batch-size", "10001"], "batch_size must be at most the 10000 rows of the data, got 10001"),
+        (["article", "--lr", "0"], "lr must be above 0 and finite, got 0.0"),
+        (["article", "--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["article", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["article", "--plot", "no/such/folder/x.png"], "there is no folder 'no/such/folder'"),
+        (["article", "--plot", "figure.xyz"], "ends in 'xyz', expected one of"),
+        (["article", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
+        (["check", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["artcle"], "argument COMMAND: invalid choice: 'artcle'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(article, "train", lambda *a, **k: pytest.fail("training began"))
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert message in err
+
+
+def test_a_training_that_diverges_is_one_line(small, capsys):
+    assert run("article", "--lr", "1e38", "--epochs", "5") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "epoch 1" in err
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
+    def interrupted(**k):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(article, "run", interrupted)
+    assert run("article") == 130
+    assert capsys.readouterr().err == "\nminilora: interrupted\n"
+
+
+def test_a_missing_matplotlib_is_named_before_the_work(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
+    assert run("article", "--plot", "x.png") == 2
+    assert "pip install 'minilora[plot]'" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "minilora", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"minilora {__version__}\n")
+
+
+# --- minilora check -----------------------------------------------------------------------------
+
+
+def test_check_proves_every_gradient_of_this_installation(capsys):
+    assert run("check") == 0
+    out = capsys.readouterr().out
+    for name in ("Linear.backward", "LoRA.backward", "LoRALinear.backward", "mse", "LoRA.mse_gradients"):
+        assert name in out
+    rows = [line for line in out.splitlines() if line.endswith("ok")]
+    assert f"{len(rows)} of {len(rows)} gradients agree" in out
+    assert "WRONG" not in out
+
+
+@pytest.mark.parametrize(("cls", "method"), [(LoRA, "backward"), (Linear, "backward"), (LoRA, "mse_gradients")])
+def test_check_fails_on_a_gradient_that_is_off_by_a_billionth(monkeypatch, capsys, cls, method):
+    right = getattr(cls, method)
+
+    def wrong(self, *a, **k):
+        result = right(self, *a, **k)
+        grads = result[1] if isinstance(result, tuple) else result
+        next(iter(grads.values()))[0, 0] += 1e-9
+        return result
+
+    monkeypatch.setattr(cls, method, wrong)
+    assert run("check") == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_check_takes_a_seed(capsys):
+    outputs = []
+    for seed in ("0", "0", "1"):
+        assert run("check", "--seed", seed) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]

@@ -1,0 +1,366 @@
+"""The checker itself: right gradients pass, wrong ones fail and are explained, worthless checks are refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import CheckRefused, GradientError, gradcheck, taylor_orders
+
+
+def randn(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+def cube(p):
+    return (p["x"] ** 3).sum()
+
+
+X = randn(4, 3)
+CUBE = {"x": 3 * X**2}
+OTHER = randn(4, 3, seed=5)
+
+# --- functions it has never seen ------------------------------------------------------------------
+
+
+def softmax(p):
+    e = np.exp(p["z"] - p["z"].max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def softmax_problem():
+    z, c = randn(4, 6), randn(4, 6, seed=1)
+    s = softmax({"z": z})
+    return softmax, {"z": z}, {"z": s * (c - (c * s).sum(axis=1, keepdims=True))}, c
+
+
+def layer_norm(p):
+    x = p["x"]  # np.var takes the square of an absolute value, so this one is not analytic
+    return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5) * p["gain"] + p["shift"]
+
+
+def layer_norm_problem():
+    x, gain, shift, c = randn(5, 7), randn(7), randn(7, seed=1), randn(5, 7, seed=1)
+    root = np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    unit = (x - x.mean(axis=1, keepdims=True)) / root
+    d = c * gain
+    dx = (d - d.mean(axis=1, keepdims=True) - unit * (d * unit).mean(axis=1, keepdims=True)) / root
+    params = {"x": x, "gain": gain, "shift": shift}
+    return layer_norm, params, {"x": dx, "gain": (c * unit).sum(axis=0), "shift": c.sum(axis=0)}, c
+
+
+def attention(p):
+    scores = p["q"] @ p["k"].T / np.sqrt(p["q"].shape[1])
+    return softmax({"z": scores}) @ p["v"]
+
+
+def attention_problem():
+    q, k, v, c = randn(5, 4), randn(6, 4), randn(6, 3), randn(5, 3, seed=1)
+    weights = softmax({"z": q @ k.T / 2})
+    dw = c @ v.T
+    ds = weights * (dw - (dw * weights).sum(axis=1, keepdims=True))
+    return attention, {"q": q, "k": k, "v": v}, {"q": ds @ k / 2, "k": ds.T @ q / 2, "v": weights.T @ c}, c
+
+
+PROBLEMS = {"softmax": softmax_problem, "layer norm": layer_norm_problem, "attention": attention_problem}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("method", ["auto", "central"])
+def test_right_gradients_of_an_unknown_layer_pass(name, method):
+    f, params, grads, cotangent = PROBLEMS[name]()
+    report = gradcheck(f, params, grads, cotangent=cotangent, method=method)
+    assert report.passed
+    assert {block.name for block in report.blocks} == params.keys()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("method", ["auto", "central"])
+def test_an_error_of_one_millionth_in_one_entry_is_found(name, method):
+    f, params, grads, cotangent = PROBLEMS[name]()
+    for wrong in params:
+        i = tuple(s // 2 for s in grads[wrong].shape)
+        bad = grads[wrong].copy()
+        bad[i] += 1e-6
+        with pytest.raises(GradientError) as caught:
+            gradcheck(f, params, {**grads, wrong: bad}, cotangent=cotangent, method=method)
+        failed = [block for block in caught.value.report.blocks if not block.passed]
+        assert [(block.name, block.worst) for block in failed] == [(wrong, i)]
+        assert failed[0].error == pytest.approx(1e-6, rel=0.01)
+        assert failed[0].analytic - failed[0].numeric == pytest.approx(1e-6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_an_error_of_one_millionth_in_a_factor_is_found_and_named(name):
+    f, params, grads, cotangent = PROBLEMS[name]()
+    wrong = {key: grad * (1 + 1e-6) for key, grad in grads.items()}
+    with pytest.raises(GradientError) as caught:
+        gradcheck(f, params, wrong, cotangent=cotangent)
+    for block in caught.value.report.blocks:
+        assert not block.passed
+        assert block.factor == pytest.approx(1 + 1e-6, abs=1e-7)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-9, 1e3))
+def test_any_error_above_the_tolerance_fails_and_any_below_passes(seed, size):
+    x = np.random.default_rng(seed).standard_normal(5)
+    g = 3 * x**2
+    largest = max(1.0, np.abs(g).max())
+    off = np.where(np.arange(5) == seed % 5, size * largest, 0.0)
+    with pytest.raises(GradientError):
+        gradcheck(cube, {"x": x}, {"x": g + off}, tolerance=0.99 * size)
+    gradcheck(cube, {"x": x}, {"x": g + off}, tolerance=1.01 * size)
+
+
+# --- large blocks ---------------------------------------------------------------------------------
+
+
+def test_a_large_block_is_checked_along_directions_and_its_wrong_entry_is_found():
+    w = randn(60, 50)
+    g = 3 * w**2
+    report = gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": g})
+    assert report.blocks[0].checked == "8 directions"
+    assert report.blocks[0].worst is None
+    bad = g.copy()
+    bad[41, 7] *= 1 + 1e-5
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": bad}, directions=3)
+    block = caught.value.report.blocks[0]
+    assert (block.checked, block.worst) == ("3 directions", (41, 7))
+    assert block.ratio == pytest.approx(1 + 1e-5, abs=1e-9)
+
+
+def test_a_block_at_the_limit_is_checked_entry_by_entry():
+    x = randn(10)
+    for limit, checked in ((10, "10 entries"), (9, "8 directions")):
+        report = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=limit)
+        assert report.blocks[0].checked == checked
+
+
+def test_one_seed_gives_one_report():
+    w = randn(40, 30)
+    reports = [
+        gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": 3 * w**2}, seed=seed, tolerance=1)
+        for seed in (0, 0, 1)
+    ]
+    assert reports[0] == reports[1] != reports[2]
+
+
+# --- how slopes are measured ----------------------------------------------------------------------
+
+
+def test_an_analytic_function_is_checked_by_complex_step():
+    report = gradcheck(cube, {"x": X}, CUBE)
+    assert (report.method, report.note) == ("complex", "")
+    assert report.blocks[0].allowed == pytest.approx(1e-12 * max(1, CUBE["x"].max()))
+
+
+@pytest.mark.parametrize(
+    ("f", "gradient", "note"),
+    [
+        (lambda p: np.abs(p["x"]).sum(), np.sign(X), "f returns real numbers for complex ones"),
+        (lambda p: (p["x"] * p["x"].conj() * p["x"]).sum(), 3 * X**2, "is f analytic"),
+        (lambda p: (p["x"].astype(np.float64) ** 2).sum(), 2 * X, "f does not take complex numbers (ComplexWarning"),
+        (lambda p: np.floor(p["x"]).sum() + (p["x"] ** 2).sum(), 2 * X, "f does not take complex numbers (TypeError"),
+    ],
+)
+def test_a_function_that_is_not_analytic_is_checked_by_central_differences_and_the_report_says_so(f, gradient, note):
+    report = gradcheck(f, {"x": X}, {"x": gradient})
+    assert report.method == "central"
+    assert note in report.note
+    assert f"(not by complex step: {report.note})" in str(report)
+    with pytest.raises(GradientError):
+        gradcheck(f, {"x": X}, {"x": gradient * 1.0001})
+
+
+def test_a_given_step_is_used_as_it_is():
+    """With a step of 1 the central difference of a cube is off by exactly h^2 = 1 in each entry."""
+    report = gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 1}, step=1.0)
+    assert report.method == "central"
+    assert report.note == "a step for central differences was given"
+    with pytest.raises(GradientError):
+        gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, step=1.0)
+    gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, method="central", step=0.5)
+
+
+def test_a_step_of_one_is_exact_where_the_function_is_quadratic():
+    report = gradcheck(lambda p: (p["x"] ** 2).sum(), {"x": X}, {"x": 2 * X}, step=1.0, tolerance=1e-14)
+    assert report.blocks[0].error <= 1e-14
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 1e3]))
+@settings(max_examples=50)
+def test_central_differences_are_good_to_nine_digits(seed, size):
+    x = size * np.random.default_rng(seed).standard_normal(4)
+    gradcheck(lambda p: np.sin(p["x"]).sum(), {"x": x}, {"x": np.cos(x)}, method="central", tolerance=3e-10)
+
+
+# --- what a report tells --------------------------------------------------------------------------
+
+
+def test_a_report_is_a_table():
+    params, grads = {"a": X, "b": OTHER[0].copy()}, {"a": 2 * X, "b": 3 * OTHER[0] ** 2}
+    report = gradcheck(lambda p: (p["a"] ** 2).sum() + (p["b"] ** 3).sum(), params, grads)
+    title, head, *rows = str(report).splitlines()
+    assert title == "gradcheck by complex step: 2 of 2 gradients agree"
+    assert " ".join(head.split()) == "gradient shape checked error allowed worst at analytic numeric ratio"
+    assert [row.split()[0] for row in rows] == ["a", "b"]
+    assert all(row.endswith("ok") for row in rows)
+    assert "(4, 3)  12 entries" in rows[0]
+
+
+def test_a_failing_report_is_the_message_and_names_the_common_factor():
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["a"] ** 2).sum() + p["b"].sum(), {"a": X, "b": OTHER[0]}, {"a": X, "b": np.ones(3)})
+    report = caught.value.report
+    assert str(caught.value) == str(report)
+    assert "1 of 2 gradients agree" in str(report)
+    assert "WRONG" in str(report)
+    assert "a: every slope is off by the same factor, 0.5" in str(report)
+    block = report.blocks[0]
+    assert (block.factor, block.passed, report.passed) == (pytest.approx(0.5), False, False)
+    assert block.ratio == pytest.approx(0.5)
+    assert block.left is block.right is None
+
+
+def test_a_common_factor_is_named_for_large_blocks_too():
+    w = randn(60, 50)
+    with pytest.raises(GradientError, match="w: every slope is off by the same factor, 2"):
+        gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": 4 * w})
+
+
+def test_the_two_slopes_at_a_kink_are_shown():
+    x = np.array([0.0, 1.0, -1.0])
+    with pytest.raises(GradientError, match=r"x: a kink, with slope 0 on the left, 1 on the right") as caught:
+        gradcheck(lambda p: np.maximum(p["x"], 0).sum(), {"x": x}, {"x": np.array([0.3, 1.0, 0.0])})
+    block = caught.value.report.blocks[0]
+    assert (block.worst, block.left, block.right) == ((0,), pytest.approx(0, abs=1e-12), pytest.approx(1))
+
+
+def test_a_gradient_where_the_slope_is_zero_fails_and_has_no_ratio():
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: p["a"].sum(), {"a": X, "b": X.copy()}, {"a": np.ones_like(X), "b": X})
+    assert np.isnan(caught.value.report.blocks[1].ratio)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def changes_its_input(p):
+    p["x"] *= 2
+    return p["x"].sum()
+
+
+def noisy(p, state=[0.0]):  # noqa: B006  (the shared state is the point)
+    state[0] += 1
+    return p["x"].sum() + state[0]
+
+
+SHARED = randn(6)
+
+
+@pytest.mark.parametrize(
+    ("f", "params", "grads", "settings", "message"),
+    [
+        (cube, {}, {}, {}, "params is empty"),
+        (cube, {"x": X}, {"y": X}, {}, r"grads has the keys \['y'\], expected \['x'\]"),
+        (cube, {"x": X}, {"x": X[:2]}, {}, r"grads\['x'\] has shape \(2, 3\), expected \(4, 3\)"),
+        (cube, {"x": X.astype(np.float32)}, {"x": X}, {}, r"params\['x'\] has dtype float32, expected float64"),
+        (cube, {"x": X}, {"x": X.astype(np.float32)}, {}, r"grads\['x'\] has dtype float32, expected float64"),
+        (cube, {"x": X.tolist()}, {"x": X}, {}, r"params\['x'\] must be an array, got list"),
+        (cube, {"x": X[:0]}, {"x": X[:0]}, {}, r"params\['x'\] has shape \(0, 3\): there is nothing to check"),
+        (cube, {"x": X * np.nan}, {"x": X}, {}, r"params\['x'\] is not finite"),
+        (cube, {"x": X}, {"x": X * np.inf}, {}, r"grads\['x'\] is not finite"),
+        (cube, {"x": SHARED[:4], "y": SHARED[3:]}, {"x": SHARED[:4], "y": SHARED[3:]}, {}, "share memory"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {}, r"f returns an array of shape \(4, 3\): give a cotangent"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X[0]}, r"cotangent has shape \(3,\), expected \(4, 3\)"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X.astype("f4")}, "cotangent has dtype float32"),
+        (lambda p: (p["x"], None), {"x": X}, {"x": X}, {}, "f returns tuple, expected a number or an array"),
+        (lambda p: p["x"].astype("f4").sum(), {"x": X}, {"x": X}, {}, "f returns float32, expected float64"),
+        (lambda p: np.log(-1.0 + 0 * p["x"].sum()), {"x": X}, {"x": X}, {}, "f is not finite at params"),
+        (changes_its_input, {"x": X}, {"x": X}, {}, r"f changes params\['x'\]"),
+        (noisy, {"x": X}, {"x": X}, {}, "f is not deterministic"),
+        (
+            cube,
+            {"x": X, "y": OTHER},
+            {**CUBE, "y": 0 * OTHER},
+            {},
+            "y: the slope is zero everywhere, so nothing was checked",
+        ),
+        (cube, {"x": X}, CUBE, {"method": "forward"}, "method must be 'auto', 'complex' or 'central', got 'forward'"),
+        (cube, {"x": X}, CUBE, {"step": 0.0}, "step must be above 0 and finite, got 0.0"),
+        (cube, {"x": X}, CUBE, {"step": 1.0, "method": "complex"}, "a step is for central differences"),
+        (cube, {"x": X}, CUBE, {"directions": 0}, "directions must be at least 1, got 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_worthless_check_is_refused(f, params, grads, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        gradcheck(f, params, grads, **settings)
+    assert isinstance(caught.value, CheckRefused)
+
+
+def test_a_function_that_changes_its_input_does_not_reach_the_callers_arrays():
+    x = X.copy()
+    with pytest.raises(CheckRefused):
+        gradcheck(changes_its_input, {"x": x}, {"x": x})
+    np.testing.assert_array_equal(x, X)
+
+
+def test_a_slope_of_zero_can_be_allowed_by_name():
+    params, grads = {"x": X, "y": OTHER}, {**CUBE, "y": 0 * OTHER}
+    assert gradcheck(cube, params, grads, allow_zero=["y"]).passed
+
+
+def test_a_function_that_is_not_finite_nearby_is_refused():
+    x = np.array([1e-9, 1.0])
+    with pytest.raises(CheckRefused, match=r"f is not finite close to params\['x'\]"), np.errstate(invalid="ignore"):
+        gradcheck(lambda p: np.sqrt(p["x"]).sum(), {"x": x}, {"x": 0.5 / np.sqrt(x)}, method="central")
+
+
+def test_views_into_one_array_that_do_not_overlap_are_no_obstacle():
+    w = randn(4, 6)
+    params = {"left": w[:, ::2], "right": w[:, 1::2]}
+    grads = {name: 3 * p**2 for name, p in params.items()}
+    assert gradcheck(lambda p: (p["left"] ** 3).sum() + (p["right"] ** 3).sum(), params, grads).passed
+
+
+def test_a_plain_python_number_may_be_returned():
+    assert gradcheck(lambda p: float((p["x"] ** 2).sum()), {"x": X}, {"x": 2 * X}).method == "central"
+
+
+def test_a_cotangent_gives_the_gradient_of_its_product():
+    c = OTHER
+    assert gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * c}, cotangent=c).passed
+    with pytest.raises(GradientError):
+        gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2}, cotangent=c)
+
+
+# --- Taylor orders --------------------------------------------------------------------------------
+
+
+def test_a_right_gradient_leaves_a_remainder_of_second_order():
+    orders = taylor_orders(cube, {"x": X}, CUBE, halvings=8)
+    np.testing.assert_allclose(orders.zeroth_orders, 1, atol=0.15)
+    np.testing.assert_allclose(orders.first_orders, 2, atol=0.15)
+    assert len(orders.steps) == len(orders.zeroth) == len(orders.first) == 9
+    np.testing.assert_array_equal(orders.steps[1:], orders.steps[:-1] / 2)
+
+
+def test_a_wrong_gradient_leaves_a_remainder_of_first_order():
+    orders = taylor_orders(cube, {"x": X}, {"x": 1.01 * CUBE["x"]}, halvings=14)
+    assert orders.first_orders[-1] == pytest.approx(1, abs=0.05)
+
+
+def test_a_linear_function_leaves_no_first_remainder_but_rounding():
+    orders = taylor_orders(lambda p: (p["x"] * OTHER).sum(), {"x": X}, {"x": OTHER})
+    assert orders.first.max() <= 1e-14
+
+
+def test_taylor_orders_take_a_cotangent_and_refuse_as_gradcheck_does():
+    orders = taylor_orders(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * OTHER}, cotangent=OTHER, halvings=6)
+    np.testing.assert_allclose(orders.first_orders, 2, atol=0.3)
+    with pytest.raises(CheckRefused, match="give a cotangent"):
+        taylor_orders(lambda p: p["x"] ** 3, {"x": X}, CUBE)
+    with pytest.raises(CheckRefused, match="expected float64"):
+        taylor_orders(cube, {"x": X.astype(np.float32)}, CUBE)
