@@ -47,6 +47,7 @@ def fetch_katex() -> Path:
 def main() -> int:
     """Build the site; warnings are errors."""
     fetch_katex()
+    shutil.rmtree(DOCS / "_build" / "html", ignore_errors=True)
     # A fresh environment each time: the pages run again, and no page is left over from a file that is gone.
     command = [sys.executable, "-m", "sphinx", "-E", "-a", "-W", "--keep-going", "-b", "html", *sys.argv[1:]]
     done = subprocess.run([*command, "-d", str(DOCS / "_build" / "doctrees"), str(DOCS), str(DOCS / "_build" / "html")])

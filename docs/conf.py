@@ -69,6 +69,7 @@ equations_package = ROOT / "minilora"
 
 html_theme = "furo"
 html_title = "minilora"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", str(fetch_katex())]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -79,8 +80,11 @@ html_theme_options = {
 }
 
 
-def adjust_formulas(app, doctree):
-    """Align formulas of several lines, and keep a formula and the full stop or comma behind it together."""
+def adjust(app, doctree):
+    """Align formulas of several lines, keep a formula and the full stop behind it together, trim included code."""
+    for node in doctree.findall(nodes.literal_block):
+        if node.get("source"):
+            node.children = [nodes.Text(node.astext().rstrip())]
     for node in doctree.findall(nodes.math_block):
         tex = node.astext()
         if r"\\" in tex and r"\begin" not in tex:  # Sphinx does this for MathJax alone
@@ -94,4 +98,4 @@ def adjust_formulas(app, doctree):
 
 def setup(app):
     """Register the above with Sphinx."""
-    app.connect("doctree-read", adjust_formulas)
+    app.connect("doctree-read", adjust)

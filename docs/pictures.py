@@ -40,7 +40,7 @@ def show(figure: Figure, alt: str, caption: str = "") -> HTML:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # names that another picture of the page would have, too
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1; font-family: inherit", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = svg.replace(INK, "currentColor")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
     caption = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""

@@ -194,7 +194,7 @@ def _grade(
         for name, value, right, known in zip(names, values, rights, mistakes, strict=False):
             for mistake, hint in known if not _same(value, right(data)) else ():
                 if _same(value, _or_none(mistake, data)):
-                    raise Hint(f"{name}: {hint}" + (f" ({problem})" if problem else ""))
+                    raise Hint(f"{name}: {hint}" + (f"\n({problem})" if problem else ""))
     wrong = [name for name, value, right in zip(names, got, rights, strict=False) if not _same(value, right(different))]
     raise Hint(problem or f"{' and '.join(wrong)}: the right shape, the wrong values; write it out in indices")
 

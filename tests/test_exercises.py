@@ -99,7 +99,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("grader", "answer", "hint"), WRONG)
 def test_a_wrong_answer_gets_its_own_hint(grader, answer, hint):
-    with pytest.raises(Hint, match=hint):
+    with pytest.raises(Hint, match=f"(?s){hint}"):
         getattr(exercises, grader)(answer)
 
 
