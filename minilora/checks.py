@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,12 +36,7 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name} must be an array, got {type(value).__name__}")
     if like is not None:
-        if isinstance(value, np.ndarray) != isinstance(like, np.ndarray):
-            raise TypeError(
-                f"{name} is a {_library(value)} array and {like_name} holds {_library(like)} arrays: "
-                f"convert {name} with minilora.get_backend({_library(like)!r}).asarray({name}), "
-                "or bring a GPU array to NumPy with Backend.to_numpy"
-            )
+        check_library(name, value, like, like_name)
         if value.dtype == like.dtype:  # the common case, and 2 microseconds cheaper than names
             return
     precision = _PRECISION.get(dtype_name(value))
@@ -51,9 +46,24 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
         raise TypeError(f"{name} has dtype {value.dtype}, expected {like.dtype} as in {like_name}")
 
 
+def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
+    """Refuse an array of another library than that of `like`: nothing is moved to or from a GPU silently."""
+    if type(value) is type(like):
+        return
+    ours, theirs = _library(value), _library(like)
+    if ours == theirs or isinstance(value, type(like)) or isinstance(like, type(value)):
+        return
+    if theirs == "numpy":
+        advice = f"take {name} to the host with minilora.get_backend('cupy').to_numpy({name}), or make all with CuPy"
+    else:
+        advice = f"convert {name} with minilora.get_backend('cupy').asarray({name}), or make all with NumPy"
+    raise TypeError(f"{name} is a {ours} array and {like_name} holds {theirs} arrays: {advice}")
+
+
 def _library(array: Array) -> str:
     """Return the name of the library an array belongs to."""
-    return "numpy" if isinstance(array, np.ndarray) else type(array).__module__.partition(".")[0]
+    # NumPy's own scalars count, and subclasses such as numpy.memmap, wherever they are defined.
+    return "numpy" if isinstance(array, (np.ndarray, np.generic)) else type(array).__module__.partition(".")[0]
 
 
 def check_matrix(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
@@ -94,9 +104,9 @@ def check_cache(layer: Any, dy: Array, cache: Any) -> None:
     check_shape("dy", dy, (*x.shape[:-1], out_features))
 
 
-def check_same_keys(name: str, value: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a dict whose keys are not exactly those of `expected`."""
-    missing, extra = sorted(expected.keys() - value.keys()), sorted(value.keys() - expected.keys())
+def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
+    """Refuse a dict whose keys are not exactly the `expected` ones."""
+    missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected))
     if missing or extra:
         raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from . import __version__, article
-from .backend import BackendUnavailable, get_backend
+from .backend import Backend, BackendUnavailable, get_backend
 from .proof import prove
 from .train import TrainingDiverged
+
+BACKENDS = ("numpy", "cupy", "auto")
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -91,10 +94,22 @@ def _parser() -> argparse.ArgumentParser:
 def _add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
-        choices=["numpy", "cupy", "auto"],
-        default=os.environ.get("MINILORA_BACKEND", "numpy"),
+        choices=BACKENDS,
+        default=os.environ.get("MINILORA_BACKEND") or "numpy",
         help="library to compute with; auto is cupy where it works ($MINILORA_BACKEND sets the default)",
     )
+
+
+def _backend(options: argparse.Namespace) -> Backend:
+    """Return the backend that was asked for; where "auto" had to fall back, say so in a line of our own."""
+    if options.backend not in BACKENDS:  # the parser checks what is typed, not the default
+        raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {options.backend!r}")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        backend = get_backend(options.backend)
+    for note in notes:
+        print(f"minilora: {note.message}", file=sys.stderr)
+    return backend
 
 
 def _article(options: argparse.Namespace) -> int:
@@ -110,7 +125,7 @@ def _article(options: argparse.Namespace) -> int:
         lr=options.lr,
         seed=options.seed,
         dtype=options.dtype,
-        backend=get_backend(options.backend),
+        backend=_backend(options),
         progress=True,
     )
     print(article.report(result), end="")
@@ -121,7 +136,7 @@ def _article(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    backend = get_backend(options.backend)
+    backend = _backend(options)
     wrong = count = 0
     proof = list(prove(backend, options.seed))  # a bad seed speaks before the head of the table does
     print(f"{'gradient of':48}{'checked':>16}{'error':>10}{'allowed':>10}")

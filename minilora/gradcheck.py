@@ -111,7 +111,7 @@ class GradReport:
                 lines.append(f"{block.name}: every slope is off by the same factor, {block.factor:.9g}")
             if block.left is not None:
                 lines.append(
-                    f"{block.name}: a kink, with slope {block.left:.9g} on the left, {block.right:.9g} on the right"
+                    f"{block.name}: a kink, with slope {block.left:z.9g} on the left, {block.right:z.9g} on the right"
                 )
         return "\n".join(lines)
 

@@ -17,11 +17,12 @@ Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .backend import backend_of
-from .checks import Array, check_array, check_integer, check_number, check_same_keys, check_shape
+from .checks import Array, check_array, check_integer, check_library, check_number, check_same_keys, check_shape
 
 BLOCK = 32_768
 """Entries updated at a time on a CPU."""
@@ -47,9 +48,11 @@ def adam_update(
     m += (1 - beta1) * g  # eq. (20)
     v *= beta2
     v += (1 - beta2) * (g * g)  # eq. (21)
-    m_hat = m / (1 - beta1**t)  # eq. (22)
-    v_hat = v / (1 - beta2**t)  # eq. (23)
-    theta -= lr * m_hat / (sqrt(v_hat) + eps)  # eq. (24)
+    # m_hat and v_hat are m and v divided by a number. Dividing lr and eps instead of two arrays leaves (24) the same
+    # and takes 13 % off a call for a million entries, 18 % for a thousand.
+    m_correction = 1 - beta1**t  # eq. (22)
+    root_correction = math.sqrt(1 - beta2**t)  # eq. (23)
+    theta -= (lr * root_correction / m_correction) * m / (sqrt(v) + eps * root_correction)  # eq. (24)
 
 
 class Adam:
@@ -83,8 +86,10 @@ class Adam:
     ) -> None:
         if not params:
             raise ValueError("params is empty: there is nothing to train")
+        first, *_ = params
         for name, p in params.items():
             check_array(f"params[{name!r}]", p)
+            check_library(f"params[{name!r}]", p, like=params[first], like_name=f"params[{first!r}]")
         self.lr = check_number("lr", lr, above=0)
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {betas!r}")
@@ -95,8 +100,10 @@ class Adam:
         self.eps = check_number("eps", eps, above=0)
         self.params = dict(params)
         self.t = 0
-        self.m = {name: backend_of(p).xp.zeros_like(p) for name, p in params.items()}
-        self.v = {name: backend_of(p).xp.zeros_like(p) for name, p in params.items()}
+        backend = backend_of(params[first])
+        self.m = {name: backend.xp.zeros_like(p) for name, p in params.items()}
+        self.v = {name: backend.xp.zeros_like(p) for name, p in params.items()}
+        self._kernel = backend.elementwise_kernel(KERNEL_INPUTS, KERNEL_OUTPUTS, KERNEL, "minilora_adam")
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {tuple(p.shape)}" for name, p in self.params.items())
@@ -122,6 +129,9 @@ class Adam:
         self.t += 1
         for name, p in self.params.items():
             g, m, v = grads[name], self.m[name], self.v[name]
+            if self._kernel is not None:
+                fused_adam_update(self._kernel, p, g, m, v, self.t, lr=self.lr, betas=self.betas, eps=self.eps)
+                continue
             for part in _blocks(p):
                 adam_update(p[part], g[part], m[part], v[part], self.t, lr=self.lr, betas=self.betas, eps=self.eps)
 
@@ -141,7 +151,7 @@ class Adam:
         ValueError, TypeError
             If the state does not fit these parameters. Nothing has changed then.
         """
-        check_same_keys("state", state, {"t": 0, "m": 0, "v": 0})
+        check_same_keys("state", state, ("t", "m", "v"))
         t = check_integer("state['t']", state["t"], at_least=0)
         for moment in ("m", "v"):
             check_same_keys(f"state[{moment!r}]", state[moment], self.params)
@@ -157,7 +167,8 @@ def _blocks(p: Array) -> Iterator[Any]:
     """Cut an array into parts of about `BLOCK` entries along its first axis.
 
     On a CPU a part, its gradient, its two means and the temporaries of `adam_update` stay in the cache together:
-    a million parameters take 1.2 ms in parts and 5 ms in one piece. A GPU would only pay for the launches.
+    a million parameters take 1.9 ms in parts and 2.3 ms in one piece on one machine, 1.0 and 3.9 ms on another. A
+    GPU would only pay for the launches.
     """
     if p.ndim == 0 or backend_of(p).name != "numpy":
         yield ...
@@ -165,3 +176,36 @@ def _blocks(p: Array) -> Iterator[Any]:
     length = max(1, BLOCK * p.shape[0] // max(1, p.size))
     for start in range(0, p.shape[0], length):
         yield slice(start, start + length)
+
+
+# `adam_update` for a GPU, in one launch: each entry is read and written once, and not once for each operation. The
+# statements are C, and Python as well: a test runs them beside `adam_update`.
+KERNEL_INPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T rate, T floor"
+KERNEL_OUTPUTS = "T theta, T m, T v"
+KERNEL = """
+m = beta1 * m + rest1 * g;
+v = beta2 * v + rest2 * (g * g);
+theta = theta - rate * m / (sqrt(v) + floor);
+"""
+
+
+def fused_adam_update(
+    kernel: Any,
+    theta: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Do what `adam_update` does, in one launch of a kernel that `Backend.elementwise_kernel` made of `KERNEL`.
+
+    What depends on t alone is a number, computed here in double precision: multiplied by root, the fraction in (24) is
+    ``lr root / (1 - beta1^t) * m / (sqrt(v) + eps root)``.
+    """
+    beta1, beta2 = betas
+    root = (1 - beta2**t) ** 0.5
+    kernel(g, beta1, 1 - beta1, beta2, 1 - beta2, lr * root / (1 - beta1**t), eps * root, theta, m, v)

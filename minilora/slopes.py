@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import backend_of
-from .checks import Array, dtype_name
+from .backend import backend_of, share_memory
+from .checks import Array, check_library, dtype_name
 
 Params = dict[str, Array]
 Function = Callable[[Params], Any]
@@ -117,7 +117,7 @@ class MeasuredLoss:
         near_left, near_right = ((self.at(name, direction, t) - self.value) / t for t in (-h / 2, h / 2))
         # The two slopes of a smooth function draw together as the step halves; those at a kink do not.
         kink = abs(right - left) > 1e-4 * max(1.0, abs(left)) and abs(near_right - near_left) > 0.75 * abs(right - left)
-        return (near_left + 0.0, near_right + 0.0) if kink else None  # + 0.0 turns -0.0 into 0.0
+        return (near_left, near_right) if kink else None
 
     def distrust_complex_step(self, rng: np.random.Generator) -> str:
         """Return why the complex step cannot be used on this function, or "" if it can."""
@@ -149,6 +149,7 @@ def check_arguments(params: Mapping[str, Array], grads: Mapping[str, Array], cot
     for label, array in arrays.items():
         if not hasattr(array, "dtype"):
             raise CheckRefused(f"{label} must be an array, got {type(array).__name__}")
+        check_library(label, array, like=next(iter(params.values())), like_name="params")
         if dtype_name(array) != "float64":
             raise CheckRefused(f"{label} has dtype {array.dtype}, expected float64: slopes of less cannot be trusted")
         if not bool(backend_of(array).xp.isfinite(array).all()):
@@ -159,7 +160,7 @@ def check_arguments(params: Mapping[str, Array], grads: Mapping[str, Array], cot
         if tuple(grads[name].shape) != tuple(p.shape):
             raise CheckRefused(f"grads[{name!r}] has shape {tuple(grads[name].shape)}, expected {tuple(p.shape)}")
         for other, q in params.items():
-            if other < name and backend_of(p).xp.shares_memory(p, q):
+            if other < name and share_memory(p, q):
                 raise CheckRefused(f"params[{other!r}] and params[{name!r}] share memory: f cannot see one move alone")
 
 

@@ -18,8 +18,11 @@ from .checks import Array, check_array, check_features, check_integer, check_rng
 from .losses import mse
 from .optim import Adam
 
-EVALUATION_ROWS = 4096
-"""Rows whose loss is computed at a time, so that data larger than memory can be evaluated."""
+EVALUATION_ROWS = 1024
+"""Rows whose loss is computed at a time, so that data larger than memory can be evaluated.
+
+At the article's widths a block's temporaries stay in the cache: an adapter's loss over 10,000 rows takes 19 ms, and
+31 ms in blocks of 4096. A full-rank layer's takes as long either way."""
 
 
 class Layer(Protocol):
@@ -161,9 +164,7 @@ def train(
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of X, got {batch_size}")
     check_rng(rng)
-    for name, data in (("X", X), ("Y", Y)):
-        if not isinstance(data, np.memmap) and not all_finite([data.min(), data.max()]):  # a file is not read twice
-            raise ValueError(f"{name} holds NaN or infinity: {_first_bad(data)}")
+    _check_finite({"X": X, "Y": Y})
 
     optimizer = Adam(model.trainable(), lr=lr)
     loop = _Loop(model, optimizer, X, Y, batch_size)
@@ -192,7 +193,8 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int) -> np.ndarra
 def gradients(model: Layer, x: Array, y: Array) -> dict[str, Array]:
     """Return the gradients of ``mse(model(x), y)`` at the model's trainable arrays."""
     shortcut = getattr(model, "mse_gradients", None)
-    if shortcut is not None:  # LoRA's residual form: an adapter step takes 0.14 ms with it, 0.2 ms without
+    if shortcut is not None:  # LoRA's residual form: a step of an adapter takes 0.19 ms with it and 0.42 ms without,
+        # and a step of a `LoRALinear`, which runs the base, 1.7 and 2.0 ms
         return shortcut(x, y)  # type: ignore[no-any-return]
     prediction, cache = model.forward(x)
     _, d_prediction = mse(prediction, y)
@@ -260,6 +262,15 @@ def _check_data(model: Layer, X: Array, Y: Array) -> None:
     if X.ndim < 2 or X.shape[0] == 0:
         raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
     check_shape("Y", Y, (*X.shape[:-1], model.out_features))
+
+
+def _check_finite(data: Mapping[str, Array]) -> None:
+    """Refuse data with a NaN or an infinity in it. A file is not read twice for this."""
+    ends = {name: [d.min(), d.max()] for name, d in data.items() if not isinstance(d, np.memmap)}
+    if all_finite([end for pair in ends.values() for end in pair]):  # the usual case waits for the device once
+        return
+    name = next(name for name, pair in ends.items() if not all_finite(pair))
+    raise ValueError(f"{name} holds NaN or infinity: {_first_bad(data[name])}")
 
 
 def _first_bad(data: Array) -> str:

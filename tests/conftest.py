@@ -1,13 +1,49 @@
 import os
+import sys
 
 # The arrays here are small: several BLAS threads would only wait for each other, and on a busy machine for long.
 # NumPy reads these when it is first imported, which is after this file.
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+from minilora import Backend, get_backend  # noqa: E402
+
+from . import cupy_standin  # noqa: E402
+from .places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if settings.get_current_profile_name() == "default":
     settings.load_profile("default")
+# One mutant after another, hundreds of them: a few examples each, and always the same.
+settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=5, database=None)
+
+
+@pytest.fixture
+def gpu() -> Backend:
+    return real_cupy()
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    """The stand-in as any library in CuPy's place: without kernels, so that Adam's readable update runs."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make(kernels=False))
+    backend = get_backend("cupy")
+    cupy_standin.traffic.reset()
+    return backend
+
+
+@pytest.fixture(
+    params=[*PLACES, "stand-in", "stand-in with kernels", pytest.param("gpu", marks=pytest.mark.gpu)],
+)
+def place(request, monkeypatch) -> Place:
+    if request.param in PLACES:
+        return PLACES[request.param]
+    if request.param == "gpu":
+        return Place(real_cupy(), exact=False)
+    kernels = request.param == "stand-in with kernels"
+    monkeypatch.setitem(sys.modules, "cupy", cupy_standin.make(kernels=kernels))
+    return Place(get_backend("cupy"), exact_adam=not kernels)

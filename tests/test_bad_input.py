@@ -112,6 +112,11 @@ class TestEveryLayer:
             self.layer(case).backward(PROBLEM.dy, cache)
 
 
+def test_input_gradient_refuses_a_dy_of_another_precision():
+    with pytest.raises(TypeError, match="dy has dtype float32, expected float64 as in the layer"):
+        Linear(W).input_gradient(np.ones((3, 4), np.float32))
+
+
 def test_input_gradient_refuses_a_dy_of_another_width():
     with pytest.raises(
         ValueError, match=r"dy has 5 entries on its last axis \(shape \(3, 5\)\), expected out_features = 4"
@@ -123,7 +128,8 @@ def test_input_gradient_refuses_a_dy_of_another_width():
 @pytest.mark.parametrize(
     ("x", "target", "error", "message"),
     [
-        (np.ones((3, 4)), np.ones((3, 4)), ValueError, "x has 4 entries"),
+        (np.ones((3, 4)), np.ones((3, 4)), ValueError, r"x has 4 entries on .*, expected in_features = 5"),
+        (np.ones((3, 5), np.float32), np.ones((3, 4)), TypeError, "x has dtype float32, expected float64"),
         (np.ones((3, 5)), np.ones((3, 5)), ValueError, r"(residual|target) has shape \(3, 5\), expected \(3, 4\)"),
         (np.ones((3, 5)), np.ones((2, 4)), ValueError, r"(residual|target) has shape \(2, 4\), expected \(3, 4\)"),
         (np.ones((3, 5)), np.ones((3, 4), np.float32), TypeError, "(residual|target) has dtype float32"),

@@ -103,6 +103,19 @@ def test_a_rank_beyond_what_exists_is_filled_with_zeros(route):
 
 
 @ROUTES
+def test_alpha_is_1_unless_said(route):
+    problem = Problem(n=20, in_features=3, out_features=2, rank=2)
+    assert route(problem.x, problem.target, rank=2).alpha == 1.0
+
+
+def test_a_direction_that_rounding_alone_can_explain_is_taken_as_constant():
+    eps = np.finfo(np.float64).eps
+    for square, kept in ((3 * eps, False), (5 * eps, True)):  # the limit is the number of inputs times eps
+        lora = best_adapter_from_gram(np.diag([1.0, 1.0, 1.0, square]), np.ones((4, 2)), rank=1)
+        assert bool(abs(lora.delta()[:, 3]).max() > 1) is kept
+
+
+@ROUTES
 def test_columns_of_x_that_repeat_are_no_obstacle(route):
     problem = Problem(n=30, in_features=3, out_features=4, rank=2)
     x = np.hstack([problem.x, problem.x[:, :2]])
@@ -163,6 +176,7 @@ X, R = np.ones((3, 5)), np.ones((3, 4))
             "residual has dtype float32, expected float64",
         ),
         (lambda: best_adapter([[1.0]], R, rank=1), TypeError, "X must be an array, got list"),
+        (lambda: best_adapter_from_gram(X[0], R, rank=1), ValueError, r"XtX has shape \(5,\), expected a matrix"),
         (lambda: best_adapter_from_gram(X, R, rank=1), ValueError, r"XtX has shape \(3, 5\), expected \(3, 3\)"),
         (
             lambda: best_adapter_from_gram(np.eye(3), R[:2], rank=1),

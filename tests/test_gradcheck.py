@@ -1,5 +1,7 @@
 """The checker itself: right gradients pass, wrong ones fail and are explained, worthless checks are refused."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,6 +132,35 @@ def test_a_large_block_is_checked_along_directions_and_its_wrong_entry_is_found(
     assert block.ratio == pytest.approx(1 + 1e-5, abs=1e-9)
 
 
+@pytest.mark.parametrize("flat", [0, 1, 2, 1499, 1500, 2998, 2999])
+def test_the_wrong_entry_is_found_wherever_it_stands(flat):
+    w = randn(60, 50)
+    bad = 2 * w
+    bad[np.unravel_index(flat, bad.shape)] += 0.01
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": bad})
+    assert caught.value.report.blocks[0].worst == np.unravel_index(flat, bad.shape)
+
+
+def test_errors_that_cancel_in_a_sum_are_found_too():
+    w = randn(60, 50)
+    bad = 2 * w
+    bad[50, 3] += 0.01
+    bad[50, 4] -= 0.01
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": bad})
+    assert caught.value.report.blocks[0].worst in [(50, 3), (50, 4)]
+
+
+def test_the_worst_entry_is_the_one_with_the_largest_error():
+    bad = CUBE["x"] + 0.9
+    bad[0, 1] += 0.1
+    with pytest.raises(GradientError) as caught:
+        gradcheck(cube, {"x": X}, {"x": bad})
+    assert caught.value.report.blocks[0].worst == (0, 1)
+    assert caught.value.report.blocks[0].error == pytest.approx(1.0)
+
+
 def test_a_block_at_the_limit_is_checked_entry_by_entry():
     x = randn(10)
     for limit, checked in ((10, "10 entries"), (9, "8 directions")):
@@ -173,6 +204,47 @@ def test_a_function_that_is_not_analytic_is_checked_by_central_differences_and_t
         gradcheck(f, {"x": X}, {"x": gradient * 1.0001})
 
 
+def big(p):
+    return (p["x"] ** 3).sum() * 1e6
+
+
+def small_and_steep(p):
+    return (p["x"] ** 6).sum()
+
+
+def zero_and_steep(p):
+    return 100 * np.sin(100 * p["x"]).sum()
+
+
+def far_from_zero(p):
+    return 1e8 + (p["x"] ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "gradient"),
+    [
+        (big, X, 3e6 * X**2),
+        (small_and_steep, X / 100, 6 * (X / 100) ** 5),
+        (zero_and_steep, 0 * X, np.full(X.shape, 1e4)),
+        (far_from_zero, X, 2 * X),
+        (lambda p: (p["x"] ** 2).sum().item(), X, 2 * X),
+    ],
+)
+def test_the_complex_step_is_trusted_whatever_the_scale(f, x, gradient):
+    """Its companion, the central difference, is less exact, and must not be the one to be believed."""
+    report = gradcheck(f, {"x": x}, {"x": gradient})
+    assert (report.method, report.note) == ("complex", "")
+
+
+def test_a_warning_of_the_function_is_no_reason_to_distrust_it():
+    def warns(p):
+        warnings.warn("by the way", UserWarning, stacklevel=1)
+        return (p["x"] ** 2).sum()
+
+    with pytest.warns(UserWarning, match="by the way"):
+        assert gradcheck(warns, {"x": X}, {"x": 2 * X}).method == "complex"
+
+
 def test_a_given_step_is_used_as_it_is():
     """With a step of 1 the central difference of a cube is off by exactly h^2 = 1 in each entry."""
     report = gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 1}, step=1.0)
@@ -207,6 +279,15 @@ def test_a_report_is_a_table():
     assert [row.split()[0] for row in rows] == ["a", "b"]
     assert all(row.endswith("ok") for row in rows)
     assert "(4, 3)  12 entries" in rows[0]
+    assert len({row.rindex("ok") for row in rows}) == 1  # columns are aligned
+
+
+def test_a_large_block_is_a_row_of_its_own_kind():
+    w = randn(60, 50)
+    title, _, row = str(gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": 2 * w}, method="central")).splitlines()
+    assert title == "gradcheck by central differences: 1 of 1 gradients agree"
+    assert row.split()[:5] == ["w", "(60,", "50)", "8", "directions"]
+    assert row.split()[7] == "all"
 
 
 def test_a_failing_report_is_the_message_and_names_the_common_factor():
@@ -215,7 +296,8 @@ def test_a_failing_report_is_the_message_and_names_the_common_factor():
     report = caught.value.report
     assert str(caught.value) == str(report)
     assert "1 of 2 gradients agree" in str(report)
-    assert "WRONG" in str(report)
+    assert str(report).splitlines()[2].endswith("  WRONG")
+    assert f"  {report.blocks[0].worst}  " in str(report).splitlines()[2]
     assert "a: every slope is off by the same factor, 0.5" in str(report)
     block = report.blocks[0]
     assert (block.factor, block.passed, report.passed) == (pytest.approx(0.5), False, False)
@@ -227,6 +309,53 @@ def test_a_common_factor_is_named_for_large_blocks_too():
     w = randn(60, 50)
     with pytest.raises(GradientError, match="w: every slope is off by the same factor, 2"):
         gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": 4 * w})
+
+
+@pytest.mark.parametrize(
+    ("gradient", "factor"),
+    [
+        (1e6 * CUBE["x"] * (1 + 1e-6 * np.sign(X)), pytest.approx(1e6, rel=1e-5)),
+        (0 * CUBE["x"], 0),
+        (-CUBE["x"], pytest.approx(-1)),
+        (CUBE["x"] * np.linspace(1, 1.5, 12).reshape(4, 3), None),
+        (CUBE["x"] + 1, None),
+    ],
+)
+def test_a_factor_is_named_where_there_is_one(gradient, factor):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(cube, {"x": X}, {"x": gradient})
+    assert caught.value.report.blocks[0].factor == factor
+
+
+@pytest.mark.parametrize(("size", "factor"), [(1, None), (2, pytest.approx(2))])
+def test_one_entry_alone_has_no_common_factor(size, factor):
+    x = randn(size)
+    with pytest.raises(GradientError) as caught:
+        gradcheck(cube, {"x": x}, {"x": 6 * x**2})
+    assert caught.value.report.blocks[0].factor == factor
+
+
+@pytest.mark.parametrize(
+    ("f", "slopes"),
+    [
+        (lambda x: np.abs(x), (-1, 1)),
+        (lambda x: -np.maximum(-x, 0), (1, 0)),
+        (lambda x: 1e3 * x + 1e-2 * np.maximum(x, 0), None),  # too slight beside the slope to be told from rounding
+        (lambda x: 1.5e-4 * np.maximum(x, 0), (0, 1.5e-4)),
+        (lambda x: 5e-5 * np.maximum(x, 0), None),
+        (lambda x: 1e3 * x**2, None),  # sharply bent, and smooth
+        (lambda x: np.sin(x), None),
+    ],
+)
+def test_a_kink_is_told_from_a_bend(f, slopes):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: f(p["x"]).sum(), {"x": np.zeros(1)}, {"x": np.full(1, 5.0)}, method="central")
+    block = caught.value.report.blocks[0]
+    if slopes is None:
+        assert block.left is block.right is None
+    else:
+        assert (block.left, block.right) == pytest.approx(slopes, abs=1e-9)
+        assert f"slope {slopes[0]:z.9g} on the left, {slopes[1]:z.9g} on the right" in str(caught.value)
 
 
 def test_the_two_slopes_at_a_kink_are_shown():
@@ -364,3 +493,24 @@ def test_taylor_orders_take_a_cotangent_and_refuse_as_gradcheck_does():
         taylor_orders(lambda p: p["x"] ** 3, {"x": X}, CUBE)
     with pytest.raises(CheckRefused, match="expected float64"):
         taylor_orders(cube, {"x": X.astype(np.float32)}, CUBE)
+    with pytest.raises(CheckRefused, match="cotangent has dtype float32"):
+        taylor_orders(lambda p: p["x"], {"x": X}, {"x": OTHER}, cotangent=OTHER.astype(np.float32))
+
+
+def test_taylor_steps_go_along_a_direction_of_length_one():
+    orders = taylor_orders(lambda p: 3 * p["x"].sum(), {"x": np.array([1.0])}, {"x": np.array([3.0])})
+    assert len(orders.steps) == 13
+    np.testing.assert_allclose(orders.zeroth, 3 * orders.steps, rtol=1e-10)
+
+
+def test_taylor_orders_have_the_seed_0_unless_said():
+    default, zero, one = (taylor_orders(cube, {"x": X}, CUBE, **seed) for seed in ({}, {"seed": 0}, {"seed": 1}))
+    np.testing.assert_array_equal(default.first, zero.first)
+    assert not np.array_equal(default.first, one.first)
+
+
+def test_a_remainder_that_vanishes_is_no_error():
+    """x^200 underflows to nothing within a few halvings; what its order is then cannot be said."""
+    orders = taylor_orders(lambda p: (p["x"] ** 200).sum(), {"x": np.zeros(1)}, {"x": np.zeros(1)})
+    assert orders.first[-1] == 0
+    assert np.isnan(orders.first_orders[-1])

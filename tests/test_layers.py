@@ -60,6 +60,12 @@ def test_a_new_linear_layer_is_uniform_within_one_over_the_root_of_its_inputs(pr
     assert max(abs(layer.weight).max(), abs(layer.bias).max()) <= np.float32(bound)
 
 
+def test_a_layer_may_be_as_narrow_as_one_by_one():
+    rng = np.random.default_rng(0)
+    assert Linear.init(1, 1, rng=rng).weight.shape == (1, 1)
+    assert LoRA.init(1, 1, rank=1, alpha=1, rng=rng).delta().shape == (1, 1)
+
+
 def test_a_new_start_fills_its_bounds_evenly():
     rng = np.random.default_rng(0)
     linear = Linear.init(400, 300, rng=rng, dtype="float64")

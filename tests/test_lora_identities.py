@@ -41,6 +41,10 @@ def test_residual_form_takes_leading_axes_as_rows(problem):
     flat = lora.mse_gradients(x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
     for name, grad in lora.mse_gradients(x, residual).items():
         np.testing.assert_array_equal(grad, flat[name])
+    layer = adapted(problem)
+    flat = layer.mse_gradients(x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
+    for name, grad in layer.mse_gradients(x, residual).items():
+        assert_close(grad, flat[name], 1e-13)
 
 
 @given(problem=problems())

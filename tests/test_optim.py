@@ -153,20 +153,26 @@ def test_parameters_that_cannot_be_trained_are_refused(params, error, message):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        ({"t": -1}, r"state\['t'\] must be at least 0, got -1"),
-        ({"m": {}}, r"state\['m'\] must have the keys \['p'\]"),
-        ({"m": {"p": np.zeros(3)}}, r"state\['m'\]\['p'\] has shape \(3,\), expected \(2,\)"),
-        ({"v": {"p": np.zeros(3)}}, r"state\['v'\]\['p'\] has shape \(3,\), expected \(2,\)"),
-        ({"w": 1}, r"state must have the keys \['m', 't', 'v'\]: missing \[\], extra \['w'\]"),
+        ({"t": -1}, ValueError, r"state\['t'\] must be at least 0, got -1"),
+        ({"m": {}}, ValueError, r"state\['m'\] must have the keys \['p'\]"),
+        ({"m": {"p": np.zeros(3)}}, ValueError, r"state\['m'\]\['p'\] has shape \(3,\), expected \(2,\)"),
+        ({"v": {"p": np.zeros(3)}}, ValueError, r"state\['v'\]\['p'\] has shape \(3,\), expected \(2,\)"),
+        ({"w": 1}, ValueError, r"state must have the keys \['m', 't', 'v'\]: missing \[\], extra \['w'\]"),
+        ({"m": {"p": [0.0, 0.0]}}, TypeError, r"state\['m'\]\['p'\] must be an array, got list"),
+        (
+            {"v": {"p": np.zeros(2, "f4")}},
+            TypeError,
+            r"state\['v'\]\['p'\] has .* float32, .* as in params$",
+        ),
     ],
 )
-def test_a_state_that_does_not_fit_changes_nothing(change, message):
+def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     optimizer = Adam({"p": np.zeros(2)})
     optimizer.step({"p": np.ones(2)})
     before = optimizer.state_dict()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         optimizer.load_state_dict({**Adam({"p": np.zeros(2)}).state_dict(), **change})
     after = optimizer.state_dict()
     assert after["t"] == before["t"] == 1

@@ -1,0 +1,87 @@
+"""Arrays of two libraries in one call are refused, everywhere, by name and with the way to convert."""
+
+import numpy as np
+import pytest
+
+from minilora import Adam, Linear, LoRA, LoRALinear, best_adapter, evaluate, gradcheck, mse, train
+
+N, IN, OUT, RANK = 6, 4, 3, 2
+
+
+def mixtures():
+    """Return (call, argument): each call hands `odd` arrays to a layer or function that otherwise holds `own` ones."""
+
+    def linear(own):
+        return Linear(own(OUT, IN), own(OUT))
+
+    def lora(own):
+        return LoRA(own(RANK, IN), own(OUT, RANK), 1.0)
+
+    def backward(layer, own, odd):
+        return layer.backward(odd(N, OUT), layer.forward(own(N, IN))[1])
+
+    def fit(own, X, Y):
+        return train(linear(own), X, Y, epochs=1, batch_size=2, rng=np.random.default_rng(0))
+
+    def state(own, odd):
+        optimizer = Adam({"a": own(OUT)})
+        return optimizer.load_state_dict({"t": 1, "m": {"a": own(OUT)}, "v": {"a": odd(OUT)}})
+
+    def checked(own, params, grads):
+        return gradcheck(lambda p: (p["a"] * p["a"]).sum(), params, grads)
+
+    return {
+        "Linear": (lambda own, odd: Linear(own(OUT, IN), odd(OUT)), "bias"),
+        "LoRA": (lambda own, odd: LoRA(own(RANK, IN), odd(OUT, RANK), 1.0), "lora_B"),
+        "LoRALinear": (lambda own, odd: LoRALinear(linear(own), lora(odd)), "adapter"),
+        "Linear.forward": (lambda own, odd: linear(own).forward(odd(N, IN)), "x"),
+        "Linear.__call__": (lambda own, odd: linear(own)(odd(N, IN)), "x"),
+        "Linear.backward": (lambda own, odd: backward(linear(own), own, odd), "dy"),
+        "Linear.input_gradient": (lambda own, odd: linear(own).input_gradient(odd(N, OUT)), "dy"),
+        "LoRA.forward": (lambda own, odd: lora(own).forward(odd(N, IN)), "x"),
+        "LoRA.backward": (lambda own, odd: backward(lora(own), own, odd), "dy"),
+        "LoRA.mse_gradients x": (lambda own, odd: lora(own).mse_gradients(odd(N, IN), own(N, OUT)), "x"),
+        "LoRA.mse_gradients": (lambda own, odd: lora(own).mse_gradients(own(N, IN), odd(N, OUT)), "residual"),
+        "LoRALinear.forward": (lambda own, odd: LoRALinear(linear(own), lora(own)).forward(odd(N, IN)), "x"),
+        "LoRALinear.backward": (lambda own, odd: backward(LoRALinear(linear(own), lora(own)), own, odd), "dy"),
+        "LoRALinear.mse_gradients": (
+            lambda own, odd: LoRALinear(linear(own), lora(own)).mse_gradients(own(N, IN), odd(N, OUT)),
+            "target",
+        ),
+        "mse": (lambda own, odd: mse(own(N, OUT), odd(N, OUT)), "target"),
+        "Adam": (lambda own, odd: Adam({"a": own(OUT), "b": odd(OUT)}), r"params\['b'\]"),
+        "Adam.step": (lambda own, odd: Adam({"a": own(OUT)}).step({"a": odd(OUT)}), r"grads\['a'\]"),
+        "Adam.load_state_dict": (state, r"state\['v'\]\['a'\]"),
+        "train X": (lambda own, odd: fit(own, odd(N, IN), own(N, OUT)), "X"),
+        "train Y": (lambda own, odd: fit(own, own(N, IN), odd(N, OUT)), "Y"),
+        "evaluate X": (lambda own, odd: evaluate(linear(own), odd(N, IN), own(N, OUT)), "X"),
+        "evaluate Y": (lambda own, odd: evaluate(linear(own), own(N, IN), odd(N, OUT)), "Y"),
+        "best_adapter": (lambda own, odd: best_adapter(own(N, IN), odd(N, OUT), rank=1), "residual"),
+        "gradcheck": (lambda own, odd: checked(own, {"a": own(OUT)}, {"a": odd(OUT)}), r"grads\['a'\]"),
+    }
+
+
+@pytest.mark.parametrize("call", mixtures())
+@pytest.mark.parametrize("host_is_odd", [True, False])
+def test_two_libraries_in_one_call_are_refused_with_the_way_to_convert(standin, call, host_is_odd):
+    rng = np.random.default_rng(0)
+
+    def host(*shape):
+        return rng.standard_normal(shape)
+
+    def there(*shape):
+        return standin.asarray(host(*shape))
+
+    own, odd = (there, host) if host_is_odd else (host, there)
+    act, argument = mixtures()[call]
+    way = "asarray" if host_is_odd else "to_numpy"
+    with pytest.raises(TypeError, match=rf"^{argument} is a \w+ array .*get_backend\('cupy'\).{way}\("):
+        act(own, odd)
+
+
+def test_subclasses_of_numpys_array_are_numpy(tmp_path):
+    mapped = np.memmap(tmp_path / "x", dtype="float64", mode="w+", shape=(N, IN))
+    layer = Linear(np.ones((OUT, IN)))
+    assert layer(mapped).shape == (N, OUT)
+    with pytest.raises(TypeError, match=r"x has dtype float32"):
+        layer(np.float32(1) * np.ones((N, IN), "float32"))
