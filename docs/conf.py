@@ -32,6 +32,7 @@ extensions = [
     "equations",
 ]
 exclude_patterns = ["_build"]
+suppress_warnings = ["toc.empty_glob"]
 default_role = "py:obj"
 
 # Pages run when the site is built, and a page that fails stops it.
@@ -84,7 +85,8 @@ def adjust(app, doctree):
     """Align formulas of several lines, keep a formula and the full stop behind it together, trim included code."""
     for node in doctree.findall(nodes.literal_block):
         if node.get("source"):
-            node.children = [nodes.Text(node.astext().rstrip())]
+            node.rawsource = node.astext().rstrip()  # what is highlighted
+            node.children = [nodes.Text(node.rawsource)]
     for node in doctree.findall(nodes.math_block):
         tex = node.astext()
         if r"\\" in tex and r"\begin" not in tex:  # Sphinx does this for MathJax alone

@@ -132,7 +132,11 @@ def check_consistency(app: Sphinx, env) -> None:
 
 
 def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
-    """Turn the comments of a source page into links to the equations."""
+    """Turn the comments of a source page into links to the equations, and close the gaps that viewcode leaves."""
+    if not pagename.startswith("_modules/"):
+        return
+    context["body"] = re.sub(r'(<div class="viewcode-block"[^>]*>)\n(<a .*</a>)\n', r"\1\2", context["body"])
+    context["body"] = re.sub(r"((</div>)+)\n\n", r"\1", context["body"])
     anchors = [(x.number, x.anchor) for x in find_lines(app.config.equations_package) if x.page == pagename]
     for number, anchor in anchors:
         home = context["pathto"](app.config.equations_page)

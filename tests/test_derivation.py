@@ -11,15 +11,21 @@ from minilora import Adam, Linear, LoRA, LoRALinear, mse
 PAGE = (Path(__file__).parent.parent / "docs" / "derivation.md").read_text(encoding="utf-8")
 
 
-def read_number(tex):
-    """Return the last matrix of a formula, or the number at its end."""
+def read_numbers(names, tex):
+    """Yield each name with its matrix: the last one of the formula, or the last few for several names."""
     matrices = re.findall(r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", tex, re.S)
     if not matrices:
-        return float(re.search(r"([-\d.]+)\s*$", tex)[1])
-    return np.array([[float(entry) for entry in row.split("&")] for row in matrices[-1].split(r"\\")])
+        yield names[0], float(re.search(r"([-\d.]+)\s*$", tex)[1])
+        return
+    for name, matrix in zip(names, matrices[-len(names) :], strict=True):
+        yield name, np.array([[float(entry) for entry in row.split("&")] for row in matrix.split(r"\\")])
 
 
-PRINTED = {name: read_number(tex) for name, tex in re.findall(r"^% number: (\w+)\n\$\$\n(.*?)^\$\$", PAGE, re.S | re.M)}
+PRINTED = {
+    name: number
+    for names, tex in re.findall(r"^% numbers: ([\w ]+)\n\$\$\n(.*?)^\$\$", PAGE, re.S | re.M)
+    for name, number in read_numbers(names.split(), tex)
+}
 
 
 @pytest.fixture(scope="module")
