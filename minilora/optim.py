@@ -180,12 +180,12 @@ def _blocks(p: Array) -> Iterator[Any]:
 
 # `adam_update` for a GPU, in one launch: each entry is read and written once, and not once for each operation. The
 # statements are C, and Python as well: a test runs them beside `adam_update`.
-KERNEL_INPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T rate, T floor"
+KERNEL_INPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T lr_t, T eps_hat"
 KERNEL_OUTPUTS = "T theta, T m, T v"
 KERNEL = """
 m = beta1 * m + rest1 * g;
 v = beta2 * v + rest2 * (g * g);
-theta = theta - rate * m / (sqrt(v) + floor);
+theta = theta - lr_t * m / (sqrt(v) + eps_hat);
 """
 
 
@@ -203,9 +203,10 @@ def fused_adam_update(
 ) -> None:
     """Do what `adam_update` does, in one launch of a kernel that `Backend.elementwise_kernel` made of `KERNEL`.
 
-    What depends on t alone is a number, computed here in double precision: multiplied by root, the fraction in (24) is
-    ``lr root / (1 - beta1^t) * m / (sqrt(v) + eps root)``.
+    (22) to (24) are taken in the order that the paper gives at the end of its section 2, where what depends on t alone
+    is in two numbers, computed here in double precision.
     """
     beta1, beta2 = betas
     root = (1 - beta2**t) ** 0.5
-    kernel(g, beta1, 1 - beta1, beta2, 1 - beta2, lr * root / (1 - beta1**t), eps * root, theta, m, v)
+    lr_t, eps_hat = lr * root / (1 - beta1**t), eps * root
+    kernel(g, beta1, 1 - beta1, beta2, 1 - beta2, lr_t, eps_hat, theta, m, v)

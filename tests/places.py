@@ -16,9 +16,9 @@ from minilora import Backend, BackendUnavailable, get_backend
 class Place:
     """A backend, and what its results may differ by from NumPy's.
 
-    Without an own `tolerance`, results must be bit-equal. Adam's kernel rounds less often than the readable
-    `adam_update`, once a compiler has fused multiplications with additions, so where it runs nothing that Adam
-    touched is compared bit by bit.
+    Where `exact`, results must be bit-equal. Adam's kernel takes its steps in another order than the readable
+    `adam_update`, and a compiler fuses multiplications with additions, so where it runs nothing that Adam touched is
+    compared bit by bit: that is `exact_adam`.
     """
 
     backend: Backend

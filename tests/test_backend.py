@@ -1,14 +1,17 @@
 """Choosing a library, and saying why one cannot be had."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import minilora
 from minilora import BackendUnavailable, article, get_backend
 from minilora.backend import all_finite, backend_of, share_memory
 from minilora.cli import main
@@ -257,3 +260,12 @@ def test_an_array_of_a_library_that_was_never_imported_is_no_riddle(monkeypatch)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got ndarray"):
         backend_of(cupy_standin.ndarray(np.ones(2)))
+
+
+def test_reading_the_mathematics_one_cannot_tell_that_gpus_exist():
+    package = Path(minilora.__file__).parent
+    for name in ("lora.py", "linear.py"):
+        assert not re.search(r"gpu|cuda|cupy|device", (package / name).read_text(), re.IGNORECASE)
+    for name in ("lora.py", "linear.py", "losses.py"):
+        used = set(re.findall(r"\bnp\.([\w.]+)", (package / name).read_text()))
+        assert used <= {"random.Generator", "dtype"}, "NumPy is there for annotations, and touches no array"

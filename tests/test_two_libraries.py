@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from minilora import Adam, Linear, LoRA, LoRALinear, best_adapter, evaluate, gradcheck, mse, train
+from minilora import (
+    Adam,
+    Linear,
+    LoRA,
+    LoRALinear,
+    best_adapter,
+    best_adapter_from_gram,
+    evaluate,
+    gradcheck,
+    mse,
+    train,
+)
 
 N, IN, OUT, RANK = 6, 4, 3, 2
 
@@ -57,8 +68,26 @@ def mixtures():
         "evaluate X": (lambda own, odd: evaluate(linear(own), odd(N, IN), own(N, OUT)), "X"),
         "evaluate Y": (lambda own, odd: evaluate(linear(own), own(N, IN), odd(N, OUT)), "Y"),
         "best_adapter": (lambda own, odd: best_adapter(own(N, IN), odd(N, OUT), rank=1), "residual"),
+        "best_adapter_from_gram": (lambda own, odd: best_adapter_from_gram(own(IN, IN), odd(IN, OUT), rank=1), "XtR"),
         "gradcheck": (lambda own, odd: checked(own, {"a": own(OUT)}, {"a": odd(OUT)}), r"grads\['a'\]"),
     }
+
+
+HOLDERS = {
+    "Linear": "weight",
+    "LoRA": "lora_A",
+    "LoRALinear": "base",
+    "Linear.backward": "x",
+    "LoRA.backward": "x",
+    "LoRALinear.backward": "x",
+    "mse": "prediction",
+    "Adam": r"params\['a'\]",
+    "Adam.step": "params",
+    "Adam.load_state_dict": "params",
+    "best_adapter": "X",
+    "best_adapter_from_gram": "XtX",
+    "gradcheck": "params",
+}
 
 
 @pytest.mark.parametrize("call", mixtures())
@@ -74,8 +103,9 @@ def test_two_libraries_in_one_call_are_refused_with_the_way_to_convert(standin, 
 
     own, odd = (there, host) if host_is_odd else (host, there)
     act, argument = mixtures()[call]
-    way = "asarray" if host_is_odd else "to_numpy"
-    with pytest.raises(TypeError, match=rf"^{argument} is a \w+ array .*get_backend\('cupy'\).{way}\("):
+    way = rf"get_backend\('cupy'\).{'asarray' if host_is_odd else 'to_numpy'}\("
+    holder = HOLDERS.get(call, "the layer")
+    with pytest.raises(TypeError, match=rf"^{argument} is a \w+ array and {holder} holds \w+ arrays: .*{way}"):
         act(own, odd)
 
 
