@@ -32,7 +32,6 @@ extensions = [
     "equations",
 ]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]
 default_role = "py:obj"
 
 # Pages run when the site is built, and a page that fails stops it.

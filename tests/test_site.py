@@ -130,7 +130,7 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page, widt
     if formulas:
         assert browser.execute_script("return document.fonts.check('16px KaTeX_Main')")
     pictures = browser.execute_script(
-        """return [...document.querySelectorAll("article img, figure.picture svg")].map(e =>
+        """return [...document.querySelectorAll("div.cell img, figure.picture svg")].map(e =>
                (e.getAttribute("alt") || e.getAttribute("aria-label") || "").length > 20
                && e.getBoundingClientRect().width > 100)"""
     )
