@@ -1,6 +1,8 @@
 """What can be said about the pages without building them."""
 
+import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,14 @@ def test_visible_code_fits_the_page(page):
 def test_every_picture_has_words_for_who_cannot_see_it(page):
     for call in re.findall(r"pictures\.show\((.*?)^\)", "\n".join(code_cells(page)), re.S | re.M):
         assert len("".join(re.findall(r'"([^"]{20,})"', call))) > 100
+
+
+def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):
+    pytest.importorskip("sphinxcontrib.katex", reason="the site's tools are not installed: pip install -e '.[docs]'")
+    spec = importlib.util.spec_from_file_location("site_build", ROOT / "docs" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    monkeypatch.setattr(build, "DOCS", tmp_path)
+    with pytest.raises(SystemExit, match=r"^the site needs Node.js .*: no node and no npm on the PATH$"):
+        build.fetch_katex()
