@@ -92,7 +92,8 @@ def adjust(app, doctree):
             node.children = [nodes.Text(r"\begin{aligned}" + tex + r"\end{aligned}")]
     for node in list(doctree.findall(nodes.math)):
         behind = node.next_node(descend=False, siblings=True)
-        if isinstance(behind, nodes.Text) and behind[:1] in tuple(".,;:?!)"):
+        # A long formula must stay free to break: a phone is narrow.
+        if isinstance(behind, nodes.Text) and behind[:1] in tuple(".,;:?!)") and len(node.astext()) <= 24:
             behind.parent.replace(behind, nodes.Text(behind[1:]))
             node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
 
