@@ -7,7 +7,7 @@ import numpy as np
 
 from minilora import Adam, Linear, LoRA, LoRALinear
 from minilora.backend import take_rows
-from minilora.train import gradients
+from minilora.train import draw_batches, gradients
 
 Step = Callable[[], object]
 
@@ -17,7 +17,7 @@ class Task:
 
     def __init__(self, n=10_000, in_features=1001, out_features=1000, batch=128, rank=1):
         self.n, self.in_features, self.out_features, self.batch, self.rank = n, in_features, out_features, batch, rank
-        self.rng = np.random.default_rng(0)
+        self.rng, self.drawn = np.random.default_rng(0), []
         self.X = self.rng.standard_normal((n, in_features), dtype=np.float32)
         self.Y = self.rng.standard_normal((n, out_features), dtype=np.float32)
         self.W = self.rng.standard_normal((out_features, in_features), dtype=np.float32)
@@ -25,7 +25,10 @@ class Task:
         self.residual = self.Y  # its values cost nothing and change no time: as good as Y - X W^T here
 
     def draw(self):
-        return self.rng.choice(self.n, self.batch, replace=False, shuffle=False)
+        """Return the rows of the next batch; an epoch's batches are drawn at once, as `train` does."""
+        if not self.drawn:
+            self.drawn = list(draw_batches(self.rng, self.n, self.batch))[::-1]
+        return self.drawn.pop()
 
 
 def ours(task, model):
@@ -68,12 +71,12 @@ def floor(task, gathers, products):
 
 OURS: dict[str, Callable[[Task], Step]] = {
     "full: minilora": lambda task: ours(task, linear(task)),
-    "lora: minilora, base at each step": lambda task: ours(task, LoRALinear(linear(task), adapter(task))),
+    "lora: minilora, LoRALinear": lambda task: ours(task, LoRALinear(linear(task), adapter(task))),
     "residual: minilora": lambda task: ours(task, adapter(task)),
 }
 FLOORS: dict[str, Callable[[Task], Step]] = {
     "full: floor, two products": lambda task: floor(task, False, 2),
     "full: floor, and gathers": lambda task: floor(task, True, 2),
-    "lora: floor, product and gathers": lambda task: floor(task, True, 1),
+    "lora: floor, if the base is run": lambda task: floor(task, True, 1),
     "residual: floor, gathers": lambda task: floor(task, True, 0),
 }

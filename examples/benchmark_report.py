@@ -4,7 +4,7 @@ from minilora.figures import BASE, INK, LORA, new_figure
 
 GROUPS = {
     "full": "full rank: every weight trained",
-    "lora": "LoRA, the frozen base run at each step",
+    "lora": "LoRA beside its frozen base",
     "residual": "LoRA on the residual: the base run once",
 }
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .backend import Backend, get_backend
+from .checkpoint import claim_folder
 from .checks import Array, check_integer, check_number
 from .linear import Linear
 from .lora import LoRA, LoRALinear
@@ -83,6 +85,7 @@ def run(
     in_features: int = 1001,
     out_features: int = 1000,
     progress: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> ArticleResult:
     """Run the experiment; the defaults are the article's.
 
@@ -102,6 +105,9 @@ def run(
         The number of rows, and the widths.
     progress : bool
         Whether to show a progress bar for each training.
+    checkpoint : path, optional
+        A folder that keeps both trainings' state after every epoch; where it is there already the run goes on from
+        it, and ends with the same bits. The seconds are then those of this call.
 
     Returns
     -------
@@ -112,6 +118,8 @@ def run(
     ------
     ValueError, TypeError
         If an argument is out of range, before anything is computed.
+    CheckpointError
+        If the folder holds checkpoints of another configuration, naming the difference.
     """
     rank, alpha = check_integer("rank", rank, at_least=1), check_number("alpha", alpha, above=0)
     n, batch_size = check_integer("n", n, at_least=1), check_integer("batch_size", batch_size, at_least=1)
@@ -121,13 +129,23 @@ def run(
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     epochs, lr = check_integer("epochs", epochs, at_least=1), check_number("lr", lr, above=0)
     backend = backend or get_backend("numpy")
-    rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
+    seed = check_integer("seed", seed, at_least=0)
+    in_features = check_integer("in_features", in_features, at_least=1)
+    out_features = check_integer("out_features", out_features, at_least=1)
+    if checkpoint is not None:
+        settings = {"rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+        sizes = {"n": n, "in_features": in_features, "out_features": out_features}
+        claim_folder(checkpoint, settings | sizes | {"dtype": dtype, "backend": backend.name})
+    rng = np.random.default_rng(seed)
 
     def randn(*shape: int) -> Array:
         return backend.asarray(rng.standard_normal(shape), dtype)
 
-    def fit(model: Layer, x: Array, y: Array) -> History:
-        return train(model, x, y, epochs=epochs, batch_size=batch_size, lr=lr, rng=rng, progress=progress)
+    def fit(name: str, model: Layer, x: Array, y: Array) -> History:
+        file = None if checkpoint is None else Path(checkpoint) / f"{name}.safetensors"
+        return train(
+            model, x, y, epochs=epochs, batch_size=batch_size, lr=lr, rng=rng, progress=progress, checkpoint=file
+        )
 
     # Step 1. Simulate data of a linear model.
     theta = randn(in_features, out_features)
@@ -137,7 +155,7 @@ def run(
     # Step 2. Train a full-rank layer on it: the "pre-trained" model.
     start = time.perf_counter()
     base = Linear.init(in_features, out_features, bias=False, rng=rng, dtype=dtype, backend=backend)
-    base_history = fit(base, X, Y)
+    base_history = fit("base", base, X, Y)
     base_seconds = time.perf_counter() - start
 
     # Step 3. A new task: every entry of theta grows by 1, and the inputs are new.
@@ -152,7 +170,7 @@ def run(
     start = time.perf_counter()
     adapter = LoRA(randn(rank, in_features), backend.zeros((out_features, rank), dtype), alpha)
     residual = Y2 - base(X2)
-    lora_history = fit(adapter, X2, residual)
+    lora_history = fit("adapter", adapter, X2, residual)
     lora_seconds = time.perf_counter() - start
 
     # Step 6. Look at what was learned: a matrix of ones.

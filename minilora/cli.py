@@ -8,10 +8,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from . import __version__, article
+from . import __version__, article, inspection
+from .adapters import save_adapter
 from .backend import Backend, BackendUnavailable, get_backend
+from .files.basefile import INDEX_NAME
+from .merge import merge_adapter
 from .proof import prove
 from .train import TrainingDiverged
 
@@ -30,6 +33,9 @@ start here:
   minilora article --epochs 10   the same, a tenth as long
   minilora article --rank 4      four times the parameters, for a change that needs one
   minilora check                 every hand-written gradient against measured slopes, on this machine
+  minilora article --save DIR    write the adapter to a folder, in PEFT's layout
+  minilora inspect DIR           what is in such a folder
+  minilora merge BASE DIR -o OUT fold it into a checkpoint
   minilora article --help        all the options of a command
 
 then read minilora/lora.py: the derivation and the code on one page.
@@ -74,20 +80,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--plot", metavar="FILE", type=Path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
     )
-    run.set_defaults(command=_article)
-
-    check = commands.add_parser(
-        "check",
-        help="check every hand-written gradient of this installation against measured slopes",
-        description=(
-            "Measure the slope of every forward pass by complex step, at several sizes, and compare it with the "
-            "hand-written backward. Exit code 1 if any gradient is wrong."
-        ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    run.add_argument("--save", metavar="DIR", type=Path, help="write the adapter there, in PEFT's layout")
+    run.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        help="keep the state of both trainings there after every epoch; the same command goes on from it",
     )
-    check.add_argument("--seed", type=int, default=0, metavar="N", help="of the values")
-    _add_backend(check)
-    check.set_defaults(command=_check)
+    run.set_defaults(command=_article)
+    _add_check(commands)
+    _add_merge(commands)
+    _add_inspect(commands)
     return parser
 
 
@@ -112,11 +115,64 @@ def _backend(options: argparse.Namespace) -> Backend:
     return backend
 
 
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check every hand-written gradient of this installation against measured slopes",
+        description=(
+            "Measure the slope of every forward pass by complex step, at several sizes, and compare it with the "
+            "hand-written backward. Exit code 1 if any gradient is wrong."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    check.add_argument("--seed", type=int, default=0, metavar="N", help="of the values")
+    _add_backend(check)
+    check.set_defaults(command=_check)
+
+
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser(
+        "merge",
+        help="fold an adapter in PEFT's layout into a checkpoint's weights",
+        description=(
+            "Write a checkpoint that has the adapter folded into its weights: W + scaling B A. Types and all other "
+            "tensors stay as they are. It needs the memory of a few rows, not of the checkpoint."
+        ),
+    )
+    merge.add_argument(
+        "base", type=Path, metavar="BASE", help=f"a .safetensors file, or the {INDEX_NAME} of a sharded checkpoint"
+    )
+    merge.add_argument("adapter", type=Path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
+    merge.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", required=True, help="the file to write; with shards, a new folder"
+    )
+    merge.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would change, write nothing"
+    )
+    merge.set_defaults(command=_merge)
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="show what is in an adapter in PEFT's layout",
+        description=(
+            "Print for each layer its shapes, rank, alpha, scaling and number of parameters, the Frobenius norm of its "
+            "change of weight, and the share of the squared norm in each singular value."
+        ),
+    )
+    inspect.add_argument("adapter", type=Path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
+    inspect.add_argument("--plot", metavar="FILE", type=Path, help="draw norms and shares (.png, .svg, .pdf)")
+    inspect.set_defaults(command=_inspect)
+
+
 def _article(options: argparse.Namespace) -> int:
     if options.plot:
         from . import figures  # matplotlib is an extra
 
         figures.check_figure_path(options.plot)
+    if options.save and options.save.exists() and not options.save.is_dir():
+        raise ValueError(f"--save {str(options.save)!r} is a file, expected a folder or a new name")
     result = article.run(
         rank=options.rank,
         alpha=options.alpha,
@@ -127,8 +183,12 @@ def _article(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         backend=_backend(options),
         progress=True,
+        checkpoint=options.checkpoint,
     )
     print(article.report(result), end="")
+    if options.save:
+        save_adapter(options.save, {"fc": result.adapter})
+        print(f"\nadapter written to {options.save}")
     if options.plot:
         figures.plot_article(result).savefig(options.plot)
         print(f"\nfigure written to {options.plot}")
@@ -151,6 +211,32 @@ def _check(options: argparse.Namespace) -> int:
     how = f"complex step, float64, {backend.device}"
     print(f"\n{count - wrong} of {count} gradients agree with the measured slope ({how})")
     return 1 if wrong else 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    changes = merge_adapter(options.base, options.adapter, options.output, dry_run=options.dry_run, progress=True)
+    lines = [("tensor", "file", "dtype", "shape", "rank", "scaling")]
+    for c in changes:
+        lines.append((c.name, c.file, c.dtype, " x ".join(map(str, c.shape)), f"{c.rank}", f"{c.scaling:.4g}"))
+    print(inspection.align(lines, left={0, 1, 2}))
+    tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
+    print(
+        f"{tensors} would change; nothing was written" if options.dry_run else f"{tensors} merged into {options.output}"
+    )
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    if options.plot:
+        from . import figures
+
+        figures.check_figure_path(options.plot)
+    summaries = inspection.inspect_adapter(options.adapter)
+    print(inspection.table(summaries))
+    if options.plot:
+        figures.plot_adapter(summaries).savefig(options.plot)
+        print(f"\nfigure written to {options.plot}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

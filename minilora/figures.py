@@ -13,6 +13,8 @@ from .backend import backend_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .inspection import LayerSummary
+
 BASE, LORA, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 
 
@@ -96,3 +98,41 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
     axes.set(title="Singular values of the change", xlabel="number", yscale="log", xticks=number)
     axes.set_ylim(rounding / 10, true * 100)
     axes.legend()
+
+
+def plot_adapter(summaries: list[LayerSummary]) -> Figure:
+    """Draw an adapter: how large each layer's change is, and how it is spread over its singular values.
+
+    Parameters
+    ----------
+    summaries : list of LayerSummary
+        As `minilora.inspection.inspect_adapter` returns them.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``figure.savefig(path)``.
+    """
+    count, width = len(summaries), max(len(s.shares) for s in summaries)
+    figure = new_figure(12, min(30.0, max(3.0, 1.5 + 0.25 * count)))
+    norms, picture = figure.subplots(1, 2, sharey=True)
+    rows = np.arange(count)
+
+    norms.barh(rows, [s.norm for s in summaries], color=LORA)
+    every = max(1, count // 100)  # more names than that cannot be read
+    norms.set_yticks(rows[::every], [s.module for s in summaries[::every]])
+    norms.set(title="Frobenius norm of the change of weight", xlabel="norm")
+    norms.invert_yaxis()
+    norms.grid(axis="x", alpha=0.3)
+
+    shares = np.full((count, width), np.nan)
+    for row, summary in enumerate(summaries):
+        shares[row, : len(summary.shares)] = 100 * summary.shares
+    # One column and one row for each value, the first centred on 1; aspect auto, or many layers make a thin strip.
+    image = picture.imshow(
+        shares, cmap="viridis", vmin=0, vmax=100, aspect="auto", extent=(0.5, width + 0.5, count - 0.5, -0.5)
+    )
+    picture.set(title="Share of it in each singular value", xlabel="number of the singular value")
+    picture.xaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, ax=picture, label="% of the squared norm")
+    return figure

@@ -66,8 +66,8 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
         def loss(p: Params, target: Array = dy) -> Array:
             return mse(p["prediction"], target)[0]
 
-        def loss_of_lora(p: Params, x: Array = x, target: Array = dy) -> Array:
-            return mse(lora(p)(x), target)[0]
+        def loss_of(build: Callable[[Params], Layer], p: Params, x: Array = x, target: Array = dy) -> Array:
+            return mse(build(p)(x), target)[0]
 
         full, factors = {"x": x, "weight": weight, "bias": bias}, {"x": x, "lora_A": lora_A, "lora_B": lora_B}
         at = f"N={n} in={in_features} out={out_features} r={rank}"
@@ -83,7 +83,10 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
         prediction = {"prediction": randn(n, out_features)}
         yield f"mse  {at}", _report(loss, prediction, {"prediction": mse(prediction["prediction"], dy)[1]})
         del factors["x"]
-        yield f"LoRA.mse_gradients  {at}", _report(loss_of_lora, factors, lora(factors).mse_gradients(x, dy))
+        grads = lora(factors).mse_gradients(x, dy)
+        yield f"LoRA.mse_gradients  {at}", _report(partial(loss_of, lora), factors, grads)
+        grads = lora_linear(factors).mse_gradients(x, dy)
+        yield f"LoRALinear.mse_gradients  {at}", _report(partial(loss_of, lora_linear), factors, grads)
 
 
 def _output(build: Callable[[Params], Layer], p: Params) -> Array:

@@ -30,7 +30,7 @@ def our_model(task, kind):
 
 
 def run_steps(task, step):
-    task.rng = np.random.default_rng(5)
+    task.rng, task.drawn = np.random.default_rng(5), []
     for _ in range(STEPS):
         step()
 

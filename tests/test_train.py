@@ -174,7 +174,8 @@ class Terminal(io.StringIO):
 )
 def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, progress, shown):
     monkeypatch.setattr("sys.stderr", stream)
-    train(make(CASES[0]), DATA.x, DATA.target, epochs=3, rng=np.random.default_rng(0), batch_size=8, progress=progress)
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    train(model, DATA.x, DATA.target, epochs=3, batch_size=8, rng=rng, log_every=1, progress=progress)
     assert ("3/3" in stream.getvalue() and "loss=" in stream.getvalue()) is shown
     assert bool(stream.getvalue()) is shown
 

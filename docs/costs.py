@@ -1,0 +1,126 @@
+"""What a training step costs: by the shapes of its products, and by watching it run.
+
+Dimensions: ``N`` rows, ``in``, ``out``, ``r`` = rank. Everything is float32, four bytes a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minilora import Adam, Linear, LoRA, LoRALinear, mse
+
+BYTES = 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to a training step.
+
+    Attributes
+    ----------
+    products : list of (int, int, int)
+        The matrix products of forward and backward, each (m, k) @ (k, n) as (m, k, n).
+    parameters : int
+        How many numbers are trained.
+    run : callable
+        Takes the step on watched arrays.
+    """
+
+    products: list[tuple[int, int, int]]
+    parameters: int
+    run: Callable[[], object]
+
+    @property
+    def multiply_adds(self) -> int:
+        """One multiplication and one addition for each m, k and n of each product."""
+        return sum(m * k * n for m, k, n in self.products)
+
+    @property
+    def least_bytes(self) -> int:
+        """Each product reads its factors and writes its result once; Adam reads g, p, m, v and writes p, m, v."""
+        return BYTES * (sum(m * k + k * n + m * n for m, k, n in self.products) + 7 * self.parameters)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Adam's two running means."""
+        return BYTES * 2 * self.parameters
+
+
+def ways(N: int, n_in: int, n_out: int, r: int) -> dict[str, Way]:
+    """Return the ways to a training step of the same layer, where the input's gradient is not needed and N > 2 r."""
+    forward, weight_gradient = (N, n_in, n_out), (n_out, N, n_in)
+    down, up = (N, n_in, r), (N, r, n_out)  # eq. 1 and 2
+    thin = [down, (r, N, r), (n_out, r, r), (n_out, N, r), (r, n_out, r), (N, r, r), (N, n_out, r), (r, N, n_in)]
+    few = r * (n_in + n_out)
+
+    x, y = watched(N, n_in), watched(N, n_out)
+    W, A, B = watched(n_out, n_in), watched(r, n_in), watched(n_out, r)
+    base, adapter = Linear(W), LoRA(A, B, 1.0)
+    both = LoRALinear(base, adapter)
+
+    def by_backward(layer):
+        prediction, cache = layer.forward(x)
+        Adam(layer.trainable()).step(layer.backward(mse(prediction, y)[1], cache, need_dx=False)[1])
+
+    def by_the_article():
+        _, dy = mse(x @ W.T + x @ (A.T @ B.T), y)
+        d_product = x.T @ dy  # (in, out): as large as the weight
+        Adam({"A": A, "B": B}).step({"A": (d_product @ B).T, "B": (A @ d_product).T})
+
+    def by_layer():
+        Adam(both.trainable()).step(both.mse_gradients(x, y))
+
+    def by_residual():
+        Adam(adapter.trainable()).step(adapter.mse_gradients(x, y))
+
+    return {
+        "full training": Way([forward, weight_gradient], n_in * n_out, lambda: by_backward(base)),
+        "the article's module": Way(
+            [forward, (n_in, r, n_out), forward, (n_in, N, n_out), (n_in, n_out, r), (r, n_in, n_out)],
+            few,
+            by_the_article,
+        ),
+        "PEFT's order": Way(
+            [forward, down, up, (n_out, N, r), (N, n_out, r), (r, N, n_in)], few, lambda: by_backward(both)
+        ),
+        "LoRALinear, the base from its thin side": Way(
+            [*thin, (n_in, N, r), (n_out, n_in, r), (n_in, n_out, r), (N, n_in, r)], few, by_layer
+        ),
+        "the adapter on the residual": Way(thin, few, by_residual),
+    }
+
+
+class Watched(np.ndarray):
+    """An array that adds up what every operation on it costs; what is computed from it is watched, too."""
+
+    multiply_adds = 0
+    bytes_moved = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        """Compute as NumPy does; note the bytes of all arrays that go in and come out, and the products' work."""
+        plain = [np.asarray(x) if isinstance(x, Watched) else x for x in inputs]
+        if out is not None:
+            kwargs["out"] = tuple(np.asarray(x) for x in out)
+        result = getattr(ufunc, method)(*plain, **kwargs)
+        if ufunc is np.matmul:
+            Watched.multiply_adds += math.prod(result.shape) * plain[0].shape[-1]
+        Watched.bytes_moved += result.nbytes + sum(x.nbytes for x in plain if isinstance(x, np.ndarray))
+        if out is not None:
+            return out[0]
+        return result.view(Watched) if isinstance(result, np.ndarray) else result
+
+
+def watched(*shape: int) -> Watched:
+    """Return a watched float32 array of that shape; its values do not matter."""
+    return np.full(shape, 1e-3, np.float32).view(Watched)
+
+
+def watch(run: Callable[[], object]) -> tuple[int, int]:
+    """Run it; return the multiply-adds of its products, and the bytes that all its operations read and wrote."""
+    Watched.multiply_adds = Watched.bytes_moved = 0
+    run()
+    return Watched.multiply_adds, Watched.bytes_moved

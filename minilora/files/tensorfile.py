@@ -1,0 +1,248 @@
+"""Files of tensors in the safetensors format: read with suspicion, written whole or not at all.
+
+A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes, one after the other. Nothing in
+it is ever executed. The `safetensors` library judges the header (shapes, offsets, overlaps); what it lets pass and we
+do not (a name that stands twice, a header of absurd size) is refused here, before anything large is read.
+
+The tensors are read from the open file, not from the library's memory map: they are read one at a time, or a few
+rows at a time, and a bfloat16 tensor, for which NumPy has no type, comes out as float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+MAX_HEADER = 8 << 20
+"""Bytes of header, of some 60,000 tensors, that we agree to parse: parsing can take ten times the memory."""
+
+FLOATS = {"F16": "float16", "BF16": "uint16", "F32": "float32", "F64": "float64"}
+"""The element types that we compute with, and the NumPy type of their bits."""
+
+
+class AdapterFileError(ValueError):
+    """A file cannot be used; the message names the file and the reason."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{str(path)!r}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where a tensor lies in its file.
+
+    Attributes
+    ----------
+    dtype : str
+        In the format's names: ``"F32"``, ``"BF16"``, ...
+    shape : tuple of int
+        Its shape.
+    start, end : int
+        Its bytes, counted from the file's first byte.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class TensorFile:
+    """A safetensors file, its header checked and its tensors still on the disk.
+
+    Parameters
+    ----------
+    path : path
+        A regular file.
+
+    Attributes
+    ----------
+    tensors : dict of str to TensorSpec
+        In the order of their bytes.
+    metadata : dict of str to str
+        The text beside the tensors; empty where there is none.
+    data_start : int
+        Where the header ends, in bytes.
+
+    Raises
+    ------
+    AdapterFileError
+        If the file is missing, cut, or not of this format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with open_regular(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise AdapterFileError(path, f"the header would be {length} bytes long and the file has {size}")
+            if length > MAX_HEADER:
+                raise AdapterFileError(path, f"the header is {length} bytes long, expected at most {MAX_HEADER}")
+            try:
+                with safe_open(self.path, framework="numpy") as judged:
+                    count, beside = len(judged.keys()), judged.metadata() or {}
+            except (SafetensorError, OSError, ValueError) as error:
+                raise AdapterFileError(path, f"not a sound safetensors file: {error}") from error
+            text = file.read(length)
+        self.data_start = 8 + length
+        # The library skips fields that it does not know, however much is in them.
+        expected = sum(_parts(part.encode()) + 4 for pair in beside.items() for part in pair)
+        if _parts(text) > 25 * count + expected + 100:
+            raise AdapterFileError(path, f"the header holds far more than its {count} tensors")
+        header = parse_json(self.path, text, "header", self._spec)
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        for name, spec in header.items():
+            if not isinstance(spec, TensorSpec):
+                raise AdapterFileError(path, f"the header's entry {name!r} is not dtype, shape and data_offsets")
+        specs: dict[str, TensorSpec] = header
+        self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
+
+    def _spec(self, entry: dict[str, Any]) -> Any:
+        """Turn an entry of the header into what we keep of it, at once: a tenth of the memory."""
+        if entry.keys() != {"dtype", "shape", "data_offsets"} or not isinstance(entry["shape"], list):
+            return entry
+        start, end = (self.data_start + offset for offset in entry["data_offsets"])
+        return TensorSpec(sys.intern(entry["dtype"]), tuple(entry["shape"]), start, end)
+
+    def read(self, name: str) -> np.ndarray:
+        """Return one whole tensor of a floating-point type; bfloat16 comes as float32, which holds it exactly."""
+        spec = self.tensors[name]
+        if spec.dtype not in FLOATS:
+            raise AdapterFileError(self.path, f"{name} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
+        with open_regular(self.path) as file:
+            file.seek(spec.start)
+            return decode(self.read_bytes(file, spec.end - spec.start), spec.dtype).reshape(spec.shape)
+
+    def read_bytes(self, file: BinaryIO, count: int) -> np.ndarray:
+        """Return the next `count` bytes of the open file, into memory of their own."""
+        raw = np.empty(count, np.uint8)
+        if file.readinto(raw.data) != count:  # type: ignore[attr-defined]
+            raise AdapterFileError(self.path, "the file was cut while it was read")
+        return raw
+
+
+def _parts(text: bytes) -> int:
+    """Count the marks that make up JSON: at most 20 or so for a tensor, whatever its size."""
+    return sum(text.count(mark) for mark in (b",", b"[", b"{", b'"')) - text.count(b'\\"')
+
+
+def decode(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Turn the bytes of a tensor into numbers, bfloat16 into float32."""
+    bits = raw.view(np.dtype(FLOATS[dtype]).newbyteorder("<")).astype(FLOATS[dtype], copy=False)
+    return (bits.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else bits
+
+
+def encode(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Turn numbers into the bytes of a tensor, each rounded once, to nearest with ties to even."""
+    if dtype == "BF16":
+        bits = numbers.astype(np.float32, copy=False).view(np.uint32)
+        # Half a unit, less one where the last kept bit is even: a tie then carries only into an odd number.
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+        rounded = np.where(np.isnan(numbers), (bits >> 16) | np.uint32(0x40), rounded)
+    else:
+        rounded = numbers
+    return np.ascontiguousarray(rounded, np.dtype(FLOATS[dtype]).newbyteorder("<")).reshape(-1).view(np.uint8)
+
+
+def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
+    """Parse a JSON object, refusing what a reader could take in two ways: a key that stands twice, NaN, infinity.
+
+    Each object in it goes through `convert` as soon as it is read.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+        return convert(found)
+
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is not a number of JSON")
+
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AdapterFileError(path, f"the {what} is not sound JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise AdapterFileError(path, f"the {what} is a {type(parsed).__name__} of JSON, expected an object")
+    return parsed
+
+
+def read_json(path: Path, at_most: int) -> dict[str, Any]:
+    """Read a JSON object from a file of no more than `at_most` bytes."""
+    with open_regular(path) as file:
+        text = file.read(at_most + 1)
+    if len(text) > at_most:
+        raise AdapterFileError(path, f"larger than the {at_most} bytes that such a file can need")
+    return parse_json(path, text, "file")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, and refuse what is not a regular file: a pipe or a device could be read for ever."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise AdapterFileError(path, "not a regular file")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise AdapterFileError(path, "there is no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, AdapterFileError):
+            raise
+        raise AdapterFileError(path, f"cannot be opened: {error}") from error
+
+
+def member(folder: Path, name: str) -> Path:
+    """Return the file of that name in a folder, and refuse a name or a symbolic link that leads out of it."""
+    if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
+        raise AdapterFileError(folder, f"{name!r} is not the plain name of a file in this folder")
+    path = folder / name
+    try:
+        inside = path.resolve().parent == folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise AdapterFileError(path, f"cannot be followed: {error}") from error
+    if not inside:
+        raise AdapterFileError(path, "a symbolic link that leads out of the folder: put a copy in its place")
+    return path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write that takes its place at `path` only when it is complete and on the disk.
+
+    It is written beside, as ``NAME.part``. Whoever is killed on the way leaves that behind, and `path` as it was; the
+    next to write takes the ``.part`` away.
+    """
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can say so."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

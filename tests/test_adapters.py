@@ -1,0 +1,518 @@
+"""Adapters as files: what is written is read again, what cannot be read is refused by name."""
+
+import json
+import math
+import os
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from minilora import AdapterFileError, Linear, LoRA, LoRALinear, load_adapter, save_adapter
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def draw_lora(rng, dtype="float32"):
+    in_features, out_features, rank = (int(n) for n in rng.integers(1, 7, 3))
+    A, B = rng.standard_normal((rank, in_features)), rng.standard_normal((out_features, rank))
+    return LoRA(A.astype(dtype), B.astype(dtype), float(rng.choice([1, 1.5, 16, 0.1])))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A sound adapter of two layers, one an exception to rank and alpha."""
+    folder = tmp_path_factory.mktemp("adapter")
+    rng = np.random.default_rng(0)
+    layers = {
+        "enc.q_proj": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((2, 5), (4, 2))), 4.0),
+        "head": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((3, 4), (6, 3))), 1.5),
+    }
+    save_adapter(folder, layers)
+    return folder
+
+
+def variant(saved, tmp_path, config=None, tensors=None, drop=()):
+    """Copy the sound adapter with some keys of its configuration, or its tensors, changed."""
+    folder = tmp_path / "variant"
+    shutil.copytree(saved, folder)
+    if config is not None or drop:
+        changed = {**json.loads((folder / CONFIG).read_text()), **(config or {})}
+        (folder / CONFIG).write_text(json.dumps({k: v for k, v in changed.items() if k not in drop}))
+    if tensors is not None:
+        save_file(tensors(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+    return folder
+
+
+# --- what is written is read again ---
+
+
+@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
+@settings(max_examples=25, deadline=None)
+def test_an_adapter_comes_back_as_it_was_saved(tmp_path_factory, seed, dtype):
+    """Names are chosen so that each is the end of another: their patterns must not catch one another."""
+    rng = np.random.default_rng(seed)
+    names = ["fc", "enc.fc", "enc.layer.0.fc", "encXlayer.0.fc", "a+b", "0", "10"]
+    layers = {str(n): draw_lora(rng, dtype) for n in rng.permutation(names)[: int(rng.integers(1, 8))]}
+    folder = tmp_path_factory.mktemp("a") / "new" / "folder"
+    save_adapter(folder, layers)
+    loaded = load_adapter(folder)
+    assert loaded.keys() == layers.keys()
+    for name, layer in layers.items():
+        got = loaded[name]
+        assert (got.rank, got.lora_A.dtype) == (layer.rank, layer.lora_A.dtype)
+        assert math.isclose(got.alpha, layer.alpha, rel_tol=1e-15)
+        np.testing.assert_array_equal(got.lora_A, layer.lora_A)
+        np.testing.assert_array_equal(got.lora_B, layer.lora_B)
+
+
+def test_factors_that_do_not_lie_row_by_row_are_saved_as_they_read(tmp_path):
+    A, B = np.arange(6.0).reshape(3, 2).T, np.arange(12.0).reshape(4, 3)[:, ::2]
+    save_adapter(tmp_path / "a", {"fc": LoRA(A, B, 1.0)})
+    np.testing.assert_array_equal(load_adapter(tmp_path / "a")["fc"].lora_A, A)
+    np.testing.assert_array_equal(load_adapter(tmp_path / "a")["fc"].lora_B, B)
+
+
+def test_a_layer_with_an_adapter_is_saved_and_put_on_a_base_again(tmp_path):
+    rng = np.random.default_rng(1)
+    layer = LoRALinear(Linear.init(5, 4, rng=rng), LoRA.init(5, 4, rank=2, alpha=3, rng=rng))
+    layer.adapter.lora_B[...] = rng.standard_normal((4, 2))
+    save_adapter(tmp_path, {"fc": layer})
+    again = LoRALinear(layer.base, load_adapter(tmp_path)["fc"])
+    x = rng.standard_normal((7, 5)).astype("float32")
+    np.testing.assert_array_equal(again(x), layer(x))
+
+
+def test_a_dtype_can_be_asked_for(saved):
+    assert load_adapter(saved, dtype="float64")["head"].lora_A.dtype == np.float64
+
+
+def test_an_adapter_replaces_the_one_before_it(saved, tmp_path):
+    folder = variant(saved, tmp_path)
+    new = {"other": LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0)}
+    save_adapter(folder, new)
+    assert load_adapter(folder).keys() == new.keys()
+    assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_save_that_is_cut_short_never_leaves_new_factors_with_an_old_alpha(saved, tmp_path, monkeypatch, at):
+    """Each call that changes the folder's names fails in turn: what is left is the old adapter, or refused."""
+    folder, calls = variant(saved, tmp_path), []
+    before = load_adapter(folder)
+
+    def failing(real):
+        def call(*args, **options):
+            calls.append(args)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "replace", failing(os.replace))
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+    with pytest.raises(KeyboardInterrupt):
+        save_adapter(folder, {name: LoRA(a.lora_A + 1, a.lora_B, a.alpha * 2) for name, a in before.items()})
+    assert not list(folder.glob("*.part"))
+    with pytest.raises(AdapterFileError, match="no such file"):
+        load_adapter(folder)
+
+
+def test_bfloat16_is_read_exactly(saved, tmp_path):
+    folder, rng = variant(saved, tmp_path), np.random.default_rng(2)
+    tensors = load_file(folder / WEIGHTS)
+    bits = {name: rng.integers(0x3000, 0x4100, t.shape, dtype=np.uint16) for name, t in tensors.items()}
+    save_file(bits, folder / WEIGHTS)
+    raw = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(raw.replace(b'"U16"', b'"BF16"').replace(b'" }', b'"}'))
+    raw = (folder / WEIGHTS).read_bytes()  # the header grew by a byte for each tensor
+    length = int.from_bytes(raw[:8], "little") + raw.count(b'"BF16"')
+    (folder / WEIGHTS).write_bytes(length.to_bytes(8, "little") + raw[8:])
+    got = load_adapter(folder)["head"].lora_A
+    assert got.dtype == np.float32
+    b = bits["base_model.model.head.lora_A.weight"].astype(np.uint32)
+    # The value by its definition: 8 bits of exponent, 7 of fraction.
+    want = (1 + (b & 0x7F) / 128) * 2.0 ** (((b >> 7) & 0xFF).astype(int) - 127)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_rank_stabilised_scaling_is_alpha_over_the_root_of_r(saved, tmp_path):
+    loaded = load_adapter(variant(saved, tmp_path, {"use_rslora": True}))
+    assert math.isclose(loaded["head"].scaling, 1.5 / math.sqrt(3), rel_tol=1e-15)
+    assert math.isclose(loaded["enc.q_proj"].scaling, 4 / math.sqrt(2), rel_tol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "alpha"),
+    [
+        ({"q_proj": 7, "enc.q_proj": 8}, 7),  # the first that matches
+        ({"proj": 7}, 4),  # an end of the path, but not from a dot on
+        ({r"enc\.(q|k)_proj": 7}, 7),
+        ({r".*q_proj": 7}, 7),
+        ({"^q_proj": 7}, 4),
+        ({r"layers\.[0-9]+\.q_proj": 7}, 4),
+    ],
+)
+def test_patterns_match_as_in_peft(saved, tmp_path, pattern, alpha):
+    folder = variant(saved, tmp_path, {"alpha_pattern": pattern})
+    assert load_adapter(folder)["enc.q_proj"].alpha == alpha
+
+
+def test_the_least_configuration_implies_rank_and_alpha_8(saved, tmp_path):
+    sound = {"peft_type": "LORA", "target_modules": ["q_proj"]}
+    key = "base_model.model.enc.q_proj.lora_"
+    factors = {key + "A.weight": np.ones((8, 3), "f4"), key + "B.weight": np.ones((2, 8), "f4")}
+    folder = variant(saved, tmp_path, tensors=lambda _: factors)
+    (folder / CONFIG).write_text(json.dumps(sound))
+    assert load_adapter(folder)["enc.q_proj"].scaling == 1
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "head"], "all-linear", r".*(q_proj|head)", r"enc\.[a-z_]+|head"])
+def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, targets):
+    assert load_adapter(variant(saved, tmp_path, {"target_modules": targets})).keys() == {"enc.q_proj", "head"}
+
+
+# --- what cannot be read is refused by name ---
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"target_parameters": ["w"]}, "target_parameters"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"peft_type": "LOHA"}, "peft_type"),
+        ({"peft_type": None}, "peft_type"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
+        ({"init_lora_weights": 1}, "init_lora_weights"),
+        ({"a_key_of_next_year": True}, "a_key_of_next_year"),
+        ({"r": 3}, "shape"),
+        ({"r": True}, "r is True"),
+        ({"r": 2.0}, "r is 2.0"),
+        ({"r": -1}, "r is -1"),
+        ({"lora_alpha": 0}, "lora_alpha"),
+        ({"lora_alpha": -4}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"lora_alpha": "4"}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "NaN"),
+        ({"use_rslora": 1}, "use_rslora"),
+        ({"fan_in_fan_out": "yes"}, "fan_in_fan_out"),
+        ({"rank_pattern": {}}, "shape"),
+        ({"rank_pattern": [1]}, "rank_pattern"),
+        ({"rank_pattern": {"head": "3"}}, "rank_pattern"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern"),
+        ({"target_modules": ["head"]}, "'enc.q_proj'"),
+        ({"target_modules": ["head", "q_proj", "k_proj"]}, "'k_proj'"),
+        ({"target_modules": "head"}, "'enc.q_proj'"),
+        ({"target_modules": None}, "target_modules"),
+        ({"target_modules": [1]}, "target_modules"),
+    ],
+)
+def test_a_configuration_that_we_cannot_do_is_refused_by_its_key(saved, tmp_path, config, named):
+    folder = variant(saved, tmp_path, config)
+    with pytest.raises(AdapterFileError) as error:
+        load_adapter(folder)
+    assert named in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$",
+        "(.*)*x",
+        "(a|a)*b",
+        "(a|aa)" * 40,
+        "a?" * 60 + "a" * 60,
+        ".*" * 9,
+        "a*" * 400,
+        r"(.+)\1",
+        "(?=a)+",
+        "[" * 999,
+    ],
+)
+def test_a_regular_expression_that_could_run_for_ever_is_refused_at_once(saved, tmp_path, pattern):
+    name = "a" * 64
+    factors = {
+        f"base_model.model.{name}.lora_A.weight": np.ones((2, 3), "f4"),
+        f"base_model.model.{name}.lora_B.weight": np.ones((3, 2), "f4"),
+    }
+    folder = variant(saved, tmp_path, {"alpha_pattern": {pattern: 1}, "target_modules": [name]}, lambda _: factors)
+    with pytest.raises(AdapterFileError, match="alpha_pattern"):
+        load_adapter(folder)
+
+
+PREFIX = "base_model.model.head."
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: {k: v for k, v in t.items() if k != PREFIX + "lora_B.weight"}, "'head' has no lora_B"),
+        (lambda t: {k: v for k, v in t.items() if PREFIX not in k}, "'head'"),
+        (lambda t: {**t, "extra": np.ones(2)}, "'extra'"),
+        (lambda t: {k.removeprefix("base_model."): v for k, v in t.items()}, "without the prefix"),
+        (lambda t: {**t, PREFIX + "lora_magnitude_vector": np.ones(6)}, "DoRA"),
+        (lambda t: {**t, PREFIX + "lora_embedding_A": np.ones((3, 6))}, "embedding"),
+        (lambda t: {**t, PREFIX + "lora_B.bias": np.ones(6)}, "bias"),
+        (lambda t: {**t, PREFIX + "lora_A.weight": np.ones((3, 4, 1, 1), "f4")}, "convolution"),
+        (lambda t: {**t, PREFIX + "lora_A.weight": np.ones((4, 3), "f4")}, r"shape \[4, 3\]"),
+        (lambda t: {**t, PREFIX + "lora_A.weight": np.ones((3, 0), "f4")}, "empty"),
+        (lambda t: {**t, PREFIX + "lora_A.weight": np.ones((3, 4), "f8")}, "F64"),
+        (lambda t: {**t, PREFIX + "lora_A.weight": np.ones((3, 4), "i4")}, "I32"),
+        (lambda t: {**t, PREFIX + "lora_A.weight": np.full((3, 4), np.nan, "f4")}, "NaN"),
+        (lambda t: {"base_model.model..x.lora_A.weight": np.ones((2, 2))}, "has no lora_B"),
+        (lambda t: {}, "no tensors"),
+    ],
+)
+def test_tensors_that_do_not_make_an_adapter_are_refused(saved, tmp_path, change, named):
+    folder = variant(saved, tmp_path, tensors=change)
+    with pytest.raises(AdapterFileError, match=named):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "named"),
+    [
+        (CONFIG, b'{"peft_type": "LORA", "r": 2, "r": 3}', "stands twice"),
+        (CONFIG, b"[" * 100_000, "sound JSON"),
+        (CONFIG, b"[1]", "expected an object"),
+        (CONFIG, b"\xff", "sound JSON"),
+        (CONFIG, b" " * (4 << 20), "larger than"),
+        (CONFIG, b'{"r": ' + b"9" * 5000 + b"}", "sound JSON"),
+        (WEIGHTS, b"", "the file has 0"),
+        (WEIGHTS, b"\xff" * 8, "header would be"),
+        (WEIGHTS, (9 << 20).to_bytes(8, "little") + b" " * (9 << 20), "at most"),
+        (WEIGHTS, (2).to_bytes(8, "little") + b"{}", "no tensors"),
+        (WEIGHTS, (2).to_bytes(8, "little") + b"[]", "not a sound"),
+        (WEIGHTS, b"\x80\x04K\x01.", "the file has 5"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_reason(saved, tmp_path, file, text, named):
+    folder = variant(saved, tmp_path)
+    (folder / file).write_bytes(text)
+    with pytest.raises(AdapterFileError, match=named):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "odd", ['{"dtype":1,"shape":[],"data_offsets":[1,2]}', '{"dtype":"F32","shape":[],"data_offsets":["a"]}']
+)
+def test_a_field_that_the_library_skips_is_refused_whatever_is_in_it(saved, tmp_path, odd):
+    folder = variant(saved, tmp_path)
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":%s}}' % odd.encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(AdapterFileError):
+        load_adapter(folder)
+
+
+def test_a_name_that_stands_twice_in_the_header_is_refused(saved, tmp_path):
+    folder = variant(saved, tmp_path)
+    entry = b'"%s":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = b"{" + b",".join([entry % b"a"] * 2) + b"}"
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(AdapterFileError, match="stands twice"):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_a_symbolic_link_out_of_the_folder_is_refused_and_one_within_is_read(saved, tmp_path, file):
+    folder = variant(saved, tmp_path)
+    (folder / file).rename(folder / "moved")
+    (folder / file).symlink_to("moved")
+    assert load_adapter(folder)
+    (folder / "moved").rename(tmp_path / "moved")
+    (folder / file).unlink()
+    (folder / file).symlink_to(tmp_path / "moved")
+    with pytest.raises(AdapterFileError, match="symbolic link"):
+        load_adapter(folder)
+    (folder / file).unlink()
+    (folder / file).symlink_to(file)
+    with pytest.raises(AdapterFileError):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(saved, tmp_path, file):
+    folder = variant(saved, tmp_path)
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(AdapterFileError, match="not a regular file"):
+        load_adapter(folder)
+    (folder / file).unlink()
+    (folder / file).mkdir()
+    with pytest.raises(AdapterFileError, match="not a regular file"):
+        load_adapter(folder)
+
+
+def test_what_is_missing_is_named(saved, tmp_path):
+    with pytest.raises(AdapterFileError, match="not a folder"):
+        load_adapter(tmp_path / "nowhere")
+    folder = variant(saved, tmp_path)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(AdapterFileError, match="no such file"):
+        load_adapter(folder)
+    (folder / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(AdapterFileError, match="pickle"):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("layers", "error"),
+    [
+        ({}, ValueError),
+        ([], ValueError),
+        ({"fc": 1}, TypeError),
+        ({"": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}, ValueError),
+        ({"a..b": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}, ValueError),
+        ({"fc": LoRA(np.full((1, 1), np.inf), np.ones((1, 1)), 1)}, ValueError),
+        ({"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1e40)}, ValueError),
+        ({"fc": LoRA(np.ones((1, 1), complex), np.ones((1, 1), complex), 1)}, TypeError),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path, layers, error):
+    with pytest.raises(error):
+        save_adapter(tmp_path / "a", layers)
+    assert not (tmp_path / "a").exists()
+
+
+# --- mutated files ---
+
+
+def mutate(raw, rng):
+    """Flip, cut, lengthen, overwrite or repeat some of the bytes."""
+    raw, kind = bytearray(raw), int(rng.integers(6))
+    at = int(rng.integers(len(raw)))
+    if kind == 0:
+        raw[at] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        del raw[at:]
+    elif kind == 2:
+        raw += rng.bytes(int(rng.integers(1, 50)))
+    elif kind == 3:
+        raw[at : at + 8] = rng.bytes(int(rng.integers(0, 9)))
+    elif kind == 4:
+        raw[at:at] = raw[at : at + int(rng.integers(1, 40))]
+    else:
+        for place in rng.integers(min(64, len(raw)), size=3):
+            raw[place] = int(rng.integers(256))
+    return bytes(raw)
+
+
+JSON_VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    2,
+    1e300,
+    10**30,
+    "",
+    "x",
+    "LORA",
+    [],
+    ["head"],
+    {},
+    {"head": 2},
+    {"(a+)+": 1},
+    [[]] * 99,
+)
+
+
+def mutate_json(text, rng):
+    """Change, rename or drop a field of the configuration."""
+    config = json.loads(text)
+    key = str(rng.choice(sorted(config)))
+    kind = int(rng.integers(3))
+    value = config.pop(key)
+    if kind == 0:
+        config[key] = JSON_VALUES[int(rng.integers(len(JSON_VALUES)))]
+    elif kind == 1:
+        config[key + "_"] = value
+    return json.dumps(config).encode()
+
+
+def expected(folder):
+    """Read the two files as plainly as can be, for a mutant that was accepted."""
+    config, tensors = json.loads((folder / CONFIG).read_bytes()), load_file(folder / WEIGHTS)
+    for module in ("enc.q_proj", "head"):
+        A, B = (tensors[f"base_model.model.{module}.lora_{f}.weight"] for f in "AB")
+        alpha = (config.get("alpha_pattern") or {}).get("^" + module.replace(".", "\\."))
+        alpha = config.get("lora_alpha") or 8 if alpha is None else alpha
+        yield module, A, B, alpha / (len(A) ** 0.5 if config.get("use_rslora") else len(A))
+
+
+def check_mutants(saved, folder, count, seed):
+    rng = np.random.default_rng(seed)
+    sound = {name: (saved / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    accepted = 0
+    for number in range(count):
+        for name, raw in sound.items():
+            (folder / name).write_bytes(raw)
+        name = (CONFIG, WEIGHTS)[number % 2]
+        how = mutate_json if name == CONFIG and rng.random() < 0.5 else mutate
+        (folder / name).write_bytes(how(sound[name], rng))
+        try:
+            loaded = load_adapter(folder)
+        except AdapterFileError:
+            loaded = None
+        if loaded is None:
+            continue
+        accepted += 1
+        if loaded.keys() == {"enc.q_proj", "head"}:
+            for module, A, B, scaling in expected(folder):
+                np.testing.assert_array_equal(loaded[module].lora_A, A)
+                np.testing.assert_array_equal(loaded[module].lora_B, B)
+                assert math.isclose(loaded[module].scaling, scaling, rel_tol=1e-14)
+        else:  # a name was changed, in both files' terms
+            assert len(loaded) == 2
+    return accepted
+
+
+def test_mutated_files_load_to_right_values_or_are_refused(saved, tmp_path):
+    assert 0 < check_mutants(saved, tmp_path, 300, seed=0) < 300
+
+
+def hostile_header(filling):
+    """A header that the library accepts, with a field that it skips and that a plain parser would unfold."""
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":[' + filling + b"]}}"
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
+MANY = b"".join(b',"%x":{"dtype":"U8","shape":[0],"data_offsets":[4,4]}' % i for i in range(145_000))
+HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}' + MANY + b"}"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (CONFIG, b'{"x":[' + b"[]," * (1 << 20) + b"[]]}"),
+        (CONFIG, b'{"x":[' + b'"ab",' * (600 << 10) + b"1]}"),
+        (WEIGHTS, hostile_header(b"[]," * (2 << 20) + b"[]")),
+        (WEIGHTS, hostile_header(b"{}," * (2 << 20) + b"{}")),
+        (WEIGHTS, hostile_header(b'"ab",' * (1600 << 10) + b"1")),
+        (WEIGHTS, hostile_header(b"1e1," * (2000 << 10) + b"1")),
+        (WEIGHTS, len(HEADER).to_bytes(8, "little") + HEADER + bytes(4)),
+    ],
+)
+def test_files_made_to_fill_the_memory_do_not(saved, tmp_path, file, text):
+    folder = variant(saved, tmp_path)
+    (folder / file).write_bytes(text)
+    tracemalloc.start()
+    with pytest.raises(AdapterFileError) as error:
+        load_adapter(folder)
+    assert "header is" not in str(error.value)  # it was looked into
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(text) + 100e6
