@@ -103,9 +103,18 @@ def test_a_rank_beyond_what_exists_is_filled_with_zeros(route):
 
 
 @ROUTES
+def test_with_few_inputs_the_columns_that_are_not_needed_are_zero(route):
+    problem = Problem(n=20, in_features=2, out_features=5, rank=4)
+    lora = route(problem.x, problem.target, rank=4)
+    assert not lora.lora_A[2:].any()
+    assert not lora.lora_B[:, 2:].any()
+
+
+@ROUTES
 def test_alpha_is_1_unless_said(route):
     problem = Problem(n=20, in_features=3, out_features=2, rank=2)
     assert route(problem.x, problem.target, rank=2).alpha == 1.0
+    assert best_adapter_from_gram(np.eye(3), np.ones((3, 2)), rank=1).alpha == 1.0
 
 
 def test_a_direction_that_rounding_alone_can_explain_is_taken_as_constant():
@@ -175,7 +184,7 @@ X, R = np.ones((3, 5)), np.ones((3, 4))
             TypeError,
             "residual has dtype float32, expected float64",
         ),
-        (lambda: best_adapter([[1.0]], R, rank=1), TypeError, "X must be an array, got list"),
+        (lambda: best_adapter([[1.0]], R, rank=1), TypeError, "^X must be an array, got list"),
         (lambda: best_adapter_from_gram(X[0], R, rank=1), ValueError, r"XtX has shape \(5,\), expected a matrix"),
         (lambda: best_adapter_from_gram(X, R, rank=1), ValueError, r"XtX has shape \(3, 5\), expected \(3, 3\)"),
         (

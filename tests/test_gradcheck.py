@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import CheckRefused, GradientError, gradcheck, taylor_orders
+from minilora.slopes import MeasuredLoss
 
 
 def randn(*shape, seed=0):
@@ -164,8 +165,21 @@ def test_the_worst_entry_is_the_one_with_the_largest_error():
 def test_a_block_at_the_limit_is_checked_entry_by_entry():
     x = randn(10)
     for limit, checked in ((10, "10 entries"), (9, "8 directions")):
-        report = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=limit)
-        assert report.blocks[0].checked == checked
+        block = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=limit).blocks[0]
+        assert block.checked == checked
+        assert (block.worst is None) is (limit == 9)
+
+
+def test_a_thousand_entries_are_checked_one_by_one_and_more_along_eight_directions():
+    for size, checked in ((1000, "1000 entries"), (1001, "8 directions")):
+        x = randn(size)
+        assert gradcheck(cube, {"x": x}, {"x": 3 * x**2}).blocks[0].checked == checked
+
+
+def test_one_direction_may_be_enough():
+    x = randn(10)
+    block = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=1, directions=1).blocks[0]
+    assert block.checked == "1 directions"
 
 
 def test_one_seed_gives_one_report():
@@ -175,6 +189,7 @@ def test_one_seed_gives_one_report():
         for seed in (0, 0, 1)
     ]
     assert reports[0] == reports[1] != reports[2]
+    assert reports[0] == gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": 3 * w**2}, tolerance=1)
 
 
 # --- how slopes are measured ----------------------------------------------------------------------
@@ -217,7 +232,7 @@ def zero_and_steep(p):
 
 
 def far_from_zero(p):
-    return 1e8 + (p["x"] ** 2).sum()
+    return 1e11 + (p["x"] ** 2).sum()
 
 
 @pytest.mark.parametrize(
@@ -243,6 +258,35 @@ def test_a_warning_of_the_function_is_no_reason_to_distrust_it():
 
     with pytest.warns(UserWarning, match="by the way"):
         assert gradcheck(warns, {"x": X}, {"x": 2 * X}).method == "complex"
+
+
+@pytest.mark.parametrize(
+    ("method", "f", "gradient", "scale"),
+    [
+        ("complex", lambda p: 5 * p["x"].sum() + 1e3, 5.0, 5.0),  # the largest slope
+        ("central", lambda p: 5 * p["x"].sum(), 5.0, 5.0),
+        ("complex", lambda p: 0.1 * p["x"].sum() + 1e3, 0.1, 1.0),  # never below 1
+        ("central", lambda p: 0.1 * p["x"].sum(), 0.1, 1.0),
+        ("central", lambda p: 5 * p["x"].sum() + 1e3, 5.0, 1e3),  # a difference of large numbers is rounded as they are
+    ],
+)
+def test_the_error_allowed_is_in_proportion(method, f, gradient, scale):
+    x = np.zeros(3)
+    report = gradcheck(f, {"x": x}, {"x": np.full(3, gradient)}, method=method)
+    assert report.blocks[0].allowed == pytest.approx({"complex": 1e-12, "central": 1e-9}[method] * scale, rel=1e-6)
+    assert report.note == ""
+
+
+def test_no_error_is_within_a_tolerance_of_nothing():
+    assert gradcheck(lambda p: p["x"].sum(), {"x": X}, {"x": np.ones_like(X)}, tolerance=0.0).passed
+
+
+def test_a_central_difference_is_felt_by_large_numbers():
+    x = np.array([1e12, 1.0])
+    gradcheck(lambda p: p["x"].sum() / 1e12, {"x": x}, {"x": np.full(2, 1e-12)}, method="central")
+    for size, step in ((0.0, 1), (1e5, 1), (1e9, 1e3)):
+        loss = MeasuredLoss(lambda p: p["x"].sum(), {"x": np.full(2, size)}, None)
+        assert loss.step("x") == pytest.approx(step * np.finfo(float).eps ** 0.2)
 
 
 def test_a_given_step_is_used_as_it_is():
@@ -280,6 +324,7 @@ def test_a_report_is_a_table():
     assert all(row.endswith("ok") for row in rows)
     assert "(4, 3)  12 entries" in rows[0]
     assert len({row.rindex("ok") for row in rows}) == 1  # columns are aligned
+    assert not any(line.endswith(" ") for line in (title, head, *rows))
 
 
 def test_a_large_block_is_a_row_of_its_own_kind():
@@ -391,7 +436,7 @@ SHARED = randn(6)
 @pytest.mark.parametrize(
     ("f", "params", "grads", "settings", "message"),
     [
-        (cube, {}, {}, {}, "params is empty"),
+        (cube, {}, {}, {}, "^params is empty: there is nothing to check$"),
         (cube, {"x": X}, {"y": X}, {}, r"grads has the keys \['y'\], expected \['x'\]"),
         (cube, {"x": X}, {"x": X[:2]}, {}, r"grads\['x'\] has shape \(2, 3\), expected \(4, 3\)"),
         (cube, {"x": X.astype(np.float32)}, {"x": X}, {}, r"params\['x'\] has dtype float32, expected float64"),
@@ -408,7 +453,13 @@ SHARED = randn(6)
         (lambda p: p["x"].astype("f4").sum(), {"x": X}, {"x": X}, {}, "f returns float32, expected float64"),
         (lambda p: np.log(-1.0 + 0 * p["x"].sum()), {"x": X}, {"x": X}, {}, "f is not finite at params"),
         (changes_its_input, {"x": X}, {"x": X}, {}, r"f changes params\['x'\]"),
-        (noisy, {"x": X}, {"x": X}, {}, "f is not deterministic"),
+        (
+            noisy,
+            {"x": X},
+            {"x": X},
+            {},
+            "^f is not deterministic: two calls with the same params gave different results$",
+        ),
         (
             cube,
             {"x": X, "y": OTHER},
@@ -418,6 +469,7 @@ SHARED = randn(6)
         ),
         (cube, {"x": X}, CUBE, {"method": "forward"}, "method must be 'auto', 'complex' or 'central', got 'forward'"),
         (cube, {"x": X}, CUBE, {"step": 0.0}, "step must be above 0 and finite, got 0.0"),
+        (cube, {"x": X}, CUBE, {"step": np.inf}, "step must be above 0 and finite, got inf"),
         (cube, {"x": X}, CUBE, {"step": 1.0, "method": "complex"}, "a step is for central differences"),
         (cube, {"x": X}, CUBE, {"directions": 0}, "directions must be at least 1, got 0"),
     ],
@@ -458,9 +510,14 @@ def test_a_plain_python_number_may_be_returned():
     assert gradcheck(lambda p: float((p["x"] ** 2).sum()), {"x": X}, {"x": 2 * X}).method == "central"
 
 
+def test_an_array_that_stays_real_for_complex_input_is_noticed():
+    report = gradcheck(lambda p: np.abs(p["x"]), {"x": X}, {"x": np.sign(X) * OTHER}, cotangent=OTHER)
+    assert (report.method, report.note) == ("central", "f returns real numbers for complex ones")
+
+
 def test_a_cotangent_gives_the_gradient_of_its_product():
     c = OTHER
-    assert gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * c}, cotangent=c).passed
+    assert gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * c}, cotangent=c).method == "complex"
     with pytest.raises(GradientError):
         gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2}, cotangent=c)
 

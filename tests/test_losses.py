@@ -44,3 +44,8 @@ def test_mse_of_nothing_is_refused():
 def test_mse_refuses_mixed_precision():
     with pytest.raises(TypeError, match="target has dtype float32, expected float64 as in prediction"):
         mse(np.zeros(2), np.zeros(2, np.float32))
+
+
+def test_mse_refuses_what_is_no_array():
+    with pytest.raises(TypeError, match=r"^prediction must be an array, got list"):
+        mse([1.0], np.zeros(1))

@@ -142,7 +142,7 @@ def test_betas_may_be_zero():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({}, ValueError, "params is empty"),
+        ({}, ValueError, "^params is empty: there is nothing to train$"),
         ({"p": np.zeros(2, int)}, TypeError, r"params\['p'\] has dtype int64, expected a floating-point dtype"),
         ({"p": [0.0]}, TypeError, r"params\['p'\] must be an array, got list"),
     ],
