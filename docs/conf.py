@@ -37,6 +37,7 @@ default_role = "py:obj"
 # Pages run when the site is built, and a page that fails stops it.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # and says why
 nb_execution_timeout = 600
 nb_output_stderr = "error"
 nb_merge_streams = True
