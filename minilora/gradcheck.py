@@ -159,7 +159,7 @@ def gradcheck(
         A step for plain central differences, in place of Richardson's two. On a function quadratic along each block,
         1.0 has no truncation error, and the least rounding.
     tolerance : float, optional
-        The error allowed, times the largest of 1, the block's largest slope, and |f| under central differences.
+        The error allowed, times the largest of 1, the block's largest slope, and of f itself under central differences.
         By default 1e-12 for the complex step and 1e-9 for central differences.
     allow_zero : collection of str
         Names whose slope may be zero everywhere. Otherwise that is refused: it checks nothing.

@@ -51,6 +51,14 @@ class Problem:
         }
 
 
+@dataclass(frozen=True)
+class SmallIntegers(Problem):
+    """The same in integers from -2 to 2: with alpha / r a power of two, even float16 computes these exactly."""
+
+    def randn(self, name: str, *shape: int) -> np.ndarray:
+        return np.rint(super().randn(name, *shape)).clip(-2, 2)
+
+
 @st.composite
 def problems(draw: st.DrawFn, largest: int = 7) -> Problem:
     """Draw four different sizes, in any order: the rank may exceed both widths."""
@@ -64,3 +72,10 @@ ALL_ONES = Problem(n=1, in_features=1, out_features=1, rank=1)
 ONE_ROW = Problem(n=1, in_features=5, out_features=4, rank=2)
 RANK_ABOVE_WIDTHS = Problem(n=4, in_features=2, out_features=3, rank=6)
 SQUARE = Problem(n=3, in_features=3, out_features=3, rank=3)
+
+# Sizes beyond any block or buffer that code may compute in.
+MANY_ROWS = Problem(n=5000, in_features=2, out_features=3, rank=1)
+MANY_INPUTS = Problem(n=2, in_features=1500, out_features=3, rank=1)
+MANY_OUTPUTS = Problem(n=2, in_features=3, out_features=1500, rank=1)
+LARGE_RANK = Problem(n=2, in_features=3, out_features=4, rank=1200)
+LARGE = {"rows": MANY_ROWS, "inputs": MANY_INPUTS, "outputs": MANY_OUTPUTS, "rank": LARGE_RANK}

@@ -13,7 +13,7 @@ import numpy as np
 from minilora import LoRA, gradcheck, mse
 
 from .layers import Case
-from .problems import Problem
+from .problems import Problem, SmallIntegers
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -87,6 +87,83 @@ def backward_is_linear_in_the_cotangent(case: Case, problem: Problem) -> None:
         assert not nothing[name].any()
 
 
+def backward_knows_no_large_and_no_small(case: Case, problem: Problem) -> None:
+    """A power of two goes through to the last bit, so nothing is clipped, flushed to zero or moved off it."""
+    for dtype in (np.float32, np.float64):
+        params, dy = {name: p.astype(dtype) for name, p in case.params(problem).items()}, problem.dy.astype(dtype)
+        once = case.gradients(problem, params, dy)
+        for scale in (dtype(2.0**-60), dtype(2.0**60)):
+            for name, grad in case.gradients(problem, params, scale * dy).items():
+                np.testing.assert_array_equal(grad, scale * once[name])
+
+
+def every_precision_is_exact_on_small_integers(case: Case, problem: Problem) -> None:
+    integers = SmallIntegers(**{**vars(problem), "alpha": 2.0 * problem.rank})
+    exact, dy = case.params(integers), integers.dy
+    y, grads = case.output(integers)(exact), case.gradients(integers, exact, dy)
+    for dtype in (np.float16, np.float32):
+        params = {name: p.astype(dtype) for name, p in exact.items()}
+        found = {"y": case.output(integers)(params), **case.gradients(integers, params, dy.astype(dtype))}
+        for name, expected in {"y": y, **grads}.items():
+            assert found[name].dtype == dtype
+            np.testing.assert_array_equal(found[name], expected)
+
+
+def memory_order_makes_no_difference(case: Case, problem: Problem) -> None:
+    """Values count, not how they lie: Fortran order, every other entry of a larger array, backwards."""
+
+    def fortran(array: np.ndarray) -> np.ndarray:
+        return array.copy(order="F")
+
+    def strided(array: np.ndarray) -> np.ndarray:
+        return np.repeat(array, 2, axis=-1)[..., ::2]
+
+    def backwards(array: np.ndarray) -> np.ndarray:
+        return array[::-1].copy()[::-1]
+
+    params = {**case.params(problem), "x": problem.randn("x3", 2, problem.n, problem.in_features)}
+    dy = problem.randn("dy3", 2, problem.n, problem.out_features)
+    y, grads = case.output(problem)(params), case.gradients(problem, params, dy)
+    for lay in (fortran, strided, backwards):
+        moved = {name: lay(p) for name, p in params.items()}
+        assert_close(case.output(problem)(moved), y, 1e-13)
+        for name, grad in case.gradients(problem, moved, lay(dy)).items():
+            assert_close(grad, grads[name], 1e-13)
+
+
+def a_layer_remembers_nothing_but_its_cache(case: Case, problem: Problem) -> None:
+    """Two forwards, then both backwards; then other numbers in the same arrays. Each time as from a new layer."""
+    for dtype in (np.float32, np.float64):
+        params = {name: p.astype(dtype) for name, p in case.params(problem).items()}
+        layer, x, dy = case.build(problem, params), params["x"], problem.dy.astype(dtype)
+        other = problem.randn("other x", *x.shape).astype(dtype)
+        (y, cache), (other_y, other_cache) = layer.forward(x), layer.forward(other)
+        assert not np.shares_memory(y, other_y)
+        for input, output, c in ((x, y, cache), (other, other_y, other_cache)):
+            new = case.build(problem, params)
+            expected, new_cache = new.forward(input)
+            np.testing.assert_array_equal(output, expected)
+            (dx, grads), (new_dx, new_grads) = layer.backward(dy, c), new.backward(dy, new_cache)
+            np.testing.assert_array_equal(dx, new_dx)
+            for name, grad in grads.items():
+                np.testing.assert_array_equal(grad, new_grads[name])
+        for p in params.values():
+            p[...] = p[::-1].copy() + 1
+        np.testing.assert_array_equal(layer(x), case.build(problem, params)(x))
+
+
+def no_rows_give_no_rows(case: Case, problem: Problem) -> None:
+    layer = case.build(problem, case.params(problem))
+    for shape in ((0,), (2, 0)):
+        y, cache = layer.forward(np.zeros((*shape, problem.in_features)))
+        assert y.shape == (*shape, problem.out_features)
+        dx, grads = layer.backward(y, cache)
+        assert dx.shape == (*shape, problem.in_features)
+        assert grads.keys() == layer.trainable().keys()
+        for name, p in layer.trainable().items():
+            np.testing.assert_array_equal(grads[name], np.zeros_like(p))
+
+
 def backward_without_dx_is_the_same(case: Case, problem: Problem) -> None:
     params, dy = case.params(problem), problem.dy
     layer = case.build(problem, params)
@@ -105,7 +182,7 @@ def leading_axes_are_rows(case: Case, problem: Problem) -> None:
     layer = case.build(problem, params)
     x = problem.randn("leading x", 2, problem.n, problem.in_features)
     dy = problem.randn("leading dy", 2, problem.n, problem.out_features)
-    for shape in ((2 * problem.n,), (problem.n, 2, 1)):
+    for shape in ((2 * problem.n,), (problem.n, 1, 2), (1, 2 * problem.n)):
         flat_x, flat_dy = x.reshape(*shape, problem.in_features), dy.reshape(*shape, problem.out_features)
         y, cache = layer.forward(x)
         flat_y, flat_cache = layer.forward(flat_x)
@@ -115,9 +192,13 @@ def leading_axes_are_rows(case: Case, problem: Problem) -> None:
         for name in grads:
             assert_close(flat_grads[name], grads[name], 1e-13)
     y, cache = layer.forward(x[0, 0])
-    dx, _ = layer.backward(dy[0, 0], cache)
-    assert_close(y, layer(x)[0, 0], 1e-13)
-    assert dx.shape == (problem.in_features,)
+    row_y, row_cache = layer.forward(x[0, :1])
+    (dx, grads), (row_dx, row_grads) = layer.backward(dy[0, 0], cache), layer.backward(dy[0, :1], row_cache)
+    assert_close(y, row_y[0], 1e-13)
+    assert_close(dx, row_dx[0], 1e-13)
+    for name in grads:
+        assert_close(grads[name], row_grads[name], 1e-13)
+        assert not np.shares_memory(grads[name], dy)
 
 
 LAYER_PROPERTIES = (
@@ -126,8 +207,13 @@ LAYER_PROPERTIES = (
     float32_follows_float64,
     backward_is_pure,
     backward_is_linear_in_the_cotangent,
+    backward_knows_no_large_and_no_small,
     backward_without_dx_is_the_same,
+    every_precision_is_exact_on_small_integers,
     leading_axes_are_rows,
+    memory_order_makes_no_difference,
+    a_layer_remembers_nothing_but_its_cache,
+    no_rows_give_no_rows,
 )
 
 

@@ -22,12 +22,17 @@ A, B, W, b = np.ones((2, 5)), np.ones((4, 2)), np.ones((4, 5)), np.ones(4)
         (lambda: Linear(W.astype(int)), TypeError, "weight has dtype int64, expected a floating-point dtype"),
         (lambda: Linear([[1.0]]), TypeError, "weight must be an array, got list"),
         (lambda: Linear(W, np.ones(5)), ValueError, r"bias has shape \(5,\), expected \(4,\)"),
+        (lambda: Linear(W, np.ones(1)), ValueError, r"bias has shape \(1,\), expected \(4,\)"),
         (lambda: Linear(W, b.astype(np.float32)), TypeError, "bias has dtype float32, expected float64 as in weight"),
         (lambda: Linear.init(0, 4, rng=RNG), ValueError, "in_features must be at least 1, got 0"),
         (lambda: Linear.init(5, 4.0, rng=RNG), TypeError, "out_features must be an integer, got 4.0"),
         (lambda: Linear.init(5, 4, rng=1), TypeError, "rng must be a numpy.random.Generator"),
         (lambda: Linear.init(5, 4, rng=RNG, dtype=int), TypeError, "weight has dtype int64"),
-        (lambda: LoRA(A, np.ones((4, 3)), 1), ValueError, "lora_A has 2 rows, lora_B has 3 columns"),
+        (
+            lambda: LoRA(A, np.ones((4, 3)), 1),
+            ValueError,
+            r"^lora_A \(r, in\) and lora_B \(out, r\) disagree on the rank: lora_A has 2 rows, lora_B has 3 columns$",
+        ),
         (lambda: LoRA(A[0], B, 1), ValueError, r"lora_A has shape \(5,\)"),
         (lambda: LoRA(A, B[:, 0], 1), ValueError, r"lora_B has shape \(4,\)"),
         (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minilora import LoRA, best_adapter, best_adapter_from_gram, evaluate, mse, train
 
-from .problems import ALL_ONES, RANK_ABOVE_WIDTHS, Problem, problems
+from .problems import ALL_ONES, MANY_ROWS, RANK_ABOVE_WIDTHS, Problem, problems
 from .properties import assert_close
 
 
@@ -38,6 +38,8 @@ def best_loss(x: np.ndarray, residual: np.ndarray, rank: int) -> float:
 @given(problem=problems())
 @example(problem=ALL_ONES)
 @example(problem=RANK_ABOVE_WIDTHS)
+@example(problem=MANY_ROWS)
+@example(problem=Problem(n=40, in_features=15, out_features=12, rank=10))
 def test_its_loss_is_what_x_cannot_reach_plus_the_discarded_squared_singular_values(route, problem):
     x, residual = problem.x, problem.target
     lora = route(x, residual, rank=problem.rank, alpha=problem.alpha)
@@ -74,6 +76,26 @@ def test_both_routes_give_the_same_change_where_the_rows_determine_it(problem):
 
 @ROUTES
 @given(problem=problems())
+def test_its_change_is_inverse_to_the_size_of_x(route, problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    residual = problem.randn("many targets", 40, problem.out_features)
+    once = route(x, residual, rank=problem.rank).delta()
+    for scale in (2.0**-40, 2.0**40):
+        assert_close(scale * route(scale * x, residual, rank=problem.rank).delta(), once, 1e-9)
+
+
+@pytest.mark.parametrize(("route", "small"), [(best_adapter, 2.0**-30), (from_gram, 2.0**-12)])
+@given(problem=problems())
+def test_a_column_of_x_counts_however_small_it_is(route, small, problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    residual = problem.randn("many targets", 40, problem.out_features)
+    loss = mse(route(x, residual, rank=problem.rank)(x), residual)[0]
+    x[:, -1] *= small
+    assert_close(mse(route(x, residual, rank=problem.rank)(x), residual)[0], loss, 1e-6)
+
+
+@ROUTES
+@given(problem=problems())
 def test_a_target_of_that_rank_is_met_exactly(route, problem):
     x = problem.randn("many rows", 40, problem.in_features)
     true = LoRA(**problem.factors, alpha=problem.alpha)
@@ -103,9 +125,18 @@ def test_a_rank_beyond_what_exists_is_filled_with_zeros(route):
 
 
 @ROUTES
+def test_with_few_inputs_the_columns_that_are_not_needed_are_zero(route):
+    problem = Problem(n=20, in_features=2, out_features=5, rank=4)
+    lora = route(problem.x, problem.target, rank=4)
+    assert not lora.lora_A[2:].any()
+    assert not lora.lora_B[:, 2:].any()
+
+
+@ROUTES
 def test_alpha_is_1_unless_said(route):
     problem = Problem(n=20, in_features=3, out_features=2, rank=2)
     assert route(problem.x, problem.target, rank=2).alpha == 1.0
+    assert best_adapter_from_gram(np.eye(3), np.ones((3, 2)), rank=1).alpha == 1.0
 
 
 def test_a_direction_that_rounding_alone_can_explain_is_taken_as_constant():
@@ -121,6 +152,15 @@ def test_columns_of_x_that_repeat_are_no_obstacle(route):
     x = np.hstack([problem.x, problem.x[:, :2]])
     lora = route(x, problem.target, rank=2)
     assert_close(mse(lora(x), problem.target)[0], np.array(best_loss(x, problem.target, 2)), 1e-10)
+
+
+def test_columns_that_repeat_are_no_obstacle_in_single_precision_either():
+    problem = Problem(n=300, in_features=4, out_features=3, rank=2)
+    exact = problem.randn("x", 300, 2) @ problem.randn("mix", 2, 4)  # four columns, of which two are the others' sums
+    x, residual = exact.astype(np.float32), problem.target.astype(np.float32)
+    lora = best_adapter_from_gram(x.T @ x, x.T @ residual, rank=2)
+    assert np.abs(lora.delta()).max() < 1
+    assert mse(lora(x), residual)[0] == pytest.approx(best_loss(exact, problem.target, 2), rel=1e-3)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -175,7 +215,8 @@ X, R = np.ones((3, 5)), np.ones((3, 4))
             TypeError,
             "residual has dtype float32, expected float64",
         ),
-        (lambda: best_adapter([[1.0]], R, rank=1), TypeError, "X must be an array, got list"),
+        (lambda: best_adapter(X.astype(int), R.astype(int), rank=1), TypeError, "X has dtype int64, expected a float"),
+        (lambda: best_adapter([[1.0]], R, rank=1), TypeError, "^X must be an array, got list"),
         (lambda: best_adapter_from_gram(X[0], R, rank=1), ValueError, r"XtX has shape \(5,\), expected a matrix"),
         (lambda: best_adapter_from_gram(X, R, rank=1), ValueError, r"XtX has shape \(3, 5\), expected \(3, 3\)"),
         (

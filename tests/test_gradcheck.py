@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import CheckRefused, GradientError, gradcheck, taylor_orders
+from minilora.slopes import MeasuredLoss
 
 
 def randn(*shape, seed=0):
@@ -164,8 +165,54 @@ def test_the_worst_entry_is_the_one_with_the_largest_error():
 def test_a_block_at_the_limit_is_checked_entry_by_entry():
     x = randn(10)
     for limit, checked in ((10, "10 entries"), (9, "8 directions")):
-        report = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=limit)
-        assert report.blocks[0].checked == checked
+        block = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=limit).blocks[0]
+        assert block.checked == checked
+        assert (block.worst is None) is (limit == 9)
+
+
+def test_a_thousand_entries_are_checked_one_by_one_and_more_along_eight_directions():
+    for size, checked in ((1000, "1000 entries"), (1001, "8 directions")):
+        x = randn(size)
+        assert gradcheck(cube, {"x": x}, {"x": 3 * x**2}).blocks[0].checked == checked
+
+
+def test_one_direction_may_be_enough():
+    x = randn(10)
+    block = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=1, directions=1).blocks[0]
+    assert block.checked == "1 directions"
+
+
+@pytest.mark.parametrize("flat", [0, 1, 499, 998, 999])
+def test_no_entry_of_a_block_is_left_out(flat):
+    x = randn(1000)
+    bad = 2 * x
+    bad[flat] += 1e-6
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["x"] ** 2).sum(), {"x": x}, {"x": bad})
+    assert caught.value.report.blocks[0].worst == (flat,)
+
+
+@pytest.mark.parametrize("wrong", range(6))
+@pytest.mark.parametrize("method", ["complex", "central", "auto"])
+def test_no_array_of_many_is_left_out(wrong, method):
+    params = {str(i): randn(2, seed=i) for i in range(6)}
+    grads = {name: 2 * p for name, p in params.items()}
+
+    def f(p):
+        return sum((p[name] ** 2).sum() for name in params)
+
+    report = gradcheck(f, params, grads, method=method)
+    assert report.method == {"auto": "complex"}.get(method, method)
+    grads[str(wrong)] += 1e-6
+    with pytest.raises(GradientError) as caught:
+        gradcheck(f, params, grads, method=method)
+    assert not caught.value.report.passed
+    assert [block.name for block in caught.value.report.blocks if not block.passed] == [str(wrong)]
+
+
+def test_the_memory_order_of_a_gradient_makes_no_difference():
+    assert gradcheck(cube, {"x": X}, {"x": np.asfortranarray(CUBE["x"])}).passed
+    assert gradcheck(cube, {"x": np.asfortranarray(X)}, CUBE).passed
 
 
 def test_one_seed_gives_one_report():
@@ -175,6 +222,7 @@ def test_one_seed_gives_one_report():
         for seed in (0, 0, 1)
     ]
     assert reports[0] == reports[1] != reports[2]
+    assert reports[0] == gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": 3 * w**2}, tolerance=1)
 
 
 # --- how slopes are measured ----------------------------------------------------------------------
@@ -204,6 +252,32 @@ def test_a_function_that_is_not_analytic_is_checked_by_central_differences_and_t
         gradcheck(f, {"x": X}, {"x": gradient * 1.0001})
 
 
+def test_the_tolerance_of_central_differences_is_1e_9():
+    report = gradcheck(cube, {"x": X}, CUBE, method="central")
+    assert report.blocks[0].allowed == pytest.approx(1e-9 * max(1, CUBE["x"].max(), abs(cube({"x": X}))))
+
+
+def test_the_complex_step_is_not_trusted_where_it_is_off_by_a_ten_thousandth():
+    def almost_analytic(p):
+        return (p["x"] ** 2).sum() + 1e-4 * (p["x"] * p["x"].conj()).sum()
+
+    assert gradcheck(almost_analytic, {"x": X}, {"x": 2 * (1 + 1e-4) * X}).method == "central"
+
+
+def test_a_function_analytic_in_one_array_alone_is_checked_by_central_differences():
+    def f(p):
+        return (p["x"] ** 2).sum() + (p["y"] * p["y"].conj()).sum()
+
+    report = gradcheck(f, {"x": X, "y": OTHER}, {"x": 2 * X, "y": 2 * OTHER})
+    assert report.method == "central"
+    assert "in y; is f analytic" in report.note
+
+
+def test_the_complex_step_is_exact_on_a_steep_function():
+    """Anything that the step leaves out would be seen here."""
+    gradcheck(lambda p: np.sin(1e5 * p["x"]).sum(), {"x": X}, {"x": 1e5 * np.cos(1e5 * X)}, method="complex")
+
+
 def big(p):
     return (p["x"] ** 3).sum() * 1e6
 
@@ -217,7 +291,7 @@ def zero_and_steep(p):
 
 
 def far_from_zero(p):
-    return 1e8 + (p["x"] ** 2).sum()
+    return 1e11 + (p["x"] ** 2).sum()
 
 
 @pytest.mark.parametrize(
@@ -245,6 +319,35 @@ def test_a_warning_of_the_function_is_no_reason_to_distrust_it():
         assert gradcheck(warns, {"x": X}, {"x": 2 * X}).method == "complex"
 
 
+@pytest.mark.parametrize(
+    ("method", "f", "gradient", "scale"),
+    [
+        ("complex", lambda p: 5 * p["x"].sum() + 1e3, 5.0, 5.0),  # the largest slope
+        ("central", lambda p: 5 * p["x"].sum(), 5.0, 5.0),
+        ("complex", lambda p: 0.1 * p["x"].sum() + 1e3, 0.1, 1.0),  # never below 1
+        ("central", lambda p: 0.1 * p["x"].sum(), 0.1, 1.0),
+        ("central", lambda p: 5 * p["x"].sum() + 1e3, 5.0, 1e3),  # a difference of large numbers is rounded as they are
+    ],
+)
+def test_the_error_allowed_is_in_proportion(method, f, gradient, scale):
+    x = np.zeros(3)
+    report = gradcheck(f, {"x": x}, {"x": np.full(3, gradient)}, method=method)
+    assert report.blocks[0].allowed == pytest.approx({"complex": 1e-12, "central": 1e-9}[method] * scale, rel=1e-6)
+    assert report.note == ""
+
+
+def test_no_error_is_within_a_tolerance_of_nothing():
+    assert gradcheck(lambda p: p["x"].sum(), {"x": X}, {"x": np.ones_like(X)}, tolerance=0.0).passed
+
+
+def test_a_central_difference_is_felt_by_large_numbers():
+    x = np.array([1e12, 1.0])
+    gradcheck(lambda p: p["x"].sum() / 1e12, {"x": x}, {"x": np.full(2, 1e-12)}, method="central")
+    for size, step in ((0.0, 1), (1e5, 1), (1e9, 1e3)):
+        loss = MeasuredLoss(lambda p: p["x"].sum(), {"x": np.full(2, size)}, None)
+        assert loss.step("x") == pytest.approx(step * np.finfo(float).eps ** 0.2)
+
+
 def test_a_given_step_is_used_as_it_is():
     """With a step of 1 the central difference of a cube is off by exactly h^2 = 1 in each entry."""
     report = gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 1}, step=1.0)
@@ -253,6 +356,7 @@ def test_a_given_step_is_used_as_it_is():
     with pytest.raises(GradientError):
         gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, step=1.0)
     gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, method="central", step=0.5)
+    gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 4}, step=2.0)
 
 
 def test_a_step_of_one_is_exact_where_the_function_is_quadratic():
@@ -280,6 +384,7 @@ def test_a_report_is_a_table():
     assert all(row.endswith("ok") for row in rows)
     assert "(4, 3)  12 entries" in rows[0]
     assert len({row.rindex("ok") for row in rows}) == 1  # columns are aligned
+    assert not any(line.endswith(" ") for line in (title, head, *rows))
 
 
 def test_a_large_block_is_a_row_of_its_own_kind():
@@ -385,13 +490,23 @@ def noisy(p, state=[0.0]):  # noqa: B006  (the shared state is the point)
     return p["x"].sum() + state[0]
 
 
+def changes_one_entry_of_the_second(p):
+    p["y"][0, 0] += 1
+    return p["x"].sum() + p["y"].sum()
+
+
+def noisy_in_one_entry(p, state=[0.0]):  # noqa: B006  (the shared state is the point)
+    state[0] += 1
+    return p["x"] + np.where(np.arange(3) == 1, state[0], 0.0)
+
+
 SHARED = randn(6)
 
 
 @pytest.mark.parametrize(
     ("f", "params", "grads", "settings", "message"),
     [
-        (cube, {}, {}, {}, "params is empty"),
+        (cube, {}, {}, {}, "^params is empty: there is nothing to check$"),
         (cube, {"x": X}, {"y": X}, {}, r"grads has the keys \['y'\], expected \['x'\]"),
         (cube, {"x": X}, {"x": X[:2]}, {}, r"grads\['x'\] has shape \(2, 3\), expected \(4, 3\)"),
         (cube, {"x": X.astype(np.float32)}, {"x": X}, {}, r"params\['x'\] has dtype float32, expected float64"),
@@ -401,6 +516,18 @@ SHARED = randn(6)
         (cube, {"x": X * np.nan}, {"x": X}, {}, r"params\['x'\] is not finite"),
         (cube, {"x": X}, {"x": X * np.inf}, {}, r"grads\['x'\] is not finite"),
         (cube, {"x": SHARED[:4], "y": SHARED[3:]}, {"x": SHARED[:4], "y": SHARED[3:]}, {}, "share memory"),
+        (
+            lambda p: sum(q.sum() for q in p.values()),
+            {"w": X, "x": SHARED[:4], "y": SHARED[3:]},
+            {"w": X, "x": SHARED[:4], "y": SHARED[3:]},
+            {},
+            r"params\['x'\] and params\['y'\] share memory",
+        ),
+        (cube, {"x": X}, {"x": X, "y": X}, {}, r"grads has the keys \['x', 'y'\], expected \['x'\]"),
+        (lambda p: p["x"].sum(keepdims=True), {"x": X}, {"x": X}, {}, r"an array of shape \(1, 1\): give a cotangent"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X * np.nan}, "cotangent is not finite"),
+        (changes_one_entry_of_the_second, {"x": X, "y": X.copy()}, {"x": X, "y": X}, {}, r"f changes params\['y'\]"),
+        (noisy_in_one_entry, {"x": X}, {"x": X}, {"cotangent": X}, "f is not deterministic"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {}, r"f returns an array of shape \(4, 3\): give a cotangent"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X[0]}, r"cotangent has shape \(3,\), expected \(4, 3\)"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X.astype("f4")}, "cotangent has dtype float32"),
@@ -408,7 +535,13 @@ SHARED = randn(6)
         (lambda p: p["x"].astype("f4").sum(), {"x": X}, {"x": X}, {}, "f returns float32, expected float64"),
         (lambda p: np.log(-1.0 + 0 * p["x"].sum()), {"x": X}, {"x": X}, {}, "f is not finite at params"),
         (changes_its_input, {"x": X}, {"x": X}, {}, r"f changes params\['x'\]"),
-        (noisy, {"x": X}, {"x": X}, {}, "f is not deterministic"),
+        (
+            noisy,
+            {"x": X},
+            {"x": X},
+            {},
+            "^f is not deterministic: two calls with the same params gave different results$",
+        ),
         (
             cube,
             {"x": X, "y": OTHER},
@@ -418,6 +551,7 @@ SHARED = randn(6)
         ),
         (cube, {"x": X}, CUBE, {"method": "forward"}, "method must be 'auto', 'complex' or 'central', got 'forward'"),
         (cube, {"x": X}, CUBE, {"step": 0.0}, "step must be above 0 and finite, got 0.0"),
+        (cube, {"x": X}, CUBE, {"step": np.inf}, "step must be above 0 and finite, got inf"),
         (cube, {"x": X}, CUBE, {"step": 1.0, "method": "complex"}, "a step is for central differences"),
         (cube, {"x": X}, CUBE, {"directions": 0}, "directions must be at least 1, got 0"),
     ],
@@ -439,12 +573,23 @@ def test_a_function_that_changes_its_input_does_not_reach_the_callers_arrays():
 def test_a_slope_of_zero_can_be_allowed_by_name():
     params, grads = {"x": X, "y": OTHER}, {**CUBE, "y": 0 * OTHER}
     assert gradcheck(cube, params, grads, allow_zero=["y"]).passed
+    with pytest.raises(CheckRefused, match="z: the slope is zero everywhere"):
+        gradcheck(cube, {**params, "z": randn(3)}, {**grads, "z": 0 * OTHER[0]}, allow_zero=["y"])
+
+
+def test_a_function_may_do_as_it_likes_with_the_dict_it_is_handed():
+    def f(p):
+        p["x"] = 2 * p.pop("x")
+        return (p["x"] ** 2).sum()
+
+    assert gradcheck(f, {"x": X}, {"x": 8 * X}).passed
 
 
 def test_a_function_that_is_not_finite_nearby_is_refused():
-    x = np.array([1e-9, 1.0])
-    with pytest.raises(CheckRefused, match=r"f is not finite close to params\['x'\]"), np.errstate(invalid="ignore"):
-        gradcheck(lambda p: np.sqrt(p["x"]).sum(), {"x": x}, {"x": 0.5 / np.sqrt(x)}, method="central")
+    for x in (np.array([1e-9, 1.0]), np.array([1.0, 1e-9])):
+        message = r"f is not finite close to params\['x'\]"
+        with pytest.raises(CheckRefused, match=message), np.errstate(invalid="ignore"):
+            gradcheck(lambda p: np.sqrt(p["x"]).sum(), {"x": x}, {"x": 0.5 / np.sqrt(x)}, method="central")
 
 
 def test_views_into_one_array_that_do_not_overlap_are_no_obstacle():
@@ -458,9 +603,14 @@ def test_a_plain_python_number_may_be_returned():
     assert gradcheck(lambda p: float((p["x"] ** 2).sum()), {"x": X}, {"x": 2 * X}).method == "central"
 
 
+def test_an_array_that_stays_real_for_complex_input_is_noticed():
+    report = gradcheck(lambda p: np.abs(p["x"]), {"x": X}, {"x": np.sign(X) * OTHER}, cotangent=OTHER)
+    assert (report.method, report.note) == ("central", "f returns real numbers for complex ones")
+
+
 def test_a_cotangent_gives_the_gradient_of_its_product():
     c = OTHER
-    assert gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * c}, cotangent=c).passed
+    assert gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * c}, cotangent=c).method == "complex"
     with pytest.raises(GradientError):
         gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2}, cotangent=c)
 

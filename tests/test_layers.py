@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from hypothesis import example, given
+from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear
 
 from .layers import CASES
-from .problems import ALL_ONES, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE, Problem, problems
-from .properties import LAYER_PROPERTIES
+from .problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE, Problem, problems
+from .properties import LAYER_PROPERTIES, backward_is_the_slope_of_forward, forward_is_the_sum_written_out
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -23,6 +24,21 @@ def test_layer(case, claim, problem):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("large", LARGE)
+def test_a_large_layer_is_a_layer(case, large):
+    forward_is_the_sum_written_out(case, LARGE[large])
+    backward_is_the_slope_of_forward(case, LARGE[large])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_weights_of_zero_have_gradients_too(case):
+    problem = Problem(n=2, in_features=5, out_features=4, rank=3)
+    layer = case.build(problem, {name: np.zeros_like(p) for name, p in case.params(problem).items()})
+    _, grads = layer.backward(problem.dy, layer.forward(problem.x)[1])
+    assert grads.keys() == layer.trainable().keys()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_layer_knows_its_widths(case):
     problem = Problem(n=2, in_features=5, out_features=4, rank=3)
     layer = case.build(problem, case.params(problem))
@@ -32,10 +48,11 @@ def test_layer_knows_its_widths(case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_trainable_arrays_are_the_layers_own(case):
     problem = Problem(n=2, in_features=5, out_features=4, rank=3)
-    arrays = case.arrays(problem)
-    trainable = case.build(problem, arrays).trainable()
-    assert trainable.keys() == arrays.keys()
-    assert all(trainable[name] is arrays[name] for name in arrays)
+    for lay in (np.array, np.asfortranarray, lambda p: np.repeat(p, 2, axis=-1)[..., ::2]):
+        arrays = {name: lay(p) for name, p in case.arrays(problem).items()}
+        trainable = case.build(problem, arrays).trainable()
+        assert trainable.keys() == arrays.keys()
+        assert all(trainable[name] is arrays[name] for name in arrays)
 
 
 def test_layers_print_their_widths_and_not_their_numbers():
@@ -75,6 +92,29 @@ def test_a_new_start_fills_its_bounds_evenly():
         even = np.linspace(-1, 1, values.size)
         assert np.abs(scaled - even).max() < 4 / np.sqrt(values.size)
         assert not np.array_equal(np.sort(values.ravel()), values.ravel())
+        assert len(np.unique(values)) == values.size
+
+
+def test_layers_drawn_one_after_another_differ_and_share_nothing():
+    rng = np.random.default_rng(0)
+    for make in (
+        lambda: Linear.init(5, 4, rng=rng),
+        lambda: LoRA.init(5, 4, rank=2, alpha=1, rng=rng),
+        lambda: LoRALinear.from_linear(Linear.init(5, 4, rng=rng), rank=2, alpha=1, rng=rng),
+    ):
+        one, two = make().trainable(), make().trainable()
+        assert not any(np.shares_memory(one[name], two[name]) for name in one)
+        assert not any(np.array_equal(one[name], two[name]) for name in one if name != "lora_B")
+
+
+@given(alpha=st.floats(1e-30, 1e30), rank=st.integers(1, 200))
+def test_scaling_is_alpha_over_the_rank_whatever_they_are(alpha, rank):
+    rng = np.random.default_rng(0)
+    lora = LoRA.init(3, 2, rank=rank, alpha=alpha, rng=rng)
+    layer = LoRALinear.from_linear(Linear.init(3, 2, rng=rng), rank=rank, alpha=alpha, rng=rng)
+    assert (lora.rank, lora.scaling) == (layer.rank, layer.scaling) == (rank, alpha / rank)
+    lora.alpha *= 2
+    assert lora.scaling == 2 * alpha / rank
 
 
 @given(problem=problems())
@@ -97,6 +137,7 @@ def test_one_seed_gives_one_start_in_every_precision():
         single, double = make(np.float32), make("float64")
         for name, array in double.items():
             assert array.dtype == np.float64
+            assert name == "lora_B" or (array != array.astype(np.float32)).all()  # it is drawn to the last digit
             np.testing.assert_array_equal(single[name], array.astype(np.float32))
 
 

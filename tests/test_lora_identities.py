@@ -1,12 +1,13 @@
 """Identities of LoRA that hold whatever the numbers are."""
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear, mse, train
 
-from .problems import ALL_ONES, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
+from .problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
 from .properties import assert_close, delta_is_the_matrix_of_forward, residual_form_is_the_gradient_of_mse
 
 
@@ -31,6 +32,37 @@ def test_delta_is_the_matrix_of_forward(problem):
 @example(problem=RANK_ABOVE_WIDTHS)
 def test_residual_form_is_the_gradient_of_mse(problem):
     residual_form_is_the_gradient_of_mse(LoRA, problem)
+
+
+@pytest.mark.parametrize("large", LARGE)
+def test_a_large_adapter_is_an_adapter(large):
+    delta_is_the_matrix_of_forward(LoRA, LARGE[large])
+    residual_form_is_the_gradient_of_mse(LoRA, LARGE[large])
+
+
+def test_delta_of_many_entries_is_the_matrix_of_forward():
+    delta_is_the_matrix_of_forward(LoRA, Problem(n=2, in_features=1000, out_features=1100, rank=3))
+
+
+@given(problem=problems())
+def test_residual_form_leaves_its_arguments_alone(problem):
+    x, target = problem.x, problem.target
+    for layer in (adapted(problem), adapted(problem).adapter):
+        layer.mse_gradients(x, target)
+        np.testing.assert_array_equal(x, problem.x)
+        np.testing.assert_array_equal(target, problem.target)
+
+
+@given(problem=problems())
+def test_delta_and_merge_follow_the_factors(problem):
+    layer = adapted(problem)
+    layer.delta(), layer.merge()
+    for p in (*layer.trainable().values(), *layer.base.trainable().values()):
+        p += 1
+    new = LoRALinear(Linear(**layer.base.trainable()), LoRA(**layer.trainable(), alpha=problem.alpha))
+    np.testing.assert_array_equal(layer.delta(), new.delta())
+    for name, p in layer.merge().trainable().items():
+        np.testing.assert_array_equal(p, new.merge().trainable()[name])
 
 
 @given(problem=problems())

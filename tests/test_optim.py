@@ -1,6 +1,9 @@
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import example, given
+from hypothesis import strategies as st
 
 from minilora import Adam
 from minilora.optim import BLOCK
@@ -24,16 +27,91 @@ def test_adam_has_the_papers_defaults():
     assert_close(p, 1 - 1e-3 * g / (g + 1e-8), 1e-15)
 
 
-@pytest.mark.parametrize("shape", [(BLOCK + 3,), (7, BLOCK // 3), (3, 2 * BLOCK), (5, 7, BLOCK // 20), ()])
-def test_large_arrays_are_updated_as_small_ones(shape):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    t=st.sampled_from([0, 1, 10, 999, 1000, 5000, 100_000]),
+    lr=st.sampled_from([1e-12, 1e-3, 1e32]),
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.999, 0.9)]),
+    eps=st.sampled_from([1e-20, 1e-8, 10.0]),
+    theta_size=st.sampled_from([0.0, 1.0, 1e4]),
+    g_size=st.sampled_from([0.0, 1e-9, 1.0, 1e6]),
+)
+def test_any_step_is_algorithm_1_in_scalars_whatever_its_number_and_the_sizes(
+    seed, t, lr, betas, eps, theta_size, g_size
+):
+    randn, (beta1, beta2) = np.random.default_rng(seed).standard_normal, betas
+    p, g, m, v = theta_size * randn(5), g_size * randn(5), randn(5), randn(5) ** 2
+    before, optimizer = p.copy(), Adam({"p": p}, lr=lr, betas=betas, eps=eps)
+    optimizer.load_state_dict({"t": t, "m": {"p": m}, "v": {"p": v}})
+    optimizer.step({"p": g})
+    t += 1
+    assert optimizer.t == t
+    for i in range(5):
+        m_i, v_i = beta1 * m[i] + (1 - beta1) * g[i], beta2 * v[i] + (1 - beta2) * g[i] ** 2
+        step = lr * (m_i / (1 - beta1**t)) / ((v_i / (1 - beta2**t)) ** 0.5 + eps)
+        assert abs(p[i] - (before[i] - step)) <= 1e-12 * (abs(before[i]) + abs(step))
+
+
+def test_a_nan_in_a_gradient_is_not_hidden():
+    p = np.zeros(3)
+    Adam({"p": p}).step({"p": np.array([1.0, np.nan, -1.0])})
+    np.testing.assert_array_equal(np.isnan(p), [False, True, False])
+
+
+@pytest.mark.parametrize(
+    "shape", [(BLOCK + 3,), (7, BLOCK // 3), (3, 2 * BLOCK), (5, 7, BLOCK // 20), (1000, 1000), (), (0, 3), (3, 0)]
+)
+def test_large_arrays_are_updated_as_many_small_ones(shape):
     rng = np.random.default_rng(0)
     start, grads = rng.standard_normal(shape), [rng.standard_normal(shape) for _ in range(3)]
-    whole, entries = np.array(start), np.array(start).reshape(-1)[:, None]
-    adam, by_entry = Adam({"p": whole}), Adam({"p": entries})
-    for g in grads:
+
+    def cut(array):
+        return dict(enumerate(np.array_split(array.reshape(-1).copy(), 50)))
+
+    whole, parts = np.array(start), cut(np.array(start))
+    adam, by_part = Adam({"p": whole}), Adam(parts)
+    for g in map(np.array, grads):
         adam.step({"p": g})
-        by_entry.step({"p": g.reshape(-1)[:, None]})
-    np.testing.assert_array_equal(whole.reshape(-1), entries[:, 0])
+        by_part.step(cut(g))
+    np.testing.assert_array_equal(whole.reshape(-1), np.concatenate(list(parts.values())))
+
+
+def test_arrays_are_known_by_name_and_not_by_place():
+    shapes = {"a": (2, 3), "b": (2, 3), "c": (3,), "d": (3,)}
+    problem = Problem(n=1, in_features=1, out_features=1, rank=1)
+    start = {name: problem.randn(name, *shape) for name, shape in shapes.items()}
+    grads = {name: problem.randn(f"g {name}", *shape) for name, shape in shapes.items()}
+
+    def backwards(arrays):
+        return dict(reversed(arrays.items()))
+
+    together = Adam({name: p.copy() for name, p in start.items()})
+    together.step(backwards(grads))
+    state = together.state_dict()
+    together.load_state_dict({"t": 1, "m": backwards(state["m"]), "v": backwards(state["v"])})
+    together.step(backwards(grads))
+    for name, p in start.items():
+        alone = Adam({name: p.copy()})
+        for _ in range(2):
+            alone.step({name: grads[name]})
+        np.testing.assert_array_equal(together.params[name], alone.params[name])
+
+
+def test_what_is_trained_was_settled_at_the_start():
+    params = {"a": np.zeros(2)}
+    optimizer = Adam(params)
+    params["b"] = np.zeros(2)
+    optimizer.step({"a": np.ones(2)})
+    assert params["a"].all()
+
+
+def test_a_new_lr_holds_from_the_next_step():
+    p = np.zeros(2)
+    optimizer = Adam({"p": p}, lr=0.5, betas=(0.0, 0.0))
+    optimizer.step({"p": np.ones(2)})
+    optimizer.lr = 0.25
+    optimizer.step({"p": np.ones(2)})
+    assert_close(p, np.full(2, -0.75), 1e-7)
 
 
 def test_arrays_that_are_views_are_updated_in_place():
@@ -42,8 +120,8 @@ def test_arrays_that_are_views_are_updated_in_place():
     assert not view.flags.c_contiguous
     untouched = owner[:, 1::2].copy()
     g = np.random.default_rng(1).standard_normal(view.shape)
-    for p in (plain, view):
-        Adam({"p": p}).step({"p": g})
+    for p, grad in ((plain, g), (view, np.asfortranarray(g))):
+        Adam({"p": p}).step({"p": grad})
     np.testing.assert_array_equal(owner[:, ::2].T, plain)
     np.testing.assert_array_equal(owner[:, 1::2], untouched)
 
@@ -71,6 +149,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened():
     for grads in steps[:3]:
         optimizer.step(grads)
     state, resumed = optimizer.state_dict(), {name: p.copy() for name, p in params.items()}
+    kept = copy.deepcopy(state)
     for grads in steps[3:]:
         optimizer.step(grads)  # must not reach into the saved state
     other = Adam(resumed)
@@ -83,7 +162,17 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened():
     again = Adam({name: p.copy() for name, p in params.items()})
     again.load_state_dict(state)  # nor may a restored optimizer have changed it
     assert again.t == 3
-    assert state["m"].keys() == state["v"].keys() == params.keys()
+    for moment in ("m", "v"):
+        assert state[moment].keys() == params.keys()
+        for name in params:
+            np.testing.assert_array_equal(state[moment][name], kept[moment][name])
+
+
+def test_a_restored_t_is_a_plain_number():
+    """A NumPy scalar would promote."""
+    optimizer = Adam({"p": np.zeros(2, np.float32)})
+    optimizer.load_state_dict({**optimizer.state_dict(), "t": np.int64(7)})
+    assert type(optimizer.state_dict()["t"]) is int
 
 
 def test_adam_prints_its_settings_and_shapes():
@@ -93,21 +182,20 @@ def test_adam_prints_its_settings_and_shapes():
 
 
 @pytest.mark.parametrize(
-    ("grads", "error", "message"),
+    ("change", "error", "message"),
     [
-        ({"a": np.ones(2)}, ValueError, r"grads must have the keys \['a', 'b'\]: missing \['b'\], extra \[\]"),
-        ({"a": np.ones(2), "b": np.ones(3), "c": np.ones(1)}, ValueError, r"missing \[\], extra \['c'\]"),
-        ({"a": np.ones(2), "b": np.ones(4)}, ValueError, r"grads\['b'\] has shape \(4,\), expected \(3,\)"),
-        (
-            {"a": np.ones(2), "b": np.ones(3, np.float32)},
-            TypeError,
-            r"grads\['b'\] has dtype float32, expected float64",
-        ),
-        ({"a": np.ones(2), "b": [1.0, 1.0, 1.0]}, TypeError, r"grads\['b'\] must be an array, got list"),
+        ({"b": None}, ValueError, r"grads must have the keys \['a', 'b', 'c'\]: missing \['b'\], extra \[\]"),
+        ({"d": np.ones(1)}, ValueError, r"missing \[\], extra \['d'\]"),
+        ({"b": np.ones(4)}, ValueError, r"grads\['b'\] has shape \(4,\), expected \(3,\)"),
+        ({"c": np.ones(1)}, ValueError, r"grads\['c'\] has shape \(1,\), expected \(4,\)"),
+        ({"b": np.ones(3, np.float32)}, TypeError, r"grads\['b'\] has dtype float32, expected float64"),
+        ({"b": [1.0, 1.0, 1.0]}, TypeError, r"grads\['b'\] must be an array, got list"),
     ],
 )
-def test_a_gradient_that_does_not_fit_changes_nothing(grads, error, message):
-    params = {"a": np.zeros(2), "b": np.zeros(3)}
+def test_a_gradient_that_does_not_fit_changes_nothing(change, error, message):
+    params = {"a": np.zeros(2), "b": np.zeros(3), "c": np.zeros(4)}
+    grads = {name: np.ones_like(p) for name, p in params.items()} | change
+    grads = {name: g for name, g in grads.items() if g is not None}
     optimizer = Adam(params)
     with pytest.raises(error, match=message):
         optimizer.step(grads)
@@ -124,6 +212,9 @@ def test_a_gradient_that_does_not_fit_changes_nothing(grads, error, message):
         ({"lr": float("inf")}, "lr must be above 0 and finite, got inf"),
         ({"betas": (1.0, 0.9)}, r"betas\[0\] must be at least 0 and below 1, got 1.0"),
         ({"betas": (0.9, -0.1)}, r"betas\[1\] must be at least 0 and below 1, got -0.1"),
+        ({"betas": (-0.1, 0.9)}, r"betas\[0\] must be at least 0 and below 1, got -0.1"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
+        ({"betas": (0.9, 0.99, 0.5)}, r"betas must be two numbers, got \(0.9, 0.99, 0.5\)"),
         ({"betas": (0.9,)}, r"betas must be two numbers, got \(0.9,\)"),
         ({"eps": 0.0}, "eps must be above 0 and finite, got 0.0"),
     ],
@@ -142,7 +233,7 @@ def test_betas_may_be_zero():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({}, ValueError, "params is empty"),
+        ({}, ValueError, "^params is empty: there is nothing to train$"),
         ({"p": np.zeros(2, int)}, TypeError, r"params\['p'\] has dtype int64, expected a floating-point dtype"),
         ({"p": [0.0]}, TypeError, r"params\['p'\] must be an array, got list"),
     ],

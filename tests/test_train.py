@@ -3,7 +3,8 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
 from minilora.train import draw_batches, gradients
@@ -13,6 +14,11 @@ from .problems import Problem, problems
 from .properties import assert_close
 
 DATA = Problem(n=50, in_features=5, out_features=4, rank=3)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 def make(case, problem: Problem = DATA):
@@ -59,6 +65,34 @@ def test_the_gradients_of_a_step_are_those_of_mse(problem):
             assert_close(grad, grads[name], 1e-12)
 
 
+def test_each_training_starts_adam_anew():
+    one, two = make(CASES[1]), make(CASES[1])
+    for seed in (1, 2):
+        for model in (one, two):
+            train(model, DATA.x, DATA.target, epochs=2, batch_size=8, lr=0.02, rng=np.random.default_rng(seed))
+        two = LoRA(**arrays_of(two), alpha=two.alpha)  # the same numbers in a model that no one has trained
+    for name, p in one.trainable().items():
+        np.testing.assert_array_equal(p, two.trainable()[name])
+
+
+def test_settings_not_given_are_those_of_the_article(monkeypatch):
+    problem, models, histories = Problem(n=300, in_features=5, out_features=4, rank=3), [], []
+    monkeypatch.setattr("sys.stderr", Terminal())
+    for given_settings in ({}, {"epochs": 100, "batch_size": 128, "lr": 1e-3, "log_every": 10, "progress": False}):
+        models.append(make(CASES[1], problem))
+        histories.append(train(models[-1], problem.x, problem.target, rng=np.random.default_rng(0), **given_settings))
+    assert histories[0] == histories[1]
+    for name, p in models[0].trainable().items():
+        np.testing.assert_array_equal(p, models[1].trainable()[name])
+    assert sys.stderr.getvalue() == ""
+
+
+def test_training_leaves_numpys_error_state_alone():
+    before = np.geterr()
+    train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+    assert np.geterr() == before
+
+
 def test_each_batch_is_drawn_without_replacement():
     batches = draw_batches(np.random.default_rng(0), 50, 8)
     assert batches.shape == (6, 8)
@@ -96,6 +130,20 @@ def test_evaluation_in_blocks_is_the_loss_of_all_rows(monkeypatch):
     assert_close(np.array(evaluate(model, DATA.x, DATA.target)), whole, 1e-14)
 
 
+@pytest.mark.parametrize("n", [1, 2, 1500, 6000])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+def test_evaluation_is_mse_whatever_the_rows_and_their_size(n, size):
+    problem = Problem(n=n, in_features=3, out_features=4, rank=2)
+    model, x, y = make(CASES[1], problem), size * problem.x, size * problem.target
+    assert evaluate(model, x, y) == pytest.approx(float(mse(model(x), y)[0]), rel=1e-13, abs=0)
+
+
+def test_the_loss_of_a_model_with_a_nan_is_nan():
+    model = make(CASES[0])
+    model.weight[1, 2] = np.nan
+    assert np.isnan(evaluate(model, DATA.x, DATA.target))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_training_lowers_the_loss_and_leaves_the_data_alone(case):
     model, x, target = make(case), DATA.x, DATA.target
@@ -105,12 +153,14 @@ def test_training_lowers_the_loss_and_leaves_the_data_alone(case):
     assert history.losses[-1] < 0.6 * before
 
 
-def test_rows_may_be_sequences():
+@pytest.mark.parametrize("axes", [(2,), (2, 1), (1, 2, 1)])
+def test_rows_may_be_sequences(axes):
     model = make(CASES[1])
-    x = DATA.randn("x3", 12, 2, DATA.in_features)
-    y = DATA.randn("y3", 12, 2, DATA.out_features)
+    x = DATA.randn("x3", 12, *axes, DATA.in_features)
+    y = DATA.randn("y3", 12, *axes, DATA.out_features)
     history = train(model, x, y, epochs=2, batch_size=4, rng=np.random.default_rng(0))
-    assert history.losses == [evaluate(model, x.reshape(24, -1), y.reshape(24, -1))]
+    flat = evaluate(model, x.reshape(24, -1), y.reshape(24, -1))
+    assert_close(np.array(history.losses), np.array([flat]), 1e-14)
 
 
 def test_whatever_has_the_protocol_can_be_trained():
@@ -161,11 +211,6 @@ def test_training_on_the_residual_never_touches_the_large_weight():
 
 
 # --- progress -------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize(
@@ -219,6 +264,60 @@ def test_a_training_that_diverges_stops_at_the_last_finite_parameters(case):
                     assert "lr = 1e+38 is too large" in str(caught.value)
                     return
     pytest.fail("the reference did not diverge")
+
+
+class Mined:
+    """A model of two arrays; the gradient of one is infinite in the batch that has a 7 in it."""
+
+    in_features = out_features = 1
+
+    def __init__(self, mined):
+        self.mined, self.steps = mined, 0
+        self.arrays = {"first": np.zeros(1), "second": np.zeros(1)}
+
+    def trainable(self):
+        return self.arrays
+
+    def forward(self, x):
+        return x + self.arrays["first"] + self.arrays["second"], x
+
+    def backward(self, dy, cache, *, need_dx=True):
+        grads = {"first": np.ones(1), "second": np.ones(1)}
+        grads[self.mined][:] = np.nan if (cache == 7).any() else 1.0
+        self.steps += 1
+        return None, grads
+
+    def __call__(self, x):
+        return self.forward(x)[0]
+
+
+@pytest.mark.parametrize("mined", ["first", "second"])
+@given(seed=st.integers(0, 2**32 - 1))
+@example(seed=next(s for s in range(99) if 7 in draw_batches(np.random.default_rng(s), 900, 1)[600:]))
+@settings(max_examples=5)
+def test_the_array_and_the_step_that_went_wrong_are_named(mined, seed):
+    x = np.zeros((900, 1))
+    x[7] = 7
+    rng, model = np.random.default_rng(seed), Mined(mined)
+    epochs = (draw_batches(rng, 900, 1)[:, 0].tolist() for _ in range(99))
+    epoch, rows = next((epoch, rows) for epoch, rows in enumerate(epochs, start=1) if 7 in rows)
+    step = rows.index(7) + 1
+    with pytest.raises(TrainingDiverged, match=f"epoch {epoch}, step {step} of 900: {mined} is no longer") as caught:
+        train(model, x, np.zeros((900, 1)), epochs=99, batch_size=1, rng=np.random.default_rng(seed))
+    assert (caught.value.epoch, caught.value.step) == (epoch, step)
+    assert model.steps == 900 * epoch + step  # no step of an epoch is left out, and the last one is replayed
+    for p in model.arrays.values():  # a gradient of 1 moves by lr in each step
+        assert_close(p, np.full(1, -1e-3 * (900 * (epoch - 1) + step - 1)), 1e-7)
+
+
+def test_the_first_bad_number_is_named():
+    data = {"X": DATA.x, "Y": np.repeat(DATA.target, 2, axis=0)[::2]}
+    data["Y"][[3, 9], 1] = np.nan
+    with pytest.raises(ValueError, match=r"^Y holds NaN or infinity: entry \(3, 1\) is nan"):
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
+    data["X"][[4, 5], 2] = np.inf
+    with pytest.raises(ValueError, match=r"^X holds NaN or infinity: entry \(4, 2\) is inf"):
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
 
 
 def test_a_loss_that_overflows_is_reported_with_its_epoch():

@@ -1,0 +1,60 @@
+"""Build the site into docs/_build/html: ``python -m pip install -e ".[docs]"``, then ``python docs/build.py``.
+
+Besides Python it needs Node.js (``node`` and ``npm``): the formulas are rendered at build time by KaTeX, whose
+stylesheet and fonts come from the npm package of the same version, once, into docs/_build.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+
+
+def fetch_katex() -> Path:
+    """Return a folder for html_static_path with KaTeX's stylesheet and fonts, fetched from npm where not yet there."""
+    from sphinxcontrib.katex import katex_version
+
+    folder = DOCS / "_build" / f"katex-{katex_version}"
+    if folder.is_dir() and shutil.which("node"):
+        return folder
+    missing = [program for program in ("node", "npm") if shutil.which(program) is None]
+    if missing:
+        raise SystemExit(f"the site needs Node.js to render its formulas: no {' and no '.join(missing)} on the PATH")
+    with tempfile.TemporaryDirectory() as temporary:
+        command = ["npm", "pack", "--silent", f"katex@{katex_version}"]
+        done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"the site needs KaTeX's fonts: {' '.join(command)} failed: {done.stderr.strip()}")
+        with tarfile.open(next(Path(temporary).glob("*.tgz"))) as archive:
+            archive.extractall(temporary, filter="data")
+        dist = Path(temporary, "package", "dist")
+        new = folder.with_suffix(".new")  # renamed at the end, so that half a folder is never taken for a whole one
+        shutil.rmtree(new, ignore_errors=True)
+        (new / "katex" / "fonts").mkdir(parents=True)
+        shutil.copy(dist / "katex.min.css", new / "katex")
+        for font in (dist / "fonts").glob("*.woff2"):  # what every browser of today takes; the others are not asked for
+            shutil.copy(font, new / "katex" / "fonts")
+        new.rename(folder)
+    return folder
+
+
+def main() -> int:
+    """Build the site; warnings are errors."""
+    fetch_katex()
+    shutil.rmtree(DOCS / "_build" / "html", ignore_errors=True)
+    # A fresh environment each time: the pages run again, and no page is left over from a file that is gone.
+    command = [sys.executable, "-m", "sphinx", "-E", "-a", "-W", "--keep-going", "-b", "html", *sys.argv[1:]]
+    done = subprocess.run([*command, "-d", str(DOCS / "_build" / "doctrees"), str(DOCS), str(DOCS / "_build" / "html")])
+    if done.returncode == 0:
+        print(f"open {DOCS / '_build' / 'html' / 'index.html'}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Sphinx configuration of minilora's site. Build it with ``python docs/build.py``."""
+
+import os
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+# Pages and docstrings come from this checkout, whatever minilora is installed; the kernels inherit the variable.
+sys.path[:0] = [str(ROOT), str(DOCS)]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS)])
+# Beside a page, a debugger's remark about frozen modules is noise.
+os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+
+import sphinxcontrib.katex  # noqa: E402
+from build import fetch_katex  # noqa: E402
+from docutils import nodes  # noqa: E402
+
+import minilora  # noqa: E402
+
+project = "minilora"
+author = "the minilora authors"
+copyright = "the minilora authors, MIT licence"
+version = release = minilora.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "numpydoc",
+    "sphinxcontrib.katex",
+    "equations",
+]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+
+# Pages run when the site is built, and a page that fails stops it.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # and says why
+nb_execution_timeout = 600
+nb_output_stderr = "error"
+nb_merge_streams = True
+nb_code_prompt_show = "Show the {type}"
+nb_code_prompt_hide = "Hide the {type}"
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+
+# Docstrings.
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_class_signature = "mixed"
+numpydoc_show_class_members = False
+numpydoc_class_members_toctree = False
+viewcode_line_numbers = True
+
+# Mathematics is rendered now, so that a reader's browser runs nothing and asks no one. A formula that KaTeX does not
+# understand stops the build.
+katex_prerender = True
+katex_css_path = "katex/katex.min.css"
+sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
+    throwOnError=True,
+    strict="error",
+    macros={r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"},  # \of{dA}{r,in}: a symbol, its shape below
+)
+
+# Equation and line.
+equations_page = "derivation"
+equations_package = ROOT / "minilora"
+
+html_theme = "furo"
+html_title = "minilora"
+html_favicon = "_static/favicon.svg"
+html_static_path = ["_static", str(fetch_katex())]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#2f54b5", "color-brand-content": "#2f54b5"},
+    "dark_css_variables": {"color-brand-primary": "#8aa6f2", "color-brand-content": "#8aa6f2"},
+}
+
+
+def adjust(app, doctree):
+    """Align formulas of several lines, keep a formula and the full stop behind it together, trim included code."""
+    for node in doctree.findall(nodes.literal_block):
+        if node.get("source"):
+            node.rawsource = node.astext().rstrip()  # what is highlighted
+            node.children = [nodes.Text(node.rawsource)]
+    for node in doctree.findall(nodes.math_block):
+        tex = node.astext()
+        if r"\\" in tex and r"\begin" not in tex:  # Sphinx does this for MathJax alone
+            node.children = [nodes.Text(r"\begin{aligned}" + tex + r"\end{aligned}")]
+    for node in list(doctree.findall(nodes.math)):
+        behind = node.next_node(descend=False, siblings=True)
+        # A long formula must stay free to break: a phone is narrow.
+        if isinstance(behind, nodes.Text) and behind[:1] in tuple(".,;:?!)") and len(node.astext()) <= 24:
+            behind.parent.replace(behind, nodes.Text(behind[1:]))
+            node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
+
+
+def setup(app):
+    """Register the above with Sphinx."""
+    app.connect("doctree-read", adjust)
