@@ -46,6 +46,13 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
         raise TypeError(f"{name} has dtype {value.dtype}, expected {like.dtype} as in {like_name}")
 
 
+def check_trainable(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
+    """Refuse what Adam cannot work with: complex numbers, and float16, where eps and squares of gradients vanish."""
+    check_array(name, value, like, like_name)
+    if dtype_name(value) not in ("float32", "float64"):
+        raise TypeError(f"{name} has dtype {value.dtype}, expected float32 or float64: others cannot be trained")
+
+
 def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
     """Refuse an array of another library than that of `like`: nothing is moved to or from a GPU silently."""
     if type(value) is type(like):

@@ -53,8 +53,9 @@ def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) ->
     """
     check_array("X", X)
     check_array("residual", residual, like=X, like_name="X")
-    if len(X.shape) < 2 or 0 in X.shape:
-        raise ValueError(f"X has shape {tuple(X.shape)}, expected (..., in) with no empty axis")
+    for name, data in (("X", X), ("residual", residual)):
+        if len(data.shape) < 2 or 0 in data.shape:
+            raise ValueError(f"{name} has shape {tuple(data.shape)}, expected (rows, ..., width) with no empty axis")
     check_shape("residual", residual, (*X.shape[:-1], *residual.shape[-1:]))
     # With X = Q T, the fitted values Q (T D^T) have the right singular vectors of the small matrix T D^T.
     Q, T = backend_of(X).xp.linalg.qr(rows(X))

@@ -21,8 +21,18 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from .backend import backend_of
-from .checks import Array, check_array, check_integer, check_library, check_number, check_same_keys, check_shape
+from .checks import (
+    Array,
+    check_integer,
+    check_library,
+    check_number,
+    check_same_keys,
+    check_shape,
+    check_trainable,
+)
 
 BLOCK = 32_768
 """Entries updated at a time on a CPU."""
@@ -88,10 +98,12 @@ class Adam:
             raise ValueError("params is empty: there is nothing to train")
         first, *_ = params
         for name, p in params.items():
-            check_array(f"params[{name!r}]", p)
+            check_trainable(f"params[{name!r}]", p)
             check_library(f"params[{name!r}]", p, like=params[first], like_name=f"params[{first!r}]")
+            if isinstance(p, np.ndarray) and not p.flags.writeable:
+                raise ValueError(f"params[{name!r}] is read-only: Adam updates it in place, so give a copy")
         self.lr = check_number("lr", lr, above=0)
-        if len(betas) != 2:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {betas!r}")
         self.betas = (
             check_number("betas[0]", betas[0], above=0, below=1, or_equal=True),
@@ -124,7 +136,7 @@ class Adam:
         """
         check_same_keys("grads", grads, self.params)
         for name, p in self.params.items():
-            check_array(f"grads[{name!r}]", grads[name], like=p, like_name="params")
+            check_trainable(f"grads[{name!r}]", grads[name], like=p, like_name="params")
             check_shape(f"grads[{name!r}]", grads[name], p.shape)
         self.t += 1
         for name, p in self.params.items():
@@ -156,7 +168,7 @@ class Adam:
         for moment in ("m", "v"):
             check_same_keys(f"state[{moment!r}]", state[moment], self.params)
             for name, p in self.params.items():
-                check_array(f"state[{moment!r}][{name!r}]", state[moment][name], like=p, like_name="params")
+                check_trainable(f"state[{moment!r}][{name!r}]", state[moment][name], like=p, like_name="params")
                 check_shape(f"state[{moment!r}][{name!r}]", state[moment][name], p.shape)
         self.t = t
         self.m = {name: m.copy() for name, m in state["m"].items()}

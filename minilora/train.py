@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .backend import all_finite, backend_of, take_rows
 from .checkpoint import describe, keep, resume
-from .checks import Array, check_array, check_features, check_integer, check_rng, check_shape
+from .checks import Array, check_array, check_features, check_integer, check_rng, check_shape, check_trainable
 from .losses import mse
 from .optim import Adam
 
@@ -290,7 +290,9 @@ def _check_data(model: Layer, X: Array, Y: Array) -> None:
 
 
 def _check_finite(data: Mapping[str, Array]) -> None:
-    """Refuse data with a NaN or an infinity in it. A file is not read twice for this."""
+    """Refuse data that is not of real numbers, or with a NaN or an infinity in it. A file is not read twice for this."""
+    for name, d in data.items():
+        check_trainable(name, d)
     ends = {name: [d.min(), d.max()] for name, d in data.items() if not isinstance(d, np.memmap)}
     if all_finite([end for pair in ends.values() for end in pair]):  # the usual case waits for the device once
         return

@@ -222,6 +222,7 @@ def test_a_gradient_that_does_not_fit_changes_nothing(change, error, message):
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
         ({"betas": (0.9, 0.99, 0.5)}, r"betas must be two numbers, got \(0.9, 0.99, 0.5\)"),
         ({"betas": (0.9,)}, r"betas must be two numbers, got \(0.9,\)"),
+        ({"betas": 0.9}, r"betas must be two numbers, got 0.9"),
         ({"eps": 0.0}, "eps must be above 0 and finite, got 0.0"),
     ],
 )
@@ -241,6 +242,9 @@ def test_betas_may_be_zero():
     [
         ({}, ValueError, "^params is empty: there is nothing to train$"),
         ({"p": np.zeros(2, int)}, TypeError, r"params\['p'\] has dtype int64, expected a floating-point dtype"),
+        ({"p": np.zeros(2, np.float16)}, TypeError, r"params\['p'\] has dtype float16, expected float32 or float64"),
+        ({"p": np.zeros(2, complex)}, TypeError, r"params\['p'\] has dtype complex128, expected float32 or float64"),
+        ({"p": np.broadcast_to(0.0, 2)}, ValueError, r"params\['p'\] is read-only"),
         ({"p": [0.0]}, TypeError, r"params\['p'\] must be an array, got list"),
     ],
 )

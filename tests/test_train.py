@@ -360,6 +360,8 @@ GOOD = {"epochs": 1, "batch_size": 8, "rng": np.random.default_rng(0)}
         ({"X": DATA.x.astype(object)}, TypeError, "X has dtype object, expected a floating-point dtype"),
         ({"X": DATA.x.astype(np.float32)}, TypeError, "X has dtype float32, expected float64 as in the layer"),
         ({"Y": DATA.target.astype(np.float32)}, TypeError, "Y has dtype float32, expected float64 as in the layer"),
+        ({"X": DATA.x.astype(complex)}, TypeError, "X has dtype complex128, expected float32 or float64"),
+        ({"Y": DATA.target.astype(complex)}, TypeError, "Y has dtype complex128, expected float32 or float64"),
         ({"X": DATA.x.tolist()}, TypeError, "X must be an array, got list"),
     ],
 )
