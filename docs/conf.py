@@ -53,6 +53,7 @@ autodoc_class_signature = "mixed"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False  # its way back from there is wrong where two modules show one name
 
 # Mathematics is rendered now, so that a reader's browser runs nothing and asks no one. A formula that KaTeX does not
 # understand stops the build.
