@@ -147,6 +147,7 @@ def a_layer_remembers_nothing_but_its_cache(case: Case, problem: Problem) -> Non
             np.testing.assert_array_equal(dx, new_dx)
             for name, grad in grads.items():
                 np.testing.assert_array_equal(grad, new_grads[name])
+        layer(x)
         for p in params.values():
             p[...] = p[::-1].copy() + 1
         np.testing.assert_array_equal(layer(x), case.build(problem, params)(x))

@@ -154,13 +154,24 @@ def test_columns_of_x_that_repeat_are_no_obstacle(route):
     assert_close(mse(lora(x), problem.target)[0], np.array(best_loss(x, problem.target, 2)), 1e-10)
 
 
-def test_columns_that_repeat_are_no_obstacle_in_single_precision_either():
-    problem = Problem(n=300, in_features=4, out_features=3, rank=2)
-    exact = problem.randn("x", 300, 2) @ problem.randn("mix", 2, 4)  # four columns, of which two are the others' sums
+@pytest.mark.parametrize("seed", range(8))
+def test_columns_that_repeat_are_no_obstacle_in_single_precision_either(seed):
+    problem = Problem(n=300, in_features=6, out_features=3, rank=2, seed=seed)
+    exact = problem.randn("x", 300, 2) @ problem.randn("mix", 2, 6)  # six columns, of which four are the others' sums
     x, residual = exact.astype(np.float32), problem.target.astype(np.float32)
     lora = best_adapter_from_gram(x.T @ x, x.T @ residual, rank=2)
     assert np.abs(lora.delta()).max() < 1
     assert mse(lora(x), residual)[0] == pytest.approx(best_loss(exact, problem.target, 2), rel=1e-3)
+
+
+def test_its_arguments_are_left_alone():
+    problem = Problem(n=20, in_features=3, out_features=2, rank=1)
+    x, residual = problem.x, problem.target
+    xtx, xtr = x.T @ x, x.T @ residual
+    best_adapter(x, residual, rank=1)
+    best_adapter_from_gram(xtx, xtr, rank=1)
+    for array, before in ((x, problem.x), (residual, problem.target), (xtx, x.T @ x), (xtr, x.T @ residual)):
+        np.testing.assert_array_equal(array, before)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])

@@ -27,29 +27,35 @@ def test_adam_has_the_papers_defaults():
     assert_close(p, 1 - 1e-3 * g / (g + 1e-8), 1e-15)
 
 
+@pytest.mark.parametrize("t", [1, 2, 10, 1000, 5000, 100_000])
 @given(
     seed=st.integers(0, 2**32 - 1),
-    t=st.sampled_from([0, 1, 10, 999, 1000, 5000, 100_000]),
-    lr=st.sampled_from([1e-12, 1e-3, 1e32]),
+    lr=st.sampled_from([1e-3, 1e-12, 1e32]),
     betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.999, 0.9)]),
-    eps=st.sampled_from([1e-20, 1e-8, 10.0]),
-    theta_size=st.sampled_from([0.0, 1.0, 1e4]),
-    g_size=st.sampled_from([0.0, 1e-9, 1.0, 1e6]),
+    eps=st.sampled_from([1e-8, 1e-20, 10.0]),
 )
-def test_any_step_is_algorithm_1_in_scalars_whatever_its_number_and_the_sizes(
-    seed, t, lr, betas, eps, theta_size, g_size
-):
+@example(seed=0, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+@example(seed=0, lr=1e-12, betas=(0.9, 0.999), eps=1e-20)
+def test_any_step_is_algorithm_1_in_scalars_whatever_its_number_and_the_sizes(t, seed, lr, betas, eps):
     randn, (beta1, beta2) = np.random.default_rng(seed).standard_normal, betas
-    p, g, m, v = theta_size * randn(5), g_size * randn(5), randn(5), randn(5) ** 2
+    p = randn((3, 4)) * [[0.0], [1.0], [1e4]]
+    g, m, v = randn((3, 4)) * [0.0, 1e-9, 1.0, 1e6], randn((3, 4)), randn((3, 4)) ** 2
     before, optimizer = p.copy(), Adam({"p": p}, lr=lr, betas=betas, eps=eps)
-    optimizer.load_state_dict({"t": t, "m": {"p": m}, "v": {"p": v}})
+    optimizer.load_state_dict({"t": t - 1, "m": {"p": m}, "v": {"p": v}})
     optimizer.step({"p": g})
-    t += 1
     assert optimizer.t == t
-    for i in range(5):
+    for i in np.ndindex(p.shape):
         m_i, v_i = beta1 * m[i] + (1 - beta1) * g[i], beta2 * v[i] + (1 - beta2) * g[i] ** 2
         step = lr * (m_i / (1 - beta1**t)) / ((v_i / (1 - beta2**t)) ** 0.5 + eps)
         assert abs(p[i] - (before[i] - step)) <= 1e-12 * (abs(before[i]) + abs(step))
+
+
+def test_a_step_without_gradient_goes_on_with_the_means():
+    p = np.zeros(2)
+    optimizer = Adam({"p": p}, lr=1.0, betas=(0.5, 0.5))
+    for g in (np.ones(2), np.zeros(2)):
+        optimizer.step({"p": g})
+    assert_close(p, np.full(2, -1 - (0.25 / 0.75) / (0.25 / 0.75) ** 0.5), 1e-7)
 
 
 def test_a_nan_in_a_gradient_is_not_hidden():

@@ -88,9 +88,10 @@ def test_settings_not_given_are_those_of_the_article(monkeypatch):
 
 
 def test_training_leaves_numpys_error_state_alone():
-    before = np.geterr()
-    train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
-    assert np.geterr() == before
+    with np.errstate(over="warn", invalid="raise"):
+        before = np.geterr()
+        train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+        assert np.geterr() == before
 
 
 def test_each_batch_is_drawn_without_replacement():
@@ -369,6 +370,11 @@ def test_bad_input_is_refused_before_anything_changes(change, error, message):
         train(model, **{"X": DATA.x, "Y": DATA.target, **GOOD, **change})
     for name, p in model.trainable().items():
         np.testing.assert_array_equal(p, before[name])
+
+
+def test_no_rows_have_no_loss():
+    with pytest.raises(ValueError, match=r"X has shape \(0, 5\), expected .* at least one row"):
+        evaluate(make(CASES[0]), DATA.x[:0], DATA.target[:0])
 
 
 def test_a_layer_of_another_width_cannot_be_evaluated():
