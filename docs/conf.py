@@ -1,6 +1,7 @@
 """Sphinx configuration of minilora's site. Build it with ``python docs/build.py``."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -53,6 +54,7 @@ autodoc_class_signature = "mixed"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False  # its way back from there is wrong where two modules show one name
 
 # Mathematics is rendered now, so that a reader's browser runs nothing and asks no one. A formula that KaTeX does not
 # understand stops the build.
@@ -99,6 +101,14 @@ def adjust(app, doctree):
             node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
 
 
+def close_gaps(app, pagename, template, context, doctree):
+    """Take out the empty lines that viewcode leaves around the definitions on a source page."""
+    if pagename.startswith("_modules/"):
+        body = re.sub(r'(<div class="viewcode-block"[^>]*>)\n(<a .*</a>)\n', r"\1\2", context["body"])
+        context["body"] = re.sub(r"((</div>)+)\n\n", r"\1", body)
+
+
 def setup(app):
     """Register the above with Sphinx."""
+    app.connect("html-page-context", close_gaps)
     app.connect("doctree-read", adjust)

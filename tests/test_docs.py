@@ -1,5 +1,6 @@
 """What can be said about the pages without building them."""
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -23,6 +24,13 @@ def code_cells(page):
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_is_on_the_api_page(module):
     assert f".. automodule:: {module}\n" in (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_cell_is_python_as_old_as_the_oldest_supported(page):
+    for cell in code_cells(page):
+        code = re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S)
+        ast.parse(code, feature_version=(3, 11))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

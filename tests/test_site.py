@@ -122,7 +122,8 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page, widt
     # On a phone the theme scrolls its column rather than the page, so that every box around the text is asked.
     too_wide = browser.execute_script(
         """return [...document.querySelectorAll("html, body, .page, .main, .content")]
-               .filter(e => e.scrollWidth > Math.min(e.clientWidth, arguments[0])).map(e => e.outerHTML.slice(0, 40))""",
+               .filter(e => e.scrollWidth > Math.min(e.clientWidth, arguments[0]))
+               .map(e => e.outerHTML.slice(0, 40))""",
         width,
     )
     assert too_wide == []
