@@ -49,6 +49,8 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
 def check_trainable(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
     """Refuse what Adam cannot work with: complex numbers, and float16, where eps and squares of gradients vanish."""
     check_array(name, value, like, like_name)
+    if like is not None and value.dtype == like.dtype:  # which has been checked: this runs in every step
+        return
     if dtype_name(value) not in ("float32", "float64"):
         raise TypeError(f"{name} has dtype {value.dtype}, expected float32 or float64: others cannot be trained")
 
@@ -113,8 +115,8 @@ def check_cache(layer: Any, dy: Array, cache: Any) -> None:
 
 def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
     """Refuse a dict whose keys are not exactly the `expected` ones."""
-    missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected))
-    if missing or extra:
+    if value.keys() != set(expected):
+        missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected))
         raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
 
 

@@ -290,7 +290,7 @@ def _check_data(model: Layer, X: Array, Y: Array) -> None:
 
 
 def _check_finite(data: Mapping[str, Array]) -> None:
-    """Refuse data that is not of real numbers, or with a NaN or an infinity in it. A file is not read twice for this."""
+    """Refuse data that is not of real numbers, or not finite. A file is not read twice for this."""
     for name, d in data.items():
         check_trainable(name, d)
     ends = {name: [d.min(), d.max()] for name, d in data.items() if not isinstance(d, np.memmap)}
