@@ -19,13 +19,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = ROOT / ".ci" / "surviving_mutants.txt"
 BAR = 0.95
+KILLED = ("killed", "timeout", "segfault")
 COPIED = ("minilora", "tests", "examples", "README.md", "LICENSE", "pyproject.toml")
 
 
 def known_survivors() -> dict[str, str]:
-    """Read the list: a mutant's name, and behind it the reason."""
-    lines = (line.split("#", 1) for line in KNOWN.read_text().splitlines() if line and not line.startswith("#"))
-    return {name.strip(): reason.strip() for name, reason in lines}
+    """Read the list: a mutant as `described` gives it, and the reason."""
+    lines = [line for line in KNOWN.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    return dict(line.split("  ## ", 1) for line in lines)
+
+
+def described(name: str, folder: Path) -> str:
+    """Return the function that a mutant is of, and the line as the mutant has it."""
+    show = [sys.executable, "-m", "mutmut", "show", name]
+    diff = subprocess.run(show, cwd=folder, capture_output=True, text=True, check=True).stdout
+    changed = [line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")]
+    function = re.sub(r"__mutmut_\d+$", "", name).replace("xǁ", "").replace("ǁ", ".").replace(".x_", ".")
+    return f"{function}: {' '.join(changed)}"
 
 
 def run_mutmut(folder: Path) -> dict[str, str]:
@@ -52,16 +62,16 @@ def main() -> int:
     known = known_survivors()
     with tempfile.TemporaryDirectory() as folder:
         found = run_mutmut(Path(folder))
+        survivors = {described(name, Path(folder)) for name, fate in found.items() if fate not in KILLED}
     counts = Counter(found.values())
-    killed = counts["killed"] + counts["timeout"] + counts["segfault"]
+    killed = sum(counts[fate] for fate in KILLED)
     score = killed / len(found)
     print(f"{len(found)} mutants, {killed} killed ({score:.1%}): {dict(counts)}")
-    survivors = {name for name, fate in found.items() if fate not in ("killed", "timeout", "segfault")}
     new, gone = sorted(survivors - known.keys()), sorted(known.keys() - survivors)
-    for name in new:
-        print(f"survived, and no reason is known why that is right: {name} ({found[name]})")
-    for name in gone:
-        print(f"on the list of survivors, but killed or no longer made: {name}")
+    for mutant in new:
+        print(f"survived, and no reason is known why that is right:\n    {mutant}")
+    for mutant in gone:
+        print(f"on the list of survivors, but killed or no longer made:\n    {mutant}")
     print(f"bar {BAR:.0%}; {len(survivors)} survivors, {len(known)} on the list with a reason")
     return 1 if new or gone or score < BAR else 0
 

@@ -325,10 +325,10 @@ class LoRALinear:
         check_features("x", x, self.in_features, "in_features", like=W)
         check_array("target", target, like=W)
         check_shape("target", target, (*x.shape[:-1], self.out_features))
-        X, T = rows(x), rows(target)
+        X, T, count = rows(x), rows(target), check_count("target", target)
         if 2 * self.rank > X.shape[0]:
             return self.adapter.mse_gradients(X, T - self.base(X))
         T = T if bias is None else T - bias
         H = X @ A.T  # eq. (1)  (N, r)
         RtH, RB = T.T @ H - W @ (X.T @ H), T @ B - X @ (W.T @ B)  # eq. (19)  (out, r), (N, r)
-        return self.adapter.residual_form(X, H, RtH, RB, check_count("target", target))
+        return self.adapter.residual_form(X, H, RtH, RB, count)

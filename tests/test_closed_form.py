@@ -219,7 +219,7 @@ X, R = np.ones((3, 5)), np.ones((3, 4))
         (lambda: best_adapter(X, R, rank=0), ValueError, "rank must be at least 1, got 0"),
         (lambda: best_adapter(X, R, rank=1, alpha=0), ValueError, "alpha must be above 0 and finite, got 0"),
         (lambda: best_adapter(X, R[:2], rank=1), ValueError, r"residual has shape \(2, 4\), expected \(3, 4\)"),
-        (lambda: best_adapter(X[0], R[0], rank=1), ValueError, r"X has shape \(5,\), expected \(rows, ..., width\)"),
+        (lambda: best_adapter(X[0], R[0], rank=1), ValueError, r"^X has shape \(5,\), expected \(rows, ..., width\)"),
         (
             lambda: best_adapter(X, R[:, :0], rank=1),
             ValueError,
