@@ -198,7 +198,7 @@ def _rank(path: Path, key: str, value: Any) -> int:
 
 def _alpha(path: Path, key: str, value: Any) -> float:
     if type(value) not in (int, float) or not MIN_ALPHA < value < MAX_ALPHA:
-        raise AdapterFileError(path, f"{key} is {short(value)}, expected a number above 0, and no absurd one")
+        raise AdapterFileError(path, f"{key} is {short(value)}, expected a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}")
     return float(value)
 
 
