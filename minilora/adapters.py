@@ -66,9 +66,9 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     """
     backend, folder = backend_or_numpy(backend), AdapterFolder.open(path)
     adapters = {}
-    for module, (rank, _, scaling) in folder.layers.items():
+    for module, layer in folder.layers.items():
         A, B = (backend.asarray(factor, dtype) for factor in folder.read(module))
-        adapters[module] = LoRA(A, B, scaling * rank)
+        adapters[module] = LoRA(A, B, layer.scaling * layer.rank)
     return adapters
 
 
