@@ -11,6 +11,7 @@ Read the files in this order; each adds one idea:
 
 How it is known to be right: `minilora.gradcheck` compares a gradient with slopes measured as `minilora.slopes` tells,
 `minilora.proof` does so for every gradient here, and `minilora.closed_form` has the answer that training should find.
+`minilora.exercises` grades a backward that you write yourself.
 
 Then what trained layers are for: `minilora.adapters` (adapters as files, in PEFT's layout), `minilora.merge` (folded
 into a checkpoint) and `minilora.inspection` (looked at), and `minilora.checkpoint` (stop and resume, bit for bit); the

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from .backend import Backend, backend_of, get_backend
+from .backend import Backend, backend_of, backend_or_numpy
 from .checks import check_number, dtype_name
 from .files.adapterfolder import WEIGHTS_NAME, AdapterFolder, is_module_path, keys
 from .files.peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
@@ -64,11 +64,11 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     AdapterFileError
         If a file is missing, damaged or inconsistent, or asks for what is not supported.
     """
-    folder, backend = AdapterFolder.open(path), backend or get_backend("numpy")
+    backend, folder = backend_or_numpy(backend), AdapterFolder.open(path)
     adapters = {}
-    for module, (rank, _, scaling) in folder.layers.items():
+    for module, layer in folder.layers.items():
         A, B = (backend.asarray(factor, dtype) for factor in folder.read(module))
-        adapters[module] = LoRA(A, B, scaling * rank)
+        adapters[module] = LoRA(A, B, layer.scaling * layer.rank)
     return adapters
 
 

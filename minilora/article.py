@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backend import Backend, get_backend
+from .backend import Backend, backend_or_numpy
 from .checkpoint import claim_folder
 from .checks import Array, check_integer, check_number
 from .linear import Linear
@@ -128,7 +128,7 @@ def run(
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     epochs, lr = check_integer("epochs", epochs, at_least=1), check_number("lr", lr, above=0)
-    backend = backend or get_backend("numpy")
+    backend = backend_or_numpy(backend)
     seed = check_integer("seed", seed, at_least=0)
     in_features = check_integer("in_features", in_features, at_least=1)
     out_features = check_integer("out_features", out_features, at_least=1)

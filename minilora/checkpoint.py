@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +21,17 @@ from .checks import Array, dtype_name
 from .files.checkpointfile import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from .files.tensorfile import AdapterFileError, read_json, written_whole
 
+if TYPE_CHECKING:
+    from .train import History, _Loop
+
 __all__ = ["CheckpointError", "claim_folder", "describe", "keep", "resume"]
 
 FINGERPRINT_ROWS = 1024
 """Rows of the data, evenly spaced, that are hashed to tell one data set from another."""
 PROBE_ENTRIES = 64
+"""Numbers of the model's output that are kept, to tell one frozen base from another."""
 MAX_SETTINGS = 1 << 16
+"""Bytes of settings.json that we agree to parse."""
 
 
 def check_same_configuration(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -59,7 +64,7 @@ def fingerprint(data: Array) -> str:
     return f"{dtype_name(data)} {tuple(data.shape)}, hash {digest}"
 
 
-def describe(loop: Any, rng: np.random.Generator, batch_size: int, log_every: int) -> dict[str, Any]:
+def describe(loop: _Loop, rng: np.random.Generator, batch_size: int, log_every: int) -> dict[str, Any]:
     """Return what must be the same for a training to go on, in words that name a difference.
 
     The number of epochs is not among them: a training that is done can be made longer. Nor are the parameters, which
@@ -79,17 +84,37 @@ def describe(loop: Any, rng: np.random.Generator, batch_size: int, log_every: in
     }
 
 
-def keep(path: str | Path, loop: Any, rng: np.random.Generator, epoch: int, history: Any, configuration: Any) -> None:
+def keep(
+    path: str | Path,
+    loop: _Loop,
+    rng: np.random.Generator,
+    epoch: int,
+    history: History,
+    configuration: Mapping[str, Any],
+) -> None:
     """Write down where the loop of `train` stands after an epoch."""
     params, optimizer = loop.copy_state()
     checkpoint = Checkpoint(
-        *(params, optimizer, rng.bit_generator.state, epoch, history.epochs, history.losses),
-        *(_probe(loop).tolist(), configuration),
+        params=params,
+        optimizer=optimizer,
+        rng_state=rng.bit_generator.state,
+        epoch=epoch,
+        epochs=history.epochs,
+        losses=history.losses,
+        probe=_probe(loop).tolist(),
+        configuration=configuration,
     )
     save_checkpoint(path, checkpoint)
 
 
-def resume(path: str | Path, loop: Any, rng: np.random.Generator, history: Any, configuration: Any, epochs: int) -> int:
+def resume(
+    path: str | Path,
+    loop: _Loop,
+    rng: np.random.Generator,
+    history: History,
+    configuration: Mapping[str, Any],
+    epochs: int,
+) -> int:
     """Put the loop of `train`, the generator and the history where a checkpoint left them.
 
     Returns
@@ -133,14 +158,14 @@ def resume(path: str | Path, loop: Any, rng: np.random.Generator, history: Any, 
     return checkpoint.epoch
 
 
-def _probe(loop: Any) -> np.ndarray:
+def _probe(loop: _Loop) -> np.ndarray:
     """Return some of the model's output on the first row of the data: it depends on what is frozen, too."""
     with np.errstate(over="ignore", invalid="ignore"):
         output = loop.backend.to_numpy(loop.model(loop.X[:1])).reshape(-1)[:PROBE_ENTRIES]
     return np.nan_to_num(np.asarray(output, np.float64))
 
 
-def _check_probe(path: str | Path, loop: Any, saved: list[float]) -> None:
+def _check_probe(path: str | Path, loop: _Loop, saved: list[float]) -> None:
     """Refuse a checkpoint whose parameters, in this model, give another output than they gave."""
     now, then = _probe(loop), np.array(saved, np.float64)
     tolerance = min(0.01, 1000 * float(np.finfo(dtype_name(loop.X)).eps)) * float(np.abs(now).max())

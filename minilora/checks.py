@@ -113,10 +113,23 @@ def check_cache(layer: Any, dy: Array, cache: Any) -> None:
     check_shape("dy", dy, (*x.shape[:-1], out_features))
 
 
+def check_dict(name: str, value: Any) -> None:
+    """Refuse what is not a dict, or another mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict, got {type(value).__name__}")
+
+
+def check_instance(name: str, value: Any, expected: type) -> None:
+    """Refuse what is not of the `expected` class."""
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
+
+
 def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
     """Refuse a dict whose keys are not exactly the `expected` ones."""
+    check_dict(name, value)
     if value.keys() != set(expected):
-        missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected))
+        missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected), key=str)
         raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
 
 
@@ -136,9 +149,13 @@ def check_integer(name: str, value: Any, at_least: int) -> int:
 def check_number(name: str, value: Any, *, above: float, below: float = math.inf, or_equal: bool = False) -> float:
     """Return `value` as a Python float (a NumPy scalar would promote), or refuse it outside (above, below)."""
     try:
+        if isinstance(value, (str, bytes, bool)):  # which float() would take
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
     if not (above < number < below or (or_equal and number == above)):
         lower = "at least" if or_equal else "above"
         upper = "finite" if below == math.inf else f"below {below:g}"

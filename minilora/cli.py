@@ -29,7 +29,7 @@ delta = (alpha / rank) B A, from two thin factors A (rank x in) and B (out x ran
 
 EPILOG = """\
 start here:
-  minilora article               the experiment of "Understanding LoRA with a minimal example", in half a minute
+  minilora article               the experiment of "Understanding LoRA with a minimal example", in a minute
   minilora article --epochs 10   the same, a tenth as long
   minilora article --rank 4      four times the parameters, for a change that needs one
   minilora check                 every hand-written gradient against measured slopes, on this machine
@@ -171,8 +171,8 @@ def _article(options: argparse.Namespace) -> int:
         from . import figures  # matplotlib is an extra
 
         figures.check_figure_path(options.plot)
-    if options.save and options.save.exists() and not options.save.is_dir():
-        raise ValueError(f"--save {str(options.save)!r} is a file, expected a folder or a new name")
+    if options.save:
+        _check_save(options.save)
     result = article.run(
         rank=options.rank,
         alpha=options.alpha,
@@ -193,6 +193,15 @@ def _article(options: argparse.Namespace) -> int:
         figures.plot_article(result).savefig(options.plot)
         print(f"\nfigure written to {options.plot}")
     return 0
+
+
+def _check_save(path: Path) -> None:
+    """Refuse a folder that could not be written: better before the training than after it."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"--save {str(path)!r}: {str(there)!r} is a file, expected a folder or a new name")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"--save {str(path)!r}: the folder {str(there)!r} cannot be written")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -250,12 +259,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 2 where the input or the machine cannot do what was asked, or 130 after Ctrl-C.
+        0; 1 where `check` finds a wrong gradient; 2 where the input or the machine cannot do what was asked; 130 after
+        Ctrl-C.
     """
     options = _parser().parse_args(argv)
     try:
         return options.command(options)  # type: ignore[no-any-return]
-    except (ValueError, TypeError, OSError, BackendUnavailable, TrainingDiverged) as error:
+    except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         print(f"minilora: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -21,8 +21,8 @@ What remains of it is :math:`\sum_{k > r} \sigma_k^2`.
 
 from __future__ import annotations
 
-from .backend import backend_of
-from .checks import Array, check_array, check_integer, check_matrix, check_number, check_shape
+from .backend import all_finite, backend_of
+from .checks import Array, check_array, check_integer, check_matrix, check_number, check_shape, check_trainable
 from .linear import rows
 from .lora import LoRA
 
@@ -49,14 +49,16 @@ def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) ->
     Raises
     ------
     ValueError, TypeError
-        If the shapes, dtypes or libraries do not fit, or rank or alpha are out of range.
+        If the shapes, dtypes or libraries do not fit, the data are not finite or in half precision, or rank or alpha
+        are out of range.
     """
-    check_array("X", X)
+    check_trainable("X", X)
     check_array("residual", residual, like=X, like_name="X")
     for name, data in (("X", X), ("residual", residual)):
         if len(data.shape) < 2 or 0 in data.shape:
             raise ValueError(f"{name} has shape {tuple(data.shape)}, expected (rows, ..., width) with no empty axis")
     check_shape("residual", residual, (*X.shape[:-1], *residual.shape[-1:]))
+    _check_finite("X", X, "residual", residual)
     # With X = Q T, the fitted values Q (T D^T) have the right singular vectors of the small matrix T D^T.
     Q, T = backend_of(X).xp.linalg.qr(rows(X))
     return _best(T, Q.T @ rows(residual), rank, alpha)
@@ -81,17 +83,30 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
     -------
     LoRA
         As in `best_adapter`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `best_adapter`.
     """
+    check_trainable("XtX", XtX)
     check_matrix("XtX", XtX)
     check_shape("XtX", XtX, (XtX.shape[0], XtX.shape[0]))
     check_matrix("XtR", XtR, like=XtX, like_name="XtX")
     check_shape("XtR", XtR, (XtX.shape[0], XtR.shape[1]))
+    _check_finite("XtX", XtX, "XtR", XtR)
     xp = backend_of(XtX).xp
     # A root T of the Gram matrix, T^T T = X^T X, takes the place of the T above, and T^-T X^T R that of Q^T R.
     squares, E = xp.linalg.eigh(XtX)
     known = squares > squares[-1] * len(squares) * xp.finfo(XtX.dtype).eps
     root, E = xp.sqrt(squares[known]), E[:, known]
     return _best(root[:, None] * E.T, (E.T @ XtR) / root[:, None], rank, alpha)
+
+
+def _check_finite(name: str, first: Array, other_name: str, second: Array) -> None:
+    """Refuse NaN and infinity, on which a decomposition would not converge."""
+    if not all_finite([first, second]):
+        raise ValueError(f"{other_name if all_finite([first]) else name} holds NaN or infinity")
 
 
 def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, out)

@@ -28,9 +28,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_figure_path(path: str | Path) -> None:
-    """Refuse a file that `save_figure` could not write: better before the work than after it."""
+    """Refuse a file that a figure could not be saved to: better before the work than after it."""
     figure = new_figure(1, 1)
-    suffix = Path(path).suffix.removeprefix(".")
+    suffix = Path(path).suffix.removeprefix(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:
         raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(sorted(known))}")

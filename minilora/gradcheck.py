@@ -196,6 +196,8 @@ def gradcheck(
             raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
         if not 0 < step < math.inf:
             raise CheckRefused(f"step must be above 0 and finite, got {step!r}")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise CheckRefused(f"tolerance must be at least 0 and finite, got {tolerance!r}")
     if directions < 1:
         raise CheckRefused(f"directions must be at least 1, got {directions!r}")
     check_arguments(params, grads, cotangent)

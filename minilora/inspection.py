@@ -64,14 +64,27 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
     """
     folder = AdapterFolder.open(path)
     summaries = []
-    for module, (rank, alpha, scaling) in folder.layers.items():
+    for module, layer in folder.layers.items():
         A, B = folder.read(module)
-        values = singular_values(A, B) * scaling
+        values = singular_values(A, B) * layer.scaling
         relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
         norm = float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0])
         shares = relative**2 / max(float((relative**2).sum()), 1.0)
-        widths = folder.shapes(module)
-        summaries.append(LayerSummary(module, *widths, rank, alpha, scaling, A.size + B.size, norm, values, shares))
+        out_features, in_features = folder.shapes(module)
+        summaries.append(
+            LayerSummary(
+                module=module,
+                out_features=out_features,
+                in_features=in_features,
+                rank=layer.rank,
+                alpha=layer.alpha,
+                scaling=layer.scaling,
+                parameters=A.size + B.size,
+                norm=norm,
+                singular_values=values,
+                shares=shares,
+            )
+        )
     return summaries
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backend import Backend, get_backend
+from .backend import Backend, backend_or_numpy
 from .checks import Array, check_array, check_cache, check_features, check_integer, check_matrix, check_rng, check_shape
 
 
@@ -81,11 +81,16 @@ class Linear:
         -------
         Linear
             A new layer.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a width is below 1, or an argument is of another type.
         """
         in_features = check_integer("in_features", in_features, at_least=1)
         out_features = check_integer("out_features", out_features, at_least=1)
         check_rng(rng)
-        backend = backend or get_backend("numpy")
+        backend = backend_or_numpy(backend)
         bound = 1 / math.sqrt(in_features)
         weight = backend.asarray(rng.uniform(-bound, bound, (out_features, in_features)), dtype)
         return cls(weight, backend.asarray(rng.uniform(-bound, bound, out_features), dtype) if bias else None)
@@ -125,6 +130,11 @@ class Linear:
             The output.
         cache : tuple
             What `backward` needs: the layer it belongs to, and x.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the last axis of x is not in_features long, or x differs in dtype or library.
         """
         check_features("x", x, self.in_features, "in_features", like=self.weight)
         y = x @ self.weight.T  # eq. (7)
@@ -150,6 +160,11 @@ class Linear:
             :math:`\partial L / \partial x`.
         grads : dict
             ``weight`` (out, in) and, where there is one, ``bias`` (out,).
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the cache is of another layer, or dy does not fit the output.
         """
         check_cache(self, dy, cache)
         _, x = cache

@@ -46,13 +46,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backend import Backend, backend_of, get_backend
+from .backend import Backend, backend_of, backend_or_numpy
 from .checks import (
     Array,
     check_array,
     check_cache,
     check_count,
     check_features,
+    check_instance,
     check_integer,
     check_matrix,
     check_number,
@@ -119,12 +120,22 @@ class LoRA:
             At least 1. Above min(in, out) it is allowed and buys nothing.
         alpha : float
             Finite and above 0.
+
+        Returns
+        -------
+        LoRA
+            A new adapter.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a width or the rank is below 1, alpha out of range, or an argument is of another type.
         """
         in_features = check_integer("in_features", in_features, at_least=1)
         out_features = check_integer("out_features", out_features, at_least=1)
         rank = check_integer("rank", rank, at_least=1)
         check_rng(rng)
-        backend = backend or get_backend("numpy")
+        backend = backend_or_numpy(backend)
         bound = 1 / math.sqrt(in_features)
         lora_A = backend.asarray(rng.uniform(-bound, bound, (rank, in_features)), dtype)
         return cls(lora_A, backend.zeros((out_features, rank), dtype), alpha)
@@ -231,13 +242,15 @@ class LoRALinear:
     ValueError
         If the widths differ.
     TypeError
-        If the two differ in dtype or library.
+        If they are not a Linear and a LoRA, or differ in dtype or library.
     """
 
     base: Linear
     adapter: LoRA
 
     def __post_init__(self) -> None:
+        check_instance("base", self.base, Linear)
+        check_instance("adapter", self.adapter, LoRA)
         check_array("adapter", self.adapter.lora_A, like=self.base.weight, like_name="base")
         for width in ("in_features", "out_features"):
             base, adapter = getattr(self.base, width), getattr(self.adapter, width)
@@ -251,6 +264,7 @@ class LoRALinear:
         `linear` is shared, not copied, and the adapter takes its dtype and its library; `rank`, `alpha` and `rng` are
         as in `LoRA.init`.
         """
+        check_instance("linear", linear, Linear)
         widths, where = (linear.in_features, linear.out_features), backend_of(linear.weight)
         return cls(
             linear, LoRA.init(*widths, rank=rank, alpha=alpha, rng=rng, dtype=linear.weight.dtype, backend=where)

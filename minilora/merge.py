@@ -146,7 +146,7 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
 
 def _check_fit(folder: AdapterFolder, module: str, name: str, file: TensorFile) -> MergedTensor:
     """Refuse a weight that the adapter cannot be added to."""
-    spec, (rank, _, scaling) = file.tensors[name], folder.layers[module]
+    spec, layer = file.tensors[name], folder.layers[module]
     if spec.dtype not in FLOATS:
         raise AdapterFileError(
             file.path, f"{name!r} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}: quantised, unsupported"
@@ -159,7 +159,7 @@ def _check_fit(folder: AdapterFolder, module: str, name: str, file: TensorFile) 
         raise AdapterFileError(
             file.path, f"{name!r} has shape {list(spec.shape)}, the adapter is for {list(expected)} ({hint})"
         )
-    return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, rank, scaling)
+    return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layer.rank, layer.scaling)
 
 
 def _check_out(out: Path, base: Base) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from .backend import backend_of
 from .checks import (
     Array,
+    check_dict,
     check_integer,
     check_library,
     check_number,
@@ -85,6 +86,11 @@ class Adam:
         The number of steps taken.
     m, v : dict of str to array
         The running means, under the names of `params`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `params` is empty or no dict, an array in it cannot be trained, or another argument is out of range.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
+        check_dict("params", params)
         if not params:
             raise ValueError("params is empty: there is nothing to train")
         first, *_ = params

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from .backend import Backend, get_backend
+from .backend import Backend, backend_or_numpy
 from .checks import Array, check_integer
 from .gradcheck import GradientError, GradReport, gradcheck
 from .linear import Linear
@@ -43,7 +43,7 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
     report : GradReport
         What was found, whether right or wrong.
     """
-    backend = backend or get_backend("numpy")
+    backend = backend_or_numpy(backend)
     rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
 
     def randn(*shape: int) -> Array:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of, share_memory
-from .checks import Array, check_library, dtype_name
+from .checks import Array, check_integer, check_library, dtype_name
 
 Params = dict[str, Array]
 Function = Callable[[Params], Any]
@@ -139,6 +139,9 @@ class MeasuredLoss:
 
 def check_arguments(params: Mapping[str, Array], grads: Mapping[str, Array], cotangent: Array | None) -> None:
     """Refuse what cannot be checked, before f is called."""
+    for label, value in (("params", params), ("grads", grads)):
+        if not isinstance(value, Mapping):
+            raise CheckRefused(f"{label} must be a dict, got {type(value).__name__}")
     if not params:
         raise CheckRefused("params is empty: there is nothing to check")
     if params.keys() != grads.keys():
@@ -210,7 +213,15 @@ def taylor_orders(
     -------
     TaylorOrders
         For a plot: both remainders against the step, on logarithmic axes, are straight lines.
+
+    Raises
+    ------
+    CheckRefused
+        If the orders would be worthless, as in `gradcheck`.
+    ValueError, TypeError
+        If `halvings` is not an integer of at least 1.
     """
+    halvings = check_integer("halvings", halvings, at_least=1)
     check_arguments(params, grads, cotangent)
     loss = MeasuredLoss(f, params, cotangent)
     rng = np.random.default_rng(seed)

@@ -102,6 +102,11 @@ def evaluate(model: Layer, X: Array, Y: Array) -> float:
     -------
     float
         Computed a block of rows at a time, in the dtype of the arrays.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If X or Y does not fit the model or each other.
     """
     _check_data(model, X, Y)
     n, total = X.shape[0], 0.0
@@ -209,8 +214,8 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int) -> np.ndarra
 def gradients(model: Layer, x: Array, y: Array) -> dict[str, Array]:
     """Return the gradients of ``mse(model(x), y)`` at the model's trainable arrays."""
     shortcut = getattr(model, "mse_gradients", None)
-    if shortcut is not None:  # a step of an adapter takes 0.19 ms with it and 0.42 ms without, of a `LoRALinear` 0.29
-        # and 2.0 ms
+    if shortcut is not None:
+        # A step of an adapter takes 0.19 ms with it and 0.42 ms without, one of a `LoRALinear` 0.29 ms and 2.0 ms.
         return shortcut(x, y)  # type: ignore[no-any-return]
     prediction, cache = model.forward(x)
     _, d_prediction = mse(prediction, y)
@@ -281,6 +286,8 @@ class _Loop:
 
 def _check_data(model: Layer, X: Array, Y: Array) -> None:
     """Refuse data that the model cannot take, before the first step is taken."""
+    if not hasattr(model, "trainable"):
+        raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
     like = next(iter(model.trainable().values()), None)
     check_features("X", X, model.in_features, "in_features", like)
     check_array("Y", Y, like)

@@ -9,7 +9,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from minilora import Backend, get_backend  # noqa: E402
+from minilora import Backend, article, get_backend  # noqa: E402
 
 from . import cupy_standin  # noqa: E402
 from .places import PLACES, Place, real_cupy  # noqa: E402
@@ -20,6 +20,13 @@ if settings.get_current_profile_name() == "default":
     settings.load_profile("default")
 # One mutant after another, hundreds of them: a few examples each, and always the same.
 settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=5, database=None)
+
+
+@pytest.fixture
+def small_article(monkeypatch):
+    """The article on a problem of a hundredth of the size: the command has no options for that."""
+    real = article.run
+    monkeypatch.setattr(article, "run", lambda **options: real(**options, n=400, in_features=20, out_features=10))
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ class ScalesDyInPlace(LoRA):
         return dx, {"lora_A": rows(dh).T @ rows(x), "lora_B": rows(dy).T @ rows(h)}
 
 
-@lora_bug("everything computed in float32", *LAYER_PROPERTIES)
+@lora_bug("dA rounded to float32", *LAYER_PROPERTIES)
 class Single(Wrong):
     def dA(self, dh, x):
         return super().dA(dh, x).astype(np.float32).astype(dh.dtype)
@@ -344,30 +344,28 @@ class AdapterTwice(LoRALinear):
 
 # --- the loss -------------------------------------------------------------------------------------
 
-mse_bug = partial(bug, of=lambda loss: loss)
 
-
-@mse_bug("mse: gradient as of a mean over rows only", *MSE_PROPERTIES)
+@bug("mse: gradient as of a mean over rows only", *MSE_PROPERTIES)
 def mean_over_rows(p, t):
     return ((p - t) ** 2).mean(), 2 / len(p) * (p - t)
 
 
-@mse_bug("mse: 2 forgotten", *MSE_PROPERTIES)
+@bug("mse: 2 forgotten", *MSE_PROPERTIES)
 def no_two(p, t):
     return ((p - t) ** 2).mean(), (p - t) / p.size
 
 
-@mse_bug("mse: target less prediction", *MSE_PROPERTIES)
+@bug("mse: target less prediction", *MSE_PROPERTIES)
 def wrong_sign(p, t):
     return ((p - t) ** 2).mean(), 2 / p.size * (t - p)
 
 
-@mse_bug("mse: sum in loss and gradient alike", *MSE_PROPERTIES)
+@bug("mse: sum in loss and gradient alike", *MSE_PROPERTIES)
 def summed(p, t):
     return ((p - t) ** 2).sum(), 2 * (p - t)
 
 
-@mse_bug("mse: half of it in loss and gradient alike", *MSE_PROPERTIES)
+@bug("mse: half of it in loss and gradient alike", *MSE_PROPERTIES)
 def halved(p, t):
     return ((p - t) ** 2).mean() / 2, (p - t) / p.size
 

@@ -181,12 +181,6 @@ def test_an_array_of_neither_library_has_no_backend(standin):
 SMALL = ["article", "--epochs", "1"]
 
 
-@pytest.fixture
-def small_article(monkeypatch):
-    run = article.run
-    monkeypatch.setattr(article, "run", lambda **options: run(**options, n=128, in_features=6, out_features=5))
-
-
 @pytest.mark.parametrize("command", [SMALL, ["check"]])
 def test_the_environment_sets_the_command_lines_default(standin, small_article, monkeypatch, capsys, command):
     monkeypatch.setenv("MINILORA_BACKEND", "cupy")

@@ -14,13 +14,6 @@ def run(*arguments: str) -> int:
         return int(leave.code or 0)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """The article at a size that takes no time."""
-    real = article.run
-    monkeypatch.setattr(article, "run", lambda **k: real(**k, n=256, in_features=7, out_features=6))
-
-
 def test_help_teaches(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
@@ -39,7 +32,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"minilora {__version__}\n"
 
 
-def test_article_prints_the_report(small, capsys):
+def test_article_prints_the_report(small_article, capsys):
     assert run("article", "--epochs", "3", "--rank", "2", "--alpha", "4", "--lr", "0.02", "--seed", "5") == 0
     out, err = capsys.readouterr()
     assert "(rank 2, alpha 4, 3 epochs, batches of 128, lr 0.02, seed 5, float32, CPU" in out
@@ -62,8 +55,8 @@ def test_options_reach_the_run(monkeypatch):
     assert (seen["rank"], seen["batch_size"], seen["dtype"]) == (3, 64, "float64")
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_plot_writes_a_figure(small, tmp_path, capsys, suffix):
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "PNG"])
+def test_plot_writes_a_figure(small_article, tmp_path, capsys, suffix):
     file = tmp_path / f"figure.{suffix}"
     assert run("article", "--epochs", "2", "--plot", str(file)) == 0
     assert file.stat().st_size > 5000
@@ -100,7 +93,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monke
     assert message in err
 
 
-def test_a_training_that_diverges_is_one_line(small, capsys):
+def test_a_training_that_diverges_is_one_line(small_article, capsys):
     assert run("article", "--lr", "1e38", "--epochs", "5") == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -115,6 +108,13 @@ def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
     monkeypatch.setattr(article, "run", interrupted)
     assert run("article") == 130
     assert capsys.readouterr().err == "\nminilora: interrupted\n"
+
+
+def test_more_memory_than_there_is_is_one_line(small_article, capsys):
+    assert run("article", "--epochs", "1", "--rank", str(10**14)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: Unable to allocate")
+    assert err.count("\n") == 1
 
 
 def test_a_missing_matplotlib_is_named_before_the_work(monkeypatch, capsys):

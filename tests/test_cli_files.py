@@ -19,17 +19,6 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def small_article(monkeypatch):
-    """The article on a problem of a hundredth of the size: the command has no options for that."""
-    real = article.run
-
-    def run(**options):
-        return real(**options, n=400, in_features=20, out_features=10)
-
-    monkeypatch.setattr(article, "run", run)
-
-
-@pytest.fixture
 def adapter(tmp_path):
     rng = np.random.default_rng(0)
     save_adapter(tmp_path / "adapter", {"fc": LoRA(rng.standard_normal((2, 5)), rng.standard_normal((3, 2)), 1.0)})
@@ -46,8 +35,15 @@ def test_article_saves_the_adapter_it_trained(small_article, tmp_path, capsys):
 
 def test_article_refuses_a_place_to_save_that_is_a_file_before_it_trains(tmp_path, capsys):
     (tmp_path / "a").write_text("")
+    for place in (tmp_path / "a", tmp_path / "a" / "b"):
+        assert main(["article", "--save", str(place)]) == 2
+        assert f"{str(tmp_path / 'a')!r} is a file, expected a folder" in capsys.readouterr().err
+
+
+def test_article_refuses_a_place_to_save_that_cannot_be_written_before_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert main(["article", "--save", str(tmp_path / "a")]) == 2
-    assert "expected a folder" in capsys.readouterr().err
+    assert f"the folder {str(tmp_path)!r} cannot be written" in capsys.readouterr().err
 
 
 def test_article_goes_on_from_its_checkpoint_and_refuses_another_configuration(small_article, tmp_path, capsys):

@@ -250,6 +250,16 @@ X, R = np.ones((3, 5)), np.ones((3, 4))
             TypeError,
             "XtR has dtype float32, expected float64 as in XtX",
         ),
+        (lambda: best_adapter(X * np.nan, R, rank=1), ValueError, "^X holds NaN or infinity"),
+        (lambda: best_adapter(X, R + np.inf, rank=1), ValueError, "^residual holds NaN or infinity"),
+        (lambda: best_adapter(X.astype("f2"), R.astype("f2"), rank=1), TypeError, "^X has dtype float16, expected"),
+        (lambda: best_adapter_from_gram(np.eye(3) + np.inf, R, rank=1), ValueError, "^XtX holds NaN or infinity"),
+        (lambda: best_adapter_from_gram(np.eye(3), R * np.nan, rank=1), ValueError, "^XtR holds NaN or infinity"),
+        (
+            lambda: best_adapter_from_gram(np.eye(3, dtype="f2"), R.astype("f2"), rank=1),
+            TypeError,
+            "^XtX has dtype float16, expected",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, error, message):

@@ -262,12 +262,7 @@ def test_evaluating_waits_once_however_many_rows_there_are(standin, monkeypatch)
 
 
 @pytest.mark.parametrize("command", [["check"], ["article", "--epochs", "1"]])
-def test_the_command_line_computes_on_the_backend_it_is_told(standin, monkeypatch, capsys, command):
-    def small(**options):
-        return run(**options, n=128, in_features=6, out_features=5)
-
-    run = article.run
-    monkeypatch.setattr(article, "run", small)
+def test_the_command_line_computes_on_the_backend_it_is_told(standin, small_article, capsys, command):
     assert main([*command, "--backend", "cupy"]) == 0
     assert "the device that is not there" in capsys.readouterr().out
     assert traffic.waits > 0

@@ -554,6 +554,11 @@ SHARED = randn(6)
         (cube, {"x": X}, CUBE, {"step": np.inf}, "step must be above 0 and finite, got inf"),
         (cube, {"x": X}, CUBE, {"step": 1.0, "method": "complex"}, "a step is for central differences"),
         (cube, {"x": X}, CUBE, {"directions": 0}, "directions must be at least 1, got 0"),
+        (cube, {"x": X}, CUBE, {"tolerance": -1e-9}, "tolerance must be at least 0 and finite, got -1e-09"),
+        (cube, {"x": X}, CUBE, {"tolerance": np.inf}, "tolerance must be at least 0 and finite, got inf"),
+        (cube, {"x": X}, CUBE, {"tolerance": np.nan}, "tolerance must be at least 0 and finite, got nan"),
+        (cube, [X], CUBE, {}, "^params must be a dict, got list"),
+        (cube, {"x": X}, [X], {}, "^grads must be a dict, got list"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -651,6 +656,12 @@ def test_taylor_steps_go_along_a_direction_of_length_one():
     orders = taylor_orders(lambda p: 3 * p["x"].sum(), {"x": np.array([1.0])}, {"x": np.array([3.0])})
     assert len(orders.steps) == 13
     np.testing.assert_allclose(orders.zeroth, 3 * orders.steps, rtol=1e-10)
+
+
+def test_taylor_orders_need_two_steps():
+    assert len(taylor_orders(cube, {"x": X}, CUBE, halvings=1).first_orders) == 1
+    with pytest.raises(ValueError, match="halvings must be at least 1, got 0"):
+        taylor_orders(cube, {"x": X}, CUBE, halvings=0)
 
 
 def test_taylor_orders_have_the_seed_0_unless_said():

@@ -192,6 +192,7 @@ def test_adam_prints_its_settings_and_shapes():
     [
         ({"b": None}, ValueError, r"grads must have the keys \['a', 'b', 'c'\]: missing \['b'\], extra \[\]"),
         ({"d": np.ones(1)}, ValueError, r"missing \[\], extra \['d'\]"),
+        ({"d": np.ones(1), 1: np.ones(1)}, ValueError, r"missing \[\], extra \[1, 'd'\]"),
         ({"b": np.ones(4)}, ValueError, r"grads\['b'\] has shape \(4,\), expected \(3,\)"),
         ({"c": np.ones(1)}, ValueError, r"grads\['c'\] has shape \(1,\), expected \(4,\)"),
         ({"b": np.ones(3, np.float32)}, TypeError, r"grads\['b'\] has dtype float32, expected float64"),
@@ -207,6 +208,11 @@ def test_a_gradient_that_does_not_fit_changes_nothing(change, error, message):
         optimizer.step(grads)
     assert optimizer.t == 0
     assert not any(array.any() for arrays in (params, optimizer.m, optimizer.v) for array in arrays.values())
+
+
+def test_gradients_that_are_no_dict_are_refused():
+    with pytest.raises(TypeError, match=r"^grads must be a dict, got list$"):
+        Adam({"p": np.zeros(2)}).step([np.ones(2)])
 
 
 @pytest.mark.parametrize(
@@ -246,6 +252,7 @@ def test_betas_may_be_zero():
         ({"p": np.zeros(2, complex)}, TypeError, r"params\['p'\] has dtype complex128, expected float32 or float64"),
         ({"p": np.broadcast_to(0.0, 2)}, ValueError, r"params\['p'\] is read-only"),
         ({"p": [0.0]}, TypeError, r"params\['p'\] must be an array, got list"),
+        ([np.zeros(2)], TypeError, "^params must be a dict, got list$"),
     ],
 )
 def test_parameters_that_cannot_be_trained_are_refused(params, error, message):
@@ -257,6 +264,7 @@ def test_parameters_that_cannot_be_trained_are_refused(params, error, message):
     ("change", "error", "message"),
     [
         ({"t": -1}, ValueError, r"state\['t'\] must be at least 0, got -1"),
+        ({"m": None}, TypeError, r"state\['m'\] must be a dict, got NoneType"),
         ({"m": {}}, ValueError, r"state\['m'\] must have the keys \['p'\]"),
         ({"m": {"p": np.zeros(3)}}, ValueError, r"state\['m'\]\['p'\] has shape \(3,\), expected \(2,\)"),
         ({"v": {"p": np.zeros(3)}}, ValueError, r"state\['v'\]\['p'\] has shape \(3,\), expected \(2,\)"),

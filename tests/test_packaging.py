@@ -46,11 +46,11 @@ def test_the_wheel_holds_the_package_alone(wheel):
 
 
 def test_importing_the_package_imports_no_extra():
-    """NumPy and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
+    """NumPy, safetensors and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
     script = "import sys, minilora, minilora.cli; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     loaded = set(done.stdout.split())
-    assert {"numpy", "tqdm"} <= loaded
+    assert {"numpy", "safetensors", "tqdm"} <= loaded
     assert not {"matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & loaded
 
 

@@ -1,5 +1,6 @@
 import io
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -330,6 +331,12 @@ def test_a_loss_that_overflows_is_reported_with_its_epoch():
         train(model, x, y, epochs=1, batch_size=1, rng=np.random.default_rng(seed))
     assert (caught.value.epoch, caught.value.step) == (1, 0)
     assert all(np.isfinite(p).all() for p in model.trainable().values())
+
+
+def test_what_is_no_layer_is_refused():
+    for call in (evaluate, partial(train, rng=np.random.default_rng(0))):
+        with pytest.raises(TypeError, match=r"^model must be a layer such as LoRALinear, got ndarray$"):
+            call(np.ones((4, 5)), DATA.x, DATA.target)
 
 
 GOOD = {"epochs": 1, "batch_size": 8, "rng": np.random.default_rng(0)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .peftconfig import CONFIG_NAME, PeftConfig, read_config
+from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import FLOATS, AdapterFileError, TensorFile, member
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -27,13 +27,13 @@ class AdapterFolder:
         What its adapter_config.json says.
     file : TensorFile
         Its adapter_model.safetensors.
-    layers : dict of str to (int, float, float)
-        Rank, lora_alpha as written, and scaling, by module path.
+    layers : dict of str to LayerConfig
+        Rank, alpha and scaling, by module path.
     """
 
     config: PeftConfig
     file: TensorFile
-    layers: dict[str, tuple[int, float, float]]
+    layers: dict[str, LayerConfig]
 
     @classmethod
     def open(cls, path: str | Path) -> AdapterFolder:
@@ -48,8 +48,8 @@ class AdapterFolder:
             )
         file = TensorFile(member(folder, WEIGHTS_NAME))
         layers = config.layers(_modules(file))
-        for module, (rank, _, _) in layers.items():
-            _check_factors(file, module, rank)
+        for module, layer in layers.items():
+            _check_factors(file, module, layer.rank)
         return cls(config, file, layers)
 
     def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)

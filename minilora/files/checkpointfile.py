@@ -22,6 +22,7 @@ from .tensorfile import AdapterFileError, TensorFile, parse_json, written_whole
 METADATA_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 1
 PARTS = ("params", "m", "v")
+"""The tensors' names are ``params.NAME``, ``m.NAME`` and ``v.NAME``."""
 KINDS = {
     "t": int,
     "rng_state": dict,
@@ -133,9 +134,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint | None:
             if type(rest[key]) is not kind:
                 raise CheckpointError(f"{str(path)!r}: {key} is {rest[key]!r}, expected {kind.__name__}")
         return Checkpoint(
-            parts["params"],
-            {"t": rest["t"], "m": parts["m"], "v": parts["v"]},
-            *(rest[key] for key in ("rng_state", "epoch", "epochs", "losses", "probe", "configuration")),
+            params=parts["params"],
+            optimizer={"t": rest["t"], "m": parts["m"], "v": parts["v"]},
+            **{key: rest[key] for key in KINDS if key != "t"},
         )
     except (AdapterFileError, KeyError, UnicodeError) as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error

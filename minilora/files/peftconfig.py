@@ -80,6 +80,25 @@ MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
+class LayerConfig:
+    """What the configuration says of one adapted layer.
+
+    Attributes
+    ----------
+    rank : int
+        The width between its factors.
+    alpha : float
+        ``lora_alpha`` as it is written.
+    scaling : float
+        What B A is multiplied by: alpha / r, or alpha / sqrt(r) where it is rank-stabilised.
+    """
+
+    rank: int
+    alpha: float
+    scaling: float
+
+
+@dataclass(frozen=True)
 class PeftConfig:
     """The part of adapter_config.json that decides what an adapter computes.
 
@@ -113,15 +132,15 @@ class PeftConfig:
     target_modules: list[str] | str
     excludes: bool
 
-    def layers(self, modules: list[str]) -> dict[str, tuple[int, float, float]]:
-        """Return (rank, lora_alpha, scaling) of each module; refuse modules that `target_modules` does not name."""
+    def layers(self, modules: list[str]) -> dict[str, LayerConfig]:
+        """Return what it says of each module; refuse modules that `target_modules` does not name."""
         ranks = Table(self.path, "rank_pattern", self.rank_pattern, modules)
         alphas = Table(self.path, "alpha_pattern", self.alpha_pattern, modules)
         self._check_targets(modules)
         found = {}
         for module in modules:
             r, alpha = ranks.value(module, self.r), alphas.value(module, self.lora_alpha)
-            found[module] = (r, alpha, alpha / math.sqrt(r) if self.use_rslora else alpha / r)
+            found[module] = LayerConfig(r, alpha, alpha / math.sqrt(r) if self.use_rslora else alpha / r)
         return found
 
     def _check_targets(self, modules: list[str]) -> None:
@@ -132,10 +151,9 @@ class PeftConfig:
             (pattern,) = compiled(self.path, "target_modules", [targets], modules)
             strangers, idle = [m for m in modules if not pattern.fullmatch(m)], []
         else:
-            ends = {".".join(parts[-n:]) for parts in (m.split(".") for m in modules) for n in range(1, len(parts) + 1)}
             wanted = set(targets)
-            strangers = [m for m in modules if not any(end in wanted for end in _ends(m))]
-            idle = [] if self.excludes else sorted(wanted - ends)
+            strangers = [m for m in modules if wanted.isdisjoint(_ends(m))]
+            idle = [] if self.excludes else sorted(wanted.difference(*map(_ends, modules)))
         if strangers:
             raise AdapterFileError(
                 self.path, f"target_modules does not name {strangers[0]!r}, for which there are tensors"
@@ -144,9 +162,10 @@ class PeftConfig:
             raise AdapterFileError(self.path, f"target_modules names {idle[0]!r}, for which there are no tensors")
 
 
-def _ends(module: str) -> Iterable[str]:
+def _ends(module: str) -> list[str]:
+    """Return what a target may call a module: "enc.fc" ends in "enc.fc" and in "fc"."""
     parts = module.split(".")
-    return (".".join(parts[n:]) for n in range(len(parts)))
+    return [".".join(parts[n:]) for n in range(len(parts))]
 
 
 def read_config(path: Path) -> PeftConfig:
@@ -198,7 +217,7 @@ def _rank(path: Path, key: str, value: Any) -> int:
 
 def _alpha(path: Path, key: str, value: Any) -> float:
     if type(value) not in (int, float) or not MIN_ALPHA < value < MAX_ALPHA:
-        raise AdapterFileError(path, f"{key} is {short(value)}, expected a number above 0, and no absurd one")
+        raise AdapterFileError(path, f"{key} is {short(value)}, expected a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}")
     return float(value)
 
 
