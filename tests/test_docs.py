@@ -40,10 +40,25 @@ def test_visible_code_fits_the_page(page):
     assert [line for cell in visible for line in cell.splitlines() if len(line) > 88] == []
 
 
+def python(cell):
+    """Parse a cell without the options above its code."""
+    return ast.parse(re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_picture_has_words_for_who_cannot_see_it(page):
-    for call in re.findall(r"pictures\.show\((.*?)^\)", "\n".join(code_cells(page)), re.S | re.M):
-        assert len("".join(re.findall(r'"([^"]{20,})"', call))) > 100
+    for cell in code_cells(page):
+        for call in ast.walk(python(cell)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("show"):
+                assert len(ast.unparse(call.args[1])) > 100 or "alt" in ast.unparse(call.args[1])
+
+
+def test_pictures_of_the_growth_have_words_too():
+    page = (ROOT / "docs" / "why-not-faster.md").read_text(encoding="utf-8")
+    says = re.search(r"^SAYS = (\{.*?^\})", page, re.S | re.M)
+    assert {axis: len(text) > 50 for axis, text in ast.literal_eval(says[1]).items()} == dict.fromkeys(
+        ("rank", "width", "batch", "n"), True
+    )
 
 
 def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):
