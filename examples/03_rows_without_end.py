@@ -5,7 +5,7 @@
 
 Training sees its rows again and again. The closed form needs them once: of all the rows it asks only for X^T X, X^T R
 and the sum of R^2, where R is what the frozen base leaves over. These are sums over rows, so blocks of rows can be
-added up wherever they are and in any order. Here Dask does it (pip install 'minilora[dask]'); the same lines run on
+added up wherever they are and in any order. Here Dask does it (pip install 'dask[array]'); the same lines run on
 a cluster once a `dask.distributed.Client` has been made. Rows may come from files as well: `dask.array.from_zarr`, or
 `dask.array.from_array` of a `numpy.memmap`.
 """

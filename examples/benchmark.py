@@ -57,7 +57,7 @@ def contenders():
     try:
         from benchmark_peers import PEERS
     except ImportError as error:
-        everyone, absence = OURS | FLOORS, f"without torch and PEFT ({error}): pip install 'minilora[peers]'"
+        everyone, absence = OURS | FLOORS, f"without torch and PEFT ({error}): pip install torch peft"
     else:
         everyone, absence = OURS | PEERS | FLOORS, ""
     groups = ("full", "lora", "residual")

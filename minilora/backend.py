@@ -141,7 +141,7 @@ def _working_cupy() -> Any:
         state = "not installed" if isinstance(error, ModuleNotFoundError) else "not installed correctly"
         raise BackendUnavailable(
             f"CuPy is {state} ({error}): "
-            "pip install 'minilora[cuda12]' or 'minilora[cuda13]', whichever your driver runs"
+            "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', whichever your driver runs"
         ) from error
     is_available = getattr(cupy, "is_available", None)
     try:

@@ -1,4 +1,4 @@
-"""Pictures of what was learned, with matplotlib (``pip install 'minilora[plot]'``)."""
+"""Pictures of what was learned, with matplotlib (``pip install matplotlib``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError(f"plots need matplotlib ({error}): pip install 'minilora[plot]'") from error
+        raise ValueError(f"plots need matplotlib ({error}): pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
 
 

@@ -44,7 +44,7 @@ def devices(count):
 
 NO_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
 UNUSABLE = {
-    "not installed": (None, r"CuPy is not installed \(.*pip install 'minilora\[cuda12\]' or 'minilora\[cuda13\]'"),
+    "not installed": (None, r"CuPy is not installed \(.*pip install 'cupy-cuda12x\[ctk\]' or 'cupy-cuda13x\[ctk\]'"),
     "no driver": (
         broken_cupy(is_available=lambda: False, cuda=devices(failing(NO_DRIVER))),
         f"finds no usable device .*{NO_DRIVER}.*nvidia-smi",

@@ -121,7 +121,7 @@ def test_a_missing_matplotlib_is_named_before_the_work(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
     assert run("article", "--plot", "x.png") == 2
-    assert "pip install 'minilora[plot]'" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err
 
 
 def test_the_module_is_the_command():
