@@ -49,45 +49,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"minilora: {message} (try '{self.prog} --help')\n")
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that names the default of an option, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    run = commands.add_parser(
-        "article",
-        help="run the article's experiment and print its figures beside ours",
-        description=(
-            "Pre-train a full-rank linear layer, shift the task by a change of rank 1, learn the change with LoRA, "
-            "merge it. Prints the losses beside the article's, and what was learned."
-        ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    run.add_argument(
-        "--rank", type=int, default=1, metavar="R", help="rank of the adapter: its parameters are R x (in + out)"
-    )
-    run.add_argument("--alpha", type=float, default=1.0, help="strength of the update, which is scaled by alpha / rank")
-    run.add_argument(
-        "--epochs", type=int, default=100, metavar="N", help="passes over the data, for the base and for the adapter"
-    )
-    run.add_argument("--batch-size", type=int, default=128, metavar="N", help="rows drawn for each step")
-    run.add_argument("--lr", type=float, default=1e-3, help="Adam's step length")
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the data, the start and the batches")
-    run.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
-    _add_backend(run)
-    run.add_argument(
-        "--plot", metavar="FILE", type=Path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
-    )
-    run.add_argument("--save", metavar="DIR", type=Path, help="write the adapter there, in PEFT's layout")
-    run.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        type=Path,
-        help="keep the state of both trainings there after every epoch; the same command goes on from it",
-    )
-    run.set_defaults(command=_article)
+    _add_article(commands)
     _add_check(commands)
     _add_merge(commands)
     _add_inspect(commands)
@@ -115,6 +90,41 @@ def _backend(options: argparse.Namespace) -> Backend:
     return backend
 
 
+def _add_article(commands: Any) -> None:
+    run = commands.add_parser(
+        "article",
+        help="run the article's experiment and print its figures beside ours",
+        description=(
+            "Pre-train a full-rank linear layer, shift the task by a change of rank 1, learn the change with LoRA, "
+            "merge it. Prints the losses beside the article's, and what was learned."
+        ),
+        formatter_class=_Defaults,
+    )
+    run.add_argument(
+        "--rank", type=int, default=1, metavar="R", help="rank of the adapter: its parameters are R x (in + out)"
+    )
+    run.add_argument("--alpha", type=float, default=1.0, help="strength of the update, which is scaled by alpha / rank")
+    run.add_argument(
+        "--epochs", type=int, default=100, metavar="N", help="passes over the data, for the base and for the adapter"
+    )
+    run.add_argument("--batch-size", type=int, default=128, metavar="N", help="rows drawn for each step")
+    run.add_argument("--lr", type=float, default=1e-3, help="Adam's step length")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the data, the start and the batches")
+    run.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
+    _add_backend(run)
+    run.add_argument(
+        "--plot", metavar="FILE", type=Path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
+    )
+    run.add_argument("--save", metavar="DIR", type=Path, help="write the adapter there, in PEFT's layout")
+    run.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        help="keep the state of both trainings there after every epoch; the same command goes on from it",
+    )
+    run.set_defaults(command=_article)
+
+
 def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check",
@@ -123,7 +133,7 @@ def _add_check(commands: Any) -> None:
             "Measure the slope of every forward pass by complex step, at several sizes, and compare it with the "
             "hand-written backward. Exit code 1 if any gradient is wrong."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Defaults,
     )
     check.add_argument("--seed", type=int, default=0, metavar="N", help="of the values")
     _add_backend(check)

@@ -27,6 +27,13 @@ def test_every_option_has_help(command):
     assert all(action.help for action in parser._actions)
 
 
+def test_help_names_the_defaults_that_exist(capsys):
+    assert run("article", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "passes over the data, for the base and for the adapter (default: 100)" in text
+    assert "None" not in text
+
+
 def test_version(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"minilora {__version__}\n"
