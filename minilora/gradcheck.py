@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from .backend import backend_of
-from .checks import Array
+from .checks import Array, check_integer, check_number
 from .slopes import CheckRefused, Function, MeasuredLoss, Slope, check_arguments
 
 Method = Literal["auto", "complex", "central"]
@@ -181,6 +181,8 @@ def gradcheck(
         If a gradient is wrong.
     CheckRefused
         If the check would be worthless.
+    ValueError, TypeError
+        If a setting is out of range, or of another type.
 
     Examples
     --------
@@ -194,12 +196,13 @@ def gradcheck(
     if step is not None:
         if method == "complex":
             raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
-        if not 0 < step < math.inf:
-            raise CheckRefused(f"step must be above 0 and finite, got {step!r}")
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise CheckRefused(f"tolerance must be at least 0 and finite, got {tolerance!r}")
-    if directions < 1:
-        raise CheckRefused(f"directions must be at least 1, got {directions!r}")
+        step = check_number("step", step, above=0)
+    if tolerance is not None:
+        tolerance = check_number("tolerance", tolerance, above=0, or_equal=True)
+    if isinstance(allow_zero, str):  # in which every part of a name would pass for a name
+        raise TypeError(f"allow_zero must be a collection of names such as [{allow_zero!r}], got {allow_zero!r}")
+    every_entry_below = check_integer("every_entry_below", every_entry_below, at_least=0)
+    directions = check_integer("directions", directions, at_least=1)
     check_arguments(params, grads, cotangent)
     loss = MeasuredLoss(f, params, cotangent)
     rng = np.random.default_rng(seed)
