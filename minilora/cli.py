@@ -270,11 +270,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0; 1 where `check` finds a wrong gradient; 2 where the input or the machine cannot do what was asked; 130 after
-        Ctrl-C.
+        Ctrl-C, and 141 where the output goes to a pipe that nobody reads any more, as shells have it.
     """
     options = _parser().parse_args(argv)
     try:
-        return options.command(options)  # type: ignore[no-any-return]
+        status: int = options.command(options)
+        sys.stdout.flush()  # a pipe that nobody reads shows here, and not when Python is already ending
+        return status
+    except BrokenPipeError:  # as in `minilora check | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         print(f"minilora: {error}", file=sys.stderr)
         return 2

@@ -117,6 +117,16 @@ def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
     assert capsys.readouterr().err == "\nminilora: interrupted\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE whose exit code this is")
+def test_a_reader_that_has_seen_enough_ends_it_quietly():
+    """As in ``minilora check | head``: no traceback, no message, and the exit code that shells give to SIGPIPE."""
+    command, pipe = [sys.executable, "-m", "minilora", "check"], subprocess.PIPE
+    check = subprocess.Popen(command, stdout=pipe, stderr=pipe)
+    check.stdout.close()
+    assert check.communicate()[1] == b""
+    assert check.returncode == 141
+
+
 def test_more_memory_than_there_is_is_one_line(small_article, capsys):
     assert run("article", "--epochs", "1", "--rank", str(10**14)) == 2
     err = capsys.readouterr().err
