@@ -116,5 +116,7 @@ def draw_growth(axes, axis, found):
         label = f"{GROUPS_SHORT[group]}, p = {curve['exponent']:.2f}"
         axes.plot(curve["sizes"], curve["ms"], marker=".", color=COLOURS[group], label=label)
     axes.set(xscale="log", yscale="log", xlabel={"n": "rows of data"}.get(axis, axis), ylabel="ms a step")
+    axes.set_xticks(curve["sizes"][::2], [f"{size:,}" for size in curve["sizes"][::2]])
+    axes.minorticks_off()
     axes.label_outer()
     axes.legend(fontsize=7)
