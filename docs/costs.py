@@ -108,6 +108,8 @@ class Watched(np.ndarray):
         result = getattr(ufunc, method)(*plain, **kwargs)
         if ufunc is np.matmul:
             Watched.multiply_adds += math.prod(result.shape) * plain[0].shape[-1]
+        elif ufunc is np.multiply and result.size > max(np.size(x) for x in plain):
+            Watched.multiply_adds += result.size  # an outer product, which is one of inner width 1
         Watched.bytes_moved += result.nbytes + sum(x.nbytes for x in plain if isinstance(x, np.ndarray))
         if out is not None:
             return out[0]

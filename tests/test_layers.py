@@ -64,6 +64,21 @@ def test_layers_print_their_widths_and_not_their_numbers():
     assert repr(layer) == f"LoRALinear({linear!r}, {layer.adapter!r})"
 
 
+@pytest.mark.parametrize("lead", [(), (0,), (1,), (5,), (2, 3)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_rank_one_takes_every_shape_of_input_that_other_ranks_take(lead, rank):
+    """Its products are outer products, in code of their own."""
+    rng = np.random.default_rng(0)
+    A, B, x = rng.standard_normal((rank, 4)), rng.standard_normal((3, rank)), rng.standard_normal((*lead, 4))
+    layer = LoRA(A, B, alpha=0.7)
+    y, cache = layer.forward(x)
+    dx, _ = layer.backward(y, cache)
+    s = 0.7 / rank
+    np.testing.assert_allclose(y, s * (x @ A.T @ B.T), rtol=1e-14, strict=True)
+    np.testing.assert_allclose(dx, s * (y @ B @ A), rtol=1e-13, atol=1e-14, strict=True)
+    np.testing.assert_allclose(layer.delta(), s * (B @ A), rtol=1e-14, strict=True)
+
+
 # --- the start ------------------------------------------------------------------------------------
 
 

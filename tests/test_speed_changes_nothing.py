@@ -112,6 +112,7 @@ PLAIN = {
     "constants folded in Adam": ("minilora.optim", "adam_update", textbook_update),
     "rows gathered into a buffer": ("minilora.train", "take_rows", lambda array, rows, out: array[rows].copy()),
     "loss evaluated in blocks": ("minilora.train", "EVALUATION_ROWS", ROWS),
+    "outer products at rank 1": ("minilora.lora", "widen", lambda narrow, factor: narrow @ factor),
 }
 
 
