@@ -180,9 +180,9 @@ def gradcheck(
     GradientError
         If a gradient is wrong.
     CheckRefused
-        If the check would be worthless.
-    ValueError, TypeError
-        If a setting is out of range, or of another type.
+        If the check would be worthless, or a setting is out of range.
+    TypeError
+        If a setting is of another type.
 
     Examples
     --------
@@ -193,16 +193,17 @@ def gradcheck(
     """
     if method not in ("auto", "complex", "central"):
         raise CheckRefused(f"method must be 'auto', 'complex' or 'central', got {method!r}")
-    if step is not None:
-        if method == "complex":
-            raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
-        step = check_number("step", step, above=0)
-    if tolerance is not None:
-        tolerance = check_number("tolerance", tolerance, above=0, or_equal=True)
+    if step is not None and method == "complex":
+        raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
     if isinstance(allow_zero, str):  # in which every part of a name would pass for a name
         raise TypeError(f"allow_zero must be a collection of names such as [{allow_zero!r}], got {allow_zero!r}")
-    every_entry_below = check_integer("every_entry_below", every_entry_below, at_least=0)
-    directions = check_integer("directions", directions, at_least=1)
+    try:
+        step = None if step is None else check_number("step", step, above=0)
+        tolerance = None if tolerance is None else check_number("tolerance", tolerance, above=0, or_equal=True)
+        every_entry_below = check_integer("every_entry_below", every_entry_below, at_least=0)
+        directions = check_integer("directions", directions, at_least=1)
+    except ValueError as refusal:  # f may raise one of its own: this can be told from it
+        raise CheckRefused(str(refusal)) from None
     check_arguments(params, grads, cotangent)
     loss = MeasuredLoss(f, params, cotangent)
     rng = np.random.default_rng(seed)

@@ -179,7 +179,7 @@ def test_a_thousand_entries_are_checked_one_by_one_and_more_along_eight_directio
 def test_one_direction_may_be_enough():
     x = randn(10)
     block = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=1, directions=1).blocks[0]
-    assert "direction" in block.checked
+    assert block.checked == "1 directions"
 
 
 @pytest.mark.parametrize("flat", [0, 1, 499, 998, 999])
@@ -550,7 +550,14 @@ SHARED = randn(6)
             "y: the slope is zero everywhere, so nothing was checked",
         ),
         (cube, {"x": X}, CUBE, {"method": "forward"}, "method must be 'auto', 'complex' or 'central', got 'forward'"),
+        (cube, {"x": X}, CUBE, {"step": 0.0}, "step must be above 0 and finite, got 0.0"),
+        (cube, {"x": X}, CUBE, {"step": np.inf}, "step must be above 0 and finite, got inf"),
         (cube, {"x": X}, CUBE, {"step": 1.0, "method": "complex"}, "a step is for central differences"),
+        (cube, {"x": X}, CUBE, {"directions": 0}, "directions must be at least 1, got 0"),
+        (cube, {"x": X}, CUBE, {"every_entry_below": -1}, "every_entry_below must be at least 0, got -1"),
+        (cube, {"x": X}, CUBE, {"tolerance": -1e-9}, "tolerance must be at least 0 and finite, got -1e-09"),
+        (cube, {"x": X}, CUBE, {"tolerance": np.inf}, "tolerance must be at least 0 and finite, got inf"),
+        (cube, {"x": X}, CUBE, {"tolerance": np.nan}, "tolerance must be at least 0 and finite, got nan"),
         (cube, [X], CUBE, {}, "^params must be a dict, got list"),
         (cube, {"x": X}, [X], {}, "^grads must be a dict, got list"),
     ],
@@ -563,31 +570,24 @@ def test_a_worthless_check_is_refused(f, params, grads, settings, message):
 
 
 @pytest.mark.parametrize(
-    ("setting", "error", "message"),
+    ("setting", "message"),
     [
-        ({"step": 0.0}, ValueError, "step must be above 0 and finite, got 0.0"),
-        ({"step": np.inf}, ValueError, "step must be above 0 and finite, got inf"),
-        ({"step": "1"}, TypeError, "step must be a number, got '1'"),
-        ({"tolerance": -1e-9}, ValueError, "tolerance must be at least 0 and finite, got -1e-09"),
-        ({"tolerance": np.inf}, ValueError, "tolerance must be at least 0 and finite, got inf"),
-        ({"tolerance": np.nan}, ValueError, "tolerance must be at least 0 and finite, got nan"),
-        ({"tolerance": "tight"}, TypeError, "tolerance must be a number, got 'tight'"),
-        ({"directions": 0}, ValueError, "directions must be at least 1, got 0"),
-        ({"directions": 2.5}, TypeError, "directions must be an integer, got 2.5"),
-        ({"every_entry_below": -1}, ValueError, "every_entry_below must be at least 0, got -1"),
-        ({"every_entry_below": 1e3}, TypeError, "every_entry_below must be an integer, got 1000.0"),
-        ({"allow_zero": "x"}, TypeError, r"allow_zero must be a collection of names such as \['x'\], got 'x'"),
+        ({"step": "1"}, "step must be a number, got '1'"),
+        ({"tolerance": "tight"}, "tolerance must be a number, got 'tight'"),
+        ({"directions": 2.5}, "directions must be an integer, got 2.5"),
+        ({"every_entry_below": 1e3}, "every_entry_below must be an integer, got 1000.0"),
+        ({"allow_zero": "x"}, r"allow_zero must be a collection of names such as \['x'\], got 'x'"),
     ],
 )
-def test_a_setting_out_of_range_or_of_another_type_is_refused(setting, error, message):
-    with pytest.raises(error, match=f"^{message}$"):
+def test_a_setting_of_another_type_is_refused(setting, message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
         gradcheck(cube, {"x": X}, CUBE, **setting)
 
 
 def test_the_least_settings_are_allowed():
     """No block is small enough to be checked entry by entry, and one direction is the fewest that checks anything."""
     (block,) = gradcheck(cube, {"x": X}, CUBE, every_entry_below=0, directions=1).blocks
-    assert "direction" in block.checked
+    assert block.checked == "1 directions"
     assert gradcheck(lambda p: p["x"].sum(), {"x": np.ones(2)}, {"x": np.ones(2)}, tolerance=0, step=1.0).passed
 
 
