@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = options.command(options)
         sys.stdout.flush()  # a pipe that nobody reads shows here, and not when Python is already ending
         return status
-    except BrokenPipeError:  # as in `minilora check | head`
+    except BrokenPipeError:  # as in `minilora check | head`; what is still to be written goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
