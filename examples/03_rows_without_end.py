@@ -20,7 +20,7 @@ import dask.array as da
 import numpy as np
 
 from minilora import Linear, LoRA
-from minilora.closed_form import best_adapter_from_gram
+from minilora.verify.closed_form import best_adapter_from_gram
 
 
 class Best(NamedTuple):

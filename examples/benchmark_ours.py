@@ -7,7 +7,7 @@ import numpy as np
 
 from minilora import Adam, Linear, LoRA, LoRALinear
 from minilora.backend import take_rows
-from minilora.train import draw_batches, gradients
+from minilora.training import draw_batches, gradients
 
 Step = Callable[[], object]
 

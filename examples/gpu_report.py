@@ -19,7 +19,7 @@ import numpy as np
 
 import minilora
 from minilora import Adam, Backend, BackendUnavailable, Linear, LoRALinear, article, get_backend
-from minilora.train import draw_batches, gradients
+from minilora.training import draw_batches, gradients
 
 KINDS = ("full layer", "layer with adapter", "adapter on the residual")
 

@@ -1,40 +1,63 @@
 """LoRA from scratch in NumPy, every gradient derived and coded by hand; the same code on a GPU through CuPy.
 
-Read the files in this order; each adds one idea:
+Read these files in this order. Each adds one idea:
 
 1. `minilora.lora`: the low-rank adapter, and a layer with an adapter beside it
 2. `minilora.linear`: the layer that is adapted
-3. `minilora.losses`: mean squared error and its gradient
+3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
 4. `minilora.optim`: Adam
-5. `minilora.train`: the loop
+5. `minilora.training`: the loop
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 
-How it is known to be right: `minilora.gradcheck` compares a gradient with slopes measured as `minilora.slopes` tells,
-`minilora.proof` does so for every gradient here, and `minilora.closed_form` has the answer that training should find.
-`minilora.exercises` grades a backward that you write yourself.
+Then, by what you are here for:
 
-Then what trained layers are for: `minilora.adapters` (adapters as files, in PEFT's layout), `minilora.merge` (folded
-into a checkpoint) and `minilora.inspection` (looked at), and `minilora.checkpoint` (stop and resume, bit for bit); the
-formats of their files are in `minilora.files`.
+- from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, `minilora.models`, and
+  `minilora.adaptation` (an adapter beside each layer that you name)
+- is a gradient right? `minilora.verify`, `minilora.conformance`, and `minilora.exercises` for a backward of your own
+- trained adapters as files: `minilora.files`
+- the same numbers with less work: `minilora.fast`
 
-Behind them stand `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures`
-(pictures) and `minilora.cli` (the command line).
+`minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures` (pictures) and
+`minilora.cli` (the command line) serve all of them.
+
+Importing the package imports none of this: a name is fetched when it is first used, so ``import minilora.lora`` needs
+NumPy alone.
 """
 
-from .adapters import AdapterFileError, load_adapter, save_adapter
-from .backend import Backend, BackendUnavailable, get_backend
-from .checkpoint import CheckpointError
-from .closed_form import best_adapter, best_adapter_from_gram
-from .gradcheck import GradientError, GradReport, gradcheck
-from .linear import Linear
-from .lora import LoRA, LoRALinear
-from .losses import mse
-from .merge import merge_adapter
-from .optim import Adam
-from .slopes import CheckRefused, TaylorOrders, taylor_orders
-from .train import History, TrainingDiverged, evaluate, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` below
+    from .backend import Backend, BackendUnavailable, get_backend
+    from .files.adapters import AdapterFileError, load_adapter, save_adapter
+    from .files.checkpoint import CheckpointError
+    from .files.merge import merge_adapter
+    from .linear import Linear
+    from .lora import LoRA, LoRALinear
+    from .losses import mse
+    from .optim import Adam
+    from .training import History, TrainingDiverged, evaluate, train
+    from .verify.closed_form import best_adapter, best_adapter_from_gram
+    from .verify.gradcheck import GradientError, GradReport, gradcheck
+    from .verify.slopes import CheckRefused, TaylorOrders, taylor_orders
+
+__version__ = "0.2.0"
+
+_HOMES = {
+    "backend": ("Backend", "BackendUnavailable", "get_backend"),
+    "files.adapters": ("AdapterFileError", "load_adapter", "save_adapter"),
+    "files.checkpoint": ("CheckpointError",),
+    "files.merge": ("merge_adapter",),
+    "linear": ("Linear",),
+    "lora": ("LoRA", "LoRALinear"),
+    "losses": ("mse",),
+    "optim": ("Adam",),
+    "training": ("History", "TrainingDiverged", "evaluate", "train"),
+    "verify.closed_form": ("best_adapter", "best_adapter_from_gram"),
+    "verify.gradcheck": ("GradReport", "GradientError", "gradcheck"),
+    "verify.slopes": ("CheckRefused", "TaylorOrders", "taylor_orders"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Adam",
@@ -63,3 +86,15 @@ __all__ = [
     "taylor_orders",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

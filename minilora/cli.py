@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, article, inspection
-from .adapters import save_adapter
+from . import __version__, article
 from .backend import Backend, BackendUnavailable, get_backend
+from .files import inspection
+from .files.adapters import save_adapter
 from .files.basefile import INDEX_NAME
-from .merge import merge_adapter
-from .proof import prove
-from .train import TrainingDiverged
+from .files.merge import merge_adapter
+from .training import TrainingDiverged
+from .verify.selfcheck import prove
 
 BACKENDS = ("numpy", "cupy", "auto")
 

@@ -13,7 +13,7 @@ from .backend import backend_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .inspection import LayerSummary
+    from .files.inspection import LayerSummary
 
 BASE, LORA, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 

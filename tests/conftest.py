@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 from minilora import Backend, article, get_backend  # noqa: E402
 
-from . import cupy_standin  # noqa: E402
-from .places import PLACES, Place, real_cupy  # noqa: E402
+from .support import cupy_standin  # noqa: E402
+from .support.places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

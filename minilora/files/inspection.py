@@ -1,0 +1,121 @@
+r"""What is in an adapter: per layer its shapes, its scaling, and how large its change is and in which directions.
+
+The change :math:`s\,B A` is (out, in) and need not be formed. With B = Q_B R_B and A^T = Q_A R_A, its singular values
+are those of the small matrix :math:`s\,R_B R_A^T`, since Q_B and Q_A only rotate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .adapterfolder import AdapterFolder
+
+SHOWN = 8
+"""Singular values whose share a line of the table shows."""
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One adapted layer.
+
+    Attributes
+    ----------
+    module : str
+        The path of the module.
+    out_features, in_features, rank : int
+        B is (out, r), A is (r, in).
+    alpha : float
+        ``lora_alpha`` as the configuration has it.
+    scaling : float
+        alpha / r, or alpha / sqrt(r) where it is rank-stabilised.
+    parameters : int
+        Numbers in A and B.
+    norm : float
+        The Frobenius norm of the change of weight.
+    singular_values : numpy.ndarray
+        Of the change of weight, those that its rank allows, the largest first.
+    shares : numpy.ndarray
+        The share of the squared norm in each; all zero where the change is zero.
+    """
+
+    module: str
+    out_features: int
+    in_features: int
+    rank: int
+    alpha: float
+    scaling: float
+    parameters: int
+    norm: float
+    singular_values: np.ndarray
+    shares: np.ndarray
+
+
+def inspect_adapter(path: str | Path) -> list[LayerSummary]:
+    """Return a summary of each layer of an adapter in PEFT's layout.
+
+    Raises
+    ------
+    AdapterFileError
+        If it cannot be read.
+    """
+    folder = AdapterFolder.open(path)
+    summaries = []
+    for module, layer in folder.layers.items():
+        A, B = folder.read(module)
+        values = singular_values(A, B) * layer.scaling
+        relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
+        norm = float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0])
+        shares = relative**2 / max(float((relative**2).sum()), 1.0)
+        out_features, in_features = folder.shapes(module)
+        summaries.append(
+            LayerSummary(
+                module=module,
+                out_features=out_features,
+                in_features=in_features,
+                rank=layer.rank,
+                alpha=layer.alpha,
+                scaling=layer.scaling,
+                parameters=A.size + B.size,
+                norm=norm,
+                singular_values=values,
+                shares=shares,
+            )
+        )
+    return summaries
+
+
+def singular_values(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)
+    """Return the singular values of B A in float64, the largest first."""
+    size_A, size_B = (max(float(np.abs(factor).max()), 1e-300) for factor in (A, B))
+    R_A = np.asarray(np.linalg.qr(A.T.astype(np.float64) / size_A, mode="r"))
+    R_B = np.asarray(np.linalg.qr(B.astype(np.float64) / size_B, mode="r"))
+    with np.errstate(over="ignore"):  # of float64 factors near its end
+        return np.asarray(np.linalg.svd(R_B @ R_A.T, compute_uv=False) * size_A * size_B)
+
+
+def table(summaries: list[LayerSummary]) -> str:
+    """Return the summaries as a table, for a terminal."""
+    head = ("module", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|", "share of each singular value")
+    lines = [head]
+    for s in summaries:
+        shares = " ".join(f"{100 * share:.1f}%" for share in s.shares[:SHOWN]) + " ..." * (len(s.shares) > SHOWN)
+        numbers = (f"{s.rank}", f"{s.alpha:g}", f"{s.scaling:.4g}", f"{s.parameters:,}", f"{s.norm:.4g}")
+        lines.append((s.module, f"{s.out_features} x {s.in_features}", *numbers, shares))
+    lines.append(("total", "", "", "", "", f"{sum(s.parameters for s in summaries):,}", "", ""))
+    return align(lines, left={0, 7})
+
+
+def align(lines: Sequence[tuple[str, ...]], left: set[int]) -> str:
+    """Return rows of text as columns, those in `left` flush left and the others flush right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

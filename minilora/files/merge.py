@@ -1,0 +1,247 @@
+r"""Fold an adapter into a checkpoint's weights: :math:`W + s\,B A`, with NumPy alone.
+
+The merged checkpoint has the very header of the base, since no name, type or shape changes. It is written in the
+order of the file: bytes that no adapter touches are copied, and an adapted weight passes through memory a few rows at
+a time. A checkpoint larger than memory can be merged, and what is copied is the same bit for bit.
+
+Half types are widened to float32, added to, and rounded back once. The products are taken in the order that PEFT
+takes them in, so that its ``merge_and_unload`` gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from .adapterfolder import AdapterFolder
+from .basefile import Base, open_base
+from .tensorfile import (
+    FLOATS,
+    AdapterFileError,
+    TensorFile,
+    TensorSpec,
+    decode,
+    encode,
+    sync_folder,
+    written_whole,
+)
+
+BLOCK_BYTES = 4 << 20
+"""Bytes that are copied, or merged, at a time."""
+WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}
+"""The type that each type is added up in."""
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """A weight of the base that the adapter changes.
+
+    Attributes
+    ----------
+    name : str
+        In the base, such as ``"enc.q_proj.weight"``.
+    module : str
+        In the adapter, such as ``"enc.q_proj"``.
+    file : str
+        The name of the base's file, or shard, that holds it.
+    dtype : str
+        Its type, which is kept.
+    shape : tuple of int
+        Its shape: (out, in), or (in, out) where the adapter says fan_in_fan_out.
+    rank : int
+        The adapter's rank there.
+    scaling : float
+        The adapter's scaling there.
+    """
+
+    name: str
+    module: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    rank: int
+    scaling: float
+
+
+def merge_adapter(
+    base: str | Path, adapter: str | Path, out: str | Path, *, dry_run: bool = False, progress: bool = False
+) -> list[MergedTensor]:
+    """Write a checkpoint that has an adapter folded into its weights.
+
+    Parameters
+    ----------
+    base : path
+        A safetensors file; or, of a sharded checkpoint, its index (``model.safetensors.index.json``); or the folder
+        of either.
+    adapter : path
+        A folder in PEFT's layout.
+    out : path
+        The file to write; of a sharded checkpoint the folder, which must be empty or not exist yet. It appears when
+        it is whole, and not before.
+    dry_run : bool
+        Whether only to check and to say what would change.
+    progress : bool
+        Whether to show a progress bar on stderr, where that is a terminal.
+
+    Returns
+    -------
+    list of MergedTensor
+        What changes, in the order of the base's files. All else is copied bit for bit.
+
+    Raises
+    ------
+    AdapterFileError
+        If a file is damaged, the adapter does not fit the base, or one of the two is not supported. Nothing has been
+        written then.
+    ValueError
+        If `out` cannot be written without destroying something.
+    """
+    out, opened, folder = Path(out), open_base(Path(base)), AdapterFolder.open(adapter)
+    names = _weight_names(folder, opened)
+    changes = [_check_fit(folder, module, name, opened.holder[name]) for module, name in names.items()]
+    changes.sort(key=lambda change: (change.file, opened.holder[change.name].tensors[change.name].start))
+    _check_out(out, opened)
+    if dry_run:
+        return changes
+    total = sum(spec.end - spec.start for file in opened.files for spec in file.tensors.values())
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+        if opened.index is None:
+            (file,) = opened.files
+            with written_whole(out) as target:
+                _write_merged(file, target, folder, changes, bar)
+        else:
+            _write_shards(out, opened, folder, changes, bar)
+    return changes
+
+
+def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
+    """Return the base's name for each adapted module's weight.
+
+    The names are the module's paths. Checkpoints of a model without its head leave out the path's first part, as
+    GPT-2's do ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed.
+    """
+    modules = list(folder.layers)
+    first = modules[0].partition(".")[0] + "."
+    for dropped in ("", first):
+        names = {module: module.removeprefix(dropped) + ".weight" for module in modules if module.startswith(dropped)}
+        if len(names) == len(modules) and all(name in base.holder for name in names.values()):
+            return names
+    missing = next(module for module in modules if module + ".weight" not in base.holder)
+    quantised = any(f"{missing}.{part}" in base.holder for part in ("qweight", "weight_packed", "weight.absmax"))
+    last = "." + missing.rpartition(".")[2] + ".weight"
+    like = next((name for name in base.holder if name.endswith(last)), next(iter(base.holder), "nothing"))
+    raise AdapterFileError(
+        base.index or base.files[0].path,
+        f"there is no {missing + '.weight'!r}, which the adapter changes: "
+        + ("the base is quantised there, which is not supported" if quantised else f"there is {like!r}"),
+    )
+
+
+def _check_fit(folder: AdapterFolder, module: str, name: str, file: TensorFile) -> MergedTensor:
+    """Refuse a weight that the adapter cannot be added to."""
+    spec, layer = file.tensors[name], folder.layers[module]
+    if spec.dtype not in FLOATS:
+        raise AdapterFileError(
+            file.path, f"{name!r} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}: quantised, unsupported"
+        )
+    flipped = folder.config.fan_in_fan_out
+    expected = folder.shapes(module)[::-1] if flipped else folder.shapes(module)
+    if spec.shape != expected:
+        hint = f"fan_in_fan_out is {str(flipped).lower()}"
+        hint += ", and the other way round it would fit" if spec.shape == expected[::-1] else ""
+        raise AdapterFileError(
+            file.path, f"{name!r} has shape {list(spec.shape)}, the adapter is for {list(expected)} ({hint})"
+        )
+    return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layer.rank, layer.scaling)
+
+
+def _check_out(out: Path, base: Base) -> None:
+    """Refuse to write over the base, or into a folder that holds something."""
+    if base.index is None:
+        if out.is_dir():
+            raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
+        if out.exists() and out.samefile(base.files[0].path):
+            raise ValueError(f"out {str(out)!r} is the base itself, expected another file")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: the base has shards")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
+
+
+def _write_shards(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm) -> None:
+    """Write the shards and the index into a folder beside `out`, and give it that name when it is whole."""
+    assert base.index is not None
+    part = Path(tempfile.mkdtemp(prefix=out.name + ".", suffix=".part", dir=out.absolute().parent))
+    try:
+        for file in base.files:
+            with written_whole(part / file.path.name) as target:
+                _write_merged(file, target, folder, [c for c in changes if c.file == file.path.name], bar)
+        with written_whole(part / base.index.name) as target:
+            target.write(base.index.read_bytes())
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o777 & ~umask)  # mkdtemp keeps its folder to its owner
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync_folder(out.absolute().parent)
+
+
+def _write_merged(
+    file: TensorFile, target: BinaryIO, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm
+) -> None:
+    """Copy one file, the changed tensors merged on their way."""
+    changed = {change.name: change for change in changes}
+    with open(file.path, "rb") as source:
+        _copy(file, source, target, file.data_start, None)
+        for name, spec in file.tensors.items():
+            if name in changed:
+                _merge(file, source, target, folder, changed[name], spec, bar)
+            else:
+                _copy(file, source, target, spec.end - spec.start, bar)
+
+
+def _copy(file: TensorFile, source: BinaryIO, target: BinaryIO, count: int, bar: tqdm | None) -> None:
+    for start in range(0, count, BLOCK_BYTES):
+        raw = file.read_bytes(source, min(BLOCK_BYTES, count - start))
+        target.write(raw.data)
+        if bar is not None:
+            bar.update(raw.size)
+
+
+def _merge(
+    file: TensorFile,
+    source: BinaryIO,
+    target: BinaryIO,
+    folder: AdapterFolder,
+    change: MergedTensor,
+    spec: TensorSpec,
+    bar: tqdm,
+) -> None:
+    """Read a weight from the source, some rows at a time, add the adapter's change and write it to the target."""
+    A, B = (factor.astype(WIDE[spec.dtype]) for factor in folder.read(change.module))
+    left, right = (A.T, B.T) if folder.config.fan_in_fan_out else (B, A)  # of the weight as it is stored
+    rows, columns = spec.shape
+    row_bytes = (spec.end - spec.start) // rows
+    height = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, rows, height):
+        stop = min(rows, start + height)
+        weight = decode(file.read_bytes(source, (stop - start) * row_bytes), spec.dtype).reshape(-1, columns)
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = (left[start:stop] @ right) * change.scaling
+            raw = encode(weight.astype(WIDE[spec.dtype]) + delta, spec.dtype)
+        lost = np.isfinite(weight) & ~np.isfinite(decode(raw, spec.dtype).reshape(weight.shape))
+        if lost.any():
+            raise AdapterFileError(
+                file.path, f"{change.name!r}: the merged weight is beyond the range of {spec.dtype} from row {start} on"
+            )
+        target.write(raw.data)
+        bar.update(raw.size)

@@ -1,0 +1,1 @@
+"""Is it right? Gradients against measured slopes, and training against the best there is."""

@@ -1,0 +1,123 @@
+r"""The best rank-r adapter in closed form: the answer that training should find.
+
+Dimensions: ``N`` rows, ``in``, ``out``, ``r`` = rank.
+
+Which change of weight D (out, in), of rank r at most, brings :math:`X D^T` closest to the residual R? Without the
+bound on the rank it is least squares. With it, *reduced-rank regression* (Izenman, "Reduced-rank regression for the
+multivariate linear model", 1975). Let D be the least-squares solution and V the right singular vectors of its
+fitted values, the leading r of them in :math:`V_r`:
+
+.. math::
+   X D^T \approx R \quad (25) \qquad\qquad X D^T = U \Sigma V^T \quad (26) \qquad\qquad D_r = V_r V_r^T D \quad (27)
+
+Why: :math:`R - X D^T` is orthogonal to everything that X can produce, so for any other change :math:`D'` the loss
+splits in two, :math:`\|R - X D'^T\|^2 = \|R - X D^T\|^2 + \|X D^T - X D'^T\|^2`. The first term is out of reach. The
+second is the distance of :math:`X D'^T`, of rank r at most, from the matrix :math:`X D^T`, and by Eckart and Young it
+is least where all but the r leading singular values are dropped: at :math:`X D^T V_r V_r^T`, which is :math:`X D_r^T`.
+What remains of it is :math:`\sum_{k > r} \sigma_k^2`.
+
+(27) is already a product of two thin matrices, so :math:`B = V_r` and :math:`A = V_r^T D / s` is an adapter.
+"""
+
+from __future__ import annotations
+
+from ..backend import all_finite, backend_of
+from ..checks import Array, check_array, check_integer, check_matrix, check_number, check_shape, check_trainable
+from ..linear import rows
+from ..lora import LoRA
+
+
+def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) -> LoRA:
+    """Return the adapter of that rank with the least ``mse(adapter(X), residual)``.
+
+    Parameters
+    ----------
+    X : array, shape (..., in)
+        Inputs.
+    residual : array, shape (..., out)
+        What the adapter should give for them: the targets less the frozen base's output.
+    rank : int
+        At least 1. Where fewer directions do, the rest of the adapter is zero.
+    alpha : float
+        Of the adapter; its factors are chosen so that the result does not depend on it.
+
+    Returns
+    -------
+    LoRA
+        In the dtype and library of X. The columns of its ``lora_B`` are orthonormal, or zero.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the shapes, dtypes or libraries do not fit, the data are not finite or in half precision, or rank or alpha
+        are out of range.
+    """
+    check_trainable("X", X)
+    check_array("residual", residual, like=X, like_name="X")
+    for name, data in (("X", X), ("residual", residual)):
+        if len(data.shape) < 2 or 0 in data.shape:
+            raise ValueError(f"{name} has shape {tuple(data.shape)}, expected (rows, ..., width) with no empty axis")
+    check_shape("residual", residual, (*X.shape[:-1], *residual.shape[-1:]))
+    _check_finite("X", X, "residual", residual)
+    # With X = Q T, the fitted values Q (T D^T) have the right singular vectors of the small matrix T D^T.
+    Q, T = backend_of(X).xp.linalg.qr(rows(X))
+    return _best(T, Q.T @ rows(residual), rank, alpha)
+
+
+def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 1.0) -> LoRA:
+    r"""Return the same adapter from :math:`X^T X` and :math:`X^T R` alone, so that rows may stream past.
+
+    Both are sums over rows: add them up a block at a time and the data never need to be in memory at once. The price
+    is that directions in which X varies less than :math:`\sqrt{\varepsilon}` of its most are taken as constant.
+
+    Parameters
+    ----------
+    XtX : array, shape (in, in)
+        The sum of ``x.T @ x`` over blocks x of rows.
+    XtR : array, shape (in, out)
+        The sum of ``x.T @ residual`` over the same blocks.
+    rank, alpha
+        As in `best_adapter`.
+
+    Returns
+    -------
+    LoRA
+        As in `best_adapter`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `best_adapter`.
+    """
+    check_trainable("XtX", XtX)
+    check_matrix("XtX", XtX)
+    check_shape("XtX", XtX, (XtX.shape[0], XtX.shape[0]))
+    check_matrix("XtR", XtR, like=XtX, like_name="XtX")
+    check_shape("XtR", XtR, (XtX.shape[0], XtR.shape[1]))
+    _check_finite("XtX", XtX, "XtR", XtR)
+    xp = backend_of(XtX).xp
+    # A root T of the Gram matrix, T^T T = X^T X, takes the place of the T above, and T^-T X^T R that of Q^T R.
+    squares, E = xp.linalg.eigh(XtX)
+    known = squares > squares[-1] * len(squares) * xp.finfo(XtX.dtype).eps
+    root, E = xp.sqrt(squares[known]), E[:, known]
+    return _best(root[:, None] * E.T, (E.T @ XtR) / root[:, None], rank, alpha)
+
+
+def _check_finite(name: str, first: Array, other_name: str, second: Array) -> None:
+    """Refuse NaN and infinity, on which a decomposition would not converge."""
+    if not all_finite([first, second]):
+        raise ValueError(f"{other_name if all_finite([first]) else name} holds NaN or infinity")
+
+
+def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, out)
+    """Solve the problem of k rows, T and Z in the places of X and R."""
+    rank, alpha = check_integer("rank", rank, at_least=1), check_number("alpha", alpha, above=0)
+    xp = backend_of(T).xp
+    D = xp.linalg.lstsq(T, Z, rcond=None)[0].T  # eq. (25)  (out, in)
+    _, _, Vt = xp.linalg.svd(T @ D.T, full_matrices=False)  # eq. (26)
+    V = Vt[:rank].T  # (out, r), or fewer columns where fewer exist
+    lora_A = xp.zeros((rank, T.shape[1]), dtype=T.dtype)
+    lora_B = xp.zeros((Z.shape[1], rank), dtype=T.dtype)
+    lora_B[:, : V.shape[1]] = V  # eq. (27)
+    lora_A[: V.shape[1]] = V.T @ D * (rank / alpha)
+    return LoRA(lora_A, lora_B, alpha)

@@ -1,0 +1,304 @@
+"""Is a hand-written gradient right? Measure the slope of the function itself, and compare.
+
+Give `gradcheck` a function of a dict of arrays and the gradients that you claim for it. Nothing here knows what a layer
+is; how a slope is measured stands in `minilora.slopes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from ..backend import backend_of
+from ..checks import Array, check_integer, check_number
+from .slopes import CheckRefused, Function, MeasuredLoss, Slope, check_arguments
+
+Method = Literal["auto", "complex", "central"]
+
+TOLERANCE = {"complex": 1e-12, "central": 1e-9}
+
+
+class GradientError(AssertionError):
+    """A gradient is wrong. The message is the report, which is also the attribute `report`."""
+
+    def __init__(self, report: GradReport) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What was found for one array of parameters.
+
+    Attributes
+    ----------
+    name, shape
+        The array.
+    checked : str
+        ``"12 entries"`` where each was checked, ``"8 directions"`` where the array is large.
+    error, allowed : float
+        The largest difference of analytic and numeric slope, and the one that would still pass.
+    worst : tuple of int, or None
+        The entry with that difference; None for a direction through all of them.
+    analytic, numeric : float
+        Both slopes there.
+    factor : float or None
+        The one number by which all entries are off, where there is one: 2, N and alpha/r are telling.
+    left, right : float or None
+        The slopes on the two sides, where they differ: the function has a kink there.
+    passed : bool
+        Whether the error is allowed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    checked: str
+    error: float
+    allowed: float
+    worst: tuple[int, ...] | None
+    analytic: float
+    numeric: float
+    factor: float | None = None
+    left: float | None = None
+    right: float | None = None
+    passed: bool = True
+
+    @property
+    def ratio(self) -> float:
+        """Analytic over numeric slope at the worst entry."""
+        return self.analytic / self.numeric if self.numeric else math.nan
+
+
+@dataclass(frozen=True)
+class GradReport:
+    """What `gradcheck` found; ``str(report)`` is a table.
+
+    Attributes
+    ----------
+    method : {"complex", "central"}
+        How slopes were measured.
+    blocks : tuple of BlockReport
+        One for each array of parameters.
+    note : str
+        Why the complex step was not used, where it was asked for and could not be.
+    """
+
+    method: str
+    blocks: tuple[BlockReport, ...]
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every block passed."""
+        return all(block.passed for block in self.blocks)
+
+    def __str__(self) -> str:
+        way = {"complex": "complex step", "central": "central differences"}[self.method]
+        lines = [f"gradcheck by {way}: {sum(b.passed for b in self.blocks)} of {len(self.blocks)} gradients agree"]
+        if self.note:
+            lines.append(f"(not by complex step: {self.note})")
+        head = ("gradient", "shape", "checked", "error", "allowed", "worst at", "analytic", "numeric", "ratio", "")
+        table = [head, *(_row(block) for block in self.blocks)]
+        widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        for block in self.blocks:
+            if block.factor is not None:
+                lines.append(f"{block.name}: every slope is off by the same factor, {block.factor:.9g}")
+            if block.left is not None:
+                lines.append(
+                    f"{block.name}: a kink, with slope {block.left:z.9g} on the left, {block.right:z.9g} on the right"
+                )
+        return "\n".join(lines)
+
+
+def _row(block: BlockReport) -> tuple[str, ...]:
+    where = "all" if block.worst is None else str(block.worst)
+    numbers = (f"{block.analytic:.9g}", f"{block.numeric:.9g}", f"{block.ratio:.9g}")
+    verdict = "ok" if block.passed else "WRONG"
+    shape = str(block.shape)
+    return block.name, shape, block.checked, f"{block.error:.1e}", f"{block.allowed:.1e}", where, *numbers, verdict
+
+
+def gradcheck(
+    f: Function,
+    params: Mapping[str, Array],
+    grads: Mapping[str, Array],
+    *,
+    cotangent: Array | None = None,
+    method: Method = "auto",
+    step: float | None = None,
+    tolerance: float | None = None,
+    allow_zero: Collection[str] = (),
+    every_entry_below: int = 1000,
+    directions: int = 8,
+    seed: int = 0,
+) -> GradReport:
+    r"""Compare the gradients that you claim for `f` with its slopes.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(params)`` returns a number, or an array where `cotangent` is given. It must compute from the dict it is
+        handed, and change nothing in it.
+    params : dict of str to array
+        Where to check, in float64. Random values are best: at zeros many errors cannot be seen.
+    grads : dict of str to array
+        The claimed gradients, under the same names and in the same shapes: of `f` itself, or of
+        :math:`L = \sum_j c_j f_j` with the cotangent c. That is what a ``backward(c, cache)`` returns.
+    cotangent : array, optional
+        Of the shape of f's output. Random values are best: all ones hide mixed-up axes.
+    method : {"auto", "complex", "central"}
+        "auto" takes the complex step where it can be trusted: where `f` accepts complex numbers, and agrees with a
+        central difference to five digits in one direction of each block.
+    step : float, optional
+        A step for plain central differences, in place of Richardson's two. On a function quadratic along each block,
+        1.0 has no truncation error, and the least rounding.
+    tolerance : float, optional
+        The error allowed, times the largest of 1, the block's largest slope, and of f itself under central differences.
+        By default 1e-12 for the complex step and 1e-9 for central differences.
+    allow_zero : collection of str
+        Names whose slope may be zero everywhere. Otherwise that is refused: it checks nothing.
+    every_entry_below : int
+        Blocks with more entries are checked along Gaussian directions, and a wrong one is searched for its worst entry.
+    directions : int
+        How many of them.
+    seed : int
+        Of the directions.
+
+    Returns
+    -------
+    GradReport
+        Errors, entries and slopes; every gradient passed.
+
+    Raises
+    ------
+    GradientError
+        If a gradient is wrong.
+    CheckRefused
+        If the check would be worthless, or a setting is out of range.
+    TypeError
+        If a setting is of another type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([0.3, -1.2, 2.0])
+    >>> gradcheck(lambda p: (p["x"] ** 3).sum(), {"x": x}, {"x": 3 * x**2}).passed
+    True
+    """
+    if method not in ("auto", "complex", "central"):
+        raise CheckRefused(f"method must be 'auto', 'complex' or 'central', got {method!r}")
+    if step is not None and method == "complex":
+        raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
+    if isinstance(allow_zero, str):  # in which every part of a name would pass for a name
+        raise TypeError(f"allow_zero must be a collection of names such as [{allow_zero!r}], got {allow_zero!r}")
+    try:
+        step = None if step is None else check_number("step", step, above=0)
+        tolerance = None if tolerance is None else check_number("tolerance", tolerance, above=0, or_equal=True)
+        every_entry_below = check_integer("every_entry_below", every_entry_below, at_least=0)
+        directions = check_integer("directions", directions, at_least=1)
+    except ValueError as refusal:  # f may raise one of its own: this can be told from it
+        raise CheckRefused(str(refusal)) from None
+    check_arguments(params, grads, cotangent)
+    loss = MeasuredLoss(f, params, cotangent)
+    rng = np.random.default_rng(seed)
+    note = ""
+    if method == "auto":
+        note = "" if step is None else "a step for central differences was given"
+        note = note or loss.distrust_complex_step(rng)
+        method = "central" if note else "complex"
+    slope: Slope = loss.complex_slope if method == "complex" else loss.central_slope
+    if step is not None:
+        slope = partial(loss.difference, step=step)
+
+    blocks = []
+    for name, p in params.items():
+        if p.size <= every_entry_below:
+            tried = (_entry(p.shape, index) for index in np.ndindex(*p.shape))
+            checked = f"{p.size} entries"
+        else:
+            tried = (rng.standard_normal(p.shape) for _ in range(directions))
+            checked = f"{directions} directions"
+        claimed = backend_of(p).to_numpy(grads[name])
+        analytic, numeric = np.array([(float((claimed * d).sum()), slope(name, d)) for d in tried]).T
+        if not np.isfinite(numeric).all():
+            raise CheckRefused(f"f is not finite close to params[{name!r}]: move away from that point")
+        if not numeric.any() and not analytic.any() and name not in allow_zero:
+            raise CheckRefused(
+                f"{name}: the slope is zero everywhere, so nothing was checked. Does f read {name!r} from the dict it "
+                f"is handed? If zero is right, say allow_zero=[{name!r}]; for LoRA, move off B = 0"
+            )
+        scale = max(1.0, float(np.abs(numeric).max()), abs(loss.value) if method == "central" else 0.0)
+        allowed = (TOLERANCE[method] if tolerance is None else tolerance) * scale
+        error = np.abs(analytic - numeric)
+        worst = int(error.argmax())
+        block = BlockReport(
+            name=name,
+            shape=tuple(p.shape),
+            checked=checked,
+            error=float(error[worst]),
+            allowed=allowed,
+            worst=_index(worst, p.shape) if p.size <= every_entry_below else None,
+            analytic=float(analytic[worst]),
+            numeric=float(numeric[worst]),
+            passed=bool(error[worst] <= allowed),  # False for NaN
+        )
+        blocks.append(
+            block if block.passed else _explain(block, loss, slope, claimed, np.stack([analytic, numeric]), rng)
+        )
+
+    report = GradReport(method, tuple(blocks), note)
+    if not report.passed:
+        raise GradientError(report)
+    return report
+
+
+def _explain(
+    block: BlockReport,
+    loss: MeasuredLoss,
+    slope: Slope,
+    claimed: np.ndarray,
+    tried: np.ndarray,
+    rng: np.random.Generator,
+) -> BlockReport:
+    """Say more about a block that failed: its worst entry, a factor common to all slopes tried, a kink."""
+    worst = _search(block.name, slope, claimed, rng) if block.worst is None else block.worst
+    entry = _entry(block.shape, worst)
+    block = replace(block, worst=worst, analytic=float(claimed[worst]), numeric=slope(block.name, entry))
+    analytic, numeric = tried
+    seen = np.abs(numeric) > 1e-6 * np.abs(numeric).max()
+    ratios = analytic[seen] / numeric[seen]
+    if len(ratios) > 1 and np.ptp(ratios) <= 1e-5 * abs(ratios[0]):
+        block = replace(block, factor=float(np.median(ratios)))
+    sides = loss.sides(block.name, entry)
+    return block if sides is None else replace(block, left=sides[0], right=sides[1])
+
+
+def _search(name: str, slope: Slope, claimed: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
+    """Find a wrong entry of a large block: halve it again and again, going on with the half whose error is larger."""
+    low, high = 0, claimed.size
+    while high - low > 1:
+        middle = (low + high) // 2
+        halves = np.zeros((2, claimed.size))
+        halves[0, low:middle] = rng.standard_normal(middle - low)
+        halves[1, middle:high] = rng.standard_normal(high - middle)
+        first, second = (abs((claimed * d).sum() - slope(name, d)) for d in halves.reshape(2, *claimed.shape))
+        low, high = (low, middle) if first >= second else (middle, high)
+    return _index(low, claimed.shape)
+
+
+def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the index of an entry from its place in reading order."""
+    return tuple(int(i) for i in np.unravel_index(flat, shape))
+
+
+def _entry(shape: tuple[int, ...], index: tuple[int, ...]) -> np.ndarray:
+    """Return the direction that moves one entry alone."""
+    d = np.zeros(shape)
+    d[index] = 1.0
+    return d

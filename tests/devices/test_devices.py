@@ -1,0 +1,268 @@
+"""The whole library where the arrays live: what it computes is what NumPy computes, bit for bit on the stand-in."""
+
+import math
+from importlib import import_module
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minilora import (
+    Adam,
+    Linear,
+    LoRA,
+    LoRALinear,
+    TrainingDiverged,
+    article,
+    best_adapter,
+    best_adapter_from_gram,
+    evaluate,
+    gradcheck,
+    mse,
+    taylor_orders,
+    train,
+)
+from minilora.cli import main
+
+from ..support.cupy_standin import traffic
+
+# The fixture `place` is the same for every example, and holds nothing that an example changes.
+several = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+sizes = st.tuples(*[st.integers(1, 6)] * 4)
+seeds = st.integers(0, 2**32 - 1)
+dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+N, IN, OUT, RANK = 50, 7, 5, 2
+
+
+def layers(put, rng, dtype, n_in=IN, n_out=OUT, rank=RANK):
+    """Return one layer of each kind with random weights: one seed, the same layers in every place."""
+
+    def randn(*shape):
+        return put(rng.standard_normal(shape).astype(dtype))
+
+    return {
+        "Linear": Linear(randn(n_out, n_in), randn(n_out)),
+        "Linear without bias": Linear(randn(n_out, n_in)),
+        "LoRA": LoRA(randn(rank, n_in), randn(n_out, rank), 3.0),
+        "LoRALinear": LoRALinear(
+            Linear(randn(n_out, n_in), randn(n_out)), LoRA(randn(rank, n_in), randn(n_out, rank), 3.0)
+        ),
+    }
+
+
+def copied(host):
+    return host.copy()
+
+
+@dtypes
+@several
+@given(sizes=sizes, seed=seeds)
+def test_every_layer_computes_what_numpy_computes(place, dtype, sizes, seed):
+    n, n_in, n_out, rank = sizes
+    rng = np.random.default_rng(seed)
+    x, dy, target = (rng.standard_normal((n, width)).astype(dtype) for width in (n_in, n_out, n_out))
+    widths = (n_in, n_out, rank)
+    here = layers(place.put, np.random.default_rng(seed), dtype, *widths)
+    for name, expected in layers(copied, np.random.default_rng(seed), dtype, *widths).items():
+        layer = here[name]
+        y, cache = layer.forward(place.put(x))
+        expected_y, expected_cache = expected.forward(x)
+        place.assert_same(y, expected_y)
+        place.assert_same(layer(place.put(x)), expected(x))
+        dx, grads = layer.backward(place.put(dy), cache)
+        expected_dx, expected_grads = expected.backward(dy, expected_cache)
+        pairs = [(dx, expected_dx), *((grads[key], expected_grads[key]) for key in grads)]
+        if hasattr(layer, "mse_gradients"):
+            short = layer.mse_gradients(place.put(x), place.put(target))
+            expected_short = expected.mse_gradients(x, target)
+            pairs += [(short[key], expected_short[key]) for key in short]
+            pairs += [(layer.delta(), expected.delta())]
+        if hasattr(layer, "merge"):
+            pairs += [(layer.merge().weight, expected.merge().weight), (layer.merge().bias, expected.merge().bias)]
+        for found, wanted in pairs:
+            place.assert_same(found, wanted)
+
+
+@dtypes
+def test_one_seed_gives_one_start_everywhere(place, dtype):
+    for make in (
+        lambda rng, where: Linear.init(IN, OUT, rng=rng, dtype=dtype, backend=where),
+        lambda rng, where: LoRA.init(IN, OUT, rank=RANK, alpha=1, rng=rng, dtype=dtype, backend=where),
+        lambda rng, where: LoRALinear.from_linear(
+            Linear.init(IN, OUT, rng=rng, dtype=dtype, backend=where), rank=RANK, alpha=1, rng=rng
+        ),
+    ):
+        here, there = make(np.random.default_rng(3), place.backend), make(np.random.default_rng(3), None)
+        for name, p in there.trainable().items():
+            place.assert_same(here.trainable()[name], p)
+
+
+@dtypes
+@several
+@given(sizes=sizes, seed=seeds)
+def test_the_loss_is_numpys_and_an_array_of_the_library(place, dtype, sizes, seed):
+    prediction, target = np.random.default_rng(seed).standard_normal((2, *sizes)).astype(dtype)
+    loss, gradient = mse(place.put(prediction), place.put(target))
+    expected_loss, expected_gradient = mse(prediction, target)
+    place.assert_same(loss, expected_loss)
+    place.assert_same(gradient, expected_gradient)
+
+
+@dtypes
+@several
+@given(seed=seeds, steps=st.integers(1, 5))
+def test_adam_moves_as_on_numpy(place, dtype, seed, steps):
+    rng = np.random.default_rng(seed)
+    start = {name: rng.standard_normal(shape).astype(dtype) for name, shape in {"a": (3, 4), "b": (5,)}.items()}
+    here = Adam({name: place.put_parameter(p) for name, p in start.items()}, lr=0.1, betas=(0.8, 0.95))
+    there = Adam({name: p.copy() for name, p in start.items()}, lr=0.1, betas=(0.8, 0.95))
+    for _ in range(steps):
+        grads = {name: rng.standard_normal(p.shape).astype(dtype) for name, p in start.items()}
+        here.step({name: place.put(g) for name, g in grads.items()})
+        there.step(grads)
+    for name in start:
+        place.assert_same(here.params[name], there.params[name], adam=True)
+        place.assert_same(here.m[name], there.m[name], adam=True)
+        place.assert_same(here.v[name], there.v[name], adam=True)
+
+
+@dtypes
+@pytest.mark.parametrize("kind", ["Linear", "LoRA", "LoRALinear"])
+def test_training_goes_the_same_way_everywhere(place, dtype, kind):
+    X, Y = (np.random.default_rng(5).standard_normal((N, width)).astype(dtype) for width in (IN, OUT))
+    here, there = (layers(put, np.random.default_rng(6), dtype)[kind] for put in (place.put_parameter, copied))
+    options = {"epochs": 4, "batch_size": 8, "lr": 0.01, "log_every": 2}
+    found = train(here, place.put(X), place.put(Y), rng=np.random.default_rng(7), **options)
+    expected = train(there, X, Y, rng=np.random.default_rng(7), **options)
+    assert found.epochs == expected.epochs == [2, 4]
+    exact = place.exact and place.exact_adam
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=0 if exact else 1e-9 if dtype == "float64" else 5e-5)
+    for name, p in there.trainable().items():
+        place.assert_same(here.trainable()[name], p, adam=True)
+
+
+@dtypes
+def test_the_article_runs_the_same_everywhere(place, dtype):
+    options = {"rank": 2, "epochs": 2, "batch_size": 16, "n": 80, "in_features": 9, "out_features": 6, "dtype": dtype}
+    here, there = article.run(backend=place.backend, **options), article.run(**options)
+    assert isinstance(here.delta, np.ndarray)
+    for found, expected in (
+        (here.base.weight, there.base.weight),
+        (here.merged.weight, there.merged.weight),
+        (here.adapter.lora_A, there.adapter.lora_A),
+    ):
+        place.assert_same(found, expected, adam=True)
+    assert math.isclose(here.merged_loss, there.merged_loss, rel_tol=1e-4)
+    report = article.report(here)
+    assert place.backend.device in report
+
+
+def test_gradients_are_checked_where_they_were_computed(place):
+    rng = np.random.default_rng(8)
+    x, target = (place.put(rng.standard_normal((6, width))) for width in (IN, OUT))
+    A, B = (place.put(rng.standard_normal(shape)) for shape in ((RANK, IN), (OUT, RANK)))
+    params = {"lora_A": A, "lora_B": B}
+    grads = LoRA(A, B, 2.0).mse_gradients(x, target)
+
+    def loss(p):
+        return mse(LoRA(p["lora_A"], p["lora_B"], 2.0)(x), target)[0]
+
+    assert gradcheck(loss, params, grads).passed
+    first = taylor_orders(loss, params, grads).first_orders
+    assert abs(np.median(first) - 2) < 0.1
+
+
+@dtypes
+def test_the_best_adapter_is_the_same_everywhere(place, dtype):
+    rng = np.random.default_rng(9)
+    X, R = (rng.standard_normal((N, width)).astype(dtype) for width in (IN, OUT))
+    here, there = best_adapter(place.put(X), place.put(R), rank=RANK), best_adapter(X, R, rank=RANK)
+    place.assert_same(here.delta(), there.delta())
+    here = best_adapter_from_gram(place.put(X.T @ X), place.put(X.T @ R), rank=RANK)
+    place.assert_same(here.delta(), best_adapter_from_gram(X.T @ X, X.T @ R, rank=RANK).delta())
+
+
+def test_bad_data_are_named_wherever_they_are(place):
+    rng = np.random.default_rng(10)
+    X, Y = rng.standard_normal((N, IN)), rng.standard_normal((N, OUT))
+    layer = layers(place.put_parameter, rng, "float64")["Linear"]
+    before = place.backend.to_numpy(layer.weight).copy()
+    Y[4, 2] = np.nan
+    with pytest.raises(ValueError, match=r"Y holds NaN or infinity: entry \(4, 2\) is nan"):
+        train(layer, place.put(X), place.put(Y), batch_size=8, rng=rng)
+    X[0, 1] = -np.inf
+    with pytest.raises(ValueError, match=r"X holds NaN or infinity: entry \(0, 1\) is -inf"):
+        train(layer, place.put(X), place.put(Y), batch_size=8, rng=rng)
+    place.assert_same(layer.weight, before)
+
+
+def test_training_that_diverges_leaves_finite_parameters_everywhere(place):
+    rng = np.random.default_rng(11)
+    layer = layers(place.put_parameter, rng, "float32")["Linear"]
+    X, Y = (place.put(1e18 * rng.standard_normal((N, width)).astype("float32")) for width in (IN, OUT))
+    with pytest.raises(TrainingDiverged):
+        train(layer, X, Y, batch_size=8, lr=1e20, rng=rng)
+    assert all(np.isfinite(place.backend.to_numpy(p)).all() for p in layer.trainable().values())
+
+
+@pytest.mark.parametrize("kind", ["Linear", "LoRA", "LoRALinear"])
+@pytest.mark.parametrize(("epochs", "log_every"), [(3, 1), (5, 2), (4, 10)])
+def test_training_waits_once_an_epoch_and_once_a_logged_loss(standin, kind, epochs, log_every):
+    rng = np.random.default_rng(12)
+    layer = layers(standin.asarray, rng, "float32")[kind]
+    X, Y = (standin.asarray(rng.standard_normal((N, width)), "float32") for width in (IN, OUT))
+    traffic.reset()
+    history = train(layer, X, Y, epochs=epochs, batch_size=8, log_every=log_every, rng=rng)
+    # Once for X and Y at the start, once for the parameters at the end of each epoch, once for each loss.
+    assert traffic.waits == 1 + epochs + len(history.losses)
+    assert traffic.to_device == epochs, "the row numbers of an epoch's batches go over together"
+    assert traffic.to_host == 0
+
+
+def test_more_steps_do_not_wait_more(standin):
+    def waits(n):
+        rng = np.random.default_rng(13)
+        layer = layers(standin.asarray, rng, "float32")["LoRA"]
+        X, Y = (standin.asarray(rng.standard_normal((n, width)), "float32") for width in (IN, OUT))
+        traffic.reset()
+        train(layer, X, Y, epochs=2, batch_size=8, rng=rng)
+        return traffic.waits, traffic.to_device, traffic.to_host
+
+    assert waits(16) == waits(160)
+
+
+def test_layers_losses_and_adam_neither_wait_nor_copy(standin):
+    rng = np.random.default_rng(14)
+    x, dy = (standin.asarray(rng.standard_normal((N, width)), "float32") for width in (IN, OUT))
+    every = layers(standin.asarray, rng, "float32")
+    traffic.reset()
+    for layer in every.values():
+        y, cache = layer.forward(x)
+        loss, d_y = mse(y, dy)
+        _, grads = layer.backward(d_y, cache)
+        Adam(layer.trainable()).step(grads)
+        repr(layer)
+    every["LoRALinear"].merge()
+    every["LoRALinear"].mse_gradients(x, dy)
+    assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
+    assert float(loss) > 0
+    assert traffic.waits == 1
+
+
+def test_evaluating_waits_once_however_many_rows_there_are(standin, monkeypatch):
+    monkeypatch.setattr(import_module("minilora.training"), "EVALUATION_ROWS", 8)
+    rng = np.random.default_rng(15)
+    layer = layers(standin.asarray, rng, "float64")["Linear"]
+    X, Y = (standin.asarray(rng.standard_normal((N, width))) for width in (IN, OUT))
+    traffic.reset()
+    evaluate(layer, X, Y)
+    assert (traffic.waits, traffic.to_device, traffic.to_host) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("command", [["check"], ["article", "--epochs", "1"]])
+def test_the_command_line_computes_on_the_backend_it_is_told(standin, small_article, capsys, command):
+    assert main([*command, "--backend", "cupy"]) == 0
+    assert "the device that is not there" in capsys.readouterr().out
+    assert traffic.waits > 0

@@ -1,0 +1,155 @@
+"""What only a GPU can show: ``pytest -m gpu``. The tests of test_devices.py and test_cupy_standin.py run there too."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from minilora import Adam, Linear, LoRA, LoRALinear, article, get_backend, train
+from minilora.cli import main
+from minilora.optim import adam_update
+from minilora.verify.selfcheck import prove
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", [Linear, LoRA, LoRALinear])
+def test_wide_layers_agree_with_the_cpu(gpu, kind, dtype):
+    """At widths where cuBLAS takes its fast paths; with TF32 on, float32 would be off by 1e-3."""
+    rng = np.random.default_rng(0)
+    W, A, B = (rng.standard_normal(shape).astype(dtype) / 32 for shape in ((512, 1024), (8, 1024), (512, 8)))
+    x, dy = (rng.standard_normal((256, width)).astype(dtype) for width in (1024, 512))
+
+    def layer(put):
+        made = {
+            Linear: lambda: Linear(put(W)),
+            LoRA: lambda: LoRA(put(A), put(B), 8.0),
+            LoRALinear: lambda: LoRALinear(Linear(put(W)), LoRA(put(A), put(B), 8.0)),
+        }
+        return made[kind]()
+
+    def results(put):
+        made = layer(put)
+        y, cache = made.forward(put(x))
+        dx, grads = made.backward(put(dy), cache)
+        return {"y": y, "dx": dx, **grads}
+
+    there, here = results(gpu.asarray), results(np.asarray)
+    tolerance = {"float32": 5e-5, "float64": 1e-12}[dtype]
+    for name, expected in here.items():
+        error = np.abs(gpu.to_numpy(there[name]) - expected).max()
+        assert error <= tolerance * max(1.0, np.abs(expected).max()), f"{name}: {error}"
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "layer with adapter"])
+def test_two_hundred_steps_agree_with_the_cpu(gpu, kind):
+    def trained(backend):
+        rng = np.random.default_rng(1)
+        X, Y = (backend.asarray(rng.standard_normal((640, width))) for width in (30, 20))
+        base = Linear.init(30, 20, rng=rng, dtype="float64", backend=backend)
+        layer = LoRALinear.from_linear(base, rank=3, alpha=3.0, rng=rng)
+        model = {"full": base, "adapter": layer.adapter, "layer with adapter": layer}[kind]
+        history = train(model, X, Y, epochs=20, batch_size=64, lr=0.01, rng=rng)
+        return history.losses, model.trainable()
+
+    (losses, there), (expected_losses, here) = trained(gpu), trained(get_backend("numpy"))
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
+    for name, expected in here.items():
+        np.testing.assert_allclose(gpu.to_numpy(there[name]), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_adams_kernel_agrees_with_the_readable_update(gpu, dtype):
+    rng = np.random.default_rng(2)
+    start = rng.standard_normal((1000, 300)).astype(dtype)
+    optimizer = Adam({"p": gpu.asarray(start)}, lr=0.01)
+    assert optimizer._kernel is not None
+    p, m, v = gpu.asarray(start), gpu.zeros(start.shape, dtype), gpu.zeros(start.shape, dtype)
+    for t in range(1, 11):
+        g = gpu.asarray(rng.standard_normal(start.shape).astype(dtype))
+        optimizer.step({"p": g})
+        adam_update(p, g, m, v, t, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    for found, expected in ((optimizer.params["p"], p), (optimizer.m["p"], m), (optimizer.v["p"], v)):
+        error = np.abs(gpu.to_numpy(found) - gpu.to_numpy(expected)).max()
+        assert error <= 100 * np.finfo(dtype).eps
+
+
+def test_every_gradient_is_right_on_the_device(gpu):
+    reports = [report for _, report in prove(gpu)]
+    assert reports
+    assert all(report.passed for report in reports)
+
+
+def test_memory_stays_flat_over_a_hundred_steps(gpu):
+    rng = np.random.default_rng(3)
+    layer = LoRALinear.from_linear(Linear.init(256, 128, rng=rng, backend=gpu), rank=4, alpha=4.0, rng=rng)
+    X, Y = (gpu.asarray(rng.standard_normal((1600, width)), "float32") for width in (256, 128))
+    pool = gpu.xp.get_default_memory_pool()
+
+    def fit(epochs):
+        train(layer, X, Y, epochs=epochs, batch_size=64, log_every=epochs, rng=rng)
+        gpu.synchronize()
+        return pool.used_bytes(), pool.total_bytes()
+
+    fit(1)
+    used, held = fit(1)
+    used_later, held_later = fit(4)
+    assert used_later == used
+    assert held_later <= held + 2**20  # the pool may cut its blocks in another way, and that is all
+
+
+def test_tf32_is_off(gpu):
+    """10 bits of mantissa would show: 1 + 2^-12 is 1 in TF32."""
+    assert os.environ.get("CUPY_TF32", "0") == "0"
+    a = gpu.asarray(np.full((256, 256), 1 + 2.0**-12, "float32"))
+    identity = gpu.asarray(np.eye(256, dtype="float32"))
+    assert float((a @ identity).max()) == 1 + 2.0**-12
+
+
+def test_the_article_agrees_with_the_cpu(gpu):
+    options = {"epochs": 4, "n": 1000, "in_features": 60, "out_features": 50, "dtype": "float64"}
+    there, here = article.run(backend=gpu, **options), article.run(**options)
+    np.testing.assert_allclose(there.base_history.losses, here.base_history.losses, rtol=1e-9)
+    np.testing.assert_allclose(there.lora_history.losses, here.lora_history.losses, rtol=1e-9)
+    np.testing.assert_allclose(there.delta, here.delta, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("command", [["check"], ["article", "--epochs", "1"]])
+def test_the_command_line_computes_on_the_gpu(gpu, capsys, command):
+    assert main([*command, "--backend", "cupy"]) == 0
+    assert gpu.device in capsys.readouterr().out
+
+
+def test_a_step_never_waits_for_the_device(gpu):
+    """Steps are handed over while an earlier, long piece of work keeps the device busy: the host is done first."""
+    program = """
+        import time
+        import numpy as np
+        from minilora import Adam, LoRA, get_backend
+        from minilora.training import gradients
+        gpu = get_backend("cupy")
+        rng = np.random.default_rng(0)
+        adapter = LoRA.init(64, 32, rank=2, alpha=2, rng=rng, backend=gpu)
+        adapter.lora_B += 0.1
+        X, Y = (gpu.asarray(rng.standard_normal((512, width)), "float32") for width in (64, 32))
+        rows = gpu.asarray(rng.integers(0, 512, (40, 64)))
+        big = gpu.asarray(rng.standard_normal((8192, 8192)), "float32")
+        optimizer = Adam(adapter.trainable())
+        def steps():
+            for batch in rows:
+                optimizer.step(gradients(adapter, X[batch], Y[batch]))
+        steps(); big @ big; gpu.synchronize()
+        done = gpu.xp.cuda.Event()
+        for _ in range(20):
+            big @ big
+        done.record()
+        steps()
+        print("handed over first" if not done.done else "waited")
+        gpu.synchronize()
+    """
+    finished = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert finished.stdout.strip() == "handed over first", finished.stdout + finished.stderr

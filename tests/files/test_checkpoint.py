@@ -1,0 +1,260 @@
+"""A training that was killed and resumed is, bit for bit, one that never was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from minilora import CheckpointError, Linear, LoRALinear, article, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def problem(seed=0, *, adapter=True, dtype="float32", seed_of_base=7, alpha=2.0, n=60):
+    """A model, its data and a generator: the same for the same arguments."""
+    data = np.random.default_rng(5)
+    X, Y = data.standard_normal((n, 6)).astype(dtype), data.standard_normal((n, 4)).astype(dtype)
+    model = Linear.init(6, 4, rng=np.random.default_rng(seed_of_base), dtype=dtype)
+    if adapter:
+        model = LoRALinear.from_linear(model, rank=2, alpha=alpha, rng=np.random.default_rng(8))
+    return model, X, Y, np.random.default_rng(seed)
+
+
+def fit(checkpoint=None, *, epochs=7, batch_size=8, lr=0.01, log_every=2, **options):
+    model, X, Y, rng = problem(**options)
+    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "log_every": log_every}
+    history = train(model, X, Y, rng=rng, checkpoint=checkpoint, **settings)
+    return model, history, rng
+
+
+def assert_same_bits(one, other):
+    (model, history, rng), (model2, history2, rng2) = one, other
+    assert history == history2
+    assert rng.bit_generator.state == rng2.bit_generator.state
+    for name, p in model.trainable().items():
+        assert p.tobytes() == model2.trainable()[name].tobytes()
+
+
+@given(epochs=st.integers(1, 9), done=st.integers(1, 9), log_every=st.integers(1, 4), adapter=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_training_in_two_parts_is_one_in_a_single_part(tmp_path_factory, epochs, done, log_every, adapter):
+    file = tmp_path_factory.mktemp("c") / "checkpoint.safetensors"
+    done = min(done, epochs)
+    fit(file, epochs=done, log_every=log_every, adapter=adapter)
+    resumed = fit(file, epochs=epochs, log_every=log_every, adapter=adapter)
+    assert_same_bits(resumed, fit(epochs=epochs, log_every=log_every, adapter=adapter))
+
+
+@pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
+def test_every_bit_generator_of_numpy_resumes(tmp_path, kind):
+    def run(epochs, checkpoint):
+        model, X, Y, _ = problem()
+        rng = np.random.Generator(getattr(np.random, kind)(3))
+        train(model, X, Y, epochs=epochs, batch_size=8, rng=rng, checkpoint=checkpoint)
+        return model.adapter.lora_A.tobytes(), rng.random()
+
+    run(2, tmp_path / "c")
+    assert run(4, tmp_path / "c") == run(4, None)
+
+
+def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
+    first = fit(tmp_path / "c")
+    monkeypatch.setattr(sys.modules["minilora.training"], "draw_batches", None)
+    assert_same_bits(fit(tmp_path / "c"), first)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"lr": 0.02}, "lr is 0.01 there and 0.02 here"),
+        ({"batch_size": 9}, "batch_size is 8 there and 9 here"),
+        ({"log_every": 3}, "log_every"),
+        ({"epochs": 5}, "epochs is 5 here, and 7 are done there"),
+        ({"seed": 1}, "rng is 'PCG64 of 0' there and 'PCG64 of 1' here"),
+        ({"dtype": "float64"}, "float64"),
+        ({"adapter": False}, "model is 'LoRALinear' there and 'Linear' here"),
+        ({"n": 61}, r"X is .*\(60, 6\).* there and .*\(61, 6\)"),
+        ({"seed_of_base": 6}, "frozen"),
+        ({"alpha": 3.0}, "frozen"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused_naming_the_difference(tmp_path, other, named):
+    fit(tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+    options = {"dtype": "float32", **other}
+    model, X, Y, rng = problem(
+        **{k: v for k, v in options.items() if k not in ("lr", "batch_size", "log_every", "epochs")}
+    )
+    start = {name: p.copy() for name, p in model.trainable().items()}
+    state = rng.bit_generator.state
+    config = {"epochs": 7, "batch_size": 8, "lr": 0.01, "log_every": 2}
+    config |= {k: v for k, v in options.items() if k in config}
+    with pytest.raises(CheckpointError, match=named):
+        train(model, X, Y, rng=rng, checkpoint=tmp_path / "c", **config)
+    assert (tmp_path / "c").read_bytes() == before
+    assert rng.bit_generator.state == state
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, start[name])
+
+
+def test_other_data_of_the_same_shape_is_refused(tmp_path):
+    fit(tmp_path / "c")
+    model, X, Y, rng = problem()
+    with pytest.raises(CheckpointError, match=r"Y is .* there and .* here") as error:
+        train(model, X, Y + 1, epochs=7, batch_size=8, lr=0.01, log_every=2, rng=rng, checkpoint=tmp_path / "c")
+    assert "X is" not in str(error.value)
+
+
+def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
+    file, rng = tmp_path / "c", np.random.default_rng(0)
+    first = fit(file, epochs=3)
+    sound, refused = file.read_bytes(), 0
+    for number in range(150):
+        raw = bytearray(sound)
+        if number % 3 == 0:
+            del raw[int(rng.integers(len(raw))) :]
+        else:
+            raw[int(rng.integers(len(raw) if number % 3 == 1 else 200))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(raw)
+        try:
+            assert_same_bits(fit(file, epochs=3), first)
+        except CheckpointError:
+            refused += 1
+    assert refused > 140
+
+
+@pytest.mark.parametrize("key", ["t", "rng_state", "epoch", "epochs", "losses", "probe", "configuration", "version"])
+def test_a_checkpoint_with_a_field_missing_or_of_the_wrong_kind_is_refused(tmp_path, key):
+    fit(tmp_path / "c")
+    tensors = load_file(tmp_path / "c")
+    raw = (tmp_path / "c").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    for change in ({}, {key: "x"}):
+        rest = json.loads(header["__metadata__"]["minilora_checkpoint"])
+        del rest[key]
+        text = json.dumps(rest | change)
+        checksum = sys.modules["minilora.files.checkpointfile"]._checksum(tensors, text)
+        save_file(tensors, tmp_path / "c", {"minilora_checkpoint": text, "crc32": checksum})
+        with pytest.raises(CheckpointError):
+            fit(tmp_path / "c")
+
+
+def test_a_folder_cannot_be_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        fit(tmp_path)
+
+
+# --- kills ---
+
+TRAIN = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from minilora import Linear, LoRALinear, save_adapter, train
+
+at = int(sys.argv[2])  # die at this call of what touches the disk
+calls = 0
+def deadly(real):
+    def call(*args):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+    return call
+os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
+
+data = np.random.default_rng(5)
+X, Y = data.standard_normal((400, 60)), data.standard_normal((400, 40))
+model = LoRALinear.from_linear(Linear.init(60, 40, rng=data, dtype="float64"), rank=8, alpha=2, rng=data)
+history = train(model, X, Y, epochs=25, batch_size=8, log_every=3, rng=data, checkpoint=sys.argv[1] or None)
+print(history, model.adapter.lora_A.tobytes().hex(), model.adapter.lora_B.tobytes().hex(), data.random())
+"""
+
+
+def start(checkpoint, at=0):
+    return subprocess.Popen([sys.executable, "-c", TRAIN, str(checkpoint), str(at)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def never_killed():
+    process = start("")
+    return process.communicate()[0]
+
+
+def written(file):
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def kill_at_random_moments(folder, kills, rng, expected):
+    """Kill a training a few times, let it end, and start another one, until there were so many kills."""
+    done = runs = 0
+    while done < kills:
+        checkpoint, output = folder / f"{runs}.safetensors", None
+        for _ in range(min(4, kills - done)):
+            before, process = written(checkpoint), start(checkpoint)
+            while written(checkpoint) == before and process.poll() is None:
+                time.sleep(0.0005)  # the imports are over once it writes
+            time.sleep(float(rng.uniform(0, 0.05)))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                done += 1
+            output = process.communicate()[0]
+            if process.returncode == 0:
+                break
+        if process.returncode != 0:
+            output = start(checkpoint).communicate()[0]
+        assert output == expected
+        runs += 1
+
+
+def test_a_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path, never_killed):
+    kill_at_random_moments(tmp_path, 3, np.random.default_rng(0), never_killed)
+
+
+@pytest.mark.parametrize("at", [4, 5, 18])
+def test_a_training_killed_within_the_write_ends_with_the_same_bits(tmp_path, never_killed, at):
+    """Three calls make a write final: the file's fsync, its rename, the folder's fsync. Each is the last in turn."""
+    process = start(tmp_path / "c", at)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert start(tmp_path / "c").communicate()[0] == never_killed
+
+
+def test_the_article_resumes_both_trainings_and_refuses_another_configuration(tmp_path, monkeypatch):
+    small = {"epochs": 3, "n": 200, "in_features": 12, "out_features": 9, "batch_size": 32}
+    whole = article.run(**small)
+
+    def stop_at(file):
+        def replace(source, target):
+            real(source, target)
+            stops.append(Path(target).name)
+            if stops.count(file) == 3:
+                raise KeyboardInterrupt
+
+        real, stops = os.replace, []
+        return replace
+
+    for file in ("base.safetensors", "adapter.safetensors"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", stop_at(file))
+            with pytest.raises(KeyboardInterrupt):
+                article.run(**small, checkpoint=tmp_path)
+    resumed = article.run(**small, checkpoint=tmp_path)
+    assert resumed.base_history == whole.base_history
+    assert resumed.lora_history == whole.lora_history
+    assert resumed.base.weight.tobytes() == whole.base.weight.tobytes()
+    assert resumed.delta.tobytes() == whole.delta.tobytes()
+    for other in ({"rank": 2}, {"alpha": 3.0}, {"seed": 1}, {"lr": 0.1}, {"dtype": "float64"}, {"epochs": 4}):
+        (name,) = other
+        with pytest.raises(CheckpointError, match=f"{name} is"):
+            article.run(**{**small, **other}, checkpoint=tmp_path)

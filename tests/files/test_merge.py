@@ -1,0 +1,301 @@
+"""A merged checkpoint is W + delta where the adapter is, and the base bit for bit elsewhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from minilora import AdapterFileError, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
+from minilora.files.tensorfile import TensorFile, decode, encode
+
+ROOT = Path(__file__).parents[2]
+INDEX = "model.safetensors.index.json"
+
+
+def draw(rng, *shape, dtype="float32"):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def base_tensors(rng, dtype="float32"):
+    return {
+        "enc.q_proj.weight": draw(rng, 5, 3, dtype=dtype),
+        "enc.q_proj.bias": draw(rng, 5, dtype=dtype),
+        "head.weight": draw(rng, 4, 5, dtype=dtype),
+        "steps": rng.integers(0, 99, (2, 3)),
+        "mask": np.array([True, False]),
+        "nothing": np.zeros((0, 4), "float16"),
+        "scalar": np.array(3.0),
+    }
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    base, tensors = tmp_path / "base.safetensors", base_tensors(rng)
+    save_file(tensors, base, {"format": "pt", "note": "kept"})
+    lora = LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 3.0)
+    save_adapter(tmp_path / "adapter", {"enc.q_proj": lora})
+    return base, tmp_path / "adapter", tmp_path / "out.safetensors"
+
+
+def shard(tensors, folder):
+    """Save tensors in two shards with an index, as the large models come."""
+    folder.mkdir(exist_ok=True)
+    names = sorted(tensors)
+    parts = {"model-1-of-2.safetensors": names[::2], "model-2-of-2.safetensors": names[1::2]}
+    for file, some in parts.items():
+        save_file({name: tensors[name] for name in some}, folder / file, {"format": "pt"})
+    weight_map = {name: file for file, some in parts.items() for name in some}
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return folder
+
+
+@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]), flipped=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_merged_weight_is_the_sum_rounded_once(tmp_path_factory, seed, dtype, flipped):
+    """Against float64: a rounding to the base's type, and those of the wide type that the sum is taken in."""
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("merge")
+    n_in, n_out, r = (int(n) for n in rng.integers(1, 9, 3))
+    weight = draw(rng, n_out, n_in, dtype=dtype)
+    lora = LoRA(draw(rng, r, n_in), draw(rng, n_out, r), float(rng.uniform(0.1, 9)))
+    save_file({"a.weight": np.ascontiguousarray(weight.T) if flipped else weight}, folder / "base.safetensors")
+    save_adapter(folder / "adapter", {"a": lora}, fan_in_fan_out=flipped)
+    merge_adapter(folder / "base.safetensors", folder / "adapter", folder / "out.safetensors")
+    merged = load_file(folder / "out.safetensors")["a.weight"]
+    assert merged.dtype == weight.dtype
+    delta = lora.scaling * lora.lora_B.astype(float) @ lora.lora_A.astype(float)
+    exact = (weight + delta).T if flipped else weight + delta
+    # The products and their sum are rounded to the wide type, in which the terms are as large as `size`.
+    wide = np.float64 if dtype == "float64" else np.float32
+    size = np.abs(weight) + lora.scaling * np.abs(lora.lora_B).astype(float) @ np.abs(lora.lora_A)
+    slack = (r + 2) * float(np.finfo(wide).eps) * (size.T if flipped else size)
+    allowed = np.spacing(np.abs(exact).astype(dtype)).astype(float) / 2 + slack
+    assert (np.abs(merged - exact) <= allowed * 1.001).all()
+
+
+def test_a_layer_merged_in_memory_and_a_checkpoint_merged_on_disk_agree(files):
+    base, adapter, out = files
+    merge_adapter(base, adapter, out)
+    layer = LoRALinear(Linear(load_file(base)["enc.q_proj.weight"]), load_adapter(adapter)["enc.q_proj"])
+    np.testing.assert_allclose(load_file(out)["enc.q_proj.weight"], layer.merge().weight, rtol=1e-5, atol=1e-6)
+
+
+def test_all_else_is_the_base_bit_for_bit(files):
+    base, adapter, out = files
+    changes = merge_adapter(base, adapter, out)
+    before, after = base.read_bytes(), out.read_bytes()
+    (change,) = changes
+    assert (change.name, change.dtype, change.shape, change.rank) == ("enc.q_proj.weight", "F32", (5, 3), 2)
+    spec = TensorFile(base).tensors[change.name]
+    assert len(before) == len(after)
+    assert before[: spec.start] == after[: spec.start]  # the header, its metadata too
+    assert before[spec.end :] == after[spec.end :]
+    assert before[spec.start : spec.end] != after[spec.start : spec.end]
+
+
+def test_types_that_numpy_does_not_have_are_copied(files):
+    base, adapter, out = files
+    raw = base.read_bytes().replace(b'"BOOL"', b'"F8_E4M3"')
+    length = int.from_bytes(raw[:8], "little") + 3
+    base.write_bytes(length.to_bytes(8, "little") + raw[8:])
+    merge_adapter(base, adapter, out)
+    assert TensorFile(out).tensors["mask"].dtype == "F8_E4M3"
+
+
+def test_a_weight_larger_than_a_block_is_merged_in_parts(files, monkeypatch):
+    base, adapter, out = files
+    merge_adapter(base, adapter, out)
+    whole = out.read_bytes()
+    for block in (1, 30):
+        monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
+        merge_adapter(base, adapter, out)
+        assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("ask", ["index", "folder"])
+def test_a_sharded_checkpoint_is_merged_shard_by_shard(files, tmp_path, ask):
+    base, adapter, out = files
+    tensors = load_file(base)
+    shard(tensors, tmp_path / "sharded")
+    merge_adapter(base, adapter, out)
+    target = tmp_path / "merged"
+    merge_adapter(tmp_path / "sharded" / (INDEX if ask == "index" else ""), adapter, target)
+    assert (target / INDEX).read_bytes() == (tmp_path / "sharded" / INDEX).read_bytes()
+    merged = {}
+    for file in target.glob("*.safetensors"):
+        merged |= load_file(file)
+    for name, tensor in load_file(out).items():
+        np.testing.assert_array_equal(merged[name], tensor)
+    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in (tmp_path / "sharded").iterdir())
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(files, tmp_path):
+    base, adapter, out = files
+    before = sorted(tmp_path.rglob("*"))
+    planned = merge_adapter(base, adapter, out, dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert merge_adapter(base, adapter, out) == planned
+
+
+def test_names_without_the_path_s_first_part_are_found_where_all_are_so(files, tmp_path):
+    base, _, out = files
+    rng = np.random.default_rng(1)
+    lora = LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 1.0)
+    save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora})
+    assert merge_adapter(base, tmp_path / "a", out)[0].name == "enc.q_proj.weight"
+    save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora, "head": lora})
+    with pytest.raises(AdapterFileError, match=r"no 'transformer.enc.q_proj.weight'.* there is 'enc.q_proj.weight'"):
+        merge_adapter(base, tmp_path / "a", out)
+
+
+def assert_refused(base, adapter, out, match, error=AdapterFileError):
+    before = sorted(out.parent.rglob("*"))
+    with pytest.raises(error, match=match):
+        merge_adapter(base, adapter, out)
+    assert sorted(out.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: {"enc.q_proj.weight": t["enc.q_proj.weight"].T.copy()}, "the other way round it would fit"),
+        (lambda t: {"enc.q_proj.weight": np.ones((5, 4), "f4")}, r"shape \[5, 4\]"),
+        (lambda t: {"enc.q_proj.weight": np.ones((5, 3), "i1")}, "I8.*quantised"),
+        (lambda t: {"enc.q_proj.weight": np.ones((15, 1), "u1")}, "U8.*quantised"),
+        (lambda t: {"enc.q_proj.qweight": np.ones((5, 3), "i4")}, "quantised"),
+        (lambda t: {"enc.k_proj.weight": np.ones((5, 3), "f4")}, "no 'enc.q_proj.weight'"),
+        (lambda t: {"enc.q_proj.weight": np.full((5, 3), 65000, "f2")}, "beyond the range of F16"),
+    ],
+)
+def test_a_base_that_the_adapter_does_not_fit_is_refused(files, tmp_path, change, match):
+    base, adapter, out = files
+    rng = np.random.default_rng(0)
+    save_adapter(adapter, {"enc.q_proj": LoRA(draw(rng, 2, 3) * 1000, draw(rng, 5, 2), 3.0)})
+    save_file(change(load_file(base)), base)
+    assert_refused(base, adapter, out, match)
+
+
+def test_transposed_square_factors_are_refused_against_the_base(files, tmp_path):
+    """A stored (in, r) with in = r looks sound by itself; what it would adapt is not what is there."""
+    base, adapter, out = files
+    save_file({"a.weight": np.ones((5, 3), "f4")}, base)
+    save_adapter(adapter, {"a": LoRA(np.ones((3, 5), "f4"), np.ones((3, 3), "f4"), 1.0)})
+    assert_refused(base, adapter, out, r"shape \[5, 3\], the adapter is for \[3, 5\]")
+
+
+def test_nan_in_the_base_is_the_base_s_own_affair(files):
+    base, adapter, out = files
+    tensors = load_file(base)
+    tensors["enc.q_proj.weight"][1, 1] = np.nan
+    save_file(tensors, base)
+    merge_adapter(base, adapter, out)
+    assert np.isnan(load_file(out)["enc.q_proj.weight"]).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "match"),
+    [
+        ({"a.weight": "../base.safetensors"}, "plain name"),
+        ({"a.weight": "/etc/base.safetensors"}, "plain name"),
+        ({"a.weight": "..\\base.safetensors"}, "plain name"),
+        ({"a.weight": "link.safetensors"}, "symbolic link"),
+        ({"a.weight": "none.safetensors"}, "no such file"),
+        ({"a.weight": "model.bin"}, "expected a .safetensors file"),
+        ({"a.weight": 3}, "expected a .safetensors file"),
+        ({"a.weight": "in.safetensors"}, "no 'a.weight'"),
+        ({}, "weight_map"),
+        ([], "weight_map"),
+    ],
+)
+def test_an_index_that_lies_is_refused(files, tmp_path, weight_map, match):
+    base, adapter, out = files
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    save_file({"b.weight": np.ones((2, 2))}, folder / "in.safetensors")
+    (folder / "link.safetensors").symlink_to(base)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert_refused(folder / INDEX, adapter, out, match)
+
+
+def test_nothing_is_destroyed(files, tmp_path):
+    base, adapter, out = files
+    assert_refused(base, adapter, base, "the base itself", ValueError)
+    assert_refused(base, adapter, adapter, "is the folder", ValueError)
+    assert_refused(base, adapter, tmp_path / "no" / "where", "there is no folder", ValueError)
+    sharded = shard(load_file(base), tmp_path / "sharded")
+    assert_refused(sharded, adapter, adapter, "empty or new", ValueError)
+    assert_refused(sharded, adapter, sharded, "empty or new", ValueError)
+    base.write_bytes(base.read_bytes()[:-1])
+    out.write_bytes(b"before")
+    assert_refused(base, adapter, out, "not a sound")
+    assert out.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_merge_that_fails_halfway_leaves_what_was_there(files, tmp_path, monkeypatch, sharded):
+    base, adapter, out = files
+    source = shard(load_file(base), tmp_path / "sharded") if sharded else base
+    if not sharded:
+        out.write_bytes(b"before")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert_refused(source, adapter, out, "disk full", OSError)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_bfloat16_is_rounded_to_nearest_with_ties_to_even(seed):
+    """Against the two neighbours in bfloat16, found by looking at the bits: the nearer wins, an even one a tie."""
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2**32, 500, dtype=np.uint32)
+    bits[::3] = bits[::3] & 0xFFFF0000 | 0x8000  # ties
+    numbers = bits.view(np.float32)
+    numbers = numbers[np.isfinite(numbers) & (np.abs(numbers) < 3e38)]
+    low = (numbers.view(np.uint32) >> 16).astype(np.uint16)
+    below, above = (decode(b.view(np.uint8), "BF16").astype(float) for b in (low, low + np.uint16(1)))
+    nearer = np.where(np.abs(numbers - below) < np.abs(above - numbers), below, above)
+    tie = np.abs(numbers - below) == np.abs(above - numbers)
+    expected = np.where(tie, np.where(low % 2 == 0, below, above), nearer)
+    np.testing.assert_array_equal(decode(encode(numbers, "BF16"), "BF16"), expected)
+
+
+def test_bfloat16_keeps_nan_infinity_and_the_sign_of_zero():
+    numbers = np.array([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0], np.float32)
+    numbers = np.append(numbers, np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32))  # more NaN
+    back = decode(encode(numbers, "BF16"), "BF16")
+    np.testing.assert_array_equal(back, numbers)
+    np.testing.assert_array_equal(np.signbit(back), np.signbit(numbers))
+
+
+MEASURE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from minilora import merge_adapter
+def peak():  # getrusage would count the parent's memory too
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+start = peak()
+merge_adapter(*sys.argv[1:])
+print(peak() - start)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
+def test_a_merge_needs_little_memory_whatever_the_checkpoint_s_size(tmp_path):
+    """120 MiB pass through in tensors of 60 MiB, and the peak grows by less than one of them."""
+    save_file({f"l.{i}.weight": np.ones((4096, 3840), "f4") for i in range(2)}, tmp_path / "base.safetensors")
+    lora = LoRA(np.ones((4, 3840), "f4"), np.ones((4096, 4), "f4"), 1.0)
+    save_adapter(tmp_path / "adapter", {f"l.{i}": lora for i in range(2)})
+    names = [str(tmp_path / name) for name in ("base.safetensors", "adapter", "out.safetensors")]
+    grown = subprocess.run([sys.executable, "-c", MEASURE, *names], capture_output=True, text=True, check=True).stdout
+    assert 4 < float(grown) < 60

@@ -1,0 +1,121 @@
+"""The benchmark times what it says: our training step, and the same work in the peers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import Linear, LoRA, LoRALinear, train
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import benchmark  # noqa: E402
+import benchmark_ours  # noqa: E402
+import benchmark_report  # noqa: E402
+
+SIZES = {"n": 64, "in_features": 6, "out_features": 5, "batch": 16, "rank": 2}
+KINDS = ["full", "lora", "residual"]
+STEPS = 8
+
+
+def our_model(task, kind):
+    adapter = LoRA(*(benchmark_ours.adapter(task).trainable().values()), alpha=1)
+    adapter.lora_B += 0.1  # at B = 0 the peers would have little to agree on
+    return {"full": Linear(task.W.copy()), "lora": LoRALinear(Linear(task.W), adapter), "residual": adapter}[kind]
+
+
+def run_steps(task, step):
+    task.rng, task.drawn = np.random.default_rng(5), []
+    for _ in range(STEPS):
+        step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_timed_step_is_the_step_of_train(kind):
+    task = benchmark_ours.Task(**SIZES)
+    timed, trained = our_model(task, kind), our_model(task, kind)
+    for name, p in timed.trainable().items():
+        p[...] = trained.trainable()[name]
+    run_steps(task, benchmark_ours.ours(task, timed))
+    train(trained, task.X, task.Y, epochs=STEPS // 4, batch_size=16, rng=np.random.default_rng(5))
+    for name, p in trained.trainable().items():
+        np.testing.assert_array_equal(timed.trainable()[name], p)
+
+
+def test_ratios_are_taken_within_a_lap_and_against_the_best():
+    times = {"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 2.0], "slow": [9.0, 9.0, 9.0]}
+    assert benchmark.ratio(times, "a", ["b", "slow", "absent"]) == 0.5
+
+
+def test_everyone_gets_the_same_number_of_laps():
+    seen = []
+    times = benchmark.laps({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 2)
+    assert {name: len(laps) for name, laps in times.items()} == {"a": 2, "b": 2}
+    assert all(t > 0 for laps in times.values() for t in laps)
+    turns = [name for name, previous in zip(seen, [None, *seen], strict=False) if name != previous]
+    assert turns == ["a", "b"] * 3
+
+
+def test_without_torch_it_prints_our_rows_and_the_floors(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, EXAMPLES / "benchmark.py", "--laps", "1", "--json", tmp_path / "found.json"]
+    command += ["--plot", tmp_path / "found.svg"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no torch here" in done.stdout
+
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["name"] for row in found["steps"] if "minilora" not in row["name"]] == list(benchmark_ours.FLOORS)
+    assert [row["name"] for row in found["steps"] if "floor" not in row["name"]] == list(benchmark_ours.OURS)
+    assert [row["ratio"] for row in found["steps"] if "minilora" in row["name"]] == [1, 1, 1]
+    assert [bar["what"] for bar in found["bars"]] == ["adapter step, of its floor"]
+    # Full training keeps a gradient and two means as large as the weight, 12 MB; the adapter's are 24 kB.
+    memory = {row["name"]: row["memory_mb"] for row in found["steps"] if "minilora" in row["name"]}
+    if sys.platform == "linux":
+        assert memory["full: minilora"] > 12 > 8 > memory["residual: minilora"]
+    assert (tmp_path / "found.svg").stat().st_size > 1000
+
+
+def test_growth_finds_a_known_exponent(monkeypatch):
+    monkeypatch.setattr(benchmark, "GROWTH", {"batch": [1, 2, 4]})
+    monkeypatch.setattr(benchmark, "OURS", {"full: minilora": lambda task: task.batch})
+    monkeypatch.setattr(benchmark, "Task", lambda **sizes: benchmark_ours.Task(**(SIZES | sizes)))
+    monkeypatch.setattr(benchmark, "laps", lambda steps, count: {key: [3.0 * size**1.5] for key, size in steps.items()})
+    found = benchmark.growth(1)["batch"]["full: minilora"]
+    assert found["exponent"] == pytest.approx(1.5)
+    assert "1.50" in benchmark_report.growth_table({"batch": {"full: minilora": found}})
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_peers_take_the_same_steps(kind):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    import benchmark_peers as peers
+
+    task = benchmark_ours.Task(**SIZES)
+    ours = our_model(task, kind)
+    start = {name: torch.from_numpy(p.copy()) for name, p in ours.trainable().items()}
+    run_steps(task, benchmark_ours.ours(task, ours))
+    makers = {
+        "full": [(peers.full, {}), (peers.full, {"fused": True})],
+        "lora": [(peers.ArticleModule, {}), (peers.peft_model, {})],
+        "residual": [(peers.Adapter, {}), (peers.Adapter, {"fused": True})],
+    }
+    for make, options in makers[kind]:
+        model = make(task)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert len(trained) == len(start)
+        with torch.no_grad():
+            for p, value in zip(trained.values(), start.values(), strict=True):
+                p.copy_(value.T if make is peers.ArticleModule else value)
+        run_steps(task, peers.step(task, model, residual=kind == "residual", **options))
+        for p, value in zip(trained.values(), ours.trainable().values(), strict=True):
+            theirs = p.detach().numpy()
+            np.testing.assert_allclose(theirs.T if make is peers.ArticleModule else theirs, value, rtol=0, atol=2e-6)

@@ -1,0 +1,50 @@
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_article_line_by_line_is_short():
+    assert len((EXAMPLES / "01_understanding_lora.py").read_text().splitlines()) <= 60
+
+
+def run(name: str, tmp_path: Path, **changes: str) -> None:
+    """Run an example with some of its text changed, so that it takes no minute."""
+    text = (EXAMPLES / name).read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / name
+    file.write_text(text)
+    runpy.run_path(str(file))
+
+
+def test_the_article_line_by_line_runs_and_prints_one_table(tmp_path, capsys):
+    changes = {"rng=rng, progress=True)": "rng=rng, epochs=2)", "10_000": "256"}
+    run("01_understanding_lora.py", tmp_path, **changes)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["epoch", "base", "loss", "LoRA", "loss"]
+    assert lines[1].split()[0] == "2"
+    assert lines[-1].startswith("delta lies between")
+
+
+def test_the_loss_stops_falling_at_the_rank_of_the_change(tmp_path, capsys):
+    run(
+        "02_rank.py",
+        tmp_path,
+        **{"(1, 2, 4, 8)": "(1, 2, 4)", "N, WIDTH, RANKS = 2_000, 32": "N, WIDTH, RANKS = 300, 8"},
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("k = ")]
+    ranks = (1, 2, 4)
+    for k, row in zip(ranks, rows, strict=True):
+        trained, least = np.array(row[3::2], float), np.array([text.strip("()") for text in row[4::2]], float)
+        for r, loss, bound in zip(ranks, trained, least, strict=True):
+            if r >= k:
+                assert loss < 1e-3
+                assert bound < 1e-20
+            else:
+                assert loss == pytest.approx(bound, rel=0.05)
+                assert bound > 0.01

@@ -1,0 +1,62 @@
+"""What is built can be installed elsewhere and run, and asks for no more than it says."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT], check=True)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_installed_elsewhere_runs_the_article(wheel, tmp_path):
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(install, check=True)
+    script = "import sys, minilora, minilora.cli; print(minilora.__file__); sys.exit(minilora.cli.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "article", "--epochs", "1"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    where, *report = done.stdout.splitlines()
+    assert Path(where).is_relative_to(site)
+    assert report[-1].startswith("7. Merged into one layer")
+    assert (site / "bin" / "minilora").exists()
+
+
+def test_the_wheel_holds_the_package_alone(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.partition("/")[0] for name in names}
+    assert top == {"minilora", next(t for t in top if t.endswith(".dist-info"))}
+    assert "minilora/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_importing_the_package_imports_no_extra():
+    """NumPy, safetensors and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
+    script = "import sys, minilora, minilora.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(done.stdout.split())
+    assert {"numpy", "safetensors", "tqdm"} <= loaded
+    assert not {"matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & loaded
+
+
+def test_the_version_is_the_packages():
+    import minilora
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["version"]["path"] == "minilora/__init__.py"
+    assert f'__version__ = "{minilora.__version__}"' in (ROOT / "minilora" / "__init__.py").read_text()

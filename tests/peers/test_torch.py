@@ -1,0 +1,96 @@
+"""Against torch: its autograd, its Adam, and training as a whole, in float64 on the same arrays and batches."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from minilora import Adam, Linear, LoRA, LoRALinear, mse, train
+from minilora.training import draw_batches
+
+from ..support.cases import CASES
+from ..support.problems import Problem, problems
+from ..support.properties import assert_close
+
+pytestmark = pytest.mark.peers
+torch = pytest.importorskip("torch")
+
+
+def tensors(arrays):
+    return {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
+
+
+def forward(case, problem, p):
+    if case.name == "Linear":
+        return torch.nn.functional.linear(p["x"], p["weight"], p.get("bias"))
+    update = (p["x"] @ p["lora_A"].T @ p["lora_B"].T) * (problem.alpha / problem.rank)
+    if case.name == "LoRA":
+        return update
+    full = {name: torch.tensor(array) for name, array in problem.full.items()}
+    return torch.nn.functional.linear(p["x"], full["weight"], full.get("bias")) + update
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@given(problem=problems())
+def test_backward_agrees_with_torch(case, problem):
+    params, dy = case.params(problem), problem.dy
+    theirs = tensors(params)
+    forward(case, problem, theirs).backward(torch.tensor(dy))
+    for name, actual in case.gradients(problem, params, dy).items():
+        assert_close(actual, theirs[name].grad.numpy(), 1e-12)
+
+
+@given(problem=problems())
+def test_mse_agrees_with_torch(problem):
+    prediction = torch.tensor(problem.dy, requires_grad=True)
+    loss = torch.nn.functional.mse_loss(prediction, torch.tensor(problem.target))
+    loss.backward()
+    ours, gradient = mse(problem.dy, problem.target)
+    assert_close(ours, loss.detach().numpy(), 1e-13)
+    assert_close(gradient, prediction.grad.numpy(), 1e-13)
+
+
+@given(problem=problems())
+@settings(max_examples=20)
+def test_adam_agrees_with_torch(problem):
+    params = {name: p.copy() for name, p in problem.factors.items()}
+    theirs = tensors(problem.factors)
+    optimizer, their_optimizer = Adam(params, lr=0.01), torch.optim.Adam(theirs.values(), lr=0.01)
+    for t in range(200):
+        grads = {name: problem.randn(f"{name} {t}", *p.shape) for name, p in params.items()}
+        optimizer.step(grads)
+        for name, p in theirs.items():
+            p.grad = torch.tensor(grads[name])
+        their_optimizer.step()
+    for name, p in params.items():
+        assert_close(p, theirs[name].detach().numpy(), 1e-12)
+
+
+@pytest.mark.parametrize("what", ["Linear", "LoRA on the residual", "LoRALinear"])
+def test_two_hundred_training_steps_agree_with_torch(what):
+    problem = Problem(n=400, in_features=12, out_features=9, rank=3, alpha=6.0)
+    base = Linear(**{name: p.copy() for name, p in problem.full.items()})
+    lora = LoRA(**{name: p.copy() for name, p in problem.factors.items()}, alpha=problem.alpha)
+    target = problem.target
+    if what == "Linear":
+        case, model, params = CASES[0], base, problem.full
+    elif what == "LoRALinear":
+        case, model, params = CASES[2], LoRALinear(base, lora), problem.factors
+    else:
+        case, model, params, target = CASES[1], lora, problem.factors, target - base(problem.x)
+
+    # 50 epochs of 4 steps: the batches come from the same generator.
+    history = train(model, problem.x, target, epochs=50, batch_size=100, rng=np.random.default_rng(7), log_every=1)
+
+    theirs, rng, losses = tensors(params), np.random.default_rng(7), []
+    optimizer = torch.optim.Adam(theirs.values())
+    x, y = torch.tensor(problem.x), torch.tensor(target)
+    for _ in range(50):
+        for rows in draw_batches(rng, 400, 100):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(forward(case, problem, {"x": x[rows], **theirs}), y[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            losses.append(torch.nn.functional.mse_loss(forward(case, problem, {"x": x, **theirs}), y).item())
+    assert_close(np.array(history.losses), np.array(losses), 1e-9)
+    for name, p in model.trainable().items():
+        assert_close(p, theirs[name].detach().numpy(), 1e-9)

@@ -1,0 +1,72 @@
+"""What can be said about the pages without building them."""
+
+import ast
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "minilora").rglob("*.py"))
+    if path.stem not in ("__init__", "__main__", "cli")
+]
+
+
+def code_cells(page):
+    return re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_is_on_the_api_page(module):
+    assert f".. automodule:: {module}\n" in (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_cell_is_python_as_old_as_the_oldest_supported(page):
+    for cell in code_cells(page):
+        code = re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S)
+        ast.parse(code, feature_version=(3, 11))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_visible_code_fits_the_page(page):
+    """The column is 90 characters wide on a desk; what is longer has to be scrolled to be read."""
+    visible = [cell for cell in code_cells(page) if "remove-" not in cell]
+    assert [line for cell in visible for line in cell.splitlines() if len(line) > 88] == []
+
+
+def python(cell):
+    """Parse a cell without the options above its code."""
+    return ast.parse(re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_picture_has_words_for_who_cannot_see_it(page):
+    for cell in code_cells(page):
+        for call in ast.walk(python(cell)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("show"):
+                assert len(ast.unparse(call.args[1])) > 100 or "alt" in ast.unparse(call.args[1])
+
+
+def test_pictures_of_the_growth_have_words_too():
+    page = (ROOT / "docs" / "why-not-faster.md").read_text(encoding="utf-8")
+    says = re.search(r"^SAYS = (\{.*?^\})", page, re.S | re.M)
+    assert {axis: len(text) > 50 for axis, text in ast.literal_eval(says[1]).items()} == dict.fromkeys(
+        ("rank", "width", "batch", "n"), True
+    )
+
+
+def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):
+    pytest.importorskip("sphinxcontrib.katex", reason="the site's tools are not installed: pip install -e '.[docs]'")
+    spec = importlib.util.spec_from_file_location("site_build", ROOT / "docs" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    monkeypatch.setattr(build, "DOCS", tmp_path)
+    with pytest.raises(SystemExit, match=r"^the site needs Node.js .*: no node and no npm on the PATH$"):
+        build.fetch_katex()

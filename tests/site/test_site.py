@@ -1,0 +1,151 @@
+"""The built site, as a reader's browser meets it. Build it first: ``python docs/build.py``; then ``pytest -m site``."""
+
+import functools
+import http.server
+import json
+import posixpath
+import re
+import shutil
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")) if SITE.is_dir() else []
+WIDTHS = (390, 1280)  # a phone and a desk
+
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.skipif(not PAGES, reason="the site is not built: python docs/build.py"),
+]
+
+
+class Page(HTMLParser):
+    """The ids of a page, and where its links lead."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links = set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        self.links += [attrs[name] for name in ("href", "src") if attrs.get(name) and tag != "use"]
+
+
+parse = functools.cache(lambda name: Page(SITE / name))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_the_site_leads_somewhere(page):
+    lost = []
+    for link in parse(page).links:
+        url = urlsplit(link)
+        if url.scheme or url.netloc:
+            continue
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(url.path))) if url.path else page
+        if not (SITE / target).is_file() or (url.fragment and unquote(url.fragment) not in parse(target).ids):
+            lost.append(link)
+    assert lost == []
+
+
+def test_every_numbered_line_is_linked_from_its_equation_and_links_back():
+    there = {link for link in parse("derivation.html").links if link.startswith("_modules/") and "#eq-" in link}
+    code = Path(__file__).parents[2] / "minilora"
+    assert len(there) == sum(len(re.findall(r"# eq\. \(", path.read_text())) for path in code.rglob("*.py")) > 25
+    for page in {urlsplit(link).path for link in there}:
+        # eq-5 and eq-5-2 both lead to equation 5.
+        expected = sorted(re.match(r"eq-\d+", urlsplit(x).fragment)[0] for x in there if x.startswith(f"{page}#"))
+        back = [urlsplit(link) for link in parse(page).links if "derivation.html#" in link]
+        assert sorted(url.fragment for url in back) == expected
+
+
+@pytest.fixture(scope="module")
+def address():
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium here: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--disable-background-networking")
+    options.add_argument("--disable-component-update")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_browser_shows_the_page_without_complaint(browser, address, page, width):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.get_log("browser"), browser.get_log("performance")  # what an earlier page left
+    browser.get(address + page)
+    browser.execute_async_script("document.fonts.ready.then(arguments[0])")
+
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requests = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert any(url.startswith(address) for url in requests)
+    assert [url for url in requests if not url.startswith((address, "data:"))] == []
+    responses = [e["params"]["response"] for e in events if e["method"] == "Network.responseReceived"]
+    assert [response["url"] for response in responses if response["status"] >= 400] == []
+
+    # On a phone the theme scrolls its column rather than the page, so that every box around the text is asked.
+    too_wide = browser.execute_script(
+        """return [...document.querySelectorAll("html, body, .page, .main, .content")]
+               .filter(e => e.scrollWidth > Math.min(e.clientWidth, arguments[0]))
+               .map(e => e.outerHTML.slice(0, 40))""",
+        width,
+    )
+    assert too_wide == []
+
+    formulas = browser.execute_script(
+        """return [...document.querySelectorAll("span.math, div.math")].filter(e => e.checkVisibility()).map(e =>
+               e.querySelector(".katex-html") !== null && !e.querySelector(".katex-error")
+               && e.querySelector(".katex-html").getBoundingClientRect().height > 5)"""
+    )
+    assert all(formulas)
+    if formulas:
+        assert browser.execute_script("return document.fonts.check('16px KaTeX_Main')")
+    pictures = browser.execute_script(
+        """return [...document.querySelectorAll("div.cell img, figure.picture svg")].map(e =>
+               (e.getAttribute("alt") || e.getAttribute("aria-label") || "").length > 20
+               && e.getBoundingClientRect().width > 100)"""
+    )
+    assert all(pictures)
+
+
+def test_the_pages_that_should_have_formulas_and_pictures_have_them():
+    for page, count in {"derivation.html": 60, "the-idea.html": 5, "exercises.html": 8}.items():
+        assert (SITE / page).read_text(encoding="utf-8").count('class="katex"') >= count
+    for page in ("the-idea.html", "article-run.html", "is-a-gradient-right.html", "ten-confusions.html"):
+        assert 'role="img"' in (SITE / page).read_text(encoding="utf-8")

@@ -1,0 +1,93 @@
+"""A test that passes on wrong code proves nothing: each of these bugs must be caught by the properties themselves."""
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+
+from minilora import Linear, LoRA, LoRALinear, gradcheck, mse
+
+from .support.cases import linear_case, lora_case, lora_linear_case
+from .support.mutants import BUGS, HIDDEN_AT_THE_START, WrongAdam, residual_form
+from .support.mutants import Wrong as RightPieces
+from .support.problems import problems
+from .support.properties import (
+    ADAM_PROPERTIES,
+    LAYER_PROPERTIES,
+    MSE_PROPERTIES,
+    assert_close,
+    residual_form_is_the_gradient_of_mse,
+)
+
+
+def rejected(claims, problem) -> bool:
+    for claim in claims:
+        try:
+            claim(problem)
+        except Exception:  # an assertion, or a shape that does not fit: either is a rejection
+            return True
+    return False
+
+
+def caught(bug) -> bool:
+    """Whether the bug is rejected within ten examples, as the property tests draw them."""
+    verdicts = []
+
+    @settings(max_examples=10, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(problem=problems())
+    def run(problem):
+        verdicts.append(rejected(bug.claims, problem))
+
+    run()
+    assert len(verdicts) <= 10
+    return any(verdicts)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_this_bug_is_caught_within_ten_examples(bug):
+    assert caught(bug)
+
+
+def test_there_are_many_bugs_and_each_has_a_name_of_its_own():
+    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 30
+
+
+@given(problem=problems())
+@settings(max_examples=20)
+def test_the_same_code_without_a_bug_passes(problem):
+    """Otherwise the scaffold of the bugs, and not the bugs, might be what is caught."""
+
+    class RightResidual(LoRA):
+        def mse_gradients(self, x, R):
+            return residual_form(self, x, R)
+
+    def right_mse(p, t):
+        return ((p - t) ** 2).mean(), 2 / p.size * (p - t)
+
+    for case in (lora_case(LoRA), lora_case(RightPieces), linear_case(Linear), lora_linear_case(LoRALinear)):
+        for claim in LAYER_PROPERTIES:
+            claim(case, problem)
+    for claim in MSE_PROPERTIES:
+        claim(right_mse, problem)
+        claim(mse, problem)
+    for claim in ADAM_PROPERTIES:
+        claim(WrongAdam, problem)
+    x, residual = problem.x.astype(np.float32), problem.target.astype(np.float32)
+    single = {name: p.astype(np.float32) for name, p in problem.factors.items()}
+    for name, grad in RightResidual(**single, alpha=problem.alpha).mse_gradients(x, residual).items():
+        assert grad.dtype == np.float32
+        exact = LoRA(**problem.factors, alpha=problem.alpha).mse_gradients(problem.x, problem.target)[name]
+        assert_close(grad, exact, 2e-4)
+    residual_form_is_the_gradient_of_mse(RightResidual, problem)
+
+
+@pytest.mark.parametrize("name", HIDDEN_AT_THE_START)
+@given(problem=problems())
+@settings(max_examples=10)
+def test_at_the_start_of_lora_this_bug_is_invisible(name, problem):
+    """At B = 0 a wrong backward agrees with every measured slope. So nothing is ever checked there."""
+    factors = {"lora_A": problem.factors["lora_A"], "lora_B": np.zeros_like(problem.factors["lora_B"])}
+    case = lora_case(HIDDEN_AT_THE_START[name])
+    params = {"x": problem.x, **factors}
+    grads = case.gradients(problem, params, problem.dy)
+    gradcheck(case.output(problem), params, grads, cotangent=problem.dy, allow_zero=["x", "lora_A"])

@@ -1,0 +1,400 @@
+import io
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
+from minilora.training import draw_batches, gradients
+
+from ..support.cases import CASES
+from ..support.problems import Problem, problems
+from ..support.properties import assert_close
+
+DATA = Problem(n=50, in_features=5, out_features=4, rank=3)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def make(case, problem: Problem = DATA):
+    return case.build(problem, {name: p.copy() for name, p in case.arrays(problem).items()})
+
+
+def arrays_of(model) -> dict[str, np.ndarray]:
+    return {name: p.copy() for name, p in model.trainable().items()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_training_is_the_loop_written_out(case):
+    """The whole of `train`, with nothing clever in it."""
+    model, plain = make(case), make(case)
+    history = train(
+        model, DATA.x, DATA.target, epochs=4, batch_size=8, lr=0.02, rng=np.random.default_rng(1), log_every=2
+    )
+
+    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), lr=0.02), []
+    for epoch in range(1, 5):
+        for _ in range(50 // 8):
+            rows = rng.choice(50, 8, replace=False, shuffle=False)
+            prediction, cache = plain.forward(DATA.x[rows])
+            _, d_prediction = mse(prediction, DATA.target[rows])
+            _, grads = plain.backward(d_prediction, cache)
+            optimizer.step(grads)
+        if epoch % 2 == 0:
+            losses.append(mse(plain(DATA.x), DATA.target)[0])
+
+    assert history.epochs == [2, 4]
+    assert_close(np.array(history.losses), np.array(losses), 1e-12)
+    for name, p in model.trainable().items():
+        assert_close(p, plain.trainable()[name], 1e-11)
+
+
+@given(problem=problems())
+@settings(max_examples=30)
+def test_the_gradients_of_a_step_are_those_of_mse(problem):
+    for case in CASES:
+        model = make(case, problem)
+        prediction, cache = model.forward(problem.x)
+        _, grads = model.backward(mse(prediction, problem.target)[1], cache)
+        for name, grad in gradients(model, problem.x, problem.target).items():
+            assert_close(grad, grads[name], 1e-12)
+
+
+def test_each_training_starts_adam_anew():
+    one, two = make(CASES[1]), make(CASES[1])
+    for seed in (1, 2):
+        for model in (one, two):
+            train(model, DATA.x, DATA.target, epochs=2, batch_size=8, lr=0.02, rng=np.random.default_rng(seed))
+        two = LoRA(**arrays_of(two), alpha=two.alpha)  # the same numbers in a model that no one has trained
+    for name, p in one.trainable().items():
+        np.testing.assert_array_equal(p, two.trainable()[name])
+
+
+def test_settings_not_given_are_those_of_the_article(monkeypatch):
+    problem, models, histories = Problem(n=300, in_features=5, out_features=4, rank=3), [], []
+    monkeypatch.setattr("sys.stderr", Terminal())
+    for given_settings in ({}, {"epochs": 100, "batch_size": 128, "lr": 1e-3, "log_every": 10, "progress": False}):
+        models.append(make(CASES[1], problem))
+        histories.append(train(models[-1], problem.x, problem.target, rng=np.random.default_rng(0), **given_settings))
+    assert histories[0] == histories[1]
+    for name, p in models[0].trainable().items():
+        np.testing.assert_array_equal(p, models[1].trainable()[name])
+    assert sys.stderr.getvalue() == ""
+
+
+def test_training_leaves_numpys_error_state_alone():
+    with np.errstate(over="warn", invalid="raise"):
+        before = np.geterr()
+        train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+        assert np.geterr() == before
+
+
+def test_each_batch_is_drawn_without_replacement():
+    batches = draw_batches(np.random.default_rng(0), 50, 8)
+    assert batches.shape == (6, 8)
+    assert all(len(set(batch)) == 8 for batch in batches.tolist())
+    assert 0 <= batches.min() <= batches.max() < 50
+    assert len({tuple(sorted(batch)) for batch in batches.tolist()}) == 6
+
+
+def test_one_seed_gives_one_training():
+    models = [make(CASES[1]) for _ in range(3)]
+    histories = [
+        train(model, DATA.x, DATA.target, epochs=2, batch_size=8, rng=np.random.default_rng(seed), log_every=1)
+        for model, seed in zip(models, (5, 5, 6), strict=True)
+    ]
+    assert histories[0] == histories[1] != histories[2]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "log_every", "logged"), [(1, 10, [1]), (20, 10, [10, 20]), (7, 3, [3, 6, 7]), (3, 1, [1, 2, 3])]
+)
+def test_the_loss_is_logged_now_and_then_and_at_the_end(epochs, log_every, logged):
+    model = make(CASES[0])
+    history = train(
+        model, DATA.x, DATA.target, epochs=epochs, batch_size=50, rng=np.random.default_rng(0), log_every=log_every
+    )
+    assert history.epochs == logged
+    assert history.losses[-1] == evaluate(model, DATA.x, DATA.target)
+    assert all(type(loss) is float for loss in history.losses)
+
+
+def test_evaluation_in_blocks_is_the_loss_of_all_rows(monkeypatch):
+    model = make(CASES[0])
+    whole = mse(model(DATA.x), DATA.target)[0]
+    monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 7)
+    assert_close(np.array(evaluate(model, DATA.x, DATA.target)), whole, 1e-14)
+
+
+@pytest.mark.parametrize("n", [1, 2, 1500, 6000])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+def test_evaluation_is_mse_whatever_the_rows_and_their_size(n, size):
+    problem = Problem(n=n, in_features=3, out_features=4, rank=2)
+    model, x, y = make(CASES[1], problem), size * problem.x, size * problem.target
+    assert evaluate(model, x, y) == pytest.approx(float(mse(model(x), y)[0]), rel=1e-13, abs=0)
+
+
+def test_the_loss_of_a_model_with_a_nan_is_nan():
+    model = make(CASES[0])
+    model.weight[1, 2] = np.nan
+    assert np.isnan(evaluate(model, DATA.x, DATA.target))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_training_lowers_the_loss_and_leaves_the_data_alone(case):
+    model, x, target = make(case), DATA.x, DATA.target
+    before = evaluate(model, x, target)
+    x.flags.writeable = target.flags.writeable = False
+    history = train(model, x, target, epochs=30, batch_size=10, lr=0.02, rng=np.random.default_rng(0))
+    assert history.losses[-1] < 0.6 * before
+
+
+@pytest.mark.parametrize("axes", [(2,), (2, 1), (1, 2, 1)])
+def test_rows_may_be_sequences(axes):
+    model = make(CASES[1])
+    x = DATA.randn("x3", 12, *axes, DATA.in_features)
+    y = DATA.randn("y3", 12, *axes, DATA.out_features)
+    history = train(model, x, y, epochs=2, batch_size=4, rng=np.random.default_rng(0))
+    flat = evaluate(model, x.reshape(24, -1), y.reshape(24, -1))
+    assert_close(np.array(history.losses), np.array([flat]), 1e-14)
+
+
+def test_whatever_has_the_protocol_can_be_trained():
+    class Scale:
+        """y = scale * x, with a weight of its own."""
+
+        in_features = out_features = 3
+
+        def __init__(self):
+            self.scale = np.ones(3)
+
+        def trainable(self):
+            return {"scale": self.scale}
+
+        def forward(self, x):
+            return x * self.scale, x
+
+        def backward(self, dy, cache, *, need_dx=True):
+            return (dy * self.scale if need_dx else None), {"scale": (dy * cache).sum(axis=0)}
+
+        def __call__(self, x):
+            return self.forward(x)[0]
+
+    model, x = Scale(), np.random.default_rng(0).standard_normal((40, 3))
+    train(model, x, x * [2.0, -1.0, 0.5], epochs=300, batch_size=40, lr=0.02, rng=np.random.default_rng(1))
+    assert_close(model.scale, np.array([2.0, -1.0, 0.5]), 1e-3)
+
+
+def test_training_computes_no_gradient_of_a_frozen_weight_and_no_needless_dx(monkeypatch):
+    for cls, name in ((Linear, "backward"), (Linear, "input_gradient")):
+        monkeypatch.setattr(cls, name, lambda *a, name=name, **k: pytest.fail(f"Linear.{name} was called"))
+    layer = make(CASES[2])
+    x, y = DATA.x, DATA.target
+    train(layer, x, y, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+
+
+def test_training_a_full_layer_computes_no_dx(monkeypatch):
+    monkeypatch.setattr(Linear, "input_gradient", lambda *a: pytest.fail("dx was computed"))
+    train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+
+
+def test_training_on_the_residual_never_touches_the_large_weight():
+    layer = make(CASES[2])
+    residual = DATA.target - layer.base(DATA.x)
+    layer.base.weight[...] = np.nan  # whatever touches it from here on will show
+    history = train(layer.adapter, DATA.x, residual, epochs=2, batch_size=8, rng=np.random.default_rng(0))
+    assert np.isfinite(history.losses[0])
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stream", "progress", "shown"),
+    [(Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)],
+)
+def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, progress, shown):
+    monkeypatch.setattr("sys.stderr", stream)
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    train(model, DATA.x, DATA.target, epochs=3, batch_size=8, rng=rng, log_every=1, progress=progress)
+    assert ("3/3" in stream.getvalue() and "loss=" in stream.getvalue()) is shown
+    assert bool(stream.getvalue()) is shown
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["X", "Y"])
+def test_data_that_is_not_finite_is_refused_at_once(name, bad):
+    model = make(CASES[1])
+    before, data = arrays_of(model), {"X": DATA.x, "Y": DATA.target}
+    data[name][17, 2] = bad
+    with pytest.raises(ValueError, match=rf"{name} holds NaN or infinity: entry \(17, 2\) is {bad}"):
+        train(model, **data, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+    for key, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[key])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_training_that_diverges_stops_at_the_last_finite_parameters(case):
+    """The reference takes the same steps one by one, and looks after each."""
+    single = {name: p.astype(np.float32) for name, p in case.arrays(DATA).items()}
+    x, target = DATA.x.astype(np.float32), DATA.target.astype(np.float32)
+    model = case.build(DATA, {name: p.copy() for name, p in single.items()})
+    plain = case.build(DATA, {name: p.copy() for name, p in single.items()})
+    with pytest.raises(TrainingDiverged) as caught:
+        train(model, x, target, epochs=9, batch_size=8, lr=1e38, rng=np.random.default_rng(0))
+
+    rng, optimizer = np.random.default_rng(0), Adam(plain.trainable(), lr=1e38)
+    with np.errstate(all="ignore"):
+        for epoch in range(1, 10):
+            for step, rows in enumerate(draw_batches(rng, 50, 8), start=1):
+                last = arrays_of(plain)
+                optimizer.step(gradients(plain, x[rows], target[rows]))
+                if not all(np.isfinite(p).all() for p in plain.trainable().values()):
+                    assert (caught.value.epoch, caught.value.step) == (epoch, step)
+                    for name, p in model.trainable().items():
+                        np.testing.assert_array_equal(p, last[name])
+                    assert f"epoch {epoch}, step {step} of 6: " in str(caught.value)
+                    assert "lr = 1e+38 is too large" in str(caught.value)
+                    return
+    pytest.fail("the reference did not diverge")
+
+
+class Mined:
+    """A model of two arrays; the gradient of one is infinite in the batch that has a 7 in it."""
+
+    in_features = out_features = 1
+
+    def __init__(self, mined):
+        self.mined, self.steps = mined, 0
+        self.arrays = {"first": np.zeros(1), "second": np.zeros(1)}
+
+    def trainable(self):
+        return self.arrays
+
+    def forward(self, x):
+        return x + self.arrays["first"] + self.arrays["second"], x
+
+    def backward(self, dy, cache, *, need_dx=True):
+        grads = {"first": np.ones(1), "second": np.ones(1)}
+        grads[self.mined][:] = np.nan if (cache == 7).any() else 1.0
+        self.steps += 1
+        return None, grads
+
+    def __call__(self, x):
+        return self.forward(x)[0]
+
+
+@pytest.mark.parametrize("mined", ["first", "second"])
+@given(seed=st.integers(0, 2**32 - 1))
+@example(seed=next(s for s in range(99) if 7 in draw_batches(np.random.default_rng(s), 900, 1)[600:]))
+@settings(max_examples=5)
+def test_the_array_and_the_step_that_went_wrong_are_named(mined, seed):
+    x = np.zeros((900, 1))
+    x[7] = 7
+    rng, model = np.random.default_rng(seed), Mined(mined)
+    epochs = (draw_batches(rng, 900, 1)[:, 0].tolist() for _ in range(99))
+    epoch, rows = next((epoch, rows) for epoch, rows in enumerate(epochs, start=1) if 7 in rows)
+    step = rows.index(7) + 1
+    with pytest.raises(TrainingDiverged, match=f"epoch {epoch}, step {step} of 900: {mined} is no longer") as caught:
+        train(model, x, np.zeros((900, 1)), epochs=99, batch_size=1, rng=np.random.default_rng(seed))
+    assert (caught.value.epoch, caught.value.step) == (epoch, step)
+    assert model.steps == 900 * epoch + step  # no step of an epoch is left out, and the last one is replayed
+    for p in model.arrays.values():  # a gradient of 1 moves by lr in each step
+        assert_close(p, np.full(1, -1e-3 * (900 * (epoch - 1) + step - 1)), 1e-7)
+
+
+def test_the_first_bad_number_is_named():
+    data = {"X": DATA.x, "Y": np.repeat(DATA.target, 2, axis=0)[::2]}
+    data["Y"][[3, 9], 1] = np.nan
+    with pytest.raises(ValueError, match=r"^Y holds NaN or infinity: entry \(3, 1\) is nan"):
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
+    data["X"][[4, 5], 2] = np.inf
+    with pytest.raises(ValueError, match=r"^X holds NaN or infinity: entry \(4, 2\) is inf"):
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
+
+
+def test_a_loss_that_overflows_is_reported_with_its_epoch():
+    model = LoRA(np.ones((1, 2), np.float32), np.zeros((3, 1), np.float32), 1)
+    x, y = np.ones((8, 2), np.float32), np.full((8, 3), 1e19, np.float32)
+    y[0] = -1e25  # its square overflows float32; no batch below ever draws it
+    seed = next(seed for seed in range(100) if 0 not in draw_batches(np.random.default_rng(seed), 8, 1))
+    with pytest.raises(TrainingDiverged, match="the loss over all of X and Y is inf after epoch 1") as caught:
+        train(model, x, y, epochs=1, batch_size=1, rng=np.random.default_rng(seed))
+    assert (caught.value.epoch, caught.value.step) == (1, 0)
+    assert all(np.isfinite(p).all() for p in model.trainable().values())
+
+
+def test_what_is_no_layer_is_refused():
+    for call in (evaluate, partial(train, rng=np.random.default_rng(0))):
+        with pytest.raises(TypeError, match=r"^model must be a layer such as LoRALinear, got ndarray$"):
+            call(np.ones((4, 5)), DATA.x, DATA.target)
+
+
+GOOD = {"epochs": 1, "batch_size": 8, "rng": np.random.default_rng(0)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.5}, TypeError, "epochs must be an integer, got 2.5"),
+        ({"epochs": True}, TypeError, "epochs must be an integer, got True"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 51}, ValueError, "batch_size must be at most the 50 rows of X, got 51"),
+        ({"log_every": 0}, ValueError, "log_every must be at least 1, got 0"),
+        ({"lr": 0}, ValueError, "lr must be above 0 and finite, got 0"),
+        ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        ({"rng": 0}, TypeError, "rng must be a numpy.random.Generator .*, got 0"),
+        (
+            {"X": DATA.x[:, :4]},
+            ValueError,
+            r"X has 4 entries on its last axis \(shape \(50, 4\)\), expected in_features = 5",
+        ),
+        ({"X": DATA.x[:49]}, ValueError, r"Y has shape \(50, 4\), expected \(49, 4\)"),
+        ({"X": DATA.x[0], "Y": DATA.target[0]}, ValueError, r"X has shape \(5,\), expected \(n, ..., in\)"),
+        ({"X": DATA.x[:0], "Y": DATA.target[:0]}, ValueError, r"X has shape \(0, 5\), expected .* at least one row"),
+        ({"Y": DATA.target[:, :3]}, ValueError, r"Y has shape \(50, 3\), expected \(50, 4\)"),
+        ({"X": DATA.x.astype(int)}, TypeError, "X has dtype int64, expected a floating-point dtype"),
+        ({"X": DATA.x.astype(object)}, TypeError, "X has dtype object, expected a floating-point dtype"),
+        ({"X": DATA.x.astype(np.float32)}, TypeError, "X has dtype float32, expected float64 as in the layer"),
+        ({"Y": DATA.target.astype(np.float32)}, TypeError, "Y has dtype float32, expected float64 as in the layer"),
+        ({"X": DATA.x.astype(complex)}, TypeError, "X has dtype complex128, expected float32 or float64"),
+        ({"Y": DATA.target.astype(complex)}, TypeError, "Y has dtype complex128, expected float32 or float64"),
+        ({"X": DATA.x.tolist()}, TypeError, "X must be an array, got list"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_changes(change, error, message):
+    model = make(CASES[1])
+    before = arrays_of(model)
+    with pytest.raises(error, match=message):
+        train(model, **{"X": DATA.x, "Y": DATA.target, **GOOD, **change})
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+def test_no_rows_have_no_loss():
+    with pytest.raises(ValueError, match=r"X has shape \(0, 5\), expected .* at least one row"):
+        evaluate(make(CASES[0]), DATA.x[:0], DATA.target[:0])
+
+
+def test_a_layer_of_another_width_cannot_be_evaluated():
+    with pytest.raises(ValueError, match="expected in_features = 5"):
+        evaluate(make(CASES[0]), DATA.x[:, 1:], DATA.target)
+
+
+def test_an_adapted_layer_can_be_trained_from_its_linear():
+    linear = Linear(**{name: p.copy() for name, p in DATA.full.items()})
+    layer = LoRALinear.from_linear(linear, rank=2, alpha=1, rng=np.random.default_rng(0))
+    start = evaluate(linear, DATA.x, DATA.target)
+    history = train(layer, DATA.x, DATA.target, epochs=40, batch_size=10, lr=0.02, rng=np.random.default_rng(0))
+    assert history.losses[-1] < start
+    assert_close(np.array(evaluate(layer.merge(), DATA.x, DATA.target)), np.array(history.losses[-1]), 1e-12)

@@ -1,0 +1,267 @@
+"""The best adapter in closed form: nothing of its rank does better, and training ends there."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from minilora import LoRA, best_adapter, best_adapter_from_gram, evaluate, mse, train
+
+from ..support.problems import ALL_ONES, MANY_ROWS, RANK_ABOVE_WIDTHS, Problem, problems
+from ..support.properties import assert_close
+
+
+def from_gram(x: np.ndarray, residual: np.ndarray, *, rank: int, alpha: float = 1.0) -> LoRA:
+    """Feed the rows one by one, as from a stream."""
+    xtx, xtr = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], residual.shape[1]))
+    for row, target in zip(x, residual, strict=True):
+        xtx += np.outer(row, row)
+        xtr += np.outer(row, target)
+    return best_adapter_from_gram(xtx, xtr, rank=rank, alpha=alpha)
+
+
+ROUTES = pytest.mark.parametrize("route", [best_adapter, from_gram], ids=["from rows", "from Gram matrices"])
+
+
+def best_loss(x: np.ndarray, residual: np.ndarray, rank: int) -> float:
+    """The least loss at that rank, by singular values alone: what X cannot reach, and what the rank discards."""
+    u, s, _ = np.linalg.svd(x, full_matrices=False)
+    u = u[:, s > 1e-10 * s[0]]
+    fitted = u @ (u.T @ residual)
+    discarded = np.linalg.svd(fitted, compute_uv=False)[rank:]
+    return (((residual - fitted) ** 2).sum() + (discarded**2).sum()) / residual.size
+
+
+@ROUTES
+@given(problem=problems())
+@example(problem=ALL_ONES)
+@example(problem=RANK_ABOVE_WIDTHS)
+@example(problem=MANY_ROWS)
+@example(problem=Problem(n=40, in_features=15, out_features=12, rank=10))
+def test_its_loss_is_what_x_cannot_reach_plus_the_discarded_squared_singular_values(route, problem):
+    x, residual = problem.x, problem.target
+    lora = route(x, residual, rank=problem.rank, alpha=problem.alpha)
+    assert_close(mse(lora(x), residual)[0], np.array(best_loss(x, residual, problem.rank)), 1e-8)
+
+
+@ROUTES
+@given(problem=problems())
+@example(problem=ALL_ONES)
+def test_our_gradients_vanish_there(route, problem):
+    x, residual = problem.x, problem.target
+    lora = route(x, residual, rank=problem.rank, alpha=problem.alpha)
+    _, grads = lora.backward(mse(lora(x), residual)[1], lora.forward(x)[1])
+    scale = max(1.0, np.abs(lora.lora_A).max() * lora.scaling)
+    assert max(np.abs(grad).max() for grad in grads.values()) <= 1e-8 * scale
+
+
+@given(problem=problems(), seed=st.integers(0, 1000), size=st.sampled_from([1e-3, 0.1, 1.0]))
+def test_no_perturbation_lowers_the_loss(problem, seed, size):
+    x, residual, rng = problem.x, problem.target, np.random.default_rng(seed)
+    lora = best_adapter(x, residual, rank=problem.rank, alpha=problem.alpha)
+    least = mse(lora(x), residual)[0]
+    moved = {name: p + size * rng.standard_normal(p.shape) for name, p in lora.trainable().items()}
+    assert mse(LoRA(**moved, alpha=problem.alpha)(x), residual)[0] >= least - 1e-12
+
+
+@given(problem=problems())
+def test_both_routes_give_the_same_change_where_the_rows_determine_it(problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    residual = problem.randn("many targets", 40, problem.out_features)
+    one, two = (route(x, residual, rank=problem.rank).delta() for route in (best_adapter, from_gram))
+    assert_close(one, two, 1e-9)
+
+
+@ROUTES
+@given(problem=problems())
+def test_its_change_is_inverse_to_the_size_of_x(route, problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    residual = problem.randn("many targets", 40, problem.out_features)
+    once = route(x, residual, rank=problem.rank).delta()
+    for scale in (2.0**-40, 2.0**40):
+        assert_close(scale * route(scale * x, residual, rank=problem.rank).delta(), once, 1e-9)
+
+
+@pytest.mark.parametrize(("route", "small"), [(best_adapter, 2.0**-30), (from_gram, 2.0**-12)])
+@given(problem=problems())
+def test_a_column_of_x_counts_however_small_it_is(route, small, problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    residual = problem.randn("many targets", 40, problem.out_features)
+    loss = mse(route(x, residual, rank=problem.rank)(x), residual)[0]
+    x[:, -1] *= small
+    assert_close(mse(route(x, residual, rank=problem.rank)(x), residual)[0], loss, 1e-6)
+
+
+@ROUTES
+@given(problem=problems())
+def test_a_target_of_that_rank_is_met_exactly(route, problem):
+    x = problem.randn("many rows", 40, problem.in_features)
+    true = LoRA(**problem.factors, alpha=problem.alpha)
+    rank = min(problem.rank, problem.in_features, problem.out_features)
+    lora = route(x, true(x), rank=rank, alpha=problem.alpha)
+    assert_close(lora.delta(), true.delta(), 1e-9)
+    assert mse(lora(x), true(x))[0] <= 1e-16 * max(1, np.square(true(x)).max())
+
+
+@ROUTES
+@given(problem=problems())
+def test_a_larger_rank_is_never_worse(route, problem):
+    x, residual = problem.x, problem.target
+    losses = [float(mse(route(x, residual, rank=r)(x), residual)[0]) for r in range(1, 6)]
+    assert all(b <= a + 1e-9 for a, b in pairwise(losses))
+
+
+@ROUTES
+def test_a_rank_beyond_what_exists_is_filled_with_zeros(route):
+    problem = Problem(n=20, in_features=3, out_features=2, rank=5)
+    lora = route(problem.x, problem.target, rank=5, alpha=2.0)
+    assert (lora.rank, lora.alpha) == (5, 2.0)
+    assert lora.lora_B[:, :2].T @ lora.lora_B[:, :2] == pytest.approx(np.eye(2))
+    assert not lora.lora_A[2:].any()
+    assert not lora.lora_B[:, 2:].any()
+    assert_close(lora.delta().T, np.linalg.lstsq(problem.x, problem.target, rcond=None)[0], 1e-10)
+
+
+@ROUTES
+def test_with_few_inputs_the_columns_that_are_not_needed_are_zero(route):
+    problem = Problem(n=20, in_features=2, out_features=5, rank=4)
+    lora = route(problem.x, problem.target, rank=4)
+    assert not lora.lora_A[2:].any()
+    assert not lora.lora_B[:, 2:].any()
+
+
+@ROUTES
+def test_alpha_is_1_unless_said(route):
+    problem = Problem(n=20, in_features=3, out_features=2, rank=2)
+    assert route(problem.x, problem.target, rank=2).alpha == 1.0
+    assert best_adapter_from_gram(np.eye(3), np.ones((3, 2)), rank=1).alpha == 1.0
+
+
+def test_a_direction_that_rounding_alone_can_explain_is_taken_as_constant():
+    eps = np.finfo(np.float64).eps
+    for square, kept in ((3 * eps, False), (5 * eps, True)):  # the limit is the number of inputs times eps
+        lora = best_adapter_from_gram(np.diag([1.0, 1.0, 1.0, square]), np.ones((4, 2)), rank=1)
+        assert bool(abs(lora.delta()[:, 3]).max() > 1) is kept
+
+
+@ROUTES
+def test_columns_of_x_that_repeat_are_no_obstacle(route):
+    problem = Problem(n=30, in_features=3, out_features=4, rank=2)
+    x = np.hstack([problem.x, problem.x[:, :2]])
+    lora = route(x, problem.target, rank=2)
+    assert_close(mse(lora(x), problem.target)[0], np.array(best_loss(x, problem.target, 2)), 1e-10)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_columns_that_repeat_are_no_obstacle_in_single_precision_either(seed):
+    problem = Problem(n=300, in_features=6, out_features=3, rank=2, seed=seed)
+    exact = problem.randn("x", 300, 2) @ problem.randn("mix", 2, 6)  # six columns, of which four are the others' sums
+    x, residual = exact.astype(np.float32), problem.target.astype(np.float32)
+    lora = best_adapter_from_gram(x.T @ x, x.T @ residual, rank=2)
+    assert np.abs(lora.delta()).max() < 1
+    assert mse(lora(x), residual)[0] == pytest.approx(best_loss(exact, problem.target, 2), rel=1e-3)
+
+
+def test_its_arguments_are_left_alone():
+    problem = Problem(n=20, in_features=3, out_features=2, rank=1)
+    x, residual = problem.x, problem.target
+    xtx, xtr = x.T @ x, x.T @ residual
+    best_adapter(x, residual, rank=1)
+    best_adapter_from_gram(xtx, xtr, rank=1)
+    for array, before in ((x, problem.x), (residual, problem.target), (xtx, x.T @ x), (xtr, x.T @ residual)):
+        np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("r", [1, 2])
+def test_training_by_adam_ends_within_one_percent_of_it(k, r):
+    """Targets of known rank k, and noise that no adapter can learn."""
+    problem = Problem(n=200, in_features=8, out_features=6, rank=k, alpha=float(k))
+    residual = LoRA(**problem.factors, alpha=problem.alpha)(problem.x) + problem.randn("noise", 200, 6)
+    least = evaluate(best_adapter(problem.x, residual, rank=r), problem.x, residual)
+    rng = np.random.default_rng(0)
+    lora = LoRA.init(8, 6, rank=r, alpha=r, rng=rng, dtype="float64")
+    history = train(lora, problem.x, residual, epochs=400, batch_size=100, lr=0.02, rng=rng)
+    final = train(lora, problem.x, residual, epochs=100, batch_size=200, lr=0.002, rng=rng).losses[-1]
+    assert least <= final + 1e-12
+    assert final <= 1.01 * least < history.losses[0]
+
+
+@ROUTES
+def test_dtype_follows_the_arrays(route):
+    problem = Problem(n=20, in_features=3, out_features=2, rank=1)
+    x, residual = problem.x.astype(np.float32), problem.target.astype(np.float32)
+    if route is from_gram:
+        lora = best_adapter_from_gram(x.T @ x, x.T @ residual, rank=1)
+    else:
+        lora = best_adapter(x, residual, rank=1)
+    assert lora.lora_A.dtype == lora.lora_B.dtype == np.float32
+    assert_close(lora.delta(), best_adapter(problem.x, problem.target, rank=1).delta(), 1e-4)
+
+
+@given(problem=problems())
+@settings(max_examples=20)
+def test_leading_axes_are_rows(problem):
+    x = problem.randn("x3", 3, problem.n, problem.in_features)
+    residual = problem.randn("y3", 3, problem.n, problem.out_features)
+    flat = best_adapter(x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features), rank=1)
+    np.testing.assert_array_equal(best_adapter(x, residual, rank=1).delta(), flat.delta())
+
+
+X, R = np.ones((3, 5)), np.ones((3, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: best_adapter(X, R, rank=0), ValueError, "rank must be at least 1, got 0"),
+        (lambda: best_adapter(X, R, rank=1, alpha=0), ValueError, "alpha must be above 0 and finite, got 0"),
+        (lambda: best_adapter(X, R[:2], rank=1), ValueError, r"residual has shape \(2, 4\), expected \(3, 4\)"),
+        (lambda: best_adapter(X[0], R[0], rank=1), ValueError, r"^X has shape \(5,\), expected \(rows, ..., width\)"),
+        (
+            lambda: best_adapter(X, R[:, :0], rank=1),
+            ValueError,
+            r"residual has shape \(3, 0\), expected .* no empty axis",
+        ),
+        (lambda: best_adapter(X[:0], R[:0], rank=1), ValueError, r"X has shape \(0, 5\), expected .* no empty axis"),
+        (
+            lambda: best_adapter(X, R.astype(np.float32), rank=1),
+            TypeError,
+            "residual has dtype float32, expected float64",
+        ),
+        (lambda: best_adapter(X.astype(int), R.astype(int), rank=1), TypeError, "X has dtype int64, expected a float"),
+        (lambda: best_adapter([[1.0]], R, rank=1), TypeError, "^X must be an array, got list"),
+        (lambda: best_adapter_from_gram(X[0], R, rank=1), ValueError, r"XtX has shape \(5,\), expected a matrix"),
+        (lambda: best_adapter_from_gram(X, R, rank=1), ValueError, r"XtX has shape \(3, 5\), expected \(3, 3\)"),
+        (
+            lambda: best_adapter_from_gram(np.eye(3), R[:2], rank=1),
+            ValueError,
+            r"XtR has shape \(2, 4\), expected",
+        ),
+        (
+            lambda: best_adapter_from_gram(np.eye(3), R[0], rank=1),
+            ValueError,
+            r"XtR has shape \(4,\), expected",
+        ),
+        (
+            lambda: best_adapter_from_gram(np.eye(3), R.astype(np.float32), rank=1),
+            TypeError,
+            "XtR has dtype float32, expected float64 as in XtX",
+        ),
+        (lambda: best_adapter(X * np.nan, R, rank=1), ValueError, "^X holds NaN or infinity"),
+        (lambda: best_adapter(X, R + np.inf, rank=1), ValueError, "^residual holds NaN or infinity"),
+        (lambda: best_adapter(X.astype("f2"), R.astype("f2"), rank=1), TypeError, "^X has dtype float16, expected"),
+        (lambda: best_adapter_from_gram(np.eye(3) + np.inf, R, rank=1), ValueError, "^XtX holds NaN or infinity"),
+        (lambda: best_adapter_from_gram(np.eye(3), R * np.nan, rank=1), ValueError, "^XtR holds NaN or infinity"),
+        (
+            lambda: best_adapter_from_gram(np.eye(3, dtype="f2"), R.astype("f2"), rank=1),
+            TypeError,
+            "^XtX has dtype float16, expected",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,700 @@
+"""The checker itself: right gradients pass, wrong ones fail and are explained, worthless checks are refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import CheckRefused, GradientError, gradcheck, taylor_orders
+from minilora.verify.slopes import MeasuredLoss
+
+
+def randn(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+def cube(p):
+    return (p["x"] ** 3).sum()
+
+
+X = randn(4, 3)
+CUBE = {"x": 3 * X**2}
+OTHER = randn(4, 3, seed=5)
+
+# --- functions it has never seen ------------------------------------------------------------------
+
+
+def softmax(p):
+    e = np.exp(p["z"] - p["z"].max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def softmax_problem():
+    z, c = randn(4, 6), randn(4, 6, seed=1)
+    s = softmax({"z": z})
+    return softmax, {"z": z}, {"z": s * (c - (c * s).sum(axis=1, keepdims=True))}, c
+
+
+def layer_norm(p):
+    x = p["x"]  # np.var takes the square of an absolute value, so this one is not analytic
+    return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5) * p["gain"] + p["shift"]
+
+
+def layer_norm_problem():
+    x, gain, shift, c = randn(5, 7), randn(7), randn(7, seed=1), randn(5, 7, seed=1)
+    root = np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    unit = (x - x.mean(axis=1, keepdims=True)) / root
+    d = c * gain
+    dx = (d - d.mean(axis=1, keepdims=True) - unit * (d * unit).mean(axis=1, keepdims=True)) / root
+    params = {"x": x, "gain": gain, "shift": shift}
+    return layer_norm, params, {"x": dx, "gain": (c * unit).sum(axis=0), "shift": c.sum(axis=0)}, c
+
+
+def attention(p):
+    scores = p["q"] @ p["k"].T / np.sqrt(p["q"].shape[1])
+    return softmax({"z": scores}) @ p["v"]
+
+
+def attention_problem():
+    q, k, v, c = randn(5, 4), randn(6, 4), randn(6, 3), randn(5, 3, seed=1)
+    weights = softmax({"z": q @ k.T / 2})
+    dw = c @ v.T
+    ds = weights * (dw - (dw * weights).sum(axis=1, keepdims=True))
+    return attention, {"q": q, "k": k, "v": v}, {"q": ds @ k / 2, "k": ds.T @ q / 2, "v": weights.T @ c}, c
+
+
+PROBLEMS = {"softmax": softmax_problem, "layer norm": layer_norm_problem, "attention": attention_problem}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("method", ["auto", "central"])
+def test_right_gradients_of_an_unknown_layer_pass(name, method):
+    f, params, grads, cotangent = PROBLEMS[name]()
+    report = gradcheck(f, params, grads, cotangent=cotangent, method=method)
+    assert report.passed
+    assert {block.name for block in report.blocks} == params.keys()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("method", ["auto", "central"])
+def test_an_error_of_one_millionth_in_one_entry_is_found(name, method):
+    f, params, grads, cotangent = PROBLEMS[name]()
+    for wrong in params:
+        i = tuple(s // 2 for s in grads[wrong].shape)
+        bad = grads[wrong].copy()
+        bad[i] += 1e-6
+        with pytest.raises(GradientError) as caught:
+            gradcheck(f, params, {**grads, wrong: bad}, cotangent=cotangent, method=method)
+        failed = [block for block in caught.value.report.blocks if not block.passed]
+        assert [(block.name, block.worst) for block in failed] == [(wrong, i)]
+        assert failed[0].error == pytest.approx(1e-6, rel=0.01)
+        assert failed[0].analytic - failed[0].numeric == pytest.approx(1e-6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_an_error_of_one_millionth_in_a_factor_is_found_and_named(name):
+    f, params, grads, cotangent = PROBLEMS[name]()
+    wrong = {key: grad * (1 + 1e-6) for key, grad in grads.items()}
+    with pytest.raises(GradientError) as caught:
+        gradcheck(f, params, wrong, cotangent=cotangent)
+    for block in caught.value.report.blocks:
+        assert not block.passed
+        assert block.factor == pytest.approx(1 + 1e-6, abs=1e-7)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-9, 1e3))
+def test_any_error_above_the_tolerance_fails_and_any_below_passes(seed, size):
+    x = np.random.default_rng(seed).standard_normal(5)
+    g = 3 * x**2
+    largest = max(1.0, np.abs(g).max())
+    off = np.where(np.arange(5) == seed % 5, size * largest, 0.0)
+    with pytest.raises(GradientError):
+        gradcheck(cube, {"x": x}, {"x": g + off}, tolerance=0.99 * size)
+    gradcheck(cube, {"x": x}, {"x": g + off}, tolerance=1.01 * size)
+
+
+# --- large blocks ---------------------------------------------------------------------------------
+
+
+def test_a_large_block_is_checked_along_directions_and_its_wrong_entry_is_found():
+    w = randn(60, 50)
+    g = 3 * w**2
+    report = gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": g})
+    assert report.blocks[0].checked == "8 directions"
+    assert report.blocks[0].worst is None
+    bad = g.copy()
+    bad[41, 7] *= 1 + 1e-5
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": bad}, directions=3)
+    block = caught.value.report.blocks[0]
+    assert (block.checked, block.worst) == ("3 directions", (41, 7))
+    assert block.ratio == pytest.approx(1 + 1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("flat", [0, 1, 2, 1499, 1500, 2998, 2999])
+def test_the_wrong_entry_is_found_wherever_it_stands(flat):
+    w = randn(60, 50)
+    bad = 2 * w
+    bad[np.unravel_index(flat, bad.shape)] += 0.01
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": bad})
+    assert caught.value.report.blocks[0].worst == np.unravel_index(flat, bad.shape)
+
+
+def test_errors_that_cancel_in_a_sum_are_found_too():
+    w = randn(60, 50)
+    bad = 2 * w
+    bad[50, 3] += 0.01
+    bad[50, 4] -= 0.01
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": bad})
+    assert caught.value.report.blocks[0].worst in [(50, 3), (50, 4)]
+
+
+def test_the_worst_entry_is_the_one_with_the_largest_error():
+    bad = CUBE["x"] + 0.9
+    bad[0, 1] += 0.1
+    with pytest.raises(GradientError) as caught:
+        gradcheck(cube, {"x": X}, {"x": bad})
+    assert caught.value.report.blocks[0].worst == (0, 1)
+    assert caught.value.report.blocks[0].error == pytest.approx(1.0)
+
+
+def test_a_block_at_the_limit_is_checked_entry_by_entry():
+    x = randn(10)
+    for limit, checked in ((10, "10 entries"), (9, "8 directions")):
+        block = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=limit).blocks[0]
+        assert block.checked == checked
+        assert (block.worst is None) is (limit == 9)
+
+
+def test_a_thousand_entries_are_checked_one_by_one_and_more_along_eight_directions():
+    for size, checked in ((1000, "1000 entries"), (1001, "8 directions")):
+        x = randn(size)
+        assert gradcheck(cube, {"x": x}, {"x": 3 * x**2}).blocks[0].checked == checked
+
+
+def test_one_direction_may_be_enough():
+    x = randn(10)
+    block = gradcheck(cube, {"x": x}, {"x": 3 * x**2}, every_entry_below=1, directions=1).blocks[0]
+    assert block.checked == "1 directions"
+
+
+@pytest.mark.parametrize("flat", [0, 1, 499, 998, 999])
+def test_no_entry_of_a_block_is_left_out(flat):
+    x = randn(1000)
+    bad = 2 * x
+    bad[flat] += 1e-6
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["x"] ** 2).sum(), {"x": x}, {"x": bad})
+    assert caught.value.report.blocks[0].worst == (flat,)
+
+
+@pytest.mark.parametrize("wrong", range(6))
+@pytest.mark.parametrize("method", ["complex", "central", "auto"])
+def test_no_array_of_many_is_left_out(wrong, method):
+    params = {str(i): randn(2, seed=i) for i in range(6)}
+    grads = {name: 2 * p for name, p in params.items()}
+
+    def f(p):
+        return sum((p[name] ** 2).sum() for name in params)
+
+    report = gradcheck(f, params, grads, method=method)
+    assert report.method == {"auto": "complex"}.get(method, method)
+    grads[str(wrong)] += 1e-6
+    with pytest.raises(GradientError) as caught:
+        gradcheck(f, params, grads, method=method)
+    assert not caught.value.report.passed
+    assert [block.name for block in caught.value.report.blocks if not block.passed] == [str(wrong)]
+
+
+def test_the_memory_order_of_a_gradient_makes_no_difference():
+    assert gradcheck(cube, {"x": X}, {"x": np.asfortranarray(CUBE["x"])}).passed
+    assert gradcheck(cube, {"x": np.asfortranarray(X)}, CUBE).passed
+
+
+def test_one_seed_gives_one_report():
+    w = randn(40, 30)
+    reports = [
+        gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": 3 * w**2}, seed=seed, tolerance=1)
+        for seed in (0, 0, 1)
+    ]
+    assert reports[0] == reports[1] != reports[2]
+    assert reports[0] == gradcheck(lambda p: (p["w"] ** 3).sum(), {"w": w}, {"w": 3 * w**2}, tolerance=1)
+
+
+# --- how slopes are measured ----------------------------------------------------------------------
+
+
+def test_an_analytic_function_is_checked_by_complex_step():
+    report = gradcheck(cube, {"x": X}, CUBE)
+    assert (report.method, report.note) == ("complex", "")
+    assert report.blocks[0].allowed == pytest.approx(1e-12 * max(1, CUBE["x"].max()))
+
+
+@pytest.mark.parametrize(
+    ("f", "gradient", "note"),
+    [
+        (lambda p: np.abs(p["x"]).sum(), np.sign(X), "f returns real numbers for complex ones"),
+        (lambda p: (p["x"] * p["x"].conj() * p["x"]).sum(), 3 * X**2, "is f analytic"),
+        (lambda p: (p["x"].astype(np.float64) ** 2).sum(), 2 * X, "f does not take complex numbers (ComplexWarning"),
+        (lambda p: np.floor(p["x"]).sum() + (p["x"] ** 2).sum(), 2 * X, "f does not take complex numbers (TypeError"),
+    ],
+)
+def test_a_function_that_is_not_analytic_is_checked_by_central_differences_and_the_report_says_so(f, gradient, note):
+    report = gradcheck(f, {"x": X}, {"x": gradient})
+    assert report.method == "central"
+    assert note in report.note
+    assert f"(not by complex step: {report.note})" in str(report)
+    with pytest.raises(GradientError):
+        gradcheck(f, {"x": X}, {"x": gradient * 1.0001})
+
+
+def test_the_tolerance_of_central_differences_is_1e_9():
+    report = gradcheck(cube, {"x": X}, CUBE, method="central")
+    assert report.blocks[0].allowed == pytest.approx(1e-9 * max(1, CUBE["x"].max(), abs(cube({"x": X}))))
+
+
+def test_the_complex_step_is_not_trusted_where_it_is_off_by_a_ten_thousandth():
+    def almost_analytic(p):
+        return (p["x"] ** 2).sum() + 1e-4 * (p["x"] * p["x"].conj()).sum()
+
+    assert gradcheck(almost_analytic, {"x": X}, {"x": 2 * (1 + 1e-4) * X}).method == "central"
+
+
+def test_a_function_analytic_in_one_array_alone_is_checked_by_central_differences():
+    def f(p):
+        return (p["x"] ** 2).sum() + (p["y"] * p["y"].conj()).sum()
+
+    report = gradcheck(f, {"x": X, "y": OTHER}, {"x": 2 * X, "y": 2 * OTHER})
+    assert report.method == "central"
+    assert "in y; is f analytic" in report.note
+
+
+def test_the_complex_step_is_exact_on_a_steep_function():
+    """Anything that the step leaves out would be seen here."""
+    gradcheck(lambda p: np.sin(1e5 * p["x"]).sum(), {"x": X}, {"x": 1e5 * np.cos(1e5 * X)}, method="complex")
+
+
+def big(p):
+    return (p["x"] ** 3).sum() * 1e6
+
+
+def small_and_steep(p):
+    return (p["x"] ** 6).sum()
+
+
+def zero_and_steep(p):
+    return 100 * np.sin(100 * p["x"]).sum()
+
+
+def far_from_zero(p):
+    return 1e11 + (p["x"] ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "gradient"),
+    [
+        (big, X, 3e6 * X**2),
+        (small_and_steep, X / 100, 6 * (X / 100) ** 5),
+        (zero_and_steep, 0 * X, np.full(X.shape, 1e4)),
+        (far_from_zero, X, 2 * X),
+        (lambda p: (p["x"] ** 2).sum().item(), X, 2 * X),
+    ],
+)
+def test_the_complex_step_is_trusted_whatever_the_scale(f, x, gradient):
+    """Its companion, the central difference, is less exact, and must not be the one to be believed."""
+    report = gradcheck(f, {"x": x}, {"x": gradient})
+    assert (report.method, report.note) == ("complex", "")
+
+
+def test_a_warning_of_the_function_is_no_reason_to_distrust_it():
+    def warns(p):
+        warnings.warn("by the way", UserWarning, stacklevel=1)
+        return (p["x"] ** 2).sum()
+
+    with pytest.warns(UserWarning, match="by the way"):
+        assert gradcheck(warns, {"x": X}, {"x": 2 * X}).method == "complex"
+
+
+@pytest.mark.parametrize(
+    ("method", "f", "gradient", "scale"),
+    [
+        ("complex", lambda p: 5 * p["x"].sum() + 1e3, 5.0, 5.0),  # the largest slope
+        ("central", lambda p: 5 * p["x"].sum(), 5.0, 5.0),
+        ("complex", lambda p: 0.1 * p["x"].sum() + 1e3, 0.1, 1.0),  # never below 1
+        ("central", lambda p: 0.1 * p["x"].sum(), 0.1, 1.0),
+        ("central", lambda p: 5 * p["x"].sum() + 1e3, 5.0, 1e3),  # a difference of large numbers is rounded as they are
+    ],
+)
+def test_the_error_allowed_is_in_proportion(method, f, gradient, scale):
+    x = np.zeros(3)
+    report = gradcheck(f, {"x": x}, {"x": np.full(3, gradient)}, method=method)
+    assert report.blocks[0].allowed == pytest.approx({"complex": 1e-12, "central": 1e-9}[method] * scale, rel=1e-6)
+    assert report.note == ""
+
+
+def test_no_error_is_within_a_tolerance_of_nothing():
+    assert gradcheck(lambda p: p["x"].sum(), {"x": X}, {"x": np.ones_like(X)}, tolerance=0.0).passed
+
+
+def test_a_central_difference_is_felt_by_large_numbers():
+    x = np.array([1e12, 1.0])
+    gradcheck(lambda p: p["x"].sum() / 1e12, {"x": x}, {"x": np.full(2, 1e-12)}, method="central")
+    for size, step in ((0.0, 1), (1e5, 1), (1e9, 1e3)):
+        loss = MeasuredLoss(lambda p: p["x"].sum(), {"x": np.full(2, size)}, None)
+        assert loss.step("x") == pytest.approx(step * np.finfo(float).eps ** 0.2)
+
+
+def test_a_given_step_is_used_as_it_is():
+    """With a step of 1 the central difference of a cube is off by exactly h^2 = 1 in each entry."""
+    report = gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 1}, step=1.0)
+    assert report.method == "central"
+    assert report.note == "a step for central differences was given"
+    with pytest.raises(GradientError):
+        gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, step=1.0)
+    gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 0.25}, method="central", step=0.5)
+    gradcheck(cube, {"x": X}, {"x": 3 * X**2 + 4}, step=2.0)
+
+
+def test_a_step_of_one_is_exact_where_the_function_is_quadratic():
+    report = gradcheck(lambda p: (p["x"] ** 2).sum(), {"x": X}, {"x": 2 * X}, step=1.0, tolerance=1e-14)
+    assert report.blocks[0].error <= 1e-14
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 1e3]))
+@settings(max_examples=50)
+def test_central_differences_are_good_to_nine_digits(seed, size):
+    x = size * np.random.default_rng(seed).standard_normal(4)
+    gradcheck(lambda p: np.sin(p["x"]).sum(), {"x": x}, {"x": np.cos(x)}, method="central", tolerance=3e-10)
+
+
+# --- what a report tells --------------------------------------------------------------------------
+
+
+def test_a_report_is_a_table():
+    params, grads = {"a": X, "b": OTHER[0].copy()}, {"a": 2 * X, "b": 3 * OTHER[0] ** 2}
+    report = gradcheck(lambda p: (p["a"] ** 2).sum() + (p["b"] ** 3).sum(), params, grads)
+    title, head, *rows = str(report).splitlines()
+    assert title == "gradcheck by complex step: 2 of 2 gradients agree"
+    assert " ".join(head.split()) == "gradient shape checked error allowed worst at analytic numeric ratio"
+    assert [row.split()[0] for row in rows] == ["a", "b"]
+    assert all(row.endswith("ok") for row in rows)
+    assert "(4, 3)  12 entries" in rows[0]
+    assert len({row.rindex("ok") for row in rows}) == 1  # columns are aligned
+    assert not any(line.endswith(" ") for line in (title, head, *rows))
+
+
+def test_a_large_block_is_a_row_of_its_own_kind():
+    w = randn(60, 50)
+    title, _, row = str(gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": 2 * w}, method="central")).splitlines()
+    assert title == "gradcheck by central differences: 1 of 1 gradients agree"
+    assert row.split()[:5] == ["w", "(60,", "50)", "8", "directions"]
+    assert row.split()[7] == "all"
+
+
+def test_a_failing_report_is_the_message_and_names_the_common_factor():
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: (p["a"] ** 2).sum() + p["b"].sum(), {"a": X, "b": OTHER[0]}, {"a": X, "b": np.ones(3)})
+    report = caught.value.report
+    assert str(caught.value) == str(report)
+    assert "1 of 2 gradients agree" in str(report)
+    assert str(report).splitlines()[2].endswith("  WRONG")
+    assert f"  {report.blocks[0].worst}  " in str(report).splitlines()[2]
+    assert "a: every slope is off by the same factor, 0.5" in str(report)
+    block = report.blocks[0]
+    assert (block.factor, block.passed, report.passed) == (pytest.approx(0.5), False, False)
+    assert block.ratio == pytest.approx(0.5)
+    assert block.left is block.right is None
+
+
+def test_a_common_factor_is_named_for_large_blocks_too():
+    w = randn(60, 50)
+    with pytest.raises(GradientError, match="w: every slope is off by the same factor, 2"):
+        gradcheck(lambda p: (p["w"] ** 2).sum(), {"w": w}, {"w": 4 * w})
+
+
+@pytest.mark.parametrize(
+    ("gradient", "factor"),
+    [
+        (1e6 * CUBE["x"] * (1 + 1e-6 * np.sign(X)), pytest.approx(1e6, rel=1e-5)),
+        (0 * CUBE["x"], 0),
+        (-CUBE["x"], pytest.approx(-1)),
+        (CUBE["x"] * np.linspace(1, 1.5, 12).reshape(4, 3), None),
+        (CUBE["x"] + 1, None),
+    ],
+)
+def test_a_factor_is_named_where_there_is_one(gradient, factor):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(cube, {"x": X}, {"x": gradient})
+    assert caught.value.report.blocks[0].factor == factor
+
+
+@pytest.mark.parametrize(("size", "factor"), [(1, None), (2, pytest.approx(2))])
+def test_one_entry_alone_has_no_common_factor(size, factor):
+    x = randn(size)
+    with pytest.raises(GradientError) as caught:
+        gradcheck(cube, {"x": x}, {"x": 6 * x**2})
+    assert caught.value.report.blocks[0].factor == factor
+
+
+@pytest.mark.parametrize(
+    ("f", "slopes"),
+    [
+        (lambda x: np.abs(x), (-1, 1)),
+        (lambda x: -np.maximum(-x, 0), (1, 0)),
+        (lambda x: 1e3 * x + 1e-2 * np.maximum(x, 0), None),  # too slight beside the slope to be told from rounding
+        (lambda x: 1.5e-4 * np.maximum(x, 0), (0, 1.5e-4)),
+        (lambda x: 5e-5 * np.maximum(x, 0), None),
+        (lambda x: 1e3 * x**2, None),  # sharply bent, and smooth
+        (lambda x: np.sin(x), None),
+    ],
+)
+def test_a_kink_is_told_from_a_bend(f, slopes):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: f(p["x"]).sum(), {"x": np.zeros(1)}, {"x": np.full(1, 5.0)}, method="central")
+    block = caught.value.report.blocks[0]
+    if slopes is None:
+        assert block.left is block.right is None
+    else:
+        assert (block.left, block.right) == pytest.approx(slopes, abs=1e-9)
+        assert f"slope {slopes[0]:z.9g} on the left, {slopes[1]:z.9g} on the right" in str(caught.value)
+
+
+def test_the_two_slopes_at_a_kink_are_shown():
+    x = np.array([0.0, 1.0, -1.0])
+    with pytest.raises(GradientError, match=r"x: a kink, with slope 0 on the left, 1 on the right") as caught:
+        gradcheck(lambda p: np.maximum(p["x"], 0).sum(), {"x": x}, {"x": np.array([0.3, 1.0, 0.0])})
+    block = caught.value.report.blocks[0]
+    assert (block.worst, block.left, block.right) == ((0,), pytest.approx(0, abs=1e-12), pytest.approx(1))
+
+
+def test_a_gradient_where_the_slope_is_zero_fails_and_has_no_ratio():
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lambda p: p["a"].sum(), {"a": X, "b": X.copy()}, {"a": np.ones_like(X), "b": X})
+    assert np.isnan(caught.value.report.blocks[1].ratio)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def changes_its_input(p):
+    p["x"] *= 2
+    return p["x"].sum()
+
+
+def noisy(p, state=[0.0]):  # noqa: B006  (the shared state is the point)
+    state[0] += 1
+    return p["x"].sum() + state[0]
+
+
+def changes_one_entry_of_the_second(p):
+    p["y"][0, 0] += 1
+    return p["x"].sum() + p["y"].sum()
+
+
+def noisy_in_one_entry(p, state=[0.0]):  # noqa: B006  (the shared state is the point)
+    state[0] += 1
+    return p["x"] + np.where(np.arange(3) == 1, state[0], 0.0)
+
+
+SHARED = randn(6)
+
+
+@pytest.mark.parametrize(
+    ("f", "params", "grads", "settings", "message"),
+    [
+        (cube, {}, {}, {}, "^params is empty: there is nothing to check$"),
+        (cube, {"x": X}, {"y": X}, {}, r"grads has the keys \['y'\], expected \['x'\]"),
+        (cube, {"x": X}, {"x": X[:2]}, {}, r"grads\['x'\] has shape \(2, 3\), expected \(4, 3\)"),
+        (cube, {"x": X.astype(np.float32)}, {"x": X}, {}, r"params\['x'\] has dtype float32, expected float64"),
+        (cube, {"x": X}, {"x": X.astype(np.float32)}, {}, r"grads\['x'\] has dtype float32, expected float64"),
+        (cube, {"x": X.tolist()}, {"x": X}, {}, r"params\['x'\] must be an array, got list"),
+        (cube, {"x": X[:0]}, {"x": X[:0]}, {}, r"params\['x'\] has shape \(0, 3\): there is nothing to check"),
+        (cube, {"x": X * np.nan}, {"x": X}, {}, r"params\['x'\] is not finite"),
+        (cube, {"x": X}, {"x": X * np.inf}, {}, r"grads\['x'\] is not finite"),
+        (cube, {"x": SHARED[:4], "y": SHARED[3:]}, {"x": SHARED[:4], "y": SHARED[3:]}, {}, "share memory"),
+        (
+            lambda p: sum(q.sum() for q in p.values()),
+            {"w": X, "x": SHARED[:4], "y": SHARED[3:]},
+            {"w": X, "x": SHARED[:4], "y": SHARED[3:]},
+            {},
+            r"params\['x'\] and params\['y'\] share memory",
+        ),
+        (cube, {"x": X}, {"x": X, "y": X}, {}, r"grads has the keys \['x', 'y'\], expected \['x'\]"),
+        (lambda p: p["x"].sum(keepdims=True), {"x": X}, {"x": X}, {}, r"an array of shape \(1, 1\): give a cotangent"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X * np.nan}, "cotangent is not finite"),
+        (changes_one_entry_of_the_second, {"x": X, "y": X.copy()}, {"x": X, "y": X}, {}, r"f changes params\['y'\]"),
+        (noisy_in_one_entry, {"x": X}, {"x": X}, {"cotangent": X}, "f is not deterministic"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {}, r"f returns an array of shape \(4, 3\): give a cotangent"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X[0]}, r"cotangent has shape \(3,\), expected \(4, 3\)"),
+        (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X.astype("f4")}, "cotangent has dtype float32"),
+        (lambda p: (p["x"], None), {"x": X}, {"x": X}, {}, "f returns tuple, expected a number or an array"),
+        (lambda p: p["x"].astype("f4").sum(), {"x": X}, {"x": X}, {}, "f returns float32, expected float64"),
+        (lambda p: np.log(-1.0 + 0 * p["x"].sum()), {"x": X}, {"x": X}, {}, "f is not finite at params"),
+        (changes_its_input, {"x": X}, {"x": X}, {}, r"f changes params\['x'\]"),
+        (
+            noisy,
+            {"x": X},
+            {"x": X},
+            {},
+            "^f is not deterministic: two calls with the same params gave different results$",
+        ),
+        (
+            cube,
+            {"x": X, "y": OTHER},
+            {**CUBE, "y": 0 * OTHER},
+            {},
+            "y: the slope is zero everywhere, so nothing was checked",
+        ),
+        (cube, {"x": X}, CUBE, {"method": "forward"}, "method must be 'auto', 'complex' or 'central', got 'forward'"),
+        (cube, {"x": X}, CUBE, {"step": 0.0}, "step must be above 0 and finite, got 0.0"),
+        (cube, {"x": X}, CUBE, {"step": np.inf}, "step must be above 0 and finite, got inf"),
+        (cube, {"x": X}, CUBE, {"step": 1.0, "method": "complex"}, "a step is for central differences"),
+        (cube, {"x": X}, CUBE, {"directions": 0}, "directions must be at least 1, got 0"),
+        (cube, {"x": X}, CUBE, {"every_entry_below": -1}, "every_entry_below must be at least 0, got -1"),
+        (cube, {"x": X}, CUBE, {"tolerance": -1e-9}, "tolerance must be at least 0 and finite, got -1e-09"),
+        (cube, {"x": X}, CUBE, {"tolerance": np.inf}, "tolerance must be at least 0 and finite, got inf"),
+        (cube, {"x": X}, CUBE, {"tolerance": np.nan}, "tolerance must be at least 0 and finite, got nan"),
+        (cube, [X], CUBE, {}, "^params must be a dict, got list"),
+        (cube, {"x": X}, [X], {}, "^grads must be a dict, got list"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_worthless_check_is_refused(f, params, grads, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        gradcheck(f, params, grads, **settings)
+    assert isinstance(caught.value, CheckRefused)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"step": "1"}, "step must be a number, got '1'"),
+        ({"tolerance": "tight"}, "tolerance must be a number, got 'tight'"),
+        ({"directions": 2.5}, "directions must be an integer, got 2.5"),
+        ({"every_entry_below": 1e3}, "every_entry_below must be an integer, got 1000.0"),
+        ({"allow_zero": "x"}, r"allow_zero must be a collection of names such as \['x'\], got 'x'"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(setting, message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        gradcheck(cube, {"x": X}, CUBE, **setting)
+
+
+def test_the_least_settings_are_allowed():
+    """No block is small enough to be checked entry by entry, and one direction is the fewest that checks anything."""
+    (block,) = gradcheck(cube, {"x": X}, CUBE, every_entry_below=0, directions=1).blocks
+    assert block.checked == "1 directions"
+    assert gradcheck(lambda p: p["x"].sum(), {"x": np.ones(2)}, {"x": np.ones(2)}, tolerance=0, step=1.0).passed
+
+
+def test_a_function_that_changes_its_input_does_not_reach_the_callers_arrays():
+    x = X.copy()
+    with pytest.raises(CheckRefused):
+        gradcheck(changes_its_input, {"x": x}, {"x": x})
+    np.testing.assert_array_equal(x, X)
+
+
+def test_a_slope_of_zero_can_be_allowed_by_name():
+    params, grads = {"x": X, "y": OTHER}, {**CUBE, "y": 0 * OTHER}
+    assert gradcheck(cube, params, grads, allow_zero=["y"]).passed
+    with pytest.raises(CheckRefused, match="z: the slope is zero everywhere"):
+        gradcheck(cube, {**params, "z": randn(3)}, {**grads, "z": 0 * OTHER[0]}, allow_zero=["y"])
+
+
+def test_a_function_may_do_as_it_likes_with_the_dict_it_is_handed():
+    def f(p):
+        p["x"] = 2 * p.pop("x")
+        return (p["x"] ** 2).sum()
+
+    assert gradcheck(f, {"x": X}, {"x": 8 * X}).passed
+
+
+def test_a_function_that_is_not_finite_nearby_is_refused():
+    for x in (np.array([1e-9, 1.0]), np.array([1.0, 1e-9])):
+        message = r"f is not finite close to params\['x'\]"
+        with pytest.raises(CheckRefused, match=message), np.errstate(invalid="ignore"):
+            gradcheck(lambda p: np.sqrt(p["x"]).sum(), {"x": x}, {"x": 0.5 / np.sqrt(x)}, method="central")
+
+
+def test_views_into_one_array_that_do_not_overlap_are_no_obstacle():
+    w = randn(4, 6)
+    params = {"left": w[:, ::2], "right": w[:, 1::2]}
+    grads = {name: 3 * p**2 for name, p in params.items()}
+    assert gradcheck(lambda p: (p["left"] ** 3).sum() + (p["right"] ** 3).sum(), params, grads).passed
+
+
+def test_a_plain_python_number_may_be_returned():
+    assert gradcheck(lambda p: float((p["x"] ** 2).sum()), {"x": X}, {"x": 2 * X}).method == "central"
+
+
+def test_an_array_that_stays_real_for_complex_input_is_noticed():
+    report = gradcheck(lambda p: np.abs(p["x"]), {"x": X}, {"x": np.sign(X) * OTHER}, cotangent=OTHER)
+    assert (report.method, report.note) == ("central", "f returns real numbers for complex ones")
+
+
+def test_a_cotangent_gives_the_gradient_of_its_product():
+    c = OTHER
+    assert gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * c}, cotangent=c).method == "complex"
+    with pytest.raises(GradientError):
+        gradcheck(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2}, cotangent=c)
+
+
+# --- Taylor orders --------------------------------------------------------------------------------
+
+
+def test_a_right_gradient_leaves_a_remainder_of_second_order():
+    orders = taylor_orders(cube, {"x": X}, CUBE, halvings=8)
+    np.testing.assert_allclose(orders.zeroth_orders, 1, atol=0.15)
+    np.testing.assert_allclose(orders.first_orders, 2, atol=0.15)
+    assert len(orders.steps) == len(orders.zeroth) == len(orders.first) == 9
+    np.testing.assert_array_equal(orders.steps[1:], orders.steps[:-1] / 2)
+
+
+def test_a_wrong_gradient_leaves_a_remainder_of_first_order():
+    orders = taylor_orders(cube, {"x": X}, {"x": 1.01 * CUBE["x"]}, halvings=14)
+    assert orders.first_orders[-1] == pytest.approx(1, abs=0.05)
+
+
+def test_a_linear_function_leaves_no_first_remainder_but_rounding():
+    orders = taylor_orders(lambda p: (p["x"] * OTHER).sum(), {"x": X}, {"x": OTHER})
+    assert orders.first.max() <= 1e-14
+
+
+def test_taylor_orders_take_a_cotangent_and_refuse_as_gradcheck_does():
+    orders = taylor_orders(lambda p: p["x"] ** 3, {"x": X}, {"x": 3 * X**2 * OTHER}, cotangent=OTHER, halvings=6)
+    np.testing.assert_allclose(orders.first_orders, 2, atol=0.3)
+    with pytest.raises(CheckRefused, match="give a cotangent"):
+        taylor_orders(lambda p: p["x"] ** 3, {"x": X}, CUBE)
+    with pytest.raises(CheckRefused, match="expected float64"):
+        taylor_orders(cube, {"x": X.astype(np.float32)}, CUBE)
+    with pytest.raises(CheckRefused, match="cotangent has dtype float32"):
+        taylor_orders(lambda p: p["x"], {"x": X}, {"x": OTHER}, cotangent=OTHER.astype(np.float32))
+
+
+def test_taylor_steps_go_along_a_direction_of_length_one():
+    orders = taylor_orders(lambda p: 3 * p["x"].sum(), {"x": np.array([1.0])}, {"x": np.array([3.0])})
+    assert len(orders.steps) == 13
+    np.testing.assert_allclose(orders.zeroth, 3 * orders.steps, rtol=1e-10)
+
+
+def test_taylor_orders_need_two_steps():
+    assert len(taylor_orders(cube, {"x": X}, CUBE, halvings=1).first_orders) == 1
+    with pytest.raises(ValueError, match="halvings must be at least 1, got 0"):
+        taylor_orders(cube, {"x": X}, CUBE, halvings=0)
+
+
+def test_taylor_orders_have_the_seed_0_unless_said():
+    default, zero, one = (taylor_orders(cube, {"x": X}, CUBE, **seed) for seed in ({}, {"seed": 0}, {"seed": 1}))
+    np.testing.assert_array_equal(default.first, zero.first)
+    assert not np.array_equal(default.first, one.first)
+
+
+def test_a_remainder_that_vanishes_is_no_error():
+    """x^200 underflows to nothing within a few halvings; what its order is then cannot be said."""
+    orders = taylor_orders(lambda p: (p["x"] ** 200).sum(), {"x": np.zeros(1)}, {"x": np.zeros(1)})
+    assert orders.first[-1] == 0
+    assert np.isnan(orders.first_orders[-1])
