@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minilora import Adam, Linear, LoRA, LoRALinear, mse
+from minilora.fast import residual_form
 
 BYTES = 4
 
@@ -72,10 +73,10 @@ def ways(N: int, n_in: int, n_out: int, r: int) -> dict[str, Way]:
         Adam({"A": A, "B": B}).step({"A": (d_product @ B).T, "B": (A @ d_product).T})
 
     def by_layer():
-        Adam(both.trainable()).step(both.mse_gradients(x, y))
+        Adam(both.trainable()).step(residual_form(both, x, y))
 
     def by_residual():
-        Adam(adapter.trainable()).step(adapter.mse_gradients(x, y))
+        Adam(adapter.trainable()).step(residual_form(adapter, x, y))
 
     return {
         "full training": Way([forward, weight_gradient], n_in * n_out, lambda: by_backward(base)),

@@ -28,13 +28,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` below
+    from .adaptation import adapt, adapters, attach, merge
     from .backend import Backend, BackendUnavailable, get_backend
     from .files.adapters import AdapterFileError, load_adapter, save_adapter
     from .files.checkpoint import CheckpointError
     from .files.merge import merge_adapter
+    from .layer import Layer
+    from .layers.activation import ReLU, SiLU, Tanh
+    from .layers.sequential import Sequential
     from .linear import Linear
     from .lora import LoRA, LoRALinear
-    from .losses import mse
+    from .losses import cross_entropy, mse
+    from .models.mlp import MLP
     from .optim import Adam
     from .training import History, TrainingDiverged, evaluate, train
     from .verify.closed_form import best_adapter, best_adapter_from_gram
@@ -44,13 +49,18 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` b
 __version__ = "0.2.0"
 
 _HOMES = {
+    "layer": ("Layer",),
+    "models.mlp": ("MLP",),
+    "layers.sequential": ("Sequential",),
+    "layers.activation": ("ReLU", "SiLU", "Tanh"),
+    "adaptation": ("adapt", "adapters", "attach", "merge"),
     "backend": ("Backend", "BackendUnavailable", "get_backend"),
     "files.adapters": ("AdapterFileError", "load_adapter", "save_adapter"),
     "files.checkpoint": ("CheckpointError",),
     "files.merge": ("merge_adapter",),
     "linear": ("Linear",),
     "lora": ("LoRA", "LoRALinear"),
-    "losses": ("mse",),
+    "losses": ("cross_entropy", "mse"),
     "optim": ("Adam",),
     "training": ("History", "TrainingDiverged", "evaluate", "train"),
     "verify.closed_form": ("best_adapter", "best_adapter_from_gram"),
@@ -60,6 +70,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "MLP",
     "Adam",
     "AdapterFileError",
     "Backend",
@@ -69,17 +80,27 @@ __all__ = [
     "GradReport",
     "GradientError",
     "History",
+    "Layer",
     "Linear",
     "LoRA",
     "LoRALinear",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Tanh",
     "TaylorOrders",
     "TrainingDiverged",
+    "adapt",
+    "adapters",
+    "attach",
     "best_adapter",
     "best_adapter_from_gram",
+    "cross_entropy",
     "evaluate",
     "get_backend",
     "gradcheck",
     "load_adapter",
+    "merge",
     "merge_adapter",
     "mse",
     "save_adapter",

@@ -19,9 +19,10 @@ import numpy as np
 from .backend import Backend, backend_or_numpy
 from .checks import Array, check_integer, check_number
 from .files.checkpoint import claim_folder
+from .layer import Layer
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, Layer, evaluate, train
+from .training import History, evaluate, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (

@@ -1,7 +1,7 @@
 """One clear error for bad input, raised before anything is changed.
 
-The other rooms call these guards on their first lines, so that what follows is mathematics alone. Each
-message names the argument, the value it had and the value that was expected.
+Public functions call these guards first. After them comes only mathematics. Each message names the argument, the value
+it had and the value that was expected.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Mapping
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -104,13 +105,190 @@ def check_count(name: str, value: Array) -> int:
     return math.prod(value.shape)
 
 
-def check_cache(layer: Any, dy: Array, cache: Any) -> None:
-    """Refuse a cache that `layer.forward` did not return, or a `dy` that does not fit its output."""
+def reference(layer: Any) -> Array | None:
+    """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
+    for value in vars(layer).values():
+        for part in value if isinstance(value, list) else (value,):
+            found = part if hasattr(part, "dtype") else reference(part) if hasattr(part, "trainable") else None
+            if found is not None:
+                return found
+    return None
+
+
+def check_input(layer: Any, x: Array) -> None:
+    """Refuse an input that does not fit a layer: its last axis is in_features long."""
+    check_features("x", x, layer.in_features, "in_features", like=reference(layer))
+
+
+def check_dy(layer: Any, dy: Array) -> None:
+    """Refuse an upstream gradient that does not fit a layer: its last axis is out_features long."""
+    check_features("dy", dy, layer.out_features, "out_features", like=reference(layer))
+
+
+def check_cache(layer: Any, dy: Array, cache: Any) -> tuple[Any, ...]:
+    """Return what a cache keeps, or refuse one that `layer.forward` did not return, or a `dy` that does not fit it."""
     if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:
         raise ValueError(f"cache does not come from this layer's forward: {layer!r}")
-    x, out_features = cache[1], layer.out_features
-    check_array("dy", dy, like=x, like_name="x")
-    check_shape("dy", dy, (*x.shape[:-1], out_features))
+    check_array("dy", dy, like=reference(layer))
+    check_shape("dy", dy, cache[1])
+    return cache[2:]
+
+
+def check_weight(weight: Array, bias: Array | None) -> None:
+    """Refuse arrays that are not a weight (out, in) and its bias (out,)."""
+    check_matrix("weight", weight)
+    if bias is not None:
+        check_array("bias", bias, like=weight, like_name="weight")
+        check_shape("bias", bias, (weight.shape[0],))
+
+
+def check_factors(lora_A: Array, lora_B: Array, alpha: Any) -> float:
+    """Return alpha as a float, or refuse arrays that are not two factors of one rank."""
+    check_matrix("lora_A", lora_A)
+    check_matrix("lora_B", lora_B, like=lora_A, like_name="lora_A")
+    if lora_A.shape[0] != lora_B.shape[1]:
+        raise ValueError(
+            "lora_A (r, in) and lora_B (out, r) disagree on the rank: "
+            f"lora_A has {lora_A.shape[0]} rows, lora_B has {lora_B.shape[1]} columns"
+        )
+    return check_number("alpha", alpha, above=0)
+
+
+def check_beside(base: Any, base_type: type, adapter: Any, adapter_type: type) -> None:
+    """Refuse a base and an adapter that cannot stand side by side."""
+    check_instance("base", base, base_type)
+    check_instance("adapter", adapter, adapter_type)
+    check_array("adapter", reference(adapter), like=reference(base), like_name="base")
+    for width in ("in_features", "out_features"):
+        ours, theirs = getattr(adapter, width), getattr(base, width)
+        if ours != theirs:
+            raise ValueError(f"adapter has {width} = {ours}, expected {theirs} as in base")
+
+
+def check_targets(logits: Array, targets: Array, ignored: int) -> None:
+    """Refuse what is not logits (..., V) and a class id, or `ignored`, for each row of them."""
+    check_array("logits", logits)
+    if not logits.shape or 0 in logits.shape:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}, expected (..., V) with no empty axis")
+    check_ids("targets", targets, logits.shape[-1], like=logits, like_name="logits", ignored=ignored)
+    check_shape("targets", targets, logits.shape[:-1])
+    if isinstance(targets, np.ndarray) and (targets == ignored).all():
+        raise ValueError(f"targets are all {ignored}: there is no row to take the mean of")
+
+
+def check_ids(
+    name: str, value: Array, count: int, *, like: Array = None, like_name: str = "the layer", ignored: int | None = None
+) -> None:
+    """Refuse what is not an array of integers from 0 to count - 1, or `ignored`. A GPU's are not looked at: that waits.
+
+    NumPy would take negative numbers from the end, and CuPy any number at all.
+    """
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        raise TypeError(f"{name} must be an array of integers, got {type(value).__name__}")
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {value.dtype}, expected integers")
+    if like is not None:
+        check_library(name, value, like, like_name)
+    if isinstance(value, np.ndarray) and value.size:
+        wrong = (value < 0) | (value >= count)
+        if ignored is not None:
+            wrong &= value != ignored
+        if wrong.any():
+            at = np.unravel_index(int(wrong.argmax()), value.shape)
+            raise ValueError(f"{name} holds {value[at]} at {tuple(map(int, at))}, expected 0 to {count - 1}")
+
+
+def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[float, tuple[float, float], float]:
+    """Return Adam's settings as floats, or refuse them, or parameters that cannot be updated in place."""
+    check_dict("params", params)
+    if not params:
+        raise ValueError("params is empty: there is nothing to train")
+    first, *_ = params
+    for name, p in params.items():
+        check_trainable(f"params[{name!r}]", p)
+        check_library(f"params[{name!r}]", p, like=params[first], like_name=f"params[{first!r}]")
+        if isinstance(p, np.ndarray) and not p.flags.writeable:
+            raise ValueError(f"params[{name!r}] is read-only: Adam updates it in place, so give a copy")
+    check_no_overlap(params)
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, got {betas!r}")
+    beta1, beta2 = (check_number(f"betas[{i}]", b, above=0, below=1, or_equal=True) for i, b in enumerate(betas))
+    return check_number("lr", lr, above=0), (beta1, beta2), check_number("eps", eps, above=0)
+
+
+def check_no_overlap(params: Mapping[str, Array]) -> None:
+    """Refuse two arrays that share memory, unless they are one array under two names. On a GPU nothing tells."""
+    host = {id(p): (name, p) for name, p in params.items() if isinstance(p, np.ndarray)}
+    for (one, p), (two, q) in combinations(host.values(), 2):
+        if np.shares_memory(p, q):
+            raise ValueError(
+                f"params[{one!r}] and params[{two!r}] share memory and are two arrays: give one array both names"
+            )
+
+
+def check_like_params(
+    label: str, arrays: Mapping[str, Array], params: Mapping[str, Array], home: Mapping[str, str] | None = None
+) -> None:
+    """Refuse arrays that differ in library, dtype or shape from the parameters of their names."""
+    for name, array in arrays.items():
+        p = params[home[name] if home else name]
+        check_trainable(f"{label}[{name!r}]", array, like=p, like_name="params")
+        check_shape(f"{label}[{name!r}]", array, p.shape)
+
+
+def check_data(model: Any, X: Array, Y: Array) -> int:
+    """Return the number of rows of X and Y, or refuse data that do not fit a model or each other."""
+    if not hasattr(model, "trainable"):
+        raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
+    like = next(iter(model.trainable().values()), None)
+    for name, data in (("X", X), ("Y", Y)):
+        if not hasattr(data, "dtype") or not hasattr(data, "shape"):
+            raise TypeError(f"{name} must be an array, got {type(data).__name__}")
+        if data.dtype.kind not in "iu":
+            check_array(name, data, like)
+            check_trainable(name, data, like)
+        elif like is not None:
+            check_library(name, data, like, "the layer")
+    widths = [getattr(model, width, None) for width in ("in_features", "out_features")]
+    if X.dtype.kind == "f" and widths[0] is not None:
+        check_features("X", X, widths[0], "in_features", like)
+    if X.shape == () or X.shape[0] == 0 or (X.dtype.kind == "f" and len(X.shape) < 2):
+        raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
+    if Y.shape[:1] != X.shape[:1]:
+        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {tuple(X.shape[:1])} + ... as X has")
+    if X.dtype.kind == Y.dtype.kind == "f" and None not in widths:
+        check_shape("Y", Y, (*X.shape[:-1], widths[1]))
+    return int(X.shape[0])
+
+
+def check_batch_size(batch_size: Any, n: int) -> int:
+    """Return the batch size as an int, or refuse one that is not between 1 and the number of rows."""
+    batch_size = check_integer("batch_size", batch_size, at_least=1)
+    if batch_size > n:
+        raise ValueError(f"batch_size must be at most the {n} rows of X, got {batch_size}")
+    return batch_size
+
+
+def check_children(layers: Mapping[str, Any], layer_type: type, reserved: Collection[str]) -> None:
+    """Refuse a model's children that are no layers, or whose names are taken or no part of a path."""
+    if not layers:
+        raise ValueError("Sequential() has no layers: give at least one, by name, such as fc=Linear(...)")
+    for name, layer in layers.items():
+        check_instance(name, layer, layer_type)
+        if name in reserved:
+            raise ValueError(f"a layer cannot be named {name!r}: every layer has an attribute of that name")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return `value`, or refuse what is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return str(value)
+
+
+def check_sizes(**sizes: Any) -> list[int]:
+    """Return sizes as Python ints, or refuse one that is not an integer of at least 1."""
+    return [check_integer(name, size, at_least=1) for name, size in sizes.items()]
 
 
 def check_dict(name: str, value: Any) -> None:

@@ -12,17 +12,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, dtype_name
 from .checkpointfile import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from .state import TrainingState
 from .tensorfile import AdapterFileError, read_json, written_whole
-
-if TYPE_CHECKING:
-    from ..training import History, _Loop
 
 __all__ = ["CheckpointError", "claim_folder", "describe", "keep", "resume"]
 
@@ -64,63 +62,44 @@ def fingerprint(data: Array) -> str:
     return f"{dtype_name(data)} {tuple(data.shape)}, hash {digest}"
 
 
-def describe(loop: _Loop, rng: np.random.Generator, batch_size: int, log_every: int) -> dict[str, Any]:
+def describe(state: TrainingState, X: Array, Y: Array, batch_size: int, log_every: int) -> dict[str, Any]:
     """Return what must be the same for a training to go on, in words that name a difference.
 
     The number of epochs is not among them: a training that is done can be made longer. Nor are the parameters, which
     the checkpoint brings.
     """
-    optimizer = loop.optimizer
+    optimizer = state.optimizer
     return {
-        "backend": loop.backend.name,
+        "backend": backend_of(X).name,
         "batch_size": batch_size,
         "lr": optimizer.lr,
         "log_every": log_every,
-        "rng": seed_of(rng),
-        "model": type(loop.model).__name__,
+        "rng": seed_of(state.rng),
+        "model": type(state.model).__name__,
         **{f"params[{name!r}]": f"{dtype_name(p)} {tuple(p.shape)}" for name, p in optimizer.params.items()},
-        "X": fingerprint(loop.X),
-        "Y": fingerprint(loop.Y),
+        "X": fingerprint(X),
+        "Y": fingerprint(Y),
     }
 
 
-def keep(
-    path: str | Path,
-    loop: _Loop,
-    rng: np.random.Generator,
-    epoch: int,
-    history: History,
-    configuration: Mapping[str, Any],
-) -> None:
-    """Write down where the loop of `train` stands after an epoch."""
-    params, optimizer = loop.copy_state()
+def keep(path: str | Path, state: TrainingState, X: Array, configuration: Mapping[str, Any]) -> None:
+    """Write down where a training stands after an epoch."""
+    params, optimizer = state.copy_arrays()
     checkpoint = Checkpoint(
         params=params,
         optimizer=optimizer,
-        rng_state=rng.bit_generator.state,
-        epoch=epoch,
-        epochs=history.epochs,
-        losses=history.losses,
-        probe=_probe(loop).tolist(),
+        rng_state=state.rng.bit_generator.state,
+        epoch=state.epoch,
+        epochs=state.history.epochs,
+        losses=state.history.losses,
+        probe=_probe(state, X).tolist(),
         configuration=configuration,
     )
     save_checkpoint(path, checkpoint)
 
 
-def resume(
-    path: str | Path,
-    loop: _Loop,
-    rng: np.random.Generator,
-    history: History,
-    configuration: Mapping[str, Any],
-    epochs: int,
-) -> int:
-    """Put the loop of `train`, the generator and the history where a checkpoint left them.
-
-    Returns
-    -------
-    int
-        The number of epochs done; 0 where there is no checkpoint yet.
+def resume(path: str | Path, state: TrainingState, X: Array, configuration: Mapping[str, Any], epochs: int) -> None:
+    """Put a training where a checkpoint left it; where there is none yet, write one of the start.
 
     Raises
     ------
@@ -129,46 +108,48 @@ def resume(
     """
     checkpoint = load_checkpoint(path)
     if checkpoint is None:
-        return 0
+        keep(path, state, X, configuration)  # better that it fails now than after an epoch
+        return
     check_same_configuration(path, checkpoint.configuration, configuration)
     if checkpoint.epoch > epochs:
         raise CheckpointError(
             f"{str(path)!r} is a checkpoint of another configuration: epochs is {epochs} here, and "
             f"{checkpoint.epoch} are done there"
         )
-    start = loop.copy_state()
+    start = state.copy_arrays()
     try:
         # The state is tried on another generator first.
-        type(rng.bit_generator)().state = checkpoint.rng_state
-        asarray = loop.backend.asarray
+        type(state.rng.bit_generator)().state = checkpoint.rng_state
+        asarray = backend_of(X).asarray
         params, m, v = (
             {name: asarray(array) for name, array in arrays.items()}
             for arrays in (checkpoint.params, checkpoint.optimizer["m"], checkpoint.optimizer["v"])
         )
-        loop.restore_state((params, {"t": checkpoint.optimizer["t"], "m": m, "v": v}))
-        _check_probe(path, loop, checkpoint.probe)
+        state.restore_arrays((params, {"t": checkpoint.optimizer["t"], "m": m, "v": v}))
+        _check_probe(path, state, X, checkpoint.probe)
     except CheckpointError:
-        loop.restore_state(start)
+        state.restore_arrays(start)
         raise
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        loop.restore_state(start)
+        state.restore_arrays(start)
         raise CheckpointError(f"{str(path)!r} is not a whole checkpoint: {error}") from error
-    rng.bit_generator.state = checkpoint.rng_state
-    history.epochs[:], history.losses[:] = checkpoint.epochs, checkpoint.losses
-    return checkpoint.epoch
+    state.rng.bit_generator.state = checkpoint.rng_state
+    state.epoch = checkpoint.epoch
+    state.history.epochs[:], state.history.losses[:] = checkpoint.epochs, checkpoint.losses
 
 
-def _probe(loop: _Loop) -> np.ndarray:
+def _probe(state: TrainingState, X: Array) -> np.ndarray:
     """Return some of the model's output on the first row of the data: it depends on what is frozen, too."""
     with np.errstate(over="ignore", invalid="ignore"):
-        output = loop.backend.to_numpy(loop.model(loop.X[:1])).reshape(-1)[:PROBE_ENTRIES]
+        output = backend_of(X).to_numpy(state.model(X[:1])).reshape(-1)[:PROBE_ENTRIES]
     return np.nan_to_num(np.asarray(output, np.float64))
 
 
-def _check_probe(path: str | Path, loop: _Loop, saved: list[float]) -> None:
+def _check_probe(path: str | Path, state: TrainingState, X: Array, saved: list[float]) -> None:
     """Refuse a checkpoint whose parameters, in this model, give another output than they gave."""
-    now, then = _probe(loop), np.array(saved, np.float64)
-    tolerance = min(0.01, 1000 * float(np.finfo(dtype_name(loop.X)).eps)) * float(np.abs(now).max())
+    now, then = _probe(state, X), np.array(saved, np.float64)
+    tolerance = min(0.01, 1000 * float(np.finfo(dtype_name(next(iter(state.optimizer.params.values())))).eps))
+    tolerance *= float(np.abs(now).max())
     if now.shape != then.shape or not (np.abs(now - then) <= tolerance).all():
         raise CheckpointError(
             f"{str(path)!r} is a checkpoint of another configuration: what is frozen in the model, its base's weight "

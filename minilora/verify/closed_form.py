@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from ..backend import all_finite, backend_of
 from ..checks import Array, check_array, check_integer, check_matrix, check_number, check_shape, check_trainable
-from ..linear import rows
+from ..layer import rows
 from ..lora import LoRA
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, check_integer
+from ..layer import Layer
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
 from ..losses import mse
-from ..training import Layer
 from .gradcheck import GradientError, GradReport, gradcheck
 from .slopes import Function, Params
 

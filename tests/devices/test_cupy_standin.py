@@ -280,7 +280,10 @@ LEAKS = {
     "NumPy's mode= in take": ("training.take_rows", lambda a, rows, out: xp_of(a).take(a, rows, axis=0, mode="clip")),
     "a function that CuPy lacks": ("training.mse", lambda p, t: (xp_of(p).vecdot(p - t, p - t).mean(), p - t)),
     "a list as an operand": ("training.mse", lambda p, t: (((p - t) * ([0.5] * p.shape[-1])).mean(), p)),
-    "batches as NumPy indices": ("training._Loop.run", lambda self, batches, epoch: [self.step(rows) for rows in batches]),
+    "batches as NumPy indices": (
+        "training._Loop.run",
+        lambda self, batches, epoch: [self.step(rows) for rows in batches],
+    ),
     "batches moved one by one": ("training._Loop.run", moved_batch_by_batch),
     "rows gathered on the host": ("training.take_rows", gathered_on_the_host),
     "the loss read at each block": ("training.mse", lambda p, t: (float(mse(p, t)[0]) * p[0, 0] / p[0, 0], p)),

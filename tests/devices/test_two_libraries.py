@@ -15,6 +15,7 @@ from minilora import (
     mse,
     train,
 )
+from minilora.fast import residual_form
 
 N, IN, OUT, RANK = 6, 4, 3, 2
 
@@ -51,12 +52,12 @@ def mixtures():
         "Linear.input_gradient": (lambda own, odd: linear(own).input_gradient(odd(N, OUT)), "dy"),
         "LoRA.forward": (lambda own, odd: lora(own).forward(odd(N, IN)), "x"),
         "LoRA.backward": (lambda own, odd: backward(lora(own), own, odd), "dy"),
-        "LoRA.mse_gradients x": (lambda own, odd: lora(own).mse_gradients(odd(N, IN), own(N, OUT)), "x"),
-        "LoRA.mse_gradients": (lambda own, odd: lora(own).mse_gradients(own(N, IN), odd(N, OUT)), "residual"),
+        "LoRA.mse_gradients x": (lambda own, odd: residual_form(lora(own), odd(N, IN), own(N, OUT)), "x"),
+        "LoRA.mse_gradients": (lambda own, odd: residual_form(lora(own), own(N, IN), odd(N, OUT)), "residual"),
         "LoRALinear.forward": (lambda own, odd: LoRALinear(linear(own), lora(own)).forward(odd(N, IN)), "x"),
         "LoRALinear.backward": (lambda own, odd: backward(LoRALinear(linear(own), lora(own)), own, odd), "dy"),
         "LoRALinear.mse_gradients": (
-            lambda own, odd: LoRALinear(linear(own), lora(own)).mse_gradients(own(N, IN), odd(N, OUT)),
+            lambda own, odd: residual_form(LoRALinear(linear(own), lora(own)), own(N, IN), odd(N, OUT)),
             "target",
         ),
         "mse": (lambda own, odd: mse(own(N, OUT), odd(N, OUT)), "target"),

@@ -6,9 +6,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear, mse, train
+from minilora.conformance.claims import delta_is_the_matrix_of_forward
+from minilora.fast import residual_form
 
+from ..support.compare import assert_close, gradients_are_the_slope_of_mse
 from ..support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
-from ..support.properties import assert_close, delta_is_the_matrix_of_forward, residual_form_is_the_gradient_of_mse
 
 
 def adapted(problem: Problem, dtype: str = "float64") -> LoRALinear:
@@ -31,13 +33,13 @@ def test_delta_is_the_matrix_of_forward(problem):
 @example(problem=ONE_ROW)
 @example(problem=RANK_ABOVE_WIDTHS)
 def test_residual_form_is_the_gradient_of_mse(problem):
-    residual_form_is_the_gradient_of_mse(LoRA, problem)
+    gradients_are_the_slope_of_mse(LoRA, problem)
 
 
 @pytest.mark.parametrize("large", LARGE)
 def test_a_large_adapter_is_an_adapter(large):
     delta_is_the_matrix_of_forward(LoRA, LARGE[large])
-    residual_form_is_the_gradient_of_mse(LoRA, LARGE[large])
+    gradients_are_the_slope_of_mse(LoRA, LARGE[large])
 
 
 def test_delta_of_many_entries_is_the_matrix_of_forward():
@@ -48,7 +50,7 @@ def test_delta_of_many_entries_is_the_matrix_of_forward():
 def test_residual_form_leaves_its_arguments_alone(problem):
     x, target = problem.x, problem.target
     for layer in (adapted(problem), adapted(problem).adapter):
-        layer.mse_gradients(x, target)
+        residual_form(layer, x, target)
         np.testing.assert_array_equal(x, problem.x)
         np.testing.assert_array_equal(target, problem.target)
 
@@ -70,12 +72,12 @@ def test_residual_form_takes_leading_axes_as_rows(problem):
     lora = LoRA(**problem.factors, alpha=problem.alpha)
     x = problem.randn("leading x", 2, problem.n, problem.in_features)
     residual = problem.randn("leading y", 2, problem.n, problem.out_features)
-    flat = lora.mse_gradients(x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
-    for name, grad in lora.mse_gradients(x, residual).items():
+    flat = residual_form(lora, x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
+    for name, grad in residual_form(lora, x, residual).items():
         np.testing.assert_array_equal(grad, flat[name])
     layer = adapted(problem)
-    flat = layer.mse_gradients(x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
-    for name, grad in layer.mse_gradients(x, residual).items():
+    flat = residual_form(layer, x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
+    for name, grad in residual_form(layer, x, residual).items():
         assert_close(grad, flat[name], 1e-13)
 
 
@@ -84,8 +86,8 @@ def test_training_an_adapter_beside_its_base_is_training_it_on_the_residual(prob
     layer = adapted(problem)
     d_prediction = mse(layer(problem.x), problem.target)[1]
     _, by_backward = layer.backward(d_prediction, layer.forward(problem.x)[1])
-    on_residual = layer.adapter.mse_gradients(problem.x, problem.target - layer.base(problem.x))
-    for name, grad in layer.mse_gradients(problem.x, problem.target).items():
+    on_residual = residual_form(layer.adapter, problem.x, problem.target - layer.base(problem.x))
+    for name, grad in residual_form(layer, problem.x, problem.target).items():
         assert_close(grad, by_backward[name], 1e-12)
         assert_close(grad, on_residual[name], 1e-12)
 

@@ -8,8 +8,8 @@ from minilora import Adam, Linear, LoRA, LoRALinear, mse, train
 from minilora.training import draw_batches
 
 from ..support.cases import CASES
+from ..support.compare import assert_close
 from ..support.problems import Problem, problems
-from ..support.properties import assert_close
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")

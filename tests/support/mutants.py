@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from minilora import Adam, Linear, LoRA, LoRALinear
-from minilora.linear import rows
-
-from .cases import linear_case, lora_case, lora_linear_case
-from .problems import Problem
-from .properties import (
-    ADAM_PROPERTIES,
-    LAYER_PROPERTIES,
-    MSE_PROPERTIES,
+from minilora.conformance.claims import (
+    ADAM_CLAIMS,
+    MSE_CLAIMS,
+    a_frozen_layer_only_passes_dx,
     delta_is_the_matrix_of_forward,
-    residual_form_is_the_gradient_of_mse,
 )
+from minilora.layer import rows
+
+from .cases import LAYER_CLAIMS, linear_case, lora_case, lora_linear_case
+from .compare import gradients_are_the_slope_of_mse
+from .problems import Problem
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Bug:
 
 
 BUGS: list[Bug] = []
+
+# That a frozen layer has no gradients is left out: most bugs below do not care about it, and would be caught by that alone.
+BUG_CLAIMS = tuple(claim for claim in LAYER_CLAIMS if claim is not a_frozen_layer_only_passes_dx)
 
 
 def bug(name: str, *claims: Callable[[Any, Problem], None], of: Callable[[Any], Any] = lambda subject: subject):
@@ -71,30 +74,31 @@ class Wrong(LoRA):
         return dh @ self.lora_A
 
     def backward(self, dy, cache, *, need_dx=True):
-        _, x, h = cache
+        *_, x, h = cache
         dh = self.dh(dy, x, h)
-        return (self.dx(dh) if need_dx else None), {"lora_A": self.dA(dh, x), "lora_B": self.dB(dy, x, h)}
+        grads = {} if self.frozen else {"lora_A": self.dA(dh, x), "lora_B": self.dB(dy, x, h)}
+        return (self.dx(dh) if need_dx else None), grads
 
 
-@lora_bug("alpha/r forgotten in dA", *LAYER_PROPERTIES)
+@lora_bug("alpha/r forgotten in dA", *BUG_CLAIMS)
 class NoScalingInA(Wrong):
     def dA(self, dh, x):
         return rows(dh).T @ rows(x) / self.scaling
 
 
-@lora_bug("alpha/r forgotten in dB", *LAYER_PROPERTIES)
+@lora_bug("alpha/r forgotten in dB", *BUG_CLAIMS)
 class NoScalingInB(Wrong):
     def dB(self, dy, x, h):
         return rows(dy).T @ rows(h)
 
 
-@lora_bug("alpha/r forgotten in dx", *LAYER_PROPERTIES)
+@lora_bug("alpha/r forgotten in dx", *BUG_CLAIMS)
 class NoScalingInX(Wrong):
     def dx(self, dh):
         return dh @ self.lora_A / self.scaling
 
 
-@lora_bug("alpha/r forgotten in the whole backward", *LAYER_PROPERTIES)
+@lora_bug("alpha/r forgotten in the whole backward", *BUG_CLAIMS)
 class NoScalingInBackward(Wrong):
     def dB(self, dy, x, h):
         return rows(dy).T @ rows(h)
@@ -103,96 +107,98 @@ class NoScalingInBackward(Wrong):
         return dy @ self.lora_B
 
 
-@lora_bug("alpha/r forgotten in the forward", *LAYER_PROPERTIES)
+@lora_bug("alpha/r forgotten in the forward", *BUG_CLAIMS)
 class NoScalingInForward(LoRA):
     def forward(self, x):
         h = x @ self.lora_A.T
-        return h @ self.lora_B.T, (self, x, h)
+        y = h @ self.lora_B.T
+        return y, (self, y.shape, x, h)
 
 
-@lora_bug("alpha/r forgotten in forward and backward alike", *LAYER_PROPERTIES)
+@lora_bug("alpha/r forgotten in forward and backward alike", *BUG_CLAIMS)
 class NoScalingAtAll(NoScalingInBackward):
     def forward(self, x):
         h = x @ self.lora_A.T
-        return h @ self.lora_B.T, (self, x, h)
+        y = h @ self.lora_B.T
+        return y, (self, y.shape, x, h)
 
 
-@lora_bug("alpha/r squared in dA", *LAYER_PROPERTIES)
+@lora_bug("alpha/r squared in dA", *BUG_CLAIMS)
 class ScalingTwice(Wrong):
     def dA(self, dh, x):
         return rows(dh).T @ rows(x) * self.scaling
 
 
-@lora_bug("alpha in place of alpha/r", *LAYER_PROPERTIES)
+@lora_bug("alpha in place of alpha/r", *BUG_CLAIMS)
 class AlphaForScaling(LoRA):
     @property
     def scaling(self):
         return self.alpha
 
 
-@lora_bug("alpha divided by the root of r", *LAYER_PROPERTIES)
+@lora_bug("alpha divided by the root of r", *BUG_CLAIMS)
 class RootForScaling(LoRA):
     @property
     def scaling(self):
         return self.alpha / self.rank**0.5
 
 
-@lora_bug("dA and dB swapped", *LAYER_PROPERTIES)
+@lora_bug("dA and dB swapped", *BUG_CLAIMS)
 class Swapped(Wrong):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
         return dx, {"lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}
 
 
-@lora_bug("dB transposed", *LAYER_PROPERTIES)
+@lora_bug("dB transposed", *BUG_CLAIMS)
 class TransposedB(Wrong):
     def dB(self, dy, x, h):
         return super().dB(dy, x, h).T
 
 
-@lora_bug("dA transposed and put back into its shape", *LAYER_PROPERTIES)
+@lora_bug("dA transposed and put back into its shape", *BUG_CLAIMS)
 class ReshapedA(Wrong):
     def dA(self, dh, x):
         return super().dA(dh, x).T.reshape(self.lora_A.shape)
 
 
-@lora_bug("dA with the opposite sign", *LAYER_PROPERTIES)
+@lora_bug("dA with the opposite sign", *BUG_CLAIMS)
 class MinusA(Wrong):
     def dA(self, dh, x):
         return -super().dA(dh, x)
 
 
-@lora_bug("dA from the factor B of one output only", *LAYER_PROPERTIES)
+@lora_bug("dA from the factor B of one output only", *BUG_CLAIMS)
 class OneOutput(Wrong):
     def dh(self, dy, x, h):
         return dy[..., :1] @ self.lora_B[:1] * self.scaling
 
 
-@lora_bug("dA from the sum of dy over outputs", *LAYER_PROPERTIES)
+@lora_bug("dA from the sum of dy over outputs", *BUG_CLAIMS)
 class SummedOutputs(Wrong):
     def dh(self, dy, x, h):
         return dy.sum(axis=-1, keepdims=True) * self.lora_B.mean(axis=0) * self.scaling
 
 
-@lora_bug("dA of the first row only", *LAYER_PROPERTIES)
+@lora_bug("dA of the first row only", *BUG_CLAIMS)
 class FirstRow(Wrong):
     def dA(self, dh, x):
         return rows(dh)[:1].T @ rows(x)[:1]
 
 
-@lora_bug("mean over rows in place of the sum, in dB", *LAYER_PROPERTIES)
+@lora_bug("mean over rows in place of the sum, in dB", *BUG_CLAIMS)
 class MeanOverRows(Wrong):
     def dB(self, dy, x, h):
         return super().dB(dy, x, h) / len(rows(dy))
 
 
-@lora_bug("the cached h taken again through A", *LAYER_PROPERTIES)
+@lora_bug("the cached h taken again through A", *BUG_CLAIMS)
 class HTwice(Wrong):
     def dB(self, dy, x, h):
         return rows(dy).T @ (rows(h) @ self.lora_A @ self.lora_A.T) * self.scaling
 
 
-@lora_bug("one entry of dA off by a millionth", *LAYER_PROPERTIES)
+@lora_bug("one entry of dA off by a millionth", *BUG_CLAIMS)
 class Millionth(Wrong):
     def dA(self, dh, x):
         dA = super().dA(dh, x)
@@ -200,7 +206,7 @@ class Millionth(Wrong):
         return dA
 
 
-@lora_bug("an entry of dA missing, as behind a mask", *LAYER_PROPERTIES)
+@lora_bug("an entry of dA missing, as behind a mask", *BUG_CLAIMS)
 class Masked(Wrong):
     def dA(self, dh, x):
         dA = super().dA(dh, x)
@@ -208,7 +214,7 @@ class Masked(Wrong):
         return dA
 
 
-@lora_bug("gradients added up over calls", *LAYER_PROPERTIES)
+@lora_bug("gradients added up over calls", *BUG_CLAIMS)
 class Accumulated(Wrong):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
@@ -216,29 +222,29 @@ class Accumulated(Wrong):
         return dx, self.total
 
 
-@lora_bug("gradient written into the caller's dy", *LAYER_PROPERTIES)
+@lora_bug("gradient written into the caller's dy", *BUG_CLAIMS)
 class ScalesDyInPlace(LoRA):
     def backward(self, dy, cache, *, need_dx=True):
         dy *= self.scaling
-        _, x, h = cache
+        *_, x, h = cache
         dh = dy @ self.lora_B
         dx = dh @ self.lora_A if need_dx else None
         return dx, {"lora_A": rows(dh).T @ rows(x), "lora_B": rows(dy).T @ rows(h)}
 
 
-@lora_bug("dA rounded to float32", *LAYER_PROPERTIES)
+@lora_bug("dA rounded to float32", *BUG_CLAIMS)
 class Single(Wrong):
     def dA(self, dh, x):
         return super().dA(dh, x).astype(np.float32).astype(dh.dtype)
 
 
-@lora_bug("float64 returned for float32", *LAYER_PROPERTIES)
+@lora_bug("float64 returned for float32", *BUG_CLAIMS)
 class Promoted(Wrong):
     def dB(self, dy, x, h):
         return super().dB(dy, x, h) * np.float64(1)
 
 
-@lora_bug("only the last of the leading axes summed", *LAYER_PROPERTIES)
+@lora_bug("only the last of the leading axes summed", *BUG_CLAIMS)
 class OneAxis(Wrong):
     def dB(self, dy, x, h):
         return np.swapaxes(np.atleast_2d(dy), -1, -2) @ np.atleast_2d(h) * self.scaling
@@ -259,24 +265,23 @@ class UnscaledDelta(LoRA):
 # --- the residual form ----------------------------------------------------------------------------
 
 
-def residual_form(self, x, R, *, c=None, dB=None, dH=None):
-    A, B, s = self.lora_A, self.lora_B, self.scaling
-    c = 2 * s / R.size if c is None else c(self, R)
+def written_out(model, x, y, *, c=None, dB=None, dH=None):
+    """`minilora.fast.residual_form`, for a wrong part to take the place of one of its own."""
+    lora, R = (model.adapter, y - model.base(x)) if isinstance(model, LoRALinear) else (model, y)
+    A, B, s = lora.lora_A, lora.lora_B, lora.scaling
+    c = 2 * s / R.size if c is None else c(s, R)
     H = x @ A.T
     dH = c * (s * H @ (B.T @ B) - R @ B) if dH is None else dH(c, s, H, B, R)
     return {"lora_A": dH.T @ x, "lora_B": c * (s * B @ (H.T @ H) - R.T @ H) if dB is None else dB(c, s, H, B, R)}
 
 
 def residual_bug(name: str, **wrong: Callable) -> None:
-    def mse_gradients(self, x, R):
-        return residual_form(self, x, R, **wrong)
-
-    bug(name, residual_form_is_the_gradient_of_mse)(type("WrongResidual", (LoRA,), {"mse_gradients": mse_gradients}))
+    bug(name, gradients_are_the_slope_of_mse)(partial(written_out, **wrong))
 
 
-residual_bug("residual form: mean over rows only", c=lambda self, R: 2 * self.scaling / len(R))
-residual_bug("residual form: 2 forgotten", c=lambda self, R: self.scaling / R.size)
-residual_bug("residual form: alpha/r forgotten in front", c=lambda self, R: 2 / R.size)
+residual_bug("residual form: mean over rows only", c=lambda s, R: 2 * s / len(R))
+residual_bug("residual form: 2 forgotten", c=lambda s, R: s / R.size)
+residual_bug("residual form: alpha/r forgotten in front", c=lambda s, R: 2 / R.size)
 residual_bug("residual form: alpha/r forgotten inside dB", dB=lambda c, s, H, B, R: c * (B @ (H.T @ H) - R.T @ H))
 residual_bug("residual form: sign of the residual", dB=lambda c, s, H, B, R: c * (s * B @ (H.T @ H) + R.T @ H))
 residual_bug("residual form: residual left out of dH", dH=lambda c, s, H, B, R: c * s * H @ (B.T @ B))
@@ -289,83 +294,84 @@ residual_bug("residual form: alpha/r forgotten inside dH", dH=lambda c, s, H, B,
 class WrongLinear(Linear):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
-        return self.spoil(dx, grads, dy, cache[1])
+        return self.spoil(dx, grads, dy, cache[2])
 
 
-@linear_bug("bias gradient is a mean", *LAYER_PROPERTIES)
+@linear_bug("bias gradient is a mean", *BUG_CLAIMS)
 class MeanBias(WrongLinear):
     def spoil(self, dx, grads, dy, x):
         return dx, {**grads, "bias": rows(dy).mean(axis=0)} if self.bias is not None else grads
 
 
-@linear_bug("bias gradient forgotten", *LAYER_PROPERTIES)
+@linear_bug("bias gradient forgotten", *BUG_CLAIMS)
 class NoBias(WrongLinear):
     def spoil(self, dx, grads, dy, x):
         return dx, {"weight": grads["weight"]}
 
 
-@linear_bug("bias left out of the forward", *LAYER_PROPERTIES)
+@linear_bug("bias left out of the forward", *BUG_CLAIMS)
 class BiaslessForward(Linear):
     def forward(self, x):
-        return x @ self.weight.T, (self, x)
+        y = x @ self.weight.T
+        return y, (self, y.shape, x)
 
 
-@linear_bug("dx with the transposed weight", *LAYER_PROPERTIES)
+@linear_bug("dx with the transposed weight", *BUG_CLAIMS)
 class TransposedDx(Linear):
     def input_gradient(self, dy):
         return dy @ self.weight.T.reshape(self.weight.shape)
 
 
-@linear_bug("the input handed back as its own gradient", *LAYER_PROPERTIES)
+@linear_bug("the input handed back as its own gradient", *BUG_CLAIMS)
 class InputForDx(WrongLinear):
     def spoil(self, dx, grads, dy, x):
         return x if dx is not None else None, grads
 
 
-@lora_linear_bug("dx without the LoRA path", *LAYER_PROPERTIES)
+@lora_linear_bug("dx without the LoRA path", *BUG_CLAIMS)
 class NoLoRAPath(LoRALinear):
     def backward(self, dy, cache, *, need_dx=True):
         _, grads = super().backward(dy, cache, need_dx=need_dx)
         return (self.base.input_gradient(dy) if need_dx else None), grads
 
 
-@lora_linear_bug("dx without the base's path", *LAYER_PROPERTIES)
+@lora_linear_bug("dx without the base's path", *BUG_CLAIMS)
 class NoBasePath(LoRALinear):
     def backward(self, dy, cache, *, need_dx=True):
         return self.adapter.backward(dy, cache[-1], need_dx=need_dx)
 
 
-@lora_linear_bug("the adapter's output added twice", *LAYER_PROPERTIES)
+@lora_linear_bug("the adapter's output added twice", *BUG_CLAIMS)
 class AdapterTwice(LoRALinear):
     def forward(self, x):
         update, cache = self.adapter.forward(x)
-        return self.base(x) + 2 * update, (self, x, cache)
+        return self.base(x) + 2 * update, (self, update.shape, cache)
 
 
 # --- the loss -------------------------------------------------------------------------------------
 
 
-@bug("mse: gradient as of a mean over rows only", *MSE_PROPERTIES)
+@bug("mse: gradient as of a mean over rows only", *MSE_CLAIMS)
 def mean_over_rows(p, t):
     return ((p - t) ** 2).mean(), 2 / len(p) * (p - t)
 
 
-@bug("mse: 2 forgotten", *MSE_PROPERTIES)
+@bug("mse: 2 forgotten", *MSE_CLAIMS)
 def no_two(p, t):
     return ((p - t) ** 2).mean(), (p - t) / p.size
 
 
-@bug("mse: target less prediction", *MSE_PROPERTIES)
+@bug("mse: target less prediction", *MSE_CLAIMS)
 def wrong_sign(p, t):
     return ((p - t) ** 2).mean(), 2 / p.size * (t - p)
 
 
-@bug("mse: sum in loss and gradient alike", *MSE_PROPERTIES)
+@bug("mse: sum in loss and gradient alike", *MSE_CLAIMS)
 def summed(p, t):
     return ((p - t) ** 2).sum(), 2 * (p - t)
 
 
-@bug("mse: half of it in loss and gradient alike", *MSE_PROPERTIES)
+@bug("mse: half of it in loss and gradient alike", *MSE_CLAIMS)
 def halved(p, t):
     return ((p - t) ** 2).mean() / 2, (p - t) / p.size
 
@@ -393,90 +399,90 @@ class WrongAdam(Adam):
             p -= self.move(*self.corrected(self.m[name], self.v[name]))
 
 
-@bug("Adam: eps inside the root", *ADAM_PROPERTIES)
+@bug("Adam: eps inside the root", *ADAM_CLAIMS)
 class EpsInside(WrongAdam):
     def move(self, m_hat, v_hat):
         return self.lr * m_hat / np.sqrt(v_hat + self.eps)
 
 
-@bug("Adam: eps before the correction", *ADAM_PROPERTIES)
+@bug("Adam: eps before the correction", *ADAM_CLAIMS)
 class EpsBeforeCorrection(WrongAdam):
     def corrected(self, m, v):
         m_hat, v_hat = super().corrected(m, v)
         return m_hat, (np.sqrt(v_hat) + self.eps / np.sqrt(1 - self.betas[1] ** self.t) - self.eps) ** 2
 
 
-@bug("Adam: m = b1 m + (1 - b1 g)", *ADAM_PROPERTIES)
+@bug("Adam: m = b1 m + (1 - b1 g)", *ADAM_CLAIMS)
 class Misplaced(WrongAdam):
     def moments(self, m, v, g):
         return self.betas[0] * m + (1 - self.betas[0] * g), super().moments(m, v, g)[1]
 
 
-@bug("Adam: m = b1 + (1 - b1) g", *ADAM_PROPERTIES)
+@bug("Adam: m = b1 + (1 - b1) g", *ADAM_CLAIMS)
 class ForgottenMean(WrongAdam):
     def moments(self, m, v, g):
         return self.betas[0] + (1 - self.betas[0]) * g, super().moments(m, v, g)[1]
 
 
-@bug("Adam: no bias correction", *ADAM_PROPERTIES)
+@bug("Adam: no bias correction", *ADAM_CLAIMS)
 class Uncorrected(WrongAdam):
     def corrected(self, m, v):
         return m, v
 
 
-@bug("Adam: no bias correction of v", *ADAM_PROPERTIES)
+@bug("Adam: no bias correction of v", *ADAM_CLAIMS)
 class HalfCorrected(WrongAdam):
     def corrected(self, m, v):
         return super().corrected(m, v)[0], v
 
 
-@bug("Adam: bias correction with the step before", *ADAM_PROPERTIES)
+@bug("Adam: bias correction with the step before", *ADAM_CLAIMS)
 class OneStepLate(WrongAdam):
     def corrected(self, m, v):
         t = max(1, self.t - 1)
         return m / (1 - self.betas[0] ** t), v / (1 - self.betas[1] ** t)
 
 
-@bug("Adam: betas swapped", *ADAM_PROPERTIES)
+@bug("Adam: betas swapped", *ADAM_CLAIMS)
 class SwappedBetas(WrongAdam):
     def moments(self, m, v, g):
         beta2, beta1 = self.betas
         return beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
 
 
-@bug("Adam: v from g in place of its square", *ADAM_PROPERTIES)
+@bug("Adam: v from g in place of its square", *ADAM_CLAIMS)
 class NoSquare(WrongAdam):
     def moments(self, m, v, g):
         return super().moments(m, v, g)[0], self.betas[1] * v + (1 - self.betas[1]) * np.abs(g)
 
 
-@bug("Adam: v in place of its root", *ADAM_PROPERTIES)
+@bug("Adam: v in place of its root", *ADAM_CLAIMS)
 class NoRoot(WrongAdam):
     def move(self, m_hat, v_hat):
         return self.lr * m_hat / (v_hat + self.eps)
 
 
-@bug("Adam: uphill", *ADAM_PROPERTIES)
+@bug("Adam: uphill", *ADAM_CLAIMS)
 class Uphill(WrongAdam):
     def move(self, m_hat, v_hat):
         return -super().move(m_hat, v_hat)
 
 
-@bug("Adam: gradient added twice", *ADAM_PROPERTIES)
+@bug("Adam: gradient added twice", *ADAM_CLAIMS)
 class Twice(WrongAdam):
     def moments(self, m, v, g):
         m, v = super().moments(m, v, g)
         return m + (1 - self.betas[0]) * g, v
 
 
-@bug("Adam: t counted once for each array", *ADAM_PROPERTIES)
+@bug("Adam: t counted once for each array", *ADAM_CLAIMS)
 class CountsArrays(WrongAdam):
     def corrected(self, m, v):
         self.t += 1
         return super().corrected(m, v)
 
 
-@bug("Adam: weight decay where none was asked for", *ADAM_PROPERTIES)
+@bug("Adam: weight decay where none was asked for", *ADAM_CLAIMS)
 class Decay(WrongAdam):
     def step(self, grads):
         for p in self.params.values():
@@ -487,7 +493,7 @@ class Decay(WrongAdam):
 # --- and those that the start of LoRA hides -------------------------------------------------------
 
 
-@lora_bug("dh doubled, and with it dA and dx", *LAYER_PROPERTIES)
+@lora_bug("dh doubled, and with it dA and dx", *BUG_CLAIMS)
 class DoubledDh(Wrong):
     def dh(self, dy, x, h):
         return dy @ self.lora_B * self.scaling * 2

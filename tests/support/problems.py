@@ -1,62 +1,10 @@
-"""Problems to check layers on: Hypothesis draws shapes and a seed, and the values are Gaussian from that seed.
+"""Problems as Hypothesis draws them, and corners that random sizes seldom reach."""
 
-Values drawn one by one would be zero half of the time, and a zero hides a bug. The four sizes of a problem all differ,
-so that no transposed or swapped array fits by accident.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-import numpy as np
 from hypothesis import strategies as st
 
+from minilora.conformance.problems import Problem, SmallIntegers
 
-@dataclass(frozen=True)
-class Problem:
-    n: int
-    in_features: int
-    out_features: int
-    rank: int
-    alpha: float = 3.0
-    bias: bool = True
-    seed: int = 0
-
-    def randn(self, name: str, *shape: int) -> np.ndarray:
-        """Gaussian values that depend on the seed and the name alone, so no two arrays of a problem are alike."""
-        return np.random.default_rng([self.seed, *name.encode()]).standard_normal(shape)
-
-    @property
-    def x(self) -> np.ndarray:
-        return self.randn("x", self.n, self.in_features)
-
-    @property
-    def dy(self) -> np.ndarray:
-        return self.randn("dy", self.n, self.out_features)
-
-    @property
-    def target(self) -> np.ndarray:
-        return self.randn("target", self.n, self.out_features)
-
-    @property
-    def full(self) -> dict[str, np.ndarray]:
-        weight = {"weight": self.randn("weight", self.out_features, self.in_features)}
-        return weight | {"bias": self.randn("bias", self.out_features)} if self.bias else weight
-
-    @property
-    def factors(self) -> dict[str, np.ndarray]:
-        return {
-            "lora_A": self.randn("lora_A", self.rank, self.in_features),
-            "lora_B": self.randn("lora_B", self.out_features, self.rank),
-        }
-
-
-@dataclass(frozen=True)
-class SmallIntegers(Problem):
-    """The same in integers from -2 to 2: with alpha / r a power of two, even float16 computes these exactly."""
-
-    def randn(self, name: str, *shape: int) -> np.ndarray:
-        return np.rint(super().randn(name, *shape)).clip(-2, 2)
+__all__ = ["Problem", "SmallIntegers", "problems"]
 
 
 @st.composite
@@ -67,7 +15,6 @@ def problems(draw: st.DrawFn, largest: int = 7) -> Problem:
     return Problem(*sizes, alpha=alpha, bias=draw(st.booleans()), seed=draw(st.integers(0, 2**32 - 1)))
 
 
-# Corners that random sizes seldom reach.
 ALL_ONES = Problem(n=1, in_features=1, out_features=1, rank=1)
 ONE_ROW = Problem(n=1, in_features=5, out_features=4, rank=2)
 RANK_ABOVE_WIDTHS = Problem(n=4, in_features=2, out_features=3, rank=6)

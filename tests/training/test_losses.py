@@ -3,12 +3,13 @@ import pytest
 from hypothesis import example, given
 
 from minilora import mse
+from minilora.conformance.claims import MSE_CLAIMS
 
+from ..support.compare import assert_close
 from ..support.problems import ALL_ONES, MANY_ROWS, problems
-from ..support.properties import MSE_PROPERTIES, assert_close
 
 
-@pytest.mark.parametrize("claim", MSE_PROPERTIES, ids=lambda claim: claim.__name__)
+@pytest.mark.parametrize("claim", MSE_CLAIMS, ids=lambda claim: claim.__name__)
 @given(problem=problems())
 @example(problem=ALL_ONES)
 @example(problem=MANY_ROWS)

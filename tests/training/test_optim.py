@@ -6,13 +6,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora import Adam
+from minilora.conformance.claims import ADAM_CLAIMS
 from minilora.optim import BLOCK
 
+from ..support.compare import assert_close
 from ..support.problems import ALL_ONES, Problem, problems
-from ..support.properties import ADAM_PROPERTIES, assert_close
 
 
-@pytest.mark.parametrize("claim", ADAM_PROPERTIES, ids=lambda claim: claim.__name__)
+@pytest.mark.parametrize("claim", ADAM_CLAIMS, ids=lambda claim: claim.__name__)
 @given(problem=problems())
 @example(problem=ALL_ONES)
 def test_adam(claim, problem):

@@ -8,11 +8,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
-from minilora.training import draw_batches, gradients
+from minilora.training import backpropagate, draw_batches
 
 from ..support.cases import CASES
+from ..support.compare import assert_close
 from ..support.problems import Problem, problems
-from ..support.properties import assert_close
 
 DATA = Problem(n=50, in_features=5, out_features=4, rank=3)
 
@@ -62,7 +62,7 @@ def test_the_gradients_of_a_step_are_those_of_mse(problem):
         model = make(case, problem)
         prediction, cache = model.forward(problem.x)
         _, grads = model.backward(mse(prediction, problem.target)[1], cache)
-        for name, grad in gradients(model, problem.x, problem.target).items():
+        for name, grad in backpropagate(model, problem.x, problem.target).items():
             assert_close(grad, grads[name], 1e-12)
 
 
@@ -257,7 +257,7 @@ def test_a_training_that_diverges_stops_at_the_last_finite_parameters(case):
         for epoch in range(1, 10):
             for step, rows in enumerate(draw_batches(rng, 50, 8), start=1):
                 last = arrays_of(plain)
-                optimizer.step(gradients(plain, x[rows], target[rows]))
+                optimizer.step(backpropagate(plain, x[rows], target[rows]))
                 if not all(np.isfinite(p).all() for p in plain.trainable().values()):
                     assert (caught.value.epoch, caught.value.step) == (epoch, step)
                     for name, p in model.trainable().items():

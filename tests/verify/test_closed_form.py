@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from minilora import LoRA, best_adapter, best_adapter_from_gram, evaluate, mse, train
 
+from ..support.compare import assert_close
 from ..support.problems import ALL_ONES, MANY_ROWS, RANK_ABOVE_WIDTHS, Problem, problems
-from ..support.properties import assert_close
 
 
 def from_gram(x: np.ndarray, residual: np.ndarray, *, rank: int, alpha: float = 1.0) -> LoRA:

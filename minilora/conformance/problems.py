@@ -1,0 +1,78 @@
+"""Problems to try a layer on: sizes and a seed. The values are Gaussian from that seed.
+
+At zeros many wrong gradients cannot be seen, so no value is zero. The sizes of a problem should all differ: then no
+transposed or swapped array fits by accident.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows, widths and rank, and what is drawn from the seed for them, in float64.
+
+    Attributes
+    ----------
+    n, in_features, out_features, rank : int
+        The number of rows, and the sizes of the layer.
+    alpha : float
+        Of the adapter.
+    bias : bool
+        Whether the base has one.
+    seed : int
+        Of all values.
+    """
+
+    n: int
+    in_features: int
+    out_features: int
+    rank: int
+    alpha: float = 3.0
+    bias: bool = True
+    seed: int = 0
+
+    def randn(self, name: str, *shape: int) -> np.ndarray:
+        """Return Gaussian values that depend on the seed and the name alone: no two arrays of a problem are alike."""
+        return np.random.default_rng([self.seed, *name.encode()]).standard_normal(shape)
+
+    @property
+    def x(self) -> np.ndarray:
+        """The input, (n, in)."""
+        return self.randn("x", self.n, self.in_features)
+
+    @property
+    def dy(self) -> np.ndarray:
+        """The gradient of a loss at the output, (n, out)."""
+        return self.randn("dy", self.n, self.out_features)
+
+    @property
+    def target(self) -> np.ndarray:
+        """Targets, (n, out)."""
+        return self.randn("target", self.n, self.out_features)
+
+    @property
+    def full(self) -> dict[str, np.ndarray]:
+        """A base's weight (out, in) and, where it has one, bias (out,)."""
+        weight = {"weight": self.randn("weight", self.out_features, self.in_features)}
+        return weight | {"bias": self.randn("bias", self.out_features)} if self.bias else weight
+
+    @property
+    def factors(self) -> dict[str, np.ndarray]:
+        """An adapter's lora_A (r, in) and lora_B (out, r)."""
+        return {
+            "lora_A": self.randn("lora_A", self.rank, self.in_features),
+            "lora_B": self.randn("lora_B", self.out_features, self.rank),
+        }
+
+
+@dataclass(frozen=True)
+class SmallIntegers(Problem):
+    """The same in integers from -2 to 2: with alpha / r a power of two, even float16 computes these exactly."""
+
+    def randn(self, name: str, *shape: int) -> np.ndarray:
+        """Return the values rounded."""
+        return np.rint(super().randn(name, *shape)).clip(-2, 2)

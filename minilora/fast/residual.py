@@ -1,0 +1,73 @@
+"""The gradients of the mean squared error without the error: an adapter's step with less work.
+
+An adapter is trained towards the residual R (N, out), which is what the frozen base leaves over: R = T - b - X W^T.
+With c = 2 s / (N out), put the error s H B^T - R into (3) and (4) of `minilora.lora`, and multiply out:
+
+    dB = c (s B H^T H - R^T H)     (17)    (out, r)
+    dH = c (s H B^T B - R B)       (18)    (N, r)
+
+The gradients need R only inside R^T H and R B. Multiply the thin matrices first; then W costs 2 r in out multiply-adds
+a step, and not N in out, and neither R nor the error is ever formed:
+
+    R^T H = (T - b)^T H - W (X^T H),    R B = (T - b) B - X (W^T B)     (19)
+
+This holds for the squared error on the layer's own output, and gives no dx. Inside a network nobody can use it.
+"""
+
+from __future__ import annotations
+
+from ..checks import Array, check_array, check_count, check_input, check_shape
+from ..layer import Layer, rows
+from ..linear import Linear
+from ..lora import LoRA, LoRALinear
+
+
+def residual_form(model: Layer, x: Array, y: Array) -> dict[str, Array]:
+    """Return the gradients of ``mse(model(x), y)`` at the factors of an adapter.
+
+    At the article's sizes, 128 rows and rank 1, a step of an adapter takes 0.19 ms in place of 0.32, and one of a
+    `LoRALinear` 0.29 ms in place of 2.0.
+
+    Parameters
+    ----------
+    model : LoRA or LoRALinear
+        The class itself: a subclass may compute something else, and is refused.
+    x : array, shape (..., in)
+        Inputs.
+    y : array, shape (..., out)
+        Targets.
+
+    Returns
+    -------
+    dict of str to array
+        ``lora_A`` (r, in) and ``lora_B`` (out, r), for ``train(..., gradients=minilora.fast.residual_form)``.
+
+    Raises
+    ------
+    TypeError
+        If the model is of another class, or an array differs in dtype or library.
+    ValueError
+        If the shapes do not fit.
+    """
+    adapter, base = (model.adapter, model.base) if type(model) is LoRALinear else (model, None)
+    if type(adapter) is not LoRA or type(base) not in (Linear, type(None)):
+        raise TypeError(f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {model!r}")
+    check_input(adapter, x)
+    check_array("y", y, like=adapter.lora_A)
+    check_shape("y", y, (*x.shape[:-1], adapter.out_features))
+    X, T, B, s = rows(x), rows(y), adapter.lora_B, adapter.scaling
+    if base is not None and base.bias is not None:
+        T = T - base.bias
+    if base is not None and 2 * adapter.rank > X.shape[0]:  # (19) would be more work than the base itself
+        T, base = T - X @ base.weight.T, None
+    H = X @ adapter.lora_A.T  # eq. (1)  (N, r)
+    if base is None:
+        RtH, RB = T.T @ H, T @ B
+    else:
+        W = base.weight
+        RtH, RB = T.T @ H - W @ (X.T @ H), T @ B - X @ (W.T @ B)  # eq. (19)  (out, r), (N, r)
+    c = 2 * s / check_count("y", y)
+    dB = c * (s * B @ (H.T @ H) - RtH)  # eq. (17)  (out, r)
+    dH = c * (s * H @ (B.T @ B) - RB)  # eq. (18)  (N, r)
+    dA = dH.T @ X  # eq. (5)  (r, in)
+    return {"lora_A": dA, "lora_B": dB}

@@ -1,0 +1,200 @@
+"""What a layer is, and how a model is made of layers.
+
+    y, cache  = layer.forward(x)                            pure: what backward needs travels in the cache
+    dx, grads = layer.backward(dy, cache, need_dx=True)     grads stand under the names of trainable()
+    y         = layer(x)                                    inference
+
+A model is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
+weight of ``model.layers[3].fc1``. Three functions know this tree, and everything else is said with them:
+
+    model.trainable()                  list the arrays that train, by name
+    rebuild(model, array, layer)       copy the model with every array and layer passed through a function
+    nest(name, grads)                  put a child's gradients under its name
+
+A frozen layer trains nothing, keeps nothing in its cache and only passes dx. An array that stands in two places (a tied
+array) is one parameter: it has two names here, and `Adam` and `gradcheck` sum its gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from typing import Any, TypeVar
+
+from .checks import Array
+
+Cache = tuple[Any, ...]
+"""The layer itself, the shape of its output, and what its backward needs. Only data, so that memory can be counted."""
+Model = TypeVar("Model", bound="Layer")
+
+
+class Layer:
+    """The protocol. A subclass writes `forward` and `backward`; arrays and layers among its attributes are found."""
+
+    frozen = False
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:
+        """Return the output, and the cache for `backward`."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return the loss's gradients at the input, and at what trains.
+
+        Parameters
+        ----------
+        dy : array, of the output's shape
+            The gradient of the loss at the output.
+        cache : tuple
+            As `forward` returned it.
+        need_dx : bool
+            False where nobody asks for dx: below the lowest layer that trains there is nothing to compute.
+
+        Returns
+        -------
+        dx : array, of the input's shape, or None
+            None where `need_dx` is false, and for inputs that have no derivative, such as token ids.
+        grads : dict of str to array
+            Under the names of `trainable`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the cache is of another layer, or dy does not fit the output.
+        """
+        raise NotImplementedError
+
+    def __call__(self, x: Array) -> Array:
+        """Return the output alone."""
+        return self.forward(x)[0]
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the arrays that training updates, by name: the layer's own, not copies."""
+        found: dict[str, Array] = {}
+        for name, part in parts(self):
+            if isinstance(part, Layer):
+                found |= nest(name, part.trainable())
+            elif not self.frozen:
+                found[name] = part
+        return found
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input, of a layer whose weight has the shape (out, in)."""
+        return int(self.shape[1])  # type: ignore[attr-defined]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output, likewise."""
+        return int(self.shape[0])  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={_show(v)}' for name, v in vars(self).items())})"
+
+
+def parts(layer: Layer) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays and layers among a layer's attributes, by name, those in lists by number too."""
+    for name, value in vars(layer).items():
+        for key, part in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if isinstance(part, Layer) or _is_array(part):
+                yield name if key is None else f"{name}.{key}", part
+
+
+def walk(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield a model and every layer in it, by path; the model's own is ``""``."""
+    yield path, layer
+    for name, part in parts(layer):
+        if isinstance(part, Layer):
+            yield from walk(part, f"{path}.{name}" if path else name)
+
+
+def rebuild(
+    model: Layer,
+    array: Callable[[Array], Array] = lambda a: a,
+    layer: Callable[[str, Any], Layer] = lambda path, layer: layer,
+) -> Any:
+    """Return a copy of a model in which every array and every layer went through a function.
+
+    Parameters
+    ----------
+    model : Layer
+        It stays as it is.
+    array : callable
+        Called once for each array, also where it stands in two places: what was tied stays tied.
+    layer : callable
+        Called as ``layer(path, copy)`` for each layer, after the layers inside it.
+
+    Returns
+    -------
+    Layer
+        What `layer` returned for the model itself. With the defaults, a copy that shares its arrays.
+    """
+    done: dict[int, Array] = {}
+
+    def go(value: Any, path: str) -> Any:
+        if isinstance(value, list):
+            return [go(part, f"{path}.{key}") for key, part in enumerate(value)]
+        if _is_array(value):
+            if id(value) not in done:
+                done[id(value)] = array(value)
+            return done[id(value)]
+        if not isinstance(value, Layer):
+            return value
+        new = copy(value)
+        vars(new).update({name: go(v, f"{path}.{name}" if path else name) for name, v in vars(value).items()})
+        return layer(path, new)
+
+    return go(model, "")
+
+
+def nest(name: str, grads: Mapping[str, Array]) -> dict[str, Array]:
+    """Return a child's gradients, or arrays, under its name in the model."""
+    return {f"{name}.{key}": value for key, value in grads.items()}
+
+
+def freeze(model: Model) -> Model:
+    """Return a copy of a model in which no layer trains. The arrays are shared."""
+
+    def frozen(path: str, layer: Layer) -> Layer:
+        layer.frozen = True
+        return layer
+
+    return rebuild(model, layer=frozen)  # type: ignore[no-any-return]
+
+
+def homes(params: Mapping[str, Array]) -> dict[str, str]:
+    """Return for each name the first name of its array: two names of one array share their home."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in params.items()}
+
+
+def sum_tied(grads: Mapping[str, Array], home: Mapping[str, str]) -> dict[str, Array]:
+    """Return one gradient for each array: the sum over its names, under its home."""
+    total: dict[str, Array] = {}
+    for name, first in home.items():
+        total[first] = total[first] + grads[name] if first in total else grads[name]
+    return total
+
+
+def rows(x: Array) -> Array:  # (..., n) -> (N, n)
+    """Flatten the leading axes into one axis of rows, without a copy where the memory allows it."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def widen(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n)
+    """Return ``narrow @ factor``.
+
+    NumPy does not send an outer product to the BLAS. At rank 1, as a broadcast product, 128 rows of 1000 entries take
+    0.03 ms instead of 0.14.
+    """
+    return narrow * factor[0] if factor.shape[0] == 1 else narrow @ factor
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape")
+
+
+def _show(value: Any) -> str:
+    """Return an attribute for `repr`: of an array its shape, and not its numbers."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    return str(tuple(value.shape)) if _is_array(value) else repr(value)

@@ -1,0 +1,4 @@
+"""What a network is made of besides `Linear`: one file, one derivation each.
+
+`activation` has the functions between two layers, `sequential` the chain rule along a list of layers.
+"""

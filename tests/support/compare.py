@@ -1,0 +1,33 @@
+"""Comparisons that several test files make."""
+
+import numpy as np
+
+from minilora import LoRA, LoRALinear, gradcheck, mse
+from minilora.conformance.claims import require_close
+from minilora.conformance.problems import Problem
+from minilora.linear import Linear
+
+
+def assert_close(found, expected, tolerance: float) -> None:
+    """Compare as gradcheck does: absolutely below 1, relative to the largest entry above."""
+    require_close("what was found", found, expected, tolerance)
+
+
+def gradients_are_the_slope_of_mse(gradients, problem: Problem) -> None:
+    """Of a function (model, x, y) such as `minilora.fast.residual_form`, for an adapter alone and beside a base."""
+    x, target = problem.x, problem.target
+    full, factors = problem.full, problem.factors
+
+    def adapter(p):
+        return LoRA(p["lora_A"], p["lora_B"], problem.alpha)
+
+    def beside(p):
+        return LoRALinear(Linear(**{name: a.astype(p["lora_A"].real.dtype) for name, a in full.items()}), adapter(p))
+
+    for build in (adapter, beside):
+        grads = gradients(build(factors), x, target)
+        gradcheck(lambda p, build=build: mse(build(p)(x), target)[0], factors, grads, method="complex", tolerance=1e-12)
+        single = build({name: p.astype(np.float32) for name, p in factors.items()})
+        for name, grad in gradients(single, x.astype(np.float32), target.astype(np.float32)).items():
+            assert grad.dtype == np.float32
+            assert_close(grad, grads[name], 2e-4)  # the rounded factors and data alone move it by as much
