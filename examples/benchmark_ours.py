@@ -6,8 +6,9 @@ from itertools import cycle
 import numpy as np
 
 from minilora import Adam, Linear, LoRA, LoRALinear
-from minilora.backend import take_rows
-from minilora.training import draw_batches, gradients
+from minilora.fast import residual_form
+from minilora.fast.gather import Batches, take_rows
+from minilora.training import backpropagate, draw_batches
 
 Step = Callable[[], object]
 
@@ -31,14 +32,13 @@ class Task:
         return self.drawn.pop()
 
 
-def ours(task, model):
+def ours(task, model, gradients=backpropagate):
     """Return the step that `minilora.train` takes, from the same public pieces."""
-    optimizer = Adam(model.trainable())
-    x, y = (np.empty((task.batch, data.shape[1]), np.float32) for data in (task.X, task.Y))
+    optimizer, batch = Adam(model.trainable()), Batches(task.X, task.Y, task.batch)
 
     def step():
-        rows = task.draw()
-        optimizer.step(gradients(model, take_rows(task.X, rows, out=x), take_rows(task.Y, rows, out=y)))
+        x, y = batch(task.draw())
+        optimizer.step(gradients(model, x, y))
 
     return step
 
@@ -71,8 +71,12 @@ def floor(task, gathers, products):
 
 OURS: dict[str, Callable[[Task], Step]] = {
     "full: minilora": lambda task: ours(task, linear(task)),
-    "lora: minilora, LoRALinear": lambda task: ours(task, LoRALinear(linear(task), adapter(task))),
+    "lora: minilora": lambda task: ours(task, LoRALinear(linear(task), adapter(task))),
+    "lora: minilora, residual form": lambda task: ours(
+        task, LoRALinear(linear(task), adapter(task)), gradients=residual_form
+    ),
     "residual: minilora": lambda task: ours(task, adapter(task)),
+    "residual: minilora, residual form": lambda task: ours(task, adapter(task), gradients=residual_form),
 }
 FLOORS: dict[str, Callable[[Task], Step]] = {
     "full: floor, two products": lambda task: floor(task, False, 2),

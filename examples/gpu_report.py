@@ -19,7 +19,7 @@ import numpy as np
 
 import minilora
 from minilora import Adam, Backend, BackendUnavailable, Linear, LoRALinear, article, get_backend
-from minilora.training import draw_batches, gradients
+from minilora.training import backpropagate, draw_batches
 
 KINDS = ("full layer", "layer with adapter", "adapter on the residual")
 
@@ -50,7 +50,7 @@ def minilora_epoch(backend: Backend, kind: str, sizes: Sizes) -> Callable[[], No
 
     def epoch() -> None:
         for rows in batches:
-            optimizer.step(gradients(model, X[rows], Y[rows]))
+            optimizer.step(backpropagate(model, X[rows], Y[rows]))
         backend.synchronize()
 
     return epoch

@@ -255,7 +255,7 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
     if X.shape == () or X.shape[0] == 0 or (X.dtype.kind == "f" and len(X.shape) < 2):
         raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
     if Y.shape[:1] != X.shape[:1]:
-        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {tuple(X.shape[:1])} + ... as X has")
+        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {X.shape[0]} rows as X has")
     if X.dtype.kind == Y.dtype.kind == "f" and None not in widths:
         check_shape("Y", Y, (*X.shape[:-1], widths[1]))
     return int(X.shape[0])

@@ -194,16 +194,14 @@ def test_waits_and_transfers_are_counted(stand_in, act, expected):
 
 # Leaks planted in the library itself: training on the stand-in must fail, or its traffic must show.
 
-train_module, optim, lora, losses, backend = (
-    import_module(f"minilora.{name}") for name in ("training", "optim", "lora", "losses", "backend")
+losses, backend, gather, optim, training = (
+    import_module(f"minilora.{name}") for name in ("losses", "backend", "fast.gather", "optim", "training")
 )
-mse, forward, gradients, run, step, take_rows, all_finite, moments = (
+mse, gradients, batches, step, all_finite, moments = (
     losses.mse,
-    lora.LoRA.mse_gradients,
-    train_module.gradients,
-    train_module._Loop.run,
+    training.backpropagate,
+    gather.Batches.__call__,
     optim.Adam.step,
-    backend.take_rows,
     backend.all_finite,
     optim.Adam.__init__,
 )
@@ -224,17 +222,17 @@ def moments_on_the_host(self, params, **options):
     self.m = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}
 
 
-def scaled_by_numpy(self, x, residual):
-    return {name: g * np.ones(g.shape, g.dtype) for name, g in forward(self, x, residual).items()}
+def scaled_by_numpy(model, x, y, loss):
+    return {name: g * np.ones(g.shape, g.dtype) for name, g in gradients(model, x, y, loss).items()}
 
 
-def clipped_if_large(model, x, y):
-    grads = gradients(model, x, y)
+def clipped_if_large(model, x, y, loss):
+    grads = gradients(model, x, y, loss)
     return {name: g * 0.5 if abs(g).max() > 1e9 else g for name, g in grads.items()}
 
 
-def checked_for_nan(model, x, y):
-    grads = gradients(model, x, y)
+def checked_for_nan(model, x, y, loss):
+    grads = gradients(model, x, y, loss)
     assert all(all_finite([g]) for g in grads.values())
     return grads
 
@@ -254,9 +252,9 @@ def norm_by_numpy(self, grads):
     return [np.linalg.norm(g) for g in grads.values()]
 
 
-def moved_batch_by_batch(self, batches, epoch):
-    for rows in batches:
-        self.step(self.backend.asarray(rows))
+def moved_batch_by_batch(self, rows):
+    where = backend.backend_of(self.data[0])
+    return batches(self, where.asarray(where.to_numpy(rows)))
 
 
 def gathered_on_the_host(array, rows, out):
@@ -272,27 +270,30 @@ def chosen_by_mask(array, rows, out):
 LEAKS = {
     "np.sqrt in Adam": ("optim.adam_update", adam_with_numpys_root),
     "Adam's means made by np.zeros": ("optim.Adam.__init__", moments_on_the_host),
-    "a gradient times a NumPy array": ("lora.LoRA.mse_gradients", scaled_by_numpy),
+    "a gradient times a NumPy array": ("training.backpropagate", scaled_by_numpy),
     "np.linalg.norm of a gradient": ("optim.Adam.step", norm_by_numpy),
-    "np.mean for the loss": ("training.mse", lambda p, t: (np.mean((p - t) ** 2), p - t)),
-    "np.asarray of the prediction": ("training.mse", lambda p, t: mse(p, np.asarray(t))),
-    "np.take for the rows": ("training.take_rows", lambda a, rows, out: np.take(a, rows, axis=0)),
-    "NumPy's mode= in take": ("training.take_rows", lambda a, rows, out: xp_of(a).take(a, rows, axis=0, mode="clip")),
-    "a function that CuPy lacks": ("training.mse", lambda p, t: (xp_of(p).vecdot(p - t, p - t).mean(), p - t)),
-    "a list as an operand": ("training.mse", lambda p, t: (((p - t) * ([0.5] * p.shape[-1])).mean(), p)),
-    "batches as NumPy indices": (
-        "training._Loop.run",
-        lambda self, batches, epoch: [self.step(rows) for rows in batches],
+    "np.mean for the loss": ("losses.mse", lambda p, t: (np.mean((p - t) ** 2), p - t)),
+    "np.asarray of the prediction": ("losses.mse", lambda p, t: mse(p, np.asarray(t))),
+    "np.take for the rows": ("fast.gather.take_rows", lambda a, rows, out: np.take(a, rows, axis=0)),
+    "NumPy's mode= in take": (
+        "fast.gather.take_rows",
+        lambda a, rows, out: xp_of(a).take(a, rows, axis=0, mode="clip"),
     ),
-    "batches moved one by one": ("training._Loop.run", moved_batch_by_batch),
-    "rows gathered on the host": ("training.take_rows", gathered_on_the_host),
-    "the loss read at each block": ("training.mse", lambda p, t: (float(mse(p, t)[0]) * p[0, 0] / p[0, 0], p)),
-    "if, on a gradient": ("training.gradients", clipped_if_large),
-    "a finite check at each step": ("training.gradients", checked_for_nan),
+    "a function that CuPy lacks": ("losses.mse", lambda p, t: (xp_of(p).vecdot(p - t, p - t).mean(), p - t)),
+    "a list as an operand": ("losses.mse", lambda p, t: (((p - t) * ([0.5] * p.shape[-1])).mean(), p)),
+    "batches as NumPy indices": (
+        "fast.gather.Batches.__call__",
+        lambda self, rows: batches(self, backend.backend_of(rows).to_numpy(rows)),
+    ),
+    "batches moved one by one": ("fast.gather.Batches.__call__", moved_batch_by_batch),
+    "rows gathered on the host": ("fast.gather.take_rows", gathered_on_the_host),
+    "the loss read at each block": ("losses.mse", lambda p, t: (float(mse(p, t)[0]) * p[0, 0] / p[0, 0], p)),
+    "if, on a gradient": ("training.backpropagate", clipped_if_large),
+    "a finite check at each step": ("training.backpropagate", checked_for_nan),
     "a gradient's norm for the log": ("optim.Adam.step", norm_of_gradients),
     "a number printed at each step": ("optim.Adam.step", printing),
-    "the loss taken for a float": ("training.mse", lambda p, t: (mse(p, t)[0].is_integer(), p)),
-    "rows chosen by a mask": ("training.take_rows", chosen_by_mask),
+    "the loss taken for a float": ("losses.mse", lambda p, t: (mse(p, t)[0].is_integer(), p)),
+    "rows chosen by a mask": ("fast.gather.take_rows", chosen_by_mask),
     "the device waited for at each step": (
         "optim.Adam.step",
         lambda self, grads: (step(self, grads), backend.backend_of(self.m["lora_A"]).synchronize()),
@@ -305,7 +306,7 @@ def traffic_of_training(where):
     adapter = LoRA.init(7, 5, rank=2, alpha=1, rng=rng, backend=where)
     X, Y = (where.asarray(rng.standard_normal((50, width)), "float32") for width in (7, 5))
     traffic.reset()
-    train(adapter, X, Y, epochs=2, batch_size=8, rng=rng)
+    train(adapter, X, Y, epochs=2, batch_size=8, rng=rng, loss=losses.mse)
     return traffic.waits, traffic.to_device, traffic.to_host
 
 
@@ -319,8 +320,8 @@ def test_training_without_a_leak_passes(standin):
 @pytest.mark.parametrize("leak", LEAKS)
 def test_the_stand_in_catches_a_planted_leak_that_numpy_lets_through(standin, monkeypatch, leak):
     path, leaky = LEAKS[leak]
-    module, *holders, attribute = path.split(".")
-    owner = import_module(f"minilora.{module}")
+    *holders, attribute = path.split(".")
+    owner = import_module("minilora")
     for holder in holders:
         owner = getattr(owner, holder)
     monkeypatch.setattr(owner, attribute, leaky)

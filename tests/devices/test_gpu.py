@@ -130,7 +130,7 @@ def test_a_step_never_waits_for_the_device(gpu):
         import time
         import numpy as np
         from minilora import Adam, LoRA, get_backend
-        from minilora.training import gradients
+        from minilora.training import backpropagate
         gpu = get_backend("cupy")
         rng = np.random.default_rng(0)
         adapter = LoRA.init(64, 32, rank=2, alpha=2, rng=rng, backend=gpu)
@@ -141,7 +141,7 @@ def test_a_step_never_waits_for_the_device(gpu):
         optimizer = Adam(adapter.trainable())
         def steps():
             for batch in rows:
-                optimizer.step(gradients(adapter, X[batch], Y[batch]))
+                optimizer.step(backpropagate(adapter, X[batch], Y[batch]))
         steps(); big @ big; gpu.synchronize()
         done = gpu.xp.cuda.Event()
         for _ in range(20):

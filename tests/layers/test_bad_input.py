@@ -109,7 +109,7 @@ class TestEveryLayer:
             (np.ones((3, 5)), ValueError, r"dy has shape \(3, 5\), expected \(3, 4\)"),
             (np.ones((2, 4)), ValueError, r"dy has shape \(2, 4\), expected \(3, 4\)"),
             (np.ones((1, 3, 4)), ValueError, r"dy has shape \(1, 3, 4\), expected \(3, 4\)"),
-            (np.ones((3, 4), np.float32), TypeError, "dy has dtype float32, expected float64 as in x"),
+            (np.ones((3, 4), np.float32), TypeError, "dy has dtype float32, expected float64 as in the layer"),
             (1.0, TypeError, "dy must be an array, got float"),
         ],
     )
@@ -149,20 +149,20 @@ def test_input_gradient_refuses_a_dy_of_another_width():
         (np.ones((3, 4)), np.ones((3, 4)), ValueError, r"x has 4 entries on .*, expected in_features = 5"),
         (np.ones((3, 5), np.float32), np.ones((3, 4)), TypeError, "x has dtype float32, expected float64"),
         (np.ones((9, 5), np.float32), np.ones((9, 4)), TypeError, "x has dtype float32, expected float64"),
-        (np.ones((3, 5)), np.ones((3, 5)), ValueError, r"(residual|target) has shape \(3, 5\), expected \(3, 4\)"),
-        (np.ones((3, 5)), np.ones((2, 4)), ValueError, r"(residual|target) has shape \(2, 4\), expected \(3, 4\)"),
-        (np.ones((3, 5)), np.ones((3, 4), np.float32), TypeError, "(residual|target) has dtype float32"),
-        (np.ones((0, 5)), np.ones((0, 4)), ValueError, r"^(residual|target) has shape \(0, 4\): the mean of"),
+        (np.ones((3, 5)), np.ones((3, 5)), ValueError, r"y has shape \(3, 5\), expected \(3, 4\)"),
+        (np.ones((3, 5)), np.ones((2, 4)), ValueError, r"y has shape \(2, 4\), expected \(3, 4\)"),
+        (np.ones((3, 5)), np.ones((3, 4), np.float32), TypeError, "y has dtype float32"),
+        (np.ones((0, 5)), np.ones((0, 4)), ValueError, r"^y has shape \(0, 4\): the mean of"),
         ([[1.0] * 5], np.ones((1, 4)), TypeError, "x must be an array, got list"),
     ],
 )
-def test_mse_gradients_refuses(make, x, target, error, message):
+def test_residual_form_refuses(make, x, target, error, message):
     with pytest.raises(error, match=message):
         residual_form(make(), x, target)
 
 
 def test_a_target_without_rows_is_named():
-    with pytest.raises(ValueError, match=r"^target has shape \(0, 4\): the mean of no entries does not exist$"):
+    with pytest.raises(ValueError, match=r"^y has shape \(0, 4\): the mean of no entries does not exist$"):
         residual_form(LoRALinear(Linear(W), LoRA(A, B, 1)), np.ones((0, 5)), np.ones((0, 4)))
 
 

@@ -33,13 +33,13 @@ def test_delta_is_the_matrix_of_forward(problem):
 @example(problem=ONE_ROW)
 @example(problem=RANK_ABOVE_WIDTHS)
 def test_residual_form_is_the_gradient_of_mse(problem):
-    gradients_are_the_slope_of_mse(LoRA, problem)
+    gradients_are_the_slope_of_mse(residual_form, problem)
 
 
 @pytest.mark.parametrize("large", LARGE)
 def test_a_large_adapter_is_an_adapter(large):
     delta_is_the_matrix_of_forward(LoRA, LARGE[large])
-    gradients_are_the_slope_of_mse(LoRA, LARGE[large])
+    gradients_are_the_slope_of_mse(residual_form, LARGE[large])
 
 
 def test_delta_of_many_entries_is_the_matrix_of_forward():

@@ -36,13 +36,13 @@ def test_trainable_arrays_are_the_layers_own(case):
         assert all(trainable[name] is arrays[name] for name in arrays)
 
 
-def test_layers_print_their_widths_and_not_their_numbers():
+def test_layers_print_their_shapes_and_not_their_numbers():
     rng = np.random.default_rng(0)
     linear = Linear.init(5, 4, rng=rng)
     layer = LoRALinear.from_linear(linear, rank=2, alpha=0.5, rng=rng)
-    assert repr(linear) == "Linear(in_features=5, out_features=4, bias=True)"
-    assert repr(layer.adapter) == "LoRA(in_features=5, out_features=4, rank=2, alpha=0.5)"
-    assert repr(layer) == f"LoRALinear({linear!r}, {layer.adapter!r})"
+    assert repr(linear) == "Linear(weight=(4, 5), bias=(4,))"
+    assert repr(layer.adapter) == "LoRA(lora_A=(2, 5), lora_B=(4, 2), alpha=0.5)"
+    assert repr(layer) == f"LoRALinear(base={linear!r}, adapter={layer.adapter!r})"
 
 
 @pytest.mark.parametrize("lead", [(), (0,), (1,), (5,), (2, 3)])

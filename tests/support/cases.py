@@ -81,8 +81,10 @@ FUNCTIONS = {
 
 
 def away_from_zero(problem: Problem) -> np.ndarray:
-    """The kink of ReLU is at 0, and a central difference across it measures no slope."""
-    return problem.x + np.sign(problem.x)
+    """The kink of ReLU is at 0, and a central difference across it measures no slope; some entry must be above."""
+    x = problem.x + np.sign(problem.x)
+    x[0, 0] = abs(x[0, 0])
+    return x
 
 
 def activation_case(name: str, cls: type) -> Case:
@@ -137,20 +139,20 @@ def adapted_mlp_case(*targets: str) -> Case:
             weight = mlp_arrays(problem)[f"{path}.weight"]
             found |= {
                 f"{path}.lora_A": problem.randn(f"{path} A", problem.rank, weight.shape[1]),
-                f"{path}.lora_B": problem.randn(f"{path} B", weight.shape[0], problem.rank) / (4 * problem.alpha),
+                f"{path}.lora_B": problem.randn(f"{path} B", weight.shape[0], problem.rank) / 4,
             }
         return found
 
     def build(problem: Problem, p: Arrays) -> MLP:
         dtype = p[f"{targets[0]}.lora_A"].real.dtype
         base = build_mlp({name: array.astype(dtype) for name, array in mlp_arrays(problem).items()})
-        return attach(base, {path: LoRA(**child(path, p), alpha=problem.alpha) for path in targets})
+        return attach(base, {path: LoRA(**child(path, p), alpha=problem.alpha / 8) for path in targets})
 
     def loops(problem: Problem, p: Arrays, x: np.ndarray) -> np.ndarray:
         merged = mlp_arrays(problem)
         for path in targets:
             A, B = p[f"{path}.lora_A"], p[f"{path}.lora_B"]
-            merged[f"{path}.weight"] = merged[f"{path}.weight"] + problem.alpha / len(A) * (B @ A)
+            merged[f"{path}.weight"] = merged[f"{path}.weight"] + problem.alpha / 8 / len(A) * (B @ A)
         return mlp_by_loops(problem, merged, x)
 
     return Case(f"MLP with LoRA on {', '.join(targets)}", arrays, build, loops, claims=CLAIMS + ROW_CLAIMS)

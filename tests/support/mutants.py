@@ -36,7 +36,7 @@ class Bug:
 
 BUGS: list[Bug] = []
 
-# That a frozen layer has no gradients is left out: most bugs below do not care about it, and would be caught by that alone.
+# That a frozen layer has no gradients is left out: most bugs below ignore it, and would be caught by that alone.
 BUG_CLAIMS = tuple(claim for claim in LAYER_CLAIMS if claim is not a_frozen_layer_only_passes_dx)
 
 

@@ -110,7 +110,7 @@ def textbook_update(theta, g, m, v, t, *, lr, betas, eps):
 # What each optimisation is replaced by: (module, name, the plain thing).
 PLAIN = {
     "constants folded in Adam": ("minilora.optim", "adam_update", textbook_update),
-    "rows gathered into a buffer": ("minilora.training", "take_rows", lambda array, rows, out: array[rows].copy()),
+    "rows gathered into a buffer": ("minilora.fast.gather", "take_rows", lambda array, rows, out: array[rows].copy()),
     "loss evaluated in blocks": ("minilora.training", "EVALUATION_ROWS", ROWS),
     "outer products at rank 1": ("minilora.lora", "widen", lambda narrow, factor: narrow @ factor),
 }
