@@ -61,7 +61,7 @@ def adapt(
     if not targets:
         raise ValueError(f"target_modules={target_modules!r} names no linear layer; there are {_linears(model)}")
 
-    def beside(path: str, layer: Layer) -> Layer:
+    def beside(path: str, layer: Any) -> Layer:
         return LoRALinear.from_linear(layer, rank=rank, alpha=alpha, rng=rng) if path in targets else layer
 
     return rebuild(freeze(model), layer=beside)

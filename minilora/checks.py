@@ -241,7 +241,7 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
     if not hasattr(model, "trainable"):
         raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
     like = next(iter(model.trainable().values()), None)
-    for name, data in (("X", X), ("Y", Y)):
+    for name, data in {"X": X, "Y": Y}.items():
         if not hasattr(data, "dtype") or not hasattr(data, "shape"):
             raise TypeError(f"{name} must be an array, got {type(data).__name__}")
         if data.dtype.kind not in "iu":
@@ -249,7 +249,7 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
             check_trainable(name, data, like)
         elif like is not None:
             check_library(name, data, like, "the layer")
-    widths = [getattr(model, width, None) for width in ("in_features", "out_features")]
+    widths: list[Any] = [getattr(model, width, None) for width in ("in_features", "out_features")]
     if X.dtype.kind == "f" and widths[0] is not None:
         check_features("X", X, widths[0], "in_features", like)
     if X.shape == () or X.shape[0] == 0 or (X.dtype.kind == "f" and len(X.shape) < 2):

@@ -219,13 +219,13 @@ def _check(options: argparse.Namespace) -> int:
     backend = _backend(options)
     wrong = count = 0
     proof = list(prove(backend, options.seed))  # a bad seed speaks before the head of the table does
-    print(f"{'gradient of':48}{'checked':>16}{'error':>10}{'allowed':>10}")
+    print(f"{'gradient of':64}{'checked':>14}{'error':>10}{'allowed':>10}")
     for title, report in proof:
         for block in report.blocks:
             verdict = "ok" if block.passed else "WRONG"
             name, at = title.split("  ")
-            what = f"{name + ' ' + block.name:32}{at}"
-            print(f"{what:48}{block.checked:>16}{block.error:10.1e}{block.allowed:10.1e}  {verdict}")
+            what = f"{name + ' ' + block.name:34}{at}"
+            print(f"{what:64}{block.checked:>14}{block.error:10.1e}{block.allowed:10.1e}  {verdict}")
             count += 1
             wrong += not block.passed
     how = f"complex step, float64, {backend.device}"

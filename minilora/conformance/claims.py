@@ -57,7 +57,7 @@ class Case:
 
     def output(self, problem: Problem) -> Callable[[Arrays], np.ndarray]:
         """Return the forward as a function of `params`, as `gradcheck` takes it."""
-        return lambda p: self.build(problem, p)(p["x"])  # type: ignore[no-any-return]
+        return lambda p: self.build(problem, p)(p["x"])
 
     def dy(self, problem: Problem, name: str = "dy") -> np.ndarray:
         """Return a Gaussian gradient at the output."""
@@ -166,7 +166,8 @@ def backward_knows_no_large_and_no_small(case: Case, problem: Problem) -> None:
         params = {name: p.astype(dtype) for name, p in case.params(problem).items()}
         dy = case.dy(problem).astype(dtype)
         once = case.gradients(problem, params, dy)
-        for scale in (dtype(2.0**-60), dtype(2.0**60)):
+        for power in (-60, 60):
+            scale = np.array(2.0**power, dtype)
             scaled = case.gradients(problem, params, scale * dy)
             _require_all_same(scaled, {name: scale * grad for name, grad in once.items()})
 
@@ -215,7 +216,7 @@ def a_layer_remembers_nothing_but_its_cache(case: Case, problem: Problem) -> Non
     for dtype in (np.float32, np.float64):
         params = {name: p.astype(dtype) for name, p in case.params(problem).items()}
         layer, x, dy = case.build(problem, params), params["x"], case.dy(problem).astype(dtype)
-        other = x[::-1].copy() + dtype(0.5)
+        other = x[::-1] + np.array(0.5, dtype)
         (y, cache), (other_y, other_cache) = layer.forward(x), layer.forward(other)
         require(not np.shares_memory(y, other_y), "two outputs share memory")
         for input, output, c in ((x, y, cache), (other, other_y, other_cache)):

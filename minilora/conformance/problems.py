@@ -75,4 +75,5 @@ class SmallIntegers(Problem):
 
     def randn(self, name: str, *shape: int) -> np.ndarray:
         """Return the values rounded."""
-        return np.rint(super().randn(name, *shape)).clip(-2, 2)
+        values: np.ndarray = np.rint(super().randn(name, *shape)).clip(-2, 2)
+        return values

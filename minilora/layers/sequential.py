@@ -36,8 +36,8 @@ class Sequential(Layer):
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx, and the gradients of every layer that trains, under its name."""
         (caches,) = check_cache(self, dy, cache)
-        layers, grads = list(self.children.items()), {}
-        dx: Array | None = dy
+        layers, dx = list(self.children.items()), dy
+        grads: dict[str, Array] = {}
         for i in reversed(range(len(layers))):
             (name, layer), below = layers[i], [lower for _, lower in layers[:i]]
             asked = need_dx or any(lower.trainable() for lower in below)

@@ -7,7 +7,7 @@ is; how a slope is measured stands in `minilora.slopes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -16,11 +16,14 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_integer, check_number
+from ..layer import sum_tied
 from .slopes import CheckRefused, Function, MeasuredLoss, Slope, check_arguments
 
 Method = Literal["auto", "complex", "central"]
 
 TOLERANCE = {"complex": 1e-12, "central": 1e-9}
+NOISE = {"complex": 1e-13, "central": 1e-9}
+"""Of the largest slope, or of the value: a slope below it is rounding."""
 
 
 class GradientError(AssertionError):
@@ -149,7 +152,8 @@ def gradcheck(
         Where to check, in float64. Random values are best: at zeros many errors cannot be seen.
     grads : dict of str to array
         The claimed gradients, under the same names and in the same shapes: of `f` itself, or of
-        :math:`L = \sum_j c_j f_j` with the cotangent c. That is what a ``backward(c, cache)`` returns.
+        :math:`L = \sum_j c_j f_j` with the cotangent c. That is what a ``backward(c, cache)`` returns. An array under
+        several names is one parameter: it is checked once, against the sum of its gradients.
     cotangent : array, optional
         Of the shape of f's output. Random values are best: all ones hide mixed-up axes.
     method : {"auto", "complex", "central"}
@@ -162,7 +166,7 @@ def gradcheck(
         The error allowed, times the largest of 1, the block's largest slope, and of f itself under central differences.
         By default 1e-12 for the complex step and 1e-9 for central differences.
     allow_zero : collection of str
-        Names whose slope may be zero everywhere. Otherwise that is refused: it checks nothing.
+        Names whose slope may be zero everywhere, up to rounding. Otherwise that is refused: it checks nothing.
     every_entry_below : int
         Blocks with more entries are checked along Gaussian directions, and a wrong one is searched for its worst entry.
     directions : int
@@ -216,41 +220,26 @@ def gradcheck(
     if step is not None:
         slope = partial(loss.difference, step=step)
 
-    blocks = []
-    for name, p in params.items():
-        if p.size <= every_entry_below:
-            tried = (_entry(p.shape, index) for index in np.ndindex(*p.shape))
-            checked = f"{p.size} entries"
-        else:
-            tried = (rng.standard_normal(p.shape) for _ in range(directions))
-            checked = f"{directions} directions"
-        claimed = backend_of(p).to_numpy(grads[name])
-        analytic, numeric = np.array([(float((claimed * d).sum()), slope(name, d)) for d in tried]).T
-        if not np.isfinite(numeric).all():
+    claimed = {name: backend_of(g).to_numpy(g) for name, g in sum_tied(grads, loss.home).items()}
+    tried = {}
+    for name, g in claimed.items():
+        few = g.size <= every_entry_below
+        tried[name] = _Tried(g, slope, name, None if few else [rng.standard_normal(g.shape) for _ in range(directions)])
+        if not np.isfinite(tried[name].numeric).all():
             raise CheckRefused(f"f is not finite close to params[{name!r}]: move away from that point")
-        if not numeric.any() and not analytic.any() and name not in allow_zero:
+    # Below this, a slope is rounding: that of a number which is zero in truth.
+    rounding = NOISE[method] * max(abs(loss.value), *(float(np.abs(t.numeric).max()) for t in tried.values()))
+    blocks = []
+    for name, t in tried.items():
+        if name not in allow_zero and max(np.abs(t.numeric).max(), np.abs(t.analytic).max()) <= rounding:
             raise CheckRefused(
                 f"{name}: the slope is zero everywhere, so nothing was checked. Does f read {name!r} from the dict it "
                 f"is handed? If zero is right, say allow_zero=[{name!r}]; for LoRA, move off B = 0"
             )
-        scale = max(1.0, float(np.abs(numeric).max()), abs(loss.value) if method == "central" else 0.0)
+        scale = max(1.0, float(np.abs(t.numeric).max()), abs(loss.value) if method == "central" else 0.0)
         allowed = (TOLERANCE[method] if tolerance is None else tolerance) * scale
-        error = np.abs(analytic - numeric)
-        worst = int(error.argmax())
-        block = BlockReport(
-            name=name,
-            shape=tuple(p.shape),
-            checked=checked,
-            error=float(error[worst]),
-            allowed=allowed,
-            worst=_index(worst, p.shape) if p.size <= every_entry_below else None,
-            analytic=float(analytic[worst]),
-            numeric=float(numeric[worst]),
-            passed=bool(error[worst] <= allowed),  # False for NaN
-        )
-        blocks.append(
-            block if block.passed else _explain(block, loss, slope, claimed, np.stack([analytic, numeric]), rng)
-        )
+        block = t.report(allowed)
+        blocks.append(block if block.passed else _explain(block, loss, slope, t, rng))
 
     report = GradReport(method, tuple(blocks), note)
     if not report.passed:
@@ -258,24 +247,55 @@ def gradcheck(
     return report
 
 
+class _Tried:
+    """One array's claimed gradient, and its slopes along every entry, or along the given directions."""
+
+    def __init__(self, claimed: np.ndarray, slope: Slope, name: str, directions: Sequence[np.ndarray] | None) -> None:
+        self.claimed, self.name, self.directions = claimed, name, directions
+        ways = [self.way(i) for i in range(claimed.size)] if directions is None else directions
+        self.analytic = np.array([float((claimed * d).sum()) for d in ways])
+        self.numeric = np.array([slope(name, d) for d in ways])
+        self.worst = int(np.abs(self.analytic - self.numeric).argmax())
+
+    def way(self, number: int) -> np.ndarray:
+        """Return the direction that was tried under a number."""
+        if self.directions is not None:
+            return self.directions[number]
+        return _entry(self.claimed.shape, _index(number, self.claimed.shape))
+
+    def report(self, allowed: float) -> BlockReport:
+        """Return what was found, with the worst slope."""
+        entries = self.directions is None
+        error = float(abs(self.analytic[self.worst] - self.numeric[self.worst]))
+        return BlockReport(
+            name=self.name,
+            shape=tuple(self.claimed.shape),
+            checked=f"{len(self.analytic)} {'entries' if entries else 'directions'}",
+            error=error,
+            allowed=allowed,
+            worst=_index(self.worst, self.claimed.shape) if entries else None,
+            analytic=float(self.analytic[self.worst]),
+            numeric=float(self.numeric[self.worst]),
+            passed=error <= allowed,  # False for NaN
+        )
+
+
 def _explain(
-    block: BlockReport,
-    loss: MeasuredLoss,
-    slope: Slope,
-    claimed: np.ndarray,
-    tried: np.ndarray,
-    rng: np.random.Generator,
+    block: BlockReport, loss: MeasuredLoss, slope: Slope, tried: _Tried, rng: np.random.Generator
 ) -> BlockReport:
     """Say more about a block that failed: its worst entry, a factor common to all slopes tried, a kink."""
-    worst = _search(block.name, slope, claimed, rng) if block.worst is None else block.worst
-    entry = _entry(block.shape, worst)
-    block = replace(block, worst=worst, analytic=float(claimed[worst]), numeric=slope(block.name, entry))
-    analytic, numeric = tried
-    seen = np.abs(numeric) > 1e-6 * np.abs(numeric).max()
-    ratios = analytic[seen] / numeric[seen]
+    way = tried.way(tried.worst)
+    if block.worst is None:
+        worst = _search(block.name, slope, tried.claimed, rng)
+        analytic, numeric = float(tried.claimed[worst]), slope(block.name, _entry(block.shape, worst))
+        if abs(analytic - numeric) > block.allowed:  # else the error is in no single entry: a kink across, for one
+            way = _entry(block.shape, worst)
+            block = replace(block, worst=worst, analytic=analytic, numeric=numeric)
+    seen = np.abs(tried.numeric) > 1e-6 * np.abs(tried.numeric).max()
+    ratios = tried.analytic[seen] / tried.numeric[seen]
     if len(ratios) > 1 and np.ptp(ratios) <= 1e-5 * abs(ratios[0]):
         block = replace(block, factor=float(np.median(ratios)))
-    sides = loss.sides(block.name, entry)
+    sides = loss.sides(block.name, way)
     return block if sides is None else replace(block, left=sides[0], right=sides[1])
 
 

@@ -1,29 +1,37 @@
 """The gradients of this library, checked on this machine: what ``minilora check`` runs.
 
-Each entry states a function through the library's own forward, and the gradients through its own backward. All values
-are Gaussian: at the usual start of LoRA, B = 0, several wrong backwards look right.
+Every layer is checked in one way: `gradcheck` moves its trainable arrays and its input; its own forward is the
+function, its own backward the claim. All values are Gaussian: at the usual start of LoRA, B = 0, several wrong
+backwards look right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, check_integer
-from ..layer import Layer
+from ..fast import residual_form
+from ..layer import Layer, freeze, rebuild
+from ..layers.activation import ACTIVATIONS
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
-from ..losses import mse
+from ..losses import cross_entropy, mse
+from ..models.mlp import MLP
 from .gradcheck import GradientError, GradReport, gradcheck
-from .slopes import Function, Params
+from .slopes import Params
 
-SIZES = ((6, 5, 4, 2), (3, 2, 7, 1), (2, 4, 3, 6), (96, 80, 70, 8))
-"""Rows, in_features, out_features and rank of each problem: thin, wide, of a rank above both widths, and large."""
+SIZES = ((6, 5, 4, 2, 3.0), (3, 2, 7, 1, 0.5), (2, 4, 3, 6, 16.0), (96, 80, 70, 8, 20.0))
+"""Rows, in_features, out_features, rank and alpha: thin, wide, of a rank above both widths, and large."""
+HIDDEN = 9
 
-ALPHA = 3.0
+Randn = Callable[..., Array]
+Claim = tuple[Callable[[Params], Any], Params, Params, Array | None]
+"""A function, its parameters, their claimed gradients, and a cotangent where the function returns an array."""
 
 
 def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, GradReport]]:
@@ -49,54 +57,106 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
     def randn(*shape: int) -> Array:
         return backend.asarray(rng.standard_normal(shape))
 
-    for n, in_features, out_features, rank in SIZES:
-        x, dy = randn(n, in_features), randn(n, out_features)
-        weight, bias = randn(out_features, in_features), randn(out_features)
-        lora_A, lora_B = randn(rank, in_features), randn(out_features, rank)
-
-        def linear(p: Params) -> Linear:
-            return Linear(p["weight"], p["bias"])
-
-        def lora(p: Params) -> LoRA:
-            return LoRA(p["lora_A"], p["lora_B"], ALPHA)
-
-        def lora_linear(p: Params, weight: Array = weight, bias: Array = bias) -> LoRALinear:
-            return LoRALinear(Linear(weight, bias), lora(p))
-
-        def loss(p: Params, target: Array = dy) -> Array:
-            return mse(p["prediction"], target)[0]
-
-        def loss_of(build: Callable[[Params], Layer], p: Params, x: Array = x, target: Array = dy) -> Array:
-            return mse(build(p)(x), target)[0]
-
-        full, factors = {"x": x, "weight": weight, "bias": bias}, {"x": x, "lora_A": lora_A, "lora_B": lora_B}
-        at = f"N={n} in={in_features} out={out_features} r={rank}"
-        for name, build, params in (
-            ("Linear.backward", linear, full),
-            ("LoRA.backward", lora, factors),
-            ("LoRALinear.backward", lora_linear, factors),
-        ):
-            layer = build(params)
-            dx, grads = layer.backward(dy, layer.forward(x)[1])
-            yield f"{name}  {at}", _report(partial(_output, build), params, {"x": dx, **grads}, dy)
-
-        prediction = {"prediction": randn(n, out_features)}
-        yield f"mse  {at}", _report(loss, prediction, {"prediction": mse(prediction["prediction"], dy)[1]})
-        del factors["x"]
-        grads = lora(factors).mse_gradients(x, dy)
-        yield f"LoRA.mse_gradients  {at}", _report(partial(loss_of, lora), factors, grads)
-        grads = lora_linear(factors).mse_gradients(x, dy)
-        yield f"LoRALinear.mse_gradients  {at}", _report(partial(loss_of, lora_linear), factors, grads)
+    for n, in_features, out_features, rank, alpha in SIZES:
+        at = f"N={n} in={in_features} out={out_features} r={rank} alpha={alpha:g}"
+        ids = backend.asarray(rng.integers(0, out_features, n))
+        for name, claim in _claims(randn, n, in_features, out_features, rank, alpha, ids):
+            yield f"{name}  {at}", _report(*claim)
 
 
-def _output(build: Callable[[Params], Layer], p: Params) -> Array:
-    """Return what the layer built from `p` makes of its input."""
-    return build(p)(p["x"])
+def _claims(
+    randn: Randn, n: int, in_features: int, out_features: int, rank: int, alpha: float, ids: Array
+) -> Iterator[tuple[str, Claim]]:
+    """State each gradient of this library at one size."""
+
+    def linear(n_in: int, n_out: int, *, bias: bool = True) -> Linear:
+        return Linear(randn(n_out, n_in), randn(n_out) if bias else None)
+
+    def lora(n_in: int, n_out: int) -> LoRA:
+        return LoRA(randn(rank, n_in), randn(n_out, rank), alpha)
+
+    def lora_linear(n_in: int, n_out: int, *, bias: bool = True) -> LoRALinear:
+        return LoRALinear(linear(n_in, n_out, bias=bias), lora(n_in, n_out))
+
+    def mlp(fc1: Layer, fc2: Layer, activation: str) -> MLP:
+        return MLP(fc1=fc1, act=ACTIVATIONS[activation](), fc2=fc2)
+
+    widths, inner, outer = (in_features, out_features), (in_features, HIDDEN), (HIDDEN, out_features)
+    layers: dict[str, Layer] = {
+        "Linear": linear(*widths),
+        "Linear, no bias": linear(*widths, bias=False),
+        "LoRA": lora(*widths),
+        "LoRALinear": lora_linear(*widths),
+        **{cls.__name__: cls() for cls in ACTIVATIONS.values()},
+        "MLP": mlp(linear(*inner), linear(*outer), "silu"),
+        "MLP, LoRA on fc1": mlp(lora_linear(*inner), freeze(linear(*outer)), "silu"),
+        "MLP, LoRA on fc2": mlp(linear(*inner), lora_linear(*outer), "relu"),
+    }
+    for name, layer in layers.items():
+        x = randn(n, in_features) / 4  # small, so that the MLPs are not flat there
+        yield name, layer_claim(layer, x, randn(*layer(x).shape))
+
+    target = randn(n, out_features)
+    for loss, goal in ((mse, target), (cross_entropy, ids)):
+        prediction = randn(n, out_features)
+        of_prediction = partial(_loss_of, loss, goal)
+        yield loss.__name__, (of_prediction, {"y": prediction}, {"y": loss(prediction, goal)[1]}, None)
+
+    adapted: dict[str, LoRA | LoRALinear] = {
+        "LoRA": lora(*widths),
+        "LoRALinear": lora_linear(*widths),
+        "LoRALinear, no bias": lora_linear(*widths, bias=False),
+    }
+    for name, layer in adapted.items():
+        x = randn(n, in_features)
+        of_factors = partial(_mse_of, layer, x, target)
+        grads = residual_form(layer, x, target)
+        yield f"residual_form of {name}", (of_factors, layer.trainable(), grads, None)
 
 
-def _report(f: Function, params: Params, grads: Params, cotangent: Array | None = None) -> GradReport:
+def layer_claim(layer: Layer, x: Array, dy: Array) -> Claim:
+    """State that a layer's backward gives the slopes of its forward, at the input and at all that trains.
+
+    Parameters
+    ----------
+    layer : Layer
+        Any layer or model.
+    x : array
+        Its input. Token ids have no slope and are left out.
+    dy : array, of the output's shape
+        The gradient of a loss at the output.
+
+    Returns
+    -------
+    tuple
+        The function, its parameters, the claimed gradients and the cotangent, as `gradcheck` takes them.
+    """
+    dx, grads = layer.backward(dy, layer.forward(x)[1])
+    inputs, at_inputs = ({}, {}) if dx is None else ({"x": x}, {"x": dx})
+
+    def output(p: Params) -> Array:
+        return substitute(layer, p)(p.get("x", x))
+
+    return output, inputs | layer.trainable(), at_inputs | grads, dy
+
+
+def substitute(layer: Layer, arrays: Params) -> Layer:
+    """Return a copy of a layer with other arrays in place of those that train, under their names."""
+    other = {id(p): arrays[name] for name, p in layer.trainable().items()}
+    return rebuild(layer, array=lambda a: other.get(id(a), a))  # type: ignore[no-any-return]
+
+
+def _loss_of(loss: Callable[[Array, Array], tuple[Array, Array]], target: Array, p: Params) -> Array:
+    return loss(p["y"], target)[0]
+
+
+def _mse_of(layer: Layer, x: Array, target: Array, p: Params) -> Array:
+    return mse(substitute(layer, p)(x), target)[0]
+
+
+def _report(f: Callable[[Params], Any], params: Params, grads: Params, cotangent: Array | None) -> GradReport:
     """Return what gradcheck found, where it would raise as well."""
     try:
-        return gradcheck(f, params, grads, cotangent=cotangent, every_entry_below=100)
+        return gradcheck(f, params, grads, cotangent=cotangent, method="complex", every_entry_below=100)
     except GradientError as error:
         return error.report

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..backend import backend_of, share_memory
 from ..checks import Array, check_integer, check_library, dtype_name
+from ..layer import homes, sum_tied
 
 Params = dict[str, Array]
 Function = Callable[[Params], Any]
@@ -41,18 +42,24 @@ class MeasuredLoss:
     """L = sum(cotangent * f) along a direction in one array of parameters, the others held.
 
     Making one calls f twice and refuses a function that nothing can be learned from: one that changes its input, is not
-    finite, or gives another answer the second time. The caller's arrays are copied: f never sees them.
+    finite, or gives another answer the second time. The caller's arrays are copied: f never sees them. An array that
+    stands under several names is one, and moves under all of them.
 
     Attributes
     ----------
+    home : dict of str to str
+        For each name, the first name of its array.
     value : float
         L at the parameters themselves.
     """
 
     def __init__(self, f: Function, params: Mapping[str, Array], cotangent: Array | None) -> None:
         self.f, self.cotangent = f, cotangent
-        self.params = {name: p.copy() for name, p in params.items()}
-        self.complex_params = {name: p.astype("complex128") for name, p in params.items()}
+        self.home = homes(params)
+        copies = {name: params[name].copy() for name in set(self.home.values())}
+        self.params = {name: copies[home] for name, home in self.home.items()}
+        twins = {name: p.astype("complex128") for name, p in copies.items()}
+        self.complex_params = {name: twins[home] for name, home in self.home.items()}
         first = f(dict(self.params))
         for name, p in params.items():
             if not bool((p == self.params[name]).all()):
@@ -80,16 +87,20 @@ class MeasuredLoss:
         """Return L from what f returned."""
         return output if self.cotangent is None else (self.cotangent * output).sum()
 
+    def moved(self, params: Params, name: str, by: Array) -> Params:
+        """Return the parameters with one array moved, under each of its names."""
+        new = params[name] + by
+        return {other: new if self.home[other] == name else p for other, p in params.items()}
+
     def at(self, name: str, direction: np.ndarray, t: float) -> float:
         """Return L with one array moved by t times the direction."""
-        p = self.params[name]
-        return float(self.number(self.f({**self.params, name: p + t * backend_of(p).asarray(direction)})))
+        by = t * backend_of(self.params[name]).asarray(direction)
+        return float(self.number(self.f(self.moved(self.params, name, by))))
 
     def complex_slope(self, name: str, direction: np.ndarray) -> float:
         """Return the slope along the direction by the complex step."""
-        p = self.complex_params[name]
-        moved = p + (1j * COMPLEX_STEP) * backend_of(p).asarray(direction)
-        value = complex(self.number(self.f({**self.complex_params, name: moved})))
+        by = (1j * COMPLEX_STEP) * backend_of(self.params[name]).asarray(direction)
+        value = complex(self.number(self.f(self.moved(self.complex_params, name, by))))
         return value.imag / COMPLEX_STEP
 
     def central_slope(self, name: str, direction: np.ndarray) -> float:
@@ -127,8 +138,8 @@ class MeasuredLoss:
                 output = self.f(dict(self.complex_params))
                 if not isinstance(output, complex) and dtype_name(output) != "complex128":
                     return "f returns real numbers for complex ones"
-                for name, p in self.params.items():
-                    d = rng.standard_normal(p.shape)
+                for name in dict.fromkeys(self.home.values()):
+                    d = rng.standard_normal(self.params[name].shape)
                     by_complex, by_central = self.complex_slope(name, d), self.central_slope(name, d)
                     if not abs(by_complex - by_central) <= 1e-5 * max(1.0, abs(by_central), abs(self.value)):
                         return f"it gives {by_complex:.6g} for the slope {by_central:.6g} in {name}; is f analytic?"
@@ -163,8 +174,11 @@ def check_arguments(params: Mapping[str, Array], grads: Mapping[str, Array], cot
         if tuple(grads[name].shape) != tuple(p.shape):
             raise CheckRefused(f"grads[{name!r}] has shape {tuple(grads[name].shape)}, expected {tuple(p.shape)}")
         for other, q in params.items():
-            if other < name and share_memory(p, q):
-                raise CheckRefused(f"params[{other!r}] and params[{name!r}] share memory: f cannot see one move alone")
+            if other < name and p is not q and share_memory(p, q):
+                raise CheckRefused(
+                    f"params[{other!r}] and params[{name!r}] share memory and are two arrays: f cannot see one move "
+                    "alone. Give one array both names, and it is checked as one, with the sum of its gradients"
+                )
 
 
 @dataclass(frozen=True)
@@ -225,14 +239,15 @@ def taylor_orders(
     check_arguments(params, grads, cotangent)
     loss = MeasuredLoss(f, params, cotangent)
     rng = np.random.default_rng(seed)
-    directions = {name: rng.standard_normal(p.shape) for name, p in params.items()}
+    directions = {name: rng.standard_normal(params[name].shape) for name in dict.fromkeys(loss.home.values())}
     length = math.sqrt(sum(float((d * d).sum()) for d in directions.values()))
     directions = {name: d / length for name, d in directions.items()}
-    slope = sum(float((backend_of(grads[name]).to_numpy(grads[name]) * d).sum()) for name, d in directions.items())
+    claimed = sum_tied(grads, loss.home)
+    slope = sum(float((backend_of(g).to_numpy(g) * directions[name]).sum()) for name, g in claimed.items())
 
     def along(h: float) -> float:
-        moved = {name: p + h * backend_of(p).asarray(directions[name]) for name, p in loss.params.items()}
-        return float(loss.number(f(moved)))
+        moved = {name: loss.params[name] + h * backend_of(claimed[name]).asarray(d) for name, d in directions.items()}
+        return float(loss.number(f({name: moved[home] for name, home in loss.home.items()})))
 
     steps = 0.25 * 0.5 ** np.arange(halvings + 1)
     change = np.array([along(float(h)) - loss.value for h in steps])

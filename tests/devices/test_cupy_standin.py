@@ -287,7 +287,7 @@ LEAKS = {
     ),
     "batches moved one by one": ("fast.gather.Batches.__call__", moved_batch_by_batch),
     "rows gathered on the host": ("fast.gather.take_rows", gathered_on_the_host),
-    "the loss read at each block": ("losses.mse", lambda p, t: (float(mse(p, t)[0]) * p[0, 0] / p[0, 0], p)),
+    "the loss read at each block": ("losses.mse", lambda p, t: (float(mse(p, t)[0]) + 0 * p[0, 0], p)),
     "if, on a gradient": ("training.backpropagate", clipped_if_large),
     "a finite check at each step": ("training.backpropagate", checked_for_nan),
     "a gradient's norm for the log": ("optim.Adam.step", norm_of_gradients),

@@ -69,7 +69,9 @@ def guarded(title, name, function):
         traffic.waits += name in WAITING or (name == "where" and len(args) == 1)
         if name == "take":
             kwargs["mode"] = "wrap"  # CuPy does not look whether an index is out of range
-        if "out" in kwargs and not isinstance(kwargs["out"], ndarray):
+        if kwargs.get("out") is None:
+            kwargs.pop("out", None)
+        elif not isinstance(kwargs["out"], ndarray):
             raise TypeError("return arrays must be of cupy.ndarray")
         result = function(*map(unwrap, args), **{key: unwrap(value) for key, value in kwargs.items()})
         return result if name in ("item", "tolist") else kwargs["out"] if "out" in kwargs else wrap(result)

@@ -341,8 +341,8 @@ def test_no_error_is_within_a_tolerance_of_nothing():
 
 
 def test_a_central_difference_is_felt_by_large_numbers():
-    x = np.array([1e12, 1.0])
-    gradcheck(lambda p: p["x"].sum() / 1e12, {"x": x}, {"x": np.full(2, 1e-12)}, method="central")
+    x = np.array([1e12, -1e12])
+    gradcheck(lambda p: p["x"].sum(), {"x": x}, {"x": np.ones(2)}, method="central")
     for size, step in ((0.0, 1), (1e5, 1), (1e9, 1e3)):
         loss = MeasuredLoss(lambda p: p["x"].sum(), {"x": np.full(2, size)}, None)
         assert loss.step("x") == pytest.approx(step * np.finfo(float).eps ** 0.2)
@@ -698,3 +698,126 @@ def test_a_remainder_that_vanishes_is_no_error():
     orders = taylor_orders(lambda p: (p["x"] ** 200).sum(), {"x": np.zeros(1)}, {"x": np.zeros(1)})
     assert orders.first[-1] == 0
     assert np.isnan(orders.first_orders[-1])
+
+
+# --- what the checker must not let through -------------------------------------------------------
+
+
+def softmax_of_shifted(p):
+    """A key's bias moves all scores of a query alike, and a softmax does not feel that."""
+    scores = p["q"] @ (p["k"] + p["bias"]).T
+    weights = np.exp(scores)
+    return (weights / weights.sum(axis=1, keepdims=True) * COTANGENT).sum()
+
+
+RNG = np.random.default_rng(5)
+COTANGENT = RNG.standard_normal((3, 4))
+ATTENTION = {"q": RNG.standard_normal((3, 2)), "k": RNG.standard_normal((4, 2)), "bias": RNG.standard_normal(2)}
+
+
+def attention_gradients():
+    """By complex step, entry by entry: the slope of the bias is rounding."""
+    grads = {}
+    for name, p in ATTENTION.items():
+        grads[name] = np.zeros_like(p)
+        for i in np.ndindex(p.shape):
+            moved = p.astype(complex)
+            moved[i] += 1e-20j
+            grads[name][i] = softmax_of_shifted({**ATTENTION, name: moved}).imag / 1e-20
+    return grads
+
+
+@pytest.mark.parametrize("method", ["complex", "central"])
+def test_a_slope_of_rounding_is_refused_as_zero(method):
+    grads = attention_gradients()
+    assert 0 < abs(grads["bias"]).max() < 1e-15
+    with pytest.raises(CheckRefused, match="bias: the slope is zero everywhere"):
+        gradcheck(softmax_of_shifted, ATTENTION, grads, method=method)
+    gradcheck(softmax_of_shifted, ATTENTION, grads, method=method, allow_zero=["bias"])
+
+
+@pytest.mark.parametrize("method", ["complex", "central"])
+def test_a_claim_where_nothing_is_measured_is_wrong(method):
+    grads = {**attention_gradients(), "bias": np.array([0.1, 0.0])}
+    with pytest.raises(GradientError) as caught:
+        gradcheck(softmax_of_shifted, ATTENTION, grads, method=method)
+    assert [block.passed for block in caught.value.report.blocks] == [True, True, False]
+
+
+@pytest.mark.parametrize(("method", "slope"), [("complex", 1e-12), ("central", 1e-8)])
+def test_a_small_slope_that_can_be_measured_is_checked(method, slope):
+    def f(p):
+        return p["a"].sum() + slope * p["b"].sum()
+
+    params = {"a": np.array([0.5, -0.25]), "b": np.array([0.125, 0.5])}
+    assert gradcheck(f, params, {"a": np.ones(2), "b": np.full(2, slope)}, method=method).passed
+
+
+def test_a_kink_is_found_where_the_error_is():
+    """Not at the first entry: only the one at (1, 2) is close to its kink."""
+    x = np.full((2, 4), 3.0)
+    x[1, 2] = 1e-5
+
+    def f(p):
+        return (abs(p["x"]) * np.arange(1.0, 9.0).reshape(2, 4)).sum()
+
+    for below in (1000, 0):  # every entry; directions, which are then searched
+        with pytest.raises(GradientError) as caught:
+            gradcheck(f, {"x": x}, {"x": np.arange(1.0, 9.0).reshape(2, 4)}, method="central", every_entry_below=below)
+        (block,) = caught.value.report.blocks
+        assert (block.worst, block.left, block.right) == ((1, 2), pytest.approx(-7, rel=0.1), pytest.approx(7, rel=0.1))
+
+
+def test_a_kink_across_a_direction_alone_is_found_there():
+    """Along each axis the function is smooth at this point; between the axes it is not."""
+
+    def f(p):
+        return max(0.0, min(p["x"])) + p["x"].sum()
+
+    with pytest.raises(GradientError) as caught:
+        gradcheck(f, {"x": np.zeros(2)}, {"x": np.ones(2)}, method="central", every_entry_below=0, seed=1)
+    (block,) = caught.value.report.blocks
+    assert block.worst is None
+    assert abs(block.analytic - block.numeric) == pytest.approx(block.error)
+    assert abs(block.right - block.left) > 0.01
+
+
+def test_large_negative_slopes_allow_as_much_as_positive_ones():
+    for sign in (1.0, -1.0):
+        report = gradcheck(lambda p, s=sign: s * 1e6 * p["x"].sum(), {"x": X}, {"x": np.full_like(X, sign * 1e6)})
+        assert report.blocks[0].allowed == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("directions", [1, 5])
+def test_as_many_distinct_directions_are_tried_as_asked_for(directions):
+    x, seen = np.zeros(4), set()
+
+    def f(p):
+        seen.add(tuple(p["x"].imag)) if np.iscomplexobj(p["x"]) else None
+        return p["x"].sum()
+
+    gradcheck(f, {"x": x}, {"x": np.ones(4)}, method="complex", every_entry_below=0, directions=directions)
+    assert len(seen) == directions
+
+
+def test_an_array_under_two_names_is_checked_once_with_both_gradients():
+    shared, other = RNG.standard_normal((2, 3)), RNG.standard_normal((2, 3))
+
+    def f(p):
+        return (p["a"] * p["b"] * p["c"]).sum()
+
+    params = {"a": shared, "c": other, "b": shared}
+    grads = {"a": shared * other, "b": shared * other, "c": shared**2}
+    for method in ("complex", "central"):
+        report = gradcheck(f, params, grads, method=method)
+        assert [block.name for block in report.blocks] == ["a", "c"]
+        with pytest.raises(GradientError):
+            gradcheck(f, params, {**grads, "b": 0 * shared}, method=method)
+    assert abs(np.median(taylor_orders(f, params, grads).first_orders) - 2) < 0.1
+
+
+def test_two_arrays_on_one_memory_are_refused():
+    x = RNG.standard_normal(4)
+    params = {"a": x, "b": x[:2]}
+    with pytest.raises(CheckRefused, match="share memory and are two arrays"):
+        gradcheck(lambda p: p["a"].sum() + p["b"].sum(), params, {"a": np.ones(4), "b": np.ones(2)})
