@@ -258,15 +258,16 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
         raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {X.shape[0]} rows as X has")
     if X.dtype.kind == Y.dtype.kind == "f" and None not in widths:
         check_shape("Y", Y, (*X.shape[:-1], widths[1]))
-    return int(X.shape[0])
+    rows: int = X.shape[0]
+    return rows
 
 
 def check_batch_size(batch_size: Any, n: int) -> int:
     """Return the batch size as an int, or refuse one that is not between 1 and the number of rows."""
-    batch_size = check_integer("batch_size", batch_size, at_least=1)
-    if batch_size > n:
-        raise ValueError(f"batch_size must be at most the {n} rows of X, got {batch_size}")
-    return batch_size
+    size = check_integer("batch_size", batch_size, at_least=1)
+    if size > n:
+        raise ValueError(f"batch_size must be at most the {n} rows of X, got {size}")
+    return size
 
 
 def check_children(layers: Mapping[str, Any], layer_type: type, reserved: Collection[str]) -> None:

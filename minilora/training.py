@@ -124,12 +124,10 @@ def train(
         state.history.losses.append(value)
         return value
 
-    show: dict[str, Any] = {"initial": state.epoch, "total": epochs, "disable": None if progress else True}
+    left, silent = range(state.epoch + 1, epochs + 1), None if progress else True
+    bar = tqdm(left, initial=state.epoch, total=epochs, unit="epoch", disable=silent)
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
-    with (
-        np.errstate(over="ignore", invalid="ignore"),
-        tqdm(range(state.epoch + 1, epochs + 1), unit="epoch", **show) as bar,
-    ):
+    with np.errstate(over="ignore", invalid="ignore"), bar:
         for epoch in bar:
             start = state.copy_arrays()
             batches = where.asarray(draw_batches(rng, n, batch_size))
