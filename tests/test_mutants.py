@@ -44,7 +44,7 @@ def test_this_bug_is_caught_within_ten_examples(bug):
     assert caught(bug)
 
 
-def test_there_are_many_bugs_and_each_has_a_name_of_its_own():
+def test_there_are_many_bugs_with_names_of_their_own():
     assert len({bug.name for bug in BUGS}) == len(BUGS) >= 30
 
 

@@ -84,7 +84,7 @@ def test_auto_falls_back_to_numpy_and_says_why_once(monkeypatch, why):
 
 
 @pytest.mark.parametrize("error", [ImportError("libcuda.so.1: cannot open"), OSError("no such library")])
-def test_an_installation_that_cannot_be_imported_is_told_from_one_that_is_missing(monkeypatch, error):
+def test_a_broken_installation_is_told_from_a_missing_one(monkeypatch, error):
     class Finder:
         @staticmethod
         def find_spec(name, path=None, target=None):
@@ -250,7 +250,7 @@ print("done")
     assert finished.stdout.endswith("done\n"), finished.stderr
 
 
-def test_an_array_of_a_library_that_was_never_imported_is_no_riddle(monkeypatch):
+def test_an_array_of_an_unknown_library_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got ndarray"):
         backend_of(cupy_standin.ndarray(np.ones(2)))

@@ -130,7 +130,7 @@ def test_the_list_of_names_is_that_of_the_installed_cupy(gpu):
 # Where the stand-in is stricter than CuPy, and what it counts.
 
 
-def test_every_public_name_the_stand_in_has_stands_in_the_list():
+def test_every_public_name_of_the_stand_in_is_listed():
     own = {"cupy": cupy_standin.make(), "cupy.cuda": cupy_standin.make().cuda}
     for title, space in own.items():
         added = {name for name in vars(space) if not name.startswith("_")} - {"linalg", "cuda", "runtime"}
@@ -318,7 +318,7 @@ def test_training_without_a_leak_passes(standin):
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_the_stand_in_catches_a_planted_leak_that_numpy_lets_through(standin, monkeypatch, leak):
+def test_the_stand_in_catches_a_leak_that_numpy_passes(standin, monkeypatch, leak):
     path, leaky = LEAKS[leak]
     *holders, attribute = path.split(".")
     owner = import_module("minilora")

@@ -21,7 +21,7 @@ def report():
     del sys.modules["gpu_report"]
 
 
-def test_the_report_has_a_column_for_each_library_and_a_row_for_each_figure(report, standin):
+def test_the_report_has_each_library_and_each_figure(report, standin):
     sizes = report.Sizes(n=64, in_features=6, out_features=5, batch_size=16, epochs=1)
     table = report.columns([get_backend("numpy"), standin], sizes)
     page = report.page(table, sizes, report.machine(standin))

@@ -90,7 +90,7 @@ HOLDERS = {
 
 @pytest.mark.parametrize("call", mixtures())
 @pytest.mark.parametrize("host_is_odd", [True, False])
-def test_two_libraries_in_one_call_are_refused_with_the_way_to_convert(standin, call, host_is_odd):
+def test_two_libraries_in_one_call_are_refused_with_advice(standin, call, host_is_odd):
     rng = np.random.default_rng(0)
 
     def host(*shape):

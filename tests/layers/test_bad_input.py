@@ -119,7 +119,7 @@ class TestEveryLayer:
         with pytest.raises(error, match=message):
             layer.backward(dy, cache)
 
-    def test_backward_refuses_the_cache_of_another_layer_even_of_the_same_shapes(self, case):
+    def test_backward_refuses_the_cache_of_a_twin_layer(self, case):
         _, cache = self.layer(case).forward(PROBLEM.x)
         with pytest.raises(ValueError, match="cache does not come from this layer's forward"):
             self.layer(case).backward(PROBLEM.dy, cache)

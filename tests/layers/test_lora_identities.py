@@ -82,7 +82,7 @@ def test_residual_form_takes_leading_axes_as_rows(problem):
 
 
 @given(problem=problems())
-def test_training_an_adapter_beside_its_base_is_training_it_on_the_residual(problem):
+def test_training_beside_a_base_is_training_on_the_residual(problem):
     layer = adapted(problem)
     d_prediction = mse(layer(problem.x), problem.target)[1]
     _, by_backward = layer.backward(d_prediction, layer.forward(problem.x)[1])
@@ -127,7 +127,7 @@ def test_dA_A_transposed_equals_B_transposed_dB(problem):
 
 
 @given(problem=problems())
-def test_factors_are_known_up_to_an_invertible_matrix_and_products_exactly(problem):
+def test_only_the_product_of_the_factors_is_determined(problem):
     lora = LoRA(**problem.factors, alpha=problem.alpha)
     q, _ = np.linalg.qr(problem.randn("gauge", problem.rank, problem.rank))
     gauge = q * np.linspace(0.5, 2, problem.rank)  # invertible, and not orthogonal

@@ -47,7 +47,7 @@ def test_layers_print_their_shapes_and_not_their_numbers():
 
 @pytest.mark.parametrize("lead", [(), (0,), (1,), (5,), (2, 3)])
 @pytest.mark.parametrize("rank", [1, 2])
-def test_rank_one_takes_every_shape_of_input_that_other_ranks_take(lead, rank):
+def test_rank_one_takes_every_shape_of_input(lead, rank):
     """Its products are outer products, in code of their own."""
     rng = np.random.default_rng(0)
     A, B, x = rng.standard_normal((rank, 4)), rng.standard_normal((3, rank)), rng.standard_normal((*lead, 4))
@@ -64,7 +64,7 @@ def test_rank_one_takes_every_shape_of_input_that_other_ranks_take(lead, rank):
 
 
 @given(problem=problems())
-def test_a_new_linear_layer_is_uniform_within_one_over_the_root_of_its_inputs(problem):
+def test_a_new_linear_layer_stays_within_its_bound(problem):
     layer = Linear.init(problem.in_features, problem.out_features, rng=np.random.default_rng(problem.seed))
     bound = 1 / np.sqrt(problem.in_features)
     assert layer.weight.shape == (problem.out_features, problem.in_features)
@@ -114,7 +114,7 @@ def test_scaling_is_alpha_over_the_rank_whatever_they_are(alpha, rank):
 
 
 @given(problem=problems())
-def test_a_new_adapter_has_a_random_A_and_a_zero_B(problem):
+def test_a_new_adapter_has_random_A_and_zero_B(problem):
     rng = np.random.default_rng(problem.seed)
     lora = LoRA.init(problem.in_features, problem.out_features, rank=problem.rank, alpha=problem.alpha, rng=rng)
     assert lora.lora_A.shape == (problem.rank, problem.in_features)

@@ -31,10 +31,11 @@ def test_every_python_block_prints_what_stands_under_it(capsys, tmp_path, monkey
     assert count >= 5
 
 
-def test_every_file_of_the_map_exists_and_every_file_is_on_it():
+def test_every_file_and_folder_is_on_the_map():
     package = README.parent / "minilora"
-    linked = set(re.findall(r"\(minilora/(\w+\.py)\)", README.read_text(encoding="utf-8")))
-    assert linked == {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    linked = set(re.findall(r"\(minilora/(\w+(?:\.py)?)\)", README.read_text(encoding="utf-8")))
+    files = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert linked == files | {path.parent.name for path in package.glob("*/__init__.py")}
 
 
 def test_every_command_is_one_that_the_command_line_takes():

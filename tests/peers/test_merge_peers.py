@@ -81,7 +81,7 @@ def test_a_merge_equals_peft_s_merge_and_unload(tmp_path_factory, seed, dtype, a
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("conv1d", [False, True])
-def test_a_merge_of_a_usual_size_equals_peft_s_to_one_unit(tmp_path, dtype, conv1d):
+def test_a_usual_merge_equals_that_of_peft_to_one_unit(tmp_path, dtype, conv1d):
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"fc": Conv1D(256, 320) if conv1d else torch.nn.Linear(320, 256)})
     model.forward = lambda x: x

@@ -23,7 +23,7 @@ def test_the_base_learns_the_task_and_the_adapter_the_shift(result):
     assert np.abs(result.delta - 1).max() < 0.1
 
 
-def test_the_base_alone_is_off_by_its_number_of_inputs_on_the_new_task(result):
+def test_the_bases_loss_on_the_new_task_is_its_inputs(result):
     """Its error is the sum of a row of 21 Gaussians: the mean of its square over 1,280 rows is 21 give or take 1."""
     assert result.shifted_loss == pytest.approx(21, abs=4)
 
@@ -33,7 +33,7 @@ def test_the_merged_layer_is_as_good_as_base_and_adapter(result):
     np.testing.assert_allclose(result.merged.weight, result.base.weight + result.delta, atol=1e-6)
 
 
-def test_the_adapters_loss_on_the_residual_is_the_loss_of_base_and_adapter_together():
+def test_the_loss_on_the_residual_is_that_of_both_together():
     run = article.run(**SMALL, epochs=2, dtype="float64")
     x = np.random.default_rng(0).standard_normal((50, 21))
     y = x @ np.ones((21, 20))
@@ -72,7 +72,7 @@ def test_the_report_prints_the_articles_figures_beside_ours(result):
     assert "\n".join("   " + " ".join(f"{v:8.4f}" for v in row) for row in result.delta[:5, :5]) in text
 
 
-def test_an_epoch_that_the_article_did_not_print_has_a_dash():
+def test_an_epoch_the_article_did_not_print_has_a_dash():
     text = article.report(article.run(**SMALL, epochs=3))
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("       3 ")] == ["-", "-"]
 
@@ -105,7 +105,7 @@ def test_bad_settings_are_refused_before_anything_is_computed(monkeypatch, setti
         article.run(**{**SMALL, **settings})
 
 
-def test_the_figure_shows_both_curves_the_articles_points_and_the_one_singular_value(result):
+def test_the_figure_shows_curves_points_and_one_singular_value(result):
     figure = figures.plot_article(result)
     losses, picture, spectrum, *_ = figure.axes
     drawn = [tuple(line.get_ydata()) for line in losses.get_lines()]

@@ -39,7 +39,7 @@ np.save(folder / "B_after.npy", adapter.lora_B)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process by RLIMIT_DATA")
-def test_files_several_times_the_memory_allowed_train_to_the_same_bits(tmp_path):
+def test_files_larger_than_memory_train_to_the_same_bits(tmp_path):
     n, width, allowed = 60_000, 256, 24_000_000
     rng = np.random.default_rng(0)
     X, Y = (rng.standard_normal((n, width), dtype=np.float32) for _ in "XY")
@@ -89,7 +89,7 @@ def test_a_file_trains_to_the_same_bits_as_memory(tmp_path_factory, kind, batch_
     assert ends[0] == ends[1]
 
 
-def test_a_nan_in_a_file_is_met_in_training_since_the_file_is_not_read_beforehand(tmp_path):
+def test_a_nan_in_a_mapped_file_is_met_in_training(tmp_path):
     X = np.memmap(tmp_path / "X", np.float64, "w+", shape=(20, 3))
     X[7, 1] = np.nan
     adapter = LoRA.init(3, 2, rank=1, alpha=1, rng=np.random.default_rng(0), dtype="float64")

@@ -37,7 +37,7 @@ def test_adam_has_the_papers_defaults():
 )
 @example(seed=0, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
 @example(seed=0, lr=1e-12, betas=(0.9, 0.999), eps=1e-20)
-def test_any_step_is_algorithm_1_in_scalars_whatever_its_number_and_the_sizes(t, seed, lr, betas, eps):
+def test_any_step_at_any_size_is_algorithm_1(t, seed, lr, betas, eps):
     randn, (beta1, beta2) = np.random.default_rng(seed).standard_normal, betas
     p = randn((3, 4)) * [[0.0], [1.0], [1e4]]
     g, m, v = randn((3, 4)) * [0.0, 1e-9, 1.0, 1e6], randn((3, 4)), randn((3, 4)) ** 2

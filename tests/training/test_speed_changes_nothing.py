@@ -133,7 +133,7 @@ def test_losses_are_the_same_without(optimisation, kind, in_features, out_featur
 
 @settings(max_examples=3, deadline=None)
 @given(st.sampled_from(["lora", "adapter"]), widths, widths, ranks, seeds)
-def test_losses_are_the_same_without_the_residual_form_of_the_gradients(kind, in_features, out_features, rank, seed):
+def test_losses_are_the_same_by_the_residual_form(kind, in_features, out_features, rank, seed):
     task = Task.draw(in_features, out_features, rank, seed)
     ours = our_losses(task, task.model(kind), seed)
     without = our_losses(task, WithoutShortcut(task.model(kind)), seed)
@@ -142,7 +142,7 @@ def test_losses_are_the_same_without_the_residual_form_of_the_gradients(kind, in
 
 @settings(max_examples=3, deadline=None)
 @given(widths, widths, ranks, seeds)
-def test_losses_are_the_same_when_the_base_is_run_once_instead_of_at_each_step(in_features, out_features, rank, seed):
+def test_losses_are_the_same_when_the_base_runs_once(in_features, out_features, rank, seed):
     task = Task.draw(in_features, out_features, rank, seed)
     at_each_step = our_losses(task, task.model("lora"), seed)
     task.Y = task.Y - task.model("full")(task.X)
@@ -152,7 +152,7 @@ def test_losses_are_the_same_when_the_base_is_run_once_instead_of_at_each_step(i
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 200), seeds)
-def test_adam_in_blocks_is_adam_in_one_piece_bit_for_bit(n_rows, n_columns, block, seed):
+def test_adam_in_blocks_is_adam_in_one_piece(n_rows, n_columns, block, seed):
     rng = np.random.default_rng(seed)
     start = rng.standard_normal((n_rows, n_columns))
     grads = rng.standard_normal((5, n_rows, n_columns))

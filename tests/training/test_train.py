@@ -115,7 +115,7 @@ def test_one_seed_gives_one_training():
 @pytest.mark.parametrize(
     ("epochs", "log_every", "logged"), [(1, 10, [1]), (20, 10, [10, 20]), (7, 3, [3, 6, 7]), (3, 1, [1, 2, 3])]
 )
-def test_the_loss_is_logged_now_and_then_and_at_the_end(epochs, log_every, logged):
+def test_the_loss_is_logged_sometimes_and_at_the_end(epochs, log_every, logged):
     model = make(CASES[0])
     history = train(
         model, DATA.x, DATA.target, epochs=epochs, batch_size=50, rng=np.random.default_rng(0), log_every=log_every
@@ -191,7 +191,7 @@ def test_whatever_has_the_protocol_can_be_trained():
     assert_close(model.scale, np.array([2.0, -1.0, 0.5]), 1e-3)
 
 
-def test_training_computes_no_gradient_of_a_frozen_weight_and_no_needless_dx(monkeypatch):
+def test_training_computes_no_frozen_gradient_and_no_needless_dx(monkeypatch):
     for cls, name in ((Linear, "backward"), (Linear, "input_gradient")):
         monkeypatch.setattr(cls, name, lambda *a, name=name, **k: pytest.fail(f"Linear.{name} was called"))
     layer = make(CASES[2])

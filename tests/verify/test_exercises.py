@@ -38,7 +38,7 @@ def test_the_right_answer_is_accepted(grader):
     assert "is right" in getattr(exercises, grader)(RIGHT[grader])
 
 
-def test_the_layer_itself_is_accepted_as_the_answer_to_the_last_step():
+def test_the_layer_itself_answers_the_last_step():
     assert "rebuilt" in exercises.check_backward(backward)
 
 
