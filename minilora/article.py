@@ -1,11 +1,13 @@
-r"""The experiment of "Understanding LoRA with a minimal example" (Posit AI Blog), told with this library.
+"""The experiment of "Understanding LoRA with a minimal example" (Posit AI Blog), told with this library.
 
-A linear model :math:`y = x \theta` is learned in full; then :math:`\theta` is shifted by 1 in every entry, a change
-of rank 1; then an adapter of rank 1, with 2,001 numbers where the model has 1,001,000, learns the change.
+    y = x theta                (N, in) -> (N, out)     a linear model, learned in full: W is theta^T
+    y2 = x2 (theta + 1)                                a new task: every entry grows by 1, a change of rank 1
+    y2 - x2 W^T = s x2 A^T B^T                         what is left over for an adapter of rank 1
 
-Three things in the article's text are better known before it is compared: it writes :math:`x A B` with A (in, r)
-and B (r, out), so its A is our ``lora_A.T`` and its B our ``lora_B.T``; it calls the shift a rotation, and it is
-the addition of a rank-1 matrix; its ``Y2`` is ``y2``.
+The adapter has 2,001 numbers where the model has 1,001,000, and the change that it should find is 1 in every entry.
+
+The article writes x A B with A (in, r) and B (r, out): its A is our ``lora_A.T``, its B our ``lora_B.T``. It calls the
+shift a rotation; it is the addition of a rank-1 matrix. Its ``Y2`` is ``y2``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_integer, check_number
+from .checks import Array, check_batch_size, check_choice, check_integer, check_number, check_sizes
 from .files.checkpoint import claim_folder
 from .layer import Layer
 from .linear import Linear
@@ -122,17 +124,12 @@ def run(
     CheckpointError
         If the folder holds checkpoints of another configuration, naming the difference.
     """
-    rank, alpha = check_integer("rank", rank, at_least=1), check_number("alpha", alpha, above=0)
-    n, batch_size = check_integer("n", n, at_least=1), check_integer("batch_size", batch_size, at_least=1)
-    if batch_size > n:
-        raise ValueError(f"batch_size must be at most the {n} rows of the data, got {batch_size}")
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
-    epochs, lr = check_integer("epochs", epochs, at_least=1), check_number("lr", lr, above=0)
+    n, in_features, out_features = check_sizes(n=n, in_features=in_features, out_features=out_features)
+    rank, epochs = check_sizes(rank=rank, epochs=epochs)
+    alpha, lr = check_number("alpha", alpha, above=0), check_number("lr", lr, above=0)
+    batch_size, seed = check_batch_size(batch_size, n, "the data"), check_integer("seed", seed, at_least=0)
+    check_choice("dtype", dtype, ("float32", "float64"))
     backend = backend_or_numpy(backend)
-    seed = check_integer("seed", seed, at_least=0)
-    in_features = check_integer("in_features", in_features, at_least=1)
-    out_features = check_integer("out_features", out_features, at_least=1)
     if checkpoint is not None:
         settings = {"rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
         sizes = {"n": n, "in_features": in_features, "out_features": out_features}

@@ -262,11 +262,11 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
     return rows
 
 
-def check_batch_size(batch_size: Any, n: int) -> int:
+def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:
     """Return the batch size as an int, or refuse one that is not between 1 and the number of rows."""
     size = check_integer("batch_size", batch_size, at_least=1)
     if size > n:
-        raise ValueError(f"batch_size must be at most the {n} rows of X, got {size}")
+        raise ValueError(f"batch_size must be at most the {n} rows of {of}, got {size}")
     return size
 
 
@@ -283,7 +283,8 @@ def check_children(layers: Mapping[str, Any], layer_type: type, reserved: Collec
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return `value`, or refuse what is not one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
     return str(value)
 
 

@@ -45,7 +45,7 @@ def adam_update_in_blocks(theta: Array, g: Array, m: Array, v: Array, t: int, **
     A block, its gradient, its means and the temporaries stay in the CPU's cache together: a million parameters take
     2.3 ms in place of 9.9.
     """
-    if theta.ndim == 0:
+    if theta.size <= BLOCK:
         return adam_update(theta, g, m, v, t, **settings)
     length = max(1, BLOCK * len(theta) // max(1, theta.size))
     for start in range(0, len(theta), length):

@@ -127,7 +127,7 @@ def test_a_model_is_made_of_layers():
 
 
 def test_an_unknown_activation_is_refused_by_name():
-    with pytest.raises(ValueError, match="activation must be one of 'relu', 'tanh', 'silu', got 'gelu'"):
+    with pytest.raises(ValueError, match="activation must be 'relu', 'tanh' or 'silu', got 'gelu'"):
         MLP.init(2, 3, 4, activation="gelu", rng=RNG)
 
 
