@@ -27,6 +27,11 @@ _PRECISION = {
 }
 
 
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array of some library."""
+    return hasattr(value, "dtype") and hasattr(value, "shape")
+
+
 def dtype_name(array: Array) -> str:
     """Return the bare name of an array's dtype, ``"float32"``, in whichever library it lives."""
     return str(array.dtype).rpartition(".")[2]
@@ -34,7 +39,7 @@ def dtype_name(array: Array) -> str:
 
 def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
     """Refuse what is not a floating-point array, or not of the library and precision of `like`."""
-    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+    if not is_array(value):
         raise TypeError(f"{name} must be an array, got {type(value).__name__}")
     if like is not None:
         check_library(name, value, like, like_name)
@@ -109,7 +114,7 @@ def reference(layer: Any) -> Array | None:
     """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
     for value in vars(layer).values():
         for part in value if isinstance(value, list) else (value,):
-            found = part if hasattr(part, "dtype") else reference(part) if hasattr(part, "trainable") else None
+            found = part if is_array(part) else reference(part) if hasattr(part, "trainable") else None
             if found is not None:
                 return found
     return None
@@ -183,7 +188,7 @@ def check_ids(
 
     NumPy would take negative numbers from the end, and CuPy any number at all.
     """
-    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+    if not is_array(value):
         raise TypeError(f"{name} must be an array of integers, got {type(value).__name__}")
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {value.dtype}, expected integers")
@@ -242,7 +247,7 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
         raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
     like = next(iter(model.trainable().values()), None)
     for name, data in {"X": X, "Y": Y}.items():
-        if not hasattr(data, "dtype") or not hasattr(data, "shape"):
+        if not is_array(data):
             raise TypeError(f"{name} must be an array, got {type(data).__name__}")
         if data.dtype.kind not in "iu":
             check_array(name, data, like)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any, TypeVar
 
-from .checks import Array
+from .checks import Array, is_array
 
 Cache = tuple[Any, ...]
 """The layer itself, the shape of its output, and what its backward needs. Only data, so that memory can be counted."""
@@ -95,7 +95,7 @@ def parts(layer: Layer) -> Iterator[tuple[str, Any]]:
     """Yield the arrays and layers among a layer's attributes, by name, those in lists by number too."""
     for name, value in vars(layer).items():
         for key, part in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(part, Layer) or _is_array(part):
+            if isinstance(part, Layer) or is_array(part):
                 yield name if key is None else f"{name}.{key}", part
 
 
@@ -133,7 +133,7 @@ def rebuild(
     def go(value: Any, path: str) -> Any:
         if isinstance(value, list):
             return [go(part, f"{path}.{key}") for key, part in enumerate(value)]
-        if _is_array(value):
+        if is_array(value):
             if id(value) not in done:
                 done[id(value)] = array(value)
             return done[id(value)]
@@ -189,12 +189,8 @@ def widen(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n
     return narrow * factor[0] if factor.shape[0] == 1 else narrow @ factor
 
 
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "dtype") and hasattr(value, "shape")
-
-
 def _show(value: Any) -> str:
     """Return an attribute for `repr`: of an array its shape, and not its numbers."""
     if isinstance(value, list):
         return f"[{', '.join(map(_show, value))}]"
-    return str(tuple(value.shape)) if _is_array(value) else repr(value)
+    return str(tuple(value.shape)) if is_array(value) else repr(value)

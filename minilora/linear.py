@@ -28,7 +28,10 @@ from .layer import Cache, Layer, rows
 
 @dataclass(eq=False, repr=False)
 class Linear(Layer):
-    """The full-rank layer. It keeps the arrays that it is given; training changes them in place."""
+    """The full-rank layer. It keeps the arrays that it is given; training changes them in place.
+
+    Arrays that do not fit together are a ValueError or a TypeError.
+    """
 
     weight: Array  # (out, in), float
     bias: Array | None = None  # (out,), of the same dtype

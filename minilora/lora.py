@@ -23,6 +23,11 @@ the chain rule sums over its rows; h_nk acts through row n, and the chain rule s
     dA_ki = sum_n dh_nk x_ni          dA = dh^T x      (5)    (r, in)
     dx_ni = sum_k dh_nk A_ki          dx = dh A        (6)    (N, in)
 
+BESIDE ITS BASE, outputs add, and so do the gradients at the input that both share. Merging makes one weight of the two:
+
+    y = x W^T + b + s x A^T B^T       (11)             delta = s B A     (13)    (out, in)
+    dx = dy W + dh A                  (12)             W' = W + delta    (14)    (out, in)
+
 THE START. B is zero. Then y is zero, so the adapted layer begins as its base. By (4) dh, dA and dx are zero as well,
 and only B moves in the first step. If A were zero too, h and dB would vanish, and nothing would ever move.
 
@@ -45,7 +50,10 @@ from .linear import Linear
 
 @dataclass(eq=False, repr=False)
 class LoRA(Layer):
-    """The added path, y = s x A^T B^T. It keeps the arrays that it is given; training changes them in place."""
+    """The added path, y = s x A^T B^T. It keeps the arrays that it is given; training changes them in place.
+
+    Arrays that do not fit together, or an alpha out of range, are a ValueError or a TypeError.
+    """
 
     lora_A: Array  # (r, in), reads the input
     lora_B: Array  # (out, r), writes the output; of the same float dtype
