@@ -57,3 +57,8 @@ COMMANDS = ("pip install -e . && python -m minilora article", 'pip install -e ".
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_two_commands_stand_there(command):
     assert [language for language, code in BLOCKS if command in code] == ["sh"]
+
+
+def test_the_torch_wrapper_is_the_examples():
+    (shown,) = [code for language, code in BLOCKS if language == "py"]
+    assert shown == (README.parent / "examples" / "conformance" / "plain_torch.py").read_text(encoding="utf-8")

@@ -126,7 +126,7 @@ def test_the_first_equation_in_code_comes_early():
     assert next(i for i, line in enumerate(lines, start=1) if "(6)" in line) < 30
 
 
-def test_the_name_of_a_test_is_a_claim_of_ten_words():
+def test_every_tests_name_is_ten_words_at_most():
     for path in Path(__file__).parents[1].rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):

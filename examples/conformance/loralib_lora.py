@@ -1,0 +1,30 @@
+"""loralib's Linear. python -m minilora.conformance loralib_lora"""
+
+from functools import partial
+
+import loralib
+import plain_torch
+
+
+def module(weight, bias, lora_A, lora_B, alpha):
+    layer = loralib.Linear(weight.shape[1], weight.shape[0], r=len(lora_A), lora_alpha=alpha, bias=bias is not None)
+    layer.to(weight.dtype)
+    layer.weight.data, layer.lora_A.data, layer.lora_B.data = weight, lora_A, lora_B
+    if bias is not None:
+        layer.bias.data = bias
+    return layer, layer.lora_A, layer.lora_B
+
+
+def merge(weight, lora_A, lora_B, alpha):
+    layer, _, _ = module(*plain_torch.tensors([weight, None, lora_A, lora_B, alpha]))
+    layer.eval()  # merges
+    return layer.weight.detach().numpy()
+
+
+def init(in_features, out_features, rank, rng):
+    layer = loralib.Linear(in_features, out_features, r=rank)
+    return layer.lora_A.detach().numpy(), layer.lora_B.detach().numpy()
+
+
+forward = partial(plain_torch.forward, module=module)
+backward = partial(plain_torch.backward, module=module)

@@ -1,0 +1,24 @@
+"""Any torch module with a base, A and B: this is the whole wrapper. python -m minilora.conformance plain_torch"""
+
+import torch
+
+
+def module(weight, bias, lora_A, lora_B, alpha):
+    """Put a layer of yours here: return it, with its two factors."""
+    A, B = torch.nn.Parameter(lora_A), torch.nn.Parameter(lora_B)
+    return lambda x: torch.nn.functional.linear(x, weight, bias) + alpha / len(A) * (x @ A.T @ B.T), A, B
+
+
+def tensors(arrays):
+    return [torch.from_numpy(a.copy()) if hasattr(a, "dtype") else a for a in arrays]
+
+
+def forward(x, *arrays, module=module):
+    (x,), (layer, _, _) = tensors([x]), module(*tensors(arrays))
+    return layer(x).detach().numpy()
+
+
+def backward(dy, x, *arrays, module=module):
+    (dy, x), (layer, A, B) = tensors([dy, x]), module(*tensors(arrays))
+    layer(x.requires_grad_()).backward(dy)
+    return {"x": x.grad.numpy(), "lora_A": A.grad.numpy(), "lora_B": B.grad.numpy()}

@@ -1,0 +1,47 @@
+"""Other people's implementations through the conformance suite, by the wrappers in examples/conformance."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from minilora.conformance import check
+
+pytestmark = pytest.mark.peers
+FOLDER = Path(__file__).parents[2] / "examples" / "conformance"
+
+
+def load(name, monkeypatch, *needed):
+    for package in ("torch", *needed):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("name", "needed"), [("plain_torch", "torch"), ("peft_lora", "peft"), ("loralib_lora", "loralib")]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_right_implementation_passes(monkeypatch, name, needed, dtype):
+    report = check(load(name, monkeypatch, needed), dtype=dtype)
+    assert report.passed, str(report)
+    assert report.claims["slope"] == "ok"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pefts_rslora_passes_as_a_kind(monkeypatch):
+    report = check(load("peft_lora", monkeypatch, "peft"))
+    assert report.kinds["rslora"].claims["slope"] == report.kinds["rslora"].claims["merge"] == "ok"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_pytorch_is_wrong_in_two_known_ways(monkeypatch):
+    report = check(load("lora_pytorch_lora", monkeypatch, "lora_pytorch"))
+    assert not report.passed
+    first, second = report.diagnoses
+    assert first.startswith("dx lacks dy W: the base passes no gradient")
+    assert second.startswith("A's start has the spread of fan r = 9, not fan in = 400")
+    assert report.claims["forward"] == "ok"
