@@ -16,6 +16,8 @@ CLAIMED = [
     pytest.param(case, claim, id=f"{case.name}: {claim.__name__}") for case in ALL_CASES for claim in case.claims
 ]
 
+EXAMPLES = max(5, settings.default.max_examples // 3)  # of each of so many pairs
+
 
 @pytest.mark.parametrize(("case", "claim"), CLAIMED)
 @given(problem=problems())
@@ -23,7 +25,7 @@ CLAIMED = [
 @example(problem=ONE_ROW)
 @example(problem=RANK_ABOVE_WIDTHS)
 @example(problem=SQUARE)
-@settings(max_examples=50)
+@settings(max_examples=EXAMPLES)
 def test_every_layer_keeps_every_claim(case, claim, problem):
     claim(case, problem)
 

@@ -87,8 +87,7 @@ class Report:
         return {**own, "kinds": kinds}
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {'passed' if self.passed else 'WRONG'}, in {self.dtype}"]
-        lines += [f"  diagnosis: {text}" for text in self.diagnoses]
+        lines = [*self.diagnoses, f"{self.name}: {'passed' if self.passed else 'WRONG'}, in {self.dtype}"]
         for title, verdicts in (("claims", self.claims), ("habits, which do not count", self.habits)):
             lines.append(f"  {title}:")
             lines += [f"    {name:20}{verdict}" for name, verdict in verdicts.items()]
@@ -119,7 +118,7 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
     CannotRun
         If it has no ``forward``, or declares a precision, an orientation or a kind that is not known.
     """
-    title: str = name or getattr(implementation, "__name__", type(implementation).__name__)
+    title = str(name or getattr(implementation, "__name__", type(implementation).__name__))
     report = _check_kind(implementation, title, dtype, KINDS["linear"])
     for kind, other in dict(getattr(implementation, "kinds", {})).items():
         if kind not in KINDS:
