@@ -13,6 +13,7 @@ Then, by what you are here for:
 
 - from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, `minilora.models`, and
   `minilora.adaptation` (an adapter beside each layer that you name)
+- what became of LoRA: `minilora.variants`
 - is a gradient right? `minilora.verify`, `minilora.conformance`, and `minilora.exercises` for a backward of your own
 - trained adapters as files: `minilora.files`
 - the same numbers with less work: `minilora.fast`
@@ -35,6 +36,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` b
     from .files.merge import merge_adapter
     from .layer import Layer
     from .layers.activation import ReLU, SiLU, Tanh
+    from .layers.convolution import Conv1d, Conv2d
+    from .layers.embedding import Embedding
     from .layers.sequential import Sequential
     from .linear import Linear
     from .lora import LoRA, LoRALinear
@@ -42,6 +45,10 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` b
     from .models.mlp import MLP
     from .optim import Adam
     from .training import History, TrainingDiverged, evaluate, train
+    from .variants.adapter import Adapter
+    from .variants.dora import DoRA
+    from .variants.scaling import loraplus
+    from .variants.sums import best_of_rank, weighted_sum
     from .verify.closed_form import best_adapter, best_adapter_from_gram
     from .verify.gradcheck import GradientError, GradReport, gradcheck
     from .verify.slopes import CheckRefused, TaylorOrders, taylor_orders
@@ -53,6 +60,12 @@ _HOMES = {
     "models.mlp": ("MLP",),
     "layers.sequential": ("Sequential",),
     "layers.activation": ("ReLU", "SiLU", "Tanh"),
+    "layers.convolution": ("Conv1d", "Conv2d"),
+    "layers.embedding": ("Embedding",),
+    "variants.adapter": ("Adapter",),
+    "variants.dora": ("DoRA",),
+    "variants.scaling": ("loraplus",),
+    "variants.sums": ("best_of_rank", "weighted_sum"),
     "adaptation": ("adapt", "adapters", "attach", "merge"),
     "backend": ("Backend", "BackendUnavailable", "get_backend"),
     "files.adapters": ("AdapterFileError", "load_adapter", "save_adapter"),
@@ -72,11 +85,16 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "MLP",
     "Adam",
+    "Adapter",
     "AdapterFileError",
     "Backend",
     "BackendUnavailable",
     "CheckRefused",
     "CheckpointError",
+    "Conv1d",
+    "Conv2d",
+    "DoRA",
+    "Embedding",
     "GradReport",
     "GradientError",
     "History",
@@ -95,17 +113,20 @@ __all__ = [
     "attach",
     "best_adapter",
     "best_adapter_from_gram",
+    "best_of_rank",
     "cross_entropy",
     "evaluate",
     "get_backend",
     "gradcheck",
     "load_adapter",
+    "loraplus",
     "merge",
     "merge_adapter",
     "mse",
     "save_adapter",
     "taylor_orders",
     "train",
+    "weighted_sum",
 ]
 
 

@@ -6,7 +6,7 @@
     same = attach(model, load_adapter("folder"))                                adapters that exist already
     plain = merge(adapted)                                                      the adapters folded into the weights
 
-None of them changes the model it is given.
+None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters.
 """
 
 from __future__ import annotations
@@ -17,23 +17,35 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_instance, check_rng
+from .backend import backend_of
+from .checks import check_choice, check_instance, check_rng
 from .layer import Layer, freeze, rebuild, walk
+from .layers.convolution import Conv1d, Conv2d
+from .layers.embedding import Embedding
 from .linear import Linear
 from .lora import LoRA, LoRALinear
+from .variants.adapter import NORMS, Adapter
+from .variants.dora import DoRA, with_magnitude
+from .variants.pissa import pissa
+from .variants.rewritten import Rewritten, beside
+from .variants.scaling import rslora_alpha
 
 ALL_LINEAR = "all-linear"
+KINDS: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
+ADAPTED = (LoRALinear, DoRA, Rewritten)
+STARTS = ("lora", "pissa")
 
 
 def adapt(
-    model: Layer, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator
-) -> Any:
+    model: Layer, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
+    use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+) -> Any:  # fmt: skip
     """Return the model frozen, with a new adapter beside each layer that `target_modules` names.
 
     Parameters
     ----------
     model : Layer
-        A model, or a single `Linear`. It stays as it is; the frozen arrays are shared with it, not copied.
+        A model, or a single layer. It stays as it is; the frozen arrays are shared with it, not copied.
     target_modules : list of str, or str
         As PEFT reads it. A list has module paths or their ends: ``"q_proj"`` names ``layers.0.self_attn.q_proj`` too. A
         string is one regular expression that must match the whole path; ``"all-linear"`` names every `Linear` but
@@ -42,29 +54,48 @@ def adapt(
         Of each adapter, as in `LoRA.init`.
     rng : numpy.random.Generator
         Draws the adapters' starts, in the order of the model's layers.
+    use_rslora : bool
+        Whether the scaling is alpha / sqrt(r). The adapters' own `alpha` is then alpha sqrt(r), see
+        `minilora.variants.scaling`.
+    use_dora : bool
+        Whether each output has a magnitude that trains, see `minilora.variants.dora`.
+    dora_norm : {"constant", "full"}
+        How DoRA's backward treats the norm: as a constant, as PEFT does, or with its full gradient.
+    init : {"lora", "pissa"}
+        How adapters start: at zero, or from the leading singular vectors, see `minilora.variants.pissa`. With
+        ``"pissa"`` the bases are new layers, what is left of the given ones.
 
     Returns
     -------
     Layer
-        A model of the same class. Its output is the same until the first training step.
+        A model of the same class. Its output is the same until the first training step, after PiSSA up to rounding.
 
     Raises
     ------
     ValueError
-        If `target_modules` names no layer, or one that has an adapter already, or `rank` or `alpha` is out of range.
+        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range.
     TypeError
         If an argument is of another type.
     """
     check_instance("model", model, Layer)
     check_rng(rng)
-    targets = [path for path in _linears(model) if _named(path, target_modules)]
+    check_choice("dora_norm", dora_norm, NORMS)
+    check_choice("init", init, STARTS)
+    free = _free(model)
+    targets = [path for path, layer in free.items() if _named(path, layer, target_modules)]
     if not targets:
-        raise ValueError(f"target_modules={target_modules!r} names no linear layer; there are {_linears(model)}")
+        raise ValueError(f"target_modules={target_modules!r} names no layer without an adapter; there are {list(free)}")
 
-    def beside(path: str, layer: Any) -> Layer:
-        return LoRALinear.from_linear(layer, rank=rank, alpha=alpha, rng=rng) if path in targets else layer
+    def start(path: str, layer: Any) -> Layer:
+        if path not in targets:
+            return layer  # type: ignore[no-any-return]
+        base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
+        if use_dora:
+            adapter.dora_norm = dora_norm
+            with_magnitude(_matrix(base), adapter)
+        return _beside(base, adapter)
 
-    return rebuild(freeze(model), layer=beside)
+    return rebuild(freeze(model), layer=start)
 
 
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
@@ -73,7 +104,7 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     Parameters
     ----------
     model : Layer
-        A model, or a single `Linear` with the path ``""``. It stays as it is.
+        A model, or a single layer with the path ``""``. It stays as it is.
     adapters : mapping of str to LoRA
         By module path, as `load_adapter` and `minilora.adapters` return them. They are shared, not copied.
 
@@ -85,20 +116,26 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     Raises
     ------
     ValueError
-        If a path is not that of a `Linear` without an adapter, or an adapter's widths do not fit.
+        If a path is not that of a layer without an adapter, or an adapter's widths or kind do not fit.
     TypeError
         If an argument is of another type.
     """
     check_instance("model", model, Layer)
     check_instance("adapters", adapters, Mapping)
-    there = _linears(model)
-    if unknown := [path for path in adapters if path not in there]:
-        raise ValueError(f"adapters names {unknown}, which are no linear layers of the model; there are {there}")
+    free = _free(model)
+    if unknown := [path for path in adapters if path not in free]:
+        raise ValueError(f"adapters names {unknown}, which are no layers without an adapter; there are {list(free)}")
+    for path, adapter in adapters.items():
+        if getattr(adapter, "kind", _kind(free[path])) != _kind(free[path]):
+            raise ValueError(f"adapters[{path!r}] is not of kind {_kind(free[path])!r}, as {free[path]!r} is")
+        kernel = tuple(getattr(free[path], "kernel", ()))
+        if getattr(adapter, "kernel", kernel) != kernel:
+            raise ValueError(f"adapters[{path!r}] has a kernel of {adapter.kernel}, expected {kernel}")  # type: ignore[attr-defined]
 
-    def beside(path: str, layer: Layer) -> Layer:
-        return LoRALinear(layer, adapters[path]) if path in adapters else layer  # type: ignore[arg-type]
+    def put(path: str, layer: Any) -> Layer:
+        return _beside(layer, adapters[path]) if path in adapters else layer
 
-    return rebuild(freeze(model), layer=beside)
+    return rebuild(freeze(model), layer=put)
 
 
 def merge(model: Layer) -> Any:
@@ -110,28 +147,76 @@ def merge(model: Layer) -> Any:
 
     def fold(path: str, layer: Layer) -> Layer:
         vars(layer).pop("frozen", None)
-        return layer.merge() if isinstance(layer, LoRALinear) else layer
+        return layer.merge() if isinstance(layer, ADAPTED) else layer
 
     return rebuild(model, array=lambda a: a.copy(), layer=fold)
 
 
-def adapters(model: Layer) -> dict[str, LoRA]:
-    """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes."""
+def adapters(model: Layer) -> dict[str, Adapter]:
+    """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes.
+
+    Each has ``delta()``, the change of the module's matrix (out, in) before DoRA's norm, and knows its `kind` of layer,
+    its `kernel`, its `magnitude` and, after PiSSA, how it started. The arrays are the model's own.
+    """
     check_instance("model", model, Layer)
-    return {path: layer.adapter for path, layer in walk(model) if isinstance(layer, LoRALinear)}
+    return {path: _described(layer) for path, layer in walk(model) if isinstance(layer, ADAPTED)}
 
 
-def _linears(model: Layer) -> list[str]:
-    """Return the paths of the linear layers that have no adapter yet."""
-    taken = [path for path, layer in walk(model) if isinstance(layer, LoRALinear)]
+def _start(
+    layer: Any, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool, init: str
+) -> tuple[Any, Adapter]:
+    """Return a base and a new adapter for it: as PEFT starts, or from the base's singular vectors."""
+    known: dict[str, Any] = {"kind": _kind(layer), "kernel": tuple(getattr(layer, "kernel", ()))}
+    known["use_rslora"] = use_rslora
+    matrix = _matrix(layer)
+    where: dict[str, Any] = {"dtype": matrix.weight.dtype, "backend": backend_of(matrix.weight)}
+    new = LoRA.init(matrix.in_features, matrix.out_features, rank=rank, alpha=alpha, rng=rng, **where)
+    A, B, alpha = new.lora_A, new.lora_B, rslora_alpha(new.alpha, new.rank) if use_rslora else new.alpha
+    if init == "pissa":
+        rest, first = pissa(matrix, rank=new.rank, alpha=alpha)
+        base = rest if isinstance(layer, Linear) else layer.from_linear(rest)
+        first.frozen = base.frozen = True
+        return base, Adapter(first.lora_A.copy(), first.lora_B.copy(), alpha, start=first, **known)
+    if isinstance(layer, Embedding):  # A = 0 and B normal, the other way round
+        A, B = where["backend"].zeros(A.shape, A.dtype), where["backend"].asarray(rng.standard_normal(B.shape), B.dtype)
+    return layer, Adapter(A, B, alpha, **known)
+
+
+def _beside(base: Any, adapter: LoRA) -> Layer:
+    """Return a layer with its adapter, in the class that this takes."""
+    return beside(base, adapter) if isinstance(base, Linear) else Rewritten(base, adapter)
+
+
+def _matrix(layer: Any) -> Linear:
+    """Return the linear layer that a layer is, on rewritten inputs."""
+    return layer if isinstance(layer, Linear) else layer.as_linear()
+
+
+def _kind(layer: Layer) -> str | None:
+    """Return the kind of a layer that can take an adapter, and None for others."""
+    return next((kind for cls, kind in KINDS.items() if isinstance(layer, cls)), None)
+
+
+def _described(layer: Any) -> Adapter:
+    """Return a layer's adapter, which knows where it stands."""
+    adapter = layer.adapter
+    if isinstance(adapter, Adapter):
+        return adapter
+    kernel = tuple(getattr(layer.base, "kernel", ()))
+    return Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, kind=_kind(layer.base) or "linear", kernel=kernel)
+
+
+def _free(model: Layer) -> dict[str, Layer]:
+    """Return the layers that can take an adapter and have none yet, by path."""
+    taken = [path for path, layer in walk(model) if isinstance(layer, ADAPTED)]
     bases = {f"{path}.base".removeprefix(".") for path in taken}
-    return [path for path, layer in walk(model) if isinstance(layer, Linear) and path not in bases]
+    return {path: layer for path, layer in walk(model) if _kind(layer) and path not in bases}
 
 
-def _named(path: str, target_modules: str | Sequence[str]) -> bool:
+def _named(path: str, layer: Layer, target_modules: str | Sequence[str]) -> bool:
     """Return whether `target_modules` names the module at a path, as PEFT decides it."""
     if target_modules == ALL_LINEAR:
-        return path.rpartition(".")[2] != "lm_head"
+        return isinstance(layer, Linear) and path.rpartition(".")[2] != "lm_head"
     if isinstance(target_modules, str):
         return re.fullmatch(target_modules, path) is not None
     return any(path == target or path.endswith(f".{target}") for target in target_modules)

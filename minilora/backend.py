@@ -175,6 +175,15 @@ def backend_of(array: Array) -> Backend:
     raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
 
 
+def add_at(array: Array, index: Any, values: Array) -> None:
+    """Add values to the entries at an index, in place; an entry that is named twice gets both."""
+    scatter_add = getattr(array, "scatter_add", None)  # CuPy's arrays have it as a method
+    if scatter_add is not None:
+        scatter_add(index, values)
+    else:
+        backend_of(array).xp.add.at(array, index, values)
+
+
 def all_finite(arrays: Sequence[Array]) -> bool:
     """Return whether no entry of any array is NaN or infinite; this waits for the device, once for all of them."""
     flags = [backend_of(array).xp.isfinite(array).all() for array in arrays]

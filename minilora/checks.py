@@ -17,6 +17,9 @@ import numpy as np
 Array: TypeAlias = Any
 """A NumPy array, or an array of a library that behaves like NumPy (CuPy)."""
 
+Rate: TypeAlias = float | Mapping[str, float]
+"""A step length for every parameter, or one for each ending of a name."""
+
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {
     "float16": "float16",
@@ -77,6 +80,7 @@ def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
 
 def _library(array: Array) -> str:
     """Return the name of the library an array belongs to."""
+    array = getattr(array, "like", array)  # one-hot rows belong to the library of the matrices that they multiply
     # NumPy's own scalars count, and subclasses such as numpy.memmap, wherever they are defined.
     return "numpy" if isinstance(array, (np.ndarray, np.generic)) else type(array).__module__.partition(".")[0]
 
@@ -203,7 +207,7 @@ def check_ids(
             raise ValueError(f"{name} holds {value[at]} at {tuple(map(int, at))}, expected 0 to {count - 1}")
 
 
-def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[float, tuple[float, float], float]:
+def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, dict[str, float], tuple[float, float], float]:
     """Return Adam's settings as floats, or refuse them, or parameters that cannot be updated in place."""
     check_dict("params", params)
     if not params:
@@ -218,7 +222,7 @@ def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[float, tuple
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers, got {betas!r}")
     beta1, beta2 = (check_number(f"betas[{i}]", b, above=0, below=1, or_equal=True) for i, b in enumerate(betas))
-    return check_number("lr", lr, above=0), (beta1, beta2), check_number("eps", eps, above=0)
+    return *check_rates(lr, params), (beta1, beta2), check_number("eps", eps, above=0)
 
 
 def check_no_overlap(params: Mapping[str, Array]) -> None:
@@ -352,3 +356,97 @@ def check_rng(rng: Any) -> None:
     """Refuse what is not a `numpy.random.Generator`."""
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {rng!r}")
+
+
+def check_table(weight: Array) -> None:
+    """Refuse what is not an embedding's weight, (V, dim)."""
+    check_matrix("weight", weight)
+
+
+def check_kernel(name: str, weight: Array, bias: Array | None, axes: int, groups: Any) -> None:
+    """Refuse arrays that are not a convolution's weight (out, in, *kernel) and bias (out,), and groups."""
+    if groups != 1:
+        raise ValueError(f"groups={groups!r} is not supported: a {name} here connects every input to every output")
+    check_array("weight", weight)
+    if len(weight.shape) != axes + 2 or 0 in weight.shape:
+        expected = "(out, in, " + ", ".join(("height", "width")[-axes:]) + ")"
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected} with no empty axis")
+    if bias is not None:
+        check_array("bias", bias, like=weight, like_name="weight")
+        check_shape("bias", bias, (weight.shape[0],))
+
+
+def check_each_axis(name: str, value: Any, axes: int, at_least: int) -> tuple[int, ...]:
+    """Return one integer for each axis of a kernel: from a number for all of them, or from as many."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+    if len(values) != axes:
+        raise ValueError(f"{name} must be an integer or {axes} of them, got {value!r}")
+    return tuple(check_integer(name, v, at_least=at_least) for v in values)
+
+
+def check_image(layer: Any, x: Array) -> None:
+    """Refuse an input that does not fit a convolution: (N, in, *sizes), and no kernel larger than the padded image."""
+    check_array("x", x, like=layer.weight)
+    shape, weight = tuple(x.shape), layer.weight.shape
+    if len(shape) != len(weight) or shape[1] != weight[1]:
+        raise ValueError(f"x has shape {shape}, expected {len(weight)} axes, (N, {weight[1]}, ...)")
+    if min(layer.positions(shape)) < 1:
+        raise ValueError(f"x has shape {shape}: with padding {layer.padding} it is smaller than the kernel {layer!r}")
+
+
+def check_rewriting(base: Any) -> None:
+    """Refuse what is no layer that rewrites its input to rows."""
+    if not hasattr(base, "rewrite"):
+        raise TypeError(f"base must be an Embedding, a Conv1d or a Conv2d, got {type(base).__name__}")
+
+
+def check_adapter(adapter: Any, kinds: Collection[str], norms: Collection[str]) -> None:
+    """Refuse an adapter of an unknown kind, or one whose magnitude or start does not fit its factors."""
+    check_choice("kind", adapter.kind, kinds)
+    check_choice("dora_norm", adapter.dora_norm, norms)
+    if adapter.magnitude is not None:
+        check_array("magnitude", adapter.magnitude, like=adapter.lora_A, like_name="lora_A")
+        check_shape("magnitude", adapter.magnitude, (adapter.lora_B.shape[0],))
+    if adapter.start is not None:
+        check_shape("start.lora_A", adapter.start.lora_A, adapter.lora_A.shape)
+        check_shape("start.lora_B", adapter.start.lora_B, adapter.lora_B.shape)
+
+
+def check_magnitude(adapter: Any) -> None:
+    """Refuse an adapter without a magnitude where DoRA needs one."""
+    if adapter.magnitude is None:
+        raise ValueError("adapter has no magnitude: DoRA needs one, an array of shape (out,)")
+
+
+def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
+    """Return a rank as an int, or refuse one above the smallest of the sizes."""
+    number = check_integer("rank", rank, at_least=1)
+    if number > min(sizes):
+        raise ValueError(f"rank must be at most {min(sizes)}, got {rank}")
+    return number
+
+
+def check_summands(adapters: Any, weights: Any) -> list[float]:
+    """Return weights as floats, or refuse adapters that cannot be added up."""
+    if not adapters or len(adapters) != len(weights):
+        raise ValueError(f"expected one weight for each adapter, got {len(adapters)} adapters, {len(weights)} weights")
+    first = adapters[0]
+    for i, adapter in enumerate(adapters):
+        check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
+        if adapter.shape != first.shape:
+            raise ValueError(f"adapters[{i}] has shape {adapter.shape}, expected {first.shape} as adapters[0]")
+    return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
+
+
+def check_rates(lr: Any, names: Collection[str]) -> tuple[Any, dict[str, float]]:
+    """Return lr with Python floats, and a rate for each name: lr itself, or that of the name's longest ending in lr."""
+    if not isinstance(lr, Mapping):
+        rate = check_number("lr", lr, above=0)
+        return rate, dict.fromkeys(names, rate)
+    rates = {end: check_number(f"lr[{end!r}]", rate, above=0) for end, rate in lr.items()}
+    if unused := [end for end in rates if not any(name.endswith(end) for name in names)]:
+        raise ValueError(f"lr has rates for {unused}, which end no name; there are {list(names)}")
+    found = {name: max((end for end in rates if name.endswith(end)), key=len, default=None) for name in names}
+    if without := [name for name, end in found.items() if end is None]:
+        raise ValueError(f"lr has no rate for {without}: give one for the ending, or for '', which ends every name")
+    return rates, {name: rates[end] for name, end in found.items() if end is not None}

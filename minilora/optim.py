@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .backend import backend_of
-from .checks import Array, check_adam, check_integer, check_like_params, check_same_keys
+from .checks import Array, Rate, check_adam, check_integer, check_like_params, check_same_keys
 from .fast.adam import gpu_update
 from .layer import homes, sum_tied
 
@@ -62,8 +62,8 @@ class Adam:
     ----------
     params : dict of str to array
         What to train, float32 or float64.
-    lr : float
-        The length of a step, above 0.
+    lr : float, or mapping of str to float
+        A step's length, above 0; or one by the ending of a name, the longest that fits: ``{"": 1e-4, "lora_B": 2e-3}``.
     betas : (float, float)
         How much of the running means of g and g^2 each step keeps, in [0, 1).
     eps : float
@@ -78,9 +78,9 @@ class Adam:
     """
 
     def __init__(
-        self, params: Mapping[str, Array], lr: float = 1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8
+        self, params: Mapping[str, Array], lr: Rate = 1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8
     ) -> None:  # fmt: skip
-        self.lr, self.betas, self.eps = check_adam(params, lr, betas, eps)
+        self.lr, self.rates, self.betas, self.eps = check_adam(params, lr, betas, eps)
         self.home = homes(params)
         self.params = {name: p for name, p in params.items() if self.home[name] == name}
         self.t = 0
@@ -91,7 +91,7 @@ class Adam:
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {tuple(p.shape)}" for name, p in self.params.items())
-        return f"Adam(lr={self.lr:g}, betas={self.betas}, eps={self.eps:g}, t={self.t}, {{{shapes}}})"
+        return f"Adam(lr={self.lr}, betas={self.betas}, eps={self.eps:g}, t={self.t}, {{{shapes}}})"
 
     def step(self, grads: Mapping[str, Array]) -> None:
         """Take one step against the gradients, one for each name given to `Adam`, of its array's shape and dtype.
@@ -103,7 +103,7 @@ class Adam:
         self.t += 1
         for name, g in sum_tied(grads, self.home).items():
             p, m, v = self.params[name], self.m[name], self.v[name]
-            self._update(p, g, m, v, self.t, lr=self.lr, betas=self.betas, eps=self.eps)
+            self._update(p, g, m, v, self.t, lr=self.rates[name], betas=self.betas, eps=self.eps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state, ``{"t": int, "m": {name: array}, "v": {name: array}}``."""

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .backend import backend_of, check_finite
-from .checks import Array, check_batch_size, check_data, check_integer, check_rng
+from .checks import Array, Rate, check_batch_size, check_data, check_integer, check_rng
 from .fast.gather import Batches
 from .files.checkpoint import describe, keep, resume
 from .files.state import History, TrainingDiverged, TrainingState
@@ -45,7 +45,7 @@ def train(
     *,
     epochs: int = 100,
     batch_size: int = 128,
-    lr: float = 1e-3,
+    lr: Rate = 1e-3,
     rng: np.random.Generator,
     log_every: int = 10,
     progress: bool = False,
@@ -68,8 +68,8 @@ def train(
         Targets, as the loss takes them.
     epochs, batch_size, log_every : int
         At least 1, batch_size at most n.
-    lr : float
-        Adam's step length.
+    lr : float, or mapping of str to float
+        Adam's step length; or one for each ending of a parameter's name, as in `Adam`.
     rng : numpy.random.Generator
         Draws the batches, on the host: one seed, one order of batches on every device.
     progress : bool

@@ -1,0 +1,155 @@
+"""Convolutions: a linear layer on patches.
+
+An output looks at one patch of the image: the entries under the kernel, in all channels. In one dimension, with stride
+s, dilation d and x padded with zeros,
+
+    y_nop = sum_ck W_ock x_n,c,(s p + d k) + b_o                  W (out, C, K),  x (N, C, L),  y (N, out, P)
+
+Collect what the output at position p looks at as one row, z_np,ck = x_n,c,(s p + d k). Then this is (7) on rows:
+
+    z = T(x)          (conv.1)    (N, C, L) -> (N P, C K)         a copy of entries
+    y = z W^T + b     (7)         (N P, C K) -> (N P, out)
+
+(8) to (10) give dW, db and dz. x_ncl stands in z wherever s p + d k = l, and nowhere else, so
+
+    dx_ncl = sum of dz_np,ck over s p + d k = l
+    dx = T*(dz)       (conv.2)    (N P, C K) -> (N, C, L)         entries added up where they came from
+
+T* is the adjoint of T: <T(x), z> = <x, T*(z)> for all x and z. In two dimensions p, k and l are pairs, and nothing else
+changes: the code below takes any number of axes, P and K being products.
+
+The loops run over the kernel, not over the image: each of its K offsets is one strided copy (T) or sum (T*). Patches
+are laid out channel first, (C K, N P), since that copies long runs; their transpose, a view, is the matrix of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..backend import backend_of
+from ..checks import Array, check_cache, check_each_axis, check_image, check_kernel
+from ..layer import Cache, Layer
+from ..linear import Linear
+
+Ints = tuple[int, ...]
+
+
+class Convolution(Layer):
+    """A convolution over any number of axes. It keeps the arrays that it is given; training changes them in place."""
+
+    axes: ClassVar[int]
+
+    def __init__(
+        self, weight: Array, bias: Array | None = None, *,
+        stride: int | Ints = 1, padding: int | Ints = 0, dilation: int | Ints = 1, groups: int = 1,
+    ) -> None:  # fmt: skip
+        check_kernel(type(self).__name__, weight, bias, self.axes, groups)
+        self.weight, self.bias = weight, bias
+        self.stride = check_each_axis("stride", stride, self.axes, at_least=1)
+        self.padding = check_each_axis("padding", padding, self.axes, at_least=0)
+        self.dilation = check_each_axis("dilation", dilation, self.axes, at_least=1)
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, C, *sizes) -> (N, out, *positions)
+        """Return y and the cache, which keeps the patches; frozen, it keeps none."""
+        y, cache = self.as_linear().forward(self.rewrite(x))
+        y = self.arrange(y, x.shape)
+        return y, (self, y.shape, x.shape, cache)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (N, C, *sizes), and the gradients of the weight and the bias."""
+        shape, (linear, *rest) = check_cache(self, dy, cache)
+        dz, grads = linear.backward(self.arrange_adjoint(dy), (linear, *rest), need_dx=need_dx)
+        if grads:
+            grads["weight"] = grads["weight"].reshape(self.weight.shape)
+        return self.rewrite_adjoint(dz, shape) if need_dx else None, grads
+
+    # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.rewritten`) ---
+
+    def rewrite(self, x: Array) -> Array:  # (N, C, *sizes) -> (N P, C K)
+        """Return the patches, one row for each position of each image."""
+        check_image(self, x)
+        xp, (n, c), positions = backend_of(x).xp, x.shape[:2], self.positions(x.shape)
+        padded = xp.pad(x, ((0, 0), (0, 0), *((p, p) for p in self.padding)))
+        z = xp.empty((c, *self.kernel, n, *positions), dtype=x.dtype)
+        for offset, window in self.windows(positions):
+            z[(slice(None), *offset)] = padded[(..., *window)].swapaxes(0, 1)  # eq. (conv.1)
+        return z.reshape(c * math.prod(self.kernel), n * math.prod(positions)).T
+
+    def rewrite_adjoint(self, dz: Array, shape: Ints) -> Array:  # (N P, C K) -> (N, C, *sizes)
+        """Return dx: each entry of dz added where `rewrite` took it from. What fell on the padding is cut off."""
+        (n, c, *sizes), positions = shape, self.positions(shape)
+        dz = dz.reshape(n, *positions, c, *self.kernel)
+        padded = backend_of(dz).zeros((n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True)), c), dz.dtype)
+        for offset, window in self.windows(positions):
+            padded[(slice(None), *window)] += dz[(..., *offset)]  # eq. (conv.2)
+        inner = (slice(p, p + s) for s, p in zip(sizes, self.padding, strict=True))
+        return backend_of(dz).xp.moveaxis(padded[(slice(None), *inner)], -1, 1)
+
+    def windows(self, positions: Ints) -> Iterator[tuple[Ints, tuple[slice, ...]]]:
+        """Yield each offset k of the kernel, and the places s p + d k that it meets in the padded image."""
+        for offset in np.ndindex(*self.kernel):
+            steps = zip(offset, positions, self.stride, self.dilation, strict=True)
+            yield offset, tuple(slice(d * k, d * k + s * (p - 1) + 1, s) for k, p, s, d in steps)
+
+    def positions(self, shape: Ints) -> Ints:
+        """Return how many places the kernel has along each axis of an input of that shape."""
+        steps = zip(shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in steps)
+
+    def arrange(self, y: Array, shape: Ints) -> Array:  # (N P, out) -> (N, out, *positions)
+        """Return rows as images, by a view."""
+        return backend_of(y).xp.moveaxis(y.reshape(shape[0], *self.positions(shape), y.shape[-1]), -1, 1)
+
+    def arrange_adjoint(self, dy: Array) -> Array:  # (N, out, *positions) -> (N P, out)
+        """Return images as rows."""
+        dy = backend_of(dy).xp.moveaxis(dy, 1, -1)
+        return dy.reshape(math.prod(dy.shape[:-1]), dy.shape[-1])
+
+    def as_linear(self) -> Linear:
+        """Return the layer on patches: the weight as a matrix (out, C K), a view."""
+        linear = Linear(self.weight.reshape(self.weight.shape[0], math.prod(self.weight.shape[1:])), self.bias)
+        linear.frozen = self.frozen
+        return linear
+
+    def from_linear(self, linear: Linear) -> Any:
+        """Return a convolution with another weight, given as a matrix (out, C K)."""
+        steps: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        return type(self)(linear.weight.reshape(self.weight.shape), linear.bias, **steps)
+
+    kernel = property(lambda self: tuple(self.weight.shape[2:]), doc="The kernel's size along each axis.")
+
+
+class Conv1d(Convolution):
+    """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's.
+
+    Parameters
+    ----------
+    weight, bias : array
+        Float, of one dtype. The bias may be None.
+    stride, padding, dilation : int, or a tuple of one
+        As PyTorch's; the padding is zeros on both sides.
+    groups : int
+        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
+    """
+
+    axes = 1
+
+
+class Conv2d(Convolution):
+    """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's.
+
+    Parameters
+    ----------
+    weight, bias : array
+        Float, of one dtype. The bias may be None.
+    stride, padding, dilation : int, or a tuple of two
+        As PyTorch's; the padding is zeros on all sides.
+    groups : int
+        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
+    """
+
+    axes = 2

@@ -1,0 +1,107 @@
+"""DoRA: learn the length of each row of the weight apart from its direction.
+
+LoRA changes W to V = W + s B A. DoRA keeps the direction of each row of V, and gives it a length m_o of its own:
+
+    n_o = sqrt(sum_i V_oi^2)             (dora.1)    (out,)              the length that V has
+    g_o = m_o / n_o                      (dora.2)    (out,)
+    y_no = g_o u_no + b_o                (dora.3)    (N, in) -> (N, out)    u = x V^T, by (11) without b
+
+So DoRA is LoRA with one factor for each output. Going back, with n taken as it stands for a constant:
+
+    du_no = dy_no g_o                    (dora.4)    (N, out)      and from du, (3) to (6) and (12) go on
+    dm_o = sum_n dy_no u_no / n_o        (dora.5)    (out,)
+
+The paper proposes this in its section 4.3, and PEFT does it. But n depends on A and B too. The full gradient adds what
+passes through n. By (dora.2), dg_o / dn_o = -m_o / n_o^2, and by (dora.1), dn_o / dV_oi = V_oi / n_o:
+
+    dn_o = -g_o dm_o                     (dora.6)    (out,)
+    dV_oi = dn_o V_oi / n_o              (dora.7)    (out, in)
+    dB = s dV A^T, dA = s B^T dV         (dora.8)    to be added, as V = W + s B A
+
+THE START. m_o = |V_o|, so g_o = 1, and the output is the base's.
+
+Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..backend import backend_of
+from ..checks import Array, check_beside, check_cache, check_magnitude
+from ..layer import Cache, Layer, rows
+from ..linear import Linear
+from ..lora import LoRALinear
+from .adapter import Adapter
+
+
+@dataclass(eq=False, repr=False)
+class DoRA(Layer):
+    """A frozen layer, its adapter, and a magnitude for each output. The adapter's arrays train, and no other."""
+
+    base: Linear
+    adapter: Adapter  # with a magnitude (out,); its `dora_norm` is "constant" or "full"
+
+    def __post_init__(self) -> None:
+        check_beside(self.base, Linear, self.adapter, Adapter)
+        check_magnitude(self.adapter)
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
+        """Return y and the cache."""
+        u, cache = self._path().forward(x)
+        n = self.norm()
+        g = self.adapter.magnitude / n  # eq. (dora.2)
+        y = g * u if self.base.bias is None else g * u + self.base.bias  # eq. (dora.3)
+        return y, (self, y.shape, cache, n, g, None if self.adapter.frozen else u)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (..., in), and the gradients of the factors and the magnitude."""
+        path_cache, n, g, u = check_cache(self, dy, cache)
+        du = dy * g  # eq. (dora.4)
+        dx, grads = path_cache[0].backward(du, path_cache, need_dx=need_dx)
+        if self.adapter.frozen:
+            return dx, grads
+        grads["magnitude"] = dm = rows(dy * u).sum(axis=0) / n  # eq. (dora.5)
+        if self.adapter.dora_norm == "full":
+            A, B, s = self.adapter.lora_A, self.adapter.lora_B, self.adapter.scaling
+            dn = -g * dm  # eq. (dora.6)
+            dV = (dn / n)[:, None] * self.direction()  # eq. (dora.7)
+            dB, dA = s * dV @ A.T, s * B.T @ dV  # eq. (dora.8)
+            grads["lora_A"], grads["lora_B"] = grads["lora_A"] + dA, grads["lora_B"] + dB
+        return dx, grads
+
+    def direction(self) -> Array:  # -> (out, in)
+        """Return V = W + s B A."""
+        return self.base.weight + self.adapter.delta()
+
+    def norm(self) -> Array:  # -> (out,)
+        """Return the length of each row of V."""
+        V = self.direction()
+        return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)
+
+    def merge(self) -> Linear:
+        """Return one new `Linear`, with this layer's output up to rounding. Nothing is shared."""
+        bias, g = self.base.bias, self.adapter.magnitude / self.norm()
+        return Linear(g[:, None] * self.direction(), None if bias is None else bias.copy())
+
+    def delta(self) -> Array:  # -> (out, in)
+        """Return the whole change of weight, g V - W."""
+        return self.merge().weight - self.base.weight
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the adapter's arrays: the base is frozen by its absence."""
+        return self.adapter.trainable()
+
+    def _path(self) -> LoRALinear:
+        return LoRALinear(Linear(self.base.weight), self.adapter)
+
+    shape = property(lambda self: self.base.shape, doc="(out, in).")
+    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
+
+
+def with_magnitude(base: Linear, adapter: Adapter) -> Adapter:
+    """Give an adapter the magnitude with which DoRA starts: the lengths of the rows of V. It is returned."""
+    V = base.weight + adapter.delta()
+    adapter.magnitude = backend_of(V).xp.sqrt((V * V).sum(axis=1))
+    return adapter

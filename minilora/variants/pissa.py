@@ -1,0 +1,57 @@
+"""PiSSA: start from the largest part of the weight, and freeze the rest.
+
+LoRA starts at s B A = 0, and learns a change of W. PiSSA splits W instead. With the singular value decomposition
+W = sum_k u_k S_k v_k^T, the first r terms make the best matrix of rank r near W. They become the factors:
+
+    A_k = sqrt(S_k / s) v_k^T        B_k = u_k sqrt(S_k / s)        k = 1 ... r        (pissa.1)
+    W_rest = W - s B A                                                                 (pissa.2)
+
+Then W_rest + s B A = W, and the output has not changed. But both factors have slopes from the first step on, along the
+directions in which W does most.
+
+AS A FILE. W_rest is no longer the W that others have. After training from (A0, B0) to (A, B), W has become
+W + s (B A - B0 A0), and that is one adapter of rank 2r over the original W:
+
+    B' = [B, B0]    A' = [A; -A0]    alpha' = 2 alpha                                  (pissa.3)
+
+alpha is doubled since s = alpha / r, and r has doubled too.
+
+Source: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
+arXiv 2404.02948.
+"""
+
+from __future__ import annotations
+
+from ..backend import backend_of
+from ..checks import check_instance, check_rank_within
+from ..linear import Linear
+from ..lora import LoRA
+from .adapter import Adapter
+
+
+def pissa(linear: Linear, *, rank: int, alpha: float) -> tuple[Linear, LoRA]:
+    """Return what is left of a layer, and an adapter of its leading singular vectors. The layer stays as it is.
+
+    A rank above min(in, out) is a ValueError: there are no more singular vectors.
+    """
+    check_instance("linear", linear, Linear)
+    r = check_rank_within(rank, linear.shape)
+    xp, s = backend_of(linear.weight).xp, alpha / r
+    U, S, Vt = xp.linalg.svd(linear.weight, full_matrices=False)
+    root = xp.sqrt(S[:r] / s)
+    A, B = root[:, None] * Vt[:r], U[:, :r] * root  # eq. (pissa.1)
+    adapter = LoRA(A, B, alpha)
+    rest = Linear(linear.weight - adapter.delta(), linear.bias)  # eq. (pissa.2)
+    return rest, adapter
+
+
+def over_original(adapter: Adapter) -> Adapter:
+    """Return an adapter for the original base: of rank 2r after PiSSA, and otherwise the adapter itself."""
+    check_instance("adapter", adapter, Adapter)
+    A0B0 = adapter.start
+    if A0B0 is None:
+        return adapter
+    xp = backend_of(adapter.lora_A).xp
+    A, B = xp.concatenate([adapter.lora_A, -A0B0.lora_A]), xp.concatenate([adapter.lora_B, A0B0.lora_B], axis=1)
+    others = {name: value for name, value in vars(adapter).items() if name not in ("lora_A", "lora_B", "alpha")}
+    return Adapter(A, B, 2 * adapter.alpha, **{**others, "start": None})  # eq. (pissa.3)

@@ -1,0 +1,78 @@
+"""LoRA on embeddings and convolutions: the input is rewritten, the adapter stays as it is.
+
+An embedding is a linear layer on one-hot rows, a convolution one on patches: y = R(z W^T + b) with z = T(x), where T
+rewrites the input and R only arranges rows as an output. An adapter of W is then LoRA, or DoRA, on the rows z:
+
+    u, cache = layer(z)    z = T(x)      (rw.1)    `LoRALinear` or `DoRA` with the base's matrix
+    y = R(u)                             (rw.2)    a rearrangement
+    dz, grads = backward at R*(dy)       (rw.3)    (3) to (6) on rows
+    dx = T*(dz)                          (rw.4)    the adjoint of T
+
+Base and adapter share one z: it is made once. T, T* and R are methods of the base: see `minilora.layers.embedding` and
+`minilora.layers.convolution`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checks import Array, check_cache, check_rewriting
+from ..layer import Cache, Layer
+from ..layers.convolution import Convolution
+from ..layers.embedding import Embedding
+from ..linear import Linear
+from ..lora import LoRA, LoRALinear
+from .adapter import Adapter
+from .dora import DoRA
+
+
+@dataclass(eq=False, repr=False)
+class Rewritten(Layer):
+    """A frozen `Embedding`, `Conv1d` or `Conv2d` and the adapter of its matrix. The adapter's arrays train alone."""
+
+    base: Embedding | Convolution
+    adapter: LoRA
+
+    def __post_init__(self) -> None:
+        check_rewriting(self.base)
+        self.on_rows()
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:
+        """Return y and the cache."""
+        layer = self.on_rows()
+        u, cache = layer.forward(self.base.rewrite(x))  # eq. (rw.1)
+        y = self.base.arrange(u, x.shape)  # eq. (rw.2)
+        return y, (self, y.shape, x.shape, cache)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx, None for ids, and the gradients of the adapter."""
+        shape, rows_cache = check_cache(self, dy, cache)
+        layer, adjoint = rows_cache[0], self.base.rewrite_adjoint if need_dx else None
+        dz, grads = layer.backward(self.base.arrange_adjoint(dy), rows_cache, need_dx=adjoint is not None)  # eq. (rw.3)
+        dx = adjoint(dz, shape) if adjoint is not None else None  # eq. (rw.4)
+        return dx, grads
+
+    def on_rows(self) -> LoRALinear | DoRA:
+        """Return the same layer on rows that are rewritten already."""
+        return beside(self.base.as_linear(), self.adapter)
+
+    def merge(self) -> Embedding | Convolution:
+        """Return one new layer of the base's class, with this layer's output up to rounding. Nothing is shared."""
+        return self.base.from_linear(self.on_rows().merge())
+
+    def delta(self) -> Array:  # -> (out, in)
+        """Return the change of the base's matrix."""
+        return self.on_rows().delta()
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the adapter's arrays: the base is frozen by its absence."""
+        return self.adapter.trainable()
+
+    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
+
+
+def beside(linear: Linear, adapter: LoRA) -> LoRALinear | DoRA:
+    """Return a linear layer with its adapter: `DoRA` where the adapter has a magnitude."""
+    dora = isinstance(adapter, Adapter) and adapter.magnitude is not None
+    return DoRA(linear, adapter) if dora else LoRALinear(linear, adapter)  # type: ignore[arg-type]

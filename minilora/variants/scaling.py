@@ -1,0 +1,42 @@
+"""rsLoRA and LoRA+: one number each. The layer stays as it is.
+
+RSLORA asks how far one step moves the output. B starts at zero, so the first step of plain gradient descent is
+B = -lr s dy^T h, by (3). For an input x the output then changes by
+
+    s h B^T = -lr s^2 (h . h') dy'          with h . h' = sum over the r entries of h_k h'_k
+
+a sum of r terms of one size. It grows like s^2 r. With s = alpha / r a larger rank learns more slowly, and a rank of a
+hundred hardly at all; the size stays the same only for
+
+    s = alpha / sqrt(r)                     (rs.1)
+
+LORA+ asks the same of Adam, whose steps have one length for every entry, whatever the gradient. An entry of A sees the
+`in` entries of x, an entry of B only the r entries of h. A step of length lr_A changes an entry of h by up to
+lr_A sum_i |x_i|; a step of lr_B changes an entry of y by up to lr_B s sum_k |h_k|. With one rate for both, B hardly
+moves when the layer is wide. Give B a multiple of A's rate:
+
+    lr_B = ratio lr_A                       (lp.1)
+
+Sources: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", arXiv 2312.03732; Hayou et al.,
+"LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv 2402.12354.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..checks import check_number
+
+
+def rslora_alpha(alpha: float, rank: int) -> float:
+    """Return the alpha with which `LoRA`, whose scaling is alpha / r, scales by alpha / sqrt(r)."""
+    return alpha * math.sqrt(rank)  # eq. (rs.1)
+
+
+def loraplus(lr: float, ratio: float = 16.0) -> dict[str, float]:
+    """Return rates for ``train(..., lr=...)`` or ``Adam(..., lr=...)``: `lr`, and for every lora_B a multiple of it.
+
+    The paper recommends a ratio of 16 and a smaller lr than for LoRA. Numbers that are not above 0 are a ValueError.
+    """
+    lr, ratio = check_number("lr", lr, above=0), check_number("ratio", ratio, above=0)
+    return {"": lr, "lora_B": ratio * lr}  # eq. (lp.1)

@@ -1,0 +1,80 @@
+"""Adapters put together: their weighted sum, and the best adapter of a given rank for it.
+
+THE SUM. Changes of weight add up, and so do products of factors that lie side by side:
+
+    sum_j w_j s_j B_j A_j = B A      B = [w_1 s_1 B_1, w_2 s_2 B_2, ...]    A = [A_1; A_2; ...]      (sum.1)
+
+The rank is the sum of the ranks, and alpha = r, so that the scaling is 1. A negative weight goes into B like any other.
+
+A SMALLER RANK. The best change of rank r near D = s B A, in the sum of squares, has the r largest singular values of D
+and their vectors (Eckart and Young). D (out, in) need not be formed for them. With thin factors
+B = Q_B R_B and A^T = Q_A R_A, where Q has orthonormal columns,
+
+    D = Q_B (s R_B R_A^T) Q_A^T                                                                      (sum.2)
+
+and the small matrix in brackets, (r, r) at most, has the singular values of D: from U S V^T of it,
+
+    B_r = Q_B U_r sqrt(S_r)          A_r = sqrt(S_r) V_r^T Q_A^T                                     (sum.3)
+
+The error |D - B_r A_r| is sqrt(S_{r+1}^2 + S_{r+2}^2 + ...), the discarded singular values'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..backend import backend_of
+from ..checks import Array, check_rank_within, check_summands
+from ..lora import LoRA
+
+
+def weighted_sum(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
+    """Return one adapter whose change of weight is the weighted sum of others'.
+
+    Parameters
+    ----------
+    adapters : sequence of LoRA
+        Of one shape, dtype and library; their ranks and alphas may differ.
+    weights : sequence of float
+        One for each adapter; negative ones subtract.
+
+    Returns
+    -------
+    LoRA
+        Of the summed rank, with new arrays.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there is no adapter, the numbers of adapters and weights differ, or two adapters do not fit each other.
+    """
+    weights = check_summands(adapters, weights)
+    xp, pairs = backend_of(adapters[0].lora_A).xp, list(zip(adapters, weights, strict=True))
+    B = xp.concatenate([w * a.scaling * a.lora_B for a, w in pairs], axis=1)
+    A = xp.concatenate([a.lora_A for a, _ in pairs], axis=0)
+    return LoRA(A, B, alpha=A.shape[0])  # eq. (sum.1)
+
+
+def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
+    """Return the adapter of that rank whose change of weight is nearest, in the sum of squares.
+
+    A rank that is not from 1 to the adapter's is a ValueError. So is one above min(in, out).
+    """
+    r = check_rank_within(rank, (adapter.rank, *adapter.shape))
+    Q_B, U, S, Vt, Q_A = _thin_svd(adapter)
+    root = backend_of(S).xp.sqrt(S[:r])
+    B, A = Q_B @ (U[:, :r] * root), (root[:, None] * Vt[:r]) @ Q_A.T
+    return LoRA(A, B, alpha=r)  # eq. (sum.3)
+
+
+def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
+    """Return the singular values of an adapter's change of weight, the largest first."""
+    return _thin_svd(adapter)[2]
+
+
+def _thin_svd(adapter: LoRA) -> tuple[Array, Array, Array, Array, Array]:
+    """Return Q_B, U, S, V^T and Q_A, whose product is the change of weight."""
+    linalg = backend_of(adapter.lora_A).xp.linalg
+    (Q_B, R_B), (Q_A, R_A) = linalg.qr(adapter.lora_B), linalg.qr(adapter.lora_A.T)
+    U, S, Vt = linalg.svd(adapter.scaling * R_B @ R_A.T, full_matrices=False)  # eq. (sum.2)
+    return Q_B, U, S, Vt, Q_A
