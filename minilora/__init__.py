@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` b
     from .layers.activation import ReLU, SiLU, Tanh
     from .layers.convolution import Conv1d, Conv2d
     from .layers.embedding import Embedding
+    from .layers.flatten import Flatten
     from .layers.sequential import Sequential
     from .linear import Linear
     from .lora import LoRA, LoRALinear
@@ -62,6 +63,7 @@ _HOMES = {
     "layers.activation": ("ReLU", "SiLU", "Tanh"),
     "layers.convolution": ("Conv1d", "Conv2d"),
     "layers.embedding": ("Embedding",),
+    "layers.flatten": ("Flatten",),
     "variants.adapter": ("Adapter",),
     "variants.dora": ("DoRA",),
     "variants.scaling": ("loraplus",),
@@ -95,6 +97,7 @@ __all__ = [
     "Conv2d",
     "DoRA",
     "Embedding",
+    "Flatten",
     "GradReport",
     "GradientError",
     "History",

@@ -207,7 +207,7 @@ def check_ids(
             raise ValueError(f"{name} holds {value[at]} at {tuple(map(int, at))}, expected 0 to {count - 1}")
 
 
-def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, dict[str, float], tuple[float, float], float]:
+def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[float, float], float]:
     """Return Adam's settings as floats, or refuse them, or parameters that cannot be updated in place."""
     check_dict("params", params)
     if not params:
@@ -222,7 +222,7 @@ def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, dict[st
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers, got {betas!r}")
     beta1, beta2 = (check_number(f"betas[{i}]", b, above=0, below=1, or_equal=True) for i, b in enumerate(betas))
-    return *check_rates(lr, params), (beta1, beta2), check_number("eps", eps, above=0)
+    return check_rates(lr, params), (beta1, beta2), check_number("eps", eps, above=0)
 
 
 def check_no_overlap(params: Mapping[str, Array]) -> None:
@@ -438,15 +438,18 @@ def check_summands(adapters: Any, weights: Any) -> list[float]:
     return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
 
 
-def check_rates(lr: Any, names: Collection[str]) -> tuple[Any, dict[str, float]]:
-    """Return lr with Python floats, and a rate for each name: lr itself, or that of the name's longest ending in lr."""
+def check_rates(lr: Any, names: Collection[str]) -> Any:
+    """Return lr, or the rates in a mapping, as floats; refuse a name without a rate, and an ending of no name."""
     if not isinstance(lr, Mapping):
-        rate = check_number("lr", lr, above=0)
-        return rate, dict.fromkeys(names, rate)
+        return check_number("lr", lr, above=0)
     rates = {end: check_number(f"lr[{end!r}]", rate, above=0) for end, rate in lr.items()}
     if unused := [end for end in rates if not any(name.endswith(end) for name in names)]:
         raise ValueError(f"lr has rates for {unused}, which end no name; there are {list(names)}")
-    found = {name: max((end for end in rates if name.endswith(end)), key=len, default=None) for name in names}
-    if without := [name for name, end in found.items() if end is None]:
+    if without := [name for name in names if not any(name.endswith(end) for end in rates)]:
         raise ValueError(f"lr has no rate for {without}: give one for the ending, or for '', which ends every name")
-    return rates, {name: rates[end] for name, end in found.items() if end is not None}
+    return rates
+
+
+def rate_of(lr: Rate, name: str) -> float:
+    """Return lr itself or, from a mapping, the rate of the longest ending of a name."""
+    return lr[max(filter(name.endswith, lr), key=len)] if isinstance(lr, Mapping) else lr

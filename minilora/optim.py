@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .backend import backend_of
-from .checks import Array, Rate, check_adam, check_integer, check_like_params, check_same_keys
+from .checks import Array, Rate, check_adam, check_integer, check_like_params, check_same_keys, rate_of
 from .fast.adam import gpu_update
 from .layer import homes, sum_tied
 
@@ -80,7 +80,7 @@ class Adam:
     def __init__(
         self, params: Mapping[str, Array], lr: Rate = 1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8
     ) -> None:  # fmt: skip
-        self.lr, self.rates, self.betas, self.eps = check_adam(params, lr, betas, eps)
+        self.lr, self.betas, self.eps = check_adam(params, lr, betas, eps)
         self.home = homes(params)
         self.params = {name: p for name, p in params.items() if self.home[name] == name}
         self.t = 0
@@ -103,7 +103,7 @@ class Adam:
         self.t += 1
         for name, g in sum_tied(grads, self.home).items():
             p, m, v = self.params[name], self.m[name], self.v[name]
-            self._update(p, g, m, v, self.t, lr=self.rates[name], betas=self.betas, eps=self.eps)
+            self._update(p, g, m, v, self.t, lr=rate_of(self.lr, name), betas=self.betas, eps=self.eps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state, ``{"t": int, "m": {name: array}, "v": {name: array}}``."""

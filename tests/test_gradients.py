@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 
 from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference
 
-from .support.cases import ALL_CASES, CASES
+from .support.cases import ALL_CASES, CASES, DORA_CASES, LAYER_CASES
 from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE, problems
 
 CLAIMED = [
@@ -28,6 +28,16 @@ EXAMPLES = max(5, settings.default.max_examples // 3)  # of each of so many pair
 @settings(max_examples=EXAMPLES)
 def test_every_layer_keeps_every_claim(case, claim, problem):
     claim(case, problem)
+
+
+@pytest.mark.parametrize("case", LAYER_CASES + DORA_CASES, ids=lambda case: case.name)
+@given(problem=problems())
+@example(problem=ALL_ONES)
+@example(problem=RANK_ABOVE_WIDTHS)
+@settings(max_examples=8)
+def test_every_rewriting_and_every_variant_keeps_every_claim(case, problem):
+    for claim in case.claims:
+        claim(case, problem)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -7,12 +7,38 @@ that hold for ours must fail for those.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from minilora import MLP, Linear, LoRA, LoRALinear, ReLU, SiLU, Tanh, attach
-from minilora.conformance.claims import CLAIMS, LINEAR_CLAIMS, ROW_CLAIMS, Arrays, Case
+from minilora import (
+    MLP,
+    Adapter,
+    Conv1d,
+    Conv2d,
+    DoRA,
+    Embedding,
+    Flatten,
+    Layer,
+    Linear,
+    LoRA,
+    LoRALinear,
+    ReLU,
+    SiLU,
+    Tanh,
+    attach,
+)
+from minilora.conformance.claims import (
+    CLAIMS,
+    LINEAR_CLAIMS,
+    ROW_CLAIMS,
+    Arrays,
+    Case,
+    a_step_of_one_measures_the_slope_exactly,
+    backward_is_the_slope_of_forward,
+)
 from minilora.conformance.problems import Problem
+from minilora.variants.rewritten import Rewritten
 
 LAYER_CLAIMS = CLAIMS + ROW_CLAIMS + LINEAR_CLAIMS
 HIDDEN = 4
@@ -163,3 +189,233 @@ CASES = (linear_case(), lora_case(), lora_linear_case())
 ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in {"relu": ReLU, "tanh": Tanh, "silu": SiLU}.items())
 MODEL_CASES = (mlp_case(), adapted_mlp_case("fc1"), adapted_mlp_case("fc2"), adapted_mlp_case("fc1", "fc2"))
 ALL_CASES = CASES + ACTIVATION_CASES + MODEL_CASES
+
+
+# --- embeddings, convolutions, and adapters of them -----------------------------------------------
+
+
+class Beside(Layer):
+    """x plus what a layer makes of ids: it has a dx, so that the claims, which move x, hold for layers of ids too."""
+
+    def __init__(self, layer: Layer, ids: np.ndarray) -> None:
+        self.layer, self.ids = layer, (ids,)
+
+    def forward(self, x):
+        update, cache = self.layer.forward(self.ids[0][: len(x)])
+        y = x + update
+        return y, (self, y.shape, cache)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        none, grads = self.layer.backward(dy, cache[2], need_dx=need_dx)
+        assert none is None, "ids have a derivative"
+        return (dy.copy() if need_dx else None), grads
+
+    def trainable(self):
+        return self.layer.trainable()
+
+
+def ids_of(problem: Problem) -> np.ndarray:
+    """One id more than rows would need, so that some id comes twice wherever there is more than one row."""
+    ids = np.random.default_rng([problem.seed, 1]).integers(0, problem.in_features, problem.n)
+    ids[-1] = ids[0]
+    return ids
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves over its input, drawn from the problem's seed."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, problem: Problem, axes: int) -> Geometry:
+        rng = np.random.default_rng([problem.seed, axes])
+        ends = {"kernel": (1, 4 - axes // 2), "stride": (1, 4), "padding": (0, 3), "dilation": (1, 3), "sizes": (0, 3)}
+        drawn = {name: rng.integers(*range_, axes) for name, range_ in ends.items()}
+        reach = drawn["dilation"] * (drawn["kernel"] - 1)
+        # The kernel's last entry at the first place lies on the image, and so x has a slope.
+        drawn |= {"padding": np.minimum(drawn["padding"], reach), "sizes": drawn["sizes"] + reach + 1}
+        return cls(**{name: tuple(map(int, values)) for name, values in drawn.items()})
+
+    @property
+    def steps(self) -> dict[str, tuple[int, ...]]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+
+def conv_by_loops(weight: np.ndarray, bias: np.ndarray | None, x: np.ndarray, g: Geometry) -> np.ndarray:
+    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
+    ends = zip(padded.shape[2:], g.kernel, g.stride, g.dilation, strict=True)
+    y = np.zeros((len(x), len(weight), *(len(range(0, n - d * (k - 1), s)) for n, k, s, d in ends)), x.dtype)
+    for position in np.ndindex(*y.shape[2:]):
+        for offset in np.ndindex(*g.kernel):
+            at = tuple(s * p + d * k for s, p, d, k in zip(g.stride, position, g.dilation, offset, strict=True))
+            y[(..., *position)] += padded[(..., *at)] @ weight[(..., *offset)].T
+    return y if bias is None else y + bias.reshape(-1, *(1 for _ in g.kernel))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer: its sizes, how it is built from its matrix (out, in), and its forward in loops."""
+
+    name: str
+    axes: int = 0
+
+    def small(self, p: Problem) -> Problem:
+        """Images have many entries, and each is moved for its slope: few channels will do."""
+        few = {"n": min(p.n, 2), "in_features": min(p.in_features, 3), "out_features": min(p.out_features, 3)}
+        return replace(p, **few) if self.axes else p
+
+    def width(self, p: Problem) -> int:
+        return p.in_features * math.prod(Geometry.of(p, self.axes).kernel if self.axes else ())
+
+    def matrix(self, p: Problem) -> np.ndarray:
+        """No entry near 0, so that no row that DoRA divides by its length is short."""
+        W = p.randn("weight", p.out_features, self.width(p))
+        return W + np.sign(W)
+
+    def bias(self, p: Problem) -> np.ndarray | None:
+        return p.randn("bias", p.out_features) if p.bias and self.name != "embedding" else None
+
+    def shape(self, p: Problem) -> tuple[int, ...]:
+        return (p.out_features, p.in_features, *Geometry.of(p, self.axes).kernel)
+
+    def input(self, p: Problem) -> np.ndarray:
+        p = self.small(p)
+        if self.axes:
+            return p.randn("x", p.n, p.in_features, *Geometry.of(p, self.axes).sizes)
+        return p.randn("x", p.n, p.out_features) if self.name == "embedding" else p.x
+
+    def build(self, p: Problem, matrix: np.ndarray, bias: np.ndarray | None, cls: type | None = None) -> Layer:
+        if self.name == "linear":
+            return (cls or Linear)(matrix, bias)
+        if self.name == "embedding":
+            return (cls or Embedding)(matrix.T)
+        cls = cls or {1: Conv1d, 2: Conv2d}[self.axes]
+        return cls(matrix.reshape(self.shape(p)), bias, **Geometry.of(p, self.axes).steps)
+
+    def by_loops(self, p: Problem, matrix: np.ndarray, bias: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+        if self.axes:
+            return conv_by_loops(matrix.reshape(self.shape(p)), bias, x, Geometry.of(p, self.axes))
+        if self.name == "embedding":
+            return x + np.stack([matrix[:, i] for i in ids_of(p)])
+        return linear_by_loops({"weight": matrix} | ({} if bias is None else {"bias": bias}), x)
+
+    def on_ids(self, p: Problem, layer: Layer) -> Layer:
+        return Beside(layer, ids_of(p)) if self.name == "embedding" else layer
+
+
+KINDS = {kind.name: kind for kind in (Kind("linear"), Kind("embedding"), Kind("conv1d", 1), Kind("conv2d", 2))}
+
+# What grows with every entry of an image is no longer exact in float16.
+BILINEAR = (*CLAIMS, a_step_of_one_measures_the_slope_exactly)
+SLOPE = (backward_is_the_slope_of_forward,)
+ALL_BUT_SLOPE = tuple(claim for claim in CLAIMS if claim not in SLOPE)
+
+
+def plain_case(kind: Kind, cls: type | None = None) -> Case:
+    """A layer whose weight trains."""
+
+    def arrays(problem: Problem) -> Arrays:
+        p = kind.small(problem)
+        weight, bias = kind.matrix(p), kind.bias(p)
+        weight = weight.T.copy() if kind.name == "embedding" else weight.reshape(kind.shape(p))
+        return {"weight": weight} | ({} if bias is None else {"bias": bias})
+
+    def matrix(p: Problem, arrays: Arrays) -> np.ndarray:
+        return arrays["weight"].T if kind.name == "embedding" else arrays["weight"].reshape(p.out_features, -1)
+
+    def build(problem: Problem, arrays: Arrays) -> Layer:
+        p = kind.small(problem)
+        return kind.on_ids(p, kind.build(p, matrix(p, arrays), arrays.get("bias"), cls))
+
+    def loops(problem: Problem, arrays: Arrays, x: np.ndarray) -> np.ndarray:
+        p = kind.small(problem)
+        return kind.by_loops(p, matrix(p, arrays), arrays.get("bias"), x)
+
+    claims = BILINEAR if kind.axes else CLAIMS + LINEAR_CLAIMS
+    return Case(kind.name, arrays, build, loops, kind.input, claims)
+
+
+def adapted_case(
+    kind: Kind, norm: str | None = None, *, held: bool = False, dora: type[DoRA] = DoRA, rewritten: type = Rewritten,
+    base: type | None = None,
+) -> Case:  # fmt: skip
+    """A frozen layer with LoRA or, where there is a norm, DoRA. Held, DoRA's norm is the constant that it is taken for.
+
+    The factors are small beside the weight, so that no row of V = W + s B A is short. Nor does a row have one entry
+    alone: divided by its own length, that would be 1 or -1, without a slope.
+    """
+
+    def small(problem: Problem) -> Problem:
+        p = kind.small(problem)
+        return replace(p, in_features=p.in_features + 1) if norm and p.in_features == 1 else p
+
+    def arrays(problem: Problem) -> Arrays:
+        p = small(problem)
+        factors = {
+            "lora_A": p.randn("lora_A", p.rank, kind.width(p)),
+            "lora_B": p.randn("lora_B", p.out_features, p.rank) / (1 if norm is None else 4 * p.alpha),
+        }
+        return factors if norm is None else factors | {"magnitude": 1 + abs(p.randn("magnitude", p.out_features))}
+
+    def direction(p: Problem, arrays: Arrays) -> np.ndarray:
+        V = kind.matrix(p)
+        for k in range(p.rank):
+            V = V + p.alpha / p.rank * np.outer(arrays["lora_B"][:, k], arrays["lora_A"][k])
+        return V
+
+    def build(problem: Problem, found: Arrays) -> Layer:
+        p, dtype = small(problem), found["lora_A"].real.dtype
+        bias = kind.bias(p)
+        layer = kind.build(p, kind.matrix(p).astype(dtype), None if bias is None else bias.astype(dtype), base)
+        mine = {name: array for name, array in found.items() if name != "x"}
+        adapter = Adapter(**mine, alpha=p.alpha, kind=kind.name, dora_norm=norm or "constant")
+        n = np.linalg.norm(direction(p, arrays(problem)), axis=1).astype(dtype)
+
+        class Held(dora):
+            def norm(self):
+                return n if held else super().norm()
+
+        class OnRows(rewritten):
+            def on_rows(self):
+                layer = super().on_rows()
+                return layer if norm is None else Held(layer.base, layer.adapter)
+
+        if kind.name == "linear":
+            return LoRALinear(layer, adapter) if norm is None else Held(layer, adapter)
+        return kind.on_ids(p, OnRows(layer, adapter))
+
+    def loops(problem: Problem, found: Arrays, x: np.ndarray) -> np.ndarray:
+        p = small(problem)
+        V = direction(p, found)
+        if norm is not None:
+            V = V * (found["magnitude"] / np.sqrt([sum(v * v for v in row) for row in V]))[:, None]
+        return kind.by_loops(p, V, kind.bias(p), x)
+
+    if norm is None:
+        claims = BILINEAR if kind.axes else CLAIMS + LINEAR_CLAIMS
+        return Case(f"{kind.name} with LoRA", arrays, build, loops, lambda c: kind.input(small(c)), claims)
+    claims = SLOPE if held else ALL_BUT_SLOPE if norm == "constant" else CLAIMS
+    name = f"{kind.name} with DoRA, norm {'held' if held else norm}"
+    return Case(name, arrays, build, loops, lambda c: kind.input(small(c)), claims)
+
+
+def flatten_case() -> Case:
+    flat = {"input": KINDS["conv2d"].input, "claims": CLAIMS}
+    return Case(
+        "Flatten", lambda c: {}, lambda c, p: Flatten(), lambda c, p, x: np.stack([r.ravel() for r in x]), **flat
+    )
+
+
+REWRITTEN = tuple(kind for kind in KINDS.values() if kind.name != "linear")
+LAYER_CASES = (flatten_case(), *map(plain_case, REWRITTEN), *map(adapted_case, REWRITTEN))
+DORA_CASES = tuple(
+    adapted_case(kind, norm, held=held)
+    for norm, held in (("full", False), ("constant", False), ("constant", True))
+    for kind in KINDS.values()
+)
+"""The full gradient is the slope of the forward; the constant norm's is that of a forward whose norm is held."""
