@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 
-from minilora import Linear, LoRA, LoRALinear, gradcheck, mse
+from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, best_of_rank, gradcheck, mse, weighted_sum
 from minilora.conformance.claims import ADAM_CLAIMS, MSE_CLAIMS
 from minilora.fast import residual_form
+from minilora.variants.rewritten import Rewritten
+from minilora.variants.scaling import rslora_alpha
 
-from .support.cases import linear_case, lora_case, lora_linear_case
+from .support import mutants
+from .support.cases import KINDS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
 from .support.compare import gradients_are_the_slope_of_mse
 from .support.mutants import BUGS, HIDDEN_AT_THE_START, WrongAdam, written_out
 from .support.mutants import Wrong as RightPieces
@@ -45,7 +48,7 @@ def test_this_bug_is_caught_within_ten_examples(bug):
 
 
 def test_there_are_many_bugs_with_names_of_their_own():
-    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 30
+    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 110
 
 
 @given(problem=problems())
@@ -66,6 +69,28 @@ def test_the_same_code_without_a_bug_passes(problem):
         claim(WrongAdam, problem)
     for gradients in (written_out, residual_form):
         gradients_are_the_slope_of_mse(gradients, problem)
+
+
+@given(problem=problems())
+@settings(max_examples=8)
+def test_the_other_layers_without_a_bug_pass(problem):
+    cases = [
+        plain_case(KINDS["embedding"], Embedding),
+        plain_case(KINDS["embedding"], mutants.WrongEmbedding),
+        plain_case(KINDS["conv2d"], Conv2d),
+        mutants.dora_case(DoRA),
+        mutants.dora_case(mutants.WrongDoRA),
+    ]
+    for case in cases:
+        for claim in mutants.TWO_CLAIMS:
+            claim(case, problem)
+    for cls in (Rewritten, mutants.MERGES_RIGHT):
+        mutants.merged_gives_the_same_output(adapted_case(KINDS["conv2d"], rewritten=cls), problem)
+    mutants.a_start_has_the_fan_of_the_input(mutants.start_of_library, problem)
+    mutants.rslora_divides_by_the_root(rslora_alpha, problem)
+    for right in (weighted_sum, mutants.RIGHT_SUM):
+        mutants.sums_are_exact(right, problem)
+    mutants.the_best_rank_leaves_the_discarded_values(best_of_rank, problem)
 
 
 @pytest.mark.parametrize("name", HIDDEN_AT_THE_START)

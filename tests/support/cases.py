@@ -266,7 +266,7 @@ class Kind:
 
     def small(self, p: Problem) -> Problem:
         """Images have many entries, and each is moved for its slope: few channels will do."""
-        few = {"n": min(p.n, 2), "in_features": min(p.in_features, 3), "out_features": min(p.out_features, 3)}
+        few = {"n": min(p.n, 2), "in_features": min(p.in_features, 2), "out_features": min(p.out_features, 3)}
         return replace(p, **few) if self.axes else p
 
     def width(self, p: Problem) -> int:

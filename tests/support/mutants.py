@@ -12,16 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from minilora import Adam, Linear, LoRA, LoRALinear
+from minilora import Adam, Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, best_of_rank
+from minilora.backend import add_at
 from minilora.conformance.claims import (
     ADAM_CLAIMS,
     MSE_CLAIMS,
     a_frozen_layer_only_passes_dx,
+    backward_is_the_slope_of_forward,
+    backward_without_dx_is_the_same,
     delta_is_the_matrix_of_forward,
+    forward_is_the_reference,
+    require_close,
 )
 from minilora.layer import rows
+from minilora.layers.embedding import OneHot
+from minilora.variants.rewritten import Rewritten
 
-from .cases import LAYER_CLAIMS, linear_case, lora_case, lora_linear_case
+from .cases import KINDS, LAYER_CLAIMS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
 from .compare import gradients_are_the_slope_of_mse
 from .problems import Problem
 
@@ -507,3 +514,442 @@ HIDDEN_AT_THE_START = {
     "dh doubled, and with it dA and dx": DoubledDh,
 }
 """At B = 0, dh is zero whatever it is multiplied with, and so are dA and dx: right by accident."""
+
+
+# --- embeddings -----------------------------------------------------------------------------------
+
+TWO_CLAIMS = (forward_is_the_reference, backward_is_the_slope_of_forward, backward_without_dx_is_the_same)
+
+embedding_bug = partial(bug, of=partial(plain_case, KINDS["embedding"]))
+lora_embedding_bug = partial(bug, of=lambda base: adapted_case(KINDS["embedding"], base=base))
+
+
+class WrongEmbedding(Embedding):
+    """Embedding with the scatter open to a subclass."""
+
+    def scatter(self, dW, ids, dy):
+        add_at(dW, ids, dy)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        dW = np.zeros_like(self.weight)
+        self.scatter(dW, cache[2].ids.reshape(-1), rows(dy))
+        return None, {} if self.frozen else {"weight": dW}
+
+
+@embedding_bug("embedding: scatter that overwrites", *TWO_CLAIMS)
+class Overwrites(WrongEmbedding):
+    def scatter(self, dW, ids, dy):
+        dW[ids] = dy
+
+
+@embedding_bug("embedding: += with an index, which adds repeated ids once", *TWO_CLAIMS)
+class Buffered(WrongEmbedding):
+    def scatter(self, dW, ids, dy):
+        dW[ids] += dy
+
+
+@embedding_bug("embedding: mean over repeated ids", *TWO_CLAIMS)
+class MeanOfRepeats(WrongEmbedding):
+    def scatter(self, dW, ids, dy):
+        add_at(dW, ids, dy / np.bincount(ids)[ids][:, None])
+
+
+@embedding_bug("embedding: the first id's row has no gradient, as of padding", *TWO_CLAIMS)
+class Padding(WrongEmbedding):
+    def scatter(self, dW, ids, dy):
+        add_at(dW, ids, dy)
+        dW[ids[0]] = 0
+
+
+@lora_embedding_bug("embedding with LoRA: scatter that overwrites", *TWO_CLAIMS)
+class OverwritesInA(Embedding):
+    def rewrite(self, x):
+        class Wrong(OneHot):
+            def reshape(self, *shape):
+                return Wrong(self.ids.reshape(shape[:-1]), shape[-1], self.like)
+
+            def __rmatmul__(self, left):
+                out = np.zeros((len(left), self.shape[-1]), left.dtype)
+                out[:, self.ids] = left
+                return out
+
+        return Wrong(x, len(self.weight), self.weight)
+
+
+@lora_embedding_bug("embedding with LoRA: columns of A for rows of another id", *TWO_CLAIMS)
+class ShiftedIds(Embedding):
+    def rewrite(self, x):
+        return OneHot((x + 1) % len(self.weight), len(self.weight), self.weight)
+
+
+# --- convolutions ---------------------------------------------------------------------------------
+
+conv_bug = partial(bug, of=partial(plain_case, KINDS["conv2d"]))
+lora_conv_bug = partial(bug, of=lambda cls: adapted_case(KINDS["conv2d"], rewritten=cls))
+
+
+@conv_bug("convolution: overlapping patches overwrite each other in dx", *TWO_CLAIMS)
+class OverwritesInDx(Conv2d):
+    def rewrite_adjoint(self, dz, shape):
+        n, c, *sizes = shape
+        dz = dz.reshape(n, *self.positions(shape), c, *self.kernel)
+        dx = np.zeros((n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True)), c), dz.dtype)
+        for offset, window in self.windows(self.positions(shape)):
+            dx[(slice(None), *window)] = dz[(..., *offset)]
+        inner = (slice(p, p + s) for s, p in zip(sizes, self.padding, strict=True))
+        return np.moveaxis(dx[(slice(None), *inner)], -1, 1)
+
+
+@conv_bug("convolution: dx still shifted by the padding", *TWO_CLAIMS)
+class ShiftedDx(Conv2d):
+    def rewrite_adjoint(self, dz, shape):
+        return np.roll(super().rewrite_adjoint(dz, shape), self.padding, (2, 3))
+
+
+@conv_bug("convolution: dx of the last entry of the kernel missing", *TWO_CLAIMS)
+class OneOffsetLess(Conv2d):
+    def rewrite_adjoint(self, dz, shape):
+        dz = dz.reshape(-1, self.weight.shape[1], *self.kernel).copy()
+        dz[:, :, -1, -1] = 0
+        return super().rewrite_adjoint(dz, shape)
+
+
+@conv_bug("convolution: stride and dilation swapped", *TWO_CLAIMS)
+class Exchanged(Conv2d):
+    def __init__(self, weight, bias=None, *, stride, padding, dilation):
+        super().__init__(weight, bias, stride=dilation, padding=padding, dilation=stride)
+
+
+@conv_bug("convolution: the kernel turned round, as the textbook's is", *TWO_CLAIMS)
+class Flipped(Conv2d):
+    def windows(self, positions):
+        for offset, window in super().windows(positions):
+            yield tuple(k - 1 - o for k, o in zip(self.kernel, offset, strict=True)), window
+
+
+@conv_bug("convolution: patches with the channel last, the weight with it first", *TWO_CLAIMS)
+class ChannelLast(Conv2d):
+    def rewrite(self, x):
+        z = super().rewrite(x)
+        return z.reshape(len(z), x.shape[1], -1).swapaxes(1, 2).reshape(z.shape)
+
+    def rewrite_adjoint(self, dz, shape):
+        return super().rewrite_adjoint(dz.reshape(len(dz), -1, shape[1]).swapaxes(1, 2).reshape(dz.shape), shape)
+
+
+@conv_bug("convolution: bias gradient is a mean over positions", *TWO_CLAIMS)
+class MeanOverPositions(Conv2d):
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy, cache, need_dx=need_dx)
+        return dx, grads | ({"bias": dy.mean(axis=(2, 3)).sum(axis=0)} if "bias" in grads else {})
+
+
+@conv_bug("convolution: padded with the border in place of zeros", *TWO_CLAIMS)
+class Border(Conv2d):
+    def rewrite(self, x):
+        pads = [(p, p) for p in self.padding]
+        inner = Conv2d(self.weight, stride=self.stride, dilation=self.dilation)
+        return inner.rewrite(np.pad(x.real, ((0, 0), (0, 0), *pads), mode="edge"))
+
+
+@conv_bug("convolution: rows reshaped into images without moving the axis", *TWO_CLAIMS)
+class NotMoved(Conv2d):
+    def arrange(self, y, shape):
+        return y.reshape(shape[0], y.shape[-1], *self.positions(shape))
+
+
+@lora_conv_bug("convolution with LoRA: dx without the base's path", *TWO_CLAIMS)
+class NoBaseInConv(Rewritten):
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy, cache, need_dx=need_dx)
+        base = self.base.rewrite_adjoint(self.base.arrange_adjoint(dy) @ self.base.as_linear().weight, cache[2])
+        return None if dx is None else dx - base, grads
+
+
+@lora_conv_bug("convolution with LoRA: dx without the adapter's path", *TWO_CLAIMS)
+class NoAdapterInConv(Rewritten):
+    def backward(self, dy, cache, *, need_dx=True):
+        _, grads = super().backward(dy, cache, need_dx=need_dx)
+        dz = self.base.arrange_adjoint(dy) @ self.base.as_linear().weight
+        return self.base.rewrite_adjoint(dz, cache[2]) if need_dx else None, grads
+
+
+def merged_gives_the_same_output(case: Any, problem: Problem) -> None:
+    params = case.params(problem)
+    layer = case.build(problem, params)
+    require_close("the merged output", layer.merge()(params["x"]), layer(params["x"]), 1e-11)
+
+
+def merges_to(spoil: Callable[[Any, np.ndarray], np.ndarray]) -> type:
+    """A convolution with LoRA whose change of weight is spoiled on the way to being merged."""
+
+    class WrongMerge(Rewritten):
+        def merge(self):
+            linear = self.base.as_linear()
+            weight = linear.weight + spoil(self, self.adapter.delta())
+            return self.base.from_linear(Linear(weight, linear.bias))
+
+    return WrongMerge
+
+
+MERGES_RIGHT = merges_to(lambda layer, delta: delta)
+MERGES_WRONG = {
+    "channels and kernel exchanged": lambda layer, delta: (
+        delta.reshape(len(delta), -1, layer.base.weight.shape[1]).swapaxes(1, 2).reshape(delta.shape)
+    ),
+    "kernel turned round": lambda layer, delta: delta.reshape(layer.base.weight.shape)[..., ::-1, ::-1].reshape(
+        delta.shape
+    ),
+    "alpha/r forgotten": lambda layer, delta: delta / layer.scaling,
+    "merged twice": lambda layer, delta: 2 * delta,
+    "the average over the kernel": lambda layer, delta: (
+        delta.reshape(*layer.base.weight.shape).mean(axis=(2, 3), keepdims=True) + 0 * layer.base.weight
+    ).reshape(delta.shape),
+}
+for name, spoil in MERGES_WRONG.items():
+    lora_conv_bug(f"convolution merged wrongly: {name}", merged_gives_the_same_output)(merges_to(spoil))
+
+
+# --- DoRA -----------------------------------------------------------------------------------------
+
+
+class WrongDoRA(DoRA):
+    """DoRA with its parts open to a subclass."""
+
+    def scale(self, u):
+        g = self.adapter.magnitude / self.norm()
+        return g * u if self.base.bias is None else g * u + self.base.bias
+
+    def forward(self, x):
+        _, (_, shape, *kept) = super().forward(x)
+        u = x @ self.base.weight.T + self.adapter(x)
+        return self.scale(u), (self, shape, *kept[:3], u)
+
+    def du(self, dy, g):
+        return dy * g
+
+    def dm(self, dy, u, n):
+        return rows(dy * u).sum(axis=0) / n
+
+    def dn(self, g, dm):
+        return -g * dm
+
+    def dV(self, dn, n):
+        return (dn / n)[:, None] * self.direction()
+
+    def through_norm(self, dV):
+        A, B, s = self.adapter.lora_A, self.adapter.lora_B, self.adapter.scaling
+        return {"lora_A": s * B.T @ dV, "lora_B": s * dV @ A.T}
+
+    def backward(self, dy, cache, *, need_dx=True):
+        path_cache, n, g, u = cache[2:]
+        dx, grads = path_cache[0].backward(self.du(dy, g), path_cache, need_dx=need_dx)
+        dm = self.dm(dy, u, n)
+        more = self.through_norm(self.dV(self.dn(g, dm), n))
+        return dx, {
+            "lora_A": grads["lora_A"] + more["lora_A"],
+            "lora_B": grads["lora_B"] + more["lora_B"],
+            "magnitude": dm,
+        }
+
+
+def dora_case(cls: type[DoRA]) -> Any:
+    return adapted_case(KINDS["linear"], "full", dora=cls)
+
+
+dora_bug = partial(bug, of=dora_case)
+
+
+@dora_bug("DoRA: norm along the wrong axis", *TWO_CLAIMS)
+class WrongAxis(WrongDoRA):
+    def norm(self):
+        return np.resize(np.linalg.norm(self.direction().real, axis=0), len(self.base.weight))
+
+
+@dora_bug("DoRA: one norm for the whole matrix", *TWO_CLAIMS)
+class WholeNorm(WrongDoRA):
+    def norm(self):
+        return np.full(len(self.base.weight), np.sqrt((self.direction() ** 2).sum()))
+
+
+@dora_bug("DoRA: norm of the base alone", *TWO_CLAIMS)
+class NormOfBase(WrongDoRA):
+    def norm(self):
+        return np.sqrt((self.base.weight**2).sum(axis=1))
+
+
+@dora_bug("DoRA: alpha/r forgotten in the norm", *TWO_CLAIMS)
+class UnscaledNorm(WrongDoRA):
+    def norm(self):
+        return np.sqrt(((self.base.weight + self.adapter.lora_B @ self.adapter.lora_A) ** 2).sum(axis=1))
+
+
+@dora_bug("DoRA: the norm's square", *TWO_CLAIMS)
+class SquaredNorm(WrongDoRA):
+    def norm(self):
+        return (self.direction() ** 2).sum(axis=1)
+
+
+@dora_bug("DoRA: magnitude not trained", *TWO_CLAIMS)
+class StillMagnitude(WrongDoRA):
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy, cache, need_dx=need_dx)
+        return dx, {**grads, "magnitude": 0 * grads["magnitude"]}
+
+
+@dora_bug("DoRA: magnitude left out of what trains", *TWO_CLAIMS)
+class NoMagnitude(WrongDoRA):
+    def trainable(self):
+        return {name: p for name, p in super().trainable().items() if name != "magnitude"}
+
+
+@dora_bug("DoRA: the bias scaled too", *TWO_CLAIMS)
+class ScaledBias(WrongDoRA):
+    def scale(self, u):
+        return self.adapter.magnitude / self.norm() * (u if self.base.bias is None else u + self.base.bias)
+
+
+@dora_bug("DoRA: the magnitude scales the adapter alone", *TWO_CLAIMS)
+class ScaledAdapter(WrongDoRA):
+    def forward(self, x):
+        y, cache = super().forward(x)
+        return y + (1 - self.adapter.magnitude / self.norm()) * (x @ self.base.weight.T), cache
+
+
+@dora_bug("DoRA: dm not divided by the norm", *TWO_CLAIMS)
+class UndividedMagnitude(WrongDoRA):
+    def dm(self, dy, u, n):
+        return rows(dy * u).sum(axis=0)
+
+    def dn(self, g, dm):
+        return super().dn(g, dm / self.norm())
+
+
+@dora_bug("DoRA: du without m / n", *TWO_CLAIMS)
+class UnscaledDu(WrongDoRA):
+    def du(self, dy, g):
+        return dy
+
+
+@dora_bug("DoRA: the constant norm's gradient where the full one was asked for", *TWO_CLAIMS)
+class ConstantNorm(WrongDoRA):
+    def dn(self, g, dm):
+        return 0 * dm
+
+
+@dora_bug("DoRA, full: sign of dn", *TWO_CLAIMS)
+class PlusNorm(WrongDoRA):
+    def dn(self, g, dm):
+        return g * dm
+
+
+@dora_bug("DoRA, full: dV not divided by the norm", *TWO_CLAIMS)
+class UndividedDirection(WrongDoRA):
+    def dV(self, dn, n):
+        return dn[:, None] * self.direction()
+
+
+@dora_bug("DoRA, full: dV along W in place of V", *TWO_CLAIMS)
+class AlongBase(WrongDoRA):
+    def dV(self, dn, n):
+        return (dn / n)[:, None] * self.base.weight
+
+
+@dora_bug("DoRA, full: alpha/r forgotten behind the norm", *TWO_CLAIMS)
+class UnscaledThroughNorm(WrongDoRA):
+    def through_norm(self, dV):
+        return {name: grad / self.adapter.scaling for name, grad in super().through_norm(dV).items()}
+
+
+# --- starts, rates, sums: functions ---------------------------------------------------------------
+
+
+def a_start_has_the_fan_of_the_input(start: Callable[..., np.ndarray], problem: Problem) -> None:
+    """A (r, in) is uniform in +-1/sqrt(in): its spread says so at widths that are large and differ."""
+    n_in, rank = 40 * problem.in_features, 10 * problem.rank
+    A = start(np.random.default_rng(problem.seed), n_in, 13 * problem.out_features, rank)
+    assert A.shape == (rank, n_in)
+    assert abs(A.std() * (3 * n_in) ** 0.5 - 1) < 0.15
+
+
+def start_of_library(rng, n_in, n_out, rank):
+    return LoRA.init(n_in, n_out, rank=rank, alpha=1, rng=rng, dtype=float).lora_A
+
+
+STARTS_WRONG = {
+    "fan of the rank's side": lambda rng, n_in, n_out, r: rng.uniform(-1, 1, (r, n_in)) / r**0.5,
+    "fan of the output": lambda rng, n_in, n_out, r: rng.uniform(-1, 1, (r, n_in)) / n_out**0.5,
+    "he_uniform, sqrt 6 too large": lambda rng, n_in, n_out, r: rng.uniform(-1, 1, (r, n_in)) * (6 / n_in) ** 0.5,
+    "A zero, as B is": lambda rng, n_in, n_out, r: np.zeros((r, n_in)),
+}
+for name, start in STARTS_WRONG.items():
+    bug(f"start: {name}", a_start_has_the_fan_of_the_input)(start)
+
+
+def rslora_divides_by_the_root(alpha_of: Callable[[float, int], float], problem: Problem) -> None:
+    lora = LoRA(**problem.factors, alpha=alpha_of(problem.alpha, problem.rank))
+    require_close("the scaling", lora.scaling, problem.alpha / problem.rank**0.5, 1e-14)
+
+
+bug("rsLoRA: root forgotten", rslora_divides_by_the_root)(lambda alpha, rank: alpha)
+bug("rsLoRA: alpha alone", rslora_divides_by_the_root)(lambda alpha, rank: alpha * rank)
+bug("rsLoRA: divided by the root again", rslora_divides_by_the_root)(lambda alpha, rank: alpha / rank**0.5)
+
+
+def sums_are_exact(weighted_sum: Callable[..., LoRA], problem: Problem) -> None:
+    """With weights below zero, and ranks and alphas that differ."""
+    A, B = problem.factors.values()
+    terms = [LoRA(A, B, problem.alpha), LoRA(2 * A[:1], B[:, :1] + 1, 2 * problem.alpha), LoRA(A + 1, B, 1.0)]
+    for weights in ((1, 1, 1), (1, -1, 0.5), (-0.5, -2, 3)):
+        expected = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
+        require_close("the sum", weighted_sum(terms, weights).delta(), expected, 1e-12)
+
+
+def side_by_side(left, right):
+    """A weighted sum, with what goes into each factor."""
+
+    def weighted_sum(terms, weights):
+        pairs = list(zip(terms, weights, strict=True))
+        A = np.concatenate([right(t, w) * t.lora_A for t, w in pairs])
+        B = np.concatenate([left(t, w) * t.lora_B for t, w in pairs], axis=1)
+        return LoRA(A, B, len(A))
+
+    return weighted_sum
+
+
+RIGHT_SUM = side_by_side(lambda t, w: w * t.scaling, lambda t, w: 1)
+SUMS_WRONG = {
+    "root of |w| in both factors, which forgets the sign": side_by_side(
+        lambda t, w: abs(w * t.scaling) ** 0.5, lambda t, w: abs(w * t.scaling) ** 0.5
+    ),
+    "weight in both factors": side_by_side(lambda t, w: w * t.scaling, lambda t, w: w),
+    "alpha/r forgotten": side_by_side(lambda t, w: w, lambda t, w: 1),
+    "negative weights cut off": side_by_side(lambda t, w: max(w, 0) * t.scaling, lambda t, w: 1),
+    "weights normalised": lambda terms, weights: RIGHT_SUM(terms, [w / sum(map(abs, weights)) for w in weights]),
+}
+for name, wrong in SUMS_WRONG.items():
+    bug(f"sum of adapters: {name}", sums_are_exact)(wrong)
+
+
+def the_best_rank_leaves_the_discarded_values(best: Callable[[LoRA, int], LoRA], problem: Problem) -> None:
+    lora = LoRA(**problem.factors, alpha=problem.alpha)
+    values = np.linalg.svd(lora.delta(), compute_uv=False)
+    r = max(1, min(lora.rank, *lora.shape) - 1)
+    error = np.linalg.norm(lora.delta() - best(lora, r).delta())
+    require_close("the error", error, np.linalg.norm(values[r:]), 1e-11)
+
+
+def first_columns(lora, r):
+    return LoRA(lora.lora_A[:r], lora.lora_B[:, :r], lora.scaling * r)
+
+
+def by_svd_of_b_alone(lora, r):
+    U, S, Vt = np.linalg.svd(lora.lora_B, full_matrices=False)
+    return LoRA(Vt[:r] @ lora.lora_A, U[:, :r] * S[:r], lora.scaling * r)
+
+
+bug("best of a rank: the first columns", the_best_rank_leaves_the_discarded_values)(first_columns)
+bug("best of a rank: by one factor's singular values", the_best_rank_leaves_the_discarded_values)(by_svd_of_b_alone)
+bug("best of a rank: alpha/r forgotten", the_best_rank_leaves_the_discarded_values)(
+    lambda lora, r: best_of_rank(LoRA(lora.lora_A, lora.lora_B, lora.rank), r)
+)

@@ -1,0 +1,149 @@
+"""Embeddings and convolutions as linear layers on rewritten inputs: each rewriting and its adjoint, exactly."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import Conv1d, Conv2d, Embedding, Linear, Sequential, adapt
+from minilora.layers.embedding import OneHot
+
+from ..support.cases import KINDS, Geometry, ids_of
+from ..support.problems import SmallIntegers, problems
+
+AXES = pytest.mark.parametrize("axes", [1, 2])
+
+
+def convolution(problem, axes, dtype=float):
+    geometry = Geometry.of(problem, axes)
+    weight = problem.randn("weight", problem.out_features, problem.in_features, *geometry.kernel).astype(dtype)
+    return (Conv1d, Conv2d)[axes - 1](weight, **geometry.steps), KINDS[f"conv{axes}d"].input(problem)
+
+
+@AXES
+@given(problem=problems())
+@settings(max_examples=25)
+def test_sums_over_patches_are_adjoint_to_patches_exactly(axes, problem):
+    integers = KINDS[f"conv{axes}d"].small(SmallIntegers(**vars(problem)))
+    layer, x = convolution(integers, axes)
+    z = layer.rewrite(x)
+    other = integers.randn("z", *z.shape)
+    assert (z * other).sum() == (x * layer.rewrite_adjoint(other, x.shape)).sum()
+
+
+@AXES
+@given(problem=problems())
+@settings(max_examples=10)
+def test_a_patch_holds_what_the_kernel_meets(axes, problem):
+    problem = KINDS[f"conv{axes}d"].small(problem)
+    layer, x = convolution(problem, axes)
+    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in layer.padding)))
+    positions = layer.positions(x.shape)
+    z = layer.rewrite(x).reshape(len(x), *positions, x.shape[1], *layer.kernel)
+    for p, k in itertools.product(np.ndindex(*positions), np.ndindex(*layer.kernel)):
+        at = tuple(s * a + d * b for s, a, d, b in zip(layer.stride, p, layer.dilation, k, strict=True))
+        assert np.array_equal(z[(slice(None), *p, slice(None), *k)], padded[(..., *at)])
+
+
+@AXES
+@given(problem=problems())
+@settings(max_examples=10)
+def test_arranging_rows_is_undone_by_its_adjoint(axes, problem):
+    problem = KINDS[f"conv{axes}d"].small(problem)
+    layer, x = convolution(problem, axes)
+    rows = problem.randn("rows", len(layer.rewrite(x)), problem.out_features)
+    assert np.array_equal(layer.arrange_adjoint(layer.arrange(rows, x.shape)), rows)
+
+
+@given(problem=problems(), leading=st.sampled_from([(), (1,), (2, 1)]))
+@settings(max_examples=25)
+def test_one_hot_rows_multiply_as_the_matrix_would(problem, leading):
+    integers = SmallIntegers(**vars(problem))
+    V, ids = problem.in_features, ids_of(problem)
+    ids = np.broadcast_to(ids, (*leading, len(ids)))
+    full, matrix = np.eye(V)[ids], integers.randn("matrix", V, problem.out_features)
+    X = OneHot(ids, V, like=matrix)
+    assert np.array_equal(X @ matrix, full @ matrix)
+    flat = full.reshape(-1, V)
+    left = integers.randn("left", problem.rank, len(flat))
+    assert np.array_equal(left @ X.reshape(-1, V), left @ flat)
+
+
+def test_patches_are_a_view_of_channel_first_memory():
+    z = Conv2d(np.ones((2, 3, 3, 3)), padding=1).rewrite(np.ones((2, 3, 5, 5)))
+    assert z.shape == (50, 27)
+    assert z.T.flags.c_contiguous
+
+
+def test_a_frozen_convolution_keeps_no_patches():
+    layer = Conv2d(np.ones((2, 3, 3, 3)))
+    layer.frozen = True
+    _, (_, _, _, (_, _, kept)) = layer.forward(np.ones((1, 3, 4, 4)))
+    assert kept is None
+
+
+def test_an_adapted_embedding_forms_nothing_of_the_vocabularys_width():
+    """But the gradient of A, which is as large as A."""
+    vocabulary, dim, rank = 20_000, 16, 2
+    rng = np.random.default_rng(0)
+    layer = adapt(Embedding(rng.standard_normal((vocabulary, dim))), "", rank=rank, alpha=1, rng=rng)
+    import tracemalloc
+
+    ids = rng.integers(0, vocabulary, 64)
+    tracemalloc.start()
+    y, cache = layer.forward(ids)
+    dx, _ = layer.backward(np.ones_like(y), cache)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert dx is None
+    assert peak < 1.5 * layer.adapter.lora_A.nbytes
+
+
+BAD = [
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)), groups=2), ValueError, "groups=2"),
+    (lambda: Conv1d(np.ones((2, 2, 3)), groups=2), ValueError, "groups=2"),
+    (lambda: Conv2d(np.ones((2, 3, 3))), ValueError, r"\(out, in, height, width\)"),
+    (lambda: Conv1d(np.ones((2, 3, 3, 3))), ValueError, r"\(out, in, width\)"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)), np.ones(3)), ValueError, "bias"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)), stride=0), ValueError, "stride"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)), padding=(1, 2, 3)), ValueError, "padding"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)), dilation=1.5), TypeError, "dilation"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)), padding="same"), TypeError, "padding"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)))(np.ones((1, 3, 5, 5))), ValueError, "x has shape"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)))(np.ones((2, 5, 5))), ValueError, "x has shape"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)))(np.ones((1, 2, 2, 5))), ValueError, "smaller than the kernel"),
+    (lambda: Conv2d(np.ones((2, 2, 3, 3)))(np.ones((1, 2, 5, 5), np.float32)), TypeError, "float32"),
+    (lambda: Embedding(np.ones(3)), ValueError, "weight"),
+    (lambda: Embedding(np.ones((3, 2), int)), TypeError, "weight"),
+    (lambda: Embedding(np.ones((3, 2)))(np.array([0, 3])), ValueError, "x holds 3"),
+    (lambda: Embedding(np.ones((3, 2)))(np.array([-1])), ValueError, "x holds -1"),
+    (lambda: Embedding(np.ones((3, 2)))(np.array([1.0])), TypeError, "integers"),
+    (lambda: Embedding(np.ones((3, 2)))([1]), TypeError, "array of integers"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_cache_of_another_layer_is_refused():
+    one, two = Conv2d(np.ones((2, 2, 3, 3))), Conv2d(np.ones((2, 2, 3, 3)))
+    y, cache = one.forward(np.ones((1, 2, 5, 5)))
+    with pytest.raises(ValueError, match="cache"):
+        two.backward(y, cache)
+    with pytest.raises(ValueError, match="dy"):
+        one.backward(y[:, :1], cache)
+
+
+def test_ids_end_the_way_down_through_a_model():
+    rng = np.random.default_rng(0)
+    model = Sequential(table=Embedding(rng.standard_normal((7, 3))), fc=Linear(rng.standard_normal((2, 3))))
+    y, cache = model.forward(np.array([[1, 1, 6]]))
+    dx, grads = model.backward(np.ones_like(y), cache)
+    assert dx is None
+    assert grads.keys() == {"table.weight", "fc.weight"}
+    assert np.array_equal(grads["table.weight"][1], 2 * grads["table.weight"][6])

@@ -1,0 +1,395 @@
+"""rsLoRA, LoRA+, PiSSA, DoRA and sums of adapters: what each of them promises, beyond its gradients."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from minilora import (
+    Adam,
+    Adapter,
+    Conv2d,
+    DoRA,
+    Embedding,
+    Linear,
+    LoRA,
+    LoRALinear,
+    Sequential,
+    adapt,
+    adapters,
+    attach,
+    best_of_rank,
+    loraplus,
+    merge,
+    mse,
+    train,
+    weighted_sum,
+)
+from minilora.variants.pissa import over_original, pissa
+from minilora.variants.scaling import rslora_alpha
+from minilora.variants.sums import singular_values
+
+from ..support.compare import assert_close
+from ..support.problems import RANK_ABOVE_WIDTHS, SQUARE, problems
+
+RNG = np.random.default_rng
+LAYERS = {
+    "linear": lambda rng: (Linear(rng.standard_normal((5, 6)), rng.standard_normal(5)), rng.standard_normal((4, 6))),
+    "embedding": lambda rng: (Embedding(rng.standard_normal((7, 5))), rng.integers(0, 7, (4, 3))),
+    "conv2d": lambda rng: (
+        Conv2d(rng.standard_normal((5, 2, 3, 2)), rng.standard_normal(5), stride=(1, 2), padding=1),
+        rng.standard_normal((2, 2, 4, 5)),
+    ),
+}
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+CONFIGURATIONS = [
+    {},
+    {"use_rslora": True},
+    {"init": "pissa"},
+    {"use_dora": True},
+    {"use_dora": True, "dora_norm": "full"},
+    {"use_dora": True, "init": "pissa", "use_rslora": True},
+]
+every_configuration = pytest.mark.parametrize("options", CONFIGURATIONS, ids=lambda o: " ".join(o) or "plain")
+
+
+def adapted(kind, seed=0, **options):
+    rng = RNG(seed)
+    base, x = LAYERS[kind](rng)
+    return base, x, adapt(base, "", rank=2, alpha=3, rng=rng, **options)
+
+
+def moved(model, seed=1):
+    """The same model after every array that trains has moved, as training would."""
+    for p in model.trainable().values():
+        p += 0.3 * RNG(seed).standard_normal(p.shape)
+    return model
+
+
+@every_layer
+@every_configuration
+def test_nothing_changes_at_the_start(kind, options):
+    base, x, model = adapted(kind, **options)
+    assert_close(model(x), base(x), 1e-13)
+
+
+@every_layer
+@every_configuration
+def test_merging_changes_no_output(kind, options):
+    base, x, model = adapted(kind, **options)
+    merged = merge(moved(model))
+    assert type(merged) is type(base)
+    assert_close(merged(x), model(x), 1e-12)
+    assert np.abs(merged(x) - base(x)).max() > 1e-3
+    for name, array in merged.trainable().items():
+        assert not np.shares_memory(array, base.trainable()[name])
+
+
+@every_layer
+@every_configuration
+def test_what_adapters_returns_attaches_again(kind, options):
+    base, x, model = adapted(kind, **options)
+    found = adapters(moved(model))
+    start = found[""].start
+    if start is None:
+        assert np.array_equal(attach(base, found)(x), model(x))
+    assert_close(attach(base, {"": over_original(found[""])})(x), model(x), 1e-12)
+
+
+@every_layer
+@every_configuration
+def test_an_adapter_knows_its_layer(kind, options):
+    base, _, model = adapted(kind, **options)
+    (adapter,) = adapters(model).values()
+    assert adapter.kind == kind
+    assert adapter.kernel == ((3, 2) if kind == "conv2d" else ())
+    assert adapter.lora_alpha == pytest.approx(3, rel=1e-15)
+    assert adapter.scaling == pytest.approx(3 / 2**0.5 if options.get("use_rslora") else 1.5, rel=1e-15)
+    assert (adapter.magnitude is not None) == options.get("use_dora", False)
+    assert (adapter.start is not None) == (options.get("init") == "pissa")
+    matrix = base if kind == "linear" else base.as_linear()
+    assert adapter.delta().shape == matrix.weight.shape
+    trained = ["lora_A", "lora_B"] + ["magnitude"] * options.get("use_dora", False)
+    assert list(model.trainable()) == trained
+
+
+@every_layer
+def test_adapters_start_as_peft_starts_them(kind):
+    _, _, model = adapted(kind)
+    A, B = model.adapter.lora_A, model.adapter.lora_B
+    if kind == "embedding":
+        assert not A.any()
+        assert B.std() > 0.5
+    else:
+        assert not B.any()
+        assert np.abs(A).max() <= 1 / A.shape[1] ** 0.5
+        assert np.abs(A).max() > 0.5 / A.shape[1] ** 0.5
+
+
+# --- rsLoRA and LoRA+ -----------------------------------------------------------------------------
+
+
+@given(alpha=st.floats(0.1, 100), rank=st.integers(1, 512))
+def test_rslora_scales_by_the_root_of_the_rank(alpha, rank):
+    lora = LoRA(np.ones((rank, 1)), np.ones((1, rank)), rslora_alpha(alpha, rank))
+    assert lora.scaling == pytest.approx(alpha / rank**0.5, rel=1e-14)
+
+
+def first_step(rank, use_rslora):
+    """How far one step of gradient descent moves the output, on average over starts."""
+    moves = []
+    for seed in range(100):
+        rng, width = RNG(seed), 64
+        model = adapt(Linear(np.zeros((4, width))), "", rank=rank, alpha=8, rng=rng, use_rslora=use_rslora)
+        y, cache = model.forward(x := rng.standard_normal((1, width)))
+        _, grads = model.backward(np.ones_like(y), cache)
+        model.adapter.lora_B[...] -= grads["lora_B"]
+        moves.append(np.abs(model(x)).mean())
+    return np.mean(moves)
+
+
+def test_the_first_step_keeps_its_size_under_rslora_alone():
+    assert first_step(256, True) / first_step(16, True) == pytest.approx(1, abs=0.2)
+    assert first_step(256, False) / first_step(16, False) == pytest.approx(1 / 16, abs=0.02)
+
+
+def test_each_array_has_the_rate_of_its_longest_ending():
+    params = {name: np.zeros(2) for name in ("fc1.lora_A", "fc1.lora_B", "fc2.lora_B")}
+    optimizer = Adam(params, lr={"": 0.1, "lora_B": 0.3, "fc2.lora_B": 0.7})
+    optimizer.step({name: np.ones(2) for name in params})
+    for name, rate in (("fc1.lora_A", 0.1), ("fc1.lora_B", 0.3), ("fc2.lora_B", 0.7)):
+        assert_close(params[name], np.full(2, -rate), 1e-7)
+    assert "lora_B" in repr(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("lr", "error", "message"),
+    [
+        ({"lora_B": 0.1}, ValueError, "no rate for .*lora_A"),
+        ({"lora_A": 0.1, "lora_B": 0.1, "magnitude": 0.1}, ValueError, "'magnitude'.*end no name"),
+        ({}, ValueError, "no rate for"),
+        ({"": 0}, ValueError, "above 0"),
+        ({"": "0.1"}, TypeError, "number"),
+    ],
+)
+def test_rates_that_fit_no_name_are_refused(lr, error, message):
+    with pytest.raises(error, match=message):
+        Adam({"lora_A": np.zeros(2), "lora_B": np.zeros(2)}, lr=lr)
+
+
+def test_loraplus_trains_b_at_a_multiple():
+    rng = RNG(0)
+    model = adapt(Linear(rng.standard_normal((3, 4))), "", rank=2, alpha=1, rng=rng)
+    A = model.adapter.lora_A.copy()
+    X, Y = rng.standard_normal((8, 4)), rng.standard_normal((8, 3))
+    train(model, X, Y, epochs=1, batch_size=8, lr=loraplus(1e-3, ratio=16), rng=rng)
+    assert_close(np.abs(model.adapter.lora_B), np.full((3, 2), 16e-3), 1e-6)
+    assert np.abs(model.adapter.lora_A - A).max() <= 1e-3
+    assert loraplus(1e-3, ratio=16) == {"": 1e-3, "lora_B": 16e-3}
+
+
+# --- PiSSA ----------------------------------------------------------------------------------------
+
+
+@given(problem=problems(), data=st.data())
+@settings(max_examples=20)
+def test_pissa_takes_the_leading_singular_values_away(problem, data):
+    base = Linear(**problem.full)
+    r = data.draw(st.integers(1, min(base.shape)))
+    rest, adapter = pissa(base, rank=r, alpha=problem.alpha)
+    values = np.linalg.svd(base.weight, compute_uv=False)
+    left = np.linalg.svd(rest.weight, compute_uv=False)
+    assert_close(left[: len(values) - r], values[r:], 1e-12)
+    assert_close(rest.weight + adapter.delta(), base.weight, 1e-13)
+    assert_close(np.linalg.svd(adapter.delta(), compute_uv=False)[:r], values[:r], 1e-12)
+    # Both factors carry the same share.
+    assert_close(adapter.lora_A @ adapter.lora_A.T, adapter.lora_B.T @ adapter.lora_B, 1e-12)
+
+
+def test_pissa_moves_both_factors_from_the_first_step():
+    _, x, model = adapted("linear", init="pissa")
+    y, cache = model.forward(x)
+    _, grads = model.backward(mse(y, y + 1)[1], cache)
+    assert all(np.abs(grad).max() > 1e-3 for grad in grads.values())
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_pissa_as_a_file_is_of_twice_the_rank(use_rslora):
+    base, x, model = adapted("linear", init="pissa", use_rslora=use_rslora)
+    file = over_original(adapters(moved(model))[""])
+    assert (file.rank, file.scaling) == (4, pytest.approx(model.scaling, rel=1e-15))
+    # What PEFT's configuration will say: doubled, or times sqrt 2 where the scaling is alpha / sqrt(r).
+    assert file.lora_alpha == pytest.approx(3 * 2**0.5 if use_rslora else 6, rel=1e-15)
+    assert_close(LoRALinear(base, file)(x), model(x), 1e-13)
+    assert over_original(file) is file
+
+
+def test_pissa_keeps_the_given_model_as_it_was():
+    rng = RNG(0)
+    base, _ = LAYERS["linear"](rng)
+    before = base.weight.copy()
+    moved(adapt(base, "", rank=2, alpha=3, rng=rng, init="pissa"))
+    assert np.array_equal(base.weight, before)
+
+
+def test_pissa_refuses_more_vectors_than_there_are():
+    with pytest.raises(ValueError, match="rank must be at most 5"):
+        adapt(LAYERS["linear"](RNG(0))[0], "", rank=6, alpha=3, rng=RNG(0), init="pissa")
+
+
+# --- DoRA -----------------------------------------------------------------------------------------
+
+
+@every_layer
+def test_doras_rows_have_the_length_of_their_magnitude(kind):
+    _, _, model = adapted(kind, use_dora=True)
+    merged = merge(moved(model))
+    matrix = (merged if kind == "linear" else merged.as_linear()).weight
+    assert_close(np.linalg.norm(matrix, axis=1), np.abs(model.adapter.magnitude), 1e-13)
+
+
+@every_layer
+def test_the_two_norms_differ_in_the_factors_alone(kind):
+    found = {}
+    for norm in ("constant", "full"):
+        _, x, model = adapted(kind, use_dora=True, dora_norm=norm)
+        y, cache = moved(model).forward(x)
+        dx, grads = model.backward(RNG(2).standard_normal(y.shape), cache)
+        found[norm] = {"y": y, "dx": dx, **grads}
+    for name in ("y", "dx", "magnitude"):
+        if found["full"][name] is not None:
+            assert np.array_equal(found["full"][name], found["constant"][name])
+    for name in ("lora_A", "lora_B"):
+        assert np.abs(found["full"][name] - found["constant"][name]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("norm", "still"), [("full", True), ("constant", False)])
+def test_lengthening_a_row_has_no_slope_under_the_full_norm(norm, still):
+    """Over a base of zero, V = s B A: a longer row of B makes a longer row of V, which DoRA divides by its length."""
+    _, x, model = adapted("linear", use_dora=True, dora_norm=norm)
+    moved(model).base.weight[...] = 0
+    y, cache = model.forward(x)
+    _, grads = model.backward(RNG(2).standard_normal(y.shape), cache)
+    along = (grads["lora_B"] * model.adapter.lora_B).sum(axis=1)
+    assert (np.abs(along).max() < 1e-13) == still
+
+
+def test_dora_refuses_an_adapter_without_a_magnitude():
+    with pytest.raises(ValueError, match="magnitude"):
+        DoRA(Linear(np.ones((2, 3))), Adapter(np.ones((1, 3)), np.ones((2, 1)), 1))
+    with pytest.raises(ValueError, match="magnitude has shape"):
+        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(3))
+    with pytest.raises(ValueError, match="dora_norm"):
+        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, dora_norm="none")
+
+
+# --- sums -----------------------------------------------------------------------------------------
+
+
+def several(problem, count):
+    return [
+        LoRA(
+            problem.randn(f"A{i}", problem.rank + i, problem.in_features),
+            problem.randn(f"B{i}", problem.out_features, problem.rank + i),
+            problem.alpha + i,
+        )
+        for i in range(count)
+    ]
+
+
+@given(problem=problems(), weights=st.lists(st.floats(-3, 3), min_size=1, max_size=4))
+@example(problem=RANK_ABOVE_WIDTHS, weights=[1.0, -1.0])
+@example(problem=SQUARE, weights=[-2.0, 0.0, 0.5])
+@settings(max_examples=30)
+def test_a_weighted_sum_of_adapters_is_one_adapter(problem, weights):
+    terms = several(problem, len(weights))
+    total = weighted_sum(terms, weights)
+    assert total.rank == sum(term.rank for term in terms)
+    expected = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
+    assert_close(total.delta(), expected, 1e-13)
+    assert_close(total(problem.x), sum(w * t(problem.x) for w, t in zip(weights, terms, strict=True)), 1e-12)
+
+
+@given(problem=problems(), data=st.data())
+@settings(max_examples=30)
+def test_the_error_of_the_best_rank_is_the_discarded_values(problem, data):
+    total = weighted_sum(several(problem, 2), [1, -0.5])
+    r = data.draw(st.integers(1, min(total.rank, *total.shape)))
+    best = best_of_rank(total, r)
+    values = np.linalg.svd(total.delta(), compute_uv=False)
+    assert best.rank == r
+    assert_close(singular_values(total), values[: min(total.rank, *total.shape)], 1e-12)
+    error = np.linalg.norm(total.delta() - best.delta())
+    assert error == pytest.approx(np.linalg.norm(values[r:]), rel=1e-10, abs=1e-11)
+
+
+def test_sums_never_form_the_change():
+    import tracemalloc
+
+    rng, width = RNG(0), 4000
+    terms = [LoRA(rng.standard_normal((2, width)), rng.standard_normal((width, 2)), 1) for _ in range(3)]
+    tracemalloc.start()
+    best_of_rank(weighted_sum(terms, [1, -1, 2]), 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * width * width / 20
+
+
+@pytest.mark.parametrize(
+    ("adapters_", "weights", "message"),
+    [
+        ([], [], "one weight for each"),
+        ([(2, 3)], [1, 2], "one weight for each"),
+        ([(2, 3), (3, 2)], [1, 2], r"adapters\[1\] has shape"),
+        ([(2, 3)], [float("nan")], r"weights\[0\]"),
+    ],
+)
+def test_sums_that_make_no_sense_are_refused(adapters_, weights, message):
+    terms = [LoRA(np.ones((1, n_in)), np.ones((n_out, 1)), 1) for n_out, n_in in adapters_]
+    with pytest.raises(ValueError, match=message):
+        weighted_sum(terms, weights)
+
+
+# --- adapt and attach -----------------------------------------------------------------------------
+
+
+def net(rng):
+    return Sequential(
+        table=Embedding(rng.standard_normal((7, 4))),
+        fc=Linear(rng.standard_normal((4, 4))),
+        lm_head=Linear(rng.standard_normal((7, 4))),
+    )
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        ("all-linear", {"fc"}),
+        (["table", "lm_head"], {"table", "lm_head"}),
+        ("t.*|f.*", {"table", "fc"}),
+    ],
+)
+def test_target_modules_name_layers_of_every_kind(targets, found):
+    model = adapt(net(RNG(0)), targets, rank=2, alpha=1, rng=RNG(1))
+    assert adapters(model).keys() == found
+    assert {name.rpartition(".")[0] for name in model.trainable()} == found
+
+
+def test_an_adapter_of_another_kind_or_kernel_is_refused():
+    _, _, conv = adapted("conv2d")
+    (adapter,) = adapters(conv).values()
+    with pytest.raises(ValueError, match="kind"):
+        attach(Linear(np.ones((5, 12))), {"": adapter})
+    with pytest.raises(ValueError, match="kernel"):
+        attach(Conv2d(np.ones((5, 2, 2, 3))), {"": adapter})
+    with pytest.raises(ValueError, match="no layers without an adapter"):
+        attach(conv, {"": adapter})
+
+
+def test_a_plain_lora_goes_beside_a_convolution_too():
+    rng = RNG(0)
+    base, x = LAYERS["conv2d"](rng)
+    plain = LoRA(rng.standard_normal((2, 12)), rng.standard_normal((5, 2)), 1)
+    model = attach(base, {"": plain})
+    assert_close(merge(model)(x), model(x), 1e-12)
+    assert adapters(model)[""].kind == "conv2d"
