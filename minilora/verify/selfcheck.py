@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from ..adaptation import adapt
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, check_integer
 from ..fast import residual_form
 from ..layer import Layer, freeze, rebuild
 from ..layers.activation import ACTIVATIONS
+from ..layers.convolution import Conv1d, Conv2d
+from ..layers.embedding import Embedding
+from ..layers.flatten import Flatten
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
 from ..losses import cross_entropy, mse
@@ -60,7 +64,8 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
     for n, in_features, out_features, rank, alpha in SIZES:
         at = f"N={n} in={in_features} out={out_features} r={rank} alpha={alpha:g}"
         ids = backend.asarray(rng.integers(0, out_features, n))
-        for name, claim in _claims(randn, n, in_features, out_features, rank, alpha, ids):
+        sizes = n, in_features, out_features, rank
+        for name, claim in (*_claims(randn, *sizes, alpha, ids), *_variants(randn, *sizes, ids)):
             yield f"{name}  {at}", _report(*claim)
 
 
@@ -102,16 +107,41 @@ def _claims(
         of_prediction = partial(_loss_of, loss, goal)
         yield loss.__name__, (of_prediction, {"y": prediction}, {"y": loss(prediction, goal)[1]}, None)
 
-    adapted: dict[str, LoRA | LoRALinear] = {
+    factored: dict[str, LoRA | LoRALinear] = {
         "LoRA": lora(*widths),
         "LoRALinear": lora_linear(*widths),
         "LoRALinear, no bias": lora_linear(*widths, bias=False),
     }
-    for name, layer in adapted.items():
+    for name, layer in factored.items():
         x = randn(n, in_features)
         of_factors = partial(_mse_of, layer, x, target)
         grads = residual_form(layer, x, target)
         yield f"residual_form of {name}", (of_factors, layer.trainable(), grads, None)
+
+
+def _variants(
+    randn: Randn, n: int, in_features: int, out_features: int, rank: int, ids: Array
+) -> Iterator[tuple[str, Claim]]:
+    """State the gradients of layers that rewrite their input, and of the adapters beside them."""
+    channels, filters = min(in_features, 3), min(out_features, 4)  # every entry of an image counts
+    steps: dict[str, Any] = {"padding": 1, "dilation": 2}
+    sequences, images = randn(min(n, 2), channels, 7), randn(min(n, 2), channels, 6, 5)
+    rewritten: dict[str, tuple[Layer, Array]] = {
+        "Embedding": (Embedding(randn(out_features, in_features)), ids),
+        "Conv1d": (Conv1d(randn(filters, channels, 3), randn(filters), stride=2, **steps), sequences),
+        "Conv2d": (Conv2d(randn(filters, channels, 3, 2), randn(filters), stride=(2, 1), **steps), images),
+        "Flatten": (Flatten(), images),
+    }
+    for name, (layer, x) in rewritten.items():
+        yield name, layer_claim(layer, x, randn(*layer(x).shape))
+    # The constant norm's gradient is not the slope of the forward, so the full one is what can be checked here.
+    rewritten["Linear"] = Linear(randn(out_features, in_features)), randn(n, in_features)
+    variants: dict[str, dict[str, Any]] = {"LoRA": {}, "DoRA": {"use_dora": True, "dora_norm": "full"}}
+    for name, (layer, x) in rewritten.items():
+        for variant, options in variants.items() if name != "Flatten" else ():
+            adapted = adapt(layer, "", rank=rank, alpha=rank / 4, rng=np.random.default_rng(0), **options)
+            moved = substitute(adapted, {key: p + randn(*p.shape) / 4 for key, p in adapted.trainable().items()})
+            yield f"{name}, {variant}", layer_claim(moved, x, randn(*moved(x).shape))
 
 
 def layer_claim(layer: Layer, x: Array, dy: Array) -> Claim:

@@ -299,7 +299,7 @@ def test_target_modules_are_read_as_peft_reads_them(target_modules, expected):
 def test_target_modules_that_name_nothing_are_refused(target_modules):
     names = re.escape(repr(target_modules))
     with pytest.raises(
-        ValueError, match=rf"target_modules={names} names no linear layer; there are \['layers.0.q_proj'"
+        ValueError, match=rf"target_modules={names} names no layer without an adapter; there are \['layers.0.q_proj'"
     ):
         adapt(Decoder(), target_modules, rank=2, alpha=4, rng=RNG)
 
@@ -328,7 +328,7 @@ def test_every_adapter_has_a_start_of_its_own():
 
 def test_a_layer_with_an_adapter_gets_no_second_one():
     model = adapt(mlp(), ["fc1"], rank=2, alpha=4, rng=RNG)
-    with pytest.raises(ValueError, match=r"names no linear layer; there are \['fc2'\]"):
+    with pytest.raises(ValueError, match=r"names no layer without an adapter; there are \['fc2'\]"):
         adapt(model, ["fc1"], rank=2, alpha=4, rng=RNG)
     both = adapt(model, ["fc2"], rank=2, alpha=4, rng=RNG)
     assert list(adapters(both)) == ["fc1", "fc2"]
@@ -353,7 +353,9 @@ def test_attached_adapters_give_the_same_output():
 def test_attach_refuses_paths_that_are_no_linear_layer():
     adapter = LoRA(np.ones((2, 3)), np.ones((5, 2)), 1)
     for path in ("fc3", "act", "", "fc1.weight"):
-        with pytest.raises(ValueError, match=re.escape(f"adapters names ['{path}'], which are no linear layers")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"adapters names ['{path}'], which are no layers without an adapter")
+        ):
             attach(mlp(), {path: adapter})
     with pytest.raises(ValueError, match="adapter has in_features = 3, expected 5 as in base"):
         attach(mlp(), {"fc2": adapter})
