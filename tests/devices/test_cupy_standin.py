@@ -95,6 +95,22 @@ def test_an_index_out_of_range_wraps_silently(xp):
     np.testing.assert_array_equal(xp.asnumpy(xp.take(a, xp.asarray([5]))), [2])
 
 
+def test_scattering_adds_what_meets(xp):
+    a = xp.zeros((2, 3))
+    a.scatter_add((slice(None), xp.asarray([1, 1, 0])), xp.asarray(np.arange(6.0).reshape(2, 3)))
+    np.testing.assert_array_equal(xp.asnumpy(a), [[2, 1, 0], [5, 7, 0]])
+
+
+def test_a_product_is_left_to_what_asks_for_it(xp):
+    class Rows:
+        __array_ufunc__ = None
+
+        def __rmatmul__(self, left):
+            return left.shape
+
+    assert xp.zeros((2, 3)) @ Rows() == (2, 3)
+
+
 def test_a_mask_selects(xp):
     a = xp.asarray(np.arange(4.0))
     np.testing.assert_array_equal(xp.asnumpy(a[a > 1]), [2, 3])

@@ -118,6 +118,11 @@ class ndarray:
         parts = [_index(part) for part in index] if isinstance(index, tuple) else [_index(index)]
         self._host[tuple(parts)] = _operand(value)
 
+    def scatter_add(self, slices, value):
+        """On a GPU this is atomic, so that the order of the sum is not NumPy's."""
+        parts = [_index(part) for part in slices] if isinstance(slices, tuple) else [_index(slices)]
+        np.add.at(self._host, tuple(parts), _operand(value))
+
     def __deepcopy__(self, memo):
         return self.copy()
 
@@ -170,7 +175,12 @@ def _index(part):
 
 def _add_operators():
     def forward(function):
-        return lambda self, other: wrap(function(self._host, _operand(other)))
+        def operate(self, other):
+            if not isinstance(other, ndarray) and getattr(other, "__array_ufunc__", True) is None:
+                return NotImplemented  # as NEP 13 has it, and CuPy does it
+            return wrap(function(self._host, _operand(other)))
+
+        return operate
 
     def reflected(function):
         return lambda self, other: wrap(function(_operand(other), self._host))
