@@ -19,8 +19,10 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, dtype_name
 from .checkpointfile import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from .errors import AdapterFileError
 from .state import TrainingState
-from .tensorfile import AdapterFileError, read_json, written_whole
+from .tensorfile import read_json
+from .writing import written_whole
 
 __all__ = ["CheckpointError", "claim_folder", "describe", "keep", "resume"]
 

@@ -17,7 +17,9 @@ from safetensors.numpy import save
 
 from ..backend import backend_of
 from ..checks import Array
-from .tensorfile import AdapterFileError, TensorFile, parse_json, written_whole
+from .errors import AdapterFileError
+from .tensorfile import TensorFile, parse_json
+from .writing import written_whole
 
 METADATA_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 1
@@ -123,7 +125,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint | None:
                 f"{str(path)!r} is not a checkpoint of this version of minilora: its version is "
                 f"{rest.get('version')!r}, expected {VERSION}"
             )
-        tensors = {key: file.read(key) for key in file.tensors}
+        with file.opened() as opened:
+            tensors = {key: file.read(key, opened) for key in file.tensors}
         if file.metadata.get(CHECKSUM_KEY) != _checksum(tensors, file.metadata[METADATA_KEY]):
             raise CheckpointError(f"{str(path)!r} is damaged: its checksum is not that of its contents")
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
