@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
@@ -36,7 +35,7 @@ from ..lora import LoRA, LoRALinear
 from .adapterfolder import DIGEST_KEY, WEIGHTS_NAME, AdapterFolder, is_module_path, keys
 from .errors import AdapterFileError, short
 from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
-from .tensorfile import MAX_HEADER
+from .tensorfile import MAX_HEADER, tensor_header
 from .writing import locked, replaceable, written_together
 
 __all__ = ["AdapterFileError", "load_adapter", "save_adapter"]
@@ -142,11 +141,13 @@ def save_adapter(
             tensors[key] = np.ascontiguousarray(backend_of(factor).to_numpy(factor))
             if not np.isfinite(tensors[key]).all():
                 raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
+    # The widest types first, so that each tensor begins at a multiple of its own size.
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     config = config_text(_config(adapters, fan_in_fan_out, base_model))
-    weights = save(tensors, metadata={"format": "pt", DIGEST_KEY: digest(config)})
+    header = tensor_header(tensors, {"format": "pt", DIGEST_KEY: digest(config)})
     for what, size, at_most in (
         (CONFIG_NAME, len(config), MAX_CONFIG),
-        ("header", int.from_bytes(weights[:8], "little"), MAX_HEADER),
+        (f"header of {WEIGHTS_NAME}", len(header) - 8, MAX_HEADER),
     ):
         if size > at_most:
             raise ValueError(
@@ -155,7 +156,9 @@ def save_adapter(
     check_adapter_target(path)
     path.mkdir(parents=True, exist_ok=True)
     with written_together(path / WEIGHTS_NAME, path / CONFIG_NAME) as (weights_file, config_file):
-        weights_file.write(weights)
+        weights_file.write(header)
+        for factor in tensors.values():
+            weights_file.write(factor.data)
         config_file.write(config)
 
 

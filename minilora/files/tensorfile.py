@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -172,6 +172,22 @@ def encode(numbers: np.ndarray, dtype: str) -> np.ndarray:
     else:
         rounded = numbers
     return np.ascontiguousarray(rounded, np.dtype(FLOATS[dtype]).newbyteorder("<")).reshape(-1).view(np.uint8)
+
+
+def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Return all of a safetensors file that comes before the tensors' bytes, which follow in this order.
+
+    The library's own `save` puts metadata in an order that changes from run to run.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    types, end = {name: key for key, name in FLOATS.items()}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        dtype, shape = types[tensor.dtype.name], list(tensor.shape)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
