@@ -59,6 +59,9 @@ def _said_of(modules: list[str], asked: Mapping[str, str] | None) -> dict[str, s
     if not isinstance(asked, Mapping):
         raise TypeError(f"layouts must be a dict of module names and layouts, got {asked!r}")
     said: dict[str, str] = {}
+    for name in asked:
+        if not isinstance(name, str):
+            raise TypeError(f"layouts has the key {name!r}, expected the name of a module")
     for name in sorted(asked, key=len):
         if asked[name] not in LAYOUTS:
             raise ValueError(f"layouts[{name!r}] must be 'out-in' or 'in-out', got {asked[name]!r}")

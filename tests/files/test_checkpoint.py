@@ -46,7 +46,7 @@ def assert_same_bits(one, other):
 
 @given(epochs=st.integers(1, 9), done=st.integers(1, 9), log_every=st.integers(1, 4), adapter=st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_a_training_in_two_parts_is_one_in_a_single_part(tmp_path_factory, epochs, done, log_every, adapter):
+def test_a_training_in_two_parts_equals_one(tmp_path_factory, epochs, done, log_every, adapter):
     file = tmp_path_factory.mktemp("c") / "checkpoint.safetensors"
     done = min(done, epochs)
     fit(file, epochs=done, log_every=log_every, adapter=adapter)
@@ -133,7 +133,7 @@ def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["t", "rng_state", "epoch", "epochs", "losses", "probe", "configuration", "version"])
-def test_a_checkpoint_with_a_field_missing_or_of_the_wrong_kind_is_refused(tmp_path, key):
+def test_a_field_missing_or_of_another_kind_is_refused(tmp_path, key):
     fit(tmp_path / "c")
     tensors = load_file(tmp_path / "c")
     raw = (tmp_path / "c").read_bytes()
@@ -217,12 +217,12 @@ def kill_at_random_moments(folder, kills, rng, expected):
         runs += 1
 
 
-def test_a_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path, never_killed):
+def test_a_training_killed_at_random_ends_with_the_same_bits(tmp_path, never_killed):
     kill_at_random_moments(tmp_path, 3, np.random.default_rng(0), never_killed)
 
 
 @pytest.mark.parametrize("at", [4, 5, 18])
-def test_a_training_killed_within_the_write_ends_with_the_same_bits(tmp_path, never_killed, at):
+def test_a_training_killed_while_writing_ends_with_the_same_bits(tmp_path, never_killed, at):
     """Three calls make a write final: the file's fsync, its rename, the folder's fsync. Each is the last in turn."""
     process = start(tmp_path / "c", at)
     process.communicate()

@@ -33,14 +33,14 @@ def test_article_saves_the_adapter_it_trained(small_article, tmp_path, capsys):
     np.testing.assert_array_equal(load_adapter(tmp_path / "a")["fc"].lora_B, trained.lora_B)
 
 
-def test_article_refuses_a_place_to_save_that_is_a_file_before_it_trains(tmp_path, capsys):
+def test_article_refuses_to_save_to_a_file_before_it_trains(tmp_path, capsys):
     (tmp_path / "a").write_text("")
     for place in (tmp_path / "a", tmp_path / "a" / "b"):
         assert main(["article", "--save", str(place)]) == 2
         assert f"{str(tmp_path / 'a')!r} is a file, expected a folder" in capsys.readouterr().err
 
 
-def test_article_refuses_a_place_to_save_that_cannot_be_written_before_it_trains(tmp_path, monkeypatch, capsys):
+def test_article_refuses_an_unwritable_place_before_it_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert main(["article", "--save", str(tmp_path / "a")]) == 2
     assert f"the folder {str(tmp_path)!r} cannot be written" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def best_loss(x: np.ndarray, residual: np.ndarray, rank: int) -> float:
 @example(problem=RANK_ABOVE_WIDTHS)
 @example(problem=MANY_ROWS)
 @example(problem=Problem(n=40, in_features=15, out_features=12, rank=10))
-def test_its_loss_is_what_x_cannot_reach_plus_the_discarded_squared_singular_values(route, problem):
+def test_its_loss_is_the_unreachable_plus_the_discarded_squares(route, problem):
     x, residual = problem.x, problem.target
     lora = route(x, residual, rank=problem.rank, alpha=problem.alpha)
     assert_close(mse(lora(x), residual)[0], np.array(best_loss(x, residual, problem.rank)), 1e-8)
@@ -67,7 +67,7 @@ def test_no_perturbation_lowers_the_loss(problem, seed, size):
 
 
 @given(problem=problems())
-def test_both_routes_give_the_same_change_where_the_rows_determine_it(problem):
+def test_both_routes_agree_where_the_rows_determine_the_change(problem):
     x = problem.randn("many rows", 40, problem.in_features)
     residual = problem.randn("many targets", 40, problem.out_features)
     one, two = (route(x, residual, rank=problem.rank).delta() for route in (best_adapter, from_gram))
@@ -125,7 +125,7 @@ def test_a_rank_beyond_what_exists_is_filled_with_zeros(route):
 
 
 @ROUTES
-def test_with_few_inputs_the_columns_that_are_not_needed_are_zero(route):
+def test_columns_that_are_not_needed_are_zero(route):
     problem = Problem(n=20, in_features=2, out_features=5, rank=4)
     lora = route(problem.x, problem.target, rank=4)
     assert not lora.lora_A[2:].any()
@@ -139,7 +139,7 @@ def test_alpha_is_1_unless_said(route):
     assert best_adapter_from_gram(np.eye(3), np.ones((3, 2)), rank=1).alpha == 1.0
 
 
-def test_a_direction_that_rounding_alone_can_explain_is_taken_as_constant():
+def test_a_direction_that_rounding_explains_is_taken_as_constant():
     eps = np.finfo(np.float64).eps
     for square, kept in ((3 * eps, False), (5 * eps, True)):  # the limit is the number of inputs times eps
         lora = best_adapter_from_gram(np.diag([1.0, 1.0, 1.0, square]), np.ones((4, 2)), rank=1)
