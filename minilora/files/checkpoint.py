@@ -105,7 +105,8 @@ def frozen(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
     trained = {id(p) for p in params.values()}
     found: dict[str, str] = {}
     for path, layer in walk(model):
-        found[path] = type(layer).__name__
+        if path:
+            found[path] = type(layer).__name__
         for name, value in vars(layer).items():
             if isinstance(value, (bool, int, float, str, tuple)):
                 found[f"{path}.{name}".removeprefix(".")] = repr(value)
