@@ -46,11 +46,14 @@ then read minilora/lora.py: the derivation and the code on one page.
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and which does not hide that its help could not be written."""
 
     def error(self, message: str) -> NoReturn:
         _say(f"{message} (try '{self.prog} --help')")
         raise SystemExit(2)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
