@@ -358,6 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `minilora check | head`; what is still to be written goes nowhere
         _discard(sys.stdout)
         return 141
+    except OSError as error:  # the output cannot be written
+        _say(str(error))
+        _discard(sys.stdout)
+        return 2
     except KeyboardInterrupt:
         _say_interrupted()
         return 130
@@ -384,7 +388,7 @@ def _run(argv: Sequence[str] | None) -> int:
         _say(str(error) or type(error).__name__)
         try:
             sys.stdout.flush()
-        except (OSError, ValueError):
+        except OSError:  # it has been said
             _discard(sys.stdout)
         return 2
 
@@ -413,14 +417,19 @@ def _ending_at_once() -> Iterator[None]:
 
 
 def _say_interrupted() -> None:
-    with contextlib.suppress(OSError):
-        print("\nminilora: interrupted", file=sys.stderr, flush=True)
+    _print_error("\nminilora: interrupted")
 
 
 def _say(message: str) -> None:
     """Write one line to stderr, whatever is in the message and wherever stderr goes."""
-    with contextlib.suppress(OSError):
-        print(f"minilora: {printable(message)}", file=sys.stderr)
+    _print_error(f"minilora: {printable(message)}")
+
+
+def _print_error(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
 
 
 def _open_streams() -> None:

@@ -1,3 +1,4 @@
+import os
 import shlex
 import signal
 import subprocess
@@ -142,11 +143,12 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such 
 
 
 @posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["check", "--help"])
-def test_a_reader_that_has_seen_enough_ends_it_quietly(command):
+def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered):
     """As in ``minilora check | head``: no traceback, no message, and the exit code that shells give to SIGPIPE."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-m", "minilora", command], stdout=pipe, stderr=pipe)
+    pipe, env = subprocess.PIPE, {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen([sys.executable, "-m", "minilora", command], stdout=pipe, stderr=pipe, env=env)
     process.stdout.close()
     assert process.communicate()[1] == b""
     assert process.returncode == 141
@@ -154,19 +156,22 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(command):
 
 @posix
 @pytest.mark.parametrize(
-    ("command", "code", "err"),
+    ("command", "code", "err", "unbuffered"),
     [
-        ("minilora check >&-", 0, ""),
-        ("minilora check >&- 2>&- <&-", 0, ""),
-        ("minilora check --seed -1 2>&-", 2, ""),
-        ("minilora --help >&-", 0, ""),
-        ("minilora artcle 2>&-", 2, ""),
-        ("minilora check --seed -1 2>/dev/full", 2, ""),
-        ("minilora check >/dev/full", 2, "minilora: [Errno 28] No space left on device\n"),
+        ("minilora check >&-", 0, "", ""),
+        ("minilora check >&- 2>&- <&-", 0, "", "1"),
+        ("minilora check --seed -1 2>&-", 2, "", ""),
+        ("minilora --help >&-", 0, "", ""),
+        ("minilora artcle 2>&-", 2, "", "1"),
+        ("minilora check --seed -1 2>/dev/full", 2, "", ""),
+        ("minilora artcle 2>/dev/full", 2, "", ""),
+        ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
+        ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", "1"),
+        ("minilora check >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
     ],
 )
-def test_closed_and_full_streams_end_in_no_traceback(command, code, err):
-    assert in_shell(command) == (code, "", err)
+def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffered):
+    assert in_shell(command, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}) == (code, "", err)
 
 
 @posix
