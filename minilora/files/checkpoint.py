@@ -203,7 +203,7 @@ def _check_contents(path: Path, checkpoint: Checkpoint, state: TrainingState, X:
 
 
 def _are_finite(values: list[Any]) -> bool:
-    return all(type(value) in (int, float) and abs(value) < math.inf for value in values)
+    return all(type(value) is float and math.isfinite(value) for value in values)
 
 
 def _is_state_of(kind: type[np.random.BitGenerator], saved: Mapping[str, Any]) -> bool:
