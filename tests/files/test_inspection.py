@@ -67,6 +67,12 @@ def test_blocks_of_rows_give_the_same_singular_values(monkeypatch, r):
         np.testing.assert_allclose(singular_values(A, B), values, rtol=1e-10, atol=1e-12)
 
 
+def test_blocks_are_no_fewer_rows_than_columns(monkeypatch):
+    monkeypatch.setattr(inspection, "BLOCK_NUMBERS", 12)
+    for count, width, height in ((10, 3, 4), (10, 4, 4), (10, 5, 5), (30, 20, 20), (5, 1, 12)):
+        assert list(inspection._blocks(count, width)) == [slice(i, i + height) for i in range(0, count, height)]
+
+
 @pytest.mark.parametrize("shape", [(4, 500_000), (2_000_000, 1)])
 def test_a_half_precision_factor_is_never_widened_whole(shape):
     """The adapter's own 8 MB are there already; all of them in float64 would be 32 MB more, and copies of it."""
@@ -76,6 +82,13 @@ def test_a_half_precision_factor_is_never_widened_whole(shape):
     assert tracemalloc.get_traced_memory()[1] < 16e6
     tracemalloc.stop()
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
+
+
+def test_a_change_beyond_float64_is_infinite_and_has_no_shares(tmp_path):
+    A, B = np.array([[1e300, 0], [0, 1e-300]]), np.array([[1e300, 0], [0, 1e-300]])
+    save_adapter(tmp_path, {"fc": LoRA(A, B, 2.0)})
+    (summary,) = inspect_adapter(tmp_path)
+    assert (summary.norm, summary.singular_values[0], list(summary.shares)) == (math.inf, math.inf, [0, 0])
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-200, 1e200])
@@ -103,6 +116,8 @@ def test_the_table_has_an_aligned_line_for_each_layer(tmp_path):
     assert lines[1].split() == ["a.long.path", "12", "x", "12", "12", "6", "0.5", "288", "1.732", *shares, "..."]
     assert lines[2].split() == ["b", "5", "x", "3", "2", "0.25", "0.125", "16", "0.3953", "90.0%", "10.0%"]
     assert lines[3].split() == ["total", "304"]
+    assert lines[2].startswith("b   ")
+    assert lines[0].index("out x in") + 8 == lines[1].index("12 x 12") + 7 == lines[2].index("5 x 3") + 5
     assert lines[1].index("8.3%") == lines[2].index("90.0%") == lines[0].index("share")
     ends = {re.search(rf"{number}(?= )", line).end() for number, line in (("288", lines[1]), ("16", lines[2]))}
     assert ends == {lines[0].index("parameters") + len("parameters")}

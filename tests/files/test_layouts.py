@@ -80,6 +80,11 @@ def test_a_square_weight_that_nothing_speaks_against_is_merged(tmp_path, modules
 
 DOUBTFUL = {
     "Conv1D, flag of a Linear": (GPT2 | {"s": linear(4, 4)}, {"h.0.attn.c_proj": (4, 4), "s": (4, 4)}, False),
+    "its like shows it": (
+        {"h.proj": conv1d(4, 8), "g.proj": conv1d(4, 4), "g.out": linear(4, 3)},
+        {"g.proj": (4, 4)},
+        False,
+    ),
     "only the parent shows it": (
         {"h.a": conv1d(4, 12), "h.b": conv1d(4, 4), "g.w": linear(4, 3)},
         {"h.b": (4, 4)},
@@ -116,6 +121,30 @@ def test_a_square_weight_that_the_base_speaks_against_is_refused(tmp_path, modul
         merge(tmp_path)
     assert f"fan_in_fan_out = {str(flag).lower()}" in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("modules", "flag", "shown"),
+    [
+        ({"h.p": conv1d(4, 8), "g.p": conv1d(4, 4), "g.q": linear(4, 3)}, False, "in-out and out-in"),
+        ({"h.x": conv1d(4, 8), "g.p": linear(4, 4)}, False, "in-out"),
+        ({"h.x": conv1d(4, 4), "g.p": linear(4, 4)}, True, "nothing"),
+        ({"h.p": conv1d(4, 8), "g.q": conv1d(4, 8), "g.p": conv1d(4, 4), "k": linear(3, 9)}, None, ""),
+    ],
+)
+def test_the_refusal_says_what_is_known_and_what_to_do(tmp_path, modules, flag, shown):
+    write(tmp_path, modules, {"g.p": (4, 4)} | ({"h.x": (4, 4)} if flag else {}), flag is not False)
+    if flag is None:  # what speaks otherwise is far away
+        assert merge(tmp_path)[1][0].layout == "in-out"
+        return
+    with pytest.raises(AdapterFileError) as error:
+        merge(tmp_path)
+    assert str(error.value) == (
+        f"'{tmp_path}/base.safetensors': 'g.p.weight' is square: its shape does not show whether it is stored "
+        f"(out, in) or (in, out). The adapter says fan_in_fan_out = {str(flag).lower()} for all its modules; the base shows "
+        f"{shown} around it. Say which it is: layouts={{'g.p': 'out-in'}} or 'in-out'; on the command line, --layout "
+        "g.p=out-in"
+    )
 
 
 def test_a_caller_says_how_each_weight_lies(tmp_path):
