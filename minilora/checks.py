@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Collection, Mapping
 from itertools import combinations
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,6 +31,9 @@ _PRECISION = {
     "complex128": "float64",
 }
 
+_OTHER_ARITHMETIC = (np.matrix, np.ma.MaskedArray)
+"""NumPy's classes whose * is another product, or some of whose entries do not count."""
+
 
 def is_array(value: Any) -> bool:
     """Return whether a value is an array of some library."""
@@ -44,6 +49,8 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
     """Refuse what is not a floating-point array, or not of the library and precision of `like`."""
     if not is_array(value):
         raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+    if isinstance(value, _OTHER_ARITHMETIC):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a plain array: convert it with numpy.asarray")
     if like is not None:
         check_library(name, value, like, like_name)
         if value.dtype == like.dtype:  # the common case, and 2 microseconds cheaper than names
@@ -335,10 +342,17 @@ def check_integer(name: str, value: Any, at_least: int) -> int:
     return number
 
 
+def _is_real(value: Any) -> bool:
+    """Return whether a value is one real number, of Python's or in an array without axes."""
+    if hasattr(value, "dtype"):
+        return value.dtype.kind in "fiu" and not getattr(value, "shape", ())
+    return not isinstance(value, (str, bytes, bytearray, memoryview, bool, complex))
+
+
 def check_number(name: str, value: Any, *, above: float, below: float = math.inf, or_equal: bool = False) -> float:
     """Return `value` as a Python float (a NumPy scalar would promote), or refuse it outside (above, below)."""
     try:
-        if isinstance(value, (str, bytes, bool)):  # which float() would take
+        if not _is_real(value):  # float() would take more: texts, bytes, truth values, the real part of a number
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
@@ -453,3 +467,30 @@ def check_rates(lr: Any, names: Collection[str]) -> Any:
 def rate_of(lr: Rate, name: str) -> float:
     """Return lr itself or, from a mapping, the rate of the longest ending of a name."""
     return lr[max(filter(name.endswith, lr), key=len)] if isinstance(lr, Mapping) else lr
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or refuse it: of a text such as "false", Python would say that it is true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return `value` as a path, or refuse it: an empty text would mean the working folder."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{name} must be a path, got {value!r}")
+    if not os.fspath(value) or "\0" in os.fspath(value):
+        raise ValueError(f"{name} must be the path of a file or folder, got {value!r}")
+    return Path(value)
+
+
+def check_float_dtype(name: str, value: Any) -> None:
+    """Refuse what is not one of the floating-point types that adapters come in."""
+    expected = ("float16", "float32", "float64")
+    try:
+        known = np.dtype(value).name in expected
+    except (TypeError, ValueError, SyntaxError):
+        known = False
+    if not known:
+        raise TypeError(f"{name} must be one of {', '.join(expected)}, got {value!r}")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__, article
-from .backend import Backend, BackendUnavailable, get_backend
-from .files import inspection
-from .files.adapters import save_adapter
-from .files.basefile import INDEX_NAME
-from .files.merge import merge_adapter
-from .training import TrainingDiverged
-from .verify.selfcheck import prove
+from . import __version__
+from .files.errors import printable
+
+# The commands import what they need: so much NumPy and its libraries take to load, that Ctrl-C often comes then.
+if TYPE_CHECKING:
+    from .backend import Backend
 
 BACKENDS = ("numpy", "cupy", "auto")
 
@@ -44,10 +46,14 @@ then read minilora/lora.py: the derivation and the code on one page.
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and which does not hide that its help could not be written."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"minilora: {message} (try '{self.prog} --help')\n")
+        _say(f"{message} (try '{self.prog} --help')")
+        raise SystemExit(2)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -79,15 +85,24 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _path(text: str) -> Path:
+    """Read an argument that is a path: an empty one, of a variable that is not set, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
 def _backend(options: argparse.Namespace) -> Backend:
     """Return the backend that was asked for; where "auto" had to fall back, say so in a line of our own."""
+    from .backend import get_backend
+
     if options.backend not in BACKENDS:  # the parser checks what is typed, not the default
         raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {options.backend!r}")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         backend = get_backend(options.backend)
     for note in notes:
-        print(f"minilora: {note.message}", file=sys.stderr)
+        _say(str(note.message))
     return backend
 
 
@@ -114,13 +129,13 @@ def _add_article(commands: Any) -> None:
     run.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
     _add_backend(run)
     run.add_argument(
-        "--plot", metavar="FILE", type=Path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
+        "--plot", metavar="FILE", type=_path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
     )
-    run.add_argument("--save", metavar="DIR", type=Path, help="write the adapter there, in PEFT's layout")
+    run.add_argument("--save", metavar="DIR", type=_path, help="write the adapter there, in PEFT's layout")
     run.add_argument(
         "--checkpoint",
         metavar="DIR",
-        type=Path,
+        type=_path,
         help="keep the state of both trainings there after every epoch; the same command goes on from it",
     )
     run.set_defaults(command=_article)
@@ -151,16 +166,35 @@ def _add_merge(commands: Any) -> None:
         ),
     )
     merge.add_argument(
-        "base", type=Path, metavar="BASE", help=f"a .safetensors file, or the {INDEX_NAME} of a sharded checkpoint"
+        "base",
+        type=_path,
+        metavar="BASE",
+        help="a .safetensors file; of a sharded checkpoint its .safetensors.index.json",
     )
-    merge.add_argument("adapter", type=Path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
+    merge.add_argument("adapter", type=_path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
     merge.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", required=True, help="the file to write; with shards, a new folder"
+        "-o", "--output", type=_path, metavar="OUT", required=True, help="the file to write; with shards, a new folder"
+    )
+    merge.add_argument(
+        "--layout",
+        metavar="NAME=LAYOUT",
+        action="append",
+        type=_layout,
+        help="how the base stores the weights of the modules of that name: out-in (a Linear) or in-out (GPT-2's "
+        "Conv1D); may be given several times",
     )
     merge.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would change, write nothing"
     )
     merge.set_defaults(command=_merge)
+
+
+def _layout(text: str) -> tuple[str, str]:
+    """Read NAME=LAYOUT."""
+    name, sign, layout = text.rpartition("=")
+    if not name or not sign or layout not in ("out-in", "in-out"):
+        raise argparse.ArgumentTypeError(f"expected NAME=out-in or NAME=in-out, got {text!r}")
+    return name, layout
 
 
 def _add_inspect(commands: Any) -> None:
@@ -172,18 +206,17 @@ def _add_inspect(commands: Any) -> None:
             "change of weight, and the share of the squared norm in each singular value."
         ),
     )
-    inspect.add_argument("adapter", type=Path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
-    inspect.add_argument("--plot", metavar="FILE", type=Path, help="draw norms and shares (.png, .svg, .pdf)")
+    inspect.add_argument("adapter", type=_path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
+    inspect.add_argument("--plot", metavar="FILE", type=_path, help="draw norms and shares (.png, .svg, .pdf)")
     inspect.set_defaults(command=_inspect)
 
 
 def _article(options: argparse.Namespace) -> int:
-    if options.plot:
-        from . import figures  # matplotlib is an extra
+    from . import article
+    from .files.adapters import save_adapter
 
-        figures.check_figure_path(options.plot)
-    if options.save:
-        _check_save(options.save)
+    # All that could fail after the training is tried before it.
+    _check_article(options)
     result = article.run(
         rank=options.rank,
         alpha=options.alpha,
@@ -196,26 +229,61 @@ def _article(options: argparse.Namespace) -> int:
         progress=True,
         checkpoint=options.checkpoint,
     )
-    print(article.report(result), end="")
     if options.save:
         save_adapter(options.save, {"fc": result.adapter})
-        print(f"\nadapter written to {options.save}")
+    print(article.report(result), end="")
+    if options.save:
+        print(f"\nadapter written to {printable(str(options.save))}")
     if options.plot:
-        figures.plot_article(result).savefig(options.plot)
-        print(f"\nfigure written to {options.plot}")
+        from . import figures
+
+        _plot(figures.plot_article(result), options.plot)
     return 0
 
 
-def _check_save(path: Path) -> None:
-    """Refuse a folder that could not be written: better before the training than after it."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise ValueError(f"--save {str(path)!r}: {str(there)!r} is a file, expected a folder or a new name")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"--save {str(path)!r}: the folder {str(there)!r} cannot be written")
+def _check_article(options: argparse.Namespace) -> None:
+    """Refuse what the run could not do in the end."""
+    import numpy as np
+
+    from .files.adapters import check_adapter_target
+    from .files.peftconfig import MAX_ALPHA, MIN_ALPHA
+
+    if options.plot:
+        _check_plot(options.plot)
+    if options.save:
+        check_adapter_target(options.save)
+    if options.rank > 0:
+        try:
+            np.empty((options.rank, 2001), options.dtype)  # the adapter: is there that much memory?
+        except ValueError as error:
+            raise ValueError(f"rank {options.rank} is too large: {error}") from None
+    if math.isfinite(options.alpha) and options.alpha > 0 and not MIN_ALPHA < options.alpha < MAX_ALPHA:
+        raise ValueError(f"alpha must be between {MIN_ALPHA:g} and {MAX_ALPHA:g}, got {options.alpha:g}")
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse a file that a figure could not be written to."""
+    from . import figures  # matplotlib is an extra
+    from .files.writing import replaceable
+
+    figures.check_figure_path(path)
+    replaceable(path)
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"plot file {str(path)!r}: the folder {str(path.parent)!r} cannot be written")
+
+
+def _plot(figure: Any, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    from .files.writing import written_whole
+
+    with written_whole(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".").lower())
+    print(f"\nfigure written to {printable(str(path))}")
 
 
 def _check(options: argparse.Namespace) -> int:
+    from .verify.selfcheck import prove
+
     backend = _backend(options)
     wrong = count = 0
     proof = list(prove(backend, options.seed))  # a bad seed speaks before the head of the table does
@@ -234,28 +302,37 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    changes = merge_adapter(options.base, options.adapter, options.output, dry_run=options.dry_run, progress=True)
-    lines = [("tensor", "file", "dtype", "shape", "rank", "scaling")]
-    for c in changes:
-        lines.append((c.name, c.file, c.dtype, " x ".join(map(str, c.shape)), f"{c.rank}", f"{c.scaling:.4g}"))
-    print(inspection.align(lines, left={0, 1, 2}))
-    tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
-    print(
-        f"{tensors} would change; nothing was written" if options.dry_run else f"{tensors} merged into {options.output}"
+    from .files.inspection import align
+    from .files.merge import merge_adapter
+
+    layouts = dict(options.layout or ())
+    changes = merge_adapter(
+        options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
     )
+    lines = [("tensor", "file", "dtype", "shape", "layout", "rank", "scaling")]
+    for c in changes:
+        shape = " x ".join(map(str, c.shape))
+        lines.append((c.name, printable(c.file), c.dtype, shape, c.layout, f"{c.rank}", f"{c.scaling:.4g}"))
+    print(align(lines, left={0, 1, 2, 4}))
+    tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
+    if options.dry_run:
+        print(f"{tensors} would change; nothing was written")
+    else:
+        print(f"{tensors} merged into {printable(str(options.output))}")
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    if options.plot:
-        from . import figures
+    from .files import inspection
 
-        figures.check_figure_path(options.plot)
+    if options.plot:
+        _check_plot(options.plot)
     summaries = inspection.inspect_adapter(options.adapter)
     print(inspection.table(summaries))
     if options.plot:
-        figures.plot_adapter(summaries).savefig(options.plot)
-        print(f"\nfigure written to {options.plot}")
+        from . import figures
+
+        _plot(figures.plot_adapter(summaries), options.plot)
     return 0
 
 
@@ -273,17 +350,106 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 where `check` finds a wrong gradient; 2 where the input or the machine cannot do what was asked; 130 after
         Ctrl-C, and 141 where the output goes to a pipe that nobody reads any more, as shells have it.
     """
-    options = _parser().parse_args(argv)
+    _open_streams()
     try:
-        status: int = options.command(options)
+        status = _run(argv)
         sys.stdout.flush()  # a pipe that nobody reads shows here, and not when Python is already ending
         return status
     except BrokenPipeError:  # as in `minilora check | head`; what is still to be written goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return 141
-    except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
-        print(f"minilora: {error}", file=sys.stderr)
+    except OSError as error:  # the output cannot be written
+        _say(str(error))
+        _discard(sys.stdout)
         return 2
     except KeyboardInterrupt:
-        print("\nminilora: interrupted", file=sys.stderr)
+        _say_interrupted()
         return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run a command; say in one line why it cannot be done."""
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit:
+        sys.stdout.flush()  # of --help
+        raise
+    with _ending_at_once():
+        from .backend import BackendUnavailable
+        from .files import merge  # noqa: F401  safetensors and tqdm with it
+        from .training import TrainingDiverged
+    try:
+        status: int = options.command(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
+        _say(str(error) or type(error).__name__)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it has been said
+            _discard(sys.stdout)
+        return 2
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, as long as there is nothing to tidy up.
+
+    An interrupted import of a compiled module is no KeyboardInterrupt any more but some ImportError.
+    """
+
+    def end(*_: Any) -> NoReturn:
+        _say_interrupted()
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _say_interrupted() -> None:
+    _print_error("\nminilora: interrupted")
+
+
+def _say(message: str) -> None:
+    """Write one line to stderr, whatever is in the message and wherever stderr goes."""
+    _print_error(f"minilora: {printable(message)}")
+
+
+def _print_error(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _open_streams() -> None:
+    """Put something in the place of a closed stdin, stdout or stderr, as after ``>&-`` in a shell.
+
+    The next file that is opened would otherwise get its number, and receive what is printed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if number == 0 else "w"))
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+
+
+def _discard(stream: Any) -> None:
+    """Let what is still to be written to a stream go nowhere, so that Python does not fail on it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,13 +6,18 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from .errors import AdapterFileError, short
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
-from .tensorfile import FLOATS, AdapterFileError, TensorFile, member
+from .tensorfile import FLOATS, TensorFile, member
+from .writing import locked
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+DIGEST_KEY = "minilora_config_sha256"
+"""Where `save_adapter` notes, beside the factors, the digest of the configuration that they go with."""
 PREFIX = "base_model.model."
 KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.(?P<factor>lora_[AB])\.weight", re.DOTALL)
 
@@ -41,12 +46,14 @@ class AdapterFolder:
         folder = Path(path)
         if not os.path.isdir(folder):
             raise AdapterFileError(folder, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
-        config = read_config(member(folder, CONFIG_NAME))
-        if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):
-            raise AdapterFileError(
-                folder / "adapter_model.bin", "a pickle, which can run code when it is read: save it as safetensors"
-            )
-        file = TensorFile(member(folder, WEIGHTS_NAME))
+        with locked(folder, shared=True):
+            config = read_config(member(folder, CONFIG_NAME))
+            if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):
+                raise AdapterFileError(
+                    folder / "adapter_model.bin", "a pickle, which can run code when it is read: save it as safetensors"
+                )
+            file = TensorFile(member(folder, WEIGHTS_NAME))
+        _check_of_one_save(config, file)
         layers = config.layers(_modules(file))
         for module, layer in layers.items():
             _check_factors(file, module, layer.rank)
@@ -57,13 +64,28 @@ class AdapterFolder:
         A, B = (self.file.tensors[key] for key in keys(module))
         return B.shape[0], A.shape[1]
 
-    def read(self, module: str) -> tuple[np.ndarray, np.ndarray]:  # -> (r, in), (out, r)
-        """Return a module's two factors; refuse NaN and infinity."""
-        A, B = (self.file.read(key) for key in keys(module))
+    def read(self, module: str, file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:  # -> (r, in), (out, r)
+        """Return a module's two factors from the opened file; refuse NaN and infinity."""
+        A, B = (self.file.read(key, file) for key in keys(module))
         for key, factor in zip(keys(module), (A, B), strict=True):
             if not np.isfinite(factor).all():
-                raise AdapterFileError(self.file.path, f"{key} holds NaN or infinity")
+                raise AdapterFileError(self.file.path, f"{short(key)} holds NaN or infinity")
         return A, B
+
+
+def _check_of_one_save(config: PeftConfig, file: TensorFile) -> None:
+    """Refuse two files that `save_adapter` wrote and that do not belong together.
+
+    Nothing else shows that an alpha is not that of the factors beside it. Where another program wrote one of the two,
+    there is nothing to compare.
+    """
+    noted = file.metadata.get(DIGEST_KEY)
+    if None not in (noted, config.digest) and noted != config.digest:
+        raise AdapterFileError(
+            config.path,
+            f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "
+            "was edited. Save the adapter again",
+        )
 
 
 def keys(module: str) -> tuple[str, str]:
@@ -77,12 +99,12 @@ def _modules(file: TensorFile) -> list[str]:
     for key in file.tensors:
         match = KEY.fullmatch(key)
         if match is None:
-            raise AdapterFileError(file.path, f"the key {key!r} is {_what_is(key)}")
+            raise AdapterFileError(file.path, f"the key {short(key)} is {_what_is(key)}")
         factors.setdefault(match["module"], set()).add(match["factor"])
     for module, found in factors.items():
         if len(found) != 2:
             (missing,) = {"lora_A", "lora_B"} - found
-            raise AdapterFileError(file.path, f"the module {module!r} has no {missing}.weight")
+            raise AdapterFileError(file.path, f"the module {short(module)} has no {missing}.weight")
         _check_module(file.path, module)
     if not factors:
         raise AdapterFileError(file.path, "there are no tensors in it")
@@ -111,7 +133,7 @@ def is_module_path(module: str) -> bool:
 
 def _check_module(path: Path, module: str) -> None:
     if not is_module_path(module):
-        raise AdapterFileError(path, f"{module!r} is not a module's path: names with dots between them")
+        raise AdapterFileError(path, f"{short(module)} is not a module's path: names with dots between them")
 
 
 def _check_factors(file: TensorFile, module: str, rank: int) -> None:
@@ -120,14 +142,20 @@ def _check_factors(file: TensorFile, module: str, rank: int) -> None:
     for key, spec in ((key_A, A), (key_B, B)):
         if len(spec.shape) != 2:
             what = ": a convolution, which is not supported" if len(spec.shape) > 2 else ", expected a matrix"
-            raise AdapterFileError(file.path, f"{key} has shape {list(spec.shape)}{what}")
+            raise AdapterFileError(file.path, f"{short(key)} has shape {list(spec.shape)}{what}")
         if 0 in spec.shape:
-            raise AdapterFileError(file.path, f"{key} has shape {list(spec.shape)}, which is empty")
+            raise AdapterFileError(file.path, f"{short(key)} has shape {list(spec.shape)}, which is empty")
         if spec.dtype not in FLOATS:
-            raise AdapterFileError(file.path, f"{key} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
+            raise AdapterFileError(
+                file.path, f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
+            )
     if A.dtype != B.dtype:
-        raise AdapterFileError(file.path, f"{key_A} has dtype {A.dtype} and {key_B} has dtype {B.dtype}")
+        raise AdapterFileError(file.path, f"{short(key_A)} has dtype {A.dtype} and {short(key_B)} has dtype {B.dtype}")
     if A.shape[0] != rank:
-        raise AdapterFileError(file.path, f"{key_A} has shape {list(A.shape)}, expected [{rank}, in] by the rank")
+        raise AdapterFileError(
+            file.path, f"{short(key_A)} has shape {list(A.shape)}, expected [{rank}, in] by the rank"
+        )
     if B.shape[1] != rank:
-        raise AdapterFileError(file.path, f"{key_B} has shape {list(B.shape)}, expected [out, {rank}] by the rank")
+        raise AdapterFileError(
+            file.path, f"{short(key_B)} has shape {list(B.shape)}, expected [out, {rank}] by the rank"
+        )

@@ -21,21 +21,22 @@ half an adapter would compute something, and nobody would notice.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from ..backend import Backend, backend_of, backend_or_numpy
-from ..checks import check_number, dtype_name
+from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
 from ..lora import LoRA, LoRALinear
-from .adapterfolder import WEIGHTS_NAME, AdapterFolder, is_module_path, keys
-from .peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
-from .tensorfile import AdapterFileError, sync_folder, written_whole
+from .adapterfolder import DIGEST_KEY, WEIGHTS_NAME, AdapterFolder, is_module_path, keys
+from .errors import AdapterFileError, short
+from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
+from .tensorfile import MAX_HEADER, tensor_header
+from .writing import locked, replaceable, written_together
 
 __all__ = ["AdapterFileError", "load_adapter", "save_adapter"]
 
@@ -64,12 +65,33 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     AdapterFileError
         If a file is missing, damaged or inconsistent, or asks for what is not supported.
     """
-    backend, folder = backend_or_numpy(backend), AdapterFolder.open(path)
+    backend, path = backend_or_numpy(backend), check_path("path", path)
+    if dtype is not None:
+        check_float_dtype("dtype", dtype)
+    if not path.is_dir():
+        raise AdapterFileError(path, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
     adapters = {}
-    for module, layer in folder.layers.items():
-        A, B = (backend.asarray(factor, dtype) for factor in folder.read(module))
-        adapters[module] = LoRA(A, B, layer.scaling * layer.rank)
+    with locked(path, shared=True):  # a `save_adapter` of another process waits until both files are read
+        folder = AdapterFolder.open(path)
+        with folder.file.opened() as file:
+            for module, layer in folder.layers.items():
+                A, B = (_rounded(factor, dtype, folder, module) for factor in folder.read(module, file))
+                adapters[module] = LoRA(backend.asarray(A), backend.asarray(B), layer.plain_alpha)
     return adapters
+
+
+def _rounded(factor: np.ndarray, dtype: Any, folder: AdapterFolder, module: str) -> np.ndarray:
+    """Return a factor in the type that was asked for; refuse numbers that it cannot hold."""
+    if dtype is None:
+        return factor
+    with np.errstate(over="ignore"):
+        rounded = factor.astype(np.dtype(dtype).name, copy=False)
+    if not np.isfinite(rounded).all():
+        largest = float(np.abs(factor).max())
+        raise AdapterFileError(
+            folder.file.path, f"the factors of {short(module)} reach {largest:g}, which {np.dtype(dtype)} cannot hold"
+        )
+    return rounded
 
 
 def save_adapter(
@@ -95,36 +117,60 @@ def save_adapter(
     Raises
     ------
     ValueError, TypeError
-        If an adapter cannot be written. Nothing has been written then.
+        If an adapter cannot be written, or the folder holds under these names anything but files. Nothing has been
+        written then.
+    OSError
+        If the disk does not take the files. The adapter that was there is left as it was.
     """
+    path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
+    if base_model is not None and not isinstance(base_model, str):
+        raise TypeError(f"base_model must be a text or None, got {base_model!r}")
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
     adapters, tensors = {}, {}
     for module, layer in layers.items():
         if not isinstance(layer, LoRA | LoRALinear):
-            raise TypeError(f"layers[{module!r}] must be a LoRA or a LoRALinear, got {type(layer).__name__}")
+            raise TypeError(f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(layer).__name__}")
         if not isinstance(module, str) or not is_module_path(module):
-            raise ValueError(f"layers has the key {module!r}, expected a module's path such as 'enc.q_proj'")
+            raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
         adapters[module] = adapter = layer.adapter if isinstance(layer, LoRALinear) else layer
-        check_number(f"alpha of layers[{module!r}]", adapter.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+        check_number(f"alpha of layers[{short(module)}]", adapter.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
         for key, factor in zip(keys(module), (adapter.lora_A, adapter.lora_B), strict=True):
             if dtype_name(factor) not in SAVED_DTYPES:
-                raise TypeError(f"layers[{module!r}] has dtype {factor.dtype}, expected one of {SAVED_DTYPES}")
+                raise TypeError(f"layers[{short(module)}] has dtype {factor.dtype}, expected one of {SAVED_DTYPES}")
             tensors[key] = np.ascontiguousarray(backend_of(factor).to_numpy(factor))
             if not np.isfinite(tensors[key]).all():
-                raise ValueError(f"layers[{module!r}] holds NaN or infinity")
-    config = json.dumps(_config(adapters, fan_in_fan_out, base_model), indent=2, allow_nan=False) + "\n"
+                raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
+    # The widest types first, so that each tensor begins at a multiple of its own size.
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    config = config_text(_config(adapters, fan_in_fan_out, base_model))
+    header = tensor_header(tensors, {"format": "pt", DIGEST_KEY: digest(config)})
+    for what, size, at_most in (
+        (CONFIG_NAME, len(config), MAX_CONFIG),
+        (f"header of {WEIGHTS_NAME}", len(header) - 8, MAX_HEADER),
+    ):
+        if size > at_most:
+            raise ValueError(
+                f"layers has so many or so long names that the {what} takes {size} bytes, expected at most {at_most}"
+            )
+    check_adapter_target(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with written_together(path / WEIGHTS_NAME, path / CONFIG_NAME) as (weights_file, config_file):
+        weights_file.write(header)
+        for factor in tensors.values():
+            weights_file.write(factor.data)
+        config_file.write(config)
 
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The configuration goes first and comes last: a folder without one is refused, so whoever is killed between the
-    # two files never leaves new factors with an old alpha.
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
-    sync_folder(folder)
-    with written_whole(folder / WEIGHTS_NAME) as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
-    with written_whole(folder / CONFIG_NAME) as file:
-        file.write(config.encode())
+
+def check_adapter_target(path: Path) -> None:
+    """Refuse a folder that an adapter could not be written to."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise ValueError(f"{str(path)!r}: {str(there)!r} is a file, expected a folder or a new name")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{str(path)!r}: the folder {str(there)!r} cannot be written")
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        replaceable(path / name)
 
 
 def _config(adapters: Mapping[str, LoRA], fan_in_fan_out: bool, base_model: str | None) -> dict[str, Any]:
@@ -144,7 +190,7 @@ def _config(adapters: Mapping[str, LoRA], fan_in_fan_out: bool, base_model: str 
         "alpha_pattern": _pattern(alphas, lora_alpha),
         "use_rslora": False,
         "use_dora": False,
-        "fan_in_fan_out": bool(fan_in_fan_out),
+        "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .tensorfile import AdapterFileError, TensorFile, member, read_json
+from .errors import AdapterFileError, short
+from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_text
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 16 << 20
@@ -14,11 +15,21 @@ MAX_INDEX = 16 << 20
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint: its files, which of them holds which tensor, and the index where it has one."""
+    """A checkpoint: its files, which of them holds which tensor, and the index, with its text, where it has one."""
 
     files: list[TensorFile]
     holder: Mapping[str, TensorFile]
-    index: Path | None
+    index: Path | None = None
+    index_text: bytes = b""
+
+    @property
+    def path(self) -> Path:
+        """What to name in a message about the whole of it."""
+        return self.index or self.files[0].path
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return the shape, the type and the place of a tensor."""
+        return self.holder[name].tensors[name]
 
 
 def open_base(path: Path) -> Base:
@@ -27,15 +38,16 @@ def open_base(path: Path) -> Base:
         path = path / (INDEX_NAME if (path / INDEX_NAME).exists() else SINGLE_NAME)
     if path.suffix != ".json":
         file = TensorFile(path)
-        return Base([file], dict.fromkeys(file.tensors, file), None)
-    weight_map = read_json(path, MAX_INDEX).get("weight_map")
+        return Base([file], dict.fromkeys(file.tensors, file))
+    text = read_text(path, MAX_INDEX)
+    weight_map = parse_json(path, text, "file").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise AdapterFileError(path, f"weight_map is {str(weight_map)[:60]}, expected an object of tensors' files")
+        raise AdapterFileError(path, f"weight_map is {short(weight_map)}, expected an object of tensors' files")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise AdapterFileError(path, f"weight_map[{name!r}] is {str(shard)[:60]!r}, expected a .safetensors file")
+            raise AdapterFileError(path, f"weight_map[{short(name)}] is {short(shard)}, expected a .safetensors file")
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
-            raise AdapterFileError(files[shard].path, f"there is no {name!r}, which {path.name} says it holds")
-    return Base(list(files.values()), {name: files[shard] for name, shard in weight_map.items()}, path)
+            raise AdapterFileError(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")
+    return Base(list(files.values()), {name: files[shard] for name, shard in weight_map.items()}, path, text)

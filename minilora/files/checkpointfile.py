@@ -6,6 +6,7 @@ There is no pickle: nothing in it is executed when it is read.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from safetensors.numpy import save
 
 from ..backend import backend_of
 from ..checks import Array
-from .tensorfile import AdapterFileError, TensorFile, parse_json, written_whole
+from .errors import AdapterFileError, short
+from .tensorfile import TensorFile, parse_json
+from .writing import written_whole
 
 METADATA_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
-VERSION = 1
+VERSION = 2
 PARTS = ("params", "m", "v")
 """The tensors' names are ``params.NAME``, ``m.NAME`` and ``v.NAME``."""
 KINDS = {
@@ -94,14 +97,21 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "probe": checkpoint.probe,
         "configuration": checkpoint.configuration,
     }
-    # Python writes a float with as many digits as it takes to read the same float again. Some bit generators keep
-    # arrays in their state, and take lists back.
-    text = json.dumps(rest, default=lambda array: array.tolist())
+    text = state_text(rest)
     metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(tensors, text)}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.write(save(tensors, metadata=metadata))
+
+
+def state_text(state: Mapping[str, Any]) -> str:
+    """Return a state as JSON.
+
+    Python writes a float with as many digits as it takes to read the same float again. Some bit generators keep arrays
+    in their state, and take lists back.
+    """
+    return json.dumps(state, default=lambda array: array.tolist())
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint | None:
@@ -113,7 +123,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint | None:
         If the file is not a whole checkpoint.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         file = TensorFile(path)
@@ -121,18 +131,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint | None:
         if rest.get("version") != VERSION:
             raise CheckpointError(
                 f"{str(path)!r} is not a checkpoint of this version of minilora: its version is "
-                f"{rest.get('version')!r}, expected {VERSION}"
+                f"{short(rest.get('version'))}, expected {VERSION}"
             )
-        tensors = {key: file.read(key) for key in file.tensors}
+        with file.opened() as opened:
+            tensors = {key: file.read(key, opened) for key in file.tensors}
         if file.metadata.get(CHECKSUM_KEY) != _checksum(tensors, file.metadata[METADATA_KEY]):
             raise CheckpointError(f"{str(path)!r} is damaged: its checksum is not that of its contents")
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
+            if part not in parts:
+                raise CheckpointError(f"{str(path)!r} holds {short(key)}, expected only {', '.join(PARTS)}")
             parts[part][name] = tensor
         for key, kind in KINDS.items():
-            if type(rest[key]) is not kind:
-                raise CheckpointError(f"{str(path)!r}: {key} is {rest[key]!r}, expected {kind.__name__}")
+            if type(rest.get(key)) is not kind:
+                raise CheckpointError(f"{str(path)!r}: {key} is {short(rest.get(key))}, expected {kind.__name__}")
         return Checkpoint(
             params=parts["params"],
             optimizer={"t": rest["t"], "m": parts["m"], "v": parts["v"]},

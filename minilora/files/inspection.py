@@ -6,14 +6,18 @@ are those of the small matrix :math:`s\,R_B R_A^T`, since Q_B and Q_A only rotat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..checks import check_path
 from .adapterfolder import AdapterFolder
 
+BLOCK_NUMBERS = 1 << 18
+"""Numbers of a factor that are widened to float64 at a time."""
 SHOWN = 8
 """Singular values whose share a line of the table shows."""
 
@@ -62,39 +66,65 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
     AdapterFileError
         If it cannot be read.
     """
-    folder = AdapterFolder.open(path)
-    summaries = []
-    for module, layer in folder.layers.items():
-        A, B = folder.read(module)
-        values = singular_values(A, B) * layer.scaling
-        relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
-        norm = float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0])
-        shares = relative**2 / max(float((relative**2).sum()), 1.0)
-        out_features, in_features = folder.shapes(module)
-        summaries.append(
-            LayerSummary(
-                module=module,
-                out_features=out_features,
-                in_features=in_features,
-                rank=layer.rank,
-                alpha=layer.alpha,
-                scaling=layer.scaling,
-                parameters=A.size + B.size,
-                norm=norm,
-                singular_values=values,
-                shares=shares,
-            )
-        )
-    return summaries
+    folder = AdapterFolder.open(check_path("path", path))
+    with folder.file.opened() as file:
+        return [_summary(folder, module, *folder.read(module, file)) for module in folder.layers]
+
+
+def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray) -> LayerSummary:
+    layer, (out_features, in_features) = folder.layers[module], folder.shapes(module)
+    values = singular_values(A, B) * layer.scaling
+    relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
+    return LayerSummary(
+        module=module,
+        out_features=out_features,
+        in_features=in_features,
+        rank=layer.rank,
+        alpha=layer.alpha,
+        scaling=layer.scaling,
+        parameters=A.size + B.size,
+        norm=float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0]),
+        singular_values=values,
+        shares=relative**2 / max(float((relative**2).sum()), 1.0),
+    )
 
 
 def singular_values(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)
     """Return the singular values of B A in float64, the largest first."""
-    size_A, size_B = (max(float(np.abs(factor).max()), 1e-300) for factor in (A, B))
-    R_A = np.asarray(np.linalg.qr(A.T.astype(np.float64) / size_A, mode="r"))
-    R_B = np.asarray(np.linalg.qr(B.astype(np.float64) / size_B, mode="r"))
+    sizes = [max(float(np.abs(factor).max()), 1e-300) for factor in (B, A)]
+    left, right = (_triangle(factor, size) for factor, size in zip((B, A.T), sizes, strict=True))
+    small = np.zeros((len(left.rows), len(right.rows)))
+    for some in _blocks(A.shape[0], len(left.rows) + len(right.rows)):
+        small += left[:, some] @ right[:, some].T
     with np.errstate(over="ignore"):  # of float64 factors near its end
-        return np.asarray(np.linalg.svd(R_B @ R_A.T, compute_uv=False) * size_A * size_B)
+        return np.asarray(np.linalg.svd(small, compute_uv=False) * sizes[0] * sizes[1])
+
+
+class _Scaled:
+    """A matrix divided by its size, in float64: parts of it are widened when they are asked for, never the whole."""
+
+    def __init__(self, rows: np.ndarray, size: float) -> None:
+        self.rows, self.size = rows, size
+
+    def __getitem__(self, part: Any) -> np.ndarray:
+        return np.asarray(self.rows[part], np.float64) / self.size
+
+
+def _triangle(factor: np.ndarray, size: float) -> _Scaled:  # (n, r) -> (r, r) where n > r, else the factor itself
+    """Return R of the QR decomposition of a factor divided by its size, taken some rows at a time."""
+    n, r = factor.shape
+    if n <= r:
+        return _Scaled(factor, size)
+    scaled, R = _Scaled(factor, size), np.zeros((0, r))
+    for some in _blocks(n, r):
+        R = np.asarray(np.linalg.qr(np.vstack([R, scaled[some]]), mode="r"))
+    return _Scaled(R, 1.0)
+
+
+def _blocks(count: int, width: int) -> Iterator[slice]:
+    """Cut `count` rows of that width into slices: some megabytes of float64 each, and not fewer rows than columns."""
+    height = max(width, BLOCK_NUMBERS // width, 1)
+    yield from (slice(start, start + height) for start in range(0, count, height))
 
 
 def table(summaries: list[LayerSummary]) -> str:

@@ -11,8 +11,8 @@ takes them in, so that its ``merge_and_unload`` gives the same numbers.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,18 +20,14 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from .adapterfolder import AdapterFolder
+from ..checks import check_flag, check_path
+from .adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .basefile import Base, open_base
-from .tensorfile import (
-    FLOATS,
-    AdapterFileError,
-    TensorFile,
-    TensorSpec,
-    decode,
-    encode,
-    sync_folder,
-    written_whole,
-)
+from .errors import AdapterFileError, short
+from .layouts import layouts_of
+from .peftconfig import CONFIG_NAME
+from .tensorfile import FLOATS, TensorFile, TensorSpec, decode, encode
+from .writing import replaceable, synced, written_folder, written_whole
 
 BLOCK_BYTES = 4 << 20
 """Bytes that are copied, or merged, at a time."""
@@ -54,7 +50,9 @@ class MergedTensor:
     dtype : str
         Its type, which is kept.
     shape : tuple of int
-        Its shape: (out, in), or (in, out) where the adapter says fan_in_fan_out.
+        Its shape.
+    layout : str
+        ``"out-in"``, or ``"in-out"`` where it is stored transposed, as GPT-2's Conv1D has it.
     rank : int
         The adapter's rank there.
     scaling : float
@@ -66,12 +64,19 @@ class MergedTensor:
     file: str
     dtype: str
     shape: tuple[int, ...]
+    layout: str
     rank: int
     scaling: float
 
 
 def merge_adapter(
-    base: str | Path, adapter: str | Path, out: str | Path, *, dry_run: bool = False, progress: bool = False
+    base: str | Path,
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    layouts: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    progress: bool = False,
 ) -> list[MergedTensor]:
     """Write a checkpoint that has an adapter folded into its weights.
 
@@ -85,6 +90,9 @@ def merge_adapter(
     out : path
         The file to write; of a sharded checkpoint the folder, which must be empty or not exist yet. It appears when
         it is whole, and not before.
+    layouts : mapping of str to {"out-in", "in-out"}, optional
+        How weights lie in the base, by a module's path or its end, such as ``{"c_proj": "in-out"}``; the longest name
+        decides. For the modules that it does not name, the adapter's `fan_in_fan_out` does.
     dry_run : bool
         Whether only to check and to say what would change.
     progress : bool
@@ -98,23 +106,28 @@ def merge_adapter(
     Raises
     ------
     AdapterFileError
-        If a file is damaged, the adapter does not fit the base, or one of the two is not supported. Nothing has been
-        written then.
-    ValueError
-        If `out` cannot be written without destroying something.
+        If a file is damaged, the adapter does not fit the base, one of the two is not supported, or changes while it
+        is read. Nothing has been written then.
+    ValueError, TypeError
+        If `out` cannot be written without destroying something, or an argument is out of range.
     """
-    out, opened, folder = Path(out), open_base(Path(base)), AdapterFolder.open(adapter)
+    base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
+    dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
+    opened, folder = open_base(base), AdapterFolder.open(adapter)
     names = _weight_names(folder, opened)
-    changes = [_check_fit(folder, module, name, opened.holder[name]) for module, name in names.items()]
-    changes.sort(key=lambda change: (change.file, opened.holder[change.name].tensors[change.name].start))
-    _check_out(out, opened)
+    for name in names.values():
+        _check_weight(name, opened.spec(name), opened.holder[name].path)
+    lie = layouts_of(names, folder, opened, layouts)
+    changes = [_check_fit(folder, module, name, lie[module], opened.holder[name]) for module, name in names.items()]
+    changes.sort(key=lambda change: (change.file, opened.spec(change.name).start))
+    _check_out(out, opened, adapter)
     if dry_run:
         return changes
     total = sum(spec.end - spec.start for file in opened.files for spec in file.tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         if opened.index is None:
             (file,) = opened.files
-            with written_whole(out) as target:
+            with written_whole(out, alone=True) as target:
                 _write_merged(file, target, folder, changes, bar)
         else:
             _write_shards(out, opened, folder, changes, bar)
@@ -138,61 +151,72 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     last = "." + missing.rpartition(".")[2] + ".weight"
     like = next((name for name in base.holder if name.endswith(last)), next(iter(base.holder), "nothing"))
     raise AdapterFileError(
-        base.index or base.files[0].path,
-        f"there is no {missing + '.weight'!r}, which the adapter changes: "
-        + ("the base is quantised there, which is not supported" if quantised else f"there is {like!r}"),
+        base.path,
+        f"there is no {short(missing + '.weight')}, which the adapter changes: "
+        + ("the base is quantised there, which is not supported" if quantised else f"there is {short(like)}"),
     )
 
 
-def _check_fit(folder: AdapterFolder, module: str, name: str, file: TensorFile) -> MergedTensor:
+def _check_weight(name: str, spec: TensorSpec, path: Path) -> None:
+    """Refuse what is not a matrix of a floating-point type."""
+    if spec.dtype not in FLOATS:
+        expected = ", ".join(FLOATS)
+        raise AdapterFileError(
+            path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported"
+        )
+    if len(spec.shape) != 2:
+        raise AdapterFileError(path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")
+
+
+def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file: TensorFile) -> MergedTensor:
     """Refuse a weight that the adapter cannot be added to."""
     spec, layer = file.tensors[name], folder.layers[module]
-    if spec.dtype not in FLOATS:
-        raise AdapterFileError(
-            file.path, f"{name!r} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}: quantised, unsupported"
-        )
-    flipped = folder.config.fan_in_fan_out
-    expected = folder.shapes(module)[::-1] if flipped else folder.shapes(module)
+    expected = folder.shapes(module)[::-1] if layout == "in-out" else folder.shapes(module)
     if spec.shape != expected:
-        hint = f"fan_in_fan_out is {str(flipped).lower()}"
-        hint += ", and the other way round it would fit" if spec.shape == expected[::-1] else ""
+        hint = f"stored {layout}"
+        hint += ", and the other way round it would fit: see layouts" if spec.shape == expected[::-1] else ""
         raise AdapterFileError(
-            file.path, f"{name!r} has shape {list(spec.shape)}, the adapter is for {list(expected)} ({hint})"
+            file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for {list(expected)} ({hint})"
         )
-    return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layer.rank, layer.scaling)
+    return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layout, layer.rank, layer.scaling)
 
 
-def _check_out(out: Path, base: Base) -> None:
-    """Refuse to write over the base, or into a folder that holds something."""
+def _check_out(out: Path, base: Base, adapter: Path) -> None:
+    """Refuse to replace what is read, or is no regular file, and to write into a folder that holds something."""
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise ValueError(f"out {str(out)!r}: the folder {str(out.parent)!r} cannot be written")
     if base.index is None:
         if out.is_dir():
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
-        if out.exists() and out.samefile(base.files[0].path):
-            raise ValueError(f"out {str(out)!r} is the base itself, expected another file")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        inputs = [base.path, *(adapter / name for name in (CONFIG_NAME, WEIGHTS_NAME))]
+        for path in inputs:
+            if out.exists() and out.samefile(path):
+                what = "the base itself" if path == base.path else "a file of the adapter"
+                raise ValueError(f"out {str(out)!r} is {what}, expected another file")
+        replaceable(out)
+        return
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: the base has shards")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
+    if out.exists() and (os.path.ismount(out) or out.samefile(".")):
+        raise ValueError(
+            f"out {str(out)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
+        )
 
 
 def _write_shards(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm) -> None:
     """Write the shards and the index into a folder beside `out`, and give it that name when it is whole."""
     assert base.index is not None
-    part = Path(tempfile.mkdtemp(prefix=out.name + ".", suffix=".part", dir=out.absolute().parent))
-    try:
+    by_file = defaultdict(list)
+    for change in changes:
+        by_file[change.file].append(change)
+    with written_folder(out) as part:
         for file in base.files:
-            with written_whole(part / file.path.name) as target:
-                _write_merged(file, target, folder, [c for c in changes if c.file == file.path.name], bar)
-        with written_whole(part / base.index.name) as target:
-            target.write(base.index.read_bytes())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o777 & ~umask)  # mkdtemp keeps its folder to its owner
-        os.replace(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    sync_folder(out.absolute().parent)
+            with synced(part / file.path.name) as target:
+                _write_merged(file, target, folder, by_file[file.path.name], bar)
+        with synced(part / base.index.name) as target:
+            target.write(base.index_text)
 
 
 def _write_merged(
@@ -200,11 +224,12 @@ def _write_merged(
 ) -> None:
     """Copy one file, the changed tensors merged on their way."""
     changed = {change.name: change for change in changes}
-    with open(file.path, "rb") as source:
+    with file.opened() as source, folder.file.opened() as factors:
         _copy(file, source, target, file.data_start, None)
         for name, spec in file.tensors.items():
             if name in changed:
-                _merge(file, source, target, folder, changed[name], spec, bar)
+                A, B = folder.read(changed[name].module, factors)
+                _merge(file, source, target, (A, B), changed[name], spec, bar)
             else:
                 _copy(file, source, target, spec.end - spec.start, bar)
 
@@ -221,14 +246,14 @@ def _merge(
     file: TensorFile,
     source: BinaryIO,
     target: BinaryIO,
-    folder: AdapterFolder,
+    factors: tuple[np.ndarray, np.ndarray],
     change: MergedTensor,
     spec: TensorSpec,
     bar: tqdm,
 ) -> None:
     """Read a weight from the source, some rows at a time, add the adapter's change and write it to the target."""
-    A, B = (factor.astype(WIDE[spec.dtype]) for factor in folder.read(change.module))
-    left, right = (A.T, B.T) if folder.config.fan_in_fan_out else (B, A)  # of the weight as it is stored
+    A, B = (factor.astype(WIDE[spec.dtype]) for factor in factors)
+    left, right = (A.T, B.T) if change.layout == "in-out" else (B, A)  # of the weight as it is stored
     rows, columns = spec.shape
     row_bytes = (spec.end - spec.start) // rows
     height = max(1, BLOCK_BYTES // row_bytes)
@@ -241,7 +266,8 @@ def _merge(
         lost = np.isfinite(weight) & ~np.isfinite(decode(raw, spec.dtype).reshape(weight.shape))
         if lost.any():
             raise AdapterFileError(
-                file.path, f"{change.name!r}: the merged weight is beyond the range of {spec.dtype} from row {start} on"
+                file.path,
+                f"{short(change.name)}: the merged weight is beyond the range of {spec.dtype} from row {start} on",
             )
         target.write(raw.data)
         bar.update(raw.size)

@@ -1,86 +1,176 @@
-"""Regular expressions that came in a file: looked up as PEFT does, and bounded before they run."""
+r"""Names and regular expressions that came in a file: looked up as PEFT does, within a bound on the time.
+
+Most are plain: a module's path or its end, perhaps with ``\.`` for a dot, or with a bare ``.`` that stands for any
+character. Those are looked up in a dictionary, so that thousands of them on thousands of modules take no time. The
+others run in the `regex` package, whose matching can be stopped: a hostile regular expression can run for years.
+"""
 
 from __future__ import annotations
 
-import math
 import re
+import time
 import warnings
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .tensorfile import AdapterFileError
+import regex
 
-MATCHING_STEPS = 1e9
-"""A bound on the work of all patterns on all module paths: a hostile regular expression can run for years."""
+from .errors import AdapterFileError, short
+
+MATCHING_SECONDS = 3.0
+"""Processor time for all patterns of a configuration on all module paths."""
 MAX_PATTERN = 1000
 """Characters of one regular expression."""
+MAX_SUBJECT = 10_000
+"""Characters of a module path that a regular expression is run on."""
+MAX_REPEATS = 10_000
+"""What the numbers in a regular expression's counted repeats, as {3} or {2,5}, may multiply to: each is unrolled."""
+
+PLAIN = re.compile(r"(\^?)((?:[^\\^$|?*+(){}\[\]]|\\\W)*)\$?")
+FLAGS = re.compile(r"((?:\(\?[aimsu]+\))*)(.*)", re.DOTALL)
+REPEAT = re.compile(r"\{(\d+(?:,\d*)?|,\d+)\}")
 
 
-class Table:
-    """A rank_pattern or an alpha_pattern.
+class Clock:
+    """The time that is left for the patterns of one configuration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.end = path, time.process_time() + MATCHING_SECONDS
+
+    def left(self, key: str) -> float:
+        """Return the seconds left; refuse to go on where there are none."""
+        left = self.end - time.process_time()
+        if left <= 0:
+            raise AdapterFileError(
+                self.path,
+                f"{key}: matching takes more than {MATCHING_SECONDS:g} s. Name the modules by their whole paths, which "
+                "takes no time, or use simpler and fewer regular expressions",
+            )
+        return left
+
+
+class Patterns:
+    """Patterns in their order, of which the first that matches decides.
 
     Parameters
     ----------
-    path : Path
-        The configuration it stands in, for errors.
+    clock : Clock
+        The time that they may take.
     key : str
-        Its key there.
-    table : mapping
-        Values, by a regular expression for the end of a module's path.
-    modules : list of str
-        The paths that will be looked up.
+        Where they stand in the configuration, for errors.
+    patterns : iterable of str
+        Each for a module's path or, from a dot on, the end of one.
+    literal : bool
+        Whether they are names, in which no character has a special meaning.
     """
 
-    def __init__(self, path: Path, key: str, table: Mapping[str, Any], modules: list[str]) -> None:
-        self.table = table
-        ends = [rf"(.*\.)?({pattern})$" for pattern in table]
-        self.patterns = list(zip(table, compiled(path, key, ends, modules), strict=True))
+    def __init__(self, clock: Clock, key: str, patterns: Iterable[str], *, literal: bool = False) -> None:
+        self.clock, self.key = clock, key
+        self.whole: dict[int, _ByShape] = defaultdict(_ByShape)
+        self.ends: dict[int, _ByShape] = defaultdict(_ByShape)
+        self.others: list[tuple[int, regex.Pattern[str]]] = []
+        for number, pattern in enumerate(patterns):
+            plain = PLAIN.fullmatch(pattern)
+            if literal or plain:
+                start, rest = ("", pattern) if literal else plain.groups()  # type: ignore[union-attr]
+                words = [rest] if literal else _words(rest)
+                table = self.whole if start else self.ends
+                table[sum(map(len, words)) + len(words) - 1].add(words, number)
+            else:
+                flags, rest = FLAGS.fullmatch(pattern).groups()  # type: ignore[union-attr]
+                self.others.append((number, compiled(clock, key, rf"{flags}(.*\.)?({rest})$", shown=pattern)))
 
-    def value(self, module: str, default: Any) -> Any:
-        """Return the value of the first pattern that matches."""
-        for key, pattern in self.patterns:
-            if pattern.match(module):
-                return self.table[key]
-        return self.table.get(module, default)
-
-
-def compiled(path: Path, key: str, patterns: list[str], modules: list[str]) -> list[re.Pattern[str]]:
-    """Compile regular expressions that came in a file, and refuse those that could take too long on these modules."""
-    found, steps = [], 0.0
-    for pattern in patterns:
-        if len(pattern) > MAX_PATTERN:
-            raise AdapterFileError(path, f"{key}: {short(pattern)} has {len(pattern)} characters, over {MAX_PATTERN}")
-        steps += sum(_matching_steps(pattern, len(module)) for module in modules)
-        if steps > MATCHING_STEPS:
-            raise AdapterFileError(path, f"{key}: matching {short(pattern)} could take too long")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what a later Python may read differently
-                found.append(re.compile(pattern))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise AdapterFileError(path, f"{key}: {short(pattern)} is not a regular expression: {error}") from error
-    return found
-
-
-def _matching_steps(pattern: str, n: int) -> float:
-    """Bound the ways in which a backtracking search can try a pattern on n characters.
-
-    k repeats in a row share up to n characters in (n + k over k) ways, an option doubles the ways, a choice of c
-    multiplies them by c. A repeat of a group may repeat what repeats, a reference or a look-around is beyond this
-    count: infinity.
-    """
-    bare = re.sub(r"\\[^\d]", "c", pattern)  # what stands escaped, or in a class, means itself
-    bare = re.sub(r"\[\^?\]?[^\]]*\]", "c", bare).replace("(?:", "(")
-    bare = re.sub(r"([*+?}])\?", r"\1", bare)  # a lazy repeat is a repeat
-    if re.search(r"\)[*+{]|\(\?|\\\d", bare):
-        return math.inf
-    repeats = len(re.findall(r"[*+{]", bare))
-    choices = math.prod(part.count("|") + 1 for part in re.split(r"[()]", bare))
-    return float(min(math.comb(n + repeats, repeats) * choices << bare.count("?"), 10**30))
+    def first(self, module: str) -> int | None:
+        """Return the number of the first pattern that matches a module's path, None where none does."""
+        self.clock.left(self.key)
+        found = [*self.whole[len(module)].find(module)] if len(module) in self.whole else []
+        for length in _lengths_of_ends(module):
+            if length in self.ends:
+                found += self.ends[length].find(module[-length:])
+        first = min(found, default=None)
+        for number, pattern in self.others:
+            if first is not None and number > first:
+                break
+            # PEFT's own call. `match` and `$` where another would write `fullmatch`: "a|b)(" tells the difference.
+            if matched(self.clock, self.key, pattern.match, module):
+                return number
+        return first
 
 
-def short(value: Any) -> str:
-    """Return a value in words, and not in a thousand."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+class _ByShape:
+    """Plain patterns of one length, by the lengths of the words between their bare dots."""
+
+    def __init__(self) -> None:
+        self.tables: dict[tuple[int, ...], dict[tuple[str, ...], int]] = {}
+
+    def add(self, words: list[str], number: int) -> None:
+        self.tables.setdefault(tuple(map(len, words)), {}).setdefault(tuple(words), number)
+
+    def find(self, text: str) -> Iterator[int]:
+        """Yield the numbers of the patterns that match a text of that length."""
+        for lengths, table in self.tables.items():
+            words, start = [], 0
+            for length in lengths:
+                words.append(text[start : start + length])
+                start += length + 1  # a bare dot stands for any character
+            if tuple(words) in table:
+                yield table[tuple(words)]
+
+
+def _words(plain: str) -> list[str]:
+    r"""Split a plain pattern at its bare dots, and take the backslash from what is escaped."""
+    return [re.sub(r"\\(\W)", r"\1", word) for word in re.findall(r"((?:\\\W|[^.\\])*)\.", plain + ".")]
+
+
+def _lengths_of_ends(module: str) -> Iterator[int]:
+    """Yield the lengths of what a name may stand for: "enc.fc" itself, 6, and "fc", 2."""
+    yield len(module)
+    at = module.find(".")
+    while at >= 0:
+        yield len(module) - at - 1
+        at = module.find(".", at + 1)
+
+
+def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Pattern[str]:
+    """Compile a regular expression; refuse one that PEFT's engine, Python's `re`, refuses or reads otherwise."""
+    clock.left(key)
+    if len(shown) > MAX_PATTERN:
+        raise AdapterFileError(clock.path, f"{key}: {short(shown)} has {len(shown)} characters, over {MAX_PATTERN}")
+    bare = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    repeats = 1
+    for count in REPEAT.findall(bare):
+        repeats *= max(1, *(int(number or 1) for number in count.split(",")))
+    if repeats > MAX_REPEATS:
+        raise AdapterFileError(
+            clock.path, f"{key}: the counts in {short(shown)} multiply to {repeats:.0e}, over {MAX_REPEATS:,}"
+        )
+    # `regex` reads these otherwise: an approximate match, a class by its name, spaces within a count.
+    for sign, found in (
+        ("{", "{" in REPEAT.sub("", bare)),
+        ("[:", "[:" in bare),
+        ("(?x)", re.search(r"\(\?[a-zA-Z-]*x", bare)),
+    ):
+        if found:
+            raise AdapterFileError(clock.path, f"{key}: {short(shown)} holds {sign!r}, which is not supported")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of what a later Python may read differently
+            re.compile(pattern)
+        return regex.compile(pattern, regex.V0, cache_pattern=False)
+    except (re.error, regex.error, Warning, RecursionError, OverflowError) as error:
+        raise AdapterFileError(clock.path, f"{key}: {short(shown)} is not a regular expression: {error}") from error
+
+
+def matched(clock: Clock, key: str, match: Callable[..., Any], module: str) -> bool:
+    """Return whether a pattern's `match` or `fullmatch` takes a path; refuse to wait longer than the clock says."""
+    if len(module) > MAX_SUBJECT:
+        raise AdapterFileError(
+            clock.path, f"{key}: the path {short(module)} is too long for a regular expression; name it as it is"
+        )
+    try:
+        return match(module, timeout=clock.left(key)) is not None
+    except TimeoutError:
+        clock.end = 0.0
+    return clock.left(key) > 0  # which raises

@@ -7,14 +7,17 @@ key that is not known at all is refused unless it is empty or false: whoever wro
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .patterns import Table, compiled, short
-from .tensorfile import AdapterFileError, read_json
+from .errors import AdapterFileError, short
+from .patterns import Clock, Patterns, compiled, matched
+from .tensorfile import parse_json, read_text
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG = 3 << 20
@@ -72,6 +75,7 @@ UNSUPPORTED = {
     "megatron_config": "Megatron layers are not supported",
     "ensure_weight_tying": "tied adapters are not supported",
 }
+KNOWN = LORA_KEYS | HARMLESS | UNSUPPORTED.keys()
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base weight alone; "pissa" and its like change it."""
 
@@ -89,13 +93,23 @@ class LayerConfig:
         The width between its factors.
     alpha : float
         ``lora_alpha`` as it is written.
-    scaling : float
-        What B A is multiplied by: alpha / r, or alpha / sqrt(r) where it is rank-stabilised.
+    use_rslora : bool
+        Whether B A is multiplied by alpha / sqrt(r) instead of alpha / r.
     """
 
     rank: int
     alpha: float
-    scaling: float
+    use_rslora: bool
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    @property
+    def plain_alpha(self) -> float:
+        """The alpha of the ordinary adapter that has this scaling."""
+        return self.alpha * math.sqrt(self.rank) if self.use_rslora else self.alpha
 
 
 @dataclass(frozen=True)
@@ -118,8 +132,10 @@ class PeftConfig:
         Exceptions, by a regular expression for the end of a module's path. The first that matches decides.
     target_modules : list of str, or str
         The ends of the adapted modules' paths, or one regular expression.
-    excludes : bool
-        Whether some targets are excluded again.
+    excludes : list of str, or str
+        The targets that are excluded again, in the same form.
+    digest : str or None
+        Of a file as `save_adapter` writes it; None where another program wrote it.
     """
 
     path: Path
@@ -130,42 +146,47 @@ class PeftConfig:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     target_modules: list[str] | str
-    excludes: bool
+    excludes: list[str] | str
+    digest: str | None
 
     def layers(self, modules: list[str]) -> dict[str, LayerConfig]:
-        """Return what it says of each module; refuse modules that `target_modules` does not name."""
-        ranks = Table(self.path, "rank_pattern", self.rank_pattern, modules)
-        alphas = Table(self.path, "alpha_pattern", self.alpha_pattern, modules)
-        self._check_targets(modules)
+        """Return what it says of each module; refuse modules that it does not give an adapter."""
+        clock = Clock(self.path)
+        self._check_targets(clock, modules)
+        ranks = Patterns(clock, "rank_pattern", self.rank_pattern)
+        alphas = Patterns(clock, "alpha_pattern", self.alpha_pattern)
+        exceptional_ranks, exceptional_alphas = list(self.rank_pattern.values()), list(self.alpha_pattern.values())
         found = {}
         for module in modules:
-            r, alpha = ranks.value(module, self.r), alphas.value(module, self.lora_alpha)
-            found[module] = LayerConfig(r, alpha, alpha / math.sqrt(r) if self.use_rslora else alpha / r)
+            rank, alpha = ranks.first(module), alphas.first(module)
+            # Where no pattern matches, PEFT still takes one that is the path letter for letter.
+            r = self.rank_pattern.get(module, self.r) if rank is None else exceptional_ranks[rank]
+            a = self.alpha_pattern.get(module, self.lora_alpha) if alpha is None else exceptional_alphas[alpha]
+            found[module] = LayerConfig(r, a, self.use_rslora)
         return found
 
-    def _check_targets(self, modules: list[str]) -> None:
+    def _check_targets(self, clock: Clock, modules: list[str]) -> None:
+        """Refuse tensors of modules that PEFT would pass over, without a word about their tensors."""
         targets = self.target_modules
-        if targets == "all-linear":
-            return
-        if isinstance(targets, str):
-            (pattern,) = compiled(self.path, "target_modules", [targets], modules)
-            strangers, idle = [m for m in modules if not pattern.fullmatch(m)], []
-        else:
-            wanted = set(targets)
-            strangers = [m for m in modules if wanted.isdisjoint(_ends(m))]
-            idle = [] if self.excludes else sorted(wanted.difference(*map(_ends, modules)))
-        if strangers:
-            raise AdapterFileError(
-                self.path, f"target_modules does not name {strangers[0]!r}, for which there are tensors"
-            )
-        if idle:
-            raise AdapterFileError(self.path, f"target_modules names {idle[0]!r}, for which there are no tensors")
+        if targets != "all-linear":
+            stranger = next((m for m, named in _named(clock, "target_modules", targets, modules) if not named), None)
+            if stranger is not None:
+                raise AdapterFileError(
+                    self.path, f"target_modules does not name {short(stranger)}, for which there are tensors"
+                )
+        excluded = next((m for m, named in _named(clock, "exclude_modules", self.excludes, modules) if named), None)
+        if excluded is not None:
+            raise AdapterFileError(self.path, f"exclude_modules names {short(excluded)}, for which there are tensors")
 
 
-def _ends(module: str) -> list[str]:
-    """Return what a target may call a module: "enc.fc" ends in "enc.fc" and in "fc"."""
-    parts = module.split(".")
-    return [".".join(parts[n:]) for n in range(len(parts))]
+def _named(clock: Clock, key: str, names: list[str] | str, modules: list[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each module, and whether one of the names is its end, or the one regular expression matches it."""
+    if isinstance(names, str):
+        pattern = compiled(clock, key, names, shown=names)
+        yield from ((module, matched(clock, key, pattern.fullmatch, module)) for module in modules)
+    elif names:
+        listed = Patterns(clock, key, names, literal=True)
+        yield from ((module, listed.first(module) is not None) for module in modules)
 
 
 def read_config(path: Path) -> PeftConfig:
@@ -176,15 +197,16 @@ def read_config(path: Path) -> PeftConfig:
     AdapterFileError
         If it is not sound JSON, a key has a value that it cannot have, or asks for what is not supported.
     """
-    config = read_json(path, MAX_CONFIG)
+    text = read_text(path, MAX_CONFIG)
+    config = parse_json(path, text, "file")
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise AdapterFileError(path, f"peft_type is {kind!r}, expected 'LORA', the only kind supported")
+        raise AdapterFileError(path, f"peft_type is {short(kind)}, expected 'LORA', the only kind supported")
     for key, value in config.items():
         if key in UNSUPPORTED and value not in (None, False, [], {}):
             raise AdapterFileError(path, f"{key} is {short(value)}: {UNSUPPORTED[key]}")
-        if key not in LORA_KEYS | HARMLESS | UNSUPPORTED.keys() and value not in (None, False, [], {}, ""):
-            raise AdapterFileError(path, f"{key} is {short(value)}: this key is not known")
+        if key not in KNOWN and value not in (None, False, [], {}, ""):
+            raise AdapterFileError(path, f"{short(key)} is {short(value)}: this key is not known")
     if config.get("bias") not in (None, "none"):
         raise AdapterFileError(path, f"bias is {short(config['bias'])}: trained biases are not supported")
     start = config.get("init_lora_weights")
@@ -198,11 +220,24 @@ def read_config(path: Path) -> PeftConfig:
         lora_alpha=_alpha(path, "lora_alpha", _or(config.get("lora_alpha"), 8)),
         use_rslora=_flag(path, config, "use_rslora"),
         fan_in_fan_out=_flag(path, config, "fan_in_fan_out"),
-        rank_pattern={k: _rank(path, f"rank_pattern[{k!r}]", v) for k, v in _table(path, config, "rank_pattern")},
-        alpha_pattern={k: _alpha(path, f"alpha_pattern[{k!r}]", v) for k, v in _table(path, config, "alpha_pattern")},
-        target_modules=_targets(path, config.get("target_modules")),
-        excludes=bool(config.get("exclude_modules")),
+        rank_pattern={k: _rank(path, f"rank_pattern[{short(k)}]", v) for k, v in _table(path, config, "rank_pattern")},
+        alpha_pattern={
+            k: _alpha(path, f"alpha_pattern[{short(k)}]", v) for k, v in _table(path, config, "alpha_pattern")
+        },
+        target_modules=_names(path, "target_modules", config.get("target_modules")),
+        excludes=_names(path, "exclude_modules", config.get("exclude_modules") or []),
+        digest=digest(text) if config_text(config) == text else None,
     )
+
+
+def config_text(config: dict[str, Any]) -> bytes:
+    """Return adapter_config.json as `save_adapter` writes it."""
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def digest(text: bytes) -> str:
+    """Return what `save_adapter` notes beside the factors about the configuration that it writes."""
+    return hashlib.sha256(text).hexdigest()
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -235,9 +270,10 @@ def _table(path: Path, config: dict[str, Any], key: str) -> Iterable[tuple[str, 
     return value.items()
 
 
-def _targets(path: Path, value: Any) -> list[str] | str:
+def _names(path: Path, key: str, value: Any) -> list[str] | str:
     if isinstance(value, str) and value:
         return value
-    if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
+    optional = key == "exclude_modules"
+    if isinstance(value, list) and (value or optional) and all(isinstance(name, str) and name for name in value):
         return value
-    raise AdapterFileError(path, f"target_modules is {short(value)}, expected a list of names or a regular expression")
+    raise AdapterFileError(path, f"{key} is {short(value)}, expected a list of names or a regular expression")

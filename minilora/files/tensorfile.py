@@ -1,4 +1,4 @@
-"""Files of tensors in the safetensors format: read with suspicion, written whole or not at all.
+"""Files of tensors in the safetensors format, read with suspicion.
 
 A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes, one after the other. Nothing in
 it is ever executed. The `safetensors` library judges the header (shapes, offsets, overlaps); what it lets pass and we
@@ -15,7 +15,8 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,18 +24,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .errors import AdapterFileError, short
+from .writing import identity
+
 MAX_HEADER = 8 << 20
 """Bytes of header, of some 60,000 tensors, that we agree to parse: parsing can take ten times the memory."""
 
 FLOATS = {"F16": "float16", "BF16": "uint16", "F32": "float32", "F64": "float64"}
 """The element types that we compute with, and the NumPy type of their bits."""
-
-
-class AdapterFileError(ValueError):
-    """A file cannot be used; the message names the file and the reason."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{str(path)!r}: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +80,7 @@ class TensorFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with open_regular(self.path) as file:
+            self._identity = identity(os.fstat(file.fileno()))
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
@@ -91,22 +89,24 @@ class TensorFile:
                 raise AdapterFileError(path, f"the header is {length} bytes long, expected at most {MAX_HEADER}")
             try:
                 with safe_open(self.path, framework="numpy") as judged:
-                    count, beside = len(judged.keys()), judged.metadata() or {}
+                    names, beside = judged.keys(), judged.metadata() or {}
             except (SafetensorError, OSError, ValueError) as error:
                 raise AdapterFileError(path, f"not a sound safetensors file: {error}") from error
             text = file.read(length)
         self.data_start = 8 + length
         # The library skips fields that it does not know, however much is in them.
         expected = sum(_parts(part.encode()) + 4 for pair in beside.items() for part in pair)
-        if _parts(text) > 25 * count + expected + 100:
-            raise AdapterFileError(path, f"the header holds far more than its {count} tensors")
+        expected += sum(_parts(name.encode()) + 25 for name in names)
+        if _parts(text) > expected + 100:
+            raise AdapterFileError(path, f"the header holds far more than its {len(names)} tensors")
         header = parse_json(self.path, text, "header", self._spec)
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         for name, spec in header.items():
             if not isinstance(spec, TensorSpec):
-                raise AdapterFileError(path, f"the header's entry {name!r} is not dtype, shape and data_offsets")
+                raise AdapterFileError(path, f"the header's entry {short(name)} is not dtype, shape and data_offsets")
         specs: dict[str, TensorSpec] = header
         self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
+        self.check_unchanged()  # the library opened the file by its name: it must have been this one
 
     def _spec(self, entry: dict[str, Any]) -> Any:
         """Turn an entry of the header into what we keep of it, at once: a tenth of the memory."""
@@ -115,19 +115,38 @@ class TensorFile:
         start, end = (self.data_start + offset for offset in entry["data_offsets"])
         return TensorSpec(sys.intern(entry["dtype"]), tuple(entry["shape"]), start, end)
 
-    def read(self, name: str) -> np.ndarray:
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """Open the file to read its tensors; refuse it if it is not, or is no longer, the one that was checked."""
+        with open_regular(self.path) as file:
+            if identity(os.fstat(file.fileno())) != self._identity:
+                raise AdapterFileError(self.path, "the file changed after it was checked")
+            yield file
+            if identity(os.fstat(file.fileno())) != self._identity:
+                raise AdapterFileError(self.path, "the file changed while it was read")
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that is no longer the one that was checked."""
+        with self.opened():
+            pass
+
+    def read(self, name: str, file: BinaryIO) -> np.ndarray:
         """Return one whole tensor of a floating-point type; bfloat16 comes as float32, which holds it exactly."""
         spec = self.tensors[name]
         if spec.dtype not in FLOATS:
-            raise AdapterFileError(self.path, f"{name} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
-        with open_regular(self.path) as file:
-            file.seek(spec.start)
-            return decode(self.read_bytes(file, spec.end - spec.start), spec.dtype).reshape(spec.shape)
+            expected = ", ".join(FLOATS)
+            raise AdapterFileError(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}")
+        file.seek(spec.start)
+        return decode(self.read_bytes(file, spec.end - spec.start), spec.dtype).reshape(spec.shape)
 
     def read_bytes(self, file: BinaryIO, count: int) -> np.ndarray:
         """Return the next `count` bytes of the open file, into memory of their own."""
         raw = np.empty(count, np.uint8)
-        if file.readinto(raw.data) != count:  # type: ignore[attr-defined]
+        try:
+            found = file.readinto(raw.data)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise AdapterFileError(self.path, f"cannot be read: {error}") from error
+        if found != count:
             raise AdapterFileError(self.path, "the file was cut while it was read")
         return raw
 
@@ -155,6 +174,22 @@ def encode(numbers: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(rounded, np.dtype(FLOATS[dtype]).newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
+def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Return all of a safetensors file that comes before the tensors' bytes, which follow in this order.
+
+    The library's own `save` puts metadata in an order that changes from run to run.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    types, end = {name: key for key, name in FLOATS.items()}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        dtype, shape = types[tensor.dtype.name], list(tensor.shape)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
     """Parse a JSON object, refusing what a reader could take in two ways: a key that stands twice, NaN, infinity.
 
@@ -164,8 +199,8 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
     def unique(pairs: list[tuple[str, Any]]) -> Any:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise ValueError(f"the key {short(twice)} stands twice")
         return convert(found)
 
     def constant(name: str) -> float:
@@ -182,11 +217,19 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
 
 def read_json(path: Path, at_most: int) -> dict[str, Any]:
     """Read a JSON object from a file of no more than `at_most` bytes."""
+    return parse_json(path, read_text(path, at_most), "file")
+
+
+def read_text(path: Path, at_most: int) -> bytes:
+    """Read a file of no more than `at_most` bytes."""
     with open_regular(path) as file:
-        text = file.read(at_most + 1)
+        try:
+            text = file.read(at_most + 1)
+        except OSError as error:
+            raise AdapterFileError(path, f"cannot be read: {error}") from error
     if len(text) > at_most:
         raise AdapterFileError(path, f"larger than the {at_most} bytes that such a file can need")
-    return parse_json(path, text, "file")
+    return text
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -204,45 +247,12 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def member(folder: Path, name: str) -> Path:
-    """Return the file of that name in a folder, and refuse a name or a symbolic link that leads out of it."""
-    if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise AdapterFileError(folder, f"{name!r} is not the plain name of a file in this folder")
-    path = folder / name
-    try:
-        inside = path.resolve().parent == folder.resolve()
-    except (OSError, RuntimeError) as error:
-        raise AdapterFileError(path, f"cannot be followed: {error}") from error
-    if not inside:
-        raise AdapterFileError(path, "a symbolic link that leads out of the folder: put a copy in its place")
-    return path
+    """Return the path of the file of that name in a folder; refuse a name that leads elsewhere.
 
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its place at `path` only when it is complete and on the disk.
-
-    It is written beside, as ``NAME.part``. Whoever is killed on the way leaves that behind, and `path` as it was; the
-    next to write takes the ``.part`` away.
+    The name may be that of a symbolic link, as in a cache of the Hugging Face hub, whose files are links to
+    ``../../blobs``. A link can lead to any file of the user's. That is safe because a file is only read, only if it is
+    a regular one, and only as what its name says: what is not an adapter of the right shapes is refused.
     """
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can say so."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
+        raise AdapterFileError(folder, f"{short(name)} is not the plain name of a file in this folder")
+    return folder / name

@@ -21,6 +21,8 @@ What remains of it is :math:`\sum_{k > r} \sigma_k^2`.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..backend import all_finite, backend_of
 from ..checks import Array, check_array, check_integer, check_matrix, check_number, check_shape, check_trainable
 from ..layer import rows
@@ -87,7 +89,7 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
     Raises
     ------
     ValueError, TypeError
-        As in `best_adapter`.
+        As in `best_adapter`, or if XtX is not symmetric, or has an eigenvalue below zero: no sum of ``x.T @ x`` does.
     """
     check_trainable("XtX", XtX)
     check_matrix("XtX", XtX)
@@ -96,8 +98,13 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
     check_shape("XtR", XtR, (XtX.shape[0], XtR.shape[1]))
     _check_finite("XtX", XtX, "XtR", XtR)
     xp = backend_of(XtX).xp
+    _check_symmetric(XtX)
     # A root T of the Gram matrix, T^T T = X^T X, takes the place of the T above, and T^-T X^T R that of Q^T R.
     squares, E = xp.linalg.eigh(XtX)
+    if float(squares[0]) < -(float(xp.finfo(XtX.dtype).eps) ** 0.5) * float(squares[-1]):
+        raise ValueError(
+            f"XtX has the eigenvalue {float(squares[0]):.3g}, expected none below zero: it is no sum of x.T @ x"
+        )
     known = squares > squares[-1] * len(squares) * xp.finfo(XtX.dtype).eps
     root, E = xp.sqrt(squares[known]), E[:, known]
     return _best(root[:, None] * E.T, (E.T @ XtR) / root[:, None], rank, alpha)
@@ -109,11 +116,25 @@ def _check_finite(name: str, first: Array, other_name: str, second: Array) -> No
         raise ValueError(f"{other_name if all_finite([first]) else name} holds NaN or infinity")
 
 
+def _check_symmetric(XtX: Array) -> None:
+    """Refuse a matrix that is further from its transpose than rounding explains."""
+    xp = backend_of(XtX).xp
+    diagonal = xp.diagonal(XtX)
+    if float(diagonal.min()) < 0:
+        raise ValueError(f"XtX has {float(diagonal.min()):.3g} on its diagonal, expected sums of squares")
+    roots = xp.sqrt(diagonal)  # |XtX[i, j]| is at most roots[i] roots[j]
+    allowed = float(xp.finfo(XtX.dtype).eps) ** 0.5 * roots[:, None] * roots
+    if bool((xp.abs(XtX - XtX.T) > allowed).any()):
+        raise ValueError("XtX is not symmetric, expected the sum of x.T @ x over blocks x of rows")
+
+
 def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, out)
     """Solve the problem of k rows, T and Z in the places of X and R."""
     rank, alpha = check_integer("rank", rank, at_least=1), check_number("alpha", alpha, above=0)
     xp = backend_of(T).xp
-    D = xp.linalg.lstsq(T, Z, rcond=None)[0].T  # eq. (25)  (out, in)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
+        D = xp.linalg.lstsq(T, Z, rcond=None)[0].T  # eq. (25)  (out, in)
+        _check_range(alpha / rank, D, T @ D.T)
     _, _, Vt = xp.linalg.svd(T @ D.T, full_matrices=False)  # eq. (26)
     V = Vt[:rank].T  # (out, r), or fewer columns where fewer exist
     lora_A = xp.zeros((rank, T.shape[1]), dtype=T.dtype)
@@ -121,3 +142,23 @@ def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, 
     lora_B[:, : V.shape[1]] = V  # eq. (27)
     lora_A[: V.shape[1]] = V.T @ D * (rank / alpha)
     return LoRA(lora_A, lora_B, alpha)
+
+
+def _check_range(scaling: float, D: Array, fitted: Array) -> None:
+    """Refuse numbers near the ends of their type: the adapter would not give what it stands for.
+
+    Between the roots of the smallest and the largest number, a product of two is neither lost nor infinite.
+    """
+    info = backend_of(D).xp.finfo(D.dtype)
+    least, most = float(info.tiny) ** 0.5, float(info.max) ** 0.5
+    if not least < scaling < most:
+        raise ValueError(
+            f"alpha makes the adapter's scaling {scaling:.3g}, expected one from {least:.0e} to {most:.0e} in {D.dtype}"
+        )
+    largest = float(abs(D).max())
+    if not all_finite([fitted]) or not largest / scaling < float(info.max):
+        raise ValueError(f"the best change of weight reaches {largest:.3g}, too much for {D.dtype}: scale the data")
+    if largest / scaling < float(info.tiny) / float(info.eps) <= largest:
+        raise ValueError(
+            f"alpha makes lora_A so small, {largest / scaling:.3g}, that {D.dtype} loses digits: take a smaller alpha"
+        )

@@ -1,5 +1,6 @@
 """A training that was killed and resumed is, bit for bit, one that never was."""
 
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minilora import CheckpointError, Linear, LoRALinear, article, train
+from minilora.files import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +48,7 @@ def assert_same_bits(one, other):
 
 @given(epochs=st.integers(1, 9), done=st.integers(1, 9), log_every=st.integers(1, 4), adapter=st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_a_training_in_two_parts_is_one_in_a_single_part(tmp_path_factory, epochs, done, log_every, adapter):
+def test_a_training_in_two_parts_equals_one(tmp_path_factory, epochs, done, log_every, adapter):
     file = tmp_path_factory.mktemp("c") / "checkpoint.safetensors"
     done = min(done, epochs)
     fit(file, epochs=done, log_every=log_every, adapter=adapter)
@@ -132,20 +134,189 @@ def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
     assert refused > 140
 
 
-@pytest.mark.parametrize("key", ["t", "rng_state", "epoch", "epochs", "losses", "probe", "configuration", "version"])
-def test_a_checkpoint_with_a_field_missing_or_of_the_wrong_kind_is_refused(tmp_path, key):
-    fit(tmp_path / "c")
-    tensors = load_file(tmp_path / "c")
-    raw = (tmp_path / "c").read_bytes()
+def rewrite(file, change=lambda rest: None, change_tensors=lambda tensors: None):
+    """Change a checkpoint's text and tensors, and give it the checksum of what it then holds."""
+    tensors, raw = load_file(file), file.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    for change in ({}, {key: "x"}):
-        rest = json.loads(header["__metadata__"]["minilora_checkpoint"])
-        del rest[key]
-        text = json.dumps(rest | change)
-        checksum = sys.modules["minilora.files.checkpointfile"]._checksum(tensors, text)
-        save_file(tensors, tmp_path / "c", {"minilora_checkpoint": text, "crc32": checksum})
-        with pytest.raises(CheckpointError):
-            fit(tmp_path / "c")
+    rest = json.loads(header["__metadata__"]["minilora_checkpoint"])
+    change(rest)
+    change_tensors(tensors)
+    text = json.dumps(rest)
+    checksum = sys.modules["minilora.files.checkpointfile"]._checksum(tensors, text)
+    save_file(tensors, file, {"minilora_checkpoint": text, "crc32": checksum})
+
+
+def assert_refused(file, match, change_model=lambda model: None, **options):
+    """A refused checkpoint leaves itself, the model, the optimizer's data and the generator as they were."""
+    before, (model, X, Y, rng) = file.read_bytes(), problem(**options)
+    change_model(model)
+    start = {name: p.tobytes() for name, p in model.trainable().items()}
+    data, state = (X.tobytes(), Y.tobytes()), rng.bit_generator.state
+    with pytest.raises(CheckpointError, match=match) as error:
+        train(model, X, Y, rng=rng, checkpoint=file, epochs=7, batch_size=8, lr=0.01, log_every=2)
+    assert len(str(error.value)) < 1500
+    assert str(error.value).isprintable()
+    assert {name: p.tobytes() for name, p in model.trainable().items()} == start
+    assert (X.tobytes(), Y.tobytes()) == data
+    assert rng.bit_generator.state == state
+    assert file.read_bytes() == before
+
+
+KEYS = ["t", "rng_state", "epoch", "epochs", "losses", "probe", "configuration", "version"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", ["missing", "x", None, True, 1.5, [[]], {"a": 1}, 10**400])
+def test_a_field_missing_or_of_another_kind_is_refused(tmp_path, key, value):
+    fit(tmp_path / "c")
+    rewrite(tmp_path / "c", lambda rest: rest.pop(key) if value == "missing" else rest.update({key: value}))
+    assert_refused(tmp_path / "c", key if key != "configuration" or value != {"a": 1} else "another configuration")
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("t", lambda rest: rest.update(t=rest["t"] + 1)),
+        ("t", lambda rest: rest.update(t=-1)),
+        ("t", lambda rest: rest.update(epoch=6, epochs=[2, 4, 6])),
+        ("epoch", lambda rest: rest.update(epoch=-7, t=-49, epochs=[], losses=[])),
+        ("epochs", lambda rest: rest.update(epochs=[1, 4, 6])),
+        ("epochs", lambda rest: rest.update(epochs=[2, 4])),
+        ("epochs", lambda rest: rest.update(epochs=[2, 4, 6, 8], losses=[1.0] * 4)),
+        ("losses", lambda rest: rest.update(losses=[None] * 3)),
+        ("losses", lambda rest: rest.update(losses=[1.0, 2.0])),
+        ("losses", lambda rest: rest.update(losses=[1.0, "2", 3.0])),
+        ("losses", lambda rest: rest.update(losses=[1.0, True, 3.0])),
+        ("losses", lambda rest: rest.update(losses=[1.0, 10**400, 3.0])),
+        ("losses", lambda rest: rest.update(losses=[1.0, 2, 3.0])),
+        ("probe", lambda rest: rest.update(probe=[10**400] * 4)),
+        ("probe", lambda rest: rest.update(probe=[None] * 4)),
+        ("frozen", lambda rest: rest.update(probe=[2 * number for number in rest["probe"]])),
+        ("frozen", lambda rest: rest.update(probe=rest["probe"][:3])),
+        ("rng_state", lambda rest: rest["rng_state"].update(bit_generator="MT19937")),
+        ("rng_state", lambda rest: rest["rng_state"]["state"].update(state=-1)),
+        ("rng_state", lambda rest: rest["rng_state"]["state"].update(state=1 << 200)),
+        ("rng_state", lambda rest: rest["rng_state"]["state"].update(inc="x")),
+        ("rng_state", lambda rest: rest["rng_state"].pop("uinteger")),
+        ("rng_state", lambda rest: rest["rng_state"].update(note="more")),
+    ],
+)
+def test_contents_that_no_training_wrote_are_refused(tmp_path, key, change):
+    fit(tmp_path / "c")
+    rewrite(tmp_path / "c", change)
+    assert_refused(tmp_path / "c", key)
+
+
+@pytest.mark.parametrize(
+    ("match", "change"),
+    [
+        (r"params\.lora_A is missing", lambda t: t.pop("params.lora_A")),
+        (r"m\.lora_A is missing", lambda t: t.pop("m.lora_A")),
+        (r"v\.lora_B is float32 \(1, 2\)", lambda t: t.update({"v.lora_B": t["v.lora_B"][:1].copy()})),
+        (r"params\.lora_B is float32 \(1,\)", lambda t: t.update({"params.lora_B": np.ones(1, "f4")})),
+        (r"params\.lora_B is float64", lambda t: t.update({"params.lora_B": t["params.lora_B"].astype(float)})),
+        (r"params\.lora_A holds NaN", lambda t: t["params.lora_A"].fill(np.nan)),
+        (r"m\.lora_A holds NaN", lambda t: t["m.lora_A"].fill(np.inf)),
+        (r"v\.lora_A holds .* a negative square", lambda t: np.negative(t["v.lora_A"], out=t["v.lora_A"])),
+        (r"m holds arrays of no parameter", lambda t: t.update({"m.extra": np.ones(1, "f4")})),
+        (r"'extra', expected only params, m, v", lambda t: t.update({"extra": np.ones(1, "f4")})),
+        (r"frozen", lambda t: np.multiply(t["params.lora_B"], 2, out=t["params.lora_B"])),
+    ],
+)
+def test_arrays_that_no_training_wrote_are_refused(tmp_path, match, change):
+    fit(tmp_path / "c")
+    rewrite(tmp_path / "c", change_tensors=change)
+    assert_refused(tmp_path / "c", match)
+
+
+def test_one_row_of_many_that_differs_is_noticed(tmp_path):
+    """Each row in turn, of the inputs and of the targets; with 9 rows, and with many hashed in parts."""
+    data, targets = np.random.default_rng(5).standard_normal((9, 6)), np.zeros((9, 4))
+    options = {"epochs": 1, "batch_size": 3, "checkpoint": tmp_path / "c"}
+
+    def run(X, Y):
+        model = LoRALinear.from_linear(Linear.init(6, 4, rng=np.random.default_rng(7), dtype="float64"), **LORA())
+        return train(model, X, Y, rng=np.random.default_rng(0), **options)
+
+    run(data, targets)
+    for row in range(9):
+        for name in "XY":
+            X, Y = data.copy(), targets.copy()
+            {"X": X, "Y": Y}[name][row, -1] += 1e-12
+            with pytest.raises(CheckpointError, match=f"{name} is "):
+                run(X, Y)
+    assert run(data, targets).epochs == [1]
+
+
+def LORA():
+    return {"rank": 2, "alpha": 2.0, "rng": np.random.default_rng(8)}
+
+
+def test_a_frozen_number_far_from_the_first_outputs_is_noticed(tmp_path):
+    """The output's first 64 entries do not depend on it."""
+    X, Y = np.ones((8, 3), "f4"), np.zeros((8, 200), "f4")
+
+    def run(change=0.0, alpha=2.0):
+        rng = np.random.default_rng(7)
+        layer = LoRALinear.from_linear(Linear.init(3, 200, rng=rng), rank=2, alpha=alpha, rng=rng)
+        layer.base.weight[-1, -1] += change
+        return train(layer, X, Y, epochs=1, batch_size=8, rng=np.random.default_rng(0), checkpoint=tmp_path / "c")
+
+    run()
+    with pytest.raises(CheckpointError, match=r"frozen\['base.weight'\] is 'float32 \(200, 3\), hash .* there and"):
+        run(change=1e-3)
+    with pytest.raises(CheckpointError, match=r"frozen\['adapter.alpha'\] is '2.0' there and '3.0' here"):
+        run(alpha=3.0)
+    assert run().epochs == [1]
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (7, 3), (1000, 3, 2)])
+def test_a_fingerprint_is_that_of_all_the_bytes(shape, monkeypatch):
+    array = np.random.default_rng(0).standard_normal(shape)
+    want = f"float64 {shape}, hash {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+    for numbers in (1, 10, 1 << 20):
+        monkeypatch.setattr(checkpoint, "FINGERPRINT_NUMBERS", numbers)
+        assert checkpoint.fingerprint(array) == want
+    assert checkpoint.fingerprint(array.copy(order="F")) == want
+
+
+def test_rows_are_hashed_some_at_a_time():
+    read = []
+
+    class Rows(np.ndarray):
+        def __getitem__(self, index):
+            read.append(index)
+            return np.asarray(self)[index]
+
+    checkpoint.fingerprint(np.zeros((5000, 1000), "f2").view(Rows))
+    assert read == [slice(i, i + 1048) for i in range(0, 5000, 1048)]
+
+
+def test_a_checkpoint_without_a_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint must be the path"):
+        fit("")
+    with pytest.raises(ValueError, match="checkpoint must be the path"):
+        checkpoint.claim_folder("", {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "pipe"])
+def test_only_a_regular_file_is_a_checkpoint(tmp_path, kind):
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "c")
+    else:
+        (tmp_path / "c").symlink_to("gone")
+    with pytest.raises(CheckpointError, match="no such file" if kind != "pipe" else "not a regular file"):
+        fit(tmp_path / "c")
+    assert os.listdir(tmp_path) == ["c"]
+
+
+def test_settings_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"the checkpoint cannot be read: .*settings\.json"):
+        checkpoint.claim_folder(tmp_path, {"rank": 1})
+    assert (tmp_path / "settings.json").read_text() == "{"
 
 
 def test_a_folder_cannot_be_a_checkpoint(tmp_path):
@@ -217,12 +388,12 @@ def kill_at_random_moments(folder, kills, rng, expected):
         runs += 1
 
 
-def test_a_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path, never_killed):
+def test_a_training_killed_at_random_ends_with_the_same_bits(tmp_path, never_killed):
     kill_at_random_moments(tmp_path, 3, np.random.default_rng(0), never_killed)
 
 
 @pytest.mark.parametrize("at", [4, 5, 18])
-def test_a_training_killed_within_the_write_ends_with_the_same_bits(tmp_path, never_killed, at):
+def test_a_training_killed_while_writing_ends_with_the_same_bits(tmp_path, never_killed, at):
     """Three calls make a write final: the file's fsync, its rename, the folder's fsync. Each is the last in turn."""
     process = start(tmp_path / "c", at)
     process.communicate()

@@ -1,6 +1,9 @@
 """What `inspect` says of an adapter is what the whole change of weight, formed at last, would say."""
 
+import json
 import math
+import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import LoRA, save_adapter
+from minilora.files import inspection
 from minilora.files.inspection import inspect_adapter, singular_values, table
 
 
@@ -28,26 +32,101 @@ def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtype):
     assert (summary.out_features, summary.in_features) == delta.shape
 
 
+def test_each_layer_has_a_summary_of_its_own(tmp_path):
+    """Two layers that differ in shape, rank, alpha and type; rank-stabilised, with patterns."""
+    rng = np.random.default_rng(0)
+    shapes = {"enc.q": (3, 7, 5, "float32", 6.0), "head": (1, 4, 9, "float16", 0.5)}
+    factors = {
+        name: (rng.standard_normal((r, n_in)).astype(dtype), rng.standard_normal((n_out, r)).astype(dtype))
+        for name, (r, n_in, n_out, dtype, _) in shapes.items()
+    }
+    save_adapter(tmp_path, {name: LoRA(*factors[name], shapes[name][4]) for name in shapes})
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"]
+    assert config["alpha_pattern"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    for summary, (name, (r, n_in, n_out, _, alpha)) in zip(inspect_adapter(tmp_path), shapes.items(), strict=True):
+        A, B = (factor.astype(float) for factor in factors[name])
+        scaling = alpha / math.sqrt(r)
+        assert (summary.module, summary.rank, summary.alpha) == (name, r, alpha)
+        assert (summary.in_features, summary.out_features, summary.parameters) == (n_in, n_out, r * (n_in + n_out))
+        assert summary.scaling == pytest.approx(scaling, rel=1e-15)
+        values = np.linalg.svd(scaling * B @ A, compute_uv=False)[:r]
+        np.testing.assert_allclose(summary.singular_values, values, rtol=1e-9)
+        assert summary.norm == pytest.approx(np.linalg.norm(scaling * B @ A), rel=1e-9)
+        np.testing.assert_allclose(summary.shares, values**2 / (values**2).sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("r", [1, 3, 40])
+def test_blocks_of_rows_give_the_same_singular_values(monkeypatch, r):
+    rng = np.random.default_rng(r)
+    A, B = rng.standard_normal((r, 50)).astype("f2"), rng.standard_normal((30, r)).astype("f2")
+    values = np.linalg.svd(B.astype(float) @ A.astype(float), compute_uv=False)[: min(r, 30)]
+    for numbers in (1, 100, 1 << 18):
+        monkeypatch.setattr(inspection, "BLOCK_NUMBERS", numbers)
+        np.testing.assert_allclose(singular_values(A, B), values, rtol=1e-10, atol=1e-12)
+
+
+def test_blocks_are_no_fewer_rows_than_columns(monkeypatch):
+    monkeypatch.setattr(inspection, "BLOCK_NUMBERS", 12)
+    for count, width, height in ((10, 3, 4), (10, 4, 4), (10, 5, 5), (30, 20, 20), (5, 1, 12)):
+        assert list(inspection._blocks(count, width)) == [slice(i, i + height) for i in range(0, count, height)]
+
+
+@pytest.mark.parametrize("shape", [(4, 500_000), (2_000_000, 1)])
+def test_a_half_precision_factor_is_never_widened_whole(shape):
+    """The adapter's own 8 MB are there already; all of them in float64 would be 32 MB more, and copies of it."""
+    A, B = np.ones(shape, "f2"), np.ones((500, shape[0]), "f2") if shape[0] < 9 else np.ones((1, shape[0]), "f2")
+    tracemalloc.start()
+    values = singular_values(A, B)
+    assert tracemalloc.get_traced_memory()[1] < 16e6
+    tracemalloc.stop()
+    assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
+
+
+def test_a_change_beyond_float64_is_infinite_and_has_no_shares(tmp_path):
+    A, B = np.array([[1e300, 0], [0, 1e-300]]), np.array([[1e300, 0], [0, 1e-300]])
+    save_adapter(tmp_path, {"fc": LoRA(A, B, 2.0)})
+    (summary,) = inspect_adapter(tmp_path)
+    assert (summary.norm, summary.singular_values[0], list(summary.shares)) == (math.inf, math.inf, [0, 0])
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-200, 1e200])
-def test_a_change_that_is_zero_or_out_of_all_proportion_is_summed_up_too(tmp_path, size):
+def test_zero_tiny_and_huge_changes_are_summed_up(tmp_path, size):
     save_adapter(tmp_path, {"fc": LoRA(np.full((2, 3), size), np.full((4, 2), size), 1.0)})
     (summary,) = inspect_adapter(tmp_path)
     assert summary.norm == pytest.approx(size * size * math.sqrt(12))
     assert table([summary])
 
 
-def test_singular_values_of_large_factors_do_not_need_the_large_product():
+def test_singular_values_do_not_need_the_large_product():
     rng = np.random.default_rng(0)
     A, B = rng.standard_normal((2, 300_000)), rng.standard_normal((300_000, 2))  # B A: 720 GB
     assert singular_values(A, B).shape == (2,)
 
 
-def test_the_table_has_a_line_for_each_layer_and_aligned_columns(tmp_path):
-    lora = LoRA(np.eye(12), np.eye(12), 6.0)
-    save_adapter(tmp_path, {"a.long.path": lora, "b": lora})
+def test_the_table_has_an_aligned_line_for_each_layer(tmp_path):
+    wide = LoRA(np.eye(12), np.eye(12), 6.0)
+    thin = LoRA(np.array([[3.0, 0, 0], [0, 1.0, 0]]), np.eye(5)[:, :2], 0.25)
+    save_adapter(tmp_path, {"a.long.path": wide, "b": thin})
     lines = table(inspect_adapter(tmp_path)).splitlines()
-    assert [line.split()[0] for line in lines] == ["module", "a.long.path", "b", "total"]
+    head = ["module", "out", "x", "in", "rank", "alpha", "scaling", "parameters", "|delta|"]
+    assert lines[0].split() == [*head, "share", "of", "each", "singular", "value"]
     shares = ["8.3%"] * 8
-    assert lines[1].split()[1:] == ["12", "x", "12", "12", "6", "0.5", "288", "1.732", *shares, "..."]
-    assert lines[3].split() == ["total", "576"]
-    assert len({line.index("8.3%") for line in lines[1:3]}) == 1
+    assert lines[1].split() == ["a.long.path", "12", "x", "12", "12", "6", "0.5", "288", "1.732", *shares, "..."]
+    assert lines[2].split() == ["b", "5", "x", "3", "2", "0.25", "0.125", "16", "0.3953", "90.0%", "10.0%"]
+    assert lines[3].split() == ["total", "304"]
+    assert lines[2].startswith("b   ")
+    assert lines[0].index("out x in") + 8 == lines[1].index("12 x 12") + 7 == lines[2].index("5 x 3") + 5
+    assert lines[1].index("8.3%") == lines[2].index("90.0%") == lines[0].index("share")
+    ends = {re.search(rf"{number}(?= )", line).end() for number, line in (("288", lines[1]), ("16", lines[2]))}
+    assert ends == {lines[0].index("parameters") + len("parameters")}
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_eight_shares_are_shown_and_more_are_hinted_at(tmp_path):
+    save_adapter(tmp_path, {"eight": LoRA(np.eye(8), np.eye(8), 1.0), "nine": LoRA(np.eye(9, 200), np.eye(9), 1.0)})
+    eight, nine, total = table(inspect_adapter(tmp_path)).splitlines()[1:]
+    assert eight.split()[-9:] == ["0.3536", *["12.5%"] * 8]
+    assert nine.split()[-11:] == ["1,881", "0.3333", *["11.1%"] * 8, "..."]
+    assert total.split() == ["total", "2,009"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ def draw(rng, *shape, dtype="float32"):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def base_tensors(rng, dtype="float32"):
+def base_tensors(rng):
+    """Two weights to be adapted, float32 and float64, between tensors that are not: all in their own type and shape."""
     return {
-        "enc.q_proj.weight": draw(rng, 5, 3, dtype=dtype),
-        "enc.q_proj.bias": draw(rng, 5, dtype=dtype),
-        "head.weight": draw(rng, 4, 5, dtype=dtype),
+        "enc.q_proj.weight": draw(rng, 5, 3),
+        "enc.q_proj.bias": draw(rng, 5),
+        "enc.k_proj.weight": draw(rng, 5, 3),
+        "head.weight": draw(rng, 4, 5, dtype="float64"),
         "steps": rng.integers(0, 99, (2, 3)),
         "mask": np.array([True, False]),
         "nothing": np.zeros((0, 4), "float16"),
@@ -37,12 +40,23 @@ def base_tensors(rng, dtype="float32"):
 
 @pytest.fixture
 def files(tmp_path):
+    """A base, and an adapter whose two layers differ in shape, rank and alpha."""
     rng = np.random.default_rng(0)
     base, tensors = tmp_path / "base.safetensors", base_tensors(rng)
     save_file(tensors, base, {"format": "pt", "note": "kept"})
-    lora = LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 3.0)
-    save_adapter(tmp_path / "adapter", {"enc.q_proj": lora})
+    layers = {
+        "enc.q_proj": LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 3.0),
+        "head": LoRA(draw(rng, 4, 5), draw(rng, 4, 4), 0.5),
+    }
+    save_adapter(tmp_path / "adapter", layers)
     return base, tmp_path / "adapter", tmp_path / "out.safetensors"
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else path.lstat().st_mode
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def shard(tensors, folder):
@@ -80,24 +94,68 @@ def test_a_merged_weight_is_the_sum_rounded_once(tmp_path_factory, seed, dtype, 
     assert (np.abs(merged - exact) <= allowed * 1.001).all()
 
 
-def test_a_layer_merged_in_memory_and_a_checkpoint_merged_on_disk_agree(files):
+def test_merging_in_memory_and_on_disk_agree(files):
     base, adapter, out = files
     merge_adapter(base, adapter, out)
-    layer = LoRALinear(Linear(load_file(base)["enc.q_proj.weight"]), load_adapter(adapter)["enc.q_proj"])
-    np.testing.assert_allclose(load_file(out)["enc.q_proj.weight"], layer.merge().weight, rtol=1e-5, atol=1e-6)
+    before, after = load_file(base), load_file(out)
+    for name, lora in load_adapter(adapter).items():
+        lora = LoRA(*(f.astype(before[f"{name}.weight"].dtype) for f in (lora.lora_A, lora.lora_B)), lora.alpha)
+        layer = LoRALinear(Linear(before[f"{name}.weight"]), lora)
+        np.testing.assert_allclose(after[f"{name}.weight"], layer.merge().weight, rtol=1e-5, atol=1e-6)
+
+
+def test_rank_stabilised_layers_of_own_rank_are_scaled_by_it(files):
+    """alpha / sqrt(r), for each layer with its own alpha and its own r."""
+    base, adapter, out = files
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    changes = merge_adapter(base, adapter, out)
+    assert {c.module: c.scaling for c in changes} == {"enc.q_proj": 3 / 2**0.5, "head": 0.5 / 4**0.5}
+    factors, before, after = load_file(adapter / "adapter_model.safetensors"), load_file(base), load_file(out)
+    for change in changes:
+        A, B = (factors[f"base_model.model.{change.module}.lora_{f}.weight"].astype(float) for f in "AB")
+        np.testing.assert_allclose(
+            after[change.name], before[change.name] + change.scaling * B @ A, rtol=2e-6, atol=1e-6
+        )
 
 
 def test_all_else_is_the_base_bit_for_bit(files):
     base, adapter, out = files
     changes = merge_adapter(base, adapter, out)
     before, after = base.read_bytes(), out.read_bytes()
-    (change,) = changes
-    assert (change.name, change.dtype, change.shape, change.rank) == ("enc.q_proj.weight", "F32", (5, 3), 2)
-    spec = TensorFile(base).tensors[change.name]
+    assert {(c.name, c.module, c.file, c.dtype, c.shape, c.layout, c.rank, c.scaling) for c in changes} == {
+        ("enc.q_proj.weight", "enc.q_proj", "base.safetensors", "F32", (5, 3), "out-in", 2, 1.5),
+        ("head.weight", "head", "base.safetensors", "F64", (4, 5), "out-in", 4, 0.125),
+    }
+    tensors = TensorFile(base).tensors
+    starts = [tensors[c.name].start for c in changes]
+    assert starts == sorted(starts)  # as they lie in the file
     assert len(before) == len(after)
-    assert before[: spec.start] == after[: spec.start]  # the header, its metadata too
-    assert before[spec.end :] == after[spec.end :]
-    assert before[spec.start : spec.end] != after[spec.start : spec.end]
+    at = 0
+    for spec in (tensors[c.name] for c in changes):
+        assert before[at : spec.start] == after[at : spec.start]  # first the header, its metadata too
+        assert before[spec.start : spec.end] != after[spec.start : spec.end]
+        at = spec.end
+    assert before[at:] == after[at:]
+
+
+def test_bfloat16_and_float32_are_merged_in_one_file(files):
+    """Each weight is widened to float32 at least, added to, and rounded to its own type once."""
+    base, adapter, out = files
+    rng = np.random.default_rng(3)
+    bits = rng.integers(0x3C00, 0x4000, (4, 5), dtype=np.uint16)
+    save_file({"enc.q_proj.weight": draw(rng, 5, 3), "head.weight": bits}, base)
+    raw = base.read_bytes().replace(b'"dtype":"U16"', b'"dtype":"BF16"')
+    base.write_bytes((int.from_bytes(raw[:8], "little") + 1).to_bytes(8, "little") + raw[8:])
+    changes = {c.module: c for c in merge_adapter(base, adapter, out)}
+    assert {name: c.dtype for name, c in changes.items()} == {"enc.q_proj": "F32", "head": "BF16"}
+    before, after, loras = TensorFile(base), TensorFile(out), load_adapter(adapter)
+    with before.opened() as old, after.opened() as new:
+        for name, lora in loras.items():
+            exact = before.read(f"{name}.weight", old) + lora.delta().astype(float)
+            merged = after.read(f"{name}.weight", new)
+            unit = 2.0 ** (np.floor(np.log2(np.abs(exact))) - (7 if name == "head" else 23))
+            assert (np.abs(merged - exact) <= 0.5 * unit + 4e-6 * (name != "head") + 1e-6).all()
 
 
 def test_types_that_numpy_does_not_have_are_copied(files):
@@ -117,6 +175,15 @@ def test_a_weight_larger_than_a_block_is_merged_in_parts(files, monkeypatch):
         monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
         merge_adapter(base, adapter, out)
         assert out.read_bytes() == whole
+
+
+def test_the_products_are_taken_in_the_wide_type(files):
+    """Factors in float16 are widened first: their product would overflow."""
+    base, adapter, out = files
+    A, B = np.full((2, 3), 300, "f2"), np.full((5, 2), 300, "f2")
+    save_adapter(adapter, {"enc.q_proj": LoRA(A, B, 1.0)})
+    merge_adapter(base, adapter, out)
+    np.testing.assert_allclose(load_file(out)["enc.q_proj.weight"], load_file(base)["enc.q_proj.weight"] + 90_000)
 
 
 @pytest.mark.parametrize("ask", ["index", "folder"])
@@ -139,28 +206,32 @@ def test_a_sharded_checkpoint_is_merged_shard_by_shard(files, tmp_path, ask):
 
 def test_a_dry_run_says_the_same_and_writes_nothing(files, tmp_path):
     base, adapter, out = files
-    before = sorted(tmp_path.rglob("*"))
+    before = contents(tmp_path)
     planned = merge_adapter(base, adapter, out, dry_run=True)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert contents(tmp_path) == before
     assert merge_adapter(base, adapter, out) == planned
 
 
-def test_names_without_the_path_s_first_part_are_found_where_all_are_so(files, tmp_path):
+def test_names_that_all_lack_their_first_part_are_found(files, tmp_path):
     base, _, out = files
     rng = np.random.default_rng(1)
     lora = LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 1.0)
-    save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora})
-    assert merge_adapter(base, tmp_path / "a", out)[0].name == "enc.q_proj.weight"
+    save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora, "transformer.enc.k_proj": lora})
+    changes = merge_adapter(base, tmp_path / "a", out)
+    assert {(c.module, c.name) for c in changes} == {
+        (f"transformer.enc.{name}_proj", f"enc.{name}_proj.weight") for name in "qk"
+    }
+    assert load_file(out)["enc.k_proj.weight"].tobytes() != load_file(base)["enc.k_proj.weight"].tobytes()
     save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora, "head": lora})
     with pytest.raises(AdapterFileError, match=r"no 'transformer.enc.q_proj.weight'.* there is 'enc.q_proj.weight'"):
         merge_adapter(base, tmp_path / "a", out)
 
 
 def assert_refused(base, adapter, out, match, error=AdapterFileError):
-    before = sorted(out.parent.rglob("*"))
+    before = contents(adapter.parent)
     with pytest.raises(error, match=match):
         merge_adapter(base, adapter, out)
-    assert sorted(out.parent.rglob("*")) == before
+    assert contents(adapter.parent) == before
 
 
 @pytest.mark.parametrize(
@@ -206,7 +277,8 @@ def test_nan_in_the_base_is_the_base_s_own_affair(files):
         ({"a.weight": "../base.safetensors"}, "plain name"),
         ({"a.weight": "/etc/base.safetensors"}, "plain name"),
         ({"a.weight": "..\\base.safetensors"}, "plain name"),
-        ({"a.weight": "link.safetensors"}, "symbolic link"),
+        ({"a.weight": "link.safetensors"}, "no 'a.weight'"),
+        ({"a.weight": "round.safetensors"}, "cannot be opened"),
         ({"a.weight": "none.safetensors"}, "no such file"),
         ({"a.weight": "model.bin"}, "expected a .safetensors file"),
         ({"a.weight": 3}, "expected a .safetensors file"),
@@ -221,6 +293,7 @@ def test_an_index_that_lies_is_refused(files, tmp_path, weight_map, match):
     folder.mkdir()
     save_file({"b.weight": np.ones((2, 2))}, folder / "in.safetensors")
     (folder / "link.safetensors").symlink_to(base)
+    (folder / "round.safetensors").symlink_to("round.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     assert_refused(folder / INDEX, adapter, out, match)
 
@@ -228,15 +301,147 @@ def test_an_index_that_lies_is_refused(files, tmp_path, weight_map, match):
 def test_nothing_is_destroyed(files, tmp_path):
     base, adapter, out = files
     assert_refused(base, adapter, base, "the base itself", ValueError)
+    assert_refused(base, adapter, adapter / "adapter_model.safetensors", "a file of the adapter", ValueError)
+    assert_refused(base, adapter, adapter / "adapter_config.json", "a file of the adapter", ValueError)
+    os.link(base, tmp_path / "same")
+    assert_refused(base, adapter, tmp_path / "same", "the base itself", ValueError)
     assert_refused(base, adapter, adapter, "is the folder", ValueError)
     assert_refused(base, adapter, tmp_path / "no" / "where", "there is no folder", ValueError)
     sharded = shard(load_file(base), tmp_path / "sharded")
     assert_refused(sharded, adapter, adapter, "empty or new", ValueError)
     assert_refused(sharded, adapter, sharded, "empty or new", ValueError)
+    assert_refused(sharded, adapter, base, "empty or new", ValueError)
     base.write_bytes(base.read_bytes()[:-1])
     out.write_bytes(b"before")
     assert_refused(base, adapter, out, "not a sound")
-    assert out.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a file", "link to nothing"])
+def test_only_a_regular_file_is_replaced(files, tmp_path, kind):
+    base, adapter, out = files
+    if kind == "pipe":
+        os.mkfifo(out)
+    else:
+        out.symlink_to(adapter / "note" if kind == "link to a file" else "gone")
+        (adapter / "note").write_bytes(b"precious")
+    assert_refused(base, adapter, out, "expected a regular file or a new name", ValueError)
+
+
+def test_a_base_named_like_an_unfinished_file_stays(files, tmp_path):
+    base, adapter, out = files
+    named = base.rename(tmp_path / "out.safetensors.part")
+    before = named.read_bytes()
+    merge_adapter(named, adapter, out)
+    assert named.read_bytes() == before
+    assert load_file(out).keys() == load_file(named).keys()
+
+
+@pytest.mark.parametrize("ask", [".", "link", "mount"])
+def test_a_folder_that_cannot_be_replaced_is_refused_first(files, tmp_path, monkeypatch, ask):
+    base, adapter, _ = files
+    source, out = shard(load_file(base), tmp_path / "sharded"), tmp_path / "empty"
+    out.mkdir()
+    monkeypatch.chdir(out if ask == "." else tmp_path)
+    (tmp_path / "link").symlink_to("empty")
+    if ask == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "_write_merged", None)
+    for target in {".": (Path("."), out), "link": (tmp_path / "link",), "mount": (out,)}[ask]:
+        assert_refused(source, adapter, target, r"mount point|empty or new", ValueError)
+
+
+def test_an_empty_folder_takes_the_shards(files, tmp_path):
+    base, adapter, _ = files
+    source, out = shard(load_file(base), tmp_path / "sharded"), tmp_path / "empty"
+    out.mkdir()
+    merge_adapter(source, adapter, out)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(source))
+
+
+@pytest.mark.parametrize("what", ["base", "adapter"])
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_files_that_change_during_a_merge_are_refused(files, tmp_path, monkeypatch, what, how, sharded):
+    base, adapter, out = files
+    source = shard(load_file(base), tmp_path / "sharded") if sharded else base
+    victim = adapter / "adapter_model.safetensors" if what == "adapter" else base
+    if sharded and what == "base":
+        victim = source / "model-2-of-2.safetensors"
+    real, merged = sys.modules["minilora.files.merge"]._merge, []
+
+    def changing(*args):
+        real(*args)
+        merged.append(args)
+        if len(merged) == 1:
+            copy = tmp_path / "copy"
+            copy.write_bytes(victim.read_bytes())
+            if how == "replaced":
+                copy.replace(victim)
+            else:
+                time.sleep(0.02)  # longer than the file system's clock ticks
+                victim.write_bytes(copy.read_bytes())
+
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "_merge", changing)
+    out = tmp_path / "merged" if sharded else out
+    with pytest.raises(AdapterFileError, match="changed"):
+        merge_adapter(source, adapter, out)
+    assert not out.exists()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_of_two_merges_at_once_the_later_is_refused(files, tmp_path, monkeypatch):
+    base, adapter, out = files
+    other = tmp_path / "other"
+    save_adapter(other, {"enc.q_proj": LoRA(np.ones((1, 3), "f4"), np.ones((5, 1), "f4"), 9.0)})
+    real, calls = sys.modules["minilora.files.merge"]._write_merged, []
+
+    def overtaken(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            merge_adapter(base, other, out)
+        real(*args)
+
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "_write_merged", overtaken)
+    with pytest.raises(ValueError, match="written by someone else in the meantime"):
+        merge_adapter(base, adapter, out)
+    np.testing.assert_allclose(load_file(out)["enc.q_proj.weight"], load_file(base)["enc.q_proj.weight"] + 9, rtol=1e-6)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_of_two_sharded_merges_at_once_the_later_is_refused(files, tmp_path, monkeypatch):
+    base, adapter, _ = files
+    source, out = shard(load_file(base), tmp_path / "sharded"), tmp_path / "merged"
+    real, calls = sys.modules["minilora.files.merge"]._write_merged, []
+
+    def overtaken(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            merge_adapter(source, adapter, out)
+        real(*args)
+
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "_write_merged", overtaken)
+    with pytest.raises(ValueError, match="cannot be put in its place"):
+        merge_adapter(source, adapter, out)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(source))
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dry_run": "no"}, TypeError, "dry_run must be True or False, got 'no'"),
+        ({"progress": 1}, TypeError, "progress must be True or False, got 1"),
+        ({"base": ""}, ValueError, "base must be the path"),
+        ({"adapter": None}, TypeError, "adapter must be a path"),
+        ({"out": ""}, ValueError, "out must be the path"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_name(files, tmp_path, options, error, message):
+    base, adapter, out = files
+    before = contents(tmp_path)
+    with pytest.raises(error, match=message):
+        merge_adapter(**{"base": base, "adapter": adapter, "out": out, **options})
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("sharded", [False, True])

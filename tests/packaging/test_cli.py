@@ -1,9 +1,15 @@
+import os
+import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from minilora import Linear, LoRA, __version__, article, cli
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> int:
@@ -87,6 +93,9 @@ def test_plot_writes_a_figure(small_article, tmp_path, capsys, suffix):
         (["check", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["artcle"], "argument COMMAND: invalid choice: 'artcle'"),
         ([], "the following arguments are required: COMMAND"),
+        (["article", "--rank", str(10**23)], "rank 100000000000000000000000 is too large"),
+        (["article", "--alpha", "1e300"], "alpha must be between 1e-30 and 1e+30, got 1e+300"),
+        (["article", "--alpha", "1e-40"], "alpha must be between 1e-30 and 1e+30, got 1e-40"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
@@ -98,6 +107,12 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monke
     assert err.count("\n") == 1
     assert err.endswith("\n")
     assert message in err
+
+
+def test_what_cannot_be_done_in_the_end_claims_no_checkpoint(tmp_path, capsys):
+    for options in (["--rank", str(10**23)], ["--alpha", "1e300"], ["--plot", str(tmp_path)]):
+        assert run("article", "--checkpoint", str(tmp_path / "c"), *options) == 2
+        assert not (tmp_path / "c").exists()
 
 
 def test_a_training_that_diverges_is_one_line(small_article, capsys):
@@ -117,17 +132,97 @@ def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
     assert capsys.readouterr().err == "\nminilora: interrupted\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE whose exit code this is")
-def test_a_reader_that_has_seen_enough_ends_it_quietly():
+def in_shell(command, **options):
+    """Run a command line in a shell, ``minilora`` standing for this one; return its exit code, stdout and stderr."""
+    text = f'minilora() {{ {shlex.quote(sys.executable)} -m minilora "$@"; }}; {command}'
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=ROOT, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell, nor SIGPIPE's exit code")
+
+
+@posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["check", "--help"])
+def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered):
     """As in ``minilora check | head``: no traceback, no message, and the exit code that shells give to SIGPIPE."""
-    command, pipe = [sys.executable, "-m", "minilora", "check"], subprocess.PIPE
-    check = subprocess.Popen(command, stdout=pipe, stderr=pipe)
-    check.stdout.close()
-    assert check.communicate()[1] == b""
-    assert check.returncode == 141
+    pipe, env = subprocess.PIPE, {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen([sys.executable, "-m", "minilora", command], stdout=pipe, stderr=pipe, env=env)
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 141
 
 
-def test_more_memory_than_there_is_is_one_line(small_article, capsys):
+@posix
+@pytest.mark.parametrize(
+    ("command", "code", "err", "unbuffered"),
+    [
+        ("minilora check >&-", 0, "", ""),
+        ("minilora check >&- 2>&- <&-", 0, "", "1"),
+        ("minilora check --seed -1 2>&-", 2, "", ""),
+        ("minilora --help >&-", 0, "", ""),
+        ("minilora artcle 2>&-", 2, "", "1"),
+        ("minilora check --seed -1 2>/dev/full", 2, "", ""),
+        ("minilora artcle 2>/dev/full", 2, "", ""),
+        ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
+        ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", "1"),
+        ("minilora check >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
+    ],
+)
+def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffered):
+    assert in_shell(command, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}) == (code, "", err)
+
+
+@posix
+def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
+    """The first file that is opened gets the lowest number: it must not be the one that is printed to."""
+    script = "import os, minilora.cli as c; c._open_streams(); print('printed'); print(os.open('f', os.O_CREAT) > 2)"
+    script += "; import sys; print(sys.stdout.name if sys.stdout else None, file=open('out', 'w'))"
+    code, out, err = in_shell(f"cd {tmp_path}; {sys.executable} -c {shlex.quote(script)} >&- 2>&- <&-")
+    assert (code, out, err) == (0, "", "")
+    assert (tmp_path / "f").read_bytes() == b""
+
+
+def test_ctrl_c_during_the_imports_ends_cleanly():
+    """The signal arrives while NumPy is imported, where its own code turns it into an ImportError."""
+    script = """
+import signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ImportError("a bad install") from error
+sys.meta_path.insert(0, Interrupting())
+from minilora.cli import main
+sys.exit(main(["check"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nminilora: interrupted\n")
+
+
+def test_the_command_line_imports_numpy_when_it_runs():
+    script = "import sys, minilora.cli; print(*{'numpy', 'tqdm', 'safetensors'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "\n"
+
+
+def test_ctrl_c_is_as_before_after_the_command():
+    before = signal.getsignal(signal.SIGINT)
+    assert run("check", "--seed", "-1") == 2
+    assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+
+
+def test_streams_that_work_stay(capsys):
+    before = sys.stdin, sys.stdout, sys.stderr
+    cli._open_streams()
+    assert (sys.stdin, sys.stdout, sys.stderr) == before
+
+
+def test_more_memory_than_there_is_is_one_line(small_article, capsys, monkeypatch):
+    monkeypatch.setattr(article, "train", lambda *a, **k: pytest.fail("training began"))
     assert run("article", "--epochs", "1", "--rank", str(10**14)) == 2
     err = capsys.readouterr().err
     assert err.startswith("minilora: Unable to allocate")

@@ -40,7 +40,7 @@ def best_loss(x: np.ndarray, residual: np.ndarray, rank: int) -> float:
 @example(problem=RANK_ABOVE_WIDTHS)
 @example(problem=MANY_ROWS)
 @example(problem=Problem(n=40, in_features=15, out_features=12, rank=10))
-def test_its_loss_is_what_x_cannot_reach_plus_the_discarded_squared_singular_values(route, problem):
+def test_its_loss_is_the_unreachable_plus_the_discarded_squares(route, problem):
     x, residual = problem.x, problem.target
     lora = route(x, residual, rank=problem.rank, alpha=problem.alpha)
     assert_close(mse(lora(x), residual)[0], np.array(best_loss(x, residual, problem.rank)), 1e-8)
@@ -67,7 +67,7 @@ def test_no_perturbation_lowers_the_loss(problem, seed, size):
 
 
 @given(problem=problems())
-def test_both_routes_give_the_same_change_where_the_rows_determine_it(problem):
+def test_both_routes_agree_where_the_rows_determine_the_change(problem):
     x = problem.randn("many rows", 40, problem.in_features)
     residual = problem.randn("many targets", 40, problem.out_features)
     one, two = (route(x, residual, rank=problem.rank).delta() for route in (best_adapter, from_gram))
@@ -125,7 +125,7 @@ def test_a_rank_beyond_what_exists_is_filled_with_zeros(route):
 
 
 @ROUTES
-def test_with_few_inputs_the_columns_that_are_not_needed_are_zero(route):
+def test_columns_that_are_not_needed_are_zero(route):
     problem = Problem(n=20, in_features=2, out_features=5, rank=4)
     lora = route(problem.x, problem.target, rank=4)
     assert not lora.lora_A[2:].any()
@@ -139,11 +139,25 @@ def test_alpha_is_1_unless_said(route):
     assert best_adapter_from_gram(np.eye(3), np.ones((3, 2)), rank=1).alpha == 1.0
 
 
-def test_a_direction_that_rounding_alone_can_explain_is_taken_as_constant():
+def test_a_direction_that_rounding_explains_is_taken_as_constant():
     eps = np.finfo(np.float64).eps
     for square, kept in ((3 * eps, False), (5 * eps, True)):  # the limit is the number of inputs times eps
         lora = best_adapter_from_gram(np.diag([1.0, 1.0, 1.0, square]), np.ones((4, 2)), rank=1)
         assert bool(abs(lora.delta()[:, 3]).max() > 1) is kept
+
+
+@ROUTES
+@given(seed=st.integers(0, 2**32 - 1), rank_of_x=st.integers(1, 3), rank=st.integers(1, 3))
+def test_an_x_of_low_rank_in_any_directions_is_no_obstacle(route, seed, rank_of_x, rank):
+    """Its columns are mixtures: no two are equal, and no coordinate shows what is missing."""
+    rng = np.random.default_rng(seed)
+    rotation = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    x = (rng.standard_normal((30, rank_of_x)) * 2.0 ** rng.integers(-3, 4, rank_of_x)) @ rotation[:rank_of_x]
+    residual = rng.standard_normal((30, 4))
+    lora = route(x, residual, rank=rank)
+    assert_close(mse(lora(x), residual)[0], np.array(best_loss(x, residual, rank)), 1e-10)
+    # Where X does not reach, nothing is learned: the change vanishes on all directions that X lacks.
+    assert np.abs(lora.delta() @ rotation[rank_of_x:].T).max() <= 1e-6 * np.abs(lora.delta()).max()
 
 
 @ROUTES
@@ -152,6 +166,36 @@ def test_columns_of_x_that_repeat_are_no_obstacle(route):
     x = np.hstack([problem.x, problem.x[:, :2]])
     lora = route(x, problem.target, rank=2)
     assert_close(mse(lora(x), problem.target)[0], np.array(best_loss(x, problem.target, 2)), 1e-10)
+
+
+@pytest.mark.parametrize("alpha", [1e-100, 1e-3, 1e3, 1e100])
+@ROUTES
+def test_alpha_changes_the_factors_and_not_the_result(route, alpha):
+    problem = Problem(n=20, in_features=3, out_features=4, rank=2)
+    lora = route(problem.x, problem.target, rank=2, alpha=alpha)
+    assert lora.alpha == alpha
+    assert_close(lora.delta(), route(problem.x, problem.target, rank=2).delta(), 1e-12)
+
+
+@ROUTES
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_alpha_that_is_taken_gives_the_result(route, dtype):
+    """Powers of ten over the whole range of the type: each is refused, or right to the type's own digits."""
+    problem = Problem(n=20, in_features=3, out_features=4, rank=2)
+    x, residual = problem.x.astype(dtype), problem.target.astype(dtype)
+    if route is from_gram:
+        route = lambda x, r, **k: best_adapter_from_gram(x.T @ x, x.T @ r, **k)  # noqa: E731
+    want, taken = best_adapter(problem.x, problem.target, rank=2).delta(), []
+    for power in range(-320, 309, 2):
+        try:
+            lora = route(x, residual, rank=2, alpha=float(f"1e{power}") or 5e-324)
+        except ValueError as error:
+            assert "alpha" in str(error)  # noqa: PT017
+            continue
+        taken.append(power)
+        assert_close(lora.delta(), want, 1e-4 if dtype == "float32" else 1e-12)
+    assert taken == list(range(taken[0], taken[-1] + 1, 2))
+    assert (taken[0], taken[-1]) == ((-18, 18) if dtype == "float32" else (-152, 154))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -211,6 +255,9 @@ def test_leading_axes_are_rows(problem):
 
 
 X, R = np.ones((3, 5)), np.ones((3, 4))
+SPREAD = np.random.default_rng(0).standard_normal((3, 5))
+SKEW = np.eye(3) + np.array([[0, 1e-6, 0], [0, 0, 0], [0, 0, 0]])
+SMALL = np.diag([0, 1.0 - 1e6, 0]) + np.array([[0, 1e-2, 0], [0, 0, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -249,6 +296,31 @@ X, R = np.ones((3, 5)), np.ones((3, 4))
             lambda: best_adapter_from_gram(np.eye(3), R.astype(np.float32), rank=1),
             TypeError,
             "XtR has dtype float32, expected float64 as in XtX",
+        ),
+        (lambda: best_adapter(X, R, rank=1, alpha=1e300), ValueError, r"alpha makes the adapter's scaling 1e\+300"),
+        (lambda: best_adapter(X, R, rank=1, alpha=1e-300), ValueError, "alpha makes the adapter's scaling 1e-300"),
+        (lambda: best_adapter(X, R, rank=1, alpha=True), TypeError, "alpha must be a number, got True"),
+        (lambda: best_adapter(X, R, rank=1, alpha=np.complex128(1)), TypeError, "alpha must be a number"),
+        (lambda: best_adapter(X, R, rank=1, alpha=bytearray(b"1")), TypeError, "alpha must be a number"),
+        (lambda: best_adapter(X, R, rank=1, alpha=np.ones(1)), TypeError, "alpha must be a number"),
+        (lambda: best_adapter(SPREAD * 1e-200, R * 1e200, rank=1), ValueError, "too much for float64: scale the data"),
+        (lambda: best_adapter(SPREAD * 1e200, R * 1e-85, rank=1, alpha=1e20), ValueError, "loses digits"),
+        (lambda: best_adapter(X.view(np.matrix), R, rank=1), TypeError, "^X is a matrix, expected a plain array"),
+        (lambda: best_adapter(X, np.ma.masked_array(R), rank=1), TypeError, "^residual is a MaskedArray, expected"),
+        (lambda: mse(R.view(np.matrix), R), TypeError, "is a matrix, expected a plain array"),
+        (lambda: mse(R, np.ma.masked_array(R)), TypeError, "is a MaskedArray, expected a plain array"),
+        (lambda: best_adapter_from_gram(SKEW, R, rank=1), ValueError, "^XtX is not symmetric"),
+        (lambda: best_adapter_from_gram(1e6 * np.eye(3) + SMALL, R, rank=1), ValueError, "^XtX is not symmetric"),
+        (lambda: best_adapter_from_gram(-np.eye(3), R, rank=1), ValueError, "^XtX has -1 on its diagonal"),
+        (
+            lambda: best_adapter_from_gram(np.diag([1.0, 1.0, -1e-3]), R, rank=1),
+            ValueError,
+            "^XtX has -0.001 on its diagonal",
+        ),
+        (
+            lambda: best_adapter_from_gram(np.ones((3, 3)) - 0.9 * np.eye(3)[::-1], R, rank=1),
+            ValueError,
+            "^XtX has the eigenvalue -0",
         ),
         (lambda: best_adapter(X * np.nan, R, rank=1), ValueError, "^X holds NaN or infinity"),
         (lambda: best_adapter(X, R + np.inf, rank=1), ValueError, "^residual holds NaN or infinity"),

@@ -1,0 +1,37 @@
+"""Errors about files, and how their messages show text that came from a file.
+
+A file's names can hold anything: control characters that steer a terminal, line breaks, two million letters. A message
+shows such characters escaped and long text shortened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
+"""Characters of one name or value, and of a whole message."""
+
+
+class AdapterFileError(ValueError):
+    """A file cannot be used; the message names the file and the reason."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(printable(f"{str(path)!r}: {reason}"))
+
+
+def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:
+    """Return a text in one line without control characters, its middle left out where it is too long."""
+    if len(text) > at_most:  # first, so that a very long text costs no more than its ends
+        half = at_most // 2 - 3
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(value: Any, at_most: int = LONGEST_NAME) -> str:
+    """Return a value as Python writes it, its middle left out where it is too long."""
+    if isinstance(value, str) and len(value) > at_most:
+        value = value[:at_most] + value[-at_most:]  # repr of the whole would be cut to no more than this
+    return printable(repr(value), at_most)

@@ -1,0 +1,235 @@
+"""Files that are written whole or not at all, also where two processes write them at once.
+
+A file is written beside its target, under a name that no other process has, and takes the target's place by one
+rename. The order is: file to the disk (fsync), rename, folder to the disk. A crash leaves the old file or the new one.
+
+Where the system has `flock` (Linux, macOS), two more things hold. Renames within a folder take turns, so that a target
+that someone else replaced in the meantime is noticed. And each unfinished file is locked by the process that writes
+it: one that nobody holds is the remains of a killed process, and the next writer of that target deletes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import AdapterFileError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_SECONDS = 10.0
+"""How long a writer waits for others to finish their renames. A rename takes milliseconds."""
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to write that takes its place at `path` only when it is complete and on the disk.
+
+    Parameters
+    ----------
+    path : Path
+        A regular file, which is replaced, or a new name.
+    alone : bool
+        Whether to refuse if someone else wrote `path` in the meantime; the last to finish replaces it otherwise.
+
+    Raises
+    ------
+    ValueError
+        If `path` is something other than a regular file, or `alone` is not so.
+    OSError
+        If the file cannot be written. What was there before is left as it was.
+    """
+    with written_together(path, alone=alone) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def written_together(*paths: Path, alone: bool = False) -> Iterator[list[BinaryIO]]:
+    """Open several files of one folder, which take their places together when all are complete and on the disk.
+
+    No system renames two files at once. So the last of them, without which the others must not be read, is removed
+    first and comes last; it stays where its bytes do not change.
+    """
+    folder = paths[0].parent
+    parts: list[Path] = []
+    with contextlib.ExitStack() as open_files:
+        try:
+            with locked(folder):
+                before = [replaceable(path) for path in paths]
+                files: list[BinaryIO] = []
+                for path in paths:
+                    _remove_remains(path)
+                    parts.append(_part_of(path))
+                    files.append(open_files.enter_context(open(parts[-1], "xb")))
+                    _hold(files[-1].fileno())
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+            with locked(folder):
+                now = [replaceable(path) for path in paths]
+                if alone and now != before:
+                    raise ValueError(f"{str(paths[0])!r} was written by someone else in the meantime, and is left so")
+                open_files.close()
+                if len(paths) > 1 and now[-1] is not None and not filecmp.cmp(parts[-1], paths[-1], shallow=False):
+                    paths[-1].unlink()
+                    sync_folder(folder)
+                for part, path in zip(parts, paths, strict=True):
+                    os.replace(part, path)
+        except BaseException:
+            for part in parts:
+                part.unlink(missing_ok=True)
+            raise
+    sync_folder(folder)
+
+
+@contextlib.contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Make a folder to write into that takes its place at `path`, new or empty, when it is complete.
+
+    Write its files with `synced`.
+    """
+    parent = path.absolute().parent
+    with locked(parent):
+        _remove_remains(path)
+        part = _part_of(path)
+        part.mkdir()
+        handle = os.open(part, os.O_RDONLY) if fcntl else None
+        _hold(handle)
+    try:
+        yield part
+        sync_folder(part)
+        try:
+            os.replace(part, path)
+        except OSError as error:
+            raise ValueError(f"the folder {str(path)!r} cannot be put in its place: {error}") from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+    sync_folder(parent)
+
+
+@contextlib.contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file to write, and wait until it is on the disk."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replaceable(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file from another, None where there is none; refuse all but regular files.
+
+    A device or a pipe must not be replaced by a file, nor a symbolic link: what it leads to would stay as it was.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "symbolic link" if stat.S_ISLNK(found.st_mode) else "folder, a device or a pipe"
+        raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new name")
+    return identity(found)
+
+
+def identity(found: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file is replaced, or written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keep other writers out of a folder, and where not `shared` readers too. Where there are no locks, do nothing.
+
+    The lock is on the folder itself: it leaves no file behind, and it ends with the process that holds it.
+
+    Raises
+    ------
+    AdapterFileError
+        If another process keeps the lock for longer than `LOCK_SECONDS`.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    except OSError:
+        if not shared:
+            raise
+        handle = None  # a folder whose files may be read, but not their list
+    if handle is None:
+        yield
+        return
+    try:
+        _wait_for_lock(handle, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait_for_lock(handle: int, folder: Path, kind: int) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise AdapterFileError(folder, f"another process has kept it locked for {LOCK_SECONDS:g} s") from None
+            time.sleep(0.002)
+        except OSError:  # a file system without locks
+            return None
+
+
+def _prefix(path: Path) -> str:
+    """Return how the names of unfinished files for this target begin: short, however long the target's own name."""
+    return f".minilora-{hashlib.sha256(path.name.encode(errors='surrogateescape')).hexdigest()[:12]}-"
+
+
+def _part_of(path: Path) -> Path:
+    return path.absolute().parent / f"{_prefix(path)}{secrets.token_hex(8)}.part"
+
+
+def _hold(handle: int | None) -> None:
+    """Lock an unfinished file for as long as it is open."""
+    if fcntl is not None and handle is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_remains(path: Path) -> None:
+    """Delete what killed processes left of this target: unfinished files that nobody holds any more."""
+    if fcntl is None:
+        return
+    for part in path.absolute().parent.glob(f"{_prefix(path)}*.part"):
+        with contextlib.suppress(OSError):
+            handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+            finally:
+                os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can say so."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,80 @@
+"""What a file holds reaches a terminal in one line, without control characters, and never at length."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora import AdapterFileError
+from minilora.checks import check_flag, check_integer, check_number, check_path
+from minilora.files.errors import printable, short
+
+
+@given(text=st.text(st.characters(), max_size=300))
+def test_a_text_is_printable_and_stays_where_it_was(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    if text.isprintable():
+        assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\x00\x7f\x9b", r"\x00\x7f\x9b"),
+        ("\u202e\u2028", r"\u202e\u2028"),
+        ("\udcff", r"\udcff"),
+        ("é 漢", "é 漢"),
+    ],
+)
+def test_control_characters_are_escaped(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_long_text_keeps_its_beginning_and_its_end():
+    assert printable("a" * 1200) == "a" * 1200
+    assert printable("a" * 700 + "b" * 700) == "a" * 597 + " ... " + "b" * 597
+    assert printable("abcdefghijkl", 10) == "ab ... kl"
+    assert short("a" * 198) == "'" + "a" * 198 + "'"
+    shown = short("a" * 10**6 + "b" * 10**6)
+    assert shown == "'" + "a" * 96 + " ... " + "b" * 96 + "'"
+    assert len(short(["a"] * 10**4)) <= 200
+    assert short(7) == "7"
+    assert short("\n") == r"'\n'"
+
+
+def test_an_error_names_the_file_and_the_reason():
+    assert str(AdapterFileError("a/b", "no\x07good")) == r"'a/b': no\x07good"
+    assert len(str(AdapterFileError("a", "x" * 10**6))) <= 1200
+
+
+@pytest.mark.parametrize("value", [True, 1j, b"1", bytearray(b"1"), "1", None, [1.0], memoryview(b"1")])
+def test_what_is_no_number_is_refused_by_name(value):
+    with pytest.raises(TypeError, match=r"^lr must be a number, got"):
+        check_number("lr", value, above=0)
+    with pytest.raises(TypeError, match=r"^n must be an integer, got"):
+        check_integer("n", value, at_least=0)
+
+
+def test_numpy_s_flags_complex_numbers_and_arrays_are_no_numbers():
+    for value in (np.True_, np.complex64(1), np.array(True), np.ones(1), np.ones((1, 1)), np.str_("1")):
+        with pytest.raises(TypeError, match=r"^lr must be a number, got"):
+            check_number("lr", value, above=0)
+    for value in (np.float32(0.5), np.float16(0.5), np.array(0.5)):
+        number = check_number("lr", value, above=0)
+        assert (type(number), number) == (float, 0.5)
+    assert type(check_number("lr", np.uint8(3), above=0)) is float
+
+
+def test_only_flags_are_flags():
+    assert check_flag("f", np.True_) is True
+    assert check_flag("f", False) is False
+    for value in (0, 1, "false", None, np.array(True)):
+        with pytest.raises(TypeError, match=r"^f must be True or False, got"):
+            check_flag("f", value)
+
+
+def test_a_path_is_returned_as_one(tmp_path):
+    assert check_path("p", str(tmp_path)) == tmp_path == check_path("p", tmp_path)

@@ -1,0 +1,331 @@
+"""Files are written whole or not at all, whoever else writes them; only regular files are ever replaced."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import AdapterFileError, LoRA, load_adapter, save_adapter
+from minilora.files import writing
+from minilora.files.adapterfolder import AdapterFolder
+from minilora.files.tensorfile import TensorFile
+from minilora.files.writing import locked, written_folder, written_together, written_whole
+
+ROOT = Path(__file__).parents[2]
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def layers(value, alpha):
+    """Two modules that differ in shape, rank and dtype; `value` fills the factors."""
+    return {
+        "enc.fc": LoRA(np.full((2, 3), value, "f4"), np.full((4, 2), value, "f4"), alpha),
+        "head": LoRA(np.full((1, 4), value, "f2"), np.full((5, 1), value, "f2"), alpha / 2),
+    }
+
+
+def contents(folder):
+    """Return all that is in a folder: names, kinds and bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else oct(path.lstat().st_mode)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def recorded(monkeypatch, folder):
+    """Record the calls that make a write final, in their order, by the names they are about."""
+    calls = []
+
+    def name_of(handle):
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        return "folder" if os.path.isdir(path) else "part" if path.endswith(".part") else os.path.basename(path)
+
+    def fsync(handle):
+        calls.append(("fsync", name_of(handle)))
+
+    def replace(source, target):
+        calls.append(("rename", os.path.basename(target)))
+        real_replace(source, target)
+
+    def unlink(self, missing_ok=False):
+        calls.append(("remove", self.name))
+        real_unlink(self, missing_ok)
+
+    real_replace, real_unlink = os.replace, Path.unlink
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    return calls
+
+
+linux = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="names of open files are read from /proc")
+
+
+@linux
+def test_the_order_is_file_rename_folder(tmp_path, monkeypatch):
+    calls = recorded(monkeypatch, tmp_path)
+    with written_whole(tmp_path / "a") as file:
+        file.write(b"new")
+    assert calls == [("fsync", "part"), ("rename", "a"), ("fsync", "folder")]
+
+
+@linux
+def test_the_last_of_several_is_removed_first(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+    calls = recorded(monkeypatch, tmp_path)
+    with written_together(tmp_path / "a", tmp_path / "b") as (a, b):
+        a.write(b"new a")
+        b.write(b"new b")
+    assert calls == [
+        *[("fsync", "part"), ("fsync", "part"), ("remove", "b"), ("fsync", "folder")],
+        *[("rename", "a"), ("rename", "b"), ("fsync", "folder")],
+    ]
+    assert contents(tmp_path) == {"a": b"new a", "b": b"new b"}
+
+
+@linux
+def test_a_configuration_that_stays_is_not_removed(tmp_path, monkeypatch):
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    calls = recorded(monkeypatch, tmp_path)
+    save_adapter(tmp_path, layers(2.0, 3.0))
+    assert "remove" not in dict(calls)
+    assert load_adapter(tmp_path)["head"].lora_B[0, 0] == 2
+
+
+@linux
+def test_the_order_of_a_folder_is_files_folder_rename_parent(tmp_path, monkeypatch):
+    calls = recorded(monkeypatch, tmp_path)
+    with written_folder(tmp_path / "out") as part, writing.synced(part / "x") as file:
+        file.write(b"new")
+    assert calls == [("fsync", "x"), ("fsync", "folder"), ("rename", "out"), ("fsync", "folder")]
+    assert contents(tmp_path / "out") == {"x": b"new"}
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_save_cut_short_leaves_the_old_or_nothing_usable(tmp_path, monkeypatch, at):
+    """Each call that changes the disk fails in turn: all is as it was, or the folder is refused, never mixed."""
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    before, calls = contents(tmp_path), []
+
+    def failing(real):
+        def call(*args):
+            calls.append(args)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+    monkeypatch.setattr(os, "replace", failing(os.replace))
+    with pytest.raises(KeyboardInterrupt):
+        save_adapter(tmp_path, layers(2.0, 4.0))
+    if at <= 2:  # the two files' way to the disk
+        assert contents(tmp_path) == before
+    elif at < 6:  # the configuration is gone
+        with pytest.raises(AdapterFileError, match="no such file"):
+            load_adapter(tmp_path)
+    else:  # all but the folder's own fsync
+        assert load_adapter(tmp_path)["head"].alpha == 2
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    before = contents(tmp_path)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_adapter(tmp_path, layers(2.0, 4.0))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a file", "link to nothing"])
+def test_nothing_but_a_regular_file_is_replaced(tmp_path, name, kind):
+    target, other = tmp_path / "a" / name, tmp_path / "other"
+    target.parent.mkdir()
+    other.write_bytes(b"precious")
+    if kind == "pipe":
+        os.mkfifo(target)
+    elif kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to(other if kind == "link to a file" else tmp_path / "gone")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name}' is a .*, expected a regular file or a new name"):
+        save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_not_taken_for_the_folder(tmp_path):
+    (tmp_path / "a").write_bytes(b"precious")
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(ValueError, match="a' is a file, expected a folder"):
+            save_adapter(path, layers(1.0, 3.0))
+    assert contents(tmp_path) == {"a": b"precious"}
+
+
+def test_files_of_others_beside_the_target_stay(tmp_path):
+    others = {f"{name}.part": b"precious" for name in (CONFIG, WEIGHTS)} | {".minilora-0.part": b"precious"}
+    for name, text in others.items():
+        (tmp_path / name).write_bytes(text)
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    assert {name: contents(tmp_path)[name] for name in others} == others
+
+
+def test_unfinished_files_have_names_of_their_own(tmp_path):
+    with written_whole(tmp_path / "a") as one, written_whole(tmp_path / "a") as other:
+        one.write(b"one")
+        other.write(b"other")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert contents(tmp_path) == {"a": b"one"}  # the last to finish
+
+
+def test_a_target_written_by_someone_else_meanwhile_is_left(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+
+    def write_alone():
+        with written_whole(tmp_path / "a", alone=True) as file:
+            file.write(b"mine")
+            with written_whole(tmp_path / "a") as other:
+                other.write(b"theirs")
+
+    with pytest.raises(ValueError, match="written by someone else in the meantime"):
+        write_alone()
+    assert contents(tmp_path) == {"a": b"theirs"}
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    """And what a writer that lives is still writing stays."""
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from minilora.files.writing import written_folder, written_whole
+with written_whole(Path(sys.argv[1]) / "a"), written_folder(Path(sys.argv[1]) / "b") as part:
+    (part / "shard").write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.iterdir())) == 2
+        for kill in (False, True):
+            if kill:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            with written_whole(tmp_path / "a") as file:
+                file.write(b"new")
+            with written_folder(tmp_path / "b"):
+                pass
+            assert len(list(tmp_path.glob(".minilora-*.part"))) == (0 if kill else 2)
+    assert contents(tmp_path) == {"a": b"new", "b": oct((tmp_path / "b").stat().st_mode)}
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "a"), written_folder(tmp_path / "b"):
+            pass
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_lock_that_another_keeps_is_waited_for_and_named(tmp_path, monkeypatch):
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    before = contents(tmp_path)
+    monkeypatch.setattr(writing, "LOCK_SECONDS", 0.02)
+    with locked(tmp_path):
+        with pytest.raises(AdapterFileError, match="another process has kept it locked"):
+            save_adapter(tmp_path, layers(2.0, 4.0))
+        with pytest.raises(AdapterFileError, match="another process has kept it locked"):
+            load_adapter(tmp_path)
+    with locked(tmp_path, shared=True):
+        assert load_adapter(tmp_path)["head"].alpha == 1.5
+    assert contents(tmp_path) == before
+
+
+WRITER = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from minilora import LoRA, save_adapter
+value = float(sys.argv[2])
+layer = LoRA(np.full((2, 300), value), np.full((300, 2), value), value)
+sys.stdin.readline()
+for _ in range(int(sys.argv[3])):
+    save_adapter(sys.argv[1], {{"fc": layer}})
+"""
+
+
+def test_two_writers_and_a_reader_never_see_a_mixture(tmp_path):
+    folder, pipe = tmp_path / "a", subprocess.PIPE
+    save_adapter(folder, {"fc": LoRA(np.full((2, 300), 1.0), np.full((300, 2), 1.0), 1.0)})
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    writers = [subprocess.Popen([*command, value, "25"], stdin=pipe, text=True) for value in ("1", "2")]
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        lora = load_adapter(folder)["fc"]
+        assert lora.alpha == lora.lora_A[0, 0] == lora.lora_B[-1, -1]
+        seen.add(lora.alpha)
+    for writer in writers:
+        writer.stdin.close()
+        assert writer.wait() == 0
+    assert seen <= {1.0, 2.0}
+    assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
+
+
+def test_without_locks_files_are_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "fcntl", None)
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    assert load_adapter(tmp_path / "a")["head"].alpha == 1.5
+    with written_folder(tmp_path / "b") as part:
+        (part / "x").write_bytes(b"new")
+    assert contents(tmp_path / "b") == {"x": b"new"}
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    weights, copy = tmp_path / "a" / WEIGHTS, tmp_path / "copy"
+    shutil.copy(weights, copy)
+    folder = AdapterFolder.open(tmp_path / "a")
+
+    def read_while_it_changes():
+        with folder.file.opened() as file:
+            folder.read("head", file)
+            time.sleep(0.02)  # longer than the clock of the file system ticks
+            weights.write_bytes(weights.read_bytes())
+
+    with pytest.raises(AdapterFileError, match="changed while it was read"):
+        read_while_it_changes()
+    os.replace(copy, weights)
+    with pytest.raises(AdapterFileError, match="changed after it was checked"):
+        folder.file.check_unchanged()
+
+
+def test_the_noted_digest_is_that_of_the_configuration(tmp_path):
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    text = (tmp_path / CONFIG).read_bytes()
+    assert json.loads(text)["lora_alpha"] == 3
+    assert TensorFile(tmp_path / WEIGHTS).metadata == {
+        "format": "pt",
+        "minilora_config_sha256": hashlib.sha256(text).hexdigest(),
+    }
