@@ -26,7 +26,7 @@ from .linear import Linear
 from .lora import LoRA, LoRALinear
 from .variants.adapter import NORMS, Adapter
 from .variants.dora import DoRA, with_magnitude
-from .variants.pissa import pissa
+from .variants.pissa import over_original, pissa
 from .variants.rewritten import Rewritten, beside
 from .variants.scaling import rslora_alpha
 
@@ -106,7 +106,8 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     model : Layer
         A model, or a single layer with the path ``""``. It stays as it is.
     adapters : mapping of str to LoRA
-        By module path, as `load_adapter` and `minilora.adapters` return them. They are shared, not copied.
+        By module path, as `load_adapter` and `minilora.adapters` return them. They are shared, not copied; but one that
+        started by PiSSA becomes one over the original base, which the model must have, of rank 2r with new arrays.
 
     Returns
     -------
@@ -133,7 +134,10 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
             raise ValueError(f"adapters[{path!r}] has a kernel of {adapter.kernel}, expected {kernel}")  # type: ignore[attr-defined]
 
     def put(path: str, layer: Any) -> Layer:
-        return _beside(layer, adapters[path]) if path in adapters else layer
+        if path not in adapters:
+            return layer  # type: ignore[no-any-return]
+        adapter = adapters[path]
+        return _beside(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
 
     return rebuild(freeze(model), layer=put)
 

@@ -449,6 +449,9 @@ def check_summands(adapters: Any, weights: Any) -> list[float]:
         check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
         if adapter.shape != first.shape:
             raise ValueError(f"adapters[{i}] has shape {adapter.shape}, expected {first.shape} as adapters[0]")
+        for name in ("magnitude", "start"):
+            if getattr(adapter, name, None) is not None:
+                raise ValueError(f"adapters[{i}] has a {name}: its change of the original base is not s B A")
     return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
 
 

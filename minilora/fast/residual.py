@@ -20,6 +20,7 @@ from ..checks import Array, check_array, check_count, check_input, check_shape
 from ..layer import Layer, rows
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
+from ..variants.adapter import Adapter
 
 
 def residual_form(model: Layer, x: Array, y: Array) -> dict[str, Array]:
@@ -50,7 +51,7 @@ def residual_form(model: Layer, x: Array, y: Array) -> dict[str, Array]:
         If the shapes do not fit.
     """
     adapter, base = (model.adapter, model.base) if type(model) is LoRALinear else (model, None)
-    if type(adapter) is not LoRA or type(base) not in (Linear, type(None)):
+    if not (type(adapter) is LoRA or type(adapter) is Adapter) or type(base) not in (Linear, type(None)):
         raise TypeError(f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {model!r}")
     check_input(adapter, x)
     check_array("y", y, like=adapter.lora_A)

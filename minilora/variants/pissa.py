@@ -22,6 +22,8 @@ arXiv 2404.02948.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..backend import backend_of
 from ..checks import check_instance, check_rank_within
 from ..linear import Linear
@@ -48,10 +50,9 @@ def pissa(linear: Linear, *, rank: int, alpha: float) -> tuple[Linear, LoRA]:
 def over_original(adapter: Adapter) -> Adapter:
     """Return an adapter for the original base: of rank 2r after PiSSA, and otherwise the adapter itself."""
     check_instance("adapter", adapter, Adapter)
-    A0B0 = adapter.start
-    if A0B0 is None:
+    if adapter.start is None:
         return adapter
-    xp = backend_of(adapter.lora_A).xp
-    A, B = xp.concatenate([adapter.lora_A, -A0B0.lora_A]), xp.concatenate([adapter.lora_B, A0B0.lora_B], axis=1)
-    others = {name: value for name, value in vars(adapter).items() if name not in ("lora_A", "lora_B", "alpha")}
-    return Adapter(A, B, 2 * adapter.alpha, **{**others, "start": None})  # eq. (pissa.3)
+    (A, B), (A0, B0) = ((a.lora_A, a.lora_B) for a in (adapter, adapter.start))
+    join = backend_of(A).xp.concatenate
+    B, A, alpha = join([B, B0], axis=1), join([A, -A0]), 2 * adapter.alpha  # eq. (pissa.3)
+    return replace(adapter, lora_A=A, lora_B=B, alpha=alpha, start=None)

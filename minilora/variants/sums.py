@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from ..backend import backend_of
 from ..checks import Array, check_rank_within, check_summands
 from ..lora import LoRA
+from .adapter import Adapter
 
 
 def weighted_sum(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
@@ -41,18 +42,19 @@ def weighted_sum(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     Returns
     -------
     LoRA
-        Of the summed rank, with new arrays.
+        Of the summed rank, with new arrays; an `Adapter` where the first one is.
 
     Raises
     ------
     ValueError, TypeError
-        If there is no adapter, the numbers of adapters and weights differ, or two adapters do not fit each other.
+        If there is no adapter, the numbers of adapters and weights differ, or two adapters do not fit each other. If
+        one is a DoRA's, whose change of weight is no product, or started by PiSSA: add its `over_original` then.
     """
     weights = check_summands(adapters, weights)
     xp, pairs = backend_of(adapters[0].lora_A).xp, list(zip(adapters, weights, strict=True))
-    B = xp.concatenate([w * a.scaling * a.lora_B for a, w in pairs], axis=1)
-    A = xp.concatenate([a.lora_A for a, _ in pairs], axis=0)
-    return LoRA(A, B, alpha=A.shape[0])  # eq. (sum.1)
+    B, A = [w * a.scaling * a.lora_B for a, w in pairs], [a.lora_A for a, _ in pairs]
+    B, A = xp.concatenate(B, axis=1), xp.concatenate(A, axis=0)  # eq. (sum.1)
+    return _like(adapters[0], A, B)
 
 
 def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
@@ -63,13 +65,20 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
     r = check_rank_within(rank, (adapter.rank, *adapter.shape))
     Q_B, U, S, Vt, Q_A = _thin_svd(adapter)
     root = backend_of(S).xp.sqrt(S[:r])
-    B, A = Q_B @ (U[:, :r] * root), (root[:, None] * Vt[:r]) @ Q_A.T
-    return LoRA(A, B, alpha=r)  # eq. (sum.3)
+    B, A = Q_B @ (U[:, :r] * root), (root[:, None] * Vt[:r]) @ Q_A.T  # eq. (sum.3)
+    return _like(adapter, A, B)
 
 
 def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
     """Return the singular values of an adapter's change of weight, the largest first."""
     return _thin_svd(adapter)[2]
+
+
+def _like(adapter: LoRA, A: Array, B: Array) -> LoRA:
+    """Return new factors with a scaling of 1, for the same kind of layer."""
+    if isinstance(adapter, Adapter):
+        return Adapter(A, B, A.shape[0], kind=adapter.kind, kernel=adapter.kernel)
+    return LoRA(A, B, A.shape[0])
 
 
 def _thin_svd(adapter: LoRA) -> tuple[Array, Array, Array, Array, Array]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from minilora import (
     Adam,
     Adapter,
+    CheckpointError,
     Conv2d,
     DoRA,
     Embedding,
@@ -25,6 +26,8 @@ from minilora import (
     train,
     weighted_sum,
 )
+from minilora.fast import residual_form
+from minilora.training import backpropagate
 from minilora.variants.pissa import over_original, pissa
 from minilora.variants.scaling import rslora_alpha
 from minilora.variants.sums import singular_values
@@ -89,11 +92,10 @@ def test_merging_changes_no_output(kind, options):
 @every_configuration
 def test_what_adapters_returns_attaches_again(kind, options):
     base, x, model = adapted(kind, **options)
-    found = adapters(moved(model))
-    start = found[""].start
-    if start is None:
-        assert np.array_equal(attach(base, found)(x), model(x))
-    assert_close(attach(base, {"": over_original(found[""])})(x), model(x), 1e-12)
+    again = attach(base, adapters(moved(model)))
+    assert_close(again(x), model(x), 1e-12)
+    if "init" not in options:
+        assert again.adapter is model.adapter
 
 
 @every_layer
@@ -323,6 +325,23 @@ def test_the_error_of_the_best_rank_is_the_discarded_values(problem, data):
     assert error == pytest.approx(np.linalg.norm(values[r:]), rel=1e-10, abs=1e-11)
 
 
+def test_a_sum_is_for_the_same_kind_of_layer():
+    terms = [adapters(moved(adapted("conv2d", seed)[2]))[""] for seed in (0, 1)]
+    base, x = LAYERS["conv2d"](RNG(0))
+    total = weighted_sum(terms, [2, -1])
+    for adapter in (total, best_of_rank(total, 4)):
+        assert (adapter.kind, adapter.kernel) == ("conv2d", (3, 2))
+        changes = [attach(base, {"": a})(x) - base(x) for a in (adapter, *terms)]
+        assert_close(changes[0], 2 * changes[1] - changes[2], 1e-12)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init": "pissa"}])
+def test_adapters_that_are_no_product_do_not_add_up(options):
+    adapter = adapters(adapted("linear", **options)[2])[""]
+    with pytest.raises(ValueError, match=r"adapters\[0\] has a (magnitude|start)"):
+        weighted_sum([adapter], [1])
+
+
 def test_sums_never_form_the_change():
     import tracemalloc
 
@@ -393,3 +412,26 @@ def test_a_plain_lora_goes_beside_a_convolution_too():
     model = attach(base, {"": plain})
     assert_close(merge(model)(x), model(x), 1e-12)
     assert adapters(model)[""].kind == "conv2d"
+
+
+def test_adapted_layers_take_the_residual_form_too():
+    base, x, model = adapted("linear")
+    found = residual_form(moved(model), x, base(x) + 1)
+    for name, grad in backpropagate(model, x, base(x) + 1).items():
+        assert_close(found[name], grad, 1e-12)
+
+
+def test_a_checkpoint_remembers_a_mapping_of_rates(tmp_path):
+    rng, rates = RNG(0), {"": 1e-2, "lora_B": 3e-2}
+    X, Y = rng.standard_normal((16, 6)), rng.standard_normal((16, 5))
+    ends = []
+    for parts in ((4,), (2, 4)):
+        _, _, model = adapted("linear")
+        for epochs in parts:
+            options = {"epochs": epochs, "batch_size": 8, "rng": RNG(1), "checkpoint": tmp_path / f"{len(parts)}"}
+            train(model, X, Y, lr=rates, **options)
+        ends.append(model.trainable())
+    for name, array in ends[0].items():
+        assert np.array_equal(array, ends[1][name])
+    with pytest.raises(CheckpointError, match="lr"):
+        train(adapted("linear")[2], X, Y, lr=1e-2, **options)

@@ -52,13 +52,13 @@ def test_the_loss_stops_falling_at_the_rank_of_the_change(tmp_path, capsys):
 
 def test_a_few_numbers_teach_a_net_turned_digits(tmp_path, capsys):
     pytest.importorskip("sklearn")
-    run("04_convolution.py", tmp_path, **{"EPOCHS = 30": "EPOCHS = 5", "(1, 2, 4, 8)": "(1, 8)"})
+    run("04_convolution.py", tmp_path, **{"EPOCHS = 30": "EPOCHS = 10", "(1, 2, 4, 8)": "(8,)"})
     lines = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
-    names = ["as it was", "LoRA, r = 1", "LoRA, r = 8", "all weights"]
+    names = ["as it was", "LoRA, r = 8", "all weights"]
     assert [line[:16].strip() for line in lines] == names
     counts, turned, upright = zip(*(line[16:].replace(",", "").replace("%", "").split() for line in lines), strict=True)
-    assert counts == ("0", "723", "5784", "9930")
-    before, low, high, full = map(float, turned)
-    assert before < 20 < low < high
-    assert min(high, full) > 60
-    assert float(upright[0]) > 80
+    assert counts == ("0", "5784", "9930")
+    before, lora, full = map(float, turned)
+    assert before < 20
+    assert min(lora, full) > 60
+    assert float(upright[0]) > 90

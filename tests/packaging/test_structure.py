@@ -13,8 +13,18 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 # Each may import those before it. Files of a folder stand together, and go by their own order.
-ORDER = ["checks", "backend", "layer", "fast.adam", "fast.gather", "losses", "linear", "optim", "lora", "fast.residual"]
-ORDER += ["fast.__init__", "layers", "variants", "models", "adaptation", "verify", "conformance", "files", "training"]
+ORDER = ["checks", "backend", "layer", "fast.adam", "fast.gather", "losses", "linear", "optim", "lora", "layers"]
+ORDER += [
+    "variants",
+    "fast.residual",
+    "fast.__init__",
+    "models",
+    "adaptation",
+    "verify",
+    "conformance",
+    "files",
+    "training",
+]
 ORDER += ["article", "exercises", "figures", "cli", "__main__"]
 
 
