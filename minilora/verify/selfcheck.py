@@ -123,9 +123,9 @@ def _variants(
     randn: Randn, n: int, in_features: int, out_features: int, rank: int, ids: Array
 ) -> Iterator[tuple[str, Claim]]:
     """State the gradients of layers that rewrite their input, and of the adapters beside them."""
-    channels, filters = min(in_features, 3), min(out_features, 4)  # every entry of an image counts
+    channels, filters = min(in_features, 2), min(out_features, 3)  # every entry of an image counts
     steps: dict[str, Any] = {"padding": 1, "dilation": 2}
-    sequences, images = randn(min(n, 2), channels, 7), randn(min(n, 2), channels, 6, 5)
+    sequences, images = randn(min(n, 2), channels, 5), randn(min(n, 2), channels, 5, 4)
     rewritten: dict[str, tuple[Layer, Array]] = {
         "Embedding": (Embedding(randn(out_features, in_features)), ids),
         "Conv1d": (Conv1d(randn(filters, channels, 3), randn(filters), stride=2, **steps), sequences),

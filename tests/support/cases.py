@@ -266,8 +266,8 @@ class Kind:
 
     def small(self, p: Problem) -> Problem:
         """Images have many entries, and each is moved for its slope: few channels will do."""
-        few = {"n": min(p.n, 2), "in_features": min(p.in_features, 2), "out_features": min(p.out_features, 3)}
-        return replace(p, **few) if self.axes else p
+        few = {"n": 2, "in_features": 2, "out_features": 3, "rank": 4}
+        return replace(p, **{name: min(getattr(p, name), most) for name, most in few.items()}) if self.axes else p
 
     def width(self, p: Problem) -> int:
         return p.in_features * math.prod(Geometry.of(p, self.axes).kernel if self.axes else ())
