@@ -32,7 +32,6 @@ def test_every_layer_keeps_every_claim(case, claim, problem):
 
 @pytest.mark.parametrize("case", LAYER_CASES + DORA_CASES, ids=lambda case: case.name)
 @given(problem=problems())
-@example(problem=ALL_ONES)
 @example(problem=RANK_ABOVE_WIDTHS)
 @settings(max_examples=4)
 def test_every_rewriting_and_every_variant_keeps_every_claim(case, problem):

@@ -17,7 +17,7 @@ AXES = pytest.mark.parametrize("axes", [1, 2])
 
 
 def convolution(problem, axes, dtype=float):
-    geometry = Geometry.of(problem, axes)
+    geometry = Geometry.of(problem.seed, axes)
     weight = problem.randn("weight", problem.out_features, problem.in_features, *geometry.kernel).astype(dtype)
     return (Conv1d, Conv2d)[axes - 1](weight, **geometry.steps), KINDS[f"conv{axes}d"].input(problem)
 

@@ -28,7 +28,7 @@ def module(kind, p):
     elif kind.name == "embedding":
         layer, weight = torch.nn.Embedding(p.in_features, p.out_features), weight.T
     else:
-        g = Geometry.of(p, kind.axes)
+        g = Geometry.of(p.seed, kind.axes)
         cls = (torch.nn.Conv1d, torch.nn.Conv2d)[kind.axes - 1]
         layer = cls(p.in_features, p.out_features, g.kernel, bias=bias is not None, **g.steps)
         weight = weight.reshape(kind.shape(p))

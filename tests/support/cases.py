@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -232,8 +233,9 @@ class Geometry:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, problem: Problem, axes: int) -> Geometry:
-        rng = np.random.default_rng([problem.seed, axes])
+    @cache
+    def of(cls, seed: int, axes: int) -> Geometry:
+        rng = np.random.default_rng([seed, axes])
         ends = {"kernel": (1, 4 - axes // 2), "stride": (1, 4), "padding": (0, 3), "dilation": (1, 3), "sizes": (0, 3)}
         drawn = {name: rng.integers(*range_, axes) for name, range_ in ends.items()}
         reach = drawn["dilation"] * (drawn["kernel"] - 1)
@@ -270,7 +272,7 @@ class Kind:
         return replace(p, **{name: min(getattr(p, name), most) for name, most in few.items()}) if self.axes else p
 
     def width(self, p: Problem) -> int:
-        return p.in_features * math.prod(Geometry.of(p, self.axes).kernel if self.axes else ())
+        return p.in_features * math.prod(Geometry.of(p.seed, self.axes).kernel if self.axes else ())
 
     def matrix(self, p: Problem) -> np.ndarray:
         """No entry near 0, so that no row that DoRA divides by its length is short."""
@@ -281,12 +283,12 @@ class Kind:
         return p.randn("bias", p.out_features) if p.bias and self.name != "embedding" else None
 
     def shape(self, p: Problem) -> tuple[int, ...]:
-        return (p.out_features, p.in_features, *Geometry.of(p, self.axes).kernel)
+        return (p.out_features, p.in_features, *Geometry.of(p.seed, self.axes).kernel)
 
     def input(self, p: Problem) -> np.ndarray:
         p = self.small(p)
         if self.axes:
-            return p.randn("x", p.n, p.in_features, *Geometry.of(p, self.axes).sizes)
+            return p.randn("x", p.n, p.in_features, *Geometry.of(p.seed, self.axes).sizes)
         return p.randn("x", p.n, p.out_features) if self.name == "embedding" else p.x
 
     def build(self, p: Problem, matrix: np.ndarray, bias: np.ndarray | None, cls: type | None = None) -> Layer:
@@ -295,11 +297,11 @@ class Kind:
         if self.name == "embedding":
             return (cls or Embedding)(matrix.T)
         cls = cls or {1: Conv1d, 2: Conv2d}[self.axes]
-        return cls(matrix.reshape(self.shape(p)), bias, **Geometry.of(p, self.axes).steps)
+        return cls(matrix.reshape(self.shape(p)), bias, **Geometry.of(p.seed, self.axes).steps)
 
     def by_loops(self, p: Problem, matrix: np.ndarray, bias: np.ndarray | None, x: np.ndarray) -> np.ndarray:
         if self.axes:
-            return conv_by_loops(matrix.reshape(self.shape(p)), bias, x, Geometry.of(p, self.axes))
+            return conv_by_loops(matrix.reshape(self.shape(p)), bias, x, Geometry.of(p.seed, self.axes))
         if self.name == "embedding":
             return x + np.stack([matrix[:, i] for i in ids_of(p)])
         return linear_by_loops({"weight": matrix} | ({} if bias is None else {"bias": bias}), x)
@@ -354,6 +356,13 @@ def adapted_case(
         p = kind.small(problem)
         return replace(p, in_features=p.in_features + 1) if norm and p.in_features == 1 else p
 
+    class OnRows(rewritten):
+        """With a DoRA of one's own."""
+
+        def on_rows(self):
+            layer = super().on_rows()
+            return getattr(self, "dora", DoRA)(layer.base, layer.adapter)
+
     def arrays(problem: Problem) -> Arrays:
         p = small(problem)
         factors = {
@@ -374,20 +383,17 @@ def adapted_case(
         layer = kind.build(p, kind.matrix(p).astype(dtype), None if bias is None else bias.astype(dtype), base)
         mine = {name: array for name, array in found.items() if name != "x"}
         adapter = Adapter(**mine, alpha=p.alpha, kind=kind.name, dora_norm=norm or "constant")
-        n = np.linalg.norm(direction(p, arrays(problem)), axis=1).astype(dtype)
-
-        class Held(dora):
-            def norm(self):
-                return n if held else super().norm()
-
-        class OnRows(rewritten):
-            def on_rows(self):
-                layer = super().on_rows()
-                return layer if norm is None else Held(layer.base, layer.adapter)
-
+        on_rows = dora
+        if held:
+            n = np.linalg.norm(direction(p, arrays(problem)), axis=1).astype(dtype)
+            on_rows = type("Held", (dora,), {"norm": lambda self: n})
         if kind.name == "linear":
-            return LoRALinear(layer, adapter) if norm is None else Held(layer, adapter)
-        return kind.on_ids(p, OnRows(layer, adapter))
+            return LoRALinear(layer, adapter) if norm is None else on_rows(layer, adapter)
+        if norm is not None:
+            layer = OnRows(layer, adapter)
+            layer.dora = on_rows
+            return kind.on_ids(p, layer)
+        return kind.on_ids(p, rewritten(layer, adapter))
 
     def loops(problem: Problem, found: Arrays, x: np.ndarray) -> np.ndarray:
         p = small(problem)
@@ -417,5 +423,6 @@ DORA_CASES = tuple(
     adapted_case(kind, norm, held=held)
     for norm, held in (("full", False), ("constant", False), ("constant", True))
     for kind in KINDS.values()
+    if kind.name != "conv1d"
 )
 """The full gradient is the slope of the forward; the constant norm's is that of a forward whose norm is held."""
