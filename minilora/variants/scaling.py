@@ -8,12 +8,16 @@ B = -lr s dy^T h, by (3). For an input x the output then changes by
 a sum of r terms of one size. It grows like s^2 r. With s = alpha / r a larger rank learns more slowly, and a rank of a
 hundred hardly at all; the size stays the same only for
 
-    s = alpha / sqrt(r)                     (rs.1)
+    s = alpha / sqrt(r)
 
-LORA+ asks the same of Adam, whose steps have one length for every entry, whatever the gradient. An entry of A sees the
-`in` entries of x, an entry of B only the r entries of h. A step of length lr_A changes an entry of h by up to
-lr_A sum_i |x_i|; a step of lr_B changes an entry of y by up to lr_B s sum_k |h_k|. With one rate for both, B hardly
-moves when the layer is wide. Give B a multiple of A's rate:
+`LoRA` divides its alpha by r. It scales so when it is given
+
+    alpha' = alpha sqrt(r)                  (rs.1)
+
+LORA+ asks the same of Adam, whose steps have one length for every entry, whatever the gradient. A step of length lr_A
+changes an entry of h by up to lr_A sum_i |x_i|, a sum of `in` terms. A step of length lr_B changes an entry of y by up
+to s lr_B sum_k |h_k|, a sum of r terms. In a wide layer a rate that A can bear is too small for B. So B has a multiple
+of it:
 
     lr_B = ratio lr_A                       (lp.1)
 

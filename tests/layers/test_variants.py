@@ -40,7 +40,7 @@ LAYERS = {
     "linear": lambda rng: (Linear(rng.standard_normal((5, 6)), rng.standard_normal(5)), rng.standard_normal((4, 6))),
     "embedding": lambda rng: (Embedding(rng.standard_normal((7, 5))), rng.integers(0, 7, (4, 3))),
     "conv2d": lambda rng: (
-        Conv2d(rng.standard_normal((5, 2, 3, 2)), rng.standard_normal(5), stride=(1, 2), padding=1),
+        Conv2d(rng.standard_normal((5, 2, 3, 2)), rng.standard_normal(5), stride=(1, 2), padding=1, dilation=(1, 2)),
         rng.standard_normal((2, 2, 4, 5)),
     ),
 }
