@@ -389,3 +389,28 @@ def test_a_single_layer_is_a_model_too():
 def test_what_is_no_model_is_refused(call):
     with pytest.raises(TypeError, match="model must be a Layer, got dict"):
         call({})
+
+
+def test_a_list_of_layers_is_shown_with_its_shapes():
+    assert repr(Blocks(Linear(np.ones((3, 3))), ReLU())) == (
+        "Blocks(shift=(3,), layers=[Linear(weight=(3, 3), bias=None), ReLU()])"
+    )
+
+
+def test_merging_frees_and_copies_layers_without_an_adapter_too():
+    model = mlp()
+    merged = merge(trained(adapt(model, ["fc1"], rank=2, alpha=4, rng=RNG)))
+    assert list(merged.trainable()) == ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    assert "frozen" not in repr(merged)
+    for name, p in merged.trainable().items():
+        assert not np.shares_memory(p, model.trainable()[name])
+
+
+def test_an_mlp_is_single_precision_with_relu_unless_told(standin):
+    model = MLP.init(2, 3, 4, rng=np.random.default_rng(0))
+    assert type(model.act) is ReLU
+    assert {p.dtype.name for p in model.trainable().values()} == {"float32"}
+    there = MLP.init(2, 3, 4, rng=np.random.default_rng(0), dtype="float64", backend=standin)
+    for p in there.trainable().values():
+        assert isinstance(p, standin.xp.ndarray)
+        assert str(p.dtype) == "float64"
