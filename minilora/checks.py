@@ -22,6 +22,9 @@ Array: TypeAlias = Any
 Rate: TypeAlias = float | Mapping[str, float]
 """A step length for every parameter, or one for each ending of a name."""
 
+IGNORED = -100
+"""The target that `minilora.cross_entropy` passes over, as in PyTorch."""
+
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {
     "float16": "float16",
@@ -181,15 +184,13 @@ def check_beside(base: Any, base_type: type, adapter: Any, adapter_type: type) -
             raise ValueError(f"adapter has {width} = {ours}, expected {theirs} as in base")
 
 
-def check_targets(logits: Array, targets: Array, ignored: int) -> None:
-    """Refuse what is not logits (..., V) and a class id, or `ignored`, for each row of them."""
+def check_targets(logits: Array, targets: Array) -> None:
+    """Refuse what is not logits (..., V) and a class id, or `IGNORED`, for each row of them."""
     check_array("logits", logits)
     if not logits.shape or 0 in logits.shape:
         raise ValueError(f"logits has shape {tuple(logits.shape)}, expected (..., V) with no empty axis")
-    check_ids("targets", targets, logits.shape[-1], like=logits, like_name="logits", ignored=ignored)
+    check_ids("targets", targets, logits.shape[-1], like=logits, like_name="logits", ignored=IGNORED)
     check_shape("targets", targets, logits.shape[:-1])
-    if isinstance(targets, np.ndarray) and (targets == ignored).all():
-        raise ValueError(f"targets are all {ignored}: there is no row to take the mean of")
 
 
 def check_ids(
@@ -272,6 +273,8 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
         raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
     if Y.shape[:1] != X.shape[:1]:
         raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {X.shape[0]} rows as X has")
+    if Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):
+        raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
     if X.dtype.kind == Y.dtype.kind == "f" and None not in widths:
         check_shape("Y", Y, (*X.shape[:-1], widths[1]))
     rows: int = X.shape[0]

@@ -17,10 +17,7 @@ For (ce.3): log q_n,t = z_n,t - log sum_u exp(z_nu), and the derivative of the s
 from __future__ import annotations
 
 from .backend import backend_of
-from .checks import Array, check_array, check_count, check_shape, check_targets
-
-IGNORED = -100
-"""The target that `cross_entropy` passes over, as in PyTorch."""
+from .checks import IGNORED, Array, check_array, check_count, check_shape, check_targets
 
 
 def mse(prediction: Array, target: Array) -> tuple[Array, Array]:  # (..., out), (..., out) -> (), (..., out)
@@ -76,21 +73,22 @@ def cross_entropy(  # (..., V), (...) -> (), (..., V)
     Returns
     -------
     loss : array scalar
-        The mean over the rows that count.
+        The mean over the rows that count; 0 where none does, as in a batch of padding alone.
     d_logits : array, shape (..., V)
         The gradient of the loss at the logits; zero in rows that do not count.
 
     Raises
     ------
     ValueError, TypeError
-        If the shapes or types do not fit, a target is out of range, or no row counts. On a GPU, targets are not looked
-        at, since that waits for the device; `train` looks at them once.
+        If the shapes or types do not fit, or a target is out of range. On a GPU, targets are not looked at, since that
+        waits for the device.
     """
-    check_targets(logits, targets, IGNORED)
+    check_targets(logits, targets)
     xp = backend_of(logits).xp
     counts = (targets != IGNORED)[..., None]  # (..., 1)
     ids = xp.where(counts, targets[..., None], 0)
-    share = (counts / counts.sum()).astype(logits.real.dtype)  # 1/M in rows that count, 0 elsewhere
+    M = xp.maximum(counts.sum(), 1)  # where no row counts, loss and gradient are zero
+    share = (counts / M).astype(logits.real.dtype)  # 1/M in rows that count, 0 elsewhere
     z = xp.subtract(logits, logits.real.max(axis=-1, keepdims=True), out=out)  # leaves q as it is, and exp finite
     z_t = xp.take_along_axis(z, ids, axis=-1)
     e = xp.exp(z, out=z)
