@@ -8,6 +8,8 @@ import pytest
 from minilora import (
     MLP,
     Adam,
+    Conv2d,
+    Flatten,
     Linear,
     LoRA,
     LoRALinear,
@@ -414,3 +416,25 @@ def test_an_mlp_is_single_precision_with_relu_unless_told(standin):
     for p in there.trainable().values():
         assert isinstance(p, standin.xp.ndarray)
         assert str(p.dtype) == "float64"
+
+
+def test_a_plain_adapter_learns_where_it_stands():
+    model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))), flat=Flatten(), fc=linear(16, 3))
+    plain = {"conv": LoRA(np.ones((2, 12)), np.ones((4, 2)), 1), "fc": LoRA(np.ones((2, 16)), np.ones((3, 2)), 3)}
+    found = adapters(attach(model, plain))
+    assert {path: (a.kind, a.kernel, a.alpha) for path, a in found.items()} == {
+        "conv": ("conv2d", (2, 3), 1.0),
+        "fc": ("linear", (), 3.0),
+    }
+    for path, adapter in found.items():
+        assert adapter.lora_A is plain[path].lora_A
+        assert adapter.lora_B is plain[path].lora_B
+
+
+def test_attach_takes_a_dict_of_adapters_that_fit():
+    with pytest.raises(TypeError, match="adapters must be a Mapping, got list"):
+        attach(mlp(), [LoRA(np.ones((2, 3)), np.ones((5, 2)), 1)])
+    model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))))
+    adapter = next(iter(adapters(adapt(linear(12, 4), [""], rank=2, alpha=1, rng=RNG)).values()))
+    with pytest.raises(ValueError, match=r"adapters\['conv'\] is not of kind 'conv2d', as Conv2d\("):
+        attach(model, {"conv": adapter})
