@@ -68,7 +68,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise AdapterFileError(path, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
     adapters = {}
     with locked(path, shared=True):  # a `save_adapter` of another process waits until both files are read
@@ -165,7 +165,7 @@ def save_adapter(
 def check_adapter_target(path: Path) -> None:
     """Refuse a folder that an adapter could not be written to."""
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
-    if not there.is_dir():
+    if not os.path.isdir(there):
         raise ValueError(f"{str(path)!r}: {str(there)!r} is a file, expected a folder or a new name")
     if not os.access(there, os.W_OK):
         raise ValueError(f"{str(path)!r}: the folder {str(there)!r} cannot be written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,8 @@ class Base:
 
 def open_base(path: Path) -> Base:
     """Open the base, whichever of its names was given; refuse an index that is not of its shards."""
-    if path.is_dir():
-        path = path / (INDEX_NAME if (path / INDEX_NAME).exists() else SINGLE_NAME)
+    if os.path.isdir(path):
+        path = path / (INDEX_NAME if os.path.exists(path / INDEX_NAME) else SINGLE_NAME)
     if path.suffix != ".json":
         file = TensorFile(path)
         return Base([file], dict.fromkeys(file.tensors, file))

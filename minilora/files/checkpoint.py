@@ -21,7 +21,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, check_path, dtype_name
 from ..layer import Layer, parts, walk
-from .checkpointfile import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, state_text
+from .checkpointfile import Checkpoint, CheckpointError, load_checkpoint, make_folder, save_checkpoint, state_text
 from .errors import AdapterFileError, printable, short
 from .state import TrainingState
 from .tensorfile import read_json
@@ -250,6 +250,6 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any]) -> None:
             return
     except AdapterFileError as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with written_whole(path) as file:
         file.write((json.dumps(settings, indent=2) + "\n").encode())

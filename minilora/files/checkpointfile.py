@@ -100,9 +100,17 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     text = state_text(rest)
     metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(tensors, text)}
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with written_whole(path) as file:
         file.write(save(tensors, metadata=metadata))
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that checkpoints go to, where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"checkpoints cannot be kept in {str(folder)!r}: {error}") from error
 
 
 def state_text(state: Mapping[str, Any]) -> str:

@@ -183,23 +183,24 @@ def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file:
 
 def _check_out(out: Path, base: Base, adapter: Path) -> None:
     """Refuse to replace what is read, or is no regular file, and to write into a folder that holds something."""
-    if not out.absolute().parent.is_dir():
+    parent = out.absolute().parent
+    if not os.path.isdir(parent):
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
-    if not os.access(out.absolute().parent, os.W_OK):
+    if not os.access(parent, os.W_OK):
         raise ValueError(f"out {str(out)!r}: the folder {str(out.parent)!r} cannot be written")
+    exists = os.path.lexists(out)
     if base.index is None:
-        if out.is_dir():
+        if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
-        inputs = [base.path, *(adapter / name for name in (CONFIG_NAME, WEIGHTS_NAME))]
-        for path in inputs:
-            if out.exists() and out.samefile(path):
+        for path in (base.path, adapter / CONFIG_NAME, adapter / WEIGHTS_NAME):
+            if os.path.exists(out) and os.path.samefile(out, path):
                 what = "the base itself" if path == base.path else "a file of the adapter"
                 raise ValueError(f"out {str(out)!r} is {what}, expected another file")
         replaceable(out)
         return
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+    if exists and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: the base has shards")
-    if out.exists() and (os.path.ismount(out) or out.samefile(".")):
+    if exists and (os.path.ismount(out) or out.samefile(".")):
         raise ValueError(
             f"out {str(out)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
         )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import AdapterFileError, Linear, LoRA, LoRALinear, load_adapter, save_adapter
+from minilora import AdapterFileError, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -368,6 +368,15 @@ def test_a_pipe_or_folder_for_a_file_is_refused(saved, tmp_path, file):
     (folder / file).mkdir()
     with pytest.raises(AdapterFileError, match="not a regular file"):
         load_adapter(folder)
+
+
+def test_a_name_too_long_for_the_system_is_an_error_of_ours(saved, tmp_path):
+    for call in (load_adapter, inspect_adapter, lambda path: merge_adapter(path, saved, tmp_path / "out")):
+        with pytest.raises(AdapterFileError, match="xxx"):
+            call(tmp_path / ("x" * 5000))
+    with pytest.raises(ValueError, match="cannot be written"):
+        save_adapter(tmp_path / ("x" * 5000), ONE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_missing_is_named(saved, tmp_path):

@@ -312,6 +312,16 @@ def test_only_a_regular_file_is_a_checkpoint(tmp_path, kind):
     assert os.listdir(tmp_path) == ["c"]
 
 
+@pytest.mark.parametrize("name", ["file", "file/c", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(CheckpointError, match=f"checkpoints cannot be kept in .*{name}"):
+        checkpoint.claim_folder(tmp_path / name, {"rank": 1})
+    with pytest.raises(CheckpointError, match="cannot be kept in"):
+        fit(tmp_path / name / "c")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
 def test_settings_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"the checkpoint cannot be read: .*settings\.json"):

@@ -141,9 +141,9 @@ def test_the_refusal_says_what_is_known_and_what_to_do(tmp_path, modules, flag, 
         merge(tmp_path)
     assert str(error.value) == (
         f"'{tmp_path}/base.safetensors': 'g.p.weight' is square: its shape does not show whether it is stored "
-        f"(out, in) or (in, out). The adapter says fan_in_fan_out = {str(flag).lower()} for all its modules; the base shows "
-        f"{shown} around it. Say which it is: layouts={{'g.p': 'out-in'}} or 'in-out'; on the command line, --layout "
-        "g.p=out-in"
+        f"(out, in) or (in, out). The adapter says fan_in_fan_out = {str(flag).lower()} for all its modules; the base "
+        f"shows {shown} around it. Say which it is: layouts={{'g.p': 'out-in'}} or 'in-out'; on the command line, "
+        "--layout g.p=out-in"
     )
 
 

@@ -307,6 +307,7 @@ def test_nothing_is_destroyed(files, tmp_path):
     assert_refused(base, adapter, tmp_path / "same", "the base itself", ValueError)
     assert_refused(base, adapter, adapter, "is the folder", ValueError)
     assert_refused(base, adapter, tmp_path / "no" / "where", "there is no folder", ValueError)
+    assert_refused(base, adapter, tmp_path / ("x" * 300), "cannot be written", ValueError)
     sharded = shard(load_file(base), tmp_path / "sharded")
     assert_refused(sharded, adapter, adapter, "empty or new", ValueError)
     assert_refused(sharded, adapter, sharded, "empty or new", ValueError)
