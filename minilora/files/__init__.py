@@ -1,6 +1,10 @@
-"""The formats of the files that the rooms above write and read: what is in them, and what is refused.
+"""Adapters and checkpoints as files: what is in them, how they are read, and what is refused.
 
-`tensorfile` is the format of all of them, safetensors. `adapterfolder`, with `peftconfig` and `patterns`, is an adapter
-in PEFT's layout; `basefile` is a checkpoint that an adapter is merged into, `checkpointfile` a training between two
-epochs.
+For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a checkpoint, `inspection`
+shows what is in one, `checkpoint` keeps a training.
+
+Under them: `tensorfile` reads the format of all these files, safetensors. `adapterfolder`, with `peftconfig` and
+`patterns`, is an adapter's folder; `basefile` is a checkpoint that an adapter is merged into, and `layouts` which way
+round its weights lie; `checkpointfile` is a training between two epochs, and `state` the same in memory. `writing` puts
+files in their place whole or not at all; `errors` is what is raised.
 """
