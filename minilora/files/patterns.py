@@ -163,14 +163,14 @@ def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Patte
         raise AdapterFileError(clock.path, f"{key}: {short(shown)} is not a regular expression: {error}") from error
 
 
-def matched(clock: Clock, key: str, match: Callable[..., Any], module: str) -> bool:
-    """Return whether a pattern's `match` or `fullmatch` takes a path; refuse to wait longer than the clock says."""
+def matched(clock: Clock, key: str, match: Callable[..., Any], module: str) -> Any:
+    """Return what a pattern's `match` or `fullmatch` finds in a path; refuse to wait longer than the clock says."""
     if len(module) > MAX_SUBJECT:
         raise AdapterFileError(
             clock.path, f"{key}: the path {short(module)} is too long for a regular expression; name it as it is"
         )
     try:
-        return match(module, timeout=clock.left(key)) is not None
+        return match(module, timeout=clock.left(key))
     except TimeoutError:
         clock.end = 0.0
-    return clock.left(key) > 0  # which raises
+    return clock.left(key)  # which raises

@@ -34,6 +34,8 @@ LORA_KEYS = frozenset(
         "fan_in_fan_out",
         "rank_pattern",
         "alpha_pattern",
+        "layers_to_transform",
+        "layers_pattern",
         "bias",
         "init_lora_weights",
     ]
@@ -47,8 +49,6 @@ HARMLESS = frozenset(
         "peft_version",
         "inference_mode",
         "lora_dropout",
-        "layers_to_transform",
-        "layers_pattern",
         "megatron_core",
         "qalora_group_size",
         "loftq_config",
@@ -134,6 +134,10 @@ class PeftConfig:
         The ends of the adapted modules' paths, or one regular expression.
     excludes : list of str, or str
         The targets that are excluded again, in the same form.
+    layers_to_transform : list of int
+        The numbers of the layers that `target_modules` is about; all where it is empty.
+    layers_pattern : list of str
+        Regular expressions for what stands before the number in a path; anything where it is empty.
     digest : str or None
         Of a file as `save_adapter` writes it; None where another program wrote it.
     """
@@ -147,6 +151,8 @@ class PeftConfig:
     alpha_pattern: dict[str, float]
     target_modules: list[str] | str
     excludes: list[str] | str
+    layers_to_transform: list[int]
+    layers_pattern: list[str]
     digest: str | None
 
     def layers(self, modules: list[str]) -> dict[str, LayerConfig]:
@@ -165,6 +171,20 @@ class PeftConfig:
             found[module] = LayerConfig(r, a, self.use_rslora)
         return found
 
+    def _check_layers(self, clock: Clock, modules: list[str]) -> None:
+        """Refuse tensors of layers that PEFT would pass over: those whose number is not in `layers_to_transform`."""
+        key, wanted = "layers_pattern", {str(number) for number in self.layers_to_transform}
+        texts = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in self.layers_pattern]
+        patterns = [compiled(clock, key, t, shown=p) for t, p in zip(texts, self.layers_pattern, strict=True)]
+        patterns = patterns or [compiled(clock, key, r".*?\.[^.]*\.(?P<layer>\d+)\.", shown="")]
+        for module in modules:
+            found = (matched(clock, key, pattern.match, module) for pattern in patterns)
+            match = next((match for match in found if match), None)
+            if match is None or (match["layer"].lstrip("0") or "0") not in wanted:
+                raise AdapterFileError(
+                    self.path, f"layers_to_transform does not name the layer of {short(module)}, which has tensors"
+                )
+
     def _check_targets(self, clock: Clock, modules: list[str]) -> None:
         """Refuse tensors of modules that PEFT would pass over, without a word about their tensors."""
         targets = self.target_modules
@@ -174,16 +194,26 @@ class PeftConfig:
                 raise AdapterFileError(
                     self.path, f"target_modules does not name {short(stranger)}, for which there are tensors"
                 )
+            if isinstance(targets, list) and self.layers_to_transform:
+                whole = set(targets)
+                self._check_layers(clock, [module for module in modules if module not in whole])
         excluded = next((m for m, named in _named(clock, "exclude_modules", self.excludes, modules) if named), None)
         if excluded is not None:
             raise AdapterFileError(self.path, f"exclude_modules names {short(excluded)}, for which there are tensors")
+
+
+def _integers(path: Path, key: str, value: Any) -> list[int]:
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(number) is int for number in numbers):
+        raise AdapterFileError(path, f"{key} is {short(value)}, expected an integer or a list of them")
+    return numbers
 
 
 def _named(clock: Clock, key: str, names: list[str] | str, modules: list[str]) -> Iterator[tuple[str, bool]]:
     """Yield each module, and whether one of the names is its end, or the one regular expression matches it."""
     if isinstance(names, str):
         pattern = compiled(clock, key, names, shown=names)
-        yield from ((module, matched(clock, key, pattern.fullmatch, module)) for module in modules)
+        yield from ((module, bool(matched(clock, key, pattern.fullmatch, module))) for module in modules)
     elif names:
         listed = Patterns(clock, key, names, literal=True)
         yield from ((module, listed.first(module) is not None) for module in modules)
@@ -214,6 +244,7 @@ def read_config(path: Path) -> PeftConfig:
         raise AdapterFileError(
             path, f"init_lora_weights is {short(start)}: it may change the base weight, which is not supported"
         )
+    excludes = config.get("exclude_modules")
     return PeftConfig(
         path,
         r=_rank(path, "r", _or(config.get("r"), 8)),
@@ -225,7 +256,9 @@ def read_config(path: Path) -> PeftConfig:
             k: _alpha(path, f"alpha_pattern[{short(k)}]", v) for k, v in _table(path, config, "alpha_pattern")
         },
         target_modules=_names(path, "target_modules", config.get("target_modules")),
-        excludes=_names(path, "exclude_modules", config.get("exclude_modules") or []),
+        layers_to_transform=_integers(path, "layers_to_transform", config.get("layers_to_transform")),
+        layers_pattern=_optional_names(path, "layers_pattern", config.get("layers_pattern")),
+        excludes=_names(path, "exclude_modules", excludes) if excludes else [],
         digest=digest(text) if config_text(config) == text else None,
     )
 
@@ -273,7 +306,12 @@ def _table(path: Path, config: dict[str, Any], key: str) -> Iterable[tuple[str, 
 def _names(path: Path, key: str, value: Any) -> list[str] | str:
     if isinstance(value, str) and value:
         return value
-    optional = key == "exclude_modules"
-    if isinstance(value, list) and (value or optional) and all(isinstance(name, str) and name for name in value):
+    if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
         return value
     raise AdapterFileError(path, f"{key} is {short(value)}, expected a list of names or a regular expression")
+
+
+def _optional_names(path: Path, key: str, value: Any) -> list[str]:
+    """Return a list of names that may be empty, or be one name."""
+    found = _names(path, key, value) if value else []
+    return [found] if isinstance(found, str) else found

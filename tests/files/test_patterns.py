@@ -149,6 +149,49 @@ def test_targets_are_taken_letter_for_letter(tmp_path):
     assert load_adapter(folder).keys() == {"enc.a+b", "x"}
 
 
+@pytest.mark.parametrize(
+    ("config", "stranger"),
+    [
+        ({"layers_to_transform": [0, 12]}, None),
+        ({"layers_to_transform": 0}, "m.layers.12.q"),
+        ({"layers_to_transform": [0, 2]}, "m.layers.12.q"),
+        ({"layers_to_transform": []}, None),
+        ({"layers_to_transform": None}, None),
+        ({"layers_to_transform": [7], "target_modules": ["m.layers.0.q", "m.layers.12.q"]}, None),  # whole paths
+        ({"layers_to_transform": [7], "target_modules": ["m.layers.0.q", "q"]}, "m.layers.12.q"),
+        ({"layers_to_transform": [7], "target_modules": ".*q"}, None),
+        ({"layers_to_transform": [0, 12], "layers_pattern": "layers"}, None),
+        ({"layers_to_transform": [0, 12], "layers_pattern": ["h", "lay.*"]}, None),
+        ({"layers_to_transform": [0, 12], "layers_pattern": ["h", "m"]}, "m.layers.0.q"),
+        ({"layers_to_transform": [0, 12], "layers_pattern": ""}, None),
+    ],
+)
+def test_layers_to_transform_are_numbered_as_in_peft(tmp_path, config, stranger):
+    folder = write(tmp_path, ["m.layers.0.q", "m.layers.12.q"], **({"target_modules": ["q"]} | config))
+    if stranger is None:
+        assert len(load_adapter(folder)) == 2
+    else:
+        with refused(
+            tmp_path, "does not name the layer of", f"layers_to_transform does not name the layer of '{stranger}'"
+        ):
+            load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"layers_to_transform": "0"}, "layers_to_transform is '0', expected an integer"),
+        ({"layers_to_transform": [0, True]}, r"layers_to_transform is \[0, True\], expected an integer"),
+        ({"layers_to_transform": [0], "layers_pattern": 3}, "layers_pattern is 3, expected a list of names"),
+        ({"layers_to_transform": [0], "layers_pattern": "("}, "layers_pattern: '\\(' is not a regular expression"),
+        ({"exclude_modules": [""]}, r"exclude_modules is \[''\], expected a list of names"),
+    ],
+)
+def test_layers_that_cannot_be_numbered_are_refused(tmp_path, config, match):
+    with refused(tmp_path, match):
+        load_adapter(write(tmp_path, ["m.layers.0.q"], **({"target_modules": ["q"]} | config)))
+
+
 # --- what is refused ---
 
 
