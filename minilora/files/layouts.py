@@ -81,14 +81,17 @@ class _Evidence:
         By the last name of the path, and by all before it.
     anywhere : set of str
         All of them.
+    adapted : int
+        The number of adapted modules.
     kinds : set of str
-        The last names of the adapted modules.
+        Their last names.
     """
 
     def __init__(self, names: Mapping[str, str], folder: AdapterFolder, base: Base) -> None:
         self.by_last: dict[str, set[str]] = defaultdict(set)
         self.by_parent: dict[str, set[str]] = defaultdict(set)
         self.anywhere: set[str] = set()
+        self.adapted = len(names)
         self.kinds = {_parts(name)[1] for name in names.values()}
         outputs = {name: folder.shapes(module)[0] for module, name in names.items()}
         for name in base.holder:
@@ -116,13 +119,15 @@ def _check_square(module: str, name: str, flag: str, evidence: _Evidence, base: 
     """Refuse a square weight where the base speaks against the flag, or a flag for Conv1D stands alone.
 
     Most models hold no Conv1D, and their square weights merge without a question. A flag for Conv1D comes from one
-    module of the adapter: it holds for modules of that last name, and for others where the base confirms it.
+    module of the adapter: it holds for that one, for modules of its last name, and where the base confirms it.
     """
     parent, last = _parts(name)
     alike = evidence.by_last.get(last, set())
     near = alike | evidence.by_parent.get(parent, set())
     if flag == "out-in":
         doubtful = "in-out" in near or (not alike and "in-out" in evidence.anywhere)
+    elif evidence.adapted == 1:
+        doubtful = "out-in" in alike
     else:
         doubtful = "out-in" in near or (not alike and len(evidence.kinds) > 1)
     if doubtful:

@@ -64,6 +64,7 @@ FITTING = {
     "GPT-2's square c_proj": (GPT2, {"h.0.attn.c_proj": (4, 4)}, True),
     "GPT-2, all": (GPT2, {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "h.0.mlp.c_proj": (16, 4)}, True),
     "alone": ({"x": conv1d(4, 4)}, {"x": (4, 4)}, True),
+    "alone, beside a Linear": ({"x": conv1d(4, 4), "head": linear(4, 3)}, {"x": (4, 4)}, True),
     "no biases": ({"x": linear(4, 4, False), "y": linear(4, 3, False)}, {"x": (4, 4)}, False),
 }
 
@@ -103,6 +104,7 @@ DOUBTFUL = {
         {"a.p": (4, 8), "b.p": (4, 4)},
         True,
     ),
+    "alone, its like is a Linear": ({"a.x": conv1d(4, 4), "b.x": linear(4, 3)}, {"a.x": (4, 4)}, True),
     "an adapter's factors show it": (
         {"h.a": linear(4, 8, False), "h.b": linear(4, 4, False)},
         {"h.b": (4, 4), "h.a": (8, 4)},
