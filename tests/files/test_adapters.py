@@ -379,6 +379,35 @@ def test_a_name_too_long_for_the_system_is_an_error_of_ours(saved, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_configuration_is_what_peft_expects(tmp_path):
+    """Every key and value, and in patterns only what differs from the first layer."""
+    layers = {
+        "a": LoRA(np.ones((2, 3)), np.ones((4, 2)), 3.0),
+        "b.c": LoRA(np.ones((1, 3)), np.ones((4, 1)), 1.5),
+        "d": LoRA(np.ones((2, 3)), np.ones((4, 2)), 3.0),
+    }
+    save_adapter(tmp_path, layers, fan_in_fan_out=True, base_model="a/base")
+    text = (tmp_path / CONFIG).read_text()
+    assert json.loads(text) == {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": "a/base",
+        "target_modules": ["a", "b.c", "d"],
+        "r": 2,
+        "lora_alpha": 3,
+        "rank_pattern": {r"^b\.c": 1},
+        "alpha_pattern": {r"^b\.c": 1.5},
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    assert '"lora_alpha": 3,' in text  # PEFT writes whole numbers so
+
+
 def test_what_is_missing_is_named(saved, tmp_path):
     with pytest.raises(AdapterFileError, match="not a folder"):
         load_adapter(tmp_path / "nowhere")

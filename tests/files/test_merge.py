@@ -254,6 +254,72 @@ def test_a_base_that_the_adapter_does_not_fit_is_refused(files, tmp_path, change
     assert_refused(base, adapter, out, match)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"enc.q_proj.weight": np.ones((5, 4), "f4")},
+            "'enc.q_proj.weight' has shape [5, 4], the adapter is for [5, 3] (stored out-in)",
+        ),
+        (
+            {"enc.q_proj.weight": np.ones((3, 5), "f4")},
+            "'enc.q_proj.weight' has shape [3, 5], the adapter is for [5, 3] (stored out-in, and the other way round "
+            "it would fit: see layouts)",
+        ),
+        ({"enc.q_proj.weight": np.ones(15, "f4")}, "'enc.q_proj.weight' has shape [15], the adapter is for a matrix"),
+        (
+            {"enc.q_proj.weight": np.ones((5, 3), "i1")},
+            "'enc.q_proj.weight' has dtype I8, expected one of F16, BF16, F32, F64: quantised, unsupported",
+        ),
+        *(
+            (
+                {f"enc.q_proj.{part}": np.ones((5, 3), "i4")},
+                "there is no 'enc.q_proj.weight', which the adapter changes: the base is quantised there, which is not "
+                "supported",
+            )
+            for part in ("qweight", "weight_packed", "weight.absmax")
+        ),
+        (
+            {"a": np.ones(1), "dec.q_proj.weight": np.ones(1)},
+            "there is no 'enc.q_proj.weight', which the adapter changes: there is 'dec.q_proj.weight'",
+        ),
+        ({"a": np.ones(1)}, "there is no 'enc.q_proj.weight', which the adapter changes: there is 'a'"),
+        ({}, "there is no 'enc.q_proj.weight', which the adapter changes: there is 'nothing'"),
+    ],
+)
+def test_a_refusal_of_the_base_is_said_in_full(files, tensors, message):
+    base, adapter, out = files
+    save_adapter(adapter, {"enc.q_proj": LoRA(np.ones((2, 3), "f4"), np.ones((5, 2), "f4"), 3.0)})
+    save_file(tensors, base)
+    with pytest.raises(AdapterFileError) as error:
+        merge_adapter(base, adapter, out)
+    assert str(error.value) == f"'{base}': {message}"
+    assert not out.exists()
+
+
+def test_a_refusal_of_the_output_is_said_in_full(files, tmp_path, monkeypatch):
+    base, adapter, out = files
+    sharded, gone, weights = (
+        shard(load_file(base), tmp_path / "sharded"),
+        tmp_path / "no" / "o",
+        "adapter_model.safetensors",
+    )
+    for source, target, message in (
+        (base, base, f"out '{base}' is the base itself, expected another file"),
+        (base, adapter / weights, f"out '{adapter / weights}' is a file of the adapter, expected another file"),
+        (base, adapter, f"out is the folder '{adapter}', expected the name of a file to write"),
+        (base, gone, f"out '{gone}': there is no folder '{tmp_path / 'no'}'"),
+        (sharded, base, f"out '{base}' exists, expected a folder that is empty or new: the base has shards"),
+    ):
+        with pytest.raises(ValueError, match=r"^out ") as error:
+            merge_adapter(source, adapter, target)
+        assert str(error.value) == message
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"^out ") as error:
+        merge_adapter(base, adapter, out)
+    assert str(error.value) == f"out '{out}': the folder '{tmp_path}' cannot be written"
+
+
 def test_transposed_square_factors_are_refused_against_the_base(files, tmp_path):
     """A stored (in, r) with in = r looks sound by itself; what it would adapt is not what is there."""
     base, adapter, out = files
