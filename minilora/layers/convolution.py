@@ -61,11 +61,12 @@ class Convolution(Layer):
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (N, C, *sizes), and the gradients of the weight and the bias."""
-        shape, (linear, *rest) = check_cache(self, dy, cache)
-        dz, grads = linear.backward(self.arrange_adjoint(dy), (linear, *rest), need_dx=need_dx)
+        shape, rows_cache = check_cache(self, dy, cache)
+        dy = self.arrange_adjoint(dy)
+        _, grads = rows_cache[0].backward(dy, rows_cache, need_dx=False)
         if grads:
             grads["weight"] = grads["weight"].reshape(self.weight.shape)
-        return self.rewrite_adjoint(dz, shape) if need_dx else None, grads
+        return self.input_gradient(dy, rows_cache[0].weight, shape) if need_dx else None, grads
 
     # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.rewritten`) ---
 
@@ -79,15 +80,20 @@ class Convolution(Layer):
             z[(slice(None), *offset)] = padded[(..., *window)].swapaxes(0, 1)  # eq. (conv.1)
         return z.reshape(c * math.prod(self.kernel), n * math.prod(positions)).T
 
+    def input_gradient(self, dy: Array, W: Array, shape: Ints) -> Array:  # (N P, out), (out, C K) -> (N, C, *sizes)
+        """Return dx for a matrix W. The product is written so that dz lies channel first, as the patches do."""
+        dz = (W.T @ dy.T).T  # eq. (10)
+        return self.rewrite_adjoint(dz, shape)
+
     def rewrite_adjoint(self, dz: Array, shape: Ints) -> Array:  # (N P, C K) -> (N, C, *sizes)
         """Return dx: each entry of dz added where `rewrite` took it from. What fell on the padding is cut off."""
         (n, c, *sizes), positions = shape, self.positions(shape)
-        dz = dz.reshape(n, *positions, c, *self.kernel)
-        padded = backend_of(dz).zeros((n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True)), c), dz.dtype)
+        dz = dz.T.reshape(c, *self.kernel, n, *positions)
+        padded = backend_of(dz).zeros((c, n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True))), dz.dtype)
         for offset, window in self.windows(positions):
-            padded[(slice(None), *window)] += dz[(..., *offset)]  # eq. (conv.2)
+            padded[(..., *window)] += dz[(slice(None), *offset)]  # eq. (conv.2)
         inner = (slice(p, p + s) for s, p in zip(sizes, self.padding, strict=True))
-        return backend_of(dz).xp.moveaxis(padded[(slice(None), *inner)], -1, 1)
+        return padded[(..., *inner)].swapaxes(0, 1)
 
     def windows(self, positions: Ints) -> Iterator[tuple[Ints, tuple[slice, ...]]]:
         """Yield each offset k of the kernel, and the places s p + d k that it meets in the padded image."""

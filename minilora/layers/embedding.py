@@ -80,7 +80,7 @@ class Embedding(Layer):
         check_ids("x", x, self.weight.shape[0], like=self.weight)
         return OneHot(x, self.weight.shape[0], self.weight)
 
-    rewrite_adjoint: ClassVar[None] = None  # ids have no derivative
+    input_gradient: ClassVar[None] = None  # ids have no derivative
     kernel: ClassVar[tuple[int, ...]] = ()
 
     def arrange(self, y: Array, shape: tuple[int, ...]) -> Array:  # (..., dim) -> (..., dim)

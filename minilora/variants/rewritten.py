@@ -5,11 +5,12 @@ rewrites the input and R only arranges rows as an output. An adapter of W is the
 
     u, cache = layer(z)    z = T(x)      (rw.1)    `LoRALinear` or `DoRA` with the base's matrix
     y = R(u)                             (rw.2)    a rearrangement
-    dz, grads = backward at R*(dy)       (rw.3)    (3) to (6) on rows
-    dx = T*(dz)                          (rw.4)    the adjoint of T
+    grads = backward at du = R*(dy)      (rw.3)    (3) to (5) on rows
+    dx = T*(du V)                        (rw.4)    V (out, in), the merged matrix; T*, the adjoint of T
 
-Base and adapter share one z: it is made once. T, T* and R are methods of the base: see `minilora.layers.embedding` and
-`minilora.layers.convolution`.
+Base and adapter share one z: it is made once. (12) adds du W and s du B A, two arrays as large as z, where a kernel's
+matrix is small; so (rw.4) adds the matrices first. T, T* and R are methods of the base: see `minilora.layers.embedding`
+and `minilora.layers.convolution`.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ class Rewritten(Layer):
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx, None for ids, and the gradients of the adapter."""
         shape, rows_cache = check_cache(self, dy, cache)
-        layer, adjoint = rows_cache[0], self.base.rewrite_adjoint if need_dx else None
-        dz, grads = layer.backward(self.base.arrange_adjoint(dy), rows_cache, need_dx=adjoint is not None)  # eq. (rw.3)
-        dx = adjoint(dz, shape) if adjoint is not None else None  # eq. (rw.4)
+        layer, du, input_gradient = rows_cache[0], self.base.arrange_adjoint(dy), self.base.input_gradient
+        _, grads = layer.backward(du, rows_cache, need_dx=False)  # eq. (rw.3)
+        if not need_dx or input_gradient is None:
+            return None, grads
+        dx = input_gradient(du, layer.merge().weight, shape)  # eq. (rw.4)
         return dx, grads
 
     def on_rows(self) -> LoRALinear | DoRA:

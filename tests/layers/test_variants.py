@@ -27,6 +27,7 @@ from minilora import (
     weighted_sum,
 )
 from minilora.fast import residual_form
+from minilora.layer import freeze
 from minilora.training import backpropagate
 from minilora.variants.pissa import over_original, pissa
 from minilora.variants.scaling import rslora_alpha
@@ -435,3 +436,18 @@ def test_a_checkpoint_remembers_a_mapping_of_rates(tmp_path):
         assert np.array_equal(array, ends[1][name])
     with pytest.raises(CheckpointError, match="lr"):
         train(adapted("linear")[2], X, Y, lr=1e-2, **options)
+
+
+def test_a_frozen_dora_keeps_no_output():
+    _, x, model = adapted("linear", use_dora=True)
+    *_, kept = model.forward(x)[1]
+    *_, dropped = freeze(model).forward(x)[1]
+    assert kept.shape == (4, 5)
+    assert dropped is None
+
+
+def test_what_pissa_leaves_is_frozen():
+    for kind in LAYERS:
+        _, _, model = adapted(kind, init="pissa")
+        assert model.base.frozen
+        assert model.adapter.start.frozen

@@ -592,12 +592,12 @@ lora_conv_bug = partial(bug, of=lambda cls: adapted_case(KINDS["conv2d"], rewrit
 class OverwritesInDx(Conv2d):
     def rewrite_adjoint(self, dz, shape):
         n, c, *sizes = shape
-        dz = dz.reshape(n, *self.positions(shape), c, *self.kernel)
-        dx = np.zeros((n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True)), c), dz.dtype)
+        dz = dz.T.reshape(c, *self.kernel, n, *self.positions(shape))
+        dx = np.zeros((c, n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True))), dz.dtype)
         for offset, window in self.windows(self.positions(shape)):
-            dx[(slice(None), *window)] = dz[(..., *offset)]
+            dx[(..., *window)] = dz[(slice(None), *offset)]
         inner = (slice(p, p + s) for s, p in zip(sizes, self.padding, strict=True))
-        return np.moveaxis(dx[(slice(None), *inner)], -1, 1)
+        return dx[(..., *inner)].swapaxes(0, 1)
 
 
 @conv_bug("convolution: dx still shifted by the padding", *TWO_CLAIMS)
