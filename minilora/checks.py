@@ -22,6 +22,8 @@ Array: TypeAlias = Any
 Rate: TypeAlias = float | Mapping[str, float]
 """A step length for every parameter, or one for each ending of a name."""
 
+MAX_SIZE = 2**31 - 1
+"""Of a width or a rank."""
 IGNORED = -100
 """The target that `minilora.cross_entropy` passes over, as in PyTorch."""
 
@@ -308,8 +310,21 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
 
 
 def check_sizes(**sizes: Any) -> list[int]:
-    """Return sizes as Python ints, or refuse one that is not an integer of at least 1."""
-    return [check_integer(name, size, at_least=1) for name, size in sizes.items()]
+    """Return sizes as Python ints, or refuse one that is not an integer from 1 to `MAX_SIZE`."""
+    numbers = [check_integer(name, size, at_least=1) for name, size in sizes.items()]
+    for name, number in zip(sizes, numbers, strict=True):
+        if number > MAX_SIZE:
+            raise ValueError(f"{name} must be at most {MAX_SIZE}, got {number}")
+    return numbers
+
+
+def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[int]:
+    """Return a new layer's sizes as Python ints, or refuse what it cannot be started with, before a number is drawn."""
+    numbers = check_sizes(**sizes)
+    check_rng(rng)
+    check_float_dtype("dtype", dtype)
+    check_number("alpha", alpha, above=0)
+    return numbers
 
 
 def check_dict(name: str, value: Any) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_cache, check_dy, check_input, check_rng, check_sizes, check_weight
+from .checks import Array, check_cache, check_dy, check_flag, check_input, check_start, check_weight
 from .layer import Cache, Layer, rows
 
 
@@ -71,9 +71,8 @@ class Linear(Layer):
         `rng`, a `numpy.random.Generator`, draws in float64, then the values are rounded to `dtype`: one seed gives one
         start in every precision. `backend` says where the arrays live, as `get_backend` returns it; NumPy by default.
         """
-        n_in, n_out = check_sizes(in_features=in_features, out_features=out_features)
-        check_rng(rng)
-        backend, bound = backend_or_numpy(backend), 1 / math.sqrt(n_in)
+        n_in, n_out = check_start(rng, dtype, in_features=in_features, out_features=out_features)
+        bias, backend, bound = check_flag("bias", bias), backend_or_numpy(backend), 1 / math.sqrt(n_in)
         weight = backend.asarray(rng.uniform(-bound, bound, (n_out, n_in)), dtype)
         return cls(weight, backend.asarray(rng.uniform(-bound, bound, n_out), dtype) if bias else None)
 

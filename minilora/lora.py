@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_of, backend_or_numpy
-from .checks import Array, check_beside, check_cache, check_factors, check_input, check_instance, check_rng, check_sizes
+from .checks import Array, check_beside, check_cache, check_factors, check_input, check_instance, check_start
 from .layer import Cache, Layer, rows, widen
 from .linear import Linear
 
@@ -91,8 +91,8 @@ class LoRA(Layer):
 
         A rank above min(in, out) is allowed and gains nothing. `rng`, `dtype` and `backend` are as in `Linear.init`.
         """
-        n_in, n_out, r = check_sizes(in_features=in_features, out_features=out_features, rank=rank)
-        check_rng(rng)
+        sizes = {"in_features": in_features, "out_features": out_features, "rank": rank}
+        n_in, n_out, r = check_start(rng, dtype, alpha, **sizes)
         backend, bound = backend_or_numpy(backend), 1 / math.sqrt(n_in)
         lora_A = backend.asarray(rng.uniform(-bound, bound, (r, n_in)), dtype)
         return cls(lora_A, backend.zeros((n_out, r), dtype), alpha)

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .backend import backend_of, check_finite
-from .checks import Array, Rate, check_batch_size, check_data, check_integer, check_rng
+from .checks import Array, Rate, check_batch_size, check_data, check_flag, check_integer, check_rng
 from .fast.gather import Batches
 from .files.checkpoint import describe, keep, resume
 from .files.state import History, TrainingDiverged, TrainingState
@@ -100,7 +100,7 @@ def train(
     """
     epochs, log_every = (check_integer(k, v, at_least=1) for k, v in {"epochs": epochs, "log_every": log_every}.items())
     n = _check_data(model, X, Y, loss)
-    batch_size = check_batch_size(batch_size, n)
+    batch_size, progress = check_batch_size(batch_size, n), check_flag("progress", progress)
     check_rng(rng)
     check_finite(X=X, Y=Y)
 

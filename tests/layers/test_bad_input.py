@@ -28,7 +28,11 @@ A, B, W, b = np.ones((2, 5)), np.ones((4, 2)), np.ones((4, 5)), np.ones(4)
         (lambda: Linear.init(0, 4, rng=RNG), ValueError, "in_features must be at least 1, got 0"),
         (lambda: Linear.init(5, 4.0, rng=RNG), TypeError, "out_features must be an integer, got 4.0"),
         (lambda: Linear.init(5, 4, rng=1), TypeError, "rng must be a numpy.random.Generator"),
-        (lambda: Linear.init(5, 4, rng=RNG, dtype=int), TypeError, "weight has dtype int64"),
+        (
+            lambda: Linear.init(5, 4, rng=RNG, dtype=int),
+            TypeError,
+            "dtype must be one of float16, float32, float64, got <class 'int'>",
+        ),
         (
             lambda: LoRA(A, np.ones((4, 3)), 1),
             ValueError,
