@@ -97,7 +97,7 @@ class TrainingState:
                 self.restore_arrays(before)
                 raise TrainingDiverged(
                     f"epoch {epoch}, step {number} of {len(batches)}: {bad} is no longer finite. The model is left as "
-                    f"it was before that step. Either lr = {self.optimizer.lr:g} is too large, or X or Y is not finite",
+                    f"it was before that step. Either lr = {self.optimizer.lr} is too large, or X or Y is not finite",
                     epoch,
                     number,
                 )

@@ -398,3 +398,10 @@ def test_an_adapted_layer_can_be_trained_from_its_linear():
     history = train(layer, DATA.x, DATA.target, epochs=40, batch_size=10, lr=0.02, rng=np.random.default_rng(0))
     assert history.losses[-1] < start
     assert_close(np.array(evaluate(layer.merge(), DATA.x, DATA.target)), np.array(history.losses[-1]), 1e-12)
+
+
+def test_a_divergence_with_rates_by_name_names_them():
+    model = make(CASES[1])
+    rates = {"lora_A": 1e300, "lora_B": 1e-3}
+    with pytest.raises(TrainingDiverged, match=r"Either lr = \{'lora_A': 1e\+300, 'lora_B': 0.001\} is too large"):
+        train(model, DATA.x, DATA.target, epochs=9, batch_size=8, lr=rates, rng=np.random.default_rng(0))

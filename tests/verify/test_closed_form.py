@@ -304,7 +304,12 @@ SMALL = np.diag([0, 1.0 - 1e6, 0]) + np.array([[0, 1e-2, 0], [0, 0, 0], [0, 0, 0
         (lambda: best_adapter(X, R, rank=1, alpha=bytearray(b"1")), TypeError, "alpha must be a number"),
         (lambda: best_adapter(X, R, rank=1, alpha=np.ones(1)), TypeError, "alpha must be a number"),
         (lambda: best_adapter(SPREAD * 1e-200, R * 1e200, rank=1), ValueError, "too much for float64: scale the data"),
-        (lambda: best_adapter(SPREAD * 1e200, R * 1e-85, rank=1, alpha=1e20), ValueError, "loses digits"),
+        (
+            lambda: best_adapter(SPREAD * 1e200, R * 1e-85, rank=1, alpha=1e20),
+            ValueError,
+            r"alpha makes lora_A so small, [\d.]+e-30\d, that float64 loses digits: take a smaller alpha",
+        ),
+        (lambda: best_adapter(X * 1e-125, R * 1e125, rank=1, alpha=1e-100), ValueError, "too much for float64"),
         (lambda: best_adapter(X.view(np.matrix), R, rank=1), TypeError, "^X is a matrix, expected a plain array"),
         (lambda: best_adapter(X, np.ma.masked_array(R), rank=1), TypeError, "^residual is a MaskedArray, expected"),
         (lambda: mse(R.view(np.matrix), R), TypeError, "is a matrix, expected a plain array"),
@@ -337,3 +342,26 @@ SMALL = np.diag([0, 1.0 - 1e6, 0]) + np.array([[0, 1e-2, 0], [0, 0, 0], [0, 0, 0
 def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_symmetric_means_up_to_the_size_of_the_entries():
+    """Columns of very different sizes: the same difference is rounding in one entry and wrong in another."""
+    sizes = np.array([1e-4, 1.0, 1e4])
+    XtX, XtR = np.diag(sizes**2), np.ones((3, 2))
+    for i, j in ((0, 1), (0, 2), (1, 2), (2, 1)):
+        for share, right in ((1e-10, True), (1e-7, False)):
+            skew = XtX.copy()
+            skew[i, j] += share * sizes[i] * sizes[j]
+            if right:
+                best_adapter_from_gram(skew, XtR, rank=1)
+            else:
+                with pytest.raises(ValueError, match=r"^XtX is not symmetric"):
+                    best_adapter_from_gram(skew, XtR, rank=1)
+
+
+def test_a_column_of_zeros_is_no_obstacle():
+    x = X.copy()
+    x[:, 1] = 0
+    found = best_adapter_from_gram(x.T @ x, x.T @ R, rank=2)
+    assert_close(found.delta(), best_adapter(x, R, rank=2).delta(), 1e-9)
+    assert not found.delta()[:, 1].any()
