@@ -1,38 +1,59 @@
-"""Sphinx extension: an equation of the derivation and its line of code point at each other, or the build fails.
+"""Sphinx extension: an equation on a page and its line of code point at each other and agree, or the build fails.
 
-In the code, a comment ``# eq. (5)`` at the end of a line numbers it. On the page, this block states the equation and
-names the variables it is about::
+In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, this block states
+the equation, names the variables it is about, and says in entries what it computes::
 
     ```{equation} 5 dA dh x
+    :entries: einsum("nk,ni->ki", dh, x)
+
     dA = dh^T x
     ```
 
 The page then shows the line itself, read from the file, and links to it on the source page that viewcode makes; the
-comment there links back. The build stops on a number without an equation, an equation without a line, an equation
-stated twice, and a line that does not speak of the equation's variables.
+comment there links back. The build stops on
+
+- a number without an equation, an equation without a line, an equation stated twice;
+- a line that does not speak of the equation's variables;
+- a line that computes something else than ``entries``, on the random arrays of `samples`: a wrong sign, a lost factor.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
 import io
 import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from docutils import nodes
+from docutils.parsers.rst import directives
+from samples import RANKS, samples
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import set_source_info
 
-COMMENT = re.compile(r"# eq\. \((\d+)\)")
+LABEL = r"(?:[a-z]+\.)?\d+"
+COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 
 class DanglingEquation(SphinxError):
-    """An end that holds on to nothing."""
+    """An equation and its line of code do not belong together."""
 
     category = "equations and code do not fit"
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An equation as a page states it."""
+
+    label: str  # "5" or "act.1"
+    names: list[str]  # the variables that its lines must mention
+    entries: str = ""  # what it computes, a Python expression; "" where it is not evaluated
 
 
 @dataclass(frozen=True)
@@ -41,9 +62,10 @@ class Line:
 
     module: str  # minilora.lora
     lineno: int
-    number: int
-    code: str  # without its comment
+    label: str
+    code: str  # without its comment; all of the statement, where that has several lines
     anchor: str  # on the module's source page: eq-5, and eq-5-2 where the number comes again in one file
+    cls: str = ""  # of the method it stands in
 
     @property
     def page(self) -> str:
@@ -54,39 +76,117 @@ class Line:
         return f"{self.module.replace('.', '/')}.py:{self.lineno}"
 
 
+def anchor(label: str) -> str:
+    """Return the id of an equation on its page."""
+    return "eq-" + label.replace(".", "-")
+
+
 def find_lines(package: Path) -> list[Line]:
     """Return every numbered line of a package's files."""
     found = []
     for path in sorted(package.glob("**/*.py")):
         source = path.read_text(encoding="utf-8")
+        if not COMMENT.search(source):
+            continue
         module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        seen: dict[int, int] = {}
+        tree, seen = ast.parse(source), dict[str, int]()
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type == tokenize.COMMENT and (match := COMMENT.match(token.string)):
-                number = int(match[1])
-                seen[number] = seen.get(number, 0) + 1
-                anchor = f"eq-{number}" + (f"-{seen[number]}" if seen[number] > 1 else "")
-                found.append(Line(module, token.start[0], number, token.line[: token.start[1]].strip(), anchor))
+                label, lineno = match[1], token.start[0]
+                seen[label] = seen.get(label, 0) + 1
+                where = anchor(label) + (f"-{seen[label]}" if seen[label] > 1 else "")
+                found.append(Line(module, lineno, label, _statement(tree, source, lineno), where, _class(tree, lineno)))
     return found
 
 
-def problems(equations: list[tuple[int, list[str]]], lines: list[Line]) -> list[str]:
-    """Say what does not fit between the equations, each a number and its variables, and the lines of code."""
-    stated = [number for number, _ in equations]
+def _around(tree: ast.AST, lineno: int, kinds: type | tuple) -> list[Any]:
+    """Return the nodes of some kinds that a line is in, the innermost last."""
+    return [n for n in ast.walk(tree) if isinstance(n, kinds) and n.lineno <= lineno <= n.end_lineno]
+
+
+def _statement(tree: ast.AST, source: str, lineno: int) -> str:
+    """Return the statement that a line is in, without comments."""
+    simple = _around(tree, lineno, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr))
+    lines = source.splitlines()
+    inside = lines[simple[-1].lineno - 1 : simple[-1].end_lineno] if simple else [lines[lineno - 1]]
+    return " ".join(re.sub(r"\s*#.*", "", line).strip() for line in inside).replace("( ", "(").replace(" )", ")")
+
+
+def _class(tree: ast.AST, lineno: int) -> str:
+    inside = _around(tree, lineno, ast.ClassDef)
+    return inside[-1].name if inside else ""
+
+
+def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
+    """Say what does not fit between the equations and the lines of code."""
+    stated = [equation.label for equation in equations]
     found = [f"equation ({n}) is stated {stated.count(n)} times" for n in sorted(set(stated)) if stated.count(n) > 1]
-    found += [f"{x}: no equation ({x.number}) for `{x.code}`" for x in lines if x.number not in stated]
-    for number, names in equations:
-        own = [line for line in lines if line.number == number]
+    found += [f"{x}: no equation ({x.label}) for `{x.code}`" for x in lines if x.label not in stated]
+    for equation in equations:
+        own = [line for line in lines if line.label == equation.label]
         if not own:
-            found.append(f"equation ({number}) has no line of code that says # eq. ({number})")
+            found.append(f"equation ({equation.label}) has no line of code that says # eq. ({equation.label})")
         for line in own:
             # h in one place and H in another are the same variable, of one row and of all.
-            lost = [name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", line.code, re.I)]
+            lost = [n for n in equation.names if not re.search(rf"(?<!\w){re.escape(n)}(?!\w)", line.code, re.I)]
             if lost:
                 found.append(
-                    f"{line}: equation ({number}) speaks of {', '.join(lost)}, the line does not: `{line.code}`"
+                    f"{line}: equation ({equation.label}) speaks of {', '.join(lost)}, the line does not: `{line.code}`"
                 )
+            elif equation.entries and (difference := differs(equation, line)):
+                found.append(f"{line}: `{line.code}` is not equation ({equation.label}): {difference}")
     return found
+
+
+def differs(equation: Equation, line: Line) -> str:
+    """Say how a line's value differs from the equation's, both on the same random arrays; "" where it does not."""
+    for rank in RANKS:
+        try:
+            expected = eval(equation.entries, samples(equation.label, rank))
+        except Exception as error:
+            return f"its entries cannot be computed, {type(error).__name__}: {error}"
+        try:
+            found = _value(line, samples(equation.label, rank))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        if isinstance(found, tuple) and not isinstance(expected, tuple):
+            found = found[0]  # an output and its cache
+        pair = _arrays(found), _arrays(expected)
+        shapes = [[array.shape for array in arrays] for arrays in pair]
+        if shapes[0] != shapes[1]:
+            return f"it has the shape {shapes[0]}, and not {shapes[1]}"
+        for one, other in zip(*pair, strict=True):
+            if not np.allclose(one, other, rtol=1e-10, atol=1e-12):
+                worst = np.unravel_index(np.argmax(np.abs(one - other)), one.shape)
+                return f"it gives {one[worst]:.6g} where the equation gives {other[worst]:.6g}"
+    return ""
+
+
+def _value(line: Line, names: dict[str, Any]) -> Any:
+    """Return the value that a line computes: what it assigns, returns, or makes of the array that it updates."""
+    (statement,) = ast.parse(line.code).body
+    value = statement.value
+    if isinstance(statement, ast.AugAssign):
+        value = ast.BinOp(ast.parse(ast.unparse(statement.target), mode="eval").body, statement.op, value)
+    names["self"] = names.get("layers", {}).get(line.cls)
+    scope = {**vars(importlib.import_module(line.module)), **names}
+    return eval(compile(ast.fix_missing_locations(ast.Expression(value)), str(line), "eval"), scope)
+
+
+def _arrays(value: Any) -> list[np.ndarray]:
+    """Return the arrays to compare: the value, those of a tuple, or a layer's own."""
+    if hasattr(value, "trainable"):
+        value = tuple(value.trainable().values())
+    return [np.asarray(part) for part in (value if isinstance(value, tuple) else (value,))]
+
+
+HEAD = re.compile(rf"^```\{{equation\}} (?P<label>{LABEL})(?P<names>.*)\n(?::entries: (?P<entries>.*)\n)?", re.M)
+
+
+def read_page(text: str) -> list[Equation]:
+    """Return the equations that a page states, from its text."""
+    text = re.sub(r"^````.*?^````", "", text, flags=re.S | re.M)  # which only show what a directive looks like
+    return [Equation(m["label"], m["names"].split(), m["entries"] or "") for m in HEAD.finditer(text)]
 
 
 class equation(nodes.container):
@@ -99,44 +199,45 @@ class EquationDirective(SphinxDirective):
     has_content = True
     required_arguments = 1
     optional_arguments = 100
+    option_spec = {"entries": directives.unchanged_required}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """Return the equation as a node."""
-        number, names = int(self.arguments[0]), self.arguments[1:]
-        node = equation(classes=["equation"], ids=[f"eq-{number}"], number=number, variables=names)
+        stated = Equation(self.arguments[0], self.arguments[1:], self.options.get("entries", ""))
+        node = equation(classes=["equation"], ids=[anchor(stated.label)], stated=stated)
         tex = "\n".join(self.content)
         formula = nodes.math_block(tex, tex, nowrap=True, number=None, label=None)
         set_source_info(self, formula)
-        label = nodes.inline("", f"({number})", classes=["number"])
+        label = nodes.inline("", f"({stated.label})", classes=["number"])
         node += nodes.container("", formula, nodes.paragraph("", "", label), classes=["formula"])
         for path in self.config.equations_package.glob("**/*.py"):
             self.env.note_dependency(str(path))
         for line in find_lines(self.config.equations_package):
-            if line.number == number:
+            if line.label == stated.label:
                 link = nodes.reference("", str(line), refuri=f"{line.page}.html#{line.anchor}", internal=True)
                 code = nodes.literal("", line.code, classes=["code"])
                 node += nodes.paragraph("", "", code, nodes.Text(" "), link, classes=["line"])
         self.env.domains.standard_domain.note_hyperlink_target(
-            f"eq-{number}", self.env.docname, f"eq-{number}", f"({number})"
+            anchor(stated.label), self.env.docname, anchor(stated.label), f"({stated.label})"
         )
         return [node]
 
 
 def check_consistency(app: Sphinx, env) -> None:
-    """Stop the build where the page and the code do not fit."""
-    page = env.get_doctree(app.config.equations_page)
-    equations = [(node["number"], node["variables"]) for node in page.findall(equation)]
-    if found := problems(equations, find_lines(app.config.equations_package)):
-        raise DanglingEquation("".join("\n  " + problem for problem in found))
+    """Stop the build where the pages and the code do not fit; remember on which page an equation stands."""
+    found = [(n["stated"], page) for page in sorted(env.found_docs) for n in env.get_doctree(page).findall(equation)]
+    if wrong := problems([stated for stated, _ in found], find_lines(app.config.equations_package)):
+        raise DanglingEquation("".join("\n  " + problem for problem in wrong))
+    env.equation_pages = {stated.label: page for stated, page in found}
 
 
 def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Turn the comments of a source page into links to the equations."""
-    anchors = [(x.number, x.anchor) for x in find_lines(app.config.equations_package) if x.page == pagename]
-    for number, anchor in anchors:
-        home = context["pathto"](app.config.equations_page)
-        link = f'<a class="eq" id="{anchor}" href="{home}#eq-{number}">&#35; eq. ({number})</a>'
-        context["body"] = context["body"].replace(f"# eq. ({number})", link, 1)
+    for line in find_lines(app.config.equations_package):
+        if line.page == pagename:
+            home = context["pathto"](app.env.equation_pages[line.label])
+            link = f'<a class="eq" id="{line.anchor}" href="{home}#{anchor(line.label)}">&#35; eq. ({line.label})</a>'
+            context["body"] = context["body"].replace(f"# eq. ({line.label})", link, 1)
 
 
 def check_anchors(app: Sphinx, exception: Exception | None) -> None:
@@ -151,11 +252,10 @@ def check_anchors(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register with Sphinx."""
-    app.add_config_value("equations_page", "derivation", "env")
     app.add_config_value("equations_package", None, "env")
     app.add_node(equation, html=(lambda self, n: self.visit_container(n), lambda self, n: self.depart_container(n)))
     app.add_directive("equation", EquationDirective)
     app.connect("env-check-consistency", check_consistency)
     app.connect("html-page-context", link_back)
     app.connect("build-finished", check_anchors)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

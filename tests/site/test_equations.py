@@ -1,6 +1,5 @@
 """The site's checker of equations and lines, on the real code and on broken copies of it."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -11,26 +10,18 @@ import pytest
 pytest.importorskip("sphinx", reason="the site's tools are not installed: pip install -e '.[docs]'")
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("equations", ROOT / "docs" / "equations.py")
-equations = importlib.util.module_from_spec(spec)
-sys.modules["equations"] = equations  # dataclasses look their module up
-spec.loader.exec_module(equations)
+sys.path.insert(0, str(ROOT / "docs"))
 
-EQUATION = "```{equation} "
+import equations
 
-
-def stated(text):
-    """Return the equations that a page states: its directives' numbers and variables."""
-    heads = [line.removeprefix(EQUATION).split() for line in text.splitlines() if line.startswith(EQUATION)]
-    return [(int(number), names) for number, *names in heads]
+STATED = [
+    x for page in sorted((ROOT / "docs").glob("*.md")) for x in equations.read_page(page.read_text(encoding="utf-8"))
+]
 
 
 @pytest.fixture
 def package(tmp_path):
     return Path(shutil.copytree(ROOT / "minilora", tmp_path / "minilora", ignore=shutil.ignore_patterns("__pycache__")))
-
-
-PAGE = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
 
 
 def replace(path, old, new):
@@ -39,45 +30,102 @@ def replace(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_page_and_code_fit(package):
-    assert equations.problems(stated(PAGE), equations.find_lines(package)) == []
+def problems(package, stated=STATED):
+    return equations.problems(stated, equations.find_lines(package))
+
+
+def test_pages_and_code_fit(package):
+    assert problems(package) == []
+
+
+def test_all_equations_but_one_are_evaluated():
+    assert [x.label for x in STATED if not x.entries] == ["26"]  # singular vectors have no sign of their own
 
 
 def test_a_line_is_found_where_it_is(package):
-    line = next(x for x in equations.find_lines(package) if x.number == 5)
-    assert line.module == "minilora.lora"
-    assert "# eq. (5)" in (package / "lora.py").read_text(encoding="utf-8").splitlines()[line.lineno - 1]
-    assert line.code == "dA = rows(dh).T @ rows(x)"
+    (line,) = [x for x in equations.find_lines(package) if x.label == "6"]
+    assert (line.module, line.cls) == ("minilora.lora", "LoRA")
+    assert line.code == "dx = widen(dh, self.lora_A) if need_dx else None"
+    assert "# eq. (6)" in (package / "lora.py").read_text(encoding="utf-8").splitlines()[line.lineno - 1]
 
 
-def test_a_number_that_comes_twice_in_a_file_has_two_anchors(package):
-    assert [x.anchor for x in equations.find_lines(package) if x.number == 5] == ["eq-5", "eq-5-2"]
+def test_a_statement_of_several_lines_is_read_whole(package):
+    (package / "new.py").write_text("y = (\n    2\n    * x  # eq. (99)\n)\n", encoding="utf-8")
+    assert [x.code for x in equations.find_lines(package) if x.label == "99"] == ["y = (2 * x)"]
+
+
+def test_a_number_twice_in_a_file_has_two_anchors(package):
+    replace(package / "lora.py", "# eq. (6)", "# eq. (5)")
+    lines = [x for x in equations.find_lines(package) if x.module == "minilora.lora"]
+    assert [x.anchor for x in lines if x.label == "5"] == ["eq-5", "eq-5-2"]
+
+
+def test_a_word_in_a_label_becomes_part_of_the_anchor(package):
+    assert [x.anchor for x in equations.find_lines(package) if x.label == "act.1"] == ["eq-act-1"]
 
 
 def test_a_number_in_a_string_is_no_line(package):
     (package / "new.py").write_text('"""See # eq. (99)."""\n', encoding="utf-8")
-    assert 99 not in [x.number for x in equations.find_lines(package)]
+    assert "99" not in [x.label for x in equations.find_lines(package)]
 
 
 BROKEN = [
-    ("a comment is lost", "lora.py", "  # eq. (6)", "  #", r"equation (6) has no line of code"),
+    ("a comment is lost", "lora.py", "  # eq. (6)", "  #", "equation (6) has no line of code"),
     ("a comment is new", "lora.py", "# eq. (6)", "# eq. (66)", "no equation (66)"),
-    ("a variable of an equation is renamed", "lora.py", "dA = ", "gradient = ", "equation (5) speaks of dA"),
+    ("a variable is renamed", "lora.py", "dA = ", "gradient = ", "equation (5) speaks of dA"),
     ("an attribute is renamed", "lora.py", "lora_B", "up", "equation (2) speaks of lora_B"),
-    ("a number moves to the wrong line", "optim.py", "# eq. (22)", "# eq. (23)", "equation (22) has no line"),
+    ("a number moves", "optim.py", "# eq. (22)", "# eq. (23)", "equation (22) has no line"),
     ("a file is lost", "losses.py", "# eq.", "#", "equation (15) has no line"),
+    ("a word is misspelt", "layers/activation.py", "(act.1)", "(atc.1)", "no equation (atc.1)"),
 ]
 
 
 @pytest.mark.parametrize(("what", "file", "old", "new", "said"), BROKEN, ids=[row[0] for row in BROKEN])
-def test_a_break_in_the_code_is_found(package, what, file, old, new, said):
+def test_a_broken_link_is_found(package, what, file, old, new, said):
     replace(package / file, old, new)
-    assert any(said in problem for problem in equations.problems(stated(PAGE), equations.find_lines(package)))
+    assert any(said in problem for problem in problems(package))
+
+
+WRONG = [
+    ("sign of dB", "lora.py", "dB = rows(dy)", "dB = -rows(dy)", "3"),
+    ("s divided in dB", "lora.py", "rows(h) * self.scaling", "rows(h) / self.scaling", "3"),
+    ("s twice in y", "lora.py", "widen(self.scaling * h", "widen(self.scaling * self.scaling * h", "2"),
+    ("s squared in dh", "lora.py", "dy @ self.lora_B * self.scaling", "dy @ self.lora_B * self.scaling**2", "4"),
+    ("A not transposed", "lora.py", "h = x @ self.lora_A.T", "h = x @ self.lora_A", "1"),
+    ("factors swapped in dA", "lora.py", "rows(dh).T @ rows(x)", "rows(x).T @ rows(dh)", "5"),
+    ("adapter subtracted", "lora.py", "self.base(x) + update", "self.base(x) - update", "11"),
+    ("adapter's dx lost", "lora.py", "input_gradient(dy) + dx_adapter", "input_gradient(dy) + 0 * dx_adapter", "12"),
+    ("delta subtracted", "lora.py", "weight + self.delta()", "weight - self.delta()", "14"),
+    ("bias lost in merging", "lora.py", "else bias.copy()", "else 0 * bias", "14"),
+    ("bias subtracted", "linear.py", "W.T + b", "W.T - b", "7"),
+    ("bias summed along a row", "linear.py", "sum(axis=0)", "sum(axis=-1)", "9"),
+    ("sum for mean", "losses.py", "(error * error).mean()", "(error * error).sum()", "15"),
+    ("2 lost", "losses.py", "(2 / count) * error", "(1 / count) * error", "16"),
+    ("M lost", "losses.py", "(_minus_one_hot(q, ids), share", "(_minus_one_hot(q, ids), 1 + 0 * share", "ce.3"),
+    ("gradient added", "optim.py", "theta -= lr", "theta += lr", "24"),
+    ("eps in the root", "optim.py", "(v_hat**0.5 + eps)", "((v_hat + eps) ** 0.5)", "24"),
+    ("no correction", "optim.py", "m_hat = m / (1 - beta1**t)", "m_hat = m + 0 * (beta1 + t)", "22"),
+    ("tanh' of x", "layers/activation.py", "(1 - y * y)", "(1 - y)", "act.4"),
+    ("SiLU's second term", "layers/activation.py", "(1 + x * (1 - q))", "(1 - x * (1 - q))", "act.6"),
+    ("s lost in (17)", "fast/residual.py", "dB = c * (s * B", "dB = c * (0 * s + 1 * B", "17"),
+    ("W transposed in (19)", "fast/residual.py", "(W.T @ B)", "(W @ B)", "19"),
+]
+
+
+@pytest.mark.parametrize(("what", "file", "old", "new", "label"), WRONG, ids=[row[0] for row in WRONG])
+def test_a_line_that_computes_something_else_is_found(package, what, file, old, new, label):
+    replace(package / file, old, new)
+    assert [f"is not equation ({label})" in problem for problem in problems(package)] == [True]
 
 
 def test_an_equation_stated_twice_is_found(package):
-    twice = [*stated(PAGE), (5, ["dA"])]
-    assert "equation (5) is stated 2 times" in equations.problems(twice, equations.find_lines(package))
+    twice = [*STATED, equations.Equation("5", ["dA"])]
+    assert "equation (5) is stated 2 times" in problems(package, twice)
+
+
+def test_entries_that_cannot_be_computed_are_told(package):
+    other = [equations.Equation("5", ["dA"], "einsum('nk,ni->ki', dh, X, y)")]
+    assert any("its entries cannot be computed" in problem for problem in problems(package, other))
 
 
 # --- the same, by a real build of a small site ------------------------------------------------------------------------
@@ -102,7 +150,7 @@ derivation
 ```
 """
 LAYER = 'def double(x):\n    """Double."""\n    y = 2 * x  # eq. (1)\n    return y\n'
-DERIVATION = "# Derivation\n\nSee [(1)](#eq-1).\n\n```{equation} 1 y x\ny = 2 x\n```\n"
+DERIVATION = "# Derivation\n\nSee [(1)](#eq-1).\n\n```{equation} 1 y x\n:entries: 2 * x\n\ny = 2 x\n```\n"
 
 
 def build(folder, layer=LAYER, derivation=DERIVATION, index=INDEX):
@@ -135,14 +183,22 @@ def test_the_build_links_both_ways(tmp_path):
         ({"layer": LAYER.replace("# eq. (1)", "")}, "equation (1) has no line of code"),
         ({"layer": LAYER.replace("y", "z")}, "equation (1) speaks of y"),
         ({"derivation": DERIVATION.replace("} 1", "} 3")}, "equation (3) has no line of code"),
+        ({"layer": LAYER.replace("2 * x", "x / 2")}, "is not equation (1)"),
         (
             {"index": INDEX.replace("automodule:: tiny.layer\n   :members:", "math:: 1")},
             "is tiny.layer on the API page?",
         ),
     ],
-    ids=["other number", "no number", "renamed variable", "other equation", "module without a source page"],
+    ids=[
+        "other number",
+        "no number",
+        "renamed variable",
+        "other equation",
+        "other value",
+        "module without a source page",
+    ],
 )
-def test_the_build_stops_on_a_dangling_end(tmp_path, change, said):
+def test_the_build_stops_where_ends_do_not_meet(tmp_path, change, said):
     done = build(tmp_path, **change)
     assert done.returncode != 0
     assert said in done.stderr

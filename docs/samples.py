@@ -1,0 +1,99 @@
+"""Random arrays under the names that the equations and the code use, for `equations` to compute both with.
+
+All sizes differ, so that a transposed factor does not fit, and no scale is 1, so that a lost one is seen. Where the code
+has another name for a symbol, both names are here: ``W`` and ``self.weight``, ``x`` and ``X``. Names of what is already
+computed are computed from the others, so that a line can be compared with its whole equation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minilora import Linear, LoRA, LoRALinear
+
+N, IN, OUT, ALPHA = 7, 5, 4, 6.5
+RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.layer.widen`
+
+Names = dict[str, Any]
+
+
+def samples(label: str, rank: int) -> Names:
+    """Return new arrays for an equation, always the same for the same label and rank."""
+    group, _, number = label.rpartition(".")
+    if not group:
+        group = next(
+            name for name, last in (("layer", 16), ("residual", 19), ("adam", 24), ("best", 27)) if int(number) <= last
+        )
+    rng = np.random.default_rng(0)
+    return {"np": np, "xp": np, "einsum": np.einsum, "need_dx": True, **GROUPS[group](rng.standard_normal, rng, rank)}
+
+
+def layer(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (1) to (16): a base, its adapter, and the loss. `layers` has what ``self`` is, by its class."""
+    x, dy, W, b = randn((N, IN)), randn((N, OUT)), randn((OUT, IN)), randn(OUT)
+    A, B, s, dh = randn((r, IN)), randn((OUT, r)), ALPHA / r, randn((N, r))
+    p, t, h = randn((N, OUT)), randn((N, OUT)), x @ A.T
+    base, adapter = Linear(W, b), LoRA(A, B, ALPHA)
+    return {
+        **{"x": x, "dy": dy, "W": W, "b": b, "A": A, "B": B, "s": s, "h": h, "dh": dh, "p": p, "t": t},
+        **{"X": x, "dH": dh, "bias": b, "update": s * h @ B.T, "dx_adapter": dh @ A, "adapter": adapter},
+        **{"layers": {"Linear": base, "LoRA": adapter, "LoRALinear": LoRALinear(base, adapter)}, "Linear": Linear},
+        **{"error": p - t, "count": N * OUT},
+    }
+
+
+def residual(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (17) to (19)."""
+    X, T, W, A, B, s = randn((N, IN)), randn((N, OUT)), randn((OUT, IN)), randn((r, IN)), randn((OUT, r)), ALPHA / r
+    R, H = T - X @ W.T, X @ A.T
+    return {
+        **{"X": X, "T": T, "W": W, "A": A, "B": B, "s": s, "R": R, "H": H, "RtH": R.T @ H, "RB": R @ B},
+        "c": 2 * s / (N * OUT),
+    }
+
+
+def adam(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (20) to (24), in step 3."""
+    arrays = {name: randn(6) for name in ("g", "m", "theta", "m_hat")} | {
+        name: rng.random(6) for name in ("v", "v_hat")
+    }
+    return arrays | {"t": 3, "beta1": 0.8, "beta2": 0.95, "lr": 0.03, "eps": 0.1}
+
+
+def best(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (25) to (27)."""
+    T, Z, D = randn((N, IN)), randn((N, OUT)), randn((OUT, IN))
+    return {"T": T, "Z": Z, "D": D, "V": np.linalg.svd(T @ D.T, full_matrices=False)[2][:r].T}
+
+
+def activation(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (act.1) to (act.6)."""
+    x, dy = randn((N, IN)), randn((N, IN))
+    return {"x": x, "dy": dy, "mask": x > 0, "y": np.tanh(x), "q": 1 / (1 + np.exp(-x))}
+
+
+def cross_entropy(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (ce.1) to (ce.3): z, the ids t, and M, the number of the rows that count; two rows do not."""
+    z, t, counts = randn((N, OUT)), rng.integers(0, OUT, N), np.arange(N) % 4 != 1
+    e, M = np.exp(z), counts.sum()
+    q = e / e.sum(axis=1, keepdims=True)
+    return {
+        **{"z": z, "q": q, "t": t, "M": M, "counts": counts, "hot": np.eye(OUT)[t]},  # hot: [v = t_n]
+        **{"e": e, "total": e.sum(axis=1, keepdims=True), "ids": t[:, None], "share": counts[:, None] / M},
+        "log_q_t": np.where(counts, np.log(q[np.arange(N), t]), 0)[:, None],
+    }
+
+
+def sequential(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (seq.1) and (seq.2), where layer i is a linear one."""
+    x, dx, W = randn((N, IN)), randn((N, OUT)), randn((OUT, IN))
+    linear = Linear(W)
+    return {"x": x, "dx": dx, "W": W, "layer": linear, "caches": [linear.forward(x)[1]], "i": 0, "asked": True}
+
+
+GROUPS = {
+    **{"layer": layer, "residual": residual, "adam": adam, "best": best},
+    **{"act": activation, "ce": cross_entropy, "seq": sequential},
+}
