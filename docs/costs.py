@@ -51,11 +51,17 @@ class Way:
         return BYTES * 2 * self.parameters
 
 
-def ways(N: int, n_in: int, n_out: int, r: int) -> dict[str, Way]:
-    """Return the ways to a training step of the same layer, where the input's gradient is not needed and N > 2 r."""
+def ways(N: int, n_in: int, n_out: int, r: int, need_dx: bool = False) -> dict[str, Way]:
+    """Return the ways to a training step of the same layer, for N > 2 r.
+
+    With `need_dx` the layer is one of a network: its input has a gradient, too. The short ways do not exist then.
+    """
     forward, weight_gradient = (N, n_in, n_out), (n_out, N, n_in)
-    down, up = (N, n_in, r), (N, r, n_out)  # eq. 1 and 2
-    thin = [down, (r, N, r), (n_out, r, r), (n_out, N, r), (r, n_out, r), (N, r, r), (N, n_out, r), (r, N, n_in)]
+    to_input = [(N, n_out, n_in)] if need_dx else []
+    down, up = (N, n_in, r), (N, r, n_out)  # equations (1) and (2)
+    back = [(n_out, N, r), (N, n_out, r), (r, N, n_in)]  # (3), (4) and (5)
+    adapter_to_input = [(N, r, n_in)] if need_dx else []  # (6)
+    short = [down, (r, N, r), (n_out, r, r), (n_out, N, r), (r, n_out, r), (N, r, r), (N, n_out, r), (r, N, n_in)]
     few = r * (n_in + n_out)
 
     x, y = watched(N, n_in), watched(N, n_out)
@@ -65,34 +71,40 @@ def ways(N: int, n_in: int, n_out: int, r: int) -> dict[str, Way]:
 
     def by_backward(layer):
         prediction, cache = layer.forward(x)
-        Adam(layer.trainable()).step(layer.backward(mse(prediction, y)[1], cache, need_dx=False)[1])
+        Adam(layer.trainable()).step(layer.backward(mse(prediction, y)[1], cache, need_dx=need_dx)[1])
 
     def by_the_article():
-        _, dy = mse(x @ W.T + x @ (A.T @ B.T), y)
+        product = A.T @ B.T
+        _, dy = mse(x @ W.T + x @ product, y)
         d_product = x.T @ dy  # (in, out): as large as the weight
+        if need_dx:
+            _ = dy @ W + dy @ product.T
         Adam({"A": A, "B": B}).step({"A": (d_product @ B).T, "B": (A @ d_product).T})
 
-    def by_layer():
-        Adam(both.trainable()).step(residual_form(both, x, y))
+    def by_residual_form(layer):
+        Adam(layer.trainable()).step(residual_form(layer, x, y))
 
-    def by_residual():
-        Adam(adapter.trainable()).step(residual_form(adapter, x, y))
-
-    return {
-        "full training": Way([forward, weight_gradient], n_in * n_out, lambda: by_backward(base)),
-        "the article's module": Way(
-            [forward, (n_in, r, n_out), forward, (n_in, N, n_out), (n_in, n_out, r), (r, n_in, n_out)],
-            few,
-            by_the_article,
+    article = [forward, (n_in, r, n_out), forward, (n_in, N, n_out), (n_in, n_out, r), (r, n_in, n_out), *to_input * 2]
+    found = {
+        "full training": Way([forward, weight_gradient, *to_input], n_in * n_out, lambda: by_backward(base)),
+        "LoRA, the article's module": Way(article, few, by_the_article),
+        "LoRA beside its base": Way(
+            [forward, down, up, *back, *to_input, *adapter_to_input], few, lambda: by_backward(both)
         ),
-        "PEFT's order": Way(
-            [forward, down, up, (n_out, N, r), (N, n_out, r), (r, N, n_in)], few, lambda: by_backward(both)
-        ),
-        "LoRALinear, the base from its thin side": Way(
-            [*thin, (n_in, N, r), (n_out, n_in, r), (n_in, n_out, r), (N, n_in, r)], few, by_layer
-        ),
-        "the adapter on the residual": Way(thin, few, by_residual),
     }
+    if need_dx:
+        return found
+    thin_base = [(n_in, N, r), (n_out, n_in, r), (n_in, n_out, r), (N, n_in, r)]  # (19)
+    return found | {
+        "LoRA beside its base, residual form": Way([*short, *thin_base], few, lambda: by_residual_form(both)),
+        "LoRA on the residual": Way([down, up, *back], few, lambda: by_backward(adapter)),
+        "LoRA on the residual, residual form": Way(short, few, lambda: by_residual_form(adapter)),
+    }
+
+
+def large_products(way: Way, N: int, n_in: int, n_out: int) -> int:
+    """Return how many of a way's products have all three of the large sizes."""
+    return sum(sorted(product) == sorted((N, n_in, n_out)) for product in way.products)
 
 
 class Watched(np.ndarray):
