@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import types
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -108,7 +109,24 @@ def close_gaps(app, pagename, template, context, doctree):
         context["body"] = re.sub(r"((</div>)+)\n\n", r"\1", body)
 
 
+def no_signature(app, what, name, obj, options, signature, returns):
+    """Keep numpydoc from ``Cache = tuple[Any, ...]``: it takes that for a function, on which autodoc stops."""
+    return () if isinstance(obj, types.GenericAlias) else None
+
+
+def plain_mathematics(app, what, name, obj, options, lines):
+    """Show the indented formulas of a module's docstring line by line; elsewhere ``|g|`` would be a substitution."""
+    if what == "module":
+        text = "\n".join(lines)
+        # An indented block after a paragraph, that is no list and no directive.
+        block = r"(?m)(^(?!\.\. |- |\d+\. |\s).*(?<!::)\n\n)((?:    .*\n|\n(?=    ))+)"
+        text = re.sub(block, r"\1.. code-block:: text\n\n\2", text + "\n")
+        lines[:] = re.sub(r"\|(\w+)\|", r"\\|\1\\|", text).splitlines()
+
+
 def setup(app):
     """Register the above with Sphinx."""
     app.connect("html-page-context", close_gaps)
     app.connect("doctree-read", adjust)
+    app.connect("autodoc-process-signature", no_signature, priority=100)
+    app.connect("autodoc-process-docstring", plain_mathematics, priority=100)

@@ -161,7 +161,7 @@ def against_size(axis: str, curves: dict[str, tuple[Sequence[float], Sequence[fl
     sizes = next(iter(curves.values()))[0]
     axes.set_xticks(sizes[::2], [f"{size:,}" for size in sizes[::2]])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(0.05, 900)  # the same for all, with room for the names
+    axes.set_ylim(0.05, 900)  # the same for all, high enough for the names
     axes.legend(ncols=2, fontsize=9, loc="upper left", handlelength=1.2, columnspacing=1)
     return figure
 

@@ -1,8 +1,8 @@
 """Random arrays under the names that the equations and the code use, for `equations` to compute both with.
 
-All sizes differ, so that a transposed factor does not fit, and no scale is 1, so that a lost one is seen. Where the code
-has another name for a symbol, both names are here: ``W`` and ``self.weight``, ``x`` and ``X``. Names of what is already
-computed are computed from the others, so that a line can be compared with its whole equation.
+All sizes differ, so that a transposed factor does not fit, and no scale is 1, so that a lost one is seen. Where the
+code has another name for a symbol, both names are here, ``x`` and ``X``. What was computed before a line, as ``h``, is
+computed from the others, so that a line can be compared with its whole equation.
 """
 
 from __future__ import annotations

@@ -6,7 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import minilora.fast
+import minilora.training
+from minilora import Linear, LoRA, LoRALinear
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -27,7 +32,7 @@ def test_every_module_is_on_the_api_page(module):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_cell_is_python_as_old_as_the_oldest_supported(page):
+def test_every_cell_is_python_3_11(page):
     for cell in code_cells(page):
         code = re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S)
         ast.parse(code, feature_version=(3, 11))
@@ -46,19 +51,48 @@ def python(cell):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_picture_has_words_for_who_cannot_see_it(page):
+def test_every_picture_has_a_text_in_its_place(page):
     for cell in code_cells(page):
         for call in ast.walk(python(cell)):
             if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("show"):
                 assert len(ast.unparse(call.args[1])) > 100 or "alt" in ast.unparse(call.args[1])
 
 
-def test_pictures_of_the_growth_have_words_too():
+def test_pictures_of_growth_have_a_text_too():
     page = (ROOT / "docs" / "why-not-faster.md").read_text(encoding="utf-8")
     says = re.search(r"^SAYS = (\{.*?^\})", page, re.S | re.M)
     assert {axis: len(text) > 50 for axis, text in ast.literal_eval(says[1]).items()} == dict.fromkeys(
         ("rank", "width", "batch", "n"), True
     )
+
+
+MOVED = re.findall(
+    r"^\| `(from .*?)` \| `(from .*?)` \|$", (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8"), re.M
+)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED)
+def test_the_changelog_says_truly_what_moved(old, new):
+    with pytest.raises(ImportError):
+        exec(old, {})
+    exec(new, {})
+
+
+def test_the_changelogs_new_calls_run():
+    text = (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8")
+    calls = re.findall(r"^\| `([a-z_.]+\(.*?\))` \| `([a-z_.]+\(.*?\))` \|$", text, re.M)
+    assert len(calls) == 3
+    rng = np.random.default_rng(0)
+    x, y, A, B = (rng.standard_normal(shape) for shape in ((5, 4), (5, 3), (2, 4), (3, 2)))
+    adapter = LoRA(A, B, alpha=3)
+    lora_linear = LoRALinear(Linear(rng.standard_normal((3, 4))), adapter)
+    names = {"minilora": minilora, "backpropagate": minilora.training.backpropagate, "x": x, "y": y, "residual": y}
+    for old, new in calls:
+        for model in (adapter, lora_linear):
+            scope = {**names, "adapter": adapter, "lora_linear": lora_linear, "model": model}
+            assert eval(new, scope).keys() == {"lora_A", "lora_B"}
+            with pytest.raises((AttributeError, NameError)):
+                eval(old, scope)
 
 
 def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):

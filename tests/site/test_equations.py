@@ -1,5 +1,6 @@
 """The site's checker of equations and lines, on the real code and on broken copies of it."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ pytest.importorskip("sphinx", reason="the site's tools are not installed: pip in
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-import equations
+equations = importlib.import_module("equations")
 
 STATED = [
     x for page in sorted((ROOT / "docs").glob("*.md")) for x in equations.read_page(page.read_text(encoding="utf-8"))
