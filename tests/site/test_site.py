@@ -53,15 +53,22 @@ def test_every_link_within_the_site_leads_somewhere(page):
     assert lost == []
 
 
-def test_every_numbered_line_is_linked_from_its_equation_and_links_back():
-    there = {link for link in parse("derivation.html").links if link.startswith("_modules/") and "#eq-" in link}
+def test_every_numbered_line_links_to_its_equation_and_back():
+    there = {
+        (link.rpartition("/_modules/")[2].removeprefix("_modules/"), page)
+        for page in PAGES
+        if not page.startswith("_modules/")
+        for link in parse(page).links
+        if "_modules/" in link and "#eq-" in link
+    }
     code = Path(__file__).parents[2] / "minilora"
-    assert len(there) == sum(len(re.findall(r"# eq\. \(", path.read_text())) for path in code.rglob("*.py")) > 25
-    for page in {urlsplit(link).path for link in there}:
-        # eq-5 and eq-5-2 both lead to equation 5.
-        expected = sorted(re.match(r"eq-\d+", urlsplit(x).fragment)[0] for x in there if x.startswith(f"{page}#"))
-        back = [urlsplit(link) for link in parse(page).links if "derivation.html#" in link]
-        assert sorted(url.fragment for url in back) == expected
+    assert len(there) == sum(len(re.findall(r"# eq\. \(", path.read_text())) for path in code.rglob("*.py")) > 35
+    for link, page in there:
+        source = f"_modules/{urlsplit(link).path}"
+        # eq-5 and eq-5-2 both lead to equation 5, eq-act-1 to (act.1).
+        equation = re.match(r"eq-(?:[a-z]+-)?\d+", urlsplit(link).fragment)[0]
+        back = [posixpath.normpath(posixpath.join(posixpath.dirname(source), x)) for x in parse(source).links]
+        assert f"{page}#{equation}" in back
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +151,13 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page, widt
     assert all(pictures)
 
 
-def test_the_pages_that_should_have_formulas_and_pictures_have_them():
-    for page, count in {"derivation.html": 60, "the-idea.html": 5, "exercises.html": 8}.items():
+def test_formulas_and_pictures_are_where_they_should_be():
+    for page, count in {
+        "derivation.html": 60,
+        "from-layer-to-model.html": 20,
+        "the-idea.html": 5,
+        "exercises.html": 8,
+    }.items():
         assert (SITE / page).read_text(encoding="utf-8").count('class="katex"') >= count
     for page in ("the-idea.html", "article-run.html", "is-a-gradient-right.html", "ten-confusions.html"):
         assert 'role="img"' in (SITE / page).read_text(encoding="utf-8")
