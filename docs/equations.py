@@ -170,13 +170,18 @@ def _value(line: Line, names: dict[str, Any]) -> Any:
         value = ast.BinOp(ast.parse(ast.unparse(statement.target), mode="eval").body, statement.op, value)
     names["self"] = names.get("layers", {}).get(line.cls)
     scope = {**vars(importlib.import_module(line.module)), **names}
-    return eval(compile(ast.fix_missing_locations(ast.Expression(value)), str(line), "eval"), scope)
+    result = eval(compile(ast.fix_missing_locations(ast.Expression(value)), str(line), "eval"), scope)
+    if isinstance(statement, ast.Expr):  # a call that updates its first argument
+        return names[ast.unparse(value.args[0])]
+    return result
 
 
 def _arrays(value: Any) -> list[np.ndarray]:
-    """Return the arrays to compare: the value, those of a tuple, or a layer's own."""
+    """Return what there is to compare: an array, those of a tuple or a dict, or a layer's own and its scaling."""
     if hasattr(value, "trainable"):
-        value = tuple(value.trainable().values())
+        value = (*value.trainable().values(), *([value.scaling] if hasattr(value, "scaling") else []))
+    if isinstance(value, dict):
+        value = tuple(value.values())
     return [np.asarray(part) for part in (value if isinstance(value, tuple) else (value,))]
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from minilora import Linear, LoRA, LoRALinear
+from minilora import Adapter, Conv1d, DoRA, Embedding, Linear, LoRA, LoRALinear
+from minilora.variants.rewritten import Rewritten
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
 RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.layer.widen`
@@ -22,7 +23,9 @@ Names = dict[str, Any]
 def samples(label: str, rank: int) -> Names:
     """Return new arrays for an equation, always the same for the same label and rank."""
     group, _, number = label.rpartition(".")
-    if not group:
+    if label in GROUPS:
+        group = label
+    elif not group:
         group = next(
             name for name, last in (("layer", 16), ("residual", 19), ("adam", 24), ("best", 27)) if int(number) <= last
         )
@@ -93,7 +96,105 @@ def sequential(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return {"x": x, "dx": dx, "W": W, "layer": linear, "caches": [linear.forward(x)[1]], "i": 0, "asked": True}
 
 
+def flatten(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (flat.1) and (flat.2): 3 channels of 5 entries."""
+    return {"x": randn((N, 3, IN)), "dy": randn((N, 3 * IN)), "shape": (N, 3, IN)}
+
+
+def embedding(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (emb.1) and (emb.2): a table W of 6 vectors, N ids of which some repeat, and their one-hot rows."""
+    W, ids, dy = randn((6, OUT)), rng.integers(0, 6, N), randn((N, OUT))
+    table = Embedding(W)
+    return {
+        **{"W": W, "dy": dy, "hot": np.eye(6)[ids], "X": table.rewrite(ids), "dW": np.zeros((6, OUT))},
+        "layers": {"Embedding": table},
+    }
+
+
+def convolution(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (conv.1), at entry k of the kernel: stride s, dilation d, P positions, x with its padding."""
+    s, d, k, P = 2, 3, 1, 4
+    known = {"s": s, "d": d, "k": k, "P": P, "offset": (k,), "window": (slice(d * k, d * k + s * (P - 1) + 1, s),)}
+    x = randn((N, 3, s * (P - 1) + d * 2 + 1))
+    return known | {"x": x, "padded": x}
+
+
+def convolution_back(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (conv.2): there the code has the channels last."""
+    known = convolution(randn, rng, r)
+    dx, dz = randn((N, known["x"].shape[2], 3)), randn((N, known["P"], 3, 2))
+    return known | {"dx": dx, "padded": dx, "dz": dz}
+
+
+def rewritten(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (rw.1) to (rw.4), for a convolution of 3 channels. T is the rewriting as a matrix, from x to z."""
+    shape, kernel, P = (2, 3, 9), 2, 4
+    base = Conv1d(randn((OUT, 3, kernel)), randn(OUT), stride=2, dilation=2)
+    A, B, s, x = randn((r, 3 * kernel)), randn((OUT, r)), ALPHA / r, randn(shape)
+    layer = Rewritten(base, LoRA(A, B, ALPHA))
+    basis = np.eye(x.size).reshape(-1, *shape)
+    T = np.stack([base.rewrite(e).ravel() for e in basis], axis=1)
+    z, rows = base.rewrite(x), layer.on_rows()
+    return {
+        **{
+            "x": x,
+            "z": z,
+            "W": base.as_linear().weight,
+            "b": base.bias,
+            "A": A,
+            "B": B,
+            "s": s,
+            "T": T,
+            "shape": shape,
+        },
+        **{"u": randn((2 * P, OUT)), "P": P, "dy": randn((2, OUT, P)), "dz": randn(z.shape)},
+        **{"layer": rows, "rows_cache": rows.forward(z)[1], "adjoint": base.rewrite_adjoint},
+        "layers": {"Rewritten": layer},
+    }
+
+
+def dora(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (dora.1) to (dora.8)."""
+    W, b, m, A, B, s = randn((OUT, IN)), randn(OUT), rng.random(OUT), randn((r, IN)), randn((OUT, r)), ALPHA / r
+    layer = DoRA(Linear(W, b), Adapter(A, B, ALPHA, magnitude=m, dora_norm="full"))
+    vectors = {name: rng.random(OUT) for name in ("n", "g", "dm", "dn")}
+    return vectors | {
+        **{"W": W, "b": b, "m": m, "A": A, "B": B, "s": s, "V": W + s * B @ A, "dV": randn((OUT, IN))},
+        **{"u": randn((N, OUT)), "dy": randn((N, OUT)), "layers": {"DoRA": layer}},
+    }
+
+
+def pissa(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (pissa.1) and (pissa.2)."""
+    W, b, A, B, s = randn((OUT, IN)), randn(OUT), randn((r, IN)), randn((OUT, r)), ALPHA / r
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    names = {"W": W, "b": b, "A": A, "B": B, "s": s, "U": U, "S": S, "Vt": Vt, "r": r, "root": np.sqrt(S[:r] / s)}
+    return names | {"linear": Linear(W, b), "adapter": LoRA(A, B, ALPHA), "Linear": Linear}
+
+
+def sums(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (sum.2)."""
+    A, B = randn((3, IN)), randn((OUT, 3))
+    names = {"R_A": np.linalg.qr(A.T)[1], "R_B": np.linalg.qr(B)[1], "s": ALPHA / 3}
+    return names | {"adapter": LoRA(A, B, ALPHA), "linalg": np.linalg}
+
+
+def scaling(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (rs.1) and (lp.1)."""
+    return {"alpha": ALPHA, "rank": 3, "lr": 0.02, "ratio": 16.0}
+
+
 GROUPS = {
     **{"layer": layer, "residual": residual, "adam": adam, "best": best},
-    **{"act": activation, "ce": cross_entropy, "seq": sequential},
+    **{"act": activation, "ce": cross_entropy, "seq": sequential, "flat": flatten, "emb": embedding},
+    **{
+        "conv.1": convolution,
+        "conv.2": convolution_back,
+        "rw": rewritten,
+        "dora": dora,
+        "pissa": pissa,
+        "sum": sums,
+        "rs": scaling,
+        "lp": scaling,
+    },
 }
