@@ -67,6 +67,20 @@ sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
     macros={r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"},  # \of{dA}{r,in}: a symbol, its shape below
 )
 
+
+def start_again(rundir, timeout, start=sphinxcontrib.katex.KaTeXServer.start_server_process):
+    """Start KaTeX's server once more where it was called a moment before it listened, as on a busy machine."""
+    for _ in range(5):
+        try:
+            return start(rundir, timeout)
+        except ConnectionRefusedError:
+            (rundir / "katex.sock").unlink()
+    return start(rundir, timeout)
+
+
+sphinxcontrib.katex.KaTeXServer.start_server_process = start_again
+sphinxcontrib.katex.STARTUP_TIMEOUT = 30
+
 # Equation and line.
 equations_page = "derivation"
 equations_package = ROOT / "minilora"
@@ -115,13 +129,18 @@ def no_signature(app, what, name, obj, options, signature, returns):
 
 
 def plain_mathematics(app, what, name, obj, options, lines):
-    """Show the indented formulas of a module's docstring line by line; elsewhere ``|g|`` would be a substitution."""
+    """Show formulas in docstrings as they stand: ``|g|`` is no substitution, ``*sizes`` no emphasis.
+
+    Formulas that a module's docstring sets apart by four spaces keep their lines.
+    """
+    text = "\n".join(lines) + "\n"
     if what == "module":
-        text = "\n".join(lines)
         # An indented block after a paragraph, that is no list and no directive.
         block = r"(?m)(^(?!\.\. |- |\d+\. |\s).*(?<!::)\n\n)((?:    .*\n|\n(?=    ))+)"
-        text = re.sub(block, r"\1.. code-block:: text\n\n\2", text + "\n")
-        lines[:] = re.sub(r"\|(\w+)\|", r"\\|\1\\|", text).splitlines()
+        text = re.sub(block, r"\1.. code-block:: text\n\n\2", text)
+    kept = r"(?m)(^    .*$)" if what == "module" else r"(`+[^`]*`+)"
+    text = re.sub(rf"{kept}|(`+[^`]*`+)|(\||(?<=[ (])\*(?=\w+[),]))", lambda m: m[1] or m[2] or "\\" + m[3], text)
+    lines[:] = text.splitlines()
 
 
 def setup(app):
