@@ -129,7 +129,7 @@ def no_signature(app, what, name, obj, options, signature, returns):
 
 
 def plain_mathematics(app, what, name, obj, options, lines):
-    """Show formulas in docstrings as they stand: ``|g|`` is no substitution, ``*sizes`` no emphasis.
+    """Show formulas in docstrings as they stand: ``|g|`` is no substitution, ``*sizes`` no emphasis, ``(1)`` no list.
 
     Formulas that a module's docstring sets apart by four spaces keep their lines.
     """
@@ -138,6 +138,7 @@ def plain_mathematics(app, what, name, obj, options, lines):
         # An indented block after a paragraph, that is no list and no directive.
         block = r"(?m)(^(?!\.\. |- |\d+\. |\s).*(?<!::)\n\n)((?:    .*\n|\n(?=    ))+)"
         text = re.sub(block, r"\1.. code-block:: text\n\n\2", text)
+        text = re.sub(r"(?m)^(\(\d+\) )", r"\\\1", text)  # an equation's number, not the first item of a list
     kept = r"(?m)(^    .*$)" if what == "module" else r"(`+[^`]*`+)"
     text = re.sub(rf"{kept}|(`+[^`]*`+)|(\||(?<=[ (])\*(?=\w+[),]))", lambda m: m[1] or m[2] or "\\" + m[3], text)
     lines[:] = text.splitlines()
