@@ -165,18 +165,28 @@ def dora(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 
 def pissa(randn: Any, rng: np.random.Generator, r: int) -> Names:
-    """Of (pissa.1) and (pissa.2)."""
+    """Of (pissa.1) to (pissa.3); A0 and B0 are the start."""
     W, b, A, B, s = randn((OUT, IN)), randn(OUT), randn((r, IN)), randn((OUT, r)), ALPHA / r
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
     names = {"W": W, "b": b, "A": A, "B": B, "s": s, "U": U, "S": S, "Vt": Vt, "r": r, "root": np.sqrt(S[:r] / s)}
+    names |= {"A0": randn((r, IN)), "B0": randn((OUT, r)), "alpha": ALPHA, "join": np.concatenate}
     return names | {"linear": Linear(W, b), "adapter": LoRA(A, B, ALPHA), "Linear": Linear}
 
 
-def sums(randn: Any, rng: np.random.Generator, r: int) -> Names:
-    """Of (sum.2)."""
-    A, B = randn((3, IN)), randn((OUT, 3))
-    names = {"R_A": np.linalg.qr(A.T)[1], "R_B": np.linalg.qr(B)[1], "s": ALPHA / 3}
-    return names | {"adapter": LoRA(A, B, ALPHA), "linalg": np.linalg}
+def weighted(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (sum.1): two adapters of weights w1 and w2; in the code B and A are lists at first."""
+    A1, A2, B1, B2 = randn((r, IN)), randn((2, IN)), randn((OUT, r)), randn((OUT, 2))
+    names = {"A1": A1, "A2": A2, "B1": B1, "B2": B2, "w1": 0.7, "w2": -1.3, "s1": ALPHA / r, "s2": ALPHA / 2}
+    return names | {"B": [0.7 * ALPHA / r * B1, -1.3 * ALPHA / 2 * B2], "A": [A1, A2]}
+
+
+def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (sum.2) and (sum.3), for an adapter of rank 3."""
+    A, B, s = randn((3, IN)), randn((OUT, 3)), ALPHA / 3
+    (Q_A, R_A), (Q_B, R_B) = np.linalg.qr(A.T), np.linalg.qr(B)
+    U, S, Vt = np.linalg.svd(s * R_B @ R_A.T, full_matrices=False)
+    names = {"Q_A": Q_A, "R_A": R_A, "Q_B": Q_B, "R_B": R_B, "U": U, "S": S, "Vt": Vt, "s": s, "r": r}
+    return names | {"root": np.sqrt(S[:r]), "adapter": LoRA(A, B, ALPHA), "linalg": np.linalg}
 
 
 def scaling(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -193,7 +203,8 @@ GROUPS = {
         "rw": rewritten,
         "dora": dora,
         "pissa": pissa,
-        "sum": sums,
+        "sum.1": weighted,
+        "sum": small,
         "rs": scaling,
         "lp": scaling,
     },
