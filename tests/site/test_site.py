@@ -122,7 +122,8 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page, widt
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     assert any(url.startswith(address) for url in requests)
-    assert [url for url in requests if not url.startswith((address, "data:"))] == []
+    # chrome: is of the empty tab that Chromium opens first, on a slow machine still when the page is asked for.
+    assert [url for url in requests if not url.startswith((address, "data:", "chrome:"))] == []
     responses = [e["params"]["response"] for e in events if e["method"] == "Network.responseReceived"]
     assert [response["url"] for response in responses if response["status"] >= 400] == []
 
