@@ -120,9 +120,9 @@ def convolution(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 
 def convolution_back(randn: Any, rng: np.random.Generator, r: int) -> Names:
-    """Of (conv.2): there the code has the channels last."""
+    """Of (conv.2): there the code has the channels first."""
     known = convolution(randn, rng, r)
-    dx, dz = randn((N, known["x"].shape[2], 3)), randn((N, known["P"], 3, 2))
+    dx, dz = randn((3, N, known["x"].shape[2])), randn((3, 2, N, known["P"]))
     return known | {"dx": dx, "padded": dx, "dz": dz}
 
 
@@ -147,8 +147,8 @@ def rewritten(randn: Any, rng: np.random.Generator, r: int) -> Names:
             "T": T,
             "shape": shape,
         },
-        **{"u": randn((2 * P, OUT)), "P": P, "dy": randn((2, OUT, P)), "dz": randn(z.shape)},
-        **{"layer": rows, "rows_cache": rows.forward(z)[1], "adjoint": base.rewrite_adjoint},
+        **{"u": randn((2 * P, OUT)), "P": P, "du": randn((2 * P, OUT))},
+        **{"layer": rows, "rows_cache": rows.forward(z)[1], "input_gradient": base.input_gradient},
         "layers": {"Rewritten": layer},
     }
 
