@@ -209,7 +209,8 @@ def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
     (out, width), axes = adapter.shape, 1 + CONVOLUTIONS.index(form.kind) if form.kind in CONVOLUTIONS else 0
     if len(form.kernel) != axes or width % math.prod(form.kernel):
         raise ValueError(
-            f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which is none of a {form.kind}"
+            f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which do not fit its kind, "
+            f"{form.kind!r}"
         )
     arrays = [adapter.lora_A, adapter.lora_B, *([] if adapter.magnitude is None else [adapter.magnitude])]
     found = {}

@@ -278,13 +278,13 @@ def _merge(
     if magnitude and transposed:
         squares = np.zeros(change.shape[1])
         for _, _, direction in _directions(file, source, left, right, change):
-            squares += np.square(direction, dtype=np.float64).sum(axis=0)
+            squares += _squares(direction).sum(axis=0)
         lengths = np.sqrt(squares)
     for start, weight, merged in _directions(file, source, left, right, change):
         with np.errstate(over="ignore", invalid="ignore"):
             if magnitude:
                 rows = slice(start, start + len(weight))
-                n = np.sqrt(np.square(merged, dtype=np.float64).sum(axis=1)) if lengths is None else lengths
+                n = np.sqrt(_squares(merged).sum(axis=1)) if lengths is None else lengths
                 m = magnitude[0][rows] if lengths is None else magnitude[0]
                 _check_lengths(file, change, n)
                 g = (m / n).astype(merged.dtype)
@@ -316,6 +316,12 @@ def _directions(
             delta = (left[start:stop] @ right) * change.scaling
             merged = weight.astype(WIDE[spec.dtype]) + delta
         yield start, weight, merged
+
+
+def _squares(direction: np.ndarray) -> np.ndarray:
+    """Return the squares in float64: there are many of one sign to add up."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.square(direction, dtype=np.float64))
 
 
 def _check_lengths(file: TensorFile, change: MergedTensor, n: np.ndarray) -> None:
