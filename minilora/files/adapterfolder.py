@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .errors import AdapterFileError, short
-from .kinds import Form, check_arrays, check_dora, forms_of
+from .kinds import Form, check_arrays, check_dora, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import TensorFile, member
 from .writing import locked
@@ -39,6 +39,8 @@ class AdapterFolder:
         The kind of layer and how its arrays lie in the file, by module path.
     full_norms : frozenset of str
         The modules whose DoRA trains by its full gradient.
+    with_base : frozenset of str
+        The modules of which the file holds the base's own weight too.
     """
 
     config: PeftConfig
@@ -46,6 +48,7 @@ class AdapterFolder:
     layers: dict[str, LayerConfig]
     forms: dict[str, Form]
     full_norms: frozenset[str]
+    with_base: frozenset[str]
 
     @classmethod
     def open(cls, path: str | Path) -> AdapterFolder:
@@ -66,7 +69,7 @@ class AdapterFolder:
         layers = config.layers(list(forms))
         for module, layer in layers.items():
             check_arrays(file, module, forms[module], layer.rank)
-        return cls(config, file, layers, forms, _full_norms(file, forms))
+        return cls(config, file, layers, forms, _full_norms(file, forms), with_base(file))
 
     def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
         """Return the shape of the matrix that a module's adapter is made for."""

@@ -94,6 +94,12 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     found = {}
     with locked(path, shared=True):  # a `save_adapter` of another process waits until both files are read
         folder = AdapterFolder.open(path)
+        if folder.with_base:
+            raise AdapterFileError(
+                folder.file.path,
+                f"it holds the base's own weight of {short(min(folder.with_base))}, and the base at hand may have "
+                "another: merge it into the base, which compares them, or save it with save_embedding_layers=False",
+            )
         with folder.file.opened() as file:
             for module, layer in folder.layers.items():
                 form = folder.forms[module]

@@ -30,10 +30,14 @@ from .tensorfile import FLOATS, TensorFile, TensorSpec
 
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
+BASE = "base_layer.weight"
+"""The base's own weight. PEFT saves it too where an input or output embedding is adapted (`save_embedding_layers`)."""
 FACTORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 KEY = re.compile(
-    re.escape(PREFIX) + rf"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB]|{MAGNITUDE})", re.DOTALL
+    re.escape(PREFIX)
+    + rf"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB]|{MAGNITUDE}|base_layer\.weight)",
+    re.DOTALL,
 )
 CONVOLUTIONS = ("conv1d", "conv2d")
 
@@ -96,6 +100,12 @@ def forms_of(file: TensorFile) -> dict[str, Form]:
     if not parts:
         raise AdapterFileError(file.path, "there are no tensors in it")
     return {module: _form(file, module, parts[module]) for module in sorted(parts)}
+
+
+def with_base(file: TensorFile) -> frozenset[str]:
+    """Return the modules whose weight in the base is in the file too."""
+    ending = f".{BASE}"
+    return frozenset(key.removeprefix(PREFIX).removesuffix(ending) for key in file.tensors if key.endswith(ending))
 
 
 def is_module_path(module: str) -> bool:
@@ -188,7 +198,6 @@ def _what_is(key: str) -> str:
     for part, meaning in (
         (".bias", "a bias (lora_bias, or bias of the base), which is not supported"),
         ("modules_to_save", "of a module trained in full, which is not supported"),
-        (".base_layer.", "a weight of the base itself, which is not supported: save with save_embedding_layers=False"),
     ):
         if part in key:
             return meaning

@@ -29,7 +29,7 @@ from ..checks import check_flag, check_path
 from .adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .basefile import Base, open_base
 from .errors import AdapterFileError, short
-from .kinds import Form
+from .kinds import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .peftconfig import CONFIG_NAME
 from .tensorfile import FLOATS, TensorFile, TensorSpec, decode, encode
@@ -132,6 +132,8 @@ def merge_adapter(
     others = {module: "in-out" if form.kind == "embedding" else "out-in" for module, form in folder.forms.items()}
     lie = others | layouts_of(linear, folder, opened, layouts)
     changes = [_check_fit(folder, module, name, lie[module], opened.holder[name]) for module, name in names.items()]
+    for module in folder.with_base:
+        _check_same_base(folder, module, names[module], opened.holder[names[module]])
     changes.sort(key=lambda change: (change.file, opened.spec(change.name).start))
     _check_out(out, opened, adapter)
     if dry_run:
@@ -198,6 +200,23 @@ def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file:
             file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for {list(expected)} ({hint})"
         )
     return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layout, layer.rank, layer.scaling, form)
+
+
+def _check_same_base(folder: AdapterFolder, module: str, name: str, file: TensorFile) -> None:
+    """Refuse an adapter that brings a weight of the base with it, other than the base has."""
+    key = f"{PREFIX}{module}.{BASE}"
+    theirs, ours = folder.file.tensors[key], file.tensors[name]
+    same = (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
+    with folder.file.opened() as one, file.opened() as other:
+        one.seek(theirs.start)
+        other.seek(ours.start)
+        for start in range(0, (ours.end - ours.start) * same, BLOCK_BYTES):
+            count = min(BLOCK_BYTES, ours.end - ours.start - start)
+            same = same and np.array_equal(folder.file.read_bytes(one, count), file.read_bytes(other, count))
+    if not same:
+        raise AdapterFileError(
+            folder.file.path, f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
+        )
 
 
 def _check_out(out: Path, base: Base, adapter: Path) -> None:

@@ -279,6 +279,22 @@ def test_the_full_norm_is_noted_by_module(tmp_path):
     assert NORM_KEY not in TensorFile(tmp_path / WEIGHTS).metadata
 
 
+def test_arrays_of_another_library_are_saved_and_loaded(tmp_path, standin):
+    rng = np.random.default_rng(10)
+    weight = rng.standard_normal((5, 2, 3, 4))
+    layers = {
+        "img": Conv2d(standin.asarray(weight)),
+        "emb": Embedding(standin.asarray(weight.reshape(-1, 3))),
+        "fc": Linear(standin.asarray(weight.reshape(5, -1))),
+    }
+    for options in ({"use_dora": True}, {"init": "pissa"}):
+        found = {name: adapt(one, "", rank=2, alpha=3, rng=rng, **options) for name, one in layers.items()}
+        save_adapter(tmp_path, found)
+        for name, adapter in load_adapter(tmp_path, backend=standin).items():
+            attach(layers[name], {"": adapter})
+        assert load_adapter(tmp_path)["img"].lora_A.dtype == np.float64
+
+
 # --- what cannot be written or read is refused ---
 
 A12, B31 = np.ones((1, 12)), np.ones((3, 1))
@@ -341,7 +357,8 @@ def without(tensors, name):
         (lambda t: {**t, EMB + "lora_magnitude_vector": np.ones(3, "f4")}, "has dtype F32"),
         (lambda t: {**t, EMB + "lora_magnitude_vector": np.full(3, np.inf)}, "lora_magnitude_vector' holds NaN"),
         (lambda t: {**t, EMB + "lora_magnitude_vector.weight": np.ones(3)}, "unexpected"),
-        (lambda t: {**t, EMB + "base_layer.weight": np.ones((7, 3))}, "save_embedding_layers=False"),
+        (lambda t: {**t, PREFIX + "other.base_layer.weight": np.ones(2)}, "'other' has no lora_A.weight"),
+        (lambda t: {**t, EMB + "base_layer.bias": np.ones(3)}, "a bias"),
         (lambda t: {**t, EMB + "lora_embedding_A": np.ones((3, 7, 1))}, "expected a matrix"),
         (lambda t: {**t, EMB + "lora_embedding_A": np.ones((7, 3))}, r"expected \[3, in\] by the rank"),
         (lambda t: {**t, IMG + "lora_A.weight": np.ones((3, 2, 3, 4))}, r"expected \[2, in, 3, 4\] by the rank"),
@@ -492,6 +509,26 @@ def test_a_base_of_another_kind_or_kernel_is_refused(sound, tmp_path):
 def test_layouts_are_for_linear_layers_alone(sound, tmp_path):
     base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
     assert_merge_refused(tmp_path, base, "no linear layer", ValueError, layouts={"emb": "out-in"})
+
+
+def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path):
+    """PEFT saves an adapted embed_tokens or lm_head with the weight that it stands beside."""
+    rng = np.random.default_rng(9)
+    base = {"emb.weight": rng.standard_normal((7, 3)), "img.weight": rng.standard_normal((5, 2, 3, 4))}
+    tensors = tensors_of(sound)
+    other = base["emb.weight"].copy()
+    other[6, 2] = np.nextafter(other[6, 2], 2)
+    for wrong in (other, base["emb.weight"].astype("f4"), base["emb.weight"][:6].copy()):
+        save_file({**tensors, EMB + "base_layer.weight": wrong}, sound / WEIGHTS)
+        assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
+    save_file({**tensors, EMB + "base_layer.weight": base["emb.weight"]}, sound / WEIGHTS)
+    with pytest.raises(AdapterFileError, match=r"base's own weight of 'emb'.* save_embedding_layers=False"):
+        load_adapter(sound)
+    assert [summary.module for summary in inspect_adapter(sound)] == ["emb", "img"]
+    merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "with.safetensors")
+    save_file(tensors, sound / WEIGHTS)
+    merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "without.safetensors")
+    assert (tmp_path / "with.safetensors").read_bytes() == (tmp_path / "without.safetensors").read_bytes()
 
 
 def test_an_output_without_a_direction_is_refused_by_dora(sound, tmp_path):

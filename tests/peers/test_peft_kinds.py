@@ -7,7 +7,18 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minilora import Conv1d, Conv2d, Embedding, Linear, adapt, attach, load_adapter, merge_adapter, save_adapter
+from minilora import (
+    AdapterFileError,
+    Conv1d,
+    Conv2d,
+    Embedding,
+    Linear,
+    adapt,
+    attach,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
 from minilora.adaptation import adapters
 
 pytestmark = [
@@ -230,9 +241,32 @@ def test_merges_equal_pefts_merge_and_unload(tmp_path_factory, seed, dtype, dora
 
 
 def test_groups_are_refused_by_name(tmp_path):
-    from minilora import AdapterFileError
-
     model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2))
     peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"])).save_pretrained(tmp_path)
     with pytest.raises(AdapterFileError, match="groups are not supported"):
         load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_transformers_embedding_is_merged_as_peft_does(tmp_path, kind, dora):
+    """GPT-2's Conv1D is stored (in, out); of Llama's embedding PEFT saves the base's weight beside the factors."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50, n_positions=16)
+        model, options = transformers.GPT2LMHeadModel(config), {"target_modules": ["c_attn", "wte"]}
+        options["fan_in_fan_out"] = True
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 1}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+        options = {"target_modules": ["embed_tokens", "q_proj", "lm_head"]}
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, init_lora_weights=False, use_dora=dora, **options)
+    theirs = moved_peft(model, config, np.random.default_rng(0), torch.float32)
+    theirs.save_pretrained(tmp_path / "adapter")
+    changes = merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out.safetensors")
+    assert len(changes) == {"gpt2": 2, "llama": 3}[kind]
+    merged = theirs.merge_and_unload().state_dict()
+    for name, array in load_file(tmp_path / "out.safetensors").items():
+        assert torch.allclose(array, merged[name], rtol=1e-5, atol=1e-6), name
