@@ -14,12 +14,12 @@ from minilora import (
     Embedding,
     Linear,
     adapt,
+    adapters,
     attach,
     load_adapter,
     merge_adapter,
     save_adapter,
 )
-from minilora.adaptation import adapters
 
 pytestmark = [
     pytest.mark.peers,
