@@ -216,6 +216,14 @@ def test_two_modules_that_differ_in_everything_share_a_folder(tmp_path):
     assert [found[name].kind for name in found] == ["embedding", "conv2d"]
 
 
+def test_an_adapter_prints_what_is_not_as_usual(sound, tmp_path):
+    assert repr(load_adapter(sound)["img"]) == (
+        "Adapter(lora_A=(2, 24), lora_B=(5, 2), alpha=3.0, kind='conv2d', kernel=(3, 4), magnitude=(5,))"
+    )
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
+    assert repr(load_adapter(tmp_path)["fc"]) == "Adapter(lora_A=(1, 2), lora_B=(3, 1), alpha=1.0)"
+
+
 def test_a_dtype_asked_for_is_the_magnitudes_too(tmp_path):
     save_adapter(tmp_path, {"fc": Adapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3))})
     adapter = load_adapter(tmp_path, dtype="float32")["fc"]
