@@ -312,7 +312,8 @@ def _merge(options: argparse.Namespace) -> int:
     lines = [("tensor", "file", "dtype", "shape", "layout", "rank", "scaling")]
     for c in changes:
         shape = " x ".join(map(str, c.shape))
-        lines.append((c.name, printable(c.file), c.dtype, shape, c.layout, f"{c.rank}", f"{c.scaling:.4g}"))
+        layout = c.layout + " DoRA" * c.form.dora if c.form.kind == "linear" else str(c.form)
+        lines.append((c.name, printable(c.file), c.dtype, shape, layout, f"{c.rank}", f"{c.scaling:.4g}"))
     print(align(lines, left={0, 1, 2, 4}))
     tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
     if options.dry_run:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,15 +11,16 @@ from typing import BinaryIO
 import numpy as np
 
 from .errors import AdapterFileError, short
+from .kinds import Form, check_arrays, check_dora, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
-from .tensorfile import FLOATS, TensorFile, member
+from .tensorfile import TensorFile, member
 from .writing import locked
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
 """Where `save_adapter` notes, beside the factors, the digest of the configuration that they go with."""
-PREFIX = "base_model.model."
-KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.(?P<factor>lora_[AB])\.weight", re.DOTALL)
+NORM_KEY = "minilora_dora_norm_full"
+"""Where `save_adapter` notes which modules train DoRA by its full gradient, one path a line: PEFT has no such thing."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,20 @@ class AdapterFolder:
         Its adapter_model.safetensors.
     layers : dict of str to LayerConfig
         Rank, alpha and scaling, by module path.
+    forms : dict of str to Form
+        The kind of layer and how its arrays lie in the file, by module path.
+    full_norms : frozenset of str
+        The modules whose DoRA trains by its full gradient.
+    with_base : frozenset of str
+        The modules of which the file holds the base's own weight too.
     """
 
     config: PeftConfig
     file: TensorFile
     layers: dict[str, LayerConfig]
+    forms: dict[str, Form]
+    full_norms: frozenset[str]
+    with_base: frozenset[str]
 
     @classmethod
     def open(cls, path: str | Path) -> AdapterFolder:
@@ -54,23 +64,36 @@ class AdapterFolder:
                 )
             file = TensorFile(member(folder, WEIGHTS_NAME))
         _check_of_one_save(config, file)
-        layers = config.layers(_modules(file))
+        forms = forms_of(file)
+        check_dora(config.path, config.use_dora, forms)
+        layers = config.layers(list(forms))
         for module, layer in layers.items():
-            _check_factors(file, module, layer.rank)
-        return cls(config, file, layers)
+            check_arrays(file, module, forms[module], layer.rank)
+        return cls(config, file, layers, forms, _full_norms(file, forms), with_base(file))
 
     def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
-        """Return the shape of the weight that a module's adapter is made for."""
-        A, B = (self.file.tensors[key] for key in keys(module))
-        return B.shape[0], A.shape[1]
+        """Return the shape of the matrix that a module's adapter is made for."""
+        A, B, *_ = (self.file.tensors[key].shape for key in self.forms[module].keys(module))
+        return B[0], math.prod(A[1:])
 
-    def read(self, module: str, file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:  # -> (r, in), (out, r)
-        """Return a module's two factors from the opened file; refuse NaN and infinity."""
-        A, B = (self.file.read(key, file) for key in keys(module))
-        for key, factor in zip(keys(module), (A, B), strict=True):
-            if not np.isfinite(factor).all():
+    def read(self, module: str, file: BinaryIO) -> list[np.ndarray]:  # -> (r, in), (out, r) and, of DoRA, (out,)
+        """Return a module's matrices, and its magnitude, from the opened file; refuse NaN and infinity."""
+        form, arrays = self.forms[module], []
+        for key in form.keys(module):
+            arrays.append(self.file.read(key, file))
+            if not np.isfinite(arrays[-1]).all():
                 raise AdapterFileError(self.file.path, f"{short(key)} holds NaN or infinity")
-        return A, B
+        return form.matrices(tuple(arrays))
+
+
+def _full_norms(file: TensorFile, forms: dict[str, Form]) -> frozenset[str]:
+    """Return the modules that the file's metadata names for DoRA's full gradient; refuse others than DoRA's."""
+    noted = file.metadata.get(NORM_KEY)
+    modules = frozenset(noted.split("\n") if noted is not None else ())
+    stranger = next((module for module in sorted(modules) if module not in forms or not forms[module].dora), None)
+    if stranger is not None:
+        raise AdapterFileError(file.path, f"{NORM_KEY} names {short(stranger)}, which is no module with DoRA")
+    return modules
 
 
 def _check_of_one_save(config: PeftConfig, file: TensorFile) -> None:
@@ -85,77 +108,4 @@ def _check_of_one_save(config: PeftConfig, file: TensorFile) -> None:
             config.path,
             f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "
             "was edited. Save the adapter again",
-        )
-
-
-def keys(module: str) -> tuple[str, str]:
-    """Return the names of a module's two factors in the file."""
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
-
-
-def _modules(file: TensorFile) -> list[str]:
-    """Return the paths of the adapted modules; refuse keys that are not one of a pair of factors."""
-    factors: dict[str, set[str]] = {}
-    for key in file.tensors:
-        match = KEY.fullmatch(key)
-        if match is None:
-            raise AdapterFileError(file.path, f"the key {short(key)} is {_what_is(key)}")
-        factors.setdefault(match["module"], set()).add(match["factor"])
-    for module, found in factors.items():
-        if len(found) != 2:
-            (missing,) = {"lora_A", "lora_B"} - found
-            raise AdapterFileError(file.path, f"the module {short(module)} has no {missing}.weight")
-        _check_module(file.path, module)
-    if not factors:
-        raise AdapterFileError(file.path, "there are no tensors in it")
-    return sorted(factors)
-
-
-def _what_is(key: str) -> str:
-    """Say in words what a key that cannot be read belongs to."""
-    for part, meaning in (
-        ("lora_embedding_", "of an adapted embedding, which is not supported"),
-        ("lora_magnitude_vector", "of DoRA, which is not supported"),
-        (".bias", "a bias (lora_bias, or bias of the base), which is not supported"),
-        ("modules_to_save", "of a module trained in full, which is not supported"),
-    ):
-        if part in key:
-            return meaning
-    if not key.startswith(PREFIX) and ".lora_" in key:
-        return f"without the prefix {PREFIX!r}"
-    return f"unexpected, expected {PREFIX}<module>.lora_A.weight and the like for lora_B"
-
-
-def is_module_path(module: str) -> bool:
-    """Return whether a text can be a module's path: names with dots between them."""
-    return all(module.split(".")) and module.isprintable()
-
-
-def _check_module(path: Path, module: str) -> None:
-    if not is_module_path(module):
-        raise AdapterFileError(path, f"{short(module)} is not a module's path: names with dots between them")
-
-
-def _check_factors(file: TensorFile, module: str, rank: int) -> None:
-    """Refuse factors that are not two matrices of one type and of the rank that the configuration says."""
-    (key_A, key_B), (A, B) = keys(module), (file.tensors[key] for key in keys(module))
-    for key, spec in ((key_A, A), (key_B, B)):
-        if len(spec.shape) != 2:
-            what = ": a convolution, which is not supported" if len(spec.shape) > 2 else ", expected a matrix"
-            raise AdapterFileError(file.path, f"{short(key)} has shape {list(spec.shape)}{what}")
-        if 0 in spec.shape:
-            raise AdapterFileError(file.path, f"{short(key)} has shape {list(spec.shape)}, which is empty")
-        if spec.dtype not in FLOATS:
-            raise AdapterFileError(
-                file.path, f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
-            )
-    if A.dtype != B.dtype:
-        raise AdapterFileError(file.path, f"{short(key_A)} has dtype {A.dtype} and {short(key_B)} has dtype {B.dtype}")
-    if A.shape[0] != rank:
-        raise AdapterFileError(
-            file.path, f"{short(key_A)} has shape {list(A.shape)}, expected [{rank}, in] by the rank"
-        )
-    if B.shape[1] != rank:
-        raise AdapterFileError(
-            file.path, f"{short(key_B)} has shape {list(B.shape)}, expected [out, {rank}] by the rank"
         )

@@ -1,7 +1,7 @@
 r"""Adapters as files, in PEFT's layout, without torch.
 
 An adapter is a folder of two files. ``adapter_config.json`` says how to scale it, ``adapter_model.safetensors`` holds
-its factors, two tensors for each adapted module, under the module's path in the model:
+its factors, two tensors for each adapted module, under the module's path in the model. For a linear layer:
 
 =============================================  =============  ======================
 in the file                                    shape          here
@@ -12,8 +12,20 @@ in the file                                    shape          here
 ``r``, or its ``rank_pattern``                                ``lora.rank``
 =============================================  =============  ======================
 
-A rank-stabilised adapter (``use_rslora``) is scaled by :math:`\alpha/\sqrt r`. It becomes an ordinary one with
-:math:`\alpha' = \alpha \sqrt r`, since :math:`\alpha'/r` is that scaling.
+For embeddings, convolutions and DoRA, `minilora.files.kinds` has the names and shapes.
+
+A rank-stabilised adapter (``use_rslora``) is scaled by :math:`\alpha/\sqrt r`. It becomes one with
+:math:`\alpha' = \alpha \sqrt r`, since :math:`\alpha'/r` is that scaling, and it remembers that it was one.
+
+PEFT's configuration has one ``use_rslora`` and one ``use_dora`` for all modules:
+
+- Where only some of the adapters are rank-stabilised, the file says ``use_rslora: false``, and ``alpha_pattern`` has
+  each :math:`\alpha'`. The scalings are exact; which adapters were rank-stabilised is forgotten.
+- DoRA beside adapters without magnitudes is refused.
+
+An adapter that started by PiSSA is written as the difference to its start, of rank 2r over the original base
+(`minilora.variants.pissa`). The backward of DoRA (``dora_norm="full"``) is noted in the tensors' metadata: PEFT passes
+over the note and trains with the norm as a constant; the outputs are the same.
 
 What is read is either understood whole or refused with an `AdapterFileError` that names the file and the reason:
 half an adapter would compute something, and nobody would notice.
@@ -21,6 +33,7 @@ half an adapter would compute something, and nobody would notice.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -29,11 +42,17 @@ from typing import Any
 
 import numpy as np
 
+from ..adaptation import ADAPTED, adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
 from ..lora import LoRA, LoRALinear
-from .adapterfolder import DIGEST_KEY, WEIGHTS_NAME, AdapterFolder, is_module_path, keys
+from ..variants.adapter import Adapter
+from ..variants.dora import DoRA
+from ..variants.pissa import over_original
+from ..variants.rewritten import Rewritten
+from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
 from .errors import AdapterFileError, short
+from .kinds import CONVOLUTIONS, Form, is_module_path
 from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .tensorfile import MAX_HEADER, tensor_header
 from .writing import locked, replaceable, written_together
@@ -43,7 +62,7 @@ __all__ = ["AdapterFileError", "load_adapter", "save_adapter"]
 SAVED_DTYPES = ("float16", "float32", "float64")
 
 
-def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, LoRA]:
+def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
     """Read an adapter in PEFT's layout.
 
     Parameters
@@ -57,8 +76,10 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
 
     Returns
     -------
-    dict of str to LoRA
-        The adapters by module path, such as ``"enc.q_proj"``. ``LoRALinear(base, adapter)`` puts one on a base.
+    dict of str to Adapter
+        The adapters by module path, such as ``"enc.q_proj"``. ``attach(model, adapters)`` puts them on a model,
+        ``LoRALinear(base, adapter)`` puts one on a linear base. Each knows its kind of layer, its kernel and its
+        magnitude.
 
     Raises
     ------
@@ -70,14 +91,31 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
         check_float_dtype("dtype", dtype)
     if not os.path.isdir(path):
         raise AdapterFileError(path, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
-    adapters = {}
+    found = {}
     with locked(path, shared=True):  # a `save_adapter` of another process waits until both files are read
         folder = AdapterFolder.open(path)
+        if folder.with_base:
+            raise AdapterFileError(
+                folder.file.path,
+                f"it holds the base's own weight of {short(min(folder.with_base))}, and the base at hand may have "
+                "another: merge it into the base, which compares them, or save it with save_embedding_layers=False",
+            )
         with folder.file.opened() as file:
             for module, layer in folder.layers.items():
-                A, B = (_rounded(factor, dtype, folder, module) for factor in folder.read(module, file))
-                adapters[module] = LoRA(backend.asarray(A), backend.asarray(B), layer.plain_alpha)
-    return adapters
+                form = folder.forms[module]
+                arrays = (_rounded(array, dtype, folder, module) for array in folder.read(module, file))
+                A, B, *magnitude = (backend.asarray(array) for array in arrays)
+                found[module] = Adapter(
+                    A,
+                    B,
+                    layer.plain_alpha,
+                    kind=form.kind,
+                    kernel=form.kernel,
+                    use_rslora=layer.use_rslora,
+                    magnitude=magnitude[0] if magnitude else None,
+                    dora_norm="full" if module in folder.full_norms else "constant",
+                )
+    return found
 
 
 def _rounded(factor: np.ndarray, dtype: Any, folder: AdapterFolder, module: str) -> np.ndarray:
@@ -96,7 +134,7 @@ def _rounded(factor: np.ndarray, dtype: Any, folder: AdapterFolder, module: str)
 
 def save_adapter(
     path: str | Path,
-    layers: Mapping[str, LoRA | LoRALinear],
+    layers: Mapping[str, LoRA | LoRALinear | DoRA | Rewritten],
     *,
     fan_in_fan_out: bool = False,
     base_model: str | None = None,
@@ -107,8 +145,9 @@ def save_adapter(
     ----------
     path : path
         The folder; it is made where there is none, and an adapter that it holds is replaced.
-    layers : mapping of str to LoRA or LoRALinear
-        The adapters by the path of the module that each belongs to.
+    layers : mapping of str to LoRA, or to an adapted layer
+        The adapters by the path of the module that each belongs to, as `minilora.adapters` returns them. A plain `LoRA`
+        is taken for one of a linear layer.
     fan_in_fan_out : bool
         Whether the base stores its weights (in, out). The adapters' factors are the same either way.
     base_model : str, optional
@@ -117,8 +156,8 @@ def save_adapter(
     Raises
     ------
     ValueError, TypeError
-        If an adapter cannot be written, or the folder holds under these names anything but files. Nothing has been
-        written then.
+        If an adapter cannot be written, some have a magnitude and others not, or the folder holds under these names
+        anything but files. Nothing has been written then.
     OSError
         If the disk does not take the files. The adapter that was there is left as it was.
     """
@@ -127,24 +166,24 @@ def save_adapter(
         raise TypeError(f"base_model must be a text or None, got {base_model!r}")
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
-    adapters, tensors = {}, {}
+    found: dict[str, Adapter] = {}
+    tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
-        if not isinstance(layer, LoRA | LoRALinear):
+        if not isinstance(layer, (LoRA, *ADAPTED)):
             raise TypeError(f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(layer).__name__}")
         if not isinstance(module, str) or not is_module_path(module):
             raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-        adapters[module] = adapter = layer.adapter if isinstance(layer, LoRALinear) else layer
-        check_number(f"alpha of layers[{short(module)}]", adapter.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
-        for key, factor in zip(keys(module), (adapter.lora_A, adapter.lora_B), strict=True):
-            if dtype_name(factor) not in SAVED_DTYPES:
-                raise TypeError(f"layers[{short(module)}] has dtype {factor.dtype}, expected one of {SAVED_DTYPES}")
-            tensors[key] = np.ascontiguousarray(backend_of(factor).to_numpy(factor))
-            if not np.isfinite(tensors[key]).all():
-                raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
+        found[module] = adapter = _described(layer)
+        for alpha in (adapter.alpha, adapter.lora_alpha):
+            check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+        tensors |= _tensors(module, adapter)
+    _check_alike(found)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    config = config_text(_config(adapters, fan_in_fan_out, base_model))
-    header = tensor_header(tensors, {"format": "pt", DIGEST_KEY: digest(config)})
+    config = config_text(_config(found, fan_in_fan_out, base_model))
+    full = [module for module, a in found.items() if a.magnitude is not None and a.dora_norm == "full"]
+    notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
+    header = tensor_header(tensors, notes)
     for what, size, at_most in (
         (CONFIG_NAME, len(config), MAX_CONFIG),
         (f"header of {WEIGHTS_NAME}", len(header) - 8, MAX_HEADER),
@@ -157,9 +196,48 @@ def save_adapter(
     path.mkdir(parents=True, exist_ok=True)
     with written_together(path / WEIGHTS_NAME, path / CONFIG_NAME) as (weights_file, config_file):
         weights_file.write(header)
-        for factor in tensors.values():
-            weights_file.write(factor.data)
+        for array in tensors.values():
+            weights_file.write(array.data)
         config_file.write(config)
+
+
+def _described(layer: LoRA | LoRALinear | DoRA | Rewritten) -> Adapter:
+    """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
+    if isinstance(layer, ADAPTED):
+        (layer,) = adapters(layer).values()
+    adapter = layer if isinstance(layer, Adapter) else Adapter(layer.lora_A, layer.lora_B, layer.alpha)
+    return over_original(adapter)
+
+
+def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
+    """Return an adapter's arrays with the names and shapes that PEFT gives them."""
+    form = Form(adapter.kind, tuple(adapter.kernel), adapter.magnitude is not None)
+    (out, width), axes = adapter.shape, 1 + CONVOLUTIONS.index(form.kind) if form.kind in CONVOLUTIONS else 0
+    if len(form.kernel) != axes or width % math.prod(form.kernel):
+        raise ValueError(
+            f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which do not fit its kind, "
+            f"{form.kind!r}"
+        )
+    arrays = [adapter.lora_A, adapter.lora_B, *([] if adapter.magnitude is None else [adapter.magnitude])]
+    found = {}
+    for key, array, shape in zip(form.keys(module), arrays, form.shapes(adapter.rank, out, width), strict=True):
+        if dtype_name(array) not in SAVED_DTYPES:
+            raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
+        found[key] = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
+        if not np.isfinite(found[key]).all():
+            raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
+    return found
+
+
+def _check_alike(found: Mapping[str, Adapter]) -> None:
+    """Refuse adapters of which some have a magnitude: PEFT's configuration has one use_dora for all."""
+    with_one = [module for module, adapter in found.items() if adapter.magnitude is not None]
+    without = [module for module, adapter in found.items() if adapter.magnitude is None]
+    if with_one and without:
+        raise ValueError(
+            f"layers[{short(with_one[0])}] has DoRA's magnitude and layers[{short(without[0])}] has none: PEFT's "
+            "configuration has one use_dora for all modules. Save them to two folders"
+        )
 
 
 def check_adapter_target(path: Path) -> None:
@@ -173,29 +251,39 @@ def check_adapter_target(path: Path) -> None:
         replaceable(path / name)
 
 
-def _config(adapters: Mapping[str, LoRA], fan_in_fan_out: bool, base_model: str | None) -> dict[str, Any]:
+def _config(found: Mapping[str, Adapter], fan_in_fan_out: bool, base_model: str | None) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
-    ranks = {module: adapter.rank for module, adapter in adapters.items()}
-    # PEFT writes whole alphas as integers.
-    alphas = {m: int(a.alpha) if a.alpha == int(a.alpha) else a.alpha for m, a in adapters.items()}
+    ranks = {module: adapter.rank for module, adapter in found.items()}
+    use_rslora = all(adapter.use_rslora for adapter in found.values())
+    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in found.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
-        "target_modules": list(adapters),
+        "target_modules": list(found),
         "r": r,
         "lora_alpha": lora_alpha,
         "rank_pattern": _pattern(ranks, r),
         "alpha_pattern": _pattern(alphas, lora_alpha),
-        "use_rslora": False,
-        "use_dora": False,
+        "use_rslora": use_rslora,
+        "use_dora": any(adapter.magnitude is not None for adapter in found.values()),
         "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
         "init_lora_weights": True,
     }
+
+
+def _lora_alpha(adapter: Adapter, use_rslora: bool) -> float:
+    """Return the alpha that the file has; under rsLoRA one that a reader turns back into the adapter's own."""
+    alpha = adapter.alpha
+    if use_rslora:
+        root, near = math.sqrt(adapter.rank), adapter.lora_alpha
+        tried = (float(round(near)), near, math.nextafter(near, 0), math.nextafter(near, math.inf))
+        alpha = next((candidate for candidate in tried if candidate * root == alpha), near)
+    return int(alpha) if alpha == int(alpha) else alpha  # PEFT writes whole alphas as integers
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:

@@ -2,6 +2,9 @@ r"""What is in an adapter: per layer its shapes, its scaling, and how large its 
 
 The change :math:`s\,B A` is (out, in) and need not be formed. With B = Q_B R_B and A^T = Q_A R_A, its singular values
 are those of the small matrix :math:`s\,R_B R_A^T`, since Q_B and Q_A only rotate.
+
+An embedding's matrix is (dim, V), a convolution's (out, C K). Of DoRA this is the change before each row gets its
+length: the whole change depends on the base, which the file does not hold.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 
 from ..checks import check_path
 from .adapterfolder import AdapterFolder
+from .kinds import Form
 
 BLOCK_NUMBERS = 1 << 18
 """Numbers of a factor that are widened to float64 at a time."""
@@ -31,19 +35,21 @@ class LayerSummary:
     module : str
         The path of the module.
     out_features, in_features, rank : int
-        B is (out, r), A is (r, in).
+        B is (out, r), A is (r, in); for an embedding `in` is V, for a convolution C times the kernel's size.
     alpha : float
         ``lora_alpha`` as the configuration has it.
     scaling : float
         alpha / r, or alpha / sqrt(r) where it is rank-stabilised.
     parameters : int
-        Numbers in A and B.
+        Numbers in A and B and, of DoRA, in the magnitude.
     norm : float
         The Frobenius norm of the change of weight.
     singular_values : numpy.ndarray
         Of the change of weight, those that its rank allows, the largest first.
     shares : numpy.ndarray
         The share of the squared norm in each; all zero where the change is zero.
+    form : Form
+        The kind of layer, its kernel, and whether it is DoRA.
     """
 
     module: str
@@ -56,6 +62,7 @@ class LayerSummary:
     norm: float
     singular_values: np.ndarray
     shares: np.ndarray
+    form: Form
 
 
 def inspect_adapter(path: str | Path) -> list[LayerSummary]:
@@ -71,7 +78,7 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
         return [_summary(folder, module, *folder.read(module, file)) for module in folder.layers]
 
 
-def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray) -> LayerSummary:
+def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *magnitude: np.ndarray) -> LayerSummary:
     layer, (out_features, in_features) = folder.layers[module], folder.shapes(module)
     values = singular_values(A, B) * layer.scaling
     relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
@@ -82,10 +89,11 @@ def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray) -
         rank=layer.rank,
         alpha=layer.alpha,
         scaling=layer.scaling,
-        parameters=A.size + B.size,
+        parameters=A.size + B.size + sum(m.size for m in magnitude),
         norm=float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0]),
         singular_values=values,
         shares=relative**2 / max(float((relative**2).sum()), 1.0),
+        form=folder.forms[module],
     )
 
 
@@ -128,15 +136,17 @@ def _blocks(count: int, width: int) -> Iterator[slice]:
 
 
 def table(summaries: list[LayerSummary]) -> str:
-    """Return the summaries as a table, for a terminal."""
-    head = ("module", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|", "share of each singular value")
-    lines = [head]
+    """Return the summaries as a table, for a terminal. Plain linear layers alone need no column of kinds."""
+    head = ("module", "kind", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|")
+    lines = [(*head, "share of each singular value")]
     for s in summaries:
         shares = " ".join(f"{100 * share:.1f}%" for share in s.shares[:SHOWN]) + " ..." * (len(s.shares) > SHOWN)
         numbers = (f"{s.rank}", f"{s.alpha:g}", f"{s.scaling:.4g}", f"{s.parameters:,}", f"{s.norm:.4g}")
-        lines.append((s.module, f"{s.out_features} x {s.in_features}", *numbers, shares))
-    lines.append(("total", "", "", "", "", f"{sum(s.parameters for s in summaries):,}", "", ""))
-    return align(lines, left={0, 7})
+        lines.append((s.module, str(s.form), f"{s.out_features} x {s.in_features}", *numbers, shares))
+    lines.append(("total", "", "", "", "", "", f"{sum(s.parameters for s in summaries):,}", "", ""))
+    if all(s.form == Form() for s in summaries):
+        return align([(module, *rest) for module, _, *rest in lines], left={0, 7})
+    return align(lines, left={0, 1, 8})
 
 
 def align(lines: Sequence[tuple[str, ...]], left: set[int]) -> str:

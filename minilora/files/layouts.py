@@ -67,7 +67,8 @@ def _said_of(modules: list[str], asked: Mapping[str, str] | None) -> dict[str, s
             raise ValueError(f"layouts[{name!r}] must be 'out-in' or 'in-out', got {asked[name]!r}")
         named = [module for module in modules if module == name or module.endswith(f".{name}")]
         if not named:
-            raise ValueError(f"layouts has {name!r}, which is no module of the adapter; it has {short(modules[0])}")
+            has = short(modules[0]) if modules else "no linear layer, and only their weights lie in two ways"
+            raise ValueError(f"layouts has {name!r}, which is no module of the adapter; it has {has}")
         said |= dict.fromkeys(named, asked[name])
     return said
 

@@ -6,13 +6,18 @@ a time. A checkpoint larger than memory can be merged, and what is copied is the
 
 Half types are widened to float32, added to, and rounded back once. The products are taken in the order that PEFT
 takes them in, so that its ``merge_and_unload`` gives the same numbers.
+
+An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D has it, and a convolution's
+(out, C, \*kernel) is the matrix (out, C K) under another shape. DoRA divides each row of the matrix by its length,
+:math:`W' = (m/n)(W + s\,BA)`: where the matrix is stored transposed, its rows are the weight's columns, and the weight
+is read twice, first for the lengths.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +29,7 @@ from ..checks import check_flag, check_path
 from .adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .basefile import Base, open_base
 from .errors import AdapterFileError, short
+from .kinds import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .peftconfig import CONFIG_NAME
 from .tensorfile import FLOATS, TensorFile, TensorSpec, decode, encode
@@ -52,11 +58,13 @@ class MergedTensor:
     shape : tuple of int
         Its shape.
     layout : str
-        ``"out-in"``, or ``"in-out"`` where it is stored transposed, as GPT-2's Conv1D has it.
+        ``"out-in"``, or ``"in-out"`` where it is stored transposed, as embeddings and GPT-2's Conv1D are.
     rank : int
         The adapter's rank there.
     scaling : float
         The adapter's scaling there.
+    form : Form
+        The kind of layer, and whether DoRA gives its outputs magnitudes.
     """
 
     name: str
@@ -67,6 +75,7 @@ class MergedTensor:
     layout: str
     rank: int
     scaling: float
+    form: Form
 
 
 def merge_adapter(
@@ -117,8 +126,14 @@ def merge_adapter(
     names = _weight_names(folder, opened)
     for name in names.values():
         _check_weight(name, opened.spec(name), opened.holder[name].path)
-    lie = layouts_of(names, folder, opened, layouts)
+    linear = {module: name for module, name in names.items() if folder.forms[module].kind == "linear"}
+    for name in linear.values():
+        _check_matrix(name, opened.spec(name), opened.holder[name].path)
+    others = {module: "in-out" if form.kind == "embedding" else "out-in" for module, form in folder.forms.items()}
+    lie = others | layouts_of(linear, folder, opened, layouts)
     changes = [_check_fit(folder, module, name, lie[module], opened.holder[name]) for module, name in names.items()]
+    for module in folder.with_base:
+        _check_same_base(folder, module, names[module], opened.holder[names[module]])
     changes.sort(key=lambda change: (change.file, opened.spec(change.name).start))
     _check_out(out, opened, adapter)
     if dry_run:
@@ -158,27 +173,50 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
 
 
 def _check_weight(name: str, spec: TensorSpec, path: Path) -> None:
-    """Refuse what is not a matrix of a floating-point type."""
+    """Refuse what is not of a floating-point type."""
     if spec.dtype not in FLOATS:
         expected = ", ".join(FLOATS)
         raise AdapterFileError(
             path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported"
         )
+
+
+def _check_matrix(name: str, spec: TensorSpec, path: Path) -> None:
+    """Refuse what is not a matrix."""
     if len(spec.shape) != 2:
         raise AdapterFileError(path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")
 
 
 def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file: TensorFile) -> MergedTensor:
     """Refuse a weight that the adapter cannot be added to."""
-    spec, layer = file.tensors[name], folder.layers[module]
-    expected = folder.shapes(module)[::-1] if layout == "in-out" else folder.shapes(module)
+    spec, layer, form = file.tensors[name], folder.layers[module], folder.forms[module]
+    shape = folder.shapes(module)
+    expected = shape[::-1] if form.kind == "linear" and layout == "in-out" else form.weight_shape(*shape)
     if spec.shape != expected:
-        hint = f"stored {layout}"
-        hint += ", and the other way round it would fit: see layouts" if spec.shape == expected[::-1] else ""
+        hint = f"stored {layout}" if form.kind == "linear" else f"of {'an' if form.kind == 'embedding' else 'a'} {form}"
+        if form.kind == "linear" and spec.shape == expected[::-1]:
+            hint += ", and the other way round it would fit: see layouts"
         raise AdapterFileError(
             file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for {list(expected)} ({hint})"
         )
-    return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layout, layer.rank, layer.scaling)
+    return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layout, layer.rank, layer.scaling, form)
+
+
+def _check_same_base(folder: AdapterFolder, module: str, name: str, file: TensorFile) -> None:
+    """Refuse an adapter that brings a weight of the base with it, other than the base has."""
+    key = f"{PREFIX}{module}.{BASE}"
+    theirs, ours = folder.file.tensors[key], file.tensors[name]
+    same = (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
+    with folder.file.opened() as one, file.opened() as other:
+        one.seek(theirs.start)
+        other.seek(ours.start)
+        for start in range(0, (ours.end - ours.start) * same, BLOCK_BYTES):
+            count = min(BLOCK_BYTES, ours.end - ours.start - start)
+            same = same and np.array_equal(folder.file.read_bytes(one, count), file.read_bytes(other, count))
+    if not same:
+        raise AdapterFileError(
+            folder.file.path, f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
+        )
 
 
 def _check_out(out: Path, base: Base, adapter: Path) -> None:
@@ -229,8 +267,8 @@ def _write_merged(
         _copy(file, source, target, file.data_start, None)
         for name, spec in file.tensors.items():
             if name in changed:
-                A, B = folder.read(changed[name].module, factors)
-                _merge(file, source, target, (A, B), changed[name], spec, bar)
+                arrays = folder.read(changed[name].module, factors)
+                _merge(file, source, target, arrays, changed[name], bar)
             else:
                 _copy(file, source, target, spec.end - spec.start, bar)
 
@@ -247,28 +285,68 @@ def _merge(
     file: TensorFile,
     source: BinaryIO,
     target: BinaryIO,
-    factors: tuple[np.ndarray, np.ndarray],
+    arrays: list[np.ndarray],
     change: MergedTensor,
-    spec: TensorSpec,
     bar: tqdm,
 ) -> None:
-    """Read a weight from the source, some rows at a time, add the adapter's change and write it to the target."""
-    A, B = (factor.astype(WIDE[spec.dtype]) for factor in factors)
-    left, right = (A.T, B.T) if change.layout == "in-out" else (B, A)  # of the weight as it is stored
-    rows, columns = spec.shape
-    row_bytes = (spec.end - spec.start) // rows
-    height = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, rows, height):
-        stop = min(rows, start + height)
-        weight = decode(file.read_bytes(source, (stop - start) * row_bytes), spec.dtype).reshape(-1, columns)
+    """Read a weight from the source, some rows at a time, change it as the adapter says and write it to the target."""
+    A, B, *magnitude = (array.astype(WIDE[change.dtype]) for array in arrays)
+    transposed = change.layout == "in-out"
+    left, right = (A.T, B.T) if transposed else (B, A)  # of the weight as it is stored
+    lengths = None
+    if magnitude and transposed:
+        squares = np.zeros(change.shape[1])
+        for _, _, direction in _directions(file, source, left, right, change):
+            squares += _squares(direction).sum(axis=0)
+        lengths = np.sqrt(squares)
+    for start, weight, merged in _directions(file, source, left, right, change):
         with np.errstate(over="ignore", invalid="ignore"):
-            delta = (left[start:stop] @ right) * change.scaling
-            raw = encode(weight.astype(WIDE[spec.dtype]) + delta, spec.dtype)
-        lost = np.isfinite(weight) & ~np.isfinite(decode(raw, spec.dtype).reshape(weight.shape))
+            if magnitude:
+                rows = slice(start, start + len(weight))
+                n = np.sqrt(_squares(merged).sum(axis=1)) if lengths is None else lengths
+                m = magnitude[0][rows] if lengths is None else magnitude[0]
+                _check_lengths(file, change, n)
+                g = (m / n).astype(merged.dtype)
+                merged *= g[:, None] if lengths is None else g
+            raw = encode(merged, change.dtype)
+        lost = np.isfinite(weight) & ~np.isfinite(decode(raw, change.dtype).reshape(weight.shape))
         if lost.any():
             raise AdapterFileError(
                 file.path,
-                f"{short(change.name)}: the merged weight is beyond the range of {spec.dtype} from row {start} on",
+                f"{short(change.name)}: the merged weight is beyond the range of {change.dtype} from row {start} on",
             )
         target.write(raw.data)
         bar.update(raw.size)
+
+
+def _directions(
+    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield some rows of a weight at a time: the first row's number, the rows, and W + s B A in the wide type."""
+    spec = file.tensors[change.name]
+    source.seek(spec.start)
+    count, columns = len(left), right.shape[1]
+    row_bytes = (spec.end - spec.start) // count
+    height = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, count, height):
+        stop = min(count, start + height)
+        weight = decode(file.read_bytes(source, (stop - start) * row_bytes), spec.dtype).reshape(-1, columns)
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = (left[start:stop] @ right) * change.scaling
+            merged = weight.astype(WIDE[spec.dtype]) + delta
+        yield start, weight, merged
+
+
+def _squares(direction: np.ndarray) -> np.ndarray:
+    """Return the squares in float64: there are many of one sign to add up."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.square(direction, dtype=np.float64))
+
+
+def _check_lengths(file: TensorFile, change: MergedTensor, n: np.ndarray) -> None:
+    """Refuse an output whose weights have no direction: DoRA divides by their length."""
+    wrong = n[~(np.isfinite(n) & (n > 0))]
+    if wrong.size:
+        raise AdapterFileError(
+            file.path, f"{short(change.name)}: the weights of an output have the length {wrong[0]}, DoRA divides by it"
+        )

@@ -31,6 +31,7 @@ LORA_KEYS = frozenset(
         "r",
         "lora_alpha",
         "use_rslora",
+        "use_dora",
         "fan_in_fan_out",
         "rank_pattern",
         "alpha_pattern",
@@ -59,7 +60,6 @@ HARMLESS = frozenset(
     ]
 )
 UNSUPPORTED = {
-    "use_dora": "DoRA is not supported",
     "lora_bias": "a bias in the adapter is not supported",
     "modules_to_save": "modules trained in full are not supported",
     "trainable_token_indices": "trained embedding rows are not supported",
@@ -126,6 +126,8 @@ class PeftConfig:
         Alpha of the layers that `alpha_pattern` does not name.
     use_rslora : bool
         Whether the scaling is alpha / sqrt(r) instead of alpha / r.
+    use_dora : bool
+        Whether each output has a magnitude.
     fan_in_fan_out : bool
         Whether the base weights are stored (in, out) instead of (out, in).
     rank_pattern, alpha_pattern : dict
@@ -146,6 +148,7 @@ class PeftConfig:
     r: int
     lora_alpha: float
     use_rslora: bool
+    use_dora: bool
     fan_in_fan_out: bool
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
@@ -250,6 +253,7 @@ def read_config(path: Path) -> PeftConfig:
         r=_rank(path, "r", _or(config.get("r"), 8)),
         lora_alpha=_alpha(path, "lora_alpha", _or(config.get("lora_alpha"), 8)),
         use_rslora=_flag(path, config, "use_rslora"),
+        use_dora=_flag(path, config, "use_dora"),
         fan_in_fan_out=_flag(path, config, "fan_in_fan_out"),
         rank_pattern={k: _rank(path, f"rank_pattern[{short(k)}]", v) for k, v in _table(path, config, "rank_pattern")},
         alpha_pattern={

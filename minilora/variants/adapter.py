@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 
-from ..checks import Array, check_adapter
+from ..checks import Array, check_adapter, is_array
 from ..lora import LoRA
 from .scaling import rslora_alpha
 
@@ -35,3 +36,12 @@ class Adapter(LoRA):
     def lora_alpha(self) -> float:
         """The alpha that PEFT's configuration has: under rsLoRA its scaling is lora_alpha / sqrt(r)."""
         return self.alpha / rslora_alpha(1, self.rank) if self.use_rslora else self.alpha
+
+    def __repr__(self) -> str:
+        """Leave out what is as usual: of a plain adapter, all but the factors and alpha."""
+        brief = copy(self)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not is_array(value) and value == field.default:
+                del vars(brief)[field.name]
+        return super(Adapter, brief).__repr__()

@@ -1,0 +1,272 @@
+"""The real PEFT reads our embeddings, convolutions, DoRA, rsLoRA and PiSSA, we read its, and merges agree."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from minilora import (
+    AdapterFileError,
+    Conv1d,
+    Conv2d,
+    Embedding,
+    Linear,
+    adapt,
+    adapters,
+    attach,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning"),
+]
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+drawn = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+MODULES = ["enc.fc", "enc.emb", "enc.seq", "img", "one"]
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self, fc, emb, seq):
+        super().__init__()
+        self.fc, self.emb, self.seq = fc, emb, seq
+
+
+class Model(torch.nn.Module):
+    """A layer of each kind, and a convolution with a kernel of one entry; its forward returns each layer's output."""
+
+    def __init__(self, rng):
+        super().__init__()
+        size = [int(n) for n in rng.integers(1, 7, 12)]
+        steps = {
+            axes: {
+                name: tuple(int(n) for n in rng.integers(low, high, axes))
+                for name, low, high in (("stride", 1, 3), ("padding", 0, 3))  # PEFT's adapters know no dilation
+            }
+            for axes in (1, 2)
+        }
+        kernel = [int(n) for n in rng.integers(1, 4, 3)]
+        torch.manual_seed(int(rng.integers(2**31)))
+        nn = torch.nn
+        seq = nn.Conv1d(size[4], size[5], kernel[0], **steps[1])
+        self.enc = Encoder(nn.Linear(size[0], size[1]), nn.Embedding(size[2], size[3]), seq)
+        self.img = nn.Conv2d(size[6], size[7], kernel[1:], bias=bool(rng.integers(2)), **steps[2])
+        self.one = nn.Conv2d(size[8], size[9], 1)
+        self.inputs = [
+            torch.tensor(rng.standard_normal((5, size[0]))),
+            torch.tensor(rng.integers(0, size[2], (3, 4))),
+            torch.tensor(rng.standard_normal((2, size[4], 9))),
+            torch.tensor(rng.standard_normal((2, size[6], 8, 7))),
+            torch.tensor(rng.standard_normal((2, size[8], 3, 2))),
+        ]
+        self.double()
+
+    def forward(self, inputs):
+        return [self.get_submodule(name)(x) for name, x in zip(MODULES, inputs, strict=True)]
+
+
+def our_layer(layer):
+    """A torch layer as ours, with its own weights."""
+    weight = layer.weight.detach().numpy().copy()
+    bias = getattr(layer, "bias", None)
+    bias = None if bias is None else bias.detach().numpy().copy()
+    if isinstance(layer, torch.nn.Embedding):
+        return Embedding(weight)
+    if isinstance(layer, torch.nn.Linear):
+        return Linear(weight, bias)
+    cls = Conv1d if isinstance(layer, torch.nn.Conv1d) else Conv2d
+    return cls(weight, bias, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+
+
+def our_outputs(model, found):
+    outputs = []
+    for module, x in zip(MODULES, model.inputs, strict=True):
+        layer = our_layer(model.get_submodule(module))
+        outputs.append((attach(layer, {"": found[module]}) if module in found else layer)(x.numpy()))
+    return outputs
+
+
+def assert_same(theirs, ours, tolerance=1e-12):
+    for a, b in zip(theirs, ours, strict=True):
+        a = a.detach().numpy()
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= tolerance * max(1, np.abs(a).max())
+
+
+def move(adapter, rng):
+    """Move every array, as if the adapter had been trained."""
+    for name in ("lora_A", "lora_B", "magnitude"):
+        array = getattr(adapter, name)
+        if array is not None:
+            array += (0.5 * rng.standard_normal(array.shape)).astype(array.dtype)
+    return adapter
+
+
+def loaded_by_peft(model, folder):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(missing adapter keys|unexpected).*")
+        return peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).eval()
+
+
+def some_of(rng, names):
+    return [str(name) for name in rng.permutation(names)[: int(rng.integers(1, len(names) + 1))]]
+
+
+@given(seed=st.integers(0, 2**32 - 1), dora=st.booleans(), rslora=st.booleans(), pissa=st.booleans())
+@example(0, True, True, True)
+@example(1, False, True, True)
+@drawn
+def test_peft_loads_every_kind_of_ours(tmp_path_factory, seed, dora, rslora, pissa):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("ours")
+    model = Model(rng)
+    found, expected = {}, {}
+    for module in some_of(rng, MODULES):
+        layer = our_layer(model.get_submodule(module))
+        matrix = layer if isinstance(layer, Linear) else layer.as_linear()
+        rank = int(rng.integers(1, 1 + (min(matrix.shape) if pissa else 4)))
+        options = {"use_dora": dora, "use_rslora": rslora, "init": "pissa" if pissa else "lora"}
+        one = adapt(layer, "", rank=rank, alpha=float(rng.choice([1, 2.5, 16])), rng=rng, **options)
+        found[module] = move(adapters(one)[""], rng)
+        expected[module] = one(model.inputs[MODULES.index(module)].numpy())
+    save_adapter(folder, found)
+    theirs = loaded_by_peft(model, folder)
+    outputs = dict(zip(MODULES, theirs(model.inputs), strict=True))
+    assert_same([outputs[module] for module in found], expected.values(), 1e-10 if pissa else 1e-12)
+    config = theirs.peft_config["default"]
+    assert (config.use_dora, config.use_rslora) == (dora, rslora)
+
+
+def drawn_config(rng, dora, rslora, **options):
+    return peft.LoraConfig(
+        r=int(rng.integers(1, 5)),
+        lora_alpha=float(rng.choice([1, 2.5, 16])),
+        use_rslora=rslora,
+        use_dora=dora,
+        target_modules=[["fc", "emb", "seq", "img", "one"], r"enc\..*|img", ["enc.emb", "img"]][int(rng.integers(3))],
+        rank_pattern=[{}, {"emb": 3}, {"^img": 2, r"enc\.seq": 5}, {r".*e.*": 4}][int(rng.integers(4))],
+        alpha_pattern=[{}, {"emb": 3}, {"enc.seq": 7, "img": 2}, {r".*[cg]": 0.5}][int(rng.integers(4))],
+        **options,
+    )
+
+
+def moved_peft(model, config, rng, dtype=torch.float64):
+    """PEFT's model with its adapters as if trained, each number one of the given type."""
+    theirs = peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
+    for name, p in theirs.named_parameters():
+        if "lora_" in name:
+            moved = p.data.double() + torch.tensor(0.5 * rng.standard_normal(tuple(p.shape)))
+            p.data = moved.to(dtype).to(p.dtype)
+    return theirs
+
+
+@given(seed=st.integers(0, 2**32 - 1), dora=st.booleans(), rslora=st.booleans())
+@example(0, True, True)
+@drawn
+def test_we_load_every_kind_of_pefts(tmp_path_factory, seed, dora, rslora):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("theirs")
+    model = Model(rng)
+    theirs = moved_peft(model, drawn_config(rng, dora, rslora), rng)
+    theirs.save_pretrained(folder)
+    expected = theirs(model.inputs)
+    found = load_adapter(folder)
+    assert all((a.magnitude is not None, a.use_rslora) == (dora, rslora) for a in found.values())
+    for module, adapter in found.items():
+        layer = theirs.base_model.model.get_submodule(module)
+        assert adapter.scaling == pytest.approx(layer.scaling["default"], rel=1e-15)
+        assert adapter.lora_A.dtype == np.float64
+    assert_same(expected, our_outputs(theirs.unload(), found))
+
+
+@given(seed=st.integers(0, 2**32 - 1), dora=st.booleans(), rslora=st.booleans())
+@drawn
+def test_peft_reads_its_own_file_as_saved_again(tmp_path_factory, seed, dora, rslora):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("again")
+    model = Model(rng)
+    theirs = moved_peft(model, drawn_config(rng, dora, rslora), rng)
+    theirs.save_pretrained(folder / "theirs")
+    save_adapter(folder / "ours", load_adapter(folder / "theirs"))
+    one, two = (load_file(folder / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    assert one.keys() == two.keys()
+    assert all(one[key].dtype == two[key].dtype and torch.equal(one[key], two[key]) for key in one)
+    expected = theirs(model.inputs)
+    again = loaded_by_peft(theirs.unload(), folder / "ours")
+    assert_same(expected, [y.detach().numpy() for y in again(model.inputs)])
+
+
+EPS = {"float64": 2**-52, "float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(list(EPS)),
+    dora=st.booleans(),
+    rslora=st.booleans(),
+)
+@example(0, "float64", True, True)
+@example(0, "bfloat16", True, False)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_merges_equal_pefts_merge_and_unload(tmp_path_factory, seed, dtype, dora, rslora):
+    """PEFT merges in the wide type too where the adapter has it, as from_pretrained gives it: float32 for halves."""
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("merge")
+    model = Model(rng).to(getattr(torch, dtype))
+    save_file(model.state_dict(), folder / "base.safetensors", {"format": "pt"})
+    before = load_file(folder / "base.safetensors")
+    theirs = moved_peft(model, drawn_config(rng, dora, rslora), rng)
+    theirs.save_pretrained(folder / "adapter")
+    base = theirs.unload()
+    again = peft.PeftModel.from_pretrained(base, folder / "adapter")  # casts half factors to float32
+    changes = merge_adapter(folder / "base.safetensors", folder / "adapter", folder / "out.safetensors")
+    ours, merged = load_file(folder / "out.safetensors"), again.merge_and_unload().state_dict()
+    assert ours.keys() == merged.keys() == before.keys()
+    changed = {change.name for change in changes}
+    for name, array in ours.items():
+        assert (array.dtype, array.shape) == (before[name].dtype, before[name].shape)
+        if name not in changed:
+            assert torch.equal(array, before[name])
+            continue
+        got, want = array.double(), merged[name].double()
+        largest = max(1.0, float(want.abs().max()), float(before[name].double().abs().max()))
+        assert (got - want).abs().max() <= 40 * EPS[dtype if dtype == "float64" else "float32"] * largest + (
+            EPS[dtype] * largest
+        )
+
+
+def test_groups_are_refused_by_name(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2))
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"])).save_pretrained(tmp_path)
+    with pytest.raises(AdapterFileError, match="groups are not supported"):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_transformers_embedding_is_merged_as_peft_does(tmp_path, kind, dora):
+    """GPT-2's Conv1D is stored (in, out); of Llama's embedding PEFT saves the base's weight beside the factors."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50, n_positions=16)
+        model, options = transformers.GPT2LMHeadModel(config), {"target_modules": ["c_attn", "wte"]}
+        options["fan_in_fan_out"] = True
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 1}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+        options = {"target_modules": ["embed_tokens", "q_proj", "lm_head"]}
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, init_lora_weights=False, use_dora=dora, **options)
+    theirs = moved_peft(model, config, np.random.default_rng(0), torch.float32)
+    theirs.save_pretrained(tmp_path / "adapter")
+    changes = merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out.safetensors")
+    assert len(changes) == {"gpt2": 2, "llama": 3}[kind]
+    merged = theirs.merge_and_unload().state_dict()
+    for name, array in load_file(tmp_path / "out.safetensors").items():
+        assert torch.allclose(array, merged[name], rtol=1e-5, atol=1e-6), name
