@@ -299,7 +299,7 @@ def test_a_path_too_long_for_an_expression_is_named(tmp_path):
     assert load_adapter(write(tmp_path, [longest + "a"], alpha_pattern={longest + "a": 7}))[longest + "a"].alpha == 7
 
 
-def test_names_of_one_letter_and_dots_at_odd_places_are_found(tmp_path):
+def test_short_names_and_dots_at_odd_places_are_found(tmp_path):
     for module in ("a.b.c", "ab.c.d", "a..b"):
         for end in {module[i:] for i in range(len(module)) if i == 0 or module[i - 1] == "."}:
             assert Patterns(Clock(tmp_path), "key", ["x", end], literal=True).first(module) == 1

@@ -148,7 +148,7 @@ def test_a_direction_that_rounding_explains_is_taken_as_constant():
 
 @ROUTES
 @given(seed=st.integers(0, 2**32 - 1), rank_of_x=st.integers(1, 3), rank=st.integers(1, 3))
-def test_an_x_of_low_rank_in_any_directions_is_no_obstacle(route, seed, rank_of_x, rank):
+def test_an_x_of_low_rank_is_no_obstacle(route, seed, rank_of_x, rank):
     """Its columns are mixtures: no two are equal, and no coordinate shows what is missing."""
     rng = np.random.default_rng(seed)
     rotation = np.linalg.qr(rng.standard_normal((5, 5)))[0]
