@@ -50,6 +50,7 @@ from ..variants.adapter import Adapter
 from ..variants.dora import DoRA
 from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
+from ..variants.scaling import rslora_alpha
 from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
 from .errors import AdapterFileError, short
 from .kinds import CONVOLUTIONS, Form, is_module_path
@@ -277,13 +278,12 @@ def _config(found: Mapping[str, Adapter], fan_in_fan_out: bool, base_model: str 
 
 
 def _lora_alpha(adapter: Adapter, use_rslora: bool) -> float:
-    """Return the alpha that the file has; under rsLoRA one that a reader turns back into the adapter's own."""
-    alpha = adapter.alpha
-    if use_rslora:
-        root, near = math.sqrt(adapter.rank), adapter.lora_alpha
-        tried = (float(round(near)), near, math.nextafter(near, 0), math.nextafter(near, math.inf))
-        alpha = next((candidate for candidate in tried if candidate * root == alpha), near)
-    return int(alpha) if alpha == int(alpha) else alpha  # PEFT writes whole alphas as integers
+    """Return the alpha that the file has: under rsLoRA a whole number, where that is read back as the adapter's own."""
+    alpha = adapter.lora_alpha if use_rslora else adapter.alpha
+    whole = round(alpha)
+    if use_rslora and rslora_alpha(whole, adapter.rank) == adapter.alpha:
+        return whole
+    return whole if whole == alpha else alpha  # PEFT writes whole alphas as integers
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:

@@ -71,11 +71,9 @@ class Form:
         A, B = (rank, width // math.prod(self.kernel), *self.kernel), (out, rank, *ones)
         return A, B, *([(1, out, *ones) if self.kernel else (out,)] if self.dora else [])
 
-    def weight_shape(self, out: int, width: int) -> tuple[int, ...]:
+    def weight_shape(self, out: int, width: int, layout: str) -> tuple[int, ...]:
         """Return the shape of the weight that a checkpoint has for a matrix (out, width)."""
-        if self.kind == "embedding":
-            return width, out
-        return out, width // math.prod(self.kernel), *self.kernel
+        return (width, out) if layout == "in-out" else (out, width // math.prod(self.kernel), *self.kernel)
 
     def matrices(self, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         """Return A (r, in), B (out, r) and, of DoRA, the magnitude (out,), from arrays as the file has them."""
@@ -135,7 +133,7 @@ def check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
             file.path, f"{short(keys[0])} has shape {list(A)}, expected [{rank}, {rest}] by the rank"
         )
     if B[1:] != (rank, *(1 for _ in form.kernel)):
-        groups = form.kernel and B[1] < rank and rank % B[1] == 0
+        groups = form.kernel and B[1] < rank
         hint = ". A convolution with groups has such a shape; groups are not supported" if groups else ""
         raise AdapterFileError(
             file.path, f"{short(keys[1])} has shape {list(B)}, expected [out, {rank}{ones}] by the rank{hint}"

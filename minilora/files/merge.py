@@ -190,8 +190,7 @@ def _check_matrix(name: str, spec: TensorSpec, path: Path) -> None:
 def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file: TensorFile) -> MergedTensor:
     """Refuse a weight that the adapter cannot be added to."""
     spec, layer, form = file.tensors[name], folder.layers[module], folder.forms[module]
-    shape = folder.shapes(module)
-    expected = shape[::-1] if form.kind == "linear" and layout == "in-out" else form.weight_shape(*shape)
+    expected = form.weight_shape(*folder.shapes(module), layout)
     if spec.shape != expected:
         hint = f"stored {layout}" if form.kind == "linear" else f"of {'an' if form.kind == 'embedding' else 'a'} {form}"
         if form.kind == "linear" and spec.shape == expected[::-1]:

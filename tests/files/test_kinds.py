@@ -255,12 +255,14 @@ def test_pissa_is_saved_over_the_original_base(tmp_path, kind, rslora, dora):
 
 def test_rslora_is_written_as_the_user_said_it(tmp_path):
     rng = np.random.default_rng(4)
-    for alpha in (1, 2.5, 16, 0.3, 1 / 3):
+    for alpha in (1, 2.5, 7, 16, 0.3, 1 / 3):
         for rank in (1, 2, 3, 5, 8, 13, 64):
             model = adapt(Linear(np.ones((3, 4))), "", rank=rank, alpha=alpha, rng=rng, use_rslora=True)
             save_adapter(tmp_path, {"fc": model})
             config = config_of(tmp_path)
             assert config["use_rslora"] is True
+            if isinstance(alpha, int):  # 7 sqrt(2) / sqrt(2) is not 7
+                assert f"{config['lora_alpha']}" == f"{alpha}"
             assert config["lora_alpha"] == pytest.approx(alpha, rel=4e-16)
             assert load_adapter(tmp_path)["fc"].alpha == model.adapter.alpha
 
@@ -284,6 +286,8 @@ def test_the_full_norm_is_noted_by_module(tmp_path):
         "c.d": "full",
     }
     save_adapter(tmp_path, {"b": one})
+    assert NORM_KEY not in TensorFile(tmp_path / WEIGHTS).metadata
+    save_adapter(tmp_path, {"b": replace(one, magnitude=None, dora_norm="full")})
     assert NORM_KEY not in TensorFile(tmp_path / WEIGHTS).metadata
 
 
@@ -404,6 +408,13 @@ def test_a_note_of_a_module_without_dora_is_refused(sound, noted):
         load_adapter(sound)
 
 
+def test_a_note_of_a_plain_module_is_refused(tmp_path):
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
+    save_file(tensors_of(tmp_path), tmp_path / WEIGHTS, {NORM_KEY: "fc"})
+    with pytest.raises(AdapterFileError, match="names 'fc', which is no module with DoRA"):
+        load_adapter(tmp_path)
+
+
 def test_another_kernel_or_kind_is_not_attached(sound):
     found = load_adapter(sound)
     with pytest.raises(ValueError, match="has a kernel"):
@@ -521,14 +532,17 @@ def test_layouts_are_for_linear_layers_alone(sound, tmp_path):
     assert_merge_refused(tmp_path, base, "no linear layer", ValueError, layouts={"emb": "out-in"})
 
 
-def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path):
+@pytest.mark.parametrize("block", [8, 4 << 20])
+def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path, monkeypatch, block):
     """PEFT saves an adapted embed_tokens or lm_head with the weight that it stands beside."""
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
     rng = np.random.default_rng(9)
     base = {"emb.weight": rng.standard_normal((7, 3)), "img.weight": rng.standard_normal((5, 2, 3, 4))}
     tensors = tensors_of(sound)
     other = base["emb.weight"].copy()
-    other[6, 2] = np.nextafter(other[6, 2], 2)
-    for wrong in (other, base["emb.weight"].astype("f4"), base["emb.weight"][:6].copy()):
+    first, other[6, 2] = other.copy(), np.nextafter(other[6, 2], 2)
+    first[0, 0] += 1
+    for wrong in (first, other, base["emb.weight"].astype("f4"), base["emb.weight"][:6].copy()):
         save_file({**tensors, EMB + "base_layer.weight": wrong}, sound / WEIGHTS)
         assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
     save_file({**tensors, EMB + "base_layer.weight": base["emb.weight"]}, sound / WEIGHTS)
