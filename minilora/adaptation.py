@@ -207,7 +207,7 @@ def _described(layer: Any) -> Adapter:
     if isinstance(adapter, Adapter):
         return adapter
     kernel = tuple(getattr(layer.base, "kernel", ()))
-    return Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, kind=_kind(layer.base) or "linear", kernel=kernel)
+    return Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, kind=str(_kind(layer.base)), kernel=kernel)
 
 
 def _free(model: Layer) -> dict[str, Layer]:
