@@ -191,9 +191,9 @@ def test_a_byte_order_of_another_machine_is_refused():
 
 @pytest.mark.parametrize("cls", [ReLU, Tanh, SiLU])
 def test_an_activation_takes_float_arrays_alone(cls):
-    with pytest.raises(TypeError, match="^x must be an array, got list"):
+    with pytest.raises(TypeError, match=r"^x must be an array, got list"):
         cls()([1.0])
-    with pytest.raises(TypeError, match="^x has dtype int64, expected a floating-point dtype"):
+    with pytest.raises(TypeError, match=r"^x has dtype int64, expected a floating-point dtype"):
         cls()(np.ones(2, int))
 
 
@@ -210,5 +210,5 @@ def test_residual_form_refuses_a_subclass_as_base():
             y, cache = super().forward(x)
             return y + 1, cache
 
-    with pytest.raises(TypeError, match="^residual_form takes a LoRA, or a LoRALinear over a Linear, got LoRALinear"):
+    with pytest.raises(TypeError, match=r"^residual_form takes a LoRA, or a LoRALinear over a Linear, got LoRALinear"):
         residual_form(LoRALinear(Shifted(W), LoRA(A, B, 1)), np.ones((3, 5)), np.ones((3, 4)))
