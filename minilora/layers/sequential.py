@@ -45,4 +45,4 @@ class Sequential(Layer):
             grads |= nest(name, found)
             if not asked:
                 break
-        return dx if need_dx else None, {name: grads[name] for name in self.trainable()}
+        return dx, {name: grads[name] for name in self.trainable()}

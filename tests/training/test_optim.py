@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilora import Adam
+from minilora import Adam, optim
 from minilora.conformance.claims import ADAM_CLAIMS
 from minilora.optim import BLOCK
 
@@ -288,3 +288,16 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     assert after["t"] == before["t"] == 1
     np.testing.assert_array_equal(after["m"]["p"], before["m"]["p"])
     np.testing.assert_array_equal(after["v"]["p"], before["v"]["p"])
+
+
+@pytest.mark.parametrize(("block", "calls"), [(4, 3), (8, 2), (12, 1), (1, 3)])
+def test_a_cpu_updates_a_block_of_rows_at_a_time(monkeypatch, standin, block, calls):
+    """Another library has no such cache: it takes the whole array."""
+    seen = []
+    monkeypatch.setattr(optim, "BLOCK", block)
+    monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(theta.shape))
+    Adam({"p": np.ones((3, 4))}).step({"p": np.ones((3, 4))})
+    assert len(seen) == calls
+    seen.clear()
+    Adam({"p": standin.zeros((3, 4), "float32")}).step({"p": standin.zeros((3, 4), "float32")})
+    assert seen == [(3, 4)]

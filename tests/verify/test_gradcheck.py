@@ -1,5 +1,6 @@
 """The checker itself: right gradients pass, wrong ones fail and are explained, worthless checks are refused."""
 
+import re
 import warnings
 
 import numpy as np
@@ -819,5 +820,16 @@ def test_an_array_under_two_names_is_checked_once():
 def test_two_arrays_on_one_memory_are_refused():
     x = RNG.standard_normal(4)
     params = {"a": x, "b": x[:2]}
-    with pytest.raises(CheckRefused, match="share memory and are two arrays"):
+    message = (
+        "params['a'] and params['b'] share memory and are two arrays: f cannot see one move alone. Give one array both "
+        "names, and it is checked as one, with the sum of its gradients"
+    )
+    with pytest.raises(CheckRefused, match=f"^{re.escape(message)}$"):
         gradcheck(lambda p: p["a"].sum() + p["b"].sum(), params, {"a": np.ones(4), "b": np.ones(2)})
+
+
+@pytest.mark.parametrize("method", ["complex", "central"])
+def test_nothing_at_all_is_refused_too(method):
+    """A function that is zero with all its slopes leaves no size to compare with."""
+    with pytest.raises(CheckRefused, match="x: the slope is zero everywhere"):
+        gradcheck(lambda p: 0.0 * p["x"].sum(), {"x": X}, {"x": np.zeros_like(X)}, method=method)
