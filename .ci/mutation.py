@@ -2,7 +2,8 @@
 
     python .ci/mutation.py
 
-A mutant that survives and is not on the list is a hole in the tests, and fails the run; so does a score under 95 %.
+A mutant that survives and is not on the list is a hole in the tests, and fails the run; so does a score under 98 %. One
+that is on the list and was killed is only told.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = ROOT / ".ci" / "surviving_mutants.txt"
-BAR = 0.95
+BAR = 0.98
 KILLED = ("killed", "timeout", "segfault")
 COPIED = ("minilora", "tests", "examples", "README.md", "LICENSE", "pyproject.toml")
 
@@ -73,7 +74,7 @@ def main() -> int:
     for mutant in gone:
         print(f"on the list of survivors, but killed or no longer made:\n    {mutant}")
     print(f"bar {BAR:.0%}; {len(survivors)} survivors, {len(known)} on the list with a reason")
-    return 1 if new or gone or score < BAR else 0
+    return 1 if new or score < BAR else 0
 
 
 if __name__ == "__main__":
