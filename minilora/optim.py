@@ -21,10 +21,8 @@ from typing import Any
 
 from .backend import backend_of
 from .checks import Array, Rate, check_adam, check_integer, check_like_params, check_same_keys, rate_of
-from .fast.adam import gpu_update
+from .fast.adam import BLOCK, gpu_update, update_in_blocks
 from .layer import homes, sum_tied
-
-BLOCK = 32_768
 
 
 def adam_update(
@@ -37,20 +35,6 @@ def adam_update(
     m_hat = m / (1 - beta1**t)  # eq. (22)
     v_hat = v / (1 - beta2**t)  # eq. (23)
     theta -= lr * m_hat / (v_hat**0.5 + eps)  # eq. (24)
-
-
-def adam_update_in_blocks(theta: Array, g: Array, m: Array, v: Array, t: int, **settings: Any) -> None:
-    """Do the same `BLOCK` entries at a time, cut along the first axis.
-
-    A block, its gradient, its means and the temporaries stay in the CPU's cache together: a million parameters take
-    2.3 ms in place of 9.9.
-    """
-    if theta.size <= BLOCK:
-        return adam_update(theta, g, m, v, t, **settings)
-    length = max(1, BLOCK * len(theta) // max(1, theta.size))
-    for start in range(0, len(theta), length):
-        part = slice(start, start + length)
-        adam_update(theta[part], g[part], m[part], v[part], t, **settings)
 
 
 class Adam:
@@ -87,7 +71,8 @@ class Adam:
         backend = backend_of(next(iter(self.params.values())))
         self.m = {name: backend.xp.zeros_like(p) for name, p in self.params.items()}
         self.v = {name: backend.xp.zeros_like(p) for name, p in self.params.items()}
-        self._update = gpu_update(backend) or (adam_update_in_blocks if backend.name == "numpy" else adam_update)
+        self._update = gpu_update(backend) or adam_update
+        self._in_blocks = backend.name == "numpy"
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {tuple(p.shape)}" for name, p in self.params.items())
@@ -103,7 +88,9 @@ class Adam:
         self.t += 1
         for name, g in sum_tied(grads, self.home).items():
             p, m, v = self.params[name], self.m[name], self.v[name]
-            self._update(p, g, m, v, self.t, lr=rate_of(self.lr, name), betas=self.betas, eps=self.eps)
+            # A large array takes `minilora.fast.adam`'s way: a million entries in 2.3 ms on a CPU, and not in 10.
+            update = update_in_blocks if self._in_blocks and p.size > BLOCK else self._update
+            update(p, g, m, v, self.t, lr=rate_of(self.lr, name), betas=self.betas, eps=self.eps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state, ``{"t": int, "m": {name: array}, "v": {name: array}}``."""

@@ -1,7 +1,7 @@
 """The same numbers with less work. Nothing here is needed to understand LoRA.
 
-`residual` has the gradients of the squared error without the error, `adam` the update as one GPU kernel, and `gather`
-a batch's rows without new memory. What changes the way to a gradient is asked for by name::
+`residual` has the gradients of the squared error without the error, `adam` the update for large arrays and for a GPU,
+and `gather` a batch's rows without new memory. What changes the way to a gradient is asked for by name::
 
     train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
 """

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilora import Adam, optim
+from minilora import Adam, fast, optim
 from minilora.conformance.claims import ADAM_CLAIMS
-from minilora.optim import BLOCK
+from minilora.fast.adam import BLOCK
 
 from ..support.compare import assert_close
 from ..support.problems import ALL_ONES, Problem, problems
@@ -80,7 +80,7 @@ def test_large_arrays_are_updated_as_many_small_ones(shape):
     for g in map(np.array, grads):
         adam.step({"p": g})
         by_part.step(cut(g))
-    np.testing.assert_array_equal(whole.reshape(-1), np.concatenate(list(parts.values())))
+    np.testing.assert_allclose(whole.reshape(-1), np.concatenate(list(parts.values())), rtol=0, atol=1e-14)
 
 
 def test_arrays_are_known_by_name_and_not_by_place():
@@ -290,14 +290,30 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     np.testing.assert_array_equal(after["v"]["p"], before["v"]["p"])
 
 
-@pytest.mark.parametrize(("block", "calls"), [(4, 3), (8, 2), (12, 1), (1, 3)])
-def test_a_cpu_updates_a_block_of_rows_at_a_time(monkeypatch, standin, block, calls):
-    """Another library has no such cache: it takes the whole array."""
+@pytest.mark.parametrize(("shape", "by_the_page"), [((3, 4), True), ((3, 5), False), ((15,), False)])
+def test_only_large_arrays_on_a_cpu_leave_the_page(monkeypatch, standin, shape, by_the_page):
+    """Another library has no such cache: it takes every array by the page, where it makes no kernel."""
     seen = []
-    monkeypatch.setattr(optim, "BLOCK", block)
+    monkeypatch.setattr(optim, "BLOCK", 12)
     monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(theta.shape))
-    Adam({"p": np.ones((3, 4))}).step({"p": np.ones((3, 4))})
-    assert len(seen) == calls
+    Adam({"p": np.ones(shape)}).step({"p": np.ones(shape)})
+    assert seen == [shape] * by_the_page
     seen.clear()
-    Adam({"p": standin.zeros((3, 4), "float32")}).step({"p": standin.zeros((3, 4), "float32")})
-    assert seen == [(3, 4)]
+    Adam({"p": standin.zeros(shape, "float32")}).step({"p": standin.zeros(shape, "float32")})
+    assert seen == [shape]
+
+
+def test_a_block_holds_the_rows_that_fit(monkeypatch):
+    """No block is larger than `BLOCK`, but for one row that is: temporaries are as large as a block."""
+    made = []
+
+    class Watched(np.ndarray):
+        def __array_finalize__(self, parent):
+            made.append(self.size)
+
+    monkeypatch.setattr(fast.adam, "BLOCK", 12)
+    for shape, largest in (((7, 5), 10), ((4, 13), 13), ((40,), 12)):
+        arrays = [np.ones(shape).view(Watched) for _ in range(4)]
+        made.clear()
+        fast.adam.update_in_blocks(*arrays, 1, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+        assert max(made) == largest
