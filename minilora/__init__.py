@@ -19,7 +19,7 @@ Then, by what you are here for:
 - the same numbers with less work: `minilora.fast`
 
 `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures` (pictures) and
-`minilora.cli` (the command line) serve all of them.
+`minilora.cli` with `minilora.commands` (the command line) serve all of them.
 
 Importing the package imports none of this: a name is fetched when it is first used, so ``import minilora.lora`` needs
 NumPy alone.

@@ -177,8 +177,10 @@ def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffe
 @posix
 def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
     """The first file that is opened gets the lowest number: it must not be the one that is printed to."""
-    script = "import os, minilora.cli as c; c._open_streams(); print('printed'); print(os.open('f', os.O_CREAT) > 2)"
-    script += "; import sys; print(sys.stdout.name if sys.stdout else None, file=open('out', 'w'))"
+    script = "import os, sys, minilora.commands.streams as s; s.open_streams(); print('printed')"
+    script += (
+        "; print(os.open('f', os.O_CREAT) > 2); print(sys.stdout.name if sys.stdout else None, file=open('out', 'w'))"
+    )
     code, out, err = in_shell(f"cd {tmp_path}; {sys.executable} -c {shlex.quote(script)} >&- 2>&- <&-")
     assert (code, out, err) == (0, "", "")
     assert (tmp_path / "f").read_bytes() == b""
@@ -217,7 +219,7 @@ def test_ctrl_c_is_as_before_after_the_command():
 
 def test_streams_that_work_stay(capsys):
     before = sys.stdin, sys.stdout, sys.stderr
-    cli._open_streams()
+    cli.streams.open_streams()
     assert (sys.stdin, sys.stdout, sys.stderr) == before
 
 

@@ -25,7 +25,7 @@ ORDER += [
     "files",
     "training",
 ]
-ORDER += ["article", "exercises", "figures", "cli", "__main__"]
+ORDER += ["article", "exercises", "figures", "commands", "cli", "__main__"]
 
 
 def place(module):

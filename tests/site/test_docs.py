@@ -18,7 +18,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "minilora").rglob("*.py"))
-    if path.stem not in ("__init__", "__main__", "cli")
+    if path.stem not in ("__init__", "__main__", "cli") and path.parent.name != "commands"
 ]
 
 

@@ -1,0 +1,95 @@
+"""``minilora article``: the article's experiment, its figures beside ours."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from ..files.errors import printable
+from .options import Defaults, add_backend, backend, check_plot, path, plot
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "article",
+        help="run the article's experiment and print its figures beside ours",
+        description=(
+            "Pre-train a full-rank linear layer, shift the task by a change of rank 1, learn the change with LoRA, "
+            "merge it. Prints the losses beside the article's, and what was learned."
+        ),
+        formatter_class=Defaults,
+    )
+    option = parser.add_argument
+    option("--rank", type=int, default=1, metavar="R", help="rank of the adapter: its parameters are R x (in + out)")
+    option("--alpha", type=float, default=1.0, help="strength of the update, which is scaled by alpha / rank")
+    option(
+        "--epochs", type=int, default=100, metavar="N", help="passes over the data, for the base and for the adapter"
+    )
+    option("--batch-size", type=int, default=128, metavar="N", help="rows drawn for each step")
+    option("--lr", type=float, default=1e-3, help="Adam's step length")
+    option("--seed", type=int, default=0, metavar="N", help="of the data, the start and the batches")
+    option("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
+    add_backend(parser)
+    option(
+        "--plot", metavar="FILE", type=path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
+    )
+    option("--save", metavar="DIR", type=path, help="write the adapter there, in PEFT's layout")
+    option(
+        "--checkpoint",
+        metavar="DIR",
+        type=path,
+        help="keep the state of both trainings there after every epoch; the same command goes on from it",
+    )
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the experiment, print its report, and write what was asked for."""
+    from .. import article
+    from ..files.adapters import save_adapter
+
+    _check(options)  # all that could fail after the training is tried before it
+    result = article.run(
+        rank=options.rank,
+        alpha=options.alpha,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=options.seed,
+        dtype=options.dtype,
+        backend=backend(options),
+        progress=True,
+        checkpoint=options.checkpoint,
+    )
+    if options.save:
+        save_adapter(options.save, {"fc": result.adapter})
+    print(article.report(result), end="")
+    if options.save:
+        print(f"\nadapter written to {printable(str(options.save))}")
+    if options.plot:
+        from .. import figures
+
+        plot(figures.plot_article(result), options.plot)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what the run could not do in the end."""
+    import numpy as np
+
+    from ..files.adapters import check_adapter_target
+    from ..files.peftconfig import MAX_ALPHA, MIN_ALPHA
+
+    if options.plot:
+        check_plot(options.plot)
+    if options.save:
+        check_adapter_target(options.save)
+    if options.rank > 0:
+        try:
+            np.empty((options.rank, 2001), options.dtype)  # the adapter: is there that much memory?
+        except ValueError as error:
+            raise ValueError(f"rank {options.rank} is too large: {error}") from None
+    if math.isfinite(options.alpha) and options.alpha > 0 and not MIN_ALPHA < options.alpha < MAX_ALPHA:
+        raise ValueError(f"alpha must be between {MIN_ALPHA:g} and {MAX_ALPHA:g}, got {options.alpha:g}")

@@ -1,0 +1,73 @@
+"""``minilora merge``: an adapter in PEFT's layout folded into a checkpoint's weights."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..files.errors import printable
+from .options import path
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "merge",
+        help="fold an adapter in PEFT's layout into a checkpoint's weights",
+        description=(
+            "Write a checkpoint that has the adapter folded into its weights: W + scaling B A. Types and all other "
+            "tensors stay as they are. It needs the memory of a few rows, not of the checkpoint."
+        ),
+    )
+    option = parser.add_argument
+    option(
+        "base",
+        type=path,
+        metavar="BASE",
+        help="a .safetensors file; of a sharded checkpoint its .safetensors.index.json",
+    )
+    option("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
+    option(
+        "-o", "--output", type=path, metavar="OUT", required=True, help="the file to write; with shards, a new folder"
+    )
+    option(
+        "--layout",
+        metavar="NAME=LAYOUT",
+        action="append",
+        type=_layout,
+        help="how the base stores the weights of the modules of that name: out-in (a Linear) or in-out (GPT-2's "
+        "Conv1D); may be given several times",
+    )
+    option("--dry-run", action="store_true", help="check everything, print what would change, write nothing")
+    parser.set_defaults(command=run)
+
+
+def _layout(text: str) -> tuple[str, str]:
+    """Read NAME=LAYOUT."""
+    name, sign, layout = text.rpartition("=")
+    if not name or not sign or layout not in ("out-in", "in-out"):
+        raise argparse.ArgumentTypeError(f"expected NAME=out-in or NAME=in-out, got {text!r}")
+    return name, layout
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the merged checkpoint, and print a line for each tensor that changed."""
+    from ..files.inspection import align
+    from ..files.merge import merge_adapter
+
+    layouts = dict(options.layout or ())
+    changes = merge_adapter(
+        options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
+    )
+    lines = [("tensor", "file", "dtype", "shape", "layout", "rank", "scaling")]
+    for c in changes:
+        shape = " x ".join(map(str, c.shape))
+        layout = c.layout + " DoRA" * c.form.dora if c.form.kind == "linear" else str(c.form)
+        lines.append((c.name, printable(c.file), c.dtype, shape, layout, f"{c.rank}", f"{c.scaling:.4g}"))
+    print(align(lines, left={0, 1, 2, 4}))
+    tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
+    if options.dry_run:
+        print(f"{tensors} would change; nothing was written")
+    else:
+        print(f"{tensors} merged into {printable(str(options.output))}")
+    return 0

@@ -1,0 +1,75 @@
+"""What several commands take: a path, a backend, a figure."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files.errors import printable
+from .streams import say
+
+if TYPE_CHECKING:
+    from ..backend import Backend
+
+BACKENDS = ("numpy", "cupy", "auto")
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that names the default of an option, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def path(text: str) -> Path:
+    """Read an argument that is a path: an empty one, of a variable that is not set, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backend``, which `backend` reads."""
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=os.environ.get("MINILORA_BACKEND") or "numpy",
+        help="library to compute with; auto is cupy where it works ($MINILORA_BACKEND sets the default)",
+    )
+
+
+def backend(options: argparse.Namespace) -> Backend:
+    """Return the backend that was asked for; where "auto" had to fall back, say so in a line of our own."""
+    from ..backend import get_backend
+
+    if options.backend not in BACKENDS:  # the parser checks what is typed, not the default
+        raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {options.backend!r}")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        found = get_backend(options.backend)
+    for note in notes:
+        say(str(note.message))
+    return found
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a file that a figure could not be written to."""
+    from .. import figures  # matplotlib is an extra
+    from ..files.writing import replaceable
+
+    figures.check_figure_path(path)
+    replaceable(path)
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"plot file {str(path)!r}: the folder {str(path.parent)!r} cannot be written")
+
+
+def plot(figure: Any, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    from ..files.writing import written_whole
+
+    with written_whole(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".").lower())
+    print(f"\nfigure written to {printable(str(path))}")

@@ -1,0 +1,76 @@
+"""What the process writes to: messages of one line, streams that are closed, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from ..files.errors import printable
+
+
+def say(message: str) -> None:
+    """Write one line to stderr, whatever is in the message and wherever stderr goes."""
+    _print_error(f"minilora: {printable(message)}")
+
+
+def say_interrupted() -> None:
+    """Tell that Ctrl-C ended the command, on a line of its own."""
+    _print_error("\nminilora: interrupted")
+
+
+def _print_error(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def open_streams() -> None:
+    """Put something in the place of a closed stdin, stdout or stderr, as after ``>&-`` in a shell.
+
+    The next file that is opened would otherwise get its number, and receive what is printed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if number == 0 else "w"))
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+
+
+def discard(stream: Any) -> None:
+    """Let what is still to be written to a stream go nowhere, so that Python does not fail on it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, as long as there is nothing to tidy up.
+
+    An interrupted import of a compiled module is no KeyboardInterrupt any more but some ImportError.
+    """
+
+    def end(*_: Any) -> NoReturn:
+        say_interrupted()
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
