@@ -18,6 +18,8 @@ from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TOLERANCE, UNIT, Trial
 
 Parts = Mapping[str, Any]
+OF_DORA = ("length", "gain", "through_norm", "dm")
+"""Parts that other kinds do not have."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class Bug:
     shows: tuple[str, ...] = tuple(QUANTITIES)
 
     def by(self, trial: Trial) -> Parts:
-        """Return the parts that it replaces for a trial."""
-        return self.parts(trial.problem) if callable(self.parts) else self.parts
+        """Return the parts that it replaces for a trial; none where the trial has no such part."""
+        parts = self.parts(trial.problem) if callable(self.parts) else self.parts
+        return parts if "magnitude" in trial.arrays else {k: part for k, part in parts.items() if k not in OF_DORA}
 
     def __str__(self) -> str:
         return f"{self.name} (made in {self.source})" if self.source else self.name
@@ -279,14 +282,14 @@ def diagnose(trials: Sequence[Trial], found: Sequence[Arrays], wrong: frozenset[
         Each explains what those before it do not: alone, or on top of the first.
     """
     chosen: list[Found] = []
-    left = set(wrong)
+    left, bugs = set(wrong), [bug for bug in BUGS if any(bug.by(trial) for trial in trials)]
     while left:
         before = chosen[0].bugs if chosen else ()
-        candidates = [_explained((bug,), (), trials, found, left) for bug in BUGS]
+        candidates = [_explained((bug,), (), trials, found, left) for bug in bugs]
         if before:
-            candidates += [_explained((bug,), before, trials, found, left) for bug in BUGS]
+            candidates += [_explained((bug,), before, trials, found, left) for bug in bugs]
         if not any(candidates) and trials[0].unit <= UNIT["float32"]:
-            candidates = [_explained(pair, (), trials, found, left) for pair in combinations(BUGS, 2)]
+            candidates = [_explained(pair, (), trials, found, left) for pair in combinations(bugs, 2)]
         best = max(filter(None, candidates), key=lambda candidate: candidate[0], default=None)
         if best is None:
             break

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class Images(Problem):
         left = {name: (value,) * len(self.kernel) for name, value in plain.items() if name not in names}
         return replace(self, **left, groups=self.groups if "groups" in names else 1)
 
-    @property
+    @cached_property
     def places(self) -> np.ndarray:  # (P, C K)
         """Which entry of an image, flattened, each entry of a row is; for the padding, one past the last."""
         entries = np.arange(self.in_features * math.prod(self.sizes)).reshape(self.in_features, *self.sizes)
@@ -191,8 +192,8 @@ LINEAR = (
     Problem(2, 7, 4, 1, alpha=5.0, seed=6),  # of rank 1, for which some have code of its own
     Problem(7, 5, 3, 2, alpha=4.5, seed=7),  # the sizes of the first, with other numbers: nothing may be remembered
     Problem(5, 3, 4, 2, alpha=3.0, seed=8, start=True),
-    Problem(9, 130, 70, 8, alpha=12.0, seed=9),
-    Problem(3, 4096, 20, 8, alpha=12.0, seed=10),  # as wide as layers are in use
+    Problem(9, 130, 40, 8, alpha=12.0, seed=9),
+    Problem(2, 4096, 5, 3, alpha=12.0, seed=10),  # as wide as layers are in use
 )
 CONV1D = (
     Images(3, 4, 5, 2, 3.0, kernel=(3,), sizes=(9,), stride=(1,), padding=(0,), dilation=(1,)),

@@ -31,6 +31,8 @@ from .problems import Arrays, Problem
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half the distance from 1 to the next number of each precision."""
 TOLERANCE = 16
+TINY = 1e-300
+"""Added to a size of zero: an answer without a term must be zero."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,11 @@ class Trial:
         expected = self.right[name] if expected is None else expected
         if np.shape(found) != np.shape(expected):
             return np.inf
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(np.asarray(found, np.float64) - expected)
-            away = np.where(error == 0, 0, error / (self.unit * np.maximum(self.sizes[name], np.abs(expected))))
-        return float(np.nan_to_num(away, nan=np.inf).max(initial=0.0))
+            size = self.unit * np.maximum(self.sizes[name], np.abs(expected))
+            furthest = (error / (size + TINY)).max(initial=0.0)
+        return float("inf" if np.isnan(furthest) else furthest)
 
     def agrees(self, name: str, found: np.ndarray, expected: np.ndarray | None = None, looser: float = 1.0) -> bool:
         """Return whether an answer is the expected one up to rounding; the right one by default."""

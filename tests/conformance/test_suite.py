@@ -79,7 +79,9 @@ def planted(bug):
 
 
 def report_of(kind, wrong, dtype="float64"):
-    return check(wrong, dtype=dtype) if kind == "linear" else check(with_kinds(**{kind: wrong}), dtype=dtype).kinds[kind]
+    if kind == "linear":
+        return check(wrong, dtype=dtype)
+    return check(SimpleNamespace(forward=LINEAR["forward"], kinds={kind: wrong}), dtype=dtype).kinds[kind]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
@@ -92,7 +94,7 @@ def test_a_known_bug_is_named(bug):
     assert report.claims[bug.breaks] != "ok"
 
 
-@pytest.mark.parametrize("bug", BUGS[::4], ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", BUGS[::6], ids=lambda bug: bug.name)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_known_bug_is_named_in_lower_precision_too(bug, dtype):
     assert report_of(*planted(bug), dtype).diagnoses[0].startswith(bug.name)
