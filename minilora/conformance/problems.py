@@ -7,8 +7,11 @@ transposed or swapped array fits by accident.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Problem:
         Whether the base has one.
     seed : int
         Of all values.
+    start : bool
+        Whether lora_B is zero, as before the first step.
     """
 
     n: int
@@ -34,6 +39,7 @@ class Problem:
     alpha: float = 3.0
     bias: bool = True
     seed: int = 0
+    start: bool = False
 
     def randn(self, name: str, *shape: int) -> np.ndarray:
         """Return Gaussian values that depend on the seed and the name alone: no two arrays of a problem are alike."""
@@ -63,10 +69,33 @@ class Problem:
     @property
     def factors(self) -> dict[str, np.ndarray]:
         """An adapter's lora_A (r, in) and lora_B (out, r)."""
+        lora_B = self.randn("lora_B", self.out_features, self.rank)
         return {
             "lora_A": self.randn("lora_A", self.rank, self.in_features),
-            "lora_B": self.randn("lora_B", self.out_features, self.rank),
+            "lora_B": 0 * lora_B if self.start else lora_B,
         }
+
+    @property
+    def magnitude(self) -> np.ndarray:
+        """DoRA's length of each row, (out,)."""
+        return 1 + np.abs(self.randn("magnitude", self.out_features))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a layer of this kind is built with, beside its arrays: nothing."""
+        return {}
+
+    def rows(self, arrays: Arrays) -> Arrays:
+        """Return the arrays of a layer as those of a linear layer on rows, which they are."""
+        return arrays
+
+    def shaped(self, answers: Arrays) -> Arrays:
+        """Return what the linear layer on rows gives as this layer's."""
+        return answers
+
+    def __str__(self) -> str:
+        sizes = f"N={self.n} in={self.in_features} out={self.out_features} r={self.rank} alpha={self.alpha:g}"
+        return sizes + "".join(f" {name}={value}" for name, value in self.options.items())
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,17 @@
 """What a LoRA layer should give, in float64, and how far rounding may move it: the answers of the suite.
 
-    y = x W^T + b + s x A^T B^T                      (..., out)
-    dx = dy W + s dy B A                             (..., in)
-    dA = s (dy B)^T x,   dB = s dy^T (x A^T)         (r, in), (out, r)
+    y = x W^T + b + s x A^T B^T                      (N, out)
+    dx = dy W + s dy B A                             (N, in)
+    dA = s B^T (dy^T x),   dB = s (dy^T x) A^T       (r, in), (out, r)
+
+and for DoRA, with V = W + s B A, the lengths n of its rows, magnitudes m, and G = m / n:
+
+    y = x (G V)^T + b,   dx = dy (G V),   dm = sum_i (dy^T x) V / n,   dV = G (dy^T x) - c V
+    c = 0 where n is taken for a constant, and sum_i G (dy^T x) V / n^2 where it is not
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
-replaced, and `minilora.conformance.diagnoses` is the list of them.
+replaced, and `minilora.conformance.diagnoses` is the list of them. They form whole matrices, which the layers of this
+library never do: this is another way to the same numbers.
 
 ROUNDING. A sum of K terms t_k in a precision of unit roundoff u is off by about u sum_k |t_k| in any order of summation
 that is used, and by K times that at worst. So every answer comes with the same formula on absolute values, its *size*,
@@ -20,21 +26,22 @@ from typing import Any
 
 import numpy as np
 
-from .problems import Problem
+from .problems import Arrays, Problem
 
-Arrays = dict[str, np.ndarray]
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half the distance from 1 to the next number of each precision."""
 TOLERANCE = 16
+TINY = 1e-300
+"""Added to a size of zero: an answer without a term must be zero."""
 
 
 @dataclass(frozen=True)
 class Formulas:
-    """LoRA, a part at a time. All arrays are float64; weight (out, in), lora_A (r, in), lora_B (out, r)."""
+    """LoRA, a part at a time. All arrays are float64; x (N, in), W and BA (out, in), A (r, in), B (out, r)."""
 
     scaling: Callable[[float, int], float] = lambda alpha, r: alpha / r
     base: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, W: x @ W.T
-    bias: float = 1.0
+    bias: Callable[[np.ndarray, Any], np.ndarray] = lambda b, G: b
     update: float = 1.0
     dx_base: float = 1.0
     dx_update: float = 1.0
@@ -43,33 +50,68 @@ class Formulas:
     s_in_dx: Callable[[float], float] = lambda s: s
     rows: Callable[[int], float] = lambda n: 1.0  # what the gradients of the factors are multiplied with
     merged: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: W + s * BA
+    turned: Callable[[np.ndarray], np.ndarray] = lambda z: z  # on the columns of x, and of dx
+    seen_by_dA: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B  # how B takes the r hidden numbers
+    # and for DoRA
+    length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
+    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / n
+    through_norm: float = 0.0  # 0 where n is a constant, 1 where the gradient passes through it
+    dm: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda dm, n: dm
 
-    def answers(self, p: Arrays, alpha: float) -> Arrays:
-        """Return y, the gradients and the merged weight for one problem's arrays."""
-        x, dy, W, A, B = (p[name] for name in ("x", "dy", "weight", "lora_A", "lora_B"))
-        s, n = self.scaling(alpha, len(A)), self.rows(len(x))
-        b = p.get("bias")
-        y = self.base(x, W) + self.update * s * (x @ A.T @ B.T)
-        return {
-            "y": y if b is None else y + self.bias * b,
-            "x": self.dx_base * (dy @ W) + self.dx_update * self.s_in_dx(s) * (dy @ B @ A),
-            "lora_A": n * self.s_in_dA(s) * ((dy @ B).T @ x),
-            "lora_B": n * self.s_in_dB(s) * (dy.T @ (x @ A.T)),
-            "merged": self.merged(W, B @ A, s),
-        }
+    def answers(self, p: Arrays, alpha: float, lengths: np.ndarray | None = None) -> Arrays:
+        """Return y, the gradients and the merged weight for one problem's rows.
+
+        `lengths` are the true ones, where p has absolute values: an error in V moves n by as much, relative to n.
+        """
+        dy, W, A, B = (p[name] for name in ("dy", "weight", "lora_A", "lora_B"))
+        x, B_used = self.turned(p["x"]), self.hidden(B)
+        s, b = self.scaling(alpha, len(A)), p.get("bias")
+        BA, G, n = B_used @ A, np.ones((len(W), 1)), None
+        if self.length is not None and "magnitude" in p:
+            n = self.length(W, BA, s)
+            n = n if lengths is None else lengths**2 / n
+            G = self.gain(p["magnitude"], n)
+        y = self.base(x, G * W) + self.update * s * (x @ (G * BA).T)
+        dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * (dy @ (G * BA))
+        dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(x), x))
+        found = {"y": y if b is None else y + self.bias(b, G), "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
+        if n is not None:
+            V = W + s * BA
+            along = 0 if n.shape[0] == 1 else 1  # the axis that the length is taken along
+            passed = self.through_norm * ((G * (dy.T @ x) * V).sum(axis=along, keepdims=True) / n**2) * V
+            sign = 1 if lengths is None else -1  # absolute values are never subtracted
+            dV_A, dV_B = dV_A - sign * passed, dV_B - sign * passed
+            found["magnitude"] = self.dm(((dy.T @ x) * V / n).sum(axis=1), n)
+        share = self.rows(len(x))
+        found |= {"lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A), "lora_B": share * self.s_in_dB(s) * (dV_B @ A.T)}
+        return {name: found[name] for name in QUANTITIES if name in found}
 
 
-RIGHT = Formulas()
-RSLORA = Formulas(scaling=lambda alpha, r: alpha / r**0.5)
-KINDS = {"linear": RIGHT, "rslora": RSLORA}
-"""The formulas by kind of layer."""
+def rows_length(W: np.ndarray, BA: np.ndarray, s: float) -> np.ndarray:
+    """Return the length of each row of V, (out, 1)."""
+    return np.asarray(np.linalg.norm(W + s * BA, axis=1, keepdims=True))
+
+
 QUANTITIES = {
     "y": "the output",
     "x": "dx, the gradient at the input",
     "lora_A": "lora_A's gradient",
     "lora_B": "lora_B's gradient",
+    "magnitude": "magnitude's gradient",
     "merged": "the merged weight",
 }
+SCALINGS: dict[str, Callable[[float, int], float]] = {
+    "alpha / r": lambda alpha, r: alpha / r,
+    "alpha / sqrt(r)": lambda alpha, r: alpha / r**0.5,
+    "alpha": lambda alpha, r: alpha,
+    "1": lambda alpha, r: 1.0,
+}
+"""The conventions that an implementation may declare."""
+RIGHT = Formulas()
+RSLORA = Formulas(scaling=SCALINGS["alpha / sqrt(r)"])
+DORA = Formulas(length=rows_length)
+"""With the norm a constant, as PEFT has it; ``through_norm=1`` is the full gradient."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +123,7 @@ class Trial:
     problem : Problem
         Sizes and seed.
     arrays : dict of str to array
-        x, dy, weight, bias or not, lora_A, lora_B, rounded to the precision, in float64 or float32.
+        x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude: rounded to the precision, as the kind has them.
     right, sizes : dict of str to array
         The answers in float64, and the same formulas on absolute values.
     unit : float
@@ -99,28 +141,48 @@ class Trial:
     def draw(cls, problem: Problem, dtype: str, formulas: Formulas) -> Trial:
         """Draw a problem's values, round them, and answer them."""
         full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
+        if formulas.length is not None:
+            full["magnitude"] = problem.magnitude
         arrays = {name: round_to(a, dtype) for name, a in full.items()}
-        exact = {name: a.astype(np.float64) for name, a in arrays.items()}
-        sizes = formulas.answers({name: np.abs(a) for name, a in exact.items()}, problem.alpha)
-        return cls(problem, arrays, formulas.answers(exact, problem.alpha), sizes, UNIT[dtype], formulas)
+        rows, lengths = _rows(problem, arrays), None
+        if formulas.length is not None:
+            BA = rows["lora_B"] @ rows["lora_A"]
+            lengths = formulas.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
+        right = problem.shaped(formulas.answers(rows, problem.alpha))
+        sizes = formulas.answers({name: np.abs(a) for name, a in rows.items()}, problem.alpha, lengths)
+        return cls(problem, arrays, right, problem.shaped(sizes), UNIT[dtype], formulas)
 
     def by(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""
-        exact = {name: a.astype(np.float64) for name, a in self.arrays.items()}
-        return replace(self.formulas, **parts).answers(exact, self.problem.alpha)
+        formulas = replace(self.formulas, **parts)
+        return self.problem.shaped(formulas.answers(_rows(self.problem, self.arrays), self.problem.alpha))
+
+    def distance(self, name: str, found: np.ndarray, expected: np.ndarray | None = None) -> float:
+        """Return how far an answer is from the expected one, the right one by default, in units of rounding."""
+        expected = self.right[name] if expected is None else expected
+        if np.shape(found) != np.shape(expected):
+            return np.inf
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.abs(np.asarray(found, np.float64) - expected)
+            size = self.unit * np.maximum(self.sizes[name], np.abs(expected))
+            furthest = (error / (size + TINY)).max(initial=0.0)
+        return float("inf" if np.isnan(furthest) else furthest)
 
     def agrees(self, name: str, found: np.ndarray, expected: np.ndarray | None = None, looser: float = 1.0) -> bool:
         """Return whether an answer is the expected one up to rounding; the right one by default."""
-        expected = self.right[name] if expected is None else expected
-        if np.shape(found) != np.shape(expected):
-            return False
-        allowed = looser * TOLERANCE * self.unit * np.maximum(self.sizes[name], np.abs(expected))
-        with np.errstate(invalid="ignore"):
-            return bool((np.abs(found.astype(np.float64) - expected) <= allowed).all())
+        return self.distance(name, found, expected) <= looser * TOLERANCE
+
+
+def _rows(problem: Problem, arrays: Arrays) -> Arrays:
+    """Return a problem's arrays on rows, in float64."""
+    exact = {name: a if a.dtype.kind == "i" else a.astype(np.float64) for name, a in arrays.items()}
+    return problem.rows(exact)
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
     """Round to a precision. NumPy has no bfloat16: its numbers are float32 with the lower half of the bits zero."""
+    if array.dtype.kind == "i":
+        return array
     if dtype != "bfloat16":
         return array.astype(dtype)
     bits = array.astype(np.float32).view(np.uint32)

@@ -7,42 +7,49 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     merge(weight, lora_A, lora_B, alpha) -> weight
     init(in_features, out_features, rank, rng) -> (lora_A, lora_B)
     step(params, grads, state) -> (params, state)          Adam with lr 1e-3; state is None at first
-    kinds = {"rslora": another such object}                other kinds of layers
+    kinds = {"conv2d": another such object}                other kinds of layers
 
-    dtype = "float64"            the precision to be checked in: "float64", "float32" or "bfloat16"
+    dtype = "float64"            the precision to be checked in: "float64", "float32", "float16" or "bfloat16"; if
+                                 nothing is said, that in which it answers
+    scaling = "alpha / r"        or "alpha / sqrt(r)", "alpha", "1"
     orientation = "out, in"      how its weights lie: "out, in" as in PyTorch, or "in, out": weight (in, out),
                                  lora_A (in, r), lora_B (r, out)
 
-x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r).
+x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). The kinds are "rslora", "dora",
+"embedding", "conv1d" and "conv2d". `minilora.conformance.kinds` has their shapes, and their functions take more:
+
+- "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
+  dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
+  PEFT, or False where the gradient passes through the norm.
+- "embedding": x are ids, bias is None, and there is no dx.
+- "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has among
+  its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..checks import check_choice
-from .diagnoses import FACTORS, describe_unknown, diagnose
-from .problems import Problem
-from .reference import KINDS, QUANTITIES, UNIT, Arrays, Formulas, Trial
+from . import judges
+from .calling import Watch, answers, suited
+from .diagnoses import describe_unknown, diagnose, unexplained
+from .kinds import KINDS, Images
+from .problems import Arrays, Problem
+from .reference import QUANTITIES, SCALINGS, TOLERANCE, UNIT, Formulas, Trial
 
-PROBLEMS = (
-    Problem(7, 5, 3, 2, alpha=3.0),
-    Problem(4, 3, 6, 4, alpha=10.0, bias=False, seed=1),
-    Problem(1, 8, 2, 3, alpha=0.5, seed=2),
-    Problem(6, 6, 6, 4, alpha=7.0, seed=3),  # square: there a transposed factor fits
-    Problem(3, 4, 9, 5, alpha=2.5, bias=False, seed=4),
-    Problem(5, 2, 3, 6, alpha=16.0, seed=5),  # of a rank above both widths
-    Problem(9, 130, 70, 8, alpha=12.0, seed=6),
-)
-CLAIMS = ("forward", "slope", "merge", "start", "adam", "frozen base", "nothing is changed")
+CLAIMS = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed")
 """The contract, in the order of the report."""
-HABITS = ("same bits twice", "memory order", "dtype kept")
+FACTORS = ("lora_A", "lora_B", "magnitude")
+ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
+"""The function that each claim about numbers is about, and its answers."""
 ORIENTATIONS = ("out, in", "in, out")
+NOT_FAILED = ("ok", "not offered")
 
 
 class CannotRun(ValueError):
@@ -63,6 +70,8 @@ class Report:
         ``"ok"``, ``"not offered"``, or what is wrong, for each claim of the contract and each habit.
     diagnoses : list of str
         What is wrong with it, the likeliest first; empty where all claims hold.
+    errors : dict of str to float
+        For each answer that it offers, its largest error on any problem, relative to the largest entry.
     kinds : dict of str to Report
         The same for each further kind of layer.
     """
@@ -72,28 +81,32 @@ class Report:
     claims: dict[str, str] = field(default_factory=dict)
     habits: dict[str, str] = field(default_factory=dict)
     diagnoses: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
     kinds: dict[str, Report] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
         """Whether every claim that it offers holds, for every kind. Habits do not count."""
-        own = all(verdict in ("ok", "not offered") for verdict in self.claims.values())
+        own = all(verdict in NOT_FAILED for verdict in self.claims.values())
         return own and all(report.passed for report in self.kinds.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for JSON."""
         kinds = {kind: report.as_dict() for kind, report in self.kinds.items()}
-        own = {name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits")}
+        own = {name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits", "errors")}
         return {**own, "kinds": kinds}
 
     def __str__(self) -> str:
-        lines = [*self.diagnoses, f"{self.name}: {'passed' if self.passed else 'WRONG'}, in {self.dtype}"]
+        wrong = [f"{kind}: {text}" for kind, report in self.kinds.items() for text in report.diagnoses]
+        return "\n".join([*self.diagnoses, *wrong, *self._lines()])
+
+    def _lines(self) -> list[str]:
+        own = all(verdict in NOT_FAILED for verdict in self.claims.values())
+        lines = [f"{self.name}: {'passed' if own else 'WRONG'}, in {self.dtype}"]
         for title, verdicts in (("claims", self.claims), ("habits, which do not count", self.habits)):
-            lines.append(f"  {title}:")
+            lines += [f"  {title}:"] if verdicts else []
             lines += [f"    {name:20}{verdict}" for name, verdict in verdicts.items()]
-        for report in self.kinds.values():
-            lines += str(report).splitlines()
-        return "\n".join(lines)
+        return lines + [line for report in self.kinds.values() for line in report._lines()]
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> Report:
@@ -103,8 +116,9 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
     ----------
     implementation : module or object
         With the functions that the module's page lists. What it lacks is not offered, and never failed.
-    dtype : {"float64", "float32", "bfloat16"}, optional
-        The precision; by default the implementation's own ``dtype``, or float64.
+    dtype : {"float64", "float32", "float16", "bfloat16"}, optional
+        The precision; by default the implementation's own ``dtype``. Where it has none, float64, or the precision in
+        which it answers to float64.
     name : str, optional
         For the report.
 
@@ -116,236 +130,216 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
     Raises
     ------
     CannotRun
-        If it has no ``forward``, or declares a precision, an orientation or a kind that is not known.
+        If it has no ``forward``, or declares a precision, an orientation, a scaling or a kind that is not known.
     """
     title = str(name or getattr(implementation, "__name__", type(implementation).__name__))
-    report = _check_kind(implementation, title, dtype, KINDS["linear"])
-    for kind, other in dict(getattr(implementation, "kinds", {})).items():
-        if kind not in KINDS:
-            raise CannotRun(f"{title} has the kind {kind!r}; known are {', '.join(KINDS)}")
-        report.kinds[kind] = _check_kind(other, f"{title}, {kind}", dtype, KINDS[kind])
+    kinds = getattr(implementation, "kinds", {})
+    if not isinstance(kinds, Mapping):
+        raise CannotRun(f"kinds of {title} must be a dict of objects, got {type(kinds).__name__}")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise CannotRun(f"{title} has the kind {unknown[0]!r}; known are {', '.join(KINDS)}")
+    report = _check_kind(implementation, title, dtype, "linear")
+    for kind, other in kinds.items():
+        report.kinds[kind] = _check_kind(other, f"{title}, {kind}", dtype, kind)
     return report
 
 
-def _check_kind(implementation: Any, name: str, dtype: str | None, formulas: Formulas) -> Report:
+def formulas_of(kind: str, implementation: Any) -> Formulas:
+    """Return what a kind should give, by the conventions that an implementation declares."""
+    formulas = KINDS[kind].formulas
+    if hasattr(implementation, "scaling"):
+        formulas = replace(formulas, scaling=SCALINGS[implementation.scaling])
+    if kind == "dora" and not getattr(implementation, "detached_norm", True):
+        formulas = replace(formulas, through_norm=1.0)
+    return formulas
+
+
+def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) -> Report:
     """Check one object with functions for one kind of layer."""
     if not callable(getattr(implementation, "forward", None)):
         raise CannotRun(f"{name} has no function forward(x, weight, bias, lora_A, lora_B, alpha)")
-    wanted = dtype or getattr(implementation, "dtype", "float64")
-    try:
-        dtype = check_choice(f"dtype of {name}", wanted, UNIT)
-        check_choice(f"orientation of {name}", getattr(implementation, "orientation", "out, in"), ORIENTATIONS)
-    except ValueError as error:
-        raise CannotRun(str(error)) from None
-    report = Report(name, dtype)
-    trials = [Trial.draw(problem, dtype, formulas) for problem in PROBLEMS]
-    watch = _Watch(implementation)
-    found = [_answers(watch, trial) for trial in trials]
-    if not any(found):
-        raise CannotRun(f"{name}: {watch.raised['forward']}")
-
-    offered = {key for answers in found for key in answers}
-    wrong = {key for key in offered if not _all_agree(trials, found, key)}
-    verdicts = {}
-    for claim, (function, keys) in ANSWERS.items():
-        texts = [_describe(trials, found, key) for key in keys if key in wrong]
-        texts += [watch.raised[function]] if function in watch.raised else []
-        verdicts[claim] = "; ".join(texts) or ("ok" if offered & set(keys) else "not offered")
-    for claim, (function, judge) in JUDGES.items():
-        verdicts[claim] = watch.judge(function, judge)
-    verdicts["nothing is changed"] = watch.changed or "ok"
-    report.claims = {claim: verdicts[claim] for claim in CLAIMS}
-    report.habits = _habits(watch, trials[0])
-
-    bugs = diagnose(trials, found, frozenset(wrong))
-    told = {key for bug in bugs for key in bug.shows}
-    report.diagnoses = [str(bug) for bug in bugs]
-    report.diagnoses += [_describe(trials, found, key) for key in QUANTITIES if key in wrong - told]
-    report.diagnoses += [watch.raised[function] for function, _ in ANSWERS.values() if function in watch.raised]
-    rest = [verdicts[claim] for claim in (*JUDGES, "nothing is changed")]
-    report.diagnoses += [verdict for verdict in rest if verdict not in ("ok", "not offered")]
+    wanted = dtype or getattr(implementation, "dtype", None)
+    declared = {
+        "dtype": (wanted or "float64", tuple(UNIT)),
+        "orientation": (getattr(implementation, "orientation", "out, in"), ORIENTATIONS),
+        "scaling": (getattr(implementation, "scaling", "alpha / r"), tuple(SCALINGS)),
+    }
+    for what, (value, choices) in declared.items():
+        try:
+            check_choice(f"{what} of {name}", value, choices)
+        except ValueError as error:
+            raise CannotRun(str(error)) from None
+    formulas, watch = formulas_of(kind, implementation), Watch(implementation, kind)
+    problems = [suited(problem, watch) for problem in KINDS[kind].problems]
+    report = _compare(watch, name, wanted or "float64", formulas, problems)
+    answered = report.habits["dtype kept"].partition(" ")[0]
+    if wanted is None and answered in UNIT and not report.passed:
+        return _compare(Watch(implementation, kind), name, answered, formulas, problems)
     return report
 
 
-class _Watch:
-    """Calls an implementation's functions in its own orientation, and sees whether they change what they are handed."""
-
-    def __init__(self, implementation: Any) -> None:
-        self.functions, self.changed = implementation, ""
-        self.raised: dict[str, str] = {}
-        self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
-
-    def offers(self, function: str) -> bool:
-        return callable(getattr(self.functions, function, None))
-
-    def turn(self, name: str, array: Any) -> Any:
-        """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
-        turned = self.transposed and name in ("weight", "lora_A", "lora_B", "merged") and np.ndim(array) == 2
-        return np.ascontiguousarray(np.asarray(array).T) if turned else array
-
-    def call(self, function: str, arrays: Mapping[str, Any]) -> Any:
-        """Call a function with arguments in order, and note it where it changes one of them."""
-        given = {name: self.turn(name, a.copy() if isinstance(a, np.ndarray) else a) for name, a in arrays.items()}
-        before = {name: a.copy() for name, a in given.items() if isinstance(a, np.ndarray)}
-        result = getattr(self.functions, function)(*given.values())
-        for name, array in before.items():
-            if not np.array_equal(given[name], array, equal_nan=True) and not self.changed:
-                self.changed = f"{function} changes {name}, which belongs to the caller"
-        return result
-
-    def try_call(self, function: str, arrays: Mapping[str, Any], p: Problem) -> Any:
-        """Return what a function gives, or None where it is not there or raises, which is noted."""
-        if not self.offers(function):
-            return None
-        try:
-            return self.call(function, arrays)
-        except Exception as error:  # whatever a foreign function raises
-            at = f"N={p.n} in={p.in_features} out={p.out_features} r={p.rank}, {'a' if p.bias else 'no'} bias"
-            self.raised.setdefault(function, f"{function} raises {type(error).__name__}: {error} ({at})")
-            return None
-
-    def judge(self, function: str, judge: Callable[[_Watch], str]) -> str:
-        """Return a judge's verdict on a function, where there is one and it does not raise."""
-        if not self.offers(function):
-            return "not offered"
-        try:
-            return judge(self)
-        except Exception as error:  # whatever a foreign function raises
-            return f"{function} raises {type(error).__name__}: {error}"
-
-
-def _answers(watch: _Watch, trial: Trial) -> Arrays:
-    """Return everything that an implementation offers for one problem, as it lies here."""
-    p, problem = trial.arrays, trial.problem
-    layer = {name: p.get(name) for name in ("weight", "bias", "lora_A", "lora_B")} | {"alpha": problem.alpha}
-    found = {
-        "y": watch.try_call("forward", {"x": p["x"], **layer}, problem),
-        "merged": watch.try_call("merge", {name: a for name, a in layer.items() if name != "bias"}, problem),
-        **(watch.try_call("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
+def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Sequence[Problem]) -> Report:
+    """Let an implementation answer every problem, and judge the answers."""
+    trials = [Trial.draw(problem, dtype, formulas) for problem in problems]
+    found = [answers(watch, trial) for trial in trials]
+    if not any(found):
+        raise CannotRun(f"{name}: {watch.raised['forward']}")
+    again = answers(watch, trials[0])
+    report = Report(name, dtype)
+    judge_numbers(report, trials, found, offered=frozenset(f for f, _ in ANSWERS.values() if watch.offers(f)))
+    for claim, (function, _) in ANSWERS.items():
+        if function in watch.raised:
+            report.claims[claim] = watch.raised[function]
+            report.diagnoses.append(watch.raised[function])
+        elif text := _changes_its_mind(trials[0], found[0], again, claim):
+            report.claims[claim] = text
+            report.diagnoses.insert(0, text)
+    verdicts = {
+        "start": watch.judge("init", judges.start),
+        "adam": watch.judge("step", judges.adam),
+        "frozen base": watch.judge("backward", lambda watch: judges.frozen(watch, trials[0])),
+        "nothing is changed": watch.changed or "ok",
     }
-    return {k: np.asarray(watch.turn(k, found[k])) for k in QUANTITIES if found.get(k) is not None}
+    if "backward" in watch.raised:
+        verdicts["frozen base"] = "not offered"
+    report.diagnoses += [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED]
+    report.claims |= verdicts
+    report.claims = {claim: report.claims[claim] for claim in CLAIMS}
+    report.habits = judges.habits(watch, trials[0], found[0])
+    return report
 
 
-def _all_agree(trials: list[Trial], found: list[Arrays], key: str) -> bool:
-    return all(trial.agrees(key, answers[key]) for trial, answers in zip(trials, found, strict=True) if key in answers)
+def judge_numbers(
+    report: Report, trials: Sequence[Trial], found: Sequence[Arrays], offered: frozenset[str] = frozenset()
+) -> None:
+    """Compare answers with the right ones, and put verdicts, diagnoses and errors into a report.
+
+    Parameters
+    ----------
+    report : Report
+        It gets the claims "forward", "scaling", "slope" and "merge".
+    trials : sequence of Trial
+        The problems, all of one kind and one precision.
+    found : sequence of dict
+        The answers to each of them.
+    offered : frozenset of str
+        The functions that are there: one that answers nothing must not pass.
+    """
+    there = {key for one in found for key in one}
+    wrong = frozenset(key for key in there if not _all_agree(trials, found, key))
+    bugs = diagnose(trials, found, wrong)
+    report.diagnoses += [str(bug) for bug in bugs]
+    report.diagnoses += [_describe(trials, found, key) for key in unexplained(wrong, bugs)]
+    for claim, (function, keys) in ANSWERS.items():
+        texts = [_describe(trials, found, key) for key in keys if key in wrong]
+        if function == "backward" and function in offered and (missing := _missing(trials, there)):
+            texts.append(missing)
+            report.diagnoses.append(missing)
+        report.claims[claim] = "; ".join(texts) or ("ok" if there & set(keys) else "not offered")
+    report.claims["scaling"] = _scaling(trials, found)
+    for key in QUANTITIES:
+        if key in there:
+            report.errors[key] = max(
+                _error(one[key], trial.right[key]) for trial, one in zip(trials, found, strict=True) if key in one
+            )
 
 
-def _describe(trials: list[Trial], found: list[Arrays], key: str) -> str:
-    """Say what is wrong with an answer on the first problem where it is."""
-    trial, answers = next(
-        (trial, answers)
-        for trial, answers in zip(trials, found, strict=True)
-        if key in answers and not trial.agrees(key, answers[key])
-    )
-    p = trial.problem
-    at = f"N={p.n} in={p.in_features} out={p.out_features} r={p.rank} alpha={p.alpha:g}"
-    if trial.unit < UNIT["float32"] and _all_agree_in_float32(trials, found, key):
-        return f"{QUANTITIES[key]} is right to float32 only: it is computed, or kept, in single precision"
-    return f"{QUANTITIES[key]} {describe_unknown(key, answers[key], trial.right[key])} ({at})"
+def _missing(trials: Sequence[Trial], there: set[str]) -> str:
+    """Say which array that trains has no gradient. That of x may be left out: the first layer needs none."""
+    missing = [key for key in FACTORS if key in trials[0].right and key not in there]
+    source = " (made in meta-pytorch/torchtune #2250)" if missing == ["magnitude"] else ""
+    return f"backward returns no gradient of {' and '.join(missing)}, which does not train{source}" if missing else ""
 
 
-def _all_agree_in_float32(trials: list[Trial], found: list[Arrays], key: str) -> bool:
-    looser = UNIT["float32"] / UNIT["float64"]
-    return all(t.agrees(key, a[key], looser=looser) for t, a in zip(trials, found, strict=True) if key in a)
+def _changes_its_mind(trial: Trial, first: Arrays, second: Arrays, claim: str) -> str:
+    """Say where the same arguments give other numbers the second time."""
+    for key in ANSWERS[claim][1]:
+        if key not in first or key not in second or not trial.agrees(key, first[key]):
+            continue
+        if not trial.agrees(key, second[key]):
+            return f"{QUANTITIES[key]} is another one when it is asked for a second time: something is kept between calls"
+    return ""
 
 
-def _start(watch: _Watch) -> str:
-    """Check that a new adapter adds nothing, can learn, and has the spread of its input's width."""
-    n_in, n_out, rank = 400, 30, 9
-    given = {"in_features": n_in, "out_features": n_out, "rank": rank, "rng": np.random.default_rng(0)}
-    start = dict(zip(("lora_A", "lora_B"), watch.call("init", given), strict=True))
-    A, B = (np.asarray(watch.turn(name, factor)) for name, factor in start.items())
-    for name, factor, shape in (("lora_A", A, (rank, n_in)), ("lora_B", B, (n_out, rank))):
-        if factor.shape != shape:
-            return f"{name} starts with shape {factor.shape}, expected {shape}"
-    if not A.any() and not B.any():
-        return "both factors start at zero: both gradients are zero, and nothing ever moves"
-    if A.any() and B.any():
-        return "neither factor starts at zero: the new adapter changes the output before the first step"
-    spread, fan = float((A if A.any() else B).std()), n_in if A.any() else rank
-    by_rank = spread * (3 * rank) ** 0.5  # 1 for a uniform start as PEFT's, sqrt(6) for he_uniform
-    if A.any() and (0.8 < by_rank < 1.25 or 0.8 < by_rank / 6**0.5 < 1.25):
-        return f"A's start has the spread of fan r = {rank}, not fan in = {n_in}: {spread:.3g} (made in catid/dora #1)"
-    if A.any() and not 0.2 < spread * (3 * fan) ** 0.5 < 5:
-        return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {(3 * fan) ** -0.5:.3g}"
-    return "ok"
+def _scaling(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
+    """Measure the factor that the update has in the output, and compare it with the one that is declared."""
+    verdict = "not offered"
+    for trial, one in zip(trials, found, strict=True):
+        if "y" not in one or trial.problem.start:
+            continue
+        if np.shape(one["y"]) != np.shape(trial.right["y"]):
+            return "cannot be told: the output's shape is another"
+        without, unscaled = trial.by(update=0.0)["y"], trial.by(scaling=SCALINGS["1"])["y"]
+        update, unit = np.asarray(one["y"], np.float64) - without, unscaled - without
+        if trial.formulas.length is not None:  # DoRA's output is not linear in the scaling
+            return "ok" if _all_agree(trials, found, "y") else "cannot be told: the output is wrong in another way"
+        s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+        measured = float((update * unit).sum() / (unit * unit).sum())
+        if not trial.agrees("y", one["y"], without + measured * unit):
+            return "cannot be told: the output is wrong in another way"
+        if not trial.agrees("y", one["y"]):
+            return f"the update is multiplied by {measured:.6g}, expected {s:.6g} ({trial.problem})"
+        verdict = "ok"
+    return verdict
 
 
-ADAM_BUGS: Mapping[str, Callable[..., np.ndarray]] = {
-    "Adam's eps stands inside the root": lambda m, v, t, g: (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.999**t) + 1e-8),
-    "Adam has no bias correction": lambda m, v, t, g: m / (np.sqrt(v) + 1e-8),
-    "Adam corrects no bias of v": lambda m, v, t, g: m / (1 - 0.9**t) / (np.sqrt(v) + 1e-8),
-    "Adam's eps is added before the correction": lambda m, v, t, g: (
-        m / (1 - 0.9**t) / ((np.sqrt(v) + 1e-8) / np.sqrt(1 - 0.999**t))
-    ),
-    "Adam divides by v, not by its root": lambda m, v, t, g: (m / (1 - 0.9**t)) / (v / (1 - 0.999**t) + 1e-8),
-    "the step is plain gradient descent": lambda m, v, t, g: g,
+def _all_agree(trials: Sequence[Trial], found: Sequence[Arrays], key: str, looser: float = 1.0) -> bool:
+    pairs = zip(trials, found, strict=True)
+    return all(trial.agrees(key, one[key], looser=looser) for trial, one in pairs if key in one)
+
+
+def _error(found: np.ndarray, right: np.ndarray) -> float:
+    if np.shape(found) != np.shape(right):
+        return float("inf")
+    error = np.abs(np.asarray(found, np.float64) - right).max(initial=0.0)
+    return float(error / max(np.abs(right).max(initial=0.0), np.finfo(float).tiny)) if error else 0.0
+
+
+def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str:
+    """Say what is wrong with an answer on the first problem where it is, and what the problems have in common."""
+    asked = [(trial, one) for trial, one in zip(trials, found, strict=True) if key in one]
+    failed = [(trial, one) for trial, one in asked if not trial.agrees(key, one[key])]
+    trial, one = failed[0]
+    if trial.unit < UNIT["float32"] and _all_agree(trials, found, key, UNIT["float32"] / trial.unit):
+        advice = "it is computed, or kept, in single precision. If that is meant, check it with dtype float32"
+        return f"{QUANTITIES[key]} is right to float32 only: {advice}"
+    text = describe_unknown(key, one[key], trial.right[key])
+    common = _common([trial.problem for trial, _ in failed], [trial.problem for trial, _ in asked])
+    return f"{QUANTITIES[key]}{common} {text} ({trial.problem})"
+
+
+def _common(failed: Sequence[Problem], asked: Sequence[Problem]) -> str:
+    """Say when it is wrong, where one property of the problems decides that."""
+    for words, has in PROPERTIES.items():
+        if len(failed) < len(asked) and [p for p in asked if has(p)] == list(failed):
+            return f", {words},"
+    return ""
+
+
+PROPERTIES = {
+    "wherever there is a bias": lambda p: p.bias,
+    "wherever there is no bias": lambda p: not p.bias,
+    "at rank 1": lambda p: p.rank == 1,
+    "above rank 1": lambda p: p.rank > 1,
+    "at a single row": lambda p: p.n == 1,
+    "for more than one row": lambda p: p.n > 1,
+    "where in = out": lambda p: p.in_features == p.out_features,
+    "where in and out differ": lambda p: p.in_features != p.out_features,
+    "where in is below out": lambda p: p.in_features < p.out_features,
+    "where in is above out": lambda p: p.in_features > p.out_features,
+    "where the rank is above a width": lambda p: p.rank > min(p.in_features, p.out_features),
+    "where alpha is below the rank": lambda p: p.alpha < p.rank,
+    "where alpha is above the rank": lambda p: p.alpha > p.rank,
+    "where alpha / r is no whole number": lambda p: p.alpha % p.rank != 0,
+    "where lora_B is zero": lambda p: p.start,
+    "where lora_B is not zero": lambda p: not p.start,
+    "in wide layers": lambda p: p.in_features > 100,
+    "at a stride above 1": lambda p: isinstance(p, Images) and max(p.stride) > 1,
+    "with padding": lambda p: isinstance(p, Images) and max(p.padding) > 0,
+    "with dilation": lambda p: isinstance(p, Images) and max(p.dilation) > 1,
+    "with groups": lambda p: isinstance(p, Images) and p.groups > 1,
 }
-"""Known wrong steps, as functions of the means after step t, and of the gradient."""
-
-
-def _adam(watch: _Watch) -> str:
-    """Follow ten steps of Adam, at gradients so small that the place of eps shows."""
-    rng = np.random.default_rng(0)
-    start = {"lora_A": rng.standard_normal((2, 5)), "lora_B": rng.standard_normal((3, 2))}
-    steps = [{name: 1e-7 * rng.standard_normal(p.shape) for name, p in start.items()} for _ in range(10)]
-    params, state = {name: p.copy() for name, p in start.items()}, None
-    for grads in steps:
-        params, state = watch.functions.step(params, {name: g.copy() for name, g in grads.items()}, state)
-
-    def follow(direction: Callable[..., np.ndarray]) -> Arrays:
-        found = {}
-        for name, p in start.items():
-            theta, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
-            for t, grads in enumerate(steps, start=1):
-                m, v = 0.9 * m + 0.1 * grads[name], 0.999 * v + 0.001 * grads[name] ** 2
-                theta = theta - 1e-3 * direction(m, v, t, grads[name])
-            found[name] = theta
-        return found
-
-    def same(expected: Arrays) -> bool:
-        return all(np.allclose(params[name], p, rtol=0, atol=1e-9) for name, p in expected.items())
-
-    if same(follow(lambda m, v, t, g: (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8))):
-        return "ok"
-    named = [name for name, direction in ADAM_BUGS.items() if same(follow(direction))]
-    return named[0] if named else "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere"
-
-
-def _frozen(watch: _Watch) -> str:
-    """Check that no gradient is given for the frozen base."""
-    p = Trial.draw(PROBLEMS[0], "float64", KINDS["linear"]).arrays
-    layer = {name: p[name] for name in ("dy", "x", "weight", "bias", "lora_A", "lora_B")}
-    extra = sorted(set(watch.call("backward", {**layer, "alpha": 1.0})) & {"weight", "bias"})
-    return f"backward returns gradients of the frozen {' and '.join(extra)}" if extra else "ok"
-
-
-def _habits(watch: _Watch, trial: Trial) -> dict[str, str]:
-    """Report what is good to know, and no reason to fail."""
-    one, two = _answers(watch, trial), _answers(watch, trial)
-    twice = all(np.array_equal(one[name], two[name], equal_nan=True) for name in one)
-    fortran = Trial(trial.problem, {k: np.asfortranarray(a) for k, a in trial.arrays.items()}, *_rest(trial))
-    try:
-        moved = _answers(watch, fortran)
-        order = "ok" if all(trial.agrees(k, moved[k], one[k].astype(np.float64)) for k in one) else "other numbers"
-    except Exception as error:  # whatever a foreign function does with arrays that lie in another way
-        order = f"Fortran order is refused ({type(error).__name__})"
-    kept = sorted({str(a.dtype) for a in one.values()} - {str(trial.arrays["x"].dtype)})
-    return {
-        "same bits twice": "ok" if twice else "two calls differ",
-        "memory order": order,
-        "dtype kept": f"{', '.join(kept)} is returned for {trial.arrays['x'].dtype}" if kept else "ok",
-    }
-
-
-def _rest(trial: Trial) -> tuple[Arrays, Arrays, float, Formulas]:
-    return trial.right, trial.sizes, trial.unit, trial.formulas
-
-
-ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
-"""The function that each claim about numbers is about, and its answers."""
-JUDGES = {"start": ("init", _start), "adam": ("step", _adam), "frozen base": ("backward", _frozen)}
-"""The function that each other claim is about, and who judges it."""
+"""What a problem may have, in the order in which it is told."""
 
 
 def save_json(report: Report, path: str) -> None:

@@ -9,136 +9,161 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora import Adam, Linear, LoRA, LoRALinear
 from minilora.conformance import CannotRun, check
 from minilora.conformance.diagnoses import BUGS
+from minilora.conformance.kinds import KINDS
 from minilora.conformance.problems import Problem
-from minilora.conformance.reference import KINDS, RIGHT, RSLORA, Trial, round_to
-from minilora.conformance.suite import PROBLEMS
+from minilora.conformance.reference import DORA, RIGHT, SCALINGS, Trial, round_to
 
+from .implementations import OURS, from_formulas, full_norm, functions_of, implementation, init, with_kinds
 
-def layer(weight, bias, lora_A, lora_B, alpha):
-    return LoRALinear(Linear(weight, bias), LoRA(lora_A, lora_B, alpha))
-
-
-def step(params, grads, state):
-    state = state or Adam(params)
-    state.step(grads)
-    return state.params, state
-
-
-def backward(dy, x, *arrays):
-    built = layer(*arrays)
-    dx, grads = built.backward(dy, built.forward(x)[1])
-    return {"x": dx, **grads}
-
-
-def init(in_features, out_features, rank, rng):
-    lora = LoRA.init(in_features, out_features, rank=rank, alpha=1, rng=rng)
-    return lora.lora_A, lora.lora_B
-
-
-OURS = {
-    "forward": lambda x, *arrays: layer(*arrays)(x),
-    "backward": backward,
-    "merge": lambda weight, A, B, alpha: layer(weight, None, A, B, alpha).merge().weight,
-    "init": init,
-    "step": step,
-}
-
-
-def implementation(**functions):
-    return SimpleNamespace(**{**OURS, **functions})
-
-
-def from_formulas(formulas, *, shows=None, right=RIGHT):
-    """An implementation that answers by formulas: in what `shows`, and elsewhere by the right ones."""
-
-    def answer(names, **arrays):
-        alpha = arrays.pop("alpha")
-        p = {name: np.asarray(a, np.float64) for name, a in arrays.items() if a is not None}
-        wrong, good = formulas.answers(p, alpha), right.answers(p, alpha)
-        return {n: (wrong if shows is None or n in shows else good)[n] for n in names}
-
-    def forward(x, weight, bias, lora_A, lora_B, alpha):
-        dy = np.zeros((len(x), len(weight)))
-        given = {"weight": weight, "bias": bias, "lora_A": lora_A, "lora_B": lora_B, "alpha": alpha}
-        return answer(["y"], x=x, dy=dy, **given)["y"]
-
-    def backward(dy, x, weight, bias, lora_A, lora_B, alpha):
-        given = {"weight": weight, "lora_A": lora_A, "lora_B": lora_B, "alpha": alpha}
-        return answer(["x", "lora_A", "lora_B"], x=x, dy=dy, **given)
-
-    def merge(weight, lora_A, lora_B, alpha):
-        x, dy = np.zeros((1, weight.shape[1])), np.zeros((1, len(weight)))
-        return answer(["merged"], x=x, dy=dy, weight=weight, lora_A=lora_A, lora_B=lora_B, alpha=alpha)["merged"]
-
-    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+LINEAR = vars(OURS["linear"])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_our_own_layer_passes_in_every_precision(dtype):
-    report = check(implementation(), dtype=dtype, name="minilora")
-    assert report.passed
+def test_our_own_layers_pass_in_every_precision(dtype):
+    report = check(with_kinds(**OURS), dtype=dtype, name="minilora")
+    assert report.passed, str(report)
     assert not report.diagnoses
     assert set(report.claims.values()) == {"ok"}
+    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d"}
+    for kind in report.kinds.values():
+        offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
+        assert offered == set(kind.claims) - {"adam"}
     assert str(report).startswith(f"minilora: passed, in {dtype}\n")
 
 
+def test_doras_norm_may_pass_the_gradient_if_declared():
+    full = functions_of(full_norm, detached_norm=False)
+    assert check(with_kinds(dora=full)).passed
+    del full.detached_norm
+    report = check(with_kinds(dora=full))
+    (text,) = report.kinds["dora"].diagnoses
+    assert text.startswith("the gradient passes through DoRA's norm, which detached_norm declares a constant")
+    assert str(report).startswith(f"dora: {text}")
+    report = check(with_kinds(dora=SimpleNamespace(**vars(OURS["dora"]), detached_norm=False)))
+    assert report.kinds["dora"].diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")
+
+
 def test_what_is_missing_is_not_offered_and_not_failed():
-    report = check(SimpleNamespace(forward=OURS["forward"]))
+    report = check(SimpleNamespace(forward=LINEAR["forward"]))
     assert report.passed
-    assert report.claims["forward"] == report.claims["nothing is changed"] == "ok"
+    assert {claim for claim, verdict in report.claims.items() if verdict == "ok"} == {
+        "forward", "scaling", "nothing is changed"
+    }  # fmt: skip
     assert {report.claims[c] for c in ("slope", "merge", "start", "adam", "frozen base")} == {"not offered"}
 
 
-PLANTED = [bug for bug in BUGS if "rsLoRA's root is ignored" not in bug.name]
+OF_DORA = ("DoRA", "the magnitude", "magnitude's", "the gradient passes", "the gradient takes", "the gradient through")
 
 
-@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
+def kind_of(bug):
+    """The kind in which a bug shows."""
+    if bug.name.startswith("rsLoRA"):
+        return "rslora"
+    if bug.name.startswith(OF_DORA):
+        return "dora"
+    if "an id" in bug.name or "id 0" in bug.name:
+        return "embedding"
+    return "conv2d" if "kernel" in bug.name or "groups" in bug.name else "linear"
+
+
+def planted(bug):
+    kind = kind_of(bug)
+    declared = "where detached_norm = False" in bug.name
+    right = replace(DORA, through_norm=1.0) if declared or "through DoRA's norm is added" in bug.name else None
+    wrong = from_formulas(kind, bug.parts, shows=bug.shows, right=right)
+    if right:
+        wrong.detached_norm = False
+    return kind, wrong
+
+
+def report_of(kind, wrong, dtype="float64"):
+    if kind == "linear":
+        return check(wrong, dtype=dtype)
+    return check(SimpleNamespace(forward=LINEAR["forward"], kinds={kind: wrong}), dtype=dtype).kinds[kind]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_a_known_bug_is_named(bug):
-    report = check(from_formulas(replace(RIGHT, **bug.parts), shows=bug.shows))
+    report = report_of(*planted(bug))
     assert not report.passed
-    assert report.diagnoses == [str(bug)]
-    assert str(report).startswith(f"{bug}\n")
+    (text,) = report.diagnoses
+    assert text.startswith(bug.name)
+    assert bug.source in text
+    assert report.claims[bug.breaks] != "ok"
 
 
-@pytest.mark.parametrize("bug", PLANTED[::4], ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", BUGS[::6], ids=lambda bug: bug.name)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_known_bug_is_named_in_lower_precision_too(bug, dtype):
-    report = check(from_formulas(replace(RIGHT, **bug.parts), shows=bug.shows), dtype=dtype)
-    assert report.diagnoses[0] == str(bug)
+    assert report_of(*planted(bug), dtype).diagnoses[0].startswith(bug.name)
 
 
-def test_a_root_that_is_ignored_is_named_under_rslora():
-    right = from_formulas(RSLORA, right=RSLORA)
-    assert check(SimpleNamespace(**OURS, kinds={"rslora": right})).passed
-    report = check(SimpleNamespace(**OURS, kinds={"rslora": from_formulas(RIGHT)}))
-    assert not report.passed
-    assert not report.diagnoses
-    assert report.kinds["rslora"].diagnoses[0].startswith("rsLoRA's root is ignored")
-    assert "huggingface/peft #2733" in str(report)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_formulas_without_a_bug_pass(kind):
+    report = report_of(kind, from_formulas(kind))
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize(
+    ("shows", "where"),
+    [
+        (("y", "x", "lora_A", "lora_B"), ", in the output, dx, lora_A's gradient and lora_B's gradient alone"),
+        (("y",), ", in the output alone"),
+        (("merged",), ", in the merged weight alone"),
+        (None, ", in all that is computed"),
+    ],
+)
+def test_where_a_bug_shows_is_told(shows, where):
+    wrong = from_formulas("linear", {"scaling": SCALINGS["alpha"]}, shows=shows)
+    (text,) = check(wrong).diagnoses
+    assert text.startswith(f"{BUGS[0].name}{where} (made in rasbt/LLMs-from-scratch #821")
+
+
+def test_a_scaling_may_be_declared():
+    plain = from_formulas("linear", {"scaling": SCALINGS["alpha"]})
+    assert not check(plain).passed
+    plain.scaling = "alpha"
+    assert check(plain).passed
+    wrong = from_formulas("linear", {"scaling": lambda alpha, r: alpha / (r + 1)})
+    said = check(wrong).claims["scaling"]
+    assert said.startswith("the update is multiplied by 1, expected 1.5 (N=7 in=5 out=3 r=2 alpha=3)")
 
 
 def test_two_bugs_at_once_are_both_named():
-    one = from_formulas(replace(RIGHT, dx_base=0.0, s_in_dB=lambda s: 1.0))
+    one = from_formulas("linear", {"dx_base": 0.0, "s_in_dB": lambda s: 1.0})
     assert [text[:25] for text in check(one).diagnoses] == ["dx lacks dy W: the base p", "lora_B's gradient lacks t"]
+
+
+def test_a_bug_on_top_of_another_is_named():
+    both = from_formulas("linear", {"dx_base": 0.0, "scaling": SCALINGS["alpha"]})
+    first, second = check(both).diagnoses
+    assert first.startswith("alpha is not divided by the rank")
+    assert second.startswith("dx lacks dy W")
+
+
+def test_two_bugs_in_one_number_are_named_together():
+    both = from_formulas("linear", {"bias": lambda b, G: 0 * b, "scaling": SCALINGS["alpha"]}, shows=("y",))
+    (text,) = check(both).diagnoses
+    assert text.startswith("alpha is not divided by the rank")
+    assert "and, at once, the output lacks the bias" in text
 
 
 def test_a_wrong_number_that_nobody_knows_is_described():
     def forward(x, *arrays):
-        return 1.25 * OURS["forward"](x, *arrays)
+        return 1.25 * LINEAR["forward"](x, *arrays)
 
     (text,) = check(implementation(forward=forward)).diagnoses
     assert text.startswith("the output is off by ")
     assert "every entry is off by the factor 1.25" in text
-    assert "(N=7 in=5 out=3 r=2 alpha=3)" in text
+    assert text.endswith("(N=7 in=5 out=3 r=2 alpha=3)")
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-9])
 def test_an_error_of_a_billionth_fails_in_float64(size):
     def backward(dy, x, *arrays):
-        grads = OURS["backward"](dy, x, *arrays)
+        grads = LINEAR["backward"](dy, x, *arrays)
         return {**grads, "lora_A": grads["lora_A"] + size}
 
     assert not check(implementation(backward=backward)).passed
@@ -147,10 +172,10 @@ def test_an_error_of_a_billionth_fails_in_float64(size):
 def test_single_precision_inside_double_is_named():
     def forward(x, *arrays):
         single = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in (x, *arrays)]
-        return OURS["forward"](*single).astype(np.float64)
+        return LINEAR["forward"](*single).astype(np.float64)
 
     (text,) = check(implementation(forward=forward)).diagnoses
-    assert text == "the output is right to float32 only: it is computed, or kept, in single precision"
+    assert text.startswith("the output is right to float32 only: it is computed, or kept, in single precision")
     assert check(implementation(forward=forward), dtype="float32").passed
 
 
@@ -193,7 +218,7 @@ def test_weights_may_lie_the_other_way():
 def test_an_argument_that_is_changed_is_named():
     def backward(dy, x, *arrays):
         dy *= 2
-        return OURS["backward"](dy / 2, x, *arrays)
+        return LINEAR["backward"](dy / 2, x, *arrays)
 
     report = check(implementation(backward=backward))
     assert report.claims["nothing is changed"] == "backward changes dy, which belongs to the caller"
@@ -202,7 +227,7 @@ def test_an_argument_that_is_changed_is_named():
 
 def test_a_gradient_of_the_frozen_base_is_named():
     def backward(dy, x, weight, *arrays):
-        return {**OURS["backward"](dy, x, weight, *arrays), "weight": dy.T @ x}
+        return {**LINEAR["backward"](dy, x, weight, *arrays), "weight": dy.T @ x}
 
     assert check(implementation(backward=backward)).diagnoses == ["backward returns gradients of the frozen weight"]
 
@@ -211,7 +236,9 @@ STARTS = {
     "both factors start at zero": lambda A, B, r: (0 * A, B),
     "neither factor starts at zero": lambda A, B, r: (A, B + 1),
     "A's start has the spread of fan r = 9, not fan in = 400": lambda A, B, r: (A * (400 / r) ** 0.5, B),
-    "A's start has the spread 0.289": lambda A, B, r: (10 * A, B),
+    "A's start has the spread of fan out = 100, not fan in = 400": lambda A, B, r: (2 * A, B),
+    "A's start has the spread 2.8": lambda A, B, r: (100 * A, B),
+    "lora_B starts with numbers that are not finite": lambda A, B, r: (A, B + np.nan),
     r"lora_A starts with shape \(400, 9\), expected \(9, 400\)": lambda A, B, r: (A.T, B),
 }
 
@@ -225,13 +252,19 @@ def test_a_wrong_start_is_named(said):
     assert text.startswith(said.replace("\\", ""))
 
 
-@pytest.mark.parametrize("start", ["he_uniform", "normal over r", "B random, A zero"])
+@pytest.mark.parametrize("start", ["uniform", "he_uniform", "N(0, 1)", "N(0, 1/r)", "N(0, 1/r^2)", "N(0, 1/in)", "A zero"])
 def test_other_starts_in_use_are_right_too(start):
     def other(in_features, out_features, rank, rng):
         A, B = init(in_features, out_features, rank, rng)
-        if start == "he_uniform":
-            return 6**0.5 * A, B
-        return (0 * A, rng.standard_normal(B.shape)) if "zero" in start else (A, B)
+        normal = rng.standard_normal(A.shape)
+        starts = {
+            "he_uniform": 6**0.5 * A,
+            "N(0, 1)": normal,
+            "N(0, 1/r)": normal / rank**0.5,
+            "N(0, 1/r^2)": normal / rank,
+            "N(0, 1/in)": normal / in_features**0.5,
+        }
+        return (0 * A, rng.standard_normal(B.shape)) if start == "A zero" else (starts.get(start, A), B)
 
     assert check(implementation(init=other)).claims["start"] == "ok"
 
@@ -270,7 +303,7 @@ def test_habits_are_told_and_do_not_count():
     def forward(x, *arrays):
         if not x.flags.c_contiguous:
             raise TypeError("C order only")
-        return OURS["forward"](x, *arrays).astype(np.longdouble) * (1 + 1e-16 * rng.standard_normal())
+        return LINEAR["forward"](x, *arrays).astype(np.longdouble) * (1 + 1e-16 * rng.standard_normal())
 
     report = check(implementation(forward=forward))
     assert report.passed
@@ -286,10 +319,10 @@ def test_habits_are_told_and_do_not_count():
 
 def test_without_a_forward_nothing_can_be_checked():
     with pytest.raises(CannotRun, match=r"thing has no function forward\(x, weight, bias, lora_A, lora_B, alpha\)"):
-        check(SimpleNamespace(backward=backward), name="thing")
+        check(SimpleNamespace(backward=LINEAR["backward"]), name="thing")
 
 
-@pytest.mark.parametrize(("name", "value"), [("dtype", "float16"), ("orientation", "sideways"), ("kinds", {"vera": 1})])
+@pytest.mark.parametrize(("name", "value"), [("dtype", "float8"), ("scaling", "r"), ("orientation", "sideways"), ("kinds", {"vera": 1})])
 def test_what_is_declared_must_be_known(name, value):
     with pytest.raises(CannotRun, match=str(value) if isinstance(value, str) else "vera"):
         check(implementation(**{name: value}))
@@ -297,7 +330,7 @@ def test_what_is_declared_must_be_known(name, value):
 
 def test_an_exception_on_one_problem_is_a_broken_claim():
     def forward(x, weight, bias, *arrays):
-        return OURS["forward"](x, weight, bias + 0, *arrays)
+        return LINEAR["forward"](x, weight, bias + 0, *arrays)
 
     report = check(implementation(forward=forward))
     assert not report.passed
@@ -317,10 +350,9 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even():
 
 
 def test_every_problem_can_tell_a_scaling():
-    for problem in PROBLEMS:
+    for problem in (p for kind in KINDS.values() for p in kind.problems if p.rank > 1):
         s = problem.alpha / problem.rank
         assert len({round(v, 9) for v in (s, 1.0, problem.alpha, 1 / s, s * s, 1 / problem.rank)}) >= 5
-    assert set(KINDS) == {"linear", "rslora"}
 
 
 # --- from the command line ------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""Call the functions of a foreign implementation: in its own orientation, and with an eye on what it does beside."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .kinds import Images
+from .problems import Arrays, Problem
+from .reference import QUANTITIES, Trial
+
+LAYER = ("weight", "bias", "lora_A", "lora_B")
+STEPS = ("stride", "padding", "dilation", "groups")
+
+
+class Wrong(Exception):
+    """What a function returned cannot be taken for an answer; the message says why."""
+
+
+class Watch:
+    """Calls an implementation's functions, and notes where one raises or changes what it was handed.
+
+    Attributes
+    ----------
+    changed : str
+        Which function changed what, or "".
+    raised : dict of str to str
+        For each function that raised, or returned what is no answer, what it said first.
+    """
+
+    def __init__(self, implementation: Any, kind: str) -> None:
+        self.functions, self.kind, self.changed = implementation, kind, ""
+        self.raised: dict[str, str] = {}
+        self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
+
+    def offers(self, function: str) -> bool:
+        """Return whether the implementation has a function."""
+        return callable(getattr(self.functions, function, None))
+
+    def takes(self, function: str) -> frozenset[str]:
+        """Return which of a convolution's options a function names among its parameters."""
+        try:
+            parameters = inspect.signature(getattr(self.functions, function)).parameters
+        except (TypeError, ValueError):  # of a compiled function nothing is known
+            return frozenset()
+        return frozenset(STEPS) & frozenset(parameters)
+
+    def options(self, function: str, problem: Problem) -> dict[str, Any]:
+        """Return how a problem's kernel moves, as far as a function takes it."""
+        return {name: value for name, value in problem.options.items() if name in self.takes(function)}
+
+    def turn(self, name: str, array: Any) -> Any:
+        """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
+        turned = ("lora_A", "lora_B") if self.kind == "embedding" else ("weight", "lora_A", "lora_B", "merged")
+        if self.transposed and name in turned and np.ndim(array) == 2:
+            return np.ascontiguousarray(np.asarray(array).T)
+        return array
+
+    def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
+        """Call a function with arguments in order, and note it where it changes one of them."""
+        given = {name: self.turn(name, a.copy() if isinstance(a, np.ndarray) else a) for name, a in arrays.items()}
+        before = {name: a.copy() for name, a in given.items() if isinstance(a, np.ndarray)}
+        result = getattr(self.functions, function)(*given.values(), **(options or {}))
+        for name, array in before.items():
+            same = given[name].shape == array.shape and np.array_equal(given[name], array, equal_nan=True)
+            if not same and not self.changed:
+                self.changed = f"{function} changes {name}, which belongs to the caller"
+        return result
+
+    def attempt(self, function: str, arrays: Mapping[str, Any], problem: Problem) -> Any:
+        """Return what a function gives, or None where it is not there or raises, which is noted."""
+        if not self.offers(function):
+            return None
+        try:
+            return self._answer(function, self.call(function, arrays, self.options(function, problem)))
+        except Wrong as error:
+            text = f"{function} {error}"
+        except Exception as error:  # whatever a foreign function raises
+            text = f"{function} raises {type(error).__name__}: {error}"
+        self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
+        return None
+
+    def _answer(self, function: str, result: Any) -> Any:
+        """Return copies of what a function returned, as arrays here: it may use its own memory again."""
+        if function != "backward":
+            return self._array(result, "merged" if function == "merge" else "y")
+        if not isinstance(result, Mapping):
+            raise Wrong(f"returns {_described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
+        return {name: self._array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
+
+    def _array(self, value: Any, name: str) -> np.ndarray:
+        if value is None or isinstance(value, (tuple, Mapping, str)):
+            raise Wrong(f"returns {_described(value)}, expected one array")
+        array = np.array(self.turn(name, value))
+        if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
+            raise Wrong(f"returns numbers of type {array.dtype}, expected real ones")
+        return array
+
+    def judge(self, function: str, judge: Callable[[Watch], str]) -> str:
+        """Return a judge's verdict on a function, where there is one and it does not raise."""
+        if not self.offers(function):
+            return "not offered"
+        try:
+            return judge(self)
+        except Exception as error:  # whatever a foreign function raises
+            return f"{function} raises {type(error).__name__}: {error}"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def layer_arrays(trial: Trial) -> dict[str, Any]:
+    """Return the arguments that stand for the layer, in order."""
+    p = trial.arrays
+    layer = {name: p.get(name) for name in LAYER} | {"alpha": trial.problem.alpha}
+    return layer | ({"magnitude": p["magnitude"]} if "magnitude" in p else {})
+
+
+def answers(watch: Watch, trial: Trial) -> Arrays:
+    """Return everything that an implementation offers for one problem, as it lies here."""
+    p, problem, layer = trial.arrays, trial.problem, layer_arrays(trial)
+    found = {
+        "y": watch.attempt("forward", {"x": p["x"], **layer}, problem),
+        **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
+    }
+    if "merged" in trial.right:
+        found["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k != "bias"}, problem)
+    return {name: found[name] for name in trial.right if found.get(name) is not None}
+
+
+def suited(problem: Problem, watch: Watch) -> Problem:
+    """Return a problem with the options that the implementation's forward takes."""
+    return problem.only(watch.takes("forward")) if isinstance(problem, Images) else problem

@@ -1,0 +1,227 @@
+"""Kinds of layers, and the problems that each is tried on: every one is a linear layer on rows.
+
+    kind                  x               weight             lora_A            lora_B
+    linear, rslora, dora  (N, in)         (out, in)          (r, in)           (out, r)
+    embedding             (N,) ids        (V, dim)           (r, V)            (dim, r)
+    conv1d                (N, C, L)       (out, C, K)        (r, C, K)         (out, r, 1)
+    conv2d                (N, C, H, W)    (out, C, KH, KW)   (r, C, KH, KW)    (out, r, 1, 1)
+
+The shapes are those of PyTorch and of PEFT. `Ids` and `Images` rewrite them, in a way of their own: this library's
+layers are held against them. Ids become one-hot rows. An image becomes patches by a table of places, which says for each
+entry of a row where in the image it stands.
+
+With g groups, weight is (out, C/g, ...), lora_A (r, C, ...) and lora_B (out, r/g, ...), as PEFT has them since its pull
+request 2567: each group of outputs sees a share of the r hidden channels, and these see the whole image. That is no
+change of a grouped weight, so there is nothing to merge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .problems import Arrays, Problem
+from .reference import DORA, RIGHT, RSLORA, Formulas
+
+
+@dataclass(frozen=True)
+class Ids(Problem):
+    """An embedding: `in_features` is the number V of its ids, `out_features` the width of their vectors."""
+
+    bias: bool = False
+
+    @property
+    def x(self) -> np.ndarray:
+        """Ids, (N,): the first one comes twice, and one of them not at all."""
+        ids = np.random.default_rng([self.seed, 1]).integers(0, self.in_features - 1, self.n)
+        ids[-1] = ids[0]
+        return ids
+
+    @property
+    def full(self) -> Arrays:
+        """The table (V, dim)."""
+        return {"weight": self.randn("weight", self.in_features, self.out_features)}
+
+    def rows(self, arrays: Arrays) -> Arrays:
+        """Return one-hot rows, and the table transposed."""
+        one_hot = np.eye(self.in_features)[arrays["x"]]
+        return {**arrays, "x": one_hot, "weight": arrays["weight"].T}
+
+    def shaped(self, answers: Arrays) -> Arrays:
+        """Return the merged table as it lies. Ids have no derivative, so there is no dx."""
+        return {**{k: a for k, a in answers.items() if k != "x"}, "merged": answers["merged"].T}
+
+
+@dataclass(frozen=True)
+class Images(Problem):
+    """A convolution over any number of axes. `in_features` and `out_features` are channels."""
+
+    kernel: tuple[int, ...] = (3, 3)
+    sizes: tuple[int, ...] = (6, 5)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @property
+    def x(self) -> np.ndarray:
+        """Images, (N, C, *sizes)."""
+        return self.randn("x", self.n, self.in_features, *self.sizes)
+
+    @property
+    def dy(self) -> np.ndarray:
+        """The gradient of a loss at the output, (N, out, *positions)."""
+        return self.randn("dy", self.n, self.out_features, *self.positions)
+
+    @property
+    def full(self) -> Arrays:
+        """The weight (out, C / groups, *kernel) and, where there is one, the bias."""
+        shape = (self.out_features, self.in_features // self.groups, *self.kernel)
+        return {**super().full, "weight": self.randn("weight", *shape)}
+
+    @property
+    def factors(self) -> Arrays:
+        """lora_A (r, C, *kernel) and lora_B (out, r / groups, 1, ...)."""
+        lora_B = self.randn("lora_B", self.out_features, self.rank // self.groups, *(1 for _ in self.kernel))
+        return {
+            "lora_A": self.randn("lora_A", self.rank, self.in_features, *self.kernel),
+            "lora_B": 0 * lora_B if self.start else lora_B,
+        }
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many places the kernel has along each axis."""
+        steps = zip(self.sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in steps)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How the kernel moves: a function is handed those of these that it names."""
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
+
+    def only(self, names: frozenset[str]) -> Images:
+        """Return the same problem with 1, 0 and 1 for the options that are not among the names."""
+        plain = {"stride": 1, "padding": 0, "dilation": 1}
+        left = {name: (value,) * len(self.kernel) for name, value in plain.items() if name not in names}
+        return replace(self, **left, groups=self.groups if "groups" in names else 1)
+
+    @cached_property
+    def places(self) -> np.ndarray:  # (P, C K)
+        """Which entry of an image, flattened, each entry of a row is; for the padding, one past the last."""
+        entries = np.arange(self.in_features * math.prod(self.sizes)).reshape(self.in_features, *self.sizes)
+        padded = np.pad(entries, ((0, 0), *((p, p) for p in self.padding)), constant_values=entries.size)
+        corners = [np.arange(n) * s for n, s in zip(self.positions, self.stride, strict=True)]
+        offsets = [np.arange(k) * d for k, d in zip(self.kernel, self.dilation, strict=True)]
+        table = [
+            [padded[(slice(None), *(np.array(corner) + offset))] for offset in _pairs(offsets)]
+            for corner in _pairs(corners)
+        ]
+        return np.array(table).swapaxes(1, 2).reshape(len(table), -1)  # (P, K, C) -> (P, C K)
+
+    def rows(self, arrays: Arrays) -> Arrays:
+        """Return patches, and all that has a kernel as matrices."""
+        n, out = self.n, self.out_features
+        flat = np.concatenate([arrays["x"].reshape(n, -1), np.zeros((n, 1))], axis=1)
+        return {
+            **arrays,
+            "x": flat[:, self.places].reshape(-1, self.places.shape[1]),
+            "dy": np.moveaxis(arrays["dy"], 1, -1).reshape(-1, out),
+            "weight": _blocks(arrays["weight"].reshape(out, -1), self.groups),
+            "lora_A": arrays["lora_A"].reshape(self.rank, -1),
+            "lora_B": _blocks(arrays["lora_B"].reshape(out, -1), self.groups),
+        }
+
+    def shaped(self, answers: Arrays) -> Arrays:
+        """Return images, and kernels; an entry of dx is the sum over its places in all rows."""
+        n, ones = self.n, (1 for _ in self.kernel)
+        dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1))
+        np.add.at(dx, (slice(None), self.places), answers["x"].reshape(n, *self.places.shape))
+        shaped = {
+            "y": np.moveaxis(answers["y"].reshape(n, *self.positions, -1), -1, 1),
+            "x": dx[:, :-1].reshape(n, self.in_features, *self.sizes),
+            "lora_A": answers["lora_A"].reshape(self.rank, self.in_features, *self.kernel),
+            "lora_B": _own_blocks(answers["lora_B"], self.groups).reshape(self.out_features, -1, *ones),
+        }
+        if self.groups == 1:
+            shaped["merged"] = answers["merged"].reshape(self.out_features, self.in_features, *self.kernel)
+        return shaped
+
+
+def _pairs(axes: list[np.ndarray]) -> np.ndarray:
+    """Return every choice of one entry of each axis, a row each, the last axis fastest."""
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+
+
+def _blocks(matrix: np.ndarray, groups: int) -> np.ndarray:  # (out, n / groups) -> (out, n)
+    """Return the matrix of a grouped layer: each group of outputs has its own columns, and zeros in the others."""
+    whole = np.zeros((len(matrix), matrix.shape[1] * groups))
+    for rows, columns in _own(whole.shape, groups):
+        whole[rows, columns] = matrix[rows]
+    return whole
+
+
+def _own_blocks(whole: np.ndarray, groups: int) -> np.ndarray:  # (out, n) -> (out, n / groups)
+    """Return of each group of outputs its own columns."""
+    return np.concatenate([whole[rows, columns] for rows, columns in _own(whole.shape, groups)])
+
+
+def _own(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
+    out, n = (size // groups for size in shape)
+    return [(slice(g * out, (g + 1) * out), slice(g * n, (g + 1) * n)) for g in range(groups)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of layer should give, and the problems that it is tried on."""
+
+    formulas: Formulas
+    problems: tuple[Problem, ...]
+
+
+LINEAR = (
+    Problem(7, 5, 3, 2, alpha=3.0),
+    Problem(4, 3, 6, 4, alpha=10.0, bias=False, seed=1),
+    Problem(1, 8, 2, 3, alpha=0.5, seed=2),
+    Problem(6, 6, 6, 4, alpha=7.0, seed=3),  # square: there a transposed factor fits
+    Problem(3, 4, 9, 5, alpha=2.5, bias=False, seed=4),
+    Problem(5, 2, 3, 6, alpha=16.0, seed=5),  # of a rank above both widths
+    Problem(2, 7, 4, 1, alpha=5.0, seed=6),  # of rank 1, for which some have code of its own
+    Problem(7, 5, 3, 2, alpha=4.5, seed=7),  # the sizes of the first, with other numbers: nothing may be remembered
+    Problem(5, 3, 4, 2, alpha=3.0, seed=8, start=True),
+    Problem(9, 130, 40, 8, alpha=12.0, seed=9),
+    Problem(2, 4096, 5, 3, alpha=12.0, seed=10),  # as wide as layers are in use
+)
+CONV1D = (
+    Images(3, 4, 5, 2, 3.0, kernel=(3,), sizes=(9,), stride=(1,), padding=(0,), dilation=(1,)),
+    Images(2, 3, 4, 5, 2.0, False, 1, kernel=(4,), sizes=(11,), stride=(2,), padding=(1,), dilation=(1,)),
+    Images(2, 2, 3, 3, 7.0, True, 2, kernel=(2,), sizes=(8,), stride=(3,), padding=(2,), dilation=(3,)),
+    Images(3, 4, 6, 2, 5.0, True, 3, kernel=(3,), sizes=(7,), stride=(1,), padding=(1,), dilation=(1,), groups=2),
+)
+CONV2D = (
+    Images(2, 3, 4, 2, 3.0),
+    Images(1, 2, 5, 3, 2.0, False, 1, kernel=(2, 3), sizes=(7, 6), stride=(2, 1), padding=(1, 2)),
+    Images(2, 4, 3, 5, 7.0, True, 2, kernel=(3, 2), sizes=(8, 7), stride=(1, 2), padding=(0, 1), dilation=(2, 3)),
+    Images(3, 4, 4, 4, 6.0, True, 3, kernel=(1, 1), sizes=(3, 4)),
+    Images(2, 4, 6, 4, 10.0, True, 4, sizes=(5, 7), padding=(1, 1), groups=2),
+    Images(2, 4, 6, 2, 3.0, False, 5, kernel=(2, 2), sizes=(4, 5), groups=2),
+)
+EMBEDDING = (
+    Ids(7, 5, 3, 2, 3.0),
+    Ids(4, 9, 6, 4, 10.0, seed=1),
+    Ids(1, 6, 2, 3, 0.5, seed=2),
+    Ids(12, 6, 6, 5, 7.0, seed=3),
+    Ids(300, 50, 20, 8, 12.0, seed=4),
+    Ids(6, 4, 5, 1, 2.0, seed=5, start=True),
+)
+KINDS = {
+    "linear": Kind(RIGHT, LINEAR),
+    "rslora": Kind(RSLORA, LINEAR),
+    "dora": Kind(DORA, LINEAR),
+    "embedding": Kind(RIGHT, EMBEDDING),
+    "conv1d": Kind(RIGHT, CONV1D),
+    "conv2d": Kind(RIGHT, CONV2D),
+}

@@ -1,0 +1,180 @@
+"""Implementations to hold against the suite: this library's layers, layers that are wrong on purpose, and formulas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+
+from minilora import Adam, Adapter, Conv1d, Conv2d, Embedding, Linear, LoRA, LoRALinear
+from minilora.conformance.kinds import KINDS, Ids, Images
+from minilora.conformance.problems import Problem
+from minilora.variants.dora import DoRA, with_magnitude
+from minilora.variants.rewritten import Rewritten
+from minilora.variants.scaling import rslora_alpha
+
+
+def functions_of(layer, **more):
+    """A layer of this library's protocol, by `layer(weight, bias, A, B, alpha, magnitude, **steps)`, as functions."""
+
+    def forward(x, *arrays, **steps):
+        return layer(*arrays, **steps)(x)
+
+    def backward(dy, x, *arrays, **steps):
+        built = layer(*arrays, **steps)
+        dx, grads = built.backward(dy, built.forward(x)[1])
+        return {"x": dx, **{name: g.reshape(like.shape) for name, g, like in _with_shapes(grads, arrays)}}
+
+    def merge(weight, *arrays, **steps):
+        return layer(weight, None, *arrays, **steps).merge().weight
+
+    return SimpleNamespace(**{"forward": forward, "backward": backward, "merge": merge, **more})
+
+
+def _with_shapes(grads, arrays):
+    """Gradients of matrices in the shapes of the factors that were handed over."""
+    _, _, A, B, _, *magnitude = arrays
+    likes = {"lora_A": A, "lora_B": B, **({"magnitude": magnitude[0]} if magnitude else {})}
+    return [(name, grad, likes.get(name, grad)) for name, grad in grads.items()]
+
+
+def with_steps(function):
+    """Name the options of a convolution among the parameters: the suite hands over those that are named."""
+
+    def named(*arrays, stride=1, padding=0, dilation=1):
+        return function(*arrays, stride=stride, padding=padding, dilation=dilation)
+
+    return named
+
+
+def adapter(A, B, alpha, **more):
+    return Adapter(A.reshape(len(A), -1), B.reshape(len(B), -1), alpha, **more)
+
+
+def linear(weight, bias, A, B, alpha, *, cls=LoRALinear, lora=LoRA):
+    return cls(Linear(weight, bias), lora(A, B, alpha))
+
+
+def rslora(weight, bias, A, B, alpha):
+    return linear(weight, bias, A, B, rslora_alpha(alpha, len(A)))
+
+
+def dora(weight, bias, A, B, alpha, magnitude=None, *, cls=DoRA, norm="constant"):
+    return cls(Linear(weight, bias), adapter(A, B, alpha, magnitude=magnitude, dora_norm=norm))
+
+
+def embedding(weight, bias, A, B, alpha, *, cls=Rewritten, base=Embedding):
+    assert bias is None
+    return cls(base(weight), adapter(A, B, alpha, kind="embedding"))
+
+
+def convolution(weight, bias, A, B, alpha, *, cls=Rewritten, base=None, **steps):
+    base = base or {3: Conv1d, 4: Conv2d}[weight.ndim]
+    kind = f"conv{weight.ndim - 2}d"
+    return cls(base(weight, bias, **steps), adapter(A, B, alpha, kind=kind, kernel=weight.shape[2:]))
+
+
+def init(in_features, out_features, rank, rng, kernel=()):
+    lora = LoRA.init(in_features * math.prod(kernel), out_features, rank=rank, alpha=1, rng=rng, dtype="float64")
+    ones = (1,) * len(kernel)
+    return lora.lora_A.reshape(rank, in_features, *kernel), lora.lora_B.reshape(out_features, rank, *ones)
+
+
+def dora_init(in_features, out_features, rank, rng, weight):
+    A, B = init(in_features, out_features, rank, rng)
+    return A, B, with_magnitude(Linear(weight), Adapter(A, B, 1)).magnitude
+
+
+def step(params, grads, state):
+    state = state or Adam(params)
+    state.step(grads)
+    return state.params, state
+
+
+def conv_functions(layer=convolution):
+    functions = functions_of(layer, init=init)
+    return SimpleNamespace(**vars(functions) | {f: with_steps(getattr(functions, f)) for f in ("forward", "backward")})
+
+
+def full_norm(*arrays, **more):
+    return dora(*arrays, norm="full", **more)
+
+
+OURS = {
+    "linear": functions_of(linear, init=init, step=step),
+    "rslora": functions_of(rslora, init=init),
+    "dora": functions_of(dora, init=dora_init),
+    "embedding": functions_of(embedding, init=lambda i, o, r, rng: (np.zeros((r, i)), rng.standard_normal((o, r)))),
+    "conv1d": conv_functions(),
+    "conv2d": conv_functions(),
+}
+
+
+def with_kinds(**kinds):
+    """Our linear layer, with other kinds beside it; or a kind that takes the place of the linear one."""
+    first = kinds.pop("linear", OURS["linear"])
+    return SimpleNamespace(**vars(first), kinds=kinds)
+
+
+def implementation(**functions):
+    return SimpleNamespace(**{**vars(OURS["linear"]), **functions})
+
+
+# --- formulas as an implementation ----------------------------------------------------------------
+
+
+def problem_of(kind, arrays, alpha, **steps):
+    """The sizes of arrays that were handed over."""
+    weight, A = arrays["weight"], arrays["lora_A"]
+    sizes = {"n": len(arrays["x"]), "rank": len(A), "alpha": alpha, "bias": "bias" in arrays}
+    if kind == "embedding":
+        return Ids(in_features=weight.shape[0], out_features=weight.shape[1], **sizes)
+    if kind.startswith("conv"):
+        plain = {"stride": 1, "padding": 0, "dilation": 1}
+        steps = {"groups": 1} | {name: (value,) * (A.ndim - 2) for name, value in plain.items()} | steps
+        place = {"kernel": A.shape[2:], "sizes": arrays["x"].shape[2:]}
+        return Images(in_features=A.shape[1], out_features=len(weight), **sizes, **place, **steps)
+    return Problem(in_features=weight.shape[1], out_features=weight.shape[0], **sizes)
+
+
+def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None, right=None):
+    """An implementation that answers by a kind's formulas with some parts replaced: in what `shows`, or in all."""
+    right = right or KINDS[kind].formulas
+
+    def answer(names, alpha, steps, **arrays):
+        p = {name: np.asarray(a, None if name == "x" and kind == "embedding" else np.float64)
+             for name, a in arrays.items() if a is not None}  # fmt: skip
+        problem = problem_of(kind, p, alpha, **steps)
+        p = {"dy": np.zeros_like(problem.dy), **p}
+        rows = problem.rows(p)
+        parts = wrong(problem) if callable(wrong) else wrong
+        bad, good = (problem.shaped(f.answers(rows, alpha)) for f in (replace(right, **parts), right))
+        return {n: (bad if shows is None or n in shows else good)[n] for n in names if n in good}
+
+    def layer(weight, bias, A, B, alpha, magnitude=None):
+        return {"weight": weight, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha, "magnitude": magnitude}
+
+    def forward(x, *arrays, **steps):
+        return answer(["y"], steps=steps, x=x, **layer(*arrays))["y"]
+
+    def backward(dy, x, *arrays, **steps):
+        return answer(["x", "lora_A", "lora_B", "magnitude"], steps=steps, x=x, dy=dy, **layer(*arrays))
+
+    def merge(weight, A, B, alpha, magnitude=None):
+        size = 9  # of an image, if it is one
+        x = np.zeros((1, A.shape[1], *(size,) * (A.ndim - 2)), int if kind == "embedding" else float)
+        x = x[:, 0] if kind == "embedding" else x
+        return answer(["merged"], steps={}, x=x, **layer(weight, None, A, B, alpha, magnitude))["merged"]
+
+    if kind.startswith("conv"):
+
+        def steps_of(f):
+            def named(*arrays, stride, padding, dilation, groups):
+                return f(*arrays, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+            return named
+
+        forward, backward = steps_of(forward), steps_of(backward)
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
