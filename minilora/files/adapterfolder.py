@@ -14,7 +14,7 @@ from .errors import AdapterFileError, short
 from .kinds import Form, check_arrays, check_dora, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import TensorFile, member
-from .writing import locked
+from .writing import locked, places
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
@@ -57,12 +57,13 @@ class AdapterFolder:
         if not os.path.isdir(folder):
             raise AdapterFileError(folder, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
         with locked(folder, shared=True):
-            config = read_config(member(folder, CONFIG_NAME))
+            weights_path, config_path = places(member(folder, WEIGHTS_NAME), member(folder, CONFIG_NAME))
+            config = read_config(config_path)
             if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):
                 raise AdapterFileError(
                     folder / "adapter_model.bin", "a pickle, which can run code when it is read: save it as safetensors"
                 )
-            file = TensorFile(member(folder, WEIGHTS_NAME))
+            file = TensorFile(weights_path)
         _check_of_one_save(config, file)
         forms = forms_of(file)
         check_dora(config.path, config.use_dora, forms)

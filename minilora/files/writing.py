@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,8 +59,9 @@ def written_whole(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
 def written_together(*paths: Path, alone: bool = False) -> Iterator[list[BinaryIO]]:
     """Open several files of one folder, which take their places together when all are complete and on the disk.
 
-    No system renames two files at once. So the last of them, without which the others must not be read, is removed
-    first and comes last; it stays where its bytes do not change.
+    No system renames two files at once, so the last file decides which of two sets is read. All are put ready beside
+    their places, the last of the old ones is removed, and the new ones take their places. Until the removal the old
+    ones are read, and from then on the new ones, wherever they are: see `places`.
     """
     folder = paths[0].parent
     parts: list[Path] = []
@@ -83,16 +84,49 @@ def written_together(*paths: Path, alone: bool = False) -> Iterator[list[BinaryI
                 if alone and now != before:
                     raise ValueError(f"{str(paths[0])!r} was written by someone else in the meantime, and is left so")
                 open_files.close()
-                if len(paths) > 1 and now[-1] is not None and not filecmp.cmp(parts[-1], paths[-1], shallow=False):
-                    paths[-1].unlink()
-                    sync_folder(folder)
-                for part, path in zip(parts, paths, strict=True):
-                    os.replace(part, path)
+                _take_places(parts, paths)
         except BaseException:
             for part in parts:
                 part.unlink(missing_ok=True)
             raise
     sync_folder(folder)
+
+
+def places(*paths: Path) -> list[Path]:
+    """Return where to read files that were written together: where the last is missing, those put ready are meant."""
+    if os.path.lexists(paths[-1]):
+        return list(paths)
+    return [_ready(path) if os.path.lexists(_ready(path)) else path for path in paths]
+
+
+def _take_places(parts: Sequence[Path], paths: Sequence[Path]) -> None:
+    """Rename complete files to their places, so that whoever is killed on the way leaves the old set or the new one."""
+    last = paths[-1]
+    if len(paths) > 1:
+        _settle(paths)
+    if len(paths) == 1 or not os.path.lexists(last) or filecmp.cmp(parts[-1], last, shallow=False):
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, path)
+        return
+    try:
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, _ready(path))
+        sync_folder(last.parent)
+        last.unlink()
+    finally:
+        _settle(paths)
+
+
+def _settle(paths: Sequence[Path]) -> None:
+    """Finish what a writer has begun: files put ready take their places, or go if the last was not yet removed."""
+    removed = not os.path.lexists(paths[-1])
+    for path in paths:
+        ready = _ready(path)
+        if os.path.lexists(ready) and removed:
+            sync_folder(path.parent)  # so that the disk sees each step after the one before it
+            os.replace(ready, path)
+        elif os.path.lexists(ready):
+            ready.unlink()
 
 
 @contextlib.contextmanager
@@ -198,6 +232,11 @@ def _wait_for_lock(handle: int, folder: Path, kind: int) -> None:
 def _prefix(path: Path) -> str:
     """Return how the names of unfinished files for this target begin: short, however long the target's own name."""
     return f".minilora-{hashlib.sha256(path.name.encode(errors='surrogateescape')).hexdigest()[:12]}-"
+
+
+def _ready(path: Path) -> Path:
+    """Return where a complete file waits for its place."""
+    return path.with_name(f".minilora-ready-{path.name}")
 
 
 def _part_of(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, whoever else writes them; only regular files are ever replaced."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from minilora import AdapterFileError, LoRA, load_adapter, save_adapter
 from minilora.files import writing
 from minilora.files.adapterfolder import AdapterFolder
+from minilora.files.inspection import inspect_adapter
 from minilora.files.tensorfile import TensorFile
 from minilora.files.writing import locked, written_folder, written_together, written_whole
 
 ROOT = Path(__file__).parents[2]
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, READY = "adapter_config.json", "adapter_model.safetensors", ".minilora-ready-"
 
 
 def layers(value, alpha):
@@ -78,7 +81,7 @@ def test_the_order_is_file_rename_folder(tmp_path, monkeypatch):
 
 
 @linux
-def test_the_last_of_several_is_removed_first(tmp_path, monkeypatch):
+def test_the_last_of_several_decides_which_are_read(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).write_bytes(b"old")
     calls = recorded(monkeypatch, tmp_path)
@@ -86,8 +89,9 @@ def test_the_last_of_several_is_removed_first(tmp_path, monkeypatch):
         a.write(b"new a")
         b.write(b"new b")
     assert calls == [
-        *[("fsync", "part"), ("fsync", "part"), ("remove", "b"), ("fsync", "folder")],
-        *[("rename", "a"), ("rename", "b"), ("fsync", "folder")],
+        *[("fsync", "part"), ("fsync", "part"), ("rename", READY + "a"), ("rename", READY + "b"), ("fsync", "folder")],
+        *[("remove", "b"), ("fsync", "folder"), ("rename", "a"), ("fsync", "folder"), ("rename", "b")],
+        ("fsync", "folder"),
     ]
     assert contents(tmp_path) == {"a": b"new a", "b": b"new b"}
 
@@ -110,33 +114,95 @@ def test_the_order_of_a_folder_is_files_folder_rename_parent(tmp_path, monkeypat
     assert contents(tmp_path / "out") == {"x": b"new"}
 
 
-@pytest.mark.parametrize("at", range(1, 7))
-def test_a_save_cut_short_leaves_the_old_or_nothing_usable(tmp_path, monkeypatch, at):
-    """Each call that changes the disk fails in turn: all is as it was, or the folder is refused, never mixed."""
-    save_adapter(tmp_path, layers(1.0, 3.0))
-    before, calls = contents(tmp_path), []
+class Killed(BaseException):
+    """Where a process is killed, nothing that comes later is done."""
 
-    def failing(real):
-        def call(*args):
-            calls.append(args)
-            if len(calls) == at:
-                raise KeyboardInterrupt
-            return real(*args)
 
-        return call
+@contextlib.contextmanager
+def failing(at, once):
+    """Let the call of that number fail, among those that change the disk; unless `once`, each later one too."""
+    with pytest.MonkeyPatch.context() as patched:
+        calls = []
 
-    monkeypatch.setattr(os, "fsync", failing(os.fsync))
-    monkeypatch.setattr(os, "replace", failing(os.replace))
-    with pytest.raises(KeyboardInterrupt):
-        save_adapter(tmp_path, layers(2.0, 4.0))
-    if at <= 2:  # the two files' way to the disk
-        assert contents(tmp_path) == before
-    elif at < 6:  # the configuration is gone
-        with pytest.raises(AdapterFileError, match="no such file"):
-            load_adapter(tmp_path)
-    else:  # all but the folder's own fsync
-        assert load_adapter(tmp_path)["head"].alpha == 2
-    assert not list(tmp_path.glob("*.part"))
+        def failing(real):
+            def call(*args, **options):
+                calls.append(args)
+                if len(calls) == at or (len(calls) > at and not once):
+                    raise Killed
+                return real(*args, **options)
+
+            return call
+
+        for name in ("fsync", "replace", "unlink"):
+            patched.setattr(os, name, failing(getattr(os, name)))
+        yield
+
+
+def as_another_program(folder):
+    """Write an adapter again without what `save_adapter` notes in it."""
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text())))
+
+
+def state_of(folder):
+    """Return which of `layers` a folder holds, all of it."""
+    found = load_adapter(folder)
+    value = float(found["head"].lora_B[0, 0])
+    for name, lora in layers(value, found["enc.fc"].alpha).items():
+        np.testing.assert_array_equal(found[name].lora_A, lora.lora_A)
+        np.testing.assert_array_equal(found[name].lora_B, lora.lora_B)
+        assert found[name].alpha == lora.alpha
+    return value, found["enc.fc"].alpha
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["killed", "interrupted"])
+@pytest.mark.parametrize("alpha", [3.0, 4.0], ids=["same configuration", "another configuration"])
+@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "of another program"])
+def test_a_save_cut_short_leaves_old_or_new(tmp_path, once, alpha, foreign):
+    """Cut at each call that changes the disk, in turn; the next save removes what is left."""
+    seen, done = [], False
+    while not done:
+        folder = tmp_path / str(len(seen))
+        save_adapter(folder, layers(1.0, 3.0))
+        if foreign:
+            as_another_program(folder)
+        before = contents(folder)
+        with failing(len(seen) + 1, once):
+            try:
+                save_adapter(folder, layers(2.0, alpha))
+                done = True
+            except Killed:
+                pass
+        seen.append(state_of(folder))
+        assert load_adapter(folder).keys() == {summary.module for summary in inspect_adapter(folder)}
+        if once:
+            assert not list(folder.glob("*.part"))
+            assert seen[-1] == (2.0, alpha) or contents(folder) == before
+        save_adapter(folder, layers(5.0, 7.0))
+        assert state_of(folder) == (5.0, 7.0)
+        assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
+    assert seen == sorted(seen)
+    assert set(seen) == {(1.0, 3.0), (2.0, alpha)}
+
+
+def test_a_save_after_one_cut_short_may_be_cut_short(tmp_path):
+    """What the first had put ready is finished before the second begins to put its own."""
+    seen, done = [], False
+    while not done:
+        folder = tmp_path / str(len(seen))
+        save_adapter(folder, layers(1.0, 3.0))
+        with failing(7, once=False), contextlib.suppress(Killed):  # the old configuration is gone
+            save_adapter(folder, layers(2.0, 4.0))
+        assert not (folder / CONFIG).exists()
+        with failing(len(seen) + 1, once=False):
+            try:
+                save_adapter(folder, layers(5.0, 7.0))
+                done = True
+            except Killed:
+                pass
+        seen.append(state_of(folder))
+    assert seen == sorted(seen)
+    assert set(seen) == {(2.0, 4.0), (5.0, 7.0)}
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
