@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -301,7 +301,8 @@ def diagnose(
         if before:
             candidates += [_explained((bug,), before, trials, found, left) for bug in bugs]
         if not any(candidates) and trials[0].unit <= UNIT["float32"]:
-            candidates = [_explained(pair, (), trials, found, left) for pair in combinations(bugs, 2)]
+            pairs = product((bug for bug in bugs if bug.breaks == "scaling"), bugs)
+            candidates = [_explained(pair, (), trials, found, left) for pair in pairs]
         best = max(filter(None, candidates), key=lambda candidate: candidate[0], default=None)
         if best is None:
             break
