@@ -87,7 +87,10 @@ class Formulas:
             dV_A, dV_B = dV_A - sign * passed, dV_B - sign * passed
             found["magnitude"] = self.dm(((dy.T @ x) * V / n).sum(axis=1), n)
         share = self.rows(len(x))
-        found |= {"lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A), "lora_B": share * self.s_in_dB(s) * (dV_B @ A.T)}
+        found |= {
+            "lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A),
+            "lora_B": share * self.s_in_dB(s) * (dV_B @ A.T),
+        }
         return {name: found[name] for name in QUANTITIES if name in found}
 
 

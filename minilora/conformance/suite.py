@@ -93,7 +93,9 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for JSON."""
         kinds = {kind: report.as_dict() for kind, report in self.kinds.items()}
-        own = {name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits", "errors")}
+        own = {
+            name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits", "errors")
+        }
         return {**own, "kinds": kinds}
 
     def __str__(self) -> str:
@@ -264,7 +266,9 @@ def _changes_its_mind(trial: Trial, first: Arrays, second: Arrays, claim: str) -
         if key not in first or key not in second or trial.agrees(key, second[key], first[key].astype(np.float64)):
             continue
         if trial.agrees(key, first[key]):
-            return f"{QUANTITIES[key]} is another one when it is asked for a second time: something is kept between calls"
+            return (
+                f"{QUANTITIES[key]} is another one when it is asked for a second time: something is kept between calls"
+            )
         if np.shape(first[key]) == np.shape(trial.right[key]) and np.isfinite(first[key]).all():
             return f"{QUANTITIES[key]} is another one at each call with the same arguments: is dropout on?"
     return ""

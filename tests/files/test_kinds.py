@@ -546,8 +546,11 @@ def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path, monkeyp
         save_file({**tensors, EMB + "base_layer.weight": wrong}, sound / WEIGHTS)
         assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
     save_file({**tensors, EMB + "base_layer.weight": base["emb.weight"]}, sound / WEIGHTS)
-    with pytest.raises(AdapterFileError, match=r"base's own weight of 'emb'.* save_embedding_layers=False"):
-        load_adapter(sound)
+    with pytest.warns(UserWarning, match=r"base's own weight of 'emb', which is not loaded"):
+        loaded = load_adapter(sound)
+    assert list(loaded) == ["emb", "img"]
+    for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
+        np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])
     assert [summary.module for summary in inspect_adapter(sound)] == ["emb", "img"]
     merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "with.safetensors")
     save_file(tensors, sound / WEIGHTS)
