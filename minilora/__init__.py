@@ -36,13 +36,19 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` b
     from .files.merge import merge_adapter
     from .layer import Layer
     from .layers.activation import ReLU, SiLU, Tanh
+    from .layers.attention import Attention
     from .layers.convolution import Conv1d, Conv2d
     from .layers.embedding import Embedding
     from .layers.flatten import Flatten
+    from .layers.gated import GatedMLP
+    from .layers.norm import RMSNorm
+    from .layers.rotary import Rotary
     from .layers.sequential import Sequential
     from .linear import Linear
     from .lora import LoRA, LoRALinear
     from .losses import cross_entropy, mse
+    from .models.llama import Llama
+    from .models.llamaconfig import LlamaConfig
     from .models.mlp import MLP
     from .optim import Adam
     from .training import History, TrainingDiverged, evaluate, train
@@ -58,12 +64,18 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "layer": ("Layer",),
+    "models.llama": ("Llama",),
+    "models.llamaconfig": ("LlamaConfig",),
     "models.mlp": ("MLP",),
     "layers.sequential": ("Sequential",),
     "layers.activation": ("ReLU", "SiLU", "Tanh"),
     "layers.convolution": ("Conv1d", "Conv2d"),
     "layers.embedding": ("Embedding",),
     "layers.flatten": ("Flatten",),
+    "layers.norm": ("RMSNorm",),
+    "layers.rotary": ("Rotary",),
+    "layers.attention": ("Attention",),
+    "layers.gated": ("GatedMLP",),
     "variants.adapter": ("Adapter",),
     "variants.dora": ("DoRA",),
     "variants.scaling": ("loraplus",),
@@ -89,6 +101,7 @@ __all__ = [
     "Adam",
     "Adapter",
     "AdapterFileError",
+    "Attention",
     "Backend",
     "BackendUnavailable",
     "CheckRefused",
@@ -98,14 +111,19 @@ __all__ = [
     "DoRA",
     "Embedding",
     "Flatten",
+    "GatedMLP",
     "GradReport",
     "GradientError",
     "History",
     "Layer",
     "Linear",
+    "Llama",
+    "LlamaConfig",
     "LoRA",
     "LoRALinear",
+    "RMSNorm",
     "ReLU",
+    "Rotary",
     "Sequential",
     "SiLU",
     "Tanh",

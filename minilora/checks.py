@@ -515,3 +515,55 @@ def check_float_dtype(name: str, value: Any) -> None:
         known = False
     if not known:
         raise TypeError(f"{name} must be one of {', '.join(expected)}, got {value!r}")
+
+
+def check_norm(weight: Array, eps: Any) -> float:
+    """Return eps as a float, or refuse a weight that is not (d,)."""
+    check_array("weight", weight)
+    if len(weight.shape) != 1 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (d,), not empty")
+    return check_number("eps", eps, above=0)
+
+
+def check_frequencies(frequencies: Any) -> tuple[float, ...]:
+    """Return the frequencies of rotations as floats, or refuse what are not at least one."""
+    if not isinstance(frequencies, (tuple, list)) or not frequencies:
+        raise ValueError(f"frequencies must be a tuple of one number or more, got {frequencies!r}")
+    return tuple(check_number(f"frequencies[{j}]", f, above=0, or_equal=True) for j, f in enumerate(frequencies))
+
+
+def check_rows(layer: Any, x: Array) -> None:
+    """Refuse an input that has no axis of positions, (..., T, in), or no position on it."""
+    check_input(layer, x)
+    if len(x.shape) < 2 or x.shape[-2] == 0:
+        expected = f"(..., T, {layer.in_features}) with at least one position"
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
+
+
+def check_gated(layer: Any) -> None:
+    """Refuse three layers whose widths do not make a gated MLP."""
+    d, m = layer.gate_proj.in_features, layer.gate_proj.out_features
+    check_widths("up_proj", layer.up_proj, d, m)
+    check_widths("down_proj", layer.down_proj, m, d)
+
+
+def check_attention(layer: Any) -> None:
+    """Refuse layers whose widths do not make attention: whole heads, in whole groups, over one input."""
+    d, D = layer.q_proj.in_features, layer.rotary.in_features
+    H, K = layer.q_proj.out_features // D, layer.k_proj.out_features // D
+    if 0 in (H, K) or H % K:
+        raise ValueError(
+            f"q_proj has {layer.q_proj.out_features} outputs and k_proj {layer.k_proj.out_features}: "
+            f"expected H * {D} and K * {D}, where K divides H"
+        )
+    check_widths("q_proj", layer.q_proj, d, H * D)
+    check_widths("k_proj", layer.k_proj, d, K * D)
+    check_widths("v_proj", layer.v_proj, d, K * D)
+    check_widths("o_proj", layer.o_proj, H * D, layer.o_proj.out_features)
+
+
+def check_widths(name: str, layer: Any, in_features: int, out_features: int) -> None:
+    """Refuse a layer of other widths."""
+    if (layer.in_features, layer.out_features) != (in_features, out_features):
+        got = f"{layer.in_features} -> {layer.out_features}"
+        raise ValueError(f"{name} is {got} wide, expected {in_features} -> {out_features}")

@@ -1,0 +1,92 @@
+"""The weights of a Llama decoder, from the files in which they come.
+
+    a folder     config.json and model.safetensors, or its shards with model.safetensors.index.json: Hugging Face's
+                 layout. F32, F16 and BF16; `minilora.files.llamafolder`
+    name.gguf    llama.cpp's format, quantised or not, through the `gguf` package; `minilora.files.llamagguf`
+    name.npz     glassllm's own format; `minilora.files.llamanpz`
+
+Each of the three says which decoder it is, which arrays the file holds, under transformers' names, and how one is read.
+What is common stands here: the arrays must be those of the decoder before the first of them is read, and each must
+hold numbers. No tokenizer is needed, and nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import Backend, backend_or_numpy
+from ..checks import Array, check_path
+from ..models.llamaconfig import LlamaConfig
+from .errors import AdapterFileError, short
+from .llamafolder import open_folder
+from .llamagguf import open_gguf
+from .llamanpz import open_npz
+
+OPENERS = {".gguf": open_gguf, ".npz": open_npz}
+DTYPES = ("float32", "float64")
+
+
+def read_llama(
+    path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None
+) -> tuple[LlamaConfig, dict[str, Array]]:
+    """Return what decoder a file holds, and its arrays under transformers' names.
+
+    Parameters
+    ----------
+    path : path
+        A folder of Hugging Face's layout, a .gguf file, or a .npz file of glassllm's.
+    dtype : {"float32", "float64"}
+        What the weights become. Half types are widened exactly.
+    backend : Backend, optional
+        Where the arrays live; NumPy by default.
+
+    Returns
+    -------
+    config : LlamaConfig
+        Its sizes.
+    arrays : dict of str to array
+        As `LlamaConfig.shapes` lists them, for `minilora.Llama.build`.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, the model is not a Llama decoder, or has a setting that is not supported; the message
+        names it. No weight has been read then, unless the damage is in the weights.
+    """
+    path, backend = check_path("path", path), backend_or_numpy(backend)
+    if str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    if os.path.isdir(path):
+        opener = open_folder
+    elif path.suffix in OPENERS:
+        opener = OPENERS[path.suffix]
+    else:
+        raise ValueError(f"path {str(path)!r}: expected a folder with config.json, a .gguf file or a .npz file")
+    config, found, read = opener(path)
+    if config.num_hidden_layers > len(found):  # before that many names are made
+        raise AdapterFileError(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
+    shapes = config.shapes()
+    _check_shapes(path, found, shapes)
+    arrays = {}
+    for name in shapes:
+        host = read(name)
+        if not np.isfinite(host).all():
+            raise AdapterFileError(path, f"{short(name)} holds NaN or infinity")
+        arrays[name] = backend.asarray(host, np.dtype(dtype))
+    return config, arrays
+
+
+def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse arrays that are not exactly those of the decoder."""
+    if missing := [name for name in expected if name not in found]:
+        raise AdapterFileError(path, f"there is no {short(missing[0])}; {len(missing)} arrays are missing in all")
+    if extra := [name for name in found if name not in expected]:
+        raise AdapterFileError(path, f"there is {short(extra[0])}, which a Llama decoder of these settings has not")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise AdapterFileError(path, f"{short(name)} has shape {list(found[name])}, expected {list(shape)}")

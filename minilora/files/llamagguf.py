@@ -1,0 +1,105 @@
+"""A Llama decoder in a .gguf file, llama.cpp's format, through the `gguf` package, which also undoes quantisation.
+
+The names are llama.cpp's, and so is the order of the rows of W_q and W_k: its rotary positions pair neighbours, see
+`minilora.layers.rotary`. Both are changed back to transformers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..layers.rotary import halves_from_interleaved
+from ..models.llamaconfig import LlamaConfig
+from .errors import AdapterFileError, short
+from .llamafolder import parse_config
+from .tensorfile import open_regular
+
+NAMES = {
+    **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
+    **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+    **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"},
+    **{"attn_output": "self_attn.o_proj"},
+    **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
+}
+SIZES = {
+    **{"vocab_size": "vocab_size", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"},
+    **{"num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count"},
+    **{"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length"},
+    **{"rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"},
+}
+"""What transformers calls it, and what llama.cpp does, after ``llama.``."""
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise ValueError(f"a .gguf file needs the gguf package ({error}): pip install 'minilora[models]'") from error
+    open_regular(path).close()
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    except Exception as error:  # the package raises many kinds
+        raise AdapterFileError(path, f"not a sound GGUF file: {type(error).__name__}: {error}") from error
+    tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
+    factors = tensors.pop(ROPE_FACTORS, None)
+    config = _config(path, fields, tensors)
+    if factors is not None:  # Llama 3's scaling, one number for each pair
+        config = _divided(path, config, np.asarray(factors.data, np.float64))
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        try:
+            array: np.ndarray = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except Exception as error:
+            kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
+            raise AdapterFileError(path, f"{short(tensor.name)} of type {kind} cannot be read: {error}") from error
+        turned = name.rpartition(".")[0].endswith(("q_proj", "k_proj"))  # their biases too
+        return np.asarray(halves_from_interleaved(array, config.head_dim) if turned else array)
+
+    return config, {name: tuple(map(int, reversed(t.shape))) for name, t in tensors.items()}, read
+
+
+def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
+    """Return the sizes, as if they stood in a config.json: there they are checked."""
+    if fields.get("general.architecture") != "llama":
+        architecture = short(fields.get("general.architecture"))
+        raise AdapterFileError(path, f"general.architecture is {architecture}, supported: 'llama'")
+    config = {name: fields[f"llama.{key}"] for name, key in SIZES.items() if f"llama.{key}" in fields}
+    if "vocab_size" not in config and "model.embed_tokens.weight" in tensors:
+        config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[1])
+    for name in ("expert_count", "attention.sliding_window"):
+        if fields.get(f"llama.{name}"):
+            raise AdapterFileError(path, f"llama.{name} is {short(fields[f'llama.{name}'])}, which is not supported")
+    kind = fields.get("llama.rope.scaling.type", "none")
+    if kind != "none":
+        config["rope_scaling"] = {"rope_type": kind, "factor": fields.get("llama.rope.scaling.factor")}
+    for name, flag in (("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.gate_proj.bias")):
+        config[name] = f"model.layers.0.{flag}" in tensors
+    config |= {"model_type": "llama", "tie_word_embeddings": "lm_head.weight" not in tensors}
+    return parse_config(path, config)
+
+
+def _divided(path: Path, config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
+    """Return the same sizes with each rotary frequency divided by its factor."""
+    if factors.shape != (len(config.frequencies),) or not (np.isfinite(factors) & (factors > 0)).all():
+        raise AdapterFileError(path, f"{ROPE_FACTORS} is not {len(config.frequencies)} numbers above 0")
+    frequencies = tuple(f / float(factor) for f, factor in zip(config.frequencies, factors, strict=True))
+    return replace(config, frequencies=frequencies)
+
+
+def _name(name: str) -> str:
+    """Return transformers' name for one of llama.cpp's; one that has none as it is."""
+    stem, _, kind = name.rpartition(".")
+    block = ""
+    if stem.startswith("blk."):
+        _, number, stem = stem.split(".", 2) if stem.count(".") >= 2 else ("", "", stem)
+        block = f"model.layers.{number}."
+    return f"{block}{NAMES[stem]}.{kind}" if stem in NAMES else name

@@ -1,0 +1,78 @@
+"""A Llama decoder in glassllm's format: a .npz of half-precision matrices, and its sizes in JSON.
+
+Its matrices are (in, out), so they are transposed here, and its rotary positions pair neighbours, see
+`minilora.layers.rotary`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..layers.rotary import halves_from_interleaved
+from ..models.llamaconfig import LlamaConfig
+from .errors import AdapterFileError, short
+from .llamafolder import parse_config
+from .tensorfile import open_regular, parse_json
+
+NAMES = {
+    **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
+    **{"norm1.gamma": "input_layernorm.weight", "norm2.gamma": "post_attention_layernorm.weight"},
+    **{"attn.W_Q": "self_attn.q_proj.weight", "attn.W_K": "self_attn.k_proj.weight"},
+    **{"attn.W_V": "self_attn.v_proj.weight", "attn.W_O": "self_attn.o_proj.weight"},
+    **{"ffn.W1": "mlp.gate_proj.weight", "ffn.W3": "mlp.up_proj.weight", "ffn.W2": "mlp.down_proj.weight"},
+}
+SIZES = {
+    **{"vocab_size": "vocab_size", "hidden_size": "d_model", "num_hidden_layers": "n_layers"},
+    **{"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "rms_norm_eps": "eps"},
+    **{"rope_theta": "rope_base"},
+}
+CONFIG = "__config__"
+MAX_ARRAY = 1 << 30
+"""Bytes of one array, unpacked: glassllm's largest has 262,144."""
+
+
+def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
+    open_regular(path).close()
+    try:
+        with zipfile.ZipFile(path) as members:
+            large = [member.filename for member in members.infolist() if member.file_size > MAX_ARRAY]
+            if large:
+                raise ValueError(f"{short(large[0])} is larger than {MAX_ARRAY} bytes")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # NumPy and zipfile raise many kinds
+        raise AdapterFileError(path, f"not a sound .npz file: {type(error).__name__}: {error}") from error
+    if CONFIG not in arrays:
+        raise AdapterFileError(path, f"there is no {CONFIG}: only glassllm's .npz files are supported")
+    config = _config(path, str(arrays.pop(CONFIG)), arrays)
+    named = {_name(name): array for name, array in arrays.items()}
+    found = {name: array.T if "_proj" in name else array for name, array in named.items()}
+
+    def read(name: str) -> np.ndarray:
+        turned = name.endswith(("q_proj.weight", "k_proj.weight"))
+        array = halves_from_interleaved(found[name], config.head_dim) if turned else found[name]
+        return np.ascontiguousarray(array)
+
+    return config, {name: array.shape for name, array in found.items()}, read
+
+
+def _config(path: Path, text: str, arrays: dict[str, np.ndarray]) -> LlamaConfig:
+    """Return the sizes, as if they stood in a config.json: there they are checked."""
+    given = parse_json(path, text.encode(), CONFIG)
+    config: dict[str, Any] = {name: given[key] for name, key in SIZES.items() if key in given}
+    first = arrays.get("blocks.0.ffn.W1")
+    if first is not None and first.ndim == 2:
+        config["intermediate_size"] = first.shape[1]
+    return parse_config(path, config | {"model_type": "llama", "tie_word_embeddings": True})
+
+
+def _name(name: str) -> str:
+    """Return transformers' name for one of glassllm's; one that has none as it is."""
+    block, _, inside = name.removeprefix("blocks.").partition(".")
+    return f"model.layers.{block}.{NAMES[inside]}" if inside in NAMES else NAMES.get(name, name)

@@ -1,0 +1,152 @@
+"""Causal attention with grouped queries: each position reads from those up to its own.
+
+H heads ask, K heads answer, and K divides H: head h asks key head k = h // g, with g = H / K heads in a group. Every
+head is D wide. Of x (T, d), the projections give q (T, H D), k and v (T, K D); q and k are turned by position, see
+`minilora.layers.rotary`. With c = 1/sqrt(D), and for one head, position t reading from u:
+
+    S_tu = c sum_j q_tj k_uj      for u <= t              (att.1)    (T, T)     later positions are masked
+    P_tu = exp(S_tu) / sum_{w <= t} exp(S_tw)             (att.2)    (T, T)     the softmax of each row
+    o_tj = sum_u P_tu v_uj                                (att.3)    (T, D)
+
+and y = o W_o^T of the heads' outputs side by side. Backward, (att.3) and (att.1) are products of matrices, as a linear
+layer is. S_tw acts on all of row t of P, with dP_tu/dS_tw = P_tu ([u = w] - P_tw). Where S is masked, P is 0, and so
+dS is 0:
+
+    dv_uj = sum_t P_tu do_tj          dv = P^T do         (att.4)    (T, D)
+    dP_tu = sum_j do_tj v_uj          dP = do v^T         (att.5)    (T, T)
+    dS_tu = P_tu (dP_tu - sum_w P_tw dP_tw)               (att.6)    (T, T)
+    dq_tj = c sum_u dS_tu k_uj        dq = c dS k         (att.7)    (T, D)
+    dk_uj = c sum_t dS_tu q_tj        dk = c dS^T q       (att.8)    (T, D)
+    dx = what q_proj, k_proj and v_proj return, added up  (att.9)    (T, d)
+
+The g heads of a group share k and v, so dk and dv sum over them. The code puts the queries of a group one below the
+other, g T rows: then each equation is one product for the whole group, and its sum over rows is that sum.
+
+Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245, for groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..backend import backend_of
+from ..checks import Array, check_attention, check_cache, check_rows
+from ..layer import Cache, Layer, nest
+from ..linear import Linear
+from .rotary import Rotary
+
+Past: TypeAlias = tuple[Array, Array]
+"""The keys, turned, and the values of earlier positions: (B, K, 1, T, D) each."""
+
+
+@dataclass(eq=False, repr=False)
+class Attention(Layer):
+    """Four linear layers, which an adapter can stand beside, and what happens between them.
+
+    D is the rotations' width; H and K follow from the widths of q_proj and k_proj.
+    """
+
+    q_proj: Linear  # d -> H D
+    k_proj: Linear  # d -> K D
+    v_proj: Linear  # d -> K D
+    o_proj: Linear  # H D -> d
+    rotary: Rotary  # of width D
+
+    def __post_init__(self) -> None:
+        check_attention(self)
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., T, d) -> (..., T, d)
+        """Return y, and a cache with q, k, v and P."""
+        check_rows(self, x)
+        (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(x) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, q_turn = self.rotary.forward(self.split(q))
+        k, k_turn = self.rotary.forward(self.split(k))
+        v = self.split(v)
+        o, P = attend(q, k, v)
+        y, y_cache = self.o_proj.forward(self.join(o, x.shape))
+        return y, (self, y.shape, x.shape, q_cache, k_cache, v_cache, y_cache, q_turn, k_turn, q, k, v, P)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (..., T, d), and the gradients of the four layers."""
+        shape, q_cache, k_cache, v_cache, y_cache, q_turn, k_turn, q, k, v, P = check_cache(self, dy, cache)
+        below = need_dx or any(p.trainable() for p in (self.q_proj, self.k_proj, self.v_proj))
+        do, y_grads = self.o_proj.backward(dy, y_cache, need_dx=below)
+        grads = nest("o_proj", y_grads)
+        if do is None:  # nothing below asks
+            return None, grads
+        dq, dk, dv = attend_backward(self.split(do), q, k, v, P)
+        dq, dk = self.rotary.backward(dq, q_turn)[0], self.rotary.backward(dk, k_turn)[0]
+        dx_q, q_grads = self.q_proj.backward(self.join(dq, shape), q_cache, need_dx=need_dx)
+        dx_k, k_grads = self.k_proj.backward(self.join(dk, shape), k_cache, need_dx=need_dx)
+        dx_v, v_grads = self.v_proj.backward(self.join(dv, shape), v_cache, need_dx=need_dx)
+        dx = dx_q + dx_k + dx_v if dx_q is not None else None  # eq. (att.9)
+        return dx, nest("q_proj", q_grads) | nest("k_proj", k_grads) | nest("v_proj", v_grads) | grads
+
+    def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
+        """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
+        check_rows(self, x)
+        q, k, v = (self.split(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        start = 0 if past is None else past[0].shape[-2]
+        q, k = self.rotary.forward(q, start)[0], self.rotary.forward(k, start)[0]
+        if past is not None:
+            k, v = (backend_of(x).xp.concatenate(pair, axis=-2) for pair in zip(past, (k, v), strict=True))
+        o, _ = attend(q, k, v)
+        return self.o_proj(self.join(o, x.shape)), (k, v)
+
+    def split(self, x: Array) -> Array:  # (..., T, heads D) -> (B, K, heads / K, T, D)
+        """Return each head's entries apart, the heads that share a key together. It copies nothing."""
+        D = self.rotary.in_features
+        K = self.k_proj.out_features // D
+        return x.reshape(-1, x.shape[-2], K, x.shape[-1] // (K * D), D).transpose(0, 2, 3, 1, 4)
+
+    def join(self, heads: Array, shape: tuple[int, ...]) -> Array:  # (B, K, heads / K, T, D) -> (..., T, heads D)
+        """Return the heads' entries side by side, over the leading axes of `shape`."""
+        return heads.transpose(0, 3, 1, 2, 4).reshape(*shape[:-1], -1)
+
+    shape = property(lambda self: (self.o_proj.out_features, self.q_proj.in_features), doc="(d, d).")
+
+
+def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Return o (B, K, g, T, D) and P (B, K, g T, U), of q (B, K, g, T, D), k and v (B, K, 1, U, D).
+
+    The last of the T queries stands at the last of the U positions.
+    """
+    q_rows, k_rows, v_rows = below(q), below(k), below(v)
+    c = q.shape[-1] ** -0.5
+    S = mask(q_rows @ k_rows.swapaxes(-1, -2) * c, q.shape[-2])  # eq. (att.1)
+    P = softmax(S)  # eq. (att.2)
+    o = P @ v_rows  # eq. (att.3)
+    return o.reshape(q.shape), P
+
+
+def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[Array, Array, Array]:
+    """Return dq, dk and dv, of the shapes of q, k and v."""
+    do_rows, q_rows, k_rows, v_rows = below(do), below(q), below(k), below(v)
+    c = q.shape[-1] ** -0.5
+    dv = P.swapaxes(-1, -2) @ do_rows  # eq. (att.4)
+    dP = do_rows @ v_rows.swapaxes(-1, -2)  # eq. (att.5)
+    dS = P * (dP - (P * dP).sum(axis=-1, keepdims=True))  # eq. (att.6)
+    dq = dS @ k_rows * c  # eq. (att.7)
+    dk = dS.swapaxes(-1, -2) @ q_rows * c  # eq. (att.8)
+    return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
+
+
+def below(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
+    """Return the rows of a group's heads one below the other."""
+    return heads.reshape(*heads.shape[:2], -1, heads.shape[-1])
+
+
+def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
+    """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0."""
+    xp = backend_of(S).xp
+    U = S.shape[-1]
+    later = xp.arange(U) > xp.arange(U - T, U)[:, None]  # (T, U)
+    xp.copyto(S.reshape(*S.shape[:2], -1, T, U), -xp.inf, where=later)
+    return S
+
+
+def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
+    """Return exp(S) over its sum along each row. The row's largest entry is subtracted first: exp cannot overflow."""
+    e = backend_of(S).xp.exp(S - S.real.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)

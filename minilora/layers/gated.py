@@ -1,0 +1,63 @@
+"""The gated MLP: one linear layer decides how much of another passes.
+
+    a = x W_a^T,   b = x W_b^T        gate_proj, up_proj        (N, d) -> (N, m)
+    z = f(a) b                        (gate.1)                  (N, m)       f is SiLU, entry by entry
+    y = z W_c^T                       down_proj                 (N, m) -> (N, d)
+
+z is a product of entries, so each factor's gradient is dz times the other factor:
+
+    du = dz b                         (gate.2)                  (N, m)       at u = f(a); then da = du f'(a)
+    db = dz f(a)                      (gate.3)                  (N, m)
+    dx = da W_a + db W_b              (gate.4)                  (N, d)       x is read twice
+
+Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..checks import Array, check_cache, check_gated
+from ..layer import Cache, Layer, nest
+from ..linear import Linear
+from .activation import SiLU
+
+
+@dataclass(eq=False, repr=False)
+class GatedMLP(Layer):
+    """Three linear layers, which an adapter can stand beside, and SiLU."""
+
+    gate_proj: Linear  # d -> m
+    up_proj: Linear  # d -> m
+    down_proj: Linear  # m -> d
+    act_fn: Layer = field(default_factory=SiLU)
+
+    def __post_init__(self) -> None:
+        check_gated(self)
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
+        """Return y, and a cache with both factors."""
+        a, a_cache = self.gate_proj.forward(x)
+        b, b_cache = self.up_proj.forward(x)
+        u, u_cache = self.act_fn.forward(a)
+        z = u * b  # eq. (gate.1)
+        y, y_cache = self.down_proj.forward(z)
+        return y, (self, y.shape, a_cache, b_cache, u_cache, y_cache, u, b)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (..., d), and the gradients of the three layers."""
+        a_cache, b_cache, u_cache, y_cache, u, b = check_cache(self, dy, cache)
+        below = need_dx or any(layer.trainable() for layer in (self.gate_proj, self.up_proj))
+        dz, y_grads = self.down_proj.backward(dy, y_cache, need_dx=below)
+        grads = nest("down_proj", y_grads)
+        if dz is None:  # nothing below asks
+            return None, grads
+        du = dz * b  # eq. (gate.2)
+        db = dz * u  # eq. (gate.3)
+        da, _ = self.act_fn.backward(du, u_cache)
+        dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
+        dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
+        dx = dx_a + dx_b if dx_a is not None else None  # eq. (gate.4)
+        return dx, nest("gate_proj", a_grads) | nest("up_proj", b_grads) | grads
+
+    shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")

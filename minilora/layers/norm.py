@@ -1,0 +1,54 @@
+"""RMSNorm: divide each row by its root mean square, then scale each entry.
+
+    r_n  = sqrt(mean_j x_nj^2 + eps)        (norm.1)    (N, 1)
+    y_nj = x_nj / r_n g_j                   (norm.2)    (N, d)       g (d,) is the layer's weight
+
+Write x^ for x / r. The weight acts on every row, so its gradient sums over them:
+
+    dg_j = sum_n dy_nj x^_nj                (norm.3)    (d,)
+
+x_nj acts on y_nj directly, and on all of its row through r_n, where dr_n/dx_nj = x_nj / (d r_n) = x^_nj / d. With
+dx^ = dy g, the second path adds sum_i dx^_ni (-x_ni / r_n^2) x^_nj / d = -(x^_nj / r_n) mean_i dx^_ni x^_ni:
+
+    dx = (dx^ - x^ mean(dx^ x^)) / r        (norm.4)    (N, d)       the mean over a row
+
+At eps = 0, dx stands at a right angle to x: a longer row gives the same y.
+
+Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..backend import backend_of
+from ..checks import Array, check_cache, check_input, check_norm
+from ..layer import Cache, Layer, rows
+
+
+@dataclass(eq=False, repr=False)
+class RMSNorm(Layer):
+    """Rows of one length, times a weight. It keeps the array that it is given; training changes it in place."""
+
+    weight: Array  # (d,), float
+    eps: float = 1e-6  # above 0; inside the root
+
+    def __post_init__(self) -> None:
+        self.eps = check_norm(self.weight, self.eps)
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
+        """Return y, and a cache with x and r."""
+        check_input(self, x)
+        r = backend_of(x).xp.sqrt((x * x).mean(axis=-1, keepdims=True) + self.eps)  # eq. (norm.1)  (..., 1)
+        y = x / r * self.weight  # eq. (norm.2)
+        return y, (self, y.shape, x, r)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (..., d), and the gradient of the weight."""
+        x, r = check_cache(self, dy, cache)
+        x_hat, dx_hat = x / r, dy * self.weight
+        dg = None if self.frozen else rows(dy * x_hat).sum(axis=0)  # eq. (norm.3)  (d,)
+        dx = (dx_hat - x_hat * (dx_hat * x_hat).mean(axis=-1, keepdims=True)) / r if need_dx else None  # eq. (norm.4)
+        return dx, {} if dg is None else {"weight": dg}
+
+    shape = property(lambda self: self.weight.shape * 2, doc="(d, d): as wide as its input.")

@@ -1,0 +1,41 @@
+"""The sizes of a Llama decoder, under the names of transformers' config.json, and the arrays that they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """What a decoder is, without its weights."""
+
+    vocab_size: int  # V
+    hidden_size: int  # d
+    intermediate_size: int  # m, of the MLP
+    num_hidden_layers: int
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K, which divides H
+    head_dim: int  # D, even; H D may differ from d
+    rms_norm_eps: float
+    frequencies: tuple[float, ...]  # of the rotary positions, D / 2
+    tie_word_embeddings: bool = False  # whether the head is the embedding's array
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array, by the name that transformers gives it."""
+        d, m, V = self.hidden_size, self.intermediate_size, self.vocab_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
+        mlp = {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}
+        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
+        for i in range(self.num_hidden_layers):
+            for part, linears, bias in (("self_attn", attention, self.attention_bias), ("mlp", mlp, self.mlp_bias)):
+                for name, shape in linears.items():
+                    found[f"model.layers.{i}.{part}.{name}.weight"] = shape
+                    if bias:
+                        found[f"model.layers.{i}.{part}.{name}.bias"] = shape[:1]
+            found[f"model.layers.{i}.input_layernorm.weight"] = (d,)
+            found[f"model.layers.{i}.post_attention_layernorm.weight"] = (d,)
+        found["model.norm.weight"] = (d,)
+        return found if self.tie_word_embeddings else found | {"lm_head.weight": (V, d)}
