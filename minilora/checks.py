@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -255,8 +255,8 @@ def check_like_params(
         check_shape(f"{label}[{name!r}]", array, p.shape)
 
 
-def check_data(model: Any, X: Array, Y: Array) -> int:
-    """Return the number of rows of X and Y, or refuse data that do not fit a model or each other."""
+def check_data(model: Any, X: Array, Y: Array, loss: Callable[[Array, Array], Any]) -> int:
+    """Return the number of rows of X and Y, or refuse data that a model or a loss cannot take, or not together."""
     if not hasattr(model, "trainable"):
         raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
     like = next(iter(model.trainable().values()), None)
@@ -279,8 +279,32 @@ def check_data(model: Any, X: Array, Y: Array) -> int:
         raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
     if X.dtype.kind == Y.dtype.kind == "f" and None not in widths:
         check_shape("Y", Y, (*X.shape[:-1], widths[1]))
+    with np.errstate(all="ignore"):
+        loss(model(X[:1]), Y[:1])
     rows: int = X.shape[0]
     return rows
+
+
+def check_held_out(model: Any, held_out: Any, loss: Callable[[Array, Array], Any]) -> tuple[Array, Array]:
+    """Return held-out inputs and targets, or refuse those that a model or a loss cannot take."""
+    if not isinstance(held_out, tuple) or len(held_out) != 2:
+        raise TypeError(f"held_out must be two arrays, inputs and targets, got {type(held_out).__name__}")
+    try:
+        check_data(model, *held_out, loss)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"held_out: {error}") from None
+    return held_out
+
+
+def check_prompt(prompt: Any, model: Any) -> list[int]:
+    """Return a prompt as Python ints, or refuse one without a token, or a model that cannot go on from one."""
+    if not hasattr(model, "extend"):
+        raise TypeError(f"model must be a language model such as Llama, got {type(model).__name__}")
+    if isinstance(prompt, (str, bytes)) or not hasattr(prompt, "__len__"):
+        raise TypeError(f"prompt must be a sequence of token ids, got {type(prompt).__name__}")
+    if len(prompt) == 0:
+        raise ValueError("prompt is empty: give at least one token")
+    return [check_integer(f"prompt[{i}]", token, at_least=0) for i, token in enumerate(prompt)]
 
 
 def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:

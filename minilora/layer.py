@@ -175,6 +175,34 @@ def sum_tied(grads: Mapping[str, Array], home: Mapping[str, str]) -> dict[str, A
     return total
 
 
+def parameter_count(model: Layer, *, trained: bool = False) -> int:
+    """Return how many numbers a model has, or how many of them train. What is tied counts once."""
+    every = (part for _, layer in walk(model) for _, part in parts(layer) if is_array(part))
+    return sum({id(array): array.size for array in (model.trainable().values() if trained else every)}.values())
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
+    own = {id(_owner(part)) for _, layer in walk(cache[0]) for _, part in parts(layer) if is_array(part)}
+    kept: dict[int, int] = {}
+
+    def go(value: Any) -> None:
+        if isinstance(value, (tuple, list)):
+            for part in value:
+                go(part)
+        elif is_array(value):
+            array = _owner(getattr(value, "ids", value))  # one-hot rows keep their ids alone
+            kept[id(array)] = array.nbytes
+
+    go(cache)
+    return sum(size for key, size in kept.items() if key not in own)
+
+
+def _owner(array: Array) -> Array:
+    """Return the array whose memory a view looks at."""
+    return array if getattr(array, "base", None) is None or not is_array(array.base) else _owner(array.base)
+
+
 def rows(x: Array) -> Array:  # (..., n) -> (N, n)
     """Flatten the leading axes into one axis of rows, without a copy where the memory allows it."""
     return x.reshape(-1, x.shape[-1])

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .backend import backend_of, check_finite
-from .checks import Array, Rate, check_batch_size, check_data, check_flag, check_integer, check_rng
+from .checks import Array, Rate, check_batch_size, check_data, check_flag, check_held_out, check_integer, check_rng
 from .fast.gather import Batches
 from .files.checkpoint import describe, keep, resume
 from .files.state import History, TrainingDiverged, TrainingState
@@ -39,24 +39,15 @@ def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
 
 
 def train(
-    model: Layer,
-    X: Array,
-    Y: Array,
-    *,
-    epochs: int = 100,
-    batch_size: int = 128,
-    lr: Rate = 1e-3,
-    rng: np.random.Generator,
-    log_every: int = 10,
-    progress: bool = False,
-    checkpoint: str | Path | None = None,
-    loss: Loss = mse,
-    gradients: Gradients | None = None,
-) -> History:
+    model: Layer, X: Array, Y: Array, *, epochs: int = 100, batch_size: int = 128, lr: Rate = 1e-3,
+    rng: np.random.Generator, log_every: int = 10, progress: bool = False, checkpoint: str | Path | None = None,
+    loss: Loss = mse, gradients: Gradients | None = None, steps: int | None = None,
+    held_out: tuple[Array, Array] | None = None,
+) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
-    Each step draws its own batch without replacement from all the rows; an epoch is ``n // batch_size`` steps. A row
-    can therefore come up twice in an epoch, or not at all, as in the article.
+    Each step draws its own batch without replacement from all the rows. A row can therefore come up twice in an epoch,
+    or not at all, as in the article.
 
     Parameters
     ----------
@@ -83,11 +74,15 @@ def train(
     gradients : callable, optional
         ``gradients(model, x, y) -> grads``, a shorter way to the gradients of the loss, such as
         `minilora.fast.residual_form` for `mse`; by default `backpropagate`.
+    steps : int, optional
+        Of an epoch; ``n // batch_size`` by default.
+    held_out : (array, array), optional
+        Inputs and targets, as X and Y, to measure the loss on; by default X and Y themselves.
 
     Returns
     -------
     History
-        The loss over all of X and Y every `log_every` epochs, and after the last.
+        The loss over all of X and Y, or of what is held out, every `log_every` epochs, and after the last.
 
     Raises
     ------
@@ -99,16 +94,21 @@ def train(
         If a number became NaN or infinite. The model is left at its last finite parameters.
     """
     epochs, log_every = (check_integer(k, v, at_least=1) for k, v in {"epochs": epochs, "log_every": log_every}.items())
-    n = _check_data(model, X, Y, loss)
+    n = check_data(model, X, Y, loss)
     batch_size, progress = check_batch_size(batch_size, n), check_flag("progress", progress)
+    steps = check_integer("steps", n // batch_size if steps is None else steps, at_least=1)
     check_rng(rng)
     check_finite(X=X, Y=Y)
+    measured = (X, Y)
+    if held_out is not None:
+        measured = check_held_out(model, held_out, loss)
+        check_finite(**{"held_out[0]": held_out[0], "held_out[1]": held_out[1]})
 
     optimizer = Adam(model.trainable(), lr=lr)
     state = TrainingState(model, optimizer, rng)
     where, batch = backend_of(X), Batches(X, Y, batch_size)
     if checkpoint is not None:
-        configuration = describe(state, X, Y, batch_size, log_every)
+        configuration = describe(state, X, Y, batch_size, log_every, steps, held_out)
         resume(checkpoint, state, X, configuration, epochs)
 
     def step(rows: Array) -> None:
@@ -117,20 +117,23 @@ def train(
         optimizer.step(grads)
 
     def report(epoch: int) -> float:
-        value = evaluate(model, X, Y, loss)
+        value = evaluate(model, *measured, loss)
         if not math.isfinite(value):
-            raise TrainingDiverged(f"the loss over all of X and Y is {value} after epoch {epoch}", epoch, 0)
+            what = "X and Y" if held_out is None else "held_out"
+            raise TrainingDiverged(f"the loss over all of {what} is {value} after epoch {epoch}", epoch, 0)
         state.history.epochs.append(epoch)
         state.history.losses.append(value)
         return value
 
     left, silent = range(state.epoch + 1, epochs + 1), None if progress else True
-    bar = tqdm(left, initial=state.epoch, total=epochs, unit="epoch", disable=silent)
+    tokens = steps * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # of an epoch
+    unit: Any = {"unit": "epoch"} if tokens is None else {"unit": "token", "unit_scale": tokens}
+    bar = tqdm(left, initial=state.epoch, total=epochs, disable=silent, **unit)
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), bar:
         for epoch in bar:
             start = state.copy_arrays()
-            batches = where.asarray(draw_batches(rng, n, batch_size))
+            batches = where.asarray(draw_batches(rng, n, batch_size, steps))
             for rows in batches:
                 step(rows)
             if not state.is_finite():  # asked once an epoch, since asking waits for the device
@@ -145,26 +148,20 @@ def train(
     return state.history
 
 
-def draw_batches(rng: np.random.Generator, n: int, batch_size: int) -> np.ndarray:
-    """Return the row numbers of an epoch's batches, (n // batch_size, batch_size), each batch drawn afresh."""
-    return np.stack([rng.choice(n, batch_size, replace=False, shuffle=False) for _ in range(n // batch_size)])
+def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int | None = None) -> np.ndarray:
+    """Return the row numbers of an epoch's batches, (steps, batch_size), each batch drawn afresh."""
+    count = n // batch_size if steps is None else steps
+    return np.stack([rng.choice(n, batch_size, replace=False, shuffle=False) for _ in range(count)])
 
 
 def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse) -> float:
-    """Return the loss of a model over all of X and Y, computed `EVALUATION_ROWS` at a time in the arrays' dtype.
+    """Return the loss of a model over all of X and Y, computed `EVALUATION_ROWS` targets at a time in their dtype.
 
     X, Y and `loss` are as in `train`. Data that do not fit the model or each other are a ValueError or a TypeError.
     """
-    n, total, whole = _check_data(model, X, Y, loss), 0.0, count(Y)
-    for start in range(0, n, EVALUATION_ROWS):
-        x, y = X[start : start + EVALUATION_ROWS], Y[start : start + EVALUATION_ROWS]
+    n, total, whole = check_data(model, X, Y, loss), 0.0, count(Y)
+    height = max(1, EVALUATION_ROWS // (math.prod(Y.shape[1:]) if Y.dtype.kind in "iu" else 1))
+    for start in range(0, n, height):
+        x, y = X[start : start + height], Y[start : start + height]
         total = total + loss(model(x), y)[0] * (count(y) / whole)
     return float(total)
-
-
-def _check_data(model: Layer, X: Array, Y: Array, loss: Loss) -> int:
-    """Return the number of rows, or refuse data that the model or the loss cannot take, before the first step."""
-    n = check_data(model, X, Y)
-    with np.errstate(all="ignore"):
-        loss(model(X[:1]), Y[:1])
-    return n

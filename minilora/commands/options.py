@@ -1,4 +1,4 @@
-"""What several commands take: a path, a backend, a figure."""
+"""What several commands take: a path, a backend, a language model, a figure."""
 
 from __future__ import annotations
 
@@ -53,6 +53,31 @@ def backend(options: argparse.Namespace) -> Backend:
     for note in notes:
         say(str(note.message))
     return found
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``, which `model_path` reads."""
+    parser.add_argument(
+        "--model",
+        type=path,
+        metavar="MODEL",
+        help="a Hugging Face folder or a .gguf file; without it the small English model that the package glassllm has",
+    )
+
+
+def model_path(options: argparse.Namespace) -> Path:
+    """Return the model that was asked for, or glassllm's."""
+    if options.model is not None:
+        return Path(options.model)
+    from ..files.tokenizer import needed
+
+    package = needed("glassllm", "the model that is used without --model")
+    return Path(package.__file__).parent / "weights" / "en.npz"
+
+
+def model_name(options: argparse.Namespace) -> str:
+    """Return the model's name, to print."""
+    return "glassllm's English model" if options.model is None else printable(str(options.model))
 
 
 def check_plot(path: Path) -> None:

@@ -79,7 +79,9 @@ def _blocks(shape: tuple[int, ...], numbers: int) -> Iterator[Any]:
     yield from (slice(start, start + height) for start in range(0, shape[0], height))
 
 
-def describe(state: TrainingState, X: Array, Y: Array, batch_size: int, log_every: int) -> dict[str, Any]:
+def describe(
+    state: TrainingState, X: Array, Y: Array, batch_size: int, log_every: int, steps: int, held_out: Any
+) -> dict[str, Any]:
     """Return what must be the same for a training to go on, in words that name a difference.
 
     The number of epochs is not among them: a training that is done can be made longer. Nor are the parameters, which
@@ -89,6 +91,7 @@ def describe(state: TrainingState, X: Array, Y: Array, batch_size: int, log_ever
     return {
         "backend": backend_of(X).name,
         "batch_size": batch_size,
+        "steps": steps,
         "lr": optimizer.lr,
         "log_every": log_every,
         "rng": seed_of(state.rng),
@@ -97,6 +100,7 @@ def describe(state: TrainingState, X: Array, Y: Array, batch_size: int, log_ever
         **frozen(state.model, optimizer.params),
         "X": fingerprint(X),
         "Y": fingerprint(Y),
+        **({} if held_out is None else {"held_out": [fingerprint(array) for array in held_out]}),
     }
 
 
@@ -172,7 +176,7 @@ def resume(path: str | Path, state: TrainingState, X: Array, configuration: Mapp
 def _check_contents(path: Path, checkpoint: Checkpoint, state: TrainingState, X: Array) -> None:
     """Refuse numbers that a training of this configuration cannot have written, before any of them is used."""
     configuration, epoch = checkpoint.configuration, checkpoint.epoch
-    steps = X.shape[0] // configuration["batch_size"]
+    steps = configuration["steps"]
     logged = list(range(configuration["log_every"], epoch + 1, configuration["log_every"]))
     bits = state.rng.bit_generator
     for what, sound, expected in (

@@ -17,12 +17,14 @@ ORDER = ["checks", "backend", "layer", "fast.adam", "fast.gather", "losses", "li
 ORDER += [
     "variants",
     "fast.residual",
+    "fast.parts",
     "fast.__init__",
     "models",
     "adaptation",
     "verify",
     "conformance",
     "files",
+    "text",
     "training",
 ]
 ORDER += ["article", "exercises", "figures", "commands", "cli", "__main__"]

@@ -1,0 +1,93 @@
+"""Text, one token at a time: the model scores every token that could come next, one is chosen, and so on.
+
+    z = scores of the V tokens that could come next             (V,)
+    greedy:     the token of the largest z
+    sampled:    token v with probability exp(z_v / c) / sum_u exp(z_u / c), at temperature c
+
+Each new token needs the keys and values of all tokens before it, and these do not change: position t reads from up to t
+alone. So the model keeps them (its `past`), and a new token costs one position and not the whole text again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ..backend import backend_of
+from ..checks import Array, check_integer, check_number, check_prompt, check_rng, reference
+
+
+class Extends(Protocol):
+    """A model that goes on from what it kept, as `minilora.models.llama.Llama` does."""
+
+    def extend(self, ids: Array, past: list | None = None) -> tuple[Array, list]:
+        """Return the scores after the last id (B, V), and what is kept for the ids that follow."""
+
+
+def generate(
+    model: Extends,
+    prompt: Sequence[int],
+    tokens: int,
+    *,
+    temperature: float = 0.0,
+    rng: np.random.Generator | None = None,
+    end: Collection[int] = (),
+) -> Iterator[int]:
+    """Yield the ids that follow a prompt, each as soon as it is chosen.
+
+    Parameters
+    ----------
+    model : Llama
+        With adapters or without.
+    prompt : sequence of int
+        Token ids, at least one.
+    tokens : int
+        The most to yield, at least 1.
+    temperature : float
+        0 always takes the likeliest token. Above 0 tokens are drawn: the nearer to 0, the surer the likeliest.
+    rng : numpy.random.Generator, optional
+        Draws them, on the host: one seed, one text on every device, up to the rounding of the scores. Needed above 0.
+    end : collection of int
+        Ids after which the text is over; they are not yielded.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range. Nothing is computed then.
+    """
+    ids = check_prompt(prompt, model)
+    tokens = check_integer("tokens", tokens, at_least=1)
+    temperature = check_number("temperature", temperature, above=0, or_equal=True)
+    if temperature > 0:
+        check_rng(rng)
+    return _generate(model, ids, tokens, temperature, rng, end)
+
+
+def _generate(
+    model: Extends,
+    ids: list[int],
+    tokens: int,
+    temperature: float,
+    rng: np.random.Generator | None,
+    end: Collection[int],
+) -> Iterator[int]:
+    where = backend_of(reference(model))
+    logits, past = model.extend(where.asarray([ids]))
+    for left in reversed(range(tokens)):
+        token = choose(where.to_numpy(logits[0]), temperature, rng)
+        if token in end:
+            return
+        yield token
+        if left:
+            logits, past = model.extend(where.asarray([[token]]), past)
+
+
+def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None) -> int:  # (V,) -> ()
+    """Return the likeliest token, or one that is drawn."""
+    if temperature == 0 or rng is None:
+        return int(z.argmax())
+    scaled = (z.astype(np.float64) - z.max()) / temperature
+    cumulated = np.exp(scaled).cumsum()
+    return int(cumulated.searchsorted(rng.random() * cumulated[-1], side="right"))

@@ -1,0 +1,96 @@
+"""From a text to what a language model trains on: windows of token ids, each with the ids that follow.
+
+    ids        i_0 i_1 i_2 i_3 i_4 i_5 i_6            of length 3:
+    X          [i_0 i_1 i_2]  [i_3 i_4 i_5]           (n, length) inputs
+    Y          [i_1 i_2 i_3]  [i_4 i_5 i_6]           (n, length) targets: the next id, at every position at once
+
+Each id but the first is a target once. The model's output at position t may depend on the inputs up to t alone; that
+is what makes all positions of a window one training example each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .checks import Array, check_integer, check_path
+from .files.tensorfile import open_regular
+from .losses import cross_entropy
+
+HELD_OUT = 10
+"""The last of so many parts of a text is not trained on."""
+HELD_OUT_WINDOWS = 32
+"""Of that part, so many windows at most are measured: 4,096 tokens at a length of 128."""
+
+
+def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut the ids of a text into windows; those of its last tenth are held out.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        The text.
+    length : int
+        Of a window, at least 1.
+
+    Returns
+    -------
+    X, Y : numpy.ndarray, shape (n, length), int64
+        To train on.
+    X_held, Y_held : numpy.ndarray, shape (m, length), int64
+        To measure the loss on: of the last tenth, at most `HELD_OUT_WINDOWS` windows, evenly spread.
+
+    Raises
+    ------
+    ValueError
+        If the text is too short for two windows.
+    """
+    length = check_integer("length", length, at_least=1)
+    n = (len(ids) - 1) // length
+    if n < 2:
+        raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
+    used = np.array(ids[: n * length + 1], np.int64)
+    X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
+    first = n - max(1, n // HELD_OUT)
+    held = np.unique(np.linspace(first, n - 1, HELD_OUT_WINDOWS).round().astype(int))
+    return X[:first], Y[:first], X[held], Y[held]
+
+
+def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[int]:
+    """Return a text's token ids, or refuse those of a tokenizer that has more than the `size` tokens of the model."""
+    ids = encode(text)
+    if ids and max(ids) >= size:
+        raise ValueError(f"the tokenizer gives ids up to {max(ids)}, and the model has {size} tokens: another model's")
+    return ids
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a file in UTF-8.
+
+    Raises
+    ------
+    ValueError
+        If it is no regular file, or not in UTF-8, or empty.
+    """
+    path = check_path("text", path)
+    with open_regular(path) as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is not a text in UTF-8: byte {error.start} is {data[error.start]:#04x}"
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{str(path)!r} holds no text")
+    return text
+
+
+def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Return the cross-entropy and its gradient, which takes the place of the logits.
+
+    They are the largest array of a language model. This way it exists once.
+    """
+    return cross_entropy(logits, targets, out=logits)
