@@ -88,7 +88,9 @@ class Watch:
         if function != "backward":
             return self._array(result, "merged" if function == "merge" else "y")
         if not isinstance(result, Mapping):
-            raise Wrong(f"returns {_described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
+            raise Wrong(
+                f"returns {_described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
+            )
         return {name: self._array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
 
     def _array(self, value: Any, name: str) -> np.ndarray:

@@ -194,12 +194,18 @@ BUGS: Sequence[Bug] = (
     ),
     Bug("DoRA divides by the square of the norm", {"gain": lambda m, n: m[:, None] / n**2}, "forward"),
     Bug("DoRA's norm is one number for the whole of V", {"length": lambda W, BA, s: _whole(W + s * BA)}, "forward"),
-    Bug("DoRA does not divide by the norm: the output is m x V^T", {"gain": lambda m, n: m[:, None] + 0 * n}, "forward"),
+    Bug(
+        "DoRA does not divide by the norm: the output is m x V^T", {"gain": lambda m, n: m[:, None] + 0 * n}, "forward"
+    ),
     Bug("DoRA's magnitude is not applied: rows have the length 1", {"gain": lambda m, n: 1 / n}, "forward"),
     Bug("the magnitude is ignored: this is LoRA", {"gain": lambda m, n: np.ones((len(m), 1))}, "forward"),
     Bug("DoRA's magnitude multiplies the bias too", {"bias": lambda b, G: G[:, 0] * b}, "forward"),
-    Bug("DoRA's magnitude is not trained: its gradient is zero", {"dm": lambda dm, n: 0 * dm}, "slope",
-        "meta-pytorch/torchtune #2250"),
+    Bug(
+        "DoRA's magnitude is not trained: its gradient is zero",
+        {"dm": lambda dm, n: 0 * dm},
+        "slope",
+        "meta-pytorch/torchtune #2250",
+    ),
     Bug("magnitude's gradient has the opposite sign", {"dm": lambda dm, n: -dm}, "slope"),
     Bug("magnitude's gradient is not divided by the norm", {"dm": lambda dm, n: dm * n.max(axis=1)}, "slope"),
     Bug(

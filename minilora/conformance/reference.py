@@ -75,7 +75,11 @@ class Formulas:
         y = self.base(x, G * W) + self.update * s * (x @ (G * BA).T)
         dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * (dy @ (G * BA))
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(x), x))
-        found = {"y": y if b is None else y + self.bias(b, G), "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
+        found = {
+            "y": y if b is None else y + self.bias(b, G),
+            "x": self.turned(dx),
+            "merged": G * self.merged(W, BA, s),
+        }
         if n is not None:
             V = W + s * BA
             along = 0 if n.shape[0] == 1 else 1  # the axis that the length is taken along
@@ -84,7 +88,10 @@ class Formulas:
             dV_A, dV_B = dV_A - sign * passed, dV_B - sign * passed
             found["magnitude"] = self.dm(((dy.T @ x) * V / n).sum(axis=1), n)
         share = self.rows(len(x))
-        found |= {"lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A), "lora_B": share * self.s_in_dB(s) * (dV_B @ A.T)}
+        found |= {
+            "lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A),
+            "lora_B": share * self.s_in_dB(s) * (dV_B @ A.T),
+        }
         return {name: found[name] for name in QUANTITIES if name in found}
 
 

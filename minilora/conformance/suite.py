@@ -93,7 +93,9 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for JSON."""
         kinds = {kind: report.as_dict() for kind, report in self.kinds.items()}
-        own = {name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits", "errors")}
+        own = {
+            name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits", "errors")
+        }
         return {**own, "kinds": kinds}
 
     def __str__(self) -> str:
@@ -257,7 +259,9 @@ def _changes_its_mind(trial: Trial, first: Arrays, second: Arrays, claim: str) -
         if key not in first or key not in second or not trial.agrees(key, first[key]):
             continue
         if not trial.agrees(key, second[key]):
-            return f"{QUANTITIES[key]} is another one when it is asked for a second time: something is kept between calls"
+            return (
+                f"{QUANTITIES[key]} is another one when it is asked for a second time: something is kept between calls"
+            )
     return ""
 
 
