@@ -296,15 +296,16 @@ def check_held_out(model: Any, held_out: Any, loss: Callable[[Array, Array], Any
     return held_out
 
 
-def check_prompt(prompt: Any, model: Any) -> list[int]:
-    """Return a prompt as Python ints, or refuse one without a token, or a model that cannot go on from one."""
-    if not hasattr(model, "extend"):
-        raise TypeError(f"model must be a language model such as Llama, got {type(model).__name__}")
+def check_prompt(prompt: Any, vocabulary: int) -> list[int]:
+    """Return a prompt as Python ints, or refuse one without a token, or with one that the model does not have."""
     if isinstance(prompt, (str, bytes)) or not hasattr(prompt, "__len__"):
         raise TypeError(f"prompt must be a sequence of token ids, got {type(prompt).__name__}")
     if len(prompt) == 0:
         raise ValueError("prompt is empty: give at least one token")
-    return [check_integer(f"prompt[{i}]", token, at_least=0) for i, token in enumerate(prompt)]
+    ids, most = [check_integer(f"prompt[{i}]", token, at_least=0) for i, token in enumerate(prompt)], vocabulary - 1
+    if max(ids) > most:
+        raise ValueError(f"prompt[{ids.index(max(ids))}] must be at most {most}, got {max(ids)}")
+    return ids
 
 
 def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:

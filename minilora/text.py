@@ -20,13 +20,13 @@ from .files.tensorfile import open_regular
 from .losses import cross_entropy
 
 HELD_OUT = 10
-"""The last of so many parts of a text is not trained on."""
-HELD_OUT_WINDOWS = 32
-"""Of that part, so many windows at most are measured: 4,096 tokens at a length of 128."""
+"""The last of so many windows is held out, all through the text: its parts may differ."""
+MEASURED = 32
+"""Of those held out, so many windows at most are measured: 4,096 tokens at a length of 128."""
 
 
 def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut the ids of a text into windows; those of its last tenth are held out.
+    """Cut the ids of a text into windows, and hold every tenth of them out.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
     X, Y : numpy.ndarray, shape (n, length), int64
         To train on.
     X_held, Y_held : numpy.ndarray, shape (m, length), int64
-        To measure the loss on: of the last tenth, at most `HELD_OUT_WINDOWS` windows, evenly spread.
+        To measure the loss on: of those held out, at most `MEASURED`, evenly spread.
 
     Raises
     ------
@@ -53,9 +53,10 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
     used = np.array(ids[: n * length + 1], np.int64)
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
-    first = n - max(1, n // HELD_OUT)
-    held = np.unique(np.linspace(first, n - 1, HELD_OUT_WINDOWS).round().astype(int))
-    return X[:first], Y[:first], X[held], Y[held]
+    held = np.arange(n - 1, -1, -HELD_OUT)[::-1]  # counted from the end, so that there is always one
+    trained = np.setdiff1d(np.arange(n), held)
+    measured = held[np.unique(np.linspace(0, len(held) - 1, MEASURED).round().astype(int))]
+    return X[trained], Y[trained], X[measured], Y[measured]
 
 
 def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[int]:

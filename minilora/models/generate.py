@@ -11,23 +11,16 @@ alone. So the model keeps them (its `past`), and a new token costs one position 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_integer, check_number, check_prompt, check_rng, reference
-
-
-class Extends(Protocol):
-    """A model that goes on from what it kept, as `minilora.models.llama.Llama` does."""
-
-    def extend(self, ids: Array, past: list | None = None) -> tuple[Array, list]:
-        """Return the scores after the last id (B, V), and what is kept for the ids that follow."""
+from ..checks import check_instance, check_integer, check_number, check_prompt, check_rng
+from .llama import Llama
 
 
 def generate(
-    model: Extends,
+    model: Llama,
     prompt: Sequence[int],
     tokens: int,
     *,
@@ -57,7 +50,8 @@ def generate(
     ValueError, TypeError
         If an argument is out of range. Nothing is computed then.
     """
-    ids = check_prompt(prompt, model)
+    check_instance("model", model, Llama)
+    ids = check_prompt(prompt, model.lm_head.out_features)
     tokens = check_integer("tokens", tokens, at_least=1)
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if temperature > 0:
@@ -66,14 +60,14 @@ def generate(
 
 
 def _generate(
-    model: Extends,
+    model: Llama,
     ids: list[int],
     tokens: int,
     temperature: float,
     rng: np.random.Generator | None,
     end: Collection[int],
 ) -> Iterator[int]:
-    where = backend_of(reference(model))
+    where = backend_of(model.model.norm.weight)
     logits, past = model.extend(where.asarray([ids]))
     for left in reversed(range(tokens)):
         token = choose(where.to_numpy(logits[0]), temperature, rng)

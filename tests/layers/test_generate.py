@@ -1,0 +1,121 @@
+"""Generation: what a model says one token at a time is what its whole forward says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import Linear, adapt
+from minilora.models.generate import choose, generate
+
+from ..support.compare import assert_close
+from ..support.language import tiny_llama
+
+V = tiny_llama().config.vocab_size
+
+
+def adapted(seed=0):
+    """A model with adapters that change what it says."""
+    rng = np.random.default_rng(seed)
+    model = adapt(tiny_llama(seed), "all-linear", rank=2, alpha=4, rng=rng)
+    for p in model.trainable().values():
+        p[...] = 0.3 * rng.standard_normal(p.shape)
+    return model
+
+
+def whole(model, ids):
+    """The scores after the last of the ids, with nothing kept from one token to the next."""
+    return model(np.array([ids]))[0, -1]
+
+
+@given(seed=st.integers(0, 99), first=st.integers(1, 9), parts=st.lists(st.integers(1, 4), max_size=5))
+@settings(max_examples=20)
+def test_kept_keys_and_values_give_the_uncached_scores(seed, first, parts):
+    """However a text is cut: into a prompt, and what is added to it."""
+    for model in (tiny_llama(seed), adapted(seed)):
+        ids = np.random.default_rng(seed).integers(V, size=first + sum(parts)).tolist()
+        done, past = 0, None
+        for part in (first, *parts):
+            logits, past = model.extend(np.array([ids[done : done + part]]), past)
+            done += part
+            assert_close(logits[0], whole(model, ids[:done]), 1e-12)
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 12))
+@settings(max_examples=15)
+def test_greedy_is_the_likeliest_token_every_time(seed, count):
+    model, ids = adapted(seed), [seed % V, 3]
+    found = list(generate(model, ids, count))
+    assert len(found) == count
+    for token in found:
+        scores = whole(model, ids)
+        assert scores[token] >= scores.max() - 1e-12
+        ids.append(token)
+
+
+def test_one_seed_says_one_text():
+    def said(seed, temperature=1.0):
+        return list(generate(adapted(), [1, 2], 30, temperature=temperature, rng=np.random.default_rng(seed)))
+
+    assert said(5) == said(5) != said(6)
+    greedy = list(generate(adapted(), [1, 2], 30))
+    assert said(5, 1e-9) == said(6, 1e-9) == greedy
+    assert said(5, 1e9) != said(5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_tokens_are_drawn_with_their_probabilities(temperature):
+    z, rng, n = np.array([1.0, -2.0, 0.5, -np.inf, 2.5], np.float32), np.random.default_rng(0), 20_000
+    p = np.exp(z.astype(float) / temperature)
+    p /= p.sum()
+    counts = np.bincount([choose(z, temperature, rng) for _ in range(n)], minlength=5)
+    assert counts[3] == 0
+    assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1e-9).all()
+
+
+@pytest.mark.parametrize("z", [[1e30, 3e30, -1e30], [-1e4, -1e4 + 20, -2e4]])
+def test_scores_of_any_size_can_be_drawn_from(z):
+    with np.errstate(over="raise", invalid="raise"):
+        assert {choose(np.array(z, np.float32), 0.1, np.random.default_rng(s)) for s in range(20)} == {1}
+
+
+def test_the_text_ends_where_the_model_ends_it():
+    model = adapted(4)
+    free = list(generate(model, [1], 20))
+    end = free[6]
+    assert list(generate(model, [1], 20, end={end})) == free[: free.index(end)]
+    assert list(generate(model, [1], 20, end={free[0]})) == []
+
+
+def test_tokens_come_as_they_are_chosen(monkeypatch):
+    model, calls = adapted(), []
+    real = type(model).extend
+    monkeypatch.setattr(type(model), "extend", lambda *a: calls.append(a[1].shape[1]) or real(*a))
+    stream = generate(model, [1, 2, 3], 4)
+    assert calls == []
+    next(stream)
+    assert calls == [3]
+    assert len(list(stream)) == 3
+    assert calls == [3, 1, 1, 1]  # and none after the last token
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"prompt": []}, ValueError, "prompt is empty: give at least one token"),
+        ({"prompt": "the"}, TypeError, "prompt must be a sequence of token ids, got str"),
+        ({"prompt": [1, 2.5]}, TypeError, r"prompt\[1\] must be an integer, got 2.5"),
+        ({"prompt": [-1]}, ValueError, r"prompt\[0\] must be at least 0, got -1"),
+        ({"prompt": [1, V]}, ValueError, rf"prompt\[1\] must be at most {V - 1}, got {V}"),
+        ({"tokens": 0}, ValueError, "tokens must be at least 1, got 0"),
+        ({"temperature": -1}, ValueError, "temperature must be at least 0 and finite, got -1"),
+        ({"temperature": float("nan")}, ValueError, "temperature must be at least 0 and finite, got nan"),
+        ({"temperature": 1}, TypeError, "rng must be a numpy.random.Generator"),
+        ({"model": Linear(np.ones((2, 3)))}, TypeError, "model must be a Llama, got Linear"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_computed(change, error, message, monkeypatch):
+    model = tiny_llama()
+    monkeypatch.setattr(type(model), "extend", lambda *a: pytest.fail("the model ran"))
+    with pytest.raises(error, match=message):
+        generate(**{"model": model, "prompt": [1], "tokens": 3, **change})

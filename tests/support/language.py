@@ -1,0 +1,59 @@
+"""A language model so small that it trains in a blink, and the files in which one comes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from minilora.layer import parts, walk
+from minilora.models.llama import Llama
+from minilora.models.llamaconfig import LlamaConfig
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
+TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40
+
+
+def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
+    """Two blocks, grouped queries, a head of its own: no two widths are the same."""
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3),
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    arrays = {
+        name: (rng.standard_normal(shape) * shape[-1] ** -0.5 + (len(shape) == 1)).astype(dtype)
+        for name, shape in config.shapes().items()
+    }
+    return Llama.build(config, arrays)
+
+
+def arrays_of(model) -> dict[str, np.ndarray]:
+    """Return every array of a model by its path, copied."""
+    found = {}
+    for path, layer in walk(model):
+        found |= {f"{path}.{name}": part.copy() for name, part in parts(layer) if isinstance(part, np.ndarray)}
+    return found
+
+
+def write_folder(folder: Path, model: Llama) -> Path:
+    """Write a model as a Hugging Face folder, with a tokenizer that knows letters: id i is `LETTERS[i]`."""
+    c = model.config
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size, "head_dim": c.head_dim,
+        "num_hidden_layers": c.num_hidden_layers, "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads, "rms_norm_eps": c.rms_norm_eps, "rope_theta": (1 / 0.3) ** 2,
+        "tie_word_embeddings": False, "eos_token_id": LETTERS.index("."),
+    }  # fmt: skip
+    pieces = {"type": "Split", "pattern": {"Regex": "(?s:.)"}, "behavior": "Isolated", "invert": False}
+    letters = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": pieces, "post_processor": None, "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": {x: i for i, x in enumerate(LETTERS)}, "unk_token": " "},
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(letters))
+    save_file({name.lstrip("."): a.astype("f4") for name, a in arrays_of(model).items()}, folder / "model.safetensors")
+    return folder

@@ -1,0 +1,305 @@
+"""Training on token ids: windows of a text, steps, held-out data, gradients in parts, resuming."""
+
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import (
+    MLP,
+    Adam,
+    CheckpointError,
+    Embedding,
+    Linear,
+    Sequential,
+    TrainingDiverged,
+    adapt,
+    cross_entropy,
+    evaluate,
+    train,
+)
+from minilora.fast import accumulate
+from minilora.layer import cache_bytes, parameter_count
+from minilora.text import HELD_OUT, MEASURED, next_token_loss, read_text, token_ids, windows
+from minilora.training import backpropagate
+
+from ..support.compare import assert_close
+from ..support.language import LETTERS, TEXT, tiny_llama
+
+IDS = [LETTERS.index(c) for c in TEXT]
+
+
+@given(count=st.integers(3, 4000), length=st.integers(1, 40))
+@settings(max_examples=60)
+def test_every_id_but_the_first_is_a_target_once(count, length):
+    ids = list(range(count))  # each id is its own place
+    n = (count - 1) // length
+    if n < 2:
+        with pytest.raises(ValueError, match=f"the text has {count} tokens, expected at least {2 * length + 1}"):
+            windows(ids, length)
+        return
+    X, Y, X_held, Y_held = windows(ids, length)
+    for x, y in ((X, Y), (X_held, Y_held)):
+        assert x.shape[1] == length
+        assert x.dtype == y.dtype == np.int64
+        np.testing.assert_array_equal(y, x + 1)
+        np.testing.assert_array_equal(np.diff(y, axis=1), 1)
+    targets = np.concatenate([Y.reshape(-1), Y_held.reshape(-1)])
+    held = -(-n // HELD_OUT)
+    assert len(np.unique(targets)) == len(targets)  # none twice, and so none of those held out is trained on
+    assert len(Y) == n - held
+    assert len(Y_held) == min(held, MEASURED)
+    assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
+
+
+def test_a_text_of_one_window_is_refused():
+    with pytest.raises(ValueError, match="the text has 8 tokens, expected at least 9: two windows of 4"):
+        windows(range(8), 4)
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        windows(range(8), 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"caf\xe9 au lait", "not a text in UTF-8: byte 3 is 0xe9"), (b"", "holds no text"), (b" \n\t", "holds no text")],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, data, message):
+    (tmp_path / "t").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path / "t")
+
+
+def test_a_text_is_read_as_it_is(tmp_path):
+    text = "\ufeffcafé\r\n日本 \U0001f600"
+    (tmp_path / "t").write_bytes(text.encode())
+    assert read_text(tmp_path / "t") == text[1:]  # without the mark of byte order
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read_text(path)
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
+    with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
+        token_ids("ab", lambda text: [0, 5], 5)
+
+
+# --- the loss and its gradients -------------------------------------------------------------------
+
+
+def test_the_loss_in_place_is_cross_entropy():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((3, 4, 7)), rng.integers(7, size=(3, 4))
+    expected = cross_entropy(logits.copy(), targets)
+    loss, d_logits = next_token_loss(logits, targets)
+    assert d_logits is logits
+    assert loss == expected[0]
+    np.testing.assert_array_equal(d_logits, expected[1])
+
+
+@given(rows=st.integers(1, 9), count=st.integers(1, 8), seed=st.integers(0, 99))
+@settings(max_examples=25)
+def test_gradients_in_parts_are_those_of_the_batch(rows, count, seed):
+    """Also where the parts differ in size, and in how many targets count."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(len(LETTERS), size=(2, count, 5))
+    y[rng.random(y.shape) < 0.3] = -100
+    y[0, 0] = 1
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=3, rng=rng)
+    for adapter in model.trainable().values():
+        adapter[...] = rng.standard_normal(adapter.shape)
+    expected = backpropagate(model, x, y, cross_entropy)
+    found = accumulate(rows, next_token_loss)(model, x, y)
+    assert found.keys() == expected.keys()
+    for name, grad in found.items():
+        assert_close(grad, expected[name], 1e-13)
+
+
+@pytest.mark.parametrize(("rows", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_parts_of_no_rows_are_refused(rows, error):
+    with pytest.raises(error, match="rows must be"):
+        accumulate(rows, cross_entropy)
+
+
+@pytest.mark.parametrize("height", [1, 13, 10**9])
+def test_evaluation_in_blocks_is_the_loss_of_all_targets(monkeypatch, height):
+    X, Y, _, _ = windows(IDS, 11)
+    Y = Y.copy()
+    Y[:7] = Y[9, 3] = -100  # blocks without a target, and with fewer
+    monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", height)
+    model = tiny_llama()
+    assert_close(np.array(evaluate(model, X, Y, next_token_loss)), cross_entropy(model(X), Y)[0], 1e-13)
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def start(dtype="float64"):
+    """A model with adapters, and the data: the same each time."""
+    model = adapt(tiny_llama(dtype=dtype), ["q_proj", "up_proj"], rank=2, alpha=4, rng=np.random.default_rng(3))
+    X, Y, *held_out = windows(IDS, 8)
+    return model, X, Y, tuple(held_out)
+
+
+def fit(steps_of_all, *, checkpoint=None, rng=None, **options):
+    model, X, Y, held_out = start()
+    settings = {"steps": 1, "batch_size": 6, "lr": 0.02, "log_every": 3, "held_out": held_out}
+    rng = np.random.default_rng(1) if rng is None else rng
+    settings |= {"loss": cross_entropy, "rng": rng, "checkpoint": checkpoint, **options}
+    return model, train(model, X, Y, epochs=steps_of_all, **settings)
+
+
+def test_training_by_steps_is_the_loop_written_out():
+    model, history = fit(7)
+    plain, X, Y, held_out = start()
+    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), lr=0.02), []
+    for step in range(1, 8):
+        rows = rng.choice(len(X), 6, replace=False, shuffle=False)
+        optimizer.step(backpropagate(plain, X[rows], Y[rows], cross_entropy))
+        if step in (3, 6, 7):
+            losses.append(cross_entropy(plain(held_out[0]), held_out[1])[0])
+    assert history.epochs == [3, 6, 7]
+    assert_close(np.array(history.losses), np.array(losses), 1e-13)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, plain.trainable()[name])
+
+
+def test_an_epoch_of_more_steps_draws_the_same_batches():
+    one, other = fit(6)[0], fit(2, steps=3, log_every=1)[0]
+    for name, p in one.trainable().items():
+        np.testing.assert_array_equal(p, other.trainable()[name])
+
+
+def test_a_bigram_model_learns_the_pairs_of_a_text():
+    """One matrix from id to id can do no better than the entropy of a letter after the one before it."""
+    X, Y, _, _ = windows(IDS, 8)
+    V, rng = len(LETTERS), np.random.default_rng(0)
+    model = Sequential(emb=Embedding(np.eye(V)), fc=Linear.init(V, V, bias=False, rng=rng, dtype="float64"))
+    model.emb.frozen = True
+    history = train(model, X, Y, epochs=60, batch_size=64, lr=0.3, rng=rng, loss=next_token_loss, log_every=60)
+    pairs = np.zeros((V, V))
+    np.add.at(pairs, (X, Y), 1)
+    given_one = pairs / np.maximum(pairs.sum(axis=1, keepdims=True), 1)
+    entropy = -(pairs * np.log(np.where(given_one > 0, given_one, 1))).sum() / pairs.sum()
+    assert entropy < history.losses[-1] < entropy + 0.03
+
+
+@given(done=st.integers(1, 7), steps=st.integers(1, 2))
+@settings(max_examples=5)
+def test_a_killed_training_on_text_resumes_bit_for_bit(tmp_path_factory, done, steps):
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+
+    def gradients(model, x, y):
+        nonlocal calls
+        calls += 1
+        if calls > done * steps:
+            raise Killed
+        return accumulate(4, next_token_loss)(model, x, y)
+
+    file = tmp_path_factory.mktemp("c") / "c.safetensors"
+    with pytest.raises(Killed):
+        fit(8, checkpoint=file, steps=steps, gradients=gradients)
+    calls = -1000
+    resumed, history = fit(8, checkpoint=file, steps=steps, gradients=gradients)
+    whole, expected = fit(8, steps=steps, gradients=gradients)
+    assert calls == -1000 + (8 - done) * steps + 8 * steps  # what was done is not done again
+    assert history == expected
+    for name, p in resumed.trainable().items():
+        assert p.tobytes() == whole.trainable()[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 2}, "steps is 1 there and 2 here"),
+        ({"held_out": None}, "held_out is .* there and None here"),
+        ({"held_out": tuple(a[:1] for a in start()[3])}, "held_out"),
+    ],
+)
+def test_a_checkpoint_with_other_steps_or_data_is_refused(tmp_path, change, named):
+    fit(2, checkpoint=tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+    with pytest.raises(CheckpointError, match=named):
+        fit(2, checkpoint=tmp_path / "c", **change)
+    assert (tmp_path / "c").read_bytes() == before
+
+
+X_HELD, Y_HELD = start()[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"steps": 1.0}, TypeError, "steps must be an integer, got 1.0"),
+        ({"held_out": X_HELD}, TypeError, "held_out must be two arrays, inputs and targets, got ndarray"),
+        ({"held_out": (X_HELD,)}, TypeError, "held_out must be two arrays"),
+        ({"held_out": (X_HELD, Y_HELD[:1])}, ValueError, "held_out: Y has shape"),
+        ({"held_out": (X_HELD + 99, Y_HELD)}, ValueError, "held_out: x holds"),
+        ({"held_out": (X_HELD, Y_HELD * 0 - 100)}, ValueError, "held_out: Y has no target that counts"),
+        ({"held_out": (X_HELD, Y_HELD.astype(float))}, TypeError, "held_out: targets has dtype float64"),
+    ],
+)
+def test_bad_steps_and_held_out_data_are_refused_first(change, error, message):
+    model, X, Y, _ = start()
+    rng, before = np.random.default_rng(0), {name: p.copy() for name, p in model.trainable().items()}
+    with pytest.raises(error, match=message):
+        train(model, X, Y, epochs=1, batch_size=4, rng=rng, **{"loss": cross_entropy, **change})
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+def test_held_out_data_that_is_not_finite_is_named():
+    rng = np.random.default_rng(0)
+    model, x, y = Linear.init(3, 2, rng=rng, dtype="float64"), rng.random((9, 3)), rng.random((9, 2))
+    with pytest.raises(ValueError, match=r"held_out\[1\] holds NaN or infinity: entry \(1, 0\) is nan"):
+        train(model, x, y, batch_size=3, rng=rng, held_out=(x[:2], np.array([[0.0, 1.0], [np.nan, 1.0]])))
+    with pytest.raises(TrainingDiverged, match="the loss over all of held_out is inf after epoch 1"):
+        train(model, x, y, epochs=1, log_every=1, batch_size=3, rng=rng, held_out=(x[:2], np.full((2, 2), 1e300)))
+
+
+def test_progress_counts_tokens(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    fit(4, progress=True, log_every=1)
+    assert "192/192" in sys.stderr.getvalue()  # 4 steps of 6 windows of 8
+    assert "token/s" in sys.stderr.getvalue()
+    assert "loss=" in sys.stderr.getvalue()
+
+
+# --- what a step takes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_the_memory_of_a_cache_is_counted(n):
+    rng = np.random.default_rng(0)
+    mlp = MLP.init(5, 7, 3, activation="silu", rng=rng, dtype="float64")
+    _, cache = mlp.forward(rng.standard_normal((n, 5)))
+    assert cache_bytes(cache) == 8 * n * (5 + 7 + 7)  # the inputs of the three layers, each once
+
+
+def test_a_frozen_model_keeps_nothing_of_its_own():
+    model, ids = tiny_llama(), np.array(IDS[:20])[None]
+    top = adapt(model, r"model\.layers\.1\.mlp\.down_proj", rank=1, alpha=1, rng=np.random.default_rng(0))
+    every = adapt(model, "all-linear", rank=1, alpha=1, rng=np.random.default_rng(0))
+    sizes = [cache_bytes(m.forward(ids)[1]) for m in (top, every)]
+    assert 0 < sizes[0] < 0.5 * sizes[1]
+
+
+def test_parameters_are_counted_once():
+    weight = np.zeros((4, 3))
+    tied = Sequential(emb=Embedding(weight), head=Linear(weight))
+    assert parameter_count(tied) == parameter_count(tied, trained=True) == 12
+    adapted = adapt(tied, ["head"], rank=2, alpha=1, rng=np.random.default_rng(0))
+    assert (parameter_count(adapted), parameter_count(adapted, trained=True)) == (12 + 14, 14)
