@@ -18,10 +18,28 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from minilora import Adam, Backend, BackendUnavailable, Linear, LoRALinear, article, get_backend
+from minilora import (
+    Adam,
+    Backend,
+    BackendUnavailable,
+    Conv2d,
+    Embedding,
+    Linear,
+    LoRALinear,
+    adapt,
+    article,
+    cross_entropy,
+    get_backend,
+)
+from minilora.layer import Layer, rebuild
+from minilora.layers.rotary import frequencies
+from minilora.models.llama import Llama
+from minilora.models.llamaconfig import LlamaConfig
 from minilora.training import backpropagate, draw_batches
 
 KINDS = ("full layer", "layer with adapter", "adapter on the residual")
+OTHERS = ("convolution with an adapter", "embedding with an adapter", "Llama with adapters")
+RANK = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,13 @@ class Sizes:
     out_features: int = 1000
     batch_size: int = 128
     epochs: int = 100
+    images: int = 32
+    pixels: int = 28
+    ids: int = 4096
+    vocabulary: int = 50_000
+    windows: int = 16
+    length: int = 128
+    blocks: int = 4
 
 
 def minilora_epoch(backend: Backend, kind: str, sizes: Sizes) -> Callable[[], None]:
@@ -90,22 +115,106 @@ def torch_epoch(device: str, kind: str, sizes: Sizes) -> Callable[[], None]:
     return epoch
 
 
-def milliseconds_a_step(epoch: Callable[[], None], sizes: Sizes, repeats: int = 7) -> float:
-    """Return the median over a few epochs, after one that warms up and is not counted."""
-    epoch()
+def other_models(sizes: Sizes) -> dict[str, tuple[Layer, np.ndarray]]:
+    """Return what else takes an adapter, with an input: random, on the host. The decoder has glassllm's sizes."""
+    rng = np.random.default_rng(0)
+
+    def randn(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, "float32") / np.float32(shape[-1] ** 0.5)
+
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=128, intermediate_size=341, num_hidden_layers=sizes.blocks, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-6, frequencies=frequencies(32, 10_000.0),
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    arrays = {name: randn(*shape) + np.float32(len(shape) == 1) for name, shape in config.shapes().items()}
+    convolution = Conv2d(randn(32, 16, 3, 3), randn(32), padding=1)
+    images = randn(sizes.images, 16, sizes.pixels, sizes.pixels)
+    ids, text = rng.integers(0, sizes.vocabulary, sizes.ids), rng.integers(0, 1024, (sizes.windows, sizes.length))
+    models = (convolution, images), (Embedding(randn(sizes.vocabulary, 512)), ids), (Llama.build(config, arrays), text)
+    return dict(zip(OTHERS, models, strict=True))
+
+
+def minilora_step(backend: Backend, kind: str, sizes: Sizes) -> Callable[[], None]:
+    """Return a function that runs the forward and the backward of one of these models with LoRA."""
+    model, x = other_models(sizes)[kind]
+    rng = np.random.default_rng(1)
+    targets = "all-linear" if isinstance(model, Llama) else ""  # a layer by itself has an empty path
+    adapted = adapt(rebuild(model, array=backend.asarray), targets, rank=RANK, alpha=RANK, rng=rng)
+    x = backend.asarray(x)
+
+    def step() -> None:
+        y, cache = adapted.forward(x)
+        dy = cross_entropy(y, x, out=y)[1] if isinstance(model, Llama) else y
+        adapted.backward(dy, cache)
+        backend.synchronize()
+
+    return step
+
+
+def torch_step(device: str, kind: str, sizes: Sizes) -> Callable[[], None]:
+    """Return a function that does the same with PyTorch; of the decoder, with transformers and PEFT."""
+    import torch
+    from torch.nn.functional import conv2d
+
+    model, host = other_models(sizes)[kind]
+    x = torch.from_numpy(host).to(device)
+    if isinstance(model, Llama):
+        from peft import LoraConfig, get_peft_model
+        from transformers import LlamaConfig as TheirConfig
+        from transformers import LlamaForCausalLM
+
+        names = [field for field in vars(model.config) if field not in ("frequencies", "attention_bias", "mlp_bias")]
+        config = TheirConfig(**{name: getattr(model.config, name) for name in names})
+        lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
+        decoder = get_peft_model(LlamaForCausalLM(config).to(device), lora)
+        trained = [p for p in decoder.parameters() if p.requires_grad]
+
+        def output():
+            z = decoder(x).logits
+            return torch.nn.functional.cross_entropy(z.flatten(0, 1), x.flatten())
+    else:
+        W = torch.from_numpy(model.weight).to(device)
+        n_in, n_out = (W.shape[1], W.shape[0]) if isinstance(model, Conv2d) else W.shape
+        A = torch.randn(RANK, n_in, *W.shape[2:], device=device, requires_grad=True)
+        B = torch.randn(n_out, RANK, *(1 for _ in W.shape[2:]), device=device, requires_grad=True)
+        trained = [A, B]
+        if isinstance(model, Conv2d):
+            x.requires_grad_()
+            trained.append(x)
+
+        def output():
+            if isinstance(model, Conv2d):
+                return conv2d(x, W, padding=1) + conv2d(conv2d(x, A, padding=1), B)
+            return W[x] + A.T[x] @ B.T
+
+    def step() -> None:
+        y = output()
+        torch.autograd.grad(y, trained, None if y.ndim == 0 else y)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def milliseconds(run: Callable[[], None], steps: int = 1, repeats: int = 7) -> float:
+    """Return the median time of a step, after one run that warms up and is not counted."""
+    run()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        epoch()
+        run()
         times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times) / (sizes.n // sizes.batch_size)
+    return 1000 * statistics.median(times) / steps
 
 
 def columns(backends: list[Backend], sizes: Sizes, torch_device: str | None = None) -> dict[str, list[str]]:
     """Measure everything: a column of figures for each library, under its name."""
     table = {}
+    steps = sizes.n // sizes.batch_size
     for backend in backends:
-        steps = [milliseconds_a_step(minilora_epoch(backend, kind, sizes), sizes) for kind in KINDS]
+        times = [milliseconds(minilora_epoch(backend, kind, sizes), steps) for kind in KINDS]
+        times += [milliseconds(minilora_step(backend, kind, sizes)) for kind in OTHERS]
         run = article.run(
             backend=backend,
             epochs=sizes.epochs,
@@ -115,20 +224,26 @@ def columns(backends: list[Backend], sizes: Sizes, torch_device: str | None = No
             out_features=sizes.out_features,
         )
         seconds = [f"{run.base_seconds:.2f} s", f"{run.lora_seconds:.2f} s", f"{run.merged_loss:.4g}"]
-        table[f"minilora, {backend.name}"] = [f"{step:.3f} ms" for step in steps] + seconds
+        table[f"minilora, {backend.name}"] = [f"{t:.3f} ms" for t in times] + seconds
     if torch_device is not None:
-        steps = [milliseconds_a_step(torch_epoch(torch_device, kind, sizes), sizes) for kind in KINDS]
-        table[f"torch, {torch_device}"] = [f"{step:.3f} ms" for step in steps] + ["", "", ""]
+        cells = [f"{milliseconds(torch_epoch(torch_device, kind, sizes), steps):.3f} ms" for kind in KINDS]
+        for kind in OTHERS:
+            try:
+                cells.append(f"{milliseconds(torch_step(torch_device, kind, sizes)):.3f} ms")
+            except ImportError as error:
+                cells.append(f"without {error.name}")
+        table[f"torch, {torch_device}"] = [*cells, "", "", ""]
     return table
 
 
 def page(table: dict[str, list[str]], sizes: Sizes, machine: dict[str, str]) -> str:
     """Return the report as Markdown."""
-    rows = [f"{kind}, a step" for kind in KINDS]
+    rows = [f"{kind}, a step" for kind in KINDS] + [f"{kind}, forward and backward" for kind in OTHERS]
     rows += [f"base, {sizes.epochs} epochs", f"LoRA, {sizes.epochs} epochs", "loss of the merged layer"]
     lines = ["# On a GPU: measured", ""]
     lines += [f"- {what}: {value}" for what, value in machine.items()]
-    lines += ["", f"{sizes}, float32, rank 1. A step is the median of 7 epochs, the device waited for after each.", ""]
+    lines += ["", f"{sizes}, float32. The linear layers have an adapter of rank 1, the others of rank {RANK}."]
+    lines += ["A step is the median of 7 epochs, or of 7 steps; the device is waited for after each.", ""]
     lines += ["| | " + " | ".join(table) + " |", "|---" * (len(table) + 1) + "|"]
     lines += [
         f"| {row} | " + " | ".join(cells) + " |"

@@ -21,14 +21,26 @@ def report():
     del sys.modules["gpu_report"]
 
 
+def small(report):
+    linear = {"n": 64, "in_features": 6, "out_features": 5, "batch_size": 16, "epochs": 1}
+    others = {"images": 2, "pixels": 4, "ids": 5, "vocabulary": 9, "windows": 2, "length": 3, "blocks": 1}
+    return report.Sizes(**linear, **others)
+
+
 def test_the_report_has_each_library_and_each_figure(report, standin):
-    sizes = report.Sizes(n=64, in_features=6, out_features=5, batch_size=16, epochs=1)
+    sizes = small(report)
     table = report.columns([get_backend("numpy"), standin], sizes)
     page = report.page(table, sizes, report.machine(standin))
     assert list(table) == ["minilora, numpy", "minilora, cupy"]
     assert len({len(cells) for cells in table.values()}) == 1
     assert table["minilora, numpy"][-1] == table["minilora, cupy"][-1], "both train to the same loss"
-    for expected in ("- card: the device that is not there", "- CuPy: 14.2.0", "| base, 1 epochs |", *report.KINDS):
+    for expected in (
+        "- card: the device that is not there",
+        "- CuPy: 14.2.0",
+        "| base, 1 epochs |",
+        *report.KINDS,
+        *report.OTHERS,
+    ):
         assert expected in page
 
 
@@ -41,8 +53,11 @@ def test_no_report_is_written_without_a_gpu(report, monkeypatch, tmp_path, capsy
 
 
 @pytest.mark.peers
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_torchs_steps_run(report):
     pytest.importorskip("torch")
-    sizes = report.Sizes(n=64, in_features=6, out_features=5, batch_size=16, epochs=1)
+    sizes = small(report)
     for kind in report.KINDS:
-        assert report.milliseconds_a_step(report.torch_epoch("cpu", kind, sizes), sizes, repeats=2) > 0
+        assert report.milliseconds(report.torch_epoch("cpu", kind, sizes), repeats=2) > 0
+    for kind in report.OTHERS:
+        assert report.milliseconds(report.torch_step("cpu", kind, sizes), repeats=2) > 0
