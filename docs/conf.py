@@ -123,6 +123,12 @@ def close_gaps(app, pagename, template, context, doctree):
         context["body"] = re.sub(r"((</div>)+)\n\n", r"\1", body)
 
 
+def add_hands(app, pagename, template, context, doctree):
+    """Load the script of the pictures that have sliders, on the pages that have one."""
+    if 'class="hands"' in context.get("body", ""):
+        app.add_js_file("hands.js", loading_method="defer")
+
+
 def no_signature(app, what, name, obj, options, signature, returns):
     """Keep numpydoc from ``Cache = tuple[Any, ...]``: it takes that for a function, on which autodoc stops."""
     return () if isinstance(obj, types.GenericAlias) else None
@@ -147,6 +153,7 @@ def plain_mathematics(app, what, name, obj, options, lines):
 def setup(app):
     """Register the above with Sphinx."""
     app.connect("html-page-context", close_gaps)
+    app.connect("html-page-context", add_hands)
     app.connect("doctree-read", adjust)
     app.connect("autodoc-process-signature", no_signature, priority=100)
     app.connect("autodoc-process-docstring", plain_mathematics, priority=100)

@@ -95,6 +95,15 @@ def spectra(true: np.ndarray, learned: np.ndarray, full: np.ndarray, count: int 
     return figure
 
 
+def stacked(matrices: dict[str, np.ndarray]) -> Figure:
+    """Draw named matrices one below the other, all to one scale of colours."""
+    figure = new_figure(4.2, 1.75 * len(matrices))
+    limit = max(np.abs(matrix).max() for matrix in matrices.values())
+    for axes, (title, matrix) in zip(figure.subplots(len(matrices), 1), matrices.items(), strict=True):
+        heat_map(axes, matrix, limit, title)
+    return figure
+
+
 def growth(snapshots: dict[str, np.ndarray]) -> Figure:
     """Draw a change of weight at several times, three in a row: more could not be seen on a phone."""
     figure = new_figure(5.2, 1.9 * -(-len(snapshots) // 3))

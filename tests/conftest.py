@@ -10,6 +10,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from minilora import Backend, article, get_backend  # noqa: E402
+from minilora.verify import selfcheck  # noqa: E402
 
 from .support import cupy_standin  # noqa: E402
 from .support.places import PLACES, Place, real_cupy  # noqa: E402
@@ -31,6 +32,12 @@ def small_article(monkeypatch):
     """The article on a problem of a hundredth of the size: the command has no options for that."""
     real = article.run
     monkeypatch.setattr(article, "run", lambda **options: real(**options, n=400, in_features=20, out_features=10))
+
+
+@pytest.fixture
+def small_check(monkeypatch):
+    """`minilora check` at one size."""
+    monkeypatch.setattr(selfcheck, "SIZES", selfcheck.SIZES[:1])
 
 
 @pytest.fixture

@@ -29,11 +29,14 @@ class Watch:
         Which function changed what, or "".
     raised : dict of str to str
         For each function that raised, or returned what is no answer, what it said first.
+    returned : list of str, or None
+        The names of the gradients that the backward returned; None as long as it returned no dict.
     """
 
     def __init__(self, implementation: Any, kind: str) -> None:
         self.functions, self.kind, self.changed = implementation, kind, ""
         self.raised: dict[str, str] = {}
+        self.returned: list[str] | None = None
         self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
 
     def offers(self, function: str) -> bool:
@@ -88,14 +91,13 @@ class Watch:
         if function != "backward":
             return self._array(result, "merged" if function == "merge" else "y")
         if not isinstance(result, Mapping):
-            raise Wrong(
-                f"returns {_described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
-            )
+            raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
+        self.returned = [str(name) for name in result]
         return {name: self._array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
 
     def _array(self, value: Any, name: str) -> np.ndarray:
         if value is None or isinstance(value, (tuple, Mapping, str)):
-            raise Wrong(f"returns {_described(value)}, expected one array")
+            raise Wrong(f"returns {described(value)}, expected one array")
         array = np.array(self.turn(name, value))
         if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
             raise Wrong(f"returns numbers of type {array.dtype}, expected real ones")
@@ -111,7 +113,7 @@ class Watch:
             return f"{function} raises {type(error).__name__}: {error}"
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
     return "None" if value is None else f"a {type(value).__name__}"

@@ -7,8 +7,8 @@ formulas give with one part replaced. So it is named only where it explains all 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,13 @@ BUGS: Sequence[Bug] = (
     Bug("the output lacks x W^T: the base is not applied", {"base": lambda x, W: 0.0 * (x @ W.T)}, "forward"),
     Bug("the output lacks the bias", {"bias": lambda b, G: 0 * b}, "forward"),
     Bug("the bias is added twice", {"bias": lambda b, G: 2 * b}, "forward"),
+    Bug("the scaling multiplies the bias too", {"s_in_bias": lambda s: s}, "forward"),
+    Bug("the scaling multiplies the base too: it is s (x W^T + x A^T B^T)", {"s_in_base": lambda s: s}, "forward"),
+    Bug(
+        "the scaling multiplies the base and the bias too",
+        {"s_in_base": lambda s: s, "s_in_bias": lambda s: s},
+        "forward",
+    ),
     Bug(
         "the base's weight is taken transposed: W (out, in) is read as (in, out)",
         {"base": lambda x, W: x @ W if W.shape[0] == W.shape[1] else x @ W.T},
@@ -230,9 +237,10 @@ BUGS: Sequence[Bug] = (
     # convolutions
     Bug("the kernels are turned round: a convolution, where torch's is a cross-correlation", _turned, "forward"),
     Bug("merge turns the kernels round", _kernels(lambda k: np.flip(k, tuple(range(2, k.ndim)))), "merge"),
+    Bug("merge exchanges the channels and the kernel's axes", _kernels(lambda k: np.moveaxis(k, 1, -1)), "merge"),
     Bug(
-        "merge exchanges the channels and the kernel's axes",
-        _kernels(lambda k: np.moveaxis(k, 1, -1)),
+        "merge reads the kernel's axes first and the channels last",
+        _kernels(lambda k: np.moveaxis(k.reshape(len(k), *k.shape[2:], k.shape[1]), -1, 1)),
         "merge",
     ),
     Bug("merge exchanges the kernel's height and width", _kernels(lambda k: k.swapaxes(-1, -2)), "merge"),
@@ -270,7 +278,9 @@ class Found:
         return f"{names} (made in {sources})" if sources else names
 
 
-def diagnose(trials: Sequence[Trial], found: Sequence[Arrays], wrong: frozenset[str]) -> list[Found]:
+def diagnose(
+    trials: Sequence[Trial], found: Sequence[Arrays], wrong: frozenset[str], more: Sequence[Bug] = ()
+) -> list[Found]:
     """Return the known bugs that explain what is wrong, those that explain most of it first.
 
     Parameters
@@ -281,6 +291,8 @@ def diagnose(trials: Sequence[Trial], found: Sequence[Arrays], wrong: frozenset[
         The implementation's answers to each of them.
     wrong : frozenset of str
         The answers that are wrong on some problem.
+    more : sequence of Bug
+        To be tried after the table's.
 
     Returns
     -------
@@ -288,14 +300,15 @@ def diagnose(trials: Sequence[Trial], found: Sequence[Arrays], wrong: frozenset[
         Each explains what those before it do not: alone, or on top of the first.
     """
     chosen: list[Found] = []
-    left, bugs = set(wrong), [bug for bug in BUGS if any(bug.by(trial) for trial in trials)]
+    left, bugs = set(wrong), [bug for bug in (*BUGS, *more) if any(bug.by(trial) for trial in trials)]
     while left:
         before = chosen[0].bugs if chosen else ()
         candidates = [_explained((bug,), (), trials, found, left) for bug in bugs]
         if before:
             candidates += [_explained((bug,), before, trials, found, left) for bug in bugs]
         if not any(candidates) and trials[0].unit <= UNIT["float32"]:
-            candidates = [_explained(pair, (), trials, found, left) for pair in combinations(bugs, 2)]
+            pairs = product((bug for bug in bugs if bug.breaks == "scaling"), bugs)
+            candidates = [_explained(pair, (), trials, found, left) for pair in pairs]
         best = max(filter(None, candidates), key=lambda candidate: candidate[0], default=None)
         if best is None:
             break
@@ -353,10 +366,16 @@ def unexplained(wrong: frozenset[str], found: Sequence[Found]) -> Iterator[str]:
     return (name for name in QUANTITIES if name in wrong - told)
 
 
-def describe_unknown(name: str, found: np.ndarray, expected: np.ndarray) -> str:
+EVERY_ENTRY = "every entry is off by the factor"
+
+
+def describe_unknown(name: str, found: np.ndarray, trial: Trial) -> str:
     """Return what can be said of a wrong answer that no known bug explains: its shape, or ratio and worst entry."""
+    expected = trial.right[name]
+    if np.ndim(found) == np.ndim(expected) == 2 and trial.agrees(name, np.transpose(found)):
+        return "is transposed"
     if np.shape(found) != np.shape(expected):
-        return f"has shape {np.shape(found)}, expected {np.shape(expected)}"
+        return f"has shape {np.shape(found)}, expected {np.shape(expected)}{_steps(np.shape(found), trial.problem)}"
     found = np.asarray(found, np.float64)
     if not np.isfinite(found).all():
         return "is not finite"
@@ -365,6 +384,24 @@ def describe_unknown(name: str, found: np.ndarray, expected: np.ndarray) -> str:
     text = f"is off by {abs(found[at] - expected[at]):.3g} at [{where}]: {found[at]:.7g}, expected {expected[at]:.7g}"
     seen = np.abs(expected) > 1e-3 * np.abs(expected).max()
     ratios = found[seen] / expected[seen]
-    if ratios.size and np.ptp(ratios) <= 1e-4 * abs(ratios).max():
-        text += f"; every entry is off by the factor {np.median(ratios):.6g}"
+    if ratios.size and np.ptp(ratios) <= 1e-4 * abs(ratios).max() and abs(np.median(ratios) - 1) > 1e-3:
+        text += f"; {EVERY_ENTRY} {np.median(ratios):.6g}"
     return text
+
+
+def _steps(shape: tuple[int, ...], problem: Problem) -> str:
+    """Say which other steps of a kernel would give an output of a shape."""
+    if not isinstance(problem, Images):
+        return ""
+    one, none = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
+    others: dict[str, dict[str, Any]] = {
+        "if stride were 1": {"stride": one},
+        "without padding": {"padding": none},
+        "if dilation were 1": {"dilation": one},
+        "if stride and dilation were exchanged": {"stride": problem.dilation, "dilation": problem.stride},
+        "if a step of two axes were exchanged": {
+            name: getattr(problem, name)[::-1] for name in ("stride", "padding", "dilation")
+        },
+    }
+    found = (words for words, steps in others.items() if replace(problem, **steps).positions == shape[2:])
+    return next((f", as it would be {words}" for words in found), "")

@@ -182,6 +182,8 @@ class Kind:
     problems: tuple[Problem, ...]
 
 
+AGAIN = Problem(7, 5, 3, 2, alpha=4.5, seed=7)
+"""It has the sizes of the first problem, and other numbers: nothing may be remembered by its shape."""
 LINEAR = (
     Problem(7, 5, 3, 2, alpha=3.0),
     Problem(4, 3, 6, 4, alpha=10.0, bias=False, seed=1),
@@ -190,7 +192,7 @@ LINEAR = (
     Problem(3, 4, 9, 5, alpha=2.5, bias=False, seed=4),
     Problem(5, 2, 3, 6, alpha=16.0, seed=5),  # of a rank above both widths
     Problem(2, 7, 4, 1, alpha=5.0, seed=6),  # of rank 1, for which some have code of its own
-    Problem(7, 5, 3, 2, alpha=4.5, seed=7),  # the sizes of the first, with other numbers: nothing may be remembered
+    AGAIN,
     Problem(5, 3, 4, 2, alpha=3.0, seed=8, start=True),
     Problem(9, 130, 40, 8, alpha=12.0, seed=9),
     Problem(2, 4096, 5, 3, alpha=12.0, seed=10),  # as wide as layers are in use

@@ -42,6 +42,8 @@ class Formulas:
     scaling: Callable[[float, int], float] = lambda alpha, r: alpha / r
     base: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, W: x @ W.T
     bias: Callable[[np.ndarray, Any], np.ndarray] = lambda b, G: b
+    s_in_base: Callable[[float], float] = lambda s: 1.0
+    s_in_bias: Callable[[float], float] = lambda s: 1.0
     update: float = 1.0
     dx_base: float = 1.0
     dx_update: float = 1.0
@@ -72,14 +74,11 @@ class Formulas:
             n = self.length(W, BA, s)
             n = n if lengths is None else lengths**2 / n
             G = self.gain(p["magnitude"], n)
-        y = self.base(x, G * W) + self.update * s * (x @ (G * BA).T)
+        y = self.s_in_base(s) * self.base(x, G * W) + self.update * s * (x @ (G * BA).T)
         dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * (dy @ (G * BA))
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(x), x))
-        found = {
-            "y": y if b is None else y + self.bias(b, G),
-            "x": self.turned(dx),
-            "merged": G * self.merged(W, BA, s),
-        }
+        y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
+        found = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
         if n is not None:
             V = W + s * BA
             along = 0 if n.shape[0] == 1 else 1  # the axis that the length is taken along
@@ -167,8 +166,8 @@ class Trial:
     def distance(self, name: str, found: np.ndarray, expected: np.ndarray | None = None) -> float:
         """Return how far an answer is from the expected one, the right one by default, in units of rounding."""
         expected = self.right[name] if expected is None else expected
-        if np.shape(found) != np.shape(expected):
-            return np.inf
+        if not np.shape(found) == np.shape(expected) == np.shape(self.sizes[name]):
+            return float("inf")
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(np.asarray(found, np.float64) - expected)
             size = self.unit * np.maximum(self.sizes[name], np.abs(expected))

@@ -29,7 +29,7 @@ x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,8 +38,8 @@ import numpy as np
 from ..checks import check_choice
 from . import judges
 from .calling import Watch, answers, suited
-from .diagnoses import describe_unknown, diagnose, unexplained
-from .kinds import KINDS, Images
+from .diagnoses import EVERY_ENTRY, Bug, describe_unknown, diagnose, unexplained
+from .kinds import AGAIN, KINDS, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TOLERANCE, UNIT, Formulas, Trial
 
@@ -188,7 +188,7 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
         raise CannotRun(f"{name}: {watch.raised['forward']}")
     again = answers(watch, trials[0])
     report = Report(name, dtype)
-    judge_numbers(report, trials, found, offered=frozenset(f for f, _ in ANSWERS.values() if watch.offers(f)))
+    judge_numbers(report, trials, found, watch.returned)
     for claim, (function, _) in ANSWERS.items():
         if function in watch.raised:
             report.claims[claim] = watch.raised[function]
@@ -204,7 +204,8 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
     }
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
-    report.diagnoses += [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED]
+    told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
+    report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
     report.claims |= verdicts
     report.claims = {claim: report.claims[claim] for claim in CLAIMS}
     report.habits = judges.habits(watch, trials[0], found[0])
@@ -212,7 +213,7 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
 
 
 def judge_numbers(
-    report: Report, trials: Sequence[Trial], found: Sequence[Arrays], offered: frozenset[str] = frozenset()
+    report: Report, trials: Sequence[Trial], found: Sequence[Arrays], returned: Sequence[str] | None
 ) -> None:
     """Compare answers with the right ones, and put verdicts, diagnoses and errors into a report.
 
@@ -224,21 +225,23 @@ def judge_numbers(
         The problems, all of one kind and one precision.
     found : sequence of dict
         The answers to each of them.
-    offered : frozenset of str
-        The functions that are there: one that answers nothing must not pass.
+    returned : sequence of str, or None
+        The names of the gradients that the backward returned, where there is one: none may be missing.
     """
     there = {key for one in found for key in one}
     wrong = frozenset(key for key in there if not _all_agree(trials, found, key))
-    bugs = diagnose(trials, found, wrong)
+    factors = _factors(trials, found)
+    bugs = diagnose(trials, found, wrong, _other_scaling(factors))
     report.diagnoses += [str(bug) for bug in bugs]
-    report.diagnoses += [_describe(trials, found, key) for key in unexplained(wrong, bugs)]
+    unknown = [_describe(trials, found, key) for key in unexplained(wrong, bugs)]
+    report.diagnoses += sorted(unknown, key=lambda text: EVERY_ENTRY not in text)
     for claim, (function, keys) in ANSWERS.items():
         texts = [_describe(trials, found, key) for key in keys if key in wrong]
-        if function == "backward" and function in offered and (missing := _missing(trials, there)):
+        if claim == "slope" and returned is not None and (missing := _missing(trials, there, returned)):
             texts.append(missing)
             report.diagnoses.append(missing)
         report.claims[claim] = "; ".join(texts) or ("ok" if there & set(keys) else "not offered")
-    report.claims["scaling"] = _scaling(trials, found)
+    report.claims["scaling"] = _scaling(trials, found, factors)
     for key in QUANTITIES:
         if key in there:
             report.errors[key] = max(
@@ -246,45 +249,78 @@ def judge_numbers(
             )
 
 
-def _missing(trials: Sequence[Trial], there: set[str]) -> str:
+def _missing(trials: Sequence[Trial], there: set[str], returned: Sequence[str]) -> str:
     """Say which array that trains has no gradient. That of x may be left out: the first layer needs none."""
     missing = [key for key in FACTORS if key in trials[0].right and key not in there]
-    source = " (made in meta-pytorch/torchtune #2250)" if missing == ["magnitude"] else ""
-    return f"backward returns no gradient of {' and '.join(missing)}, which does not train{source}" if missing else ""
+    if not missing:
+        return ""
+    if missing == ["magnitude"]:
+        return "backward returns no gradient of magnitude: DoRA's does not train (made in meta-pytorch/torchtune #2250)"
+    got = f"it returns those of {', '.join(returned)}" if returned else "it returns none"
+    return f"backward returns no gradient of {' and '.join(missing)}; {got}"
 
 
 def _changes_its_mind(trial: Trial, first: Arrays, second: Arrays, claim: str) -> str:
     """Say where the same arguments give other numbers the second time."""
     for key in ANSWERS[claim][1]:
-        if key not in first or key not in second or not trial.agrees(key, first[key]):
+        if key not in first or key not in second or trial.agrees(key, second[key], first[key].astype(np.float64)):
             continue
-        if not trial.agrees(key, second[key]):
+        if trial.agrees(key, first[key]):
             return (
                 f"{QUANTITIES[key]} is another one when it is asked for a second time: something is kept between calls"
             )
+        if np.shape(first[key]) == np.shape(trial.right[key]) and np.isfinite(first[key]).all():
+            return f"{QUANTITIES[key]} is another one at each call with the same arguments: is dropout on?"
     return ""
 
 
-def _scaling(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
-    """Measure the factor that the update has in the output, and compare it with the one that is declared."""
-    verdict = "not offered"
+def _factors(trials: Sequence[Trial], found: Sequence[Arrays]) -> dict[Problem, float]:
+    """Measure the factor that the update has in each output; empty where the output is not base plus factor times it."""
+    factors: dict[Problem, float] = {}
     for trial, one in zip(trials, found, strict=True):
-        if "y" not in one or trial.problem.start:
+        if "y" not in one or "magnitude" in trial.arrays:
             continue
-        if np.shape(one["y"]) != np.shape(trial.right["y"]):
-            return "cannot be told: the output's shape is another"
+        if trial.problem.start:  # the update is zero there: lora_B's gradient has the factor
+            right = trial.right["lora_B"]
+            if np.shape(one.get("lora_B")) == np.shape(right):
+                s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+                factors[trial.problem] = s * float((one["lora_B"] * right).sum() / (right * right).sum())
+            continue
+        if np.shape(one["y"]) != np.shape(trial.right["y"]) or not np.isfinite(one["y"]).all():
+            return {}
         without, unscaled = trial.by(update=0.0)["y"], trial.by(scaling=SCALINGS["1"])["y"]
-        update, unit = np.asarray(one["y"], np.float64) - without, unscaled - without
-        if trial.formulas.length is not None:  # DoRA's output is not linear in the scaling
-            return "ok" if _all_agree(trials, found, "y") else "cannot be told: the output is wrong in another way"
+        unit = unscaled - without
+        factor = float(((one["y"] - without) * unit).sum() / (unit * unit).sum())
+        if not trial.agrees("y", one["y"], without + factor * unit):
+            return {}
+        factors[trial.problem] = factor
+    return factors
+
+
+def _other_scaling(factors: Mapping[Problem, float]) -> list[Bug]:
+    """Return a bug that scales as was measured."""
+    cases = [f"{factor:.6g} at in={p.in_features} out={p.out_features} r={p.rank} alpha={p.alpha:g}"
+             for p, factor in list(factors.items())[:3]]  # fmt: skip
+    name = f"the update has another scaling: {', '.join(cases)}"
+
+    def parts(problem: Problem) -> Mapping[str, Any]:
+        return {"scaling": lambda alpha, r: factors[problem]} if problem in factors else {}
+
+    return [Bug(name, parts, "scaling")] if factors else []
+
+
+def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[Problem, float]) -> str:
+    """Compare the factor that the update has in the output with the one that is declared."""
+    if not any("y" in one for one in found):
+        return "not offered"
+    if _all_agree(trials, found, "y"):
+        return "ok"
+    for trial in trials:
         s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
-        measured = float((update * unit).sum() / (unit * unit).sum())
-        if not trial.agrees("y", one["y"], without + measured * unit):
-            return "cannot be told: the output is wrong in another way"
-        if not trial.agrees("y", one["y"]):
-            return f"the update is multiplied by {measured:.6g}, expected {s:.6g} ({trial.problem})"
-        verdict = "ok"
-    return verdict
+        factor = factors.get(trial.problem, s)
+        if abs(factor - s) > 4 * TOLERANCE * trial.unit * s:
+            return f"the update is multiplied by {factor:.6g}, expected {s:.6g} ({trial.problem})"
+    return "cannot be told: the output is wrong in another way"
 
 
 def _all_agree(trials: Sequence[Trial], found: Sequence[Arrays], key: str, looser: float = 1.0) -> bool:
@@ -307,43 +343,52 @@ def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str
     if trial.unit < UNIT["float32"] and _all_agree(trials, found, key, UNIT["float32"] / trial.unit):
         advice = "it is computed, or kept, in single precision. If that is meant, check it with dtype float32"
         return f"{QUANTITIES[key]} is right to float32 only: {advice}"
-    text = describe_unknown(key, one[key], trial.right[key])
-    common = _common([trial.problem for trial, _ in failed], [trial.problem for trial, _ in asked])
-    return f"{QUANTITIES[key]}{common} {text} ({trial.problem})"
+    for other in trial.right:
+        if other != key and all(trial.agrees(other, one[key]) for trial, one in asked):
+            return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"
+    common = _common([t.problem for t, _ in failed], [t.problem for t, _ in asked if t.right[key].any()])
+    return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial)} ({trial.problem})"
 
 
 def _common(failed: Sequence[Problem], asked: Sequence[Problem]) -> str:
     """Say when it is wrong, where one property of the problems decides that."""
-    for words, has in PROPERTIES.items():
+    images = isinstance(asked[0], Images)
+    for words, has in {**(OF_IMAGES if images else OF_LAYERS), **PROPERTIES}.items():
         if len(failed) < len(asked) and [p for p in asked if has(p)] == list(failed):
             return f", {words},"
     return ""
 
 
-PROPERTIES = {
+Properties = Mapping[str, Callable[[Any], bool]]
+PROPERTIES: Properties = {
     "wherever there is a bias": lambda p: p.bias,
     "wherever there is no bias": lambda p: not p.bias,
     "at rank 1": lambda p: p.rank == 1,
-    "above rank 1": lambda p: p.rank > 1,
     "at a single row": lambda p: p.n == 1,
     "for more than one row": lambda p: p.n > 1,
+    "where alpha is below the rank": lambda p: p.alpha < p.rank,
+    "where alpha is above the rank": lambda p: p.alpha > p.rank,
+    "where alpha / r is no whole number": lambda p: p.alpha % p.rank != 0,
+    "where lora_B is zero": lambda p: p.start,
+}
+"""What a problem may have, in the order in which it is told."""
+OF_LAYERS: Properties = {
+    "with the sizes of an earlier problem (is something kept between calls?)": lambda p: p == AGAIN,
     "where in = out": lambda p: p.in_features == p.out_features,
     "where in and out differ": lambda p: p.in_features != p.out_features,
     "where in is below out": lambda p: p.in_features < p.out_features,
     "where in is above out": lambda p: p.in_features > p.out_features,
     "where the rank is above a width": lambda p: p.rank > min(p.in_features, p.out_features),
-    "where alpha is below the rank": lambda p: p.alpha < p.rank,
-    "where alpha is above the rank": lambda p: p.alpha > p.rank,
-    "where alpha / r is no whole number": lambda p: p.alpha % p.rank != 0,
-    "where lora_B is zero": lambda p: p.start,
-    "where lora_B is not zero": lambda p: not p.start,
     "in wide layers": lambda p: p.in_features > 100,
-    "at a stride above 1": lambda p: isinstance(p, Images) and max(p.stride) > 1,
-    "with padding": lambda p: isinstance(p, Images) and max(p.padding) > 0,
-    "with dilation": lambda p: isinstance(p, Images) and max(p.dilation) > 1,
-    "with groups": lambda p: isinstance(p, Images) and p.groups > 1,
+    "in layers that are not wide": lambda p: p.in_features <= 100,
 }
-"""What a problem may have, in the order in which it is told."""
+OF_IMAGES: Properties = {
+    "where the kernel has more than one entry": lambda p: max(p.kernel) > 1,
+    "at a stride above 1": lambda p: max(p.stride) > 1,
+    "with padding": lambda p: max(p.padding) > 0,
+    "with dilation": lambda p: max(p.dilation) > 1,
+    "with groups": lambda p: p.groups > 1,
+}
 
 
 def save_json(report: Report, path: str) -> None:

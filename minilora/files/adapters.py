@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     ------
     AdapterFileError
         If a file is missing, damaged or inconsistent, or asks for what is not supported.
+
+    Warns
+    -----
+    UserWarning
+        If the file also holds a base's own weight, as PEFT saves it beside an adapted ``embed_tokens`` or ``lm_head``.
+        It is not loaded.
     """
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
@@ -96,10 +103,10 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     with locked(path, shared=True):  # a `save_adapter` of another process waits until both files are read
         folder = AdapterFolder.open(path)
         if folder.with_base:
-            raise AdapterFileError(
-                folder.file.path,
-                f"it holds the base's own weight of {short(min(folder.with_base))}, and the base at hand may have "
-                "another: merge it into the base, which compares them, or save it with save_embedding_layers=False",
+            warnings.warn(
+                f"{folder.file.path} also holds the base's own weight of {short(min(folder.with_base))}, which is not "
+                "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
+                stacklevel=2,
             )
         with folder.file.opened() as file:
             for module, layer in folder.layers.items():

@@ -4,6 +4,9 @@ A checkpoint is one safetensors file: the parameters and Adam's two running mean
 text, everything else that the next epoch depends on: the step count, the generator's state, the losses so far and
 the configuration. It takes the place of the one before it in one stroke, so that whoever is killed, at any moment,
 leaves a whole one behind. Nothing in it is executed when it is read: there is no pickle.
+
+A checksum notices damage, and contents that contradict each other, the data or the model are refused. A file that
+somebody forges until all of it agrees cannot be told from a true one.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ FINGERPRINT_NUMBERS = 1 << 20
 """Numbers of an array that are hashed at a time."""
 PROBE_ENTRIES = 64
 """Numbers of the model's output that are kept, to tell one frozen base from another."""
+MOST_MEAN = 60.0
+"""m^2 is at most (1 - beta1)^2 / ((1 - beta2) (1 - beta1^2 / beta2)) = 53 times v, whatever the gradients were."""
 MAX_SETTINGS = 1 << 16
 """Bytes of settings.json that we agree to parse."""
 
@@ -204,6 +209,13 @@ def _check_contents(path: Path, checkpoint: Checkpoint, state: TrainingState, X:
                 )
         if len(arrays) > len(state.optimizer.params):
             raise CheckpointError(f"{str(path)!r} is not a whole checkpoint: {part} holds arrays of no parameter")
+    for name, m in checkpoint.optimizer["m"].items():
+        v = checkpoint.optimizer["v"][name].astype("float64")
+        # What is added is for squares so small that they are zero in v.
+        if (m.astype("float64") ** 2 > (MOST_MEAN * v + 1e-36 if epoch else 0)).any() or (v.any() and not epoch):
+            raise CheckpointError(
+                f"{str(path)!r} is not a whole checkpoint: m.{name} and v.{name} are not means of the same gradients"
+            )
 
 
 def _are_finite(values: list[Any]) -> bool:

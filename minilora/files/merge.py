@@ -299,7 +299,7 @@ def _merge(
             squares += _squares(direction).sum(axis=0)
         lengths = np.sqrt(squares)
     for start, weight, merged in _directions(file, source, left, right, change):
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore"):
             if magnitude:
                 rows = slice(start, start + len(weight))
                 n = np.sqrt(_squares(merged).sum(axis=1)) if lengths is None else lengths

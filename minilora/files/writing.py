@@ -11,14 +11,13 @@ it: one that nobody holds is the remains of a killed process, and the next write
 from __future__ import annotations
 
 import contextlib
-import filecmp
-import hashlib
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +63,7 @@ def written_together(*paths: Path, alone: bool = False) -> Iterator[list[BinaryI
     ones are read, and from then on the new ones, wherever they are: see `places`.
     """
     folder = paths[0].parent
-    parts: list[Path] = []
+    parts: dict[Path, Path] = {}
     with contextlib.ExitStack() as open_files:
         try:
             with locked(folder):
@@ -72,8 +71,8 @@ def written_together(*paths: Path, alone: bool = False) -> Iterator[list[BinaryI
                 files: list[BinaryIO] = []
                 for path in paths:
                     _remove_remains(path)
-                    parts.append(_part_of(path))
-                    files.append(open_files.enter_context(open(parts[-1], "xb")))
+                    parts[path] = _part_of(path)
+                    files.append(open_files.enter_context(open(parts[path], "xb")))
                     _hold(files[-1].fileno())
             yield files
             for file in files:
@@ -84,9 +83,9 @@ def written_together(*paths: Path, alone: bool = False) -> Iterator[list[BinaryI
                 if alone and now != before:
                     raise ValueError(f"{str(paths[0])!r} was written by someone else in the meantime, and is left so")
                 open_files.close()
-                _take_places(parts, paths)
+                _take_places(parts)
         except BaseException:
-            for part in parts:
+            for part in parts.values():
                 part.unlink(missing_ok=True)
             raise
     sync_folder(folder)
@@ -94,32 +93,33 @@ def written_together(*paths: Path, alone: bool = False) -> Iterator[list[BinaryI
 
 def places(*paths: Path) -> list[Path]:
     """Return where to read files that were written together: where the last is missing, those put ready are meant."""
-    if os.path.lexists(paths[-1]):
+    *_, last = paths
+    if os.path.lexists(last):
         return list(paths)
     return [_ready(path) if os.path.lexists(_ready(path)) else path for path in paths]
 
 
-def _take_places(parts: Sequence[Path], paths: Sequence[Path]) -> None:
+def _take_places(parts: Mapping[Path, Path]) -> None:
     """Rename complete files to their places, so that whoever is killed on the way leaves the old set or the new one."""
-    last = paths[-1]
-    if len(paths) > 1:
-        _settle(paths)
-    if len(paths) == 1 or not os.path.lexists(last) or filecmp.cmp(parts[-1], last, shallow=False):
-        for part, path in zip(parts, paths, strict=True):
+    *_, last = parts
+    _settle(parts)
+    if len(parts) == 1 or not os.path.lexists(last) or parts[last].read_bytes() == last.read_bytes():
+        for path, part in parts.items():
             os.replace(part, path)
         return
     try:
-        for part, path in zip(parts, paths, strict=True):
+        for path, part in parts.items():
             os.replace(part, _ready(path))
         sync_folder(last.parent)
         last.unlink()
     finally:
-        _settle(paths)
+        _settle(parts)
 
 
-def _settle(paths: Sequence[Path]) -> None:
+def _settle(paths: Iterable[Path]) -> None:
     """Finish what a writer has begun: files put ready take their places, or go if the last was not yet removed."""
-    removed = not os.path.lexists(paths[-1])
+    *_, last = paths
+    removed = not os.path.lexists(last)
     for path in paths:
         ready = _ready(path)
         if os.path.lexists(ready) and removed:
@@ -231,7 +231,7 @@ def _wait_for_lock(handle: int, folder: Path, kind: int) -> None:
 
 def _prefix(path: Path) -> str:
     """Return how the names of unfinished files for this target begin: short, however long the target's own name."""
-    return f".minilora-{hashlib.sha256(path.name.encode(errors='surrogateescape')).hexdigest()[:12]}-"
+    return f".minilora-{zlib.crc32(os.fsencode(path.name)):08x}-"
 
 
 def _ready(path: Path) -> Path:
@@ -240,7 +240,7 @@ def _ready(path: Path) -> Path:
 
 
 def _part_of(path: Path) -> Path:
-    return path.absolute().parent / f"{_prefix(path)}{secrets.token_hex(8)}.part"
+    return path.absolute().parent / f"{_prefix(path)}{secrets.token_hex()}.part"
 
 
 def _hold(handle: int | None) -> None:

@@ -37,7 +37,7 @@ def _with_shapes(grads, arrays):
     """Gradients of matrices in the shapes of the factors that were handed over."""
     _, _, A, B, _, *magnitude = arrays
     likes = {"lora_A": A, "lora_B": B, **({"magnitude": magnitude[0]} if magnitude else {})}
-    return [(name, grad, likes.get(name, grad)) for name, grad in grads.items()]
+    return [(name, grad, likes[name] if A.ndim > 2 else grad) for name, grad in grads.items()]
 
 
 def with_steps(function):

@@ -129,6 +129,9 @@ def test_a_scaling_may_be_declared():
     wrong = from_formulas("linear", {"scaling": lambda alpha, r: alpha / (r + 1)})
     said = check(wrong).claims["scaling"]
     assert said.startswith("the update is multiplied by 1, expected 1.5 (N=7 in=5 out=3 r=2 alpha=3)")
+    (text,) = check(wrong).diagnoses
+    assert text.startswith("the update has another scaling: 1 at in=5 out=3 r=2 alpha=3, 2 at in=3 out=6 r=4 alpha=10")
+    assert text.endswith("in all that is computed")
 
 
 def test_two_bugs_at_once_are_both_named():

@@ -182,7 +182,9 @@ SMALL = ["article", "--epochs", "1"]
 
 
 @pytest.mark.parametrize("command", [SMALL, ["check"]])
-def test_the_environment_sets_the_command_lines_default(standin, small_article, monkeypatch, capsys, command):
+def test_the_environment_sets_the_command_lines_default(
+    standin, small_article, small_check, monkeypatch, capsys, command
+):
     monkeypatch.setenv("MINILORA_BACKEND", "cupy")
     assert main(command) == 0
     assert "the device that is not there" in capsys.readouterr().out

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import CheckpointError, Linear, LoRALinear, article, train
+from minilora import Adam, CheckpointError, Linear, LoRALinear, article, train
 from minilora.files import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -218,6 +218,11 @@ def test_contents_that_no_training_wrote_are_refused(tmp_path, key, change):
         (r"params\.lora_A holds NaN", lambda t: t["params.lora_A"].fill(np.nan)),
         (r"m\.lora_A holds NaN", lambda t: t["m.lora_A"].fill(np.inf)),
         (r"v\.lora_A holds .* a negative square", lambda t: np.negative(t["v.lora_A"], out=t["v.lora_A"])),
+        (r"m\.lora_A and v\.lora_A are not means of the same", lambda t: t["v.lora_A"].fill(0)),
+        (
+            r"m\.lora_B and v\.lora_B are not means of the same",
+            lambda t: np.multiply(t["m.lora_B"], 1e4, out=t["m.lora_B"]),
+        ),
         (r"m holds arrays of no parameter", lambda t: t.update({"m.extra": np.ones(1, "f4")})),
         (r"'extra', expected only params, m, v", lambda t: t.update({"extra": np.ones(1, "f4")})),
         (r"frozen", lambda t: np.multiply(t["params.lora_B"], 2, out=t["params.lora_B"])),
@@ -227,6 +232,34 @@ def test_arrays_that_no_training_wrote_are_refused(tmp_path, match, change):
     fit(tmp_path / "c")
     rewrite(tmp_path / "c", change_tensors=change)
     assert_refused(tmp_path / "c", match)
+
+
+@pytest.mark.parametrize("part", ["m", "v"])
+def test_means_before_the_first_step_are_zero(tmp_path, monkeypatch, part):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["minilora.training"], "draw_batches", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path / "c")
+    rewrite(tmp_path / "c", change_tensors=lambda t: t[f"{part}.lora_B"].fill(1e-30))
+    assert_refused(tmp_path / "c", r"m\.lora_B and v\.lora_B are not means of the same gradients")
+
+
+@example(0, 1.0, 40)
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1e-30, 1e-22, 1e-20, 1.0, 1e15]), steps=st.integers(1, 40))
+@settings(max_examples=25, deadline=None)
+def test_means_of_any_gradients_are_taken(seed, size, steps):
+    """The largest m beside a v comes from gradients that grow by beta1 / beta2 less each step back in time."""
+    rng, dtype = np.random.default_rng(seed), ("float32", "float64")[seed % 2]
+    params = {"p": np.zeros(6, dtype)}
+    adam = Adam(params)
+    for step in range(steps):
+        g = rng.standard_normal(6) * size
+        g[0], g[1] = size, size * (0.9 / 0.999) ** (steps - step)
+        adam.step({"p": g.astype(dtype)})
+    m, v = (getattr(adam, name)["p"].astype(float) for name in "mv")
+    assert (m**2 <= checkpoint.MOST_MEAN * v + 1e-36).all()
+    if steps == 40 and size == 1:
+        assert (m[1] ** 2) > 0.8 * checkpoint.MOST_MEAN * v[1]
 
 
 def test_one_row_of_many_that_differs_is_noticed(tmp_path):

@@ -27,6 +27,7 @@ def test_a_text_is_printable_and_stays_where_it_was(text):
         ("\u202e\u2028", r"\u202e\u2028"),
         ("\udcff", r"\udcff"),
         ("é 漢", "é 漢"),
+        ("é\n漢", r"é\n漢"),
     ],
 )
 def test_control_characters_are_escaped(text, shown):

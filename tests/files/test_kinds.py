@@ -462,6 +462,7 @@ def base_file(model, path, **more):
     rslora=st.booleans(),
     block=st.sampled_from([1, 50, 4 << 20]),
 )
+@example(0, "float64", True, False, 1)
 @settings(max_examples=40)
 def test_merging_on_disk_and_in_memory_agree(tmp_path_factory, seed, dtype, dora, rslora, block):
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("m")
@@ -475,6 +476,8 @@ def test_merging_on_disk_and_in_memory_agree(tmp_path_factory, seed, dtype, dora
     after, merged = load_file(folder / "out.safetensors"), merge(attach(model, found))
     assert after.keys() == before.keys()
     assert {change.module: str(change.form).split()[0] for change in changes} == {v: k for k, v in PATHS.items()}
+    assert {c.module for c in changes if c.layout == "in-out"} == {PATHS["embedding"]}
+    assert {c.layout for c in changes} == {"in-out", "out-in"}
     tolerance = 1e-12 if dtype == "float64" else 2e-4 if dora else 1e-5
     for name, array in after.items():
         assert (array.dtype, array.shape) == (before[name].dtype, before[name].shape)
@@ -511,8 +514,10 @@ def test_dora_of_a_transposed_linear_layer_is_merged(tmp_path):
 
 def assert_merge_refused(folder, tensors, match, error=AdapterFileError, **options):
     save_file(tensors, folder / "base.safetensors")
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as refusal:
         merge_adapter(folder / "base.safetensors", folder / "sound", folder / "out.safetensors", **options)
+    if error is AdapterFileError:
+        assert str(refusal.value).startswith(f"'{folder}")
     assert not (folder / "out.safetensors").exists()
 
 
@@ -529,10 +534,11 @@ def test_a_base_of_another_kind_or_kernel_is_refused(sound, tmp_path):
 
 def test_layouts_are_for_linear_layers_alone(sound, tmp_path):
     base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
-    assert_merge_refused(tmp_path, base, "no linear layer", ValueError, layouts={"emb": "out-in"})
+    match = "layouts has 'emb', .*; it has no linear layer, and only their weights lie in two ways$"
+    assert_merge_refused(tmp_path, base, match, ValueError, layouts={"emb": "out-in"})
 
 
-@pytest.mark.parametrize("block", [8, 4 << 20])
+@pytest.mark.parametrize("block", [8, 10, 4 << 20])
 def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path, monkeypatch, block):
     """PEFT saves an adapted embed_tokens or lm_head with the weight that it stands beside."""
     monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
@@ -540,19 +546,37 @@ def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path, monkeyp
     base = {"emb.weight": rng.standard_normal((7, 3)), "img.weight": rng.standard_normal((5, 2, 3, 4))}
     tensors = tensors_of(sound)
     other = base["emb.weight"].copy()
-    first, other[6, 2] = other.copy(), np.nextafter(other[6, 2], 2)
+    first, last, other[6, 2] = other.copy(), other.copy(), np.nextafter(other[6, 2], 2)
     first[0, 0] += 1
-    for wrong in (first, other, base["emb.weight"].astype("f4"), base["emb.weight"][:6].copy()):
+    last[6, 2] *= -1  # the file's last byte alone
+    for wrong in (first, last, other, base["emb.weight"].astype("f4"), base["emb.weight"][:6].copy()):
         save_file({**tensors, EMB + "base_layer.weight": wrong}, sound / WEIGHTS)
         assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
     save_file({**tensors, EMB + "base_layer.weight": base["emb.weight"]}, sound / WEIGHTS)
-    with pytest.raises(AdapterFileError, match=r"base's own weight of 'emb'.* save_embedding_layers=False"):
-        load_adapter(sound)
+    with pytest.warns(UserWarning, match=r"base's own weight of 'emb', which is not loaded"):
+        loaded = load_adapter(sound)
+    assert list(loaded) == ["emb", "img"]
+    for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
+        np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])
     assert [summary.module for summary in inspect_adapter(sound)] == ["emb", "img"]
     merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "with.safetensors")
     save_file(tensors, sound / WEIGHTS)
     merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "without.safetensors")
     assert (tmp_path / "with.safetensors").read_bytes() == (tmp_path / "without.safetensors").read_bytes()
+
+
+def test_dora_on_disk_is_rounded_as_in_peft(tmp_path):
+    """Bit for bit: the direction in float32, its length's squares in float64, their quotient in float32 again."""
+    rng = np.random.default_rng(11)
+    W, A, B, m = (rng.standard_normal(n).astype("f4") / 50 for n in ((70, 60), (2, 60), (70, 2), 70))
+    save_file({"fc.weight": W}, tmp_path / "base.safetensors")
+    save_adapter(tmp_path / "a", {"fc": Adapter(A, B, 5, magnitude=m)})
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    V = W + (B @ A) * np.float32(2.5)
+    lengths = np.sqrt((V.astype("f8") ** 2).sum(axis=1))
+    assert lengths.max() < 1
+    expected = V * (m / lengths).astype("f4")[:, None]
+    np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["fc.weight"], expected)
 
 
 def test_an_output_without_a_direction_is_refused_by_dora(sound, tmp_path):

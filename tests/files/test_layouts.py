@@ -64,6 +64,7 @@ FITTING = {
     "GPT-2's square c_proj": (GPT2, {"h.0.attn.c_proj": (4, 4)}, True),
     "GPT-2, all": (GPT2, {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "h.0.mlp.c_proj": (16, 4)}, True),
     "alone": ({"x": conv1d(4, 4)}, {"x": (4, 4)}, True),
+    "two of one name": ({"a.c": conv1d(4, 4), "b.c": conv1d(4, 4)}, {"a.c": (4, 4), "b.c": (4, 4)}, True),
     "alone, beside a Linear": ({"x": conv1d(4, 4), "head": linear(4, 3)}, {"x": (4, 4)}, True),
     "no biases": ({"x": linear(4, 4, False), "y": linear(4, 3, False)}, {"x": (4, 4)}, False),
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -186,6 +187,77 @@ def test_the_products_are_taken_in_the_wide_type(files):
     np.testing.assert_allclose(load_file(out)["enc.q_proj.weight"], load_file(base)["enc.q_proj.weight"] + 90_000)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_each_number_is_rounded_as_in_peft(tmp_path, dtype):
+    """Bit for bit: products, scaling and sum in float32, and then once to the base's type."""
+    rng = np.random.default_rng(0)
+    weight, A, B = draw(rng, 300, 200, dtype=dtype), draw(rng, 3, 200, dtype="float16"), draw(rng, 300, 3) / 3
+    save_file({"a.weight": weight}, tmp_path / "base.safetensors")
+    save_adapter(tmp_path / "adapter", {"a": LoRA(A.astype("f4"), B, 0.7)})
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors")
+    wide = weight.astype("f4") + (B @ A.astype("f4")) * np.float32(0.7 / 3)
+    np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["a.weight"], wide.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("A", "B", "dtype"),
+    [
+        ([[1e30, 1.0]], [[1e30]], "F32"),  # the product is infinite
+        ([[1e30, 1.0], [-1e30, 1.0]], [[1e30, 1e30]], "F32"),  # infinity less infinity
+        ([[3e38, 1.0]], [[1.0]], "F32"),  # the sum is
+        ([[1e5, 1.0]], [[1.0]], "F16"),
+        ([[1.0, 3.4e38]], [[1.0]], "BF16"),  # which float32 still holds
+    ],
+)
+def test_a_sum_beyond_the_type_is_refused(tmp_path, A, B, dtype):
+    A, B = np.array(A), np.array(B)
+    weight = {"F32": np.full((1, 2), 3e38, "f4"), "F16": np.ones((1, 2), "f2"), "BF16": np.ones((1, 2), "f4")}[dtype]
+    base = tmp_path / "base.safetensors"
+    if dtype == "BF16":
+        header = json.dumps({"a.weight": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]}}).encode()
+        base.write_bytes(len(header).to_bytes(8, "little") + header + bytes(encode(weight, "BF16")))
+    else:
+        save_file({"a.weight": weight}, base)
+    save_adapter(tmp_path / "adapter", {"a": LoRA(A, B, float(len(A)))})
+    with pytest.raises(AdapterFileError) as error:
+        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
+    reason = f"'a.weight': the merged weight is beyond the range of {dtype} from row 0 on"
+    assert str(error.value) == f"'{base}': {reason}"
+    assert not (tmp_path / "out").exists()
+
+
+class Bar:
+    """A bar that remembers what it was asked to show."""
+
+    def __init__(self, shown, **options):
+        self.shown = shown
+        shown.append(options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, count):
+        self.shown.append(count)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_bar_counts_the_bytes_of_all_tensors(files, tmp_path, monkeypatch, sharded):
+    base, adapter, out = files
+    source = shard(load_file(base), tmp_path / "sharded") if sharded else base
+    for options, disable in (({}, True), ({"progress": False}, True), ({"progress": True}, None)):
+        shown = []
+        monkeypatch.setattr(sys.modules["minilora.files.merge"], "tqdm", lambda *a, s=shown, **k: Bar(s, *a, **k))
+        merge_adapter(source, adapter, out, **options)
+        bar, *counts = shown
+        total = sum(tensor.nbytes for tensor in load_file(base).values())
+        assert bar == {"total": total, "unit": "B", "unit_scale": True, "disable": disable}
+        assert sum(counts) == total
+        shutil.rmtree(out) if sharded else out.unlink()
+
+
 @pytest.mark.parametrize("ask", ["index", "folder"])
 def test_a_sharded_checkpoint_is_merged_shard_by_shard(files, tmp_path, ask):
     base, adapter, out = files
@@ -229,9 +301,11 @@ def test_names_that_all_lack_their_first_part_are_found(files, tmp_path):
 
 def assert_refused(base, adapter, out, match, error=AdapterFileError):
     before = contents(adapter.parent)
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as refusal:
         merge_adapter(base, adapter, out)
     assert contents(adapter.parent) == before
+    if error is AdapterFileError:
+        assert str(refusal.value).startswith(f"'{adapter.parent}")
 
 
 @pytest.mark.parametrize(
@@ -346,11 +420,11 @@ def test_nan_in_the_base_is_the_base_s_own_affair(files):
         ({"a.weight": "link.safetensors"}, "no 'a.weight'"),
         ({"a.weight": "round.safetensors"}, "cannot be opened"),
         ({"a.weight": "none.safetensors"}, "no such file"),
-        ({"a.weight": "model.bin"}, "expected a .safetensors file"),
-        ({"a.weight": 3}, "expected a .safetensors file"),
-        ({"a.weight": "in.safetensors"}, "no 'a.weight'"),
-        ({}, "weight_map"),
-        ([], "weight_map"),
+        ({"a.weight": "model.bin"}, r"weight_map\['a.weight'\] is 'model.bin', expected a .safetensors file"),
+        ({"a.weight": 3}, r"weight_map\['a.weight'\] is 3, expected a .safetensors file"),
+        ({"a.weight": "in.safetensors"}, f"no 'a.weight', which {INDEX} says it holds"),
+        ({}, "weight_map is {}, expected an object of tensors' files"),
+        ([], r"weight_map is \[\], expected an object of tensors' files"),
     ],
 )
 def test_an_index_that_lies_is_refused(files, tmp_path, weight_map, match):
@@ -362,6 +436,22 @@ def test_an_index_that_lies_is_refused(files, tmp_path, weight_map, match):
     (folder / "round.safetensors").symlink_to("round.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     assert_refused(folder / INDEX, adapter, out, match)
+
+
+def test_an_index_that_is_no_json_is_refused(files, tmp_path):
+    _, adapter, out = files
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / INDEX).write_text("{")
+    assert_refused(tmp_path / "sharded", adapter, out, rf"^'{tmp_path}/sharded/{INDEX}': the file is not sound JSON")
+
+
+def test_a_folder_without_an_index_holds_one_file(files, tmp_path):
+    base, adapter, out = files
+    merge_adapter(base, adapter, out)
+    (tmp_path / "folder").mkdir()
+    shutil.copy(base, tmp_path / "folder" / "model.safetensors")
+    merge_adapter(tmp_path / "folder", adapter, tmp_path / "other")
+    assert (tmp_path / "other").read_bytes() == out.read_bytes()
 
 
 def test_nothing_is_destroyed(files, tmp_path):
@@ -414,7 +504,9 @@ def test_a_folder_that_cannot_be_replaced_is_refused_first(files, tmp_path, monk
         monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
     monkeypatch.setattr(sys.modules["minilora.files.merge"], "_write_merged", None)
     for target in {".": (Path("."), out), "link": (tmp_path / "link",), "mount": (out,)}[ask]:
-        assert_refused(source, adapter, target, r"mount point|empty or new", ValueError)
+        assert_refused(
+            source, adapter, target, rf"^out '{target}' (is .* mount point|exists.*empty or new)", ValueError
+        )
 
 
 def test_an_empty_folder_takes_the_shards(files, tmp_path):

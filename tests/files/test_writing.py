@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from minilora.files import writing
 from minilora.files.adapterfolder import AdapterFolder
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensorfile import TensorFile
-from minilora.files.writing import locked, written_folder, written_together, written_whole
+from minilora.files.writing import locked, places, written_folder, written_together, written_whole
 
 ROOT = Path(__file__).parents[2]
 CONFIG, WEIGHTS, READY = "adapter_config.json", "adapter_model.safetensors", ".minilora-ready-"
@@ -94,6 +95,24 @@ def test_the_last_of_several_decides_which_are_read(tmp_path, monkeypatch):
         ("fsync", "folder"),
     ]
     assert contents(tmp_path) == {"a": b"new a", "b": b"new b"}
+
+
+def test_three_files_are_read_as_one_set(tmp_path):
+    """Cut at each call that changes the disk, in turn."""
+    seen, done = [], False
+    while not done:
+        paths = [tmp_path / f"{name}{len(seen)}" for name in "abc"]
+        for path in paths:
+            path.write_bytes(b"old")
+        with failing(len(seen) + 1, once=False), contextlib.suppress(Killed):
+            with written_together(*paths) as files:
+                for file in files:
+                    file.write(b"new")
+            done = True
+        seen.append({path.read_bytes() for path in places(*paths)})
+    changed = seen.index({b"new"})
+    assert seen == [{b"old"}] * changed + [{b"new"}] * (len(seen) - changed)
+    assert changed == 8  # 3 files to the disk, 3 put ready, the folder to the disk; then the last is removed
 
 
 @linux
@@ -218,8 +237,16 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
+KINDS = {
+    "pipe": "folder, a device or a pipe",
+    "folder": "folder, a device or a pipe",
+    "link to a file": "symbolic link",
+    "link to nothing": "symbolic link",
+}
+
+
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a file", "link to nothing"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_but_a_regular_file_is_replaced(tmp_path, name, kind):
     target, other = tmp_path / "a" / name, tmp_path / "other"
     target.parent.mkdir()
@@ -231,8 +258,9 @@ def test_nothing_but_a_regular_file_is_replaced(tmp_path, name, kind):
     else:
         target.symlink_to(other if kind == "link to a file" else tmp_path / "gone")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=rf"{name}' is a .*, expected a regular file or a new name"):
+    with pytest.raises(ValueError, match="expected a regular file") as error:
         save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    assert str(error.value) == f"'{target}' is a {KINDS[kind]}, expected a regular file or a new name"
     assert contents(tmp_path) == before
 
 
@@ -301,6 +329,15 @@ with written_whole(Path(sys.argv[1]) / "a"), written_folder(Path(sys.argv[1]) / 
     assert contents(tmp_path) == {"a": b"new", "b": oct((tmp_path / "b").stat().st_mode)}
 
 
+def test_a_link_named_like_remains_stays(tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    part = writing._part_of(tmp_path / "a")
+    part.symlink_to("precious")
+    with written_whole(tmp_path / "a") as file:
+        file.write(b"new")
+    assert contents(tmp_path) == {"a": b"new", part.name: b"precious", "precious": b"precious"}
+
+
 def test_permissions_are_those_of_any_new_file(tmp_path):
     umask = os.umask(0o027)
     try:
@@ -317,13 +354,47 @@ def test_a_lock_that_another_keeps_is_waited_for_and_named(tmp_path, monkeypatch
     before = contents(tmp_path)
     monkeypatch.setattr(writing, "LOCK_SECONDS", 0.02)
     with locked(tmp_path):
-        with pytest.raises(AdapterFileError, match="another process has kept it locked"):
+        with pytest.raises(AdapterFileError, match="another process has kept it locked") as error:
             save_adapter(tmp_path, layers(2.0, 4.0))
+        assert str(error.value) == f"'{tmp_path}': another process has kept it locked for 0.02 s"
         with pytest.raises(AdapterFileError, match="another process has kept it locked"):
             load_adapter(tmp_path)
     with locked(tmp_path, shared=True):
         assert load_adapter(tmp_path)["head"].alpha == 1.5
     assert contents(tmp_path) == before
+
+
+def test_a_lock_that_ends_is_waited_for_and_not_longer(tmp_path):
+    held, taken = threading.Event(), []
+
+    def hold():
+        with locked(tmp_path):
+            held.set()
+            time.sleep(0.05)
+            taken.append(time.monotonic())
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with locked(tmp_path):
+        assert time.monotonic() - taken[0] < 0.5
+    thread.join()
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
+    def unsupported(handle, kind):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(writing.fcntl, "flock", unsupported)
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    save_adapter(tmp_path, layers(2.0, 4.0))
+    assert state_of(tmp_path) == (2.0, 4.0)
+
+
+def test_a_name_that_is_no_text_is_written(tmp_path):
+    with written_whole(tmp_path / "\udcff") as file:
+        file.write(b"new")
+    assert contents(tmp_path) == {"\udcff": b"new"}
 
 
 WRITER = f"""
@@ -343,7 +414,7 @@ def test_two_writers_and_a_reader_never_see_a_mixture(tmp_path):
     folder, pipe = tmp_path / "a", subprocess.PIPE
     save_adapter(folder, {"fc": LoRA(np.full((2, 300), 1.0), np.full((300, 2), 1.0), 1.0)})
     command = [sys.executable, "-c", WRITER, str(folder)]
-    writers = [subprocess.Popen([*command, value, "25"], stdin=pipe, text=True) for value in ("1", "2")]
+    writers = [subprocess.Popen([*command, value, "12"], stdin=pipe, text=True) for value in ("1", "2")]
     for writer in writers:
         writer.stdin.write("go\n")
         writer.stdin.flush()

@@ -61,6 +61,7 @@ def test_everyone_gets_the_same_number_of_laps():
     assert turns == ["a", "b"] * 3
 
 
+@pytest.mark.long
 def test_without_torch_it_prints_our_rows_and_the_floors(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -280,7 +280,7 @@ def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, cls):
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_check_takes_a_seed(capsys):
+def test_check_takes_a_seed(small_check, capsys):
     outputs = []
     for seed in ("0", "0", "1"):
         assert run("check", "--seed", seed) == 0

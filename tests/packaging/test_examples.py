@@ -50,6 +50,7 @@ def test_the_loss_stops_falling_at_the_rank_of_the_change(tmp_path, capsys):
                 assert bound > 0.01
 
 
+@pytest.mark.long
 def test_a_few_numbers_teach_a_net_turned_digits(tmp_path, capsys):
     pytest.importorskip("sklearn")
     run("04_convolution.py", tmp_path, **{"EPOCHS = 30": "EPOCHS = 10", "(1, 2, 4, 8)": "(8,)"})

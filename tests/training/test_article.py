@@ -1,9 +1,12 @@
 """The article's experiment, small enough for a test; `.ci/run` runs it at full length."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from minilora import LoRALinear, article, evaluate, figures
+from minilora import Linear, LoRALinear, article, evaluate, figures
 from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES
 
 SMALL = {"n": 1280, "in_features": 21, "out_features": 20, "lr": 0.01}
@@ -39,6 +42,89 @@ def test_the_loss_on_the_residual_is_that_of_both_together():
     y = x @ np.ones((21, 20))
     together = evaluate(LoRALinear(run.base, run.adapter), x, y)
     assert evaluate(run.adapter, x, y - run.base(x)) == pytest.approx(together, rel=1e-12)
+
+
+def by_hand(*, n, in_features, out_features, rank, alpha, epochs, batch_size, lr, seed):
+    """The article's text in plain NumPy: its order of draws, its data, two trainings, what is measured."""
+    rng, scaling = np.random.default_rng(seed), alpha / rank
+
+    def adam(params, gradients, loss, x, y):
+        m, v, t, losses = [0.0] * len(params), [0.0] * len(params), 0, []
+        for epoch in range(1, epochs + 1):
+            for _ in range(n // batch_size):
+                batch, t = rng.choice(n, batch_size, replace=False, shuffle=False), t + 1
+                for i, g in enumerate(gradients(x[batch], y[batch])):
+                    m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g**2
+                    params[i] -= lr * (m[i] / (1 - 0.9**t)) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
+            if epoch % 10 == 0 or epoch == epochs:
+                losses.append(loss(x, y))
+        return losses
+
+    def mean_square(error):
+        return (error**2).sum() / error.size
+
+    theta, X = rng.standard_normal((in_features, out_features)), rng.standard_normal((n, in_features))
+    bound = 1 / math.sqrt(in_features)
+    W = rng.uniform(-bound, bound, (out_features, in_features))
+
+    def base_gradients(x, y):
+        return [2 / y.size * (x @ W.T - y).T @ x]
+
+    base_losses = adam([W], base_gradients, lambda x, y: mean_square(x @ W.T - y), X, X @ theta)
+
+    X2 = rng.standard_normal((n, in_features))
+    Y2 = X2 @ (theta + 1)
+    A, B = rng.standard_normal((rank, in_features)), np.zeros((out_features, rank))
+
+    def adapter_gradients(x, y):
+        error = 2 / y.size * (x @ W.T + scaling * x @ A.T @ B.T - y)
+        return [scaling * B.T @ error.T @ x, scaling * error.T @ x @ A.T]
+
+    def adapted_loss(x, y):
+        return mean_square(x @ W.T + scaling * x @ A.T @ B.T - y)
+
+    shifted_loss = mean_square(X2 @ W.T - Y2)
+    lora_losses = adam([A, B], adapter_gradients, adapted_loss, X2, Y2)
+    delta = scaling * B @ A
+    return SimpleNamespace(
+        base_losses=base_losses, base=W, shifted_loss=shifted_loss, lora_losses=lora_losses, A=A, B=B, delta=delta,
+        merged=W + delta, merged_loss=mean_square(X2 @ (W + delta).T - Y2), X2=X2, Y2=Y2,
+    )  # fmt: skip
+
+
+RUNS = (
+    {"n": 70, "in_features": 5, "out_features": 3, "rank": 1, "alpha": 1.0, "epochs": 12, "batch_size": 16, "lr": 0.02},
+    {"n": 31, "in_features": 4, "out_features": 6, "rank": 3, "alpha": 7.0, "epochs": 3, "batch_size": 31, "lr": 0.1},
+)
+
+
+@pytest.mark.parametrize(("settings", "seed"), list(zip(RUNS, (0, 5), strict=True)))
+def test_a_run_is_the_articles_text_in_plain_numpy(settings, seed):
+    run, plain = article.run(**settings, seed=seed, dtype="float64"), by_hand(**settings, seed=seed)
+    logged = [e for e in range(1, settings["epochs"] + 1) if e % 10 == 0 or e == settings["epochs"]]
+    assert run.base_history.epochs == run.lora_history.epochs == logged
+    assert run.base.bias is run.merged.bias is None
+    for ours, theirs in (
+        (run.base_history.losses, plain.base_losses),
+        (run.base.weight, plain.base),
+        (run.shifted_loss, plain.shifted_loss),
+        (run.lora_history.losses, plain.lora_losses),
+        (run.adapter.lora_A, plain.A),
+        (run.adapter.lora_B, plain.B),
+        (run.delta, plain.delta),
+        (run.merged.weight, plain.merged),
+        (run.merged_loss, plain.merged_loss),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+def test_the_loss_at_the_end_is_the_merged_layers(monkeypatch):
+    """With a merged layer that is a little off, the loss is that layer's, on the new task."""
+    settings, real = RUNS[0], LoRALinear.merge
+    monkeypatch.setattr(LoRALinear, "merge", lambda self: Linear(real(self).weight + 0.25))
+    plain, run = by_hand(**settings, seed=0), article.run(**settings, dtype="float64")
+    expected = ((plain.X2 @ (plain.merged + 0.25).T - plain.Y2) ** 2).mean()
+    assert run.merged_loss == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_seed_gives_one_run():

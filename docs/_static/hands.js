@@ -1,0 +1,147 @@
+// Pictures in the reader's hands. Each figure.hands has its sliders, its drawing, its sentence and its data in the page.
+// Moving a slider looks the numbers up, or adds up the products, and draws them again. Nothing is asked of a server.
+"use strict";
+
+(() => {
+  const SVG = "http://www.w3.org/2000/svg";
+
+  function add(parent, tag, attributes = {}, text = "") {
+    const child = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) child.setAttribute(name, value);
+    child.textContent = text;
+    parent.append(child);
+    return child;
+  }
+
+  function drawing(parent, width, height, alt) {
+    const svg = add(parent, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": alt });
+    svg.style.maxWidth = `${width}px`;
+    return svg;
+  }
+
+  // --- a matrix as a grid of cells: orange above zero, blue below, nothing at zero
+
+  function grid(parent, matrix, title) {
+    const [rows, columns, size] = [matrix.length, matrix[0].length, 12];
+    const svg = drawing(parent, columns * size + 2, rows * size + 20, `${title}: a matrix of ${rows} by ${columns}`);
+    add(svg, "text", { x: 1, y: 13 }, title);
+    add(svg, "rect", { x: 1, y: 19, width: columns * size, height: rows * size, class: "frame" });
+    matrix.forEach((row, i) => row.forEach((value, j) => {
+      if (!value) return;
+      const place = { x: 1 + j * size, y: 19 + i * size, width: size, height: size };
+      add(svg, "rect", { ...place, class: value > 0 ? "lora" : "base", "fill-opacity": Math.min(Math.abs(value), 1) });
+    }));
+  }
+
+  // --- curves and bars in a frame with two axes
+
+  function frame(parent, alt, x, y) {
+    const [width, height, left, bottom, top] = [330, 230, 46, 34, 22];
+    const svg = drawing(parent, width, height, alt);
+    const position = (axis, low, high) => {
+      const f = axis.log ? Math.log10 : (v) => v;
+      return (v) => low + ((f(v) - f(axis.from)) / (f(axis.to) - f(axis.from))) * (high - low);
+    };
+    const px = position(x, left, width - 8), py = position(y, height - bottom, top);
+    for (const [axis, p, at] of [[x, px, (v) => ({ x: v, y: height - bottom + 15, "text-anchor": "middle" })],
+                                 [y, py, (v) => ({ x: left - 5, y: v + 4, "text-anchor": "end" })]]) {
+      for (const tick of axis.ticks) add(svg, "text", { ...at(p(tick)), class: "tick" }, axis.say ? axis.say(tick) : `${tick}`);
+    }
+    for (const tick of y.ticks) add(svg, "line", { x1: left, x2: width - 8, y1: py(tick), y2: py(tick), class: "rule" });
+    add(svg, "text", { x: (left + width) / 2, y: height - 3, "text-anchor": "middle" }, x.label);
+    add(svg, "text", { x: 2, y: 13 }, y.label);
+    return { svg, px, py, base: height - bottom };
+  }
+
+  function line({ svg, px, py }, xs, ys, name) {
+    add(svg, "polyline", { points: xs.map((x, i) => `${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}`).join(" "), class: `line ${name}` });
+  }
+
+  const power = (v) => (v >= 0.01 && v < 1e4 ? `${v}` : v.toExponential(0).replace("e+", "e"));
+  const decades = (from, to) => {
+    const found = [];
+    for (let k = Math.round(Math.log10(from)); k <= Math.round(Math.log10(to)); k += 1) found.push(Number(`1e${k}`));
+    return found.filter((_, i) => found.length < 8 || i % 2 === 0);
+  };
+
+  // --- the three pictures: each takes its data and the places of its sliders, draws, and returns its sentence
+
+  const DRAW = {
+    rank(parent, data, { rank }) {
+      const learned = data.learned[rank];
+      const left = data.truth.map((row, i) => row.map((value, j) => Math.round((value - learned[i][j]) * 100) / 100));
+      for (const [title, matrix] of [["the truth", data.truth], ["learned", learned], ["left", left]]) grid(parent, matrix, title);
+      const most = Math.ceil(data.spectrum[0]), numbers = data.spectrum.map((_, i) => i + 1);
+      const f = frame(parent, `The singular values: ${rank} of them learned`,
+        { from: 0.4, to: numbers.length + 0.6, ticks: numbers, label: "number of the singular value" },
+        { from: 0, to: most, ticks: [0, Math.round(most / 2), most], label: "singular value: learned, and true" });
+      data.spectrum.forEach((value, i) => {
+        const [x, width] = [f.px(i + 0.7), f.px(1.3) - f.px(0.7)];
+        add(f.svg, "rect", { x, width, y: f.py(data.found[rank][i]), height: f.base - f.py(data.found[rank][i]), class: "lora" });
+        add(f.svg, "rect", { x, width, y: f.py(value), height: f.base - f.py(value), class: "outline" });
+      });
+      return data.says[rank];
+    },
+
+    training(parent, data, { alpha, rate }) {
+      const last = data.steps[data.steps.length - 1];
+      const x = { from: 0, to: last, ticks: [0, last / 3, 2 * last / 3, last], label: "step" };
+      const all = data.loss.flat(2), [low, high] = [Math.max(Math.min(...all), 1e-12), Math.max(...all)];
+      const from = 10 ** Math.floor(Math.log10(low)), to = 10 ** Math.ceil(Math.log10(high));
+      const losses = frame(parent, "The loss by step", x, { from, to, log: true, ticks: decades(from, to), say: power, label: "loss" });
+      line(losses, data.steps, data.loss[alpha][rate].map((v) => Math.max(v, from)), "ink");
+      const [A, B] = [data.A[alpha][rate], data.B[alpha][rate]];
+      const most = 10 ** Math.ceil(Math.log10(Math.max(...data.A.flat(2), ...data.B.flat(2)))), least = 1e-3;
+      const moved = frame(parent, "How far A and B have moved, by step", x,
+        { from: least, to: most, log: true, ticks: decades(least, most), say: power, label: "|A − A0| blue, |B| orange" });
+      const from1 = data.steps.slice(1);
+      line(moved, from1, A.slice(1).map((v) => Math.max(v, least)), "base");
+      line(moved, from1, B.slice(1).map((v) => Math.max(v, least)), "lora");
+      return data.says[alpha][rate];
+    },
+
+    ledger(parent, data, { width, batch, r }) {
+      const sizes = { w: +data.values.width[width], N: +data.values.batch[batch], r: +data.values.r[r] };
+      const size = (letters) => [...letters].reduce((product, letter) => product * sizes[letter], 1);
+      const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
+      const tally = ({ products, shapes }) => {
+        const trained = sum(shapes.map(size));
+        const moved = sum(products.map(([m, k, n]) => size([m, k]) + size([k, n]) + size([m, n])));
+        return { "multiply-adds": sum(products.map(size)), "bytes moved": 4 * (moved + 7 * trained), "bytes of Adam": 8 * trained };
+      };
+      const [full, lora] = [tally(data.full), tally(data.lora)];
+      const svg = drawing(parent, 600, 210, "Bars in pairs, full training above LoRA; each pair has a scale of its own");
+      const millions = (v) => (v / 1e6).toLocaleString("en-US", { maximumSignificantDigits: 3 });
+      Object.keys(full).forEach((key, i) => {
+        const most = Math.max(full[key], lora[key]);
+        add(svg, "text", { x: 2, y: 16 + i * 70 }, `${key}, millions`);
+        [["base", "full", full[key]], ["lora", "LoRA", lora[key]]].forEach(([name, label, value], j) => {
+          const y = 22 + i * 70 + j * 20, long = Math.max(360 * (value / most), 1);
+          add(svg, "text", { x: 2, y: y + 13, class: "tick" }, label);
+          add(svg, "rect", { x: 46, y, width: long, height: 16, class: name });
+          add(svg, "text", { x: 52 + long, y: y + 13, class: "tick" }, millions(value));
+        });
+      });
+      const share = (key) => `${(lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} of the ${key}`;
+      return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
+    },
+  };
+
+  for (const figure of document.querySelectorAll("figure.hands")) {
+    const data = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
+    const inputs = [...figure.querySelectorAll("input[type=range]")];
+    const [board, says] = [figure.querySelector(".drawing"), figure.querySelector(".says")];
+    const show = () => {
+      const places = Object.fromEntries(inputs.map((input) => [input.name, Number(input.value)]));
+      for (const input of inputs) {
+        const value = data.values[input.name][input.value];
+        input.setAttribute("aria-valuetext", value);
+        figure.querySelector(`output[for="${input.id}"]`).textContent = value;
+      }
+      board.replaceChildren();
+      says.textContent = DRAW[figure.dataset.kind](board, data, places);
+    };
+    for (const input of inputs) input.addEventListener("input", show);
+    show();
+  }
+})();

@@ -1,0 +1,288 @@
+"""Pictures in the reader's hands: native sliders, a drawing, and a sentence that says its numbers.
+
+Everything is computed by minilora when the site is built, on a grid. `_static/hands.js` looks the numbers up and draws
+them. Without JavaScript a reader has the drawing of the first position, and the table of all of them.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import costs
+import numpy as np
+import pictures
+from IPython.display import HTML
+
+from minilora import LoRA, best_adapter, evaluate, train
+from minilora.optim import Adam
+from minilora.training import backpropagate
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A native range input over the places of a list of values."""
+
+    name: str
+    label: str
+    values: Sequence[str]  # what a reader sees and hears
+    start: int
+
+    def html(self, figure: str) -> str:
+        """Return the label, the input and the value beside it."""
+        own, last = f"{figure}-{self.name}", len(self.values) - 1
+        value = html.escape(self.values[self.start])
+        return (
+            f'<div class="control"><label for="{own}">{html.escape(self.label)}</label>'
+            f'<input type="range" id="{own}" name="{self.name}" min="0" max="{last}" step="1" value="{self.start}" '
+            f'aria-valuetext="{value}" autocomplete="off"><output for="{own}">{value}</output></div>'
+        )
+
+
+def figure(
+    kind: str, sliders: Sequence[Slider], says: str, still: HTML, table: HTML, data: dict[str, Any], caption: str
+) -> HTML:
+    """Return a picture with its sliders, its sentence, its still drawing, its table and its data."""
+    data = {**data, "values": {slider.name: list(slider.values) for slider in sliders}}
+    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    return HTML(
+        f'<figure class="hands" id="{kind}" data-kind="{kind}">'
+        "<noscript><style>.hands .controls { display: none; }</style></noscript>"
+        f'<div class="controls">{"".join(slider.html(kind) for slider in sliders)}</div>'
+        f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
+        f'<div class="drawing">{still.data}</div>'
+        f"<figcaption>{html.escape(caption)}</figcaption>"
+        f"<details><summary>The numbers as a table</summary>{table.data}</details>"
+        f'<script type="application/json">{text}</script></figure>'
+    )
+
+
+# --- rank against a true spectrum -------------------------------------------------------------------------------------
+
+WORD = """
+.........................
+.#..............####...#.
+.#.............#...#..#.#
+.#......###....#...#.#..#
+.#.....#...#...####..####
+.#.....#...#...#..#..#..#
+.####...###....#...#.#..#
+.........................
+"""
+
+
+def word() -> np.ndarray:  # -> (out, in)
+    """Return a change of weight that can be read: 1 where a letter has ink, else 0."""
+    return np.array([[float(cell == "#") for cell in line] for line in WORD.split()])
+
+
+def learn_word(highest: int) -> list[LoRA]:
+    """Return adapters of rank 1 to `highest`, each trained to the change of weight that spells a word."""
+    truth, rng = word(), np.random.default_rng(0)
+    X = rng.standard_normal((400, truth.shape[1]))
+    found = []
+    for rank in range(1, highest + 1):
+        adapter = LoRA.init(*truth.shape[::-1], rank=rank, alpha=rank, rng=rng, dtype="float64")
+        for lr in (0.03, 0.003):
+            train(adapter, X, X @ truth.T, epochs=600, batch_size=400, lr=lr, rng=rng)
+        least = evaluate(best_adapter(X, X @ truth.T, rank=rank), X, X @ truth.T)
+        assert evaluate(adapter, X, X @ truth.T) < 1.01 * least + 1e-6, rank
+        found.append(adapter)
+    return found
+
+
+def rank_against_spectrum(start: int = 2) -> HTML:
+    """Return the picture of what an adapter of each rank learns of a change, and of what it leaves."""
+    truth = word()
+    spectrum = np.linalg.svd(truth, compute_uv=False)
+    true_rank = int(np.linalg.matrix_rank(truth))
+    learned = [np.zeros_like(truth), *(adapter.delta() for adapter in learn_word(true_rank))]
+    shares = [1 - ((truth - delta) ** 2).sum() / (truth**2).sum() for delta in learned]
+    assert all(fewer < more for fewer, more in pairwise(shares))
+    assert shares[-1] > 0.999
+    counts = [rank * sum(truth.shape) for rank in range(len(learned))]
+    says = [
+        f"Rank {rank}: {count} numbers trained. Learned {share:.1%} of the change, left {1 - share:.1%}."
+        for rank, (count, share) in enumerate(zip(counts, shares, strict=True))
+    ]
+    values = [np.linalg.svd(delta, compute_uv=False) for delta in learned]
+    true = ["-", *(f"{value:.3g}" for value in spectrum)]
+    rows = [(r, counts[r], f"{shares[r]:.1%}", f"{1 - shares[r]:.1%}", true[r]) for r in range(len(learned))]
+    table = pictures.table(["rank", "numbers trained", "learned", "left", "true singular value of that number"], rows)
+    data = {
+        "truth": truth.astype(int).tolist(),
+        "learned": [np.round(delta, 2).tolist() for delta in learned],
+        "spectrum": np.round(spectrum, 3).tolist(),
+        "found": [np.round(v, 3).tolist() for v in values],
+        "says": says,
+    }
+    still = pictures.show(
+        pictures.stacked({"the truth": truth, "learned": learned[start], "left": truth - learned[start]}),
+        "Three grids: the change of weight, which spells LoRA; what an adapter learned of it at the slider's start, a "
+        "blurred word; and what is left.",
+    )
+    slider = Slider("rank", "rank of the adapter", [str(r) for r in range(len(learned))], start)
+    caption = (
+        f"A change of weight of {truth.shape[0]} x {truth.shape[1]} entries spells a word. Its rank is {true_rank}. "
+        "Each adapter was trained when this page was built. Orange is positive, blue negative."
+    )
+    return figure("rank", [slider], says[start], still, table, data, caption)
+
+
+# --- alpha and the learning rate against the loss ---------------------------------------------------------------------
+
+ALPHAS = (1, 2, 4, 8, 16, 32, 64)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+STEPS = 300
+MARKS = [0, 1, 2, 3, 5, 7, *range(10, STEPS + 1, 10)]
+
+
+def follow(alpha: float, lr: float) -> np.ndarray:  # -> (3, marks)
+    """Train one adapter of rank 4; return the loss, |A - A0| and |B| at the marked steps."""
+    rng = np.random.default_rng(0)
+    X, change = rng.standard_normal((256, 32)), rng.standard_normal((24, 3)) @ rng.standard_normal((3, 32)) / 3
+    R = X @ change.T + 0.1 * rng.standard_normal((256, 24))
+    adapter = LoRA.init(32, 24, rank=4, alpha=alpha, rng=rng, dtype="float64")
+    A0, adam, found = adapter.lora_A.copy(), Adam(adapter.trainable(), lr=lr), []
+    for step in range(STEPS + 1):
+        if step in MARKS:
+            moved = np.linalg.norm(adapter.lora_A - A0), np.linalg.norm(adapter.lora_B)
+            found.append([((adapter(X) - R) ** 2).mean(), *moved])
+        adam.step(backpropagate(adapter, X, R))
+    return np.array(found).T
+
+
+def alpha_and_rate(start: tuple[int, int] = (2, 4)) -> HTML:
+    """Return the picture of a training's curves under each alpha and each learning rate."""
+    runs = {(i, j): follow(alpha, lr) for i, alpha in enumerate(ALPHAS) for j, lr in enumerate(RATES)}
+    assert all(np.isfinite(run).all() for run in runs.values())
+
+    def sentence(i: int, j: int) -> str:
+        loss, A, B = runs[i, j]
+        return (
+            f"alpha {ALPHAS[i]}, rate {RATES[j]:g}: in {STEPS} steps the loss goes from {loss[0]:.3g} to "
+            f"{loss[-1]:.2g}. A moved by {A[-1]:.2f}, B by {B[-1]:.2f}."
+        )
+
+    # Of a larger alpha a smaller rate is enough.
+    enough = [next(j for j in range(len(RATES)) if runs[i, j][0, -1] < 0.1) for i in range(len(ALPHAS))]
+    assert enough == sorted(enough, reverse=True)
+    assert enough[0] > enough[-1]
+    table = pictures.table(
+        ["loss after the last step", *(f"rate {lr:g}" for lr in RATES)],
+        [(f"alpha {a}", *(f"{runs[i, j][0, -1]:.2g}" for j in range(len(RATES)))) for i, a in enumerate(ALPHAS)],
+    )
+    places = [[runs[i, j] for j in range(len(RATES))] for i in range(len(ALPHAS))]
+    data = {
+        "steps": MARKS,
+        "loss": [[[float(f"{v:.3g}") for v in run[0]] for run in row] for row in places],
+        "A": [[[float(f"{v:.3g}") for v in run[1]] for run in row] for row in places],
+        "B": [[[float(f"{v:.3g}") for v in run[2]] for run in row] for row in places],
+        "says": [[sentence(i, j) for j in range(len(RATES))] for i in range(len(ALPHAS))],
+    }
+    loss, A, B = runs[start]
+    curves = {"|A - A0|": (MARKS, A, pictures.BASE), "|B|": (MARKS, B, pictures.LORA)}
+    still = pictures.beside(
+        [
+            pictures.show(
+                pictures.lines(
+                    {"loss": (MARKS, loss, pictures.INK)}, size=(3.6, 2.7), xlabel="step", ylabel="loss", yscale="log"
+                ),
+                "The loss by step, on a logarithmic axis, for the alpha and the rate at the sliders' start.",
+            ),
+            pictures.show(
+                pictures.lines(curves, size=(3.6, 2.7), xlabel="step", ylabel="distance from the start"),
+                "The distances that A and B have moved from their starts, by step. B leaves first.",
+            ),
+        ]
+    )
+    sliders = [
+        Slider("alpha", "alpha", [str(a) for a in ALPHAS], start[0]),
+        Slider("rate", "learning rate", [f"{lr:g}" for lr in RATES], start[1]),
+    ]
+    caption = (
+        "An adapter of rank 4 learns a change of rank 3, from targets with noise of variance 0.01. Each pair was "
+        "trained by Adam when this page was built."
+    )
+    return figure("training", sliders, sentence(*start), still, table, data, caption)
+
+
+# --- the cost ledger against width, batch and rank --------------------------------------------------------------------
+
+WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+BATCHES = (1, 8, 32, 128, 512, 2048, 8192)
+LEDGER_RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LETTERS = {11: "N", 5: "w", 2: "r"}  # sizes that tell apart the letters of a product
+
+
+def spelled() -> dict[str, dict[str, Any]]:
+    """Return each way's products as letters, N rows, w width, r rank, and the shapes of what it trains."""
+    ways = costs.ways(11, 5, 5, 2, need_dx=True)
+    found = {}
+    for key, name in (("full", "full training"), ("lora", "LoRA beside its base")):
+        products = ["".join(LETTERS[size] for size in product) for product in ways[name].products]
+        shapes = {"full": ["ww"], "lora": ["rw", "wr"]}[key]
+        assert sum(np.prod([{"w": 5, "r": 2}[c] for c in shape]) for shape in shapes) == ways[name].parameters
+        found[key] = {"products": products, "shapes": shapes}
+    return found
+
+
+def tally(way: dict[str, Any], **sizes: int) -> dict[str, int]:
+    """Return what hands.js computes for a way: multiply-adds, the least bytes moved, and bytes of Adam's state."""
+
+    def size(letters: str) -> int:
+        return int(np.prod([sizes[c] for c in letters], dtype=object))
+
+    trained = sum(map(size, way["shapes"]))
+    moved = sum(size(p[0] + p[1]) + size(p[1] + p[2]) + size(p[0] + p[2]) for p in way["products"])
+    return {
+        "multiply-adds": sum(map(size, way["products"])),
+        "bytes moved": costs.BYTES * (moved + 7 * trained),
+        "bytes of Adam": costs.BYTES * 2 * trained,
+    }
+
+
+def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> HTML:
+    """Return the picture of a training step's cost inside a network, full and with LoRA, at each size."""
+    ways = spelled()
+    sizes = {"w": WIDTHS[start[0]], "N": BATCHES[start[1]], "r": LEDGER_RANKS[start[2]]}
+
+    def millions(number: float) -> str:
+        return f"{number / 1e6:,.0f}" if number >= 1e9 else f"{number / 1e6:.3g}"
+
+    def row(width: int) -> tuple[str, ...]:
+        full, lora = (tally(way, **{**sizes, "w": width}) for way in ways.values())
+        return (f"width {width}", *(cell for key in full for cell in (millions(full[key]), millions(lora[key]))))
+
+    head = ["millions", "multiply-adds, full", "LoRA", "bytes moved, full", "LoRA", "bytes of Adam, full", "LoRA"]
+    table = pictures.table(head, [row(width) for width in WIDTHS])
+    full, lora = (tally(way, **sizes) for way in ways.values())
+    says = (
+        f"Width {sizes['w']}, {sizes['N']} rows, rank {sizes['r']}: LoRA takes "
+        + ", ".join(f"{lora[key] / full[key]:.3g} of the {key}" for key in full)
+        + "."
+    )
+    still = pictures.show(
+        pictures.bars(
+            {f"{key}, {name}": values[key] / 1e6 for key in full for name, values in (("full", full), ("LoRA", lora))},
+            colours=[pictures.BASE, pictures.LORA] * 3,
+            xlabel="millions",
+            xscale="log",
+        ),
+        "Six bars in pairs: multiply-adds, bytes moved and bytes of Adam's state, of full training and of LoRA. LoRA's "
+        "are shorter, the last by far.",
+    )
+    sliders = [
+        Slider("width", "width of the layer", [str(w) for w in WIDTHS], start[0]),
+        Slider("batch", "rows in a batch", [str(b) for b in BATCHES], start[1]),
+        Slider("r", "rank", [str(r) for r in LEDGER_RANKS], start[2]),
+    ]
+    caption = (
+        "One training step of a layer inside a network, as many inputs as outputs, float32. The table has the first "
+        "position's batch and rank."
+    )
+    return figure("ledger", sliders, says, still, table, ways, caption)

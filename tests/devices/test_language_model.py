@@ -1,0 +1,57 @@
+"""A language model and its fine-tuning, wherever the arrays live."""
+
+import numpy as np
+import pytest
+
+from minilora import adapt, train
+from minilora.fast import accumulate
+from minilora.layer import rebuild
+from minilora.models.generate import generate
+from minilora.text import next_token_loss, windows
+
+from ..support.cupy_standin import traffic
+from ..support.language import LETTERS, TEXT, tiny_llama
+
+TARGETS = ["q_proj", "down_proj"]
+
+
+def fine_tune(put, *, rows=4, epochs=4, steps=8):
+    """Return the adapted model after some steps, and the losses: of the same start and batches everywhere."""
+    model = rebuild(tiny_llama(dtype="float32"), array=put)
+    adapted = adapt(model, TARGETS, rank=2, alpha=4, rng=np.random.default_rng(1))
+    X, Y, X_held, Y_held = (put(array) for array in windows([LETTERS.index(c) for c in TEXT], 8))
+    traffic.reset()
+    gradients = accumulate(rows, next_token_loss)
+    history = train(
+        adapted, X, Y, epochs=epochs, steps=steps, batch_size=4, lr=1e-2, rng=np.random.default_rng(2), log_every=1,
+        loss=next_token_loss, gradients=gradients, held_out=(X_held, Y_held),
+    )  # fmt: skip
+    return adapted, history.losses
+
+
+def test_fine_tuning_gives_the_losses_of_numpy(place):
+    adapted, losses = fine_tune(place.put_parameter)
+    expected, expected_losses = fine_tune(np.copy)
+    np.testing.assert_allclose(losses, expected_losses, rtol=0 if place.exact and place.exact_adam else 1e-4)
+    assert losses[-1] < losses[0]
+    for name, p in expected.trainable().items():
+        place.assert_same(adapted.trainable()[name], p, adam=True)
+
+
+@pytest.mark.parametrize("rows", [4, 1])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (3, 5)])
+def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, steps):
+    """Twice at the start, to look whether any target counts; once an epoch; twice for a measured loss."""
+    fine_tune(standin.asarray)  # the cosines and sines of all positions go over once
+    _, losses = fine_tune(standin.asarray, rows=rows, epochs=epochs, steps=steps)
+    assert traffic.waits == 2 + epochs + 2 * len(losses)
+    assert (traffic.to_device, traffic.to_host) == (epochs, 0)
+
+
+def test_generation_fetches_one_row_of_scores_a_token(standin):
+    """The token goes back, and the cosines and sines of its position."""
+    model = rebuild(tiny_llama(dtype="float32"), array=standin.asarray)
+    expected = list(generate(tiny_llama(dtype="float32"), [3, 1, 4], 6))
+    traffic.reset()
+    assert list(generate(model, [3, 1, 4], 6)) == expected
+    assert (traffic.to_device, traffic.to_host) == (3 * 6, 6)
