@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from ..files.errors import printable
@@ -83,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
     adapted = adapt(model, _targets(options.target_modules), rank=options.rank, alpha=options.alpha, rng=rng)
 
     rows = min(options.micro_batch or options.batch_size, len(X))
-    size, trained = parameter_count(model), parameter_count(adapted, trained=True)
     memory = cache_bytes(adapted.forward(X[:rows])[1])
-    print(f"model    {model_name(options)}, {size:,} parameters in {options.dtype}, {where.device}")
-    print(f"text     {printable(str(options.text))}, {len(ids):,} tokens: {len(X):,} windows of {options.length}")
-    print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers, {trained:,} parameters")
-    print(f"memory   {memory / 1e6:,.0f} MB of activations, kept for the backward of {rows} windows\n")
+    count, trained = parameter_count(model), parameter_count(adapted, trained=True)
+    print(f"model    {model_name(options)}: {count:,} parameters in {options.dtype}, {where.device}")
+    print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
+    print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
+    print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} windows\n")
     print("step  held-out loss, nats a token")
     print(f"{0:4}  {evaluate(adapted, X_held, Y_held, next_token_loss):.3f}", flush=True)
     start = time.perf_counter()
@@ -109,16 +108,17 @@ def run(options: argparse.Namespace) -> int:
         held_out=(X_held, Y_held),
     )
     seconds = time.perf_counter() - start
+    save_adapter(options.save, adapters(adapted), base_model=options.model and str(options.model))
     for step, loss in zip(history.epochs, history.losses, strict=True):
         print(f"{step:4}  {loss:.3f}")
-    save_adapter(options.save, adapters(adapted), base_model=options.model and str(options.model))
-    print(f"\n{seconds:.0f} s; adapter written to {printable(str(options.save))}")
+    print(f"\nadapter written to {printable(str(options.save))} after {seconds:.0f} s")
     return 0
 
 
-def _targets(text: str) -> str | Sequence[str]:
-    """Return a list of names as a list; a regular expression, or all-linear, as it is."""
-    return text if text == "all-linear" or not re.fullmatch(r"[\w.]+(,[\w.]+)*", text) else text.split(",")
+def _targets(text: str) -> str | list[str]:
+    """Return names as a list; a regular expression, or all-linear, as it is."""
+    names = [name.strip() for name in text.split(",")]
+    return names if text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
 def _check(options: argparse.Namespace) -> None:

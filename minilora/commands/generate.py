@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..files.errors import printable
 from .options import Defaults, add_backend, add_model, backend, model_path, path
 
 
@@ -50,16 +51,21 @@ def run(options: argparse.Namespace) -> int:
     if adapters:
         model = attach(model, adapters)
     ids = token_ids(options.prompt, tokenizer.encode, model.lm_head.out_features)
-    said: list[int] = []
-    shown = ""
-    print(options.prompt, end="", flush=True)
-    for token in generate(
+    stream = generate(
         model, [*tokenizer.begin, *ids], options.tokens, temperature=options.temperature, rng=rng, end=tokenizer.end
-    ):
+    )
+    print(_shown(options.prompt), end="", flush=True)
+    said, done = list(ids), len(tokenizer.decode(ids))
+    for token in stream:
         said.append(token)
-        text = tokenizer.decode([*ids, *said])[len(tokenizer.decode(ids)) :]
+        text = tokenizer.decode(said)
         if not text.endswith("\ufffd"):  # the bytes of a letter may come in several tokens
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+            print(_shown(text[done:]), end="", flush=True)
+            done = len(text)
     print()
     return 0
+
+
+def _shown(text: str) -> str:
+    """Return a text whose control characters, but for line breaks, cannot steer the terminal."""
+    return "\n".join(printable(line, len(line)) for line in text.split("\n"))

@@ -75,9 +75,9 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
     if path.is_dir():
         return _from_folder(path)
     open_regular(path).close()
-    if path.suffix == ".npz":
-        return _from_glassllm(path)
-    return _from_gguf(path)
+    if path.suffix not in (".gguf", ".npz"):
+        raise AdapterFileError(path, "expected a folder with config.json, a .gguf file or a .npz file")
+    return _from_gguf(path) if path.suffix == ".gguf" else _from_glassllm(path)
 
 
 def needed(package: str, why: str) -> Any:

@@ -46,7 +46,7 @@ def write_folder(folder: Path, model: Llama) -> Path:
         "num_key_value_heads": c.num_key_value_heads, "rms_norm_eps": c.rms_norm_eps, "rope_theta": (1 / 0.3) ** 2,
         "tie_word_embeddings": False, "eos_token_id": LETTERS.index("."),
     }  # fmt: skip
-    pieces = {"type": "Split", "pattern": {"Regex": "(?s:.)"}, "behavior": "Isolated", "invert": False}
+    pieces = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
     letters = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": pieces, "post_processor": None, "decoder": {"type": "Fuse"},

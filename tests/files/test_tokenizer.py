@@ -1,0 +1,155 @@
+"""Tokenizers of three formats. The oracles are byte counts and glassllm's and transformers' own (tests/peers)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora.files.errors import AdapterFileError
+from minilora.files.tokenizer import load_tokenizer
+
+from ..support.language import LETTERS, tiny_llama, write_folder
+
+tokenizers = pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+
+
+def byte_letters():
+    """Return how byte-level BPE writes each of the 256 bytes: as GPT-2 began to."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in kept]
+    return {b: chr(b) for b in kept} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+LETTER = byte_letters()
+
+
+def write_gguf(path: Path, *, model="gpt2", pre="smollm", eos=0, **left_out) -> Path:
+    """A tokenizer of all bytes, two merges and two control tokens, and no weights."""
+    gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+    words = ["<end>", "<turn>", *LETTER.values(), "th", "the"]
+    fields = {
+        "tokens": words,
+        "token_type": [3, 3] + [1] * (len(words) - 2),
+        "merges": ["t h", "th e"],
+    }
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_eos_token_id(eos)
+    if "tokens" not in left_out:
+        writer.add_token_list(fields["tokens"])
+    if "token_type" not in left_out:
+        writer.add_token_types(fields["token_type"])
+    if "merges" not in left_out:
+        writer.add_token_merges(fields["merges"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+TEXTS = ["the other theme", "", " \n\t ", "naïve café, 日本 😀", "don't  x=3.14\r\n", "\ufeff\u2028"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2"])
+def test_a_gguf_tokenizer_gives_back_every_text(tmp_path, text, pre):
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", pre=pre))
+    ids = found.encode(text)
+    assert found.decode(ids) == text
+    assert len(ids) == len(text.encode()) - 2 * text.count("the") - (text.count("th") - text.count("the"))
+    assert (found.begin, found.end) == ((), {0})
+
+
+def test_control_tokens_are_one_token_and_no_text(tmp_path):
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", eos=1))
+    ids = found.encode("<turn>th<end>")
+    assert [ids[0], ids[-1], len(ids), found.end] == [1, 0, 3, {1}]
+    assert found.decode(ids) == "th"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "llama"}, r"its tokenizer is \('llama', 'smollm'\), expected a byte-level BPE"),
+        ({"pre": "qwen2"}, r"its tokenizer is \('gpt2', 'qwen2'\)"),
+        ({"merges": None}, "its tokenizer has no merges"),
+        ({"tokens": None, "token_type": None}, "its tokenizer has no tokens and no token_type"),
+    ],
+)
+def test_a_gguf_tokenizer_of_another_kind_is_refused(tmp_path, change, message):
+    with pytest.raises(AdapterFileError, match=message):
+        load_tokenizer(write_gguf(tmp_path / "m.gguf", **change))
+
+
+def test_a_folder_has_its_tokenizer_and_its_end(tmp_path):
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    found = load_tokenizer(folder)
+    assert found.encode("the cat.") == [LETTERS.index(c) for c in "the cat."]
+    assert found.decode(np.array(found.encode("the\ncat."))) == "the\ncat."
+    assert (found.begin, found.end) == ((), {LETTERS.index(".")})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
+    assert load_tokenizer(folder).end == {3, 5}
+
+
+def test_what_a_text_begins_with_is_known(tmp_path):
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["added_tokens"] = [
+        {"id": 29, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        | {"special": True}
+    ]
+    config["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [29], "tokens": ["<s>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    found = load_tokenizer(folder)
+    assert (found.begin, found.encode("ab")) == ((29,), [0, 1])
+
+
+def test_glassllms_tokenizer_is_its_own():
+    glassllm = pytest.importorskip("glassllm", reason="pip install 'minilora[models]'")
+    weights = Path(glassllm.__file__).parent / "weights"
+    for language in ("en", "pt"):
+        found, own = load_tokenizer(weights / f"{language}.npz"), glassllm.load_pretrained(language)[1]
+        text = "In the beginning was the Word,\nand the Word was with God."
+        assert found.encode(text) == own.encode(text)
+        assert found.decode(found.encode(text)) == text
+        assert own.tokens(list(found.end)) == ["<eos>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("m.gguf", b"GGUF\x03\0\0\0", "m.gguf': not a GGUF file"),
+        ("m.gguf", b"", "m.gguf': not a GGUF file"),
+        ("m/tokenizer.json", b"{", "tokenizer.json': not a tokenizer"),
+        ("m/tokenizer.json", b'{"version": 1, "alphabet": [], "merges": []}', "tokenizer.json': not a tokenizer"),
+        ("m/config.json", b"{}", "tokenizer.json': there is no such file"),
+        ("m.npz", b"", "m.tokenizer.json': not glassllm's tokenizer"),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, name, data, message):
+    pytest.importorskip("gguf")
+    pytest.importorskip("glassllm")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(AdapterFileError, match=message):
+        load_tokenizer(tmp_path / name.split("/")[0])
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(AdapterFileError, match=r"nowhere.gguf': there is no such file"):
+        load_tokenizer(tmp_path / "nowhere.gguf")
+
+
+@pytest.mark.parametrize(("name", "package"), [("m.gguf", "gguf"), ("m", "tokenizers"), ("m.npz", "glassllm")])
+def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    (tmp_path / name).mkdir() if name == "m" else (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"needs {package} .*: pip install 'minilora\[models\]'"):
+        load_tokenizer(tmp_path / name)

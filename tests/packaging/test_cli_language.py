@@ -1,0 +1,267 @@
+"""``minilora finetune`` and ``minilora generate``."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import Llama, LoRA, adapt, adapters, attach, cross_entropy, evaluate, load_adapter, save_adapter, train
+from minilora.commands.finetune import LOG_EVERY
+from minilora.models.generate import generate
+from minilora.text import windows
+
+from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama, write_folder
+from .test_cli import run
+
+pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+ROOT = Path(__file__).parents[2]
+SMALL = ["--steps", "30", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A model, a text, and the working folder in which both lie."""
+    write_folder(tmp_path / "model", tiny_llama())
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def finetune(*more):
+    return run("finetune", "text", "--save", "a", "--model", "model", *SMALL, *more)
+
+
+def losses(out):
+    """Return the held-out losses that were printed, by step."""
+    rows = [line.split() for line in out.splitlines()]
+    return {int(row[0]): float(row[1]) for row in rows if len(row) == 2 and row[0].isdigit()}
+
+
+def test_finetuning_is_adapt_and_train(folder, capsys):
+    assert finetune("--seed", "5") == 0
+    out, err = capsys.readouterr()
+    model = Llama.load("model")
+    X, Y, *held_out = windows([LETTERS.index(c) for c in TEXT], 8)
+    rng = np.random.default_rng(5)
+    adapted = adapt(model, "all-linear", rank=2, alpha=16, rng=rng)
+    before = evaluate(adapted, *held_out, cross_entropy)
+    given = {"epochs": 30, "steps": 1, "batch_size": 4, "lr": 0.02, "log_every": LOG_EVERY, "rng": rng}
+    history = train(adapted, X, Y, loss=cross_entropy, held_out=tuple(held_out), **given)
+    assert list(losses(out)) == [0, *history.epochs] == [0, 20, 30]
+    np.testing.assert_allclose(list(losses(out).values()), [before, *history.losses], atol=6e-4)
+    saved = load_adapter("a")
+    assert saved.keys() == adapters(adapted).keys()
+    for path, adapter in adapters(adapted).items():
+        np.testing.assert_array_equal(saved[path].lora_A, adapter.lora_A)
+        np.testing.assert_array_equal(saved[path].lora_B, adapter.lora_B)
+    assert losses(out)[30] < 0.8 * losses(out)[0]
+    assert err == ""  # no progress bar where there is no terminal
+
+
+def test_finetuning_says_what_it_works_on(folder, capsys):
+    assert finetune("--target-modules", "q_proj,v_proj", "--micro-batch", "2") == 0
+    out = capsys.readouterr().out
+    size = sum(a.size for a in arrays_of(tiny_llama()).values())
+    assert f"model    model: {size:,} parameters in float32, CPU" in out
+    assert f"text     text: {len(TEXT):,} tokens, 228 windows of 8" in out
+    assert "adapter  rank 2 beside 4 layers: 192 parameters" in out
+    assert "MB of activations for the backward of 2 windows" in out
+    assert "adapter written to a" in out
+
+
+@pytest.mark.parametrize(
+    ("asked", "targets"),
+    [
+        ("q_proj", ["q_proj"]),
+        ("up_proj, model.layers.1.self_attn.o_proj", ["up_proj", "layers.1.self_attn.o_proj"]),
+        (r".*layers\.0\..*(k|v)_proj", ["layers.0.self_attn.k_proj", "layers.0.self_attn.v_proj"]),
+        ("all-linear", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    ],
+)
+def test_target_modules_are_names_or_a_regular_expression(folder, asked, targets):
+    assert finetune("--steps", "1", "--target-modules", asked) == 0
+    expected = adapt(tiny_llama(), targets, rank=1, alpha=1, rng=np.random.default_rng(0))
+    assert load_adapter("a").keys() == adapters(expected).keys()
+
+
+def test_micro_batches_change_the_memory_alone(folder, capsys):
+    found = []
+    for more in ([], ["--micro-batch", "1"], ["--micro-batch", "3"], ["--micro-batch", "99"]):
+        assert finetune("--dtype", "float64", "--steps", "3", *more) == 0
+        memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
+        found.append((float(memory.split()[1]), {path: a.delta() for path, a in load_adapter("a").items()}))
+    assert found[1][0] <= 0.3 * found[0][0]
+    for _, deltas in found:
+        for path, delta in deltas.items():
+            np.testing.assert_allclose(delta, found[0][1][path], atol=1e-6)
+
+
+BAD = [
+    (["--rank", "0"], "rank must be at least 1, got 0"),
+    (["--steps", "0"], "steps must be at least 1, got 0"),
+    (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+    (["--batch-size", "229"], "batch_size must be at most the 228 rows of X, got 229"),
+    (["--micro-batch", "0"], "micro_batch must be at least 1, got 0"),
+    (["--length", "0"], "length must be at least 1, got 0"),
+    (["--length", "1020"], "the text has 2040 tokens, expected at least 2041: two windows of 1020"),
+    (["--lr", "0"], "lr must be above 0 and finite, got 0.0"),
+    (["--alpha", "1e300"], "alpha must be above 1e-30 and below 1e+30, got 1e+300"),
+    (["--seed", "-1"], "seed must be at least 0, got -1"),
+    (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+    (["--target-modules", "query"], "target_modules=['query'] names no layer"),
+    (["--target-modules", "q_proj;v_proj"], "target_modules='q_proj;v_proj' names no layer"),
+    (["--target-modules", ""], "target_modules='' names no layer"),
+    (["--save", "text"], "/text' is a file, expected a folder"),
+    (["--checkpoint", "text/c"], "checkpoints cannot be kept in 'text'"),
+    (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
+    (["--model", "nowhere"], "nowhere"),
+    (["--model", "text"], "expected a folder with config.json, a .gguf file or a .npz file"),
+    (["--model", ""], "argument --model: the name is empty"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_a_bad_argument_is_refused_before_the_training(folder, arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr("minilora.optim.Adam.step", lambda *a: pytest.fail("training began"))
+    assert finetune(*arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert sorted(os.listdir()) == ["model", "text"]
+
+
+@pytest.mark.parametrize(("text", "message"), [(b"\xff", "not a text in UTF-8"), (b"the cat", "the text has 7 tokens")])
+def test_a_text_that_cannot_be_trained_on_is_refused(folder, text, message, capsys):
+    Path("text").write_bytes(text)
+    assert finetune() == 2
+    assert message in capsys.readouterr().err
+    assert not Path("a").exists()
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder, capsys):
+    words = json.loads(Path("model/tokenizer.json").read_text())
+    words["model"]["vocab"]["t"] = 40
+    Path("model/tokenizer.json").write_text(json.dumps(words))
+    assert finetune() == 2
+    assert "the tokenizer gives ids up to 40, and the model has 29 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
+    arguments = ["--steps", "50", "--checkpoint", "c"]
+    command = [
+        sys.executable,
+        "-m",
+        "minilora",
+        "finetune",
+        "text",
+        "--model",
+        "model",
+        "--save",
+        "a",
+        *SMALL,
+        *arguments,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}) as first:
+        while not Path("c").exists() and first.poll() is None:
+            time.sleep(0.002)
+        time.sleep(0.03)  # some steps
+        first.send_signal(how)
+        assert first.wait() in (-signal.SIGKILL, 130)
+    assert not Path("a").exists()
+    assert finetune(*arguments) == 0
+    resumed = Path("a", "adapter_model.safetensors").read_bytes()
+    assert finetune(*arguments[:2]) == 0
+    assert Path("a", "adapter_model.safetensors").read_bytes() == resumed
+
+
+# --- generate -------------------------------------------------------------------------------------
+
+
+def test_generate_says_what_the_model_says(folder, capsys):
+    assert finetune() == 0
+    capsys.readouterr()
+    model = Llama.load("model")
+    ids = [LETTERS.index(c) for c in "the cat"]
+    said = {}
+    for name, more, m in (("plain", [], model), ("adapted", ["--adapter", "a"], attach(model, load_adapter("a")))):
+        assert run("generate", "the cat", "--model", "model", "--tokens", "20", "--temperature", "0", *more) == 0
+        said[name] = capsys.readouterr().out
+        expected = "".join(LETTERS[i] for i in generate(m, ids, 20, end={LETTERS.index(".")}))
+        assert said[name] == f"the cat{expected}\n"
+    assert said["plain"] != said["adapted"]
+
+
+def test_a_seed_chooses_the_text(folder, capsys):
+    said = []
+    for more in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--temperature", "0.01"]):
+        assert run("generate", "the", "--model", "model", *more) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert len(set(said)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "--model", "model"], "the prompt is empty"),
+        (["the", "--model", "model", "--tokens", "0"], "tokens must be at least 1, got 0"),
+        (["the", "--model", "model", "--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
+        (["the", "--model", "model", "--temperature", "nan"], "temperature must be at least 0 and finite, got nan"),
+        (["the", "--model", "model", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["the", "--model", "model", "--adapter", "model"], "adapter_config.json"),
+        (["the", "--model", "model", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
+        (["the", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_said_is_one_line(folder, arguments, message, capsys):
+    assert run("generate", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_an_adapter_of_another_model_is_refused(folder, capsys):
+    save_adapter("b", {"model.layers.7.self_attn.q_proj": LoRA(np.ones((1, 12)), np.ones((16, 1)), 1.0)})
+    assert run("generate", "the", "--model", "model", "--adapter", "b") == 2
+    assert "model.layers.7.self_attn.q_proj" in capsys.readouterr().err
+
+
+def test_a_models_words_cannot_steer_the_terminal(folder, capsys):
+    words = json.loads(Path("model/tokenizer.json").read_text())
+    evil = {letter: i for i, letter in enumerate(LETTERS) if letter not in "abcdefghijklm"}
+    evil |= {f"\x1b[{i}J\u202e": i for i in range(13)}
+    words["model"]["vocab"] = evil
+    Path("model/tokenizer.json").write_text(json.dumps(words))
+    assert run("generate", "no\x07", "--model", "model", "--tokens", "60", "--temperature", "3") == 0
+    out = capsys.readouterr().out
+    assert "\\x1b[" in out
+    assert out.startswith("no\\x07")
+    assert out.replace("\n", "").isprintable()
+
+
+def test_without_a_model_glassllms_is_taken(folder, capsys):
+    pytest.importorskip("glassllm")
+    assert run("finetune", "text", "--save", "a", "--steps", "2", "--batch-size", "2", "--length", "16") == 0
+    out = capsys.readouterr().out
+    assert "glassllm's English model: 852,608 parameters in float32" in out
+    assert losses(out)[2] < losses(out)[0]
+    assert json.loads(Path("a/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert run("generate", "The cat", "--adapter", "a", "--tokens", "5") == 0
+    assert capsys.readouterr().out.startswith("The cat")
+
+
+def test_a_missing_default_model_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "glassllm", None)
+    for command in (["generate", "the"], ["finetune", "text", "--save", "a"]):
+        assert run(*command) == 2
+        assert "needs glassllm" in capsys.readouterr().err
