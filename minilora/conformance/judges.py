@@ -1,4 +1,4 @@
-"""The claims of the contract that are no comparison of numbers: how an adapter starts, Adam's steps, the frozen base."""
+"""The claims that are no comparison of numbers: how an adapter starts, Adam's steps, the frozen base."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def adam_problem() -> tuple[Arrays, list[Arrays]]:
 def adam_follows(
     begin: Arrays,
     steps: list[Arrays],
-    direction: Callable[..., np.ndarray] = lambda m, v, t, g: (
-        (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-    ),
+    direction: Callable[..., np.ndarray] = lambda m, v, t, g: (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),
 ) -> Arrays:
     """Return where the steps lead: by Algorithm 1 of the paper with lr 1e-3, or in another direction."""
     found = {}
