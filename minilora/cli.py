@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import article, check, finetune, generate, inspect, merge, streams
+from .commands import article, check, finetune, generate, inspect, merge, streams, vectors
 
-COMMANDS = (article, finetune, generate, check, merge, inspect)
+COMMANDS = (article, finetune, generate, check, merge, inspect, vectors)
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.

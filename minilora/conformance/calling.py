@@ -114,6 +114,7 @@ class Watch:
 
 
 def described(value: Any) -> str:
+    """Return what a value is, for a message."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
     return "None" if value is None else f"a {type(value).__name__}"

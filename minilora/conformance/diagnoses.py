@@ -81,7 +81,7 @@ def _turned(problem: Problem) -> Parts:
 
 def _last_of_each(X: np.ndarray) -> np.ndarray:
     """Return one-hot rows in which an id that comes again is left out the first time."""
-    return X * (np.cumsum(X[::-1], axis=0)[::-1] == 1)
+    return np.asarray(X * (np.cumsum(X[::-1], axis=0)[::-1] == 1))
 
 
 def _without_first_id(X: np.ndarray) -> np.ndarray:
@@ -201,9 +201,7 @@ BUGS: Sequence[Bug] = (
     ),
     Bug("DoRA divides by the square of the norm", {"gain": lambda m, n: m[:, None] / n**2}, "forward"),
     Bug("DoRA's norm is one number for the whole of V", {"length": lambda W, BA, s: _whole(W + s * BA)}, "forward"),
-    Bug(
-        "DoRA does not divide by the norm: the output is m x V^T", {"gain": lambda m, n: m[:, None] + 0 * n}, "forward"
-    ),
+    Bug("DoRA does not divide by the norm: the output is m x V^T", {"gain": lambda m, n: m[:, None]}, "forward"),
     Bug("DoRA's magnitude is not applied: rows have the length 1", {"gain": lambda m, n: 1 / n}, "forward"),
     Bug("the magnitude is ignored: this is LoRA", {"gain": lambda m, n: np.ones((len(m), 1))}, "forward"),
     Bug("DoRA's magnitude multiplies the bias too", {"bias": lambda b, G: G[:, 0] * b}, "forward"),
@@ -320,22 +318,22 @@ def diagnose(
 def _explained(
     bugs: tuple[Bug, ...], before: tuple[Bug, ...], trials: Sequence[Trial], found: Sequence[Arrays], left: set[str]
 ) -> tuple[tuple[int, int, int], Found] | None:
-    """Return a rank and the answers that bugs explain, on top of others: where every number is as they would have it."""
+    """Return a rank, and the answers that bugs explain on top of others: all whose numbers are as they have them."""
     shows = {name for bug in bugs for name in bug.shows if name in left}
     affected: set[str] = set()
     furthest = 0.0
     for trial, answers in zip(trials, found, strict=True):
-        if not shows:
-            return None
-        without, predicted = _predicted(before, trial), _predicted((*before, *bugs), trial)
-        for name, answer in answers.items():
-            if not trial.agrees(name, predicted[name], without[name]):
-                affected.add(name)
-            distance = trial.distance(name, answer, predicted[name])
+        predicted = _predicted((*before, *bugs), trial)
+        for name in shows & answers.keys():
+            distance = trial.distance(name, answers[name], predicted[name])
             if distance > 4 * TOLERANCE:
                 shows.discard(name)
-            elif name in shows:
+            else:
                 furthest = max(furthest, distance)
+        if not shows:
+            return None
+        without = _predicted(before, trial)
+        affected |= {k for k in answers.keys() - affected if not trial.agrees(k, predicted[k], without[k])}
     explains = shows & affected
     if not explains:
         return None

@@ -1,4 +1,4 @@
-"""The claims of the contract that are no comparison of numbers: how an adapter starts, Adam's steps, the frozen base."""
+"""The claims that are no comparison of numbers: how an adapter starts, Adam's steps, the frozen base."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@
     conv1d                (N, C, L)       (out, C, K)        (r, C, K)         (out, r, 1)
     conv2d                (N, C, H, W)    (out, C, KH, KW)   (r, C, KH, KW)    (out, r, 1, 1)
 
-The shapes are those of PyTorch and of PEFT. `Ids` and `Images` rewrite them, in a way of their own: this library's
-layers are held against them. Ids become one-hot rows. An image becomes patches by a table of places, which says for each
-entry of a row where in the image it stands.
+The shapes are those of PyTorch and of PEFT. `Ids` and `Images` rewrite them in a way of their own, since this library's
+layers are held against them. Ids become one-hot rows. An image becomes patches by a table of places, which says for
+each entry of a row where in the image it stands.
 
 With g groups, weight is (out, C/g, ...), lora_A (r, C, ...) and lora_B (out, r/g, ...), as PEFT has them since its pull
 request 2567: each group of outputs sees a share of the r hidden channels, and these see the whole image. That is no
@@ -105,9 +105,9 @@ class Images(Problem):
 
     def only(self, names: frozenset[str]) -> Images:
         """Return the same problem with 1, 0 and 1 for the options that are not among the names."""
-        plain = {"stride": 1, "padding": 0, "dilation": 1}
-        left = {name: (value,) * len(self.kernel) for name, value in plain.items() if name not in names}
-        return replace(self, **left, groups=self.groups if "groups" in names else 1)
+        ones, zeros = (1,) * len(self.kernel), (0,) * len(self.kernel)
+        plain: dict[str, Any] = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
+        return replace(self, **{name: value for name, value in plain.items() if name not in names})
 
     @cached_property
     def places(self) -> np.ndarray:  # (P, C K)
@@ -139,7 +139,7 @@ class Images(Problem):
         """Return images, and kernels; an entry of dx is the sum over its places in all rows."""
         n, ones = self.n, (1 for _ in self.kernel)
         dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1))
-        np.add.at(dx, (slice(None), self.places), answers["x"].reshape(n, *self.places.shape))
+        np.add.at(dx.T, self.places, np.moveaxis(answers["x"].reshape(n, *self.places.shape), 0, -1))
         shaped = {
             "y": np.moveaxis(answers["y"].reshape(n, *self.positions, -1), -1, 1),
             "x": dx[:, :-1].reshape(n, self.in_features, *self.sizes),
@@ -221,8 +221,8 @@ EMBEDDING = (
 )
 KINDS = {
     "linear": Kind(RIGHT, LINEAR),
-    "rslora": Kind(RSLORA, LINEAR),
-    "dora": Kind(DORA, LINEAR),
+    "rslora": Kind(RSLORA, LINEAR[:-1]),
+    "dora": Kind(DORA, LINEAR[:-1]),
     "embedding": Kind(RIGHT, EMBEDDING),
     "conv1d": Kind(RIGHT, CONV1D),
     "conv2d": Kind(RIGHT, CONV2D),

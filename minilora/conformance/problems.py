@@ -78,7 +78,7 @@ class Problem:
     @property
     def magnitude(self) -> np.ndarray:
         """DoRA's length of each row, (out,)."""
-        return 1 + np.abs(self.randn("magnitude", self.out_features))
+        return np.asarray(1 + np.abs(self.randn("magnitude", self.out_features)))
 
     @property
     def options(self) -> dict[str, Any]:

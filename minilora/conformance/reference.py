@@ -96,7 +96,8 @@ class Formulas:
 
 def rows_length(W: np.ndarray, BA: np.ndarray, s: float) -> np.ndarray:
     """Return the length of each row of V, (out, 1)."""
-    return np.asarray(np.linalg.norm(W + s * BA, axis=1, keepdims=True))
+    V = W + s * BA
+    return np.asarray(np.sqrt((V * V).sum(axis=1, keepdims=True)))
 
 
 QUANTITIES = {
@@ -144,19 +145,20 @@ class Trial:
     formulas: Formulas = field(default=RIGHT)
 
     @classmethod
-    def draw(cls, problem: Problem, dtype: str, formulas: Formulas) -> Trial:
-        """Draw a problem's values, round them, and answer them."""
+    def draw(cls, problem: Problem, dtype: str, formulas: Formulas, view: type[np.ndarray] = np.ndarray) -> Trial:
+        """Draw a problem's values, round them, and answer them; by the arithmetic of a subclass of arrays, if asked."""
         full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
         if formulas.length is not None:
             full["magnitude"] = problem.magnitude
         arrays = {name: round_to(a, dtype) for name, a in full.items()}
-        rows, lengths = _rows(problem, arrays), None
+        rows, lengths = {name: a.view(view) for name, a in _rows(problem, arrays).items()}, None
         if formulas.length is not None:
             BA = rows["lora_B"] @ rows["lora_A"]
             lengths = formulas.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
-        right = problem.shaped(formulas.answers(rows, problem.alpha))
+        right = formulas.answers(rows, problem.alpha)
         sizes = formulas.answers({name: np.abs(a) for name, a in rows.items()}, problem.alpha, lengths)
-        return cls(problem, arrays, right, problem.shaped(sizes), UNIT[dtype], formulas)
+        plain = [problem.shaped({name: np.asarray(a) for name, a in one.items()}) for one in (right, sizes)]
+        return cls(problem, arrays, plain[0], plain[1], UNIT[dtype], formulas)
 
     def by(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""

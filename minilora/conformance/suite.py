@@ -22,8 +22,8 @@ x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
   PEFT, or False where the gradient passes through the norm.
 - "embedding": x are ids, bias is None, and there is no dx.
-- "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has among
-  its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
+- "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has
+  among its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
 """
 
 from __future__ import annotations
@@ -235,13 +235,14 @@ def judge_numbers(
     report.diagnoses += [str(bug) for bug in bugs]
     unknown = [_describe(trials, found, key) for key in unexplained(wrong, bugs)]
     report.diagnoses += sorted(unknown, key=lambda text: EVERY_ENTRY not in text)
-    for claim, (function, keys) in ANSWERS.items():
+    for claim, (_, keys) in ANSWERS.items():
         texts = [_describe(trials, found, key) for key in keys if key in wrong]
         if claim == "slope" and returned is not None and (missing := _missing(trials, there, returned)):
             texts.append(missing)
             report.diagnoses.append(missing)
         report.claims[claim] = "; ".join(texts) or ("ok" if there & set(keys) else "not offered")
     report.claims["scaling"] = _scaling(trials, found, factors)
+    report.claims = {claim: report.claims[claim] for claim in CLAIMS if claim in report.claims}
     for key in QUANTITIES:
         if key in there:
             report.errors[key] = max(
@@ -266,23 +267,21 @@ def _changes_its_mind(trial: Trial, first: Arrays, second: Arrays, claim: str) -
         if key not in first or key not in second or trial.agrees(key, second[key], first[key].astype(np.float64)):
             continue
         if trial.agrees(key, first[key]):
-            return (
-                f"{QUANTITIES[key]} is another one when it is asked for a second time: something is kept between calls"
-            )
+            return f"{QUANTITIES[key]} is another one the second time it is asked for: something is kept between calls"
         if np.shape(first[key]) == np.shape(trial.right[key]) and np.isfinite(first[key]).all():
             return f"{QUANTITIES[key]} is another one at each call with the same arguments: is dropout on?"
     return ""
 
 
 def _factors(trials: Sequence[Trial], found: Sequence[Arrays]) -> dict[Problem, float]:
-    """Measure the factor that the update has in each output; empty where the output is not base plus factor times it."""
+    """Measure the factor of the update in each output; empty where an output is not the base plus a factor times it."""
     factors: dict[Problem, float] = {}
     for trial, one in zip(trials, found, strict=True):
         if "y" not in one or "magnitude" in trial.arrays:
             continue
         if trial.problem.start:  # the update is zero there: lora_B's gradient has the factor
             right = trial.right["lora_B"]
-            if np.shape(one.get("lora_B")) == np.shape(right):
+            if "lora_B" in one and np.shape(one["lora_B"]) == np.shape(right):
                 s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
                 factors[trial.problem] = s * float((one["lora_B"] * right).sum() / (right * right).sum())
             continue

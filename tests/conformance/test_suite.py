@@ -328,11 +328,18 @@ def test_without_a_forward_nothing_can_be_checked():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("dtype", "float8"), ("scaling", "r"), ("orientation", "sideways"), ("kinds", {"vera": 1})]
+    ("name", "value", "said"),
+    [
+        ("dtype", "float8", "float8"),
+        ("scaling", "r", "scaling of thing .* 'r'"),
+        ("orientation", "sideways", "sideways"),
+        ("kinds", {"vera": 1}, "vera"),
+        ("kinds", ["dora"], "kinds of thing must be a dict of objects, got list"),
+    ],
 )
-def test_what_is_declared_must_be_known(name, value):
-    with pytest.raises(CannotRun, match=str(value) if isinstance(value, str) else "vera"):
-        check(implementation(**{name: value}))
+def test_what_is_declared_must_be_known(name, value, said):
+    with pytest.raises(CannotRun, match=said):
+        check(implementation(**{name: value}), name="thing")
 
 
 def test_an_exception_on_one_problem_is_a_broken_claim():

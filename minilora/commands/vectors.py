@@ -1,0 +1,38 @@
+"""``minilora vectors``: problems and answers for implementations in other languages."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..files.errors import printable
+from .options import path
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "vectors",
+        help="write problems and answers for a LoRA in another language, or judge what it answered",
+        description=(
+            "Write problems and answers as safetensors, with an index in JSON: linear layers, embeddings, "
+            "convolutions, rsLoRA, DoRA both ways, ten steps of Adam; float64 and float32. With --compare, judge the "
+            "answers that a program wrote. Exit code 1 if a claim is broken."
+        ),
+    )
+    parser.add_argument("folder", type=path, metavar="DIR", help="the vectors: a new folder; their own to compare")
+    parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the vectors, or print a verdict for each precision. Returns 1 where one is wrong."""
+    from ..conformance import vectors
+
+    if options.compare is None:
+        count = vectors.write(options.folder)
+        print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
+        return 0
+    reports = vectors.compare(options.folder, options.compare)
+    print("\n\n".join(map(str, reports)))
+    return 0 if all(report.passed for report in reports) else 1

@@ -1,0 +1,306 @@
+"""Problems and answers as files, for implementations in any language: `write`, and `compare` for what they answered.
+
+A folder of vectors has one safetensors file for each case, and ``index.json``, which says what is in them. A case is a
+problem of the suite in one precision. Its file has
+
+    the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude; alpha; for a convolution stride,
+                   padding, dilation and groups
+    the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
+    their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
+
+A foreign program reads a problem and writes its answers into a file of the same name in another folder, under the same
+names. It may leave out files, and answers. A case's flags are the known bugs that it catches: there, a bug's numbers
+differ from the right ones.
+
+The answers are summed in one order, first to last, so one version writes the same bits whatever BLAS there is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from .diagnoses import BUGS, Bug
+from .judges import ADAM_BUGS, adam_follows, adam_problem, adam_verdict
+from .kinds import KINDS, Kind
+from .problems import Arrays, Problem
+from .reference import TOLERANCE, UNIT, Trial
+from .suite import CannotRun, Report, judge_numbers
+
+DTYPES = ("float64", "float32")
+SETS: Mapping[str, Kind] = KINDS | {
+    "dora-full": replace(KINDS["dora"], formulas=replace(KINDS["dora"].formulas, through_norm=1.0))
+}
+"""The kinds, and DoRA's other way: the gradient passes through its norm."""
+NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
+"""The answers in a file, and in a report."""
+ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
+HOW = (
+    "Each case is a safetensors file: a problem, its answers, and their sizes.",
+    "x, dy, weight, bias, lora_A, lora_B, magnitude and alpha are the problem; without a bias there is no tensor bias.",
+    "y is the output; dx, dA, dB and dm are the gradients at x, lora_A, lora_B and magnitude for the gradient dy at y;"
+    " merged is the weight with the update folded in.",
+    "An answer is right where |found - answer| <= tolerance * size, with the tolerance of the case's dtype.",
+    "Write your answers under the same names into a file of the same name in a folder of your own. Leave out what you"
+    " do not have. `minilora vectors THIS --compare YOURS` says what is wrong.",
+    "A case's flags are the known bugs that it catches.",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem of a kind, in one precision."""
+
+    kind: str
+    number: int
+    dtype: str
+
+    @property
+    def problem(self) -> Problem:
+        """The problem, without a precision."""
+        return SETS[self.kind].problems[self.number]
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.kind}-{self.number}-{self.dtype}.safetensors"
+
+    def trial(self) -> Trial:
+        """Return the problem in its precision, with the answers."""
+        return Trial.draw(self.problem, self.dtype, SETS[self.kind].formulas)
+
+
+CASES = tuple(
+    Case(kind, number, dtype) for kind in SETS for number in range(len(SETS[kind].problems)) for dtype in DTYPES
+)
+
+
+class OneOrder(np.ndarray):
+    """A matrix that adds one term after another, first to last, and so has the same bits whatever BLAS there is."""
+
+    def __matmul__(self, other: Any) -> Any:
+        left, right = np.asarray(self), np.asarray(other)
+        total = np.zeros((len(left), right.shape[1]))
+        for k in range(len(right)):
+            total += left[:, k, None] * right[k]
+        return total.view(OneOrder)
+
+    def sum(self, axis: int, keepdims: bool = False, **_: Any) -> Any:  # type: ignore[override]
+        """Return sums along one axis."""
+        total = np.take(np.cumsum(np.asarray(self), axis=axis), -1, axis=axis)
+        return (np.expand_dims(total, axis) if keepdims else total).view(OneOrder)
+
+
+def tensors(case: Case) -> Arrays:
+    """Return all that stands in a case's file."""
+    trial = Trial.draw(case.problem, case.dtype, SETS[case.kind].formulas, OneOrder)
+    problem, right = trial.problem, trial.right
+    steps = {name: np.atleast_1d(np.array(value, np.int64)) for name, value in problem.options.items()}
+    found = {name: of for name, of in NAMES.items() if of in right}
+    return {
+        **trial.arrays,
+        "alpha": np.array([problem.alpha]),
+        **steps,
+        **{name: right[of] for name, of in found.items()},
+        **{f"size.{name}": trial.sizes[of] for name, of in found.items()},
+    }
+
+
+def adam_tensors(dtype: str) -> Arrays:
+    """Return ten steps of Adam: where they begin, the gradients, and where they end."""
+    begin, steps = adam_problem()
+    begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
+    exact = adam_follows({k: p.astype(np.float64) for k, p in begin.items()}, steps)
+    letters = {"lora_A": "A", "lora_B": "B"}
+    return {
+        **{f"begin_{letters[name]}": p for name, p in begin.items()},
+        **{f"grads_{letters[name]}": np.array([grads[name] for grads in steps]) for name in begin},
+        **{f"end_{letters[name]}": p for name, p in exact.items()},
+    }
+
+
+def _rounded(arrays: Arrays, dtype: str) -> Arrays:
+    return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+# --- the index ------------------------------------------------------------------------------------
+
+
+def flag_of(name: str) -> str:
+    """Return a bug's name as one word: what stands before the first colon or comma."""
+    return re.sub(r"[^a-z0-9]+", "-", re.split("[:,]", name.lower().replace("'s", ""))[0]).strip("-")
+
+
+def links(source: str) -> list[str]:
+    """Return where a bug was made, as addresses."""
+    found = []
+    for place in filter(None, source.split(", ")):
+        name, number = place.rsplit(" ", 1)
+        issue = f"https://github.com/{name}/issues/{number.removeprefix('#')}"
+        found.append(issue if number.startswith("#") else f"https://pypi.org/project/{name}/{number}/")
+    return found
+
+
+def caught(bug: Bug, trial: Trial) -> bool:
+    """Return whether a bug shows in a case: whether its numbers differ from the right ones."""
+    parts = bug.by(trial)
+    if not parts:
+        return False
+    return any(name in bug.shows and not trial.agrees(name, answer) for name, answer in trial.by(**parts).items())
+
+
+def index() -> dict[str, Any]:
+    """Return what ``index.json`` holds."""
+    flags: dict[str, Any] = {}
+    for bug in BUGS:
+        flags.setdefault(flag_of(bug.name), {"bug": bug.name, "breaks": bug.breaks, "made in": links(bug.source)})
+    for name in ADAM_BUGS:
+        flags[flag_of(name)] = {"bug": name, "breaks": "adam", "made in": []}
+    cases: list[dict[str, Any]] = []
+    shown: dict[Any, list[str]] = {}
+    for case in CASES:
+        place = (case.kind, case.number)
+        if place not in shown:
+            trial = case.trial()
+            shown[place] = list(dict.fromkeys(flag_of(bug.name) for bug in BUGS if caught(bug, trial)))
+        entry = {"file": case.file, "kind": case.kind, "dtype": case.dtype, "sizes": str(case.problem)}
+        cases.append(entry | {"flags": shown[place]})
+    for dtype in DTYPES:
+        sizes = "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
+        flags_ = [flag_of(name) for name in ADAM_BUGS]
+        cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": flags_})
+    return {
+        "minilora": __version__,
+        "how": list(HOW),
+        "tolerance": {dtype: TOLERANCE * UNIT[dtype] for dtype in DTYPES},
+        "tolerance of adam, without a size": ADAM_TOLERANCE,
+        "cases": cases,
+        "flags": flags,
+    }
+
+
+def _json(value: Any, depth: int = 2) -> str:
+    """Return JSON with a line for each thing down to a depth, and what is deeper on that line."""
+    if depth == 0 or not isinstance(value, (dict, list)):
+        return json.dumps(value)
+    pad = " " * (3 - depth)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(pad + _json(one, depth - 1) for one in value) + "\n" + pad[1:] + "]"
+    lines = [f"{pad}{json.dumps(key)}: {_json(one, depth - 1)}" for key, one in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n" + pad[1:] + "}" + "\n" * (depth == 2)
+
+
+def adam_file(dtype: str) -> str:
+    """Return the name of Adam's case."""
+    return f"adam-{dtype}.safetensors"
+
+
+# --- to and from a folder -------------------------------------------------------------------------
+
+
+def write(folder: Path) -> int:
+    """Write the vectors into a new folder, and return how many cases there are.
+
+    Raises
+    ------
+    ValueError
+        If the folder is there already.
+    """
+    from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
+
+    from ..files.writing import written_folder
+
+    if folder.exists():
+        raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
+    files = {case.file: tensors(case) for case in CASES} | {adam_file(dtype): adam_tensors(dtype) for dtype in DTYPES}
+    with written_folder(folder) as new:
+        for name, arrays in files.items():
+            (new / name).write_bytes(save({key: np.ascontiguousarray(array) for key, array in arrays.items()}))
+        (new / "index.json").write_text(_json(index()), encoding="utf-8")
+    return len(files)
+
+
+def compare(folder: Path, results: Path) -> list[Report]:
+    """Hold what a foreign program wrote against the answers: a report for each precision, as `check` gives one.
+
+    Parameters
+    ----------
+    folder : Path
+        The vectors, as this version wrote them.
+    results : Path
+        The folder with the program's files.
+
+    Raises
+    ------
+    CannotRun
+        If the vectors are of another version, or no file of the results is an answer to one of them.
+    AdapterFileError
+        If a file is not sound.
+    """
+    from ..files.tensorfile import read_json
+
+    version = read_json(folder / "index.json", 1 << 24).get("minilora")
+    if version != __version__:
+        raise CannotRun(f"{str(folder)!r} was written by minilora {version}, this is {__version__}: write it again")
+    reports = [report for dtype in DTYPES for report in _compare_in(results, dtype)]
+    if not reports:
+        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {CASES[0].file!r}")
+    return reports
+
+
+def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
+    """Yield a report of one precision, where there are answers in it."""
+    whole = Report(str(results), dtype)
+    for kind in SETS:
+        report = _compare_kind(results, kind, dtype)
+        if report is None:
+            continue
+        if kind == "linear":
+            report.name, report.kinds = whole.name, whole.kinds
+            whole = report
+        else:
+            whole.kinds[kind] = report
+    if (results / adam_file(dtype)).exists():
+        found = _read(results / adam_file(dtype), ("end_A", "end_B"))
+        ends = {"lora_A": found.get("end_A", np.nan), "lora_B": found.get("end_B", np.nan)}
+        begin, steps = adam_problem()
+        begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
+        whole.claims["adam"] = adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
+        whole.diagnoses += [whole.claims["adam"]] if whole.claims["adam"] != "ok" else []
+    if whole.claims or whole.kinds:
+        yield whole
+
+
+def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
+    """Judge the answers to all cases of a kind, where there are any."""
+    cases = [case for case in CASES if (case.kind, case.dtype) == (kind, dtype)]
+    there = [case for case in cases if (results / case.file).exists()]
+    if not there:
+        return None
+    trials = [case.trial() for case in there]
+    found = [_read(results / case.file, tuple(NAMES)) for case in there]
+    answers = [{NAMES[name]: array for name, array in one.items()} for one in found]
+    returned = sorted({name for one in answers for name in one} & {"x", "lora_A", "lora_B", "magnitude"})
+    report = Report(f"{results}, {kind}", dtype)
+    judge_numbers(report, trials, answers, returned or None)
+    report.habits = {"cases answered": f"{len(there)} of {len(cases)}"}
+    return report
+
+
+def _read(path: Path, names: tuple[str, ...]) -> Arrays:
+    """Read those of a file's tensors that are answers."""
+    from ..files.tensorfile import TensorFile
+
+    file = TensorFile(path)
+    answers = [name for name in file.tensors if name in names]
+    if not answers:
+        raise CannotRun(f"{str(path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(names)}")
+    with file.opened() as opened:
+        return {name: file.read(name, opened) for name in answers}

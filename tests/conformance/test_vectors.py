@@ -1,0 +1,191 @@
+"""Problems and answers as files: what they hold, and what is said of a program that answers them."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import cli
+from minilora.conformance import CannotRun, vectors
+from minilora.conformance.diagnoses import BUGS
+
+from .implementations import OURS, dora_init, full_norm, functions_of, step
+
+C = Path(__file__).parents[2] / "examples" / "conformance" / "lora.c"
+FULL = {**OURS, "dora-full": functions_of(full_norm, init=dora_init)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("vectors") / "made"
+    assert vectors.write(made) == len(vectors.CASES) + 2
+    return made
+
+
+def index_of(folder):
+    return json.loads((folder / "index.json").read_text(encoding="utf-8"))
+
+
+def answer(file, kind):
+    """What this library's own layers answer to a case, with nothing but the file."""
+    p = load_file(file)
+    layer = [p["weight"], p.get("bias"), p["lora_A"], p["lora_B"], float(p["alpha"][0])]
+    layer += [p["magnitude"]] if "magnitude" in p else []
+    steps = {name: tuple(map(int, p[name])) for name in ("stride", "padding", "dilation") if name in p}
+    functions = FULL[kind]
+    grads = functions.backward(p["dy"], p["x"], *layer, **steps)
+    found = {"y": functions.forward(p["x"], *layer, **steps), "merged": functions.merge(layer[0], *layer[2:])}
+    found |= {name: grads[of] for name, of in vectors.NAMES.items() if grads.get(of) is not None}
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+def adam(file):
+    p = load_file(file)
+    params, state = {"lora_A": p["begin_A"], "lora_B": p["begin_B"]}, None
+    for A, B in zip(p["grads_A"], p["grads_B"], strict=True):
+        params, state = step(params, {"lora_A": A, "lora_B": B}, state)
+    return {"end_A": params["lora_A"], "end_B": params["lora_B"]}
+
+
+@pytest.fixture(scope="module")
+def results(folder, tmp_path_factory):
+    """Answers to every case without groups, which this library's convolutions do not have."""
+    made = tmp_path_factory.mktemp("results")
+    for case in index_of(folder)["cases"]:
+        file = folder / case["file"]
+        if case["kind"] == "adam":
+            save_file(adam(file), made / case["file"])
+        elif "groups=2" not in case["sizes"]:
+            save_file(answer(file, case["kind"]), made / case["file"])
+    return made
+
+
+def test_our_own_answers_to_every_case_pass(folder, results):
+    for report in vectors.compare(folder, results):
+        assert report.passed, str(report)
+        assert set(report.kinds) == set(FULL) - {"linear"}
+        assert report.claims["adam"] == "ok"
+        assert report.habits["cases answered"] == "11 of 11"
+        for one in (report, *report.kinds.values()):
+            assert one.claims["forward"] == one.claims["slope"] == one.claims["merge"] == "ok"
+
+
+def test_the_answers_in_the_files_are_within_their_own_tolerance(folder, results):
+    """So a program can judge itself, with the files alone."""
+    index = index_of(folder)
+    for case in index["cases"]:
+        if (results / case["file"]).exists() and case["kind"] != "adam":
+            right, found = load_file(folder / case["file"]), load_file(results / case["file"])
+            assert found
+            for name, array in found.items():
+                allowed = index["tolerance"][case["dtype"]] * right[f"size.{name}"]
+                assert (np.abs(array - right[name]) <= allowed).all(), (case["file"], name)
+
+
+def test_every_flag_has_a_note_and_links(folder):
+    index = index_of(folder)
+    assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
+    assert {note["bug"] for note in index["flags"].values()} >= {bug.name for bug in BUGS}
+    assert "https://github.com/rasbt/LLMs-from-scratch/issues/821" in index["flags"][
+        "alpha-is-not-divided-by-the-rank"
+    ]["made in"]  # fmt: skip
+    assert all(link.startswith("https://") for note in index["flags"].values() for link in note["made in"])
+
+
+def test_a_flag_is_a_bug_that_the_case_catches(folder):
+    flags = {case["file"]: case["flags"] for case in index_of(folder)["cases"]}
+    square, other = flags["linear-3-float64.safetensors"], flags["linear-0-float64.safetensors"]
+    assert "merge-adds-the-change-transposed" in square
+    assert "merge-adds-the-change-transposed" not in other
+    assert "the-output-lacks-the-bias" in other
+    assert "the-output-lacks-the-bias" not in flags["linear-1-float64.safetensors"]
+
+
+def test_the_same_bits_are_written_again(folder, tmp_path):
+    vectors.write(tmp_path / "again")
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == sorted(file.name for file in (tmp_path / "again").iterdir())
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_wrong_answer_in_a_file_is_named(folder, results, tmp_path):
+    wrong = tmp_path / "wrong"
+    shutil.copytree(results, wrong)
+    for file in wrong.glob("dora-*-float64.safetensors"):
+        found = load_file(file)
+        save_file({**found, "dm": 0 * found["dm"]}, file)
+    double, single = vectors.compare(folder, wrong)
+    assert not double.passed
+    assert single.passed
+    assert str(double).startswith("dora: DoRA's magnitude is not trained: its gradient is zero")
+
+
+# --- the command line, and what it refuses --------------------------------------------------------
+
+
+def test_the_command_writes_and_compares(folder, results, tmp_path, capsys):
+    assert cli.main(["vectors", str(folder), "--compare", str(results)]) == 0
+    assert "passed, in float32" in capsys.readouterr().out
+    (tmp_path / "wrong").mkdir()
+    found = load_file(results / "linear-0-float64.safetensors")
+    save_file({**found, "y": 2 * found["y"]}, tmp_path / "wrong" / "linear-0-float64.safetensors")
+    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "wrong")]) == 1
+    assert capsys.readouterr().out.startswith("the output is off by ")
+
+
+def test_a_folder_that_is_there_is_left_alone(folder, capsys):
+    before = (folder / "index.json").read_bytes()
+    assert cli.main(["vectors", str(folder)]) == 2
+    assert "is there already, expected the name of a new folder" in capsys.readouterr().err
+    assert (folder / "index.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "has no file of answers, expected names such as 'linear-0-float64.safetensors'"),
+        ({"linear-0-float64.safetensors": b"\xff" * 20}, "the header would be"),
+        ({"linear-0-float64.safetensors": {"grad_A": np.ones(3)}}, "has grad_A, expected y, dx, dA, dB, dm, merged"),
+    ],
+)
+def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, files, said):
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        else:
+            save_file(content, tmp_path / name)
+    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_vectors_of_another_version_are_refused(folder, results, tmp_path):
+    (tmp_path / "index.json").write_text('{"minilora": "0.0.1"}', encoding="utf-8")
+    with pytest.raises(CannotRun, match=r"was written by minilora 0.0.1, this is .*: write it again"):
+        vectors.compare(tmp_path, results)
+
+
+# --- a program in C -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
+@pytest.mark.parametrize(("bug", "code"), [(None, 0), ("-DFORGET_SCALING", 1)])
+def test_a_program_in_c_goes_the_whole_round(folder, tmp_path, capsys, bug, code):
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
+    build = [compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", *filter(None, [bug]), str(C), "-o", "lora"]
+    subprocess.run(build, check=True, cwd=tmp_path)
+    (tmp_path / "results").mkdir()
+    cases = sorted(map(str, folder.glob("linear-*.safetensors")))
+    subprocess.run(["./lora", "results", *cases], check=True, cwd=tmp_path)
+    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "results")]) == code
+    out = capsys.readouterr().out
+    assert out.count("11 of 11") == 2
+    assert out.startswith("alpha is not divided by the rank" if bug else f"{tmp_path / 'results'}: passed, in float64")
+
+
+def test_the_program_in_c_is_short():
+    assert len(C.read_text(encoding="utf-8").splitlines()) < 200
