@@ -396,6 +396,8 @@ def _grade(
     if problem is None and right == rights.keys():
         print(praise)
         return True
+    if not values:  # it stopped on sizes that differ, so what it gave on equal ones is all there is
+        right = {name for name, formula in rights.items() if _same(again.get(name), formula(equal))}
     found = {}
     for name in rights.keys() - right:
         hint = _identify(values.get(name), different, forms[name], scales)
@@ -405,7 +407,7 @@ def _grade(
     if problem and (values or not lines):  # where a hint says what does not fit, NumPy's words for it add nothing
         lines.append(f"({problem})" if lines else problem)
     elif unknown := [name for name in rights if name not in right and name not in found]:
-        scalar = np.size(values[unknown[0]]) == 1
+        scalar = np.shape((values or again)[unknown[0]]) == ()
         advice = (
             "write down the shapes of A and B" if scalar else "the right shape, the wrong values; write out an entry"
         )
