@@ -470,13 +470,20 @@ def _call(
         return {}, None, f"return {len(shapes)} arrays, ({', '.join(shapes)}); you returned {_describe(got)}"
     arrays = dict(zip(shapes, got, strict=True))
     for name, value in arrays.items():
-        if not np.issubdtype(np.asarray(value).dtype, np.number):
+        if not _is_numbers(value):
             return {}, None, f"{name} must be numbers, you returned {_describe(value)}"
     wrong = [name for name, value in arrays.items() if np.shape(value) != shapes[name]]
     if wrong:
         shape, value = shapes[wrong[0]], arrays[wrong[0]]
         return arrays, f"wrong shape: {wrong[0]} must be {shape}, you returned {_describe(value)}", None
     return arrays, None, None
+
+
+def _is_numbers(value: Any) -> bool:
+    try:
+        return np.issubdtype(np.asarray(value).dtype, np.number)
+    except ValueError:  # a list of lists of several lengths
+        return False
 
 
 def _prepared(value: Any, d: Data, prepare: Callable[[Any, Data], Any]) -> Any:

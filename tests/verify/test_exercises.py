@@ -84,6 +84,8 @@ WRONG = [
     ("check_grad_B", lambda dy, h, s: s * dy.T @ h + 1, "wrong values"),
     ("check_grad_B", lambda dy, h, s: None, "returned None"),
     ("check_grad_B", lambda dy, h, s: "dB", "must be numbers, you returned a str"),
+    ("check_grad_B", lambda dy, h, s: [[1, 2], [3]], "must be numbers, you returned 2 values"),
+    ("check_grad_B", lambda dy, h, s: dy.T @ h * np.nan, "wrong values"),
     ("check_grad_B", lambda dy, h, s: dy.T @ unknown, "NameError"),  # noqa: F821
     # step 3
     ("check_grad_h", lambda dy, B, s: dy @ B, "alpha/r is missing"),
