@@ -396,6 +396,8 @@ def _grade(
     if problem is None and right == rights.keys():
         print(praise)
         return True
+    if not values:  # it stopped on sizes that differ, so what it gave on equal ones is all there is
+        right = {name for name, formula in rights.items() if _same(again.get(name), formula(equal))}
     found = {}
     for name in rights.keys() - right:
         hint = _identify(values.get(name), different, forms[name], scales)
@@ -405,7 +407,7 @@ def _grade(
     if problem and (values or not lines):  # where a hint says what does not fit, NumPy's words for it add nothing
         lines.append(f"({problem})" if lines else problem)
     elif unknown := [name for name in rights if name not in right and name not in found]:
-        scalar = np.size(values[unknown[0]]) == 1
+        scalar = np.shape((values or again)[unknown[0]]) == ()
         advice = (
             "write down the shapes of A and B" if scalar else "the right shape, the wrong values; write out an entry"
         )
@@ -468,13 +470,20 @@ def _call(
         return {}, None, f"return {len(shapes)} arrays, ({', '.join(shapes)}); you returned {_describe(got)}"
     arrays = dict(zip(shapes, got, strict=True))
     for name, value in arrays.items():
-        if not np.issubdtype(np.asarray(value).dtype, np.number):
+        if not _is_numbers(value):
             return {}, None, f"{name} must be numbers, you returned {_describe(value)}"
     wrong = [name for name, value in arrays.items() if np.shape(value) != shapes[name]]
     if wrong:
         shape, value = shapes[wrong[0]], arrays[wrong[0]]
         return arrays, f"wrong shape: {wrong[0]} must be {shape}, you returned {_describe(value)}", None
     return arrays, None, None
+
+
+def _is_numbers(value: Any) -> bool:
+    try:
+        return np.issubdtype(np.asarray(value).dtype, np.number)
+    except ValueError:  # a list of lists of several lengths
+        return False
 
 
 def _prepared(value: Any, d: Data, prepare: Callable[[Any, Data], Any]) -> Any:
