@@ -196,7 +196,7 @@ def test_the_environment_sets_the_command_lines_default(
 
 
 @pytest.mark.parametrize("command", [SMALL, ["check"]])
-def test_a_wrong_backend_in_the_environment_is_one_clear_line(monkeypatch, capsys, small_article, command):
+def test_a_wrong_backend_in_the_environment_is_one_clear_line(monkeypatch, capsys, small_article, small_check, command):
     monkeypatch.setenv("MINILORA_BACKEND", "cuda")
     assert main(command) == 2
     out, err = capsys.readouterr()

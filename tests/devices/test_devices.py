@@ -263,7 +263,7 @@ def test_evaluating_waits_once_however_many_rows_there_are(standin, monkeypatch)
 
 
 @pytest.mark.parametrize("command", [["check"], ["article", "--epochs", "1"]])
-def test_the_command_line_computes_on_the_backend_it_is_told(standin, small_article, capsys, command):
+def test_the_command_line_computes_on_the_backend_it_is_told(standin, small_article, small_check, capsys, command):
     assert main([*command, "--backend", "cupy"]) == 0
     assert "the device that is not there" in capsys.readouterr().out
     assert traffic.waits > 0

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from minilora import Linear, LoRA, __version__, article, cli
+from minilora import Linear, LoRA, __version__, article, cli, save_adapter
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,13 +143,22 @@ def in_shell(command, **options):
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell, nor SIGPIPE's exit code")
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A saved adapter, for a command that computes and prints in no time: ``minilora inspect``."""
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(folder, {"fc": LoRA.init(3, 2, rank=1, alpha=1, rng=np.random.default_rng(0))})
+    return str(folder)
+
+
 @posix
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", ["check", "--help"])
-def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered):
-    """As in ``minilora check | head``: no traceback, no message, and the exit code that shells give to SIGPIPE."""
+@pytest.mark.parametrize("command", [["inspect"], ["--help"]])
+def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered, adapter):
+    """As in ``minilora inspect | head``: no traceback, no message, and the exit code that shells give to SIGPIPE."""
     pipe, env = subprocess.PIPE, {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    process = subprocess.Popen([sys.executable, "-m", "minilora", command], stdout=pipe, stderr=pipe, env=env)
+    command = [sys.executable, "-m", "minilora", *command, *[adapter] * (command == ["inspect"])]
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, env=env)
     process.stdout.close()
     assert process.communicate()[1] == b""
     assert process.returncode == 141
@@ -158,8 +168,8 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered):
 @pytest.mark.parametrize(
     ("command", "code", "err", "unbuffered"),
     [
-        ("minilora check >&-", 0, "", ""),
-        ("minilora check >&- 2>&- <&-", 0, "", "1"),
+        ("minilora inspect ADAPTER >&-", 0, "", ""),
+        ("minilora inspect ADAPTER >&- 2>&- <&-", 0, "", "1"),
         ("minilora check --seed -1 2>&-", 2, "", ""),
         ("minilora --help >&-", 0, "", ""),
         ("minilora artcle 2>&-", 2, "", "1"),
@@ -167,10 +177,11 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered):
         ("minilora artcle 2>/dev/full", 2, "", ""),
         ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
         ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", "1"),
-        ("minilora check >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
+        ("minilora inspect ADAPTER >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
     ],
 )
-def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffered):
+def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffered, adapter):
+    command = command.replace("ADAPTER", shlex.quote(adapter))
     assert in_shell(command, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}) == (code, "", err)
 
 
@@ -266,7 +277,7 @@ def test_check_proves_every_gradient_of_this_installation(capsys):
 
 
 @pytest.mark.parametrize("cls", [Linear, LoRA])
-def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, cls):
+def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, small_check, cls):
     right = cls.backward
 
     def wrong(self, *a, **k):
