@@ -75,6 +75,8 @@ def read_llama(
     arrays = {}
     for name in shapes:
         host = read(name)
+        if host.dtype.kind != "f":
+            raise AdapterFileError(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
         if not np.isfinite(host).all():
             raise AdapterFileError(path, f"{short(name)} holds NaN or infinity")
         arrays[name] = backend.asarray(host, np.dtype(dtype))

@@ -1,0 +1,340 @@
+"""Llama decoders from files: what is read, and one clear error for what is damaged or not supported."""
+
+import json
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import Llama
+from minilora.files import llamanpz, tensorfile
+from minilora.files.llamafolder import parse_config
+from minilora.files.tensorfile import encode, tensor_header
+
+from ..support.language import tiny_llama, write_folder
+
+IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
+
+
+@pytest.fixture
+def model():
+    return tiny_llama(dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    return write_folder(tmp_path / "model", model)
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    """A weight that is read fails the test."""
+
+    def read(self, name, file):
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(tensorfile.TensorFile, "read", read)
+
+
+def changed(folder, **settings):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
+    return folder
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def with_weights(folder, arrays):
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors")
+    return folder
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", np.float64, np.dtype("float32")])
+def test_a_folder_is_the_model_it_came_from(folder, model, dtype):
+    found = Llama.load(folder, dtype=dtype)
+    for name, array in model.trainable().items():
+        assert found.trainable()[name].dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(found.trainable()[name], array)
+    np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-5)
+
+
+def test_arrays_live_where_they_are_asked_to(folder, standin):
+    model = Llama.load(folder, backend=standin)
+    assert all(isinstance(a, standin.xp.ndarray) for a in model.trainable().values())
+
+
+def test_shards_are_one_checkpoint(folder, model):
+    arrays = weights(folder)
+    (folder / "model.safetensors").unlink()
+    names = sorted(arrays)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, inside in shards.items():
+        save_file({name: arrays[name] for name in inside}, folder / shard)
+    index = {name: shard for shard, inside in shards.items() for name in inside}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16"])
+def test_half_types_are_widened_exactly(folder, kind):
+    arrays = weights(folder)
+    halves = {name: encode(a.astype("float16" if kind == "F16" else a.dtype), kind) for name, a in arrays.items()}
+    typed = {
+        name: raw.view("uint16" if kind == "BF16" else "float16").reshape(arrays[name].shape)
+        for name, raw in halves.items()
+    }
+    data = tensor_header(typed, {}) + b"".join(raw.tobytes() for raw in halves.values())
+    (folder / "model.safetensors").write_bytes(data)
+    found = Llama.load(folder).trainable()
+    for name, a in arrays.items():
+        bits = a.astype("float16").astype("float32") if kind == "F16" else tensorfile.decode(encode(a, "BF16"), "BF16")
+        np.testing.assert_array_equal(found[name], bits.reshape(a.shape))
+
+
+def test_a_tied_head_needs_no_array_and_takes_none(folder, model):
+    arrays = weights(folder)
+    head = arrays.pop("lm_head.weight")
+    changed(folder, tie_word_embeddings=True)
+    tied = Llama.load(with_weights(folder, arrays))
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    again = Llama.load(with_weights(folder, arrays | {"lm_head.weight": head}))
+    np.testing.assert_array_equal(again(IDS), tied(IDS))
+
+
+def test_old_files_frequencies_are_passed_over(folder, model):
+    arrays = weights(folder) | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, "f4")}
+    np.testing.assert_array_equal(Llama.load(with_weights(folder, arrays))(IDS), model(IDS))
+
+
+def test_what_a_configuration_leaves_out_is_as_usual(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("head_dim", "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings"):
+        del config[name]
+    found = parse_config(path, config | {"num_attention_heads": 3})
+    assert (found.head_dim, found.num_key_value_heads) == (4, 3)
+    assert found.frequencies == (1.0, 0.01)  # of the base 10,000
+    assert found.rms_norm_eps == 1e-6
+    assert not found.tie_word_embeddings
+
+
+# --- what is not ----------------------------------------------------------------------------------
+
+SETTINGS = {
+    "another model": ({"model_type": "mistral"}, "model_type is 'mistral', supported: 'llama'"),
+    "no model type": ({"model_type": "absent"}, "model_type is None"),
+    "another head": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is .*Classification"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu'"),
+    "a scaling it does not know": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+    "an old file's scaling": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic'"),
+    "a scaling without its factor": ({"rope_scaling": {"rope_type": "linear"}}, "there is no 'factor'"),
+    "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_parameters is 'linear'"),
+    "a part of each head turned": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+    "quantisation": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "a missing size": ({"hidden_size": "absent"}, "there is no 'hidden_size'"),
+    "a size of another type": ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
+    "a size of zero": ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
+    "more layers than arrays": ({"num_hidden_layers": 10**8}, "100000000 layers"),
+    "heads without end": ({"head_dim": 10**9}, "head_dim 1000000000"),
+    "an odd head": ({"head_dim": 3}, "even head_dim"),
+    "keys that do not divide the queries": ({"num_key_value_heads": 3}, "3 key-value heads"),
+    "an eps of zero": ({"rms_norm_eps": 0}, "rms_norm_eps must be above 0"),
+    "an eps that is a text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number"),
+    "a base of one": ({"rope_theta": 1}, "rope_theta must be above 1"),
+    "a flag that is a text": ({"attention_bias": "no"}, "attention_bias must be True or False, got 'no'"),
+    "biases that are not there": ({"mlp_bias": True}, "there is no 'model.layers.0.mlp.gate_proj.bias'"),
+    "a vocabulary of another size": (
+        {"vocab_size": 30},
+        r"embed_tokens.weight' has shape \[29, 12\], expected \[30, 12\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_setting_is_refused_by_name(folder, nothing_is_read, case):
+    settings, message = SETTINGS[case]
+    with pytest.raises(ValueError, match=message):
+        Llama.load(changed(folder, **settings))
+
+
+def spoiled(name, array):
+    return lambda folder: with_weights(folder, weights(folder) | {name: array})
+
+
+def without(name):
+    return lambda folder: with_weights(folder, {k: a for k, a in weights(folder).items() if k != name})
+
+
+def cut(length):
+    def cut_file(folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:length])
+        return folder
+
+    return cut_file
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+    return folder
+
+
+DAMAGE = {
+    "an array missing": (
+        without("model.layers.1.mlp.up_proj.weight"),
+        "there is no 'model.layers.1.mlp.up_proj.weight'",
+    ),
+    "the head missing": (without("lm_head.weight"), "there is no 'lm_head.weight'"),
+    "an array too many": (
+        spoiled("model.layers.0.self_attn.q_proj.bias", np.ones(16, "f4")),
+        "there is 'model.layers.0.self_attn.q_proj.bias', which",
+    ),
+    "a layer too many": (
+        spoiled("model.layers.2.input_layernorm.weight", np.ones(12, "f4")),
+        "there is 'model.layers.2",
+    ),
+    "an array of another shape": (
+        spoiled("model.norm.weight", np.ones(13, "f4")),
+        r"has shape \[13\], expected \[12\]",
+    ),
+    "a quantised array": (spoiled("model.norm.weight", np.ones(12, "i1")), "has dtype I8, expected one of"),
+    "a file cut short": (cut(1000), "safetensors"),
+    "an empty file": (cut(0), "safetensors"),
+    "no configuration": (no_config, "there is no such file"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_one_clear_error(folder, nothing_is_read, case):
+    damage, message = DAMAGE[case]
+    with pytest.raises(ValueError, match=message):
+        Llama.load(damage(folder))
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    broken = weights(folder)["model.norm.weight"]
+    broken[3] = np.nan
+    with pytest.raises(ValueError, match=r"'model\.norm\.weight' holds NaN or infinity"):
+        Llama.load(spoiled("model.norm.weight", broken)(folder))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"model_type": "llama", "model_type": "llama"}', '{"x": NaN}', "\xff"]
+)
+def test_a_damaged_configuration_is_one_clear_error(folder, text):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        Llama.load(folder)
+
+
+def test_other_arguments_are_refused_by_name(folder, tmp_path):
+    for dtype in ("float16", "int8", 3, None):
+        with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', got"):
+            Llama.load(folder, dtype=dtype)
+    with pytest.raises(TypeError, match="backend must be a Backend"):
+        Llama.load(folder, backend="numpy")
+    with pytest.raises(ValueError, match=r"expected a folder with config\.json, a \.gguf file or a \.npz file"):
+        Llama.load(tmp_path / "model.bin")
+    with pytest.raises(TypeError, match="path must be a path"):
+        Llama.load(3)
+
+
+def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"pip install 'minilora\[models\]'"):
+        Llama.load(tmp_path / "model.gguf")
+
+
+# --- glassllm's format ----------------------------------------------------------------------------
+
+
+def interleaved(weight, D):
+    """Rows in the order of a model that pairs neighbours."""
+    heads = weight.reshape(-1, D, *weight.shape[1:])
+    order = np.arange(D).reshape(2, D // 2).T.ravel()
+    return heads[:, order].reshape(weight.shape)
+
+
+def write_npz(path, **changes):
+    """A decoder in glassllm's layout; returned as the arrays of ours."""
+    rng = np.random.default_rng(0)
+    d, kv, m, V = 8, 4, 5, 20  # two heads of 4 over one key
+    sizes = {
+        "vocab_size": V,
+        "d_model": d,
+        "n_layers": 2,
+        "n_heads": 2,
+        "n_kv_heads": 1,
+        "rope_base": 100.0,
+        "eps": 1e-5,
+    }
+    ours = {"model.embed_tokens.weight": rng.standard_normal((V, d)), "model.norm.weight": rng.standard_normal(d)}
+    theirs = {"E": ours["model.embed_tokens.weight"], "norm_f.gamma": ours["model.norm.weight"]}
+    names = {
+        **{"self_attn.q_proj": ("attn.W_Q", (d, d)), "self_attn.k_proj": ("attn.W_K", (kv, d))},
+        **{"self_attn.v_proj": ("attn.W_V", (kv, d)), "self_attn.o_proj": ("attn.W_O", (d, d))},
+        **{"mlp.gate_proj": ("ffn.W1", (m, d)), "mlp.up_proj": ("ffn.W3", (m, d)), "mlp.down_proj": ("ffn.W2", (d, m))},
+        **{"input_layernorm": ("norm1.gamma", (d,)), "post_attention_layernorm": ("norm2.gamma", (d,))},
+    }
+    for i in range(2):
+        for name, (their_name, shape) in names.items():
+            W = ours[f"model.layers.{i}.{name}.weight"] = rng.standard_normal(shape)
+            theirs[f"blocks.{i}.{their_name}"] = (interleaved(W, 4) if name[-6:] in ("q_proj", "k_proj") else W).T
+    arrays = theirs | {"__config__": np.array(json.dumps(sizes))} | changes
+    np.savez(path, **{name: a for name, a in arrays.items() if a is not None})
+    return ours
+
+
+def test_glassllms_matrices_are_turned_and_reordered(tmp_path):
+    ours = write_npz(tmp_path / "en.npz")
+    found = Llama.load(tmp_path / "en.npz", dtype="float64")
+    for name, array in ours.items():
+        np.testing.assert_array_equal(found.trainable()[name], array)
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+    assert found.config.frequencies == (1.0, 0.1)
+
+
+NPZ_DAMAGE = {
+    "no configuration": ({"__config__": None}, "there is no __config__"),
+    "a configuration that is no JSON": ({"__config__": np.array("{")}, "__config__ is not sound JSON"),
+    "a configuration without sizes": ({"__config__": np.array("{}")}, "there is no 'vocab_size'"),
+    "an array missing": ({"blocks.1.attn.W_O": None}, "there is no 'model.layers.1.self_attn.o_proj.weight'"),
+    "an array too many": ({"blocks.1.attn.W_X": np.ones(3)}, "there is 'blocks.1.attn.W_X', which"),
+    "an array of another shape": ({"blocks.1.attn.W_O": np.ones((8, 7))}, r"has shape \[7, 8\], expected \[8, 8\]"),
+    "objects": ({"E": np.array([{}, []], dtype=object)}, "not a sound .npz file: .*pickle"),
+    "texts": ({"norm_f.gamma": np.array(["x"] * 8)}, "norm.weight"),
+}
+
+
+@pytest.mark.parametrize("case", NPZ_DAMAGE)
+def test_a_damaged_npz_is_one_clear_error(tmp_path, case):
+    changes, message = NPZ_DAMAGE[case]
+    path = tmp_path / "en.npz"
+    write_npz(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        Llama.load(path)
+
+
+def test_a_cut_or_inflated_npz_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "en.npz"
+    write_npz(path)
+    whole = path.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"not a sound \.npz file"):
+            Llama.load(path)
+    monkeypatch.setattr(llamanpz, "MAX_ARRAY", 1 << 20)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("E.npy", bytes((1 << 20) + 1))
+    with pytest.raises(ValueError, match="'E.npy' is larger than"):
+        Llama.load(path)
