@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference
 
 from .support.cases import ALL_CASES, CASES, DORA_CASES, LAYER_CASES
+from .support.language_cases import LANGUAGE_CASES
 from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE, problems
 
 CLAIMED = [
@@ -28,6 +29,15 @@ EXAMPLES = max(5, settings.default.max_examples // 5)  # of each of so many pair
 @settings(max_examples=EXAMPLES)
 def test_every_layer_keeps_every_claim(case, claim, problem):
     claim(case, problem)
+
+
+@pytest.mark.parametrize("case", LANGUAGE_CASES, ids=lambda case: case.name)
+@given(problem=problems())
+@example(problem=ONE_ROW)
+@settings(max_examples=3)
+def test_every_layer_of_a_language_model_keeps_every_claim(case, problem):
+    for claim in case.claims:
+        claim(case, problem)
 
 
 @pytest.mark.parametrize("case", LAYER_CASES + DORA_CASES, ids=lambda case: case.name)

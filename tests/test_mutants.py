@@ -10,7 +10,7 @@ from minilora.fast import residual_form
 from minilora.variants.rewritten import Rewritten
 from minilora.variants.scaling import rslora_alpha
 
-from .support import mutants
+from .support import language_mutants, mutants
 from .support.cases import KINDS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
 from .support.compare import gradients_are_the_slope_of_mse
 from .support.mutants import BUGS, HIDDEN_AT_THE_START, WrongAdam, written_out
@@ -48,7 +48,7 @@ def test_this_bug_is_caught_within_ten_examples(bug):
 
 
 def test_there_are_many_bugs_with_names_of_their_own():
-    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 110
+    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 155
 
 
 @given(problem=problems())
@@ -91,6 +91,16 @@ def test_the_other_layers_without_a_bug_pass(problem):
     for right in (weighted_sum, mutants.RIGHT_SUM):
         mutants.sums_are_exact(right, problem)
     mutants.the_best_rank_leaves_the_discarded_values(best_of_rank, problem)
+
+
+@pytest.mark.parametrize("name", language_mutants.RIGHT)
+@given(problem=problems())
+@settings(max_examples=3)
+def test_a_language_models_layers_without_a_bug_pass(name, problem):
+    case, subjects, claims = language_mutants.RIGHT[name]
+    for subject in subjects:
+        for claim in claims:
+            claim(case(subject), problem)
 
 
 @pytest.mark.parametrize("name", HIDDEN_AT_THE_START)

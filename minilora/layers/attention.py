@@ -27,6 +27,7 @@ Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.1324
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -98,11 +99,13 @@ class Attention(Layer):
         """Return each head's entries apart, the heads that share a key together. It copies nothing."""
         D = self.rotary.in_features
         K = self.k_proj.out_features // D
-        return x.reshape(-1, x.shape[-2], K, x.shape[-1] // (K * D), D).transpose(0, 2, 3, 1, 4)
+        *lead, T, width = x.shape
+        return x.reshape(math.prod(lead), T, K, width // (K * D), D).transpose(0, 2, 3, 1, 4)
 
     def join(self, heads: Array, shape: tuple[int, ...]) -> Array:  # (B, K, heads / K, T, D) -> (..., T, heads D)
         """Return the heads' entries side by side, over the leading axes of `shape`."""
-        return heads.transpose(0, 3, 1, 2, 4).reshape(*shape[:-1], -1)
+        _, K, g, _, D = heads.shape
+        return heads.transpose(0, 3, 1, 2, 4).reshape(*shape[:-1], K * g * D)
 
     shape = property(lambda self: (self.o_proj.out_features, self.q_proj.in_features), doc="(d, d).")
 
@@ -134,15 +137,16 @@ def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[
 
 def below(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
     """Return the rows of a group's heads one below the other."""
-    return heads.reshape(*heads.shape[:2], -1, heads.shape[-1])
+    B, K, g, T, D = heads.shape
+    return heads.reshape(B, K, g * T, D)
 
 
 def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
     """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0."""
     xp = backend_of(S).xp
-    U = S.shape[-1]
+    B, K, rows, U = S.shape
     later = xp.arange(U) > xp.arange(U - T, U)[:, None]  # (T, U)
-    xp.copyto(S.reshape(*S.shape[:2], -1, T, U), -xp.inf, where=later)
+    xp.copyto(S.reshape(B, K, rows // T, T, U), -xp.inf, where=later)
     return S
 
 

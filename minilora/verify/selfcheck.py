@@ -14,17 +14,23 @@ from typing import Any
 import numpy as np
 
 from ..adaptation import adapt
-from ..backend import Backend, backend_or_numpy
+from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import Array, check_integer
 from ..fast import residual_form
 from ..layer import Layer, freeze, rebuild
 from ..layers.activation import ACTIVATIONS
+from ..layers.attention import Attention
 from ..layers.convolution import Conv1d, Conv2d
 from ..layers.embedding import Embedding
 from ..layers.flatten import Flatten
+from ..layers.gated import GatedMLP
+from ..layers.norm import RMSNorm
+from ..layers.rotary import Rotary, frequencies
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
 from ..losses import cross_entropy, mse
+from ..models.llama import Llama
+from ..models.llamaconfig import LlamaConfig
 from ..models.mlp import MLP
 from .gradcheck import GradientError, GradReport, gradcheck
 from .slopes import Params
@@ -65,7 +71,8 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
         at = f"N={n} in={in_features} out={out_features} r={rank} alpha={alpha:g}"
         ids = backend.asarray(rng.integers(0, out_features, n))
         sizes = n, in_features, out_features, rank
-        for name, claim in (*_claims(randn, *sizes, alpha, ids), *_variants(randn, *sizes, ids)):
+        of_language = _language(randn, *sizes)
+        for name, claim in (*_claims(randn, *sizes, alpha, ids), *_variants(randn, *sizes, ids), *of_language):
             yield f"{name}  {at}", _report(*claim)
 
 
@@ -142,6 +149,38 @@ def _variants(
             adapted = adapt(layer, "", rank=rank, alpha=rank / 4, rng=np.random.default_rng(0), **options)
             moved = substitute(adapted, {key: p + randn(*p.shape) / 4 for key, p in adapted.trainable().items()})
             yield f"{name}, {variant}", layer_claim(moved, x, randn(*moved(x).shape))
+
+
+def _language(randn: Randn, n: int, in_features: int, out_features: int, rank: int) -> Iterator[tuple[str, Claim]]:
+    """State the gradients of a language model's layers, and of a decoder with adapters in its lowest and last block."""
+    K, g, D = 2, 1 + rank % 3, 4  # key heads, query heads of each, and a head's width
+    q, kv, m = K * g * D, K * D, HIDDEN
+
+    def linear(n_in: int, n_out: int) -> Linear:
+        return Linear(randn(n_out, n_in) / n_in**0.5, randn(n_out))  # so that no softmax is flat
+
+    in_features, out_features = min(in_features, 7), min(out_features, 7)  # every entry counts
+    rotary, x = Rotary(frequencies(D, 100.0)), randn(min(n, 2), 3, in_features)
+    four = (linear(in_features, q), linear(in_features, kv), linear(in_features, kv), linear(q, out_features))
+    layers: dict[str, tuple[Layer, Array]] = {
+        "RMSNorm": (RMSNorm(randn(in_features), 0.1), x),
+        "Rotary": (rotary, randn(min(n, 2), 3, D)),
+        "Attention": (Attention(*four, rotary), x),
+        "GatedMLP": (GatedMLP(linear(in_features, m), linear(in_features, m), linear(m, in_features)), x),
+    }
+    config = LlamaConfig(
+        vocab_size=out_features, hidden_size=in_features, intermediate_size=m, num_hidden_layers=2,
+        num_attention_heads=K * g, num_key_value_heads=K, head_dim=D, rms_norm_eps=0.1,
+        frequencies=rotary.frequencies, tie_word_embeddings=True,
+    )  # fmt: skip
+    arrays = {name: randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()}
+    llama = Llama.build(config, arrays)
+    targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
+    adapted = adapt(llama, targets, rank=min(rank, 2), alpha=rank, rng=np.random.default_rng(0))
+    moved = substitute(adapted, {key: p + randn(*p.shape) / 4 for key, p in adapted.trainable().items()})
+    text = backend_of(x).xp.arange(3)[None]  # all differ: of equal values any query reads the same
+    for name, (layer, given) in (layers | {"Llama, LoRA": (moved, text)}).items():
+        yield name, layer_claim(layer, given, randn(*layer(given).shape))
 
 
 def layer_claim(layer: Layer, x: Array, dy: Array) -> Claim:

@@ -4,20 +4,28 @@ import numpy as np
 import pytest
 
 from minilora import (
+    Attention,
     Conv1d,
     Conv2d,
     Embedding,
     Flatten,
+    GatedMLP,
     Linear,
+    Llama,
+    LlamaConfig,
+    RMSNorm,
+    Rotary,
     Sequential,
     adapt,
     adapters,
     attach,
     best_of_rank,
+    cross_entropy,
     merge,
     weighted_sum,
 )
 from minilora.layer import rebuild
+from minilora.layers.rotary import frequencies
 
 from ..support.cupy_standin import traffic
 
@@ -116,4 +124,67 @@ def test_steps_neither_wait_nor_copy(standin, variant):
         layer.backward(y, cache)
         merge(layer)
         attach(merge(layer), adapters(layer))
+    assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
+
+
+# --- a language model -----------------------------------------------------------------------------
+
+
+def language_layers(dtype):
+    rng = np.random.default_rng(0)
+
+    def linear(out, width):
+        return Linear((rng.standard_normal((out, width)) / 2).astype(dtype))
+
+    four = (linear(12, 6), linear(4, 6), linear(4, 6), linear(6, 12))
+    sequences = rng.standard_normal((2, 5, 6)).astype(dtype)
+    return {
+        "norm": (RMSNorm(rng.standard_normal(6).astype(dtype), 0.1), sequences),
+        "rotary": (Rotary(frequencies(6, 100.0)), sequences),
+        "attention": (Attention(*four, Rotary(frequencies(4, 100.0))), sequences),
+        "gated": (GatedMLP(linear(7, 6), linear(7, 6), linear(6, 7)), sequences),
+        "llama": (llama(dtype), rng.integers(0, 9, (2, 5))),
+    }
+
+
+def llama(dtype="float32"):
+    c = LlamaConfig(9, 6, 7, 2, 4, 2, 4, rms_norm_eps=0.1, frequencies=frequencies(4, 100.0), tie_word_embeddings=True)
+    rng = np.random.default_rng(1)
+    return Llama.build(c, {name: rng.standard_normal(shape).astype(dtype) / 2 for name, shape in c.shapes().items()})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", language_layers("float32"))
+def test_a_language_models_layers_compute_what_numpy_does(place, name, dtype):
+    there, x = language_layers(dtype)[name]
+    here = rebuild(there, array=place.put)
+    (y, cache), (expected_y, expected_cache) = here.forward(place.put(x)), there.forward(x)
+    place.assert_same(y, expected_y)
+    dy = np.random.default_rng(3).standard_normal(expected_y.shape).astype(dtype)
+    (dx, grads), (expected_dx, expected) = here.backward(place.put(dy), cache), there.backward(dy, expected_cache)
+    assert grads.keys() == expected.keys()
+    for key, grad in grads.items():
+        place.assert_same(grad, expected[key])
+    if dx is not None:
+        place.assert_same(dx, expected_dx)
+
+
+def test_text_goes_on_everywhere_as_on_numpy(place):
+    there, ids = llama(), np.random.default_rng(2).integers(0, 9, (2, 4))
+    here = rebuild(there, array=place.put)
+    (z, past), (expected, other) = here.extend(place.put(ids)), there.extend(ids)
+    place.assert_same(z, expected)
+    place.assert_same(here.extend(place.put(ids[:, :1]), past)[0], there.extend(ids[:, :1], other)[0])
+
+
+def test_a_language_models_step_neither_waits_nor_copies(standin):
+    """Once the angles of the positions are there, which go to the device at the first step."""
+    model = rebuild(llama(), array=standin.asarray)
+    model = adapt(model, ["q_proj", "v_proj"], rank=2, alpha=3, rng=np.random.default_rng(0))
+    ids = standin.asarray(np.random.default_rng(2).integers(0, 9, (2, 4)))
+    for _ in range(2):
+        traffic.reset()
+        z, cache = model.forward(ids)
+        _, dz = cross_entropy(z, ids, out=z)
+        model.backward(dz, cache)
     assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)

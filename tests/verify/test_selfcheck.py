@@ -3,7 +3,21 @@
 import numpy as np
 import pytest
 
-from minilora import MLP, Linear, LoRA, LoRALinear, ReLU, Sequential, SiLU, Tanh
+from minilora import (
+    MLP,
+    Attention,
+    GatedMLP,
+    Linear,
+    Llama,
+    LoRA,
+    LoRALinear,
+    ReLU,
+    RMSNorm,
+    Rotary,
+    Sequential,
+    SiLU,
+    Tanh,
+)
 from minilora.fast import residual
 from minilora.layers.activation import ACTIVATIONS
 from minilora.verify import selfcheck
@@ -26,6 +40,7 @@ def test_every_layer_passes_at_every_size():
     assert {"Linear", "LoRA", "LoRALinear", "mse", "cross_entropy"} <= names
     assert {cls.__name__ for cls in ACTIVATIONS.values()} <= names
     assert {"MLP", "MLP, LoRA on fc1", "MLP, LoRA on fc2"} <= names
+    assert {"RMSNorm", "Rotary", "Attention", "GatedMLP", "Llama, LoRA"} <= names
     for of in ("LoRA", "LoRALinear"):
         assert f"residual_form of {of}" in names
 
@@ -78,6 +93,11 @@ PLANTED = {
     "Tanh's dx doubled": (Tanh, "backward", dx_twice),
     "SiLU's dx doubled": (SiLU, "backward", dx_twice),
     "Sequential's gradients doubled": (Sequential, "backward", twice),
+    "RMSNorm's dx doubled": (RMSNorm, "backward", dx_twice),
+    "Rotary's dx doubled": (Rotary, "backward", dx_twice),
+    "Attention's gradients doubled": (Attention, "backward", twice),
+    "GatedMLP's dx doubled": (GatedMLP, "backward", dx_twice),
+    "Llama's gradients doubled": (Llama, "backward", twice),
 }
 
 
