@@ -28,7 +28,7 @@ RIM = (
     (("writing", "errors", "basefile"), ("writing", "errors", "merge")),
     (("merge", "layouts"), ("merge", "kinds", "layouts")),
     (("checkpoint", "checkpointfile", "state"), ("checkpoint", "training/test_train")),
-    (("tensorfile", "patterns"), ("adapters", "patterns", "merge", "errors")),
+    (("tensorfile", "patterns"), ("tensorfile", "adapters", "patterns", "merge", "errors")),
     (("adapters", "adapterfolder", "kinds"), ("adapters", "kinds", "writing")),
     (("peftconfig", "inspection"), ("adapters", "patterns", "inspection", "kinds")),
 )

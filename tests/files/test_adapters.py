@@ -193,6 +193,16 @@ def test_rank_stabilised_scaling_is_alpha_over_the_root_of_r(saved, tmp_path):
     assert math.isclose(loaded["enc.q_proj"].scaling, 4 / math.sqrt(2), rel_tol=1e-15)
 
 
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_a_start_that_leaves_the_base_alone_is_taken(saved, tmp_path, start):
+    assert_same_adapters(load_adapter(variant(saved, tmp_path, {"init_lora_weights": start})), load_adapter(saved))
+
+
+@pytest.mark.parametrize("alpha", [1.1e-30, 9e29, 1, 10**20])
+def test_alphas_within_their_range_are_taken(saved, tmp_path, alpha):
+    assert load_adapter(variant(saved, tmp_path, {"lora_alpha": alpha}))["enc.q_proj"].alpha == alpha
+
+
 def test_targets_that_match_nothing_are_taken_as_in_peft(saved, tmp_path):
     folder = variant(saved, tmp_path, {"target_modules": ["k_proj", "q_proj", "head"], "exclude_modules": ["k_proj"]})
     assert_same_adapters(load_adapter(folder), load_adapter(saved))
@@ -231,6 +241,9 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"init_lora_weights": 1}, "init_lora_weights"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights"),
         ({"a_key_of_next_year": True}, "a_key_of_next_year"),
         ({"r": 3}, "shape"),
         ({"r": True}, "r is True"),
@@ -240,6 +253,8 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
         ({"lora_alpha": -4}, "lora_alpha"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
         ({"lora_alpha": "4"}, "lora_alpha"),
+        ({"lora_alpha": 1e-30}, "lora_alpha is 1e-30, expected a number from 1e-30 to 1e+30"),
+        ({"lora_alpha": 1e30}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "NaN"),
         ({"use_rslora": 1}, "use_rslora"),
         ({"fan_in_fan_out": "yes"}, "fan_in_fan_out"),

@@ -646,6 +646,8 @@ def test_bfloat16_keeps_nan_infinity_and_the_sign_of_zero():
     back = decode(encode(numbers, "BF16"), "BF16")
     np.testing.assert_array_equal(back, numbers)
     np.testing.assert_array_equal(np.signbit(back), np.signbit(numbers))
+    expected = [0x7FC0, 0xFFC0, 0x7F80, 0xFF80, 0, 0x8000, 0x7FC0, 0xFFFF]
+    assert encode(numbers, "BF16").view("<u2").tolist() == expected
 
 
 MEASURE = f"""
