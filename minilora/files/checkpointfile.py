@@ -167,5 +167,5 @@ def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
     """Return a number that a damaged file does not have, but by a chance of 1 in 4 billion."""
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), total))
+        total = zlib.crc32(tensors[name].ravel().view(np.uint8).data, zlib.crc32(name.encode(), total))
     return str(total)

@@ -329,7 +329,7 @@ def _directions(
     height = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, count, height):
         stop = min(count, start + height)
-        weight = decode(file.read_bytes(source, (stop - start) * row_bytes), spec.dtype).reshape(-1, columns)
+        weight = decode(file.read_bytes(source, (stop - start) * row_bytes), spec.dtype).reshape(stop - start, columns)
         with np.errstate(over="ignore", invalid="ignore"):
             delta = (left[start:stop] @ right) * change.scaling
             merged = weight.astype(WIDE[spec.dtype]) + delta

@@ -138,7 +138,7 @@ def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Patte
     clock.left(key)
     if len(shown) > MAX_PATTERN:
         raise AdapterFileError(clock.path, f"{key}: {short(shown)} has {len(shown)} characters, over {MAX_PATTERN}")
-    bare = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    bare = re.sub(r"\\.", "_", pattern, flags=re.DOTALL)
     repeats = 1
     for count in REPEAT.findall(bare):
         repeats *= max(1, *(int(number or 1) for number in count.split(",")))
@@ -150,7 +150,7 @@ def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Patte
     for sign, found in (
         ("{", "{" in REPEAT.sub("", bare)),
         ("[:", "[:" in bare),
-        ("(?x)", re.search(r"\(\?[a-zA-Z-]*x", bare)),
+        ("(?x)", re.search(r"\(\?[a-z-]*x", bare)),
     ):
         if found:
             raise AdapterFileError(clock.path, f"{key}: {short(shown)} holds {sign!r}, which is not supported")

@@ -165,13 +165,13 @@ def decode(raw: np.ndarray, dtype: str) -> np.ndarray:
 def encode(numbers: np.ndarray, dtype: str) -> np.ndarray:
     """Turn numbers into the bytes of a tensor, each rounded once, to nearest with ties to even."""
     if dtype == "BF16":
-        bits = numbers.astype(np.float32, copy=False).view(np.uint32)
+        bits = np.asarray(numbers, np.float32).view(np.uint32)
         # Half a unit, less one where the last kept bit is even: a tie then carries only into an odd number.
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
         rounded = np.where(np.isnan(numbers), (bits >> 16) | np.uint32(0x40), rounded)
     else:
         rounded = numbers
-    return np.ascontiguousarray(rounded, np.dtype(FLOATS[dtype]).newbyteorder("<")).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(rounded, np.dtype(FLOATS[dtype]).newbyteorder("<")).ravel().view(np.uint8)
 
 
 def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -193,6 +193,67 @@ def test_rank_stabilised_scaling_is_alpha_over_the_root_of_r(saved, tmp_path):
     assert math.isclose(loaded["enc.q_proj"].scaling, 4 / math.sqrt(2), rel_tol=1e-15)
 
 
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_a_start_that_leaves_the_base_alone_is_taken(saved, tmp_path, start):
+    assert_same_adapters(load_adapter(variant(saved, tmp_path, {"init_lora_weights": start})), load_adapter(saved))
+
+
+@pytest.mark.parametrize("alpha", [1.1e-30, 9e29, 1, 10**20])
+def test_alphas_within_their_range_are_taken(saved, tmp_path, alpha):
+    assert load_adapter(variant(saved, tmp_path, {"lora_alpha": alpha}))["enc.q_proj"].alpha == alpha
+
+
+def test_keys_that_change_nothing_once_it_is_trained_are_taken(saved, tmp_path):
+    """As a configuration of PEFT's has them; and keys of next year that are empty or false."""
+    harmless = {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "org/base",
+        "revision": "main",
+        "auto_mapping": {"base_model_class": "X"},
+        "peft_version": "0.21.2",
+        "inference_mode": True,
+        "lora_dropout": 0.05,
+        "megatron_core": "megatron.core",
+        "qalora_group_size": 16,
+        "loftq_config": {"loftq_bits": 4},
+        "eva_config": {"rho": 2},
+        "corda_config": {"corda_method": "ipm"},
+        "lora_ga_config": {"direction": "x"},
+        "runtime_config": {"ephemeral_gpu_offload": False},
+    }
+    empty = {f"new_{i}": value for i, value in enumerate((None, False, [], {}, ""))}
+    assert_same_adapters(load_adapter(variant(saved, tmp_path, harmless | empty)), load_adapter(saved))
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    {
+        "lora_bias": "a bias in the adapter is not supported",
+        "modules_to_save": "modules trained in full are not supported",
+        "trainable_token_indices": "trained embedding rows are not supported",
+        "layer_replication": "replicated layers are not supported",
+        "target_parameters": "adapters on bare parameters are not supported",
+        "alora_invocation_tokens": "activated LoRA is not supported",
+        "use_qalora": "adapters of quantised bases are not supported",
+        "use_bdlora": "block-diagonal LoRA is not supported",
+        "arrow_config": "Arrow routing is not supported",
+        "kasa_config": "KaSA is not supported",
+        "velora_config": "VeLoRA is not supported",
+        "monteclora_config": "MonteCLoRA is not supported",
+        "megatron_config": "Megatron layers are not supported",
+        "ensure_weight_tying": "tied adapters are not supported",
+    }.items(),
+)
+def test_what_is_not_supported_is_said(saved, tmp_path, key, reason):
+    folder = variant(saved, tmp_path, {key: [1]})
+    with pytest.raises(AdapterFileError) as error:
+        load_adapter(folder)
+    assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {reason}"
+    for number, nothing in enumerate((None, False, [], {})):
+        (tmp_path / str(number)).mkdir()
+        load_adapter(variant(saved, tmp_path / str(number), {key: nothing}))
+
+
 def test_targets_that_match_nothing_are_taken_as_in_peft(saved, tmp_path):
     folder = variant(saved, tmp_path, {"target_modules": ["k_proj", "q_proj", "head"], "exclude_modules": ["k_proj"]})
     assert_same_adapters(load_adapter(folder), load_adapter(saved))
@@ -220,7 +281,8 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
     [
         ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "all"}, "bias"),
+        ({"bias": "all"}, "bias is 'all': trained biases are not supported"),
+        ({"bias": "lora_only"}, "bias"),
         ({"modules_to_save": ["head"]}, "modules_to_save"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"target_parameters": ["w"]}, "target_parameters"),
@@ -231,7 +293,13 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"init_lora_weights": 1}, "init_lora_weights"),
-        ({"a_key_of_next_year": True}, "a_key_of_next_year"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights"),
+        ({"a_key_of_next_year": True}, "'a_key_of_next_year' is True: this key is not known"),
+        ({"a_key_of_next_year": "x"}, "'a_key_of_next_year' is 'x': this key is not known"),
+        ({"a_key_of_next_year": 0.5}, "a_key_of_next_year"),
+        ({"a_key_of_next_year": [0]}, "a_key_of_next_year"),
         ({"r": 3}, "shape"),
         ({"r": True}, "r is True"),
         ({"r": 2.0}, "r is 2.0"),
@@ -240,6 +308,8 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
         ({"lora_alpha": -4}, "lora_alpha"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
         ({"lora_alpha": "4"}, "lora_alpha"),
+        ({"lora_alpha": 1e-30}, "lora_alpha is 1e-30, expected a number from 1e-30 to 1e+30"),
+        ({"lora_alpha": 1e30}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "NaN"),
         ({"use_rslora": 1}, "use_rslora"),
         ({"fan_in_fan_out": "yes"}, "fan_in_fan_out"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import Adam, CheckpointError, Linear, LoRALinear, article, train
+from minilora import MLP, Adam, CheckpointError, Linear, LoRALinear, TrainingDiverged, article, train
 from minilora.files import checkpoint
+from minilora.files.tensorfile import TensorFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +58,39 @@ def test_a_training_in_two_parts_equals_one(tmp_path_factory, epochs, done, log_
     assert_same_bits(resumed, fit(epochs=epochs, log_every=log_every, adapter=adapter))
 
 
+def test_a_model_of_layers_goes_on_in_a_new_folder(tmp_path):
+    """Its parameters' names have dots."""
+
+    def run(checkpoint, epochs):
+        model, data = MLP.init(3, 4, 2, rng=np.random.default_rng(1)), np.random.default_rng(2)
+        X, Y = data.standard_normal((20, 3)).astype("f4"), data.standard_normal((20, 2)).astype("f4")
+        rng = np.random.default_rng(3)
+        history = train(model, X, Y, epochs=epochs, batch_size=4, rng=rng, checkpoint=checkpoint)
+        return history.losses, {name: p.tobytes() for name, p in model.trainable().items()}
+
+    run(tmp_path / "new" / "folder" / "c", 2)
+    assert run(tmp_path / "new" / "folder" / "c", 5) == run(None, 5)
+
+
+def test_a_training_stopped_in_its_first_epoch_starts_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["minilora.training"], "draw_batches", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path / "c")
+    assert text_of(tmp_path / "c")["epoch"] == 0
+    assert_same_bits(fit(tmp_path / "c"), fit())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_model_that_overflows_diverges_with_a_checkpoint_too(tmp_path, sign):
+    """Infinity, or infinity less infinity, in the outputs that a checkpoint keeps."""
+    model = Linear(np.array([[1e30, sign * 1e30]], "f4"))
+    X, Y = np.full((4, 2), 1e30, "f4"), np.zeros((4, 1), "f4")
+    with pytest.raises(TrainingDiverged):
+        train(model, X, Y, epochs=1, batch_size=2, rng=np.random.default_rng(0), checkpoint=tmp_path / "c")
+    assert (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
 def test_every_bit_generator_of_numpy_resumes(tmp_path, kind):
     def run(epochs, checkpoint):
@@ -66,6 +101,27 @@ def test_every_bit_generator_of_numpy_resumes(tmp_path, kind):
 
     run(2, tmp_path / "c")
     assert run(4, tmp_path / "c") == run(4, None)
+
+
+class Seeds(np.random.bit_generator.ISeedSequence):
+    """A source of seeds without a name."""
+
+    def generate_state(self, n_words, dtype=np.uint32):
+        return np.ones(n_words, dtype)
+
+
+def test_a_generator_is_known_by_its_seed():
+    child = np.random.default_rng(3).spawn(2)[1]
+    for rng, name in (
+        (np.random.default_rng(3), "PCG64 of 3"),
+        (child, "PCG64 of 3, spawned (1,)"),
+        (child.spawn(1)[0], "PCG64 of 3, spawned (1, 0)"),
+        (np.random.Generator(np.random.MT19937([1, 2])), "MT19937 of [1, 2]"),
+        (np.random.Generator(np.random.SFC64(Seeds())), "SFC64 of None"),
+    ):
+        assert checkpoint.seed_of(rng) == name
+        rng.random(5)
+        assert checkpoint.seed_of(rng) == name
 
 
 def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
@@ -134,6 +190,36 @@ def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
     assert refused > 140
 
 
+def text_of(file):
+    return json.loads(TensorFile(file).metadata["minilora_checkpoint"])
+
+
+def test_the_first_rows_output_is_kept(tmp_path):
+    model, _, _ = fit(tmp_path / "c")
+    _, X, *_ = problem()
+    assert text_of(tmp_path / "c")["probe"] == model(X[:1])[0].tolist()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+@pytest.mark.parametrize(("dtype", "eps"), [("float32", 1.2e-7), ("float64", 2.2e-16)])
+def test_another_blas_may_round_the_outputs_otherwise(tmp_path, size, dtype, eps):
+    def run():
+        model, X, Y, rng = problem(dtype=dtype, adapter=False)
+        model.weight[...], model.bias[...] = size * model.weight, 0
+        train(model, X, Y, epochs=1, batch_size=8, lr=1e-9, rng=rng, checkpoint=tmp_path / "c")
+
+    run()
+    for factor, taken in ((1 + 500 * eps, True), (1 + 3000 * eps, False)):
+        sound = (tmp_path / "c").read_bytes()
+        rewrite(tmp_path / "c", lambda rest, f=factor: rest.update(probe=[f * number for number in rest["probe"]]))
+        if taken:
+            run()
+        else:
+            with pytest.raises(CheckpointError, match="what is frozen in the model"):
+                run()
+        (tmp_path / "c").write_bytes(sound)
+
+
 def rewrite(file, change=lambda rest: None, change_tensors=lambda tensors: None):
     """Change a checkpoint's text and tensors, and give it the checksum of what it then holds."""
     tensors, raw = load_file(file), file.read_bytes()
@@ -155,6 +241,7 @@ def assert_refused(file, match, change_model=lambda model: None, **options):
     with pytest.raises(CheckpointError, match=match) as error:
         train(model, X, Y, rng=rng, checkpoint=file, epochs=7, batch_size=8, lr=0.01, log_every=2)
     assert len(str(error.value)) < 1500
+    assert f"'{file}" in str(error.value)
     assert str(error.value).isprintable()
     assert {name: p.tobytes() for name, p in model.trainable().items()} == start
     assert (X.tobytes(), Y.tobytes()) == data
@@ -205,6 +292,82 @@ def test_contents_that_no_training_wrote_are_refused(tmp_path, key, change):
     fit(tmp_path / "c")
     rewrite(tmp_path / "c", change)
     assert_refused(tmp_path / "c", key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rest: rest.update(version="x"),
+            "{} is not a checkpoint of this version of minilora: its version is 'x', expected 2",
+        ),
+        (lambda rest: rest.update(epoch="x"), "{}: epoch is 'x', expected int"),
+        (lambda rest: rest.update(losses={}), "{}: losses is {{}}, expected list"),
+        (
+            lambda rest: rest.update(epoch=-7, t=-49, epochs=[], losses=[]),
+            "{} is not a whole checkpoint: epoch is -7, expected at least 0",
+        ),
+        (lambda rest: rest.update(t=50), "{} is not a whole checkpoint: t is 50, expected 7 epochs of 7 steps"),
+        (
+            lambda rest: rest.update(epochs=[1, 4, 6]),
+            "{} is not a whole checkpoint: epochs is [1, 4, 6], expected [2, 4, 6]",
+        ),
+        (
+            lambda rest: rest.update(losses=[None] * 3),
+            "{} is not a whole checkpoint: losses is [None, None, None], expected finite numbers",
+        ),
+        (
+            lambda rest: rest.update(probe=["x"]),
+            "{} is not a whole checkpoint: probe is ['x'], expected finite numbers",
+        ),
+        (
+            lambda rest: rest.update(rng_state={}),
+            "{} is not a whole checkpoint: rng_state is {{}}, expected a state of PCG64",
+        ),
+        (
+            lambda rest: rest.update(probe=rest["probe"][:3]),
+            "{} is a checkpoint of another configuration: what is frozen in the model, its base's weight or its "
+            "alpha, is not the same",
+        ),
+        (
+            lambda rest: rest["configuration"].update(lr=0.5, batch_size=9),
+            "{} is a checkpoint of another configuration: batch_size is 9 there and 8 here; lr is 0.5 there and 0.01 "
+            "here. Ask for the same, or name another checkpoint",
+        ),
+    ],
+)
+def test_a_refusal_is_said_in_full(tmp_path, change, message):
+    fit(tmp_path / "c")
+    rewrite(tmp_path / "c", change)
+    assert_refused(tmp_path / "c", f"^{re.escape(message.format(repr(str(tmp_path / 'c'))))}$")
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    file, tensors = tmp_path / "c", {"params.lora_A": np.ones((2, 6), "f4")}
+    for metadata, message in (
+        (None, f"{str(file)!r} is not a checkpoint of this version of minilora: its version is None, expected 2"),
+        ({"minilora_checkpoint": "["}, f"the checkpoint cannot be read: {str(file)!r}: the checkpoint's text is not"),
+        (
+            {"minilora_checkpoint": '{"version": 2}', "crc32": "0"},
+            f"{str(file)!r} is damaged: its checksum is not that of its contents$",
+        ),
+        (
+            {"minilora_checkpoint": '{"version": 2}'},
+            f"{str(file)!r} is damaged: its checksum is not that of its contents$",
+        ),
+    ):
+        save_file(tensors, file, metadata)
+        assert_refused(file, f"^{message}")
+
+
+def test_tensors_that_changed_their_names_are_noticed(tmp_path):
+    """The bytes are in the same order, under other names."""
+    fit(tmp_path / "c", adapter=False, batch_size=60, epochs=1)
+    raw = (tmp_path / "c").read_bytes()
+    swapped = raw.replace(b'"m.weight"', b'"#.weight"').replace(b'"v.weight"', b'"m.weight"')
+    (tmp_path / "c").write_bytes(swapped.replace(b'"#.weight"', b'"v.weight"'))
+    with pytest.raises(CheckpointError, match="checksum"):
+        fit(tmp_path / "c", adapter=False, batch_size=60, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -348,11 +511,21 @@ def test_only_a_regular_file_is_a_checkpoint(tmp_path, kind):
 @pytest.mark.parametrize("name", ["file", "file/c", "x" * 300])
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(CheckpointError, match=f"checkpoints cannot be kept in .*{name}"):
+    with pytest.raises(CheckpointError, match=f"^checkpoints cannot be kept in '{tmp_path / name}': "):
         checkpoint.claim_folder(tmp_path / name, {"rank": 1})
     with pytest.raises(CheckpointError, match="cannot be kept in"):
         fit(tmp_path / name / "c")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_folder_is_kept_for_its_settings(tmp_path):
+    checkpoint.claim_folder(tmp_path / "new" / "c", {"rank": 1, "lr": 0.1})
+    text = (tmp_path / "new" / "c" / "settings.json").read_text()
+    assert text == '{\n  "rank": 1,\n  "lr": 0.1\n}\n'  # for people to read
+    checkpoint.claim_folder(tmp_path / "new" / "c", {"rank": 1, "lr": 0.1})
+    with pytest.raises(CheckpointError, match=f"^'{tmp_path}/new/c' is a checkpoint of .* lr is 0.1 there and 1 here"):
+        checkpoint.claim_folder(tmp_path / "new" / "c", {"rank": 1, "lr": 1})
+    assert (tmp_path / "new" / "c" / "settings.json").read_text() == text
 
 
 def test_settings_that_cannot_be_read_are_refused(tmp_path):

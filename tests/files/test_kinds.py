@@ -334,6 +334,10 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
         ({"a": Adapter(A12, B31, 1, kind="embedding", kernel=(3,))}, "do not fit its kind, 'embedding'"),
         ({"a": Adapter(A12, B31, 1, magnitude=np.array([1, np.nan, 1]))}, "holds NaN or infinity"),
         ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 2e-30, use_rslora=True)}, r"alpha of layers\['a'\]"),
+        (
+            {"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 7e30, use_rslora=True), "b": Adapter(A12, B31, 1)},
+            r"alpha of layers\['a'\] must be above 1e-30 and below 1e\+30",
+        ),
     ],
 )
 def test_what_peft_has_no_place_for_is_not_written(tmp_path, layers, message):

@@ -294,6 +294,9 @@ def test_names_that_all_lack_their_first_part_are_found(files, tmp_path):
         (f"transformer.enc.{name}_proj", f"enc.{name}_proj.weight") for name in "qk"
     }
     assert load_file(out)["enc.k_proj.weight"].tobytes() != load_file(base)["enc.k_proj.weight"].tobytes()
+    save_adapter(tmp_path / "b", {"enc.enc.q_proj": lora})
+    (change,) = merge_adapter(base, tmp_path / "b", tmp_path / "out2")  # the first part alone
+    assert change.name == "enc.q_proj.weight"
     save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora, "head": lora})
     with pytest.raises(AdapterFileError, match=r"no 'transformer.enc.q_proj.weight'.* there is 'enc.q_proj.weight'"):
         merge_adapter(base, tmp_path / "a", out)
@@ -303,6 +306,9 @@ def assert_refused(base, adapter, out, match, error=AdapterFileError):
     before = contents(adapter.parent)
     with pytest.raises(error, match=match) as refusal:
         merge_adapter(base, adapter, out)
+    if error is ValueError:  # what is asked for is wrong: a dry run says so too
+        with pytest.raises(error, match=match):
+            merge_adapter(base, adapter, out, dry_run=True)
     assert contents(adapter.parent) == before
     if error is AdapterFileError:
         assert str(refusal.value).startswith(f"'{adapter.parent}")
@@ -640,6 +646,8 @@ def test_bfloat16_keeps_nan_infinity_and_the_sign_of_zero():
     back = decode(encode(numbers, "BF16"), "BF16")
     np.testing.assert_array_equal(back, numbers)
     np.testing.assert_array_equal(np.signbit(back), np.signbit(numbers))
+    expected = [0x7FC0, 0xFFC0, 0x7F80, 0xFF80, 0, 0x8000, 0x7FC0, 0xFFFF]
+    assert encode(numbers, "BF16").view("<u2").tolist() == expected
 
 
 MEASURE = f"""

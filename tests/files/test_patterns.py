@@ -211,6 +211,24 @@ def test_an_endless_regular_expression_is_stopped(tmp_path, monkeypatch, key, pa
     assert time.perf_counter() - start < 2
 
 
+def test_a_match_is_given_the_time_that_is_left(tmp_path):
+    clock, asked = Clock(tmp_path / "adapter_config.json"), []
+
+    def match(module, timeout):
+        asked.append((module, timeout))
+        if module == "slow":
+            raise TimeoutError
+        return module == "yes"
+
+    assert [patterns.matched(clock, "key", match, module) for module in ("yes", "no")] == [True, False]
+    with refused(tmp_path, "takes more than 3 s", "key: matching"):
+        patterns.matched(clock, "key", match, "slow")
+    assert [module for module, _ in asked] == ["yes", "no", "slow"]
+    assert 3 > asked[0][1] >= asked[1][1] >= asked[2][1] > 2
+    with refused(tmp_path, "takes more than 3 s", "other: matching"):  # and none is left for what comes after
+        patterns.matched(clock, "other", match, "yes")
+
+
 def test_the_time_is_for_all_patterns_together(tmp_path, monkeypatch):
     monkeypatch.setattr(patterns, "MATCHING_SECONDS", 0.2)
     table = {rf".*(a|b)+{n}[cd]": 1 for n in range(300)}
@@ -267,13 +285,23 @@ def test_counts_and_braces_within_bounds_are_taken(tmp_path):
         r"(d{1}){1}(d{10000})": 10,
         r"(e{1,}){9}(e{1000,})": 11,
         r"f\{(99999|x)\}(f)": 12,
+        r"g[\d:]+(h)": 14,
         "[a-z]" * 200: 13,
     }
-    modules = ["l12." + "a" * 100, "l12." + "b" * 100, "c" * 10_000, "d" * 10_000, "e" * 1010, "f{x}f", "z" * 200]
+    modules = [
+        "l12." + "a" * 100,
+        "l12." + "b" * 100,
+        "c" * 10_000,
+        "d" * 10_000,
+        "e" * 1010,
+        "f{x}f",
+        "z" * 200,
+        "g1:h",
+    ]
     folder = write(tmp_path, [m for m in modules if len(m) <= patterns.MAX_SUBJECT], alpha_pattern=table)
     loaded = load_adapter(folder)
     found = [loaded[module].alpha for module in modules]
-    assert found == [7, 8, 9, 4, 11, 12, 13]  # the engine's (d{1}){1}(d{10000}) is one letter longer
+    assert found == [7, 8, 9, 4, 11, 12, 13, 14]  # the engine's (d{1}){1}(d{10000}) is one letter longer
 
 
 def test_the_limits_themselves_are_taken(tmp_path, monkeypatch):

@@ -400,6 +400,32 @@ def test_an_adapted_layer_can_be_trained_from_its_linear():
     assert_close(np.array(evaluate(layer.merge(), DATA.x, DATA.target)), np.array(history.losses[-1]), 1e-12)
 
 
+class Fickle(Mined):
+    """Its gradients are infinite the first time alone, and then of both arrays each time."""
+
+    def backward(self, dy, cache, *, need_dx=True):
+        self.steps += 1
+        bad = self.steps == 3 if self.mined == "once" else self.steps > 2
+        return None, {name: np.array([np.nan if bad else 1.0]) for name in self.arrays}
+
+
+def test_a_model_that_differs_when_repeated_is_named():
+    x = np.arange(8.0)[:, None]
+    with pytest.raises(TrainingDiverged) as caught:
+        train(Fickle("once"), x, x, epochs=3, batch_size=2, rng=np.random.default_rng(0))
+    assert str(caught.value) == (
+        "epoch 1 ended with a parameter that is not finite, and did not when it was repeated: the model's forward or "
+        "backward does not give the same numbers twice"
+    )
+    assert (caught.value.epoch, caught.value.step) == (1, 4)
+
+
+def test_every_array_that_went_wrong_is_named():
+    x = np.arange(8.0)[:, None]
+    with pytest.raises(TrainingDiverged, match="epoch 1, step 1 of 4: first, second is no longer finite"):
+        train(Fickle("always"), x, x, epochs=3, batch_size=2, rng=np.random.default_rng(0))
+
+
 def test_a_divergence_with_rates_by_name_names_them():
     model = make(CASES[1])
     rates = {"lora_A": 1e300, "lora_B": 1e-3}

@@ -1,0 +1,83 @@
+"""The format under adapters, bases and checkpoints: what is written byte for byte, and reads that fail."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import AdapterFileError
+from minilora.files.tensorfile import TensorFile, read_json, tensor_header
+
+
+def test_a_header_is_written_compactly_and_padded(tmp_path):
+    """So that the tensors begin at a multiple of 8, and long names that are saved can be loaded."""
+    tensors = {"é": np.arange(3.0), "b": np.ones((1, 2), "f2")}
+    text = (
+        '{"__metadata__":{"note":"x"},"é":{"dtype":"F64","shape":[3],"data_offsets":[0,24]},'
+        '"b":{"dtype":"F16","shape":[1,2],"data_offsets":[24,28]}}'
+    ).encode()
+    header = tensor_header(tensors, {"note": "x"})
+    assert header[8:].rstrip(b" ") == text
+    assert int.from_bytes(header[:8], "little") == len(header) - 8 == len(text) + -len(text) % 8
+    (tmp_path / "a").write_bytes(header + b"".join(array.tobytes() for array in tensors.values()))
+    for name, array in load_file(tmp_path / "a").items():
+        np.testing.assert_array_equal(array, tensors[name])
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_every_length_of_header_is_padded(length):
+    header = tensor_header({"a" * length: np.ones(1)}, {})
+    assert len(header) % 8 == 0
+    assert len(header) - 8 - len(header[8:].rstrip(b" ")) < 8
+    assert json.loads(header[8:])["a" * length]["shape"] == [1]
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_file({"a": np.arange(4.0), "b": np.arange(3)}, tmp_path / "f")
+    return TensorFile(tmp_path / "f")
+
+
+def test_numbers_of_another_kind_are_not_read(file):
+    with file.opened() as opened, pytest.raises(AdapterFileError) as error:
+        file.read("b", opened)
+    assert str(error.value) == f"'{file.path}': 'b' has dtype I64, expected one of F16, BF16, F32, F64"
+
+
+class Broken(io.BytesIO):
+    def readinto(self, buffer):
+        raise OSError(5, "Input/output error")
+
+
+class Cut(io.BytesIO):
+    def readinto(self, buffer):
+        return len(buffer) - 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Broken, "cannot be read: [Errno 5] Input/output error"), (Cut, "the file was cut while it was read")],
+)
+def test_a_read_that_fails_names_the_file(file, kind, reason):
+    with pytest.raises(AdapterFileError) as error:
+        file.read("a", kind())
+    assert str(error.value) == f"'{file.path}': {reason}"
+
+
+def test_json_is_read_up_to_a_size(tmp_path):
+    path, text = tmp_path / "a.json", '{"é": [1, 2.5]}'
+    path.write_text(text, encoding="utf-8")
+    assert read_json(path, len(text.encode())) == {"é": [1, 2.5]}
+    for at_most, wrong, reason in (
+        (len(text), text, f"larger than the {len(text)} bytes that such a file can need"),
+        (99, "[1]", "the file is a list of JSON, expected an object"),
+        (99, '{"a": 1, "b": 2, "a": 3}', "the file is not sound JSON: the key 'a' stands twice"),
+        (99, '{"a": NaN}', "the file is not sound JSON: NaN is not a number of JSON"),
+        (99, '{"a": -Infinity}', "the file is not sound JSON: -Infinity is not a number of JSON"),
+    ):
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(AdapterFileError) as error:
+            read_json(path, at_most)
+        assert str(error.value) == f"'{path}': {reason}"
