@@ -82,6 +82,5 @@ def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None) -
     """Return the likeliest token, or one that is drawn."""
     if temperature == 0 or rng is None:
         return int(z.argmax())
-    scaled = (z.astype(np.float64) - z.max()) / temperature
-    cumulated = np.exp(scaled).cumsum()
-    return int(cumulated.searchsorted(rng.random() * cumulated[-1], side="right"))
+    p = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1: nothing overflows
+    return int(rng.choice(len(p), p=p / p.sum()))
