@@ -56,12 +56,11 @@ def functions(table):
         return np.asarray(getattr(layer, name))
 
     def init(in_features, out_features, rank, rng):
-        weight, layer = np.zeros((in_features, out_features), np.float32), None
-        layer, parts, name = module(weight, None, np.zeros((in_features, 1)), np.zeros((1, out_features)), 1, table)
-        fresh = type(layer).from_config(layer.get_config() | {"lora_rank": None})
-        fresh.build((None, in_features))
-        fresh.enable_lora(rank)
-        return [np.asarray(getattr(fresh, f"lora_{name}_{end}").value) for end in "ab"]
+        layer = keras.layers.Embedding(in_features, out_features) if table else keras.layers.Dense(out_features)
+        layer.build((None, in_features))
+        layer.enable_lora(rank)
+        name = "embeddings" if table else "kernel"
+        return [np.asarray(getattr(layer, f"lora_{name}_{end}").value) for end in "ab"]
 
     return {"forward": forward, "backward": backward, "merge": merge, "init": init}
 

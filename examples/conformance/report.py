@@ -9,6 +9,7 @@ measured before for an implementation that is not found stays in the file.
 
 import json
 import math
+import re
 import subprocess
 import sys
 from datetime import date
@@ -32,11 +33,17 @@ CHECK = """
 import importlib, json, sys, warnings
 from importlib.metadata import version
 warnings.simplefilter("ignore")
+NAMES = ("orientation", "scaling", "detached_norm")
 sys.path.insert(0, sys.argv[1])
 found = version(sys.argv[3])
 from minilora.conformance import check
-report = check(importlib.import_module(sys.argv[2]), name=sys.argv[3]).as_dict()
-print("\\n" + json.dumps({"version": found, "report": report}))
+module = importlib.import_module(sys.argv[2])
+declared = {
+    kind: {name: value for name in NAMES if (value := getattr(one, name, None)) is not None}
+    for kind, one in {"linear": module, **getattr(module, "kinds", {})}.items()
+}
+report = check(module, name=sys.argv[3]).as_dict()
+print("\\n" + json.dumps({"version": found, "declared": declared, "report": report}))
 """
 
 
@@ -51,26 +58,27 @@ def checked(python, wrapper, distribution):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def entry(distribution, version, report):
+def entry(distribution, version, declared, report):
     """What the page's table shows of a report."""
     kinds = {"linear": report, **report["kinds"]}
     return {
         "implementation": distribution,
         "version": version,
         "date": date.today().isoformat(),
-        "kinds": {kind: row(one) for kind, one in kinds.items()},
+        "kinds": {kind: row(one, declared[kind]) for kind, one in kinds.items()},
     }
 
 
-def row(report):
+def row(report, declared):
     """Of one kind: what it offers, the digits to which that is right, and what is not as the formulas have it."""
     worst = max(report["errors"].values())
     offered = [claim for claim, verdict in report["claims"].items() if verdict != "not offered"]
     return {
         "dtype": report["dtype"],
+        "declared": declared,
         "offers": [claim for claim in offered if claim not in ("scaling", "frozen base", "nothing is changed")],
         "digits": round(-math.log10(worst), 1) if 0 < worst < math.inf else None,
-        "deviations": report["diagnoses"],
+        "deviations": [re.sub(r" \(N=[^()]*(\([^()]*\)[^()]*)*\)$", "", text) for text in report["diagnoses"]],
     }
 
 

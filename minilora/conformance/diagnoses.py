@@ -344,7 +344,9 @@ def _explained(
     if not explains:
         return None
     rank = (len(explains), -len(affected - explains), -round(furthest))
-    return rank, Found(bugs, tuple(name for name in QUANTITIES if name in explains), _where(explains, affected, offered))
+    return rank, Found(
+        bugs, tuple(name for name in QUANTITIES if name in explains), _where(explains, affected, offered)
+    )
 
 
 def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> Arrays:
