@@ -1,4 +1,4 @@
-"""PEFT's Linear, and its rsLoRA. python -m minilora.conformance peft_lora"""
+"""PEFT's Linear, Embedding and convolutions; its rsLoRA and DoRA. python -m minilora.conformance peft_lora"""
 
 from functools import partial
 from types import SimpleNamespace
@@ -8,41 +8,71 @@ import plain_torch
 import torch
 
 
-def module(weight, bias, lora_A, lora_B, alpha, use_rslora=False):
-    base = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None, dtype=weight.dtype)
+def adapted(base, weight, bias, r, alpha, **options):
+    """Put PEFT's layer around a base, which gets these numbers, and return it with the arrays that train."""
     base.weight.data = weight
     if bias is not None:
         base.bias.data = bias
-    config = peft.LoraConfig(r=len(lora_A), lora_alpha=alpha, target_modules=["0"], use_rslora=use_rslora)
-    layer = peft.get_peft_model(torch.nn.Sequential(base), config, autocast_adapter_dtype=False).base_model.model[0]
-    layer.to(weight.dtype)
-    A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    A.data, B.data = lora_A, lora_B
-    return layer, A, B
+    config = peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=["0"], **options)
+    model = peft.get_peft_model(torch.nn.Sequential(base), config, autocast_adapter_dtype=False)
+    layer = model.base_model.model[0].to(weight.dtype)
+    if isinstance(base, torch.nn.Embedding):
+        return layer, layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
+    magnitude = [part.weight for part in layer.lora_magnitude_vector.values()]
+    return layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight, *magnitude
 
 
-def merge(weight, lora_A, lora_B, alpha, use_rslora=False):
-    layer, _, _ = module(*plain_torch.tensors([weight, None, lora_A, lora_B, alpha]), use_rslora=use_rslora)
+def base_of(weight, bias, channels, **steps):
+    if weight.ndim == 2:
+        return torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    conv = {3: torch.nn.Conv1d, 4: torch.nn.Conv2d}[weight.ndim]
+    return conv(channels, len(weight), tuple(weight.shape[2:]), bias=bias is not None, **steps)
+
+
+def module(weight, bias, A, B, alpha, *magnitude, table=False, steps=None, **options):
+    base = torch.nn.Embedding(*weight.shape) if table else base_of(weight, bias, A.shape[1], **(steps or {}))
+    layer, *parts = adapted(base, weight, bias, len(A), alpha, **options)
+    for part, numbers in zip(parts, (A, B, *magnitude), strict=True):
+        part.data = numbers
+    return layer, *parts
+
+
+def merge(weight, *arrays, module):
+    layer, *_ = module(*plain_torch.tensors([weight, None, *arrays]))
     layer.merge()
     return layer.base_layer.weight.detach().numpy()
 
 
-def init(in_features, out_features, rank, rng):
-    weight = torch.from_numpy(rng.standard_normal((out_features, in_features)))
-    config = peft.LoraConfig(r=rank, target_modules=["0"])
-    base = torch.nn.Sequential(torch.nn.Linear(*reversed(weight.shape), bias=False))
-    layer = peft.get_peft_model(base, config).base_model.model[0]
-    return layer.lora_A["default"].weight.detach().numpy(), layer.lora_B["default"].weight.detach().numpy()
+def init(in_features, out_features, rank, rng, *more, table=False, **options):
+    shape = (in_features, out_features) if table else (out_features, in_features)
+    kernel = () if options or not more else more[0]
+    weight = torch.from_numpy(more[0] if "use_dora" in options else rng.standard_normal(shape + kernel))
+    base = torch.nn.Embedding(*shape) if table else base_of(weight, None, in_features)
+    return [part.detach().numpy() for part in adapted(base, weight, None, rank, 1, **options)[1:]]
 
 
 def functions(**options):
     made = partial(module, **options)
-    return {
-        "forward": partial(plain_torch.forward, module=made),
-        "backward": partial(plain_torch.backward, module=made),
-        "merge": partial(merge, **options),
-    }
+    found = {name: partial(getattr(plain_torch, name), module=made) for name in ("forward", "backward")}
+    return {**found, "merge": partial(merge, module=made), "init": partial(init, **options)}
+
+
+def forward_conv(x, *arrays, stride, padding, dilation, groups):
+    steps = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return plain_torch.forward(x, *arrays, module=partial(module, steps=steps))
+
+
+def backward_conv(dy, x, *arrays, stride, padding, dilation, groups):
+    steps = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return plain_torch.backward(dy, x, *arrays, module=partial(module, steps=steps))
 
 
 globals().update(functions())
-kinds = {"rslora": SimpleNamespace(**functions(use_rslora=True))}
+convolution = SimpleNamespace(**{**functions(), "forward": forward_conv, "backward": backward_conv})
+kinds = {
+    "rslora": SimpleNamespace(**functions(use_rslora=True)),
+    "dora": SimpleNamespace(**functions(use_dora=True)),
+    "embedding": SimpleNamespace(**functions(table=True)),
+    "conv1d": convolution,
+    "conv2d": convolution,
+}

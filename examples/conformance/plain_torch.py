@@ -14,11 +14,12 @@ def tensors(arrays):
 
 
 def forward(x, *arrays, module=module):
-    (x,), (layer, _, _) = tensors([x]), module(*tensors(arrays))
+    (x,), (layer, *_) = tensors([x]), module(*tensors(arrays))
     return layer(x).detach().numpy()
 
 
 def backward(dy, x, *arrays, module=module):
-    (dy, x), (layer, A, B) = tensors([dy, x]), module(*tensors(arrays))
-    layer(x.requires_grad_()).backward(dy)
-    return {"x": x.grad.numpy(), "lora_A": A.grad.numpy(), "lora_B": B.grad.numpy()}
+    (dy, x), (layer, *factors) = tensors([dy, x]), module(*tensors(arrays))
+    layer(x.requires_grad_(x.is_floating_point())).backward(dy)
+    grads = [None if p.grad is None else p.grad.numpy() for p in (x, *factors)]
+    return dict(zip(("x", "lora_A", "lora_B", "magnitude"), grads, strict=False))

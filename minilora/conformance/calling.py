@@ -29,6 +29,8 @@ class Watch:
         Which function changed what, or "".
     raised : dict of str to str
         For each function that raised, or returned what is no answer, what it said first.
+    failed : dict of str to list of Problem
+        On which problems it did.
     returned : list of str, or None
         The names of the gradients that the backward returned; None as long as it returned no dict.
     """
@@ -36,6 +38,7 @@ class Watch:
     def __init__(self, implementation: Any, kind: str) -> None:
         self.functions, self.kind, self.changed = implementation, kind, ""
         self.raised: dict[str, str] = {}
+        self.failed: dict[str, list[Problem]] = {}
         self.returned: list[str] | None = None
         self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
 
@@ -80,10 +83,11 @@ class Watch:
         try:
             return self._answer(function, self.call(function, arrays, self.options(function, problem)))
         except Wrong as error:
-            text = f"{function} {error}"
+            text = str(error)
         except Exception as error:  # whatever a foreign function raises
-            text = f"{function} raises {type(error).__name__}: {error}"
+            text = f"raises {type(error).__name__}: {error}"
         self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
+        self.failed.setdefault(function, []).append(problem)
         return None
 
     def _answer(self, function: str, result: Any) -> Any:

@@ -18,7 +18,7 @@ from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TOLERANCE, UNIT, Trial
 
 Parts = Mapping[str, Any]
-OF_DORA = ("length", "gain", "through_norm", "dm")
+OF_DORA = ("length", "gain", "through_norm", "dm", "bias_in_dm")
 """Parts that other kinds do not have."""
 
 
@@ -204,7 +204,12 @@ BUGS: Sequence[Bug] = (
     Bug("DoRA does not divide by the norm: the output is m x V^T", {"gain": lambda m, n: m[:, None]}, "forward"),
     Bug("DoRA's magnitude is not applied: rows have the length 1", {"gain": lambda m, n: 1 / n}, "forward"),
     Bug("the magnitude is ignored: this is LoRA", {"gain": lambda m, n: np.ones((len(m), 1))}, "forward"),
-    Bug("DoRA's magnitude multiplies the bias too", {"bias": lambda b, G: G[:, 0] * b}, "forward"),
+    Bug(
+        "DoRA's magnitude multiplies the bias too",
+        {"bias": lambda b, G: G[:, 0] * b, "bias_in_dm": 1.0},
+        "forward",
+        "torchtune 0.6.1",
+    ),
     Bug(
         "DoRA's magnitude is not trained: its gradient is zero",
         {"dm": lambda dm, n: 0 * dm},
@@ -321,6 +326,7 @@ def _explained(
     """Return a rank, and the answers that bugs explain on top of others: all whose numbers are as they have them."""
     shows = {name for bug in bugs for name in bug.shows if name in left}
     affected: set[str] = set()
+    offered = {name for answers in found for name in answers}
     furthest = 0.0
     for trial, answers in zip(trials, found, strict=True):
         predicted = _predicted((*before, *bugs), trial)
@@ -338,7 +344,9 @@ def _explained(
     if not explains:
         return None
     rank = (len(explains), -len(affected - explains), -round(furthest))
-    return rank, Found(bugs, tuple(name for name in QUANTITIES if name in explains), _where(explains, affected))
+    return rank, Found(
+        bugs, tuple(name for name in QUANTITIES if name in explains), _where(explains, affected, offered)
+    )
 
 
 def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> Arrays:
@@ -346,15 +354,16 @@ def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> Arrays:
     return trial.by(**parts) if parts else trial.right
 
 
-def _where(explains: set[str], affected: set[str]) -> str:
+def _where(explains: set[str], affected: set[str], offered: set[str]) -> str:
     """Say in which answers a bug shows, where it could show in others too."""
     if explains == affected:
-        return ", in all that is computed" if "y" in affected and len(affected) > 1 else ""
+        return ", in all that is computed" if affected == offered and len(affected) > 1 else ""
     told = [QUANTITIES[name].split(",")[0] for name in QUANTITIES if name in explains]
-    return f", in {_listed(told)} alone"
+    return f", in {listed(told)} alone"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 

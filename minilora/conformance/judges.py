@@ -153,7 +153,7 @@ def habits(watch: Watch, trial: Trial, found: Arrays) -> dict[str, str]:
     )
     quiet = Watch(watch.functions, watch.kind)
     moved = answers(quiet, fortran)
-    order = next((f"Fortran order: {text}" for text in quiet.raised.values()), "ok")
+    order = next((f"in Fortran order {function} {text}" for function, text in quiet.raised.items()), "ok")
     if any(trial.agrees(k, found[k]) and not trial.agrees(k, a) for k, a in moved.items() if k in found):
         order = "other numbers"
     kept = sorted({str(a.dtype) for a in found.values()} - {str(trial.arrays["weight"].dtype)})

@@ -60,6 +60,7 @@ class Formulas:
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / n
     through_norm: float = 0.0  # 0 where n is a constant, 1 where the gradient passes through it
     dm: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda dm, n: dm
+    bias_in_dm: float = 0.0
 
     def answers(self, p: Arrays, alpha: float, lengths: np.ndarray | None = None) -> Arrays:
         """Return y, the gradients and the merged weight for one problem's rows.
@@ -85,7 +86,8 @@ class Formulas:
             passed = self.through_norm * ((G * (dy.T @ x) * V).sum(axis=along, keepdims=True) / n**2) * V
             sign = 1 if lengths is None else -1  # absolute values are never subtracted
             dV_A, dV_B = dV_A - sign * passed, dV_B - sign * passed
-            found["magnitude"] = self.dm(((dy.T @ x) * V / n).sum(axis=1), n)
+            dm = self.dm(((dy.T @ x) * V / n).sum(axis=1), n)
+            found["magnitude"] = dm if b is None else dm + self.bias_in_dm * b * (dy / n[:, 0]).sum(axis=0)
         share = self.rows(len(x))
         found |= {
             "lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A),

@@ -38,7 +38,7 @@ import numpy as np
 from ..checks import check_choice
 from . import judges
 from .calling import Watch, answers, suited
-from .diagnoses import EVERY_ENTRY, Bug, describe_unknown, diagnose, unexplained
+from .diagnoses import EVERY_ENTRY, Bug, describe_unknown, diagnose, listed, unexplained
 from .kinds import AGAIN, KINDS, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TOLERANCE, UNIT, Formulas, Trial
@@ -185,14 +185,15 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
     trials = [Trial.draw(problem, dtype, formulas) for problem in problems]
     found = [answers(watch, trial) for trial in trials]
     if not any(found):
-        raise CannotRun(f"{name}: {watch.raised['forward']}")
+        raise CannotRun(f"{name}: forward {watch.raised['forward']}")
     again = answers(watch, trials[0])
     report = Report(name, dtype)
     judge_numbers(report, trials, found, watch.returned)
     for claim, (function, _) in ANSWERS.items():
         if function in watch.raised:
-            report.claims[claim] = watch.raised[function]
-            report.diagnoses.append(watch.raised[function])
+            report.claims[claim] = f"{function}{_common(watch.failed[function], problems)} {watch.raised[function]}"
+            if function == "forward" or watch.raised[function] != watch.raised.get("forward"):
+                report.diagnoses.append(report.claims[claim])
         elif text := _changes_its_mind(trials[0], found[0], again, claim):
             report.claims[claim] = text
             report.diagnoses.insert(0, text)
@@ -233,7 +234,11 @@ def judge_numbers(
     factors = _factors(trials, found)
     bugs = diagnose(trials, found, wrong, _other_scaling(factors))
     report.diagnoses += [str(bug) for bug in bugs]
-    unknown = [_describe(trials, found, key) for key in unexplained(wrong, bugs)]
+    rest = list(unexplained(wrong, bugs))
+    single = [key for key in rest if _is_single(trials, found, key)]
+    if single:
+        report.diagnoses.append(f"{listed([QUANTITIES[key].split(',')[0] for key in single])}: {SINGLE}")
+    unknown = [_describe(trials, found, key) for key in rest if key not in single]
     report.diagnoses += sorted(unknown, key=lambda text: EVERY_ENTRY not in text)
     for claim, (_, keys) in ANSWERS.items():
         texts = [_describe(trials, found, key) for key in keys if key in wrong]
@@ -312,7 +317,7 @@ def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[
     """Compare the factor that the update has in the output with the one that is declared."""
     if not any("y" in one for one in found):
         return "not offered"
-    if _all_agree(trials, found, "y"):
+    if _all_agree(trials, found, "y") or _is_single(trials, found, "y"):
         return "ok"
     for trial in trials:
         s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
@@ -339,14 +344,22 @@ def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str
     asked = [(trial, one) for trial, one in zip(trials, found, strict=True) if key in one]
     failed = [(trial, one) for trial, one in asked if not trial.agrees(key, one[key])]
     trial, one = failed[0]
-    if trial.unit < UNIT["float32"] and _all_agree(trials, found, key, UNIT["float32"] / trial.unit):
-        advice = "it is computed, or kept, in single precision. If that is meant, check it with dtype float32"
-        return f"{QUANTITIES[key]} is right to float32 only: {advice}"
+    if _is_single(trials, found, key):
+        return SINGLE
     for other in trial.right:
         if other != key and all(trial.agrees(other, one[key]) for trial, one in asked):
             return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"
     common = _common([t.problem for t, _ in failed], [t.problem for t, _ in asked if t.right[key].any()])
     return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial)} ({trial.problem})"
+
+
+SINGLE = "right to float32 only: computed, or kept, in single precision. If that is meant, check it with dtype float32"
+
+
+def _is_single(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> bool:
+    """Return whether an answer to problems in double precision is right in single precision."""
+    unit = trials[0].unit
+    return unit < UNIT["float32"] and _all_agree(trials, found, key, UNIT["float32"] / unit)
 
 
 def _common(failed: Sequence[Problem], asked: Sequence[Problem]) -> str:

@@ -178,7 +178,7 @@ def test_single_precision_inside_double_is_named():
         return LINEAR["forward"](*single).astype(np.float64)
 
     (text,) = check(implementation(forward=forward)).diagnoses
-    assert text.startswith("the output is right to float32 only: it is computed, or kept, in single precision")
+    assert text.startswith("the output: right to float32 only: computed, or kept, in single precision")
     assert check(implementation(forward=forward), dtype="float32").passed
 
 
@@ -348,7 +348,7 @@ def test_an_exception_on_one_problem_is_a_broken_claim():
 
     report = check(implementation(forward=forward))
     assert not report.passed
-    assert report.claims["forward"].startswith("forward raises TypeError: unsupported operand")
+    assert report.claims["forward"].startswith("forward, wherever there is no bias, raises TypeError: ")
     assert "no bias" in report.diagnoses[0]
 
 

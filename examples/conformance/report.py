@@ -1,0 +1,101 @@
+"""Hold the implementations that are installed against the suite, and write docs/other-implementations.json.
+
+    python examples/conformance/report.py [PYTHON ...]
+
+Each PYTHON is an interpreter, such as that of a virtual environment, in which minilora and some of the implementations
+are installed; by default the one that runs this. Every implementation is checked in a process of its own. What was
+measured before for an implementation that is not found stays in the file.
+"""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FILE = HERE.parents[1] / "docs" / "other-implementations.json"
+# The wrapper of each, and the distribution whose version is reported.
+WRAPPERS = {
+    "peft_lora": "peft",
+    "loralib_lora": "loralib",
+    "torchtune_lora": "torchtune",
+    "litgpt_lora": "litgpt",
+    "lycoris_lora": "lycoris-lora",
+    "keras_lora": "keras",
+    "flax_lora": "flax",
+    "mlx_lora": "mlx-lm",
+    "lora_pytorch_lora": "lora-pytorch",
+}
+CHECK = """
+import importlib, json, sys, warnings
+from importlib.metadata import version
+warnings.simplefilter("ignore")
+NAMES = ("orientation", "scaling", "detached_norm")
+sys.path.insert(0, sys.argv[1])
+found = version(sys.argv[3])
+from minilora.conformance import check
+module = importlib.import_module(sys.argv[2])
+declared = {
+    kind: {name: value for name in NAMES if (value := getattr(one, name, None)) is not None}
+    for kind, one in {"linear": module, **getattr(module, "kinds", {})}.items()
+}
+report = check(module, name=sys.argv[3]).as_dict()
+print("\\n" + json.dumps({"version": found, "declared": declared, "report": report}))
+"""
+
+
+def checked(python, wrapper, distribution):
+    """Check one implementation in a process of its own; None where it is not installed there."""
+    command = [python, "-c", CHECK, str(HERE), wrapper, distribution]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if "PackageNotFoundError" in done.stderr:
+        return None
+    if done.returncode:
+        raise SystemExit(f"{distribution}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def entry(distribution, version, declared, report):
+    """What the page's table shows of a report."""
+    kinds = {"linear": report, **report["kinds"]}
+    return {
+        "implementation": distribution,
+        "version": version,
+        "date": date.today().isoformat(),
+        "kinds": {kind: row(one, declared[kind]) for kind, one in kinds.items()},
+    }
+
+
+def row(report, declared):
+    """Of one kind: what it offers, the digits to which that is right, and what is not as the formulas have it."""
+    worst = max(report["errors"].values())
+    offered = [claim for claim, verdict in report["claims"].items() if verdict != "not offered"]
+    return {
+        "dtype": report["dtype"],
+        "declared": declared,
+        "offers": [claim for claim in offered if claim not in ("scaling", "frozen base", "nothing is changed")],
+        "digits": round(-math.log10(worst), 1) if 0 < worst < math.inf else None,
+        "deviations": [re.sub(r" \(N=[^()]*(\([^()]*\)[^()]*)*\)$", "", text) for text in report["diagnoses"]],
+    }
+
+
+def main(pythons):
+    rows = {one["implementation"]: one for one in json.loads(FILE.read_text())} if FILE.exists() else {}
+    for wrapper, distribution in WRAPPERS.items():
+        for python in pythons:
+            found = checked(python, wrapper, distribution)
+            if found:
+                rows[distribution] = entry(distribution, **found)
+                print(distribution, found["version"], "passed" if found["report"]["passed"] else "deviates")
+                break
+        else:
+            print(distribution, "is not installed")
+    known = [rows[name] for name in WRAPPERS.values() if name in rows]
+    FILE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [sys.executable])
