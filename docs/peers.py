@@ -1,6 +1,6 @@
 """Sphinx extension: the step of a page in another library, folded below ours.
 
-A block ``{peer} torch`` or ``{peer} PEFT`` holds Python that prints what the code cell above it prints, digit for digit.
+A block ``{peer} torch`` or ``{peer} PEFT`` holds Python that prints what the cell above it prints, digit for digit.
 It may use the cell's arrays. The site is built without these libraries: `tests/peers/test_pages.py` runs the blocks.
 """
 
