@@ -32,6 +32,7 @@ extensions = [
     "numpydoc",
     "sphinxcontrib.katex",
     "equations",
+    "peers",
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"

@@ -25,6 +25,7 @@ import io
 import re
 import tokenize
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,16 @@ def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
 
 def differs(equation: Equation, line: Line) -> str:
     """Say how a line's value differs from the equation's, both on the same random arrays; "" where it does not."""
-    for rank in RANKS:
+    for rank, biased in product(RANKS, (True, False) if "b" in equation.names else (True,)):
+        stated, coded = samples(equation.label, rank), samples(equation.label, rank)
+        if not biased:  # the line has another branch where there is no b
+            stated["b"], coded["b"] = 0, None
         try:
-            expected = eval(equation.entries, samples(equation.label, rank))
+            expected = eval(equation.entries, stated)
         except Exception as error:
             return f"its entries cannot be computed, {type(error).__name__}: {error}"
         try:
-            found = _value(line, samples(equation.label, rank))
+            found = _value(line, coded)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         if isinstance(found, tuple) and not isinstance(expected, tuple):

@@ -64,14 +64,15 @@ def figure(
 # --- rank against a true spectrum -------------------------------------------------------------------------------------
 
 WORD = """
-.........................
-.#..............####...#.
-.#.............#...#..#.#
-.#......###....#...#.#..#
-.#.....#...#...####..####
-.#.....#...#...#..#..#..#
-.####...###....#...#.#..#
-.........................
+............................
+.#..............####....#...
+.#..............#...#..#.#..
+.#......###.....#...#.#...#.
+.#.....#...#....####..#...#.
+.#.....#...#....#.#...#####.
+.#.....#...#....#..#..#...#.
+.#####..###.....#...#.#...#.
+............................
 """
 
 
@@ -83,12 +84,12 @@ def word() -> np.ndarray:  # -> (out, in)
 def learn_word(highest: int) -> list[LoRA]:
     """Return adapters of rank 1 to `highest`, each trained to the change of weight that spells a word."""
     truth, rng = word(), np.random.default_rng(0)
-    X = rng.standard_normal((400, truth.shape[1]))
+    X = rng.standard_normal((150, truth.shape[1]))
     found = []
     for rank in range(1, highest + 1):
         adapter = LoRA.init(*truth.shape[::-1], rank=rank, alpha=rank, rng=rng, dtype="float64")
-        for lr in (0.03, 0.003):
-            train(adapter, X, X @ truth.T, epochs=600, batch_size=400, lr=lr, rng=rng)
+        for lr in (0.05, 0.005):
+            train(adapter, X, X @ truth.T, epochs=200, batch_size=150, lr=lr, rng=rng)
         least = evaluate(best_adapter(X, X @ truth.T, rank=rank), X, X @ truth.T)
         assert evaluate(adapter, X, X @ truth.T) < 1.01 * least + 1e-6, rank
         found.append(adapter)

@@ -16,7 +16,6 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from minilora.figures import BASE, INK, LORA, new_figure
 
@@ -130,48 +129,6 @@ def lines(
     axes.set(**labels)
     if len(curves) > 1:
         axes.legend()
-    return figure
-
-
-def contenders(groups: dict[str, tuple[str, list[dict]]]) -> Figure:
-    """Draw the benchmark, a panel for each titled group of rows: ours full, the peers pale, the floors as outlines."""
-    counts = [len(rows) for _, rows in groups.values()]
-    figure = new_figure(4.8, 0.32 * sum(counts) + 0.8 * len(counts))
-    for axes, (title, (colour, rows)) in zip(
-        figure.subplots(len(groups), 1, height_ratios=[count + 1 for count in counts]), groups.items(), strict=True
-    ):
-        for place, row in enumerate(rows):
-            is_floor, is_ours = "floor" in row["name"], row["name"].startswith("minilora")
-            spread = [[row["ms"] - row["low"]], [row["high"] - row["ms"]]]
-            axes.barh(
-                place,
-                row["ms"],
-                height=0.66,
-                color="none" if is_floor else (*to_rgb(colour), 1 if is_ours else 0.4),
-                edgecolor=colour,
-                xerr=spread,
-                ecolor=INK,
-            )
-            axes.annotate(
-                f"{row['ms']:.2f}", (row["high"], place), (5, 0), textcoords="offset points", va="center", color=INK
-            )
-        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.invert_yaxis()
-        axes.margins(x=0.2)
-        axes.set_title(title, loc="left")
-    axes.set_xlabel("milliseconds a step")
-    return figure
-
-
-def against_size(axis: str, curves: dict[str, tuple[Sequence[float], Sequence[float], str]]) -> Figure:
-    """Draw how a step's time grows with one size, both on log scales, every second size written below."""
-    figure = lines(curves, points=True, size=(3.6, 2.7), xscale="log", yscale="log", xlabel=axis, ylabel="ms a step")
-    axes = figure.axes[0]
-    sizes = next(iter(curves.values()))[0]
-    axes.set_xticks(sizes[::2], [f"{size:,}" for size in sizes[::2]])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(0.05, 900)  # the same for all, high enough for the names
-    axes.legend(ncols=2, fontsize=9, loc="upper left", handlelength=1.2, columnspacing=1)
     return figure
 
 

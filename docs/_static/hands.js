@@ -36,18 +36,18 @@
   // --- curves and bars in a frame with two axes
 
   function frame(parent, alt, x, y) {
-    const [width, height, left, bottom, top] = [330, 230, 46, 34, 22];
+    const [width, height, left, right, bottom, top] = [330, 230, 46, 14, 34, 22];
     const svg = drawing(parent, width, height, alt);
     const position = (axis, low, high) => {
       const f = axis.log ? Math.log10 : (v) => v;
       return (v) => low + ((f(v) - f(axis.from)) / (f(axis.to) - f(axis.from))) * (high - low);
     };
-    const px = position(x, left, width - 8), py = position(y, height - bottom, top);
+    const px = position(x, left, width - right), py = position(y, height - bottom, top);
     for (const [axis, p, at] of [[x, px, (v) => ({ x: v, y: height - bottom + 15, "text-anchor": "middle" })],
                                  [y, py, (v) => ({ x: left - 5, y: v + 4, "text-anchor": "end" })]]) {
       for (const tick of axis.ticks) add(svg, "text", { ...at(p(tick)), class: "tick" }, axis.say ? axis.say(tick) : `${tick}`);
     }
-    for (const tick of y.ticks) add(svg, "line", { x1: left, x2: width - 8, y1: py(tick), y2: py(tick), class: "rule" });
+    for (const tick of y.ticks) add(svg, "line", { x1: left, x2: width - right, y1: py(tick), y2: py(tick), class: "rule" });
     add(svg, "text", { x: (left + width) / 2, y: height - 3, "text-anchor": "middle" }, x.label);
     add(svg, "text", { x: 2, y: 13 }, y.label);
     return { svg, px, py, base: height - bottom };
@@ -110,18 +110,18 @@
         return { "multiply-adds": sum(products.map(size)), "bytes moved": 4 * (moved + 7 * trained), "bytes of Adam": 8 * trained };
       };
       const [full, lora] = [tally(data.full), tally(data.lora)];
-      const svg = drawing(parent, 600, 210, "Bars in pairs, full training above LoRA; each pair has a scale of its own");
       const millions = (v) => (v / 1e6).toLocaleString("en-US", { maximumSignificantDigits: 3 });
-      Object.keys(full).forEach((key, i) => {
+      for (const key of Object.keys(full)) {
+        const svg = drawing(parent, 300, 66, `${key}: ${millions(full[key])} million in full, ${millions(lora[key])} with LoRA`);
         const most = Math.max(full[key], lora[key]);
-        add(svg, "text", { x: 2, y: 16 + i * 70 }, `${key}, millions`);
+        add(svg, "text", { x: 2, y: 14 }, `${key}, millions`);
         [["base", "full", full[key]], ["lora", "LoRA", lora[key]]].forEach(([name, label, value], j) => {
-          const y = 22 + i * 70 + j * 20, long = Math.max(360 * (value / most), 1);
-          add(svg, "text", { x: 2, y: y + 13, class: "tick" }, label);
-          add(svg, "rect", { x: 46, y, width: long, height: 16, class: name });
-          add(svg, "text", { x: 52 + long, y: y + 13, class: "tick" }, millions(value));
+          const y = 20 + j * 22, long = Math.max(190 * (value / most), 1);
+          add(svg, "text", { x: 2, y: y + 14, class: "tick" }, label);
+          add(svg, "rect", { x: 40, y, width: long, height: 18, class: name });
+          add(svg, "text", { x: 46 + long, y: y + 14, class: "tick" }, millions(value));
         });
-      });
+      }
       const share = (key) => `${(lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} of the ${key}`;
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },

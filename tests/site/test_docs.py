@@ -58,12 +58,11 @@ def test_every_picture_has_a_text_in_its_place(page):
                 assert len(ast.unparse(call.args[1])) > 100 or "alt" in ast.unparse(call.args[1])
 
 
-def test_pictures_of_growth_have_a_text_too():
-    page = (ROOT / "docs" / "why-not-faster.md").read_text(encoding="utf-8")
-    says = re.search(r"^SAYS = (\{.*?^\})", page, re.S | re.M)
-    assert {axis: len(text) > 50 for axis, text in ast.literal_eval(says[1]).items()} == dict.fromkeys(
-        ("rank", "width", "batch", "n"), True
-    )
+def test_the_path_of_a_newcomer_is_that_of_next():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    told = re.findall(r"\]\(([a-z-]+)\.md\)", re.search(r"^New to LoRA\n(.*?)\n\n", index, re.S | re.M)[1])
+    path = re.search(r":caption: The path\n\n(.*?)```", index, re.S)[1].split()
+    assert told == path
 
 
 MOVED = re.findall(

@@ -1,5 +1,6 @@
 """The site's checker of equations and lines, on the real code and on broken copies of it."""
 
+import ast
 import dataclasses
 import importlib
 import shutil
@@ -224,3 +225,35 @@ def test_the_build_stops_where_ends_do_not_meet(tmp_path, change, said):
     done = build(tmp_path, **change)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+# --- a wrong sign anywhere in a numbered line of the core -------------------------------------------------------------
+
+CORE = [x for x in equations.find_lines(ROOT / "minilora") if x.label.isdigit() and x.label != "26"]
+
+
+def sign_errors(code):
+    """Yield the statement with one of its terms or factors negated: each operand of + - * / @, and the whole."""
+    tree = ast.parse(code)
+    places = [node for node in ast.walk(tree.body[0].value) if isinstance(node, ast.BinOp)]
+    for place in [
+        None,
+        *((node, side) for node in places for side in ("left", "right") if not_an_exponent(node, side)),
+    ]:
+        holder, side = place or (tree.body[0], "value")
+        kept = getattr(holder, side)
+        setattr(holder, side, ast.UnaryOp(ast.USub(), kept))
+        yield ast.unparse(ast.fix_missing_locations(tree))
+        setattr(holder, side, kept)
+
+
+def not_an_exponent(node, side):
+    return not isinstance(node.op, ast.Pow) and not isinstance(getattr(node, side), ast.Constant)
+
+
+@pytest.mark.parametrize("line", CORE, ids=str)
+def test_no_wrong_sign_passes_in_the_core(line):
+    (equation,) = [x for x in STATED if x.label == line.label]
+    assert equations.problems([equation], [line]) == []
+    for code in sign_errors(line.code):
+        assert equations.problems([equation], [dataclasses.replace(line, code=code)]), code

@@ -1,12 +1,9 @@
 """The built site, as a reader's browser meets it. Build it first: ``python docs/build.py``; then ``pytest -m site``."""
 
-import functools
-import http.server
 import json
 import posixpath
 import re
-import shutil
-import threading
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -37,7 +34,7 @@ class Page(HTMLParser):
         self.links += [attrs[name] for name in ("href", "src") if attrs.get(name) and tag != "use"]
 
 
-parse = functools.cache(lambda name: Page(SITE / name))
+parse = cache(lambda name: Page(SITE / name))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -69,41 +66,6 @@ def test_every_numbered_line_links_to_its_equation_and_back():
         equation = re.match(r"eq-(?:[a-z]+-)?\d+", urlsplit(link).fragment)[0]
         back = [posixpath.normpath(posixpath.join(posixpath.dirname(source), x)) for x in parse(source).links]
         assert f"{page}#{equation}" in back
-
-
-@pytest.fixture(scope="module")
-def address():
-    handler = functools.partial(Quiet, directory=str(SITE))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no Chromium here: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--disable-background-networking")
-    options.add_argument("--disable-component-update")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.mark.parametrize("page", PAGES)
