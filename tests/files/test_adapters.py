@@ -128,7 +128,7 @@ def test_every_module_path_that_is_saved_is_loaded(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("names", "what"), [(["a" * (9 << 20)], "header of"), ([f"{i:0200}" for i in range(16_000)], CONFIG)]
+    ("names", "what"), [(["a" * (9 << 20)], "header of"), ([f"{i:02000}" for i in range(1600)], CONFIG)]
 )
 def test_more_names_than_can_be_loaded_are_not_saved(tmp_path, names, what):
     lora = LoRA(np.ones((1, 1), "f4"), np.ones((1, 1), "f4"), 1.0)
