@@ -319,7 +319,8 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
     [
         (
             {"a": Adapter(A12, B31, 1), "b": Adapter(A12, B31, 1, magnitude=np.ones(3))},
-            r"layers\['b'\] has DoRA's magnitude and layers\['a'\] has none: .* one use_dora",
+            r"layers\['b'\] has DoRA's magnitude and layers\['a'\] has none: PEFT's configuration has one use_dora for "
+            "all modules. Save them to two folders$",
         ),
         ({"a": Adapter(A12, B31, 1, kind="conv2d")}, r"layers\['a'\] has in = 12 and a kernel of \(\)"),
         (

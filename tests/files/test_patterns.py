@@ -227,6 +227,8 @@ def test_a_match_is_given_the_time_that_is_left(tmp_path):
     assert 3 > asked[0][1] >= asked[1][1] >= asked[2][1] > 2
     with refused(tmp_path, "takes more than 3 s", "other: matching"):  # and none is left for what comes after
         patterns.matched(clock, "other", match, "yes")
+    with refused(tmp_path, "takes more than 3 s", "third: matching"):
+        Patterns(clock, "third", ["a"]).first("a")
 
 
 def test_the_time_is_for_all_patterns_together(tmp_path, monkeypatch):
@@ -328,13 +330,14 @@ def test_a_path_too_long_for_an_expression_is_named(tmp_path):
 
 
 def test_short_names_and_dots_at_odd_places_are_found(tmp_path):
-    for module in ("a.b.c", "ab.c.d", "a..b"):
+    for module in ("a.b.c", "ab.c.d", "a..b", "a.b.c.d.e"):
         for end in {module[i:] for i in range(len(module)) if i == 0 or module[i - 1] == "."}:
             assert Patterns(Clock(tmp_path), "key", ["x", end], literal=True).first(module) == 1
         for other in ("b.", "c.d.", ".", "a", "ab", "..b", ""):
             assert Patterns(Clock(tmp_path), "key", [other], literal=True).first(module) is None
     assert Patterns(Clock(tmp_path), "key", [".x", "", "x"], literal=True).first(".x") == 0
     assert Patterns(Clock(tmp_path), "key", [""], literal=True).first("x.") == 0
+    assert Patterns(Clock(tmp_path), "key", ["y", "x"], literal=True).first(".x") == 1
 
 
 # --- linear time ---
