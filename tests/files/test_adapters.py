@@ -367,7 +367,7 @@ WRONG_KEY = "unexpected, expected base_model.model.<module>.lora_A.weight and th
             {PREFIX + "lora_embedding_A": np.ones((3, 6), "f4")},
             "the module 'head' has factors of an embedding and of another layer",
         ),
-        ({key: None for key in (A, B, *(QUERY + f"lora_{f}.weight" for f in "AB"))}, "there are no tensors in it"),
+        (dict.fromkeys((A, B, *(QUERY + f"lora_{f}.weight" for f in "AB"))), "there are no tensors in it"),
         ({B: None}, "the module 'head' has no lora_B.weight"),
         ({A: None}, "the module 'head' has no lora_A.weight"),
         ({A: np.ones(3, "f4")}, f"'{A}' has shape [3], expected a matrix"),
