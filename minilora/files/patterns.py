@@ -85,7 +85,7 @@ class Patterns:
     def first(self, module: str) -> int | None:
         """Return the number of the first pattern that matches a module's path, None where none does."""
         self.clock.left(self.key)
-        found = [*self.whole[len(module)].find(module)] if len(module) in self.whole else []
+        found = [*self.whole[len(module)].find(module)]
         for length in _lengths_of_ends(module):
             if length in self.ends:
                 found += self.ends[length].find(module[-length:])
