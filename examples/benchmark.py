@@ -60,9 +60,7 @@ def contenders():
     return {name: make for group in groups for name, make in everyone.items() if name.startswith(group)}, absence
 
 
-def laps(
-    steps: dict[str, Step], count: int, warm_up: int = WARM_UP, least: int = 3
-) -> dict[str, list[float]]:
+def laps(steps: dict[str, Step], count: int, warm_up: int = WARM_UP, least: int = 3) -> dict[str, list[float]]:
     """Let everyone run in turn, `count` times; return milliseconds a step, one for each lap.
 
     A turn has `warm_up` steps that are not timed, and at least `least` that are.
