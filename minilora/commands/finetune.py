@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         help="train an adapter of a language model on a text",
         description=(
             "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
-            "next token of a text. The last tenth of the text is held out; the loss on it is printed before and after."
+            "next token of a text. Every tenth window of the text is held out, for the loss that is printed."
         ),
         formatter_class=Defaults,
     )
