@@ -17,7 +17,7 @@ CLAIMED = [
     pytest.param(case, claim, id=f"{case.name}: {claim.__name__}") for case in ALL_CASES for claim in case.claims
 ]
 
-EXAMPLES = max(5, settings.default.max_examples // 5)  # of each of so many pairs
+EXAMPLES = max(5, settings.default.max_examples // 4)  # of each of so many pairs
 
 
 @pytest.mark.parametrize(("case", "claim"), CLAIMED)

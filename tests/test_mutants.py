@@ -34,7 +34,8 @@ def caught(bug) -> bool:
     @settings(max_examples=10, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(problem=problems())
     def run(problem):
-        verdicts.append(rejected(bug.claims, problem))
+        if not any(verdicts):
+            verdicts.append(rejected(bug.claims, problem))
 
     run()
     assert len(verdicts) <= 10
