@@ -34,7 +34,7 @@ def test_every_layer_keeps_every_claim(case, claim, problem):
 @pytest.mark.parametrize("case", LANGUAGE_CASES, ids=lambda case: case.name)
 @given(problem=problems())
 @example(problem=ONE_ROW)
-@settings(max_examples=3)
+@settings(max_examples=2)
 def test_every_layer_of_a_language_model_keeps_every_claim(case, problem):
     for claim in case.claims:
         claim(case, problem)
