@@ -69,7 +69,7 @@ def test_options_reach_the_run(monkeypatch):
     assert (seen["rank"], seen["batch_size"], seen["dtype"]) == (3, 64, "float64")
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "PNG"])
+@pytest.mark.parametrize("suffix", ["PNG", "pdf"])
 def test_plot_writes_a_figure(small_article, tmp_path, capsys, suffix):
     file = tmp_path / f"figure.{suffix}"
     assert run("article", "--epochs", "2", "--plot", str(file)) == 0
@@ -257,7 +257,7 @@ def test_the_module_is_the_command():
 # --- minilora check -----------------------------------------------------------------------------
 
 
-def test_check_proves_every_gradient_of_this_installation(capsys):
+def test_check_proves_every_gradient_of_this_installation(small_check, capsys):
     assert run("check") == 0
     out = capsys.readouterr().out
     for name in (

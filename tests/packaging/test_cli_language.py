@@ -153,6 +153,7 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder, capsys):
     assert "the tokenizer gives ids up to 40, and the model has 29 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
     arguments = ["--steps", "50", "--checkpoint", "c"]
