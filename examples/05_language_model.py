@@ -43,7 +43,6 @@ MODELS = {  # the package that has it, its file there, and how it is trained
 }
 LENGTH = 128
 FULL_LR = 2e-3  # the same matrices end at 2.80; at 3e-3, LoRA's rate, 2.84. LoRA at 1e-2: r = 16 3.12, r = 1 3.67
-ROUNDING = 1e-5  # of the largest singular value: below this it is the float32 noise of (W + s B A) - W
 
 
 def king_james():
@@ -147,9 +146,10 @@ if small:
 
     # 2. Is the change of low rank? Look at its singular values, beside those of LoRA's change.
     values = {name: spectra(base, model) for name, model in models.items() if name != "all weights"}
+    for rank in RANKS:
+        values[f"LoRA, r = {rank}"] = {p: v[:rank] for p, v in values[f"LoRA, r = {rank}"].items()}  # then rounding
     results["singular values"] = {
-        name: {p: [float(f"{s:.3g}") for s in v if s > ROUNDING * v[0]] for p, v in of_model.items()}
-        for name, of_model in values.items()
+        name: {p: [float(f"{s:.3g}") for s in v] for p, v in of_model.items()} for name, of_model in values.items()
     }
     head = ("trained in full", "rank", "90 % of |change|^2 in the first", "share of the first 1, 4, 16")
     print("\n{:28}{:>4}{:>33}{:>29}".format(*head))
