@@ -178,9 +178,7 @@ def resume(path: str | Path, state: TrainingState, X: Array, configuration: Mapp
     state.history.epochs[:], state.history.losses[:] = checkpoint.epochs, checkpoint.losses
 
 
-def _check_contents(
-    path: Path, checkpoint: Checkpoint, state: TrainingState, configuration: Mapping[str, Any]
-) -> None:
+def _check_contents(path: Path, checkpoint: Checkpoint, state: TrainingState, configuration: Mapping[str, Any]) -> None:
     """Refuse numbers that a training of this configuration cannot have written, before any of them is used."""
     steps, epoch = configuration["steps"], checkpoint.epoch
     logged = list(range(configuration["log_every"], epoch + 1, configuration["log_every"]))

@@ -49,6 +49,8 @@ def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Call
     except Exception as error:  # the package raises many kinds
         raise AdapterFileError(path, f"not a sound GGUF file: {type(error).__name__}: {error}") from error
     tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
+    if len(tensors) < len(reader.tensors):
+        raise AdapterFileError(path, "two of its arrays have the same name in a Llama decoder")
     factors = tensors.pop(ROPE_FACTORS, None)
     config = _config(path, fields, tensors)
     if factors is not None:  # Llama 3's scaling, one number for each pair
@@ -74,7 +76,7 @@ def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llam
         raise AdapterFileError(path, f"general.architecture is {architecture}, supported: 'llama'")
     config = {name: fields[f"llama.{key}"] for name, key in SIZES.items() if f"llama.{key}" in fields}
     if "vocab_size" not in config and "model.embed_tokens.weight" in tensors:
-        config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[1])
+        config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[-1])
     for name in ("expert_count", "attention.sliding_window"):
         if fields.get(f"llama.{name}"):
             raise AdapterFileError(path, f"llama.{name} is {short(fields[f'llama.{name}'])}, which is not supported")
