@@ -235,7 +235,7 @@ def _probe(state: TrainingState, X: Array) -> np.ndarray:
     """Return some of the model's output on the first row of the data: it depends on what is frozen, too."""
     with np.errstate(over="ignore", invalid="ignore"):
         output = backend_of(X).to_numpy(state.model(X[:1])).ravel()[:PROBE_ENTRIES]
-    return np.nan_to_num(output)
+    return np.asarray(np.nan_to_num(output))
 
 
 def _check_probe(path: str | Path, state: TrainingState, X: Array, saved: list[float]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..checks import check_path
 from .errors import AdapterFileError, short
+from .llamagguf import read_gguf
 from .tensorfile import open_regular, read_json, read_text
 
 MAX_TOKENIZER, MAX_CONFIG = 1 << 26, 1 << 24
@@ -131,16 +132,8 @@ def _of(path: Path, found: Any, end: Sequence[int]) -> Tokenizer:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    gguf, tokenizers = needed("gguf", "a .gguf file"), needed("tokenizers", "its tokenizer")
-    try:
-        reader = gguf.GGUFReader(path)
-        known = {
-            name: field.contents()
-            for name in ("model", "pre", "tokens", "merges", "token_type", "eos_token_id")
-            if (field := reader.get_field(f"tokenizer.ggml.{name}")) is not None
-        }
-    except Exception as error:  # the package checks little, so that a damaged file can fail anywhere
-        raise AdapterFileError(path, f"not a GGUF file: {error}") from error
+    tokenizers, (_, fields) = needed("tokenizers", "its tokenizer"), read_gguf(path, tokenizer=True)
+    known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
     if kind not in (("gpt2", "smollm"), ("gpt2", "gpt-2")):
         raise AdapterFileError(

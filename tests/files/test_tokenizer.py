@@ -122,8 +122,8 @@ def test_glassllms_tokenizer_is_its_own():
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("m.gguf", b"GGUF\x03\0\0\0", "m.gguf': not a GGUF file"),
-        ("m.gguf", b"", "m.gguf': not a GGUF file"),
+        ("m.gguf", b"GGUF\x03\0\0\0", "m.gguf': not a sound GGUF file"),
+        ("m.gguf", b"", "m.gguf': not a sound GGUF file"),
         ("m/tokenizer.json", b"{", "tokenizer.json': not a tokenizer"),
         ("m/tokenizer.json", b'{"version": 1, "alphabet": [], "merges": []}', "tokenizer.json': not a tokenizer"),
         ("m/config.json", b"{}", "tokenizer.json': there is no such file"),
@@ -206,5 +206,5 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     (tmp_path / name).mkdir() if name == "m" else (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"needs {package} .*: pip install 'minilora\[models\]'"):
+    with pytest.raises(ValueError, match=rf"needs (the )?{package} .*: pip install 'minilora\[models\]'"):
         load_tokenizer(tmp_path / name)
