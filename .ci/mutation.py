@@ -82,7 +82,7 @@ def copy_to(folder: Path) -> None:
 
 def run_mutmut(folder: Path) -> dict[str, str]:
     """Return what became of each mutant, by its name."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".ci")}
     run = [sys.executable, "-m", "mutmut", "run", "--max-children", str(os.cpu_count() or 1)]
     with (folder / "mutmut.log").open("w") as log:
         code = subprocess.run(run, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
