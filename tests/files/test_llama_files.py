@@ -221,9 +221,10 @@ def test_a_damaged_folder_is_one_clear_error(folder, nothing_is_read, case):
         Llama.load(damage(folder))
 
 
-def test_weights_that_are_no_numbers_are_refused(folder):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(folder, value):
     broken = weights(folder)["model.norm.weight"]
-    broken[3] = np.nan
+    broken[3] = value
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' holds NaN or infinity"):
         Llama.load(spoiled("model.norm.weight", broken)(folder))
 

@@ -68,7 +68,7 @@ def shard(tensors, folder):
     for file, some in parts.items():
         save_file({name: tensors[name] for name in some}, folder / file, {"format": "pt"})
     weight_map = {name: file for file, some in parts.items() for name in some}
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}, indent=1) + "\n")
     return folder
 
 
