@@ -54,6 +54,7 @@ def test_every_id_but_the_first_is_a_target_once(count, length):
     assert len(np.unique(targets)) == len(targets)  # none twice, and so none of those held out is trained on
     assert len(Y) == n - held
     assert len(Y_held) == min(held, MEASURED)
+    assert Y_held[-1, -1] == n * length  # the end of the text among them
     assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
 
 
