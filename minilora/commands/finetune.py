@@ -124,8 +124,9 @@ def _targets(text: str) -> str | list[str]:
 def _check(options: argparse.Namespace) -> None:
     """Refuse numbers out of range and places that cannot be written, before anything is read."""
     from ..checks import check_integer, check_number
+    from ..files.adapterfolder import WEIGHTS_NAME
     from ..files.adapters import check_adapter_target
-    from ..files.peftconfig import MAX_ALPHA, MIN_ALPHA
+    from ..files.peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
 
     for name in ("rank", "steps", "batch_size", "length"):
         check_integer(name, getattr(options, name), at_least=1)
@@ -135,3 +136,7 @@ def _check(options: argparse.Namespace) -> None:
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     check_number("lr", options.lr, above=0)
     check_adapter_target(options.save)
+    if options.checkpoint is not None:
+        file, folder = options.checkpoint.absolute(), options.save.absolute()
+        if file in (folder, *folder.parents, folder / WEIGHTS_NAME, folder / CONFIG_NAME):
+            raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
