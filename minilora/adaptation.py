@@ -137,7 +137,10 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
         if path not in adapters:
             return layer  # type: ignore[no-any-return]
         adapter = adapters[path]
-        return _beside(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
+        try:
+            return _beside(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
+        except ValueError as error:
+            raise ValueError(f"adapters[{path!r}]: {error}") from None
 
     return rebuild(freeze(model), layer=put)
 
