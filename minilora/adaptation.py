@@ -82,6 +82,11 @@ def adapt(
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
     free = _free(model)
+    if isinstance(target_modules, str):
+        try:
+            re.compile(target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules={target_modules!r} is not a regular expression: {error}") from error
     targets = [path for path, layer in free.items() if _named(path, layer, target_modules)]
     if not targets:
         raise ValueError(f"target_modules={target_modules!r} names no layer without an adapter; there are {list(free)}")

@@ -116,6 +116,7 @@ BAD = [
     (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
     (["--target-modules", "query"], "target_modules=['query'] names no layer"),
     (["--target-modules", "q_proj;v_proj"], "target_modules='q_proj;v_proj' names no layer"),
+    (["--target-modules", "(q|v"], "target_modules='(q|v' is not a regular expression: missing ), unterminated"),
     (["--target-modules", ""], "target_modules='' names no layer"),
     (["--save", "text"], "/text' is a file, expected a folder"),
     (["--checkpoint", "a"], "/a' would lie where the adapter goes: name another file"),
