@@ -17,7 +17,7 @@ from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
 from .errors import AdapterFileError, short
 from .llamafolder import parse_config
-from .tensorfile import open_regular
+from .tokenizer import needed
 
 NAMES = {
     **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
@@ -38,11 +38,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise ValueError(f"a .gguf file needs the gguf package ({error}): pip install 'minilora[models]'") from error
-    open_regular(path).close()
+    gguf = needed("gguf", "a .gguf file")
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}

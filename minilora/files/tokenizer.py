@@ -19,7 +19,7 @@ from typing import Any
 
 from ..checks import check_path
 from .errors import AdapterFileError, short
-from .tensorfile import open_regular, read_json
+from .tensorfile import open_regular, read_json, read_text
 
 MAX_TOKENIZER, MAX_CONFIG = 1 << 28, 1 << 24
 """Bytes of tokenizer.json and of a configuration that we agree to parse."""
@@ -91,8 +91,7 @@ def needed(package: str, why: str) -> Any:
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers = needed("tokenizers", "tokenizer.json")
     path = folder / "tokenizer.json"
-    with open_regular(path) as file:
-        text = file.read(MAX_TOKENIZER)
+    text = read_text(path, MAX_TOKENIZER)
     try:
         found = tokenizers.Tokenizer.from_buffer(text)
     except Exception as error:  # the package raises nothing more precise

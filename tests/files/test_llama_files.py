@@ -242,6 +242,10 @@ def test_other_arguments_are_refused_by_name(folder, tmp_path):
             Llama.load(folder, dtype=dtype)
     with pytest.raises(TypeError, match="backend must be a Backend"):
         Llama.load(folder, backend="numpy")
+    for nowhere in ("model.bin", "model.gguf", "model.npz", "folder"):
+        with pytest.raises(ValueError, match=rf"{nowhere}': there is no such file"):
+            Llama.load(tmp_path / nowhere)
+    (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"expected a folder with config\.json, a \.gguf file or a \.npz file"):
         Llama.load(tmp_path / "model.bin")
     with pytest.raises(TypeError, match="path must be a path"):
@@ -336,5 +340,5 @@ def test_a_cut_or_inflated_npz_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(llamanpz, "MAX_ARRAY", 1 << 20)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("E.npy", bytes((1 << 20) + 1))
-    with pytest.raises(ValueError, match="'E.npy' is larger than"):
+    with pytest.raises(ValueError, match=r"'E\.npy' is larger than"):
         Llama.load(path)
