@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
         help="train an adapter of a language model on a text",
         description=(
             "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
-            "next token of a text. The last tenth of the text is held out; the loss on it is printed before and after."
+            "next token of a text. Every tenth window of the text is held out; the loss on these is printed before, "
+            f"every {LOG_EVERY} steps, and after."
         ),
         formatter_class=Defaults,
     )
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
+    from ..checks import check_batch_size
     from ..fast import accumulate
     from ..files.adapters import save_adapter
     from ..files.tokenizer import load_tokenizer
@@ -78,10 +80,11 @@ def run(options: argparse.Namespace) -> int:
     model = Llama.load(source, dtype=options.dtype, backend=where)
     ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
     X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
+    check_batch_size(options.batch_size, len(X), "X, the windows of the text")
     rng = np.random.default_rng(options.seed)
     adapted = adapt(model, _targets(options.target_modules), rank=options.rank, alpha=options.alpha, rng=rng)
 
-    rows = min(options.micro_batch or options.batch_size, len(X))
+    rows = min(options.micro_batch or options.batch_size, options.batch_size)
     memory = cache_bytes(adapted.forward(X[:rows])[1])
     count, trained = parameter_count(model), parameter_count(adapted, trained=True)
     print(f"model    {model_name(options)}: {count:,} parameters in {options.dtype}, {where.device}")
