@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any, TypeVar
 
+from .backend import backend_of
 from .checks import Array, is_array
 
 Cache = tuple[Any, ...]
@@ -206,6 +207,11 @@ def _owner(array: Array) -> Array:
 def rows(x: Array) -> Array:  # (..., n) -> (N, n)
     """Flatten the leading axes into one axis of rows, without a copy where the memory allows it."""
     return x.reshape(-1, x.shape[-1])
+
+
+def inner(a: Array, b: Array) -> Array:  # (..., n), (..., n) -> (..., 1)
+    """Return for each row sum_i a_i b_i. The products are added up as they come: there is no array of them."""
+    return backend_of(a).xp.einsum("...i,...i->...", a, b)[..., None]
 
 
 def widen(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..backend import backend_of
 from ..checks import Array, check_cache, check_gated
 from ..layer import Cache, Layer, nest
 from ..linear import Linear
@@ -53,7 +54,7 @@ class GatedMLP(Layer):
         if dz is None:  # nothing below asks
             return None, grads
         du = dz * b  # eq. (gate.2)
-        db = dz * u  # eq. (gate.3)
+        db = backend_of(dz).xp.multiply(dz, u, out=dz)  # eq. (gate.3), in place of dz
         da, _ = self.act_fn.backward(du, u_cache)
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import AdapterFileError
+from minilora.files import tensorfile
 from minilora.files.tensorfile import TensorFile, read_json, tensor_header
 
 
@@ -38,6 +39,15 @@ def test_every_length_of_header_is_padded(length):
 def file(tmp_path):
     save_file({"a": np.arange(4.0), "b": np.arange(3)}, tmp_path / "f")
     return TensorFile(tmp_path / "f")
+
+
+def test_a_header_is_read_up_to_a_size(file, monkeypatch):
+    length = file.data_start - 8
+    monkeypatch.setattr(tensorfile, "MAX_HEADER", length)
+    assert TensorFile(file.path).tensors == file.tensors
+    monkeypatch.setattr(tensorfile, "MAX_HEADER", length - 1)
+    with pytest.raises(AdapterFileError, match=f"the header is {length} bytes long, expected at most {length - 1}"):
+        TensorFile(file.path)
 
 
 def test_numbers_of_another_kind_are_not_read(file):

@@ -120,11 +120,17 @@ BAD = [
     (["--target-modules", ""], "target_modules='' names no layer"),
     (["--target-modules", "(q_proj"], "target_modules='(q_proj' is no regular expression: missing )"),
     (["--save", "text"], "/text' is a file, expected a folder"),
+    (["--checkpoint", "a"], "/a' would lie where the adapter goes: name another file"),
+    (["--checkpoint", "a", "--save", "a/b/c"], "/a' would lie where the adapter goes: name another file"),
+    (["--checkpoint", "a/adapter_config.json"], "/a/adapter_config.json' would lie where the adapter goes"),
+    (["--checkpoint", "a/adapter_model.safetensors"], "/a/adapter_model.safetensors' would lie where the adapter"),
     (["--checkpoint", "text/c"], "checkpoints cannot be kept in 'text'"),
     (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
     (["--model", "nowhere"], "'nowhere': there is no such file"),
     (["--model", "text"], "expected a folder with config.json, a .gguf file or a .npz file"),
     (["--model", ""], "argument --model: the name is empty"),
+    (["--save", ""], "argument --save: the name is empty"),
+    (["--checkpoint", ""], "argument --checkpoint: the name is empty"),
 ]
 
 

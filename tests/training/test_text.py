@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ def test_every_id_but_the_first_is_a_target_once(count, length):
     assert len(np.unique(targets)) == len(targets)  # none twice, and so none of those held out is trained on
     assert len(Y) == n - held
     assert len(Y_held) == min(held, MEASURED)
+    assert Y_held[-1, -1] == n * length  # the end of the text among them
     assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
 
 
@@ -304,6 +306,20 @@ def test_the_memory_of_a_cache_is_counted(n):
     mlp = MLP.init(5, 7, 3, activation="silu", rng=rng, dtype="float64")
     _, cache = mlp.forward(rng.standard_normal((n, 5)))
     assert cache_bytes(cache) == 8 * n * (5 + 7 + 7)  # the inputs of the three layers, each once
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["v_proj"], r".*\.1\.mlp\.down_proj"])
+def test_the_memory_that_is_counted_is_what_python_allocates(targets):
+    adapted = adapt(tiny_llama(), targets, rank=2, alpha=1, rng=np.random.default_rng(0))
+    ids = np.array(IDS[:2000]).reshape(40, 50)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        cache = adapted.forward(ids)[1]
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert cache_bytes(cache) == pytest.approx(kept, rel=0.02)
 
 
 def test_a_frozen_model_keeps_nothing_of_its_own():
