@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from itertools import combinations
@@ -473,6 +474,17 @@ def check_image(layer: Any, x: Array) -> None:
         raise ValueError(f"x has shape {shape}, expected {len(weight)} axes, (N, {weight[1]}, ...)")
     if min(layer.positions(shape)) < 1:
         raise ValueError(f"x has shape {shape}: with padding {layer.padding} it is smaller than the kernel {layer!r}")
+
+
+def check_target_modules(target_modules: Any) -> None:
+    """Refuse what is not a list of module paths or their ends, or one regular expression."""
+    if isinstance(target_modules, str):
+        try:
+            re.compile(target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules={target_modules!r} is no regular expression: {error}") from None
+    elif not isinstance(target_modules, Collection) or not all(isinstance(name, str) for name in target_modules):
+        raise TypeError(f"target_modules must be a list of names or a regular expression, got {target_modules!r}")
 
 
 def check_rewriting(base: Any) -> None:

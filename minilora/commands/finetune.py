@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
+    from ..checks import check_batch_size
     from ..fast import accumulate
     from ..files.adapters import save_adapter
     from ..files.tokenizer import load_tokenizer
@@ -78,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
     model = Llama.load(source, dtype=options.dtype, backend=where)
     ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
     X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
+    check_batch_size(options.batch_size, len(X), "X, the windows of the text")
     rng = np.random.default_rng(options.seed)
     adapted = adapt(model, _targets(options.target_modules), rank=options.rank, alpha=options.alpha, rng=rng)
 
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"model    {model_name(options)}: {count:,} parameters in {options.dtype}, {where.device}")
     print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
-    rows = min(options.micro_batch or options.batch_size, len(X))
+    rows = min(options.micro_batch or options.batch_size, options.batch_size)
     memory = cache_bytes(adapted.forward(X[:rows])[1])
     print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} windows\n")
     print("step  held-out loss, nats a token")

@@ -180,9 +180,9 @@ def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
     data[1][0, 0] = -100  # a target that does not count is no id
     data[which == "targets"][-1, 3] = wrong
     row = rf"row {len(data[0]) - 1} of X and Y: (x|targets) holds {wrong} at \(0, 3\), expected 0 to"
+    X, Y, held = (X, Y, tuple(data)) if held_out else (*data, held)
     with pytest.raises(ValueError, match=("held_out: " if held_out else "^") + row):
-        rng, given = np.random.default_rng(1), (X, Y, tuple(data)) if held_out else (*data, held)
-        train(model, *given[:2], epochs=1, batch_size=6, rng=rng, loss=cross_entropy, held_out=given[2])
+        train(model, X, Y, rng=np.random.default_rng(1), batch_size=6, loss=cross_entropy, held_out=held)
     for name, p in model.trainable().items():
         np.testing.assert_array_equal(p, before[name])
 
