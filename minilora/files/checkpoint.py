@@ -160,7 +160,7 @@ def resume(path: str | Path, state: TrainingState, X: Array, configuration: Mapp
             f"{str(path)!r} is a checkpoint of another configuration: epochs is {epochs} here, and "
             f"{checkpoint.epoch} are done there"
         )
-    _check_contents(path, checkpoint, state, X)
+    _check_contents(path, checkpoint, state, configuration)
     start = state.copy_arrays()
     try:
         asarray = backend_of(X).asarray
@@ -178,16 +178,15 @@ def resume(path: str | Path, state: TrainingState, X: Array, configuration: Mapp
     state.history.epochs[:], state.history.losses[:] = checkpoint.epochs, checkpoint.losses
 
 
-def _check_contents(path: Path, checkpoint: Checkpoint, state: TrainingState, X: Array) -> None:
+def _check_contents(path: Path, checkpoint: Checkpoint, state: TrainingState, configuration: Mapping[str, Any]) -> None:
     """Refuse numbers that a training of this configuration cannot have written, before any of them is used."""
-    configuration, epoch = checkpoint.configuration, checkpoint.epoch
-    steps = configuration["steps"]
+    steps, epoch = configuration["steps"], checkpoint.epoch
     logged = list(range(configuration["log_every"], epoch + 1, configuration["log_every"]))
     bits = state.rng.bit_generator
     for what, sound, expected in (
         ("epoch", epoch >= 0, "at least 0"),
         ("t", checkpoint.optimizer["t"] == epoch * steps, f"{epoch} epochs of {steps} steps"),
-        ("epochs", checkpoint.epochs == logged, f"{logged}"),
+        ("epochs", json.dumps(checkpoint.epochs) == json.dumps(logged), f"{logged}"),  # 2.0 is no 2
         ("losses", len(checkpoint.losses) == len(logged) and _are_finite(checkpoint.losses), "finite numbers"),
         ("probe", _are_finite(checkpoint.probe), "finite numbers"),
         ("rng_state", _is_state_of(type(bits), checkpoint.rng_state), f"a state of {type(bits).__name__}"),
@@ -236,7 +235,7 @@ def _probe(state: TrainingState, X: Array) -> np.ndarray:
     """Return some of the model's output on the first row of the data: it depends on what is frozen, too."""
     with np.errstate(over="ignore", invalid="ignore"):
         output = backend_of(X).to_numpy(state.model(X[:1])).ravel()[:PROBE_ENTRIES]
-    return np.nan_to_num(output)
+    return np.asarray(np.nan_to_num(output))
 
 
 def _check_probe(path: str | Path, state: TrainingState, X: Array, saved: list[float]) -> None:

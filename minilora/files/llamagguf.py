@@ -6,6 +6,7 @@ The names are llama.cpp's, and so is the order of the rows of W_q and W_k: its r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,21 +35,18 @@ SIZES = {
 }
 """What transformers calls it, and what llama.cpp does, after ``llama.``."""
 ROPE_FACTORS = "rope_freqs.weight"
+MOST_PARTS = 4_000_000
+"""Numbers and texts in a header, which the package keeps as an array each: Llama 3's has a million."""
 
 
 def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise ValueError(f"a .gguf file needs the gguf package ({error}): pip install 'minilora[models]'") from error
-    open_regular(path).close()
-    try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
-    except Exception as error:  # the package raises many kinds
-        raise AdapterFileError(path, f"not a sound GGUF file: {type(error).__name__}: {error}") from error
-    tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
+    in_file, fields = read_gguf(path)
+    from gguf import dequantize
+
+    tensors = {_name(tensor.name): tensor for tensor in in_file}
+    if len(tensors) < len(in_file):
+        raise AdapterFileError(path, "two of its arrays have the same name in a Llama decoder")
     factors = tensors.pop(ROPE_FACTORS, None)
     config = _config(path, fields, tensors)
     if factors is not None:  # Llama 3's scaling, one number for each pair
@@ -57,7 +55,7 @@ def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Call
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
         try:
-            array: np.ndarray = gguf.dequantize(tensor.data, tensor.tensor_type)
+            array: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
         except Exception as error:
             kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
             raise AdapterFileError(path, f"{short(tensor.name)} of type {kind} cannot be read: {error}") from error
@@ -67,6 +65,44 @@ def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Call
     return config, {name: tuple(map(int, reversed(t.shape))) for name, t in tensors.items()}, read
 
 
+def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[str, Any]]:
+    """Return a file's tensors, still quantised, and what its header says, of the tokenizer or of all else.
+
+    Raises
+    ------
+    AdapterFileError
+        If the file is damaged.
+    ValueError
+        If the `gguf` package is not installed.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ValueError(f"a .gguf file needs the gguf package ({error}): pip install 'minilora[models]'") from error
+    parts = itertools.count(1)
+
+    def bounded(self: Any, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
+        """Read a part of the file: by itself, the package reads on past the end, as often as some length says."""
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise ValueError(f"what it holds would end at byte {end}, and the file has {len(self.data)}")
+        if next(parts) > MOST_PARTS:
+            raise ValueError(f"there are more than {MOST_PARTS:,} numbers and texts in its header")
+        return GGUFReader._get(self, offset, dtype, count, **order)
+
+    open_regular(path).close()
+    try:
+        reader = type("BoundedReader", (GGUFReader,), {"_get": bounded})(path)
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if name.startswith("tokenizer.") == tokenizer
+        }
+        return list(reader.tensors), fields
+    except Exception as error:  # the package raises many kinds
+        raise AdapterFileError(path, f"not a sound GGUF file: {type(error).__name__}: {error}") from error
+
+
 def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     """Return the sizes, as if they stood in a config.json: there they are checked."""
     if fields.get("general.architecture") != "llama":
@@ -74,7 +110,7 @@ def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llam
         raise AdapterFileError(path, f"general.architecture is {architecture}, supported: 'llama'")
     config = {name: fields[f"llama.{key}"] for name, key in SIZES.items() if f"llama.{key}" in fields}
     if "vocab_size" not in config and "model.embed_tokens.weight" in tensors:
-        config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[1])
+        config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[-1])
     for name in ("expert_count", "attention.sliding_window"):
         if fields.get(f"llama.{name}"):
             raise AdapterFileError(path, f"llama.{name} is {short(fields[f'llama.{name}'])}, which is not supported")

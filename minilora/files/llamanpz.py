@@ -7,6 +7,7 @@ Its matrices are (in, out), so they are transposed here, and its rotary position
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
 from .errors import AdapterFileError, short
 from .llamafolder import parse_config
-from .tensorfile import open_regular, parse_json
+from .tensorfile import parse_json
 
 NAMES = {
     **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
@@ -32,18 +33,15 @@ SIZES = {
     **{"rope_theta": "rope_base"},
 }
 CONFIG = "__config__"
-MAX_ARRAY = 1 << 30
-"""Bytes of one array, unpacked: glassllm's largest has 262,144."""
+MOST_SHRUNK = 20
+"""Times the size of a file that its arrays may take in memory: weights hardly shrink, what fills the memory does."""
 
 
 def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
-    open_regular(path).close()
     try:
         with zipfile.ZipFile(path) as members:
-            large = [member.filename for member in members.infolist() if member.file_size > MAX_ARRAY]
-            if large:
-                raise ValueError(f"{short(large[0])} is larger than {MAX_ARRAY} bytes")
+            _check_members(members.infolist(), path.stat().st_size)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy and zipfile raise many kinds
@@ -52,6 +50,8 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
         raise AdapterFileError(path, f"there is no {CONFIG}: only glassllm's .npz files are supported")
     config = _config(path, str(arrays.pop(CONFIG)), arrays)
     named = {_name(name): array for name, array in arrays.items()}
+    if len(named) < len(arrays):
+        raise AdapterFileError(path, "two of its arrays have the same name in a Llama decoder")
     found = {name: array.T if "_proj" in name else array for name, array in named.items()}
 
     def read(name: str) -> np.ndarray:
@@ -60,6 +60,17 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
         return np.ascontiguousarray(array)
 
     return config, {name: array.shape for name, array in found.items()}, read
+
+
+def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse a name that stands twice, and what would unpack to far more than the file."""
+    names = Counter(member.filename for member in members)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"{short(twice[0])} stands twice")
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > MOST_SHRUNK * size:
+        raise ValueError(f"its {size} bytes unpack to {unpacked}, expected at most {MOST_SHRUNK} times as many")
 
 
 def _config(path: Path, text: str, arrays: dict[str, np.ndarray]) -> LlamaConfig:

@@ -19,9 +19,10 @@ from typing import Any
 
 from ..checks import check_path
 from .errors import AdapterFileError, short
-from .tensorfile import open_regular, read_json
+from .llamagguf import read_gguf
+from .tensorfile import open_regular, read_json, read_text
 
-MAX_TOKENIZER, MAX_CONFIG = 1 << 28, 1 << 24
+MAX_TOKENIZER, MAX_CONFIG = 1 << 26, 1 << 24
 """Bytes of tokenizer.json and of a configuration that we agree to parse."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
@@ -36,7 +37,8 @@ class Tokenizer:
     Attributes
     ----------
     encode : callable
-        ``encode(text) -> list of int``. Nothing is put before or after the text.
+        ``encode(text) -> list of int``. Nothing is put before or after the text. A text for which the tokenizer has no
+        tokens is an `AdapterFileError`.
     decode : callable
         ``decode(ids) -> str``, without the tokens that stand for no text.
     begin : tuple of int
@@ -91,8 +93,7 @@ def needed(package: str, why: str) -> Any:
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers = needed("tokenizers", "tokenizer.json")
     path = folder / "tokenizer.json"
-    with open_regular(path) as file:
-        text = file.read(MAX_TOKENIZER)
+    text = read_text(path, MAX_TOKENIZER)
     try:
         found = tokenizers.Tokenizer.from_buffer(text)
     except Exception as error:  # the package raises nothing more precise
@@ -101,31 +102,38 @@ def _from_folder(folder: Path) -> Tokenizer:
         if (folder / name).exists():
             end = read_json(folder / name, MAX_CONFIG).get("eos_token_id")
             if end is not None:
-                return _of(found, end if isinstance(end, list) else [end])
-    return _of(found, [])
+                return _of(path, found, _end(folder / name, end))
+    return _of(path, found, [])
 
 
-def _of(found: Any, end: Sequence[int]) -> Tokenizer:
+def _end(path: Path, end: Any) -> list[int]:
+    """Return the ids that end a text; refuse what is no id: it would end none, or, as true, another one."""
+    ids = end if isinstance(end, list) else [end]
+    if not all(type(number) is int and number >= 0 for number in ids):
+        raise AdapterFileError(path, f"eos_token_id is {short(end)}, expected a token's id or a list of them")
+    return ids
+
+
+def _of(path: Path, found: Any, end: Sequence[int]) -> Tokenizer:
     """Return a tokenizer of the package `tokenizers` as ours."""
+
+    def ids(text: str, special: bool) -> list[int]:
+        try:
+            return list(found.encode(text, add_special_tokens=special).ids)
+        except Exception as error:  # such as an unknown letter, where the file names no token for those
+            raise AdapterFileError(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
+
     return Tokenizer(
-        encode=lambda text: list(found.encode(text, add_special_tokens=False).ids),
+        encode=lambda text: ids(text, False),
         decode=lambda ids: str(found.decode(list(ids))),
-        begin=tuple(found.encode("").ids),
+        begin=tuple(ids("", True)),
         end=frozenset(end),
     )
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    gguf, tokenizers = needed("gguf", "a .gguf file"), needed("tokenizers", "its tokenizer")
-    try:
-        reader = gguf.GGUFReader(path)
-        known = {
-            name: field.contents()
-            for name in ("model", "pre", "tokens", "merges", "token_type", "eos_token_id")
-            if (field := reader.get_field(f"tokenizer.ggml.{name}")) is not None
-        }
-    except Exception as error:  # the package checks little, so that a damaged file can fail anywhere
-        raise AdapterFileError(path, f"not a GGUF file: {error}") from error
+    tokenizers, (_, fields) = needed("tokenizers", "its tokenizer"), read_gguf(path, tokenizer=True)
+    known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
     if kind not in (("gpt2", "smollm"), ("gpt2", "gpt-2")):
         raise AdapterFileError(
@@ -135,8 +143,9 @@ def _from_gguf(path: Path) -> Tokenizer:
         )
     if missing := [name for name in ("tokens", "merges", "token_type") if name not in known]:
         raise AdapterFileError(path, f"its tokenizer has no {' and no '.join(missing)}")
-    merges = [tuple(merge.split(" ")) for merge in known["merges"]]
     try:
+        merges = [tuple(merge.split(" ")) for merge in known["merges"]]
+        control = [t for t, kind in zip(known["tokens"], known["token_type"], strict=True) if kind == CONTROL]
         found = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
     except Exception as error:
         raise AdapterFileError(path, f"its tokenizer is damaged: {error}") from error
@@ -144,15 +153,15 @@ def _from_gguf(path: Path) -> Tokenizer:
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     found.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, words]) if kind[1] == "smollm" else words
     found.decoder = tokenizers.decoders.ByteLevel()
-    control = [t for t, kind in zip(known["tokens"], known["token_type"], strict=True) if kind == CONTROL]
     found.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in control])
-    return _of(found, [int(known["eos_token_id"])] if "eos_token_id" in known else [])
+    return _of(path, found, _end(path, known.get("eos_token_id", [])))
 
 
 def _from_glassllm(path: Path) -> Tokenizer:
-    glassllm = needed("glassllm", "an .npz file")
+    glassllm, beside = needed("glassllm", "an .npz file"), path.with_suffix(".tokenizer.json")
+    read_json(beside, MAX_TOKENIZER)  # which checks more than the package does
     try:
-        found = glassllm.Tokenizer.load(path.with_suffix(".tokenizer.json"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterFileError(path.with_suffix(".tokenizer.json"), f"not glassllm's tokenizer: {error}") from error
+        found = glassllm.Tokenizer.load(beside)
+    except Exception as error:
+        raise AdapterFileError(beside, f"not glassllm's tokenizer: {error}") from error
     return Tokenizer(found.encode, lambda ids: str(found.decode(list(ids))), (), frozenset({END_OF_GLASSLLM}))

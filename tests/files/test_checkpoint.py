@@ -281,6 +281,7 @@ def test_a_field_missing_or_of_another_kind_is_refused(kept, key, value):
         ("epoch", lambda rest: rest.update(epoch=-7, t=-49, epochs=[], losses=[])),
         ("epochs", lambda rest: rest.update(epochs=[1, 4, 6])),
         ("epochs", lambda rest: rest.update(epochs=[2, 4])),
+        ("epochs", lambda rest: rest.update(epochs=[2.0, 4, 6])),
         ("epochs", lambda rest: rest.update(epochs=[2, 4, 6, 8], losses=[1.0] * 4)),
         ("losses", lambda rest: rest.update(losses=[None] * 3)),
         ("losses", lambda rest: rest.update(losses=[1.0, 2.0])),
@@ -303,6 +304,13 @@ def test_a_field_missing_or_of_another_kind_is_refused(kept, key, value):
 def test_contents_that_no_training_wrote_are_refused(kept, key, change):
     rewrite(kept, change)
     assert_refused(kept, key)
+
+
+@pytest.mark.parametrize("key", ["log_every", "steps", "batch_size", "lr"])
+def test_a_setting_written_as_a_float_is_the_same_setting(kept, key):
+    """As other programs write JSON: 2.0 for 2."""
+    rewrite(kept, lambda rest: rest["configuration"].update({key: float(rest["configuration"][key])}))
+    assert_same_bits(fit(kept), fit())
 
 
 @pytest.mark.parametrize(

@@ -24,25 +24,22 @@ def byte_letters():
 LETTER = byte_letters()
 
 
-def write_gguf(path: Path, *, model="gpt2", pre="smollm", eos=0, **left_out) -> Path:
-    """A tokenizer of all bytes, two merges and two control tokens, and no weights."""
+def write_gguf(path: Path, *, model="gpt2", pre="smollm", eos=0, **others) -> Path:
+    """A tokenizer of all bytes, two merges and two control tokens, and no weights; `others` instead, None for none."""
     gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
     words = ["<end>", "<turn>", *LETTER.values(), "th", "the"]
     fields = {
         "tokens": words,
         "token_type": [3, 3] + [1] * (len(words) - 2),
         "merges": ["t h", "th e"],
-    }
+    } | others
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_eos_token_id(eos)
-    if "tokens" not in left_out:
-        writer.add_token_list(fields["tokens"])
-    if "token_type" not in left_out:
-        writer.add_token_types(fields["token_type"])
-    if "merges" not in left_out:
-        writer.add_token_merges(fields["merges"])
+    for name, values in fields.items():
+        if values is not None:
+            writer.add_array(f"tokenizer.ggml.{name}", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -60,6 +57,15 @@ def test_a_gguf_tokenizer_gives_back_every_text(tmp_path, text, pre):
     assert found.decode(ids) == text
     assert len(ids) == len(text.encode()) - 2 * text.count("the") - (text.count("th") - text.count("the"))
     assert (found.begin, found.end) == ((), {0})
+
+
+@pytest.mark.parametrize(("pre", "ids"), [("smollm", ["3", "1", "4"]), ("gpt-2", ["31", "4"])])
+def test_smollm_reads_digits_one_at_a_time(tmp_path, pre, ids):
+    """So no two are merged, though 3 and 1 would be."""
+    words = [*LETTER.values(), "31"]
+    fields = {"tokens": words, "token_type": [1] * len(words), "merges": ["3 1"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", pre=pre, **fields))
+    assert found.encode("314") == [words.index(word) for word in ids]
 
 
 def test_control_tokens_are_one_token_and_no_text(tmp_path):
@@ -125,12 +131,12 @@ def test_glassllms_tokenizer_is_its_own():
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("m.gguf", b"GGUF\x03\0\0\0", "m.gguf': not a GGUF file"),
-        ("m.gguf", b"", "m.gguf': not a GGUF file"),
+        ("m.gguf", b"GGUF\x03\0\0\0", "m.gguf': not a sound GGUF file"),
+        ("m.gguf", b"", "m.gguf': not a sound GGUF file"),
         ("m/tokenizer.json", b"{", "tokenizer.json': not a tokenizer"),
         ("m/tokenizer.json", b'{"version": 1, "alphabet": [], "merges": []}', "tokenizer.json': not a tokenizer"),
         ("m/config.json", b"{}", "tokenizer.json': there is no such file"),
-        ("m.npz", b"", "m.tokenizer.json': not glassllm's tokenizer"),
+        ("m.npz", b"", "m.tokenizer.json': there is no such file"),
     ],
 )
 def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, name, data, message):
@@ -142,6 +148,64 @@ def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, name, data, message):
         load_tokenizer(tmp_path / name.split("/")[0])
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("end", [True, 2.0, "2", [[2]], [1, None], [-1], {"id": 2}])
+def test_an_end_that_is_no_id_is_refused(tmp_path, file, end):
+    """A 2.0 or true would be taken for the token 2 or 1, and a text would end no generation."""
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": end}
+    (folder / file).write_text(json.dumps(config))
+    with pytest.raises(AdapterFileError, match=rf"{file}': eos_token_id is .*, expected a token's id or a list"):
+        load_tokenizer(folder)
+
+
+def test_no_end_at_all_is_no_end(tmp_path):
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    assert load_tokenizer(folder).end == {config["eos_token_id"]}
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    assert load_tokenizer(folder).end == frozenset()
+
+
+def test_a_text_without_tokens_is_one_clear_error(tmp_path):
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["model"]["unk_token"] = "no such token"
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    found = load_tokenizer(folder)
+    assert found.encode("the") == [LETTERS.index(c) for c in "the"]
+    with pytest.raises(AdapterFileError, match=r"tokenizer.json': the tokenizer cannot encode 'th\\x1b") as error:
+        found.encode("th\x1b\u00e9" * 1000)
+    assert len(str(error.value)) < 1300
+    assert str(error.value).isprintable()
+
+
+def test_a_tokenizer_too_large_is_refused_unread(tmp_path):
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    with open(folder / "tokenizer.json", "wb") as file:
+        file.truncate(1 << 35)
+    with pytest.raises(AdapterFileError, match="larger than"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("key", ["merges", "token_type"])
+def test_a_damaged_gguf_tokenizer_is_refused(tmp_path, key):
+    """Merges that are numbers; fewer types than tokens."""
+    with pytest.raises(AdapterFileError, match=r"m.gguf': its tokenizer is damaged"):
+        load_tokenizer(write_gguf(tmp_path / "m.gguf", **{key: [3, 3]}))
+
+
+def test_a_nested_glassllm_tokenizer_is_refused(tmp_path):
+    pytest.importorskip("glassllm", reason="pip install 'minilora[models]'")
+    (tmp_path / "m.npz").touch()
+    (tmp_path / "m.tokenizer.json").write_text(
+        '{"version": 1, "alphabet": ' + "[" * 9000 + "]" * 9000 + ', "merges": []}'
+    )
+    with pytest.raises(AdapterFileError, match=r"m.tokenizer.json': the file is not sound JSON"):
+        load_tokenizer(tmp_path / "m.npz")
+
+
 def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(AdapterFileError, match=r"nowhere.gguf': there is no such file"):
         load_tokenizer(tmp_path / "nowhere.gguf")
@@ -151,5 +215,5 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     (tmp_path / name).mkdir() if name == "m" else (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"needs {package} .*: pip install 'minilora\[models\]'"):
+    with pytest.raises(ValueError, match=rf"needs (the )?{package} .*: pip install 'minilora\[models\]'"):
         load_tokenizer(tmp_path / name)
