@@ -54,7 +54,7 @@ class GatedMLP(Layer):
         if dz is None:  # nothing below asks
             return None, grads
         du = dz * b  # eq. (gate.2)
-        da, _ = self.act_fn.backward(du, u_cache)  # before u is there: the less is alive at once, the less is new memory
+        da, _ = self.act_fn.backward(du, u_cache)  # before u: less is alive at once
         u = self.act_fn(a)
         db = backend_of(dz).xp.multiply(dz, u, out=dz)  # eq. (gate.3), in place of dz
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
