@@ -5,9 +5,10 @@
     y         = layer(x)                                    inference
 
 A model is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
-weight of ``model.layers[3].fc1``. Three functions know this tree, and everything else is said with them:
+weight of ``model.layers[3].fc1``. Four functions know this tree, and everything else is written with them:
 
     model.trainable()                  list the arrays that train, by name
+    walk(model)                        list every layer, by path
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
     nest(name, grads)                  put a child's gradients under its name
 
