@@ -117,6 +117,7 @@ BAD = [
     (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
     (["--target-modules", "query"], "target_modules=['query'] names no layer"),
     (["--target-modules", "q_proj;v_proj"], "target_modules='q_proj;v_proj' names no layer"),
+    (["--target-modules", "(q|v"], "target_modules='(q|v' is not a regular expression: missing ), unterminated"),
     (["--target-modules", ""], "target_modules='' names no layer"),
     (["--target-modules", "(q_proj"], "target_modules='(q_proj' is no regular expression: missing )"),
     (["--save", "text"], "/text' is a file, expected a folder"),
@@ -239,10 +240,14 @@ def test_what_cannot_be_said_is_one_line(folder, arguments, message, capsys):
     assert message in err
 
 
-def test_an_adapter_of_another_model_is_refused(folder, capsys):
-    save_adapter("b", {"model.layers.7.self_attn.q_proj": LoRA(np.ones((1, 12)), np.ones((16, 1)), 1.0)})
+@pytest.mark.parametrize(("layer", "width"), [(7, 12), (1, 13)])  # one layer too many, one input too many
+def test_an_adapter_of_another_model_is_refused_by_path(folder, layer, width, capsys):
+    path = f"model.layers.{layer}.self_attn.q_proj"
+    save_adapter("b", {path: LoRA(np.ones((1, width)), np.ones((16, 1)), 1.0)})
     assert run("generate", "the", "--model", "model", "--adapter", "b") == 2
-    assert "model.layers.7.self_attn.q_proj" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert path in err
 
 
 def test_a_models_words_cannot_steer_the_terminal(folder, capsys):

@@ -309,7 +309,7 @@ def test_the_memory_of_a_cache_is_counted(n):
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["v_proj"], r".*\.1\.mlp\.down_proj"])
-def test_the_memory_that_is_counted_is_what_python_allocates(targets):
+def test_the_counted_memory_is_what_python_allocates(targets):
     adapted = adapt(tiny_llama(), targets, rank=2, alpha=1, rng=np.random.default_rng(0))
     ids = np.array(IDS[:2000]).reshape(40, 50)
     tracemalloc.start()
