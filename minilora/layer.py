@@ -12,8 +12,8 @@ weight of ``model.layers[3].fc1``. Four functions know this tree, and everything
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
     nest(name, grads)                  put a child's gradients under its name
 
-A frozen layer trains nothing and only passes dx. Its cache keeps what dx needs: of a linear layer nothing, of a norm its
-input. An array that stands in two places (a tied array) is one parameter: it has two names here, and `Adam` and
+A frozen layer trains nothing and only passes dx. Its cache keeps what dx needs: of a linear layer nothing, of a norm
+its input. An array that stands in two places (a tied array) is one parameter: it has two names here, and `Adam` and
 `gradcheck` sum its gradients.
 """
 
