@@ -482,7 +482,7 @@ def check_target_modules(target_modules: Any) -> None:
         try:
             re.compile(target_modules)
         except re.error as error:
-            raise ValueError(f"target_modules={target_modules!r} is no regular expression: {error}") from None
+            raise ValueError(f"target_modules={target_modules!r} is not a regular expression: {error}") from None
     elif not isinstance(target_modules, Collection) or not all(isinstance(name, str) for name in target_modules):
         raise TypeError(f"target_modules must be a list of names or a regular expression, got {target_modules!r}")
 

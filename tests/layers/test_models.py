@@ -309,7 +309,7 @@ def test_target_modules_that_name_nothing_are_refused(target_modules):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"target_modules": "fc(1"}, ValueError, "target_modules='fc(1' is no regular expression: missing ), unterm"),
+        ({"target_modules": "fc(1"}, ValueError, "target_modules='fc(1' is not a regular expression: missing )"),
         ({"target_modules": 1}, TypeError, "target_modules must be a list of names or a regular expression, got 1"),
         ({"target_modules": [1]}, TypeError, "target_modules must be a list of names or a regular expression, got [1]"),
         ({"use_rslora": "no"}, TypeError, "use_rslora must be True or False, got 'no'"),
