@@ -388,6 +388,18 @@ def test_tensors_that_changed_their_names_are_noticed(tmp_path):
         fit(tmp_path / "c", adapter=False, batch_size=60, epochs=1)
 
 
+@pytest.mark.parametrize("part", ["m", "params", "v"])
+@pytest.mark.parametrize("name", ["lora_A", "lora_B"])
+def test_a_changed_name_or_number_of_any_tensor_is_damage(kept, part, name):
+    raw, key = kept.read_bytes(), f"{part}.{name}"
+    kept.write_bytes(raw.replace(f'"{key}"'.encode(), f'"{key[:-1]}C"'.encode()))  # its place in the order is the same
+    assert_refused(kept, "is damaged: its checksum is not that of its contents")
+    kept.write_bytes(raw)
+    end = TensorFile(kept).tensors[key].end
+    kept.write_bytes(raw[: end - 4] + bytes([raw[end - 4] ^ 1]) + raw[end - 3 :])  # the last digit of the last number
+    assert_refused(kept, "is damaged: its checksum is not that of its contents")
+
+
 @pytest.mark.parametrize(
     ("match", "change"),
     [
