@@ -161,9 +161,10 @@ def differs(equation: Equation, line: Line) -> str:
         if shapes[0] != shapes[1]:
             return f"it has the shape {shapes[0]}, and not {shapes[1]}"
         for one, other in zip(*pair, strict=True):
-            if not np.allclose(one, other, rtol=1e-10, atol=1e-12):
-                worst = np.unravel_index(np.argmax(np.abs(one - other)), one.shape)
-                return f"it gives {one[worst]:.6g} where the equation gives {other[worst]:.6g}"
+            close = np.isclose(one, other, rtol=1e-10, atol=1e-12)
+            if not close.all():
+                first = np.unravel_index(np.argmin(close), close.shape)
+                return f"it gives {one[first]:.6g} where the equation gives {other[first]:.6g}"
     return ""
 
 

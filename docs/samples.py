@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora import Adapter, Conv1d, DoRA, Embedding, Linear, LoRA, LoRALinear
+from minilora import Adapter, Conv1d, DoRA, Embedding, Linear, LoRA, LoRALinear, RMSNorm
 from minilora.variants.rewritten import Rewritten
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
@@ -194,8 +194,60 @@ def scaling(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return {"alpha": ALPHA, "rank": 3, "lr": 0.02, "ratio": 16.0}
 
 
+def norm(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (norm.1) to (norm.4). Here r is the root mean square of each row."""
+    x, dy, g, eps = randn((N, IN)), randn((N, IN)), randn(IN), 0.3
+    root = np.sqrt((x**2).mean(axis=1, keepdims=True) + eps)
+    names = {"x": x, "dy": dy, "g": g, "eps": eps, "r": root, "d": IN, "layers": {"RMSNorm": RMSNorm(g, eps)}}
+    return names | {"mean": (dy * g * x / root).mean(axis=1, keepdims=True)}
+
+
+def branch(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (llama.1) and (llama.2), where F is linear."""
+    known = norm(randn, rng, r)
+    W, layer = randn((IN, IN)), known["layers"]["RMSNorm"]
+    h, cache = layer.forward(known["x"])
+    return known | {"W": W, "update": h @ W.T, "dx_branch": layer.backward(known["dy"] @ W, cache)[0]}
+
+
+def gate(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (gate.1) to (gate.4)."""
+    a, b, dz, da, db = randn((N, OUT)), randn((N, OUT)), randn((N, OUT)), randn((N, OUT)), randn((N, OUT))
+    W_a, W_b = randn((OUT, IN)), randn((OUT, IN))
+    names = {"a": a, "b": b, "dz": dz, "da": da, "db": db, "W_a": W_a, "W_b": W_b}
+    return names | {"u": a / (1 + np.exp(-a)), "dx_a": da @ W_a, "dx_b": db @ W_b}
+
+
+def rotary(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (rope.1) to (rope.4): rows of 6 entries. R[t] is the rotation at position t, as a matrix."""
+    D, half = 6, 3
+    x, dy, a = randn((N, D)), randn((N, D)), np.outer(np.arange(N), (1.0, 0.4, 0.16))
+    cos, sin, R = np.cos(a), np.sin(a), np.zeros((N, D, D))
+    for j in range(half):
+        R[:, j, j] = R[:, j + half, j + half] = cos[:, j]
+        R[:, j, j + half], R[:, j + half, j] = -sin[:, j], sin[:, j]
+    names = {"x": x, "dy": dy, "a": a, "cos": cos, "sin": sin, "R": R, "half": half, "base": 50.0, "width": D}
+    return names | {"x1": x[:, :half], "x2": x[:, half:]}
+
+
+def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (att.1) to (att.9): 2 sequences, 2 key heads of 3 heads each, 4 queries after one earlier position, D = 3."""
+    B, K, g, T, U, D = 2, 2, 3, 4, 5, 3
+    q, k, v, do = randn((B, K, g, T, D)), randn((B, K, U, D)), randn((B, K, U, D)), randn((B, K, g * T, D))
+    later = np.tile(np.arange(U) > np.arange(U - T, U)[:, None], (g, 1))  # (g T, U)
+    S = np.where(later, -np.inf, randn((B, K, g * T, U)))
+    P = np.exp(S) / np.exp(S).sum(axis=-1, keepdims=True)
+    names = {"q": q, "q_rows": q.reshape(B, K, g * T, D), "k_rows": k, "v_rows": v, "do_rows": do, "c": D**-0.5}
+    names |= {"later": later, "S": S, "P": P, "dP": randn(P.shape), "dS": randn(P.shape)}
+    for name, width in (("q", 6), ("k", 4), ("v", 3)):
+        d, W = randn((N, width)), randn((width, IN))
+        names |= {f"d{name}": d, f"W_{name}": W, f"dx_{name}": d @ W}
+    return names
+
+
 GROUPS = {
     **{"layer": layer, "residual": residual, "adam": adam, "best": best},
+    **{"norm": norm, "rope": rotary, "att": attention, "gate": gate, "llama": branch},
     **{"act": activation, "ce": cross_entropy, "seq": sequential, "flat": flatten, "emb": embedding},
     **{
         "conv.1": convolution,

@@ -4,6 +4,7 @@
     python examples/benchmark.py --article 5              also the whole article, 5 epochs of each training
     python examples/benchmark.py --sizes                  also how our step grows with rank, width, batch and rows
     python examples/benchmark.py --json FILE --plot FILE  keep it
+    python examples/benchmark.py --model                  a language model's step instead, see benchmark_model.py
 
 Everybody does the same work on the same arrays in this one process: draw a batch without replacement, gather its
 rows, forward, mean squared error, backward, a step of Adam. They take turns, lap after lap, so that whatever else the
@@ -59,21 +60,24 @@ def contenders():
     return {name: make for group in groups for name, make in everyone.items() if name.startswith(group)}, absence
 
 
-def laps(steps: dict[str, Step], count: int) -> dict[str, list[float]]:
-    """Let everyone run in turn, `count` times; return milliseconds a step, one for each lap."""
+def laps(steps: dict[str, Step], count: int, warm_up: int = WARM_UP, least: int = 3) -> dict[str, list[float]]:
+    """Let everyone run in turn, `count` times; return milliseconds a step, one for each lap.
+
+    A turn has `warm_up` steps that are not timed, and at least `least` that are.
+    """
     times = {name: [] for name in steps}
     turns = {}
     for lap in range(count + 1):  # the first lap only finds out how many steps fill a turn
         for name, step in steps.items():
             time.sleep(REST)
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 step()
             start = time.perf_counter()
-            for _ in range(turns.get(name, 3)):
+            for _ in range(turns.get(name, least)):
                 step()
-            seconds = (time.perf_counter() - start) / turns.get(name, 3)
+            seconds = (time.perf_counter() - start) / turns.get(name, least)
             if lap == 0:
-                turns[name] = max(3, round(TURN / seconds))
+                turns[name] = max(least, round(TURN / seconds))
             else:
                 times[name].append(1000 * seconds)
     return times
@@ -204,11 +208,24 @@ def measure(lap_count, article_epochs, with_growth):
     return result | {"steps": rows, "bars": bars, "growth": growth(max(3, lap_count // 3)) if with_growth else None}
 
 
+def measure_model(count):
+    """Time a language model, print the table line by line, and return it as JSON has it."""
+    import benchmark_model
+
+    if absence := benchmark_model.missing():
+        raise SystemExit(absence)
+    print(benchmark_model.HEAD)
+    result = benchmark_model.measure(count)
+    print("\n" + report.bars_table(result["bars"]))
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--laps", type=int, default=15, metavar="N", help="turns that everyone gets (default 15)")
     parser.add_argument("--article", type=int, default=0, metavar="EPOCHS", help="time the whole article, that long")
     parser.add_argument("--sizes", action="store_true", help="time our step at many sizes, and fit exponents")
+    parser.add_argument("--model", action="store_true", help="a language model's step and text, beside torch + PEFT")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, and where they were measured")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, .svg, .pdf)")
     parser.add_argument("--memory", metavar="NAME", help=argparse.SUPPRESS)
@@ -218,13 +235,18 @@ def main():
         return
     if arguments.laps < 1 or arguments.article < 0:
         parser.error("--laps must be at least 1 and --article at least 0")
+    if arguments.model and (arguments.plot or arguments.sizes or arguments.article):
+        parser.error("--model goes with --laps and --json alone")
     if arguments.plot:
         try:
             check_figure_path(arguments.plot)
         except ValueError as error:
             parser.error(str(error))
-    result = measure(arguments.laps, arguments.article, arguments.sizes)
-    print(report.text(result))
+    if arguments.model:
+        result = measure_model(arguments.laps)
+    else:
+        result = measure(arguments.laps, arguments.article, arguments.sizes)
+        print(report.text(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.plot:

@@ -16,7 +16,7 @@ from .support import cupy_standin  # noqa: E402
 from .support.places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
-FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 50}
+FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 25}
 settings.register_profile("default", **FEWER)
 settings.register_profile("ci", settings.get_profile("ci"), **FEWER)
 if settings.get_current_profile_name() == "ci":

@@ -34,7 +34,8 @@ def caught(bug) -> bool:
     @settings(max_examples=10, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(problem=problems())
     def run(problem):
-        verdicts.append(rejected(bug.claims, problem))
+        if not any(verdicts):
+            verdicts.append(rejected(bug.claims, problem))
 
     run()
     assert len(verdicts) <= 10
@@ -52,7 +53,7 @@ def test_there_are_many_bugs_with_names_of_their_own():
 
 
 @given(problem=problems())
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_the_same_code_without_a_bug_passes(problem):
     """Otherwise the scaffold of the bugs, and not the bugs, might be what is caught."""
 

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         help="train an adapter of a language model on a text",
         description=(
             "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
-            "next token of a text. The last tenth of the text is held out; the loss on it is printed before and after."
+            "next token of a text. Every tenth window of the text is held out, for the loss that is printed."
         ),
         formatter_class=Defaults,
     )
@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
+    from ..checks import check_batch_size
     from ..fast import accumulate
     from ..files.adapters import save_adapter
     from ..files.tokenizer import load_tokenizer
@@ -78,15 +79,16 @@ def run(options: argparse.Namespace) -> int:
     model = Llama.load(source, dtype=options.dtype, backend=where)
     ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
     X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
+    check_batch_size(options.batch_size, len(X), "X, the windows of the text")
     rng = np.random.default_rng(options.seed)
     adapted = adapt(model, _targets(options.target_modules), rank=options.rank, alpha=options.alpha, rng=rng)
 
-    rows = min(options.micro_batch or options.batch_size, len(X))
-    memory = cache_bytes(adapted.forward(X[:rows])[1])
     count, trained = parameter_count(model), parameter_count(adapted, trained=True)
     print(f"model    {model_name(options)}: {count:,} parameters in {options.dtype}, {where.device}")
     print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
+    rows = min(options.micro_batch or options.batch_size, options.batch_size)
+    memory = cache_bytes(adapted.forward(X[:rows])[1])
     print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} windows\n")
     print("step  held-out loss, nats a token")
     print(f"{0:4}  {evaluate(adapted, X_held, Y_held, next_token_loss):.3f}", flush=True)

@@ -7,11 +7,17 @@ transposed or swapped array fits by accident.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+
+
+@lru_cache(maxsize=64)  # each claim asks for the same arrays, and a generator takes longer to start than to draw
+def _gaussian(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng([seed, *name.encode()]).standard_normal(shape)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Problem:
 
     def randn(self, name: str, *shape: int) -> np.ndarray:
         """Return Gaussian values that depend on the seed and the name alone: no two arrays of a problem are alike."""
-        return np.random.default_rng([self.seed, *name.encode()]).standard_normal(shape)
+        return _gaussian(self.seed, name, shape).copy()
 
     @property
     def x(self) -> np.ndarray:

@@ -64,13 +64,18 @@ class SiLU(Layer):
         if not need_dx:
             return None, {}
         q = logistic(x)
-        dx = dy * q * (1 + x * (1 - q))  # eq. (act.6)
+        dx = dy * (q * (1 + x * (1 - q)))  # eq. (act.6)
         return dx, {}
 
 
 def logistic(x: Array) -> Array:  # (...) -> (...)
     """Return 1/(1 + e^-x). In this form, (1 + tanh(x/2))/2, no x is large enough to overflow."""
-    return 0.5 * (1 + backend_of(x).xp.tanh(0.5 * x))
+    xp = backend_of(x).xp
+    q = xp.multiply(0.5, x, out=xp.empty_like(x))
+    q = xp.tanh(q, out=q)
+    q += 1
+    q *= 0.5
+    return q
 
 
 ACTIVATIONS: dict[str, type[Layer]] = {"relu": ReLU, "tanh": Tanh, "silu": SiLU}

@@ -33,7 +33,7 @@ from typing import TypeAlias
 
 from ..backend import backend_of
 from ..checks import Array, check_attention, check_cache, check_rows
-from ..layer import Cache, Layer, nest
+from ..layer import Cache, Layer, inner, nest
 from ..linear import Linear
 from .rotary import Rotary
 
@@ -115,9 +115,9 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
     The last of the T queries stands at the last of the U positions.
     """
-    q_rows, k_rows, v_rows = below(q), below(k), below(v)
+    q_rows, k_rows, v_rows = stacked(q), stacked(k), stacked(v)
     c = q.shape[-1] ** -0.5
-    S = mask(q_rows @ k_rows.swapaxes(-1, -2) * c, q.shape[-2])  # eq. (att.1)
+    S = mask(c * q_rows @ k_rows.swapaxes(-1, -2), q.shape[-2])  # eq. (att.1)
     P = softmax(S)  # eq. (att.2)
     o = P @ v_rows  # eq. (att.3)
     return o.reshape(q.shape), P
@@ -125,18 +125,18 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
 def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[Array, Array, Array]:
     """Return dq, dk and dv, of the shapes of q, k and v."""
-    do_rows, q_rows, k_rows, v_rows = below(do), below(q), below(k), below(v)
-    c = q.shape[-1] ** -0.5
+    do_rows, q_rows, k_rows, v_rows = stacked(do), stacked(q), stacked(k), stacked(v)
+    c, xp = q.shape[-1] ** -0.5, backend_of(q).xp
     dv = P.swapaxes(-1, -2) @ do_rows  # eq. (att.4)
     dP = do_rows @ v_rows.swapaxes(-1, -2)  # eq. (att.5)
-    dS = P * (dP - (P * dP).sum(axis=-1, keepdims=True))  # eq. (att.6)
+    dS = xp.multiply(P, xp.subtract(dP, inner(P, dP), out=dP), out=dP)  # eq. (att.6), in place of dP
     dq = dS @ k_rows * c  # eq. (att.7)
     dk = dS.swapaxes(-1, -2) @ q_rows * c  # eq. (att.8)
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
 
 
-def below(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
-    """Return the rows of a group's heads one below the other."""
+def stacked(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
+    """Return the rows of a group's heads one below the other, so that a product takes the whole group."""
     B, K, g, T, D = heads.shape
     return heads.reshape(B, K, g * T, D)
 
@@ -151,6 +151,11 @@ def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
 
 
 def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
-    """Return exp(S) over its sum along each row. The row's largest entry is subtracted first: exp cannot overflow."""
-    e = backend_of(S).xp.exp(S - S.real.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    """Return exp(S) over its sum along each row, in place of S.
+
+    The row's largest entry is subtracted first: exp cannot overflow.
+    """
+    S -= S.real.max(axis=-1, keepdims=True)
+    e = backend_of(S).xp.exp(S, out=S)
+    e /= e.sum(axis=-1, keepdims=True)
+    return e

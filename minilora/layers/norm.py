@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from ..backend import backend_of
 from ..checks import Array, check_cache, check_input, check_norm
-from ..layer import Cache, Layer, rows
+from ..layer import Cache, Layer, inner, rows
 
 
 @dataclass(eq=False, repr=False)
@@ -39,16 +39,17 @@ class RMSNorm(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with x and r."""
         check_input(self, x)
-        r = backend_of(x).xp.sqrt((x * x).mean(axis=-1, keepdims=True) + self.eps)  # eq. (norm.1)  (..., 1)
+        r = backend_of(x).xp.sqrt(inner(x, x) / x.shape[-1] + self.eps)  # eq. (norm.1)  (..., 1)
         y = x / r * self.weight  # eq. (norm.2)
         return y, (self, y.shape, x, r)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradient of the weight."""
         x, r = check_cache(self, dy, cache)
-        x_hat, dx_hat = x / r, dy * self.weight
-        dg = None if self.frozen else rows(dy * x_hat).sum(axis=0)  # eq. (norm.3)  (d,)
-        dx = (dx_hat - x_hat * (dx_hat * x_hat).mean(axis=-1, keepdims=True)) / r if need_dx else None  # eq. (norm.4)
+        g, d = self.weight, x.shape[-1]
+        dg = None if self.frozen else rows(dy * (x / r)).sum(axis=0)  # eq. (norm.3)  (d,)
+        mean = inner(dy * g, x) / (d * r)  # of dx^ x^, over each row  (..., 1)
+        dx = (dy * g - x * (mean / r)) / r if need_dx else None  # eq. (norm.4)
         return dx, {} if dg is None else {"weight": dg}
 
     shape = property(lambda self: self.weight.shape * 2, doc="(d, d): as wide as its input.")

@@ -284,6 +284,10 @@ def test_other_arguments_are_refused_by_name(folder, tmp_path):
             Llama.load(folder, dtype=dtype)
     with pytest.raises(TypeError, match="backend must be a Backend"):
         Llama.load(folder, backend="numpy")
+    for nowhere in ("model.bin", "model.gguf", "model.npz", "folder"):
+        with pytest.raises(ValueError, match=rf"{nowhere}': there is no such file"):
+            Llama.load(tmp_path / nowhere)
+    (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"expected a folder with config\.json, a \.gguf file or a \.npz file"):
         Llama.load(tmp_path / "model.bin")
     with pytest.raises(TypeError, match="path must be a path"):

@@ -186,7 +186,7 @@ def test_a_layers_number_may_have_zeros_before_it(tmp_path, path, number):
         load_adapter(folder)
 
 
-def test_a_key_that_is_a_path_letter_for_letter_is_meant(tmp_path):
+def test_a_key_that_is_a_path_means_that_path(tmp_path):
     """As PEFT does, where no pattern matches: read as an expression, a+b is one or more a, and b."""
     folder = write(tmp_path, ["a+b", "c"], r=5, lora_alpha=7, rank_pattern={"a+b": 2, "c": 2}, alpha_pattern={"a+b": 3})
     found = load_adapter(folder)

