@@ -27,7 +27,7 @@ COPIED = ("minilora", "tests", "examples", "README.md", "LICENSE", "pyproject.to
 RIM = (
     (("writing", "errors", "basefile"), ("writing", "errors", "merge")),
     (("merge", "layouts"), ("merge", "kinds", "layouts")),
-    (("checkpoint", "checkpointfile", "state"), ("checkpoint", "training/test_train")),
+    (("checkpoint", "checkpointfile", "state"), ("checkpoint", "training/test_train", "training/test_text")),
     (("tensorfile", "patterns"), ("tensorfile", "adapters", "patterns", "merge", "errors")),
     (("adapters", "adapterfolder", "kinds"), ("adapters", "kinds", "writing")),
     (("peftconfig", "inspection"), ("adapters", "patterns", "inspection", "kinds")),
