@@ -72,6 +72,11 @@ def _kernels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Problem], 
     return parts
 
 
+def _upright(kernels: np.ndarray) -> np.ndarray:
+    """Return kernels with height and width exchanged, where that fits."""
+    return kernels.swapaxes(-1, -2) if kernels.shape[-1] == kernels.shape[-2] else kernels
+
+
 def _turned(problem: Problem) -> Parts:
     if not isinstance(problem, Images):
         return {}
@@ -246,7 +251,7 @@ BUGS: Sequence[Bug] = (
         _kernels(lambda k: np.moveaxis(k.reshape(len(k), *k.shape[2:], k.shape[1]), -1, 1)),
         "merge",
     ),
-    Bug("merge exchanges the kernel's height and width", _kernels(lambda k: k.swapaxes(-1, -2)), "merge"),
+    Bug("merge exchanges the kernel's height and width", _kernels(_upright), "merge"),
     Bug(
         "B's groups are ignored: each output sums all of the hidden channels, and should take its group's",
         _no_groups,
