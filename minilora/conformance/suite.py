@@ -202,7 +202,7 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
             report.diagnoses.insert(0, text)
     verdicts = {
         "start": watch.judge("init", judges.start),
-        "adam": watch.judge("step", judges.adam),
+        "adam": watch.judge("step", lambda watch: judges.adam(watch, dtype)),
         "frozen base": watch.judge("backward", lambda watch: judges.frozen(watch, trials[0])),
         "nothing is changed": watch.changed or "ok",
     }

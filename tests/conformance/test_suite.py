@@ -372,6 +372,15 @@ def test_a_wrong_adam_is_named(options, said):
     assert check(implementation(step=adam(**options))).diagnoses == ([said] if said else [])
 
 
+def test_adam_may_keep_single_precision_if_declared():
+    def single(params, grads, state):
+        new, state = adam()(params, grads, state)
+        return {name: p.astype(np.float32).astype(np.float64) for name, p in new.items()}, state
+
+    assert check(implementation(step=single), dtype="float32").claims["adam"] == "ok"
+    assert check(implementation(step=single)).claims["adam"] != "ok"
+
+
 @pytest.mark.parametrize(
     ("step", "said"),
     [
