@@ -34,7 +34,16 @@ RIM = (
 )
 """Modules of minilora/files, and the tests in tests/files that are about them: all tests would take hours."""
 SLOW = (
-    *("killed_at_random", "killed_while", "killed_in_each", "two_writers", "memory", "widened_whole", "thousands_of"),
+    *(
+        "killed_at_random",
+        "killed_while",
+        "killed_in_each",
+        "two_writers",
+        "little_memory",
+        "to_fill_the_memory",
+        "widened_whole",
+        "thousands_of",
+    ),
     *("many_dots", "more_names", "time_is_for", "endless"),
 )
 """What the slow tests of files are about, by words of their names. No mutant waits for them."""

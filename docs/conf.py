@@ -11,6 +11,8 @@ ROOT = DOCS.parent
 # Pages and docstrings come from this checkout, whatever minilora is installed; the kernels inherit the variable.
 sys.path[:0] = [str(ROOT), str(DOCS)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS)])
+# On a machine that does other things as well, two threads of a product wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Beside a page, a debugger's remark about frozen modules is noise.
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 

@@ -12,13 +12,13 @@ None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_instance, check_rng
+from .checks import check_choice, check_flag, check_instance, check_rng, check_target_modules
 from .layer import Layer, freeze, rebuild, walk
 from .layers.convolution import Conv1d, Conv2d
 from .layers.embedding import Embedding
@@ -81,10 +81,15 @@ def adapt(
     check_rng(rng)
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
+    check_target_modules(target_modules)
+    use_rslora, use_dora = check_flag("use_rslora", use_rslora), check_flag("use_dora", use_dora)
     free = _free(model)
     targets = [path for path, layer in free.items() if _named(path, layer, target_modules)]
     if not targets:
-        raise ValueError(f"target_modules={target_modules!r} names no layer without an adapter; there are {list(free)}")
+        how = "; a string must match a whole path" if isinstance(target_modules, str) else ""
+        raise ValueError(
+            f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
+        )
 
     def start(path: str, layer: Any) -> Layer:
         if path not in targets:
@@ -125,7 +130,9 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     check_instance("adapters", adapters, Mapping)
     free = _free(model)
     if unknown := [path for path in adapters if path not in free]:
-        raise ValueError(f"adapters names {unknown}, which are no layers without an adapter; there are {list(free)}")
+        raise ValueError(
+            f"adapters names {_listed(unknown)}, which are no layers without an adapter; there are {_listed(free)}"
+        )
     for path, adapter in adapters.items():
         if getattr(adapter, "kind", _kind(free[path])) != _kind(free[path]):
             raise ValueError(f"adapters[{path!r}] is not of kind {_kind(free[path])!r}, as {free[path]!r} is")
@@ -137,7 +144,10 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
         if path not in adapters:
             return layer  # type: ignore[no-any-return]
         adapter = adapters[path]
-        return _beside(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
+        try:
+            return _beside(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"adapters[{path!r}]: {error}") from None
 
     return rebuild(freeze(model), layer=put)
 
@@ -215,6 +225,12 @@ def _free(model: Layer) -> dict[str, Layer]:
     taken = [path for path, layer in walk(model) if isinstance(layer, ADAPTED)]
     bases = {f"{path}.base".removeprefix(".") for path in taken}
     return {path: layer for path, layer in walk(model) if _kind(layer) and path not in bases}
+
+
+def _listed(paths: Collection[str], most: int = 8) -> str:
+    """Return the first of some paths, to print, and how many there are besides: a model can have hundreds."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return f"{list(paths)[:most]}{more}"
 
 
 def _named(path: str, layer: Layer, target_modules: str | Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from itertools import combinations
@@ -155,7 +156,7 @@ def check_dy(layer: Any, dy: Array) -> None:
 def check_cache(layer: Any, dy: Array, cache: Any) -> tuple[Any, ...]:
     """Return what a cache keeps, or refuse one that `layer.forward` did not return, or a `dy` that does not fit it."""
     if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:
-        raise ValueError(f"cache does not come from this layer's forward: {layer!r}")
+        raise ValueError(f"cache does not come from this layer's forward: {repr(layer):.200}")
     check_array("dy", dy, like=reference(layer))
     check_shape("dy", dy, cache[1])
     return cache[2:]
@@ -261,10 +262,15 @@ def check_like_params(
         check_shape(f"{label}[{name!r}]", array, p.shape)
 
 
-def check_data(model: Any, X: Array, Y: Array, loss: Callable[[Array, Array], Any]) -> int:
-    """Return the number of rows of X and Y, or refuse data that a model or a loss cannot take, or not together."""
+def check_data(model: Any, X: Array, Y: Array, loss: Callable[[Array, Array], Any], *, every_id: bool = False) -> int:
+    """Return the number of rows of X and Y, or refuse data that a model or a loss cannot take, or not together.
+
+    The first row is tried; with `every_id`, those of the smallest and the largest id too, which a GPU's are not.
+    """
     if not hasattr(model, "trainable"):
         raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function such as minilora.mse, got {loss!r}")
     like = next(iter(model.trainable().values()), None)
     for name, data in {"X": X, "Y": Y}.items():
         if not is_array(data):
@@ -287,8 +293,21 @@ def check_data(model: Any, X: Array, Y: Array, loss: Callable[[Array, Array], An
         check_shape("Y", Y, (*X.shape[:-1], widths[1]))
     with np.errstate(all="ignore"):
         loss(model(X[:1]), Y[:1])
+        for row in _rows_of_extremes(X) | _rows_of_extremes(Y, ignored=IGNORED) if every_id else ():
+            try:
+                loss(model(X[row : row + 1]), Y[row : row + 1])
+            except ValueError as error:
+                raise ValueError(f"row {row} of X and Y: {error}") from None
     rows: int = X.shape[0]
     return rows
+
+
+def _rows_of_extremes(ids: Array, ignored: int | None = None) -> set[int]:
+    """Return the rows in which the smallest and the largest id stand; none of other data, or on a GPU."""
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or not ids.size:
+        return set()
+    counted = ids if ignored is None else np.where(ids == ignored, ids.max(), ids)
+    return {int(place) // (ids.size // len(ids)) for place in (counted.argmin(), ids.argmax())}
 
 
 def check_held_out(model: Any, held_out: Any, loss: Callable[[Array, Array], Any]) -> tuple[Array, Array]:
@@ -296,7 +315,7 @@ def check_held_out(model: Any, held_out: Any, loss: Callable[[Array, Array], Any
     if not isinstance(held_out, tuple) or len(held_out) != 2:
         raise TypeError(f"held_out must be two arrays, inputs and targets, got {type(held_out).__name__}")
     try:
-        check_data(model, *held_out, loss)
+        check_data(model, *held_out, loss, every_id=True)
     except (TypeError, ValueError) as error:
         raise type(error)(f"held_out: {error}") from None
     return held_out
@@ -455,6 +474,17 @@ def check_image(layer: Any, x: Array) -> None:
         raise ValueError(f"x has shape {shape}, expected {len(weight)} axes, (N, {weight[1]}, ...)")
     if min(layer.positions(shape)) < 1:
         raise ValueError(f"x has shape {shape}: with padding {layer.padding} it is smaller than the kernel {layer!r}")
+
+
+def check_target_modules(target_modules: Any) -> None:
+    """Refuse what is not a list of module paths or their ends, or one regular expression."""
+    if isinstance(target_modules, str):
+        try:
+            re.compile(target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules={target_modules!r} is not a regular expression: {error}") from None
+    elif not isinstance(target_modules, Collection) or not all(isinstance(name, str) for name in target_modules):
+        raise TypeError(f"target_modules must be a list of names or a regular expression, got {target_modules!r}")
 
 
 def check_rewriting(base: Any) -> None:

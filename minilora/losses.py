@@ -23,8 +23,7 @@ from .checks import IGNORED, Array, check_array, check_count, check_shape, check
 def mse(prediction: Array, target: Array) -> tuple[Array, Array]:  # (..., out), (..., out) -> (), (..., out)
     """Return the mean squared error and its gradient at the prediction.
 
-    The mean runs over all entries, N times out of them, as in PyTorch: a layer twice as wide does not have twice the
-    loss.
+    The mean runs over all N * out entries, as in PyTorch: a layer twice as wide does not have twice the loss.
 
     Parameters
     ----------
@@ -87,7 +86,7 @@ def cross_entropy(  # (..., V), (...) -> (), (..., V)
     xp = backend_of(logits).xp
     counts = (targets != IGNORED)[..., None]  # (..., 1)
     ids = xp.where(counts, targets[..., None], 0)
-    M = xp.maximum(counts.sum(), 1)  # where no row counts, loss and gradient are zero
+    M = count(targets)
     share = (counts / M).astype(logits.real.dtype)  # 1/M in rows that count, 0 elsewhere
     z = xp.subtract(logits, logits.real.max(axis=-1, keepdims=True), out=out)  # leaves q as it is, and exp finite
     z_t = xp.take_along_axis(z, ids, axis=-1)
@@ -101,8 +100,13 @@ def cross_entropy(  # (..., V), (...) -> (), (..., V)
 
 
 def count(target: Array) -> Array | int:
-    """Return over how many entries the mean of a loss runs: all, or of class ids those that are not -100."""
-    return (target != IGNORED).sum() if target.dtype.kind in "iu" else check_count("target", target)
+    """Return over how many entries the mean of a loss runs: all, or of class ids those that are not -100.
+
+    Where no id counts it is 1, so that loss and gradient are zero and not 0 / 0.
+    """
+    if target.dtype.kind in "iu":
+        return backend_of(target).xp.maximum((target != IGNORED).sum(), 1)
+    return check_count("target", target)
 
 
 def _minus_one_hot(q: Array, ids: Array) -> Array:  # (..., V), (..., 1) -> (..., V)

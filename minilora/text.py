@@ -20,9 +20,9 @@ from .files.tensorfile import open_regular
 from .losses import cross_entropy
 
 HELD_OUT = 10
-"""The last of so many windows is held out, all through the text: its parts may differ."""
+"""One window in ten is held out, all through the text, since the parts of a text differ."""
 MEASURED = 32
-"""Of those held out, so many windows at most are measured: 4,096 tokens at a length of 128."""
+"""The most held-out windows that are measured: 4,096 tokens at a length of 128."""
 
 
 def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -94,7 +94,7 @@ def train(
         If a number became NaN or infinite. The model is left at its last finite parameters.
     """
     epochs, log_every = (check_integer(k, v, at_least=1) for k, v in {"epochs": epochs, "log_every": log_every}.items())
-    n = check_data(model, X, Y, loss)
+    n = check_data(model, X, Y, loss, every_id=True)
     batch_size, progress = check_batch_size(batch_size, n), check_flag("progress", progress)
     steps = check_integer("steps", n // batch_size if steps is None else steps, at_least=1)
     check_rng(rng)

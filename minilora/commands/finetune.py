@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
+    from ..checks import check_batch_size
     from ..fast import accumulate
     from ..files.adapters import save_adapter
     from ..files.tokenizer import load_tokenizer
@@ -78,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
     model = Llama.load(source, dtype=options.dtype, backend=where)
     ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
     X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
+    check_batch_size(options.batch_size, len(X), "X, the windows of the text")
     rng = np.random.default_rng(options.seed)
     adapted = adapt(model, _targets(options.target_modules), rank=options.rank, alpha=options.alpha, rng=rng)
 
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"model    {model_name(options)}: {count:,} parameters in {options.dtype}, {where.device}")
     print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
-    rows = min(options.micro_batch or options.batch_size, len(X))
+    rows = min(options.micro_batch or options.batch_size, options.batch_size)
     memory = cache_bytes(adapted.forward(X[:rows])[1])
     print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} windows\n")
     print("step  held-out loss, nats a token")
@@ -124,8 +126,9 @@ def _targets(text: str) -> str | list[str]:
 def _check(options: argparse.Namespace) -> None:
     """Refuse numbers out of range and places that cannot be written, before anything is read."""
     from ..checks import check_integer, check_number
+    from ..files.adapterfolder import WEIGHTS_NAME
     from ..files.adapters import check_adapter_target
-    from ..files.peftconfig import MAX_ALPHA, MIN_ALPHA
+    from ..files.peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
 
     for name in ("rank", "steps", "batch_size", "length"):
         check_integer(name, getattr(options, name), at_least=1)
@@ -135,3 +138,7 @@ def _check(options: argparse.Namespace) -> None:
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     check_number("lr", options.lr, above=0)
     check_adapter_target(options.save)
+    if options.checkpoint is not None:
+        file, folder = options.checkpoint.absolute(), options.save.absolute()
+        if file in (folder, *folder.parents, folder / WEIGHTS_NAME, folder / CONFIG_NAME):
+            raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")

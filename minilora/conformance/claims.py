@@ -87,9 +87,8 @@ def require_close(name: str, found: Any, expected: Any, tolerance: float) -> Non
 def require_same(name: str, found: Any, expected: Any) -> None:
     """Compare bit by bit."""
     if not np.array_equal(found, expected, equal_nan=True):
-        raise ClaimBroken(
-            f"{name} differs: {found} and {expected}"
-        )  # written only here: it takes longer than to compare
+        # The message takes longer than the comparison, so it is made only here.
+        raise ClaimBroken(f"{name} differs: {found} and {expected}")
 
 
 def _require_all_close(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> None:

@@ -1,8 +1,8 @@
 """The same numbers with less work. Nothing here is needed to understand LoRA.
 
 `residual` has the gradients of the squared error without the error, `parts` those of a large batch with the memory of a
-small one, `adam` the update for large arrays and for a GPU, and `gather` a batch's rows without new memory. What changes
-the way to a gradient is asked for by name::
+small one, `adam` the update for large arrays and for a GPU, and `gather` a batch's rows without new memory. `train`
+takes another way to the gradients only where you name it::
 
     train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
 """

@@ -11,7 +11,7 @@ a step, and not N in out, and neither R nor the error is ever formed:
 
     R^T H = (T - b)^T H - W (X^T H),    R B = (T - b) B - X (W^T B)     (19)
 
-This holds for the squared error on the layer's own output, and gives no dx. Inside a network nobody can use it.
+This holds for the squared error on the layer's own output, and gives no dx. It is of no use inside a network.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def residual_form(model: Layer, x: Array, y: Array) -> dict[str, Array]:
     """
     adapter, base = (model.adapter, model.base) if type(model) is LoRALinear else (model, None)
     if not (type(adapter) is LoRA or type(adapter) is Adapter) or type(base) not in (Linear, type(None)):
-        raise TypeError(f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {model!r}")
+        got = type(model).__name__ + ("" if base is None else f" over a {type(base).__name__}")
+        raise TypeError(f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {got}")
     check_input(adapter, x)
     check_array("y", y, like=adapter.lora_A)
     check_shape("y", y, (*x.shape[:-1], adapter.out_features))

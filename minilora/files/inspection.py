@@ -131,7 +131,7 @@ def _triangle(factor: np.ndarray, size: float) -> _Scaled:  # (n, r) -> (r, r) w
 
 def _blocks(count: int, width: int) -> Iterator[slice]:
     """Cut `count` rows of that width into slices: some megabytes of float64 each, and not fewer rows than columns."""
-    height = max(width, BLOCK_NUMBERS // width, 1)
+    height = max(width, BLOCK_NUMBERS // width)
     yield from (slice(start, start + height) for start in range(0, count, height))
 
 

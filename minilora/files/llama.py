@@ -26,6 +26,7 @@ from .errors import AdapterFileError, short
 from .llamafolder import open_folder
 from .llamagguf import open_gguf
 from .llamanpz import open_npz
+from .tensorfile import open_regular
 
 OPENERS = {".gguf": open_gguf, ".npz": open_npz}
 DTYPES = ("float32", "float64")
@@ -63,10 +64,11 @@ def read_llama(
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     if os.path.isdir(path):
         opener = open_folder
-    elif path.suffix in OPENERS:
-        opener = OPENERS[path.suffix]
     else:
-        raise ValueError(f"path {str(path)!r}: expected a folder with config.json, a .gguf file or a .npz file")
+        open_regular(path).close()
+        if path.suffix not in OPENERS:
+            raise AdapterFileError(path, "expected a folder with config.json, a .gguf file or a .npz file")
+        opener = OPENERS[path.suffix]
     config, found, read = opener(path)
     if config.num_hidden_layers > len(found):  # before that many names are made
         raise AdapterFileError(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")

@@ -18,7 +18,7 @@ from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
 from .errors import AdapterFileError, short
 from .llamafolder import parse_config
-from .tensorfile import open_regular, parse_json
+from .tensorfile import parse_json
 
 NAMES = {
     **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
@@ -39,7 +39,6 @@ MOST_SHRUNK = 20
 
 def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
-    open_regular(path).close()
     try:
         with zipfile.ZipFile(path) as members:
             _check_members(members.infolist(), path.stat().st_size)

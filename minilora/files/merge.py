@@ -16,7 +16,6 @@ is read twice, first for the lengths.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,13 +245,10 @@ def _check_out(out: Path, base: Base, adapter: Path) -> None:
 def _write_shards(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm) -> None:
     """Write the shards and the index into a folder beside `out`, and give it that name when it is whole."""
     assert base.index is not None
-    by_file = defaultdict(list)
-    for change in changes:
-        by_file[change.file].append(change)
     with written_folder(out) as part:
         for file in base.files:
             with synced(part / file.path.name) as target:
-                _write_merged(file, target, folder, by_file[file.path.name], bar)
+                _write_merged(file, target, folder, changes, bar)
         with synced(part / base.index.name) as target:
             target.write(base.index_text)
 
@@ -260,7 +256,7 @@ def _write_shards(out: Path, base: Base, folder: AdapterFolder, changes: list[Me
 def _write_merged(
     file: TensorFile, target: BinaryIO, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm
 ) -> None:
-    """Copy one file, the changed tensors merged on their way."""
+    """Copy one file, those of its tensors that change merged on their way."""
     changed = {change.name: change for change in changes}
     with file.opened() as source, folder.file.opened() as factors:
         _copy(file, source, target, file.data_start, None)

@@ -56,7 +56,7 @@ def generate(
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if temperature > 0:
         check_rng(rng)
-    return _generate(model, ids, tokens, temperature, rng, end)
+    return _generate(model, ids, tokens, temperature, rng, frozenset(end))
 
 
 def _generate(

@@ -28,7 +28,7 @@ from typing import Any
 
 from ..backend import Backend
 from ..checks import Array, check_cache
-from ..layer import Cache, Layer, nest
+from ..layer import Cache, Layer, nest, parts
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
 from ..layers.gated import GatedMLP
@@ -105,7 +105,7 @@ class Decoder(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
         """Return y and the cache. Below the lowest layer that trains no backward comes, and no cache is kept."""
         steps, caches = self.steps(), []
-        lowest = min((i for i, (_, layer) in enumerate(steps) if trains(layer)), default=len(steps))
+        lowest = next((i for i, (_, layer) in enumerate(steps) if trains(layer)), len(steps))
         for i, (_, layer) in enumerate(steps):
             x, cache = layer.forward(x)
             caches.append(cache if i >= lowest else None)
@@ -195,5 +195,6 @@ class Llama(Layer):
 
 
 def trains(layer: Layer) -> bool:
-    """Return whether any array of a layer trains."""
-    return bool(layer.trainable())
+    """Return whether any array of a layer trains. The first that is found is enough."""
+    inside = [part for _, part in parts(layer) if isinstance(part, Layer)]
+    return any(map(trains, inside)) if inside else bool(layer.trainable())

@@ -6,7 +6,7 @@ LoRA changes W to V = W + s B A. DoRA keeps the direction of each row of V, and 
     g_o = m_o / n_o                      (dora.2)    (out,)
     y_no = g_o u_no + b_o                (dora.3)    (N, in) -> (N, out)    u = x V^T, by (11) without b
 
-So DoRA is LoRA with one factor for each output. Going back, with n taken as it stands for a constant:
+So DoRA is LoRA with one factor for each output. Backward, with n taken as a constant:
 
     du_no = dy_no g_o                    (dora.4)    (N, out)      and from du, (3) to (6) and (12) go on
     dm_o = sum_n dy_no u_no / n_o        (dora.5)    (out,)

@@ -29,7 +29,7 @@ from .dora import DoRA
 
 @dataclass(eq=False, repr=False)
 class Rewritten(Layer):
-    """A frozen `Embedding`, `Conv1d` or `Conv2d` and the adapter of its matrix. The adapter's arrays train alone."""
+    """A frozen `Embedding`, `Conv1d` or `Conv2d` and the adapter of its matrix. Only the adapter trains."""
 
     base: Embedding | Convolution
     adapter: LoRA

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from minilora import LoRA, save_adapter
 from minilora.files import inspection
 from minilora.files.inspection import inspect_adapter, singular_values, table
+from minilora.variants.adapter import Adapter
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
@@ -57,7 +58,7 @@ def test_each_layer_has_a_summary_of_its_own(tmp_path):
         np.testing.assert_allclose(summary.shares, values**2 / (values**2).sum(), rtol=1e-9)
 
 
-@pytest.mark.parametrize("r", [1, 3, 40])
+@pytest.mark.parametrize("r", [1, 3, 40, 200])
 def test_blocks_of_rows_give_the_same_singular_values(monkeypatch, r):
     rng = np.random.default_rng(r)
     A, B = rng.standard_normal((r, 50)).astype("f2"), rng.standard_normal((30, r)).astype("f2")
@@ -122,6 +123,20 @@ def test_the_table_has_an_aligned_line_for_each_layer(tmp_path):
     ends = {re.search(rf"{number}(?= )", line).end() for number, line in (("288", lines[1]), ("16", lines[2]))}
     assert ends == {lines[0].index("parameters") + len("parameters")}
     assert not any(line.endswith(" ") for line in lines)
+
+
+def test_a_table_of_kinds_has_its_words_flush_left(tmp_path):
+    found = {
+        "a.b": Adapter(np.ones((1, 3)), np.ones((2, 1)), 1.0),
+        "embedding": Adapter(np.eye(2, 30), np.eye(4, 2), 1.0, kind="embedding"),
+    }
+    save_adapter(tmp_path, found)
+    assert table(inspect_adapter(tmp_path)).splitlines() == [
+        "module     kind       out x in  rank  alpha  scaling  parameters  |delta|  share of each singular value",
+        "a.b        linear        2 x 3     1      1        1           5    2.449  100.0%",
+        "embedding  embedding    4 x 30     2      1      0.5          68   0.7071  50.0% 50.0%",
+        "total                                                         73",
+    ]
 
 
 def test_eight_shares_are_shown_and_more_are_hinted_at(tmp_path):

@@ -174,6 +174,8 @@ def test_the_longest_name_that_is_said_decides(tmp_path):
     for layouts in ({"x": "out-in", "b.x": "in-out"}, {"b.x": "in-out", "x": "out-in"}):
         _, changes = merge(tmp_path, layouts=layouts)
         assert {c.module: c.layout for c in changes} == {"a.x": "out-in", "b.x": "in-out", "c.ax": "out-in"}
+    _, changes = merge(tmp_path, layouts={"x": "in-out"})  # a name is whole, or begins after a dot
+    assert {c.module: c.layout for c in changes} == {"a.x": "in-out", "b.x": "in-out", "c.ax": "out-in"}
 
 
 @pytest.mark.parametrize(

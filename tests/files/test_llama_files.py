@@ -1,6 +1,7 @@
 """Llama decoders from files: what is read, and one clear error for what is damaged or not supported."""
 
 import json
+import math
 import sys
 import warnings
 import zipfile
@@ -127,6 +128,42 @@ def test_what_a_configuration_leaves_out_is_as_usual(folder):
     assert not found.tie_word_embeddings
 
 
+def llama3(f, factor=8.0, low=1.5, high=4.0, trained=100):
+    """Llama 3's rule by the length of a turn, 2 pi / f, as its authors wrote it."""
+    turn = 2 * math.pi / f
+    if turn < trained / high:
+        return f
+    if turn > trained / low:
+        return f / factor
+    smooth = (trained / turn - low) / (high - low)
+    return (1 - smooth) * f / factor + smooth * f
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
+def test_rotary_frequencies_are_scaled_as_they_say(folder, place):
+    """The 16 pairs turn from 0.3 to 16 times over the length that was trained on."""
+    sizes = {"head_dim": 32, "rope_theta": 100.0}
+    plain = [100.0 ** (-i / 16) for i in range(16)]
+    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 4.0}
+    scaled["original_max_position_embeddings"] = 100
+    for rope, expected in (
+        ({"rope_type": "linear", "factor": 4.0}, [f / 4 for f in plain]),
+        ({"type": "linear", "factor": 4.0}, [f / 4 for f in plain]),
+        ({"rope_type": "default"}, plain),
+        (scaled, [llama3(f) for f in plain]),
+    ):
+        config = json.loads((changed(folder, **sizes) / "config.json").read_text()) | {place: rope}
+        np.testing.assert_allclose(parse_config(folder, config).frequencies, expected, rtol=1e-12)
+    assert {llama3(f) / f for f in plain} > {1.0, 1 / 8}
+
+
+def test_a_base_among_the_rotary_settings_goes_before_another(folder):
+    """Version 5 of transformers writes it there, and may leave the older one beside it."""
+    config = json.loads((folder / "config.json").read_text()) | {"rope_theta": 10.0}
+    found = parse_config(folder, config | {"rope_parameters": {"rope_type": "default", "rope_theta": 400.0}})
+    np.testing.assert_allclose(found.frequencies, [1.0, 1 / 20], rtol=1e-12)
+
+
 # --- what is not ----------------------------------------------------------------------------------
 
 SETTINGS = {
@@ -140,6 +177,9 @@ SETTINGS = {
     "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_parameters is 'linear'"),
     "a part of each head turned": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+    "a sliding window": ({"sliding_window": 4096}, "sliding_window is 4096, supported: None"),
+    "an encoder beside it": ({"is_encoder_decoder": True}, "is_encoder_decoder is True, supported: False"),
+    "attention to an encoder": ({"add_cross_attention": True}, "add_cross_attention is True, supported: False"),
     "quantisation": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "a missing size": ({"hidden_size": "absent"}, "there is no 'hidden_size'"),
     "a size of another type": ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
@@ -221,9 +261,10 @@ def test_a_damaged_folder_is_one_clear_error(folder, nothing_is_read, case):
         Llama.load(damage(folder))
 
 
-def test_weights_that_are_no_numbers_are_refused(folder):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(folder, value):
     broken = weights(folder)["model.norm.weight"]
-    broken[3] = np.nan
+    broken[3] = value
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' holds NaN or infinity"):
         Llama.load(spoiled("model.norm.weight", broken)(folder))
 
@@ -243,6 +284,10 @@ def test_other_arguments_are_refused_by_name(folder, tmp_path):
             Llama.load(folder, dtype=dtype)
     with pytest.raises(TypeError, match="backend must be a Backend"):
         Llama.load(folder, backend="numpy")
+    for nowhere in ("model.bin", "model.gguf", "model.npz", "folder"):
+        with pytest.raises(ValueError, match=rf"{nowhere}': there is no such file"):
+            Llama.load(tmp_path / nowhere)
+    (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"expected a folder with config\.json, a \.gguf file or a \.npz file"):
         Llama.load(tmp_path / "model.bin")
     with pytest.raises(TypeError, match="path must be a path"):

@@ -68,7 +68,7 @@ def shard(tensors, folder):
     for file, some in parts.items():
         save_file({name: tensors[name] for name in some}, folder / file, {"format": "pt"})
     weight_map = {name: file for file, some in parts.items() for name in some}
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}, indent=1) + "\n")
     return folder
 
 
@@ -282,6 +282,17 @@ def test_a_dry_run_says_the_same_and_writes_nothing(files, tmp_path):
     planned = merge_adapter(base, adapter, out, dry_run=True)
     assert contents(tmp_path) == before
     assert merge_adapter(base, adapter, out) == planned
+
+
+def test_half_an_adapter_is_not_merged(tmp_path):
+    """One of two modules lies in the base, without its first part."""
+    save_file({"q.weight": np.zeros((3, 2), "f4"), "p.weight": np.zeros((3, 2), "f4")}, tmp_path / "base")
+    lora = LoRA(np.ones((1, 2), "f4"), np.ones((3, 1), "f4"), 1.0)
+    for other in ("b.r", "p"):
+        save_adapter(tmp_path / "a", {"a.q": lora, other: lora})
+        with pytest.raises(AdapterFileError, match=r"there is no 'a.q.weight', which the adapter changes"):
+            merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_that_all_lack_their_first_part_are_found(files, tmp_path):
@@ -662,6 +673,7 @@ print(peak() - start)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
 def test_a_merge_needs_little_memory_whatever_the_checkpoint_s_size(tmp_path):
     """120 MiB pass through in tensors of 60 MiB, and the peak grows by less than one of them."""

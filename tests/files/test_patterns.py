@@ -177,6 +177,39 @@ def test_layers_to_transform_are_numbered_as_in_peft(tmp_path, config, stranger)
             load_adapter(folder)
 
 
+@pytest.mark.parametrize(("path", "number"), [("010", 10), ("10", 10), ("0100", 100), ("00", 0)])
+def test_a_layers_number_may_have_zeros_before_it(tmp_path, path, number):
+    folder = write(tmp_path, [f"m.layers.{path}.q"], target_modules=["q"], layers_to_transform=[number])
+    assert len(load_adapter(folder)) == 1
+    folder = write(tmp_path, [f"m.layers.{path}.q"], target_modules=["q"], layers_to_transform=[1])
+    with refused(tmp_path, "does not name the layer of"):
+        load_adapter(folder)
+
+
+def test_a_key_that_is_a_path_means_that_path(tmp_path):
+    """As PEFT does, where no pattern matches: read as an expression, a+b is one or more a, and b."""
+    folder = write(tmp_path, ["a+b", "c"], r=5, lora_alpha=7, rank_pattern={"a+b": 2, "c": 2}, alpha_pattern={"a+b": 3})
+    found = load_adapter(folder)
+    assert {path: (adapter.rank, adapter.alpha) for path, adapter in found.items()} == {"a+b": (2, 3), "c": (2, 7)}
+
+
+@pytest.mark.parametrize("key", ["alpha_pattern", "rank_pattern", "target_modules", "exclude_modules"])
+def test_what_is_no_expression_is_named_with_its_key(tmp_path, key):
+    folder = write(tmp_path, ["a.b"], **{key: "a(" if "modules" in key else {"a(": 2}})
+    with refused(tmp_path, "is not a regular expression", f"{key}: 'a\\('".replace("\\", "")):
+        load_adapter(folder)
+    folder = write(tmp_path, ["a" * 10_001], **{key: "a.+" if "modules" in key else {"a.+": 2}})
+    with refused(tmp_path, "is too long for a regular expression", f"{key}: the path"):
+        load_adapter(folder)
+
+
+def test_a_layer_too_long_to_be_numbered_is_named(tmp_path):
+    path = f"m.layers.1.{'q' * 10_001}"
+    folder = write(tmp_path, [path], target_modules=["q" * 10_001], layers_to_transform=[1])
+    with refused(tmp_path, "is too long for a regular expression", "layers_pattern: the path"):
+        load_adapter(folder)
+
+
 @pytest.mark.parametrize(
     ("config", "match"),
     [

@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from minilora import AdapterFileError
+from minilora.files import tensorfile
 from minilora.files.tensorfile import TensorFile, read_json, tensor_header
 
 
@@ -38,6 +40,28 @@ def test_every_length_of_header_is_padded(length):
 def file(tmp_path):
     save_file({"a": np.arange(4.0), "b": np.arange(3)}, tmp_path / "f")
     return TensorFile(tmp_path / "f")
+
+
+def test_a_header_is_read_up_to_a_size(file, monkeypatch):
+    length = file.data_start - 8
+    monkeypatch.setattr(tensorfile, "MAX_HEADER", length)
+    assert TensorFile(file.path).tensors == file.tensors
+    monkeypatch.setattr(tensorfile, "MAX_HEADER", length - 1)
+    with pytest.raises(AdapterFileError, match=f"the header is {length} bytes long, expected at most {length - 1}"):
+        TensorFile(file.path)
+
+
+def test_a_file_replaced_while_it_is_checked_is_refused(file, monkeypatch):
+    """The library opens it once more, by its name."""
+
+    def replace_and_open(path, **options):
+        save_file({"a": np.zeros(4), "b": np.arange(3)}, path.with_name("other"))
+        path.with_name("other").replace(path)
+        return safe_open(path, **options)
+
+    monkeypatch.setattr(tensorfile, "safe_open", replace_and_open)
+    with pytest.raises(AdapterFileError, match="the file changed after it was checked"):
+        TensorFile(file.path)
 
 
 def test_numbers_of_another_kind_are_not_read(file):

@@ -59,6 +59,15 @@ def test_a_gguf_tokenizer_gives_back_every_text(tmp_path, text, pre):
     assert (found.begin, found.end) == ((), {0})
 
 
+@pytest.mark.parametrize(("pre", "ids"), [("smollm", ["3", "1", "4"]), ("gpt-2", ["31", "4"])])
+def test_smollm_reads_digits_one_at_a_time(tmp_path, pre, ids):
+    """So no two are merged, though 3 and 1 would be."""
+    words = [*LETTER.values(), "31"]
+    fields = {"tokens": words, "token_type": [1] * len(words), "merges": ["3 1"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", pre=pre, **fields))
+    assert found.encode("314") == [words.index(word) for word in ids]
+
+
 def test_control_tokens_are_one_token_and_no_text(tmp_path):
     found = load_tokenizer(write_gguf(tmp_path / "m.gguf", eos=1))
     ids = found.encode("<turn>th<end>")

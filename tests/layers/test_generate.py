@@ -111,6 +111,7 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
         ({"temperature": -1}, ValueError, "temperature must be at least 0 and finite, got -1"),
         ({"temperature": float("nan")}, ValueError, "temperature must be at least 0 and finite, got nan"),
         ({"temperature": 1}, TypeError, "rng must be a numpy.random.Generator"),
+        ({"end": 3}, TypeError, "'int' object is not iterable"),
         ({"model": Linear(np.ones((2, 3)))}, TypeError, "model must be a Llama, got Linear"),
     ],
 )

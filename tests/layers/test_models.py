@@ -306,6 +306,36 @@ def test_target_modules_that_name_nothing_are_refused(target_modules):
         adapt(Decoder(), target_modules, rank=2, alpha=4, rng=RNG)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"target_modules": "fc(1"}, ValueError, "target_modules='fc(1' is not a regular expression: missing )"),
+        ({"target_modules": 1}, TypeError, "target_modules must be a list of names or a regular expression, got 1"),
+        ({"target_modules": [1]}, TypeError, "target_modules must be a list of names or a regular expression, got [1]"),
+        ({"use_rslora": "no"}, TypeError, "use_rslora must be True or False, got 'no'"),
+        ({"use_dora": 0}, TypeError, "use_dora must be True or False, got 0"),
+    ],
+)
+def test_bad_settings_of_adapt_are_refused(change, error, message):
+    rng = np.random.default_rng(0)
+    with pytest.raises(error, match=re.escape(message)):
+        adapt(mlp(), **{"target_modules": ["fc1"], "rank": 2, "alpha": 4, "rng": rng, **change})
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+
+
+def test_a_refusal_lists_some_layers_of_a_large_model():
+    model = Sequential(**{f"fc{i}": Linear(np.eye(3)) for i in range(12)})
+    with pytest.raises(ValueError, match=r"\['fc0', .*'fc7'\] and 4 more; a string must match a whole path$"):
+        adapt(model, "fc", rank=2, alpha=4, rng=RNG)
+
+
+def test_an_adapter_that_does_not_fit_is_named():
+    one = adapters(adapt(mlp(), ["fc2"], rank=2, alpha=4, rng=RNG))
+    message = r"^adapters\['fc2'\]: adapter has in_features = \d+, expected 9 as in base$"
+    with pytest.raises(ValueError, match=message):
+        attach(Sequential(fc2=Linear(np.ones((2, 9)))), one)
+
+
 def test_adapting_changes_neither_model_nor_output():
     model, x = mlp(), RNG.standard_normal((6, 3))
     before = {name: p.copy() for name, p in model.trainable().items()}

@@ -97,6 +97,7 @@ def test_micro_batches_change_the_memory_alone(folder, capsys):
         memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
         found.append((float(memory.split()[1]), {path: a.delta() for path, a in load_adapter("a").items()}))
     assert found[1][0] <= 0.3 * found[0][0]
+    assert found[3][0] == found[0][0]  # no more windows at a time than a batch has
     for _, deltas in found:
         for path, delta in deltas.items():
             np.testing.assert_allclose(delta, found[0][1][path], atol=1e-6)
@@ -106,7 +107,7 @@ BAD = [
     (["--rank", "0"], "rank must be at least 1, got 0"),
     (["--steps", "0"], "steps must be at least 1, got 0"),
     (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
-    (["--batch-size", "229"], "batch_size must be at most the 228 rows of X, got 229"),
+    (["--batch-size", "229"], "batch_size must be at most the 228 rows of X, the windows of the text, got 229"),
     (["--micro-batch", "0"], "micro_batch must be at least 1, got 0"),
     (["--length", "0"], "length must be at least 1, got 0"),
     (["--length", "1020"], "the text has 2040 tokens, expected at least 2041: two windows of 1020"),
@@ -116,13 +117,20 @@ BAD = [
     (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
     (["--target-modules", "query"], "target_modules=['query'] names no layer"),
     (["--target-modules", "q_proj;v_proj"], "target_modules='q_proj;v_proj' names no layer"),
+    (["--target-modules", "(q|v"], "target_modules='(q|v' is not a regular expression: missing ), unterminated"),
     (["--target-modules", ""], "target_modules='' names no layer"),
     (["--save", "text"], "/text' is a file, expected a folder"),
+    (["--checkpoint", "a"], "/a' would lie where the adapter goes: name another file"),
+    (["--checkpoint", "a", "--save", "a/b/c"], "/a' would lie where the adapter goes: name another file"),
+    (["--checkpoint", "a/adapter_config.json"], "/a/adapter_config.json' would lie where the adapter goes"),
+    (["--checkpoint", "a/adapter_model.safetensors"], "/a/adapter_model.safetensors' would lie where the adapter"),
     (["--checkpoint", "text/c"], "checkpoints cannot be kept in 'text'"),
     (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
-    (["--model", "nowhere"], "nowhere"),
+    (["--model", "nowhere"], "'nowhere': there is no such file"),
     (["--model", "text"], "expected a folder with config.json, a .gguf file or a .npz file"),
     (["--model", ""], "argument --model: the name is empty"),
+    (["--save", ""], "argument --save: the name is empty"),
+    (["--checkpoint", ""], "argument --checkpoint: the name is empty"),
 ]
 
 
@@ -231,10 +239,14 @@ def test_what_cannot_be_said_is_one_line(folder, arguments, message, capsys):
     assert message in err
 
 
-def test_an_adapter_of_another_model_is_refused(folder, capsys):
-    save_adapter("b", {"model.layers.7.self_attn.q_proj": LoRA(np.ones((1, 12)), np.ones((16, 1)), 1.0)})
+@pytest.mark.parametrize(("layer", "width"), [(7, 12), (1, 13)])  # one layer too many, one input too many
+def test_an_adapter_of_another_model_is_refused_by_path(folder, layer, width, capsys):
+    path = f"model.layers.{layer}.self_attn.q_proj"
+    save_adapter("b", {path: LoRA(np.ones((1, width)), np.ones((16, 1)), 1.0)})
     assert run("generate", "the", "--model", "model", "--adapter", "b") == 2
-    assert "model.layers.7.self_attn.q_proj" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert path in err
 
 
 def test_a_models_words_cannot_steer_the_terminal(folder, capsys):

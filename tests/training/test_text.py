@@ -54,6 +54,7 @@ def test_every_id_but_the_first_is_a_target_once(count, length):
     assert len(np.unique(targets)) == len(targets)  # none twice, and so none of those held out is trained on
     assert len(Y) == n - held
     assert len(Y_held) == min(held, MEASURED)
+    assert Y_held[-1, -1] == n * length  # the end of the text among them
     assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
 
 
@@ -105,11 +106,11 @@ def test_the_loss_in_place_is_cross_entropy():
 @given(rows=st.integers(1, 9), count=st.integers(1, 8), seed=st.integers(0, 99))
 @settings(max_examples=25)
 def test_gradients_in_parts_are_those_of_the_batch(rows, count, seed):
-    """Also where the parts differ in size, and in how many targets count."""
+    """Also where the parts differ in size and in how many targets count, and where none counts in the whole batch."""
     rng = np.random.default_rng(seed)
     x, y = rng.integers(len(LETTERS), size=(2, count, 5))
     y[rng.random(y.shape) < 0.3] = -100
-    y[0, 0] = 1
+    y[: rng.integers(count + 1)] = -100
     model = adapt(tiny_llama(), "all-linear", rank=2, alpha=3, rng=rng)
     for adapter in model.trainable().values():
         adapter[...] = rng.standard_normal(adapter.shape)
@@ -167,6 +168,23 @@ def test_training_by_steps_is_the_loop_written_out():
     assert_close(np.array(history.losses), np.array(losses), 1e-13)
     for name, p in model.trainable().items():
         np.testing.assert_array_equal(p, plain.trainable()[name])
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("which", ["inputs", "targets"])
+@pytest.mark.parametrize("wrong", [-1, -101, len(LETTERS)])
+def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
+    model, X, Y, held = start()
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    data = [d.copy() for d in (held if held_out else (X, Y))]
+    data[1][0, 0] = -100  # a target that does not count is no id
+    data[which == "targets"][-1, 3] = wrong
+    row = rf"row {len(data[0]) - 1} of X and Y: (x|targets) holds {wrong} at \(0, 3\), expected 0 to"
+    X, Y, held = (X, Y, tuple(data)) if held_out else (*data, held)
+    with pytest.raises(ValueError, match=("held_out: " if held_out else "^") + row):
+        train(model, X, Y, rng=np.random.default_rng(1), batch_size=6, loss=cross_entropy, held_out=held)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
 
 
 def test_an_epoch_of_more_steps_draws_the_same_batches():
@@ -291,7 +309,7 @@ def test_the_memory_of_a_cache_is_counted(n):
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["v_proj"], r".*\.1\.mlp\.down_proj"])
-def test_the_memory_that_is_counted_is_what_python_allocates(targets):
+def test_the_counted_memory_is_what_python_allocates(targets):
     adapted = adapt(tiny_llama(), targets, rank=2, alpha=1, rng=np.random.default_rng(0))
     ids = np.array(IDS[:2000]).reshape(40, 50)
     tracemalloc.start()

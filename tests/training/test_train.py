@@ -370,6 +370,7 @@ GOOD = {"epochs": 1, "batch_size": 8, "rng": np.random.default_rng(0)}
         ({"X": DATA.x.astype(complex)}, TypeError, "X has dtype complex128, expected float32 or float64"),
         ({"Y": DATA.target.astype(complex)}, TypeError, "Y has dtype complex128, expected float32 or float64"),
         ({"X": DATA.x.tolist()}, TypeError, "X must be an array, got list"),
+        ({"loss": "mse"}, TypeError, "loss must be a function such as minilora.mse, got 'mse'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_changes(change, error, message):

@@ -1,0 +1,93 @@
+"""The benchmark of a language model gives both sides the same work, and its floor is that work's products."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora.layer import walk
+
+from ..support.language import tiny_llama
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import benchmark_model  # noqa: E402
+from benchmark_model import ALL, FLOOR, OURS, PEER, Setting  # noqa: E402
+
+SETTINGS = [Setting("tiny", 1, 5, ["q_proj", "v_proj"], 1.0), Setting("tiny", 2, 7, ALL, 1.0)]
+
+
+@pytest.fixture(params=SETTINGS, ids=str)
+def task(request):
+    return benchmark_model.Task(tiny_llama(dtype="float32"), request.param)
+
+
+def test_both_sides_compute_the_same_loss_and_gradients(task):
+    assert benchmark_model.same_work(task, benchmark_model.with_peft(task)) < 1e-4
+
+
+def test_sides_that_differ_are_not_timed(task):
+    other = benchmark_model.with_peft(task)
+    task.model.lm_head.weight[...] *= 1.1
+    for p in other.parameters():  # the weights are shared: take them apart
+        p.data = p.data / 1.1 if p.shape == task.model.lm_head.weight.shape else p.data
+    with pytest.raises(AssertionError, match="different work"):
+        benchmark_model.same_work(task, other)
+
+
+def test_the_floor_has_every_weight_forward_and_backward(task):
+    """Below the lowest adapters no dx is asked for, so their weights, and those beside them, are read once."""
+    pairs = benchmark_model.products(task)
+    layers = {path: layer for path, layer in walk(task.model) if path.endswith(("_proj", "_proj.base", "lm_head"))}
+    for path, layer in layers.items():
+        weight = layer.base.weight if hasattr(layer, "base") else layer.weight
+        uses = sum(np.shares_memory(weight, b) for _, b in pairs)
+        lowest = path.removesuffix(".base").removeprefix("model.layers.0.self_attn.") in ("q_proj", "k_proj", "v_proj")
+        assert uses == (1 if lowest else 2), path
+    benchmark_model.multiply(pairs)
+
+
+def test_a_watched_step_is_the_step(task):
+    loss, grads = benchmark_model.our_step(task)
+    benchmark_model.products(task)
+    again, same = benchmark_model.our_step(task)
+    assert loss == again
+    for name, g in grads.items():
+        np.testing.assert_array_equal(g, same[name])
+
+
+def test_three_sides_take_turns(task):
+    found = benchmark_model.row("tiny", benchmark_model.measure_step(task, 2))
+    assert list(found["ms"]) == [OURS, PEER, FLOOR]
+    assert found["of peer"] > 0
+    assert found["of floor"] > 1
+
+
+def test_both_sides_write_the_same_text(monkeypatch):
+    monkeypatch.setattr(benchmark_model, "PROMPT_IDS", [3, 1, 4])
+    monkeypatch.setattr(benchmark_model, "TOKENS", 12)
+    times = benchmark_model.measure_text(tiny_llama(dtype="float32"), 1)
+    assert list(times) == [OURS, PEER]
+    assert len(benchmark_model.our_text(tiny_llama(dtype="float32"), [3, 1, 4])) == 12
+
+
+def test_what_a_step_adds_is_measured_for_each_side():
+    if benchmark_model.missing():
+        pytest.skip(benchmark_model.missing())
+    assert 0 < benchmark_model.memory(0, OURS) < benchmark_model.memory(0, PEER)
+
+
+def test_missing_packages_are_named_in_one_line(monkeypatch):
+    monkeypatch.setattr(benchmark_model, "find_spec", lambda name: None if name == "peft" else 1)
+    monkeypatch.setattr(benchmark_model, "version", lambda name: "1")
+    said = benchmark_model.missing()
+    assert "needs peft: pip install" in said
+    assert "\n" not in said
