@@ -174,6 +174,11 @@ BUGS: Sequence[Bug] = (
     Bug("lora_B's gradient has the scaling twice", {"s_in_dB": lambda s: s * s}, "slope"),
     Bug("lora_A's gradient has the opposite sign", {"s_in_dA": lambda s: -s}, "slope"),
     Bug("lora_B's gradient has the opposite sign", {"s_in_dB": lambda s: -s}, "slope"),
+    Bug(
+        "all gradients have the opposite sign",
+        {"dx_base": -1.0, "dx_update": -1.0, "s_in_dA": lambda s: -s, "s_in_dB": lambda s: -s},
+        "slope",
+    ),
     Bug("lora_A's gradient is zero: A does not train", {"s_in_dA": lambda s: 0.0}, "slope"),
     Bug("lora_B's gradient is zero: B does not train", {"s_in_dB": lambda s: 0.0}, "slope"),
     Bug("the gradients of the factors are means over the rows, not sums", {"rows": lambda n: 1 / n}, "slope"),
