@@ -43,7 +43,7 @@ def test_sides_that_differ_are_not_timed(task):
         benchmark_model.same_work(task, other)
 
 
-def test_the_floor_has_every_weight_forward_and_backward(task):
+def test_the_floor_has_every_weight_twice(task):
     """Below the lowest adapters no dx is asked for, so their weights, and those beside them, are read once."""
     pairs = benchmark_model.products(task)
     layers = {path: layer for path, layer in walk(task.model) if path.endswith(("_proj", "_proj.base", "lm_head"))}
@@ -79,7 +79,7 @@ def test_both_sides_write_the_same_text(monkeypatch):
     assert len(benchmark_model.our_text(tiny_llama(dtype="float32"), [3, 1, 4])) == 12
 
 
-def test_what_a_step_adds_is_measured_for_each_side():
+def test_memory_is_measured_for_each_side():
     if benchmark_model.missing():
         pytest.skip(benchmark_model.missing())
     assert 0 < benchmark_model.memory(0, OURS) < benchmark_model.memory(0, PEER)
