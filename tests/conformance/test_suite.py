@@ -251,6 +251,23 @@ def test_a_gradient_of_lower_precision_than_its_output_fails():
     assert report.diagnoses[0].startswith("lora_A's gradient: right to float32 only")
 
 
+def test_single_precision_is_seen_where_only_the_gradients_are_of_that_type():
+    """Keras keeps its factors in float32 beside a base in float64."""
+
+    def single(function):
+        def rounded(*arrays):
+            return LINEAR[function](*(a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in arrays))
+
+        return rounded
+
+    def forward(*arrays):
+        return single("forward")(*arrays).astype(np.float64)
+
+    report = check(SimpleNamespace(forward=forward, backward=single("backward")))
+    assert report.passed, str(report)
+    assert report.dtype == "float32"
+
+
 def test_what_the_last_forward_left_behind_is_no_argument():
     left = []
 
