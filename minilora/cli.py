@@ -21,14 +21,16 @@ delta = (alpha / rank) B A, from two thin factors A (rank x in) and B (out x ran
 
 EPILOG = """\
 start here:
-  minilora article               the experiment of "Understanding LoRA with a minimal example", in a minute
-  minilora article --epochs 10   the same, a tenth as long
-  minilora article --rank 4      four times the parameters, for a change that needs one
-  minilora check                 every hand-written gradient against measured slopes, on this machine
-  minilora article --save DIR    write the adapter to a folder, in PEFT's layout
-  minilora inspect DIR           what is in such a folder
-  minilora merge BASE DIR -o OUT fold it into a checkpoint
-  minilora article --help        all the options of a command
+  minilora article                   the experiment of "Understanding LoRA with a minimal example", in a minute
+  minilora article --epochs 10       the same, a tenth as long
+  minilora article --rank 4          four times the parameters, for a change that needs one
+  minilora check                     every hand-written gradient against measured slopes, on this machine
+  minilora article --save DIR        write the adapter to a folder, in PEFT's layout
+  minilora inspect DIR               what is in such a folder
+  minilora merge BASE DIR -o OUT     fold it into a checkpoint
+  minilora finetune TEXT --save DIR  an adapter of a small language model, trained on a text
+  minilora generate PROMPT           what the model says next; with --adapter DIR, adapted
+  minilora article --help            all the options of a command
 
 then read minilora/lora.py: the derivation and the code on one page.
 """

@@ -5,14 +5,16 @@
     y         = layer(x)                                    inference
 
 A model is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
-weight of ``model.layers[3].fc1``. Three functions know this tree, and everything else is said with them:
+weight of ``model.layers[3].fc1``. Four functions know this tree, and everything else is written with them:
 
     model.trainable()                  list the arrays that train, by name
+    walk(model)                        list every layer, by path
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
     nest(name, grads)                  put a child's gradients under its name
 
-A frozen layer trains nothing, keeps nothing in its cache and only passes dx. An array that stands in two places (a tied
-array) is one parameter: it has two names here, and `Adam` and `gradcheck` sum its gradients.
+A frozen layer trains nothing and only passes dx. Its cache keeps what dx needs: of a linear layer nothing, of a norm
+its input. An array that stands in two places (a tied array) is one parameter: it has two names here, and `Adam` and
+`gradcheck` sum its gradients.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ CLAIMED = [
     pytest.param(case, claim, id=f"{case.name}: {claim.__name__}") for case in ALL_CASES for claim in case.claims
 ]
 
-EXAMPLES = max(5, settings.default.max_examples // 4)  # of each of so many pairs
+EXAMPLES = max(4, settings.default.max_examples // 6)  # of each of so many pairs
 
 
 @pytest.mark.parametrize(("case", "claim"), CLAIMED)
@@ -43,7 +43,7 @@ def test_every_layer_of_a_language_model_keeps_every_claim(case, problem):
 @pytest.mark.parametrize("case", LAYER_CASES + DORA_CASES, ids=lambda case: case.name)
 @given(problem=problems())
 @example(problem=RANK_ABOVE_WIDTHS)
-@settings(max_examples=4)
+@settings(max_examples=3)
 def test_every_rewriting_and_every_variant_keeps_every_claim(case, problem):
     for claim in case.claims:
         claim(case, problem)

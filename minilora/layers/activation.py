@@ -64,7 +64,7 @@ class SiLU(Layer):
         if not need_dx:
             return None, {}
         q = logistic(x)
-        dx = dy * q * (1 + x * (1 - q))  # eq. (act.6)
+        dx = dy * (q * (1 + x * (1 - q)))  # eq. (act.6)
         return dx, {}
 
 

@@ -115,7 +115,7 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
     The last of the T queries stands at the last of the U positions.
     """
-    q_rows, k_rows, v_rows = below(q), below(k), below(v)
+    q_rows, k_rows, v_rows = stacked(q), stacked(k), stacked(v)
     c = q.shape[-1] ** -0.5
     S = mask(c * q_rows @ k_rows.swapaxes(-1, -2), q.shape[-2])  # eq. (att.1)
     P = softmax(S)  # eq. (att.2)
@@ -125,7 +125,7 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
 def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[Array, Array, Array]:
     """Return dq, dk and dv, of the shapes of q, k and v."""
-    do_rows, q_rows, k_rows, v_rows = below(do), below(q), below(k), below(v)
+    do_rows, q_rows, k_rows, v_rows = stacked(do), stacked(q), stacked(k), stacked(v)
     c, xp = q.shape[-1] ** -0.5, backend_of(q).xp
     dv = P.swapaxes(-1, -2) @ do_rows  # eq. (att.4)
     dP = do_rows @ v_rows.swapaxes(-1, -2)  # eq. (att.5)
@@ -135,8 +135,8 @@ def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
 
 
-def below(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
-    """Return the rows of a group's heads one below the other."""
+def stacked(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
+    """Return the rows of a group's heads one below the other, so that a product takes the whole group."""
     B, K, g, T, D = heads.shape
     return heads.reshape(B, K, g * T, D)
 

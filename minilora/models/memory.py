@@ -1,4 +1,4 @@
-"""What the training of a language model keeps in memory, line by line, from its sizes alone.
+"""The least that training a language model keeps in memory, line by line, from its sizes alone.
 
 A Llama decoder has in each of its layers seven matrices, and three more arrays around them:
 
@@ -17,7 +17,8 @@ What a step keeps until its backward has used it, in numbers for each token and 
     their product            h                     only dW, or dA, of down needs it
 
 So an adapter saves no activation of its own matrix; it adds r. Only matrices without one save theirs, since a frozen
-layer keeps nothing.
+linear layer keeps nothing. The layers of this library keep more, such as attention's T x T matrix and f(gate):
+`minilora.layer.cache_bytes` counts what they keep.
 
 Sources: Rajbhandari et al., "ZeRO", arXiv 1910.02054, section 3.1, for 16 bytes a number in full fine-tuning; Dettmers
 et al., "QLoRA", arXiv 2305.14314, section 3, for 4 bits and the constants of their blocks.

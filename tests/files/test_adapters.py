@@ -710,8 +710,8 @@ def test_files_made_to_fill_the_memory_do_not(saved, tmp_path, file, text):
 
 def test_each_tensor_begins_at_a_multiple_of_its_size(tmp_path):
     """Programs that map the file into memory need that, or copy it."""
-    types = {"a": "f2", "b": "f8", "c": "f4", "d": "f2"}
-    save_adapter(tmp_path, {k: LoRA(np.ones((1, 3), t), np.ones((5, 1), t), 1.0) for k, t in types.items()})
+    types = {"a": "f2", "b": "f8", "c": "f4"}
+    save_adapter(tmp_path, {k: LoRA(np.ones((1, 3), t), np.ones((4, 1), t), 1.0) for k, t in types.items()})
     file = TensorFile(tmp_path / "adapter_model.safetensors")
     assert {spec.dtype for spec in file.tensors.values()} == {"F16", "F32", "F64"}
     for spec in file.tensors.values():
@@ -728,3 +728,40 @@ def test_zero_is_no_default(tmp_path, key):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: 0}))
     with pytest.raises(AdapterFileError, match=f"{key} is 0, expected"):
         load_adapter(tmp_path)
+
+
+TEXT_OF_CONFIG = {
+    "peft_type": ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA', the only kind supported"),
+    "start": (
+        {"init_lora_weights": "olora"},
+        "init_lora_weights is 'olora': it may change the base weight, which is not supported",
+    ),
+    "rank": ({"r": 2**31}, "r is 2147483648, expected an integer of at least 1"),
+    "a rank's pattern": ({"rank_pattern": {"é": 0}}, "rank_pattern['é'] is 0, expected an integer of at least 1"),
+    "an alpha's pattern": ({"alpha_pattern": {"é": "1"}}, "alpha_pattern['é'] is '1', expected a number from 1e-30 to"),
+    "patterns": ({"rank_pattern": [2]}, "rank_pattern is [2], expected an object"),
+    "alphas": ({"alpha_pattern": 2}, "alpha_pattern is 2, expected an object"),
+    "targets": ({"target_modules": []}, "target_modules is [], expected a list of names or a regular expression"),
+    "excludes": ({"exclude_modules": 1}, "exclude_modules is 1, expected a list of names or a regular expression"),
+}
+
+
+@pytest.mark.parametrize("case", TEXT_OF_CONFIG)
+def test_a_configurations_refusal_names_key_and_value(tmp_path, case):
+    changes, message = TEXT_OF_CONFIG[case]
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((8, 3)), np.ones((5, 8)), 8.0)})
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(AdapterFileError) as error:
+        load_adapter(tmp_path)
+    assert str(error.value).startswith(f"'{path}': {message}")
+
+
+def test_a_configuration_is_written_for_people(tmp_path):
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 3)), np.ones((5, 1)), 8.0)})
+    path = tmp_path / "adapter_config.json"
+    assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=2) + "\n"
+    path.write_text("[]")
+    with pytest.raises(AdapterFileError) as error:
+        load_adapter(tmp_path)
+    assert str(error.value) == f"'{path}': the file is a list of JSON, expected an object"

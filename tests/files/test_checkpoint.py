@@ -17,7 +17,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import MLP, Adam, CheckpointError, Linear, LoRALinear, TrainingDiverged, article, train
+from minilora import (
+    MLP,
+    Adam,
+    CheckpointError,
+    Conv2d,
+    Linear,
+    LoRALinear,
+    Sequential,
+    TrainingDiverged,
+    article,
+    train,
+)
 from minilora.files import checkpoint
 from minilora.files.tensorfile import TensorFile
 
@@ -388,6 +399,18 @@ def test_tensors_that_changed_their_names_are_noticed(tmp_path):
         fit(tmp_path / "c", adapter=False, batch_size=60, epochs=1)
 
 
+@pytest.mark.parametrize("part", ["m", "params", "v"])
+@pytest.mark.parametrize("name", ["lora_A", "lora_B"])
+def test_a_changed_name_or_number_of_any_tensor_is_damage(kept, part, name):
+    raw, key = kept.read_bytes(), f"{part}.{name}"
+    kept.write_bytes(raw.replace(f'"{key}"'.encode(), f'"{key[:-1]}C"'.encode()))  # its place in the order is the same
+    assert_refused(kept, "is damaged: its checksum is not that of its contents")
+    kept.write_bytes(raw)
+    end = TensorFile(kept).tensors[key].end
+    kept.write_bytes(raw[: end - 4] + bytes([raw[end - 4] ^ 1]) + raw[end - 3 :])  # the last digit of the last number
+    assert_refused(kept, "is damaged: its checksum is not that of its contents")
+
+
 @pytest.mark.parametrize(
     ("match", "change"),
     [
@@ -481,6 +504,16 @@ def test_a_frozen_number_far_from_the_first_outputs_is_noticed(tmp_path):
     with pytest.raises(CheckpointError, match=r"frozen\['adapter.alpha'\] is '2.0' there and '3.0' here"):
         run(alpha=3.0)
     assert run().epochs == [1]
+
+
+def test_what_is_frozen_is_named_by_its_path():
+    conv = Conv2d(np.ones((3, 2, 1, 2)), stride=2)
+    numbers = {"stride": "(2, 2)", "padding": "(0, 0)", "dilation": "(1, 1)"}
+    alone, inside = checkpoint.frozen(conv, {}), checkpoint.frozen(Sequential(c=conv), {"c.weight": conv.weight})
+    assert alone.pop("frozen['weight']").startswith("float64 (3, 2, 1, 2), hash ")
+    assert alone == {f"frozen['{name}']": text for name, text in numbers.items()}
+    assert inside.pop("frozen['c']") == "Conv2d"
+    assert inside == {f"frozen['c.{name}']": text for name, text in numbers.items()}  # its weight trains
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,), (7, 3), (1000, 3, 2)])

@@ -673,6 +673,7 @@ print(peak() - start)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
 def test_a_merge_needs_little_memory_whatever_the_checkpoint_s_size(tmp_path):
     """120 MiB pass through in tensors of 60 MiB, and the peak grows by less than one of them."""

@@ -240,6 +240,8 @@ def test_a_killed_training_on_text_resumes_bit_for_bit(tmp_path_factory, done, s
         ({"steps": 2}, "steps is 1 there and 2 here"),
         ({"held_out": None}, "held_out is .* there and None here"),
         ({"held_out": tuple(a[:1] for a in start()[3])}, "held_out"),
+        ({"held_out": (start()[3][0], start()[3][0])}, "held_out"),
+        ({"held_out": (start()[3][1], start()[3][1])}, "held_out"),
     ],
 )
 def test_a_checkpoint_with_other_steps_or_data_is_refused(tmp_path, change, named):
