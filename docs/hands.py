@@ -51,7 +51,6 @@ def figure(
     text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     return HTML(
         f'<figure class="hands" id="{kind}" data-kind="{kind}">'
-        "<noscript><style>.hands .controls { display: none; }</style></noscript>"
         f'<div class="controls">{"".join(slider.html(kind) for slider in sliders)}</div>'
         f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
         f'<div class="drawing">{still.data}</div>'

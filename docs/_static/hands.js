@@ -143,5 +143,6 @@
     };
     for (const input of inputs) input.addEventListener("input", show);
     show();
+    figure.classList.add("live");  // the style sheet shows the sliders now that they do something
   }
 })();

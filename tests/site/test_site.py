@@ -13,6 +13,7 @@ import pytest
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")) if SITE.is_dir() else []
 WIDTHS = (390, 1280)  # a phone and a desk
+DOCUMENTS = {path.name for path in (SITE.parents[1]).glob("*.md")} - {"api.md"}  # whose docstrings are made for a desk
 
 pytestmark = [
     pytest.mark.site,
@@ -112,6 +113,21 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page, widt
                && e.getBoundingClientRect().width > 100)"""
     )
     assert all(pictures)
+
+
+TOLD = [page for page in PAGES if "/" not in page and page.removesuffix(".html") + ".md" in DOCUMENTS]
+
+
+@pytest.mark.parametrize("page", TOLD)
+def test_a_phone_cuts_no_formula_table_or_code(visit, page):
+    browser = visit(page, WIDTHS[0])
+    browser.execute_async_script("document.fonts.ready.then(arguments[0])")
+    cut = browser.execute_script(
+        """document.querySelectorAll("details").forEach(e => e.open = true);
+           return [...document.querySelectorAll("div.math, .table-wrapper, pre")]
+               .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
+    )
+    assert cut == []
 
 
 def test_formulas_and_pictures_are_where_they_should_be():
