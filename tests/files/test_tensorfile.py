@@ -105,3 +105,11 @@ def test_json_is_read_up_to_a_size(tmp_path):
         with pytest.raises(AdapterFileError) as error:
             read_json(path, at_most)
         assert str(error.value) == f"'{path}': {reason}"
+
+
+@pytest.mark.parametrize("wide", ["float32", "float64"])
+def test_numbers_become_bfloat16_by_one_rounding_to_even(wide):
+    """Eight bits are kept: 1 + 2^-8 lies between two, and goes to the even one; 1 + 3 2^-8 too, upwards."""
+    numbers = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -2.5, np.inf, np.nan], wide)
+    found = tensorfile.decode(tensorfile.encode(numbers, "BF16"), "BF16")
+    np.testing.assert_array_equal(found, [1.0, 1.0, 1 + 2**-6, 1 + 2**-7, -2.5, np.inf, np.nan])
