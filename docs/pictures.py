@@ -48,10 +48,12 @@ def show(figure: Figure, alt: str, caption: str = "") -> HTML:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> HTML:
-    """Return rows as a table; a caller formats its numbers."""
+    """Return rows as a table; a caller formats its numbers. A column with sentences breaks its lines."""
+    cells = [[html.escape(str(cell)) for cell in row] for row in (head, *rows)]
+    kinds = [' class="text"' if max(map(len, column)) > 30 else "" for column in zip(*cells, strict=True)]
     lines = [
-        "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
-        for tag, row in (("th", head), *(("td", row) for row in rows))
+        "".join(f"<{tag}{kind}>{cell}</{tag}>" for cell, kind in zip(row, kinds, strict=True))
+        for tag, row in zip(("th", *["td"] * len(rows)), cells, strict=True)
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return HTML(f'<div class="table-wrapper"><table class="data">{body}</table></div>')

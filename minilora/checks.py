@@ -156,7 +156,7 @@ def check_dy(layer: Any, dy: Array) -> None:
 def check_cache(layer: Any, dy: Array, cache: Any) -> tuple[Any, ...]:
     """Return what a cache keeps, or refuse one that `layer.forward` did not return, or a `dy` that does not fit it."""
     if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:
-        raise ValueError(f"cache does not come from this layer's forward: {repr(layer):.200}")
+        raise ValueError(f"cache does not come from this layer's forward: {layer!r:.200}")
     check_array("dy", dy, like=reference(layer))
     check_shape("dy", dy, cache[1])
     return cache[2:]

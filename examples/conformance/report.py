@@ -71,7 +71,7 @@ def entry(distribution, version, declared, report):
 
 def row(report, declared):
     """Of one kind: what it offers, the digits to which that is right, and what is not as the formulas have it."""
-    worst = max(report["errors"].values())
+    worst = max(math.inf if error is None else error for error in report["errors"].values())
     offered = [claim for claim, verdict in report["claims"].items() if verdict != "not offered"]
     return {
         "dtype": report["dtype"],

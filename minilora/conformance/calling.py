@@ -84,8 +84,8 @@ class Watch:
             return self._answer(function, self.call(function, arrays, self.options(function, problem)))
         except Wrong as error:
             text = str(error)
-        except Exception as error:  # whatever a foreign function raises
-            text = f"raises {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:  # whatever a foreign function raises
+            text = f"raises {raised(error)}"
         self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
         self.failed.setdefault(function, []).append(problem)
         return None
@@ -113,8 +113,13 @@ class Watch:
             return "not offered"
         try:
             return judge(self)
-        except Exception as error:  # whatever a foreign function raises
-            return f"{function} raises {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:  # whatever a foreign function raises
+            return f"{function} raises {raised(error)}"
+
+
+def raised(error: BaseException) -> str:
+    """Return an exception on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 def described(value: Any) -> str:
@@ -131,11 +136,19 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     return layer | ({"magnitude": p["magnitude"]} if "magnitude" in p else {})
 
 
-def answers(watch: Watch, trial: Trial) -> Arrays:
-    """Return everything that an implementation offers for one problem, as it lies here."""
+def forward(watch: Watch, trial: Trial) -> Any:
+    """Return the output that an implementation gives for one problem."""
+    return watch.attempt("forward", {"x": trial.arrays["x"], **layer_arrays(trial)}, trial.problem)
+
+
+def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
+    """Return everything that an implementation offers for one problem; with another's forward before the backward."""
     p, problem, layer = trial.arrays, trial.problem, layer_arrays(trial)
+    y = forward(watch, trial)
+    if between is not None:
+        forward(watch, between)
     found = {
-        "y": watch.attempt("forward", {"x": p["x"], **layer}, problem),
+        "y": y,
         **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
     }
     if "merged" in trial.right:

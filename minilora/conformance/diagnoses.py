@@ -72,6 +72,11 @@ def _kernels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Problem], 
     return parts
 
 
+def _upright(kernels: np.ndarray) -> np.ndarray:
+    """Return kernels with height and width exchanged, where that fits."""
+    return kernels.swapaxes(-1, -2) if kernels.shape[-1] == kernels.shape[-2] else kernels
+
+
 def _turned(problem: Problem) -> Parts:
     if not isinstance(problem, Images):
         return {}
@@ -169,6 +174,11 @@ BUGS: Sequence[Bug] = (
     Bug("lora_B's gradient has the scaling twice", {"s_in_dB": lambda s: s * s}, "slope"),
     Bug("lora_A's gradient has the opposite sign", {"s_in_dA": lambda s: -s}, "slope"),
     Bug("lora_B's gradient has the opposite sign", {"s_in_dB": lambda s: -s}, "slope"),
+    Bug(
+        "all gradients have the opposite sign",
+        {"dx_base": -1.0, "dx_update": -1.0, "s_in_dA": lambda s: -s, "s_in_dB": lambda s: -s},
+        "slope",
+    ),
     Bug("lora_A's gradient is zero: A does not train", {"s_in_dA": lambda s: 0.0}, "slope"),
     Bug("lora_B's gradient is zero: B does not train", {"s_in_dB": lambda s: 0.0}, "slope"),
     Bug("the gradients of the factors are means over the rows, not sums", {"rows": lambda n: 1 / n}, "slope"),
@@ -246,7 +256,7 @@ BUGS: Sequence[Bug] = (
         _kernels(lambda k: np.moveaxis(k.reshape(len(k), *k.shape[2:], k.shape[1]), -1, 1)),
         "merge",
     ),
-    Bug("merge exchanges the kernel's height and width", _kernels(lambda k: k.swapaxes(-1, -2)), "merge"),
+    Bug("merge exchanges the kernel's height and width", _kernels(_upright), "merge"),
     Bug(
         "B's groups are ignored: each output sums all of the hidden channels, and should take its group's",
         _no_groups,

@@ -24,9 +24,10 @@ def start(watch: Watch) -> str:
         given["kernel"] = kernel
     if watch.kind == "dora":
         given["weight"] = np.random.default_rng(1).standard_normal((N_OUT, N_IN))
-    new = dict(zip(("lora_A", "lora_B", "magnitude"), watch.call("init", given)))  # noqa: B905  DoRA has three
-    if "lora_B" not in new:
-        return "init returns one array, expected lora_A and lora_B"
+    returned = watch.call("init", given)
+    if not isinstance(returned, (tuple, list)) or len(returned) < 2:
+        return f"init returns {described(returned)}, expected lora_A and lora_B"
+    new = dict(zip(("lora_A", "lora_B", "magnitude"), returned))  # noqa: B905  DoRA has three
     A, B = (np.asarray(watch.turn(name, new[name])) for name in ("lora_A", "lora_B"))
     shapes = {"lora_A": (RANK, N_IN, *kernel), "lora_B": (N_OUT, RANK, *(1 for _ in kernel))}
     for (name, shape), factor in zip(shapes.items(), (A, B), strict=True):
@@ -38,6 +39,9 @@ def start(watch: Watch) -> str:
         return "both factors start at zero: both gradients are zero, and nothing ever moves"
     if A.any() and B.any():
         return "neither factor starts at zero: the new adapter changes the output before the first step"
+    name, random = ("lora_A", A.reshape(RANK, -1)) if A.any() else ("lora_B", B.reshape(N_OUT, RANK))
+    if (rank := np.linalg.matrix_rank(random.astype(np.float64))) < RANK:
+        return f"{name} starts with rank {rank}, expected {RANK}: directions that start alike may stay alike"
     if watch.kind == "dora" and "magnitude" in new:
         return _magnitude(np.asarray(new["magnitude"]), given["weight"])
     return _spread(A, N_IN * int(np.prod(kernel))) if A.any() and watch.kind != "embedding" else "ok"
@@ -45,7 +49,11 @@ def start(watch: Watch) -> str:
 
 def _spread(A: np.ndarray, fan_in: int) -> str:
     """Check that A is as large as its input's width asks: a product with x is then of the size of x."""
-    spread = float(A.std())
+    spread, mean = float(A.std()), float(A.mean())
+    if abs(mean) > spread / 2:
+        return f"A's start has the mean {mean:.3g} and the spread {spread:.3g}, and should have the mean 0"
+    if 0.9 < spread * 3**0.5 * fan_in < 1.1:
+        return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
     fans = {"fan r": RANK, "fan out": N_OUT, "the channels alone, without the kernel": N_IN}
     for name, fan in fans.items():
         times = spread * (3 * fan) ** 0.5  # 1 for a uniform start as PEFT's, sqrt(6) for he_uniform
@@ -70,59 +78,90 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
     return "ok"
 
 
-ADAM_BUGS: Mapping[str, Callable[..., np.ndarray]] = {
-    "Adam's eps stands inside the root": lambda m, v, t, g: (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.999**t) + 1e-8),
-    "Adam has no bias correction": lambda m, v, t, g: m / (np.sqrt(v) + 1e-8),
-    "Adam corrects no bias of v": lambda m, v, t, g: m / (1 - 0.9**t) / (np.sqrt(v) + 1e-8),
-    "Adam corrects no bias of m": lambda m, v, t, g: m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),
-    "Adam's eps is added before the correction": lambda m, v, t, g: (
+Direction = Callable[..., np.ndarray]
+
+
+def algorithm_1(m: np.ndarray, v: np.ndarray, t: int, *_: Any, eps: float = 1e-8) -> np.ndarray:
+    """Return the direction of Adam's step t, from the means after it."""
+    return np.asarray((m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + eps))
+
+
+def _exchanged(m: np.ndarray, v: np.ndarray, t: int, p: np.ndarray, past: list[np.ndarray]) -> np.ndarray:
+    m = sum((0.001 * 0.999 ** (t - i) * g for i, g in enumerate(past, start=1)), np.zeros_like(p))
+    v = sum((0.1 * 0.9 ** (t - i) * g**2 for i, g in enumerate(past, start=1)), np.zeros_like(p))
+    return np.asarray(m / (1 - 0.999**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8))
+
+
+ADAM_BUGS: Mapping[str, Direction] = {
+    "Adam's eps stands inside the root": lambda m, v, t, *_: (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.999**t) + 1e-8),
+    "Adam has no bias correction": lambda m, v, *_: m / (np.sqrt(v) + 1e-8),
+    "Adam corrects no bias of v": lambda m, v, t, *_: m / (1 - 0.9**t) / (np.sqrt(v) + 1e-8),
+    "Adam corrects no bias of m": lambda m, v, t, *_: m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),
+    "Adam's eps is added before the correction": lambda m, v, t, *_: (
         m / (1 - 0.9**t) / ((np.sqrt(v) + 1e-8) / np.sqrt(1 - 0.999**t))
     ),
-    "Adam has no eps": lambda m, v, t, g: m / (1 - 0.9**t) / np.sqrt(v / (1 - 0.999**t)),
-    "Adam divides by v, not by its root": lambda m, v, t, g: (m / (1 - 0.9**t)) / (v / (1 - 0.999**t) + 1e-8),
-    "Adam goes uphill": lambda m, v, t, g: -(m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),
-    "the step is plain gradient descent": lambda m, v, t, g: g,
+    "Adam has no eps": lambda m, v, t, *_: algorithm_1(m, v, t, eps=0.0),
+    "Adam's eps is 1e-6, and should be 1e-8": lambda m, v, t, *_: algorithm_1(m, v, t, eps=1e-6),
+    "Adam divides by v, not by its root": lambda m, v, t, *_: (m / (1 - 0.9**t)) / (v / (1 - 0.999**t) + 1e-8),
+    "Adam goes uphill": lambda m, v, t, *_: -algorithm_1(m, v, t),
+    "Adam's betas are exchanged": _exchanged,
+    "a weight decay of 0.01 is added to Adam's step, as in AdamW": lambda m, v, t, p, past: (
+        algorithm_1(m, v, t) + 0.01 * p
+    ),
+    "the step is plain gradient descent": lambda m, v, t, p, past: past[-1],
+    "the step moves nothing": lambda m, v, t, p, past: 0 * p,
 }
-"""Known wrong steps, as functions of the means after step t, and of the gradient."""
+"""Known wrong steps, as functions of the means after step t, of t, of the parameter, and of the gradients so far."""
 
 
 def adam_problem() -> tuple[Arrays, list[Arrays]]:
-    """Return parameters and ten gradients for them, so small that the place of eps shows."""
+    """Return parameters and ten gradients: of lora_A so small that the place of eps shows, of lora_B large."""
     rng = np.random.default_rng(0)
     begin = {"lora_A": rng.standard_normal((2, 5)), "lora_B": rng.standard_normal((3, 2))}
-    return begin, [{name: 1e-7 * rng.standard_normal(p.shape) for name, p in begin.items()} for _ in range(10)]
+    size = {"lora_A": 1e-7, "lora_B": 30.0}
+    return begin, [{name: size[name] * rng.standard_normal(p.shape) for name, p in begin.items()} for _ in range(10)]
 
 
-def adam_follows(
-    begin: Arrays,
-    steps: list[Arrays],
-    direction: Callable[..., np.ndarray] = lambda m, v, t, g: (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),
-) -> Arrays:
+def adam_follows(begin: Arrays, steps: list[Arrays], direction: Direction = algorithm_1) -> Arrays:
     """Return where the steps lead: by Algorithm 1 of the paper with lr 1e-3, or in another direction."""
     found = {}
     for name, p in begin.items():
-        theta, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
+        theta, m, v, past = p.copy(), np.zeros_like(p), np.zeros_like(p), []
         for t, grads in enumerate(steps, start=1):
+            past.append(grads[name])
             m, v = 0.9 * m + 0.1 * grads[name], 0.999 * v + 0.001 * grads[name] ** 2
-            theta = theta - 1e-3 * direction(m, v, t, grads[name])
+            theta = theta - 1e-3 * direction(m, v, t, theta, past)
         found[name] = theta
     return found
 
 
 def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> str:
     """Compare where an implementation's Adam ends with where it should, and with where known bugs end."""
+    right = adam_follows(begin, steps)
+    found = {name: np.asarray(ends[name], np.float64) for name in right}
+    for name, p in right.items():
+        if found[name].shape != p.shape:
+            return f"{name} has shape {found[name].shape} after ten steps of Adam, expected {p.shape}"
+        if not np.isfinite(found[name]).all():
+            return f"{name} is not finite after ten steps of Adam"
 
     def same(expected: Arrays) -> bool:
-        return all(np.allclose(np.asarray(ends[name]), p, rtol=0, atol=tolerance) for name, p in expected.items())
+        return all(np.allclose(found[name], p, rtol=0, atol=tolerance) for name, p in expected.items())
 
-    if same(adam_follows(begin, steps)):
+    if same(right):
         return "ok"
-    named = [name for name, direction in ADAM_BUGS.items() if same(adam_follows(begin, steps, direction))]
-    return named[0] if named else "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere"
+    for bug, direction in ADAM_BUGS.items():
+        if same(adam_follows(begin, steps, direction)):
+            return bug
+    off = {name: np.abs(found[name] - p) for name, p in right.items()}
+    name = max(off, key=lambda name: float(off[name].max()))
+    at = np.unravel_index(int(off[name].argmax()), off[name].shape)
+    where = f"{name} is {found[name][at]:.7g} at [{', '.join(map(str, at))}], expected {right[name][at]:.7g}"
+    return f"ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: {where}"
 
 
-def adam(watch: Watch) -> str:
-    """Follow ten steps of Adam."""
+def adam(watch: Watch, dtype: str) -> str:
+    """Follow ten steps of Adam. A precision below float64 may be declared, or seen in what is returned."""
     begin, steps = adam_problem()
     params, state = {name: p.copy() for name, p in begin.items()}, None
     for grads in steps:
@@ -130,7 +169,7 @@ def adam(watch: Watch) -> str:
         if not isinstance(moved, tuple) or len(moved) != 2:
             return f"step returns {described(moved)}, expected the two params and state"
         params, state = moved
-    single = any(np.asarray(p).dtype.itemsize < 8 for p in params.values())
+    single = dtype != "float64" or any(np.asarray(p).dtype.itemsize < 8 for p in params.values())
     return adam_verdict(begin, steps, params, 2e-6 if single else 1e-9)
 
 

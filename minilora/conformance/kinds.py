@@ -194,7 +194,7 @@ LINEAR = (
     Problem(2, 7, 4, 1, alpha=5.0, seed=6),  # of rank 1, for which some have code of its own
     AGAIN,
     Problem(5, 3, 4, 2, alpha=3.0, seed=8, start=True),
-    Problem(9, 130, 40, 8, alpha=12.0, seed=9),
+    Problem(67, 130, 69, 17, alpha=24.0, seed=9),  # each a little above a power of two, where blocks end
     Problem(2, 4096, 5, 3, alpha=12.0, seed=10),  # as wide as layers are in use
 )
 CONV1D = (

@@ -10,12 +10,13 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     kinds = {"conv2d": another such object}                other kinds of layers
 
     dtype = "float64"            the precision to be checked in: "float64", "float32", "float16" or "bfloat16"; if
-                                 nothing is said, that in which it answers
+                                 nothing is said, that in which forward answers
     scaling = "alpha / r"        or "alpha / sqrt(r)", "alpha", "1"
     orientation = "out, in"      how its weights lie: "out, in" as in PyTorch, or "in, out": weight (in, out),
                                  lora_A (in, r), lora_B (r, out)
 
-x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). The kinds are "rslora", "dora",
+x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
+needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora",
 "embedding", "conv1d" and "conv2d". `minilora.conformance.kinds` has their shapes, and their functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
@@ -37,7 +38,7 @@ import numpy as np
 
 from ..checks import check_choice
 from . import judges
-from .calling import Watch, answers, suited
+from .calling import Watch, answers, forward, suited
 from .diagnoses import EVERY_ENTRY, Bug, describe_unknown, diagnose, listed, unexplained
 from .kinds import AGAIN, KINDS, Images
 from .problems import Arrays, Problem
@@ -71,7 +72,8 @@ class Report:
     diagnoses : list of str
         What is wrong with it, the likeliest first; empty where all claims hold.
     errors : dict of str to float
-        For each answer that it offers, its largest error on any problem, relative to the largest entry.
+        For each answer that it offers, its largest error on any problem, relative to the largest entry. Infinite where
+        an answer has another shape or is not finite.
     kinds : dict of str to Report
         The same for each further kind of layer.
     """
@@ -93,10 +95,9 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for JSON."""
         kinds = {kind: report.as_dict() for kind, report in self.kinds.items()}
-        own = {
-            name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits", "errors")
-        }
-        return {**own, "kinds": kinds}
+        own = {name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits")}
+        errors = {name: error if np.isfinite(error) else None for name, error in self.errors.items()}  # JSON has no inf
+        return {**own, "errors": errors, "kinds": kinds}
 
     def __str__(self) -> str:
         wrong = [f"{kind}: {text}" for kind, report in self.kinds.items() for text in report.diagnoses]
@@ -120,7 +121,7 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
         With the functions that the module's page lists. What it lacks is not offered, and never failed.
     dtype : {"float64", "float32", "float16", "bfloat16"}, optional
         The precision; by default the implementation's own ``dtype``. Where it has none, float64, or the precision in
-        which it answers to float64.
+        which its forward answers to float64.
     name : str, optional
         For the report.
 
@@ -174,8 +175,9 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     formulas, watch = formulas_of(kind, implementation), Watch(implementation, kind)
     problems = [suited(problem, watch) for problem in KINDS[kind].problems]
     report = _compare(watch, name, wanted or "float64", formulas, problems)
-    answered = report.habits["dtype kept"].partition(" ")[0]
-    if wanted is None and answered in UNIT and not report.passed:
+    y = forward(watch, Trial.draw(problems[0], "float64", formulas)) if wanted is None and not report.passed else None
+    answered = str(getattr(y, "dtype", "float64"))
+    if answered in UNIT and answered != "float64":
         return _compare(Watch(implementation, kind), name, answered, formulas, problems)
     return report
 
@@ -186,7 +188,8 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
     found = [answers(watch, trial) for trial in trials]
     if not any(found):
         raise CannotRun(f"{name}: forward {watch.raised['forward']}")
-    again = answers(watch, trials[0])
+    between = Trial.draw(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
+    again = answers(watch, trials[0], between)
     report = Report(name, dtype)
     judge_numbers(report, trials, found, watch.returned)
     for claim, (function, _) in ANSWERS.items():
@@ -199,7 +202,7 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
             report.diagnoses.insert(0, text)
     verdicts = {
         "start": watch.judge("init", judges.start),
-        "adam": watch.judge("step", judges.adam),
+        "adam": watch.judge("step", lambda watch: judges.adam(watch, dtype)),
         "frozen base": watch.judge("backward", lambda watch: judges.frozen(watch, trials[0])),
         "nothing is changed": watch.changed or "ok",
     }
@@ -232,7 +235,7 @@ def judge_numbers(
     there = {key for one in found for key in one}
     wrong = frozenset(key for key in there if not _all_agree(trials, found, key))
     factors = _factors(trials, found)
-    bugs = diagnose(trials, found, wrong, _other_scaling(factors))
+    bugs = diagnose(trials, found, wrong, _other_scaling(trials, factors))
     report.diagnoses += [str(bug) for bug in bugs]
     rest = list(unexplained(wrong, bugs))
     single = [key for key in rest if _is_single(trials, found, key)]
@@ -301,16 +304,25 @@ def _factors(trials: Sequence[Trial], found: Sequence[Arrays]) -> dict[Problem, 
     return factors
 
 
-def _other_scaling(factors: Mapping[Problem, float]) -> list[Bug]:
-    """Return a bug that scales as was measured."""
-    cases = [f"{factor:.6g} at in={p.in_features} out={p.out_features} r={p.rank} alpha={p.alpha:g}"
-             for p, factor in list(factors.items())[:3]]  # fmt: skip
-    name = f"the update has another scaling: {', '.join(cases)}"
+def _other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, float]) -> list[Bug]:
+    """Return a bug that scales as was measured; none where the scaling is right everywhere."""
+    measured = [trial for trial in trials if trial.problem in factors]
+    expected = {trial.problem: trial.formulas.scaling(trial.problem.alpha, trial.problem.rank) for trial in measured}
+    other = [t.problem for t in measured if _is_other(factors[t.problem], expected[t.problem], t)]
+    if not other:
+        return []
+    cases = [f"{factors[p] if abs(factors[p]) > 1e-9 else 0:.6g} at in={p.in_features} out={p.out_features} "
+             f"r={p.rank} alpha={p.alpha:g}, expected {expected[p]:.6g}" for p in other[:3]]  # fmt: skip
+    name = f"the update has another scaling{_common(other, list(factors)).rstrip(',')}: {'; '.join(cases)}"
 
     def parts(problem: Problem) -> Mapping[str, Any]:
         return {"scaling": lambda alpha, r: factors[problem]} if problem in factors else {}
 
-    return [Bug(name, parts, "scaling")] if factors else []
+    return [Bug(name, parts, "scaling")]
+
+
+def _is_other(factor: float, expected: float, trial: Trial) -> bool:
+    return abs(factor - expected) > 4 * TOLERANCE * trial.unit * expected
 
 
 def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[Problem, float]) -> str:
@@ -322,7 +334,7 @@ def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[
     for trial in trials:
         s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
         factor = factors.get(trial.problem, s)
-        if abs(factor - s) > 4 * TOLERANCE * trial.unit * s:
+        if _is_other(factor, s, trial):
             return f"the update is multiplied by {factor:.6g}, expected {s:.6g} ({trial.problem})"
     return "cannot be told: the output is wrong in another way"
 
@@ -333,7 +345,7 @@ def _all_agree(trials: Sequence[Trial], found: Sequence[Arrays], key: str, loose
 
 
 def _error(found: np.ndarray, right: np.ndarray) -> float:
-    if np.shape(found) != np.shape(right):
+    if np.shape(found) != np.shape(right) or not np.isfinite(found).all():
         return float("inf")
     error = np.abs(np.asarray(found, np.float64) - right).max(initial=0.0)
     return float(error / max(np.abs(right).max(initial=0.0), np.finfo(float).tiny)) if error else 0.0
@@ -353,7 +365,10 @@ def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str
     return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial)} ({trial.problem})"
 
 
-SINGLE = "right to float32 only: computed, or kept, in single precision. If that is meant, check it with dtype float32"
+SINGLE = (
+    "right to float32 only: computed, or kept, in single precision. If that is meant, declare dtype float32, or answer"
+    " the vectors in float32 alone"
+)
 
 
 def _is_single(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
     Raises
     ------
     CannotRun
-        If the vectors are of another version, or no file of the results is an answer to one of them.
+        If the vectors are of another version, or are the results themselves, or no file answers one of them.
     AdapterFileError
         If a file is not sound.
     """
@@ -249,6 +249,10 @@ def compare(folder: Path, results: Path) -> list[Report]:
     version = read_json(folder / "index.json", 1 << 24).get("minilora")
     if version != __version__:
         raise CannotRun(f"{str(folder)!r} was written by minilora {version}, this is {__version__}: write it again")
+    if not results.is_dir():
+        raise CannotRun(f"{str(results)!r} is no folder, expected that of a program's answers")
+    if results.resolve() == folder.resolve():
+        raise CannotRun(f"{str(results)!r} has the vectors, expected a folder with what a program answered to them")
     reports = [report for dtype in DTYPES for report in _compare_in(results, dtype)]
     if not reports:
         raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {CASES[0].file!r}")
@@ -269,10 +273,12 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
             whole.kinds[kind] = report
     if (results / adam_file(dtype)).exists():
         found = _read(results / adam_file(dtype), ("end_A", "end_B"))
-        ends = {"lora_A": found.get("end_A", np.nan), "lora_B": found.get("end_B", np.nan)}
         begin, steps = adam_problem()
         begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
-        whole.claims["adam"] = adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
+        missing = [name for name in ("end_A", "end_B") if name not in found]
+        ends = {"lora_A": found.get("end_A"), "lora_B": found.get("end_B")}
+        verdict = f"{adam_file(dtype)} has no {missing[0]}" if missing else ""
+        whole.claims["adam"] = verdict or adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
         whole.diagnoses += [whole.claims["adam"]] if whole.claims["adam"] != "ok" else []
     if whole.claims or whole.kinds:
         yield whole
@@ -290,8 +296,18 @@ def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
     returned = sorted({name for one in answers for name in one} & {"x", "lora_A", "lora_B", "magnitude"})
     report = Report(f"{results}, {kind}", dtype)
     judge_numbers(report, trials, answers, returned or None)
-    report.habits = {"cases answered": f"{len(there)} of {len(cases)}"}
+    report.habits = {"cases answered": f"{len(there)} of {len(cases)}{_fewer(trials, answers)}"}
     return report
+
+
+def _fewer(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
+    """Say which answers are there in some of the files and missing in others."""
+    text = ""
+    for name, of in NAMES.items():
+        asked = [one for trial, one in zip(trials, found, strict=True) if of in trial.right]
+        if 0 < (count := sum(of in one for one in asked)) < len(asked):
+            text += f", {name} in {count}"
+    return text
 
 
 def _read(path: Path, names: tuple[str, ...]) -> Arrays:

@@ -53,10 +53,10 @@ class GatedMLP(Layer):
         grads = nest("down_proj", y_grads)
         if dz is None:  # nothing below asks
             return None, grads
-        u = self.act_fn(a)
         du = dz * b  # eq. (gate.2)
+        da, _ = self.act_fn.backward(du, u_cache)  # before u: less is alive at once
+        u = self.act_fn(a)
         db = backend_of(dz).xp.multiply(dz, u, out=dz)  # eq. (gate.3), in place of dz
-        da, _ = self.act_fn.backward(du, u_cache)
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
         dx = dx_a + dx_b if dx_a is not None else None  # eq. (gate.4)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
+from minilora.conformance import __main__ as conformance_command
 from minilora.conformance.diagnoses import BUGS
 from minilora.conformance.kinds import KINDS
 from minilora.conformance.problems import Problem
@@ -130,8 +131,33 @@ def test_a_scaling_may_be_declared():
     said = check(wrong).claims["scaling"]
     assert said.startswith("the update is multiplied by 1, expected 1.5 (N=7 in=5 out=3 r=2 alpha=3)")
     (text,) = check(wrong).diagnoses
-    assert text.startswith("the update has another scaling: 1 at in=5 out=3 r=2 alpha=3, 2 at in=3 out=6 r=4 alpha=10")
+    first = "1 at in=5 out=3 r=2 alpha=3, expected 1.5; 2 at in=3 out=6 r=4 alpha=10, expected 2.5; "
+    assert text.startswith(f"the update has another scaling: {first}")
     assert text.endswith("in all that is computed")
+
+
+def test_another_scaling_is_told_where_it_is_another():
+    def forward(x, weight, bias, *arrays):
+        return x @ weight.T if bias is None else LINEAR["forward"](x, weight, bias, *arrays)
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert text.startswith(
+        "the update has another scaling, wherever there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "
+    )
+
+
+@pytest.mark.parametrize(("axis", "block"), [("rows", 64), ("in", 128), ("out", 64), ("rank", 16)])
+def test_what_is_left_over_after_a_block_is_missed(axis, block):
+    n, i, o, r = (block if name == axis else None for name in ("rows", "in", "out", "rank"))
+
+    def forward(x, weight, bias, A, B, alpha):
+        y = LINEAR["forward"](x[:, :i], weight[:, :i], bias, A[:r, :i], B[:, :r], alpha * len(A[:r]) / len(A))
+        y[n or len(y) :], y[:, o or y.shape[1] :] = 0, 0
+        return y
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert " is off by " in text
+    assert text.endswith("(N=67 in=130 out=69 r=17 alpha=24)")
 
 
 def test_two_bugs_at_once_are_both_named():
@@ -215,6 +241,37 @@ def test_weights_may_lie_the_other_way():
         check(SimpleNamespace(**{**vars(article), "orientation": "out, in"}))
 
 
+def test_a_gradient_in_single_precision_beside_an_output_in_double_fails():
+    def backward(dy, x, *arrays):
+        grads = LINEAR["backward"](dy, x, *arrays)
+        return {**grads, "lora_A": grads["lora_A"].astype(np.float32)}
+
+    report = check(implementation(backward=backward))
+    assert report.dtype == "float64"
+    assert report.diagnoses[0].startswith("lora_A's gradient: right to float32 only")
+
+
+def test_what_the_last_forward_left_behind_is_no_argument():
+    left = []
+
+    def forward(x, *arrays):
+        left.append(x)
+        return LINEAR["forward"](x, *arrays)
+
+    def backward(dy, x, *arrays):
+        return LINEAR["backward"](dy, left[-1], *arrays)
+
+    (text,) = check(implementation(forward=forward, backward=backward)).diagnoses
+    assert text == "lora_A's gradient is another one the second time it is asked for: something is kept between calls"
+
+
+def test_what_is_not_finite_is_null_in_json():
+    report = check(implementation(merge=lambda weight, *arrays: weight + np.nan))
+    assert report.errors["merged"] == float("inf")
+    assert report.as_dict()["errors"]["merged"] is None
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["passed"] is False
+
+
 # --- the other claims -----------------------------------------------------------------------------
 
 
@@ -242,6 +299,9 @@ STARTS = {
     "A's start has the spread of fan out = 100, not fan in = 400": lambda A, B, r: (2 * A, B),
     "A's start has the spread 2.8": lambda A, B, r: (100 * A, B),
     "lora_B starts with numbers that are not finite": lambda A, B, r: (A, B + np.nan),
+    "lora_A starts with rank 1, expected 9": lambda A, B, r: (0 * A + A[:1], B),
+    "A's start has the mean 0.02": lambda A, B, r: ((A + 0.05) / 2, B),
+    "A's start has the spread 0.00144, of 1 / in": lambda A, B, r: (A / 20, B),
     r"lora_A starts with shape \(400, 9\), expected \(9, 400\)": lambda A, B, r: (A.T, B),
 }
 
@@ -274,15 +334,23 @@ def test_other_starts_in_use_are_right_too(start):
     assert check(implementation(init=other)).claims["start"] == "ok"
 
 
-def adam(eps_inside=False, correction=True, root=True, gradient=False):
+def test_a_start_that_is_no_pair_is_named():
+    assert check(implementation(init=lambda *sizes: None)).diagnoses == [
+        "init returns None, expected lora_A and lora_B"
+    ]
+
+
+def adam(eps_inside=False, correction=True, root=True, gradient=False, betas=(0.9, 0.999), decay=0.0, norm=np.inf):
     def step(params, grads, state):
         m, v, t = state or ({k: 0 * p for k, p in params.items()}, {k: 0 * p for k, p in params.items()}, 0)
-        t, new = t + 1, {}
+        (beta1, beta2), t, new = betas, t + 1, {}
+        whole = sum((g * g).sum() for g in grads.values()) ** 0.5
         for k, g in grads.items():
-            m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g * g
-            a, b = (m[k] / (1 - 0.9**t), v[k] / (1 - 0.999**t)) if correction else (m[k], v[k])
+            g = g * min(1, norm / whole)
+            m[k], v[k] = beta1 * m[k] + (1 - beta1) * g, beta2 * v[k] + (1 - beta2) * g * g
+            a, b = (m[k] / (1 - beta1**t), v[k] / (1 - beta2**t)) if correction else (m[k], v[k])
             below = np.sqrt(b + 1e-8) if eps_inside else (np.sqrt(b) if root else b) + 1e-8
-            new[k] = params[k] - 1e-3 * (g if gradient else a / below)
+            new[k] = params[k] - 1e-3 * (g if gradient else a / below + decay * params[k])
         return new, (m, v, t)
 
     return step
@@ -296,10 +364,39 @@ def adam(eps_inside=False, correction=True, root=True, gradient=False):
         ({"correction": False}, "Adam has no bias correction"),
         ({"root": False}, "Adam divides by v, not by its root"),
         ({"gradient": True}, "the step is plain gradient descent"),
+        ({"betas": (0.999, 0.9)}, "Adam's betas are exchanged"),
+        ({"decay": 0.01}, "a weight decay of 0.01 is added to Adam's step, as in AdamW"),
     ],
 )
 def test_a_wrong_adam_is_named(options, said):
     assert check(implementation(step=adam(**options))).diagnoses == ([said] if said else [])
+
+
+def test_adam_may_keep_single_precision_if_declared():
+    def single(params, grads, state):
+        new, state = adam()(params, grads, state)
+        return {name: p.astype(np.float32).astype(np.float64) for name, p in new.items()}, state
+
+    assert check(implementation(step=single), dtype="float32").claims["adam"] == "ok"
+    assert check(implementation(step=single)).claims["adam"] != "ok"
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (adam(betas=(0.9, 0.99)), "end elsewhere: lora_B is -2.319252 at [1, 0], expected -2.319235"),
+        (adam(norm=1.0), "end elsewhere: lora_A is "),
+        (lambda params, grads, state: (params, state), "the step moves nothing"),
+        (
+            lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
+            "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)",
+        ),
+        (lambda params, *_: ({k: p + np.nan for k, p in params.items()}, 0), "lora_A is not finite after ten steps"),
+    ],
+)
+def test_an_adam_that_nobody_knows_is_described(step, said):
+    (text,) = check(implementation(step=step)).diagnoses
+    assert said in text
 
 
 def test_habits_are_told_and_do_not_count():
@@ -308,7 +405,7 @@ def test_habits_are_told_and_do_not_count():
     def forward(x, *arrays):
         if not x.flags.c_contiguous:
             raise TypeError("C order only")
-        return LINEAR["forward"](x, *arrays).astype(np.longdouble) * (1 + 1e-16 * rng.standard_normal())
+        return LINEAR["forward"](x, *arrays).astype(np.longdouble) * (1 + np.longdouble(1e-16) * rng.standard_normal())
 
     report = check(implementation(forward=forward))
     assert report.passed
@@ -350,6 +447,26 @@ def test_an_exception_on_one_problem_is_a_broken_claim():
     assert not report.passed
     assert report.claims["forward"].startswith("forward, wherever there is no bias, raises TypeError: ")
     assert "no bias" in report.diagnoses[0]
+
+
+def test_a_function_that_ends_the_process_raises():
+    def backward(*arrays):
+        raise SystemExit(0)
+
+    (text,) = check(implementation(backward=backward)).diagnoses
+    assert text.startswith("backward raises SystemExit: 0 (N=7")
+
+
+def test_a_message_of_several_lines_is_told_on_one():
+    def backward(*arrays):
+        raise RuntimeError("one\n  two")
+
+    def merge(*arrays):
+        raise NotImplementedError
+
+    report = check(implementation(backward=backward, merge=merge))
+    assert report.claims["slope"].startswith("backward raises RuntimeError: one two (N=7")
+    assert report.claims["merge"].startswith("merge raises NotImplementedError (N=7")
 
 
 def test_an_exception_on_every_problem_cannot_be_checked():
@@ -403,3 +520,30 @@ def test_the_command_line_checks_a_module(tmp_path, target, code, said):
     assert (tmp_path / "found.json").exists() is (code < 2)
     if code < 2:
         assert json.loads((tmp_path / "found.json").read_text())["passed"] is (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "content", "said"),
+    [
+        (
+            "raises_now",
+            "x = 1\nraise RuntimeError('boom')",
+            "importing it raises RuntimeError: boom (raises_now.py, line 2)",
+        ),
+        ("exits_now", "raise SystemExit(0)", "importing it raises SystemExit: 0 (exits_now.py, line 1)"),
+        ("no_python", "def forward(:", "importing it raises SyntaxError: invalid syntax (no_python.py, line 1)"),
+        ("no_python.py", "", "expected the name of a module, such as my_module for my_module.py"),
+        ("./no_python", "", "expected the name of a module"),
+        (":forward", "", "expected the name of a module"),
+        ("needs_more", "import no_such_package", "No module named 'no_such_package'"),
+    ],
+)
+def test_the_command_line_says_on_one_line_why_it_cannot_run(tmp_path, monkeypatch, capsys, target, content, said):
+    (tmp_path / f"{target.partition('.')[0].strip(':') or 'other'}.py").write_text(content + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert conformance_command.main([target]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"{target} could not be checked: {said}")
+    assert err.count("\n") == 1

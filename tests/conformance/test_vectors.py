@@ -163,6 +163,33 @@ def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, files, said):
     assert said in capsys.readouterr().err
 
 
+def test_the_vectors_are_no_answers_to_themselves(folder, capsys):
+    assert cli.main(["vectors", str(folder), "--compare", str(folder)]) == 2
+    assert "has the vectors, expected a folder with what a program answered" in capsys.readouterr().err
+
+
+def test_results_that_are_no_folder_are_refused(folder, tmp_path, capsys):
+    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere' is no folder" in capsys.readouterr().err
+
+
+def test_answers_that_some_files_lack_are_counted(folder, results, tmp_path):
+    for number in range(3):
+        name = f"linear-{number}-float64.safetensors"
+        found = load_file(results / name)
+        save_file({k: a for k, a in found.items() if k != "dA" or number}, tmp_path / name)
+    (report,) = vectors.compare(folder, tmp_path)
+    assert report.passed
+    assert report.habits["cases answered"] == "3 of 11, dA in 2"
+
+
+def test_an_answer_of_adam_that_is_missing_is_named(folder, results, tmp_path):
+    found = load_file(results / "adam-float64.safetensors")
+    save_file({"end_A": found["end_A"]}, tmp_path / "adam-float64.safetensors")
+    (report,) = vectors.compare(folder, tmp_path)
+    assert report.claims["adam"] == "adam-float64.safetensors has no end_B"
+
+
 def test_vectors_of_another_version_are_refused(folder, results, tmp_path):
     (tmp_path / "index.json").write_text('{"minilora": "0.0.1"}', encoding="utf-8")
     with pytest.raises(CannotRun, match=r"was written by minilora 0.0.1, this is .*: write it again"):

@@ -27,8 +27,19 @@ def load(name, monkeypatch, *needed):
 @pytest.mark.filterwarnings("ignore")
 def test_a_right_implementation_passes(monkeypatch, name, needed, dtype):
     report = check(load(name, monkeypatch, needed), dtype=dtype)
+    kinds, report.kinds = report.kinds, {}
     assert report.passed, str(report)
     assert report.claims["slope"] == "ok"
+    assert {kind for kind, one in kinds.items() if not one.passed} <= {"conv1d", "conv2d"}  # peft's, see below
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pefts_convolution_fails_with_dilation_alone(monkeypatch):
+    report = check(load("peft_lora", monkeypatch, "peft"))
+    for kind in ("conv1d", "conv2d"):
+        (text,) = report.kinds[kind].diagnoses
+        assert text.startswith("forward, with dilation, raises RuntimeError")
+        assert report.kinds[kind].claims["merge"] == "ok"
 
 
 @pytest.mark.filterwarnings("ignore")
