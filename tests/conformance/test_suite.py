@@ -241,7 +241,7 @@ def test_weights_may_lie_the_other_way():
         check(SimpleNamespace(**{**vars(article), "orientation": "out, in"}))
 
 
-def test_a_gradient_in_single_precision_beside_an_output_in_double_fails():
+def test_a_gradient_of_lower_precision_than_its_output_fails():
     def backward(dy, x, *arrays):
         grads = LINEAR["backward"](dy, x, *arrays)
         return {**grads, "lora_A": grads["lora_A"].astype(np.float32)}
