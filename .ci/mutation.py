@@ -60,7 +60,6 @@ def configure_rim(folder: Path, modules: tuple[str, ...], tests: tuple[str, ...]
     lines = [
         "[tool.mutmut]",
         'source_paths = ["minilora"]',
-        "timeout_multiplier = 5.0",
         f"only_mutate = {[f'minilora/files/{module}.py' for module in modules]}",
         f'pytest_add_cli_args = [{arguments[1]}, "-k", "not {" and not ".join(SLOW)}"]',
         f"pytest_add_cli_args_test_selection = {selected}",

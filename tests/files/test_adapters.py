@@ -765,3 +765,15 @@ def test_a_configuration_is_written_for_people(tmp_path):
     with pytest.raises(AdapterFileError) as error:
         load_adapter(tmp_path)
     assert str(error.value) == f"'{path}': the file is a list of JSON, expected an object"
+
+
+def test_the_largest_header_that_is_read_is_written(tmp_path, monkeypatch):
+    layers = {"fc": LoRA(np.ones((1, 3)), np.ones((4, 1)), 1.0)}
+    save_adapter(tmp_path / "a", layers)
+    length = TensorFile(tmp_path / "a" / "adapter_model.safetensors").data_start - 8
+    monkeypatch.setattr("minilora.files.adapters.MAX_HEADER", length)
+    save_adapter(tmp_path / "b", layers)
+    monkeypatch.setattr("minilora.files.adapters.MAX_HEADER", length - 1)
+    with pytest.raises(ValueError, match=f"takes {length} bytes, expected at most {length - 1}"):
+        save_adapter(tmp_path / "c", layers)
+    assert not (tmp_path / "c").exists()

@@ -506,6 +506,30 @@ def test_a_frozen_number_far_from_the_first_outputs_is_noticed(tmp_path):
     assert run().epochs == [1]
 
 
+def test_outputs_of_zero_are_the_same_outputs(tmp_path):
+    """Nothing is within 0 times a tolerance but itself."""
+
+    def run(epochs, file):
+        model, X, Y, rng = problem()
+        model = LoRALinear(Linear(model.base.weight), model.adapter)
+        X[0] = 0
+        train(model, X, Y, epochs=epochs, batch_size=8, rng=rng, checkpoint=file)
+        return model.adapter.lora_B.tobytes()
+
+    run(2, tmp_path / "c")
+    assert text_of(tmp_path / "c")["probe"] == [0, 0, 0, 0]
+    assert run(4, tmp_path / "c") == run(4, None)
+
+
+def test_a_configuration_is_told_under_these_names(tmp_path):
+    fit(tmp_path / "c")
+    settings = ["backend", "batch_size", "steps", "lr", "log_every", "rng", "model"]
+    params = ["params['lora_A']", "params['lora_B']"]
+    frozen = [name for name in text_of(tmp_path / "c")["configuration"] if name.startswith("frozen[")]
+    assert list(text_of(tmp_path / "c")["configuration"]) == [*settings, *params, *frozen, "X", "Y"]
+    assert {"frozen['base.weight']", "frozen['base.bias']", "frozen['adapter.alpha']"} <= {*frozen}
+
+
 def test_what_is_frozen_is_named_by_its_path():
     conv = Conv2d(np.ones((3, 2, 1, 2)), stride=2)
     numbers = {"stride": "(2, 2)", "padding": "(0, 0)", "dilation": "(1, 1)"}

@@ -90,6 +90,49 @@ def test_a_read_that_fails_names_the_file(file, kind, reason):
     assert str(error.value) == f"'{file.path}': {reason}"
 
 
+def header(entries):
+    """A file of 4 bytes of data with these entries."""
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the header would be 0 bytes long and the file has 0"),
+        (bytes([9]) + bytes(7), "the header would be 9 bytes long and the file has 8"),
+        (header({"a": ENTRY | {"more": 1}}), "the header's entry 'a' is not dtype, shape and data_offsets"),
+        (header({"a": ENTRY | {"more": [[]] * 99}}), "the header holds far more than its 1 tensors"),
+    ],
+)
+def test_a_header_that_is_not_sound_says_how(tmp_path, data, reason):
+    (tmp_path / "f").write_bytes(data)
+    with pytest.raises(AdapterFileError) as error:
+        TensorFile(tmp_path / "f")
+    assert str(error.value) == f"'{tmp_path / 'f'}': {reason}"
+
+
+def test_names_may_hold_any_number_of_quotes(tmp_path):
+    name, notes = '"\\",[{' * 300, {'""' * 200: '\\"' * 200}
+    (tmp_path / "f").write_bytes(tensor_header({name: np.ones(1)}, notes) + np.ones(1).tobytes())
+    assert list(TensorFile(tmp_path / "f").tensors) == [name]
+    assert TensorFile(tmp_path / "f").metadata == notes
+
+
+def test_a_text_that_cannot_be_read_names_the_file(tmp_path, monkeypatch):
+    class Unreadable(io.BytesIO):
+        def read(self, count=-1):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(tensorfile, "open_regular", lambda path: Unreadable())
+    with pytest.raises(AdapterFileError) as error:
+        tensorfile.read_text(tmp_path / "t", 9)
+    assert str(error.value) == f"'{tmp_path / 't'}': cannot be read: [Errno 5] Input/output error"
+
+
 def test_json_is_read_up_to_a_size(tmp_path):
     path, text = tmp_path / "a.json", '{"é": [1, 2.5]}'
     path.write_text(text, encoding="utf-8")
@@ -105,3 +148,11 @@ def test_json_is_read_up_to_a_size(tmp_path):
         with pytest.raises(AdapterFileError) as error:
             read_json(path, at_most)
         assert str(error.value) == f"'{path}': {reason}"
+
+
+@pytest.mark.parametrize("wide", ["float32", "float64"])
+def test_numbers_become_bfloat16_by_one_rounding_to_even(wide):
+    """Eight bits are kept: 1 + 2^-8 lies between two, and goes to the even one; 1 + 3 2^-8 too, upwards."""
+    numbers = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -2.5, np.inf, np.nan], wide)
+    found = tensorfile.decode(tensorfile.encode(numbers, "BF16"), "BF16")
+    np.testing.assert_array_equal(found, [1.0, 1.0, 1 + 2**-6, 1 + 2**-7, -2.5, np.inf, np.nan])

@@ -466,3 +466,10 @@ def test_the_noted_digest_is_that_of_the_configuration(tmp_path):
         "format": "pt",
         "minilora_config_sha256": hashlib.sha256(text).hexdigest(),
     }
+
+
+def test_a_name_that_no_file_can_have_is_refused_and_named(tmp_path):
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(ValueError, match=f"^'{path}' cannot be written: "), written_whole(path):
+        pytest.fail("it was opened")
+    assert not list(tmp_path.iterdir())
