@@ -468,7 +468,7 @@ def test_the_noted_digest_is_that_of_the_configuration(tmp_path):
     }
 
 
-def test_a_name_that_no_file_can_have_is_refused_and_named(tmp_path):
+def test_a_name_no_file_can_have_is_refused_by_name(tmp_path):
     path = tmp_path / ("x" * 300)
     with pytest.raises(ValueError, match=f"^'{path}' cannot be written: "), written_whole(path):
         pytest.fail("it was opened")
