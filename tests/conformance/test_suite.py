@@ -251,7 +251,7 @@ def test_a_gradient_of_lower_precision_than_its_output_fails():
     assert report.diagnoses[0].startswith("lora_A's gradient: right to float32 only")
 
 
-def test_single_precision_is_seen_where_only_the_gradients_are_of_that_type():
+def test_gradients_of_single_precision_alone_are_seen():
     """Keras keeps its factors in float32 beside a base in float64."""
 
     def single(function):
