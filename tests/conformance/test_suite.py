@@ -555,7 +555,7 @@ def test_the_command_line_checks_a_module(tmp_path, target, code, said):
         ("needs_more", "import no_such_package", "No module named 'no_such_package'"),
     ],
 )
-def test_the_command_line_says_on_one_line_why_it_cannot_run(tmp_path, monkeypatch, capsys, target, content, said):
+def test_the_command_says_in_a_line_why_it_fails(tmp_path, monkeypatch, capsys, target, content, said):
     (tmp_path / f"{target.partition('.')[0].strip(':') or 'other'}.py").write_text(content + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
