@@ -124,7 +124,7 @@ def test_a_phone_cuts_no_formula_table_or_code(visit, page):
     browser.execute_async_script("document.fonts.ready.then(arguments[0])")
     cut = browser.execute_script(
         """document.querySelectorAll("details").forEach(e => e.open = true);
-           return [...document.querySelectorAll("div.math, .table-wrapper, pre")]
+           return [...document.querySelectorAll("div.math, .katex-html, .table-wrapper, pre")]
                .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
     )
     assert cut == []
