@@ -27,12 +27,17 @@ COPIED = ("minilora", "tests", "examples", "README.md", "LICENSE", "pyproject.to
 PARTS = {
     "core": (
         (
-            ("lora", "linear", "losses", "optim", "layer", "layers/activation", "layers/sequential", "models/mlp")
-            + ("fast/adam", "fast/residual"),
-            ("test_gradients", "layers/test_bad_input", "layers/test_lora_identities", "layers/test_models")
-            + ("layers/test_starts", "layers/test_variants", "training/test_page_is_what_runs", "training/test_losses")
-            + ("training/test_optim", "training/test_text", "verify/test_selfcheck", "verify/test_closed_form")
-            + ("devices/test_adam_kernel", "devices/test_two_libraries", "devices/test_devices"),
+            (
+                *("lora", "linear", "losses", "optim", "layer", "models/mlp"),
+                *("layers/activation", "layers/sequential", "fast/adam", "fast/residual"),
+            ),
+            (
+                *("test_gradients", "layers/test_bad_input", "layers/test_lora_identities", "layers/test_models"),
+                *("layers/test_starts", "layers/test_variants", "training/test_page_is_what_runs"),
+                *("training/test_losses", "training/test_optim", "training/test_text", "verify/test_selfcheck"),
+                *("verify/test_closed_form", "devices/test_adam_kernel", "devices/test_two_libraries"),
+                "devices/test_devices",
+            ),
         ),
         (
             ("verify/gradcheck", "verify/slopes", "verify/closed_form"),
