@@ -24,15 +24,49 @@ BARS = {"core": 0.98, "rim": 0.95}
 KILLED = ("killed", "timeout", "segfault")
 COPIED = ("minilora", "tests", "examples", "README.md", "LICENSE", "pyproject.toml")
 
-RIM = (
-    (("writing", "errors", "basefile"), ("writing", "errors", "merge")),
-    (("merge", "layouts"), ("merge", "kinds", "layouts")),
-    (("checkpoint", "checkpointfile", "state"), ("checkpoint", "training/test_train", "training/test_text")),
-    (("tensorfile", "patterns"), ("tensorfile", "adapters", "patterns", "merge", "errors")),
-    (("adapters", "adapterfolder", "kinds"), ("adapters", "kinds", "writing")),
-    (("peftconfig", "inspection"), ("adapters", "patterns", "inspection", "kinds")),
-)
-"""Modules of minilora/files, and the tests in tests/files that are about them: all tests would take hours."""
+PARTS = {
+    "core": (
+        (
+            (
+                *("lora", "linear", "losses", "optim", "layer", "models/mlp"),
+                *("layers/activation", "layers/sequential", "fast/adam", "fast/residual"),
+            ),
+            (
+                *("test_gradients", "layers/test_bad_input", "layers/test_lora_identities", "layers/test_models"),
+                *("layers/test_starts", "layers/test_variants", "training/test_page_is_what_runs"),
+                *("training/test_losses", "training/test_optim", "training/test_text", "verify/test_selfcheck"),
+                *("verify/test_closed_form", "devices/test_adam_kernel", "devices/test_two_libraries"),
+                "devices/test_devices",
+            ),
+        ),
+        (
+            ("verify/gradcheck", "verify/slopes", "verify/closed_form"),
+            ("verify/test_gradcheck", "verify/test_closed_form", "devices/test_two_libraries"),
+        ),
+    ),
+    "rim": (
+        (
+            ("files/writing", "files/errors", "files/basefile"),
+            ("files/test_writing", "files/test_errors", "files/test_merge"),
+        ),
+        (("files/merge", "files/layouts"), ("files/test_merge", "files/test_kinds", "files/test_layouts")),
+        (
+            ("files/checkpoint", "files/checkpointfile", "files/state"),
+            ("files/test_checkpoint", "training/test_train", "training/test_text"),
+        ),
+        (("files/tensorfile",), ("files/test_tensorfile", "files/test_adapters", "files/test_errors")),
+        (("files/patterns",), ("files/test_patterns",)),
+        (
+            ("files/adapters", "files/adapterfolder", "files/kinds"),
+            ("files/test_adapters", "files/test_kinds", "files/test_writing"),
+        ),
+        (
+            ("files/peftconfig", "files/inspection"),
+            ("files/test_adapters", "files/test_patterns", "files/test_inspection", "files/test_kinds"),
+        ),
+    ),
+}
+"""Modules that are mutated together, and the tests that are about them: all tests would take hours."""
 SLOW = (
     *(
         "killed_at_random",
@@ -49,21 +83,17 @@ SLOW = (
 """What the slow tests of files are about, by words of their names. No mutant waits for them."""
 
 
-def configure_rim(folder: Path, modules: tuple[str, ...], tests: tuple[str, ...]) -> None:
-    """Let mutmut, in a copy of the repository, mutate those modules of minilora/files and run those tests."""
+def configure(folder: Path, modules: tuple[str, ...], tests: tuple[str, ...]) -> None:
+    """Let mutmut, in a copy of the repository, mutate those modules and run those tests."""
     file = folder / "pyproject.toml"
-    before, _, core = file.read_text(encoding="utf-8").partition("[tool.mutmut]")
-    arguments = re.search(r"^pytest_add_cli_args = \[(.*)\]$", core, flags=re.MULTILINE)
-    assert arguments is not None
-    selected = [f"tests/{test}.py" if "/" in test else f"tests/files/test_{test}.py" for test in tests]
+    before, head, settings = file.read_text(encoding="utf-8").partition("[tool.mutmut]")
+    settings = settings.replace('-profile=mutation"]', f'-profile=mutation", "-k", "not {" and not ".join(SLOW)}"]')
+    assert SLOW[0] in settings
     lines = [
-        "[tool.mutmut]",
-        'source_paths = ["minilora"]',
-        f"only_mutate = {[f'minilora/files/{module}.py' for module in modules]}",
-        f'pytest_add_cli_args = [{arguments[1]}, "-k", "not {" and not ".join(SLOW)}"]',
-        f"pytest_add_cli_args_test_selection = {selected}",
+        f"only_mutate = {[f'minilora/{module}.py' for module in modules]}",
+        f"pytest_add_cli_args_test_selection = {[f'tests/{test}.py' for test in tests]}",
     ]
-    file.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
+    file.write_text(before + head + settings.rstrip() + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 def known_survivors() -> dict[str, str]:
@@ -106,19 +136,18 @@ def run_mutmut(folder: Path) -> dict[str, str]:
 
 def judged(part: str) -> bool:
     """Run a part, say what became of its mutants, and return whether that is as it must be."""
-    groups = [None] if part == "core" else [group for group in RIM if part == "rim" or part in group[0]]
+    groups = PARTS.get(part) or [group for groups in PARTS.values() for group in groups if part in group[0]]
     if not groups:
-        raise SystemExit(f"{part} is no part: expected core, rim, or a module of the rim")
-    prefixes = tuple(f"minilora.files.{module}." for group in groups if group for module in group[0])
-    known = {m for m in known_survivors() if m.startswith(prefixes or "minilora.") and (prefixes or ".files." not in m)}
+        raise SystemExit(f"{part} is no part: expected core, rim, or a module such as files/merge")
+    prefixes = tuple(f"minilora.{module.replace('/', '.')}." for group in groups for module in group[0])
+    known = {mutant for mutant in known_survivors() if mutant.startswith(prefixes)}
     counts: Counter[str] = Counter()
     survivors: set[str] = set()
     for group in groups:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             copy_to(folder)
-            if group:
-                configure_rim(folder, *group)
+            configure(folder, *group)
             found = run_mutmut(folder)
             counts.update(found.values())
             survivors |= {described(name, folder) for name, fate in found.items() if fate not in KILLED}
@@ -128,7 +157,7 @@ def judged(part: str) -> bool:
         print(f"survived, and no reason is known why that is right:\n    {mutant}")
     for mutant in sorted(known - survivors):
         print(f"on the list of survivors, but killed or no longer made:\n    {mutant}")
-    bar = BARS.get(part, BARS["rim"])
+    bar = BARS["core" if set(groups) <= set(PARTS["core"]) else "rim"]
     print(f"{part}: bar {bar:.0%}; {len(survivors)} survivors, {len(known)} on the list with a reason", flush=True)
     return killed / total >= bar
 

@@ -109,7 +109,10 @@ def test_a_dtype_that_holds_no_factors_is_refused(saved, dtype):
 def test_factors_beyond_the_dtype_asked_for_are_refused(tmp_path, factor):
     A, B = (np.full((2, 2), 1e5 if f == factor else 1.0) for f in "AB")
     save_adapter(tmp_path / "a", {"enc.fc": LoRA(A, B, 1.0)})
-    with pytest.raises(AdapterFileError, match=r"'enc.fc' reach 100000, which float16 cannot hold"):
+    with pytest.raises(
+        AdapterFileError,
+        match=rf"^'{tmp_path / 'a' / WEIGHTS}': the factors of 'enc.fc' reach 100000, which float16 cannot hold$",
+    ):
         load_adapter(tmp_path / "a", dtype="float16")
 
 
@@ -155,7 +158,10 @@ def test_a_configuration_of_another_save_is_refused(tmp_path):
     for alpha in (1.0, 2.0):
         save_adapter(tmp_path / str(alpha), {"fc": LoRA(A, B, alpha)})
     shutil.copy(tmp_path / "1.0" / CONFIG, tmp_path / "2.0" / CONFIG)
-    with pytest.raises(AdapterFileError, match=r"adapter_config.json': not the configuration .* different saves"):
+    with pytest.raises(
+        AdapterFileError,
+        match=r"config.json': not the configuration .* different saves, or one was edited. Save the adapter again$",
+    ):
         load_adapter(tmp_path / "2.0")
     config = json.loads((tmp_path / "2.0" / CONFIG).read_text())
     (tmp_path / "2.0" / CONFIG).write_text(json.dumps(config, sort_keys=True))  # as another program writes it
@@ -508,14 +514,19 @@ def test_the_configuration_is_what_peft_expects(tmp_path):
 
 
 def test_what_is_missing_is_named(saved, tmp_path):
-    with pytest.raises(AdapterFileError, match="not a folder"):
-        load_adapter(tmp_path / "nowhere")
+    for read in (load_adapter, inspect_adapter):
+        with pytest.raises(AdapterFileError) as error:
+            read(tmp_path / "nowhere")
+        assert str(error.value) == f"'{tmp_path / 'nowhere'}': not a folder; expected one with {CONFIG} and {WEIGHTS}"
     folder = variant(saved, tmp_path)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(AdapterFileError, match="no such file"):
+    with pytest.raises(AdapterFileError, match=r"': there is no such file$"):
         load_adapter(folder)
-    (folder / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(AdapterFileError, match="pickle"):
+    pickled = folder / "adapter_model.bin"
+    pickled.write_bytes(b"")
+    with pytest.raises(
+        AdapterFileError, match=f"^'{pickled}': a pickle, which can run code when it is read: save it as"
+    ):
         load_adapter(folder)
 
 
@@ -742,6 +753,8 @@ TEXT_OF_CONFIG = {
     "patterns": ({"rank_pattern": [2]}, "rank_pattern is [2], expected an object"),
     "alphas": ({"alpha_pattern": 2}, "alpha_pattern is 2, expected an object"),
     "targets": ({"target_modules": []}, "target_modules is [], expected a list of names or a regular expression"),
+    "dora": ({"use_dora": 1}, "use_dora is 1, expected true or false"),
+    "rslora": ({"use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),
     "excludes": ({"exclude_modules": 1}, "exclude_modules is 1, expected a list of names or a regular expression"),
 }
 

@@ -387,6 +387,7 @@ def without(tensors, name):
         (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1))}, "expected 4 axes"),
         (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 3, 4))}, r"expected \[out, 2, 1, 1\] by the rank$"),
         (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 1, 1, 1))}, "groups are not supported"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1, 3))}, r"expected \[out, 2, 1, 1\] by the rank$"),
     ],
 )
 def test_arrays_that_make_no_adapter_of_a_kind_are_refused(sound, change, message):
@@ -394,6 +395,24 @@ def test_arrays_that_make_no_adapter_of_a_kind_are_refused(sound, change, messag
     for read in (load_adapter, inspect_adapter):
         with pytest.raises(AdapterFileError, match=message):
             read(sound)
+
+
+def test_a_refused_array_is_named_with_its_file(sound):
+    for name, array, reason in (
+        ("lora_magnitude_vector", np.ones(5), "has shape [5], expected [1, 5, 1, 1]: one for each output"),
+        (
+            "lora_B.weight",
+            np.ones((5, 1, 1, 1)),
+            "has shape [5, 1, 1, 1], expected [out, 2, 1, 1] by the rank. A convolution with groups has such a shape; "
+            "groups are not supported",
+        ),
+    ):
+        tensors = tensors_of(sound)
+        save_file({**tensors, IMG + name: array}, sound / WEIGHTS)
+        with pytest.raises(AdapterFileError) as error:
+            load_adapter(sound)
+        assert str(error.value) == f"'{sound / WEIGHTS}': '{IMG}{name}' {reason}"
+        save_file(tensors, sound / WEIGHTS)
 
 
 def test_magnitudes_and_the_configuration_must_agree(sound):
@@ -409,7 +428,9 @@ def test_magnitudes_and_the_configuration_must_agree(sound):
 @pytest.mark.parametrize("noted", ["img\nother", "", "img\n"])
 def test_a_note_of_a_module_without_dora_is_refused(sound, noted):
     save_file(tensors_of(sound), sound / WEIGHTS, {NORM_KEY: noted})
-    with pytest.raises(AdapterFileError, match="which is no module with DoRA"):
+    with pytest.raises(
+        AdapterFileError, match=f"^'{sound / WEIGHTS}': {NORM_KEY} names .*, which is no module with DoRA"
+    ):
         load_adapter(sound)
 
 
@@ -558,8 +579,15 @@ def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path, monkeyp
         save_file({**tensors, EMB + "base_layer.weight": wrong}, sound / WEIGHTS)
         assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
     save_file({**tensors, EMB + "base_layer.weight": base["emb.weight"]}, sound / WEIGHTS)
-    with pytest.warns(UserWarning, match=r"base's own weight of 'emb', which is not loaded"):
+    with pytest.warns(UserWarning, match="own weight") as told:
         loaded = load_adapter(sound)
+    assert [(str(warning.message), warning.filename) for warning in told] == [
+        (
+            f"{sound / WEIGHTS} also holds the base's own weight of 'emb', which is not loaded: the adapter belongs "
+            "beside that weight. A merge compares it with the base's",
+            __file__,
+        )
+    ]
     assert list(loaded) == ["emb", "img"]
     for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
         np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])

@@ -203,6 +203,13 @@ def test_what_is_no_expression_is_named_with_its_key(tmp_path, key):
         load_adapter(folder)
 
 
+def test_no_time_left_is_said_before_an_expression_is_compiled(tmp_path):
+    clock = Clock(tmp_path / "adapter_config.json")
+    clock.end = 0.0
+    with refused(tmp_path, "matching takes more than", "rank_pattern: "):
+        patterns.compiled(clock, "rank_pattern", "a|b", shown="a|b")
+
+
 def test_a_layer_too_long_to_be_numbered_is_named(tmp_path):
     path = f"m.layers.1.{'q' * 10_001}"
     folder = write(tmp_path, [path], target_modules=["q" * 10_001], layers_to_transform=[1])

@@ -47,7 +47,9 @@ def test_a_header_is_read_up_to_a_size(file, monkeypatch):
     monkeypatch.setattr(tensorfile, "MAX_HEADER", length)
     assert TensorFile(file.path).tensors == file.tensors
     monkeypatch.setattr(tensorfile, "MAX_HEADER", length - 1)
-    with pytest.raises(AdapterFileError, match=f"the header is {length} bytes long, expected at most {length - 1}"):
+    with pytest.raises(
+        AdapterFileError, match=f"^'{file.path}': the header is {length} bytes long, expected at most {length - 1}"
+    ):
         TensorFile(file.path)
 
 
@@ -113,6 +115,35 @@ def test_a_header_that_is_not_sound_says_how(tmp_path, data, reason):
     with pytest.raises(AdapterFileError) as error:
         TensorFile(tmp_path / "f")
     assert str(error.value) == f"'{tmp_path / 'f'}': {reason}"
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path):
+    """The library takes the last one."""
+    entry = json.dumps(ENTRY)
+    text = f'{{"a": {entry}, "a": {entry}}}'.encode()
+    (tmp_path / "f").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(AdapterFileError) as error:
+        TensorFile(tmp_path / "f")
+    assert str(error.value) == f"'{tmp_path / 'f'}': the header is not sound JSON: the key 'a' stands twice"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a\\b", "a\0b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    with pytest.raises(AdapterFileError) as error:
+        tensorfile.member(tmp_path, name)
+    assert str(error.value) == f"'{tmp_path}': {name!r} is not the plain name of a file in this folder"
+    assert tensorfile.member(tmp_path, "..a") == tmp_path / "..a"
+
+
+def test_no_more_of_a_text_is_read_than_is_asked_for(tmp_path, monkeypatch):
+    class Endless(io.BytesIO):
+        def read(self, count=-1):
+            assert 0 <= count <= 10
+            return bytes(count)
+
+    monkeypatch.setattr(tensorfile, "open_regular", lambda path: Endless())
+    with pytest.raises(AdapterFileError, match="larger than the 9 bytes"):
+        tensorfile.read_text(tmp_path / "t", 9)
 
 
 def test_names_may_hold_any_number_of_quotes(tmp_path):

@@ -210,5 +210,10 @@ def test_residual_form_refuses_a_subclass_as_base():
             y, cache = super().forward(x)
             return y + 1, cache
 
-    with pytest.raises(TypeError, match=r"^residual_form takes a LoRA, or a LoRALinear over a Linear, got LoRALinear"):
-        residual_form(LoRALinear(Shifted(W), LoRA(A, B, 1)), np.ones((3, 5)), np.ones((3, 4)))
+    for model, got in (
+        (LoRALinear(Shifted(W), LoRA(A, B, 1)), "LoRALinear over a Shifted"),
+        (Linear(W), "Linear"),
+    ):
+        with pytest.raises(TypeError) as error:
+            residual_form(model, np.ones((3, 5)), np.ones((3, 4)))
+        assert str(error.value) == f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {got}"
