@@ -135,7 +135,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
     assert tensorfile.member(tmp_path, "..a") == tmp_path / "..a"
 
 
-def test_no_more_of_a_text_is_read_than_is_asked_for(tmp_path, monkeypatch):
+def test_no_more_of_a_text_is_read_than_asked(tmp_path, monkeypatch):
     class Endless(io.BytesIO):
         def read(self, count=-1):
             assert 0 <= count <= 10
