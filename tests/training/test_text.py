@@ -25,6 +25,7 @@ from minilora import (
 )
 from minilora.fast import accumulate
 from minilora.layer import cache_bytes, parameter_count
+from minilora.layers.embedding import OneHot
 from minilora.text import HELD_OUT, MEASURED, next_token_loss, read_text, token_ids, windows
 from minilora.training import backpropagate
 
@@ -330,6 +331,25 @@ def test_a_frozen_model_keeps_nothing_of_its_own():
     every = adapt(model, "all-linear", rank=1, alpha=1, rng=np.random.default_rng(0))
     sizes = [cache_bytes(m.forward(ids)[1]) for m in (top, every)]
     assert 0 < sizes[0] < 0.5 * sizes[1]
+
+
+def test_a_view_keeps_the_whole_array_that_it_looks_at():
+    layer, x, y = Linear(np.zeros((4, 3))), np.zeros((6, 5)), np.zeros(7)
+    cache = (layer, (6, 4), x[:2], [x[3:].T, x[:2][0]], y)
+    assert cache_bytes(cache) == x.nbytes + y.nbytes
+
+
+def test_views_of_the_models_own_arrays_are_not_counted():
+    whole, x = np.zeros((8, 3)), np.zeros(5)
+    layer = Linear(whole[:4])  # itself a view
+    assert cache_bytes((layer, (6, 4), layer.weight.T, whole[2:], x)) == x.nbytes
+
+
+def test_one_hot_rows_keep_their_ids_alone():
+    embedding, ids = Embedding(np.zeros((50, 4))), np.array([[3, 1, 3]])
+    assert cache_bytes(embedding.forward(ids)[1]) == ids.nbytes
+    own = (embedding, (1, 3, 4), OneHot(ids[0], 50, embedding.weight), ids)
+    assert cache_bytes(own) == ids.nbytes
 
 
 def test_parameters_are_counted_once():
