@@ -70,12 +70,7 @@ class SiLU(Layer):
 
 def logistic(x: Array) -> Array:  # (...) -> (...)
     """Return 1/(1 + e^-x). In this form, (1 + tanh(x/2))/2, no x is large enough to overflow."""
-    xp = backend_of(x).xp
-    q = xp.multiply(0.5, x, out=xp.empty_like(x))
-    q = xp.tanh(q, out=q)
-    q += 1
-    q *= 0.5
-    return q
+    return 0.5 * (1 + backend_of(x).xp.tanh(0.5 * x))
 
 
 ACTIVATIONS: dict[str, type[Layer]] = {"relu": ReLU, "tanh": Tanh, "silu": SiLU}

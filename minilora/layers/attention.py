@@ -126,10 +126,10 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[Array, Array, Array]:
     """Return dq, dk and dv, of the shapes of q, k and v."""
     do_rows, q_rows, k_rows, v_rows = stacked(do), stacked(q), stacked(k), stacked(v)
-    c, xp = q.shape[-1] ** -0.5, backend_of(q).xp
+    c = q.shape[-1] ** -0.5
     dv = P.swapaxes(-1, -2) @ do_rows  # eq. (att.4)
     dP = do_rows @ v_rows.swapaxes(-1, -2)  # eq. (att.5)
-    dS = xp.multiply(P, xp.subtract(dP, inner(P, dP), out=dP), out=dP)  # eq. (att.6), in place of dP
+    dS = P * (dP - inner(P, dP))  # eq. (att.6)
     dq = dS @ k_rows * c  # eq. (att.7)
     dk = dS.swapaxes(-1, -2) @ q_rows * c  # eq. (att.8)
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
@@ -151,11 +151,6 @@ def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
 
 
 def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
-    """Return exp(S) over its sum along each row, in place of S.
-
-    The row's largest entry is subtracted first: exp cannot overflow.
-    """
-    S -= S.real.max(axis=-1, keepdims=True)
-    e = backend_of(S).xp.exp(S, out=S)
-    e /= e.sum(axis=-1, keepdims=True)
-    return e
+    """Return exp(S) over its sum along each row. The row's largest entry is subtracted first: exp cannot overflow."""
+    e = backend_of(S).xp.exp(S - S.real.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)

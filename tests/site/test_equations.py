@@ -129,7 +129,7 @@ WRONG = [
     ("values of the keys", "layers/attention.py", "o = P @ v_rows", "o = P @ k_rows + 0 * v_rows", "att.3"),
     ("shares not transposed", "layers/attention.py", "dv = P.swap", "dv = 2 * P.swap", "att.4"),
     ("the softmax's sum lost", "layers/attention.py", "inner(P, dP)", "0 * inner(P, dP)", "att.6"),
-    ("the softmax's sum added", "layers/attention.py", "xp.subtract(dP", "xp.add(dP", "att.6"),
+    ("the softmax's sum added", "layers/attention.py", "(dP - inner", "(dP + inner", "att.6"),
     ("c lost in dq", "layers/attention.py", "k_rows * c", "k_rows + 0 * c", "att.7"),
     ("c twice in dk", "layers/attention.py", "q_rows * c", "q_rows * c * c", "att.8"),
     ("x read twice", "layers/attention.py", "dx_q + dx_k + dx_v", "dx_q + dx_k + 0 * dx_v", "att.9"),
