@@ -69,7 +69,7 @@ def model_path(options: argparse.Namespace) -> Path:
     """Return the model that was asked for, or glassllm's."""
     if options.model is not None:
         return Path(options.model)
-    from ..files.tokenizer import needed
+    from ..files.errors import needed
 
     package = needed("glassllm", "the model that is used without --model")
     return Path(package.__file__).parent / "weights" / "en.npz"

@@ -6,6 +6,7 @@ shows such characters escaped and long text shortened.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,11 @@ def short(value: Any, at_most: int = LONGEST_NAME) -> str:
     if isinstance(value, str) and len(value) > at_most:
         value = value[:at_most] + value[-at_most:]  # repr of the whole would be cut to no more than this
     return printable(repr(value), at_most)
+
+
+def needed(package: str, why: str) -> Any:
+    """Import a package that only some models' files need, or say how to install it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(f"{why} needs {package} ({error}): pip install 'minilora[models]'") from error

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
-from .errors import AdapterFileError, short
+from .errors import AdapterFileError, needed, short
 from .llamafolder import parse_config
 from .tensorfile import open_regular
 
@@ -41,9 +41,8 @@ MOST_PARTS = 4_000_000
 
 def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
+    dequantize = needed("gguf", "a .gguf file").dequantize
     in_file, fields = read_gguf(path)
-    from gguf import dequantize
-
     tensors = {_name(tensor.name): tensor for tensor in in_file}
     if len(tensors) < len(in_file):
         raise AdapterFileError(path, "two of its arrays have the same name in a Llama decoder")
@@ -75,10 +74,7 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
     ValueError
         If the `gguf` package is not installed.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise ValueError(f"a .gguf file needs the gguf package ({error}): pip install 'minilora[models]'") from error
+    GGUFReader = needed("gguf", "a .gguf file").GGUFReader
     parts = itertools.count(1)
 
     def bounded(self: Any, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:

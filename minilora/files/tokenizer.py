@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..checks import check_path
-from .errors import AdapterFileError, short
+from .errors import AdapterFileError, needed, short
 from .llamagguf import read_gguf
 from .tensorfile import open_regular, read_json, read_text
 
@@ -80,14 +79,6 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
     if path.suffix not in (".gguf", ".npz"):
         raise AdapterFileError(path, "expected a folder with config.json, a .gguf file or a .npz file")
     return _from_gguf(path) if path.suffix == ".gguf" else _from_glassllm(path)
-
-
-def needed(package: str, why: str) -> Any:
-    """Import a package that only some models need, or say how to install it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ValueError(f"{why} needs {package} ({error}): pip install 'minilora[models]'") from error
 
 
 def _from_folder(folder: Path) -> Tokenizer:
