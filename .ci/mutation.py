@@ -68,17 +68,18 @@ PARTS = {
 }
 """Modules that are mutated together, and the tests that are about them: all tests would take hours."""
 SLOW = (
-    *(
-        "killed_at_random",
-        "killed_while",
-        "killed_in_each",
-        "two_writers",
-        "little_memory",
-        "to_fill_the_memory",
-        "widened_whole",
-        "thousands_of",
-    ),
-    *("many_dots", "more_names", "time_is_for", "endless"),
+    "killed_at_random",
+    "killed_while",
+    "killed_in_each",
+    "two_writers",
+    "little_memory",
+    "to_fill_the_memory",
+    "widened_whole",
+    "thousands_of",
+    "many_dots",
+    "more_names",
+    "time_is_for",
+    "endless",
 )
 """What the slow tests of files are about, by words of their names. No mutant waits for them."""
 

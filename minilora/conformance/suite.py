@@ -10,8 +10,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     kinds = {"conv2d": another such object}                other kinds of layers
 
     dtype = "float64"            the precision to be checked in: "float64", "float32", "float16" or "bfloat16"; if
-                                 nothing is said, float64, or that in which it answers
-                                 where its output is not right in float64
+                                 nothing is said, float64, or that in which it answers where its output is not right
+                                 in float64
     scaling = "alpha / r"        or "alpha / sqrt(r)", "alpha", "1"
     orientation = "out, in"      how its weights lie: "out, in" as in PyTorch, or "in, out": weight (in, out),
                                  lora_A (in, r), lora_B (r, out)

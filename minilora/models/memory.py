@@ -17,7 +17,7 @@ What a step keeps until its backward has used it, in numbers for each token and 
     their product            h                     only dW, or dA, of down needs it
 
 So an adapter saves no activation of its own matrix; it adds r. Only matrices without one save theirs, since a frozen
-linear layer keeps nothing. The layers of this library keep more, such as attention's T x T matrix and f(gate):
+linear layer keeps nothing. The layers of this library keep more, such as attention's T x T matrix:
 `minilora.layer.cache_bytes` counts what they keep.
 
 Sources: Rajbhandari et al., "ZeRO", arXiv 1910.02054, section 3.1, for 16 bytes a number in full fine-tuning; Dettmers
