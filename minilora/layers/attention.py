@@ -27,13 +27,12 @@ Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.1324
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..backend import backend_of
 from ..checks import Array, check_attention, check_cache, check_rows
-from ..layer import Cache, Layer, inner, nest
+from ..layer import Cache, Layer, inner, nest, rows
 from ..linear import Linear
 from .rotary import Rotary
 
@@ -60,52 +59,54 @@ class Attention(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., T, d) -> (..., T, d)
         """Return y, and a cache with q, k, v and P."""
         check_rows(self, x)
-        (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(x) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, q_turn = self.rotary.forward(self.split(q))
-        k, k_turn = self.rotary.forward(self.split(k))
-        v = self.split(v)
+        h, T = rows(x), x.shape[-2]
+        (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, q_turn = self.rotary.forward(self.split(q, T))
+        k, k_turn = self.rotary.forward(self.split(k, T))
+        v = self.split(v, T)
         o, P = attend(q, k, v)
-        y, y_cache = self.o_proj.forward(self.join(o, x.shape))
+        y, y_cache = self.o_proj.forward(self.join(o))
+        y = y.reshape(*x.shape[:-1], -1)
         return y, (self, y.shape, x.shape, q_cache, k_cache, v_cache, y_cache, q_turn, k_turn, q, k, v, P)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., T, d), and the gradients of the four layers."""
         shape, q_cache, k_cache, v_cache, y_cache, q_turn, k_turn, q, k, v, P = check_cache(self, dy, cache)
         below = need_dx or any(p.trainable() for p in (self.q_proj, self.k_proj, self.v_proj))
-        do, y_grads = self.o_proj.backward(dy, y_cache, need_dx=below)
+        do, y_grads = self.o_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("o_proj", y_grads)
         if do is None:  # nothing below asks
             return None, grads
-        dq, dk, dv = attend_backward(self.split(do), q, k, v, P)
+        dq, dk, dv = attend_backward(self.split(do, shape[-2]), q, k, v, P)
         dq, dk = self.rotary.backward(dq, q_turn)[0], self.rotary.backward(dk, k_turn)[0]
-        dx_q, q_grads = self.q_proj.backward(self.join(dq, shape), q_cache, need_dx=need_dx)
-        dx_k, k_grads = self.k_proj.backward(self.join(dk, shape), k_cache, need_dx=need_dx)
-        dx_v, v_grads = self.v_proj.backward(self.join(dv, shape), v_cache, need_dx=need_dx)
-        dx = dx_q + dx_k + dx_v if dx_q is not None else None  # eq. (att.9)
+        dx_q, q_grads = self.q_proj.backward(self.join(dq), q_cache, need_dx=need_dx)
+        dx_k, k_grads = self.k_proj.backward(self.join(dk), k_cache, need_dx=need_dx)
+        dx_v, v_grads = self.v_proj.backward(self.join(dv), v_cache, need_dx=need_dx)
+        dx = (dx_q + dx_k + dx_v).reshape(shape) if dx_q is not None else None  # eq. (att.9)
         return dx, nest("q_proj", q_grads) | nest("k_proj", k_grads) | nest("v_proj", v_grads) | grads
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
         check_rows(self, x)
-        q, k, v = (self.split(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        h, T = rows(x), x.shape[-2]
+        q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
         start = 0 if past is None else past[0].shape[-2]
         q, k = self.rotary.forward(q, start)[0], self.rotary.forward(k, start)[0]
         if past is not None:
             k, v = (backend_of(x).xp.concatenate(pair, axis=-2) for pair in zip(past, (k, v), strict=True))
         o, _ = attend(q, k, v)
-        return self.o_proj(self.join(o, x.shape)), (k, v)
+        return self.o_proj(self.join(o)).reshape(*x.shape[:-1], -1), (k, v)
 
-    def split(self, x: Array) -> Array:  # (..., T, heads D) -> (B, K, heads / K, T, D)
+    def split(self, x: Array, T: int) -> Array:  # (B T, heads D) -> (B, K, heads / K, T, D)
         """Return each head's entries apart, the heads that share a key together. It copies nothing."""
         D = self.rotary.in_features
         K = self.k_proj.out_features // D
-        *lead, T, width = x.shape
-        return x.reshape(math.prod(lead), T, K, width // (K * D), D).transpose(0, 2, 3, 1, 4)
+        return x.reshape(len(x) // T, T, K, -1, D).transpose(0, 2, 3, 1, 4)
 
-    def join(self, heads: Array, shape: tuple[int, ...]) -> Array:  # (B, K, heads / K, T, D) -> (..., T, heads D)
-        """Return the heads' entries side by side, over the leading axes of `shape`."""
-        _, K, g, _, D = heads.shape
-        return heads.transpose(0, 3, 1, 2, 4).reshape(*shape[:-1], K * g * D)
+    def join(self, heads: Array) -> Array:  # (B, K, heads / K, T, D) -> (B T, heads D)
+        """Return the heads' entries side by side."""
+        B, K, g, T, D = heads.shape
+        return heads.transpose(0, 3, 1, 2, 4).reshape(B * T, K * g * D)
 
     shape = property(lambda self: (self.o_proj.out_features, self.q_proj.in_features), doc="(d, d).")
 

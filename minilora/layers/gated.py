@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..checks import Array, check_cache, check_gated
-from ..layer import Cache, Layer, nest
+from ..layer import Cache, Layer, nest, rows
 from ..linear import Linear
 from .activation import SiLU
 
@@ -37,18 +37,19 @@ class GatedMLP(Layer):
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with a and b. f(a) is computed again: it would be a third of what is kept here."""
-        a, a_cache = self.gate_proj.forward(x)
-        b, b_cache = self.up_proj.forward(x)
+        a, a_cache = self.gate_proj.forward(rows(x))
+        b, b_cache = self.up_proj.forward(rows(x))
         u, u_cache = self.act_fn.forward(a)
         z = u * b  # eq. (gate.1)
         y, y_cache = self.down_proj.forward(z)
-        return y, (self, y.shape, a_cache, b_cache, u_cache, y_cache, a, b)
+        y = y.reshape(*x.shape[:-1], -1)
+        return y, (self, y.shape, x.shape, a_cache, b_cache, u_cache, y_cache, a, b)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
-        a_cache, b_cache, u_cache, y_cache, a, b = check_cache(self, dy, cache)
+        shape, a_cache, b_cache, u_cache, y_cache, a, b = check_cache(self, dy, cache)
         below = need_dx or any(layer.trainable() for layer in (self.gate_proj, self.up_proj))
-        dz, y_grads = self.down_proj.backward(dy, y_cache, need_dx=below)
+        dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
         if dz is None:  # nothing below asks
             return None, grads
@@ -58,7 +59,7 @@ class GatedMLP(Layer):
         db = dz * u  # eq. (gate.3)
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
-        dx = dx_a + dx_b if dx_a is not None else None  # eq. (gate.4)
+        dx = (dx_a + dx_b).reshape(shape) if dx_a is not None else None  # eq. (gate.4)
         return dx, nest("gate_proj", a_grads) | nest("up_proj", b_grads) | grads
 
     shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
