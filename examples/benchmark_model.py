@@ -2,8 +2,9 @@
 
 A step is the forward, the cross-entropy, and the backward to the adapters' factors; no optimizer. Both sides have the
 same float32 weights, the same adapters and the same ids, take turns in one process as `benchmark.py` explains, and are
-found to compute the same loss and gradients before they are timed. The floor is the step's products of matrices and
-nothing else, on the step's own operands. Memory is what three steps add to a process that holds one side alone.
+found to compute the same loss and gradients before they are timed. The process keeps its memory, as `minilora finetune`
+does with `keep_pages`; torch's step is faster so as well. The floor is the step's products of matrices and nothing
+else, on the step's own operands. Memory is what three steps add to a process that holds one side alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 import benchmark
 
 from minilora import Llama, adapt
+from minilora.fast import keep_pages
 from minilora.layer import rebuild
 from minilora.models.generate import generate
 from minilora.text import next_token_loss
@@ -206,6 +208,7 @@ def measure_step(task, count, warm_up=1, least=1):
 
 def print_memory(number, side):
     """Print what three steps of one side add to the memory of a process that holds its model, in bytes."""
+    keep_pages()
     setting = SETTINGS[int(number)]
     task = Task(load(setting.model), setting)
     step = partial(our_step, task) if side == OURS else partial(peer_step, task, with_peft(task))
@@ -254,6 +257,7 @@ def row(what, times):
 
 def measure(count):
     """Measure all; return it as JSON has it."""
+    keep_pages()
     steps, bars = [], []
     for number, setting in enumerate(SETTINGS):
         found = row(str(setting), measure_step(Task(load(setting.model), setting), count))

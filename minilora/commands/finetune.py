@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..adaptation import adapt, adapters
     from ..checks import check_batch_size
-    from ..fast import accumulate
+    from ..fast import accumulate, keep_pages
     from ..files.adapters import save_adapter
     from ..files.tokenizer import load_tokenizer
     from ..layer import cache_bytes, parameter_count
@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
     from ..training import evaluate, train
 
     _check(options)  # all that could fail after the training is tried before it
+    keep_pages()
     where, source = backend(options), model_path(options)
     text, tokenizer = read_text(options.text), load_tokenizer(source)
     model = Llama.load(source, dtype=options.dtype, backend=where)

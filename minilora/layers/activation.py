@@ -6,7 +6,7 @@
     Tanh    f(x) = tanh(x)             f'(x) = 1 - tanh(x)^2                            (act.3), (act.4)
     SiLU    f(x) = x q                 f'(x) = q (1 + x (1 - q)),  q = 1/(1 + e^-x)     (act.5), (act.6)
 
-An activation has nothing to train. It keeps what its derivative is made of: a mask, its output, or its input.
+An activation has nothing to train. It keeps what its derivative is made of.
 """
 
 from __future__ import annotations
@@ -53,18 +53,16 @@ class SiLU(Layer):
     """x times the logistic function of x; also called swish."""
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
-        """Return y, and a cache with x."""
+        """Return y, and a cache with x and q."""
         check_array("x", x)
-        y = x * logistic(x)  # eq. (act.5)
-        return y, (self, y.shape, x)
+        q = logistic(x)
+        y = x * q  # eq. (act.5)
+        return y, (self, y.shape, x, q)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx; there are no gradients."""
-        (x,) = check_cache(self, dy, cache)
-        if not need_dx:
-            return None, {}
-        q = logistic(x)
-        dx = dy * (q * (1 + x * (1 - q)))  # eq. (act.6)
+        x, q = check_cache(self, dy, cache)
+        dx = dy * (q * (1 + x * (1 - q))) if need_dx else None  # eq. (act.6)
         return dx, {}
 
 

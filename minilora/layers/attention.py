@@ -66,7 +66,7 @@ class Attention(Layer):
         v = self.split(v, T)
         o, P = attend(q, k, v)
         y, y_cache = self.o_proj.forward(self.join(o))
-        y = y.reshape(*x.shape[:-1], -1)
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
         return y, (self, y.shape, x.shape, q_cache, k_cache, v_cache, y_cache, q_turn, k_turn, q, k, v, P)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
@@ -95,13 +95,14 @@ class Attention(Layer):
         if past is not None:
             k, v = (backend_of(x).xp.concatenate(pair, axis=-2) for pair in zip(past, (k, v), strict=True))
         o, _ = attend(q, k, v)
-        return self.o_proj(self.join(o)).reshape(*x.shape[:-1], -1), (k, v)
+        y = self.o_proj(self.join(o))
+        return y.reshape(*x.shape[:-1], y.shape[-1]), (k, v)
 
     def split(self, x: Array, T: int) -> Array:  # (B T, heads D) -> (B, K, heads / K, T, D)
         """Return each head's entries apart, the heads that share a key together. It copies nothing."""
         D = self.rotary.in_features
         K = self.k_proj.out_features // D
-        return x.reshape(len(x) // T, T, K, -1, D).transpose(0, 2, 3, 1, 4)
+        return x.reshape(len(x) // T, T, K, x.shape[1] // (K * D), D).transpose(0, 2, 3, 1, 4)
 
     def join(self, heads: Array) -> Array:  # (B, K, heads / K, T, D) -> (B T, heads D)
         """Return the heads' entries side by side."""

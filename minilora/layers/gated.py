@@ -36,27 +36,26 @@ class GatedMLP(Layer):
         check_gated(self)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
-        """Return y, and a cache with a and b. f(a) is computed again: it would be a third of what is kept here."""
+        """Return y, and a cache with a and b. f(a) is computed again, so that it need not be kept."""
         a, a_cache = self.gate_proj.forward(rows(x))
         b, b_cache = self.up_proj.forward(rows(x))
-        u, u_cache = self.act_fn.forward(a)
-        z = u * b  # eq. (gate.1)
+        z = self.act_fn(a) * b  # eq. (gate.1)
         y, y_cache = self.down_proj.forward(z)
-        y = y.reshape(*x.shape[:-1], -1)
-        return y, (self, y.shape, x.shape, a_cache, b_cache, u_cache, y_cache, a, b)
+        y = y.reshape(x.shape)
+        return y, (self, y.shape, x.shape, a_cache, b_cache, y_cache, a, b)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
-        shape, a_cache, b_cache, u_cache, y_cache, a, b = check_cache(self, dy, cache)
+        shape, a_cache, b_cache, y_cache, a, b = check_cache(self, dy, cache)
         below = need_dx or any(layer.trainable() for layer in (self.gate_proj, self.up_proj))
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
         if dz is None:  # nothing below asks
             return None, grads
+        u, u_cache = self.act_fn.forward(a)
         du = dz * b  # eq. (gate.2)
-        da, _ = self.act_fn.backward(du, u_cache)  # before u: less is alive at once
-        u = self.act_fn(a)
         db = dz * u  # eq. (gate.3)
+        da, _ = self.act_fn.backward(du, u_cache)
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
         dx = (dx_a + dx_b).reshape(shape) if dx_a is not None else None  # eq. (gate.4)

@@ -65,7 +65,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:  # (..., T, D) -> (..., T
     """Turn each pair, first half with second half, by the angle of these cosines and sines."""
     half = cos.shape[-1]
     x1, x2 = x[..., :half], x[..., half:]
-    y = backend_of(x).xp.empty(x.shape, x.dtype)
+    y = backend_of(x).xp.empty_like(x, order="C")
     y[..., :half] = x1 * cos - x2 * sin  # eq. (rope.2)
     y[..., half:] = x2 * cos + x1 * sin  # eq. (rope.3)
     return y

