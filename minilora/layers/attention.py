@@ -59,7 +59,7 @@ class Attention(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., T, d) -> (..., T, d)
         """Return y, and a cache with q, k, v and P."""
         check_rows(self, x)
-        h, T = rows(x), x.shape[-2]
+        h, T = rows(x), x.shape[-2]  # h (B T, d)
         (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, q_turn = self.rotary.forward(self.split(q, T))
         k, k_turn = self.rotary.forward(self.split(k, T))
@@ -82,8 +82,9 @@ class Attention(Layer):
         dx_q, q_grads = self.q_proj.backward(self.join(dq), q_cache, need_dx=need_dx)
         dx_k, k_grads = self.k_proj.backward(self.join(dk), k_cache, need_dx=need_dx)
         dx_v, v_grads = self.v_proj.backward(self.join(dv), v_cache, need_dx=need_dx)
-        dx = (dx_q + dx_k + dx_v).reshape(shape) if dx_q is not None else None  # eq. (att.9)
-        return dx, nest("q_proj", q_grads) | nest("k_proj", k_grads) | nest("v_proj", v_grads) | grads
+        grads |= nest("q_proj", q_grads) | nest("k_proj", k_grads) | nest("v_proj", v_grads)
+        dx = dx_q + dx_k + dx_v if dx_q is not None else None  # eq. (att.9)
+        return None if dx is None else dx.reshape(shape), grads
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""

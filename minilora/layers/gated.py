@@ -39,7 +39,8 @@ class GatedMLP(Layer):
         """Return y, and a cache with a and b. f(a) is computed again, so that it need not be kept."""
         a, a_cache = self.gate_proj.forward(rows(x))
         b, b_cache = self.up_proj.forward(rows(x))
-        z = self.act_fn(a) * b  # eq. (gate.1)
+        u = self.act_fn(a)
+        z = u * b  # eq. (gate.1)
         y, y_cache = self.down_proj.forward(z)
         y = y.reshape(x.shape)
         return y, (self, y.shape, x.shape, a_cache, b_cache, y_cache, a, b)
@@ -58,7 +59,8 @@ class GatedMLP(Layer):
         da, _ = self.act_fn.backward(du, u_cache)
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
-        dx = (dx_a + dx_b).reshape(shape) if dx_a is not None else None  # eq. (gate.4)
-        return dx, nest("gate_proj", a_grads) | nest("up_proj", b_grads) | grads
+        grads |= nest("gate_proj", a_grads) | nest("up_proj", b_grads)
+        dx = dx_a + dx_b if dx_a is not None else None  # eq. (gate.4)
+        return None if dx is None else dx.reshape(shape), grads
 
     shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
