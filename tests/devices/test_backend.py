@@ -181,6 +181,7 @@ def test_an_array_of_neither_library_has_no_backend(standin):
 SMALL = ["article", "--epochs", "1"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [SMALL, ["check"]])
 def test_the_environment_sets_the_command_lines_default(
     standin, small_article, small_check, monkeypatch, capsys, command

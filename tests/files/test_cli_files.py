@@ -83,6 +83,7 @@ sys.exit(main(["article", "--epochs", "40", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.long
 def test_article_killed_in_each_training_ends_with_the_same_bits(small_article, tmp_path):
     def start(*args):
         return subprocess.Popen([sys.executable, "-c", ARTICLE, *map(str, args)], stdout=subprocess.DEVNULL)

@@ -164,6 +164,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered, adap
 
 
 @posix
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "code", "err", "unbuffered"),
     [
