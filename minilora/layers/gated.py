@@ -43,11 +43,11 @@ class GatedMLP(Layer):
         z = u * b  # eq. (gate.1)
         y, y_cache = self.down_proj.forward(z)
         y = y.reshape(x.shape)
-        return y, (self, y.shape, x.shape, a_cache, b_cache, y_cache, a, b)
+        return y, (self, y.shape, a_cache, b_cache, y_cache, a, b)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
-        shape, a_cache, b_cache, y_cache, a, b = check_cache(self, dy, cache)
+        a_cache, b_cache, y_cache, a, b = check_cache(self, dy, cache)
         below = need_dx or any(layer.trainable() for layer in (self.gate_proj, self.up_proj))
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
@@ -61,6 +61,6 @@ class GatedMLP(Layer):
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
         grads |= nest("gate_proj", a_grads) | nest("up_proj", b_grads)
         dx = dx_a + dx_b if dx_a is not None else None  # eq. (gate.4)
-        return None if dx is None else dx.reshape(shape), grads
+        return None if dx is None else dx.reshape(dy.shape), grads
 
     shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
