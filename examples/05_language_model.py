@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from minilora import Linear, Llama, adapt, cross_entropy, evaluate, merge, train
-from minilora.fast import accumulate
+from minilora.fast import accumulate, keep_pages
 from minilora.files.tokenizer import load_tokenizer
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.models.generate import generate
@@ -116,6 +116,7 @@ if options.write:
     options.write.write_text(text, encoding="utf-8")
     raise SystemExit
 
+keep_pages()
 package, file, settings = MODELS[options.model]
 path = Path(str(distribution(package).locate_file(file)))
 settings = settings | ({"steps": options.steps} if options.steps else {})
