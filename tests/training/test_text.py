@@ -311,6 +311,12 @@ def test_the_memory_of_a_cache_is_counted(n):
     assert cache_bytes(cache) == 8 * n * (5 + 7 + 7 + 7)  # the inputs of the three layers, each once, and SiLU's q
 
 
+def test_an_array_over_memory_that_is_no_array_is_counted():
+    x = np.frombuffer(bytearray(8 * 10)).reshape(2, 5)
+    _, cache = Linear.init(5, 3, rng=np.random.default_rng(0), dtype="float64").forward(x)
+    assert cache_bytes(cache) == 8 * 10
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["v_proj"], r".*\.1\.mlp\.down_proj"])
 def test_the_counted_memory_is_what_python_allocates(targets):
     adapted = adapt(tiny_llama(), targets, rank=2, alpha=1, rng=np.random.default_rng(0))
