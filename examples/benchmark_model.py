@@ -2,13 +2,15 @@
 
 A step is the forward, the cross-entropy, and the backward to the adapters' factors; no optimizer. Both sides have the
 same float32 weights, the same adapters and the same ids, take turns in one process as `benchmark.py` explains, and are
-found to compute the same loss and gradients before they are timed. The process keeps its memory, as `minilora finetune`
-does with `keep_pages`; torch's step is faster so as well. The floor is the step's products of matrices and nothing
-else, on the step's own operands. Memory is what three steps add to a process that holds one side alone.
+found to compute the same loss and gradients before they are timed. Each setting has a process of its own, so that none
+finds the memory that another has left. It keeps its own, as `minilora finetune` does with `keep_pages`; torch's step is
+faster so as well. The floor is the step's products of matrices and nothing else, on the step's own operands. Memory is
+what three steps add to a process that holds one side alone.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -206,22 +208,28 @@ def measure_step(task, count, warm_up=1, least=1):
     return benchmark.laps(sides, count, warm_up, least)
 
 
-def print_memory(number, side):
-    """Print what three steps of one side add to the memory of a process that holds its model, in bytes."""
-    keep_pages()
-    setting = SETTINGS[int(number)]
-    task = Task(load(setting.model), setting)
+def measure_memory(task, side):
+    """Return what three steps of one side add to the memory of this process, in megabytes."""
     step = partial(our_step, task) if side == OURS else partial(peer_step, task, with_peft(task))
     before = benchmark.peak_bytes(forget=True)
     for _ in range(3):
         step()
-    print(benchmark.peak_bytes() - before)
+    return (benchmark.peak_bytes() - before) / 1e6
 
 
-def memory(number, side):
-    """Measure that in a process of its own; return megabytes."""
-    command = [sys.executable, __file__, str(number), side]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]) / 1e6
+def alone(number, what):
+    """Return one setting's times of so many laps, or the memory of one side, measured in a process of its own."""
+    command = [sys.executable, __file__, str(number), str(what)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_alone(number, what):
+    """Print that, in the process."""
+    keep_pages()
+    setting = SETTINGS[int(number)]
+    task = Task(load(setting.model), setting)
+    print(json.dumps(measure_step(task, int(what)) if what.isdigit() else measure_memory(task, what)))
 
 
 def our_text(model, prompt):
@@ -257,11 +265,10 @@ def row(what, times):
 
 def measure(count):
     """Measure all; return it as JSON has it."""
-    keep_pages()
     steps, bars = [], []
     for number, setting in enumerate(SETTINGS):
-        found = row(str(setting), measure_step(Task(load(setting.model), setting), count))
-        found["memory_mb"] = {side: memory(number, side) for side in (OURS, PEER)}
+        found = row(str(setting), alone(number, count))
+        found["memory_mb"] = {side: alone(number, side) for side in (OURS, PEER)}
         steps.append(found)
         bars.append({"what": f"{setting}: of torch + PEFT", "ratio": found["of peer"], "bound": setting.of_peer})
         if setting.of_floor:
@@ -290,4 +297,4 @@ def step_line(found):
 
 
 if __name__ == "__main__":
-    print_memory(*sys.argv[1:])
+    print_alone(*sys.argv[1:])

@@ -82,7 +82,7 @@ def test_both_sides_write_the_same_text(monkeypatch):
 def test_memory_is_measured_for_each_side():
     if benchmark_model.missing():
         pytest.skip(benchmark_model.missing())
-    assert 0 < benchmark_model.memory(0, OURS) < benchmark_model.memory(0, PEER)
+    assert 0 < benchmark_model.alone(0, OURS) < benchmark_model.alone(0, PEER)
 
 
 def test_missing_packages_are_named_in_one_line(monkeypatch):
