@@ -3,9 +3,9 @@
 A step is the forward, the cross-entropy, and the backward to the adapters' factors; no optimizer. Both sides have the
 same float32 weights, the same adapters and the same ids, take turns in one process as `benchmark.py` explains, and are
 found to compute the same loss and gradients before they are timed. Each setting has a process of its own, so that none
-finds the memory that another has left. It keeps its own, as `minilora finetune` does with `keep_pages`; torch's step is
-faster so as well. The floor is the step's products of matrices and nothing else, on the step's own operands. Memory is
-what three steps add to a process that holds one side alone.
+finds the memory that another has left. The process calls `keep_pages`, as `minilora finetune` does; that makes torch's
+step faster as well. The floor is the step's products of matrices and nothing else, on the step's own operands. Memory
+is what three steps add to a process that holds one side alone.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def alone(number, what):
 
 
 def print_alone(number, what):
-    """Print that, in the process."""
+    """Print what `alone` asks for: it runs this file again, with these arguments."""
     keep_pages()
     setting = SETTINGS[int(number)]
     task = Task(load(setting.model), setting)
