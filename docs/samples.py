@@ -169,7 +169,7 @@ def pissa(randn: Any, rng: np.random.Generator, r: int) -> Names:
     W, b, A, B, s = randn((OUT, IN)), randn(OUT), randn((r, IN)), randn((OUT, r)), ALPHA / r
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
     names = {"W": W, "b": b, "A": A, "B": B, "s": s, "U": U, "S": S, "Vt": Vt, "r": r, "root": np.sqrt(S[:r] / s)}
-    names |= {"A0": randn((r, IN)), "B0": randn((OUT, r)), "alpha": ALPHA, "join": np.concatenate}
+    names |= {"A0": randn((r, IN)), "B0": randn((OUT, r)), "alpha": ALPHA, "join": np.concatenate, "times": 2}
     return names | {"linear": Linear(W, b), "adapter": LoRA(A, B, ALPHA), "Linear": Linear}
 
 
@@ -191,7 +191,7 @@ def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 def scaling(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (rs.1) and (lp.1)."""
-    return {"alpha": ALPHA, "rank": 3, "lr": 0.02, "ratio": 16.0}
+    return {"alpha": ALPHA, "rank": 3, "use_rslora": True, "lr": 0.02, "ratio": 16.0}
 
 
 def norm(randn: Any, rng: np.random.Generator, r: int) -> Names:

@@ -6,33 +6,32 @@
     same = attach(model, load_adapter("folder"))                                adapters that exist already
     plain = merge(adapted)                                                      the adapters folded into the weights
 
-None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters.
+None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters. An adapted layer
+is one that has an ``adapter`` and can ``merge()``: this module's own, or yours, placed by `put_beside`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_rng, check_target_modules
+from .checks import check_choice, check_flag, check_instance, check_rng
 from .layer import Layer, freeze, rebuild, walk
 from .layers.convolution import Conv1d, Conv2d
 from .layers.embedding import Embedding
 from .linear import Linear
-from .lora import LoRA, LoRALinear
+from .lora import LoRA
 from .variants.adapter import NORMS, Adapter
-from .variants.dora import DoRA, with_magnitude
 from .variants.pissa import over_original, pissa
-from .variants.rewritten import Rewritten, beside
-from .variants.scaling import rslora_alpha
+from .variants.rewritten import Rewritten
+from .variants.variant import DORA, LORA, variant_of
 
 ALL_LINEAR = "all-linear"
 KINDS: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
-ADAPTED = (LoRALinear, DoRA, Rewritten)
 STARTS = ("lora", "pissa")
 
 
@@ -55,8 +54,7 @@ def adapt(
     rng : numpy.random.Generator
         Draws the adapters' starts, in the order of the model's layers.
     use_rslora : bool
-        Whether the scaling is alpha / sqrt(r). The adapters' own `alpha` is then alpha sqrt(r), see
-        `minilora.variants.scaling`.
+        Whether the scaling is alpha / sqrt(r), see `minilora.variants.scaling`.
     use_dora : bool
         Whether each output has a magnitude that trains, see `minilora.variants.dora`.
     dora_norm : {"constant", "full"}
@@ -81,8 +79,43 @@ def adapt(
     check_rng(rng)
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
-    check_target_modules(target_modules)
     use_rslora, use_dora = check_flag("use_rslora", use_rslora), check_flag("use_dora", use_dora)
+    variant = DORA if use_dora else LORA
+
+    def beside(path: str, layer: Any) -> Layer:
+        base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
+        adapter.dora_norm = dora_norm if use_dora else adapter.dora_norm
+        if variant.start is not None:
+            setattr(adapter, variant.array, variant.start(_matrix(base), adapter))
+        return _beside(base, adapter)
+
+    return put_beside(model, target_modules, beside)
+
+
+def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
+    """Return the model frozen, with a layer of your making in the place of each that `target_modules` names.
+
+    Parameters
+    ----------
+    model, target_modules
+        As in `adapt`.
+    beside : callable
+        ``beside(path, layer) -> adapted layer``, called with a frozen copy of each named layer, in the model's order.
+        What it returns has the adapter as its attribute ``adapter``, and a method ``merge()`` that returns one layer
+        without it.
+
+    Returns
+    -------
+    Layer
+        A model of the same class.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `target_modules` is not as in `adapt`, or `beside` returns anything else.
+    """
+    check_instance("model", model, Layer)
+    check_target_modules(target_modules)
     free = _free(model)
     targets = [path for path, layer in free.items() if _named(path, layer, target_modules)]
     if not targets:
@@ -91,16 +124,16 @@ def adapt(
             f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
         )
 
-    def start(path: str, layer: Any) -> Layer:
+    def put(path: str, layer: Any) -> Any:
         if path not in targets:
-            return layer  # type: ignore[no-any-return]
-        base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
-        if use_dora:
-            adapter.dora_norm = dora_norm
-            with_magnitude(_matrix(base), adapter)
-        return _beside(base, adapter)
+            return layer
+        adapted = beside(path, layer)
+        if not (isinstance(adapted, Layer) and is_adapted(adapted) and hasattr(adapted, "adapter")):
+            got = type(adapted).__name__
+            raise TypeError(f"beside({path!r}, ...) returned a {got}, expected a Layer with an adapter and merge()")
+        return adapted
 
-    return rebuild(freeze(model), layer=start)
+    return rebuild(freeze(model), layer=put)
 
 
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
@@ -155,50 +188,56 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
 def merge(model: Layer) -> Any:
     """Return the model with its adapters folded into the weights: as fast as before adapting.
 
-    The output is the same up to rounding. Every array is new, and every layer trains again.
+    Each adapted layer's own ``merge()`` says what it becomes. The output is the same up to rounding. Every array is
+    new, and every layer trains again.
     """
     check_instance("model", model, Layer)
 
-    def fold(path: str, layer: Layer) -> Layer:
+    def fold(path: str, layer: Any) -> Any:
         vars(layer).pop("frozen", None)
-        return layer.merge() if isinstance(layer, ADAPTED) else layer
+        return layer.merge() if is_adapted(layer) else layer
 
     return rebuild(model, array=lambda a: a.copy(), layer=fold)
 
 
-def adapters(model: Layer) -> dict[str, Adapter]:
+def adapters(model: Layer) -> dict[str, Any]:
     """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes.
 
-    Each has ``delta()``, the change of the module's matrix (out, in) before DoRA's norm, and knows its `kind` of layer,
-    its `kernel`, its `magnitude` and, after PiSSA, how it started. The arrays are the model's own.
+    Each is an `Adapter`: it has ``delta()``, the change of the module's matrix (out, in) before DoRA's norm, and knows
+    its `kind` of layer, its `kernel`, its `magnitude` and, after PiSSA, how it started. The arrays are the model's own.
+    Of an adapted layer from elsewhere it is that layer's ``adapter``, whatever its class. A layer that can ``merge()``
+    and has no ``adapter`` is a TypeError.
     """
     check_instance("model", model, Layer)
-    return {path: _described(layer) for path, layer in walk(model) if isinstance(layer, ADAPTED)}
+    return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
+
+
+def is_adapted(layer: Any) -> bool:
+    """Return whether a layer has an adapter beside it: whether it can merge."""
+    return callable(getattr(layer, "merge", None))
 
 
 def _start(
     layer: Any, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool, init: str
 ) -> tuple[Any, Adapter]:
     """Return a base and a new adapter for it: as PEFT starts, or from the base's singular vectors."""
-    known: dict[str, Any] = {"kind": _kind(layer), "kernel": tuple(getattr(layer, "kernel", ()))}
-    known["use_rslora"] = use_rslora
     matrix = _matrix(layer)
     where: dict[str, Any] = {"dtype": matrix.weight.dtype, "backend": backend_of(matrix.weight)}
     new = LoRA.init(matrix.in_features, matrix.out_features, rank=rank, alpha=alpha, rng=rng, **where)
-    A, B, alpha = new.lora_A, new.lora_B, rslora_alpha(new.alpha, new.rank) if use_rslora else new.alpha
+    A, B, start = new.lora_A, new.lora_B, None
     if init == "pissa":
-        rest, first = pissa(matrix, rank=new.rank, alpha=alpha)
-        base = rest if isinstance(layer, Linear) else layer.from_linear(rest)
-        first.frozen = base.frozen = True
-        return base, Adapter(first.lora_A.copy(), first.lora_B.copy(), alpha, start=first, **known)
-    if isinstance(layer, Embedding):  # A = 0 and B normal, the other way round
+        rest, start = pissa(matrix, rank=new.rank, alpha=new.alpha, use_rslora=use_rslora)
+        layer = rest if isinstance(layer, Linear) else layer.from_linear(rest)
+        layer.frozen = start.frozen = True
+        A, B = start.lora_A.copy(), start.lora_B.copy()
+    elif isinstance(layer, Embedding):  # A = 0 and B normal, the other way round
         A, B = where["backend"].zeros(A.shape, A.dtype), where["backend"].asarray(rng.standard_normal(B.shape), B.dtype)
-    return layer, Adapter(A, B, alpha, **known)
+    return layer, Adapter(A, B, new.alpha, **_place(layer), use_rslora=use_rslora, start=start)
 
 
 def _beside(base: Any, adapter: LoRA) -> Layer:
     """Return a layer with its adapter, in the class that this takes."""
-    return beside(base, adapter) if isinstance(base, Linear) else Rewritten(base, adapter)
+    return variant_of(adapter).beside(base, adapter) if isinstance(base, Linear) else Rewritten(base, adapter)
 
 
 def _matrix(layer: Any) -> Linear:
@@ -211,20 +250,33 @@ def _kind(layer: Layer) -> str | None:
     return next((kind for cls, kind in KINDS.items() if isinstance(layer, cls)), None)
 
 
-def _described(layer: Any) -> Adapter:
-    """Return a layer's adapter, which knows where it stands."""
+def _place(base: Layer) -> dict[str, Any]:
+    """Return what an `Adapter` knows of the layer that it stands beside."""
+    return {"kind": str(_kind(base)), "kernel": tuple(getattr(base, "kernel", ()))}
+
+
+def _described(path: str, layer: Any) -> Any:
+    """Return a layer's adapter; of a plain `LoRA` one that knows where it stands."""
+    if not hasattr(layer, "adapter"):
+        raise TypeError(f"the layer {path!r}, a {type(layer).__name__}, can merge and has no attribute adapter")
     adapter = layer.adapter
-    if isinstance(adapter, Adapter):
+    if type(adapter) is not LoRA:
         return adapter
-    kernel = tuple(getattr(layer.base, "kernel", ()))
-    return Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, kind=str(_kind(layer.base)), kernel=kernel)
+    return Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **_place(layer.base))
 
 
 def _free(model: Layer) -> dict[str, Layer]:
     """Return the layers that can take an adapter and have none yet, by path."""
-    taken = [path for path, layer in walk(model) if isinstance(layer, ADAPTED)]
-    bases = {f"{path}.base".removeprefix(".") for path in taken}
-    return {path: layer for path, layer in walk(model) if _kind(layer) and path not in bases}
+    free: dict[str, Layer] = {}
+    taken: list[str] = []  # the paths of adapted layers, each with all that is in it
+    for path, layer in walk(model):
+        if any(path == other or path.startswith(f"{other}.".removeprefix(".")) for other in taken):
+            continue
+        if is_adapted(layer):
+            taken.append(path)
+        elif _kind(layer):
+            free[path] = layer
+    return free
 
 
 def _listed(paths: Collection[str], most: int = 8) -> str:
@@ -240,3 +292,14 @@ def _named(path: str, layer: Layer, target_modules: str | Sequence[str]) -> bool
     if isinstance(target_modules, str):
         return re.fullmatch(target_modules, path) is not None
     return any(path == target or path.endswith(f".{target}") for target in target_modules)
+
+
+def check_target_modules(target_modules: Any) -> None:
+    """Refuse what is not a list of module paths or their ends, or one regular expression."""
+    if isinstance(target_modules, str):
+        try:
+            re.compile(target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules={target_modules!r} is not a regular expression: {error}") from None
+    elif not isinstance(target_modules, Collection) or not all(isinstance(name, str) for name in target_modules):
+        raise TypeError(f"target_modules must be a list of names or a regular expression, got {target_modules!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import operator
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from itertools import combinations
@@ -478,62 +477,12 @@ def check_image(layer: Any, x: Array) -> None:
         raise ValueError(f"x has shape {shape}: with padding {layer.padding} it is smaller than the kernel {layer!r}")
 
 
-def check_target_modules(target_modules: Any) -> None:
-    """Refuse what is not a list of module paths or their ends, or one regular expression."""
-    if isinstance(target_modules, str):
-        try:
-            re.compile(target_modules)
-        except re.error as error:
-            raise ValueError(f"target_modules={target_modules!r} is not a regular expression: {error}") from None
-    elif not isinstance(target_modules, Collection) or not all(isinstance(name, str) for name in target_modules):
-        raise TypeError(f"target_modules must be a list of names or a regular expression, got {target_modules!r}")
-
-
-def check_rewriting(base: Any) -> None:
-    """Refuse what is no layer that rewrites its input to rows."""
-    if not hasattr(base, "rewrite"):
-        raise TypeError(f"base must be an Embedding, a Conv1d or a Conv2d, got {type(base).__name__}")
-
-
-def check_adapter(adapter: Any, kinds: Collection[str], norms: Collection[str]) -> None:
-    """Refuse an adapter of an unknown kind, or one whose magnitude or start does not fit its factors."""
-    check_choice("kind", adapter.kind, kinds)
-    check_choice("dora_norm", adapter.dora_norm, norms)
-    if adapter.magnitude is not None:
-        check_array("magnitude", adapter.magnitude, like=adapter.lora_A, like_name="lora_A")
-        check_shape("magnitude", adapter.magnitude, (adapter.lora_B.shape[0],))
-    if adapter.start is not None:
-        check_shape("start.lora_A", adapter.start.lora_A, adapter.lora_A.shape)
-        check_shape("start.lora_B", adapter.start.lora_B, adapter.lora_B.shape)
-
-
-def check_magnitude(adapter: Any) -> None:
-    """Refuse an adapter without a magnitude where DoRA needs one."""
-    if adapter.magnitude is None:
-        raise ValueError("adapter has no magnitude: DoRA needs one, an array of shape (out,)")
-
-
 def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
     """Return a rank as an int, or refuse one above the smallest of the sizes."""
     number = check_integer("rank", rank, at_least=1)
     if number > min(sizes):
         raise ValueError(f"rank must be at most {min(sizes)}, got {rank}")
     return number
-
-
-def check_summands(adapters: Any, weights: Any) -> list[float]:
-    """Return weights as floats, or refuse adapters that cannot be added up."""
-    if not adapters or len(adapters) != len(weights):
-        raise ValueError(f"expected one weight for each adapter, got {len(adapters)} adapters, {len(weights)} weights")
-    first = adapters[0]
-    for i, adapter in enumerate(adapters):
-        check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
-        if adapter.shape != first.shape:
-            raise ValueError(f"adapters[{i}] has shape {adapter.shape}, expected {first.shape} as adapters[0]")
-        for name in ("magnitude", "start"):
-            if getattr(adapter, name, None) is not None:
-                raise ValueError(f"adapters[{i}] has a {name}: its change of the original base is not s B A")
-    return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
 
 
 def check_rates(lr: Any, names: Collection[str]) -> Any:

@@ -8,7 +8,7 @@ from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, best_of_
 from minilora.conformance.claims import ADAM_CLAIMS, MSE_CLAIMS
 from minilora.fast import residual_form
 from minilora.variants.rewritten import Rewritten
-from minilora.variants.scaling import rslora_alpha
+from minilora.variants.scaling import scaling
 
 from .support import language_mutants, mutants
 from .support.cases import KINDS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
@@ -88,7 +88,7 @@ def test_the_other_layers_without_a_bug_pass(problem):
     for cls in (Rewritten, mutants.MERGES_RIGHT):
         mutants.merged_gives_the_same_output(adapted_case(KINDS["conv2d"], rewritten=cls), problem)
     mutants.a_start_has_the_fan_of_the_input(mutants.start_of_library, problem)
-    mutants.rslora_divides_by_the_root(rslora_alpha, problem)
+    mutants.rslora_divides_by_the_root(scaling, problem)
     for right in (weighted_sum, mutants.RIGHT_SUM):
         mutants.sums_are_exact(right, problem)
     mutants.the_best_rank_leaves_the_discarded_values(best_of_rank, problem)

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     lines = [("tensor", "file", "dtype", "shape", "layout", "rank", "scaling")]
     for c in changes:
         shape = " x ".join(map(str, c.shape))
-        layout = c.layout + " DoRA" * c.form.dora if c.form.kind == "linear" else str(c.form)
+        layout = str(c.form).replace("linear", c.layout)
         lines.append((c.name, printable(c.file), c.dtype, shape, layout, f"{c.rank}", f"{c.scaling:.4g}"))
     print(align(lines, left={0, 1, 2, 4}))
     tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"

@@ -10,8 +10,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ..variants.variant import DORA
 from .errors import AdapterFileError, short
-from .kinds import Form, check_arrays, check_dora, forms_of, with_base
+from .kinds import Form, check_arrays, check_variant, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import TensorFile, member
 from .writing import locked, places
@@ -25,30 +26,14 @@ NORM_KEY = "minilora_dora_norm_full"
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter on the disk, checked, its factors not yet read.
+    """An adapter on the disk, checked, its factors not yet read. What it says of a module stands under its path."""
 
-    Attributes
-    ----------
-    config : PeftConfig
-        What its adapter_config.json says.
-    file : TensorFile
-        Its adapter_model.safetensors.
-    layers : dict of str to LayerConfig
-        Rank, alpha and scaling, by module path.
-    forms : dict of str to Form
-        The kind of layer and how its arrays lie in the file, by module path.
-    full_norms : frozenset of str
-        The modules whose DoRA trains by its full gradient.
-    with_base : frozenset of str
-        The modules of which the file holds the base's own weight too.
-    """
-
-    config: PeftConfig
-    file: TensorFile
-    layers: dict[str, LayerConfig]
-    forms: dict[str, Form]
-    full_norms: frozenset[str]
-    with_base: frozenset[str]
+    config: PeftConfig  # adapter_config.json
+    file: TensorFile  # adapter_model.safetensors
+    layers: dict[str, LayerConfig]  # rank, alpha and scaling
+    forms: dict[str, Form]  # the kind of layer, and how its arrays lie in the file
+    full_norms: frozenset[str]  # the modules whose DoRA trains by its full gradient
+    with_base: frozenset[str]  # the modules of which the file holds the base's own weight too
 
     @classmethod
     def open(cls, path: str | Path) -> AdapterFolder:
@@ -66,7 +51,7 @@ class AdapterFolder:
             file = TensorFile(weights_path)
         _check_of_one_save(config, file)
         forms = forms_of(file)
-        check_dora(config.path, config.use_dora, forms)
+        check_variant(config.path, config.variant, forms)
         layers = config.layers(list(forms))
         for module, layer in layers.items():
             check_arrays(file, module, forms[module], layer.rank)
@@ -77,8 +62,8 @@ class AdapterFolder:
         A, B, *_ = (self.file.tensors[key].shape for key in self.forms[module].keys(module))
         return B[0], math.prod(A[1:])
 
-    def read(self, module: str, file: BinaryIO) -> list[np.ndarray]:  # -> (r, in), (out, r) and, of DoRA, (out,)
-        """Return a module's matrices, and its magnitude, from the opened file; refuse NaN and infinity."""
+    def read(self, module: str, file: BinaryIO) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
+        """Return a module's matrices, and a variant's further array, from the opened file; refuse NaN and infinity."""
         form, arrays = self.forms[module], []
         for key in form.keys(module):
             arrays.append(self.file.read(key, file))
@@ -91,7 +76,8 @@ def _full_norms(file: TensorFile, forms: dict[str, Form]) -> frozenset[str]:
     """Return the modules that the file's metadata names for DoRA's full gradient; refuse others than DoRA's."""
     noted = file.metadata.get(NORM_KEY)
     modules = frozenset(noted.split("\n") if noted is not None else ())
-    stranger = next((module for module in sorted(modules) if module not in forms or not forms[module].dora), None)
+    of_dora = {module for module, form in forms.items() if form.variant is DORA}
+    stranger = min(modules - of_dora, default=None)
     if stranger is not None:
         raise AdapterFileError(file.path, f"{NORM_KEY} names {short(stranger)}, which is no module with DoRA")
     return modules

@@ -1,4 +1,4 @@
-r"""Adapters as files, in PEFT's layout, without torch.
+"""Adapters as files, in PEFT's layout, without torch.
 
 An adapter is a folder of two files. ``adapter_config.json`` says how to scale it, ``adapter_model.safetensors`` holds
 its factors, two tensors for each adapted module, under the module's path in the model. For a linear layer:
@@ -14,13 +14,11 @@ in the file                                    shape          here
 
 For embeddings, convolutions and DoRA, `minilora.files.kinds` has the names and shapes.
 
-A rank-stabilised adapter (``use_rslora``) is scaled by :math:`\alpha/\sqrt r`. It becomes one with
-:math:`\alpha' = \alpha \sqrt r`, since :math:`\alpha'/r` is that scaling, and it remembers that it was one.
+Alpha, rank and ``use_rslora`` are those of the file, so that every scaling comes back as it was. PEFT's configuration
+has one ``use_rslora``, and one flag such as ``use_dora``, for all modules:
 
-PEFT's configuration has one ``use_rslora`` and one ``use_dora`` for all modules:
-
-- Where only some of the adapters are rank-stabilised, the file says ``use_rslora: false``, and ``alpha_pattern`` has
-  each :math:`\alpha'`. The scalings are exact; which adapters were rank-stabilised is forgotten.
+- Where only some of the adapters are rank-stabilised, the file says ``use_rslora: false``. ``alpha_pattern`` then has
+  alpha sqrt(r) for those, which gives the same scaling up to rounding; which they were is forgotten.
 - DoRA beside adapters without magnitudes is refused.
 
 An adapter that started by PiSSA is written as the difference to its start, of rank 2r over the original base
@@ -43,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import ADAPTED, adapters
+from ..adaptation import adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
 from ..lora import LoRA, LoRALinear
@@ -51,7 +49,7 @@ from ..variants.adapter import Adapter
 from ..variants.dora import DoRA
 from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
-from ..variants.scaling import rslora_alpha
+from ..variants.variant import VARIANTS, variant_of
 from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
 from .errors import AdapterFileError, short
 from .kinds import CONVOLUTIONS, Form, is_module_path
@@ -62,6 +60,8 @@ from .writing import locked, replaceable, written_together
 __all__ = ["AdapterFileError", "load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
+SAVED = (LoRA, Adapter, LoRALinear, DoRA, Rewritten)
+"""The classes that PEFT's layout can hold: each itself, since a subclass may compute something else."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -112,16 +112,16 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
             for module, layer in folder.layers.items():
                 form = folder.forms[module]
                 arrays = (_rounded(array, dtype, folder, module) for array in folder.read(module, file))
-                A, B, *magnitude = (backend.asarray(array) for array in arrays)
+                A, B, *more = (backend.asarray(array) for array in arrays)
                 found[module] = Adapter(
                     A,
                     B,
-                    layer.plain_alpha,
+                    layer.alpha,
                     kind=form.kind,
                     kernel=form.kernel,
                     use_rslora=layer.use_rslora,
-                    magnitude=magnitude[0] if magnitude else None,
                     dora_norm="full" if module in folder.full_norms else "constant",
+                    **({form.variant.array: more[0]} if more else {}),
                 )
     return found
 
@@ -177,15 +177,20 @@ def save_adapter(
     found: dict[str, Adapter] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
-        if not isinstance(layer, (LoRA, *ADAPTED)):
-            raise TypeError(f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(layer).__name__}")
+        if type(layer) not in SAVED:
+            raise TypeError(
+                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(layer).__name__}, for which PEFT's "
+                "layout of LoRA has no place"
+            )
         if not isinstance(module, str) or not is_module_path(module):
             raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
         found[module] = adapter = _described(layer)
-        for alpha in (adapter.alpha, adapter.lora_alpha):
-            check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
         tensors |= _tensors(module, adapter)
     _check_alike(found)
+    use_rslora = all(adapter.use_rslora for adapter in found.values())
+    for module, adapter in found.items():
+        alpha = _lora_alpha(adapter, use_rslora)
+        check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     config = config_text(_config(found, fan_in_fan_out, base_model))
@@ -211,22 +216,21 @@ def save_adapter(
 
 def _described(layer: LoRA | LoRALinear | DoRA | Rewritten) -> Adapter:
     """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
-    if isinstance(layer, ADAPTED):
-        (layer,) = adapters(layer).values()
-    adapter = layer if isinstance(layer, Adapter) else Adapter(layer.lora_A, layer.lora_B, layer.alpha)
-    return over_original(adapter)
+    adapter: Any = layer if isinstance(layer, LoRA) else adapters(layer)[""]
+    return over_original(Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha) if type(adapter) is LoRA else adapter)
 
 
 def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
     """Return an adapter's arrays with the names and shapes that PEFT gives them."""
-    form = Form(adapter.kind, tuple(adapter.kernel), adapter.magnitude is not None)
+    variant = variant_of(adapter)
+    form = Form(adapter.kind, tuple(adapter.kernel), variant)
     (out, width), axes = adapter.shape, 1 + CONVOLUTIONS.index(form.kind) if form.kind in CONVOLUTIONS else 0
     if len(form.kernel) != axes or width % math.prod(form.kernel):
         raise ValueError(
             f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which do not fit its kind, "
             f"{form.kind!r}"
         )
-    arrays = [adapter.lora_A, adapter.lora_B, *([] if adapter.magnitude is None else [adapter.magnitude])]
+    arrays = [adapter.lora_A, adapter.lora_B, *([getattr(adapter, variant.array)] if variant.array else [])]
     found = {}
     for key, array, shape in zip(form.keys(module), arrays, form.shapes(adapter.rank, out, width), strict=True):
         if dtype_name(array) not in SAVED_DTYPES:
@@ -238,14 +242,15 @@ def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 def _check_alike(found: Mapping[str, Adapter]) -> None:
-    """Refuse adapters of which some have a magnitude: PEFT's configuration has one use_dora for all."""
-    with_one = [module for module, adapter in found.items() if adapter.magnitude is not None]
-    without = [module for module, adapter in found.items() if adapter.magnitude is None]
-    if with_one and without:
-        raise ValueError(
-            f"layers[{short(with_one[0])}] has DoRA's magnitude and layers[{short(without[0])}] has none: PEFT's "
-            "configuration has one use_dora for all modules. Save them to two folders"
-        )
+    """Refuse adapters of two variants: PEFT's configuration has one flag for all of them."""
+    for variant in VARIANTS:
+        having = [module for module, adapter in found.items() if variant_of(adapter) is variant]
+        others = [module for module in found if module not in having]
+        if variant.flag and having and others:
+            raise ValueError(
+                f"layers[{short(having[0])}] has {variant.name}'s {variant.array} and layers[{short(others[0])}] has "
+                f"none: PEFT's configuration has one {variant.flag} for all modules. Save them to two folders"
+            )
 
 
 def check_adapter_target(path: Path) -> None:
@@ -263,6 +268,8 @@ def _config(found: Mapping[str, Adapter], fan_in_fan_out: bool, base_model: str 
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
     ranks = {module: adapter.rank for module, adapter in found.items()}
     use_rslora = all(adapter.use_rslora for adapter in found.values())
+    flags = {variant.flag: False for variant in VARIANTS if variant.flag}
+    flags |= {variant.flag: True for variant in map(variant_of, found.values()) if variant.flag}
     alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in found.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
@@ -275,7 +282,7 @@ def _config(found: Mapping[str, Adapter], fan_in_fan_out: bool, base_model: str 
         "rank_pattern": _pattern(ranks, r),
         "alpha_pattern": _pattern(alphas, lora_alpha),
         "use_rslora": use_rslora,
-        "use_dora": any(adapter.magnitude is not None for adapter in found.values()),
+        **flags,
         "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
         "lora_dropout": 0.0,
@@ -285,12 +292,9 @@ def _config(found: Mapping[str, Adapter], fan_in_fan_out: bool, base_model: str 
 
 
 def _lora_alpha(adapter: Adapter, use_rslora: bool) -> float:
-    """Return the alpha that the file has: under rsLoRA a whole number, where that is read back as the adapter's own."""
-    alpha = adapter.lora_alpha if use_rslora else adapter.alpha
-    whole = round(alpha)
-    if use_rslora and rslora_alpha(whole, adapter.rank) == adapter.alpha:
-        return whole
-    return whole if whole == alpha else alpha  # PEFT writes whole alphas as integers
+    """Return the alpha that the file has: the adapter's own or, where only the adapter has the root, one as large."""
+    alpha = adapter.alpha if adapter.use_rslora == use_rslora else adapter.scaling * adapter.rank
+    return int(alpha) if alpha.is_integer() else alpha  # PEFT writes whole alphas as integers
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Here every adapter is two matrices, lora_A (r, in) and lora_B (out, r). In a fil
 ``base_model.model.<path>.``:
 
 ==========  ==================================  ==================================  =================================
-kind        A                                   B                                   DoRA's ``lora_magnitude_vector``
+kind        A                                   B                                   a variant's, `Variant.key`
 ==========  ==================================  ==================================  =================================
 linear      ``lora_A.weight`` (r, in)           ``lora_B.weight`` (out, r)          (out,)
 embedding   ``lora_embedding_A`` (r, V)         ``lora_embedding_B`` (dim, r)       (dim,)
@@ -25,64 +25,53 @@ from pathlib import Path
 
 import numpy as np
 
+from ..variants.variant import LORA, VARIANTS, Variant
 from .errors import AdapterFileError, short
 from .tensorfile import FLOATS, TensorFile, TensorSpec
 
 PREFIX = "base_model.model."
-MAGNITUDE = "lora_magnitude_vector"
 BASE = "base_layer.weight"
 """The base's own weight. PEFT saves it too where an input or output embedding is adapted (`save_embedding_layers`)."""
 FACTORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
-KEY = re.compile(
-    re.escape(PREFIX)
-    + rf"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB]|{MAGNITUDE}|base_layer\.weight)",
-    re.DOTALL,
-)
+OF_VARIANTS = {variant.key: variant for variant in VARIANTS if variant.key}
+"""The further array that a variant has, such as DoRA's ``lora_magnitude_vector``."""
+_PARTS = "|".join(map(re.escape, (*FACTORS, *EMBEDDING_FACTORS, *OF_VARIANTS, BASE)))
+KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>{_PARTS})", re.DOTALL)
 CONVOLUTIONS = ("conv1d", "conv2d")
 
 
 @dataclass(frozen=True)
 class Form:
-    """How one module's adapter lies in a file.
+    """How one module's adapter lies in a file."""
 
-    Attributes
-    ----------
-    kind : str
-        ``"linear"``, ``"embedding"``, ``"conv1d"`` or ``"conv2d"``.
-    kernel : tuple of int
-        The kernel's size along each axis, of a convolution.
-    dora : bool
-        Whether there is a magnitude.
-    """
-
-    kind: str = "linear"
-    kernel: tuple[int, ...] = ()
-    dora: bool = False
+    kind: str = "linear"  # or "embedding", "conv1d", "conv2d"
+    kernel: tuple[int, ...] = ()  # its size along each axis, of a convolution
+    variant: Variant = LORA
 
     def keys(self, module: str) -> tuple[str, ...]:
-        """Return the names of a module's arrays: A, B and, of DoRA, the magnitude."""
+        """Return the names of a module's arrays: A, B and, where the variant has one, its further array."""
         parts = EMBEDDING_FACTORS if self.kind == "embedding" else FACTORS
-        return tuple(f"{PREFIX}{module}.{part}" for part in (*parts, *([MAGNITUDE] if self.dora else [])))
+        return tuple(f"{PREFIX}{module}.{part}" for part in (*parts, *filter(None, [self.variant.key])))
 
     def shapes(self, rank: int, out: int, width: int) -> tuple[tuple[int, ...], ...]:
         """Return the shapes in the file of arrays for a matrix (out, width)."""
         ones = (1,) * len(self.kernel)
         A, B = (rank, width // math.prod(self.kernel), *self.kernel), (out, rank, *ones)
-        return A, B, *([(1, out, *ones) if self.kernel else (out,)] if self.dora else [])
+        return A, B, *([(1, out, *ones) if self.kernel else (out,)] if self.variant.key else [])
 
     def weight_shape(self, out: int, width: int, layout: str) -> tuple[int, ...]:
         """Return the shape of the weight that a checkpoint has for a matrix (out, width)."""
         return (width, out) if layout == "in-out" else (out, width // math.prod(self.kernel), *self.kernel)
 
     def matrices(self, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Return A (r, in), B (out, r) and, of DoRA, the magnitude (out,), from arrays as the file has them."""
-        A, B, *magnitude = arrays
-        return [A.reshape(len(A), -1), B.reshape(len(B), -1), *(m.reshape(-1) for m in magnitude)]
+        """Return A (r, in), B (out, r) and a variant's further array (out,), from arrays as the file has them."""
+        A, B, *more = arrays
+        return [A.reshape(len(A), -1), B.reshape(len(B), -1), *(array.reshape(-1) for array in more)]
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.kernel))
-        return " ".join(part for part in (self.kind, size, "DoRA" * self.dora) if part)
+        return " ".join(filter(None, (self.kind, size, self.variant.name if self.variant is not LORA else "")))
 
 
 def forms_of(file: TensorFile) -> dict[str, Form]:
@@ -138,21 +127,24 @@ def check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
         raise AdapterFileError(
             file.path, f"{short(keys[1])} has shape {list(B)}, expected [out, {rank}{ones}] by the rank{hint}"
         )
-    if form.dora and specs[2].shape != form.shapes(rank, B[0], 1)[2]:
+    if form.variant.key and specs[2].shape != form.shapes(rank, B[0], 1)[2]:
         expected = list(form.shapes(rank, B[0], 1)[2])
         raise AdapterFileError(
             file.path, f"{short(keys[2])} has shape {list(specs[2].shape)}, expected {expected}: one for each output"
         )
 
 
-def check_dora(path: Path, use_dora: bool, forms: Mapping[str, Form]) -> None:
-    """Refuse magnitudes that the configuration says nothing of, and modules that lack theirs."""
-    wrong = next((module for module, form in forms.items() if form.dora != use_dora), None)
-    if wrong is not None:
-        has = "has no" if use_dora else "has a"
-        raise AdapterFileError(
-            path, f"use_dora is {use_dora} and the module {short(wrong)} {has} {MAGNITUDE}, which is DoRA's magnitude"
-        )
+def check_variant(path: Path, said: Variant, forms: Mapping[str, Form]) -> None:
+    """Refuse a variant's arrays where the configuration says nothing of it, and modules that lack theirs."""
+    for module, form in forms.items():
+        if form.variant is not said:
+            missing = said is not LORA
+            variant = said if missing else form.variant
+            raise AdapterFileError(
+                path,
+                f"{variant.flag} is {missing} and the module {short(module)} {'has no' if missing else 'has a'} "
+                f"{variant.key}, which is {variant.name}'s {variant.array}",
+            )
 
 
 def _check_parts(path: Path, module: str, found: set[str]) -> None:
@@ -170,9 +162,9 @@ def _check_parts(path: Path, module: str, found: set[str]) -> None:
 
 def _form(file: TensorFile, module: str, found: set[str]) -> Form:
     """Return the form of a module whose keys are right; refuse factors of other numbers of axes."""
-    dora = MAGNITUDE in found
+    variant = next((variant for key, variant in OF_VARIANTS.items() if key in found), LORA)
     if EMBEDDING_FACTORS[0] in found:
-        form, axes = Form("embedding", (), dora), 2
+        form, axes = Form("embedding", (), variant), 2
     else:
         key, shape = f"{PREFIX}{module}.{FACTORS[0]}", file.tensors[f"{PREFIX}{module}.{FACTORS[0]}"].shape
         axes, known = len(shape), 2 + len(CONVOLUTIONS)
@@ -182,7 +174,7 @@ def _form(file: TensorFile, module: str, found: set[str]) -> Form:
             raise AdapterFileError(
                 file.path, f"{short(key)} has shape {list(shape)}: a convolution of {axes - 2} axes, not supported"
             )
-        form = Form("linear", (), dora) if axes == 2 else Form(CONVOLUTIONS[axes - 3], tuple(shape[2:]), dora)
+        form = Form("linear", (), variant) if axes == 2 else Form(CONVOLUTIONS[axes - 3], tuple(shape[2:]), variant)
     for key in form.keys(module)[:2]:
         spec: TensorSpec = file.tensors[key]
         if len(spec.shape) != axes:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..variants.scaling import scaling
+from ..variants.variant import LORA, VARIANTS, Variant
 from .errors import AdapterFileError, short
 from .patterns import Clock, Patterns, compiled, matched
 from .tensorfile import parse_json, read_text
@@ -31,7 +32,7 @@ LORA_KEYS = frozenset(
         "r",
         "lora_alpha",
         "use_rslora",
-        "use_dora",
+        *(variant.flag for variant in VARIANTS if variant.flag),
         "fan_in_fan_out",
         "rank_pattern",
         "alpha_pattern",
@@ -85,78 +86,35 @@ MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What the configuration says of one adapted layer.
-
-    Attributes
-    ----------
-    rank : int
-        The width between its factors.
-    alpha : float
-        ``lora_alpha`` as it is written.
-    use_rslora : bool
-        Whether B A is multiplied by alpha / sqrt(r) instead of alpha / r.
-    """
+    """What the configuration says of one adapted layer."""
 
     rank: int
-    alpha: float
+    alpha: float  # lora_alpha, or what alpha_pattern says
     use_rslora: bool
 
     @property
     def scaling(self) -> float:
         """What B A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
-
-    @property
-    def plain_alpha(self) -> float:
-        """The alpha of the ordinary adapter that has this scaling."""
-        return self.alpha * math.sqrt(self.rank) if self.use_rslora else self.alpha
+        return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The part of adapter_config.json that decides what an adapter computes.
+    """The part of adapter_config.json that decides what an adapter computes."""
 
-    Attributes
-    ----------
-    path : Path
-        Where it was read.
-    r : int
-        Rank of the layers that `rank_pattern` does not name.
-    lora_alpha : float
-        Alpha of the layers that `alpha_pattern` does not name.
-    use_rslora : bool
-        Whether the scaling is alpha / sqrt(r) instead of alpha / r.
-    use_dora : bool
-        Whether each output has a magnitude.
-    fan_in_fan_out : bool
-        Whether the base weights are stored (in, out) instead of (out, in).
-    rank_pattern, alpha_pattern : dict
-        Exceptions, by a regular expression for the end of a module's path. The first that matches decides.
-    target_modules : list of str, or str
-        The ends of the adapted modules' paths, or one regular expression.
-    excludes : list of str, or str
-        The targets that are excluded again, in the same form.
-    layers_to_transform : list of int
-        The numbers of the layers that `target_modules` is about; all where it is empty.
-    layers_pattern : list of str
-        Regular expressions for what stands before the number in a path; anything where it is empty.
-    digest : str or None
-        Of a file as `save_adapter` writes it; None where another program wrote it.
-    """
-
-    path: Path
-    r: int
-    lora_alpha: float
-    use_rslora: bool
-    use_dora: bool
-    fan_in_fan_out: bool
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
-    target_modules: list[str] | str
-    excludes: list[str] | str
-    layers_to_transform: list[int]
-    layers_pattern: list[str]
-    digest: str | None
+    path: Path  # where it was read
+    r: int  # of the layers that `rank_pattern` does not name
+    lora_alpha: float  # of the layers that `alpha_pattern` does not name
+    use_rslora: bool  # whether the scaling is alpha / sqrt(r), and not alpha / r
+    variant: Variant  # whose flag is set: plain LoRA, or one such as DoRA
+    fan_in_fan_out: bool  # whether the base weights are stored (in, out), and not (out, in)
+    rank_pattern: dict[str, int]  # exceptions by a regular expression for a path's end; the first that matches decides
+    alpha_pattern: dict[str, float]  # likewise
+    target_modules: list[str] | str  # the ends of the adapted modules' paths, or one regular expression
+    excludes: list[str] | str  # what is excluded again, in the same form
+    layers_to_transform: list[int]  # the numbers of the layers that `target_modules` is about; empty for all
+    layers_pattern: list[str]  # regular expressions for what stands before the number in a path; empty for anything
+    digest: str | None  # of a file as `save_adapter` writes it; None where another program wrote it
 
     def layers(self, modules: list[str]) -> dict[str, LayerConfig]:
         """Return what it says of each module; refuse modules that it does not give an adapter."""
@@ -253,7 +211,7 @@ def read_config(path: Path) -> PeftConfig:
         r=_rank(path, "r", _or(config.get("r"), 8)),
         lora_alpha=_alpha(path, "lora_alpha", _or(config.get("lora_alpha"), 8)),
         use_rslora=_flag(path, config, "use_rslora"),
-        use_dora=_flag(path, config, "use_dora"),
+        variant=next((v for v in VARIANTS if v.flag and _flag(path, config, v.flag)), LORA),
         fan_in_fan_out=_flag(path, config, "fan_in_fan_out"),
         rank_pattern={k: _rank(path, f"rank_pattern[{short(k)}]", v) for k, v in _table(path, config, "rank_pattern")},
         alpha_pattern={

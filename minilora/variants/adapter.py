@@ -5,9 +5,9 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass, fields
 
-from ..checks import Array, check_adapter, is_array
+from ..checks import Array, check_array, check_choice, check_flag, check_shape, is_array
 from ..lora import LoRA
-from .scaling import rslora_alpha
+from .scaling import scaling
 
 KINDS = ("linear", "embedding", "conv1d", "conv2d")
 NORMS = ("constant", "full")
@@ -18,24 +18,39 @@ class Adapter(LoRA):
     """Two factors for the matrix of any layer: lora_A (r, in), lora_B (out, r).
 
     For an embedding `in` is V and `out` is dim; for a convolution `in` is C times the kernel's size, channel first.
-    `alpha` always means a scaling of alpha / r, under rsLoRA too.
+    `alpha` is PEFT's ``lora_alpha``.
+
+    Arrays that do not fit together, an unknown kind or norm, and an alpha out of range are a ValueError or a TypeError.
     """
 
     kind: str = "linear"  # or "embedding", "conv1d", "conv2d"
     kernel: tuple[int, ...] = ()  # its size along each axis, of a convolution
-    use_rslora: bool = False  # whether a file should say lora_alpha / sqrt(r)
+    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
     magnitude: Array | None = None  # (out,), where the adapter is a DoRA's
     dora_norm: str = "constant"  # or "full": how DoRA's backward treats the norm
     start: LoRA | None = None  # frozen: PiSSA's factors before training
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_adapter(self, KINDS, NORMS)
+        check_choice("kind", self.kind, KINDS)
+        check_choice("dora_norm", self.dora_norm, NORMS)
+        self.use_rslora = check_flag("use_rslora", self.use_rslora)
+        if self.magnitude is not None:
+            check_array("magnitude", self.magnitude, like=self.lora_A, like_name="lora_A")
+            check_shape("magnitude", self.magnitude, (self.lora_B.shape[0],))
+        if self.start is not None:
+            check_shape("start.lora_A", self.start.lora_A, self.lora_A.shape)
+            check_shape("start.lora_B", self.start.lora_B, self.lora_B.shape)
+
+    @property
+    def scaling(self) -> float:
+        """The factor s: alpha / r, or alpha / sqrt(r) under rsLoRA."""
+        return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
 
     @property
     def lora_alpha(self) -> float:
-        """The alpha that PEFT's configuration has: under rsLoRA its scaling is lora_alpha / sqrt(r)."""
-        return self.alpha / rslora_alpha(1, self.rank) if self.use_rslora else self.alpha
+        """The same as `alpha`; the name goes in the next version."""
+        return self.alpha
 
     def __repr__(self) -> str:
         """Leave out what is as usual: of a plain adapter, all but the factors and alpha."""

@@ -28,10 +28,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..backend import backend_of
-from ..checks import Array, check_beside, check_cache, check_magnitude
+from ..checks import Array, check_beside, check_cache
 from ..layer import Cache, Layer, rows
 from ..linear import Linear
-from ..lora import LoRALinear
+from ..lora import LoRA, LoRALinear
 from .adapter import Adapter
 
 
@@ -44,7 +44,8 @@ class DoRA(Layer):
 
     def __post_init__(self) -> None:
         check_beside(self.base, Linear, self.adapter, Adapter)
-        check_magnitude(self.adapter)
+        if self.adapter.magnitude is None:
+            raise ValueError("adapter has no magnitude: DoRA needs one, an array of shape (out,)")
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache."""
@@ -76,8 +77,7 @@ class DoRA(Layer):
 
     def norm(self) -> Array:  # -> (out,)
         """Return the length of each row of V."""
-        V = self.direction()
-        return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)
+        return row_lengths(self.base, self.adapter)
 
     def merge(self) -> Linear:
         """Return one new `Linear`, with this layer's output up to rounding. Nothing is shared."""
@@ -100,8 +100,7 @@ class DoRA(Layer):
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
 
 
-def with_magnitude(base: Linear, adapter: Adapter) -> Adapter:
-    """Give an adapter the magnitude with which DoRA starts: the lengths of the rows of V. It is returned."""
+def row_lengths(base: Linear, adapter: LoRA) -> Array:  # -> (out,)
+    """Return the length of each row of V = W + s B A: where DoRA's magnitude starts."""
     V = base.weight + adapter.delta()
-    adapter.magnitude = backend_of(V).xp.sqrt((V * V).sum(axis=1))
-    return adapter
+    return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)

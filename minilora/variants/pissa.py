@@ -14,7 +14,8 @@ W + s (B A - B0 A0), and that is one adapter of rank 2r over the original W:
 
     B' = [B, B0]    A' = [A; -A0]    alpha' = 2 alpha                                  (pissa.3)
 
-alpha is doubled since s = alpha / r, and r has doubled too.
+alpha is doubled since s = alpha / r, and r has doubled too. Under rsLoRA, where s = alpha / sqrt(r), alpha' is
+sqrt(2) alpha.
 
 Source: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
 arXiv 2404.02948.
@@ -22,6 +23,7 @@ arXiv 2404.02948.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ..backend import backend_of
@@ -29,20 +31,21 @@ from ..checks import check_instance, check_rank_within
 from ..linear import Linear
 from ..lora import LoRA
 from .adapter import Adapter
+from .scaling import scaling
 
 
-def pissa(linear: Linear, *, rank: int, alpha: float) -> tuple[Linear, LoRA]:
+def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) -> tuple[Linear, LoRA]:
     """Return what is left of a layer, and an adapter of its leading singular vectors. The layer stays as it is.
 
     A rank above min(in, out) is a ValueError: there are no more singular vectors.
     """
     check_instance("linear", linear, Linear)
     r = check_rank_within(rank, linear.shape)
-    xp, s = backend_of(linear.weight).xp, alpha / r
+    xp, s = backend_of(linear.weight).xp, scaling(alpha, r, use_rslora=use_rslora)
     U, S, Vt = xp.linalg.svd(linear.weight, full_matrices=False)
     root = xp.sqrt(S[:r] / s)
     A, B = root[:, None] * Vt[:r], U[:, :r] * root  # eq. (pissa.1)
-    adapter = LoRA(A, B, alpha)
+    adapter = Adapter(A, B, alpha, use_rslora=use_rslora)
     rest = Linear(linear.weight - adapter.delta(), linear.bias)  # eq. (pissa.2)
     return rest, adapter
 
@@ -54,5 +57,6 @@ def over_original(adapter: Adapter) -> Adapter:
         return adapter
     (A, B), (A0, B0) = ((a.lora_A, a.lora_B) for a in (adapter, adapter.start))
     join = backend_of(A).xp.concatenate
-    B, A, alpha = join([B, B0], axis=1), join([A, -A0]), 2 * adapter.alpha  # eq. (pissa.3)
+    times = math.sqrt(2) if adapter.use_rslora else 2
+    B, A, alpha = join([B, B0], axis=1), join([A, -A0]), times * adapter.alpha  # eq. (pissa.3)
     return replace(adapter, lora_A=A, lora_B=B, alpha=alpha, start=None)

@@ -1,9 +1,9 @@
 """LoRA on embeddings and convolutions: the input is rewritten, the adapter stays as it is.
 
 An embedding is a linear layer on one-hot rows, a convolution one on patches: y = R(z W^T + b) with z = T(x), where T
-rewrites the input and R only arranges rows as an output. An adapter of W is then LoRA, or DoRA, on the rows z:
+rewrites the input and R only arranges rows as an output. An adapter of W is then LoRA, or a variant, on the rows z:
 
-    u, cache = layer(z)    z = T(x)      (rw.1)    `LoRALinear` or `DoRA` with the base's matrix
+    u, cache = layer(z)    z = T(x)      (rw.1)    the variant's layer, such as `LoRALinear`, with the base's matrix
     y = R(u)                             (rw.2)    a rearrangement
     grads = backward at du = R*(dy)      (rw.3)    (3) to (5) on rows
     dx = T*(du V)                        (rw.4)    V (out, in), the merged matrix; T*, the adjoint of T
@@ -16,15 +16,14 @@ and `minilora.layers.convolution`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..checks import Array, check_cache, check_rewriting
+from ..checks import Array, check_cache
 from ..layer import Cache, Layer
 from ..layers.convolution import Convolution
 from ..layers.embedding import Embedding
-from ..linear import Linear
-from ..lora import LoRA, LoRALinear
-from .adapter import Adapter
-from .dora import DoRA
+from ..lora import LoRA
+from .variant import variant_of
 
 
 @dataclass(eq=False, repr=False)
@@ -35,7 +34,8 @@ class Rewritten(Layer):
     adapter: LoRA
 
     def __post_init__(self) -> None:
-        check_rewriting(self.base)
+        if not hasattr(self.base, "rewrite"):
+            raise TypeError(f"base must be an Embedding, a Conv1d or a Conv2d, got {type(self.base).__name__}")
         self.on_rows()
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
@@ -55,9 +55,9 @@ class Rewritten(Layer):
         dx = input_gradient(du, layer.merge().weight, shape)  # eq. (rw.4)
         return dx, grads
 
-    def on_rows(self) -> LoRALinear | DoRA:
-        """Return the same layer on rows that are rewritten already."""
-        return beside(self.base.as_linear(), self.adapter)
+    def on_rows(self) -> Any:
+        """Return the same layer on rows that are rewritten already: as the adapter's variant stands beside a matrix."""
+        return variant_of(self.adapter).beside(self.base.as_linear(), self.adapter)
 
     def merge(self) -> Embedding | Convolution:
         """Return one new layer of the base's class, with this layer's output up to rounding. Nothing is shared."""
@@ -73,9 +73,3 @@ class Rewritten(Layer):
 
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
-
-
-def beside(linear: Linear, adapter: LoRA) -> LoRALinear | DoRA:
-    """Return a linear layer with its adapter: `DoRA` where the adapter has a magnitude."""
-    dora = isinstance(adapter, Adapter) and adapter.magnitude is not None
-    return DoRA(linear, adapter) if dora else LoRALinear(linear, adapter)  # type: ignore[arg-type]

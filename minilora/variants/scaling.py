@@ -8,11 +8,7 @@ B = -lr s dy^T h, by (3). For an input x the output then changes by
 a sum of r terms of one size. It grows like s^2 r. With s = alpha / r a larger rank learns more slowly, and a rank of a
 hundred hardly at all; the size stays the same only for
 
-    s = alpha / sqrt(r)
-
-`LoRA` divides its alpha by r. It scales so when it is given
-
-    alpha' = alpha sqrt(r)                  (rs.1)
+    s = alpha / sqrt(r)                     (rs.1)
 
 LORA+ asks the same of Adam, whose steps have one length for every entry, whatever the gradient. A step of length lr_A
 changes an entry of h by up to lr_A sum_i |x_i|, a sum of `in` terms. A step of length lr_B changes an entry of y by up
@@ -32,9 +28,9 @@ import math
 from ..checks import check_number
 
 
-def rslora_alpha(alpha: float, rank: int) -> float:
-    """Return the alpha with which `LoRA`, whose scaling is alpha / r, scales by alpha / sqrt(r)."""
-    return alpha * math.sqrt(rank)  # eq. (rs.1)
+def scaling(alpha: float, rank: int, *, use_rslora: bool) -> float:
+    """Return what B A is multiplied by: alpha / r or, rank-stabilised, alpha / sqrt(r)."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank  # eq. (rs.1)
 
 
 def loraplus(lr: float, ratio: float = 16.0) -> dict[str, float]:

@@ -21,10 +21,11 @@ The error |D - B_r A_r| is sqrt(S_{r+1}^2 + S_{r+2}^2 + ...), the discarded sing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..backend import backend_of
-from ..checks import Array, check_rank_within, check_summands
+from ..checks import Array, check_array, check_number, check_rank_within
 from ..lora import LoRA
 from .adapter import Adapter
 
@@ -72,6 +73,21 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
 def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
     """Return the singular values of an adapter's change of weight, the largest first."""
     return _thin_svd(adapter)[2]
+
+
+def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[float]:
+    """Return weights as floats, or refuse adapters that cannot be added up."""
+    if not adapters or len(adapters) != len(weights):
+        raise ValueError(f"expected one weight for each adapter, got {len(adapters)} adapters, {len(weights)} weights")
+    first = adapters[0]
+    for i, adapter in enumerate(adapters):
+        check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
+        if adapter.shape != first.shape:
+            raise ValueError(f"adapters[{i}] has shape {adapter.shape}, expected {first.shape} as adapters[0]")
+        for name in ("magnitude", "start"):
+            if getattr(adapter, name, None) is not None:
+                raise ValueError(f"adapters[{i}] has a {name}: its change of the original base is not s B A")
+    return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
 
 
 def _like(adapter: LoRA, A: Array, B: Array) -> LoRA:

@@ -11,9 +11,8 @@ import numpy as np
 from minilora import Adam, Adapter, Conv1d, Conv2d, Embedding, Linear, LoRA, LoRALinear
 from minilora.conformance.kinds import KINDS, Ids, Images
 from minilora.conformance.problems import Problem
-from minilora.variants.dora import DoRA, with_magnitude
+from minilora.variants.dora import DoRA, row_lengths
 from minilora.variants.rewritten import Rewritten
-from minilora.variants.scaling import rslora_alpha
 
 
 def functions_of(layer, **more):
@@ -58,7 +57,7 @@ def linear(weight, bias, A, B, alpha, *, cls=LoRALinear, lora=LoRA):
 
 
 def rslora(weight, bias, A, B, alpha):
-    return linear(weight, bias, A, B, rslora_alpha(alpha, len(A)))
+    return LoRALinear(Linear(weight, bias), Adapter(A, B, alpha, use_rslora=True))
 
 
 def dora(weight, bias, A, B, alpha, magnitude=None, *, cls=DoRA, norm="constant"):
@@ -84,7 +83,7 @@ def init(in_features, out_features, rank, rng, kernel=()):
 
 def dora_init(in_features, out_features, rank, rng, weight):
     A, B = init(in_features, out_features, rank, rng)
-    return A, B, with_magnitude(Linear(weight), Adapter(A, B, 1)).magnitude
+    return A, B, row_lengths(Linear(weight), Adapter(A, B, 1))
 
 
 def step(params, grads, state):

@@ -261,15 +261,26 @@ def test_rslora_is_written_as_the_user_said_it(tmp_path):
             save_adapter(tmp_path, {"fc": model})
             config = config_of(tmp_path)
             assert config["use_rslora"] is True
-            if isinstance(alpha, int):  # 7 sqrt(2) / sqrt(2) is not 7
-                assert f"{config['lora_alpha']}" == f"{alpha}"
-            assert config["lora_alpha"] == pytest.approx(alpha, rel=4e-16)
-            assert load_adapter(tmp_path)["fc"].alpha == model.adapter.alpha
+            assert f"{config['lora_alpha']}" == f"{alpha}"
+            assert load_adapter(tmp_path)["fc"].alpha == model.adapter.alpha == alpha
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_every_alpha_and_rank_come_back_from_a_file(tmp_path, use_rslora):
+    pairs = [(alpha, rank) for alpha in range(1, 200) for rank in range(1, 65)]
+    ones = {rank: (np.ones((rank, 1), "float16"), np.ones((1, rank), "float16")) for _, rank in pairs}
+    save_adapter(tmp_path, {f"m{a}.r{r}": Adapter(*ones[r], a, use_rslora=use_rslora) for a, r in pairs})
+    found = load_adapter(tmp_path)
+    assert len(pairs) == len(found) == 12_736
+    for alpha, rank in pairs:
+        one = found[f"m{alpha}.r{rank}"]
+        assert (one.alpha, one.rank, one.use_rslora) == (alpha, rank, use_rslora)
+        assert one.scaling == (alpha / rank**0.5 if use_rslora else alpha / rank)
 
 
 def test_rslora_beside_plain_lora_keeps_both_scalings(tmp_path):
     plain = Adapter(np.ones((4, 3)), np.ones((2, 4)), 6)
-    stabilised = replace(plain, alpha=10.0, use_rslora=True)
+    stabilised = replace(plain, alpha=5.0, use_rslora=True)
     save_adapter(tmp_path, {"a": plain, "b": stabilised})
     config, found = config_of(tmp_path), load_adapter(tmp_path)
     assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (False, 6, {"^b": 10})
@@ -334,9 +345,9 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
         ({"a": Adapter(A12, B31, 1, kernel=(3,))}, "do not fit its kind, 'linear'"),
         ({"a": Adapter(A12, B31, 1, kind="embedding", kernel=(3,))}, "do not fit its kind, 'embedding'"),
         ({"a": Adapter(A12, B31, 1, magnitude=np.array([1, np.nan, 1]))}, "holds NaN or infinity"),
-        ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 2e-30, use_rslora=True)}, r"alpha of layers\['a'\]"),
+        ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 5e-31, use_rslora=True)}, r"alpha of layers\['a'\]"),
         (
-            {"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 7e30, use_rslora=True), "b": Adapter(A12, B31, 1)},
+            {"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 7e29, use_rslora=True), "b": Adapter(A12, B31, 1)},
             r"alpha of layers\['a'\] must be above 1e-30 and below 1e\+30",
         ),
     ],

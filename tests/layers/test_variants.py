@@ -30,7 +30,6 @@ from minilora.fast import residual_form
 from minilora.layer import freeze
 from minilora.training import backpropagate
 from minilora.variants.pissa import over_original, pissa
-from minilora.variants.scaling import rslora_alpha
 from minilora.variants.sums import singular_values
 
 from ..support.compare import assert_close
@@ -106,8 +105,9 @@ def test_an_adapter_knows_its_layer(kind, options):
     (adapter,) = adapters(model).values()
     assert adapter.kind == kind
     assert adapter.kernel == ((3, 2) if kind == "conv2d" else ())
-    assert adapter.lora_alpha == pytest.approx(3, rel=1e-15)
-    assert adapter.scaling == pytest.approx(3 / 2**0.5 if options.get("use_rslora") else 1.5, rel=1e-15)
+    assert (adapter.alpha, adapter.rank) == (3, 2)
+    assert adapter.use_rslora == options.get("use_rslora", False)
+    assert adapter.scaling == model.scaling == (3 / 2**0.5 if options.get("use_rslora") else 1.5)
     assert (adapter.magnitude is not None) == options.get("use_dora", False)
     assert (adapter.start is not None) == (options.get("init") == "pissa")
     matrix = base if kind == "linear" else base.as_linear()
@@ -134,8 +134,9 @@ def test_adapters_start_as_peft_starts_them(kind):
 
 @given(alpha=st.floats(0.1, 100), rank=st.integers(1, 512))
 def test_rslora_scales_by_the_root_of_the_rank(alpha, rank):
-    lora = LoRA(np.ones((rank, 1)), np.ones((1, rank)), rslora_alpha(alpha, rank))
-    assert lora.scaling == pytest.approx(alpha / rank**0.5, rel=1e-14)
+    factors = np.ones((rank, 1)), np.ones((1, rank))
+    assert Adapter(*factors, alpha, use_rslora=True).scaling == alpha / rank**0.5
+    assert Adapter(*factors, alpha).scaling == LoRA(*factors, alpha).scaling == alpha / rank
 
 
 def first_step(rank, use_rslora):
@@ -222,7 +223,7 @@ def test_pissa_as_a_file_is_of_twice_the_rank(use_rslora):
     file = over_original(adapters(moved(model))[""])
     assert (file.rank, file.scaling) == (4, pytest.approx(model.scaling, rel=1e-15))
     # What PEFT's configuration will say: doubled, or times sqrt 2 where the scaling is alpha / sqrt(r).
-    assert file.lora_alpha == pytest.approx(3 * 2**0.5 if use_rslora else 6, rel=1e-15)
+    assert file.alpha == (3 * 2**0.5 if use_rslora else 6)
     assert_close(LoRALinear(base, file)(x), model(x), 1e-13)
     assert over_original(file) is file
 

@@ -886,14 +886,14 @@ for name, start in STARTS_WRONG.items():
     bug(f"start: {name}", a_start_has_the_fan_of_the_input)(start)
 
 
-def rslora_divides_by_the_root(alpha_of: Callable[[float, int], float], problem: Problem) -> None:
-    lora = LoRA(**problem.factors, alpha=alpha_of(problem.alpha, problem.rank))
-    require_close("the scaling", lora.scaling, problem.alpha / problem.rank**0.5, 1e-14)
+def rslora_divides_by_the_root(scaling: Callable[..., float], problem: Problem) -> None:
+    found = scaling(problem.alpha, problem.rank, use_rslora=True)
+    require_close("the scaling", found, problem.alpha / problem.rank**0.5, 1e-14)
 
 
-bug("rsLoRA: root forgotten", rslora_divides_by_the_root)(lambda alpha, rank: alpha)
-bug("rsLoRA: alpha alone", rslora_divides_by_the_root)(lambda alpha, rank: alpha * rank)
-bug("rsLoRA: divided by the root again", rslora_divides_by_the_root)(lambda alpha, rank: alpha / rank**0.5)
+bug("rsLoRA: root forgotten", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha / rank)
+bug("rsLoRA: alpha alone", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha)
+bug("rsLoRA: divided by the root again", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha / rank**1.5)
 
 
 def sums_are_exact(weighted_sum: Callable[..., LoRA], problem: Problem) -> None:
