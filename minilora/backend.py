@@ -31,18 +31,10 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """A library of arrays and the device it computes on.
+    """A library of arrays and the device it computes on."""
 
-    Attributes
-    ----------
-    name : str
-        ``"numpy"`` or ``"cupy"``.
-    xp : module
-        The library itself, for functions that arrays do not have as methods.
-    """
-
-    name: str
-    xp: Any
+    name: str  # "numpy" or "cupy"
+    xp: Any  # the library itself, for functions that arrays do not have as methods
 
     @property
     def device(self) -> str:
