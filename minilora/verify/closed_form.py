@@ -10,9 +10,9 @@ Why (27): R - X D^T is orthogonal to everything that X can produce. So for any o
 
     |R - X D'^T|^2 = |R - X D^T|^2 + |X D^T - X D'^T|^2
 
-No change makes the first term smaller. The second is the distance of X D'^T, of rank r at most, from X D^T. By Eckart and
-Young it is least where all but the r leading singular values are dropped: at X D^T V_r V_r^T, which is X D_r^T. There
-it is S_{r+1}^2 + S_{r+2}^2 + ...
+No change makes the first term smaller. The second is the distance of X D'^T, of rank r at most, from X D^T. By Eckart
+and Young it is least where all but the r leading singular values are dropped: at X D^T V_r V_r^T, which is X D_r^T.
+There it is S_{r+1}^2 + S_{r+2}^2 + ...
 
 (27) is a product of two thin matrices, so B = V_r and A = V_r^T D / s is an adapter.
 

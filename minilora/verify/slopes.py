@@ -5,10 +5,10 @@ Two ways to measure the slope of f(t) = L(p + t d) at 0, from p along d:
     complex step           Im f(i h) / h                            h = 1e-20
     central difference     (f(h) - f(-h)) / (2 h)                   at two steps h
 
-Expand f(i h) = f(0) + i h f'(0) - ...: the imaginary part is h times the derivative. The complex step subtracts nothing,
-so nothing cancels, and its answer is good to the last digits. The function must be analytic: no abs, no conj, no cast to
-float. The central difference is for everything else. Its error is of order h^2, which two steps combined take away
-(Richardson).
+Expand f(i h) = f(0) + i h f'(0) - ...: the imaginary part is h times the derivative. The complex step subtracts
+nothing, so nothing cancels, and its answer is good to the last digits. The function must be analytic: no abs, no conj,
+no cast to float. The central difference is for everything else. Its error is of order h^2, which two steps combined
+take away (Richardson).
 
 Source: Squire and Trapp, "Using complex variables to estimate derivatives of real functions", SIAM Review 40 (1998).
 """
