@@ -530,6 +530,12 @@ def test_what_is_missing_is_named(saved, tmp_path):
         load_adapter(folder)
 
 
+def test_a_pickle_beside_safetensors_is_not_read(saved, tmp_path):
+    folder = variant(saved, tmp_path)
+    (folder / "adapter_model.bin").write_bytes(b"anything")
+    assert load_adapter(folder).keys() == load_adapter(saved).keys()
+
+
 ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
 
 

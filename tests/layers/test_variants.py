@@ -90,6 +90,19 @@ def test_merging_changes_no_output(kind, options):
 
 @every_layer
 @every_configuration
+def test_a_layers_own_merge_shares_no_memory(kind, options):
+    """`minilora.merge` copies first; a layer's own method must do so too."""
+    _, _, model = adapted(kind, **options)
+    merged = moved(model).merge()
+    held = [*vars(model.base).values(), *model.trainable().values()]
+    for array in vars(merged).values():
+        for other in held:
+            if isinstance(array, np.ndarray) and isinstance(other, np.ndarray):
+                assert not np.shares_memory(array, other)
+
+
+@every_layer
+@every_configuration
 def test_what_adapters_returns_attaches_again(kind, options):
     base, x, model = adapted(kind, **options)
     again = attach(base, adapters(moved(model)))
@@ -189,7 +202,7 @@ def test_loraplus_trains_b_at_a_multiple():
     train(model, X, Y, epochs=1, batch_size=8, lr=loraplus(1e-3, ratio=16), rng=rng)
     assert_close(np.abs(model.adapter.lora_B), np.full((3, 2), 16e-3), 1e-6)
     assert np.abs(model.adapter.lora_A - A).max() <= 1e-3
-    assert loraplus(1e-3, ratio=16) == {"": 1e-3, "lora_B": 16e-3}
+    assert loraplus(1e-3) == loraplus(1e-3, ratio=16) == {"": 1e-3, "lora_B": 16e-3}
 
 
 # --- PiSSA ----------------------------------------------------------------------------------------
@@ -285,6 +298,26 @@ def test_dora_refuses_an_adapter_without_a_magnitude():
         Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(3))
     with pytest.raises(ValueError, match="dora_norm"):
         Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, dora_norm="none")
+    with pytest.raises(TypeError, match="use_rslora must be True or False"):
+        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, use_rslora="no")
+
+
+def of_dora(n_in, n_out, dtype="float64"):
+    return Adapter(np.ones((1, n_in), dtype), np.ones((n_out, 1), dtype), 1, magnitude=np.ones(n_out, dtype))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "error", "message"),
+    [
+        (of_dora(7, 5), ValueError, "adapter has in_features = 7, expected 6 as in base"),
+        (of_dora(6, 4), ValueError, "adapter has out_features = 4, expected 5 as in base"),
+        (of_dora(6, 5, "float32"), TypeError, "float32, expected float64 as in base"),
+        (LoRA(np.ones((1, 6)), np.ones((5, 1)), 1), TypeError, "adapter must be a Adapter, got LoRA"),
+    ],
+)
+def test_dora_refuses_what_does_not_fit_its_base(adapter, error, message):
+    with pytest.raises(error, match=message):
+        DoRA(Linear(np.ones((5, 6))), adapter)
 
 
 # --- sums -----------------------------------------------------------------------------------------
@@ -335,6 +368,13 @@ def test_a_sum_is_for_the_same_kind_of_layer():
         assert (adapter.kind, adapter.kernel) == ("conv2d", (3, 2))
         changes = [attach(base, {"": a})(x) - base(x) for a in (adapter, *terms)]
         assert_close(changes[0], 2 * changes[1] - changes[2], 1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 3, 4])
+def test_a_best_rank_above_the_adapters_is_refused(rank):
+    """4 is below both widths, and yet above the rank."""
+    with pytest.raises(ValueError, match=r"rank must be at (most 2|least 1)"):
+        best_of_rank(LoRA(np.ones((2, 6)), np.ones((5, 2)), 1), rank)
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"init": "pissa"}])
@@ -394,6 +434,19 @@ def test_target_modules_name_layers_of_every_kind(targets, found):
     model = adapt(net(RNG(0)), targets, rank=2, alpha=1, rng=RNG(1))
     assert adapters(model).keys() == found
     assert {name.rpartition(".")[0] for name in model.trainable()} == found
+
+
+def test_all_linear_leaves_out_a_head_at_any_depth():
+    model = Sequential(model=Sequential(fc=Linear(np.ones((4, 4))), lm_head=Linear(np.ones((7, 4)))))
+    assert list(adapters(adapt(model, "all-linear", rank=2, alpha=1, rng=RNG(1)))) == ["model.fc"]
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "embedding"])
+def test_an_adapter_of_other_widths_is_refused_when_attached(kind):
+    kernel = (3, 2) if kind == "conv2d" else ()
+    wrong = Adapter(np.ones((1, 18)), np.ones((4, 1)), 1, kind=kind, kernel=kernel)
+    with pytest.raises(ValueError, match="adapter has in_features = 18, expected"):
+        attach(LAYERS[kind](RNG(0))[0], {"": wrong})
 
 
 def test_an_adapter_of_another_kind_or_kernel_is_refused():

@@ -1,0 +1,57 @@
+"""Which layer needs the gradient below it: each layer of a decoder, thawed alone, gets exactly its own gradients."""
+
+import numpy as np
+import pytest
+
+from minilora import Llama, LlamaConfig, adapt, cross_entropy
+from minilora.checks import is_array
+from minilora.layer import freeze, parts, walk
+from minilora.layers.rotary import frequencies
+from minilora.training import backpropagate
+
+CONFIG = LlamaConfig(
+    vocab_size=11, hidden_size=6, intermediate_size=5, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=2, rms_norm_eps=1e-5, frequencies=frequencies(2, 50.0), attention_bias=True,
+    mlp_bias=True,
+)  # fmt: skip
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def decoder():
+    rng = np.random.default_rng(0)
+    return Llama.build(CONFIG, {name: rng.standard_normal(shape) for name, shape in CONFIG.shapes().items()})
+
+
+def text():
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 11, (2, 5)), rng.integers(0, 11, (2, 5))
+
+
+OWN = [path for path, layer in walk(decoder()) if any(is_array(part) for _, part in parts(layer))]
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_a_layer_thawed_alone_gets_exactly_its_gradients(path):
+    whole = backpropagate(decoder(), *text(), cross_entropy)
+    model = freeze(decoder())
+    thawed = dict(walk(model))[path]
+    thawed.frozen = False
+    grads = backpropagate(model, *text(), cross_entropy)
+    assert grads.keys() == model.trainable().keys() == {f"{path}.{name}" for name in thawed.trainable()}
+    for name, grad in grads.items():
+        np.testing.assert_allclose(grad, whole[name], rtol=1e-12, atol=1e-13)
+
+
+def test_the_list_has_every_array_of_the_decoder():
+    assert len(OWN) == 2 * (len(SEVEN) + 2) + 3
+
+
+@pytest.mark.parametrize("target", [*SEVEN, *(rf".*layers\.1\..*\.{name}" for name in SEVEN), "lm_head"])
+def test_an_adapter_alone_gets_exactly_its_gradients(target):
+    targets = target if "layers" in target else [target]
+    model = adapt(decoder(), targets, rank=2, alpha=3, rng=np.random.default_rng(2))
+    for p in model.trainable().values():
+        p += 0.1
+    grads = backpropagate(model, *text(), cross_entropy)
+    assert grads.keys() == model.trainable().keys()
+    assert all(np.abs(grad).max() > 0 for grad in grads.values())
