@@ -833,3 +833,13 @@ def test_nothing_at_all_is_refused_too(method):
     """A function that is zero with all its slopes leaves no size to compare with."""
     with pytest.raises(CheckRefused, match="x: the slope is zero everywhere"):
         gradcheck(lambda p: 0.0 * p["x"].sum(), {"x": X}, {"x": np.zeros_like(X)}, method=method)
+
+
+def test_a_complex_step_that_gives_nan_is_not_trusted():
+    def f(p):
+        return (p["x"] ** 3).sum() * (np.nan if np.iscomplexobj(p["x"]) else 1)
+
+    x = np.array([0.3, -1.2, 2.0])
+    report = gradcheck(f, {"x": x}, {"x": 3 * x**2})
+    assert (report.passed, report.method) == (True, "central")
+    assert "nan" in report.note

@@ -1,0 +1,72 @@
+"""What a picture shows: the numbers behind its lines, bars and cells, at a scaling and a rank that are not 1."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minilora import LoRA, article
+from minilora.figures import draw_losses, draw_spectrum, new_figure, plot_adapter
+from minilora.files.inspection import LayerSummary
+from minilora.files.kinds import Form
+
+
+@pytest.fixture(scope="module")
+def result():
+    found = article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=20, rank=2, alpha=6)
+    assert found.adapter.scaling == 3
+    return found
+
+
+def axes():
+    return new_figure(4, 4).subplots()
+
+
+def test_each_loss_curve_has_its_own_points_of_the_article(result):
+    drawn = axes()
+    draw_losses(drawn, result)
+    base, article_base, lora, article_lora, _ = drawn.get_lines()
+    assert list(base.get_ydata()) == result.base_history.losses
+    assert list(lora.get_ydata()) == result.lora_history.losses
+    assert tuple(article_base.get_ydata()) == article.ARTICLE_BASE_LOSSES
+    assert tuple(article_lora.get_ydata()) == article.ARTICLE_LORA_LOSSES
+    assert base.get_color() == article_base.get_color() != lora.get_color() == article_lora.get_color()
+    for line in (article_base, article_lora):
+        assert tuple(line.get_xdata()) == article.ARTICLE_EPOCHS
+
+
+def test_the_bars_are_the_singular_values_of_the_change(result):
+    drawn = axes()
+    draw_spectrum(drawn, result)
+    heights = [bar.get_height() for bar in drawn.patches]
+    np.testing.assert_allclose(heights[:2], np.linalg.svd(result.delta, compute_uv=False)[:2], rtol=1e-5)
+    assert max(heights[2:]) < 1e-6 * heights[0]
+    mark = drawn.get_lines()[0]
+    np.testing.assert_allclose(mark.get_ydata(), [30**0.5], rtol=1e-15)
+
+
+def test_a_spectrum_grows_with_the_scaling(result):
+    louder = replace(result, adapter=LoRA(result.adapter.lora_A, result.adapter.lora_B, 12))
+    heights = []
+    for one in (result, louder):
+        draw_spectrum(drawn := axes(), one)
+        heights.append(drawn.patches[0].get_height())
+    assert heights[1] == pytest.approx(2 * heights[0], rel=1e-12)
+
+
+def summary(module, shares, norm):
+    shares = np.array(shares)
+    return LayerSummary(
+        module=module, out_features=4, in_features=3, rank=len(shares), alpha=1.0, scaling=1.0, parameters=7,
+        norm=norm, singular_values=shares, shares=shares, form=Form(),
+    )  # fmt: skip
+
+
+def test_the_cells_are_shares_in_per_cent():
+    summaries = [summary("a.fc", [0.7, 0.2, 0.1], 2.5), summary("b.fc", [0.9, 0.1], 4.0)]
+    norms, picture = plot_adapter(summaries).axes[:2]
+    (image,) = picture.get_images()
+    np.testing.assert_allclose(image.get_array().filled(np.nan), [[70, 20, 10], [90, 10, np.nan]], rtol=1e-12)
+    assert image.get_clim() == (0, 100)
+    assert [bar.get_width() for bar in norms.patches] == [2.5, 4.0]
+    assert [label.get_text() for label in norms.get_yticklabels()] == ["a.fc", "b.fc"]
