@@ -1,0 +1,126 @@
+"""Right implementations with odd habits pass: one output buffer, gradients that are used up, Adam in float32."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minilora.conformance import CannotRun, check
+from minilora.conformance import __main__ as command
+from minilora.conformance.claims import ClaimBroken, backward_is_pure, require_close
+from minilora.conformance.diagnoses import BUGS, EVERY_ENTRY
+
+from ..support.cases import linear_case
+from ..support.problems import Problem
+from .implementations import OURS, from_formulas, implementation, with_kinds
+
+LINEAR = vars(OURS["linear"])
+
+
+def test_one_buffer_for_every_output_of_a_shape_is_right():
+    buffers = {}
+
+    def forward(*arrays):
+        y = LINEAR["forward"](*arrays)
+        buffer = buffers.setdefault(y.shape, np.empty_like(y))
+        buffer[...] = y
+        return buffer
+
+    report = check(implementation(forward=forward))
+    assert report.passed, str(report)
+
+
+def adam(dtype=np.float64, *, spoil=False):
+    """Algorithm 1, in a precision; it may use its gradients up."""
+
+    def step(params, grads, state):
+        t, m, v = state or (0, {}, {})
+        moved, t = {}, t + 1
+        for name, p in params.items():
+            g = grads[name].astype(dtype)
+            m[name] = 0.9 * m.get(name, 0 * g) + 0.1 * g
+            v[name] = 0.999 * v.get(name, 0 * g) + 0.001 * g**2
+            direction = m[name] / (1 - 0.9**t) / (np.sqrt(v[name] / (1 - 0.999**t)) + 1e-8)
+            moved[name] = (p.astype(dtype) - 1e-3 * direction).astype(dtype)
+            if spoil:
+                grads[name] *= 0
+        return moved, (t, m, v)
+
+    return step
+
+
+@pytest.mark.parametrize("step", [adam(np.float32), adam(spoil=True)], ids=["float32", "gradients used up"])
+def test_a_right_adam_with_its_own_habits_is_right(step):
+    assert check(implementation(step=step)).claims["adam"] == "ok"
+
+
+SCALING = [bug for bug in BUGS if bug.breaks == "scaling" and "rsLoRA" not in bug.name]
+
+
+@pytest.mark.parametrize("bug", SCALING, ids=lambda bug: bug.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_wrong_scaling_is_named_in_lower_precision(bug, dtype):
+    assert check(from_formulas("linear", bug.parts), dtype=dtype).diagnoses[0].startswith(bug.name)
+
+
+def test_a_factor_of_half_the_entries_is_not_told_of_all():
+    def forward(*arrays):
+        y = LINEAR["forward"](*arrays)
+        return np.where(y > 0, 1.37 * y, 0.9 * y)
+
+    report = check(SimpleNamespace(forward=forward))
+    assert not report.passed
+    assert EVERY_ENTRY not in str(report)
+
+
+def test_a_further_kind_that_is_wrong_fails_the_command(tmp_path, monkeypatch, capsys):
+    wrong = from_formulas("rslora", next(bug.parts for bug in BUGS if bug.name.startswith("rsLoRA")))
+    monkeypatch.setattr(command, "imported", lambda target: with_kinds(rslora=wrong))
+    assert command.main(["mine"]) == 1
+    assert "rslora: rsLoRA's root is ignored" in capsys.readouterr().out
+    monkeypatch.setattr(command, "imported", lambda target: with_kinds(rslora=OURS["rslora"]))
+    assert command.main(["mine"]) == 0
+
+
+@pytest.mark.parametrize("name", ["same", "beside/../same", "link"])
+def test_vectors_under_another_spelling_are_no_answers(tmp_path, monkeypatch, name):
+    from minilora.conformance.vectors import compare, write
+
+    monkeypatch.chdir(tmp_path)
+    write(Path("same"))
+    Path("beside").mkdir()
+    Path("link").symlink_to("same")
+    with pytest.raises(CannotRun):
+        compare(Path("same"), tmp_path / name)
+
+
+# --- the claims' own guards -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("found", "expected"), [(np.nan, 1.0), (1.0, np.nan), (np.inf, 1.0)])
+def test_what_is_not_finite_is_close_to_nothing(found, expected):
+    with pytest.raises(ClaimBroken):
+        require_close("y", np.array([found]), np.array([expected]), 1.0)
+
+
+def test_a_gradient_buffer_that_is_handed_out_again_is_impure():
+    from minilora import Linear
+    from minilora.layer import rows
+
+    class OneBuffer(Linear):
+        """Right, but for the memory: the second backward writes over what the first returned."""
+
+        buffer = None
+
+        def backward(self, dy, cache, *, need_dx=True):
+            dx, grads = super().backward(dy, cache, need_dx=need_dx)
+            if self.buffer is None:
+                self.buffer = [np.empty_like(grads["weight"])]
+            grads["weight"] = np.matmul(rows(dy).T, rows(cache[2]), out=self.buffer[0])
+            return dx, grads
+
+    problem = Problem(n=4, in_features=3, out_features=2, rank=2)
+    backward_is_pure(linear_case(), problem)
+    with pytest.raises(ClaimBroken, match="shares memory"):
+        backward_is_pure(linear_case(OneBuffer), problem)
