@@ -174,6 +174,15 @@ SETTINGS = {
     "a scaling it does not know": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
     "an old file's scaling": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic'"),
     "a scaling without its factor": ({"rope_scaling": {"rope_type": "linear"}}, "there is no 'factor'"),
+    "equal ends of a scaling": (
+        {
+            "rope_scaling": {
+                **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0},
+                "original_max_position_embeddings": 100,
+            }
+        },
+        "high_freq_factor must be above low_freq_factor = 2.0, got 2.0",
+    ),
     "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_parameters is 'linear'"),
     "a part of each head turned": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),

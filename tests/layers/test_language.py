@@ -1,5 +1,7 @@
 """What is true of a language model's layers and of the decoder, beside the claims: properties, corners, bad input."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,13 @@ def test_a_rotation_keeps_lengths_and_its_adjoint_undoes_it():
     np.testing.assert_allclose(rotary.backward(y, cache)[0], x, atol=1e-14)
 
 
+def test_angles_in_single_precision_are_rounded_once():
+    f, t = frequencies(64, 1e4), 100_000
+    y, _ = Rotary(f).forward(np.ones((1, 64), "float32"), start=t)
+    cos, sin = (np.array([trig(t * v) for v in f]) for trig in (math.cos, math.sin))
+    np.testing.assert_allclose(y[0], np.concatenate([cos - sin, cos + sin]), rtol=0, atol=3e-7)
+
+
 def test_neighbours_turn_as_halves_do_once_reordered():
     """The order of a weight's rows is all that the two pairings differ in."""
     heads, D, T, f = 3, 6, 5, frequencies(6, 50.0)
@@ -147,6 +156,12 @@ def test_other_axes_than_positions_are_sequences():
     y = layer(x)
     np.testing.assert_allclose(layer(x.reshape(6, 5, 6)).reshape(y.shape), y, atol=1e-13)
     np.testing.assert_allclose(layer(x[1, 2]), y[1, 2], atol=1e-13)
+
+
+def test_a_norms_eps_is_one_in_a_million():
+    assert RMSNorm(np.ones(3)).eps == 1e-6
+    x = np.array([[1e-3, 0.0, 0.0]])
+    np.testing.assert_allclose(RMSNorm(np.ones(3))(x), x / (1e-6 / 3 + 1e-6) ** 0.5, rtol=1e-14)
 
 
 def test_a_norm_knows_no_scale_of_its_rows():
@@ -277,6 +292,7 @@ REFUSED = {
     "an odd width": (lambda: Rotary((1.0,))(np.ones((2, 3))), "expected in_features = 2"),
     "no axis of positions": (lambda: attention()(np.ones(6)), r"x has shape \(6,\), expected \(\.\.\., T, 6\)"),
     "no position": (lambda: attention()(np.ones((2, 0, 6))), "at least one position"),
+    "no position to go on from": (lambda: attention().extend(np.ones((2, 0, 6)), None), "at least one position"),
     "queries of no whole heads": (
         lambda: Attention(of(6, 9), of(6, 4), of(6, 4), of(9, 6), Rotary((1.0, 0.1))),
         "q_proj is 6 -> 9 wide, expected 6 -> 8",
