@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_cache, check_dy, check_flag, check_input, check_start, check_weight
-from .layer import Cache, Layer, rows
+from .checks import Array, check_flag, check_start, check_weight
+from .layer import Cache, Layer, check_cache, check_dy, check_input, rows
 
 
 @dataclass(eq=False, repr=False)

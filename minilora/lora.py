@@ -43,8 +43,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_of, backend_or_numpy
-from .checks import Array, check_beside, check_cache, check_factors, check_input, check_instance, check_start
-from .layer import Cache, Layer, rows, widen
+from .checks import Array, check_beside, check_factors, check_instance, check_start
+from .layer import Cache, Layer, check_cache, check_input, rows, widen
 from .linear import Linear
 
 

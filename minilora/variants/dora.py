@@ -28,8 +28,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..backend import backend_of
-from ..checks import Array, check_beside, check_cache, check_magnitude
-from ..layer import Cache, Layer, rows
+from ..checks import Array, check_beside, check_magnitude
+from ..layer import Cache, Layer, check_cache, rows
 from ..linear import Linear
 from ..lora import LoRALinear
 from .adapter import Adapter

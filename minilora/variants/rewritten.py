@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import Array, check_cache, check_rewriting
-from ..layer import Cache, Layer
+from ..checks import Array, check_rewriting
+from ..layer import Cache, Layer, check_cache
 from ..layers.convolution import Convolution
 from ..layers.embedding import Embedding
 from ..linear import Linear
