@@ -7,7 +7,7 @@ from minilora import Linear, LoRA, LoRALinear, ReLU, SiLU, Tanh, checks, layer
 from minilora.checks import check_array
 from minilora.fast import residual_form
 
-from ..support.cases import CASES
+from ..support.cases import PRODUCTS
 from ..support.problems import Problem
 
 PROBLEM = Problem(n=3, in_features=5, out_features=4, rank=2)
@@ -81,7 +81,7 @@ def test_a_layer_that_cannot_be_is_refused(make, error, message):
         make()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 class TestEveryLayer:
     def layer(self, case):
         return case.build(PROBLEM, case.params(PROBLEM))
