@@ -68,11 +68,15 @@ def test_ranks_and_scalings_differ_from_size_to_size():
     assert len(ranks) == len(alphas) == len(scalings) == len(selfcheck.SIZES)
 
 
-def spoiled(method, spoil):
-    """A backward whose result goes through `spoil(dx, grads)`."""
+def spoiled(method, spoil, changed):
+    """A backward whose result goes through `spoil(dx, grads)`; `changed` gets a mark for each that this changed."""
 
     def backward(self, dy, cache, *, need_dx=True):
-        return spoil(*method(self, dy, cache, need_dx=need_dx))
+        dx, grads = method(self, dy, cache, need_dx=need_dx)
+        other_dx, other_grads = spoil(dx, grads)
+        changed.extend(name for name, grad in grads.items() if other_grads[name] is not grad)
+        changed.extend(["dx"] * (other_dx is not dx))
+        return other_dx, other_grads
 
     return backward
 
@@ -99,22 +103,30 @@ def last_bias_twice(dx, grads):
     return dx, {name: 2 * g if name == "bias" else g for name, g in grads.items()}
 
 
-NO_GRADIENTS = {"ReLU", "Tanh", "SiLU", "Rotary", "Flatten"}
-NO_DX = {"Embedding", "Decoder", "Llama"}  # their inputs are ids
 WITH_BACKWARD = sorted(name for name, cls in layers_of_the_package().items() if "backward" in vars(cls))
 PLANTED = {
-    **{f"{name}'s gradients doubled": (name, twice) for name in WITH_BACKWARD if name not in NO_GRADIENTS},
-    **{f"{name}'s dx doubled": (name, dx_twice) for name in WITH_BACKWARD if name not in NO_DX},
+    **{f"{name}'s gradients doubled": (name, twice) for name in WITH_BACKWARD},
+    **{f"{name}'s dx doubled": (name, dx_twice) for name in WITH_BACKWARD},
     "a bias's gradient doubled": ("Linear", last_bias_twice),
 }
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_planted_change_is_found(monkeypatch, planted):
+def test_a_planted_change_is_found(monkeypatch, small_check, planted):
+    """Where there is nothing to change, as in a layer that trains nothing, nothing is found."""
     name, spoil = PLANTED[planted]
-    cls = layers_of_the_package()[name]
-    monkeypatch.setattr(cls, "backward", spoiled(cls.backward, spoil))
-    assert is_found()
+    cls, changed = layers_of_the_package()[name], []
+    monkeypatch.setattr(cls, "backward", spoiled(cls.backward, spoil, changed))
+    assert is_found() == bool(changed)
+
+
+def test_every_backward_can_be_changed(monkeypatch, small_check):
+    """Otherwise the test above would find nothing, and expect nothing."""
+    for name in WITH_BACKWARD:
+        cls, changed = layers_of_the_package()[name], []
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, "backward", spoiled(cls.backward, lambda *found: dx_twice(*twice(*found)), changed))
+            assert is_found(), name
 
 
 @pytest.mark.parametrize("scaling", [1.5, 0.5, 4.0])
