@@ -39,7 +39,17 @@ Ints = tuple[int, ...]
 
 
 class Convolution(Layer):
-    """A convolution over any number of axes. It keeps the arrays that it is given; training changes them in place."""
+    """A convolution over any number of axes. It keeps the arrays that it is given; training changes them in place.
+
+    Parameters
+    ----------
+    weight, bias : array
+        Float, of one dtype. The bias may be None.
+    stride, padding, dilation : int, or a tuple of one for each axis
+        As PyTorch's; the padding is zeros on all sides.
+    groups : int
+        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
+    """
 
     axes: ClassVar[int]
 
@@ -130,33 +140,13 @@ class Convolution(Layer):
 
 
 class Conv1d(Convolution):
-    """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's.
-
-    Parameters
-    ----------
-    weight, bias : array
-        Float, of one dtype. The bias may be None.
-    stride, padding, dilation : int, or a tuple of one
-        As PyTorch's; the padding is zeros on both sides.
-    groups : int
-        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
-    """
+    """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's. The rest is `Convolution`'s."""
 
     axes = 1
 
 
 class Conv2d(Convolution):
-    """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's.
-
-    Parameters
-    ----------
-    weight, bias : array
-        Float, of one dtype. The bias may be None.
-    stride, padding, dilation : int, or a tuple of two
-        As PyTorch's; the padding is zeros on all sides.
-    groups : int
-        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
-    """
+    """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's. The rest is `Convolution`'s."""
 
     axes = 2
 

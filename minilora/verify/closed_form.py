@@ -1,22 +1,24 @@
-r"""The best rank-r adapter in closed form: the answer that training should find.
+"""The best rank-r adapter in closed form: the answer that training should find.
 
-Dimensions: ``N`` rows, ``in``, ``out``, ``r`` = rank.
+Which change of weight D (out, in), of rank r at most, brings X D^T closest to the residual R? Without the bound on the
+rank it is least squares. With it, it is reduced-rank regression. Let D be the least-squares solution, V the right
+singular vectors of its fitted values, and V_r the first r of them:
 
-Which change of weight D (out, in), of rank r at most, brings :math:`X D^T` closest to the residual R? Without the
-bound on the rank it is least squares. With it, *reduced-rank regression* (Izenman, "Reduced-rank regression for the
-multivariate linear model", 1975). Let D be the least-squares solution and V the right singular vectors of its
-fitted values, the leading r of them in :math:`V_r`:
+    X D^T ~ R               (25)    X (N, in), R (N, out)      by least squares
+    X D^T = U S V^T         (26)    (N, out)                   singular values, the largest first
+    D_r = V_r V_r^T D       (27)    (out, in)
 
-.. math::
-   X D^T \approx R \quad (25) \qquad\qquad X D^T = U \Sigma V^T \quad (26) \qquad\qquad D_r = V_r V_r^T D \quad (27)
+Why: R - X D^T is orthogonal to everything that X can produce. So for any other change D' the loss splits in two:
 
-Why: :math:`R - X D^T` is orthogonal to everything that X can produce, so for any other change :math:`D'` the loss
-splits in two, :math:`\|R - X D'^T\|^2 = \|R - X D^T\|^2 + \|X D^T - X D'^T\|^2`. The first term is out of reach. The
-second is the distance of :math:`X D'^T`, of rank r at most, from the matrix :math:`X D^T`, and by Eckart and Young it
-is least where all but the r leading singular values are dropped: at :math:`X D^T V_r V_r^T`, which is :math:`X D_r^T`.
-What remains of it is :math:`\sum_{k > r} \sigma_k^2`.
+    |R - X D'^T|^2 = |R - X D^T|^2 + |X D^T - X D'^T|^2
 
-(27) is already a product of two thin matrices, so :math:`B = V_r` and :math:`A = V_r^T D / s` is an adapter.
+No D' changes the first term. The second is the distance of X D'^T, of rank r at most, from the matrix X D^T. By Eckart
+and Young it is least where all but the r largest singular values are dropped: at X D^T V_r V_r^T, which is X D_r^T.
+There it is the sum of S_k^2 over k > r.
+
+(27) is already a product of two thin matrices, so B = V_r and A = V_r^T D / s are an adapter.
+
+Source: Izenman, "Reduced-rank regression for the multivariate linear model", 1975.
 """
 
 from __future__ import annotations
@@ -67,10 +69,10 @@ def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) ->
 
 
 def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 1.0) -> LoRA:
-    r"""Return the same adapter from :math:`X^T X` and :math:`X^T R` alone, so that rows may stream past.
+    """Return the same adapter from X^T X and X^T R alone, so that rows may stream past.
 
-    Both are sums over rows: add them up a block at a time and the data never need to be in memory at once. The price
-    is that directions in which X varies less than :math:`\sqrt{\varepsilon}` of its most are taken as constant.
+    Both are sums over rows: add them up a block at a time and the data never need to be in memory at once. The price:
+    directions whose singular value in X is below sqrt(eps) of the largest are dropped.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Is a hand-written gradient right? Measure the slope of the function itself, and compare.
 
 Give `gradcheck` a function of a dict of arrays and the gradients that you claim for it. Nothing here knows what a layer
-is; how a slope is measured stands in `minilora.slopes`.
+is; how a slope is measured stands in `minilora.verify.slopes`.
 """
 
 from __future__ import annotations
@@ -36,40 +36,20 @@ class GradientError(AssertionError):
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What was found for one array of parameters.
-
-    Attributes
-    ----------
-    name, shape
-        The array.
-    checked : str
-        ``"12 entries"`` where each was checked, ``"8 directions"`` where the array is large.
-    error, allowed : float
-        The largest difference of analytic and numeric slope, and the one that would still pass.
-    worst : tuple of int, or None
-        The entry with that difference; None for a direction through all of them.
-    analytic, numeric : float
-        Both slopes there.
-    factor : float or None
-        The one number by which all entries are off, where there is one: 2, N and alpha/r are telling.
-    left, right : float or None
-        The slopes on the two sides, where they differ: the function has a kink there.
-    passed : bool
-        Whether the error is allowed.
-    """
+    """What was found for one array of parameters."""
 
     name: str
     shape: tuple[int, ...]
-    checked: str
-    error: float
-    allowed: float
-    worst: tuple[int, ...] | None
-    analytic: float
+    checked: str  # "12 entries" where each was checked, "8 directions" where the array is large
+    error: float  # the largest difference of analytic and numeric slope
+    allowed: float  # the one that would still pass
+    worst: tuple[int, ...] | None  # the entry with the largest; None for a direction through all of them
+    analytic: float  # the slopes there
     numeric: float
-    factor: float | None = None
-    left: float | None = None
+    factor: float | None = None  # by which all entries are off, where it is one number: 2, N and alpha/r are telling
+    left: float | None = None  # the slopes on both sides, where they differ: the function has a kink there
     right: float | None = None
-    passed: bool = True
+    passed: bool = True  # whether the error is allowed
 
     @property
     def ratio(self) -> float:
@@ -79,21 +59,11 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class GradReport:
-    """What `gradcheck` found; ``str(report)`` is a table.
+    """What `gradcheck` found; ``str(report)`` is a table."""
 
-    Attributes
-    ----------
-    method : {"complex", "central"}
-        How slopes were measured.
-    blocks : tuple of BlockReport
-        One for each array of parameters.
-    note : str
-        Why the complex step was not used, where it was asked for and could not be.
-    """
-
-    method: str
-    blocks: tuple[BlockReport, ...]
-    note: str = ""
+    method: str  # "complex" or "central": how slopes were measured
+    blocks: tuple[BlockReport, ...]  # one for each array of parameters
+    note: str = ""  # why the complex step was not used, where it was asked for and could not be
 
     @property
     def passed(self) -> bool:
@@ -141,7 +111,7 @@ def gradcheck(
     directions: int = 8,
     seed: int = 0,
 ) -> GradReport:
-    r"""Compare the gradients that you claim for `f` with its slopes.
+    """Compare the gradients that you claim for `f` with its slopes.
 
     Parameters
     ----------
@@ -152,7 +122,7 @@ def gradcheck(
         Where to check, in float64. Random values are best: at zeros many errors cannot be seen.
     grads : dict of str to array
         The claimed gradients, under the same names and in the same shapes: of `f` itself, or of
-        :math:`L = \sum_j c_j f_j` with the cotangent c. That is what a ``backward(c, cache)`` returns. An array under
+        L = sum_j c_j f_j with the cotangent c. That is what a ``backward(c, cache)`` returns. An array under
         several names is one parameter: it is checked once, against the sum of its gradients.
     cotangent : array, optional
         Of the shape of f's output. Random values are best: all ones hide mixed-up axes.

@@ -1,13 +1,16 @@
-r"""The slope of a function, measured without knowing its derivative.
+"""The slope of a function, measured without knowing its derivative.
 
-Two ways to measure the slope of :math:`\varphi(t) = L(p + t d)` at 0:
+Two ways to measure the slope of f(t) = L(p + t d) at 0:
 
-- The **complex step**, :math:`\operatorname{Im} \varphi(i h) / h` with :math:`h = 10^{-20}`. Expand:
-  :math:`\varphi(ih) = \varphi(0) + i h \varphi'(0) - \ldots`, so the imaginary part is the derivative. Nothing is
-  subtracted, so nothing cancels, and the answer is good to the last digits. The function must be analytic: no abs, no
-  conj, no cast to float.
-- The **central difference**, :math:`(\varphi(h) - \varphi(-h)) / 2h`, for everything else, at two steps h combined so
-  that the error of order :math:`h^2` drops out (Richardson).
+    complex step           Im f(i h) / h               with h = 1e-20
+    central difference     (f(h) - f(-h)) / 2h         at two steps h
+
+The complex step: f(i h) = f(0) + i h f'(0) - ..., so the imaginary part over h is the derivative. Nothing is
+subtracted, so nothing cancels, and the answer is good to the last digits. The function must be analytic: no abs, no
+conj, no cast to float.
+
+The central difference is for everything else. Its two steps are combined so that the error of order h^2 drops out
+(Richardson).
 
 Source: Squire and Trapp, "Using complex variables to estimate derivatives of real functions", SIAM Review 40 (1998).
 """
@@ -44,18 +47,13 @@ class MeasuredLoss:
     Making one calls f twice and refuses a function that nothing can be learned from: one that changes its input, is not
     finite, or gives another answer the second time. The caller's arrays are copied: f never sees them. An array that
     stands under several names is one, and moves under all of them.
-
-    Attributes
-    ----------
-    home : dict of str to str
-        For each name, the first name of its array.
-    value : float
-        L at the parameters themselves.
     """
+
+    value: float  # L at the parameters themselves
 
     def __init__(self, f: Function, params: Mapping[str, Array], cotangent: Array | None) -> None:
         self.f, self.cotangent = f, cotangent
-        self.home = homes(params)
+        self.home = homes(params)  # for each name, the first name of its array
         copies = {name: params[name].copy() for name in set(self.home.values())}
         self.params = {name: copies[home] for name, home in self.home.items()}
         twins = {name: p.astype("complex128") for name, p in copies.items()}
@@ -183,24 +181,16 @@ def check_arguments(params: Mapping[str, Array], grads: Mapping[str, Array], cot
 
 @dataclass(frozen=True)
 class TaylorOrders:
-    r"""How fast two remainders of :math:`\varphi(h) = L(p + h d)` shrink with the step.
+    """How fast two remainders of f(h) = L(p + h d) shrink with the step.
 
-    Attributes
-    ----------
-    steps : numpy.ndarray, shape (k,)
-        The steps h, each half of the one before.
-    zeroth, first : numpy.ndarray, shape (k,)
-        :math:`|\varphi(h) - \varphi(0)|`, and :math:`|\varphi(h) - \varphi(0) - h \langle g, d \rangle|` with the
-        claimed gradient g.
-    zeroth_orders, first_orders : numpy.ndarray, shape (k - 1,)
-        The powers of h seen from one step to the next. A right gradient gives 1 and 2, a wrong one 1 and 1.
+    The orders are the powers of h seen from one step to the next. A right gradient gives 1 and 2, a wrong one 1 and 1.
     """
 
-    steps: np.ndarray
-    zeroth: np.ndarray
-    first: np.ndarray
-    zeroth_orders: np.ndarray
-    first_orders: np.ndarray
+    steps: np.ndarray  # (k,): the steps h, each half of the one before
+    zeroth: np.ndarray  # (k,): |f(h) - f(0)|
+    first: np.ndarray  # (k,): |f(h) - f(0) - h <g, d>|, with the claimed gradient g
+    zeroth_orders: np.ndarray  # (k - 1,)
+    first_orders: np.ndarray  # (k - 1,)
 
 
 def taylor_orders(
