@@ -33,6 +33,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "numpydoc",
     "sphinxcontrib.katex",
+    "api",
     "equations",
     "peers",
 ]

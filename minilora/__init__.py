@@ -26,139 +26,33 @@ Importing the package imports none of this: a name is fetched when it is first u
 NumPy alone.
 """
 
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # for type checkers and editors; at run time, `__getattr__` below
-    from .adaptation import adapt, adapters, attach, merge
-    from .backend import Backend, BackendUnavailable, get_backend
-    from .files.adapters import AdapterFileError, load_adapter, save_adapter
-    from .files.checkpoint import CheckpointError
-    from .files.merge import merge_adapter
-    from .layer import Layer
-    from .layers.activation import ReLU, SiLU, Tanh
-    from .layers.attention import Attention
-    from .layers.convolution import Conv1d, Conv2d
-    from .layers.embedding import Embedding
-    from .layers.flatten import Flatten
-    from .layers.gated import GatedMLP
-    from .layers.norm import RMSNorm
-    from .layers.rotary import Rotary
-    from .layers.sequential import Sequential
-    from .linear import Linear
-    from .lora import LoRA, LoRALinear
-    from .losses import cross_entropy, mse
-    from .models.llama import Llama
-    from .models.llamaconfig import LlamaConfig
-    from .models.mlp import MLP
-    from .optim import Adam
-    from .training import History, TrainingDiverged, evaluate, train
-    from .variants.adapter import Adapter
-    from .variants.dora import DoRA
-    from .variants.scaling import loraplus
-    from .variants.sums import best_of_rank, weighted_sum
-    from .verify.closed_form import best_adapter, best_adapter_from_gram
-    from .verify.gradcheck import GradientError, GradReport, gradcheck
-    from .verify.slopes import CheckRefused, TaylorOrders, taylor_orders
+from typing import Any
 
 __version__ = "0.2.0"
 
-_HOMES = {
-    "layer": ("Layer",),
-    "models.llama": ("Llama",),
-    "models.llamaconfig": ("LlamaConfig",),
-    "models.mlp": ("MLP",),
-    "layers.sequential": ("Sequential",),
-    "layers.activation": ("ReLU", "SiLU", "Tanh"),
-    "layers.convolution": ("Conv1d", "Conv2d"),
-    "layers.embedding": ("Embedding",),
-    "layers.flatten": ("Flatten",),
-    "layers.norm": ("RMSNorm",),
-    "layers.rotary": ("Rotary",),
-    "layers.attention": ("Attention",),
-    "layers.gated": ("GatedMLP",),
-    "variants.adapter": ("Adapter",),
-    "variants.dora": ("DoRA",),
-    "variants.scaling": ("loraplus",),
-    "variants.sums": ("best_of_rank", "weighted_sum"),
-    "adaptation": ("adapt", "adapters", "attach", "merge"),
-    "backend": ("Backend", "BackendUnavailable", "get_backend"),
-    "files.adapters": ("AdapterFileError", "load_adapter", "save_adapter"),
-    "files.checkpoint": ("CheckpointError",),
-    "files.merge": ("merge_adapter",),
-    "linear": ("Linear",),
-    "lora": ("LoRA", "LoRALinear"),
-    "losses": ("cross_entropy", "mse"),
-    "optim": ("Adam",),
-    "training": ("History", "TrainingDiverged", "evaluate", "train"),
-    "verify.closed_form": ("best_adapter", "best_adapter_from_gram"),
-    "verify.gradcheck": ("GradReport", "GradientError", "gradcheck"),
-    "verify.slopes": ("CheckRefused", "TaylorOrders", "taylor_orders"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "MLP",
-    "Adam",
-    "Adapter",
-    "AdapterFileError",
-    "Attention",
-    "Backend",
-    "BackendUnavailable",
-    "CheckRefused",
-    "CheckpointError",
-    "Conv1d",
-    "Conv2d",
-    "DoRA",
-    "Embedding",
-    "Flatten",
-    "GatedMLP",
-    "GradReport",
-    "GradientError",
-    "History",
-    "Layer",
-    "Linear",
-    "Llama",
-    "LlamaConfig",
-    "LoRA",
-    "LoRALinear",
-    "RMSNorm",
-    "ReLU",
-    "Rotary",
-    "Sequential",
-    "SiLU",
-    "Tanh",
-    "TaylorOrders",
-    "TrainingDiverged",
-    "adapt",
-    "adapters",
-    "attach",
-    "best_adapter",
-    "best_adapter_from_gram",
-    "best_of_rank",
-    "cross_entropy",
-    "evaluate",
-    "get_backend",
-    "gradcheck",
-    "load_adapter",
-    "loraplus",
-    "merge",
-    "merge_adapter",
-    "mse",
-    "save_adapter",
-    "taylor_orders",
-    "train",
-    "weighted_sum",
-]
+@cache
+def _homes() -> dict[str, str]:
+    """Return the module of each public name. They stand in ``__init__.pyi`` alone, for type checkers and for this."""
+    import ast  # at the first name: the command line starts without
+    from pkgutil import get_data
+
+    stub = ast.parse(get_data(__name__, "__init__.pyi") or b"")
+    found = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in found for alias in node.names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__all__":
+        return sorted(_homes())
+    if name not in _homes():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(import_module(f".{_homes()[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_homes()})

@@ -11,9 +11,10 @@ import operator
 import os
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -131,66 +132,6 @@ def check_count(name: str, value: Array) -> int:
     if 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}: the mean of no entries does not exist")
     return math.prod(value.shape)
-
-
-def reference(layer: Any) -> Array | None:
-    """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
-    for value in vars(layer).values():
-        for part in value if isinstance(value, list) else (value,):
-            found = part if is_array(part) else reference(part) if hasattr(part, "trainable") else None
-            if found is not None:
-                return found
-    return None
-
-
-def check_input(layer: Any, x: Array) -> None:
-    """Refuse an input that does not fit a layer: its last axis is in_features long."""
-    check_features("x", x, layer.in_features, "in_features", like=reference(layer))
-
-
-def check_dy(layer: Any, dy: Array) -> None:
-    """Refuse an upstream gradient that does not fit a layer: its last axis is out_features long."""
-    check_features("dy", dy, layer.out_features, "out_features", like=reference(layer))
-
-
-def check_cache(layer: Any, dy: Array, cache: Any) -> tuple[Any, ...]:
-    """Return what a cache keeps, or refuse one that `layer.forward` did not return, or a `dy` that does not fit it."""
-    if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:
-        raise ValueError(f"cache does not come from this layer's forward: {layer!r:.200}")
-    check_array("dy", dy, like=reference(layer))
-    check_shape("dy", dy, cache[1])
-    return cache[2:]
-
-
-def check_weight(weight: Array, bias: Array | None) -> None:
-    """Refuse arrays that are not a weight (out, in) and its bias (out,)."""
-    check_matrix("weight", weight)
-    if bias is not None:
-        check_array("bias", bias, like=weight, like_name="weight")
-        check_shape("bias", bias, (weight.shape[0],))
-
-
-def check_factors(lora_A: Array, lora_B: Array, alpha: Any) -> float:
-    """Return alpha as a float, or refuse arrays that are not two factors of one rank."""
-    check_matrix("lora_A", lora_A)
-    check_matrix("lora_B", lora_B, like=lora_A, like_name="lora_A")
-    if lora_A.shape[0] != lora_B.shape[1]:
-        raise ValueError(
-            "lora_A (r, in) and lora_B (out, r) disagree on the rank: "
-            f"lora_A has {lora_A.shape[0]} rows, lora_B has {lora_B.shape[1]} columns"
-        )
-    return check_number("alpha", alpha, above=0)
-
-
-def check_beside(base: Any, base_type: type, adapter: Any, adapter_type: type) -> None:
-    """Refuse a base and an adapter that cannot stand side by side."""
-    check_instance("base", base, base_type)
-    check_instance("adapter", adapter, adapter_type)
-    check_array("adapter", reference(adapter), like=reference(base), like_name="base")
-    for width in ("in_features", "out_features"):
-        ours, theirs = getattr(adapter, width), getattr(base, width)
-        if ours != theirs:
-            raise ValueError(f"adapter has {width} = {ours}, expected {theirs} as in base")
 
 
 def check_targets(logits: Array, targets: Array) -> None:
@@ -322,34 +263,12 @@ def check_held_out(model: Any, held_out: Any, loss: Callable[[Array, Array], Any
     return held_out
 
 
-def check_prompt(prompt: Any, vocabulary: int) -> list[int]:
-    """Return a prompt as Python ints, or refuse one without a token, or with one that the model does not have."""
-    if isinstance(prompt, (str, bytes)) or not hasattr(prompt, "__len__"):
-        raise TypeError(f"prompt must be a sequence of token ids, got {type(prompt).__name__}")
-    if len(prompt) == 0:
-        raise ValueError("prompt is empty: give at least one token")
-    ids, most = [check_integer(f"prompt[{i}]", token, at_least=0) for i, token in enumerate(prompt)], vocabulary - 1
-    if max(ids) > most:
-        raise ValueError(f"prompt[{ids.index(max(ids))}] must be at most {most}, got {max(ids)}")
-    return ids
-
-
 def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:
     """Return the batch size as an int, or refuse one that is not between 1 and the number of rows."""
     size = check_integer("batch_size", batch_size, at_least=1)
     if size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of {of}, got {size}")
     return size
-
-
-def check_children(layers: Mapping[str, Any], layer_type: type, reserved: Collection[str]) -> None:
-    """Refuse a model's children that are no layers, or whose names are taken or no part of a path."""
-    if not layers:
-        raise ValueError("Sequential() has no layers: give at least one, by name, such as fc=Linear(...)")
-    for name, layer in layers.items():
-        check_instance(name, layer, layer_type)
-        if name in reserved:
-            raise ValueError(f"a layer cannot be named {name!r}: every layer has an attribute of that name")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
@@ -441,42 +360,6 @@ def check_rng(rng: Any) -> None:
         raise TypeError(f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {rng!r}")
 
 
-def check_table(weight: Array) -> None:
-    """Refuse what is not an embedding's weight, (V, dim)."""
-    check_matrix("weight", weight)
-
-
-def check_kernel(name: str, weight: Array, bias: Array | None, axes: int, groups: Any) -> None:
-    """Refuse arrays that are not a convolution's weight (out, in, *kernel) and bias (out,), and groups."""
-    if groups != 1:
-        raise ValueError(f"groups={groups!r} is not supported: a {name} here connects every input to every output")
-    check_array("weight", weight)
-    if len(weight.shape) != axes + 2 or 0 in weight.shape:
-        expected = "(out, in, " + ", ".join(("height", "width")[-axes:]) + ")"
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected} with no empty axis")
-    if bias is not None:
-        check_array("bias", bias, like=weight, like_name="weight")
-        check_shape("bias", bias, (weight.shape[0],))
-
-
-def check_each_axis(name: str, value: Any, axes: int, at_least: int) -> tuple[int, ...]:
-    """Return one integer for each axis of a kernel: from a number for all of them, or from as many."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-    if len(values) != axes:
-        raise ValueError(f"{name} must be an integer or {axes} of them, got {value!r}")
-    return tuple(check_integer(name, v, at_least=at_least) for v in values)
-
-
-def check_image(layer: Any, x: Array) -> None:
-    """Refuse an input that does not fit a convolution: (N, in, *sizes), and no kernel larger than the padded image."""
-    check_array("x", x, like=layer.weight)
-    shape, weight = tuple(x.shape), layer.weight.shape
-    if len(shape) != len(weight) or shape[1] != weight[1]:
-        raise ValueError(f"x has shape {shape}, expected {len(weight)} axes, (N, {weight[1]}, ...)")
-    if min(layer.positions(shape)) < 1:
-        raise ValueError(f"x has shape {shape}: with padding {layer.padding} it is smaller than the kernel {layer!r}")
-
-
 def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
     """Return a rank as an int, or refuse one above the smallest of the sizes."""
     number = check_integer("rank", rank, at_least=1)
@@ -529,53 +412,11 @@ def check_float_dtype(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be one of {', '.join(expected)}, got {value!r}")
 
 
-def check_norm(weight: Array, eps: Any) -> float:
-    """Return eps as a float, or refuse a weight that is not (d,)."""
-    check_array("weight", weight)
-    if len(weight.shape) != 1 or 0 in weight.shape:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (d,), not empty")
-    return check_number("eps", eps, above=0)
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+    _MOVED = {"check_cache": "layer", "check_dy": "layer", "check_input": "layer"}
 
-
-def check_frequencies(frequencies: Any) -> tuple[float, ...]:
-    """Return the frequencies of rotations as floats, or refuse what are not at least one."""
-    if not isinstance(frequencies, (tuple, list)) or not frequencies:
-        raise ValueError(f"frequencies must be a tuple of one number or more, got {frequencies!r}")
-    return tuple(check_number(f"frequencies[{j}]", f, above=0, or_equal=True) for j, f in enumerate(frequencies))
-
-
-def check_rows(layer: Any, x: Array) -> None:
-    """Refuse an input that has no axis of positions, (..., T, in), or no position on it."""
-    check_input(layer, x)
-    if len(x.shape) < 2 or x.shape[-2] == 0:
-        expected = f"(..., T, {layer.in_features}) with at least one position"
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
-
-
-def check_gated(layer: Any) -> None:
-    """Refuse three layers whose widths do not make a gated MLP."""
-    d, m = layer.gate_proj.in_features, layer.gate_proj.out_features
-    check_widths("up_proj", layer.up_proj, d, m)
-    check_widths("down_proj", layer.down_proj, m, d)
-
-
-def check_attention(layer: Any) -> None:
-    """Refuse layers whose widths do not make attention: whole heads, in whole groups, over one input."""
-    d, D = layer.q_proj.in_features, layer.rotary.in_features
-    H, K = layer.q_proj.out_features // D, layer.k_proj.out_features // D
-    if 0 in (H, K) or H % K:
-        raise ValueError(
-            f"q_proj has {layer.q_proj.out_features} outputs and k_proj {layer.k_proj.out_features}: "
-            f"expected H * {D} and K * {D}, where K divides H"
-        )
-    check_widths("q_proj", layer.q_proj, d, H * D)
-    check_widths("k_proj", layer.k_proj, d, K * D)
-    check_widths("v_proj", layer.v_proj, d, K * D)
-    check_widths("o_proj", layer.o_proj, H * D, layer.o_proj.out_features)
-
-
-def check_widths(name: str, layer: Any, in_features: int, out_features: int) -> None:
-    """Refuse a layer of other widths."""
-    if (layer.in_features, layer.out_features) != (in_features, out_features):
-        got = f"{layer.in_features} -> {layer.out_features}"
-        raise ValueError(f"{name} is {got} wide, expected {in_features} -> {out_features}")
+    def __getattr__(name: str) -> Any:
+        """Return a guard that stood here until 0.3.0. Its old import works for one more version."""
+        if name not in _MOVED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_MOVED[name]}", __package__), name)

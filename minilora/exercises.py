@@ -1,4 +1,4 @@
-r"""Ten exercises with graders: rebuild `LoRA.backward` in five steps, then five questions about what it does.
+"""Ten exercises with graders: rebuild `LoRA.backward` in five steps, then five questions about what it does.
 
 Write a function and give it to its grader, ``check_...``. The grader prints what is right, or what kind of mistake it
 sees, and returns whether the answer is right.
@@ -71,7 +71,7 @@ def check_loss_gradient(answer: Callable) -> bool:
 
 
 def check_grad_B(answer: Callable) -> bool:
-    r"""Grade step 2, ``grad_B(dy, h, s) -> dB`` of :math:`y = s\,h B^T`. Results are as in `check_loss_gradient`."""
+    """Grade step 2, ``grad_B(dy, h, s) -> dB`` of y = s h B^T. Results are as in `check_loss_gradient`."""
     why = "B_ok meets column o of dy and column k of h, so the sum runs over the rows n of both"
     forms = _forms(("dy", lambda d: d.s * d.dy), ("h", lambda d: d.h), transposed=(True, False), why=why)
     praise = "dB is right: the column of dy against the column of h, added up over the rows."
@@ -79,7 +79,7 @@ def check_grad_B(answer: Callable) -> bool:
 
 
 def check_grad_h(answer: Callable) -> bool:
-    r"""Grade step 3, ``grad_h(dy, B, s) -> dh`` of :math:`y = s\,h B^T`. Results are as in `check_loss_gradient`."""
+    """Grade step 3, ``grad_h(dy, B, s) -> dh`` of y = s h B^T. Results are as in `check_loss_gradient`."""
     why = "h_nk meets row n of dy and column k of B, so the sum runs over the outputs o"
     forms = _forms(("dy", lambda d: d.s * d.dy), ("B", lambda d: d.B), transposed=(False, False), why=why)
     praise = "dh is right. It carries the s to everything that comes after it."
@@ -87,7 +87,7 @@ def check_grad_h(answer: Callable) -> bool:
 
 
 def check_grad_A(answer: Callable) -> bool:
-    r"""Grade step 4, ``grad_A(dh, x) -> dA`` of :math:`h = x A^T`. Results are as in `check_loss_gradient`."""
+    """Grade step 4, ``grad_A(dh, x) -> dA`` of h = x A^T. Results are as in `check_loss_gradient`."""
     why = "A_ki meets column k of dh and column i of x, so the sum runs over the rows n of both"
     forms = _forms(("dh", lambda d: d.dh), ("x", lambda d: d.x), transposed=(True, False), why=why)
     praise = "dA is right, and it has no s of its own: that came with dh."

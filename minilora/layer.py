@@ -5,12 +5,13 @@
     y         = layer(x)                                    inference
 
 A model is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
-weight of ``model.layers[3].fc1``. Four functions know this tree, and everything else is written with them:
+weight of ``model.layers[3].fc1``. Two functions look at attributes, and everything else is written with them:
 
-    model.trainable()                  list the arrays that train, by name
-    walk(model)                        list every layer, by path
+    parts(layer)                       list a layer's own arrays and layers, by name
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
-    nest(name, grads)                  put a child's gradients under its name
+
+With these, ``model.trainable()`` lists the arrays that train, and ``walk(model)`` every layer, by path;
+``nest(name, grads)`` puts a child's gradients under its name.
 
 A frozen layer trains nothing and only passes dx. Its cache keeps what dx needs: of a linear layer nothing, of a norm
 its input. An array that stands in two places (a tied array) is one parameter: it has two names here, and `Adam` and
@@ -24,7 +25,7 @@ from copy import copy
 from typing import Any, TypeVar
 
 from .backend import backend_of
-from .checks import Array, is_array
+from .checks import Array, check_array, check_features, check_shape, is_array
 
 Cache = tuple[Any, ...]
 """The layer itself, the shape of its output, and what its backward needs. Only data, so that memory can be counted."""
@@ -100,6 +101,20 @@ def parts(layer: Layer) -> Iterator[tuple[str, Any]]:
         for key, part in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(part, Layer) or is_array(part):
                 yield name if key is None else f"{name}.{key}", part
+
+
+def first_array(layer: Layer) -> Array | None:
+    """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
+    for _, part in parts(layer):
+        found = first_array(part) if isinstance(part, Layer) else part
+        if found is not None:
+            return found
+    return None
+
+
+def trains(*layers: Layer) -> bool:
+    """Return whether any of these layers has an array that trains."""
+    return any(layer.trainable() for layer in layers)
 
 
 def walk(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
@@ -234,3 +249,40 @@ def _show(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_show, value))}]"
     return str(tuple(value.shape)) if is_array(value) else repr(value)
+
+
+# --- the guards that every layer calls ---
+
+
+def check_input(layer: Layer, x: Array) -> None:
+    """Refuse an input that does not fit a layer: its last axis is in_features long."""
+    check_features("x", x, layer.in_features, "in_features", like=first_array(layer))
+
+
+def check_sequence(layer: Layer, x: Array) -> None:
+    """Refuse an input that has no axis of positions, (..., T, in), or no position on it."""
+    check_input(layer, x)
+    if len(x.shape) < 2 or x.shape[-2] == 0:
+        expected = f"(..., T, {layer.in_features}) with at least one position"
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
+
+
+def check_dy(layer: Layer, dy: Array) -> None:
+    """Refuse an upstream gradient that does not fit a layer: its last axis is out_features long."""
+    check_features("dy", dy, layer.out_features, "out_features", like=first_array(layer))
+
+
+def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
+    """Return what a cache keeps, or refuse one that `layer.forward` did not return, or a `dy` that does not fit it."""
+    if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:
+        raise ValueError(f"cache does not come from this layer's forward: {layer!r:.200}")
+    check_array("dy", dy, like=first_array(layer))
+    check_shape("dy", dy, cache[1])
+    return cache[2:]
+
+
+def check_widths(name: str, layer: Layer, in_features: int, out_features: int) -> None:
+    """Refuse a layer of other widths."""
+    if (layer.in_features, layer.out_features) != (in_features, out_features):
+        got = f"{layer.in_features} -> {layer.out_features}"
+        raise ValueError(f"{name} is {got} wide, expected {in_features} -> {out_features}")

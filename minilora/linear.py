@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_cache, check_dy, check_flag, check_input, check_start, check_weight
-from .layer import Cache, Layer, rows
+from .checks import Array, check_array, check_flag, check_matrix, check_shape, check_start
+from .layer import Cache, Layer, check_cache, check_dy, check_input, rows
 
 
 @dataclass(eq=False, repr=False)
@@ -77,3 +77,11 @@ class Linear(Layer):
         return cls(weight, backend.asarray(rng.uniform(-bound, bound, n_out), dtype) if bias else None)
 
     shape = property(lambda self: self.weight.shape, doc="(out, in), as the weight's.")
+
+
+def check_weight(weight: Array, bias: Array | None) -> None:
+    """Refuse arrays that are not a weight (out, in) and its bias (out,)."""
+    check_matrix("weight", weight)
+    if bias is not None:
+        check_array("bias", bias, like=weight, like_name="weight")
+        check_shape("bias", bias, (weight.shape[0],))

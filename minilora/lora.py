@@ -43,8 +43,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_of, backend_or_numpy
-from .checks import Array, check_beside, check_cache, check_factors, check_input, check_instance, check_start
-from .layer import Cache, Layer, rows, widen
+from .checks import Array, check_array, check_instance, check_matrix, check_number, check_start
+from .layer import Cache, Layer, check_cache, check_input, first_array, rows, widen
 from .linear import Linear
 
 
@@ -148,3 +148,26 @@ class LoRALinear(Layer):
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
+
+
+def check_factors(lora_A: Array, lora_B: Array, alpha: Any) -> float:
+    """Return alpha as a float, or refuse arrays that are not two factors of one rank."""
+    check_matrix("lora_A", lora_A)
+    check_matrix("lora_B", lora_B, like=lora_A, like_name="lora_A")
+    if lora_A.shape[0] != lora_B.shape[1]:
+        raise ValueError(
+            "lora_A (r, in) and lora_B (out, r) disagree on the rank: "
+            f"lora_A has {lora_A.shape[0]} rows, lora_B has {lora_B.shape[1]} columns"
+        )
+    return check_number("alpha", alpha, above=0)
+
+
+def check_beside(base: Any, base_type: type, adapter: Any, adapter_type: type) -> None:
+    """Refuse a base and an adapter that cannot stand side by side."""
+    check_instance("base", base, base_type)
+    check_instance("adapter", adapter, adapter_type)
+    check_array("adapter", first_array(adapter), like=first_array(base), like_name="base")
+    for width in ("in_features", "out_features"):
+        ours, theirs = getattr(adapter, width), getattr(base, width)
+        if ours != theirs:
+            raise ValueError(f"adapter has {width} = {ours}, expected {theirs} as in base")

@@ -16,8 +16,8 @@ This holds for the squared error on the layer's own output, and gives no dx. It 
 
 from __future__ import annotations
 
-from ..checks import Array, check_array, check_count, check_input, check_shape
-from ..layer import Layer, rows
+from ..checks import Array, check_array, check_count, check_shape
+from ..layer import Layer, check_input, rows
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter

@@ -1,5 +1,8 @@
 """What a network is made of besides `Linear`: one file, one derivation each.
 
-`activation` has the functions between two layers, `sequential` the chain rule along a list of layers. `embedding` and
-`convolution` are linear layers on a rewritten input, and `flatten` stands between images and rows.
+Between and around layers: `activation`; `flatten`, from images to rows; `sequential`, the chain rule along a list.
+
+Linear layers on a rewritten input: `embedding` and `convolution`.
+
+A language model's: `attention`, with `rotary` positions, `norm`, and `gated`, the MLP that follows.
 """

@@ -12,8 +12,8 @@ An activation has nothing to train. It keeps what its derivative is made of.
 from __future__ import annotations
 
 from ..backend import backend_of
-from ..checks import Array, check_array, check_cache
-from ..layer import Cache, Layer
+from ..checks import Array, check_array
+from ..layer import Cache, Layer, check_cache
 
 
 class ReLU(Layer):

@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..backend import backend_of
-from ..checks import Array, check_attention, check_cache, check_rows
-from ..layer import Cache, Layer, inner, nest, rows
+from ..checks import Array
+from ..layer import Cache, Layer, check_cache, check_sequence, check_widths, inner, nest, rows, trains
 from ..linear import Linear
 from .rotary import Rotary
 
@@ -54,27 +54,27 @@ class Attention(Layer):
     rotary: Rotary  # of width D
 
     def __post_init__(self) -> None:
-        check_attention(self)
+        _check_heads(self)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., T, d) -> (..., T, d)
         """Return y, and a cache with q, k, v and P."""
-        check_rows(self, x)
+        check_sequence(self, x)
         h, T = rows(x), x.shape[-2]  # h (B T, d)
         (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, q_turn = self.rotary.forward(self.split(q, T))
         k, k_turn = self.rotary.forward(self.split(k, T))
         v = self.split(v, T)
         o, P = attend(q, k, v)
-        y, y_cache = self.o_proj.forward(self.join(o))
+        y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        return y, (self, y.shape, x.shape, q_cache, k_cache, v_cache, y_cache, q_turn, k_turn, q, k, v, P)
+        return y, (self, y.shape, x.shape, (q_cache, k_cache, v_cache, o_cache), (q_turn, k_turn), (q, k, v, P))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., T, d), and the gradients of the four layers."""
-        shape, q_cache, k_cache, v_cache, y_cache, q_turn, k_turn, q, k, v, P = check_cache(self, dy, cache)
-        below = need_dx or any(p.trainable() for p in (self.q_proj, self.k_proj, self.v_proj))
-        do, y_grads = self.o_proj.backward(rows(dy), y_cache, need_dx=below)
-        grads = nest("o_proj", y_grads)
+        shape, (q_cache, k_cache, v_cache, o_cache), (q_turn, k_turn), (q, k, v, P) = check_cache(self, dy, cache)
+        below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj)
+        do, o_grads = self.o_proj.backward(rows(dy), o_cache, need_dx=below)
+        grads = nest("o_proj", o_grads)
         if do is None:  # nothing below asks
             return None, grads
         dq, dk, dv = attend_backward(self.split(do, shape[-2]), q, k, v, P)
@@ -88,7 +88,7 @@ class Attention(Layer):
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
-        check_rows(self, x)
+        check_sequence(self, x)
         h, T = rows(x), x.shape[-2]
         q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
         start = 0 if past is None else past[0].shape[-2]
@@ -147,9 +147,9 @@ def stacked(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
 def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
     """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0."""
     xp = backend_of(S).xp
-    B, K, rows, U = S.shape
+    B, K, gT, U = S.shape
     later = xp.arange(U) > xp.arange(U - T, U)[:, None]  # (T, U)
-    xp.copyto(S.reshape(B, K, rows // T, T, U), -xp.inf, where=later)
+    xp.copyto(S.reshape(B, K, gT // T, T, U), -xp.inf, where=later)
     return S
 
 
@@ -157,3 +157,18 @@ def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
     """Return exp(S) over its sum along each row. The row's largest entry is subtracted first: exp cannot overflow."""
     e = backend_of(S).xp.exp(S - S.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def _check_heads(layer: Attention) -> None:
+    """Refuse layers whose widths do not make attention: whole heads, in whole groups, over one input."""
+    d, D = layer.q_proj.in_features, layer.rotary.in_features
+    H, K = layer.q_proj.out_features // D, layer.k_proj.out_features // D
+    if 0 in (H, K) or H % K:
+        raise ValueError(
+            f"q_proj has {layer.q_proj.out_features} outputs and k_proj {layer.k_proj.out_features}: "
+            f"expected H * {D} and K * {D}, where K divides H"
+        )
+    check_widths("q_proj", layer.q_proj, d, H * D)
+    check_widths("k_proj", layer.k_proj, d, K * D)
+    check_widths("v_proj", layer.v_proj, d, K * D)
+    check_widths("o_proj", layer.o_proj, H * D, layer.o_proj.out_features)

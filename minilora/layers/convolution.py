@@ -31,15 +31,25 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_cache, check_each_axis, check_image, check_kernel
-from ..layer import Cache, Layer
+from ..checks import Array, check_array, check_integer, check_shape
+from ..layer import Cache, Layer, check_cache
 from ..linear import Linear
 
 Ints = tuple[int, ...]
 
 
 class Convolution(Layer):
-    """A convolution over any number of axes. It keeps the arrays that it is given; training changes them in place."""
+    """A convolution over any number of axes. It keeps the arrays that it is given; training changes them in place.
+
+    Parameters
+    ----------
+    weight, bias : array
+        Float, of one dtype. The bias may be None.
+    stride, padding, dilation : int, or a tuple of one for each axis
+        As PyTorch's; the padding is zeros on all sides.
+    groups : int
+        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
+    """
 
     axes: ClassVar[int]
 
@@ -47,11 +57,11 @@ class Convolution(Layer):
         self, weight: Array, bias: Array | None = None, *,
         stride: int | Ints = 1, padding: int | Ints = 0, dilation: int | Ints = 1, groups: int = 1,
     ) -> None:  # fmt: skip
-        check_kernel(type(self).__name__, weight, bias, self.axes, groups)
+        _check_kernel(type(self).__name__, weight, bias, self.axes, groups)
         self.weight, self.bias = weight, bias
-        self.stride = check_each_axis("stride", stride, self.axes, at_least=1)
-        self.padding = check_each_axis("padding", padding, self.axes, at_least=0)
-        self.dilation = check_each_axis("dilation", dilation, self.axes, at_least=1)
+        self.stride = _each_axis("stride", stride, self.axes, at_least=1)
+        self.padding = _each_axis("padding", padding, self.axes, at_least=0)
+        self.dilation = _each_axis("dilation", dilation, self.axes, at_least=1)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, C, *sizes) -> (N, out, *positions)
         """Return y and the cache, which keeps the patches; frozen, it keeps none."""
@@ -72,7 +82,7 @@ class Convolution(Layer):
 
     def rewrite(self, x: Array) -> Array:  # (N, C, *sizes) -> (N P, C K)
         """Return the patches, one row for each position of each image."""
-        check_image(self, x)
+        _check_image(self, x)
         xp, (n, c), positions = backend_of(x).xp, x.shape[:2], self.positions(x.shape)
         padded = xp.pad(x, ((0, 0), (0, 0), *((p, p) for p in self.padding)))
         z = xp.empty((c, *self.kernel, n, *positions), dtype=x.dtype)
@@ -130,32 +140,43 @@ class Convolution(Layer):
 
 
 class Conv1d(Convolution):
-    """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's.
-
-    Parameters
-    ----------
-    weight, bias : array
-        Float, of one dtype. The bias may be None.
-    stride, padding, dilation : int, or a tuple of one
-        As PyTorch's; the padding is zeros on both sides.
-    groups : int
-        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
-    """
+    """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's. The rest is `Convolution`'s."""
 
     axes = 1
 
 
 class Conv2d(Convolution):
-    """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's.
-
-    Parameters
-    ----------
-    weight, bias : array
-        Float, of one dtype. The bias may be None.
-    stride, padding, dilation : int, or a tuple of two
-        As PyTorch's; the padding is zeros on all sides.
-    groups : int
-        1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
-    """
+    """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's. The rest is `Convolution`'s."""
 
     axes = 2
+
+
+def _check_kernel(name: str, weight: Array, bias: Array | None, axes: int, groups: Any) -> None:
+    """Refuse arrays that are not a convolution's weight (out, in, *kernel) and bias (out,), and groups."""
+    if groups != 1:
+        raise ValueError(f"groups={groups!r} is not supported: a {name} here connects every input to every output")
+    check_array("weight", weight)
+    if len(weight.shape) != axes + 2 or 0 in weight.shape:
+        expected = "(out, in, " + ", ".join(("height", "width")[-axes:]) + ")"
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected} with no empty axis")
+    if bias is not None:
+        check_array("bias", bias, like=weight, like_name="weight")
+        check_shape("bias", bias, (weight.shape[0],))
+
+
+def _each_axis(name: str, value: Any, axes: int, at_least: int) -> tuple[int, ...]:
+    """Return one integer for each axis of a kernel: from a number for all of them, or from as many."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+    if len(values) != axes:
+        raise ValueError(f"{name} must be an integer or {axes} of them, got {value!r}")
+    return tuple(check_integer(name, v, at_least=at_least) for v in values)
+
+
+def _check_image(layer: Convolution, x: Array) -> None:
+    """Refuse an input that does not fit a convolution: (N, in, *sizes), and no kernel larger than the padded image."""
+    check_array("x", x, like=layer.weight)
+    shape, weight = tuple(x.shape), layer.weight.shape
+    if len(shape) != len(weight) or shape[1] != weight[1]:
+        raise ValueError(f"x has shape {shape}, expected {len(weight)} axes, (N, {weight[1]}, ...)")
+    if min(layer.positions(shape)) < 1:
+        raise ValueError(f"x has shape {shape}: with padding {layer.padding} it is smaller than the kernel {layer!r}")

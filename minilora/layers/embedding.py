@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..backend import add_at, backend_of
-from ..checks import Array, check_cache, check_ids, check_table
-from ..layer import Cache, Layer, rows
+from ..checks import Array, check_ids, check_matrix
+from ..layer import Cache, Layer, check_cache, rows
 from ..linear import Linear
 
 
@@ -56,7 +56,7 @@ class Embedding(Layer):
     weight: Array  # (V, dim), float
 
     def __post_init__(self) -> None:
-        check_table(self.weight)
+        check_matrix("weight", self.weight)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) ids -> (..., dim)
         """Return y and the cache. Ids that are no integers from 0 to V - 1 are refused (on a GPU, not looked at)."""

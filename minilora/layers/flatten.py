@@ -1,15 +1,17 @@
 """Images as rows: what stands between a convolution and a linear layer.
 
-y_n,(chw) = x_nchw          (flat.1)    (N, C, ...) -> (N, C * ...)
-dx_nchw = dy_n,(chw)        (flat.2)    every entry keeps its gradient
+    y_n,(chw) = x_nchw          (flat.1)    (N, C, ...) -> (N, C * ...)
+    dx_nchw = dy_n,(chw)        (flat.2)    every entry keeps its gradient
+
+The first axis, of the images, stays as it is.
 """
 
 from __future__ import annotations
 
 import math
 
-from ..checks import Array, check_array, check_cache
-from ..layer import Cache, Layer
+from ..checks import Array, check_array
+from ..layer import Cache, Layer, check_cache
 
 
 class Flatten(Layer):

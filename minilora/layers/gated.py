@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..checks import Array, check_cache, check_gated
-from ..layer import Cache, Layer, nest, rows
+from ..checks import Array
+from ..layer import Cache, Layer, check_cache, check_widths, nest, rows, trains
 from ..linear import Linear
 from .activation import SiLU
 
@@ -33,7 +33,9 @@ class GatedMLP(Layer):
     act_fn: Layer = field(default_factory=SiLU)
 
     def __post_init__(self) -> None:
-        check_gated(self)
+        d, m = self.gate_proj.in_features, self.gate_proj.out_features
+        check_widths("up_proj", self.up_proj, d, m)
+        check_widths("down_proj", self.down_proj, m, d)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with a and b. f(a) is computed again, so that it need not be kept."""
@@ -48,7 +50,7 @@ class GatedMLP(Layer):
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
         a_cache, b_cache, y_cache, a, b = check_cache(self, dy, cache)
-        below = need_dx or any(layer.trainable() for layer in (self.gate_proj, self.up_proj))
+        below = need_dx or trains(self.gate_proj, self.up_proj)
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
         if dz is None:  # nothing below asks

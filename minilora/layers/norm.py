@@ -20,10 +20,11 @@ Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.0
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..backend import backend_of
-from ..checks import Array, check_cache, check_input, check_norm
-from ..layer import Cache, Layer, inner, rows
+from ..checks import Array, check_array, check_number
+from ..layer import Cache, Layer, check_cache, check_input, inner, rows
 
 
 @dataclass(eq=False, repr=False)
@@ -34,7 +35,7 @@ class RMSNorm(Layer):
     eps: float = 1e-6  # above 0; inside the root
 
     def __post_init__(self) -> None:
-        self.eps = check_norm(self.weight, self.eps)
+        self.eps = _check_norm(self.weight, self.eps)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with x and r."""
@@ -53,3 +54,11 @@ class RMSNorm(Layer):
         return dx, {} if dg is None else {"weight": dg}
 
     shape = property(lambda self: self.weight.shape * 2, doc="(d, d): as wide as its input.")
+
+
+def _check_norm(weight: Array, eps: Any) -> float:
+    """Return eps as a float, or refuse a weight that is not (d,)."""
+    check_array("weight", weight)
+    if len(weight.shape) != 1 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (d,), not empty")
+    return check_number("eps", eps, above=0)

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from ..backend import Backend, backend_of
-from ..checks import Array, check_cache, check_frequencies, check_rows, dtype_name
-from ..layer import Cache, Layer
+from ..checks import Array, check_number, dtype_name
+from ..layer import Cache, Layer, check_cache, check_sequence
 
 
 @dataclass(eq=False, repr=False)
@@ -38,11 +39,11 @@ class Rotary(Layer):
     frequencies: tuple[float, ...]  # f_j, D/2 of them
 
     def __post_init__(self) -> None:
-        self.frequencies = check_frequencies(self.frequencies)
+        self.frequencies = _check_frequencies(self.frequencies)
 
     def forward(self, x: Array, start: int = 0) -> tuple[Array, Cache]:  # (..., T, D) -> (..., T, D)
         """Return y and the cache. The rows stand at the positions `start`, `start` + 1, ..."""
-        check_rows(self, x)
+        check_sequence(self, x)
         y = rotate(x, *self.angles(x, start))
         return y, (self, y.shape, start)
 
@@ -87,3 +88,10 @@ def _angles(frequencies: tuple[float, ...], start: int, length: int, dtype: str,
     """Return cosines and sines (length, D/2), computed in float64 and rounded once."""
     angles = np.outer(np.arange(start, start + length), frequencies)
     return backend.asarray(np.cos(angles), dtype), backend.asarray(np.sin(angles), dtype)
+
+
+def _check_frequencies(frequencies: Any) -> tuple[float, ...]:
+    """Return the frequencies of rotations as floats, or refuse what are not at least one."""
+    if not isinstance(frequencies, (tuple, list)) or not frequencies:
+        raise ValueError(f"frequencies must be a tuple of one number or more, got {frequencies!r}")
+    return tuple(check_number(f"frequencies[{j}]", f, above=0, or_equal=True) for j, f in enumerate(frequencies))

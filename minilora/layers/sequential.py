@@ -9,21 +9,24 @@ for dx, so the walk down stops there.
 
 from __future__ import annotations
 
-from ..checks import Array, check_cache, check_children
-from ..layer import Cache, Layer, nest
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ..checks import Array, check_instance
+from ..layer import Cache, Layer, check_cache, nest, parts, trains
 
 
 class Sequential(Layer):
     """Named layers, applied in the order in which they are given: ``Sequential(fc1=..., act=ReLU(), fc2=...)``."""
 
     def __init__(self, **layers: Layer) -> None:
-        check_children(layers, Layer, reserved=dir(type(self)))
+        _check_children(layers, reserved=dir(type(self)))
         vars(self).update(layers)
 
     @property
     def children(self) -> dict[str, Layer]:
         """The layers by name, in order."""
-        return {name: layer for name, layer in vars(self).items() if isinstance(layer, Layer)}
+        return {name: part for name, part in parts(self) if isinstance(part, Layer)}
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
         """Return what the last layer makes of it, and a cache with theirs."""
@@ -39,10 +42,20 @@ class Sequential(Layer):
         layers, dx = list(self.children.items()), dy
         grads: dict[str, Array] = {}
         for i in reversed(range(len(layers))):
-            (name, layer), below = layers[i], [lower for _, lower in layers[:i]]
-            asked = need_dx or any(lower.trainable() for lower in below)
+            name, layer = layers[i]
+            asked = need_dx or trains(*(lower for _, lower in layers[:i]))
             dx, found = layer.backward(dx, caches[i], need_dx=asked)  # eq. (seq.2)
             grads |= nest(name, found)
             if not asked:
                 break
         return dx, {name: grads[name] for name in self.trainable()}
+
+
+def _check_children(layers: Mapping[str, Any], reserved: Collection[str]) -> None:
+    """Refuse a model's children that are no layers, or whose names are taken or no part of a path."""
+    if not layers:
+        raise ValueError("Sequential() has no layers: give at least one, by name, such as fc=Linear(...)")
+    for name, layer in layers.items():
+        check_instance(name, layer, Layer)
+        if name in reserved:
+            raise ValueError(f"a layer cannot be named {name!r}: every layer has an attribute of that name")

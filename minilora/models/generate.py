@@ -11,11 +11,12 @@ alone. So the model keeps them (its `past`), and a new token costs one position 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import check_instance, check_integer, check_number, check_prompt, check_rng
+from ..checks import check_instance, check_integer, check_number, check_rng
 from .llama import Llama
 
 
@@ -51,7 +52,7 @@ def generate(
         If an argument is out of range. Nothing is computed then.
     """
     check_instance("model", model, Llama)
-    ids = check_prompt(prompt, model.lm_head.out_features)
+    ids = _check_prompt(prompt, model.lm_head.out_features)
     tokens = check_integer("tokens", tokens, at_least=1)
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if temperature > 0:
@@ -84,3 +85,15 @@ def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None) -
         return int(z.argmax())
     p = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1: nothing overflows
     return int(rng.choice(len(p), p=p / p.sum()))
+
+
+def _check_prompt(prompt: Any, vocabulary: int) -> list[int]:
+    """Return a prompt as Python ints, or refuse one without a token, or with one that the model does not have."""
+    if isinstance(prompt, (str, bytes)) or not hasattr(prompt, "__len__"):
+        raise TypeError(f"prompt must be a sequence of token ids, got {type(prompt).__name__}")
+    if len(prompt) == 0:
+        raise ValueError("prompt is empty: give at least one token")
+    ids, most = [check_integer(f"prompt[{i}]", token, at_least=0) for i, token in enumerate(prompt)], vocabulary - 1
+    if max(ids) > most:
+        raise ValueError(f"prompt[{ids.index(max(ids))}] must be at most {most}, got {max(ids)}")
+    return ids

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import Backend
-from ..checks import Array, check_cache
-from ..layer import Cache, Layer, nest, parts
+from ..checks import Array
+from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
 from ..layers.gated import GatedMLP
@@ -58,7 +58,7 @@ class Block(Layer):
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
         """Return dx (B, T, d), and the gradients of what trains."""
         attention_cache, mlp_cache = check_cache(self, dy, cache)
-        below = need_dx or trains(self.input_layernorm) or trains(self.self_attn)
+        below = need_dx or trains(self.input_layernorm, self.self_attn)
         du, f, norm = branch_backward(self.post_attention_layernorm, self.mlp, dy, mlp_cache, need_dx=below)
         grads = nest("mlp", f) | nest("post_attention_layernorm", norm)
         if du is None:  # nothing below asks
@@ -192,9 +192,3 @@ class Llama(Layer):
         from ..files.llama import read_llama  # files know layers, so layers import no files when they are imported
 
         return cls.build(*read_llama(path, dtype=dtype, backend=backend))
-
-
-def trains(layer: Layer) -> bool:
-    """Return whether any array of a layer trains. The first that is found is enough."""
-    inside = [part for _, part in parts(layer) if isinstance(part, Layer)]
-    return any(map(trains, inside)) if inside else bool(layer.trainable())

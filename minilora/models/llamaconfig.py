@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..checks import check_flag, check_sizes
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """What a decoder is, without its weights."""
+    """What a decoder is, without its weights. Sizes below 1 are a ValueError."""
 
     vocab_size: int  # V
     hidden_size: int  # d
@@ -21,6 +23,12 @@ class LlamaConfig:
     tie_word_embeddings: bool = False  # whether the head is the embedding's array
     attention_bias: bool = False
     mlp_bias: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        check_sizes(**{name: getattr(self, name) for name in (*sizes, "num_key_value_heads", "head_dim")})
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            check_flag(name, getattr(self, name))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array, by the name that transformers gives it."""

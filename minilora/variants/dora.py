@@ -28,10 +28,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..backend import backend_of
-from ..checks import Array, check_beside, check_cache
-from ..layer import Cache, Layer, rows
+from ..checks import Array
+from ..layer import Cache, Layer, check_cache, rows
 from ..linear import Linear
-from ..lora import LoRA, LoRALinear
+from ..lora import LoRA, LoRALinear, check_beside
 from .adapter import Adapter
 
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import Array, check_cache
-from ..layer import Cache, Layer
+from ..checks import Array
+from ..layer import Cache, Layer, check_cache
 from ..layers.convolution import Convolution
 from ..layers.embedding import Embedding
 from ..lora import LoRA

@@ -1,8 +1,8 @@
 """The gradients of this library, checked on this machine: what ``minilora check`` runs.
 
 Every layer is checked in one way: `gradcheck` moves its trainable arrays and its input; its own forward is the
-function, its own backward the claim. All values are Gaussian: at the usual start of LoRA, B = 0, several wrong
-backwards look right.
+function, its own backward the claim. The layers are those of `minilora.verify.instances`; the losses and the residual
+form stand here.
 """
 
 from __future__ import annotations
@@ -13,33 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import adapt
-from ..backend import Backend, backend_of, backend_or_numpy
+from ..backend import Backend, backend_or_numpy
 from ..checks import Array, check_integer
 from ..fast import residual_form
-from ..layer import Layer, freeze, rebuild
-from ..layers.activation import ACTIVATIONS
-from ..layers.attention import Attention
-from ..layers.convolution import Conv1d, Conv2d
-from ..layers.embedding import Embedding
-from ..layers.flatten import Flatten
-from ..layers.gated import GatedMLP
-from ..layers.norm import RMSNorm
-from ..layers.rotary import Rotary, frequencies
-from ..linear import Linear
-from ..lora import LoRA, LoRALinear
+from ..layer import Layer
+from ..lora import LoRALinear
 from ..losses import cross_entropy, mse
-from ..models.llama import Llama
-from ..models.llamaconfig import LlamaConfig
-from ..models.mlp import MLP
 from .gradcheck import GradientError, GradReport, gradcheck
+from .instances import INSTANCES, Drawing, substitute
 from .slopes import Params
 
 SIZES = ((6, 5, 4, 2, 3.0), (3, 2, 7, 1, 0.5), (2, 4, 3, 6, 16.0), (96, 80, 70, 8, 20.0))
 """Rows, in_features, out_features, rank and alpha: thin, wide, of a rank above both widths, and large."""
-HIDDEN = 9
 
-Randn = Callable[..., Array]
 Claim = tuple[Callable[[Params], Any], Params, Params, Array | None]
 """A function, its parameters, their claimed gradients, and a cotangent where the function returns an array."""
 
@@ -69,118 +55,31 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
 
     for n, in_features, out_features, rank, alpha in SIZES:
         at = f"N={n} in={in_features} out={out_features} r={rank} alpha={alpha:g}"
-        ids = backend.asarray(rng.integers(0, out_features, n))
-        sizes = n, in_features, out_features, rank
-        of_language = _language(randn, *sizes)
-        for name, claim in (*_claims(randn, *sizes, alpha, ids), *_variants(randn, *sizes, ids), *of_language):
+        drawing = Drawing(n, in_features, out_features, rank, alpha, randn, rng, backend)
+        for name, row in INSTANCES.items():
+            layer, x = row(drawing)
+            yield f"{name}  {at}", _report(*layer_claim(layer, x, randn(*layer(x).shape)))
+        for name, claim in (*_losses(drawing), *_residual_forms(drawing)):
             yield f"{name}  {at}", _report(*claim)
 
 
-def _claims(
-    randn: Randn, n: int, in_features: int, out_features: int, rank: int, alpha: float, ids: Array
-) -> Iterator[tuple[str, Claim]]:
-    """State each gradient of this library at one size."""
-
-    def linear(n_in: int, n_out: int, *, bias: bool = True) -> Linear:
-        return Linear(randn(n_out, n_in), randn(n_out) if bias else None)
-
-    def lora(n_in: int, n_out: int) -> LoRA:
-        return LoRA(randn(rank, n_in), randn(n_out, rank), alpha)
-
-    def lora_linear(n_in: int, n_out: int, *, bias: bool = True) -> LoRALinear:
-        return LoRALinear(linear(n_in, n_out, bias=bias), lora(n_in, n_out))
-
-    def mlp(fc1: Layer, fc2: Layer, activation: str) -> MLP:
-        return MLP(fc1=fc1, act=ACTIVATIONS[activation](), fc2=fc2)
-
-    widths, inner, outer = (in_features, out_features), (in_features, HIDDEN), (HIDDEN, out_features)
-    layers: dict[str, Layer] = {
-        "Linear": linear(*widths),
-        "Linear, no bias": linear(*widths, bias=False),
-        "LoRA": lora(*widths),
-        "LoRALinear": lora_linear(*widths),
-        **{cls.__name__: cls() for cls in ACTIVATIONS.values()},
-        "MLP": mlp(linear(*inner), linear(*outer), "silu"),
-        "MLP, LoRA on fc1": mlp(lora_linear(*inner), freeze(linear(*outer)), "silu"),
-        "MLP, LoRA on fc2": mlp(linear(*inner), lora_linear(*outer), "relu"),
-    }
-    for name, layer in layers.items():
-        x = randn(n, in_features) / 4  # small, so that the MLPs are not flat there
-        yield name, layer_claim(layer, x, randn(*layer(x).shape))
-
-    target = randn(n, out_features)
-    for loss, goal in ((mse, target), (cross_entropy, ids)):
-        prediction = randn(n, out_features)
+def _losses(d: Drawing) -> Iterator[tuple[str, Claim]]:
+    """State the gradient of each loss at its prediction."""
+    for loss, goal in ((mse, d.randn(d.n, d.out_features)), (cross_entropy, d.ids(d.out_features, d.n))):
+        prediction = d.randn(d.n, d.out_features)
         of_prediction = partial(_loss_of, loss, goal)
         yield loss.__name__, (of_prediction, {"y": prediction}, {"y": loss(prediction, goal)[1]}, None)
 
-    factored: dict[str, LoRA | LoRALinear] = {
-        "LoRA": lora(*widths),
-        "LoRALinear": lora_linear(*widths),
-        "LoRALinear, no bias": lora_linear(*widths, bias=False),
-    }
-    for name, layer in factored.items():
-        x = randn(n, in_features)
-        of_factors = partial(_mse_of, layer, x, target)
+
+def _residual_forms(d: Drawing) -> Iterator[tuple[str, Claim]]:
+    """State the gradients that `residual_form` gives."""
+    with_bias = d.lora_linear(d.in_features, d.out_features)
+    without = LoRALinear(d.linear(d.in_features, d.out_features, bias=False), with_bias.adapter)
+    target = d.randn(d.n, d.out_features)
+    for name, layer in {"LoRA": with_bias.adapter, "LoRALinear": with_bias, "LoRALinear, no bias": without}.items():
+        x = d.randn(d.n, d.in_features)
         grads = residual_form(layer, x, target)
-        yield f"residual_form of {name}", (of_factors, layer.trainable(), grads, None)
-
-
-def _variants(
-    randn: Randn, n: int, in_features: int, out_features: int, rank: int, ids: Array
-) -> Iterator[tuple[str, Claim]]:
-    """State the gradients of layers that rewrite their input, and of the adapters beside them."""
-    channels, filters = min(in_features, 2), min(out_features, 3)  # every entry of an image counts
-    steps: dict[str, Any] = {"padding": 1, "dilation": 2}
-    sequences, images = randn(min(n, 2), channels, 5), randn(min(n, 2), channels, 5, 4)
-    rewritten: dict[str, tuple[Layer, Array]] = {
-        "Embedding": (Embedding(randn(out_features, in_features)), ids),
-        "Conv1d": (Conv1d(randn(filters, channels, 3), randn(filters), stride=2, **steps), sequences),
-        "Conv2d": (Conv2d(randn(filters, channels, 3, 2), randn(filters), stride=(2, 1), **steps), images),
-        "Flatten": (Flatten(), images),
-    }
-    for name, (layer, x) in rewritten.items():
-        yield name, layer_claim(layer, x, randn(*layer(x).shape))
-    # The constant norm's gradient is not the slope of the forward, so the full one is what can be checked here.
-    rewritten["Linear"] = Linear(randn(out_features, in_features)), randn(n, in_features)
-    variants: dict[str, dict[str, Any]] = {"LoRA": {}, "DoRA": {"use_dora": True, "dora_norm": "full"}}
-    for name, (layer, x) in rewritten.items():
-        for variant, options in variants.items() if name != "Flatten" else ():
-            adapted = adapt(layer, "", rank=rank, alpha=rank / 4, rng=np.random.default_rng(0), **options)
-            moved = substitute(adapted, {key: p + randn(*p.shape) / 4 for key, p in adapted.trainable().items()})
-            yield f"{name}, {variant}", layer_claim(moved, x, randn(*moved(x).shape))
-
-
-def _language(randn: Randn, n: int, in_features: int, out_features: int, rank: int) -> Iterator[tuple[str, Claim]]:
-    """State the gradients of a language model's layers, and of a decoder with adapters in its lowest and last block."""
-    K, g, D = 2, 1 + rank % 3, 4  # key heads, query heads of each, and a head's width
-    q, kv, m = K * g * D, K * D, HIDDEN
-
-    def linear(n_in: int, n_out: int) -> Linear:
-        return Linear(randn(n_out, n_in) / n_in**0.5, randn(n_out))  # so that no softmax is flat
-
-    in_features, out_features = min(in_features, 7), min(out_features, 7)  # every entry counts
-    rotary, x = Rotary(frequencies(D, 100.0)), randn(min(n, 2), 3, in_features)
-    four = (linear(in_features, q), linear(in_features, kv), linear(in_features, kv), linear(q, out_features))
-    layers: dict[str, tuple[Layer, Array]] = {
-        "RMSNorm": (RMSNorm(randn(in_features), 0.1), x),
-        "Rotary": (rotary, randn(min(n, 2), 3, D)),
-        "Attention": (Attention(*four, rotary), x),
-        "GatedMLP": (GatedMLP(linear(in_features, m), linear(in_features, m), linear(m, in_features)), x),
-    }
-    config = LlamaConfig(
-        vocab_size=out_features, hidden_size=in_features, intermediate_size=m, num_hidden_layers=2,
-        num_attention_heads=K * g, num_key_value_heads=K, head_dim=D, rms_norm_eps=0.1,
-        frequencies=rotary.frequencies, tie_word_embeddings=True,
-    )  # fmt: skip
-    arrays = {name: randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()}
-    llama = Llama.build(config, arrays)
-    targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
-    adapted = adapt(llama, targets, rank=min(rank, 2), alpha=rank, rng=np.random.default_rng(0))
-    moved = substitute(adapted, {key: p + randn(*p.shape) / 4 for key, p in adapted.trainable().items()})
-    text = backend_of(x).xp.arange(3)[None]  # all differ: of equal values any query reads the same
-    for name, (layer, given) in (layers | {"Llama, LoRA": (moved, text)}).items():
-        yield name, layer_claim(layer, given, randn(*layer(given).shape))
+        yield f"residual_form of {name}", (partial(_mse_of, layer, x, target), layer.trainable(), grads, None)
 
 
 def layer_claim(layer: Layer, x: Array, dy: Array) -> Claim:
@@ -207,12 +106,6 @@ def layer_claim(layer: Layer, x: Array, dy: Array) -> Claim:
         return substitute(layer, p)(p.get("x", x))
 
     return output, inputs | layer.trainable(), at_inputs | grads, dy
-
-
-def substitute(layer: Layer, arrays: Params) -> Layer:
-    """Return a copy of a layer with other arrays in place of those that train, under their names."""
-    other = {id(p): arrays[name] for name, p in layer.trainable().items()}
-    return rebuild(layer, array=lambda a: other.get(id(a), a))  # type: ignore[no-any-return]
 
 
 def _loss_of(loss: Callable[[Array, Array], tuple[Array, Array]], target: Array, p: Params) -> Array:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from minilora import Linear, LoRA, LoRALinear, ReLU, SiLU, Tanh
+from minilora import Linear, LoRA, LoRALinear, ReLU, SiLU, Tanh, checks, layer
 from minilora.checks import check_array
 from minilora.fast import residual_form
 
-from ..support.cases import CASES
+from ..support.cases import PRODUCTS
 from ..support.problems import Problem
 
 PROBLEM = Problem(n=3, in_features=5, out_features=4, rank=2)
@@ -81,7 +81,7 @@ def test_a_layer_that_cannot_be_is_refused(make, error, message):
         make()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 class TestEveryLayer:
     def layer(self, case):
         return case.build(PROBLEM, case.params(PROBLEM))
@@ -168,6 +168,13 @@ def test_residual_form_refuses(make, x, target, error, message):
 def test_a_target_without_rows_is_named():
     with pytest.raises(ValueError, match=r"^y has shape \(0, 4\): the mean of no entries does not exist$"):
         residual_form(LoRALinear(Linear(W), LoRA(A, B, 1)), np.ones((0, 5)), np.ones((0, 4)))
+
+
+@pytest.mark.parametrize("name", ["check_cache", "check_input", "check_dy"])
+def test_a_guard_that_moved_is_found_where_it_stood(name):
+    assert getattr(checks, name) is getattr(layer, name)
+    with pytest.raises(AttributeError, match=r"^module 'minilora.checks' has no attribute 'check_nothing'$"):
+        checks.check_nothing  # noqa: B018
 
 
 def test_half_precision_is_a_precision_of_its_own():

@@ -1,66 +1,72 @@
 """The memory of a training by formula is what arrays of these sizes take."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import Adam, Linear, Sequential, adapt
-from minilora.models.memory import LLAMA_2_7B, MATRICES, Decoder, training_memory
+from minilora import Adam, Linear, Llama, LlamaConfig, Sequential, adapt
+from minilora.layer import parameter_count
+from minilora.layers.rotary import frequencies
+from minilora.models.memory import LLAMA_2_7B, MATRICES, count_numbers, matrix_shapes, training_memory
 
 sizes = st.integers(1, 6)
 
 
 @st.composite
-def decoders(draw):
+def configs(draw):
     key_value_heads = draw(st.integers(1, 3))
     heads = key_value_heads * draw(st.integers(1, 3))
-    width = heads * draw(st.integers(1, 4))
-    return Decoder(draw(sizes), width, draw(sizes), heads, key_value_heads, draw(sizes), draw(st.booleans()))
+    head_dim = 2 * draw(st.integers(1, 2))
+    tied, *biases = (draw(st.booleans()) for _ in range(3))
+    widths = (draw(sizes), draw(sizes), draw(sizes), draw(sizes))
+    return LlamaConfig(*widths, heads, key_value_heads, head_dim, 1e-5, frequencies(head_dim, 100.0), tied, *biases)
 
 
-def layers_of(model):
+def layers_of(config):
     """Return the model's matrices as layers, for counting only."""
-    one = {name: Linear(np.zeros(shape, np.float32)) for name, shape in model.shapes.items()}
-    return Sequential(**{f"layer{i}": Sequential(**one) for i in range(model.layers)})
+    one = {name: Linear(np.zeros(shape, np.float32)) for name, shape in matrix_shapes(config).items()}
+    return Sequential(**{f"layer{i}": Sequential(**one) for i in range(config.num_hidden_layers)})
 
 
-@given(decoders(), st.sets(st.sampled_from(MATRICES), min_size=1), st.integers(1, 4))
-def test_trained_gradients_and_adam_are_those_of_real_adapters(model, targets, rank):
-    found = training_memory(model, tokens=1, rank=rank, targets=sorted(targets))
-    adapted = adapt(layers_of(model), sorted(targets), rank=rank, alpha=1, rng=np.random.default_rng(0))
+@given(configs(), st.sets(st.sampled_from(MATRICES), min_size=1), st.integers(1, 4))
+def test_trained_gradients_and_adam_are_those_of_real_adapters(config, targets, rank):
+    found = training_memory(config, tokens=1, rank=rank, targets=sorted(targets))
+    adapted = adapt(layers_of(config), sorted(targets), rank=rank, alpha=1, rng=np.random.default_rng(0))
     params = adapted.trainable()
     adam = Adam(params)
     assert found["trained"] == found["gradients"] == sum(p.nbytes for p in params.values())
     assert found["Adam"] == sum(a.nbytes for moment in (adam.m, adam.v) for a in moment.values())
 
 
-@given(decoders())
-def test_full_training_takes_sixteen_bytes_a_number(model):
-    found = training_memory(model, tokens=1)
-    matrices = sum(layer.weight.size for i in layers_of(model).children.values() for layer in i.children.values())
-    embedding, norms = model.vocabulary * model.width, (2 * model.layers + 1) * model.width
-    numbers = matrices + embedding * (1 if model.tied else 2) + norms
+@given(configs())
+def test_full_training_takes_sixteen_bytes_a_number(config):
+    found = training_memory(config, tokens=1)
+    llama = Llama.build(config, {name: np.zeros(shape, np.float32) for name, shape in config.shapes().items()})
+    numbers = parameter_count(llama)
     assert sum(found[part] for part in ("weights", "trained", "gradients", "Adam")) == 16 * numbers
 
 
 def test_llama_2_7b_has_the_parameters_that_are_published():
-    assert LLAMA_2_7B.in_matrices + LLAMA_2_7B.elsewhere == 6_738_415_616
+    assert sum(count_numbers(LLAMA_2_7B)) == 6_738_415_616
 
 
-@given(decoders(), st.integers(1, 50), st.sets(st.sampled_from(MATRICES)))
-def test_activations_grow_with_tokens_and_with_targets(model, tokens, targets):
+@given(configs(), st.integers(1, 50), st.sets(st.sampled_from(MATRICES)))
+def test_activations_grow_with_tokens_and_with_targets(config, tokens, targets):
     def activations(tokens, targets, **more):
-        return training_memory(model, tokens=tokens, rank=1, targets=sorted(targets), **more)["activations"]
+        return training_memory(config, tokens=tokens, rank=1, targets=sorted(targets), **more)["activations"]
 
     assert activations(tokens, targets) == tokens * activations(1, targets)
     assert activations(1, targets) <= activations(1, MATRICES)
-    assert activations(1, MATRICES) == training_memory(model, tokens=1)["activations"] + 2 * model.layers * 7
+    full = training_memory(config, tokens=1)["activations"]
+    assert activations(1, MATRICES) == full + 2 * config.num_hidden_layers * 7
 
 
 def test_a_layer_keeps_the_sum_of_the_pages_table():
-    model = Decoder(layers=1, width=100, hidden=1000, heads=10, key_value_heads=1, vocabulary=7)
-    everything = 2 * 100 + (2 * 100 + 2 * 10) + 100 + 100 + 2 * 1000 + 1000
+    model = LlamaConfig(7, 100, 1000, 1, 10, 1, 12, 1e-5, frequencies(12, 100.0))
+    everything = 2 * 100 + (2 * 120 + 2 * 12) + 100 + 100 + 2 * 1000 + 1000
     without = {"q_proj": everything, "down_proj": everything - 1000, "up_proj": everything}
     for dropped, kept in without.items():
         targets = [name for name in MATRICES if name != dropped]
@@ -71,8 +77,8 @@ def test_a_layer_keeps_the_sum_of_the_pages_table():
 
 def test_fewer_bits_shrink_the_frozen_matrices_alone():
     found = {bits: training_memory(LLAMA_2_7B, tokens=1, rank=8, bits=bits) for bits in (16, 8, 4)}
-    rest = 2 * LLAMA_2_7B.elsewhere
-    a_weight = {bits: 8 * (parts["weights"] - rest) / LLAMA_2_7B.in_matrices for bits, parts in found.items()}
+    matrices, elsewhere = count_numbers(LLAMA_2_7B)
+    a_weight = {bits: 8 * (parts["weights"] - 2 * elsewhere) / matrices for bits, parts in found.items()}
     assert a_weight == pytest.approx({16: 16, 8: 8.0078125, 4: 4.127}, abs=1e-4)
     assert len({tuple(v for k, v in parts.items() if k != "weights") for parts in found.values()}) == 1
 
@@ -91,5 +97,21 @@ def test_fewer_bits_shrink_the_frozen_matrices_alone():
 def test_bad_input_is_refused(change, error, said):
     with pytest.raises(error, match=said):
         training_memory(LLAMA_2_7B, **{"tokens": 1, **change})
-    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
-        Decoder(0, 1, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"num_hidden_layers": 0}, ValueError, "num_hidden_layers must be at least 1, got 0"),
+        ({"head_dim": 2.0}, TypeError, "head_dim must be an integer, got 2.0"),
+        ({"tie_word_embeddings": "no"}, TypeError, "tie_word_embeddings must be True or False, got 'no'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(change, error, said):
+    with pytest.raises(error, match=said):
+        replace(LLAMA_2_7B, **change)
+
+
+def test_sizes_in_another_form_are_refused():
+    with pytest.raises(TypeError, match="config must be a LlamaConfig, got dict"):
+        training_memory({"layers": 32}, tokens=1)

@@ -24,8 +24,8 @@ from minilora import (
     merge,
     train,
 )
-from minilora.checks import check_cache, check_ids
-from minilora.layer import Layer, freeze, nest, rebuild, walk
+from minilora.checks import check_ids
+from minilora.layer import Layer, check_cache, freeze, nest, rebuild, walk
 from minilora.verify.selfcheck import layer_claim
 
 from ..support.compare import assert_close

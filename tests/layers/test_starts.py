@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear
 
-from ..support.cases import CASES
+from ..support.cases import PRODUCTS
 from ..support.problems import Problem, problems
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 def test_weights_of_zero_have_gradients_too(case):
     problem = Problem(n=2, in_features=5, out_features=4, rank=3)
     layer = case.build(problem, {name: np.zeros_like(p) for name, p in case.params(problem).items()})
@@ -19,14 +19,14 @@ def test_weights_of_zero_have_gradients_too(case):
     assert grads.keys() == layer.trainable().keys()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 def test_layer_knows_its_widths(case):
     problem = Problem(n=2, in_features=5, out_features=4, rank=3)
     layer = case.build(problem, case.params(problem))
     assert (layer.in_features, layer.out_features) == (5, 4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 def test_trainable_arrays_are_the_layers_own(case):
     problem = Problem(n=2, in_features=5, out_features=4, rank=3)
     for lay in (np.array, np.asfortranarray, lambda p: np.repeat(p, 2, axis=-1)[..., ::2]):

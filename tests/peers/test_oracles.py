@@ -8,7 +8,7 @@ from hypothesis import example, given
 from minilora import LoRA, mse
 from minilora.fast import residual_form
 
-from ..support.cases import CASES
+from ..support.cases import PRODUCTS
 from ..support.compare import assert_close
 from ..support.problems import ALL_ONES, RANK_ABOVE_WIDTHS, problems
 
@@ -28,7 +28,7 @@ def forward(case, problem, p):
     return update if case.name == "LoRA" else update + linear({"x": p["x"], **problem.full})
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 @given(problem=problems())
 @example(problem=ALL_ONES)
 @example(problem=RANK_ABOVE_WIDTHS)

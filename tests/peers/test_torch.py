@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from minilora import Adam, Linear, LoRA, LoRALinear, mse, train
 from minilora.training import draw_batches
 
-from ..support.cases import CASES
+from ..support.cases import PRODUCTS
 from ..support.compare import assert_close
 from ..support.problems import Problem, problems
 
@@ -29,7 +29,7 @@ def forward(case, problem, p):
     return torch.nn.functional.linear(p["x"], full["weight"], full.get("bias")) + update
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 @given(problem=problems())
 def test_backward_agrees_with_torch(case, problem):
     params, dy = case.params(problem), problem.dy
@@ -72,11 +72,11 @@ def test_two_hundred_training_steps_agree_with_torch(what):
     lora = LoRA(**{name: p.copy() for name, p in problem.factors.items()}, alpha=problem.alpha)
     target = problem.target
     if what == "Linear":
-        case, model, params = CASES[0], base, problem.full
+        case, model, params = PRODUCTS[0], base, problem.full
     elif what == "LoRALinear":
-        case, model, params = CASES[2], LoRALinear(base, lora), problem.factors
+        case, model, params = PRODUCTS[2], LoRALinear(base, lora), problem.factors
     else:
-        case, model, params, target = CASES[1], lora, problem.factors, target - base(problem.x)
+        case, model, params, target = PRODUCTS[1], lora, problem.factors, target - base(problem.x)
 
     # 50 epochs of 4 steps: the batches come from the same generator.
     history = train(model, problem.x, target, epochs=50, batch_size=100, rng=np.random.default_rng(7), log_every=1)

@@ -26,9 +26,37 @@ def code_cells(page):
     return re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_is_on_the_api_page(module):
-    assert f".. automodule:: {module}\n" in (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+def docs_module(name):
+    """Import a file of the site's."""
+    spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+api = docs_module("api")
+PACKAGES = [path.parent for path in sorted((ROOT / "minilora").rglob("__init__.py")) if path.parent.name != "commands"]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_package_names_what_it_has(package):
+    """Its docstring does: that is the order of the page about the API."""
+    assert sorted(api.named(package)) == api.inside(package)
+
+
+def test_every_module_is_on_the_api_page_once():
+    source = [(ROOT / "docs" / "api.md").read_text(encoding="utf-8")]
+    api.fill(None, "api", source)
+    shown = re.findall(r"^\.\. automodule:: (.*)\n   :members:$", source[0], re.M)
+    assert sorted(shown) == sorted(MODULES)
+    whole = re.findall(r"^\.\. automodule:: (.*)\n   :no-members:$", source[0], re.M)
+    assert sorted(whole) == sorted(".".join(package.relative_to(ROOT).parts) for package in PACKAGES)
+
+
+def test_other_pages_are_left_as_they_are():
+    source = [api.HERE]
+    api.fill(None, "index", source)
+    assert source == [api.HERE]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -96,9 +124,7 @@ def test_the_changelogs_new_calls_run():
 
 def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):
     pytest.importorskip("sphinxcontrib.katex", reason="the site's tools are not installed: pip install -e '.[docs]'")
-    spec = importlib.util.spec_from_file_location("site_build", ROOT / "docs" / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+    build = docs_module("build")
     monkeypatch.setattr(shutil, "which", lambda program: None)
     monkeypatch.setattr(build, "DOCS", tmp_path)
     with pytest.raises(SystemExit, match=r"^the site needs Node.js .*: no node and no npm on the PATH$"):

@@ -1,7 +1,8 @@
-"""The layers and models under test, each with a second way to compute its forward.
+"""The layers and models under test, each with a second way to compute its forward: `CASES` has all of them.
 
-A `Case` is made from a class, not from the library's own layer alone: `mutants.py` hands in broken ones, and the claims
-that hold for ours must fail for those.
+A new layer is one more row there: ``case_of("Scale", scale_by_loops)``, where "Scale" is its row in
+`minilora.verify.instances`. A case may also be made from a class, not from the library's own layer alone: `mutants.py`
+hands in broken ones, and the claims that hold for ours must fail for those.
 """
 
 from __future__ import annotations
@@ -19,13 +20,10 @@ from minilora import (
     Conv2d,
     DoRA,
     Embedding,
-    Flatten,
     Layer,
     Linear,
     LoRA,
     LoRALinear,
-    ReLU,
-    SiLU,
     Tanh,
     attach,
 )
@@ -39,19 +37,14 @@ from minilora.conformance.claims import (
     backward_is_the_slope_of_forward,
 )
 from minilora.conformance.problems import Problem
+from minilora.layers.activation import ACTIVATIONS
 from minilora.variants.rewritten import Rewritten
+
+from .language_cases import LANGUAGE_CASES
+from .loops import FUNCTIONS, Beside, case_of, child, each, linear_by_loops, named
 
 LAYER_CLAIMS = CLAIMS + ROW_CLAIMS + LINEAR_CLAIMS
 HIDDEN = 4
-
-
-def linear_by_loops(p: Arrays, x: np.ndarray) -> np.ndarray:
-    y = np.zeros((len(x), len(p["weight"])), x.dtype)
-    for n, o in np.ndindex(y.shape):
-        y[n, o] = p["bias"][o] if "bias" in p else 0.0
-        for i in range(x.shape[1]):
-            y[n, o] += x[n, i] * p["weight"][o, i]
-    return y
 
 
 def lora_by_loops(p: Arrays, x: np.ndarray, alpha: float) -> np.ndarray:
@@ -95,18 +88,6 @@ def lora_linear_case(cls: type = LoRALinear) -> Case:
     return Case("LoRALinear", lambda c: c.factors, build, loops, claims=LAYER_CLAIMS)
 
 
-def each(function):
-    """A function of one Python number, for every entry of an array."""
-    return np.vectorize(function, otypes=[float])
-
-
-FUNCTIONS = {
-    "relu": each(lambda x: max(x, 0.0)),
-    "tanh": each(math.tanh),
-    "silu": each(lambda x: x / (1 + math.exp(-x))),
-}
-
-
 def away_from_zero(problem: Problem) -> np.ndarray:
     """The kink of ReLU is at 0, and a central difference across it measures no slope; some entry must be above."""
     x = problem.x + np.sign(problem.x)
@@ -115,23 +96,7 @@ def away_from_zero(problem: Problem) -> np.ndarray:
 
 
 def activation_case(name: str, cls: type) -> Case:
-    return Case(
-        cls.__name__,
-        lambda c: {},
-        lambda c, p: cls(),
-        lambda c, p, x: FUNCTIONS[name](x),
-        away_from_zero,
-        CLAIMS,
-    )
-
-
-def named(path: str, arrays: Arrays) -> Arrays:
-    return {f"{path}.{name}": array for name, array in arrays.items()}
-
-
-def child(path: str, arrays: Arrays) -> Arrays:
-    start = f"{path}."
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+    return case_of(cls.__name__, lambda layer, p, x: FUNCTIONS[name](x), x=away_from_zero)
 
 
 def mlp_arrays(problem: Problem) -> Arrays:
@@ -185,34 +150,13 @@ def adapted_mlp_case(*targets: str) -> Case:
     return Case(f"MLP with LoRA on {', '.join(targets)}", arrays, build, loops, claims=CLAIMS + ROW_CLAIMS)
 
 
-CASES = (linear_case(), lora_case(), lora_linear_case())
+PRODUCTS = (linear_case(), lora_case(), lora_linear_case())
 """The layers of one product, which every test of training and devices takes."""
-ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in {"relu": ReLU, "tanh": Tanh, "silu": SiLU}.items())
+ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in ACTIVATIONS.items())
 MODEL_CASES = (mlp_case(), adapted_mlp_case("fc1"), adapted_mlp_case("fc2"), adapted_mlp_case("fc1", "fc2"))
-ALL_CASES = CASES + ACTIVATION_CASES + MODEL_CASES
 
 
 # --- embeddings, convolutions, and adapters of them -----------------------------------------------
-
-
-class Beside(Layer):
-    """x plus what a layer makes of ids: it has a dx, so that the claims, which move x, hold for layers of ids too."""
-
-    def __init__(self, layer: Layer, ids: np.ndarray) -> None:
-        self.layer, self.ids = layer, (ids,)
-
-    def forward(self, x):
-        update, cache = self.layer.forward(self.ids[0][: len(x)])
-        y = x + update
-        return y, (self, y.shape, cache)
-
-    def backward(self, dy, cache, *, need_dx=True):
-        none, grads = self.layer.backward(dy, cache[2], need_dx=need_dx)
-        assert none is None, "ids have a derivative"
-        return (dy.copy() if need_dx else None), grads
-
-    def trainable(self):
-        return self.layer.trainable()
 
 
 def ids_of(problem: Problem) -> np.ndarray:
@@ -411,14 +355,11 @@ def adapted_case(
 
 
 def flatten_case() -> Case:
-    flat = {"input": KINDS["conv2d"].input, "claims": CLAIMS}
-    return Case(
-        "Flatten", lambda c: {}, lambda c, p: Flatten(), lambda c, p, x: np.stack([r.ravel() for r in x]), **flat
-    )
+    return case_of("Flatten", lambda layer, p, x: np.stack([image.ravel() for image in x]))
 
 
 REWRITTEN = tuple(kind for kind in KINDS.values() if kind.name != "linear")
-LAYER_CASES = (flatten_case(), *map(plain_case, REWRITTEN), *map(adapted_case, REWRITTEN))
+REWRITTEN_CASES = (*map(plain_case, REWRITTEN), *map(adapted_case, REWRITTEN))
 DORA_CASES = tuple(
     adapted_case(kind, norm, held=held)
     for norm, held in (("full", False), ("constant", False), ("constant", True))
@@ -426,3 +367,13 @@ DORA_CASES = tuple(
     if kind.name != "conv1d"
 )
 """The full gradient is the slope of the forward; the constant norm's is that of a forward whose norm is held."""
+
+CASES = (
+    *PRODUCTS,
+    *ACTIVATION_CASES,
+    *MODEL_CASES,
+    flatten_case(),
+    *REWRITTEN_CASES,
+    *DORA_CASES,
+    *LANGUAGE_CASES,
+)

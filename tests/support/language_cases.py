@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minilora import Attention, GatedMLP, Layer, Linear, Llama, LlamaConfig, LoRA, RMSNorm, Rotary, attach, gradcheck
+from minilora import Attention, GatedMLP, Llama, LlamaConfig, LoRA, RMSNorm, Rotary, attach, gradcheck
 from minilora.conformance.claims import CLAIMS, Arrays, Case, backward_is_the_slope_of_forward
 from minilora.layers.rotary import frequencies
+from minilora.verify.instances import BASE, EPS
 
-from .cases import FUNCTIONS, child, linear_by_loops
+from .loops import FUNCTIONS, Beside, case_of, child, linear_by_loops
 from .problems import Problem
-
-EPS = 0.3  # large enough for its place to be seen
-BASE = 50.0
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,13 @@ def on_rows(p: Arrays, x):
     return linear_by_loops(p, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
-def attention_by_loops(p: Arrays, x, heads: Heads):
+def attention_by_loops(p: Arrays, x, D):
     """Head by head and position by position, with a softmax over the positions that it may see."""
-    D = heads.width
     q, k, v = (on_rows(child(f"{name}_proj", p), x) for name in "qkv")
     o = np.zeros_like(q)
-    for b, h in np.ndindex(len(x), heads.kv * heads.group):
-        mine, shared = slice(h * D, (h + 1) * D), slice(h // heads.group * D, (h // heads.group + 1) * D)
+    H, group = q.shape[-1] // D, q.shape[-1] // k.shape[-1]
+    for b, h in np.ndindex(len(x), H):
+        mine, shared = slice(h * D, (h + 1) * D), slice(h // group * D, (h // group + 1) * D)
         Q, K, V = turned(q[b, :, mine], D), turned(k[b, :, shared], D), v[b, :, shared]
         for t in range(x.shape[1]):
             scores = [Q[t] @ K[u] / math.sqrt(D) for u in range(t + 1)]
@@ -77,63 +75,19 @@ def gated_by_loops(p: Arrays, x):
 
 
 def norm_case(cls: type = RMSNorm) -> Case:
-    return Case(
-        "RMSNorm",
-        lambda c: {"weight": c.randn("weight", c.in_features)},
-        lambda c, p: cls(p["weight"], EPS),
-        lambda c, p, x: norm_by_loops(x, p["weight"]),
-        claims=CLAIMS,
-    )
+    return case_of("RMSNorm", lambda layer, p, x: norm_by_loops(x, p["weight"]), cls=cls)
 
 
 def rotary_case(cls: type = Rotary) -> Case:
-    def reference(c, p, x):
-        return np.stack([turned(rows, Heads.of(c).width) for rows in x])
-
-    def build(c, p):
-        return cls(frequencies(Heads.of(c).width, BASE))
-
-    def x(c):
-        return c.randn("x", c.n, Heads.of(c).positions, Heads.of(c).width)
-
-    return Case("Rotary", lambda c: {}, build, reference, x, CLAIMS)
-
-
-def matrices(c: Problem, shapes: dict[str, tuple[int, int]], *, bias: bool) -> Arrays:
-    """Of a size that leaves a softmax and SiLU their slopes."""
-    found = {f"{name}.weight": c.randn(name, *shape) / 2 for name, shape in shapes.items()}
-    return found | (
-        {f"{name}.bias": c.randn(f"{name} b", shape[0]) / 2 for name, shape in shapes.items()} if bias else {}
-    )
-
-
-def sequences(c: Problem) -> np.ndarray:
-    return c.randn("x", few(c), Heads.of(c).positions, c.in_features)
+    return case_of("Rotary", lambda layer, p, x: np.stack([turned(rows, x.shape[-1]) for rows in x]), cls=cls)
 
 
 def attention_case(cls: type = Attention) -> Case:
-    def arrays(c: Problem) -> Arrays:
-        h, d = Heads.of(c), c.in_features
-        q, kv = h.kv * h.group * h.width, h.kv * h.width
-        shapes = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (c.out_features, q)}
-        return matrices(c, shapes, bias=c.bias)
-
-    def build(c: Problem, p: Arrays) -> Attention:
-        four = (Linear(**child(f"{name}_proj", p)) for name in "qkvo")
-        return cls(*four, Rotary(frequencies(Heads.of(c).width, BASE)))
-
-    return Case("Attention", arrays, build, lambda c, p, x: attention_by_loops(p, x, Heads.of(c)), sequences, CLAIMS)
+    return case_of("Attention", lambda layer, p, x: attention_by_loops(p, x, layer.rotary.in_features), cls=cls)
 
 
 def gated_case(cls: type = GatedMLP) -> Case:
-    def arrays(c: Problem) -> Arrays:
-        d, m = c.in_features, c.out_features + 1
-        return matrices(c, {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}, bias=c.bias)
-
-    def build(c: Problem, p: Arrays) -> GatedMLP:
-        return cls(*(Linear(**child(f"{name}_proj", p)) for name in ("gate", "up", "down")))
-
-    return Case("GatedMLP", arrays, build, lambda c, p, x: gated_by_loops(p, x), claims=CLAIMS)
+    return case_of("GatedMLP", lambda layer, p, x: gated_by_loops(p, x), cls=cls)
 
 
 def backward_is_the_slope_along_directions(case: Case, problem: Problem) -> None:
@@ -147,26 +101,6 @@ MODEL_CLAIMS = (
     backward_is_the_slope_along_directions,
     *(claim for claim in CLAIMS if claim is not backward_is_the_slope_of_forward),
 )
-
-
-class BesideIds(Layer):
-    """x plus the logits of ids: it has a dx, so that the claims, which move x, hold for a model of ids too."""
-
-    def __init__(self, model: Layer, ids: np.ndarray) -> None:
-        self.model, self.ids = model, (ids,)
-
-    def forward(self, x):
-        logits, cache = self.model.forward(self.ids[0][: len(x)])
-        y = x + logits
-        return y, (self, y.shape, cache)
-
-    def backward(self, dy, cache, *, need_dx=True):
-        none, grads = self.model.backward(dy, cache[2])
-        assert none is None, "ids have a derivative"
-        return (dy.copy() if need_dx else None), grads
-
-    def trainable(self):
-        return self.model.trainable()
 
 
 def small_config(c: Problem, *, tied: bool = False) -> LlamaConfig:
@@ -196,7 +130,7 @@ def llama_by_loops(c: Problem, p: Arrays, ids: np.ndarray) -> np.ndarray:
     for i in range(2):
         block = child(f"model.layers.{i}", p)
         h = norm_by_loops(x, block["input_layernorm.weight"])
-        x = x + attention_by_loops(child("self_attn", block), h, Heads.of(c))
+        x = x + attention_by_loops(child("self_attn", block), h, Heads.of(c).width)
         h = norm_by_loops(x, block["post_attention_layernorm.weight"])
         x = x + gated_by_loops(child("mlp", block), h)
     head = p.get("lm_head.weight", p["model.embed_tokens.weight"])
@@ -217,13 +151,13 @@ def llama_case(*targets: str) -> Case:
             found[f"{path}.lora_B"] = c.randn(f"{path} B", out, c.rank) / 8
         return found
 
-    def build(c: Problem, p: Arrays) -> BesideIds:
+    def build(c: Problem, p: Arrays) -> Beside:
         if not targets:
-            return BesideIds(Llama.build(small_config(c), p), llama_ids(c))
+            return Beside(Llama.build(small_config(c), p), llama_ids(c))
         dtype = p[f"{targets[0]}.lora_A"].real.dtype
         base = {name: a.astype(dtype) for name, a in llama_arrays(c, small_config(c)).items()}
         beside = {path: LoRA(**child(path, p), alpha=1.5) for path in targets}
-        return BesideIds(attach(Llama.build(small_config(c), base), beside), llama_ids(c))
+        return Beside(attach(Llama.build(small_config(c), base), beside), llama_ids(c))
 
     def reference(c: Problem, p: Arrays, x: np.ndarray) -> np.ndarray:
         whole = p if not targets else llama_arrays(c, small_config(c))

@@ -1,28 +1,48 @@
 """`minilora check` sees what a change to the library would break: each of these is planted, and must be found."""
 
+from importlib import import_module
+from pkgutil import walk_packages
+
 import numpy as np
 import pytest
 
-from minilora import (
-    MLP,
-    Attention,
-    GatedMLP,
-    Linear,
-    Llama,
-    LoRA,
-    LoRALinear,
-    ReLU,
-    RMSNorm,
-    Rotary,
-    Sequential,
-    SiLU,
-    Tanh,
-)
+import minilora
+from minilora import MLP, Layer, LoRA
 from minilora.fast import residual
-from minilora.layers.activation import ACTIVATIONS
+from minilora.layer import walk
 from minilora.verify import selfcheck
+from minilora.verify.instances import INSTANCES, Drawing
 
 from ..support.cupy_standin import traffic
+
+WITHOUT_A_ROW = {
+    "Convolution": "the number of axes is for Conv1d and Conv2d to say",
+    "Sequential": "MLP is one, of three layers",
+}
+
+
+def layers_of_the_package():
+    """Return every subclass of Layer that a module of the package defines, by name."""
+    for module in walk_packages(minilora.__path__, "minilora."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    found, left = {}, [Layer]
+    while left:
+        left += (subclasses := left.pop().__subclasses__())
+        found |= {cls.__name__: cls for cls in subclasses if cls.__module__.startswith("minilora.")}
+    return found
+
+
+def in_rows():
+    """Return the classes of all layers in the rows, by name."""
+    rng = np.random.default_rng(0)
+    drawing = Drawing(4, 3, 2, 2, 1.0, lambda *shape: rng.standard_normal(shape), rng)
+    return {type(layer).__name__: type(layer) for row in INSTANCES.values() for _, layer in walk(row(drawing)[0])}
+
+
+def test_every_layer_of_the_package_has_a_row():
+    without = layers_of_the_package().keys() - in_rows().keys()
+    assert without == WITHOUT_A_ROW.keys(), "a row is missing in minilora/verify/instances.py"
 
 
 def verdicts():
@@ -37,12 +57,9 @@ def test_every_layer_passes_at_every_size():
     found = verdicts()
     assert all(found.values())
     names = {title.partition("  ")[0] for title in found}
-    assert {"Linear", "LoRA", "LoRALinear", "mse", "cross_entropy"} <= names
-    assert {cls.__name__ for cls in ACTIVATIONS.values()} <= names
-    assert {"MLP", "MLP, LoRA on fc1", "MLP, LoRA on fc2"} <= names
-    assert {"RMSNorm", "Rotary", "Attention", "GatedMLP", "Llama, LoRA"} <= names
-    for of in ("LoRA", "LoRALinear"):
-        assert f"residual_form of {of}" in names
+    forms = {f"residual_form of {name}" for name in ("LoRA", "LoRALinear", "LoRALinear, no bias")}
+    assert names == {*INSTANCES, "mse", "cross_entropy", *forms}
+    assert len(found) == len(names) * len(selfcheck.SIZES)
 
 
 def test_ranks_and_scalings_differ_from_size_to_size():
@@ -51,11 +68,15 @@ def test_ranks_and_scalings_differ_from_size_to_size():
     assert len(ranks) == len(alphas) == len(scalings) == len(selfcheck.SIZES)
 
 
-def spoiled(method, spoil):
-    """A backward whose result goes through `spoil(dx, grads)`."""
+def spoiled(method, spoil, changed):
+    """A backward whose result goes through `spoil(dx, grads)`; `changed` gets a mark for each that this changed."""
 
     def backward(self, dy, cache, *, need_dx=True):
-        return spoil(*method(self, dy, cache, need_dx=need_dx))
+        dx, grads = method(self, dy, cache, need_dx=need_dx)
+        other_dx, other_grads = spoil(dx, grads)
+        changed.extend(name for name, grad in grads.items() if other_grads[name] is not grad)
+        changed.extend(["dx"] * (other_dx is not dx))
+        return other_dx, other_grads
 
     return backward
 
@@ -82,30 +103,30 @@ def last_bias_twice(dx, grads):
     return dx, {name: 2 * g if name == "bias" else g for name, g in grads.items()}
 
 
+WITH_BACKWARD = sorted(name for name, cls in layers_of_the_package().items() if "backward" in vars(cls))
 PLANTED = {
-    "Linear's gradients doubled": (Linear, "backward", twice),
-    "Linear's dx doubled": (Linear, "backward", dx_twice),
-    "a bias's gradient doubled": (Linear, "backward", last_bias_twice),
-    "LoRA's gradients doubled": (LoRA, "backward", twice),
-    "LoRA's dx doubled": (LoRA, "backward", dx_twice),
-    "LoRALinear's dx doubled": (LoRALinear, "backward", dx_twice),
-    "ReLU's dx doubled": (ReLU, "backward", dx_twice),
-    "Tanh's dx doubled": (Tanh, "backward", dx_twice),
-    "SiLU's dx doubled": (SiLU, "backward", dx_twice),
-    "Sequential's gradients doubled": (Sequential, "backward", twice),
-    "RMSNorm's dx doubled": (RMSNorm, "backward", dx_twice),
-    "Rotary's dx doubled": (Rotary, "backward", dx_twice),
-    "Attention's gradients doubled": (Attention, "backward", twice),
-    "GatedMLP's dx doubled": (GatedMLP, "backward", dx_twice),
-    "Llama's gradients doubled": (Llama, "backward", twice),
+    **{f"{name}'s gradients doubled": (name, twice) for name in WITH_BACKWARD},
+    **{f"{name}'s dx doubled": (name, dx_twice) for name in WITH_BACKWARD},
+    "a bias's gradient doubled": ("Linear", last_bias_twice),
 }
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_planted_change_is_found(monkeypatch, planted):
-    cls, name, spoil = PLANTED[planted]
-    monkeypatch.setattr(cls, name, spoiled(getattr(cls, name), spoil))
-    assert is_found()
+def test_a_planted_change_is_found(monkeypatch, small_check, planted):
+    """Where there is nothing to change, as in a layer that trains nothing, nothing is found."""
+    name, spoil = PLANTED[planted]
+    cls, changed = layers_of_the_package()[name], []
+    monkeypatch.setattr(cls, "backward", spoiled(cls.backward, spoil, changed))
+    assert is_found() == bool(changed)
+
+
+def test_every_backward_can_be_changed(monkeypatch, small_check):
+    """Otherwise the test above would find nothing, and expect nothing."""
+    for name in WITH_BACKWARD:
+        cls, changed = layers_of_the_package()[name], []
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, "backward", spoiled(cls.backward, lambda *found: dx_twice(*twice(*found)), changed))
+            assert is_found(), name
 
 
 @pytest.mark.parametrize("scaling", [1.5, 0.5, 4.0])

@@ -1,0 +1,55 @@
+"""Every public name of minilora, once: type checkers and editors read this file, and `__init__.py` fetches by it."""
+
+from .adaptation import adapt as adapt
+from .adaptation import adapters as adapters
+from .adaptation import attach as attach
+from .adaptation import merge as merge
+from .backend import Backend as Backend
+from .backend import BackendUnavailable as BackendUnavailable
+from .backend import get_backend as get_backend
+from .files.adapters import AdapterFileError as AdapterFileError
+from .files.adapters import load_adapter as load_adapter
+from .files.adapters import save_adapter as save_adapter
+from .files.checkpoint import CheckpointError as CheckpointError
+from .files.merge import merge_adapter as merge_adapter
+from .layer import Layer as Layer
+from .layers.activation import ReLU as ReLU
+from .layers.activation import SiLU as SiLU
+from .layers.activation import Tanh as Tanh
+from .layers.attention import Attention as Attention
+from .layers.convolution import Conv1d as Conv1d
+from .layers.convolution import Conv2d as Conv2d
+from .layers.embedding import Embedding as Embedding
+from .layers.flatten import Flatten as Flatten
+from .layers.gated import GatedMLP as GatedMLP
+from .layers.norm import RMSNorm as RMSNorm
+from .layers.rotary import Rotary as Rotary
+from .layers.sequential import Sequential as Sequential
+from .linear import Linear as Linear
+from .lora import LoRA as LoRA
+from .lora import LoRALinear as LoRALinear
+from .losses import cross_entropy as cross_entropy
+from .losses import mse as mse
+from .models.llama import Llama as Llama
+from .models.llamaconfig import LlamaConfig as LlamaConfig
+from .models.mlp import MLP as MLP
+from .optim import Adam as Adam
+from .training import History as History
+from .training import TrainingDiverged as TrainingDiverged
+from .training import evaluate as evaluate
+from .training import train as train
+from .variants.adapter import Adapter as Adapter
+from .variants.dora import DoRA as DoRA
+from .variants.scaling import loraplus as loraplus
+from .variants.sums import best_of_rank as best_of_rank
+from .variants.sums import weighted_sum as weighted_sum
+from .verify.closed_form import best_adapter as best_adapter
+from .verify.closed_form import best_adapter_from_gram as best_adapter_from_gram
+from .verify.gradcheck import GradientError as GradientError
+from .verify.gradcheck import GradReport as GradReport
+from .verify.gradcheck import gradcheck as gradcheck
+from .verify.slopes import CheckRefused as CheckRefused
+from .verify.slopes import TaylorOrders as TaylorOrders
+from .verify.slopes import taylor_orders as taylor_orders
+
+__version__: str

@@ -1,0 +1,235 @@
+"""A small instance of every layer and model in this package: one row each.
+
+`INSTANCES` is the one list of them. `minilora.verify.selfcheck` measures the slopes of every row; the tests hold the
+rows against the claims, against a second forward in loops and against the same on other devices. A test compares the
+list with every subclass of `Layer` in the package, so a new layer without a row fails.
+
+A row is a function of a `Drawing`. All its values are Gaussian: at the usual start of LoRA, B = 0, several wrong
+backwards look right. Weights are divided where an activation or a softmax would be flat otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..adaptation import adapt
+from ..backend import Backend, backend_or_numpy
+from ..checks import Array
+from ..layer import Layer, freeze, rebuild
+from ..layers.activation import ACTIVATIONS
+from ..layers.attention import Attention
+from ..layers.convolution import Conv1d, Conv2d
+from ..layers.embedding import Embedding
+from ..layers.flatten import Flatten
+from ..layers.gated import GatedMLP
+from ..layers.norm import RMSNorm
+from ..layers.rotary import Rotary, frequencies
+from ..linear import Linear
+from ..lora import LoRA, LoRALinear
+from ..models.llama import Llama
+from ..models.llamaconfig import LlamaConfig
+from ..models.mlp import MLP
+
+HIDDEN = 9
+EPS = 0.3  # of the norms: large enough for its place to be seen
+BASE = 50.0  # of the rotations
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The sizes of an instance, and where its values come from; numbers such as that of heads are drawn as well."""
+
+    n: int  # rows
+    in_features: int
+    out_features: int
+    rank: int
+    alpha: float
+    randn: Callable[..., Array]  # randn(*shape) returns Gaussian values
+    rng: np.random.Generator  # of integers, on the host
+    backend: Backend | None = None  # where ids go; NumPy by default
+    bias: bool = True  # whether linear layers inside of others have one
+
+    def integer(self, low: int, high: int) -> int:
+        """Return an integer from low to high."""
+        return int(self.rng.integers(low, high, endpoint=True))
+
+    def ids(self, count: int, *shape: int) -> Array:
+        """Return integers from 0 to count - 1."""
+        return backend_or_numpy(self.backend).asarray(self.rng.integers(0, count, shape))
+
+    def linear(self, n_in: int, n_out: int, *, bias: bool = True, divided_by: float = 1.0) -> Linear:
+        """Return a linear layer."""
+        return Linear(self.randn(n_out, n_in) / divided_by, self.randn(n_out) / divided_by if bias else None)
+
+    def lora_linear(self, n_in: int, n_out: int) -> LoRALinear:
+        """Return a linear layer with an adapter beside it."""
+        adapter = LoRA(self.randn(self.rank, n_in), self.randn(n_out, self.rank), self.alpha)
+        return LoRALinear(self.linear(n_in, n_out), adapter)
+
+
+Row = Callable[[Drawing], tuple[Layer, Array]]
+"""Returns a layer and an input for it."""
+
+
+# --- linear layers, activations, and models of them ---
+
+
+def _linear(d: Drawing, *, bias: bool = True) -> tuple[Layer, Array]:
+    return d.linear(d.in_features, d.out_features, bias=bias), d.randn(d.n, d.in_features)
+
+
+def _lora(d: Drawing) -> tuple[Layer, Array]:
+    A, B = d.randn(d.rank, d.in_features), d.randn(d.out_features, d.rank)
+    return LoRA(A, B, d.alpha), d.randn(d.n, d.in_features)
+
+
+def _lora_linear(d: Drawing) -> tuple[Layer, Array]:
+    return d.lora_linear(d.in_features, d.out_features), d.randn(d.n, d.in_features)
+
+
+def _activation(cls: type[Layer]) -> Row:
+    return lambda d: (cls(), d.randn(d.n, d.in_features))
+
+
+def _mlp(d: Drawing) -> tuple[Layer, Array]:
+    return _two_layers(d, d.linear(d.in_features, HIDDEN), d.linear(HIDDEN, d.out_features), "silu")
+
+
+def _mlp_adapted_below(d: Drawing) -> tuple[Layer, Array]:
+    return _two_layers(d, d.lora_linear(d.in_features, HIDDEN), freeze(d.linear(HIDDEN, d.out_features)), "silu")
+
+
+def _mlp_adapted_above(d: Drawing) -> tuple[Layer, Array]:
+    return _two_layers(d, d.linear(d.in_features, HIDDEN), d.lora_linear(HIDDEN, d.out_features), "relu")
+
+
+def _two_layers(d: Drawing, fc1: Layer, fc2: Layer, activation: str) -> tuple[Layer, Array]:
+    x = d.randn(d.n, d.in_features) / 4  # small, so that the activation is not flat there
+    return MLP(fc1=fc1, act=ACTIVATIONS[activation](), fc2=fc2), x
+
+
+# --- layers that rewrite their input to rows ---
+
+
+def _embedding(d: Drawing) -> tuple[Layer, Array]:
+    return Embedding(d.randn(d.out_features, d.in_features)), d.ids(d.out_features, d.n)
+
+
+def _conv1d(d: Drawing) -> tuple[Layer, Array]:
+    channels, filters = min(d.in_features, 2), min(d.out_features, 3)  # every entry of an image counts
+    layer = Conv1d(d.randn(filters, channels, 3), d.randn(filters), stride=2, padding=1, dilation=2)
+    return layer, d.randn(min(d.n, 2), channels, 5)
+
+
+def _conv2d(d: Drawing) -> tuple[Layer, Array]:
+    channels, filters = min(d.in_features, 2), min(d.out_features, 3)
+    layer = Conv2d(d.randn(filters, channels, 3, 2), d.randn(filters), stride=(2, 1), padding=1, dilation=2)
+    return layer, d.randn(min(d.n, 2), channels, 5, 4)
+
+
+def _flatten(d: Drawing) -> tuple[Layer, Array]:
+    return Flatten(), d.randn(min(d.n, 2), min(d.in_features, 2), 5, 4)
+
+
+def _adapted(row: Row, **options: Any) -> Row:
+    """Return the row with an adapter beside its layer, moved away from where adapters start."""
+
+    def adapted(d: Drawing) -> tuple[Layer, Array]:
+        layer, x = row(d)
+        return _moved(d, adapt(layer, "", rank=d.rank, alpha=d.rank / 4, rng=d.rng, **options)), x
+
+    return adapted
+
+
+# The constant norm's gradient is not the slope of the forward, so the full one is what can be checked.
+DORA = {"use_dora": True, "dora_norm": "full"}
+
+
+# --- a language model ---
+
+
+def _norm(d: Drawing) -> tuple[Layer, Array]:
+    width = min(d.in_features, 7)  # every entry counts
+    return RMSNorm(d.randn(width), EPS), _sequences(d, width)
+
+
+def _rotary(d: Drawing) -> tuple[Layer, Array]:
+    D = 2 * d.integer(1, 2)
+    return Rotary(frequencies(D, BASE)), _sequences(d, D)
+
+
+def _attention(d: Drawing) -> tuple[Layer, Array]:
+    n_in, n_out = min(d.in_features, 7), min(d.out_features, 7)
+    K, g, D = d.integer(1, 2), d.integer(1, 3), 2 * d.integer(1, 2)
+    widths = ((n_in, K * g * D), (n_in, K * D), (n_in, K * D), (K * g * D, n_out))
+    q, k, v, o = (d.linear(*pair, bias=d.bias, divided_by=2) for pair in widths)
+    return Attention(q, k, v, o, Rotary(frequencies(D, BASE))), _sequences(d, n_in)
+
+
+def _gated(d: Drawing) -> tuple[Layer, Array]:
+    n_in, m = min(d.in_features, 7), min(d.out_features, 7) + 1
+    gate, up, down = (d.linear(*pair, bias=d.bias, divided_by=2) for pair in ((n_in, m), (n_in, m), (m, n_in)))
+    return GatedMLP(gate, up, down), _sequences(d, n_in)
+
+
+def _llama(d: Drawing) -> tuple[Layer, Array]:
+    """Return a decoder with adapters in its lowest and its last block."""
+    K, g, D = d.integer(1, 2), d.integer(1, 3), 2 * d.integer(1, 2)
+    config = LlamaConfig(
+        vocab_size=max(min(d.out_features, 7), 3), hidden_size=min(d.in_features, 7), intermediate_size=HIDDEN,
+        num_hidden_layers=2, num_attention_heads=K * g, num_key_value_heads=K, head_dim=D, rms_norm_eps=EPS,
+        frequencies=frequencies(D, BASE), tie_word_embeddings=True,
+    )  # fmt: skip
+    llama = Llama.build(config, {name: d.randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()})
+    targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
+    adapted = adapt(llama, targets, rank=min(d.rank, 2), alpha=d.rank, rng=d.rng)
+    text = backend_or_numpy(d.backend).asarray(np.arange(3)[None])  # of equal values any query would read the same
+    return _moved(d, adapted), text
+
+
+def _sequences(d: Drawing, width: int) -> Array:
+    """Return one sequence or two: every entry is moved for its slope."""
+    return d.randn(min(d.n, 2), 3 + d.n % 2, width)
+
+
+INSTANCES: dict[str, Row] = {
+    "Linear": _linear,
+    "Linear, no bias": lambda d: _linear(d, bias=False),
+    "LoRA": _lora,
+    "LoRALinear": _lora_linear,
+    **{cls.__name__: _activation(cls) for cls in ACTIVATIONS.values()},
+    "MLP": _mlp,
+    "MLP, LoRA on fc1": _mlp_adapted_below,
+    "MLP, LoRA on fc2": _mlp_adapted_above,
+    "Embedding": _embedding,
+    "Conv1d": _conv1d,
+    "Conv2d": _conv2d,
+    "Flatten": _flatten,
+    "Embedding, LoRA": _adapted(_embedding),
+    "Embedding, DoRA": _adapted(_embedding, **DORA),
+    "Conv1d, LoRA": _adapted(_conv1d),
+    "Conv1d, DoRA": _adapted(_conv1d, **DORA),
+    "Conv2d, LoRA": _adapted(_conv2d),
+    "Conv2d, DoRA": _adapted(_conv2d, **DORA),
+    "Linear, LoRA": _adapted(lambda d: _linear(d, bias=False)),
+    "Linear, DoRA": _adapted(lambda d: _linear(d, bias=False), **DORA),
+    "RMSNorm": _norm,
+    "Rotary": _rotary,
+    "Attention": _attention,
+    "GatedMLP": _gated,
+    "Llama, LoRA": _llama,
+}
+
+
+def substitute(layer: Layer, arrays: Mapping[str, Array]) -> Layer:
+    """Return a copy of a layer with other arrays in place of those that train, under their names."""
+    other = {id(p): arrays[name] for name, p in layer.trainable().items()}
+    return rebuild(layer, array=lambda a: other.get(id(a), a))  # type: ignore[no-any-return]
+
+
+def _moved(d: Drawing, layer: Layer) -> Layer:
+    return substitute(layer, {name: p + d.randn(*p.shape) / 4 for name, p in layer.trainable().items()})
