@@ -123,7 +123,7 @@ WRONG = [
     ("A0's sign", "variants/pissa.py", "join([A, -A0])", "join([A, A0])", "pissa.3"),
     ("factors on top", "variants/sums.py", "concatenate(B, axis=1)", "concatenate(B, axis=0)", "sum.1"),
     ("one root too many", "variants/sums.py", "(U[:, :r] * root)", "(U[:, :r] * root**2)", "sum.3"),
-    ("no root", "variants/scaling.py", "alpha * math.sqrt(rank)", "alpha * math.sqrt(rank) ** 2", "rs.1"),
+    ("no root", "variants/scaling.py", "alpha / math.sqrt(rank)", "alpha / math.sqrt(rank) ** 2", "rs.1"),
     ("c lost in the scores", "layers/attention.py", "c * q_rows", "(c / c) * q_rows", "att.1"),
     ("scores not masked", "layers/attention.py", "S = mask(", "S = (lambda S, T: S)(", "att.1"),
     ("values of the keys", "layers/attention.py", "o = P @ v_rows", "o = P @ k_rows + 0 * v_rows", "att.3"),
