@@ -5,13 +5,16 @@
     y         = layer(x)                                    inference
 
 A model is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
-weight of ``model.layers[3].fc1``. Two functions look at attributes, and everything else is written with them:
+weight of ``model.layers[3].fc1``. Two functions look for arrays and layers among attributes:
 
     parts(layer)                       list a layer's own arrays and layers, by name
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
 
-With these, ``model.trainable()`` lists the arrays that train, and ``walk(model)`` every layer, by path;
-``nest(name, grads)`` puts a child's gradients under its name.
+Everything else is written with them, above all:
+
+    model.trainable()                  list the arrays that train, by name
+    walk(model)                        list every layer, by path
+    nest(name, grads)                  put a child's gradients under its name
 
 A frozen layer trains nothing and only passes dx. Its cache keeps what dx needs: of a linear layer nothing, of a norm
 its input. An array that stands in two places (a tied array) is one parameter: it has two names here, and `Adam` and

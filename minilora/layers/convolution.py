@@ -72,11 +72,11 @@ class Convolution(Layer):
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (N, C, *sizes), and the gradients of the weight and the bias."""
         shape, rows_cache = check_cache(self, dy, cache)
-        dy = self.arrange_adjoint(dy)
-        _, grads = rows_cache[0].backward(dy, rows_cache, need_dx=False)
+        linear, dy = rows_cache[0], self.arrange_adjoint(dy)  # a cache begins with its layer
+        _, grads = linear.backward(dy, rows_cache, need_dx=False)
         if grads:
             grads["weight"] = grads["weight"].reshape(self.weight.shape)
-        return self.input_gradient(dy, rows_cache[0].weight, shape) if need_dx else None, grads
+        return self.input_gradient(dy, linear.weight, shape) if need_dx else None, grads
 
     # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.rewritten`) ---
 

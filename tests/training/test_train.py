@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
 from minilora.training import backpropagate, draw_batches
 
-from ..support.cases import PRODUCTS
+from ..support.cases import PRODUCTS as CASES
 from ..support.compare import assert_close
 from ..support.problems import Problem, problems
 
@@ -30,7 +30,7 @@ def arrays_of(model) -> dict[str, np.ndarray]:
     return {name: p.copy() for name, p in model.trainable().items()}
 
 
-@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_training_is_the_loop_written_out(case):
     """The whole of `train`, with nothing clever in it."""
     model, plain = make(case), make(case)
@@ -58,7 +58,7 @@ def test_training_is_the_loop_written_out(case):
 @given(problem=problems())
 @settings(max_examples=30)
 def test_the_gradients_of_a_step_are_those_of_mse(problem):
-    for case in PRODUCTS:
+    for case in CASES:
         model = make(case, problem)
         prediction, cache = model.forward(problem.x)
         _, grads = model.backward(mse(prediction, problem.target)[1], cache)
@@ -67,7 +67,7 @@ def test_the_gradients_of_a_step_are_those_of_mse(problem):
 
 
 def test_each_training_starts_adam_anew():
-    one, two = make(PRODUCTS[1]), make(PRODUCTS[1])
+    one, two = make(CASES[1]), make(CASES[1])
     for seed in (1, 2):
         for model in (one, two):
             train(model, DATA.x, DATA.target, epochs=2, batch_size=8, lr=0.02, rng=np.random.default_rng(seed))
@@ -80,7 +80,7 @@ def test_settings_not_given_are_those_of_the_article(monkeypatch):
     problem, models, histories = Problem(n=300, in_features=5, out_features=4, rank=3), [], []
     monkeypatch.setattr("sys.stderr", Terminal())
     for given_settings in ({}, {"epochs": 100, "batch_size": 128, "lr": 1e-3, "log_every": 10, "progress": False}):
-        models.append(make(PRODUCTS[1], problem))
+        models.append(make(CASES[1], problem))
         histories.append(train(models[-1], problem.x, problem.target, rng=np.random.default_rng(0), **given_settings))
     assert histories[0] == histories[1]
     for name, p in models[0].trainable().items():
@@ -91,7 +91,7 @@ def test_settings_not_given_are_those_of_the_article(monkeypatch):
 def test_training_leaves_numpys_error_state_alone():
     with np.errstate(over="warn", invalid="raise"):
         before = np.geterr()
-        train(make(PRODUCTS[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+        train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
         assert np.geterr() == before
 
 
@@ -104,7 +104,7 @@ def test_each_batch_is_drawn_without_replacement():
 
 
 def test_one_seed_gives_one_training():
-    models = [make(PRODUCTS[1]) for _ in range(3)]
+    models = [make(CASES[1]) for _ in range(3)]
     histories = [
         train(model, DATA.x, DATA.target, epochs=2, batch_size=8, rng=np.random.default_rng(seed), log_every=1)
         for model, seed in zip(models, (5, 5, 6), strict=True)
@@ -116,7 +116,7 @@ def test_one_seed_gives_one_training():
     ("epochs", "log_every", "logged"), [(1, 10, [1]), (20, 10, [10, 20]), (7, 3, [3, 6, 7]), (3, 1, [1, 2, 3])]
 )
 def test_the_loss_is_logged_sometimes_and_at_the_end(epochs, log_every, logged):
-    model = make(PRODUCTS[0])
+    model = make(CASES[0])
     history = train(
         model, DATA.x, DATA.target, epochs=epochs, batch_size=50, rng=np.random.default_rng(0), log_every=log_every
     )
@@ -126,7 +126,7 @@ def test_the_loss_is_logged_sometimes_and_at_the_end(epochs, log_every, logged):
 
 
 def test_evaluation_in_blocks_is_the_loss_of_all_rows(monkeypatch):
-    model = make(PRODUCTS[0])
+    model = make(CASES[0])
     whole = mse(model(DATA.x), DATA.target)[0]
     monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 7)
     assert_close(np.array(evaluate(model, DATA.x, DATA.target)), whole, 1e-14)
@@ -136,17 +136,17 @@ def test_evaluation_in_blocks_is_the_loss_of_all_rows(monkeypatch):
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
 def test_evaluation_is_mse_whatever_the_rows_and_their_size(n, size):
     problem = Problem(n=n, in_features=3, out_features=4, rank=2)
-    model, x, y = make(PRODUCTS[1], problem), size * problem.x, size * problem.target
+    model, x, y = make(CASES[1], problem), size * problem.x, size * problem.target
     assert evaluate(model, x, y) == pytest.approx(float(mse(model(x), y)[0]), rel=1e-13, abs=0)
 
 
 def test_the_loss_of_a_model_with_a_nan_is_nan():
-    model = make(PRODUCTS[0])
+    model = make(CASES[0])
     model.weight[1, 2] = np.nan
     assert np.isnan(evaluate(model, DATA.x, DATA.target))
 
 
-@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_training_lowers_the_loss_and_leaves_the_data_alone(case):
     model, x, target = make(case), DATA.x, DATA.target
     before = evaluate(model, x, target)
@@ -157,7 +157,7 @@ def test_training_lowers_the_loss_and_leaves_the_data_alone(case):
 
 @pytest.mark.parametrize("axes", [(2,), (2, 1), (1, 2, 1)])
 def test_rows_may_be_sequences(axes):
-    model = make(PRODUCTS[1])
+    model = make(CASES[1])
     x = DATA.randn("x3", 12, *axes, DATA.in_features)
     y = DATA.randn("y3", 12, *axes, DATA.out_features)
     history = train(model, x, y, epochs=2, batch_size=4, rng=np.random.default_rng(0))
@@ -194,18 +194,18 @@ def test_whatever_has_the_protocol_can_be_trained():
 def test_training_computes_no_frozen_gradient_and_no_needless_dx(monkeypatch):
     for cls, name in ((Linear, "backward"), (Linear, "input_gradient")):
         monkeypatch.setattr(cls, name, lambda *a, name=name, **k: pytest.fail(f"Linear.{name} was called"))
-    layer = make(PRODUCTS[2])
+    layer = make(CASES[2])
     x, y = DATA.x, DATA.target
     train(layer, x, y, epochs=1, batch_size=8, rng=np.random.default_rng(0))
 
 
 def test_training_a_full_layer_computes_no_dx(monkeypatch):
     monkeypatch.setattr(Linear, "input_gradient", lambda *a: pytest.fail("dx was computed"))
-    train(make(PRODUCTS[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+    train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
 
 
 def test_training_on_the_residual_never_touches_the_large_weight():
-    layer = make(PRODUCTS[2])
+    layer = make(CASES[2])
     residual = DATA.target - layer.base(DATA.x)
     layer.base.weight[...] = np.nan  # whatever touches it from here on will show
     history = train(layer.adapter, DATA.x, residual, epochs=2, batch_size=8, rng=np.random.default_rng(0))
@@ -221,7 +221,7 @@ def test_training_on_the_residual_never_touches_the_large_weight():
 )
 def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, progress, shown):
     monkeypatch.setattr("sys.stderr", stream)
-    model, rng = make(PRODUCTS[0]), np.random.default_rng(0)
+    model, rng = make(CASES[0]), np.random.default_rng(0)
     train(model, DATA.x, DATA.target, epochs=3, batch_size=8, rng=rng, log_every=1, progress=progress)
     assert ("3/3" in stream.getvalue() and "loss=" in stream.getvalue()) is shown
     assert bool(stream.getvalue()) is shown
@@ -233,7 +233,7 @@ def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, pr
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["X", "Y"])
 def test_data_that_is_not_finite_is_refused_at_once(name, bad):
-    model = make(PRODUCTS[1])
+    model = make(CASES[1])
     before, data = arrays_of(model), {"X": DATA.x, "Y": DATA.target}
     data[name][17, 2] = bad
     with pytest.raises(ValueError, match=rf"{name} holds NaN or infinity: entry \(17, 2\) is {bad}"):
@@ -242,7 +242,7 @@ def test_data_that_is_not_finite_is_refused_at_once(name, bad):
         np.testing.assert_array_equal(p, before[key])
 
 
-@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_training_that_diverges_stops_at_the_last_finite_parameters(case):
     """The reference takes the same steps one by one, and looks after each."""
     single = {name: p.astype(np.float32) for name, p in case.arrays(DATA).items()}
@@ -316,10 +316,10 @@ def test_the_first_bad_number_is_named():
     data = {"X": DATA.x, "Y": np.repeat(DATA.target, 2, axis=0)[::2]}
     data["Y"][[3, 9], 1] = np.nan
     with pytest.raises(ValueError, match=r"^Y holds NaN or infinity: entry \(3, 1\) is nan"):
-        train(make(PRODUCTS[1]), **data, rng=np.random.default_rng(0), batch_size=8)
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
     data["X"][[4, 5], 2] = np.inf
     with pytest.raises(ValueError, match=r"^X holds NaN or infinity: entry \(4, 2\) is inf"):
-        train(make(PRODUCTS[1]), **data, rng=np.random.default_rng(0), batch_size=8)
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
 
 
 def test_a_loss_that_overflows_is_reported_with_its_epoch():
@@ -374,7 +374,7 @@ GOOD = {"epochs": 1, "batch_size": 8, "rng": np.random.default_rng(0)}
     ],
 )
 def test_bad_input_is_refused_before_anything_changes(change, error, message):
-    model = make(PRODUCTS[1])
+    model = make(CASES[1])
     before = arrays_of(model)
     with pytest.raises(error, match=message):
         train(model, **{"X": DATA.x, "Y": DATA.target, **GOOD, **change})
@@ -384,12 +384,12 @@ def test_bad_input_is_refused_before_anything_changes(change, error, message):
 
 def test_no_rows_have_no_loss():
     with pytest.raises(ValueError, match=r"X has shape \(0, 5\), expected .* at least one row"):
-        evaluate(make(PRODUCTS[0]), DATA.x[:0], DATA.target[:0])
+        evaluate(make(CASES[0]), DATA.x[:0], DATA.target[:0])
 
 
 def test_a_layer_of_another_width_cannot_be_evaluated():
     with pytest.raises(ValueError, match="expected in_features = 5"):
-        evaluate(make(PRODUCTS[0]), DATA.x[:, 1:], DATA.target)
+        evaluate(make(CASES[0]), DATA.x[:, 1:], DATA.target)
 
 
 def test_an_adapted_layer_can_be_trained_from_its_linear():
@@ -428,7 +428,7 @@ def test_every_array_that_went_wrong_is_named():
 
 
 def test_a_divergence_with_rates_by_name_names_them():
-    model = make(PRODUCTS[1])
+    model = make(CASES[1])
     rates = {"lora_A": 1e300, "lora_B": 1e-3}
     with pytest.raises(TrainingDiverged, match=r"Either lr = \{'lora_A': 1e\+300, 'lora_B': 0.001\} is too large"):
         train(model, DATA.x, DATA.target, epochs=9, batch_size=8, lr=rates, rng=np.random.default_rng(0))
