@@ -102,7 +102,7 @@ class Adam:
         self.t += 1
         for name, g in sum_tied(grads, self.home).items():
             lr = rate_of(self.lr, name)
-            # Some rows at a time stay in a CPU's cache: a million entries take 2.5 ms in place of 12.
+            # Some rows at a time stay in a CPU's cache: a million entries take 2.6 ms in place of 12.
             for theta, g_b, m, v in blocks(self.params[name], g, self.m[name], self.v[name]):
                 self._update(theta, g_b, m, v, self.t, lr=lr, betas=self.betas, eps=self.eps)
 

@@ -1,7 +1,8 @@
 """Adam's update in fewer passes over memory: for large arrays on a CPU, and for a GPU.
 
 A CPU takes an array `BLOCK` entries at a time, by `minilora.optim.adam_update`: the block, its gradient, its means and
-the temporaries stay in the cache together. Each entry has its own update, so the bits are those of the whole array.
+the temporaries stay in the cache together. No entry's update depends on another entry, so the bits are those of the
+whole array.
 
 A GPU takes it in one kernel, which reads and writes each entry once, with (22) to (24) in the order that the paper
 gives at the end of its section 2. The factors that depend on the step fold into two scalars, computed in double
@@ -23,7 +24,8 @@ import numpy as np
 from ..backend import Backend
 from ..checks import Array
 
-BLOCK = 32_768
+BLOCK = 131_072
+"""Entries in a block: few enough for a cache, and above the 256 kB from which NumPy writes over its own temporaries."""
 
 
 def blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
