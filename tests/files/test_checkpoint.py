@@ -735,7 +735,14 @@ def test_the_article_resumes_both_trainings_and_refuses_another_configuration(tm
     assert resumed.lora_history == whole.lora_history
     assert resumed.base.weight.tobytes() == whole.base.weight.tobytes()
     assert resumed.delta.tobytes() == whole.delta.tobytes()
-    for other in ({"rank": 2}, {"alpha": 3.0}, {"seed": 1}, {"lr": 0.1}, {"dtype": "float64"}, {"epochs": 4}):
-        (name,) = other
-        with pytest.raises(CheckpointError, match=f"{name} is"):
-            article.run(**{**small, **other}, checkpoint=tmp_path)
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: pytest.fail("something was drawn"))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(before) == ["adapter.safetensors", "base.safetensors"]
+    others = {"rank": 2, "alpha": 3.0, "seed": 1, "lr": 0.1, "dtype": "float64", "epochs": 4, "batch_size": 31}
+    for name, value in {**others, "n": 201, "in_features": 13, "out_features": 8}.items():
+        with pytest.raises(CheckpointError, match=rf"base\.safetensors' is .* configuration: {name} is .* there and "):
+            article.run(**{**small, name: value}, checkpoint=tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    (tmp_path / "base.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter\.safetensors' is .* configuration: rank is 1 there and 2 here"):
+        article.run(**{**small, "rank": 2}, checkpoint=tmp_path)
