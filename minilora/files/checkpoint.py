@@ -122,10 +122,10 @@ class Checkpoint:
             If the file cannot be written. The one before it is left as it was.
         """
         optimizer, history = state.optimizer, state.history
-        arrays = zip(PARTS, (optimizer.params, optimizer.m, optimizer.v), strict=True)
+        arrays = {"params": optimizer.params, "m": optimizer.m, "v": optimizer.v}
         tensors = {
             f"{part}.{name}": np.ascontiguousarray(backend_of(array).to_numpy(array))
-            for part, named in arrays
+            for part, named in arrays.items()
             for name, array in named.items()
         }
         text = state_text(

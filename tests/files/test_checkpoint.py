@@ -612,7 +612,7 @@ def test_keeping_a_state_makes_no_second_copy_of_it(tmp_path):
     rng = np.random.default_rng(0)
     model = Linear.init(700, 600, bias=False, rng=rng)
     state = TrainingState(model, Adam(model.trainable()), rng)
-    file = checkpoint.Checkpoint(tmp_path / "c")
+    file = checkpoint.Checkpoint(tmp_path / "c", {"rank": 1})
     tracemalloc.start()
     try:
         file.keep(state)
@@ -620,6 +620,7 @@ def test_keeping_a_state_makes_no_second_copy_of_it(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 2.5 * 3 * model.weight.nbytes
+    assert text_of(tmp_path / "c")["configuration"] == {"rank": 1}
 
 
 def test_a_folder_cannot_be_a_checkpoint(tmp_path):
