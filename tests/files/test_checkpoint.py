@@ -608,7 +608,7 @@ def test_a_loss_that_diverges_leaves_the_last_good_checkpoint(tmp_path):
 
 
 def test_keeping_a_state_makes_no_second_copy_of_it(tmp_path):
-    """The file's bytes once, and what `safetensors` makes of them on the way."""
+    """Three arrays go into the file, whose bytes are made once."""
     rng = np.random.default_rng(0)
     model = Linear.init(700, 600, bias=False, rng=rng)
     state = TrainingState(model, Adam(model.trainable()), rng)
@@ -619,7 +619,7 @@ def test_keeping_a_state_makes_no_second_copy_of_it(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 2.5 * 3 * model.weight.nbytes
+    assert peak < 1.2 * 3 * model.weight.nbytes
     assert text_of(tmp_path / "c")["configuration"] == {"rank": 1}
 
 
