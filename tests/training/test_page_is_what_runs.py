@@ -1,5 +1,9 @@
 """Training takes the way of `forward`, `backward` and `adam_update`; a shorter way is asked for by name."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +13,7 @@ from minilora.training import backpropagate
 
 from ..support.compare import assert_close
 
+ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(11)
 X, Y = RNG.standard_normal((40, 5)), RNG.standard_normal((40, 4))
 
@@ -72,6 +77,16 @@ def test_the_articles_run_goes_through_the_page(monkeypatch):
     full = counting(monkeypatch, Linear, "backward")
     article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=3)
     assert len(backwards) == len(full) == 3 * 8
+
+
+def test_a_training_does_not_even_import_the_other_ways():
+    script = """if True:
+        import sys
+        from minilora import article
+        article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=1)
+        print(*sorted(name for name in sys.modules if name.startswith("minilora.fast.")))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["minilora.fast.adam", "minilora.fast.gather"], done.stderr
 
 
 def test_adams_equations_step_every_entry_of_the_articles_arrays(monkeypatch):
