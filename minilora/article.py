@@ -15,16 +15,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_batch_size, check_choice, check_integer, check_number, check_sizes
-from .files.checkpoint import claim_folder
+from .checks import Array, check_choice, check_integer, check_number, check_path, check_sizes
+from .files.checkpoint import Checkpoint
 from .layer import Layer
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, evaluate, train
+from .training import History, check_batch_size, evaluate, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (
@@ -41,37 +42,19 @@ ARTICLE_MERGED_LOSS = 0.00130013
 
 @dataclass(frozen=True)
 class ArticleResult:
-    """What a run of the experiment found.
+    """What a run of the experiment found."""
 
-    Attributes
-    ----------
-    base, merged : Linear
-        The pre-trained layer, and the same with the adapter folded in.
-    adapter : LoRA
-        The trained adapter.
-    base_history, lora_history : History
-        The losses as the two trainings went on.
-    shifted_loss, merged_loss : float
-        The loss on the shifted task of the base alone, and of the merged layer.
-    delta : numpy.ndarray, shape (out, in)
-        The change of weight that was learned, on the host. The true one is 1 in every entry.
-    base_seconds, lora_seconds : float
-        What each training took, the losses on the way included.
-    settings : str
-        The configuration, in words.
-    """
-
-    base: Linear
-    adapter: LoRA
-    merged: Linear
-    base_history: History
-    lora_history: History
-    shifted_loss: float
-    merged_loss: float
-    delta: np.ndarray
-    base_seconds: float
-    lora_seconds: float
-    settings: str
+    base: Linear  # the pre-trained layer
+    adapter: LoRA  # trained
+    merged: Linear  # the base with the adapter folded in
+    base_history: History  # the losses as the first training went on
+    lora_history: History  # the losses as the second went on
+    shifted_loss: float  # of the base alone, on the shifted task
+    merged_loss: float  # of the merged layer, on the shifted task
+    delta: np.ndarray  # (out, in), on the host: the change of weight that was learned. The true one is 1 everywhere
+    base_seconds: float  # what the first training took, the losses on the way included
+    lora_seconds: float  # likewise the second
+    settings: str  # the configuration, in words
 
 
 def run(
@@ -130,20 +113,23 @@ def run(
     batch_size, seed = check_batch_size(batch_size, n, "the data"), check_integer("seed", seed, at_least=0)
     check_choice("dtype", dtype, ("float32", "float64"))
     backend = backend_or_numpy(backend)
+    kept: dict[str, Checkpoint] = {}
     if checkpoint is not None:
-        settings = {"rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-        sizes = {"n": n, "in_features": in_features, "out_features": out_features}
-        claim_folder(checkpoint, settings | sizes | {"dtype": dtype, "backend": backend.name})
+        folder = check_path("checkpoint", checkpoint)
+        settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr}
+        settings |= {"seed": seed, "n": n, "in_features": in_features, "out_features": out_features}
+        settings |= {"dtype": dtype, "backend": backend.name}
+        kept = {name: Checkpoint(folder / f"{name}.safetensors", settings) for name in ("base", "adapter")}
     rng = np.random.default_rng(seed)
 
     def randn(*shape: int) -> Array:
         return backend.asarray(rng.standard_normal(shape), dtype)
 
     def fit(name: str, model: Layer, x: Array, y: Array) -> History:
-        file = None if checkpoint is None else Path(checkpoint) / f"{name}.safetensors"
         return train(
-            model, x, y, epochs=epochs, batch_size=batch_size, lr=lr, rng=rng, progress=progress, checkpoint=file
-        )
+            model, x, y, epochs=epochs, batch_size=batch_size, lr=lr, rng=rng, progress=progress,
+            checkpoint=kept.get(name),
+        )  # fmt: skip
 
     # Step 1. Simulate data of a linear model.
     theta = randn(in_features, out_features)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import import_module
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,13 +20,8 @@ import numpy as np
 Array: TypeAlias = Any
 """A NumPy array, or an array of a library that behaves like NumPy (CuPy)."""
 
-Rate: TypeAlias = float | Mapping[str, float]
-"""A step length for every parameter, or one for each ending of a name."""
-
 MAX_SIZE = 2**31 - 1
 """Of a width or a rank."""
-IGNORED = -100
-"""The target that `minilora.cross_entropy` passes over, as in PyTorch."""
 
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {
@@ -134,15 +128,6 @@ def check_count(name: str, value: Array) -> int:
     return math.prod(value.shape)
 
 
-def check_targets(logits: Array, targets: Array) -> None:
-    """Refuse what is not logits (..., V) and a class id, or `IGNORED`, for each row of them."""
-    check_array("logits", logits)
-    if not logits.shape or 0 in logits.shape:
-        raise ValueError(f"logits has shape {tuple(logits.shape)}, expected (..., V) with no empty axis")
-    check_ids("targets", targets, logits.shape[-1], like=logits, like_name="logits", ignored=IGNORED)
-    check_shape("targets", targets, logits.shape[:-1])
-
-
 def check_ids(
     name: str, value: Array, count: int, *, like: Array = None, like_name: str = "the layer", ignored: int | None = None
 ) -> None:
@@ -163,112 +148,6 @@ def check_ids(
         if wrong.any():
             at = np.unravel_index(int(wrong.argmax()), value.shape)
             raise ValueError(f"{name} holds {value[at]} at {tuple(map(int, at))}, expected 0 to {count - 1}")
-
-
-def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[float, float], float]:
-    """Return Adam's settings as floats, or refuse them, or parameters that cannot be updated in place."""
-    check_dict("params", params)
-    if not params:
-        raise ValueError("params is empty: there is nothing to train")
-    first, *_ = params
-    for name, p in params.items():
-        check_trainable(f"params[{name!r}]", p)
-        check_library(f"params[{name!r}]", p, like=params[first], like_name=f"params[{first!r}]")
-        if isinstance(p, np.ndarray) and not p.flags.writeable:
-            raise ValueError(f"params[{name!r}] is read-only: Adam updates it in place, so give a copy")
-    check_no_overlap(params)
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be two numbers, got {betas!r}")
-    beta1, beta2 = (check_number(f"betas[{i}]", b, above=0, below=1, or_equal=True) for i, b in enumerate(betas))
-    return check_rates(lr, params), (beta1, beta2), check_number("eps", eps, above=0)
-
-
-def check_no_overlap(params: Mapping[str, Array]) -> None:
-    """Refuse two arrays that share memory, unless they are one array under two names. On a GPU nothing tells."""
-    host = {id(p): (name, p) for name, p in params.items() if isinstance(p, np.ndarray)}
-    for (one, p), (two, q) in combinations(host.values(), 2):
-        if np.shares_memory(p, q):
-            raise ValueError(
-                f"params[{one!r}] and params[{two!r}] share memory and are two arrays: give one array both names"
-            )
-
-
-def check_like_params(
-    label: str, arrays: Mapping[str, Array], params: Mapping[str, Array], home: Mapping[str, str] | None = None
-) -> None:
-    """Refuse arrays that differ in library, dtype or shape from the parameters of their names."""
-    for name, array in arrays.items():
-        p = params[home[name] if home else name]
-        check_trainable(f"{label}[{name!r}]", array, like=p, like_name="params")
-        check_shape(f"{label}[{name!r}]", array, p.shape)
-
-
-def check_data(model: Any, X: Array, Y: Array, loss: Callable[[Array, Array], Any], *, every_id: bool = False) -> int:
-    """Return the number of rows of X and Y, or refuse data that a model or a loss cannot take, or not together.
-
-    It tries the first row; with `every_id`, also the rows that hold the smallest and the largest id. Ids on a GPU are
-    not looked at.
-    """
-    if not hasattr(model, "trainable"):
-        raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
-    if not callable(loss):
-        raise TypeError(f"loss must be a function such as minilora.mse, got {loss!r}")
-    like = next(iter(model.trainable().values()), None)
-    for name, data in {"X": X, "Y": Y}.items():
-        if not is_array(data):
-            raise TypeError(f"{name} must be an array, got {type(data).__name__}")
-        if data.dtype.kind not in "iu":
-            check_array(name, data, like)
-            check_trainable(name, data, like)
-        elif like is not None:
-            check_library(name, data, like, "the layer")
-    widths: list[Any] = [getattr(model, width, None) for width in ("in_features", "out_features")]
-    if X.dtype.kind == "f" and widths[0] is not None:
-        check_features("X", X, widths[0], "in_features", like)
-    if X.shape == () or X.shape[0] == 0 or (X.dtype.kind == "f" and len(X.shape) < 2):
-        raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
-    if Y.shape[:1] != X.shape[:1]:
-        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {X.shape[0]} rows as X has")
-    if Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):
-        raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
-    if X.dtype.kind == Y.dtype.kind == "f" and None not in widths:
-        check_shape("Y", Y, (*X.shape[:-1], widths[1]))
-    with np.errstate(all="ignore"):
-        loss(model(X[:1]), Y[:1])
-        for row in _rows_of_extremes(X) | _rows_of_extremes(Y, ignored=IGNORED) if every_id else ():
-            try:
-                loss(model(X[row : row + 1]), Y[row : row + 1])
-            except ValueError as error:
-                raise ValueError(f"row {row} of X and Y: {error}") from None
-    rows: int = X.shape[0]
-    return rows
-
-
-def _rows_of_extremes(ids: Array, ignored: int | None = None) -> set[int]:
-    """Return the rows that hold the smallest and the largest id; no rows where the data are no ids, or on a GPU."""
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or not ids.size:
-        return set()
-    counted = ids if ignored is None else np.where(ids == ignored, ids.max(), ids)
-    return {int(place) // (ids.size // len(ids)) for place in (counted.argmin(), ids.argmax())}
-
-
-def check_held_out(model: Any, held_out: Any, loss: Callable[[Array, Array], Any]) -> tuple[Array, Array]:
-    """Return held-out inputs and targets, or refuse those that a model or a loss cannot take."""
-    if not isinstance(held_out, tuple) or len(held_out) != 2:
-        raise TypeError(f"held_out must be two arrays, inputs and targets, got {type(held_out).__name__}")
-    try:
-        check_data(model, *held_out, loss, every_id=True)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"held_out: {error}") from None
-    return held_out
-
-
-def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:
-    """Return the batch size as an int, or refuse one that is not between 1 and the number of rows."""
-    size = check_integer("batch_size", batch_size, at_least=1)
-    if size > n:
-        raise ValueError(f"batch_size must be at most the {n} rows of {of}, got {size}")
-    return size
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
@@ -366,23 +245,6 @@ def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
     if number > min(sizes):
         raise ValueError(f"rank must be at most {min(sizes)}, got {rank}")
     return number
-
-
-def check_rates(lr: Any, names: Collection[str]) -> Any:
-    """Return lr, or the rates in a mapping, as floats; refuse a name without a rate, and an ending of no name."""
-    if not isinstance(lr, Mapping):
-        return check_number("lr", lr, above=0)
-    rates = {end: check_number(f"lr[{end!r}]", rate, above=0) for end, rate in lr.items()}
-    if unused := [end for end in rates if not any(name.endswith(end) for name in names)]:
-        raise ValueError(f"lr has rates for {unused}, which end no name; there are {list(names)}")
-    if without := [name for name in names if not any(name.endswith(end) for end in rates)]:
-        raise ValueError(f"lr has no rate for {without}: give one for the ending, or for '', which ends every name")
-    return rates
-
-
-def rate_of(lr: Rate, name: str) -> float:
-    """Return lr itself or, from a mapping, the rate of the longest ending of a name."""
-    return lr[max(filter(name.endswith, lr), key=len)] if isinstance(lr, Mapping) else lr
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -44,7 +44,7 @@ import numpy as np
 
 from .backend import Backend, backend_of, backend_or_numpy
 from .checks import Array, check_array, check_instance, check_matrix, check_number, check_start
-from .layer import Cache, Layer, check_cache, check_input, first_array, rows, widen
+from .layer import Cache, Layer, check_cache, check_input, first_array, rows
 from .linear import Linear
 
 
@@ -63,24 +63,29 @@ class LoRA(Layer):
         self.alpha = check_factors(self.lora_A, self.lora_B, self.alpha)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
-        """Return y and the cache. The products run from the left, so B A, which is as large as W, is never formed."""
+        """Return y and the cache. The products run from the left, so B A, which is as large as W, is never formed.
+
+        A frozen adapter keeps neither x nor h: only the gradients of its factors ask for them.
+        """
         check_input(self, x)
         h = x @ self.lora_A.T  # eq. (1)  (..., r)
-        y = widen(self.scaling * h, self.lora_B.T)  # eq. (2)  (..., out)
-        return y, (self, y.shape, x, h)
+        y = self.scaling * h @ self.lora_B.T  # eq. (2)  (..., out)
+        return y, (self, y.shape, *((None, None) if self.frozen else (x, h)))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx (..., in), and the gradients of both factors."""
+        """Return dx (..., in), and the gradients of both factors; a frozen adapter computes none."""
         x, h = check_cache(self, dy, cache)
-        dB = rows(dy).T @ rows(h) * self.scaling  # eq. (3)  (out, r)
         dh = dy @ self.lora_B * self.scaling  # eq. (4)  (..., r)
+        dx = dh @ self.lora_A if need_dx else None  # eq. (6)  (..., in)
+        if self.frozen:
+            return dx, {}
+        dB = rows(dy).T @ rows(h) * self.scaling  # eq. (3)  (out, r)
         dA = rows(dh).T @ rows(x)  # eq. (5)  (r, in)
-        dx = widen(dh, self.lora_A) if need_dx else None  # eq. (6)  (..., in)
-        return dx, {} if self.frozen else {"lora_A": dA, "lora_B": dB}
+        return dx, {"lora_A": dA, "lora_B": dB}
 
     def delta(self) -> Array:  # -> (out, in)
         """Return the change of weight that the adapter stands for, s B A."""
-        return widen(self.scaling * self.lora_B, self.lora_A)  # eq. (13)
+        return self.scaling * self.lora_B @ self.lora_A  # eq. (13)
 
     @classmethod
     def init(

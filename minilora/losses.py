@@ -16,8 +16,16 @@ For (ce.3): log q_n,t = z_n,t - log sum_u exp(z_nu), and the derivative of the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from .backend import backend_of
-from .checks import IGNORED, Array, check_array, check_count, check_shape, check_targets
+from .checks import Array, check_array, check_count, check_ids, check_shape
+
+Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+"""``loss(prediction, target) -> (loss, d_prediction)``, a mean over the targets."""
+IGNORED = -100
+"""The target that `cross_entropy` passes over, as in PyTorch."""
 
 
 def mse(prediction: Array, target: Array) -> tuple[Array, Array]:  # (..., out), (..., out) -> (), (..., out)
@@ -114,3 +122,12 @@ def _minus_one_hot(q: Array, ids: Array) -> Array:  # (..., V), (..., 1) -> (...
     xp = backend_of(q).xp
     xp.put_along_axis(q, ids, xp.take_along_axis(q, ids, axis=-1) - 1, axis=-1)
     return q
+
+
+def check_targets(logits: Array, targets: Array) -> None:
+    """Refuse what is not logits (..., V) and a class id, or `IGNORED`, for each row of them."""
+    check_array("logits", logits)
+    if not logits.shape or 0 in logits.shape:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}, expected (..., V) with no empty axis")
+    check_ids("targets", targets, logits.shape[-1], like=logits, like_name="logits", ignored=IGNORED)
+    check_shape("targets", targets, logits.shape[:-1])

@@ -1,33 +1,92 @@
 """The loop: draw a batch, forward, backward, step; now and then, report.
 
+    rows = draw_batches(rng, n, batch_size)             draw      each batch without replacement, from all rows
+    prediction, cache = model.forward(X[rows])          forward
+    L, dy = loss(prediction, Y[rows])
+    dx, grads = model.backward(dy, cache)               backward
+    adam.step(grads)                                    step
+    evaluate(model, X, Y, loss)                         report    every so many epochs
+
 It knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
 
-from .backend import backend_of, check_finite
-from .checks import Array, Rate, check_batch_size, check_data, check_flag, check_held_out, check_integer, check_rng
+from .backend import all_finite, backend_of, check_finite
+from .checks import (
+    Array,
+    check_array,
+    check_features,
+    check_flag,
+    check_integer,
+    check_library,
+    check_rng,
+    check_shape,
+    check_trainable,
+    is_array,
+)
 from .fast.gather import Batches
-from .files.checkpoint import describe, keep, resume
-from .files.state import History, TrainingDiverged, TrainingState
 from .layer import Layer
-from .losses import count, mse
-from .optim import Adam
+from .losses import IGNORED, Loss, count, mse
+from .optim import Adam, Rate
 
-__all__ = ["History", "TrainingDiverged", "backpropagate", "draw_batches", "evaluate", "train"]
+__all__ = ["History", "TrainingDiverged", "TrainingState", "backpropagate", "draw_batches", "evaluate", "train"]
 
-Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
-Gradients: TypeAlias = Callable[[Any, Array, Array], dict[str, Array]]
+Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 
 EVALUATION_ROWS = 512  # at a time: at the article's widths their temporaries stay in the cache, 14 ms in place of 22
+
+
+@dataclass
+class History:
+    """The loss over the whole data set, as training went on."""
+
+    epochs: list[int] = field(default_factory=list)  # after which the loss was measured, counted from 1
+    losses: list[float] = field(default_factory=list)  # the loss measured after each of them
+
+
+class TrainingDiverged(ArithmeticError):
+    """Training met a number that is NaN or infinite. The model keeps what the epoch left."""
+
+    epoch: int  # the epoch in which it happened, counted from 1
+    step: int  # 0: the numbers are looked at when the epoch ends
+
+    def __init__(self, message: str, epoch: int, step: int = 0) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.step = step
+
+
+@dataclass
+class TrainingState:
+    """Everything that the next epoch depends on, besides the data."""
+
+    model: Layer  # its trainable arrays are the optimizer's
+    optimizer: Adam  # with its running means and its count of steps
+    rng: np.random.Generator  # draws the batches
+    history: History = field(default_factory=History)  # the losses so far
+    epoch: int = 0  # the number of epochs done
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """What keeps a training's state between two epochs, as `minilora.files.checkpoint.Checkpoint` does."""
+
+    def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Put a training of `epochs` epochs where it was left, or keep its start. What does not fit is refused."""
+
+    def keep(self, state: TrainingState) -> None:
+        """Keep where a training stands after an epoch."""
 
 
 def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[str, Array]:
@@ -40,9 +99,9 @@ def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
 
 def train(
     model: Layer, X: Array, Y: Array, *, epochs: int = 100, batch_size: int = 128, lr: Rate = 1e-3,
-    rng: np.random.Generator, log_every: int = 10, progress: bool = False, checkpoint: str | Path | None = None,
-    loss: Loss = mse, gradients: Gradients | None = None, steps: int | None = None,
-    held_out: tuple[Array, Array] | None = None,
+    rng: np.random.Generator, log_every: int = 10, progress: bool = False,
+    checkpoint: str | Path | Keeper | None = None, loss: Loss = mse, gradients: Gradients | None = backpropagate,
+    steps: int | None = None, held_out: tuple[Array, Array] | None = None,
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
@@ -65,15 +124,15 @@ def train(
         Draws the batches, on the host: one seed, one order of batches on every device.
     progress : bool
         Whether to show a progress bar on stderr, where that is a terminal.
-    checkpoint : path, optional
+    checkpoint : path or minilora.files.checkpoint.Checkpoint, optional
         A file that keeps the training's state after every epoch. Where it is there already, the training goes on from
         it and ends with the same bits as one that was never stopped; `rng` must come from the same seed. A training
         that is done can go on to more epochs.
     loss : callable
         ``loss(prediction, target) -> (loss, d_prediction)``, a mean over the targets: `mse` or `cross_entropy`.
-    gradients : callable, optional
-        ``gradients(model, x, y) -> grads``, a shorter way to the gradients of the loss, such as
-        `minilora.fast.residual_form` for `mse`; by default `backpropagate`.
+    gradients : callable
+        ``gradients(model, x, y, loss) -> grads``: another way to the gradients of the same loss, such as
+        `minilora.fast.residual_form` for `mse`. None means `backpropagate`.
     steps : int, optional
         Of an epoch; ``n // batch_size`` by default.
     held_out : (array, array), optional
@@ -91,58 +150,49 @@ def train(
     CheckpointError
         If the checkpoint is damaged, or of another configuration. Nothing has changed then.
     TrainingDiverged
-        If a number became NaN or infinite. The model is left at its last finite parameters.
+        If a parameter is NaN or infinite at the end of an epoch, or a loss that is reported. The model keeps what the
+        epoch left, and the checkpoint what the epoch before it left.
     """
-    epochs, log_every = (check_integer(k, v, at_least=1) for k, v in {"epochs": epochs, "log_every": log_every}.items())
-    n = check_data(model, X, Y, loss, every_id=True)
+    epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
+    n, gradients = check_data(model, X, Y, loss, every_id=True), check_gradients(gradients)
     batch_size, progress = check_batch_size(batch_size, n), check_flag("progress", progress)
     steps = check_integer("steps", n // batch_size if steps is None else steps, at_least=1)
     check_rng(rng)
     check_finite(X=X, Y=Y)
-    measured = (X, Y)
-    if held_out is not None:
-        measured = check_held_out(model, held_out, loss)
-        check_finite(**{"held_out[0]": held_out[0], "held_out[1]": held_out[1]})
+    measured = (X, Y) if held_out is None else check_held_out(model, held_out, loss)
 
     optimizer = Adam(model.trainable(), lr=lr)
     state = TrainingState(model, optimizer, rng)
-    where, batch = backend_of(X), Batches(X, Y, batch_size)
-    if checkpoint is not None:
-        configuration = describe(state, X, Y, batch_size, log_every, steps, held_out)
-        resume(checkpoint, state, X, configuration, epochs)
+    if checkpoint is not None and not isinstance(checkpoint, Keeper):
+        from .files.checkpoint import Checkpoint  # above training: only a path asks for it
 
-    def step(rows: Array) -> None:
-        x, y = batch(rows)
-        grads = gradients(model, x, y) if gradients else backpropagate(model, x, y, loss)
-        optimizer.step(grads)
+        checkpoint = Checkpoint(checkpoint)
+    if checkpoint is not None:
+        settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every}
+        checkpoint.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
 
     def report(epoch: int) -> float:
         value = evaluate(model, *measured, loss)
-        if not math.isfinite(value):
-            what = "X and Y" if held_out is None else "held_out"
-            raise TrainingDiverged(f"the loss over all of {what} is {value} after epoch {epoch}", epoch, 0)
+        check_loss(value, epoch, state, "X and Y" if held_out is None else "held_out")
         state.history.epochs.append(epoch)
         state.history.losses.append(value)
         return value
 
-    left, silent = range(state.epoch + 1, epochs + 1), None if progress else True
-    tokens = steps * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # of an epoch
-    unit: Any = {"unit": "epoch"} if tokens is None else {"unit": "token", "unit_scale": tokens}
-    bar = tqdm(left, initial=state.epoch, total=epochs, disable=silent, **unit)
+    batch, asarray = Batches(X, Y, batch_size), backend_of(X).asarray
+    bar = progress_bar(range(state.epoch + 1, epochs + 1), X, steps * batch_size, shown=progress)
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), bar:
         for epoch in bar:
-            start = state.copy_arrays()
-            batches = where.asarray(draw_batches(rng, n, batch_size, steps))
-            for rows in batches:
-                step(rows)
-            if not state.is_finite():  # asked once an epoch, since asking waits for the device
-                state.find_divergence(start, step, batches, epoch)
+            for rows in asarray(draw_batches(rng, n, batch_size, steps)):  # draw
+                x, y = batch(rows)
+                # No name holds the gradients: they would stand beside the next step's.
+                optimizer.step(gradients(model, x, y, loss))  # forward, backward, step
+            check_parameters(state, epoch)
             state.epoch = epoch
             if epoch % log_every == 0:
-                bar.set_postfix(loss=f"{report(epoch):.4g}")
+                bar.set_postfix(loss=f"{report(epoch):.4g}")  # report
             if checkpoint is not None:
-                keep(checkpoint, state, X, configuration)
+                checkpoint.keep(state)
         if epochs % log_every:  # not in a checkpoint: a training that goes on to more epochs does not log this one
             report(epochs)
     return state.history
@@ -165,3 +215,126 @@ def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse) -> float:
         x, y = X[start : start + height], Y[start : start + height]
         total = total + loss(model(x), y)[0] * (count(y) / whole)
     return float(total)
+
+
+def progress_bar(epochs: range, X: Array, rows: int, *, shown: bool) -> tqdm:
+    """Return a bar over the epochs that are left, on a terminal. Of token ids it counts the tokens of `rows` rows."""
+    counts_tokens = X.dtype.kind in "iu"
+    unit: Any = {"unit": "token", "unit_scale": rows * math.prod(X.shape[1:])} if counts_tokens else {"unit": "epoch"}
+    return tqdm(epochs, initial=epochs.start - 1, total=epochs.stop - 1, disable=None if shown else True, **unit)
+
+
+def check_parameters(state: TrainingState, epoch: int) -> None:
+    """Refuse to go on where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
+    params = state.optimizer.params
+    if all_finite(list(params.values())):
+        return
+    bad = ", ".join(name for name, p in params.items() if not all_finite([p]))
+    raise TrainingDiverged(
+        f"epoch {epoch}: {bad} is no longer finite, {_last_loss(state)}. The model keeps what the epoch left. Either "
+        f"lr = {state.optimizer.lr} is too large, or X or Y is not finite",
+        epoch,
+    )
+
+
+def check_loss(value: float, epoch: int, state: TrainingState, data: str) -> None:
+    """Refuse to go on where the loss that is to be reported is NaN or infinite."""
+    if not math.isfinite(value):
+        message = f"the loss over all of {data} is {value} after epoch {epoch}, {_last_loss(state)}"
+        raise TrainingDiverged(f"{message}. The model keeps what the epoch left", epoch)
+
+
+def _last_loss(state: TrainingState) -> str:
+    """Say which finite loss was the last one reported."""
+    history = state.history
+    if not history.losses:
+        return "and no loss was reported before"
+    return f"and the last loss reported was {history.losses[-1]:.7g} after epoch {history.epochs[-1]}"
+
+
+def check_gradients(gradients: Any) -> Gradients:
+    """Return what computes the gradients, `backpropagate` for None, or refuse what does not take four arguments."""
+    if gradients is None:
+        return backpropagate
+    if not callable(gradients):
+        raise TypeError(f"gradients must be a function, gradients(model, x, y, loss), got {gradients!r}")
+    try:
+        signature = inspect.signature(gradients)
+    except (TypeError, ValueError):  # a function without a signature, such as one written in C
+        return gradients  # type: ignore[no-any-return]
+    try:
+        signature.bind("model", "x", "y", "loss")
+    except TypeError as error:
+        name = getattr(gradients, "__name__", type(gradients).__name__)
+        message = f"gradients is called as gradients(model, x, y, loss), got {name}{signature}: {error}"
+        raise TypeError(message) from None
+    return gradients  # type: ignore[no-any-return]
+
+
+def check_data(model: Any, X: Array, Y: Array, loss: Loss, *, every_id: bool = False) -> int:
+    """Return the number of rows of X and Y, or refuse data that a model or a loss cannot take, or not together.
+
+    It tries the first row; with `every_id`, also the rows that hold the smallest and the largest id. Ids on a GPU are
+    not looked at.
+    """
+    if not hasattr(model, "trainable"):
+        raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function such as minilora.mse, got {loss!r}")
+    like = next(iter(model.trainable().values()), None)
+    for name, data in {"X": X, "Y": Y}.items():
+        if not is_array(data):
+            raise TypeError(f"{name} must be an array, got {type(data).__name__}")
+        if data.dtype.kind not in "iu":
+            check_array(name, data, like)
+            check_trainable(name, data, like)
+        elif like is not None:
+            check_library(name, data, like, "the layer")
+    widths: list[Any] = [getattr(model, width, None) for width in ("in_features", "out_features")]
+    if X.dtype.kind == "f" and widths[0] is not None:
+        check_features("X", X, widths[0], "in_features", like)
+    if X.shape == () or X.shape[0] == 0 or (X.dtype.kind == "f" and len(X.shape) < 2):
+        raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
+    if Y.shape[:1] != X.shape[:1]:
+        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {X.shape[0]} rows as X has")
+    if Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):
+        raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
+    if X.dtype.kind == Y.dtype.kind == "f" and None not in widths:
+        check_shape("Y", Y, (*X.shape[:-1], widths[1]))
+    with np.errstate(all="ignore"):
+        loss(model(X[:1]), Y[:1])
+        for row in _rows_of_extremes(X) | _rows_of_extremes(Y, ignored=IGNORED) if every_id else ():
+            try:
+                loss(model(X[row : row + 1]), Y[row : row + 1])
+            except ValueError as error:
+                raise ValueError(f"row {row} of X and Y: {error}") from None
+    rows: int = X.shape[0]
+    return rows
+
+
+def _rows_of_extremes(ids: Array, ignored: int | None = None) -> set[int]:
+    """Return the rows that hold the smallest and the largest id; no rows where the data are no ids, or on a GPU."""
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or not ids.size:
+        return set()
+    counted = ids if ignored is None else np.where(ids == ignored, ids.max(), ids)
+    return {int(place) // (ids.size // len(ids)) for place in (counted.argmin(), ids.argmax())}
+
+
+def check_held_out(model: Any, held_out: Any, loss: Loss) -> tuple[Array, Array]:
+    """Return held-out inputs and targets, or refuse those that a model or a loss cannot take."""
+    if not isinstance(held_out, tuple) or len(held_out) != 2:
+        raise TypeError(f"held_out must be two arrays, inputs and targets, got {type(held_out).__name__}")
+    try:
+        check_data(model, *held_out, loss, every_id=True)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"held_out: {error}") from None
+    check_finite(**{"held_out[0]": held_out[0], "held_out[1]": held_out[1]})
+    return held_out
+
+
+def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:
+    """Return the batch size as an int, or refuse one that is not between 1 and the number of rows."""
+    size = check_integer("batch_size", batch_size, at_least=1)
+    if size > n:
+        raise ValueError(f"batch_size must be at most the {n} rows of {of}, got {size}")
+    return size

@@ -64,14 +64,13 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
-    from ..checks import check_batch_size
     from ..fast import accumulate, keep_pages
     from ..files.adapters import save_adapter
     from ..files.tokenizer import load_tokenizer
     from ..layer import cache_bytes, parameter_count
     from ..models.llama import Llama
     from ..text import next_token_loss, read_text, token_ids, windows
-    from ..training import evaluate, train
+    from ..training import check_batch_size, evaluate, train
 
     _check(options)  # all that could fail after the training is tried before it
     keep_pages()
@@ -107,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         progress=True,
         checkpoint=options.checkpoint,
         loss=next_token_loss,
-        gradients=accumulate(rows, next_token_loss),
+        gradients=accumulate(rows),
         held_out=(X_held, Y_held),
     )
     seconds = time.perf_counter() - start

@@ -1,22 +1,24 @@
 """The same numbers with less work. Nothing here is needed to understand LoRA.
 
-`residual` has the gradients of the squared error without the error, `parts` those of a large batch with the memory of a
-small one, `pages` one step's memory kept for the next, `adam` the update for large arrays and for a GPU, and `gather` a
-batch's rows without new memory. `train` takes another way to the gradients only where you name it::
+`residual` has the gradients of the squared error without the error, and `accumulation` those of a large batch with the
+memory of a small one. `train` takes them only where you name them::
 
     train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
+
+`memory` keeps one step's memory for the next, where you call it. `adam` and `gather` serve every training: Adam takes a
+large array some rows at a time, on a GPU in one kernel, and the rows of a batch go into a buffer that is kept.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pages import keep_pages
-    from .parts import accumulate
+    from .accumulation import accumulate
+    from .memory import keep_pages
     from .residual import residual_form
 
 __all__ = ["accumulate", "keep_pages", "residual_form"]
-_HOME = {"accumulate": "parts", "keep_pages": "pages", "residual_form": "residual"}
+_HOME = {"accumulate": "accumulation", "keep_pages": "memory", "residual_form": "residual"}
 
 
 def __getattr__(name: str) -> Any:

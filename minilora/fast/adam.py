@@ -1,41 +1,42 @@
 """Adam's update in fewer passes over memory: for large arrays on a CPU, and for a GPU.
 
-Both take (22) to (24) of `minilora.optim` in the order that the paper gives at the end of its section 2. The factors
-that depend on the step fold into two scalars, computed in double precision:
+A CPU takes an array `BLOCK` entries at a time, by `minilora.optim.adam_update`: the block, its gradient, its means and
+the temporaries stay in the cache together. No entry's update depends on another entry, so the bits are those of the
+whole array.
+
+A GPU takes it in one kernel, which reads and writes each entry once, with (22) to (24) in the order that the paper
+gives at the end of its section 2. The factors that depend on the step fold into two scalars, computed in double
+precision:
 
     lr_t = lr sqrt(1 - beta2^t) / (1 - beta1^t)        eps_hat = eps sqrt(1 - beta2^t)
     theta_t = theta_{t-1} - lr_t m_t / (sqrt(v_t) + eps_hat)
 
-A CPU takes an array `BLOCK` entries at a time, so that the block, its gradient, its means and the temporaries stay in
-the cache together. A GPU takes it in one kernel, which reads and writes each entry once. The kernel's statements are C,
-and Python as well: a test runs them beside `minilora.optim.adam_update`.
+The kernel's statements are C, and Python as well: a test runs them beside `minilora.optim.adam_update`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from ..backend import Backend
 from ..checks import Array
 
-BLOCK = 32_768
+BLOCK = 131_072
+"""Entries in a block: few enough for a cache, and above the 256 kB from which NumPy writes over its own temporaries."""
 
 
-def update_in_blocks(
-    theta: Array, g: Array, m: Array, v: Array, t: int, *, lr: float, betas: tuple[float, float], eps: float
-) -> None:
-    """Do the same as `minilora.optim.adam_update`, some rows of the first axis at a time."""
-    beta1, beta2 = betas
-    lr_t, eps_hat = _folded(t, lr, betas, eps)
-    length = max(1, BLOCK * len(theta) // theta.size)
-    for start in range(0, len(theta), length):
-        theta_b, g_b, m_b, v_b = (array[start : start + length] for array in (theta, g, m, v))
-        m_b *= beta1
-        m_b += (1 - beta1) * g_b
-        v_b *= beta2
-        v_b += (1 - beta2) * (g_b * g_b)
-        theta_b -= lr_t * m_b / (v_b**0.5 + eps_hat)
+def blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield views of the same rows of arrays of one shape, `BLOCK` entries at a time; a GPU's arrays as they are."""
+    first = arrays[0]
+    if not isinstance(first, np.ndarray) or first.size <= BLOCK:
+        yield arrays
+        return
+    length = max(1, BLOCK * len(first) // first.size)
+    for start in range(0, len(first), length):
+        yield tuple(array[start : start + length] for array in arrays)
 
 
 KERNEL_INPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T lr_t, T eps_hat"

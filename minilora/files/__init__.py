@@ -5,9 +5,8 @@ shows what is in one, `checkpoint` keeps a training.
 
 Under them: `tensorfile` reads the format of all these files, safetensors. `adapterfolder`, with `peftconfig` and
 `patterns`, is an adapter's folder, and `kinds` says how each kind of layer is written there; `basefile` is a checkpoint
-that an adapter is merged into, and `layouts` which way round its weights lie; `checkpointfile` is a training between
-two epochs, and `state` the same in memory. `writing` puts files in their place whole or not at all; `errors` is what is
-raised.
+that an adapter is merged into, and `layouts` which way round its weights lie. `writing` puts files in their place whole
+or not at all; `errors` is what is raised.
 
 A language model's: `llama` reads one, from the folders of `llamafolder`, the files of `llamagguf` or of `llamanpz`;
 `tokenizer` makes ids of text.

@@ -322,7 +322,7 @@ def traffic_of_training(where):
     adapter = LoRA.init(7, 5, rank=2, alpha=1, rng=rng, backend=where)
     X, Y = (where.asarray(rng.standard_normal((50, width)), "float32") for width in (7, 5))
     traffic.reset()
-    train(adapter, X, Y, epochs=2, batch_size=8, rng=rng, loss=losses.mse)
+    train(adapter, X, Y, epochs=2, batch_size=8, rng=rng, loss=losses.mse, gradients=training.backpropagate)
     return traffic.waits, traffic.to_device, traffic.to_host
 
 

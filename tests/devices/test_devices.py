@@ -199,13 +199,18 @@ def test_bad_data_are_named_wherever_they_are(place):
     place.assert_same(layer.weight, before)
 
 
-def test_training_that_diverges_leaves_finite_parameters_everywhere(place):
-    rng = np.random.default_rng(11)
-    layer = layers(place.put_parameter, rng, "float32")["Linear"]
-    X, Y = (place.put(1e18 * rng.standard_normal((N, width)).astype("float32")) for width in (IN, OUT))
-    with pytest.raises(TrainingDiverged):
-        train(layer, X, Y, batch_size=8, lr=1e20, rng=rng)
-    assert all(np.isfinite(place.backend.to_numpy(p)).all() for p in layer.trainable().values())
+def test_a_divergence_is_told_in_the_same_words_everywhere(place):
+    def told(put, put_parameter):
+        rng = np.random.default_rng(11)
+        layer = layers(put_parameter, rng, "float32")["Linear"]
+        X, Y = (put(1e18 * rng.standard_normal((N, width)).astype("float32")) for width in (IN, OUT))
+        with pytest.raises(TrainingDiverged) as caught:
+            train(layer, X, Y, batch_size=8, lr=1e20, rng=rng)
+        return str(caught.value), caught.value.epoch, caught.value.step
+
+    expected = told(np.copy, np.copy)
+    assert expected[0].startswith("epoch 1: weight, bias is no longer finite, and no loss was reported before")
+    assert told(place.put, place.put_parameter) == expected
 
 
 @pytest.mark.parametrize("kind", ["Linear", "LoRA", "LoRALinear"])

@@ -21,7 +21,7 @@ def fine_tune(put, *, rows=4, epochs=4, steps=8):
     adapted = adapt(model, TARGETS, rank=2, alpha=4, rng=np.random.default_rng(1))
     X, Y, X_held, Y_held = (put(array) for array in windows([LETTERS.index(c) for c in TEXT], 8))
     traffic.reset()
-    gradients = accumulate(rows, next_token_loss)
+    gradients = accumulate(rows)
     history = train(
         adapted, X, Y, epochs=epochs, steps=steps, batch_size=4, lr=1e-2, rng=np.random.default_rng(2), log_every=1,
         loss=next_token_loss, gradients=gradients, held_out=(X_held, Y_held),

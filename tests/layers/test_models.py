@@ -1,6 +1,7 @@
 """A model is a layer made of layers: names, freezing, tying, and adapters by path."""
 
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -157,6 +158,37 @@ def test_a_frozen_linear_layer_keeps_no_array():
     layer = linear(3, 4)
     assert arrays_in(layer.forward(np.ones((2, 3)))[1])
     assert not arrays_in(freeze(layer).forward(np.ones((2, 3)))[1])
+
+
+class Counted(np.ndarray):
+    """Notes the shape of every product of matrices that it is in."""
+
+    products: ClassVar[list] = []
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        plain = [np.asarray(value) if isinstance(value, np.ndarray) else value for value in inputs]
+        found = getattr(ufunc, method)(*plain, **options)
+        if ufunc is np.matmul:
+            Counted.products.append(found.shape)
+        return found.view(Counted) if isinstance(found, np.ndarray) else found
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3)])
+@pytest.mark.parametrize("need_dx", [True, False])
+def test_a_frozen_adapter_keeps_nothing_and_computes_no_gradient(shape, need_dx):
+    trained = LoRA(RNG.standard_normal((2, 3)), RNG.standard_normal((4, 2)), 3.0)
+    layer, x, dy = freeze(trained), RNG.standard_normal((*shape, 3)), RNG.standard_normal((*shape, 4))
+    y, cache = layer.forward(x)
+    assert not arrays_in(cache)
+    assert len(arrays_in(trained.forward(x)[1])) == 2
+    np.testing.assert_array_equal(y, trained(x))
+    Counted.products.clear()
+    dx, grads = layer.backward(dy.view(Counted), cache, need_dx=need_dx)
+    assert Counted.products == [(*shape, 2), (*shape, 3)][: 1 + need_dx]  # dh, and dx where it is asked for
+    assert grads == {}
+    expected, trained_grads = trained.backward(dy, trained.forward(x)[1], need_dx=need_dx)
+    np.testing.assert_array_equal(dx, expected)
+    assert list(trained_grads) == ["lora_A", "lora_B"]
 
 
 def test_freezing_leaves_the_model_as_it_was():

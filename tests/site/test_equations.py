@@ -48,7 +48,7 @@ def test_every_equation_but_one_is_evaluated():
 def test_a_line_is_found_where_it_is(package):
     (line,) = [x for x in equations.find_lines(package) if x.label == "6"]
     assert (line.module, line.cls) == ("minilora.lora", "LoRA")
-    assert line.code == "dx = widen(dh, self.lora_A) if need_dx else None"
+    assert line.code == "dx = dh @ self.lora_A if need_dx else None"
     assert "# eq. (6)" in (package / "lora.py").read_text(encoding="utf-8").splitlines()[line.lineno - 1]
 
 
@@ -93,7 +93,7 @@ def test_a_broken_link_is_found(package, what, file, old, new, said):
 WRONG = [
     ("sign of dB", "lora.py", "dB = rows(dy)", "dB = -rows(dy)", "3"),
     ("s divided in dB", "lora.py", "rows(h) * self.scaling", "rows(h) / self.scaling", "3"),
-    ("s twice in y", "lora.py", "widen(self.scaling * h", "widen(self.scaling * self.scaling * h", "2"),
+    ("s twice in y", "lora.py", "self.scaling * h @", "self.scaling * self.scaling * h @", "2"),
     ("s squared in dh", "lora.py", "dy @ self.lora_B * self.scaling", "dy @ self.lora_B * self.scaling**2", "4"),
     ("A not transposed", "lora.py", "h = x @ self.lora_A.T", "h = x @ self.lora_A", "1"),
     ("factors swapped in dA", "lora.py", "rows(dh).T @ rows(x)", "rows(x).T @ rows(dh)", "5"),

@@ -290,14 +290,23 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     np.testing.assert_array_equal(after["v"]["p"], before["v"]["p"])
 
 
-@pytest.mark.parametrize(("shape", "by_the_page"), [((3, 4), True), ((3, 5), False), ((15,), False)])
-def test_only_large_arrays_on_a_cpu_leave_the_page(monkeypatch, standin, shape, by_the_page):
-    """Another library has no such cache: it takes every array by the page, where it makes no kernel."""
+@pytest.mark.parametrize(
+    ("shape", "by_blocks"),
+    [
+        ((3, 4), [(3, 4)]),
+        ((3, 5), [(2, 5), (1, 5)]),
+        ((15,), [(12,), (3,)]),
+        ((2, 1, 13), [(1, 1, 13)] * 2),
+        ((), [()]),
+    ],
+)
+def test_only_large_arrays_on_a_cpu_go_by_blocks(monkeypatch, standin, shape, by_blocks):
+    """Another library has no such cache: it takes every array whole, where it makes no kernel."""
     seen = []
-    monkeypatch.setattr(optim, "BLOCK", 12)
+    monkeypatch.setattr(fast.adam, "BLOCK", 12)
     monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(theta.shape))
     Adam({"p": np.ones(shape)}).step({"p": np.ones(shape)})
-    assert seen == [shape] * by_the_page
+    assert seen == by_blocks
     seen.clear()
     Adam({"p": standin.zeros(shape, "float32")}).step({"p": standin.zeros(shape, "float32")})
     assert seen == [shape]
@@ -315,5 +324,6 @@ def test_a_block_holds_the_rows_that_fit(monkeypatch):
     for shape, largest in (((7, 5), 10), ((4, 13), 13), ((40,), 12)):
         arrays = [np.ones(shape).view(Watched) for _ in range(4)]
         made.clear()
-        fast.adam.update_in_blocks(*arrays, 1, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+        for block in fast.adam.blocks(*arrays):
+            optim.adam_update(*block, 1, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
         assert max(made) == largest

@@ -1,13 +1,19 @@
-"""Training takes the way of `forward` and `backward`; a shorter way is asked for by name."""
+"""Training takes the way of `forward`, `backward` and `adam_update`; a shorter way is asked for by name."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, mse, train
-from minilora.fast import residual_form
+from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, mse, optim, train
+from minilora.fast import accumulate, residual_form
+from minilora.training import backpropagate
 
 from ..support.compare import assert_close
 
+ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(11)
 X, Y = RNG.standard_normal((40, 5)), RNG.standard_normal((40, 4))
 
@@ -73,18 +79,135 @@ def test_the_articles_run_goes_through_the_page(monkeypatch):
     assert len(backwards) == len(full) == 3 * 8
 
 
+def test_a_training_does_not_even_import_the_other_ways():
+    script = """if True:
+        import sys
+        from minilora import article
+        article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=1)
+        print(*sorted(name for name in sys.modules if name.startswith("minilora.fast.")))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["minilora.fast.adam", "minilora.fast.gather"], done.stderr
+
+
+def test_adams_equations_step_every_entry_of_the_articles_arrays(monkeypatch):
+    """The base of 1001 by 1000 goes by blocks of rows; every entry once a step, and the adapter's arrays whole."""
+    entries, right = [], optim.adam_update
+
+    def watched(theta, g, m, v, t, **settings):
+        assert theta.shape == g.shape == m.shape == v.shape
+        entries.append((t, theta.size))
+        right(theta, g, m, v, t, **settings)
+
+    monkeypatch.setattr(optim, "adam_update", watched)
+    article.run(n=256, epochs=1)
+    assert sum(size for t, size in entries if t == 1) == sum(size for t, size in entries if t == 2) == 1_001_000 + 2_001
+    assert {t for t, _ in entries} == {1, 2}
+
+
 def test_the_given_gradients_are_what_a_step_takes(monkeypatch):
     backwards, seen = counting(monkeypatch, LoRA, "backward"), []
 
-    def gradients(model, x, y):
-        seen.append((x.copy(), y.copy()))
-        return residual_form(model, x, y)
+    def gradients(model, x, y, loss):
+        seen.append((x.copy(), y.copy(), loss))
+        return residual_form(model, x, y, loss)
 
     model = adapter()
     train(model, X, Y, epochs=2, batch_size=8, rng=RNG, gradients=gradients)
     assert not backwards
     assert len(seen) == 2 * 5
-    assert all(x.shape == (8, 5) and y.shape == (8, 4) for x, y in seen)
+    assert all(x.shape == (8, 5) and y.shape == (8, 4) and loss is mse for x, y, loss in seen)
+
+
+def test_gradients_of_none_are_those_of_the_page():
+    ends = []
+    for ways in ({}, {"gradients": None}, {"gradients": backpropagate}):
+        model = adapter()
+        train(model, X, Y, epochs=2, batch_size=8, rng=np.random.default_rng(0), **ways)
+        ends.append([p.tobytes() for p in model.trainable().values()])
+    assert ends[0] == ends[1] == ends[2]
+
+
+# --- no training minimises another loss than it reports -------------------------------------------
+
+
+def fourth_powers(p, t):
+    return ((p - t) ** 4).mean(), 4 / p.size * (p - t) ** 3
+
+
+LOSSES = {"mse": mse, "fourth powers": fourth_powers, "cross-entropy": cross_entropy}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_in_parts_are_those_of_the_reported_loss(loss, rows):
+    target = RNG.integers(0, 4, 40) if loss == "cross-entropy" else Y
+    histories = []
+    for ways in ({}, {"gradients": accumulate(rows)}):
+        options = {"epochs": 20, "batch_size": 20, "lr": 0.02, "log_every": 5, "loss": LOSSES[loss], **ways}
+        histories.append(train(adapter(), X, target, rng=np.random.default_rng(0), **options))
+    assert_close(np.array(histories[1].losses), np.array(histories[0].losses), 1e-12)
+    assert histories[0].losses[-1] < histories[0].losses[0]
+
+
+@pytest.mark.parametrize("loss", [fourth_powers, lambda p, t: mse(p, t)])
+def test_the_residual_form_refuses_every_loss_but_mse(loss):
+    model = adapter()
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    with pytest.raises(ValueError, match=r"residual_form has the gradients of minilora.mse alone, got the loss <func"):
+        train(model, X, Y, epochs=1, batch_size=8, rng=RNG, loss=loss, gradients=residual_form)
+    with pytest.raises(ValueError, match="got the loss <function"):
+        residual_form(model, X, Y, loss)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+    assert residual_form(model, X, Y).keys() == residual_form(model, X, Y, loss=mse).keys() == {"lora_A", "lora_B"}
+
+
+@pytest.mark.parametrize("call", [lambda: accumulate(8, mse), lambda: accumulate(8, loss=mse)])
+def test_parts_with_a_loss_of_their_own_are_refused(call):
+    with pytest.raises(TypeError) as error:
+        call()
+    assert str(error.value) == ("accumulate takes no loss: train(..., loss=..., gradients=accumulate(8)) names it once")
+
+
+class Caller:
+    def __call__(self, model, x, y):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("gradients", "got"),
+    [
+        (lambda model, x, y: {}, r"<lambda>\(model, x, y\): too many positional"),
+        (lambda: {}, r"<lambda>\(\): too many"),
+        (lambda model, x, y, loss, more: {}, r"<lambda>\(model, x, y, loss, more\): missing .*'more'"),
+        (Caller(), r"Caller\(model, x, y\): too many positional"),
+    ],
+)
+def test_gradients_of_other_arguments_are_refused_first(tmp_path, gradients, got):
+    model, rng = adapter(), np.random.default_rng(0)
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    with pytest.raises(TypeError, match=rf"^gradients is called as gradients\(model, x, y, loss\), got {got}"):
+        train(model, X, Y, epochs=1, batch_size=8, rng=rng, gradients=gradients, checkpoint=tmp_path / "c")
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    assert not list(tmp_path.iterdir())
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+def test_gradients_that_cannot_be_called_are_refused():
+    with pytest.raises(TypeError, match=r"gradients must be a function, gradients\(model, x, y, loss\), got 'mse'"):
+        train(adapter(), X, Y, epochs=1, batch_size=8, rng=RNG, gradients="mse")
+
+
+def test_a_function_without_a_signature_is_called():
+    class Hidden:
+        __signature__ = "none"
+
+        def __call__(self, *arguments):
+            return backpropagate(*arguments)
+
+    history = train(adapter(), X, Y, epochs=1, batch_size=8, rng=np.random.default_rng(0), gradients=Hidden())
+    assert history == train(adapter(), X, Y, epochs=1, batch_size=8, rng=np.random.default_rng(0))
 
 
 def test_the_loss_that_is_named_is_minimised_and_reported():

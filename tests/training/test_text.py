@@ -116,7 +116,7 @@ def test_gradients_in_parts_are_those_of_the_batch(rows, count, seed):
     for adapter in model.trainable().values():
         adapter[...] = rng.standard_normal(adapter.shape)
     expected = backpropagate(model, x, y, cross_entropy)
-    found = accumulate(rows, next_token_loss)(model, x, y)
+    found = accumulate(rows)(model, x, y, next_token_loss)
     assert found.keys() == expected.keys()
     for name, grad in found.items():
         assert_close(grad, expected[name], 1e-13)
@@ -125,7 +125,7 @@ def test_gradients_in_parts_are_those_of_the_batch(rows, count, seed):
 @pytest.mark.parametrize(("rows", "error"), [(0, ValueError), (1.5, TypeError)])
 def test_parts_of_no_rows_are_refused(rows, error):
     with pytest.raises(error, match="rows must be"):
-        accumulate(rows, cross_entropy)
+        accumulate(rows)
 
 
 @pytest.mark.parametrize("height", [1, 13, 10**9])
@@ -216,12 +216,12 @@ def test_a_killed_training_on_text_resumes_bit_for_bit(tmp_path_factory, done, s
 
     calls = 0
 
-    def gradients(model, x, y):
+    def gradients(model, x, y, loss):
         nonlocal calls
         calls += 1
         if calls > done * steps:
             raise Killed
-        return accumulate(4, next_token_loss)(model, x, y)
+        return accumulate(4)(model, x, y, loss)
 
     file = tmp_path_factory.mktemp("c") / "c.safetensors"
     with pytest.raises(Killed):

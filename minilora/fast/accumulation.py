@@ -15,34 +15,34 @@ from typing import Any
 
 from ..checks import Array, check_integer
 from ..layer import Layer
-from ..losses import count
+from ..losses import Loss, count
 
 
-def accumulate(
-    rows: int, loss: Callable[[Array, Array], tuple[Array, Array]]
-) -> Callable[[Any, Array, Array], dict[str, Array]]:
+def accumulate(rows: int, loss: None = None) -> Callable[[Any, Array, Array, Loss], dict[str, Array]]:
     """Return what computes the gradients of a batch so many rows at a time.
 
     Parameters
     ----------
     rows : int
         At least 1. A batch's last part may have fewer.
-    loss : callable
-        ``loss(prediction, target) -> (loss, d_prediction)``, a mean over the targets.
+    loss : None
+        Given here up to 0.2. `train` now passes on the loss that it reports, so that no other is minimised.
 
     Returns
     -------
     callable
-        ``gradients(model, x, y)``, for ``train(..., gradients=minilora.fast.accumulate(4, cross_entropy))``.
+        ``gradients(model, x, y, loss)``, for ``train(..., loss=cross_entropy, gradients=minilora.fast.accumulate(4))``.
 
     Raises
     ------
     ValueError, TypeError
-        If `rows` is not an integer of at least 1.
+        If `rows` is not an integer of at least 1, or a loss is given.
     """
     rows = check_integer("rows", rows, at_least=1)
+    if loss is not None:
+        raise TypeError(f"accumulate takes no loss: train(..., loss=..., gradients=accumulate({rows})) names it once")
 
-    def gradients(model: Layer, x: Array, y: Array) -> dict[str, Array]:
+    def gradients(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         total: dict[str, Array] = {}
         M = count(y)
         for start in range(0, len(x), rows):

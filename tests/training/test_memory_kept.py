@@ -41,6 +41,6 @@ def test_the_next_step_asks_for_no_new_pages():
 
 
 def test_another_system_is_left_as_it_is(monkeypatch):
-    monkeypatch.setattr("minilora.fast.pages.sys.platform", "darwin")
-    monkeypatch.setattr("minilora.fast.pages.ctypes.CDLL", lambda name: pytest.fail("asked a library"))
+    monkeypatch.setattr("minilora.fast.memory.sys.platform", "darwin")
+    monkeypatch.setattr("minilora.fast.memory.ctypes.CDLL", lambda name: pytest.fail("asked a library"))
     assert keep_pages() is False
