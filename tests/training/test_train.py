@@ -338,15 +338,15 @@ def test_a_divergence_is_said_in_full_with_the_last_loss():
 def test_a_training_keeps_no_copy_of_its_arrays(steps):
     """Beside the parameters: their gradient and Adam's two means. A copy more of any of them would show."""
     rng = np.random.default_rng(0)
-    model = Linear.init(700, 600, bias=False, rng=rng)
-    X, Y = (rng.standard_normal((16, width)).astype(np.float32) for width in (700, 600))
+    model = Linear.init(1400, 1200, bias=False, rng=rng)
+    X, Y = (rng.standard_normal((16, width)).astype(np.float32) for width in (1400, 1200))
     tracemalloc.start()
     try:
         train(model, X, Y, epochs=3, batch_size=8, steps=steps, rng=rng, log_every=1)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert 3 < peak / model.weight.nbytes < 3.9
+    assert 3 < peak / model.weight.nbytes < 3.7
 
 
 def test_the_first_bad_number_is_named():
