@@ -15,7 +15,7 @@ from minilora import Adapter, Conv1d, DoRA, Embedding, Linear, LoRA, LoRALinear,
 from minilora.variants.rewritten import Rewritten
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
-RANKS = (3, 1)  # at rank 1 a factor has one row, and a wrong broadcast may pass for a product
+RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.lora.widen`
 
 Names = dict[str, Any]
 

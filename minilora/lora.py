@@ -69,7 +69,7 @@ class LoRA(Layer):
         """
         check_input(self, x)
         h = x @ self.lora_A.T  # eq. (1)  (..., r)
-        y = self.scaling * h @ self.lora_B.T  # eq. (2)  (..., out)
+        y = widen(self.scaling * h, self.lora_B.T)  # eq. (2)  (..., out); `widen` is `@`, faster at rank 1
         return y, (self, y.shape, *((None, None) if self.frozen else (x, h)))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
@@ -153,6 +153,15 @@ class LoRALinear(Layer):
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
+
+
+def widen(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n)
+    """Return ``narrow @ factor``.
+
+    NumPy does not send an outer product to the BLAS. At rank 1, as a broadcast product, 128 rows of 1000 entries take
+    0.03 ms instead of 0.14, in a step of the article's adapter that takes 0.33 ms instead of 0.45.
+    """
+    return narrow * factor[0] if factor.shape[0] == 1 else narrow @ factor
 
 
 def check_factors(lora_A: Array, lora_B: Array, alpha: Any) -> float:

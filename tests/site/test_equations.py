@@ -93,7 +93,7 @@ def test_a_broken_link_is_found(package, what, file, old, new, said):
 WRONG = [
     ("sign of dB", "lora.py", "dB = rows(dy)", "dB = -rows(dy)", "3"),
     ("s divided in dB", "lora.py", "rows(h) * self.scaling", "rows(h) / self.scaling", "3"),
-    ("s twice in y", "lora.py", "self.scaling * h @", "self.scaling * self.scaling * h @", "2"),
+    ("s twice in y", "lora.py", "widen(self.scaling * h", "widen(self.scaling * self.scaling * h", "2"),
     ("s squared in dh", "lora.py", "dy @ self.lora_B * self.scaling", "dy @ self.lora_B * self.scaling**2", "4"),
     ("A not transposed", "lora.py", "h = x @ self.lora_A.T", "h = x @ self.lora_A", "1"),
     ("factors swapped in dA", "lora.py", "rows(dh).T @ rows(x)", "rows(x).T @ rows(dh)", "5"),

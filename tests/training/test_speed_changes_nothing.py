@@ -104,6 +104,7 @@ class WithoutShortcut:
 # What each optimisation is replaced by: (module, name, the plain thing).
 PLAIN = {
     "Adam some rows at a time": ("minilora.fast.adam", "BLOCK", 1),
+    "outer products at rank 1": ("minilora.lora", "widen", lambda narrow, factor: narrow @ factor),
     "rows gathered into a buffer": ("minilora.fast.gather", "take_rows", lambda array, rows, out: array[rows].copy()),
     "loss evaluated in blocks": ("minilora.training", "EVALUATION_ROWS", ROWS),
 }
