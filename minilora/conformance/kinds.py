@@ -175,7 +175,7 @@ def _own(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemSet:
     """What a kind of layer should give, and the problems that it is tried on."""
 
     formulas: Formulas
@@ -219,11 +219,15 @@ EMBEDDING = (
     Ids(300, 50, 20, 8, 12.0, seed=4),
     Ids(6, 4, 5, 1, 2.0, seed=5, start=True),
 )
-KINDS = {
-    "linear": Kind(RIGHT, LINEAR),
-    "rslora": Kind(RSLORA, LINEAR[:-1]),
-    "dora": Kind(DORA, LINEAR[:-1]),
-    "embedding": Kind(RIGHT, EMBEDDING),
-    "conv1d": Kind(RIGHT, CONV1D),
-    "conv2d": Kind(RIGHT, CONV2D),
+SETS = {
+    "linear": ProblemSet(RIGHT, LINEAR),
+    "rslora": ProblemSet(RSLORA, LINEAR[:-1]),
+    "dora": ProblemSet(DORA, LINEAR[:-1]),
+    "embedding": ProblemSet(RIGHT, EMBEDDING),
+    "conv1d": ProblemSet(RIGHT, CONV1D),
+    "conv2d": ProblemSet(RIGHT, CONV2D),
+    "dora-full": ProblemSet(replace(DORA, through_norm=1.0), LINEAR[:-1]),
 }
+"""The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""
+DECLARED = tuple(kind for kind in SETS if kind != "dora-full")
+"""The kinds that an implementation may have: with DoRA it declares ``detached_norm``."""

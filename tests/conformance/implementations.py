@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from minilora import Adam, Adapter, Conv1d, Conv2d, Embedding, Linear, LoRA, LoRALinear
-from minilora.conformance.kinds import KINDS, Ids, Images
+from minilora.conformance.kinds import SETS, Ids, Images
 from minilora.conformance.problems import Problem
 from minilora.variants.dora import DoRA, with_magnitude
 from minilora.variants.rewritten import Rewritten
@@ -139,9 +139,9 @@ def problem_of(kind, arrays, alpha, **steps):
     return Problem(in_features=weight.shape[1], out_features=weight.shape[0], **sizes)
 
 
-def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None, right=None):
+def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
     """An implementation that answers by a kind's formulas with some parts replaced: in what `shows`, or in all."""
-    right = right or KINDS[kind].formulas
+    right = SETS[kind].formulas
 
     def answer(names, alpha, steps, **arrays):
         p = {name: np.asarray(a, None if name == "x" and kind == "embedding" else np.float64)
@@ -151,7 +151,8 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None, right=
         rows = problem.rows(p)
         parts = wrong(problem) if callable(wrong) else wrong
         bad, good = (problem.shaped(f.answers(rows, alpha)) for f in (replace(right, **parts), right))
-        return {n: (bad if shows is None or n in shows else good)[n] for n in names if n in good}
+        told = {n: bad if shows is None or n in shows else good for n in names}
+        return {n: found[n] for n, found in told.items() if n in found}
 
     def layer(weight, bias, A, B, alpha, magnitude=None):
         return {"weight": weight, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha, "magnitude": magnitude}
@@ -177,4 +178,4 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None, right=
             return named
 
         forward, backward = steps_of(forward), steps_of(backward)
-    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge, detached_norm=kind != "dora-full")
