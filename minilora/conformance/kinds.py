@@ -138,7 +138,7 @@ class Images(Problem):
     def shaped(self, answers: Arrays) -> Arrays:
         """Return images, and kernels; an entry of dx is the sum over its places in all rows."""
         n, ones = self.n, (1 for _ in self.kernel)
-        dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1))
+        dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1), answers["x"].dtype)
         np.add.at(dx.T, self.places, np.moveaxis(answers["x"].reshape(n, *self.places.shape), 0, -1))
         shaped = {
             "y": np.moveaxis(answers["y"].reshape(n, *self.positions, -1), -1, 1),
@@ -158,7 +158,7 @@ def _pairs(axes: list[np.ndarray]) -> np.ndarray:
 
 def _blocks(matrix: np.ndarray, groups: int) -> np.ndarray:  # (out, n / groups) -> (out, n)
     """Return the matrix of a grouped layer: each group of outputs has its own columns, and zeros in the others."""
-    whole = np.zeros((len(matrix), matrix.shape[1] * groups))
+    whole = np.zeros((len(matrix), matrix.shape[1] * groups), matrix.dtype)
     for rows, columns in _own(whole.shape, groups):
         whole[rows, columns] = matrix[rows]
     return whole

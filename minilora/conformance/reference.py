@@ -82,7 +82,7 @@ class Formulas:
         found: dict[str, Any] = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
         if n is not None:
             V = W + s * BA
-            along = 0 if n.shape[0] == 1 else 1  # the axis that the length is taken along
+            along = 1 if n.shape[1] == 1 else 0  # the axis that the length is taken along
             passed = self.through_norm * ((G * (dy.T @ x) * V).sum(axis=along, keepdims=True) / n**2) * V
             sign = 1 if lengths is None else -1  # absolute values are never subtracted
             dV_A, dV_B = dV_A - sign * passed, dV_B - sign * passed
