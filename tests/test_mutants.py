@@ -1,5 +1,7 @@
 """A test that passes on wrong code proves nothing: each of these bugs must be caught by the properties themselves."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
@@ -15,7 +17,7 @@ from .support.compare import gradients_are_the_slope_of_mse
 from .support.formulas import AdamByFormulas
 from .support.mutants import HIDDEN_AT_THE_START, MUTANTS, written_out
 from .support.mutants import Wrong as RightPieces
-from .support.problems import problems
+from .support.problems import Problem, problems
 
 
 def rejected(claims, problem) -> bool:
@@ -27,19 +29,24 @@ def rejected(claims, problem) -> bool:
     return False
 
 
-def caught(mutant) -> bool:
-    """Whether the mutant is rejected within ten examples, as the property tests draw them."""
-    verdicts = []
+@cache
+def ten_problems() -> list[Problem]:
+    """Ten examples, as the property tests draw them, and the same ones for every mutant."""
+    drawn = []
 
     @settings(max_examples=10, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(problem=problems())
-    def run(problem):
-        if not any(verdicts):
-            verdicts.append(rejected(mutant.claims, problem))
+    def draw(problem):
+        drawn.append(problem)
 
-    run()
-    assert len(verdicts) <= 10
-    return any(verdicts)
+    draw()
+    assert len(drawn) <= 10
+    return drawn
+
+
+def caught(mutant) -> bool:
+    """Whether the mutant is rejected within ten examples."""
+    return any(rejected(mutant.claims, problem) for problem in ten_problems())
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
