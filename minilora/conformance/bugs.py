@@ -23,6 +23,7 @@ Parts = Mapping[str, Any]
 EVERY = tuple(SETS)
 DORA = ("dora", "dora-full")
 CONVOLUTIONS = ("conv2d", "conv1d")
+ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
 ADAM = ("adam",)
 OF_NUMBERS = ("forward", "scaling", "slope", "merge")
 """The claims that compare a layer's numbers with those of `Formulas`."""
@@ -120,7 +121,7 @@ BUGS: Sequence[Bug] = (
         {"scaling": SCALINGS["alpha / r"]},
         "scaling",
         "NVIDIA/TensorRT-LLM #1668, huggingface/peft #2733",
-        kinds=("rslora", *EVERY),  # any kind may declare that scaling
+        kinds=("rslora", *EVERY),  # any kind may declare that scaling; the tests plant it in rslora
     ),
     Bug(
         "alpha-is-ignored",
@@ -540,12 +541,14 @@ BUGS: Sequence[Bug] = (
         {"fan": lambda r, n_in, n_out, kernel: r},
         "start",
         "catid/dora #1",
+        kinds=ALL_BUT_EMBEDDING,
     ),
     Bug(
         "a-starts-with-the-fan-of-the-output",
         "A's start has the spread of fan out",
         {"fan": lambda r, n_in, n_out, kernel: n_out},
         "start",
+        kinds=ALL_BUT_EMBEDDING,
     ),
     Bug(
         "a-starts-with-the-fan-of-the-channels-alone",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .bugs import BUGS as BUGS  # importable from here too, for one version: the table stood here before 0.3
 from .bugs import Bug, bugs_of
 from .kinds import Images
 from .problems import Arrays, Problem
@@ -49,7 +50,7 @@ def diagnose(
     wrong : frozenset of str
         The answers that are wrong on some problem.
     more : sequence of Bug
-        To be tried after the table's.
+        Bugs to try after those of the table.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def _explained(
     for trial, answers in zip(trials, found, strict=True):
         predicted = _predicted((*before, *bugs), trial)
         for name in shows & answers.keys():
-            distance = trial.distance(name, answers[name], predicted[name]) if name in predicted else np.inf
+            distance = trial.distance(name, answers[name], predicted[name])
             if distance > 4 * TOLERANCE:
                 shows.discard(name)
             else:
@@ -94,8 +95,7 @@ def _explained(
         if not shows:
             return None
         without = _predicted(before, trial)
-        told = answers.keys() & predicted.keys() & without.keys()
-        affected |= {k for k in told - affected if not trial.agrees(k, predicted[k], without[k])}
+        affected |= {k for k in answers.keys() - affected if not trial.agrees(k, predicted[k], without[k])}
     explains = shows & affected
     if not explains:
         return None
@@ -107,7 +107,7 @@ def _explained(
 
 def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> Arrays:
     parts = {name: part for bug in bugs for name, part in bug.by(trial.problem).items()}
-    return trial.by(**parts) if parts else trial.right
+    return trial.right | trial.by(**parts) if parts else trial.right  # what a bug leaves out, it does not explain
 
 
 def _where(explains: set[str], affected: set[str], offered: set[str]) -> str:

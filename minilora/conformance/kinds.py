@@ -1,4 +1,4 @@
-"""Kinds of layers, and the problems that each is tried on: every one is a linear layer on rows.
+"""Kinds of layers, and the set of problems that each is tried on: every one is a linear layer on rows.
 
     kind                  x               weight             lora_A            lora_B
     linear, rslora, dora  (N, in)         (out, in)          (r, in)           (out, r)
@@ -231,3 +231,5 @@ SETS = {
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""
 DECLARED = tuple(kind for kind in SETS if kind != "dora-full")
 """The kinds that an implementation may have: with DoRA it declares ``detached_norm``."""
+KINDS = {kind: SETS[kind] for kind in DECLARED}
+"""The name of `SETS` before 0.3, for one version."""

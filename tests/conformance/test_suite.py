@@ -500,6 +500,15 @@ def test_what_is_declared_must_be_known(name, value, said):
         check(implementation(**{name: value}), name="thing")
 
 
+def test_a_gradient_that_is_not_returned_is_named():
+    def backward(*arrays):
+        return {name: grad for name, grad in LINEAR["backward"](*arrays).items() if name != "lora_A"}
+
+    report = check(implementation(backward=backward))
+    assert report.diagnoses == ["backward returns no gradient of lora_A; it returns those of x, lora_B"]
+    assert report.claims["slope"] == report.diagnoses[0]
+
+
 def test_an_exception_on_one_problem_is_a_broken_claim():
     def forward(x, weight, bias, *arrays):
         return LINEAR["forward"](x, weight, bias + 0, *arrays)

@@ -39,8 +39,11 @@ def answers_of(kind, parts, alpha, arrays, **steps):
 def by_formulas(kind: str, parts: Any = None) -> type[Layer]:
     """A layer beside its adapter, as `LoRALinear`, `DoRA` and `Rewritten` are, that computes by a kind's formulas."""
 
+    on_rows = kind not in ("embedding", "conv1d", "conv2d")
+    flat = rows if on_rows else lambda array: array
+
     class ByFormulas(Layer):
-        norm = None  # of DoRA, in a subclass that holds it
+        norm = None  # DoRA's, in a subclass that holds it
 
         def __init__(self, base, adapter):
             self.base, self.adapter = base, adapter
@@ -67,27 +70,21 @@ def by_formulas(kind: str, parts: Any = None) -> type[Layer]:
             return {name: getattr(self.base, name) for name in ("stride", "padding", "dilation")}
 
         def forward(self, x):
-            vectors = kind in ("embedding", "conv1d", "conv2d")
-            y = self.answers(x if vectors else rows(x))["y"]
-            y = y if vectors else y.reshape(*x.shape[:-1], -1) if y.size else y.reshape(*x.shape[:-1], y.shape[-1])
+            y = self.answers(flat(x))["y"]
+            y = y.reshape(*x.shape[:-1], y.shape[-1]) if on_rows else y
             return y, (self, y.shape, x)
 
         def backward(self, dy, cache, *, need_dx=True):
             *_, x = cache
-            vectors = kind in ("embedding", "conv1d", "conv2d")
-            found = self.answers(x, dy=dy) if vectors else self.answers(rows(x), dy=rows(dy))
+            found = self.answers(flat(x), dy=flat(dy))
             dx = found["x"].reshape(x.shape) if need_dx and "x" in found else None
             return dx, {name: found[name].reshape(p.shape) for name, p in self.trainable().items() if name in found}
 
         def merge(self):
-            weight = self.base.weight
-            x = np.zeros((1, weight.shape[1]))
-            if kind.startswith("conv"):
-                x = np.zeros(
-                    (1, weight.shape[1], *(d * k for d, k in zip(self.base.dilation, weight.shape[2:], strict=True)))
-                )
-            merged = self.answers(x)["merged"]
-            return type(self.base)(merged, self.base.bias, **(self.steps() if kind.startswith("conv") else {}))
+            weight, steps = self.base.weight, self.steps() if kind.startswith("conv") else {}
+            sizes = (d * k for d, k in zip(steps.get("dilation", ()), weight.shape[2:], strict=True))
+            merged = self.answers(np.zeros((1, weight.shape[1], *sizes)))["merged"]
+            return type(self.base)(merged, self.base.bias, **steps)
 
         def trainable(self):
             return self.adapter.trainable()

@@ -703,7 +703,8 @@ for row in BUGS:
     elif row.breaks == "start":
         mutant(row.flag, a_start_has_the_fan_of_the_input)(uniform_start(**row.parts))
     elif row.flag not in NOT_OURS:
-        kind = "dora-full" if "dora-full" in row.kinds and row.kinds[0] == "dora" else row.kinds[0]
+        # The claims hold of DoRA's full gradient, and of the other one only where no row replaces the norm.
+        kind = "dora-full" if row.kinds[0] == "dora" and "dora-full" in row.kinds else row.kinds[0]
         claims = (merged_gives_the_same_output,) if row.breaks == "merge" else CLAIMS_OF.get(kind, TWO_CLAIMS)
         mutant(row.flag, *also_squared(claims))(with_parts(kind, row.parts))
 
