@@ -484,25 +484,10 @@ for name, cls in MERGES_WRONG.items():
 
 
 class WrongDoRA(DoRA):
-    """DoRA with its parts open to a subclass."""
-
-    def scale(self, u):
-        g = self.adapter.magnitude / self.norm()
-        return g * u if self.base.bias is None else g * u + self.base.bias
-
-    def forward(self, x):
-        _, (_, shape, *kept) = super().forward(x)
-        u = x @ self.base.weight.T + self.adapter(x)
-        return self.scale(u), (self, shape, *kept[:3], u)
+    """DoRA's backward with its parts open to a subclass."""
 
     def du(self, dy, g):
         return dy * g
-
-    def dm(self, dy, u, n):
-        return rows(dy * u).sum(axis=0) / n
-
-    def dn(self, g, dm):
-        return -g * dm
 
     def dV(self, dn, n):
         return (dn / n)[:, None] * self.direction()
@@ -514,8 +499,8 @@ class WrongDoRA(DoRA):
     def backward(self, dy, cache, *, need_dx=True):
         path_cache, n, g, u = cache[2:]
         dx, grads = path_cache[0].backward(self.du(dy, g), path_cache, need_dx=need_dx)
-        dm = self.dm(dy, u, n)
-        more = self.through_norm(self.dV(self.dn(g, dm), n))
+        dm = rows(dy * u).sum(axis=0) / n
+        more = self.through_norm(self.dV(-g * dm, n))
         return dx, {
             "lora_A": grads["lora_A"] + more["lora_A"],
             "lora_B": grads["lora_B"] + more["lora_B"],
