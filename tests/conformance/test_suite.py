@@ -38,10 +38,8 @@ def test_our_own_layers_pass_in_every_precision(dtype):
 
 
 def test_doras_norm_may_pass_the_gradient_if_declared():
-    full = functions_of(full_norm, detached_norm=False)
-    assert check(with_kinds(dora=full)).passed
-    del full.detached_norm
-    report = check(with_kinds(dora=full))
+    assert check(with_kinds(dora=functions_of(full_norm, detached_norm=False))).passed
+    report = check(with_kinds(dora=functions_of(full_norm)))
     (text,) = report.kinds["dora"].diagnoses
     assert text.startswith("the gradient passes through DoRA's norm, which detached_norm declares a constant")
     assert str(report).startswith(f"dora: {text}")
@@ -127,6 +125,17 @@ def test_a_start_and_an_adam_without_a_bug_pass():
     report = check(with_kinds(linear=implementation(init=start_of(), step=step_of()), conv2d=SimpleNamespace(
         **vars(OURS["conv2d"]) | {"init": start_of()})))  # fmt: skip
     assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("problem", [Problem(3, 4, 1, 2), Problem(3, 1, 4, 2)], ids=["one output", "one input"])
+def test_doras_formulas_hold_at_a_width_of_one(problem):
+    """There the shape of a norm does not say which axis it was taken along."""
+    trial = Trial.draw(problem, "float64", SETS["dora-full"].formulas)
+    p, full = trial.arrays, functions_of(full_norm)
+    layer = [p["weight"], p["bias"], p["lora_A"], p["lora_B"], problem.alpha, p["magnitude"]]
+    found = {"y": full.forward(p["x"], *layer), **full.backward(p["dy"], p["x"], *layer)}
+    assert found.keys() == trial.right.keys() - {"merged"}
+    assert [name for name, answer in found.items() if not trial.agrees(name, answer)] == []
 
 
 FLAGS = Path(__file__).with_name("flags.txt").read_text(encoding="utf-8").split()
