@@ -87,9 +87,9 @@ class Formulas:
             sign = 1 if lengths is None else -1  # absolute values are never subtracted
             dV_A, dV_B = dV_A - sign * passed, dV_B - sign * passed
             dm = self.dm(((dy.T @ x) * V / n).sum(axis=1), n)
-            found["magnitude"] = (
-                dm if b is None or dm is None else dm + self.bias_in_dm * b * (dy / n[:, 0]).sum(axis=0)
-            )
+            if dm is not None and b is not None:
+                dm = dm + self.bias_in_dm * b * (dy / n[:, 0]).sum(axis=0)
+            found["magnitude"] = dm
         share = self.rows(len(x))
         found |= {
             "lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A),

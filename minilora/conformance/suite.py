@@ -67,9 +67,7 @@ class Report:
     dtype: str  # the precision that it was checked in
     claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", or what is wrong, for each claim
     habits: dict[str, str] = field(default_factory=dict)  # the same for each habit, which does not count
-    diagnoses: list[str] = field(
-        default_factory=list
-    )  # what is wrong, the likeliest first; empty where all claims hold
+    diagnoses: list[str] = field(default_factory=list)  # what is wrong, the likeliest first; empty where all is right
     # For each answer that it offers, the largest error on any problem, relative to the largest entry; infinite where an
     # answer has another shape or is not finite.
     errors: dict[str, float] = field(default_factory=dict)
@@ -139,9 +137,9 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
 def formulas_of(kind: str, implementation: Any) -> Formulas:
     """Return what a kind of problems should give, by the scaling that an implementation declares."""
     formulas = SETS[kind].formulas
-    return (
-        replace(formulas, scaling=SCALINGS[implementation.scaling]) if hasattr(implementation, "scaling") else formulas
-    )
+    if hasattr(implementation, "scaling"):
+        return replace(formulas, scaling=SCALINGS[implementation.scaling])
+    return formulas
 
 
 def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) -> Report:
@@ -159,10 +157,10 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
             check_choice(f"{what} of {name}", value, choices)
         except ValueError as error:
             raise CannotRun(str(error)) from None
-    watch, full = Watch(implementation, kind), not getattr(implementation, "detached_norm", True)
-    kind_of_problems = "dora-full" if kind == "dora" and full else kind
-    formulas = formulas_of(kind_of_problems, implementation)
-    problems = [suited(problem, watch) for problem in SETS[kind].problems]
+    full = kind == "dora" and not getattr(implementation, "detached_norm", True)
+    kind_of_problems = "dora-full" if full else kind
+    formulas, watch = formulas_of(kind_of_problems, implementation), Watch(implementation, kind)
+    problems = [suited(problem, watch) for problem in SETS[kind_of_problems].problems]
     report = _compare(watch, name, wanted or "float64", kind_of_problems, formulas, problems)
     answered = report.habits["dtype kept"].partition(" ")[0]
     if wanted is None and answered in UNIT and report.claims["forward"] != "ok":  # an output in float64 settles it

@@ -52,7 +52,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class Vector:
-    """A problem of a kind, in one precision: a case of the folder's."""
+    """A problem of a kind, in one precision: one file of the folder."""
 
     kind: str
     number: int
@@ -164,14 +164,14 @@ def index() -> dict[str, Any]:
         cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": of_adam})
     # Of a start, and of a gradient that is not returned, no vector says anything.
     there = {flag for case in cases for flag in case["flags"]}
-    notes = {bug.flag: {"bug": bug.name, "breaks": bug.breaks, "made in": links(bug.source)} for bug in BUGS}
+    notes = {b.flag: {"bug": b.name, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in there}
     return {
         "minilora": __version__,
         "how": list(HOW),
         "tolerance": {dtype: TOLERANCE * UNIT[dtype] for dtype in DTYPES},
         "tolerance of adam, without a size": ADAM_TOLERANCE,
         "cases": cases,
-        "flags": {flag: note for flag, note in notes.items() if flag in there},
+        "flags": notes,
     }
 
 
