@@ -1,5 +1,7 @@
 """A test that passes on wrong code proves nothing: each of these bugs must be caught by the properties themselves."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
@@ -7,15 +9,15 @@ from hypothesis import Phase, given, settings
 from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, best_of_rank, gradcheck, mse, weighted_sum
 from minilora.conformance.claims import ADAM_CLAIMS, MSE_CLAIMS
 from minilora.fast import residual_form
-from minilora.variants.rewritten import Rewritten
 from minilora.variants.scaling import scaling
 
 from .support import language_mutants, mutants
 from .support.cases import KINDS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
 from .support.compare import gradients_are_the_slope_of_mse
-from .support.mutants import BUGS, HIDDEN_AT_THE_START, WrongAdam, written_out
+from .support.formulas import AdamByFormulas
+from .support.mutants import HIDDEN_AT_THE_START, MUTANTS, written_out
 from .support.mutants import Wrong as RightPieces
-from .support.problems import problems
+from .support.problems import Problem, problems
 
 
 def rejected(claims, problem) -> bool:
@@ -27,29 +29,34 @@ def rejected(claims, problem) -> bool:
     return False
 
 
-def caught(bug) -> bool:
-    """Whether the bug is rejected within ten examples, as the property tests draw them."""
-    verdicts = []
+@cache
+def ten_problems() -> list[Problem]:
+    """Ten examples, as the property tests draw them, and the same ones for every mutant."""
+    drawn = []
 
     @settings(max_examples=10, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(problem=problems())
-    def run(problem):
-        if not any(verdicts):
-            verdicts.append(rejected(bug.claims, problem))
+    def draw(problem):
+        drawn.append(problem)
 
-    run()
-    assert len(verdicts) <= 10
-    return any(verdicts)
+    draw()
+    assert len(drawn) <= 10
+    return drawn
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def caught(mutant) -> bool:
+    """Whether the mutant is rejected within ten examples."""
+    return any(rejected(mutant.claims, problem) for problem in ten_problems())
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_this_bug_is_caught_within_ten_examples(bug):
-    assert caught(bug)
+def test_this_bug_is_caught_within_ten_examples(mutant):
+    assert caught(mutant)
 
 
 def test_there_are_many_bugs_with_names_of_their_own():
-    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 155
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 190
 
 
 @given(problem=problems())
@@ -60,14 +67,15 @@ def test_the_same_code_without_a_bug_passes(problem):
     def right_mse(p, t):
         return ((p - t) ** 2).mean(), 2 / p.size * (p - t)
 
-    for case in (lora_case(LoRA), lora_case(RightPieces), linear_case(Linear), lora_linear_case(LoRALinear)):
+    by_pieces = (lora_case(RightPieces), mutants.with_parts("linear"))
+    for case in (lora_case(LoRA), linear_case(Linear), lora_linear_case(LoRALinear), *by_pieces):
         for claim in case.claims:
             claim(case, problem)
     for claim in MSE_CLAIMS:
         claim(right_mse, problem)
         claim(mse, problem)
     for claim in ADAM_CLAIMS:
-        claim(WrongAdam, problem)
+        claim(AdamByFormulas, problem)
     for gradients in (written_out, residual_form):
         gradients_are_the_slope_of_mse(gradients, problem)
 
@@ -85,13 +93,22 @@ def test_the_other_layers_without_a_bug_pass(problem):
     for case in cases:
         for claim in mutants.TWO_CLAIMS:
             claim(case, problem)
-    for cls in (Rewritten, mutants.MERGES_RIGHT):
-        mutants.merged_gives_the_same_output(adapted_case(KINDS["conv2d"], rewritten=cls), problem)
-    mutants.a_start_has_the_fan_of_the_input(mutants.start_of_library, problem)
+    mutants.merged_gives_the_same_output(adapted_case(KINDS["conv2d"]), problem)
+    for start in (mutants.start_of_library, mutants.uniform_start()):
+        mutants.a_start_has_the_fan_of_the_input(start, problem)
     mutants.rslora_divides_by_the_root(scaling, problem)
     for right in (weighted_sum, mutants.RIGHT_SUM):
         mutants.sums_are_exact(right, problem)
     mutants.the_best_rank_leaves_the_discarded_values(best_of_rank, problem)
+
+
+@pytest.mark.parametrize("kind", mutants.CASE_OF)
+@given(problem=problems())
+@settings(max_examples=2)
+def test_the_suites_formulas_without_a_bug_pass(kind, problem):
+    merges = (mutants.merged_gives_the_same_output,) if kind in ("linear", "conv2d") else ()
+    for claim in mutants.also_squared(mutants.CLAIMS_OF.get(kind, mutants.TWO_CLAIMS)) + mutants.also_squared(merges):
+        claim(mutants.with_parts(kind), problem)
 
 
 @pytest.mark.parametrize("name", language_mutants.RIGHT)
@@ -110,7 +127,7 @@ def test_a_language_models_layers_without_a_bug_pass(name, problem):
 def test_at_the_start_of_lora_this_bug_is_invisible(name, problem):
     """At B = 0 a wrong backward agrees with every measured slope. So nothing is ever checked there."""
     factors = {"lora_A": problem.factors["lora_A"], "lora_B": np.zeros_like(problem.factors["lora_B"])}
-    case = lora_case(HIDDEN_AT_THE_START[name])
+    case = HIDDEN_AT_THE_START[name]
     params = {"x": problem.x, **factors}
     grads = case.gradients(problem, params, problem.dy)
     gradcheck(case.output(problem), params, grads, cotangent=problem.dy, allow_zero=["x", "lora_A"])

@@ -1,11 +1,19 @@
 """What a LoRA must do, said once: for the layers here, for planted bugs, and for implementations of other people.
 
 `check` holds an implementation against the formulas and names what is wrong with it, and so does the command
-``python -m minilora.conformance``. `claims` has what every layer of this library must do. `problems` has the arrays
-that both are tried on, `reference` the right answers, and `diagnoses` the known bugs.
+``python -m minilora.conformance``.
 
-Under `check`: `suite` asks and compares, and `judges` decides what is no comparison of numbers; `kinds` has the kinds
-of layers, and `calling` calls what other people wrote. `vectors` puts the problems and the right answers into files.
+- `claims`: what every layer of this library must do, as functions that take any layer
+- `problems`: sizes and a seed, from which the arrays are drawn that layers and implementations are tried on
+- `kinds`: the kinds of layers, each as a linear layer on rows, and a set of problems for each
+- `reference`: the right answers to a problem, and how far rounding may move them
+- `adam`: the right answers of Adam
+- `bugs`: the known bugs, a row each
+- `suite`: `check`, `Report`, and what an implementation is
+- `calling`: calls an implementation's functions, and notes what they do beside
+- `judges`: the claims that compare no layer's numbers: the start, Adam, the frozen base
+- `diagnoses`: which known bugs explain wrong answers
+- `vectors`: problems and answers as files, for implementations in any language
 """
 
 from .suite import CannotRun, Report, check

@@ -21,25 +21,14 @@ class Wrong(Exception):
 
 
 class Watch:
-    """Calls an implementation's functions, and notes where one raises or changes what it was handed.
-
-    Attributes
-    ----------
-    changed : str
-        Which function changed what, or "".
-    raised : dict of str to str
-        For each function that raised, or returned what is no answer, what it said first.
-    failed : dict of str to list of Problem
-        On which problems it did.
-    returned : list of str, or None
-        The names of the gradients that the backward returned; None as long as it returned no dict.
-    """
+    """Calls an implementation's functions, and notes where one raises or changes what it was handed."""
 
     def __init__(self, implementation: Any, kind: str) -> None:
-        self.functions, self.kind, self.changed = implementation, kind, ""
-        self.raised: dict[str, str] = {}
-        self.failed: dict[str, list[Problem]] = {}
-        self.returned: list[str] | None = None
+        self.functions, self.kind = implementation, kind
+        self.changed = ""  # which function changed what
+        self.raised: dict[str, str] = {}  # for each function that raised, or returned no answer, what it said first
+        self.failed: dict[str, list[Problem]] = {}  # on which problems it did
+        self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
         self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
 
     def offers(self, function: str) -> bool:

@@ -26,30 +26,14 @@ class ClaimBroken(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """A layer to be judged: how it is built from arrays, and what its forward should give.
+    """A layer to be judged: how it is built from arrays, and what its forward should give."""
 
-    Attributes
-    ----------
-    name : str
-        For a report.
-    arrays : callable
-        ``arrays(problem)`` returns the layer's parameters in float64, under the names of its `trainable`.
-    build : callable
-        ``build(problem, arrays)`` returns the layer. The arrays may be complex, or of any precision.
-    reference : callable
-        ``reference(problem, arrays, x)`` returns the output, computed in another way.
-    input : callable
-        ``input(problem)`` returns x; Gaussian (n, in) by default.
-    claims : tuple of callable
-        What is claimed of it; `CLAIMS` by default.
-    """
-
-    name: str
-    arrays: Callable[[Problem], Arrays]
-    build: Callable[[Problem, Arrays], Any]
-    reference: Callable[[Problem, Arrays, np.ndarray], np.ndarray]
-    input: Callable[[Problem], np.ndarray] = lambda problem: problem.x
-    claims: tuple[Callable[[Case, Problem], None], ...] = ()
+    name: str  # for a report
+    arrays: Callable[[Problem], Arrays]  # its parameters in float64, under the names of its `trainable`
+    build: Callable[[Problem, Arrays], Any]  # the layer, with arrays that may be complex, or of any precision
+    reference: Callable[[Problem, Arrays, np.ndarray], np.ndarray]  # the output for x, computed in another way
+    input: Callable[[Problem], np.ndarray] = lambda problem: problem.x  # x; Gaussian (n, in) by default
+    claims: tuple[Callable[[Case, Problem], None], ...] = ()  # what is claimed of it, for whoever runs the case
 
     def params(self, problem: Problem) -> Arrays:
         """Return the input and the parameters: all that the output depends on."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from .adam import adam_follows, adam_problem
+from .bugs import bugs_of
 from .calling import Watch, answers, described, layer_arrays
 from .problems import Arrays
-from .reference import Trial
+from .reference import StartFormulas, Trial
 
 N_IN, N_OUT, RANK, KERNEL = 400, 100, 9, {"conv1d": (4,), "conv2d": (2, 2)}
 """Of the start: sizes at which no fan's spread is near that of another, under any start in use."""
@@ -44,30 +47,26 @@ def start(watch: Watch) -> str:
         return f"{name} starts with rank {rank}, expected {RANK}: directions that start alike may stay alike"
     if watch.kind == "dora" and "magnitude" in new:
         return _magnitude(np.asarray(new["magnitude"]), given["weight"])
-    return _spread(A, N_IN * int(np.prod(kernel))) if A.any() and watch.kind != "embedding" else "ok"
+    return _spread(watch.kind, A, math.prod(kernel)) if A.any() and watch.kind != "embedding" else "ok"
 
 
-def _spread(A: np.ndarray, fan_in: int) -> str:
+def _spread(kind: str, A: np.ndarray, kernel: int) -> str:
     """Check that A is as large as its input's width asks: a product with x is then of the size of x."""
-    spread, mean = float(A.std()), float(A.mean())
+    spread, mean, sizes = float(A.std()), float(A.mean()), (RANK, N_IN, N_OUT, kernel)
+    fan_in, usual = StartFormulas().fan(*sizes), StartFormulas().spread(*sizes)
     if abs(mean) > spread / 2:
         return f"A's start has the mean {mean:.3g} and the spread {spread:.3g}, and should have the mean 0"
     if 0.9 < spread * 3**0.5 * fan_in < 1.1:
         return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
-    fans = {"fan r": RANK, "fan out": N_OUT, "the channels alone, without the kernel": N_IN}
-    for name, fan in fans.items():
-        times = spread * (3 * fan) ** 0.5  # 1 for a uniform start as PEFT's, sqrt(6) for he_uniform
-        if fan != fan_in and (0.9 < times < 1.1 or 0.9 < times / 6**0.5 < 1.1):
-            source = " (made in catid/dora #1)" if name == "fan r" else ""
-            return f"A's start has the spread of {name} = {fan}, not fan in = {fan_in}: {spread:.3g}{source}"
-    if not 1e-3 < spread / _usual(fan_in) < 50:
-        return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {_usual(fan_in):.3g}"
+    for bug in bugs_of(kind, ("start",)):
+        wrong = StartFormulas(**bug.by())
+        times = spread / wrong.spread(*sizes)  # 1 for a uniform start as PEFT's, sqrt(6) for he_uniform
+        if 0.9 < times < 1.1 or 0.9 < times / 6**0.5 < 1.1:
+            source = f" (made in {bug.source})" if bug.source else ""
+            return f"{bug.name} = {wrong.fan(*sizes)}, not fan in = {fan_in}: {spread:.3g}{source}"
+    if not 1e-3 < spread / usual < 50:
+        return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {usual:.3g}"
     return "ok"
-
-
-def _usual(fan_in: int) -> float:
-    """Return the spread of PEFT's start, uniform in +-1/sqrt(in)."""
-    return float((3 * fan_in) ** -0.5)
 
 
 def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
@@ -76,63 +75,6 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
     if m.size != N_OUT or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1), rtol=1e-5):
         return "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
     return "ok"
-
-
-Direction = Callable[..., np.ndarray]
-
-
-def algorithm_1(m: np.ndarray, v: np.ndarray, t: int, *_: Any, eps: float = 1e-8) -> np.ndarray:
-    """Return the direction of Adam's step t, from the means after it."""
-    return np.asarray((m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + eps))
-
-
-def _exchanged(m: np.ndarray, v: np.ndarray, t: int, p: np.ndarray, past: list[np.ndarray]) -> np.ndarray:
-    m = sum((0.001 * 0.999 ** (t - i) * g for i, g in enumerate(past, start=1)), np.zeros_like(p))
-    v = sum((0.1 * 0.9 ** (t - i) * g**2 for i, g in enumerate(past, start=1)), np.zeros_like(p))
-    return np.asarray(m / (1 - 0.999**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8))
-
-
-ADAM_BUGS: Mapping[str, Direction] = {
-    "Adam's eps stands inside the root": lambda m, v, t, *_: (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.999**t) + 1e-8),
-    "Adam has no bias correction": lambda m, v, *_: m / (np.sqrt(v) + 1e-8),
-    "Adam corrects no bias of v": lambda m, v, t, *_: m / (1 - 0.9**t) / (np.sqrt(v) + 1e-8),
-    "Adam corrects no bias of m": lambda m, v, t, *_: m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),
-    "Adam's eps is added before the correction": lambda m, v, t, *_: (
-        m / (1 - 0.9**t) / ((np.sqrt(v) + 1e-8) / np.sqrt(1 - 0.999**t))
-    ),
-    "Adam has no eps": lambda m, v, t, *_: algorithm_1(m, v, t, eps=0.0),
-    "Adam's eps is 1e-6, and should be 1e-8": lambda m, v, t, *_: algorithm_1(m, v, t, eps=1e-6),
-    "Adam divides by v, not by its root": lambda m, v, t, *_: (m / (1 - 0.9**t)) / (v / (1 - 0.999**t) + 1e-8),
-    "Adam goes uphill": lambda m, v, t, *_: -algorithm_1(m, v, t),
-    "Adam's betas are exchanged": _exchanged,
-    "a weight decay of 0.01 is added to Adam's step, as in AdamW": lambda m, v, t, p, past: (
-        algorithm_1(m, v, t) + 0.01 * p
-    ),
-    "the step is plain gradient descent": lambda m, v, t, p, past: past[-1],
-    "the step moves nothing": lambda m, v, t, p, past: 0 * p,
-}
-"""Known wrong steps, as functions of the means after step t, of t, of the parameter, and of the gradients so far."""
-
-
-def adam_problem() -> tuple[Arrays, list[Arrays]]:
-    """Return parameters and ten gradients: of lora_A so small that the place of eps shows, of lora_B large."""
-    rng = np.random.default_rng(0)
-    begin = {"lora_A": rng.standard_normal((2, 5)), "lora_B": rng.standard_normal((3, 2))}
-    size = {"lora_A": 1e-7, "lora_B": 30.0}
-    return begin, [{name: size[name] * rng.standard_normal(p.shape) for name, p in begin.items()} for _ in range(10)]
-
-
-def adam_follows(begin: Arrays, steps: list[Arrays], direction: Direction = algorithm_1) -> Arrays:
-    """Return where the steps lead: by Algorithm 1 of the paper with lr 1e-3, or in another direction."""
-    found = {}
-    for name, p in begin.items():
-        theta, m, v, past = p.copy(), np.zeros_like(p), np.zeros_like(p), []
-        for t, grads in enumerate(steps, start=1):
-            past.append(grads[name])
-            m, v = 0.9 * m + 0.1 * grads[name], 0.999 * v + 0.001 * grads[name] ** 2
-            theta = theta - 1e-3 * direction(m, v, t, theta, past)
-        found[name] = theta
-    return found
 
 
 def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> str:
@@ -150,9 +92,9 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
 
     if same(right):
         return "ok"
-    for bug, direction in ADAM_BUGS.items():
-        if same(adam_follows(begin, steps, direction)):
-            return bug
+    for bug in bugs_of("adam", ("adam",)):
+        if same(adam_follows(begin, steps, **bug.by())):
+            return str(bug)
     off = {name: np.abs(found[name] - p) for name, p in right.items()}
     name = max(off, key=lambda name: float(off[name].max()))
     at = np.unravel_index(int(off[name].argmax()), off[name].shape)

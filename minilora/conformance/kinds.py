@@ -1,4 +1,4 @@
-"""Kinds of layers, and the problems that each is tried on: every one is a linear layer on rows.
+"""Kinds of layers, and the set of problems that each is tried on: every one is a linear layer on rows.
 
     kind                  x               weight             lora_A            lora_B
     linear, rslora, dora  (N, in)         (out, in)          (r, in)           (out, r)
@@ -138,7 +138,7 @@ class Images(Problem):
     def shaped(self, answers: Arrays) -> Arrays:
         """Return images, and kernels; an entry of dx is the sum over its places in all rows."""
         n, ones = self.n, (1 for _ in self.kernel)
-        dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1))
+        dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1), answers["x"].dtype)
         np.add.at(dx.T, self.places, np.moveaxis(answers["x"].reshape(n, *self.places.shape), 0, -1))
         shaped = {
             "y": np.moveaxis(answers["y"].reshape(n, *self.positions, -1), -1, 1),
@@ -158,7 +158,7 @@ def _pairs(axes: list[np.ndarray]) -> np.ndarray:
 
 def _blocks(matrix: np.ndarray, groups: int) -> np.ndarray:  # (out, n / groups) -> (out, n)
     """Return the matrix of a grouped layer: each group of outputs has its own columns, and zeros in the others."""
-    whole = np.zeros((len(matrix), matrix.shape[1] * groups))
+    whole = np.zeros((len(matrix), matrix.shape[1] * groups), matrix.dtype)
     for rows, columns in _own(whole.shape, groups):
         whole[rows, columns] = matrix[rows]
     return whole
@@ -175,7 +175,7 @@ def _own(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemSet:
     """What a kind of layer should give, and the problems that it is tried on."""
 
     formulas: Formulas
@@ -219,11 +219,17 @@ EMBEDDING = (
     Ids(300, 50, 20, 8, 12.0, seed=4),
     Ids(6, 4, 5, 1, 2.0, seed=5, start=True),
 )
-KINDS = {
-    "linear": Kind(RIGHT, LINEAR),
-    "rslora": Kind(RSLORA, LINEAR[:-1]),
-    "dora": Kind(DORA, LINEAR[:-1]),
-    "embedding": Kind(RIGHT, EMBEDDING),
-    "conv1d": Kind(RIGHT, CONV1D),
-    "conv2d": Kind(RIGHT, CONV2D),
+SETS = {
+    "linear": ProblemSet(RIGHT, LINEAR),
+    "rslora": ProblemSet(RSLORA, LINEAR[:-1]),
+    "dora": ProblemSet(DORA, LINEAR[:-1]),
+    "embedding": ProblemSet(RIGHT, EMBEDDING),
+    "conv1d": ProblemSet(RIGHT, CONV1D),
+    "conv2d": ProblemSet(RIGHT, CONV2D),
+    "dora-full": ProblemSet(replace(DORA, through_norm=1.0), LINEAR[:-1]),
 }
+"""The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""
+DECLARED = tuple(kind for kind in SETS if kind != "dora-full")
+"""The kinds that an implementation may have: with DoRA it declares ``detached_norm``."""
+KINDS = {kind: SETS[kind] for kind in DECLARED}
+"""The name of `SETS` before 0.3, for one version."""

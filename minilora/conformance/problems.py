@@ -22,30 +22,16 @@ def _gaussian(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows, widths and rank, and what is drawn from the seed for them, in float64.
+    """Rows, widths and rank, and what is drawn from the seed for them, in float64."""
 
-    Attributes
-    ----------
-    n, in_features, out_features, rank : int
-        The number of rows, and the sizes of the layer.
-    alpha : float
-        Of the adapter.
-    bias : bool
-        Whether the base has one.
-    seed : int
-        Of all values.
-    start : bool
-        Whether lora_B is zero, as before the first step.
-    """
-
-    n: int
+    n: int  # rows
     in_features: int
     out_features: int
     rank: int
     alpha: float = 3.0
-    bias: bool = True
-    seed: int = 0
-    start: bool = False
+    bias: bool = True  # whether the base has one
+    seed: int = 0  # of all values
+    start: bool = False  # whether lora_B is zero, as before the first step
 
     def randn(self, name: str, *shape: int) -> np.ndarray:
         """Return Gaussian values that depend on the seed and the name alone: no two arrays of a problem are alike."""

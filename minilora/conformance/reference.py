@@ -10,8 +10,8 @@ and for DoRA, with V = W + s B A, the lengths n of its rows, magnitudes m, and G
     c = 0 where n is taken for a constant, and sum_i G (dy^T x) V / n^2 where it is not
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
-replaced, and `minilora.conformance.diagnoses` is the list of them. They form whole matrices, which the layers of this
-library never do: this is another way to the same numbers.
+replaced, and `minilora.conformance.bugs` is the list of them. They form whole matrices, which the layers of this
+library never do: this is another way to the same numbers. `StartFormulas` has how a new A is spread.
 
 ROUNDING. A sum of K terms t_k in a precision of unit roundoff u is off by about u sum_k |t_k| in any order of summation
 that is used, and by K times that at worst. So every answer comes with the same formula on absolute values, its *size*,
@@ -59,7 +59,7 @@ class Formulas:
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / n
     through_norm: float = 0.0  # 0 where n is a constant, 1 where the gradient passes through it
-    dm: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda dm, n: dm
+    dm: Callable[[np.ndarray, np.ndarray], np.ndarray | None] = lambda dm, n: dm  # None: it is not returned
     bias_in_dm: float = 0.0
 
     def answers(self, p: Arrays, alpha: float, lengths: np.ndarray | None = None) -> Arrays:
@@ -70,7 +70,7 @@ class Formulas:
         dy, W, A, B = (p[name] for name in ("dy", "weight", "lora_A", "lora_B"))
         x, B_used = self.turned(p["x"]), self.hidden(B)
         s, b = self.scaling(alpha, len(A)), p.get("bias")
-        BA, G, n = B_used @ A, np.ones((len(W), 1)), None
+        BA, G, n = B_used @ A, np.ones((len(W), 1), W.dtype), None
         if self.length is not None and "magnitude" in p:
             n = self.length(W, BA, s)
             n = n if lengths is None else lengths**2 / n
@@ -79,21 +79,34 @@ class Formulas:
         dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * (dy @ (G * BA))
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(x), x))
         y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
-        found = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
+        found: dict[str, Any] = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
         if n is not None:
             V = W + s * BA
-            along = 0 if n.shape[0] == 1 else 1  # the axis that the length is taken along
+            along = 1 if n.shape[1] == 1 else 0  # the axis that the length is taken along
             passed = self.through_norm * ((G * (dy.T @ x) * V).sum(axis=along, keepdims=True) / n**2) * V
             sign = 1 if lengths is None else -1  # absolute values are never subtracted
             dV_A, dV_B = dV_A - sign * passed, dV_B - sign * passed
             dm = self.dm(((dy.T @ x) * V / n).sum(axis=1), n)
-            found["magnitude"] = dm if b is None else dm + self.bias_in_dm * b * (dy / n[:, 0]).sum(axis=0)
+            if dm is not None and b is not None:
+                dm = dm + self.bias_in_dm * b * (dy / n[:, 0]).sum(axis=0)
+            found["magnitude"] = dm
         share = self.rows(len(x))
         found |= {
             "lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A),
             "lora_B": share * self.s_in_dB(s) * (dV_B @ A.T),
         }
-        return {name: found[name] for name in QUANTITIES if name in found}
+        return {name: found[name] for name in QUANTITIES if found.get(name) is not None}
+
+
+@dataclass(frozen=True)
+class StartFormulas:
+    """How far the entries of a new A are spread, by the variance 1 / (3 fan) of a uniform start in +-1/sqrt(fan)."""
+
+    fan: Callable[[int, int, int, int], int] = lambda r, n_in, n_out, kernel: n_in * kernel  # kernel: its entries
+
+    def spread(self, r: int, n_in: int, n_out: int, kernel: int) -> float:
+        """Return the standard deviation of A's entries."""
+        return float((3 * self.fan(r, n_in, n_out, kernel)) ** -0.5)
 
 
 def rows_length(W: np.ndarray, BA: np.ndarray, s: float) -> np.ndarray:
@@ -125,25 +138,13 @@ DORA = Formulas(length=rows_length)
 
 @dataclass(frozen=True)
 class Trial:
-    """One problem in one precision: arrays as they are handed over, the right answers, and their sizes.
-
-    Attributes
-    ----------
-    problem : Problem
-        Sizes and seed.
-    arrays : dict of str to array
-        x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude: rounded to the precision, as the kind has them.
-    right, sizes : dict of str to array
-        The answers in float64, and the same formulas on absolute values.
-    unit : float
-        Unit roundoff of the precision.
-    """
+    """One problem in one precision: arrays as they are handed over, the right answers, and their sizes."""
 
     problem: Problem
-    arrays: Arrays
-    right: Arrays
-    sizes: Arrays
-    unit: float
+    arrays: Arrays  # x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude: rounded, and as the kind has them
+    right: Arrays  # the answers in float64
+    sizes: Arrays  # the same formulas on absolute values
+    unit: float  # unit roundoff of the precision
     formulas: Formulas = field(default=RIGHT)
 
     @classmethod

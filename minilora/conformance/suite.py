@@ -39,14 +39,15 @@ import numpy as np
 
 from ..checks import check_choice
 from . import judges
+from .bugs import Bug
 from .calling import Watch, answers, suited
-from .diagnoses import EVERY_ENTRY, Bug, describe_unknown, diagnose, listed, unexplained
-from .kinds import AGAIN, KINDS, Images
+from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
+from .kinds import AGAIN, DECLARED, SETS, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TOLERANCE, UNIT, Formulas, Trial
 
-CLAIMS = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed")
-"""The contract, in the order of the report."""
+CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed")
+"""What is checked, in the order of the report."""
 FACTORS = ("lora_A", "lora_B", "magnitude")
 ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
 """The function that each claim about numbers is about, and its answers."""
@@ -60,32 +61,17 @@ class CannotRun(ValueError):
 
 @dataclass
 class Report:
-    """What `check` found; ``str(report)`` begins with the diagnoses.
+    """What `check` found; ``str(report)`` begins with the diagnoses."""
 
-    Attributes
-    ----------
-    name : str
-        The implementation's.
-    dtype : str
-        The precision that it was checked in.
-    claims, habits : dict of str to str
-        ``"ok"``, ``"not offered"``, or what is wrong, for each claim of the contract and each habit.
-    diagnoses : list of str
-        What is wrong with it, the likeliest first; empty where all claims hold.
-    errors : dict of str to float
-        For each answer that it offers, its largest error on any problem, relative to the largest entry. Infinite where
-        an answer has another shape or is not finite.
-    kinds : dict of str to Report
-        The same for each further kind of layer.
-    """
-
-    name: str
-    dtype: str
-    claims: dict[str, str] = field(default_factory=dict)
-    habits: dict[str, str] = field(default_factory=dict)
-    diagnoses: list[str] = field(default_factory=list)
+    name: str  # the implementation's
+    dtype: str  # the precision that it was checked in
+    claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", or what is wrong, for each claim
+    habits: dict[str, str] = field(default_factory=dict)  # the same for each habit, which does not count
+    diagnoses: list[str] = field(default_factory=list)  # what is wrong, the likeliest first; empty where all is right
+    # For each answer that it offers, the largest error on any problem, relative to the largest entry; infinite where an
+    # answer has another shape or is not finite.
     errors: dict[str, float] = field(default_factory=dict)
-    kinds: dict[str, Report] = field(default_factory=dict)
+    kinds: dict[str, Report] = field(default_factory=dict)  # a report for each further kind of layer
 
     @property
     def passed(self) -> bool:
@@ -140,8 +126,8 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
     kinds = getattr(implementation, "kinds", {})
     if not isinstance(kinds, Mapping):
         raise CannotRun(f"kinds of {title} must be a dict of objects, got {type(kinds).__name__}")
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise CannotRun(f"{title} has the kind {unknown[0]!r}; known are {', '.join(KINDS)}")
+    if unknown := [kind for kind in kinds if kind not in DECLARED]:
+        raise CannotRun(f"{title} has the kind {unknown[0]!r}; known are {', '.join(DECLARED)}")
     report = _check_kind(implementation, title, dtype, "linear")
     for kind, other in kinds.items():
         report.kinds[kind] = _check_kind(other, f"{title}, {kind}", dtype, kind)
@@ -149,12 +135,10 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
 
 
 def formulas_of(kind: str, implementation: Any) -> Formulas:
-    """Return what a kind should give, by the conventions that an implementation declares."""
-    formulas = KINDS[kind].formulas
+    """Return what a kind of problems should give, by the scaling that an implementation declares."""
+    formulas = SETS[kind].formulas
     if hasattr(implementation, "scaling"):
-        formulas = replace(formulas, scaling=SCALINGS[implementation.scaling])
-    if kind == "dora" and not getattr(implementation, "detached_norm", True):
-        formulas = replace(formulas, through_norm=1.0)
+        return replace(formulas, scaling=SCALINGS[implementation.scaling])
     return formulas
 
 
@@ -173,16 +157,18 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
             check_choice(f"{what} of {name}", value, choices)
         except ValueError as error:
             raise CannotRun(str(error)) from None
-    formulas, watch = formulas_of(kind, implementation), Watch(implementation, kind)
-    problems = [suited(problem, watch) for problem in KINDS[kind].problems]
-    report = _compare(watch, name, wanted or "float64", formulas, problems)
+    full = kind == "dora" and not getattr(implementation, "detached_norm", True)
+    kind_of_problems = "dora-full" if full else kind
+    formulas, watch = formulas_of(kind_of_problems, implementation), Watch(implementation, kind)
+    problems = [suited(problem, watch) for problem in SETS[kind_of_problems].problems]
+    report = _compare(watch, name, wanted or "float64", kind_of_problems, formulas, problems)
     answered = report.habits["dtype kept"].partition(" ")[0]
     if wanted is None and answered in UNIT and report.claims["forward"] != "ok":  # an output in float64 settles it
-        return _compare(Watch(implementation, kind), name, answered, formulas, problems)
+        return _compare(Watch(implementation, kind), name, answered, kind_of_problems, formulas, problems)
     return report
 
 
-def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Sequence[Problem]) -> Report:
+def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, problems: Sequence[Problem]) -> Report:
     """Let an implementation answer every problem, and judge the answers."""
     trials = [Trial.draw(problem, dtype, formulas) for problem in problems]
     found = [answers(watch, trial) for trial in trials]
@@ -191,7 +177,7 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
     between = Trial.draw(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = answers(watch, trials[0], between)
     report = Report(name, dtype)
-    judge_numbers(report, trials, found, watch.returned)
+    judge_numbers(report, kind, trials, found, watch.returned)
     for claim, (function, _) in ANSWERS.items():
         if function in watch.raised:
             report.claims[claim] = f"{function}{_common(watch.failed[function], problems)} {watch.raised[function]}"
@@ -211,13 +197,13 @@ def _compare(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: 
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
     report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
     report.claims |= verdicts
-    report.claims = {claim: report.claims[claim] for claim in CLAIMS}
+    report.claims = {claim: report.claims[claim] for claim in CONTRACT}
     report.habits = judges.habits(watch, trials[0], found[0])
     return report
 
 
 def judge_numbers(
-    report: Report, trials: Sequence[Trial], found: Sequence[Arrays], returned: Sequence[str] | None
+    report: Report, kind: str, trials: Sequence[Trial], found: Sequence[Arrays], returned: Sequence[str] | None
 ) -> None:
     """Compare answers with the right ones, and put verdicts, diagnoses and errors into a report.
 
@@ -225,8 +211,10 @@ def judge_numbers(
     ----------
     report : Report
         It gets the claims "forward", "scaling", "slope" and "merge".
+    kind : str
+        Of the problems, as `minilora.conformance.kinds.SETS` has it.
     trials : sequence of Trial
-        The problems, all of one kind and one precision.
+        The problems, all of one precision.
     found : sequence of dict
         The answers to each of them.
     returned : sequence of str, or None
@@ -235,7 +223,7 @@ def judge_numbers(
     there = {key for one in found for key in one}
     wrong = frozenset(key for key in there if not _all_agree(trials, found, key))
     factors = _factors(trials, found)
-    bugs = diagnose(trials, found, wrong, _other_scaling(trials, factors))
+    bugs = diagnose(kind, trials, found, wrong, _other_scaling(trials, factors))
     report.diagnoses += [str(bug) for bug in bugs]
     rest = list(unexplained(wrong, bugs))
     single = [key for key in rest if _is_single(trials, found, key)]
@@ -245,12 +233,12 @@ def judge_numbers(
     report.diagnoses += sorted(unknown, key=lambda text: EVERY_ENTRY not in text)
     for claim, (_, keys) in ANSWERS.items():
         texts = [_describe(trials, found, key) for key in keys if key in wrong]
-        if claim == "slope" and returned is not None and (missing := _missing(trials, there, returned)):
+        if claim == "slope" and returned is not None and (missing := _missing(kind, trials, there, returned)):
             texts.append(missing)
             report.diagnoses.append(missing)
         report.claims[claim] = "; ".join(texts) or ("ok" if there & set(keys) else "not offered")
     report.claims["scaling"] = _scaling(trials, found, factors)
-    report.claims = {claim: report.claims[claim] for claim in CLAIMS if claim in report.claims}
+    report.claims = {claim: report.claims[claim] for claim in CONTRACT if claim in report.claims}
     for key in QUANTITIES:
         if key in there:
             report.errors[key] = max(
@@ -258,13 +246,13 @@ def judge_numbers(
             )
 
 
-def _missing(trials: Sequence[Trial], there: set[str], returned: Sequence[str]) -> str:
+def _missing(kind: str, trials: Sequence[Trial], there: set[str], returned: Sequence[str]) -> str:
     """Say which array that trains has no gradient. That of x may be left out: the first layer needs none."""
     missing = [key for key in FACTORS if key in trials[0].right and key not in there]
     if not missing:
         return ""
-    if missing == ["magnitude"]:
-        return "backward returns no gradient of magnitude: DoRA's does not train (made in meta-pytorch/torchtune #2250)"
+    if bug := left_out(kind, trials[0], missing):
+        return str(bug)
     got = f"it returns those of {', '.join(returned)}" if returned else "it returns none"
     return f"backward returns no gradient of {' and '.join(missing)}; {got}"
 
@@ -318,7 +306,7 @@ def _other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, float]) ->
     def parts(problem: Problem) -> Mapping[str, Any]:
         return {"scaling": lambda alpha, r: factors[problem]} if problem in factors else {}
 
-    return [Bug(name, parts, "scaling")]
+    return [Bug("another-scaling", name, parts, "scaling")]
 
 
 def _is_other(factor: float, expected: float, trial: Trial) -> bool:

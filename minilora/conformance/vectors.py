@@ -18,27 +18,23 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
-from .diagnoses import BUGS, Bug
-from .judges import ADAM_BUGS, adam_follows, adam_problem, adam_verdict
-from .kinds import KINDS, Kind
+from .adam import adam_follows, adam_problem
+from .bugs import BUGS, Bug, bugs_of
+from .judges import adam_verdict
+from .kinds import SETS
 from .problems import Arrays, Problem
 from .reference import TOLERANCE, UNIT, Trial
 from .suite import CannotRun, Report, judge_numbers
 
 DTYPES = ("float64", "float32")
-SETS: Mapping[str, Kind] = KINDS | {
-    "dora-full": replace(KINDS["dora"], formulas=replace(KINDS["dora"].formulas, through_norm=1.0))
-}
-"""The kinds, and DoRA's other way: the gradient passes through its norm."""
 NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
 """The answers in a file, and in a report."""
 ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
@@ -55,8 +51,8 @@ HOW = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """A problem of a kind, in one precision."""
+class Vector:
+    """A problem of a kind, in one precision: one file of the folder."""
 
     kind: str
     number: int
@@ -77,8 +73,8 @@ class Case:
         return Trial.draw(self.problem, self.dtype, SETS[self.kind].formulas)
 
 
-CASES = tuple(
-    Case(kind, number, dtype) for kind in SETS for number in range(len(SETS[kind].problems)) for dtype in DTYPES
+VECTORS = tuple(
+    Vector(kind, number, dtype) for kind in SETS for number in range(len(SETS[kind].problems)) for dtype in DTYPES
 )
 
 
@@ -98,9 +94,9 @@ class OneOrder(np.ndarray):
         return (np.expand_dims(total, axis) if keepdims else total).view(OneOrder)
 
 
-def tensors(case: Case) -> Arrays:
-    """Return all that stands in a case's file."""
-    trial = Trial.draw(case.problem, case.dtype, SETS[case.kind].formulas, OneOrder)
+def tensors(vector: Vector) -> Arrays:
+    """Return all that stands in a vector's file."""
+    trial = Trial.draw(vector.problem, vector.dtype, SETS[vector.kind].formulas, OneOrder)
     problem, right = trial.problem, trial.right
     steps = {name: np.atleast_1d(np.array(value, np.int64)) for name, value in problem.options.items()}
     found = {name: of for name, of in NAMES.items() if of in right}
@@ -133,11 +129,6 @@ def _rounded(arrays: Arrays, dtype: str) -> Arrays:
 # --- the index ------------------------------------------------------------------------------------
 
 
-def flag_of(name: str) -> str:
-    """Return a bug's name as one word: what stands before the first colon or comma."""
-    return re.sub(r"[^a-z0-9]+", "-", re.split("[:,]", name.lower().replace("'s", ""))[0]).strip("-")
-
-
 def links(source: str) -> list[str]:
     """Return where a bug was made, as addresses."""
     found = []
@@ -150,7 +141,7 @@ def links(source: str) -> list[str]:
 
 def caught(bug: Bug, trial: Trial) -> bool:
     """Return whether a bug shows in a case: whether its numbers differ from the right ones."""
-    parts = bug.by(trial)
+    parts = bug.by(trial.problem)
     if not parts:
         return False
     return any(name in bug.shows and not trial.agrees(name, answer) for name, answer in trial.by(**parts).items())
@@ -158,31 +149,29 @@ def caught(bug: Bug, trial: Trial) -> bool:
 
 def index() -> dict[str, Any]:
     """Return what ``index.json`` holds."""
-    flags: dict[str, Any] = {}
-    for bug in BUGS:
-        flags.setdefault(flag_of(bug.name), {"bug": bug.name, "breaks": bug.breaks, "made in": links(bug.source)})
-    for name in ADAM_BUGS:
-        flags[flag_of(name)] = {"bug": name, "breaks": "adam", "made in": []}
     cases: list[dict[str, Any]] = []
     shown: dict[Any, list[str]] = {}
-    for case in CASES:
-        place = (case.kind, case.number)
+    for vector in VECTORS:
+        place = (vector.kind, vector.number)
         if place not in shown:
-            trial = case.trial()
-            shown[place] = list(dict.fromkeys(flag_of(bug.name) for bug in BUGS if caught(bug, trial)))
-        entry = {"file": case.file, "kind": case.kind, "dtype": case.dtype, "sizes": str(case.problem)}
+            trial = vector.trial()
+            shown[place] = [bug.flag for bug in bugs_of(vector.kind) if caught(bug, trial)]
+        entry = {"file": vector.file, "kind": vector.kind, "dtype": vector.dtype, "sizes": str(vector.problem)}
         cases.append(entry | {"flags": shown[place]})
     for dtype in DTYPES:
         sizes = "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
-        flags_ = [flag_of(name) for name in ADAM_BUGS]
-        cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": flags_})
+        of_adam = [bug.flag for bug in bugs_of("adam", ("adam",))]
+        cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": of_adam})
+    # Of a start, and of a gradient that is not returned, no vector says anything.
+    there = {flag for case in cases for flag in case["flags"]}
+    notes = {b.flag: {"bug": b.name, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in there}
     return {
         "minilora": __version__,
         "how": list(HOW),
         "tolerance": {dtype: TOLERANCE * UNIT[dtype] for dtype in DTYPES},
         "tolerance of adam, without a size": ADAM_TOLERANCE,
         "cases": cases,
-        "flags": flags,
+        "flags": notes,
     }
 
 
@@ -219,7 +208,9 @@ def write(folder: Path) -> int:
 
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
-    files = {case.file: tensors(case) for case in CASES} | {adam_file(dtype): adam_tensors(dtype) for dtype in DTYPES}
+    files = {vector.file: tensors(vector) for vector in VECTORS} | {
+        adam_file(dtype): adam_tensors(dtype) for dtype in DTYPES
+    }
     with written_folder(folder) as new:
         for name, arrays in files.items():
             (new / name).write_bytes(save({key: np.ascontiguousarray(array) for key, array in arrays.items()}))
@@ -255,7 +246,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
         raise CannotRun(f"{str(results)!r} has the vectors, expected a folder with what a program answered to them")
     reports = [report for dtype in DTYPES for report in _compare_in(results, dtype)]
     if not reports:
-        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {CASES[0].file!r}")
+        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {VECTORS[0].file!r}")
     return reports
 
 
@@ -285,18 +276,18 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
 
 
 def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
-    """Judge the answers to all cases of a kind, where there are any."""
-    cases = [case for case in CASES if (case.kind, case.dtype) == (kind, dtype)]
-    there = [case for case in cases if (results / case.file).exists()]
+    """Judge the answers to all vectors of a kind, where there are any."""
+    vectors = [vector for vector in VECTORS if (vector.kind, vector.dtype) == (kind, dtype)]
+    there = [vector for vector in vectors if (results / vector.file).exists()]
     if not there:
         return None
-    trials = [case.trial() for case in there]
-    found = [_read(results / case.file, tuple(NAMES)) for case in there]
+    trials = [vector.trial() for vector in there]
+    found = [_read(results / vector.file, tuple(NAMES)) for vector in there]
     answers = [{NAMES[name]: array for name, array in one.items()} for one in found]
     returned = sorted({name for one in answers for name in one} & {"x", "lora_A", "lora_B", "magnitude"})
     report = Report(f"{results}, {kind}", dtype)
-    judge_numbers(report, trials, answers, returned or None)
-    report.habits = {"cases answered": f"{len(there)} of {len(cases)}{_fewer(trials, answers)}"}
+    judge_numbers(report, kind, trials, answers, returned or None)
+    report.habits = {"cases answered": f"{len(there)} of {len(vectors)}{_fewer(trials, answers)}"}
     return report
 
 

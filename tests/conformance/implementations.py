@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
 from minilora import Adam, Adapter, Conv1d, Conv2d, Embedding, Linear, LoRA, LoRALinear
-from minilora.conformance.kinds import KINDS, Ids, Images
-from minilora.conformance.problems import Problem
 from minilora.variants.dora import DoRA, row_lengths
 from minilora.variants.rewritten import Rewritten
+
+from ..support.formulas import answers_of
 
 
 def functions_of(layer, **more):
@@ -124,33 +123,15 @@ def implementation(**functions):
 # --- formulas as an implementation ----------------------------------------------------------------
 
 
-def problem_of(kind, arrays, alpha, **steps):
-    """The sizes of arrays that were handed over."""
-    weight, A = arrays["weight"], arrays["lora_A"]
-    sizes = {"n": len(arrays["x"]), "rank": len(A), "alpha": alpha, "bias": "bias" in arrays}
-    if kind == "embedding":
-        return Ids(in_features=weight.shape[0], out_features=weight.shape[1], **sizes)
-    if kind.startswith("conv"):
-        plain = {"stride": 1, "padding": 0, "dilation": 1}
-        steps = {"groups": 1} | {name: (value,) * (A.ndim - 2) for name, value in plain.items()} | steps
-        place = {"kernel": A.shape[2:], "sizes": arrays["x"].shape[2:]}
-        return Images(in_features=A.shape[1], out_features=len(weight), **sizes, **place, **steps)
-    return Problem(in_features=weight.shape[1], out_features=weight.shape[0], **sizes)
-
-
-def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None, right=None):
+def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
     """An implementation that answers by a kind's formulas with some parts replaced: in what `shows`, or in all."""
-    right = right or KINDS[kind].formulas
 
     def answer(names, alpha, steps, **arrays):
         p = {name: np.asarray(a, None if name == "x" and kind == "embedding" else np.float64)
              for name, a in arrays.items() if a is not None}  # fmt: skip
-        problem = problem_of(kind, p, alpha, **steps)
-        p = {"dy": np.zeros_like(problem.dy), **p}
-        rows = problem.rows(p)
-        parts = wrong(problem) if callable(wrong) else wrong
-        bad, good = (problem.shaped(f.answers(rows, alpha)) for f in (replace(right, **parts), right))
-        return {n: (bad if shows is None or n in shows else good)[n] for n in names if n in good}
+        bad, good = (answers_of(kind, parts, alpha, p, **steps) for parts in (wrong, {}))
+        told = {n: bad if shows is None or n in shows else good for n in names}
+        return {n: found[n] for n, found in told.items() if n in found}
 
     def layer(weight, bias, A, B, alpha, magnitude=None):
         return {"weight": weight, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha, "magnitude": magnitude}
@@ -176,4 +157,4 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None, right=
             return named
 
         forward, backward = steps_of(forward), steps_of(backward)
-    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge, detached_norm=kind != "dora-full")

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import cli
 from minilora.conformance import CannotRun, vectors
-from minilora.conformance.diagnoses import BUGS
+from minilora.conformance.bugs import BUGS
 
 from .implementations import OURS, dora_init, full_norm, functions_of, step
 
@@ -22,7 +22,7 @@ FULL = {**OURS, "dora-full": functions_of(full_norm, init=dora_init)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("vectors") / "made"
-    assert vectors.write(made) == len(vectors.CASES) + 2
+    assert vectors.write(made) == len(vectors.VECTORS) + 2
     return made
 
 
@@ -89,7 +89,12 @@ def test_the_answers_in_the_files_are_within_their_own_tolerance(folder, results
 def test_every_flag_has_a_note_and_links(folder):
     index = index_of(folder)
     assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
-    assert {note["bug"] for note in index["flags"].values()} >= {bug.name for bug in BUGS}
+    for bug in BUGS:
+        if bug.flag in index["flags"]:
+            assert index["flags"][bug.flag]["bug"] == bug.name
+        else:  # a file has nothing of a start, and a gradient may be left out
+            trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()
+            assert bug.breaks == "start" or len(trial.by(**bug.by(trial.problem))) < len(trial.right)
     assert "https://github.com/rasbt/LLMs-from-scratch/issues/821" in index["flags"][
         "alpha-is-not-divided-by-the-rank"
     ]["made in"]  # fmt: skip

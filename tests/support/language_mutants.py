@@ -13,14 +13,14 @@ from minilora.layers import attention
 from minilora.layers.rotary import rotate
 
 from .language_cases import attention_case, gated_case, norm_case, rotary_case
-from .mutants import bug
+from .mutants import mutant
 from .problems import Problem
 
 TWO_CLAIMS = (forward_is_the_reference, backward_is_the_slope_of_forward)
 
-norm_bug = partial(bug, of=norm_case)
-rotary_bug = partial(bug, of=rotary_case)
-gated_bug = partial(bug, of=gated_case)
+norm_mutant = partial(mutant, of=norm_case)
+rotary_mutant = partial(mutant, of=rotary_case)
+gated_mutant = partial(mutant, of=gated_case)
 
 
 # --- RMSNorm --------------------------------------------------------------------------------------
@@ -51,49 +51,49 @@ class WrongNorm(RMSNorm):
         return (self.dx(dy, x / r, r) if need_dx else None), {"weight": self.dg(dy, x, r)}
 
 
-@norm_bug("RMSNorm: the mean's term missing in dx", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: the mean's term missing in dx", *TWO_CLAIMS)
 class NoMean(WrongNorm):
     def mean(self, dx_hat, x_hat):
         return 0
 
 
-@norm_bug("RMSNorm: a sum in place of the mean in dx", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: a sum in place of the mean in dx", *TWO_CLAIMS)
 class SumForMean(WrongNorm):
     def mean(self, dx_hat, x_hat):
         return (dx_hat * x_hat).sum(axis=-1, keepdims=True)
 
 
-@norm_bug("RMSNorm: eps outside the root", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: eps outside the root", *TWO_CLAIMS)
 class EpsOutside(WrongNorm):
     def root(self, x):
         return np.sqrt((x * x).mean(axis=-1, keepdims=True)) + self.eps
 
 
-@norm_bug("RMSNorm: the row's length in place of its root mean square", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: the row's length in place of its root mean square", *TWO_CLAIMS)
 class Length(WrongNorm):
     def root(self, x):
         return np.sqrt((x * x).sum(axis=-1, keepdims=True) + self.eps)
 
 
-@norm_bug("RMSNorm: the mean over rows", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: the mean over rows", *TWO_CLAIMS)
 class OverRows(WrongNorm):
     def root(self, x):
         return np.sqrt((x * x).mean(axis=0, keepdims=True) + self.eps)
 
 
-@norm_bug("RMSNorm: the weight forgotten in dx", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: the weight forgotten in dx", *TWO_CLAIMS)
 class NoWeight(WrongNorm):
     def dx(self, dy, x_hat, r):
         return super().dx(dy / self.weight, x_hat, r)
 
 
-@norm_bug("RMSNorm: dx not divided by r", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: dx not divided by r", *TWO_CLAIMS)
 class Undivided(WrongNorm):
     def dx(self, dy, x_hat, r):
         return super().dx(dy, x_hat, 1)
 
 
-@norm_bug("RMSNorm: the weight's gradient from x in place of x / r", *TWO_CLAIMS)
+@norm_mutant("RMSNorm: the weight's gradient from x in place of x / r", *TWO_CLAIMS)
 class FromX(WrongNorm):
     def dg(self, dy, x, r):
         return super().dg(dy, x, 1)
@@ -102,19 +102,19 @@ class FromX(WrongNorm):
 # --- rotary positions -----------------------------------------------------------------------------
 
 
-@rotary_bug("Rotary: the backward turns the same way", *TWO_CLAIMS)
+@rotary_mutant("Rotary: the backward turns the same way", *TWO_CLAIMS)
 class SameWay(Rotary):
     def backward(self, dy, cache, *, need_dx=True):
         return self.forward(dy)[0], {}
 
 
-@rotary_bug("Rotary: the backward does not turn", *TWO_CLAIMS)
+@rotary_mutant("Rotary: the backward does not turn", *TWO_CLAIMS)
 class NoWayBack(Rotary):
     def backward(self, dy, cache, *, need_dx=True):
         return dy.copy(), {}
 
 
-@rotary_bug("Rotary: neighbours paired in place of halves", *TWO_CLAIMS)
+@rotary_mutant("Rotary: neighbours paired in place of halves", *TWO_CLAIMS)
 class Neighbours(Rotary):
     def halves(self, x):
         return np.concatenate([x[..., ::2], x[..., 1::2]], axis=-1)
@@ -131,20 +131,20 @@ class Neighbours(Rotary):
         return self.neighbours(dx), grads
 
 
-@rotary_bug("Rotary: turned the other way", *TWO_CLAIMS)
+@rotary_mutant("Rotary: turned the other way", *TWO_CLAIMS)
 class OtherWay(Rotary):
     def angles(self, x, start):
         cos, sin = super().angles(x, start)
         return cos, -sin
 
 
-@rotary_bug("Rotary: positions from 1", *TWO_CLAIMS)
+@rotary_mutant("Rotary: positions from 1", *TWO_CLAIMS)
 class FromOne(Rotary):
     def angles(self, x, start):
         return super().angles(x, start + 1)
 
 
-@rotary_bug("Rotary: the exponent -j/D in place of -2j/D", *TWO_CLAIMS)
+@rotary_mutant("Rotary: the exponent -j/D in place of -2j/D", *TWO_CLAIMS)
 class SlowFrequencies(Rotary):
     def __post_init__(self):
         self.frequencies = tuple(f**0.5 for f in self.frequencies)
@@ -259,12 +259,12 @@ ATTENTION_WRONG = {
     },
 }
 for name, functions in ATTENTION_WRONG.items():
-    bug(f"attention: {name}", *TWO_CLAIMS, of=attention_case)(attention_with(**functions))
+    mutant(f"attention: {name}", *TWO_CLAIMS, of=attention_case)(attention_with(**functions))
 
-attention_bug = partial(bug, of=attention_case)
+attention_mutant = partial(mutant, of=attention_case)
 
 
-@attention_bug("attention: scale forgotten", *TWO_CLAIMS)
+@attention_mutant("attention: scale forgotten", *TWO_CLAIMS)
 class NoScale(Attention):
     """Forward and backward: the gradient is right, the function is not."""
 
@@ -273,14 +273,14 @@ class NoScale(Attention):
             return super().forward(x)
 
 
-@attention_bug("attention: divided by D in place of its root", *TWO_CLAIMS)
+@attention_mutant("attention: divided by D in place of its root", *TWO_CLAIMS)
 class DividedByD(Attention):
     def forward(self, x):
         with replaced({"attend": lambda q, k, v: attend(q * q.shape[-1] ** -0.5, k, v)}):
             return super().forward(x)
 
 
-@attention_bug("attention: head h asks key h modulo K", *TWO_CLAIMS)
+@attention_mutant("attention: head h asks key h modulo K", *TWO_CLAIMS)
 class Interleaved(Attention):
     def split(self, x):
         D = self.rotary.in_features
@@ -292,7 +292,7 @@ class Interleaved(Attention):
         return heads.transpose(0, 3, 2, 1, 4).reshape(*shape[:-1], -1)
 
 
-@attention_bug("attention: the keys not turned", *TWO_CLAIMS)
+@attention_mutant("attention: the keys not turned", *TWO_CLAIMS)
 class StillKeys(Attention):
     def forward(self, x):
         k = self.split(self.k_proj(x))
@@ -300,7 +300,7 @@ class StillKeys(Attention):
             return super().forward(x)
 
 
-@attention_bug("attention: the gradient of the queries not turned back", *TWO_CLAIMS)
+@attention_mutant("attention: the gradient of the queries not turned back", *TWO_CLAIMS)
 class QueriesNotTurnedBack(Attention):
     def backward(self, dy, cache, *, need_dx=True):
         forth = lambda dq, dk, dv, q, k: (rotate(dq, *self.rotary.angles(dq, 0)), dk, dv)  # noqa: E731
@@ -341,10 +341,10 @@ SLOPES_WRONG = {
     "1 + x q": lambda x, q: q * (1 + x * q),
 }
 for name, slope in SLOPES_WRONG.items():
-    gated_bug(f"gated MLP: slope of SiLU, {name}", *TWO_CLAIMS)(gated_with(slope))
+    gated_mutant(f"gated MLP: slope of SiLU, {name}", *TWO_CLAIMS)(gated_with(slope))
 
 
-@gated_bug("gated MLP: gate and up swapped", *TWO_CLAIMS)
+@gated_mutant("gated MLP: gate and up swapped", *TWO_CLAIMS)
 class Swapped(GatedMLP):
     def forward(self, x):
         other = GatedMLP(self.up_proj, self.gate_proj, self.down_proj)
@@ -357,14 +357,14 @@ class Swapped(GatedMLP):
         return dx, {f"{names[k.partition('.')[0]]}.{k.partition('.')[2]}": g for k, g in grads.items()}
 
 
-@gated_bug("gated MLP: the factor's own gradient in place of the other's", *TWO_CLAIMS)
+@gated_mutant("gated MLP: the factor's own gradient in place of the other's", *TWO_CLAIMS)
 class OwnFactor(GatedMLP):
     def backward(self, dy, cache, *, need_dx=True):
         *kept, a, b = cache
         return super().backward(dy, (*kept, b, a), need_dx=need_dx)
 
 
-@gated_bug("gated MLP: dx through the gate alone", *TWO_CLAIMS)
+@gated_mutant("gated MLP: dx through the gate alone", *TWO_CLAIMS)
 class ThroughGate(GatedMLP):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
@@ -409,7 +409,7 @@ LOSSES_WRONG = {
     "the gradient not divided by the count": lambda z, t: (RIGHT_LOSS(z, t)[0], RIGHT_LOSS(z, t)[1] * (t >= 0).sum()),
 }
 for name, wrong in LOSSES_WRONG.items():
-    bug(f"cross-entropy: {name}", cross_entropy_is_the_mean_over_what_counts)(wrong)
+    mutant(f"cross-entropy: {name}", cross_entropy_is_the_mean_over_what_counts)(wrong)
 
 RIGHT = {
     "RMSNorm": (norm_case, (RMSNorm, WrongNorm), TWO_CLAIMS),

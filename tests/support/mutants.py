@@ -1,19 +1,23 @@
-"""Code that is wrong on purpose. Each bug is one that has been made, here or elsewhere; the real ones come first.
+"""Code that is wrong on purpose. Each bug is one that has been made, here or elsewhere.
 
-The test beside this file hands each of them to the very properties that the library's own code passes.
+`tests/test_mutants.py` hands each mutant to the claims that the library's own code passes. The bugs that the
+conformance suite knows stand in `minilora.conformance.bugs` alone: the last section plants each of these rows in a
+layer that computes by the suite's formulas. The other sections have what no row can say: bugs of base layers, losses
+and the residual form, and bugs that no replaced part expresses, such as a dtype, a changed argument, or something kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minilora import Adam, Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, best_of_rank
+from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, best_of_rank
 from minilora.backend import add_at
+from minilora.conformance.bugs import BUGS
 from minilora.conformance.claims import (
     ADAM_CLAIMS,
     MSE_CLAIMS,
@@ -24,42 +28,42 @@ from minilora.conformance.claims import (
     forward_is_the_reference,
     require_close,
 )
+from minilora.conformance.reference import StartFormulas
 from minilora.layer import rows
 from minilora.layers.embedding import OneHot
-from minilora.variants.rewritten import Rewritten
 
 from .cases import KINDS, LAYER_CLAIMS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
 from .compare import gradients_are_the_slope_of_mse
+from .formulas import AdamByFormulas, adam_by_formulas, by_formulas
 from .problems import Problem
 
 
 @dataclass(frozen=True)
-class Bug:
+class Mutant:
     """What is wrong, and the properties that must reject it."""
 
     name: str
     claims: tuple[Callable[[Problem], None], ...]
 
 
-BUGS: list[Bug] = []
+MUTANTS: list[Mutant] = []
 
-# That a frozen layer has no gradients is left out: most bugs below ignore it, and would be caught by that alone.
-BUG_CLAIMS = tuple(claim for claim in LAYER_CLAIMS if claim is not a_frozen_layer_only_passes_dx)
+# That a frozen layer has no gradients is left out: most mutants below ignore it, and would be caught by that alone.
+MUTANT_CLAIMS = tuple(claim for claim in LAYER_CLAIMS if claim is not a_frozen_layer_only_passes_dx)
 
 
-def bug(name: str, *claims: Callable[[Any, Problem], None], of: Callable[[Any], Any] = lambda subject: subject):
-    """Register the class or function below as a bug, to be judged by these claims."""
+def mutant(name: str, *claims: Callable[[Any, Problem], None], of: Callable[[Any], Any] = lambda subject: subject):
+    """Register the class or function below as a mutant, to be judged by these claims."""
 
     def register(subject: Any) -> Any:
-        BUGS.append(Bug(name, tuple(partial(claim, of(subject)) for claim in claims)))
+        MUTANTS.append(Mutant(name, tuple(partial(claim, of(subject)) for claim in claims)))
         return subject
 
     return register
 
 
-lora_bug = partial(bug, of=lora_case)
-linear_bug = partial(bug, of=linear_case)
-lora_linear_bug = partial(bug, of=lora_linear_case)
+lora_mutant = partial(mutant, of=lora_case)
+linear_mutant = partial(mutant, of=linear_case)
 
 
 # --- LoRA -----------------------------------------------------------------------------------------
@@ -87,34 +91,7 @@ class Wrong(LoRA):
         return (self.dx(dh) if need_dx else None), grads
 
 
-@lora_bug("alpha/r forgotten in dA", *BUG_CLAIMS)
-class NoScalingInA(Wrong):
-    def dA(self, dh, x):
-        return rows(dh).T @ rows(x) / self.scaling
-
-
-@lora_bug("alpha/r forgotten in dB", *BUG_CLAIMS)
-class NoScalingInB(Wrong):
-    def dB(self, dy, x, h):
-        return rows(dy).T @ rows(h)
-
-
-@lora_bug("alpha/r forgotten in dx", *BUG_CLAIMS)
-class NoScalingInX(Wrong):
-    def dx(self, dh):
-        return dh @ self.lora_A / self.scaling
-
-
-@lora_bug("alpha/r forgotten in the whole backward", *BUG_CLAIMS)
-class NoScalingInBackward(Wrong):
-    def dB(self, dy, x, h):
-        return rows(dy).T @ rows(h)
-
-    def dh(self, dy, x, h):
-        return dy @ self.lora_B
-
-
-@lora_bug("alpha/r forgotten in the forward", *BUG_CLAIMS)
+@lora_mutant("alpha/r forgotten in the forward", *MUTANT_CLAIMS)
 class NoScalingInForward(LoRA):
     def forward(self, x):
         h = x @ self.lora_A.T
@@ -122,90 +99,56 @@ class NoScalingInForward(LoRA):
         return y, (self, y.shape, x, h)
 
 
-@lora_bug("alpha/r forgotten in forward and backward alike", *BUG_CLAIMS)
-class NoScalingAtAll(NoScalingInBackward):
-    def forward(self, x):
-        h = x @ self.lora_A.T
-        y = h @ self.lora_B.T
-        return y, (self, y.shape, x, h)
-
-
-@lora_bug("alpha/r squared in dA", *BUG_CLAIMS)
-class ScalingTwice(Wrong):
-    def dA(self, dh, x):
-        return rows(dh).T @ rows(x) * self.scaling
-
-
-@lora_bug("alpha in place of alpha/r", *BUG_CLAIMS)
-class AlphaForScaling(LoRA):
-    @property
-    def scaling(self):
-        return self.alpha
-
-
-@lora_bug("alpha divided by the root of r", *BUG_CLAIMS)
-class RootForScaling(LoRA):
-    @property
-    def scaling(self):
-        return self.alpha / self.rank**0.5
-
-
-@lora_bug("dA and dB swapped", *BUG_CLAIMS)
+@lora_mutant("dA and dB swapped", *MUTANT_CLAIMS)
 class Swapped(Wrong):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
         return dx, {"lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}
 
 
-@lora_bug("dB transposed", *BUG_CLAIMS)
+@lora_mutant("dB transposed", *MUTANT_CLAIMS)
 class TransposedB(Wrong):
     def dB(self, dy, x, h):
         return super().dB(dy, x, h).T
 
 
-@lora_bug("dA transposed and put back into its shape", *BUG_CLAIMS)
+@lora_mutant("dA transposed and put back into its shape", *MUTANT_CLAIMS)
 class ReshapedA(Wrong):
     def dA(self, dh, x):
         return super().dA(dh, x).T.reshape(self.lora_A.shape)
 
 
-@lora_bug("dA with the opposite sign", *BUG_CLAIMS)
-class MinusA(Wrong):
-    def dA(self, dh, x):
-        return -super().dA(dh, x)
-
-
-@lora_bug("dA from the factor B of one output only", *BUG_CLAIMS)
+@lora_mutant("dA from the factor B of one output only", *MUTANT_CLAIMS)
 class OneOutput(Wrong):
     def dh(self, dy, x, h):
         return dy[..., :1] @ self.lora_B[:1] * self.scaling
 
 
-@lora_bug("dA from the sum of dy over outputs", *BUG_CLAIMS)
+@lora_mutant("dA from the sum of dy over outputs", *MUTANT_CLAIMS)
 class SummedOutputs(Wrong):
     def dh(self, dy, x, h):
         return dy.sum(axis=-1, keepdims=True) * self.lora_B.mean(axis=0) * self.scaling
 
 
-@lora_bug("dA of the first row only", *BUG_CLAIMS)
+@lora_mutant("dA of the first row only", *MUTANT_CLAIMS)
 class FirstRow(Wrong):
     def dA(self, dh, x):
         return rows(dh)[:1].T @ rows(x)[:1]
 
 
-@lora_bug("mean over rows in place of the sum, in dB", *BUG_CLAIMS)
+@lora_mutant("mean over rows in place of the sum, in dB", *MUTANT_CLAIMS)
 class MeanOverRows(Wrong):
     def dB(self, dy, x, h):
         return super().dB(dy, x, h) / len(rows(dy))
 
 
-@lora_bug("the cached h taken again through A", *BUG_CLAIMS)
+@lora_mutant("the cached h taken again through A", *MUTANT_CLAIMS)
 class HTwice(Wrong):
     def dB(self, dy, x, h):
         return rows(dy).T @ (rows(h) @ self.lora_A @ self.lora_A.T) * self.scaling
 
 
-@lora_bug("one entry of dA off by a millionth", *BUG_CLAIMS)
+@lora_mutant("one entry of dA off by a millionth", *MUTANT_CLAIMS)
 class Millionth(Wrong):
     def dA(self, dh, x):
         dA = super().dA(dh, x)
@@ -213,7 +156,7 @@ class Millionth(Wrong):
         return dA
 
 
-@lora_bug("an entry of dA missing, as behind a mask", *BUG_CLAIMS)
+@lora_mutant("an entry of dA missing, as behind a mask", *MUTANT_CLAIMS)
 class Masked(Wrong):
     def dA(self, dh, x):
         dA = super().dA(dh, x)
@@ -221,7 +164,7 @@ class Masked(Wrong):
         return dA
 
 
-@lora_bug("gradients added up over calls", *BUG_CLAIMS)
+@lora_mutant("gradients added up over calls", *MUTANT_CLAIMS)
 class Accumulated(Wrong):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
@@ -229,7 +172,7 @@ class Accumulated(Wrong):
         return dx, self.total
 
 
-@lora_bug("gradient written into the caller's dy", *BUG_CLAIMS)
+@lora_mutant("gradient written into the caller's dy", *MUTANT_CLAIMS)
 class ScalesDyInPlace(LoRA):
     def backward(self, dy, cache, *, need_dx=True):
         dy *= self.scaling
@@ -239,31 +182,31 @@ class ScalesDyInPlace(LoRA):
         return dx, {"lora_A": rows(dh).T @ rows(x), "lora_B": rows(dy).T @ rows(h)}
 
 
-@lora_bug("dA rounded to float32", *BUG_CLAIMS)
+@lora_mutant("dA rounded to float32", *MUTANT_CLAIMS)
 class Single(Wrong):
     def dA(self, dh, x):
         return super().dA(dh, x).astype(np.float32).astype(dh.dtype)
 
 
-@lora_bug("float64 returned for float32", *BUG_CLAIMS)
+@lora_mutant("float64 returned for float32", *MUTANT_CLAIMS)
 class Promoted(Wrong):
     def dB(self, dy, x, h):
         return super().dB(dy, x, h) * np.float64(1)
 
 
-@lora_bug("only the last of the leading axes summed", *BUG_CLAIMS)
+@lora_mutant("only the last of the leading axes summed", *MUTANT_CLAIMS)
 class OneAxis(Wrong):
     def dB(self, dy, x, h):
         return np.swapaxes(np.atleast_2d(dy), -1, -2) @ np.atleast_2d(h) * self.scaling
 
 
-@bug("delta as A^T B^T", delta_is_the_matrix_of_forward)
+@mutant("delta as A^T B^T", delta_is_the_matrix_of_forward)
 class TransposedDelta(LoRA):
     def delta(self):
         return self.scaling * (self.lora_B @ self.lora_A).T
 
 
-@bug("delta without alpha/r", delta_is_the_matrix_of_forward)
+@mutant("delta without alpha/r", delta_is_the_matrix_of_forward)
 class UnscaledDelta(LoRA):
     def delta(self):
         return self.lora_B @ self.lora_A
@@ -282,17 +225,17 @@ def written_out(model, x, y, *, c=None, dB=None, dH=None):
     return {"lora_A": dH.T @ x, "lora_B": c * (s * B @ (H.T @ H) - R.T @ H) if dB is None else dB(c, s, H, B, R)}
 
 
-def residual_bug(name: str, **wrong: Callable) -> None:
-    bug(name, gradients_are_the_slope_of_mse)(partial(written_out, **wrong))
+def residual_mutant(name: str, **wrong: Callable) -> None:
+    mutant(name, gradients_are_the_slope_of_mse)(partial(written_out, **wrong))
 
 
-residual_bug("residual form: mean over rows only", c=lambda s, R: 2 * s / len(R))
-residual_bug("residual form: 2 forgotten", c=lambda s, R: s / R.size)
-residual_bug("residual form: alpha/r forgotten in front", c=lambda s, R: 2 / R.size)
-residual_bug("residual form: alpha/r forgotten inside dB", dB=lambda c, s, H, B, R: c * (B @ (H.T @ H) - R.T @ H))
-residual_bug("residual form: sign of the residual", dB=lambda c, s, H, B, R: c * (s * B @ (H.T @ H) + R.T @ H))
-residual_bug("residual form: residual left out of dH", dH=lambda c, s, H, B, R: c * s * H @ (B.T @ B))
-residual_bug("residual form: alpha/r forgotten inside dH", dH=lambda c, s, H, B, R: c * (H @ (B.T @ B) - R @ B))
+residual_mutant("residual form: mean over rows only", c=lambda s, R: 2 * s / len(R))
+residual_mutant("residual form: 2 forgotten", c=lambda s, R: s / R.size)
+residual_mutant("residual form: alpha/r forgotten in front", c=lambda s, R: 2 / R.size)
+residual_mutant("residual form: alpha/r forgotten inside dB", dB=lambda c, s, H, B, R: c * (B @ (H.T @ H) - R.T @ H))
+residual_mutant("residual form: sign of the residual", dB=lambda c, s, H, B, R: c * (s * B @ (H.T @ H) + R.T @ H))
+residual_mutant("residual form: residual left out of dH", dH=lambda c, s, H, B, R: c * s * H @ (B.T @ B))
+residual_mutant("residual form: alpha/r forgotten inside dH", dH=lambda c, s, H, B, R: c * (H @ (B.T @ B) - R @ B))
 
 
 # --- Linear and LoRALinear ------------------------------------------------------------------------
@@ -304,224 +247,103 @@ class WrongLinear(Linear):
         return self.spoil(dx, grads, dy, cache[2])
 
 
-@linear_bug("bias gradient is a mean", *BUG_CLAIMS)
+@linear_mutant("bias gradient is a mean", *MUTANT_CLAIMS)
 class MeanBias(WrongLinear):
     def spoil(self, dx, grads, dy, x):
         return dx, {**grads, "bias": rows(dy).mean(axis=0)} if self.bias is not None else grads
 
 
-@linear_bug("bias gradient forgotten", *BUG_CLAIMS)
+@linear_mutant("bias gradient forgotten", *MUTANT_CLAIMS)
 class NoBias(WrongLinear):
     def spoil(self, dx, grads, dy, x):
         return dx, {"weight": grads["weight"]}
 
 
-@linear_bug("bias left out of the forward", *BUG_CLAIMS)
+@linear_mutant("bias left out of the forward", *MUTANT_CLAIMS)
 class BiaslessForward(Linear):
     def forward(self, x):
         y = x @ self.weight.T
         return y, (self, y.shape, x)
 
 
-@linear_bug("dx with the transposed weight", *BUG_CLAIMS)
+@linear_mutant("dx with the transposed weight", *MUTANT_CLAIMS)
 class TransposedDx(Linear):
     def input_gradient(self, dy):
         return dy @ self.weight.T.reshape(self.weight.shape)
 
 
-@linear_bug("the input handed back as its own gradient", *BUG_CLAIMS)
+@linear_mutant("the input handed back as its own gradient", *MUTANT_CLAIMS)
 class InputForDx(WrongLinear):
     def spoil(self, dx, grads, dy, x):
         return x if dx is not None else None, grads
 
 
-@lora_linear_bug("dx without the LoRA path", *BUG_CLAIMS)
-class NoLoRAPath(LoRALinear):
-    def backward(self, dy, cache, *, need_dx=True):
-        _, grads = super().backward(dy, cache, need_dx=need_dx)
-        return (self.base.input_gradient(dy) if need_dx else None), grads
-
-
-@lora_linear_bug("dx without the base's path", *BUG_CLAIMS)
-class NoBasePath(LoRALinear):
-    def backward(self, dy, cache, *, need_dx=True):
-        return self.adapter.backward(dy, cache[-1], need_dx=need_dx)
-
-
-@lora_linear_bug("the adapter's output added twice", *BUG_CLAIMS)
-class AdapterTwice(LoRALinear):
-    def forward(self, x):
-        update, cache = self.adapter.forward(x)
-        return self.base(x) + 2 * update, (self, update.shape, cache)
-
-
 # --- the loss -------------------------------------------------------------------------------------
 
 
-@bug("mse: gradient as of a mean over rows only", *MSE_CLAIMS)
+@mutant("mse: gradient as of a mean over rows only", *MSE_CLAIMS)
 def mean_over_rows(p, t):
     return ((p - t) ** 2).mean(), 2 / len(p) * (p - t)
 
 
-@bug("mse: 2 forgotten", *MSE_CLAIMS)
+@mutant("mse: 2 forgotten", *MSE_CLAIMS)
 def no_two(p, t):
     return ((p - t) ** 2).mean(), (p - t) / p.size
 
 
-@bug("mse: target less prediction", *MSE_CLAIMS)
+@mutant("mse: target less prediction", *MSE_CLAIMS)
 def wrong_sign(p, t):
     return ((p - t) ** 2).mean(), 2 / p.size * (t - p)
 
 
-@bug("mse: sum in loss and gradient alike", *MSE_CLAIMS)
+@mutant("mse: sum in loss and gradient alike", *MSE_CLAIMS)
 def summed(p, t):
     return ((p - t) ** 2).sum(), 2 * (p - t)
 
 
-@bug("mse: half of it in loss and gradient alike", *MSE_CLAIMS)
+@mutant("mse: half of it in loss and gradient alike", *MSE_CLAIMS)
 def halved(p, t):
     return ((p - t) ** 2).mean() / 2, (p - t) / p.size
 
 
 # --- Adam -----------------------------------------------------------------------------------------
 
+STEPS_WRONG = {
+    "m = b1 m + (1 - b1 g)": {"m": lambda m, g, beta: beta * m + (1 - beta * g)},
+    "m = b1 + (1 - b1) g": {"m": lambda m, g, beta: beta + (1 - beta) * g},
+    "bias correction with the step before": {
+        "m_hat": lambda m, beta, t: m / (1 - beta ** max(1, t - 1)),
+        "v_hat": lambda v, beta, t: v / (1 - beta ** max(1, t - 1)),
+    },
+    "v from g in place of its square": {"v": lambda v, g, beta: beta * v + (1 - beta) * np.abs(g)},
+    "gradient added twice": {"m": lambda m, g, beta: beta * m + 2 * (1 - beta) * g},
+}
+for name, parts in STEPS_WRONG.items():
+    mutant(f"Adam: {name}", *ADAM_CLAIMS)(adam_by_formulas(**parts))
 
-class WrongAdam(Adam):
-    """Adam written out once more, with every ingredient open to a subclass."""
 
-    def moments(self, m, v, g):
-        beta1, beta2 = self.betas
-        return beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
-
-    def corrected(self, m, v):
-        return m / (1 - self.betas[0] ** self.t), v / (1 - self.betas[1] ** self.t)
-
-    def move(self, m_hat, v_hat):
-        return self.lr * m_hat / (np.sqrt(v_hat) + self.eps)
-
-    def step(self, grads):
+@mutant("Adam: t counted once for each array", *ADAM_CLAIMS)
+class CountsArrays(AdamByFormulas):
+    def move(self, name, g):
         self.t += 1
-        for name, p in self.params.items():
-            self.m[name], self.v[name] = self.moments(self.m[name], self.v[name], grads[name])
-            p -= self.move(*self.corrected(self.m[name], self.v[name]))
-
-
-@bug("Adam: eps inside the root", *ADAM_CLAIMS)
-class EpsInside(WrongAdam):
-    def move(self, m_hat, v_hat):
-        return self.lr * m_hat / np.sqrt(v_hat + self.eps)
-
-
-@bug("Adam: eps before the correction", *ADAM_CLAIMS)
-class EpsBeforeCorrection(WrongAdam):
-    def corrected(self, m, v):
-        m_hat, v_hat = super().corrected(m, v)
-        return m_hat, (np.sqrt(v_hat) + self.eps / np.sqrt(1 - self.betas[1] ** self.t) - self.eps) ** 2
-
-
-@bug("Adam: m = b1 m + (1 - b1 g)", *ADAM_CLAIMS)
-class Misplaced(WrongAdam):
-    def moments(self, m, v, g):
-        return self.betas[0] * m + (1 - self.betas[0] * g), super().moments(m, v, g)[1]
-
-
-@bug("Adam: m = b1 + (1 - b1) g", *ADAM_CLAIMS)
-class ForgottenMean(WrongAdam):
-    def moments(self, m, v, g):
-        return self.betas[0] + (1 - self.betas[0]) * g, super().moments(m, v, g)[1]
-
-
-@bug("Adam: no bias correction", *ADAM_CLAIMS)
-class Uncorrected(WrongAdam):
-    def corrected(self, m, v):
-        return m, v
-
-
-@bug("Adam: no bias correction of v", *ADAM_CLAIMS)
-class HalfCorrected(WrongAdam):
-    def corrected(self, m, v):
-        return super().corrected(m, v)[0], v
-
-
-@bug("Adam: bias correction with the step before", *ADAM_CLAIMS)
-class OneStepLate(WrongAdam):
-    def corrected(self, m, v):
-        t = max(1, self.t - 1)
-        return m / (1 - self.betas[0] ** t), v / (1 - self.betas[1] ** t)
-
-
-@bug("Adam: betas swapped", *ADAM_CLAIMS)
-class SwappedBetas(WrongAdam):
-    def moments(self, m, v, g):
-        beta2, beta1 = self.betas
-        return beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
-
-
-@bug("Adam: v from g in place of its square", *ADAM_CLAIMS)
-class NoSquare(WrongAdam):
-    def moments(self, m, v, g):
-        return super().moments(m, v, g)[0], self.betas[1] * v + (1 - self.betas[1]) * np.abs(g)
-
-
-@bug("Adam: v in place of its root", *ADAM_CLAIMS)
-class NoRoot(WrongAdam):
-    def move(self, m_hat, v_hat):
-        return self.lr * m_hat / (v_hat + self.eps)
-
-
-@bug("Adam: uphill", *ADAM_CLAIMS)
-class Uphill(WrongAdam):
-    def move(self, m_hat, v_hat):
-        return -super().move(m_hat, v_hat)
-
-
-@bug("Adam: gradient added twice", *ADAM_CLAIMS)
-class Twice(WrongAdam):
-    def moments(self, m, v, g):
-        m, v = super().moments(m, v, g)
-        return m + (1 - self.betas[0]) * g, v
-
-
-@bug("Adam: t counted once for each array", *ADAM_CLAIMS)
-class CountsArrays(WrongAdam):
-    def corrected(self, m, v):
-        self.t += 1
-        return super().corrected(m, v)
-
-
-@bug("Adam: weight decay where none was asked for", *ADAM_CLAIMS)
-class Decay(WrongAdam):
-    def step(self, grads):
-        for p in self.params.values():
-            p *= 1 - 0.01 * self.lr
-        super().step(grads)
+        super().move(name, g)
 
 
 # --- and those that the start of LoRA hides -------------------------------------------------------
 
 
-@lora_bug("dh doubled, and with it dA and dx", *BUG_CLAIMS)
+@lora_mutant("dh doubled, and with it dA and dx", *MUTANT_CLAIMS)
 class DoubledDh(Wrong):
     def dh(self, dy, x, h):
         return dy @ self.lora_B * self.scaling * 2
-
-
-HIDDEN_AT_THE_START = {
-    "alpha/r forgotten in dA": NoScalingInA,
-    "alpha/r squared in dA": ScalingTwice,
-    "dA with the opposite sign": MinusA,
-    "dA of the first row only": FirstRow,
-    "dh doubled, and with it dA and dx": DoubledDh,
-}
-"""At B = 0, dh is zero whatever it is multiplied with, and so are dA and dx: right by accident."""
 
 
 # --- embeddings -----------------------------------------------------------------------------------
 
 TWO_CLAIMS = (forward_is_the_reference, backward_is_the_slope_of_forward, backward_without_dx_is_the_same)
 
-embedding_bug = partial(bug, of=partial(plain_case, KINDS["embedding"]))
-lora_embedding_bug = partial(bug, of=lambda base: adapted_case(KINDS["embedding"], base=base))
+embedding_mutant = partial(mutant, of=partial(plain_case, KINDS["embedding"]))
+lora_embedding_mutant = partial(mutant, of=lambda base: adapted_case(KINDS["embedding"], base=base))
 
 
 class WrongEmbedding(Embedding):
@@ -536,47 +358,32 @@ class WrongEmbedding(Embedding):
         return None, {} if self.frozen else {"weight": dW}
 
 
-@embedding_bug("embedding: scatter that overwrites", *TWO_CLAIMS)
+@embedding_mutant("embedding: scatter that overwrites", *TWO_CLAIMS)
 class Overwrites(WrongEmbedding):
     def scatter(self, dW, ids, dy):
         dW[ids] = dy
 
 
-@embedding_bug("embedding: += with an index, which adds repeated ids once", *TWO_CLAIMS)
+@embedding_mutant("embedding: += with an index, which adds repeated ids once", *TWO_CLAIMS)
 class Buffered(WrongEmbedding):
     def scatter(self, dW, ids, dy):
         dW[ids] += dy
 
 
-@embedding_bug("embedding: mean over repeated ids", *TWO_CLAIMS)
+@embedding_mutant("embedding: mean over repeated ids", *TWO_CLAIMS)
 class MeanOfRepeats(WrongEmbedding):
     def scatter(self, dW, ids, dy):
         add_at(dW, ids, dy / np.bincount(ids)[ids][:, None])
 
 
-@embedding_bug("embedding: the first id's row has no gradient, as of padding", *TWO_CLAIMS)
+@embedding_mutant("embedding: the first id's row has no gradient, as of padding", *TWO_CLAIMS)
 class Padding(WrongEmbedding):
     def scatter(self, dW, ids, dy):
         add_at(dW, ids, dy)
         dW[ids[0]] = 0
 
 
-@lora_embedding_bug("embedding with LoRA: scatter that overwrites", *TWO_CLAIMS)
-class OverwritesInA(Embedding):
-    def rewrite(self, x):
-        class Wrong(OneHot):
-            def reshape(self, *shape):
-                return Wrong(self.ids.reshape(shape[:-1]), shape[-1], self.like)
-
-            def __rmatmul__(self, left):
-                out = np.zeros((len(left), self.shape[-1]), left.dtype)
-                out[:, self.ids] = left
-                return out
-
-        return Wrong(x, len(self.weight), self.weight)
-
-
-@lora_embedding_bug("embedding with LoRA: columns of A for rows of another id", *TWO_CLAIMS)
+@lora_embedding_mutant("embedding with LoRA: columns of A for rows of another id", *TWO_CLAIMS)
 class ShiftedIds(Embedding):
     def rewrite(self, x):
         return OneHot((x + 1) % len(self.weight), len(self.weight), self.weight)
@@ -584,11 +391,11 @@ class ShiftedIds(Embedding):
 
 # --- convolutions ---------------------------------------------------------------------------------
 
-conv_bug = partial(bug, of=partial(plain_case, KINDS["conv2d"]))
-lora_conv_bug = partial(bug, of=lambda cls: adapted_case(KINDS["conv2d"], rewritten=cls))
+conv_mutant = partial(mutant, of=partial(plain_case, KINDS["conv2d"]))
+lora_conv_mutant = partial(mutant, of=lambda cls: adapted_case(KINDS["conv2d"], rewritten=cls))
 
 
-@conv_bug("convolution: overlapping patches overwrite each other in dx", *TWO_CLAIMS)
+@conv_mutant("convolution: overlapping patches overwrite each other in dx", *TWO_CLAIMS)
 class OverwritesInDx(Conv2d):
     def rewrite_adjoint(self, dz, shape):
         n, c, *sizes = shape
@@ -600,13 +407,13 @@ class OverwritesInDx(Conv2d):
         return dx[(..., *inner)].swapaxes(0, 1)
 
 
-@conv_bug("convolution: dx still shifted by the padding", *TWO_CLAIMS)
+@conv_mutant("convolution: dx still shifted by the padding", *TWO_CLAIMS)
 class ShiftedDx(Conv2d):
     def rewrite_adjoint(self, dz, shape):
         return np.roll(super().rewrite_adjoint(dz, shape), self.padding, (2, 3))
 
 
-@conv_bug("convolution: dx of the last entry of the kernel missing", *TWO_CLAIMS)
+@conv_mutant("convolution: dx of the last entry of the kernel missing", *TWO_CLAIMS)
 class OneOffsetLess(Conv2d):
     def rewrite_adjoint(self, dz, shape):
         dz = dz.reshape(-1, self.weight.shape[1], *self.kernel).copy()
@@ -614,20 +421,13 @@ class OneOffsetLess(Conv2d):
         return super().rewrite_adjoint(dz, shape)
 
 
-@conv_bug("convolution: stride and dilation swapped", *TWO_CLAIMS)
+@conv_mutant("convolution: stride and dilation swapped", *TWO_CLAIMS)
 class Exchanged(Conv2d):
     def __init__(self, weight, bias=None, *, stride, padding, dilation):
         super().__init__(weight, bias, stride=dilation, padding=padding, dilation=stride)
 
 
-@conv_bug("convolution: the kernel turned round, as the textbook's is", *TWO_CLAIMS)
-class Flipped(Conv2d):
-    def windows(self, positions):
-        for offset, window in super().windows(positions):
-            yield tuple(k - 1 - o for k, o in zip(self.kernel, offset, strict=True)), window
-
-
-@conv_bug("convolution: patches with the channel last, the weight with it first", *TWO_CLAIMS)
+@conv_mutant("convolution: patches with the channel last, the weight with it first", *TWO_CLAIMS)
 class ChannelLast(Conv2d):
     def rewrite(self, x):
         z = super().rewrite(x)
@@ -637,14 +437,14 @@ class ChannelLast(Conv2d):
         return super().rewrite_adjoint(dz.reshape(len(dz), -1, shape[1]).swapaxes(1, 2).reshape(dz.shape), shape)
 
 
-@conv_bug("convolution: bias gradient is a mean over positions", *TWO_CLAIMS)
+@conv_mutant("convolution: bias gradient is a mean over positions", *TWO_CLAIMS)
 class MeanOverPositions(Conv2d):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
         return dx, grads | ({"bias": dy.mean(axis=(2, 3)).sum(axis=0)} if "bias" in grads else {})
 
 
-@conv_bug("convolution: padded with the border in place of zeros", *TWO_CLAIMS)
+@conv_mutant("convolution: padded with the border in place of zeros", *TWO_CLAIMS)
 class Border(Conv2d):
     def rewrite(self, x):
         pads = [(p, p) for p in self.padding]
@@ -652,26 +452,18 @@ class Border(Conv2d):
         return inner.rewrite(np.pad(x.real, ((0, 0), (0, 0), *pads), mode="edge"))
 
 
-@conv_bug("convolution: rows reshaped into images without moving the axis", *TWO_CLAIMS)
+@conv_mutant("convolution: rows reshaped into images without moving the axis", *TWO_CLAIMS)
 class NotMoved(Conv2d):
     def arrange(self, y, shape):
         return y.reshape(shape[0], y.shape[-1], *self.positions(shape))
 
 
-@lora_conv_bug("convolution with LoRA: dx without the base's path", *TWO_CLAIMS)
-class NoBaseInConv(Rewritten):
-    def backward(self, dy, cache, *, need_dx=True):
-        dx, grads = super().backward(dy, cache, need_dx=need_dx)
-        base = self.base.rewrite_adjoint(self.base.arrange_adjoint(dy) @ self.base.as_linear().weight, cache[2])
-        return None if dx is None else dx - base, grads
+def average_over_the_kernel(problem):
+    def merged(W, BA, s):
+        kernels = BA.reshape(len(BA), problem.in_features, -1)
+        return W + s * (kernels.mean(axis=2, keepdims=True) + 0 * kernels).reshape(BA.shape)
 
-
-@lora_conv_bug("convolution with LoRA: dx without the adapter's path", *TWO_CLAIMS)
-class NoAdapterInConv(Rewritten):
-    def backward(self, dy, cache, *, need_dx=True):
-        _, grads = super().backward(dy, cache, need_dx=need_dx)
-        dz = self.base.arrange_adjoint(dy) @ self.base.as_linear().weight
-        return self.base.rewrite_adjoint(dz, cache[2]) if need_dx else None, grads
+    return {"merged": merged}
 
 
 def merged_gives_the_same_output(case: Any, problem: Problem) -> None:
@@ -680,59 +472,22 @@ def merged_gives_the_same_output(case: Any, problem: Problem) -> None:
     require_close("the merged output", layer.merge()(params["x"]), layer(params["x"]), 1e-11)
 
 
-def merges_to(spoil: Callable[[Any, np.ndarray], np.ndarray]) -> type:
-    """A convolution with LoRA whose change of weight is spoiled on the way to being merged."""
-
-    class WrongMerge(Rewritten):
-        def merge(self):
-            linear = self.base.as_linear()
-            weight = linear.weight + spoil(self, self.adapter.delta())
-            return self.base.from_linear(Linear(weight, linear.bias))
-
-    return WrongMerge
-
-
-MERGES_RIGHT = merges_to(lambda layer, delta: delta)
 MERGES_WRONG = {
-    "channels and kernel exchanged": lambda layer, delta: (
-        delta.reshape(len(delta), -1, layer.base.weight.shape[1]).swapaxes(1, 2).reshape(delta.shape)
-    ),
-    "kernel turned round": lambda layer, delta: delta.reshape(layer.base.weight.shape)[..., ::-1, ::-1].reshape(
-        delta.shape
-    ),
-    "alpha/r forgotten": lambda layer, delta: delta / layer.scaling,
-    "merged twice": lambda layer, delta: 2 * delta,
-    "the average over the kernel": lambda layer, delta: (
-        delta.reshape(*layer.base.weight.shape).mean(axis=(2, 3), keepdims=True) + 0 * layer.base.weight
-    ).reshape(delta.shape),
+    "alpha/r forgotten": by_formulas("conv2d", {"merged": lambda W, BA, s: W + BA}),
+    "the average over the kernel": by_formulas("conv2d", average_over_the_kernel),
 }
-for name, spoil in MERGES_WRONG.items():
-    lora_conv_bug(f"convolution merged wrongly: {name}", merged_gives_the_same_output)(merges_to(spoil))
+for name, cls in MERGES_WRONG.items():
+    lora_conv_mutant(f"convolution merged wrongly: {name}", merged_gives_the_same_output)(cls)
 
 
 # --- DoRA -----------------------------------------------------------------------------------------
 
 
 class WrongDoRA(DoRA):
-    """DoRA with its parts open to a subclass."""
-
-    def scale(self, u):
-        g = self.adapter.magnitude / self.norm()
-        return g * u if self.base.bias is None else g * u + self.base.bias
-
-    def forward(self, x):
-        _, (_, shape, *kept) = super().forward(x)
-        u = x @ self.base.weight.T + self.adapter(x)
-        return self.scale(u), (self, shape, *kept[:3], u)
+    """DoRA's backward with its parts open to a subclass."""
 
     def du(self, dy, g):
         return dy * g
-
-    def dm(self, dy, u, n):
-        return rows(dy * u).sum(axis=0) / n
-
-    def dn(self, g, dm):
-        return -g * dm
 
     def dV(self, dn, n):
         return (dn / n)[:, None] * self.direction()
@@ -744,8 +499,8 @@ class WrongDoRA(DoRA):
     def backward(self, dy, cache, *, need_dx=True):
         path_cache, n, g, u = cache[2:]
         dx, grads = path_cache[0].backward(self.du(dy, g), path_cache, need_dx=need_dx)
-        dm = self.dm(dy, u, n)
-        more = self.through_norm(self.dV(self.dn(g, dm), n))
+        dm = rows(dy * u).sum(axis=0) / n
+        more = self.through_norm(self.dV(-g * dm, n))
         return dx, {
             "lora_A": grads["lora_A"] + more["lora_A"],
             "lora_B": grads["lora_B"] + more["lora_B"],
@@ -757,105 +512,41 @@ def dora_case(cls: type[DoRA]) -> Any:
     return adapted_case(KINDS["linear"], "full", dora=cls)
 
 
-dora_bug = partial(bug, of=dora_case)
+dora_mutant = partial(mutant, of=dora_case)
 
 
-@dora_bug("DoRA: norm along the wrong axis", *TWO_CLAIMS)
-class WrongAxis(WrongDoRA):
-    def norm(self):
-        return np.resize(np.linalg.norm(self.direction().real, axis=0), len(self.base.weight))
-
-
-@dora_bug("DoRA: one norm for the whole matrix", *TWO_CLAIMS)
-class WholeNorm(WrongDoRA):
-    def norm(self):
-        return np.full(len(self.base.weight), np.sqrt((self.direction() ** 2).sum()))
-
-
-@dora_bug("DoRA: norm of the base alone", *TWO_CLAIMS)
-class NormOfBase(WrongDoRA):
-    def norm(self):
-        return np.sqrt((self.base.weight**2).sum(axis=1))
-
-
-@dora_bug("DoRA: alpha/r forgotten in the norm", *TWO_CLAIMS)
-class UnscaledNorm(WrongDoRA):
-    def norm(self):
-        return np.sqrt(((self.base.weight + self.adapter.lora_B @ self.adapter.lora_A) ** 2).sum(axis=1))
-
-
-@dora_bug("DoRA: the norm's square", *TWO_CLAIMS)
-class SquaredNorm(WrongDoRA):
-    def norm(self):
-        return (self.direction() ** 2).sum(axis=1)
-
-
-@dora_bug("DoRA: magnitude not trained", *TWO_CLAIMS)
-class StillMagnitude(WrongDoRA):
-    def backward(self, dy, cache, *, need_dx=True):
-        dx, grads = super().backward(dy, cache, need_dx=need_dx)
-        return dx, {**grads, "magnitude": 0 * grads["magnitude"]}
-
-
-@dora_bug("DoRA: magnitude left out of what trains", *TWO_CLAIMS)
+@dora_mutant("DoRA: magnitude left out of what trains", *TWO_CLAIMS)
 class NoMagnitude(WrongDoRA):
     def trainable(self):
         return {name: p for name, p in super().trainable().items() if name != "magnitude"}
 
 
-@dora_bug("DoRA: the bias scaled too", *TWO_CLAIMS)
-class ScaledBias(WrongDoRA):
-    def scale(self, u):
-        return self.adapter.magnitude / self.norm() * (u if self.base.bias is None else u + self.base.bias)
-
-
-@dora_bug("DoRA: the magnitude scales the adapter alone", *TWO_CLAIMS)
+@dora_mutant("DoRA: the magnitude scales the adapter alone", *TWO_CLAIMS)
 class ScaledAdapter(WrongDoRA):
     def forward(self, x):
         y, cache = super().forward(x)
         return y + (1 - self.adapter.magnitude / self.norm()) * (x @ self.base.weight.T), cache
 
 
-@dora_bug("DoRA: dm not divided by the norm", *TWO_CLAIMS)
-class UndividedMagnitude(WrongDoRA):
-    def dm(self, dy, u, n):
-        return rows(dy * u).sum(axis=0)
-
-    def dn(self, g, dm):
-        return super().dn(g, dm / self.norm())
-
-
-@dora_bug("DoRA: du without m / n", *TWO_CLAIMS)
+@dora_mutant("DoRA: du without m / n", *TWO_CLAIMS)
 class UnscaledDu(WrongDoRA):
     def du(self, dy, g):
         return dy
 
 
-@dora_bug("DoRA: the constant norm's gradient where the full one was asked for", *TWO_CLAIMS)
-class ConstantNorm(WrongDoRA):
-    def dn(self, g, dm):
-        return 0 * dm
-
-
-@dora_bug("DoRA, full: sign of dn", *TWO_CLAIMS)
-class PlusNorm(WrongDoRA):
-    def dn(self, g, dm):
-        return g * dm
-
-
-@dora_bug("DoRA, full: dV not divided by the norm", *TWO_CLAIMS)
+@dora_mutant("DoRA, full: dV not divided by the norm", *TWO_CLAIMS)
 class UndividedDirection(WrongDoRA):
     def dV(self, dn, n):
         return dn[:, None] * self.direction()
 
 
-@dora_bug("DoRA, full: dV along W in place of V", *TWO_CLAIMS)
+@dora_mutant("DoRA, full: dV along W in place of V", *TWO_CLAIMS)
 class AlongBase(WrongDoRA):
     def dV(self, dn, n):
         return (dn / n)[:, None] * self.base.weight
 
 
-@dora_bug("DoRA, full: alpha/r forgotten behind the norm", *TWO_CLAIMS)
+@dora_mutant("DoRA, full: alpha/r forgotten behind the norm", *TWO_CLAIMS)
 class UnscaledThroughNorm(WrongDoRA):
     def through_norm(self, dV):
         return {name: grad / self.adapter.scaling for name, grad in super().through_norm(dV).items()}
@@ -877,13 +568,11 @@ def start_of_library(rng, n_in, n_out, rank):
 
 
 STARTS_WRONG = {
-    "fan of the rank's side": lambda rng, n_in, n_out, r: rng.uniform(-1, 1, (r, n_in)) / r**0.5,
-    "fan of the output": lambda rng, n_in, n_out, r: rng.uniform(-1, 1, (r, n_in)) / n_out**0.5,
     "he_uniform, sqrt 6 too large": lambda rng, n_in, n_out, r: rng.uniform(-1, 1, (r, n_in)) * (6 / n_in) ** 0.5,
     "A zero, as B is": lambda rng, n_in, n_out, r: np.zeros((r, n_in)),
 }
 for name, start in STARTS_WRONG.items():
-    bug(f"start: {name}", a_start_has_the_fan_of_the_input)(start)
+    mutant(f"start: {name}", a_start_has_the_fan_of_the_input)(start)
 
 
 def rslora_divides_by_the_root(scaling: Callable[..., float], problem: Problem) -> None:
@@ -891,9 +580,11 @@ def rslora_divides_by_the_root(scaling: Callable[..., float], problem: Problem) 
     require_close("the scaling", found, problem.alpha / problem.rank**0.5, 1e-14)
 
 
-bug("rsLoRA: root forgotten", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha / rank)
-bug("rsLoRA: alpha alone", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha)
-bug("rsLoRA: divided by the root again", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha / rank**1.5)
+mutant("rsLoRA: root forgotten", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha / rank)
+mutant("rsLoRA: alpha alone", rslora_divides_by_the_root)(lambda alpha, rank, use_rslora: alpha)
+mutant("rsLoRA: divided by the root again", rslora_divides_by_the_root)(
+    lambda alpha, rank, use_rslora: alpha / rank**1.5
+)
 
 
 def sums_are_exact(weighted_sum: Callable[..., LoRA], problem: Problem) -> None:
@@ -928,7 +619,7 @@ SUMS_WRONG = {
     "weights normalised": lambda terms, weights: RIGHT_SUM(terms, [w / sum(map(abs, weights)) for w in weights]),
 }
 for name, wrong in SUMS_WRONG.items():
-    bug(f"sum of adapters: {name}", sums_are_exact)(wrong)
+    mutant(f"sum of adapters: {name}", sums_are_exact)(wrong)
 
 
 def the_best_rank_leaves_the_discarded_values(best: Callable[[LoRA, int], LoRA], problem: Problem) -> None:
@@ -948,8 +639,76 @@ def by_svd_of_b_alone(lora, r):
     return LoRA(Vt[:r] @ lora.lora_A, U[:, :r] * S[:r], lora.scaling * r)
 
 
-bug("best of a rank: the first columns", the_best_rank_leaves_the_discarded_values)(first_columns)
-bug("best of a rank: by one factor's singular values", the_best_rank_leaves_the_discarded_values)(by_svd_of_b_alone)
-bug("best of a rank: alpha/r forgotten", the_best_rank_leaves_the_discarded_values)(
+mutant("best of a rank: the first columns", the_best_rank_leaves_the_discarded_values)(first_columns)
+mutant("best of a rank: by one factor's singular values", the_best_rank_leaves_the_discarded_values)(by_svd_of_b_alone)
+mutant("best of a rank: alpha/r forgotten", the_best_rank_leaves_the_discarded_values)(
     lambda lora, r: best_of_rank(LoRA(lora.lora_A, lora.lora_B, lora.rank), r)
 )
+
+
+# --- the suite's known bugs -----------------------------------------------------------------------
+
+CASE_OF = {
+    "linear": lora_linear_case,
+    "rslora": lora_linear_case,
+    "dora": lambda cls: adapted_case(KINDS["linear"], "constant", held=True, dora=cls),
+    "dora-full": dora_case,
+    "embedding": lambda cls: adapted_case(KINDS["embedding"], rewritten=cls),
+    "conv2d": lambda cls: adapted_case(KINDS["conv2d"], rewritten=cls),
+}
+CLAIMS_OF = {"linear": MUTANT_CLAIMS, "dora": (backward_is_the_slope_of_forward,)}
+ROW = {bug.flag: bug for bug in BUGS}
+NOT_OURS = {"b-groups-are-ignored"}  # this library's convolutions have no groups
+
+
+def with_parts(kind: str, parts: Any = None) -> Any:
+    """The case of a layer that computes by a kind's formulas, with some parts replaced."""
+    return CASE_OF[kind](by_formulas(kind, parts))
+
+
+def also_squared(claims: tuple[Callable[[Any, Problem], None], ...]) -> tuple[Callable[[Any, Problem], None], ...]:
+    """The claims, and the first two on equal widths, which no drawn problem has: there a transposed matrix fits."""
+
+    def squared(claim):
+        return lambda subject, problem: claim(subject, replace(problem, in_features=problem.out_features))
+
+    return (*claims, *map(squared, claims[:2]))
+
+
+def uniform_start(**parts: Any) -> Callable[..., np.ndarray]:
+    """A uniform start by the suite's formulas, with some parts replaced; for an input of four entries a channel."""
+
+    def start(rng, n_in, n_out, rank):
+        return rng.uniform(-1, 1, (rank, n_in)) * 3**0.5 * StartFormulas(**parts).spread(rank, n_in // 4, n_out, 4)
+
+    return start
+
+
+for row in BUGS:
+    if row.breaks == "adam":
+        mutant(row.flag, *ADAM_CLAIMS)(adam_by_formulas(**row.parts))
+    elif row.breaks == "start":
+        mutant(row.flag, a_start_has_the_fan_of_the_input)(uniform_start(**row.parts))
+    elif row.flag not in NOT_OURS:
+        # The claims hold of DoRA's full gradient, and of the other one only where no row replaces the norm.
+        kind = "dora-full" if row.kinds[0] == "dora" and "dora-full" in row.kinds else row.kinds[0]
+        claims = (merged_gives_the_same_output,) if row.breaks == "merge" else CLAIMS_OF.get(kind, TWO_CLAIMS)
+        mutant(row.flag, *also_squared(claims))(with_parts(kind, row.parts))
+
+IN_THE_WHOLE_BACKWARD = {name: lambda s: 1.0 for name in ("s_in_dA", "s_in_dB", "s_in_dx")}
+mutant("alpha/r forgotten in the whole backward", *MUTANT_CLAIMS)(with_parts("linear", IN_THE_WHOLE_BACKWARD))
+for flag in ("dx-lacks-dy-w", "dx-lacks-the-adapter-path"):
+    mutant(f"convolution: {flag}", *TWO_CLAIMS)(with_parts("conv2d", ROW[flag].parts))
+
+HIDDEN_AT_THE_START = {
+    "dA of the first row only": lora_case(FirstRow),
+    "dh doubled, and with it dA and dx": lora_case(DoubledDh),
+} | {
+    flag: with_parts("linear", ROW[flag].parts)
+    for flag in (
+        "lora-a-gradient-lacks-the-scaling-alpha-r",
+        "lora-a-gradient-has-the-scaling-twice",
+        "lora-a-gradient-has-the-opposite-sign",
+    )
+}
+"""At B = 0, dh is zero whatever it is multiplied with, and so are dA and dx: right by accident."""

@@ -1,0 +1,636 @@
+"""Known bugs of LoRA implementations, a row each: what it computes, in whose code it was made, which claim it breaks.
+
+A bug is the right formulas with a part replaced. A row is all there is to add: `check` names the bug, the vectors flag
+the problems that show it, and the tests plant it in functions and in a layer.
+
+Which formulas a row is about follows from the claim that it breaks: `AdamFormulas` for "adam", `StartFormulas` for
+"start", and `Formulas` for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .kinds import SETS, Images
+from .problems import Problem
+from .reference import QUANTITIES, SCALINGS
+
+Parts = Mapping[str, Any]
+EVERY = tuple(SETS)
+DORA = ("dora", "dora-full")
+CONVOLUTIONS = ("conv2d", "conv1d")
+ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
+ADAM = ("adam",)
+OF_NUMBERS = ("forward", "scaling", "slope", "merge")
+"""The claims that compare a layer's numbers with those of `Formulas`."""
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A known bug. ``str(bug)`` is its name, and where it was made."""
+
+    flag: str  # its identifier, which stays: a sentence may be rephrased, a flag may not
+    name: str  # the diagnosis, as it is told
+    parts: Parts | Callable[[Any], Parts]  # the parts that it replaces; or a function of the problem that returns them
+    breaks: str  # the claim that it breaks
+    source: str = ""  # where it was made in public, as "owner/repository #issue" or "package version"
+    kinds: tuple[str, ...] = EVERY  # of problems, as `SETS` has them, or "adam"; the tests plant it in the first
+    shows: tuple[str, ...] = tuple(QUANTITIES)  # the answers in which it may show
+
+    def by(self, problem: Problem | None = None) -> Parts:
+        """Return the parts that it replaces for a problem of one of its kinds; none where it makes no difference."""
+        return self.parts(problem) if callable(self.parts) else self.parts
+
+    def __str__(self) -> str:
+        return f"{self.name} (made in {self.source})" if self.source else self.name
+
+
+def bugs_of(kind: str, breaks: Sequence[str] = OF_NUMBERS) -> list[Bug]:
+    """Return the known bugs of a kind that break one of some claims, in the order of the table."""
+    return [bug for bug in BUGS if kind in bug.kinds and bug.breaks in breaks]
+
+
+# --- parts that take more than a line -------------------------------------------------------------
+
+
+def _kernels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Images], Parts]:
+    """Return a merge whose update has each kernel, (out, C, *kernel), changed."""
+
+    def parts(problem: Images) -> Parts:
+        def merged(W: np.ndarray, BA: np.ndarray, s: float) -> np.ndarray:
+            kernels = change(BA.reshape(len(BA), -1, *problem.kernel))
+            return W + s * (kernels.reshape(BA.shape) if kernels.size == BA.size else BA)
+
+        return {"merged": merged}
+
+    return parts
+
+
+def _upright(kernels: np.ndarray) -> np.ndarray:
+    """Return kernels with height and width exchanged, where that fits."""
+    return kernels.swapaxes(-1, -2) if kernels.shape[-1] == kernels.shape[-2] else kernels
+
+
+def _turned(problem: Images) -> Parts:
+    axes = tuple(range(2, 2 + len(problem.kernel)))
+    return {"turned": lambda z: np.flip(z.reshape(len(z), -1, *problem.kernel), axes).reshape(z.shape)}
+
+
+def _last_of_each(X: np.ndarray) -> np.ndarray:
+    """Return one-hot rows in which an id that comes again is left out the first time."""
+    return np.asarray(X * (np.cumsum(X[::-1], axis=0)[::-1] == 1))
+
+
+def _without_first_id(X: np.ndarray) -> np.ndarray:
+    return X * (np.arange(X.shape[1]) > 0)
+
+
+def _no_groups(problem: Images) -> Parts:
+    one_group = {"hidden": lambda B: B.sum(axis=1, keepdims=True) + 0 * B}
+    return one_group if problem.groups == problem.rank > 1 else {}
+
+
+def _whole(V: np.ndarray) -> np.ndarray:
+    return np.full((len(V), 1), np.linalg.norm(V))
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+BUGS: Sequence[Bug] = (
+    # the scaling
+    Bug(
+        "alpha-is-not-divided-by-the-rank",
+        "alpha is not divided by the rank: the scaling is alpha, and should be alpha / r",
+        {"scaling": SCALINGS["alpha"]},
+        "scaling",
+        "rasbt/LLMs-from-scratch #821, Blaizzy/mlx-vlm #846",
+    ),
+    Bug(
+        "alpha-is-divided-by-the-root-of-the-rank",
+        "alpha is divided by the root of the rank, as in rsLoRA, and should be divided by the rank",
+        {"scaling": SCALINGS["alpha / sqrt(r)"]},
+        "scaling",
+    ),
+    Bug(
+        "rslora-root-is-ignored",
+        "rsLoRA's root is ignored: alpha is divided by the rank, and should be divided by its root",
+        {"scaling": SCALINGS["alpha / r"]},
+        "scaling",
+        "NVIDIA/TensorRT-LLM #1668, huggingface/peft #2733",
+        kinds=("rslora", *EVERY),  # any kind may declare that scaling; the tests plant it in rslora
+    ),
+    Bug(
+        "alpha-is-ignored",
+        "alpha is ignored: the scaling is 1 / r",
+        {"scaling": lambda alpha, r: 1 / r},
+        "scaling",
+    ),
+    Bug(
+        "there-is-no-scaling",
+        "there is no scaling: the update is added as it is",
+        {"scaling": SCALINGS["1"]},
+        "scaling",
+    ),
+    Bug(
+        "the-scaling-is-r-alpha",
+        "the scaling is r / alpha, upside down",
+        {"scaling": lambda alpha, r: r / alpha},
+        "scaling",
+    ),
+    Bug(
+        "the-scaling-is-applied-twice",
+        "the scaling is applied twice",
+        {"scaling": lambda alpha, r: (alpha / r) ** 2},
+        "scaling",
+    ),
+    Bug(
+        "alpha-is-divided-by-the-rank-in-whole-numbers",
+        "alpha is divided by the rank in whole numbers: the scaling is alpha // r, and should be alpha / r",
+        {"scaling": lambda alpha, r: alpha // r},
+        "scaling",
+    ),
+    Bug(
+        "alpha-is-divided-by-the-rank-twice",
+        "alpha is divided by the rank twice",
+        {"scaling": lambda alpha, r: alpha / r**2},
+        "scaling",
+    ),
+    Bug(
+        "the-scaling-is-alpha-r",
+        "the scaling is alpha r: alpha is multiplied by the rank",
+        {"scaling": lambda alpha, r: alpha * r},
+        "scaling",
+    ),
+    # the output
+    Bug(
+        "the-output-lacks-the-update",
+        "the output lacks the update: the adapter is not applied",
+        {"update": 0.0},
+        "forward",
+    ),
+    Bug(
+        "the-update-is-subtracted-from-the-output",
+        "the update is subtracted from the output",
+        {"update": -1.0},
+        "forward",
+    ),
+    Bug(
+        "the-update-is-added-twice",
+        "the update is added twice",
+        {"update": 2.0},
+        "forward",
+    ),
+    Bug(
+        "the-output-lacks-x-w-t",
+        "the output lacks x W^T: the base is not applied",
+        {"base": lambda x, W: 0.0 * (x @ W.T)},
+        "forward",
+    ),
+    Bug(
+        "the-output-lacks-the-bias",
+        "the output lacks the bias",
+        {"bias": lambda b, G: 0 * b},
+        "forward",
+    ),
+    Bug(
+        "the-bias-is-added-twice",
+        "the bias is added twice",
+        {"bias": lambda b, G: 2 * b},
+        "forward",
+    ),
+    Bug(
+        "the-scaling-multiplies-the-bias-too",
+        "the scaling multiplies the bias too",
+        {"s_in_bias": lambda s: s},
+        "forward",
+    ),
+    Bug(
+        "the-scaling-multiplies-the-base-too",
+        "the scaling multiplies the base too: it is s (x W^T + x A^T B^T)",
+        {"s_in_base": lambda s: s},
+        "forward",
+    ),
+    Bug(
+        "the-scaling-multiplies-the-base-and-the-bias-too",
+        "the scaling multiplies the base and the bias too",
+        {"s_in_base": lambda s: s, "s_in_bias": lambda s: s},
+        "forward",
+    ),
+    Bug(
+        "the-base-weight-is-taken-transposed",
+        "the base's weight is taken transposed: W (out, in) is read as (in, out)",
+        {"base": lambda x, W: x @ W if W.shape[0] == W.shape[1] else x @ W.T},
+        "forward",
+    ),
+    # the gradients
+    Bug(
+        "dx-lacks-dy-w",
+        "dx lacks dy W: the base passes no gradient, as under torch.no_grad()",
+        {"dx_base": 0.0},
+        "slope",
+        "lora-pytorch 0.2.0",
+    ),
+    Bug(
+        "dx-lacks-the-adapter-path",
+        "dx lacks the adapter's path, s dy B A",
+        {"dx_update": 0.0},
+        "slope",
+    ),
+    Bug(
+        "dx-is-zero",
+        "dx is zero",
+        {"dx_base": 0.0, "dx_update": 0.0},
+        "slope",
+    ),
+    Bug(
+        "lora-a-gradient-lacks-the-scaling-alpha-r",
+        "lora_A's gradient lacks the scaling alpha / r",
+        {"s_in_dA": lambda s: 1.0},
+        "slope",
+    ),
+    Bug(
+        "lora-b-gradient-lacks-the-scaling-alpha-r",
+        "lora_B's gradient lacks the scaling alpha / r",
+        {"s_in_dB": lambda s: 1.0},
+        "slope",
+    ),
+    Bug(
+        "the-gradients-of-both-factors-lack-the-scaling-alpha-r",
+        "the gradients of both factors lack the scaling alpha / r",
+        {"s_in_dA": lambda s: 1.0, "s_in_dB": lambda s: 1.0},
+        "slope",
+    ),
+    Bug(
+        "the-adapter-path-in-dx-lacks-the-scaling-alpha-r",
+        "the adapter's path in dx lacks the scaling alpha / r",
+        {"s_in_dx": lambda s: 1.0},
+        "slope",
+    ),
+    Bug(
+        "lora-a-gradient-has-the-scaling-twice",
+        "lora_A's gradient has the scaling twice",
+        {"s_in_dA": lambda s: s * s},
+        "slope",
+    ),
+    Bug(
+        "lora-b-gradient-has-the-scaling-twice",
+        "lora_B's gradient has the scaling twice",
+        {"s_in_dB": lambda s: s * s},
+        "slope",
+    ),
+    Bug(
+        "lora-a-gradient-has-the-opposite-sign",
+        "lora_A's gradient has the opposite sign",
+        {"s_in_dA": lambda s: -s},
+        "slope",
+    ),
+    Bug(
+        "lora-b-gradient-has-the-opposite-sign",
+        "lora_B's gradient has the opposite sign",
+        {"s_in_dB": lambda s: -s},
+        "slope",
+    ),
+    Bug(
+        "all-gradients-have-the-opposite-sign",
+        "all gradients have the opposite sign",
+        {"dx_base": -1.0, "dx_update": -1.0, "s_in_dA": lambda s: -s, "s_in_dB": lambda s: -s},
+        "slope",
+    ),
+    Bug(
+        "lora-a-gradient-is-zero",
+        "lora_A's gradient is zero: A does not train",
+        {"s_in_dA": lambda s: 0.0},
+        "slope",
+    ),
+    Bug(
+        "lora-b-gradient-is-zero",
+        "lora_B's gradient is zero: B does not train",
+        {"s_in_dB": lambda s: 0.0},
+        "slope",
+    ),
+    Bug(
+        "the-gradients-of-the-factors-are-means-over-the-rows",
+        "the gradients of the factors are means over the rows, not sums",
+        {"rows": lambda n: 1 / n},
+        "slope",
+    ),
+    # the merge
+    Bug(
+        "merge-adds-the-change-transposed",
+        "merge adds the change transposed",
+        {"merged": lambda W, BA, s: W + s * (BA.T if W.shape[0] == W.shape[1] else BA)},
+        "merge",
+    ),
+    Bug(
+        "merge-adds-the-change-twice",
+        "merge adds the change twice",
+        {"merged": lambda W, BA, s: W + 2 * s * BA},
+        "merge",
+    ),
+    Bug(
+        "merge-subtracts-the-change",
+        "merge subtracts the change",
+        {"merged": lambda W, BA, s: W - s * BA},
+        "merge",
+    ),
+    Bug(
+        "merge-returns-the-change-alone",
+        "merge returns the change alone",
+        {"merged": lambda W, BA, s: s * BA},
+        "merge",
+    ),
+    Bug(
+        "merge-returns-the-weight-as-it-was",
+        "merge returns the weight as it was",
+        {"merged": lambda W, BA, s: W},
+        "merge",
+    ),
+    # DoRA
+    Bug(
+        "dora-norm-is-taken-along-the-wrong-axis",
+        "DoRA's norm is taken along the wrong axis: of each column of V, and should be of each row",
+        {"length": lambda W, BA, s: np.linalg.norm(W + s * BA, axis=0, keepdims=True)},
+        "forward",
+        "wanshuiyin/ARIS-in-AI-Offer #17, KohakuBlueleaf/LyCORIS #216",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-norm-is-that-of-w",
+        "DoRA's norm is that of W, and should be that of V = W + s B A",
+        {"length": lambda W, BA, s: np.linalg.norm(W, axis=1, keepdims=True)},
+        "forward",
+        "Comfy-Org/ComfyUI #15458",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-norm-lacks-the-scaling",
+        "DoRA's norm lacks the scaling: it is that of W + B A, and should be that of V = W + s B A",
+        {"length": lambda W, BA, s: np.linalg.norm(W + BA, axis=1, keepdims=True)},
+        "forward",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-divides-by-the-square-of-the-norm",
+        "DoRA divides by the square of the norm",
+        {"gain": lambda m, n: m[:, None] / n**2},
+        "forward",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-norm-is-one-number-for-the-whole-of-v",
+        "DoRA's norm is one number for the whole of V",
+        {"length": lambda W, BA, s: _whole(W + s * BA)},
+        "forward",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-does-not-divide-by-the-norm",
+        "DoRA does not divide by the norm: the output is m x V^T",
+        {"gain": lambda m, n: m[:, None]},
+        "forward",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-magnitude-is-not-applied",
+        "DoRA's magnitude is not applied: rows have the length 1",
+        {"gain": lambda m, n: 1 / n},
+        "forward",
+        kinds=DORA,
+    ),
+    Bug(
+        "the-magnitude-is-ignored",
+        "the magnitude is ignored: this is LoRA",
+        {"gain": lambda m, n: np.ones((len(m), 1))},
+        "forward",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-magnitude-multiplies-the-bias-too",
+        "DoRA's magnitude multiplies the bias too",
+        {"bias": lambda b, G: G[:, 0] * b, "bias_in_dm": 1.0},
+        "forward",
+        "torchtune 0.6.1",
+        kinds=DORA,
+    ),
+    Bug(
+        "dora-magnitude-is-not-trained",
+        "DoRA's magnitude is not trained: its gradient is zero",
+        {"dm": lambda dm, n: 0 * dm},
+        "slope",
+        "meta-pytorch/torchtune #2250",
+        kinds=DORA,
+    ),
+    Bug(
+        "backward-returns-no-gradient-of-magnitude",
+        "backward returns no gradient of magnitude: DoRA's does not train",
+        {"dm": lambda dm, n: None},
+        "slope",
+        "meta-pytorch/torchtune #2250",
+        kinds=DORA,
+    ),
+    Bug(
+        "magnitude-gradient-has-the-opposite-sign",
+        "magnitude's gradient has the opposite sign",
+        {"dm": lambda dm, n: -dm},
+        "slope",
+        kinds=DORA,
+    ),
+    Bug(
+        "magnitude-gradient-is-not-divided-by-the-norm",
+        "magnitude's gradient is not divided by the norm",
+        {"dm": lambda dm, n: dm * n.max(axis=1)},
+        "slope",
+        kinds=DORA,
+    ),
+    Bug(
+        "the-gradient-passes-through-dora-norm",
+        "the gradient passes through DoRA's norm, which detached_norm declares a constant",
+        {"through_norm": 1.0},
+        "slope",
+        kinds=("dora",),
+    ),
+    Bug(
+        "the-gradient-takes-dora-norm-for-a-constant",
+        "the gradient takes DoRA's norm for a constant, where detached_norm = False declares that it passes through",
+        {"through_norm": 0.0},
+        "slope",
+        kinds=("dora-full",),
+    ),
+    Bug(
+        "the-gradient-through-dora-norm-is-added",
+        "the gradient through DoRA's norm is added, and should be subtracted",
+        {"through_norm": -1.0},
+        "slope",
+        kinds=("dora-full", "dora"),
+    ),
+    # embeddings
+    Bug(
+        "lora-a-gradient-overwrites-where-an-id-comes-again",
+        "lora_A's gradient overwrites where an id comes again, and should add up",
+        {"seen_by_dA": _last_of_each},
+        "slope",
+        kinds=("embedding",),
+    ),
+    Bug(
+        "lora-a-gradient-is-a-mean-over-an-id-rows",
+        "lora_A's gradient is a mean over an id's rows",
+        {"seen_by_dA": lambda X: X / np.maximum(X.sum(axis=0), 1)},
+        "slope",
+        kinds=("embedding",),
+    ),
+    Bug(
+        "lora-a-gradient-is-zero-for-id-0",
+        "lora_A's gradient is zero for id 0, as for padding",
+        {"seen_by_dA": _without_first_id},
+        "slope",
+        kinds=("embedding",),
+    ),
+    # convolutions
+    Bug(
+        "the-kernels-are-turned-round",
+        "the kernels are turned round: a convolution, where torch's is a cross-correlation",
+        _turned,
+        "forward",
+        kinds=CONVOLUTIONS,
+    ),
+    Bug(
+        "merge-turns-the-kernels-round",
+        "merge turns the kernels round",
+        _kernels(lambda k: np.flip(k, tuple(range(2, k.ndim)))),
+        "merge",
+        kinds=CONVOLUTIONS,
+    ),
+    Bug(
+        "merge-exchanges-the-channels-and-the-kernel-axes",
+        "merge exchanges the channels and the kernel's axes",
+        _kernels(lambda k: np.moveaxis(k, 1, -1)),
+        "merge",
+        kinds=CONVOLUTIONS,
+    ),
+    Bug(
+        "merge-reads-the-kernel-axes-first-and-the-channels-last",
+        "merge reads the kernel's axes first and the channels last",
+        _kernels(lambda k: np.moveaxis(k.reshape(len(k), *k.shape[2:], k.shape[1]), -1, 1)),
+        "merge",
+        kinds=CONVOLUTIONS,
+    ),
+    Bug(
+        "merge-exchanges-the-kernel-height-and-width",
+        "merge exchanges the kernel's height and width",
+        _kernels(_upright),
+        "merge",
+        kinds=CONVOLUTIONS,
+    ),
+    Bug(
+        "b-groups-are-ignored",
+        "B's groups are ignored: each output sums all of the hidden channels, and should take its group's",
+        _no_groups,
+        "forward",
+        "Tencent/YOLO-Master #228",
+        kinds=CONVOLUTIONS,
+        shows=("y", "x"),
+    ),
+    # the start
+    Bug(
+        "a-starts-with-the-fan-of-the-rank",
+        "A's start has the spread of fan r",
+        {"fan": lambda r, n_in, n_out, kernel: r},
+        "start",
+        "catid/dora #1",
+        kinds=ALL_BUT_EMBEDDING,
+    ),
+    Bug(
+        "a-starts-with-the-fan-of-the-output",
+        "A's start has the spread of fan out",
+        {"fan": lambda r, n_in, n_out, kernel: n_out},
+        "start",
+        kinds=ALL_BUT_EMBEDDING,
+    ),
+    Bug(
+        "a-starts-with-the-fan-of-the-channels-alone",
+        "A's start has the spread of the channels alone, without the kernel",
+        {"fan": lambda r, n_in, n_out, kernel: n_in},
+        "start",
+        kinds=CONVOLUTIONS,
+    ),
+    # Adam
+    Bug(
+        "adam-eps-stands-inside-the-root",
+        "Adam's eps stands inside the root",
+        {"direction": lambda m_hat, v_hat, eps: m_hat / np.sqrt(v_hat + eps)},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "adam-has-no-bias-correction",
+        "Adam has no bias correction",
+        {"m_hat": lambda m, beta, t: m, "v_hat": lambda v, beta, t: v},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "adam-corrects-no-bias-of-v",
+        "Adam corrects no bias of v",
+        {"v_hat": lambda v, beta, t: v},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "adam-corrects-no-bias-of-m",
+        "Adam corrects no bias of m",
+        {"m_hat": lambda m, beta, t: m},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "adam-eps-is-added-before-the-correction",
+        "Adam's eps is added before the correction",
+        {"eps": lambda eps, beta2, t: eps / np.sqrt(1 - beta2**t)},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug("adam-has-no-eps", "Adam has no eps", {"eps": lambda eps, beta2, t: 0.0}, "adam", kinds=ADAM),
+    Bug(
+        "adam-eps-is-1e-6",
+        "Adam's eps is 1e-6, and should be 1e-8",
+        {"eps": lambda eps, beta2, t: 1e-6},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "adam-divides-by-v",
+        "Adam divides by v, not by its root",
+        {"direction": lambda m_hat, v_hat, eps: m_hat / (v_hat + eps)},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug("adam-goes-uphill", "Adam goes uphill", {"step": lambda d, theta, g: -d}, "adam", kinds=ADAM),
+    Bug(
+        "adam-betas-are-exchanged",
+        "Adam's betas are exchanged",
+        {"betas": lambda betas: betas[::-1]},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "a-weight-decay-of-0-01-is-added-to-adam-step",
+        "a weight decay of 0.01 is added to Adam's step, as in AdamW",
+        {"step": lambda d, theta, g: d + 0.01 * theta},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "the-step-is-plain-gradient-descent",
+        "the step is plain gradient descent",
+        {"step": lambda d, theta, g: g},
+        "adam",
+        kinds=ADAM,
+    ),
+    Bug(
+        "the-step-moves-nothing", "the step moves nothing", {"step": lambda d, theta, g: 0 * theta}, "adam", kinds=ADAM
+    ),
+)
