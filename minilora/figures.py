@@ -106,7 +106,7 @@ def plot_adapter(summaries: list[LayerSummary]) -> Figure:
     Parameters
     ----------
     summaries : list of LayerSummary
-        As `minilora.inspection.inspect_adapter` returns them.
+        As `minilora.files.inspection.inspect_adapter` returns them.
 
     Returns
     -------
