@@ -36,22 +36,12 @@ FLOATS = {"F16": "float16", "BF16": "uint16", "F32": "float32", "F64": "float64"
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where a tensor lies in its file.
+    """Where a tensor lies in its file."""
 
-    Attributes
-    ----------
-    dtype : str
-        In the format's names: ``"F32"``, ``"BF16"``, ...
-    shape : tuple of int
-        Its shape.
-    start, end : int
-        Its bytes, counted from the file's first byte.
-    """
-
-    dtype: str
+    dtype: str  # in the format's names: "F32", "BF16", ...
     shape: tuple[int, ...]
-    start: int
-    end: int
+    start: int  # its first byte, counted from the file's first
+    end: int  # the byte after its last
 
 
 class TensorFile:
@@ -217,11 +207,11 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
 
 def read_json(path: Path, at_most: int) -> dict[str, Any]:
     """Read a JSON object from a file of no more than `at_most` bytes."""
-    return parse_json(path, read_text(path, at_most), "file")
+    return parse_json(path, read_whole(path, at_most), "file")
 
 
-def read_text(path: Path, at_most: int) -> bytes:
-    """Read a file of no more than `at_most` bytes."""
+def read_whole(path: Path, at_most: int) -> bytes:
+    """Return the bytes of a file, which may be no more than `at_most`."""
     with open_regular(path) as file:
         try:
             text = file.read(at_most + 1)
