@@ -47,25 +47,16 @@ class TensorSpec:
 class TensorFile:
     """A safetensors file, its header checked and its tensors still on the disk.
 
-    Parameters
-    ----------
-    path : path
-        A regular file.
-
-    Attributes
-    ----------
-    tensors : dict of str to TensorSpec
-        In the order of their bytes.
-    metadata : dict of str to str
-        The text beside the tensors; empty where there is none.
-    data_start : int
-        Where the header ends, in bytes.
-
     Raises
     ------
     AdapterFileError
-        If the file is missing, cut, or not of this format.
+        If the path is no regular file, or the file is missing, cut, or not of this format.
     """
+
+    path: Path
+    metadata: dict[str, str]  # the text beside the tensors; empty where there is none
+    tensors: dict[str, TensorSpec]  # in the order of their bytes
+    data_start: int  # where the header ends, in bytes
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -90,7 +81,7 @@ class TensorFile:
         if _parts(text) > expected + 100:
             raise AdapterFileError(path, f"the header holds far more than its {len(names)} tensors")
         header = parse_json(self.path, text, "header", self._spec)
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.metadata = header.pop("__metadata__", None) or {}
         for name, spec in header.items():
             if not isinstance(spec, TensorSpec):
                 raise AdapterFileError(path, f"the header's entry {short(name)} is not dtype, shape and data_offsets")
