@@ -12,6 +12,7 @@ from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 16 << 20
+"""Bytes of an index that we agree to parse."""
 
 
 @dataclass(frozen=True)
