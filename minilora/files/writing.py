@@ -7,8 +7,8 @@ Where the system has `flock` (Linux, macOS), two more things hold. Renames withi
 that someone else replaced in the meantime is noticed. And each unfinished file is locked by the process that writes
 it: one that nobody holds is the remains of a killed process, and the next writer of that target deletes it.
 
-The folder is locked for the renames alone, and not while a file is written. The renames of an adapter take a
-thousandth of a second, and writing it may take many: a merge of minutes would keep everybody else out of its folder.
+The folder is locked for the renames alone, and not while a file is written. Renames take
+milliseconds. Writing takes seconds, and a merge's minutes would keep everybody else out of the folder.
 """
 
 from __future__ import annotations
@@ -196,8 +196,9 @@ def identity(found: os.stat_result) -> tuple[int, ...]:
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Keep other writers out of a folder, and where not `shared` readers too. Where there are no locks, do nothing.
 
-    The lock is on the folder itself: it leaves no file behind, it ends with the process that holds it, and who may
-    only read the folder can take it too. A lock file, as the package `filelock` makes it, would do none but the second.
+    The lock is on the folder itself: it leaves no file behind, it ends with the process that holds it, and readers
+    share it. A lock file, as the package `filelock` makes it, stays in the folder, cannot be made by those who may only
+    read there, and is not shared.
 
     Raises
     ------
