@@ -77,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(argv)
         sys.stdout.flush()  # a pipe that nobody reads shows here, and not when Python is already ending
         return status
-    except BrokenPipeError:  # as in `minilora check | head`; what is still to be written goes nowhere
-        streams.discard(sys.stdout)
+    except BrokenPipeError:  # as in `minilora check | head`
+        streams.flush_or_discard(sys.stdout)
         return 141
-    except OSError as error:  # the output cannot be written
-        streams.say(str(error))
-        streams.discard(sys.stdout)
+    except OSError as error:  # of a file, or of stdout itself
+        streams.say(str(error) or type(error).__name__)
+        streams.flush_or_discard(sys.stdout)
         return 2
     except KeyboardInterrupt:
         streams.say_interrupted()
@@ -102,14 +102,7 @@ def _run(argv: Sequence[str] | None) -> int:
         from .training import TrainingDiverged
     try:
         status: int = options.command(options)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        raise
-    except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
+    except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         streams.say(str(error) or type(error).__name__)
-        try:
-            sys.stdout.flush()
-        except OSError:  # it has been said
-            streams.discard(sys.stdout)
-        return 2
+        status = 2
+    return status

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import check_plot, path, plot
+from .tables import align
+
+if TYPE_CHECKING:
+    from ..files.inspection import LayerSummary
+
+SHOWN = 8
+"""Singular values whose share a line of the table shows."""
 
 
 def add(commands: Any) -> None:
@@ -25,14 +32,28 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table, and draw it where that was asked for."""
-    from ..files import inspection
+    from ..files.inspection import inspect_adapter
 
     if options.plot:
         check_plot(options.plot)
-    summaries = inspection.inspect_adapter(options.adapter)
-    print(inspection.table(summaries))
+    summaries = inspect_adapter(options.adapter)
+    print(table(summaries))
     if options.plot:
         from .. import figures
 
         plot(figures.plot_adapter(summaries), options.plot)
     return 0
+
+
+def table(summaries: list[LayerSummary]) -> str:
+    """Return the summaries as a table, for a terminal. Plain linear layers alone need no column of kinds."""
+    head = ("module", "kind", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|")
+    lines = [(*head, "share of each singular value")]
+    for s in summaries:
+        shares = " ".join(f"{100 * share:.1f}%" for share in s.shares[:SHOWN]) + " ..." * (len(s.shares) > SHOWN)
+        numbers = (f"{s.rank}", f"{s.alpha:g}", f"{s.scaling:.4g}", f"{s.parameters:,}", f"{s.norm:.4g}")
+        lines.append((s.module, str(s.form), f"{s.out_features} x {s.in_features}", *numbers, shares))
+    lines.append(("total", "", "", "", "", "", f"{sum(s.parameters for s in summaries):,}", "", ""))
+    if all(str(s.form) == "linear" for s in summaries):
+        return align([(module, *rest) for module, _, *rest in lines], left={0, 7})
+    return align(lines, left={0, 1, 8})

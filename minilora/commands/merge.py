@@ -7,6 +7,7 @@ from typing import Any
 
 from ..files.errors import printable
 from .options import path
+from .tables import align
 
 
 def add(commands: Any) -> None:
@@ -52,7 +53,6 @@ def _layout(text: str) -> tuple[str, str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write the merged checkpoint, and print a line for each tensor that changed."""
-    from ..files.inspection import align
     from ..files.merge import merge_adapter
 
     layouts = dict(options.layout or ())

@@ -47,6 +47,14 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
 
 
+def flush_or_discard(stream: Any) -> None:
+    """Write what is still to be written to a stream, or let it go nowhere where the stream cannot take it."""
+    try:
+        stream.flush()
+    except OSError:
+        discard(stream)
+
+
 def discard(stream: Any) -> None:
     """Let what is still to be written to a stream go nowhere, so that Python does not fail on it when it ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):

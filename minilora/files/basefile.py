@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import AdapterFileError, short
-from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_text
+from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 16 << 20
+"""Bytes of an index that we agree to parse."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def open_base(path: Path) -> Base:
     if path.suffix != ".json":
         file = TensorFile(path)
         return Base([file], dict.fromkeys(file.tensors, file))
-    text = read_text(path, MAX_INDEX)
+    text = read_whole(path, MAX_INDEX)
     weight_map = parse_json(path, text, "file").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise AdapterFileError(path, f"weight_map is {short(weight_map)}, expected an object of tensors' files")

@@ -74,26 +74,14 @@ def _said_of(modules: list[str], asked: Mapping[str, str] | None) -> dict[str, s
 
 
 class _Evidence:
-    """The layouts that weights which are not square show, by what their modules' paths share.
-
-    Attributes
-    ----------
-    by_last, by_parent : dict of str to set of str
-        By the last name of the path, and by all before it.
-    anywhere : set of str
-        All of them.
-    adapted : int
-        The number of adapted modules.
-    kinds : set of str
-        Their last names.
-    """
+    """The layouts that weights which are not square show, by what their modules' paths share."""
 
     def __init__(self, names: Mapping[str, str], folder: AdapterFolder, base: Base) -> None:
-        self.by_last: dict[str, set[str]] = defaultdict(set)
-        self.by_parent: dict[str, set[str]] = defaultdict(set)
+        self.by_last: dict[str, set[str]] = defaultdict(set)  # by the last name of a module's path
+        self.by_parent: dict[str, set[str]] = defaultdict(set)  # by all before the last name
         self.anywhere: set[str] = set()
-        self.adapted = len(names)
-        self.kinds = {_parts(name)[1] for name in names.values()}
+        self.adapted = len(names)  # modules
+        self.kinds = {_parts(name)[1] for name in names.values()}  # the adapted modules' last names
         outputs = {name: folder.shapes(module)[0] for module, name in names.items()}
         for name in base.holder:
             shape, bias = base.spec(name).shape, name.removesuffix("weight") + "bias"

@@ -21,7 +21,8 @@ from .basefile import open_base
 from .errors import AdapterFileError, short
 from .tensorfile import FLOATS, read_json
 
-MAX_CONFIG = 4 << 20
+MAX_MODEL_CONFIG = 4 << 20
+"""Bytes of a model's config.json, or generation_config.json, that we agree to parse."""
 MAX_HEAD = 1 << 16
 """Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
 
@@ -39,7 +40,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 
 def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """Return the decoder's sizes, the shapes of the arrays in the folder, and how one is read."""
-    config = parse_config(path / "config.json", read_json(path / "config.json", MAX_CONFIG))
+    config = parse_config(path / "config.json", read_json(path / "config.json", MAX_MODEL_CONFIG))
     base = open_base(path)
     found = {name: base.spec(name) for name in base.holder}
     if config.tie_word_embeddings:

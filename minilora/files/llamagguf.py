@@ -18,7 +18,6 @@ from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
 from .errors import AdapterFileError, needed, short
 from .llamafolder import parse_config
-from .tensorfile import open_regular
 
 NAMES = {
     **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
@@ -65,7 +64,7 @@ def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Call
 
 
 def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[str, Any]]:
-    """Return a file's tensors, still quantised, and what its header says, of the tokenizer or of all else.
+    """Return a regular file's tensors, still quantised, and what its header says, of the tokenizer or of all else.
 
     Raises
     ------
@@ -86,7 +85,6 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
             raise ValueError(f"there are more than {MOST_PARTS:,} numbers and texts in its header")
         return GGUFReader._get(self, offset, dtype, count, **order)
 
-    open_regular(path).close()
     try:
         reader = type("BoundedReader", (GGUFReader,), {"_get": bounded})(path)
         fields = {

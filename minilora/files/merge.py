@@ -1,4 +1,6 @@
-r"""Fold an adapter into a checkpoint's weights: :math:`W + s\,B A`, with NumPy alone.
+"""Fold an adapter into a checkpoint's weights: W + s B A, with NumPy alone.
+
+The way is: open the base and the adapter, match their names and shapes, and stream the base into the new file.
 
 The merged checkpoint has the very header of the base, since no name, type or shape changes. It is written in the
 order of the file: bytes that no adapter touches are copied, and an adapted weight passes through memory a few rows at
@@ -8,9 +10,9 @@ Half types are widened to float32, added to, and rounded back once. The products
 takes them in, so that its ``merge_and_unload`` gives the same numbers.
 
 An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D has it, and a convolution's
-(out, C, \*kernel) is the matrix (out, C K) under another shape. DoRA divides each row of the matrix by its length,
-:math:`W' = (m/n)(W + s\,BA)`: where the matrix is stored transposed, its rows are the weight's columns, and the weight
-is read twice, first for the lengths.
+(out, C, *kernel) is the matrix (out, C K) under another shape. DoRA divides each row of the matrix by its length,
+W' = (m/n) (W + s B A): where the matrix is stored transposed, its rows are the weight's columns, and the weight is
+read twice, first for the lengths.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from .errors import AdapterFileError, short
 from .kinds import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .peftconfig import CONFIG_NAME
-from .tensorfile import FLOATS, TensorFile, TensorSpec, decode, encode
+from .tensorfile import FLOATS, TensorFile, decode, encode
 from .writing import replaceable, synced, written_folder, written_whole
 
 BLOCK_BYTES = 4 << 20
@@ -42,39 +44,17 @@ WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A weight of the base that the adapter changes.
+    """A weight of the base that the adapter changes."""
 
-    Attributes
-    ----------
-    name : str
-        In the base, such as ``"enc.q_proj.weight"``.
-    module : str
-        In the adapter, such as ``"enc.q_proj"``.
-    file : str
-        The name of the base's file, or shard, that holds it.
-    dtype : str
-        Its type, which is kept.
-    shape : tuple of int
-        Its shape.
-    layout : str
-        ``"out-in"``, or ``"in-out"`` where it is stored transposed, as embeddings and GPT-2's Conv1D are.
-    rank : int
-        The adapter's rank there.
-    scaling : float
-        The adapter's scaling there.
-    form : Form
-        The kind of layer, and whether DoRA gives its outputs magnitudes.
-    """
-
-    name: str
-    module: str
-    file: str
-    dtype: str
+    name: str  # in the base, such as "enc.q_proj.weight"
+    module: str  # in the adapter, such as "enc.q_proj"
+    file: str  # the name of the base's file, or shard, that holds it
+    dtype: str  # its type in the format's names, which is kept
     shape: tuple[int, ...]
-    layout: str
-    rank: int
-    scaling: float
-    form: Form
+    layout: str  # "out-in", or "in-out" where it is stored transposed, as embeddings and GPT-2's Conv1D are
+    rank: int  # the adapter's, there
+    scaling: float  # the adapter's, there
+    form: Form  # the kind of layer, and whether DoRA gives its outputs magnitudes
 
 
 def merge_adapter(
@@ -122,30 +102,25 @@ def merge_adapter(
     base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
     dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
     opened, folder = open_base(base), AdapterFolder.open(adapter)
-    names = _weight_names(folder, opened)
-    for name in names.values():
-        _check_weight(name, opened.spec(name), opened.holder[name].path)
-    linear = {module: name for module, name in names.items() if folder.forms[module].kind == "linear"}
-    for name in linear.values():
-        _check_matrix(name, opened.spec(name), opened.holder[name].path)
-    others = {module: "in-out" if form.kind == "embedding" else "out-in" for module, form in folder.forms.items()}
-    lie = others | layouts_of(linear, folder, opened, layouts)
-    changes = [_check_fit(folder, module, name, lie[module], opened.holder[name]) for module, name in names.items()]
-    for module in folder.with_base:
-        _check_same_base(folder, module, names[module], opened.holder[names[module]])
-    changes.sort(key=lambda change: (change.file, opened.spec(change.name).start))
+    changes = _matched(folder, opened, layouts)
     _check_out(out, opened, adapter)
-    if dry_run:
-        return changes
-    total = sum(spec.end - spec.start for file in opened.files for spec in file.tensors.values())
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
-        if opened.index is None:
-            (file,) = opened.files
-            with written_whole(out, alone=True) as target:
-                _write_merged(file, target, folder, changes, bar)
-        else:
-            _write_shards(out, opened, folder, changes, bar)
+    if not dry_run:
+        _write(out, opened, folder, changes, progress)
     return changes
+
+
+def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
+    """Return the weights that the adapter changes, in the order of the base's files; refuse those it does not fit."""
+    names = _weight_names(folder, base)
+    for module, name in names.items():
+        _check_weight(name, folder.forms[module], base.holder[name])
+    linear = {module: name for module, name in names.items() if folder.forms[module].kind == "linear"}
+    others = {module: "in-out" if form.kind == "embedding" else "out-in" for module, form in folder.forms.items()}
+    lie = others | layouts_of(linear, folder, base, layouts)
+    changes = [_check_fit(folder, module, name, lie[module], base.holder[name]) for module, name in names.items()]
+    for module in folder.with_base:
+        _check_same_base(folder, module, names[module], base.holder[names[module]])
+    return sorted(changes, key=lambda change: (change.file, base.spec(change.name).start))
 
 
 def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
@@ -171,19 +146,16 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     )
 
 
-def _check_weight(name: str, spec: TensorSpec, path: Path) -> None:
-    """Refuse what is not of a floating-point type."""
+def _check_weight(name: str, form: Form, file: TensorFile) -> None:
+    """Refuse what is not of a floating-point type, and of a linear layer what is not a matrix."""
+    spec = file.tensors[name]
     if spec.dtype not in FLOATS:
         expected = ", ".join(FLOATS)
         raise AdapterFileError(
-            path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported"
+            file.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported"
         )
-
-
-def _check_matrix(name: str, spec: TensorSpec, path: Path) -> None:
-    """Refuse what is not a matrix."""
-    if len(spec.shape) != 2:
-        raise AdapterFileError(path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")
+    if form.kind == "linear" and len(spec.shape) != 2:
+        raise AdapterFileError(file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")
 
 
 def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file: TensorFile) -> MergedTensor:
@@ -242,15 +214,21 @@ def _check_out(out: Path, base: Base, adapter: Path) -> None:
         )
 
 
-def _write_shards(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTensor], bar: tqdm) -> None:
-    """Write the shards and the index into a folder beside `out`, and give it that name when it is whole."""
-    assert base.index is not None
-    with written_folder(out) as part:
-        for file in base.files:
-            with synced(part / file.path.name) as target:
+def _write(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTensor], progress: bool) -> None:
+    """Write the one file, or the shards and their index into a folder, which appears at `out` when it is whole."""
+    total = sum(spec.end - spec.start for file in base.files for spec in file.tensors.values())
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+        if base.index is None:
+            (file,) = base.files
+            with written_whole(out, alone=True) as target:
                 _write_merged(file, target, folder, changes, bar)
-        with synced(part / base.index.name) as target:
-            target.write(base.index_text)
+            return
+        with written_folder(out) as part:
+            for file in base.files:
+                with synced(part / file.path.name) as target:
+                    _write_merged(file, target, folder, changes, bar)
+            with synced(part / base.index.name) as target:
+                target.write(base.index_text)
 
 
 def _write_merged(

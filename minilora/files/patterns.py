@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,16 +67,13 @@ class Patterns:
 
     def __init__(self, clock: Clock, key: str, patterns: Iterable[str], *, literal: bool = False) -> None:
         self.clock, self.key = clock, key
-        self.whole: dict[int, _ByShape] = defaultdict(_ByShape)
-        self.ends: dict[int, _ByShape] = defaultdict(_ByShape)
+        self.whole, self.ends = _Plain(), _Plain()
         self.others: list[tuple[int, regex.Pattern[str]]] = []
         for number, pattern in enumerate(patterns):
             plain = PLAIN.fullmatch(pattern)
             if literal or plain:
                 start, rest = ("", pattern) if literal else plain.groups()  # type: ignore[union-attr]
-                words = [rest] if literal else _words(rest)
-                table = self.whole if start else self.ends
-                table[sum(map(len, words)) + len(words) - 1].add(words, number)
+                (self.whole if start else self.ends).add([rest] if literal else _words(rest), number)
             else:
                 flags, rest = FLAGS.fullmatch(pattern).groups()  # type: ignore[union-attr]
                 self.others.append((number, compiled(clock, key, rf"{flags}(.*\.)?({rest})$", shown=pattern)))
@@ -85,10 +81,10 @@ class Patterns:
     def first(self, module: str) -> int | None:
         """Return the number of the first pattern that matches a module's path, None where none does."""
         self.clock.left(self.key)
-        found = [*self.whole[len(module)].find(module)]
-        for length in _lengths_of_ends(module):
-            if length in self.ends:
-                found += self.ends[length].find(module[-length:])
+        found = [*self.whole.find(module)]
+        for start in re.finditer(r"^|\.", module):  # of "enc.fc" itself, and of its end "fc"
+            if len(module) - start.end() in self.ends.by_length:  # a long path has too many ends to cut them all out
+                found += self.ends.find(module[start.end() :])
         first = min(found, default=None)
         for number, pattern in self.others:
             if first is not None and number > first:
@@ -99,38 +95,32 @@ class Patterns:
         return first
 
 
-class _ByShape:
-    """Plain patterns of one length, by the lengths of the words between their bare dots."""
+class _Plain:
+    """Plain patterns in dictionaries: by their length, by those of the words between their bare dots, by the words."""
 
     def __init__(self) -> None:
-        self.tables: dict[tuple[int, ...], dict[tuple[str, ...], int]] = {}
+        self.by_length: dict[int, dict[tuple[int, ...], dict[tuple[str, ...], int]]] = {}
 
     def add(self, words: list[str], number: int) -> None:
-        self.tables.setdefault(tuple(map(len, words)), {}).setdefault(tuple(words), number)
+        """Add a pattern: the words between its bare dots, each of which stands for any character."""
+        lengths = tuple(map(len, words))
+        tables = self.by_length.setdefault(sum(lengths) + len(lengths) - 1, {})
+        tables.setdefault(lengths, {}).setdefault(tuple(words), number)
 
     def find(self, text: str) -> Iterator[int]:
-        """Yield the numbers of the patterns that match a text of that length."""
-        for lengths, table in self.tables.items():
+        """Yield the numbers of the patterns that match the whole text, of equal ones the first."""
+        for lengths, numbers in self.by_length.get(len(text), {}).items():
             words, start = [], 0
             for length in lengths:
                 words.append(text[start : start + length])
-                start += length + 1  # a bare dot stands for any character
-            if tuple(words) in table:
-                yield table[tuple(words)]
+                start += length + 1
+            if tuple(words) in numbers:
+                yield numbers[tuple(words)]
 
 
 def _words(plain: str) -> list[str]:
     r"""Split a plain pattern at its bare dots, and take the backslash from what is escaped."""
     return [re.sub(r"\\(\W)", r"\1", word) for word in re.findall(r"((?:\\\W|[^.\\])*)\.", plain + ".")]
-
-
-def _lengths_of_ends(module: str) -> Iterator[int]:
-    """Yield the lengths of what a name may stand for: "enc.fc" itself, 6, and "fc", 2."""
-    yield len(module)
-    at = module.find(".")
-    while at >= 0:
-        yield len(module) - at - 1
-        at = module.find(".", at + 1)
 
 
 def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Pattern[str]:

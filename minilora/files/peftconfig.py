@@ -18,7 +18,7 @@ from ..variants.scaling import scaling
 from ..variants.variant import LORA, VARIANTS, Variant
 from .errors import AdapterFileError, short
 from .patterns import Clock, Patterns, compiled, matched
-from .tensorfile import parse_json, read_text
+from .tensorfile import parse_json, read_whole
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG = 3 << 20
@@ -188,7 +188,7 @@ def read_config(path: Path) -> PeftConfig:
     AdapterFileError
         If it is not sound JSON, a key has a value that it cannot have, or asks for what is not supported.
     """
-    text = read_text(path, MAX_CONFIG)
+    text = read_whole(path, MAX_CONFIG)
     config = parse_json(path, text, "file")
     kind = config.get("peft_type")
     if kind != "LORA":

@@ -36,46 +36,27 @@ FLOATS = {"F16": "float16", "BF16": "uint16", "F32": "float32", "F64": "float64"
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where a tensor lies in its file.
+    """Where a tensor lies in its file."""
 
-    Attributes
-    ----------
-    dtype : str
-        In the format's names: ``"F32"``, ``"BF16"``, ...
-    shape : tuple of int
-        Its shape.
-    start, end : int
-        Its bytes, counted from the file's first byte.
-    """
-
-    dtype: str
+    dtype: str  # in the format's names: "F32", "BF16", ...
     shape: tuple[int, ...]
-    start: int
-    end: int
+    start: int  # its first byte, counted from the file's first
+    end: int  # the byte after its last
 
 
 class TensorFile:
     """A safetensors file, its header checked and its tensors still on the disk.
 
-    Parameters
-    ----------
-    path : path
-        A regular file.
-
-    Attributes
-    ----------
-    tensors : dict of str to TensorSpec
-        In the order of their bytes.
-    metadata : dict of str to str
-        The text beside the tensors; empty where there is none.
-    data_start : int
-        Where the header ends, in bytes.
-
     Raises
     ------
     AdapterFileError
-        If the file is missing, cut, or not of this format.
+        If the path is no regular file, or the file is missing, cut, or not of this format.
     """
+
+    path: Path
+    metadata: dict[str, str]  # the text beside the tensors; empty where there is none
+    tensors: dict[str, TensorSpec]  # in the order of their bytes
+    data_start: int  # where the header ends, in bytes
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -100,7 +81,7 @@ class TensorFile:
         if _parts(text) > expected + 100:
             raise AdapterFileError(path, f"the header holds far more than its {len(names)} tensors")
         header = parse_json(self.path, text, "header", self._spec)
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.metadata = header.pop("__metadata__", None) or {}
         for name, spec in header.items():
             if not isinstance(spec, TensorSpec):
                 raise AdapterFileError(path, f"the header's entry {short(name)} is not dtype, shape and data_offsets")
@@ -217,11 +198,11 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
 
 def read_json(path: Path, at_most: int) -> dict[str, Any]:
     """Read a JSON object from a file of no more than `at_most` bytes."""
-    return parse_json(path, read_text(path, at_most), "file")
+    return parse_json(path, read_whole(path, at_most), "file")
 
 
-def read_text(path: Path, at_most: int) -> bytes:
-    """Read a file of no more than `at_most` bytes."""
+def read_whole(path: Path, at_most: int) -> bytes:
+    """Return the bytes of a file, which may be no more than `at_most`."""
     with open_regular(path) as file:
         try:
             text = file.read(at_most + 1)

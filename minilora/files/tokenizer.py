@@ -18,11 +18,12 @@ from typing import Any
 
 from ..checks import check_path
 from .errors import AdapterFileError, needed, short
+from .llamafolder import MAX_MODEL_CONFIG
 from .llamagguf import read_gguf
-from .tensorfile import open_regular, read_json, read_text
+from .tensorfile import open_regular, read_json, read_whole
 
-MAX_TOKENIZER, MAX_CONFIG = 1 << 26, 1 << 24
-"""Bytes of tokenizer.json and of a configuration that we agree to parse."""
+MAX_TOKENIZER = 1 << 26
+"""Bytes of tokenizer.json that we agree to parse."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
 CONTROL = 3
@@ -33,23 +34,13 @@ CONTROL = 3
 class Tokenizer:
     """A tokenizer, whichever package it comes from.
 
-    Attributes
-    ----------
-    encode : callable
-        ``encode(text) -> list of int``. Nothing is put before or after the text. A text for which the tokenizer has no
-        tokens is an `AdapterFileError`.
-    decode : callable
-        ``decode(ids) -> str``, without the tokens that stand for no text.
-    begin : tuple of int
-        The ids that a text begins with, for models that were trained so.
-    end : frozenset of int
-        The ids that end a text.
+    A text for which it has no tokens is an `AdapterFileError`.
     """
 
-    encode: Callable[[str], list[int]]
-    decode: Callable[[Sequence[int]], str]
-    begin: tuple[int, ...]
-    end: frozenset[int]
+    encode: Callable[[str], list[int]]  # the ids of a text, with nothing before or after it
+    decode: Callable[[Sequence[int]], str]  # the text, without the tokens that stand for no text
+    begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
+    end: frozenset[int]  # the ids that end a text
 
 
 def load_tokenizer(model: str | Path) -> Tokenizer:
@@ -84,14 +75,14 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers = needed("tokenizers", "tokenizer.json")
     path = folder / "tokenizer.json"
-    text = read_text(path, MAX_TOKENIZER)
+    text = read_whole(path, MAX_TOKENIZER)
     try:
         found = tokenizers.Tokenizer.from_buffer(text)
     except Exception as error:  # the package raises nothing more precise
         raise AdapterFileError(path, f"not a tokenizer: {error}") from error
     for name in ("generation_config.json", "config.json"):  # the first that names an end
         if (folder / name).exists():
-            end = read_json(folder / name, MAX_CONFIG).get("eos_token_id")
+            end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
             if end is not None:
                 return _of(path, found, _end(folder / name, end))
     return _of(path, found, [])

@@ -6,6 +6,9 @@ rename. The order is: file to the disk (fsync), rename, folder to the disk. A cr
 Where the system has `flock` (Linux, macOS), two more things hold. Renames within a folder take turns, so that a target
 that someone else replaced in the meantime is noticed. And each unfinished file is locked by the process that writes
 it: one that nobody holds is the remains of a killed process, and the next writer of that target deletes it.
+
+The folder is locked for the renames alone, and not while a file is written. Renames take
+milliseconds. Writing takes seconds, and a merge's minutes would keep everybody else out of the folder.
 """
 
 from __future__ import annotations
@@ -193,7 +196,9 @@ def identity(found: os.stat_result) -> tuple[int, ...]:
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Keep other writers out of a folder, and where not `shared` readers too. Where there are no locks, do nothing.
 
-    The lock is on the folder itself: it leaves no file behind, and it ends with the process that holds it.
+    The lock is on the folder itself: it leaves no file behind, it ends with the process that holds it, and readers
+    share it. A lock file, as the package `filelock` makes it, stays in the folder, cannot be made by those who may only
+    read there, and is not shared.
 
     Raises
     ------

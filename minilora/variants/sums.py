@@ -72,7 +72,9 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
 
 def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
     """Return the singular values of an adapter's change of weight, the largest first."""
-    return _thin_svd(adapter)[2]
+    linalg = backend_of(adapter.lora_A).xp.linalg
+    R_B, R_A = linalg.qr(adapter.lora_B, mode="r"), linalg.qr(adapter.lora_A.T, mode="r")
+    return linalg.svd(adapter.scaling * R_B @ R_A.T, compute_uv=False)  # of eq. (sum.2), without the vectors
 
 
 def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[float]:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import LoRA, save_adapter
-from minilora.files import inspection
-from minilora.files.inspection import inspect_adapter, singular_values, table
+from minilora.commands.inspect import table
+from minilora.files.inspection import inspect_adapter, singular_values
 from minilora.variants.adapter import Adapter
 
 
@@ -59,29 +59,22 @@ def test_each_layer_has_a_summary_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("r", [1, 3, 40, 200])
-def test_blocks_of_rows_give_the_same_singular_values(monkeypatch, r):
+def test_a_rank_above_the_widths_gives_the_widths_values(r):
     rng = np.random.default_rng(r)
     A, B = rng.standard_normal((r, 50)).astype("f2"), rng.standard_normal((30, r)).astype("f2")
     values = np.linalg.svd(B.astype(float) @ A.astype(float), compute_uv=False)[: min(r, 30)]
-    for numbers in (1, 100, 1 << 18):
-        monkeypatch.setattr(inspection, "BLOCK_NUMBERS", numbers)
-        np.testing.assert_allclose(singular_values(A, B), values, rtol=1e-10, atol=1e-12)
-
-
-def test_blocks_are_no_fewer_rows_than_columns(monkeypatch):
-    monkeypatch.setattr(inspection, "BLOCK_NUMBERS", 12)
-    for count, width, height in ((10, 3, 4), (10, 4, 4), (10, 5, 5), (30, 20, 20), (5, 1, 12)):
-        assert list(inspection._blocks(count, width)) == [slice(i, i + height) for i in range(0, count, height)]
+    np.testing.assert_allclose(singular_values(A, B), values, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(4, 500_000), (2_000_000, 1)])
-def test_a_half_precision_factor_is_never_widened_whole(shape):
-    """The adapter's own 8 MB are there already; all of them in float64 would be 32 MB more, and copies of it."""
+def test_memory_is_linear_in_the_factors(shape):
+    """A factor has 16 MB in float64; its decomposition needs some copies, and the product would have 2 GB."""
     A, B = np.ones(shape, "f2"), np.ones((500, shape[0]), "f2") if shape[0] < 9 else np.ones((1, shape[0]), "f2")
     tracemalloc.start()
     values = singular_values(A, B)
-    assert tracemalloc.get_traced_memory()[1] < 16e6
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert peak < 90e6
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
 
 

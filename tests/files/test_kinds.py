@@ -32,8 +32,9 @@ from minilora import (
     save_adapter,
 )
 from minilora.cli import main
+from minilora.commands.inspect import table
 from minilora.files.adapterfolder import NORM_KEY
-from minilora.files.inspection import inspect_adapter, table
+from minilora.files.inspection import inspect_adapter
 from minilora.files.tensorfile import TensorFile
 from minilora.variants.rewritten import Rewritten
 

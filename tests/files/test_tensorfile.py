@@ -143,7 +143,7 @@ def test_no_more_of_a_text_is_read_than_asked(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tensorfile, "open_regular", lambda path: Endless())
     with pytest.raises(AdapterFileError, match="larger than the 9 bytes"):
-        tensorfile.read_text(tmp_path / "t", 9)
+        tensorfile.read_whole(tmp_path / "t", 9)
 
 
 def test_names_may_hold_any_number_of_quotes(tmp_path):
@@ -160,7 +160,7 @@ def test_a_text_that_cannot_be_read_names_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tensorfile, "open_regular", lambda path: Unreadable())
     with pytest.raises(AdapterFileError) as error:
-        tensorfile.read_text(tmp_path / "t", 9)
+        tensorfile.read_whole(tmp_path / "t", 9)
     assert str(error.value) == f"'{tmp_path / 't'}': cannot be read: [Errno 5] Input/output error"
 
 
