@@ -21,6 +21,7 @@ from minilora import (
     adapt,
     cross_entropy,
     evaluate,
+    mse,
     train,
 )
 from minilora.fast import accumulate
@@ -120,6 +121,19 @@ def test_gradients_in_parts_are_those_of_the_batch(rows, count, seed):
     assert found.keys() == expected.keys()
     for name, grad in found.items():
         assert_close(grad, expected[name], 1e-13)
+
+
+def test_gradients_in_parts_ask_for_no_dx():
+    asked = []
+
+    class Watched(Linear):
+        def backward(self, dy, cache, *, need_dx=True):
+            asked.append((len(dy), need_dx))
+            return super().backward(dy, cache, need_dx=need_dx)
+
+    rng = np.random.default_rng(0)
+    accumulate(3)(Watched(rng.random((2, 4))), rng.random((8, 4)), rng.random((8, 2)), mse)
+    assert asked == [(3, False), (3, False), (2, False)]
 
 
 @pytest.mark.parametrize(("rows", "error"), [(0, ValueError), (1.5, TypeError)])
@@ -284,6 +298,8 @@ def test_held_out_data_that_is_not_finite_is_named():
     model, x, y = Linear.init(3, 2, rng=rng, dtype="float64"), rng.random((9, 3)), rng.random((9, 2))
     with pytest.raises(ValueError, match=r"held_out\[1\] holds NaN or infinity: entry \(1, 0\) is nan"):
         train(model, x, y, batch_size=3, rng=rng, held_out=(x[:2], np.array([[0.0, 1.0], [np.nan, 1.0]])))
+    with pytest.raises(ValueError, match=r"^held_out\[0\] holds NaN or infinity: entry \(0, 2\) is inf"):
+        train(model, x, y, batch_size=3, rng=rng, held_out=(np.array([[0, 1, np.inf]]), y[:1]))
     with pytest.raises(TrainingDiverged, match="the loss over all of held_out is inf after epoch 1"):
         train(model, x, y, epochs=1, log_every=1, batch_size=3, rng=rng, held_out=(x[:2], np.full((2, 2), 1e300)))
 

@@ -133,6 +133,31 @@ def test_evaluation_in_blocks_is_the_loss_of_all_rows(monkeypatch):
     assert_close(np.array(evaluate(model, DATA.x, DATA.target)), whole, 1e-14)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "ids", "heights"),
+    [
+        ((1200, 5), False, [512, 512, 176]),
+        ((1200, 7, 5), False, [512, 512, 176]),  # sequences of vectors go by rows as well
+        ((12, 100), True, [5, 5, 2]),  # 500 ids, and not 600
+        ((3, 600), True, [1, 1, 1]),
+    ],
+)
+def test_evaluation_takes_so_many_targets_at_a_time(x_shape, ids, heights):
+    seen = []
+
+    class Passing:
+        def trainable(self):
+            return {}
+
+        def __call__(self, x):
+            seen.append(len(x))
+            return x
+
+    data = np.zeros(x_shape, int) if ids else np.zeros(x_shape)
+    evaluate(Passing(), data, data, lambda p, t: (0.0, p))
+    assert seen == [1, *heights]  # the first row is tried first
+
+
 @pytest.mark.parametrize("n", [1, 2, 1500, 6000])
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
 def test_evaluation_is_mse_whatever_the_rows_and_their_size(n, size):
@@ -225,6 +250,7 @@ def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, pr
     model, rng = make(CASES[0]), np.random.default_rng(0)
     train(model, DATA.x, DATA.target, epochs=3, batch_size=8, rng=rng, log_every=1, progress=progress)
     assert ("3/3" in stream.getvalue() and "loss=" in stream.getvalue()) is shown
+    assert ("epoch/s" in stream.getvalue() or "s/epoch" in stream.getvalue()) is shown
     assert bool(stream.getvalue()) is shown
 
 
