@@ -27,7 +27,7 @@ MAX_SUBJECT = 10_000
 MAX_REPEATS = 10_000
 """What the numbers in a regular expression's counted repeats, as {3} or {2,5}, may multiply to: each is unrolled."""
 
-PLAIN = re.compile(r"(\^?)((?:[^\\^$|?*+(){}\[\]]|\\\W)*)\$?")
+ESCAPED, SPECIAL = re.compile(r"\\(\W)"), re.compile(r"[\\^$|?*+(){}\[\]]")
 FLAGS = re.compile(r"((?:\(\?[aimsu]+\))*)(.*)", re.DOTALL)
 REPEAT = re.compile(r"\{(\d+(?:,\d*)?|,\d+)\}")
 
@@ -70,10 +70,10 @@ class Patterns:
         self.whole, self.ends = _Plain(), _Plain()
         self.others: list[tuple[int, regex.Pattern[str]]] = []
         for number, pattern in enumerate(patterns):
-            plain = PLAIN.fullmatch(pattern)
-            if literal or plain:
-                start, rest = ("", pattern) if literal else plain.groups()  # type: ignore[union-attr]
-                (self.whole if start else self.ends).add([rest] if literal else _words(rest), number)
+            plain = (False, pattern, (len(pattern),)) if literal else _plain(pattern)
+            if plain:
+                whole, text, lengths = plain
+                (self.whole if whole else self.ends).add(text, lengths, number)
             else:
                 flags, rest = FLAGS.fullmatch(pattern).groups()  # type: ignore[union-attr]
                 self.others.append((number, compiled(clock, key, rf"{flags}(.*\.)?({rest})$", shown=pattern)))
@@ -101,26 +101,40 @@ class _Plain:
     def __init__(self) -> None:
         self.by_length: dict[int, dict[tuple[int, ...], dict[tuple[str, ...], int]]] = {}
 
-    def add(self, words: list[str], number: int) -> None:
-        """Add a pattern: the words between its bare dots, each of which stands for any character."""
-        lengths = tuple(map(len, words))
-        tables = self.by_length.setdefault(sum(lengths) + len(lengths) - 1, {})
-        tables.setdefault(lengths, {}).setdefault(tuple(words), number)
+    def add(self, text: str, lengths: tuple[int, ...], number: int) -> None:
+        """Add a text to match, of words of these lengths, with one character between two that may be any."""
+        self.by_length.setdefault(len(text), {}).setdefault(lengths, {}).setdefault(_words(text, lengths), number)
 
     def find(self, text: str) -> Iterator[int]:
         """Yield the numbers of the patterns that match the whole text, of equal ones the first."""
         for lengths, numbers in self.by_length.get(len(text), {}).items():
-            words, start = [], 0
-            for length in lengths:
-                words.append(text[start : start + length])
-                start += length + 1
-            if tuple(words) in numbers:
-                yield numbers[tuple(words)]
+            number = numbers.get(_words(text, lengths))
+            if number is not None:
+                yield number
 
 
-def _words(plain: str) -> list[str]:
-    r"""Split a plain pattern at its bare dots, and take the backslash from what is escaped."""
-    return [re.sub(r"\\(\W)", r"\1", word) for word in re.findall(r"((?:\\\W|[^.\\])*)\.", plain + ".")]
+def _words(text: str, lengths: tuple[int, ...]) -> tuple[str, ...]:
+    """Cut a text into words of these lengths, and leave out the one character between two of them."""
+    words, start = [], 0
+    for length in lengths:
+        words.append(text[start : start + length])
+        start += length + 1
+    return tuple(words)
+
+
+def _plain(pattern: str) -> tuple[bool, str, tuple[int, ...]] | None:
+    """Return whether a plain pattern is for a whole path, its text, and the lengths of the words between bare dots.
+
+    Return None where it is none. No regular expression judges the whole of it: on a long one that takes much memory.
+    """
+    whole = pattern.startswith("^")
+    rest = pattern[whole:]
+    bare = ESCAPED.sub("_", rest)  # a character for each that it matches
+    if bare.endswith("$"):
+        bare, rest = bare[:-1], rest[:-1]
+    if SPECIAL.search(bare):
+        return None
+    return whole, ESCAPED.sub(r"\1", rest), tuple(map(len, bare.split(".")))
 
 
 def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Pattern[str]:

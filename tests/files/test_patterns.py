@@ -433,6 +433,19 @@ def test_a_path_of_many_dots_takes_little_time_and_memory(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("part", [".", r"\.", "a.", "a"])
+def test_a_long_plain_pattern_takes_little_memory(tmp_path, part):
+    """A regular expression that judged all of it would take 60 MB."""
+    pattern = part * (300_000 // len(part))
+    tracemalloc.start()
+    found = Patterns(Clock(tmp_path), "alpha_pattern", ["x", pattern])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15e6
+    assert found.first(pattern.replace("\\", "")) == 1
+    assert found.first("y" * 300_000) == (1 if part == "." else None)
+
+
 def test_keys_that_repeat_are_found_in_linear_time(tmp_path):
     write(tmp_path, ["a"])
     text = "{" + ",".join(f'"k{i}":0' for i in range(100_000)) + ',"k99999":0}'
