@@ -57,7 +57,7 @@ PARTS = {
         (("files/tensorfile",), ("files/test_tensorfile", "files/test_adapters", "files/test_errors")),
         (("files/patterns",), ("files/test_patterns",)),
         (
-            ("files/adapters", "files/adapterfolder", "files/kinds"),
+            ("files/adapters", "files/adapterfolder", "files/forms"),
             ("files/test_adapters", "files/test_kinds", "files/test_writing"),
         ),
         (

@@ -4,7 +4,7 @@ For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` fol
 shows what is in one, `checkpoint` keeps a training.
 
 Under them: `tensorfile` reads the format of all these files, safetensors. `adapterfolder`, with `peftconfig` and
-`patterns`, is an adapter's folder, and `kinds` says how each kind of layer is written there; `basefile` is a checkpoint
+`patterns`, is an adapter's folder, and `forms` says how each kind of layer is written there; `basefile` is a checkpoint
 that an adapter is merged into, and `layouts` which way round its weights lie. `writing` puts files in their place whole
 or not at all; `errors` is what is raised.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +14,7 @@ import numpy as np
 
 from ..variants.variant import DORA
 from .errors import AdapterFileError, short
-from .kinds import Form, check_arrays, check_variant, forms_of, with_base
+from .forms import Form, check_arrays, check_variant, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import TensorFile, member
 from .writing import locked, places
@@ -36,19 +38,31 @@ class AdapterFolder:
     with_base: frozenset[str]  # the modules of which the file holds the base's own weight too
 
     @classmethod
-    def open(cls, path: str | Path) -> AdapterFolder:
+    def open(cls, folder: Path) -> AdapterFolder:
         """Check a folder in PEFT's layout: both files, every key, and each shape against the configuration."""
-        folder = Path(path)
+        with locked(folder, shared=True):
+            return cls._matched(folder)
+
+    @classmethod
+    @contextlib.contextmanager
+    def reading(cls, folder: Path) -> Iterator[tuple[AdapterFolder, BinaryIO]]:
+        """Do the same, and open the factors' file. A save of another process waits until they are read."""
+        with locked(folder, shared=True):
+            found = cls._matched(folder)
+            with found.file.opened() as file:
+                yield found, file
+
+    @classmethod
+    def _matched(cls, folder: Path) -> AdapterFolder:
         if not os.path.isdir(folder):
             raise AdapterFileError(folder, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
-        with locked(folder, shared=True):
-            weights_path, config_path = places(member(folder, WEIGHTS_NAME), member(folder, CONFIG_NAME))
-            config = read_config(config_path)
-            if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):
-                raise AdapterFileError(
-                    folder / "adapter_model.bin", "a pickle, which can run code when it is read: save it as safetensors"
-                )
-            file = TensorFile(weights_path)
+        weights_path, config_path = places(member(folder, WEIGHTS_NAME), member(folder, CONFIG_NAME))
+        config = read_config(config_path)
+        if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):
+            raise AdapterFileError(
+                folder / "adapter_model.bin", "a pickle, which can run code when it is read: save it as safetensors"
+            )
+        file = TensorFile(weights_path)
         _check_of_one_save(config, file)
         forms = forms_of(file)
         check_variant(config.path, config.variant, forms)

@@ -12,7 +12,7 @@ in the file                                    shape          here
 ``r``, or its ``rank_pattern``                                ``lora.rank``
 =============================================  =============  ======================
 
-For embeddings, convolutions and DoRA, `minilora.files.kinds` has the names and shapes.
+For embeddings, convolutions and DoRA, `minilora.files.forms` has the names and shapes.
 
 Alpha, rank and ``use_rslora`` are those of the file, so that every scaling comes back as it was. PEFT's configuration
 has one ``use_rslora``, and one flag such as ``use_dora``, for all modules:
@@ -52,10 +52,10 @@ from ..variants.rewritten import Rewritten
 from ..variants.variant import VARIANTS, variant_of
 from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
 from .errors import AdapterFileError, short
-from .kinds import CONVOLUTIONS, Form, is_module_path
+from .forms import CONVOLUTIONS, Form, is_module_path
 from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .tensorfile import MAX_HEADER, tensor_header
-from .writing import locked, replaceable, written_together
+from .writing import replaceable, written_together
 
 __all__ = ["AdapterFileError", "load_adapter", "save_adapter"]
 
@@ -97,32 +97,28 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    if not os.path.isdir(path):
-        raise AdapterFileError(path, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
     found = {}
-    with locked(path, shared=True):  # a `save_adapter` of another process waits until both files are read
-        folder = AdapterFolder.open(path)
+    with AdapterFolder.reading(path) as (folder, file):
         if folder.with_base:
             warnings.warn(
                 f"{folder.file.path} also holds the base's own weight of {short(min(folder.with_base))}, which is not "
                 "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
                 stacklevel=2,
             )
-        with folder.file.opened() as file:
-            for module, layer in folder.layers.items():
-                form = folder.forms[module]
-                arrays = (_rounded(array, dtype, folder, module) for array in folder.read(module, file))
-                A, B, *more = (backend.asarray(array) for array in arrays)
-                found[module] = Adapter(
-                    A,
-                    B,
-                    layer.alpha,
-                    kind=form.kind,
-                    kernel=form.kernel,
-                    use_rslora=layer.use_rslora,
-                    dora_norm="full" if module in folder.full_norms else "constant",
-                    **({form.variant.array: more[0]} if more else {}),
-                )
+        for module, layer in folder.layers.items():
+            form = folder.forms[module]
+            arrays = (_rounded(array, dtype, folder, module) for array in folder.read(module, file))
+            A, B, *more = (backend.asarray(array) for array in arrays)
+            found[module] = Adapter(
+                A,
+                B,
+                layer.alpha,
+                kind=form.kind,
+                kernel=form.kernel,
+                use_rslora=layer.use_rslora,
+                dora_norm="full" if module in folder.full_norms else "constant",
+                **({form.variant.array: more[0]} if more else {}),
+            )
     return found
 
 

@@ -17,7 +17,7 @@ from ..checks import check_path
 from ..lora import LoRA
 from ..variants import sums
 from .adapterfolder import AdapterFolder
-from .kinds import Form
+from .forms import Form
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class LayerSummary:
     rank: int
     alpha: float  # lora_alpha as the configuration has it
     scaling: float  # alpha / r, or alpha / sqrt(r) where it is rank-stabilised
-    parameters: int  # numbers in A and B and, of DoRA, in the magnitude
+    parameters: int  # numbers in A and B and in a variant's further array
     norm: float  # the Frobenius norm of the change of weight
     singular_values: np.ndarray  # of the change of weight, those that its rank allows, the largest first; float64
     shares: np.ndarray  # of the squared norm, in each singular value; all zero where the change is zero
-    form: Form  # the kind of layer, its kernel, and whether it is DoRA
+    form: Form  # the kind of layer, its kernel, and the variant
 
 
 def inspect_adapter(path: str | Path) -> list[LayerSummary]:
@@ -45,12 +45,11 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
     AdapterFileError
         If it cannot be read.
     """
-    folder = AdapterFolder.open(check_path("path", path))
-    with folder.file.opened() as file:
+    with AdapterFolder.reading(check_path("path", path)) as (folder, file):
         return [_summary(folder, module, *folder.read(module, file)) for module in folder.layers]
 
 
-def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *magnitude: np.ndarray) -> LayerSummary:
+def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *more: np.ndarray) -> LayerSummary:
     layer, (out_features, in_features) = folder.layers[module], folder.shapes(module)
     values = singular_values(A, B) * layer.scaling
     relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
@@ -61,7 +60,7 @@ def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *
         rank=layer.rank,
         alpha=layer.alpha,
         scaling=layer.scaling,
-        parameters=A.size + B.size + sum(m.size for m in magnitude),
+        parameters=A.size + B.size + sum(m.size for m in more),
         norm=float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0]),
         singular_values=values,
         shares=relative**2 / max(float((relative**2).sum()), 1.0),

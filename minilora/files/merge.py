@@ -10,9 +10,9 @@ Half types are widened to float32, added to, and rounded back once. The products
 takes them in, so that its ``merge_and_unload`` gives the same numbers.
 
 An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D has it, and a convolution's
-(out, C, *kernel) is the matrix (out, C K) under another shape. DoRA divides each row of the matrix by its length,
-W' = (m/n) (W + s B A): where the matrix is stored transposed, its rows are the weight's columns, and the weight is
-read twice, first for the lengths.
+(out, C, *kernel) is the matrix (out, C K) under another shape. A variant such as DoRA gives each row of the matrix
+another length, W' = g (W + s B A), by the rows' lengths: where the matrix is stored transposed, its rows are the
+weight's columns, and the weight is read twice, first for the lengths.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..checks import check_flag, check_path
 from .adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .basefile import Base, open_base
 from .errors import AdapterFileError, short
-from .kinds import BASE, PREFIX, Form
+from .forms import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .peftconfig import CONFIG_NAME
 from .tensorfile import FLOATS, TensorFile, decode, encode
@@ -54,7 +54,7 @@ class MergedTensor:
     layout: str  # "out-in", or "in-out" where it is stored transposed, as embeddings and GPT-2's Conv1D are
     rank: int  # the adapter's, there
     scaling: float  # the adapter's, there
-    form: Form  # the kind of layer, and whether DoRA gives its outputs magnitudes
+    form: Form  # the kind of layer, and the variant
 
 
 def merge_adapter(
@@ -263,23 +263,24 @@ def _merge(
     bar: tqdm,
 ) -> None:
     """Read a weight from the source, some rows at a time, change it as the adapter says and write it to the target."""
-    A, B, *magnitude = (array.astype(WIDE[change.dtype]) for array in arrays)
+    A, B, *more = (array.astype(WIDE[change.dtype]) for array in arrays)
+    gain = change.form.variant.gain
     transposed = change.layout == "in-out"
     left, right = (A.T, B.T) if transposed else (B, A)  # of the weight as it is stored
     lengths = None
-    if magnitude and transposed:
+    if gain and transposed:
         squares = np.zeros(change.shape[1])
         for _, _, direction in _directions(file, source, left, right, change):
             squares += _squares(direction).sum(axis=0)
         lengths = np.sqrt(squares)
     for start, weight, merged in _directions(file, source, left, right, change):
         with np.errstate(over="ignore"):
-            if magnitude:
+            if gain:
                 rows = slice(start, start + len(weight))
                 n = np.sqrt(_squares(merged).sum(axis=1)) if lengths is None else lengths
-                m = magnitude[0][rows] if lengths is None else magnitude[0]
+                m = more[0][rows] if lengths is None else more[0]
                 _check_lengths(file, change, n)
-                g = (m / n).astype(merged.dtype)
+                g = gain(m, n).astype(merged.dtype)
                 merged *= g[:, None] if lengths is None else g
             raw = encode(merged, change.dtype)
         lost = np.isfinite(weight) & ~np.isfinite(decode(raw, change.dtype).reshape(weight.shape))
@@ -317,9 +318,11 @@ def _squares(direction: np.ndarray) -> np.ndarray:
 
 
 def _check_lengths(file: TensorFile, change: MergedTensor, n: np.ndarray) -> None:
-    """Refuse an output whose weights have no direction: DoRA divides by their length."""
+    """Refuse an output whose weights have no direction: the variant divides by their length."""
     wrong = n[~(np.isfinite(n) & (n > 0))]
     if wrong.size:
         raise AdapterFileError(
-            file.path, f"{short(change.name)}: the weights of an output have the length {wrong[0]}, DoRA divides by it"
+            file.path,
+            f"{short(change.name)}: the weights of an output have the length {wrong[0]}, {change.form.variant.name} "
+            "divides by it",
         )

@@ -7,8 +7,8 @@ import pytest
 
 from minilora import LoRA, article
 from minilora.figures import draw_losses, draw_spectrum, new_figure, plot_adapter
+from minilora.files.forms import Form
 from minilora.files.inspection import LayerSummary
-from minilora.files.kinds import Form
 
 
 @pytest.fixture(scope="module")
