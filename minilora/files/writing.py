@@ -7,8 +7,8 @@ Where the system has `flock` (Linux, macOS), two more things hold. Renames withi
 that someone else replaced in the meantime is noticed. And each unfinished file is locked by the process that writes
 it: one that nobody holds is the remains of a killed process, and the next writer of that target deletes it.
 
-The folder is locked for the renames alone, and not while a file is written. Renames take
-milliseconds. Writing takes seconds, and a merge's minutes would keep everybody else out of the folder.
+The folder is locked for the renames alone, and not while a file is written. Renames take milliseconds. Writing takes
+seconds, and a merge minutes, during which nobody else could use the folder.
 """
 
 from __future__ import annotations
