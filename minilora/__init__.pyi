@@ -7,10 +7,11 @@ from .adaptation import merge as merge
 from .backend import Backend as Backend
 from .backend import BackendUnavailable as BackendUnavailable
 from .backend import get_backend as get_backend
-from .files.adapters import AdapterFileError as AdapterFileError
 from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
+from .files.errors import AdapterFileError as AdapterFileError
+from .files.errors import FileRefused as FileRefused
 from .files.merge import merge_adapter as merge_adapter
 from .layer import Layer as Layer
 from .layers.activation import ReLU as ReLU

@@ -232,7 +232,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
     ------
     CannotRun
         If the vectors are of another version, or are the results themselves, or no file answers one of them.
-    AdapterFileError
+    FileRefused
         If a file is not sound.
     """
     from ..files.tensorfile import read_json

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..variants.variant import DORA
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .forms import Form, check_arrays, check_variant, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import TensorFile, member
@@ -55,11 +55,11 @@ class AdapterFolder:
     @classmethod
     def _matched(cls, folder: Path) -> AdapterFolder:
         if not os.path.isdir(folder):
-            raise AdapterFileError(folder, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
+            raise FileRefused(folder, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
         weights_path, config_path = places(member(folder, WEIGHTS_NAME), member(folder, CONFIG_NAME))
         config = read_config(config_path)
         if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):
-            raise AdapterFileError(
+            raise FileRefused(
                 folder / "adapter_model.bin", "a pickle, which can run code when it is read: save it as safetensors"
             )
         file = TensorFile(weights_path)
@@ -82,7 +82,7 @@ class AdapterFolder:
         for key in form.keys(module):
             arrays.append(self.file.read(key, file))
             if not np.isfinite(arrays[-1]).all():
-                raise AdapterFileError(self.file.path, f"{short(key)} holds NaN or infinity")
+                raise FileRefused(self.file.path, f"{short(key)} holds NaN or infinity")
         return form.matrices(tuple(arrays))
 
 
@@ -93,7 +93,7 @@ def _full_norms(file: TensorFile, forms: dict[str, Form]) -> frozenset[str]:
     of_dora = {module for module, form in forms.items() if form.variant is DORA}
     stranger = min(modules - of_dora, default=None)
     if stranger is not None:
-        raise AdapterFileError(file.path, f"{NORM_KEY} names {short(stranger)}, which is no module with DoRA")
+        raise FileRefused(file.path, f"{NORM_KEY} names {short(stranger)}, which is no module with DoRA")
     return modules
 
 
@@ -105,7 +105,7 @@ def _check_of_one_save(config: PeftConfig, file: TensorFile) -> None:
     """
     noted = file.metadata.get(DIGEST_KEY)
     if None not in (noted, config.digest) and noted != config.digest:
-        raise AdapterFileError(
+        raise FileRefused(
             config.path,
             f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "
             "was edited. Save the adapter again",

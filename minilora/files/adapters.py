@@ -25,7 +25,7 @@ An adapter that started by PiSSA is written as the difference to its start, of r
 (`minilora.variants.pissa`). The backward of DoRA (``dora_norm="full"``) is noted in the tensors' metadata: PEFT passes
 over the note and trains with the norm as a constant; the outputs are the same.
 
-What is read is either understood whole or refused with an `AdapterFileError` that names the file and the reason:
+What is read is either understood whole or refused with an `FileRefused` that names the file and the reason:
 half an adapter would compute something, and nobody would notice.
 """
 
@@ -51,13 +51,13 @@ from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
 from ..variants.variant import VARIANTS, variant_of
 from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .forms import CONVOLUTIONS, Form, is_module_path
 from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .tensorfile import MAX_HEADER, tensor_header
 from .writing import replaceable, written_together
 
-__all__ = ["AdapterFileError", "load_adapter", "save_adapter"]
+__all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
 SAVED = (LoRA, Adapter, LoRALinear, DoRA, Rewritten)
@@ -85,7 +85,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If a file is missing, damaged or inconsistent, or asks for what is not supported.
 
     Warns
@@ -130,7 +130,7 @@ def _rounded(factor: np.ndarray, dtype: Any, folder: AdapterFolder, module: str)
         rounded = factor.astype(np.dtype(dtype).name, copy=False)
     if not np.isfinite(rounded).all():
         largest = float(np.abs(factor).max())
-        raise AdapterFileError(
+        raise FileRefused(
             folder.file.path, f"the factors of {short(module)} reach {largest:g}, which {np.dtype(dtype)} cannot hold"
         )
     return rounded

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
@@ -44,12 +44,12 @@ def open_base(path: Path) -> Base:
     text = read_whole(path, MAX_INDEX)
     weight_map = parse_json(path, text, "file").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise AdapterFileError(path, f"weight_map is {short(weight_map)}, expected an object of tensors' files")
+        raise FileRefused(path, f"weight_map is {short(weight_map)}, expected an object of tensors' files")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise AdapterFileError(path, f"weight_map[{short(name)}] is {short(shard)}, expected a .safetensors file")
+            raise FileRefused(path, f"weight_map[{short(name)}] is {short(shard)}, expected a .safetensors file")
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
-            raise AdapterFileError(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")
+            raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")
     return Base(list(files.values()), {name: files[shard] for name, shard in weight_map.items()}, path, text)

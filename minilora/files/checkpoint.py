@@ -29,7 +29,7 @@ from ..backend import backend_of
 from ..checks import Array, check_path, dtype_name
 from ..layer import Layer, parts, walk
 from ..training import TrainingState
-from .errors import AdapterFileError, printable, short
+from .errors import FileRefused, printable, short
 from .tensorfile import TensorFile, parse_json
 from .writing import written_whole
 
@@ -186,7 +186,7 @@ def read(path: Path) -> Saved | None:
             if type(rest.get(key)) is not kind:
                 raise CheckpointError(f"{str(path)!r}: {key} is {short(rest.get(key))}, expected {kind.__name__}")
         return Saved(arrays, **{key: rest[key] for key in FIELDS})
-    except (AdapterFileError, KeyError, UnicodeError) as error:
+    except (FileRefused, KeyError, UnicodeError) as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
 
 

@@ -14,11 +14,15 @@ LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
 """Characters of one name or value, and of a whole message."""
 
 
-class AdapterFileError(ValueError):
-    """A file cannot be used; the message names the file and the reason."""
+class FileRefused(ValueError):
+    """A file, of whatever kind, cannot be used; the message names the file and the reason."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(printable(f"{str(path)!r}: {reason}"))
+
+
+AdapterFileError = FileRefused
+"""The old name, for one version more: not every file is an adapter's."""
 
 
 def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from ..variants.variant import LORA, VARIANTS, Variant
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .tensorfile import FLOATS, TensorFile, TensorSpec
 
 PREFIX = "base_model.model."
@@ -80,12 +80,12 @@ def forms_of(file: TensorFile) -> dict[str, Form]:
     for key in file.tensors:
         match = KEY.fullmatch(key)
         if match is None:
-            raise AdapterFileError(file.path, f"the key {short(key)} is {_what_is(key)}")
+            raise FileRefused(file.path, f"the key {short(key)} is {_what_is(key)}")
         parts.setdefault(match["module"], set()).add(match["part"])
     for module, found in parts.items():
         _check_parts(file.path, module, found)
     if not parts:
-        raise AdapterFileError(file.path, "there are no tensors in it")
+        raise FileRefused(file.path, "there are no tensors in it")
     return {module: _form(file, module, parts[module]) for module in sorted(parts)}
 
 
@@ -106,30 +106,26 @@ def check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
     specs = [file.tensors[key] for key in keys]
     for key, spec in zip(keys, specs, strict=True):
         if 0 in spec.shape:
-            raise AdapterFileError(file.path, f"{short(key)} has shape {list(spec.shape)}, which is empty")
+            raise FileRefused(file.path, f"{short(key)} has shape {list(spec.shape)}, which is empty")
         if spec.dtype not in FLOATS:
-            raise AdapterFileError(
-                file.path, f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
-            )
+            raise FileRefused(file.path, f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
         if spec.dtype != specs[0].dtype:
             one, other = f"{short(keys[0])} has dtype {specs[0].dtype}", f"{short(key)} has dtype {spec.dtype}"
-            raise AdapterFileError(file.path, f"{one} and {other}")
+            raise FileRefused(file.path, f"{one} and {other}")
     A, B = (spec.shape for spec in specs[:2])
     ones = "".join(", 1" for _ in form.kernel)
     if A[0] != rank:
         rest = ", ".join(["in", *map(str, form.kernel)])
-        raise AdapterFileError(
-            file.path, f"{short(keys[0])} has shape {list(A)}, expected [{rank}, {rest}] by the rank"
-        )
+        raise FileRefused(file.path, f"{short(keys[0])} has shape {list(A)}, expected [{rank}, {rest}] by the rank")
     if B[1:] != (rank, *(1 for _ in form.kernel)):
         groups = form.kernel and B[1] < rank
         hint = ". A convolution with groups has such a shape; groups are not supported" if groups else ""
-        raise AdapterFileError(
+        raise FileRefused(
             file.path, f"{short(keys[1])} has shape {list(B)}, expected [out, {rank}{ones}] by the rank{hint}"
         )
     if form.variant.key and specs[2].shape != form.shapes(rank, B[0], 1)[2]:
         expected = list(form.shapes(rank, B[0], 1)[2])
-        raise AdapterFileError(
+        raise FileRefused(
             file.path, f"{short(keys[2])} has shape {list(specs[2].shape)}, expected {expected}: one for each output"
         )
 
@@ -140,7 +136,7 @@ def check_variant(path: Path, said: Variant, forms: Mapping[str, Form]) -> None:
         if form.variant is not said:
             missing = said is not LORA
             variant = said if missing else form.variant
-            raise AdapterFileError(
+            raise FileRefused(
                 path,
                 f"{variant.flag} is {missing} and the module {short(module)} {'has no' if missing else 'has a'} "
                 f"{variant.key}, which is {variant.name}'s {variant.array}",
@@ -151,13 +147,13 @@ def _check_parts(path: Path, module: str, found: set[str]) -> None:
     """Refuse a module that has not exactly one A and one B, of one kind."""
     of_both = found & {*FACTORS}, found & {*EMBEDDING_FACTORS}
     if all(of_both):
-        raise AdapterFileError(path, f"the module {short(module)} has factors of an embedding and of another layer")
+        raise FileRefused(path, f"the module {short(module)} has factors of an embedding and of another layer")
     names = EMBEDDING_FACTORS if of_both[1] else FACTORS
     missing = next((name for name in names if name not in found), None)
     if missing is not None:
-        raise AdapterFileError(path, f"the module {short(module)} has no {missing}")
+        raise FileRefused(path, f"the module {short(module)} has no {missing}")
     if not is_module_path(module):
-        raise AdapterFileError(path, f"{short(module)} is not a module's path: names with dots between them")
+        raise FileRefused(path, f"{short(module)} is not a module's path: names with dots between them")
 
 
 def _form(file: TensorFile, module: str, found: set[str]) -> Form:
@@ -169,9 +165,9 @@ def _form(file: TensorFile, module: str, found: set[str]) -> Form:
         key, shape = f"{PREFIX}{module}.{FACTORS[0]}", file.tensors[f"{PREFIX}{module}.{FACTORS[0]}"].shape
         axes, known = len(shape), 2 + len(CONVOLUTIONS)
         if axes < 2:
-            raise AdapterFileError(file.path, f"{short(key)} has shape {list(shape)}, expected a matrix")
+            raise FileRefused(file.path, f"{short(key)} has shape {list(shape)}, expected a matrix")
         if axes > known:
-            raise AdapterFileError(
+            raise FileRefused(
                 file.path, f"{short(key)} has shape {list(shape)}: a convolution of {axes - 2} axes, not supported"
             )
         form = Form("linear", (), variant) if axes == 2 else Form(CONVOLUTIONS[axes - 3], tuple(shape[2:]), variant)
@@ -179,7 +175,7 @@ def _form(file: TensorFile, module: str, found: set[str]) -> Form:
         spec: TensorSpec = file.tensors[key]
         if len(spec.shape) != axes:
             what = "a matrix" if axes == 2 else f"{axes} axes as a convolution's lora_A has"
-            raise AdapterFileError(file.path, f"{short(key)} has shape {list(spec.shape)}, expected {what}")
+            raise FileRefused(file.path, f"{short(key)} has shape {list(spec.shape)}, expected {what}")
     return form
 
 

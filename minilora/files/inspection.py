@@ -42,7 +42,7 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If it cannot be read.
     """
     with AdapterFolder.reading(check_path("path", path)) as (folder, file):

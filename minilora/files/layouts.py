@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from .adapterfolder import AdapterFolder
 from .basefile import Base
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 
 LAYOUTS = ("out-in", "in-out")
 """The sides of a weight in the order of its shape: of a Linear, and of a Conv1D."""
@@ -39,7 +39,7 @@ def layouts_of(
     ------
     ValueError, TypeError
         If `asked` names no module, or another layout.
-    AdapterFileError
+    FileRefused
         If a square weight may lie otherwise than the adapter's flag says.
     """
     said = _said_of(list(names), asked)
@@ -121,7 +121,7 @@ def _check_square(module: str, name: str, flag: str, evidence: _Evidence, base: 
         doubtful = "out-in" in near or (not alike and len(evidence.kinds) > 1)
     if doubtful:
         shown = sorted(near or evidence.anywhere) or ["nothing"]
-        raise AdapterFileError(
+        raise FileRefused(
             base.holder[name].path,
             f"{short(name)} is square: its shape does not show whether it is stored (out, in) or (in, out). "
             f"The adapter says fan_in_fan_out = {str(flag == 'in-out').lower()} for all its modules; the base shows "

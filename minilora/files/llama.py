@@ -22,7 +22,7 @@ import numpy as np
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, check_path
 from ..models.llamaconfig import LlamaConfig
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .llamafolder import open_folder
 from .llamagguf import open_gguf
 from .llamanpz import open_npz
@@ -67,20 +67,20 @@ def read_llama(
     else:
         open_regular(path).close()
         if path.suffix not in OPENERS:
-            raise AdapterFileError(path, "expected a folder with config.json, a .gguf file or a .npz file")
+            raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
         opener = OPENERS[path.suffix]
     config, found, read = opener(path)
     if config.num_hidden_layers > len(found):  # before that many names are made
-        raise AdapterFileError(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
+        raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
     shapes = config.shapes()
     _check_shapes(path, found, shapes)
     arrays = {}
     for name in shapes:
         host = read(name)
         if host.dtype.kind != "f":
-            raise AdapterFileError(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
+            raise FileRefused(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
         if not np.isfinite(host).all():
-            raise AdapterFileError(path, f"{short(name)} holds NaN or infinity")
+            raise FileRefused(path, f"{short(name)} holds NaN or infinity")
         arrays[name] = backend.asarray(host, np.dtype(dtype))
     return config, arrays
 
@@ -88,9 +88,9 @@ def read_llama(
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse arrays that are not exactly those of the decoder."""
     if missing := [name for name in expected if name not in found]:
-        raise AdapterFileError(path, f"there is no {short(missing[0])}; {len(missing)} arrays are missing in all")
+        raise FileRefused(path, f"there is no {short(missing[0])}; {len(missing)} arrays are missing in all")
     if extra := [name for name in found if name not in expected]:
-        raise AdapterFileError(path, f"there is {short(extra[0])}, which a Llama decoder of these settings has not")
+        raise FileRefused(path, f"there is {short(extra[0])}, which a Llama decoder of these settings has not")
     for name, shape in expected.items():
         if found[name] != shape:
-            raise AdapterFileError(path, f"{short(name)} has shape {list(found[name])}, expected {list(shape)}")
+            raise FileRefused(path, f"{short(name)} has shape {list(found[name])}, expected {list(shape)}")

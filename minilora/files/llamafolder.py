@@ -18,7 +18,7 @@ from ..checks import check_flag, check_number, check_sizes
 from ..layers.rotary import frequencies
 from ..models.llamaconfig import LlamaConfig
 from .basefile import open_base
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .tensorfile import FLOATS, read_json
 
 MAX_MODEL_CONFIG = 4 << 20
@@ -49,7 +49,7 @@ def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Ca
     found = {name: spec for name, spec in found.items() if not name.endswith(".rotary_emb.inv_freq")}
     for name, spec in found.items():
         if spec.dtype not in FLOATS:
-            raise AdapterFileError(
+            raise FileRefused(
                 base.holder[name].path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
             )
 
@@ -64,15 +64,15 @@ def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:
     """Return the sizes that a config.json states, or refuse what is not supported, naming the setting."""
     for name, allowed in SETTINGS.items():
         if config.get(name) not in allowed:
-            raise AdapterFileError(path, f"{name} is {short(config.get(name))}, supported: {short(allowed[0])}")
+            raise FileRefused(path, f"{name} is {short(config.get(name))}, supported: {short(allowed[0])}")
     architectures = config.get("architectures") or ["LlamaForCausalLM"]
     if architectures != ["LlamaForCausalLM"]:
-        raise AdapterFileError(path, f"architectures is {short(architectures)}, supported: ['LlamaForCausalLM']")
+        raise FileRefused(path, f"architectures is {short(architectures)}, supported: ['LlamaForCausalLM']")
     try:
         return _sizes(config)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise AdapterFileError(path, reason) from error
+        raise FileRefused(path, reason) from error
 
 
 def _sizes(config: Mapping[str, Any]) -> LlamaConfig:

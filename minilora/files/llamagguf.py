@@ -16,7 +16,7 @@ import numpy as np
 
 from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
-from .errors import AdapterFileError, needed, short
+from .errors import FileRefused, needed, short
 from .llamafolder import parse_config
 
 NAMES = {
@@ -44,7 +44,7 @@ def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Call
     in_file, fields = read_gguf(path)
     tensors = {_name(tensor.name): tensor for tensor in in_file}
     if len(tensors) < len(in_file):
-        raise AdapterFileError(path, "two of its arrays have the same name in a Llama decoder")
+        raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
     factors = tensors.pop(ROPE_FACTORS, None)
     config = _config(path, fields, tensors)
     if factors is not None:  # Llama 3's scaling, one number for each pair
@@ -56,7 +56,7 @@ def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Call
             array: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
         except Exception as error:
             kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
-            raise AdapterFileError(path, f"{short(tensor.name)} of type {kind} cannot be read: {error}") from error
+            raise FileRefused(path, f"{short(tensor.name)} of type {kind} cannot be read: {error}") from error
         turned = name.rpartition(".")[0].endswith(("q_proj", "k_proj"))  # their biases too
         return np.asarray(halves_from_interleaved(array, config.head_dim) if turned else array)
 
@@ -68,7 +68,7 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If the file is damaged.
     ValueError
         If the `gguf` package is not installed.
@@ -94,20 +94,20 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
         }
         return list(reader.tensors), fields
     except Exception as error:  # the package raises many kinds
-        raise AdapterFileError(path, f"not a sound GGUF file: {type(error).__name__}: {error}") from error
+        raise FileRefused(path, f"not a sound GGUF file: {type(error).__name__}: {error}") from error
 
 
 def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     """Return the sizes, as if they stood in a config.json: there they are checked."""
     if fields.get("general.architecture") != "llama":
         architecture = short(fields.get("general.architecture"))
-        raise AdapterFileError(path, f"general.architecture is {architecture}, supported: 'llama'")
+        raise FileRefused(path, f"general.architecture is {architecture}, supported: 'llama'")
     config = {name: fields[f"llama.{key}"] for name, key in SIZES.items() if f"llama.{key}" in fields}
     if "vocab_size" not in config and "model.embed_tokens.weight" in tensors:
         config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[-1])
     for name in ("expert_count", "attention.sliding_window"):
         if fields.get(f"llama.{name}"):
-            raise AdapterFileError(path, f"llama.{name} is {short(fields[f'llama.{name}'])}, which is not supported")
+            raise FileRefused(path, f"llama.{name} is {short(fields[f'llama.{name}'])}, which is not supported")
     kind = fields.get("llama.rope.scaling.type", "none")
     if kind != "none":
         config["rope_scaling"] = {"rope_type": kind, "factor": fields.get("llama.rope.scaling.factor")}
@@ -120,7 +120,7 @@ def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llam
 def _divided(path: Path, config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
     """Return the same sizes with each rotary frequency divided by its factor."""
     if factors.shape != (len(config.frequencies),) or not (np.isfinite(factors) & (factors > 0)).all():
-        raise AdapterFileError(path, f"{ROPE_FACTORS} is not {len(config.frequencies)} numbers above 0")
+        raise FileRefused(path, f"{ROPE_FACTORS} is not {len(config.frequencies)} numbers above 0")
     frequencies = tuple(f / float(factor) for f, factor in zip(config.frequencies, factors, strict=True))
     return replace(config, frequencies=frequencies)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .llamafolder import parse_config
 from .tensorfile import parse_json
 
@@ -45,13 +45,13 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy and zipfile raise many kinds
-        raise AdapterFileError(path, f"not a sound .npz file: {type(error).__name__}: {error}") from error
+        raise FileRefused(path, f"not a sound .npz file: {type(error).__name__}: {error}") from error
     if CONFIG not in arrays:
-        raise AdapterFileError(path, f"there is no {CONFIG}: only glassllm's .npz files are supported")
+        raise FileRefused(path, f"there is no {CONFIG}: only glassllm's .npz files are supported")
     config = _config(path, str(arrays.pop(CONFIG)), arrays)
     named = {_name(name): array for name, array in arrays.items()}
     if len(named) < len(arrays):
-        raise AdapterFileError(path, "two of its arrays have the same name in a Llama decoder")
+        raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
     found = {name: array.T if "_proj" in name else array for name, array in named.items()}
 
     def read(name: str) -> np.ndarray:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ..checks import check_flag, check_path
 from .adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .basefile import Base, open_base
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .forms import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .peftconfig import CONFIG_NAME
@@ -93,7 +93,7 @@ def merge_adapter(
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If a file is damaged, the adapter does not fit the base, one of the two is not supported, or changes while it
         is read. Nothing has been written then.
     ValueError, TypeError
@@ -139,7 +139,7 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     quantised = any(f"{missing}.{part}" in base.holder for part in ("qweight", "weight_packed", "weight.absmax"))
     last = "." + missing.rpartition(".")[2] + ".weight"
     like = next((name for name in base.holder if name.endswith(last)), next(iter(base.holder), "nothing"))
-    raise AdapterFileError(
+    raise FileRefused(
         base.path,
         f"there is no {short(missing + '.weight')}, which the adapter changes: "
         + ("the base is quantised there, which is not supported" if quantised else f"there is {short(like)}"),
@@ -151,11 +151,11 @@ def _check_weight(name: str, form: Form, file: TensorFile) -> None:
     spec = file.tensors[name]
     if spec.dtype not in FLOATS:
         expected = ", ".join(FLOATS)
-        raise AdapterFileError(
+        raise FileRefused(
             file.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported"
         )
     if form.kind == "linear" and len(spec.shape) != 2:
-        raise AdapterFileError(file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")
+        raise FileRefused(file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")
 
 
 def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file: TensorFile) -> MergedTensor:
@@ -166,7 +166,7 @@ def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file:
         hint = f"stored {layout}" if form.kind == "linear" else f"of {'an' if form.kind == 'embedding' else 'a'} {form}"
         if form.kind == "linear" and spec.shape == expected[::-1]:
             hint += ", and the other way round it would fit: see layouts"
-        raise AdapterFileError(
+        raise FileRefused(
             file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for {list(expected)} ({hint})"
         )
     return MergedTensor(name, module, file.path.name, spec.dtype, spec.shape, layout, layer.rank, layer.scaling, form)
@@ -184,7 +184,7 @@ def _check_same_base(folder: AdapterFolder, module: str, name: str, file: Tensor
             count = min(BLOCK_BYTES, ours.end - ours.start - start)
             same = same and np.array_equal(folder.file.read_bytes(one, count), file.read_bytes(other, count))
     if not same:
-        raise AdapterFileError(
+        raise FileRefused(
             folder.file.path, f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
         )
 
@@ -285,7 +285,7 @@ def _merge(
             raw = encode(merged, change.dtype)
         lost = np.isfinite(weight) & ~np.isfinite(decode(raw, change.dtype).reshape(weight.shape))
         if lost.any():
-            raise AdapterFileError(
+            raise FileRefused(
                 file.path,
                 f"{short(change.name)}: the merged weight is beyond the range of {change.dtype} from row {start} on",
             )
@@ -321,7 +321,7 @@ def _check_lengths(file: TensorFile, change: MergedTensor, n: np.ndarray) -> Non
     """Refuse an output whose weights have no direction: the variant divides by their length."""
     wrong = n[~(np.isfinite(n) & (n > 0))]
     if wrong.size:
-        raise AdapterFileError(
+        raise FileRefused(
             file.path,
             f"{short(change.name)}: the weights of an output have the length {wrong[0]}, {change.form.variant.name} "
             "divides by it",

@@ -16,7 +16,7 @@ from typing import Any
 
 import regex
 
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 
 MATCHING_SECONDS = 3.0
 """Processor time for all patterns of a configuration on all module paths."""
@@ -42,7 +42,7 @@ class Clock:
         """Return the seconds left; refuse to go on where there are none."""
         left = self.end - time.process_time()
         if left <= 0:
-            raise AdapterFileError(
+            raise FileRefused(
                 self.path,
                 f"{key}: matching takes more than {MATCHING_SECONDS:g} s. Name the modules by their whole paths, which "
                 "takes no time, or use simpler and fewer regular expressions",
@@ -142,13 +142,13 @@ def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Patte
     """Compile a regular expression; refuse one that PEFT's engine, Python's `re`, refuses or reads otherwise."""
     clock.left(key)
     if len(shown) > MAX_PATTERN:
-        raise AdapterFileError(clock.path, f"{key}: {short(shown)} has {len(shown)} characters, over {MAX_PATTERN}")
+        raise FileRefused(clock.path, f"{key}: {short(shown)} has {len(shown)} characters, over {MAX_PATTERN}")
     bare = re.sub(r"\\.", "_", pattern, flags=re.DOTALL)
     repeats = 1
     for count in REPEAT.findall(bare):
         repeats *= max(1, *(int(number or 1) for number in count.split(",")))
     if repeats > MAX_REPEATS:
-        raise AdapterFileError(
+        raise FileRefused(
             clock.path, f"{key}: the counts in {short(shown)} multiply to {repeats:.0e}, over {MAX_REPEATS:,}"
         )
     # `regex` reads these otherwise: an approximate match, a class by its name, spaces within a count.
@@ -158,20 +158,20 @@ def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Patte
         ("(?x)", re.search(r"\(\?[a-z-]*x", bare)),
     ):
         if found:
-            raise AdapterFileError(clock.path, f"{key}: {short(shown)} holds {sign!r}, which is not supported")
+            raise FileRefused(clock.path, f"{key}: {short(shown)} holds {sign!r}, which is not supported")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of what a later Python may read differently
             re.compile(pattern)
         return regex.compile(pattern, regex.V0, cache_pattern=False)
     except (re.error, regex.error, Warning, RecursionError, OverflowError) as error:
-        raise AdapterFileError(clock.path, f"{key}: {short(shown)} is not a regular expression: {error}") from error
+        raise FileRefused(clock.path, f"{key}: {short(shown)} is not a regular expression: {error}") from error
 
 
 def matched(clock: Clock, key: str, match: Callable[..., Any], module: str) -> Any:
     """Return what a pattern's `match` or `fullmatch` finds in a path; refuse to wait longer than the clock says."""
     if len(module) > MAX_SUBJECT:
-        raise AdapterFileError(
+        raise FileRefused(
             clock.path, f"{key}: the path {short(module)} is too long for a regular expression; name it as it is"
         )
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..variants.scaling import scaling
 from ..variants.variant import LORA, VARIANTS, Variant
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .patterns import Clock, Patterns, compiled, matched
 from .tensorfile import parse_json, read_whole
 
@@ -142,7 +142,7 @@ class PeftConfig:
             found = (matched(clock, key, pattern.match, module) for pattern in patterns)
             match = next((match for match in found if match), None)
             if match is None or (match["layer"].lstrip("0") or "0") not in wanted:
-                raise AdapterFileError(
+                raise FileRefused(
                     self.path, f"layers_to_transform does not name the layer of {short(module)}, which has tensors"
                 )
 
@@ -152,7 +152,7 @@ class PeftConfig:
         if targets != "all-linear":
             stranger = next((m for m, named in _named(clock, "target_modules", targets, modules) if not named), None)
             if stranger is not None:
-                raise AdapterFileError(
+                raise FileRefused(
                     self.path, f"target_modules does not name {short(stranger)}, for which there are tensors"
                 )
             if isinstance(targets, list) and self.layers_to_transform:
@@ -160,13 +160,13 @@ class PeftConfig:
                 self._check_layers(clock, [module for module in modules if module not in whole])
         excluded = next((m for m, named in _named(clock, "exclude_modules", self.excludes, modules) if named), None)
         if excluded is not None:
-            raise AdapterFileError(self.path, f"exclude_modules names {short(excluded)}, for which there are tensors")
+            raise FileRefused(self.path, f"exclude_modules names {short(excluded)}, for which there are tensors")
 
 
 def _integers(path: Path, key: str, value: Any) -> list[int]:
     numbers = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(number) is int for number in numbers):
-        raise AdapterFileError(path, f"{key} is {short(value)}, expected an integer or a list of them")
+        raise FileRefused(path, f"{key} is {short(value)}, expected an integer or a list of them")
     return numbers
 
 
@@ -185,24 +185,24 @@ def read_config(path: Path) -> PeftConfig:
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If it is not sound JSON, a key has a value that it cannot have, or asks for what is not supported.
     """
     text = read_whole(path, MAX_CONFIG)
     config = parse_json(path, text, "file")
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise AdapterFileError(path, f"peft_type is {short(kind)}, expected 'LORA', the only kind supported")
+        raise FileRefused(path, f"peft_type is {short(kind)}, expected 'LORA', the only kind supported")
     for key, value in config.items():
         if key in UNSUPPORTED and value not in (None, False, [], {}):
-            raise AdapterFileError(path, f"{key} is {short(value)}: {UNSUPPORTED[key]}")
+            raise FileRefused(path, f"{key} is {short(value)}: {UNSUPPORTED[key]}")
         if key not in KNOWN and value not in (None, False, [], {}, ""):
-            raise AdapterFileError(path, f"{short(key)} is {short(value)}: this key is not known")
+            raise FileRefused(path, f"{short(key)} is {short(value)}: this key is not known")
     if config.get("bias") not in (None, "none"):
-        raise AdapterFileError(path, f"bias is {short(config['bias'])}: trained biases are not supported")
+        raise FileRefused(path, f"bias is {short(config['bias'])}: trained biases are not supported")
     start = config.get("init_lora_weights")
     if not (start is None or isinstance(start, bool | str)) or start not in PLAIN_STARTS:
-        raise AdapterFileError(
+        raise FileRefused(
             path, f"init_lora_weights is {short(start)}: it may change the base weight, which is not supported"
         )
     excludes = config.get("exclude_modules")
@@ -241,27 +241,27 @@ def _or(value: Any, default: Any) -> Any:
 
 def _rank(path: Path, key: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value < 2**31:
-        raise AdapterFileError(path, f"{key} is {short(value)}, expected an integer of at least 1")
+        raise FileRefused(path, f"{key} is {short(value)}, expected an integer of at least 1")
     return value
 
 
 def _alpha(path: Path, key: str, value: Any) -> float:
     if type(value) not in (int, float) or not MIN_ALPHA < value < MAX_ALPHA:
-        raise AdapterFileError(path, f"{key} is {short(value)}, expected a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}")
+        raise FileRefused(path, f"{key} is {short(value)}, expected a number from {MIN_ALPHA:g} to {MAX_ALPHA:g}")
     return float(value)
 
 
 def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
     value = _or(config.get(key), False)
     if not isinstance(value, bool):
-        raise AdapterFileError(path, f"{key} is {short(value)}, expected true or false")
+        raise FileRefused(path, f"{key} is {short(value)}, expected true or false")
     return value
 
 
 def _table(path: Path, config: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
     value = _or(config.get(key), {})
     if not isinstance(value, dict):
-        raise AdapterFileError(path, f"{key} is {short(value)}, expected an object")
+        raise FileRefused(path, f"{key} is {short(value)}, expected an object")
     return value.items()
 
 
@@ -270,7 +270,7 @@ def _names(path: Path, key: str, value: Any) -> list[str] | str:
         return value
     if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
         return value
-    raise AdapterFileError(path, f"{key} is {short(value)}, expected a list of names or a regular expression")
+    raise FileRefused(path, f"{key} is {short(value)}, expected a list of names or a regular expression")
 
 
 def _optional_names(path: Path, key: str, value: Any) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import AdapterFileError, short
+from .errors import FileRefused, short
 from .writing import identity
 
 MAX_HEADER = 8 << 20
@@ -49,7 +49,7 @@ class TensorFile:
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If the path is no regular file, or the file is missing, cut, or not of this format.
     """
 
@@ -65,26 +65,26 @@ class TensorFile:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
-                raise AdapterFileError(path, f"the header would be {length} bytes long and the file has {size}")
+                raise FileRefused(path, f"the header would be {length} bytes long and the file has {size}")
             if length > MAX_HEADER:
-                raise AdapterFileError(path, f"the header is {length} bytes long, expected at most {MAX_HEADER}")
+                raise FileRefused(path, f"the header is {length} bytes long, expected at most {MAX_HEADER}")
             try:
                 with safe_open(self.path, framework="numpy") as judged:
                     names, beside = judged.keys(), judged.metadata() or {}
             except (SafetensorError, OSError, ValueError) as error:
-                raise AdapterFileError(path, f"not a sound safetensors file: {error}") from error
+                raise FileRefused(path, f"not a sound safetensors file: {error}") from error
             text = file.read(length)
         self.data_start = 8 + length
         # The library skips fields that it does not know, however much is in them.
         expected = sum(_parts(part.encode()) + 4 for pair in beside.items() for part in pair)
         expected += sum(_parts(name.encode()) + 25 for name in names)
         if _parts(text) > expected + 100:
-            raise AdapterFileError(path, f"the header holds far more than its {len(names)} tensors")
+            raise FileRefused(path, f"the header holds far more than its {len(names)} tensors")
         header = parse_json(self.path, text, "header", self._spec)
         self.metadata = header.pop("__metadata__", None) or {}
         for name, spec in header.items():
             if not isinstance(spec, TensorSpec):
-                raise AdapterFileError(path, f"the header's entry {short(name)} is not dtype, shape and data_offsets")
+                raise FileRefused(path, f"the header's entry {short(name)} is not dtype, shape and data_offsets")
         specs: dict[str, TensorSpec] = header
         self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
         self.check_unchanged()  # the library opened the file by its name: it must have been this one
@@ -101,10 +101,10 @@ class TensorFile:
         """Open the file to read its tensors; refuse it if it is not, or is no longer, the one that was checked."""
         with open_regular(self.path) as file:
             if identity(os.fstat(file.fileno())) != self._identity:
-                raise AdapterFileError(self.path, "the file changed after it was checked")
+                raise FileRefused(self.path, "the file changed after it was checked")
             yield file
             if identity(os.fstat(file.fileno())) != self._identity:
-                raise AdapterFileError(self.path, "the file changed while it was read")
+                raise FileRefused(self.path, "the file changed while it was read")
 
     def check_unchanged(self) -> None:
         """Refuse a file that is no longer the one that was checked."""
@@ -116,7 +116,7 @@ class TensorFile:
         spec = self.tensors[name]
         if spec.dtype not in FLOATS:
             expected = ", ".join(FLOATS)
-            raise AdapterFileError(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}")
+            raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}")
         file.seek(spec.start)
         return decode(self.read_bytes(file, spec.end - spec.start), spec.dtype).reshape(spec.shape)
 
@@ -126,9 +126,9 @@ class TensorFile:
         try:
             found = file.readinto(raw.data)  # type: ignore[attr-defined]
         except OSError as error:
-            raise AdapterFileError(self.path, f"cannot be read: {error}") from error
+            raise FileRefused(self.path, f"cannot be read: {error}") from error
         if found != count:
-            raise AdapterFileError(self.path, "the file was cut while it was read")
+            raise FileRefused(self.path, "the file was cut while it was read")
         return raw
 
 
@@ -190,9 +190,9 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except (ValueError, TypeError, RecursionError) as error:
-        raise AdapterFileError(path, f"the {what} is not sound JSON: {error}") from error
+        raise FileRefused(path, f"the {what} is not sound JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise AdapterFileError(path, f"the {what} is a {type(parsed).__name__} of JSON, expected an object")
+        raise FileRefused(path, f"the {what} is a {type(parsed).__name__} of JSON, expected an object")
     return parsed
 
 
@@ -207,9 +207,9 @@ def read_whole(path: Path, at_most: int) -> bytes:
         try:
             text = file.read(at_most + 1)
         except OSError as error:
-            raise AdapterFileError(path, f"cannot be read: {error}") from error
+            raise FileRefused(path, f"cannot be read: {error}") from error
     if len(text) > at_most:
-        raise AdapterFileError(path, f"larger than the {at_most} bytes that such a file can need")
+        raise FileRefused(path, f"larger than the {at_most} bytes that such a file can need")
     return text
 
 
@@ -217,14 +217,14 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading, and refuse what is not a regular file: a pipe or a device could be read for ever."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise AdapterFileError(path, "not a regular file")
+            raise FileRefused(path, "not a regular file")
         return open(path, "rb")
     except FileNotFoundError:
-        raise AdapterFileError(path, "there is no such file") from None
+        raise FileRefused(path, "there is no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        if isinstance(error, AdapterFileError):
+        if isinstance(error, FileRefused):
             raise
-        raise AdapterFileError(path, f"cannot be opened: {error}") from error
+        raise FileRefused(path, f"cannot be opened: {error}") from error
 
 
 def member(folder: Path, name: str) -> Path:
@@ -235,5 +235,5 @@ def member(folder: Path, name: str) -> Path:
     a regular one, and only as what its name says: what is not an adapter of the right shapes is refused.
     """
     if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise AdapterFileError(folder, f"{short(name)} is not the plain name of a file in this folder")
+        raise FileRefused(folder, f"{short(name)} is not the plain name of a file in this folder")
     return folder / name

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_path
-from .errors import AdapterFileError, needed, short
+from .errors import FileRefused, needed, short
 from .llamafolder import MAX_MODEL_CONFIG
 from .llamagguf import read_gguf
 from .tensorfile import open_regular, read_json, read_whole
@@ -34,7 +34,7 @@ CONTROL = 3
 class Tokenizer:
     """A tokenizer, whichever package it comes from.
 
-    A text for which it has no tokens is an `AdapterFileError`.
+    A text for which it has no tokens is an `FileRefused`.
     """
 
     encode: Callable[[str], list[int]]  # the ids of a text, with nothing before or after it
@@ -58,7 +58,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If there is none, or one that cannot be read.
     ValueError
         If the package that reads it is not installed.
@@ -68,7 +68,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
         return _from_folder(path)
     open_regular(path).close()
     if path.suffix not in (".gguf", ".npz"):
-        raise AdapterFileError(path, "expected a folder with config.json, a .gguf file or a .npz file")
+        raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
     return _from_gguf(path) if path.suffix == ".gguf" else _from_glassllm(path)
 
 
@@ -79,7 +79,7 @@ def _from_folder(folder: Path) -> Tokenizer:
     try:
         found = tokenizers.Tokenizer.from_buffer(text)
     except Exception as error:  # the package raises nothing more precise
-        raise AdapterFileError(path, f"not a tokenizer: {error}") from error
+        raise FileRefused(path, f"not a tokenizer: {error}") from error
     for name in ("generation_config.json", "config.json"):  # the first that names an end
         if (folder / name).exists():
             end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
@@ -92,7 +92,7 @@ def _end(path: Path, end: Any) -> list[int]:
     """Return the ids that end a text; refuse what is no id: it would end none, or, as true, another one."""
     ids = end if isinstance(end, list) else [end]
     if not all(type(number) is int and number >= 0 for number in ids):
-        raise AdapterFileError(path, f"eos_token_id is {short(end)}, expected a token's id or a list of them")
+        raise FileRefused(path, f"eos_token_id is {short(end)}, expected a token's id or a list of them")
     return ids
 
 
@@ -103,7 +103,7 @@ def _of(path: Path, found: Any, end: Sequence[int]) -> Tokenizer:
         try:
             return list(found.encode(text, add_special_tokens=special).ids)
         except Exception as error:  # such as an unknown letter, where the file names no token for those
-            raise AdapterFileError(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
+            raise FileRefused(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
 
     return Tokenizer(
         encode=lambda text: ids(text, False),
@@ -118,19 +118,19 @@ def _from_gguf(path: Path) -> Tokenizer:
     known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
     if kind not in (("gpt2", "smollm"), ("gpt2", "gpt-2")):
-        raise AdapterFileError(
+        raise FileRefused(
             path,
             f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm' or "
             "'gpt-2' do: take the model's Hugging Face folder",
         )
     if missing := [name for name in ("tokens", "merges", "token_type") if name not in known]:
-        raise AdapterFileError(path, f"its tokenizer has no {' and no '.join(missing)}")
+        raise FileRefused(path, f"its tokenizer has no {' and no '.join(missing)}")
     try:
         merges = [tuple(merge.split(" ")) for merge in known["merges"]]
         control = [t for t, kind in zip(known["tokens"], known["token_type"], strict=True) if kind == CONTROL]
         found = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
     except Exception as error:
-        raise AdapterFileError(path, f"its tokenizer is damaged: {error}") from error
+        raise FileRefused(path, f"its tokenizer is damaged: {error}") from error
     words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     found.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, words]) if kind[1] == "smollm" else words
@@ -145,5 +145,5 @@ def _from_glassllm(path: Path) -> Tokenizer:
     try:
         found = glassllm.Tokenizer.load(beside)
     except Exception as error:
-        raise AdapterFileError(beside, f"not glassllm's tokenizer: {error}") from error
+        raise FileRefused(beside, f"not glassllm's tokenizer: {error}") from error
     return Tokenizer(found.encode, lambda ids: str(found.decode(list(ids))), (), frozenset({END_OF_GLASSLLM}))

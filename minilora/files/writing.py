@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import AdapterFileError
+from .errors import FileRefused
 
 try:
     import fcntl
@@ -202,7 +202,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
     Raises
     ------
-    AdapterFileError
+    FileRefused
         If another process keeps the lock for longer than `LOCK_SECONDS`.
     """
     try:
@@ -228,7 +228,7 @@ def _wait_for_lock(handle: int, folder: Path, kind: int) -> None:
             return fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end:
-                raise AdapterFileError(folder, f"another process has kept it locked for {LOCK_SECONDS:g} s") from None
+                raise FileRefused(folder, f"another process has kept it locked for {LOCK_SECONDS:g} s") from None
             time.sleep(0.002)
         except OSError:  # a file system without locks
             return None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import AdapterFileError, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
+from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensorfile import TensorFile
 
@@ -110,7 +110,7 @@ def test_factors_beyond_the_dtype_asked_for_are_refused(tmp_path, factor):
     A, B = (np.full((2, 2), 1e5 if f == factor else 1.0) for f in "AB")
     save_adapter(tmp_path / "a", {"enc.fc": LoRA(A, B, 1.0)})
     with pytest.raises(
-        AdapterFileError,
+        FileRefused,
         match=rf"^'{tmp_path / 'a' / WEIGHTS}': the factors of 'enc.fc' reach 100000, which float16 cannot hold$",
     ):
         load_adapter(tmp_path / "a", dtype="float16")
@@ -159,7 +159,7 @@ def test_a_configuration_of_another_save_is_refused(tmp_path):
         save_adapter(tmp_path / str(alpha), {"fc": LoRA(A, B, alpha)})
     shutil.copy(tmp_path / "1.0" / CONFIG, tmp_path / "2.0" / CONFIG)
     with pytest.raises(
-        AdapterFileError,
+        FileRefused,
         match=r"config.json': not the configuration .* different saves, or one was edited. Save the adapter again$",
     ):
         load_adapter(tmp_path / "2.0")
@@ -253,7 +253,7 @@ def test_keys_that_change_nothing_once_it_is_trained_are_taken(saved, tmp_path):
 )
 def test_what_is_not_supported_is_said(saved, tmp_path, key, reason):
     folder = variant(saved, tmp_path, {key: [1]})
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         load_adapter(folder)
     assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {reason}"
     for number, nothing in enumerate((None, False, [], {})):
@@ -335,7 +335,7 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
 )
 def test_an_unsupported_configuration_is_refused_by_its_key(saved, tmp_path, config, named):
     folder = variant(saved, tmp_path, config)
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         load_adapter(folder)
     assert named in str(error.value)
     assert str(folder) in str(error.value)
@@ -392,7 +392,7 @@ WRONG_KEY = "unexpected, expected base_model.model.<module>.lora_A.weight and th
 def test_a_refusal_of_tensors_is_said_in_full(saved, tmp_path, change, message):
     folder = variant(saved, tmp_path, tensors=lambda t: {k: v for k, v in (t | change).items() if v is not None})
     for read in (load_adapter, inspect_adapter):
-        with pytest.raises(AdapterFileError) as error:
+        with pytest.raises(FileRefused) as error:
             read(folder)
         assert str(error.value) == f"'{folder / WEIGHTS}': {message}"
 
@@ -417,7 +417,7 @@ def test_a_refusal_of_tensors_is_said_in_full(saved, tmp_path, change, message):
 def test_damaged_files_are_refused_with_the_reason(saved, tmp_path, file, text, named):
     folder = variant(saved, tmp_path)
     (folder / file).write_bytes(text)
-    with pytest.raises(AdapterFileError, match=named):
+    with pytest.raises(FileRefused, match=named):
         load_adapter(folder)
 
 
@@ -428,7 +428,7 @@ def test_a_field_that_the_library_skips_is_refused(saved, tmp_path, odd):
     folder = variant(saved, tmp_path)
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":%s}}' % odd.encode()
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(AdapterFileError):
+    with pytest.raises(FileRefused):
         load_adapter(folder)
 
 
@@ -437,7 +437,7 @@ def test_a_name_that_stands_twice_in_the_header_is_refused(saved, tmp_path):
     entry = b'"%s":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     header = b"{" + b",".join([entry % b"a"] * 2) + b"}"
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(AdapterFileError, match="stands twice"):
+    with pytest.raises(FileRefused, match="stands twice"):
         load_adapter(folder)
 
 
@@ -458,7 +458,7 @@ def test_a_link_to_anything_but_a_file_is_refused(saved, tmp_path, file, target)
     folder = variant(saved, tmp_path)
     (folder / file).unlink()
     (folder / file).symlink_to({"itself": file, "nowhere": "gone", "device": "/dev/zero", "folder": tmp_path}[target])
-    with pytest.raises(AdapterFileError, match=file):
+    with pytest.raises(FileRefused, match=file):
         load_adapter(folder)
 
 
@@ -467,17 +467,17 @@ def test_a_pipe_or_folder_for_a_file_is_refused(saved, tmp_path, file):
     folder = variant(saved, tmp_path)
     (folder / file).unlink()
     os.mkfifo(folder / file)
-    with pytest.raises(AdapterFileError, match="not a regular file"):
+    with pytest.raises(FileRefused, match="not a regular file"):
         load_adapter(folder)
     (folder / file).unlink()
     (folder / file).mkdir()
-    with pytest.raises(AdapterFileError, match="not a regular file"):
+    with pytest.raises(FileRefused, match="not a regular file"):
         load_adapter(folder)
 
 
 def test_a_name_too_long_for_the_system_is_refused(saved, tmp_path):
     for call in (load_adapter, inspect_adapter, lambda path: merge_adapter(path, saved, tmp_path / "out")):
-        with pytest.raises(AdapterFileError, match="xxx"):
+        with pytest.raises(FileRefused, match="xxx"):
             call(tmp_path / ("x" * 5000))
     with pytest.raises(ValueError, match="cannot be written"):
         save_adapter(tmp_path / ("x" * 5000), ONE)
@@ -515,18 +515,16 @@ def test_the_configuration_is_what_peft_expects(tmp_path):
 
 def test_what_is_missing_is_named(saved, tmp_path):
     for read in (load_adapter, inspect_adapter):
-        with pytest.raises(AdapterFileError) as error:
+        with pytest.raises(FileRefused) as error:
             read(tmp_path / "nowhere")
         assert str(error.value) == f"'{tmp_path / 'nowhere'}': not a folder; expected one with {CONFIG} and {WEIGHTS}"
     folder = variant(saved, tmp_path)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(AdapterFileError, match=r"': there is no such file$"):
+    with pytest.raises(FileRefused, match=r"': there is no such file$"):
         load_adapter(folder)
     pickled = folder / "adapter_model.bin"
     pickled.write_bytes(b"")
-    with pytest.raises(
-        AdapterFileError, match=f"^'{pickled}': a pickle, which can run code when it is read: save it as"
-    ):
+    with pytest.raises(FileRefused, match=f"^'{pickled}': a pickle, which can run code when it is read: save it as"):
         load_adapter(folder)
 
 
@@ -672,7 +670,7 @@ def check_mutants(saved, folder, count, seed):
         (folder / name).write_bytes(how(sound[name], rng))
         try:
             loaded = load_adapter(folder)
-        except AdapterFileError:
+        except FileRefused:
             loaded = None
         if loaded is None:
             continue
@@ -717,7 +715,7 @@ def test_files_made_to_fill_the_memory_do_not(saved, tmp_path, file, text):
     folder = variant(saved, tmp_path)
     (folder / file).write_bytes(text)
     tracemalloc.start()
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         load_adapter(folder)
     assert "header is" not in str(error.value)  # it was looked into
     peak = tracemalloc.get_traced_memory()[1]
@@ -743,7 +741,7 @@ def test_zero_is_no_default(tmp_path, key):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: None}))
     assert load_adapter(tmp_path)["fc"].alpha == 8
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: 0}))
-    with pytest.raises(AdapterFileError, match=f"{key} is 0, expected"):
+    with pytest.raises(FileRefused, match=f"{key} is 0, expected"):
         load_adapter(tmp_path)
 
 
@@ -771,7 +769,7 @@ def test_a_configurations_refusal_names_key_and_value(tmp_path, case):
     save_adapter(tmp_path, {"fc": LoRA(np.ones((8, 3)), np.ones((5, 8)), 8.0)})
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         load_adapter(tmp_path)
     assert str(error.value).startswith(f"'{path}': {message}")
 
@@ -781,7 +779,7 @@ def test_a_configuration_is_written_for_people(tmp_path):
     path = tmp_path / "adapter_config.json"
     assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=2) + "\n"
     path.write_text("[]")
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         load_adapter(tmp_path)
     assert str(error.value) == f"'{path}': the file is a list of JSON, expected an object"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import AdapterFileError
+from minilora import AdapterFileError, FileRefused
 from minilora.checks import check_flag, check_integer, check_number, check_path
 from minilora.files.errors import printable, short
 
@@ -47,8 +47,9 @@ def test_a_long_text_keeps_its_beginning_and_its_end():
 
 
 def test_an_error_names_the_file_and_the_reason():
-    assert str(AdapterFileError("a/b", "no\x07good")) == r"'a/b': no\x07good"
-    assert len(str(AdapterFileError("a", "x" * 10**6))) <= 1200
+    assert AdapterFileError is FileRefused
+    assert str(FileRefused("a/b", "no\x07good")) == r"'a/b': no\x07good"
+    assert len(str(FileRefused("a", "x" * 10**6))) <= 1200
 
 
 @pytest.mark.parametrize("value", [True, 1j, b"1", bytearray(b"1"), "1", None, [1.0], memoryview(b"1")])

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import (
     Adapter,
-    AdapterFileError,
     Conv1d,
     Conv2d,
     DoRA,
     Embedding,
+    FileRefused,
     Linear,
     LoRA,
     LoRALinear,
@@ -405,7 +405,7 @@ def without(tensors, name):
 def test_arrays_that_make_no_adapter_of_a_kind_are_refused(sound, change, message):
     save_file(change(tensors_of(sound)), sound / WEIGHTS)
     for read in (load_adapter, inspect_adapter):
-        with pytest.raises(AdapterFileError, match=message):
+        with pytest.raises(FileRefused, match=message):
             read(sound)
 
 
@@ -421,7 +421,7 @@ def test_a_refused_array_is_named_with_its_file(sound):
     ):
         tensors = tensors_of(sound)
         save_file({**tensors, IMG + name: array}, sound / WEIGHTS)
-        with pytest.raises(AdapterFileError) as error:
+        with pytest.raises(FileRefused) as error:
             load_adapter(sound)
         assert str(error.value) == f"'{sound / WEIGHTS}': '{IMG}{name}' {reason}"
         save_file(tensors, sound / WEIGHTS)
@@ -430,26 +430,24 @@ def test_a_refused_array_is_named_with_its_file(sound):
 def test_magnitudes_and_the_configuration_must_agree(sound):
     config = config_of(sound)
     (sound / CONFIG).write_text(json.dumps({**config, "use_dora": False}))
-    with pytest.raises(AdapterFileError, match=r"use_dora is False and the module 'emb' has a lora_magnitude_vector"):
+    with pytest.raises(FileRefused, match=r"use_dora is False and the module 'emb' has a lora_magnitude_vector"):
         load_adapter(sound)
     (sound / CONFIG).write_text(json.dumps({**config, "use_dora": 1}))
-    with pytest.raises(AdapterFileError, match=r"use_dora is 1, expected true or false"):
+    with pytest.raises(FileRefused, match=r"use_dora is 1, expected true or false"):
         load_adapter(sound)
 
 
 @pytest.mark.parametrize("noted", ["img\nother", "", "img\n"])
 def test_a_note_of_a_module_without_dora_is_refused(sound, noted):
     save_file(tensors_of(sound), sound / WEIGHTS, {NORM_KEY: noted})
-    with pytest.raises(
-        AdapterFileError, match=f"^'{sound / WEIGHTS}': {NORM_KEY} names .*, which is no module with DoRA"
-    ):
+    with pytest.raises(FileRefused, match=f"^'{sound / WEIGHTS}': {NORM_KEY} names .*, which is no module with DoRA"):
         load_adapter(sound)
 
 
 def test_a_note_of_a_plain_module_is_refused(tmp_path):
     save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
     save_file(tensors_of(tmp_path), tmp_path / WEIGHTS, {NORM_KEY: "fc"})
-    with pytest.raises(AdapterFileError, match="names 'fc', which is no module with DoRA"):
+    with pytest.raises(FileRefused, match="names 'fc', which is no module with DoRA"):
         load_adapter(tmp_path)
 
 
@@ -550,11 +548,11 @@ def test_dora_of_a_transposed_linear_layer_is_merged(tmp_path):
     np.testing.assert_allclose(after, merge(model).weight.T, rtol=1e-13)
 
 
-def assert_merge_refused(folder, tensors, match, error=AdapterFileError, **options):
+def assert_merge_refused(folder, tensors, match, error=FileRefused, **options):
     save_file(tensors, folder / "base.safetensors")
     with pytest.raises(error, match=match) as refusal:
         merge_adapter(folder / "base.safetensors", folder / "sound", folder / "out.safetensors", **options)
-    if error is AdapterFileError:
+    if error is FileRefused:
         assert str(refusal.value).startswith(f"'{folder}")
     assert not (folder / "out.safetensors").exists()
 

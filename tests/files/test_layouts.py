@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import AdapterFileError, LoRA, merge_adapter, save_adapter
+from minilora import FileRefused, LoRA, merge_adapter, save_adapter
 from minilora.files import merge as merging
 
 RNG = np.random.default_rng(0)
@@ -120,7 +120,7 @@ def test_a_square_weight_that_the_base_speaks_against_is_refused(tmp_path, modul
     (square,) = [module for module, size in adapted.items() if size == (4, 4)][-1:]
     first = next(module for module, size in adapted.items() if size == (4, 4))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(AdapterFileError, match=rf"'({first}|{square}).weight' is square: .* layouts={{'") as error:
+    with pytest.raises(FileRefused, match=rf"'({first}|{square}).weight' is square: .* layouts={{'") as error:
         merge(tmp_path)
     assert f"fan_in_fan_out = {str(flag).lower()}" in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -140,7 +140,7 @@ def test_the_refusal_says_what_is_known_and_what_to_do(tmp_path, modules, flag, 
     if flag is None:  # what speaks otherwise is far away
         assert merge(tmp_path)[1][0].layout == "in-out"
         return
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         merge(tmp_path)
     assert str(error.value) == (
         f"'{tmp_path}/base.safetensors': 'g.p.weight' is square: its shape does not show whether it is stored "
@@ -154,9 +154,9 @@ def test_a_caller_says_how_each_weight_lies(tmp_path):
     modules = GPT2 | {"s": linear(4, 4), "t": linear(4, 3)}
     adapted = {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "s": (4, 4), "t": (4, 3)}
     tensors, layers = write(tmp_path, modules, adapted, True)
-    with pytest.raises(AdapterFileError, match=r"'s\.weight' is square"):
+    with pytest.raises(FileRefused, match=r"'s\.weight' is square"):
         merge(tmp_path)
-    with pytest.raises(AdapterFileError, match=r"'t.weight' has shape \[3, 4\].*other way round it would fit"):
+    with pytest.raises(FileRefused, match=r"'t.weight' has shape \[3, 4\].*other way round it would fit"):
         merge(tmp_path, layouts={"s": "out-in"})
     merged, changes = merge(tmp_path, layouts={"s": "out-in", "t": "out-in"})
     said = {"s": "out-in", "t": "out-in"}

@@ -8,7 +8,7 @@ import pytest
 
 from minilora import Llama
 from minilora.files import llamagguf
-from minilora.files.errors import AdapterFileError
+from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import load_tokenizer
 
 from ..support.language import tiny_llama
@@ -126,7 +126,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_llama_decoder_is_refused_by_name(tmp_path, model, case):
     changes, arrays, message = REFUSED[case]
-    with pytest.raises(AdapterFileError, match=message) as error:
+    with pytest.raises(FileRefused, match=message) as error:
         Llama.load(write(tmp_path / "m.gguf", model, changes=changes, arrays=arrays))
     assert str(error.value).isprintable()
 
@@ -135,7 +135,7 @@ def test_a_cut_gguf_is_one_clear_error(tmp_path, model):
     whole = write(tmp_path / "m.gguf", model).read_bytes()
     for length in (0, 3, 20, 30, 200, len(whole) // 2, len(whole) - 40):
         (tmp_path / "m.gguf").write_bytes(whole[:length])
-        with pytest.raises(AdapterFileError, match="not a sound GGUF file"):
+        with pytest.raises(FileRefused, match="not a sound GGUF file"):
             Llama.load(tmp_path / "m.gguf")
 
 
@@ -155,7 +155,7 @@ def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
     pytest.importorskip("tokenizers")
     path, start = tmp_path / "m.gguf", time.process_time()
     path.write_bytes(header((b"tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", kind, 1 << 60))))
-    with pytest.raises(AdapterFileError, match=r"would end at byte \d+, and the file has"):
+    with pytest.raises(FileRefused, match=r"would end at byte \d+, and the file has"):
         read(path)
     assert time.process_time() - start < 2
 
@@ -167,8 +167,8 @@ def test_a_header_of_endless_numbers_is_refused(tmp_path, read, monkeypatch):
     monkeypatch.setattr(llamagguf, "MOST_PARTS", 100)
     path = tmp_path / "m.gguf"
     path.write_bytes(header((b"numbers", ARRAY, struct.pack("<IQ", BYTE, 90) + bytes(90))))
-    with pytest.raises(AdapterFileError, match=r"general.architecture|its tokenizer is"):
+    with pytest.raises(FileRefused, match=r"general.architecture|its tokenizer is"):
         read(path)
     path.write_bytes(header((b"numbers", ARRAY, struct.pack("<IQ", BYTE, 101) + bytes(101))))
-    with pytest.raises(AdapterFileError, match="more than 100 numbers and texts in its header"):
+    with pytest.raises(FileRefused, match="more than 100 numbers and texts in its header"):
         read(path)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import AdapterFileError, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
+from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
 from minilora.files.tensorfile import TensorFile, decode, encode
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +219,7 @@ def test_a_sum_beyond_the_type_is_refused(tmp_path, A, B, dtype):
     else:
         save_file({"a.weight": weight}, base)
     save_adapter(tmp_path / "adapter", {"a": LoRA(A, B, float(len(A)))})
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
     reason = f"'a.weight': the merged weight is beyond the range of {dtype} from row 0 on"
     assert str(error.value) == f"'{base}': {reason}"
@@ -290,7 +290,7 @@ def test_half_an_adapter_is_not_merged(tmp_path):
     lora = LoRA(np.ones((1, 2), "f4"), np.ones((3, 1), "f4"), 1.0)
     for other in ("b.r", "p"):
         save_adapter(tmp_path / "a", {"a.q": lora, other: lora})
-        with pytest.raises(AdapterFileError, match=r"there is no 'a.q.weight', which the adapter changes"):
+        with pytest.raises(FileRefused, match=r"there is no 'a.q.weight', which the adapter changes"):
             merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -309,11 +309,11 @@ def test_names_that_all_lack_their_first_part_are_found(files, tmp_path):
     (change,) = merge_adapter(base, tmp_path / "b", tmp_path / "out2")  # the first part alone
     assert change.name == "enc.q_proj.weight"
     save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora, "head": lora})
-    with pytest.raises(AdapterFileError, match=r"no 'transformer.enc.q_proj.weight'.* there is 'enc.q_proj.weight'"):
+    with pytest.raises(FileRefused, match=r"no 'transformer.enc.q_proj.weight'.* there is 'enc.q_proj.weight'"):
         merge_adapter(base, tmp_path / "a", out)
 
 
-def assert_refused(base, adapter, out, match, error=AdapterFileError):
+def assert_refused(base, adapter, out, match, error=FileRefused):
     before = contents(adapter.parent)
     with pytest.raises(error, match=match) as refusal:
         merge_adapter(base, adapter, out)
@@ -321,7 +321,7 @@ def assert_refused(base, adapter, out, match, error=AdapterFileError):
         with pytest.raises(error, match=match):
             merge_adapter(base, adapter, out, dry_run=True)
     assert contents(adapter.parent) == before
-    if error is AdapterFileError:
+    if error is FileRefused:
         assert str(refusal.value).startswith(f"'{adapter.parent}")
 
 
@@ -382,7 +382,7 @@ def test_a_refusal_of_the_base_is_said_in_full(files, tensors, message):
     base, adapter, out = files
     save_adapter(adapter, {"enc.q_proj": LoRA(np.ones((2, 3), "f4"), np.ones((5, 2), "f4"), 3.0)})
     save_file(tensors, base)
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         merge_adapter(base, adapter, out)
     assert str(error.value) == f"'{base}': {message}"
     assert not out.exists()
@@ -559,7 +559,7 @@ def test_files_that_change_during_a_merge_are_refused(files, tmp_path, monkeypat
 
     monkeypatch.setattr(sys.modules["minilora.files.merge"], "_merge", changing)
     out = tmp_path / "merged" if sharded else out
-    with pytest.raises(AdapterFileError, match="changed"):
+    with pytest.raises(FileRefused, match="changed"):
         merge_adapter(source, adapter, out)
     assert not out.exists()
     assert not list(tmp_path.glob("*.part"))

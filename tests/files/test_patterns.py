@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from minilora import AdapterFileError, LoRA, load_adapter, save_adapter
+from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files import patterns
 from minilora.files.patterns import Clock, Patterns
 
@@ -21,7 +21,7 @@ from minilora.files.patterns import Clock, Patterns
 @contextlib.contextmanager
 def refused(folder, match, key=None):
     """Expect an error that names the configuration's file, the key in it, and what is wrong."""
-    with pytest.raises(AdapterFileError, match=match) as error:
+    with pytest.raises(FileRefused, match=match) as error:
         yield
     text = str(error.value)
     assert text.startswith(f"'{folder}/adapter_config.json': {key or ''}")
@@ -246,7 +246,7 @@ def test_an_endless_regular_expression_is_stopped(tmp_path, monkeypatch, key, pa
     start = time.perf_counter()
     try:
         load_adapter(folder)
-    except AdapterFileError as error:
+    except FileRefused as error:
         assert str(error).startswith(f"'{folder}/adapter_config.json': {key}")  # noqa: PT017
     assert time.perf_counter() - start < 2
 
@@ -451,6 +451,6 @@ def test_keys_that_repeat_are_found_in_linear_time(tmp_path):
     text = "{" + ",".join(f'"k{i}":0' for i in range(100_000)) + ',"k99999":0}'
     (tmp_path / "adapter_config.json").write_text(text)
     start = time.perf_counter()
-    with pytest.raises(AdapterFileError, match="the key 'k99999' stands twice"):
+    with pytest.raises(FileRefused, match="the key 'k99999' stands twice"):
         load_adapter(tmp_path)
     assert time.perf_counter() - start < 3

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from minilora import AdapterFileError
+from minilora import FileRefused
 from minilora.files import tensorfile
 from minilora.files.tensorfile import TensorFile, read_json, tensor_header
 
@@ -48,7 +48,7 @@ def test_a_header_is_read_up_to_a_size(file, monkeypatch):
     assert TensorFile(file.path).tensors == file.tensors
     monkeypatch.setattr(tensorfile, "MAX_HEADER", length - 1)
     with pytest.raises(
-        AdapterFileError, match=f"^'{file.path}': the header is {length} bytes long, expected at most {length - 1}"
+        FileRefused, match=f"^'{file.path}': the header is {length} bytes long, expected at most {length - 1}"
     ):
         TensorFile(file.path)
 
@@ -62,12 +62,12 @@ def test_a_file_replaced_while_it_is_checked_is_refused(file, monkeypatch):
         return safe_open(path, **options)
 
     monkeypatch.setattr(tensorfile, "safe_open", replace_and_open)
-    with pytest.raises(AdapterFileError, match="the file changed after it was checked"):
+    with pytest.raises(FileRefused, match="the file changed after it was checked"):
         TensorFile(file.path)
 
 
 def test_numbers_of_another_kind_are_not_read(file):
-    with file.opened() as opened, pytest.raises(AdapterFileError) as error:
+    with file.opened() as opened, pytest.raises(FileRefused) as error:
         file.read("b", opened)
     assert str(error.value) == f"'{file.path}': 'b' has dtype I64, expected one of F16, BF16, F32, F64"
 
@@ -87,7 +87,7 @@ class Cut(io.BytesIO):
     [(Broken, "cannot be read: [Errno 5] Input/output error"), (Cut, "the file was cut while it was read")],
 )
 def test_a_read_that_fails_names_the_file(file, kind, reason):
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         file.read("a", kind())
     assert str(error.value) == f"'{file.path}': {reason}"
 
@@ -112,7 +112,7 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 )
 def test_a_header_that_is_not_sound_says_how(tmp_path, data, reason):
     (tmp_path / "f").write_bytes(data)
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         TensorFile(tmp_path / "f")
     assert str(error.value) == f"'{tmp_path / 'f'}': {reason}"
 
@@ -122,14 +122,14 @@ def test_a_name_that_stands_twice_is_refused(tmp_path):
     entry = json.dumps(ENTRY)
     text = f'{{"a": {entry}, "a": {entry}}}'.encode()
     (tmp_path / "f").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         TensorFile(tmp_path / "f")
     assert str(error.value) == f"'{tmp_path / 'f'}': the header is not sound JSON: the key 'a' stands twice"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a\\b", "a\0b"])
 def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         tensorfile.member(tmp_path, name)
     assert str(error.value) == f"'{tmp_path}': {name!r} is not the plain name of a file in this folder"
     assert tensorfile.member(tmp_path, "..a") == tmp_path / "..a"
@@ -142,7 +142,7 @@ def test_no_more_of_a_text_is_read_than_asked(tmp_path, monkeypatch):
             return bytes(count)
 
     monkeypatch.setattr(tensorfile, "open_regular", lambda path: Endless())
-    with pytest.raises(AdapterFileError, match="larger than the 9 bytes"):
+    with pytest.raises(FileRefused, match="larger than the 9 bytes"):
         tensorfile.read_whole(tmp_path / "t", 9)
 
 
@@ -159,7 +159,7 @@ def test_a_text_that_cannot_be_read_names_the_file(tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(tensorfile, "open_regular", lambda path: Unreadable())
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(FileRefused) as error:
         tensorfile.read_whole(tmp_path / "t", 9)
     assert str(error.value) == f"'{tmp_path / 't'}': cannot be read: [Errno 5] Input/output error"
 
@@ -176,7 +176,7 @@ def test_json_is_read_up_to_a_size(tmp_path):
         (99, '{"a": -Infinity}', "the file is not sound JSON: -Infinity is not a number of JSON"),
     ):
         path.write_text(wrong, encoding="utf-8")
-        with pytest.raises(AdapterFileError) as error:
+        with pytest.raises(FileRefused) as error:
             read_json(path, at_most)
         assert str(error.value) == f"'{path}': {reason}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.files.errors import AdapterFileError
+from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import load_tokenizer
 
 from ..support.language import LETTERS, tiny_llama, write_folder
@@ -85,7 +85,7 @@ def test_control_tokens_are_one_token_and_no_text(tmp_path):
     ],
 )
 def test_a_gguf_tokenizer_of_another_kind_is_refused(tmp_path, change, message):
-    with pytest.raises(AdapterFileError, match=message):
+    with pytest.raises(FileRefused, match=message):
         load_tokenizer(write_gguf(tmp_path / "m.gguf", **change))
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, name, data, message):
     pytest.importorskip("glassllm")
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(AdapterFileError, match=message):
+    with pytest.raises(FileRefused, match=message):
         load_tokenizer(tmp_path / name.split("/")[0])
 
 
@@ -155,7 +155,7 @@ def test_an_end_that_is_no_id_is_refused(tmp_path, file, end):
     folder = write_folder(tmp_path / "m", tiny_llama())
     config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": end}
     (folder / file).write_text(json.dumps(config))
-    with pytest.raises(AdapterFileError, match=rf"{file}': eos_token_id is .*, expected a token's id or a list"):
+    with pytest.raises(FileRefused, match=rf"{file}': eos_token_id is .*, expected a token's id or a list"):
         load_tokenizer(folder)
 
 
@@ -175,7 +175,7 @@ def test_a_text_without_tokens_is_one_clear_error(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(config))
     found = load_tokenizer(folder)
     assert found.encode("the") == [LETTERS.index(c) for c in "the"]
-    with pytest.raises(AdapterFileError, match=r"tokenizer.json': the tokenizer cannot encode 'th\\x1b") as error:
+    with pytest.raises(FileRefused, match=r"tokenizer.json': the tokenizer cannot encode 'th\\x1b") as error:
         found.encode("th\x1b\u00e9" * 1000)
     assert len(str(error.value)) < 1300
     assert str(error.value).isprintable()
@@ -185,14 +185,14 @@ def test_a_tokenizer_too_large_is_refused_unread(tmp_path):
     folder = write_folder(tmp_path / "m", tiny_llama())
     with open(folder / "tokenizer.json", "wb") as file:
         file.truncate(1 << 35)
-    with pytest.raises(AdapterFileError, match="larger than"):
+    with pytest.raises(FileRefused, match="larger than"):
         load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("key", ["merges", "token_type"])
 def test_a_damaged_gguf_tokenizer_is_refused(tmp_path, key):
     """Merges that are numbers; fewer types than tokens."""
-    with pytest.raises(AdapterFileError, match=r"m.gguf': its tokenizer is damaged"):
+    with pytest.raises(FileRefused, match=r"m.gguf': its tokenizer is damaged"):
         load_tokenizer(write_gguf(tmp_path / "m.gguf", **{key: [3, 3]}))
 
 
@@ -202,12 +202,12 @@ def test_a_nested_glassllm_tokenizer_is_refused(tmp_path):
     (tmp_path / "m.tokenizer.json").write_text(
         '{"version": 1, "alphabet": ' + "[" * 9000 + "]" * 9000 + ', "merges": []}'
     )
-    with pytest.raises(AdapterFileError, match=r"m.tokenizer.json': the file is not sound JSON"):
+    with pytest.raises(FileRefused, match=r"m.tokenizer.json': the file is not sound JSON"):
         load_tokenizer(tmp_path / "m.npz")
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(AdapterFileError, match=r"nowhere.gguf': there is no such file"):
+    with pytest.raises(FileRefused, match=r"nowhere.gguf': there is no such file"):
         load_tokenizer(tmp_path / "nowhere.gguf")
 
 

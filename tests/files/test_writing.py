@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import AdapterFileError, LoRA, load_adapter, save_adapter
+from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files import writing
 from minilora.files.adapterfolder import AdapterFolder
 from minilora.files.inspection import inspect_adapter
@@ -354,10 +354,10 @@ def test_a_lock_that_another_keeps_is_waited_for_and_named(tmp_path, monkeypatch
     before = contents(tmp_path)
     monkeypatch.setattr(writing, "LOCK_SECONDS", 0.02)
     with locked(tmp_path):
-        with pytest.raises(AdapterFileError, match="another process has kept it locked") as error:
+        with pytest.raises(FileRefused, match="another process has kept it locked") as error:
             save_adapter(tmp_path, layers(2.0, 4.0))
         assert str(error.value) == f"'{tmp_path}': another process has kept it locked for 0.02 s"
-        with pytest.raises(AdapterFileError, match="another process has kept it locked"):
+        with pytest.raises(FileRefused, match="another process has kept it locked"):
             load_adapter(tmp_path)
     with locked(tmp_path, shared=True):
         assert load_adapter(tmp_path)["head"].alpha == 1.5
@@ -451,10 +451,10 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
             time.sleep(0.02)  # longer than the clock of the file system ticks
             weights.write_bytes(weights.read_bytes())
 
-    with pytest.raises(AdapterFileError, match="changed while it was read"):
+    with pytest.raises(FileRefused, match="changed while it was read"):
         read_while_it_changes()
     os.replace(copy, weights)
-    with pytest.raises(AdapterFileError, match="changed after it was checked"):
+    with pytest.raises(FileRefused, match="changed after it was checked"):
         folder.file.check_unchanged()
 
 
