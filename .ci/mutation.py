@@ -33,7 +33,8 @@ PARTS = {
             ),
             (
                 *("test_gradients", "layers/test_bad_input", "layers/test_lora_identities", "layers/test_models"),
-                *("layers/test_starts", "layers/test_variants", "training/test_page_is_what_runs"),
+                *("layers/test_starts", "layers/test_thawed_alone", "layers/test_variants"),
+                *("training/test_page_is_what_runs", "training/test_speed_changes_nothing"),
                 *("training/test_losses", "training/test_optim", "training/test_text", "verify/test_selfcheck"),
                 *("verify/test_closed_form", "devices/test_adam_kernel", "devices/test_two_libraries"),
                 "devices/test_devices",
@@ -51,7 +52,7 @@ PARTS = {
         ),
         (("files/merge", "files/layouts"), ("files/test_merge", "files/test_kinds", "files/test_layouts")),
         (
-            ("files/checkpoint", "files/checkpointfile", "files/state"),
+            ("files/checkpoint",),
             ("files/test_checkpoint", "training/test_train", "training/test_text"),
         ),
         (("files/tensorfile",), ("files/test_tensorfile", "files/test_adapters", "files/test_errors")),
