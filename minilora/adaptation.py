@@ -31,7 +31,7 @@ from .variants.rewritten import Rewritten
 from .variants.variant import DORA, LORA, variant_of
 
 ALL_LINEAR = "all-linear"
-KINDS: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
+KIND_OF: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
 STARTS = ("lora", "pissa")
 
 
@@ -247,7 +247,7 @@ def _matrix(layer: Any) -> Linear:
 
 def _kind(layer: Layer) -> str | None:
     """Return the kind of a layer that can take an adapter, and None for others."""
-    return next((kind for cls, kind in KINDS.items() if isinstance(layer, cls)), None)
+    return next((kind for cls, kind in KIND_OF.items() if isinstance(layer, cls)), None)
 
 
 def _place(base: Layer) -> dict[str, Any]:

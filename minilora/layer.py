@@ -116,8 +116,14 @@ def first_array(layer: Layer) -> Array | None:
 
 
 def trains(*layers: Layer) -> bool:
-    """Return whether any of these layers has an array that trains."""
-    return any(layer.trainable() for layer in layers)
+    """Return whether any of these layers has an array that trains. The first that is found is enough."""
+
+    def one(layer: Layer) -> bool:
+        if type(layer).trainable is not Layer.trainable:  # it says itself what trains
+            return bool(layer.trainable())
+        return any(one(part) if isinstance(part, Layer) else not layer.frozen for _, part in parts(layer))
+
+    return any(map(one, layers))
 
 
 def walk(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
