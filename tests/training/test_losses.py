@@ -205,6 +205,12 @@ def test_cross_entropy_refuses(logits, targets, error, message):
         cross_entropy(logits, targets)
 
 
+def test_targets_of_another_library_are_named():
+    ids = type("ndarray", (), {"__module__": "cupy", "dtype": np.dtype("int64"), "shape": (2,)})()
+    with pytest.raises(TypeError, match="^targets is a cupy array and logits holds numpy arrays: "):
+        cross_entropy(np.ones((2, 3)), ids)
+
+
 def test_where_no_row_counts_nothing_is_lost_or_learned():
     loss, gradient = cross_entropy(np.ones((2, 3)), np.array([-100, -100]))
     assert float(loss) == 0
