@@ -145,11 +145,13 @@ def stacked(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
 
 
 def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
-    """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0."""
-    xp = backend_of(S).xp
-    B, K, gT, U = S.shape
-    later = xp.arange(U) > xp.arange(U - T, U)[:, None]  # (T, U)
-    xp.copyto(S.reshape(B, K, gT // T, T, U), -xp.inf, where=later)
+    """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0.
+
+    The rows of S are the T queries of one head after another, so row i stands at position i mod T of them.
+    """
+    xp, (gT, U) = backend_of(S).xp, S.shape[-2:]
+    t = xp.arange(gT) % T + (U - T)  # (g T,)
+    xp.copyto(S, -xp.inf, where=xp.arange(U) > t[:, None])
     return S
 
 
