@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ from minilora import LoRA, save_adapter
 from minilora.files import inspection
 from minilora.files.inspection import inspect_adapter, singular_values, table
 from minilora.variants.adapter import Adapter
+
+from ..support.memory import traced
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
@@ -78,10 +79,9 @@ def test_blocks_are_no_fewer_rows_than_columns(monkeypatch):
 def test_a_half_precision_factor_is_never_widened_whole(shape):
     """The adapter's own 8 MB are there already; all of them in float64 would be 32 MB more, and copies of it."""
     A, B = np.ones(shape, "f2"), np.ones((500, shape[0]), "f2") if shape[0] < 9 else np.ones((1, shape[0]), "f2")
-    tracemalloc.start()
-    values = singular_values(A, B)
-    assert tracemalloc.get_traced_memory()[1] < 16e6
-    tracemalloc.stop()
+    with traced() as memory:
+        values = singular_values(A, B)
+    assert memory.peak < 16e6
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
 
 
