@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..backend import backend_of
-from ..checks import Array
-from ..layer import Cache, Layer, check_cache, check_sequence, check_widths, inner, nest, rows, trains
+from ..checks import Array, check_instance
+from ..layer import Cache, Layer, check_cache, check_has_widths, check_sequence, check_widths, inner, nest, rows, trains
 from ..linear import Linear
 from .rotary import Rotary
 
@@ -162,7 +162,11 @@ def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
 
 
 def _check_heads(layer: Attention) -> None:
-    """Refuse layers whose widths do not make attention: whole heads, in whole groups, over one input."""
+    """Refuse what is no layer, and widths that do not make attention: whole heads, in whole groups, over one input."""
+    check_instance("rotary", layer.rotary, Rotary)
+    check_has_widths("q_proj", layer.q_proj)
+    check_has_widths("k_proj", layer.k_proj)
+    check_has_widths("o_proj", layer.o_proj)
     d, D = layer.q_proj.in_features, layer.rotary.in_features
     H, K = layer.q_proj.out_features // D, layer.k_proj.out_features // D
     if 0 in (H, K) or H % K:

@@ -370,7 +370,7 @@ def test_a_loss_that_overflows_is_reported_with_its_epoch():
 
 def test_what_is_no_layer_is_refused():
     for call in (evaluate, partial(train, rng=np.random.default_rng(0))):
-        with pytest.raises(TypeError, match=r"^model must be a layer such as LoRALinear, got ndarray$"):
+        with pytest.raises(TypeError, match=r"^model must be a Layer, got ndarray$"):
             call(np.ones((4, 5)), DATA.x, DATA.target)
 
 
