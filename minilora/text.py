@@ -49,11 +49,11 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
         If the text is too short for two windows, or an id is no integer, or negative.
     """
     length = check_integer("length", length, at_least=1)
-    _check_ids(ids)
+    checked = _check_ids(ids)
     n = (len(ids) - 1) // length
     if n < 2:
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
-    used = np.array(ids[: n * length + 1], np.int64)
+    used = checked[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
     held = np.arange(n - 1, -1, -HELD_OUT)[::-1]  # counted from the end, so that there is always one
     trained = np.setdiff1d(np.arange(n), held)
@@ -61,17 +61,16 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
     return X[trained], Y[trained], X[measured], Y[measured]
 
 
-def _check_ids(ids: Any) -> None:
-    """Refuse what are not token ids: NumPy would round floats down, and read numbers out of texts."""
+def _check_ids(ids: Any) -> np.ndarray:
+    """Return token ids as an array, or refuse what are none: NumPy would round floats down, and read texts."""
     if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
         raise TypeError(f"ids must be a sequence of token ids, got {kind_of(ids)}")
-    if len(ids) == 0:
-        return
-    array = np.asarray(ids)
+    array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise TypeError(f"ids must be a sequence of integers, got {array.ndim} axes of {array.dtype}")
-    if array.min() < 0:
+    if array.size and array.min() < 0:
         raise ValueError(f"ids[{int(array.argmin())}] must be at least 0, got {array.min()}")
+    return array.astype(np.int64)
 
 
 def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..variants.variant import DORA
-from .errors import AdapterFileError, short
+from .errors import AdapterFileError, hub_hint, short
 from .kinds import Form, check_arrays, check_variant, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import TensorFile, member
@@ -40,7 +40,8 @@ class AdapterFolder:
         """Check a folder in PEFT's layout: both files, every key, and each shape against the configuration."""
         folder = Path(path)
         if not os.path.isdir(folder):
-            raise AdapterFileError(folder, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
+            expected = f"expected one with {CONFIG_NAME} and {WEIGHTS_NAME}"
+            raise AdapterFileError(folder, f"not a folder; {expected}{hub_hint(folder)}")
         with locked(folder, shared=True):
             weights_path, config_path = places(member(folder, WEIGHTS_NAME), member(folder, CONFIG_NAME))
             config = read_config(config_path)

@@ -41,9 +41,10 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import adapters
+from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
+from ..layer import Layer
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRA
@@ -51,7 +52,7 @@ from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
 from ..variants.variant import VARIANTS, variant_of
 from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .errors import AdapterFileError, short
+from .errors import AdapterFileError, hub_hint, short
 from .kinds import CONVOLUTIONS, Form, is_module_path
 from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .tensorfile import MAX_HEADER, tensor_header
@@ -98,7 +99,8 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     if dtype is not None:
         check_float_dtype("dtype", dtype)
     if not os.path.isdir(path):
-        raise AdapterFileError(path, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
+        expected = f"expected one with {CONFIG_NAME} and {WEIGHTS_NAME}"
+        raise AdapterFileError(path, f"not a folder; {expected}{hub_hint(path)}")
     found = {}
     with locked(path, shared=True):  # a `save_adapter` of another process waits until both files are read
         folder = AdapterFolder.open(path)
@@ -172,6 +174,8 @@ def save_adapter(
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     if base_model is not None and not isinstance(base_model, str):
         raise TypeError(f"base_model must be a text or None, got {base_model!r}")
+    if isinstance(layers, Layer):
+        check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
     found: dict[str, Adapter] = {}

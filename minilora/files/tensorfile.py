@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import AdapterFileError, short
+from .errors import AdapterFileError, hub_hint, short
 from .writing import identity
 
 MAX_HEADER = 8 << 20
@@ -239,7 +239,7 @@ def open_regular(path: Path) -> BinaryIO:
             raise AdapterFileError(path, "not a regular file")
         return open(path, "rb")
     except FileNotFoundError:
-        raise AdapterFileError(path, "there is no such file") from None
+        raise AdapterFileError(path, f"there is no such file{hub_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         if isinstance(error, AdapterFileError):
             raise
