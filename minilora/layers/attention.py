@@ -28,10 +28,10 @@ Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.1324
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..backend import backend_of
-from ..checks import Array, check_instance
+from ..checks import Array, check_instance, is_array, kind_of
 from ..layer import Cache, Layer, check_cache, check_has_widths, check_sequence, check_widths, inner, nest, rows, trains
 from ..linear import Linear
 from .rotary import Rotary
@@ -89,6 +89,7 @@ class Attention(Layer):
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
         check_sequence(self, x)
+        _check_past(past)
         h, T = rows(x), x.shape[-2]
         q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
         start = 0 if past is None else past[0].shape[-2]
@@ -178,3 +179,9 @@ def _check_heads(layer: Attention) -> None:
     check_widths("k_proj", layer.k_proj, d, K * D)
     check_widths("v_proj", layer.v_proj, d, K * D)
     check_widths("o_proj", layer.o_proj, H * D, layer.o_proj.out_features)
+
+
+def _check_past(past: Any) -> None:
+    """Refuse what `extend` did not return."""
+    if past is not None and not (isinstance(past, tuple) and len(past) == 2 and all(map(is_array, past))):
+        raise TypeError(f"past must be the keys and values that extend returned, or None, got {kind_of(past)}")

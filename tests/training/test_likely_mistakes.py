@@ -193,6 +193,11 @@ MISTAKES = {
         TypeError,
         "past must be what extend returned, or None, got int",
     ),
+    "a block's past that is a number": (
+        lambda: tiny_llama().extend(np.array([[1]]), past=[1] * len(tiny_llama().model.layers)),
+        TypeError,
+        "past must be the keys and values that extend returned, or None, got int",
+    ),
     "a past of another model": (
         lambda: tiny_llama().extend(np.array([[1]]), past=[1] * 9),
         ValueError,
