@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import Backend
-from ..checks import Array, check_array, check_instance, check_same_keys, check_shape, kind_of
+from ..checks import Array, check_array, check_dict, check_instance, check_shape, kind_of
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
@@ -169,7 +169,7 @@ class Llama(Layer):
     def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
         """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()``.
 
-        Others are a ValueError or a TypeError.
+        One that is missing, or of another shape or dtype, is a ValueError or a TypeError.
         """
         _check_arrays(config, arrays)
 
@@ -200,10 +200,12 @@ class Llama(Layer):
 
 
 def _check_arrays(config: Any, arrays: Any) -> None:
-    """Refuse arrays that are not exactly those that a configuration asks for."""
+    """Refuse arrays that are not those that a configuration asks for."""
     check_instance("config", config, LlamaConfig)
+    check_dict("arrays", arrays)
     shapes = config.shapes()
-    check_same_keys("arrays", arrays, shapes)
+    if missing := [name for name in shapes if name not in arrays]:
+        raise ValueError(f"arrays has no {missing[0]!r}: {len(missing)} of the decoder's {len(shapes)} are missing")
     first, *_ = shapes
     for name, shape in shapes.items():
         check_array(f"arrays[{name!r}]", arrays[name], like=arrays[first], like_name=f"arrays[{first!r}]")

@@ -186,7 +186,12 @@ MISTAKES = {
     "a decoder without arrays": (
         lambda: Llama.build(config(), {}),
         ValueError,
-        r"arrays must have the keys .*: missing .*lm_head.weight",
+        r"arrays has no 'model.embed_tokens.weight': 12 of the decoder's 12 are missing",
+    ),
+    "a decoder's array of another shape": (
+        lambda: Llama.build(config(), {name: np.ones(3) for name in config().shapes()}),
+        ValueError,
+        r"arrays\['model.embed_tokens.weight'\] has shape \(3,\), expected \(7, 4\)",
     ),
     "a past that is a number": (
         lambda: tiny_llama().extend(np.array([[1]]), past=5),
