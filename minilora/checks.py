@@ -36,7 +36,6 @@ _PRECISION = {
 _OTHER_ARITHMETIC = (np.matrix, np.ma.MaskedArray)
 """NumPy's classes whose * is another product, or some of whose entries do not count."""
 
-
 _CONVERSIONS = {
     "torch": "{}.detach().cpu().numpy()",
     "jax": "numpy.asarray({})",
@@ -77,7 +76,7 @@ def kind_of(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}, and no object of it"
     library, name = type(value).__module__.partition(".")[0], type(value).__name__
-    return name if library in ("builtins", "numpy", __package__) else f"{library}.{name}"
+    return name if library in ("builtins", "numpy", "__main__", __package__) else f"{library}.{name}"
 
 
 def shown(value: Any, at_most: int = 200) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
 """Characters of one name or value, and of a whole message."""
-
-
-INSTALL = {"gguf": "gguf tokenizers"}  # the tokenizer in a .gguf file needs the other one too
-"""What to install for a package, where that is not the package alone."""
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)(?<!\.npz)(?<!\.json)(?<!\.safetensors)")
+"""``owner/model``: how a hub names a model."""
+INSTALL = {"gguf": "gguf tokenizers"}
+"""What to install for a package, where that is more than the package: a .gguf file's tokenizer needs both."""
 
 
 class AdapterFileError(ValueError):
@@ -41,10 +41,6 @@ def short(value: Any, at_most: int = LONGEST_NAME) -> str:
     if isinstance(value, str) and len(value) > at_most:
         value = value[:at_most] + value[-at_most:]  # repr of the whole would be cut to no more than this
     return printable(repr(value), at_most)
-
-
-HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)(?<!\.npz)(?<!\.json)(?<!\.safetensors)")
-"""``owner/model``: how a hub names a model."""
 
 
 def hub_hint(path: Path) -> str:

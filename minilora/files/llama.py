@@ -83,7 +83,7 @@ def read_llama(
             raise AdapterFileError(path, f"{short(name)} holds NaN or infinity")
         with np.errstate(over="ignore"):
             rounded = host.astype(np.dtype(dtype), copy=False)
-        if not np.isfinite(rounded).all():
+        if rounded.itemsize < host.itemsize and not np.isfinite(rounded).all():
             largest = float(np.abs(host).max())
             raise AdapterFileError(path, f"{short(name)} reaches {largest:g}, which {rounded.dtype} cannot hold")
         arrays[name] = backend.asarray(rounded)

@@ -24,6 +24,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..backend import backend_of
 from ..checks import Array, check_array, check_instance, check_number, check_rank_within, kind_of
 from ..lora import LoRA
@@ -79,9 +81,9 @@ def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
 def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[float]:
     """Return weights as floats, or refuse adapters that cannot be added up."""
     for name, given in (("adapters", adapters), ("weights", weights)):
-        if not isinstance(given, Sequence):
+        if not isinstance(given, Sequence | np.ndarray):
             raise TypeError(f"{name} must be a list, got {kind_of(given)}")
-    if not adapters or len(adapters) != len(weights):
+    if len(adapters) == 0 or len(adapters) != len(weights):
         raise ValueError(f"expected one weight for each adapter, got {len(adapters)} adapters, {len(weights)} weights")
     first = adapters[0]
     for i, adapter in enumerate(adapters):
