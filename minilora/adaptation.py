@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_rng
-from .layer import Layer, freeze, rebuild, walk
+from .checks import check_choice, check_flag, check_instance, check_rng, kind_of, unmoved
+from .layer import Layer, check_model, freeze, rebuild, walk
 from .layers.convolution import Conv1d, Conv2d
 from .layers.embedding import Embedding
 from .linear import Linear
@@ -75,7 +75,7 @@ def adapt(
     TypeError
         If an argument is of another type.
     """
-    check_instance("model", model, Layer)
+    check_model(model)
     check_rng(rng)
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
@@ -89,7 +89,8 @@ def adapt(
             setattr(adapter, variant.array, variant.start(_matrix(base), adapter))
         return _beside(base, adapter)
 
-    return put_beside(model, target_modules, beside)
+    with unmoved(rng):
+        return put_beside(model, target_modules, beside)
 
 
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
@@ -114,7 +115,7 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
     ValueError, TypeError
         If `target_modules` is not as in `adapt`, or `beside` returns anything else.
     """
-    check_instance("model", model, Layer)
+    check_model(model)
     check_target_modules(target_modules)
     free = _free(model)
     targets = [path for path, layer in free.items() if _named(path, layer, target_modules)]
@@ -159,14 +160,15 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     TypeError
         If an argument is of another type.
     """
-    check_instance("model", model, Layer)
-    check_instance("adapters", adapters, Mapping)
+    check_model(model)
+    check_adapters("adapters", adapters)
     free = _free(model)
     if unknown := [path for path in adapters if path not in free]:
         raise ValueError(
             f"adapters names {_listed(unknown)}, which are no layers without an adapter; there are {_listed(free)}"
         )
     for path, adapter in adapters.items():
+        check_instance(f"adapters[{path!r}]", adapter, LoRA)
         if getattr(adapter, "kind", _kind(free[path])) != _kind(free[path]):
             raise ValueError(f"adapters[{path!r}] is not of kind {_kind(free[path])!r}, as {free[path]!r} is")
         kernel = tuple(getattr(free[path], "kernel", ()))
@@ -191,7 +193,7 @@ def merge(model: Layer) -> Any:
     Each adapted layer's own ``merge()`` says what it becomes. The output is the same up to rounding. Every array is
     new, and every layer trains again.
     """
-    check_instance("model", model, Layer)
+    check_model(model)
 
     def fold(path: str, layer: Any) -> Any:
         vars(layer).pop("frozen", None)
@@ -208,7 +210,7 @@ def adapters(model: Layer) -> dict[str, Any]:
     Of an adapted layer from elsewhere it is that layer's ``adapter``, whatever its class. A layer that can ``merge()``
     and has no ``adapter`` is a TypeError.
     """
-    check_instance("model", model, Layer)
+    check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
 
 
@@ -292,6 +294,18 @@ def _named(path: str, layer: Layer, target_modules: str | Sequence[str]) -> bool
     if isinstance(target_modules, str):
         return re.fullmatch(target_modules, path) is not None
     return any(path == target or path.endswith(f".{target}") for target in target_modules)
+
+
+def check_adapters(name: str, value: Any) -> None:
+    """Refuse what is not a dict of adapters by module path; of a model, say how its adapters are got."""
+    if isinstance(value, Mapping):
+        return
+    hint = ""
+    if isinstance(value, LoRA):
+        hint = ": give it under the path of its module, such as {'q_proj': adapter}"
+    elif isinstance(value, Layer):
+        hint = ": give its adapters, minilora.adapters(model)"
+    raise TypeError(f"{name} must be a dict of adapters by module path, got {kind_of(value)}{hint}")
 
 
 def check_target_modules(target_modules: Any) -> None:

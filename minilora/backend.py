@@ -169,11 +169,7 @@ def backend_of(array: Array) -> Backend:
 
 def add_at(array: Array, index: Any, values: Array) -> None:
     """Add values to the entries at an index, in place; an entry that is named twice gets both."""
-    scatter_add = getattr(array, "scatter_add", None)  # CuPy's arrays have it as a method
-    if scatter_add is not None:
-        scatter_add(index, values)
-    else:
-        backend_of(array).xp.add.at(array, index, values)
+    backend_of(array).xp.add.at(array, index, values)
 
 
 def all_finite(arrays: Sequence[Array]) -> bool:

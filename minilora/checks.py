@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,17 @@ _PRECISION = {
 _OTHER_ARITHMETIC = (np.matrix, np.ma.MaskedArray)
 """NumPy's classes whose * is another product, or some of whose entries do not count."""
 
+_CONVERSIONS = {
+    "torch": "{}.detach().cpu().numpy()",
+    "jax": "numpy.asarray({})",
+    "jaxlib": "numpy.asarray({})",
+    "tensorflow": "{}.numpy()",
+    "pandas": "{}.to_numpy()",
+    "polars": "{}.to_numpy()",
+    "scipy": "{}.toarray()",  # its sparse matrices
+}
+"""Libraries whose arrays do not compute as NumPy's do, and how one becomes NumPy's. None of them is imported here."""
+
 
 def is_array(value: Any) -> bool:
     """Return whether a value is an array of some library."""
@@ -52,12 +64,49 @@ def _bare_name(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 
-def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
-    """Refuse what is not a floating-point array, or not of the library and precision of `like`."""
-    if not is_array(value):
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+@cache
+def _conversion(cls: type) -> str | None:
+    """Return how an object of a class, or of one derived from it, becomes a NumPy array, or None."""
+    roots = (parent.__module__.partition(".")[0] for parent in cls.__mro__)
+    return next((_CONVERSIONS[root] for root in roots if root in _CONVERSIONS), None)
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, for a message: its class, with the library that the class comes from."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}, and no object of it"
+    library, name = type(value).__module__.partition(".")[0], type(value).__name__
+    return name if library in ("builtins", "numpy", "__main__", __package__) else f"{library}.{name}"
+
+
+def shown(value: Any, at_most: int = 200) -> str:
+    """Return a value as Python writes it, cut short."""
+    try:
+        text = repr(value)
+    except ValueError:  # of an integer with more digits than Python writes
+        return f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= at_most else f"{text[:at_most]} ..."
+
+
+def check_kind(name: str, value: Any, expected: str = "an array") -> None:
+    """Refuse what is not an array that computes as NumPy's do, and say how it becomes one."""
+    way = _conversion(type(value))  # type: ignore[arg-type]
+    if way is not None:
+        raise TypeError(f"{name} is a {kind_of(value)}; convert it with {way.format(name)}")
+    if isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be {expected}, got {kind_of(value)}; convert it with numpy.asarray({name})")
+    if not is_array(value) or isinstance(value, type):
+        raise TypeError(f"{name} must be {expected}, got {kind_of(value)}")
+    if not isinstance(value.dtype, np.dtype):  # what behaves like NumPy has NumPy's types
+        raise TypeError(f"{name} is a {kind_of(value)}; convert it with numpy.asarray({name})")
     if isinstance(value, _OTHER_ARITHMETIC):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a plain array: convert it with numpy.asarray")
+
+
+def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
+    """Refuse what is not a floating-point array, or not of the library and precision of `like`."""
+    if type(value) is not np.ndarray:  # the common case needs no more than that
+        check_kind(name, value)
     if like is not None:
         check_library(name, value, like, like_name)
         if value.dtype == like.dtype:  # the common case, and 2 microseconds cheaper than names
@@ -85,7 +134,9 @@ def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
     ours, theirs = _library(value), _library(like)
     if ours == theirs or isinstance(value, type(like)) or isinstance(like, type(value)):
         return
-    if theirs == "numpy":
+    if theirs == "numpy" and ours != "cupy":
+        advice = f"convert it with numpy.asarray({name})"
+    elif theirs == "numpy":
         advice = f"take {name} to the host with minilora.get_backend('cupy').to_numpy({name}), or make all with CuPy"
     else:
         advice = f"convert {name} with minilora.get_backend('cupy').asarray({name}), or make all with NumPy"
@@ -135,8 +186,8 @@ def check_ids(
 
     NumPy would take negative numbers from the end, and CuPy any number at all.
     """
-    if not is_array(value):
-        raise TypeError(f"{name} must be an array of integers, got {type(value).__name__}")
+    if type(value) is not np.ndarray:
+        check_kind(name, value, "an array of integers")
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {value.dtype}, expected integers")
     if like is not None:
@@ -152,19 +203,15 @@ def check_ids(
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return `value`, or refuse what is not one of the choices."""
-    if value not in choices:
+    if not isinstance(value, (str, int)) or value not in choices:
         *others, last = map(repr, choices)
-        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {shown(value)}")
     return str(value)
 
 
 def check_sizes(**sizes: Any) -> list[int]:
     """Return sizes as Python ints, or refuse one that is not an integer from 1 to `MAX_SIZE`."""
-    numbers = [check_integer(name, size, at_least=1) for name, size in sizes.items()]
-    for name, number in zip(sizes, numbers, strict=True):
-        if number > MAX_SIZE:
-            raise ValueError(f"{name} must be at most {MAX_SIZE}, got {number}")
-    return numbers
+    return [check_integer(name, size, at_least=1, at_most=MAX_SIZE) for name, size in sizes.items()]
 
 
 def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[int]:
@@ -179,13 +226,13 @@ def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[in
 def check_dict(name: str, value: Any) -> None:
     """Refuse what is not a dict, or another mapping."""
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be a dict, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a dict, got {kind_of(value)}")
 
 
 def check_instance(name: str, value: Any, expected: type) -> None:
     """Refuse what is not of the `expected` class."""
     if not isinstance(value, expected):
-        raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a {expected.__name__}, got {kind_of(value)}")
 
 
 def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
@@ -196,23 +243,25 @@ def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[st
         raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
 
 
-def check_integer(name: str, value: Any, at_least: int) -> int:
-    """Return `value` as a Python int, or refuse what is not an integer of at least `at_least`."""
+def check_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> int:
+    """Return `value` as a Python int, or refuse what is not an integer in these limits."""
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
     if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
+    if at_most is not None and number > at_most:
+        raise ValueError(f"{name} must be at most {at_most}, got {shown(value)}")
     return number
 
 
 def _is_real(value: Any) -> bool:
     """Return whether a value is one real number, of Python's or in an array without axes."""
     if hasattr(value, "dtype"):
-        return value.dtype.kind in "fiu" and not getattr(value, "shape", ())
+        return getattr(value.dtype, "kind", None) in ("f", "i", "u") and not getattr(value, "shape", ())
     return not isinstance(value, (str, bytes, bytearray, memoryview, bool, complex))
 
 
@@ -223,13 +272,13 @@ def check_number(name: str, value: Any, *, above: float, below: float = math.inf
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
     except OverflowError:  # an integer beyond all floats
         number = math.inf
     if not (above < number < below or (or_equal and number == above)):
         lower = "at least" if or_equal else "above"
         upper = "finite" if below == math.inf else f"below {below:g}"
-        raise ValueError(f"{name} must be {lower} {above:g} and {upper}, got {value!r}")
+        raise ValueError(f"{name} must be {lower} {above:g} and {upper}, got {shown(value)}")
     return number
 
 
@@ -239,11 +288,22 @@ def check_rng(rng: Any) -> None:
         raise TypeError(f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {rng!r}")
 
 
+@contextmanager
+def unmoved(rng: np.random.Generator) -> Iterator[None]:
+    """Put a generator back to where it stood, where what is started with it is refused."""
+    state = rng.bit_generator.state
+    try:
+        yield
+    except Exception:
+        rng.bit_generator.state = state
+        raise
+
+
 def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
     """Return a rank as an int, or refuse one above the smallest of the sizes."""
     number = check_integer("rank", rank, at_least=1)
     if number > min(sizes):
-        raise ValueError(f"rank must be at most {min(sizes)}, got {rank}")
+        raise ValueError(f"rank must be at most {min(sizes)}, got {shown(rank)}")
     return number
 
 

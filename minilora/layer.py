@@ -28,7 +28,7 @@ from copy import copy
 from typing import Any, TypeVar
 
 from .backend import backend_of
-from .checks import Array, check_array, check_features, check_shape, is_array
+from .checks import Array, check_array, check_features, check_shape, is_array, kind_of
 
 Cache = tuple[Any, ...]
 """The layer itself, the shape of its output, and what its backward needs. Only data, so that memory can be counted."""
@@ -254,6 +254,18 @@ def _show(value: Any) -> str:
 # --- the guards that every layer calls ---
 
 
+def check_model(value: Any) -> None:
+    """Refuse what is not a model; say what to give where it is a class, or adapters without their model."""
+    if isinstance(value, Layer):
+        return
+    hint = ""
+    if isinstance(value, type):
+        hint = f": give an object, such as {value.__name__}(...) returns"
+    elif isinstance(value, Mapping):
+        hint = ": adapters go beside the layers of a model, which minilora.attach(model, adapters) returns"
+    raise TypeError(f"model must be a Layer, got {kind_of(value)}{hint}")
+
+
 def check_input(layer: Layer, x: Array) -> None:
     """Refuse an input that does not fit a layer: its last axis is in_features long."""
     check_features("x", x, layer.in_features, "in_features", like=first_array(layer))
@@ -281,8 +293,15 @@ def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
     return cache[2:]
 
 
+def check_has_widths(name: str, layer: Any) -> None:
+    """Refuse what is not a layer that has in_features and out_features."""
+    if not isinstance(layer, Layer) or not hasattr(layer, "in_features"):
+        raise TypeError(f"{name} must be a Layer with in_features and out_features, got {kind_of(layer)}")
+
+
 def check_widths(name: str, layer: Layer, in_features: int, out_features: int) -> None:
-    """Refuse a layer of other widths."""
+    """Refuse what is no layer with widths, or a layer of other widths."""
+    check_has_widths(name, layer)
     if (layer.in_features, layer.out_features) != (in_features, out_features):
         got = f"{layer.in_features} -> {layer.out_features}"
         raise ValueError(f"{name} is {got} wide, expected {in_features} -> {out_features}")

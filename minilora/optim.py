@@ -157,13 +157,29 @@ def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[f
 
 
 def check_no_overlap(params: Mapping[str, Array]) -> None:
-    """Refuse two arrays that share memory, unless they are one array under two names. On a GPU nothing tells."""
+    """Refuse arrays that share memory, unless they are one array under two names, and an array that overlaps itself.
+
+    On a GPU nothing tells.
+    """
     host = {id(p): (name, p) for name, p in params.items() if isinstance(p, np.ndarray)}
+    for name, p in host.values():
+        if p.size and _overlaps_itself(p):
+            raise ValueError(f"params[{name!r}] has entries that share memory, as of a view: give a copy")
     for (one, p), (two, q) in combinations(host.values(), 2):
         if np.shares_memory(p, q):
             raise ValueError(
                 f"params[{one!r}] and params[{two!r}] share memory and are two arrays: give one array both names"
             )
+
+
+def _overlaps_itself(p: np.ndarray) -> bool:
+    """Return whether an array's strides let two entries share memory: each step must reach beyond all shorter ones."""
+    reach = p.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(p.strides, p.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def check_like_params(

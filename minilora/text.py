@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .checks import Array, check_integer, check_path
+from .checks import Array, check_integer, check_path, kind_of
 from .files.tensorfile import open_regular
 from .losses import cross_entropy
 
@@ -44,19 +45,32 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
 
     Raises
     ------
-    ValueError
-        If the text is too short for two windows.
+    ValueError, TypeError
+        If the text is too short for two windows, or an id is no integer, or negative.
     """
     length = check_integer("length", length, at_least=1)
+    checked = _check_ids(ids)
     n = (len(ids) - 1) // length
     if n < 2:
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
-    used = np.array(ids[: n * length + 1], np.int64)
+    used = checked[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
     held = np.arange(n - 1, -1, -HELD_OUT)[::-1]  # counted from the end, so that there is always one
     trained = np.setdiff1d(np.arange(n), held)
     measured = held[np.unique(np.linspace(0, len(held) - 1, MEASURED).round().astype(int))]
     return X[trained], Y[trained], X[measured], Y[measured]
+
+
+def _check_ids(ids: Any) -> np.ndarray:
+    """Return token ids as an array, or refuse what are none: NumPy would round floats down, and read texts."""
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
+        raise TypeError(f"ids must be a sequence of token ids, got {kind_of(ids)}")
+    array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(f"ids must be a sequence of integers, got {array.ndim} axes of {array.dtype}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"ids[{int(array.argmin())}] must be at least 0, got {array.min()}")
+    return array.astype(np.int64)
 
 
 def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[int]:

@@ -29,14 +29,14 @@ from .checks import (
     check_features,
     check_flag,
     check_integer,
+    check_kind,
     check_library,
     check_rng,
     check_shape,
     check_trainable,
-    is_array,
 )
 from .fast.gather import Batches
-from .layer import Layer
+from .layer import Layer, check_model
 from .losses import IGNORED, Loss, count, mse
 from .optim import Adam, Rate
 
@@ -44,6 +44,7 @@ __all__ = ["History", "TrainingDiverged", "TrainingState", "backpropagate", "dra
 
 Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 
+MOST = 2**31 - 1  # rows in an epoch, whose numbers are drawn at once
 EVALUATION_ROWS = 512  # at a time: at the article's widths their temporaries stay in the cache, 14 ms in place of 22
 
 
@@ -134,7 +135,7 @@ def train(
         ``gradients(model, x, y, loss) -> grads``: another way to the gradients of the same loss, such as
         `minilora.fast.residual_form` for `mse`. None means `backpropagate`.
     steps : int, optional
-        Of an epoch; ``n // batch_size`` by default.
+        Of an epoch, of no more than 2^31 - 1 rows; ``n // batch_size`` by default.
     held_out : (array, array), optional
         Inputs and targets, as X and Y, to measure the loss on; by default X and Y themselves.
 
@@ -156,7 +157,7 @@ def train(
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
     n, gradients = check_data(model, X, Y, loss, every_id=True), check_gradients(gradients)
     batch_size, progress = check_batch_size(batch_size, n), check_flag("progress", progress)
-    steps = check_integer("steps", n // batch_size if steps is None else steps, at_least=1)
+    steps = check_integer("steps", n // batch_size if steps is None else steps, at_least=1, at_most=MOST // batch_size)
     check_rng(rng)
     check_finite(X=X, Y=Y)
     measured = (X, Y) if held_out is None else check_held_out(model, held_out, loss)
@@ -200,8 +201,10 @@ def train(
 
 def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int | None = None) -> np.ndarray:
     """Return the row numbers of an epoch's batches, (steps, batch_size), each batch drawn afresh."""
-    count = n // batch_size if steps is None else steps
-    return np.stack([rng.choice(n, batch_size, replace=False, shuffle=False) for _ in range(count)])
+    batches = np.empty((n // batch_size if steps is None else steps, batch_size), np.int64)
+    for batch in batches:
+        batch[...] = rng.choice(n, batch_size, replace=False, shuffle=False)
+    return batches
 
 
 def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse) -> float:
@@ -277,14 +280,13 @@ def check_data(model: Any, X: Array, Y: Array, loss: Loss, *, every_id: bool = F
     It tries the first row; with `every_id`, also the rows that hold the smallest and the largest id. Ids on a GPU are
     not looked at.
     """
-    if not hasattr(model, "trainable"):
-        raise TypeError(f"model must be a layer such as LoRALinear, got {type(model).__name__}")
+    if isinstance(model, type) or not hasattr(model, "trainable"):
+        check_model(model)
     if not callable(loss):
         raise TypeError(f"loss must be a function such as minilora.mse, got {loss!r}")
     like = next(iter(model.trainable().values()), None)
     for name, data in {"X": X, "Y": Y}.items():
-        if not is_array(data):
-            raise TypeError(f"{name} must be an array, got {type(data).__name__}")
+        check_kind(name, data)
         if data.dtype.kind not in "iu":
             check_array(name, data, like)
             check_trainable(name, data, like)

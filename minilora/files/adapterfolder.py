@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..variants.variant import DORA
-from .errors import FileRefused, short
+from .errors import FileRefused, hub_hint, short
 from .forms import Form, check_arrays, check_variant, forms_of, with_base
 from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .tensorfile import TensorFile, member
@@ -55,7 +55,8 @@ class AdapterFolder:
     @classmethod
     def _matched(cls, folder: Path) -> AdapterFolder:
         if not os.path.isdir(folder):
-            raise FileRefused(folder, f"not a folder; expected one with {CONFIG_NAME} and {WEIGHTS_NAME}")
+            expected = f"expected one with {CONFIG_NAME} and {WEIGHTS_NAME}"
+            raise FileRefused(folder, f"not a folder; {expected}{hub_hint(folder)}")
         weights_path, config_path = places(member(folder, WEIGHTS_NAME), member(folder, CONFIG_NAME))
         config = read_config(config_path)
         if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):

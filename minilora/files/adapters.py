@@ -25,7 +25,7 @@ An adapter that started by PiSSA is written as the difference to its start, of r
 (`minilora.variants.pissa`). The backward of DoRA (``dora_norm="full"``) is noted in the tensors' metadata: PEFT passes
 over the note and trains with the norm as a constant; the outputs are the same.
 
-What is read is either understood whole or refused with an `FileRefused` that names the file and the reason:
+What is read is either understood whole or refused with a `FileRefused` that names the file and the reason:
 half an adapter would compute something, and nobody would notice.
 """
 
@@ -41,9 +41,10 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import adapters
+from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
+from ..layer import Layer
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRA
@@ -168,6 +169,8 @@ def save_adapter(
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     if base_model is not None and not isinstance(base_model, str):
         raise TypeError(f"base_model must be a text or None, got {base_model!r}")
+    if isinstance(layers, Layer):
+        check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
     found: dict[str, Adapter] = {}

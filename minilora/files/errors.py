@@ -6,12 +6,17 @@ shows such characters escaped and long text shortened.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
 """Characters of one name or value, and of a whole message."""
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)(?<!\.npz)(?<!\.json)(?<!\.safetensors)")
+"""``owner/model``: how a hub names a model."""
+INSTALL = {"gguf": "gguf tokenizers"}
+"""What to install for a package, where that is more than the package: a .gguf file's tokenizer needs both."""
 
 
 class FileRefused(ValueError):
@@ -42,9 +47,17 @@ def short(value: Any, at_most: int = LONGEST_NAME) -> str:
     return printable(repr(value), at_most)
 
 
+def hub_hint(path: Path) -> str:
+    """Return what to give in place of a hub's name of a model, where a path is one and leads nowhere; or ""."""
+    name = path.as_posix()
+    if not HUB_NAME.fullmatch(name) or path.parent.exists():
+        return ""
+    return f". If it is a model's name on a hub, download it ('hf download {name} --local-dir DIR') and give the folder"
+
+
 def needed(package: str, why: str) -> Any:
     """Import a package that only some models' files need, or say how to install it."""
     try:
         return import_module(package)
     except ImportError as error:
-        raise ValueError(f"{why} needs {package} ({error}): pip install 'minilora[models]'") from error
+        raise ValueError(f"{why} needs {package} ({error}): pip install {INSTALL.get(package, package)}") from error

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import FileRefused, short
+from .errors import FileRefused, hub_hint, short
 from .writing import identity
 
 MAX_HEADER = 8 << 20
@@ -220,7 +220,7 @@ def open_regular(path: Path) -> BinaryIO:
             raise FileRefused(path, "not a regular file")
         return open(path, "rb")
     except FileNotFoundError:
-        raise FileRefused(path, "there is no such file") from None
+        raise FileRefused(path, f"there is no such file{hub_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         if isinstance(error, FileRefused):
             raise

@@ -34,7 +34,7 @@ CONTROL = 3
 class Tokenizer:
     """A tokenizer, whichever package it comes from.
 
-    A text for which it has no tokens is an `FileRefused`.
+    A text for which it has no tokens is a `FileRefused`.
     """
 
     encode: Callable[[str], list[int]]  # the ids of a text, with nothing before or after it

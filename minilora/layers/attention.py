@@ -28,11 +28,11 @@ Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.1324
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..backend import backend_of
-from ..checks import Array
-from ..layer import Cache, Layer, check_cache, check_sequence, check_widths, inner, nest, rows, trains
+from ..checks import Array, check_instance, is_array, kind_of
+from ..layer import Cache, Layer, check_cache, check_has_widths, check_sequence, check_widths, inner, nest, rows, trains
 from ..linear import Linear
 from .rotary import Rotary
 
@@ -89,6 +89,7 @@ class Attention(Layer):
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
         check_sequence(self, x)
+        _check_past(past)
         h, T = rows(x), x.shape[-2]
         q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
         start = 0 if past is None else past[0].shape[-2]
@@ -145,11 +146,13 @@ def stacked(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
 
 
 def mask(S: Array, T: int) -> Array:  # (B, K, g T, U) -> (B, K, g T, U)
-    """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0."""
-    xp = backend_of(S).xp
-    B, K, gT, U = S.shape
-    later = xp.arange(U) > xp.arange(U - T, U)[:, None]  # (T, U)
-    xp.copyto(S.reshape(B, K, gT // T, T, U), -xp.inf, where=later)
+    """Set S_tu to minus infinity, in place, where u is later than t: of exp there remains 0.
+
+    The rows of S are the T queries of one head after another, so row i stands at position i mod T of them.
+    """
+    xp, (gT, U) = backend_of(S).xp, S.shape[-2:]
+    t = xp.arange(gT) % T + (U - T)  # (g T,)
+    xp.copyto(S, -xp.inf, where=xp.arange(U) > t[:, None])
     return S
 
 
@@ -160,7 +163,11 @@ def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
 
 
 def _check_heads(layer: Attention) -> None:
-    """Refuse layers whose widths do not make attention: whole heads, in whole groups, over one input."""
+    """Refuse what is no layer, and widths that do not make attention: whole heads, in whole groups, over one input."""
+    check_instance("rotary", layer.rotary, Rotary)
+    check_has_widths("q_proj", layer.q_proj)
+    check_has_widths("k_proj", layer.k_proj)
+    check_has_widths("o_proj", layer.o_proj)
     d, D = layer.q_proj.in_features, layer.rotary.in_features
     H, K = layer.q_proj.out_features // D, layer.k_proj.out_features // D
     if 0 in (H, K) or H % K:
@@ -172,3 +179,9 @@ def _check_heads(layer: Attention) -> None:
     check_widths("k_proj", layer.k_proj, d, K * D)
     check_widths("v_proj", layer.v_proj, d, K * D)
     check_widths("o_proj", layer.o_proj, H * D, layer.o_proj.out_features)
+
+
+def _check_past(past: Any) -> None:
+    """Refuse what `extend` did not return."""
+    if past is not None and not (isinstance(past, tuple) and len(past) == 2 and all(map(is_array, past))):
+        raise TypeError(f"past must be the keys and values that extend returned, or None, got {kind_of(past)}")

@@ -20,6 +20,7 @@ class Flatten(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, ...) -> (N, M)
         """Return y, a copy, and a cache with the shape of x."""
         check_array("x", x)
+        _check_rows(x)
         y = x.reshape(x.shape[0], math.prod(x.shape[1:])).copy()  # eq. (flat.1)
         return y, (self, y.shape, x.shape)
 
@@ -28,3 +29,9 @@ class Flatten(Layer):
         (shape,) = check_cache(self, dy, cache)
         dx = dy.reshape(shape).copy() if need_dx else None  # eq. (flat.2)
         return dx, {}
+
+
+def _check_rows(x: Array) -> None:
+    """Refuse a number: there is no axis of images."""
+    if not x.shape:
+        raise ValueError("x has no axes, expected (N, ...)")

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..checks import Array
-from ..layer import Cache, Layer, check_cache, check_widths, nest, rows, trains
+from ..checks import Array, check_instance
+from ..layer import Cache, Layer, check_cache, check_has_widths, check_input, check_widths, nest, rows, trains
 from ..linear import Linear
 from .activation import SiLU
 
@@ -33,12 +33,11 @@ class GatedMLP(Layer):
     act_fn: Layer = field(default_factory=SiLU)
 
     def __post_init__(self) -> None:
-        d, m = self.gate_proj.in_features, self.gate_proj.out_features
-        check_widths("up_proj", self.up_proj, d, m)
-        check_widths("down_proj", self.down_proj, m, d)
+        _check_parts(self)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with a and b. f(a) is computed again, so that it need not be kept."""
+        check_input(self, x)
         a, a_cache = self.gate_proj.forward(rows(x))
         b, b_cache = self.up_proj.forward(rows(x))
         u = self.act_fn(a)
@@ -66,3 +65,12 @@ class GatedMLP(Layer):
         return None if dx is None else dx.reshape(dy.shape), grads
 
     shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
+
+
+def _check_parts(layer: GatedMLP) -> None:
+    """Refuse parts that are no layers, or whose widths do not fit."""
+    check_has_widths("gate_proj", layer.gate_proj)
+    d, m = layer.gate_proj.in_features, layer.gate_proj.out_features
+    check_widths("up_proj", layer.up_proj, d, m)
+    check_widths("down_proj", layer.down_proj, m, d)
+    check_instance("act_fn", layer.act_fn, Layer)

@@ -39,7 +39,7 @@ class Rotary(Layer):
     frequencies: tuple[float, ...]  # f_j, D/2 of them
 
     def __post_init__(self) -> None:
-        self.frequencies = _check_frequencies(self.frequencies)
+        self.frequencies = check_frequencies(self.frequencies)
 
     def forward(self, x: Array, start: int = 0) -> tuple[Array, Cache]:  # (..., T, D) -> (..., T, D)
         """Return y and the cache. The rows stand at the positions `start`, `start` + 1, ..."""
@@ -90,7 +90,7 @@ def _angles(frequencies: tuple[float, ...], start: int, length: int, dtype: str,
     return backend.asarray(np.cos(angles), dtype), backend.asarray(np.sin(angles), dtype)
 
 
-def _check_frequencies(frequencies: Any) -> tuple[float, ...]:
+def check_frequencies(frequencies: Any) -> tuple[float, ...]:
     """Return the frequencies of rotations as floats, or refuse what are not at least one."""
     if not isinstance(frequencies, (tuple, list)) or not frequencies:
         raise ValueError(f"frequencies must be a tuple of one number or more, got {frequencies!r}")

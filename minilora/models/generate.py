@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import check_instance, check_integer, check_number, check_rng
+from ..checks import check_instance, check_integer, check_number, check_rng, shown
 from .llama import Llama
 
 
@@ -57,7 +57,7 @@ def generate(
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if temperature > 0:
         check_rng(rng)
-    return _generate(model, ids, tokens, temperature, rng, frozenset(end))
+    return _generate(model, ids, tokens, temperature, rng, _check_end(end))
 
 
 def _generate(
@@ -83,8 +83,16 @@ def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None) -
     """Return the likeliest token, or one that is drawn."""
     if temperature == 0 or rng is None:
         return int(z.argmax())
-    p = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1: nothing overflows
+    with np.errstate(over="ignore"):  # divided by a tiny temperature, what is below the largest is minus infinity
+        p = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1: nothing overflows
     return int(rng.choice(len(p), p=p / p.sum()))
+
+
+def _check_end(end: Any) -> frozenset[int]:
+    """Return the ids that end a text, or refuse what is not a collection of ids."""
+    if isinstance(end, (str, bytes)) or not isinstance(end, Collection):
+        raise TypeError(f"end must be a collection of token ids such as [{shown(end)}], got {shown(end)}")
+    return frozenset(check_integer("an id of end", token, at_least=0) for token in end)
 
 
 def _check_prompt(prompt: Any, vocabulary: int) -> list[int]:

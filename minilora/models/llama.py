@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import Backend
-from ..checks import Array
+from ..checks import Array, check_array, check_dict, check_instance, check_shape, kind_of
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
@@ -127,6 +127,7 @@ class Decoder(Layer):
 
     def extend(self, ids: Array, past: list[Past] | None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, T, d)
         """Return y where the ids follow those in `past`, and the past, one entry a block, for what follows them."""
+        _check_past(past, len(self.layers))
         x, after = self.embed_tokens(ids), []
         for i, block in enumerate(self.layers):
             x, entry = block.extend(x, past[i] if past else None)
@@ -166,7 +167,11 @@ class Llama(Layer):
 
     @classmethod
     def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
-        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()``."""
+        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()``.
+
+        One that is missing, or of another shape or dtype, is a ValueError or a TypeError.
+        """
+        _check_arrays(config, arrays)
 
         def linear(path: str) -> Linear:
             return Linear(arrays[f"{path}.weight"], arrays.get(f"{path}.bias"))
@@ -192,3 +197,24 @@ class Llama(Layer):
         from ..files.llama import read_llama  # files know layers, so layers import no files when they are imported
 
         return cls.build(*read_llama(path, dtype=dtype, backend=backend))
+
+
+def _check_arrays(config: Any, arrays: Any) -> None:
+    """Refuse arrays that are not those that a configuration asks for."""
+    check_instance("config", config, LlamaConfig)
+    check_dict("arrays", arrays)
+    shapes = config.shapes()
+    if missing := [name for name in shapes if name not in arrays]:
+        raise ValueError(f"arrays has no {missing[0]!r}: {len(missing)} of the decoder's {len(shapes)} are missing")
+    first, *_ = shapes
+    for name, shape in shapes.items():
+        check_array(f"arrays[{name!r}]", arrays[name], like=arrays[first], like_name=f"arrays[{first!r}]")
+        check_shape(f"arrays[{name!r}]", arrays[name], shape)
+
+
+def _check_past(past: Any, blocks: int) -> None:
+    """Refuse what `extend` did not return: a list with the keys and values of each block."""
+    if past is not None and not isinstance(past, list):
+        raise TypeError(f"past must be what extend returned, or None, got {kind_of(past)}")
+    if past and len(past) != blocks:
+        raise ValueError(f"past has {len(past)} entries, expected one for each of the {blocks} blocks")

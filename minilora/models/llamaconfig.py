@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import check_flag, check_sizes
+from ..checks import check_flag, check_number, check_sizes
+from ..layers.rotary import check_frequencies
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """What a decoder is, without its weights. Sizes below 1 are a ValueError."""
+    """What a decoder is, without its weights. What makes no decoder is a ValueError or a TypeError."""
 
     vocab_size: int  # V
     hidden_size: int  # d
@@ -27,6 +28,16 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         check_sizes(**{name: getattr(self, name) for name in (*sizes, "num_key_value_heads", "head_dim")})
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
+                f"got {self.num_key_value_heads}"
+            )
+        check_number("rms_norm_eps", self.rms_norm_eps, above=0)
+        if self.head_dim % 2 or len(check_frequencies(self.frequencies)) != self.head_dim // 2:
+            raise ValueError(
+                f"head_dim must be twice the number of frequencies, got {self.head_dim} and {len(self.frequencies)}"
+            )
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
 

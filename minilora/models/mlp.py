@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend
-from ..checks import check_choice
+from ..checks import check_choice, check_start
 from ..layers.activation import ACTIVATIONS
 from ..layers.sequential import Sequential
 from ..linear import Linear
@@ -57,6 +57,7 @@ class MLP(Sequential):
         ValueError, TypeError
             If the activation is unknown, a width is below 1, or an argument is of another type.
         """
+        check_start(rng, dtype, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
         act = ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]()
         fc1 = Linear.init(in_features, hidden_features, rng=rng, dtype=dtype, backend=backend)
         fc2 = Linear.init(hidden_features, out_features, rng=rng, dtype=dtype, backend=backend)

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, fields
+from typing import Any
 
-from ..checks import Array, check_array, check_choice, check_flag, check_shape, is_array
+from ..checks import (
+    Array,
+    check_array,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_shape,
+    is_array,
+    shown,
+)
 from ..lora import LoRA
 from .scaling import scaling
 
@@ -38,7 +49,9 @@ class Adapter(LoRA):
         if self.magnitude is not None:
             check_array("magnitude", self.magnitude, like=self.lora_A, like_name="lora_A")
             check_shape("magnitude", self.magnitude, (self.lora_B.shape[0],))
+        _check_kernel(self.kernel)
         if self.start is not None:
+            check_instance("start", self.start, LoRA)
             check_shape("start.lora_A", self.start.lora_A, self.lora_A.shape)
             check_shape("start.lora_B", self.start.lora_B, self.lora_B.shape)
 
@@ -60,3 +73,11 @@ class Adapter(LoRA):
             if not is_array(value) and value == field.default:
                 del vars(brief)[field.name]
         return super(Adapter, brief).__repr__()
+
+
+def _check_kernel(kernel: Any) -> None:
+    """Refuse what is not a tuple of sizes. Whether it fits a layer shows beside that layer, and in a file."""
+    if not isinstance(kernel, tuple):
+        raise TypeError(f"kernel must be a tuple of sizes, one for each axis, got {shown(kernel)}")
+    for i, size in enumerate(kernel):
+        check_integer(f"kernel[{i}]", size, at_least=1)

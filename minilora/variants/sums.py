@@ -24,8 +24,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..backend import backend_of
-from ..checks import Array, check_array, check_number, check_rank_within
+from ..checks import Array, check_array, check_instance, check_number, check_rank_within, kind_of
 from ..lora import LoRA
 from .adapter import Adapter
 
@@ -63,6 +65,7 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
 
     A rank that is not from 1 to the adapter's is a ValueError. So is one above min(in, out).
     """
+    check_instance("adapter", adapter, LoRA)
     r = check_rank_within(rank, (adapter.rank, *adapter.shape))
     Q_B, U, S, Vt, Q_A = _thin_svd(adapter)
     root = backend_of(S).xp.sqrt(S[:r])
@@ -79,10 +82,14 @@ def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
 
 def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[float]:
     """Return weights as floats, or refuse adapters that cannot be added up."""
-    if not adapters or len(adapters) != len(weights):
+    for name, given in (("adapters", adapters), ("weights", weights)):
+        if not isinstance(given, Sequence | np.ndarray):
+            raise TypeError(f"{name} must be a list, got {kind_of(given)}")
+    if len(adapters) == 0 or len(adapters) != len(weights):
         raise ValueError(f"expected one weight for each adapter, got {len(adapters)} adapters, {len(weights)} weights")
     first = adapters[0]
     for i, adapter in enumerate(adapters):
+        check_instance(f"adapters[{i}]", adapter, LoRA)
         check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
         if adapter.shape != first.shape:
             raise ValueError(f"adapters[{i}] has shape {adapter.shape}, expected {first.shape} as adapters[0]")

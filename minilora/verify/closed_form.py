@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import all_finite, backend_of
-from ..checks import Array, check_array, check_integer, check_matrix, check_number, check_shape, check_trainable
+from ..checks import Array, check_matrix, check_number, check_shape, check_sizes, check_trainable
 from ..layer import rows
 from ..lora import LoRA
 
@@ -55,7 +55,7 @@ def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) ->
         are out of range.
     """
     check_trainable("X", X)
-    check_array("residual", residual, like=X, like_name="X")
+    check_trainable("residual", residual, like=X, like_name="X")
     for name, data in (("X", X), ("residual", residual)):
         if len(data.shape) < 2 or 0 in data.shape:
             raise ValueError(f"{name} has shape {tuple(data.shape)}, expected (rows, ..., width) with no empty axis")
@@ -94,7 +94,8 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
     check_trainable("XtX", XtX)
     check_matrix("XtX", XtX)
     check_shape("XtX", XtX, (XtX.shape[0], XtX.shape[0]))
-    check_matrix("XtR", XtR, like=XtX, like_name="XtX")
+    check_trainable("XtR", XtR, like=XtX, like_name="XtX")
+    check_matrix("XtR", XtR)
     check_shape("XtR", XtR, (XtX.shape[0], XtR.shape[1]))
     _check_finite("XtX", XtX, "XtR", XtR)
     xp = backend_of(XtX).xp
@@ -130,7 +131,7 @@ def _check_symmetric(XtX: Array) -> None:
 
 def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, out)
     """Solve the problem of k rows, T and Z in the places of X and R."""
-    rank, alpha = check_integer("rank", rank, at_least=1), check_number("alpha", alpha, above=0)
+    (rank,), alpha = check_sizes(rank=rank), check_number("alpha", alpha, above=0)
     xp = backend_of(T).xp
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
         D = xp.linalg.lstsq(T, Z, rcond=None)[0].T  # eq. (25)  (out, in)

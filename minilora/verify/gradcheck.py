@@ -156,7 +156,7 @@ def gradcheck(
     CheckRefused
         If the check would be worthless, or a setting is out of range.
     TypeError
-        If a setting is of another type.
+        If a setting is of another type, or an array is none or of a library that does not compute as NumPy does.
 
     Examples
     --------

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of, share_memory
-from ..checks import Array, check_integer, check_library, dtype_name
+from ..checks import Array, check_integer, check_kind, check_library, dtype_name
 from ..layer import homes, sum_tied
 
 Params = dict[str, Array]
@@ -158,8 +158,7 @@ def check_arguments(params: Mapping[str, Array], grads: Mapping[str, Array], cot
     arrays |= {f"grads[{name!r}]": g for name, g in grads.items()}
     arrays |= {} if cotangent is None else {"cotangent": cotangent}
     for label, array in arrays.items():
-        if not hasattr(array, "dtype"):
-            raise CheckRefused(f"{label} must be an array, got {type(array).__name__}")
+        check_kind(label, array)
         check_library(label, array, like=next(iter(params.values())), like_name="params")
         if dtype_name(array) != "float64":
             raise CheckRefused(f"{label} has dtype {array.dtype}, expected float64: slopes of less cannot be trusted")
@@ -222,9 +221,9 @@ def taylor_orders(
     CheckRefused
         If the orders would be worthless, as in `gradcheck`.
     ValueError, TypeError
-        If `halvings` is not an integer of at least 1.
+        If `halvings` is not an integer from 1 to 1000, or as in `gradcheck`.
     """
-    halvings = check_integer("halvings", halvings, at_least=1)
+    halvings = check_integer("halvings", halvings, at_least=1, at_most=1000)  # beyond, the step itself is 0
     check_arguments(params, grads, cotangent)
     loss = MeasuredLoss(f, params, cotangent)
     rng = np.random.default_rng(seed)

@@ -97,8 +97,15 @@ def test_an_index_out_of_range_wraps_silently(xp):
 
 def test_scattering_adds_what_meets(xp):
     a = xp.zeros((2, 3))
-    a.scatter_add((slice(None), xp.asarray([1, 1, 0])), xp.asarray(np.arange(6.0).reshape(2, 3)))
+    xp.add.at(a, (slice(None), xp.asarray([1, 1, 0])), xp.asarray(np.arange(6.0).reshape(2, 3)))
     np.testing.assert_array_equal(xp.asnumpy(a), [[2, 1, 0], [5, 7, 0]])
+
+
+def test_the_method_that_scatters_warns_and_adds(xp):
+    a = xp.zeros((2,))
+    with pytest.warns(DeprecationWarning, match="Please use `cupy.add.at` instead"):
+        a.scatter_add(xp.asarray([1, 1]), xp.asarray(np.array([1.0, 2.0])))
+    np.testing.assert_array_equal(xp.asnumpy(a), [0, 3])
 
 
 def test_a_product_is_left_to_what_asks_for_it(xp):
@@ -206,6 +213,13 @@ def test_waits_and_transfers_are_counted(stand_in, act, expected):
     traffic.reset()
     act(stand_in, a)
     assert (traffic.waits, traffic.to_device, traffic.to_host) == expected
+
+
+@pytest.mark.parametrize("name", ["reshape", "ravel"])
+def test_the_stand_in_gives_no_view_that_cupy_does_not_promise(name, stand_in):
+    a = stand_in.zeros((2, 3))
+    getattr(a, name)(*([-1] if name == "reshape" else []))[...] = 1
+    np.testing.assert_array_equal(stand_in.asnumpy(a), 0)
 
 
 # Leaks planted in the library itself: training on the stand-in must fail, or its traffic must show.

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensorfile import TensorFile
+
+from ..support.memory import traced
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -714,13 +715,10 @@ HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}' + MANY + b"}"
 def test_files_made_to_fill_the_memory_do_not(saved, tmp_path, file, text):
     folder = variant(saved, tmp_path)
     (folder / file).write_bytes(text)
-    tracemalloc.start()
-    with pytest.raises(FileRefused) as error:
+    with traced() as memory, pytest.raises(FileRefused) as error:
         load_adapter(folder)
     assert "header is" not in str(error.value)  # it was looked into
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < len(text) + 100e6
+    assert memory.peak < len(text) + 100e6
 
 
 def test_each_tensor_begins_at_a_multiple_of_its_size(tmp_path):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,8 @@ from minilora import (
 from minilora.files import checkpoint
 from minilora.files.tensorfile import TensorFile
 from minilora.training import TrainingState, backpropagate
+
+from ..support.memory import traced
 
 ROOT = Path(__file__).parents[2]
 
@@ -613,13 +614,9 @@ def test_keeping_a_state_makes_no_second_copy_of_it(tmp_path):
     model = Linear.init(700, 600, bias=False, rng=rng)
     state = TrainingState(model, Adam(model.trainable()), rng)
     file = checkpoint.Checkpoint(tmp_path / "c", {"rank": 1})
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         file.keep(state)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 1.2 * 3 * model.weight.nbytes
+    assert memory.peak < 1.2 * 3 * model.weight.nbytes
     assert text_of(tmp_path / "c")["configuration"] == {"rank": 1}
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ from minilora import LoRA, save_adapter
 from minilora.commands.inspect import table
 from minilora.files.inspection import inspect_adapter, singular_values
 from minilora.variants.adapter import Adapter
+
+from ..support.memory import traced
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
@@ -70,11 +71,9 @@ def test_a_rank_above_the_widths_gives_the_widths_values(r):
 def test_memory_is_linear_in_the_factors(shape):
     """A factor has 16 MB in float64; its decomposition needs some copies, and the product would have 2 GB."""
     A, B = np.ones(shape, "f2"), np.ones((500, shape[0]), "f2") if shape[0] < 9 else np.ones((1, shape[0]), "f2")
-    tracemalloc.start()
-    values = singular_values(A, B)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 90e6
+    with traced() as memory:
+        values = singular_values(A, B)
+    assert memory.peak < 90e6
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
 
 

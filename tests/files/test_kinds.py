@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +36,8 @@ from minilora.files.adapterfolder import NORM_KEY
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensorfile import TensorFile
 from minilora.variants.rewritten import Rewritten
+
+from ..support.memory import traced
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 NETS = ("linear", "embedding", "conv1d", "conv2d")
@@ -638,10 +639,9 @@ def test_a_large_embedding_with_dora_is_merged_in_little_memory(tmp_path, monkey
     A, B = rng.standard_normal((1, 30_000)).astype("f4"), rng.standard_normal((100, 1)).astype("f4")
     adapter = Adapter(A, B, 1, kind="embedding", magnitude=np.ones(100, "f4"))
     save_adapter(tmp_path / "a", {"emb": adapter})
-    tracemalloc.start()
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    assert tracemalloc.get_traced_memory()[1] < 8e6
-    tracemalloc.stop()
+    with traced() as memory:
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    assert memory.peak < 8e6
     lengths = np.linalg.norm(load_file(tmp_path / "out.safetensors")["emb.weight"].astype(float), axis=0)
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
 

@@ -278,6 +278,16 @@ def test_weights_that_are_no_numbers_are_refused(folder, value):
         Llama.load(spoiled("model.norm.weight", broken)(folder))
 
 
+def test_a_weight_that_the_precision_cannot_hold_is_refused(folder):
+    broken = weights(folder)["model.norm.weight"].astype(np.float64)
+    broken[3] = -1e300
+    spoiled("model.norm.weight", broken)(folder)
+    message = r"'model\.norm\.weight' reaches 1e\+300, which float32 cannot hold$"
+    with pytest.raises(ValueError, match=message):
+        Llama.load(folder)
+    assert Llama.load(folder, dtype="float64").model.norm.weight[3] == -1e300
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"model_type": "llama", "model_type": "llama"}', '{"x": NaN}', "\xff"]
 )
@@ -306,7 +316,7 @@ def test_other_arguments_are_refused_by_name(folder, tmp_path):
 def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"pip install 'minilora\[models\]'"):
+    with pytest.raises(ValueError, match=r"needs gguf .*: pip install gguf tokenizers$"):
         Llama.load(tmp_path / "model.gguf")
 
 

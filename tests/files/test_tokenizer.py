@@ -200,8 +200,8 @@ def test_a_nested_glassllm_tokenizer_is_refused(tmp_path):
     pytest.importorskip("glassllm", reason="pip install 'minilora[models]'")
     (tmp_path / "m.npz").touch()
     (tmp_path / "m.tokenizer.json").write_text(
-        '{"version": 1, "alphabet": ' + "[" * 9000 + "]" * 9000 + ', "merges": []}'
-    )
+        '{"version": 1, "alphabet": ' + "[" * 200_000 + "]" * 200_000 + ', "merges": []}'
+    )  # deeper than the JSON reader of any Python goes
     with pytest.raises(FileRefused, match=r"m.tokenizer.json': the file is not sound JSON"):
         load_tokenizer(tmp_path / "m.npz")
 
@@ -215,5 +215,5 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     (tmp_path / name).mkdir() if name == "m" else (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"needs (the )?{package} .*: pip install 'minilora\[models\]'"):
+    with pytest.raises(ValueError, match=rf"needs {package} .*: pip install {package}( tokenizers)?$"):
         load_tokenizer(tmp_path / name)

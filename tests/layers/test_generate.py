@@ -73,10 +73,11 @@ def test_tokens_are_drawn_with_their_probabilities(temperature):
     assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1e-9).all()
 
 
+@pytest.mark.parametrize("temperature", [0.1, 5e-324])
 @pytest.mark.parametrize("z", [[1e30, 3e30, -1e30], [-1e4, -1e4 + 20, -2e4]])
-def test_scores_of_any_size_can_be_drawn_from(z):
+def test_scores_of_any_size_can_be_drawn_from(z, temperature):
     with np.errstate(over="raise", invalid="raise"):
-        assert {choose(np.array(z, np.float32), 0.1, np.random.default_rng(s)) for s in range(20)} == {1}
+        assert {choose(np.array(z, np.float32), temperature, np.random.default_rng(s)) for s in range(20)} == {1}
 
 
 def test_the_text_ends_where_the_model_ends_it():
@@ -111,7 +112,8 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
         ({"temperature": -1}, ValueError, "temperature must be at least 0 and finite, got -1"),
         ({"temperature": float("nan")}, ValueError, "temperature must be at least 0 and finite, got nan"),
         ({"temperature": 1}, TypeError, "rng must be a numpy.random.Generator"),
-        ({"end": 3}, TypeError, "'int' object is not iterable"),
+        ({"end": 3}, TypeError, r"^end must be a collection of token ids such as \[3\], got 3$"),
+        ({"end": ["a"]}, TypeError, "^an id of end must be an integer, got 'a'$"),
         ({"model": Linear(np.ones((2, 3)))}, TypeError, "model must be a Llama, got Linear"),
     ],
 )

@@ -11,6 +11,7 @@ from minilora import Conv1d, Conv2d, Embedding, Linear, Sequential, adapt
 from minilora.layers.embedding import OneHot
 
 from ..support.cases import KINDS, Geometry, ids_of
+from ..support.memory import traced
 from ..support.problems import SmallIntegers, problems
 
 AXES = pytest.mark.parametrize("axes", [1, 2])
@@ -89,16 +90,12 @@ def test_an_adapted_embedding_forms_nothing_of_the_vocabularys_width():
     vocabulary, dim, rank = 20_000, 16, 2
     rng = np.random.default_rng(0)
     layer = adapt(Embedding(rng.standard_normal((vocabulary, dim))), "", rank=rank, alpha=1, rng=rng)
-    import tracemalloc
-
     ids = rng.integers(0, vocabulary, 64)
-    tracemalloc.start()
-    y, cache = layer.forward(ids)
-    dx, _ = layer.backward(np.ones_like(y), cache)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    with traced() as memory:
+        y, cache = layer.forward(ids)
+        dx, _ = layer.backward(np.ones_like(y), cache)
     assert dx is None
-    assert peak < 1.5 * layer.adapter.lora_A.nbytes
+    assert memory.peak < 1.5 * layer.adapter.lora_A.nbytes
 
 
 BAD = [

@@ -33,6 +33,7 @@ from minilora.variants.pissa import over_original, pissa
 from minilora.variants.sums import singular_values
 
 from ..support.compare import assert_close
+from ..support.memory import traced
 from ..support.problems import RANK_ABOVE_WIDTHS, SQUARE, problems
 
 RNG = np.random.default_rng
@@ -384,16 +385,17 @@ def test_adapters_that_are_no_product_do_not_add_up(options):
         weighted_sum([adapter], [1])
 
 
-def test_sums_never_form_the_change():
-    import tracemalloc
+def test_the_weights_of_a_sum_may_be_an_array():
+    terms = [LoRA(np.ones((1, 3)), np.ones((2, 1)), 1), LoRA(np.ones((2, 3)), np.ones((2, 2)), 1)]
+    np.testing.assert_array_equal(weighted_sum(terms, np.array([2, -1])).delta(), weighted_sum(terms, [2, -1]).delta())
 
+
+def test_sums_never_form_the_change():
     rng, width = RNG(0), 4000
     terms = [LoRA(rng.standard_normal((2, width)), rng.standard_normal((width, 2)), 1) for _ in range(3)]
-    tracemalloc.start()
-    best_of_rank(weighted_sum(terms, [1, -1, 2]), 2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8 * width * width / 20
+    with traced() as memory:
+        best_of_rank(weighted_sum(terms, [1, -1, 2]), 2)
+    assert memory.peak < 8 * width * width / 20
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,7 @@ def test_ctrl_c_during_the_imports_ends_cleanly():
     """The signal arrives while NumPy is imported, where its own code turns it into an ImportError."""
     script = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with the signal ignored
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == "numpy":
@@ -222,10 +223,14 @@ def test_the_command_line_imports_numpy_when_it_runs():
     assert done.stdout == "\n"
 
 
-def test_ctrl_c_is_as_before_after_the_command():
-    before = signal.getsignal(signal.SIGINT)
-    assert run("check", "--seed", "-1") == 2
-    assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_is_as_before_after_the_command(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert run("check", "--seed", "-1") == 2
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_streams_that_work_stay(capsys):

@@ -1,5 +1,6 @@
 """``minilora finetune`` and ``minilora generate``."""
 
+import functools
 import json
 import os
 import signal
@@ -178,7 +179,9 @@ def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
         *SMALL,
         *arguments,
     ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}) as first:
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this process ignores it
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, preexec_fn=heard) as first:
         while not Path("c").exists() and first.poll() is None:
             time.sleep(0.002)
         time.sleep(0.03)  # some steps

@@ -309,9 +309,11 @@ def adapted_case(
 
     def arrays(problem: Problem) -> Arrays:
         p = small(problem)
+        # Each has its part in this. A step of B alone moves V by s A, and too far where A is long: the norm bends.
+        size = 1 if norm is None else 2 * math.sqrt(p.alpha)
         factors = {
-            "lora_A": p.randn("lora_A", p.rank, kind.width(p)),
-            "lora_B": p.randn("lora_B", p.out_features, p.rank) / (1 if norm is None else 4 * p.alpha),
+            "lora_A": p.randn("lora_A", p.rank, kind.width(p)) / size,
+            "lora_B": p.randn("lora_B", p.out_features, p.rank) / size,
         }
         return factors if norm is None else factors | {"magnitude": 1 + abs(p.randn("magnitude", p.out_features))}
 

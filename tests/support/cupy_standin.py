@@ -8,6 +8,7 @@ CuPy is lenient and a habit would still be bad (``np.sqrt`` of a GPU array, a li
 import json
 import operator
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ traffic = Traffic()
 
 WAITING = {"nonzero", "flatnonzero", "argwhere", "unique", "compress", "extract", "bincount", "item", "tolist"}
 CREATING = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
+COPYING = {"reshape", "ravel"}  # CuPy promises no view of them, whatever it does
 UNKNOWN = {"data", "flat", "flags", "base", "cstruct", "random", "fft"}  # CuPy has them; nobody here needs them
 
 
@@ -74,8 +76,12 @@ def guarded(title, name, function):
         elif not isinstance(kwargs["out"], ndarray):
             raise TypeError("return arrays must be of cupy.ndarray")
         result = function(*map(unwrap, args), **{key: unwrap(value) for key, value in kwargs.items()})
+        if name in COPYING:
+            result = result.copy()
         return result if name in ("item", "tolist") else kwargs["out"] if "out" in kwargs else wrap(result)
 
+    if (title, name) == ("cupy", "add"):
+        call.at = _add_at
     return call
 
 
@@ -119,9 +125,10 @@ class ndarray:
         self._host[tuple(parts)] = _operand(value)
 
     def scatter_add(self, slices, value):
-        """On a GPU this is atomic, so that the order of the sum is not NumPy's."""
-        parts = [_index(part) for part in slices] if isinstance(slices, tuple) else [_index(slices)]
-        np.add.at(self._host, tuple(parts), _operand(value))
+        warnings.warn(
+            "`ndarray.scatter_add` is deprecated. Please use `cupy.add.at` instead.", DeprecationWarning, stacklevel=2
+        )
+        _add_at(self, slices, value)
 
     def __deepcopy__(self, memo):
         return self.copy()
@@ -158,6 +165,14 @@ class ndarray:
 
 
 ndarray.__module__ = "cupy"
+
+
+def _add_at(array, index, values):
+    """On a GPU this is atomic, so that the order of the sum is not NumPy's."""
+    if not isinstance(array, ndarray):
+        raise TypeError(f"Unsupported type {type(array)}")
+    parts = [_index(part) for part in index] if isinstance(index, tuple) else [_index(index)]
+    np.add.at(array._host, tuple(parts), _operand(values))
 
 
 def _operand(value):

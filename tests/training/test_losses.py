@@ -207,7 +207,7 @@ def test_cross_entropy_refuses(logits, targets, error, message):
 
 def test_targets_of_another_library_are_named():
     ids = type("ndarray", (), {"__module__": "cupy", "dtype": np.dtype("int64"), "shape": (2,)})()
-    with pytest.raises(TypeError, match="^targets is a cupy array and logits holds numpy arrays: "):
+    with pytest.raises(TypeError, match=r"^targets is a cupy array and logits holds numpy arrays: "):
         cross_entropy(np.ones((2, 3)), ids)
 
 

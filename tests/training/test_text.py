@@ -3,7 +3,6 @@
 import io
 import re
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from minilora.training import backpropagate
 
 from ..support.compare import assert_close
 from ..support.language import LETTERS, TEXT, tiny_llama
+from ..support.memory import traced
 
 IDS = [LETTERS.index(c) for c in TEXT]
 
@@ -337,14 +337,9 @@ def test_an_array_over_memory_that_is_no_array_is_counted():
 def test_the_counted_memory_is_what_python_allocates(targets):
     adapted = adapt(tiny_llama(), targets, rank=2, alpha=1, rng=np.random.default_rng(0))
     ids = np.array(IDS[:2000]).reshape(40, 50)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
+    with traced() as memory:
         cache = adapted.forward(ids)[1]
-        kept = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert cache_bytes(cache) == pytest.approx(kept, rel=0.02)
+    assert cache_bytes(cache) == pytest.approx(memory.kept, rel=0.02)
 
 
 def test_a_frozen_model_keeps_nothing_of_its_own():

@@ -1,0 +1,226 @@
+"""Arrays of libraries that we do not compute with are one TypeError, which names their kind and the way to NumPy.
+
+The libraries are not needed for this: what is told apart is the module that a class says it comes from.
+"""
+
+import numpy as np
+import pytest
+
+from minilora import (
+    MLP,
+    Adam,
+    Adapter,
+    Attention,
+    Conv2d,
+    DoRA,
+    Embedding,
+    Flatten,
+    GatedMLP,
+    Linear,
+    Llama,
+    LoRA,
+    LoRALinear,
+    ReLU,
+    RMSNorm,
+    Rotary,
+    SiLU,
+    Tanh,
+    adapt,
+    best_adapter,
+    best_adapter_from_gram,
+    cross_entropy,
+    evaluate,
+    gradcheck,
+    loraplus,
+    mse,
+    taylor_orders,
+    train,
+    weighted_sum,
+)
+from minilora.checks import check_array
+from minilora.fast import residual_form
+from minilora.models.llamaconfig import LlamaConfig
+
+from .test_two_libraries import mixtures
+
+RNG = np.random.default_rng(0)
+N, IN, OUT, RANK = 6, 4, 3, 2
+
+
+def from_library(module, name, dtype=None):
+    """Return a class that says it comes from another library; with a dtype of its own, which has no `kind`."""
+
+    def __init__(self, host):
+        self.host, self.shape = host, host.shape
+        if module != "pandas.core.frame":  # whose tables have no dtype
+            self.dtype = host.dtype if dtype is None else type("dtype", (), {"__repr__": lambda _: dtype})()
+
+    methods = {
+        "__init__": __init__,
+        "__len__": lambda self: len(self.host),
+        "__array__": lambda self, *_, **__: self.host,
+        "__getitem__": lambda self, index: type(self)(self.host[index]),
+    }
+    return type(name, (), {**methods, "__module__": module})
+
+
+LIBRARIES = {
+    "torch": (from_library("torch", "Tensor", "torch.float64"), "torch.Tensor", "{}.detach().cpu().numpy()"),
+    "torch of integers": (from_library("torch", "Tensor", "torch.int64"), "torch.Tensor", "{}.detach().cpu().numpy()"),
+    "torch's parameter": (
+        type("Parameter", (from_library("torch", "Tensor", "torch.float64"),), {"__module__": "torch.nn.parameter"}),
+        "torch.Parameter",
+        "{}.detach().cpu().numpy()",
+    ),
+    "a class of one's own": (
+        type("Mine", (from_library("torch", "Tensor", "torch.float64"),), {"__module__": "mine"}),
+        "mine.Mine",
+        "{}.detach().cpu().numpy()",
+    ),
+    "jax": (from_library("jaxlib._jax", "ArrayImpl"), "jaxlib.ArrayImpl", "numpy.asarray({})"),
+    "pandas": (from_library("pandas.core.frame", "DataFrame"), "pandas.DataFrame", "{}.to_numpy()"),
+    "tensorflow": (
+        from_library("tensorflow.python.framework.ops", "EagerTensor", "<dtype: 'float64'>"),
+        "tensorflow.EagerTensor",
+        "{}.numpy()",
+    ),
+    "a library nobody knows": (from_library("new", "array", "new.float64"), "new.array", "numpy.asarray({})"),
+}
+
+
+def host(*shape):
+    return RNG.standard_normal(shape)
+
+
+def attention():
+    q, k, v, o = (Linear(host(IN, IN)) for _ in range(4))
+    return Attention(q, k, v, o, Rotary((1.0, 0.1)))
+
+
+def gated():
+    return GatedMLP(Linear(host(OUT, IN)), Linear(host(OUT, IN)), Linear(host(IN, OUT)))
+
+
+def backward(layer, x, dy):
+    return layer.backward(dy, layer.forward(x)[1])
+
+
+def built(odd):
+    config = LlamaConfig(7, 4, 5, 1, 1, 1, 4, 1e-5, (1.0, 0.1))
+    arrays = {name: host(*shape) for name, shape in config.shapes().items()}
+    return Llama.build(config, arrays | {"model.norm.weight": odd(4)})
+
+
+def fit(X, Y, **more):
+    return train(Linear(host(OUT, IN)), X, Y, epochs=1, batch_size=2, rng=RNG, **more)
+
+
+def square(params):
+    return (params["a"] * params["a"]).sum()
+
+
+CALLS = {
+    "Linear": (lambda odd: Linear(odd(OUT, IN)), "weight"),
+    "LoRA": (lambda odd: LoRA(odd(RANK, IN), host(OUT, RANK), 1.0), "lora_A"),
+    "Adapter": (lambda odd: Adapter(host(1, IN), host(OUT, 1), 1, magnitude=odd(OUT)), "magnitude"),
+    "Embedding": (lambda odd: Embedding(odd(7, 2)), "weight"),
+    "Embedding.forward": (lambda odd: Embedding(host(7, 2))(odd(3)), "x"),
+    "Conv2d": (lambda odd: Conv2d(odd(2, 1, 2, 2)), "weight"),
+    "Conv2d's bias": (lambda odd: Conv2d(host(2, 1, 2, 2), odd(2)), "bias"),
+    "Conv2d.forward": (lambda odd: Conv2d(host(2, 1, 2, 2))(odd(1, 1, 3, 3)), "x"),
+    "RMSNorm": (lambda odd: RMSNorm(odd(IN)), "weight"),
+    "RMSNorm.forward": (lambda odd: RMSNorm(host(IN))(odd(N, IN)), "x"),
+    "Rotary.forward": (lambda odd: Rotary((1.0, 0.1))(odd(N, IN)), "x"),
+    "Attention.forward": (lambda odd: attention()(odd(1, N, IN)), "x"),
+    "Attention.backward": (lambda odd: backward(attention(), host(1, N, IN), odd(1, N, IN)), "dy"),
+    "Attention.extend": (lambda odd: attention().extend(odd(1, N, IN), None), "x"),
+    "GatedMLP.forward": (lambda odd: gated()(odd(N, IN)), "x"),
+    "GatedMLP.backward": (lambda odd: backward(gated(), host(N, IN), odd(N, IN)), "dy"),
+    "MLP.forward": (lambda odd: MLP.init(IN, 5, OUT, rng=RNG, dtype="float64")(odd(N, IN)), "x"),
+    "Flatten": (lambda odd: Flatten()(odd(N, IN)), "x"),
+    "ReLU": (lambda odd: ReLU()(odd(N, IN)), "x"),
+    "ReLU.backward": (lambda odd: backward(ReLU(), host(N), odd(N)), "dy"),
+    "SiLU": (lambda odd: SiLU()(odd(N, IN)), "x"),
+    "Tanh": (lambda odd: Tanh()(odd(N, IN)), "x"),
+    "DoRA.forward": (
+        lambda odd: adapt(Linear(host(OUT, IN)), "", rank=1, alpha=1, rng=RNG, use_dora=True)(odd(2, IN)),
+        "x",
+    ),
+    "Llama.build": (built, r"arrays\['model.norm.weight'\]"),
+    "mse": (lambda odd: mse(odd(N, OUT), host(N, OUT)), "prediction"),
+    "cross_entropy": (lambda odd: cross_entropy(odd(N, OUT), np.zeros(N, int)), "logits"),
+    "cross_entropy's targets": (lambda odd: cross_entropy(host(N, OUT), odd(N)), "targets"),
+    "Adam": (lambda odd: Adam({"a": odd(OUT)}), r"params\['a'\]"),
+    "train's X": (lambda odd: fit(odd(N, IN), host(N, OUT)), "X"),
+    "train's Y": (lambda odd: fit(host(N, IN), odd(N, OUT)), "Y"),
+    "train's held_out": (
+        lambda odd: fit(host(N, IN), host(N, OUT), held_out=(odd(N, IN), host(N, OUT))),
+        "held_out: X",
+    ),
+    "evaluate": (lambda odd: evaluate(Linear(host(OUT, IN)), odd(N, IN), host(N, OUT)), "X"),
+    "best_adapter": (lambda odd: best_adapter(odd(N, IN), host(N, OUT), rank=1), "X"),
+    "best_adapter_from_gram": (lambda odd: best_adapter_from_gram(odd(IN, IN), host(IN, OUT), rank=1), "XtX"),
+    "gradcheck": (lambda odd: gradcheck(square, {"a": odd(OUT)}, {"a": host(OUT)}), r"params\['a'\]"),
+    "gradcheck's cotangent": (
+        lambda odd: gradcheck(square, {"a": host(OUT)}, {"a": host(OUT)}, cotangent=odd(OUT)),
+        "cotangent",
+    ),
+    "taylor_orders": (lambda odd: taylor_orders(square, {"a": host(OUT)}, {"a": odd(OUT)}), r"grads\['a'\]"),
+    "residual_form": (
+        lambda odd: residual_form(LoRA(host(1, IN), host(OUT, 1), 1), odd(N, IN), host(N, OUT)),
+        "x",
+    ),
+    **{
+        f"beside NumPy: {call}": (lambda odd, act=act: act(host, odd), name)
+        for call, (act, name) in mixtures().items()
+        if call != "LoRALinear"
+    },
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_arrays_of_other_libraries_are_named_and_converted(library, call):
+    cls, kind, way = LIBRARIES[library]
+    act, argument = CALLS[call]
+    with pytest.raises(TypeError) as error:
+        act(lambda *shape: cls(host(*shape)))
+    name = argument.replace("\\", "")
+    assert str(error.value) == f"{name} is a {kind}; convert it with {way.format(name.removeprefix('held_out: '))}"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_lists_are_named_and_converted(call):
+    act, argument = CALLS[call]
+    with pytest.raises(TypeError, match=rf"^{argument} must be an array( of integers)?, got list; .* numpy.asarray\("):
+        act(lambda *shape: host(*shape).tolist())
+
+
+def test_a_tensor_as_a_number_is_refused():
+    tensor = LIBRARIES["torch"][0](np.array(2.0))
+    for make in (lambda: loraplus(tensor), lambda: LoRA(host(1, 2), host(2, 1), tensor)):
+        with pytest.raises(TypeError, match="must be a number, got"):
+            make()
+    with pytest.raises(TypeError, match=r"^weights\[0\] must be a number"):
+        weighted_sum([LoRA(host(1, 2), host(2, 1), 1)], [tensor])
+
+
+def test_a_library_that_behaves_like_numpy_goes_on():
+    class Array:
+        """As dask's and dpnp's: NumPy's types of numbers."""
+
+        dtype, shape, __module__ = np.dtype("float64"), (2, 3), "likenumpy.core"
+
+    check_array("x", Array())
+    with pytest.raises(
+        TypeError, match=r"^x is a likenumpy array .* numpy arrays: convert it with numpy.asarray\(x\)$"
+    ):
+        check_array("x", Array(), like=np.ones(2))
+
+
+@pytest.mark.parametrize("cls", [DoRA, LoRALinear])
+def test_a_class_is_no_array(cls):
+    with pytest.raises(
+        TypeError, match=f"^weight must be an array, got the class {cls.__name__}, and no object of it$"
+    ):
+        Linear(cls)
