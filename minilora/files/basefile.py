@@ -35,9 +35,26 @@ class Base:
 
 
 def open_base(path: Path) -> Base:
-    """Open the base, whichever of its names was given; refuse an index that is not of its shards."""
-    if os.path.isdir(path):
-        path = path / (INDEX_NAME if os.path.exists(path / INDEX_NAME) else SINGLE_NAME)
+    """Open the base, whichever of its names was given; refuse an index that is not of its shards.
+
+    In a folder with both an index and a single file, transformers takes the file, and other programs the shards: such a
+    folder is refused, unless the index names that file alone. Whoever merges can name the one or the other.
+    """
+    if not os.path.isdir(path):
+        return _open_file(path)
+    if not os.path.exists(path / INDEX_NAME):
+        return _open_file(path / SINGLE_NAME)
+    base = _open_file(path / INDEX_NAME)
+    single = path / SINGLE_NAME
+    if os.path.exists(single) and [file.path for file in base.files] != [single]:
+        raise FileRefused(
+            single,
+            f"beside {INDEX_NAME}, which names other files: programs differ in which they take. Remove one of them",
+        )
+    return base
+
+
+def _open_file(path: Path) -> Base:
     if path.suffix != ".json":
         file = TensorFile(path)
         return Base([file], dict.fromkeys(file.tensors, file))
@@ -52,4 +69,12 @@ def open_base(path: Path) -> Base:
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
             raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")
-    return Base(list(files.values()), {name: files[shard] for name, shard in weight_map.items()}, path, text)
+    # What a shard holds belongs to the checkpoint, also where the index leaves it out: transformers has it so.
+    holder = {name: files[shard] for name, shard in weight_map.items()}
+    for file in files.values():
+        for name in file.tensors:
+            if holder.setdefault(name, file) is not file:
+                raise FileRefused(
+                    file.path, f"{short(name)} stands here and in {holder[name].path.name}: expected once"
+                )
+    return Base(list(files.values()), holder, path, text)

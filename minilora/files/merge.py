@@ -33,11 +33,9 @@ from .errors import FileRefused, short
 from .forms import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .peftconfig import CONFIG_NAME
-from .tensorfile import FLOATS, TensorFile, decode, encode
+from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, decode, encode, same_bytes
 from .writing import replaceable, synced, written_folder, written_whole
 
-BLOCK_BYTES = 4 << 20
-"""Bytes that are copied, or merged, at a time."""
 WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}
 """The type that each type is added up in."""
 
@@ -175,15 +173,7 @@ def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file:
 def _check_same_base(folder: AdapterFolder, module: str, name: str, file: TensorFile) -> None:
     """Refuse an adapter that brings a weight of the base with it, other than the base has."""
     key = f"{PREFIX}{module}.{BASE}"
-    theirs, ours = folder.file.tensors[key], file.tensors[name]
-    same = (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
-    with folder.file.opened() as one, file.opened() as other:
-        one.seek(theirs.start)
-        other.seek(ours.start)
-        for start in range(0, (ours.end - ours.start) * same, BLOCK_BYTES):
-            count = min(BLOCK_BYTES, ours.end - ours.start - start)
-            same = same and np.array_equal(folder.file.read_bytes(one, count), file.read_bytes(other, count))
-    if not same:
+    if not same_bytes(folder.file, key, file, name):
         raise FileRefused(
             folder.file.path, f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
         )
