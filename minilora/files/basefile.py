@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FileRefused, short
-from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_whole
+from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 16 << 20
 """Bytes of an index that we agree to parse."""
+MAX_MODEL_CONFIG = 4 << 20
+"""Bytes of a model's config.json, generation_config.json or tokenizer_config.json that we agree to parse."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,14 @@ class Base:
     def path(self) -> Path:
         """What to name in a message about the whole of it."""
         return self.index or self.files[0].path
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether a config.json beside it says that the head is the embedding; one that cannot be read says nothing."""
+        try:
+            return read_json(self.path.parent / "config.json", MAX_MODEL_CONFIG).get("tie_word_embeddings") is True
+        except FileRefused:
+            return False
 
     def spec(self, name: str) -> TensorSpec:
         """Return the shape, the type and the place of a tensor."""

@@ -81,7 +81,12 @@ def read_llama(
             raise FileRefused(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
         if not np.isfinite(host).all():
             raise FileRefused(path, f"{short(name)} holds NaN or infinity")
-        arrays[name] = backend.asarray(host, np.dtype(dtype))
+        with np.errstate(over="ignore"):
+            rounded = host.astype(np.dtype(dtype).name, copy=False)
+        if not np.isfinite(rounded).all():
+            largest = float(np.abs(host).max())
+            raise FileRefused(path, f"{short(name)} reaches {largest:g}, which {np.dtype(dtype)} cannot hold")
+        arrays[name] = backend.asarray(rounded)
     return config, arrays
 
 

@@ -2,7 +2,8 @@
 
 Versions 4 and 5 of transformers write the configuration differently: ``rope_theta`` and ``rope_scaling`` stand alone in
 one, and together in ``rope_parameters`` in the other. Both are read, and two that contradict each other are refused. A
-setting that would change what the decoder computes, and is not supported, is refused by its name: `llamasettings.FOLDER`.
+setting that would change what the decoder computes, and is not supported, is refused by its name; `llamasettings` lists
+them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,12 @@ import numpy as np
 from ..checks import check_flag, check_number, check_sizes
 from ..layers.rotary import frequencies
 from ..models.llamaconfig import LlamaConfig
-from .basefile import Base, open_base
+from .basefile import MAX_MODEL_CONFIG, Base, open_base
 from .errors import FileRefused, short
 from .llamasettings import FOLDER, ROPE, check_settings
 from .peftconfig import CONFIG_NAME
 from .tensorfile import FLOATS, read_json, same_bytes
 
-MAX_MODEL_CONFIG = 4 << 20
-"""Bytes of a model's config.json, or generation_config.json, that we agree to parse."""
 MAX_HEAD = 1 << 16
 """Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
 
@@ -57,12 +56,12 @@ def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Ca
 
 
 def _check_tied(path: Path, base: Base) -> None:
-    """Refuse a head beside the embedding that it should be: transformers 4 passes over it, version 5 computes with it."""
+    """Refuse a head that is not the embedding: transformers 4 passes over it, version 5 computes with it."""
     if EMBEDDING in base.holder and not same_bytes(base.holder[HEAD], HEAD, base.holder[EMBEDDING], EMBEDDING):
         raise FileRefused(
             base.holder[HEAD].path,
-            f"{HEAD} is not {EMBEDDING}, and tie_word_embeddings is True in {path / 'config.json'}: leave the one out, or "
-            "say False",
+            f"{HEAD} is not {EMBEDDING}, and tie_word_embeddings is True in {path / 'config.json'}: expected False, or no "
+            "such head",
         )
 
 
@@ -128,8 +127,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if new and old and new != old:
         raise ValueError(
-            f"rope_scaling is {short(dict(old))} and rope_parameters is {short(dict(new))}: expected one of the two, since "
-            "versions of transformers differ in which they take"
+            f"rope_scaling is {short(dict(old))} and rope_parameters is {short(dict(new))}: expected one of the two, "
+            "since versions of transformers differ in which they take"
         )
     rope = dict(new or old)
     if nested := [name for name, value in rope.items() if isinstance(value, Mapping)]:

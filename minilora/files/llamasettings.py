@@ -1,8 +1,8 @@
 """The settings of a Llama decoder that were looked at, and what each does: the one list that code and docs share.
 
-Two programs say what a file means: transformers of a folder, llama.cpp of a .gguf file. A setting that one of them reads
-is computed here, may have only the values listed, or changes nothing that is computed here; each stands in a table
-below. A setting that neither of them reads is passed over.
+Two programs say what a file means: transformers of a folder, llama.cpp of a .gguf file. A setting that one of them
+reads is computed here, may have only the values listed, or changes nothing that is computed here; each stands in a
+table below. A setting that neither of them reads is passed over.
 """
 
 from __future__ import annotations

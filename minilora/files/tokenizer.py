@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_path
+from .basefile import MAX_MODEL_CONFIG
 from .errors import FileRefused, needed, short
-from .llamafolder import MAX_MODEL_CONFIG
 from .llamagguf import read_gguf
 from .llamasettings import GGUF_TOKENIZER
 from .tensorfile import open_regular, read_json, read_whole
@@ -102,13 +102,13 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 
 def _check_beside(path: Path, found: Any) -> None:
-    """Refuse what tokenizer_config.json says otherwise than tokenizer.json: transformers changes its tokenizer by it."""
+    """Refuse a tokenizer_config.json that contradicts tokenizer.json: transformers changes the one by the other."""
     config, begin = read_json(path, MAX_MODEL_CONFIG), _before_a_text(found)
     if config.get("add_bos_token") not in (None, bool(begin)):
         raise FileRefused(
             path,
-            f"add_bos_token is {short(config['add_bos_token'])}, and tokenizer.json puts the tokens {begin} before a text: "
-            "expected the same of both",
+            f"add_bos_token is {short(config['add_bos_token'])}, and tokenizer.json puts the tokens {begin} before a "
+            "text: expected the same of both",
         )
     added = {number: token.content for number, token in found.get_added_tokens_decoder().items()}
     tokens = config.get("added_tokens_decoder") or {}

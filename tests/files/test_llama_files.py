@@ -119,7 +119,7 @@ def test_a_tied_head_of_other_bits_is_refused(folder, nothing_is_read):
     for head in (arrays["lm_head.weight"], one_bit, one_bit.astype("f8"), one_bit[:-1]):
         with_weights(folder, arrays | {"lm_head.weight": head})
         with pytest.raises(
-            ValueError, match="lm_head.weight is not model.embed_tokens.weight, and tie_word_embeddings"
+            ValueError, match=r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings"
         ):
             Llama.load(folder)
 
@@ -403,6 +403,20 @@ def test_weights_that_are_no_numbers_are_refused(folder, value):
         Llama.load(spoiled("model.norm.weight", broken)(folder))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_weights_beyond_the_type_are_refused(folder, sign):
+    """Finite in the file, and infinite in the type that was asked for; as large as it holds is not."""
+    large = weights(folder)["model.norm.weight"].astype("f8")
+    large[3] = sign * 1e300
+    with_weights(folder, weights(folder) | {"model.norm.weight": large})
+    with pytest.raises(ValueError, match=r"'model\.norm\.weight' reaches 1e\+300, which float32 cannot hold"):
+        Llama.load(folder)
+    assert Llama.load(folder, dtype="float64").model.norm.weight[3] == sign * 1e300
+    large[3] = sign * float(np.finfo("f4").max)
+    with_weights(folder, weights(folder) | {"model.norm.weight": large})
+    assert Llama.load(folder).model.norm.weight[3] == large[3]
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"model_type": "llama", "model_type": "llama"}', '{"x": NaN}', "\xff"]
 )
@@ -525,6 +539,17 @@ def test_an_npz_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypat
             file.writestr(f"{name}.npy", bytes(10 * size))
     with pytest.raises(ValueError, match=r"its \d+ bytes unpack to \d+, expected at most 20 times as many"):
         Llama.load(path)
+
+
+@pytest.mark.parametrize("name", ["README.txt", "E2.npy", "folder/"])
+def test_a_member_of_an_npz_that_is_no_array_is_refused(tmp_path, name):
+    write_npz(tmp_path / "en.npz")
+    with zipfile.ZipFile(tmp_path / "en.npz", "a") as file:
+        file.writestr(name, b"" if name.endswith("/") else b"read me")
+    with pytest.raises(
+        ValueError, match=rf"en.npz': not a sound .npz file: ValueError: '{name.split('.npy')[0]}.*no array"
+    ):
+        Llama.load(tmp_path / "en.npz")
 
 
 @pytest.mark.parametrize("name", ["E", "model.embed_tokens.weight"])
