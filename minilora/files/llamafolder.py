@@ -60,8 +60,8 @@ def _check_tied(path: Path, base: Base) -> None:
     if EMBEDDING in base.holder and not same_bytes(base.holder[HEAD], HEAD, base.holder[EMBEDDING], EMBEDDING):
         raise FileRefused(
             base.holder[HEAD].path,
-            f"{HEAD} is not {EMBEDDING}, and tie_word_embeddings is True in {path / 'config.json'}: expected False, or no "
-            "such head",
+            f"{HEAD} is not {EMBEDDING}, and tie_word_embeddings is True in {path / 'config.json'}: expected False, or "
+            "no such head",
         )
 
 

@@ -122,9 +122,9 @@ def _warn_of_a_tied_head(base: Base, changes: list[MergedTensor]) -> None:
     one = next((change.module for change in changes if change.module.rpartition(".")[2] in TIED), None)
     if one is not None and base.ties_head:
         warnings.warn(
-            f"{base.path.parent / 'config.json'} says tie_word_embeddings, and the adapter changes {short(one)} alone. A "
-            "program that ties the head to the embedding changes both with the merged checkpoint, and does not compute "
-            "what the adapter computes beside its base",
+            f"{base.path.parent / 'config.json'} says tie_word_embeddings, and the adapter changes {short(one)} alone. "
+            "A program that ties the head to the embedding changes both with the merged checkpoint, and does not "
+            "compute what the adapter computes beside its base",
             stacklevel=3,
         )
 

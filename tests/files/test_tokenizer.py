@@ -1,6 +1,7 @@
 """Tokenizers of three formats. The oracles are byte counts and glassllm's and transformers' own (tests/peers)."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import load_tokenizer
+from minilora.text import CONTEXT, token_ids
 
 from ..support.language import LETTERS, tiny_llama, write_folder
 
@@ -275,6 +277,53 @@ def test_no_end_at_all_is_no_end(tmp_path):
     assert load_tokenizer(folder).end == {config["eos_token_id"]}
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert load_tokenizer(folder).end == frozenset()
+
+
+def trained(kind, corpus):
+    """A tokenizer of the package, learned from a text: as GPT-2, Llama 2, T5 and BERT have theirs."""
+    models, spaces = tokenizers.models, tokenizers.normalizers.Replace(" ", "\u2581")
+    options = {"vocab_size": 400, "special_tokens": ["?"], "show_progress": False}
+    made, trainer = {
+        "bytes": (models.BPE(), tokenizers.trainers.BpeTrainer),
+        "sentences": (models.BPE(unk_token="?"), tokenizers.trainers.BpeTrainer),
+        "unigram": (models.Unigram(), tokenizers.trainers.UnigramTrainer),
+        "pieces": (models.WordPiece(unk_token="?"), tokenizers.trainers.WordPieceTrainer),
+    }[kind]
+    made = tokenizers.Tokenizer(made)
+    if kind == "bytes":
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+        options["initial_alphabet"] = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    elif kind == "pieces":
+        made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    else:
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    if kind == "unigram":
+        options["unk_token"] = "?"
+    made.train_from_iterator([corpus], trainer(**options))
+    if kind in ("sentences", "unigram"):  # the whole text is one word
+        made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("\u2581"), spaces])
+        made.pre_tokenizer = None
+    return made
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram", "pieces"])
+def test_a_long_text_has_the_same_ids_in_pieces(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(sys.modules["minilora.text"], "PIECE", 2000)
+    corpus = Path(__file__).read_text(encoding="utf-8")
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    trained(kind, corpus).save(str(folder / "tokenizer.json"))
+    encode = load_tokenizer(folder).encode
+    noise = "".join(np.random.default_rng(0).choice([*" \n\t,.abcé日"], 20_000))
+    for text in (corpus, noise, "a" * 9000, " \n" * 5000, "日本" * 5000, "abc" * 4000):
+        asked = []
+
+        def told(part, asked=asked):
+            asked.append(part)
+            return encode(part)
+
+        assert token_ids(text, told, 1000) == encode(text)
+        if text is corpus:
+            assert max(map(len, asked)) <= 2000 + CONTEXT
 
 
 def test_a_text_without_tokens_is_one_clear_error(tmp_path):
