@@ -126,8 +126,8 @@ def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int:
 
 def _uncut(start: int) -> ValueError:
     return ValueError(
-        f"the tokenizer's tokens of the text from character {start:,} on depend on all of it: expected a place for a cut "
-        f"within {UNCUT:,} characters, which is what is encoded at once"
+        f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut within "
+        f"{UNCUT:,} characters, which is what is encoded at once"
     )
 
 

@@ -81,10 +81,8 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
     given = {"num_key_value_heads": config.get("num_key_value_heads"), "head_dim": config.get("head_dim")}
     usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
     K, D = check_sizes(**{name: usual[name] if size is None else size for name, size in given.items()})
-    if H % K or D % 2 or D > MAX_HEAD:
-        raise ValueError(
-            f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even head_dim"
-        )
+    if D > MAX_HEAD:
+        raise ValueError(f"head_dim {D}: expected at most {MAX_HEAD}")
     flags = {name: config.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}
     return LlamaConfig(
         V, d, m, layers, H, K, D,

@@ -81,6 +81,15 @@ FOLDER = (
 )
 """What config.json says of a folder, as transformers 5 reads it."""
 
+FOLDER_TOKENIZER = (
+    Setting("truncation", "nothing: reset, as transformers does with each call"),
+    Setting("padding", "likewise"),
+    Setting("post_processor", "read: what it puts before a text begins one; what it puts behind is left out"),
+    Setting("added_tokens_decoder", "in tokenizer_config.json; must name tokens of tokenizer.json alone"),
+    Setting("add_bos_token", "in tokenizer_config.json: nothing beside a post_processor"),
+)
+"""What tokenizer.json, and tokenizer_config.json beside it, say; the rest is the package `tokenizers`'."""
+
 ROPE = (
     Setting("rope_type", "how the frequencies are scaled, read", ("default", "linear", "llama3")),
     Setting("type", "the same in older files, read; refused beside another rope_type"),

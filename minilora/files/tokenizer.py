@@ -102,16 +102,9 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 
 def _check_beside(path: Path, found: Any) -> None:
-    """Refuse a tokenizer_config.json that contradicts tokenizer.json: transformers changes the one by the other."""
-    config, begin = read_json(path, MAX_MODEL_CONFIG), _before_a_text(found)
-    if config.get("add_bos_token") not in (None, bool(begin)):
-        raise FileRefused(
-            path,
-            f"add_bos_token is {short(config['add_bos_token'])}, and tokenizer.json puts the tokens {begin} before a "
-            "text: expected the same of both",
-        )
+    """Refuse a tokenizer_config.json that adds tokens which tokenizer.json has not: transformers adds them."""
     added = {number: token.content for number, token in found.get_added_tokens_decoder().items()}
-    tokens = config.get("added_tokens_decoder") or {}
+    tokens = read_json(path, MAX_MODEL_CONFIG).get("added_tokens_decoder") or {}
     if not isinstance(tokens, dict) or not all(isinstance(token, dict) for token in tokens.values()):
         raise FileRefused(path, f"added_tokens_decoder is {short(tokens)}, expected an object of tokens by their ids")
     for number, token in tokens.items():

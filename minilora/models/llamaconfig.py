@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import check_flag, check_sizes
+from ..checks import check_flag, check_number, check_sizes
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """What a decoder is, without its weights. Sizes below 1 are a ValueError."""
+    """What a decoder is, without its weights. Sizes that do not fit together are a ValueError."""
 
     vocab_size: int  # V
     hidden_size: int  # d
@@ -29,6 +29,15 @@ class LlamaConfig:
         check_sizes(**{name: getattr(self, name) for name in (*sizes, "num_key_value_heads", "head_dim")})
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
+        check_number("rms_norm_eps", self.rms_norm_eps, above=0)
+        H, K, D = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        if H % K or D % 2:
+            raise ValueError(
+                f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even "
+                "head_dim"
+            )
+        if len(self.frequencies) != D // 2:
+            raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array, by the name that transformers gives it."""

@@ -1,5 +1,6 @@
 """Llama decoders from files: what is read, and one clear error for what is damaged or not supported."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -447,6 +448,21 @@ def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"pip install 'minilora\[models\]'"):
         Llama.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 3}, "4 attention heads, 3 key-value heads, head_dim 4: expected groups of one size"),
+        ({"head_dim": 3}, "head_dim 3: expected groups of one size and an even head_dim"),
+        ({"head_dim": 6}, "there are 2 frequencies, expected 3: head_dim is 6"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be above 0"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_refused(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(model.config, **change)
 
 
 # --- glassllm's format ----------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def in_words(text):
 
 def in_pairs(text):
     """Letters in twos, from the first on: which are together depends on all that stands before."""
-    return [ord(a) * 1000 + ord(b or " ") for a, b in re.findall(r"(?s)(.)(.?)", text)]
+    return [ord(a) * 1000 + ord(b or "\1") for a, b in re.findall(r"(?s)(.)(.?)", text)]
 
 
 def with_a_mark(text):
@@ -157,9 +157,9 @@ def test_the_ids_of_pieces_are_those_of_the_whole(short_pieces, words, times, en
 
     try:
         found = token_ids(text, told, 10**9)
-    except ValueError as error:
-        assert "expected a place for a cut within 240 characters" in str(error)
+    except ValueError:  # no place for a cut, which a mark alone always leaves
         assert encode is not with_a_mark
+        assert len(text) > 240
     else:
         assert found == encode(text)
     assert max(asked) <= 240 + 24
