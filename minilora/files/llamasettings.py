@@ -7,6 +7,7 @@ table below. A setting that neither of them reads is passed over.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +78,13 @@ FOLDER = (
     Setting("initializer_range", "nothing: the weights are in the file"),
     Setting("use_cache", "nothing: the same numbers either way"),
     Setting("torch_dtype", "nothing here: what we compute in is `dtype`"),
-    Setting("dtype", "likewise"),
+    Setting("dtype", "nothing here: likewise"),
 )
 """What config.json says of a folder, as transformers 5 reads it."""
 
 FOLDER_TOKENIZER = (
     Setting("truncation", "nothing: reset, as transformers does with each call"),
-    Setting("padding", "likewise"),
+    Setting("padding", "nothing: likewise"),
     Setting("post_processor", "read: what it puts before a text begins one; what it puts behind is left out"),
     Setting("added_tokens_decoder", "in tokenizer_config.json; must name tokens of tokenizer.json alone"),
     Setting("add_bos_token", "in tokenizer_config.json: nothing beside a post_processor"),
@@ -148,7 +149,7 @@ GGUF_TOKENIZER = (
     Setting("tokenizer.ggml.eom_token_id", "likewise"),
     Setting("tokenizer.ggml.add_eos_token", "nothing here: a prompt goes on"),
     Setting("tokenizer.ggml.add_space_prefix", "nothing with a byte-level BPE"),
-    Setting("tokenizer.ggml.scores", "likewise"),
+    Setting("tokenizer.ggml.scores", "nothing with a byte-level BPE"),
     Setting("tokenizer.ggml.padding_token_id", "nothing here: there is no padding"),
 )
 """What its header says of the tokenizer."""
@@ -163,3 +164,8 @@ def check_settings(path: Path, settings: Iterable[Setting], given: Mapping[str, 
         if (name in given or setting.needed) and not setting.allows(value):
             supported = [setting.only[0]] if setting.every else setting.only[0]
             raise FileRefused(path, f"{name} is {short(value)}, supported: {short(supported)}")
+
+
+def rows(settings: Iterable[Setting]) -> list[tuple[str, str, str]]:
+    """Return a table for people: each setting, the values that are supported, and what it does."""
+    return [(s.name, " or ".join(map(json.dumps, s.only)) or "any", s.does) for s in settings]
