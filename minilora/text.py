@@ -10,7 +10,8 @@ is what makes all positions of a window one training example each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from .losses import cross_entropy
 
 HELD_OUT = 10
 """One window in ten is held out, all through the text, since the parts of a text differ."""
+PIECE = 1 << 18
+"""Characters of a text that are encoded at a time."""
+UNCUT = 1 << 22
+"""Characters that are encoded at once where a tokenizer allows no cut between them."""
+CONTEXT = 256
+"""Characters on either side of a place that decide whether it is a place for a cut."""
+CUTS, TRIES = (r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)", r"(?<=\s)(?=\S)", r"(?s:(?=.))"), 8
+"""Places for a cut, the likeliest first: a line's start, a word's end, a word's start, anywhere; and tries of each."""
 MEASURED = 32
 """The most held-out windows that are measured: 4,096 tokens at a length of 128."""
 
@@ -74,11 +83,83 @@ def _check_ids(ids: Any) -> np.ndarray:
 
 
 def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[int]:
-    """Return a text's token ids, or refuse those of a tokenizer that has more than the `size` tokens of the model."""
-    ids = encode(text)
+    """Return a text's token ids, which are those of ``encode(text)``.
+
+    A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
+    `PIECE` characters, cut where no token spans the cut and the tokens on either side do not depend on the other side.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    encode : callable
+        The tokenizer, ``encode(text) -> list of int``.
+    size : int
+        How many tokens the model has.
+
+    Returns
+    -------
+    list of int
+        The ids.
+
+    Raises
+    ------
+    ValueError
+        If an id is not below `size`: the tokenizer is another model's. If the tokenizer allows no cut in `UNCUT`
+        characters.
+    """
+    ids: list[int] = []
+    start = 0
+    while start < len(text):
+        stop = _next_cut(text, start, encode)
+        piece = _ids_after(text[max(0, start - CONTEXT) : start], text[start:stop], encode)
+        if piece is None:
+            raise _uncut(start)
+        ids += piece
+        start = stop
     if ids and max(ids) >= size:
         raise ValueError(f"the tokenizer gives ids up to {max(ids)}, and the model has {size} tokens: another model's")
     return ids
+
+
+def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int:
+    """Return where the piece that begins at `start` ends: the text's end, or a safe place."""
+    for stop in range(start + PIECE, len(text), PIECE):
+        if stop - start >= UNCUT:
+            raise _uncut(start)
+        for place in _places(text, stop):
+            if _is_safe(text, place, encode):
+                return place
+    return len(text)
+
+
+def _uncut(start: int) -> ValueError:
+    return ValueError(
+        f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut within "
+        f"{UNCUT:,} characters, which is what is encoded at once"
+    )
+
+
+def _places(text: str, stop: int) -> Iterator[int]:
+    """Yield places for a cut just before `stop`, first those where tokenizers split a text anyway."""
+    first = stop - PIECE // 2
+    for pattern in CUTS:
+        found = [match.start() for match in re.finditer(pattern, text[first:stop])]
+        yield from (first + place for place in found[: -TRIES - 1 : -1] if place)
+
+
+def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
+    """Return whether what stands before a place leaves the tokens after it alone, and the other way round."""
+    after = text[place : place + CONTEXT]
+    lefts = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
+    ids = [_ids_after(left, after, encode) for left in lefts]
+    return ids[0] is not None and ids[0] == ids[1] == ids[2]
+
+
+def _ids_after(left: str, right: str, encode: Callable[[str], list[int]]) -> list[int] | None:
+    """Return the ids of a text that stands behind another; None where that one gets other ids with it than alone."""
+    whole, before = encode(left + right), encode(left) if left else []
+    return whole[len(before) :] if whole[: len(before)] == before else None
 
 
 def read_text(path: str | Path) -> str:

@@ -169,7 +169,8 @@ def train(
 
         checkpoint = Checkpoint(checkpoint)
     if checkpoint is not None:
-        settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every}
+        name = getattr(loss, "__qualname__", type(loss).__qualname__)
+        settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name}
         checkpoint.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
 
     def report(epoch: int) -> float:

@@ -67,6 +67,8 @@ class AdapterFolder:
         _check_of_one_save(config, file)
         forms = forms_of(file)
         check_variant(config.path, config.variant, forms)
+        if config.target_modules == "all-linear":
+            _check_all_linear(config, forms)
         layers = config.layers(list(forms))
         for module, layer in layers.items():
             check_arrays(file, module, forms[module], layer.rank)
@@ -96,6 +98,16 @@ def _full_norms(file: TensorFile, forms: dict[str, Form]) -> frozenset[str]:
     if stranger is not None:
         raise FileRefused(file.path, f"{NORM_KEY} names {short(stranger)}, which is no module with DoRA")
     return modules
+
+
+def _check_all_linear(config: PeftConfig, forms: dict[str, Form]) -> None:
+    """Refuse tensors of layers that PEFT passes over for all-linear: all but linear ones, and the head."""
+    for module, form in forms.items():
+        if form.kind != "linear" or module.rpartition(".")[2] == "lm_head":
+            what = "the head" if form.kind == "linear" else f"a layer of the kind {form.kind}"
+            raise FileRefused(
+                config.path, f"target_modules is 'all-linear', and there are tensors for {short(module)}, {what}"
+            )
 
 
 def _check_of_one_save(config: PeftConfig, file: TensorFile) -> None:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FileRefused, short
-from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_whole
+from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 16 << 20
 """Bytes of an index that we agree to parse."""
+MAX_MODEL_CONFIG = 4 << 20
+"""Bytes of a model's config.json, generation_config.json or tokenizer_config.json that we agree to parse."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,40 @@ class Base:
         """What to name in a message about the whole of it."""
         return self.index or self.files[0].path
 
+    @property
+    def ties_head(self) -> bool:
+        """Whether a config.json beside it says that the head is the embedding; one that cannot be read says nothing."""
+        try:
+            return read_json(self.path.parent / "config.json", MAX_MODEL_CONFIG).get("tie_word_embeddings") is True
+        except FileRefused:
+            return False
+
     def spec(self, name: str) -> TensorSpec:
         """Return the shape, the type and the place of a tensor."""
         return self.holder[name].tensors[name]
 
 
 def open_base(path: Path) -> Base:
-    """Open the base, whichever of its names was given; refuse an index that is not of its shards."""
-    if os.path.isdir(path):
-        path = path / (INDEX_NAME if os.path.exists(path / INDEX_NAME) else SINGLE_NAME)
+    """Open the base, whichever of its names was given; refuse an index that is not of its shards.
+
+    In a folder with both an index and a single file, transformers takes the file, and other programs the shards: such a
+    folder is refused, unless the index names that file alone. Whoever merges can name the one or the other.
+    """
+    if not os.path.isdir(path):
+        return _open_file(path)
+    if not os.path.exists(path / INDEX_NAME):
+        return _open_file(path / SINGLE_NAME)
+    base = _open_file(path / INDEX_NAME)
+    single = path / SINGLE_NAME
+    if os.path.exists(single) and [file.path for file in base.files] != [single]:
+        raise FileRefused(
+            single,
+            f"beside {INDEX_NAME}, which names other files: programs differ in which they take. Remove one of them",
+        )
+    return base
+
+
+def _open_file(path: Path) -> Base:
     if path.suffix != ".json":
         file = TensorFile(path)
         return Base([file], dict.fromkeys(file.tensors, file))
@@ -52,4 +79,12 @@ def open_base(path: Path) -> Base:
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
             raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")
-    return Base(list(files.values()), {name: files[shard] for name, shard in weight_map.items()}, path, text)
+    # What a shard holds belongs to the checkpoint, also where the index leaves it out: transformers has it so.
+    holder = {name: files[shard] for name, shard in weight_map.items()}
+    for file in files.values():
+        for name in file.tensors:
+            if holder.setdefault(name, file) is not file:
+                raise FileRefused(
+                    file.path, f"{short(name)} stands here and in {holder[name].path.name}: expected once"
+                )
+    return Base(list(files.values()), holder, path, text)

@@ -83,7 +83,7 @@ class Checkpoint:
         epochs : int
             How many it is to have in all.
         settings : mapping
-            ``batch_size``, ``steps`` and ``log_every``.
+            ``batch_size``, ``steps``, ``log_every`` and ``loss``, the loss's name.
         data : mapping
             ``X``, ``Y`` and ``held_out``, which may be None.
 
@@ -222,7 +222,8 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
     """Return what must be the same for a training to go on, in words that name a difference.
 
     The number of epochs is not among them: a training that is done can be made longer. Nor are the parameters, which
-    the checkpoint brings. All rows of the data are read once for this, those in a file too.
+    the checkpoint brings, nor the way to the gradients: another one, such as another micro-batch, gives the same
+    numbers but for rounding. All rows of the data are read once for this, those in a file too.
     """
     optimizer = state.optimizer
     X, Y, held_out = data["X"], data["Y"], data["held_out"]
@@ -232,6 +233,7 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
         "steps": settings["steps"],
         "lr": optimizer.lr,
         "log_every": settings["log_every"],
+        "loss": settings["loss"],
         "rng": seed_of(state.rng),
         "model": type(state.model).__name__,
         **{f"params[{name!r}]": f"{dtype_name(p)} {tuple(p.shape)}" for name, p in optimizer.params.items()},

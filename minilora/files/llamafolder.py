@@ -1,8 +1,9 @@
 """A Llama decoder in Hugging Face's layout: config.json beside one safetensors file, or several with an index.
 
 Versions 4 and 5 of transformers write the configuration differently: ``rope_theta`` and ``rope_scaling`` stand alone in
-one, and together in ``rope_parameters`` in the other. Both are read. A setting that would change what the decoder
-computes, and is not supported, is refused by its name.
+one, and together in ``rope_parameters`` in the other. Both are read, and two that contradict each other are refused. A
+setting that would change what the decoder computes, and is not supported, is refused by its name; `llamasettings` lists
+them.
 """
 
 from __future__ import annotations
@@ -17,34 +18,28 @@ import numpy as np
 from ..checks import check_flag, check_number, check_sizes
 from ..layers.rotary import frequencies
 from ..models.llamaconfig import LlamaConfig
-from .basefile import open_base
+from .basefile import MAX_MODEL_CONFIG, Base, open_base
 from .errors import FileRefused, short
-from .tensorfile import FLOATS, read_json
+from .llamasettings import FOLDER, ROPE, check_settings
+from .peftconfig import CONFIG_NAME
+from .tensorfile import FLOATS, read_json, same_bytes
 
-MAX_MODEL_CONFIG = 4 << 20
-"""Bytes of a model's config.json, or generation_config.json, that we agree to parse."""
 MAX_HEAD = 1 << 16
 """Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
 
-SETTINGS: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu", "swish", None),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1, None),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "sliding_window": (None,),
-}
-"""What a setting may say; None stands for its absence."""
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """Return the decoder's sizes, the shapes of the arrays in the folder, and how one is read."""
     config = parse_config(path / "config.json", read_json(path / "config.json", MAX_MODEL_CONFIG))
+    if (path / CONFIG_NAME).exists():  # transformers would put it beside the model
+        raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to a folder of its own")
     base = open_base(path)
     found = {name: base.spec(name) for name in base.holder}
-    if config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)  # some files hold it a second time
+    if config.tie_word_embeddings and HEAD in found:  # some files hold it a second time
+        _check_tied(path, base)
+        del found[HEAD]
     # Old files keep the frequencies as an array of each layer.
     found = {name: spec for name, spec in found.items() if not name.endswith(".rotary_emb.inv_freq")}
     for name, spec in found.items():
@@ -60,14 +55,19 @@ def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Ca
     return config, {name: spec.shape for name, spec in found.items()}, read
 
 
+def _check_tied(path: Path, base: Base) -> None:
+    """Refuse a head that is not the embedding: transformers 4 passes over it, version 5 computes with it."""
+    if EMBEDDING in base.holder and not same_bytes(base.holder[HEAD], HEAD, base.holder[EMBEDDING], EMBEDDING):
+        raise FileRefused(
+            base.holder[HEAD].path,
+            f"{HEAD} is not {EMBEDDING}, and tie_word_embeddings is True in {path / 'config.json'}: expected False, or "
+            "no such head",
+        )
+
+
 def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:
     """Return the sizes that a config.json states, or refuse what is not supported, naming the setting."""
-    for name, allowed in SETTINGS.items():
-        if config.get(name) not in allowed:
-            raise FileRefused(path, f"{name} is {short(config.get(name))}, supported: {short(allowed[0])}")
-    architectures = config.get("architectures") or ["LlamaForCausalLM"]
-    if architectures != ["LlamaForCausalLM"]:
-        raise FileRefused(path, f"architectures is {short(architectures)}, supported: ['LlamaForCausalLM']")
+    check_settings(path, FOLDER, config)
     try:
         return _sizes(config)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -81,10 +81,8 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
     given = {"num_key_value_heads": config.get("num_key_value_heads"), "head_dim": config.get("head_dim")}
     usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
     K, D = check_sizes(**{name: usual[name] if size is None else size for name, size in given.items()})
-    if H % K or D % 2 or D > MAX_HEAD:
-        raise ValueError(
-            f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even head_dim"
-        )
+    if D > MAX_HEAD:
+        raise ValueError(f"head_dim {D}: expected at most {MAX_HEAD}")
     flags = {name: config.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}
     return LlamaConfig(
         V, d, m, layers, H, K, D,
@@ -96,13 +94,9 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
 
 def _frequencies(D: int, config: Mapping[str, Any]) -> tuple[float, ...]:
     """Return the rotary frequencies, scaled as ``rope_parameters`` or ``rope_scaling`` say."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ValueError(f"rope_parameters is {short(rope)}, expected an object")
-    base = check_number("rope_theta", rope.get("rope_theta", config.get("rope_theta", 10_000.0)), above=1)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(f"partial_rotary_factor is {short(rope['partial_rotary_factor'])}, supported: 1")
+    rope = _rope(config)
+    base = check_number("rope_theta", _agreed("rope_theta", rope, config, 10_000.0), above=1)
+    kind = rope.get("rope_type", "default")
 
     def number(name: str) -> float:
         return check_number(name, rope[name], above=0)
@@ -112,13 +106,47 @@ def _frequencies(D: int, config: Mapping[str, Any]) -> tuple[float, ...]:
         return plain
     if kind == "linear":
         return tuple(f / number("factor") for f in plain)
-    if kind == "llama3":
-        factor, low, high = number("factor"), number("low_freq_factor"), number("high_freq_factor")
-        trained = number("original_max_position_embeddings")
-        if high <= low:
-            raise ValueError(f"high_freq_factor must be above low_freq_factor = {low}, got {high}")
-        # A pair that turns fewer than `low` times over the length trained on is slowed down by the factor; one that
-        # turns more than `high` times stays as it is; between the two, something between.
-        share = [min(1.0, max(0.0, (trained * f / (2 * math.pi) - low) / (high - low))) for f in plain]
-        return tuple(f * (s + (1 - s) / factor) for f, s in zip(plain, share, strict=True))
-    raise ValueError(f"rope_type is {short(kind)}, supported: 'default', 'linear', 'llama3'")
+    factor, low, high = number("factor"), number("low_freq_factor"), number("high_freq_factor")
+    name = "original_max_position_embeddings"
+    trained = check_number(name, _agreed(name, rope, config), above=0)
+    if high <= low:
+        raise ValueError(f"high_freq_factor must be above low_freq_factor = {low}, got {high}")
+    # A pair that turns fewer than `low` times over the length trained on is slowed down by the factor; one that
+    # turns more than `high` times stays as it is; between the two, something between.
+    share = [min(1.0, max(0.0, (trained * f / (2 * math.pi) - low) / (high - low))) for f in plain]
+    return tuple(f * (s + (1 - s) / factor) for f, s in zip(plain, share, strict=True))
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rotary settings under version 5's names; refuse two that contradict each other."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if config.get(name) and not isinstance(config[name], Mapping):
+            raise ValueError(f"{name} is {short(config[name])}, expected an object")
+    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if new and old and new != old:
+        raise ValueError(
+            f"rope_scaling is {short(dict(old))} and rope_parameters is {short(dict(new))}: expected one of the two, "
+            "since versions of transformers differ in which they take"
+        )
+    rope = dict(new or old)
+    if nested := [name for name, value in rope.items() if isinstance(value, Mapping)]:
+        raise ValueError(
+            f"the rotary settings hold {short(nested[0])}, one kind of layers: expected one for all layers"
+        )
+    if "type" in rope:
+        rope["rope_type"] = _agreed("rope_type", rope, {"rope_type": rope["type"]})
+    for setting in ROPE:
+        if setting.name in rope and not setting.allows(rope[setting.name]):
+            raise ValueError(
+                f"{setting.name} is {short(rope[setting.name])}, supported: {', '.join(map(repr, setting.only))}"
+            )
+    return rope
+
+
+def _agreed(name: str, rope: Mapping[str, Any], config: Mapping[str, Any], *usual: Any) -> Any:
+    """Return a setting that may stand among the rotary ones or beside them; refuse two that differ."""
+    if name in rope and name in config and rope[name] != config[name]:
+        raise ValueError(f"{name} is {short(rope[name])} in the rotary settings and {short(config[name])} beside them")
+    if name not in rope and name not in config and usual:
+        return usual[0]
+    return rope[name] if name in rope else config[name]

@@ -18,6 +18,7 @@ from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
 from .errors import FileRefused, needed, short
 from .llamafolder import parse_config
+from .llamasettings import GGUF, check_settings
 
 NAMES = {
     **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
@@ -99,22 +100,34 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
 
 def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     """Return the sizes, as if they stood in a config.json: there they are checked."""
-    if fields.get("general.architecture") != "llama":
-        architecture = short(fields.get("general.architecture"))
-        raise FileRefused(path, f"general.architecture is {architecture}, supported: 'llama'")
+    check_settings(path, GGUF, fields)
     config = {name: fields[f"llama.{key}"] for name, key in SIZES.items() if f"llama.{key}" in fields}
     if "vocab_size" not in config and "model.embed_tokens.weight" in tensors:
         config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[-1])
-    for name in ("expert_count", "attention.sliding_window"):
-        if fields.get(f"llama.{name}"):
-            raise FileRefused(path, f"llama.{name} is {short(fields[f'llama.{name}'])}, which is not supported")
-    kind = fields.get("llama.rope.scaling.type", "none")
-    if kind != "none":
-        config["rope_scaling"] = {"rope_type": kind, "factor": fields.get("llama.rope.scaling.factor")}
+    factor = _factor(path, fields)
+    if factor != 1:
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     for name, flag in (("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.gate_proj.bias")):
         config[name] = f"model.layers.0.{flag}" in tensors
     config |= {"model_type": "llama", "tie_word_embeddings": "lm_head.weight" not in tensors}
-    return parse_config(path, config)
+    found = parse_config(path, config)
+    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if fields.get(name, found.head_dim) != found.head_dim:
+            raise FileRefused(
+                path, f"{name} is {short(fields[name])}, supported: {found.head_dim}, the width of a head's keys"
+            )
+    return found
+
+
+def _factor(path: Path, fields: dict[str, Any]) -> Any:
+    """Return what the rotary frequencies are divided by; llama.cpp takes 0 for 1, and passes over it for type none."""
+    names = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
+    given = [(name, fields[name]) for name in names if name in fields]
+    if len(given) == 2 and given[0][1] != given[1][1]:
+        raise FileRefused(path, " and ".join(f"{name} is {short(value)}" for name, value in given) + ": expected one")
+    if not given or fields.get("llama.rope.scaling.type") == "none":
+        return 1
+    return given[0][1] or 1
 
 
 def _divided(path: Path, config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:

@@ -43,7 +43,7 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
         with zipfile.ZipFile(path) as members:
             _check_members(members.infolist(), path.stat().st_size)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: _array(name, file[name]) for name in file.files}
     except Exception as error:  # NumPy and zipfile raise many kinds
         raise FileRefused(path, f"not a sound .npz file: {type(error).__name__}: {error}") from error
     if CONFIG not in arrays:
@@ -62,8 +62,18 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
     return config, {name: array.shape for name, array in found.items()}, read
 
 
+def _array(name: str, member: Any) -> np.ndarray:
+    """Return a member that is an array; NumPy gives the bytes of one that does not begin as an array does."""
+    if not isinstance(member, np.ndarray):
+        raise ValueError(f"{short(name)} is no array")
+    return member
+
+
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse a name that stands twice, and what would unpack to far more than the file."""
+    """Refuse what is no array, a name that stands twice, and what would unpack to far more than the file."""
+    others = [member.filename for member in members if not member.filename.endswith(".npy")]
+    if others:
+        raise ValueError(f"{short(others[0])} is no array, expected names that end in .npy")
     names = Counter(member.filename for member in members)
     twice = [name for name, count in names.items() if count > 1]
     if twice:

@@ -4,7 +4,8 @@ The way is: open the base and the adapter, match their names and shapes, and str
 
 The merged checkpoint has the very header of the base, since no name, type or shape changes. It is written in the
 order of the file: bytes that no adapter touches are copied, and an adapted weight passes through memory a few rows at
-a time. A checkpoint larger than memory can be merged, and what is copied is the same bit for bit.
+a time, or a part of a row that is larger than a block. A checkpoint larger than memory can be merged, and what is
+copied is the same bit for bit.
 
 Half types are widened to float32, added to, and rounded back once. The products are taken in the order that PEFT
 takes them in, so that its ``merge_and_unload`` gives the same numbers.
@@ -18,6 +19,7 @@ weight's columns, and the weight is read twice, first for the lengths.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +35,13 @@ from .errors import FileRefused, short
 from .forms import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .peftconfig import CONFIG_NAME
-from .tensorfile import FLOATS, TensorFile, decode, encode
+from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, decode, encode, same_bytes
 from .writing import replaceable, synced, written_folder, written_whole
 
-BLOCK_BYTES = 4 << 20
-"""Bytes that are copied, or merged, at a time."""
 WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}
 """The type that each type is added up in."""
+TIED = ("embed_tokens", "lm_head")
+"""The ends of the paths of an embedding and a head, which some models tie; PEFT's list."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,33 @@ def merge_adapter(
         is read. Nothing has been written then.
     ValueError, TypeError
         If `out` cannot be written without destroying something, or an argument is out of range.
+
+    Warns
+    -----
+    UserWarning
+        If a config.json beside the base says that the head is the embedding, and the adapter changes one of the two.
     """
     base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
     dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
     opened, folder = open_base(base), AdapterFolder.open(adapter)
     changes = _matched(folder, opened, layouts)
     _check_out(out, opened, adapter)
+    _warn_of_a_tied_head(opened, changes)
     if not dry_run:
         _write(out, opened, folder, changes, progress)
     return changes
+
+
+def _warn_of_a_tied_head(base: Base, changes: list[MergedTensor]) -> None:
+    """Say that the merged model is not the adapted one: a program that ties the two gives both the change of one."""
+    one = next((change.module for change in changes if change.module.rpartition(".")[2] in TIED), None)
+    if one is not None and base.ties_head:
+        warnings.warn(
+            f"{base.path.parent / 'config.json'} says tie_word_embeddings, and the adapter changes {short(one)} alone. "
+            "A program that ties the head to the embedding changes both with the merged checkpoint, and does not "
+            "compute what the adapter computes beside its base",
+            stacklevel=3,
+        )
 
 
 def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
@@ -175,15 +195,7 @@ def _check_fit(folder: AdapterFolder, module: str, name: str, layout: str, file:
 def _check_same_base(folder: AdapterFolder, module: str, name: str, file: TensorFile) -> None:
     """Refuse an adapter that brings a weight of the base with it, other than the base has."""
     key = f"{PREFIX}{module}.{BASE}"
-    theirs, ours = folder.file.tensors[key], file.tensors[name]
-    same = (theirs.dtype, theirs.shape) == (ours.dtype, ours.shape)
-    with folder.file.opened() as one, file.opened() as other:
-        one.seek(theirs.start)
-        other.seek(ours.start)
-        for start in range(0, (ours.end - ours.start) * same, BLOCK_BYTES):
-            count = min(BLOCK_BYTES, ours.end - ours.start - start)
-            same = same and np.array_equal(folder.file.read_bytes(one, count), file.read_bytes(other, count))
-    if not same:
+    if not same_bytes(folder.file, key, file, name):
         raise FileRefused(
             folder.file.path, f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
         )
@@ -263,52 +275,71 @@ def _merge(
     bar: tqdm,
 ) -> None:
     """Read a weight from the source, some rows at a time, change it as the adapter says and write it to the target."""
-    A, B, *more = (array.astype(WIDE[change.dtype]) for array in arrays)
+    A, B, *more = (array.astype(WIDE[change.dtype], copy=False) for array in arrays)
     gain = change.form.variant.gain
     transposed = change.layout == "in-out"
     left, right = (A.T, B.T) if transposed else (B, A)  # of the weight as it is stored
-    lengths = None
-    if gain and transposed:
-        squares = np.zeros(change.shape[1])
-        for _, _, direction in _directions(file, source, left, right, change):
-            squares += _squares(direction).sum(axis=0)
-        lengths = np.sqrt(squares)
-    for start, weight, merged in _directions(file, source, left, right, change):
+    lengths = None  # of the matrix's rows, where no block holds a whole one
+    if gain and (transposed or _width(file, right, change) < right.shape[1]):
+        lengths = _lengths(file, source, left, right, change)
+    for rows, columns, weight, merged in _directions(file, source, left, right, change):
         with np.errstate(over="ignore"):
             if gain:
-                rows = slice(start, start + len(weight))
-                n = np.sqrt(_squares(merged).sum(axis=1)) if lengths is None else lengths
-                m = more[0][rows] if lengths is None else more[0]
+                outputs = columns if transposed else rows
+                n = np.sqrt(_squares(merged).sum(axis=1)) if lengths is None else lengths[outputs]
                 _check_lengths(file, change, n)
-                g = gain(m, n).astype(merged.dtype)
-                merged *= g[:, None] if lengths is None else g
+                g = gain(more[0][outputs], n).astype(merged.dtype)
+                merged *= g if transposed else g[:, None]
             raw = encode(merged, change.dtype)
         lost = np.isfinite(weight) & ~np.isfinite(decode(raw, change.dtype).reshape(weight.shape))
         if lost.any():
+            first = f"from row {rows.start} on"
             raise FileRefused(
-                file.path,
-                f"{short(change.name)}: the merged weight is beyond the range of {change.dtype} from row {start} on",
+                file.path, f"{short(change.name)}: the merged weight is beyond the range of {change.dtype} {first}"
             )
         target.write(raw.data)
         bar.update(raw.size)
 
 
+def _lengths(
+    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor
+) -> np.ndarray:
+    """Return the lengths of the rows of W + s B A, of which no block holds a whole one."""
+    transposed = change.layout == "in-out"
+    squares = np.zeros(right.shape[1] if transposed else len(left))
+    for rows, columns, _, direction in _directions(file, source, left, right, change):
+        squares[columns if transposed else rows] += _squares(direction).sum(axis=0 if transposed else 1)
+    return np.asarray(np.sqrt(squares))
+
+
+def _width(file: TensorFile, right: np.ndarray, change: MergedTensor) -> int:
+    """Return how many columns pass through memory at a time: all, unless a row is larger than a block."""
+    size = np.dtype(FLOATS[file.tensors[change.name].dtype]).itemsize
+    return min(int(right.shape[1]), max(1, BLOCK_BYTES // size))
+
+
 def _directions(
     file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield some rows of a weight at a time: the first row's number, the rows, and W + s B A in the wide type."""
+) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
+    """Yield a block of a weight at a time: its rows, its columns, its numbers, and W + s B A in the wide type.
+
+    A block is some whole rows, or a part of one that is larger than a block.
+    """
     spec = file.tensors[change.name]
     source.seek(spec.start)
-    count, columns = len(left), right.shape[1]
-    row_bytes = (spec.end - spec.start) // count
-    height = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, count, height):
-        stop = min(count, start + height)
-        weight = decode(file.read_bytes(source, (stop - start) * row_bytes), spec.dtype).reshape(stop - start, columns)
-        with np.errstate(over="ignore", invalid="ignore"):
-            delta = (left[start:stop] @ right) * change.scaling
-            merged = weight.astype(WIDE[spec.dtype]) + delta
-        yield start, weight, merged
+    size = (spec.end - spec.start) // (len(left) * right.shape[1])  # bytes of a number
+    width = _width(file, right, change)
+    height = max(1, BLOCK_BYTES // (width * size))
+    for top in range(0, len(left), height):
+        rows = slice(top, min(len(left), top + height))
+        for first in range(0, right.shape[1], width):
+            columns = slice(first, min(right.shape[1], first + width))
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            weight = decode(file.read_bytes(source, shape[0] * shape[1] * size), spec.dtype).reshape(shape)
+            with np.errstate(over="ignore", invalid="ignore"):
+                delta = (left[rows] @ right[:, columns]) * change.scaling
+                merged = weight.astype(WIDE[spec.dtype]) + delta
+            yield rows, columns, weight, merged
 
 
 def _squares(direction: np.ndarray) -> np.ndarray:

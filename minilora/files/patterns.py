@@ -75,6 +75,7 @@ class Patterns:
                 whole, text, lengths = plain
                 (self.whole if whole else self.ends).add(text, lengths, number)
             else:
+                check_length(clock, key, pattern)
                 flags, rest = FLAGS.fullmatch(pattern).groups()  # type: ignore[union-attr]
                 self.others.append((number, compiled(clock, key, rf"{flags}(.*\.)?({rest})$", shown=pattern)))
 
@@ -138,11 +139,16 @@ def _plain(pattern: str) -> tuple[bool, str, tuple[int, ...]] | None:
     return whole, ESCAPED.sub(r"\1", rest), tuple(map(len, bare.split(".")))
 
 
+def check_length(clock: Clock, key: str, pattern: str) -> None:
+    """Refuse a regular expression that is too long, before anything runs over it."""
+    if len(pattern) > MAX_PATTERN:
+        raise FileRefused(clock.path, f"{key}: {short(pattern)} has {len(pattern)} characters, over {MAX_PATTERN}")
+
+
 def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Pattern[str]:
     """Compile a regular expression; refuse one that PEFT's engine, Python's `re`, refuses or reads otherwise."""
     clock.left(key)
-    if len(shown) > MAX_PATTERN:
-        raise FileRefused(clock.path, f"{key}: {short(shown)} has {len(shown)} characters, over {MAX_PATTERN}")
+    check_length(clock, key, shown)
     bare = re.sub(r"\\.", "_", pattern, flags=re.DOTALL)
     repeats = 1
     for count in REPEAT.findall(bare):

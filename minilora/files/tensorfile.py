@@ -30,6 +30,9 @@ from .writing import identity
 MAX_HEADER = 8 << 20
 """Bytes of header, of some 60,000 tensors, that we agree to parse: parsing can take ten times the memory."""
 
+BLOCK_BYTES = 4 << 20
+"""Bytes of a tensor that are compared, copied or merged at a time."""
+
 FLOATS = {"F16": "float16", "BF16": "uint16", "F32": "float32", "F64": "float64"}
 """The element types that we compute with, and the NumPy type of their bits."""
 
@@ -120,6 +123,14 @@ class TensorFile:
         file.seek(spec.start)
         return decode(self.read_bytes(file, spec.end - spec.start), spec.dtype).reshape(spec.shape)
 
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """Yield the bytes of one tensor, `BLOCK_BYTES` at a time."""
+        spec = self.tensors[name]
+        with self.opened() as file:
+            file.seek(spec.start)
+            for start in range(spec.start, spec.end, BLOCK_BYTES):
+                yield self.read_bytes(file, min(BLOCK_BYTES, spec.end - start))
+
     def read_bytes(self, file: BinaryIO, count: int) -> np.ndarray:
         """Return the next `count` bytes of the open file, into memory of their own."""
         raw = np.empty(count, np.uint8)
@@ -130,6 +141,14 @@ class TensorFile:
         if found != count:
             raise FileRefused(self.path, "the file was cut while it was read")
         return raw
+
+
+def same_bytes(one: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
+    """Return whether two tensors have one type, one shape and the same bits."""
+    ours, theirs = one.tensors[name], other.tensors[other_name]
+    return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and all(
+        np.array_equal(a, b) for a, b in zip(one.blocks(name), other.blocks(other_name), strict=True)
+    )
 
 
 def _parts(text: bytes) -> int:

@@ -11,23 +11,32 @@ glassllm's ``.npz`` file   the ``.tokenizer.json`` beside it, in a format of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..checks import check_path
+from .basefile import MAX_MODEL_CONFIG
 from .errors import FileRefused, needed, short
-from .llamafolder import MAX_MODEL_CONFIG
 from .llamagguf import read_gguf
+from .llamasettings import GGUF_TOKENIZER
 from .tensorfile import open_regular, read_json, read_whole
 
 MAX_TOKENIZER = 1 << 26
 """Bytes of tokenizer.json that we agree to parse."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
-CONTROL = 3
-"""GGUF's type of a token that stands for no text, such as the end of a turn."""
+BESIDE = "tokenizer_config.json"
+PROBES = 300
+"""Tokens to try as a text, where a tokenizer has none for a letter."""
+NO_TEXT, USERS = (2, 3), 4
+"""GGUF's types of tokens that are no text, an unknown one and control ones, and of those that users defined.
+
+All of them are found whole in a text, before it is split into words.
+"""
 
 
 @dataclass(frozen=True)
@@ -78,14 +87,31 @@ def _from_folder(folder: Path) -> Tokenizer:
     text = read_whole(path, MAX_TOKENIZER)
     try:
         found = tokenizers.Tokenizer.from_buffer(text)
+        found.no_truncation()  # transformers resets both with each call
+        found.no_padding()
     except Exception as error:  # the package raises nothing more precise
         raise FileRefused(path, f"not a tokenizer: {error}") from error
+    if (folder / BESIDE).exists():
+        _check_beside(folder / BESIDE, found)
     for name in ("generation_config.json", "config.json"):  # the first that names an end
         if (folder / name).exists():
             end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
             if end is not None:
                 return _of(path, found, _end(folder / name, end))
     return _of(path, found, [])
+
+
+def _check_beside(path: Path, found: Any) -> None:
+    """Refuse a tokenizer_config.json that adds tokens which tokenizer.json has not: transformers adds them."""
+    added = {number: token.content for number, token in found.get_added_tokens_decoder().items()}
+    tokens = read_json(path, MAX_MODEL_CONFIG).get("added_tokens_decoder") or {}
+    if not isinstance(tokens, dict) or not all(isinstance(token, dict) for token in tokens.values()):
+        raise FileRefused(path, f"added_tokens_decoder is {short(tokens)}, expected an object of tokens by their ids")
+    for number, token in tokens.items():
+        if not number.isdecimal() or added.get(int(number)) != token.get("content"):
+            raise FileRefused(
+                path, f"it adds {short(token.get('content'))} as token {short(number)}: tokenizer.json does not"
+            )
 
 
 def _end(path: Path, end: Any) -> list[int]:
@@ -99,25 +125,36 @@ def _end(path: Path, end: Any) -> list[int]:
 def _of(path: Path, found: Any, end: Sequence[int]) -> Tokenizer:
     """Return a tokenizer of the package `tokenizers` as ours."""
 
-    def ids(text: str, special: bool) -> list[int]:
+    def encode(text: str) -> list[int]:
         try:
-            return list(found.encode(text, add_special_tokens=special).ids)
+            return list(found.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # such as an unknown letter, where the file names no token for those
             raise FileRefused(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
 
     return Tokenizer(
-        encode=lambda text: ids(text, False),
+        encode=encode,
         decode=lambda ids: str(found.decode(list(ids))),
-        begin=tuple(ids("", True)),
+        begin=tuple(_before_a_text(found)),
         end=frozenset(end),
     )
+
+
+def _before_a_text(found: Any) -> list[int]:
+    """Return the ids that a tokenizer puts before a text; some put others after it."""
+    for probe in ("a", *(found.id_to_token(i) or "" for i in range(PROBES))):  # one that it has a token for
+        with contextlib.suppress(Exception):
+            encoded = found.encode(probe)
+            of_the_text = [number is not None for number in encoded.sequence_ids]
+            if True in of_the_text:
+                return list(encoded.ids[: of_the_text.index(True)])
+    return []
 
 
 def _from_gguf(path: Path) -> Tokenizer:
     tokenizers, (_, fields) = needed("tokenizers", "its tokenizer"), read_gguf(path, tokenizer=True)
     known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
-    if kind not in (("gpt2", "smollm"), ("gpt2", "gpt-2")):
+    if not all(setting.allows(fields.get(setting.name)) for setting in GGUF_TOKENIZER):
         raise FileRefused(
             path,
             f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm' or "
@@ -127,7 +164,9 @@ def _from_gguf(path: Path) -> Tokenizer:
         raise FileRefused(path, f"its tokenizer has no {' and no '.join(missing)}")
     try:
         merges = [tuple(merge.split(" ")) for merge in known["merges"]]
-        control = [t for t, kind in zip(known["tokens"], known["token_type"], strict=True) if kind == CONTROL]
+        kinds = dict(zip(known["tokens"], known["token_type"], strict=True))
+        if len(kinds) < len(known["tokens"]):
+            raise ValueError("a token stands twice")
         found = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
     except Exception as error:
         raise FileRefused(path, f"its tokenizer is damaged: {error}") from error
@@ -135,8 +174,30 @@ def _from_gguf(path: Path) -> Tokenizer:
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     found.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, words]) if kind[1] == "smollm" else words
     found.decoder = tokenizers.decoders.ByteLevel()
-    found.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in control])
-    return _of(path, found, _end(path, known.get("eos_token_id", [])))
+    for special, types in ((True, NO_TEXT), (False, (USERS,))):
+        whole = [
+            tokenizers.AddedToken(t, special=special, normalized=False) for t, kind in kinds.items() if kind in types
+        ]
+        found.add_special_tokens(whole) if special else found.add_tokens(whole)
+    ends = [known[name] for name in ("eos_token_id", "eot_token_id", "eom_token_id") if name in known]
+    ours = _of(path, found, _end(path, ends))
+    begin = (_begin(path, known),) if known.get("add_bos_token") else ()
+    texts = {i: t for i, (t, kind) in enumerate(kinds.items()) if kind == USERS}
+    return replace(ours, begin=begin, decode=lambda ids: _decoded(ids, ours.decode, texts))
+
+
+def _begin(path: Path, known: Mapping[str, Any]) -> int:
+    """Return the token that texts begin with."""
+    begin = known.get("bos_token_id")
+    if type(begin) is not int or not 0 <= begin < len(known["tokens"]):
+        raise FileRefused(path, f"add_bos_token is True and bos_token_id is {short(begin)}, expected a token's id")
+    return begin
+
+
+def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: Mapping[int, str]) -> str:
+    """Return the text of ids, some of which stand for a text as it is: `ByteLevel` would take its letters for bytes."""
+    parts = [(own, [*run]) for own, run in itertools.groupby(map(int, ids), texts.get)]
+    return "".join(decode(run) if own is None else own * len(run) for own, run in parts)
 
 
 def _from_glassllm(path: Path) -> Tokenizer:

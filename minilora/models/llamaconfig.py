@@ -28,16 +28,15 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         check_sizes(**{name: getattr(self, name) for name in (*sizes, "num_key_value_heads", "head_dim")})
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
-                f"got {self.num_key_value_heads}"
-            )
         check_number("rms_norm_eps", self.rms_norm_eps, above=0)
-        if self.head_dim % 2 or len(check_frequencies(self.frequencies)) != self.head_dim // 2:
+        H, K, D = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        if H % K or D % 2:
             raise ValueError(
-                f"head_dim must be twice the number of frequencies, got {self.head_dim} and {len(self.frequencies)}"
+                f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even "
+                "head_dim"
             )
+        if len(check_frequencies(self.frequencies)) != D // 2:
+            raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
 

@@ -1,6 +1,7 @@
 """A training that was killed and resumed is, bit for bit, one that never was."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from minilora import (
     article,
     train,
 )
+from minilora.fast import accumulate
 from minilora.files import checkpoint
 from minilora.files.tensorfile import TensorFile
 from minilora.training import TrainingState, backpropagate
@@ -190,6 +192,34 @@ def test_a_checkpoint_of_another_configuration_is_refused_naming_the_difference(
     assert rng.bit_generator.state == state
     for name, p in model.trainable().items():
         np.testing.assert_array_equal(p, start[name])
+
+
+def four(prediction, target):
+    """The mean of the fourth powers."""
+    away = prediction - target
+    return float((away**4).mean()), 4 * away**3 / away.size
+
+
+def test_a_checkpoint_of_another_loss_is_refused(kept):
+    before, (model, X, Y, rng) = kept.read_bytes(), problem()
+    start = {name: p.copy() for name, p in model.trainable().items()}
+    for loss, named in ((four, "'four'"), (functools.partial(four), "'partial'")):
+        with pytest.raises(CheckpointError, match=f"loss is 'mse' there and {named} here"):
+            train(model, X, Y, epochs=9, batch_size=8, lr=0.01, log_every=2, rng=rng, checkpoint=kept, loss=loss)
+    assert kept.read_bytes() == before
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, start[name])
+
+
+def test_another_micro_batch_goes_on_to_rounding(tmp_path):
+    """The way to the gradients is no part of what is asked: the same numbers, added up in another order."""
+    whole, halves = fit(epochs=9), problem()
+    fit(tmp_path / "c")
+    model, X, Y, rng = halves
+    options = {"epochs": 9, "batch_size": 8, "lr": 0.01, "log_every": 2}
+    train(model, X, Y, rng=rng, checkpoint=tmp_path / "c", gradients=accumulate(3), **options)
+    for name, p in model.trainable().items():
+        np.testing.assert_allclose(p, whole[0].trainable()[name], rtol=1e-4, atol=1e-6)
 
 
 def test_other_data_of_the_same_shape_is_refused(kept):
@@ -444,7 +474,7 @@ def test_a_checkpoint_with_fields_of_an_earlier_version_resumes(kept):
 
 def test_a_configuration_is_told_under_these_names(tmp_path):
     fit(tmp_path / "c")
-    settings = ["backend", "batch_size", "steps", "lr", "log_every", "rng", "model"]
+    settings = ["backend", "batch_size", "steps", "lr", "log_every", "loss", "rng", "model"]
     params = ["params['lora_A']", "params['lora_B']"]
     frozen = [name for name in text_of(tmp_path / "c")["configuration"] if name.startswith("frozen[")]
     assert list(text_of(tmp_path / "c")["configuration"]) == [*settings, *params, *frozen, "X", "Y"]
@@ -554,7 +584,7 @@ def test_whatever_keeps_a_state_can_be_handed_to_train():
 
         def resume(self, state, epochs, settings, data):
             assert (state.epoch, epochs) == (0, 7)
-            assert settings == {"batch_size": 8, "steps": 7, "log_every": 2}
+            assert settings == {"batch_size": 8, "steps": 7, "log_every": 2, "loss": "mse"}
             assert list(data) == ["X", "Y", "held_out"]
             assert data["held_out"] is None
 

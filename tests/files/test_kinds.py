@@ -569,6 +569,26 @@ def test_a_base_of_another_kind_or_kernel_is_refused(sound, tmp_path):
         assert_merge_refused(tmp_path, base | change, match)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "what"),
+    [
+        ({"a.lora_embedding_A": (2, 7), "a.lora_embedding_B": (3, 2)}, "'a', a layer of the kind embedding"),
+        ({"a.lora_A.weight": (2, 3, 1, 1), "a.lora_B.weight": (4, 2, 1, 1)}, "'a', a layer of the kind conv2d"),
+        ({"x.lm_head.lora_A.weight": (2, 3), "x.lm_head.lora_B.weight": (4, 2)}, "'x.lm_head', the head"),
+    ],
+)
+def test_all_linear_names_no_other_layers(tmp_path, shapes, what):
+    """PEFT passes over their tensors without a word; named otherwise they are read."""
+    tensors = {f"base_model.model.{name}": np.ones(shape, "f4") for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(FileRefused, match=rf"json': target_modules is 'all-linear', and there are tensors for {what}"):
+        load_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["a", "lm_head"]}))
+    assert len(load_adapter(tmp_path)) == 1
+
+
 def test_layouts_are_for_linear_layers_alone(sound, tmp_path):
     base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
     match = "layouts has 'emb', .*; it has no linear layer, and only their weights lie in two ways$"

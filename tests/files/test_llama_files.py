@@ -1,5 +1,6 @@
 """Llama decoders from files: what is read, and one clear error for what is damaged or not supported."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -101,14 +102,72 @@ def test_half_types_are_widened_exactly(folder, kind):
         np.testing.assert_array_equal(found[name], bits.reshape(a.shape))
 
 
-def test_a_tied_head_needs_no_array_and_takes_none(folder, model):
+def test_a_tied_head_needs_no_array_or_equal_bits(folder):
     arrays = weights(folder)
-    head = arrays.pop("lm_head.weight")
+    del arrays["lm_head.weight"]
     changed(folder, tie_word_embeddings=True)
     tied = Llama.load(with_weights(folder, arrays))
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
-    again = Llama.load(with_weights(folder, arrays | {"lm_head.weight": head}))
-    np.testing.assert_array_equal(again(IDS), tied(IDS))
+    same = {"lm_head.weight": arrays["model.embed_tokens.weight"]}
+    np.testing.assert_array_equal(Llama.load(with_weights(folder, arrays | same))(IDS), tied(IDS))
+
+
+def test_a_tied_head_of_other_bits_is_refused(folder, nothing_is_read):
+    changed(folder, tie_word_embeddings=True)
+    arrays = weights(folder)
+    one_bit = arrays["model.embed_tokens.weight"].copy()
+    one_bit[-1, -1] = np.nextafter(one_bit[-1, -1], np.float32(9))
+    for head in (arrays["lm_head.weight"], one_bit, one_bit.astype("f8"), one_bit[:-1]):
+        with_weights(folder, arrays | {"lm_head.weight": head})
+        with pytest.raises(
+            ValueError, match=r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings"
+        ):
+            Llama.load(folder)
+
+
+def sharded(folder, shards, index):
+    """Write shards, each with some arrays, and an index."""
+    for shard, inside in shards.items():
+        save_file(inside, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def test_an_index_beside_a_single_file_is_refused(folder, nothing_is_read):
+    """transformers takes the single file, vLLM the shards."""
+    others = {name: 2 * a for name, a in weights(folder).items()}
+    sharded(folder, {"other.safetensors": others}, dict.fromkeys(others, "other.safetensors"))
+    with pytest.raises(ValueError, match=r"model.safetensors': beside model.safetensors.index.json, which names other"):
+        Llama.load(folder)
+
+
+def test_an_index_of_the_single_file_is_read(folder, model):
+    sharded(folder, {}, dict.fromkeys(weights(folder), "model.safetensors"))
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+
+
+def test_an_array_in_two_shards_is_refused(folder, nothing_is_read):
+    """The index names one of them, and transformers takes the last that it reads."""
+    arrays = weights(folder)
+    (folder / "model.safetensors").unlink()
+    norm = {"model.norm.weight": 2 * arrays["model.norm.weight"]}
+    index = dict.fromkeys(arrays, "a.safetensors") | {"other": "b.safetensors"}
+    sharded(folder, {"a.safetensors": arrays, "b.safetensors": norm | {"other": np.ones(2, "f4")}}, index)
+    with pytest.raises(ValueError, match=r"b.safetensors': 'model.norm.weight' stands here and in a.safetensors"):
+        Llama.load(folder)
+
+
+def test_an_array_that_the_index_leaves_out_counts(folder, model):
+    arrays = weights(folder)
+    (folder / "model.safetensors").unlink()
+    index = {name: "a.safetensors" for name in arrays if name != "model.norm.weight"}
+    sharded(folder, {"a.safetensors": arrays}, index)
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+
+
+def test_an_adapter_among_a_models_files_is_refused(folder, nothing_is_read):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config.json': an adapter in the folder of a model"):
+        Llama.load(folder)
 
 
 def test_old_files_frequencies_are_passed_over(folder, model):
@@ -157,11 +216,43 @@ def test_rotary_frequencies_are_scaled_as_they_say(folder, place):
     assert {llama3(f) / f for f in plain} > {1.0, 1 / 8}
 
 
-def test_a_base_among_the_rotary_settings_goes_before_another(folder):
-    """Version 5 of transformers writes it there, and may leave the older one beside it."""
-    config = json.loads((folder / "config.json").read_text()) | {"rope_theta": 10.0}
-    found = parse_config(folder, config | {"rope_parameters": {"rope_type": "default", "rope_theta": 400.0}})
-    np.testing.assert_allclose(found.frequencies, [1.0, 1 / 20], rtol=1e-12)
+def test_a_base_may_stand_among_the_rotary_settings_too(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for beside in ({}, {"rope_theta": 400.0}):
+        del config["rope_theta"]
+        config |= beside
+        found = parse_config(folder, config | {"rope_parameters": {"rope_type": "default", "rope_theta": 400.0}})
+        np.testing.assert_allclose(found.frequencies, [1.0, 1 / 20], rtol=1e-12)
+        config["rope_theta"] = 400.0
+
+
+LLAMA3 = {
+    **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 100,
+}
+
+
+def test_the_length_trained_on_may_stand_beside_the_rotary_settings(folder):
+    config = json.loads((folder / "config.json").read_text())
+    inside = parse_config(folder, config | {"rope_parameters": LLAMA3}).frequencies
+    rope = {name: value for name, value in LLAMA3.items() if name != "original_max_position_embeddings"}
+    beside = config | {"rope_parameters": rope, "original_max_position_embeddings": 100}
+    assert parse_config(folder, beside).frequencies == inside
+    assert parse_config(folder, beside | {"original_max_position_embeddings": 10}).frequencies != inside
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"attention_dropout": 0.1, "pretraining_tp": 2, "max_position_embeddings": 3, "use_cache": False},
+        {"attention_multiplier": 3.0, "logits_scaling": 2.0, "no_program_reads": {"this": 1}},
+        {"layer_types": ["full_attention"] * 2, "per_layer_config": None, "is_causal": True},
+        {"rope_scaling": None, "rope_parameters": {}, "architectures": None},
+        {"original_max_position_embeddings": 3},
+    ],
+)
+def test_settings_that_change_nothing_are_passed_over(folder, model, harmless):
+    np.testing.assert_array_equal(Llama.load(changed(folder, **harmless))(IDS), model(IDS))
 
 
 # --- what is not ----------------------------------------------------------------------------------
@@ -183,13 +274,48 @@ SETTINGS = {
         },
         "high_freq_factor must be above low_freq_factor = 2.0, got 2.0",
     ),
-    "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_parameters is 'linear'"),
+    "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected an object"),
     "a part of each head turned": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     "a sliding window": ({"sliding_window": 4096}, "sliding_window is 4096, supported: None"),
     "an encoder beside it": ({"is_encoder_decoder": True}, "is_encoder_decoder is True, supported: False"),
     "attention to an encoder": ({"add_cross_attention": True}, "add_cross_attention is True, supported: False"),
     "quantisation": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "another scaling beside": (
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        "rope_scaling is {'type': 'linear', 'factor': 4.0} and rope_parameters is .*: expected one of the two",
+    ),
+    "an unknown scaling beside": (
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        "rope_scaling is {'rope_type': 'yarn', 'factor': 4.0} and rope_parameters is",
+    ),
+    "another base beside": (
+        {"rope_theta": 10.0, "rope_parameters": {"rope_theta": 400.0}},
+        "rope_theta is 400.0 in the rotary settings and 10.0 beside them",
+    ),
+    "another length trained on beside": (
+        {"rope_parameters": LLAMA3, "original_max_position_embeddings": 50},
+        "original_max_position_embeddings is 100 in the rotary settings and 50 beside them",
+    ),
+    "two names of a scaling": (
+        {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
+        "rope_type is 'linear' in the rotary settings and 'default' beside them",
+    ),
+    "a scaling for each kind of layer": (
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}},
+        "the rotary settings hold 'full_attention', one kind of layers",
+    ),
+    "attention both ways": ({"is_causal": False}, "is_causal is False, supported: True"),
+    "attention of null": ({"is_causal": None}, "is_causal is None, supported: True"),
+    "attention in chunks": ({"attention_chunk_size": 8}, "attention_chunk_size is 8, supported: None"),
+    "layers of another kind": (
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        r"layer_types is \['full_attention', 'sliding_attention'\], supported: \['full_attention'\]",
+    ),
+    "layers of their own": ({"per_layer_config": {"0": {"head_dim": 2}}}, "per_layer_config is {'0'.*supported: None"),
+    "shared keys": ({"kv_sharing_modes": ["store", "reuse"]}, "kv_sharing_modes is .*, supported: None"),
+    "a decoder inside": ({"text_config": {"vocab_size": 3}}, "text_config is .*, supported: None"),
+    "other weights": ({"transformers_weights": "other.safetensors"}, "transformers_weights is 'other.safetensors'"),
     "a missing size": ({"hidden_size": "absent"}, "there is no 'hidden_size'"),
     "a size of another type": ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
     "a size of zero": ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
@@ -278,14 +404,18 @@ def test_weights_that_are_no_numbers_are_refused(folder, value):
         Llama.load(spoiled("model.norm.weight", broken)(folder))
 
 
-def test_a_weight_that_the_precision_cannot_hold_is_refused(folder):
-    broken = weights(folder)["model.norm.weight"].astype(np.float64)
-    broken[3] = -1e300
-    spoiled("model.norm.weight", broken)(folder)
-    message = r"'model\.norm\.weight' reaches 1e\+300, which float32 cannot hold$"
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_weights_beyond_the_type_are_refused(folder, sign):
+    """Finite in the file, and infinite in the type that was asked for; as large as it holds is not."""
+    large = weights(folder)["model.norm.weight"].astype("f8")
+    large[3] = sign * 1e300
+    with_weights(folder, weights(folder) | {"model.norm.weight": large})
+    with pytest.raises(ValueError, match=r"'model\.norm\.weight' reaches 1e\+300, which float32 cannot hold"):
         Llama.load(folder)
-    assert Llama.load(folder, dtype="float64").model.norm.weight[3] == -1e300
+    assert Llama.load(folder, dtype="float64").model.norm.weight[3] == sign * 1e300
+    large[3] = sign * float(np.finfo("f4").max)
+    with_weights(folder, weights(folder) | {"model.norm.weight": large})
+    assert Llama.load(folder).model.norm.weight[3] == large[3]
 
 
 @pytest.mark.parametrize(
@@ -318,6 +448,21 @@ def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"needs gguf .*: pip install gguf tokenizers$"):
         Llama.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 3}, "4 attention heads, 3 key-value heads, head_dim 4: expected groups of one size"),
+        ({"head_dim": 3}, "head_dim 3: expected groups of one size and an even head_dim"),
+        ({"head_dim": 6}, "there are 2 frequencies, expected 3: head_dim is 6"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be above 0"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_refused(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(model.config, **change)
 
 
 # --- glassllm's format ----------------------------------------------------------------------------
@@ -410,6 +555,17 @@ def test_an_npz_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypat
             file.writestr(f"{name}.npy", bytes(10 * size))
     with pytest.raises(ValueError, match=r"its \d+ bytes unpack to \d+, expected at most 20 times as many"):
         Llama.load(path)
+
+
+@pytest.mark.parametrize("name", ["README.txt", "E2.npy", "folder/"])
+def test_a_member_of_an_npz_must_be_an_array(tmp_path, name):
+    write_npz(tmp_path / "en.npz")
+    with zipfile.ZipFile(tmp_path / "en.npz", "a") as file:
+        file.writestr(name, b"" if name.endswith("/") else b"read me")
+    with pytest.raises(
+        ValueError, match=rf"en.npz': not a sound .npz file: ValueError: '{name.split('.npy')[0]}.*no array"
+    ):
+        Llama.load(tmp_path / "en.npz")
 
 
 @pytest.mark.parametrize("name", ["E", "model.embed_tokens.weight"])

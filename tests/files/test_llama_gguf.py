@@ -46,7 +46,7 @@ def write(path, model, *, tied=False, changes=None, arrays=None):
         "llama.vocab_size": c.vocab_size, **(changes or {}),
     }  # fmt: skip
     writer = gguf.GGUFWriter(path, "llama")
-    kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float64}
+    kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float64, bool: writer.add_bool}
     for name, value in fields.items():
         if value is not None:
             kinds[type(value)](name, value)
@@ -102,11 +102,45 @@ def test_rotary_frequencies_are_divided_by_their_factors(tmp_path, model):
     np.testing.assert_allclose(found, np.array(plain) / 4, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("fields", "divided"),
+    [
+        ({"rope.scaling.factor": 4.0}, 4),  # of a file without a type llama.cpp takes "linear"
+        ({"rope.scale_linear": 4.0}, 4),
+        ({"rope.scaling.factor": 4.0, "rope.scale_linear": 4.0}, 4),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, 1),
+        ({"rope.scaling.type": "linear"}, 1),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, 1),
+        ({"attention.value_length": 4, "rope.dimension_count": 4, "context_length": 7}, 1),
+    ],
+)
+def test_a_factor_is_read_as_llama_cpp_reads_it(tmp_path, model, fields, divided):
+    plain = Llama.load(write(tmp_path / "m.gguf", model)).config.frequencies
+    changes = {f"llama.{name}": value for name, value in fields.items()}
+    found = Llama.load(write(tmp_path / "f.gguf", model, changes=changes)).config.frequencies
+    np.testing.assert_allclose(found, np.array(plain) / divided, rtol=1e-12)
+
+
 REFUSED = {
     "architecture": ({"general.architecture": "qwen2"}, {}, "general.architecture is 'qwen2', supported: 'llama'"),
-    "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count is 8, which is not supported"),
+    "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count is 8, supported: 0"),
     "window": ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window is 64"),
-    "scaling": ({"llama.rope.scaling.type": "yarn"}, {}, "rope_type is 'yarn'"),
+    "scaling": ({"llama.rope.scaling.type": "yarn"}, {}, "rope.scaling.type is 'yarn', supported: 'linear'"),
+    "two factors": (
+        {"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0},
+        {},
+        "rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected one",
+    ),
+    "negative factor": ({"llama.rope.scaling.factor": -4.0}, {}, "factor must be above 0 and finite, got -4.0"),
+    "strength": ({"llama.rope.scaling.attn_factor": 1.5}, {}, "rope.scaling.attn_factor is 1.5, supported: 1"),
+    "no epsilon": ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "there is no llama.attention.layer_norm_rms"),
+    "half turned": ({"llama.rope.dimension_count": 2}, {}, "rope.dimension_count is 2, supported: 4, the width"),
+    "narrow values": ({"llama.attention.value_length": 3}, {}, "attention.value_length is 3, supported: 4, the width"),
+    "both ways": ({"llama.attention.causal": False}, {}, "attention.causal is False, supported: True"),
+    "part": ({"split.count": 2}, {}, "split.count is 2, supported: 0"),
+    "adapter": ({"adapter.type": "lora"}, {}, "adapter.type is 'lora'"),
+    "adapter's kind": ({"general.type": "adapter"}, {}, "general.type is 'adapter', supported: 'model'"),
+    "expert used": ({"llama.expert_used_count": 2}, {}, "llama.expert_used_count is 2, supported: 0"),
     "no size": ({"llama.block_count": None}, {}, "there is no 'num_hidden_layers'"),
     "size of zero": ({"llama.attention.head_count": 0}, {}, "num_attention_heads must be"),
     "size of text": ({"llama.embedding_length": "12"}, {}, "hidden_size must be"),

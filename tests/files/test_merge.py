@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
+from minilora.cli import main
 from minilora.files.tensorfile import TensorFile, decode, encode
+from minilora.variants.adapter import Adapter
 
 ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"
@@ -168,21 +172,89 @@ def test_types_that_numpy_does_not_have_are_copied(files):
     assert TensorFile(out).tensors["mask"].dtype == "F8_E4M3"
 
 
-def test_a_weight_larger_than_a_block_is_merged_in_parts(files, monkeypatch):
-    """The numbers are whole, so that no product is rounded: how a BLAS rounds depends on how many rows it is given."""
-    base, adapter, out = files
-    save_file({name: np.asarray(np.round(3 * tensor), tensor.dtype) for name, tensor in load_file(base).items()}, base)
-    layers = load_adapter(adapter)
-    for layer in layers.values():
-        for factor in (layer.lora_A, layer.lora_B):
-            factor[...] = np.round(3 * factor)
+def whole(rng, *shape, dtype="float32"):
+    """Whole numbers: no product and no sum of a few of them is rounded."""
+    return rng.integers(-9, 10, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("block", [1, 8, 12, 24, 30, 40, 41, 80])
+def test_a_weight_larger_than_a_block_is_merged_in_parts(tmp_path, monkeypatch, block):
+    """Rows of 12 and of 40 bytes: a block is a number, a part of a row, a row, or some rows."""
+    rng = np.random.default_rng(0)
+    base, adapter, out = tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors"
+    tensors = {"q.weight": whole(rng, 5, 3), "other": draw(rng, 7), "head.weight": whole(rng, 4, 5, dtype="f8")}
+    save_file(tensors, base)
+    layers = {
+        "q": LoRA(whole(rng, 2, 3), whole(rng, 5, 2), 3.0),
+        "head": LoRA(whole(rng, 4, 5), whole(rng, 4, 4), 0.5),
+    }
     save_adapter(adapter, layers)
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
     merge_adapter(base, adapter, out)
-    whole = out.read_bytes()
-    for block in (1, 30):
-        monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
-        merge_adapter(base, adapter, out)
-        assert out.read_bytes() == whole
+    merged = load_file(out)
+    for name, layer in layers.items():
+        expected = tensors[f"{name}.weight"] + layer.delta()
+        np.testing.assert_array_equal(merged[f"{name}.weight"], expected)
+    np.testing.assert_array_equal(merged["other"], tensors["other"])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_a_row_larger_than_a_block_needs_little_memory(tmp_path, monkeypatch, dtype):
+    """Rows of 8 or 16 MB in blocks of 0.5: beside the factors, which are as wide as a row, some blocks."""
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 19)
+    rng, width = np.random.default_rng(1), 4_000_000
+    save_file({"a.weight": np.ones((2, width), dtype)}, tmp_path / "base.safetensors")
+    factors = whole(rng, 1, width), np.ones((2, 1), "f4")
+    save_adapter(tmp_path / "adapter", {"a": LoRA(*factors, 1.0)})
+    tracemalloc.start()
+    try:
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * factors[0].nbytes + 5e6
+    merged = load_file(tmp_path / "out.safetensors")["a.weight"]
+    np.testing.assert_array_equal(merged, (np.ones((2, width), dtype) + factors[0]).astype(dtype))
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """A model's folder and an adapter of its embedding and of one more layer."""
+    rng, folder = np.random.default_rng(2), tmp_path / "model"
+    folder.mkdir()
+    weights = {"model.embed_tokens.weight": draw(rng, 7, 3), "model.norm.weight": draw(rng, 3)}
+    save_file(weights | {"model.q_proj.weight": draw(rng, 4, 3)}, folder / "model.safetensors")
+    embedding = Adapter(draw(rng, 1, 7), draw(rng, 3, 1), 2.0, kind="embedding")
+    save_adapter(tmp_path / "adapter", {"model.embed_tokens": embedding})
+    save_adapter(tmp_path / "q", {"model.q_proj": LoRA(draw(rng, 1, 3), draw(rng, 4, 1), 2.0)})
+    return tmp_path
+
+
+TIED = "config.json says tie_word_embeddings, and the adapter changes 'model.embed_tokens' alone"
+
+
+@pytest.mark.parametrize("config", ['{"tie_word_embeddings": true}', '{"tie_word_embeddings": false}', "{}", "{", None])
+@pytest.mark.parametrize("base", ["model", "model/model.safetensors"])
+def test_a_merge_into_a_tied_embedding_is_warned_of(tied, config, base):
+    if config is not None:
+        (tied / "model" / "config.json").write_text(config)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        merge_adapter(tied / base, tied / "adapter", tied / "out.safetensors")
+        merge_adapter(tied / base, tied / "q", tied / "other.safetensors")
+    assert [TIED in str(note.message) for note in notes] == [True] * (config is not None and "true" in config)
+    assert all(note.filename == __file__ for note in notes)
+    assert (tied / "out.safetensors").exists()
+
+
+def test_the_merge_command_says_that_a_head_is_tied(tied, capsys):
+    (tied / "model" / "config.json").write_text('{"tie_word_embeddings": true}')
+    arguments = [str(tied / "model"), str(tied / "adapter"), "-o", str(tied / "out.safetensors")]
+    assert main(["merge", *arguments]) == 0
+    shown = capsys.readouterr()
+    assert TIED in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert "1 tensor merged into" in shown.out
 
 
 def test_the_products_are_taken_in_the_wide_type(files):

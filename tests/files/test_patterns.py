@@ -454,3 +454,10 @@ def test_keys_that_repeat_are_found_in_linear_time(tmp_path):
     with pytest.raises(FileRefused, match="the key 'k99999' stands twice"):
         load_adapter(tmp_path)
     assert time.perf_counter() - start < 3
+
+
+def test_nothing_runs_over_a_pattern_that_is_too_long(tmp_path, monkeypatch):
+    """Splitting its flags off took forty times its size."""
+    monkeypatch.setattr(patterns, "FLAGS", None)
+    with refused(tmp_path, r"rank_pattern: '\(\?i\).* has 3000000 characters, over 1000"):
+        Patterns(Clock(tmp_path / "adapter_config.json"), "rank_pattern", ["(?i)" * 750_000])

@@ -1,6 +1,7 @@
 """Tokenizers of three formats. The oracles are byte counts and glassllm's and transformers' own (tests/peers)."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import load_tokenizer
+from minilora.text import CONTEXT, token_ids
 
 from ..support.language import LETTERS, tiny_llama, write_folder
 
@@ -24,7 +26,7 @@ def byte_letters():
 LETTER = byte_letters()
 
 
-def write_gguf(path: Path, *, model="gpt2", pre="smollm", eos=0, **others) -> Path:
+def write_gguf(path: Path, *, model="gpt2", pre="smollm", eos=0, bos=None, begins=None, eot=None, **others) -> Path:
     """A tokenizer of all bytes, two merges and two control tokens, and no weights; `others` instead, None for none."""
     gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
     words = ["<end>", "<turn>", *LETTER.values(), "th", "the"]
@@ -37,6 +39,13 @@ def write_gguf(path: Path, *, model="gpt2", pre="smollm", eos=0, **others) -> Pa
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_eos_token_id(eos)
+    for add, value in (
+        (writer.add_bos_token_id, bos),
+        (writer.add_add_bos_token, begins),
+        (writer.add_eot_token_id, eot),
+    ):
+        if value is not None:
+            add(value)
     for name, values in fields.items():
         if values is not None:
             writer.add_array(f"tokenizer.ggml.{name}", values)
@@ -76,6 +85,45 @@ def test_control_tokens_are_one_token_and_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fields", "begin"),
+    [({}, ()), ({"bos": 1}, ()), ({"bos": 1, "begins": False}, ()), ({"bos": 1, "begins": True}, (1,))],
+)
+def test_a_gguf_file_says_whether_texts_begin_with_a_token(tmp_path, fields, begin):
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert (found.begin, found.encode("th")) == (begin, [258])
+
+
+@pytest.mark.parametrize("bos", [None, 9999])
+def test_a_begin_token_that_is_none_is_refused(tmp_path, bos):
+    with pytest.raises(FileRefused, match=f"add_bos_token is True and bos_token_id is {bos}, expected a token's id"):
+        load_tokenizer(write_gguf(tmp_path / "m.gguf", bos=bos, begins=True))
+
+
+def test_every_end_that_a_gguf_file_names_ends_a_text(tmp_path):
+    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", eos=0, eot=1)).end == {0, 1}
+
+
+def test_tokens_that_users_defined_are_whole_and_are_text(tmp_path):
+    """Their letters stand for themselves; those of other tokens for bytes, of which é would be half a letter."""
+    words = [*LETTER.values(), "the cat", "é!", "<unk>", "th"]
+    fields = {"tokens": words, "token_type": [1] * 256 + [4, 4, 2, 1], "merges": ["t h"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    text = "a the cat, the catthe cat é!é!é"
+    ids = found.encode(text)
+    assert [i for i in ids if i >= 256] == [256, 256, 256, 257, 257]
+    assert found.decode(ids) == found.decode(np.array(ids)) == text
+    assert found.decode(found.encode("a<unk>b")) == "ab"
+    assert len(found.encode("a<unk>b")) == 3
+
+
+def test_a_token_that_stands_twice_is_refused(tmp_path):
+    words = [*LETTER.values(), "th", "a"]
+    fields = {"tokens": words, "token_type": [1] * 258, "merges": ["t h"]}
+    with pytest.raises(FileRefused, match="its tokenizer is damaged: a token stands twice"):
+        load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": "llama"}, r"its tokenizer is \('llama', 'smollm'\), expected a byte-level BPE"),
@@ -99,22 +147,85 @@ def test_a_folder_has_its_tokenizer_and_its_end(tmp_path):
     assert load_tokenizer(folder).end == {3, 5}
 
 
-def test_what_a_text_begins_with_is_known(tmp_path):
-    folder = write_folder(tmp_path / "m", tiny_llama())
+def with_template(folder, *around, beside=None):
+    """Give a folder's tokenizer a template, "A" for the text; and a tokenizer_config.json."""
     config = json.loads((folder / "tokenizer.json").read_text())
-    config["added_tokens"] = [
-        {"id": 29, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        | {"special": True}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    ids = {"<s>": 29, "</s>": 30}
+    config["added_tokens"] = [{"id": i, "content": name, **special} for name, i in ids.items()]
+    pieces = [
+        {"Sequence": {"id": "A", "type_id": 0}} if name == "A" else {"SpecialToken": {"id": name, "type_id": 0}}
+        for name in around
     ]
     config["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [29], "tokens": ["<s>"]}},
+        "single": pieces,
+        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    if beside is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(beside))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("around", "begin"),
+    [
+        (("<s>", "A"), (29,)),
+        (("<s>", "A", "</s>"), (29,)),
+        (("<s>", "<s>", "A", "</s>", "<s>"), (29, 29)),
+        (("A", "</s>"), ()),
+        (("</s>", "<s>", "A"), (30, 29)),
+    ],
+)
+def test_what_a_text_begins_with_comes_before_it(tmp_path, around, begin):
+    found = load_tokenizer(with_template(write_folder(tmp_path / "m", tiny_llama()), *around))
+    assert (found.begin, found.encode("ab")) == (begin, [0, 1])
+
+
+def test_a_begin_is_found_without_a_token_for_a(tmp_path):
+    folder = with_template(write_folder(tmp_path / "m", tiny_llama()), "<s>", "A", "</s>")
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["model"] = {"type": "WordLevel", "vocab": {"q": 0, "z": 1}, "unk_token": "no such token"}
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    assert load_tokenizer(folder).begin == (29,)
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ({"added_tokens_decoder": {"5": {"content": "<x>"}}}, "it adds '<x>' as token '5'"),
+        ({"added_tokens_decoder": {"29": {"content": "</s>"}}}, "it adds '</s>' as token '29'"),
+        ({"added_tokens_decoder": {"x": {}}}, "it adds None as token 'x'"),
+        ({"added_tokens_decoder": [1]}, r"added_tokens_decoder is \[1\], expected an object"),
+    ],
+)
+def test_a_second_file_that_contradicts_the_tokenizer_is_refused(tmp_path, beside, message):
+    folder = with_template(write_folder(tmp_path / "m", tiny_llama()), "<s>", "A", beside=beside)
+    with pytest.raises(FileRefused, match=rf"tokenizer_config.json': {message}"):
+        load_tokenizer(folder)
+
+
+def test_a_second_file_that_agrees_changes_nothing(tmp_path):
+    """Version 5 of transformers passes over add_bos_token where tokenizer.json has a template."""
+    beside = {"add_bos_token": False, "added_tokens_decoder": {"29": {"content": "<s>"}}, "model_max_length": 3}
+    folder = with_template(write_folder(tmp_path / "m", tiny_llama()), "<s>", "A", beside=beside)
+    assert load_tokenizer(folder).begin == (29,)
+
+
+def test_a_text_is_neither_cut_nor_padded(tmp_path):
+    """transformers resets both of the file's settings with each call."""
+    folder = with_template(write_folder(tmp_path / "m", tiny_llama()), "<s>", "A")
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    config["padding"] = {
+        **{"strategy": {"Fixed": 20}, "direction": "Left", "pad_to_multiple_of": None},
+        **{"pad_id": 28, "pad_type_id": 0, "pad_token": "x"},
     }
     (folder / "tokenizer.json").write_text(json.dumps(config))
     found = load_tokenizer(folder)
-    assert (found.begin, found.encode("ab")) == ((29,), [0, 1])
+    assert (found.begin, found.encode("abcdefg")) == ((29,), [0, 1, 2, 3, 4, 5, 6])
 
 
 def test_glassllms_tokenizer_is_its_own():
@@ -166,6 +277,53 @@ def test_no_end_at_all_is_no_end(tmp_path):
     assert load_tokenizer(folder).end == {config["eos_token_id"]}
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert load_tokenizer(folder).end == frozenset()
+
+
+def trained(kind, corpus):
+    """A tokenizer of the package, learned from a text: as GPT-2, Llama 2, T5 and BERT have theirs."""
+    models, spaces = tokenizers.models, tokenizers.normalizers.Replace(" ", "\u2581")
+    options = {"vocab_size": 400, "special_tokens": ["?"], "show_progress": False}
+    made, trainer = {
+        "bytes": (models.BPE(), tokenizers.trainers.BpeTrainer),
+        "sentences": (models.BPE(unk_token="?"), tokenizers.trainers.BpeTrainer),
+        "unigram": (models.Unigram(), tokenizers.trainers.UnigramTrainer),
+        "pieces": (models.WordPiece(unk_token="?"), tokenizers.trainers.WordPieceTrainer),
+    }[kind]
+    made = tokenizers.Tokenizer(made)
+    if kind == "bytes":
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+        options["initial_alphabet"] = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    elif kind == "pieces":
+        made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    else:
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    if kind == "unigram":
+        options["unk_token"] = "?"
+    made.train_from_iterator([corpus], trainer(**options))
+    if kind in ("sentences", "unigram"):  # the whole text is one word
+        made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("\u2581"), spaces])
+        made.pre_tokenizer = None
+    return made
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram", "pieces"])
+def test_a_long_text_has_the_same_ids_in_pieces(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(sys.modules["minilora.text"], "PIECE", 2000)
+    corpus = Path(__file__).read_text(encoding="utf-8")
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    trained(kind, corpus).save(str(folder / "tokenizer.json"))
+    encode = load_tokenizer(folder).encode
+    noise = "".join(np.random.default_rng(0).choice([*" \n\t,.abcé日"], 20_000))
+    for text in (corpus, noise, "a" * 9000, " \n" * 5000, "日本" * 5000, "abc" * 4000):
+        asked = []
+
+        def told(part, asked=asked):
+            asked.append(part)
+            return encode(part)
+
+        assert token_ids(text, told, 1000) == encode(text)
+        if text is corpus:
+            assert max(map(len, asked)) <= 2000 + CONTEXT
 
 
 def test_a_text_without_tokens_is_one_clear_error(tmp_path):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter
+from minilora.files.tokenizer import load_tokenizer
 
 pytestmark = [
     pytest.mark.peers,
@@ -18,6 +20,7 @@ pytestmark = [
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
 
 from transformers.models.llama import modeling_llama as hf  # noqa: E402
 
@@ -257,6 +260,95 @@ def test_in_float32_gradients_differ_by_rounding_alone(tmp_path):
             path = name.removeprefix("base_model.model.").replace(".default.weight", "")
             assert grads[path].dtype == np.float32
             close(grads[path], p.grad.numpy(), 1e-4)
+
+
+# --- edited folders -------------------------------------------------------------------------------
+
+
+def reloaded(folder):
+    """What transformers computes of a folder, in float64; None where it refuses the folder."""
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    except Exception:
+        return None
+    model.model.rotary_emb = hf.LlamaRotaryEmbedding(model.config)
+    return model.eval()
+
+
+def same_or_refused(folder, ids):
+    """Hold our logits against transformers'; return whether we refused the folder."""
+    try:
+        ours = Llama.load(folder, dtype="float64")
+    except ValueError:
+        return True
+    theirs = reloaded(folder)
+    if theirs is not None:
+        with torch.no_grad():
+            close(ours(ids), theirs(torch.tensor(ids), use_cache=False).logits.numpy(), 1e-9)
+    return False
+
+
+LINEAR, YARN = {"rope_type": "linear", "factor": 3.0}, {"rope_type": "yarn", "factor": 2.0}
+EDITS = {
+    "rope_scaling beside": ({"rope_scaling": LINEAR}, True),
+    "yarn beside": ({"rope_scaling": YARN}, True),
+    "rope_scaling alone": ({"rope_parameters": None, "rope_scaling": LINEAR, "rope_theta": 300.0}, False),
+    "rope_theta alone": ({"rope_parameters": None, "rope_theta": 300.0}, False),
+    "rope_theta beside": ({"rope_theta": 300.0}, True),
+    "both ways": ({"is_causal": False}, True),
+    "both ways by null": ({"is_causal": None}, True),
+    "length beside": ({"original_max_position_embeddings": 20}, True),
+    "kinds of layers": ({"layer_types": ["full_attention"]}, False),
+    "a part of the turns": ({"partial_rotary_factor": 0.5}, True),
+    "other layers": ({"per_layer_config": {"0": {"head_dim": 2}}}, True),
+    "dropout": ({"attention_dropout": 0.5, "pretraining_tp": 2, "use_cache": False}, False),
+    "granite's": ({"attention_multiplier": 3.0, "logits_scaling": 4.0, "embedding_multiplier": 2.0}, False),
+    "softcaps": ({"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 3}, False),
+    "length": ({"max_position_embeddings": 5}, False),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_an_edited_folder_means_the_same_or_is_refused(tmp_path, double, case):
+    edit, refused = EDITS[case]
+    theirs = written(tmp_path / "m", 3, num_hidden_layers=1, rope_parameters=SCALINGS[3], tie_word_embeddings=False)
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    assert same_or_refused(tmp_path / "m", ids_of(theirs, 3)) == refused
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_beside_a_tied_embedding_means_the_same(tmp_path, double, same):
+    theirs = written(tmp_path / "m", 4, tie_word_embeddings=False)
+    file, path = tmp_path / "m" / "model.safetensors", tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    arrays = load_file(file)
+    if same:
+        arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
+    save_file(arrays, file, metadata={"format": "pt"})
+    assert same_or_refused(tmp_path / "m", ids_of(theirs, 4)) != same
+
+
+@pytest.mark.parametrize("template", [["<s>", "A"], ["<s>", "A", "</s>"], ["A", "</s>"]])
+def test_a_cutting_tokenizer_gives_transformers_ids(tmp_path, template):
+    """Truncation and padding in the file, and a template that puts tokens around a text."""
+    words = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", *"abcdefgh"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=" ".join("$A" if part == "A" else part for part in template),
+        special_tokens=[("<s>", 0), ("</s>", 1)],
+    )
+    made.enable_truncation(4)
+    made.enable_padding(length=20)
+    written(tmp_path / "m", 5)
+    made.save(str(tmp_path / "m" / "tokenizer.json"))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "m" / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path / "m")
+    ids, end = theirs("abcdefgh")["input_ids"], (1,) if template[-1] == "</s>" else ()
+    assert ids == [*ours.begin, *ours.encode("abcdefgh"), *end]
+    assert len(ids) > 8
 
 
 # --- other formats --------------------------------------------------------------------------------

@@ -211,12 +211,12 @@ MISTAKES = {
     "heads that cannot share": (
         lambda: config(num_attention_heads=3, num_key_value_heads=2),
         ValueError,
-        "num_key_value_heads must divide num_attention_heads = 3, got 2",
+        "3 attention heads, 2 key-value heads, head_dim 2: expected groups of one size",
     ),
     "a head of odd width": (
         lambda: config(head_dim=3),
         ValueError,
-        "head_dim must be twice the number of frequencies, got 3 and 1",
+        "head_dim 3: expected groups of one size and an even head_dim",
     ),
     "frequencies that are a text": (
         lambda: config(frequencies="f"),

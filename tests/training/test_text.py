@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minilora import (
@@ -90,6 +90,111 @@ def test_a_tokenizer_of_another_model_is_refused():
     assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
     with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
         token_ids("ab", lambda text: [0, 5], 5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([0.9] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of float64"),
+        (["1"] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of <U1"),
+        ([True] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of bool"),
+        ([[1, 2]] * 9, TypeError, "ids must be a sequence of integers, got 2 axes of int64"),
+        ([1] * 8 + [-1], ValueError, r"ids\[8\] must be at least 0, got -1"),
+    ],
+)
+def test_ids_that_are_no_ids_are_refused(ids, error, message):
+    with pytest.raises(error, match=message):
+        windows(ids, 4)
+
+
+# --- a long text in pieces ------------------------------------------------------------------------
+
+
+def in_words(text):
+    """Every run of letters, of spaces, or of other signs is a token."""
+    return [hash(word) % 1000 for word in re.findall(r"[a-z]+| +|[^a-z ]+", text)]
+
+
+def in_pairs(text):
+    """Letters in twos, from the first on: which are together depends on all that stands before."""
+    return [ord(a) * 1000 + ord(b or "\1") for a, b in re.findall(r"(?s)(.)(.?)", text)]
+
+
+def with_a_mark(text):
+    """A mark before the text, as of tokenizers that put a space before it."""
+    return [1, *(ord(letter) for letter in text)] if text else []
+
+
+def of_runs(text):
+    """Signs of one kind are counted together: a cut between two of them changes both counts."""
+    return [1000 * len(run.group()) + ord(run.group()[0]) for run in re.finditer(r"(?s)(.)\1*", text)]
+
+
+def by_lines(text):
+    """Lines with their ends; the last sign of the text is left out, as by one that strips spaces."""
+    return [hash(line) % 10_000 for line in re.findall(r"[^\n]*\n|[^\n]+$", text.rstrip())]
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    for name, size in {"PIECE": 60, "CONTEXT": 24, "UNCUT": 240}.items():
+        monkeypatch.setattr(sys.modules["minilora.text"], name, size)
+
+
+@given(
+    words=st.lists(st.sampled_from(["a", "bb", " ", "  ", "\n", "cat", "é", "日本", ", ", "."]), min_size=1),
+    times=st.integers(1, 200),
+    encode=st.sampled_from([in_words, in_pairs, with_a_mark, of_runs, by_lines]),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_ids_of_pieces_are_those_of_the_whole(short_pieces, words, times, encode):
+    text = "".join(words) * times
+    asked = []
+
+    def told(part):
+        asked.append(len(part))
+        return encode(part)
+
+    try:
+        found = token_ids(text, told, 10**9)
+    except ValueError:  # no place for a cut, which a mark alone always leaves
+        assert encode is not with_a_mark
+        assert len(text) > 240
+    else:
+        assert found == encode(text)
+    assert max(asked) <= 240 + 24
+
+
+def test_most_texts_are_encoded_in_short_pieces(short_pieces):
+    asked = []
+
+    def told(text):
+        asked.append(len(text))
+        return in_words(text)
+
+    text = "the cat sat on the mat, and the dog sat on the log.\n" * 500
+    assert token_ids(text, told, 1000) == in_words(text)
+    assert max(asked) <= 60 + 24
+    assert sum(asked) < 8 * len(text)
+
+
+def test_a_text_that_allows_no_cut_is_refused(short_pieces):
+    with pytest.raises(
+        ValueError, match="from character 0 on depend on all of it: expected a place for a cut within 240"
+    ):
+        token_ids("a" * 500, of_runs, 10**9)
+    assert token_ids("a" * 240, of_runs, 10**9) == of_runs("a" * 240)
+
+
+def test_a_cut_that_fails_later_is_refused(short_pieces):
+    """Around the cut all is well, and the piece as a whole is another one."""
+    text = "cat dog " * 30
+
+    def encode(part):
+        return [len(part), *in_words(part)] if len(part) > 60 else in_words(part)
+
+    with pytest.raises(ValueError, match="expected a place for a cut"):
+        token_ids(text, encode, 1000)
 
 
 # --- the loss and its gradients -------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""The settings of a Llama decoder that were looked at, and what each does: the one list that code and docs share.
+
+Two programs say what a file means: transformers of a folder, llama.cpp of a .gguf file. A setting that one of them
+reads is computed here, may have only the values listed, or changes nothing that is computed here; each stands in a
+table below. A setting that neither of them reads is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import FileRefused, short
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a file."""
+
+    name: str  # its key, with "llama." and the like before it
+    does: str  # in the program that the file is for
+    only: tuple[Any, ...] = ()  # the values that are supported; empty where it is read, or changes nothing here
+    needed: bool = False  # whether its absence is refused too
+    every: bool = False  # whether it may also be a list, each of whose values is in `only`
+
+    def allows(self, value: Any) -> bool:
+        """Return whether a value is supported."""
+        values = value if self.every and isinstance(value, list) else [value]
+        return not self.only or all(value in self.only for value in values)
+
+
+FOLDER = (
+    Setting("model_type", "the kind of model", ("llama",), needed=True),
+    Setting("architectures", "the class of the model", ("LlamaForCausalLM", None, []), every=True),
+    Setting("vocab_size", "V, read"),
+    Setting("hidden_size", "d, read"),
+    Setting("intermediate_size", "m of the MLP, read"),
+    Setting("num_hidden_layers", "the number of blocks, read"),
+    Setting("num_attention_heads", "H, read"),
+    Setting("num_key_value_heads", "K, read; H where it is missing"),
+    Setting("head_dim", "D, read; d / H where it is missing"),
+    Setting("rms_norm_eps", "read; 1e-6 where it is missing"),
+    Setting(
+        "tie_word_embeddings", "whether the head is the embedding, read; a head of other bits beside it is refused"
+    ),
+    Setting("attention_bias", "whether the projections of attention have biases, read"),
+    Setting("mlp_bias", "whether those of the MLP have, read"),
+    Setting("hidden_act", "the gate's activation", ("silu", "swish", None)),
+    Setting("rope_parameters", "the rotary positions, read (below)"),
+    Setting("rope_scaling", "the same in older files, read (below); refused beside other rope_parameters"),
+    Setting("rope_theta", "the rotary base, read; refused beside another in rope_parameters"),
+    Setting("original_max_position_embeddings", "read for rope_type llama3; refused beside another in rope_parameters"),
+    Setting("partial_rotary_factor", "how much of each head is turned", (1, None)),
+    Setting("is_causal", "false, or null, lets a token attend to what follows it", (True,)),
+    Setting("sliding_window", "how far attention reaches back, while text is generated", (None,)),
+    Setting("attention_chunk_size", "likewise", (None,)),
+    Setting("layer_types", "how each layer attends, while text is generated", ("full_attention", None), every=True),
+    Setting("kv_sharing_modes", "which layers share their keys and values", (None,)),
+    Setting("per_layer_config", "other settings for some of the layers", (None, {})),
+    Setting("text_config", "the settings of the decoder in a model of several parts", (None,)),
+    Setting("decoder", "likewise", (None,)),
+    Setting("generator", "likewise", (None,)),
+    Setting("is_encoder_decoder", "whether an encoder stands beside the decoder", (False, None)),
+    Setting("add_cross_attention", "whether the decoder attends to it", (False, None)),
+    Setting("quantization_config", "how the weights are quantised", (None,)),
+    Setting("compression_config", "likewise, in older files", (None,)),
+    Setting("fusion_config", "which layers are replaced by others", (None,)),
+    Setting("transformers_weights", "the name of the file with the weights", (None,)),
+    Setting("eos_token_id", "the tokens that end a text, read by `minilora generate`; first in generation_config.json"),
+    Setting("bos_token_id", "nothing here: what a text begins with, tokenizer.json says"),
+    Setting("pad_token_id", "nothing here: there is no padding"),
+    Setting("max_position_embeddings", "nothing with the rope types that are supported"),
+    Setting("attention_dropout", "nothing but in transformers' own training"),
+    Setting("pretraining_tp", "nothing: older versions cut the products into as many parts, with the same sums"),
+    Setting("initializer_range", "nothing: the weights are in the file"),
+    Setting("use_cache", "nothing: the same numbers either way"),
+    Setting("torch_dtype", "nothing here: what we compute in is `dtype`"),
+    Setting("dtype", "nothing here: likewise"),
+)
+"""What config.json says of a folder, as transformers 5 reads it."""
+
+FOLDER_TOKENIZER = (
+    Setting("truncation", "nothing: reset, as transformers does with each call"),
+    Setting("padding", "nothing: likewise"),
+    Setting("post_processor", "read: what it puts before a text begins one; what it puts behind is left out"),
+    Setting("added_tokens_decoder", "in tokenizer_config.json; must name tokens of tokenizer.json alone"),
+    Setting("add_bos_token", "in tokenizer_config.json: nothing beside a post_processor"),
+)
+"""What tokenizer.json, and tokenizer_config.json beside it, say; the rest is the package `tokenizers`'."""
+
+ROPE = (
+    Setting("rope_type", "how the frequencies are scaled, read", ("default", "linear", "llama3")),
+    Setting("type", "the same in older files, read; refused beside another rope_type"),
+    Setting("rope_theta", "the base, read; 10,000 where it is missing"),
+    Setting("factor", "what frequencies are divided by, read for linear and llama3"),
+    Setting("low_freq_factor", "of llama3, read"),
+    Setting("high_freq_factor", "of llama3, read"),
+    Setting("original_max_position_embeddings", "of llama3, read"),
+    Setting("partial_rotary_factor", "how much of each head is turned", (1,)),
+)
+"""What ``rope_parameters`` or ``rope_scaling`` says. What only other types read, such as beta_fast, does nothing."""
+
+GGUF = (
+    Setting("general.architecture", "the kind of model", ("llama",), needed=True),
+    Setting("general.type", "what the file is: an adapter, a part for images, or a model", ("model",)),
+    Setting("adapter.type", "that the file is an adapter, of which kind", ("",)),
+    Setting("split.count", "the number of files that the model is split into", (0, 1)),
+    Setting("llama.vocab_size", "V, read; the embedding's rows where it is missing"),
+    Setting("llama.embedding_length", "d, read"),
+    Setting("llama.feed_forward_length", "m of the MLP, read"),
+    Setting("llama.block_count", "the number of blocks, read"),
+    Setting("llama.attention.head_count", "H, read"),
+    Setting("llama.attention.head_count_kv", "K, read; H where it is missing"),
+    Setting("llama.attention.key_length", "D, read; d / H where it is missing"),
+    Setting("llama.attention.value_length", "the width of a head's values; must be D"),
+    Setting("llama.attention.layer_norm_rms_epsilon", "read", needed=True),
+    Setting("llama.attention.sliding_window", "how far attention reaches back", (0,)),
+    Setting("llama.attention.causal", "whether a token attends to what follows it", (True,)),
+    Setting("llama.rope.dimension_count", "how much of each head is turned; must be D"),
+    Setting("llama.rope.freq_base", "the rotary base, read; 10,000 where it is missing"),
+    Setting("llama.rope.scaling.type", "read; linear where it is missing", ("linear", "none")),
+    Setting("llama.rope.scaling.factor", "what frequencies are divided by, read; 0 is 1"),
+    Setting("llama.rope.scale_linear", "the same in older files, read; refused beside another factor"),
+    Setting("llama.rope.scaling.attn_factor", "what queries and keys are multiplied by", (1, 0)),
+    Setting("llama.rope.scaling.original_context_length", "nothing with the types that are supported"),
+    Setting("llama.rope.scaling.finetuned", "nothing: a note"),
+    Setting("llama.expert_count", "the number of MLPs to choose from", (0,)),
+    Setting("llama.expert_used_count", "how many are chosen", (0,)),
+    Setting("llama.expert_group_count", "likewise", (0,)),
+    Setting("llama.expert_group_used_count", "likewise", (0,)),
+    Setting("llama.context_length", "nothing here: how much memory is set aside"),
+    Setting("llama.pooling_type", "nothing here: what embeddings of texts are made of"),
+)
+"""What a .gguf file's header says of the model, as llama.cpp reads it of its architecture llama."""
+
+GGUF_TOKENIZER = (
+    Setting("tokenizer.ggml.model", "the kind of tokenizer", ("gpt2",), needed=True),
+    Setting("tokenizer.ggml.pre", "how a text is split into words", ("smollm", "gpt-2"), needed=True),
+    Setting("tokenizer.ggml.tokens", "the tokens, read"),
+    Setting("tokenizer.ggml.token_type", "read: types 2, 3 and 4 stand for themselves; 2 and 3 are no text"),
+    Setting("tokenizer.ggml.merges", "the merges of BPE, read"),
+    Setting("tokenizer.ggml.add_bos_token", "whether a text begins with a token, read"),
+    Setting("tokenizer.ggml.bos_token_id", "with which, read"),
+    Setting("tokenizer.ggml.eos_token_id", "a token that ends a text, read"),
+    Setting("tokenizer.ggml.eot_token_id", "likewise"),
+    Setting("tokenizer.ggml.eom_token_id", "likewise"),
+    Setting("tokenizer.ggml.add_eos_token", "nothing here: a prompt goes on"),
+    Setting("tokenizer.ggml.add_space_prefix", "nothing with a byte-level BPE"),
+    Setting("tokenizer.ggml.scores", "nothing with a byte-level BPE"),
+    Setting("tokenizer.ggml.padding_token_id", "nothing here: there is no padding"),
+)
+"""What its header says of the tokenizer."""
+
+
+def check_settings(path: Path, settings: Iterable[Setting], given: Mapping[str, Any]) -> None:
+    """Refuse a setting that has another value than those supported, or is missing where it is needed."""
+    for setting in settings:
+        name, value = setting.name, given.get(setting.name)
+        if name not in given and setting.needed and not setting.only:
+            raise FileRefused(path, f"there is no {name}")
+        if (name in given or setting.needed) and not setting.allows(value):
+            supported = [setting.only[0]] if setting.every else setting.only[0]
+            raise FileRefused(path, f"{name} is {short(value)}, supported: {short(supported)}")
+
+
+def rows(settings: Iterable[Setting]) -> list[tuple[str, str, str]]:
+    """Return a table for people: each setting, the values that are supported, and what it does."""
+    return [(s.name, " or ".join(map(json.dumps, s.only)) or "any", s.does) for s in settings]
