@@ -85,8 +85,8 @@ def adapt(
     def beside(path: str, layer: Any) -> Layer:
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
         adapter.dora_norm = dora_norm if use_dora else adapter.dora_norm
-        if variant.start is not None:
-            setattr(adapter, variant.array, variant.start(_matrix(base), adapter))
+        if variant.initial is not None:
+            setattr(adapter, variant.array, variant.initial(_matrix(base), adapter))
         return _beside(base, adapter)
 
     with unmoved(rng):
@@ -264,7 +264,9 @@ def _described(path: str, layer: Any) -> Any:
     adapter = layer.adapter
     if type(adapter) is not LoRA:
         return adapter
-    return Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **_place(layer.base))
+    found = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **_place(layer.base))
+    found.frozen = adapter.frozen
+    return found
 
 
 def _free(model: Layer) -> dict[str, Layer]:

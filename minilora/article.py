@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_choice, check_integer, check_number, check_path, check_sizes
+from .checks import Array, check_choice, check_flag, check_integer, check_number, check_path, check_sizes
 from .files.checkpoint import Checkpoint
 from .layer import Layer
 from .linear import Linear
@@ -112,7 +112,7 @@ def run(
     alpha, lr = check_number("alpha", alpha, above=0), check_number("lr", lr, above=0)
     batch_size, seed = check_batch_size(batch_size, n, "the data"), check_integer("seed", seed, at_least=0)
     check_choice("dtype", dtype, ("float32", "float64"))
-    backend = backend_or_numpy(backend)
+    backend, progress = backend_or_numpy(backend), check_flag("progress", progress)
     kept: dict[str, Checkpoint] = {}
     if checkpoint is not None:
         folder = check_path("checkpoint", checkpoint)

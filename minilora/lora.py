@@ -116,6 +116,8 @@ class LoRALinear(Layer):
 
     def __post_init__(self) -> None:
         check_beside(self.base, Linear, self.adapter, LoRA)
+        if getattr(self.adapter, "magnitude", None) is not None:
+            raise ValueError("adapter has a magnitude, which a LoRALinear leaves out: stand it beside base with attach")
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. The base needs none: its dx depends on W alone."""

@@ -125,6 +125,8 @@ def check_rates(lr: Any, names: Collection[str]) -> Any:
     """Return lr, or the rates in a mapping, as floats; refuse a name without a rate, and an ending of no name."""
     if not isinstance(lr, Mapping):
         return check_number("lr", lr, above=0)
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"lr has rates by the endings of names, and params has the name {odd[0]!r}, which is no text")
     rates = {end: check_number(f"lr[{end!r}]", rate, above=0) for end, rate in lr.items()}
     if unused := [end for end in rates if not any(name.endswith(end) for name in names)]:
         raise ValueError(f"lr has rates for {unused}, which end no name; there are {list(names)}")

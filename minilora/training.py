@@ -50,10 +50,15 @@ EVALUATION_ROWS = 512  # at a time: at the article's widths their temporaries st
 
 @dataclass
 class History:
-    """The loss over the whole data set, as training went on."""
+    """The loss over the whole data set, or over what is held out, as training went on."""
 
     epochs: list[int] = field(default_factory=list)  # after which the loss was measured, counted from 1
     losses: list[float] = field(default_factory=list)  # the loss measured after each of them
+
+    def add(self, epoch: int, loss: float) -> None:
+        """Note the loss after an epoch."""
+        self.epochs.append(epoch)
+        self.losses.append(loss)
 
 
 class TrainingDiverged(ArithmeticError):
@@ -62,7 +67,7 @@ class TrainingDiverged(ArithmeticError):
     epoch: int  # the epoch in which it happened, counted from 1
     step: int  # 0: the numbers are looked at when the epoch ends
 
-    def __init__(self, message: str, epoch: int, step: int = 0) -> None:
+    def __init__(self, message: str, epoch: int = 0, step: int = 0) -> None:
         super().__init__(message)
         self.epoch = epoch
         self.step = step
@@ -147,7 +152,8 @@ def train(
     Raises
     ------
     ValueError, TypeError
-        If an argument is out of range or does not fit. Nothing has changed then.
+        If an argument is out of range or does not fit. Nothing has changed then. What `gradients` itself refuses, it
+        refuses in the first step: then `rng` has moved, and nothing else.
     CheckpointError
         If the checkpoint is damaged, or of another configuration. Nothing has changed then.
     TrainingDiverged
@@ -173,14 +179,12 @@ def train(
         settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name}
         checkpoint.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
 
-    def report(epoch: int) -> float:
+    def measure(epoch: int) -> float:
         value = evaluate(model, *measured, loss)
         check_loss(value, epoch, state, "X and Y" if held_out is None else "held_out")
-        state.history.epochs.append(epoch)
-        state.history.losses.append(value)
         return value
 
-    batch, asarray = Batches(X, Y, batch_size), backend_of(X).asarray
+    batch, asarray, value = Batches(X, Y, batch_size), backend_of(X).asarray, math.nan
     bar = progress_bar(range(state.epoch + 1, epochs + 1), X, steps * batch_size, shown=progress)
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), bar:
@@ -190,13 +194,16 @@ def train(
                 # No name holds the gradients: they would stand beside the next step's.
                 optimizer.step(gradients(model, x, y, loss))  # forward, backward, step
             check_parameters(state, epoch)
+            if epoch % log_every == 0 or epoch == epochs:
+                value = measure(epoch)  # before anything is kept: it may be no number
             state.epoch = epoch
             if epoch % log_every == 0:
-                bar.set_postfix(loss=f"{report(epoch):.4g}")  # report
+                state.history.add(epoch, value)  # report
+                bar.set_postfix(loss=f"{value:.4g}")
             if checkpoint is not None:
                 checkpoint.keep(state)
         if epochs % log_every:  # not in a checkpoint: a training that goes on to more epochs does not log this one
-            report(epochs)
+            state.history.add(epochs, measure(epochs) if math.isnan(value) else value)
     return state.history
 
 
@@ -267,7 +274,10 @@ def check_gradients(gradients: Any) -> Gradients:
     except (TypeError, ValueError):  # a function without a signature, such as one written in C
         return gradients  # type: ignore[no-any-return]
     try:
-        signature.bind("model", "x", "y", "loss")
+        given = signature.bind("model", "x", "y", "loss").arguments
+        fourth = next((name for name, value in given.items() if value == "loss"), "loss")
+        if fourth != "loss" and signature.parameters[fourth].default is not inspect.Parameter.empty:
+            raise TypeError(f"its {fourth!r} would be handed the loss")
     except TypeError as error:
         name = getattr(gradients, "__name__", type(gradients).__name__)
         message = f"gradients is called as gradients(model, x, y, loss), got {name}{signature}: {error}"

@@ -61,7 +61,7 @@ from .writing import replaceable, written_together
 __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
-SAVED = (LoRA, Adapter, LoRALinear, DoRA, Rewritten)
+SAVED = (LoRA, Adapter, Rewritten, *(variant.beside for variant in VARIANTS))
 """The classes that PEFT's layout can hold: each itself, since a subclass may compute something else."""
 
 
@@ -81,7 +81,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     -------
     dict of str to Adapter
         The adapters by module path, such as ``"enc.q_proj"``. ``attach(model, adapters)`` puts them on a model,
-        ``LoRALinear(base, adapter)`` puts one on a linear base. Each knows its kind of layer, its kernel and its
+        ``attach(layer, {"": adapter})`` one on a single layer. Each knows its kind of layer, its kernel and its
         magnitude.
 
     Raises
@@ -176,14 +176,10 @@ def save_adapter(
     found: dict[str, Adapter] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
-        if type(layer) not in SAVED:
-            raise TypeError(
-                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(layer).__name__}, for which PEFT's "
-                "layout of LoRA has no place"
-            )
+        _check_saved(module, layer)
         if not isinstance(module, str) or not is_module_path(module):
             raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-        found[module] = adapter = _described(layer)
+        found[module] = adapter = _over_original(layer)
         tensors |= _tensors(module, adapter)
     _check_alike(found)
     use_rslora = all(adapter.use_rslora for adapter in found.values())
@@ -192,7 +188,7 @@ def save_adapter(
         check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    config = config_text(_config(found, fan_in_fan_out, base_model))
+    config = config_text(_config(found, use_rslora, fan_in_fan_out, base_model))
     full = [module for module, a in found.items() if a.magnitude is not None and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
     header = tensor_header(tensors, notes)
@@ -213,7 +209,17 @@ def save_adapter(
         config_file.write(config)
 
 
-def _described(layer: LoRA | LoRALinear | DoRA | Rewritten) -> Adapter:
+def _check_saved(module: Any, layer: Any) -> None:
+    """Refuse what PEFT's layout has no place for: other classes, of an adapted layer or of its adapter."""
+    for part in (layer, getattr(layer, "adapter", layer)):
+        if type(part) not in SAVED:
+            raise TypeError(
+                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(part).__name__}, for which PEFT's "
+                "layout of LoRA has no place"
+            )
+
+
+def _over_original(layer: LoRA | LoRALinear | DoRA | Rewritten) -> Adapter:
     """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
     adapter: Any = layer if isinstance(layer, LoRA) else adapters(layer)[""]
     return over_original(Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha) if type(adapter) is LoRA else adapter)
@@ -263,10 +269,11 @@ def check_adapter_target(path: Path) -> None:
         replaceable(path / name)
 
 
-def _config(found: Mapping[str, Adapter], fan_in_fan_out: bool, base_model: str | None) -> dict[str, Any]:
+def _config(
+    found: Mapping[str, Adapter], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
+) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
     ranks = {module: adapter.rank for module, adapter in found.items()}
-    use_rslora = all(adapter.use_rslora for adapter in found.values())
     flags = {variant.flag: False for variant in VARIANTS if variant.flag}
     flags |= {variant.flag: True for variant in map(variant_of, found.values()) if variant.flag}
     alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in found.items()}

@@ -61,6 +61,8 @@ class Checkpoint:
 
     Raises
     ------
+    TypeError
+        If a setting is something else.
     CheckpointError
         If the file is there and is damaged, or has other settings; the differences are named.
     """
@@ -68,6 +70,11 @@ class Checkpoint:
     def __init__(self, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.path = check_path("checkpoint", path)
         self.settings = dict(settings or {})
+        for name, value in self.settings.items():
+            if not isinstance(name, str) or not isinstance(value, (bool, int, float, str)):
+                raise TypeError(
+                    f"settings[{name!r}] is {short(value)}, expected a number, a text or a bool by its name"
+                )
         self.configuration = self.settings
         if self.settings and (saved := read(self.path)) is not None:
             there = {key: value for key, value in saved.configuration.items() if key in self.settings}

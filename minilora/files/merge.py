@@ -276,21 +276,26 @@ def _merge(
 ) -> None:
     """Read a weight from the source, some rows at a time, change it as the adapter says and write it to the target."""
     A, B, *more = (array.astype(WIDE[change.dtype], copy=False) for array in arrays)
-    gain = change.form.variant.gain
+    variant = change.form.variant
     transposed = change.layout == "in-out"
     left, right = (A.T, B.T) if transposed else (B, A)  # of the weight as it is stored
     lengths = None  # of the matrix's rows, where no block holds a whole one
-    if gain and (transposed or _width(file, right, change) < right.shape[1]):
+    if variant.needs_lengths and (transposed or _width(file, right, change) < right.shape[1]):
         lengths = _lengths(file, source, left, right, change)
-    for rows, columns, weight, merged in _directions(file, source, left, right, change):
-        with np.errstate(over="ignore"):
-            if gain:
+    for rows, columns, weight, delta in _changes(file, source, left, right, change):
+        wide, n = weight.astype(WIDE[change.dtype]), None
+        with np.errstate(over="ignore", invalid="ignore"):
+            if variant.merged is None:
+                merged = wide + delta
+            else:
                 outputs = columns if transposed else rows
-                n = np.sqrt(_squares(merged).sum(axis=1)) if lengths is None else lengths[outputs]
-                _check_lengths(file, change, n)
-                g = gain(more[0][outputs], n).astype(merged.dtype)
-                merged *= g if transposed else g[:, None]
-            raw = encode(merged, change.dtype)
+                if variant.needs_lengths:
+                    n = np.sqrt(_squares(wide + delta).sum(axis=1)) if lengths is None else lengths[outputs]
+                    _check_lengths(file, change, n)
+                W, BA = (wide.T, delta.T) if transposed else (wide, delta)
+                merged = variant.merged(W, BA, more[0][outputs], n)
+                merged = merged.T if transposed else merged
+            raw = encode(np.ascontiguousarray(merged), change.dtype)
         lost = np.isfinite(weight) & ~np.isfinite(decode(raw, change.dtype).reshape(weight.shape))
         if lost.any():
             first = f"from row {rows.start} on"
@@ -307,7 +312,9 @@ def _lengths(
     """Return the lengths of the rows of W + s B A, of which no block holds a whole one."""
     transposed = change.layout == "in-out"
     squares = np.zeros(right.shape[1] if transposed else len(left))
-    for rows, columns, _, direction in _directions(file, source, left, right, change):
+    for rows, columns, weight, delta in _changes(file, source, left, right, change):
+        with np.errstate(over="ignore", invalid="ignore"):
+            direction = weight.astype(WIDE[change.dtype]) + delta
         squares[columns if transposed else rows] += _squares(direction).sum(axis=0 if transposed else 1)
     return np.asarray(np.sqrt(squares))
 
@@ -318,10 +325,10 @@ def _width(file: TensorFile, right: np.ndarray, change: MergedTensor) -> int:
     return min(int(right.shape[1]), max(1, BLOCK_BYTES // size))
 
 
-def _directions(
+def _changes(
     file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor
 ) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
-    """Yield a block of a weight at a time: its rows, its columns, its numbers, and W + s B A in the wide type.
+    """Yield a block of a weight at a time: its rows, its columns, its numbers, and those of s B A in the wide type.
 
     A block is some whole rows, or a part of one that is larger than a block.
     """
@@ -338,8 +345,7 @@ def _directions(
             weight = decode(file.read_bytes(source, shape[0] * shape[1] * size), spec.dtype).reshape(shape)
             with np.errstate(over="ignore", invalid="ignore"):
                 delta = (left[rows] @ right[:, columns]) * change.scaling
-                merged = weight.astype(WIDE[spec.dtype]) + delta
-            yield rows, columns, weight, merged
+            yield rows, columns, weight, delta
 
 
 def _squares(direction: np.ndarray) -> np.ndarray:

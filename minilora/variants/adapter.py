@@ -1,4 +1,4 @@
-"""A LoRA that knows where it stands and how it started. It computes as `LoRA` does; the rest is what files need."""
+"""A LoRA that knows where it stands, how it is scaled and how it started: what files say of it, and need."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 from ..backend import backend_of
@@ -81,8 +82,9 @@ class DoRA(Layer):
 
     def merge(self) -> Linear:
         """Return one new `Linear`, with this layer's output up to rounding. Nothing is shared."""
-        bias, g = self.base.bias, self.adapter.magnitude / self.norm()
-        return Linear(g[:, None] * self.direction(), None if bias is None else bias.copy())
+        bias, W = self.base.bias, self.base.weight
+        weight = merged(W, self.adapter.delta(), self.adapter.magnitude, self.norm())
+        return Linear(weight, None if bias is None else bias.copy())
 
     def delta(self) -> Array:  # -> (out, in)
         """Return the whole change of weight, g V - W."""
@@ -93,7 +95,10 @@ class DoRA(Layer):
         return self.adapter.trainable()
 
     def _path(self) -> LoRALinear:
-        return LoRALinear(Linear(self.base.weight), self.adapter)
+        """Return what computes u: the base without its bias, and the adapter without its magnitude."""
+        plain = copy(self.adapter)
+        plain.magnitude = None
+        return LoRALinear(Linear(self.base.weight), plain)
 
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
@@ -104,3 +109,8 @@ def row_lengths(base: Linear, adapter: LoRA) -> Array:  # -> (out,)
     """Return the length of each row of V = W + s B A: where DoRA's magnitude starts."""
     V = base.weight + adapter.delta()
     return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)
+
+
+def merged(W: Array, change: Array, m: Array, n: Array) -> Array:  # (out, in), (out, in), (out,), (out,) -> (out, in)
+    """Return rows of the merged weight: V = W + s B A, each row m_o long where it is n_o long."""
+    return (m / n)[:, None].astype(W.dtype) * (W + change)

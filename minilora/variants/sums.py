@@ -63,9 +63,11 @@ def weighted_sum(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
 def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
     """Return the adapter of that rank whose change of weight is nearest, in the sum of squares.
 
-    A rank that is not from 1 to the adapter's is a ValueError. So is one above min(in, out).
+    A rank that is not from 1 to the adapter's is a ValueError. So are one above min(in, out), and an adapter whose
+    change of weight is no product, as in `weighted_sum`.
     """
     check_instance("adapter", adapter, LoRA)
+    check_summands([adapter], [1.0])
     r = check_rank_within(rank, (adapter.rank, *adapter.shape))
     Q_B, U, S, Vt, Q_A = _thin_svd(adapter)
     root = backend_of(S).xp.sqrt(S[:r])
@@ -93,6 +95,9 @@ def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[f
         check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
         if adapter.shape != first.shape:
             raise ValueError(f"adapters[{i}] has shape {adapter.shape}, expected {first.shape} as adapters[0]")
+        place, expected = ((getattr(a, "kind", "linear"), getattr(a, "kernel", ())) for a in (adapter, first))
+        if place != expected:
+            raise ValueError(f"adapters[{i}] is of kind and kernel {place}, expected {expected} as adapters[0]")
         for name in ("magnitude", "start"):
             if getattr(adapter, name, None) is not None:
                 raise ValueError(f"adapters[{i}] has a {name}: its change of the original base is not s B A")

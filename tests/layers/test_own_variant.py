@@ -53,10 +53,12 @@ class VeRA(Layer):
         h, z = cache[2:]
         du = (dy * self.b) @ self.B
         dx = (du * self.d) @ self.A if need_dx else None
+        if self.frozen:
+            return dx, {}
         return dx, {"d": (du * h).sum(axis=0), "b": (dy * z).sum(axis=0)}
 
     def trainable(self):
-        return {"d": self.d, "b": self.b}
+        return {} if self.frozen else {"d": self.d, "b": self.b}
 
     def delta(self):
         return (self.b[:, None] * self.B) @ (self.d[:, None] * self.A)
@@ -138,6 +140,7 @@ def test_lora_stands_beside_it_on_another_layer():
     _, vera = adapted(RNG(5), ["fc1"])
     both = adapt(vera, ["fc2"], rank=2, alpha=4, rng=RNG(6))
     assert {path: type(adapter) for path, adapter in adapters(both).items()} == {"fc1": VeRA, "fc2": Adapter}
+    assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
     x = RNG(7).standard_normal((3, 4))
     assert_close(merge(both)(x), both(x), 1e-12)
     with pytest.raises(ValueError, match="names no layer without an adapter"):
@@ -172,8 +175,9 @@ def test_a_subclass_of_lora_is_not_saved_as_lora(tmp_path):
     one = Louder(np.ones((1, 4)), np.ones((6, 1)), 1)
     model = put_beside(model_of(RNG(0)), ["fc1"], lambda path, linear: LoRALinear(linear, one))
     assert adapters(model) == {"fc1": one}
-    with pytest.raises(TypeError, match=r"layers\['fc1'\] .* got Louder"):
-        save_adapter(tmp_path / "new", adapters(model))
+    for given in (adapters(model), {"fc1": model.fc1}):
+        with pytest.raises(TypeError, match=r"layers\['fc1'\] .* got Louder"):
+            save_adapter(tmp_path / "new", given)
     assert not (tmp_path / "new").exists()
 
 

@@ -29,8 +29,10 @@ from minilora import (
 from minilora.fast import residual_form
 from minilora.layer import freeze
 from minilora.training import backpropagate
+from minilora.variants.dora import row_lengths
 from minilora.variants.pissa import over_original, pissa
 from minilora.variants.sums import singular_values
+from minilora.variants.variant import Variant
 
 from ..support.compare import assert_close
 from ..support.memory import traced
@@ -193,6 +195,11 @@ def test_each_array_has_the_rate_of_its_longest_ending():
 def test_rates_that_fit_no_name_are_refused(lr, error, message):
     with pytest.raises(error, match=message):
         Adam({"lora_A": np.zeros(2), "lora_B": np.zeros(2)}, lr=lr)
+
+
+def test_rates_by_endings_need_names_that_are_texts():
+    with pytest.raises(TypeError, match="params has the name 0, which is no text"):
+        Adam({0: np.zeros(2)}, lr={"": 0.1})
 
 
 def test_loraplus_trains_b_at_a_multiple():
@@ -369,6 +376,35 @@ def test_a_sum_is_for_the_same_kind_of_layer():
         assert (adapter.kind, adapter.kernel) == ("conv2d", (3, 2))
         changes = [attach(base, {"": a})(x) - base(x) for a in (adapter, *terms)]
         assert_close(changes[0], 2 * changes[1] - changes[2], 1e-12)
+
+
+def test_a_lora_linear_does_not_leave_a_magnitude_out():
+    with pytest.raises(ValueError, match="adapter has a magnitude, which a LoRALinear leaves out"):
+        LoRALinear(Linear(np.ones((5, 6))), of_dora(6, 5))
+
+
+def test_a_variant_with_an_array_says_how_it_merges():
+    with pytest.raises(ValueError, match="the variant 'X' has an array, and needs flag, key, initial and merged"):
+        Variant("X", DoRA, array="magnitude", flag="use_x", key="lora_x", initial=row_lengths)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init": "pissa"}])
+def test_no_best_rank_of_what_is_no_product(options):
+    with pytest.raises(ValueError, match=r"adapters\[0\] has a (magnitude|start)"):
+        best_of_rank(adapters(adapted("linear", **options)[2])[""], 1)
+
+
+def test_adapters_of_two_kinds_do_not_add_up():
+    A, B = np.ones((2, 12)), np.ones((5, 2))
+    terms = [Adapter(A, B, 1), Adapter(A, B, 1, kind="conv2d", kernel=(3, 2))]
+    with pytest.raises(ValueError, match=r"adapters\[1\] is of kind and kernel \('conv2d', \(3, 2\)\), expected"):
+        weighted_sum(terms, [1, 1])
+
+
+def test_a_frozen_adapter_is_listed_frozen():
+    model = LoRALinear(Linear(np.ones((5, 6))), LoRA(np.ones((2, 6)), np.ones((5, 2)), 1))
+    assert adapters(freeze(model))[""].frozen
+    assert not adapters(model)[""].frozen
 
 
 @pytest.mark.parametrize("rank", [0, 3, 4])

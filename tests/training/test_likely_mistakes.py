@@ -216,7 +216,7 @@ MISTAKES = {
     "a head of odd width": (
         lambda: config(head_dim=3),
         ValueError,
-        "head_dim 3: expected groups of one size and an even head_dim",
+        "2 attention heads, 1 key-value heads, head_dim 3: expected groups of one size",
     ),
     "frequencies that are a text": (
         lambda: config(frequencies="f"),

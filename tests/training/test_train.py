@@ -1,4 +1,5 @@
 import io
+import pickle
 import sys
 from functools import partial
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
 from minilora.training import backpropagate, draw_batches
@@ -467,3 +469,33 @@ def test_a_divergence_with_rates_by_name_names_them():
     rates = {"lora_A": 1e300, "lora_B": 1e-3}
     with pytest.raises(TrainingDiverged, match=r"Either lr = \{'lora_A': 1e\+300, 'lora_B': 0.001\} is too large"):
         train(model, DATA.x, DATA.target, epochs=9, batch_size=8, lr=rates, rng=np.random.default_rng(0))
+
+
+def test_a_divergence_survives_a_process_boundary():
+    before = TrainingDiverged("the loss is nan", 7)
+    after = pickle.loads(pickle.dumps(before))
+    assert (str(after), after.epoch, after.step) == ("the loss is nan", 7, 0)
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_an_epoch_whose_loss_is_no_number_is_not_kept(tmp_path, log_every):
+    rng = np.random.default_rng(0)
+    model = Linear(rng.standard_normal((3, 4)).astype(np.float32))
+    X, Y = (rng.standard_normal((8, n)).astype(np.float32) for n in (4, 3))
+    options = {"batch_size": 8, "log_every": log_every, "checkpoint": tmp_path / "c"}
+    with pytest.raises(TrainingDiverged, match="the loss over all of X and Y is inf after epoch 1"):
+        train(model, X, Y, epochs=1, lr=1e20, rng=np.random.default_rng(1), **options)
+    fresh = Linear(np.zeros((3, 4), np.float32))
+    train(fresh, X, np.zeros_like(Y), epochs=1, rng=np.random.default_rng(1), **options | {"checkpoint": None})
+    saved = load_file(tmp_path / "c")
+    assert all(np.abs(saved[name]).max() < 10 for name in saved)
+
+
+def test_a_fourth_argument_that_is_no_loss_is_refused():
+    def gradients(model, x, y, scale=2.0):
+        raise AssertionError("it was called")
+
+    layer = Linear(np.ones((3, 4)))
+    with pytest.raises(TypeError, match=r"got gradients\(.*its 'scale' would be handed"):
+        train(layer, np.ones((4, 4)), np.ones((4, 3)), batch_size=2, rng=np.random.default_rng(0), gradients=gradients)
+    assert (layer.weight == 1).all()
