@@ -217,6 +217,25 @@ def test_a_row_larger_than_a_block_needs_little_memory(tmp_path, monkeypatch, dt
     np.testing.assert_array_equal(merged, (np.ones((2, width), dtype) + factors[0]).astype(dtype))
 
 
+def test_a_folder_of_two_checkpoints_is_merged_by_name_alone(files, tmp_path):
+    base, adapter, _ = files
+    folder, weights = tmp_path / "both", load_file(base)
+    folder.mkdir()
+    shutil.copy(base, folder / "model.safetensors")
+    doubled = {"head.weight": 2 * weights["head.weight"]}
+    save_file(weights | doubled, folder / "s.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "s.safetensors")}))
+    before = contents(tmp_path)
+    with pytest.raises(FileRefused, match=r"model.safetensors': beside model.safetensors.index.json, which names"):
+        merge_adapter(folder, adapter, tmp_path / "out")
+    assert contents(tmp_path) == before
+    merge_adapter(folder / INDEX, adapter, tmp_path / "out")
+    merge_adapter(folder / "model.safetensors", adapter, tmp_path / "one.safetensors")
+    change = load_file(tmp_path / "one.safetensors")["head.weight"] - weights["head.weight"]
+    merged = load_file(tmp_path / "out" / "s.safetensors")["head.weight"]
+    np.testing.assert_allclose(merged, doubled["head.weight"] + change)
+
+
 @pytest.fixture
 def tied(tmp_path):
     """A model's folder and an adapter of its embedding and of one more layer."""
