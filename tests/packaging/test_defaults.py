@@ -49,7 +49,7 @@ PYTHON = {
     "MLP.init": "activation='relu', dtype='float32', backend=None",
     "RMSNorm": "eps=1e-06",
     "Rotary.forward": "start=0",
-    "TrainingDiverged": "step=0",
+    "TrainingDiverged": "epoch=0, step=0",
     "adapt": "use_rslora=False, use_dora=False, dora_norm='constant', init='lora'",
     "best_adapter": "alpha=1.0",
     "best_adapter_from_gram": "alpha=1.0",
