@@ -78,20 +78,19 @@ def diagnose(
 
 def _explained(
     bugs: tuple[Bug, ...], before: tuple[Bug, ...], trials: Sequence[Trial], found: Sequence[Arrays], left: set[str]
-) -> tuple[tuple[int, int, int], Found] | None:
+) -> tuple[tuple[int, int], Found] | None:
     """Return a rank, and the answers that bugs explain on top of others: all whose numbers are as they have them."""
     shows = {name for bug in bugs for name in bug.shows if name in left}
     affected: set[str] = set()
     offered = {name for answers in found for name in answers}
-    furthest = 0.0
     for trial, answers in zip(trials, found, strict=True):
         predicted = _predicted((*before, *bugs), trial)
+        largest = {name: part for bug in (*before, *bugs) for name, part in bug.largest(trial.problem).items()}
+        sizes = trial.sizes_by(**largest)
         for name in shows & answers.keys():
-            distance = trial.distance(name, answers[name], predicted[name])
-            if distance > 4 * TOLERANCE:
+            distance = trial.distance(name, answers[name], predicted[name], sizes)
+            if distance > TOLERANCE:
                 shows.discard(name)
-            else:
-                furthest = max(furthest, distance)
         if not shows:
             return None
         without = _predicted(before, trial)
@@ -99,7 +98,7 @@ def _explained(
     explains = shows & affected
     if not explains:
         return None
-    rank = (len(explains), -len(affected - explains), -round(furthest))
+    rank = (len(explains), -len(affected - explains))  # of equals the first is told, so a measured bug is last
     return rank, Found(
         bugs, tuple(name for name in QUANTITIES if name in explains), _where(explains, affected, offered)
     )
