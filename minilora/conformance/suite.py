@@ -33,11 +33,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
 from ..checks import check_choice
+from ..files.errors import printable
 from . import judges
 from .bugs import Bug
 from .calling import Watch, answers, suited
@@ -88,7 +90,7 @@ class Report:
 
     def __str__(self) -> str:
         wrong = [f"{kind}: {text}" for kind, report in self.kinds.items() for text in report.diagnoses]
-        return "\n".join([*self.diagnoses, *wrong, *self._lines()])
+        return "\n".join(printable(line, len(line)) for line in [*self.diagnoses, *wrong, *self._lines()])
 
     def _lines(self) -> list[str]:
         own = all(verdict in NOT_FAILED for verdict in self.claims.values())
@@ -146,6 +148,8 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     """Check one object with functions for one kind of layer."""
     if not callable(getattr(implementation, "forward", None)):
         raise CannotRun(f"{name} has no function forward(x, weight, bias, lora_A, lora_B, alpha)")
+    if isinstance(implementation, type) and _takes_self(getattr(implementation, "forward")):  # noqa: B009
+        raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
     wanted = dtype or getattr(implementation, "dtype", None)
     declared = {
         "dtype": (wanted or "float64", tuple(UNIT)),
@@ -168,19 +172,26 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     return report
 
 
+def _takes_self(function: Callable[..., Any]) -> bool:
+    try:
+        return next(iter(signature(function).parameters), "") == "self"
+    except (TypeError, ValueError):  # of a compiled function nothing is known
+        return False
+
+
 def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, problems: Sequence[Problem]) -> Report:
     """Let an implementation answer every problem, and judge the answers."""
     trials = [Trial.draw(problem, dtype, formulas) for problem in problems]
     found = [answers(watch, trial) for trial in trials]
     if not any(found):
-        raise CannotRun(f"{name}: forward {watch.raised['forward']}")
+        raise CannotRun(f"{name}: forward {watch.told('forward')}")
     between = Trial.draw(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = answers(watch, trials[0], between)
     report = Report(name, dtype)
     judge_numbers(report, kind, trials, found, watch.returned)
     for claim, (function, _) in ANSWERS.items():
         if function in watch.raised:
-            report.claims[claim] = f"{function}{_common(watch.failed[function], problems)} {watch.raised[function]}"
+            report.claims[claim] = f"{function}{_common(watch.failed[function], problems)} {watch.told(function)}"
             if function == "forward" or watch.raised[function] != watch.raised.get("forward"):
                 report.diagnoses.append(report.claims[claim])
         elif text := _changes_its_mind(trials[0], found[0], again, claim):
@@ -190,7 +201,7 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
         "start": watch.judge("init", judges.start),
         "adam": watch.judge("step", lambda watch: judges.adam(watch, dtype)),
         "frozen base": watch.judge("backward", lambda watch: judges.frozen(watch, trials[0])),
-        "nothing is changed": watch.changed or "ok",
+        "nothing is changed": watch.look_back() or "ok",
     }
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
