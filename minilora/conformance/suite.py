@@ -306,11 +306,15 @@ def _factor(trial: Trial, key: str, found: np.ndarray, without: np.ndarray, upda
     if np.shape(found) != np.shape(update) or not np.isfinite(found).all():
         return None
     squares = float((update * update).sum())
-    value = float(((found - without) * update).sum() / squares)
+    with np.errstate(over="ignore"):
+        value = float(((found - without) * update).sum() / squares)
+    if not np.isfinite(value):
+        return None
     sizes = trial.sizes_by(scaling=lambda alpha, r: value)
     if trial.distance(key, found, without + value * update, sizes) > TOLERANCE:
         return None
-    size = float(np.sqrt(((sizes[key] * update) ** 2).sum()) / squares)  # entries are rounded independently
+    top = max(float(sizes[key].max()), TINY)  # taken out, or the square of a huge one would overflow
+    size = top * float(np.sqrt(((sizes[key] / top * update) ** 2).sum())) / squares  # each entry rounds on its own
     return Factor(value if Factor(value, size, trial.unit).is_other(0.0) else 0.0, size, trial.unit)
 
 

@@ -193,6 +193,11 @@ def test_a_small_error_is_not_called_single_precision(off):
     assert report.claims["scaling"].startswith("cannot be told")
 
 
+def test_a_huge_update_is_measured_too():
+    (text,) = check(from_formulas("linear", {"scaling": lambda alpha, r: 1e200 * alpha})).diagnoses
+    assert text.startswith("the update has another scaling: 3e+200 at in=5 out=3 r=2 alpha=3, expected 1.5; ")
+
+
 @pytest.mark.parametrize("kind", ["embedding", "conv1d", "conv2d", "rslora"])
 def test_a_large_measured_scaling_is_named_in_every_kind(kind):
     wrong = from_formulas(kind, {"scaling": lambda alpha, r: 100 * alpha / r})
