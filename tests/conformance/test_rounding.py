@@ -193,6 +193,17 @@ def test_a_small_error_is_not_called_single_precision(off):
     assert report.claims["scaling"].startswith("cannot be told")
 
 
+@pytest.mark.parametrize("order", ["first to last", "last to first", "positive first"])
+def test_a_factor_of_every_entry_is_told_in_every_order(order):
+    right = lora(product(ORDERS[order]))
+
+    def forward(x, *arrays):
+        return np.float32(1.25 if x.shape[1] > 1000 else 1) * right.forward(x, *arrays)
+
+    (text,) = check(SimpleNamespace(forward=forward), dtype="float32").diagnoses
+    assert "; every entry is off by the factor 1.25" in text
+
+
 def test_a_huge_update_is_measured_too():
     (text,) = check(from_formulas("linear", {"scaling": lambda alpha, r: 1e200 * alpha})).diagnoses
     assert text.startswith("the update has another scaling: 3e+200 at in=5 out=3 r=2 alpha=3, expected 1.5; ")
