@@ -33,7 +33,7 @@ stop growing (1 + 256 = 256 in bfloat16), which no root of K covers: there, sums
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,8 @@ class Trial:
     right: Arrays  # the answers in float64
     sizes: Arrays  # what rounding is measured in: the same formulas on absolute values, larger for long sums
     unit: float  # unit roundoff of the precision
-    formulas: Formulas = field(default=RIGHT)
+    formulas: Formulas
+    growth: Arrays  # of the sizes: the root of the number of terms over 16, where that is above 1
 
     @classmethod
     def draw(cls, problem: Problem, dtype: str, formulas: Formulas, view: type[np.ndarray] = np.ndarray) -> Trial:
@@ -167,8 +168,8 @@ class Trial:
             full["magnitude"] = problem.magnitude
         arrays = {name: round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
-        right = _shaped(problem, formulas.answers(rows, problem.alpha))
-        return cls(problem, arrays, right, _sizes(problem, rows, formulas), UNIT[dtype], formulas)
+        right, growth = _shaped(problem, formulas.answers(rows, problem.alpha)), _growth(problem, rows)
+        return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
 
     def by(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""
@@ -180,7 +181,8 @@ class Trial:
 
         A bug's answers may be much larger than the right ones, and their rounding with them.
         """
-        found = _sizes(self.problem, _rows(self.problem, self.arrays), replace(self.formulas, **parts))
+        formulas = replace(self.formulas, **parts)
+        found = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, self.growth)
         return {name: np.maximum(size, found.get(name, 0.0)) for name, size in self.sizes.items()}
 
     def distance(
@@ -201,22 +203,25 @@ class Trial:
         return self.distance(name, found, expected) <= looser * TOLERANCE
 
 
-def _sizes(problem: Problem, rows: Arrays, formulas: Formulas) -> Arrays:
-    """Return what the rounding of each answer is measured in: S, times sqrt(K) / 16 where K is above 256."""
+def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -> Arrays:
+    """Return what the rounding of each answer is measured in: S, times its growth."""
     lengths = None
     if formulas.length is not None:
         BA = rows["lora_B"] @ rows["lora_A"]
         lengths = formulas.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
     absolute = {name: np.abs(a) for name, a in rows.items()}
     sizes = _shaped(problem, _absolute(formulas).answers(absolute, problem.alpha, lengths))
-    counted = COUNTED_DORA if formulas.length is not None else COUNTED
+    return {name: size * growth[name] for name, size in sizes.items()}
+
+
+def _growth(problem: Problem, rows: Arrays) -> Arrays:
+    """Return sqrt(K) / 16, and at least 1, for the K terms of each answer."""
     ones = {name: (a != 0).astype(np.float64) for name, a in rows.items()}
-    terms = _shaped(problem, counted.answers(ones, problem.alpha))
-    return {name: size * np.maximum(1.0, np.sqrt(terms[name]) / TOLERANCE) for name, size in sizes.items()}
+    terms = _shaped(problem, COUNTED.answers(ones, problem.alpha))
+    return {name: np.maximum(1.0, np.sqrt(count) / TOLERANCE) for name, count in terms.items()}
 
 
-COUNTED = Formulas(scaling=SCALINGS["1"])
-COUNTED_DORA = replace(COUNTED, length=lambda W, BA, s: np.ones((len(W), 1)))
+COUNTED = Formulas(scaling=SCALINGS["1"], length=lambda W, BA, s: np.ones((len(W), 1)))
 """On ones, these give the number of terms in each answer."""
 
 
