@@ -45,6 +45,10 @@ class Bug:
         """Return the parts that it replaces for a problem of one of its kinds; none where it makes no difference."""
         return self.parts(problem) if callable(self.parts) else self.parts
 
+    def largest(self, problem: Problem) -> Parts:
+        """Return its parts at their largest: what the rounding of its answers is measured in."""
+        return self.by(problem)
+
     def __str__(self) -> str:
         return f"{self.name} (made in {self.source})" if self.source else self.name
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from ..files.errors import printable
 from .kinds import Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, Trial
@@ -20,14 +23,27 @@ class Wrong(Exception):
     """What a function returned cannot be taken for an answer; the message says why."""
 
 
-class Watch:
-    """Calls an implementation's functions, and notes where one raises or changes what it was handed."""
+def strided(array: np.ndarray) -> np.ndarray:
+    """Return an array whose entries do not follow one another in memory: every second one of a larger array."""
+    return np.repeat(array, 2, axis=-1)[..., ::2]
 
-    def __init__(self, implementation: Any, kind: str) -> None:
-        self.functions, self.kind = implementation, kind
+
+class Watch:
+    """Calls an implementation's functions, and notes where one raises or changes what it was handed.
+
+    `lay` puts each array into memory as it is to arrive; by default, in C order.
+    """
+
+    def __init__(
+        self, implementation: Any, kind: str, lay: Callable[[np.ndarray], np.ndarray] = np.ascontiguousarray
+    ) -> None:
+        self.functions, self.kind, self.lay = implementation, kind, lay
         self.changed = ""  # which function changed what
+        self.notes: dict[str, str] = {}  # what a judge saw that is no reason to fail: habits
+        self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
         self.raised: dict[str, str] = {}  # for each function that raised, or returned no answer, what it said first
         self.failed: dict[str, list[Problem]] = {}  # on which problems it did
+        self.lines: dict[str, str] = {}  # and in which file and line, where that is known
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
         self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
 
@@ -56,14 +72,22 @@ class Watch:
 
     def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
         """Call a function with arguments in order, and note it where it changes one of them."""
-        given = {name: self.turn(name, a.copy() if isinstance(a, np.ndarray) else a) for name, a in arrays.items()}
-        before = {name: a.copy() for name, a in given.items() if isinstance(a, np.ndarray)}
+        given = {name: self.lay(self.turn(name, a.copy())) if isinstance(a, np.ndarray) else a
+                 for name, a in arrays.items()}  # fmt: skip
+        lent = {name: a for name, a in given.items() if isinstance(a, np.ndarray)}
+        copies = {name: a.copy() for name, a in lent.items()}
+        self.lent.append((function, lent, copies))
         result = getattr(self.functions, function)(*given.values(), **(options or {}))
-        for name, array in before.items():
-            same = given[name].shape == array.shape and np.array_equal(given[name], array, equal_nan=True)
-            if not same and not self.changed:
-                self.changed = f"{function} changes {name}, which belongs to the caller"
+        if not self.changed and (name := _changed(lent, copies)):
+            self.changed = f"{function} changes {name}, which belongs to the caller"
         return result
+
+    def look_back(self) -> str:
+        """Return what was changed of all that was handed over, also by a later call; empty where nothing was."""
+        for function, lent, copies in self.lent:
+            if not self.changed and (name := _changed(lent, copies)):
+                self.changed = f"a later call changes {name} of an earlier {function}, which belongs to the caller"
+        return self.changed
 
     def attempt(self, function: str, arrays: Mapping[str, Any], problem: Problem) -> Any:
         """Return what a function gives, or None where it is not there or raises, which is noted."""
@@ -75,9 +99,14 @@ class Watch:
             text = str(error)
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
             text = f"raises {raised(error)}"
+            self.lines.setdefault(function, line_of(error))
         self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
         self.failed.setdefault(function, []).append(problem)
         return None
+
+    def told(self, function: str) -> str:
+        """Return what a function that raised, or returned no answer, said first, and the line of its file."""
+        return self.raised[function] + (f", in {line}" if (line := self.lines.get(function)) else "")
 
     def _answer(self, function: str, result: Any) -> Any:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""
@@ -103,12 +132,30 @@ class Watch:
         try:
             return judge(self)
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
-            return f"{function} raises {raised(error)}"
+            return f"{function} raises {raised(error)}" + (f", in {line}" if (line := line_of(error)) else "")
+
+
+def _changed(lent: Arrays, copies: Arrays) -> str:
+    """Return the name of an array that is not what it was."""
+    for name, copy in copies.items():
+        if lent[name].shape != copy.shape or not np.array_equal(lent[name], copy, equal_nan=True):
+            return name
+    return ""
 
 
 def raised(error: BaseException) -> str:
-    """Return an exception on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    """Return an exception on one line, without control characters."""
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+
+
+def line_of(error: BaseException) -> str:
+    """Return the file and the line of the user's code that raised; empty where only libraries and this suite show."""
+    not_theirs = (os.path.dirname(__file__), os.path.dirname(os.__file__))
+    for place in reversed(traceback.extract_tb(error.__traceback__)):
+        theirs = not place.filename.startswith(("<", *not_theirs)) and "-packages" not in place.filename
+        if theirs:
+            return printable(f"{os.path.basename(place.filename)}, line {place.lineno}")
+    return ""
 
 
 def described(value: Any) -> str:

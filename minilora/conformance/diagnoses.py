@@ -17,7 +17,7 @@ from .bugs import BUGS as BUGS  # importable from here too, for one version: the
 from .bugs import Bug, bugs_of
 from .kinds import Images
 from .problems import Arrays, Problem
-from .reference import QUANTITIES, TOLERANCE, UNIT, Trial
+from .reference import QUANTITIES, TINY, TOLERANCE, UNIT, Trial
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,19 @@ def diagnose(
 
 def _explained(
     bugs: tuple[Bug, ...], before: tuple[Bug, ...], trials: Sequence[Trial], found: Sequence[Arrays], left: set[str]
-) -> tuple[tuple[int, int, int], Found] | None:
+) -> tuple[tuple[int, int], Found] | None:
     """Return a rank, and the answers that bugs explain on top of others: all whose numbers are as they have them."""
     shows = {name for bug in bugs for name in bug.shows if name in left}
     affected: set[str] = set()
     offered = {name for answers in found for name in answers}
-    furthest = 0.0
     for trial, answers in zip(trials, found, strict=True):
         predicted = _predicted((*before, *bugs), trial)
+        largest = {name: part for bug in (*before, *bugs) for name, part in bug.largest(trial.problem).items()}
+        sizes = trial.sizes_by(**largest)
         for name in shows & answers.keys():
-            distance = trial.distance(name, answers[name], predicted[name])
-            if distance > 4 * TOLERANCE:
+            distance = trial.distance(name, answers[name], predicted[name], sizes)
+            if distance > TOLERANCE:
                 shows.discard(name)
-            else:
-                furthest = max(furthest, distance)
         if not shows:
             return None
         without = _predicted(before, trial)
@@ -99,7 +98,7 @@ def _explained(
     explains = shows & affected
     if not explains:
         return None
-    rank = (len(explains), -len(affected - explains), -round(furthest))
+    rank = (len(explains), -len(affected - explains))  # of equals the first is told, so a measured bug is last
     return rank, Found(
         bugs, tuple(name for name in QUANTITIES if name in explains), _where(explains, affected, offered)
     )
@@ -154,11 +153,22 @@ def describe_unknown(name: str, found: np.ndarray, trial: Trial) -> str:
     at = np.unravel_index(int(np.abs(found - expected).argmax()), expected.shape)
     where = ", ".join(map(str, at))
     text = f"is off by {abs(found[at] - expected[at]):.3g} at [{where}]: {found[at]:.7g}, expected {expected[at]:.7g}"
-    seen = np.abs(expected) > 1e-3 * np.abs(expected).max()
+    ratio = _ratio(name, found, trial)
+    return f"{text}; {EVERY_ENTRY} {ratio:.6g}" if abs(ratio - 1) > 1e-3 else text
+
+
+def _ratio(name: str, found: np.ndarray, trial: Trial) -> float:
+    """Return by which factor every entry of an answer is off; 1 where no factor is that of all."""
+    expected = trial.right[name]
+    with np.errstate(over="ignore", invalid="ignore"):
+        ratio = float((found * expected).sum() / max(float((expected * expected).sum()), TINY))
+        larger = {name: trial.sizes[name] * max(1.0, abs(ratio))}
+        if trial.unit <= UNIT["float32"] and trial.distance(name, found, ratio * expected, larger) <= TOLERANCE:
+            return ratio
+    seen = np.abs(expected) > 1e-3 * np.abs(expected).max()  # also where it was computed in a lower precision
     ratios = found[seen] / expected[seen]
-    if ratios.size and np.ptp(ratios) <= 1e-4 * abs(ratios).max() and abs(np.median(ratios) - 1) > 1e-3:
-        text += f"; {EVERY_ENTRY} {np.median(ratios):.6g}"
-    return text
+    same = ratios.size and np.ptp(ratios) <= 1e-4 * abs(ratios).max()
+    return float(np.median(ratios)) if same else 1.0
 
 
 def _steps(shape: tuple[int, ...], problem: Problem) -> str:

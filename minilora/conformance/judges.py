@@ -3,76 +3,126 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .adam import adam_follows, adam_problem
 from .bugs import bugs_of
-from .calling import Watch, answers, described, layer_arrays
+from .calling import Watch, answers, described, layer_arrays, strided
 from .problems import Arrays
 from .reference import StartFormulas, Trial
 
-N_IN, N_OUT, RANK, KERNEL = 400, 100, 9, {"conv1d": (4,), "conv2d": (2, 2)}
-"""Of the start: sizes at which no fan's spread is near that of another, under any start in use."""
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a start is asked for."""
+
+    rank: int
+    n_in: int
+    n_out: int
+    kernel: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"in={self.n_in} out={self.n_out} r={self.rank}"
+
+    @property
+    def weight(self) -> np.ndarray:
+        """A base's weight, (out, in): DoRA's start depends on it."""
+        return np.random.default_rng(1).standard_normal((self.n_out, self.n_in))
+
+    def spread(self, **parts: Any) -> float:
+        """Return the spread of A by PEFT's start, or with some of its parts replaced."""
+        return StartFormulas(**parts).spread(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
+
+    def fan(self, **parts: Any) -> int:
+        """Return the fan that this spread is of."""
+        return StartFormulas(**parts).fan(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
+
+
+LINEAR = (Sizes(9, 400, 100), Sizes(30, 150, 60))
+SIZES = {
+    "conv1d": (Sizes(9, 400, 100, (4,)), Sizes(30, 40, 60, (7,))),
+    "conv2d": (Sizes(9, 400, 100, (2, 2)), Sizes(30, 40, 60, (3, 3))),
+}
+"""Two for each kind, the linear layer's by default. From one to the other the spread of each fan moves by another
+factor, so a spread that is a fan's at the first by chance is not at the second."""
 
 
 def start(watch: Watch) -> str:
     """Check that a new adapter adds nothing, can learn, and has the spread of its input's width."""
-    kernel = KERNEL.get(watch.kind, ())
-    given: dict[str, Any] = {"in_features": N_IN, "out_features": N_OUT, "rank": RANK}
+    sizes, other = SIZES.get(watch.kind, LINEAR)
+    new = _drawn(watch, sizes)
+    if isinstance(new, str):
+        return new
+    A, B, *magnitude = new
+    if not A.any() and not B.any():
+        return "both factors start at zero: both gradients are zero, and nothing ever moves"
+    if A.any() and B.any():
+        return "neither factor starts at zero: the new adapter changes the output before the first step"
+    name, random = ("lora_A", A.reshape(len(A), -1)) if A.any() else ("lora_B", B.reshape(len(B), -1))
+    if (rank := np.linalg.matrix_rank(random.astype(np.float64))) < sizes.rank:
+        return f"{name} starts with rank {rank}, expected {sizes.rank}: directions that start alike may stay alike"
+    if magnitude:
+        return _magnitude(magnitude[0], sizes.weight)
+    if not A.any() or watch.kind == "embedding":
+        return "ok"
+    if isinstance(again := _drawn(watch, other), str):
+        return again
+    return _spread(watch, sizes, A, other, float(again[0].std()))
+
+
+def _drawn(watch: Watch, sizes: Sizes) -> list[np.ndarray] | str:
+    """Return A, B and, for DoRA, the magnitude of a new adapter, or what is wrong with their shapes."""
+    given: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
     given["rng"] = np.random.default_rng(0)
-    if kernel:
-        given["kernel"] = kernel
+    if sizes.kernel:
+        given["kernel"] = sizes.kernel
     if watch.kind == "dora":
-        given["weight"] = np.random.default_rng(1).standard_normal((N_OUT, N_IN))
+        given["weight"] = sizes.weight
     returned = watch.call("init", given)
     if not isinstance(returned, (tuple, list)) or len(returned) < 2:
         return f"init returns {described(returned)}, expected lora_A and lora_B"
     new = dict(zip(("lora_A", "lora_B", "magnitude"), returned))  # noqa: B905  DoRA has three
     A, B = (np.asarray(watch.turn(name, new[name])) for name in ("lora_A", "lora_B"))
-    shapes = {"lora_A": (RANK, N_IN, *kernel), "lora_B": (N_OUT, RANK, *(1 for _ in kernel))}
+    ones = (1 for _ in sizes.kernel)
+    shapes = {"lora_A": (sizes.rank, sizes.n_in, *sizes.kernel), "lora_B": (sizes.n_out, sizes.rank, *ones)}
     for (name, shape), factor in zip(shapes.items(), (A, B), strict=True):
         if factor.shape != shape:
             return f"{name} starts with shape {factor.shape}, expected {shape}"
         if not np.isfinite(factor).all():
             return f"{name} starts with numbers that are not finite"
-    if not A.any() and not B.any():
-        return "both factors start at zero: both gradients are zero, and nothing ever moves"
-    if A.any() and B.any():
-        return "neither factor starts at zero: the new adapter changes the output before the first step"
-    name, random = ("lora_A", A.reshape(RANK, -1)) if A.any() else ("lora_B", B.reshape(N_OUT, RANK))
-    if (rank := np.linalg.matrix_rank(random.astype(np.float64))) < RANK:
-        return f"{name} starts with rank {rank}, expected {RANK}: directions that start alike may stay alike"
-    if watch.kind == "dora" and "magnitude" in new:
-        return _magnitude(np.asarray(new["magnitude"]), given["weight"])
-    return _spread(watch.kind, A, math.prod(kernel)) if A.any() and watch.kind != "embedding" else "ok"
+    return [A, B] + ([np.asarray(new["magnitude"])] if watch.kind == "dora" and "magnitude" in new else [])
 
 
-def _spread(kind: str, A: np.ndarray, kernel: int) -> str:
+def _spread(watch: Watch, sizes: Sizes, A: np.ndarray, other: Sizes, second: float) -> str:
     """Check that A is as large as its input's width asks: a product with x is then of the size of x."""
-    spread, mean, sizes = float(A.std()), float(A.mean()), (RANK, N_IN, N_OUT, kernel)
-    fan_in, usual = StartFormulas().fan(*sizes), StartFormulas().spread(*sizes)
+    spread, mean, fan_in, usual = float(A.std()), float(A.mean()), sizes.fan(), sizes.spread()
     if abs(mean) > spread / 2:
         return f"A's start has the mean {mean:.3g} and the spread {spread:.3g}, and should have the mean 0"
-    if 0.9 < spread * 3**0.5 * fan_in < 1.1:
+    if all(0.9 < found * 3**0.5 * at.fan() < 1.1 for at, found in ((sizes, spread), (other, second))):
         return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
-    for bug in bugs_of(kind, ("start",)):
-        wrong = StartFormulas(**bug.by())
-        times = spread / wrong.spread(*sizes)  # 1 for a uniform start as PEFT's, sqrt(6) for he_uniform
-        if 0.9 < times < 1.1 or 0.9 < times / 6**0.5 < 1.1:
+    for bug in bugs_of(watch.kind, ("start",)):
+        times = [found / at.spread(**bug.by()) for at, found in ((sizes, spread), (other, second))]
+        if any(all(0.9 < one / gain < 1.1 for one in times) for gain in (1.0, 6**0.5)):  # PEFT's start, he_uniform
             source = f" (made in {bug.source})" if bug.source else ""
-            return f"{bug.name} = {wrong.fan(*sizes)}, not fan in = {fan_in}: {spread:.3g}{source}"
+            return f"{bug.name} = {sizes.fan(**bug.by())}, not fan in = {fan_in}: {spread:.3g}{source}"
     if not 1e-3 < spread / usual < 50:
         return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {usual:.3g}"
+    if not 0.9 < second / spread * usual / other.spread() < 1.1:
+        width = "the same at every width" if 0.9 < second / spread < 1.1 else "not by the input's width"
+        said = f"{spread:.3g} at {sizes}, {second:.3g} at {other}: {width}; PEFT's is 1 / sqrt(3 in)"
+        watch.notes["spread of A"] = said
     return "ok"
 
 
 def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
-    if m.size == N_IN:
-        return f"DoRA's magnitude starts with {N_IN} entries, one for each input, expected {N_OUT}, one for each output"
-    if m.size != N_OUT or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1), rtol=1e-5):
+    n_out, n_in = weight.shape
+    if m.size == n_in:
+        return f"DoRA's magnitude starts with {n_in} entries, one for each input, expected {n_out}, one for each output"
+    if m.size != n_out or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1), rtol=1e-5):
         return "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
     return "ok"
 
@@ -127,19 +177,30 @@ def habits(watch: Watch, trial: Trial, found: Arrays) -> dict[str, str]:
     """Report what is good to know, and no reason to fail."""
     again = answers(watch, trial)
     twice = all(np.array_equal(found[name], again[name], equal_nan=True) for name in found if name in again)
-    fortran = Trial(
-        trial.problem,
-        {name: np.asfortranarray(a) for name, a in trial.arrays.items()},
-        *(trial.right, trial.sizes, trial.unit, trial.formulas),
-    )
-    quiet = Watch(watch.functions, watch.kind)
-    moved = answers(quiet, fortran)
-    order = next((f"in Fortran order {function} {text}" for function, text in quiet.raised.items()), "ok")
-    if any(trial.agrees(k, found[k]) and not trial.agrees(k, a) for k, a in moved.items() if k in found):
-        order = "other numbers"
     kept = sorted({str(a.dtype) for a in found.values()} - {str(trial.arrays["weight"].dtype)})
     return {
         "same bits twice": "ok" if twice else "two calls differ",
-        "memory order": order,
+        "memory order": _order(watch, trial, found),
         "dtype kept": f"{', '.join(kept)} is returned for {trial.arrays['weight'].dtype}" if kept else "ok",
+        **watch.notes,
     }
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "in Fortran order": np.asfortranarray,
+    "at every second place": strided,
+}
+"""How an array may lie in memory, beside C order."""
+
+
+def _order(watch: Watch, trial: Trial, found: Arrays) -> str:
+    """Say which function gives other numbers, or raises, where its arrays lie in memory in another way."""
+    said = "ok"
+    for words, lay in LAYOUTS.items():
+        quiet = Watch(watch.functions, watch.kind, lay)
+        moved = answers(quiet, trial)
+        if any(trial.agrees(k, found[k]) and not trial.agrees(k, a) for k, a in moved.items() if k in found):
+            return f"other numbers {words}"
+        new = (function for function in quiet.raised if function not in watch.raised)
+        said = next((f"{words} {function} {quiet.told(function)}" for function in new), said) if said == "ok" else said
+    return said

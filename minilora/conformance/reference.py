@@ -13,15 +13,27 @@ and for DoRA, with V = W + s B A, the lengths n of its rows, magnitudes m, and G
 replaced, and `minilora.conformance.bugs` is the list of them. They form whole matrices, which the layers of this
 library never do: this is another way to the same numbers. `StartFormulas` has how a new A is spread.
 
-ROUNDING. A sum of K terms t_k in a precision of unit roundoff u is off by about u sum_k |t_k| in any order of summation
-that is used, and by K times that at worst. So every answer comes with the same formula on absolute values, its *size*,
-and `TOLERANCE` u times the size is allowed. It is the same for all orders of summation, and for widths from 1 to 4,096.
+ROUNDING. A sum of K terms t_k, in a precision of unit roundoff u, is off by sum_j e_j p_j: p_j are its partial sums,
+and e_j is the rounding of one addition, |e_j| <= u, with a root mean square of 0.43 u. Let S = sum_k |t_k|.
+
+    any terms, any order     |p_j| <= S, so the error is at most K u S
+    Gaussian terms           half of S has either sign, so |p_j| <= S / 2 in any order, also with all positive terms
+                             first: the standard deviation of the error is at most 0.43 sqrt(K) u S / 2, a fifth of
+                             sqrt(K) u S
+
+The problems are Gaussian. So max(16, sqrt(K)) u S is allowed: the bound itself for up to 16 terms, and almost five
+standard deviations of the worst order for more. S is the same formula on absolute values, and K the same formula on
+ones. An answer's *size* is S, times sqrt(K) / 16 where K is above 256, and `TOLERANCE` u times the size is allowed.
+
+Sources: Wilkinson, "Rounding Errors in Algebraic Processes" (1963), for the bound; Higham and Mary, "A New Approach to
+Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41 (2019), for sqrt(K). In half precision the worst orders
+stop growing (1 + 256 = 256 in bfloat16), which no root of K covers: there, sums as they are in use are allowed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -143,9 +155,10 @@ class Trial:
     problem: Problem
     arrays: Arrays  # x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude: rounded, and as the kind has them
     right: Arrays  # the answers in float64
-    sizes: Arrays  # the same formulas on absolute values
+    sizes: Arrays  # what rounding is measured in: the same formulas on absolute values, larger for long sums
     unit: float  # unit roundoff of the precision
-    formulas: Formulas = field(default=RIGHT)
+    formulas: Formulas
+    growth: Arrays  # of the sizes: the root of the number of terms over 16, where that is above 1
 
     @classmethod
     def draw(cls, problem: Problem, dtype: str, formulas: Formulas, view: type[np.ndarray] = np.ndarray) -> Trial:
@@ -154,34 +167,83 @@ class Trial:
         if formulas.length is not None:
             full["magnitude"] = problem.magnitude
         arrays = {name: round_to(a, dtype) for name, a in full.items()}
-        rows, lengths = {name: a.view(view) for name, a in _rows(problem, arrays).items()}, None
-        if formulas.length is not None:
-            BA = rows["lora_B"] @ rows["lora_A"]
-            lengths = formulas.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
-        right = formulas.answers(rows, problem.alpha)
-        sizes = formulas.answers({name: np.abs(a) for name, a in rows.items()}, problem.alpha, lengths)
-        plain = [problem.shaped({name: np.asarray(a) for name, a in one.items()}) for one in (right, sizes)]
-        return cls(problem, arrays, plain[0], plain[1], UNIT[dtype], formulas)
+        rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
+        right, growth = _shaped(problem, formulas.answers(rows, problem.alpha)), _growth(problem, rows)
+        return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
 
     def by(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""
         formulas = replace(self.formulas, **parts)
         return self.problem.shaped(formulas.answers(_rows(self.problem, self.arrays), self.problem.alpha))
 
-    def distance(self, name: str, found: np.ndarray, expected: np.ndarray | None = None) -> float:
-        """Return how far an answer is from the expected one, the right one by default, in units of rounding."""
+    def sizes_by(self, **parts: Any) -> Arrays:
+        """Return the sizes with some parts of the formulas replaced, and nowhere less than those of the right answers.
+
+        A bug's answers may be much larger than the right ones, and their rounding with them.
+        """
+        formulas = replace(self.formulas, **parts)
+        found = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, self.growth)
+        return {name: np.maximum(size, found.get(name, 0.0)) for name, size in self.sizes.items()}
+
+    def distance(
+        self, name: str, found: np.ndarray, expected: np.ndarray | None = None, sizes: Arrays | None = None
+    ) -> float:
+        """Return how far an answer is from the expected one in units of rounding; by default, from the right one."""
         expected = self.right[name] if expected is None else expected
         if not np.shape(found) == np.shape(expected) == np.shape(self.sizes[name]):
             return float("inf")
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(np.asarray(found, np.float64) - expected)
-            size = self.unit * np.maximum(self.sizes[name], np.abs(expected))
+            size = self.unit * np.maximum((sizes or self.sizes)[name], np.abs(expected))
             furthest = (error / (size + TINY)).max(initial=0.0)
         return float("inf" if np.isnan(furthest) else furthest)
 
     def agrees(self, name: str, found: np.ndarray, expected: np.ndarray | None = None, looser: float = 1.0) -> bool:
         """Return whether an answer is the expected one up to rounding; the right one by default."""
         return self.distance(name, found, expected) <= looser * TOLERANCE
+
+
+def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -> Arrays:
+    """Return what the rounding of each answer is measured in: S, times its growth."""
+    lengths = None
+    if formulas.length is not None:
+        BA = rows["lora_B"] @ rows["lora_A"]
+        lengths = formulas.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
+    absolute = {name: np.abs(a) for name, a in rows.items()}
+    sizes = _shaped(problem, _absolute(formulas).answers(absolute, problem.alpha, lengths))
+    return {name: size * growth[name] for name, size in sizes.items()}
+
+
+def _growth(problem: Problem, rows: Arrays) -> Arrays:
+    """Return sqrt(K) / 16, and at least 1, for the K terms of each answer."""
+    ones = {name: (a != 0).astype(np.float64) for name, a in rows.items()}
+    terms = _shaped(problem, COUNTED.answers(ones, problem.alpha))
+    return {name: np.maximum(1.0, np.sqrt(count) / TOLERANCE) for name, count in terms.items()}
+
+
+COUNTED = Formulas(scaling=SCALINGS["1"], length=lambda W, BA, s: np.ones((len(W), 1)))
+"""On ones, these give the number of terms in each answer."""
+
+
+def _absolute(formulas: Formulas) -> Formulas:
+    """Return formulas with the absolute value of each part: then no term is subtracted from another."""
+    return replace(formulas, **{one.name: _absolute_part(getattr(formulas, one.name)) for one in fields(formulas)})
+
+
+def _absolute_part(part: Any) -> Any:
+    if not callable(part):
+        return part if part is None else abs(part)
+
+    def absolute(*given: Any) -> Any:
+        found = part(*given)
+        return found if found is None else np.abs(found)
+
+    return absolute
+
+
+def _shaped(problem: Problem, answers: Arrays) -> Arrays:
+    """Return answers on rows as the problem's kind has them, as plain arrays."""
+    return problem.shaped({name: np.asarray(a) for name, a in answers.items()})
 
 
 def _rows(problem: Problem, arrays: Arrays) -> Arrays:

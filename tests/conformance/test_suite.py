@@ -365,13 +365,16 @@ def test_a_gradient_of_the_frozen_base_is_named():
 STARTS = {
     "both factors start at zero": lambda A, B, r: (0 * A, B),
     "neither factor starts at zero": lambda A, B, r: (A, B + 1),
-    "A's start has the spread of fan r = 9, not fan in = 400": lambda A, B, r: (A * (400 / r) ** 0.5, B),
-    "A's start has the spread of fan out = 100, not fan in = 400": lambda A, B, r: (2 * A, B),
+    "A's start has the spread of fan r = 9, not fan in = 400": lambda A, B, r: (A * (A.shape[1] / r) ** 0.5, B),
+    "A's start has the spread of fan out = 100, not fan in = 400": lambda A, B, r: (
+        A * (A.shape[1] / len(B)) ** 0.5,
+        B,
+    ),
     "A's start has the spread 2.8": lambda A, B, r: (100 * A, B),
     "lora_B starts with numbers that are not finite": lambda A, B, r: (A, B + np.nan),
     "lora_A starts with rank 1, expected 9": lambda A, B, r: (0 * A + A[:1], B),
     "A's start has the mean 0.02": lambda A, B, r: ((A + 0.05) / 2, B),
-    "A's start has the spread 0.00144, of 1 / in": lambda A, B, r: (A / 20, B),
+    "A's start has the spread 0.00144, of 1 / in": lambda A, B, r: (A / A.shape[1] ** 0.5, B),
     r"lora_A starts with shape \(400, 9\), expected \(9, 400\)": lambda A, B, r: (A.T, B),
 }
 
@@ -402,6 +405,47 @@ def test_other_starts_in_use_are_right_too(start):
         return (0 * A, rng.standard_normal(B.shape)) if start == "A zero" else (starts.get(start, A), B)
 
     assert check(implementation(init=other)).claims["start"] == "ok"
+
+
+SPREADS = {
+    "uniform(-0.1, 0.1)": lambda rng, shape: rng.uniform(-0.1, 0.1, shape),
+    "0.0547": lambda rng, shape: 0.0547 * rng.standard_normal(shape),
+    "0.2": lambda rng, shape: 0.2 * rng.standard_normal(shape),
+    "0.47": lambda rng, shape: 0.47 * rng.standard_normal(shape),
+}
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+@pytest.mark.parametrize("spread", SPREADS)
+def test_a_spread_that_is_no_fan_is_described_and_not_failed(spread, kind):
+    def other(in_features, out_features, rank, rng, kernel=()):
+        A, B = init(in_features, out_features, rank, rng, kernel)
+        return SPREADS[spread](rng, A.shape), B
+
+    report = report_of(kind, SimpleNamespace(**vars(OURS[kind]) | {"init": other}))
+    assert report.claims["start"] == "ok"
+    assert not report.diagnoses
+    assert report.habits["spread of A"].endswith(": the same at every width; PEFT's is 1 / sqrt(3 in)")
+
+
+@pytest.mark.parametrize("gain", [1, 3**0.5, 6**0.5, 2, 10])
+def test_a_start_that_follows_the_width_is_no_habit(gain):
+    def other(*sizes, **more):
+        A, B = init(*sizes, **more)
+        return gain * A, B
+
+    report = check(implementation(init=other))
+    assert report.claims["start"] == "ok"
+    assert "spread of A" not in report.habits
+
+
+def test_a_start_is_asked_for_two_sizes():
+    def other(in_features, out_features, rank, rng):
+        A, B = init(in_features, out_features, rank, rng)
+        return (A if in_features == 400 else A.T), B
+
+    (text,) = check(implementation(init=other)).diagnoses
+    assert text == "lora_A starts with shape (150, 30), expected (30, 150)"
 
 
 def test_a_start_that_is_no_pair_is_named():
@@ -483,7 +527,7 @@ def test_habits_are_told_and_do_not_count():
         "longdouble", str(np.dtype(np.longdouble))
     )
     assert report.habits["same bits twice"] == "two calls differ"
-    assert report.habits["memory order"] == "ok"  # a failing forward there gives nothing to compare
+    assert report.habits["memory order"].startswith("in Fortran order forward raises TypeError: C order only (N=7")
 
 
 # --- what cannot be run ---------------------------------------------------------------------------

@@ -221,3 +221,15 @@ def test_a_program_in_c_goes_the_whole_round(folder, tmp_path, capsys, bug, code
 
 def test_the_program_in_c_is_short():
     assert len(C.read_text(encoding="utf-8").splitlines()) < 200
+
+
+@pytest.mark.parametrize("shape", [(0,), (), (1,), (0, 0), (3, 2, 1)])
+@pytest.mark.parametrize("case", ["rslora-8-float32", "linear-8-float64", "conv2d-4-float64", "dora-0-float32"])
+def test_an_answer_of_another_shape_is_said(folder, tmp_path, case, shape):
+    """Also where it is the only one, and where the right one is zero."""
+    save_file({"dA": np.zeros(shape)}, tmp_path / f"{case}.safetensors")
+    (report,) = vectors.compare(folder, tmp_path)
+    (one,) = report.kinds.values() or [report]
+    assert not report.passed
+    assert f"lora_A's gradient has shape {shape}, expected (" in one.claims["slope"]
+    assert any(text in one.claims["slope"] for text in one.diagnoses)
