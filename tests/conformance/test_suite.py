@@ -180,11 +180,11 @@ def test_a_scaling_may_be_declared():
     assert not check(plain).passed
     plain.scaling = "alpha"
     assert check(plain).passed
-    wrong = from_formulas("linear", {"scaling": lambda alpha, r: alpha / (r + 1)})
+    wrong = from_formulas("linear", {"scaling": lambda alpha, r: alpha / (r + 0.5)})
     said = check(wrong).claims["scaling"]
-    assert said.startswith("the update is multiplied by 1, expected 1.5 (N=7 in=5 out=3 r=2 alpha=3)")
+    assert said.startswith("the update is multiplied by 1.2, expected 1.5 (N=7 in=5 out=3 r=2 alpha=3)")
     (text,) = check(wrong).diagnoses
-    first = "1 at in=5 out=3 r=2 alpha=3, expected 1.5; 2 at in=3 out=6 r=4 alpha=10, expected 2.5; "
+    first = "1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 alpha=10, expected 2.5; "
     assert text.startswith(f"the update has another scaling: {first}")
     assert text.endswith("in all that is computed")
 
