@@ -244,7 +244,7 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
         "rng": seed_of(state.rng),
         "model": type(state.model).__name__,
         **{f"params[{name!r}]": f"{dtype_name(p)} {tuple(p.shape)}" for name, p in optimizer.params.items()},
-        **frozen(state.model, optimizer.params),
+        **frozen_parts(state.model, optimizer.params),
         "X": fingerprint(X),
         "Y": fingerprint(Y),
         **({} if held_out is None else {"held_out": [fingerprint(array) for array in held_out]}),
@@ -293,7 +293,7 @@ def _blocks(shape: tuple[int, ...], numbers: int) -> Iterator[Any]:
     yield from (slice(start, start + height) for start in range(0, shape[0], height))
 
 
-def frozen(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
+def frozen_parts(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
     """Return what the model computes with and does not train: arrays by their fingerprints, numbers as they are."""
     trained = {id(p) for p in params.values()}
     found: dict[str, str] = {}

@@ -12,6 +12,8 @@ from minilora import Linear, LoRA, __version__, article, cli, save_adapter
 
 ROOT = Path(__file__).parents[2]
 
+PARSERS = cli._parser()._subparsers._group_actions[0].choices
+
 
 def run(*arguments: str) -> int:
     """Run the command line; argparse leaves by SystemExit, whose code is the process's too."""
@@ -28,9 +30,8 @@ def test_help_teaches(capsys):
         assert said in text
 
 
-@pytest.mark.parametrize("command", ["article", "check", "merge", "inspect"])
-def test_every_option_has_help(command):
-    parser = cli._parser()._subparsers._group_actions[0].choices[command]
+@pytest.mark.parametrize(("command", "parser"), PARSERS.items())
+def test_every_option_has_help(command, parser):
     assert all(action.help for action in parser._actions)
 
 
