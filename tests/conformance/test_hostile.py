@@ -157,7 +157,7 @@ def test_an_output_that_foreign_code_closed_is_no_verdict(folder):
     assert done.stderr.count("\n") == 1
 
 
-def test_an_empty_name_for_json_is_an_error_before_the_check(monkeypatch, capsys):
+def test_an_empty_name_for_json_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(command, "imported", lambda target: pytest.fail("the check began"))
     with pytest.raises(SystemExit) as ended:
         command.main(["my_lora", "--json", ""])
@@ -165,7 +165,7 @@ def test_an_empty_name_for_json_is_an_error_before_the_check(monkeypatch, capsys
     assert "argument --json: expected the name of a file, got ''" in capsys.readouterr().err
 
 
-def test_a_module_that_raises_its_own_exception_on_import_is_said(tmp_path):
+def test_an_exception_of_its_own_on_import_is_said(tmp_path):
     (tmp_path / "odd.py").write_text("class Own(BaseException): pass\nraise Own('x')\n", encoding="utf-8")
     done = run(tmp_path, "odd")
     assert done.returncode == 2

@@ -417,7 +417,7 @@ SPREADS = {
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
 @pytest.mark.parametrize("spread", SPREADS)
-def test_a_spread_that_is_no_fan_is_described_and_not_failed(spread, kind):
+def test_a_spread_of_no_fan_is_described_only(spread, kind):
     def other(in_features, out_features, rank, rng, kernel=()):
         A, B = init(in_features, out_features, rank, rng, kernel)
         return SPREADS[spread](rng, A.shape), B
