@@ -349,6 +349,9 @@ class PanicException(BaseException):
 )
 def test_a_panic_of_the_package_is_one_clear_error(raised, expected):
     class Panicking:
+        def id_to_token(self, i):
+            return None
+
         def encode(self, text, add_special_tokens=True):
             if text == "panic":
                 raise raised("range end index")
