@@ -138,6 +138,8 @@ def _check(options: argparse.Namespace) -> None:
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     check_number("lr", options.lr, above=0)
     check_adapter_target(options.save)
+    if options.model is not None and options.save.resolve() == options.model.resolve():
+        raise ValueError(f"save {str(options.save)!r} is the model's folder, expected one of the adapter's own")
     if options.checkpoint is not None:
         file, folder = options.checkpoint.absolute(), options.save.absolute()
         if file in (folder, *folder.parents, folder / WEIGHTS_NAME, folder / CONFIG_NAME):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ END_OF_GLASSLLM = 3
 """Its id of <eos>."""
 BESIDE = "tokenizer_config.json"
 PROBES = 300
-"""Tokens to try as a text, where a tokenizer has none for a letter."""
+"""Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
 NO_TEXT, USERS = (2, 3), 4
 """GGUF's types of tokens that are no text, an unknown one and control ones, and of those that users defined.
 
@@ -86,7 +86,8 @@ def _from_folder(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     text = read_whole(path, MAX_TOKENIZER)
     try:
-        found = tokenizers.Tokenizer.from_buffer(text)
+        with _panics_are_errors():
+            found = tokenizers.Tokenizer.from_buffer(text)
         found.no_truncation()  # transformers resets both with each call
         found.no_padding()
     except Exception as error:  # the package raises nothing more precise
@@ -127,7 +128,8 @@ def _of(path: Path, found: Any, end: Sequence[int]) -> Tokenizer:
 
     def encode(text: str) -> list[int]:
         try:
-            return list(found.encode(text, add_special_tokens=False).ids)
+            with _panics_are_errors():
+                return list(found.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # such as an unknown letter, where the file names no token for those
             raise FileRefused(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
 
@@ -139,10 +141,22 @@ def _of(path: Path, found: Any, end: Sequence[int]) -> Tokenizer:
     )
 
 
+@contextlib.contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """Turn a panic of the package's Rust code into an error: it is a BaseException, as Ctrl-C is."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise ValueError(str(error)) from error
+        raise
+
+
 def _before_a_text(found: Any) -> list[int]:
     """Return the ids that a tokenizer puts before a text; some put others after it."""
-    for probe in ("a", *(found.id_to_token(i) or "" for i in range(PROBES))):  # one that it has a token for
-        with contextlib.suppress(Exception):
+    known = ((found.id_to_token(i) or "")[:PROBES] for i in range(PROBES))
+    for probe in ("a", *known):  # one that it has a token for
+        with contextlib.suppress(Exception), _panics_are_errors():
             encoded = found.encode(probe)
             of_the_text = [number is not None for number in encoded.sequence_ids]
             if True in of_the_text:

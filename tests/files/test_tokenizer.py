@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minilora.files import tokenizer
 from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import load_tokenizer
 from minilora.text import CONTEXT, token_ids
@@ -337,6 +338,29 @@ def test_a_text_without_tokens_is_one_clear_error(tmp_path):
         found.encode("th\x1b\u00e9" * 1000)
     assert len(str(error.value)) < 1300
     assert str(error.value).isprintable()
+
+
+class PanicException(BaseException):
+    """What the package raises where its Rust code panics: no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(PanicException, FileRefused), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_a_panic_of_the_package_is_one_clear_error(raised, expected):
+    class Panicking:
+        def id_to_token(self, i):
+            return None
+
+        def encode(self, text, add_special_tokens=True):
+            if text == "panic":
+                raise raised("range end index")
+            return tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).encode(text)
+
+    found = tokenizer._of(Path("tokenizer.json"), Panicking(), [])
+    assert found.encode("a") == [0]
+    with pytest.raises(expected, match="range end index"):
+        found.encode("panic")
 
 
 def test_a_tokenizer_too_large_is_refused_unread(tmp_path):

@@ -121,6 +121,7 @@ BAD = [
     (["--target-modules", "(q|v"], "target_modules='(q|v' is not a regular expression: missing ), unterminated"),
     (["--target-modules", ""], "target_modules='' names no layer"),
     (["--save", "text"], "/text' is a file, expected a folder"),
+    (["--save", "./model"], "save 'model' is the model's folder, expected one of the adapter's own"),
     (["--checkpoint", "a"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "a", "--save", "a/b/c"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "a/adapter_config.json"], "/a/adapter_config.json' would lie where the adapter goes"),
