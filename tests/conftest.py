@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -16,7 +17,7 @@ from .support import cupy_standin  # noqa: E402
 from .support.places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
-FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 25}
+FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 15}
 settings.register_profile("default", **FEWER)
 settings.register_profile("ci", settings.get_profile("ci"), **FEWER)
 if settings.get_current_profile_name() == "ci":
@@ -25,6 +26,12 @@ if settings.get_current_profile_name() == "default":
     settings.load_profile("default")
 # One mutant after another, hundreds of them: a few examples each, and always the same.
 settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=5, database=None)
+
+
+def pytest_collection_finish():
+    """Set thousands of collected tests aside, which Python's garbage collector would look through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -319,7 +319,7 @@ def _factor(trial: Trial, key: str, found: np.ndarray, without: np.ndarray, upda
 
 
 @dataclass(frozen=True)
-class Measured(Bug):
+class _Measured(Bug):
     """A scaling that no known bug gives, as it was measured on each problem."""
 
     factors: Mapping[Problem, Factor] = field(default_factory=dict)
@@ -369,7 +369,7 @@ def _other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, Factor]) -
              f"r={p.rank} alpha={p.alpha:g}, expected {expected[p]:.6g}" for p in other[:3]]  # fmt: skip
     name = f"the update has another scaling{_common(other, list(factors)).rstrip(',')}: {'; '.join(cases)}"
 
-    return [Measured("another-scaling", name, {}, "scaling", factors=factors)]
+    return [_Measured("another-scaling", name, {}, "scaling", factors=factors)]
 
 
 def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[Problem, Factor]) -> str:

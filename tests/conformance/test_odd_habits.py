@@ -83,16 +83,16 @@ def test_a_further_kind_that_is_wrong_fails_the_command(tmp_path, monkeypatch, c
     assert command.main(["mine"]) == 0
 
 
-@pytest.mark.parametrize("name", ["same", "beside/../same", "link"])
-def test_vectors_under_another_spelling_are_no_answers(tmp_path, monkeypatch, name):
+def test_vectors_under_another_spelling_are_no_answers(tmp_path, monkeypatch):
     from minilora.conformance.vectors import compare, write
 
     monkeypatch.chdir(tmp_path)
     write(Path("same"))
     Path("beside").mkdir()
     Path("link").symlink_to("same")
-    with pytest.raises(CannotRun):
-        compare(Path("same"), tmp_path / name)
+    for name in ("same", "beside/../same", "link"):
+        with pytest.raises(CannotRun):
+            compare(Path("same"), tmp_path / name)
 
 
 # --- the claims' own guards -----------------------------------------------------------------------

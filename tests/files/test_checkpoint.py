@@ -484,7 +484,10 @@ def test_a_configuration_is_told_under_these_names(tmp_path):
 def test_what_is_frozen_is_named_by_its_path():
     conv = Conv2d(np.ones((3, 2, 1, 2)), stride=2)
     numbers = {"stride": "(2, 2)", "padding": "(0, 0)", "dilation": "(1, 1)"}
-    alone, inside = checkpoint.frozen(conv, {}), checkpoint.frozen(Sequential(c=conv), {"c.weight": conv.weight})
+    alone, inside = (
+        checkpoint.frozen_parts(conv, {}),
+        checkpoint.frozen_parts(Sequential(c=conv), {"c.weight": conv.weight}),
+    )
     assert alone.pop("frozen['weight']").startswith("float64 (3, 2, 1, 2), hash ")
     assert alone == {f"frozen['{name}']": text for name, text in numbers.items()}
     assert inside.pop("frozen['c']") == "Conv2d"

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_
 from minilora.cli import main
 from minilora.files.tensorfile import TensorFile, decode, encode
 from minilora.variants.adapter import Adapter
+
+from ..support.memory import traced
 
 ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"
@@ -206,13 +207,9 @@ def test_a_row_larger_than_a_block_needs_little_memory(tmp_path, monkeypatch, dt
     save_file({"a.weight": np.ones((2, width), dtype)}, tmp_path / "base.safetensors")
     factors = whole(rng, 1, width), np.ones((2, 1), "f4")
     save_adapter(tmp_path / "adapter", {"a": LoRA(*factors, 1.0)})
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         merge_adapter(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 1.3 * factors[0].nbytes + 5e6
+    assert memory.peak < 1.3 * factors[0].nbytes + 5e6
     merged = load_file(tmp_path / "out.safetensors")["a.weight"]
     np.testing.assert_array_equal(merged, (np.ones((2, width), dtype) + factors[0]).astype(dtype))
 

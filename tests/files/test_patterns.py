@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import time
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from safetensors.numpy import save_file
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files import patterns
 from minilora.files.patterns import Clock, Patterns
+
+from ..support.memory import traced
 
 
 @contextlib.contextmanager
@@ -243,12 +244,12 @@ def test_an_endless_regular_expression_is_stopped(tmp_path, monkeypatch, key, pa
     monkeypatch.setattr(patterns, "MATCHING_SECONDS", 0.02)
     # The last character keeps the engine from seeing at once that nothing can match.
     folder = write(tmp_path, ["a" * 64 + "!"], **{key: pattern if "modules" in key else {pattern: 2}})
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         load_adapter(folder)
     except FileRefused as error:
         assert str(error).startswith(f"'{folder}/adapter_config.json': {key}")  # noqa: PT017
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_match_is_given_the_time_that_is_left(tmp_path):
@@ -275,11 +276,11 @@ def test_the_time_is_for_all_patterns_together(tmp_path, monkeypatch):
     monkeypatch.setattr(patterns, "MATCHING_SECONDS", 0.2)
     table = {rf".*(a|b)+{n}[cd]": 1 for n in range(300)}
     folder = write(tmp_path, [f"m{i}." + "ab" * 2000 for i in range(50)], alpha_pattern=table)
-    start = time.perf_counter()
+    start = time.process_time()
     advice = "Name the modules by their whole paths, which takes no time, or use simpler and fewer regular expressions"
     with refused(folder, f"matching takes more than 0.2 s. {advice}$", "alpha_pattern: "):
         load_adapter(folder)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize(
@@ -413,9 +414,9 @@ def test_thousands_of_own_alphas_run_no_expression(tmp_path, monkeypatch, escape
         return real(self, text)
 
     monkeypatch.setattr(patterns._Plain, "find", find)
-    start = time.perf_counter()
+    start = time.process_time()
     loaded = load_adapter(tmp_path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(compared) < 20 * len(layers)
     assert {name: (lora.rank, lora.alpha) for name, lora in loaded.items()} == {
         name: (lora.rank, lora.alpha) for name, lora in layers.items()
@@ -425,23 +426,20 @@ def test_thousands_of_own_alphas_run_no_expression(tmp_path, monkeypatch, escape
 def test_a_path_of_many_dots_takes_little_time_and_memory(tmp_path):
     path = ".".join("ab" * 25_000)
     write(tmp_path, [path], target_modules=["b", "a.b"], alpha_pattern={"^a.b": 2, "a": 3, "b.a.b": 7, "b": 4})
-    tracemalloc.start()
-    start = time.perf_counter()
-    assert load_adapter(tmp_path)[path].alpha == 7
-    assert time.perf_counter() - start < 3
-    assert tracemalloc.get_traced_memory()[1] < 40e6
-    tracemalloc.stop()
+    start = time.process_time()
+    with traced() as memory:
+        assert load_adapter(tmp_path)[path].alpha == 7
+    assert time.process_time() - start < 3
+    assert memory.peak < 40e6
 
 
 @pytest.mark.parametrize("part", [".", r"\.", "a.", "a"])
 def test_a_long_plain_pattern_takes_little_memory(tmp_path, part):
     """A regular expression that judged all of it would take 60 MB."""
     pattern = part * (300_000 // len(part))
-    tracemalloc.start()
-    found = Patterns(Clock(tmp_path), "alpha_pattern", ["x", pattern])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 15e6
+    with traced() as memory:
+        found = Patterns(Clock(tmp_path), "alpha_pattern", ["x", pattern])
+    assert memory.peak < 15e6
     assert found.first(pattern.replace("\\", "")) == 1
     assert found.first("y" * 300_000) == (1 if part == "." else None)
 
@@ -450,10 +448,10 @@ def test_keys_that_repeat_are_found_in_linear_time(tmp_path):
     write(tmp_path, ["a"])
     text = "{" + ",".join(f'"k{i}":0' for i in range(100_000)) + ',"k99999":0}'
     (tmp_path / "adapter_config.json").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FileRefused, match="the key 'k99999' stands twice"):
         load_adapter(tmp_path)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_nothing_runs_over_a_pattern_that_is_too_long(tmp_path, monkeypatch):

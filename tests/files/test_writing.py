@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -364,21 +363,19 @@ def test_a_lock_that_another_keeps_is_waited_for_and_named(tmp_path, monkeypatch
     assert contents(tmp_path) == before
 
 
-def test_a_lock_that_ends_is_waited_for_and_not_longer(tmp_path):
-    held, taken = threading.Event(), []
+def test_a_lock_that_ends_is_waited_for_and_not_longer(tmp_path, monkeypatch):
+    other, waits = contextlib.ExitStack(), []
+    other.enter_context(locked(tmp_path))
 
-    def hold():
-        with locked(tmp_path):
-            held.set()
-            time.sleep(0.05)
-            taken.append(time.monotonic())
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.close()
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
+    monkeypatch.setattr(writing.time, "sleep", wait)
     with locked(tmp_path):
-        assert time.monotonic() - taken[0] < 0.5
-    thread.join()
+        assert len(waits) == 3
+        assert max(waits) < 0.1
 
 
 def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
