@@ -59,7 +59,7 @@ SCALING = [bug for bug in BUGS if bug.breaks == "scaling" and "rsLoRA" not in bu
 
 
 @pytest.mark.parametrize("bug", SCALING, ids=lambda bug: bug.name)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "bfloat16"])
 def test_every_wrong_scaling_is_named_in_lower_precision(bug, dtype):
     assert check(from_formulas("linear", bug.parts), dtype=dtype).diagnoses[0].startswith(bug.name)
 

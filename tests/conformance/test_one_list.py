@@ -40,10 +40,15 @@ MADE = {
     ("conv2d", Conv2d): lambda cls: conv_functions(partial(convolution, base=cls)),
     ("conv2d", Rewritten): lambda cls: conv_functions(partial(convolution, cls=cls)),
 }
-PLANTED = [pytest.param(kind, make(c), id=c.__name__) for (kind, base), make in MADE.items() for c in planted(base)]
+PLANTED = [(c.__name__, kind, make(c)) for (kind, base), make in MADE.items() for c in planted(base)]
 PLANTED += [
-    pytest.param("conv2d", conv_functions(partial(convolution, cls=cls)), id=f"merged: {name}")
+    (f"merged: {name}", "conv2d", conv_functions(partial(convolution, cls=cls)))
     for name, cls in mutants.MERGES_WRONG.items()
+]
+# A report takes long where no known bug explains it, which is what most of these are: the default run has some of them.
+CASES = [
+    pytest.param(kind, made, id=name, marks=() if i % 4 == 0 else pytest.mark.long)
+    for i, (name, kind, made) in enumerate(PLANTED)
 ]
 
 
@@ -53,7 +58,7 @@ def report_of(kind, implementation):
     return check(SimpleNamespace(forward=OURS["linear"].forward, kinds={kind: implementation})).kinds[kind]
 
 
-@pytest.mark.parametrize(("kind", "implementation"), PLANTED)
+@pytest.mark.parametrize(("kind", "implementation"), CASES)
 def test_a_planted_bug_does_not_pass(kind, implementation):
     report = report_of(kind, implementation)
     assert not report.passed

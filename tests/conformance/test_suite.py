@@ -110,7 +110,7 @@ OF_LAYERS = [bug for bug in BUGS if bug.breaks in OF_NUMBERS]
 
 
 @pytest.mark.parametrize("bug", OF_LAYERS[::6], ids=lambda bug: bug.flag)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_a_known_bug_is_named_in_lower_precision_too(bug, dtype):
     assert report_of(*planted(bug), dtype).diagnoses[0].startswith(bug.name)
 
