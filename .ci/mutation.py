@@ -36,6 +36,7 @@ PARTS = {
                 *("layers/test_starts", "layers/test_thawed_alone", "layers/test_variants"),
                 *("training/test_page_is_what_runs", "training/test_speed_changes_nothing"),
                 *("training/test_losses", "training/test_optim", "training/test_text", "verify/test_selfcheck"),
+                "training/test_likely_mistakes",
                 *("verify/test_closed_form", "devices/test_adam_kernel", "devices/test_two_libraries"),
                 "devices/test_devices",
             ),

@@ -26,7 +26,7 @@ from minilora import (
     train,
 )
 from minilora.checks import check_ids
-from minilora.layer import Layer, check_cache, freeze, nest, rebuild, walk
+from minilora.layer import Layer, check_cache, check_sequence, freeze, nest, rebuild, walk
 from minilora.verify.selfcheck import layer_claim
 
 from ..support.compare import assert_close
@@ -125,8 +125,32 @@ def test_a_layers_name_may_not_hide_an_attribute(name):
 def test_a_model_is_made_of_layers():
     with pytest.raises(TypeError, match="fc must be a Layer, got ndarray"):
         Sequential(fc=np.ones((2, 2)))
-    with pytest.raises(ValueError, match="has no layers"):
+    with pytest.raises(
+        ValueError, match=r"^Sequential\(\) has no layers: give at least one, by name, such as fc=Linear\("
+    ):
         Sequential()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "said"),
+    [((0, 3, 2), "f4", "in_features"), ((4, 0, 2), "f4", "hidden_features"), ((4, 3, 0), "f4", "out_features"),
+     ((4, 3, 2), "i4", "dtype")],
+)  # fmt: skip
+def test_a_model_that_cannot_be_drawn_leaves_the_generator(sizes, dtype, said):
+    rng = np.random.default_rng(3)
+    with pytest.raises((ValueError, TypeError), match=said):
+        MLP.init(*sizes, rng=rng, dtype=dtype)
+    assert rng.bit_generator.state == np.random.default_rng(3).bit_generator.state
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 0, 4), (0, 4)])
+def test_a_sequence_has_at_least_one_position(shape):
+    layer = Linear(np.ones((3, 4)))
+    with pytest.raises(ValueError) as error:
+        check_sequence(layer, np.ones(shape))
+    assert str(error.value) == f"x has shape {shape}, expected (..., T, 4) with at least one position"
+    for fits in ((1, 4), (2, 3, 4), (0, 1, 4)):
+        check_sequence(layer, np.ones(fits))
 
 
 def test_an_unknown_activation_is_refused_by_name():

@@ -327,3 +327,39 @@ def test_a_block_holds_the_rows_that_fit(monkeypatch):
         for block in fast.adam.blocks(*arrays):
             optim.adam_update(*block, 1, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
         assert max(made) == largest
+
+
+@given(axes=st.lists(st.tuples(st.integers(1, 4), st.integers(-6, 6)), min_size=1, max_size=3))
+@example(axes=[(2, 0)])
+@example(axes=[(3, 2), (2, 1), (2, 5)])
+def test_no_entry_of_a_parameter_stands_twice_in_memory(axes):
+    shape, strides = zip(*axes, strict=True)
+    view = np.lib.stride_tricks.as_strided(np.zeros(200)[100:], shape, [8 * stride for stride in strides])
+    places = {sum(i * stride for i, stride in zip(index, strides, strict=True)) for index in np.ndindex(shape)}
+    try:
+        Adam({"p": view})
+    except ValueError as error:
+        assert str(error) == "params['p'] has entries that share memory, as of a view: give a copy"  # noqa: PT017
+    else:
+        assert len(places) == view.size
+
+
+def test_a_view_whose_entries_stand_once_is_a_parameter():
+    a = np.zeros((4, 3, 2))
+    for view in (
+        a[::2],
+        a.T,
+        a[:, ::-1],
+        a[..., 1:],
+        a[:1].transpose(1, 0, 2),
+        a[0, 0],
+        np.broadcast_to(a[0, 0, :1], (1, 1)).copy(),
+    ):
+        Adam({"p": view})
+    single = np.lib.stride_tricks.as_strided(a[0, 0], (1, 2), (0, 8))
+    Adam({"p": single})
+
+
+def test_a_rate_that_is_no_number_is_named():
+    with pytest.raises(TypeError, match=r"lr\['_B'\]"):
+        Adam({"lora_B": np.zeros(2)}, lr={"_B": "fast"})
