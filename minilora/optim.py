@@ -177,7 +177,8 @@ def check_no_overlap(params: Mapping[str, Array]) -> None:
 def _overlaps_itself(p: np.ndarray) -> bool:
     """Return whether an array's strides let two entries share memory: each step must reach beyond all shorter ones."""
     reach = p.itemsize
-    for stride, size in sorted((abs(stride), size) for stride, size in zip(p.strides, p.shape, strict=True)):
+    for axis in np.argsort(np.abs(p.strides)):
+        stride, size = abs(p.strides[axis]), p.shape[axis]
         if size > 1 and stride < reach:
             return True
         reach += stride * (size - 1)
