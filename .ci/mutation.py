@@ -49,7 +49,10 @@ PARTS = {
     "rim": (
         (
             ("files/writing", "files/errors", "files/basefile"),
-            ("files/test_writing", "files/test_errors", "files/test_merge"),
+            (
+                *("files/test_writing", "files/test_errors", "files/test_merge", "files/test_llama_files"),
+                "training/test_likely_mistakes",
+            ),
         ),
         (("files/merge", "files/layouts"), ("files/test_merge", "files/test_kinds", "files/test_layouts")),
         (

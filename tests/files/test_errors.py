@@ -1,5 +1,7 @@
 """What a file holds reaches a terminal in one line, without control characters, and never at length."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from minilora import AdapterFileError, FileRefused
 from minilora.checks import check_flag, check_integer, check_number, check_path
-from minilora.files.errors import printable, short
+from minilora.files import errors
+from minilora.files.errors import hub_hint, needed, printable, short
 
 
 @given(text=st.text(st.characters(), max_size=300))
@@ -80,3 +83,21 @@ def test_only_flags_are_flags():
 
 def test_a_path_is_returned_as_one(tmp_path):
     assert check_path("p", str(tmp_path)) == tmp_path == check_path("p", tmp_path)
+
+
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
+    assert needed("json", "a test").loads("[1]") == [1]
+    monkeypatch.setitem(errors.INSTALL, "no_such_package", "this that")
+    for package, install in (("no_such_package", "this that"), ("no_other_package", "no_other_package")):
+        with pytest.raises(ValueError) as error:
+            needed(package, "such a file")
+        said = f"such a file needs {package} (No module named '{package}'): pip install {install}"
+        assert str(error.value) == said
+
+
+def test_a_hint_is_given_for_a_hubs_name_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert "download it" in hub_hint(Path("owner/model"))
+    for other in (Path("here/model"), Path("a/b/c"), Path("model"), tmp_path / "owner"):
+        assert hub_hint(other) == ""
