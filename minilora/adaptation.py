@@ -84,7 +84,8 @@ def adapt(
 
     def beside(path: str, layer: Any) -> Layer:
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
-        adapter.dora_norm = dora_norm if use_dora else adapter.dora_norm
+        if use_dora:
+            adapter.dora_norm = dora_norm
         if variant.initial is not None:
             setattr(adapter, variant.array, variant.initial(_matrix(base), adapter))
         return _beside(base, adapter)

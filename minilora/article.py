@@ -116,9 +116,10 @@ def run(
     kept: dict[str, Checkpoint] = {}
     if checkpoint is not None:
         folder = check_path("checkpoint", checkpoint)
-        settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr}
-        settings |= {"seed": seed, "n": n, "in_features": in_features, "out_features": out_features}
-        settings |= {"dtype": dtype, "backend": backend.name}
+        settings: dict[str, Any] = {
+            "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "n": n,
+            "in_features": in_features, "out_features": out_features, "dtype": dtype, "backend": backend.name,
+        }  # fmt: skip
         kept = {name: Checkpoint(folder / f"{name}.safetensors", settings) for name in ("base", "adapter")}
     rng = np.random.default_rng(seed)
 

@@ -368,7 +368,6 @@ def _other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, Factor]) -
     cases = [f"{factors[p].value:.6g} at in={p.in_features} out={p.out_features} "
              f"r={p.rank} alpha={p.alpha:g}, expected {expected[p]:.6g}" for p in other[:3]]  # fmt: skip
     name = f"the update has another scaling{_common(other, list(factors)).rstrip(',')}: {'; '.join(cases)}"
-
     return [_Measured("another-scaling", name, {}, "scaling", factors=factors)]
 
 

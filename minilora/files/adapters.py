@@ -52,10 +52,10 @@ from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
 from ..variants.variant import VARIANTS, variant_of
 from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .errors import FileRefused, short
+from .errors import short
 from .forms import CONVOLUTIONS, Form, is_module_path
 from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
-from .tensorfile import MAX_HEADER, tensor_header
+from .tensorfile import MAX_HEADER, in_dtype, tensor_header
 from .writing import replaceable, written_together
 
 __all__ = ["load_adapter", "save_adapter"]
@@ -108,7 +108,11 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
             )
         for module, layer in folder.layers.items():
             form = folder.forms[module]
-            arrays = (_rounded(array, dtype, folder, module) for array in folder.read(module, file))
+            reaches = f"the factors of {short(module)} reach"
+            arrays = (
+                array if dtype is None else in_dtype(array, dtype, folder.file.path, reaches)
+                for array in folder.read(module, file)
+            )
             A, B, *more = (backend.asarray(array) for array in arrays)
             found[module] = Adapter(
                 A,
@@ -121,20 +125,6 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
                 **({form.variant.array: more[0]} if more else {}),
             )
     return found
-
-
-def _rounded(factor: np.ndarray, dtype: Any, folder: AdapterFolder, module: str) -> np.ndarray:
-    """Return a factor in the type that was asked for; refuse numbers that it cannot hold."""
-    if dtype is None:
-        return factor
-    with np.errstate(over="ignore"):
-        rounded = factor.astype(np.dtype(dtype).name, copy=False)
-    if not np.isfinite(rounded).all():
-        largest = float(np.abs(factor).max())
-        raise FileRefused(
-            folder.file.path, f"the factors of {short(module)} reach {largest:g}, which {np.dtype(dtype)} cannot hold"
-        )
-    return rounded
 
 
 def save_adapter(

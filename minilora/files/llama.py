@@ -26,7 +26,7 @@ from .errors import FileRefused, short
 from .llamafolder import open_folder
 from .llamagguf import open_gguf
 from .llamanpz import open_npz
-from .tensorfile import open_regular
+from .tensorfile import in_dtype, open_regular
 
 OPENERS = {".gguf": open_gguf, ".npz": open_npz}
 DTYPES = ("float32", "float64")
@@ -81,12 +81,7 @@ def read_llama(
             raise FileRefused(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
         if not np.isfinite(host).all():
             raise FileRefused(path, f"{short(name)} holds NaN or infinity")
-        with np.errstate(over="ignore"):
-            rounded = host.astype(np.dtype(dtype), copy=False)
-        if rounded.itemsize < host.itemsize and not np.isfinite(rounded).all():
-            largest = float(np.abs(host).max())
-            raise FileRefused(path, f"{short(name)} reaches {largest:g}, which {rounded.dtype} cannot hold")
-        arrays[name] = backend.asarray(rounded)
+        arrays[name] = backend.asarray(in_dtype(host, dtype, path, f"{short(name)} reaches"))
     return config, arrays
 
 

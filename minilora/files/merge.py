@@ -280,7 +280,7 @@ def _merge(
     transposed = change.layout == "in-out"
     left, right = (A.T, B.T) if transposed else (B, A)  # of the weight as it is stored
     lengths = None  # of the matrix's rows, where no block holds a whole one
-    if variant.needs_lengths and (transposed or _width(file, right, change) < right.shape[1]):
+    if variant.needs_lengths and (transposed or _block_shape(right, change)[1] < right.shape[1]):
         lengths = _lengths(file, source, left, right, change)
     for rows, columns, weight, delta in _changes(file, source, left, right, change):
         wide, n = weight.astype(WIDE[change.dtype]), None
@@ -319,30 +319,26 @@ def _lengths(
     return np.asarray(np.sqrt(squares))
 
 
-def _width(file: TensorFile, right: np.ndarray, change: MergedTensor) -> int:
-    """Return how many columns pass through memory at a time: all, unless a row is larger than a block."""
-    size = np.dtype(FLOATS[file.tensors[change.name].dtype]).itemsize
-    return min(int(right.shape[1]), max(1, BLOCK_BYTES // size))
+def _block_shape(right: np.ndarray, change: MergedTensor) -> tuple[int, int]:
+    """Return the rows and columns of a block: some whole rows, or a part of one that is larger than a block."""
+    numbers = BLOCK_BYTES // np.dtype(FLOATS[change.dtype]).itemsize
+    width = min(int(right.shape[1]), max(1, numbers))
+    return max(1, numbers // width), width
 
 
 def _changes(
     file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor
 ) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
-    """Yield a block of a weight at a time: its rows, its columns, its numbers, and those of s B A in the wide type.
-
-    A block is some whole rows, or a part of one that is larger than a block.
-    """
-    spec = file.tensors[change.name]
-    source.seek(spec.start)
-    size = (spec.end - spec.start) // (len(left) * right.shape[1])  # bytes of a number
-    width = _width(file, right, change)
-    height = max(1, BLOCK_BYTES // (width * size))
+    """Yield a block of a weight at a time: its rows, its columns, its numbers, and those of s B A in the wide type."""
+    source.seek(file.tensors[change.name].start)
+    size = np.dtype(FLOATS[change.dtype]).itemsize
+    height, width = _block_shape(right, change)
     for top in range(0, len(left), height):
         rows = slice(top, min(len(left), top + height))
         for first in range(0, right.shape[1], width):
             columns = slice(first, min(right.shape[1], first + width))
             shape = rows.stop - rows.start, columns.stop - columns.start
-            weight = decode(file.read_bytes(source, shape[0] * shape[1] * size), spec.dtype).reshape(shape)
+            weight = decode(file.read_bytes(source, shape[0] * shape[1] * size), change.dtype).reshape(shape)
             with np.errstate(over="ignore", invalid="ignore"):
                 delta = (left[rows] @ right[:, columns]) * change.scaling
             yield rows, columns, weight, delta

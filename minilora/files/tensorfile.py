@@ -143,6 +143,16 @@ class TensorFile:
         return raw
 
 
+def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndarray:
+    """Return finite numbers of a file in another type; refuse those that it cannot hold, where `reaches` says whose."""
+    with np.errstate(over="ignore"):
+        rounded = array.astype(np.dtype(dtype).name, copy=False)
+    if rounded.itemsize < array.itemsize and not np.isfinite(rounded).all():
+        largest = float(np.abs(array).max())
+        raise FileRefused(path, f"{reaches} {largest:g}, which {rounded.dtype} cannot hold")
+    return rounded
+
+
 def same_bytes(one: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
     """Return whether two tensors have one type, one shape and the same bits."""
     ours, theirs = one.tensors[name], other.tensors[other_name]

@@ -78,12 +78,12 @@ class DoRA(Layer):
 
     def norm(self) -> Array:  # -> (out,)
         """Return the length of each row of V."""
-        return row_lengths(self.base, self.adapter)
+        return lengths(self.direction())
 
     def merge(self) -> Linear:
         """Return one new `Linear`, with this layer's output up to rounding. Nothing is shared."""
-        bias, W = self.base.bias, self.base.weight
-        weight = merged(W, self.adapter.delta(), self.adapter.magnitude, self.norm())
+        bias, W, change = self.base.bias, self.base.weight, self.adapter.delta()
+        weight = merged(W, change, self.adapter.magnitude, lengths(W + change))
         return Linear(weight, None if bias is None else bias.copy())
 
     def delta(self) -> Array:  # -> (out, in)
@@ -105,10 +105,14 @@ class DoRA(Layer):
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
 
 
+def lengths(V: Array) -> Array:  # (out, in) -> (out,)
+    """Return the length of each row."""
+    return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)
+
+
 def row_lengths(base: Linear, adapter: LoRA) -> Array:  # -> (out,)
     """Return the length of each row of V = W + s B A: where DoRA's magnitude starts."""
-    V = base.weight + adapter.delta()
-    return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)
+    return lengths(base.weight + adapter.delta())
 
 
 def merged(W: Array, change: Array, m: Array, n: Array) -> Array:  # (out, in), (out, in), (out,), (out,) -> (out, in)

@@ -78,7 +78,7 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
 def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
     """Return the singular values of an adapter's change of weight, the largest first."""
     linalg = backend_of(adapter.lora_A).xp.linalg
-    # A factor with fewer rows than columns is no larger than its R, whose QR takes much memory in some NumPys.
+    # A factor that is not taller than wide stays as it is: to find its R, NumPy 2.5 takes much memory.
     factors = (adapter.lora_B, adapter.lora_A.T)
     R_B, R_A = (linalg.qr(F, mode="r") if F.shape[0] > F.shape[1] else F for F in factors)
     return linalg.svd(adapter.scaling * R_B @ R_A.T, compute_uv=False)  # of eq. (sum.2), without the vectors
