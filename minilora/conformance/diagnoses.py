@@ -66,7 +66,8 @@ def diagnose(
         if before:
             candidates += [_explained((bug,), before, trials, found, left) for bug in bugs]
         if not any(candidates) and trials[0].unit <= UNIT["float32"]:
-            pairs = product((bug for bug in bugs if bug.breaks == "scaling"), bugs)
+            scalings = (bug for bug in bugs if bug.breaks == "scaling")  # two of them at once are the second alone
+            pairs = product(scalings, (bug for bug in bugs if bug.breaks != "scaling"))
             candidates = [_explained(pair, (), trials, found, left) for pair in pairs]
         best = max(filter(None, candidates), key=lambda candidate: candidate[0], default=None)
         if best is None:
