@@ -18,6 +18,7 @@ Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any
 
 from ..backend import backend_of
@@ -73,6 +74,12 @@ class CodedLinear(Linear):
     def numbers(self) -> dict[int, int]:
         """Return how many numbers the layer stands for: those of its weight, and not its bytes."""
         return {id(self): math.prod(self.shape)} | ({} if self.bias is None else {id(self.bias): self.bias.size})
+
+    def with_bias(self, bias: Array | None) -> CodedLinear:
+        """Return the same layer with another bias; the codes are shared."""
+        new = copy(self)
+        CodedLinear.__init__(new, self.like, self.shape, bias)
+        return new
 
     def encode(self, linear: Linear) -> CodedLinear:
         """Return another layer in this one's format."""
