@@ -267,7 +267,7 @@ def _start(
 ) -> tuple[Any, Adapter]:
     """Return a base and a new adapter for it: as PEFT starts, or from the base's singular vectors."""
     matrix = _matrix(layer)
-    like = first_array(matrix)
+    like: Any = first_array(matrix)
     where: dict[str, Any] = {"dtype": like.dtype, "backend": backend_of(like)}
     new = LoRA.init(matrix.in_features, matrix.out_features, rank=rank, alpha=alpha, rng=rng, **where)
     A, B, start = new.lora_A, new.lora_B, None

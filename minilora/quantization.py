@@ -17,11 +17,13 @@ The first round alone makes |W - Q - s B A| smaller than |E|. Later rounds gain 
 cannot make the sum worse, (loftq.1) can. So each layer keeps its best round. The base is another than that of
 `quantize`, so an adapter from here needs it: save both.
 
-Source: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", arXiv 2310.08659, algorithm 1.
+Source: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", arXiv 2310.08659,
+algorithm 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +58,7 @@ def quantize(
     Returns
     -------
     Layer
-        A model of the same class, with a `QuantizedLinear` in the place of each layer that is named. These do not train.
+        A model of the same class, with a `QuantizedLinear`, which does not train, for each layer that is named.
 
     Raises
     ------
@@ -108,25 +110,25 @@ def loftq(
     block_size, double_quant = check_block_size(block_size), check_flag("double_quant", double_quant)
     (rank,), rounds = check_sizes(rank=rank), check_integer("rounds", rounds, at_least=1)
     alpha, targets = check_number("alpha", alpha, above=0), _quantisable(model, target_modules)
+    options: dict[str, Any] = {"block_size": block_size, "double_quant": double_quant}
     adapters: dict[str, Adapter] = {}
 
     def put(path: str, layer: Any) -> Any:
         if path not in targets:
             return layer
-        W, change, best = layer.weight, 0, None
+        W, best, least = layer.weight, layer, math.inf
+        change = 0 * W
         with _naming(path):
             for _ in range(rounds):
-                base = QuantizedLinear.from_linear(
-                    Linear(W - change, layer.bias), block_size=block_size, double_quant=double_quant
-                )  # eq. (loftq.1)
+                rest = Linear(W - change, layer.bias)
+                base = QuantizedLinear.from_linear(rest, **options)  # eq. (loftq.1)
                 Q = base.weight
                 _, adapter = pissa(Linear(W - Q), rank=rank, alpha=alpha)  # eq. (loftq.2)
                 change = adapter.delta()
                 error = float(((W - Q - change) ** 2).sum())
-                if best is None or error < best[0]:
-                    best = error, base, adapter
-        _, base, adapters[path] = best
-        return base
+                if error < least:
+                    least, best, adapters[path] = error, base, adapter
+        return best
 
     return rebuild(model, layer=put), adapters
 
@@ -145,7 +147,9 @@ def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]
         if not isinstance(layer, Linear):
             raise ValueError(f"the layer {path!r} is a {type(layer).__name__}: only a Linear can be quantised")
         if places[id(layer.weight)] > 1:
-            raise ValueError(f"the weight of the layer {path!r} is another layer's too: quantised, it would be no longer")
+            raise ValueError(
+                f"the weight of the layer {path!r} is another layer's too: quantised, it would be no longer"
+            )
     return list(targets)
 
 

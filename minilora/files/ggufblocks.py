@@ -1,4 +1,4 @@
-"""Three of the quantised types of .gguf files: how their blocks become numbers, and a layer that keeps them as they are.
+"""Three quantised types of .gguf files: how their blocks become numbers, and a layer that keeps them as they are.
 
 A row of a weight is cut into blocks of 32 numbers. A block of bytes holds a scale d, in some types a smallest value m,
 both float16, and 32 codes q:
@@ -17,8 +17,6 @@ Source: the types are llama.cpp's; the decoder is held against the package `gguf
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_choice, check_float_dtype, check_kind, dtype_name
@@ -61,7 +59,7 @@ def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) f
         w = d * xp.ascontiguousarray(blocks[:, 2:]).view("int8").astype("float32")
     else:
         codes = blocks[:, -16:]
-        q = xp.concatenate([codes & 15, codes >> 4], axis=1).astype("float32")
+        q = xp.concatenate([codes % 16, codes // 16], axis=1).astype("float32")
         w = d * (q - 8) if kind == "Q4_0" else d * q + halves(2)
     return w.reshape(*data.shape[:-1], data.shape[-1] // BYTES[kind] * WIDTH)
 
@@ -83,7 +81,7 @@ class BlockLinear(CodedLinear):
         self.kind, self.blocks = kind, blocks
 
     @property
-    def weight(self) -> Array:  # type: ignore[override]  # -> (out, in)
+    def weight(self) -> Array:  # -> (out, in)
         """The weight, made anew each time it is asked for."""
         return decode(self.kind, self.blocks).astype(self.like.dtype, copy=False)
 

@@ -63,11 +63,15 @@ def read_llama(
         If the file is damaged, the model is not a Llama decoder, or has a setting that is not supported; the message
         names it. No weight has been read then, unless the damage is in the weights.
     """
-    path, backend, keep_blocks = check_path("path", path), backend_or_numpy(backend), check_flag("keep_blocks", keep_blocks)
+    path, backend, keep_blocks = (
+        check_path("path", path),
+        backend_or_numpy(backend),
+        check_flag("keep_blocks", keep_blocks),
+    )
     if str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     if os.path.isdir(path):
-        opener = open_folder
+        opener: Any = open_folder
     else:
         open_regular(path).close()
         if path.suffix not in OPENERS:
@@ -83,8 +87,9 @@ def read_llama(
         host = read(name)
         if callable(host):  # it stays quantised
             layer = host(dtype)
-            if not np.isfinite(layer.weight).all():
-                raise FileRefused(path, f"{short(name)} holds NaN or infinity")
+            with np.errstate(all="ignore"):
+                if not np.isfinite(layer.weight).all():
+                    raise FileRefused(path, f"{short(name)} holds NaN or infinity")
             arrays[name] = rebuild(layer, array=backend.asarray)
             continue
         if host.dtype.kind != "f":

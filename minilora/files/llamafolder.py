@@ -23,7 +23,7 @@ from ..models.llamaconfig import LlamaConfig
 from .basefile import MAX_MODEL_CONFIG, Base, open_base
 from .errors import FileRefused, short
 from .llamasettings import FOLDER, ROPE, check_settings
-from .nf4weights import NF4Weights
+from .nf4weights import NF4Weights, check_quantization
 from .peftconfig import CONFIG_NAME
 from .tensorfile import FLOATS, read_json, same_bytes
 
@@ -44,7 +44,7 @@ def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Ca
     if (path / CONFIG_NAME).exists():  # transformers would put it beside the model
         raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to a folder of its own")
     base = open_base(path)
-    linears = [name.removesuffix(".weight") for name in config.shapes() if name.endswith(("_proj.weight", HEAD))]
+    linears = [name.removesuffix(".weight") for name in base.holder if name.endswith(("_proj.weight", HEAD))]
     quantised = NF4Weights(path / "config.json", base, settings.get("quantization_config"), linears)
     found = {name: base.spec(name) for name in base.holder if name not in quantised.parts | quantised.shapes.keys()}
     if config.tie_word_embeddings and HEAD in found:  # some files hold it a second time
@@ -80,6 +80,7 @@ def _check_tied(path: Path, base: Base) -> None:
 def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:
     """Return the sizes that a config.json states, or refuse what is not supported, naming the setting."""
     check_settings(path, FOLDER, config)
+    check_quantization(path, config.get("quantization_config"))
     try:
         return _sizes(config)
     except (KeyError, ValueError, TypeError, OverflowError) as error:

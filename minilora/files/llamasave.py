@@ -17,7 +17,7 @@ from ..adaptation import is_adapted
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name
 from ..layer import walk
-from ..layers.quantized import CodedLinear, QuantizedLinear
+from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import frequencies
 from ..linear import Linear
 from ..models.llama import Llama
@@ -136,7 +136,10 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
     pairs = len(config.frequencies)
     base = config.frequencies[1] ** -pairs if pairs > 1 else 10_000.0
     whole = float(round(base))
-    return {"rope_type": "default", "rope_theta": whole if frequencies(2 * pairs, whole) == config.frequencies else base}
+    return {
+        "rope_type": "default",
+        "rope_theta": whole if frequencies(2 * pairs, whole) == config.frequencies else base,
+    }
 
 
 def _check_folder(folder: Path) -> None:

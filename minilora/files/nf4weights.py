@@ -4,7 +4,7 @@ A weight X of shape (out, in) is up to six tensors:
 
     X                                   uint8 ((n + 1) // 2, 1)     codes, two in a byte
     X.quant_map                         float32 (16,)               the code book
-    X.absmax                            float32 (blocks,)           the scales; with double quantisation their codes, uint8
+    X.absmax                            float32 (blocks,)           the scales; quantised too, their codes, uint8
     X.nested_absmax                     float32 (blocks / 256,)     the scales of the scales
     X.nested_quant_map                  float32 (256,)              the book of their codes
     X.quant_state.bitsandbytes__nf4     uint8                       JSON: the shape, the block sizes, the scales' mean
@@ -109,7 +109,9 @@ class NF4Weights:
         """Refuse a code book that is not the one we decode with; libraries differ in its last bit."""
         self._check(name, "F32", book.shape)
         if not np.abs(self._floats(name) - book).max() < 1e-6:
-            raise FileRefused(self.base.holder[name].path, f"{short(name)} holds other numbers than bitsandbytes writes")
+            raise FileRefused(
+                self.base.holder[name].path, f"{short(name)} holds other numbers than bitsandbytes writes"
+            )
 
     def _bytes(self, name: str) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.uint8), *self.base.holder[name].blocks(name)])
@@ -118,19 +120,30 @@ class NF4Weights:
         return self._bytes(name).view("<f4").astype("float32", copy=False)
 
 
+def check_quantization(path: Path, settings: Any) -> None:
+    """Refuse a ``quantization_config`` of another method, or with other settings than are supported."""
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        raise FileRefused(path, f"quantization_config is {short(settings)}, expected an object")
+    check_settings(path, QUANTIZATION, {f"quantization_config.{key}": value for key, value in settings.items()})
+    skipped = settings.get("llm_int8_skip_modules", [])
+    if skipped is not None and not (
+        isinstance(skipped, list) and all(isinstance(s, str) and re.fullmatch(r"[\w.]+", s) for s in skipped)
+    ):
+        raise FileRefused(
+            path, f"quantization_config.llm_int8_skip_modules is {short(skipped)}, supported: a list of modules' names"
+        )
+
+
 def _check_said(path: Path, settings: Any, names: list[str], linears: Iterable[str]) -> None:
-    """Refuse settings that say otherwise than the file which linear layers are quantised, or how."""
+    """Refuse settings that say otherwise than the file which linear layers are quantised."""
     if settings is None:
         if names:
             raise FileRefused(path, f"there is no quantization_config, and {short(names[0])} is quantised")
         return
-    if not isinstance(settings, Mapping):
-        raise FileRefused(path, f"quantization_config is {short(settings)}, expected an object")
-    check_settings(path, QUANTIZATION, settings)
     skipped = settings.get("llm_int8_skip_modules")
     skipped = [HEAD] if skipped is None else skipped
-    if not isinstance(skipped, list) or not all(isinstance(s, str) and re.fullmatch(r"[\w.]+", s) for s in skipped):
-        raise FileRefused(path, f"llm_int8_skip_modules is {short(skipped)}, supported: a list of modules' names")
     for linear in linears:
         kept = any(linear == s or linear.startswith(f"{s}.") or linear.endswith(s) for s in skipped)
         if kept == (f"{linear}.weight" in names):

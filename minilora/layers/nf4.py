@@ -37,14 +37,14 @@ in blocks B of 256 and to 8 bits. All are positive: their mean m is taken off fi
     t_b = the k with d_k nearest (a_b - m) / n_B                        (nf4.8)
     a'_b = n_B d_t + m                     with t = t_b                 (nf4.9)
 
-The 256 numbers d_k are those of the library bitsandbytes: -d, 0 and d for seven powers of ten, with 1, 2, 4 ... 64
-numbers in each, so that small ones are told apart as well as large ones; d_255 = 1. The paper says FP8 there; no release
-of the library ever used that.
+The 256 numbers d_k are those of the library bitsandbytes: 0, 1, and for seven powers of ten 1, 2, 4 ... 64 numbers of
+either sign, so that small numbers are told apart as well as large ones. The paper says FP8 there; the library does not
+use it.
 
     bits a weight      4 + 32/64 = 4.5      or, with double quantisation,      4 + 8/64 + 32/(64 * 256) = 4.127
 
-Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314, section 3; the format is that
-of bitsandbytes, byte for byte.
+Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314, section 3; the format is
+that of bitsandbytes, byte for byte.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ NF4 = np.array(
     ],
     np.float32,
 )  # fmt: skip
-"""The code book as published, (16,) float32. `code_book` derives it; its numbers agree to 2e-7, and files need these."""
+"""The code book as published, (16,) float32: files need these numbers. `code_book` derives them, to 2e-7."""
 
 SCALES_IN_A_BLOCK = 256
 
@@ -233,7 +233,7 @@ def _in_blocks(flat: Array, size: int) -> Array:  # (n,) -> (ceil(n / size), siz
 
 
 def _scaled(blocks: Array, largest: Array, *, shorter: bool = False) -> Array:
-    """Return each row divided by its largest; multiplied by the inverse, as bitsandbytes does but in a shorter block."""
+    """Return each row divided by its largest: times its inverse, as in bitsandbytes, but where a block is shorter."""
     xp = backend_of(blocks).xp
     safe = xp.where(largest < np.finfo(np.float32).tiny, 1, largest).astype("float32")[:, None]
     scaled = blocks * (1 / safe)

@@ -53,12 +53,12 @@ class CodedLinear(Linear):
         self.bias = bias
 
     @property
-    def weight(self) -> Array:  # type: ignore[override]  # -> (out, in)
+    def weight(self) -> Array:  # -> (out, in)
         """The weight, made anew each time it is asked for."""
         raise NotImplementedError
 
     @property
-    def frozen(self) -> bool:  # type: ignore[override]
+    def frozen(self) -> bool:
         """True, always: a code has no gradient."""
         return True
 
@@ -120,7 +120,7 @@ class QuantizedLinear(CodedLinear):
         self.mean = check_number("mean", mean, above=-math.inf)
 
     @property
-    def weight(self) -> Array:  # type: ignore[override]  # -> (out, in)
+    def weight(self) -> Array:  # -> (out, in)
         """The weight, made anew each time it is asked for."""
         absmax = self.absmax
         if self.nested_absmax is not None:

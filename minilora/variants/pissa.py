@@ -30,12 +30,11 @@ from ..backend import backend_of
 from ..checks import check_instance, check_number, check_rank_within
 from ..layers.quantized import CodedLinear
 from ..linear import Linear
-from ..lora import LoRA
 from .adapter import Adapter
 from .scaling import scaling
 
 
-def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) -> tuple[Linear, LoRA]:
+def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) -> tuple[Linear, Adapter]:
     """Return what is left of a layer, and an adapter of its leading singular vectors. The layer stays as it is.
 
     A rank above min(in, out) is a ValueError: there are no more singular vectors.
