@@ -8,23 +8,23 @@ cannot be at p = 1, which is infinite. With n levels each stands for a share of 
 the end: 1 - 1/(2n). One side has 8 levels besides 0 and the other 7, so n is 16 for the one and 15 for the other, and
 the end is put between the two:
 
-    p_1 = 1 - (1/32 + 1/30) / 2 = 0.9677083                                                        (nf4.1)
+    p_1 = 1 - (1/32 + 1/30) / 2 = 0.9677083                                                        (nf.1)
 
 From there to the middle, 1/2, the shares fall in even steps, 8 of them above 0 and 7 below:
 
     positive   Phi^-1(p_1 + i/8 (1/2 - p_1))       i = 0 ... 7         8 numbers
-    negative   -Phi^-1(p_1 + i/7 (1/2 - p_1))      i = 0 ... 6         7 numbers                   (nf4.2)
+    negative   -Phi^-1(p_1 + i/7 (1/2 - p_1))      i = 0 ... 6         7 numbers                   (nf.2)
 
 With 0, that makes 16. Divided by the largest, they are c_0 = -1 to c_15 = 1, and c_7 = 0: a weight of 0 stays 0.
 
 BLOCKS. The weights, read row by row, are cut into blocks of 64. Each block b has a scale of its own, so that one large
 weight spoils 63 others and no more:
 
-    a_b = max |w_j|                        over the block               (nf4.3)
-    q_j = the k with c_k nearest w_j / a_b                              (nf4.4)
-    w'_j = a_b c_q                         with q = q_j                 (nf4.5)
+    a_b = max |w_j|                        over the block               (nf.3)
+    q_j = the k with c_k nearest w_j / a_b                              (nf.4)
+    w'_j = a_b c_q                         with q = q_j                 (nf.5)
 
-Two codes share a byte, the earlier one in the high half: 16 q_0 + q_1      (nf4.6)
+Two codes share a byte, the earlier one in the high half: 16 q_0 + q_1      (nf.6)
 
 A block's largest weight is always c_0 or c_15, whatever the distribution. So after the scaling the weights are no
 longer normal, and NF4 is not the best book of 16 numbers: Yoshida, "NF4 Isn't Information Theoretically Optimal (and
@@ -33,9 +33,9 @@ that's Good)", arXiv 2306.06965.
 DOUBLE QUANTISATION. The scales take 32 bits for 64 weights, half a bit each. They are alike, so they are quantised too,
 in blocks B of 256 and to 8 bits. All are positive: their mean m is taken off first, once for the whole matrix.
 
-    n_B = max |a_b - m|                    over 256 scales              (nf4.7)
-    t_b = the k with d_k nearest (a_b - m) / n_B                        (nf4.8)
-    a'_b = n_B d_t + m                     with t = t_b                 (nf4.9)
+    n_B = max |a_b - m|                    over 256 scales              (nf.7)
+    t_b = the k with d_k nearest (a_b - m) / n_B                        (nf.8)
+    a'_b = n_B d_t + m                     with t = t_b                 (nf.9)
 
 The 256 numbers d_k are those of the library bitsandbytes: 0, 1, and for seven powers of ten 1, 2, 4 ... 64 numbers of
 either sign, so that small numbers are told apart as well as large ones. The paper says FP8 there; the library does not
@@ -88,8 +88,8 @@ SCALES_IN_A_BLOCK = 256
 def code_book() -> list[float]:  # -> 16 numbers
     """Return the 16 numbers from the normal distribution alone, from -1 to 1."""
     quantile = NormalDist().inv_cdf
-    end = 1 - (1 / 32 + 1 / 30) / 2  # eq. (nf4.1)
-    above, below = ([quantile(end + i / n * (1 / 2 - end)) for i in range(n)] for n in (8, 7))  # eq. (nf4.2)
+    end = 1 - (1 / 32 + 1 / 30) / 2  # eq. (nf.1)
+    above, below = ([quantile(end + i / n * (1 / 2 - end)) for i in range(n)] for n in (8, 7))  # eq. (nf.2)
     return [c / above[0] for c in (*(-c for c in below), 0.0, *reversed(above))]
 
 
@@ -124,9 +124,9 @@ def quantize_nf4(weight: Array, *, block_size: int = 64) -> tuple[Array, Array]:
         flat = weight.astype("float32").reshape(-1)
     check_finite(weight=flat)
     blocks = _in_blocks(flat, block_size)
-    absmax = abs(blocks).max(axis=1)  # eq. (nf4.3)
-    codes = _nearest(_BETWEEN, _scaled(blocks, absmax, shorter=count % block_size > 0))  # eq. (nf4.4)
-    packed = 16 * codes[0::2] + codes[1::2]  # eq. (nf4.6)
+    absmax = abs(blocks).max(axis=1)  # eq. (nf.3)
+    codes = _nearest(_BETWEEN, _scaled(blocks, absmax, shorter=count % block_size > 0))  # eq. (nf.4)
+    packed = 16 * codes[0::2] + codes[1::2]  # eq. (nf.6)
     return packed[: (count + 1) // 2], absmax
 
 
@@ -165,16 +165,16 @@ def dequantize_nf4(
     if missing:  # the last block is shorter
         packed = xp.concatenate([packed, xp.zeros(missing, dtype="uint8")])
     c = xp.take(_pairs(xp), packed).view("float32").reshape(-1, block_size)
-    c *= absmax[:, None]  # eq. (nf4.5): c is w' from here on
-    return c.reshape(-1)[:n].reshape(shape).astype(dtype, copy=False)
+    w = c * absmax[:, None]  # eq. (nf.5)
+    return w.reshape(-1)[:n].reshape(shape).astype(dtype, copy=False)
 
 
 def quantize_scales(absmax: Array) -> tuple[Array, Array, float]:
     """Return the scales' codes (blocks,) uint8, the scale of each 256 of them, float32, and their mean."""
     m = absmax.mean()
     blocks = _in_blocks(absmax - m, SCALES_IN_A_BLOCK)
-    n = abs(blocks).max(axis=1)  # eq. (nf4.7)
-    codes = _nearest(_BETWEEN_SCALES, _scaled(blocks, n))  # eq. (nf4.8)
+    n = abs(blocks).max(axis=1)  # eq. (nf.7)
+    codes = _nearest(_BETWEEN_SCALES, _scaled(blocks, n))  # eq. (nf.8)
     return codes[: absmax.shape[0]], n, float(m)
 
 
@@ -183,7 +183,7 @@ def dequantize_scales(codes: Array, nested_absmax: Array, mean: float) -> Array:
     xp = backend_of(codes).xp
     d = xp.take(_scale_codes(xp), codes)
     n = xp.repeat(nested_absmax, SCALES_IN_A_BLOCK)[: codes.shape[0]]
-    return n * d + np.float32(mean).item()  # eq. (nf4.9)
+    return n * d + np.float32(mean).item()  # eq. (nf.9)
 
 
 def scale_book() -> np.ndarray:  # -> (256,) float32
