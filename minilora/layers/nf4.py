@@ -85,11 +85,17 @@ NF4 = np.array(
 SCALES_IN_A_BLOCK = 256
 
 
-def code_book() -> list[float]:  # -> 16 numbers
-    """Return the 16 numbers from the normal distribution alone, from -1 to 1."""
-    quantile = NormalDist().inv_cdf
-    end = 1 - (1 / 32 + 1 / 30) / 2  # eq. (nf.1)
-    above, below = ([quantile(end + i / n * (1 / 2 - end)) for i in range(n)] for n in (8, 7))  # eq. (nf.2)
+def code_book(levels: int = 16) -> list[float]:
+    """Return the code book from the normal distribution alone, from -1 to 1; of another even number of levels likewise.
+
+    Fewer than 4 levels, or an odd number, are a ValueError.
+    """
+    levels = check_integer("levels", levels, at_least=4)
+    if levels % 2:
+        raise ValueError(f"levels must be even, got {levels}")
+    n, quantile = levels, NormalDist().inv_cdf
+    p_1 = 1 - (1 / (2 * n) + 1 / (2 * (n - 1))) / 2  # eq. (nf.1)
+    above, below = ([quantile(p_1 + i / m * (1 / 2 - p_1)) for i in range(m)] for m in (n // 2, n // 2 - 1))  # eq. (nf.2)
     return [c / above[0] for c in (*(-c for c in below), 0.0, *reversed(above))]
 
 
