@@ -7,6 +7,7 @@ computed from the others, so that a line can be compared with its whole equation
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,18 @@ def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names
 
 
+def four_bits(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (nf.1) to (nf.9): three blocks of 8."""
+    names = {"n": 16, "i": 3, "m": 8, "p_1": 0.96, "quantile": NormalDist().inv_cdf, "blocks": randn((3, 8))}
+    names |= {"c": randn((3, 8)), "absmax": rng.random(3), "codes": rng.integers(0, 16, 24)}
+    return names
+
+
+def scales(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (nf.9)."""
+    return {"n": rng.random(5), "d": randn(5), "mean": 0.375}
+
+
 GROUPS = {
     **{"layer": layer, "residual": residual, "adam": adam, "best": best},
     **{"norm": norm, "rope": rotary, "att": attention, "gate": gate, "llama": branch},
@@ -259,5 +272,7 @@ GROUPS = {
         "sum": small,
         "rs": scaling,
         "lp": scaling,
+        "nf": four_bits,
+        "nf.9": scales,
     },
 }
