@@ -29,7 +29,7 @@ OF_NUMBERS = ("forward", "scaling", "slope", "merge")
 """The claims that compare a layer's numbers with those of `Formulas`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a row is itself alone: what it predicts can be kept
 class Bug:
     """A known bug. ``str(bug)`` is its name, and where it was made."""
 

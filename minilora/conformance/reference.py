@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ DORA = Formulas(length=rows_length)
 """With the norm a constant, as PEFT has it; ``through_norm=1`` is the full gradient."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a trial is itself alone: what is computed for it can be kept
 class Trial:
     """One problem in one precision: arrays as they are handed over, the right answers, and their sizes."""
 
@@ -203,6 +204,16 @@ class Trial:
     def agrees(self, name: str, found: np.ndarray, expected: np.ndarray | None = None, looser: float = 1.0) -> bool:
         """Return whether an answer is the expected one up to rounding; the right one by default."""
         return self.distance(name, found, expected) <= looser * TOLERANCE
+
+
+@lru_cache(maxsize=256)  # all problems of all kinds in four precisions
+def drawn(problem: Problem, dtype: str, formulas: Formulas) -> Trial:
+    """Return a problem's trial, drawn once for all checks; its arrays are read only."""
+    trial = Trial.draw(problem, dtype, formulas)
+    for arrays in (trial.arrays, trial.right, trial.sizes, trial.growth):
+        for array in arrays.values():
+            array.flags.writeable = False
+    return trial
 
 
 def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -> Arrays:

@@ -46,7 +46,7 @@ from .calling import Watch, answers, suited
 from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
 from .kinds import AGAIN, DECLARED, SETS, Images
 from .problems import Arrays, Problem
-from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial
+from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
 
 CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed")
 """What is checked, in the order of the report."""
@@ -181,11 +181,11 @@ def _takes_self(function: Callable[..., Any]) -> bool:
 
 def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, problems: Sequence[Problem]) -> Report:
     """Let an implementation answer every problem, and judge the answers."""
-    trials = [Trial.draw(problem, dtype, formulas) for problem in problems]
+    trials = [drawn(problem, dtype, formulas) for problem in problems]
     found = [answers(watch, trial) for trial in trials]
     if not any(found):
         raise CannotRun(f"{name}: forward {watch.told('forward')}")
-    between = Trial.draw(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
+    between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = answers(watch, trials[0], between)
     report = Report(name, dtype)
     judge_numbers(report, kind, trials, found, watch.returned)
@@ -318,7 +318,7 @@ def _factor(trial: Trial, key: str, found: np.ndarray, without: np.ndarray, upda
     return Factor(value if Factor(value, size, trial.unit).is_other(0.0) else 0.0, size, trial.unit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Measured(Bug):
     """A scaling that no known bug gives, as it was measured on each problem."""
 

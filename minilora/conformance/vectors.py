@@ -31,7 +31,7 @@ from .bugs import BUGS, Bug, bugs_of
 from .judges import adam_verdict
 from .kinds import SETS
 from .problems import Arrays, Problem
-from .reference import TOLERANCE, UNIT, Trial
+from .reference import TOLERANCE, UNIT, Trial, drawn
 from .suite import CannotRun, Report, judge_numbers
 
 DTYPES = ("float64", "float32")
@@ -70,7 +70,7 @@ class Vector:
 
     def trial(self) -> Trial:
         """Return the problem in its precision, with the answers."""
-        return Trial.draw(self.problem, self.dtype, SETS[self.kind].formulas)
+        return drawn(self.problem, self.dtype, SETS[self.kind].formulas)
 
 
 VECTORS = tuple(
