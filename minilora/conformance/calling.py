@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ STEPS = ("stride", "padding", "dilation", "groups")
 
 class Wrong(Exception):
     """What a function returned cannot be taken for an answer; the message says why."""
+
+
+def spelled(value: Any, choices: Sequence[str]) -> Any:
+    """Return the choice that a declaration spells in another way: "in,out", np.float32, torch.float32; or itself."""
+    text = value if isinstance(value, str) else getattr(value, "__name__", str(value)).rpartition(".")[2]
+    return {"".join(choice.split()): choice for choice in choices}.get("".join(text.lower().split()), value)
 
 
 def strided(array: np.ndarray) -> np.ndarray:
@@ -42,10 +48,10 @@ class Watch:
         self.notes: dict[str, str] = {}  # what a judge saw that is no reason to fail: habits
         self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
         self.raised: dict[str, str] = {}  # for each function that raised, or returned no answer, what it said first
-        self.failed: dict[str, list[Problem]] = {}  # on which problems it did
+        self.failed: dict[str, dict[Problem, str]] = {}  # on which problems it did, and what it said there
         self.lines: dict[str, str] = {}  # and in which file and line, where that is known
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
-        self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
+        self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
 
     def offers(self, function: str) -> bool:
         """Return whether the implementation has a function."""
@@ -101,7 +107,7 @@ class Watch:
             text = f"raises {raised(error)}"
             self.lines.setdefault(function, line_of(error))
         self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
-        self.failed.setdefault(function, []).append(problem)
+        self.failed.setdefault(function, {}).setdefault(problem, text)
         return None
 
     def told(self, function: str) -> str:
@@ -150,12 +156,16 @@ def raised(error: BaseException) -> str:
 
 def line_of(error: BaseException) -> str:
     """Return the file and the line of the user's code that raised; empty where only libraries and this suite show."""
-    not_theirs = (os.path.dirname(__file__), os.path.dirname(os.__file__))
     for place in reversed(traceback.extract_tb(error.__traceback__)):
-        theirs = not place.filename.startswith(("<", *not_theirs)) and "-packages" not in place.filename
-        if theirs:
+        if is_theirs(place.filename):
             return printable(f"{os.path.basename(place.filename)}, line {place.lineno}")
     return ""
+
+
+def is_theirs(file: str) -> bool:
+    """Return whether a file is the user's, and not of this suite, of Python or of a package that is installed."""
+    not_theirs = (os.path.dirname(__file__), os.path.dirname(os.__file__))
+    return not file.startswith(("<", *not_theirs)) and "-packages" not in file
 
 
 def described(value: Any) -> str:

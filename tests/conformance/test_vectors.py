@@ -173,6 +173,15 @@ def test_the_vectors_are_no_answers_to_themselves(folder, capsys):
     assert "has the vectors, expected a folder with what a program answered" in capsys.readouterr().err
 
 
+def test_vectors_under_another_spelling_are_no_answers(folder, tmp_path):
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for name in (folder, folder.parent / "nowhere" / ".." / folder.name, tmp_path / "beside" / ".." / "link"):
+        (folder.parent / "nowhere").mkdir(exist_ok=True)
+        with pytest.raises(CannotRun, match="has the vectors"):
+            vectors.compare(folder, name)
+
+
 def test_results_that_are_no_folder_are_refused(folder, tmp_path, capsys):
     assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "nowhere")]) == 2
     assert "nowhere' is no folder" in capsys.readouterr().err
@@ -186,6 +195,33 @@ def test_answers_that_some_files_lack_are_counted(folder, results, tmp_path):
     (report,) = vectors.compare(folder, tmp_path)
     assert report.passed
     assert report.habits["cases answered"] == "3 of 11, dA in 2"
+
+
+def test_a_gradient_under_another_name_is_told(folder, results, tmp_path):
+    for number in range(3):
+        found = load_file(results / f"linear-{number}-float64.safetensors")
+        renamed = {"lora_A" if name == "dA" else name: array for name, array in found.items()}
+        save_file(renamed, tmp_path / f"linear-{number}-float64.safetensors")
+    (report,) = vectors.compare(folder, tmp_path)
+    assert report.diagnoses == ["no file has dA; there are dB, dx, lora_A, merged, y"]
+    assert report.claims["slope"] == report.diagnoses[0]
+    assert [case.id for case in report.cases if case.failed] == [f"linear-{number}-slope" for number in range(3)]
+
+
+def test_a_comparison_may_be_written_as_json(folder, results, tmp_path, capsys):
+    wrong = tmp_path / "wrong"
+    shutil.copytree(results, wrong)
+    found = load_file(wrong / "rslora-3-float32.safetensors")
+    save_file({**found, "y": found["y"] + 1}, wrong / "rslora-3-float32.safetensors")
+    for folder_of, status, failing in ((results, 0, []), (wrong, 1, ["rslora-3-forward"])):
+        line = ["vectors", str(folder), "--compare", str(folder_of), "--json", str(tmp_path / "found.json")]
+        assert cli.main(line) == status
+        told = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+        assert told["status"] == status
+        assert [(one["dtype"], one["failing"]) for one in told["precisions"]] == [("float64", []), ("float32", failing)]
+    assert cli.main(["vectors", str(tmp_path / "new"), "--json", "found.json"]) == 2
+    assert "--json: expected --compare RESULTS with it" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_answer_of_adam_that_is_missing_is_named(folder, results, tmp_path):
