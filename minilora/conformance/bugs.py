@@ -22,6 +22,7 @@ from .reference import QUANTITIES, SCALINGS
 Parts = Mapping[str, Any]
 EVERY = tuple(SETS)
 DORA = ("dora", "dora-full")
+ROWS = ("linear", "rslora", *DORA)
 CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
 ADAM = ("adam",)
@@ -96,6 +97,28 @@ def _without_first_id(X: np.ndarray) -> np.ndarray:
 def _no_groups(problem: Images) -> Parts:
     one_group = {"hidden": lambda B: B.sum(axis=1, keepdims=True) + 0 * B}
     return one_group if problem.groups == problem.rank > 1 else {}
+
+
+def _depthwise(problem: Images) -> Parts:
+    return _no_groups(problem) if problem.groups == problem.in_features else {}
+
+
+def _ranks_up_to_32(problem: Problem) -> Parts:
+    if problem.rank <= 32:
+        return {}
+    kept = np.arange(problem.rank) < 32
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+
+
+def _rows_up_to_128(problem: Problem) -> Parts:
+    return {"update": (np.arange(problem.n) < 128)[:, None] * 1.0} if problem.n > 128 else {}
+
+
+def _outputs_up_to_128(problem: Problem) -> Parts:
+    if problem.out_features <= 128:
+        return {}
+    kept = (np.arange(problem.out_features) < 128)[:, None]
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
 
 
 def _whole(V: np.ndarray) -> np.ndarray:
@@ -537,6 +560,38 @@ BUGS: Sequence[Bug] = (
         "Tencent/YOLO-Master #228",
         kinds=CONVOLUTIONS,
         shows=("y", "x"),
+    ),
+    Bug(
+        "groups-are-ignored-in-a-depthwise-convolution",
+        "groups are ignored where there is one for each channel: each output sums all of the hidden channels",
+        _depthwise,
+        "forward",
+        kinds=CONVOLUTIONS,
+        shows=("y", "x"),
+    ),
+    # sizes at which a kernel's tiles end
+    Bug(
+        "ranks-above-32-are-left-out",
+        "ranks above 32 are left out: only the first 32 rows of lora_A and columns of lora_B count",
+        _ranks_up_to_32,
+        "forward",
+        "predibase/lorax #70",
+        kinds=ROWS,
+    ),
+    Bug(
+        "rows-from-128-on-lack-the-update",
+        "rows from 128 on lack the update",
+        _rows_up_to_128,
+        "forward",
+        kinds=ROWS,
+        shows=("y",),
+    ),
+    Bug(
+        "outputs-from-128-on-lack-the-update",
+        "outputs from 128 on lack the update",
+        _outputs_up_to_128,
+        "forward",
+        kinds=ROWS,
     ),
     # the start
     Bug(

@@ -103,6 +103,7 @@ class Watch:
             return self._answer(function, self.call(function, arrays, self.options(function, problem)))
         except Wrong as error:
             text = str(error)
+            self.lines.setdefault(function, line_of_function(getattr(self.functions, function)))
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
             text = f"raises {raised(error)}"
             self.lines.setdefault(function, line_of(error))
@@ -126,7 +127,11 @@ class Watch:
     def _array(self, value: Any, name: str) -> np.ndarray:
         if value is None or isinstance(value, (tuple, Mapping, str)):
             raise Wrong(f"returns {described(value)}, expected one array")
-        array = np.array(self.turn(name, value))
+        try:
+            array = np.array(self.turn(name, value))
+        except Exception as error:  # of torch, for a tensor that requires a gradient, or in bfloat16
+            hint = "; of torch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
+            raise Wrong(f"returns {described(value)} that is no array: {raised(error).rstrip('.')}{hint}") from None
         if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
             raise Wrong(f"returns numbers of type {array.dtype}, expected real ones")
         return array
@@ -160,6 +165,16 @@ def line_of(error: BaseException) -> str:
         if is_theirs(place.filename):
             return printable(f"{os.path.basename(place.filename)}, line {place.lineno}")
     return ""
+
+
+def line_of_function(function: Any) -> str:
+    """Return the file and the line where a function of the user's begins; empty where that is not known."""
+    code = getattr(getattr(function, "func", function), "__code__", None)  # of a partial, its function's
+    return printable(f"{os.path.basename(code.co_filename)}, line {code.co_firstlineno}") if code else ""
+
+
+def _is_of_torch(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
 
 
 def is_theirs(file: str) -> bool:

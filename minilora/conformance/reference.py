@@ -57,11 +57,11 @@ class Formulas:
     bias: Callable[[np.ndarray, Any], np.ndarray] = lambda b, G: b
     s_in_base: Callable[[float], float] = lambda s: 1.0
     s_in_bias: Callable[[float], float] = lambda s: 1.0
-    update: float = 1.0
+    update: Any = 1.0  # a number, or (N, 1): one for each row
     dx_base: float = 1.0
     dx_update: float = 1.0
     s_in_dA: Callable[[float], float] = lambda s: s
-    s_in_dB: Callable[[float], float] = lambda s: s
+    s_in_dB: Callable[[float], Any] = lambda s: s  # a number, or (r,) or (out, 1)
     s_in_dx: Callable[[float], float] = lambda s: s
     rows: Callable[[int], float] = lambda n: 1.0  # what the gradients of the factors are multiplied with
     merged: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: W + s * BA

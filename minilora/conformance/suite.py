@@ -532,6 +532,10 @@ OF_LAYERS: Properties = {
     "where in and out differ": lambda p: p.in_features != p.out_features,
     "where in is below out": lambda p: p.in_features < p.out_features,
     "where in is above out": lambda p: p.in_features > p.out_features,
+    "at ranks above 32": lambda p: p.rank > 32,
+    "at a rank that is a multiple of 32": lambda p: p.rank % 32 == 0,
+    "for more than 128 rows": lambda p: p.n > 128,
+    "for more than 128 outputs": lambda p: p.out_features > 128,
     "where the rank is above a width": lambda p: p.rank > min(p.in_features, p.out_features),
     "in wide layers": lambda p: p.in_features > 100,
     "in layers that are not wide": lambda p: p.in_features <= 100,
@@ -542,4 +546,5 @@ OF_IMAGES: Properties = {
     "with padding": lambda p: max(p.padding) > 0,
     "with dilation": lambda p: max(p.dilation) > 1,
     "with groups": lambda p: p.groups > 1,
+    "where it is depthwise": lambda p: p.groups == p.in_features > 1,
 }

@@ -332,6 +332,29 @@ def test_the_line_of_the_user_s_file_is_told():
     assert text.endswith(f", a bias), in test_hostile.py, line {line}")
 
 
+class Tensor:
+    """As torch has them: it cannot become an array."""
+
+    def __array__(self, *more, **options):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+@pytest.mark.parametrize(("module", "hint"), [("torch", "; of torch, return y.detach().float().numpy()"), ("jax", "")])
+def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint):
+    monkeypatch.setattr(Tensor, "__module__", module)
+
+    def forward(x, *arrays):
+        return Tensor()
+
+    with pytest.raises(CannotRun) as refused:
+        check(SimpleNamespace(forward=forward), name="mine")
+    text = (
+        "mine: forward returns a Tensor that is no array: RuntimeError: Can't call numpy() on Tensor that requires grad"
+    )
+    line = f", in test_hostile.py, line {forward.__code__.co_firstlineno}"
+    assert str(refused.value) == f"{text}{hint} (N=7 in=5 out=3 r=2 alpha=3, a bias){line}"
+
+
 def test_functions_that_share_what_raises_are_told_once():
     def shared(*arrays):
         raise RuntimeError("no GPU")

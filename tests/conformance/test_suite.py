@@ -200,6 +200,24 @@ def test_another_scaling_is_told_where_it_is_another():
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        (lambda p: len(p["x"]) > 128, "for more than 128 rows"),
+        (lambda p: len(p["weight"]) > 128, "for more than 128 outputs"),
+        (lambda p: len(p["lora_A"]) > 32, "at ranks above 32"),
+        (lambda p: len(p["lora_A"]) % 32 == 0, "at a rank that is a multiple of 32"),
+    ],
+)
+def test_what_is_wrong_beyond_a_tile_alone_is_told(wrong, where):
+    def forward(x, weight, bias, A, B, alpha):
+        y = LINEAR["forward"](x, weight, bias, A, B, alpha)
+        return 1.01 * y if wrong({"x": x, "weight": weight, "lora_A": A}) else y
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert text.startswith(f"the output, {where}, is off by ")
+
+
 @pytest.mark.parametrize(("axis", "block"), [("rows", 64), ("in", 128), ("out", 64), ("rank", 16)])
 def test_what_is_left_over_after_a_block_is_missed(axis, block):
     n, i, o, r = (block if name == axis else None for name in ("rows", "in", "out", "rank"))
