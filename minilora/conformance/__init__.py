@@ -13,6 +13,7 @@ conformance`` and, as tests with an id each, the pytest plugin.
 - `report`: what was found, with an id for each claim and problem
 - `calling`: calls an implementation's functions, and notes what they do beside
 - `judges`: the claims that compare no layer's numbers: the start, Adam, the frozen base
+- `edges`: the claims about what an implementation may refuse: no rows, more axes, an alpha of 0
 - `diagnoses`: which known bugs explain wrong answers
 - `target`: finds the module or the file that is named on a command line
 - `apart`: checks in a process of its own, whatever foreign code does there

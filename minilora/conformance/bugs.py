@@ -22,6 +22,7 @@ from .reference import QUANTITIES, SCALINGS
 Parts = Mapping[str, Any]
 EVERY = tuple(SETS)
 DORA = ("dora", "dora-full")
+PLAIN = tuple(kind for kind in EVERY if kind != "rslora")  # of the scaling alpha / r
 ROWS = ("linear", "rslora", *DORA)
 CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
@@ -592,6 +593,21 @@ BUGS: Sequence[Bug] = (
         _outputs_up_to_128,
         "forward",
         kinds=ROWS,
+    ),
+    # the edge of the contract
+    Bug(
+        "an-alpha-of-0-is-taken-for-1",
+        "an alpha of 0 is taken for 1, as by `alpha or 1`",
+        {"scaling": lambda alpha, r: (alpha or 1) / r},
+        "alpha of 0",
+        kinds=PLAIN,
+    ),
+    Bug(
+        "an-alpha-of-0-is-taken-for-the-rank",
+        "an alpha of 0 is taken for the rank, as by `alpha or r`",
+        {"scaling": lambda alpha, r: (alpha or r) / r},
+        "alpha of 0",
+        kinds=PLAIN,
     ),
     # the start
     Bug(

@@ -18,7 +18,9 @@ import numpy as np
 from .. import __version__
 from ..files.errors import printable
 
-NOT_FAILED = ("ok", "not offered")
+REFUSED = "refused"
+"""Of what stands at the edge of the contract: it raises, or answers in another shape."""
+NOT_FAILED = ("ok", "not offered", REFUSED)
 CANNOT_BE_TOLD = "cannot be told: the output is wrong in another way"
 """Of the scaling: the claim "forward" fails there."""
 FORMAT = 1
@@ -36,7 +38,7 @@ class Outcome:
     id: str
     claim: str
     problem: str  # its sizes; empty where the claim is about no single problem
-    verdict: str  # "ok", "not offered", or what is wrong
+    verdict: str  # "ok", "not offered", "refused", or what is wrong
 
     @property
     def failed(self) -> bool:
@@ -56,7 +58,7 @@ class Report:
 
     name: str  # the implementation's
     dtype: str  # the precision that it was checked in
-    claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", or what is wrong, for each claim
+    claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", "refused", or what is wrong
     habits: dict[str, str] = field(default_factory=dict)  # the same for each habit, which does not count
     diagnoses: list[str] = field(default_factory=list)  # what is wrong, the likeliest first; empty where all is right
     # For each answer that it offers, the largest error on any problem, relative to the largest entry; infinite where an

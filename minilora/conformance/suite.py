@@ -42,12 +42,13 @@ from . import judges
 from .bugs import Bug
 from .calling import Watch, answers, forward, spelled, suited
 from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
+from .edges import EDGES
 from .kinds import AGAIN, DECLARED, SETS, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 
-CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed")
+CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed", *EDGES)
 """What is checked, in the order of the report."""
 FACTORS = ("lora_A", "lora_B", "magnitude")
 ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
@@ -180,6 +181,9 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     }
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
+    right = {key for claim, (_, keys) in ANSWERS.items() if report.claims[claim] == "ok" for key in keys}
+    for claim, edge in EDGES.items():
+        verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
     report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
     report.claims |= verdicts

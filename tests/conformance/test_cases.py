@@ -42,8 +42,10 @@ def test_the_ids_are_known_before_the_check():
 def test_an_id_has_the_kind_the_number_and_the_claim():
     found = ids(SimpleNamespace(kinds={"conv2d": None}))
     assert found[:5] == ["linear-0-forward", "linear-0-scaling", "linear-0-slope", "linear-0-merge", "linear-1-forward"]
-    assert found[-5:] == ["conv2d-6-merge", "conv2d-start", "conv2d-adam", "conv2d-frozen-base",
-                          "conv2d-nothing-is-changed"]  # fmt: skip
+    assert found[-9:] == [
+        *("conv2d-6-merge", "conv2d-start", "conv2d-adam", "conv2d-frozen-base", "conv2d-nothing-is-changed"),
+        *("conv2d-memory-order", "conv2d-more-axes", "conv2d-no-rows", "conv2d-alpha-of-0"),
+    ]
 
 
 PROBLEMS = Path(__file__).with_name("problems.txt").read_text(encoding="utf-8").splitlines()
@@ -153,8 +155,8 @@ def test_an_output_that_is_wrong_otherwise_has_no_scaling():
 def test_what_is_not_offered_has_cases_too():
     report = check(SimpleNamespace(forward=LINEAR["forward"]))
     offered = {case.claim for case in report.cases if case.verdict == "ok"}
-    assert offered == {"forward", "scaling", "nothing is changed"}
-    assert {case.verdict for case in report.cases if case.claim not in offered} == {"not offered"}
+    assert offered == {"forward", "scaling", "nothing is changed", "memory order", "more axes", "no rows"}
+    assert {case.verdict for case in report.cases if case.claim not in offered} == {"not offered", "refused"}
     assert {case.claim for case in report.cases if case.problem} == set(OF_PROBLEMS)
 
 

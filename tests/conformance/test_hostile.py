@@ -412,13 +412,14 @@ def as_c(array):
         (lambda x: as_c(x) if not (x.flags.f_contiguous or x.flags.c_contiguous) else x, "at every second place"),
     ],
 )
-def test_memory_that_is_read_as_c_order_is_a_habit(reads, said):
+def test_memory_that_is_read_as_c_order_fails(reads, said):
     def forward(x, *arrays):
         return LINEAR["forward"](reads(x), *arrays)
 
     report = check(implementation(forward=forward))
-    assert report.passed, str(report)
-    assert report.habits["memory order"] == f"other numbers {said}"
+    assert not report.passed
+    assert report.claims["memory order"].startswith(f"where arrays lie {said}, the output is off by ")
+    assert report.diagnoses == [report.claims["memory order"]]
 
 
 def test_a_function_that_raises_in_every_order_has_no_habit():

@@ -30,11 +30,11 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     report = check(with_kinds(**OURS), dtype=dtype, name="minilora")
     assert report.passed, str(report)
     assert not report.diagnoses
-    assert set(report.claims.values()) == {"ok"}
+    assert [claim for claim, verdict in report.claims.items() if verdict != "ok"] == ["alpha of 0"]  # it is refused
     assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d"}
     for kind in report.kinds.values():
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
-        assert offered == set(kind.claims) - {"adam"}
+        assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes"}
     assert str(report).startswith(f"minilora: passed, in {dtype}; 5 of 5 functions offered\n")
 
 
@@ -52,7 +52,7 @@ def test_what_is_missing_is_not_offered_and_not_failed():
     report = check(SimpleNamespace(forward=LINEAR["forward"]))
     assert report.passed
     assert {claim for claim, verdict in report.claims.items() if verdict == "ok"} == {
-        "forward", "scaling", "nothing is changed"
+        "forward", "scaling", "nothing is changed", "memory order", "more axes", "no rows"
     }  # fmt: skip
     assert {report.claims[c] for c in ("slope", "merge", "start", "adam", "frozen base")} == {"not offered"}
 
