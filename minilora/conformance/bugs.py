@@ -609,6 +609,14 @@ BUGS: Sequence[Bug] = (
         "alpha of 0",
         kinds=PLAIN,
     ),
+    Bug(
+        "dora-divides-by-the-length-of-a-row-of-zeros",
+        "DoRA divides by the length of a row of zeros: the output there is not a number, and should be the bias",
+        {"gain": lambda m, n: m[:, None] / n},
+        "row of zeros",
+        "huggingface/peft #2049, huggingface/peft #3237",
+        kinds=DORA,
+    ),
     # the start
     Bug(
         "a-starts-with-the-fan-of-the-rank",

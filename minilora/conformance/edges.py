@@ -1,4 +1,4 @@
-"""What stands at the edge of the contract: another memory order, more axes, no rows, an alpha of 0.
+"""What stands at the edge of the contract: another memory order, more axes, no rows, an alpha or a row of zero.
 
 An implementation may refuse these, which is no failure: it raises, or returns an array of another shape. What it does
 answer must be right. An answer that is wrong already on the problems is not judged here again.
@@ -7,16 +7,16 @@ answer must be right. An answer that is wrong already on the problems is not jud
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .bugs import bugs_of
-from .calling import Watch, answers, strided
+from .calling import Watch, answers, forward, strided
 from .diagnoses import describe_unknown
 from .kinds import Ids, Images
-from .problems import Arrays
-from .reference import QUANTITIES, Trial, drawn
+from .problems import Arrays, Problem
+from .reference import QUANTITIES, RIGHT, Trial, drawn, round_to
 from .report import REFUSED
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -77,6 +77,32 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     return verdict
 
 
+@dataclass(frozen=True)
+class ZeroRow(Problem):
+    """A start at which a row of the weight is zero."""
+
+    start: bool = True
+
+    @property
+    def full(self) -> Arrays:
+        """The weight, with its third row zero, and the bias."""
+        return {**super().full, "weight": super().full["weight"] * (np.arange(self.out_features) != 2)[:, None]}
+
+
+def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Let a row of DoRA's weight be zero, and its magnitude with it: the output is the base's. The backward is free."""
+    if "magnitude" not in trial.arrays:
+        return "not offered"
+    base = drawn(ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT)  # as lora_B is zero, DoRA's output is that of LoRA
+    lengths = np.linalg.norm(base.arrays["weight"].astype(np.float64), axis=1)
+    start = replace(base, arrays=base.arrays | {"magnitude": round_to(lengths, dtype)})
+    with np.errstate(all="ignore"):  # 0 / 0 is told in the verdict
+        y = forward(Watch(watch.functions, watch.kind), start)
+    if y is not None and y.shape == base.right["y"].shape and not np.isfinite(y).all():
+        return str(bugs_of(watch.kind, ("row of zeros",))[0])
+    return _judged({} if y is None else {"y": y}, start, right, "where a row of the weight is zero")
+
+
 def _judged(found: Arrays, trial: Trial, right: Set[str], where: str) -> str:
     """Say what is wrong among answers that are right elsewhere."""
     asked = [key for key in found if key in right]
@@ -86,5 +112,6 @@ def _judged(found: Arrays, trial: Trial, right: Set[str], where: str) -> str:
     return "ok" if asked else REFUSED
 
 
-EDGES = {"memory order": memory_order, "more axes": more_axes, "no rows": no_rows, "alpha of 0": alpha_of_0}
+EDGES = {"memory order": memory_order, "more axes": more_axes, "no rows": no_rows, "alpha of 0": alpha_of_0,
+         "row of zeros": row_of_zeros}  # fmt: skip
 """A claim for each."""

@@ -70,7 +70,7 @@ class Formulas:
     hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B  # how B takes the r hidden numbers
     # and for DoRA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
-    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / n
+    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / (n + (n == 0))
     through_norm: float = 0.0  # 0 where n is a constant, 1 where the gradient passes through it
     dm: Callable[[np.ndarray, np.ndarray], np.ndarray | None] = lambda dm, n: dm  # None: it is not returned
     bias_in_dm: float = 0.0

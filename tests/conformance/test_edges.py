@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minilora import Adapter, DoRA, Linear
 from minilora.conformance import check
 from minilora.conformance.edges import EDGES
 from minilora.conformance.report import REFUSED
@@ -44,7 +45,8 @@ def test_our_own_layers_refuse_an_alpha_of_0_alone():
     for kind, one in {"linear": report, **report.kinds}.items():
         said = {claim: one.claims[claim] for claim in EDGES}
         images = {"more axes": "not offered"} if kind.startswith("conv") else {}
-        assert said == dict.fromkeys(EDGES, "ok") | {"alpha of 0": REFUSED} | images
+        zeros = {} if kind == "dora" else {"row of zeros": "not offered"}
+        assert said == dict.fromkeys(EDGES, "ok") | {"alpha of 0": REFUSED} | images | zeros
 
 
 def has_no_rows(arrays):
@@ -59,7 +61,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("claim", EDGES)
+@pytest.mark.parametrize("claim", REFUSALS)
 def test_what_is_refused_is_no_failure(claim):
     def change(function, arrays):
         if REFUSALS[claim](arrays):
@@ -69,12 +71,12 @@ def test_what_is_refused_is_no_failure(claim):
     report = check(every_function(change))
     assert report.passed, str(report)
     assert report.claims[claim] == REFUSED
-    assert {report.claims[other] for other in EDGES if other != claim} == {"ok"}
+    assert {report.claims[other] for other in REFUSALS if other != claim} == {"ok"}
     (case,) = [case for case in report.cases if case.claim == claim]
     assert not case.failed
 
 
-@pytest.mark.parametrize("claim", EDGES)
+@pytest.mark.parametrize("claim", REFUSALS)
 @pytest.mark.parametrize("wrong", NAMES)
 def test_what_is_wrong_at_the_edge_alone_is_named(claim, wrong):
     if wrong == "merge" and claim in ("more axes", "no rows"):
@@ -142,3 +144,60 @@ def test_without_an_alpha_an_alpha_of_0_changes_nothing():
     report = check(SimpleNamespace(forward=forward, scaling="1"))
     assert report.passed, str(report)
     assert report.claims["alpha of 0"] == "ok"
+
+
+# --- DoRA at a row of zeros -----------------------------------------------------------------------
+
+
+def dora_of(gain):
+    """DoRA by a gain of each row."""
+
+    def forward(x, weight, bias, A, B, alpha, m):
+        V = weight + alpha / len(A) * (B @ A)
+        y = gain(m, np.sqrt((V * V).sum(axis=1))) * (x @ V.T)
+        return y if bias is None else y + bias
+
+    return with_kinds(dora=SimpleNamespace(forward=forward))
+
+
+NAN = "DoRA divides by the length of a row of zeros"
+GAINS = {
+    "plain": (lambda m, n: m / n, NAN),
+    "guarded": (lambda m, n: m / np.where(n == 0, 1, n), "ok"),
+    "with an eps": (lambda m, n: m / np.maximum(n, 1e-30), "ok"),
+    "shifted": (lambda m, n: m / n if n.all() else 1.0 + m, "where a row of the weight is zero the output is off by "),
+}
+
+
+def refuses(m, n):
+    if not n.all():
+        raise ValueError("a row of zeros")
+    return m / n
+
+
+@pytest.mark.parametrize(("gain", "said"), [*GAINS.values(), (refuses, REFUSED)], ids=[*GAINS, "refused"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_dora_at_a_row_of_zeros_is_the_bias(gain, said, dtype):
+    report = check(dora_of(gain), dtype=dtype).kinds["dora"]
+    assert report.claims["row of zeros"].startswith(said)
+    assert report.passed is (said in ("ok", REFUSED))
+    assert [case.id for case in report.cases if case.failed] == ([] if report.passed else ["dora-row-of-zeros"])
+
+
+@pytest.mark.parametrize("norm", ["constant", "full"])
+def test_our_dora_is_finite_at_a_row_of_zeros(norm):
+    """And it does not train there: the magnitude is zero."""
+    rng = np.random.default_rng(0)
+    weight, x, dy = rng.standard_normal((4, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
+    weight[1] = 0
+    base = Linear(weight, rng.standard_normal(4))
+    A, B = rng.standard_normal((2, 3)), np.zeros((4, 2))
+    layer = DoRA(base, Adapter(A, B, 3.0, magnitude=np.linalg.norm(weight, axis=1), dora_norm=norm))
+    y, cache = layer.forward(x)
+    np.testing.assert_allclose(y, base(x), rtol=1e-13)
+    np.testing.assert_allclose(layer.merge()(x), base(x), rtol=1e-13)
+    dx, grads = layer.backward(dy, cache)
+    np.testing.assert_allclose(dx, base.input_gradient(dy), rtol=1e-13)
+    assert all(np.isfinite(g).all() for g in grads.values())
+    assert not grads["lora_B"][1].any()
+    assert not grads["magnitude"][1]
