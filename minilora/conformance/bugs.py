@@ -104,6 +104,11 @@ def _depthwise(problem: Images) -> Parts:
     return _no_groups(problem) if problem.groups == problem.in_features else {}
 
 
+def _all_ranks_but_one(problem: Problem) -> Parts:
+    kept = np.arange(problem.rank) < problem.rank - 1
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+
+
 def _ranks_up_to_32(problem: Problem) -> Parts:
     if problem.rank <= 32:
         return {}
@@ -569,6 +574,43 @@ BUGS: Sequence[Bug] = (
         "forward",
         kinds=CONVOLUTIONS,
         shows=("y", "x"),
+    ),
+    # how the factors are read
+    Bug(
+        "lora-b-is-reshaped-where-it-lies-transposed",
+        "lora_B is read as (r, out) and reshaped: it should be transposed",
+        {"hidden": lambda B: B.T.reshape(B.shape)},
+        "forward",
+        "unslothai/unsloth-zoo #1269",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "lora-a-is-reshaped-where-it-lies-transposed",
+        "lora_A is read as (in, r) and reshaped: it should be transposed",
+        {"down": lambda A: A.T.reshape(A.shape)},
+        "forward",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-ranks-of-the-factors-stand-in-opposite-orders",
+        "the ranks of lora_B stand in the opposite order to those of lora_A",
+        {"hidden": lambda B: B[:, ::-1]},
+        "forward",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-halves-of-the-ranks-are-exchanged",
+        "the halves of the ranks are exchanged in one of the factors",
+        {"hidden": lambda B: np.roll(B, B.shape[1] // 2, axis=1)},
+        "forward",
+        "huggingface/diffusers #13998, sgl-project/sglang #27274",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-last-rank-is-left-out",
+        "the last rank is left out: the last row of lora_A and the last column of lora_B do not count",
+        _all_ranks_but_one,
+        "forward",
     ),
     # sizes at which a kernel's tiles end
     Bug(

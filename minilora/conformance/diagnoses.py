@@ -17,6 +17,7 @@ import numpy as np
 from .bugs import BUGS as BUGS  # importable from here too, for one version: the table stood here before 0.3
 from .bugs import Bug, bugs_of
 from .kinds import Images
+from .patterns import pattern
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, TINY, TOLERANCE, UNIT, Trial
 
@@ -149,8 +150,11 @@ def unexplained(wrong: frozenset[str], found: Sequence[Found]) -> Iterator[str]:
 EVERY_ENTRY = "every entry is off by the factor"
 
 
-def describe_unknown(name: str, found: np.ndarray, trial: Trial) -> str:
-    """Return what can be said of a wrong answer that no known bug explains: its shape, or ratio and worst entry."""
+def describe_unknown(name: str, found: np.ndarray, trial: Trial, inside: bool = False) -> str:
+    """Return what can be said of a wrong answer that no known bug explains: its shape, or ratio and worst entry.
+
+    With `inside`, also what is seen inside the array, which takes longer.
+    """
     expected = trial.right[name]
     if np.ndim(found) == np.ndim(expected) == 2 and trial.agrees(name, np.transpose(found)):
         return "is transposed"
@@ -163,7 +167,10 @@ def describe_unknown(name: str, found: np.ndarray, trial: Trial) -> str:
     where = ", ".join(map(str, at))
     text = f"is off by {abs(found[at] - expected[at]):.3g} at [{where}]: {found[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, found, trial)
-    return f"{text}; {EVERY_ENTRY} {ratio:.6g}" if abs(ratio - 1) > 1e-3 else text
+    if abs(ratio - 1) > 1e-3:
+        return f"{text}; {EVERY_ENTRY} {ratio:.6g}"
+    seen = pattern(name, found, trial) if inside else ""
+    return f"{text}; {seen}" if seen else text
 
 
 def _ratio(name: str, found: np.ndarray, trial: Trial) -> float:

@@ -67,7 +67,8 @@ class Formulas:
     merged: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: W + s * BA
     turned: Callable[[np.ndarray], np.ndarray] = lambda z: z  # on the columns of x, and of dx
     seen_by_dA: Callable[[np.ndarray], np.ndarray] = lambda x: x
-    hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B  # how B takes the r hidden numbers
+    down: Callable[[np.ndarray], np.ndarray] = lambda A: A  # how A is read, and how B takes the r hidden numbers
+    hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B
     # and for DoRA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / (n + (n == 0))
@@ -81,7 +82,7 @@ class Formulas:
         `lengths` are the true ones, where p has absolute values: an error in V moves n by as much, relative to n.
         """
         dy, W, A, B = (p[name] for name in ("dy", "weight", "lora_A", "lora_B"))
-        x, B_used = self.turned(p["x"]), self.hidden(B)
+        x, A, B_used = self.turned(p["x"]), self.down(A), self.hidden(B)
         s, b = self.scaling(alpha, len(A)), p.get("bias")
         BA, G, n = B_used @ A, np.ones((len(W), 1), W.dtype), None
         if self.length is not None and "magnitude" in p:

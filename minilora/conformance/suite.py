@@ -316,10 +316,11 @@ def judge_numbers(
     single = [key for key in rest if _is_single(trials, found, key)]
     if single:
         report.diagnoses.append(f"{listed([QUANTITIES[key].split(',')[0] for key in single])}: {SINGLE}")
-    unknown = [_describe(trials, found, key) for key in rest if key not in single]
+    described = {key: _describe(trials, found, key, inside=key in rest) for key in wrong}
+    unknown = [described[key] for key in rest if key not in single]
     report.diagnoses += sorted(unknown, key=lambda text: EVERY_ENTRY not in text)
     for claim, (_, keys) in ANSWERS.items():
-        texts = [_describe(trials, found, key) for key in keys if key in wrong]
+        texts = [described[key] for key in keys if key in wrong]
         missing = [key for key in FACTORS if key in trials[0].right and key not in there]
         if claim == "slope" and missing and lacking:  # that of x may be left out: the first layer needs none
             bug = left_out(kind, trials[0], missing)
@@ -479,7 +480,7 @@ def _error(found: np.ndarray, right: np.ndarray) -> float:
     return float(error / max(np.abs(right).max(initial=0.0), np.finfo(float).tiny)) if error else 0.0
 
 
-def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str:
+def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str, inside: bool) -> str:
     """Say what is wrong with an answer on the first problem where it is, and what the problems have in common."""
     asked = [(trial, one) for trial, one in zip(trials, found, strict=True) if key in one]
     failed = [(trial, one) for trial, one in asked if not trial.agrees(key, one[key])]
@@ -490,7 +491,7 @@ def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str
         if other != key and all(trial.agrees(other, one[key]) for trial, one in asked):
             return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"
     common = _common([t.problem for t, _ in failed], [t.problem for t, _ in asked if t.right[key].any()])
-    return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial)} ({trial.problem})"
+    return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial, inside)} ({trial.problem})"
 
 
 SINGLE = (
