@@ -22,6 +22,8 @@ from .reference import QUANTITIES, SCALINGS
 Parts = Mapping[str, Any]
 EVERY = tuple(SETS)
 DORA = ("dora", "dora-full")
+PLAIN = tuple(kind for kind in EVERY if kind != "rslora")  # of the scaling alpha / r
+ROWS = ("linear", "rslora", *DORA)
 CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
 ADAM = ("adam",)
@@ -29,7 +31,7 @@ OF_NUMBERS = ("forward", "scaling", "slope", "merge")
 """The claims that compare a layer's numbers with those of `Formulas`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a row is itself alone: what it predicts can be kept
 class Bug:
     """A known bug. ``str(bug)`` is its name, and where it was made."""
 
@@ -96,6 +98,33 @@ def _without_first_id(X: np.ndarray) -> np.ndarray:
 def _no_groups(problem: Images) -> Parts:
     one_group = {"hidden": lambda B: B.sum(axis=1, keepdims=True) + 0 * B}
     return one_group if problem.groups == problem.rank > 1 else {}
+
+
+def _depthwise(problem: Images) -> Parts:
+    return _no_groups(problem) if problem.groups == problem.in_features else {}
+
+
+def _all_ranks_but_one(problem: Problem) -> Parts:
+    kept = np.arange(problem.rank) < problem.rank - 1
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+
+
+def _ranks_up_to_32(problem: Problem) -> Parts:
+    if problem.rank <= 32:
+        return {}
+    kept = np.arange(problem.rank) < 32
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+
+
+def _rows_up_to_128(problem: Problem) -> Parts:
+    return {"update": (np.arange(problem.n) < 128)[:, None] * 1.0} if problem.n > 128 else {}
+
+
+def _outputs_up_to_128(problem: Problem) -> Parts:
+    if problem.out_features <= 128:
+        return {}
+    kept = (np.arange(problem.out_features) < 128)[:, None]
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
 
 
 def _whole(V: np.ndarray) -> np.ndarray:
@@ -537,6 +566,98 @@ BUGS: Sequence[Bug] = (
         "Tencent/YOLO-Master #228",
         kinds=CONVOLUTIONS,
         shows=("y", "x"),
+    ),
+    Bug(
+        "groups-are-ignored-in-a-depthwise-convolution",
+        "groups are ignored where there is one for each channel: each output sums all of the hidden channels",
+        _depthwise,
+        "forward",
+        kinds=CONVOLUTIONS,
+        shows=("y", "x"),
+    ),
+    # how the factors are read
+    Bug(
+        "lora-b-is-reshaped-where-it-lies-transposed",
+        "lora_B is read as (r, out) and reshaped: it should be transposed",
+        {"hidden": lambda B: B.T.reshape(B.shape)},
+        "forward",
+        "unslothai/unsloth-zoo #1269",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "lora-a-is-reshaped-where-it-lies-transposed",
+        "lora_A is read as (in, r) and reshaped: it should be transposed",
+        {"down": lambda A: A.T.reshape(A.shape)},
+        "forward",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-ranks-of-the-factors-stand-in-opposite-orders",
+        "the ranks of lora_B stand in the opposite order to those of lora_A",
+        {"hidden": lambda B: B[:, ::-1]},
+        "forward",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-halves-of-the-ranks-are-exchanged",
+        "the halves of the ranks are exchanged in one of the factors",
+        {"hidden": lambda B: np.roll(B, B.shape[1] // 2, axis=1)},
+        "forward",
+        "huggingface/diffusers #13998, sgl-project/sglang #27274",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-last-rank-is-left-out",
+        "the last rank is left out: the last row of lora_A and the last column of lora_B do not count",
+        _all_ranks_but_one,
+        "forward",
+    ),
+    # sizes at which a kernel's tiles end
+    Bug(
+        "ranks-above-32-are-left-out",
+        "ranks above 32 are left out: only the first 32 rows of lora_A and columns of lora_B count",
+        _ranks_up_to_32,
+        "forward",
+        "predibase/lorax #70",
+        kinds=ROWS,
+    ),
+    Bug(
+        "rows-from-128-on-lack-the-update",
+        "rows from 128 on lack the update",
+        _rows_up_to_128,
+        "forward",
+        kinds=ROWS,
+        shows=("y",),
+    ),
+    Bug(
+        "outputs-from-128-on-lack-the-update",
+        "outputs from 128 on lack the update",
+        _outputs_up_to_128,
+        "forward",
+        kinds=ROWS,
+    ),
+    # the edge of the contract
+    Bug(
+        "an-alpha-of-0-is-taken-for-1",
+        "an alpha of 0 is taken for 1, as by `alpha or 1`",
+        {"scaling": lambda alpha, r: (alpha or 1) / r},
+        "alpha of 0",
+        kinds=PLAIN,
+    ),
+    Bug(
+        "an-alpha-of-0-is-taken-for-the-rank",
+        "an alpha of 0 is taken for the rank, as by `alpha or r`",
+        {"scaling": lambda alpha, r: (alpha or r) / r},
+        "alpha of 0",
+        kinds=PLAIN,
+    ),
+    Bug(
+        "dora-divides-by-the-length-of-a-row-of-zeros",
+        "DoRA divides by the length of a row of zeros: the output there is not a number, and should be the bias",
+        {"gain": lambda m, n: m[:, None] / n},
+        "row of zeros",
+        "huggingface/peft #2049, huggingface/peft #3237",
+        kinds=DORA,
     ),
     # the start
     Bug(

@@ -196,12 +196,18 @@ LINEAR = (
     Problem(5, 3, 4, 2, alpha=3.0, seed=8, start=True),
     Problem(67, 130, 69, 17, alpha=24.0, seed=9),  # each a little above a power of two, where blocks end
     Problem(2, 4096, 5, 3, alpha=12.0, seed=10),  # as wide as layers are in use
+    Problem(3, 35, 40, 33, alpha=20.0, seed=11),  # of a rank above 32, which some kernels hold at most
+    Problem(4, 30, 36, 64, alpha=40.0, seed=12),  # of a rank that is a multiple of 32
+    Problem(131, 7, 5, 3, alpha=4.0, seed=13),  # more than 128 rows
+    Problem(3, 6, 133, 4, alpha=9.0, seed=14),  # more than 128 outputs
 )
+NARROW = tuple(problem for problem in LINEAR if problem.in_features < 4096)
 CONV1D = (
     Images(3, 4, 5, 2, 3.0, kernel=(3,), sizes=(9,), stride=(1,), padding=(0,), dilation=(1,)),
     Images(2, 3, 4, 5, 2.0, False, 1, kernel=(4,), sizes=(11,), stride=(2,), padding=(1,), dilation=(1,)),
     Images(2, 2, 3, 3, 7.0, True, 2, kernel=(2,), sizes=(8,), stride=(3,), padding=(2,), dilation=(3,)),
     Images(3, 4, 6, 2, 5.0, True, 3, kernel=(3,), sizes=(7,), stride=(1,), padding=(1,), dilation=(1,), groups=2),
+    Images(2, 4, 8, 4, 3.0, True, 4, kernel=(3,), sizes=(6,), stride=(1,), padding=(1,), dilation=(1,), groups=4),
 )
 CONV2D = (
     Images(2, 3, 4, 2, 3.0),
@@ -210,6 +216,7 @@ CONV2D = (
     Images(3, 4, 4, 4, 6.0, True, 3, kernel=(1, 1), sizes=(3, 4)),
     Images(2, 4, 6, 4, 10.0, True, 4, sizes=(5, 7), padding=(1, 1), groups=2),
     Images(2, 4, 6, 2, 3.0, False, 5, kernel=(2, 2), sizes=(4, 5), groups=2),
+    Images(3, 4, 8, 4, 7.0, True, 6, kernel=(3, 2), sizes=(4, 5), groups=4),  # depthwise
 )
 EMBEDDING = (
     Ids(7, 5, 3, 2, 3.0),
@@ -221,12 +228,12 @@ EMBEDDING = (
 )
 SETS = {
     "linear": ProblemSet(RIGHT, LINEAR),
-    "rslora": ProblemSet(RSLORA, LINEAR[:-1]),
-    "dora": ProblemSet(DORA, LINEAR[:-1]),
+    "rslora": ProblemSet(RSLORA, NARROW),
+    "dora": ProblemSet(DORA, NARROW),
     "embedding": ProblemSet(RIGHT, EMBEDDING),
     "conv1d": ProblemSet(RIGHT, CONV1D),
     "conv2d": ProblemSet(RIGHT, CONV2D),
-    "dora-full": ProblemSet(replace(DORA, through_norm=1.0), LINEAR[:-1]),
+    "dora-full": ProblemSet(replace(DORA, through_norm=1.0), NARROW),
 }
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""
 DECLARED = tuple(kind for kind in SETS if kind != "dora-full")

@@ -18,8 +18,9 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ import numpy as np
 from .. import __version__
 from .adam import adam_follows, adam_problem
 from .bugs import BUGS, Bug, bugs_of
+from .diagnoses import listed
 from .judges import adam_verdict
 from .kinds import SETS
 from .problems import Arrays, Problem
-from .reference import TOLERANCE, UNIT, Trial
-from .suite import CannotRun, Report, judge_numbers
+from .reference import TOLERANCE, UNIT, Trial, drawn
+from .report import CannotRun, Outcome, Report, id_of
+from .suite import FACTORS, judge_numbers, outcomes_of
 
 DTYPES = ("float64", "float32")
 NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
 """The answers in a file, and in a report."""
+GRADIENTS = {"dx", "dA", "dB", "dm"}
 ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
 HOW = (
     "Each case is a safetensors file: a problem, its answers, and their sizes.",
@@ -70,7 +74,7 @@ class Vector:
 
     def trial(self) -> Trial:
         """Return the problem in its precision, with the answers."""
-        return Trial.draw(self.problem, self.dtype, SETS[self.kind].formulas)
+        return drawn(self.problem, self.dtype, SETS[self.kind].formulas)
 
 
 VECTORS = tuple(
@@ -147,17 +151,19 @@ def caught(bug: Bug, trial: Trial) -> bool:
     return any(name in bug.shows and not trial.agrees(name, answer) for name, answer in trial.by(**parts).items())
 
 
+@lru_cache(maxsize=len(VECTORS))
+def flags_of(kind: str, number: int) -> tuple[str, ...]:
+    """Return the flags of the bugs that show in a problem, in double precision."""
+    trial = Vector(kind, number, DTYPES[0]).trial()
+    return tuple(bug.flag for bug in bugs_of(kind) if caught(bug, trial))
+
+
 def index() -> dict[str, Any]:
     """Return what ``index.json`` holds."""
     cases: list[dict[str, Any]] = []
-    shown: dict[Any, list[str]] = {}
     for vector in VECTORS:
-        place = (vector.kind, vector.number)
-        if place not in shown:
-            trial = vector.trial()
-            shown[place] = [bug.flag for bug in bugs_of(vector.kind) if caught(bug, trial)]
         entry = {"file": vector.file, "kind": vector.kind, "dtype": vector.dtype, "sizes": str(vector.problem)}
-        cases.append(entry | {"flags": shown[place]})
+        cases.append(entry | {"flags": list(flags_of(vector.kind, vector.number))})
     for dtype in DTYPES:
         sizes = "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
         of_adam = [bug.flag for bug in bugs_of("adam", ("adam",))]
@@ -263,7 +269,7 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
         else:
             whole.kinds[kind] = report
     if (results / adam_file(dtype)).exists():
-        found = _read(results / adam_file(dtype), ("end_A", "end_B"))
+        found, _ = _read(results / adam_file(dtype), ("end_A", "end_B"))
         begin, steps = adam_problem()
         begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
         missing = [name for name in ("end_A", "end_B") if name not in found]
@@ -271,6 +277,7 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
         verdict = f"{adam_file(dtype)} has no {missing[0]}" if missing else ""
         whole.claims["adam"] = verdict or adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
         whole.diagnoses += [whole.claims["adam"]] if whole.claims["adam"] != "ok" else []
+        whole.cases.append(Outcome(id_of("linear", "adam"), "adam", "", whole.claims["adam"]))
     if whole.claims or whole.kinds:
         yield whole
 
@@ -282,13 +289,23 @@ def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
     if not there:
         return None
     trials = [vector.trial() for vector in there]
-    found = [_read(results / vector.file, tuple(NAMES)) for vector in there]
-    answers = [{NAMES[name]: array for name, array in one.items()} for one in found]
-    returned = sorted({name for one in answers for name in one} & {"x", "lora_A", "lora_B", "magnitude"})
+    read = [_read(results / vector.file, tuple(NAMES)) for vector in there]
+    answers = [{NAMES[name]: array for name, array in found.items()} for found, _ in read]
+    written = {name for _, names in read for name in names}
     report = Report(f"{results}, {kind}", dtype)
-    judge_numbers(report, kind, trials, answers, returned or None)
+    factors = judge_numbers(report, kind, trials, answers, _lacking(written) if written & GRADIENTS else None)
+    owed = [key for key in FACTORS if written & GRADIENTS and not any(key in one for one in answers)]
+    for vector, trial, one in zip(there, trials, answers, strict=True):
+        report.cases += outcomes_of(kind, vector.number, trial, one, factors, owed)
     report.habits = {"cases answered": f"{len(there)} of {len(vectors)}{_fewer(trials, answers)}"}
     return report
+
+
+def _lacking(written: set[str]) -> Callable[[Sequence[str]], str]:
+    """Return what is said of gradients that no file has, by the names that stand in files."""
+    names = {of: name for name, of in NAMES.items()}
+    there = ", ".join(sorted(written))
+    return lambda missing: f"no file has {listed([names[of] for of in missing])}; there are {there}"
 
 
 def _fewer(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
@@ -301,8 +318,8 @@ def _fewer(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
     return text
 
 
-def _read(path: Path, names: tuple[str, ...]) -> Arrays:
-    """Read those of a file's tensors that are answers."""
+def _read(path: Path, names: tuple[str, ...]) -> tuple[Arrays, list[str]]:
+    """Read those of a file's tensors that are answers; and the names of all."""
     from ..files.tensorfile import TensorFile
 
     file = TensorFile(path)
@@ -310,4 +327,4 @@ def _read(path: Path, names: tuple[str, ...]) -> Arrays:
     if not answers:
         raise CannotRun(f"{str(path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(names)}")
     with file.opened() as opened:
-        return {name: file.read(name, opened) for name in answers}
+        return {name: file.read(name, opened) for name in answers}, list(file.tensors)
