@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..files.errors import printable
-from .kinds import Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, Trial
 
-LAYER = ("weight", "bias", "lora_A", "lora_B")
-STEPS = ("stride", "padding", "dilation", "groups")
+OPTIONS = ("stride", "padding", "dilation", "groups", "nested_absmax", "mean")
 
 
 class Wrong(Exception):
@@ -58,15 +56,15 @@ class Watch:
         return callable(getattr(self.functions, function, None))
 
     def takes(self, function: str) -> frozenset[str]:
-        """Return which of a convolution's options a function names among its parameters."""
+        """Return which options of its kind a function names among its parameters."""
         try:
             parameters = inspect.signature(getattr(self.functions, function)).parameters
         except (TypeError, ValueError):  # of a compiled function nothing is known
             return frozenset()
-        return frozenset(STEPS) & frozenset(parameters)
+        return frozenset(OPTIONS) & frozenset(parameters)
 
     def options(self, function: str, problem: Problem) -> dict[str, Any]:
-        """Return how a problem's kernel moves, as far as a function takes it."""
+        """Return a problem's options, such as how a kernel moves, as far as a function takes them."""
         return {name: value for name, value in problem.options.items() if name in self.takes(function)}
 
     def turn(self, name: str, array: Any) -> Any:
@@ -193,7 +191,7 @@ def described(value: Any) -> str:
 def layer_arrays(trial: Trial) -> dict[str, Any]:
     """Return the arguments that stand for the layer, in order."""
     p = trial.arrays
-    layer = {name: p.get(name) for name in LAYER} | {"alpha": trial.problem.alpha}
+    layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
     return layer | ({"magnitude": p["magnitude"]} if "magnitude" in p else {})
 
 
@@ -219,4 +217,4 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
 
 def suited(problem: Problem, watch: Watch) -> Problem:
     """Return a problem with the options that the implementation's forward takes."""
-    return problem.only(watch.takes("forward")) if isinstance(problem, Images) else problem
+    return problem.only(watch.takes("forward"))

@@ -177,10 +177,10 @@ def habits(watch: Watch, trial: Trial, found: Arrays) -> dict[str, str]:
     """Report what is good to know, and no reason to fail."""
     again = answers(watch, trial)
     twice = all(np.array_equal(found[name], again[name], equal_nan=True) for name in found if name in again)
-    kept = sorted({str(a.dtype) for a in found.values()} - {str(trial.arrays["weight"].dtype)})
+    kept = sorted({str(a.dtype) for a in found.values()} - {str(trial.arrays["lora_A"].dtype)})
     return {
         "same bits twice": "ok" if twice else "two calls differ",
         "memory order": watch.notes.pop("memory order", "ok"),
-        "dtype kept": f"{', '.join(kept)} is returned for {trial.arrays['weight'].dtype}" if kept else "ok",
+        "dtype kept": f"{', '.join(kept)} is returned for {trial.arrays['lora_A'].dtype}" if kept else "ok",
         **watch.notes,
     }

@@ -45,10 +45,12 @@ def _rounded(name: str, found: np.ndarray, trial: Trial) -> str:
         near = np.abs(found - right) <= 4 * UNIT[half] * np.maximum(trial.sizes[name], np.abs(right))
         if near.all() and np.array_equal(round_to(found, half).astype(np.float64), found):
             return f"it is rounded to {half}"
-        for words, names in (("the factors are", ("lora_A", "lora_B")), ("the weight is", ("weight",))):
-            rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
-            if _agrees(name, found, replace(trial, arrays=trial.arrays | rounded).by(), trial):
-                return f"{words} rounded to {half}"
+        rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in ("lora_A", "lora_B")}
+        if _agrees(name, found, replace(trial, arrays=trial.arrays | rounded).by(), trial):
+            return f"the factors are rounded to {half}"
+        weight = trial.by(weight=lambda W, half=half: round_to(W, half).astype(np.float64))
+        if _agrees(name, found, weight, trial):
+            return f"the weight is rounded to {half}"
         s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
         short = float(round_to(np.array([s]), half)[0])
         if short != s and _agrees(name, found, trial.by(scaling=lambda alpha, r, short=short: short), trial):

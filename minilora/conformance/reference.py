@@ -53,6 +53,7 @@ class Formulas:
     """LoRA, a part at a time. All arrays are float64; x (N, in), W and BA (out, in), A (r, in), B (out, r)."""
 
     scaling: Callable[[float, int], float] = lambda alpha, r: alpha / r
+    weight: Callable[[np.ndarray], np.ndarray] = lambda W: W  # what codes stand for, where W is kept in four bits
     base: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, W: x @ W.T
     bias: Callable[[np.ndarray, Any], np.ndarray] = lambda b, G: b
     s_in_base: Callable[[float], float] = lambda s: 1.0
@@ -82,6 +83,7 @@ class Formulas:
         `lengths` are the true ones, where p has absolute values: an error in V moves n by as much, relative to n.
         """
         dy, W, A, B = (p[name] for name in ("dy", "weight", "lora_A", "lora_B"))
+        W = self.weight(W)
         x, A, B_used = self.turned(p["x"]), self.down(A), self.hidden(B)
         s, b = self.scaling(alpha, len(A)), p.get("bias")
         BA, G, n = B_used @ A, np.ones((len(W), 1), W.dtype), None
@@ -168,7 +170,7 @@ class Trial:
         full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
         if formulas.length is not None:
             full["magnitude"] = problem.magnitude
-        arrays = {name: round_to(a, dtype) for name, a in full.items()}
+        arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
         right, growth = _shaped(problem, formulas.answers(rows, problem.alpha)), _growth(problem, rows)
         return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
@@ -262,13 +264,13 @@ def _shaped(problem: Problem, answers: Arrays) -> Arrays:
 
 def _rows(problem: Problem, arrays: Arrays) -> Arrays:
     """Return a problem's arrays on rows, in float64."""
-    exact = {name: a if a.dtype.kind == "i" else a.astype(np.float64) for name, a in arrays.items()}
+    exact = {name: a if a.dtype.kind in "iu" else a.astype(np.float64) for name, a in arrays.items()}
     return problem.rows(exact)
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
     """Round to a precision. NumPy has no bfloat16: its numbers are float32 with the lower half of the bits zero."""
-    if array.dtype.kind == "i":
+    if array.dtype.kind in "iu":
         return array
     if dtype != "bfloat16":
         return array.astype(dtype)

@@ -18,7 +18,7 @@ An implementation is a module or an object with functions on NumPy arrays; only 
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora",
-"embedding", "conv1d" and "conv2d". `minilora.conformance.kinds` has their shapes, and their functions take more:
+"embedding", "conv1d", "conv2d" and "nf4". `minilora.conformance.kinds` has their shapes, and their functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
@@ -26,6 +26,9 @@ needs: a backward may not count on which forward was called last. The kinds are 
 - "embedding": x are ids, bias is None, and there is no dx.
 - "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has
   among its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
+- "nf4": packed and absmax in the place of weight, in blocks of 64; those of the keywords nested_absmax and mean that a
+  function names. Beside them ``pack(weight) -> (packed, absmax)`` and ``unpack(packed, absmax, shape) -> weight``.
+  Checked in float32.
 """
 
 from __future__ import annotations
@@ -43,13 +46,14 @@ from .bugs import Bug
 from .calling import Watch, answers, forward, spelled, suited
 from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
 from .edges import EDGES
+from .fourbits import FOUR_BITS
 from .kinds import AGAIN, DECLARED, SETS, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 
 CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed", *EDGES)
-"""What is checked, in the order of the report."""
+"""What is checked, in the order of the report; of a layer in four bits `FOUR_BITS` as well."""
 FACTORS = ("lora_A", "lora_B", "magnitude")
 ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
 """The function that each claim about numbers is about, and its answers."""
@@ -58,6 +62,17 @@ OF_PROBLEMS = ("forward", "scaling", "slope", "merge")
 ORIENTATIONS = ("out, in", "in, out")
 FUNCTIONS = ("forward", "backward", "merge", "init", "step")
 """What an implementation may offer; for a further kind of layers all but the last."""
+
+
+def functions_of(kind: str) -> tuple[str, ...]:
+    """Return what an implementation may offer for a kind of layers."""
+    further = ("pack", "unpack") if kind == "nf4" else ()
+    return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
+
+
+def contract(kind: str) -> tuple[str, ...]:
+    """Return what is checked of a kind of layers, in the order of the report."""
+    return (*CONTRACT, *FOUR_BITS) if kind == "nf4" else CONTRACT
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> Report:
@@ -115,6 +130,8 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     if isinstance(implementation, type) and _takes_self(getattr(implementation, "forward")):  # noqa: B009
         raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
     wanted = spelled(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
+    if kind == "nf4" and wanted in (None, "float64"):
+        wanted = "float32"  # the weight is a product that is taken in float32
     declared = {
         "dtype": (wanted or "float64", tuple(UNIT)),
         "orientation": (getattr(implementation, "orientation", "out, in"), ORIENTATIONS),
@@ -152,7 +169,7 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = answers(watch, trials[0], between)
     report = Report(name, dtype)
-    report.functions = {f: watch.offers(f) for f in FUNCTIONS if watch.kind == "linear" or f != "step"}
+    report.functions = {f: watch.offers(f) for f in functions_of(watch.kind)}
     returned = watch.returned
     got = f"it returns those of {', '.join(returned)}" if returned else "it returns none"
     factors = judge_numbers(
@@ -182,12 +199,12 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
     right = {key for claim, (_, keys) in ANSWERS.items() if report.claims[claim] == "ok" for key in keys}
-    for claim, edge in EDGES.items():
+    for claim, edge in (EDGES | (FOUR_BITS if watch.kind == "nf4" else {})).items():
         verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
     report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
     report.claims |= verdicts
-    report.claims = {claim: report.claims[claim] for claim in CONTRACT}
+    report.claims = {claim: report.claims[claim] for claim in contract(watch.kind)}
     owed = FACTORS if watch.offers("backward") else ()
     numbers = [outcomes_of(watch.kind, number, trial, one, factors, owed, watch)
                for number, (trial, one) in enumerate(zip(trials, found, strict=True))]  # fmt: skip
@@ -220,7 +237,7 @@ def ids(implementation: Any) -> list[str]:
 def _ids_of(kind: str) -> Iterator[str]:
     for number in range(len(SETS[kind].problems)):
         yield from (id_of(kind, claim, number) for claim in OF_PROBLEMS)
-    yield from (id_of(kind, claim) for claim in CONTRACT if claim not in OF_PROBLEMS)
+    yield from (id_of(kind, claim) for claim in contract(kind) if claim not in OF_PROBLEMS)
 
 
 def outcomes_of(

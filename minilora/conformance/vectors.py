@@ -4,7 +4,8 @@ A folder of vectors has one safetensors file for each case, and ``index.json``, 
 problem of the suite in one precision. Its file has
 
     the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude; alpha; for a convolution stride,
-                   padding, dilation and groups
+                   padding, dilation and groups; of a layer in NF4, in the place of weight, packed and absmax, and where
+                   the scales are quantised too nested_absmax and mean
     the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
     their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
 
@@ -45,6 +46,8 @@ ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
 HOW = (
     "Each case is a safetensors file: a problem, its answers, and their sizes.",
     "x, dy, weight, bias, lora_A, lora_B, magnitude and alpha are the problem; without a bias there is no tensor bias.",
+    "Of the kind nf4, packed and absmax stand for the weight, in blocks of 64; where there are nested_absmax, in blocks"
+    " of 256, and mean, absmax are codes too. Products are taken in float32.",
     "y is the output; dx, dA, dB and dm are the gradients at x, lora_A, lora_B and magnitude for the gradient dy at y;"
     " merged is the weight with the update folded in.",
     "An answer is right where |found - answer| <= tolerance * size, with the tolerance of the case's dtype.",
@@ -78,7 +81,10 @@ class Vector:
 
 
 VECTORS = tuple(
-    Vector(kind, number, dtype) for kind in SETS for number in range(len(SETS[kind].problems)) for dtype in DTYPES
+    Vector(kind, number, dtype)
+    for kind in SETS
+    for number in range(len(SETS[kind].problems))
+    for dtype in (DTYPES if kind != "nf4" else ("float32",))  # where a weight is a product that is taken in float32
 )
 
 
@@ -102,7 +108,8 @@ def tensors(vector: Vector) -> Arrays:
     """Return all that stands in a vector's file."""
     trial = Trial.draw(vector.problem, vector.dtype, SETS[vector.kind].formulas, OneOrder)
     problem, right = trial.problem, trial.right
-    steps = {name: np.atleast_1d(np.array(value, np.int64)) for name, value in problem.options.items()}
+    options = {name: value for name, value in problem.options.items() if name not in trial.arrays}
+    steps = {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
     found = {name: of for name, of in NAMES.items() if of in right}
     return {
         **trial.arrays,

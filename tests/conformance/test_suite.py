@@ -17,7 +17,7 @@ from minilora.conformance.bugs import BUGS, OF_NUMBERS
 from minilora.conformance.kinds import DECLARED, SETS
 from minilora.conformance.problems import Problem
 from minilora.conformance.reference import RIGHT, SCALINGS, UNIT, StartFormulas, Trial, round_to
-from minilora.conformance.suite import CONTRACT
+from minilora.conformance.suite import contract
 from minilora.conformance.target import imported
 
 from .implementations import OURS, from_formulas, full_norm, functions_of, implementation, init, with_kinds
@@ -32,7 +32,7 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     assert not report.diagnoses
     others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
     assert others == {"alpha of 0": "refused", "row of zeros": "not offered"}
-    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d"}
+    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d", "nf4"}
     for kind in report.kinds.values():
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
         assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros"}
@@ -88,6 +88,8 @@ def planted(bug):
         return "linear", implementation(step=step_of(**bug.parts))
     if bug.breaks == "start":
         return kind, SimpleNamespace(**vars(OURS[kind]) | {"init": start_of(**bug.parts)})
+    if bug.breaks == "codes":
+        return kind, SimpleNamespace(**vars(OURS[kind]) | bug.parts)
     return kind, from_formulas(kind, bug.parts, shows=bug.shows)
 
 
@@ -158,7 +160,7 @@ def test_a_flag_stays():
 def test_a_bug_is_of_known_kinds_and_claims():
     for bug in BUGS:
         assert set(bug.kinds) <= ({"adam"} if bug.breaks == "adam" else set(SETS))
-        assert bug.breaks in CONTRACT
+        assert bug.breaks in contract(bug.kinds[0])
         assert str(bug) == bug.name + (f" (made in {bug.source})" if bug.source else "")
 
 

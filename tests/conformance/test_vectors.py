@@ -33,12 +33,17 @@ def index_of(folder):
 def answer(file, kind):
     """What this library's own layers answer to a case, with nothing but the file."""
     p = load_file(file)
-    layer = [p["weight"], p.get("bias"), p["lora_A"], p["lora_B"], float(p["alpha"][0])]
-    layer += [p["magnitude"]] if "magnitude" in p else []
+    base = [p["packed"], p["absmax"]] if kind == "nf4" else [p["weight"]]
+    adapter = [p["lora_A"], p["lora_B"], float(p["alpha"][0])]
+    adapter += [p["magnitude"]] if "magnitude" in p else []
     steps = {name: tuple(map(int, p[name])) for name in ("stride", "padding", "dilation") if name in p}
-    functions = FULL[kind]
-    grads = functions.backward(p["dy"], p["x"], *layer, **steps)
-    found = {"y": functions.forward(p["x"], *layer, **steps), "merged": functions.merge(layer[0], *layer[2:])}
+    nested = {"nested_absmax": p["nested_absmax"], "mean": float(p["mean"][0])} if "mean" in p else {}
+    functions, layer = FULL[kind], [*base, p.get("bias"), *adapter]
+    grads = functions.backward(p["dy"], p["x"], *layer, **steps, **nested)
+    found = {
+        "y": functions.forward(p["x"], *layer, **steps, **nested),
+        "merged": functions.merge(*base, *adapter, **nested),
+    }
     found |= {name: grads[of] for name, of in vectors.NAMES.items() if grads.get(of) is not None}
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
@@ -67,7 +72,7 @@ def results(folder, tmp_path_factory):
 def test_our_own_answers_to_every_case_pass(folder, results):
     for report in vectors.compare(folder, results):
         assert report.passed, str(report)
-        assert set(report.kinds) == set(FULL) - {"linear"}
+        assert set(report.kinds) == set(FULL) - {"linear"} - ({"nf4"} if report.dtype == "float64" else set())
         assert report.claims["adam"] == "ok"
         assert report.habits["cases answered"] == "15 of 15"
         for one in (report, *report.kinds.values()):
@@ -93,6 +98,8 @@ def test_every_flag_has_a_note_and_links(folder):
         if bug.flag in index["flags"]:
             assert index["flags"][bug.flag]["bug"] == bug.name
         else:  # a file has nothing of a start, and a gradient may be left out
+            if bug.breaks == "codes":
+                continue
             trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()
             assert bug.breaks in ("start", "alpha of 0", "row of zeros") or len(
                 trial.by(**bug.by(trial.problem))
