@@ -58,6 +58,14 @@ def test_pefts_rslora_passes_as_a_kind(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_four_bits_of_bitsandbytes_pass(monkeypatch):
+    report = check(load("bitsandbytes_nf4", monkeypatch, "bitsandbytes"))
+    assert report.passed, str(report)
+    found = report.kinds["nf4"].claims
+    assert {found[claim] for claim in ("codes", "decoded", "forward", "slope")} == {"ok"}
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_lora_pytorch_is_wrong_in_two_known_ways(monkeypatch):
     report = check(load("lora_pytorch_lora", monkeypatch, "lora_pytorch"))
     assert not report.passed
