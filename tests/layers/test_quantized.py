@@ -96,6 +96,23 @@ def test_a_tie_takes_the_lower_code():
 
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-39])
+@pytest.mark.parametrize("block_size", [64, 2**60])
+def test_a_block_larger_than_the_weight_takes_no_memory(block_size):
+    w = gaussian(5, 7)
+    packed, absmax = quantize_nf4(w, block_size=block_size)
+    assert (packed.shape, absmax.shape) == ((18,), (1,))
+    np.testing.assert_array_equal(packed, quantize_nf4(w)[0])
+    found = dequantize_nf4(packed, absmax, (5, 7), block_size=block_size)
+    np.testing.assert_array_equal(found, dequantize_nf4(packed, absmax, (5, 7)))
+
+
+@pytest.mark.parametrize("lay", [np.asfortranarray, lambda w: np.repeat(w, 2, axis=1)[:, ::2]])
+def test_a_weight_may_lie_in_any_order(lay):
+    w = gaussian(9, 30)
+    for found, expected in zip(quantize_nf4(lay(w)), quantize_nf4(w), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_block_of_nothing_is_zeros_beside_others(tiny):
     w = gaussian(3, 64)
     w[1] = 0
