@@ -95,7 +95,6 @@ def test_a_tie_takes_the_lower_code():
     np.testing.assert_array_equal(found[31:46], np.arange(15))
 
 
-@pytest.mark.parametrize("tiny", [0.0, 1e-39])
 @pytest.mark.parametrize("block_size", [64, 2**60])
 def test_a_block_larger_than_the_weight_takes_no_memory(block_size):
     w = gaussian(5, 7)
@@ -113,6 +112,7 @@ def test_a_weight_may_lie_in_any_order(lay):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("tiny", [0.0, 1e-39])
 def test_a_block_of_nothing_is_zeros_beside_others(tiny):
     w = gaussian(3, 64)
     w[1] = 0
@@ -326,6 +326,7 @@ def test_what_cannot_be_quantised_is_refused_by_name(function, model, arguments,
         ({"absmax": np.ones(5)}, TypeError, "absmax has dtype float64, expected float32"),
         ({"shape": 7}, TypeError, "shape must be a tuple"),
         ({"shape": (7, 0)}, ValueError, r"shape\[1\] must be at least 1"),
+        ({"shape": (7, 41)}, ValueError, r"expected \(144,\)"),
         ({"block_size": 0}, ValueError, "block_size must be at least 32"),
         ({"dtype": "int32"}, TypeError, "dtype must be one of"),
     ],
@@ -354,6 +355,13 @@ def test_codes_that_do_not_fit_are_refused(change, error, message):
 def test_weights_that_are_no_finite_floats_are_refused(weight, error, message):
     with pytest.raises(error, match=message):
         quantize_nf4(weight)
+
+
+def test_a_layer_has_a_weight_of_two_axes():
+    packed, absmax = quantize_nf4(gaussian(3, 5, 7))
+    assert dequantize_nf4(packed, absmax, (3, 5, 7)).shape == (3, 5, 7)
+    with pytest.raises(ValueError, match=r"shape is \(3, 5, 7\), expected \(out, in\)"):
+        QuantizedLinear(packed, absmax, (3, 5, 7))
 
 
 def test_pissa_over_four_bits_is_refused():
