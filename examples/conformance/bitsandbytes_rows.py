@@ -1,6 +1,6 @@
 """A matrix whose rows are not whole blocks, decoded by bitsandbytes as it is and flattened. The two should be equal.
 
-    python examples/conformance/bitsandbytes_rows.py
+python examples/conformance/bitsandbytes_rows.py
 """
 
 import bitsandbytes
