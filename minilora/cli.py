@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import article, check, finetune, generate, inspect, merge, streams, vectors
+from .commands import article, check, export, finetune, generate, golden, inspect, merge, streams, vectors
 
-COMMANDS = (article, finetune, generate, check, merge, inspect, vectors)
+COMMANDS = (article, finetune, generate, check, merge, inspect, export, vectors, golden)
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.

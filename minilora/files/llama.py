@@ -13,7 +13,7 @@ hold numbers. No tokenizer is needed, and nothing in a file is executed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,28 @@ def read_llama(
         If the file is damaged, the model is not a Llama decoder, or has a setting that is not supported; the message
         names it. No weight has been read then, unless the damage is in the weights.
     """
-    path, backend = check_path("path", path), backend_or_numpy(backend)
+    backend = backend_or_numpy(backend)
     if str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    config, read = open_llama(path)
+    path, shapes = Path(path), config.shapes()
+    arrays = {}
+    for name in shapes:
+        host = read(name)
+        if host.dtype.kind != "f":
+            raise FileRefused(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
+        if not np.isfinite(host).all():
+            raise FileRefused(path, f"{short(name)} holds NaN or infinity")
+        arrays[name] = backend.asarray(in_dtype(host, dtype, path, f"{short(name)} reaches"))
+    return config, arrays
+
+
+def open_llama(path: str | Path) -> tuple[LlamaConfig, Callable[[str], np.ndarray]]:
+    """Return what decoder a file holds, and how one of its arrays is read; no weight has been read then.
+
+    What is refused is a ValueError, as in `read_llama`.
+    """
+    path = check_path("path", path)
     if os.path.isdir(path):
         opener = open_folder
     else:
@@ -72,17 +91,8 @@ def read_llama(
     config, found, read = opener(path)
     if config.num_hidden_layers > len(found):  # before that many names are made
         raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
-    shapes = config.shapes()
-    _check_shapes(path, found, shapes)
-    arrays = {}
-    for name in shapes:
-        host = read(name)
-        if host.dtype.kind != "f":
-            raise FileRefused(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
-        if not np.isfinite(host).all():
-            raise FileRefused(path, f"{short(name)} holds NaN or infinity")
-        arrays[name] = backend.asarray(in_dtype(host, dtype, path, f"{short(name)} reaches"))
-    return config, arrays
+    _check_shapes(path, found, config.shapes())
+    return config, read
 
 
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
