@@ -103,9 +103,7 @@ def _check_held(path: Path, module: str, adapter: Adapter, config: LlamaConfig) 
         )
 
 
-def _tensors(
-    path: Path, found: Mapping[str, Adapter], alpha: float, head_dim: int
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(path: Path, found: Mapping[str, Adapter], alpha: float, head_dim: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the factors, by llama.cpp's names and in its order."""
     for module, adapter in found.items():
         A, B = (np.asarray(factor, np.float64) for factor in (adapter.lora_A, adapter.lora_B))

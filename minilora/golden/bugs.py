@@ -85,7 +85,7 @@ def _turned_layers(path: str) -> str:
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
 
 BUGS = (
-    # the scaling
+    # the scaling, where the configuration says more than r and lora_alpha
     Bug(
         "rslora-root-is-ignored",
         "rsLoRA's root is ignored: alpha is divided by the rank, and should be divided by its root",
@@ -131,29 +131,6 @@ BUGS = (
         {"scale": _whole_paths},
     ),
     Bug(
-        "alpha-is-not-divided-by-the-rank",
-        "alpha is not divided by the rank: the scaling is alpha",
-        {"scale": _alpha},
-        "Blaizzy/mlx-vlm #846",
-    ),
-    Bug(
-        "alpha-is-divided-by-the-root-of-the-rank",
-        "alpha is divided by the root of the rank, as with use_rslora, and should be divided by the rank",
-        {"scale": lambda c, p: _alpha(c, p) / math.sqrt(_rank(c, p))},
-    ),
-    Bug("there-is-no-scaling", "there is no scaling: the update is B A as it is", {"scale": lambda c, p: 1.0}),
-    Bug("alpha-is-ignored", "alpha is ignored: the scaling is 1 / r", {"scale": lambda c, p: 1 / _rank(c, p)}),
-    Bug(
-        "the-scaling-is-r-alpha",
-        "the scaling is r / alpha, upside down",
-        {"scale": lambda c, p: _rank(c, p) / _alpha(c, p)},
-    ),
-    Bug(
-        "the-scaling-is-applied-twice",
-        "the scaling is applied twice",
-        {"scale": lambda c, p: scale(c, p) ** 2},
-    ),
-    Bug(
         "alpha-is-divided-in-whole-numbers",
         "alpha is divided by the rank in whole numbers, and rounded down",
         {"scale": lambda c, p: float(_alpha(c, p) // _rank(c, p))},
@@ -180,11 +157,6 @@ BUGS = (
         "DoRA's norm is taken along the wrong axis: of each column of W + s B A, and should be of each row",
         {"length": lambda W, BA, s: np.sqrt(((W + s * BA) ** 2).cumsum(axis=0)[-1:])},
         "wanshuiyin/ARIS-in-AI-Offer #17",
-    ),
-    Bug(
-        "dora-does-not-divide-by-the-norm",
-        "DoRA does not divide by the norm: the weight is m (W + s B A)",
-        {"gain": lambda m, n: m[:, None] + 0 * n},
     ),
     Bug(
         "dora-magnitude-is-not-applied",
@@ -250,6 +222,67 @@ BUGS = (
     Bug("the-adapter-is-not-applied", "the adapter is not applied: this is the base", {"applied": lambda path: False}),
     Bug("the-update-is-added-twice", "the update is added twice", {"times": 2.0}, "huggingface/peft #3774"),
     Bug("the-update-is-subtracted", "the update is subtracted", {"times": -1.0}, "vllm-project/vllm #48437"),
+    # the scaling of all modules
+    Bug(
+        "alpha-is-not-divided-by-the-rank",
+        "alpha is not divided by the rank: the scaling is alpha",
+        {"scale": _alpha},
+        "Blaizzy/mlx-vlm #846",
+    ),
+    Bug(
+        "alpha-is-divided-by-the-root-of-the-rank",
+        "alpha is divided by the root of the rank, as with use_rslora, and should be divided by the rank",
+        {"scale": lambda c, p: _alpha(c, p) / math.sqrt(_rank(c, p))},
+    ),
+    Bug("there-is-no-scaling", "there is no scaling: the update is B A as it is", {"scale": lambda c, p: 1.0}),
+    Bug("alpha-is-ignored", "alpha is ignored: the scaling is 1 / r", {"scale": lambda c, p: 1 / _rank(c, p)}),
+    Bug(
+        "the-scaling-is-r-alpha",
+        "the scaling is r / alpha, upside down",
+        {"scale": lambda c, p: _rank(c, p) / _alpha(c, p)},
+    ),
+    Bug(
+        "the-scaling-is-applied-twice",
+        "the scaling is applied twice",
+        {"scale": lambda c, p: scale(c, p) ** 2},
+    ),
+    Bug(
+        "alpha-is-divided-in-whole-numbers",
+        "alpha is divided by the rank in whole numbers, and rounded down",
+        {"scale": lambda c, p: float(_alpha(c, p) // _rank(c, p))},
+    ),
+    # places
+    Bug(
+        "k-and-v-are-swapped",
+        "the adapters of k_proj and v_proj are exchanged",
+        {"place": _swapped("k_proj", "v_proj")},
+    ),
+    Bug(
+        "gate-and-up-are-swapped",
+        "the adapters of gate_proj and up_proj are exchanged",
+        {"place": _swapped("gate_proj", "up_proj")},
+        "sgl-project/sglang #27274",
+    ),
+    Bug("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
+    *(
+        Bug(
+            f"{name.replace('_', '-')}-is-left-out",
+            f"the adapter of {name} is not applied",
+            {"applied": _without(name)},
+        )
+        for name in TARGETS
+    ),
+    Bug("attention-is-left-out", "the adapters of attention are not applied", {"applied": _without("self_attn")}),
+    Bug("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}),
+    *(
+        Bug(
+            f"layer-{i}-is-left-out",
+            f"the adapters of layer {i} are not applied",
+            {"applied": _without(rf"layers\.{i}\.")},
+        )
+        for i in range(2)
+    ),
+    # the factors
     Bug(
         "a-square-factor-is-transposed",
         "a square factor is transposed",
@@ -282,28 +315,5 @@ BUGS = (
         "rows-of-q-and-k-are-not-permuted",
         "rows of lora_B of q_proj and k_proj are not permuted as the base's are in a .gguf file",
         {"factors": _unpermuted},
-    ),
-    # places
-    Bug(
-        "k-and-v-are-swapped",
-        "the adapters of k_proj and v_proj are exchanged",
-        {"place": _swapped("k_proj", "v_proj")},
-    ),
-    Bug(
-        "gate-and-up-are-swapped",
-        "the adapters of gate_proj and up_proj are exchanged",
-        {"place": _swapped("gate_proj", "up_proj")},
-        "sgl-project/sglang #27274",
-    ),
-    Bug("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
-    *(
-        Bug(f"{name.replace('_', '-')}-is-left-out", f"the adapter of {name} is not applied", {"applied": _without(name)})
-        for name in TARGETS
-    ),
-    Bug("attention-is-left-out", "the adapters of attention are not applied", {"applied": _without("self_attn")}),
-    Bug("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}),
-    *(
-        Bug(f"layer-{i}-is-left-out", f"the adapters of layer {i} are not applied", {"applied": _without(rf"layers\.{i}\.")})
-        for i in range(2)
     ),
 )

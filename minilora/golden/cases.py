@@ -13,9 +13,10 @@ from ..files.forms import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
 from .bases import TIED, TOKENS, UNTIED, Base, to_bfloat16
 from .exact import product, sums
 from .formulas import Arrays, Given, Module, scale, setting
+from .prompts import PROMPTS
 
-PROMPTS, LENGTH = 2, 6
-SIZE = 0.8
+LENGTH = 6
+SIZE = 1.3
 """How large an update is, as a part of the weight that it changes."""
 Q, K, V, O = (f"self_attn.{name}_proj" for name in "qkvo")  # noqa: E741
 GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
@@ -46,13 +47,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Case:
-    """A case: a base, adapters with their weights, and the seed of their numbers and of the prompts."""
+    """A case: a base, adapters with their weights, and what is there to know."""
 
     id: str
     note: str
     adapters: tuple[tuple[Adapter, float], ...]
     base: Base = UNTIED
-    seed: int = 0
     refused: str = ""  # why, where it must be
     damage: str = ""  # what is done to the files, see `damaged`
 
@@ -64,14 +64,17 @@ class Case:
     @cached_property
     def given(self) -> list[tuple[Given, float]]:
         """The adapters, drawn."""
-        rng = np.random.default_rng([self.seed, *self.id.encode()])
+        rng = np.random.default_rng([*self.id.encode()])
         return [(drawn(rng, adapter, self.base), weight) for adapter, weight in self.adapters]
 
     @cached_property
     def prompts(self) -> np.ndarray:
         """Token ids, (prompts, T), none of them special."""
-        rng = np.random.default_rng([self.seed, *self.id.encode(), 1])
-        return rng.integers(2, len(TOKENS), (PROMPTS, LENGTH))
+        return np.array([self.prompt(seed) for seed in PROMPTS.get(self.id, (0, 1))])
+
+    def prompt(self, seed: int) -> np.ndarray:
+        """Draw one prompt, (T,)."""
+        return np.random.default_rng([seed, *self.id.encode()]).integers(2, len(TOKENS), LENGTH)
 
     @property
     def shown(self) -> str:
@@ -142,7 +145,7 @@ DEFAULTS: dict[str, Any] = {
 def files(case: Case) -> Iterator[tuple[dict[str, Any], Arrays]]:
     """Yield each adapter's configuration, and its tensors under PEFT's names."""
     for (adapter, _), (given, _) in zip(case.adapters, case.given, strict=True):
-        targets = sorted({path.rpartition(".")[2] for path in given.modules})
+        targets = targets_of(list(given.modules), case.base)
         config = {**DEFAULTS, "base_model_name_or_path": f"bases/{case.base.name}", "target_modules": targets}
         tensors = {}
         for path, module in given.modules.items():
@@ -157,6 +160,13 @@ def files(case: Case) -> Iterator[tuple[dict[str, Any], Arrays]]:
                 if array is not None
             }
         yield damaged({**config, **given.config}, tensors, case.damage)
+
+
+def targets_of(paths: list[str], base: Base) -> list[str]:
+    """Return names for target_modules: the ends of paths, or whole paths where an end would name other modules too."""
+    ends = {path.rpartition(".")[2] for path in paths}
+    named = {name.removesuffix(".weight") for name in base.arrays if name.split(".")[-2] in ends}
+    return sorted(ends if named == set(paths) else paths)
 
 
 def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str, Any], Arrays]:
@@ -174,8 +184,6 @@ def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str
         case "transposed":
             A = name.replace("lora_B", "lora_A")
             tensors |= {name: np.ascontiguousarray(tensors[name].T), A: np.ascontiguousarray(tensors[A].T)}
-        case "NaN":
-            tensors[name][3, 1] = np.nan
         case _ if how:
             key, value = how.split("=")
             config[key] = int(value) if value.lstrip("-").isdigit() else value
@@ -192,7 +200,7 @@ def one(*paths: str, **config: Any) -> tuple[tuple[Adapter, float], ...]:
 
 PATTERNS_OF_RANKS = {"model.layers.1.self_attn.q_proj": 7, "v_proj": 2}
 PATTERNS_OF_ALPHAS = {"layers.1.mlp.up_proj": 3, "up_proj": 22, "model.layers.0.self_attn.v_proj": 1.5}
-PLAIN = one(*block(0, Q, V, DOWN), r=4, lora_alpha=10)
+PLAIN = one(*block(0, K, V), r=4, lora_alpha=10)
 
 CASES = (
     Case(
@@ -262,7 +270,7 @@ CASES = (
     Case(
         "dora",
         "use_dora: each row of W + s B A gets the length that its magnitude says.",
-        one(*block(0, Q, V, DOWN), r=4, lora_alpha=10, use_dora=True),
+        one(*block(0, Q, V, DOWN), r=4, lora_alpha=1, use_dora=True),
         TIED,
     ),
     Case(
@@ -281,8 +289,8 @@ CASES = (
     ),
     Case(
         "embedding",
-        "An adapter of embed_tokens beside one of v_proj. As PEFT does, the base's own embedding is saved beside it.",
-        ((Adapter((EMBED, *block(1, V)), {"r": 4, "lora_alpha": 10}, with_base=True), 1.0),),
+        "An adapter of embed_tokens beside others. As PEFT does, the base's own embedding is saved beside it.",
+        ((Adapter((EMBED, *blocks(V, DOWN)), {"r": 4, "lora_alpha": 10}, with_base=True), 1.0),),
     ),
     Case(
         "tied-embedding",
@@ -321,8 +329,8 @@ CASES = (
         "two-adapters",
         "Two adapters summed with weights, one of them negative; their ranks, alphas and modules differ.",
         (
-            (Adapter(block(0, Q, V, DOWN), {"r": 4, "lora_alpha": 10}), 0.75),
-            (Adapter(block(0, V, GATE), {"r": 3, "lora_alpha": 2, "use_rslora": True}), -0.5),
+            (Adapter(block(0, Q, V, DOWN), {"r": 4, "lora_alpha": 10}), 1.5),
+            (Adapter(block(0, V, GATE), {"r": 3, "lora_alpha": 2, "use_rslora": True}), -0.75),
         ),
         TIED,
     ),
@@ -337,7 +345,6 @@ CASES = (
             ("another-shape", "another shape", "A lora_B has other outputs than the base's weight."),
             ("transposed", "transposed", "A module's factors are transposed, and no shape fits."),
             ("no-prefix", "no prefix", "The tensors' names lack the prefix base_model.model."),
-            ("nan", "NaN", "A lora_B holds NaN."),
         )
     ),
 )

@@ -237,7 +237,9 @@ def _told(quantity: str, found: np.ndarray, right: np.ndarray, allowed: float) -
     off = np.abs(found - right)
     at = np.unravel_index(int(off.argmax()), off.shape)
     where = ", ".join(map(str, at))
-    text = f"{quantity} is off by {off[at]:.3g} at [{where}], {found[at]:.6g} for {right[at]:.6g}; tolerance {allowed:.2g}"
+    text = (
+        f"{quantity} is off by {off[at]:.3g} at [{where}], {found[at]:.6g} for {right[at]:.6g}; tolerance {allowed:.2g}"
+    )
     if quantity == "logits":
         first = int((off.max(axis=(0, 2)) > allowed).argmax())
         text += f"; wrong from position {first} on" if first else ""
