@@ -329,8 +329,8 @@ CASES = (
         "two-adapters",
         "Two adapters summed with weights, one of them negative; their ranks, alphas and modules differ.",
         (
-            (Adapter(block(0, Q, V, DOWN), {"r": 4, "lora_alpha": 10}), 1.5),
-            (Adapter(block(0, V, GATE), {"r": 3, "lora_alpha": 2, "use_rslora": True}), -0.75),
+            (Adapter(block(0, Q, V, DOWN), {"r": 4, "lora_alpha": 26}), 2.0),
+            (Adapter(block(0, V, GATE), {"r": 3, "lora_alpha": 4, "use_rslora": True}), -0.75),
         ),
         TIED,
     ),

@@ -25,5 +25,5 @@ PROMPTS: dict[str, tuple[int, int]] = {
     "square-factor": (4, 12),
     "pissa-converted": (1, 5),
     "pissa-raw": (3, 13),
-    "two-adapters": (1, 22),
+    "two-adapters": (22, 58),
 }
