@@ -98,8 +98,8 @@ def _check_held(path: Path, module: str, adapter: Adapter, config: LlamaConfig) 
     if adapter.kind != kind or adapter.shape != expected:
         raise FileRefused(
             path,
-            f"the adapter of {short(module)} is of kind {adapter.kind} and shape {list(adapter.shape)}, expected {kind} "
-            f"and {list(expected)}, as the model's",
+            f"the adapter of {short(module)} is of kind {adapter.kind} and shape {list(adapter.shape)}, expected "
+            f"{kind} and {list(expected)}, as the model's",
         )
 
 

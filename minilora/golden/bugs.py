@@ -176,7 +176,7 @@ BUGS = (
     ),
     Bug(
         "the-tied-head-is-changed-too",
-        "the tied head is changed with the embedding, or the embedding with the head: an adapter changes one of the two",
+        "the tied head is changed with the embedding, or the embedding with the head: an adapter changes one alone",
         {"ties": True},
         "huggingface/peft #2777",
     ),

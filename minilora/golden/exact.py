@@ -50,8 +50,9 @@ def product(x: np.ndarray, W: np.ndarray) -> np.ndarray:  # (..., N, in), (..., 
     """Return x W^T, the terms added first to last."""
     left, right = np.moveaxis(x, -1, 0)[..., None], np.ascontiguousarray(np.moveaxis(W, -1, 0))[..., None, :]
     total = left[0] * right[0]
+    term = np.empty_like(total)
     for k in range(1, len(left)):
-        total += left[k] * right[k]
+        total += np.multiply(left[k], right[k], out=term)
     return np.asarray(total)
 
 

@@ -167,7 +167,10 @@ def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mappi
             last = found.ndim == 2
             ids, allowed = theirs.get("ids"), 2 * allowed
             if ids is not None and ids.shape != found.shape:
-                return Verdict(id, "wrong", f"ids has shape {ids.shape}, expected {found.shape}, as {quantity}")
+                return Verdict(id, "wrong", f"ids has shape {ids.shape}, expected {found.shape} as {quantity} has")
+            V = ours["logits"].shape[-1]
+            if ids is not None and (outside := ids[(ids < 0) | (ids >= V)]).size:
+                return Verdict(id, "wrong", f"ids has {outside[0]}, expected ids below {V}")
             right, compared = _chosen(ours["logits"][:, -1] if last else ours["logits"], ids), found
             end = found if last else found[..., -1, :]
             ends = ids if ids is None or last else ids[..., -1, :]

@@ -1,7 +1,9 @@
-"""Find prompts for the golden adapters: python -m tests.support.find_golden_prompts writes `minilora/golden/prompts.py`.
+"""Find prompts for the golden adapters, and write `minilora/golden/prompts.py`.
 
 A prompt is good where the likeliest next token leads by `APART`, and where rounding to bfloat16 moves no logit by more
-than half the tolerance, with the adapter beside its base and merged into it.
+than half the tolerance, with the adapter merged into its base.
+
+Run it with python -m tests.support.find_golden_prompts.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ BATCH = 400
 
 
 def in_bfloat16(case):
-    """Return transformers' model with the merged weights, and one with each update beside its weight, in bfloat16."""
+    """Return what transformers computes with the merged weights in bfloat16."""
     changed = Formulas().changed(case.base.arrays, case.given)
     config = transformers.LlamaConfig(**{**model_config(case.base), "tie_word_embeddings": False})
     model = transformers.LlamaForCausalLM(config)
