@@ -82,18 +82,18 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 
 def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return an array such that each layer's output is of the size of its input, and logits spread by about 3."""
-    x = rng.standard_normal(shape)
+    x: np.ndarray = rng.standard_normal(shape)
     if len(shape) == 1:
-        return 1 + 0.2 * x
+        return np.asarray(1 + 0.2 * x)
     if name in (EMBEDDING, HEAD):
-        return x * 3 / shape[1] ** 0.5
+        return np.asarray(x * 3 / shape[1] ** 0.5)
     if not name.endswith("v_proj.weight"):
-        return x / shape[1] ** 0.5
+        return np.asarray(x / shape[1] ** 0.5)
     out, width = shape
     for size in SPIKES:
         u, v = rng.choice([-1.0, 1.0], out) / out**0.5, rng.choice([-1.0, 1.0], width) / width**0.5
         x += size * 2 * width**0.5 * np.outer(u, v)
-    return x / (2 * width**0.5)
+    return np.asarray(x / (2 * width**0.5))
 
 
 # --- files ------------------------------------------------------------------------------------------

@@ -85,30 +85,37 @@ class Case:
 
 def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
     """Draw an adapter's numbers, of bfloat16, so large that each part of it shows in the logits."""
-    modules, starts = {}, {}
     config = {"rank_pattern": {}, "alpha_pattern": {}, **adapter.config}
+    modules: dict[str, Module] = {}
+    starts: Arrays = {}
     for path in adapter.paths:
         W = base.arrays[f"{path}.weight"]
         W = W.T if path == EMBED else W
-        (out, width), r = W.shape, setting(config, "r", path)
-        s, spread = scale(config, path), float(np.sqrt(np.square(W).mean()))
+        out, width = map(int, W.shape)
+        r, s = setting(config, "r", path), scale(config, path)
+        spread = float(np.sqrt(np.square(W).mean()))
         A = rng.standard_normal((r, width)) / width**0.5
         B = rng.standard_normal((out, r)) * (SIZE * spread * width**0.5 / (s * r**0.5))
-        bias = rng.standard_normal(out) / s if config.get("lora_bias") else None
-        m = rng.uniform(0.5, 2.0, out) * np.sqrt(sums(W * W))[:, 0] if config.get("use_dora") else None
-        if adapter.pissa:
-            A0, B0 = leading(W, r, s)
-            A, B = A0 + 0.5 * A, B0 + 0.5 * B
-            if adapter.pissa == "raw":
-                starts[path] = product(B0, A0.T)
-        rounded = [None if x is None else to_bfloat16(x).astype(np.float64) for x in (A, B, bias, m)]
-        if adapter.pissa == "converted":  # the start is exact to float32, as the files hold it
-            ends = np.concatenate([rounded[0], -A0]), np.concatenate([rounded[1], B0], axis=1)
-            rounded[:2] = [x.astype(np.float32).astype(np.float64) for x in ends]
-        modules[path] = Module(*rounded)
+        bias = rounded(rng.standard_normal(out) / s) if config.get("lora_bias") else None
+        m = rounded(rng.uniform(0.5, 2.0, out) * np.sqrt(sums(W * W))[:, 0]) if config.get("use_dora") else None
+        if not adapter.pissa:
+            modules[path] = Module(rounded(A), rounded(B), bias, m)
+            continue
+        A0, B0 = leading(W, r, s)
+        A, B = rounded(A0 + 0.5 * A), rounded(B0 + 0.5 * B)
+        if adapter.pissa == "raw":
+            modules[path], starts[path] = Module(A, B), product(B0, A0.T)
+        else:
+            ends = np.concatenate([A, -A0]), np.concatenate([B, B0], axis=1)
+            modules[path] = Module(*(end.astype(np.float32).astype(np.float64) for end in ends))
     if adapter.pissa == "converted":
         config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
     return Given(config, modules, starts)
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """Return the nearest numbers of bfloat16, in float64."""
+    return to_bfloat16(x).astype(np.float64)
 
 
 def leading(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.ndarray]:
@@ -147,18 +154,15 @@ def files(case: Case) -> Iterator[tuple[dict[str, Any], Arrays]]:
     for (adapter, _), (given, _) in zip(case.adapters, case.given, strict=True):
         targets = targets_of(list(given.modules), case.base)
         config = {**DEFAULTS, "base_model_name_or_path": f"bases/{case.base.name}", "target_modules": targets}
-        tensors = {}
+        tensors: Arrays = {}
         for path, module in given.modules.items():
             names = EMBEDDING_FACTORS if path == EMBED else FACTORS
             parts = {names[0]: module.lora_A, names[1]: module.lora_B}
-            parts |= {"lora_B.bias": module.bias, "lora_magnitude_vector": module.magnitude}
-            if adapter.with_base:
-                parts[BASE] = case.base.arrays[f"{path}.weight"] if path in (EMBED, LM_HEAD) else None
-            tensors |= {
-                f"{PREFIX}{path}.{part}": np.ascontiguousarray(array, np.float32)
-                for part, array in parts.items()
-                if array is not None
-            }
+            for name, array in (("lora_B.bias", module.bias), ("lora_magnitude_vector", module.magnitude)):
+                parts |= {} if array is None else {name: array}
+            if adapter.with_base and path in (EMBED, LM_HEAD):
+                parts[BASE] = case.base.arrays[f"{path}.weight"]
+            tensors |= {f"{PREFIX}{path}.{part}": array.astype(np.float32) for part, array in parts.items()}
         yield damaged({**config, **given.config}, tensors, case.damage)
 
 
