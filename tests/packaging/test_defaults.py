@@ -105,7 +105,9 @@ COMMANDS = {
     "check": "--seed=0 --backend=numpy",
     "merge": "--layout=None --dry-run=False",
     "inspect": "--plot=None",
+    "export": "",
     "vectors": "--compare=None",
+    "golden": "--compare=None --json=None",
 }
 
 

@@ -4,8 +4,9 @@
 
 The script in llama.cpp (read at commit 0b03adaa) writes ``lora_alpha`` of adapter_config.json as the one alpha of the
 file, and the factors as they are. llama.cpp divides it by each factor's own rank. So rank_pattern is right, and
-use_rslora and alpha_pattern are passed over. To see it, put a program `minilora` first into the PATH that runs this
-file, and llama_cpp.mjs: `minilora golden --compare` then names "rsLoRA's root is ignored" and "alpha_pattern is dropped".
+use_rslora and alpha_pattern are passed over. To see it, put a program `minilora` that runs this file into the PATH
+of llama_cpp.mjs, as the first. `minilora golden --compare` then names "rsLoRA's root is ignored" and "alpha_pattern is
+dropped".
 """
 
 import json
