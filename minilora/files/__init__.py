@@ -9,6 +9,6 @@ that an adapter is merged into, and `layouts` which way round its weights lie. `
 or not at all; `errors` is what is raised.
 
 A language model's: `llama` reads one, from the folders of `llamafolder`, the files of `llamagguf` or of `llamanpz`;
-`llamasettings` lists what those may say, and `tokenizer` makes ids of text. `ggufexport` writes an adapter for llama.cpp,
-and `ggufnames` has its names.
+`llamasettings` lists what those may say, and `tokenizer` makes ids of text. `ggufexport` writes an adapter for
+llama.cpp, and `ggufnames` has its names.
 """

@@ -4,7 +4,7 @@
 ``minilora golden``.
 
 - `bases`: the random decoders, and their files
-- `cases`: the adapters, a row each, with what each is there for
+- `cases`: the adapters, a row each, with what each is there for; `prompts`: which tokens they are asked
 - `formulas`: what adapters make of a base's weights
 - `bugs`: what known bugs make of them, a row each
 - `exact`: a decoder's logits, the same bits on every processor
