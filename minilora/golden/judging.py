@@ -8,7 +8,7 @@ anew, so this version judges by the folders of earlier ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ COMPUTED_IN = "computed_in"
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """How far a merged weight's entry may be off, as a part of the largest entry: it is rounded once, or a few times."""
+INTEGERS = {"I64": "<i8", "I32": "<i4"}
 MAX_INDEX = 1 << 22
 
 
@@ -72,7 +73,7 @@ class Judgement:
             lines.append(f"{flag}{made}: {', '.join(ids)}")
         width = max((len(case.id) for case in self.cases), default=0)
         lines += [f"  {case.id:{width}}  {case.state}{case.text and ': ' + case.text}" for case in self.cases]
-        return printable_lines(lines)
+        return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
 
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""
@@ -91,11 +92,6 @@ class Judgement:
             "format": FORMAT, "minilora": __version__, "results": self.results, "passed": self.passed,
             "diagnoses": diagnoses, "cases": cases,
         }  # fmt: skip
-
-
-def printable_lines(lines: list[str]) -> str:
-    """Return lines for a terminal: a name in a file can hold anything."""
-    return "\n".join(printable(line, 10_000) for line in lines)
 
 
 def compare(folder: Path, results: Path) -> Judgement:
@@ -134,97 +130,133 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mapping[str, float]) -> Verdict:
     """Judge the answers to one case."""
-    id = case["id"]
+    id, refused = case["id"], case["refused"]
     path = member(results, f"{id}.safetensors")
-    answered, refused = "answers" in case, case["refused"]
     if not path.exists():
-        text = "" if refused else f"there is no {path.name}"
-        return Verdict(id, "right" if refused else "missing", text)
-    if not answered:
+        return Verdict(id, "right") if refused else Verdict(id, "missing", f"there is no {path.name}")
+    if "answers" not in case:
         return Verdict(id, "wrong", f"the adapter was taken, and must be refused: {case['note']}")
     file, precision, theirs = _read(path, tolerance)
-    if not theirs:
-        return Verdict(id, "wrong", f"it has {', '.join(map(short, file.tensors)) or 'no tensor'}: no answers")
-    ours = _answers(folder / case["answers"])
-    worst, text = 0.0, ""
-    agree = set(case["flags"])
-    for quantity, found in theirs.items():
-        if quantity == "ids":
-            continue
-        allowed = tolerance[precision]
-        if quantity.startswith("merged."):
-            name = quantity if quantity in ours else f"{quantity}.weight"
-            if name not in ours:
-                continue
-            right, size = ours[name], np.abs(ours[name]).max()
-            compared, allowed = found[: len(right)], MERGED[precision] * max(1.0, float(size))
-            rows = {flag: ours[f"signature.{flag}.merged"] for flag in case["flags"]}
-            signatures = {flag: (compared[: len(one)], one) for flag, one in rows.items()}
-        elif quantity == "logits":
-            right, compared = ours["logits"], found
-            signatures = {flag: (found[..., -1, :], ours[f"signature.{flag}"]) for flag in case["flags"]}
-        else:
-            last = found.ndim == 2
-            ids, allowed = theirs.get("ids"), 2 * allowed
-            if ids is not None and ids.shape != found.shape:
-                return Verdict(id, "wrong", f"ids has shape {ids.shape}, expected {found.shape} as {quantity} has")
-            V = ours["logits"].shape[-1]
-            if ids is not None and (outside := ids[(ids < 0) | (ids >= V)]).size:
-                return Verdict(id, "wrong", f"ids has {outside[0]}, expected ids below {V}")
-            right, compared = _chosen(ours["logits"][:, -1] if last else ours["logits"], ids), found
-            end = found if last else found[..., -1, :]
-            ends = ids if ids is None or last else ids[..., -1, :]
-            signatures = {flag: (end, _chosen(ours[f"signature.{flag}"], ends)) for flag in case["flags"]}
-        if compared.shape != right.shape:
-            return Verdict(id, "wrong", f"{quantity} has shape {found.shape}, expected {right.shape}", (), precision)
-        if not np.isfinite(compared).all():
-            return Verdict(id, "wrong", f"{quantity} holds NaN or infinity", (), precision)
-        off = _off(compared, right) / allowed
-        if off > 1:
-            agree &= {flag for flag, (one, other) in signatures.items() if _off(one, other) <= allowed}
-            text = text or _told(quantity, compared, right, allowed)
-        worst = max(worst, off)
-    if worst <= 1:
-        return Verdict(id, "right", "", (), precision, worst)
-    return Verdict(id, "wrong", text, tuple(flag for flag in case["flags"] if flag in agree), precision, worst)
+    ours = _tensors(folder / case["answers"])
+    compared = []
+    for quantity in theirs:
+        one = _compared(quantity, theirs, ours, case["flags"], precision, tolerance[precision])
+        if isinstance(one, str):
+            return Verdict(id, "wrong", one, (), precision)
+        compared += [one] if one else []
+    if not compared:
+        there = ", ".join(map(short, file.tensors)) or "no tensor"
+        return Verdict(id, "wrong", f"it has {there}, and no answer to this case", (), precision)
+    off = max(one.off for one in compared)
+    wrong = [one for one in compared if one.off > 1]
+    if not wrong:
+        return Verdict(id, "right", "", (), precision, off)
+    flags = tuple(flag for flag in case["flags"] if all(one.is_of(flag) for one in wrong))
+    return Verdict(id, "wrong", wrong[0].told(), flags, precision, off)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of a program's answers beside ours, and beside the bugs'."""
+
+    quantity: str
+    found: np.ndarray
+    right: np.ndarray
+    allowed: float  # how far an entry may be off
+    signatures: Mapping[str, np.ndarray]
+    part: np.ndarray  # of what was found, the part that signatures have
+
+    @property
+    def off(self) -> float:
+        """The entry that is off most, in units of what is allowed."""
+        return _off(self.found, self.right) / self.allowed
+
+    def is_of(self, flag: str) -> bool:
+        """Return whether the numbers are a bug's."""
+        return _off(self.part, self.signatures[flag]) <= self.allowed
+
+    def told(self) -> str:
+        """Say which entry is off most and, of logits, where they begin to be wrong."""
+        off = np.abs(self.found - self.right)
+        at = np.unravel_index(int(off.argmax()), off.shape)
+        where, found, right = ", ".join(map(str, at)), self.found[at], self.right[at]
+        text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {found:.6g}, expected {right:.6g}"
+        text += f"; tolerance {self.allowed:.2g}"
+        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if off.ndim == 3 else 0
+        return f"{text}; right up to position {first - 1}" if first else text
+
+
+def _compared(
+    quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: float
+) -> Compared | str | None:
+    """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
+    found, logits, ids = theirs[quantity], ours["logits"], None
+    last = found.ndim == 2  # the logarithms after the last token alone
+    if quantity == "ids":
+        return None
+    if quantity.startswith("merged."):
+        name = quantity if quantity in ours else f"{quantity}.weight"
+        if name not in ours:
+            return None
+        right, found = ours[name], found[: len(ours[name])]
+        tolerance = MERGED[precision] * max(1.0, float(np.abs(right).max()))
+    elif quantity == "logits":
+        right = logits
+    else:
+        tolerance *= 2  # the logarithm of the sum may be off as well
+        right, ids = logits[:, -1] if last else logits, theirs.get("ids")
+        if ids is not None and ids.shape != found.shape:
+            return f"ids has shape {ids.shape}, expected {found.shape} as {quantity} has"
+        if ids is not None and (outside := ids[(ids < 0) | (ids >= logits.shape[-1])]).size:
+            return f"ids has {outside[0]}, expected ids below {logits.shape[-1]}"
+        if ids is None or ids.shape[:-1] == right.shape[:-1]:
+            right = _log_probabilities(right, ids)
+    if found.shape != right.shape:
+        return f"{quantity} has shape {theirs[quantity].shape}, expected {right.shape}"
+    if not np.isfinite(found).all():
+        return f"{quantity} holds NaN or infinity"
+    if quantity.startswith("merged."):
+        signatures = {flag: ours[f"signature.{flag}.merged"] for flag in flags}
+        part = found[: len(next(iter(signatures.values()), right))]
+    else:
+        signatures = {flag: ours[f"signature.{flag}"] for flag in flags}
+        part = found if last else found[:, -1]
+    if quantity == "log_probabilities":
+        ends = ids if ids is None or last else ids[:, -1]
+        signatures = {flag: _log_probabilities(one, ends) for flag, one in signatures.items()}
+    return Compared(quantity, found, right, tolerance, signatures, part)
 
 
 def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, Arrays]:
-    """Return a file of answers, the precision that it was computed in, and its answers."""
+    """Return a file of answers, the precision that they were computed in, and the answers."""
     file = TensorFile(path)
-    names = [n for n in file.tensors if n in ("logits", "log_probabilities", "ids") or n.startswith("merged.")]
-    types = [file.tensors[name].dtype for name in names if name != "ids"]
-    for name, dtype in zip([name for name in names if name != "ids"], types, strict=True):
-        if dtype not in FLOATS:
-            raise FileRefused(path, f"{short(name)} has dtype {dtype}, expected one of {', '.join(FLOATS)}")
-    coarsest = max((PRECISIONS[dtype] for dtype in types), key=lambda p: tolerance[p], default="float32")
-    precision = file.metadata.get(COMPUTED_IN, coarsest)
+    names = [name for name in file.tensors if name in ("logits", "log_probabilities") or name.startswith("merged.")]
+    for name in names:
+        if file.tensors[name].dtype not in FLOATS:
+            raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float's")
+    types = [PRECISIONS[file.tensors[name].dtype] for name in names]
+    precision = file.metadata.get(COMPUTED_IN, max(types, key=lambda one: tolerance[one], default="float32"))
     if precision not in tolerance:
         raise FileRefused(path, f"{COMPUTED_IN} is {short(precision)}, expected one of {', '.join(tolerance)}")
+    return file, precision, _tensors(path, (*names, "ids") if "ids" in file.tensors else names)
+
+
+def _tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
+    """Read tensors of a file, all of them by default; floats in float64, whichever type they have."""
+    file, found = TensorFile(path), {}
     with file.opened() as opened:
-        found = {name: _tensor(file, name, opened) for name in names}
-    return file, precision, {} if set(found) == {"ids"} else found
+        for name in file.tensors if names is None else names:
+            spec = file.tensors[name]
+            if spec.dtype in INTEGERS:
+                opened.seek(spec.start)
+                raw = file.read_bytes(opened, spec.end - spec.start)
+                found[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
+            else:
+                found[name] = file.read(name, opened).astype(np.float64)
+    return found
 
 
-def _tensor(file: TensorFile, name: str, opened: Any) -> np.ndarray:
-    if name != "ids":
-        return file.read(name, opened).astype(np.float64)
-    spec = file.tensors[name]
-    if spec.dtype not in ("I64", "I32"):
-        raise FileRefused(file.path, f"ids has dtype {spec.dtype}, expected I64 or I32")
-    opened.seek(spec.start)
-    raw = file.read_bytes(opened, spec.end - spec.start)
-    return np.asarray(raw.view("<i8" if spec.dtype == "I64" else "<i4").reshape(spec.shape))
-
-
-def _answers(path: Path) -> Arrays:
-    """Read a case's own file."""
-    file = TensorFile(path)
-    with file.opened() as opened:
-        return {n: file.read(n, opened).astype(np.float64) for n, s in file.tensors.items() if s.dtype in FLOATS}
-
-
-def _chosen(logits: np.ndarray, ids: np.ndarray | None) -> np.ndarray:  # (..., V), (..., n) -> (..., V or n)
+def _log_probabilities(logits: np.ndarray, ids: np.ndarray | None) -> np.ndarray:  # (..., V), (..., n) -> (..., V or n)
     """Return log-probabilities, of all tokens or of those named."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     found = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -233,17 +265,3 @@ def _chosen(logits: np.ndarray, ids: np.ndarray | None) -> np.ndarray:  # (..., 
 
 def _off(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
-
-
-def _told(quantity: str, found: np.ndarray, right: np.ndarray, allowed: float) -> str:
-    """Say where an answer is off most, and where it begins to be wrong."""
-    off = np.abs(found - right)
-    at = np.unravel_index(int(off.argmax()), off.shape)
-    where = ", ".join(map(str, at))
-    text = (
-        f"{quantity} is off by {off[at]:.3g} at [{where}], {found[at]:.6g} for {right[at]:.6g}; tolerance {allowed:.2g}"
-    )
-    if quantity == "logits":
-        first = int((off.max(axis=(0, 2)) > allowed).argmax())
-        text += f"; wrong from position {first} on" if first else ""
-    return text

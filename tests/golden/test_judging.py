@@ -168,13 +168,20 @@ def test_half_types_are_judged_by_their_own_tolerance(golden, index, results):
     [
         ({"logits": np.zeros((2, 5, 128))}, "logits has shape (2, 5, 128), expected (2, 6, 128)"),
         ({"logits": np.full((2, 6, 128), np.nan)}, "logits holds NaN or infinity"),
-        ({"logit": np.zeros(3)}, "it has 'logit': no answers"),
-        ({"ids": np.zeros((2, 3), np.int64)}, "it has 'ids': no answers"),
+        ({"logit": np.zeros(3)}, "it has 'logit', and no answer"),
+        ({"ids": np.zeros((2, 3), np.int64)}, "it has 'ids', and no answer"),
         ({"log_probabilities": np.zeros((2, 3)), "ids": np.full((2, 3), 128)}, "ids has 128, expected ids below 128"),
         (
             {"log_probabilities": np.zeros((2, 3)), "ids": np.zeros((2, 4), int)},
             "ids has shape (2, 4), expected (2, 3)",
         ),
+        ({"log_probabilities": np.zeros((2, 3))}, "log_probabilities has shape (2, 3), expected (2, 128)"),
+        ({"log_probabilities": np.zeros((5, 3)), "ids": np.zeros((5, 3), int)}, "has shape (5, 3), expected (2, 128)"),
+        ({"log_probabilities": np.zeros((2, 6, 128)) - np.inf}, "log_probabilities holds NaN or infinity"),
+        ({"log_probabilities": np.zeros(4), "ids": np.zeros(4, int)}, "log_probabilities has shape (4,)"),
+        ({"merged.lm_head.weight": np.zeros((128, 64))}, "it has 'merged.lm_head.weight', and no answer"),
+        ({"merged.model.layers.0.self_attn.k_proj": np.zeros(3)}, "has shape (3,), expected (16, 64)"),
+        ({"logits": np.zeros(3)}, "logits has shape (3,), expected (2, 6, 128)"),
     ],
 )
 def test_what_is_no_answer_is_wrong_and_says_why(golden, index, results, tensors, said):
