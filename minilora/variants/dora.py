@@ -96,9 +96,9 @@ class DoRA(Layer):
 
     def _path(self) -> LoRALinear:
         """Return what computes u: the base without its bias, and the adapter without its magnitude."""
-        plain = copy(self.adapter)
-        plain.magnitude = None
-        return LoRALinear(Linear(self.base.weight), plain)
+        base, plain = copy(self.base), copy(self.adapter)
+        base.bias = plain.magnitude = None
+        return LoRALinear(base, plain)
 
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
