@@ -38,6 +38,7 @@ const llama = await getLlama({ gpu: false, build: "never", logLevel: "error" });
 const models = {};
 for (const one of index.cases) {
   const base = one.base ?? index.base;
+  if (!index.bases[base].gguf) continue; // a base in 4 bits
   let adapters;
   try {
     adapters = exportAll(one, base);

@@ -52,7 +52,11 @@ for case in index["cases"]:
         tensors = {"logits": model(input_ids=torch.tensor(case["prompts"])).logits}
     try:
         merged = model.merge_and_unload().state_dict()
-        tensors |= {f"merged.{name}": weight.clone() for name, weight in merged.items() if weight.ndim == 2}
+        tensors |= {
+            f"merged.{name}": weight.clone()
+            for name, weight in merged.items()
+            if weight.ndim == 2 and weight.is_floating_point()
+        }
     except RuntimeError as error:  # lora_bias, where the layer has no bias to add it to
         print(f"{case['id']}: no merged weights: {str(error)[:100]}")
     save_file(tensors, results / f"{case['id']}.safetensors", metadata={"computed_in": precision})

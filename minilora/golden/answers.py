@@ -15,7 +15,7 @@ TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
 """How far a logit may be off, by the precision that a program computes in."""
 APART = 10 * TOLERANCE["bfloat16"]
 """How far a bug moves some logit at a prompt's end, and the least by which the likeliest next token leads."""
-SHOWN_ROWS, ROWS = 16, 2
+SHOWN_ROWS, ROWS = 8, 1
 """How many rows of a merged weight stand in the answers, and in a signature."""
 
 
@@ -73,7 +73,7 @@ def _different(case: Case) -> tuple[list[str], Arrays]:
     """
     before = case.base.arrays
     every = [("", Formulas()), *((bug.flag, Formulas(**bug.parts)) for bug in BUGS)]
-    changed = [formulas.changed(before, case.given) for _, formulas in every]
+    changed = [formulas.changed(before, case.given, case.base.misread) for _, formulas in every]
     names = sorted({name for one in changed for name in one})
     usual = {name: before.get(name, np.zeros(before[_weight_of(name)].shape[:1])) for name in names}
     seen: dict[bytes, int] = {}

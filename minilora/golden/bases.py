@@ -1,16 +1,17 @@
 """The random decoders that golden adapters stand beside, and their files.
 
-Two of them, one with a tied head. Their sizes are multiples of 64, since some programs take no others. No weight is
-square, heads times head_dim is not the hidden size, and queries share keys in groups: a program that mixes two sizes up
-fails, or gives other numbers. All weights are numbers of bfloat16, so that a program which computes in bfloat16 or
-float16 loses nothing when it reads them.
+Two of them, one with a tied head, each in float32 and with its linear layers in NF4. Their sizes are multiples of 64,
+since some programs take no others. No weight is square, heads times head_dim is not the hidden size, and queries share
+keys in groups: a program that mixes two sizes up fails, or gives other numbers. All weights in float32 are numbers of
+bfloat16, so that a program which computes in bfloat16 or float16 loses nothing when it reads them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,13 @@ from safetensors.numpy import save
 
 from ..files.errors import needed
 from ..files.ggufnames import SIZES, gguf_tensor
+from ..files.llamasave import save_llama
 from ..files.tensorfile import decode, encode
+from ..layer import walk
+from ..layers.quantized import QuantizedLinear
+from ..models.llama import Llama
 from ..models.llamaconfig import LlamaConfig
+from ..quantization import quantize
 from .exact import frequencies
 
 THETA, POSITIONS = 10_000.0, 128
@@ -47,6 +53,7 @@ class Base:
     layers: int
     tied: bool
     seed: int
+    nf4: bool = False  # whether its linear layers, all but the head, are in 4 bits
 
     @cached_property
     def config(self) -> LlamaConfig:
@@ -55,24 +62,54 @@ class Base:
             vocab_size=len(TOKENS), hidden_size=64, intermediate_size=128, num_hidden_layers=self.layers,
             num_attention_heads=4, num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-5,
             frequencies=frequencies(64, THETA), tie_word_embeddings=self.tied,
+            rope={"rope_type": "default", "rope_theta": THETA},
         )  # fmt: skip
 
     @cached_property
     def stored(self) -> dict[str, np.ndarray]:
-        """Its arrays, in float32, as they stand in the file."""
+        """Its arrays, in float32, before they are quantised."""
         rng = np.random.default_rng(self.seed)
         return {name: to_bfloat16(_drawn(rng, name, shape)) for name, shape in self.config.shapes().items()}
 
     @cached_property
+    def model(self) -> Llama:
+        """The decoder, as it is written."""
+        model = Llama.build(self.config, self.stored)
+        return quantize(model) if self.nf4 else model
+
+    @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The same in float64, and the head where it is tied."""
+        """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
         found = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return {HEAD: found[EMBEDDING], **found}
+        return self._with_codes({HEAD: found[EMBEDDING], **found}, lambda layer: layer)
+
+    @cached_property
+    def misread(self) -> dict[str, dict[str, np.ndarray]]:
+        """What a program makes of the 4-bit weights that reads them wrongly, by how it does."""
+        ways: dict[str, Callable[[QuantizedLinear], QuantizedLinear]] = {
+            "swapped": lambda layer: _replaced(layer, packed=layer.packed >> 4 | layer.packed << 4),
+            "no mean": lambda layer: _replaced(layer, mean=0.0),
+        }
+        return {how: self._with_codes(self.arrays, change) for how, change in ways.items()} if self.nf4 else {}
+
+    def _with_codes(
+        self, arrays: dict[str, np.ndarray], change: Callable[[QuantizedLinear], QuantizedLinear]
+    ) -> dict[str, np.ndarray]:
+        layers = {path: layer for path, layer in walk(self.model) if isinstance(layer, QuantizedLinear)}
+        return arrays | {f"{path}.weight": change(layer).weight.astype("f8") for path, layer in layers.items()}
+
+
+def _replaced(layer: QuantizedLinear, **parts: Any) -> QuantizedLinear:
+    changed = copy(layer)
+    vars(changed).update(parts)
+    return changed
 
 
 UNTIED = Base("untied", layers=2, tied=False, seed=1)
 TIED = Base("tied", layers=1, tied=True, seed=2)
-BASES = (UNTIED, TIED)
+UNTIED_NF4 = replace(UNTIED, name="untied-nf4", nf4=True)
+TIED_NF4 = replace(TIED, name="tied-nf4", nf4=True)
+BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
@@ -111,38 +148,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_base(folder: Path, base: Base) -> None:
     """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
-    folder.mkdir(parents=True)
-    write_json(folder / "config.json", model_config(base))
+    save_llama(base.model, folder)
     write_json(folder / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
-    write_safetensors(folder / "model.safetensors", base.stored)
     write_json(folder / "tokenizer.json", tokenizer())
     write_json(
         folder / "tokenizer_config.json",
         {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"},
     )
-
-
-def model_config(base: Base) -> dict[str, Any]:
-    """Return its config.json."""
-    c = base.config
-    sizes = {name: getattr(c, name) for name in SIZES if hasattr(c, name)}
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float32",
-        **sizes,
-        "tie_word_embeddings": c.tie_word_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
-        "max_position_embeddings": POSITIONS,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "hidden_act": "silu",
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": None,
-        "use_cache": True,
-    }
 
 
 def tokenizer() -> dict[str, Any]:

@@ -186,6 +186,18 @@ BUGS = (
         {"start": 0.0},
         "Soup #794",
     ),
+    # a base in 4 bits
+    Bug(
+        "nf4-nibbles-are-swapped",
+        "the two 4-bit codes of a byte are taken in the other order: the first is in the upper half",
+        {"base": "swapped"},
+        "paiml/entrenar #298",
+    ),
+    Bug(
+        "nf4-mean-of-scales-is-left-out",
+        "the mean of the 4-bit blocks' scales (nested_offset) is not added to the dequantised scales",
+        {"base": "no mean"},
+    ),
     # several adapters
     Bug(
         "the-weights-of-adapters-are-ignored",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..files.forms import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
-from .bases import TIED, TOKENS, UNTIED, Base, to_bfloat16
+from .bases import TIED, TIED_NF4, TOKENS, UNTIED, UNTIED_NF4, Base, to_bfloat16
 from .exact import product, sums
 from .formulas import Arrays, Given, Module, scale, setting
 from .prompts import PROMPTS
@@ -328,6 +328,15 @@ CASES = (
         ((Adapter(block(0, V), {"r": 2, "lora_alpha": 3, "init_lora_weights": "pissa"}, pissa="raw"), 1.0),),
         TIED,
         refused="init_lora_weights is pissa: the base was changed before the training",
+    ),
+    *(
+        Case(
+            f"nf4-{base.name.removesuffix('-nf4')}",
+            "A base in NF4, its scales quantised too, as bitsandbytes writes it.",
+            one(*block(0, Q, V, DOWN), r=4, lora_alpha=10),
+            base,
+        )
+        for base in (UNTIED_NF4, TIED_NF4)
     ),
     Case(
         "two-adapters",

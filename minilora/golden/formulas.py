@@ -91,13 +91,13 @@ class Formulas:
     config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration the adapter i is read with
     start: float = 1.0  # how much of PiSSA's start is taken off
     ties: bool = False  # whether the tied head, or embedding, is changed with the other
-    base: Callable[[Arrays, Mapping[str, Arrays]], Arrays] = lambda arrays, others: arrays  # what is read of it
+    base: str = ""  # how its 4-bit weights are read, see `Base.misread`
 
     def changed(
-        self, arrays: Arrays, given: Sequence[tuple[Given, float]], others: Mapping[str, Arrays] | None = None
+        self, arrays: Arrays, given: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None
     ) -> Arrays:
-        """Return all arrays of the base that are not as they were, and new biases; of `others`, see `Base.others`."""
-        read = self.base(arrays, others or {})
+        """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's."""
+        read = (misread or {}).get(self.base, arrays)
         found = {name: array for name, array in read.items() if array is not arrays[name]}
         weights = self.weights([weight for _, weight in given])
         for i, ((one, _), weight) in enumerate(zip(given, weights, strict=True)):

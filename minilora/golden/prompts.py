@@ -25,5 +25,7 @@ PROMPTS: dict[str, tuple[int, int]] = {
     "square-factor": (4, 12),
     "pissa-converted": (1, 5),
     "pissa-raw": (3, 13),
+    "nf4-untied": (17, 81),
+    "nf4-tied": (6, 27),
     "two-adapters": (22, 58),
 }

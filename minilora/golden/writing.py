@@ -41,7 +41,11 @@ HOW = (
 def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
     """Return what index.json holds."""
     bases = {
-        f"bases/{base.name}": {"gguf": f"bases/{base.name}.gguf", "tied": base.tied, "layers": base.layers}
+        f"bases/{base.name}": {
+            "tied": base.tied,
+            "layers": base.layers,
+            **({"quantised": "nf4"} if base.nf4 else {"gguf": f"bases/{base.name}.gguf"}),
+        }
         for base in BASES
     }
     return {
@@ -101,9 +105,11 @@ def write(folder: Path) -> int:
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
     found = [(case, answers(case) if case.answered else None) for case in CASES]
     with written_folder(folder) as new:
+        (new / "bases").mkdir()
         for base in BASES:
             write_base(new / "bases" / base.name, base)
-            write_gguf(new / "bases" / f"{base.name}.gguf", base)
+            if not base.nf4:
+                write_gguf(new / "bases" / f"{base.name}.gguf", base)
         (new / "answers").mkdir()
         for case, one in found:
             for name, (config, tensors) in zip(adapter_names(case), files(case), strict=True):

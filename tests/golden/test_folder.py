@@ -64,7 +64,7 @@ def test_what_must_be_refused_is_refused_by_us(golden, index):
         attach(base, load_adapter(golden / "adapters" / "refused-another-shape"))
 
 
-@pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
+@pytest.mark.parametrize("base", [base for base in BASES if not base.nf4], ids=lambda base: base.name)
 def test_the_gguf_copy_is_the_base_and_its_tokenizer(golden, base):
     folder, file = golden / "bases" / base.name, golden / "bases" / f"{base.name}.gguf"
     ours, theirs = Llama.load(folder, dtype="float64"), Llama.load(file, dtype="float64")
@@ -115,7 +115,7 @@ def test_the_index_is_as_its_schema_says(golden, index):
 
 
 def test_the_folder_holds_what_the_index_names_and_is_small(golden, index):
-    named = {"index.json", index["$schema"], *(base["gguf"] for base in index["bases"].values())}
+    named = {"index.json", index["$schema"], *(base["gguf"] for base in index["bases"].values() if "gguf" in base)}
     folders = set(index["bases"])
     for case in index["cases"]:
         named |= {case["answers"]} if "answers" in case else set()

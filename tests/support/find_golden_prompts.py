@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from minilora import Llama
+from minilora.files.ggufnames import SIZES
 from minilora.golden import prompts
 from minilora.golden.answers import APART, TOLERANCE
-from minilora.golden.bases import model_config
 from minilora.golden.cases import CASES
 from minilora.golden.formulas import Formulas
 
@@ -26,8 +26,9 @@ BATCH = 400
 def in_bfloat16(case):
     """Return what transformers computes with the merged weights in bfloat16."""
     changed = Formulas().changed(case.base.arrays, case.given)
-    config = transformers.LlamaConfig(**{**model_config(case.base), "tie_word_embeddings": False})
-    model = transformers.LlamaForCausalLM(config)
+    sizes = {name: getattr(case.base.config, name) for name in SIZES if name != "rope_theta"}
+    rope = {"rope_parameters": dict(case.base.config.rope), "tie_word_embeddings": False}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **rope))
     for name, array in {**case.base.arrays, **changed}.items():
         module = model.get_submodule(name.rpartition(".")[0])
         setattr(module, name.rpartition(".")[2], torch.nn.Parameter(torch.tensor(array, dtype=torch.float32)))
