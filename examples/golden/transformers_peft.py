@@ -1,6 +1,6 @@
 """What transformers with PEFT computes of the golden adapters.
 
-    pip install "minilora[models]" torch transformers peft
+    pip install "minilora[models]" torch transformers peft bitsandbytes accelerate
     minilora golden GOLDEN
     python transformers_peft.py GOLDEN RESULTS [float64|float32|bfloat16]
     minilora golden GOLDEN --compare RESULTS
@@ -59,4 +59,7 @@ for case in index["cases"]:
         }
     except RuntimeError as error:  # lora_bias, where the layer has no bias to add it to
         print(f"{case['id']}: no merged weights: {str(error)[:100]}")
-    save_file(tensors, results / f"{case['id']}.safetensors", metadata={"computed_in": precision})
+    # Beside 4-bit weights, bitsandbytes computes in bfloat16 on processors that have instructions for it.
+    nf4 = "quantised" in index["bases"][case.get("base", index["base"])]
+    notes = {"computed_in": "bfloat16" if nf4 else precision}
+    save_file(tensors, results / f"{case['id']}.safetensors", metadata=notes)
