@@ -230,6 +230,15 @@ BUGS = (
         "the first adapter's configuration is taken for all adapters",
         {"config_of": lambda i: 0},
     ),
+    # one kind of module is left out; where there is no other, that is the whole update
+    *(
+        Bug(
+            f"{name.replace('_', '-')}-is-left-out",
+            f"the adapter of {name} is not applied",
+            {"applied": _without(name)},
+        )
+        for name in TARGETS
+    ),
     # the update as a whole
     Bug("the-adapter-is-not-applied", "the adapter is not applied: this is the base", {"applied": lambda path: False}),
     Bug("the-update-is-added-twice", "the update is added twice", {"times": 2.0}, "huggingface/peft #3774"),
@@ -276,14 +285,6 @@ BUGS = (
         "sgl-project/sglang #27274",
     ),
     Bug("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
-    *(
-        Bug(
-            f"{name.replace('_', '-')}-is-left-out",
-            f"the adapter of {name} is not applied",
-            {"applied": _without(name)},
-        )
-        for name in TARGETS
-    ),
     Bug("attention-is-left-out", "the adapters of attention are not applied", {"applied": _without("self_attn")}),
     Bug("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}),
     *(
@@ -300,6 +301,11 @@ BUGS = (
         "a square factor is transposed",
         {"factors": _transposed},
         "vmlx-swift #320",
+    ),
+    Bug(
+        "the-update-is-read-the-other-way-round",
+        "the factors are exchanged: the update comes out as (in, out), and its numbers are taken as (out, in)",
+        {"update": lambda BA: BA.T.reshape(BA.shape)},
     ),
     Bug(
         "lora-b-is-reshaped",

@@ -65,8 +65,7 @@ class Judgement:
 
     def __str__(self) -> str:
         count = Counter(case.state for case in self.cases)
-        likeliest = next((f": {self.names[flag]}" for flag in self.diagnoses), "")
-        lines = [f"{self.results}: {'passed' if self.passed else 'WRONG'}{likeliest}"]
+        lines = [f"{self.results}: " + ("passed" if self.passed else f"WRONG: {self._likeliest()}")]
         lines += [", ".join(f"{count[state]} {state}" for state in ("right", "wrong", "missing") if count[state])]
         for flag, ids in self.diagnoses.items():
             made = f" (made in {', '.join(self.links[flag])})" if self.links.get(flag) else ""
@@ -74,6 +73,13 @@ class Judgement:
         width = max((len(case.id) for case in self.cases), default=0)
         lines += [f"  {case.id:{width}}  {case.state}{case.text and ': ' + case.text}" for case in self.cases]
         return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
+
+    def _likeliest(self) -> str:
+        """Return the likeliest bug or, where no known one explains anything, the first case that is not right."""
+        first = next(
+            case for case in sorted(self.cases, key=lambda case: case.state != "wrong") if case.state != "right"
+        )
+        return next((self.names[flag] for flag in self.diagnoses), f"{first.id}: {first.text}")
 
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""

@@ -82,14 +82,16 @@ def add_adapter(W, folder, weight, bug):
         old = W[name].T if embedding else W[name]
         if old.shape != (len(B), A.shape[1]):
             raise Refused(path)
-        if embedding and bug == "no embedding":
+        if bug == "nothing" or (embedding and bug == "no embedding"):
             continue
         r = number(config, "r", "rank_pattern", path, bug)
         s = number(config, "lora_alpha", "alpha_pattern", path, bug)
         if bug != "alpha for alpha / r":
             s /= r**0.5 if config["use_rslora"] and bug != "no root" else r
         B = B.reshape(B.shape[::-1]).T if bug == "factor read the other way" else B
+        A, B = (A[::-1], B) if bug == "other ranks" else (A, B)
         delta = s * (1 if bug == "no weights" else weight) * (2 if bug == "twice" else 1) * B @ A
+        delta = (delta.T.reshape(delta.shape)) if bug == "swapped" else delta
         new = old + delta
         if config["use_dora"] and bug != "no magnitude":
             length = old if bug == "norm of W" else new

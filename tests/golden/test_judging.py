@@ -25,9 +25,12 @@ LIKELIEST = {
     "no magnitude": "dora-magnitude-is-ignored",
     "norm of W": "dora-norm-is-that-of-w",
     "no bias": "lora-bias-is-ignored",
-    "no embedding": "the-adapter-is-not-applied",
+    "no embedding": "embed-tokens-is-left-out",
     "any start": "pissa-start-is-not-taken-off",
     "no weights": "the-weights-of-adapters-are-ignored",
+    "nothing": "the-adapter-is-not-applied",
+    "swapped": "the-update-is-read-the-other-way-round",
+    "other ranks": "the-order-of-ranks-differs-between-the-factors",
     "nibbles": "nf4-nibbles-are-swapped",
     "offset": "nf4-mean-of-scales-is-left-out",
 }
@@ -203,6 +206,17 @@ def test_what_must_be_refused_may_not_be_answered(golden, index, right, results)
     (raw,) = (case for case in index["cases"] if case["refused"] and "answers" in case)
     save_file({"logits": load_file(golden / raw["answers"])["logits"]}, results / f"{raw['id']}.safetensors")
     assert judged(golden, results, raw["id"]).state == "right"
+
+
+def test_the_first_line_says_what_no_known_bug_explains(golden, index, right, results):
+    for path in right.iterdir():
+        (results / path.name).write_bytes(path.read_bytes())
+    assert str(compare(golden, results)).splitlines()[0].endswith(": passed")
+    (results / "dora.safetensors").unlink()
+    assert str(compare(golden, results)).splitlines()[0].endswith("WRONG: dora: there is no dora.safetensors")
+    save_file({"logits": np.zeros((2, 6, 128))}, results / "refused-rank-zero.safetensors")
+    first = str(compare(golden, results)).splitlines()[0]
+    assert first.endswith("WRONG: refused-rank-zero: the adapter was taken, and must be refused: r is 0.")
 
 
 def test_the_command_exits_by_the_verdict(golden, index, right, results, tmp_path, capsys):
