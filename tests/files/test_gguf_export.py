@@ -80,6 +80,22 @@ def test_a_gguf_adapter_is_the_same_change_of_weights(tmp_path_factory, model, f
     assert changed == set(deltas)
 
 
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_factors_of_one_scaling_stay_as_they_are(model, folder, tmp_path, use_rslora):
+    rng = np.random.default_rng(0)
+    found = adapters(adapt(model, ["v_proj", "down_proj"], rank=3, alpha=5, rng=rng, use_rslora=use_rslora))
+    for adapter in found.values():
+        adapter.lora_B[...] = rng.standard_normal(adapter.lora_B.shape)
+    save_adapter(tmp_path / "a", found)
+    export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+    tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    for i in range(2):
+        for name, path in (("attn_v", "self_attn.v_proj"), ("ffn_down", "mlp.down_proj")):
+            adapter = found[f"model.layers.{i}.{path}"]
+            np.testing.assert_array_equal(tensors[f"blk.{i}.{name}.weight.lora_a"], adapter.lora_A)
+            np.testing.assert_array_equal(tensors[f"blk.{i}.{name}.weight.lora_b"], adapter.lora_B)
+
+
 def test_the_command_writes_it_over_any_file_of_the_model(model, folder, tmp_path, capsys):
     save_adapter(tmp_path / "a", drawn(model, 0, LINEARS))
     base = write(tmp_path / "base.gguf", model)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minilora import FileRefused, Llama, attach, load_adapter, merge
+from minilora import FileRefused, Llama, adapt, adapters, attach, load_adapter, merge
 from minilora.files.tokenizer import load_tokenizer
 from minilora.golden import exact
 from minilora.golden.bases import BASES, MERGES, TOKENS
 from minilora.golden.bugs import BUGS
 from minilora.golden.cases import CASES
+from minilora.golden.writing import adapter_names
 from minilora.variants.sums import weighted_sum
 
 from ..support.language import arrays_of, tiny_llama
@@ -52,6 +53,15 @@ def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, case
         layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
     rows = answers[name]
     np.testing.assert_allclose(layer.weight[: len(rows)], rows, rtol=1e-6)
+
+
+def test_target_modules_name_what_has_tensors_and_no_other(golden, index):
+    for case in CASES:
+        for (given, _), name in zip(case.given, adapter_names(case), strict=True):
+            config = json.loads((golden / name / "adapter_config.json").read_text())
+            model, rng = case.base.model, np.random.default_rng(0)
+            adapted = adapt(model, config["target_modules"], rank=1, alpha=1, rng=rng)
+            assert set(adapters(adapted)) == set(given.modules)
 
 
 def test_what_must_be_refused_is_refused_by_us(golden, index):

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import cli
 from minilora.files.errors import FileRefused
-from minilora.golden.judging import compare, judge
+from minilora.golden.judging import MERGED, compare, judge
 from minilora.golden.writing import FORMAT
 
 from .foreign_reader import answer
@@ -148,6 +148,18 @@ def test_merged_weights_are_judged_and_named(golden, index, results, ending):
     assert "rslora-root-is-ignored" in verdict.flags
 
 
+def test_a_bug_must_explain_all_that_is_wrong(golden, index, results):
+    case = next(case for case in index["cases"] if case["id"] == "rslora")
+    ours = load_file(golden / case["answers"])
+    one, other = case["flags"][:2]
+    z, (name,) = ours["logits"].copy(), (name for name in ours if name.startswith("merged."))
+    z[:, -1] = ours[f"signature.{one}"]
+    for flag, expected in ((one, (one,)), (other, ())):
+        rows = np.concatenate([ours[f"signature.{flag}.merged"], ours[name][1:]])
+        save_file({"logits": z, name: rows}, results / "rslora.safetensors")
+        assert judged(golden, results, "rslora").flags == expected
+
+
 def test_an_answer_one_tolerance_off_is_right_and_two_wrong(golden, index, results):
     case = index["cases"][0]
     ours = load_file(golden / case["answers"])["logits"]
@@ -158,6 +170,22 @@ def test_an_answer_one_tolerance_off_is_right_and_two_wrong(golden, index, resul
             path = results / f"{case['id']}.safetensors"
             save_file({"logits": z}, path, metadata={"computed_in": precision})
             assert judged(golden, results, case["id"]).state == state
+
+
+def test_logarithms_and_merged_weights_have_tolerances_of_their_own(golden, index, results):
+    case = index["cases"][0]
+    ours = load_file(golden / case["answers"])
+    (name,) = (name for name in ours if name.startswith("merged."))
+    for precision, tolerance in index["tolerance"].items():
+        bounds = {"log_probabilities": 2 * tolerance, name: MERGED[precision] * max(1, np.abs(ours[name]).max())}
+        for quantity, bound in bounds.items():
+            right = log_softmax(ours["logits"]) if quantity == "log_probabilities" else ours[name].astype("f8")
+            for times, state in ((0.9, "right"), (1.1, "wrong")):
+                off = right.copy()
+                off.flat[100] -= times * bound
+                path = results / f"{case['id']}.safetensors"
+                save_file({quantity: off, "other": np.zeros(2)}, path, metadata={"computed_in": precision})
+                assert judged(golden, results, case["id"]).state == state
 
 
 def test_half_types_are_judged_by_their_own_tolerance(golden, index, results):
