@@ -50,14 +50,14 @@ def add(model, folder):
 
 
 for case in index["cases"]:
-    model, _ = load_model(golden / case.get("base", index["base"]))
     try:
+        model, _ = load_model(golden / case.get("base", index["base"]))
         if isinstance(case["adapter"], list):
             raise ValueError("mlx-lm has no sum of adapters")
         add(model, golden / case["adapter"])
         logits = model(mx.array(case["prompts"]))
         mx.eval(logits)
     except Exception as error:
-        print(f"{case['id']}: {type(error).__name__}: {str(error)[:100]}")
+        print(f"{case['id']}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
         continue
     mx.save_safetensors(str(results / f"{case['id']}.safetensors"), {"logits": logits.astype(mx.float32)})
