@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..layers.rotary import halves_from_interleaved
-from .formulas import Config, matching, scale, scaled, setting
+from .formulas import Config, lengths, matching, scale, scaled, setting
 
 HEAD_DIM = 64
 
@@ -142,6 +142,12 @@ BUGS = (
         {"gain": lambda m, n: np.ones_like(n)},
     ),
     Bug(
+        "dora-magnitude-is-not-read",
+        "DoRA's magnitude is not read from the file: rows keep the lengths of W, as before the training",
+        {"magnitude": lambda m, W: lengths(W)},
+        "transformers 5.24.0",
+    ),
+    Bug(
         "dora-norm-is-that-of-w",
         "DoRA's norm is that of W, and should be that of W + s B A",
         {"length": lambda W, BA, s: np.sqrt((W * W).cumsum(axis=1)[:, -1:])},
@@ -157,11 +163,6 @@ BUGS = (
         "DoRA's norm is taken along the wrong axis: of each column of W + s B A, and should be of each row",
         {"length": lambda W, BA, s: np.sqrt(((W + s * BA) ** 2).cumsum(axis=0)[-1:])},
         "wanshuiyin/ARIS-in-AI-Offer #17",
-    ),
-    Bug(
-        "dora-magnitude-is-not-applied",
-        "DoRA's magnitude is not applied: rows have the length 1",
-        {"gain": lambda m, n: 1 / n},
     ),
     # what else stands in a file
     Bug(
@@ -184,7 +185,6 @@ BUGS = (
         "pissa-start-is-not-taken-off",
         "PiSSA's start is not taken off the base: init_lora_weights was passed over",
         {"start": 0.0},
-        "Soup #794",
     ),
     # a base in 4 bits
     Bug(
@@ -300,7 +300,6 @@ BUGS = (
         "a-square-factor-is-transposed",
         "a square factor is transposed",
         {"factors": _transposed},
-        "vmlx-swift #320",
     ),
     Bug(
         "the-update-is-read-the-other-way-round",

@@ -86,7 +86,8 @@ class Formulas:
     factors: Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda path, A, B: (A, B)
     update: Callable[[np.ndarray], np.ndarray] = lambda BA: BA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: lengths(W + s * BA)
-    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / n
+    magnitude: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, W: m[:, None]
+    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m / n
     bias: Callable[[np.ndarray, float], np.ndarray] = lambda b, s: s * b
     weights: Callable[[Sequence[float]], Sequence[float]] = lambda weights: weights  # of several adapters
     config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration the adapter i is read with
@@ -128,7 +129,8 @@ class Formulas:
         if module.magnitude is None:
             W = W + weight * s * BA
         else:
-            W = self.gain(module.magnitude, self.length(W, BA, s)) * (W + s * BA)
+            m = self.magnitude(module.magnitude, W)
+            W = self.gain(m, self.length(W, BA, s)) * (W + s * BA)
         found[name] = W.T if name == EMBEDDING else W
         if module.bias is not None:
             found[f"{place}.bias"] = self.bias(module.bias, s)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..conformance.vectors import links
 from ..files.adapterfolder import WEIGHTS_NAME
 from ..files.peftconfig import CONFIG_NAME
 from ..files.writing import written_folder
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
-from .bugs import BUGS, Bug
+from .bugs import BUGS
 from .cases import CASES, Case, files
 
 FORMAT = 1
@@ -60,7 +61,7 @@ def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         "base": f"bases/{UNTIED.name}",
         "bases": bases,
         "cases": [entry(case, one) for case, one in found],
-        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug)} for bug in BUGS},
+        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in BUGS},
     }
 
 
@@ -85,12 +86,6 @@ def adapter_names(case: Case) -> list[str]:
     """Return the folders of a case's adapters."""
     one = f"adapters/{case.id}"
     return [one] if len(case.adapters) == 1 else [f"{one}-{i}" for i in range(len(case.adapters))]
-
-
-def links(bug: Bug) -> list[str]:
-    """Return where a bug was made, as addresses."""
-    places = [place.split(" #") for place in filter(None, bug.source.split(", "))]
-    return [f"https://github.com/{name}/issues/{number}" for name, number in places]
 
 
 def write(folder: Path) -> int:
