@@ -28,6 +28,9 @@ start here:
   minilora article --save DIR        write the adapter to a folder, in PEFT's layout
   minilora inspect DIR               what is in such a folder
   minilora merge BASE DIR -o OUT     fold it into a checkpoint
+  minilora export DIR --model MODEL -o FILE.gguf
+                                     the same for llama.cpp
+  minilora golden DIR                adapters with right answers, for programs that read files
   minilora finetune TEXT --save DIR  an adapter of a small language model, trained on a text
   minilora generate PROMPT           what the model says next; with --adapter DIR, adapted
   minilora article --help            all the options of a command

@@ -1,4 +1,4 @@
-"""What transformers' own `load_adapter` computes of the golden adapters: another reader than PEFT's, over PEFT's layers.
+"""What transformers' own `load_adapter` computes of the golden adapters: another reader over PEFT's layers.
 
     pip install "minilora[models]" torch transformers peft bitsandbytes accelerate
     minilora golden GOLDEN

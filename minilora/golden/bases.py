@@ -175,7 +175,7 @@ def tokenizer() -> dict[str, Any]:
 
 def write_gguf(path: Path, base: Base) -> None:
     """Write the same decoder and tokenizer in llama.cpp's format, in float32."""
-    gguf = needed("gguf", "the copy in llama.cpp's format")
+    gguf = needed("gguf", "a .gguf file")
     c = base.config
     writer = gguf.GGUFWriter(path, "llama")
     for name, key in SIZES.items():

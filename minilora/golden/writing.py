@@ -10,6 +10,7 @@ from typing import Any
 from .. import __version__
 from ..conformance.vectors import links
 from ..files.adapterfolder import WEIGHTS_NAME
+from ..files.errors import needed
 from ..files.peftconfig import CONFIG_NAME
 from ..files.writing import written_folder
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
@@ -98,6 +99,7 @@ def write(folder: Path) -> int:
     """
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
+    needed("gguf", "the copies in llama.cpp's format")
     found = [(case, answers(case) if case.answered else None) for case in CASES]
     with written_folder(folder) as new:
         (new / "bases").mkdir()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minilora import FileRefused, Llama, adapt, adapters, attach, load_adapter, merge
+from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge
 from minilora.files.tokenizer import load_tokenizer
 from minilora.golden import exact
 from minilora.golden.bases import BASES, MERGES, TOKENS
@@ -161,6 +161,13 @@ def test_the_tokens_are_those_that_the_merges_make():
     assert len(TOKENS) == len(set(TOKENS)) == 128
     for merge_ in MERGES:
         assert all(part in TOKENS[: TOKENS.index(merge_.replace(" ", ""))] for part in merge_.split(" "))
+
+
+def test_without_its_package_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert cli.main(["golden", str(tmp_path / "golden")]) == 2
+    assert "pip install gguf" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
