@@ -16,6 +16,7 @@ from .formulas import Arrays, Given, Module, scale, setting
 from .prompts import PROMPTS
 
 LENGTH = 6
+"""Tokens of a prompt."""
 SIZE = 1.3
 """How large an update is, as a part of the weight that it changes."""
 Q, K, V, O = (f"self_attn.{name}_proj" for name in "qkvo")  # noqa: E741
@@ -40,7 +41,6 @@ class Adapter:
 
     paths: tuple[str, ...]
     config: Mapping[str, Any]  # r, lora_alpha, and what is not as PEFT's defaults are
-    dtype: str = "float32"
     pissa: str = ""  # "raw" or "converted", of one that started by PiSSA
     with_base: bool = False  # whether PEFT saved the base's own weight of an embedding or a head beside it
 

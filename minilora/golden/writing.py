@@ -54,7 +54,7 @@ def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         "$schema": SCHEMA,
         "format": FORMAT,
         "minilora": __version__,
-        "license": "CC0-1.0",
+        "license": "MIT",
         "how": list(HOW),
         "tolerance": TOLERANCE,
         "apart": APART,
