@@ -291,13 +291,13 @@ def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> HTML:
 
 # --- the code book under the bell curve -------------------------------------------------------------------------------
 
-BITS = (1, 2, 3, 4, 5, 6)
+BITS = (2, 3, 4, 5, 6)
 BLOCK = 64
 
 
 def book_of(bits: int) -> np.ndarray:
     """Return the code book of 2^bits numbers, made as NF4's is: half of them above 0, and one fewer below."""
-    return np.array(code_book(2**bits)) if bits > 1 else np.array([0.0, 1.0])
+    return np.array(code_book(2**bits))
 
 
 def quantisation_error(book: np.ndarray, weights: np.ndarray) -> float:
@@ -313,26 +313,27 @@ def even(bits: int) -> np.ndarray:
     return np.linspace(-1, 1, 2**bits)
 
 
-def levels_under_the_bell(start: int = 3) -> HTML:
+def levels_under_the_bell(start: int = 2) -> HTML:
     """Return the picture of the code books of 2 to 64 levels, and what they lose of normally distributed weights."""
     weights = np.random.default_rng(0).standard_normal(BLOCK * 512)
     books = [book_of(bits) for bits in BITS]
     assert np.abs(books[BITS.index(4)] - NF4).max() < 2e-7
-    errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in zip(BITS, books)]
-    assert all(more[0] > fewer[0] for more, fewer in pairwise(errors[1:]))
+    pairs = list(zip(BITS, books, strict=True))
+    errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in pairs]
+    assert all(few[0] > more[0] for few, more in pairwise(errors))
     end = float(np.abs(weights.reshape(-1, BLOCK)).max(axis=1).mean())  # where a block's largest weight usually is
     counts = [
         np.bincount(np.abs(weights[:8192, None] / end - book).argmin(axis=1), minlength=len(book)) / 8192
         for book in books
     ]
     says = [
-        f"{bits} bit{'s' * (bits > 1)}, {len(book)} levels: the error is {quantile:.1%} of the weights, and "
-        f"{steps:.1%} with levels at even steps. A weight takes {bits + 8 / 64 + 32 / (64 * 256):.2f} bits with its share of the scales."
-        for bits, book, (quantile, steps) in zip(BITS, books, errors)
+        f"{bits} bits, {len(book)} levels: the error is {quantile:.1%} of the weights, and {steps:.1%} with levels at "
+        "even steps."
+        for (bits, book), (quantile, steps) in zip(pairs, errors, strict=True)
     ]
     rows = [
         (b, len(book), f"{e[0]:.1%}", f"{e[1]:.1%}", ", ".join(f"{c:.2f}" for c in book) if b < 5 else "...")
-        for b, book, e in zip(BITS, books, errors)
+        for (b, book), e in zip(pairs, errors, strict=True)
     ]
     table = pictures.table(["bits", "levels", "error, quantiles", "error, even steps", "levels"], rows)
     grid = np.linspace(-1.4, 1.4, 113)

@@ -95,9 +95,11 @@ def code_book(levels: int = 16) -> list[float]:
         raise ValueError(f"levels must be even, got {levels}")
     n, quantile = levels, NormalDist().inv_cdf
     p_1 = 1 - (1 / (2 * n) + 1 / (2 * (n - 1))) / 2  # eq. (nf.1)
-    above, below = (
-        [quantile(p_1 + i / m * (1 / 2 - p_1)) for i in range(m)] for m in (n // 2, n // 2 - 1)
-    )  # eq. (nf.2)
+
+    def side(m: int) -> list[float]:
+        return [quantile(p_1 + i / m * (1 / 2 - p_1)) for i in range(m)]  # eq. (nf.2)
+
+    above, below = side(n // 2), side(n // 2 - 1)
     return [c / above[0] for c in (*(-c for c in below), 0.0, *reversed(above))]
 
 

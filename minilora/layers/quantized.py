@@ -1,8 +1,8 @@
 """A frozen linear layer that keeps its weight in four bits: the base of QLoRA.
 
-    W = dequantised codes                (q.1)     (out, in)
-    y = x W^T + b                        (7)       (N, in) -> (N, out)
-    dx = dy W                            (10)      (N, out) -> (N, in)
+    W = a_b c_q in each entry    (nf.5)    (out, in)            from `minilora.layers.nf4`
+    y = x W^T + b                (7)       (N, in) -> (N, out)
+    dx = dy W                    (10)      (N, out) -> (N, in)
 
 The layer computes as `Linear` does. It keeps bytes and scales, and makes W from them in each forward and once more in
 each backward; between the two no W is kept.

@@ -13,7 +13,9 @@ from minilora.cli import _parser
 
 MORE = (
     "article",
+    "conformance.report",
     "conformance.suite",
+    "conformance.xfails",
     "fast.accumulation",
     "fast.residual",
     "files.checkpoint",
@@ -82,8 +84,15 @@ PYTHON = {
         "rank=1, alpha=1.0, epochs=100, batch_size=128, lr=0.001, seed=0, dtype='float32', backend=None, "
         "n=10000, in_features=1001, out_features=1000, progress=False, checkpoint=None"
     ),
-    "conformance.suite.Report": "claims=dict(), habits=dict(), diagnoses=list(), errors=dict(), kinds=dict()",
+    "conformance.report.Report": (
+        "claims=dict(), habits=dict(), diagnoses=list(), errors=dict(), kinds=dict(), functions=dict(), cases=list()"
+    ),
+    "conformance.report.Report.text": "known=()",
+    "conformance.report.id_of": "number=None",
     "conformance.suite.check": "dtype=None, name=None",
+    "conformance.suite.outcomes_of": "owed=(), watch=None",
+    "conformance.xfails.Judged": "known=dict(), required=()",
+    "conformance.xfails.github_error": "title='minilora conformance'",
     "fast.accumulation.accumulate": "loss=None",
     "fast.residual.residual_form": "loss=mse",
     "files.checkpoint.Checkpoint": "settings=None",
@@ -117,7 +126,8 @@ COMMANDS = {
     "merge": "--layout=None --dry-run=False",
     "inspect": "--plot=None",
     "export": "",
-    "vectors": "--compare=None",
+    "conformance": "--dtype=None --xfails=None --require=None --timeout=20.0 --json=None",
+    "vectors": "--compare=None --json=None",
     "golden": "--compare=None --json=None",
 }
 

@@ -33,7 +33,8 @@ FLOORS = [
 
 def floor(module):
     """Return how high a module stands."""
-    return next(height for height, rooms in enumerate(FLOORS) if module.partition(".")[0] in rooms)
+    room = module.partition(".")[0] if not module.endswith(".__main__") else "__main__"  # where a process begins
+    return next(height for height, rooms in enumerate(FLOORS) if room in rooms)
 
 
 def imports(module, *, inside=False):

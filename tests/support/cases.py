@@ -105,7 +105,7 @@ def weight_by_loops(layer: QuantizedLinear) -> np.ndarray:
     return W.reshape(layer.shape)
 
 
-def quantized_case(*, adapted: bool, double_quant: bool) -> Case:
+def quantized_case(*, adapted: bool, double_quant: bool, cls: type = QuantizedLinear) -> Case:
     """A frozen layer in NF4, alone or with LoRA: it is the layer of the weight that its bytes stand for."""
 
     def base(problem: Problem, dtype: np.dtype) -> QuantizedLinear:
@@ -113,7 +113,7 @@ def quantized_case(*, adapted: bool, double_quant: bool) -> Case:
         layer = QuantizedLinear.from_linear(Linear(full["weight"]), block_size=32, double_quant=double_quant)
         names = ("packed", "absmax", "shape", "block_size", "nested_absmax", "mean")
         parts = {name: vars(layer)[name] for name in names}
-        return QuantizedLinear(**parts, bias=full["bias"].astype(dtype) if problem.bias else None, dtype=dtype)
+        return cls(**parts, bias=full["bias"].astype(dtype) if problem.bias else None, dtype=dtype)
 
     def build(problem: Problem, p: Arrays) -> Layer:
         layer = base(problem, p["x"].real.dtype)
