@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..files.errors import printable
+from .conformance import on_github
 from .options import path
 
 
@@ -48,4 +49,8 @@ def run(options: argparse.Namespace) -> int:
         with written_whole(options.json) as file:
             file.write((json.dumps(found.json(), indent=1) + "\n").encode())
     print(found)
+    if not found.passed and on_github():
+        from ..conformance.xfails import github_error
+
+        print(github_error(str(found).splitlines()[0], "minilora golden"))
     return 0 if found.passed else 1

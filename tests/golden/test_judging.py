@@ -262,6 +262,17 @@ def test_the_command_exits_by_the_verdict(golden, index, right, results, tmp_pat
     assert cli.main(["golden", str(golden), "--compare", str(golden / "answers")]) == 2
 
 
+def test_a_workflow_shows_the_first_line_as_an_error(golden, right, results, monkeypatch, capsys):
+    for on_github in ("true", "false"):
+        monkeypatch.setenv("GITHUB_ACTIONS", on_github)
+        assert cli.main(["golden", str(golden), "--compare", str(right)]) == 0
+        assert "::error" not in capsys.readouterr().out
+        assert cli.main(["golden", str(golden), "--compare", str(results)]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        expected = [f"::error title=minilora golden::{lines[0]}"] if on_github == "true" else []
+        assert [line for line in lines if line.startswith("::")] == expected
+
+
 def test_the_likeliest_bug_comes_first(golden, index, right, results):
     for path in right.iterdir():
         (results / path.name).write_bytes(path.read_bytes())
