@@ -154,9 +154,12 @@ for name, model in (("LoRA over float32", base), ("QLoRA, over NF4", four)):
     seconds = (time.perf_counter() - start) / settings["epochs"]
     losses = dict(zip(history.epochs, map(float, history.losses), strict=True))
     runs[name] = {"held out": losses, "seconds a step": seconds}
-    print(
-        f"{name:18}", *(f"{step}: {loss:.3f}" for step, loss in losses.items()), f"{seconds:.2f} s a step", flush=True
-    )
+    said = [f"{step}: {loss:.3f}" for step, loss in losses.items()]
+    print(f"{name:18}", *said, f"{seconds:.2f} s a step", flush=True)
+if options.peer:
+    name = "the same by transformers, bitsandbytes and PEFT"
+    runs[name] = by_peft(four, settings)
+    print(f"{name}: {runs[name]['held out']:.3f}, {runs[name]['seconds a step']:.2f} s a step", flush=True)
 
 # 3. What is lost, where the change is merged into weights of a format that they are in already.
 merging = {}

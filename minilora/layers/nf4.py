@@ -133,7 +133,7 @@ def quantize_nf4(weight: Array, *, block_size: int = 64) -> tuple[Array, Array]:
     with np.errstate(over="ignore"):
         flat = weight.astype("float32").reshape(-1)
     check_finite(weight=flat)
-    blocks = _in_blocks(flat, block_size)
+    blocks = _in_blocks(flat, min(block_size, count + count % 2))
     absmax = abs(blocks).max(axis=1)  # eq. (nf.3)
     codes = _nearest(_BETWEEN, _scaled(blocks, absmax, shorter=count % block_size > 0))  # eq. (nf.4)
     packed = 16 * codes[0::2] + codes[1::2]  # eq. (nf.6)
@@ -171,10 +171,11 @@ def dequantize_nf4(
     n = math.prod(shape)
     check_codes("packed", packed, (n + 1) // 2)
     check_scales("absmax", absmax, -(-n // block_size), like=packed)
-    xp, missing = backend_of(packed).xp, absmax.shape[0] * block_size // 2 - packed.shape[0]
+    xp, size = backend_of(packed).xp, min(block_size, n + n % 2)
+    missing = absmax.shape[0] * size // 2 - packed.shape[0]
     if missing:  # the last block is shorter
         packed = xp.concatenate([packed, xp.zeros(missing, dtype="uint8")])
-    c = xp.take(_pairs(xp), packed).view("float32").reshape(-1, block_size)
+    c = xp.take(_pairs(xp), packed).view("float32").reshape(-1, size)
     w = c * absmax[:, None]  # eq. (nf.5)
     return w.reshape(-1)[:n].reshape(shape).astype(dtype, copy=False)
 

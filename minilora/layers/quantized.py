@@ -47,6 +47,8 @@ class CodedLinear(Linear):
     def __init__(self, like: Array, shape: tuple[int, ...], bias: Array | None) -> None:
         check_array("like", like)
         self.like, self.shape = like, check_weight_shape(shape)
+        if len(self.shape) != 2:
+            raise ValueError(f"shape is {self.shape}, expected (out, in)")
         if bias is not None:
             check_array("bias", bias, like=like)
             check_shape("bias", bias, self.shape[:1])

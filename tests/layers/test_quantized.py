@@ -95,6 +95,23 @@ def test_a_tie_takes_the_lower_code():
     np.testing.assert_array_equal(found[31:46], np.arange(15))
 
 
+@pytest.mark.parametrize("block_size", [64, 2**60])
+def test_a_block_larger_than_the_weight_takes_no_memory(block_size):
+    w = gaussian(5, 7)
+    packed, absmax = quantize_nf4(w, block_size=block_size)
+    assert (packed.shape, absmax.shape) == ((18,), (1,))
+    np.testing.assert_array_equal(packed, quantize_nf4(w)[0])
+    found = dequantize_nf4(packed, absmax, (5, 7), block_size=block_size)
+    np.testing.assert_array_equal(found, dequantize_nf4(packed, absmax, (5, 7)))
+
+
+@pytest.mark.parametrize("lay", [np.asfortranarray, lambda w: np.repeat(w, 2, axis=1)[:, ::2]])
+def test_a_weight_may_lie_in_any_order(lay):
+    w = gaussian(9, 30)
+    for found, expected in zip(quantize_nf4(lay(w)), quantize_nf4(w), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("tiny", [0.0, 1e-39])
 def test_a_block_of_nothing_is_zeros_beside_others(tiny):
     w = gaussian(3, 64)
@@ -309,6 +326,7 @@ def test_what_cannot_be_quantised_is_refused_by_name(function, model, arguments,
         ({"absmax": np.ones(5)}, TypeError, "absmax has dtype float64, expected float32"),
         ({"shape": 7}, TypeError, "shape must be a tuple"),
         ({"shape": (7, 0)}, ValueError, r"shape\[1\] must be at least 1"),
+        ({"shape": (7, 41)}, ValueError, r"expected \(144,\)"),
         ({"block_size": 0}, ValueError, "block_size must be at least 32"),
         ({"dtype": "int32"}, TypeError, "dtype must be one of"),
     ],
@@ -337,6 +355,13 @@ def test_codes_that_do_not_fit_are_refused(change, error, message):
 def test_weights_that_are_no_finite_floats_are_refused(weight, error, message):
     with pytest.raises(error, match=message):
         quantize_nf4(weight)
+
+
+def test_a_layer_has_a_weight_of_two_axes():
+    packed, absmax = quantize_nf4(gaussian(3, 5, 7))
+    assert dequantize_nf4(packed, absmax, (3, 5, 7)).shape == (3, 5, 7)
+    with pytest.raises(ValueError, match=r"shape is \(3, 5, 7\), expected \(out, in\)"):
+        QuantizedLinear(packed, absmax, (3, 5, 7))
 
 
 def test_pissa_over_four_bits_is_refused():
