@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -90,15 +91,15 @@ def adapter_names(case: Case) -> list[str]:
 
 
 def write(folder: Path) -> int:
-    """Write the golden adapters into a new folder, and return how many cases there are.
+    """Write the golden adapters into a new or an empty folder, and return how many cases there are.
 
     Raises
     ------
     ValueError
-        If the folder is there already, or the package `gguf` is missing.
+        If the folder holds something, or the package `gguf` is missing.
     """
-    if folder.exists():
-        raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
     found = [(case, answers(case) if case.answered else None) for case in CASES]
     with written_folder(folder) as new:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge
 from minilora.files.tokenizer import load_tokenizer
-from minilora.golden import exact
+from minilora.golden import exact, writing
 from minilora.golden.bases import BASES, MERGES, TOKENS
 from minilora.golden.bugs import BUGS
 from minilora.golden.cases import CASES
@@ -161,6 +161,20 @@ def test_the_tokens_are_those_that_the_merges_make():
     assert len(TOKENS) == len(set(TOKENS)) == 128
     for merge_ in MERGES:
         assert all(part in TOKENS[: TOKENS.index(merge_.replace(" ", ""))] for part in merge_.split(" "))
+
+
+def test_only_a_new_or_an_empty_folder_is_written(tmp_path, golden, monkeypatch):
+    monkeypatch.setattr(writing, "CASES", CASES[1:2])
+    (tmp_path / "empty").mkdir()
+    assert writing.write(tmp_path / "empty") == 1
+    assert (tmp_path / "empty" / "index.json").is_file()
+    (tmp_path / "file").write_text("as it was")
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for name in ("empty", "file", "link"):
+        with pytest.raises(ValueError, match="is there already"):
+            writing.write(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "as it was"
+    assert not (tmp_path / "new").exists()
 
 
 def test_without_its_package_nothing_is_written(tmp_path, monkeypatch, capsys):
