@@ -125,8 +125,10 @@ COMMANDS = {
     "check": "--seed=0 --backend=numpy",
     "merge": "--layout=None --dry-run=False",
     "inspect": "--plot=None",
+    "export": "",
     "conformance": "--dtype=None --xfails=None --require=None --timeout=20.0 --json=None",
     "vectors": "--compare=None --json=None",
+    "golden": "--compare=None --json=None",
 }
 
 
