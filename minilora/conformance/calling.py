@@ -88,6 +88,13 @@ class Watch:
             self.changed = f"{function} changes {name}, which belongs to the caller"
         return result
 
+    def built(self, trial: Trial) -> Any:
+        """Return what ``layer`` makes of a problem. It keeps the arrays, and may write to them."""
+        given = [
+            self.turn(name, a.copy()) if isinstance(a, np.ndarray) else a for name, a in layer_arrays(trial).items()
+        ]
+        return self.functions.layer(*given, **self.options("layer", trial.problem))
+
     def look_back(self) -> str:
         """Return what was changed of all that was handed over, also by a later call; empty where nothing was."""
         for function, lent, copies in self.lent:
@@ -118,13 +125,14 @@ class Watch:
     def _answer(self, function: str, result: Any) -> Any:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""
         if function != "backward":
-            return self._array(result, "merged" if function == "merge" else "y")
+            return self.array(result, "merged" if function == "merge" else "y")
         if not isinstance(result, Mapping):
             raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
         self.returned = [str(name) for name in result]
-        return {name: self._array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
+        return {name: self.array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
 
-    def _array(self, value: Any, name: str) -> np.ndarray:
+    def array(self, value: Any, name: str) -> np.ndarray:
+        """Return a copy of an array that a function returned, as arrays are here."""
         if value is None or isinstance(value, (tuple, Mapping, str)):
             raise Wrong(f"returns {described(value)}, expected one array")
         try:

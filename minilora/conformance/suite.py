@@ -7,6 +7,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     merge(weight, lora_A, lora_B, alpha) -> weight
     init(in_features, out_features, rank, rng) -> (lora_A, lora_B)
     step(params, grads, state) -> (params, state)          Adam with lr 1e-3; state is None at first
+    layer(weight, bias, lora_A, lora_B, alpha) -> object   a layer that keeps its state: it has forward(x), merge() and
+                                                           unmerge(), after each of which forward gives the same
     kinds = {"conv2d": another such object}                other kinds of layers
 
     dtype = "float64"            the precision to be checked in: "float64", "float32", "float16" or "bfloat16"; if
@@ -48,7 +50,10 @@ from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 
-CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed", *EDGES)
+CONTRACT = (
+    *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),
+    *EDGES,
+)
 """What is checked, in the order of the report."""
 FACTORS = ("lora_A", "lora_B", "magnitude")
 ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
@@ -174,6 +179,7 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
             report.claims[claim] = text
             report.diagnoses.append(text)
     verdicts = {
+        "merged and back": watch.judge("layer", lambda watch: judges.merged_and_back(watch, trials[0])),
         "start": watch.judge("init", judges.start),
         "adam": watch.judge("step", lambda watch: judges.adam(watch, dtype)),
         "frozen base": watch.judge("backward", lambda watch: judges.frozen(watch, trials[0])),
@@ -181,6 +187,8 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     }
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
+    if report.claims["forward"] != "ok":
+        verdicts["merged and back"] = "not offered"
     right = {key for claim, (_, keys) in ANSWERS.items() if report.claims[claim] == "ok" for key in keys}
     for claim, edge in EDGES.items():
         verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
