@@ -91,7 +91,7 @@ class ZeroRow(Problem):
 
 def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Let a row of DoRA's weight be zero, and its magnitude with it: the output is the base's. The backward is free."""
-    if "magnitude" not in trial.arrays:
+    if "magnitude" not in trial.arrays or "y" not in right:
         return "not offered"
     base = drawn(ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT)  # as lora_B is zero, DoRA's output is that of LoRA
     lengths = np.linalg.norm(base.arrays["weight"].astype(np.float64), axis=1)

@@ -187,9 +187,10 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     }
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
-    if report.claims["forward"] != "ok":
+    other = {key for claim in of_first for key in ANSWERS[claim][1]}
+    right = {key for key in found[0] if key not in other and _all_agree(trials, found, key)}
+    if "y" not in right:
         verdicts["merged and back"] = "not offered"
-    right = {key for claim, (_, keys) in ANSWERS.items() if report.claims[claim] == "ok" for key in keys}
     for claim, edge in EDGES.items():
         verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
