@@ -146,6 +146,10 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
     for bug in bugs_of("adam", ("adam",)):
         if same(adam_follows(begin, steps, **bug.by())):
             return str(bug)
+    moved, should = (np.concatenate([(end[name] - begin[name]).ravel() for name in right]) for end in (found, right))
+    times = float(moved @ should / (should @ should))
+    if np.allclose(moved, times * should, rtol=0, atol=tolerance * max(1.0, abs(times))):
+        return f"Adam's steps are {times:.6g} times as long as they should be, with lr 1e-3"
     off = {name: np.abs(found[name] - p) for name, p in right.items()}
     name = max(off, key=lambda name: float(off[name].max()))
     at = np.unravel_index(int(off[name].argmax()), off[name].shape)

@@ -520,6 +520,11 @@ def test_adam_may_keep_single_precision_if_declared():
     [
         (adam(betas=(0.9, 0.99)), "end elsewhere: lora_B is -2.319252 at [1, 0], expected -2.319235"),
         (adam(norm=1.0), "end elsewhere: lora_A is "),
+        (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as they should be, with lr 1e-3"),
+        (
+            step_of(step=lambda d, theta, g: d / 4),
+            "Adam's steps are 0.25 times as long as they should be, with lr 1e-3",
+        ),
         (lambda params, grads, state: (params, state), "the step moves nothing"),
         (
             lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
