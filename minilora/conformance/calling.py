@@ -202,7 +202,7 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     """Return the arguments that stand for the layer, in order."""
     p = trial.arrays
     layer = {name: p.get(name) for name in LAYER} | {"alpha": trial.problem.alpha}
-    return layer | ({"magnitude": p["magnitude"]} if "magnitude" in p else {})
+    return layer | {name: p[name] for name in ("magnitude", "mask") if name in p}
 
 
 def forward(watch: Watch, trial: Trial) -> Any:
@@ -221,7 +221,7 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
         **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
     }
     if "merged" in trial.right:
-        found["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k != "bias"}, problem)
+        found["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in ("bias", "mask")}, problem)
     return {name: found[name] for name in trial.right if found.get(name) is not None}
 
 

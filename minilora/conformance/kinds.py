@@ -2,6 +2,7 @@
 
     kind                  x               weight             lora_A            lora_B
     linear, rslora, dora  (N, in)         (out, in)          (r, in)           (out, r)
+    dropout               (N, in)         (out, in)          (r, in)           (out, r)
     embedding             (N,) ids        (V, dim)           (r, V)            (dim, r)
     conv1d                (N, C, L)       (out, C, K)        (r, C, K)         (out, r, 1)
     conv2d                (N, C, H, W)    (out, C, KH, KW)   (r, C, KH, KW)    (out, r, 1, 1)
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from .problems import Arrays, Problem
-from .reference import DORA, RIGHT, RSLORA, Formulas
+from .reference import DORA, DROPOUT, RIGHT, RSLORA, Formulas
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,7 @@ SETS = {
     "embedding": ProblemSet(RIGHT, EMBEDDING),
     "conv1d": ProblemSet(RIGHT, CONV1D),
     "conv2d": ProblemSet(RIGHT, CONV2D),
+    "dropout": ProblemSet(DROPOUT, NARROW),
     "dora-full": ProblemSet(replace(DORA, through_norm=1.0), NARROW),
 }
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""

@@ -19,12 +19,14 @@ An implementation is a module or an object with functions on NumPy arrays; only 
                                  lora_A (in, r), lora_B (r, out)
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
-needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora",
-"embedding", "conv1d" and "conv2d". `minilora.conformance.kinds` has their shapes, and their functions take more:
+needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
+"conv1d", "conv2d" and "dropout". `minilora.conformance.kinds` has their shapes, and their functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
   PEFT, or False where the gradient passes through the norm.
+- "dropout": mask (N, in), of zeros and 1 / (1 - p), as the last argument of ``forward`` and ``backward``. It is
+  multiplied with x in the adapter's path alone.
 - "embedding": x are ids, bias is None, and there is no dx.
 - "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has
   among its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
@@ -189,7 +191,7 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
         verdicts["frozen base"] = "not offered"
     other = {key for claim in of_first for key in ANSWERS[claim][1]}
     right = {key for key in found[0] if key not in other and _all_agree(trials, found, key)}
-    if "y" not in right:
+    if "y" not in right or watch.kind == "dropout":  # which ends where a layer is merged
         verdicts["merged and back"] = "not offered"
     for claim, edge in EDGES.items():
         verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"

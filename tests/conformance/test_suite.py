@@ -32,7 +32,7 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     assert not report.diagnoses
     others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
     assert others == {"alpha of 0": "refused", "row of zeros": "not offered", "merged and back": "not offered"}
-    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d"}
+    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d", "dropout"}
     for kind in report.kinds.values():
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
         assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros", "merged and back"}

@@ -34,11 +34,14 @@ def answer(file, kind):
     """What this library's own layers answer to a case, with nothing but the file."""
     p = load_file(file)
     layer = [p["weight"], p.get("bias"), p["lora_A"], p["lora_B"], float(p["alpha"][0])]
-    layer += [p["magnitude"]] if "magnitude" in p else []
+    layer += [p[name] for name in ("magnitude", "mask") if name in p]
     steps = {name: tuple(map(int, p[name])) for name in ("stride", "padding", "dilation") if name in p}
     functions = FULL[kind]
     grads = functions.backward(p["dy"], p["x"], *layer, **steps)
-    found = {"y": functions.forward(p["x"], *layer, **steps), "merged": functions.merge(layer[0], *layer[2:])}
+    found = {
+        "y": functions.forward(p["x"], *layer, **steps),
+        "merged": functions.merge(layer[0], *layer[2 : 5 if kind == "dropout" else None]),
+    }
     found |= {name: grads[of] for name, of in vectors.NAMES.items() if grads.get(of) is not None}
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
