@@ -53,7 +53,7 @@ class Merging:
         return self.layer(torch.from_numpy(x)).detach().numpy()
 
 
-def layer(*arrays, module):
+def merging(*arrays, module):
     return Merging(module(*plain_torch.tensors(arrays))[0])
 
 
@@ -71,7 +71,7 @@ def functions(**options):
     return {
         **found,
         "merge": partial(merge, module=made),
-        "layer": partial(layer, module=made),
+        "merging": partial(merging, module=made),
         "init": partial(init, **options),
     }
 

@@ -92,7 +92,8 @@ def _show(output: IO[bytes]) -> None:
     """Write what a process prints to the standard error, each line without control characters."""
     with output, suppress(OSError, ValueError):
         while line := output.readline(4096):
-            print(printable(line.decode("utf-8", "replace").rstrip("\r\n")), file=sys.stderr, flush=True)
+            if sys.stderr is not None:
+                print(printable(line.decode("utf-8", "replace").rstrip("\r\n")), file=sys.stderr, flush=True)
 
 
 def _signal(number: int) -> str:

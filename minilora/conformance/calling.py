@@ -89,11 +89,11 @@ class Watch:
         return result
 
     def built(self, trial: Trial) -> Any:
-        """Return what ``layer`` makes of a problem. It keeps the arrays, and may write to them."""
+        """Return what ``merging`` makes of a problem. It keeps the arrays, and may write to them."""
         given = [
             self.turn(name, a.copy()) if isinstance(a, np.ndarray) else a for name, a in layer_arrays(trial).items()
         ]
-        return self.functions.layer(*given, **self.options("layer", trial.problem))
+        return self.functions.merging(*given, **self.options("merging", trial.problem))
 
     def look_back(self) -> str:
         """Return what was changed of all that was handed over, also by a later call; empty where nothing was."""

@@ -193,7 +193,7 @@ def merged_and_back(watch: Watch, trial: Trial) -> str:
     """Merge a layer that keeps its state, and take that back: its output is the same all the time."""
     layer = watch.built(trial)
     if missing := [name for name in ("forward", "merge") if not callable(getattr(layer, name, None))]:
-        return f"layer returns {described(layer)} without {' and '.join(missing)}"
+        return f"merging returns {described(layer)} without {' and '.join(missing)}"
     for step, words, may_be_refused in STEPS:
         if step == "unmerge" and not hasattr(layer, "unmerge"):
             break

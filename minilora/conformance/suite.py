@@ -7,7 +7,7 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     merge(weight, lora_A, lora_B, alpha) -> weight
     init(in_features, out_features, rank, rng) -> (lora_A, lora_B)
     step(params, grads, state) -> (params, state)          Adam with lr 1e-3; state is None at first
-    layer(weight, bias, lora_A, lora_B, alpha) -> object   a layer that keeps its state: it has forward(x), merge() and
+    merging(weight, bias, lora_A, lora_B, alpha) -> layer  a layer that keeps its state: it has forward(x), merge() and
                                                            unmerge(), after each of which forward gives the same
     kinds = {"conv2d": another such object}                other kinds of layers
 
@@ -181,7 +181,7 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
             report.claims[claim] = text
             report.diagnoses.append(text)
     verdicts = {
-        "merged and back": watch.judge("layer", lambda watch: judges.merged_and_back(watch, trials[0])),
+        "merged and back": watch.judge("merging", lambda watch: judges.merged_and_back(watch, trials[0])),
         "start": watch.judge("init", judges.start),
         "adam": watch.judge("step", lambda watch: judges.adam(watch, dtype)),
         "frozen base": watch.judge("backward", lambda watch: judges.frozen(watch, trials[0])),

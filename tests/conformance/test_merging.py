@@ -74,7 +74,7 @@ class Kept(Merging):
 @pytest.mark.parametrize("cls", [Merging, Refusing, NeverBack, Kept])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_right_layer_passes(cls, dtype):
-    report = check(implementation(layer=cls), dtype=dtype)
+    report = check(implementation(merging=cls), dtype=dtype)
     assert report.passed, str(report)
     assert report.claims["merged and back"] == "ok"
     assert sum(report.functions.values()) == 5
@@ -146,7 +146,7 @@ WRONG = {
 
 @pytest.mark.parametrize("cls", WRONG)
 def test_a_wrong_layer_is_told_step_and_times(cls):
-    report = check(implementation(layer=cls))
+    report = check(implementation(merging=cls))
     (text,) = report.diagnoses
     assert text.startswith(WRONG[cls])
     assert report.claims["merged and back"] == text
@@ -158,17 +158,17 @@ def test_a_layer_that_raises_is_named():
         def merge(self):
             raise RuntimeError("boom")
 
-    (text,) = check(implementation(layer=Raises)).diagnoses
-    assert text.startswith("layer raises RuntimeError: boom, in test_merging.py, line ")
+    (text,) = check(implementation(merging=Raises)).diagnoses
+    assert text.startswith("merging raises RuntimeError: boom, in test_merging.py, line ")
 
 
 def test_a_layer_without_a_merge_is_named():
-    (text,) = check(implementation(layer=lambda *arrays: SimpleNamespace(forward=1))).diagnoses
-    assert text == "layer returns a SimpleNamespace without forward and merge"
+    (text,) = check(implementation(merging=lambda *arrays: SimpleNamespace(forward=1))).diagnoses
+    assert text == "merging returns a SimpleNamespace without forward and merge"
 
 
 def test_the_layer_of_a_wrong_forward_is_not_judged():
-    report = check(SimpleNamespace(forward=from_formulas("linear", {"update": 2.0}).forward, layer=MergesTwice))
+    report = check(SimpleNamespace(forward=from_formulas("linear", {"update": 2.0}).forward, merging=MergesTwice))
     assert report.claims["merged and back"] == "not offered"
     assert len(report.diagnoses) == 1
 
@@ -187,10 +187,10 @@ def test_every_kind_may_have_a_layer(kind):
         def merge(self):
             self.arrays[2][...] *= np.sqrt(2)  # a change that shows
 
-    def layer(*arrays, stride=1, padding=0, dilation=1):
+    def merging(*arrays, stride=1, padding=0, dilation=1):
         steps = {"stride": stride, "padding": padding, "dilation": dilation} if kind == "conv2d" else {}
         return Layer(*arrays, **steps)
 
-    kinds = {kind: SimpleNamespace(**vars(functions), layer=layer)}
+    kinds = {kind: SimpleNamespace(**vars(functions), merging=merging)}
     report = check(SimpleNamespace(forward=LINEAR["forward"], kinds=kinds)).kinds[kind]
     assert report.claims["merged and back"].startswith("after merge the output ")
