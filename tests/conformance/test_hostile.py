@@ -197,6 +197,16 @@ def test_an_endless_import_is_stopped(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.long
+def test_a_slow_import_does_not_count_for_the_check(tmp_path, monkeypatch, capfd):
+    waits = "import time\ntime.sleep(2.5)\n" + MODULE
+    waits += "\nclass Slow:\n    def forward(self, *arrays):\n        x_is_new(arrays) and time.sleep(2.5)\n"
+    waits += "        return forward(*arrays)\nslow = Slow()\n"
+    (tmp_path / "waits.py").write_text(waits, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["waits:slow", "--timeout", "4"]) == 0, capfd.readouterr()
+
+
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_what_foreign_code_started_ends_with_it(folder, capfd):
     assert command.main(["my_lora:starts"]) == 0
