@@ -100,6 +100,19 @@ def test_what_is_wrong_at_the_edge_alone_is_named(claim, wrong):
     assert text.startswith(where.get(claim, "for an alpha of 0"))
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (6, 4), (3, 2, 4)])
+def test_rows_of_two_axes_in_another_shape_are_refused(shape):
+    def change(function, arrays):
+        if not REFUSALS["more axes"](arrays):
+            return function(*arrays)
+        shapes = {"x": shape[:-1] + (5,), "lora_A": (3, *shape), "lora_B": shape}
+        return np.ones(shape) if function is LINEAR["forward"] else {name: np.ones(s) for name, s in shapes.items()}
+
+    report = check(every_function(change))
+    assert report.passed, str(report)
+    assert report.claims["more axes"] == REFUSED
+
+
 def test_a_mean_over_no_rows_is_not_zero():
     def change(function, arrays):
         found = function(*arrays)
