@@ -52,6 +52,7 @@ class Watch:
         self.lines: dict[str, str] = {}  # and in which file and line, where that is known
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
         self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
+        self.fan_in_fan_out = getattr(implementation, "fan_in_fan_out", None)  # None: as the factors lie
 
     def offers(self, function: str) -> bool:
         """Return whether the implementation has a function."""
@@ -71,8 +72,9 @@ class Watch:
 
     def turn(self, name: str, array: Any) -> Any:
         """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
-        turned = ("lora_A", "lora_B") if self.kind == "embedding" else ("weight", "lora_A", "lora_B", "merged")
-        if self.transposed and name in turned and np.ndim(array) == 2:
+        of_base = name in ("weight", "merged") and self.kind != "embedding"
+        turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
+        if turned and (of_base or name in ("lora_A", "lora_B")) and np.ndim(array) == 2:
             return np.ascontiguousarray(np.asarray(array).T)
         return array
 

@@ -17,6 +17,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     scaling = "alpha / r"        or "alpha / sqrt(r)", "alpha", "1"
     orientation = "out, in"      how its weights lie: "out, in" as in PyTorch, or "in, out": weight (in, out),
                                  lora_A (in, r), lora_B (r, out)
+    fan_in_fan_out = False       True where the weight and the merged weight lie (in, out), however the factors do, as
+                                 PEFT has it for GPT-2's Conv1D
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
@@ -132,6 +134,8 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
             check_choice(f"{what} of {name}", spelled(value, choices), choices)
         except ValueError as error:
             raise CannotRun(str(error)) from None
+    if getattr(implementation, "fan_in_fan_out", None) not in (None, False, True):
+        raise CannotRun(f"fan_in_fan_out of {name} must be True or False, got {implementation.fan_in_fan_out!r}")
     full = kind == "dora" and not getattr(implementation, "detached_norm", True)
     kind_of_problems = "dora-full" if full else kind
     formulas, watch = formulas_of(kind_of_problems, implementation), Watch(implementation, kind)

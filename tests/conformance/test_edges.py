@@ -105,7 +105,7 @@ def test_rows_of_two_axes_in_another_shape_are_refused(shape):
     def change(function, arrays):
         if not REFUSALS["more axes"](arrays):
             return function(*arrays)
-        shapes = {"x": shape[:-1] + (5,), "lora_A": (3, *shape), "lora_B": shape}
+        shapes = {"x": (*shape[:-1], 5), "lora_A": (3, *shape), "lora_B": shape}
         return np.ones(shape) if function is LINEAR["forward"] else {name: np.ones(s) for name, s in shapes.items()}
 
     report = check(every_function(change))

@@ -314,6 +314,40 @@ def test_weights_may_lie_the_other_way():
         check(SimpleNamespace(**{**vars(article), "orientation": "out, in"}))
 
 
+@pytest.mark.parametrize("fan_in_fan_out", [False, True])
+@pytest.mark.parametrize("orientation", ["out, in", "in, out"])
+@pytest.mark.parametrize("kind", ["linear", "rslora", "dora"])
+def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_fan_out):
+    ours = OURS[kind]
+
+    def turned(W, A, B):
+        W = W.T if fan_in_fan_out else W
+        return (W, A.T, B.T) if orientation == "in, out" else (W, A, B)
+
+    def forward(x, weight, bias, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        return ours.forward(x, weight, bias, A, B, *more)
+
+    def backward(dy, x, weight, bias, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        grads = ours.backward(dy, x, weight, bias, A, B, *more)
+        return grads | dict(
+            zip(("lora_A", "lora_B"), turned(weight, grads["lora_A"], grads["lora_B"])[1:], strict=True)
+        )
+
+    def merge(weight, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        merged = ours.merge(weight, A, B, *more)
+        return merged.T if fan_in_fan_out else merged
+
+    mine = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation=orientation)
+    mine.fan_in_fan_out = fan_in_fan_out
+    report = report_of(kind, mine)
+    assert report.passed, str(report)
+    mine.fan_in_fan_out = not fan_in_fan_out
+    assert not report_of(kind, mine).passed
+
+
 def test_a_gradient_of_lower_precision_than_its_output_fails():
     def backward(dy, x, *arrays):
         grads = LINEAR["backward"](dy, x, *arrays)
@@ -569,6 +603,7 @@ def test_without_a_forward_nothing_can_be_checked():
         ("dtype", "float8", "float8"),
         ("scaling", "r", "scaling of thing .* 'r'"),
         ("orientation", "sideways", "sideways"),
+        ("fan_in_fan_out", "yes", "fan_in_fan_out of thing must be True or False, got 'yes'"),
         ("kinds", {"vera": 1}, "vera"),
         ("kinds", ["dora"], "kinds of thing must be a dict of objects, got list"),
     ],
