@@ -181,7 +181,8 @@ def test_an_escape_code_of_a_message_is_shown_as_text(folder, capfd):
     assert said.startswith(r"my_lora:speaks: forward raises ValueError: \x1b[31mred\x07 (N=7")
 
 
-@pytest.mark.parametrize("target", ["hangs", pytest.param("hangs_in_c", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["hangs", "hangs_in_c"])
 def test_an_endless_loop_is_stopped(folder, capfd, target):
     said = refused(capfd, f"my_lora:{target}", "--timeout", "1")
     line = line_with({"hangs": "while True", "hangs_in_c": ".match("}[target])

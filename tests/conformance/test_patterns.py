@@ -130,8 +130,8 @@ def test_a_scaling_that_is_rounded_in_the_merge_is_told():
     assert "; the scaling is rounded to float16 (N=1 in=8 out=2 r=3 alpha=0.5)" in first_line(merge=merge)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SETS if kind not in ("rslora", "dora-full")])  # formulas like others
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["embedding", *(pytest.param(kind, marks=pytest.mark.long) for kind in SETS)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_noise_has_no_pattern(kind, dtype):
     rng = np.random.default_rng(0)
     for problem in SETS[kind].problems:

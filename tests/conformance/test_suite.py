@@ -316,7 +316,9 @@ def test_weights_may_lie_the_other_way():
 
 @pytest.mark.parametrize("fan_in_fan_out", [False, True])
 @pytest.mark.parametrize("orientation", ["out, in", "in, out"])
-@pytest.mark.parametrize("kind", ["linear", "rslora", "dora"])
+@pytest.mark.parametrize(
+    "kind", ["linear", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("rslora", "dora"))]
+)
 def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_fan_out):
     ours = OURS[kind]
 
