@@ -97,6 +97,7 @@ PYTHON = {
     "fast.residual.residual_form": "loss=mse",
     "files.checkpoint.Checkpoint": "settings=None",
     "files.ggufblocks.BlockLinear": "bias=None, dtype='float32'",
+    "layers.nf4.code_book": "levels=16",
     "layer.walk": "path=''",
     "layer.rebuild": "array=<lambda>, layer=<lambda>",
     "layer.parameter_count": "trained=False",
