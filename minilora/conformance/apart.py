@@ -1,9 +1,8 @@
 """Check an implementation in a process of its own: foreign code may end it, hang in it, or close its output.
 
-``python -m minilora.conformance.apart TARGET DTYPE TIMEOUT ANSWER TRACES IMPORTED`` is that process. It writes a
-report, or why there is none, into the file ANSWER. Where it ends or hangs before that, ``faulthandler`` says in the
-file TRACES which line ran last. The file IMPORTED is there from when TARGET has been imported. What foreign code prints
-goes to the standard error, a line at a time and without control characters.
+`main` is what that process runs. It writes a report, or why there is none, into a file. Where it ends or hangs before
+that, ``faulthandler`` says in another file which line ran last. What foreign code prints goes to the standard error, a
+line at a time and without control characters.
 """
 
 from __future__ import annotations
@@ -31,6 +30,15 @@ from .target import imported
 
 TIMEOUT = 20.0
 GRACE = 1.0  # for the child to write down where it hangs
+BEGIN = """
+import sys
+folder = sys.argv.pop(1)
+sys.path.insert(0, folder)
+from minilora.conformance.apart import main
+sys.path.remove(folder)
+main(*sys.argv[1:])
+"""
+"""What the child runs: this package, whatever files lie in the working folder; these are found from then on."""
 
 
 def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEOUT) -> Report:
@@ -57,7 +65,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
     """
     with tempfile.TemporaryDirectory(prefix="minilora-") as folder:
         answer, traces, begun = (Path(folder, name) for name in ("answer.json", "traces.txt", "imported"))
-        command = [sys.executable, "-m", "minilora.conformance.apart"]
+        command = [sys.executable, "-P", "-c", BEGIN, str(Path(__file__).parents[2])]
         command += [target, dtype or "", str(timeout), str(answer), str(traces), str(begun)]
         status = _run(command, timeout + GRACE, begun)
         if answer.exists():
@@ -128,7 +136,10 @@ def _tell(answer: str, **told: Any) -> None:
 
 
 def main(target: str, dtype: str, timeout: str, answer: str, traces: str, begun: str) -> NoReturn:
-    """Check, write the answer, and end the process, whatever foreign code has left running in it."""
+    """Check, write the file `answer`, and end the process, whatever foreign code has left running in it.
+
+    The file `traces` gets what ``faulthandler`` writes. The file `begun` is there from when the target is imported.
+    """
     leave, checking = os._exit, os.getpid()
 
     def tell_and_leave(status: int) -> NoReturn:
@@ -168,7 +179,3 @@ def _check_output() -> None:
         os.fstat(1)
     except (OSError, ValueError, AttributeError):
         raise CannotRun("it closes the standard output") from None
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

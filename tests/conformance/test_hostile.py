@@ -198,6 +198,13 @@ def test_an_endless_import_is_stopped(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.long
+def test_files_of_the_folder_hide_none_of_pythons(folder, capfd):
+    for name in ("json", "typing", "minilora", "tempfile"):
+        (folder / f"{name}.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+    assert command.main(["my_lora.py:Plain"]) == 0, capfd.readouterr()
+
+
+@pytest.mark.long
 def test_a_slow_import_does_not_count_for_the_check(tmp_path, monkeypatch, capfd):
     waits = "import time\ntime.sleep(2.5)\n" + MODULE
     waits += "\nclass Slow:\n    def forward(self, *arrays):\n        x_is_new(arrays) and time.sleep(2.5)\n"
