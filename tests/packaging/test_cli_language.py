@@ -122,10 +122,12 @@ BAD = [
     (["--target-modules", ""], "target_modules='' names no layer"),
     (["--save", "text"], "/text' is a file, expected a folder"),
     (["--save", "./model"], "save 'model' is the model's folder, expected one of the adapter's own"),
+    (["--save", "model/../model"], "save 'model/../model' is the model's folder, expected one of the adapter's own"),
     (["--checkpoint", "a"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "a", "--save", "a/b/c"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "a/adapter_config.json"], "/a/adapter_config.json' would lie where the adapter goes"),
     (["--checkpoint", "a/adapter_model.safetensors"], "/a/adapter_model.safetensors' would lie where the adapter"),
+    (["--checkpoint", "model/../a"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "text/c"], "checkpoints cannot be kept in 'text'"),
     (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
     (["--model", "nowhere"], "'nowhere': there is no such file"),
@@ -145,6 +147,16 @@ def test_a_bad_argument_is_refused_before_the_training(folder, arguments, messag
     assert err.count("\n") == 1
     assert message in err
     assert sorted(os.listdir()) == ["model", "text"]
+
+
+@pytest.mark.parametrize("option", ["--model", "--checkpoint", "--save"])
+def test_links_in_a_circle_are_refused_in_a_line(folder, option, capsys):
+    Path("one").symlink_to("other")
+    Path("other").symlink_to("one")
+    assert finetune(option, "one", "--steps", "1") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("text", "message"), [(b"\xff", "not a text in UTF-8"), (b"the cat", "the text has 7 tokens")])
