@@ -167,14 +167,16 @@ class Llama(Layer):
 
     @classmethod
     def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
-        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()``.
+        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()`` alone.
 
         One that is missing, or of another shape or dtype, is a ValueError or a TypeError.
         """
         _check_arrays(config, arrays)
+        shapes = config.shapes()
 
         def linear(path: str) -> Linear:
-            return Linear(arrays[f"{path}.weight"], arrays.get(f"{path}.bias"))
+            bias = f"{path}.bias"
+            return Linear(arrays[f"{path}.weight"], arrays[bias] if bias in shapes else None)
 
         def norm(path: str) -> RMSNorm:
             return RMSNorm(arrays[f"{path}.weight"], config.rms_norm_eps)

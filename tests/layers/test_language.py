@@ -21,7 +21,7 @@ from minilora import (
     merge,
 )
 from minilora.checks import is_array
-from minilora.layer import freeze, homes, rebuild, sum_tied
+from minilora.layer import freeze, homes, rebuild, sum_tied, walk
 from minilora.layers.rotary import frequencies, halves_from_interleaved
 
 
@@ -263,6 +263,19 @@ def test_adapters_go_over_to_another_model_of_the_same_weights():
     assert not np.allclose(llama()(IDS), z)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("attention", "mlp"), [(True, False), (False, True)])
+def test_a_decoder_has_the_biases_of_its_configuration(tied, attention, mlp):
+    """Also where there are others among the arrays: nobody has checked those."""
+    c = config(attention_bias=attention, mlp_bias=mlp, tie_word_embeddings=tied)
+    more = config(attention_bias=True, mlp_bias=True).shapes() | {"lm_head.bias": (11,)}
+    model = Llama.build(c, {name: randn([0, *name.encode()], *shape) for name, shape in more.items()})
+    names = {path.removesuffix(".bias") for path in model.trainable() if path.endswith(".bias")}
+    linears = {path: layer for path, layer in walk(model) if isinstance(layer, Linear)}
+    assert names == {path for path in linears if (".self_attn." in path and attention) or (".mlp." in path and mlp)}
+    assert all(linears[path].bias.shape == linears[path].weight.shape[:1] for path in names)
+
+
 def test_training_steps_lower_the_loss():
     model = adapt(llama(), "all-linear", rank=4, alpha=8, rng=np.random.default_rng(0))
     optimizer, losses = Adam(model.trainable(), lr=0.05), []
@@ -313,6 +326,18 @@ REFUSED = {
     "ids out of range": (lambda: llama()(IDS + 10), "x holds .* expected 0 to 10"),
     "ids that are no integers": (lambda: llama()(IDS * 1.0), "x has dtype float64, expected integers"),
     "a single id": (lambda: llama()(IDS[0, 0]), "expected"),
+    "a past of a model with fewer blocks": (
+        lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
+        "past has 2 entries, expected one for each of the 3 blocks",
+    ),
+    "a past of a model with more blocks": (
+        lambda: llama().extend(IDS, llama(num_hidden_layers=4).extend(IDS)[1]),
+        "past has 4 entries, expected one for each of the 3 blocks",
+    ),
+    "a past of one block": (
+        lambda: llama().extend(IDS, llama().extend(IDS)[1][0]),
+        "past must be what extend returned",
+    ),
     "another model's cache": (
         lambda: llama().backward(np.ones((2, 5, 11)), llama().forward(IDS)[1]),
         "cache does not come from this layer's forward",
