@@ -119,6 +119,7 @@ WRONG = [
     # steps 7 to 10
     ("check_first_to_move", lambda A_zero, B_zero: {"A", "B"}, "A random and B zero: A does not move"),
     ("check_first_to_move", lambda A_zero, B_zero: {"B"}, "A random and B random: A moves, too"),
+    ("check_first_to_move", lambda A_zero, B_zero: ["A", "B", 1, "C"], "A random and B random: 1 does not move, and C"),
     ("check_first_to_move", lambda A_zero, B_zero: 1 / 0, "stopped with ZeroDivisionError"),
     ("check_merged", lambda W, A, B, alpha: W + B @ A, "W': alpha/r is missing"),
     ("check_merged", lambda W, A, B, alpha: W + alpha * B @ A, "W': alpha where alpha/r"),
@@ -134,6 +135,12 @@ WRONG = [
     ("check_factors", lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "away from the change"),
     ("check_factors", lambda change, r: (np.linalg.svd(change)[2][:r], factors(change, r)[1]), "values are missing"),
     ("check_factors", lambda change, r: change, "return 2 arrays"),
+    (
+        "check_factors",
+        lambda change, r: ([[1, 2], [3]], factors(change, r)[1]),
+        "must be numbers, you returned 2 values",
+    ),
+    ("check_factors", lambda change, r: (factors(change, r)[0], "B"), "must be numbers, you returned a str"),
 ]
 
 
