@@ -207,6 +207,17 @@ def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, 
     assert "expected a regular file or a new name" in err
 
 
+@pytest.mark.parametrize("command", [["article"], ["inspect", "adapter"]])
+def test_a_plot_in_an_unwritable_folder_is_refused_first(command, adapter, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
+    assert main([*command, "--plot", "p.png"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "plot file 'p.png': the folder '.' cannot be written" in err
+
+
 def test_the_adapter_is_saved_before_the_report_is_printed(small_article, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(article, "report", lambda result: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -1,11 +1,14 @@
 """``generate`` and ``finetune`` with a begin token, an end token and a split letter; their dtype, rate and base."""
 
+import io
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 
-from minilora import Llama, load_adapter
+from minilora import History, Llama, load_adapter
 from minilora.files.tensorfile import TensorFile
 from minilora.models import generate
 
@@ -59,11 +62,30 @@ def with_bytes(tokenizer):
     tokenizer["model"] = {"type": "BPE", "vocab": vocabulary, "merges": []}
 
 
+def with_words(tokenizer):
+    """A space is the sign ▁, and a text does not begin with one: decoded alone, a token loses its space."""
+    sign = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    tokenizer["decoder"] = sign
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["▁"] = vocabulary.pop(" ")
+    tokenizer["model"]["unk_token"] = "▁"
+
+
 def says(monkeypatch, *tokens):
     """Let the model choose these tokens, one after the other."""
     left = list(tokens)
     monkeypatch.setattr(generate, "choose", lambda z, temperature, rng: left.pop(0))
     return left
+
+
+class Pipe(io.StringIO):
+    """What is printed, and what a reader at the other end has seen of it: all up to the last flush."""
+
+    seen = ""
+
+    def flush(self):
+        self.seen = self.getvalue()
 
 
 def spoken(capsys, *more):
@@ -93,6 +115,35 @@ def test_a_letter_in_two_tokens_is_printed_whole(folder, capsys, monkeypatch):
     change_tokenizer(with_bytes)
     says(monkeypatch, 29, 30, 1)
     assert spoken(capsys, "--tokens", "3") == "a catéb\n"
+
+
+def test_a_token_keeps_the_space_before_it(folder, capsys, monkeypatch):
+    change_tokenizer(with_words)
+    says(monkeypatch, LETTERS.index(" "), 1, LETTERS.index(" "), 2)
+    assert spoken(capsys, "--tokens", "4") == "a cat b c\n"
+
+
+def test_each_token_is_seen_before_the_next_is_chosen(folder, monkeypatch):
+    left, seen = [1, 2, 3], []
+    monkeypatch.setattr(generate, "choose", lambda *a: seen.append(sys.stdout.seen) or left.pop(0))
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert run("generate", "a cat", "--model", "model", "--tokens", "3") == 0
+    assert seen == ["a cat", "a catb", "a catbc"]
+
+
+def test_the_first_loss_is_seen_before_the_training(folder, monkeypatch):
+    monkeypatch.setattr("minilora.training.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    seen = []
+    assert run("finetune", "text", "--save", "a", "--model", "model", *SMALL) == 0
+    assert re.fullmatch(r"   0  \d\.\d{3}", seen[0].splitlines()[-1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_generating_takes_an_adapter_of_any_precision(folder, capsys, dtype):
+    assert run("finetune", "text", "--save", "a", "--model", "model", *SMALL, "--dtype", dtype) == 0
+    capsys.readouterr()
+    assert spoken(capsys, "--adapter", "a", "--tokens", "1").startswith("a cat")
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("float64", "F64"), ("float32", "F32")])
