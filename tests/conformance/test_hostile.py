@@ -226,6 +226,17 @@ def test_the_line_of_the_user_s_file_is_told():
     assert text.endswith(f", a bias), in test_hostile.py, line {line}")
 
 
+def test_the_innermost_line_of_the_user_is_told():
+    def inner():
+        raise RuntimeError("here")
+
+    def backward(*arrays):
+        return inner()
+
+    (text,) = check(implementation(backward=backward)).diagnoses
+    assert text.endswith(f", in test_hostile.py, line {inner.__code__.co_firstlineno + 1}")
+
+
 def test_functions_that_share_what_raises_are_told_once():
     def shared(*arrays):
         raise RuntimeError("no GPU")

@@ -8,7 +8,12 @@ import pytest
 
 from minilora.conformance import CannotRun, check
 from minilora.conformance import __main__ as command
-from minilora.conformance.claims import ClaimBroken, backward_is_pure, require_close
+from minilora.conformance.claims import (
+    ClaimBroken,
+    backward_is_pure,
+    backward_knows_no_large_and_no_small,
+    require_close,
+)
 from minilora.conformance.diagnoses import BUGS, EVERY_ENTRY
 
 from ..support.cases import linear_case
@@ -80,7 +85,8 @@ def test_a_further_kind_that_is_wrong_fails_the_command(tmp_path, monkeypatch, c
     assert command.main(["mine"]) == 1
     assert "rslora: rsLoRA's root is ignored" in capsys.readouterr().out
     monkeypatch.setattr(command, "imported", lambda target: with_kinds(rslora=OURS["rslora"]))
-    assert command.main(["mine"]) == 0
+    assert command.main(["mine", "--dtype", "float32"]) == 0
+    assert "mine, rslora: passed, in float32" in capsys.readouterr().out
 
 
 def test_vectors_under_another_spelling_are_no_answers(tmp_path, monkeypatch):
@@ -124,3 +130,38 @@ def test_a_gradient_buffer_that_is_handed_out_again_is_impure():
     backward_is_pure(linear_case(), problem)
     with pytest.raises(ClaimBroken, match="shares memory"):
         backward_is_pure(linear_case(OneBuffer), problem)
+
+
+def test_a_dx_in_the_outputs_memory_is_impure():
+    from minilora import Linear
+
+    class UsesUp(Linear):
+        """Right, but for the memory: the first backward puts dx where the output was."""
+
+        left = None
+
+        def forward(self, x):
+            self.left, cache = super().forward(x)
+            return self.left, cache
+
+        def backward(self, dy, cache, *, need_dx=True):
+            dx, grads = super().backward(dy, cache, need_dx=need_dx)
+            if self.left is not None:
+                self.left[...], dx, self.left = dx, self.left, None
+            return dx, grads
+
+    with pytest.raises(ClaimBroken, match="gradient of x shares memory"):
+        backward_is_pure(linear_case(UsesUp), Problem(n=4, in_features=3, out_features=3, rank=2))
+
+
+def test_what_a_backward_loses_of_small_gradients_is_seen():
+    from minilora import Linear
+
+    class Cuts(Linear):
+        def backward(self, dy, cache, *, need_dx=True):
+            return super().backward(np.where(abs(dy) < 1e-9, 0, dy), cache, need_dx=need_dx)
+
+    problem = Problem(n=4, in_features=3, out_features=2, rank=2)
+    backward_knows_no_large_and_no_small(linear_case(), problem)
+    with pytest.raises(ClaimBroken):
+        backward_knows_no_large_and_no_small(linear_case(Cuts), problem)

@@ -32,6 +32,7 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     assert set(report.claims.values()) == {"ok"}
     assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d"}
     for kind in report.kinds.values():
+        assert kind.dtype == dtype
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
         assert offered == set(kind.claims) - {"adam"}
     assert str(report).startswith(f"minilora: passed, in {dtype}\n")
@@ -294,6 +295,26 @@ def test_weights_may_lie_the_other_way():
         check(SimpleNamespace(**{**vars(article), "orientation": "out, in"}))
 
 
+def test_an_embeddings_factors_may_lie_the_other_way():
+    """Its table (V, dim) lies so already."""
+
+    def forward(ids, table, bias, lora_A, lora_B, alpha):
+        return table[ids] + alpha / lora_A.shape[1] * lora_A[ids] @ lora_B
+
+    def backward(dy, ids, table, bias, lora_A, lora_B, alpha):
+        s, dA = alpha / lora_A.shape[1], np.zeros_like(lora_A)
+        np.add.at(dA, ids, s * dy @ lora_B.T)
+        return {"lora_A": dA, "lora_B": s * lora_A[ids].T @ dy}
+
+    def merge(table, lora_A, lora_B, alpha):
+        return table + alpha / lora_A.shape[1] * lora_A @ lora_B
+
+    rows = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation="in, out")
+    report = check(with_kinds(embedding=rows)).kinds["embedding"]
+    assert report.passed, str(report)
+    assert report.claims["merge"] == report.claims["slope"] == "ok"
+
+
 def test_a_gradient_of_lower_precision_than_its_output_fails():
     def backward(dy, x, *arrays):
         grads = LINEAR["backward"](dy, x, *arrays)
@@ -338,8 +359,11 @@ def test_what_the_last_forward_left_behind_is_no_argument():
 def test_what_is_not_finite_is_null_in_json():
     report = check(implementation(merge=lambda weight, *arrays: weight + np.nan))
     assert report.errors["merged"] == float("inf")
+    assert report.habits["same bits twice"] == "ok"
     assert report.as_dict()["errors"]["merged"] is None
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["passed"] is False
+    assert list(report.as_dict()) == ["name", "dtype", "passed", "diagnoses", "claims", "habits", "errors", "kinds"]
+    assert report.as_dict()["habits"] == report.habits
 
 
 # --- the other claims -----------------------------------------------------------------------------
@@ -355,11 +379,15 @@ def test_an_argument_that_is_changed_is_named():
     assert report.diagnoses == ["backward changes dy, which belongs to the caller"]
 
 
-def test_a_gradient_of_the_frozen_base_is_named():
+@pytest.mark.parametrize(
+    ("names", "said"), [(["weight"], "weight"), (["bias"], "bias"), (["weight", "bias"], "bias and weight")]
+)
+def test_a_gradient_of_the_frozen_base_is_named(names, said):
     def backward(dy, x, weight, *arrays):
-        return {**LINEAR["backward"](dy, x, weight, *arrays), "weight": dy.T @ x}
+        base = {"weight": dy.T @ x, "bias": dy.sum(axis=0)}
+        return {**LINEAR["backward"](dy, x, weight, *arrays), **{name: base[name] for name in names}}
 
-    assert check(implementation(backward=backward)).diagnoses == ["backward returns gradients of the frozen weight"]
+    assert check(implementation(backward=backward)).diagnoses == [f"backward returns gradients of the frozen {said}"]
 
 
 STARTS = {
@@ -448,6 +476,16 @@ def test_a_start_is_asked_for_two_sizes():
     assert text == "lora_A starts with shape (150, 30), expected (30, 150)"
 
 
+def test_an_embedding_may_start_either_factor_at_zero():
+    """A is not multiplied with x there, so no spread is asked of it."""
+    both = (lambda i, o, r, rng: (rng.standard_normal((r, i)), np.zeros((o, r))), OURS["embedding"].init)
+    for start in both:
+        functions = SimpleNamespace(**vars(OURS["embedding"]) | {"init": start})
+        report = report_of("embedding", functions)
+        assert report.claims["start"] == "ok"
+        assert "spread of A" not in report.habits
+
+
 def test_a_start_that_is_no_pair_is_named():
     assert check(implementation(init=lambda *sizes: None)).diagnoses == [
         "init returns None, expected lora_A and lora_B"
@@ -501,6 +539,7 @@ def test_adam_may_keep_single_precision_if_declared():
         (adam(betas=(0.9, 0.99)), "end elsewhere: lora_B is -2.319252 at [1, 0], expected -2.319235"),
         (adam(norm=1.0), "end elsewhere: lora_A is "),
         (lambda params, grads, state: (params, state), "the step moves nothing"),
+        (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
         (
             lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
             "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)",
@@ -562,6 +601,108 @@ def test_a_gradient_that_is_not_returned_is_named():
     assert report.claims["slope"] == report.diagnoses[0]
 
 
+WRONG_WHERE = {
+    "with the sizes of an earlier problem (is something kept between calls?)": lambda W, b, A, B, alpha: alpha == 4.5,
+    "where in = out": lambda W, b, A, B, alpha: W.shape[0] == W.shape[1],
+    "where in and out differ": lambda W, b, A, B, alpha: W.shape[0] != W.shape[1],
+    "where in is below out": lambda W, b, A, B, alpha: W.shape[1] < W.shape[0],
+    "where in is above out": lambda W, b, A, B, alpha: W.shape[1] > W.shape[0],
+    "where the rank is above a width": lambda W, b, A, B, alpha: len(A) > A.shape[1] or len(A) > len(B),
+    "in wide layers": lambda W, b, A, B, alpha: W.size > 1000,
+    "in layers that are not wide": lambda W, b, A, B, alpha: W.size < 100,
+    "wherever there is a bias": lambda W, b, A, B, alpha: b is not None,
+    "wherever there is no bias": lambda W, b, A, B, alpha: b is None,
+    "at rank 1": lambda W, b, A, B, alpha: len(A) == 1,
+    "where alpha is below the rank": lambda W, b, A, B, alpha: alpha / len(A) < 1,
+    "where alpha is above the rank": lambda W, b, A, B, alpha: alpha / len(A) > 1,
+    "where alpha / r is no whole number": lambda W, b, A, B, alpha: alpha / len(A) != round(alpha / len(A)),
+    "where lora_B is zero": lambda W, b, A, B, alpha: not B.any(),
+}
+
+
+@pytest.mark.parametrize("words", WRONG_WHERE)
+def test_what_the_wrong_problems_have_in_common_is_told(words):
+    def forward(x, *layer):
+        return LINEAR["forward"](x, *layer) + WRONG_WHERE[words](*layer)
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert text.startswith(f"the output, {words}, is off by 1 at ")
+
+
+@pytest.mark.parametrize(("words", "few"), [("at a single row", True), ("for more than one row", False)])
+def test_how_many_rows_are_wrong_is_told(words, few):
+    def forward(x, *layer):
+        return LINEAR["forward"](x, *layer) + ((len(x) == 1) == few)
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert text.startswith(f"the output, {words}, is off by 1 at ")
+
+
+WRONG_STEPS = {
+    "where the kernel has more than one entry": lambda kernel, stride, padding, dilation, groups: kernel != (1, 1),
+    "at a stride above 1": lambda kernel, stride, padding, dilation, groups: stride != (1, 1),
+    "with padding": lambda kernel, stride, padding, dilation, groups: padding != (0, 0),
+    "with dilation": lambda kernel, stride, padding, dilation, groups: dilation != (1, 1),
+    "with groups": lambda kernel, stride, padding, dilation, groups: groups != 1,
+}
+
+
+@pytest.mark.parametrize("words", WRONG_STEPS)
+def test_what_the_wrong_convolutions_have_in_common_is_told(words):
+    right = from_formulas("conv2d")
+
+    def forward(x, weight, *layer, stride, padding, dilation, groups):
+        steps = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return right.forward(x, weight, *layer, **steps) + WRONG_STEPS[words](weight.shape[2:], **steps)
+
+    (text,) = check(with_kinds(conv2d=SimpleNamespace(forward=forward))).kinds["conv2d"].diagnoses
+    assert text.startswith(f"the output, {words}, is off by 1 at ")
+
+
+def test_an_error_is_the_largest_on_any_problem_beside_the_largest_entry():
+    """The most rows are 67, so the largest error is 0.67 of the largest entry there."""
+
+    def forward(x, *layer):
+        y = LINEAR["forward"](x, *layer)
+        y[np.unravel_index(abs(y).argmax(), y.shape)] *= 1 + 0.01 * len(x)
+        return y
+
+    errors = check(implementation(forward=forward)).errors
+    assert errors["y"] == pytest.approx(0.67, rel=1e-9)
+    assert errors["merged"] < 1e-14
+
+
+STEPS = {
+    "if stride were 1": lambda stride, padding, dilation: (1, padding, dilation),
+    "without padding": lambda stride, padding, dilation: (stride, 0, dilation),
+    "if dilation were 1": lambda stride, padding, dilation: (stride, padding, 1),
+    "if stride and dilation were exchanged": lambda stride, padding, dilation: (dilation, padding, stride),
+    "if a step of two axes were exchanged": lambda *steps: tuple(step[::-1] for step in steps),
+}
+
+
+@pytest.mark.parametrize("words", STEPS)
+def test_steps_that_give_an_outputs_shape_are_told(words):
+    def forward(*arrays, stride, padding, dilation):
+        steps = zip(("stride", "padding", "dilation"), STEPS[words](stride, padding, dilation), strict=True)
+        return OURS["conv2d"].forward(*arrays, **dict(steps))
+
+    report = check(with_kinds(conv2d=SimpleNamespace(forward=forward))).kinds["conv2d"]
+    (text,) = report.diagnoses
+    assert f", as it would be {words} (N=" in text
+
+
+def test_where_a_gradient_is_wrong_is_told_by_what_it_could_be():
+    """Where lora_B is zero, so is lora_A's gradient, and twice that is right: it says nothing of the bias."""
+
+    def backward(dy, x, weight, bias, *arrays):
+        grads = LINEAR["backward"](dy, x, weight, bias, *arrays)
+        return grads if bias is None else {**grads, "lora_A": 2 * grads["lora_A"]}
+
+    (text,) = check(implementation(backward=backward)).diagnoses
+    assert text.startswith("lora_A's gradient, wherever there is a bias, is off by ")
+
+
 def test_an_exception_on_one_problem_is_a_broken_claim():
     def forward(x, weight, bias, *arrays):
         return LINEAR["forward"](x, weight, bias + 0, *arrays)
@@ -572,12 +713,16 @@ def test_an_exception_on_one_problem_is_a_broken_claim():
     assert "no bias" in report.diagnoses[0]
 
 
-def test_a_function_that_ends_the_process_raises():
-    def backward(*arrays):
+@pytest.mark.parametrize("function", ["backward", "merge", "init", "step"])
+def test_a_function_that_ends_the_process_raises(function):
+    def ends(*arguments):
         raise SystemExit(0)
 
-    (text,) = check(implementation(backward=backward)).diagnoses
-    assert text.startswith("backward raises SystemExit: 0 (N=7")
+    report = check(implementation(**{function: ends}))
+    (text,) = report.diagnoses
+    assert text.startswith(f"{function} raises SystemExit: 0")
+    wrong = {claim for claim, verdict in report.claims.items() if verdict not in ("ok", "not offered")}
+    assert wrong == {{"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}[function]}
 
 
 def test_a_message_of_several_lines_is_told_on_one():
@@ -670,3 +815,15 @@ def test_the_command_says_in_a_line_why_it_fails(tmp_path, monkeypatch, capsys, 
     assert not out
     assert err.startswith(f"{target} could not be checked: {said}")
     assert err.count("\n") == 1
+
+
+def test_the_working_folder_comes_first(tmp_path, monkeypatch):
+    """Also where the command is called from elsewhere than ``python -m``, which puts it there."""
+    for name, code in (("installed", "x = 1"), ("mine", MODULE)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "twice_there.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "installed"), *sys.path])
+    monkeypatch.delitem(sys.modules, "twice_there", raising=False)
+    assert conformance_command.main(["twice_there"]) == 0
+    sys.modules.pop("twice_there")
