@@ -150,5 +150,5 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _place(path: Path) -> Path:
-    """Return where a path leads, through links and dots: `Path.resolve` fails on a circle of links before Python 3.13."""
+    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
     return Path(os.path.realpath(path))

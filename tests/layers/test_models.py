@@ -423,6 +423,12 @@ def test_a_layer_with_an_adapter_gets_no_second_one():
     assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
 
 
+def test_a_path_that_begins_as_an_adapted_one_is_free():
+    model = adapt(Sequential(fc1=linear(3, 3), fc10=linear(3, 3)), ["fc1"], rank=2, alpha=4, rng=RNG)
+    assert list(adapters(adapt(model, ["fc10"], rank=2, alpha=4, rng=RNG))) == ["fc1", "fc10"]
+    assert list(adapters(attach(model, {"fc10": LoRA(np.ones((1, 3)), np.ones((3, 1)), 1)}))) == ["fc1", "fc10"]
+
+
 def trained(model):
     for path, adapter in adapters(model).items():
         adapter.lora_B += np.random.default_rng(len(path)).standard_normal(adapter.lora_B.shape)

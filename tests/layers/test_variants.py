@@ -310,6 +310,12 @@ def test_dora_refuses_an_adapter_without_a_magnitude():
         Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, use_rslora="no")
 
 
+@pytest.mark.parametrize(("A", "B"), [((2, 7), (5, 2)), ((2, 6), (4, 2)), ((1, 6), (5, 1))])
+def test_a_start_has_the_shapes_of_its_adapter(A, B):
+    with pytest.raises(ValueError, match=r"start\.lora_[AB] has shape"):
+        Adapter(np.ones((2, 6)), np.ones((5, 2)), 1, start=LoRA(np.ones(A), np.ones(B), 1))
+
+
 def of_dora(n_in, n_out, dtype="float64"):
     return Adapter(np.ones((1, n_in), dtype), np.ones((n_out, 1), dtype), 1, magnitude=np.ones(n_out, dtype))
 
@@ -398,6 +404,9 @@ def test_adapters_of_two_kinds_do_not_add_up():
     A, B = np.ones((2, 12)), np.ones((5, 2))
     terms = [Adapter(A, B, 1), Adapter(A, B, 1, kind="conv2d", kernel=(3, 2))]
     with pytest.raises(ValueError, match=r"adapters\[1\] is of kind and kernel \('conv2d', \(3, 2\)\), expected"):
+        weighted_sum(terms, [1, 1])
+    terms[0] = Adapter(A, B, 1, kind="conv2d", kernel=(2, 3))
+    with pytest.raises(ValueError, match=r"\('conv2d', \(3, 2\)\), expected \('conv2d', \(2, 3\)\) as adapters\[0\]"):
         weighted_sum(terms, [1, 1])
 
 
@@ -512,6 +521,12 @@ def test_adapted_layers_take_the_residual_form_too():
     found = residual_form(moved(model), x, base(x) + 1)
     for name, grad in backpropagate(model, x, base(x) + 1).items():
         assert_close(found[name], grad, 1e-12)
+
+
+@pytest.mark.parametrize("rates", [{"lr": 0}, {"lr": 1e-3, "ratio": 0}, {"lr": 1e-3, "ratio": -1}])
+def test_rates_of_loraplus_are_above_zero(rates):
+    with pytest.raises(ValueError, match=r"(lr|ratio) must be above 0"):
+        loraplus(**rates)
 
 
 def test_a_checkpoint_remembers_a_mapping_of_rates(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, article
-from minilora.figures import draw_losses, draw_spectrum, new_figure, plot_adapter
+from minilora.figures import draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
 from minilora.files.forms import Form
 from minilora.files.inspection import LayerSummary
 
@@ -54,6 +54,28 @@ def test_a_spectrum_grows_with_the_scaling(result):
     assert heights[1] == pytest.approx(2 * heights[0], rel=1e-12)
 
 
+def test_the_change_is_drawn_around_the_truth(result):
+    """Its colours end as far above 1 as below it, where the entry is that is furthest from 1."""
+    image = plot_article(result).axes[1].get_images()[0]
+    np.testing.assert_array_equal(image.get_array(), result.delta)
+    low, high = image.get_clim()
+    assert low + high == pytest.approx(2, abs=1e-12)
+    assert high - 1 == pytest.approx(np.abs(result.delta - 1).max(), rel=1e-12)
+
+
+def test_losses_and_singular_values_are_on_log_scales(result):
+    """They span orders of magnitude; epochs and numbers do not."""
+    for drawn in (plot_article(result).axes[0], plot_article(result).axes[2]):
+        assert (drawn.get_xscale(), drawn.get_yscale()) == ("linear", "log")
+
+
+def test_a_bar_is_never_below_what_is_shown(result):
+    """A log scale has no place for the zeros beyond the rank."""
+    flat = LoRA(np.eye(4, 6), np.zeros((5, 4)), 1)
+    draw_spectrum(drawn := axes(), replace(result, adapter=flat))
+    assert {bar.get_height() for bar in drawn.patches} == {drawn.get_ylim()[0]}
+
+
 def summary(module, shares, norm):
     shares = np.array(shares)
     return LayerSummary(
@@ -70,3 +92,22 @@ def test_the_cells_are_shares_in_per_cent():
     assert image.get_clim() == (0, 100)
     assert [bar.get_width() for bar in norms.patches] == [2.5, 4.0]
     assert [label.get_text() for label in norms.get_yticklabels()] == ["a.fc", "b.fc"]
+
+
+def test_each_cell_stands_over_its_number_and_beside_its_name():
+    """The third singular value of the second layer: in the column 3, in the row of that layer's bar."""
+    summaries = [summary("a.fc", [0.5, 0.5, 0], 1.0), summary("b.fc", [0, 0, 1.0], 2.0)]
+    norms, picture = plot_adapter(summaries).axes[:2]
+    (image,) = picture.get_images()
+    left, right, bottom, top = image.get_extent()
+    assert (left, right) == (0.5, 3.5)
+    assert (top, bottom) == (-0.5, 1.5)
+    assert picture.get_ylim() == norms.get_ylim() == (bottom, top)  # the first layer is above
+    assert [bar.get_y() + bar.get_height() / 2 for bar in norms.patches] == [0, 1]
+
+
+def test_of_many_layers_every_second_has_its_name():
+    summaries = [summary(f"layer{i}", [1.0], 1.0) for i in range(200)]
+    norms = plot_adapter(summaries).axes[0]
+    assert list(norms.get_yticks()) == list(range(0, 200, 2))
+    assert [label.get_text() for label in norms.get_yticklabels()] == [f"layer{i}" for i in range(0, 200, 2)]

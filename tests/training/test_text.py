@@ -178,6 +178,16 @@ def test_most_texts_are_encoded_in_short_pieces(short_pieces):
     assert sum(asked) < 8 * len(text)
 
 
+def test_a_place_that_changes_what_stands_before_it_is_passed_over(short_pieces):
+    """A line that ends the text has a token of its own there, so no line's start is a place for a cut."""
+
+    def encode(part):
+        return [*in_words(part.removesuffix("\n")), 1] if part.endswith("\n") else in_words(part)
+
+    text = "the cat sat on the mat\n" * 50
+    assert token_ids(text, encode, 1000) == encode(text)
+
+
 def test_a_text_that_allows_no_cut_is_refused(short_pieces):
     with pytest.raises(
         ValueError, match="from character 0 on depend on all of it: expected a place for a cut within 240"
