@@ -297,6 +297,12 @@ def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, small
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_check_says_where_it_computed(small_check, standin, capsys):
+    assert run("check", "--backend", "cupy") == 0
+    assert capsys.readouterr().out.endswith(f"(complex step, float64, {standin.device})\n")
+    assert standin.device != "CPU"
+
+
 def test_check_takes_a_seed(small_check, capsys):
     outputs = []
     for seed in ("0", "1"):

@@ -278,6 +278,16 @@ def test_a_models_words_cannot_steer_the_terminal(folder, capsys):
     assert out.replace("\n", "").isprintable()
 
 
+def test_names_that_the_user_gives_cannot_steer_the_terminal(folder, capsys):
+    evil = "\x1b[2J\u202e"
+    Path("model").rename(f"{evil}m")
+    Path("text").rename(f"{evil}t")
+    assert run("finetune", f"{evil}t", "--save", f"{evil}a", "--model", f"{evil}m", *SMALL, "--steps", "1") == 0
+    out = capsys.readouterr().out
+    assert out.count("\\x1b[2J") == 3
+    assert out.replace("\n", "").isprintable()
+
+
 def test_without_a_model_glassllms_is_taken(folder, capsys):
     pytest.importorskip("glassllm")
     assert run("finetune", "text", "--save", "a", "--steps", "2", "--batch-size", "2", "--length", "16") == 0
