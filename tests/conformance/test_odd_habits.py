@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora.conformance import CannotRun, check
+from minilora import Linear
+from minilora.conformance import CannotRun, check, claims
 from minilora.conformance import __main__ as command
 from minilora.conformance.claims import (
     ClaimBroken,
@@ -60,6 +61,22 @@ def test_a_right_adam_with_its_own_habits_is_right(step):
     assert check(implementation(step=step)).claims["adam"] == "ok"
 
 
+class Compiled:
+    """A function that has no signature to look at."""
+
+    @property
+    def __signature__(self):
+        raise ValueError("no signature found")
+
+    def __call__(self, *arrays):
+        return OURS["conv2d"].forward(*arrays)
+
+
+def test_a_function_without_a_signature_is_handed_no_options():
+    report = check(with_kinds(conv2d=SimpleNamespace(forward=Compiled()))).kinds["conv2d"]
+    assert report.claims["forward"] == "ok", str(report)
+
+
 SCALING = [bug for bug in BUGS if bug.breaks == "scaling" and "rsLoRA" not in bug.name]
 
 
@@ -111,7 +128,6 @@ def test_what_is_not_finite_is_close_to_nothing(found, expected):
 
 
 def test_a_gradient_buffer_that_is_handed_out_again_is_impure():
-    from minilora import Linear
     from minilora.layer import rows
 
     class OneBuffer(Linear):
@@ -133,8 +149,6 @@ def test_a_gradient_buffer_that_is_handed_out_again_is_impure():
 
 
 def test_a_dx_in_the_outputs_memory_is_impure():
-    from minilora import Linear
-
     class UsesUp(Linear):
         """Right, but for the memory: the first backward puts dx where the output was."""
 
@@ -155,8 +169,6 @@ def test_a_dx_in_the_outputs_memory_is_impure():
 
 
 def test_what_a_backward_loses_of_small_gradients_is_seen():
-    from minilora import Linear
-
     class Cuts(Linear):
         def backward(self, dy, cache, *, need_dx=True):
             return super().backward(np.where(abs(dy) < 1e-9, 0, dy), cache, need_dx=need_dx)
@@ -165,3 +177,53 @@ def test_what_a_backward_loses_of_small_gradients_is_seen():
     backward_knows_no_large_and_no_small(linear_case(), problem)
     with pytest.raises(ClaimBroken):
         backward_knows_no_large_and_no_small(linear_case(Cuts), problem)
+
+
+class Odd(Linear):
+    """Right, but for what a subclass makes of an output or of a dx."""
+
+    def of_y(self, y, x):
+        return y
+
+    def of_dx(self, dx):
+        return dx
+
+    def forward(self, x):
+        y, cache = super().forward(x)
+        return self.of_y(y, x), cache
+
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy, cache, need_dx=need_dx)
+        return self.of_dx(dx), grads
+
+
+class OtherWhenFrozen(Odd):
+    def of_y(self, y, x):
+        return 2 * y if self.frozen else y
+
+
+class BlindToStrides(Odd):
+    """Like a program in another language that takes an address and no strides: an array read backwards is turned."""
+
+    def of_y(self, y, x):
+        return y[::-1] if x.strides[0] < 0 else y
+
+
+class FlatWithoutRows(Odd):
+    def of_dx(self, dx):
+        return dx if len(dx) else dx.reshape(-1)
+
+
+@pytest.mark.parametrize(
+    ("claim", "cls", "said"),
+    [
+        (claims.a_frozen_layer_only_passes_dx, OtherWhenFrozen, "the frozen output differs"),
+        (claims.memory_order_makes_no_difference, BlindToStrides, "the output is off"),
+        (claims.no_rows_give_no_rows, FlatWithoutRows, r"no rows give a dx of shape \(0,\)"),
+    ],
+)
+def test_a_claim_sees_the_layer_that_only_it_can_see(claim, cls, said):
+    problem = Problem(n=4, in_features=3, out_features=2, rank=2)
+    claim(linear_case(Odd), problem)
+    with pytest.raises(ClaimBroken, match=said):
+        claim(linear_case(cls), problem)

@@ -190,6 +190,14 @@ def test_a_scaling_may_be_declared():
     assert text.endswith("in all that is computed")
 
 
+def test_another_scaling_is_told_beside_the_declared_one():
+    report = report_of("rslora", from_formulas("rslora", {"scaling": lambda alpha, r: alpha / (r + 0.5)}))
+    assert report.claims["scaling"].startswith("the update is multiplied by 1.2, expected 2.12132 (")
+    assert report.diagnoses[0].startswith(
+        "the update has another scaling: 1.2 at in=5 out=3 r=2 alpha=3, expected 2.12132;"
+    )
+
+
 def test_another_scaling_is_told_where_it_is_another():
     def forward(x, weight, bias, *arrays):
         return x @ weight.T if bias is None else LINEAR["forward"](x, weight, bias, *arrays)
@@ -359,6 +367,7 @@ def test_what_the_last_forward_left_behind_is_no_argument():
 def test_what_is_not_finite_is_null_in_json():
     report = check(implementation(merge=lambda weight, *arrays: weight + np.nan))
     assert report.errors["merged"] == float("inf")
+    assert report.claims["merge"] == "the merged weight is not finite (N=7 in=5 out=3 r=2 alpha=3)"
     assert report.habits["same bits twice"] == "ok"
     assert report.as_dict()["errors"]["merged"] is None
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["passed"] is False
@@ -746,6 +755,14 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even():
     x = np.array([1.0, 1 + 2**-8, 1 + 2**-8 + 2**-20, 1 + 3 * 2**-8, -3.14159265], np.float64)
     expected = np.array([1.0, 1.0, 1 + 2**-7, 1 + 2**-6, -3.140625])
     np.testing.assert_array_equal(round_to(x, "bfloat16"), expected.astype(np.float32))
+
+
+def test_what_a_problem_draws_is_the_callers_own():
+    """It is drawn once and kept; who changes what he got changes nobody else's."""
+    problem = Problem(3, 4, 5, 2)
+    problem.x[...] = problem.factors["lora_A"][...] = 0
+    assert problem.x.any()
+    assert problem.factors["lora_A"].any()
 
 
 def test_every_problem_can_tell_a_scaling():
