@@ -202,6 +202,14 @@ def test_extending_a_past_gives_what_the_whole_text_does(parts, targets):
                 np.testing.assert_array_equal(entry[1], copy[1])
 
 
+def test_the_head_scores_the_last_position_alone(monkeypatch):
+    model, seen = llama(), []
+    forward = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or forward(self, x))
+    model.extend(IDS)
+    assert [shape for layer, shape in seen if layer is model.lm_head] == [(2, 6)]
+
+
 def arrays_in(cache):
     """The arrays that a cache keeps, without the layers' own."""
     if isinstance(cache, (tuple, list)):
@@ -326,6 +334,16 @@ REFUSED = {
     "ids out of range": (lambda: llama()(IDS + 10), "x holds .* expected 0 to 10"),
     "ids that are no integers": (lambda: llama()(IDS * 1.0), "x has dtype float64, expected integers"),
     "a single id": (lambda: llama()(IDS[0, 0]), "expected"),
+    "an array of another precision": (
+        lambda: Llama.build(
+            config(), {n: np.ones(s, "f4" if "norm" in n else "f8") for n, s in config().shapes().items()}
+        ),
+        r"arrays\['model.layers.0.input_layernorm.weight'\] has dtype float32, expected float64",
+    ),
+    "a list in place of an array": (
+        lambda: Llama.build(config(), {n: np.ones(s).tolist() for n, s in config().shapes().items()}),
+        r"arrays\['model.embed_tokens.weight'\] must be",
+    ),
     "a past of a model with fewer blocks": (
         lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
         "past has 2 entries, expected one for each of the 3 blocks",

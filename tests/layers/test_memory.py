@@ -114,6 +114,8 @@ def test_bad_input_is_refused(change, error, said):
         ({"num_hidden_layers": 0}, ValueError, "num_hidden_layers must be at least 1, got 0"),
         ({"head_dim": 2.0}, TypeError, "head_dim must be an integer, got 2.0"),
         ({"tie_word_embeddings": "no"}, TypeError, "tie_word_embeddings must be True or False, got 'no'"),
+        ({"attention_bias": 1}, TypeError, "attention_bias must be True or False, got 1"),
+        ({"mlp_bias": None}, TypeError, "mlp_bias must be True or False, got None"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(change, error, said):

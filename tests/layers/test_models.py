@@ -370,6 +370,8 @@ def test_target_modules_that_name_nothing_are_refused(target_modules):
         ({"target_modules": [1]}, TypeError, "target_modules must be a list of names or a regular expression, got [1]"),
         ({"use_rslora": "no"}, TypeError, "use_rslora must be True or False, got 'no'"),
         ({"use_dora": 0}, TypeError, "use_dora must be True or False, got 0"),
+        ({"dora_norm": "none"}, ValueError, "dora_norm must be 'constant' or 'full', got 'none'"),
+        ({"init": "zero"}, ValueError, "init must be 'lora' or 'pissa', got 'zero'"),
     ],
 )
 def test_bad_settings_of_adapt_are_refused(change, error, message):

@@ -31,6 +31,7 @@ from minilora.layer import freeze
 from minilora.training import backpropagate
 from minilora.variants.dora import row_lengths
 from minilora.variants.pissa import over_original, pissa
+from minilora.variants.rewritten import Rewritten
 from minilora.variants.sums import singular_values
 from minilora.variants.variant import Variant
 
@@ -316,6 +317,16 @@ def test_a_start_has_the_shapes_of_its_adapter(A, B):
         Adapter(np.ones((2, 6)), np.ones((5, 2)), 1, start=LoRA(np.ones(A), np.ones(B), 1))
 
 
+def test_a_magnitude_has_the_precision_of_its_factors():
+    with pytest.raises(TypeError, match="magnitude has dtype float32, expected float64 as in lora_A"):
+        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(2, "f4"))
+
+
+def test_only_what_can_be_rewritten_is_rewritten():
+    with pytest.raises(TypeError, match="base must be an Embedding, a Conv1d or a Conv2d, got Linear"):
+        Rewritten(Linear(np.ones((5, 6))), LoRA(np.ones((2, 6)), np.ones((5, 2)), 1))
+
+
 def of_dora(n_in, n_out, dtype="float64"):
     return Adapter(np.ones((1, n_in), dtype), np.ones((n_out, 1), dtype), 1, magnitude=np.ones(n_out, dtype))
 
@@ -417,6 +428,12 @@ def test_a_frozen_adapter_is_listed_frozen():
 
 
 @pytest.mark.parametrize("rank", [0, 3, 4])
+def test_a_best_rank_above_the_widths_is_refused(rank):
+    with pytest.raises(ValueError, match=r"rank must be at (most 2|least 1)"):
+        best_of_rank(LoRA(np.ones((4, 6)), np.ones((2, 4)), 1), rank)
+
+
+@pytest.mark.parametrize("rank", [0, 3, 4])
 def test_a_best_rank_above_the_adapters_is_refused(rank):
     """4 is below both widths, and yet above the rank."""
     with pytest.raises(ValueError, match=r"rank must be at (most 2|least 1)"):
@@ -484,8 +501,15 @@ def test_target_modules_name_layers_of_every_kind(targets, found):
 
 
 def test_all_linear_leaves_out_a_head_at_any_depth():
-    model = Sequential(model=Sequential(fc=Linear(np.ones((4, 4))), lm_head=Linear(np.ones((7, 4)))))
-    assert list(adapters(adapt(model, "all-linear", rank=2, alpha=1, rng=RNG(1)))) == ["model.fc"]
+    inner = {name: Linear(np.ones((4, 4))) for name in ("fc", "no_lm_head", "lm_head")}
+    found = adapters(adapt(Sequential(model=Sequential(**inner)), "all-linear", rank=2, alpha=1, rng=RNG(1)))
+    assert list(found) == ["model.fc", "model.no_lm_head"]
+
+
+def test_two_precisions_do_not_add_up():
+    terms = [LoRA(np.ones((1, 3), dtype), np.ones((2, 1), dtype), 1) for dtype in ("f8", "f4")]
+    with pytest.raises(TypeError, match=r"adapters\[1\] has dtype float32, expected float64 as in adapters\[0\]"):
+        weighted_sum(terms, [1, 1])
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "embedding"])

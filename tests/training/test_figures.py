@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, article
-from minilora.figures import draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
+from minilora.figures import check_figure_path, draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
 from minilora.files.forms import Form
 from minilora.files.inspection import LayerSummary
 
@@ -58,9 +58,18 @@ def test_the_change_is_drawn_around_the_truth(result):
     """Its colours end as far above 1 as below it, where the entry is that is furthest from 1."""
     image = plot_article(result).axes[1].get_images()[0]
     np.testing.assert_array_equal(image.get_array(), result.delta)
+    assert image.origin == "upper"  # as a matrix is written
     low, high = image.get_clim()
     assert low + high == pytest.approx(2, abs=1e-12)
     assert high - 1 == pytest.approx(np.abs(result.delta - 1).max(), rel=1e-12)
+
+
+def test_a_picture_needs_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "nowhere"):
+        with pytest.raises(ValueError, match=f"there is no folder '.*{folder}'"):
+            check_figure_path(tmp_path / folder / "p.png")
+    check_figure_path(tmp_path / "p.png")
 
 
 def test_losses_and_singular_values_are_on_log_scales(result):
@@ -71,9 +80,10 @@ def test_losses_and_singular_values_are_on_log_scales(result):
 
 def test_a_bar_is_never_below_what_is_shown(result):
     """A log scale has no place for the zeros beyond the rank."""
-    flat = LoRA(np.eye(4, 6), np.zeros((5, 4)), 1)
+    flat = LoRA(np.eye(4, 12), np.zeros((11, 4)), 1)
     draw_spectrum(drawn := axes(), replace(result, adapter=flat))
-    assert {bar.get_height() for bar in drawn.patches} == {drawn.get_ylim()[0]}
+    assert [bar.get_height() for bar in drawn.patches] == [drawn.get_ylim()[0]] * 10
+    assert list(drawn.get_xticks()) == list(range(1, 11))
 
 
 def summary(module, shares, norm):

@@ -33,6 +33,11 @@ def factors(change, rank):
     return np.diag(S[:rank]) @ Vt[:rank], U[:, :rank]
 
 
+def smallest(change, rank):
+    U, S, Vt = np.linalg.svd(change, full_matrices=False)
+    return np.diag(S[-rank:]) @ Vt[-rank:], U[:, -rank:]
+
+
 RIGHT |= {"check_backward": backward, "check_merged": merged, "check_factors": factors}
 RIGHT |= {
     "check_count": lambda n_in, n_out, r: sum(a.size for a in (np.zeros((r, n_in)), np.zeros((n_out, r)))),
@@ -73,7 +78,7 @@ WRONG = [
     ("check_grad_B", lambda dy, h, s: 2 * s * dy.T @ h, "dB: a factor of 2 too many"),
     ("check_grad_B", lambda dy, h, s: s * dy.T @ h / h.shape[1], "dB: a division by r"),
     ("check_grad_B", lambda dy, h, s: s * dy.T @ h / dy.shape[1], "dB: a division by out"),
-    ("check_grad_B", lambda dy, h, s: s * h.T @ dy, r"transposed: .*wrong shape.*\(5, 3\).*\(3, 5\)"),
+    ("check_grad_B", lambda dy, h, s: s * h.T @ dy, r"transposed: .*\n\(wrong shape.*\(5, 3\).*\(3, 5\)\)$"),
     ("check_grad_B", lambda dy, h, s: s * dy @ h, "a missing transpose, of dy"),
     ("check_grad_B", lambda dy, h, s: dy @ h, "a missing transpose, of dy: .*; and alpha/r is missing"),
     ("check_grad_B", lambda dy, h, s: -dy @ h.T, "transpose, of dy and a transpose too many, of h.*missing.*the sign"),
@@ -113,6 +118,15 @@ WRONG = [
     ("check_backward", with_part(0, lambda dx, s, **_: -dx / s), "dx: alpha/r is missing.*; and the sign"),
     ("check_backward", with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ A @ B), "dx: swapped factors"),
     ("check_backward", with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ B @ A.T), "dx: a transpose too many"),
+    (
+        "check_backward",
+        lambda dy, x, A, B, alpha: (
+            alpha / len(A) * dy @ B @ A,
+            alpha / len(A) * dy @ B @ x,
+            backward(dy, x, A, B, alpha)[2],
+        ),
+        r"dA: a missing transpose, of dh[^\n]*$",
+    ),
     ("check_backward", lambda dy, x, A, B, alpha: dy, "return 3 arrays.*shape"),
     ("check_backward", lambda *args: backward(*args)[:2], "return 3 arrays.*2 values"),
     ("check_backward", lambda *args: backward(*args)[::-1], "wrong shape: dx must be"),
@@ -130,10 +144,25 @@ WRONG = [
     ("check_count", lambda n_in, n_out, r: n_in * n_out, "the full weight"),
     ("check_count", lambda n_in, n_out, r: r * n_in * n_out, "do not multiply"),
     ("check_count", lambda n_in, n_out, r: r * (n_in + n_out) + n_out, "the bias belongs to the base"),
+    ("check_count", lambda n_in, n_out, r: r * n_in, "this is A alone"),
+    ("check_count", lambda n_in, n_out, r: r * n_out, "this is B alone"),
+    ("check_count", lambda n_in, n_out, r: r * (n_in + n_out) + n_in * n_out, "the base is frozen"),
+    ("check_count", lambda n_in, n_out, r: n_in + n_out, "this is rank 1"),
     ("check_count", lambda n_in, n_out, r: 7, "write down the shapes"),
     ("check_factors", lambda change, r: factors(change, r)[::-1], r"A must be \(2, 7\).*swapped"),
     ("check_factors", lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "away from the change"),
     ("check_factors", lambda change, r: (np.linalg.svd(change)[2][:r], factors(change, r)[1]), "values are missing"),
+    ("check_factors", lambda change, r: smallest(change, r), "the smallest singular values"),
+    (
+        "check_factors",
+        lambda change, r: (factors(change, r)[0], factors(change, r)[1] * np.linalg.svd(change)[1][:r]),
+        "squares",
+    ),
+    (
+        "check_factors",
+        lambda change, r: factors(np.multiply(change, 2, out=change), r),
+        "changed its argument in place",
+    ),
     ("check_factors", lambda change, r: change, "return 2 arrays"),
     (
         "check_factors",
