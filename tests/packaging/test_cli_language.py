@@ -14,6 +14,7 @@ import pytest
 
 from minilora import Llama, LoRA, adapt, adapters, attach, cross_entropy, evaluate, load_adapter, save_adapter, train
 from minilora.commands.finetune import LOG_EVERY
+from minilora.layer import cache_bytes
 from minilora.models.generate import generate
 from minilora.text import windows
 
@@ -72,7 +73,10 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     assert f"model    model: {size:,} parameters in float32, CPU" in out
     assert f"text     text: {len(TEXT):,} tokens, 228 windows of 8" in out
     assert "adapter  rank 2 beside 4 layers: 192 parameters" in out
-    assert "MB of activations for the backward of 2 windows" in out
+    X, *_ = windows([LETTERS.index(c) for c in TEXT], 8)
+    adapted = adapt(Llama.load("model"), ["q_proj", "v_proj"], rank=2, alpha=16, rng=np.random.default_rng(0))
+    size = cache_bytes(adapted.forward(X[:2])[1])
+    assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 2 windows" in out
     assert "adapter written to a" in out
 
 

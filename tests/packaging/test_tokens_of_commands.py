@@ -154,6 +154,20 @@ def test_finetuning_computes_in_the_dtype_it_says(folder, capsys, dtype, name):
     assert {spec.dtype for spec in tensors} == {name}
 
 
+def test_both_commands_compute_where_they_are_told(folder, capsys, standin):
+    """What lies on another device than the rest is refused, so everything is there."""
+    said, found = {}, {}
+    for backend in ("numpy", "cupy"):
+        there = ["--model", "model", "--backend", backend]
+        assert run("finetune", "text", "--save", backend, *there, *SMALL) == 0
+        assert (f", {standin.device}\n" in capsys.readouterr().out) == (backend == "cupy")
+        assert run("generate", "a cat", "--adapter", backend, "--temperature", "0", *there) == 0
+        said[backend], found[backend] = capsys.readouterr().out, load_adapter(backend)
+    assert said["numpy"] == said["cupy"]
+    for path, adapter in found["numpy"].items():
+        np.testing.assert_allclose(found["cupy"][path].lora_B, adapter.lora_B, atol=1e-5)
+
+
 def test_a_finetuned_adapter_names_its_base(folder, capsys):
     assert run("finetune", "text", "--save", "a", "--model", "model", *SMALL) == 0
     config = json.loads((folder / "a" / "adapter_config.json").read_text())
