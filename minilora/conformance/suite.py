@@ -208,7 +208,6 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
     report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
     report.claims |= verdicts
-    report.claims = {claim: report.claims[claim] for claim in CONTRACT}
     report.habits = judges.habits(watch, trials[0], found[0])
     return report
 

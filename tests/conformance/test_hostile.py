@@ -1,5 +1,6 @@
 """Foreign code may do anything: the command says what in a line, with exit code 2; the suite notes what it spoils."""
 
+import io
 import os
 import re
 import subprocess
@@ -157,6 +158,17 @@ def test_an_output_that_foreign_code_closed_is_no_verdict(folder):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    for right, code in ((OURS["linear"], 0), (implementation(merge=lambda weight, *arrays: weight + 1), 1)):
+        monkeypatch.setattr(command, "imported", lambda target, right=right: right)
+        monkeypatch.setattr(sys, "stdout", Broken())
+        assert command.main(["mine"]) == code
+
+
 def test_an_empty_name_for_json_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(command, "imported", lambda target: pytest.fail("the check began"))
     with pytest.raises(SystemExit) as ended:
@@ -301,6 +313,12 @@ def test_memory_that_is_read_as_c_order_is_a_habit(reads, said):
     report = check(implementation(forward=forward))
     assert report.passed, str(report)
     assert report.habits["memory order"] == f"other numbers {said}"
+
+
+def test_what_is_wrong_in_every_order_has_no_habit():
+    report = check(implementation(forward=lambda *arrays: LINEAR["forward"](*arrays) + 1))
+    assert not report.passed
+    assert report.habits["memory order"] == "ok"
 
 
 def test_a_function_that_raises_in_every_order_has_no_habit():

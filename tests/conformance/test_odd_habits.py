@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora import Linear
+from minilora import Linear, mse
 from minilora.conformance import CannotRun, check, claims
 from minilora.conformance import __main__ as command
 from minilora.conformance.claims import (
@@ -86,12 +86,13 @@ def test_every_wrong_scaling_is_named_in_lower_precision(bug, dtype):
     assert check(from_formulas("linear", bug.parts), dtype=dtype).diagnoses[0].startswith(bug.name)
 
 
-def test_a_factor_of_some_entries_is_not_told_of_all():
+@pytest.mark.parametrize(("dtype", "other"), [("float64", 0.9), ("bfloat16", 1.33)])
+def test_a_factor_of_some_entries_is_not_told_of_all(dtype, other):
     def forward(*arrays):
         y = LINEAR["forward"](*arrays)
-        return np.where(y > 0, 1.37 * y, 0.9 * y)
+        return np.where(y > 0, 1.37 * y, other * y)
 
-    report = check(SimpleNamespace(forward=forward))
+    report = check(SimpleNamespace(forward=forward), dtype=dtype)
     assert not report.passed
     assert EVERY_ENTRY not in str(report)
 
@@ -214,9 +215,47 @@ class FlatWithoutRows(Odd):
         return dx if len(dx) else dx.reshape(-1)
 
 
+class OneBiasForOneRow(Odd):
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy, cache, need_dx=need_dx)
+        return dx, {**grads, "bias": dy} if dy.ndim == 1 else grads
+
+
+class FlatWithoutEntries(Odd):
+    def of_y(self, y, x):
+        return y if y.size else y.reshape(-1, y.shape[-1])
+
+
+class AlwaysALittle(Odd):
+    def of_dx(self, dx):
+        return dx + 1e-12
+
+
+class UnaskedDx(Odd):
+    def backward(self, dy, cache, *, need_dx=True):
+        return super().backward(dy, cache)
+
+
+class KeepsTheWeight(Odd):
+    def of_y(self, y, x):
+        kept = vars(self).setdefault("kept", {"weight": self.weight.copy()})["weight"]
+        return x @ kept.T + self.bias
+
+
+class WideForHalf(Odd):
+    def of_y(self, y, x):
+        return y.astype(np.float64) if y.dtype == np.float16 else y
+
+
 @pytest.mark.parametrize(
     ("claim", "cls", "said"),
     [
+        (claims.leading_axes_are_rows, OneBiasForOneRow, "the gradient of bias is dy's own memory"),
+        (claims.leading_axes_are_rows, FlatWithoutEntries, r"\(2, 0, in\) does not give \(2, 0, out\)"),
+        (claims.backward_is_linear_in_the_cotangent, AlwaysALittle, "the gradient of x differs"),
+        (claims.backward_without_dx_is_the_same, UnaskedDx, "dx is not None where nobody asked for it"),
+        (claims.a_layer_remembers_nothing_but_its_cache, KeepsTheWeight, "the output for new numbers differs"),
+        (claims.every_precision_is_exact_on_small_integers, WideForHalf, "y is float64 for float16"),
         (claims.a_frozen_layer_only_passes_dx, OtherWhenFrozen, "the frozen output differs"),
         (claims.memory_order_makes_no_difference, BlindToStrides, "the output is off"),
         (claims.no_rows_give_no_rows, FlatWithoutRows, r"no rows give a dx of shape \(0,\)"),
@@ -227,3 +266,10 @@ def test_a_claim_sees_the_layer_that_only_it_can_see(claim, cls, said):
     claim(linear_case(Odd), problem)
     with pytest.raises(ClaimBroken, match=said):
         claim(linear_case(cls), problem)
+
+
+def test_a_loss_whose_gradient_is_wider_is_seen():
+    problem = Problem(n=4, in_features=3, out_features=2, rank=2)
+    claims.mse_gradient_is_its_slope(mse, problem)
+    with pytest.raises(ClaimBroken, match="its gradient is float64 for float32"):
+        claims.mse_gradient_is_its_slope(lambda p, t: (mse(p, t)[0], mse(p, t)[1].astype(np.float64)), problem)

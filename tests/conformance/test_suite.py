@@ -30,6 +30,7 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     assert report.passed, str(report)
     assert not report.diagnoses
     assert set(report.claims.values()) == {"ok"}
+    assert tuple(report.claims) == CONTRACT
     assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d"}
     for kind in report.kinds.values():
         assert kind.dtype == dtype
@@ -241,6 +242,14 @@ def test_two_bugs_in_one_number_are_named_together():
     assert "and, at once, the output lacks the bias" in text
 
 
+def test_both_of_two_bugs_have_their_sources():
+    both = from_formulas("linear", {"dx_base": 0.0, "scaling": SCALINGS["alpha"]}, shows=("x",))
+    (text,) = check(both).diagnoses
+    assert "and, at once, dx lacks dy W" in text
+    assert text.endswith(" (made in rasbt/LLMs-from-scratch #821, Blaizzy/mlx-vlm #846, lora-pytorch 0.2.0)")
+    assert "at once" not in str(check(both, dtype="bfloat16"))  # there two of many fit by chance
+
+
 def test_a_wrong_number_that_nobody_knows_is_described():
     def forward(x, *arrays):
         return 1.25 * LINEAR["forward"](x, *arrays)
@@ -378,6 +387,40 @@ def test_what_is_not_finite_is_null_in_json():
 # --- the other claims -----------------------------------------------------------------------------
 
 
+def test_what_is_changed_is_told_first_and_other_claims_last():
+    def backward(dy, x, *arrays):
+        grads = LINEAR["backward"](dy, x, *arrays)
+        dy *= 2
+        return {**grads, "lora_A": grads["lora_A"] + 1, "lora_B": 1.37 * grads["lora_B"]}
+
+    found = check(implementation(backward=backward, init=lambda *sizes: None)).diagnoses
+    begins = [
+        "backward changes dy",
+        "lora_B's gradient is off by ",
+        "lora_A's gradient is off by ",
+        "init returns None",
+    ]
+    assert len(found) == len(begins)
+    assert all(text.startswith(said) for text, said in zip(found, begins, strict=True))
+    assert "every entry is off by the factor 1.37" in found[1]  # a factor is what one can act on
+
+
+def test_a_gradient_in_the_place_of_another_is_told():
+    def backward(*arrays):
+        grads = LINEAR["backward"](*arrays)
+        return {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}
+
+    said = check(implementation(backward=backward)).claims["slope"]
+    assert said == (
+        "lora_B's gradient is where lora_A's gradient belongs; lora_A's gradient is where lora_B's gradient belongs"
+    )
+
+
+def test_a_transposed_weight_is_told():
+    report = check(implementation(merge=lambda *arrays: LINEAR["merge"](*arrays).T))
+    assert report.claims["merge"] == "the merged weight is transposed (N=7 in=5 out=3 r=2 alpha=3)"
+
+
 def test_an_argument_that_is_changed_is_named():
     def backward(dy, x, *arrays):
         dy *= 2
@@ -408,6 +451,8 @@ STARTS = {
         B,
     ),
     "A's start has the spread 2.8": lambda A, B, r: (100 * A, B),
+    "A's start has the spread 2.89e-07; PEFT's is 1 / sqrt(3 in) = 0.0289": lambda A, B, r: (1e-5 * A, B),
+    "lora_A starts with rank 8, expected 9": lambda A, B, r: (np.concatenate([A[:-1], A[:1]]) if r == 9 else A, B),
     "lora_B starts with numbers that are not finite": lambda A, B, r: (A, B + np.nan),
     "lora_A starts with rank 1, expected 9": lambda A, B, r: (0 * A + A[:1], B),
     "A's start has the mean 0.02": lambda A, B, r: ((A + 0.05) / 2, B),
@@ -474,6 +519,27 @@ def test_a_start_that_follows_the_width_is_no_habit(gain):
     report = check(implementation(init=other))
     assert report.claims["start"] == "ok"
     assert "spread of A" not in report.habits
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda m, W: np.linalg.norm(W, axis=0),
+            "DoRA's magnitude starts with 400 entries, one for each input, expected 100",
+        ),
+        (lambda m, W: 0 * m + 1, "DoRA's magnitude does not start as the length of each row"),
+        (lambda m, W: m[:-1], "DoRA's magnitude does not start as the length of each row"),
+        (lambda m, W: m[:, None], "ok"),
+    ],
+)
+def test_a_magnitudes_start_is_the_length_of_each_row(change, said):
+    def start(in_features, out_features, rank, rng, weight):
+        A, B, m = OURS["dora"].init(in_features, out_features, rank, rng, weight)
+        return A, B, change(m, weight)
+
+    report = report_of("dora", SimpleNamespace(**vars(OURS["dora"]) | {"init": start}))
+    assert report.claims["start"].startswith(said)
 
 
 def test_a_start_is_asked_for_two_sizes():
@@ -746,6 +812,12 @@ def test_a_message_of_several_lines_is_told_on_one():
     assert report.claims["merge"].startswith("merge raises NotImplementedError (N=7")
 
 
+@pytest.mark.parametrize(("value", "said"), [("y", "a str"), ((1, 2), "a tuple of 2"), (None, "None")])
+def test_what_is_no_array_is_no_answer(value, said):
+    report = check(implementation(merge=lambda *arrays: value))
+    assert report.claims["merge"].startswith(f"merge returns {said}, expected one array (N=7 ")
+
+
 def test_an_exception_on_every_problem_cannot_be_checked():
     with pytest.raises(CannotRun, match="forward raises ZeroDivisionError: division by zero"):
         check(SimpleNamespace(forward=lambda *a: 1 / 0))
@@ -821,6 +893,7 @@ def test_the_command_line_checks_a_module(tmp_path, target, code, said):
         ("./no_python", "", "expected the name of a module"),
         (":forward", "", "expected the name of a module"),
         ("needs_more", "import no_such_package", "No module named 'no_such_package'"),
+        ("two_lines", "raise ImportError('one\\n  two')", "one two\n"),
     ],
 )
 def test_the_command_says_in_a_line_why_it_fails(tmp_path, monkeypatch, capsys, target, content, said):
