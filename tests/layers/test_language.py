@@ -241,6 +241,13 @@ def test_what_nobody_asks_for_is_not_computed(monkeypatch):
     assert called == [model.model.layers[2].self_attn, model.model.layers[1].self_attn]
 
 
+def test_below_a_head_that_trains_alone_nothing_is_computed(monkeypatch):
+    model = adapt(llama(), ["lm_head"], rank=2, alpha=3, rng=np.random.default_rng(0))
+    z, cache = model.forward(IDS)
+    monkeypatch.setattr(type(model.model), "backward", lambda *a, **k: pytest.fail("the decoder's backward ran"))
+    assert model.backward(z, cache)[1].keys() == model.trainable().keys()
+
+
 def test_a_frozen_model_keeps_no_cache_and_has_no_gradients():
     model = freeze(llama())
     z, cache = model.forward(IDS)

@@ -317,6 +317,20 @@ def test_a_start_has_the_shapes_of_its_adapter(A, B):
         Adapter(np.ones((2, 6)), np.ones((5, 2)), 1, start=LoRA(np.ones(A), np.ones(B), 1))
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, kind="lstm"), ValueError, "kind must be .* got 'lstm'"),
+        (lambda: pissa(np.ones((5, 6)), rank=2, alpha=1), TypeError, "linear must be a Linear, got ndarray"),
+        (lambda: pissa(Linear(np.ones((5, 6))), rank=2, alpha=0), ValueError, "alpha must be above 0"),
+        (lambda: over_original(LoRA(np.ones((1, 3)), np.ones((2, 1)), 1)), TypeError, "adapter must be a Adapter, got"),
+    ],
+)
+def test_what_makes_no_variant_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
 def test_a_magnitude_has_the_precision_of_its_factors():
     with pytest.raises(TypeError, match="magnitude has dtype float32, expected float64 as in lora_A"):
         Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(2, "f4"))

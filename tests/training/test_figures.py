@@ -31,6 +31,8 @@ def test_each_loss_curve_has_its_own_points_of_the_article(result):
     assert tuple(article_base.get_ydata()) == article.ARTICLE_BASE_LOSSES
     assert tuple(article_lora.get_ydata()) == article.ARTICLE_LORA_LOSSES
     assert base.get_color() == article_base.get_color() != lora.get_color() == article_lora.get_color()
+    legend = [text.get_text() for text in drawn.get_legend().get_texts()]
+    assert legend == ["base, full rank", "LoRA, rank 2", "the article's run"]
     for line in (article_base, article_lora):
         assert tuple(line.get_xdata()) == article.ARTICLE_EPOCHS
 
@@ -40,9 +42,10 @@ def test_the_bars_are_the_singular_values_of_the_change(result):
     draw_spectrum(drawn, result)
     heights = [bar.get_height() for bar in drawn.patches]
     np.testing.assert_allclose(heights[:2], np.linalg.svd(result.delta, compute_uv=False)[:2], rtol=1e-5)
-    assert max(heights[2:]) < 1e-6 * heights[0]
-    mark = drawn.get_lines()[0]
+    assert max(heights[2:]) < 1e-14 * heights[0]  # computed in float64, whatever the factors are
+    mark, rounding = drawn.get_lines()
     np.testing.assert_allclose(mark.get_ydata(), [30**0.5], rtol=1e-15)
+    np.testing.assert_allclose(rounding.get_ydata(), 30**0.5 * 2**-52, rtol=1e-12)
 
 
 def test_a_spectrum_grows_with_the_scaling(result):
@@ -114,6 +117,15 @@ def test_each_cell_stands_over_its_number_and_beside_its_name():
     assert (top, bottom) == (-0.5, 1.5)
     assert picture.get_ylim() == norms.get_ylim() == (bottom, top)  # the first layer is above
     assert [bar.get_y() + bar.get_height() / 2 for bar in norms.patches] == [0, 1]
+
+
+@pytest.mark.parametrize(("count", "height"), [(1, 3), (20, 6.5), (1000, 30)])
+def test_a_picture_grows_with_the_layers_to_a_size(count, height):
+    figure = plot_adapter([summary("fc", [0.5, 0.5], 1.0)] * count)
+    assert figure.get_figheight() == height
+    picture, bar = figure.axes[1:]
+    assert all(number == round(number) for number in picture.get_xticks())
+    assert bar.get_ylabel() == "% of the squared norm"
 
 
 def test_of_many_layers_every_second_has_its_name():

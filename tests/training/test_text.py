@@ -196,6 +196,13 @@ def test_a_text_that_allows_no_cut_is_refused(short_pieces):
     assert token_ids("a" * 240, of_runs, 10**9) == of_runs("a" * 240)
 
 
+def test_where_no_cut_was_found_is_told(short_pieces):
+    """The runs of one letter before it allow a cut anywhere."""
+    with pytest.raises(ValueError) as error:
+        token_ids("ab" * 40 + "a" * 500, of_runs, 10**9)
+    assert 40 < int(re.search(r"from character (\d+) on", str(error.value))[1]) < 80
+
+
 def test_a_cut_that_fails_later_is_refused(short_pieces):
     """Around the cut all is well, and the piece as a whole is another one."""
     text = "cat dog " * 30

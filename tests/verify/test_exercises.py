@@ -163,6 +163,7 @@ WRONG = [
         lambda change, r: factors(np.multiply(change, 2, out=change), r),
         "changed its argument in place",
     ),
+    ("check_factors", lambda change, r: (change, change), r"array of shape \(5, 7\) and an array of shape \(5, 7\)$"),
     ("check_factors", lambda change, r: change, "return 2 arrays"),
     (
         "check_factors",
@@ -213,6 +214,14 @@ def test_an_answer_that_changes_its_argument_is_told_so(capsys):
     assert "changed its argument dy in place" in capsys.readouterr().out
 
 
+def test_how_far_two_factors_are_is_told(capsys):
+    seen = []
+    assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.zeros((2, 7)), np.zeros((5, 2))))
+    off = np.linalg.norm(seen[0])
+    least = (off**2 - (np.linalg.svd(seen[0], compute_uv=False)[:2] ** 2).sum()) ** 0.5
+    assert f"B A is {off:.3g} away from the change; {least:.3g} is possible" in capsys.readouterr().out
+
+
 PREDICTIONS = {
     "first step": 0.01,
     "larger gradients": 1,
@@ -225,7 +234,11 @@ PREDICTIONS = {
 @pytest.mark.parametrize("question", PREDICTIONS)
 def test_a_prediction_is_right_or_gets_a_hint(question, capsys):
     assert exercises.check_prediction(question, PREDICTIONS[question])
-    assert capsys.readouterr().out.startswith("Right: the experiment gives")
+    _, _, why, hint = exercises.QUESTIONS[question]
+    said = capsys.readouterr().out
+    assert said.startswith("Right: the experiment gives")
+    assert said.endswith(f" {why}\n")
+    assert hint not in said
     assert not exercises.check_prediction(question, 1.5 * PREDICTIONS[question])
     assert str(PREDICTIONS[question]) not in capsys.readouterr().out.split("comes out.")[1].replace("(22) to (24)", "")
 
