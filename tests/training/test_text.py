@@ -178,7 +178,7 @@ def test_most_texts_are_encoded_in_short_pieces(short_pieces):
     assert sum(asked) < 8 * len(text)
 
 
-def test_a_place_that_changes_what_stands_before_it_is_passed_over(short_pieces):
+def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
     """A line that ends the text has a token of its own there, so no line's start is a place for a cut."""
 
     def encode(part):
