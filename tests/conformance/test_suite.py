@@ -734,7 +734,7 @@ def test_what_the_wrong_convolutions_have_in_common_is_told(words):
     assert text.startswith(f"the output, {words}, is off by 1 at ")
 
 
-def test_an_error_is_the_largest_on_any_problem_beside_the_largest_entry():
+def test_an_error_is_the_largest_beside_the_largest_entry():
     """The most rows are 67, so the largest error is 0.67 of the largest entry there."""
 
     def forward(x, *layer):
@@ -767,7 +767,7 @@ def test_steps_that_give_an_outputs_shape_are_told(words):
     assert f", as it would be {words} (N=" in text
 
 
-def test_where_a_gradient_is_wrong_is_told_by_what_it_could_be():
+def test_where_a_gradient_must_be_zero_it_says_nothing():
     """Where lora_B is zero, so is lora_A's gradient, and twice that is right: it says nothing of the bias."""
 
     def backward(dy, x, weight, bias, *arrays):

@@ -281,7 +281,7 @@ def test_what_a_merge_warns_of_is_said_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "minilora: mind this\n"
 
 
-def test_a_merged_convolution_has_its_kind_in_place_of_a_layout(tmp_path, capsys):
+def test_a_merged_convolution_has_a_kind_and_no_layout(tmp_path, capsys):
     conv = Adapter(np.ones((1, 12)), np.ones((4, 1)), 1, kind="conv2d", kernel=(2, 3))
     save_adapter(tmp_path / "a", {"conv": conv})
     save_file({"conv.weight": np.ones((4, 2, 2, 3))}, tmp_path / "b.safetensors")
