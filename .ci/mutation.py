@@ -33,13 +33,17 @@ PARTS = {
             ),
             (
                 *("test_gradients", "layers/test_bad_input", "layers/test_lora_identities", "layers/test_models"),
-                *("layers/test_starts", "layers/test_thawed_alone", "layers/test_variants"),
+                *("layers/test_starts", "layers/test_thawed_alone", "layers/test_variants", "layers/test_quantized"),
                 *("training/test_page_is_what_runs", "training/test_speed_changes_nothing"),
                 *("training/test_losses", "training/test_optim", "training/test_text", "verify/test_selfcheck"),
                 "training/test_likely_mistakes",
                 *("verify/test_closed_form", "devices/test_adam_kernel", "devices/test_two_libraries"),
                 "devices/test_devices",
             ),
+        ),
+        (
+            ("layers/nf4", "layers/quantized", "quantization"),
+            ("layers/test_quantized", "test_gradients", "devices/test_layers_on_devices"),
         ),
         (
             ("verify/gradcheck", "verify/slopes", "verify/closed_form"),

@@ -38,6 +38,8 @@ from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import set_source_info
 
+from minilora.layers.quantized import CodedLinear
+
 LABEL = r"(?:[a-z]+\.)?\d+"
 COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
@@ -183,7 +185,12 @@ def _value(line: Line, names: dict[str, Any]) -> Any:
 
 
 def _arrays(value: Any) -> list[np.ndarray]:
-    """Return what there is to compare: an array, those of a tuple or a dict, or a layer's own and its scaling."""
+    """Return what there is to compare: an array, those of a tuple or a dict, or a layer's own and its scaling.
+
+    Of a layer that keeps codes, the weight that they stand for.
+    """
+    if isinstance(value, CodedLinear):
+        value = value.weight
     if hasattr(value, "trainable"):
         value = (*value.trainable().values(), *([value.scaling] if hasattr(value, "scaling") else []))
     if isinstance(value, dict):

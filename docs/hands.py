@@ -18,7 +18,8 @@ import numpy as np
 import pictures
 from IPython.display import HTML
 
-from minilora import LoRA, best_adapter, evaluate, train
+from minilora import NF4, LoRA, best_adapter, evaluate, train
+from minilora.layers.nf4 import code_book
 from minilora.optim import Adam
 from minilora.training import backpropagate
 
@@ -286,3 +287,77 @@ def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> HTML:
         "position's batch and rank."
     )
     return figure("ledger", sliders, says, still, table, ways, caption)
+
+
+# --- the code book under the bell curve -------------------------------------------------------------------------------
+
+BITS = (2, 3, 4, 5, 6)
+BLOCK = 64
+
+
+def book_of(bits: int) -> np.ndarray:
+    """Return the code book of 2^bits numbers, made as NF4's is: half of them above 0, and one fewer below."""
+    return np.array(code_book(2**bits))
+
+
+def quantisation_error(book: np.ndarray, weights: np.ndarray) -> float:
+    """Return the error of weights in blocks, each scaled by its largest, as a share of the weights."""
+    blocks = weights.reshape(-1, BLOCK)
+    scale = np.abs(blocks).max(axis=1, keepdims=True)
+    nearest = np.abs(blocks[..., None] / scale[..., None] - book).argmin(axis=-1)
+    return float(np.linalg.norm(book[nearest] * scale - blocks) / np.linalg.norm(blocks))
+
+
+def even(bits: int) -> np.ndarray:
+    """Return as many numbers at even steps, from -1 to 1."""
+    return np.linspace(-1, 1, 2**bits)
+
+
+def levels_under_the_bell(start: int = 2) -> HTML:
+    """Return the picture of the code books of 2 to 64 levels, and what they lose of normally distributed weights."""
+    weights = np.random.default_rng(0).standard_normal(BLOCK * 512)
+    books = [book_of(bits) for bits in BITS]
+    assert np.abs(books[BITS.index(4)] - NF4).max() < 2e-7
+    pairs = list(zip(BITS, books, strict=True))
+    errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in pairs]
+    assert all(few[0] > more[0] for few, more in pairwise(errors))
+    end = float(np.abs(weights.reshape(-1, BLOCK)).max(axis=1).mean())  # where a block's largest weight usually is
+    counts = [
+        np.bincount(np.abs(weights[:8192, None] / end - book).argmin(axis=1), minlength=len(book)) / 8192
+        for book in books
+    ]
+    says = [
+        f"{bits} bits, {len(book)} levels: the error is {quantile:.1%} of the weights, and {steps:.1%} with levels at "
+        "even steps."
+        for (bits, book), (quantile, steps) in zip(pairs, errors, strict=True)
+    ]
+    rows = [
+        (b, len(book), f"{e[0]:.1%}", f"{e[1]:.1%}", ", ".join(f"{c:.2f}" for c in book) if b < 5 else "...")
+        for (b, book), e in zip(pairs, errors, strict=True)
+    ]
+    table = pictures.table(["bits", "levels", "error, quantiles", "error, even steps", "levels"], rows)
+    grid = np.linspace(-1.4, 1.4, 113)
+    bell = np.exp(-((grid * end) ** 2) / 2)
+    data = {
+        "grid": np.round(grid, 3).tolist(),
+        "bell": np.round(bell, 3).tolist(),
+        "books": [np.round(book, 4).tolist() for book in books],
+        "shares": [np.round(share, 4).tolist() for share in counts],
+        "says": says,
+    }
+    figure_ = pictures.new_figure(5.2, 2.9)
+    axes = figure_.subplots()
+    axes.plot(grid, bell, color=pictures.INK)
+    axes.vlines(books[start], 0, np.exp(-((books[start] * end) ** 2) / 2), color=pictures.LORA)
+    axes.set(xlabel="weight, divided by the largest of its block", yticks=[])
+    still = pictures.show(
+        figure_,
+        "A bell curve with 16 vertical lines under it, the levels of NF4: close together in the middle, where most "
+        "weights are, and far apart at the ends.",
+    )
+    slider = Slider("bits", "bits a weight", [str(b) for b in BITS], start)
+    caption = (
+        f"Each line is a level; the curve is the distribution of the weights. Measured on {weights.size:,} normally "
+        f"distributed weights in blocks of {BLOCK} when this page was built. With 4 bits this is NF4."
+    )
+    return figure("levels", [slider], says[start], still, table, data, caption)

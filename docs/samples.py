@@ -7,11 +7,25 @@ computed from the others, so that a line can be compared with its whole equation
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from minilora import Adapter, Conv1d, DoRA, Embedding, Linear, LoRA, LoRALinear, RMSNorm
+from minilora import (
+    NF4,
+    Adapter,
+    Conv1d,
+    DoRA,
+    Embedding,
+    Linear,
+    LoRA,
+    LoRALinear,
+    RMSNorm,
+    dequantize_nf4,
+    quantize_nf4,
+)
+from minilora.layers.nf4 import scale_book
 from minilora.variants.rewritten import Rewritten
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
@@ -245,6 +259,28 @@ def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names
 
 
+def four_bits(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (nf.1) to (nf.6): three blocks of 8."""
+    names = {"n": 16, "i": 3, "m": 8, "p_1": 0.96, "quantile": NormalDist().inv_cdf, "blocks": randn((3, 8))}
+    names |= {"c": randn((3, 8)), "absmax": 1 + rng.random(3), "codes": rng.integers(0, 16, 24), "NF4": NF4}
+    return names | {"count": 24, "block_size": 8}
+
+
+def scales(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (nf.7) to (nf.9): three blocks of 8 scales, less their mean."""
+    return {"blocks": randn((3, 8)), "n": 1 + rng.random(3), "d": randn(3), "mean": 0.375, "scale_book": scale_book}
+
+
+def loftq(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (loftq.1) and (loftq.2)."""
+    W, A, B, s = randn((OUT, IN)), randn((r, IN)), randn((OUT, r)), ALPHA / r
+    Q = dequantize_nf4(*quantize_nf4(W), W.shape, dtype="float64")
+    U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
+    names = {"W": W, "A": A, "B": B, "s": s, "Q": Q, "U": U, "S": S, "Vt": Vt, "r": r, "rank": r, "alpha": ALPHA}
+    names |= {"rest": Linear(W - s * B @ A), "options": {"double_quant": False}, "Adapter": Adapter}
+    return names | {"quantize_nf4": quantize_nf4, "dequantize_nf4": dequantize_nf4}
+
+
 GROUPS = {
     **{"layer": layer, "residual": residual, "adam": adam, "best": best},
     **{"norm": norm, "rope": rotary, "att": attention, "gate": gate, "llama": branch},
@@ -259,5 +295,8 @@ GROUPS = {
         "sum": small,
         "rs": scaling,
         "lp": scaling,
+        "nf": four_bits,
+        **{"nf.7": scales, "nf.8": scales, "nf.9": scales},
+        "loftq": loftq,
     },
 }

@@ -14,7 +14,7 @@ Then, by what you are here for:
 - from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, `minilora.models`, and
   `minilora.adaptation` (an adapter beside each layer that you name)
 - a language model: `minilora.models.llama`, `minilora.text` (windows of token ids), `minilora.models.generate`
-- what became of LoRA: `minilora.variants`
+- what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.quantization`
 - is a gradient right? `minilora.verify`, `minilora.conformance`, and `minilora.exercises` for a backward of your own
 - trained adapters as files: `minilora.files`
 - the same numbers with less work: `minilora.fast`

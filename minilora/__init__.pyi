@@ -23,7 +23,11 @@ from .layers.convolution import Conv2d as Conv2d
 from .layers.embedding import Embedding as Embedding
 from .layers.flatten import Flatten as Flatten
 from .layers.gated import GatedMLP as GatedMLP
+from .layers.nf4 import NF4 as NF4
+from .layers.nf4 import dequantize_nf4 as dequantize_nf4
+from .layers.nf4 import quantize_nf4 as quantize_nf4
 from .layers.norm import RMSNorm as RMSNorm
+from .layers.quantized import QuantizedLinear as QuantizedLinear
 from .layers.rotary import Rotary as Rotary
 from .layers.sequential import Sequential as Sequential
 from .linear import Linear as Linear
@@ -35,6 +39,8 @@ from .models.llama import Llama as Llama
 from .models.llamaconfig import LlamaConfig as LlamaConfig
 from .models.mlp import MLP as MLP
 from .optim import Adam as Adam
+from .quantization import loftq as loftq
+from .quantization import quantize as quantize
 from .training import History as History
 from .training import TrainingDiverged as TrainingDiverged
 from .training import evaluate as evaluate

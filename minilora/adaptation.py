@@ -12,7 +12,9 @@ is one that has an ``adapter`` and can ``merge()``: this module's own, or yours,
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +22,10 @@ import numpy as np
 
 from .backend import backend_of
 from .checks import check_choice, check_flag, check_instance, check_rng, kind_of, unmoved
-from .layer import Layer, check_model, freeze, rebuild, walk
+from .layer import Layer, check_model, first_array, freeze, rebuild, walk
 from .layers.convolution import Conv1d, Conv2d
 from .layers.embedding import Embedding
+from .layers.quantized import CodedLinear
 from .linear import Linear
 from .lora import LoRA
 from .variants.adapter import NORMS, Adapter
@@ -116,15 +119,7 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
     ValueError, TypeError
         If `target_modules` is not as in `adapt`, or `beside` returns anything else.
     """
-    check_model(model)
-    check_target_modules(target_modules)
-    free = _free(model)
-    targets = [path for path, layer in free.items() if _named(path, layer, target_modules)]
-    if not targets:
-        how = "; a string must match a whole path" if isinstance(target_modules, str) else ""
-        raise ValueError(
-            f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
-        )
+    targets = named_layers(model, target_modules)
 
     def put(path: str, layer: Any) -> Any:
         if path not in targets:
@@ -136,6 +131,20 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
         return adapted
 
     return rebuild(freeze(model), layer=put)
+
+
+def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str, Layer]:
+    """Return the layers without an adapter that `target_modules` names, by path; refuse one that names none."""
+    check_model(model)
+    check_target_modules(target_modules)
+    free = _free(model)
+    targets = {path: layer for path, layer in free.items() if _named(path, layer, target_modules)}
+    if not targets:
+        how = "; a string must match a whole path" if isinstance(target_modules, str) else ""
+        raise ValueError(
+            f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
+        )
+    return targets
 
 
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
@@ -188,19 +197,52 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     return rebuild(freeze(model), layer=put)
 
 
-def merge(model: Layer) -> Any:
+def merge(model: Layer, *, requantize: bool = False) -> Any:
     """Return the model with its adapters folded into the weights: as fast as before adapting.
 
     Each adapted layer's own ``merge()`` says what it becomes. The output is the same up to rounding. Every array is
     new, and every layer trains again.
+
+    Parameters
+    ----------
+    model : Layer
+        It stays as it is.
+    requantize : bool
+        Of an adapted layer whose base is quantised: whether the sum is quantised again, in the base's format. It loses
+        most of a small change, as a `UserWarning` says. By default it becomes a `Linear` in the base's dtype.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the model is none; with `requantize`, if no adapter stands beside a quantised layer, or one in a format that
+        only files are read from.
     """
     check_model(model)
+    requantize, sums = check_flag("requantize", requantize), [0.0, 0.0]
 
     def fold(path: str, layer: Any) -> Any:
         vars(layer).pop("frozen", None)
-        return layer.merge() if is_adapted(layer) else layer
+        if not is_adapted(layer):
+            return layer
+        merged, base = layer.merge(), getattr(layer, "base", None)
+        if not (requantize and isinstance(base, CodedLinear)):
+            return merged
+        again, W = base.encode(merged), base.weight
+        for i, change in enumerate((merged.weight - W, merged.weight - again.weight)):
+            sums[i] += float((change**2).sum())
+        return again
 
-    return rebuild(model, array=lambda a: a.copy(), layer=fold)
+    folded = rebuild(model, array=lambda a: a.copy(), layer=fold)
+    if requantize and not any(isinstance(getattr(layer, "base", None), CodedLinear) for _, layer in walk(model)):
+        raise ValueError("requantize=True, and no adapter stands beside a quantised layer")
+    if sums[1]:
+        share = math.sqrt(sums[1] / sums[0]) if sums[0] else math.inf
+        warnings.warn(
+            f"quantising the merged weights again loses {share:.0%} of the change (|merged - wanted| / |change|): keep "
+            "the adapter beside its base instead",
+            stacklevel=2,
+        )
+    return folded
 
 
 def adapters(model: Layer) -> dict[str, Any]:
@@ -225,7 +267,8 @@ def _start(
 ) -> tuple[Any, Adapter]:
     """Return a base and a new adapter for it: as PEFT starts, or from the base's singular vectors."""
     matrix = _matrix(layer)
-    where: dict[str, Any] = {"dtype": matrix.weight.dtype, "backend": backend_of(matrix.weight)}
+    like: Any = first_array(matrix)
+    where: dict[str, Any] = {"dtype": like.dtype, "backend": backend_of(like)}
     new = LoRA.init(matrix.in_features, matrix.out_features, rank=rank, alpha=alpha, rng=rng, **where)
     A, B, start = new.lora_A, new.lora_B, None
     if init == "pissa":

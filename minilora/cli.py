@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import article, check, finetune, generate, inspect, merge, streams, vectors
+from .commands import article, check, conformance, finetune, generate, inspect, merge, streams, vectors
 
-COMMANDS = (article, finetune, generate, check, merge, inspect, vectors)
+COMMANDS = (article, finetune, generate, check, merge, inspect, conformance, vectors)
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -30,6 +30,7 @@ start here:
   minilora merge BASE DIR -o OUT     fold it into a checkpoint
   minilora finetune TEXT --save DIR  an adapter of a small language model, trained on a text
   minilora generate PROMPT           what the model says next; with --adapter DIR, adapted
+  minilora conformance MODULE        is a LoRA of your own right, and if not, what is wrong with it?
   minilora article --help            all the options of a command
 
 then read minilora/lora.py: the derivation and the code on one page.

@@ -84,6 +84,10 @@ class Layer:
                 found[name] = part
         return found
 
+    def numbers(self) -> dict[int, int]:
+        """Return how many numbers each of the layer's own arrays stands for, by the array's identity."""
+        return {id(part): part.size for _, part in parts(self) if is_array(part)}
+
     @property
     def in_features(self) -> int:
         """Width of the input, of a layer whose weight has the shape (out, in)."""
@@ -204,13 +208,19 @@ def sum_tied(grads: Mapping[str, Array], home: Mapping[str, str]) -> dict[str, A
 
 def parameter_count(model: Layer, *, trained: bool = False) -> int:
     """Return how many numbers a model has, or how many of them train. What is tied counts once."""
-    every = (part for _, layer in walk(model) for _, part in parts(layer) if is_array(part))
-    return sum({id(array): array.size for array in (model.trainable().values() if trained else every)}.values())
+    if trained:
+        return sum({id(array): array.size for array in model.trainable().values()}.values())
+    return sum({key: count for _, layer in walk(model) for key, count in layer.numbers().items()}.values())
+
+
+def parameter_bytes(model: Layer) -> int:
+    """Return how much memory a model's arrays take. What is tied counts once."""
+    return sum({id(array): array.nbytes for array in arrays_of(model)}.values())
 
 
 def cache_bytes(cache: Cache) -> int:
     """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
-    own = {id(_owner(part)) for _, layer in walk(cache[0]) for _, part in parts(layer) if is_array(part)}
+    own = {id(_owner(array)) for array in arrays_of(cache[0])}
     kept: dict[int, int] = {}
 
     def go(value: Any) -> None:
@@ -223,6 +233,11 @@ def cache_bytes(cache: Cache) -> int:
 
     go(cache)
     return sum(size for key, size in kept.items() if key not in own)
+
+
+def arrays_of(model: Layer) -> Iterator[Array]:
+    """Yield every array of a model, a tied one each time."""
+    return (part for _, layer in walk(model) for _, part in parts(layer) if is_array(part))
 
 
 def _owner(array: Array) -> Array:

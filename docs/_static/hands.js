@@ -64,7 +64,7 @@
     return found.filter((_, i) => found.length < 8 || i % 2 === 0);
   };
 
-  // --- the three pictures: each takes its data and the places of its sliders, draws, and returns its sentence
+  // --- the four pictures: each takes its data and the places of its sliders, draws, and returns its sentence
 
   const DRAW = {
     rank(parent, data, { rank }) {
@@ -98,6 +98,24 @@
       line(moved, from1, A.slice(1).map((v) => Math.max(v, least)), "base");
       line(moved, from1, B.slice(1).map((v) => Math.max(v, least)), "lora");
       return data.says[alpha][rate];
+    },
+
+    levels(parent, data, { bits }) {
+      const book = data.books[bits], last = data.grid[data.grid.length - 1];
+      const f = frame(parent, `A bell curve and ${book.length} levels under it`,
+        { from: -last, to: last, ticks: [-1, 0, 1], label: "weight / the largest of its block" },
+        { from: 0, to: 1.05, ticks: [0], label: "how often", say: () => "" });
+      line(f, data.grid, data.bell, "ink");
+      const height = (c) => data.bell[Math.round((c + last) / (2 * last) * (data.grid.length - 1))];
+      for (const c of book) add(f.svg, "line", { x1: f.px(c), x2: f.px(c), y1: f.py(0), y2: f.py(height(c)), class: "line lora" });
+      const most = Math.ceil(20 * Math.max(...data.shares[bits])) / 20;
+      const bars = frame(parent, "The share of the weights that each level stands for",
+        { from: -last, to: last, ticks: [-1, 0, 1], label: "level" },
+        { from: 0, to: most, ticks: [0, most], say: (v) => `${Math.round(100 * v)} %`, label: "share of the weights at each level" });
+      data.shares[bits].forEach((share, k) => {
+        add(bars.svg, "line", { x1: bars.px(book[k]), x2: bars.px(book[k]), y1: bars.base, y2: bars.py(share), class: "line lora" });
+      });
+      return data.says[bits];
     },
 
     ledger(parent, data, { width, batch, r }) {

@@ -1,4 +1,4 @@
-"""Flax's nnx.LoRALinear, which has no alpha. python -m minilora.conformance flax_lora"""
+"""Flax's nnx.LoRALinear, which has no alpha. minilora conformance flax_lora.py"""
 
 import jax
 import numpy as np

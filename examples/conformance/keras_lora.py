@@ -1,4 +1,4 @@
-"""Keras's Dense and Embedding with enable_lora, on JAX. python -m minilora.conformance keras_lora"""
+"""Keras's Dense and Embedding with enable_lora, on JAX. minilora conformance keras_lora.py"""
 
 import os
 

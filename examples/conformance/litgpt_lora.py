@@ -1,4 +1,4 @@
-"""LitGPT's LoRALinear. python -m minilora.conformance litgpt_lora"""
+"""LitGPT's LoRALinear. minilora conformance litgpt_lora.py"""
 
 from functools import partial
 

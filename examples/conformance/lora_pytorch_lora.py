@@ -1,4 +1,4 @@
-"""lora-pytorch's LoRA; its first factor holds alpha / r. python -m minilora.conformance lora_pytorch_lora"""
+"""lora-pytorch's LoRA; its first factor holds alpha / r. minilora conformance lora_pytorch_lora.py"""
 
 from functools import partial
 from types import SimpleNamespace

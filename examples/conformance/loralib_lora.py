@@ -1,4 +1,4 @@
-"""loralib's Linear. python -m minilora.conformance loralib_lora"""
+"""loralib's Linear. minilora conformance loralib_lora.py"""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""LyCORIS's LoCon, of linear layers and convolutions, and its DoRA. python -m minilora.conformance lycoris_lora"""
+"""LyCORIS's LoCon, of linear layers and convolutions, and its DoRA. minilora conformance lycoris_lora.py"""
 
 from functools import partial
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""mlx-lm's LoRALinear, LoRAEmbedding and DoRALinear; its scale is alpha / r. python -m minilora.conformance mlx_lora"""
+"""mlx-lm's LoRALinear, LoRAEmbedding and DoRALinear; its scale is alpha / r. minilora conformance mlx_lora.py"""
 
 from types import SimpleNamespace
 

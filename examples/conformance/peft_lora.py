@@ -1,4 +1,4 @@
-"""PEFT's Linear, Embedding and convolutions; its rsLoRA and DoRA. python -m minilora.conformance peft_lora"""
+"""PEFT's Linear, Embedding and convolutions; its rsLoRA and DoRA. minilora conformance peft_lora.py"""
 
 from functools import partial
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Any torch module with a base, A and B: this is the whole wrapper. python -m minilora.conformance plain_torch"""
+"""Any torch module with a base, A and B: this is the whole wrapper. minilora conformance plain_torch.py"""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""torchtune's LoRALinear and DoRALinear. python -m minilora.conformance torchtune_lora"""
+"""torchtune's LoRALinear and DoRALinear. minilora conformance torchtune_lora.py"""
 
 from functools import partial
 from types import SimpleNamespace

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import printable
-from .options import Defaults, add_backend, add_model, backend, model_name, model_path, path
+from .options import Defaults, add_backend, add_model, add_quantize, backend, load_model, model_name, model_path, path
 
 LOG_EVERY = 20
 """Steps from one measurement of the held-out loss to the next."""
@@ -51,6 +51,7 @@ def add(commands: Any) -> None:
     option("--lr", type=float, default=3e-3, help="Adam's step length")
     option("--seed", type=int, default=0, metavar="N", help="of the adapters' start and the batches")
     option("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
+    add_quantize(parser)
     add_backend(parser)
     option(
         "--checkpoint",
@@ -69,8 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from ..fast import accumulate, keep_pages
     from ..files.adapters import save_adapter
     from ..files.tokenizer import load_tokenizer
-    from ..layer import cache_bytes, parameter_count
-    from ..models.llama import Llama
+    from ..layer import cache_bytes, parameter_bytes, parameter_count
     from ..text import next_token_loss, read_text, token_ids, windows
     from ..training import check_batch_size, evaluate, train
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     keep_pages()
     where, source = backend(options), model_path(options)
     text, tokenizer = read_text(options.text), load_tokenizer(source)
-    model = Llama.load(source, dtype=options.dtype, backend=where)
+    model = load_model(options, options.dtype, where)
     ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
     X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
     check_batch_size(options.batch_size, len(X), "X, the windows of the text")
@@ -87,6 +87,9 @@ def run(options: argparse.Namespace) -> int:
 
     count, trained = parameter_count(model), parameter_count(adapted, trained=True)
     print(f"model    {model_name(options)}: {count:,} parameters in {options.dtype}, {where.device}")
+    if options.quantize:
+        whole, kept = count * np.dtype(options.dtype).itemsize, parameter_bytes(model)
+        print(f"weights  {kept / 1e6:,.1f} MB with quantised linear layers, {whole / 1e6:,.1f} MB without")
     print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
     rows = min(options.micro_batch or options.batch_size, options.batch_size)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..files.errors import printable
-from .options import Defaults, add_backend, add_model, backend, model_path, path
+from .options import Defaults, add_backend, add_model, add_quantize, backend, load_model, model_path, path
 
 
 def add(commands: Any) -> None:
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     option("--tokens", type=int, default=100, metavar="N", help="the most to say")
     option("--temperature", type=float, default=0.7, metavar="T", help="0 takes the likeliest token, 1 draws from all")
     option("--seed", type=int, default=0, metavar="N", help="of what is drawn")
+    add_quantize(parser)
     add_backend(parser)
     parser.set_defaults(command=run)
 
@@ -37,7 +38,6 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import load_adapter
     from ..files.tokenizer import load_tokenizer
     from ..models.generate import generate
-    from ..models.llama import Llama
     from ..text import token_ids
 
     check_integer("tokens", options.tokens, at_least=1)
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("the prompt is empty: give at least one word")
     where, source = backend(options), model_path(options)
     adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
-    tokenizer, model = load_tokenizer(source), Llama.load(source, backend=where)
+    tokenizer, model = load_tokenizer(source), load_model(options, "float32", where)
     if adapters:
         model = attach(model, adapters)
     ids = token_ids(options.prompt, tokenizer.encode, model.lm_head.out_features)

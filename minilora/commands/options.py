@@ -13,6 +13,7 @@ from .streams import say
 
 if TYPE_CHECKING:
     from ..backend import Backend
+    from ..models.llama import Llama
 
 BACKENDS = ("numpy", "cupy", "auto")
 
@@ -63,6 +64,28 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a Hugging Face folder or a .gguf file; without it the small English model that the package glassllm has",
     )
+
+
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quantize``, which `load_model` reads."""
+    parser.add_argument(
+        "--quantize",
+        choices=["nf4", "file"],
+        help="keep the frozen linear layers in few bits: nf4 quantises them, in blocks of 64 with double quantisation; "
+        "file keeps the blocks that a .gguf file has (Q4_0, Q4_1, Q8_0)",
+    )
+
+
+def load_model(options: argparse.Namespace, dtype: str, where: Backend) -> Llama:
+    """Return the model that was asked for, its linear layers quantised where that was."""
+    from ..models.llama import Llama
+    from ..quantization import quantize
+
+    source = model_path(options)
+    if options.quantize == "file" and source.suffix != ".gguf":
+        raise ValueError(f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(source))}")
+    model = Llama.load(source, dtype=dtype, backend=where, keep_blocks=options.quantize == "file")
+    return quantize(model) if options.quantize == "nf4" else model
 
 
 def model_path(options: argparse.Namespace) -> Path:

@@ -15,15 +15,16 @@ from ..files.errors import printable
 
 def say(message: str) -> None:
     """Write one line to stderr, whatever is in the message and wherever stderr goes."""
-    _print_error(f"minilora: {printable(message)}")
+    print_error(f"minilora: {printable(message)}")
 
 
 def say_interrupted() -> None:
     """Tell that Ctrl-C ended the command, on a line of its own."""
-    _print_error("\nminilora: interrupted")
+    print_error("\nminilora: interrupted")
 
 
-def _print_error(text: str) -> None:
+def print_error(text: str) -> None:
+    """Write a text to stderr, wherever that goes."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

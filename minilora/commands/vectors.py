@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("folder", type=path, metavar="DIR", help="the vectors: a new folder; their own to compare")
     parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the verdicts there, with all ids and versions")
     parser.set_defaults(command=run)
 
 
@@ -29,10 +30,21 @@ def run(options: argparse.Namespace) -> int:
     """Write the vectors, or print a verdict for each precision. Returns 1 where one is wrong."""
     from ..conformance import vectors
 
+    if options.json and options.compare is None:
+        raise ValueError("--json: expected --compare RESULTS with it")
     if options.compare is None:
         count = vectors.write(options.folder)
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
     reports = vectors.compare(options.folder, options.compare)
+    status = 0 if all(report.passed for report in reports) else 1
+    if options.json:
+        from ..conformance.report import save_json
+
+        found = [
+            report.as_dict() | {"failing": [case.id for case in report.every_case() if case.failed]}
+            for report in reports
+        ]
+        save_json(options.json, status=status, precisions=found)
     print("\n\n".join(map(str, reports)))
-    return 0 if all(report.passed for report in reports) else 1
+    return status

@@ -11,17 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from .kinds import SETS, Images
+from ..layers.nf4 import NF4
+from .kinds import BLOCK, SETS, FourBits, Images
 from .problems import Problem
 from .reference import QUANTITIES, SCALINGS
 
 Parts = Mapping[str, Any]
 EVERY = tuple(SETS)
 DORA = ("dora", "dora-full")
+PLAIN = tuple(kind for kind in EVERY if kind != "rslora")  # of the scaling alpha / r
+ROWS = ("linear", "rslora", *DORA)
 CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
 ADAM = ("adam",)
@@ -29,7 +34,7 @@ OF_NUMBERS = ("forward", "scaling", "slope", "merge")
 """The claims that compare a layer's numbers with those of `Formulas`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a row is itself alone: what it predicts can be kept
 class Bug:
     """A known bug. ``str(bug)`` is its name, and where it was made."""
 
@@ -98,8 +103,72 @@ def _no_groups(problem: Images) -> Parts:
     return one_group if problem.groups == problem.rank > 1 else {}
 
 
+def _depthwise(problem: Images) -> Parts:
+    return _no_groups(problem) if problem.groups == problem.in_features else {}
+
+
+def _all_ranks_but_one(problem: Problem) -> Parts:
+    kept = np.arange(problem.rank) < problem.rank - 1
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+
+
+def _ranks_up_to_32(problem: Problem) -> Parts:
+    if problem.rank <= 32:
+        return {}
+    kept = np.arange(problem.rank) < 32
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+
+
+def _rows_up_to_128(problem: Problem) -> Parts:
+    return {"update": (np.arange(problem.n) < 128)[:, None] * 1.0} if problem.n > 128 else {}
+
+
+def _outputs_up_to_128(problem: Problem) -> Parts:
+    if problem.out_features <= 128:
+        return {}
+    kept = (np.arange(problem.out_features) < 128)[:, None]
+    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+
+
 def _whole(V: np.ndarray) -> np.ndarray:
     return np.full((len(V), 1), np.linalg.norm(V))
+
+
+def _other_weight(only_double: bool = False, **changes: Any) -> Callable[[Any], Parts]:
+    """Return a weight in NF4 that is decoded otherwise; where scales are quantised too, if that is what is wrong."""
+
+    def parts(problem: Any) -> Parts:
+        if not isinstance(problem, FourBits) or (only_double and not problem.double):
+            return {}
+        return {"weight": lambda W: problem.weight(**changes)}
+
+    return parts
+
+
+def _packed(
+    weight: np.ndarray,
+    scale: Callable[[np.ndarray], np.ndarray] = lambda blocks: np.abs(blocks).max(axis=1),
+    nearest: Callable[[np.ndarray], np.ndarray] = lambda v: np.abs(NF4[:, None, None] - v).argmin(axis=0),
+    high: int = 16,
+    low: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes and scales of a weight in NF4, each part as it is given."""
+    blocks = np.pad(weight.ravel(), (0, -weight.size % BLOCK)).reshape(-1, BLOCK)
+    a = scale(blocks)
+    with np.errstate(invalid="ignore"):
+        codes = nearest(blocks / np.where(a == 0, 1, a)[:, None]).ravel()
+    return (high * codes[0::2] + low * codes[1::2]).astype(np.uint8)[: (weight.size + 1) // 2], a
+
+
+def _no_scale_of_zeros(blocks: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.asarray((blocks / np.abs(blocks).max(axis=1)[:, None]).max(axis=1) * np.abs(blocks).max(axis=1))
+
+
+def _middle_quantiles() -> np.ndarray:
+    """Return the 16 quantiles at (i + 1/2) / 16, divided by the largest: a book without a 0."""
+    book = np.array([NormalDist().inv_cdf((i + 0.5) / 16) for i in range(16)])
+    return np.asarray((book / book[-1]).astype(np.float32))
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -537,6 +606,177 @@ BUGS: Sequence[Bug] = (
         "Tencent/YOLO-Master #228",
         kinds=CONVOLUTIONS,
         shows=("y", "x"),
+    ),
+    Bug(
+        "groups-are-ignored-in-a-depthwise-convolution",
+        "groups are ignored where there is one for each channel: each output sums all of the hidden channels",
+        _depthwise,
+        "forward",
+        kinds=CONVOLUTIONS,
+        shows=("y", "x"),
+    ),
+    # how the factors are read
+    Bug(
+        "lora-b-is-reshaped-where-it-lies-transposed",
+        "lora_B is read as (r, out) and reshaped: it should be transposed",
+        {"hidden": lambda B: B.T.reshape(B.shape)},
+        "forward",
+        "unslothai/unsloth-zoo #1269",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "lora-a-is-reshaped-where-it-lies-transposed",
+        "lora_A is read as (in, r) and reshaped: it should be transposed",
+        {"down": lambda A: A.T.reshape(A.shape)},
+        "forward",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-ranks-of-the-factors-stand-in-opposite-orders",
+        "the ranks of lora_B stand in the opposite order to those of lora_A",
+        {"hidden": lambda B: B[:, ::-1]},
+        "forward",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-halves-of-the-ranks-are-exchanged",
+        "the halves of the ranks are exchanged in one of the factors",
+        {"hidden": lambda B: np.roll(B, B.shape[1] // 2, axis=1)},
+        "forward",
+        "huggingface/diffusers #13998, sgl-project/sglang #27274",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-last-rank-is-left-out",
+        "the last rank is left out: the last row of lora_A and the last column of lora_B do not count",
+        _all_ranks_but_one,
+        "forward",
+    ),
+    # sizes at which a kernel's tiles end
+    Bug(
+        "ranks-above-32-are-left-out",
+        "ranks above 32 are left out: only the first 32 rows of lora_A and columns of lora_B count",
+        _ranks_up_to_32,
+        "forward",
+        "predibase/lorax #70",
+        kinds=ROWS,
+    ),
+    Bug(
+        "rows-from-128-on-lack-the-update",
+        "rows from 128 on lack the update",
+        _rows_up_to_128,
+        "forward",
+        kinds=ROWS,
+        shows=("y",),
+    ),
+    Bug(
+        "outputs-from-128-on-lack-the-update",
+        "outputs from 128 on lack the update",
+        _outputs_up_to_128,
+        "forward",
+        kinds=ROWS,
+    ),
+    # the edge of the contract
+    Bug(
+        "an-alpha-of-0-is-taken-for-1",
+        "an alpha of 0 is taken for 1, as by `alpha or 1`",
+        {"scaling": lambda alpha, r: (alpha or 1) / r},
+        "alpha of 0",
+        kinds=PLAIN,
+    ),
+    Bug(
+        "an-alpha-of-0-is-taken-for-the-rank",
+        "an alpha of 0 is taken for the rank, as by `alpha or r`",
+        {"scaling": lambda alpha, r: (alpha or r) / r},
+        "alpha of 0",
+        kinds=PLAIN,
+    ),
+    Bug(
+        "dora-divides-by-the-length-of-a-row-of-zeros",
+        "DoRA divides by the length of a row of zeros: the output there is not a number, and should be the bias",
+        {"gain": lambda m, n: m[:, None] / n},
+        "row of zeros",
+        "huggingface/peft #2049, huggingface/peft #3237",
+        kinds=DORA,
+    ),
+    # four bits
+    Bug(
+        "nf4-the-halves-of-a-byte-are-exchanged",
+        "the two codes of a byte are exchanged: the high half is the earlier one",
+        _other_weight(low_first=True),
+        "forward",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-the-scales-of-the-scales-are-left-out",
+        "the scales of the scales are left out",
+        _other_weight(only_double=True, nested_absmax=np.ones(2, np.float32)),
+        "forward",
+        "bitsandbytes-foundation/bitsandbytes #1549",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-the-mean-of-the-scales-is-not-added",
+        "the mean of the scales is not added",
+        _other_weight(only_double=True, mean=np.zeros(1, np.float32)),
+        "forward",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-the-mean-of-the-scales-is-read-in-bfloat16",
+        "the mean of the scales is rounded to bfloat16",
+        _other_weight(only_double=True, mean=np.array([1.453125], np.float32)),
+        "forward",
+        "bitsandbytes-foundation/bitsandbytes #1971",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-the-code-book-is-of-middle-quantiles",
+        "the code book is the quantiles at (i + 1/2) / 16, which have no 0",
+        _other_weight(book=_middle_quantiles()),
+        "forward",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-the-code-book-has-even-steps",
+        "the code book has even steps from -1 to 1",
+        _other_weight(book=np.linspace(-1, 1, 16)),
+        "forward",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-pack-exchanges-the-halves-of-a-byte",
+        "pack puts the earlier code into the low half of a byte, and should put it into the high one",
+        {"pack": partial(_packed, high=1, low=16)},
+        "codes",
+        kinds=("nf4",),
+    ),
+    Bug(
+        "nf4-pack-takes-the-next-lower-code",
+        "pack takes the next lower code, and should take the nearest",
+        {"pack": partial(_packed, nearest=lambda v: np.maximum(np.searchsorted(NF4, v, side="right") - 1, 0))},
+        "codes",
+        kinds=("nf4",),
+    ),
+    Bug(
+        "nf4-pack-scales-by-the-largest-and-not-absolute",
+        "pack scales by the largest weight of a block, and should by the largest absolute value",
+        {"pack": partial(_packed, scale=lambda blocks: blocks.max(axis=1))},
+        "codes",
+        kinds=("nf4",),
+    ),
+    Bug(
+        "nf4-pack-divides-a-block-of-zeros-by-its-scale",
+        "pack divides a block of zeros by its scale, which makes it not a number",
+        {"pack": partial(_packed, scale=_no_scale_of_zeros)},
+        "codes",
+        kinds=("nf4",),
     ),
     # the start
     Bug(

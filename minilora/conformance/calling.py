@@ -5,22 +5,26 @@ from __future__ import annotations
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..files.errors import printable
-from .kinds import Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, Trial
 
-LAYER = ("weight", "bias", "lora_A", "lora_B")
-STEPS = ("stride", "padding", "dilation", "groups")
+OPTIONS = ("stride", "padding", "dilation", "groups", "nested_absmax", "mean")
 
 
 class Wrong(Exception):
     """What a function returned cannot be taken for an answer; the message says why."""
+
+
+def spelled(value: Any, choices: Sequence[str]) -> Any:
+    """Return the choice that a declaration spells in another way: "in,out", np.float32, torch.float32; or itself."""
+    text = value if isinstance(value, str) else getattr(value, "__name__", str(value)).rpartition(".")[2]
+    return {"".join(choice.split()): choice for choice in choices}.get("".join(text.lower().split()), value)
 
 
 def strided(array: np.ndarray) -> np.ndarray:
@@ -42,25 +46,25 @@ class Watch:
         self.notes: dict[str, str] = {}  # what a judge saw that is no reason to fail: habits
         self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
         self.raised: dict[str, str] = {}  # for each function that raised, or returned no answer, what it said first
-        self.failed: dict[str, list[Problem]] = {}  # on which problems it did
+        self.failed: dict[str, dict[Problem, str]] = {}  # on which problems it did, and what it said there
         self.lines: dict[str, str] = {}  # and in which file and line, where that is known
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
-        self.transposed = getattr(implementation, "orientation", "out, in") == "in, out"
+        self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
 
     def offers(self, function: str) -> bool:
         """Return whether the implementation has a function."""
         return callable(getattr(self.functions, function, None))
 
     def takes(self, function: str) -> frozenset[str]:
-        """Return which of a convolution's options a function names among its parameters."""
+        """Return which options of its kind a function names among its parameters."""
         try:
             parameters = inspect.signature(getattr(self.functions, function)).parameters
         except (TypeError, ValueError):  # of a compiled function nothing is known
             return frozenset()
-        return frozenset(STEPS) & frozenset(parameters)
+        return frozenset(OPTIONS) & frozenset(parameters)
 
     def options(self, function: str, problem: Problem) -> dict[str, Any]:
-        """Return how a problem's kernel moves, as far as a function takes it."""
+        """Return a problem's options, such as how a kernel moves, as far as a function takes them."""
         return {name: value for name, value in problem.options.items() if name in self.takes(function)}
 
     def turn(self, name: str, array: Any) -> Any:
@@ -97,11 +101,12 @@ class Watch:
             return self._answer(function, self.call(function, arrays, self.options(function, problem)))
         except Wrong as error:
             text = str(error)
+            self.lines.setdefault(function, line_of_function(getattr(self.functions, function)))
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
             text = f"raises {raised(error)}"
             self.lines.setdefault(function, line_of(error))
         self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
-        self.failed.setdefault(function, []).append(problem)
+        self.failed.setdefault(function, {}).setdefault(problem, text)
         return None
 
     def told(self, function: str) -> str:
@@ -120,7 +125,11 @@ class Watch:
     def _array(self, value: Any, name: str) -> np.ndarray:
         if value is None or isinstance(value, (tuple, Mapping, str)):
             raise Wrong(f"returns {described(value)}, expected one array")
-        array = np.array(self.turn(name, value))
+        try:
+            array = np.array(self.turn(name, value))
+        except Exception as error:  # of torch, for a tensor that requires a gradient, or in bfloat16
+            hint = "; of torch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
+            raise Wrong(f"returns {described(value)} that is no array: {raised(error).rstrip('.')}{hint}") from None
         if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
             raise Wrong(f"returns numbers of type {array.dtype}, expected real ones")
         return array
@@ -150,12 +159,26 @@ def raised(error: BaseException) -> str:
 
 def line_of(error: BaseException) -> str:
     """Return the file and the line of the user's code that raised; empty where only libraries and this suite show."""
-    not_theirs = (os.path.dirname(__file__), os.path.dirname(os.__file__))
     for place in reversed(traceback.extract_tb(error.__traceback__)):
-        theirs = not place.filename.startswith(("<", *not_theirs)) and "-packages" not in place.filename
-        if theirs:
+        if is_theirs(place.filename):
             return printable(f"{os.path.basename(place.filename)}, line {place.lineno}")
     return ""
+
+
+def line_of_function(function: Any) -> str:
+    """Return the file and the line where a function of the user's begins; empty where that is not known."""
+    code = getattr(getattr(function, "func", function), "__code__", None)  # of a partial, its function's
+    return printable(f"{os.path.basename(code.co_filename)}, line {code.co_firstlineno}") if code else ""
+
+
+def _is_of_torch(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def is_theirs(file: str) -> bool:
+    """Return whether a file is the user's, and not of this suite, of Python or of a package that is installed."""
+    not_theirs = (os.path.dirname(__file__), os.path.dirname(os.__file__))
+    return not file.startswith(("<", *not_theirs)) and "-packages" not in file
 
 
 def described(value: Any) -> str:
@@ -168,7 +191,7 @@ def described(value: Any) -> str:
 def layer_arrays(trial: Trial) -> dict[str, Any]:
     """Return the arguments that stand for the layer, in order."""
     p = trial.arrays
-    layer = {name: p.get(name) for name in LAYER} | {"alpha": trial.problem.alpha}
+    layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
     return layer | ({"magnitude": p["magnitude"]} if "magnitude" in p else {})
 
 
@@ -194,4 +217,4 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
 
 def suited(problem: Problem, watch: Watch) -> Problem:
     """Return a problem with the options that the implementation's forward takes."""
-    return problem.only(watch.takes("forward")) if isinstance(problem, Images) else problem
+    return problem.only(watch.takes("forward"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from .bugs import BUGS as BUGS  # importable from here too, for one version: the table stood here before 0.3
 from .bugs import Bug, bugs_of
 from .kinds import Images
+from .patterns import pattern
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, TINY, TOLERANCE, UNIT, Trial
 
@@ -85,16 +87,15 @@ def _explained(
     affected: set[str] = set()
     offered = {name for answers in found for name in answers}
     for trial, answers in zip(trials, found, strict=True):
-        predicted = _predicted((*before, *bugs), trial)
-        largest = {name: part for bug in (*before, *bugs) for name, part in bug.largest(trial.problem).items()}
-        sizes = trial.sizes_by(**largest)
+        predict = _predicted_once if trial is trials[0] and KNOWN.issuperset((*before, *bugs)) else _predicted
+        predicted, sizes = predict((*before, *bugs), trial)
         for name in shows & answers.keys():
             distance = trial.distance(name, answers[name], predicted[name], sizes)
             if distance > TOLERANCE:
                 shows.discard(name)
         if not shows:
             return None
-        without = _predicted(before, trial)
+        without, _ = predict(before, trial)
         affected |= {k for k in answers.keys() - affected if not trial.agrees(k, predicted[k], without[k])}
     explains = shows & affected
     if not explains:
@@ -105,9 +106,17 @@ def _explained(
     )
 
 
-def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> Arrays:
+def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> tuple[Arrays, Arrays]:
+    """Return the answers that bugs give, and the sizes in which their rounding is measured."""
     parts = {name: part for bug in bugs for name, part in bug.by(trial.problem).items()}
-    return trial.right | trial.by(**parts) if parts else trial.right  # what a bug leaves out, it does not explain
+    largest = {name: part for bug in bugs for name, part in bug.largest(trial.problem).items()}
+    answers = trial.right | trial.by(**parts) if parts else trial.right  # what a bug leaves out, it does not explain
+    return answers, trial.sizes_by(**largest)
+
+
+KNOWN = frozenset(BUGS)
+_predicted_once = lru_cache(maxsize=4096)(_predicted)
+"""The same for known bugs, kept for the next check: of the first problem, which rules out all but a few of them."""
 
 
 def _where(explains: set[str], affected: set[str], offered: set[str]) -> str:
@@ -141,8 +150,11 @@ def unexplained(wrong: frozenset[str], found: Sequence[Found]) -> Iterator[str]:
 EVERY_ENTRY = "every entry is off by the factor"
 
 
-def describe_unknown(name: str, found: np.ndarray, trial: Trial) -> str:
-    """Return what can be said of a wrong answer that no known bug explains: its shape, or ratio and worst entry."""
+def describe_unknown(name: str, found: np.ndarray, trial: Trial, inside: bool = False) -> str:
+    """Return what can be said of a wrong answer that no known bug explains: its shape, or ratio and worst entry.
+
+    With `inside`, also what is seen inside the array, which takes longer.
+    """
     expected = trial.right[name]
     if np.ndim(found) == np.ndim(expected) == 2 and trial.agrees(name, np.transpose(found)):
         return "is transposed"
@@ -155,7 +167,10 @@ def describe_unknown(name: str, found: np.ndarray, trial: Trial) -> str:
     where = ", ".join(map(str, at))
     text = f"is off by {abs(found[at] - expected[at]):.3g} at [{where}]: {found[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, found, trial)
-    return f"{text}; {EVERY_ENTRY} {ratio:.6g}" if abs(ratio - 1) > 1e-3 else text
+    if abs(ratio - 1) > 1e-3:
+        return f"{text}; {EVERY_ENTRY} {ratio:.6g}"
+    seen = pattern(name, found, trial) if inside else ""
+    return f"{text}; {seen}" if seen else text
 
 
 def _ratio(name: str, found: np.ndarray, trial: Trial) -> float:

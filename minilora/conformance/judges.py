@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from .adam import adam_follows, adam_problem
 from .bugs import bugs_of
-from .calling import Watch, answers, described, layer_arrays, strided
+from .calling import Watch, answers, described, layer_arrays
 from .problems import Arrays
 from .reference import StartFormulas, Trial
 
@@ -177,30 +177,10 @@ def habits(watch: Watch, trial: Trial, found: Arrays) -> dict[str, str]:
     """Report what is good to know, and no reason to fail."""
     again = answers(watch, trial)
     twice = all(np.array_equal(found[name], again[name], equal_nan=True) for name in found if name in again)
-    kept = sorted({str(a.dtype) for a in found.values()} - {str(trial.arrays["weight"].dtype)})
+    kept = sorted({str(a.dtype) for a in found.values()} - {str(trial.arrays["lora_A"].dtype)})
     return {
         "same bits twice": "ok" if twice else "two calls differ",
-        "memory order": _order(watch, trial, found),
-        "dtype kept": f"{', '.join(kept)} is returned for {trial.arrays['weight'].dtype}" if kept else "ok",
+        "memory order": watch.notes.pop("memory order", "ok"),
+        "dtype kept": f"{', '.join(kept)} is returned for {trial.arrays['lora_A'].dtype}" if kept else "ok",
         **watch.notes,
     }
-
-
-LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "in Fortran order": np.asfortranarray,
-    "at every second place": strided,
-}
-"""How an array may lie in memory, beside C order."""
-
-
-def _order(watch: Watch, trial: Trial, found: Arrays) -> str:
-    """Say which function gives other numbers, or raises, where its arrays lie in memory in another way."""
-    said = "ok"
-    for words, lay in LAYOUTS.items():
-        quiet = Watch(watch.functions, watch.kind, lay)
-        moved = answers(quiet, trial)
-        if any(trial.agrees(k, found[k]) and not trial.agrees(k, a) for k, a in moved.items() if k in found):
-            return f"other numbers {words}"
-        new = (function for function in quiet.raised if function not in watch.raised)
-        said = next((f"{words} {function} {quiet.told(function)}" for function in new), said) if said == "ok" else said
-    return said

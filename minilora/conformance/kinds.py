@@ -5,6 +5,7 @@
     embedding             (N,) ids        (V, dim)           (r, V)            (dim, r)
     conv1d                (N, C, L)       (out, C, K)        (r, C, K)         (out, r, 1)
     conv2d                (N, C, H, W)    (out, C, KH, KW)   (r, C, KH, KW)    (out, r, 1, 1)
+    nf4                   (N, in)         codes and scales   (r, in)           (out, r)
 
 The shapes are those of PyTorch and of PEFT. `Ids` and `Images` rewrite them in a way of their own, since this library's
 layers are held against them. Ids become one-hot rows. An image becomes patches by a table of places, which says for
@@ -20,12 +21,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, scale_book
 from .problems import Arrays, Problem
 from .reference import DORA, RIGHT, RSLORA, Formulas
+
+BLOCK = 64
+"""Weights in NF4 that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,75 @@ class Images(Problem):
         return shaped
 
 
+@dataclass(frozen=True)
+class FourBits(Problem):
+    """A linear layer whose weight is in NF4: codes, two in a byte, and a scale for each block of 64.
+
+    Codes and scales are drawn, and no weight is quantised for them: this is another way to the same numbers.
+    """
+
+    double: bool = False  # whether the scales are quantised too
+    layer: ClassVar[tuple[str, ...]] = ("packed", "absmax", "bias", "lora_A", "lora_B")
+    exact: ClassVar[tuple[str, ...]] = ("absmax", "nested_absmax", "mean")
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the weight has; the last one may be shorter."""
+        return -(-self.in_features * self.out_features // BLOCK)
+
+    @property
+    def full(self) -> Arrays:
+        """Codes (bytes,), and scales: float32 (blocks,) or their codes, uint8, with their own scales and their mean."""
+        full = super().full
+        rng, count = np.random.default_rng([self.seed, 4]), full.pop("weight").size
+        packed = rng.integers(0, 256, (count + 1) // 2, dtype=np.uint8)
+        if count % 2:
+            packed[-1] |= 15
+            packed[-1] -= 8  # the code of 0
+        scales = (1 + np.abs(self.randn("absmax", self.blocks))).astype(np.float32)
+        if not self.double:
+            return {"packed": packed, "absmax": scales, **full}
+        nested = scales[: -(-self.blocks // SCALES_IN_A_BLOCK)] / 4
+        codes = rng.integers(0, 256, self.blocks, dtype=np.uint8)
+        mean = np.array([1.4567], np.float32)
+        return {"packed": packed, "absmax": codes, "nested_absmax": nested, "mean": mean, **full}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The scales of the scales and their mean: a function is handed them where it names them."""
+        full = self.full if self.double else {}
+        return {"nested_absmax": full["nested_absmax"], "mean": float(full["mean"][0])} if full else {}
+
+    def only(self, names: frozenset[str]) -> FourBits:
+        """Return the same problem with scales of 32 bits, unless both options are among the names."""
+        return replace(self, double=self.double and names >= {"nested_absmax", "mean"})
+
+    def scales(self, **changes: Any) -> np.ndarray:  # -> (blocks,)
+        """Return each block's scale; with other numbers in the place of the problem's own, if any are given."""
+        full = {**self.full, **changes}
+        if not self.double:
+            return np.asarray(full["absmax"])
+        nested = np.repeat(full["nested_absmax"], SCALES_IN_A_BLOCK)[: self.blocks]
+        return np.asarray(nested * scale_book()[full["absmax"]] + np.float32(full["mean"]))
+
+    def weight(self, book: np.ndarray = NF4, low_first: bool = False, **changes: Any) -> np.ndarray:  # -> (out, in)
+        """Return the weight in float64, its products rounded to float32; by another book or order, if asked."""
+        packed = self.full["packed"]
+        halves = [packed & 15, packed >> 4] if low_first else [packed >> 4, packed & 15]
+        codes, count = np.stack(halves, axis=1).ravel(), self.in_features * self.out_features
+        scales = np.repeat(self.scales(**changes), BLOCK)[:count]
+        products = book.astype(np.float32)[codes[:count]] * scales
+        return np.asarray(products.astype(np.float64).reshape(self.out_features, self.in_features))
+
+    def rows(self, arrays: Arrays) -> Arrays:
+        """Return the arrays with the weight that the codes stand for in their place."""
+        coded = ("packed", "absmax", "nested_absmax", "mean")
+        return {name: a for name, a in arrays.items() if name not in coded} | {"weight": self.weight()}
+
+    def __str__(self) -> str:
+        return Problem.__str__(replace(self, double=False)) + (" scales of 8 bits" if self.double else "")
+
+
 def _pairs(axes: list[np.ndarray]) -> np.ndarray:
     """Return every choice of one entry of each axis, a row each, the last axis fastest."""
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
@@ -196,12 +270,18 @@ LINEAR = (
     Problem(5, 3, 4, 2, alpha=3.0, seed=8, start=True),
     Problem(67, 130, 69, 17, alpha=24.0, seed=9),  # each a little above a power of two, where blocks end
     Problem(2, 4096, 5, 3, alpha=12.0, seed=10),  # as wide as layers are in use
+    Problem(3, 35, 40, 33, alpha=20.0, seed=11),  # of a rank above 32, which some kernels hold at most
+    Problem(4, 30, 36, 64, alpha=40.0, seed=12),  # of a rank that is a multiple of 32
+    Problem(131, 7, 5, 3, alpha=4.0, seed=13),  # more than 128 rows
+    Problem(3, 6, 133, 4, alpha=9.0, seed=14),  # more than 128 outputs
 )
+NARROW = tuple(problem for problem in LINEAR if problem.in_features < 4096)
 CONV1D = (
     Images(3, 4, 5, 2, 3.0, kernel=(3,), sizes=(9,), stride=(1,), padding=(0,), dilation=(1,)),
     Images(2, 3, 4, 5, 2.0, False, 1, kernel=(4,), sizes=(11,), stride=(2,), padding=(1,), dilation=(1,)),
     Images(2, 2, 3, 3, 7.0, True, 2, kernel=(2,), sizes=(8,), stride=(3,), padding=(2,), dilation=(3,)),
     Images(3, 4, 6, 2, 5.0, True, 3, kernel=(3,), sizes=(7,), stride=(1,), padding=(1,), dilation=(1,), groups=2),
+    Images(2, 4, 8, 4, 3.0, True, 4, kernel=(3,), sizes=(6,), stride=(1,), padding=(1,), dilation=(1,), groups=4),
 )
 CONV2D = (
     Images(2, 3, 4, 2, 3.0),
@@ -210,6 +290,7 @@ CONV2D = (
     Images(3, 4, 4, 4, 6.0, True, 3, kernel=(1, 1), sizes=(3, 4)),
     Images(2, 4, 6, 4, 10.0, True, 4, sizes=(5, 7), padding=(1, 1), groups=2),
     Images(2, 4, 6, 2, 3.0, False, 5, kernel=(2, 2), sizes=(4, 5), groups=2),
+    Images(3, 4, 8, 4, 7.0, True, 6, kernel=(3, 2), sizes=(4, 5), groups=4),  # depthwise
 )
 EMBEDDING = (
     Ids(7, 5, 3, 2, 3.0),
@@ -219,14 +300,22 @@ EMBEDDING = (
     Ids(300, 50, 20, 8, 12.0, seed=4),
     Ids(6, 4, 5, 1, 2.0, seed=5, start=True),
 )
+FOUR_BITS = (
+    FourBits(5, 37, 6, 2, 3.0),  # blocks end within rows, and the last one is shorter
+    FourBits(3, 64, 5, 4, 10.0, bias=False, seed=1),
+    FourBits(4, 15, 9, 3, 2.0, seed=2),  # an odd number of weights
+    FourBits(2, 160, 110, 5, 16.0, seed=3, double=True),
+    FourBits(6, 33, 3, 2, 5.0, bias=False, seed=4, double=True),
+)
 SETS = {
     "linear": ProblemSet(RIGHT, LINEAR),
-    "rslora": ProblemSet(RSLORA, LINEAR[:-1]),
-    "dora": ProblemSet(DORA, LINEAR[:-1]),
+    "rslora": ProblemSet(RSLORA, NARROW),
+    "dora": ProblemSet(DORA, NARROW),
     "embedding": ProblemSet(RIGHT, EMBEDDING),
     "conv1d": ProblemSet(RIGHT, CONV1D),
     "conv2d": ProblemSet(RIGHT, CONV2D),
-    "dora-full": ProblemSet(replace(DORA, through_norm=1.0), LINEAR[:-1]),
+    "nf4": ProblemSet(RIGHT, FOUR_BITS),
+    "dora-full": ProblemSet(replace(DORA, through_norm=1.0), NARROW),
 }
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""
 DECLARED = tuple(kind for kind in SETS if kind != "dora-full")

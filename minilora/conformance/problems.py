@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -72,10 +72,19 @@ class Problem:
         """DoRA's length of each row, (out,)."""
         return np.asarray(1 + np.abs(self.randn("magnitude", self.out_features)))
 
+    layer: ClassVar[tuple[str, ...]] = ("weight", "bias", "lora_A", "lora_B")
+    """The arrays that stand for a layer, as its functions take them."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Those that keep their precision, whatever is computed in."""
+
     @property
     def options(self) -> dict[str, Any]:
         """What a layer of this kind is built with, beside its arrays: nothing."""
         return {}
+
+    def only(self, names: frozenset[str]) -> Problem:
+        """Return the same problem with the usual values for the options that are not among the names."""
+        return self
 
     def rows(self, arrays: Arrays) -> Arrays:
         """Return the arrays of a layer as those of a linear layer on rows, which they are."""

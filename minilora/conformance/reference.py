@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,24 +53,26 @@ class Formulas:
     """LoRA, a part at a time. All arrays are float64; x (N, in), W and BA (out, in), A (r, in), B (out, r)."""
 
     scaling: Callable[[float, int], float] = lambda alpha, r: alpha / r
+    weight: Callable[[np.ndarray], np.ndarray] = lambda W: W  # what codes stand for, where W is kept in four bits
     base: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, W: x @ W.T
     bias: Callable[[np.ndarray, Any], np.ndarray] = lambda b, G: b
     s_in_base: Callable[[float], float] = lambda s: 1.0
     s_in_bias: Callable[[float], float] = lambda s: 1.0
-    update: float = 1.0
+    update: Any = 1.0  # a number, or (N, 1): one for each row
     dx_base: float = 1.0
     dx_update: float = 1.0
     s_in_dA: Callable[[float], float] = lambda s: s
-    s_in_dB: Callable[[float], float] = lambda s: s
+    s_in_dB: Callable[[float], Any] = lambda s: s  # a number, or (r,) or (out, 1)
     s_in_dx: Callable[[float], float] = lambda s: s
     rows: Callable[[int], float] = lambda n: 1.0  # what the gradients of the factors are multiplied with
     merged: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: W + s * BA
     turned: Callable[[np.ndarray], np.ndarray] = lambda z: z  # on the columns of x, and of dx
     seen_by_dA: Callable[[np.ndarray], np.ndarray] = lambda x: x
-    hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B  # how B takes the r hidden numbers
+    down: Callable[[np.ndarray], np.ndarray] = lambda A: A  # how A is read, and how B takes the r hidden numbers
+    hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B
     # and for DoRA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
-    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / n
+    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / (n + (n == 0))
     through_norm: float = 0.0  # 0 where n is a constant, 1 where the gradient passes through it
     dm: Callable[[np.ndarray, np.ndarray], np.ndarray | None] = lambda dm, n: dm  # None: it is not returned
     bias_in_dm: float = 0.0
@@ -80,7 +83,8 @@ class Formulas:
         `lengths` are the true ones, where p has absolute values: an error in V moves n by as much, relative to n.
         """
         dy, W, A, B = (p[name] for name in ("dy", "weight", "lora_A", "lora_B"))
-        x, B_used = self.turned(p["x"]), self.hidden(B)
+        W = self.weight(W)
+        x, A, B_used = self.turned(p["x"]), self.down(A), self.hidden(B)
         s, b = self.scaling(alpha, len(A)), p.get("bias")
         BA, G, n = B_used @ A, np.ones((len(W), 1), W.dtype), None
         if self.length is not None and "magnitude" in p:
@@ -148,7 +152,7 @@ DORA = Formulas(length=rows_length)
 """With the norm a constant, as PEFT has it; ``through_norm=1`` is the full gradient."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a trial is itself alone: what is computed for it can be kept
 class Trial:
     """One problem in one precision: arrays as they are handed over, the right answers, and their sizes."""
 
@@ -166,7 +170,7 @@ class Trial:
         full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
         if formulas.length is not None:
             full["magnitude"] = problem.magnitude
-        arrays = {name: round_to(a, dtype) for name, a in full.items()}
+        arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
         right, growth = _shaped(problem, formulas.answers(rows, problem.alpha)), _growth(problem, rows)
         return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
@@ -203,6 +207,16 @@ class Trial:
     def agrees(self, name: str, found: np.ndarray, expected: np.ndarray | None = None, looser: float = 1.0) -> bool:
         """Return whether an answer is the expected one up to rounding; the right one by default."""
         return self.distance(name, found, expected) <= looser * TOLERANCE
+
+
+@lru_cache(maxsize=256)  # all problems of all kinds in four precisions
+def drawn(problem: Problem, dtype: str, formulas: Formulas) -> Trial:
+    """Return a problem's trial, drawn once for all checks; its arrays are read only."""
+    trial = Trial.draw(problem, dtype, formulas)
+    for arrays in (trial.arrays, trial.right, trial.sizes, trial.growth):
+        for array in arrays.values():
+            array.flags.writeable = False
+    return trial
 
 
 def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -> Arrays:
@@ -250,13 +264,13 @@ def _shaped(problem: Problem, answers: Arrays) -> Arrays:
 
 def _rows(problem: Problem, arrays: Arrays) -> Arrays:
     """Return a problem's arrays on rows, in float64."""
-    exact = {name: a if a.dtype.kind == "i" else a.astype(np.float64) for name, a in arrays.items()}
+    exact = {name: a if a.dtype.kind in "iu" else a.astype(np.float64) for name, a in arrays.items()}
     return problem.rows(exact)
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
     """Round to a precision. NumPy has no bfloat16: its numbers are float32 with the lower half of the bits zero."""
-    if array.dtype.kind == "i":
+    if array.dtype.kind in "iu":
         return array
     if dtype != "bfloat16":
         return array.astype(dtype)

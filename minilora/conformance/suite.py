@@ -18,7 +18,7 @@ An implementation is a module or an object with functions on NumPy arrays; only 
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora",
-"embedding", "conv1d" and "conv2d". `minilora.conformance.kinds` has their shapes, and their functions take more:
+"embedding", "conv1d", "conv2d" and "nf4". `minilora.conformance.kinds` has their shapes, and their functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
@@ -26,12 +26,14 @@ needs: a backward may not count on which forward was called last. The kinds are 
 - "embedding": x are ids, bias is None, and there is no dx.
 - "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has
   among its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
+- "nf4": packed and absmax in the place of weight, in blocks of 64; those of the keywords nested_absmax and mean that a
+  function names. Beside them ``pack(weight) -> (packed, absmax)`` and ``unpack(packed, absmax, shape) -> weight``.
+  Checked in float32.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -39,66 +41,38 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_choice
-from ..files.errors import printable
 from . import judges
 from .bugs import Bug
-from .calling import Watch, answers, suited
+from .calling import Watch, answers, forward, spelled, suited
 from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
+from .edges import EDGES
+from .fourbits import FOUR_BITS
 from .kinds import AGAIN, DECLARED, SETS, Images
 from .problems import Arrays, Problem
-from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial
+from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
+from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 
-CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed")
-"""What is checked, in the order of the report."""
+CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed", *EDGES)
+"""What is checked, in the order of the report; of a layer in four bits `FOUR_BITS` as well."""
 FACTORS = ("lora_A", "lora_B", "magnitude")
 ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
 """The function that each claim about numbers is about, and its answers."""
+OF_PROBLEMS = ("forward", "scaling", "slope", "merge")
+"""The claims that are judged on each problem; the others are about no single one."""
 ORIENTATIONS = ("out, in", "in, out")
-NOT_FAILED = ("ok", "not offered")
+FUNCTIONS = ("forward", "backward", "merge", "init", "step")
+"""What an implementation may offer; for a further kind of layers all but the last."""
 
 
-class CannotRun(ValueError):
-    """The implementation cannot be checked; the message says what it lacks."""
+def functions_of(kind: str) -> tuple[str, ...]:
+    """Return what an implementation may offer for a kind of layers."""
+    further = ("pack", "unpack") if kind == "nf4" else ()
+    return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
 
 
-@dataclass
-class Report:
-    """What `check` found; ``str(report)`` begins with the diagnoses."""
-
-    name: str  # the implementation's
-    dtype: str  # the precision that it was checked in
-    claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", or what is wrong, for each claim
-    habits: dict[str, str] = field(default_factory=dict)  # the same for each habit, which does not count
-    diagnoses: list[str] = field(default_factory=list)  # what is wrong, the likeliest first; empty where all is right
-    # For each answer that it offers, the largest error on any problem, relative to the largest entry; infinite where an
-    # answer has another shape or is not finite.
-    errors: dict[str, float] = field(default_factory=dict)
-    kinds: dict[str, Report] = field(default_factory=dict)  # a report for each further kind of layer
-
-    @property
-    def passed(self) -> bool:
-        """Whether every claim that it offers holds, for every kind. Habits do not count."""
-        own = all(verdict in NOT_FAILED for verdict in self.claims.values())
-        return own and all(report.passed for report in self.kinds.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, for JSON."""
-        kinds = {kind: report.as_dict() for kind, report in self.kinds.items()}
-        own = {name: getattr(self, name) for name in ("name", "dtype", "passed", "diagnoses", "claims", "habits")}
-        errors = {name: error if np.isfinite(error) else None for name, error in self.errors.items()}  # JSON has no inf
-        return {**own, "errors": errors, "kinds": kinds}
-
-    def __str__(self) -> str:
-        wrong = [f"{kind}: {text}" for kind, report in self.kinds.items() for text in report.diagnoses]
-        return "\n".join(printable(line, len(line)) for line in [*self.diagnoses, *wrong, *self._lines()])
-
-    def _lines(self) -> list[str]:
-        own = all(verdict in NOT_FAILED for verdict in self.claims.values())
-        lines = [f"{self.name}: {'passed' if own else 'WRONG'}, in {self.dtype}"]
-        for title, verdicts in (("claims", self.claims), ("habits, which do not count", self.habits)):
-            lines += [f"  {title}:"] if verdicts else []
-            lines += [f"    {name:20}{verdict}" for name, verdict in verdicts.items()]
-        return lines + [line for report in self.kinds.values() for line in report._lines()]
+def contract(kind: str) -> tuple[str, ...]:
+    """Return what is checked of a kind of layers, in the order of the report."""
+    return (*CONTRACT, *FOUR_BITS) if kind == "nf4" else CONTRACT
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> Report:
@@ -125,22 +99,27 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
         If it has no ``forward``, or declares a precision, an orientation, a scaling or a kind that is not known.
     """
     title = str(name or getattr(implementation, "__name__", type(implementation).__name__))
-    kinds = getattr(implementation, "kinds", {})
-    if not isinstance(kinds, Mapping):
-        raise CannotRun(f"kinds of {title} must be a dict of objects, got {type(kinds).__name__}")
-    if unknown := [kind for kind in kinds if kind not in DECLARED]:
-        raise CannotRun(f"{title} has the kind {unknown[0]!r}; known are {', '.join(DECLARED)}")
+    kinds = _further_kinds(implementation, title)
     report = _check_kind(implementation, title, dtype, "linear")
     for kind, other in kinds.items():
         report.kinds[kind] = _check_kind(other, f"{title}, {kind}", dtype, kind)
     return report
 
 
+def _further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
+    kinds = getattr(implementation, "kinds", {})
+    if not isinstance(kinds, Mapping):
+        raise CannotRun(f"kinds of {title} must be a dict of objects, got {type(kinds).__name__}")
+    if unknown := [kind for kind in kinds if kind not in DECLARED]:
+        raise CannotRun(f"{title} has the kind {unknown[0]!r}; known are {', '.join(DECLARED)}")
+    return kinds
+
+
 def formulas_of(kind: str, implementation: Any) -> Formulas:
     """Return what a kind of problems should give, by the scaling that an implementation declares."""
     formulas = SETS[kind].formulas
     if hasattr(implementation, "scaling"):
-        return replace(formulas, scaling=SCALINGS[implementation.scaling])
+        return replace(formulas, scaling=SCALINGS[spelled(implementation.scaling, tuple(SCALINGS))])
     return formulas
 
 
@@ -150,7 +129,9 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
         raise CannotRun(f"{name} has no function forward(x, weight, bias, lora_A, lora_B, alpha)")
     if isinstance(implementation, type) and _takes_self(getattr(implementation, "forward")):  # noqa: B009
         raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
-    wanted = dtype or getattr(implementation, "dtype", None)
+    wanted = spelled(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
+    if kind == "nf4" and wanted in (None, "float64"):
+        wanted = "float32"  # the weight is a product that is taken in float32
     declared = {
         "dtype": (wanted or "float64", tuple(UNIT)),
         "orientation": (getattr(implementation, "orientation", "out, in"), ORIENTATIONS),
@@ -158,7 +139,7 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     }
     for what, (value, choices) in declared.items():
         try:
-            check_choice(f"{what} of {name}", value, choices)
+            check_choice(f"{what} of {name}", spelled(value, choices), choices)
         except ValueError as error:
             raise CannotRun(str(error)) from None
     full = kind == "dora" and not getattr(implementation, "detached_norm", True)
@@ -181,22 +162,34 @@ def _takes_self(function: Callable[..., Any]) -> bool:
 
 def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, problems: Sequence[Problem]) -> Report:
     """Let an implementation answer every problem, and judge the answers."""
-    trials = [Trial.draw(problem, dtype, formulas) for problem in problems]
+    trials = [drawn(problem, dtype, formulas) for problem in problems]
     found = [answers(watch, trial) for trial in trials]
     if not any(found):
-        raise CannotRun(f"{name}: forward {watch.told('forward')}")
-    between = Trial.draw(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
+        raise CannotRun(f"{name}: forward {watch.told('forward')}{_instead(watch, trials[0], dtype)}")
+    between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = answers(watch, trials[0], between)
     report = Report(name, dtype)
-    judge_numbers(report, kind, trials, found, watch.returned)
+    report.functions = {f: watch.offers(f) for f in functions_of(watch.kind)}
+    returned = watch.returned
+    got = f"it returns those of {', '.join(returned)}" if returned else "it returns none"
+    factors = judge_numbers(
+        report, kind, trials, found,
+        None if returned is None else lambda missing: f"backward returns no gradient of {listed(missing)}; {got}",
+    )  # fmt: skip
+    of_first = {}
     for claim, (function, _) in ANSWERS.items():
         if function in watch.raised:
-            report.claims[claim] = f"{function}{_common(watch.failed[function], problems)} {watch.told(function)}"
+            report.claims[claim] = f"{function}{_common(list(watch.failed[function]), problems)} {watch.told(function)}"
             if function == "forward" or watch.raised[function] != watch.raised.get("forward"):
                 report.diagnoses.append(report.claims[claim])
+            if not any(problem in watch.failed[function] for problem in problems):  # on the one in between
+                of_first[claim] = report.claims[claim]
         elif text := _changes_its_mind(trials[0], found[0], again, claim):
-            report.claims[claim] = text
+            report.claims[claim] = of_first[claim] = text
             report.diagnoses.insert(0, text)
+        elif claim == "slope" and report.claims[claim] == "ok" and (text := _left_out_on_some(trials, found)):
+            report.claims[claim] = text
+            report.diagnoses.append(text)
     verdicts = {
         "start": watch.judge("init", judges.start),
         "adam": watch.judge("step", lambda watch: judges.adam(watch, dtype)),
@@ -205,16 +198,112 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     }
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
+    right = {key for claim, (_, keys) in ANSWERS.items() if report.claims[claim] == "ok" for key in keys}
+    for claim, edge in (EDGES | (FOUR_BITS if watch.kind == "nf4" else {})).items():
+        verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
     report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
     report.claims |= verdicts
+    report.claims = {claim: report.claims[claim] for claim in contract(watch.kind)}
+    owed = FACTORS if watch.offers("backward") else ()
+    numbers = [outcomes_of(watch.kind, number, trial, one, factors, owed, watch)
+               for number, (trial, one) in enumerate(zip(trials, found, strict=True))]  # fmt: skip
+    numbers[0] = [replace(case, verdict=of_first.get(case.claim, case.verdict)) for case in numbers[0]]
+    others = [Outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()]
+    report.cases = [*(case for cases in numbers for case in cases), *others]
     report.habits = judges.habits(watch, trials[0], found[0])
     return report
 
 
+def _instead(watch: Watch, trial: Trial, dtype: str) -> str:
+    """Say what to declare where a forward that raises would answer in another precision or orientation."""
+    for turned in (False, True):
+        for other in dict.fromkeys((dtype, "float32")):
+            quiet = Watch(watch.functions, watch.kind)
+            quiet.transposed = watch.transposed is not turned
+            y = forward(quiet, drawn(trial.problem, other, trial.formulas))
+            if np.shape(y) == trial.right["y"].shape:
+                instead = [f'dtype = "{other}"'] if other != dtype else []
+                instead += [f'orientation = "{ORIENTATIONS[quiet.transposed]}"'] if turned else []
+                return f"; it answers with {listed(instead)}"
+    return ""
+
+
+def ids(implementation: Any) -> list[str]:
+    """Return the ids of all that `check` will judge of an implementation, in the order of the report."""
+    return [id for kind in ("linear", *_further_kinds(implementation, "it")) for id in _ids_of(kind)]
+
+
+def _ids_of(kind: str) -> Iterator[str]:
+    for number in range(len(SETS[kind].problems)):
+        yield from (id_of(kind, claim, number) for claim in OF_PROBLEMS)
+    yield from (id_of(kind, claim) for claim in contract(kind) if claim not in OF_PROBLEMS)
+
+
+def outcomes_of(
+    kind: str,
+    number: int,
+    trial: Trial,
+    one: Arrays,
+    factors: Mapping[Problem, Factor],
+    owed: Sequence[str] = (),
+    watch: Watch | None = None,
+) -> list[Outcome]:
+    """Return the verdict on each claim about one problem.
+
+    Parameters
+    ----------
+    kind : str
+        Of the layer.
+    number : int
+        Of the problem among those of the kind.
+    trial : Trial
+        The problem.
+    one : dict
+        What was answered.
+    factors : dict
+        What `judge_numbers` returned.
+    owed : sequence of str
+        The gradients that may not be missing.
+    watch : Watch, optional
+        Which functions raised.
+    """
+    verdicts = {claim: _verdict(*ANSWERS[claim], trial, one, owed, watch) for claim in ANSWERS}
+    verdicts["scaling"] = _scaling_of(trial, one, factors)
+    return [Outcome(id_of(kind, claim, number), claim, str(trial.problem), verdicts[claim]) for claim in OF_PROBLEMS]
+
+
+def _verdict(
+    function: str, keys: Sequence[str], trial: Trial, one: Arrays, owed: Sequence[str], watch: Watch | None
+) -> str:
+    """Return what is wrong with a function's answers to one problem."""
+    if watch and (text := watch.failed.get(function, {}).get(trial.problem)):
+        return f"{function} {text}"
+    wrong = [key for key in keys if key in one and not trial.agrees(key, one[key])]
+    texts = [f"{QUANTITIES[key]} {describe_unknown(key, one[key], trial)}" for key in wrong]
+    if missing := [key for key in owed if key in keys and key in trial.right and key not in one]:
+        texts.append(f"there is no gradient of {listed(missing)}")
+    return "; ".join(texts) or ("ok" if set(keys) & one.keys() else "not offered")
+
+
+def _left_out_on_some(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
+    """Say where a gradient is missing that the backward returns on other problems."""
+    lacking = {trial.problem: [key for key in FACTORS if key in trial.right and key not in one]
+               for trial, one in zip(trials, found, strict=True)}  # fmt: skip
+    where = [problem for problem, missing in lacking.items() if missing]
+    if not where:
+        return ""
+    common = _common(where, list(lacking))
+    return f"backward returns no gradient of {listed(lacking[where[0]])}{common} ({where[0]})"
+
+
 def judge_numbers(
-    report: Report, kind: str, trials: Sequence[Trial], found: Sequence[Arrays], returned: Sequence[str] | None
-) -> None:
+    report: Report,
+    kind: str,
+    trials: Sequence[Trial],
+    found: Sequence[Arrays],
+    lacking: Callable[[Sequence[str]], str] | None,
+) -> dict[Problem, Factor]:
     """Compare answers with the right ones, and put verdicts, diagnoses and errors into a report.
 
     Parameters
@@ -227,8 +316,13 @@ def judge_numbers(
         The problems, all of one precision.
     found : sequence of dict
         The answers to each of them.
-    returned : sequence of str, or None
-        The names of the gradients that the backward returned, where there is one: none may be missing.
+    lacking : callable, or None
+        What is said of gradients that are missing on every problem; None where there is no backward.
+
+    Returns
+    -------
+    dict of Problem
+        The factor that the update has in each output; empty where that cannot be measured.
     """
     there = {key for one in found for key in one}
     wrong = frozenset(key for key in there if not _all_agree(trials, found, key))
@@ -239,13 +333,16 @@ def judge_numbers(
     single = [key for key in rest if _is_single(trials, found, key)]
     if single:
         report.diagnoses.append(f"{listed([QUANTITIES[key].split(',')[0] for key in single])}: {SINGLE}")
-    unknown = [_describe(trials, found, key) for key in rest if key not in single]
+    described = {key: _describe(trials, found, key, inside=key in rest) for key in wrong}
+    unknown = [described[key] for key in rest if key not in single]
     report.diagnoses += sorted(unknown, key=lambda text: EVERY_ENTRY not in text)
     for claim, (_, keys) in ANSWERS.items():
-        texts = [_describe(trials, found, key) for key in keys if key in wrong]
-        if claim == "slope" and returned is not None and (missing := _missing(kind, trials, there, returned)):
-            texts.append(missing)
-            report.diagnoses.append(missing)
+        texts = [described[key] for key in keys if key in wrong]
+        missing = [key for key in FACTORS if key in trials[0].right and key not in there]
+        if claim == "slope" and missing and lacking:  # that of x may be left out: the first layer needs none
+            bug = left_out(kind, trials[0], missing)
+            texts.append(str(bug) if bug else lacking(missing))
+            report.diagnoses.append(texts[-1])
         report.claims[claim] = "; ".join(texts) or ("ok" if there & set(keys) else "not offered")
     report.claims["scaling"] = _scaling(trials, found, factors)
     report.claims = {claim: report.claims[claim] for claim in CONTRACT if claim in report.claims}
@@ -254,17 +351,7 @@ def judge_numbers(
             report.errors[key] = max(
                 _error(one[key], trial.right[key]) for trial, one in zip(trials, found, strict=True) if key in one
             )
-
-
-def _missing(kind: str, trials: Sequence[Trial], there: set[str], returned: Sequence[str]) -> str:
-    """Say which array that trains has no gradient. That of x may be left out: the first layer needs none."""
-    missing = [key for key in FACTORS if key in trials[0].right and key not in there]
-    if not missing:
-        return ""
-    if bug := left_out(kind, trials[0], missing):
-        return str(bug)
-    got = f"it returns those of {', '.join(returned)}" if returned else "it returns none"
-    return f"backward returns no gradient of {' and '.join(missing)}; {got}"
+    return factors
 
 
 def _changes_its_mind(trial: Trial, first: Arrays, second: Arrays, claim: str) -> str:
@@ -317,7 +404,7 @@ def _factor(trial: Trial, key: str, found: np.ndarray, without: np.ndarray, upda
     return Factor(value if Factor(value, size, trial.unit).is_other(0.0) else 0.0, size, trial.unit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Measured(Bug):
     """A scaling that no known bug gives, as it was measured on each problem."""
 
@@ -377,11 +464,25 @@ def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[
     if _all_agree(trials, found, "y") or _is_single(trials, found, "y"):
         return "ok"
     for trial in trials:
-        s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
-        factor = factors.get(trial.problem)
-        if factor is not None and factor.is_other(s):
-            return f"the update is multiplied by {factor.value:.6g}, expected {s:.6g} ({trial.problem})"
-    return "cannot be told: the output is wrong in another way"
+        if text := _other_factor(trial, factors):
+            return f"{text} ({trial.problem})"
+    return CANNOT_BE_TOLD
+
+
+def _other_factor(trial: Trial, factors: Mapping[Problem, Factor]) -> str:
+    s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+    factor = factors.get(trial.problem)
+    other = factor is not None and factor.is_other(s)
+    return f"the update is multiplied by {factor.value:.6g}, expected {s:.6g}" if factor and other else ""
+
+
+def _scaling_of(trial: Trial, one: Arrays, factors: Mapping[Problem, Factor]) -> str:
+    """Compare the factor that the update has in one output with the one that is declared."""
+    if "y" not in one:
+        return "not offered"
+    if trial.agrees("y", one["y"]):
+        return "ok"
+    return _other_factor(trial, factors) or ("ok" if trial.problem in factors else CANNOT_BE_TOLD)
 
 
 def _all_agree(trials: Sequence[Trial], found: Sequence[Arrays], key: str, looser: float = 1.0) -> bool:
@@ -396,7 +497,7 @@ def _error(found: np.ndarray, right: np.ndarray) -> float:
     return float(error / max(np.abs(right).max(initial=0.0), np.finfo(float).tiny)) if error else 0.0
 
 
-def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str:
+def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str, inside: bool) -> str:
     """Say what is wrong with an answer on the first problem where it is, and what the problems have in common."""
     asked = [(trial, one) for trial, one in zip(trials, found, strict=True) if key in one]
     failed = [(trial, one) for trial, one in asked if not trial.agrees(key, one[key])]
@@ -407,7 +508,7 @@ def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> str
         if other != key and all(trial.agrees(other, one[key]) for trial, one in asked):
             return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"
     common = _common([t.problem for t, _ in failed], [t.problem for t, _ in asked if t.right[key].any()])
-    return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial)} ({trial.problem})"
+    return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial, inside)} ({trial.problem})"
 
 
 SINGLE = (
@@ -453,6 +554,10 @@ OF_LAYERS: Properties = {
     "where in and out differ": lambda p: p.in_features != p.out_features,
     "where in is below out": lambda p: p.in_features < p.out_features,
     "where in is above out": lambda p: p.in_features > p.out_features,
+    "at ranks above 32": lambda p: p.rank > 32,
+    "at a rank that is a multiple of 32": lambda p: p.rank % 32 == 0,
+    "for more than 128 rows": lambda p: p.n > 128,
+    "for more than 128 outputs": lambda p: p.out_features > 128,
     "where the rank is above a width": lambda p: p.rank > min(p.in_features, p.out_features),
     "in wide layers": lambda p: p.in_features > 100,
     "in layers that are not wide": lambda p: p.in_features <= 100,
@@ -463,11 +568,5 @@ OF_IMAGES: Properties = {
     "with padding": lambda p: max(p.padding) > 0,
     "with dilation": lambda p: max(p.dilation) > 1,
     "with groups": lambda p: p.groups > 1,
+    "where it is depthwise": lambda p: p.groups == p.in_features > 1,
 }
-
-
-def save_json(report: Report, path: str) -> None:
-    """Write a report as JSON."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(report.as_dict(), file, indent=2)
-        file.write("\n")

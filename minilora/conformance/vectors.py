@@ -4,7 +4,8 @@ A folder of vectors has one safetensors file for each case, and ``index.json``, 
 problem of the suite in one precision. Its file has
 
     the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude; alpha; for a convolution stride,
-                   padding, dilation and groups
+                   padding, dilation and groups; of a layer in NF4, in the place of weight, packed and absmax, and where
+                   the scales are quantised too nested_absmax and mean
     the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
     their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
 
@@ -18,8 +19,9 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,24 @@ import numpy as np
 from .. import __version__
 from .adam import adam_follows, adam_problem
 from .bugs import BUGS, Bug, bugs_of
+from .diagnoses import listed
 from .judges import adam_verdict
 from .kinds import SETS
 from .problems import Arrays, Problem
-from .reference import TOLERANCE, UNIT, Trial
-from .suite import CannotRun, Report, judge_numbers
+from .reference import TOLERANCE, UNIT, Trial, drawn
+from .report import CannotRun, Outcome, Report, id_of
+from .suite import FACTORS, judge_numbers, outcomes_of
 
 DTYPES = ("float64", "float32")
 NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
 """The answers in a file, and in a report."""
+GRADIENTS = {"dx", "dA", "dB", "dm"}
 ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
 HOW = (
     "Each case is a safetensors file: a problem, its answers, and their sizes.",
     "x, dy, weight, bias, lora_A, lora_B, magnitude and alpha are the problem; without a bias there is no tensor bias.",
+    "Of the kind nf4, packed and absmax stand for the weight, in blocks of 64; where there are nested_absmax, in blocks"
+    " of 256, and mean, absmax are codes too. Products are taken in float32.",
     "y is the output; dx, dA, dB and dm are the gradients at x, lora_A, lora_B and magnitude for the gradient dy at y;"
     " merged is the weight with the update folded in.",
     "An answer is right where |found - answer| <= tolerance * size, with the tolerance of the case's dtype.",
@@ -70,11 +77,14 @@ class Vector:
 
     def trial(self) -> Trial:
         """Return the problem in its precision, with the answers."""
-        return Trial.draw(self.problem, self.dtype, SETS[self.kind].formulas)
+        return drawn(self.problem, self.dtype, SETS[self.kind].formulas)
 
 
 VECTORS = tuple(
-    Vector(kind, number, dtype) for kind in SETS for number in range(len(SETS[kind].problems)) for dtype in DTYPES
+    Vector(kind, number, dtype)
+    for kind in SETS
+    for number in range(len(SETS[kind].problems))
+    for dtype in (DTYPES if kind != "nf4" else ("float32",))  # where a weight is a product that is taken in float32
 )
 
 
@@ -98,7 +108,8 @@ def tensors(vector: Vector) -> Arrays:
     """Return all that stands in a vector's file."""
     trial = Trial.draw(vector.problem, vector.dtype, SETS[vector.kind].formulas, OneOrder)
     problem, right = trial.problem, trial.right
-    steps = {name: np.atleast_1d(np.array(value, np.int64)) for name, value in problem.options.items()}
+    options = {name: value for name, value in problem.options.items() if name not in trial.arrays}
+    steps = {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
     found = {name: of for name, of in NAMES.items() if of in right}
     return {
         **trial.arrays,
@@ -147,17 +158,19 @@ def caught(bug: Bug, trial: Trial) -> bool:
     return any(name in bug.shows and not trial.agrees(name, answer) for name, answer in trial.by(**parts).items())
 
 
+@lru_cache(maxsize=len(VECTORS))
+def flags_of(kind: str, number: int) -> tuple[str, ...]:
+    """Return the flags of the bugs that show in a problem, in double precision."""
+    trial = Vector(kind, number, DTYPES[0]).trial()
+    return tuple(bug.flag for bug in bugs_of(kind) if caught(bug, trial))
+
+
 def index() -> dict[str, Any]:
     """Return what ``index.json`` holds."""
     cases: list[dict[str, Any]] = []
-    shown: dict[Any, list[str]] = {}
     for vector in VECTORS:
-        place = (vector.kind, vector.number)
-        if place not in shown:
-            trial = vector.trial()
-            shown[place] = [bug.flag for bug in bugs_of(vector.kind) if caught(bug, trial)]
         entry = {"file": vector.file, "kind": vector.kind, "dtype": vector.dtype, "sizes": str(vector.problem)}
-        cases.append(entry | {"flags": shown[place]})
+        cases.append(entry | {"flags": list(flags_of(vector.kind, vector.number))})
     for dtype in DTYPES:
         sizes = "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
         of_adam = [bug.flag for bug in bugs_of("adam", ("adam",))]
@@ -263,7 +276,7 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
         else:
             whole.kinds[kind] = report
     if (results / adam_file(dtype)).exists():
-        found = _read(results / adam_file(dtype), ("end_A", "end_B"))
+        found, _ = _read(results / adam_file(dtype), ("end_A", "end_B"))
         begin, steps = adam_problem()
         begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
         missing = [name for name in ("end_A", "end_B") if name not in found]
@@ -271,6 +284,7 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
         verdict = f"{adam_file(dtype)} has no {missing[0]}" if missing else ""
         whole.claims["adam"] = verdict or adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
         whole.diagnoses += [whole.claims["adam"]] if whole.claims["adam"] != "ok" else []
+        whole.cases.append(Outcome(id_of("linear", "adam"), "adam", "", whole.claims["adam"]))
     if whole.claims or whole.kinds:
         yield whole
 
@@ -282,13 +296,23 @@ def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
     if not there:
         return None
     trials = [vector.trial() for vector in there]
-    found = [_read(results / vector.file, tuple(NAMES)) for vector in there]
-    answers = [{NAMES[name]: array for name, array in one.items()} for one in found]
-    returned = sorted({name for one in answers for name in one} & {"x", "lora_A", "lora_B", "magnitude"})
+    read = [_read(results / vector.file, tuple(NAMES)) for vector in there]
+    answers = [{NAMES[name]: array for name, array in found.items()} for found, _ in read]
+    written = {name for _, names in read for name in names}
     report = Report(f"{results}, {kind}", dtype)
-    judge_numbers(report, kind, trials, answers, returned or None)
+    factors = judge_numbers(report, kind, trials, answers, _lacking(written) if written & GRADIENTS else None)
+    owed = [key for key in FACTORS if written & GRADIENTS and not any(key in one for one in answers)]
+    for vector, trial, one in zip(there, trials, answers, strict=True):
+        report.cases += outcomes_of(kind, vector.number, trial, one, factors, owed)
     report.habits = {"cases answered": f"{len(there)} of {len(vectors)}{_fewer(trials, answers)}"}
     return report
+
+
+def _lacking(written: set[str]) -> Callable[[Sequence[str]], str]:
+    """Return what is said of gradients that no file has, by the names that stand in files."""
+    names = {of: name for name, of in NAMES.items()}
+    there = ", ".join(sorted(written))
+    return lambda missing: f"no file has {listed([names[of] for of in missing])}; there are {there}"
 
 
 def _fewer(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
@@ -301,8 +325,8 @@ def _fewer(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
     return text
 
 
-def _read(path: Path, names: tuple[str, ...]) -> Arrays:
-    """Read those of a file's tensors that are answers."""
+def _read(path: Path, names: tuple[str, ...]) -> tuple[Arrays, list[str]]:
+    """Read those of a file's tensors that are answers; and the names of all."""
     from ..files.tensorfile import TensorFile
 
     file = TensorFile(path)
@@ -310,4 +334,4 @@ def _read(path: Path, names: tuple[str, ...]) -> Arrays:
     if not answers:
         raise CannotRun(f"{str(path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(names)}")
     with file.opened() as opened:
-        return {name: file.read(name, opened) for name in answers}
+        return {name: file.read(name, opened) for name in answers}, list(file.tensors)

@@ -8,6 +8,17 @@ Under them: `tensorfile` reads the format of all these files, safetensors. `adap
 that an adapter is merged into, and `layouts` which way round its weights lie. `writing` puts files in their place whole
 or not at all; `errors` is what is raised.
 
-A language model's: `llama` reads one, from the folders of `llamafolder`, the files of `llamagguf` or of `llamanpz`;
-`llamasettings` lists what those may say, and `tokenizer` makes ids of text.
+A language model's: `llama` reads one, from the folders of `llamafolder`, the files of `llamagguf` or of `llamanpz`, and
+`llamasave` writes one as such a folder; `llamasettings` lists what those may say, and `tokenizer` makes ids of text.
+Weights that stay quantised: `nf4weights`, as bitsandbytes writes them, and `ggufblocks`.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "save_llama":  # at its first use: the command line starts without NumPy
+        from .llamasave import save_llama
+
+        return save_llama
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

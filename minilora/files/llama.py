@@ -1,7 +1,7 @@
 """The weights of a Llama decoder, from the files in which they come.
 
     a folder     config.json and model.safetensors, or its shards with model.safetensors.index.json: Hugging Face's
-                 layout. F32, F16 and BF16; `minilora.files.llamafolder`
+                 layout. F32, F16, BF16, and bitsandbytes' NF4, which stays as it is; `minilora.files.llamafolder`
     name.gguf    llama.cpp's format, quantised or not, through the `gguf` package; `minilora.files.llamagguf`
     name.npz     glassllm's own format; `minilora.files.llamanpz`
 
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend, backend_or_numpy
-from ..checks import Array, check_path
+from ..checks import Array, check_flag, check_path
+from ..layer import rebuild
+from ..layers.quantized import CodedLinear
 from ..models.llamaconfig import LlamaConfig
 from .errors import FileRefused, short
 from .llamafolder import open_folder
@@ -33,8 +35,8 @@ DTYPES = ("float32", "float64")
 
 
 def read_llama(
-    path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None
-) -> tuple[LlamaConfig, dict[str, Array]]:
+    path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
+) -> tuple[LlamaConfig, dict[str, Array | CodedLinear]]:
     """Return what decoder a file holds, and its arrays under transformers' names.
 
     Parameters
@@ -45,13 +47,15 @@ def read_llama(
         What the weights become. Half types are widened exactly.
     backend : Backend, optional
         Where the arrays live; NumPy by default.
+    keep_blocks : bool
+        Whether linear layers of a .gguf file stay quantised, where their type is Q4_0, Q4_1 or Q8_0.
 
     Returns
     -------
     config : LlamaConfig
         Its sizes.
     arrays : dict of str to array
-        As `LlamaConfig.shapes` lists them, for `minilora.Llama.build`.
+        As `LlamaConfig.shapes` lists them, for `minilora.Llama.build`. A weight that stays quantised is a layer.
 
     Raises
     ------
@@ -59,24 +63,35 @@ def read_llama(
         If the file is damaged, the model is not a Llama decoder, or has a setting that is not supported; the message
         names it. No weight has been read then, unless the damage is in the weights.
     """
-    path, backend = check_path("path", path), backend_or_numpy(backend)
+    path, backend, keep_blocks = (
+        check_path("path", path),
+        backend_or_numpy(backend),
+        check_flag("keep_blocks", keep_blocks),
+    )
     if str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     if os.path.isdir(path):
-        opener = open_folder
+        opener: Any = open_folder
     else:
         open_regular(path).close()
         if path.suffix not in OPENERS:
             raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
         opener = OPENERS[path.suffix]
-    config, found, read = opener(path)
+    config, found, read = opener(path, keep_blocks=True) if keep_blocks and opener is open_gguf else opener(path)
     if config.num_hidden_layers > len(found):  # before that many names are made
         raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
     shapes = config.shapes()
     _check_shapes(path, found, shapes)
-    arrays = {}
+    arrays: dict[str, Array | CodedLinear] = {}
     for name in shapes:
         host = read(name)
+        if callable(host):  # it stays quantised
+            layer = host(dtype)
+            with np.errstate(all="ignore"):
+                if not np.isfinite(layer.weight).all():
+                    raise FileRefused(path, f"{short(name)} holds NaN or infinity")
+            arrays[name] = rebuild(layer, array=backend.asarray)
+            continue
         if host.dtype.kind != "f":
             raise FileRefused(path, f"{short(name)} has dtype {host.dtype}, expected a floating-point type")
         if not np.isfinite(host).all():

@@ -10,33 +10,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checks import check_flag, check_number, check_sizes
+from ..layers.quantized import CodedLinear
 from ..layers.rotary import frequencies
 from ..models.llamaconfig import LlamaConfig
 from .basefile import MAX_MODEL_CONFIG, Base, open_base
 from .errors import FileRefused, short
 from .llamasettings import FOLDER, ROPE, check_settings
+from .nf4weights import NF4Weights, check_quantization
 from .peftconfig import CONFIG_NAME
 from .tensorfile import FLOATS, read_json, same_bytes
 
+TRAINED = "original_max_position_embeddings"
 MAX_HEAD = 1 << 16
 """Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
+Coded = Callable[[Any], CodedLinear]
+"""Of a weight that stays quantised: given the type to compute in, it returns a layer without a bias."""
 
-def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+
+def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | Coded]]:
     """Return the decoder's sizes, the shapes of the arrays in the folder, and how one is read."""
-    config = parse_config(path / "config.json", read_json(path / "config.json", MAX_MODEL_CONFIG))
+    settings = read_json(path / "config.json", MAX_MODEL_CONFIG)
+    config = parse_config(path / "config.json", settings)
     if (path / CONFIG_NAME).exists():  # transformers would put it beside the model
         raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to a folder of its own")
     base = open_base(path)
-    found = {name: base.spec(name) for name in base.holder}
+    linears = [name.removesuffix(".weight") for name in base.holder if name.endswith(("_proj.weight", HEAD))]
+    quantised = NF4Weights(path / "config.json", base, settings.get("quantization_config"), linears)
+    found = {name: base.spec(name) for name in base.holder if name not in quantised.parts | quantised.shapes.keys()}
     if config.tie_word_embeddings and HEAD in found:  # some files hold it a second time
         _check_tied(path, base)
         del found[HEAD]
@@ -48,11 +58,13 @@ def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Ca
                 base.holder[name].path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
             )
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str) -> np.ndarray | Coded:
+        if name in quantised.shapes:
+            return partial(quantised.read, name)
         with base.holder[name].opened() as file:
             return base.holder[name].read(name, file)
 
-    return config, {name: spec.shape for name, spec in found.items()}, read
+    return config, quantised.shapes | {name: spec.shape for name, spec in found.items()}, read
 
 
 def _check_tied(path: Path, base: Base) -> None:
@@ -68,6 +80,7 @@ def _check_tied(path: Path, base: Base) -> None:
 def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:
     """Return the sizes that a config.json states, or refuse what is not supported, naming the setting."""
     check_settings(path, FOLDER, config)
+    check_quantization(path, config.get("quantization_config"))
     try:
         return _sizes(config)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -88,8 +101,19 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
         V, d, m, layers, H, K, D,
         rms_norm_eps=check_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), above=0),
         frequencies=_frequencies(D, config),
+        rope=rope_settings(config),
         **{name: flag is not None and check_flag(name, flag) for name, flag in flags.items()},
     )  # fmt: skip
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says of the rotary positions, the base among it."""
+    rope = _rope(config)
+    given = {"rope_type": "default"} | {setting.name: rope[setting.name] for setting in ROPE if setting.name in rope}
+    given["rope_theta"] = _agreed("rope_theta", rope, config, 10_000.0)
+    if given["rope_type"] == "llama3":
+        given[TRAINED] = _agreed(TRAINED, rope, config)
+    return {name: value for name, value in given.items() if name not in ("type", "partial_rotary_factor")}
 
 
 def _frequencies(D: int, config: Mapping[str, Any]) -> tuple[float, ...]:
@@ -107,8 +131,7 @@ def _frequencies(D: int, config: Mapping[str, Any]) -> tuple[float, ...]:
     if kind == "linear":
         return tuple(f / number("factor") for f in plain)
     factor, low, high = number("factor"), number("low_freq_factor"), number("high_freq_factor")
-    name = "original_max_position_embeddings"
-    trained = check_number(name, _agreed(name, rope, config), above=0)
+    trained = check_number(TRAINED, _agreed(TRAINED, rope, config), above=0)
     if high <= low:
         raise ValueError(f"high_freq_factor must be above low_freq_factor = {low}, got {high}")
     # A pair that turns fewer than `low` times over the length trained on is slowed down by the factor; one that

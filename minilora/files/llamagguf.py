@@ -17,7 +17,8 @@ import numpy as np
 from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
 from .errors import FileRefused, needed, short
-from .llamafolder import parse_config
+from .ggufblocks import BYTES, BlockLinear
+from .llamafolder import Coded, parse_config
 from .llamasettings import GGUF, check_settings
 
 NAMES = {
@@ -39,8 +40,13 @@ MOST_PARTS = 4_000_000
 """Numbers and texts in a header, which the package keeps as an array each: Llama 3's has a million."""
 
 
-def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
+def open_gguf(
+    path: Path, *, keep_blocks: bool = False
+) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | Coded]]:
+    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read.
+
+    With `keep_blocks`, the weight of a linear layer in a type of `minilora.files.ggufblocks` stays as it is.
+    """
     dequantize = needed("gguf", "a .gguf file").dequantize
     in_file, fields = read_gguf(path)
     tensors = {_name(tensor.name): tensor for tensor in in_file}
@@ -51,14 +57,17 @@ def open_gguf(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Call
     if factors is not None:  # Llama 3's scaling, one number for each pair
         config = _divided(path, config, np.asarray(factors.data, np.float64))
 
-    def read(name: str) -> np.ndarray:
-        tensor = tensors[name]
+    def read(name: str) -> np.ndarray | Coded:
+        tensor, turned = tensors[name], name.rpartition(".")[0].endswith(("q_proj", "k_proj"))  # their biases too
+        kind = getattr(tensor.tensor_type, "name", str(tensor.tensor_type))
+        if keep_blocks and kind in BYTES and name.endswith("_proj.weight"):
+            rows = np.array(tensor.data)  # a row's blocks are its own, so whole rows can change places
+            blocks = halves_from_interleaved(rows, config.head_dim) if turned else rows
+            return lambda dtype: BlockLinear(kind, blocks, dtype=dtype)
         try:
             array: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
         except Exception as error:
-            kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
             raise FileRefused(path, f"{short(tensor.name)} of type {kind} cannot be read: {error}") from error
-        turned = name.rpartition(".")[0].endswith(("q_proj", "k_proj"))  # their biases too
         return np.asarray(halves_from_interleaved(array, config.head_dim) if turned else array)
 
     return config, {name: tuple(map(int, reversed(t.shape))) for name, t in tensors.items()}, read
@@ -135,7 +144,7 @@ def _divided(path: Path, config: LlamaConfig, factors: np.ndarray) -> LlamaConfi
     if factors.shape != (len(config.frequencies),) or not (np.isfinite(factors) & (factors > 0)).all():
         raise FileRefused(path, f"{ROPE_FACTORS} is not {len(config.frequencies)} numbers above 0")
     frequencies = tuple(f / float(factor) for f, factor in zip(config.frequencies, factors, strict=True))
-    return replace(config, frequencies=frequencies)
+    return replace(config, frequencies=frequencies, rope=None)
 
 
 def _name(name: str) -> str:

@@ -65,7 +65,7 @@ FOLDER = (
     Setting("generator", "likewise", (None,)),
     Setting("is_encoder_decoder", "whether an encoder stands beside the decoder", (False, None)),
     Setting("add_cross_attention", "whether the decoder attends to it", (False, None)),
-    Setting("quantization_config", "how the weights are quantised", (None,)),
+    Setting("quantization_config", "how the weights are quantised, read (below)"),
     Setting("compression_config", "likewise, in older files", (None,)),
     Setting("fusion_config", "which layers are replaced by others", (None,)),
     Setting("transformers_weights", "the name of the file with the weights", (None,)),
@@ -81,6 +81,26 @@ FOLDER = (
     Setting("dtype", "nothing here: likewise"),
 )
 """What config.json says of a folder, as transformers 5 reads it."""
+
+QUANTIZATION = (
+    Setting("quantization_config.quant_method", "the library that quantised", ("bitsandbytes",), needed=True),
+    Setting("quantization_config.load_in_4bit", "whether weights have four bits", (True,), needed=True),
+    Setting("quantization_config.load_in_8bit", "whether they have eight", (False, None)),
+    Setting("quantization_config.bnb_4bit_quant_type", "the code book", ("nf4",), needed=True),
+    Setting(
+        "quantization_config.bnb_4bit_quant_storage", "the type under which the codes' bytes are kept", ("uint8", None)
+    ),
+    Setting(
+        "quantization_config.llm_int8_skip_modules",
+        "the layers that are not quantised, by name, read; lm_head where it is missing",
+    ),
+    Setting(
+        "quantization_config.bnb_4bit_use_double_quant",
+        "nothing here: each weight says whether its scales are quantised",
+    ),
+    Setting("quantization_config.bnb_4bit_compute_dtype", "nothing here: what we compute in is `dtype`"),
+)
+"""What its ``quantization_config`` says. What only int8 reads, such as llm_int8_threshold, does nothing."""
 
 FOLDER_TOKENIZER = (
     Setting("truncation", "nothing: reset, as transformers does with each call"),

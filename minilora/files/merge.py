@@ -162,7 +162,11 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     raise FileRefused(
         base.path,
         f"there is no {short(missing + '.weight')}, which the adapter changes: "
-        + ("the base is quantised there, which is not supported" if quantised else f"there is {short(like)}"),
+        + (
+            "the base is quantised there, which is not supported: a Llama's is merged by minilora.merge, once loaded"
+            if quantised
+            else f"there is {short(like)}"
+        ),
     )
 
 

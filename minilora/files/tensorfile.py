@@ -190,7 +190,7 @@ def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
     The library's own `save` puts metadata in an order that changes from run to run.
     """
     entries: dict[str, Any] = {"__metadata__": metadata}
-    types, end = {name: key for key, name in FLOATS.items()}, 0
+    types, end = {name: key for key, name in FLOATS.items()} | {"uint8": "U8"}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         dtype, shape = types[tensor.dtype.name], list(tensor.shape)

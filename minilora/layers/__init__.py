@@ -4,5 +4,7 @@ Between and around layers: `activation`; `flatten`, from images to rows; `sequen
 
 Linear layers on a rewritten input: `embedding` and `convolution`.
 
+A weight in four bits: `nf4`, the numbers, and `quantized`, the frozen layer that keeps them.
+
 A language model's: `attention`, with `rotary` positions, `norm`, and `gated`, the MLP that follows.
 """

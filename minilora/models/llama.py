@@ -33,6 +33,7 @@ from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
 from ..layers.gated import GatedMLP
 from ..layers.norm import RMSNorm
+from ..layers.quantized import CodedLinear
 from ..layers.rotary import Rotary
 from ..linear import Linear
 from .llamaconfig import LlamaConfig
@@ -169,14 +170,16 @@ class Llama(Layer):
     def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
         """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()`` alone.
 
-        One that is missing, or of another shape or dtype, is a ValueError or a TypeError.
+        In the place of a linear layer's weight may stand a frozen layer that keeps it quantised, without a bias, such
+        as a `minilora.QuantizedLinear`. An array that is missing, or of another shape or dtype, is a ValueError or a
+        TypeError.
         """
         _check_arrays(config, arrays)
         shapes = config.shapes()
 
         def linear(path: str) -> Linear:
-            bias = f"{path}.bias"
-            return Linear(arrays[f"{path}.weight"], arrays[bias] if bias in shapes else None)
+            weight, bias = arrays[f"{path}.weight"], arrays[name] if (name := f"{path}.bias") in shapes else None
+            return weight.with_bias(bias) if isinstance(weight, CodedLinear) else Linear(weight, bias)
 
         def norm(path: str) -> RMSNorm:
             return RMSNorm(arrays[f"{path}.weight"], config.rms_norm_eps)
@@ -194,11 +197,13 @@ class Llama(Layer):
         return cls(Decoder(embedding, blocks, norm("model.norm")), head, config)
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None) -> Llama:
+    def load(
+        cls, path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
+    ) -> Llama:
         """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `minilora.files.llama`."""
         from ..files.llama import read_llama  # files know layers, so layers import no files when they are imported
 
-        return cls.build(*read_llama(path, dtype=dtype, backend=backend))
+        return cls.build(*read_llama(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
 
 
 def _check_arrays(config: Any, arrays: Any) -> None:
@@ -210,8 +215,11 @@ def _check_arrays(config: Any, arrays: Any) -> None:
         raise ValueError(f"arrays has no {missing[0]!r}: {len(missing)} of the decoder's {len(shapes)} are missing")
     first, *_ = shapes
     for name, shape in shapes.items():
-        check_array(f"arrays[{name!r}]", arrays[name], like=arrays[first], like_name=f"arrays[{first!r}]")
-        check_shape(f"arrays[{name!r}]", arrays[name], shape)
+        value = arrays[name]
+        coded = isinstance(value, CodedLinear) and name.endswith(("_proj.weight", "lm_head.weight"))
+        array = value.like if coded else value
+        check_array(f"arrays[{name!r}]", array, like=arrays[first], like_name=f"arrays[{first!r}]")
+        check_shape(f"arrays[{name!r}]", value if coded else array, shape)
 
 
 def _check_past(past: Any, blocks: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..checks import check_flag, check_number, check_sizes
 from ..layers.rotary import check_frequencies
@@ -24,6 +26,9 @@ class LlamaConfig:
     tie_word_embeddings: bool = False  # whether the head is the embedding's array
     attention_bias: bool = False
     mlp_bias: bool = False
+    rope: Mapping[str, Any] | None = field(
+        default=None, compare=False
+    )  # where `frequencies` are from, in a file's words
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

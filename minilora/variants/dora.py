@@ -77,13 +77,13 @@ class DoRA(Layer):
         return self.base.weight + self.adapter.delta()
 
     def norm(self) -> Array:  # -> (out,)
-        """Return the length of each row of V."""
-        return lengths(self.direction())
+        """Return the length of each row of V, and 1 where a row is zero: so is u there, and the output is the bias."""
+        return divisible(lengths(self.direction()))
 
     def merge(self) -> Linear:
         """Return one new `Linear`, with this layer's output up to rounding. Nothing is shared."""
         bias, W, change = self.base.bias, self.base.weight, self.adapter.delta()
-        weight = merged(W, change, self.adapter.magnitude, lengths(W + change))
+        weight = merged(W, change, self.adapter.magnitude, divisible(lengths(W + change)))
         return Linear(weight, None if bias is None else bias.copy())
 
     def delta(self) -> Array:  # -> (out, in)
@@ -96,9 +96,9 @@ class DoRA(Layer):
 
     def _path(self) -> LoRALinear:
         """Return what computes u: the base without its bias, and the adapter without its magnitude."""
-        plain = copy(self.adapter)
-        plain.magnitude = None
-        return LoRALinear(Linear(self.base.weight), plain)
+        base, plain = copy(self.base), copy(self.adapter)
+        base.bias = plain.magnitude = None
+        return LoRALinear(base, plain)
 
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
@@ -108,6 +108,11 @@ class DoRA(Layer):
 def lengths(V: Array) -> Array:  # (out, in) -> (out,)
     """Return the length of each row."""
     return backend_of(V).xp.sqrt((V * V).sum(axis=1))  # eq. (dora.1)
+
+
+def divisible(n: Array) -> Array:  # (out,) -> (out,)
+    """Return lengths with 1 in the place of 0."""
+    return n + (n == 0)
 
 
 def row_lengths(base: Linear, adapter: LoRA) -> Array:  # -> (out,)

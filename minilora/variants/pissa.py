@@ -28,18 +28,23 @@ from dataclasses import replace
 
 from ..backend import backend_of
 from ..checks import check_instance, check_number, check_rank_within
+from ..layers.quantized import CodedLinear
 from ..linear import Linear
-from ..lora import LoRA
 from .adapter import Adapter
 from .scaling import scaling
 
 
-def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) -> tuple[Linear, LoRA]:
+def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) -> tuple[Linear, Adapter]:
     """Return what is left of a layer, and an adapter of its leading singular vectors. The layer stays as it is.
 
     A rank above min(in, out) is a ValueError: there are no more singular vectors.
     """
     check_instance("linear", linear, Linear)
+    if isinstance(linear, CodedLinear):
+        raise ValueError(
+            f"PiSSA subtracts its start from the weight, which a {type(linear).__name__} keeps in few bits: take "
+            "LoRA's start, or minilora.loftq"
+        )
     r, alpha = check_rank_within(rank, linear.shape), check_number("alpha", alpha, above=0)
     xp, s = backend_of(linear.weight).xp, scaling(alpha, r, use_rslora=use_rslora)
     U, S, Vt = xp.linalg.svd(linear.weight, full_matrices=False)

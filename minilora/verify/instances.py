@@ -27,6 +27,7 @@ from ..layers.embedding import Embedding
 from ..layers.flatten import Flatten
 from ..layers.gated import GatedMLP
 from ..layers.norm import RMSNorm
+from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import Rotary, frequencies
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
@@ -110,6 +111,11 @@ def _mlp_adapted_above(d: Drawing) -> tuple[Layer, Array]:
 def _two_layers(d: Drawing, fc1: Layer, fc2: Layer, activation: str) -> tuple[Layer, Array]:
     x = d.randn(d.n, d.in_features) / 4  # small, so that the activation is not flat there
     return MLP(fc1=fc1, act=ACTIVATIONS[activation](), fc2=fc2), x
+
+
+def _quantized(d: Drawing) -> tuple[Layer, Array]:
+    linear = d.linear(d.in_features, d.out_features, bias=d.bias)
+    return QuantizedLinear.from_linear(linear, block_size=32), d.randn(d.n, d.in_features)
 
 
 # --- layers that rewrite their input to rows ---
@@ -217,6 +223,9 @@ INSTANCES: dict[str, Row] = {
     "Conv2d, DoRA": _adapted(_conv2d, **DORA),
     "Linear, LoRA": _adapted(lambda d: _linear(d, bias=False)),
     "Linear, DoRA": _adapted(lambda d: _linear(d, bias=False), **DORA),
+    "QuantizedLinear": _quantized,
+    "QuantizedLinear, LoRA": _adapted(_quantized),
+    "QuantizedLinear, DoRA": _adapted(_quantized, **DORA),
     "RMSNorm": _norm,
     "Rotary": _rotary,
     "Attention": _attention,

@@ -7,7 +7,20 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from minilora import Adam, Adapter, Conv1d, Conv2d, Embedding, Linear, LoRA, LoRALinear
+from minilora import (
+    Adam,
+    Adapter,
+    Conv1d,
+    Conv2d,
+    Embedding,
+    Linear,
+    LoRA,
+    LoRALinear,
+    QuantizedLinear,
+    dequantize_nf4,
+    quantize_nf4,
+)
+from minilora.layers.nf4 import dequantize_scales
 from minilora.variants.dora import DoRA, row_lengths
 from minilora.variants.rewritten import Rewritten
 
@@ -100,6 +113,43 @@ def full_norm(*arrays, **more):
     return dora(*arrays, norm="full", **more)
 
 
+def four_bits(packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
+    shape = (len(B), A.shape[1])
+    nested = {} if nested_absmax is None else {"nested_absmax": nested_absmax, "mean": mean}
+    return LoRALinear(QuantizedLinear(packed, absmax, shape, bias, dtype=A.dtype, **nested), LoRA(A, B, alpha))
+
+
+def unpack(packed, absmax, shape, nested_absmax=None, mean=0.0):
+    if nested_absmax is not None:
+        absmax = dequantize_scales(absmax, nested_absmax, mean)
+    return dequantize_nf4(packed, absmax, shape)
+
+
+def nf4_functions(layer=four_bits, **more):
+    """The functions of a layer in four bits, whose base is two arrays."""
+
+    def forward(x, *arrays, nested_absmax=None, mean=0.0):
+        return layer(*arrays, nested_absmax, mean)(x)
+
+    def backward(dy, x, *arrays, nested_absmax=None, mean=0.0):
+        built = layer(*arrays, nested_absmax, mean)
+        dx, grads = built.backward(dy, built.forward(x)[1])
+        return {"x": dx, **grads}
+
+    def merge(packed, absmax, A, B, alpha, nested_absmax=None, mean=0.0):
+        return layer(packed, absmax, None, A, B, alpha, nested_absmax, mean).merge().weight
+
+    own = {
+        "forward": forward,
+        "backward": backward,
+        "merge": merge,
+        "init": init,
+        "pack": quantize_nf4,
+        "unpack": unpack,
+    }
+    return SimpleNamespace(**own | more)
+
+
 OURS = {
     "linear": functions_of(linear, init=init, step=step),
     "rslora": functions_of(rslora, init=init),
@@ -107,6 +157,7 @@ OURS = {
     "embedding": functions_of(embedding, init=lambda i, o, r, rng: (np.zeros((r, i)), rng.standard_normal((o, r)))),
     "conv1d": conv_functions(),
     "conv2d": conv_functions(),
+    "nf4": nf4_functions(),
 }
 
 
@@ -127,7 +178,7 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
     """An implementation that answers by a kind's formulas with some parts replaced: in what `shows`, or in all."""
 
     def answer(names, alpha, steps, **arrays):
-        p = {name: np.asarray(a, None if name == "x" and kind == "embedding" else np.float64)
+        p = {name: np.asarray(a, None if np.asarray(a).dtype.kind in "iu" else np.float64)
              for name, a in arrays.items() if a is not None}  # fmt: skip
         bad, good = (answers_of(kind, parts, alpha, p, **steps) for parts in (wrong, {}))
         told = {n: bad if shows is None or n in shows else good for n in names}
@@ -135,6 +186,9 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
 
     def layer(weight, bias, A, B, alpha, magnitude=None):
         return {"weight": weight, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha, "magnitude": magnitude}
+
+    if kind == "nf4":
+        return _four_bits_from_formulas(answer, shows, wrong)
 
     def forward(x, *arrays, **steps):
         return answer(["y"], steps=steps, x=x, **layer(*arrays))["y"]
@@ -158,3 +212,23 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
 
         forward, backward = steps_of(forward), steps_of(backward)
     return SimpleNamespace(forward=forward, backward=backward, merge=merge, detached_norm=kind != "dora-full")
+
+
+def _four_bits_from_formulas(answer, shows, wrong):
+    """The same of a layer in four bits, whose base is codes and scales; unpack has the weight that is computed with."""
+
+    def given(packed, absmax, bias, A, B, alpha, nested_absmax, mean):
+        nested = {} if nested_absmax is None else {"nested_absmax": nested_absmax, "mean": np.array([mean], "float32")}
+        return {"packed": packed, "absmax": absmax, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha} | nested
+
+    def forward(x, *arrays, nested_absmax=None, mean=0.0):
+        return answer(["y"], steps={}, x=x, **given(*arrays, nested_absmax, mean))["y"]
+
+    def backward(dy, x, *arrays, nested_absmax=None, mean=0.0):
+        return answer(["x", "lora_A", "lora_B"], steps={}, x=x, dy=dy, **given(*arrays, nested_absmax, mean))
+
+    def merge(packed, absmax, A, B, alpha, nested_absmax=None, mean=0.0):
+        arrays = given(packed, absmax, None, A, B, alpha, nested_absmax, mean)
+        return answer(["merged"], steps={}, x=np.zeros((1, A.shape[1])), **arrays)["merged"]
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge)

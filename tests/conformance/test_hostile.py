@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minilora.conformance import CannotRun, check
+from minilora.conformance import CannotRun, apart, check
 from minilora.conformance import __main__ as command
 
 from .implementations import OURS, implementation
@@ -65,97 +66,193 @@ class Names:
     def backward(self, *arrays):
         return {"\\x1b[31m": 1}
 
+import ctypes
+import subprocess
+import threading
+import time
+
+class Crashes:
+    def forward(self, *arrays):
+        ctypes.string_at(0)
+
+class Hangs:
+    def forward(self, *arrays):
+        while True: pass
+
+class HangsInC:
+    def forward(self, *arrays):
+        pattern, text = "(a*)*b", "a" * 40
+        __import__("re").match(pattern, text)
+
+class LeavesByC:
+    def forward(self, *arrays):
+        ctypes.CDLL(None)._exit(0)
+
+class Closes1:
+    def forward(self, *arrays):
+        if x_is_new(arrays): os.close(1)
+        return forward(*arrays)
+
+def x_is_new(arrays, seen=[]):
+    seen.append(arrays)
+    return len(seen) == 1
+
+class Prints:
+    def forward(self, *arrays):
+        if x_is_new(arrays):
+            print("\\x1b[31mred", flush=True)
+            os.write(1, b"by its number\\n")
+        return forward(*arrays)
+
+class Starts:
+    def forward(self, *arrays):
+        if x_is_new(arrays):
+            started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            with open("started", "w") as file: file.write(str(started.pid))
+        return forward(*arrays)
+
+class Threads:
+    def forward(self, *arrays):
+        if x_is_new(arrays): threading.Thread(target=time.sleep, args=(60,)).start()
+        return forward(*arrays)
+
 interrupt, generator, own = (Plain() for _ in range(3))
 interrupt.forward = raising(KeyboardInterrupt())
 generator.forward = raising(GeneratorExit())
 own.forward = raising(Own("mine"))
 broken, closes, leaves, forks, speaks, names = Broken(), Closes(), Leaves(), Forks(), Speaks(), Names()
+crashes, hangs, hangs_in_c, leaves_by_c, closes_1 = Crashes(), Hangs(), HangsInC(), LeavesByC(), Closes1()
+prints, starts, threads = Prints(), Starts(), Threads()
 """
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     (tmp_path / "my_lora.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def run(folder, *argv, **more):
+def run(*argv, **more):
     line = [sys.executable, "-m", "minilora.conformance", *argv]
-    return subprocess.run(line, stderr=subprocess.PIPE, stdout=more.pop("stdout", subprocess.PIPE),
-                          text=True, cwd=folder, **more)  # fmt: skip
+    return subprocess.run(line, stderr=subprocess.PIPE, stdout=more.pop("stdout", subprocess.PIPE), text=True, **more)
 
 
-@pytest.mark.parametrize(
-    ("target", "said"),
-    [
-        ("interrupt", "it raises KeyboardInterrupt, in my_lora.py, line 14"),
-        ("generator", "it raises GeneratorExit, in my_lora.py, line 14"),
-        ("own", "it raises Own: mine, in my_lora.py, line 14"),
-        ("broken", "it raises RuntimeError: no such thing, in my_lora.py, line 19"),
-        ("leaves", "my_lora:leaves: forward raises SystemExit: os._exit(0) (N=7 in=5 out=3 r=2 alpha=3, a bias), "
-                   "in my_lora.py, line 31"),
-        ("speaks", r"my_lora:speaks: forward raises ValueError: \x1b[31mred\x07 (N=7"),
-        ("Leaves", "my_lora:Leaves is a class, hand over an object: Leaves(...)"),
-    ],
-)  # fmt: skip
-def test_what_foreign_code_does_is_said_in_a_line(folder, target, said):
-    done = run(folder, f"my_lora:{target}")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"my_lora:{target} could not be checked: {said}")
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.strip().isprintable()
+def refused(capfd, *argv):
+    """What the command says of an implementation that cannot be checked: a line, and nothing beside it."""
+    assert command.main([*argv]) == 2
+    out, err = capfd.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert err.strip().isprintable()
+    name, _, said = err.rstrip("\n").partition(" could not be checked: ")
+    assert name == argv[0]
+    return said
 
 
-def test_a_class_of_static_functions_is_checked(folder):
-    assert run(folder, "my_lora:Plain").returncode == 0
+def line_with(text):
+    """The number of the line of the module that has a text."""
+    return next(number for number, line in enumerate(MODULE.splitlines(), start=1) if text in line)
 
 
+BREAKS = {
+    "interrupt": "it raises KeyboardInterrupt, in my_lora.py, line 14",
+    "generator": "it raises GeneratorExit, in my_lora.py, line 14",
+    "own": "it raises Own: mine, in my_lora.py, line 14",
+    "broken": "it raises RuntimeError: no such thing, in my_lora.py, line 19",
+    "leaves": "it calls os._exit(0), in my_lora.py, line 31",
+    "closes": "it closes the standard output",
+    "closes_1": "it closes the standard output",
+    "Leaves": "my_lora:Leaves is a class, hand over an object: Leaves(...)",
+    "crashes": f"it ends the process by SIGSEGV, in my_lora.py, line {line_with('string_at')}",
+    "leaves_by_c": "it ends the process with exit code 0",
+}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+@pytest.mark.parametrize("target", BREAKS)
+def test_what_foreign_code_does_is_said_in_a_line(folder, capfd, target):
+    assert refused(capfd, f"my_lora:{target}") == BREAKS[target]
+
+
+@pytest.mark.long
+def test_an_escape_code_of_a_message_is_shown_as_text(folder, capfd):
+    said = refused(capfd, "my_lora:speaks")
+    assert said.startswith(r"my_lora:speaks: forward raises ValueError: \x1b[31mred\x07 (N=7")
+
+
+@pytest.mark.parametrize("target", ["hangs", pytest.param("hangs_in_c", marks=pytest.mark.long)])
+def test_an_endless_loop_is_stopped(folder, capfd, target):
+    said = refused(capfd, f"my_lora:{target}", "--timeout", "1")
+    line = line_with({"hangs": "while True", "hangs_in_c": ".match("}[target])
+    assert said == f"it took longer than 1 s (--timeout), in my_lora.py, line {line}"
+
+
+@pytest.mark.long
+def test_an_endless_import_is_stopped(tmp_path, monkeypatch, capfd):
+    (tmp_path / "endless.py").write_text("while True:\n    pass\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    said = refused(capfd, "endless", "--timeout", "1")
+    assert re.fullmatch(r"it took longer than 1 s \(--timeout\), in endless.py, line [12]", said)
+
+
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_of_foreign_code_may_end(folder):
-    done = run(folder, "my_lora:forks")
-    assert done.returncode == 0, done.stderr
+def test_what_foreign_code_started_ends_with_it(folder, capfd):
+    assert command.main(["my_lora:starts"]) == 0
+    with open(folder / "started") as file:
+        started = int(file.read())
+    for _ in range(50):
+        try:
+            os.kill(started, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("it still runs")
 
 
-def test_os_exit_is_as_it_was_afterwards(folder, monkeypatch, capsys):
-    leave = os._exit
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_lora", raising=False)
-    assert command.main(["my_lora:leaves"]) == 2
-    assert os._exit is leave
-    sys.modules.pop("my_lora")
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["Plain", "forks", "threads"])
+def test_what_a_right_layer_does_beside_is_no_failure(folder, capfd, target):
+    if target == "forks" and not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    assert command.main([f"my_lora:{target}"]) == 0, capfd.readouterr()
 
 
-def test_no_escape_code_of_a_name_reaches_the_terminal(folder):
-    done = run(folder, "my_lora:names")
-    assert done.returncode == 1
-    assert r"it returns those of \x1b[31m" in done.stdout
-    assert all(line.isprintable() for line in done.stdout.splitlines())
+@pytest.mark.long
+def test_what_foreign_code_prints_cannot_steer_the_terminal(folder, capfd):
+    assert command.main(["my_lora:prints"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("my_lora:prints: passed")
+    assert err.splitlines() == [r"\x1b[31mred", "by its number"]
 
 
+@pytest.mark.long
+def test_no_escape_code_of_a_name_reaches_the_terminal(folder, capfd):
+    assert command.main(["my_lora:names"]) == 1
+    out, _ = capfd.readouterr()
+    assert r"it returns those of \x1b[31m" in out
+    assert all(line.isprintable() for line in out.splitlines())
+
+
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_report_that_cannot_be_written_is_no_verdict(folder):
     with open("/dev/full", "w") as full:
-        done = run(folder, "my_lora", stdout=full)
+        done = run("my_lora", stdout=full)
     assert done.returncode == 2
     assert done.stderr.startswith("my_lora was checked, and the report could not be written: ")
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX is needed")
 def test_a_closed_output_is_no_verdict(folder):
     line = f'"{sys.executable}" -m minilora.conformance my_lora >&-'
-    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, cwd=folder)
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "my_lora was checked, and the report could not be written: there is no standard output\n"
-
-
-def test_an_output_that_foreign_code_closed_is_no_verdict(folder):
-    done = run(folder, "my_lora:closes")
-    assert done.returncode == 2
-    assert done.stderr.startswith("my_lora:closes was checked, and the report could not be written: ")
-    assert done.stderr.count("\n") == 1
 
 
 def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
@@ -164,24 +261,34 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
             raise BrokenPipeError
 
     for right, code in ((OURS["linear"], 0), (implementation(merge=lambda weight, *arrays: weight + 1), 1)):
-        monkeypatch.setattr(command, "imported", lambda target, right=right: right)
+        report = check(right, name="mine")
+        monkeypatch.setattr(apart, "check_apart", lambda *given, report=report, **more: report)
         monkeypatch.setattr(sys, "stdout", Broken())
         assert command.main(["mine"]) == code
 
 
-def test_an_empty_name_for_json_is_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(command, "imported", lambda target: pytest.fail("the check began"))
+@pytest.mark.parametrize("file", ["--json", "--xfails"])
+def test_an_empty_name_of_a_file_is_an_error(monkeypatch, capsys, file):
+    monkeypatch.setattr(apart, "check_apart", lambda *given, **more: pytest.fail("the check began"))
     with pytest.raises(SystemExit) as ended:
-        command.main(["my_lora", "--json", ""])
+        command.main(["my_lora", file, ""])
     assert ended.value.code == 2
-    assert "argument --json: expected the name of a file, got ''" in capsys.readouterr().err
+    assert f"argument {file}: the name is empty" in capsys.readouterr().err
 
 
-def test_an_exception_of_its_own_on_import_is_said(tmp_path):
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_timeout_is_a_number_above_zero(capsys, seconds):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["my_lora", f"--timeout={seconds}"])
+    assert ended.value.code == 2
+    assert f"expected a number of seconds above 0, got {seconds!r}" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_an_exception_of_its_own_on_import_is_said(tmp_path, monkeypatch, capfd):
     (tmp_path / "odd.py").write_text("class Own(BaseException): pass\nraise Own('x')\n", encoding="utf-8")
-    done = run(tmp_path, "odd")
-    assert done.returncode == 2
-    assert done.stderr == "odd could not be checked: importing it raises Own: x (odd.py, line 2)\n"
+    monkeypatch.chdir(tmp_path)
+    assert refused(capfd, "odd") == "importing it raises Own: x (odd.py, line 2)"
 
 
 # --- from Python ----------------------------------------------------------------------------------
@@ -249,6 +356,29 @@ def test_the_innermost_line_of_the_user_is_told():
     assert text.endswith(f", in test_hostile.py, line {inner.__code__.co_firstlineno + 1}")
 
 
+class Tensor:
+    """As torch has them: it cannot become an array."""
+
+    def __array__(self, *more, **options):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+@pytest.mark.parametrize(("module", "hint"), [("torch", "; of torch, return y.detach().float().numpy()"), ("jax", "")])
+def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint):
+    monkeypatch.setattr(Tensor, "__module__", module)
+
+    def forward(x, *arrays):
+        return Tensor()
+
+    with pytest.raises(CannotRun) as refused:
+        check(SimpleNamespace(forward=forward), name="mine")
+    text = (
+        "mine: forward returns a Tensor that is no array: RuntimeError: Can't call numpy() on Tensor that requires grad"
+    )
+    line = f", in test_hostile.py, line {forward.__code__.co_firstlineno}"
+    assert str(refused.value) == f"{text}{hint} (N=7 in=5 out=3 r=2 alpha=3, a bias){line}"
+
+
 def test_functions_that_share_what_raises_are_told_once():
     def shared(*arrays):
         raise RuntimeError("no GPU")
@@ -306,13 +436,14 @@ def as_c(array):
         (lambda x: as_c(x) if not (x.flags.f_contiguous or x.flags.c_contiguous) else x, "at every second place"),
     ],
 )
-def test_memory_that_is_read_as_c_order_is_a_habit(reads, said):
+def test_memory_that_is_read_as_c_order_fails(reads, said):
     def forward(x, *arrays):
         return LINEAR["forward"](reads(x), *arrays)
 
     report = check(implementation(forward=forward))
-    assert report.passed, str(report)
-    assert report.habits["memory order"] == f"other numbers {said}"
+    assert not report.passed
+    assert report.claims["memory order"].startswith(f"where arrays lie {said}, the output is off by ")
+    assert report.diagnoses == [report.claims["memory order"]]
 
 
 def test_what_is_wrong_in_every_order_has_no_habit():

@@ -1,13 +1,12 @@
 """Right implementations with odd habits pass: one output buffer, gradients that are used up, Adam in float32."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minilora import Linear, mse
-from minilora.conformance import CannotRun, check, claims
+from minilora.conformance import CannotRun, apart, check, claims
 from minilora.conformance import __main__ as command
 from minilora.conformance.claims import (
     ClaimBroken,
@@ -97,26 +96,13 @@ def test_a_factor_of_some_entries_is_not_told_of_all(dtype, other):
     assert EVERY_ENTRY not in str(report)
 
 
-def test_a_further_kind_that_is_wrong_fails_the_command(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("kind", "status"), [(OURS["rslora"], 0), (None, 1)], ids=["right", "wrong"])
+def test_a_further_kind_that_is_wrong_fails_the_command(monkeypatch, capsys, kind, status):
     wrong = from_formulas("rslora", next(bug.parts for bug in BUGS if bug.name.startswith("rsLoRA")))
-    monkeypatch.setattr(command, "imported", lambda target: with_kinds(rslora=wrong))
-    assert command.main(["mine"]) == 1
-    assert "rslora: rsLoRA's root is ignored" in capsys.readouterr().out
-    monkeypatch.setattr(command, "imported", lambda target: with_kinds(rslora=OURS["rslora"]))
-    assert command.main(["mine", "--dtype", "float32"]) == 0
-    assert "mine, rslora: passed, in float32" in capsys.readouterr().out
-
-
-def test_vectors_under_another_spelling_are_no_answers(tmp_path, monkeypatch):
-    from minilora.conformance.vectors import compare, write
-
-    monkeypatch.chdir(tmp_path)
-    write(Path("same"))
-    Path("beside").mkdir()
-    Path("link").symlink_to("same")
-    for name in ("same", "beside/../same", "link"):
-        with pytest.raises(CannotRun):
-            compare(Path("same"), tmp_path / name)
+    report = check(with_kinds(rslora=kind or wrong), name="mine")
+    monkeypatch.setattr(apart, "check_apart", lambda *given, **more: report)
+    assert command.main(["mine"]) == status
+    assert ("rslora: rsLoRA's root is ignored" in capsys.readouterr().out) is (status == 1)
 
 
 # --- the claims' own guards -----------------------------------------------------------------------
@@ -273,3 +259,64 @@ def test_a_loss_whose_gradient_is_wider_is_seen():
     claims.mse_gradient_is_its_slope(mse, problem)
     with pytest.raises(ClaimBroken, match="its gradient is float64 for float32"):
         claims.mse_gradient_is_its_slope(lambda p, t: (mse(p, t)[0], mse(p, t)[1].astype(np.float64)), problem)
+
+
+# --- declarations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("orientation", "out,in"),
+        ("orientation", " Out , IN "),
+        ("scaling", "alpha/r"),
+        ("dtype", np.float64),
+        ("dtype", np.dtype("float64")),
+        ("dtype", "Float64"),
+        ("dtype", SimpleNamespace(__name__="jax.numpy.float64")),
+        ("dtype", type("dtype", (), {"__str__": lambda self: "torch.float64"})()),
+    ],
+)
+def test_a_declaration_may_be_spelled_in_other_ways(name, value):
+    report = check(implementation(**{name: value}))
+    assert report.passed, str(report)
+    assert report.dtype == "float64"
+
+
+def test_a_declaration_spelled_in_another_way_counts():
+    def forward(x, weight, bias, A, B, alpha):
+        y = x @ weight + alpha * (x @ A @ B)
+        return y if bias is None else y + bias
+
+    report = check(SimpleNamespace(forward=forward, orientation="in,out", scaling="ALPHA", dtype=np.float32))
+    assert report.passed, str(report)
+    assert report.dtype == "float32"
+
+
+@pytest.mark.parametrize("orientation", ["out, in", "in, out"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_forward_that_raises_is_tried_in_other_ways(orientation, dtype):
+    def forward(x, weight, bias, A, B, alpha):
+        if x.dtype != dtype:
+            raise RuntimeError("mat1 and mat2 must have the same dtype, but got Double and Float")
+        turned = [a.T if orientation == "in, out" else a for a in (weight, A, B)]
+        return LINEAR["forward"](x, turned[0], bias, *turned[1:], alpha)
+
+    mine = SimpleNamespace(forward=forward)
+    said = ['dtype = "float32"'] * (dtype == "float32") + ['orientation = "in, out"'] * (orientation == "in, out")
+    if not said:
+        assert check(mine).passed
+        return
+    with pytest.raises(CannotRun) as refused:
+        check(mine)
+    assert str(refused.value).endswith(f"; it answers with {' and '.join(said)}")
+    declared = dict(part.split(" = ") for part in said)
+    assert check(SimpleNamespace(forward=forward, **{k: v.strip('"') for k, v in declared.items()})).passed
+
+
+def test_no_declaration_is_told_where_none_helps():
+    def forward(*arrays):
+        raise RuntimeError("boom")
+
+    with pytest.raises(CannotRun, match=r"forward raises RuntimeError: boom .*\d$"):
+        check(SimpleNamespace(forward=forward))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora.conformance import CannotRun, check
-from minilora.conformance import __main__ as conformance_command
+from minilora import cli
+from minilora.commands import conformance as command
+from minilora.conformance import CannotRun, apart, check
 from minilora.conformance.adam import AdamFormulas
 from minilora.conformance.bugs import BUGS, OF_NUMBERS
 from minilora.conformance.kinds import DECLARED, SETS
 from minilora.conformance.problems import Problem
-from minilora.conformance.reference import RIGHT, SCALINGS, StartFormulas, Trial, round_to
-from minilora.conformance.suite import CONTRACT
+from minilora.conformance.reference import RIGHT, SCALINGS, UNIT, StartFormulas, Trial, round_to
+from minilora.conformance.report import NOT_FAILED
+from minilora.conformance.suite import contract
+from minilora.conformance.target import imported
 
 from .implementations import OURS, from_formulas, full_norm, functions_of, implementation, init, with_kinds
 
@@ -29,14 +31,14 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     report = check(with_kinds(**OURS), dtype=dtype, name="minilora")
     assert report.passed, str(report)
     assert not report.diagnoses
-    assert set(report.claims.values()) == {"ok"}
-    assert tuple(report.claims) == CONTRACT
-    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d"}
-    for kind in report.kinds.values():
-        assert kind.dtype == dtype
+    others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
+    assert others == {"alpha of 0": "refused", "row of zeros": "not offered"}
+    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d", "nf4"}
+    for name, kind in report.kinds.items():
+        assert kind.dtype == ("float32" if (name, dtype) == ("nf4", "float64") else dtype)
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
-        assert offered == set(kind.claims) - {"adam"}
-    assert str(report).startswith(f"minilora: passed, in {dtype}\n")
+        assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros"}
+    assert str(report).startswith(f"minilora: passed, in {dtype}; 5 of 5 functions offered\n")
 
 
 def test_doras_norm_may_pass_the_gradient_if_declared():
@@ -53,7 +55,7 @@ def test_what_is_missing_is_not_offered_and_not_failed():
     report = check(SimpleNamespace(forward=LINEAR["forward"]))
     assert report.passed
     assert {claim for claim, verdict in report.claims.items() if verdict == "ok"} == {
-        "forward", "scaling", "nothing is changed"
+        "forward", "scaling", "nothing is changed", "memory order", "more axes", "no rows"
     }  # fmt: skip
     assert {report.claims[c] for c in ("slope", "merge", "start", "adam", "frozen base")} == {"not offered"}
 
@@ -88,6 +90,8 @@ def planted(bug):
         return "linear", implementation(step=step_of(**bug.parts))
     if bug.breaks == "start":
         return kind, SimpleNamespace(**vars(OURS[kind]) | {"init": start_of(**bug.parts)})
+    if bug.breaks == "codes":
+        return kind, SimpleNamespace(**vars(OURS[kind]) | bug.parts)
     return kind, from_formulas(kind, bug.parts, shows=bug.shows)
 
 
@@ -158,7 +162,7 @@ def test_a_flag_stays():
 def test_a_bug_is_of_known_kinds_and_claims():
     for bug in BUGS:
         assert set(bug.kinds) <= ({"adam"} if bug.breaks == "adam" else set(SETS))
-        assert bug.breaks in CONTRACT
+        assert bug.breaks in contract(bug.kinds[0])
         assert str(bug) == bug.name + (f" (made in {bug.source})" if bug.source else "")
 
 
@@ -207,6 +211,24 @@ def test_another_scaling_is_told_where_it_is_another():
     assert text.startswith(
         "the update has another scaling, wherever there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        (lambda p: len(p["x"]) > 128, "for more than 128 rows"),
+        (lambda p: len(p["weight"]) > 128, "for more than 128 outputs"),
+        (lambda p: len(p["lora_A"]) > 32, "at ranks above 32"),
+        (lambda p: len(p["lora_A"]) % 32 == 0, "at a rank that is a multiple of 32"),
+    ],
+)
+def test_what_is_wrong_beyond_a_tile_alone_is_told(wrong, where):
+    def forward(x, weight, bias, A, B, alpha):
+        y = LINEAR["forward"](x, weight, bias, A, B, alpha)
+        return 1.01 * y if wrong({"x": x, "weight": weight, "lora_A": A}) else y
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert text.startswith(f"the output, {where}, is off by ")
 
 
 @pytest.mark.parametrize(("axis", "block"), [("rows", 64), ("in", 128), ("out", 64), ("rank", 16)])
@@ -380,7 +402,6 @@ def test_what_is_not_finite_is_null_in_json():
     assert report.habits["same bits twice"] == "ok"
     assert report.as_dict()["errors"]["merged"] is None
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["passed"] is False
-    assert list(report.as_dict()) == ["name", "dtype", "passed", "diagnoses", "claims", "habits", "errors", "kinds"]
     assert report.as_dict()["habits"] == report.habits
 
 
@@ -683,8 +704,8 @@ WRONG_WHERE = {
     "where in is below out": lambda W, b, A, B, alpha: W.shape[1] < W.shape[0],
     "where in is above out": lambda W, b, A, B, alpha: W.shape[1] > W.shape[0],
     "where the rank is above a width": lambda W, b, A, B, alpha: len(A) > A.shape[1] or len(A) > len(B),
-    "in wide layers": lambda W, b, A, B, alpha: W.size > 1000,
-    "in layers that are not wide": lambda W, b, A, B, alpha: W.size < 100,
+    "in wide layers": lambda W, b, A, B, alpha: W.shape[1] > 100,
+    "in layers that are not wide": lambda W, b, A, B, alpha: W.shape[1] <= 100,
     "wherever there is a bias": lambda W, b, A, B, alpha: b is not None,
     "wherever there is no bias": lambda W, b, A, B, alpha: b is None,
     "at rank 1": lambda W, b, A, B, alpha: len(A) == 1,
@@ -735,7 +756,7 @@ def test_what_the_wrong_convolutions_have_in_common_is_told(words):
 
 
 def test_an_error_is_the_largest_beside_the_largest_entry():
-    """The most rows are 67, so the largest error is 0.67 of the largest entry there."""
+    """It grows with the rows, and the problem that has most is not the last."""
 
     def forward(x, *layer):
         y = LINEAR["forward"](x, *layer)
@@ -743,7 +764,7 @@ def test_an_error_is_the_largest_beside_the_largest_entry():
         return y
 
     errors = check(implementation(forward=forward)).errors
-    assert errors["y"] == pytest.approx(0.67, rel=1e-9)
+    assert errors["y"] == pytest.approx(0.01 * max(problem.n for problem in SETS["linear"].problems), rel=1e-9)
     assert errors["merged"] < 1e-14
 
 
@@ -796,7 +817,7 @@ def test_a_function_that_ends_the_process_raises(function):
     report = check(implementation(**{function: ends}))
     (text,) = report.diagnoses
     assert text.startswith(f"{function} raises SystemExit: 0")
-    wrong = {claim for claim, verdict in report.claims.items() if verdict not in ("ok", "not offered")}
+    wrong = {claim for claim, verdict in report.claims.items() if verdict not in NOT_FAILED}
     assert wrong == {{"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}[function]}
 
 
@@ -862,21 +883,28 @@ class wrong:
 @pytest.mark.parametrize(
     ("target", "code", "said"),
     [
-        ("my_lora", 0, "my_lora: passed, in float64"),
+        ("my_lora", 0, "my_lora: passed, in float64; 1 of 5 functions offered"),
         ("my_lora:wrong", 1, "alpha is not divided by the rank"),
-        ("my_lora:nothing", 2, "could not be checked"),
-        ("no_such_module", 2, "could not be checked: No module named 'no_such_module'"),
+        pytest.param("my_lora.py:wrong", 1, "alpha is not divided by the rank", marks=pytest.mark.long),
+        pytest.param("./my_lora.py", 0, "./my_lora.py: passed", marks=pytest.mark.long),
+        pytest.param("my_lora:nothing", 2, "my_lora:nothing could not be checked: ", marks=pytest.mark.long),
+        pytest.param("no_such", 2, "no_such could not be checked: No module named 'no_such'", marks=pytest.mark.long),
     ],
 )
-def test_the_command_line_checks_a_module(tmp_path, target, code, said):
+def test_the_command_line_checks_a_module(tmp_path, monkeypatch, capfd, target, code, said):
     (tmp_path / "my_lora.py").write_text(MODULE, encoding="utf-8")
-    command = [sys.executable, "-m", "minilora.conformance", target, "--json", "found.json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert said in done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["conformance", target, "--json", "found.json"]) == code
+    out, err = capfd.readouterr()
+    assert (out if code < 2 else err).startswith(said)
     assert (tmp_path / "found.json").exists() is (code < 2)
     if code < 2:
-        assert json.loads((tmp_path / "found.json").read_text())["passed"] is (code == 0)
+        assert not err
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert (found["passed"], found["status"]) == (code == 0, code)
+        assert set(found["versions"]) == {"minilora", "numpy", "python"}
+        assert [case["id"] for case in found["cases"] if case["failed"]] == found["failing"] == found["unexpected"]
+        assert found["functions"] == {"forward": True, "backward": False, "merge": False, "init": False, "step": False}
 
 
 @pytest.mark.parametrize(
@@ -889,31 +917,35 @@ def test_the_command_line_checks_a_module(tmp_path, target, code, said):
         ),
         ("exits_now", "raise SystemExit(0)", "importing it raises SystemExit: 0 (exits_now.py, line 1)"),
         ("no_python", "def forward(:", "importing it raises SyntaxError: invalid syntax (no_python.py, line 1)"),
-        ("no_python.py", "", "expected the name of a module, such as my_module for my_module.py"),
+        ("no_python.py", "def forward(:", "importing it raises SyntaxError: invalid syntax (no_python.py, line 1)"),
+        ("other/no_python.py", "", "there is no file 'other/no_python.py'"),
         ("./no_python", "", "expected the name of a module"),
         (":forward", "", "expected the name of a module"),
         ("needs_more", "import no_such_package", "No module named 'no_such_package'"),
-        ("two_lines", "raise ImportError('one\\n  two')", "one two\n"),
     ],
 )
-def test_the_command_says_in_a_line_why_it_fails(tmp_path, monkeypatch, capsys, target, content, said):
-    (tmp_path / f"{target.partition('.')[0].strip(':') or 'other'}.py").write_text(content + "\n", encoding="utf-8")
+def test_what_cannot_be_imported_is_said(tmp_path, monkeypatch, target, content, said):
+    file = tmp_path / f"{target.removeprefix('./').removesuffix('.py').strip(':')}.py"
+    if content:
+        file.write_text(content + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises((CannotRun, ImportError)) as refused:
+        imported(target)
+    assert str(refused.value).startswith(said)
+
+
+def test_a_file_is_imported_whatever_has_its_name(tmp_path, monkeypatch):
+    """And the modules that lie beside it are found."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "string.py").write_text("from beside import forward\n", encoding="utf-8")
+    (folder / "beside.py").write_text("forward = 'found'\n", encoding="utf-8")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert conformance_command.main([target]) == 2
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.startswith(f"{target} could not be checked: {said}")
-    assert err.count("\n") == 1
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    assert imported(f"{folder}/string.py:forward") == "found"
 
 
-def test_the_working_folder_comes_first(tmp_path, monkeypatch):
-    """Also where the command is called from elsewhere than ``python -m``, which puts it there."""
-    for name, code in (("installed", "x = 1"), ("mine", MODULE)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "twice_there.py").write_text(code, encoding="utf-8")
-    monkeypatch.chdir(tmp_path / "mine")
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "installed"), *sys.path])
-    monkeypatch.delitem(sys.modules, "twice_there", raising=False)
-    assert conformance_command.main(["twice_there"]) == 0
-    sys.modules.pop("twice_there")
+def test_the_command_knows_every_precision():
+    assert set(command.DTYPES) == set(UNIT)
+    assert command.TIMEOUT == apart.TIMEOUT == 20

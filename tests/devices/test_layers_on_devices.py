@@ -8,6 +8,7 @@ from minilora import (
     Linear,
     Llama,
     LlamaConfig,
+    QuantizedLinear,
     Sequential,
     adapt,
     adapters,
@@ -15,6 +16,7 @@ from minilora import (
     best_of_rank,
     cross_entropy,
     merge,
+    quantize,
     weighted_sum,
 )
 from minilora.layer import rebuild
@@ -153,4 +155,32 @@ def test_a_language_models_step_neither_waits_nor_copies(standin):
         z, cache = model.forward(ids)
         _, dz = cross_entropy(z, ids, out=z)
         model.backward(dz, cache)
+    assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
+
+
+# --- four bits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7, 40), (3, 5)])
+def test_a_weight_is_quantised_everywhere_as_on_numpy(place, shape):
+    linear = Linear(np.random.default_rng(6).standard_normal(shape).astype("float32"))
+    for double_quant, names in ((False, ("packed", "absmax", "weight")), (True, ("packed", "nested_absmax"))):
+        here, there = (
+            QuantizedLinear.from_linear(layer, block_size=32, double_quant=double_quant)
+            for layer in (rebuild(linear, array=place.put), linear)
+        )
+        for name in names:
+            place.assert_same(getattr(here, name), getattr(there, name))
+    assert here.mean == pytest.approx(there.mean)  # a sum in another order: a scale may have the neighbour's code
+
+
+def test_a_step_over_four_bits_neither_waits_nor_copies(standin):
+    """Once the code books are there, which go to the device at the first step."""
+    there = quantize(Sequential(fc=Linear(np.random.default_rng(6).standard_normal((7, 40)).astype("float32"))))
+    model = adapt(rebuild(there, array=standin.asarray), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0))
+    x = standin.asarray(np.ones((3, 40), "float32"))
+    for _ in range(2):
+        traffic.reset()
+        y, cache = model.forward(x)
+        model.backward(y, cache)
     assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)

@@ -7,11 +7,27 @@ import pytest
 
 from minilora.files.errors import FileRefused
 from minilora.files.llamafolder import parse_config
-from minilora.files.llamasettings import FOLDER, FOLDER_TOKENIZER, GGUF, GGUF_TOKENIZER, ROPE, check_settings, rows
+from minilora.files.llamasettings import (
+    FOLDER,
+    FOLDER_TOKENIZER,
+    GGUF,
+    GGUF_TOKENIZER,
+    QUANTIZATION,
+    ROPE,
+    check_settings,
+    rows,
+)
 
 from ..support.language import tiny_llama, write_folder
 
-TABLES = {"folder": FOLDER, "tokenizer": FOLDER_TOKENIZER, "rope": ROPE, "gguf": GGUF, "its tokenizer": GGUF_TOKENIZER}
+TABLES = {
+    "folder": FOLDER,
+    "its quantisation": QUANTIZATION,
+    "tokenizer": FOLDER_TOKENIZER,
+    "rope": ROPE,
+    "gguf": GGUF,
+    "its tokenizer": GGUF_TOKENIZER,
+}
 OTHER = {"something": "else"}
 """A value that no setting supports."""
 

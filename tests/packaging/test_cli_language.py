@@ -12,9 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora import Llama, LoRA, adapt, adapters, attach, cross_entropy, evaluate, load_adapter, save_adapter, train
+from minilora import (
+    Llama,
+    LoRA,
+    adapt,
+    adapters,
+    attach,
+    cross_entropy,
+    evaluate,
+    load_adapter,
+    quantize,
+    save_adapter,
+    train,
+)
 from minilora.commands.finetune import LOG_EVERY
-from minilora.layer import cache_bytes
+from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
 
@@ -78,6 +90,45 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     size = cache_bytes(adapted.forward(X[:2])[1])
     assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 2 windows" in out
     assert "adapter written to a" in out
+
+
+def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
+    base = quantize(Llama.load("model"))
+    assert finetune("--quantize", "nf4") == 0
+    out = capsys.readouterr().out
+    size, kept = parameter_count(Llama.load("model")), parameter_bytes(base)
+    assert f"model    model: {size:,} parameters in float32" in out
+    assert f"weights  {kept / 1e6:.1f} MB with quantised linear layers, {4 * size / 1e6:.1f} MB without" in out
+    held_out = windows([LETTERS.index(c) for c in TEXT], 8)[2:]
+    assert losses(out)[0] == pytest.approx(evaluate(base, *held_out, cross_entropy), abs=6e-4)
+    adapted = attach(base, load_adapter("a"))
+    assert losses(out)[30] == pytest.approx(evaluate(adapted, *held_out, cross_entropy), abs=6e-4)
+    assert (
+        run("generate", "the cat", "--model", "model", "--adapter", "a", "--quantize", "nf4", "--temperature", "0") == 0
+    )
+    said = capsys.readouterr().out
+    prompt = [LETTERS.index(c) for c in "the cat"]
+    expected = [*generate(adapted, prompt, 100, end=[LETTERS.index(".")])]
+    assert said == "the cat" + "".join(LETTERS[i] for i in expected) + "\n"
+
+
+def test_a_checkpoint_over_four_bits_goes_on_over_those_alone(folder, capsys):
+    four = ["--quantize", "nf4", "--checkpoint", "c"]
+    assert finetune(*four, "--steps", "4") == 0
+    assert finetune("--checkpoint", "c") == 2
+    assert "is a checkpoint of another configuration" in capsys.readouterr().err
+    assert finetune(*four) == 0
+    stopped = load_adapter("a")
+    assert finetune("--quantize", "nf4") == 0
+    for path, adapter in load_adapter("a").items():
+        np.testing.assert_array_equal(stopped[path].delta(), adapter.delta())
+
+
+def test_blocks_of_a_file_are_kept_where_there_are_any(folder, capsys):
+    for command in (["finetune", "text", "--save", "a", *SMALL], ["generate", "the"]):
+        assert run(*command, "--model", "model", "--quantize", "file") == 2
+        assert "keeps the blocks of a .gguf file, and the model is model" in capsys.readouterr().err
+    assert not (folder / "a").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,18 @@ from minilora.cli import _parser
 
 MORE = (
     "article",
+    "conformance.report",
     "conformance.suite",
+    "conformance.xfails",
     "fast.accumulation",
     "fast.residual",
     "files.checkpoint",
+    "files.ggufblocks",
     "files.inspection",
+    "files.llamasave",
     "files.tokenizer",
     "layer",
+    "layers.nf4",
     "models.generate",
     "models.memory",
     "text",
@@ -43,10 +48,12 @@ PYTHON = {
     "Linear": "bias=None",
     "Linear.init": "bias=True, dtype='float32', backend=None",
     "Llama.extend": "past=None",
-    "Llama.load": "dtype='float32', backend=None",
-    "LlamaConfig": "tie_word_embeddings=False, attention_bias=False, mlp_bias=False",
+    "Llama.load": "dtype='float32', backend=None, keep_blocks=False",
+    "LlamaConfig": "tie_word_embeddings=False, attention_bias=False, mlp_bias=False, rope=None",
     "LoRA.init": "dtype='float32', backend=None",
     "MLP.init": "activation='relu', dtype='float32', backend=None",
+    "QuantizedLinear": "bias=None, block_size=64, nested_absmax=None, mean=0.0, dtype='float32'",
+    "QuantizedLinear.from_linear": "block_size=64, double_quant=True",
     "RMSNorm": "eps=1e-06",
     "Rotary.forward": "start=0",
     "TrainingDiverged": "epoch=0, step=0",
@@ -54,6 +61,7 @@ PYTHON = {
     "best_adapter": "alpha=1.0",
     "best_adapter_from_gram": "alpha=1.0",
     "cross_entropy": "out=None",
+    "dequantize_nf4": "block_size=64, dtype='float32'",
     "evaluate": "loss=mse",
     "gradcheck": (
         "cotangent=None, method='auto', step=None, tolerance=None, allow_zero=(), every_entry_below=1000, "
@@ -61,7 +69,11 @@ PYTHON = {
     ),
     "load_adapter": "dtype=None, backend=None",
     "loraplus": "ratio=16.0",
+    "loftq": "target_modules='all-linear', rounds=1, block_size=64, double_quant=True",
+    "merge": "requantize=False",
     "merge_adapter": "layouts=None, dry_run=False, progress=False",
+    "quantize": "target_modules='all-linear', block_size=64, double_quant=True",
+    "quantize_nf4": "block_size=64",
     "save_adapter": "fan_in_fan_out=False, base_model=None",
     "taylor_orders": "cotangent=None, halvings=12, seed=0",
     "train": (
@@ -72,11 +84,19 @@ PYTHON = {
         "rank=1, alpha=1.0, epochs=100, batch_size=128, lr=0.001, seed=0, dtype='float32', backend=None, "
         "n=10000, in_features=1001, out_features=1000, progress=False, checkpoint=None"
     ),
-    "conformance.suite.Report": "claims=dict(), habits=dict(), diagnoses=list(), errors=dict(), kinds=dict()",
+    "conformance.report.Report": (
+        "claims=dict(), habits=dict(), diagnoses=list(), errors=dict(), kinds=dict(), functions=dict(), cases=list()"
+    ),
+    "conformance.report.Report.text": "known=()",
+    "conformance.report.id_of": "number=None",
     "conformance.suite.check": "dtype=None, name=None",
+    "conformance.suite.outcomes_of": "owed=(), watch=None",
+    "conformance.xfails.Judged": "known=dict(), required=()",
+    "conformance.xfails.github_error": "title='minilora conformance'",
     "fast.accumulation.accumulate": "loss=None",
     "fast.residual.residual_form": "loss=mse",
     "files.checkpoint.Checkpoint": "settings=None",
+    "files.ggufblocks.BlockLinear": "bias=None, dtype='float32'",
     "layer.walk": "path=''",
     "layer.rebuild": "array=<lambda>, layer=<lambda>",
     "layer.parameter_count": "trained=False",
@@ -98,14 +118,15 @@ COMMANDS = {
     ),
     "finetune": (
         "--model=None --target-modules=all-linear --rank=8 --alpha=16.0 --steps=300 --batch-size=16 "
-        "--micro-batch=None --length=128 --lr=0.003 --seed=0 --dtype=float32 --backend=numpy "
+        "--micro-batch=None --length=128 --lr=0.003 --seed=0 --dtype=float32 --quantize=None --backend=numpy "
         "--checkpoint=None"
     ),
-    "generate": "--model=None --adapter=None --tokens=100 --temperature=0.7 --seed=0 --backend=numpy",
+    "generate": "--model=None --adapter=None --tokens=100 --temperature=0.7 --seed=0 --quantize=None --backend=numpy",
     "check": "--seed=0 --backend=numpy",
     "merge": "--layout=None --dry-run=False",
     "inspect": "--plot=None",
-    "vectors": "--compare=None",
+    "conformance": "--dtype=None --xfails=None --require=None --timeout=20.0 --json=None",
+    "vectors": "--compare=None --json=None",
 }
 
 
@@ -127,7 +148,7 @@ def defaults_of(call):
 
 def public_calls():
     """Yield every public function, class and method, by name."""
-    names = {name: getattr(minilora, name) for name in minilora.__all__}
+    names = {name: getattr(minilora, name) for name in minilora.__all__ if callable(getattr(minilora, name))}
     for module in MORE:
         for name, value in vars(import_module(f"minilora.{module}")).items():
             own = getattr(value, "__module__", None) == f"minilora.{module}" and value not in names.values()

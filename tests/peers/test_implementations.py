@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minilora.conformance import check
+from minilora.conformance.xfails import Judged, read
 
 pytestmark = pytest.mark.peers
 FOLDER = Path(__file__).parents[2] / "examples" / "conformance"
@@ -30,7 +31,7 @@ def test_a_right_implementation_passes(monkeypatch, name, needed, dtype):
     kinds, report.kinds = report.kinds, {}
     assert report.passed, str(report)
     assert report.claims["slope"] == "ok"
-    assert {kind for kind, one in kinds.items() if not one.passed} <= {"conv1d", "conv2d"}  # peft's, see below
+    assert {kind for kind, one in kinds.items() if not one.passed} <= {"conv1d", "conv2d", "dora"}  # peft's, see below
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -43,9 +44,25 @@ def test_pefts_convolution_fails_with_dilation_alone(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_is_known_of_peft_is_all_that_fails(monkeypatch):
+    report = check(load("peft_lora", monkeypatch, "peft"))
+    judged = Judged(report, read(FOLDER / "peft-xfails.txt"), ["forward", "slope", "merge", "start"])
+    assert judged.status == 0, str(judged)
+    assert judged.failing
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_pefts_rslora_passes_as_a_kind(monkeypatch):
     report = check(load("peft_lora", monkeypatch, "peft"))
     assert report.kinds["rslora"].claims["slope"] == report.kinds["rslora"].claims["merge"] == "ok"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_four_bits_of_bitsandbytes_pass(monkeypatch):
+    report = check(load("bitsandbytes_nf4", monkeypatch, "bitsandbytes"))
+    assert report.passed, str(report)
+    found = report.kinds["nf4"].claims
+    assert {found[claim] for claim in ("codes", "decoded", "forward", "slope")} == {"ok"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import costs
 import hands
 
-from minilora import LoRA, mse, train
+from minilora import NF4, LoRA, dequantize_nf4, mse, quantize_nf4, train
 
 
 def data_of(picture):
@@ -48,6 +48,19 @@ def test_a_followed_training_is_that_of_train():
     assert np.allclose(found[1:, -1], moved, rtol=1e-6)
     assert found[0, 0] == pytest.approx(float(mse(0 * R, R)[0]))
     assert found[1, 1] == 0 < found[2, 1]  # after one step B alone has moved
+
+
+def test_the_levels_are_nf4_and_lose_what_is_said():
+    picture = hands.levels_under_the_bell().data
+    data = data_of(picture)
+    assert data["values"]["bits"] == ["2", "3", "4", "5", "6"]
+    assert np.allclose(data["books"][2], NF4, atol=1e-4)
+    assert [len(book) for book in data["books"]] == [4, 8, 16, 32, 64]
+    assert all(sum(shares) == pytest.approx(1, abs=0.01) for shares in data["shares"])
+    weights = np.random.default_rng(1).standard_normal((512, 64)).astype("float32")
+    found = dequantize_nf4(*quantize_nf4(weights), weights.shape)
+    error = np.linalg.norm(found - weights) / np.linalg.norm(weights)
+    assert float(re.search(r"error is ([\d.]+)%", data["says"][2])[1]) == pytest.approx(100 * error, abs=0.2)
 
 
 def test_the_sentences_and_the_table_say_one_thing():

@@ -15,6 +15,7 @@ import numpy as np
 
 from minilora import (
     MLP,
+    NF4,
     Adapter,
     Conv1d,
     Conv2d,
@@ -24,6 +25,7 @@ from minilora import (
     Linear,
     LoRA,
     LoRALinear,
+    QuantizedLinear,
     Tanh,
     attach,
 )
@@ -38,6 +40,7 @@ from minilora.conformance.claims import (
 )
 from minilora.conformance.problems import Problem
 from minilora.layers.activation import ACTIVATIONS
+from minilora.layers.nf4 import scale_book
 from minilora.variants.rewritten import Rewritten
 
 from .language_cases import LANGUAGE_CASES
@@ -86,6 +89,44 @@ def lora_linear_case(cls: type = LoRALinear) -> Case:
         return linear_by_loops(problem.full, x) + lora_by_loops(p, x, problem.alpha)
 
     return Case("LoRALinear", lambda c: c.factors, build, loops, claims=LAYER_CLAIMS)
+
+
+def weight_by_loops(layer: QuantizedLinear) -> np.ndarray:
+    """Return the weight of a layer in NF4, one number after another, from its bytes."""
+    scales = [float(a) for a in layer.absmax]
+    if layer.nested_absmax is not None:
+        book, scales = scale_book(), []
+        for b, t in enumerate(layer.absmax):
+            scales.append(np.float32(np.float32(layer.nested_absmax[b // 256] * book[t]) + np.float32(layer.mean)))
+    codes = [half for byte in layer.packed.tolist() for half in divmod(byte, 16)]
+    W = np.zeros(math.prod(layer.shape), np.float32)
+    for j in range(len(W)):
+        W[j] = np.float32(scales[j // layer.block_size]) * NF4[codes[j]]
+    return W.reshape(layer.shape)
+
+
+def quantized_case(*, adapted: bool, double_quant: bool, cls: type = QuantizedLinear) -> Case:
+    """A frozen layer in NF4, alone or with LoRA: it is the layer of the weight that its bytes stand for."""
+
+    def base(problem: Problem, dtype: np.dtype) -> QuantizedLinear:
+        full = problem.full
+        layer = QuantizedLinear.from_linear(Linear(full["weight"]), block_size=32, double_quant=double_quant)
+        names = ("packed", "absmax", "shape", "block_size", "nested_absmax", "mean")
+        parts = {name: vars(layer)[name] for name in names}
+        return cls(**parts, bias=full["bias"].astype(dtype) if problem.bias else None, dtype=dtype)
+
+    def build(problem: Problem, p: Arrays) -> Layer:
+        layer = base(problem, p["x"].real.dtype)
+        return LoRALinear(layer, LoRA(p["lora_A"], p["lora_B"], problem.alpha)) if adapted else layer
+
+    def loops(problem: Problem, p: Arrays, x: np.ndarray) -> np.ndarray:
+        weight = weight_by_loops(base(problem, np.dtype("float64"))).astype("float64")
+        y = linear_by_loops(problem.full | {"weight": weight}, x)
+        return y + lora_by_loops(p, x, problem.alpha) if adapted else y
+
+    claims = (*CLAIMS, *ROW_CLAIMS, a_step_of_one_measures_the_slope_exactly)
+    name = f"QuantizedLinear, scales of {8 if double_quant else 32} bits{', LoRA' if adapted else ''}"
+    return Case(name, lambda c: c.factors if adapted else {}, build, loops, claims=claims)
 
 
 def away_from_zero(problem: Problem) -> np.ndarray:
@@ -152,6 +193,11 @@ def adapted_mlp_case(*targets: str) -> Case:
 
 PRODUCTS = (linear_case(), lora_case(), lora_linear_case())
 """The layers of one product, which every test of training and devices takes."""
+QUANTIZED_CASES = (
+    quantized_case(adapted=False, double_quant=False),
+    quantized_case(adapted=False, double_quant=True),
+    quantized_case(adapted=True, double_quant=True),
+)
 ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in ACTIVATIONS.items())
 MODEL_CASES = (mlp_case(), adapted_mlp_case("fc1"), adapted_mlp_case("fc2"), adapted_mlp_case("fc1", "fc2"))
 
@@ -372,6 +418,7 @@ DORA_CASES = tuple(
 
 CASES = (
     *PRODUCTS,
+    *QUANTIZED_CASES,
     *ACTIVATION_CASES,
     *MODEL_CASES,
     flatten_case(),

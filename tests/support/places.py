@@ -46,7 +46,7 @@ class Place:
         if self.exact and (self.exact_adam or not adam):
             np.testing.assert_array_equal(host, expected)
         else:
-            tolerance = {"float32": 5e-5, "float64": 1e-9 if adam else 1e-12}[host.dtype.name]
+            tolerance = {"uint8": 0, "float32": 5e-5, "float64": 1e-9 if adam else 1e-12}[host.dtype.name]
             bound = tolerance * max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(host, expected, rtol=0, atol=bound)
 

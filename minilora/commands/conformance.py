@@ -1,0 +1,117 @@
+"""``minilora conformance``: hold an implementation of LoRA against the formulas, in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from typing import Any
+
+from ..files.errors import printable
+from . import streams
+from .options import path
+
+DESCRIPTION = """\
+Hold an implementation of LoRA against the formulas, and name what is wrong with it. It runs in a process of its own.
+Exit code 1 if a claim is broken, and 2 if nothing could be checked.
+"""
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+TIMEOUT = 20.0
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    help = "hold somebody's implementation of LoRA against the formulas, and name what is wrong with it"
+    add_arguments(commands.add_parser("conformance", help=help, description=DESCRIPTION))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes; ``python -m minilora.conformance`` takes the same."""
+    parser.add_argument(
+        "implementation",
+        metavar="MODULE[:OBJECT]",
+        help="what has forward, and perhaps backward; a path to a .py file does as well",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in; by default the implementation's")
+    parser.add_argument(
+        "--xfails", type=path, metavar="FILE", help="known failures, a line each: an id and a reason; strict both ways"
+    )
+    parser.add_argument(
+        "--require", metavar="CLAIMS", help="claims that must be offered, such as forward,slope,merge: else exit code 1"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help=f"how long its import and the check may take together; by default {TIMEOUT:g}",
+    )
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the report there, with all ids and versions")
+    parser.set_defaults(command=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return seconds
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check an implementation, and print the report. Returns 1 where a claim is broken, 2 where nothing was checked."""
+    from ..conformance import xfails
+    from ..conformance.apart import check_apart
+    from ..conformance.report import save_json
+
+    name = options.implementation
+    try:
+        known = xfails.read(options.xfails) if options.xfails else {}
+        required = _required(options.require)
+        report = check_apart(name, dtype=options.dtype, timeout=options.timeout)
+        judged = xfails.Judged(report, known, required)
+        if options.json:
+            save_json(options.json, **report.as_dict(), **judged.as_dict())
+    except (ValueError, OSError) as error:
+        return _cannot(name, "could not be checked", str(error))
+    lines = [str(judged), *(xfails.github_error(text) for text in judged.annotations() if on_github())]
+    try:
+        if sys.stdout is None:  # as after >&- in a shell
+            raise OSError("there is no standard output")
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # a reader that has seen enough, as head has
+        streams.discard(sys.stdout)
+    except (OSError, ValueError) as error:  # a full disk, or letters that it has no bytes for
+        streams.discard(sys.stdout)
+        return _cannot(name, "was checked, and the report could not be written", str(error))
+    return judged.status
+
+
+def _required(text: str | None) -> list[str]:
+    """Return the claims that ``--require`` names, with spaces or hyphens."""
+    from ..conformance.suite import contract
+
+    claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
+    there = contract("nf4")  # which has every claim
+    if unknown := [claim for claim in claims if claim not in there]:
+        raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(there)}")
+    return claims
+
+
+def on_github() -> bool:
+    """Return whether this runs in a workflow of GitHub Actions, which shows lines that begin with ``::error``."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def _cannot(name: str, what: str, why: str) -> int:
+    """Say in one line what could not be done, and return the exit code."""
+    from ..conformance.xfails import github_error
+
+    text = printable(f"{name} {what}: {' '.join(why.split())}")
+    streams.print_error(text)
+    if on_github():
+        streams.print_error(github_error(text))
+    return 2

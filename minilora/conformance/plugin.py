@@ -1,0 +1,110 @@
+"""A pytest plugin: an implementation held against the formulas, in any project's own tests.
+
+    python -m pytest -p minilora.conformance.plugin --pyargs minilora.conformance.test_implementation
+                     --lora MODULE[:OBJECT] [--lora-xfails FILE]
+
+gives a test for each claim and problem. Its id, in brackets, is that of `minilora.conformance.report.Outcome`, and the
+first word of a line of FILE, which lists the failures that are known. The implementation runs in the tests' process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cached_property
+from typing import Any
+
+import pytest
+
+from ..files.errors import printable
+from . import xfails
+from .report import CannotRun, Outcome, Report
+from .suite import check, ids
+from .target import imported
+
+HELD = pytest.StashKey["Held"]()
+
+
+class Held:
+    """The implementation that the options name, and what is found of it: once for all tests."""
+
+    def __init__(self, target: str, known: dict[str, str]) -> None:
+        self.target, self.known = target, known
+        self.implementation = imported(target)
+        self.ids = ids(self.implementation)
+
+    @cached_property
+    def report(self) -> Report | str:
+        """What is found, or why nothing could be checked."""
+        try:
+            return check(self.implementation, name=self.target)
+        except CannotRun as error:
+            return str(error)
+
+    def outcome(self, id: str) -> Outcome:
+        """Return what is found for an id."""
+        assert isinstance(self.report, Report)
+        return next(case for case in self.report.every_case() if case.id == id)
+
+    def why(self, case: Outcome) -> str:
+        """Return what is wrong, and the diagnoses of the kind of layer that it is wrong in."""
+        assert isinstance(self.report, Report)
+        reports = (self.report, *self.report.kinds.values())
+        diagnoses = next(report.diagnoses for report in reports if case in report.cases)
+        problem = f" ({case.problem})" if case.problem else ""
+        return "\n".join(printable(line) for line in (f"{case.verdict}{problem}", *diagnoses))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("minilora")
+    group.addoption("--lora", metavar="MODULE[:OBJECT]", help="the LoRA to be checked; a path to a .py file does too")
+    group.addoption("--lora-xfails", metavar="FILE", help="known failures, a line each: an id and a reason")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the options: the modules and files that they name lie where pytest was started."""
+    target, file = config.getoption("--lora"), config.getoption("--lora-xfails")
+    if target is None:
+        if file is not None:
+            raise pytest.UsageError("--lora-xfails: expected --lora MODULE[:OBJECT] with it")
+        return
+    sys.path.insert(0, str(config.invocation_params.dir))
+    try:
+        known = {} if file is None else xfails.read(config.invocation_params.dir / file)
+        found = Held(target, known)
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        raise pytest.UsageError(f"--lora {target}: {error}") from None
+    if unknown := [id for id in known if id not in found.ids]:
+        raise pytest.UsageError(f"--lora-xfails {file}: {unknown[0]!r} is the id of no test of {target}")
+    config.stash[HELD] = found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each claim and problem."""
+    if metafunc.module.__name__ == f"{__package__}.test_implementation":
+        if HELD not in metafunc.config.stash:
+            raise pytest.Collector.CollectError("expected --lora MODULE[:OBJECT], the LoRA to be checked")
+        found = metafunc.config.stash[HELD].ids
+        metafunc.parametrize("lora_id", found, ids=found)
+
+
+@pytest.fixture(scope="session")
+def held(request: pytest.FixtureRequest) -> Held:
+    """Return the implementation, which has been checked."""
+    found = request.config.stash[HELD]
+    if isinstance(found.report, str):
+        pytest.fail(f"{found.target} could not be checked: {found.report}", pytrace=False)
+    return found
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Show the report, diagnoses first, and on GitHub what fails otherwise than is known."""
+    found = config.stash.get(HELD, None)
+    report = vars(found).get("report") if found else None  # where a test asked for it
+    if found and isinstance(report, Report):
+        terminalreporter.section("minilora.conformance")
+        terminalreporter.write_line(report.text(found.known))
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            for text in xfails.Judged(report, found.known).annotations():
+                terminalreporter.write_line(xfails.github_error(text))
