@@ -16,7 +16,7 @@ Then, by what you are here for:
 - a language model: `minilora.models.llama`, `minilora.text` (windows of token ids), `minilora.models.generate`
 - what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.quantization`
 - is a gradient right? `minilora.verify`, `minilora.conformance`, and `minilora.exercises` for a backward of your own
-- trained adapters as files: `minilora.files`
+- trained adapters as files: `minilora.files`; files with right answers, for other programs: `minilora.golden`
 - the same numbers with less work: `minilora.fast`
 
 `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures` (pictures) and

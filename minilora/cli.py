@@ -8,9 +8,21 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import article, check, conformance, finetune, generate, inspect, merge, streams, vectors
+from .commands import (
+    article,
+    check,
+    conformance,
+    export,
+    finetune,
+    generate,
+    golden,
+    inspect,
+    merge,
+    streams,
+    vectors,
+)
 
-COMMANDS = (article, finetune, generate, check, merge, inspect, conformance, vectors)
+COMMANDS = (article, finetune, generate, check, merge, inspect, export, conformance, vectors, golden)
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -28,9 +40,12 @@ start here:
   minilora article --save DIR        write the adapter to a folder, in PEFT's layout
   minilora inspect DIR               what is in such a folder
   minilora merge BASE DIR -o OUT     fold it into a checkpoint
+  minilora export DIR --model MODEL -o FILE.gguf
+                                     the same for llama.cpp
   minilora finetune TEXT --save DIR  an adapter of a small language model, trained on a text
   minilora generate PROMPT           what the model says next; with --adapter DIR, adapted
   minilora conformance MODULE        is a LoRA of your own right, and if not, what is wrong with it?
+  minilora golden DIR                the same of a program that reads adapters: files, with right answers
   minilora article --help            all the options of a command
 
 then read minilora/lora.py: the derivation and the code on one page.

@@ -13,9 +13,9 @@ the other leaves over, from B A = 0:
     Q = the quantised W - s B A                          (loftq.1)
     s B A = the best matrix of rank r near W - Q         (loftq.2)     from singular values, as (pissa.1)
 
-The first round alone makes |W - Q - s B A| smaller than |E|. Later rounds gain less, and may lose: (loftq.2) cannot make
-the sum worse, (loftq.1) can. So each layer keeps its best round. The base is another than that of
-`quantize`, so an adapter from here needs it: save both.
+The first round alone makes |W - Q - s B A| smaller than |E|. Later rounds gain less, and may lose: (loftq.2) cannot
+make the sum worse, (loftq.1) can. So each layer keeps its best round. The base is another than that of `quantize`, so
+an adapter from here needs it: save both.
 
 Source: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", arXiv 2310.08659,
 algorithm 1.

@@ -43,6 +43,20 @@ def merge(weight, *arrays, module):
     return layer.base_layer.weight.detach().numpy()
 
 
+class Merging:
+    """PEFT's layer as it is: merge() and unmerge() change its weight in place."""
+
+    def __init__(self, layer):
+        self.layer, self.merge, self.unmerge = layer, layer.merge, layer.unmerge
+
+    def forward(self, x):
+        return self.layer(torch.from_numpy(x)).detach().numpy()
+
+
+def merging(*arrays, module):
+    return Merging(module(*plain_torch.tensors(arrays))[0])
+
+
 def init(in_features, out_features, rank, rng, *more, table=False, **options):
     shape = (in_features, out_features) if table else (out_features, in_features)
     kernel = () if options or not more else more[0]
@@ -54,7 +68,12 @@ def init(in_features, out_features, rank, rng, *more, table=False, **options):
 def functions(**options):
     made = partial(module, **options)
     found = {name: partial(getattr(plain_torch, name), module=made) for name in ("forward", "backward")}
-    return {**found, "merge": partial(merge, module=made), "init": partial(init, **options)}
+    return {
+        **found,
+        "merge": partial(merge, module=made),
+        "merging": partial(merging, module=made),
+        "init": partial(init, **options),
+    }
 
 
 def forward_conv(x, *arrays, stride, padding, dilation, groups):

@@ -29,6 +29,8 @@ WRAPPERS = {
     "mlx_lora": "mlx-lm",
     "lora_pytorch_lora": "lora-pytorch",
 }
+WHERE = r" \(N=[^()]*(\([^()]*\)[^()]*)*\)(, in .*)?$"  # the problem that a diagnosis ends with, and the line
+OFFERED = ("forward", "slope", "merge", "merged and back", "start", "adam")
 CHECK = """
 import importlib, json, sys, warnings
 from importlib.metadata import version
@@ -72,13 +74,13 @@ def entry(distribution, version, declared, report):
 def row(report, declared):
     """Of one kind: what it offers, the digits to which that is right, and what is not as the formulas have it."""
     worst = max(math.inf if error is None else error for error in report["errors"].values())
-    offered = [claim for claim, verdict in report["claims"].items() if verdict != "not offered"]
+    offered = [claim for claim in OFFERED if report["claims"][claim] != "not offered"]
     return {
         "dtype": report["dtype"],
         "declared": declared,
-        "offers": [claim for claim in offered if claim not in ("scaling", "frozen base", "nothing is changed")],
+        "offers": offered,
         "digits": round(-math.log10(worst), 1) if 0 < worst < math.inf else None,
-        "deviations": [re.sub(r" \(N=[^()]*(\([^()]*\)[^()]*)*\)$", "", text) for text in report["diagnoses"]],
+        "deviations": [re.sub(WHERE, "", text) for text in report["diagnoses"]],
     }
 
 

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=TIMEOUT,
         metavar="SECONDS",
-        help=f"how long its import and the check may take together; by default {TIMEOUT:g}",
+        help=f"how long its import may take, and then the check; by default {TIMEOUT:g}",
     )
     parser.add_argument("--json", type=path, metavar="FILE", help="write the report there, with all ids and versions")
     parser.set_defaults(command=run)

@@ -1,8 +1,8 @@
 """Check an implementation in a process of its own: foreign code may end it, hang in it, or close its output.
 
-``python -m minilora.conformance.apart TARGET DTYPE TIMEOUT ANSWER TRACES`` is that process. It writes a report, or why
-there is none, into the file ANSWER. Where it ends or hangs before that, ``faulthandler`` says in the file TRACES which
-line ran last. What foreign code prints goes to the standard error, a line at a time and without control characters.
+`main` is what that process runs. It writes a report, or why there is none, into a file. Where it ends or hangs before
+that, ``faulthandler`` says in another file which line ran last. What foreign code prints goes to the standard error, a
+line at a time and without control characters.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,15 @@ from .target import imported
 
 TIMEOUT = 20.0
 GRACE = 1.0  # for the child to write down where it hangs
+BEGIN = """
+import sys
+folder = sys.argv.pop(1)
+sys.path.insert(0, folder)
+from minilora.conformance.apart import main
+sys.path.remove(folder)
+main(*sys.argv[1:])
+"""
+"""What the child runs: this package, whatever files lie in the working folder; these are found from then on."""
 
 
 def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEOUT) -> Report:
@@ -41,7 +51,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
     dtype : str, optional
         As `minilora.conformance.check` takes it.
     timeout : float, optional
-        How many seconds the import and the check may take together.
+        How many seconds the import may take, and then the check.
 
     Returns
     -------
@@ -54,10 +64,10 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
         If it cannot be imported or checked, takes longer, or ends the process.
     """
     with tempfile.TemporaryDirectory(prefix="minilora-") as folder:
-        answer, traces = Path(folder, "answer.json"), Path(folder, "traces.txt")
-        command = [sys.executable, "-m", "minilora.conformance.apart"]
-        command += [target, dtype or "", str(timeout), str(answer), str(traces)]
-        status = _run(command, timeout + GRACE)
+        answer, traces, begun = (Path(folder, name) for name in ("answer.json", "traces.txt", "imported"))
+        command = [sys.executable, "-P", "-c", BEGIN, str(Path(__file__).parents[2])]
+        command += [target, dtype or "", str(timeout), str(answer), str(traces), str(begun)]
+        status = _run(command, timeout + GRACE, begun)
         if answer.exists():
             told = json.loads(answer.read_text(encoding="utf-8"))
             if "report" in told:
@@ -70,16 +80,22 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
     raise CannotRun(f"it ends the process {how}{line}")
 
 
-def _run(command: list[str], timeout: float) -> int | None:
-    """Run a command and show what it prints. Return its exit code, or None where it took too long and was stopped."""
+def _run(command: list[str], timeout: float, begun: Path) -> int | None:
+    """Run a command and show what it prints. Return its exit code, or None where it took too long and was stopped.
+
+    The time counts anew from when the command writes the file `begun`.
+    """
     reads, writes = os.pipe()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writes, stderr=writes, start_new_session=True)
     os.close(writes)
     relay = Thread(target=_show, args=(os.fdopen(reads, "rb"),), daemon=True)
     relay.start()
     try:
-        return child.wait(timeout)
-    except subprocess.TimeoutExpired:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout)
+        if begun.exists():
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(max(0.0, begun.stat().st_mtime + timeout - time.time()))
         return None
     finally:
         with suppress(OSError):  # what it started ends with it
@@ -92,7 +108,8 @@ def _show(output: IO[bytes]) -> None:
     """Write what a process prints to the standard error, each line without control characters."""
     with output, suppress(OSError, ValueError):
         while line := output.readline(4096):
-            print(printable(line.decode("utf-8", "replace").rstrip("\r\n")), file=sys.stderr, flush=True)
+            if sys.stderr is not None:
+                print(printable(line.decode("utf-8", "replace").rstrip("\r\n")), file=sys.stderr, flush=True)
 
 
 def _signal(number: int) -> str:
@@ -118,8 +135,11 @@ def _tell(answer: str, **told: Any) -> None:
     os.replace(answer + ".part", answer)
 
 
-def main(target: str, dtype: str, timeout: str, answer: str, traces: str) -> NoReturn:
-    """Check, write the answer, and end the process, whatever foreign code has left running in it."""
+def main(target: str, dtype: str, timeout: str, answer: str, traces: str, begun: str) -> NoReturn:
+    """Check, write the file `answer`, and end the process, whatever foreign code has left running in it.
+
+    The file `traces` gets what ``faulthandler`` writes. The file `begun` is there from when the target is imported.
+    """
     leave, checking = os._exit, os.getpid()
 
     def tell_and_leave(status: int) -> NoReturn:
@@ -135,7 +155,10 @@ def main(target: str, dtype: str, timeout: str, answer: str, traces: str) -> NoR
         os._exit = tell_and_leave
         sys.path.insert(0, os.getcwd())
         try:
-            report = check(imported(target), dtype=dtype or None, name=target)
+            implementation = imported(target)
+            Path(begun).touch()
+            faulthandler.dump_traceback_later(float(timeout), file=file)
+            report = check(implementation, dtype=dtype or None, name=target)
             _check_output()
             told: dict[str, Any] = {"report": report.as_dict()}
         except (ImportError, AttributeError, CannotRun, OSError) as error:
@@ -156,7 +179,3 @@ def _check_output() -> None:
         os.fstat(1)
     except (OSError, ValueError, AttributeError):
         raise CannotRun("it closes the standard output") from None
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

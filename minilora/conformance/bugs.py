@@ -29,6 +29,7 @@ PLAIN = tuple(kind for kind in EVERY if kind != "rslora")  # of the scaling alph
 ROWS = ("linear", "rslora", *DORA)
 CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
+DROPPED = ("dropout",)
 ADAM = ("adam",)
 OF_NUMBERS = ("forward", "scaling", "slope", "merge")
 """The claims that compare a layer's numbers with those of `Formulas`."""
@@ -61,6 +62,9 @@ class Bug:
 def bugs_of(kind: str, breaks: Sequence[str] = OF_NUMBERS) -> list[Bug]:
     """Return the known bugs of a kind that break one of some claims, in the order of the table."""
     return [bug for bug in BUGS if kind in bug.kinds and bug.breaks in breaks]
+
+
+WITHOUT_MASK: Parts = {name: lambda x, mask: x for name in ("dropped", "dropped_in_dA", "dropped_in_dx")}
 
 
 # --- parts that take more than a line -------------------------------------------------------------
@@ -614,6 +618,36 @@ BUGS: Sequence[Bug] = (
         "forward",
         kinds=CONVOLUTIONS,
         shows=("y", "x"),
+    ),
+    # dropout
+    Bug("dropout-is-not-applied", "the mask is not applied", WITHOUT_MASK, "forward", kinds=DROPPED),
+    Bug(
+        "dropout-is-applied-to-the-base-too",
+        "the mask is applied to the base too, and should be in the adapter's path alone",
+        {"dropped_in_base": lambda x, mask: x * mask},
+        "forward",
+        kinds=DROPPED,
+    ),
+    Bug(
+        "what-dropout-keeps-is-not-scaled",
+        "what the mask keeps is not scaled by 1 / (1 - p)",
+        {name: lambda x, mask: x * (mask != 0) for name in WITHOUT_MASK},
+        "forward",
+        kinds=DROPPED,
+    ),
+    Bug(
+        "dx-lacks-the-mask",
+        "dx lacks the mask: the adapter's path passes a gradient to what was dropped",
+        {"dropped_in_dx": lambda dx, mask: dx},
+        "slope",
+        kinds=DROPPED,
+    ),
+    Bug(
+        "lora-a-gradient-lacks-the-mask",
+        "lora_A's gradient lacks the mask: it is by x, and should be by what was kept of it",
+        {"dropped_in_dA": lambda x, mask: x},
+        "slope",
+        kinds=DROPPED,
     ),
     # how the factors are read
     Bug(

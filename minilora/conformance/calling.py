@@ -50,6 +50,7 @@ class Watch:
         self.lines: dict[str, str] = {}  # and in which file and line, where that is known
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
         self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
+        self.fan_in_fan_out = getattr(implementation, "fan_in_fan_out", None)  # None: as the factors lie
 
     def offers(self, function: str) -> bool:
         """Return whether the implementation has a function."""
@@ -69,8 +70,9 @@ class Watch:
 
     def turn(self, name: str, array: Any) -> Any:
         """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
-        turned = ("lora_A", "lora_B") if self.kind == "embedding" else ("weight", "lora_A", "lora_B", "merged")
-        if self.transposed and name in turned and np.ndim(array) == 2:
+        of_base = name in ("weight", "merged") and self.kind != "embedding"
+        turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
+        if turned and (of_base or name in ("lora_A", "lora_B")) and np.ndim(array) == 2:
             return np.ascontiguousarray(np.asarray(array).T)
         return array
 
@@ -85,6 +87,13 @@ class Watch:
         if not self.changed and (name := _changed(lent, copies)):
             self.changed = f"{function} changes {name}, which belongs to the caller"
         return result
+
+    def built(self, trial: Trial) -> Any:
+        """Return what ``merging`` makes of a problem. It keeps the arrays, and may write to them."""
+        given = [
+            self.turn(name, a.copy()) if isinstance(a, np.ndarray) else a for name, a in layer_arrays(trial).items()
+        ]
+        return self.functions.merging(*given, **self.options("merging", trial.problem))
 
     def look_back(self) -> str:
         """Return what was changed of all that was handed over, also by a later call; empty where nothing was."""
@@ -116,13 +125,14 @@ class Watch:
     def _answer(self, function: str, result: Any) -> Any:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""
         if function != "backward":
-            return self._array(result, "merged" if function == "merge" else "y")
+            return self.array(result, "merged" if function == "merge" else "y")
         if not isinstance(result, Mapping):
             raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
         self.returned = [str(name) for name in result]
-        return {name: self._array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
+        return {name: self.array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
 
-    def _array(self, value: Any, name: str) -> np.ndarray:
+    def array(self, value: Any, name: str) -> np.ndarray:
+        """Return a copy of an array that a function returned, as arrays are here."""
         if value is None or isinstance(value, (tuple, Mapping, str)):
             raise Wrong(f"returns {described(value)}, expected one array")
         try:
@@ -192,7 +202,7 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     """Return the arguments that stand for the layer, in order."""
     p = trial.arrays
     layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
-    return layer | ({"magnitude": p["magnitude"]} if "magnitude" in p else {})
+    return layer | {name: p[name] for name in ("magnitude", "mask") if name in p}
 
 
 def forward(watch: Watch, trial: Trial) -> Any:
@@ -211,7 +221,7 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
         **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
     }
     if "merged" in trial.right:
-        found["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k != "bias"}, problem)
+        found["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in ("bias", "mask")}, problem)
     return {name: found[name] for name in trial.right if found.get(name) is not None}
 
 

@@ -63,6 +63,7 @@ def diagnose(
     left = set(wrong)
     bugs = [bug for bug in (*bugs_of(kind), *more) if any(bug.by(trial.problem) for trial in trials)]
     while left:
+        trials, found = _wrong_first(trials, found, left)
         before = chosen[0].bugs if chosen else ()
         candidates = [_explained((bug,), (), trials, found, left) for bug in bugs]
         if before:
@@ -77,6 +78,21 @@ def diagnose(
         chosen.append(best[1])
         left -= set(best[1].explains)
     return chosen
+
+
+def _wrong_first(
+    trials: Sequence[Trial], found: Sequence[Arrays], left: set[str]
+) -> tuple[Sequence[Trial], Sequence[Arrays]]:
+    """Put a small problem first where all that is left is wrong: a bug that does not explain it shows at once there."""
+
+    def wrong(trial: Trial, answers: Arrays) -> bool:
+        small = trial.problem.in_features * trial.problem.out_features <= SMALL
+        return small and all(name in answers and not trial.agrees(name, answers[name]) for name in left)
+
+    pairs = list(zip(trials, found, strict=True))
+    first = next((i for i, pair in enumerate(pairs) if wrong(*pair)), 0)
+    pairs.insert(0, pairs.pop(first))
+    return [trial for trial, _ in pairs], [answers for _, answers in pairs]
 
 
 def _explained(
@@ -114,6 +130,7 @@ def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> tuple[Arrays, Arrays]:
     return answers, trial.sizes_by(**largest)
 
 
+SMALL = 1000
 KNOWN = frozenset(BUGS)
 _predicted_once = lru_cache(maxsize=4096)(_predicted)
 """The same for known bugs, kept for the next check: of the first problem, which rules out all but a few of them."""

@@ -24,6 +24,8 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "at every second place": strided,
 }
 """How an array may lie in memory, beside C order."""
+ROWS = ("x", "dy", "y", "mask")
+"""The arrays whose first axis is of rows."""
 
 
 def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
@@ -45,7 +47,7 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     rows = drawn(type(trial.problem)(*sizes, seed=20), dtype, trial.formulas)
 
     def split(arrays: Arrays) -> Arrays:
-        return {name: a.reshape(2, 3, *a.shape[1:]) if name in ("x", "dy", "y") else a for name, a in arrays.items()}
+        return {name: a.reshape(2, 3, *a.shape[1:]) if name in ROWS else a for name, a in arrays.items()}
 
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
     found = answers(Watch(watch.functions, watch.kind), axes)
@@ -55,7 +57,7 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Hand over an empty batch: the output is empty, and the gradients are zero."""
-    empty = replace(trial, arrays={name: a[:0] if name in ("x", "dy") else a for name, a in trial.arrays.items()})
+    empty = replace(trial, arrays={name: a[:0] if name in ROWS else a for name, a in trial.arrays.items()})
     found = {key: a for key, a in answers(Watch(watch.functions, watch.kind), empty).items() if key in right}
     found.pop("merged", None)
     for key, a in found.items():
@@ -91,7 +93,7 @@ class ZeroRow(Problem):
 
 def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Let a row of DoRA's weight be zero, and its magnitude with it: the output is the base's. The backward is free."""
-    if "magnitude" not in trial.arrays:
+    if "magnitude" not in trial.arrays or "y" not in right:
         return "not offered"
     base = drawn(ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT)  # as lora_B is zero, DoRA's output is that of LoRA
     lengths = np.linalg.norm(base.arrays["weight"].astype(np.float64), axis=1)

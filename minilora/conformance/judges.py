@@ -12,8 +12,9 @@ import numpy as np
 from .adam import adam_follows, adam_problem
 from .bugs import bugs_of
 from .calling import Watch, answers, described, layer_arrays
+from .diagnoses import describe_unknown
 from .problems import Arrays
-from .reference import StartFormulas, Trial
+from .reference import TOLERANCE, StartFormulas, Trial
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,10 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
     for bug in bugs_of("adam", ("adam",)):
         if same(adam_follows(begin, steps, **bug.by())):
             return str(bug)
+    moved, should = (np.concatenate([(end[name] - begin[name]).ravel() for name in right]) for end in (found, right))
+    times = float(moved @ should / (should @ should))
+    if np.allclose(moved, times * should, rtol=0, atol=tolerance * max(1.0, abs(times))):
+        return f"Adam's steps are {times:.6g} times as long as they should be, with lr 1e-3"
     off = {name: np.abs(found[name] - p) for name, p in right.items()}
     name = max(off, key=lambda name: float(off[name].max()))
     at = np.unravel_index(int(off[name].argmax()), off[name].shape)
@@ -171,6 +176,49 @@ def frozen(watch: Watch, trial: Trial) -> str:
     grads = watch.call("backward", given, watch.options("backward", trial.problem))
     extra = sorted(name for name in ("weight", "bias") if grads.get(name) is not None)
     return f"backward returns gradients of the frozen {' and '.join(extra)}" if extra else "ok"
+
+
+STEPS = (
+    ("", "", False),
+    ("merge", "after merge", False),
+    ("merge", "after a second merge", True),
+    ("unmerge", "after unmerge", False),
+    ("unmerge", "after a second unmerge", True),
+    ("merge", "after unmerge and merge", False),
+)
+"""What is called in turn, the words for it, and whether it may be refused: then all must be as it was."""
+
+
+def merged_and_back(watch: Watch, trial: Trial) -> str:
+    """Merge a layer that keeps its state, and take that back: its output is the same all the time."""
+    layer = watch.built(trial)
+    if missing := [name for name in ("forward", "merge") if not callable(getattr(layer, name, None))]:
+        return f"merging returns {described(layer)} without {' and '.join(missing)}"
+    for step, words, may_be_refused in STEPS:
+        if step == "unmerge" and not hasattr(layer, "unmerge"):
+            break
+        try:
+            if step:
+                getattr(layer, step)()
+        except Exception:
+            if not may_be_refused:
+                raise
+        y = watch.array(layer.forward(trial.arrays["x"].copy()), "y")
+        if not trial.agrees("y", y):
+            return f"{words} the output {_times(y, trial) or describe_unknown('y', y, trial)}".lstrip()
+    return "ok"
+
+
+def _times(y: np.ndarray, trial: Trial) -> str:
+    """Say how many times an output has the update, where that is all that is wrong with it."""
+    base = trial.by(update=0.0)["y"]
+    update = trial.right["y"] - base
+    if y.shape != base.shape or not np.isfinite(y).all():
+        return ""
+    times = float(((y - base) * update).sum() / (update * update).sum())
+    larger = {"y": trial.sizes["y"] * max(1.0, abs(times))}
+    so = trial.distance("y", y, base + times * update, larger) <= TOLERANCE
+    return f"has the update {round(times, 6) + 0.0:g} times" if so else ""
 
 
 def habits(watch: Watch, trial: Trial, found: Arrays) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     kind                  x               weight             lora_A            lora_B
     linear, rslora, dora  (N, in)         (out, in)          (r, in)           (out, r)
+    dropout               (N, in)         (out, in)          (r, in)           (out, r)
     embedding             (N,) ids        (V, dim)           (r, V)            (dim, r)
     conv1d                (N, C, L)       (out, C, K)        (r, C, K)         (out, r, 1)
     conv2d                (N, C, H, W)    (out, C, KH, KW)   (r, C, KH, KW)    (out, r, 1, 1)
@@ -27,7 +28,7 @@ import numpy as np
 
 from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, scale_book
 from .problems import Arrays, Problem
-from .reference import DORA, RIGHT, RSLORA, Formulas
+from .reference import DORA, DROPOUT, RIGHT, RSLORA, Formulas
 
 BLOCK = 64
 """Weights in NF4 that share a scale."""
@@ -314,6 +315,7 @@ SETS = {
     "embedding": ProblemSet(RIGHT, EMBEDDING),
     "conv1d": ProblemSet(RIGHT, CONV1D),
     "conv2d": ProblemSet(RIGHT, CONV2D),
+    "dropout": ProblemSet(DROPOUT, NARROW),
     "nf4": ProblemSet(RIGHT, FOUR_BITS),
     "dora-full": ProblemSet(replace(DORA, through_norm=1.0), NARROW),
 }

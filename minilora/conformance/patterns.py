@@ -25,6 +25,11 @@ AXES = {
 FEW, MANY = 8, 256
 """A tail begins after that many at least; orders of more than so many are not looked for."""
 HALVES = ("float16", "bfloat16")
+ROUNDED = {
+    "the factors are": ("lora_A", "lora_B"),
+    "lora_A is": ("lora_A",),
+    "lora_B is": ("lora_B",),
+}
 
 
 def pattern(name: str, found: np.ndarray, trial: Trial) -> str:
@@ -32,7 +37,7 @@ def pattern(name: str, found: np.ndarray, trial: Trial) -> str:
     if trial.unit > UNIT["float32"]:
         return ""
     found = np.asarray(found, np.float64)
-    for look in (_rounded, _tail, _order, _part):
+    for look in (_rounded, _tail, _order, _ranks, _part):
         if text := look(name, found, trial):
             return text
     return ""
@@ -45,9 +50,10 @@ def _rounded(name: str, found: np.ndarray, trial: Trial) -> str:
         near = np.abs(found - right) <= 4 * UNIT[half] * np.maximum(trial.sizes[name], np.abs(right))
         if near.all() and np.array_equal(round_to(found, half).astype(np.float64), found):
             return f"it is rounded to {half}"
-        rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in ("lora_A", "lora_B")}
-        if _agrees(name, found, replace(trial, arrays=trial.arrays | rounded).by(), trial):
-            return f"the factors are rounded to {half}"
+        for words, names in ROUNDED.items():
+            rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
+            if _agrees(name, found, replace(trial, arrays=trial.arrays | rounded).by(), trial):
+                return f"{words} rounded to {half}"
         weight = trial.by(weight=lambda W, half=half: round_to(W, half).astype(np.float64))
         if _agrees(name, found, weight, trial):
             return f"the weight is rounded to {half}"
@@ -89,8 +95,22 @@ def _order(name: str, found: np.ndarray, trial: Trial) -> str:
                 continue
             moved = base + np.take(right - base, order, axis)
             if _near(found, moved, np.maximum(sizes, np.take(sizes, order, axis)), trial):
-                places = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
-                return f"{whose} {word}s are the right ones in another order: {places}"
+                return f"{whose} {word}s are the right ones in another order: {_places(order)}"
+    return ""
+
+
+def _places(order: np.ndarray) -> str:
+    return ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
+
+
+def _ranks(name: str, found: np.ndarray, trial: Trial) -> str:
+    """See the ranks of one factor in another order than the other's."""
+    r = trial.problem.rank
+    ranks = np.arange(r)
+    orders = [ranks[::-1], *(np.roll(ranks, by) for by in (1, -1, r // 2, -(r // 2))), np.r_[ranks[::2], ranks[1::2]]]
+    for order in orders if name in ("y", "x", "merged") and r > 1 else ():
+        if _agrees(name, found, trial.by(hidden=lambda B, order=order: B[:, order]), trial):
+            return f"the ranks of lora_B stand in another order than those of lora_A: {_places(order)}"
     return ""
 
 

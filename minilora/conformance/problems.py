@@ -78,6 +78,11 @@ class Problem:
     """Those that keep their precision, whatever is computed in."""
 
     @property
+    def mask(self) -> np.ndarray:
+        """A mask of dropout at p = 0.2, (n, in): 0, or 1 / (1 - p)."""
+        return 1.25 * (self.randn("mask", self.n, self.in_features) > -0.84)
+
+    @property
     def options(self) -> dict[str, Any]:
         """What a layer of this kind is built with, beside its arrays: nothing."""
         return {}

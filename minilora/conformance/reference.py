@@ -9,6 +9,10 @@ and for DoRA, with V = W + s B A, the lengths n of its rows, magnitudes m, and G
     y = x (G V)^T + b,   dx = dy (G V),   dm = sum_i (dy^T x) V / n,   dV = G (dy^T x) - c V
     c = 0 where n is taken for a constant, and sum_i G (dy^T x) V / n^2 where it is not
 
+and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path alone:
+
+    y = x W^T + b + s (M x) A^T B^T,   dx = dy W + M (s dy B A),   dA and dB by M x
+
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
 replaced, and `minilora.conformance.bugs` is the list of them. They form whole matrices, which the layers of this
 library never do: this is another way to the same numbers. `StartFormulas` has how a new A is spread.
@@ -70,6 +74,12 @@ class Formulas:
     seen_by_dA: Callable[[np.ndarray], np.ndarray] = lambda x: x
     down: Callable[[np.ndarray], np.ndarray] = lambda A: A  # how A is read, and how B takes the r hidden numbers
     hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B
+    # with dropout: what the mask does to x in the output, in the base's path, and in dA; and to dx
+    masked: bool = False
+    dropped: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x * mask
+    dropped_in_base: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x
+    dropped_in_dA: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x * mask
+    dropped_in_dx: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda dx, mask: dx * mask
     # and for DoRA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / (n + (n == 0))
@@ -91,9 +101,13 @@ class Formulas:
             n = self.length(W, BA, s)
             n = n if lengths is None else lengths**2 / n
             G = self.gain(p["magnitude"], n)
-        y = self.s_in_base(s) * self.base(x, G * W) + self.update * s * (x @ (G * BA).T)
-        dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * (dy @ (G * BA))
-        dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(x), x))
+        kept, in_base, in_dA, through = x, x, x, dy @ (G * BA)
+        if (mask := p.get("mask")) is not None:
+            kept, in_base, in_dA = (f(x, mask) for f in (self.dropped, self.dropped_in_base, self.dropped_in_dA))
+            through = self.dropped_in_dx(through, mask)
+        y = self.s_in_base(s) * self.base(in_base, G * W) + self.update * s * (kept @ (G * BA).T)
+        dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * through
+        dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), kept))
         y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
         found: dict[str, Any] = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
         if n is not None:
@@ -150,6 +164,7 @@ RIGHT = Formulas()
 RSLORA = Formulas(scaling=SCALINGS["alpha / sqrt(r)"])
 DORA = Formulas(length=rows_length)
 """With the norm a constant, as PEFT has it; ``through_norm=1`` is the full gradient."""
+DROPOUT = Formulas(masked=True)
 
 
 @dataclass(frozen=True, eq=False)  # a trial is itself alone: what is computed for it can be kept
@@ -157,7 +172,7 @@ class Trial:
     """One problem in one precision: arrays as they are handed over, the right answers, and their sizes."""
 
     problem: Problem
-    arrays: Arrays  # x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude: rounded, and as the kind has them
+    arrays: Arrays  # x, dy, weight, bias or not, lora_A, lora_B, magnitude, mask: rounded, and as the kind has them
     right: Arrays  # the answers in float64
     sizes: Arrays  # what rounding is measured in: the same formulas on absolute values, larger for long sums
     unit: float  # unit roundoff of the precision
@@ -170,6 +185,8 @@ class Trial:
         full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
         if formulas.length is not None:
             full["magnitude"] = problem.magnitude
+        if formulas.masked:
+            full["mask"] = problem.mask
         arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
         right, growth = _shaped(problem, formulas.answers(rows, problem.alpha)), _growth(problem, rows)

@@ -7,6 +7,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     merge(weight, lora_A, lora_B, alpha) -> weight
     init(in_features, out_features, rank, rng) -> (lora_A, lora_B)
     step(params, grads, state) -> (params, state)          Adam with lr 1e-3; state is None at first
+    merging(weight, bias, lora_A, lora_B, alpha) -> layer  a layer that keeps its state: it has forward(x), merge() and
+                                                           unmerge(), after each of which forward gives the same
     kinds = {"conv2d": another such object}                other kinds of layers
 
     dtype = "float64"            the precision to be checked in: "float64", "float32", "float16" or "bfloat16"; if
@@ -15,14 +17,18 @@ An implementation is a module or an object with functions on NumPy arrays; only 
     scaling = "alpha / r"        or "alpha / sqrt(r)", "alpha", "1"
     orientation = "out, in"      how its weights lie: "out, in" as in PyTorch, or "in, out": weight (in, out),
                                  lora_A (in, r), lora_B (r, out)
+    fan_in_fan_out = False       True where the weight and the merged weight lie (in, out), however the factors do, as
+                                 PEFT has it for GPT-2's Conv1D
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
-needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora",
-"embedding", "conv1d", "conv2d" and "nf4". `minilora.conformance.kinds` has their shapes, and their functions take more:
+needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
+"conv1d", "conv2d", "dropout" and "nf4". `minilora.conformance.kinds` has their shapes, and their functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
   PEFT, or False where the gradient passes through the norm.
+- "dropout": mask (N, in), of zeros and 1 / (1 - p), as the last argument of ``forward`` and ``backward``. It is
+  multiplied with x in the adapter's path alone.
 - "embedding": x are ids, bias is None, and there is no dx.
 - "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has
   among its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
@@ -52,7 +58,10 @@ from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 
-CONTRACT = ("forward", "scaling", "slope", "merge", "start", "adam", "frozen base", "nothing is changed", *EDGES)
+CONTRACT = (
+    *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),
+    *EDGES,
+)
 """What is checked, in the order of the report; of a layer in four bits `FOUR_BITS` as well."""
 FACTORS = ("lora_A", "lora_B", "magnitude")
 ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
@@ -142,6 +151,8 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
             check_choice(f"{what} of {name}", spelled(value, choices), choices)
         except ValueError as error:
             raise CannotRun(str(error)) from None
+    if getattr(implementation, "fan_in_fan_out", None) not in (None, False, True):
+        raise CannotRun(f"fan_in_fan_out of {name} must be True or False, got {implementation.fan_in_fan_out!r}")
     full = kind == "dora" and not getattr(implementation, "detached_norm", True)
     kind_of_problems = "dora-full" if full else kind
     formulas, watch = formulas_of(kind_of_problems, implementation), Watch(implementation, kind)
@@ -191,6 +202,7 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
             report.claims[claim] = text
             report.diagnoses.append(text)
     verdicts = {
+        "merged and back": watch.judge("merging", lambda watch: judges.merged_and_back(watch, trials[0])),
         "start": watch.judge("init", judges.start),
         "adam": watch.judge("step", lambda watch: judges.adam(watch, dtype)),
         "frozen base": watch.judge("backward", lambda watch: judges.frozen(watch, trials[0])),
@@ -198,7 +210,10 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     }
     if "backward" in watch.raised:
         verdicts["frozen base"] = "not offered"
-    right = {key for claim, (_, keys) in ANSWERS.items() if report.claims[claim] == "ok" for key in keys}
+    other = {key for claim in of_first for key in ANSWERS[claim][1]}
+    right = {key for key in found[0] if key not in other and _all_agree(trials, found, key)}
+    if "y" not in right or watch.kind == "dropout":  # which ends where a layer is merged
+        verdicts["merged and back"] = "not offered"
     for claim, edge in (EDGES | (FOUR_BITS if watch.kind == "nf4" else {})).items():
         verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]

@@ -3,9 +3,9 @@
 A folder of vectors has one safetensors file for each case, and ``index.json``, which says what is in them. A case is a
 problem of the suite in one precision. Its file has
 
-    the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude; alpha; for a convolution stride,
-                   padding, dilation and groups; of a layer in NF4, in the place of weight, packed and absmax, and where
-                   the scales are quantised too nested_absmax and mean
+    the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude, for dropout mask; alpha; for a
+                   convolution stride, padding, dilation and groups; of a layer in NF4, in the place of weight, packed
+                   and absmax, and where the scales are quantised too nested_absmax and mean
     the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
     their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
 
@@ -45,7 +45,8 @@ GRADIENTS = {"dx", "dA", "dB", "dm"}
 ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
 HOW = (
     "Each case is a safetensors file: a problem, its answers, and their sizes.",
-    "x, dy, weight, bias, lora_A, lora_B, magnitude and alpha are the problem; without a bias there is no tensor bias.",
+    "x, dy, weight, bias, lora_A, lora_B, magnitude, mask and alpha are the problem; without a bias there is no tensor"
+    " bias. In the adapter's path alone, x is multiplied with mask.",
     "Of the kind nf4, packed and absmax stand for the weight, in blocks of 64; where there are nested_absmax, in blocks"
     " of 256, and mean, absmax are codes too. Products are taken in float32.",
     "y is the output; dx, dA, dB and dm are the gradients at x, lora_A, lora_B and magnitude for the gradient dy at y;"

@@ -13,7 +13,7 @@ hold numbers. No tokenizer is needed, and nothing in a file is executed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..layer import rebuild
 from ..layers.quantized import CodedLinear
 from ..models.llamaconfig import LlamaConfig
 from .errors import FileRefused, short
-from .llamafolder import open_folder
+from .llamafolder import Coded, open_folder
 from .llamagguf import open_gguf
 from .llamanpz import open_npz
 from .tensorfile import in_dtype, open_regular
@@ -63,25 +63,11 @@ def read_llama(
         If the file is damaged, the model is not a Llama decoder, or has a setting that is not supported; the message
         names it. No weight has been read then, unless the damage is in the weights.
     """
-    path, backend, keep_blocks = (
-        check_path("path", path),
-        backend_or_numpy(backend),
-        check_flag("keep_blocks", keep_blocks),
-    )
+    backend, keep_blocks = backend_or_numpy(backend), check_flag("keep_blocks", keep_blocks)
     if str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
-    if os.path.isdir(path):
-        opener: Any = open_folder
-    else:
-        open_regular(path).close()
-        if path.suffix not in OPENERS:
-            raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
-        opener = OPENERS[path.suffix]
-    config, found, read = opener(path, keep_blocks=True) if keep_blocks and opener is open_gguf else opener(path)
-    if config.num_hidden_layers > len(found):  # before that many names are made
-        raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
-    shapes = config.shapes()
-    _check_shapes(path, found, shapes)
+    config, read = open_llama(path, keep_blocks=keep_blocks)
+    path, shapes = Path(path), config.shapes()
     arrays: dict[str, Array | CodedLinear] = {}
     for name in shapes:
         host = read(name)
@@ -98,6 +84,28 @@ def read_llama(
             raise FileRefused(path, f"{short(name)} holds NaN or infinity")
         arrays[name] = backend.asarray(in_dtype(host, dtype, path, f"{short(name)} reaches"))
     return config, arrays
+
+
+def open_llama(
+    path: str | Path, *, keep_blocks: bool = False
+) -> tuple[LlamaConfig, Callable[[str], np.ndarray | Coded]]:
+    """Return what decoder a file holds, and how one of its arrays is read; no weight has been read then.
+
+    What is refused is a ValueError, as in `read_llama`.
+    """
+    path = check_path("path", path)
+    if os.path.isdir(path):
+        opener: Any = open_folder
+    else:
+        open_regular(path).close()
+        if path.suffix not in OPENERS:
+            raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
+        opener = OPENERS[path.suffix]
+    config, found, read = opener(path, keep_blocks=True) if keep_blocks and opener is open_gguf else opener(path)
+    if config.num_hidden_layers > len(found):  # before that many names are made
+        raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
+    _check_shapes(path, found, config.shapes())
+    return config, read
 
 
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

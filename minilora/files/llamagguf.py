@@ -18,23 +18,10 @@ from ..layers.rotary import halves_from_interleaved
 from ..models.llamaconfig import LlamaConfig
 from .errors import FileRefused, needed, short
 from .ggufblocks import BYTES, BlockLinear
+from .ggufnames import SIZES, from_gguf, is_turned
 from .llamafolder import Coded, parse_config
 from .llamasettings import GGUF, check_settings
 
-NAMES = {
-    **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
-    **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
-    **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"},
-    **{"attn_output": "self_attn.o_proj"},
-    **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
-}
-SIZES = {
-    **{"vocab_size": "vocab_size", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"},
-    **{"num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count"},
-    **{"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length"},
-    **{"rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"},
-}
-"""What transformers calls it, and what llama.cpp does, after ``llama.``."""
 ROPE_FACTORS = "rope_freqs.weight"
 MOST_PARTS = 4_000_000
 """Numbers and texts in a header, which the package keeps as an array each: Llama 3's has a million."""
@@ -49,7 +36,7 @@ def open_gguf(
     """
     dequantize = needed("gguf", "a .gguf file").dequantize
     in_file, fields = read_gguf(path)
-    tensors = {_name(tensor.name): tensor for tensor in in_file}
+    tensors = {from_gguf(tensor.name): tensor for tensor in in_file}
     if len(tensors) < len(in_file):
         raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
     factors = tensors.pop(ROPE_FACTORS, None)
@@ -58,7 +45,7 @@ def open_gguf(
         config = _divided(path, config, np.asarray(factors.data, np.float64))
 
     def read(name: str) -> np.ndarray | Coded:
-        tensor, turned = tensors[name], name.rpartition(".")[0].endswith(("q_proj", "k_proj"))  # their biases too
+        tensor, turned = tensors[name], is_turned(name.rpartition(".")[0])  # their biases too
         kind = getattr(tensor.tensor_type, "name", str(tensor.tensor_type))
         if keep_blocks and kind in BYTES and name.endswith("_proj.weight"):
             rows = np.array(tensor.data)  # a row's blocks are its own, so whole rows can change places
@@ -145,13 +132,3 @@ def _divided(path: Path, config: LlamaConfig, factors: np.ndarray) -> LlamaConfi
         raise FileRefused(path, f"{ROPE_FACTORS} is not {len(config.frequencies)} numbers above 0")
     frequencies = tuple(f / float(factor) for f, factor in zip(config.frequencies, factors, strict=True))
     return replace(config, frequencies=frequencies, rope=None)
-
-
-def _name(name: str) -> str:
-    """Return transformers' name for one of llama.cpp's; one that has none as it is."""
-    stem, _, kind = name.rpartition(".")
-    block = ""
-    if stem.startswith("blk."):
-        _, number, stem = stem.split(".", 2) if stem.count(".") >= 2 else ("", "", stem)
-        block = f"model.layers.{number}."
-    return f"{block}{NAMES[stem]}.{kind}" if stem in NAMES else name

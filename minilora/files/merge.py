@@ -34,6 +34,7 @@ from .basefile import Base, open_base
 from .errors import FileRefused, short
 from .forms import BASE, PREFIX, Form
 from .layouts import layouts_of
+from .nf4weights import STATE
 from .peftconfig import CONFIG_NAME
 from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, decode, encode, same_bytes
 from .writing import replaceable, synced, written_folder, written_whole
@@ -162,11 +163,7 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     raise FileRefused(
         base.path,
         f"there is no {short(missing + '.weight')}, which the adapter changes: "
-        + (
-            "the base is quantised there, which is not supported: a Llama's is merged by minilora.merge, once loaded"
-            if quantised
-            else f"there is {short(like)}"
-        ),
+        + ("the base is quantised there, which is not supported" if quantised else f"there is {short(like)}"),
     )
 
 
@@ -175,8 +172,9 @@ def _check_weight(name: str, form: Form, file: TensorFile) -> None:
     spec = file.tensors[name]
     if spec.dtype not in FLOATS:
         expected = ", ".join(FLOATS)
+        way = "; a Llama in NF4 is merged by minilora.merge, once loaded" if f"{name}.{STATE}" in file.tensors else ""
         raise FileRefused(
-            file.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported"
+            file.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported{way}"
         )
     if form.kind == "linear" and len(spec.shape) != 2:
         raise FileRefused(file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")

@@ -83,6 +83,12 @@ def halves_from_interleaved(weight: Array, width: int) -> Array:  # (heads * D, 
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
+def interleaved_from_halves(weight: Array, width: int) -> Array:  # (heads * D, in) -> (heads * D, in)
+    """Reorder them the other way: j, j + D/2 become neighbours."""
+    halves = weight.reshape(-1, 2, width // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
 @lru_cache(maxsize=8)  # every layer of a model asks for the same angles
 def _angles(frequencies: tuple[float, ...], start: int, length: int, dtype: str, backend: Backend) -> tuple[Array, ...]:
     """Return cosines and sines (length, D/2), computed in float64 and rounded once."""

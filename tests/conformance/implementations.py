@@ -113,6 +113,23 @@ def full_norm(*arrays, **more):
     return dora(*arrays, norm="full", **more)
 
 
+def dropped_out():
+    """Dropout with a given mask, of our base and our adapter."""
+
+    def forward(x, weight, bias, A, B, alpha, mask):
+        return Linear(weight, bias)(x) + LoRA(A, B, alpha)(x * mask)
+
+    def backward(dy, x, weight, bias, A, B, alpha, mask):
+        lora = LoRA(A, B, alpha)
+        dx, grads = lora.backward(dy, lora.forward(x * mask)[1])
+        return {"x": Linear(weight, bias).input_gradient(dy) + mask * dx, **grads}
+
+    def merge(weight, A, B, alpha):
+        return LoRALinear(Linear(weight), LoRA(A, B, alpha)).merge().weight
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge, init=init)
+
+
 def four_bits(packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
     shape = (len(B), A.shape[1])
     nested = {} if nested_absmax is None else {"nested_absmax": nested_absmax, "mean": mean}
@@ -157,6 +174,7 @@ OURS = {
     "embedding": functions_of(embedding, init=lambda i, o, r, rng: (np.zeros((r, i)), rng.standard_normal((o, r)))),
     "conv1d": conv_functions(),
     "conv2d": conv_functions(),
+    "dropout": dropped_out(),
     "nf4": nf4_functions(),
 }
 
@@ -184,8 +202,9 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
         told = {n: bad if shows is None or n in shows else good for n in names}
         return {n: found[n] for n, found in told.items() if n in found}
 
-    def layer(weight, bias, A, B, alpha, magnitude=None):
-        return {"weight": weight, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha, "magnitude": magnitude}
+    def layer(weight, bias, A, B, alpha, more=None):
+        last = "mask" if kind == "dropout" else "magnitude"
+        return {"weight": weight, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha, last: more}
 
     if kind == "nf4":
         return _four_bits_from_formulas(answer, shows, wrong)

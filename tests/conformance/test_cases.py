@@ -42,8 +42,15 @@ def test_the_ids_are_known_before_the_check():
 def test_an_id_has_the_kind_the_number_and_the_claim():
     found = ids(SimpleNamespace(kinds={"conv2d": None}))
     assert found[:5] == ["linear-0-forward", "linear-0-scaling", "linear-0-slope", "linear-0-merge", "linear-1-forward"]
-    assert found[-10:] == [
-        *("conv2d-6-merge", "conv2d-start", "conv2d-adam", "conv2d-frozen-base", "conv2d-nothing-is-changed"),
+    assert found[-11:] == [
+        *(
+            "conv2d-6-merge",
+            "conv2d-merged-and-back",
+            "conv2d-start",
+            "conv2d-adam",
+            "conv2d-frozen-base",
+            "conv2d-nothing-is-changed",
+        ),
         *("conv2d-memory-order", "conv2d-more-axes", "conv2d-no-rows", "conv2d-alpha-of-0", "conv2d-row-of-zeros"),
     ]
 
@@ -56,7 +63,7 @@ def test_a_problem_keeps_its_number():
     found = {f"{kind}-{number}  {problem}{'' if problem.bias else ', no bias'}"
              for kind in SETS for number, problem in enumerate(SETS[kind].problems)}  # fmt: skip
     assert set(PROBLEMS) <= found
-    assert len(PROBLEMS) == 75
+    assert len(PROBLEMS) == 89
 
 
 @pytest.mark.parametrize("bug", BUGS[::4], ids=lambda bug: bug.flag)

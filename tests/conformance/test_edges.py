@@ -76,12 +76,14 @@ def test_what_is_refused_is_no_failure(claim):
     assert not case.failed
 
 
-@pytest.mark.parametrize("claim", REFUSALS)
-@pytest.mark.parametrize("wrong", NAMES)
-def test_what_is_wrong_at_the_edge_alone_is_named(claim, wrong):
-    if wrong == "merge" and claim in ("more axes", "no rows"):
-        pytest.skip("a merge has no rows")
+OF_A_MERGE = (("memory order", "merge"), ("alpha of 0", "merge"))
+"""A merge has no rows."""
 
+
+@pytest.mark.parametrize(
+    ("claim", "wrong"), [*((claim, name) for claim in REFUSALS for name in NAMES[:2]), *OF_A_MERGE]
+)
+def test_what_is_wrong_at_the_edge_alone_is_named(claim, wrong):
     def change(function, arrays):
         found = function(*arrays)
         if function is not LINEAR[wrong] or not REFUSALS[claim](arrays):
@@ -96,6 +98,19 @@ def test_what_is_wrong_at_the_edge_alone_is_named(claim, wrong):
     assert [case.claim for case in report.cases if case.failed] == [claim]
     where = {"memory order": "where arrays lie", "more axes": "for rows of two axes", "no rows": "for no rows"}
     assert text.startswith(where.get(claim, "for an alpha of 0"))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (6, 4), (3, 2, 4)])
+def test_rows_of_two_axes_in_another_shape_are_refused(shape):
+    def change(function, arrays):
+        if not REFUSALS["more axes"](arrays):
+            return function(*arrays)
+        shapes = {"x": (*shape[:-1], 5), "lora_A": (3, *shape), "lora_B": shape}
+        return np.ones(shape) if function is LINEAR["forward"] else {name: np.ones(s) for name, s in shapes.items()}
+
+    report = check(every_function(change))
+    assert report.passed, str(report)
+    assert report.claims["more axes"] == REFUSED
 
 
 def test_a_mean_over_no_rows_is_not_zero():

@@ -121,7 +121,7 @@ def test_weights_to_quantise_have_zeros_and_an_odd_count():
     assert second.size % 64 == 0
 
 
-def test_a_known_bug_of_lora_is_named_over_four_bits_too():
+def test_a_bug_of_lora_is_named_over_four_bits():
     def forward(x, packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
         return nf4_functions().forward(
             x, packed, absmax, bias, A, B, alpha * len(A), nested_absmax=nested_absmax, mean=mean

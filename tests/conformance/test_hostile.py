@@ -182,7 +182,8 @@ def test_an_escape_code_of_a_message_is_shown_as_text(folder, capfd):
     assert said.startswith(r"my_lora:speaks: forward raises ValueError: \x1b[31mred\x07 (N=7")
 
 
-@pytest.mark.parametrize("target", ["hangs", pytest.param("hangs_in_c", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["hangs", "hangs_in_c"])
 def test_an_endless_loop_is_stopped(folder, capfd, target):
     said = refused(capfd, f"my_lora:{target}", "--timeout", "1")
     line = line_with({"hangs": "while True", "hangs_in_c": ".match("}[target])
@@ -195,6 +196,23 @@ def test_an_endless_import_is_stopped(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     said = refused(capfd, "endless", "--timeout", "1")
     assert re.fullmatch(r"it took longer than 1 s \(--timeout\), in endless.py, line [12]", said)
+
+
+@pytest.mark.long
+def test_files_of_the_folder_hide_none_of_pythons(folder, capfd):
+    for name in ("json", "typing", "minilora", "tempfile"):
+        (folder / f"{name}.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+    assert command.main(["my_lora.py:Plain"]) == 0, capfd.readouterr()
+
+
+@pytest.mark.long
+def test_a_slow_import_does_not_count_for_the_check(tmp_path, monkeypatch, capfd):
+    waits = "import time\ntime.sleep(2.5)\n" + MODULE
+    waits += "\nclass Slow:\n    def forward(self, *arrays):\n        x_is_new(arrays) and time.sleep(2.5)\n"
+    waits += "        return forward(*arrays)\nslow = Slow()\n"
+    (tmp_path / "waits.py").write_text(waits, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["waits:slow", "--timeout", "4"]) == 0, capfd.readouterr()
 
 
 @pytest.mark.long

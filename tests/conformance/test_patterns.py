@@ -88,6 +88,12 @@ PARTS = {
     "the factors are rounded to float16 (": lambda x, W, A, B, alpha: (x, W, half(A), half(B), alpha),
     "the factors are rounded to bfloat16 (": lambda x, W, A, B, alpha: (
         x, W, half(A, "bfloat16"), half(B, "bfloat16"), alpha),
+    "lora_A is rounded to float16 (": lambda x, W, A, B, alpha: (x, W, half(A), B, alpha),
+    "lora_B is rounded to bfloat16 (": lambda x, W, A, B, alpha: (x, W, A, half(B, "bfloat16"), alpha),
+    "the ranks of lora_B stand in another order than those of lora_A: 1, 0 (": lambda x, W, A, B, alpha: (
+        x, W, np.roll(A, len(A) // 2, axis=0), B, alpha),
+    "the ranks of lora_B stand in another order than those of lora_A: 3, 0, 1, 2 (": lambda x, W, A, B, alpha: (
+        x, W, A, np.roll(B, 1, axis=1) if len(A) > 2 else B, alpha),
     "the weight is rounded to float16 (": lambda x, W, A, B, alpha: (x, half(W), A, B, alpha),
 }  # fmt: skip
 
@@ -124,7 +130,7 @@ def test_a_scaling_that_is_rounded_in_the_merge_is_told():
     assert "; the scaling is rounded to float16 (N=1 in=8 out=2 r=3 alpha=0.5)" in first_line(merge=merge)
 
 
-@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("kind", ["embedding", *(pytest.param(kind, marks=pytest.mark.long) for kind in SETS)])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_noise_has_no_pattern(kind, dtype):
     rng = np.random.default_rng(0)

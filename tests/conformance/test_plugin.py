@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minilora import cli
+from minilora.conformance.plugin import Held
 
 MODULE = """
 def forward(x, weight, bias, A, B, alpha):
@@ -54,6 +55,19 @@ def outcomes(folder):
     return {case.get("name").partition("[")[2].rstrip("]"): [child.tag for child in case] for case in cases}
 
 
+def test_what_is_held_has_an_outcome_for_each_test(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    held = Held("my_lora", {})
+    assert [held.outcome(id).id for id in held.ids] == held.ids
+    said = held.why(held.outcome(ID)).splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("the output is off by 1 at ")
+    assert said[1].startswith("the output, at rank 1, is off by 1 at ")
+    assert Held("my_lora:raises", {}).report.startswith("my_lora:raises: forward raises RuntimeError: boom")
+
+
+@pytest.mark.long
 def test_pytest_gives_a_test_for_each_claim_and_problem(folder, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     done = run("--lora", "my_lora")

@@ -32,12 +32,12 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     assert report.passed, str(report)
     assert not report.diagnoses
     others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
-    assert others == {"alpha of 0": "refused", "row of zeros": "not offered"}
-    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d", "nf4"}
+    assert others == {"alpha of 0": "refused", "row of zeros": "not offered", "merged and back": "not offered"}
+    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d", "dropout", "nf4"}
     for name, kind in report.kinds.items():
         assert kind.dtype == ("float32" if (name, dtype) == ("nf4", "float64") else dtype)
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
-        assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros"}
+        assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros", "merged and back"}
     assert str(report).startswith(f"minilora: passed, in {dtype}; 5 of 5 functions offered\n")
 
 
@@ -354,6 +354,42 @@ def test_an_embeddings_factors_may_lie_the_other_way():
     assert report.claims["merge"] == report.claims["slope"] == "ok"
 
 
+@pytest.mark.parametrize("fan_in_fan_out", [False, True])
+@pytest.mark.parametrize("orientation", ["out, in", "in, out"])
+@pytest.mark.parametrize(
+    "kind", ["linear", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("rslora", "dora"))]
+)
+def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_fan_out):
+    ours = OURS[kind]
+
+    def turned(W, A, B):
+        W = W.T if fan_in_fan_out else W
+        return (W, A.T, B.T) if orientation == "in, out" else (W, A, B)
+
+    def forward(x, weight, bias, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        return ours.forward(x, weight, bias, A, B, *more)
+
+    def backward(dy, x, weight, bias, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        grads = ours.backward(dy, x, weight, bias, A, B, *more)
+        return grads | dict(
+            zip(("lora_A", "lora_B"), turned(weight, grads["lora_A"], grads["lora_B"])[1:], strict=True)
+        )
+
+    def merge(weight, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        merged = ours.merge(weight, A, B, *more)
+        return merged.T if fan_in_fan_out else merged
+
+    mine = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation=orientation)
+    mine.fan_in_fan_out = fan_in_fan_out
+    report = report_of(kind, mine)
+    assert report.passed, str(report)
+    mine.fan_in_fan_out = not fan_in_fan_out
+    assert not report_of(kind, mine).passed
+
+
 def test_a_gradient_of_lower_precision_than_its_output_fails():
     def backward(dy, x, *arrays):
         grads = LINEAR["backward"](dy, x, *arrays)
@@ -634,6 +670,11 @@ def test_adam_may_keep_single_precision_if_declared():
     [
         (adam(betas=(0.9, 0.99)), "end elsewhere: lora_B is -2.319252 at [1, 0], expected -2.319235"),
         (adam(norm=1.0), "end elsewhere: lora_A is "),
+        (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as they should be, with lr 1e-3"),
+        (
+            step_of(step=lambda d, theta, g: d / 4),
+            "Adam's steps are 0.25 times as long as they should be, with lr 1e-3",
+        ),
         (lambda params, grads, state: (params, state), "the step moves nothing"),
         (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
         (
@@ -679,6 +720,7 @@ def test_without_a_forward_nothing_can_be_checked():
         ("dtype", "float8", "float8"),
         ("scaling", "r", "scaling of thing .* 'r'"),
         ("orientation", "sideways", "sideways"),
+        ("fan_in_fan_out", "yes", "fan_in_fan_out of thing must be True or False, got 'yes'"),
         ("kinds", {"vera": 1}, "vera"),
         ("kinds", ["dora"], "kinds of thing must be a dict of objects, got list"),
     ],

@@ -35,14 +35,14 @@ def answer(file, kind):
     p = load_file(file)
     base = [p["packed"], p["absmax"]] if kind == "nf4" else [p["weight"]]
     adapter = [p["lora_A"], p["lora_B"], float(p["alpha"][0])]
-    adapter += [p["magnitude"]] if "magnitude" in p else []
+    more = [p[name] for name in ("magnitude", "mask") if name in p]
     steps = {name: tuple(map(int, p[name])) for name in ("stride", "padding", "dilation") if name in p}
     nested = {"nested_absmax": p["nested_absmax"], "mean": float(p["mean"][0])} if "mean" in p else {}
-    functions, layer = FULL[kind], [*base, p.get("bias"), *adapter]
+    functions, layer = FULL[kind], [*base, p.get("bias"), *adapter, *more]
     grads = functions.backward(p["dy"], p["x"], *layer, **steps, **nested)
     found = {
         "y": functions.forward(p["x"], *layer, **steps, **nested),
-        "merged": functions.merge(*base, *adapter, **nested),
+        "merged": functions.merge(*base, *adapter, *(more if kind != "dropout" else []), **nested),
     }
     found |= {name: grads[of] for name, of in vectors.NAMES.items() if grads.get(of) is not None}
     return {name: np.ascontiguousarray(array) for name, array in found.items()}

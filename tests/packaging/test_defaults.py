@@ -97,6 +97,7 @@ PYTHON = {
     "fast.residual.residual_form": "loss=mse",
     "files.checkpoint.Checkpoint": "settings=None",
     "files.ggufblocks.BlockLinear": "bias=None, dtype='float32'",
+    "layers.nf4.code_book": "levels=16",
     "layer.walk": "path=''",
     "layer.rebuild": "array=<lambda>, layer=<lambda>",
     "layer.parameter_count": "trained=False",
@@ -125,8 +126,10 @@ COMMANDS = {
     "check": "--seed=0 --backend=numpy",
     "merge": "--layout=None --dry-run=False",
     "inspect": "--plot=None",
+    "export": "",
     "conformance": "--dtype=None --xfails=None --require=None --timeout=20.0 --json=None",
     "vectors": "--compare=None --json=None",
+    "golden": "--compare=None --json=None",
 }
 
 

@@ -1,0 +1,36 @@
+"""``minilora export``: an adapter in PEFT's layout as a file of llama.cpp's."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..files.errors import printable
+from .options import path
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "export",
+        help="write an adapter in PEFT's layout as a .gguf file for llama.cpp",
+        description=(
+            "Write an adapter of a Llama decoder as a LoRA of llama.cpp's, in float32. rsLoRA and patterns are folded "
+            "into it, so that llama.cpp computes the same scaling. It needs the package gguf."
+        ),
+    )
+    parser.add_argument("adapter", type=path, metavar="ADAPTER", help="a folder in PEFT's layout")
+    parser.add_argument(
+        "--model", type=path, metavar="MODEL", required=True, help="the decoder: a Hugging Face folder or a .gguf file"
+    )
+    parser.add_argument("-o", "--output", type=path, metavar="FILE.gguf", required=True, help="the file to write")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the file, and say how many modules it adapts."""
+    from ..files.ggufexport import export_adapter
+
+    names = export_adapter(options.adapter, options.model, options.output)
+    print(f"{len(names) // 2} modules written to {printable(str(options.output))}")
+    return 0

@@ -1,0 +1,56 @@
+"""``minilora golden``: adapters with right answers, for programs that read files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..files.errors import printable
+from .conformance import on_github
+from .options import path
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "golden",
+        help="write adapters with right answers, or judge what a program made of them",
+        description=(
+            "Write two random decoders of half a megabyte, adapters for them as PEFT writes them, and the right "
+            "answers: logits, merged weights, and what known bugs answer. With --compare, judge what a program "
+            "answered. Exit code 1 if a case is wrong or missing."
+        ),
+    )
+    parser.add_argument("folder", type=path, metavar="DIR", help="the golden adapters: a new folder; theirs to compare")
+    parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
+    parser.add_argument("--json", type=path, metavar="FILE", help="with --compare, write the verdicts to a file too")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the golden adapters, or print a verdict for each case. Returns 1 where one is wrong or missing."""
+    import json
+
+    if options.compare is None:
+        if options.json is not None:
+            raise ValueError("--json needs --compare: it has the verdicts")
+        from ..golden.writing import write
+
+        count = write(options.folder)
+        print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
+        return 0
+    from ..files.writing import replaceable, written_whole
+    from ..golden.judging import compare
+
+    if options.json is not None:
+        replaceable(options.json)
+    found = compare(options.folder, options.compare)
+    if options.json is not None:
+        with written_whole(options.json) as file:
+            file.write((json.dumps(found.json(), indent=1) + "\n").encode())
+    print(found)
+    if not found.passed and on_github():
+        from ..conformance.xfails import github_error
+
+        print(github_error(str(found).splitlines()[0], "minilora golden"))
+    return 0 if found.passed else 1

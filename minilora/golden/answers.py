@@ -1,0 +1,87 @@
+"""The answers to a case: logits, next tokens, a merged weight, and the signatures of the bugs that show in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bugs import BUGS
+from .cases import Case
+from .exact import logits
+from .formulas import Arrays, Formulas
+
+TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
+"""How far a logit may be off, by the precision that a program computes in."""
+APART = 10 * TOLERANCE["bfloat16"]
+"""How far a bug moves some logit at a prompt's end, and the least by which the likeliest next token leads."""
+SHOWN_ROWS, ROWS = 8, 1
+"""How many rows of a merged weight stand in the answers, and in a signature."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Right numbers, and those of each bug that is told apart in a case, by its flag."""
+
+    logits: np.ndarray  # (prompts, T, V)
+    merged: tuple[str, np.ndarray]  # the name of a weight, and the weight with the adapters folded in
+    signatures: dict[str, tuple[np.ndarray, np.ndarray]]  # logits at the prompts' ends (prompts, V), merged (ROWS, in)
+
+    @property
+    def lead(self) -> float:
+        """By how much the likeliest next token leads, where it leads least."""
+        last = np.sort(self.logits[:, -1], axis=-1)
+        return float((last[:, -1] - last[:, -2]).min())
+
+    def tensors(self) -> Arrays:
+        """Return what stands in a case's file."""
+        name, weight = self.merged
+        found = {
+            "logits": self.logits,
+            "next_tokens": self.logits[:, -1].argmax(axis=-1),
+            f"merged.{name}": weight[:SHOWN_ROWS].astype(np.float32),
+        }
+        for flag, (last, rows) in self.signatures.items():
+            found |= {f"signature.{flag}": last.astype(np.float32), f"signature.{flag}.merged": rows.astype(np.float32)}
+        return found
+
+
+def answers(case: Case) -> Answers:
+    """Compute the answers to a case."""
+    flags, arrays = _different(case)
+    before = case.base.arrays
+    z = logits(case.base.config, {**before, **arrays}, case.prompts)
+    z = np.broadcast_to(z, (len(flags), *z.shape[-3:]))
+    weights = arrays.get(case.shown, before[case.shown][None].repeat(len(flags), axis=0))
+    told: list[int] = []
+    for i in range(1, len(flags)):
+        if all(distance(z[i, :, -1], z[j, :, -1]) >= APART for j in (0, *told)):
+            told.append(i)
+    signatures = {flags[i]: (z[i, :, -1], weights[i, :ROWS]) for i in told}
+    return Answers(z[0], (case.shown, weights[0]), signatures)
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return how far the entry is off that is off most."""
+    return float(np.abs(found - expected).max())
+
+
+def _different(case: Case) -> tuple[list[str], Arrays]:
+    """Return the flags of all bugs that change something, "" first for none, and the changed arrays, one below another.
+
+    Of bugs that change the same, only the first has its flag here.
+    """
+    before = case.base.arrays
+    every = [("", Formulas()), *((bug.flag, Formulas(**bug.parts)) for bug in BUGS)]
+    changed = [formulas.changed(before, case.given, case.base.misread) for _, formulas in every]
+    names = sorted({name for one in changed for name in one})
+    usual = {name: before.get(name, np.zeros(before[_weight_of(name)].shape[:1])) for name in names}
+    seen: dict[bytes, int] = {}
+    for i, one in enumerate(changed):
+        seen.setdefault(b"".join(one.get(name, usual[name]).tobytes() for name in names), i)
+    kept = sorted(seen.values())
+    return [every[i][0] for i in kept], {n: np.stack([changed[i].get(n, usual[n]) for i in kept]) for n in names}
+
+
+def _weight_of(name: str) -> str:
+    return name.removesuffix("bias") + "weight" if name.endswith("bias") else name

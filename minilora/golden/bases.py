@@ -1,0 +1,201 @@
+"""The random decoders that golden adapters stand beside, and their files.
+
+Two of them, one with a tied head, each in float32 and with its linear layers in NF4. Their sizes are multiples of 64,
+since some programs take no others. No weight is square, heads times head_dim is not the hidden size, and queries share
+keys in groups: a program that mixes two sizes up fails, or gives other numbers. All weights in float32 are numbers of
+bfloat16, so that a program which computes in bfloat16 or float16 loses nothing when it reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from ..files.errors import needed
+from ..files.ggufnames import SIZES, gguf_tensor
+from ..files.llamasave import save_llama
+from ..files.tensorfile import decode, encode
+from ..layer import walk
+from ..layers.quantized import QuantizedLinear
+from ..models.llama import Llama
+from ..models.llamaconfig import LlamaConfig
+from ..quantization import quantize
+from .exact import frequencies
+
+THETA, POSITIONS = 10_000.0, 128
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SPIKES = (9.0, 3.6)
+"""The two largest singular values of each v_proj, far above the others: what PiSSA starts from."""
+
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+LETTERS = {"\n": "Ċ", " ": "Ġ"}
+"""How byte-level tokenizers write the two characters that cannot be seen."""
+MERGES = (
+    *("Ġ t", "h e", "i n", "r e", "a n", "e r", "o n", "Ġ a", "Ġt he", "Ġ s", "o r", "e s", "e n", "i s", "Ġ o"),
+    *("a t", "n d", "i t", "an d", "o u", "in g", "e d", "Ġ w", "a l", "Ġ c", "l e", "Ġo f", "a r", "Ġ in", "i c"),
+)
+TOKENS = ("<s>", "</s>", *(LETTERS.get(c, c) for c in CHARACTERS), *(merge.replace(" ", "") for merge in MERGES))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A random decoder."""
+
+    name: str  # of its folder
+    layers: int
+    tied: bool
+    seed: int
+    nf4: bool = False  # whether its linear layers, all but the head, are in 4 bits
+
+    @cached_property
+    def config(self) -> LlamaConfig:
+        """Its sizes."""
+        return LlamaConfig(
+            vocab_size=len(TOKENS), hidden_size=64, intermediate_size=128, num_hidden_layers=self.layers,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-5,
+            frequencies=frequencies(64, THETA), tie_word_embeddings=self.tied,
+            rope={"rope_type": "default", "rope_theta": THETA},
+        )  # fmt: skip
+
+    @cached_property
+    def stored(self) -> dict[str, np.ndarray]:
+        """Its arrays, in float32, before they are quantised."""
+        rng = np.random.default_rng(self.seed)
+        return {name: to_bfloat16(_drawn(rng, name, shape)) for name, shape in self.config.shapes().items()}
+
+    @cached_property
+    def model(self) -> Llama:
+        """The decoder, as it is written."""
+        model = Llama.build(self.config, self.stored)
+        return quantize(model) if self.nf4 else model
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
+        found = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return self._with_codes({HEAD: found[EMBEDDING], **found}, lambda layer: layer)
+
+    @cached_property
+    def misread(self) -> dict[str, dict[str, np.ndarray]]:
+        """What a program makes of the 4-bit weights that reads them wrongly, by how it does."""
+        ways: dict[str, Callable[[QuantizedLinear], QuantizedLinear]] = {
+            "swapped": lambda layer: _replaced(layer, packed=layer.packed >> 4 | layer.packed << 4),
+            "no mean": lambda layer: _replaced(layer, mean=0.0),
+        }
+        return {how: self._with_codes(self.arrays, change) for how, change in ways.items()} if self.nf4 else {}
+
+    def _with_codes(
+        self, arrays: dict[str, np.ndarray], change: Callable[[QuantizedLinear], QuantizedLinear]
+    ) -> dict[str, np.ndarray]:
+        layers = {path: layer for path, layer in walk(self.model) if isinstance(layer, QuantizedLinear)}
+        return arrays | {f"{path}.weight": change(layer).weight.astype("f8") for path, layer in layers.items()}
+
+
+def _replaced(layer: QuantizedLinear, **parts: Any) -> QuantizedLinear:
+    changed = copy(layer)
+    vars(changed).update(parts)
+    return changed
+
+
+UNTIED = Base("untied", layers=2, tied=False, seed=1)
+TIED = Base("tied", layers=1, tied=True, seed=2)
+UNTIED_NF4 = replace(UNTIED, name="untied-nf4", nf4=True)
+TIED_NF4 = replace(TIED, name="tied-nf4", nf4=True)
+BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4)
+
+
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Return the nearest numbers that bfloat16 holds, as float32."""
+    return decode(encode(array, "BF16"), "BF16").reshape(array.shape)
+
+
+def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array such that each layer's output is of the size of its input, and logits spread by about 3."""
+    x: np.ndarray = rng.standard_normal(shape)
+    if len(shape) == 1:
+        return np.asarray(1 + 0.2 * x)
+    if name in (EMBEDDING, HEAD):
+        return np.asarray(x * 3 / shape[1] ** 0.5)
+    if not name.endswith("v_proj.weight"):
+        return np.asarray(x / shape[1] ** 0.5)
+    out, width = shape
+    for size in SPIKES:
+        u, v = rng.choice([-1.0, 1.0], out) / out**0.5, rng.choice([-1.0, 1.0], width) / width**0.5
+        x += size * 2 * width**0.5 * np.outer(u, v)
+    return np.asarray(x / (2 * width**0.5))
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file, as transformers and PEFT do."""
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"format": "pt"}))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, as transformers and PEFT do."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_base(folder: Path, base: Base) -> None:
+    """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
+    save_llama(base.model, folder)
+    write_json(folder / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
+    write_json(folder / "tokenizer.json", tokenizer())
+    write_json(
+        folder / "tokenizer_config.json",
+        {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"},
+    )
+
+
+def tokenizer() -> dict[str, Any]:
+    """Return tokenizer.json: a byte-level BPE for ASCII."""
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": {token: i for i, token in enumerate(TOKENS)}, "merges": [merge.split(" ") for merge in MERGES],
+    }  # fmt: skip
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": level,
+        "post_processor": None, "decoder": level, "model": model,
+        "added_tokens": [{"id": i, "content": token, **special} for i, token in enumerate(TOKENS[:2])],
+    }  # fmt: skip
+
+
+def write_gguf(path: Path, base: Base) -> None:
+    """Write the same decoder and tokenizer in llama.cpp's format, in float32."""
+    gguf = needed("gguf", "a .gguf file")
+    c = base.config
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, key in SIZES.items():
+        value = THETA if name == "rope_theta" else getattr(c, name)
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"llama.{key}", value)
+    writer.add_uint32("llama.attention.value_length", c.head_dim)
+    writer.add_uint32("llama.rope.dimension_count", c.head_dim)
+    writer.add_uint32("llama.context_length", POSITIONS)
+    writer.add_uint32("general.file_type", 0)  # all in float32
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(list(TOKENS))
+    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))  # control tokens, and plain ones
+    writer.add_token_merges(list(MERGES))
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(False)
+    for name, array in base.stored.items():
+        writer.add_tensor(*gguf_tensor(name, array, c.head_dim))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,114 @@
+"""A Llama decoder's logits in float64, the same bits on every processor.
+
+The logits are those of `minilora.models.llama`, up to rounding: a test holds the two together. The last bits of that
+model depend on the BLAS, which adds terms in an order of its own, and on NumPy's exp, cos and sin, which differ between
+processors. The functions here use only sums, products, quotients and roots, each of which IEEE 754 rounds in one way,
+and they add one term after another.
+
+A weight may have one axis more in front, (v, out, in), for v decoders that differ in it. They are computed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+import numpy as np
+
+from ..models.llamaconfig import LlamaConfig
+
+LN2 = 0.6931471805599453
+LN2_HIGH = 0.693147180369123816490  # its leading 32 bits: a whole number of them has no rounding
+LN2_LOW = 1.90821492927058770002e-10
+TERMS = 14
+"""Of a series for exp(r), where |r| is at most ln(2) / 2; the next one is below 1e-17."""
+
+
+def exp(x: np.ndarray) -> np.ndarray:
+    """Return e^x = 2^n e^r, where n is whole."""
+    n = np.rint(x / LN2)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    e = np.ones_like(r)
+    for k in range(TERMS, 0, -1):
+        e = 1 + e * r / k
+    return np.asarray(np.ldexp(e, n.astype(int)))
+
+
+def turns(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and sines: of a 64th of the angle by their series, then of the doubled angle six times."""
+    z = -((angle / 64) ** 2)
+    cos, sin = np.ones_like(z), np.ones_like(z)
+    for k in range(9, 0, -1):
+        cos, sin = 1 + cos * z / ((2 * k - 1) * 2 * k), 1 + sin * z / (2 * k * (2 * k + 1))
+    sin = sin * (angle / 64)
+    for _ in range(6):
+        cos, sin = cos * cos - sin * sin, 2 * sin * cos
+    return cos, sin
+
+
+def product(x: np.ndarray, W: np.ndarray) -> np.ndarray:  # (..., N, in), (..., out, in) -> (..., N, out)
+    """Return x W^T, the terms added first to last."""
+    left, right = np.moveaxis(x, -1, 0)[..., None], np.ascontiguousarray(np.moveaxis(W, -1, 0))[..., None, :]
+    total = left[0] * right[0]
+    term = np.empty_like(total)
+    for k in range(1, len(left)):
+        total += np.multiply(left[k], right[k], out=term)
+    return np.asarray(total)
+
+
+def sums(x: np.ndarray) -> np.ndarray:  # (..., n) -> (..., 1)
+    """Return the sums along the last axis, the terms added first to last."""
+    return np.asarray(np.cumsum(x, axis=-1)[..., -1:])
+
+
+def frequencies(width: int, theta: float) -> tuple[float, ...]:
+    """Return the rotary frequencies theta^(-2j / width), each rounded once."""
+    return tuple(float(Decimal(theta) ** (Decimal(-2 * j) / width)) for j in range(width // 2))
+
+
+def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+    """Return the logits (..., B, T, V) of token ids (B, T).
+
+    `arrays` are those of `LlamaConfig.shapes` in float64, and always ``lm_head.weight``. A linear layer's bias is added
+    where there is one.
+    """
+    B, T = ids.shape
+    D, K = config.head_dim, config.num_key_value_heads
+    g = config.num_attention_heads // K
+    cos, sin = turns(np.arange(T)[:, None] * np.array(config.frequencies))
+
+    def linear(path: str, x: np.ndarray) -> np.ndarray:
+        y = product(x, arrays[f"{path}.weight"])
+        bias = arrays.get(f"{path}.bias")
+        return y if bias is None else y + bias[..., None, :]
+
+    def norm(path: str, x: np.ndarray) -> np.ndarray:
+        return np.asarray(x / np.sqrt(sums(x * x) / x.shape[-1] + config.rms_norm_eps) * arrays[f"{path}.weight"])
+
+    def split(x: np.ndarray, heads: int) -> np.ndarray:  # (..., B T, heads D) -> (..., B, heads, T, D)
+        return np.moveaxis(x.reshape(*x.shape[:-2], B, T, heads, D), -2, -3)
+
+    def turned(x: np.ndarray) -> np.ndarray:
+        x1, x2 = x[..., : D // 2], x[..., D // 2 :]
+        return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+    def attention(path: str, x: np.ndarray) -> np.ndarray:
+        q = turned(split(linear(f"{path}.q_proj", x), K * g))
+        k = turned(split(linear(f"{path}.k_proj", x), K)).repeat(g, axis=-3)
+        v = split(linear(f"{path}.v_proj", x), K).repeat(g, axis=-3)
+        S = D**-0.5 * product(q, k)
+        e = exp(S - S.max(axis=-1, keepdims=True)) * np.tri(T)
+        o = product(e / sums(e), np.swapaxes(v, -1, -2))
+        return linear(f"{path}.o_proj", np.moveaxis(o, -3, -2).reshape(*o.shape[:-4], B * T, K * g * D))
+
+    def mlp(path: str, x: np.ndarray) -> np.ndarray:
+        a = linear(f"{path}.gate_proj", x)
+        return linear(f"{path}.down_proj", a / (1 + exp(-a)) * linear(f"{path}.up_proj", x))
+
+    x = arrays["model.embed_tokens.weight"][..., ids.ravel(), :]
+    for i in range(config.num_hidden_layers):
+        block = f"model.layers.{i}"
+        x = x + attention(f"{block}.self_attn", norm(f"{block}.input_layernorm", x))
+        x = x + mlp(f"{block}.mlp", norm(f"{block}.post_attention_layernorm", x))
+    z = linear("lm_head", norm("model.norm", x))
+    return z.reshape(*z.shape[:-2], B, T, z.shape[-1])

@@ -1,0 +1,136 @@
+"""What an adapter's files make of a base's weights: the right formulas, each part of which can be replaced.
+
+    delta = s B A                                  a linear layer's W (out, in); an embedding's W (V, dim) gets A^T B^T
+    s = alpha / r, or alpha / sqrt(r)              use_rslora; r and alpha by rank_pattern and alpha_pattern
+    W' = W + sum_i w_i delta_i                     several adapters with weights w
+    W' = (m / |V|) V,  V = W + delta               use_dora; |V| is the length of each row
+    b' = s b                                       lora_bias
+
+A reader's bug is these formulas with some parts replaced: see `minilora.golden.bugs`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .bases import EMBEDDING, HEAD
+from .exact import product, sums
+
+Arrays = dict[str, np.ndarray]
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Module:
+    """What an adapter has for one module, in float64."""
+
+    lora_A: np.ndarray  # (r, in)
+    lora_B: np.ndarray  # (out, r)
+    bias: np.ndarray | None = None  # (out,), of lora_bias
+    magnitude: np.ndarray | None = None  # (out,), of DoRA
+
+
+@dataclass(frozen=True)
+class Given:
+    """An adapter's two files: adapter_config.json, and the arrays by module path."""
+
+    config: Config
+    modules: Mapping[str, Module]
+    starts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of PiSSA's own files the product B A before training, (out, in), which such a file leaves to its reader."""
+
+
+PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
+
+
+def matching(config: Config, key: str, path: str) -> list[Any]:
+    """Return what the patterns say that match a module's path as PEFT matches them, in their order."""
+    patterns = config.get(PATTERNS[key], {})
+    return [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)]
+
+
+def setting(config: Config, key: str, path: str) -> Any:
+    """Return r or lora_alpha of a module: of the patterns that match, the first decides."""
+    return next(iter(matching(config, key, path)), config[key])
+
+
+def scaled(config: Config, alpha: float, rank: int) -> float:
+    """Return alpha / r, or alpha / sqrt(r)."""
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def scale(config: Config, path: str) -> float:
+    """Return the scaling of a module."""
+    return scaled(config, setting(config, "lora_alpha", path), setting(config, "r", path))
+
+
+def lengths(V: np.ndarray) -> np.ndarray:  # (out, in) -> (out, 1)
+    """Return the length of each row."""
+    return np.asarray(np.sqrt(sums(V * V)))
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """The parts of the formulas; by default the right ones."""
+
+    scale: Callable[[Config, str], float] = scale
+    times: float = 1.0  # what the update is multiplied by besides
+    applied: Callable[[str], bool] = lambda path: True  # whether a module's adapter is
+    place: Callable[[str], str] = lambda path: path  # the module that gets the adapter of a path
+    factors: Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda path, A, B: (A, B)
+    update: Callable[[np.ndarray], np.ndarray] = lambda BA: BA
+    length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: lengths(W + s * BA)
+    magnitude: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, W: m[:, None]
+    gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m / n
+    bias: Callable[[np.ndarray, float], np.ndarray] = lambda b, s: s * b
+    weights: Callable[[Sequence[float]], Sequence[float]] = lambda weights: weights  # of several adapters
+    config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration the adapter i is read with
+    start: float = 1.0  # how much of PiSSA's start is taken off
+    ties: bool = False  # whether the tied head, or embedding, is changed with the other
+    base: str = ""  # how its 4-bit weights are read, see `Base.misread`
+
+    def changed(
+        self, arrays: Arrays, given: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None
+    ) -> Arrays:
+        """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's."""
+        read = (misread or {}).get(self.base, arrays)
+        found = {name: array for name, array in read.items() if array is not arrays[name]}
+        weights = self.weights([weight for _, weight in given])
+        for i, ((one, _), weight) in enumerate(zip(given, weights, strict=True)):
+            config = given[self.config_of(i)][0].config
+            for path, module in one.modules.items():
+                if self.applied(path):
+                    self._add(found, read, config, self.place(path), path, module, weight, one.starts.get(path))
+        if self.ties:
+            for name, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
+                if name in found:
+                    found.setdefault(other, found[name])
+        return found
+
+    def _add(
+        self, found: Arrays, read: Arrays, config: Config, place: str, path: str, module: Module, weight: float,
+        start: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        place = place if f"{place}.weight" in read else path
+        name, s = f"{place}.weight", self.scale(config, path) * self.times
+        W = found.get(name, read[name])
+        A, B = self.factors(path, module.lora_A, module.lora_B)
+        BA = self.update(product(B, A.T))
+        if start is not None:
+            BA = BA - self.start * start
+        if name == EMBEDDING:
+            W = W.T
+        if module.magnitude is None:
+            W = W + weight * s * BA
+        else:
+            m = self.magnitude(module.magnitude, W)
+            W = self.gain(m, self.length(W, BA, s)) * (W + s * BA)
+        found[name] = W.T if name == EMBEDDING else W
+        if module.bias is not None:
+            found[f"{place}.bias"] = self.bias(module.bias, s)

@@ -1,0 +1,273 @@
+"""What a program answered, held against the answers: each case's verdict, and the bugs that explain the wrong ones.
+
+A number is right where it is off by no more than the tolerance of the program's precision. A wrong answer is explained
+by a bug whose signature it equals within the same tolerance. All numbers come from the folder: nothing is computed
+anew, so this version judges by the folders of earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..files.errors import FileRefused, printable, short
+from ..files.tensorfile import FLOATS, TensorFile, member, parse_json, read_whole
+from .writing import FORMAT, INDEX
+
+Arrays = dict[str, np.ndarray]
+COMPUTED_IN = "computed_in"
+PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+"""How far a merged weight's entry may be off, as a part of the largest entry: it is rounded once, or a few times."""
+INTEGERS = {"I64": "<i8", "I32": "<i4"}
+MAX_INDEX = 1 << 22
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one case."""
+
+    id: str
+    state: str  # "right", "wrong" or "missing"
+    text: str = ""  # what is wrong
+    flags: tuple[str, ...] = ()  # the known bugs that explain it
+    precision: str = ""
+    off: float = 0.0  # in units of the tolerance, the answer that is off most
+
+
+@dataclass
+class Judgement:
+    """What became of all cases."""
+
+    results: str
+    cases: list[Verdict] = field(default_factory=list)
+    names: Mapping[str, str] = field(default_factory=dict)  # of the bugs, by their flags
+    links: Mapping[str, list[str]] = field(default_factory=dict)  # where they were made
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case is right."""
+        return all(case.state == "right" for case in self.cases)
+
+    @property
+    def diagnoses(self) -> dict[str, list[str]]:
+        """The bugs that explain wrong cases, likeliest first, and the ids of these cases."""
+        count = Counter(flag for case in self.cases for flag in case.flags)
+        order = list(self.names)
+        found = sorted(count, key=lambda flag: (-count[flag], order.index(flag)))
+        return {flag: [case.id for case in self.cases if flag in case.flags] for flag in found}
+
+    def __str__(self) -> str:
+        count = Counter(case.state for case in self.cases)
+        lines = [f"{self.results}: " + ("passed" if self.passed else f"WRONG: {self._likeliest()}")]
+        lines += [", ".join(f"{count[state]} {state}" for state in ("right", "wrong", "missing") if count[state])]
+        for flag, ids in self.diagnoses.items():
+            made = f" (made in {', '.join(self.links[flag])})" if self.links.get(flag) else ""
+            lines.append(f"{flag}{made}: {', '.join(ids)}")
+        width = max((len(case.id) for case in self.cases), default=0)
+        lines += [f"  {case.id:{width}}  {case.state}{case.text and ': ' + case.text}" for case in self.cases]
+        return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
+
+    def _likeliest(self) -> str:
+        """Return the likeliest bug or, where no known one explains anything, the first case that is not right."""
+        first = next(
+            case for case in sorted(self.cases, key=lambda case: case.state != "wrong") if case.state != "right"
+        )
+        return next((self.names[flag] for flag in self.diagnoses), f"{first.id}: {first.text}")
+
+    def json(self) -> dict[str, Any]:
+        """Return the same for programs."""
+        cases = [
+            {
+                "id": case.id, "state": case.state, "text": case.text, "flags": list(case.flags),
+                "precision": case.precision or None, "off": case.off,
+            }
+            for case in self.cases
+        ]  # fmt: skip
+        diagnoses = [
+            {"flag": flag, "bug": self.names[flag], "made in": self.links.get(flag, []), "cases": ids}
+            for flag, ids in self.diagnoses.items()
+        ]
+        return {
+            "format": FORMAT, "minilora": __version__, "results": self.results, "passed": self.passed,
+            "diagnoses": diagnoses, "cases": cases,
+        }  # fmt: skip
+
+
+def compare(folder: Path, results: Path) -> Judgement:
+    """Hold a program's answers against those of a folder of golden adapters.
+
+    Raises
+    ------
+    FileRefused
+        If one of the two is no such folder, is of a later format than this version reads, or holds a damaged file.
+    """
+    index = read_index(folder)
+    if not results.is_dir():
+        raise FileRefused(results, "not a folder, expected that of a program's answers")
+    if results.resolve() in (folder.resolve(), (folder / "answers").resolve()):
+        raise FileRefused(results, "the golden adapters themselves, expected a folder with what a program answered")
+    flags = index["flags"]
+    found = Judgement(
+        str(results),
+        names={flag: one["bug"] for flag, one in flags.items()},
+        links={flag: one["made in"] for flag, one in flags.items()},
+    )
+    for case in index["cases"]:
+        found.cases.append(judge(folder, results, case, index["tolerance"]))
+    return found
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return index.json; refuse one of a later format."""
+    path = folder / INDEX
+    index = parse_json(path, read_whole(path, MAX_INDEX), "file")
+    version = index.get("format")
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise FileRefused(path, f"format is {short(version)}, expected at most {FORMAT}: a later minilora wrote it")
+    return index
+
+
+def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mapping[str, float]) -> Verdict:
+    """Judge the answers to one case."""
+    id, refused = case["id"], case["refused"]
+    path = member(results, f"{id}.safetensors")
+    if not path.exists():
+        return Verdict(id, "right") if refused else Verdict(id, "missing", f"there is no {path.name}")
+    if "answers" not in case:
+        return Verdict(id, "wrong", f"the adapter was taken, and must be refused: {case['note']}")
+    file, precision, theirs = _read(path, tolerance)
+    ours = _tensors(folder / case["answers"])
+    compared = []
+    for quantity in theirs:
+        one = _compared(quantity, theirs, ours, case["flags"], precision, tolerance[precision])
+        if isinstance(one, str):
+            return Verdict(id, "wrong", one, (), precision)
+        compared += [one] if one else []
+    if not compared:
+        there = ", ".join(map(short, file.tensors)) or "no tensor"
+        return Verdict(id, "wrong", f"it has {there}, and no answer to this case", (), precision)
+    off = max(one.off for one in compared)
+    wrong = [one for one in compared if one.off > 1]
+    if not wrong:
+        return Verdict(id, "right", "", (), precision, off)
+    flags = tuple(flag for flag in case["flags"] if all(one.is_of(flag) for one in wrong))
+    return Verdict(id, "wrong", wrong[0].told(), flags, precision, off)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of a program's answers beside ours, and beside the bugs'."""
+
+    quantity: str
+    found: np.ndarray
+    right: np.ndarray
+    allowed: float  # how far an entry may be off
+    signatures: Mapping[str, np.ndarray]
+    part: np.ndarray  # of what was found, the part that signatures have
+
+    @property
+    def off(self) -> float:
+        """The entry that is off most, in units of what is allowed."""
+        return _off(self.found, self.right) / self.allowed
+
+    def is_of(self, flag: str) -> bool:
+        """Return whether the numbers are a bug's."""
+        return _off(self.part, self.signatures[flag]) <= self.allowed
+
+    def told(self) -> str:
+        """Say which entry is off most and, of logits, where they begin to be wrong."""
+        off = np.abs(self.found - self.right)
+        at = np.unravel_index(int(off.argmax()), off.shape)
+        where, found, right = ", ".join(map(str, at)), self.found[at], self.right[at]
+        text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {found:.6g}, expected {right:.6g}"
+        text += f"; tolerance {self.allowed:.2g}"
+        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if off.ndim == 3 else 0
+        return f"{text}; right up to position {first - 1}" if first else text
+
+
+def _compared(
+    quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: float
+) -> Compared | str | None:
+    """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
+    found, logits, ids = theirs[quantity], ours["logits"], None
+    last = found.ndim == 2  # the logarithms after the last token alone
+    if quantity == "ids":
+        return None
+    if quantity.startswith("merged."):
+        name = quantity if quantity in ours else f"{quantity}.weight"
+        if name not in ours:
+            return None
+        right, found = ours[name], found[: len(ours[name])]
+        tolerance = MERGED[precision] * max(1.0, float(np.abs(right).max()))
+    elif quantity == "logits":
+        right = logits
+    else:
+        tolerance *= 2  # the logarithm of the sum may be off as well
+        right, ids = logits[:, -1] if last else logits, theirs.get("ids")
+        if ids is not None and ids.shape != found.shape:
+            return f"ids has shape {ids.shape}, expected {found.shape} as {quantity} has"
+        if ids is not None and (outside := ids[(ids < 0) | (ids >= logits.shape[-1])]).size:
+            return f"ids has {outside[0]}, expected ids below {logits.shape[-1]}"
+        if ids is None or ids.shape[:-1] == right.shape[:-1]:
+            right = _log_probabilities(right, ids)
+    if found.shape != right.shape:
+        return f"{quantity} has shape {theirs[quantity].shape}, expected {right.shape}"
+    if not np.isfinite(found).all():
+        return f"{quantity} holds NaN or infinity"
+    if quantity.startswith("merged."):
+        signatures = {flag: ours[f"signature.{flag}.merged"] for flag in flags}
+        part = found[: len(next(iter(signatures.values()), right))]
+    else:
+        signatures = {flag: ours[f"signature.{flag}"] for flag in flags}
+        part = found if last else found[:, -1]
+    if quantity == "log_probabilities":
+        ends = ids if ids is None or last else ids[:, -1]
+        signatures = {flag: _log_probabilities(one, ends) for flag, one in signatures.items()}
+    return Compared(quantity, found, right, tolerance, signatures, part)
+
+
+def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, Arrays]:
+    """Return a file of answers, the precision that they were computed in, and the answers."""
+    file = TensorFile(path)
+    names = [name for name in file.tensors if name in ("logits", "log_probabilities") or name.startswith("merged.")]
+    for name in names:
+        if file.tensors[name].dtype not in FLOATS:
+            raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float's")
+    types = [PRECISIONS[file.tensors[name].dtype] for name in names]
+    precision = file.metadata.get(COMPUTED_IN, max(types, key=lambda one: tolerance[one], default="float32"))
+    if precision not in tolerance:
+        raise FileRefused(path, f"{COMPUTED_IN} is {short(precision)}, expected one of {', '.join(tolerance)}")
+    return file, precision, _tensors(path, (*names, "ids") if "ids" in file.tensors else names)
+
+
+def _tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
+    """Read tensors of a file, all of them by default; floats in float64, whichever type they have."""
+    file, found = TensorFile(path), {}
+    with file.opened() as opened:
+        for name in file.tensors if names is None else names:
+            spec = file.tensors[name]
+            if spec.dtype in INTEGERS:
+                opened.seek(spec.start)
+                raw = file.read_bytes(opened, spec.end - spec.start)
+                found[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
+            else:
+                found[name] = file.read(name, opened).astype(np.float64)
+    return found
+
+
+def _log_probabilities(logits: np.ndarray, ids: np.ndarray | None) -> np.ndarray:  # (..., V), (..., n) -> (..., V or n)
+    """Return log-probabilities, of all tokens or of those named."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    found = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return np.asarray(found if ids is None else np.take_along_axis(found, ids, axis=-1))
+
+
+def _off(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf

@@ -1,0 +1,22 @@
+import json
+import os
+
+import pytest
+
+from minilora.golden import writing
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """A folder of golden adapters, as the command writes it; no test changes it."""
+    pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+    folder = tmp_path_factory.mktemp("golden") / "golden"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda handle: None)
+        writing.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def index(golden):
+    return json.loads((golden / "index.json").read_text())

@@ -1,0 +1,149 @@
+"""A reader of golden adapters that shares no line with ours: NumPy, and docs/golden-adapters.md.
+
+`answer` takes the name of a bug to make; the tests plant each.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1", "I64": "<i8"}
+PREFIX = "base_model.model."
+STARTS = (True, False, None, "gaussian")
+
+
+class Refused(Exception):
+    pass
+
+
+def tensors_of(path):
+    raw = Path(path).read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:begin])
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        start, end = (begin + offset for offset in entry["data_offsets"])
+        found[name] = np.frombuffer(raw[start:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
+    return found
+
+
+def dequantised(W, name, bug):
+    state = json.loads(bytes(W[f"{name}.quant_state.bitsandbytes__nf4"]))
+    absmax = W[f"{name}.absmax"]
+    if f"{name}.nested_absmax" in W:
+        scales = np.repeat(W[f"{name}.nested_absmax"], state["nested_blocksize"])[: len(absmax)]
+        absmax = W[f"{name}.nested_quant_map"][absmax] * scales
+        absmax = absmax + (0 if bug == "offset" else state["nested_offset"])
+    codes = W[name].ravel()
+    pairs = [codes & 15, codes >> 4] if bug == "nibbles" else [codes >> 4, codes & 15]
+    values = W[f"{name}.quant_map"][np.stack(pairs, axis=1).ravel()]
+    return (values * np.repeat(absmax, state["blocksize"])).reshape(state["shape"]).astype(np.float64)
+
+
+def base_of(folder, bug):
+    config, raw = json.loads((folder / "config.json").read_text()), tensors_of(folder / "model.safetensors")
+    W = {}
+    for name, array in raw.items():
+        if name.endswith("weight"):
+            W[name] = dequantised(raw, name, bug) if array.dtype == np.uint8 else array.astype(np.float64)
+    W.setdefault("lm_head.weight", W["model.embed_tokens.weight"])
+    return config, W
+
+
+def number(config, key, pattern, path, bug):
+    matches = [v for k, v in (config.get(pattern) or {}).items() if re.match(rf"(.*\.)?({k})$", path)]
+    if not matches or bug == f"no {pattern}":
+        return config[key]
+    return matches[-1 if bug == "last pattern" else 0]
+
+
+def add_adapter(W, folder, weight, bug):
+    config, found = (
+        json.loads((folder / "adapter_config.json").read_text()),
+        tensors_of(folder / "adapter_model.safetensors"),
+    )
+    if config["r"] <= 0 or (config["init_lora_weights"] not in STARTS and bug != "any start"):
+        raise Refused("configuration")
+    modules = {}
+    for name, array in found.items():
+        if not name.startswith(PREFIX):
+            raise Refused(name)
+        path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name.removeprefix(PREFIX)).groups()
+        modules.setdefault(path, {})[part] = array.astype(np.float64)
+    for path, parts in modules.items():
+        embedding = "lora_embedding_A" in parts
+        A, B = (parts.get(f"lora_embedding_{x}" if embedding else f"lora_{x}.weight") for x in "AB")
+        name, r = f"{path}.weight", number(config, "r", "rank_pattern", path, None)
+        if A is None or B is None or A.shape != (r, A.shape[1]) or B.shape[1:] != (r,):
+            raise Refused(path)
+        old = W[name].T if embedding else W[name]
+        if old.shape != (len(B), A.shape[1]):
+            raise Refused(path)
+        if bug == "nothing" or (embedding and bug == "no embedding"):
+            continue
+        r = number(config, "r", "rank_pattern", path, bug)
+        s = number(config, "lora_alpha", "alpha_pattern", path, bug)
+        if bug != "alpha for alpha / r":
+            s /= r**0.5 if config["use_rslora"] and bug != "no root" else r
+        B = B.reshape(B.shape[::-1]).T if bug == "factor read the other way" else B
+        A, B = (A[::-1], B) if bug == "other ranks" else (A, B)
+        delta = s * (1 if bug == "no weights" else weight) * (2 if bug == "twice" else 1) * B @ A
+        delta = (delta.T.reshape(delta.shape)) if bug == "swapped" else delta
+        new = old + delta
+        if config["use_dora"] and bug != "no magnitude":
+            length = old if bug == "norm of W" else new
+            new = parts["lora_magnitude_vector"][:, None] * new / np.linalg.norm(length, axis=1)[:, None]
+        W[name] = new.T if embedding else new
+        if "lora_B.bias" in parts and bug != "no bias":
+            W[f"{path}.bias"] = s * parts["lora_B.bias"]
+
+
+def logits(config, W, ids):
+    D, H, K = config["head_dim"], config["num_attention_heads"], config["num_key_value_heads"]
+    theta = (config.get("rope_parameters") or config)["rope_theta"]
+    angle = np.arange(len(ids))[:, None] * theta ** (-np.arange(0, D, 2) / D)
+    turn = np.exp(1j * angle)[:, None]
+
+    def linear(path, x):
+        return x @ W[f"{path}.weight"].T + W.get(f"{path}.bias", 0)
+
+    def norm(path, x):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * W[f"{path}.weight"]
+
+    def turned(x):  # (T, heads, D), as complex numbers
+        z = (x[..., : D // 2] + 1j * x[..., D // 2 :]) * turn
+        return np.concatenate([z.real, z.imag], axis=-1)
+
+    x = W["model.embed_tokens.weight"][ids]
+    for i in range(config["num_hidden_layers"]):
+        at, mlp, T = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp", len(ids)
+        h = norm(f"model.layers.{i}.input_layernorm", x)
+        q = turned(linear(f"{at}.q_proj", h).reshape(T, H, D))
+        k = turned(linear(f"{at}.k_proj", h).reshape(T, K, D)).repeat(H // K, axis=1)
+        v = linear(f"{at}.v_proj", h).reshape(T, K, D).repeat(H // K, axis=1)
+        S = np.einsum("thd,uhd->htu", q, k) / D**0.5 + np.triu(np.full((T, T), -np.inf), 1)
+        P = np.exp(S - S.max(-1, keepdims=True))
+        o = np.einsum("htu,uhd->thd", P / P.sum(-1, keepdims=True), v)
+        x = x + linear(f"{at}.o_proj", o.reshape(T, H * D))
+        h = norm(f"model.layers.{i}.post_attention_layernorm", x)
+        gate = linear(f"{mlp}.gate_proj", h)
+        x = x + linear(f"{mlp}.down_proj", gate / (1 + np.exp(-gate)) * linear(f"{mlp}.up_proj", h))
+    return linear("lm_head", norm("model.norm", x))
+
+
+def answer(golden, index, case, bug=None):
+    """Return the logits (prompts, T, V) of a case, None where its adapter is refused."""
+    config, W = base_of(golden / case.get("base", index["base"]), bug)
+    given = case["adapter"] if isinstance(case["adapter"], list) else [[case["adapter"], 1.0]]
+    embedding = W["model.embed_tokens.weight"]
+    try:
+        for folder, weight in given:
+            add_adapter(W, golden / folder, weight, bug)
+    except Refused:
+        return None
+    if bug == "tied head" and config["tie_word_embeddings"] and W["model.embed_tokens.weight"] is not embedding:
+        W["lm_head.weight"] = W["model.embed_tokens.weight"]
+    return np.stack([logits(config, W, np.array(prompt)) for prompt in case["prompts"]])

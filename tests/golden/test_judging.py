@@ -1,0 +1,299 @@
+"""What programs answer to golden adapters: right numbers pass, known bugs are named, whatever they answer with."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import cli
+from minilora.files.errors import FileRefused
+from minilora.golden.judging import MERGED, compare, judge
+from minilora.golden.writing import FORMAT
+
+from .foreign_reader import answer
+
+LIKELIEST = {
+    "no root": "rslora-root-is-ignored",
+    "no rank_pattern": "rank-pattern-is-dropped-in-the-scaling",
+    "no alpha_pattern": "alpha-pattern-is-dropped",
+    "last pattern": "the-last-pattern-decides",
+    "alpha for alpha / r": "alpha-is-not-divided-by-the-rank",
+    "factor read the other way": "lora-b-is-reshaped",
+    "tied head": "the-tied-head-is-changed-too",
+    "twice": "the-update-is-added-twice",
+    "no magnitude": "dora-magnitude-is-ignored",
+    "norm of W": "dora-norm-is-that-of-w",
+    "no bias": "lora-bias-is-ignored",
+    "no embedding": "embed-tokens-is-left-out",
+    "any start": "pissa-start-is-not-taken-off",
+    "no weights": "the-weights-of-adapters-are-ignored",
+    "nothing": "the-adapter-is-not-applied",
+    "swapped": "the-update-is-read-the-other-way-round",
+    "other ranks": "the-order-of-ranks-differs-between-the-factors",
+    "nibbles": "nf4-nibbles-are-swapped",
+    "offset": "nf4-mean-of-scales-is-left-out",
+}
+
+
+def answer_all(golden, index, results, bug=None):
+    results.mkdir()
+    for case in index["cases"]:
+        found = answer(golden, index, case, bug)
+        if found is not None:
+            save_file({"logits": found}, results / f"{case['id']}.safetensors")
+    return results
+
+
+@pytest.fixture(scope="module")
+def right(golden, index, tmp_path_factory):
+    return answer_all(golden, index, tmp_path_factory.mktemp("right") / "results")
+
+
+@pytest.fixture
+def results(tmp_path):
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
+
+
+def judged(golden, results, id):
+    return next(case for case in compare(golden, results).cases if case.id == id)
+
+
+def test_a_foreign_reader_agrees_in_every_case(golden, index, right):
+    found = compare(golden, right)
+    assert found.passed, found
+    assert max(case.off for case in found.cases) < 1e-6  # of the tolerance: two right programs are much nearer
+    assert len(found.cases) == len(index["cases"])
+
+
+@pytest.mark.parametrize("bug", LIKELIEST)
+def test_the_likeliest_bugs_are_caught_and_named(golden, index, tmp_path, bug):
+    found = compare(golden, answer_all(golden, index, tmp_path / "results", bug))
+    assert not found.passed
+    flag = next(iter(found.diagnoses))
+    assert flag == LIKELIEST[bug]
+    assert found.names[flag] in str(found).splitlines()[0]
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_every_signature_is_named_and_no_other(golden, index, results, precision):
+    """Off by nearly the whole tolerance, none is taken for another."""
+    rng = np.random.default_rng(0)
+    for case in index["cases"]:
+        ours = load_file(golden / case["answers"]) if "answers" in case else {}
+        for flag in case.get("flags", ()):
+            z, last = ours["logits"].copy(), ours[f"signature.{flag}"]
+            z[:, -1] = last + 0.9 * index["tolerance"][precision] * rng.choice([-1, 1], last.shape)
+            save_file({"logits": z}, results / f"{case['id']}.safetensors", metadata={"computed_in": precision})
+            assert judge(golden, results, case, index["tolerance"]).flags == (flag,)
+
+
+def test_bugs_lie_ten_tolerances_apart_and_so_do_tokens(golden, index):
+    apart = index["apart"]
+    assert apart >= 10 * index["tolerance"]["bfloat16"]
+    for case in index["cases"]:
+        if "answers" in case:
+            ours = load_file(golden / case["answers"])
+            numbers = [ours["logits"][:, -1], *(ours[f"signature.{flag}"] for flag in case["flags"])]
+            for i, one in enumerate(numbers):
+                assert all(np.abs(one - other).max() >= 0.999 * apart for other in numbers[:i])
+            last = np.sort(numbers[0], axis=-1)
+            assert (last[:, -1] - last[:, -2]).min() >= apart
+            np.testing.assert_array_equal(ours["next_tokens"], numbers[0].argmax(axis=-1))
+
+
+def log_softmax(z):
+    z = z - z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def in_every_way(ours, z):
+    """Yield the ways in which a program may answer with these logits."""
+    ids = np.argsort(-z, axis=-1)[..., :7].astype(np.int64)
+    p = log_softmax(z)
+    yield {"logits": z}
+    yield {"log_probabilities": p}
+    yield {"log_probabilities": p[:, -1]}
+    yield {"log_probabilities": np.take_along_axis(p, ids, -1), "ids": ids}
+    yield {"log_probabilities": np.take_along_axis(p, ids, -1)[:, -1], "ids": ids[:, -1].astype(np.int32)}
+
+
+def test_answers_may_have_several_forms(golden, index, results):
+    case = next(case for case in index["cases"] if case["id"] == "rslora")
+    ours = load_file(golden / case["answers"])
+    wrong = ours["logits"].copy()
+    wrong[:, -1] = ours["signature.rslora-root-is-ignored"]
+    for tensors, bad in zip(in_every_way(ours, ours["logits"]), in_every_way(ours, wrong), strict=True):
+        for found, state, flags in ((tensors, "right", ()), (bad, "wrong", ("rslora-root-is-ignored",))):
+            save_file({k: np.ascontiguousarray(a) for k, a in found.items()}, results / "rslora.safetensors")
+            verdict = judged(golden, results, "rslora")
+            assert (verdict.state, verdict.flags) == (state, flags)
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])
+def test_merged_weights_are_judged_and_named(golden, index, results, ending):
+    case = next(case for case in index["cases"] if case["id"] == "rslora")
+    ours = load_file(golden / case["answers"])
+    (name,) = (name for name in ours if name.startswith("merged."))
+    theirs = name.removesuffix(".weight") + ending
+    whole = np.concatenate([ours[name], np.ones((5, ours[name].shape[1]), np.float32)])
+    save_file({theirs: whole}, results / "rslora.safetensors")
+    assert judged(golden, results, "rslora").state == "right"
+    rows = ours["signature.rslora-root-is-ignored.merged"]
+    whole[: len(rows)] = rows
+    save_file({theirs: whole}, results / "rslora.safetensors")
+    verdict = judged(golden, results, "rslora")
+    assert verdict.state == "wrong"
+    assert "rslora-root-is-ignored" in verdict.flags
+
+
+def test_a_bug_must_explain_all_that_is_wrong(golden, index, results):
+    case = next(case for case in index["cases"] if case["id"] == "rslora")
+    ours = load_file(golden / case["answers"])
+    one, other = case["flags"][:2]
+    z, (name,) = ours["logits"].copy(), (name for name in ours if name.startswith("merged."))
+    z[:, -1] = ours[f"signature.{one}"]
+    for flag, expected in ((one, (one,)), (other, ())):
+        rows = np.concatenate([ours[f"signature.{flag}.merged"], ours[name][1:]])
+        save_file({"logits": z, name: rows}, results / "rslora.safetensors")
+        assert judged(golden, results, "rslora").flags == expected
+
+
+def test_an_answer_one_tolerance_off_is_right_and_two_wrong(golden, index, results):
+    case = index["cases"][0]
+    ours = load_file(golden / case["answers"])["logits"]
+    for precision, tolerance in index["tolerance"].items():
+        for times, state in ((0.99, "right"), (1.01, "wrong")):
+            z = ours.copy()
+            z[1, 3, 17] += times * tolerance
+            path = results / f"{case['id']}.safetensors"
+            save_file({"logits": z}, path, metadata={"computed_in": precision})
+            assert judged(golden, results, case["id"]).state == state
+
+
+def test_logarithms_and_merged_weights_have_tolerances_of_their_own(golden, index, results):
+    case = index["cases"][0]
+    ours = load_file(golden / case["answers"])
+    (name,) = (name for name in ours if name.startswith("merged."))
+    for precision, tolerance in index["tolerance"].items():
+        bounds = {"log_probabilities": 2 * tolerance, name: MERGED[precision] * max(1, np.abs(ours[name]).max())}
+        for quantity, bound in bounds.items():
+            right = log_softmax(ours["logits"]) if quantity == "log_probabilities" else ours[name].astype("f8")
+            for times, state in ((0.9, "right"), (1.1, "wrong")):
+                off = right.copy()
+                off.flat[100] -= times * bound
+                path = results / f"{case['id']}.safetensors"
+                save_file({quantity: off, "other": np.zeros(2)}, path, metadata={"computed_in": precision})
+                assert judged(golden, results, case["id"]).state == state
+
+
+def test_half_types_are_judged_by_their_own_tolerance(golden, index, results):
+    case = index["cases"][0]
+    ours = load_file(golden / case["answers"])["logits"]
+    save_file({"logits": (ours + 0.03).astype(np.float16)}, results / f"{case['id']}.safetensors")
+    verdict = judged(golden, results, case["id"])
+    assert (verdict.state, verdict.precision) == ("right", "float16")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"logits": np.zeros((2, 5, 128))}, "logits has shape (2, 5, 128), expected (2, 6, 128)"),
+        ({"logits": np.full((2, 6, 128), np.nan)}, "logits holds NaN or infinity"),
+        ({"logit": np.zeros(3)}, "it has 'logit', and no answer"),
+        ({"ids": np.zeros((2, 3), np.int64)}, "it has 'ids', and no answer"),
+        ({"log_probabilities": np.zeros((2, 3)), "ids": np.full((2, 3), 128)}, "ids has 128, expected ids below 128"),
+        (
+            {"log_probabilities": np.zeros((2, 3)), "ids": np.zeros((2, 4), int)},
+            "ids has shape (2, 4), expected (2, 3)",
+        ),
+        ({"log_probabilities": np.zeros((2, 3))}, "log_probabilities has shape (2, 3), expected (2, 128)"),
+        ({"log_probabilities": np.zeros((5, 3)), "ids": np.zeros((5, 3), int)}, "has shape (5, 3), expected (2, 128)"),
+        ({"log_probabilities": np.zeros((2, 6, 128)) - np.inf}, "log_probabilities holds NaN or infinity"),
+        ({"log_probabilities": np.zeros(4), "ids": np.zeros(4, int)}, "log_probabilities has shape (4,)"),
+        ({"merged.lm_head.weight": np.zeros((128, 64))}, "it has 'merged.lm_head.weight', and no answer"),
+        ({"merged.model.layers.0.self_attn.k_proj": np.zeros(3)}, "has shape (3,), expected (8, 64)"),
+        ({"logits": np.zeros(3)}, "logits has shape (3,), expected (2, 6, 128)"),
+    ],
+)
+def test_what_is_no_answer_is_wrong_and_says_why(golden, index, results, tensors, said):
+    save_file(tensors, results / "all-linear.safetensors")
+    verdict = judged(golden, results, "all-linear")
+    assert verdict.state == "wrong"
+    assert said in verdict.text
+
+
+def test_what_must_be_refused_may_not_be_answered(golden, index, right, results):
+    for case in index["cases"]:
+        if case["refused"]:
+            save_file({"logits": np.zeros((2, 6, 128))}, results / f"{case['id']}.safetensors")
+            verdict = judged(golden, results, case["id"])
+            assert verdict.state == "wrong"
+            assert ("must be refused" in verdict.text) == ("answers" not in case)
+    (raw,) = (case for case in index["cases"] if case["refused"] and "answers" in case)
+    save_file({"logits": load_file(golden / raw["answers"])["logits"]}, results / f"{raw['id']}.safetensors")
+    assert judged(golden, results, raw["id"]).state == "right"
+
+
+def test_the_first_line_says_what_no_known_bug_explains(golden, index, right, results):
+    for path in right.iterdir():
+        (results / path.name).write_bytes(path.read_bytes())
+    assert str(compare(golden, results)).splitlines()[0].endswith(": passed")
+    (results / "dora.safetensors").unlink()
+    assert str(compare(golden, results)).splitlines()[0].endswith("WRONG: dora: there is no dora.safetensors")
+    save_file({"logits": np.zeros((2, 6, 128))}, results / "refused-rank-zero.safetensors")
+    first = str(compare(golden, results)).splitlines()[0]
+    assert first.endswith("WRONG: refused-rank-zero: the adapter was taken, and must be refused: r is 0.")
+
+
+def test_the_command_exits_by_the_verdict(golden, index, right, results, tmp_path, capsys):
+    file = tmp_path / "verdicts.json"
+    assert cli.main(["golden", str(golden), "--compare", str(right), "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["passed"]
+    assert [case["id"] for case in found["cases"]] == [case["id"] for case in index["cases"]]
+    assert cli.main(["golden", str(golden), "--compare", str(results)]) == 1  # every case is missing
+    answered = sum("answers" in case and not case["refused"] for case in index["cases"])
+    assert f"{answered} missing" in capsys.readouterr().out
+    assert cli.main(["golden", str(golden), "--compare", str(tmp_path / "nothing")]) == 2
+    assert cli.main(["golden", str(golden), "--json", str(file)]) == 2
+    assert cli.main(["golden", str(golden)]) == 2  # it is there already
+    assert cli.main(["golden", str(golden), "--compare", str(golden / "answers")]) == 2
+
+
+def test_a_workflow_shows_the_first_line_as_an_error(golden, right, results, monkeypatch, capsys):
+    for on_github in ("true", "false"):
+        monkeypatch.setenv("GITHUB_ACTIONS", on_github)
+        assert cli.main(["golden", str(golden), "--compare", str(right)]) == 0
+        assert "::error" not in capsys.readouterr().out
+        assert cli.main(["golden", str(golden), "--compare", str(results)]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        expected = [f"::error title=minilora golden::{lines[0]}"] if on_github == "true" else []
+        assert [line for line in lines if line.startswith("::")] == expected
+
+
+def test_the_likeliest_bug_comes_first(golden, index, right, results):
+    for path in right.iterdir():
+        (results / path.name).write_bytes(path.read_bytes())
+    for id, flag in (("rslora", "rslora-root-is-ignored"), ("all-linear", "the-update-is-subtracted")):
+        z = load_file(right / f"{id}.safetensors")["logits"]
+        z[:, -1] = load_file(golden / "answers" / f"{id}.safetensors")[f"signature.{flag}"]
+        save_file({"logits": z}, results / f"{id}.safetensors")
+    found = compare(golden, results)
+    assert found.diagnoses == {"rslora-root-is-ignored": ["rslora"], "the-update-is-subtracted": ["all-linear"]}
+    assert sum(case.state == "wrong" for case in found.cases) == 2
+    assert found.json()["diagnoses"][0]["made in"][0].startswith("https://github.com/")
+
+
+@pytest.mark.parametrize("version", [0, FORMAT + 1, "1", None, True])
+def test_a_later_format_is_refused_and_nothing_judged(golden, index, tmp_path, version):
+    (tmp_path / "index.json").write_text(json.dumps({**index, "format": version}))
+    with pytest.raises(FileRefused, match="format is"):
+        compare(tmp_path, golden)
+
+
+def test_a_damaged_answer_is_an_error_of_its_file(golden, results):
+    (results / "rslora.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(FileRefused, match=r"rslora\.safetensors"):
+        compare(golden, results)

@@ -1,0 +1,68 @@
+"""Find prompts for the golden adapters, and write `minilora/golden/prompts.py`.
+
+A prompt is good where the likeliest next token leads by `APART`, and where rounding to bfloat16 moves no logit by more
+than half the tolerance, with the adapter merged into its base.
+
+Run it with python -m tests.support.find_golden_prompts.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from minilora import Llama
+from minilora.files.ggufnames import SIZES
+from minilora.golden import prompts
+from minilora.golden.answers import APART, TOLERANCE
+from minilora.golden.cases import CASES
+from minilora.golden.formulas import Formulas
+
+BATCH = 400
+
+
+def in_bfloat16(case):
+    """Return what transformers computes with the merged weights in bfloat16."""
+    changed = Formulas().changed(case.base.arrays, case.given)
+    sizes = {name: getattr(case.base.config, name) for name in SIZES if name != "rope_theta"}
+    rope = {"rope_parameters": dict(case.base.config.rope), "tie_word_embeddings": False}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **rope))
+    for name, array in {**case.base.arrays, **changed}.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        setattr(module, name.rpartition(".")[2], torch.nn.Parameter(torch.tensor(array, dtype=torch.float32)))
+    merged = model.to(torch.bfloat16).eval()
+    return lambda ids: merged(torch.tensor(ids)).logits.double().detach().numpy()
+
+
+def find(case):
+    config = dataclasses.replace(case.base.config, tie_word_embeddings=False)
+    changed = Formulas().changed(case.base.arrays, case.given)
+    arrays = {**case.base.arrays, **changed}
+    biases = {name: arrays.pop(name) for name in list(arrays) if name.endswith("bias")}
+    model = Llama.build(config, arrays)
+    for name, bias in biases.items():
+        layer = model
+        for part in name.split(".")[:-1]:
+            layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+        layer.bias = bias
+    rounded, found = in_bfloat16(case), []
+    for start in range(0, 1_000_000, BATCH):
+        ids = np.array([case.prompt(seed) for seed in range(start, start + BATCH)])
+        z = model(ids)
+        last = np.sort(z[:, -1], axis=-1)
+        good = last[:, -1] - last[:, -2] >= 1.1 * APART
+        if good.any():
+            chosen = np.flatnonzero(good)
+            off = np.abs(rounded(ids[chosen]) - z[chosen]).max(axis=(1, 2))
+            found += [int(start + i) for i, o in zip(chosen, off, strict=True) if o <= TOLERANCE["bfloat16"] / 2.5]
+        if len(found) >= 2:
+            return found[:2]
+
+
+if __name__ == "__main__":
+    lines = [f'    "{case.id}": {tuple(find(case))},' for case in CASES if case.answered]
+    text = '"""The seeds of each case\'s prompts, as `tests/support/find_golden_prompts.py` finds them."""\n\n'
+    text += "PROMPTS: dict[str, tuple[int, int]] = {\n" + "\n".join(lines) + "\n}\n"
+    Path(prompts.__file__).write_text(text)
