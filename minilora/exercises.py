@@ -222,6 +222,8 @@ def check_factors(answer: Callable) -> bool:
         return _say("your code changed its argument in place; make a new array")
     if not isinstance(got, (tuple, list)) or len(got) != 2:
         return _say(f"return 2 arrays, (A, B); you returned {_describe(got)}")
+    if other := [part for part in got if not _is_numbers(part)]:
+        return _say(f"A and B must be numbers, you returned {_describe(other[0])}")
     A, B = (np.asarray(part) for part in got)
     if (A.shape, B.shape) != ((2, 7), (5, 2)):
         swapped = " (swapped?)" if (A.shape, B.shape) == ((5, 2), (2, 7)) else ""

@@ -122,7 +122,6 @@ def plot_adapter(summaries: list[LayerSummary]) -> Figure:
     every = max(1, count // 100)  # more names than that cannot be read
     norms.set_yticks(rows[::every], [s.module for s in summaries[::every]])
     norms.set(title="Frobenius norm of the change of weight", xlabel="norm")
-    norms.invert_yaxis()
     norms.grid(axis="x", alpha=0.3)
 
     shares = np.full((count, width), np.nan)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 from ..files.errors import printable
@@ -141,9 +143,15 @@ def _check(options: argparse.Namespace) -> None:
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     check_number("lr", options.lr, above=0)
     check_adapter_target(options.save)
-    if options.model is not None and options.save.resolve() == options.model.resolve():
+    save = _place(options.save)
+    if options.model is not None and save == _place(options.model):
         raise ValueError(f"save {str(options.save)!r} is the model's folder, expected one of the adapter's own")
     if options.checkpoint is not None:
-        file, folder = options.checkpoint.absolute(), options.save.absolute()
-        if file in (folder, *folder.parents, folder / WEIGHTS_NAME, folder / CONFIG_NAME):
+        file = _place(options.checkpoint)
+        if file in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME):
             raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
+
+
+def _place(path: Path) -> Path:
+    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
+    return Path(os.path.realpath(path))

@@ -168,16 +168,17 @@ class Llama(Layer):
 
     @classmethod
     def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
-        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()``.
+        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()`` alone.
 
         In the place of a linear layer's weight may stand a frozen layer that keeps it quantised, without a bias, such
         as a `minilora.QuantizedLinear`. An array that is missing, or of another shape or dtype, is a ValueError or a
         TypeError.
         """
         _check_arrays(config, arrays)
+        shapes = config.shapes()
 
         def linear(path: str) -> Linear:
-            weight, bias = arrays[f"{path}.weight"], arrays.get(f"{path}.bias")
+            weight, bias = arrays[f"{path}.weight"], arrays[name] if (name := f"{path}.bias") in shapes else None
             return weight.with_bias(bias) if isinstance(weight, CodedLinear) else Linear(weight, bias)
 
         def norm(path: str) -> RMSNorm:

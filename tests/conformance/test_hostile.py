@@ -1,5 +1,6 @@
 """Foreign code may do anything: the command says what in a line, with exit code 2; the suite notes what it spoils."""
 
+import io
 import os
 import re
 import subprocess
@@ -272,6 +273,18 @@ def test_a_closed_output_is_no_verdict(folder):
     assert done.stderr == "my_lora was checked, and the report could not be written: there is no standard output\n"
 
 
+def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    for right, code in ((OURS["linear"], 0), (implementation(merge=lambda weight, *arrays: weight + 1), 1)):
+        report = check(right, name="mine")
+        monkeypatch.setattr(apart, "check_apart", lambda *given, report=report, **more: report)
+        monkeypatch.setattr(sys, "stdout", Broken())
+        assert command.main(["mine"]) == code
+
+
 @pytest.mark.parametrize("file", ["--json", "--xfails"])
 def test_an_empty_name_of_a_file_is_an_error(monkeypatch, capsys, file):
     monkeypatch.setattr(apart, "check_apart", lambda *given, **more: pytest.fail("the check began"))
@@ -348,6 +361,17 @@ def test_the_line_of_the_user_s_file_is_told():
     line = backward.__code__.co_firstlineno + 1
     assert text.startswith("backward raises LinAlgError: Singular matrix (N=7 ")
     assert text.endswith(f", a bias), in test_hostile.py, line {line}")
+
+
+def test_the_innermost_line_of_the_user_is_told():
+    def inner():
+        raise RuntimeError("here")
+
+    def backward(*arrays):
+        return inner()
+
+    (text,) = check(implementation(backward=backward)).diagnoses
+    assert text.endswith(f", in test_hostile.py, line {inner.__code__.co_firstlineno + 1}")
 
 
 class Tensor:
@@ -438,6 +462,12 @@ def test_memory_that_is_read_as_c_order_fails(reads, said):
     assert not report.passed
     assert report.claims["memory order"].startswith(f"where arrays lie {said}, the output is off by ")
     assert report.diagnoses == [report.claims["memory order"]]
+
+
+def test_what_is_wrong_in_every_order_has_no_habit():
+    report = check(implementation(forward=lambda *arrays: LINEAR["forward"](*arrays) + 1))
+    assert not report.passed
+    assert report.habits["memory order"] == "ok"
 
 
 def test_a_function_that_raises_in_every_order_has_no_habit():

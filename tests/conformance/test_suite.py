@@ -17,6 +17,7 @@ from minilora.conformance.bugs import BUGS, OF_NUMBERS
 from minilora.conformance.kinds import DECLARED, SETS
 from minilora.conformance.problems import Problem
 from minilora.conformance.reference import RIGHT, SCALINGS, UNIT, StartFormulas, Trial, round_to
+from minilora.conformance.report import NOT_FAILED
 from minilora.conformance.suite import contract
 from minilora.conformance.target import imported
 
@@ -33,7 +34,8 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
     assert others == {"alpha of 0": "refused", "row of zeros": "not offered", "merged and back": "not offered"}
     assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d", "dropout", "nf4"}
-    for kind in report.kinds.values():
+    for name, kind in report.kinds.items():
+        assert kind.dtype == ("float32" if (name, dtype) == ("nf4", "float64") else dtype)
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
         assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros", "merged and back"}
     assert str(report).startswith(f"minilora: passed, in {dtype}; 5 of 5 functions offered\n")
@@ -193,6 +195,14 @@ def test_a_scaling_may_be_declared():
     assert text.endswith("in all that is computed")
 
 
+def test_another_scaling_is_told_beside_the_declared_one():
+    report = report_of("rslora", from_formulas("rslora", {"scaling": lambda alpha, r: alpha / (r + 0.5)}))
+    assert report.claims["scaling"].startswith("the update is multiplied by 1.2, expected 2.12132 (")
+    assert report.diagnoses[0].startswith(
+        "the update has another scaling: 1.2 at in=5 out=3 r=2 alpha=3, expected 2.12132;"
+    )
+
+
 def test_another_scaling_is_told_where_it_is_another():
     def forward(x, weight, bias, *arrays):
         return x @ weight.T if bias is None else LINEAR["forward"](x, weight, bias, *arrays)
@@ -252,6 +262,14 @@ def test_two_bugs_in_one_number_are_named_together():
     (text,) = check(both).diagnoses
     assert text.startswith("alpha is not divided by the rank")
     assert "and, at once, the output lacks the bias" in text
+
+
+def test_both_of_two_bugs_have_their_sources():
+    both = from_formulas("linear", {"dx_base": 0.0, "scaling": SCALINGS["alpha"]}, shows=("x",))
+    (text,) = check(both).diagnoses
+    assert "and, at once, dx lacks dy W" in text
+    assert text.endswith(" (made in rasbt/LLMs-from-scratch #821, Blaizzy/mlx-vlm #846, lora-pytorch 0.2.0)")
+    assert "at once" not in str(check(both, dtype="bfloat16"))  # there two of many fit by chance
 
 
 def test_a_wrong_number_that_nobody_knows_is_described():
@@ -314,6 +332,26 @@ def test_weights_may_lie_the_other_way():
     assert report.passed, str(report)
     with pytest.raises(CannotRun, match="forward raises ValueError: matmul"):
         check(SimpleNamespace(**{**vars(article), "orientation": "out, in"}))
+
+
+def test_an_embeddings_factors_may_lie_the_other_way():
+    """Its table (V, dim) lies so already."""
+
+    def forward(ids, table, bias, lora_A, lora_B, alpha):
+        return table[ids] + alpha / lora_A.shape[1] * lora_A[ids] @ lora_B
+
+    def backward(dy, ids, table, bias, lora_A, lora_B, alpha):
+        s, dA = alpha / lora_A.shape[1], np.zeros_like(lora_A)
+        np.add.at(dA, ids, s * dy @ lora_B.T)
+        return {"lora_A": dA, "lora_B": s * lora_A[ids].T @ dy}
+
+    def merge(table, lora_A, lora_B, alpha):
+        return table + alpha / lora_A.shape[1] * lora_A @ lora_B
+
+    rows = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation="in, out")
+    report = check(with_kinds(embedding=rows)).kinds["embedding"]
+    assert report.passed, str(report)
+    assert report.claims["merge"] == report.claims["slope"] == "ok"
 
 
 @pytest.mark.parametrize("fan_in_fan_out", [False, True])
@@ -396,11 +434,48 @@ def test_what_the_last_forward_left_behind_is_no_argument():
 def test_what_is_not_finite_is_null_in_json():
     report = check(implementation(merge=lambda weight, *arrays: weight + np.nan))
     assert report.errors["merged"] == float("inf")
+    assert report.claims["merge"] == "the merged weight is not finite (N=7 in=5 out=3 r=2 alpha=3)"
+    assert report.habits["same bits twice"] == "ok"
     assert report.as_dict()["errors"]["merged"] is None
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["passed"] is False
+    assert report.as_dict()["habits"] == report.habits
 
 
 # --- the other claims -----------------------------------------------------------------------------
+
+
+def test_what_is_changed_is_told_first_and_other_claims_last():
+    def backward(dy, x, *arrays):
+        grads = LINEAR["backward"](dy, x, *arrays)
+        dy *= 2
+        return {**grads, "lora_A": grads["lora_A"] + 1, "lora_B": 1.37 * grads["lora_B"]}
+
+    found = check(implementation(backward=backward, init=lambda *sizes: None)).diagnoses
+    begins = [
+        "backward changes dy",
+        "lora_B's gradient is off by ",
+        "lora_A's gradient is off by ",
+        "init returns None",
+    ]
+    assert len(found) == len(begins)
+    assert all(text.startswith(said) for text, said in zip(found, begins, strict=True))
+    assert "every entry is off by the factor 1.37" in found[1]  # a factor is what one can act on
+
+
+def test_a_gradient_in_the_place_of_another_is_told():
+    def backward(*arrays):
+        grads = LINEAR["backward"](*arrays)
+        return {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}
+
+    said = check(implementation(backward=backward)).claims["slope"]
+    assert said == (
+        "lora_B's gradient is where lora_A's gradient belongs; lora_A's gradient is where lora_B's gradient belongs"
+    )
+
+
+def test_a_transposed_weight_is_told():
+    report = check(implementation(merge=lambda *arrays: LINEAR["merge"](*arrays).T))
+    assert report.claims["merge"] == "the merged weight is transposed (N=7 in=5 out=3 r=2 alpha=3)"
 
 
 def test_an_argument_that_is_changed_is_named():
@@ -413,11 +488,15 @@ def test_an_argument_that_is_changed_is_named():
     assert report.diagnoses == ["backward changes dy, which belongs to the caller"]
 
 
-def test_a_gradient_of_the_frozen_base_is_named():
+@pytest.mark.parametrize(
+    ("names", "said"), [(["weight"], "weight"), (["bias"], "bias"), (["weight", "bias"], "bias and weight")]
+)
+def test_a_gradient_of_the_frozen_base_is_named(names, said):
     def backward(dy, x, weight, *arrays):
-        return {**LINEAR["backward"](dy, x, weight, *arrays), "weight": dy.T @ x}
+        base = {"weight": dy.T @ x, "bias": dy.sum(axis=0)}
+        return {**LINEAR["backward"](dy, x, weight, *arrays), **{name: base[name] for name in names}}
 
-    assert check(implementation(backward=backward)).diagnoses == ["backward returns gradients of the frozen weight"]
+    assert check(implementation(backward=backward)).diagnoses == [f"backward returns gradients of the frozen {said}"]
 
 
 STARTS = {
@@ -429,6 +508,8 @@ STARTS = {
         B,
     ),
     "A's start has the spread 2.8": lambda A, B, r: (100 * A, B),
+    "A's start has the spread 2.89e-07; PEFT's is 1 / sqrt(3 in) = 0.0289": lambda A, B, r: (1e-5 * A, B),
+    "lora_A starts with rank 8, expected 9": lambda A, B, r: (np.concatenate([A[:-1], A[:1]]) if r == 9 else A, B),
     "lora_B starts with numbers that are not finite": lambda A, B, r: (A, B + np.nan),
     "lora_A starts with rank 1, expected 9": lambda A, B, r: (0 * A + A[:1], B),
     "A's start has the mean 0.02": lambda A, B, r: ((A + 0.05) / 2, B),
@@ -497,6 +578,27 @@ def test_a_start_that_follows_the_width_is_no_habit(gain):
     assert "spread of A" not in report.habits
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda m, W: np.linalg.norm(W, axis=0),
+            "DoRA's magnitude starts with 400 entries, one for each input, expected 100",
+        ),
+        (lambda m, W: 0 * m + 1, "DoRA's magnitude does not start as the length of each row"),
+        (lambda m, W: m[:-1], "DoRA's magnitude does not start as the length of each row"),
+        (lambda m, W: m[:, None], "ok"),
+    ],
+)
+def test_a_magnitudes_start_is_the_length_of_each_row(change, said):
+    def start(in_features, out_features, rank, rng, weight):
+        A, B, m = OURS["dora"].init(in_features, out_features, rank, rng, weight)
+        return A, B, change(m, weight)
+
+    report = report_of("dora", SimpleNamespace(**vars(OURS["dora"]) | {"init": start}))
+    assert report.claims["start"].startswith(said)
+
+
 def test_a_start_is_asked_for_two_sizes():
     def other(in_features, out_features, rank, rng):
         A, B = init(in_features, out_features, rank, rng)
@@ -504,6 +606,16 @@ def test_a_start_is_asked_for_two_sizes():
 
     (text,) = check(implementation(init=other)).diagnoses
     assert text == "lora_A starts with shape (150, 30), expected (30, 150)"
+
+
+def test_an_embedding_may_start_either_factor_at_zero():
+    """A is not multiplied with x there, so no spread is asked of it."""
+    both = (lambda i, o, r, rng: (rng.standard_normal((r, i)), np.zeros((o, r))), OURS["embedding"].init)
+    for start in both:
+        functions = SimpleNamespace(**vars(OURS["embedding"]) | {"init": start})
+        report = report_of("embedding", functions)
+        assert report.claims["start"] == "ok"
+        assert "spread of A" not in report.habits
 
 
 def test_a_start_that_is_no_pair_is_named():
@@ -564,6 +676,7 @@ def test_adam_may_keep_single_precision_if_declared():
             "Adam's steps are 0.25 times as long as they should be, with lr 1e-3",
         ),
         (lambda params, grads, state: (params, state), "the step moves nothing"),
+        (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
         (
             lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
             "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)",
@@ -626,6 +739,108 @@ def test_a_gradient_that_is_not_returned_is_named():
     assert report.claims["slope"] == report.diagnoses[0]
 
 
+WRONG_WHERE = {
+    "with the sizes of an earlier problem (is something kept between calls?)": lambda W, b, A, B, alpha: alpha == 4.5,
+    "where in = out": lambda W, b, A, B, alpha: W.shape[0] == W.shape[1],
+    "where in and out differ": lambda W, b, A, B, alpha: W.shape[0] != W.shape[1],
+    "where in is below out": lambda W, b, A, B, alpha: W.shape[1] < W.shape[0],
+    "where in is above out": lambda W, b, A, B, alpha: W.shape[1] > W.shape[0],
+    "where the rank is above a width": lambda W, b, A, B, alpha: len(A) > A.shape[1] or len(A) > len(B),
+    "in wide layers": lambda W, b, A, B, alpha: W.shape[1] > 100,
+    "in layers that are not wide": lambda W, b, A, B, alpha: W.shape[1] <= 100,
+    "wherever there is a bias": lambda W, b, A, B, alpha: b is not None,
+    "wherever there is no bias": lambda W, b, A, B, alpha: b is None,
+    "at rank 1": lambda W, b, A, B, alpha: len(A) == 1,
+    "where alpha is below the rank": lambda W, b, A, B, alpha: alpha / len(A) < 1,
+    "where alpha is above the rank": lambda W, b, A, B, alpha: alpha / len(A) > 1,
+    "where alpha / r is no whole number": lambda W, b, A, B, alpha: alpha / len(A) != round(alpha / len(A)),
+    "where lora_B is zero": lambda W, b, A, B, alpha: not B.any(),
+}
+
+
+@pytest.mark.parametrize("words", WRONG_WHERE)
+def test_what_the_wrong_problems_have_in_common_is_told(words):
+    def forward(x, *layer):
+        return LINEAR["forward"](x, *layer) + WRONG_WHERE[words](*layer)
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert text.startswith(f"the output, {words}, is off by 1 at ")
+
+
+@pytest.mark.parametrize(("words", "few"), [("at a single row", True), ("for more than one row", False)])
+def test_how_many_rows_are_wrong_is_told(words, few):
+    def forward(x, *layer):
+        return LINEAR["forward"](x, *layer) + ((len(x) == 1) == few)
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert text.startswith(f"the output, {words}, is off by 1 at ")
+
+
+WRONG_STEPS = {
+    "where the kernel has more than one entry": lambda kernel, stride, padding, dilation, groups: kernel != (1, 1),
+    "at a stride above 1": lambda kernel, stride, padding, dilation, groups: stride != (1, 1),
+    "with padding": lambda kernel, stride, padding, dilation, groups: padding != (0, 0),
+    "with dilation": lambda kernel, stride, padding, dilation, groups: dilation != (1, 1),
+    "with groups": lambda kernel, stride, padding, dilation, groups: groups != 1,
+}
+
+
+@pytest.mark.parametrize("words", WRONG_STEPS)
+def test_what_the_wrong_convolutions_have_in_common_is_told(words):
+    right = from_formulas("conv2d")
+
+    def forward(x, weight, *layer, stride, padding, dilation, groups):
+        steps = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return right.forward(x, weight, *layer, **steps) + WRONG_STEPS[words](weight.shape[2:], **steps)
+
+    (text,) = check(with_kinds(conv2d=SimpleNamespace(forward=forward))).kinds["conv2d"].diagnoses
+    assert text.startswith(f"the output, {words}, is off by 1 at ")
+
+
+def test_an_error_is_the_largest_beside_the_largest_entry():
+    """It grows with the rows, and the problem that has most is not the last."""
+
+    def forward(x, *layer):
+        y = LINEAR["forward"](x, *layer)
+        y[np.unravel_index(abs(y).argmax(), y.shape)] *= 1 + 0.01 * len(x)
+        return y
+
+    errors = check(implementation(forward=forward)).errors
+    assert errors["y"] == pytest.approx(0.01 * max(problem.n for problem in SETS["linear"].problems), rel=1e-9)
+    assert errors["merged"] < 1e-14
+
+
+STEPS = {
+    "if stride were 1": lambda stride, padding, dilation: (1, padding, dilation),
+    "without padding": lambda stride, padding, dilation: (stride, 0, dilation),
+    "if dilation were 1": lambda stride, padding, dilation: (stride, padding, 1),
+    "if stride and dilation were exchanged": lambda stride, padding, dilation: (dilation, padding, stride),
+    "if a step of two axes were exchanged": lambda *steps: tuple(step[::-1] for step in steps),
+}
+
+
+@pytest.mark.parametrize("words", STEPS)
+def test_steps_that_give_an_outputs_shape_are_told(words):
+    def forward(*arrays, stride, padding, dilation):
+        steps = zip(("stride", "padding", "dilation"), STEPS[words](stride, padding, dilation), strict=True)
+        return OURS["conv2d"].forward(*arrays, **dict(steps))
+
+    report = check(with_kinds(conv2d=SimpleNamespace(forward=forward))).kinds["conv2d"]
+    (text,) = report.diagnoses
+    assert f", as it would be {words} (N=" in text
+
+
+def test_where_a_gradient_must_be_zero_it_says_nothing():
+    """Where lora_B is zero, so is lora_A's gradient, and twice that is right: it says nothing of the bias."""
+
+    def backward(dy, x, weight, bias, *arrays):
+        grads = LINEAR["backward"](dy, x, weight, bias, *arrays)
+        return grads if bias is None else {**grads, "lora_A": 2 * grads["lora_A"]}
+
+    (text,) = check(implementation(backward=backward)).diagnoses
+    assert text.startswith("lora_A's gradient, wherever there is a bias, is off by ")
+
+
 def test_an_exception_on_one_problem_is_a_broken_claim():
     def forward(x, weight, bias, *arrays):
         return LINEAR["forward"](x, weight, bias + 0, *arrays)
@@ -636,12 +851,16 @@ def test_an_exception_on_one_problem_is_a_broken_claim():
     assert "no bias" in report.diagnoses[0]
 
 
-def test_a_function_that_ends_the_process_raises():
-    def backward(*arrays):
+@pytest.mark.parametrize("function", ["backward", "merge", "init", "step"])
+def test_a_function_that_ends_the_process_raises(function):
+    def ends(*arguments):
         raise SystemExit(0)
 
-    (text,) = check(implementation(backward=backward)).diagnoses
-    assert text.startswith("backward raises SystemExit: 0 (N=7")
+    report = check(implementation(**{function: ends}))
+    (text,) = report.diagnoses
+    assert text.startswith(f"{function} raises SystemExit: 0")
+    wrong = {claim for claim, verdict in report.claims.items() if verdict not in NOT_FAILED}
+    assert wrong == {{"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}[function]}
 
 
 def test_a_message_of_several_lines_is_told_on_one():
@@ -656,6 +875,12 @@ def test_a_message_of_several_lines_is_told_on_one():
     assert report.claims["merge"].startswith("merge raises NotImplementedError (N=7")
 
 
+@pytest.mark.parametrize(("value", "said"), [("y", "a str"), ((1, 2), "a tuple of 2"), (None, "None")])
+def test_what_is_no_array_is_no_answer(value, said):
+    report = check(implementation(merge=lambda *arrays: value))
+    assert report.claims["merge"].startswith(f"merge returns {said}, expected one array (N=7 ")
+
+
 def test_an_exception_on_every_problem_cannot_be_checked():
     with pytest.raises(CannotRun, match="forward raises ZeroDivisionError: division by zero"):
         check(SimpleNamespace(forward=lambda *a: 1 / 0))
@@ -665,6 +890,14 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even():
     x = np.array([1.0, 1 + 2**-8, 1 + 2**-8 + 2**-20, 1 + 3 * 2**-8, -3.14159265], np.float64)
     expected = np.array([1.0, 1.0, 1 + 2**-7, 1 + 2**-6, -3.140625])
     np.testing.assert_array_equal(round_to(x, "bfloat16"), expected.astype(np.float32))
+
+
+def test_what_a_problem_draws_is_the_callers_own():
+    """It is drawn once and kept; who changes what he got changes nobody else's."""
+    problem = Problem(3, 4, 5, 2)
+    problem.x[...] = problem.factors["lora_A"][...] = 0
+    assert problem.x.any()
+    assert problem.factors["lora_A"].any()
 
 
 def test_every_problem_can_tell_a_scaling():

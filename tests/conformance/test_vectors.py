@@ -107,6 +107,7 @@ def test_every_flag_has_a_note_and_links(folder):
     assert "https://github.com/rasbt/LLMs-from-scratch/issues/821" in index["flags"][
         "alpha-is-not-divided-by-the-rank"
     ]["made in"]  # fmt: skip
+    assert "https://pypi.org/project/lora-pytorch/0.2.0/" in index["flags"]["dx-lacks-dy-w"]["made in"]
     assert all(link.startswith("https://") for note in index["flags"].values() for link in note["made in"])
 
 
@@ -137,6 +138,7 @@ def test_a_wrong_answer_in_a_file_is_named(folder, results, tmp_path):
     assert not double.passed
     assert single.passed
     assert str(double).startswith("dora: DoRA's magnitude is not trained: its gradient is zero")
+    assert cli.main(["vectors", str(folder), "--compare", str(wrong)]) == 1  # one precision is enough
 
 
 # --- the command line, and what it refuses --------------------------------------------------------
@@ -233,11 +235,21 @@ def test_a_comparison_may_be_written_as_json(folder, results, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_program_may_answer_the_output_alone(folder, results, tmp_path):
+    for file in results.glob("*-0-float64.safetensors"):
+        save_file({"y": load_file(file)["y"]}, tmp_path / file.name)
+    (report,) = vectors.compare(folder, tmp_path)
+    assert report.passed, str(report)
+    for one in (report, *report.kinds.values()):
+        assert (one.claims["forward"], one.claims["slope"], one.claims["merge"]) == ("ok", "not offered", "not offered")
+
+
 def test_an_answer_of_adam_that_is_missing_is_named(folder, results, tmp_path):
     found = load_file(results / "adam-float64.safetensors")
     save_file({"end_A": found["end_A"]}, tmp_path / "adam-float64.safetensors")
     (report,) = vectors.compare(folder, tmp_path)
     assert report.claims["adam"] == "adam-float64.safetensors has no end_B"
+    assert str(report).startswith("adam-float64.safetensors has no end_B\n")
 
 
 def test_vectors_of_another_version_are_refused(folder, results, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
-from minilora import LoRA, article, load_adapter, save_adapter
+from minilora import Adapter, LoRA, article, load_adapter, save_adapter
 from minilora.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -207,6 +208,17 @@ def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, 
     assert "expected a regular file or a new name" in err
 
 
+@pytest.mark.parametrize("command", [["article"], ["inspect", "adapter"]])
+def test_a_plot_in_an_unwritable_folder_is_refused_first(command, adapter, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
+    assert main([*command, "--plot", "p.png"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "plot file 'p.png': the folder '.' cannot be written" in err
+
+
 def test_the_adapter_is_saved_before_the_report_is_printed(small_article, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(article, "report", lambda result: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -231,6 +243,51 @@ def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
         assert text.endswith("\n")
         assert text[:-1].isprintable()
         assert len(text) < 1500
+
+
+def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minilora.conformance.vectors.write", lambda folder: 3)
+    evil = "\x1b[2J\u202e"
+    save_file({"fc.weight": np.ones((10, 20), "f4")}, f"{evil}.safetensors")
+    for command in (
+        ["article", "--epochs", "1", "--save", f"{evil}a", "--plot", f"{evil}.png"],
+        ["inspect", f"{evil}a", "--plot", f"{evil}.png"],
+        ["merge", f"{evil}.safetensors", f"{evil}a", "-o", f"{evil}o"],
+        ["vectors", f"{evil}v"],
+    ):
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert "\\x1b[2J" in out
+        assert out.replace("\n", "").isprintable()
+
+
+def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, capsys):
+    def refused(**options):
+        raise ValueError("\x1b[2Jred\nand more\u202e")
+
+    monkeypatch.setattr(article, "run", refused)
+    assert main(["article"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: \\x1b[2Jred")
+    assert err[:-1].isprintable()
+
+
+def test_what_a_merge_warns_of_is_said_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "minilora.files.merge.merge_adapter", lambda *a, **k: warnings.warn("mind this", stacklevel=1) or []
+    )
+    assert main(["merge", "b", "a", "-o", "o"]) == 0
+    assert capsys.readouterr().err == "minilora: mind this\n"
+
+
+def test_a_merged_convolution_has_a_kind_and_no_layout(tmp_path, capsys):
+    conv = Adapter(np.ones((1, 12)), np.ones((4, 1)), 1, kind="conv2d", kernel=(2, 3))
+    save_adapter(tmp_path / "a", {"conv": conv})
+    save_file({"conv.weight": np.ones((4, 2, 2, 3))}, tmp_path / "b.safetensors")
+    assert main(["merge", str(tmp_path / "b.safetensors"), str(tmp_path / "a"), "-o", str(tmp_path / "o")]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert " ".join(row.split()) == "conv.weight b.safetensors F64 4 x 2 x 2 x 3 conv2d 2x3 1 1"
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):

@@ -21,7 +21,7 @@ from minilora import (
     merge,
 )
 from minilora.checks import is_array
-from minilora.layer import freeze, homes, rebuild, sum_tied
+from minilora.layer import freeze, homes, rebuild, sum_tied, walk
 from minilora.layers.rotary import frequencies, halves_from_interleaved
 
 
@@ -202,6 +202,14 @@ def test_extending_a_past_gives_what_the_whole_text_does(parts, targets):
                 np.testing.assert_array_equal(entry[1], copy[1])
 
 
+def test_the_head_scores_the_last_position_alone(monkeypatch):
+    model, seen = llama(), []
+    forward = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or forward(self, x))
+    model.extend(IDS)
+    assert [shape for layer, shape in seen if layer is model.lm_head] == [(2, 6)]
+
+
 def arrays_in(cache):
     """The arrays that a cache keeps, without the layers' own."""
     if isinstance(cache, (tuple, list)):
@@ -233,6 +241,13 @@ def test_what_nobody_asks_for_is_not_computed(monkeypatch):
     assert called == [model.model.layers[2].self_attn, model.model.layers[1].self_attn]
 
 
+def test_below_a_head_that_trains_alone_nothing_is_computed(monkeypatch):
+    model = adapt(llama(), ["lm_head"], rank=2, alpha=3, rng=np.random.default_rng(0))
+    z, cache = model.forward(IDS)
+    monkeypatch.setattr(type(model.model), "backward", lambda *a, **k: pytest.fail("the decoder's backward ran"))
+    assert model.backward(z, cache)[1].keys() == model.trainable().keys()
+
+
 def test_a_frozen_model_keeps_no_cache_and_has_no_gradients():
     model = freeze(llama())
     z, cache = model.forward(IDS)
@@ -261,6 +276,19 @@ def test_adapters_go_over_to_another_model_of_the_same_weights():
     np.testing.assert_allclose(attach(llama(), adapters(adapted))(IDS), z, atol=1e-13)
     np.testing.assert_allclose(merge(adapted)(IDS), z, atol=1e-12)
     assert not np.allclose(llama()(IDS), z)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("attention", "mlp"), [(True, False), (False, True)])
+def test_a_decoder_has_the_biases_of_its_configuration(tied, attention, mlp):
+    """Also where there are others among the arrays: nobody has checked those."""
+    c = config(attention_bias=attention, mlp_bias=mlp, tie_word_embeddings=tied)
+    more = config(attention_bias=True, mlp_bias=True).shapes() | {"lm_head.bias": (11,)}
+    model = Llama.build(c, {name: randn([0, *name.encode()], *shape) for name, shape in more.items()})
+    names = {path.removesuffix(".bias") for path in model.trainable() if path.endswith(".bias")}
+    linears = {path: layer for path, layer in walk(model) if isinstance(layer, Linear)}
+    assert names == {path for path in linears if (".self_attn." in path and attention) or (".mlp." in path and mlp)}
+    assert all(linears[path].bias.shape == linears[path].weight.shape[:1] for path in names)
 
 
 def test_training_steps_lower_the_loss():
@@ -313,6 +341,28 @@ REFUSED = {
     "ids out of range": (lambda: llama()(IDS + 10), "x holds .* expected 0 to 10"),
     "ids that are no integers": (lambda: llama()(IDS * 1.0), "x has dtype float64, expected integers"),
     "a single id": (lambda: llama()(IDS[0, 0]), "expected"),
+    "an array of another precision": (
+        lambda: Llama.build(
+            config(), {n: np.ones(s, "f4" if "norm" in n else "f8") for n, s in config().shapes().items()}
+        ),
+        r"arrays\['model.layers.0.input_layernorm.weight'\] has dtype float32, expected float64",
+    ),
+    "a list in place of an array": (
+        lambda: Llama.build(config(), {n: np.ones(s).tolist() for n, s in config().shapes().items()}),
+        r"arrays\['model.embed_tokens.weight'\] must be",
+    ),
+    "a past of a model with fewer blocks": (
+        lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
+        "past has 2 entries, expected one for each of the 3 blocks",
+    ),
+    "a past of a model with more blocks": (
+        lambda: llama().extend(IDS, llama(num_hidden_layers=4).extend(IDS)[1]),
+        "past has 4 entries, expected one for each of the 3 blocks",
+    ),
+    "a past of one block": (
+        lambda: llama().extend(IDS, llama().extend(IDS)[1][0]),
+        "past must be what extend returned",
+    ),
     "another model's cache": (
         lambda: llama().backward(np.ones((2, 5, 11)), llama().forward(IDS)[1]),
         "cache does not come from this layer's forward",

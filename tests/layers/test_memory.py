@@ -62,6 +62,7 @@ def test_activations_grow_with_tokens_and_with_targets(config, tokens, targets):
     assert activations(1, targets) <= activations(1, MATRICES)
     full = training_memory(config, tokens=1)["activations"]
     assert activations(1, MATRICES) == full + 2 * config.num_hidden_layers * 7
+    assert training_memory(config, tokens=1, targets=sorted(targets)) == training_memory(config, tokens=1)
 
 
 def test_a_layer_keeps_the_sum_of_the_pages_table():
@@ -73,6 +74,15 @@ def test_a_layer_keeps_the_sum_of_the_pages_table():
         assert training_memory(model, tokens=3, rank=2, targets=targets)["activations"] == 2 * 3 * (kept + 6 * 2)
     found = training_memory(model, tokens=3, rank=2, targets=["o_proj"], recompute=True)["activations"]
     assert found == 2 * 3 * (100 + (everything - 200 - 1000 + 2))
+    assert training_memory(model, tokens=3, rank=2)["logits"] == 4 * 3 * 7
+    read = {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 100),
+        "o_proj": 0,
+        "down_proj": 1000,
+    }
+    for target, more in read.items():
+        found = training_memory(model, tokens=3, rank=2, targets=[target])["activations"]
+        assert found == 2 * 3 * (everything - 200 - 1000 + more + 2), target
 
 
 def test_fewer_bits_shrink_the_frozen_matrices_alone():
@@ -105,6 +115,10 @@ def test_bad_input_is_refused(change, error, said):
         ({"num_hidden_layers": 0}, ValueError, "num_hidden_layers must be at least 1, got 0"),
         ({"head_dim": 2.0}, TypeError, "head_dim must be an integer, got 2.0"),
         ({"tie_word_embeddings": "no"}, TypeError, "tie_word_embeddings must be True or False, got 'no'"),
+        ({"head_dim": 64}, ValueError, "there are 64 frequencies, expected 32: head_dim is 64"),
+        ({"head_dim": 256}, ValueError, "there are 64 frequencies, expected 128: head_dim is 256"),
+        ({"attention_bias": 1}, TypeError, "attention_bias must be True or False, got 1"),
+        ({"mlp_bias": None}, TypeError, "mlp_bias must be True or False, got None"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(change, error, said):

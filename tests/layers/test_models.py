@@ -370,6 +370,8 @@ def test_target_modules_that_name_nothing_are_refused(target_modules):
         ({"target_modules": [1]}, TypeError, "target_modules must be a list of names or a regular expression, got [1]"),
         ({"use_rslora": "no"}, TypeError, "use_rslora must be True or False, got 'no'"),
         ({"use_dora": 0}, TypeError, "use_dora must be True or False, got 0"),
+        ({"dora_norm": "none"}, ValueError, "dora_norm must be 'constant' or 'full', got 'none'"),
+        ({"init": "zero"}, ValueError, "init must be 'lora' or 'pissa', got 'zero'"),
     ],
 )
 def test_bad_settings_of_adapt_are_refused(change, error, message):
@@ -421,6 +423,12 @@ def test_a_layer_with_an_adapter_gets_no_second_one():
     both = adapt(model, ["fc2"], rank=2, alpha=4, rng=RNG)
     assert list(adapters(both)) == ["fc1", "fc2"]
     assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
+
+
+def test_a_path_that_begins_as_an_adapted_one_is_free():
+    model = adapt(Sequential(fc1=linear(3, 3), fc10=linear(3, 3)), ["fc1"], rank=2, alpha=4, rng=RNG)
+    assert list(adapters(adapt(model, ["fc10"], rank=2, alpha=4, rng=RNG))) == ["fc1", "fc10"]
+    assert list(adapters(attach(model, {"fc10": LoRA(np.ones((1, 3)), np.ones((3, 1)), 1)}))) == ["fc1", "fc10"]
 
 
 def trained(model):

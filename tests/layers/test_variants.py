@@ -31,6 +31,7 @@ from minilora.layer import freeze
 from minilora.training import backpropagate
 from minilora.variants.dora import row_lengths
 from minilora.variants.pissa import over_original, pissa
+from minilora.variants.rewritten import Rewritten
 from minilora.variants.sums import singular_values
 from minilora.variants.variant import Variant
 
@@ -310,6 +311,36 @@ def test_dora_refuses_an_adapter_without_a_magnitude():
         Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, use_rslora="no")
 
 
+@pytest.mark.parametrize(("A", "B"), [((2, 7), (5, 2)), ((2, 6), (4, 2)), ((1, 6), (5, 1))])
+def test_a_start_has_the_shapes_of_its_adapter(A, B):
+    with pytest.raises(ValueError, match=r"start\.lora_[AB] has shape"):
+        Adapter(np.ones((2, 6)), np.ones((5, 2)), 1, start=LoRA(np.ones(A), np.ones(B), 1))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, kind="lstm"), ValueError, "kind must be .* got 'lstm'"),
+        (lambda: pissa(np.ones((5, 6)), rank=2, alpha=1), TypeError, "linear must be a Linear, got ndarray"),
+        (lambda: pissa(Linear(np.ones((5, 6))), rank=2, alpha=0), ValueError, "alpha must be above 0"),
+        (lambda: over_original(LoRA(np.ones((1, 3)), np.ones((2, 1)), 1)), TypeError, "adapter must be a Adapter, got"),
+    ],
+)
+def test_what_makes_no_variant_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_magnitude_has_the_precision_of_its_factors():
+    with pytest.raises(TypeError, match="magnitude has dtype float32, expected float64 as in lora_A"):
+        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(2, "f4"))
+
+
+def test_only_what_can_be_rewritten_is_rewritten():
+    with pytest.raises(TypeError, match="base must be an Embedding, a Conv1d or a Conv2d, got Linear"):
+        Rewritten(Linear(np.ones((5, 6))), LoRA(np.ones((2, 6)), np.ones((5, 2)), 1))
+
+
 def of_dora(n_in, n_out, dtype="float64"):
     return Adapter(np.ones((1, n_in), dtype), np.ones((n_out, 1), dtype), 1, magnitude=np.ones(n_out, dtype))
 
@@ -399,12 +430,21 @@ def test_adapters_of_two_kinds_do_not_add_up():
     terms = [Adapter(A, B, 1), Adapter(A, B, 1, kind="conv2d", kernel=(3, 2))]
     with pytest.raises(ValueError, match=r"adapters\[1\] is of kind and kernel \('conv2d', \(3, 2\)\), expected"):
         weighted_sum(terms, [1, 1])
+    terms[0] = Adapter(A, B, 1, kind="conv2d", kernel=(2, 3))
+    with pytest.raises(ValueError, match=r"\('conv2d', \(3, 2\)\), expected \('conv2d', \(2, 3\)\) as adapters\[0\]"):
+        weighted_sum(terms, [1, 1])
 
 
 def test_a_frozen_adapter_is_listed_frozen():
     model = LoRALinear(Linear(np.ones((5, 6))), LoRA(np.ones((2, 6)), np.ones((5, 2)), 1))
     assert adapters(freeze(model))[""].frozen
     assert not adapters(model)[""].frozen
+
+
+@pytest.mark.parametrize("rank", [0, 3, 4])
+def test_a_best_rank_above_the_widths_is_refused(rank):
+    with pytest.raises(ValueError, match=r"rank must be at (most 2|least 1)"):
+        best_of_rank(LoRA(np.ones((4, 6)), np.ones((2, 4)), 1), rank)
 
 
 @pytest.mark.parametrize("rank", [0, 3, 4])
@@ -475,8 +515,15 @@ def test_target_modules_name_layers_of_every_kind(targets, found):
 
 
 def test_all_linear_leaves_out_a_head_at_any_depth():
-    model = Sequential(model=Sequential(fc=Linear(np.ones((4, 4))), lm_head=Linear(np.ones((7, 4)))))
-    assert list(adapters(adapt(model, "all-linear", rank=2, alpha=1, rng=RNG(1)))) == ["model.fc"]
+    inner = {name: Linear(np.ones((4, 4))) for name in ("fc", "no_lm_head", "lm_head")}
+    found = adapters(adapt(Sequential(model=Sequential(**inner)), "all-linear", rank=2, alpha=1, rng=RNG(1)))
+    assert list(found) == ["model.fc", "model.no_lm_head"]
+
+
+def test_two_precisions_do_not_add_up():
+    terms = [LoRA(np.ones((1, 3), dtype), np.ones((2, 1), dtype), 1) for dtype in ("f8", "f4")]
+    with pytest.raises(TypeError, match=r"adapters\[1\] has dtype float32, expected float64 as in adapters\[0\]"):
+        weighted_sum(terms, [1, 1])
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "embedding"])
@@ -512,6 +559,12 @@ def test_adapted_layers_take_the_residual_form_too():
     found = residual_form(moved(model), x, base(x) + 1)
     for name, grad in backpropagate(model, x, base(x) + 1).items():
         assert_close(found[name], grad, 1e-12)
+
+
+@pytest.mark.parametrize("rates", [{"lr": 0}, {"lr": 1e-3, "ratio": 0}, {"lr": 1e-3, "ratio": -1}])
+def test_rates_of_loraplus_are_above_zero(rates):
+    with pytest.raises(ValueError, match=r"(lr|ratio) must be above 0"):
+        loraplus(**rates)
 
 
 def test_a_checkpoint_remembers_a_mapping_of_rates(tmp_path):

@@ -1,14 +1,17 @@
+import io
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minilora import Linear, LoRA, __version__, article, cli, save_adapter
+from minilora import Linear, LoRA, TrainingDiverged, __version__, article, cli, save_adapter
+from minilora.verify import selfcheck
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,6 +125,53 @@ def test_a_training_that_diverges_is_one_line(small_article, capsys):
     assert out == ""
     assert "epoch 1" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("why"), TypeError("why"), TrainingDiverged("why"), MemoryError(), OSError()]
+)
+def test_what_a_command_cannot_do_is_one_line(monkeypatch, capsys, error):
+    def fails(**k):
+        raise error
+
+    monkeypatch.setattr(article, "run", fails)
+    assert run("article") == 2
+    assert capsys.readouterr() == ("", f"minilora: {str(error) or type(error).__name__}\n")
+
+
+class Full(io.StringIO):
+    """A stream that takes nothing, as one to a full disk."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def flush(self):
+        self.write("")
+
+
+def test_an_error_that_cannot_be_written_is_an_error_still(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert run("article", "--rank", "0") == run("artcle") == 2
+
+
+def test_what_a_full_disk_did_not_take_is_let_go(adapter, monkeypatch, capsys):
+    """Otherwise Python would try again when it ends, and fail with a traceback."""
+    monkeypatch.setattr(sys, "stdout", full := Full())
+    discarded = []
+    monkeypatch.setattr(cli.streams, "discard", discarded.append)
+    assert run("inspect", adapter) == 2
+    assert capsys.readouterr().err == "minilora: [Errno 28] No space left on device\n"
+    assert discarded == [full]
+
+
+def test_a_command_runs_in_a_thread_too(capsys):
+    """There Python refuses to set what Ctrl-C does."""
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(run("check", "--seed", "-1")))
+    thread.start()
+    thread.join()
+    assert codes == [2]
+    assert capsys.readouterr().err == "minilora: seed must be at least 0, got -1\n"
 
 
 def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
@@ -295,6 +345,21 @@ def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, small
     monkeypatch.setattr(cls, "backward", wrong)
     assert run("check") == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_check_prints_what_it_measured(small_check, capsys):
+    assert run("check") == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
+    blocks = [block for _, report in selfcheck.prove() for block in report.blocks]
+    assert len({block.allowed for block in blocks}) > 1
+    for row, block in zip(rows, blocks, strict=True):
+        assert row.endswith(f"{block.checked}{block.error:10.1e}{block.allowed:10.1e}  ok")
+
+
+def test_check_says_where_it_computed(small_check, standin, capsys):
+    assert run("check", "--backend", "cupy") == 0
+    assert capsys.readouterr().out.endswith(f"(complex step, float64, {standin.device})\n")
+    assert standin.device != "CPU"
 
 
 def test_check_takes_a_seed(small_check, capsys):

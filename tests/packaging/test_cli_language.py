@@ -26,7 +26,7 @@ from minilora import (
     train,
 )
 from minilora.commands.finetune import LOG_EVERY
-from minilora.layer import parameter_bytes, parameter_count
+from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
 
@@ -85,7 +85,10 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     assert f"model    model: {size:,} parameters in float32, CPU" in out
     assert f"text     text: {len(TEXT):,} tokens, 228 windows of 8" in out
     assert "adapter  rank 2 beside 4 layers: 192 parameters" in out
-    assert "MB of activations for the backward of 2 windows" in out
+    X, *_ = windows([LETTERS.index(c) for c in TEXT], 8)
+    adapted = adapt(Llama.load("model"), ["q_proj", "v_proj"], rank=2, alpha=16, rng=np.random.default_rng(0))
+    size = cache_bytes(adapted.forward(X[:2])[1])
+    assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 2 windows" in out
     assert "adapter written to a" in out
 
 
@@ -174,10 +177,12 @@ BAD = [
     (["--target-modules", ""], "target_modules='' names no layer"),
     (["--save", "text"], "/text' is a file, expected a folder"),
     (["--save", "./model"], "save 'model' is the model's folder, expected one of the adapter's own"),
+    (["--save", "model/../model"], "save 'model/../model' is the model's folder, expected one of the adapter's own"),
     (["--checkpoint", "a"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "a", "--save", "a/b/c"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "a/adapter_config.json"], "/a/adapter_config.json' would lie where the adapter goes"),
     (["--checkpoint", "a/adapter_model.safetensors"], "/a/adapter_model.safetensors' would lie where the adapter"),
+    (["--checkpoint", "model/../a"], "/a' would lie where the adapter goes: name another file"),
     (["--checkpoint", "text/c"], "checkpoints cannot be kept in 'text'"),
     (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
     (["--model", "nowhere"], "'nowhere': there is no such file"),
@@ -197,6 +202,16 @@ def test_a_bad_argument_is_refused_before_the_training(folder, arguments, messag
     assert err.count("\n") == 1
     assert message in err
     assert sorted(os.listdir()) == ["model", "text"]
+
+
+@pytest.mark.parametrize("option", ["--model", "--checkpoint", "--save"])
+def test_links_in_a_circle_are_refused_in_a_line(folder, option, capsys):
+    Path("one").symlink_to("other")
+    Path("other").symlink_to("one")
+    assert finetune(option, "one", "--steps", "1") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("text", "message"), [(b"\xff", "not a text in UTF-8"), (b"the cat", "the text has 7 tokens")])
@@ -315,6 +330,16 @@ def test_a_models_words_cannot_steer_the_terminal(folder, capsys):
     out = capsys.readouterr().out
     assert "\\x1b[" in out
     assert out.startswith("no\\x07")
+    assert out.replace("\n", "").isprintable()
+
+
+def test_names_that_the_user_gives_cannot_steer_the_terminal(folder, capsys):
+    evil = "\x1b[2J\u202e"
+    Path("model").rename(f"{evil}m")
+    Path("text").rename(f"{evil}t")
+    assert run("finetune", f"{evil}t", "--save", f"{evil}a", "--model", f"{evil}m", *SMALL, "--steps", "1") == 0
+    out = capsys.readouterr().out
+    assert out.count("\\x1b[2J") == 3
     assert out.replace("\n", "").isprintable()
 
 

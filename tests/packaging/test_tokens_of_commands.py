@@ -1,11 +1,14 @@
 """``generate`` and ``finetune`` with a begin token, an end token and a split letter; their dtype, rate and base."""
 
+import io
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 
-from minilora import Llama, load_adapter
+from minilora import History, Llama, load_adapter
 from minilora.files.tensorfile import TensorFile
 from minilora.models import generate
 
@@ -59,11 +62,30 @@ def with_bytes(tokenizer):
     tokenizer["model"] = {"type": "BPE", "vocab": vocabulary, "merges": []}
 
 
+def with_words(tokenizer):
+    """A space is the sign ▁, and a text does not begin with one: decoded alone, a token loses its space."""
+    sign = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    tokenizer["decoder"] = sign
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["▁"] = vocabulary.pop(" ")
+    tokenizer["model"]["unk_token"] = "▁"
+
+
 def says(monkeypatch, *tokens):
     """Let the model choose these tokens, one after the other."""
     left = list(tokens)
     monkeypatch.setattr(generate, "choose", lambda z, temperature, rng: left.pop(0))
     return left
+
+
+class Pipe(io.StringIO):
+    """What is printed, and what a reader at the other end has seen of it: all up to the last flush."""
+
+    seen = ""
+
+    def flush(self):
+        self.seen = self.getvalue()
 
 
 def spoken(capsys, *more):
@@ -95,12 +117,55 @@ def test_a_letter_in_two_tokens_is_printed_whole(folder, capsys, monkeypatch):
     assert spoken(capsys, "--tokens", "3") == "a catéb\n"
 
 
+def test_a_token_keeps_the_space_before_it(folder, capsys, monkeypatch):
+    change_tokenizer(with_words)
+    says(monkeypatch, LETTERS.index(" "), 1, LETTERS.index(" "), 2)
+    assert spoken(capsys, "--tokens", "4") == "a cat b c\n"
+
+
+def test_each_token_is_seen_before_the_next_is_chosen(folder, monkeypatch):
+    left, seen = [1, 2, 3], []
+    monkeypatch.setattr(generate, "choose", lambda *a: seen.append(sys.stdout.seen) or left.pop(0))
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert run("generate", "a cat", "--model", "model", "--tokens", "3") == 0
+    assert seen == ["a cat", "a catb", "a catbc"]
+
+
+def test_the_first_loss_is_seen_before_the_training(folder, monkeypatch):
+    monkeypatch.setattr("minilora.training.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    seen = []
+    assert run("finetune", "text", "--save", "a", "--model", "model", *SMALL) == 0
+    assert re.fullmatch(r"   0  \d\.\d{3}", seen[0].splitlines()[-1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_generating_takes_an_adapter_of_any_precision(folder, capsys, dtype):
+    assert run("finetune", "text", "--save", "a", "--model", "model", *SMALL, "--dtype", dtype) == 0
+    capsys.readouterr()
+    assert spoken(capsys, "--adapter", "a", "--tokens", "1").startswith("a cat")
+
+
 @pytest.mark.parametrize(("dtype", "name"), [("float64", "F64"), ("float32", "F32")])
 def test_finetuning_computes_in_the_dtype_it_says(folder, capsys, dtype, name):
     assert run("finetune", "text", "--save", "a", "--model", "model", *SMALL, "--dtype", dtype) == 0
     assert f"parameters in {dtype}" in capsys.readouterr().out
     tensors = TensorFile(folder / "a" / "adapter_model.safetensors").tensors.values()
     assert {spec.dtype for spec in tensors} == {name}
+
+
+def test_both_commands_compute_where_they_are_told(folder, capsys, standin):
+    """What lies on another device than the rest is refused, so everything is there."""
+    said, found = {}, {}
+    for backend in ("numpy", "cupy"):
+        there = ["--model", "model", "--backend", backend]
+        assert run("finetune", "text", "--save", backend, *there, *SMALL) == 0
+        assert (f", {standin.device}\n" in capsys.readouterr().out) == (backend == "cupy")
+        assert run("generate", "a cat", "--adapter", backend, "--temperature", "0", *there) == 0
+        said[backend], found[backend] = capsys.readouterr().out, load_adapter(backend)
+    assert said["numpy"] == said["cupy"]
+    for path, adapter in found["numpy"].items():
+        np.testing.assert_allclose(found["cupy"][path].lora_B, adapter.lora_B, atol=1e-5)
 
 
 def test_a_finetuned_adapter_names_its_base(folder, capsys):

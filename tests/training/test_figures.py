@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, article
-from minilora.figures import draw_losses, draw_spectrum, new_figure, plot_adapter
+from minilora.figures import check_figure_path, draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
 from minilora.files.forms import Form
 from minilora.files.inspection import LayerSummary
 
@@ -31,6 +31,8 @@ def test_each_loss_curve_has_its_own_points_of_the_article(result):
     assert tuple(article_base.get_ydata()) == article.ARTICLE_BASE_LOSSES
     assert tuple(article_lora.get_ydata()) == article.ARTICLE_LORA_LOSSES
     assert base.get_color() == article_base.get_color() != lora.get_color() == article_lora.get_color()
+    legend = [text.get_text() for text in drawn.get_legend().get_texts()]
+    assert legend == ["base, full rank", "LoRA, rank 2", "the article's run"]
     for line in (article_base, article_lora):
         assert tuple(line.get_xdata()) == article.ARTICLE_EPOCHS
 
@@ -40,9 +42,10 @@ def test_the_bars_are_the_singular_values_of_the_change(result):
     draw_spectrum(drawn, result)
     heights = [bar.get_height() for bar in drawn.patches]
     np.testing.assert_allclose(heights[:2], np.linalg.svd(result.delta, compute_uv=False)[:2], rtol=1e-5)
-    assert max(heights[2:]) < 1e-6 * heights[0]
-    mark = drawn.get_lines()[0]
+    assert max(heights[2:]) < 1e-14 * heights[0]  # computed in float64, whatever the factors are
+    mark, rounding = drawn.get_lines()
     np.testing.assert_allclose(mark.get_ydata(), [30**0.5], rtol=1e-15)
+    np.testing.assert_allclose(rounding.get_ydata(), 30**0.5 * 2**-52, rtol=1e-12)
 
 
 def test_a_spectrum_grows_with_the_scaling(result):
@@ -52,6 +55,38 @@ def test_a_spectrum_grows_with_the_scaling(result):
         draw_spectrum(drawn := axes(), one)
         heights.append(drawn.patches[0].get_height())
     assert heights[1] == pytest.approx(2 * heights[0], rel=1e-12)
+
+
+def test_the_change_is_drawn_around_the_truth(result):
+    """Its colours end as far above 1 as below it, where the entry is that is furthest from 1."""
+    image = plot_article(result).axes[1].get_images()[0]
+    np.testing.assert_array_equal(image.get_array(), result.delta)
+    assert image.origin == "upper"  # as a matrix is written
+    low, high = image.get_clim()
+    assert low + high == pytest.approx(2, abs=1e-12)
+    assert high - 1 == pytest.approx(np.abs(result.delta - 1).max(), rel=1e-12)
+
+
+def test_a_picture_needs_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "nowhere"):
+        with pytest.raises(ValueError, match=f"there is no folder '.*{folder}'"):
+            check_figure_path(tmp_path / folder / "p.png")
+    check_figure_path(tmp_path / "p.png")
+
+
+def test_losses_and_singular_values_are_on_log_scales(result):
+    """They span orders of magnitude; epochs and numbers do not."""
+    for drawn in (plot_article(result).axes[0], plot_article(result).axes[2]):
+        assert (drawn.get_xscale(), drawn.get_yscale()) == ("linear", "log")
+
+
+def test_a_bar_is_never_below_what_is_shown(result):
+    """A log scale has no place for the zeros beyond the rank."""
+    flat = LoRA(np.eye(4, 12), np.zeros((11, 4)), 1)
+    draw_spectrum(drawn := axes(), replace(result, adapter=flat))
+    assert [bar.get_height() for bar in drawn.patches] == [drawn.get_ylim()[0]] * 10
+    assert list(drawn.get_xticks()) == list(range(1, 11))
 
 
 def summary(module, shares, norm):
@@ -70,3 +105,31 @@ def test_the_cells_are_shares_in_per_cent():
     assert image.get_clim() == (0, 100)
     assert [bar.get_width() for bar in norms.patches] == [2.5, 4.0]
     assert [label.get_text() for label in norms.get_yticklabels()] == ["a.fc", "b.fc"]
+
+
+def test_each_cell_stands_over_its_number_and_beside_its_name():
+    """The third singular value of the second layer: in the column 3, in the row of that layer's bar."""
+    summaries = [summary("a.fc", [0.5, 0.5, 0], 1.0), summary("b.fc", [0, 0, 1.0], 2.0)]
+    norms, picture = plot_adapter(summaries).axes[:2]
+    (image,) = picture.get_images()
+    left, right, bottom, top = image.get_extent()
+    assert (left, right) == (0.5, 3.5)
+    assert (top, bottom) == (-0.5, 1.5)
+    assert picture.get_ylim() == norms.get_ylim() == (bottom, top)  # the first layer is above
+    assert [bar.get_y() + bar.get_height() / 2 for bar in norms.patches] == [0, 1]
+
+
+@pytest.mark.parametrize(("count", "height"), [(1, 3), (20, 6.5), (1000, 30)])
+def test_a_picture_grows_with_the_layers_to_a_size(count, height):
+    figure = plot_adapter([summary("fc", [0.5, 0.5], 1.0)] * count)
+    assert figure.get_figheight() == height
+    picture, bar = figure.axes[1:]
+    assert all(number == round(number) for number in picture.get_xticks())
+    assert bar.get_ylabel() == "% of the squared norm"
+
+
+def test_of_many_layers_every_second_has_its_name():
+    summaries = [summary(f"layer{i}", [1.0], 1.0) for i in range(200)]
+    norms = plot_adapter(summaries).axes[0]
+    assert list(norms.get_yticks()) == list(range(0, 200, 2))
+    assert [label.get_text() for label in norms.get_yticklabels()] == [f"layer{i}" for i in range(0, 200, 2)]

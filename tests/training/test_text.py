@@ -178,12 +178,29 @@ def test_most_texts_are_encoded_in_short_pieces(short_pieces):
     assert sum(asked) < 8 * len(text)
 
 
+def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
+    """A line that ends the text has a token of its own there, so no line's start is a place for a cut."""
+
+    def encode(part):
+        return [*in_words(part.removesuffix("\n")), 1] if part.endswith("\n") else in_words(part)
+
+    text = "the cat sat on the mat\n" * 50
+    assert token_ids(text, encode, 1000) == encode(text)
+
+
 def test_a_text_that_allows_no_cut_is_refused(short_pieces):
     with pytest.raises(
         ValueError, match="from character 0 on depend on all of it: expected a place for a cut within 240"
     ):
         token_ids("a" * 500, of_runs, 10**9)
     assert token_ids("a" * 240, of_runs, 10**9) == of_runs("a" * 240)
+
+
+def test_where_no_cut_was_found_is_told(short_pieces):
+    """The runs of one letter before it allow a cut anywhere."""
+    with pytest.raises(ValueError) as error:
+        token_ids("ab" * 40 + "a" * 500, of_runs, 10**9)
+    assert 40 < int(re.search(r"from character (\d+) on", str(error.value))[1]) < 80
 
 
 def test_a_cut_that_fails_later_is_refused(short_pieces):

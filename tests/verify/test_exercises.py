@@ -33,6 +33,11 @@ def factors(change, rank):
     return np.diag(S[:rank]) @ Vt[:rank], U[:, :rank]
 
 
+def smallest(change, rank):
+    U, S, Vt = np.linalg.svd(change, full_matrices=False)
+    return np.diag(S[-rank:]) @ Vt[-rank:], U[:, -rank:]
+
+
 RIGHT |= {"check_backward": backward, "check_merged": merged, "check_factors": factors}
 RIGHT |= {
     "check_count": lambda n_in, n_out, r: sum(a.size for a in (np.zeros((r, n_in)), np.zeros((n_out, r)))),
@@ -73,7 +78,7 @@ WRONG = [
     ("check_grad_B", lambda dy, h, s: 2 * s * dy.T @ h, "dB: a factor of 2 too many"),
     ("check_grad_B", lambda dy, h, s: s * dy.T @ h / h.shape[1], "dB: a division by r"),
     ("check_grad_B", lambda dy, h, s: s * dy.T @ h / dy.shape[1], "dB: a division by out"),
-    ("check_grad_B", lambda dy, h, s: s * h.T @ dy, r"transposed: .*wrong shape.*\(5, 3\).*\(3, 5\)"),
+    ("check_grad_B", lambda dy, h, s: s * h.T @ dy, r"transposed: .*\n\(wrong shape.*\(5, 3\).*\(3, 5\)\)$"),
     ("check_grad_B", lambda dy, h, s: s * dy @ h, "a missing transpose, of dy"),
     ("check_grad_B", lambda dy, h, s: dy @ h, "a missing transpose, of dy: .*; and alpha/r is missing"),
     ("check_grad_B", lambda dy, h, s: -dy @ h.T, "transpose, of dy and a transpose too many, of h.*missing.*the sign"),
@@ -113,12 +118,22 @@ WRONG = [
     ("check_backward", with_part(0, lambda dx, s, **_: -dx / s), "dx: alpha/r is missing.*; and the sign"),
     ("check_backward", with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ A @ B), "dx: swapped factors"),
     ("check_backward", with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ B @ A.T), "dx: a transpose too many"),
+    (
+        "check_backward",
+        lambda dy, x, A, B, alpha: (
+            alpha / len(A) * dy @ B @ A,
+            alpha / len(A) * dy @ B @ x,
+            backward(dy, x, A, B, alpha)[2],
+        ),
+        r"dA: a missing transpose, of dh[^\n]*$",
+    ),
     ("check_backward", lambda dy, x, A, B, alpha: dy, "return 3 arrays.*shape"),
     ("check_backward", lambda *args: backward(*args)[:2], "return 3 arrays.*2 values"),
     ("check_backward", lambda *args: backward(*args)[::-1], "wrong shape: dx must be"),
     # steps 7 to 10
     ("check_first_to_move", lambda A_zero, B_zero: {"A", "B"}, "A random and B zero: A does not move"),
     ("check_first_to_move", lambda A_zero, B_zero: {"B"}, "A random and B random: A moves, too"),
+    ("check_first_to_move", lambda A_zero, B_zero: ["A", "B", 1, "C"], "A random and B random: 1 does not move, and C"),
     ("check_first_to_move", lambda A_zero, B_zero: 1 / 0, "stopped with ZeroDivisionError"),
     ("check_merged", lambda W, A, B, alpha: W + B @ A, "W': alpha/r is missing"),
     ("check_merged", lambda W, A, B, alpha: W + alpha * B @ A, "W': alpha where alpha/r"),
@@ -129,11 +144,33 @@ WRONG = [
     ("check_count", lambda n_in, n_out, r: n_in * n_out, "the full weight"),
     ("check_count", lambda n_in, n_out, r: r * n_in * n_out, "do not multiply"),
     ("check_count", lambda n_in, n_out, r: r * (n_in + n_out) + n_out, "the bias belongs to the base"),
+    ("check_count", lambda n_in, n_out, r: r * n_in, "this is A alone"),
+    ("check_count", lambda n_in, n_out, r: r * n_out, "this is B alone"),
+    ("check_count", lambda n_in, n_out, r: r * (n_in + n_out) + n_in * n_out, "the base is frozen"),
+    ("check_count", lambda n_in, n_out, r: n_in + n_out, "this is rank 1"),
     ("check_count", lambda n_in, n_out, r: 7, "write down the shapes"),
     ("check_factors", lambda change, r: factors(change, r)[::-1], r"A must be \(2, 7\).*swapped"),
     ("check_factors", lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "away from the change"),
     ("check_factors", lambda change, r: (np.linalg.svd(change)[2][:r], factors(change, r)[1]), "values are missing"),
+    ("check_factors", lambda change, r: smallest(change, r), "the smallest singular values"),
+    (
+        "check_factors",
+        lambda change, r: (factors(change, r)[0], factors(change, r)[1] * np.linalg.svd(change)[1][:r]),
+        "squares",
+    ),
+    (
+        "check_factors",
+        lambda change, r: factors(np.multiply(change, 2, out=change), r),
+        "changed its argument in place",
+    ),
+    ("check_factors", lambda change, r: (change, change), r"array of shape \(5, 7\) and an array of shape \(5, 7\)$"),
     ("check_factors", lambda change, r: change, "return 2 arrays"),
+    (
+        "check_factors",
+        lambda change, r: ([[1, 2], [3]], factors(change, r)[1]),
+        "must be numbers, you returned 2 values",
+    ),
+    ("check_factors", lambda change, r: (factors(change, r)[0], "B"), "must be numbers, you returned a str"),
 ]
 
 
@@ -177,6 +214,14 @@ def test_an_answer_that_changes_its_argument_is_told_so(capsys):
     assert "changed its argument dy in place" in capsys.readouterr().out
 
 
+def test_how_far_two_factors_are_is_told(capsys):
+    seen = []
+    assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.zeros((2, 7)), np.zeros((5, 2))))
+    off = np.linalg.norm(seen[0])
+    least = (off**2 - (np.linalg.svd(seen[0], compute_uv=False)[:2] ** 2).sum()) ** 0.5
+    assert f"B A is {off:.3g} away from the change; {least:.3g} is possible" in capsys.readouterr().out
+
+
 PREDICTIONS = {
     "first step": 0.01,
     "larger gradients": 1,
@@ -189,7 +234,11 @@ PREDICTIONS = {
 @pytest.mark.parametrize("question", PREDICTIONS)
 def test_a_prediction_is_right_or_gets_a_hint(question, capsys):
     assert exercises.check_prediction(question, PREDICTIONS[question])
-    assert capsys.readouterr().out.startswith("Right: the experiment gives")
+    _, _, why, hint = exercises.QUESTIONS[question]
+    said = capsys.readouterr().out
+    assert said.startswith("Right: the experiment gives")
+    assert said.endswith(f" {why}\n")
+    assert hint not in said
     assert not exercises.check_prediction(question, 1.5 * PREDICTIONS[question])
     assert str(PREDICTIONS[question]) not in capsys.readouterr().out.split("comes out.")[1].replace("(22) to (24)", "")
 
