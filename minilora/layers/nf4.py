@@ -185,7 +185,7 @@ def quantize_scales(absmax: Array) -> tuple[Array, Array, float]:
     m = absmax.mean()
     blocks = _in_blocks(absmax - m, SCALES_IN_A_BLOCK)
     n = abs(blocks).max(axis=1)  # eq. (nf.7)
-    codes = _nearest(_BETWEEN_SCALES, _scaled(blocks, n))  # eq. (nf.8)
+    codes = _nearest(_BETWEEN_SCALES, _scaled(blocks, n, shorter=False))  # eq. (nf.8)
     return codes[: absmax.shape[0]], n, float(m)
 
 
@@ -243,7 +243,7 @@ def _in_blocks(flat: Array, size: int) -> Array:  # (n,) -> (ceil(n / size), siz
     return padded.reshape(-1, size)
 
 
-def _scaled(blocks: Array, largest: Array, *, shorter: bool = False) -> Array:
+def _scaled(blocks: Array, largest: Array, *, shorter: bool) -> Array:
     """Return each row divided by its largest: times its inverse, as in bitsandbytes, but where a block is shorter."""
     xp = backend_of(blocks).xp
     safe = xp.where(largest < np.finfo(np.float32).tiny, 1, largest).astype("float32")[:, None]

@@ -182,7 +182,164 @@ def test_a_weight_takes_4_5_bits_or_4_127():
         assert 8 * parameter_bytes(layer) / linear.weight.size == bits
 
 
+# --- how a quotient is rounded ---
+
+
+def between_two_codes(book, largest):
+    """Numbers whose quotient by their block's largest has one code, and whose product with its inverse another."""
+    middles = (book[:-1] + book[1:]) / 2
+    found = []
+    for a in largest:
+        for w in np.concatenate([np.nextafter(middles * a, np.float32(side)) for side in (-9, 9)] + [middles * a]):
+            codes = [int(np.searchsorted(middles, v)) for v in (w / a, w * (np.float32(1) / a))]
+            if codes[0] != codes[1]:
+                found.append((a, w, codes))
+    return found
+
+
+LARGEST = np.random.default_rng(5).uniform(0.5, 2, 60).astype("float32")
+
+
+def test_a_whole_block_is_multiplied_and_a_shorter_one_divided():
+    """As in bitsandbytes: the two differ in few weights, which lie between two codes."""
+    found = between_two_codes(NF4, LARGEST)
+    assert len(found) > 20
+    for a, w, (divided, multiplied) in found:
+        block = np.zeros(64, "float32")
+        block[:2] = a, w
+        assert codes(quantize_nf4(block)[0], 64)[1] == multiplied
+        assert codes(quantize_nf4(np.concatenate([block, block]))[0], 128)[65] == multiplied
+        assert codes(quantize_nf4(block[:40])[0], 40)[1] == divided
+        twice = codes(quantize_nf4(np.concatenate([block, block[:40]]))[0], 104)
+        assert (twice[1], twice[65]) == (multiplied, divided)
+
+
+def test_scales_are_multiplied_in_every_block():
+    found = 0
+    for a, w, _ in between_two_codes(scale_book(), LARGEST[:12]):
+        absmax = np.array([4 + a, 4 - a, 4 + w, 4 - w], "float32")
+        off = absmax - absmax.mean()
+        n = np.abs(off).max()
+        expected = np.searchsorted((scale_book()[:-1] + scale_book()[1:]) / 2, off * (np.float32(1) / n))
+        np.testing.assert_array_equal(quantize_scales(absmax)[0], expected)
+        found += bool((expected != np.searchsorted((scale_book()[:-1] + scale_book()[1:]) / 2, off / n)).any())
+    assert found > 0
+
+
+def test_the_smallest_normal_scale_is_no_zero():
+    w = np.zeros(64, "float32")
+    w[3] = np.finfo("float32").tiny
+    assert codes(quantize_nf4(w)[0], 64)[3] == 15
+
+
+# --- what is refused says which argument it is ---
+
+LINEAR_7_40 = Linear(gaussian(7, 40), gaussian(7, seed=1))
+PACKED, ABSMAX = quantize_nf4(LINEAR_7_40.weight)
+NESTED = dict(zip(("absmax", "nested_absmax", "mean"), quantize_scales(ABSMAX), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: quantize_nf4([1.0]), TypeError, "weight must be an array, got list"),
+        (lambda: quantize_nf4(np.ones((2, 2), complex)), TypeError, "weight's dtype must be one of float16"),
+        (lambda: quantize_nf4(np.ones((0, 2))), ValueError, r"weight has shape \(0, 2\)"),
+        (lambda: code_book(3), ValueError, "levels must be at least 4, got 3"),
+        (lambda: code_book(5), ValueError, "levels must be even, got 5"),
+        (lambda: dequantize_nf4([1], ABSMAX, (7, 40)), TypeError, "packed must be an array, got list"),
+        (lambda: dequantize_nf4(PACKED, [1.0], (7, 40)), TypeError, "absmax must be an array, got list"),
+        (lambda: dequantize_nf4(PACKED, ABSMAX, 7), TypeError, "shape must be a tuple of sizes, got 7"),
+        (lambda: QuantizedLinear(PACKED, ABSMAX, (7, 40), [1.0]), TypeError, "bias must be an array, got list"),
+        (
+            lambda: QuantizedLinear(PACKED, ABSMAX, (7, 40), np.ones(7)),
+            TypeError,
+            "bias has dtype float64, expected float",
+        ),
+        (lambda: QuantizedLinear(PACKED, ABSMAX, (7, 40), np.ones(6, "f4")), ValueError, r"bias has shape \(6,\)"),
+        (lambda: CodedLinear([1.0], (7, 40), None), TypeError, "like must be an array, got list"),
+        (
+            lambda: QuantizedLinear(PACKED, shape=(7, 40), **NESTED | {"absmax": ABSMAX}),
+            TypeError,
+            "absmax has dtype float32, expected uint8",
+        ),
+        (
+            lambda: QuantizedLinear(PACKED, shape=(7, 40), **NESTED | {"nested_absmax": np.ones(2, "f4")}),
+            ValueError,
+            r"nested_absmax has shape \(2,\), expected \(1,\)",
+        ),
+        (
+            lambda: QuantizedLinear(PACKED, shape=(7, 40), **NESTED | {"mean": "x"}),
+            TypeError,
+            "mean must be a number, got 'x'",
+        ),
+        (lambda: QuantizedLinear.from_linear("x"), TypeError, "linear must be a Linear, got str"),
+        (
+            lambda: QuantizedLinear.from_linear(LINEAR_7_40, double_quant="no"),
+            TypeError,
+            "double_quant must be True or False, got 'no'",
+        ),
+        (
+            lambda: QuantizedLinear.from_linear(QuantizedLinear.from_linear(LINEAR_7_40)),
+            ValueError,
+            r"^linear is quantised already: dequantize\(\) it first$",
+        ),
+        (lambda: quantize(LINEAR_7_40, double_quant="no"), TypeError, "double_quant must be True or False, got 'no'"),
+        (lambda: loftq(LINEAR_7_40, rank=1, alpha=1, double_quant="no"), TypeError, "double_quant must be True or"),
+        (lambda: loftq(LINEAR_7_40, rank=1, alpha=1, rounds=0), ValueError, "rounds must be at least 1, got 0"),
+        (lambda: loftq(LINEAR_7_40, rank=1, alpha=0), ValueError, "alpha must be above 0"),
+        (lambda: loftq(LINEAR_7_40, rank=0, alpha=1), ValueError, "rank must be at least 1, got 0"),
+        (lambda: loftq(LINEAR_7_40, rank=8, alpha=1), ValueError, "the layer '': rank must be at most 7, got 8"),
+        (
+            lambda: CodedLinear(np.zeros(0, "f4"), (7, 40), None).encode(LINEAR_7_40),
+            ValueError,
+            "^a CodedLinear is read from files, and nothing is written in its format$",
+        ),
+    ],
+)
+def test_a_refusal_names_its_argument(call, error, message):
+    with pytest.raises(error, match=f"^{message.removeprefix('^')}"):
+        call()
+
+
+def test_codes_and_scales_are_of_one_library(standin):
+    message = "absmax is a numpy array and packed holds cupy arrays"
+    with pytest.raises(TypeError, match=message):
+        dequantize_nf4(standin.asarray(PACKED), ABSMAX, (7, 40))
+
+
 # --- the layer ---
+
+
+def test_usual_settings_are_qloras():
+    assert code_book(4)[0] == -1
+    assert len(code_book(4)) == 4
+    plain = QuantizedLinear(PACKED, ABSMAX, (7, 40))
+    assert (plain.mean, plain.block_size, plain.nested_absmax) == (0.0, 64, None)
+    for layer in (
+        QuantizedLinear.from_linear(LINEAR_7_40),
+        quantize(LINEAR_7_40),
+        loftq(LINEAR_7_40, rank=1, alpha=1)[0],
+    ):
+        assert layer.nested_absmax is not None
+        assert layer.block_size == 64
+
+
+def test_another_bias_leaves_the_layer_as_it_was():
+    layer = QuantizedLinear.from_linear(Linear(LINEAR_7_40.weight))
+    other = layer.with_bias(LINEAR_7_40.bias)
+    assert layer.bias is None
+    assert other.bias is LINEAR_7_40.bias
+    assert other.packed is layer.packed
+    x = gaussian(3, 40)
+    np.testing.assert_array_equal(other(x), layer(x) + LINEAR_7_40.bias)
+    with pytest.raises(ValueError, match=r"bias has shape \(6,\), expected \(7,\)"):
+        layer.with_bias(gaussian(6))
+
+
+def test_every_bias_counts_as_numbers():
+    two = Sequential(a=LINEAR_7_40, b=Linear(gaussian(5, 7), gaussian(5)))
+    assert parameter_count(quantize(two)) == parameter_count(two) == 7 * 40 + 7 + 5 * 7 + 5
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
@@ -441,6 +598,29 @@ def test_loftq_starts_nearer_the_weight_each_round():
             np.testing.assert_allclose(merge(adapted).trainable()[f"{name}.weight"], layer.weight + adapter.delta())
     assert errors[0] >= errors[2] >= errors[4]
     assert errors[1] >= errors[3] >= errors[5]
+
+
+def test_loftq_takes_turns_and_keeps_the_best_round():
+    """The same by hand, with NumPy's singular values."""
+    model, options = model_of("float64"), {"block_size": 32, "double_quant": False}
+    seen = set()
+    for rounds in (1, 2, 3, 4, 5):
+        base, start = loftq(model, rank=3, alpha=6, rounds=rounds, **options)
+        for name in ("first", "last"):
+            linear, change, tried = getattr(model, name), 0, []
+            for _ in range(rounds):
+                Q = QuantizedLinear.from_linear(Linear(linear.weight - change), **options).weight
+                U, S, Vt = np.linalg.svd(linear.weight - Q, full_matrices=False)
+                change = U[:, :3] * S[:3] @ Vt[:3]
+                tried.append((np.linalg.norm(linear.weight - Q - change), Q, change))
+            best = min(range(rounds), key=lambda i: tried[i][0])
+            seen.add(best)
+            layer = getattr(base, name)
+            np.testing.assert_array_equal(layer.weight, tried[best][1])
+            np.testing.assert_allclose(start[name].delta(), tried[best][2], atol=1e-12)
+            assert layer.bias is linear.bias
+            assert (layer.block_size, layer.nested_absmax) == (32, None)
+    assert len(seen) > 1
 
 
 def test_loftq_trains_over_its_own_base():
