@@ -623,6 +623,13 @@ def test_loftq_takes_turns_and_keeps_the_best_round():
     assert len(seen) > 1
 
 
+def test_a_weight_of_zeros_is_no_reason_to_divide():
+    W = gaussian(6, 40)
+    W[2], W[3, 5] = 0, 0
+    base, start = loftq(Linear(W), rank=2, alpha=4, rounds=2)
+    assert np.isfinite(base.weight + start[""].delta()).all()
+
+
 def test_loftq_trains_over_its_own_base():
     base, start = loftq(model_of(), rank=2, alpha=3)
     adapted = attach(base, start)
