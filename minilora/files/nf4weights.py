@@ -34,6 +34,8 @@ from .llamasettings import QUANTIZATION, check_settings
 from .tensorfile import parse_json
 
 STATE = "quant_state.bitsandbytes__nf4"
+MAX_STATE = 1 << 16
+"""Bytes of JSON beside a weight that we agree to parse; there are some 200."""
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 HEAD = "lm_head"
 
@@ -70,6 +72,9 @@ class NF4Weights:
         """Return what the JSON beside a weight says; refuse tensors that are not those that it speaks of."""
         path, key = self.base.holder[name].path, f"{name}.{STATE}"
         self._check(key, "U8", None)
+        size = math.prod(self.base.spec(key).shape)
+        if size > MAX_STATE:
+            raise FileRefused(path, f"{short(key)} has {size} bytes, expected at most {MAX_STATE}")
         given = parse_json(path, self._bytes(key).tobytes(), f"text {short(key)}")
         try:
             if given["quant_type"] != "nf4":

@@ -212,6 +212,10 @@ DAMAGES = {
     "a nested half": (state(nested_dtype="float16"), "nested_dtype is 'float16', supported: 'float32'"),
     "a mean of infinity": (state(nested_offset=1e400), "not a number of JSON|must be above"),
     "no mean": (state(nested_offset="absent"), r"absmax' is U8 \[8\], expected F32 \[8\]"),
+    "JSON without end": (
+        replaced(STATE, lambda a: np.full(70_000, 32, np.uint8)),
+        "70000 bytes, expected at most 65536",
+    ),
     "no JSON": (replaced(STATE, lambda a: a[:-1]), "is not sound JSON"),
     "codes cut": (replaced("", lambda a: a[:-1]), r"is U8 \[224, 1\], expected U8 \[225, 1\]"),
     "codes of another type": (replaced("", lambda a: a.astype("f4")), "is F32"),
