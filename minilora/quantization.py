@@ -2,7 +2,7 @@
 
     base = quantize(model)                                           its linear layers in NF4
     adapted = adapt(base, "all-linear", rank=8, alpha=16, rng=rng)   adapters beside them, as beside any layer
-    base, start = loftq(model, rank=8, alpha=16)                     the same base and adapters that mend it
+    base, start = loftq(model, rank=8, alpha=16)                     another base, and adapters that start at its error
     adapted = attach(base, start)
 
 QLORA quantises once. What four bits lose, E = W - Q, is there from the first step on, and the adapters learn beside it.
