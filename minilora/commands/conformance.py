@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from typing import Any
 
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             save_json(options.json, **report.as_dict(), **judged.as_dict())
     except (ValueError, OSError) as error:
         return _cannot(name, "could not be checked", str(error))
-    lines = [str(judged), *(xfails.github_error(text) for text in judged.annotations() if on_github())]
+    lines = [str(judged), *(xfails.github_error(text) for text in judged.annotations() if xfails.on_github())]
     try:
         if sys.stdout is None:  # as after >&- in a shell
             raise OSError("there is no standard output")
@@ -101,14 +100,9 @@ def _required(text: str | None) -> list[str]:
     return claims
 
 
-def on_github() -> bool:
-    """Return whether this runs in a workflow of GitHub Actions, which shows lines that begin with ``::error``."""
-    return os.environ.get("GITHUB_ACTIONS") == "true"
-
-
 def _cannot(name: str, what: str, why: str) -> int:
     """Say in one line what could not be done, and return the exit code."""
-    from ..conformance.xfails import github_error
+    from ..conformance.xfails import github_error, on_github
 
     text = printable(f"{name} {what}: {' '.join(why.split())}")
     streams.print_error(text)

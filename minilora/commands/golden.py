@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from ..files.errors import printable
-from .conformance import on_github
 from .options import path
 
 
@@ -39,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         count = write(options.folder)
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
+    from ..conformance import xfails
     from ..files.writing import replaceable, written_whole
     from ..golden.judging import compare
 
@@ -49,8 +49,6 @@ def run(options: argparse.Namespace) -> int:
         with written_whole(options.json) as file:
             file.write((json.dumps(found.json(), indent=1) + "\n").encode())
     print(found)
-    if not found.passed and on_github():
-        from ..conformance.xfails import github_error
-
-        print(github_error(str(found).splitlines()[0], "minilora golden"))
+    if not found.passed and xfails.on_github():
+        print(xfails.github_error(str(found).splitlines()[0], "minilora golden"))
     return 0 if found.passed else 1

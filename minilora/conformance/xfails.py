@@ -6,6 +6,7 @@ ways: a failure that it lacks counts, and so does a line whose case no longer fa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,11 @@ def became(case: Outcome | None) -> str:
     if case is None:
         return "is no case here"
     return {"ok": "passes", "not offered": "is not offered"}.get(case.verdict, case.verdict)
+
+
+def on_github() -> bool:
+    """Return whether this runs in a workflow of GitHub Actions, which shows lines that begin with ``::error``."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def github_error(text: str, title: str = "minilora conformance") -> str:
