@@ -219,6 +219,8 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
     """
     check_model(model)
     requantize, sums = check_flag("requantize", requantize), [0.0, 0.0]
+    if requantize and not any(isinstance(getattr(layer, "base", None), CodedLinear) for _, layer in walk(model)):
+        raise ValueError("requantize=True, and no adapter stands beside a quantised layer")
 
     def fold(path: str, layer: Any) -> Any:
         vars(layer).pop("frozen", None)
@@ -233,8 +235,6 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
         return again
 
     folded = rebuild(model, array=lambda a: a.copy(), layer=fold)
-    if requantize and not any(isinstance(getattr(layer, "base", None), CodedLinear) for _, layer in walk(model)):
-        raise ValueError("requantize=True, and no adapter stands beside a quantised layer")
     if sums[1]:
         share = math.sqrt(sums[1] / sums[0]) if sums[0] else math.inf
         warnings.warn(

@@ -26,9 +26,8 @@ class LlamaConfig:
     tie_word_embeddings: bool = False  # whether the head is the embedding's array
     attention_bias: bool = False
     mlp_bias: bool = False
-    rope: Mapping[str, Any] | None = field(
-        default=None, compare=False
-    )  # where `frequencies` are from, in a file's words
+    # Where `frequencies` are from, in a file's words.
+    rope: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
