@@ -148,7 +148,7 @@ def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]
             raise ValueError(f"the layer {path!r} is a {type(layer).__name__}: only a Linear can be quantised")
         if places[id(layer.weight)] > 1:
             raise ValueError(
-                f"the weight of the layer {path!r} is another layer's too: quantised, it would be no longer"
+                f"the weight of the layer {path!r} is another layer's too: quantised, the two would no longer share it"
             )
     return list(targets)
 

@@ -16,8 +16,8 @@ def add(commands: Any) -> None:
         help="write problems and answers for a LoRA in another language, or judge what it answered",
         description=(
             "Write problems and answers as safetensors, with an index in JSON: linear layers, embeddings, "
-            "convolutions, rsLoRA, DoRA both ways, dropout, ten steps of Adam; float64 and float32. With --compare, "
-            "judge the answers that a program wrote. Exit code 1 if a claim is broken."
+            "convolutions, rsLoRA, DoRA both ways, dropout, a base in NF4, ten steps of Adam; float64 and float32. "
+            "With --compare, judge the answers that a program wrote. Exit code 1 if a claim is broken."
         ),
     )
     parser.add_argument("folder", type=path, metavar="DIR", help="the vectors: a new folder; their own to compare")
