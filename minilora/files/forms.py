@@ -75,7 +75,7 @@ class Form:
 
 
 def forms_of(file: TensorFile) -> dict[str, Form]:
-    """Return the form of each adapted module; refuse keys that do not make whole adapters."""
+    """Return the form of each adapted module, in the order of layers; refuse keys that do not make whole adapters."""
     parts: dict[str, set[str]] = {}
     for key in file.tensors:
         match = KEY.fullmatch(key)
@@ -86,7 +86,13 @@ def forms_of(file: TensorFile) -> dict[str, Form]:
         _check_parts(file.path, module, found)
     if not parts:
         raise FileRefused(file.path, "there are no tensors in it")
-    return {module: _form(file, module, parts[module]) for module in sorted(parts)}
+    return {module: _form(file, module, parts[module]) for module in sorted(parts, key=natural)}
+
+
+def natural(path: str) -> list[str | int]:
+    """Return what puts paths in order, the numbers in them by their size: layer 2 comes before layer 10."""
+    parts = re.split(r"(\d{1,9})", path)  # names at even places, numbers at odd ones
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def with_base(file: TensorFile) -> frozenset[str]:

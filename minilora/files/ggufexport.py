@@ -5,7 +5,8 @@ where s r is not the same for all modules, as with rsLoRA or alpha_pattern, lora
 
     B' = (s r / alpha) B        alpha = s r of the first module
 
-Rows of lora_B of q_proj and k_proj are reordered as those of the weights are, see `minilora.layers.rotary`. An
+Rows of a Llama's lora_B of q_proj and k_proj are reordered as those of the weights are, see `minilora.layers.rotary`;
+those of a Qwen2 are not. An
 embedding's lora_A is transposed: llama.cpp takes rows of it. There is no place for DoRA's magnitude in such a file.
 """
 
@@ -23,7 +24,7 @@ from ..variants.adapter import Adapter
 from ..variants.variant import LORA, variant_of
 from .adapters import load_adapter
 from .errors import FileRefused, needed, short
-from .ggufnames import gguf_tensor, to_gguf
+from .ggufnames import ARCHITECTURES, gguf_tensor, to_gguf
 from .llama import open_llama
 from .tensorfile import in_dtype
 from .writing import replaceable, written_whole
@@ -62,12 +63,12 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
         _check_held(adapter, module, one, config)
     first = next(iter(found.values()))
     alpha = first.scaling * first.rank
-    tensors = dict(_tensors(adapter, found, alpha, config.head_dim))
+    tensors = dict(_tensors(adapter, found, alpha, config))
     replaceable(out)
     if not os.path.isdir(out.absolute().parent):
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
     with written_whole(out) as file:
-        writer = gguf.GGUFWriter(file.name, "llama")
+        writer = gguf.GGUFWriter(file.name, ARCHITECTURES[config.model_type])
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
@@ -103,11 +104,14 @@ def _check_held(path: Path, module: str, adapter: Adapter, config: LlamaConfig) 
         )
 
 
-def _tensors(path: Path, found: Mapping[str, Adapter], alpha: float, head_dim: int) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    path: Path, found: Mapping[str, Adapter], alpha: float, config: LlamaConfig
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the factors, by llama.cpp's names and in its order."""
     for module, adapter in found.items():
         A, B = (np.asarray(factor, np.float64) for factor in (adapter.lora_A, adapter.lora_B))
-        name, B = gguf_tensor(f"{module}.weight", B * (adapter.scaling * adapter.rank / alpha), head_dim)
+        B = B * (adapter.scaling * adapter.rank / alpha)
+        name, B = gguf_tensor(f"{module}.weight", B, config.head_dim, config.model_type)
         A = A.T if adapter.kind == "embedding" else A
         for part, factor in (("a", A), ("b", B)):
             reaches = f"the factors of {short(module)} reach"

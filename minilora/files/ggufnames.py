@@ -1,6 +1,7 @@
 """llama.cpp's names for a Llama decoder's arrays and sizes, and the order of its rows of W_q and W_k.
 
-Its rotary positions pair neighbours, see `minilora.layers.rotary`. Transformers' pair halves.
+Its rotary positions of a Llama pair neighbours, see `minilora.layers.rotary`. Transformers' pair halves, and so do
+llama.cpp's of a Qwen2, whose rows keep their order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ SIZES = {
     **{"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length"},
     **{"rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"},
 }
-"""What transformers calls it, and what llama.cpp does, after ``llama.``."""
+"""What transformers calls it, and what llama.cpp does, after ``llama.`` or ``qwen2.``."""
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
+"""llama.cpp's name for each kind of model: its converter makes a Mistral a llama."""
 STEMS = {theirs: ours for ours, theirs in NAMES.items()}
 
 
@@ -47,13 +50,13 @@ def to_gguf(path: str) -> str | None:
     return f"{block}{STEMS[stem]}" if stem in STEMS and inside == bool(block) else None
 
 
-def is_turned(path: str) -> bool:
+def is_turned(path: str, model_type: str) -> bool:
     """Return whether the rows of a module's weight are in another order there: the two that positions turn."""
-    return path.endswith((".q_proj", ".k_proj"))
+    return ARCHITECTURES[model_type] == "llama" and path.endswith((".q_proj", ".k_proj"))
 
 
-def gguf_tensor(name: str, array: np.ndarray, head_dim: int) -> tuple[str, np.ndarray]:
+def gguf_tensor(name: str, array: np.ndarray, head_dim: int, model_type: str = "llama") -> tuple[str, np.ndarray]:
     """Return llama.cpp's name and order of rows for an array of a Llama decoder."""
     path, _, kind = name.rpartition(".")
-    rows = interleaved_from_halves(array, head_dim) if is_turned(path) else array
+    rows = interleaved_from_halves(array, head_dim) if is_turned(path, model_type) else array
     return f"{to_gguf(path)}.{kind}", np.ascontiguousarray(rows)

@@ -1,5 +1,7 @@
 """A Llama decoder in Hugging Face's layout: config.json beside one safetensors file, or several with an index.
 
+Mistral without a sliding window, and Qwen2, are such decoders too: see `minilora.models.llamaconfig`.
+
 Versions 4 and 5 of transformers write the configuration differently: ``rope_theta`` and ``rope_scaling`` stand alone in
 one, and together in ``rope_parameters`` in the other. Both are read, and two that contradict each other are refused. A
 setting that would change what the decoder computes, and is not supported, is refused by its name; `llamasettings` lists
@@ -32,6 +34,14 @@ MAX_HEAD = 1 << 16
 """Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+USUAL: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+}
+"""What transformers takes for a setting that is missing, where that differs between the kinds of model."""
+CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 Coded = Callable[[Any], CodedLinear]
 """Of a weight that stays quantised: given the type to compute in, it returns a layer without a bias."""
@@ -82,7 +92,7 @@ def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:
     check_settings(path, FOLDER, config)
     check_quantization(path, config.get("quantization_config"))
     try:
-        return _sizes(config)
+        return _sizes({**USUAL[config["model_type"]], **config})
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise FileRefused(path, reason) from error
@@ -96,14 +106,46 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
     K, D = check_sizes(**{name: usual[name] if size is None else size for name, size in given.items()})
     if D > MAX_HEAD:
         raise ValueError(f"head_dim {D}: expected at most {MAX_HEAD}")
-    flags = {name: config.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}
+    kind, context = config["model_type"], config.get("max_position_embeddings")
+    if context is not None:
+        check_sizes(max_position_embeddings=context)
+    _check_window(kind, config, context)
+    classes = config.get("architectures") or CLASSES[kind]
+    if set([classes] if isinstance(classes, str) else classes) - {CLASSES[kind], None}:
+        raise ValueError(f"architectures is {short(classes)} and model_type {kind!r}: expected {[CLASSES[kind]]}")
+    biases = {name: config.get(name) for name in ("attention_bias", "mlp_bias")}
+    if kind != "llama":  # whose files say nothing of them
+        biases = {"attention_bias": kind == "qwen2", "mlp_bias": False}
+    flags = {"tie_word_embeddings": config.get("tie_word_embeddings"), **biases}
     return LlamaConfig(
         V, d, m, layers, H, K, D,
         rms_norm_eps=check_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), above=0),
         frequencies=_frequencies(D, config),
-        rope=rope_settings(config),
+        rope=rope_settings(config), model_type=kind, max_position_embeddings=context,
         **{name: flag is not None and check_flag(name, flag) for name, flag in flags.items()},
     )  # fmt: skip
+
+
+def _check_window(kind: str, config: Mapping[str, Any], context: int | None) -> None:
+    """Refuse a window through which a token sees less than all before it.
+
+    A window of W lets it see itself and W - 1 tokens before it, so one of the whole context changes nothing within it.
+    """
+    window = config.get("sliding_window")
+    if kind == "qwen2":
+        used = config.get("use_sliding_window")
+        if used is None or not check_flag("use_sliding_window", used):
+            return
+    if window is None:
+        return
+    if kind == "llama":
+        raise ValueError(f"sliding_window is {short(window)}, supported: None")
+    check_sizes(sliding_window=window)
+    if context is None or window < context:
+        raise ValueError(
+            f"sliding_window is {window} and max_position_embeddings {context}, supported: no window, or one that "
+            "reaches over as many tokens"
+        )
 
 
 def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A Llama decoder in a .gguf file, llama.cpp's format, through the `gguf` package, which also undoes quantisation.
 
-The names are llama.cpp's, and so is the order of the rows of W_q and W_k: its rotary positions pair neighbours, see
-`minilora.layers.rotary`. Both are changed back to transformers'.
+The names are llama.cpp's, and so is a Llama's order of the rows of W_q and W_k: its rotary positions pair neighbours, see
+`minilora.layers.rotary`. Both are changed back to transformers'. A Qwen2's rows lie as in transformers, and its settings
+are named after it: ``qwen2.block_count``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .errors import FileRefused, needed, short
 from .ggufblocks import BYTES, BlockLinear
 from .ggufnames import SIZES, from_gguf, is_turned
 from .llamafolder import Coded, parse_config
-from .llamasettings import GGUF, check_settings
+from .llamasettings import check_settings, gguf_settings
 
 ROPE_FACTORS = "rope_freqs.weight"
 MOST_PARTS = 4_000_000
@@ -39,13 +40,13 @@ def open_gguf(
     tensors = {from_gguf(tensor.name): tensor for tensor in in_file}
     if len(tensors) < len(in_file):
         raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
-    factors = tensors.pop(ROPE_FACTORS, None)
     config = _config(path, fields, tensors)
+    factors = tensors.pop(ROPE_FACTORS, None) if config.model_type == "llama" else None  # llama.cpp's qwen2 has none
     if factors is not None:  # Llama 3's scaling, one number for each pair
         config = _divided(path, config, np.asarray(factors.data, np.float64))
 
     def read(name: str) -> np.ndarray | Coded:
-        tensor, turned = tensors[name], is_turned(name.rpartition(".")[0])  # their biases too
+        tensor, turned = tensors[name], is_turned(name.rpartition(".")[0], config.model_type)  # their biases too
         kind = getattr(tensor.tensor_type, "name", str(tensor.tensor_type))
         if keep_blocks and kind in BYTES and name.endswith("_proj.weight"):
             rows = np.array(tensor.data)  # a row's blocks are its own, so whole rows can change places
@@ -96,18 +97,21 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
 
 def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     """Return the sizes, as if they stood in a config.json: there they are checked."""
-    check_settings(path, GGUF, fields)
-    config = {name: fields[f"llama.{key}"] for name, key in SIZES.items() if f"llama.{key}" in fields}
+    kind = fields.get("general.architecture")
+    check_settings(path, gguf_settings(kind), fields)
+    config = {name: fields[f"{kind}.{key}"] for name, key in SIZES.items() if f"{kind}.{key}" in fields}
+    config.setdefault("num_key_value_heads", None)  # then H, whatever the kind
+    config["max_position_embeddings"] = fields.get(f"{kind}.context_length")
     if "vocab_size" not in config and "model.embed_tokens.weight" in tensors:
         config["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[-1])
-    factor = _factor(path, fields)
+    factor = _factor(path, fields, kind)
     if factor != 1:
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     for name, flag in (("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.gate_proj.bias")):
         config[name] = f"model.layers.0.{flag}" in tensors
-    config |= {"model_type": "llama", "tie_word_embeddings": "lm_head.weight" not in tensors}
+    config |= {"model_type": kind, "tie_word_embeddings": "lm_head.weight" not in tensors}
     found = parse_config(path, config)
-    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+    for name in (f"{kind}.rope.dimension_count", f"{kind}.attention.value_length"):
         if fields.get(name, found.head_dim) != found.head_dim:
             raise FileRefused(
                 path, f"{name} is {short(fields[name])}, supported: {found.head_dim}, the width of a head's keys"
@@ -115,13 +119,13 @@ def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llam
     return found
 
 
-def _factor(path: Path, fields: dict[str, Any]) -> Any:
+def _factor(path: Path, fields: dict[str, Any], kind: Any) -> Any:
     """Return what the rotary frequencies are divided by; llama.cpp takes 0 for 1, and passes over it for type none."""
-    names = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
+    names = (f"{kind}.rope.scaling.factor", f"{kind}.rope.scale_linear")
     given = [(name, fields[name]) for name in names if name in fields]
     if len(given) == 2 and given[0][1] != given[1][1]:
         raise FileRefused(path, " and ".join(f"{name} is {short(value)}" for name, value in given) + ": expected one")
-    if not given or fields.get("llama.rope.scaling.type") == "none":
+    if not given or fields.get(f"{kind}.rope.scaling.type") == "none":
         return 1
     return given[0][1] or 1
 

@@ -30,7 +30,7 @@ NAMES = {
 SIZES = {
     **{"vocab_size": "vocab_size", "hidden_size": "d_model", "num_hidden_layers": "n_layers"},
     **{"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "rms_norm_eps": "eps"},
-    **{"rope_theta": "rope_base"},
+    **{"rope_theta": "rope_base", "max_position_embeddings": "max_len"},
 }
 CONFIG = "__config__"
 MOST_SHRUNK = 20

@@ -1,5 +1,7 @@
 """Write a Llama decoder as a folder of Hugging Face's layout, which transformers and `minilora.Llama.load` read.
 
+A Mistral and a Qwen2 are written as what they are.
+
 Layers in NF4 are written as bitsandbytes writes them, so that transformers loads them with it as they are. Layers that
 keep the blocks of a .gguf file have no place in this layout, and are written as numbers.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,18 @@ from ..linear import Linear
 from ..models.llama import Llama
 from ..models.llamaconfig import LlamaConfig
 from .errors import FileRefused
-from .llamafolder import parse_config
+from .llamafolder import CLASSES, parse_config
 from .nf4weights import nf4_tensors, quantization_config
 from .tensorfile import tensor_header
 from .writing import synced, written_folder
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+KIND: dict[str, Callable[[LlamaConfig], dict[str, Any]]] = {
+    "llama": lambda config: {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
+    "mistral": lambda config: {"sliding_window": None},  # which would be 4096, if it were missing
+    "qwen2": lambda config: {"use_sliding_window": False},
+}
+"""What config.json says of one kind of model alone."""
 
 
 def save_llama(model: Llama, folder: str | Path) -> None:
@@ -98,8 +107,8 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
     rope = dict(_rope(config))
     base = rope.pop("rope_theta")
     said = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [CLASSES[config.model_type]],
+        "model_type": config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -112,12 +121,13 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
         "rope_theta": base,  # where transformers 4 looks for it, and 5 too
         "rope_scaling": None if rope["rope_type"] == "default" else rope,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
+        **KIND[config.model_type](config),
         "bos_token_id": None,  # which would be 1 and 2, if they were missing
         "eos_token_id": None,
         "torch_dtype": dtype,
     }
+    if config.max_position_embeddings is not None:
+        said["max_position_embeddings"] = config.max_position_embeddings
     if quantization is not None:
         said["quantization_config"] = quantization
     try:

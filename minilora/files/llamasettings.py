@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .errors import FileRefused, short
 class Setting:
     """One setting of a file."""
 
-    name: str  # its key, with "llama." and the like before it
+    name: str  # its key, with "llama." and the like before it; of a Qwen2 in GGUF that is "qwen2."
     does: str  # in the program that the file is for
     only: tuple[Any, ...] = ()  # the values that are supported; empty where it is read, or changes nothing here
     needed: bool = False  # whether its absence is refused too
@@ -33,21 +33,26 @@ class Setting:
 
 
 FOLDER = (
-    Setting("model_type", "the kind of model", ("llama",), needed=True),
-    Setting("architectures", "the class of the model", ("LlamaForCausalLM", None, []), every=True),
+    Setting("model_type", "the kind of model, read", ("llama", "mistral", "qwen2"), needed=True),
+    Setting(
+        "architectures",
+        "the class of the model; must be that of model_type",
+        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", None, []),
+        every=True,
+    ),
     Setting("vocab_size", "V, read"),
     Setting("hidden_size", "d, read"),
     Setting("intermediate_size", "m of the MLP, read"),
     Setting("num_hidden_layers", "the number of blocks, read"),
     Setting("num_attention_heads", "H, read"),
-    Setting("num_key_value_heads", "K, read; H where it is missing"),
+    Setting("num_key_value_heads", "K, read; where it is missing H of llama, 8 of mistral, 32 of qwen2"),
     Setting("head_dim", "D, read; d / H where it is missing"),
     Setting("rms_norm_eps", "read; 1e-6 where it is missing"),
     Setting(
         "tie_word_embeddings", "whether the head is the embedding, read; a head of other bits beside it is refused"
     ),
-    Setting("attention_bias", "whether the projections of attention have biases, read"),
-    Setting("mlp_bias", "whether those of the MLP have, read"),
+    Setting("attention_bias", "whether the projections of attention have biases, read of llama; of qwen2 q, k, v have"),
+    Setting("mlp_bias", "whether those of the MLP have, read of llama"),
     Setting("hidden_act", "the gate's activation", ("silu", "swish", None)),
     Setting("rope_parameters", "the rotary positions, read (below)"),
     Setting("rope_scaling", "the same in older files, read (below); refused beside other rope_parameters"),
@@ -55,7 +60,9 @@ FOLDER = (
     Setting("original_max_position_embeddings", "read for rope_type llama3; refused beside another in rope_parameters"),
     Setting("partial_rotary_factor", "how much of each head is turned", (1, None)),
     Setting("is_causal", "false, or null, lets a token attend to what follows it", (True,)),
-    Setting("sliding_window", "how far attention reaches back, while text is generated", (None,)),
+    Setting("sliding_window", "how far attention reaches back, read: null, or of mistral and qwen2 all of the context"),
+    Setting("use_sliding_window", "whether qwen2 has the window, read of qwen2"),
+    Setting("max_window_layers", "nothing where there is no window: from which layer on qwen2 has it"),
     Setting("attention_chunk_size", "likewise", (None,)),
     Setting("layer_types", "how each layer attends, while text is generated", ("full_attention", None), every=True),
     Setting("kv_sharing_modes", "which layers share their keys and values", (None,)),
@@ -72,7 +79,7 @@ FOLDER = (
     Setting("eos_token_id", "the tokens that end a text, read by `minilora generate`; first in generation_config.json"),
     Setting("bos_token_id", "nothing here: what a text begins with, tokenizer.json says"),
     Setting("pad_token_id", "nothing here: there is no padding"),
-    Setting("max_position_embeddings", "nothing with the rope types that are supported"),
+    Setting("max_position_embeddings", "the context, read: beyond it `minilora finetune` and `generate` warn"),
     Setting("attention_dropout", "nothing but in transformers' own training"),
     Setting("pretraining_tp", "nothing: older versions cut the products into as many parts, with the same sums"),
     Setting("initializer_range", "nothing: the weights are in the file"),
@@ -124,7 +131,9 @@ ROPE = (
 """What ``rope_parameters`` or ``rope_scaling`` says. What only other types read, such as beta_fast, does nothing."""
 
 GGUF = (
-    Setting("general.architecture", "the kind of model", ("llama",), needed=True),
+    Setting(
+        "general.architecture", "the kind of model, read; a Mistral is a llama here", ("llama", "qwen2"), needed=True
+    ),
     Setting("general.type", "what the file is: an adapter, a part for images, or a model", ("model",)),
     Setting("adapter.type", "that the file is an adapter, of which kind", ("",)),
     Setting("split.count", "the number of files that the model is split into", (0, 1)),
@@ -158,10 +167,13 @@ GGUF = (
     Setting("llama.expert_used_count", "how many are chosen", (0,)),
     Setting("llama.expert_group_count", "likewise", (0,)),
     Setting("llama.expert_group_used_count", "likewise", (0,)),
-    Setting("llama.context_length", "nothing here: how much memory is set aside"),
+    Setting("llama.context_length", "the context, read: beyond it `minilora finetune` and `generate` warn"),
     Setting("llama.pooling_type", "nothing here: what embeddings of texts are made of"),
 )
-"""What a .gguf file's header says of the model, as llama.cpp reads it of its architecture llama."""
+"""What a .gguf file's header says of the model, as llama.cpp reads it of its architecture llama.
+
+Of qwen2 the keys begin with ``qwen2.``, see `gguf_settings`.
+"""
 
 GGUF_TOKENIZER = (
     Setting("tokenizer.ggml.model", "the kind of tokenizer", ("gpt2",), needed=True),
@@ -189,8 +201,21 @@ def check_settings(path: Path, settings: Iterable[Setting], given: Mapping[str, 
         if name not in given and setting.needed and not setting.only:
             raise FileRefused(path, f"there is no {name}")
         if (name in given or setting.needed) and not setting.allows(value):
-            supported = [setting.only[0]] if setting.every else setting.only[0]
-            raise FileRefused(path, f"{name} is {short(value)}, supported: {short(supported)}")
+            raise FileRefused(path, f"{name} is {short(value)}, supported: {_supported(setting)}")
+
+
+def _supported(setting: Setting) -> str:
+    """Return the values that say something, as a message lists them."""
+    values = [value for value in setting.only if value not in (None, [], {})] or setting.only[:1]
+    return ", ".join(short([value] if setting.every else value) for value in values)
+
+
+def gguf_settings(architecture: Any) -> tuple[Setting, ...]:
+    """Return the settings of a .gguf file under the names that they have in one of that architecture."""
+    if architecture != "qwen2":
+        return GGUF
+    named = (f"qwen2.{name}" if (name := s.name.removeprefix("llama.")) != s.name else name for s in GGUF)
+    return tuple(replace(setting, name=name) for setting, name in zip(GGUF, named, strict=True))
 
 
 def rows(settings: Iterable[Setting]) -> list[tuple[str, str, str]]:

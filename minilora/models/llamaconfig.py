@@ -1,4 +1,11 @@
-"""The sizes of a Llama decoder, under the names of transformers' config.json, and the arrays that they ask for."""
+"""The sizes of a Llama decoder, under the names of transformers' config.json, and the arrays that they ask for.
+
+Mistral without a sliding window and Qwen2 are the same decoder. They differ in which projections have biases:
+
+    llama      q, k, v and o, where `attention_bias` says so, and those of the MLP, where `mlp_bias` does
+    mistral    none
+    qwen2      q, k and v
+"""
 
 from __future__ import annotations
 
@@ -6,8 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checks import check_flag, check_number, check_sizes
+from ..checks import check_choice, check_flag, check_number, check_sizes
 from ..layers.rotary import check_frequencies
+
+BIASED = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mistral": (),
+    "qwen2": ("q_proj", "k_proj", "v_proj"),
+}
+"""The kinds of model, and the projections of attention that have biases under `attention_bias`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class LlamaConfig:
     mlp_bias: bool = False
     # Where `frequencies` are from, in a file's words.
     rope: Mapping[str, Any] | None = field(default=None, compare=False)
+    model_type: str = "llama"  # or "mistral", "qwen2"
+    max_position_embeddings: int | None = None  # the context: tokens that it was made for, where that is known
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -43,6 +59,9 @@ class LlamaConfig:
             raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
+        check_choice("model_type", self.model_type, BIASED)
+        if self.max_position_embeddings is not None:
+            check_sizes(max_position_embeddings=self.max_position_embeddings)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array, by the name that transformers gives it."""
@@ -50,12 +69,13 @@ class LlamaConfig:
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
         mlp = {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}
+        biased = (*(BIASED[self.model_type] if self.attention_bias else ()), *(mlp if self.mlp_bias else ()))
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
         for i in range(self.num_hidden_layers):
-            for part, linears, bias in (("self_attn", attention, self.attention_bias), ("mlp", mlp, self.mlp_bias)):
+            for part, linears in (("self_attn", attention), ("mlp", mlp)):
                 for name, shape in linears.items():
                     found[f"model.layers.{i}.{part}.{name}.weight"] = shape
-                    if bias:
+                    if name in biased:
                         found[f"model.layers.{i}.{part}.{name}.bias"] = shape[:1]
             found[f"model.layers.{i}.input_layernorm.weight"] = (d,)
             found[f"model.layers.{i}.post_attention_layernorm.weight"] = (d,)
