@@ -164,7 +164,8 @@ def torch_step(device: str, kind: str, sizes: Sizes) -> Callable[[], None]:
         from transformers import LlamaConfig as TheirConfig
         from transformers import LlamaForCausalLM
 
-        names = [field for field in vars(model.config) if field not in ("frequencies", "attention_bias", "mlp_bias")]
+        ours = ("frequencies", "attention_bias", "mlp_bias", "model_type", "max_position_embeddings")
+        names = [field for field in vars(model.config) if field not in ours]
         config = TheirConfig(**{name: getattr(model.config, name) for name in names})
         lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
         decoder = get_peft_model(LlamaForCausalLM(config).to(device), lora)

@@ -1,8 +1,8 @@
 """A Llama decoder in a .gguf file, llama.cpp's format, through the `gguf` package, which also undoes quantisation.
 
-The names are llama.cpp's, and so is a Llama's order of the rows of W_q and W_k: its rotary positions pair neighbours, see
-`minilora.layers.rotary`. Both are changed back to transformers'. A Qwen2's rows lie as in transformers, and its settings
-are named after it: ``qwen2.block_count``.
+The names are llama.cpp's, and so is a Llama's order of the rows of W_q and W_k: its rotary positions pair neighbours,
+see `minilora.layers.rotary`. Both are changed back to transformers'. A Qwen2's rows lie as in transformers, and its
+settings are named after it: ``qwen2.block_count``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama
-from minilora.files import tensorfile
+from minilora.files import save_llama, tensorfile
 from minilora.files.llamafolder import parse_config
 from minilora.files.tensorfile import encode, tensor_header
 
@@ -187,6 +187,27 @@ def test_what_a_configuration_leaves_out_is_as_usual(folder):
     assert not found.tie_word_embeddings
 
 
+def test_a_folder_says_its_context(folder):
+    assert Llama.load(folder).config.max_position_embeddings is None
+    assert Llama.load(changed(folder, max_position_embeddings=7)).config.max_position_embeddings == 7
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind):
+    """With Mistral's none, and Qwen2's biases of q, k and v alone."""
+    config = dataclasses.replace(
+        tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2", max_position_embeddings=9
+    )
+    rng = np.random.default_rng(1)
+    model = Llama.build(config, {name: rng.standard_normal(s).astype("f4") for name, s in config.shapes().items()})
+    save_llama(model, tmp_path / "m")
+    again = Llama.load(tmp_path / "m")
+    assert again.config == config
+    biases = {name.split(".")[-2] for name in weights(tmp_path / "m") if name.endswith("bias")}
+    assert biases == ({"q_proj", "k_proj", "v_proj"} if kind == "qwen2" else set())
+    np.testing.assert_array_equal(again(IDS), model(IDS))
+
+
 def llama3(f, factor=8.0, low=1.5, high=4.0, trained=100):
     """Llama 3's rule by the length of a turn, 2 pi / f, as its authors wrote it."""
     turn = 2 * math.pi / f
@@ -245,6 +266,7 @@ def test_the_length_trained_on_may_stand_beside_the_rotary_settings(folder):
     "harmless",
     [
         {"attention_dropout": 0.1, "pretraining_tp": 2, "max_position_embeddings": 3, "use_cache": False},
+        {"use_sliding_window": True, "max_window_layers": 1},
         {"attention_multiplier": 3.0, "logits_scaling": 2.0, "no_program_reads": {"this": 1}},
         {"layer_types": ["full_attention"] * 2, "per_layer_config": None, "is_causal": True},
         {"rope_scaling": None, "rope_parameters": {}, "architectures": None},
@@ -258,7 +280,11 @@ def test_settings_that_change_nothing_are_passed_over(folder, model, harmless):
 # --- what is not ----------------------------------------------------------------------------------
 
 SETTINGS = {
-    "another model": ({"model_type": "mistral"}, "model_type is 'mistral', supported: 'llama'"),
+    "another model": ({"model_type": "gemma"}, "model_type is 'gemma', supported: 'llama', 'mistral', 'qwen2'"),
+    "another model's class": (
+        {"architectures": ["MistralForCausalLM"]},
+        r"architectures is \['MistralForCausalLM'\] and model_type 'llama': expected \['LlamaForCausalLM'\]",
+    ),
     "no model type": ({"model_type": "absent"}, "model_type is None"),
     "another head": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is .*Classification"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu'"),
@@ -278,6 +304,26 @@ SETTINGS = {
     "a part of each head turned": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     "a sliding window": ({"sliding_window": 4096}, "sliding_window is 4096, supported: None"),
+    "a window of Mistral's": (
+        {"model_type": "mistral", "architectures": None, "sliding_window": 8, "max_position_embeddings": 9},
+        "sliding_window is 8 and max_position_embeddings 9, supported: no window, or one that reaches over as many",
+    ),
+    "a window that Mistral has by default": (
+        {"model_type": "mistral", "architectures": None, "max_position_embeddings": 4097},
+        "sliding_window is 4096 and max_position_embeddings 4097",
+    ),
+    "a window over an unknown context": (
+        {"model_type": "mistral", "architectures": None},
+        "sliding_window is 4096 and max_position_embeddings None",
+    ),
+    "a window that Qwen2 uses": (
+        {
+            **{"model_type": "qwen2", "architectures": None, "use_sliding_window": True},
+            **{"sliding_window": 8, "max_position_embeddings": 9},
+        },
+        "sliding_window is 8 and max_position_embeddings 9",
+    ),
+    "a context that is a text": ({"max_position_embeddings": "9"}, "max_position_embeddings must be an integer"),
     "an encoder beside it": ({"is_encoder_decoder": True}, "is_encoder_decoder is True, supported: False"),
     "attention to an encoder": ({"add_cross_attention": True}, "add_cross_attention is True, supported: False"),
     "quantisation": ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -122,7 +122,11 @@ def test_a_factor_is_read_as_llama_cpp_reads_it(tmp_path, model, fields, divided
 
 
 REFUSED = {
-    "architecture": ({"general.architecture": "qwen2"}, {}, "general.architecture is 'qwen2', supported: 'llama'"),
+    "architecture": (
+        {"general.architecture": "gemma"},
+        {},
+        "general.architecture is 'gemma', supported: 'llama', 'qwen2'",
+    ),
     "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count is 8, supported: 0"),
     "window": ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window is 64"),
     "scaling": ({"llama.rope.scaling.type": "yarn"}, {}, "rope.scaling.type is 'yarn', supported: 'linear'"),

@@ -15,6 +15,7 @@ from minilora.files.llamasettings import (
     QUANTIZATION,
     ROPE,
     check_settings,
+    gguf_settings,
     rows,
 )
 
@@ -41,7 +42,11 @@ def named(settings):
     return pytest.mark.parametrize("setting", settings, ids=lambda setting: setting.name)
 
 
-@named([setting for setting in FOLDER if setting.only])
+KINDS = ("model_type", "architectures")
+"""Settings whose values are kinds of model, each with a decoder of its own."""
+
+
+@named([setting for setting in FOLDER if setting.only and setting.name not in KINDS])
 def test_a_bound_setting_has_its_values_and_no_other(tmp_path, config, setting):
     expected = parse_config(tmp_path, config)
     for value in setting.only:
@@ -51,6 +56,18 @@ def test_a_bound_setting_has_its_values_and_no_other(tmp_path, config, setting):
             assert parse_config(tmp_path, config | {setting.name: [value]}) == expected
     with pytest.raises(FileRefused, match=rf"{setting.name} is {OTHER}, supported: "):
         parse_config(tmp_path, config | {setting.name: OTHER})
+
+
+def test_each_kind_of_model_and_its_class_is_one(tmp_path, config):
+    kind, classes = (next(s for s in FOLDER if s.name == name) for name in KINDS)
+    config |= {"max_position_embeddings": 9}
+    for value, its_class in zip(kind.only, classes.only[:3], strict=True):
+        for named in ([its_class], [], None):
+            assert parse_config(tmp_path, config | {"model_type": value, "architectures": named}).model_type == value
+        others = [name for name in (*classes.only[:3], "GemmaForCausalLM") if name != its_class]
+        for other in others:
+            with pytest.raises(FileRefused, match=r"architectures is \["):
+                parse_config(tmp_path, config | {"model_type": value, "architectures": [other]})
 
 
 @named([setting for setting in FOLDER if setting.does.startswith("nothing")])
@@ -66,6 +83,8 @@ def test_a_setting_that_is_read_is_looked_at(tmp_path, config, setting):
     llama3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0}
     if setting.name == "original_max_position_embeddings":
         config |= {"rope_parameters": llama3}
+    if setting.does.endswith("of qwen2"):
+        config |= {"model_type": "qwen2", "architectures": None}
     with pytest.raises(FileRefused, match=f"{setting.name} "):
         parse_config(tmp_path, config | {setting.name: ["something"]})
 
@@ -74,9 +93,15 @@ def test_a_setting_that_is_read_is_looked_at(tmp_path, config, setting):
 def test_a_bound_field_has_its_values_and_no_other(tmp_path, setting):
     sound = {"general.architecture": "llama", "llama.attention.layer_norm_rms_epsilon": 1e-5}
     for value in setting.only:
-        check_settings(tmp_path, GGUF, sound | {setting.name: value})
+        check_settings(tmp_path, gguf_settings("llama"), sound | {setting.name: value})
     with pytest.raises(FileRefused, match=rf"{setting.name} is {OTHER}, supported: "):
         check_settings(tmp_path, GGUF, sound | {setting.name: OTHER})
+
+
+def test_the_fields_of_a_qwen2_are_named_after_it():
+    names = {setting.name for setting in gguf_settings("qwen2")}
+    assert {"qwen2.block_count", "general.architecture"} < names
+    assert not any(name.startswith("llama.") for name in names)
 
 
 @pytest.mark.parametrize("setting", [s for s in (*FOLDER, *GGUF) if s.needed], ids=lambda setting: setting.name)

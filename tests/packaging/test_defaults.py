@@ -49,7 +49,8 @@ PYTHON = {
     "Linear.init": "bias=True, dtype='float32', backend=None",
     "Llama.extend": "past=None",
     "Llama.load": "dtype='float32', backend=None, keep_blocks=False",
-    "LlamaConfig": "tie_word_embeddings=False, attention_bias=False, mlp_bias=False, rope=None",
+    "LlamaConfig": "tie_word_embeddings=False, attention_bias=False, mlp_bias=False, rope=None, "
+    "model_type='llama', max_position_embeddings=None",
     "LoRA.init": "dtype='float32', backend=None",
     "MLP.init": "activation='relu', dtype='float32', backend=None",
     "QuantizedLinear": "bias=None, block_size=64, nested_absmax=None, mean=0.0, dtype='float32'",

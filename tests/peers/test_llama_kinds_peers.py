@@ -1,0 +1,257 @@
+"""Mistral and Qwen2 as transformers computes them: ours are the same, in folders, in .gguf files, and with adapters."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter, train
+from minilora.files import save_llama
+from minilora.files.ggufexport import export_adapter
+from minilora.text import next_token_loss
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+from transformers.models.mistral import modeling_mistral  # noqa: E402
+from transformers.models.qwen2 import modeling_qwen2  # noqa: E402
+
+from .test_llama_peers import LINEARS, SCALINGS, close, ids_of, targets_of, torch_loss, with_peft  # noqa: E402
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+drawn = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+KINDS = ["mistral", "qwen2"]
+MODELS = {
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, modeling_mistral.MistralRotaryEmbedding),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, modeling_qwen2.Qwen2RotaryEmbedding),
+}
+
+
+@pytest.fixture(autouse=True)
+def double(monkeypatch):
+    """Their norms, angles and softmax stay in float64; as they are, they compute in float32."""
+
+    def norm(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    def angles(self, x, position_ids):
+        freqs = position_ids[:, :, None].double() * self.inv_freq.double()
+        both = torch.cat((freqs, freqs), dim=-1)
+        return both.cos(), both.sin()
+
+    for module, name in ((modeling_mistral, "Mistral"), (modeling_qwen2, "Qwen2")):
+        monkeypatch.setattr(getattr(module, f"{name}RMSNorm"), "forward", norm)
+        monkeypatch.setattr(getattr(module, f"{name}RotaryEmbedding"), "forward", angles)
+    monkeypatch.setattr(torch, "float", torch.float64)  # in which they make the frequencies
+
+
+def config_of(kind, seed, **changes):
+    rng = np.random.default_rng(seed)
+    kv, group, width = (int(rng.integers(1, 4)) for _ in range(3))
+    sizes = {
+        **{"vocab_size": int(rng.integers(20, 40)), "hidden_size": 4 * kv * group, "num_key_value_heads": kv},
+        **{"num_attention_heads": kv * group, "intermediate_size": int(rng.integers(5, 30))},
+        **{"num_hidden_layers": int(rng.integers(1, 4)), "rms_norm_eps": 10.0 ** -rng.integers(2, 7)},
+        **{"tie_word_embeddings": bool(rng.integers(2)), "rope_parameters": dict(SCALINGS[rng.integers(4)])},
+        "max_position_embeddings": 64,
+    }
+    if kind == "mistral" or rng.integers(2):
+        sizes["head_dim"] = 2 * width
+    sizes |= {"sliding_window": [None, 64, 100][rng.integers(3)]} if kind == "mistral" else {"max_window_layers": 1}
+    return MODELS[kind][0](**sizes | changes)
+
+
+def written(folder, kind, seed, **changes):
+    """A model of random sizes and weights, its biases among them, in transformers and in its folder."""
+    torch.manual_seed(seed)
+    config = config_of(kind, seed, **changes)
+    model = MODELS[kind][1](config)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5 if p.ndim > 1 else 1.0)
+    model.save_pretrained(folder)
+    return in_double(kind, model)
+
+
+def in_double(kind, model):
+    model.double()
+    model.model.rotary_emb = MODELS[kind][2](model.config)
+    return model.eval()
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor(ids), use_cache=False).logits.numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 2**31))
+@drawn
+def test_logits_losses_and_gradients_are_those_of_transformers(tmp_path_factory, kind, seed):
+    folder = tmp_path_factory.mktemp("model")
+    theirs = written(folder, kind, seed)
+    ours = Llama.load(folder, dtype="float64")
+    assert (ours.config.model_type, ours.config.max_position_embeddings) == (kind, 64)
+    ids = ids_of(theirs, seed)
+    logits = theirs(torch.tensor(ids)).logits
+    z, cache = ours.forward(ids)
+    close(z, logits.detach().numpy(), 1e-9)
+    loss, dz = cross_entropy(z, targets_of(ids), out=z)
+    expected = torch_loss(logits, targets_of(ids))
+    close(loss, expected.item(), 1e-9)
+    expected.backward()
+    _, grads = ours.backward(dz, cache)
+    if theirs.config.tie_word_embeddings:
+        grads["model.embed_tokens.weight"] += grads.pop("lm_head.weight")
+    params = dict(theirs.named_parameters())
+    assert grads.keys() == params.keys()
+    for name, p in params.items():
+        close(grads[name], p.grad.numpy(), 1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_saved_model_is_in_transformers_what_it_was(tmp_path, kind, seed):
+    theirs = written(tmp_path / "m", kind, seed)
+    save_llama(Llama.load(tmp_path / "m", dtype="float64"), tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float64)
+    assert (type(again), again.config.max_position_embeddings) == (MODELS[kind][1], 64)
+    ids = ids_of(theirs, seed)
+    close(logits_of(in_double(kind, again), ids), logits_of(theirs, ids), 1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"target_modules": LINEARS}, {"target_modules": ["q_proj"], "use_dora": True}])
+def test_adapters_of_peft_are_read_and_trained_on(tmp_path, kind, options):
+    theirs = written(tmp_path / "m", kind, 5)
+    tuned = with_peft(theirs, **options)
+    tuned.save_pretrained(tmp_path / "adapter")
+    base = Llama.load(tmp_path / "m", dtype="float64")
+    ours = attach(base, load_adapter(tmp_path / "adapter", dtype="float64"))
+    ids = ids_of(theirs, 5)
+    close(ours(ids), logits_of(tuned, ids), 1e-9)
+    rng = np.random.default_rng(0)
+    model = adapt(base, rank=2, alpha=4, rng=rng, **options)
+    fit = {"epochs": 8, "steps": 1, "batch_size": 2, "lr": 1e-2, "rng": rng, "loss": next_token_loss}
+    losses = train(model, ids, targets_of(ids), **fit, log_every=1).losses
+    assert losses[-1] < losses[0]
+    save_adapter(tmp_path / "ours", adapters(model))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float64)
+    loaded = peft.PeftModel.from_pretrained(in_double(kind, again), tmp_path / "ours", autocast_adapter_dtype=False)
+    close(logits_of(loaded.double().eval(), ids), model(ids), 1e-9)
+
+
+WINDOWS = {
+    "mistral with none": ("mistral", {"sliding_window": None}, False),
+    "mistral with one of the context": ("mistral", {"sliding_window": 64}, False),
+    "mistral with a shorter one": ("mistral", {"sliding_window": 8}, True),
+    "mistral by default": ("mistral", {"sliding_window": "absent"}, False),
+    "mistral by default, and a long context": (
+        "mistral",
+        {"sliding_window": "absent", "max_position_embeddings": 5000},
+        True,
+    ),
+    "qwen2 with one that is not used": ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, False),
+    "qwen2 with one of the context": ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, False),
+    "qwen2 with a shorter one": ("qwen2", {"sliding_window": 8, "use_sliding_window": True}, True),
+    "mistral with biases it does not read": ("mistral", {"attention_bias": True, "mlp_bias": True}, False),
+    "qwen2 without the biases it has": ("qwen2", {"attention_bias": False}, False),
+    "mistral of a usual number of key heads": ("mistral", {"num_key_value_heads": "absent"}, False),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_an_edited_folder_means_the_same_or_is_refused(tmp_path, case):
+    kind, edit, refused = WINDOWS[case]
+    heads = 8 if "num_key_value_heads" in edit else 2
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": heads, "hidden_size": 16, "head_dim": 2}
+    theirs = written(tmp_path, kind, 3, **sizes, num_hidden_layers=2)
+    path = tmp_path / "config.json"
+    config = {k: v for k, v in json.loads(path.read_text()).items() if k != "layer_types"} | edit
+    path.write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
+    ids = ids_of(theirs, 3)
+    if refused:
+        with pytest.raises(ValueError, match="sliding_window is "):
+            Llama.load(tmp_path)
+        return
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    close(Llama.load(tmp_path, dtype="float64")(ids), logits_of(in_double(kind, again), ids), 1e-9)
+
+
+# --- .gguf ----------------------------------------------------------------------------------------
+
+
+def write_qwen2_gguf(path, config, arrays):
+    """As llama.cpp's converter writes a Qwen2: rows in transformers' order."""
+    gguf = pytest.importorskip("gguf")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    writer.add_token_merges(["t 0"])
+    writer.add_token_types([1] * config.vocab_size)
+    for name, array in arrays.items():
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), np.ascontiguousarray(array, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def qwen2(tmp_path):
+    """A Qwen2 of transformers, its folder and its .gguf file; head_dim is hidden_size / heads, as in real ones."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    theirs = written(tmp_path / "m", "qwen2", 11, **sizes, tie_word_embeddings=False, rope_parameters=SCALINGS[1])
+    arrays = {name: p.detach().float().numpy() for name, p in theirs.named_parameters()}
+    return theirs, tmp_path / "m", write_qwen2_gguf(tmp_path / "m.gguf", theirs.config, arrays)
+
+
+def test_a_qwen2_gguf_is_the_model_that_transformers_reads_from_it(qwen2):
+    theirs, folder, path = qwen2
+    ids = ids_of(theirs, 1)
+    ours = Llama.load(path, dtype="float64")
+    assert (ours.config.model_type, ours.config.max_position_embeddings) == ("qwen2", 64)
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float64,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+    )
+    close(ours(ids), logits_of(in_double("qwen2", read), ids), 1e-6)  # its base and eps are float32's
+    close(ours(ids), Llama.load(folder, dtype="float64")(ids), 1e-6)
+
+
+def test_an_exported_adapter_of_a_qwen2_keeps_the_rows_in_place(qwen2, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    theirs, folder, path = qwen2
+    tuned = with_peft(theirs, target_modules=LINEARS)
+    tuned.save_pretrained(tmp_path / "adapter")
+    for model in (folder, path):
+        names = export_adapter(tmp_path / "adapter", model, tmp_path / "a.gguf")
+        reader = gguf.GGUFReader(tmp_path / "a.gguf")
+        assert reader.fields["general.architecture"].contents() == "qwen2"
+        found = {tensor.name: tensor.data for tensor in reader.tensors}
+        assert sorted(found) == sorted(names)
+        for module, adapter in load_adapter(tmp_path / "adapter").items():
+            if module.endswith(("q_proj", "k_proj")):
+                layer, which = module.split(".")[2], module[-6]
+                np.testing.assert_allclose(found[f"blk.{layer}.attn_{which}.weight.lora_b"], adapter.lora_B, rtol=1e-6)
