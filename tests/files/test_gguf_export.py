@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import Adapter, FileRefused, Llama, LoRA, adapt, adapters, attach, cli, load_adapter, save_adapter
+from minilora.files import save_llama
 from minilora.files.ggufexport import export_adapter
 
 from ..support.language import tiny_llama, write_folder
-from .test_llama_gguf import write
+from .test_llama_gguf import of_kind, write
 
 gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
 
@@ -35,6 +36,24 @@ def drawn(model, seed, targets):
         A, B = (rng.standard_normal(shape).astype("f4") for shape in ((r, width), (out, r)))
         found[path] = Adapter(A, B, float(rng.uniform(0.5, 20)), kind=adapter.kind, use_rslora=bool(rng.integers(2)))
     return found
+
+
+def test_rows_of_a_qwen2_are_not_reordered(tmp_path):
+    model = of_kind("qwen2")
+    save_llama(model, tmp_path / "m")
+    found = drawn(model, 0, ["q_proj", "k_proj", "v_proj"])
+    save_adapter(tmp_path / "a", found)
+    export_adapter(tmp_path / "a", tmp_path / "m", tmp_path / "a.gguf")
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "qwen2"
+    tensors = {tensor.name: np.array(tensor.data, np.float64) for tensor in reader.tensors}
+    for module, adapter in found.items():
+        name = f"blk.{module.split('.')[2]}.attn_{module[-6]}.weight"
+        A, B = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+        np.testing.assert_allclose(
+            fields["adapter.lora.alpha"] / B.shape[1] * B @ A, adapter.delta(), rtol=1e-4, atol=1e-5
+        )
 
 
 def read_back(path, model):

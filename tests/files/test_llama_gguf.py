@@ -1,5 +1,6 @@
 """Llama decoders in llama.cpp's format: what is read, and one clear error for what is damaged or not supported."""
 
+import dataclasses
 import struct
 import time
 
@@ -24,10 +25,10 @@ THEIRS = {
 }
 
 
-def theirs(name, array):
+def theirs(name, array, kind="llama"):
     """Return llama.cpp's name for an array, and its rows in llama.cpp's order."""
     stem, _, last = name.rpartition(".")
-    if stem.endswith(("q_proj", "k_proj")):  # a head's pairs are neighbours there, and halves here
+    if kind == "llama" and stem.endswith(("q_proj", "k_proj")):  # a head's pairs are neighbours there, halves here
         array = array.reshape(-1, 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
     if stem.startswith("model.layers."):
         _, _, number, inside = stem.split(".", 3)
@@ -37,7 +38,7 @@ def theirs(name, array):
 
 def write(path, model, *, tied=False, changes=None, arrays=None):
     """Write a model; of `changes`, a field instead of its own or beside them, None for none."""
-    c = model.config
+    c, kind = model.config, {"qwen2": "qwen2"}.get(model.config.model_type, "llama")
     fields = {
         "llama.embedding_length": c.hidden_size, "llama.feed_forward_length": c.intermediate_size,
         "llama.block_count": c.num_hidden_layers, "llama.attention.head_count": c.num_attention_heads,
@@ -45,12 +46,14 @@ def write(path, model, *, tied=False, changes=None, arrays=None):
         "llama.attention.layer_norm_rms_epsilon": c.rms_norm_eps, "llama.rope.freq_base": (1 / 0.3) ** 2,
         "llama.vocab_size": c.vocab_size, **(changes or {}),
     }  # fmt: skip
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, kind)
     kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float64, bool: writer.add_bool}
     for name, value in fields.items():
         if value is not None:
-            kinds[type(value)](name, value)
-    own = dict(theirs(name, a) for name, a in model.trainable().items() if not (tied and name == "lm_head.weight"))
+            kinds[type(value)](name.replace("llama.", f"{kind}."), value)
+    own = dict(
+        theirs(name, a, kind) for name, a in model.trainable().items() if not (tied and name == "lm_head.weight")
+    )
     for name, array in {**own, **(arrays or {})}.items():
         if array is not None:
             writer.add_tensor(name, array)
@@ -76,6 +79,48 @@ def test_a_gguf_file_is_the_model_it_came_from(tmp_path, model, tied, vocab):
     assert (found.lm_head.weight is found.model.embed_tokens.weight) == tied
     if not tied:
         np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-5)
+
+
+def of_kind(kind):
+    """A tiny model of another kind, no bias of it zero."""
+    config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2")
+    rng = np.random.default_rng(3)
+    return Llama.build(config, {name: rng.standard_normal(s).astype("f4") for name, s in config.shapes().items()})
+
+
+def test_a_qwen2_keeps_its_rows_in_order_and_has_three_biases(tmp_path):
+    model = of_kind("qwen2")
+    found = Llama.load(write(tmp_path / "m.gguf", model, changes={"llama.context_length": 70}))
+    assert (found.config.model_type, found.config.max_position_embeddings) == ("qwen2", 70)
+    assert found.trainable().keys() == model.trainable().keys()
+    for name, array in model.trainable().items():
+        np.testing.assert_array_equal(found.trainable()[name], array)
+
+
+def test_a_mistral_is_a_llama_here(tmp_path):
+    model = of_kind("mistral")
+    found = Llama.load(write(tmp_path / "m.gguf", model))
+    assert found.config.model_type == "llama"
+    np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"blk.1.attn_k.bias": None}, "there is no 'model.layers.1.self_attn.k_proj.bias'"),
+        ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "there is 'model.layers.0.self_attn.o_proj.bias', which"),
+        ({"rope_freqs.weight": np.ones(2, "f4")}, "there is 'rope_freqs.weight', which"),
+    ],
+)
+def test_a_qwen2_has_no_other_arrays(tmp_path, arrays, message):
+    with pytest.raises(FileRefused, match=message):
+        Llama.load(write(tmp_path / "m.gguf", of_kind("qwen2"), arrays=arrays))
+
+
+def test_a_qwen2_s_settings_are_refused_by_their_own_names(tmp_path):
+    for name, value in (("rope.scaling.type", "yarn"), ("expert_count", 8), ("rope.dimension_count", 2)):
+        with pytest.raises(FileRefused, match=f"qwen2.{name} is {value!r}, supported: "):
+            Llama.load(write(tmp_path / "m.gguf", of_kind("qwen2"), changes={f"llama.{name}": value}))
 
 
 def test_biases_of_attention_and_mlp_are_read(tmp_path, model):
