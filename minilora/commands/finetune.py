@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import printable
-from .options import Defaults, add_backend, add_model, add_quantize, backend, load_model, model_name, model_path, path
+from .options import (
+    Defaults,
+    add_backend,
+    add_model,
+    add_quantize,
+    backend,
+    load_model,
+    model_name,
+    model_path,
+    path,
+    warn_beyond_context,
+)
 
 LOG_EVERY = 20
 """Steps from one measurement of the held-out loss to the next."""
@@ -79,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     where, source = backend(options), model_path(options)
     text, tokenizer = read_text(options.text), load_tokenizer(source)
     model = load_model(options, options.dtype, where)
+    warn_beyond_context(model, options.length, "a window has")
     ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
     X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
     check_batch_size(options.batch_size, len(X), "X, the windows of the text")

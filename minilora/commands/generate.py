@@ -6,7 +6,17 @@ import argparse
 from typing import Any
 
 from ..files.errors import printable
-from .options import Defaults, add_backend, add_model, add_quantize, backend, load_model, model_path, path
+from .options import (
+    Defaults,
+    add_backend,
+    add_model,
+    add_quantize,
+    backend,
+    load_model,
+    model_path,
+    path,
+    warn_beyond_context,
+)
 
 
 def add(commands: Any) -> None:
@@ -51,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if adapters:
         model = attach(model, adapters)
     ids = token_ids(options.prompt, tokenizer.encode, model.lm_head.out_features)
+    warn_beyond_context(model, len(tokenizer.begin) + len(ids) + options.tokens, "prompt and text may have")
     stream = generate(
         model, [*tokenizer.begin, *ids], options.tokens, temperature=options.temperature, rng=rng, end=tokenizer.end
     )

@@ -88,6 +88,13 @@ def load_model(options: argparse.Namespace, dtype: str, where: Backend) -> Llama
     return quantize(model) if options.quantize == "nf4" else model
 
 
+def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
+    """Say in a line where more tokens stand in a row than the model was made for; it computes them all the same."""
+    context = model.config.max_position_embeddings
+    if context is not None and tokens > context:
+        say(f"{what} {tokens:,} tokens, and the model's context is {context:,}: what it says beyond may be nonsense")
+
+
 def model_path(options: argparse.Namespace) -> Path:
     """Return the model that was asked for, or glassllm's."""
     if options.model is not None:

@@ -92,6 +92,20 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     assert "adapter written to a" in out
 
 
+def of_context(folder, length):
+    path = folder / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": length}))
+
+
+def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
+    said = "tokens, and the model's context is 7: what it says beyond may be nonsense\n"
+    for length in (8, 7):
+        of_context(folder, length)
+        assert finetune("--steps", "1") == 0
+        assert run("generate", "cat", "--model", "model", "--tokens", "5", "--temperature", "0") == 0
+    assert capsys.readouterr().err == (f"minilora: a window has 8 {said}minilora: prompt and text may have 8 {said}")
+
+
 def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
     base = quantize(Llama.load("model"))
     assert finetune("--quantize", "nf4") == 0
