@@ -18,8 +18,9 @@ def add(commands: Any) -> None:
         "merge",
         help="fold an adapter in PEFT's layout into a checkpoint's weights",
         description=(
-            "Write a checkpoint that has the adapter folded into its weights: W + scaling B A. Types and all other "
-            "tensors stay as they are. It needs the memory of a few rows, not of the checkpoint."
+            "Write a model that has the adapter folded into its weights: W + scaling B A. Of a model's folder comes a "
+            "folder that loads as the base does, with its configuration and tokenizer; of a file of weights a file. "
+            "Types and all other tensors stay as they are. It needs the memory of a few rows, not of the model."
         ),
     )
     option = parser.add_argument
@@ -27,11 +28,17 @@ def add(commands: Any) -> None:
         "base",
         type=path,
         metavar="BASE",
-        help="a .safetensors file; of a sharded checkpoint its .safetensors.index.json",
+        help="a model's folder (Hugging Face's layout); or its weights alone: a .safetensors file, or the "
+        ".safetensors.index.json of shards",
     )
     option("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
     option(
-        "-o", "--output", type=path, metavar="OUT", required=True, help="the file to write; with shards, a new folder"
+        "-o",
+        "--output",
+        type=path,
+        metavar="OUT",
+        required=True,
+        help="a new folder to write, where BASE is a folder or has shards; otherwise the file",
     )
     option(
         "--layout",

@@ -33,11 +33,17 @@ class Base:
 
     @property
     def ties_head(self) -> bool:
-        """Whether a config.json beside it says that the head is the embedding; one that cannot be read says nothing."""
+        """Whether a config.json beside it says that the head is the embedding; one that cannot be read says nothing.
+
+        Some kinds of model are tied unless it says that they are not. Then the class has a head, and the files do not.
+        """
         try:
-            return read_json(self.path.parent / "config.json", MAX_MODEL_CONFIG).get("tie_word_embeddings") is True
+            config = read_json(self.path.parent / "config.json", MAX_MODEL_CONFIG)
         except FileRefused:
             return False
+        said, classes = config.get("tie_word_embeddings"), str(config.get("architectures"))
+        headless = not any(name.endswith("lm_head.weight") for name in self.holder)
+        return said is True or (said is None and headless and ("ForCausalLM" in classes or "LMHead" in classes))
 
     def spec(self, name: str) -> TensorSpec:
         """Return the shape, the type and the place of a tensor."""

@@ -10,10 +10,13 @@ copied is the same bit for bit.
 Half types are widened to float32, added to, and rounded back once. The products are taken in the order that PEFT
 takes them in, so that its ``merge_and_unload`` gives the same numbers.
 
+Of a model's folder comes a folder that loads: see `minilora.files.modelfolder`.
+
 An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D has it, and a convolution's
 (out, C, *kernel) is the matrix (out, C K) under another shape. A variant such as DoRA gives each row of the matrix
 another length, W' = g (W + s B A), by the rows' lengths: where the matrix is stored transposed, its rows are the
-weight's columns, and the weight is read twice, first for the lengths.
+weight's columns, and the weight is read twice, first for the lengths. A row of zeros has no direction to lengthen, and
+stays zero, as it is beside its base; PEFT divides by its length, and merges NaN.
 """
 
 from __future__ import annotations
@@ -29,20 +32,25 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import check_flag, check_path
+from ..variants.dora import divisible
 from .adapterfolder import WEIGHTS_NAME, AdapterFolder
-from .basefile import Base, open_base
+from .basefile import INDEX_NAME, SINGLE_NAME, Base, open_base
 from .errors import FileRefused, short
 from .forms import BASE, PREFIX, Form
 from .layouts import layouts_of
+from .modelfolder import CONFIG, TIED, files_beside, with_own_head, write_beside
 from .nf4weights import STATE
 from .peftconfig import CONFIG_NAME
-from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, decode, encode, same_bytes
+from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, open_regular, same_bytes
 from .writing import replaceable, synced, written_folder, written_whole
 
+WAY = "merge into the model that it was quantised from"
+NF4_WAY = (
+    "; or, of a Llama in NF4, in Python: "
+    "save_llama(merge(attach(Llama.load(BASE), load_adapter(ADAPTER))), OUT), whose weights are float32"
+)
 WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}
 """The type that each type is added up in."""
-TIED = ("embed_tokens", "lm_head")
-"""The ends of the paths of an embedding and a head, which some models tie; PEFT's list."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,15 @@ def merge_adapter(
     Parameters
     ----------
     base : path
-        A safetensors file; or, of a sharded checkpoint, its index (``model.safetensors.index.json``); or the folder
-        of either.
+        A model's folder with config.json and its weights; or the weights alone: a safetensors file, or the index of
+        shards (``model.safetensors.index.json``), or a folder of either.
     adapter : path
         A folder in PEFT's layout.
     out : path
-        The file to write; of a sharded checkpoint the folder, which must be empty or not exist yet. It appears when
-        it is whole, and not before.
+        Of a model's folder the folder to write, with the configuration and the tokenizer, which loads as the base
+        does; where the name ends in ``.safetensors``, only the file of the weights, if they are one. Of weights alone
+        the file to write, of shards the folder. A folder must be empty or not exist yet. `out` appears when it is
+        whole, and not before.
     layouts : mapping of str to {"out-in", "in-out"}, optional
         How weights lie in the base, by a module's path or its end, such as ``{"c_proj": "in-out"}``; the longest name
         decides. For the modules that it does not name, the adapter's `fan_in_fan_out` does.
@@ -106,28 +116,63 @@ def merge_adapter(
     -----
     UserWarning
         If a config.json beside the base says that the head is the embedding, and the adapter changes one of the two.
+        A merged folder then has a head of its own; weights alone cannot say so.
     """
     base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
     dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
+    _refuse_gguf(base)
     opened, folder = open_base(base), AdapterFolder.open(adapter)
+    whole = _is_whole(base, opened, out)
+    tied = next((module for module in folder.layers if module.rpartition(".")[2] in TIED and opened.ties_head), None)
+    untied = whole and tied is not None
+    beside = files_beside(base, untied=untied) if whole else {}
+    opened = with_own_head(opened) if untied else opened
     changes = _matched(folder, opened, layouts)
-    _check_out(out, opened, adapter)
-    _warn_of_a_tied_head(opened, changes)
+    _check_out(out, opened, adapter, whole)
+    if tied is not None:
+        _warn_of_a_tied_head(opened, tied, whole)
     if not dry_run:
-        _write(out, opened, folder, changes, progress)
+        _write(out, opened, folder, changes, progress, beside)
     return changes
 
 
-def _warn_of_a_tied_head(base: Base, changes: list[MergedTensor]) -> None:
-    """Say that the merged model is not the adapted one: a program that ties the two gives both the change of one."""
-    one = next((change.module for change in changes if change.module.rpartition(".")[2] in TIED), None)
-    if one is not None and base.ties_head:
-        warnings.warn(
-            f"{base.path.parent / 'config.json'} says tie_word_embeddings, and the adapter changes {short(one)} alone. "
-            "A program that ties the head to the embedding changes both with the merged checkpoint, and does not "
-            "compute what the adapter computes beside its base",
-            stacklevel=3,
+def _refuse_gguf(base: Path) -> None:
+    """Refuse llama.cpp's format, whatever its name ends in, and say what works."""
+    path = base / SINGLE_NAME if os.path.isdir(base) else base
+    files = sorted(base.glob("*.gguf")) if path != base and not (path.exists() or (base / INDEX_NAME).exists()) else []
+    for file in files or [path]:
+        if not os.path.isfile(file):
+            continue
+        with open_regular(file) as opened:
+            if opened.read(4) != b"GGUF":
+                continue
+        raise FileRefused(
+            file,
+            "a .gguf file, and merge writes safetensors. `minilora export ADAPTER --model MODEL.gguf -o FILE.gguf` "
+            "makes the adapter a file that llama.cpp adds with --lora; or merge into the Hugging Face folder that the "
+            "model was made from, and convert the merged folder",
         )
+
+
+def _is_whole(base: Path, opened: Base, out: Path) -> bool:
+    """Return whether a model's folder is to be written, and not its weights alone."""
+    alone = opened.index is None and out.suffix == ".safetensors"
+    return os.path.isdir(base) and os.path.exists(base / CONFIG) and not alone
+
+
+def _warn_of_a_tied_head(base: Base, module: str, whole: bool) -> None:
+    """Say that the two are no longer tied; or, of weights alone, that a program which ties them changes both."""
+    if whole:
+        what = "So the merged model has a head of its own, and its config.json says that the two are not tied"
+    else:
+        what = (
+            "A program that ties the head to the embedding changes both with the merged checkpoint, and does not "
+            "compute what the adapter computes beside its base: merge the model's folder into a folder"
+        )
+    warnings.warn(
+        f"{base.path.parent / CONFIG} says tie_word_embeddings, and the adapter changes {short(module)} alone. {what}",
+        stacklevel=3,
+    )
 
 
 def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
@@ -163,7 +208,7 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     raise FileRefused(
         base.path,
         f"there is no {short(missing + '.weight')}, which the adapter changes: "
-        + ("the base is quantised there, which is not supported" if quantised else f"there is {short(like)}"),
+        + (f"the base is quantised there, which is not supported: {WAY}" if quantised else f"there is {short(like)}"),
     )
 
 
@@ -172,9 +217,10 @@ def _check_weight(name: str, form: Form, file: TensorFile) -> None:
     spec = file.tensors[name]
     if spec.dtype not in FLOATS:
         expected = ", ".join(FLOATS)
-        way = "; a Llama in NF4 is merged by minilora.merge, once loaded" if f"{name}.{STATE}" in file.tensors else ""
+        way = WAY + (NF4_WAY if f"{name}.{STATE}" in file.tensors else "")
         raise FileRefused(
-            file.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported{way}"
+            file.path,
+            f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported: {way}",
         )
     if form.kind == "linear" and len(spec.shape) != 2:
         raise FileRefused(file.path, f"{short(name)} has shape {list(spec.shape)}, the adapter is for a matrix")
@@ -203,7 +249,7 @@ def _check_same_base(folder: AdapterFolder, module: str, name: str, file: Tensor
         )
 
 
-def _check_out(out: Path, base: Base, adapter: Path) -> None:
+def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
     """Refuse to replace what is read, or is no regular file, and to write into a folder that holds something."""
     parent = out.absolute().parent
     if not os.path.isdir(parent):
@@ -211,7 +257,7 @@ def _check_out(out: Path, base: Base, adapter: Path) -> None:
     if not os.access(parent, os.W_OK):
         raise ValueError(f"out {str(out)!r}: the folder {str(out.parent)!r} cannot be written")
     exists = os.path.lexists(out)
-    if base.index is None:
+    if base.index is None and not whole:
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
         for path in (base.path, adapter / CONFIG_NAME, adapter / WEIGHTS_NAME):
@@ -221,18 +267,26 @@ def _check_out(out: Path, base: Base, adapter: Path) -> None:
         replaceable(out)
         return
     if exists and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: the base has shards")
+        why = "the base is a model's folder" if whole else "the base has shards"
+        raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: {why}")
     if exists and (os.path.ismount(out) or out.samefile(".")):
         raise ValueError(
             f"out {str(out)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
         )
 
 
-def _write(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTensor], progress: bool) -> None:
-    """Write the one file, or the shards and their index into a folder, which appears at `out` when it is whole."""
+def _write(
+    out: Path,
+    base: Base,
+    folder: AdapterFolder,
+    changes: list[MergedTensor],
+    progress: bool,
+    beside: Mapping[str, Path | bytes],
+) -> None:
+    """Write the one file; or the files, their index and those beside into a folder, which appears when it is whole."""
     total = sum(spec.end - spec.start for file in base.files for spec in file.tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
-        if base.index is None:
+        if base.index is None and not beside:
             (file,) = base.files
             with written_whole(out, alone=True) as target:
                 _write_merged(file, target, folder, changes, bar)
@@ -241,8 +295,10 @@ def _write(out: Path, base: Base, folder: AdapterFolder, changes: list[MergedTen
             for file in base.files:
                 with synced(part / file.path.name) as target:
                     _write_merged(file, target, folder, changes, bar)
-            with synced(part / base.index.name) as target:
-                target.write(base.index_text)
+            if base.index is not None:
+                with synced(part / base.index.name) as target:
+                    target.write(base.index_text)
+            write_beside(beside, part)
 
 
 def _write_merged(
@@ -251,21 +307,21 @@ def _write_merged(
     """Copy one file, those of its tensors that change merged on their way."""
     changed = {change.name: change for change in changes}
     with file.opened() as source, folder.file.opened() as factors:
-        _copy(file, source, target, file.data_start, None)
+        target.write(file.header(source))
         for name, spec in file.tensors.items():
             if name in changed:
                 arrays = folder.read(changed[name].module, factors)
                 _merge(file, source, target, arrays, changed[name], bar)
             else:
-                _copy(file, source, target, spec.end - spec.start, bar)
+                _copy(file, source, target, spec, bar)
 
 
-def _copy(file: TensorFile, source: BinaryIO, target: BinaryIO, count: int, bar: tqdm | None) -> None:
-    for start in range(0, count, BLOCK_BYTES):
-        raw = file.read_bytes(source, min(BLOCK_BYTES, count - start))
+def _copy(file: TensorFile, source: BinaryIO, target: BinaryIO, spec: TensorSpec, bar: tqdm) -> None:
+    source.seek(spec.start)
+    for start in range(spec.start, spec.end, BLOCK_BYTES):
+        raw = file.read_bytes(source, min(BLOCK_BYTES, spec.end - start))
         target.write(raw.data)
-        if bar is not None:
-            bar.update(raw.size)
+        bar.update(raw.size)
 
 
 def _merge(
@@ -293,7 +349,7 @@ def _merge(
                 outputs = columns if transposed else rows
                 if variant.needs_lengths:
                     n = np.sqrt(_squares(wide + delta).sum(axis=1)) if lengths is None else lengths[outputs]
-                    _check_lengths(file, change, n)
+                    n = _lengths_to_divide_by(file, change, n)
                 W, BA = (wide.T, delta.T) if transposed else (wide, delta)
                 merged = variant.merged(W, BA, more[0][outputs], n)
                 merged = merged.T if transposed else merged
@@ -352,12 +408,13 @@ def _squares(direction: np.ndarray) -> np.ndarray:
         return np.asarray(np.square(direction, dtype=np.float64))
 
 
-def _check_lengths(file: TensorFile, change: MergedTensor, n: np.ndarray) -> None:
-    """Refuse an output whose weights have no direction: the variant divides by their length."""
-    wrong = n[~(np.isfinite(n) & (n > 0))]
+def _lengths_to_divide_by(file: TensorFile, change: MergedTensor, n: np.ndarray) -> np.ndarray:
+    """Return the lengths with 1 for 0: a row of zeros stays zero. Refuse a length that is no number."""
+    wrong = n[~np.isfinite(n)]
     if wrong.size:
         raise FileRefused(
             file.path,
             f"{short(change.name)}: the weights of an output have the length {wrong[0]}, {change.form.variant.name} "
             "divides by it",
         )
+    return np.asarray(divisible(n))

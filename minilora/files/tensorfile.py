@@ -17,6 +17,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,6 +61,7 @@ class TensorFile:
     metadata: dict[str, str]  # the text beside the tensors; empty where there is none
     tensors: dict[str, TensorSpec]  # in the order of their bytes
     data_start: int  # where the header ends, in bytes
+    second_name: str | None = None  # of a tensor whose bytes stand once more behind all others, when it is written
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -113,6 +115,24 @@ class TensorFile:
         """Refuse a file that is no longer the one that was checked."""
         with self.opened():
             pass
+
+    def also_named(self, name: str, second: str) -> TensorFile:
+        """Return the file with a tensor under a second name too, which stands last."""
+        found = copy(self)
+        found.tensors, found.second_name = self.tensors | {second: self.tensors[name]}, second
+        return found
+
+    def header(self, file: BinaryIO) -> bytes:
+        """Return all that comes before the tensors' bytes, bit for bit; a second name is added to it."""
+        file.seek(0)
+        text = self.read_bytes(file, self.data_start).tobytes()
+        if self.second_name is None:
+            return text
+        entries, spec = json.loads(text[8:]), self.tensors[self.second_name]
+        end = max(other.end for other in self.tensors.values()) - self.data_start
+        offsets = [end, end + spec.end - spec.start]
+        entries[self.second_name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": offsets}
+        return _header(entries)
 
     def read(self, name: str, file: BinaryIO) -> np.ndarray:
         """Return one whole tensor of a floating-point type; bfloat16 comes as float32, which holds it exactly."""
@@ -195,6 +215,11 @@ def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
         start, end = end, end + tensor.nbytes
         dtype, shape = types[tensor.dtype.name], list(tensor.shape)
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    return _header(entries)
+
+
+def _header(entries: Mapping[str, Any]) -> bytes:
+    """Return the length of a header, and the header, filled up to 8 bytes."""
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -455,13 +455,14 @@ def test_a_base_that_the_adapter_does_not_fit_is_refused(files, tmp_path, change
         ({"enc.q_proj.weight": np.ones(15, "f4")}, "'enc.q_proj.weight' has shape [15], the adapter is for a matrix"),
         (
             {"enc.q_proj.weight": np.ones((5, 3), "i1")},
-            "'enc.q_proj.weight' has dtype I8, expected one of F16, BF16, F32, F64: quantised, unsupported",
+            "'enc.q_proj.weight' has dtype I8, expected one of F16, BF16, F32, F64: quantised, unsupported: merge into "
+            "the model that it was quantised from",
         ),
         *(
             (
                 {f"enc.q_proj.{part}": np.ones((5, 3), "i4")},
                 "there is no 'enc.q_proj.weight', which the adapter changes: the base is quantised there, which is not "
-                "supported",
+                "supported: merge into the model that it was quantised from",
             )
             for part in ("qweight", "weight_packed", "weight.absmax")
         ),
