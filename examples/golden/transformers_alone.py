@@ -1,6 +1,6 @@
 """What transformers' own `load_adapter` computes of the golden adapters: another reader over PEFT's layers.
 
-    pip install "minilora[models]" torch transformers peft bitsandbytes accelerate
+    pip install -e '.[models]' torch transformers peft bitsandbytes accelerate
     minilora golden GOLDEN
     python transformers_alone.py GOLDEN RESULTS
     minilora golden GOLDEN --compare RESULTS

@@ -1,6 +1,6 @@
 """What transformers with PEFT computes of the golden adapters.
 
-    pip install "minilora[models]" torch transformers peft bitsandbytes accelerate
+    pip install -e '.[models]' torch transformers peft bitsandbytes accelerate
     minilora golden GOLDEN
     python transformers_peft.py GOLDEN RESULTS [float64|float32|bfloat16]
     minilora golden GOLDEN --compare RESULTS

@@ -62,7 +62,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=path,
         metavar="MODEL",
-        help="a Hugging Face folder or a .gguf file; without it the small English model that the package glassllm has",
+        help="a Hugging Face folder or a .gguf file on this machine; without it the small English model that the "
+        "package glassllm has",
     )
 
 

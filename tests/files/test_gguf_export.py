@@ -12,7 +12,7 @@ from minilora.files.ggufexport import export_adapter
 from ..support.language import tiny_llama, write_folder
 from .test_llama_gguf import of_kind, write
 
-gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))

@@ -15,7 +15,7 @@ from minilora.layers.rotary import frequencies
 
 from .test_llama_gguf import theirs
 
-gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 
 
 def blocks(kind, *shape, seed=0):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from minilora import LoRA, save_adapter
 from minilora.commands.inspect import table
+from minilora.figures import plot_adapter
 from minilora.files.inspection import inspect_adapter, singular_values
 from minilora.variants.adapter import Adapter
 
@@ -32,6 +33,29 @@ def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtype):
     np.testing.assert_allclose(summary.shares, values**2 / (values**2).sum(), atol=1e-10)
     assert (summary.rank, summary.alpha, summary.parameters) == (r, 3.0, A.size + B.size)
     assert (summary.out_features, summary.in_features) == delta.shape
+
+
+def test_layers_are_listed_in_their_order(tmp_path):
+    """By their numbers, wherever these stand and however long they are; the figure too."""
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    ordered = [
+        "h2.fc",
+        "h10.fc",
+        "head",
+        f"m.{'9' * 6000}.q",
+        "model.0.mlp",
+        "model.0.q",
+        "model.2.mlp",
+        "model.10.mlp",
+    ]
+    lora = LoRA(rng.standard_normal((1, 3)), rng.standard_normal((2, 1)), 1.0)
+    save_adapter(tmp_path, dict.fromkeys(sorted(ordered), lora))
+    summaries = inspect_adapter(tmp_path)
+    assert [summary.module for summary in summaries] == ordered
+    assert [line.split()[0] for line in table(summaries).splitlines()[1:-1]] == ordered
+    labels = plot_adapter(summaries).axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ordered
 
 
 def test_each_layer_has_a_summary_of_its_own(tmp_path):

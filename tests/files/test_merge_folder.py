@@ -147,7 +147,7 @@ def test_a_tied_head_that_no_adapter_changes_stays_tied(tmp_path, adapter):
     assert Llama.load(tmp_path / "out").config.tie_word_embeddings
 
 
-def test_a_head_that_the_file_holds_twice_is_not_written_thrice(tmp_path):
+def test_a_head_that_stands_in_the_file_is_kept(tmp_path):
     base = write(tmp_path / "base", tied=True)
     arrays = load_file(base / "model.safetensors")
     save_file(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"].copy()}, base / "model.safetensors")

@@ -14,7 +14,7 @@ from minilora.text import CONTEXT, token_ids
 
 from ..support.language import LETTERS, tiny_llama, write_folder
 
-tokenizers = pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
 
 def byte_letters():
@@ -29,7 +29,7 @@ LETTER = byte_letters()
 
 def write_gguf(path: Path, *, model="gpt2", pre="smollm", eos=0, bos=None, begins=None, eot=None, **others) -> Path:
     """A tokenizer of all bytes, two merges and two control tokens, and no weights; `others` instead, None for none."""
-    gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+    gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
     words = ["<end>", "<turn>", *LETTER.values(), "th", "the"]
     fields = {
         "tokens": words,
@@ -230,7 +230,7 @@ def test_a_text_is_neither_cut_nor_padded(tmp_path):
 
 
 def test_glassllms_tokenizer_is_its_own():
-    glassllm = pytest.importorskip("glassllm", reason="pip install 'minilora[models]'")
+    glassllm = pytest.importorskip("glassllm", reason="pip install -e '.[models]'")
     weights = Path(glassllm.__file__).parent / "weights"
     for language in ("en", "pt"):
         found, own = load_tokenizer(weights / f"{language}.npz"), glassllm.load_pretrained(language)[1]
@@ -379,7 +379,7 @@ def test_a_damaged_gguf_tokenizer_is_refused(tmp_path, key):
 
 
 def test_a_nested_glassllm_tokenizer_is_refused(tmp_path):
-    pytest.importorskip("glassllm", reason="pip install 'minilora[models]'")
+    pytest.importorskip("glassllm", reason="pip install -e '.[models]'")
     (tmp_path / "m.npz").touch()
     (tmp_path / "m.tokenizer.json").write_text(
         '{"version": 1, "alphabet": ' + "[" * 200_000 + "]" * 200_000 + ', "merges": []}'

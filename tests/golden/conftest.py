@@ -9,7 +9,7 @@ from minilora.golden import writing
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory):
     """A folder of golden adapters, as the command writes it; no test changes it."""
-    pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+    pytest.importorskip("gguf", reason="pip install -e '.[models]'")
     folder = tmp_path_factory.mktemp("golden") / "golden"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda handle: None)

@@ -33,7 +33,7 @@ from minilora.text import windows
 from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama, write_folder
 from .test_cli import run
 
-pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 ROOT = Path(__file__).parents[2]
 SMALL = ["--steps", "30", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
 

@@ -15,7 +15,7 @@ from minilora.models import generate
 from ..support.language import LETTERS, TEXT, tiny_llama, write_folder
 from .test_cli import run
 
-pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 END = LETTERS.index(".")
 SMALL = ["--steps", "2", "--batch-size", "4", "--length", "8", "--rank", "2"]
 

@@ -225,7 +225,7 @@ def qwen2(tmp_path):
     return theirs, tmp_path / "m", write_qwen2_gguf(tmp_path / "m.gguf", theirs.config, arrays)
 
 
-def test_a_qwen2_gguf_is_the_model_that_transformers_reads_from_it(qwen2):
+def test_a_qwen2_gguf_is_what_transformers_reads_from_it(qwen2):
     theirs, folder, path = qwen2
     ids = ids_of(theirs, 1)
     ours = Llama.load(path, dtype="float64")
@@ -240,7 +240,7 @@ def test_a_qwen2_gguf_is_the_model_that_transformers_reads_from_it(qwen2):
     close(ours(ids), Llama.load(folder, dtype="float64")(ids), 1e-6)
 
 
-def test_an_exported_adapter_of_a_qwen2_keeps_the_rows_in_place(qwen2, tmp_path):
+def test_an_exported_adapter_of_a_qwen2_keeps_its_rows(qwen2, tmp_path):
     gguf = pytest.importorskip("gguf")
     theirs, folder, path = qwen2
     tuned = with_peft(theirs, target_modules=LINEARS)

@@ -136,7 +136,7 @@ def test_a_tied_base_is_untied_as_peft_advises(tmp_path, kind, targets, shard):
         assert json.loads(index.read_text())["metadata"] == total
 
 
-def test_the_tokenizer_and_how_it_generates_go_with_it(tmp_path):
+def test_the_tokenizer_and_the_generation_go_with_it(tmp_path):
     base = saved(tmp_path / "base", base_of("llama"))
     tuned(loaded(base), tmp_path / "adapter", target_modules=["q_proj"])
     merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
