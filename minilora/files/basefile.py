@@ -35,7 +35,7 @@ class Base:
     def ties_head(self) -> bool:
         """Whether a config.json beside it says that the head is the embedding; one that cannot be read says nothing.
 
-        Some kinds of model are tied unless it says that they are not. Then the class has a head, and the files do not.
+        Some kinds of model are tied where it says nothing: then the class has a head, and the files have none.
         """
         try:
             config = read_json(self.path.parent / "config.json", MAX_MODEL_CONFIG)

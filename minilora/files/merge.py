@@ -41,7 +41,7 @@ from .layouts import layouts_of
 from .modelfolder import CONFIG, TIED, files_beside, with_own_head, write_beside
 from .nf4weights import STATE
 from .peftconfig import CONFIG_NAME
-from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, open_regular, same_bytes
+from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, read_start, same_bytes
 from .writing import replaceable, synced, written_folder, written_whole
 
 WAY = "merge into the model that it was quantised from"
@@ -123,13 +123,13 @@ def merge_adapter(
     _refuse_gguf(base)
     opened, folder = open_base(base), AdapterFolder.open(adapter)
     whole = _is_whole(base, opened, out)
-    tied = next((module for module in folder.layers if module.rpartition(".")[2] in TIED and opened.ties_head), None)
-    untied = whole and tied is not None
+    tied = [module for module in folder.layers if module.rpartition(".")[2] in TIED and opened.ties_head]
+    untied = whole and bool(tied)
     beside = files_beside(base, untied=untied) if whole else {}
     opened = with_own_head(opened) if untied else opened
     changes = _matched(folder, opened, layouts)
     _check_out(out, opened, adapter, whole)
-    if tied is not None:
+    if tied:
         _warn_of_a_tied_head(opened, tied, whole)
     if not dry_run:
         _write(out, opened, folder, changes, progress, beside)
@@ -138,20 +138,18 @@ def merge_adapter(
 
 def _refuse_gguf(base: Path) -> None:
     """Refuse llama.cpp's format, whatever its name ends in, and say what works."""
-    path = base / SINGLE_NAME if os.path.isdir(base) else base
-    files = sorted(base.glob("*.gguf")) if path != base and not (path.exists() or (base / INDEX_NAME).exists()) else []
-    for file in files or [path]:
-        if not os.path.isfile(file):
-            continue
-        with open_regular(file) as opened:
-            if opened.read(4) != b"GGUF":
-                continue
-        raise FileRefused(
-            file,
-            "a .gguf file, and merge writes safetensors. `minilora export ADAPTER --model MODEL.gguf -o FILE.gguf` "
-            "makes the adapter a file that llama.cpp adds with --lora; or merge into the Hugging Face folder that the "
-            "model was made from, and convert the merged folder",
-        )
+    files = [base]
+    if os.path.isdir(base):
+        weights = [base / name for name in (SINGLE_NAME, INDEX_NAME) if os.path.exists(base / name)]
+        files = weights or sorted(base.glob("*.gguf"))
+    for file in files:
+        if os.path.isfile(file) and read_start(file, 4) == b"GGUF":
+            raise FileRefused(
+                file,
+                "a .gguf file, and merge writes safetensors. `minilora export ADAPTER --model MODEL.gguf -o FILE.gguf` "
+                "makes the adapter a file that llama.cpp adds with --lora; or merge into the Hugging Face folder that "
+                "the model was made from, and convert the merged folder",
+            )
 
 
 def _is_whole(base: Path, opened: Base, out: Path) -> bool:
@@ -160,7 +158,7 @@ def _is_whole(base: Path, opened: Base, out: Path) -> bool:
     return os.path.isdir(base) and os.path.exists(base / CONFIG) and not alone
 
 
-def _warn_of_a_tied_head(base: Base, module: str, whole: bool) -> None:
+def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
     """Say that the two are no longer tied; or, of weights alone, that a program which ties them changes both."""
     if whole:
         what = "So the merged model has a head of its own, and its config.json says that the two are not tied"
@@ -169,9 +167,10 @@ def _warn_of_a_tied_head(base: Base, module: str, whole: bool) -> None:
             "A program that ties the head to the embedding changes both with the merged checkpoint, and does not "
             "compute what the adapter computes beside its base: merge the model's folder into a folder"
         )
+    one, *other = map(short, modules)
+    changes = f"{one} and {other[0]} apart" if other else f"{one} alone"
     warnings.warn(
-        f"{base.path.parent / CONFIG} says tie_word_embeddings, and the adapter changes {short(module)} alone. {what}",
-        stacklevel=3,
+        f"{base.path.parent / CONFIG} says tie_word_embeddings, and the adapter changes {changes}. {what}", stacklevel=3
     )
 
 
@@ -202,6 +201,12 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
         if len(names) == len(modules) and all(name in base.holder for name in names.values()):
             return names
     missing = next(module for module in modules if module + ".weight" not in base.holder)
+    if base.ties_head and missing.rpartition(".")[2] in TIED:
+        raise FileRefused(
+            base.path,
+            f"there is no {short(missing + '.weight')}, which the adapter changes: the head is the embedding there. "
+            "Merge the model's folder into a folder, which gets a head of its own",
+        )
     quantised = any(f"{missing}.{part}" in base.holder for part in ("qweight", "weight_packed", "weight.absmax"))
     last = "." + missing.rpartition(".")[2] + ".weight"
     like = next((name for name in base.holder if name.endswith(last)), next(iter(base.holder), "nothing"))

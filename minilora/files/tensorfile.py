@@ -267,6 +267,12 @@ def read_whole(path: Path, at_most: int) -> bytes:
     return text
 
 
+def read_start(path: Path, count: int) -> bytes:
+    """Return the first bytes of a regular file, which tell its format."""
+    with open_regular(path) as file:
+        return file.read(count)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading, and refuse what is not a regular file: a pipe or a device could be read for ever."""
     try:
