@@ -39,7 +39,7 @@ start here:
   minilora check                     every hand-written gradient against measured slopes, on this machine
   minilora article --save DIR        write the adapter to a folder, in PEFT's layout
   minilora inspect DIR               what is in such a folder
-  minilora merge BASE DIR -o OUT     fold it into a checkpoint
+  minilora merge FOLDER DIR -o OUT   fold it into a model: a folder that loads as FOLDER does
   minilora export DIR --model MODEL -o FILE.gguf
                                      the same for llama.cpp
   minilora finetune TEXT --save DIR  an adapter of a small language model, trained on a text

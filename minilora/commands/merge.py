@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "merge",
-        help="fold an adapter in PEFT's layout into a checkpoint's weights",
+        help="fold an adapter in PEFT's layout into a model's weights",
         description=(
             "Write a model that has the adapter folded into its weights: W + scaling B A. Of a model's folder comes a "
             "folder that loads as the base does, with its configuration and tokenizer; of a file of weights a file. "

@@ -1,11 +1,12 @@
 """Adapters and checkpoints as files: what is in them, how they are read, and what is refused.
 
-For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a checkpoint, `inspection`
+For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a model, `inspection`
 shows what is in one, `checkpoint` keeps a training.
 
 Under them: `tensorfile` reads the format of all these files, safetensors. `adapterfolder`, with `peftconfig` and
 `patterns`, is an adapter's folder, and `forms` says how each kind of layer is written there; `basefile` is a checkpoint
-that an adapter is merged into, and `layouts` which way round its weights lie. `writing` puts files in their place whole
+that an adapter is merged into, `layouts` which way round its weights lie, and `modelfolder` what stands beside them in a
+model's folder. `writing` puts files in their place whole
 or not at all; `errors` is what is raised.
 
 A language model's: `llama` reads one, from the folders of `llamafolder`, the files of `llamagguf` or of `llamanpz`, and

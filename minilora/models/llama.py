@@ -16,6 +16,8 @@ So the gradient passes from block to block unchanged, and each branch adds its p
 Modules have the paths of transformers' `LlamaForCausalLM`, such as ``model.layers.0.self_attn.q_proj``: an adapter of
 one is an adapter of the other. A tied head is the embedding's own array, under a second name.
 
+Mistral without a sliding window and Qwen2 are this decoder too, with other biases: see `LlamaConfig`.
+
 Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971.
 """
 
