@@ -5,9 +5,8 @@ shows what is in one, `checkpoint` keeps a training.
 
 Under them: `tensorfile` reads the format of all these files, safetensors. `adapterfolder`, with `peftconfig` and
 `patterns`, is an adapter's folder, and `forms` says how each kind of layer is written there; `basefile` is a checkpoint
-that an adapter is merged into, `layouts` which way round its weights lie, and `modelfolder` what stands beside them in a
-model's folder. `writing` puts files in their place whole
-or not at all; `errors` is what is raised.
+that an adapter is merged into, `layouts` which way round its weights lie, and `modelfolder` what stands beside them in
+a model's folder. `writing` puts files in their place whole or not at all; `errors` is what is raised.
 
 A language model's: `llama` reads one, from the folders of `llamafolder`, the files of `llamagguf` or of `llamanpz`, and
 `llamasave` writes one as such a folder; `llamasettings` lists what those may say, and `tokenizer` makes ids of text.

@@ -6,8 +6,9 @@
     name.npz     glassllm's own format; `minilora.files.llamanpz`
 
 Each of the three says which decoder it is, which arrays the file holds, under transformers' names, and how one is read.
-Mistral and Qwen2 are such decoders too, in the first two. What is common stands here: the arrays must be those of the decoder before the first of them is read, and each must
-hold numbers. No tokenizer is needed, and nothing in a file is executed.
+Mistral and Qwen2 are such decoders too, see `minilora.models.llamaconfig`. What is common stands here: the arrays must
+be those of the decoder before the first of them is read, and each must hold numbers. No tokenizer is needed, and
+nothing in a file is executed.
 """
 
 from __future__ import annotations
