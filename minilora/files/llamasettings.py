@@ -177,7 +177,7 @@ Of qwen2 the keys begin with ``qwen2.``, see `gguf_settings`.
 
 GGUF_TOKENIZER = (
     Setting("tokenizer.ggml.model", "the kind of tokenizer", ("gpt2",), needed=True),
-    Setting("tokenizer.ggml.pre", "how a text is split into words", ("smollm", "gpt-2"), needed=True),
+    Setting("tokenizer.ggml.pre", "how a text is split into words", ("smollm", "gpt-2", "qwen2"), needed=True),
     Setting("tokenizer.ggml.tokens", "the tokens, read"),
     Setting("tokenizer.ggml.token_type", "read: types 2, 3 and 4 stand for themselves; 2 and 3 are no text"),
     Setting("tokenizer.ggml.merges", "the merges of BPE, read"),

@@ -32,6 +32,11 @@ END_OF_GLASSLLM = 3
 BESIDE = "tokenizer_config.json"
 PROBES = 300
 """Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
+QWEN2_WORDS = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The words of a Qwen2's text: endings, letters with what stands before them, digits, marks, spaces."""
 NO_TEXT, USERS = (2, 3), 4
 """GGUF's types of tokens that are no text, an unknown one and control ones, and of those that users defined.
 
@@ -171,8 +176,8 @@ def _from_gguf(path: Path) -> Tokenizer:
     if not all(setting.allows(fields.get(setting.name)) for setting in GGUF_TOKENIZER):
         raise FileRefused(
             path,
-            f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm' or "
-            "'gpt-2' do: take the model's Hugging Face folder",
+            f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm', "
+            "'gpt-2' or 'qwen2' do: take the model's Hugging Face folder",
         )
     if missing := [name for name in ("tokens", "merges", "token_type") if name not in known]:
         raise FileRefused(path, f"its tokenizer has no {' and no '.join(missing)}")
@@ -184,9 +189,7 @@ def _from_gguf(path: Path) -> Tokenizer:
         found = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
     except Exception as error:
         raise FileRefused(path, f"its tokenizer is damaged: {error}") from error
-    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-    found.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, words]) if kind[1] == "smollm" else words
+    found.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
     found.decoder = tokenizers.decoders.ByteLevel()
     for special, types in ((True, NO_TEXT), (False, (USERS,))):
         whole = [
@@ -198,6 +201,18 @@ def _from_gguf(path: Path) -> Tokenizer:
     begin = (_begin(path, known),) if known.get("add_bos_token") else ()
     texts = {i: t for i, (t, kind) in enumerate(kinds.items()) if kind == USERS}
     return replace(ours, begin=begin, decode=lambda ids: _decoded(ids, ours.decode, texts))
+
+
+def _splits_as(pre: str, tokenizers: Any) -> Any:
+    """Return what splits a text into words, within which tokens are merged."""
+    made = tokenizers.pre_tokenizers
+    words = made.ByteLevel(add_prefix_space=False)  # as GPT-2 does
+    if pre == "smollm":
+        return made.Sequence([made.Digits(individual_digits=True), words])
+    if pre == "qwen2":
+        letters = made.ByteLevel(add_prefix_space=False, use_regex=False)
+        return made.Sequence([made.Split(tokenizers.Regex(QWEN2_WORDS), "isolated"), letters])
+    return words
 
 
 def _begin(path: Path, known: Mapping[str, Any]) -> int:

@@ -174,7 +174,7 @@ def test_a_model_that_is_tied_by_its_kind_is_untied(tmp_path):
     assert "lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
 
 
-def test_a_tied_head_that_is_missing_is_asked_of_the_folder(tmp_path):
+def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
     base = write(tmp_path / "base", tied=True)
     save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["lm_head"]))
     refused(

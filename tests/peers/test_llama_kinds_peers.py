@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter, train
 from minilora.files import save_llama
 from minilora.files.ggufexport import export_adapter
+from minilora.files.tokenizer import load_tokenizer
 from minilora.text import next_token_loss
 
 pytestmark = [
@@ -255,3 +256,37 @@ def test_an_exported_adapter_of_a_qwen2_keeps_its_rows(qwen2, tmp_path):
             if module.endswith(("q_proj", "k_proj")):
                 layer, which = module.split(".")[2], module[-6]
                 np.testing.assert_allclose(found[f"blk.{layer}.attn_{which}.weight.lora_b"], adapter.lora_B, rtol=1e-6)
+
+
+TEXT = st.text(st.sampled_from("aAbLlStT'dvVeErRmM 019 \n\r\t(.-_é日😀\u00a0"), max_size=30)
+
+
+@pytest.fixture(scope="module")
+def qwen2_tokenizers(tmp_path_factory):
+    """Transformers' tokenizer and ours of one .gguf file, with merges that reach across letters, digits and marks."""
+    gguf = pytest.importorskip("gguf")
+    letters = sorted(pytest.importorskip("tokenizers").pre_tokenizers.ByteLevel.alphabet())
+    pairs = [(a, b) for a in "aAlLstT'rvE(.Ġ0Ċč" for b in "aLlsStTeE'd.1ĠĊč"]
+    words = [*letters, *("".join(pair) for pair in pairs)]
+    theirs = transformers.Qwen2Tokenizer(vocab={word: i for i, word in enumerate(words)}, merges=pairs)
+    theirs._tokenizer.normalizer = None  # llama.cpp leaves a text as it is written
+    path = tmp_path_factory.mktemp("tokens") / "m.gguf"
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(words)
+    writer.add_token_types([1] * len(words))
+    writer.add_token_merges([" ".join(pair) for pair in pairs])
+    writer.add_eos_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return theirs, load_tokenizer(path)
+
+
+@given(text=TEXT)
+@settings(max_examples=500, deadline=None)
+def test_a_qwen2_gguf_splits_a_text_as_transformers_does(qwen2_tokenizers, text):
+    theirs, ours = qwen2_tokenizers
+    assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.decode(ours.encode(text)) == text
