@@ -1,8 +1,10 @@
 """``minilora finetune`` and ``minilora generate``."""
 
+import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from minilora import (
     train,
 )
 from minilora.commands.finetune import LOG_EVERY
+from minilora.files import save_llama
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
@@ -104,6 +107,26 @@ def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
         assert finetune("--steps", "1") == 0
         assert run("generate", "cat", "--model", "model", "--tokens", "5", "--temperature", "0") == 0
     assert capsys.readouterr().err == (f"minilora: a window has 8 {said}minilora: prompt and text may have 8 {said}")
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_what_was_tuned_and_merged_speaks_as_beside_its_base(folder, capsys, kind):
+    """The whole way of a Mistral and a Qwen2 too: finetune, merge, generate."""
+    config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2")
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(s).astype("f4") / 4 for name, s in config.shapes().items()}
+    save_llama(Llama.build(config, arrays), folder / kind)
+    shutil.copy(folder / "model" / "tokenizer.json", folder / kind)
+    assert finetune("--model", kind, "--steps", "3") == 0
+    assert run("merge", kind, "a", "-o", "merged") == 0
+    capsys.readouterr()
+    for more in (["--model", kind, "--adapter", "a"], ["--model", "merged"]):
+        assert run("generate", "the cat", "--tokens", "20", "--temperature", "0", *more) == 0
+    said, err = capsys.readouterr()
+    assert err == ""
+    beside, merged = said.split("the cat")[1:]
+    assert len(beside) == 21
+    assert merged == beside
 
 
 def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
