@@ -21,7 +21,7 @@ import numpy as np
 from ..checks import check_flag, check_number, check_sizes
 from ..layers.quantized import CodedLinear
 from ..layers.rotary import frequencies
-from ..models.llamaconfig import LlamaConfig
+from ..models.llamaconfig import KINDS, LlamaConfig
 from .basefile import MAX_MODEL_CONFIG, Base, open_base
 from .errors import FileRefused, short
 from .llamasettings import FOLDER, ROPE, check_settings
@@ -106,17 +106,11 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
     K, D = check_sizes(**{name: usual[name] if size is None else size for name, size in given.items()})
     if D > MAX_HEAD:
         raise ValueError(f"head_dim {D}: expected at most {MAX_HEAD}")
-    kind, context = config["model_type"], config.get("max_position_embeddings")
+    kind, context = _kind(config), config.get("max_position_embeddings")
     if context is not None:
         check_sizes(max_position_embeddings=context)
     _check_window(kind, config, context)
-    classes = config.get("architectures") or CLASSES[kind]
-    if set([classes] if isinstance(classes, str) else classes) - {CLASSES[kind], None}:
-        raise ValueError(f"architectures is {short(classes)} and model_type {kind!r}: expected {[CLASSES[kind]]}")
-    biases = {name: config.get(name) for name in ("attention_bias", "mlp_bias")}
-    if kind != "llama":  # whose files say nothing of them
-        biases = {"attention_bias": kind == "qwen2", "mlp_bias": False}
-    flags = {"tie_word_embeddings": config.get("tie_word_embeddings"), **biases}
+    flags = {name: config.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")} | KINDS[kind]
     return LlamaConfig(
         V, d, m, layers, H, K, D,
         rms_norm_eps=check_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), above=0),
@@ -124,6 +118,15 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
         rope=rope_settings(config), model_type=kind, max_position_embeddings=context,
         **{name: flag is not None and check_flag(name, flag) for name, flag in flags.items()},
     )  # fmt: skip
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """Return the kind of model; refuse a class that is not its own, since programs differ in which they go by."""
+    kind: str = config["model_type"]
+    classes = config.get("architectures") or []
+    if set([classes] if isinstance(classes, str) else classes) - {CLASSES[kind], None}:
+        raise ValueError(f"architectures is {short(classes)} and model_type {kind!r}: expected {[CLASSES[kind]]}")
+    return kind
 
 
 def _check_window(kind: str, config: Mapping[str, Any], context: int | None) -> None:

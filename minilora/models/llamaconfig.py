@@ -16,12 +16,12 @@ from typing import Any
 from ..checks import check_choice, check_flag, check_number, check_sizes
 from ..layers.rotary import check_frequencies
 
-BIASED = {
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mistral": (),
-    "qwen2": ("q_proj", "k_proj", "v_proj"),
+KINDS: dict[str, dict[str, bool]] = {
+    "llama": {},
+    "mistral": {"attention_bias": False, "mlp_bias": False},
+    "qwen2": {"attention_bias": True, "mlp_bias": False},
 }
-"""The kinds of model, and the projections of attention that have biases under `attention_bias`."""
+"""The kinds of model, and what each always has, whatever its file says."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LlamaConfig:
     rms_norm_eps: float
     frequencies: tuple[float, ...]  # of the rotary positions, D / 2
     tie_word_embeddings: bool = False  # whether the head is the embedding's array
-    attention_bias: bool = False
+    attention_bias: bool = False  # of q, k and v, and of a Llama's o
     mlp_bias: bool = False
     # Where `frequencies` are from, in a file's words.
     rope: Mapping[str, Any] | None = field(default=None, compare=False)
@@ -59,7 +59,9 @@ class LlamaConfig:
             raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
-        check_choice("model_type", self.model_type, BIASED)
+        for name, always in KINDS[check_choice("model_type", self.model_type, KINDS)].items():
+            if getattr(self, name) != always:
+                raise ValueError(f"{name} must be {always} of a {self.model_type}, got {getattr(self, name)}")
         if self.max_position_embeddings is not None:
             check_sizes(max_position_embeddings=self.max_position_embeddings)
 
@@ -69,7 +71,9 @@ class LlamaConfig:
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
         mlp = {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}
-        biased = (*(BIASED[self.model_type] if self.attention_bias else ()), *(mlp if self.mlp_bias else ()))
+        biased = {*(attention if self.attention_bias else ()), *(mlp if self.mlp_bias else ())}
+        if self.model_type == "qwen2":
+            biased.remove("o_proj")
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
         for i in range(self.num_hidden_layers):
             for part, linears in (("self_attn", attention), ("mlp", mlp)):
