@@ -246,6 +246,7 @@ def test_links_are_followed_and_files_written(tmp_path, adapter):
     assert (tmp_path / "out" / "merges.txt").read_text() == BESIDE["merges.txt"]
 
 
+@pytest.mark.long
 def test_untying_takes_the_memory_of_some_blocks(tmp_path, monkeypatch):
     """The embedding has 14 MB; a block 0.1, the factors some 0.4, and a configuration is read into 4."""
     monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 17)

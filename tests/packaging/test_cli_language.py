@@ -109,7 +109,7 @@ def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
     assert capsys.readouterr().err == (f"minilora: a window has 8 {said}minilora: prompt and text may have 8 {said}")
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", ["qwen2", pytest.param("mistral", marks=pytest.mark.long)])
 def test_what_was_tuned_and_merged_speaks_as_beside_its_base(folder, capsys, kind):
     """The whole way of a Mistral and a Qwen2 too: finetune, merge, generate."""
     config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2")
