@@ -1,6 +1,7 @@
 """The table of a decoder's settings is true: what it binds is bound, and what it says does nothing does nothing."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -68,6 +69,13 @@ def test_each_kind_of_model_and_its_class_is_one(tmp_path, config):
         for other in others:
             with pytest.raises(FileRefused, match=r"architectures is \["):
                 parse_config(tmp_path, config | {"model_type": value, "architectures": [other]})
+
+
+def test_other_kinds_are_refused_with_those_that_are_read(tmp_path, config):
+    for kind in ("gemma", "gemma2", "phi3", "qwen3", "qwen2_moe", "gpt2", "mixtral", "mistral3", "llama4", None, []):
+        said = re.escape(f"model_type is {kind!r}, supported: 'llama', 'mistral', 'qwen2'")
+        with pytest.raises(FileRefused, match=said):
+            parse_config(tmp_path, config | {"model_type": kind})
 
 
 @named([setting for setting in FOLDER if setting.does.startswith("nothing")])
