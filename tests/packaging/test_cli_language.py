@@ -1,10 +1,8 @@
 """``minilora finetune`` and ``minilora generate``."""
 
-import dataclasses
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +26,6 @@ from minilora import (
     train,
 )
 from minilora.commands.finetune import LOG_EVERY
-from minilora.files import save_llama
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
@@ -93,40 +90,6 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     size = cache_bytes(adapted.forward(X[:2])[1])
     assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 2 windows" in out
     assert "adapter written to a" in out
-
-
-def of_context(folder, length):
-    path = folder / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": length}))
-
-
-def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
-    said = "tokens, and the model's context is 7: what it says beyond may be nonsense\n"
-    for length in (8, 7):
-        of_context(folder, length)
-        assert finetune("--steps", "1") == 0
-        assert run("generate", "cat", "--model", "model", "--tokens", "5", "--temperature", "0") == 0
-    assert capsys.readouterr().err == (f"minilora: a window has 8 {said}minilora: prompt and text may have 8 {said}")
-
-
-@pytest.mark.parametrize("kind", ["qwen2", pytest.param("mistral", marks=pytest.mark.long)])
-def test_what_was_tuned_and_merged_speaks_as_beside_its_base(folder, capsys, kind):
-    """The whole way of a Mistral and a Qwen2 too: finetune, merge, generate."""
-    config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2")
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.standard_normal(s).astype("f4") / 4 for name, s in config.shapes().items()}
-    save_llama(Llama.build(config, arrays), folder / kind)
-    shutil.copy(folder / "model" / "tokenizer.json", folder / kind)
-    assert finetune("--model", kind, "--steps", "3") == 0
-    assert run("merge", kind, "a", "-o", "merged") == 0
-    capsys.readouterr()
-    for more in (["--model", kind, "--adapter", "a"], ["--model", "merged"]):
-        assert run("generate", "the cat", "--tokens", "20", "--temperature", "0", *more) == 0
-    said, err = capsys.readouterr()
-    assert err == ""
-    beside, merged = said.split("the cat")[1:]
-    assert len(beside) == 21
-    assert merged == beside
 
 
 def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
