@@ -36,12 +36,13 @@ def of_context(folder, length):
 
 
 def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
-    said = "tokens, and the model's context is 7: what it says beyond may be nonsense\n"
+    said = "tokens, and the model's context is 7: what it says beyond may be nonsense"
     for length in (8, 7):
         of_context(folder, length)
         assert finetune("model", 1) == 0
         assert run("generate", "cat", "--model", "model", "--tokens", "5", "--temperature", "0") == 0
-    assert capsys.readouterr().err == f"minilora: a window has 8 {said}minilora: prompt and text may have 8 {said}"
+    lines = [line for line in capsys.readouterr().err.splitlines() if "context" in line]
+    assert lines == [f"minilora: a window has 8 {said}", f"minilora: prompt and text may have 8 {said}"]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", pytest.param("mistral", marks=pytest.mark.long)])
@@ -56,8 +57,6 @@ def test_what_was_tuned_and_merged_speaks_as_beside_its_base(folder, capsys, kin
     capsys.readouterr()
     for more in (["--model", kind, "--adapter", "a"], ["--model", "merged"]):
         assert run("generate", "the cat", "--tokens", "20", "--temperature", "0", *more) == 0
-    said, err = capsys.readouterr()
-    assert err == ""
-    beside, merged = said.split("the cat")[1:]
+    beside, merged = capsys.readouterr().out.split("the cat")[1:]
     assert len(beside) == 21
     assert merged == beside
