@@ -46,7 +46,7 @@ from .writing import replaceable, synced, written_folder, written_whole
 
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
-    "; or, of a Llama in NF4, in Python: "
+    "; a Llama in NF4 is merged by minilora.merge, once loaded: "
     "save_llama(merge(attach(Llama.load(BASE), load_adapter(ADAPTER))), OUT), whose weights are float32"
 )
 WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}

@@ -284,7 +284,7 @@ def test_a_folder_of_a_gguf_file_is_known(tmp_path, adapter, name):
 def test_a_base_in_four_bits_names_the_way_that_works(tmp_path, adapter):
     base, out = tmp_path / "base", tmp_path / "out"
     save_llama(quantize(of_kind()), base)
-    refused(base, adapter, out, r"in Python: save_llama\(merge\(attach\(Llama.load\(BASE\), load_adap", FileRefused)
+    refused(base, adapter, out, r"once loaded: save_llama\(merge\(attach\(Llama.load\(BASE\), load_adap", FileRefused)
     model = attach(Llama.load(base), load_adapter(adapter))
     save_llama(merge(model), out)  # as the message says
     np.testing.assert_allclose(Llama.load(out)(IDS), model(IDS), atol=1e-4)
