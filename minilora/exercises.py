@@ -403,7 +403,9 @@ def _grade(
     found = {}
     for name in rights.keys() - right:
         hint = _identify(values.get(name), different, forms[name], scales)
-        if hint := hint or _identify(again.get(name), equal, forms[name], scales):
+        if not hint and np.shape(rights[name](equal)) != ():  # where all sizes are equal, many wrong counts are, too
+            hint = _identify(again.get(name), equal, forms[name], scales)
+        if hint:
             found[name] = hint
     lines = [f"{name}: {found[name]}" for name in rights if name in found]
     if problem and (values or not lines):  # where a hint says what does not fit, NumPy's words for it add nothing

@@ -149,6 +149,10 @@ WRONG = [
     ("check_count", lambda n_in, n_out, r: r * (n_in + n_out) + n_in * n_out, "the base is frozen"),
     ("check_count", lambda n_in, n_out, r: n_in + n_out, "this is rank 1"),
     ("check_count", lambda n_in, n_out, r: 7, "write down the shapes"),
+    # Where all sizes are 4, these are other counts of the list, and no hint may be taken from there.
+    ("check_count", lambda n_in, n_out, r: 2 * r * (n_in + n_out), "write down the shapes"),
+    ("check_count", lambda n_in, n_out, r: r * (n_in + n_out) + r * r, "write down the shapes"),
+    ("check_count", lambda n_in, n_out, r: r * r, "write down the shapes"),
     ("check_factors", lambda change, r: factors(change, r)[::-1], r"A must be \(2, 7\).*swapped"),
     ("check_factors", lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "away from the change"),
     ("check_factors", lambda change, r: (np.linalg.svd(change)[2][:r], factors(change, r)[1]), "values are missing"),
