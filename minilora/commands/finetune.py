@@ -20,15 +20,18 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "finetune",
-        help="train an adapter of a language model on a text",
+        help="train an adapter of a language model on a text, or on examples",
         description=(
             "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
-            "next token of a text. Every tenth window of the text is held out, for the loss that is printed."
+            "next token of a text, or of examples. Every tenth window of the text, or example, is held out, for the "
+            'loss that is printed. A line of a .jsonl file is an example: {"prompt": ..., "completion": ...}, of which '
+            'the completion counts; {"messages": [{"role": ..., "content": ...}, ...]}, written by the model\'s chat '
+            'template, of which the assistant\'s turns count; or {"text": ...}.'
         ),
         formatter_class=Defaults,
     )
     option = parser.add_argument
-    option("text", type=path, metavar="TEXT", help="a text file in UTF-8")
+    option("text", type=path, metavar="TEXT", help="a text file in UTF-8, or a .jsonl file of examples")
     option("--save", metavar="DIR", type=path, required=True, help="write the adapter there, in PEFT's layout")
     add_model(parser)
     option(
@@ -40,14 +43,16 @@ def add(commands: Any) -> None:
     option("--rank", type=int, default=8, metavar="R", help="rank of each adapter")
     option("--alpha", type=float, default=16.0, help="strength of the update, which is scaled by alpha / rank")
     option("--steps", type=int, default=300, metavar="N", help="steps of Adam")
-    option("--batch-size", type=int, default=16, metavar="N", help="windows of the text drawn for each step")
+    option(
+        "--batch-size", type=int, default=16, metavar="N", help="windows of the text, or examples, drawn for each step"
+    )
     option(
         "--micro-batch",
         type=int,
         metavar="N",
         help="windows at a time, whose gradients are added up to the batch's: the same step with less memory",
     )
-    option("--length", type=int, default=128, metavar="N", help="tokens in a window")
+    option("--length", type=int, default=128, metavar="N", help="tokens in a window; longer examples are cut")
     option("--lr", type=float, default=3e-3, help="Adam's step length")
     option("--seed", type=int, default=0, metavar="N", help="of the adapters' start and the batches")
     option("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
@@ -67,21 +72,21 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
+    from ..data import load_data
     from ..fast import accumulate, keep_pages
     from ..files.adapters import save_adapter
-    from ..files.tokenizer import load_tokenizer
     from ..layer import cache_bytes, parameter_bytes, parameter_count
-    from ..text import next_token_loss, read_text, token_ids, windows
+    from ..text import next_token_loss
     from ..training import check_batch_size, evaluate, train
 
     _check(options)  # all that could fail after the training is tried before it
     keep_pages()
     where, source = backend(options), model_path(options)
-    text, tokenizer = read_text(options.text), load_tokenizer(source)
+    data = load_data(options.text, source, options.length)
     model = load_model(options, options.dtype, where)
-    ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
-    X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
-    check_batch_size(options.batch_size, len(X), "X, the windows of the text")
+    data.check_vocabulary(model.lm_head.out_features)
+    X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
+    check_batch_size(options.batch_size, len(X), f"X, the {data.rows} to train on")
     rng = np.random.default_rng(options.seed)
     adapted = adapt(model, _targets(options.target_modules), rank=options.rank, alpha=options.alpha, rng=rng)
 
@@ -90,11 +95,13 @@ def run(options: argparse.Namespace) -> int:
     if options.quantize:
         whole, kept = count * np.dtype(options.dtype).itemsize, parameter_bytes(model)
         print(f"weights  {kept / 1e6:,.1f} MB with quantised linear layers, {whole / 1e6:,.1f} MB without")
-    print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
+    print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}")
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
     rows = min(options.micro_batch or options.batch_size, options.batch_size)
     memory = cache_bytes(adapted.forward(X[:rows])[1])
-    print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} windows\n")
+    print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} {data.rows}\n")
+    if data.example:
+        print(f"{data.example}\n")
     print("step  held-out loss, nats a token")
     print(f"{0:4}  {evaluate(adapted, X_held, Y_held, next_token_loss):.3f}", flush=True)
     start = time.perf_counter()

@@ -163,7 +163,7 @@ BAD = [
     (["--rank", "0"], "rank must be at least 1, got 0"),
     (["--steps", "0"], "steps must be at least 1, got 0"),
     (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
-    (["--batch-size", "229"], "batch_size must be at most the 228 rows of X, the windows of the text, got 229"),
+    (["--batch-size", "229"], "batch_size must be at most the 228 rows of X, the windows to train on, got 229"),
     (["--micro-batch", "0"], "micro_batch must be at least 1, got 0"),
     (["--length", "0"], "length must be at least 1, got 0"),
     (["--length", "1020"], "the text has 2040 tokens, expected at least 2041: two windows of 1020"),
