@@ -168,7 +168,7 @@ def read_examples(path: Path, model: str | Path, tokenizer: Tokenizer) -> Iterat
         for number, line in enumerate(read_text(path).split("\n"), start=1):
             if not line.strip():
                 continue
-            record = parse_json(path, line.encode(), f"line {number}")
+            record = parse_json(path, line.encode(), f"example in line {number}")
             try:
                 kind = kind_of_example(record)
                 if template is None and kind == {"messages"}:
@@ -282,7 +282,7 @@ def _of_examples(path: Path, examples: list[Example], length: int, tokenizer: To
     trained, measured = parts[0], [parts[1][row] for row in spread(np.arange(len(parts[1])))]
     width = max(len(x) for x, _ in trained + measured)
     held_out = int(is_held_out(len(examples)).sum())
-    tokens, counted = sum(len(e.ids) for e in examples), sum(int(e.counted.sum()) for e in examples)
+    tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in parts[0] + parts[1])
     cut = sum(not e.whole and len(e.ids) > length + 1 for e in examples)
     summary = (
         f"{len(examples) - held_out:,} examples and {held_out:,} held out, {counted:,} of {tokens:,} tokens count"

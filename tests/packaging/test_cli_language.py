@@ -26,6 +26,7 @@ from minilora import (
     train,
 )
 from minilora.commands.finetune import LOG_EVERY
+from minilora.data import load_data
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
@@ -262,6 +263,71 @@ def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
     assert Path("a", "adapter_model.safetensors").read_bytes() == resumed
 
 
+# --- examples -------------------------------------------------------------------------------------
+
+TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}
+{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"""
+EXAMPLES = [
+    *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
+    *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
+    {"text": "the dog sat on the log"},
+]
+
+
+@pytest.fixture
+def examples(folder):
+    """A model with a chat template, and examples of all three kinds."""
+    pytest.importorskip("jinja2", reason="pip install 'minilora[models]'")
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+
+
+def test_finetuning_takes_examples_of_three_kinds(examples, capsys):
+    few = ["--steps", "30", "--batch-size", "4", "--length", "24", "--rank", "2", "--lr", "0.02"]
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *few) == 0
+    out = capsys.readouterr().out
+    assert "data     e.jsonl: 18 examples and 3 held out, 102 of 263 tokens count" in out
+    assert "example  line 2, 14 tokens; the 4 behind a | count:\n    the cat b \n  | sat.\n" in out
+    assert losses(out)[30] < losses(out)[0] - 0.3
+    data = load_data("e.jsonl", "model", 24)
+    expected = evaluate(Llama.load("model"), data.X_held, data.Y_held, cross_entropy)
+    assert losses(out)[0] == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": "the", "completion": ""}, "'e.jsonl': line 22: its completion is empty"),
+        ({"messages": [{"role": "system", "content": "a"}, *EXAMPLES[10]["messages"]]}, "it says: no system here"),
+        ({"question": "the"}, "'e.jsonl': line 22: its keys are ['question']"),
+    ],
+)
+def test_an_example_that_is_none_stops_the_finetuning(examples, line, message, capsys):
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, [*EXAMPLES, line])))
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *SMALL) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not Path("a").exists()
+
+
+def test_a_chat_is_answered_and_the_answer_printed_alone(examples, capsys):
+    model, template = Llama.load("model"), "u the cat.a "
+    ids = [LETTERS.index(c) for c in template]
+    expected = "".join(LETTERS[i] for i in generate(model, ids, 9, end={LETTERS.index(".")}))
+    command = ["generate", "the cat", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0"]
+    assert run(*command) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_a_chat_needs_a_template(folder, capsys):
+    assert run("generate", "the cat", "--model", "model", "--chat") == 2
+    out, err = capsys.readouterr()
+    assert "'model': there is no chat template in tokenizer_config.json, nor a file chat_template.jinja" in err
+    assert out == ""
+
+
 # --- generate -------------------------------------------------------------------------------------
 
 
@@ -295,6 +361,8 @@ def test_a_seed_chooses_the_text(folder, capsys):
         (["the", "--model", "model", "--tokens", "0"], "tokens must be at least 1, got 0"),
         (["the", "--model", "model", "--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
         (["the", "--model", "model", "--temperature", "nan"], "temperature must be at least 0 and finite, got nan"),
+        (["the", "--model", "model", "--top-p", "0"], "top_p must be above 0 and finite, got 0.0"),
+        (["the", "--model", "model", "--top-p", "1.5"], "top_p must be above 0 and at most 1, got 1.5"),
         (["the", "--model", "model", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["the", "--model", "model", "--adapter", "model"], "adapter_config.json"),
         (["the", "--model", "model", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
