@@ -19,7 +19,8 @@ goes into the text as it is, so that "<|im_end|>" within one becomes the end tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,33 +102,18 @@ def check_messages(messages: Any) -> None:
             raise ValueError(f"message {i} is an empty answer of the {SPEAKER}'s: {short(content)}")
 
 
-def tokens_of(place: tuple[int, int], text: str, ids: list[int], encode: Callable[[str], list[int]]) -> slice:
-    """Return the tokens of a text that hold letters of a part of it.
+def tokens_of(part: tuple[int, int], places: Sequence[tuple[int, int]]) -> slice:
+    """Return the tokens that hold letters of a part of a text.
 
     Parameters
     ----------
-    place : (int, int)
-        The letters where the part begins, and where it is over.
-    text, ids : str, list of int
-        The text, and ``encode(text)``.
-    encode : callable
-        The tokenizer.
+    part : (int, int)
+        The letter where the part begins, and the one where it is over.
+    places : sequence of (int, int)
+        The same of each token, as `Tokenizer.places` gives them.
     """
-    (first, _), (last, cut) = (_tokens_before(letter, text, ids, encode) for letter in place)
-    return slice(first, last + cut)
-
-
-def _tokens_before(letter: int, text: str, ids: list[int], encode: Callable[[str], list[int]]) -> tuple[int, bool]:
-    """Return how many tokens stand before a letter, and whether the next one begins before it and holds it too.
-
-    The tokens before it are those with which the text up to there begins when it is encoded alone, as it is when the
-    model goes on from there.
-    """
-    if letter == len(text):
-        return len(ids), False
-    alone = encode(text[:letter])
-    same = next((k for k, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
-    return same, same < len(alone)
+    first = bisect_right([stop for _, stop in places], part[0])
+    return slice(first, max(first, bisect_left([start for start, _ in places], part[1])))
 
 
 def encode_chat(
@@ -155,10 +141,10 @@ def encode_chat(
         As `write_chat` does.
     """
     text, turns = write_chat(messages, template, tools)
-    ids = tokenizer.encode(text)
+    ids, places = tokenizer.encode(text), tokenizer.places(text)
     counted = np.zeros(len(ids), bool)
     for turn in turns:
-        counted[_through_the_end(tokens_of(turn, text, ids, tokenizer.encode), ids, tokenizer)] = True
+        counted[_through_the_end(tokens_of(turn, places), ids, tokenizer)] = True
     return ids, counted
 
 

@@ -233,7 +233,7 @@ def encode_example(
     text = prompt + completion
     ids = token_ids(text, tokenizer.encode)
     counted = np.zeros(len(ids), bool)
-    counted[tokens_of((len(prompt), len(text)), text, ids, tokenizer.encode)] = True
+    counted[tokens_of((len(prompt), len(text)), tokenizer.places(text)) if prompt else slice(None)] = True
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
     behind = [] if ids and ids[-1] in tokenizer.end else [*tokenizer.last]
     counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])

@@ -157,7 +157,7 @@ class ChatTemplate:
         except Exception:  # it has ended, and the queue will say so
             return
         if used > self._allowed:
-            self._refuse(f"it computes for more than {self._allowed:.0f} s")
+            self._refuse(f"it computes for more than {self._allowed:.1f} s")
         if filled > MOST_MEMORY:
             self._refuse(f"it fills more than {MOST_MEMORY / 1e6:.0f} MB of memory")
 

@@ -51,6 +51,7 @@ class Tokenizer:
     begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
     end: frozenset[int]  # the ids that end a text
     last: tuple[int, ...]  # the one of them that a text to train on ends with, or none
+    places: Callable[[str], list[tuple[int, int]]]  # the letter where each token of a text begins, and where it is over
     spell: Callable[[Sequence[int]], str]  # as `decode`, with the tokens that stand for no text, by their names
 
 
@@ -137,19 +138,20 @@ def _of(path: Path, found: Any, end: Sequence[int], last: int | None = None) -> 
     """Return a tokenizer of the package `tokenizers` as ours; texts end with `last`, or the first of the ends."""
     ends = end if last is None else [last, *end]
 
-    def encode(text: str) -> list[int]:
+    def encoded(text: str) -> Any:
         try:
             with _panics_are_errors():
-                return list(found.encode(text, add_special_tokens=False).ids)
+                return found.encode(text, add_special_tokens=False)
         except Exception as error:  # such as an unknown letter, where the file names no token for those
             raise FileRefused(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
 
     return Tokenizer(
-        encode=encode,
+        encode=lambda text: list(encoded(text).ids),
         decode=lambda ids: str(found.decode(list(ids))),
         begin=tuple(_before_a_text(found)),
         end=frozenset(ends),
         last=tuple(ends[:1]),
+        places=lambda text: list(encoded(text).offsets),
         spell=lambda ids: str(found.decode(list(ids), skip_special_tokens=False)),
     )
 
@@ -239,11 +241,19 @@ def _from_glassllm(path: Path) -> Tokenizer:
         found = glassllm.Tokenizer.load(beside)
     except Exception as error:
         raise FileRefused(beside, f"not glassllm's tokenizer: {error}") from error
+
+    def places(text: str) -> list[tuple[int, int]]:
+        """Return them in the text's composed form (NFC), which the package encodes."""
+        widths = [1 if i == found.unk_id else len(found.vocab[i]) for i in found.encode(text)]
+        ends = itertools.accumulate(widths)
+        return [(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
     return Tokenizer(
         encode=found.encode,
         decode=lambda ids: str(found.decode(list(ids))),
         begin=(),
         end=frozenset({END_OF_GLASSLLM}),
         last=(END_OF_GLASSLLM,),
+        places=places,
         spell=lambda ids: "".join(found.tokens(list(ids))).replace(glassllm.tokenizer.SPACE, " "),
     )

@@ -94,7 +94,7 @@ ALL = """{% if messages[0].content == 'json' %}
 {% elif messages[0].content == 'now' %}
 {{ strftime_now('%Y') }}
 {% elif messages[0].content == 'loop' %}
-{%- for m in [1, 2, 3] %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% if m == 3 %}{% break %}{% endif %}{% endfor %}
+{% for m in [1, 2, 3] %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% if m > 2 %}{% break %}{% endif %}{% endfor %}
 {% elif messages[0].content == 'tokens' %}
 {{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ tools is none }}{{ documents is none }}
 {% elif messages[0].content == 'mark' %}
@@ -147,14 +147,14 @@ DOUBLES = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (LOOPS, "cannot be used: it computes for more than 0 s"),
+        (LOOPS, r"cannot be used: it computes for more than 0\.4 s"),
         (DOUBLES, "cannot be used: it fills more than 134 MB of memory|it writes .* letters|it fails with MemoryError"),
         ("{{ 'a' * 99999999 }}", "it writes 99,999,999 letters, expected at most 16,777,216|it fills more than 134 MB"),
         ("{% if %}", "cannot write this: it is no template: Expected an expression"),
     ],
 )
 def test_a_hostile_template_is_stopped_with_its_process(source, message, monkeypatch):
-    monkeypatch.setattr(chattemplate, "SECONDS", 0.3)
+    monkeypatch.setattr(chattemplate, "SECONDS", 0.3 if source == LOOPS else 10)
     monkeypatch.setattr(chattemplate, "MOST_MEMORY", 1 << 27)
     with template(source) as found:
         with pytest.raises(FileRefused, match=message):

@@ -34,6 +34,7 @@ def words(begin=(), last=(1,)):
         begin=begin,
         end=frozenset(last),
         last=last,
+        places=lambda text: [piece.span() for piece in PIECES.finditer(text)],
         spell=spell,
     )
 
@@ -98,7 +99,6 @@ def test_a_turn_without_an_end_token_counts_to_its_end():
 
 
 def test_a_token_across_a_turns_beginning_counts():
-    """The model has to say it: the prompt alone ends with another one."""
     lines = Template(lambda messages: "".join(f"{m['role'][0]}\n{m['content']}<end>" for m in messages), "a\n")
     ids, counted = encode_chat(chat("hi", "\nhello"), lines, words())
     assert TOKENS.index("\n\n") in ids
@@ -256,7 +256,7 @@ def test_one_example_is_shown_with_what_counts_marked(tmp_path, model):
         "  | sat\\n",
         "  | on",
     ]
-    assert data.summary.endswith("80 of 160 tokens count, 10 are cut after 13 tokens")
+    assert data.summary.endswith("60 of 160 tokens count, 10 are cut after 13 tokens")
 
 
 def test_a_long_example_is_shown_in_part():
