@@ -144,17 +144,18 @@ def encode_chat(
     ids, places = tokenizer.encode(text), tokenizer.places(text)
     counted = np.zeros(len(ids), bool)
     for turn in turns:
-        counted[_through_the_end(tokens_of(turn, places), ids, tokenizer)] = True
+        counted[_tokens_of_turn(turn, text, ids, places, tokenizer)] = True
     return ids, counted
 
 
-def _through_the_end(turn: slice, ids: list[int], tokenizer: Tokenizer) -> slice:
-    """Return a turn without the blank that a template writes behind its end token."""
-    stop = turn.stop
-    while stop > turn.start and tokenizer.decode(ids[stop - 1 : stop]).isspace():
-        stop -= 1
-    ends = stop > turn.start and is_control(ids[stop - 1], tokenizer)
-    return slice(turn.start, stop) if ends else turn
+def _tokens_of_turn(
+    turn: tuple[int, int], text: str, ids: list[int], places: Sequence[tuple[int, int]], tokenizer: Tokenizer
+) -> slice:
+    """Return a turn's tokens, without the blank that a template writes behind an end token."""
+    start, stop = turn
+    through = tokens_of((start, start + len(text[start:stop].rstrip())), places)
+    ends = through.stop > through.start and is_control(ids[through.stop - 1], tokenizer)
+    return through if ends else tokens_of(turn, places)
 
 
 def is_control(number: int, tokenizer: Tokenizer) -> bool:
