@@ -30,13 +30,15 @@ from typing import Any
 import numpy as np
 
 from .chat import encode_chat, tokens_of
-from .checks import check_integer, check_path
+from .checks import Array, check_integer, check_path
 from .files.chattemplate import ChatTemplate, load_template
 from .files.errors import FileRefused, printable, short
 from .files.tensorfile import parse_json
 from .files.tokenizer import Tokenizer, load_tokenizer
-from .losses import IGNORED
+from .layer import Layer
+from .losses import IGNORED, Loss
 from .text import check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .training import Gradients
 
 EXAMPLES = ".jsonl"
 KINDS = ({"messages"}, {"prompt", "completion"}, {"text"})
@@ -267,6 +269,25 @@ def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[n
     for row, (x, y) in enumerate(rows):
         X[row, : len(x)], Y[row, : len(y)] = x, y
     return X, Y
+
+
+def without_filling(gradients: Gradients) -> Gradients:
+    """Return the same gradients with less work: no column is computed behind the last target of a batch that counts.
+
+    The examples of a batch are seldom as long as the longest of all, which is as wide as X.
+
+    Parameters
+    ----------
+    gradients : callable
+        ``gradients(model, x, y, loss)`` of a model whose attention is causal, such as `minilora.training.backpropagate`
+        or what `minilora.fast.accumulate` returns.
+    """
+
+    def narrowed(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+        width = int((y != IGNORED).any(0).nonzero()[0][-1]) + 1
+        return gradients(model, x[:, :width], y[:, :width], loss)
+
+    return narrowed
 
 
 def _of_examples(path: Path, examples: list[Example], length: int, tokenizer: Tokenizer) -> Data:

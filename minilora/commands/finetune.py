@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
-    from ..data import load_data
+    from ..data import load_data, without_filling
     from ..fast import accumulate, keep_pages
     from ..files.adapters import save_adapter
     from ..layer import cache_bytes, parameter_bytes, parameter_count
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
         progress=True,
         checkpoint=options.checkpoint,
         loss=next_token_loss,
-        gradients=accumulate(rows),
+        gradients=without_filling(accumulate(rows)),
         held_out=(X_held, Y_held),
     )
     seconds = time.perf_counter() - start

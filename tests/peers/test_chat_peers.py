@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minilora import Llama, cross_entropy, evaluate
 from minilora.chat import encode_chat, encode_question
 from minilora.data import encode_example, load_data
 from minilora.files.chattemplate import load_template
 from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import load_tokenizer
 from minilora.losses import IGNORED
+from minilora.text import HELD_OUT
 
 pytestmark = [
     pytest.mark.peers,
@@ -237,7 +239,37 @@ def test_prompts_and_completions_are_encoded_as_in_transformers(smollm2, theirs)
         assert counted.sum() == len(ids) - len(theirs(prompt)["input_ids"])
 
 
-def test_a_template_that_takes_back_a_turn_is_refused_by_line(smollm2, theirs, tmp_path):
+def test_the_held_out_loss_is_that_of_transformers(smollm2, theirs, tmp_path):
+    """Each chat alone, with -100 for what does not count, and no row filled; the mean over all that counts."""
+    torch = pytest.importorskip("torch")
+    config = transformers.LlamaConfig(
+        vocab_size=len(theirs), hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    for folder in (tmp_path / "m",):
+        theirs.save_pretrained(folder)
+        model.save_pretrained(folder)
+    chats = [chat for chat in conversations() if len(chat) > 2]
+    (tmp_path / "e.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats), encoding="utf-8")
+    data = load_data(tmp_path / "e.jsonl", tmp_path / "m", 1000)
+    total, count = 0.0, 0
+    for chat in chats[len(chats) - 1 :: -HELD_OUT]:
+        found = theirs.apply_chat_template(
+            chat, chat_template=template_of("smollm2", tagged=True), return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, counts = torch.tensor(found["input_ids"]), torch.tensor(found["assistant_masks"])
+        labels = torch.where(counts.bool(), ids, IGNORED)
+        with torch.no_grad():
+            total += float(model(ids[None], labels=labels[None]).loss) * int(counts.sum())
+        count += int(counts.sum())
+    ours = evaluate(Llama.load(tmp_path / "m"), data.X_held, data.Y_held, cross_entropy)
+    assert (data.Y_held != IGNORED).sum() == count
+    np.testing.assert_allclose(ours, total / count, rtol=1e-5)
+
+
+def test_a_template_that_takes_back_a_turn_is_refused(smollm2, theirs, tmp_path):
     """As models do that show their thoughts of the last turn alone."""
     theirs.save_pretrained(tmp_path / "m")
     forgets = CHATML.replace(

@@ -8,7 +8,7 @@ import pytest
 
 from minilora import adapt, cross_entropy
 from minilora.chat import encode_chat, encode_question, write_chat
-from minilora.data import Example, encode_example, filled, load_data, rows_of, show
+from minilora.data import Example, encode_example, filled, load_data, rows_of, show, without_filling
 from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import Tokenizer
 from minilora.losses import IGNORED
@@ -202,6 +202,23 @@ def test_what_fills_a_row_changes_neither_loss_nor_gradient():
     for name, g in grads.items():
         each = sum(count / total * backpropagate(model, x, y, cross_entropy)[name] for count, x, y in alone)
         assert_close(g, each, 1e-10)
+
+
+def test_columns_behind_the_last_target_are_left_out():
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
+    for p in model.trainable().values():
+        p[...] = np.random.default_rng(1).standard_normal(p.shape)
+    X, Y = filled([rows_of(example(text, 1), 9)[0] for text in ("abcde", "abc")], 9)
+    widths = []
+
+    def gradients(model, x, y, loss):
+        widths.append((x.shape, y.shape))
+        return backpropagate(model, x, y, loss)
+
+    found = without_filling(gradients)(model, X, Y, cross_entropy)
+    assert widths == [((2, 4), (2, 4))]
+    for name, g in backpropagate(model, X, Y, cross_entropy).items():
+        assert_close(found[name], g, 1e-12)
 
 
 # --- from the file --------------------------------------------------------------------------------
