@@ -23,6 +23,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class Data:
     Y_held: np.ndarray  # (m, width) int64
     rows: str  # what a row is, "windows" or "examples"
     summary: str  # what the file holds, in a line
+    row_tokens: float  # of a row to train on, on average, without what fills it
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
 
     def check_vocabulary(self, size: int) -> None:
@@ -128,7 +130,7 @@ def load_data(path: str | Path, model: str | Path, length: int, *, tokenizer: To
     refuse_table(path, text)
     ids = token_ids(text, tokenizer.encode)
     arrays = windows(ids, length)
-    return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}")
+    return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}", length)
 
 
 def refuse_data(path: Path) -> None:
@@ -283,8 +285,10 @@ def without_filling(gradients: Gradients) -> Gradients:
         or what `minilora.fast.accumulate` returns.
     """
 
+    @wraps(gradients)
     def narrowed(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-        width = int((y != IGNORED).any(0).nonzero()[0][-1]) + 1
+        counted = (y != IGNORED).any(0).nonzero()[0]
+        width = int(counted[-1]) + 1 if len(counted) else y.shape[1]
         return gradients(model, x[:, :width], y[:, :width], loss)
 
     return narrowed
@@ -310,7 +314,8 @@ def _of_examples(path: Path, examples: list[Example], length: int, tokenizer: To
         + (f", {cut:,} are cut after {length} tokens" if cut else "")
     )
     shown = next(e for e, held in zip(examples, is_held_out(len(examples)), strict=True) if not held)
-    return Data(*filled(trained, width), *filled(measured, width), "examples", summary, show(shown, length, tokenizer))
+    arrays, row_tokens = (*filled(trained, width), *filled(measured, width)), np.mean([len(x) for x, _ in trained])
+    return Data(*arrays, "examples", summary, float(row_tokens), show(shown, length, tokenizer))
 
 
 def show(example: Example, length: int, tokenizer: Tokenizer) -> str:

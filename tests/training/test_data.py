@@ -215,6 +215,8 @@ def test_columns_behind_the_last_target_are_left_out():
         widths.append((x.shape, y.shape))
         return backpropagate(model, x, y, loss)
 
+    gradients.workers = 3  # what `train` may ask for
+    assert without_filling(gradients).workers == 3
     found = without_filling(gradients)(model, X, Y, cross_entropy)
     assert widths == [((2, 4), (2, 4))]
     for name, g in backpropagate(model, X, Y, cross_entropy).items():
@@ -259,6 +261,7 @@ def test_a_text_that_is_held_out_is_measured_in_part(tmp_path, model):
     file = write(tmp_path / "e.jsonl", ["", {"text": "cat"}, "", {"text": "dog" * 200}])
     data = load_data(file, model, 8)
     assert texts(data.Y) == ["at."]
+    assert data.row_tokens == 3
     assert len(data.X_held) == MEASURED
     assert set("".join(texts(data.X_held))) == set("dog")
 
