@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     option("--save", metavar="DIR", type=path, help="write the adapter there, in PEFT's layout")
     option(
         "--checkpoint",
-        metavar="DIR",
+        metavar="FILE",
         type=path,
         help="keep the state of both trainings there after every epoch; the same command goes on from it",
     )
