@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .learning import Table
     from .resume import Stopped
 
+LOG_EVERY = 20
+"""Steps from one measurement of the held-out loss to the next."""
 SMALL = 10_000_000
 """Parameters up to which a model is a small one."""
 FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
@@ -297,7 +299,7 @@ def _train(
     from ..layer import parameter_count
     from ..text import next_token_loss
     from ..training import evaluate, train
-    from .learning import LOG_EVERY, Table, TrainingLoss
+    from .learning import Table, TrainingLoss
     from .resume import asked
 
     X, Y, X_held, Y_held = data

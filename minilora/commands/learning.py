@@ -22,9 +22,7 @@ from ..checks import Array
 from ..files.checkpoint import Saved
 from ..losses import IGNORED, Loss
 from ..training import Gradients, History, TrainingState
-
-LOG_EVERY = 20
-"""Steps from one measurement of the held-out loss to the next."""
+from .finetune import LOG_EVERY
 
 
 class TrainingLoss:
@@ -109,8 +107,9 @@ class Table:
 
     def last(self, history: History) -> None:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
-        if history.epochs[-1] not in [step for step, *_ in self.rows]:
-            self.measured(history.epochs[-1], history.losses[-1])
+        for step, loss in list(zip(history.epochs, history.losses, strict=True))[-1:]:
+            if step > self.rows[-1][0]:
+                self.measured(step, loss)
 
     def measured(self, step: int, held_out: float) -> None:
         """Print a row of this run."""

@@ -13,7 +13,7 @@ FILES = {  # of a group's folder, in the two versions: its limit, its use, and t
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, OWN = Path("/proc/meminfo"), Path("/proc/self/cgroup")
 
 
 class Memory(NamedTuple):
@@ -51,18 +51,17 @@ def _available() -> int | None:
 def _groups() -> Iterator[Memory]:
     """Yield the limits of the control groups that this process is in, and of those above them."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = OWN.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, place = line.split(":", 2)
-        if controllers.rpartition(",")[2] in FILES:
-            names = FILES[controllers.rpartition(",")[2]]
-            root = GROUPS / controllers
-            folder = root / place.lstrip("/")
+        for controller in FILES.keys() & set(controllers.split(",")):
+            root = GROUPS / controller
             # In a container the place may be the host's name of it, while the group itself stands at the root.
+            folder = root / place.lstrip("/")
             for group in {folder, *folder.parents, root} - set(root.parents):
-                yield from _limit(group, *names)
+                yield from _limit(group, *FILES[controller])
 
 
 def _limit(group: Path, limit: str, use: str, reclaimable: str) -> Iterator[Memory]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from ..files.checkpoint import CheckpointError, Saved, read, refuse_another
 from ..files.errors import printable
 from ..files.tensorfile import open_regular
 from .options import model_path, target_modules
-from .streams import print_error, say, say_interrupted
+from .streams import say, say_goes_on, say_interrupted
 
 SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize")
 """The options that must be the same, besides the text, the model, the layers and the backend."""
@@ -117,11 +115,4 @@ def say_stopped(options: argparse.Namespace) -> None:
     elif found is None:
         say(f"nothing is kept in {path} yet")
     else:
-        say(f"{found.where(options.steps)} is kept in {path}, and this command goes on from there:")
-        print_error(f"  {printable(command_line(options.typed), 10_000)}")
-
-
-def command_line(typed: list[str]) -> str:
-    """Return a command as it can be typed again."""
-    program = ["python", "-m", "minilora"] if Path(sys.argv[0]).name == "__main__.py" else ["minilora"]
-    return shlex.join([*program, *typed])
+        say_goes_on(f"{found.where(options.steps)} is kept in {path}", options.typed)

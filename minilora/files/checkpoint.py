@@ -185,7 +185,7 @@ class Saved:
     epochs: list[int]  # the history up to there: after which epochs the loss was measured
     losses: list[float]  # the loss measured after each of them
     configuration: Mapping[str, Any]  # what must be the same for the training to go on
-    notes: Any = None  # what is kept beside
+    notes: Any  # what is kept beside; None where there is nothing
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,10 @@ def read(path: Path, name: str = "") -> Saved | None:
         if name not in found.texts and name and "" not in found.texts:
             return None  # the training before it is still going on
         if name not in found.texts or (not name and len(found.texts) > 1):
-            there = " and ".join(sorted(filter(None, found.texts))) or "one without a name"
-            asked = f"the training {short(name)}" if name else "one training"
-            raise CheckpointError(f"{str(path)!r} is a checkpoint of other trainings, {there}: expected {asked}")
+            names = " and ".join(sorted(filter(None, found.texts)))
+            there = f"the trainings {names}" if names else "one training without a name"
+            asked = f"one of the name {name}" if name else "one without a name"
+            raise CheckpointError(printable(f"{str(path)!r} keeps {there}, expected {asked}"))
         rest = parse_json(path, found.texts[name].encode(), "checkpoint's text")
         arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
         for key, tensor in found.tensors.items():
