@@ -80,13 +80,13 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
     windows = max(rows * workers, costs.measured)
     needed, there = costs.together(rows * workers), memory(where)
     line = (
-        f"{megabytes(needed)} together with {megabytes(costs.weights)} of weights, {megabytes(costs.state)} of Adam "
-        f"and gradients, {megabytes(windows * costs.logits)} of logits"
+        f"with weights {number(costs.weights)}, Adam and gradients {number(costs.state)}, "
+        f"logits {number(windows * costs.logits)}: {megabytes(needed)} together"
     )
     if there is None:
         return line, ""
     free = there.free + costs.weights  # which are taken already
-    line += f"; the machine has {megabytes(there.whole)}, {megabytes(free)} free"
+    line += f"; {number(free)} of {megabytes(there.whole)} are free"
     if needed <= free:
         return line, ""
     fitting = [n for n in range(1, rows) if costs.together(n * workers) <= free]
@@ -98,4 +98,9 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
 
 def megabytes(count: int) -> str:
     """Return a number of bytes in words."""
-    return f"{count / 1e6:,.1f} MB"
+    return f"{number(count)} MB"
+
+
+def number(count: int) -> str:
+    """Return bytes in MB."""
+    return f"{count / 1e6:,.1f}"

@@ -127,12 +127,13 @@ def _run(options: argparse.Namespace) -> int:
     from ..fast import keep_pages
     from ..files.adapters import save_adapter
     from ..layer import parameter_count
+    from ..text import read_text
 
     keep_pages()
     where, start = backend(options), time.perf_counter()
-    stopped = _stopped(options, where)
+    text, stopped = read_text(options.text), _stopped(options, where)
     tokenizer, model = _load(options, where)
-    data = _read(options, where, tokenizer, model)
+    data = _windows(options, where, text, tokenizer, model)
     rng = np.random.default_rng(options.seed)
     adapted = adapt(model, target_modules(options), rank=options.rank, alpha=options.alpha, rng=rng)
     trained = parameter_count(adapted, trained=True)
@@ -239,12 +240,12 @@ def _load(options: argparse.Namespace, where: Backend) -> tuple[Any, Llama]:
     return tokenizer, model
 
 
-def _read(options: argparse.Namespace, where: Backend, tokenizer: Any, model: Llama) -> tuple[Array, ...]:
+def _windows(options: argparse.Namespace, where: Backend, text: str, tokenizer: Any, model: Llama) -> tuple[Array, ...]:
     """Return X and Y to train on, X and Y that are held out, and say what they are."""
-    from ..text import read_text, token_ids, windows
+    from ..text import token_ids, windows
 
     with _doing(f"text     {printable(str(options.text))}"):
-        ids = token_ids(read_text(options.text), tokenizer.encode, model.lm_head.out_features)
+        ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
         data = windows(ids, options.length)
         n, size = len(data[0]), options.batch_size
         if size > n:

@@ -91,6 +91,13 @@ def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):  # noqa: F811
         finetune()
 
 
+def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    Path("text").write_bytes(b"\xff")
+    assert finetune() == 2
+    assert "is not a text in UTF-8" in capsys.readouterr().err
+
+
 @given(
     parts=st.lists(st.tuples(st.floats(0, 20, width=32), st.integers(1, 5000)), min_size=1, max_size=8),
     order=st.randoms(),
@@ -203,7 +210,7 @@ def test_the_micro_batch_that_is_named_is_the_largest_that_fits(rows, workers, f
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(costs, "memory", lambda where: machine.Memory(10**9, free))
         line, hint = costs.held_against(cost, get_backend("numpy"), rows, workers)
-    assert "the machine has 1,000.0 MB" in line
+    assert "of 1,000.0 MB are free" in line
     there = free + cost.weights
     assert (hint == "") == (cost.together(rows * workers) <= there)
     if "fits, and" in hint:
