@@ -90,7 +90,11 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
     if needed <= free:
         return line, ""
     fitting = [n for n in range(1, rows) if costs.together(n * workers) <= free]
-    hint = f"--micro-batch {fitting[-1]} fits, and takes the same steps" if fitting else "not even --micro-batch 1 fits"
+    hint = (
+        f"--micro-batch {fitting[-1]} fits, and takes the same steps"
+        if fitting
+        else "not even --micro-batch 1 fits; a smaller --length needs less"
+    )
     if needed > there.whole:
         raise ValueError(f"the training needs {megabytes(needed)} and the machine has {megabytes(there.whole)}: {hint}")
     return line, f"the training needs {megabytes(needed)} and {megabytes(free)} are free: {hint}"

@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
             "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
             "next token of a text. Every tenth window of the text is held out, for the loss that is printed."
         ),
-        epilog="example: minilora finetune notes.txt --model SmolLM2-135M --save notes --checkpoint notes.ckpt",
+        epilog="example: minilora finetune notes.txt --model SmolLM2-135M --save my-notes",
         formatter_class=Defaults,
     )
     option = parser.add_argument

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         "generate",
         help="let a language model go on from a text",
         description="Print the prompt and what the model says next, as it is chosen, until N tokens or the text's end.",
-        epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M --temperature 0",
+        epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
         formatter_class=Defaults,
     )
     option = parser.add_argument

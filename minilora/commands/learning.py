@@ -24,6 +24,9 @@ from ..losses import IGNORED, Loss
 from ..training import Gradients, History, TrainingState
 from .finetune import LOG_EVERY
 
+QUIET = 60.0
+"""Seconds without a row after which a line says how far it is."""
+
 
 class TrainingLoss:
     """Gradients that note the losses they come with, for ``train(..., gradients=TrainingLoss(...))``.
@@ -86,8 +89,9 @@ class Table:
         self.steps, self.done, self.tokens, self.loss, self.measuring = steps, done, tokens, loss, measuring
         self.rows: list[tuple[int, float, float]] = []  # step, training loss (NaN where there is none), held-out loss
         self.since, self.since_step = 0.0, done  # when the last row was printed
+        self.said = 0.0  # when the last line was printed
         self.spent = 0.0  # seconds of all steps up to there, without the measuring
-        show("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
+        self._say("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
 
     def known(self, before: float, saved: Saved | None) -> None:
         """Print the rows that are known when the training begins: of the untrained adapter, and from a checkpoint."""
@@ -96,14 +100,21 @@ class Table:
             self._row(step, self.loss.at(step), loss)
 
     def __call__(self, state: TrainingState) -> None:
-        """Print the row of a step at which the loss was measured, and after the first step how long it will take."""
-        if state.history.epochs[-1:] == [state.epoch]:
-            self.measured(state.epoch, state.history.losses[-1])
-        elif state.epoch == self.done + 1 < self.steps:
-            left = duration(self._left(state.epoch, time.perf_counter() - self.loss.began))
-            show(f"      going by step {state.epoch}, the other {self.steps - state.epoch} take about {left}")
-        if state.epoch == self.done + 1:
-            self.since = self.since or self.loss.began
+        """Print the row of a step at which the loss was measured; after the first step, how long it will take.
+
+        Where a row takes long, print how far it is.
+        """
+        step, now = state.epoch, time.perf_counter()
+        if step == self.done + 1:
+            self.since = self.loss.began
+        if state.history.epochs[-1:] == [step]:
+            self.measured(step, state.history.losses[-1])
+        elif step == self.done + 1 < self.steps:
+            left = duration(self._left(step, now - self.since))
+            self._say(f"      going by step {step}, the other {self.steps - step} take about {left}")
+        elif step < self.steps and now - self.said > QUIET:
+            left = duration(self._left(step, (self.spent + now - self.since) / (step - self.done)))
+            self._say(f"      after step {step} the training loss is {self.loss.at(step):.3f}; about {left} left")
 
     def last(self, history: History) -> None:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
@@ -116,8 +127,7 @@ class Table:
         new, now = step - self.since_step, time.perf_counter()
         speed = left = ""
         if new:
-            began = self.since or self.loss.began
-            took = self.loss.ended - began
+            took = self.loss.ended - self.since
             self.spent += took
             self.measuring = now - self.loss.ended
             self.since, self.since_step = now, step
@@ -133,7 +143,13 @@ class Table:
     def _row(self, step: int, training: float, held_out: float, speed: str = "", left: str = "") -> None:
         self.rows.append((step, training, held_out))
         mean = "" if math.isnan(training) else f"{training:.3f}"
-        show(f"{step:4}  {mean:>8}  {held_out:13.3f}  {speed:>8}  {left:>9}".rstrip())
+        self._say(f"{step:4}  {mean:>8}  {held_out:13.3f}  {speed:>8}  {left:>9}".rstrip())
+
+    def _say(self, line: str) -> None:
+        """Print a line now, above the progress bar where there is one."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        self.said = time.perf_counter()
 
     def best(self) -> str:
         """Return a sentence about the lowest held-out loss, where it is not the last one's; or ""."""
@@ -143,12 +159,6 @@ class Table:
         return f"the held-out loss was lowest at step {lowest[0]}: {lowest[2]:.3f}" + (
             f"; the same command with --steps {lowest[0]} ends there" if lowest[0] else ", before the training"
         )
-
-
-def show(line: str) -> None:
-    """Print a line now, above the progress bar where there is one."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +82,16 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):  # noqa:
     assert finetune() == 0
     assert [len(rows(seen)) for seen in steps] == [1] * LOG_EVERY + [2] * 10
     assert "going by step 1, the other 29 take about" in steps[1]
+
+
+def test_between_rows_that_take_long_a_line_says_where_it_is(folder, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("minilora.commands.learning.QUIET", -1.0)
+    assert finetune("--steps", "24") == 0
+    out = capsys.readouterr().out
+    said = re.findall(r"^      after step (\d+) the training loss is (\d\.\d{3}); about \d+ s left$", out, re.M)
+    assert [int(step) for step, _ in said] == [*range(2, 20), 21, 22, 23]
+    assert [step for step, *_ in rows(out)] == [0, 20, 24]
+    assert float(said[17][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 19 steps, and of 20
 
 
 def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):  # noqa: F811
@@ -238,6 +249,16 @@ def test_a_machine_that_is_busy_is_only_warned_of(folder, capsys, monkeypatch): 
     monkeypatch.setattr(costs, "memory", lambda where: machine.Memory(10**12, 1000))
     assert finetune("--steps", "1") == 0
     assert "MB are free: not even --micro-batch 1 fits" in capsys.readouterr().err
+
+
+def test_on_a_gpu_the_memory_is_the_devices():
+    def backend(**runtime):
+        return SimpleNamespace(
+            name="cupy", xp=SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(**runtime)))
+        )
+
+    assert machine.memory(backend(memGetInfo=lambda: (3, 10))) == machine.Memory(whole=10, free=3)
+    assert machine.memory(backend()) is None
 
 
 def test_the_machines_memory_is_less_than_it_has():

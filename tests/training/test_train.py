@@ -326,6 +326,16 @@ def test_each_epoch_is_reported_when_it_is_kept(tmp_path):
     assert seen == [(1, [], 1), (2, [2], 2), (3, [2], 3)]
 
 
+def test_a_report_that_is_no_function_is_refused():
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    before = arrays_of(model)
+    with pytest.raises(TypeError, match=r"report must be a function, report\(state\), got 'loud'"):
+        train(model, DATA.x, DATA.target, batch_size=8, rng=rng, report="loud")
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
