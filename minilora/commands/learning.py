@@ -58,7 +58,7 @@ class TrainingLoss:
         counted = [(float(value), int(targets)) for value, targets in parts]
         self.kept["sum"] += math.fsum(value * targets for value, targets in counted)
         self.kept["targets"] += sum(targets for _, targets in counted)
-        if self.step % LOG_EVERY == 0:
+        if self.step % LOG_EVERY == 0 and self.kept["targets"]:
             self.kept["rows"][str(self.step)] = self.kept["sum"] / self.kept["targets"]
         self.ended = time.perf_counter()
         return grads

@@ -23,6 +23,10 @@ from .streams import say, say_goes_on, say_interrupted
 
 SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize")
 """The options that must be the same, besides the text, the model, the layers and the backend."""
+NOTES = {"asked": dict, "numbers": int, "before": float, "learned": dict}
+"""What ``minilora finetune`` notes in a checkpoint."""
+LEARNED = {"rows": dict, "sum": float, "targets": int}
+"""What it notes of the training loss."""
 ENDS = 1 << 20
 """Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
 
@@ -49,11 +53,13 @@ def stopped(path: Path | None) -> Stopped | None:
         return None
     if saved.notes is None:
         return Stopped(saved, {})
-    kinds = {"asked": dict, "numbers": int, "before": float, "learned": dict}
-    notes = saved.notes if isinstance(saved.notes, dict) else {}
-    if any(type(notes.get(name)) is not kind for name, kind in kinds.items()):
+    if not _has(saved.notes, NOTES) or not _has(saved.notes["learned"], LEARNED):
         raise CheckpointError(f"{str(path)!r} is a checkpoint of something else than minilora finetune")
-    return Stopped(saved, **{name: notes[name] for name in kinds})
+    return Stopped(saved, **{name: saved.notes[name] for name in NOTES})
+
+
+def _has(value: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(value, dict) and all(type(value.get(name)) is kind for name, kind in kinds.items())
 
 
 def asked(options: argparse.Namespace, where: Backend) -> dict[str, Any]:

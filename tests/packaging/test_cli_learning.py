@@ -84,7 +84,7 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):  # noqa:
     assert "going by step 1, the other 29 take about" in steps[1]
 
 
-def test_between_rows_that_take_long_a_line_says_where_it_is(folder, capsys, monkeypatch):  # noqa: F811
+def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr("minilora.commands.learning.QUIET", -1.0)
     assert finetune("--steps", "24") == 0
     out = capsys.readouterr().out
@@ -316,6 +316,9 @@ def test_what_fits_follows_the_models_size(folder, capsys):  # noqa: F811
     assert fitting(852_608) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
     assert fitting(SMALL) == fitting(852_608)
     assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
+    assert (
+        "80 steps of 4 windows at a rate of 0.001, in place of 300 of 16 at 0.003" in (ROOT / "README.md").read_text()
+    )
     assert run("finetune", "text", "--save", "a", "--model", "model", "--length", "8", "--steps", "1") == 0
     assert "time     1 steps of 16 windows" in capsys.readouterr().out
 
@@ -463,14 +466,22 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(folder, capsys):  # noqa: F8
     assert load_adapter("a").keys()
 
 
-def test_a_checkpoint_of_another_program_is_refused(folder, capsys):  # noqa: F811
+NOTES = {"asked": {}, "numbers": 1, "before": 1.0, "learned": {"rows": {}, "sum": 0.0, "targets": 0}}
+
+
+@pytest.mark.parametrize(
+    "change", [{"asked": 1}, {"before": None}, {"learned": {"rows": [], "sum": 0.0, "targets": 0}}]
+)
+def test_a_checkpoint_of_another_program_is_refused(folder, change, capsys):  # noqa: F811
     from minilora.files.checkpoint import Checkpoint
 
     model, X = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=np.random.default_rng(0)), windows(IDS, 8)
     given = {"loss": next_token_loss, "rng": np.random.default_rng(0), "batch_size": 4, "steps": 1}
-    train(model, X[0], X[1], epochs=1, checkpoint=Checkpoint("c", notes={"asked": 1}), **given)
+    train(model, X[0], X[1], epochs=1, checkpoint=Checkpoint("c", notes=NOTES | change), **given)
+    before = Path("c").read_bytes()
     assert finetune("--checkpoint", "c") == 2
     assert "'c' is a checkpoint of something else than minilora finetune" in capsys.readouterr().err
+    assert Path("c").read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["finetune", "generate", "merge"])
