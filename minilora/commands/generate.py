@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
             "--chat the prompt is a user's message, which the model's chat template writes, and the answer alone is "
             "printed."
         ),
+        epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
         formatter_class=Defaults,
     )
     option = parser.add_argument

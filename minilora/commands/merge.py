@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
             "Write a checkpoint that has the adapter folded into its weights: W + scaling B A. Types and all other "
             "tensors stay as they are. It needs the memory of a few rows, not of the checkpoint."
         ),
+        epilog="example: minilora merge model.safetensors my-adapter -o merged.safetensors",
     )
     option = parser.add_argument
     option(

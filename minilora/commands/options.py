@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,13 @@ def load_model(options: argparse.Namespace, dtype: str, where: Backend) -> Llama
         raise ValueError(f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(source))}")
     model = Llama.load(source, dtype=dtype, backend=where, keep_blocks=options.quantize == "file")
     return quantize(model) if options.quantize == "nf4" else model
+
+
+def target_modules(options: argparse.Namespace) -> str | list[str]:
+    """Return ``--target-modules``: names as a list; a regular expression, or all-linear, as it is."""
+    text = options.target_modules
+    names = [name.strip() for name in text.split(",")]
+    return names if text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
 def model_path(options: argparse.Namespace) -> Path:

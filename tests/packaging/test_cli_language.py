@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,8 +55,13 @@ def finetune(*more):
 
 def losses(out):
     """Return the held-out losses that were printed, by step."""
-    rows = [line.split() for line in out.splitlines()]
-    return {int(row[0]): float(row[1]) for row in rows if len(row) == 2 and row[0].isdigit()}
+    return {row[0]: row[-1] for row in rows(out)}
+
+
+def rows(out):
+    """Return step, training loss and held-out loss of each row that was printed; of step 0 the latter alone."""
+    found = re.findall(r"^ *(\d+) +(?:(\d+\.\d{3}) +)?(\d+\.\d{3})(?: |$)", out, re.M)
+    return [(int(step), float(training) if training else None, float(held_out)) for step, training, held_out in found]
 
 
 def test_finetuning_is_adapt_and_train(folder, capsys):
@@ -164,7 +170,10 @@ BAD = [
     (["--rank", "0"], "rank must be at least 1, got 0"),
     (["--steps", "0"], "steps must be at least 1, got 0"),
     (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
-    (["--batch-size", "229"], "batch_size must be at most the 228 rows of X, the windows to train on, got 229"),
+    (
+        ["--batch-size", "229"],
+        "--batch-size 229 is more than the 228 windows that there are to train on at --length",
+    ),
     (["--micro-batch", "0"], "micro_batch must be at least 1, got 0"),
     (["--length", "0"], "length must be at least 1, got 0"),
     (["--length", "1020"], "the text has 2040 tokens, expected at least 2041: two windows of 1020"),
@@ -308,7 +317,7 @@ def test_an_example_that_is_none_stops_the_finetuning(examples, line, message, c
     out, err = capsys.readouterr()
     assert message in err
     assert err.count("\n") == 1
-    assert out == ""
+    assert out == "model    model\n"
     assert not Path("a").exists()
 
 

@@ -81,7 +81,7 @@ PYTHON = {
     "taylor_orders": "cotangent=None, halvings=12, seed=0",
     "train": (
         "epochs=100, batch_size=128, lr=0.001, log_every=10, progress=False, checkpoint=None, loss=mse, "
-        "gradients=backpropagate, steps=None, held_out=None"
+        "gradients=backpropagate, steps=None, held_out=None, report=None"
     ),
     "article.run": (
         "rank=1, alpha=1.0, epochs=100, batch_size=128, lr=0.001, seed=0, dtype='float32', backend=None, "
@@ -103,9 +103,10 @@ PYTHON = {
     "data.load_data": "tokenizer=None",
     "fast.accumulation.accumulate": "loss=None",
     "fast.residual.residual_form": "loss=mse",
-    "files.checkpoint.Checkpoint": "settings=None",
     "files.chattemplate.ChatTemplate": "tokens=None",
     "files.chattemplate.ChatTemplate.render": "add_generation_prompt=False, tools=None",
+    "files.checkpoint.Checkpoint": "settings=None, notes=None, name=''",
+    "files.checkpoint.read": "name=''",
     "files.ggufblocks.BlockLinear": "bias=None, dtype='float32'",
     "layers.nf4.code_book": "levels=16",
     "layer.walk": "path=''",
@@ -130,9 +131,9 @@ COMMANDS = {
         "--backend=numpy --plot=None --save=None --checkpoint=None"
     ),
     "finetune": (
-        "--model=None --target-modules=all-linear --rank=8 --alpha=16.0 --steps=300 --batch-size=16 "
-        "--micro-batch=None --length=128 --lr=0.003 --seed=0 --dtype=float32 --quantize=None --backend=numpy "
-        "--checkpoint=None"
+        "--model=None --target-modules=all-linear --rank=8 --alpha=16.0 --steps=None --batch-size=None "
+        "--micro-batch=None --length=128 --lr=None --seed=0 --dtype=float32 --quantize=None --backend=numpy "
+        "--checkpoint=None --plot=None"
     ),
     "generate": (
         "--model=None --adapter=None --chat=False --tokens=100 --temperature=0.7 --top-p=1.0 --seed=0 "
