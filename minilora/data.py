@@ -142,7 +142,7 @@ def refuse_data(path: Path) -> None:
 def refuse_table(path: Path, text: str) -> None:
     """Refuse a text that is JSON, or a table: a model would learn its commas and brackets."""
     lines = [line for line in text[: 1 << 16].split("\n") if line.strip()][:50]
-    if all(_is_json(line) for line in lines[:3]):
+    if all(line.lstrip().startswith("{") and _is_json(line) for line in lines[:3]):
         raise FileRefused(path, f"it holds a line of JSON after the other: {INSTEAD}, named so")
     if text.lstrip()[:1] in ("{", "[") and _is_json(text):
         raise FileRefused(path, f"it holds JSON: {INSTEAD}")
@@ -239,7 +239,7 @@ def encode_example(
     counted = np.zeros(len(ids), bool)
     counted[tokens_of((len(prompt), len(text)), tokenizer.places(text)) if prompt else slice(None)] = True
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
-    behind = [] if ids and ids[-1] in tokenizer.end else [*tokenizer.last]
+    behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
     counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
     return [*before, *ids, *behind], counted
 

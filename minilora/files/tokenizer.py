@@ -50,7 +50,7 @@ class Tokenizer:
     decode: Callable[[Sequence[int]], str]  # the text, without the tokens that stand for no text
     begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
     end: frozenset[int]  # the ids that end a text
-    last: tuple[int, ...]  # the one of them that a text to train on ends with, or none
+    last: tuple[int, ...]  # the one that a text to train on ends with, or none
     places: Callable[[str], list[tuple[int, int]]]  # the letter where each token of a text begins, and where it is over
     spell: Callable[[Sequence[int]], str]  # as `decode`, with the tokens that stand for no text, by their names
 
@@ -135,8 +135,8 @@ def _end(path: Path, end: Any) -> list[int]:
 
 
 def _of(path: Path, found: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
-    """Return a tokenizer of the package `tokenizers` as ours; texts end with `last`, or the first of the ends."""
-    ends = end if last is None else [last, *end]
+    """Return a tokenizer of the package `tokenizers` as ours; a text to train on ends with `last`, or the first end."""
+    closing = end[:1] if last is None else [last]
 
     def encoded(text: str) -> Any:
         try:
@@ -149,8 +149,8 @@ def _of(path: Path, found: Any, end: Sequence[int], last: int | None = None) -> 
         encode=lambda text: list(encoded(text).ids),
         decode=lambda ids: str(found.decode(list(ids))),
         begin=tuple(_before_a_text(found)),
-        end=frozenset(ends),
-        last=tuple(ends[:1]),
+        end=frozenset(end),
+        last=tuple(closing),
         places=lambda text: list(encoded(text).offsets),
         spell=lambda ids: str(found.decode(list(ids), skip_special_tokens=False)),
     )

@@ -292,7 +292,7 @@ GOOD = {"prompt": "a", "completion": "b"}
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ('{"prompt": "a"', "the example in line 3 is not sound JSON"),
+        ('{"prompt": "a"', r"the example in line 3 is not sound JSON: Expecting .*: column \d+"),
         ("[1]", "the example in line 3 is a list of JSON, expected an object"),
         ({"prompt": "a"}, r"line 3: its keys are \['prompt'\], expected those of one kind: messages, prompt and compl"),
         ({**GOOD, "text": "c"}, r"line 3: its keys are \['completion', 'prompt', 'text'\], expected those of one kind"),
@@ -349,6 +349,7 @@ def test_data_that_are_no_prose_are_refused(tmp_path, model, name, text, message
         "the cat, the dog\n" * 40 + "the end\n" + "and so on\n" * 20,
         "the cat sat\n" * 30,
         "{the cat} sat on the mat and so did the dog\n" * 9,
+        "[1]\n[2]\n[3]\nthe cat, the mat, the dog\n",
         "".join(f"the cat{',' * (i % 3)} sat\n" for i in range(60)),
     ],
 )
