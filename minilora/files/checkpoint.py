@@ -283,6 +283,8 @@ def state_text(state: Mapping[str, Any]) -> str:
 
 def check_place(path: Path) -> None:
     """Refuse a file that no checkpoint could be written to, before there is one to write."""
+    if path.is_dir():
+        raise CheckpointError(f"the checkpoint {str(path)!r} is a folder, expected a file or a new name")
     there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not os.path.isdir(there) or not os.access(there, os.W_OK):
         raise CheckpointError(f"checkpoints cannot be kept in {str(path.parent)!r}: {str(there)!r} takes no files")

@@ -156,7 +156,7 @@ def test_targets_that_do_not_count_are_not_averaged_over():
         ([5.0, 4.0, 4.0004], ""),  # as printed, they are the same
     ],
 )
-def test_the_best_step_is_named_where_it_is_not_the_last(losses, said):
+def test_the_best_step_is_named_unless_it_is_last(losses, said):
     table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
     table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
     assert table.best() == said
