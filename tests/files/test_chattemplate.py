@@ -138,6 +138,9 @@ def test_a_template_finds_what_transformers_gives_it():
             with pytest.raises(FileRefused, match=message):
                 said(content)
         assert said("mark") == "abc\n"  # and goes on
+        process = found._measured
+        assert process.pid != os.getpid()
+    assert not process.is_running()
 
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -149,7 +152,11 @@ DOUBLES = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.
     [
         (LOOPS, r"cannot be used: it computes for more than 0\.[34] s"),
         (DOUBLES, "cannot be used: it fills more than 134 MB of memory|it writes .* letters|it fails with MemoryError"),
-        ("{{ 'a' * 99999999 }}", "it writes 99,999,999 letters, expected at most 16,777,216|it fills more than 134 MB"),
+        pytest.param(
+            "{{ 'a' * 99999999 }}",
+            "it writes 99,999,999 letters, expected at most 16,777,216|it fills more than 134 MB",
+            marks=pytest.mark.long,
+        ),
         ("{% if %}", "cannot write this: it is no template: Expected an expression"),
     ],
 )
@@ -170,14 +177,6 @@ def test_a_process_that_ends_is_no_answer(monkeypatch):
         with pytest.raises(FileRefused, match="it ends the process that renders it"):
             found.render(HI)
         assert found.render(HI) == "hi"  # in a new one
-
-
-def test_the_process_ends_with_the_block():
-    with template("a") as found:
-        found.render(HI)
-        process = found._measured
-        assert process.pid != os.getpid()
-    assert not process.is_running()
 
 
 @pytest.mark.parametrize("package", ["jinja2", "psutil"])
