@@ -232,6 +232,14 @@ def gate(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names | {"u": a / (1 + np.exp(-a)), "dx_a": da @ W_a, "dx_b": db @ W_b}
 
 
+def generation(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (gen.1) to (gen.3): scores z, a temperature c, and two values of P."""
+    z, c, P = randn(IN), 0.7, 0.6 if r == 1 else 0.95
+    e = np.exp((z - z.max()) / c)
+    q, a = e / e.sum(), rng.random(IN)
+    return {"z": z, "c": c, "P": P, "e": e, "q": q, "order": np.argsort(-q), "a": a * (a > a.min())}
+
+
 def rotary(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (rope.1) to (rope.4): rows of 6 entries. R[t] is the rotation at position t, as a matrix."""
     D, half = 6, 3
@@ -294,6 +302,7 @@ GROUPS = {
         "sum.1": weighted,
         "sum": small,
         "rs": scaling,
+        "gen": generation,
         "lp": scaling,
         "nf": four_bits,
         **{"nf.7": scales, "nf.8": scales, "nf.9": scales},

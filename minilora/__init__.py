@@ -13,7 +13,8 @@ Then, by what you are here for:
 
 - from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, `minilora.models`, and
   `minilora.adaptation` (an adapter beside each layer that you name)
-- a language model: `minilora.models.llama`, `minilora.text` (windows of token ids), `minilora.models.generate`
+- a language model: `minilora.models.llama`, `minilora.text` (windows of token ids), `minilora.data` (examples of which
+  a part counts), `minilora.chat`, `minilora.models.generate`
 - what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.quantization`
 - is a gradient right? `minilora.verify`, `minilora.conformance`, and `minilora.exercises` for a backward of your own
 - trained adapters as files: `minilora.files`; files with right answers, for other programs: `minilora.golden`

@@ -92,8 +92,9 @@ def run(
     progress : bool
         Whether to show a progress bar for each training.
     checkpoint : path, optional
-        A folder that keeps both trainings' state after every epoch; where it is there already the run goes on from
-        it, and ends with the same bits. The seconds are then those of this call.
+        A file that keeps both trainings' state after every epoch; where it is there already the run goes on from it,
+        and ends with the same bits. The seconds are then those of this call. A folder, as earlier versions made one,
+        keeps them in two files.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def run(
     ValueError, TypeError
         If an argument is out of range, before anything is computed.
     CheckpointError
-        If the folder holds checkpoints of another configuration, naming the difference.
+        If the file holds checkpoints of another configuration, naming the difference.
     """
     n, in_features, out_features = check_sizes(n=n, in_features=in_features, out_features=out_features)
     rank, epochs = check_sizes(rank=rank, epochs=epochs)
@@ -115,12 +116,17 @@ def run(
     backend, progress = backend_or_numpy(backend), check_flag("progress", progress)
     kept: dict[str, Checkpoint] = {}
     if checkpoint is not None:
-        folder = check_path("checkpoint", checkpoint)
+        place = check_path("checkpoint", checkpoint)
         settings: dict[str, Any] = {
             "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "n": n,
             "in_features": in_features, "out_features": out_features, "dtype": dtype, "backend": backend.name,
         }  # fmt: skip
-        kept = {name: Checkpoint(folder / f"{name}.safetensors", settings) for name in ("base", "adapter")}
+        for name in ("base", "adapter"):
+            kept[name] = (
+                Checkpoint(place / f"{name}.safetensors", settings)
+                if place.is_dir()
+                else Checkpoint(place, settings, name=name)
+            )
     rng = np.random.default_rng(seed)
 
     def randn(*shape: int) -> Array:

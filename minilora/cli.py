@@ -109,6 +109,7 @@ def _run(argv: Sequence[str] | None) -> int:
     """Run a command; say in one line why it cannot be done."""
     try:
         options = _parser().parse_args(argv)
+        options.typed = list(sys.argv[1:] if argv is None else argv)  # what goes on after a Ctrl-C
     except SystemExit:
         sys.stdout.flush()  # of --help
         raise

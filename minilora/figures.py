@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,32 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
     axes.set(title="Singular values of the change", xlabel="number", yscale="log", xticks=number)
     axes.set_ylim(rounding / 10, true * 100)
     axes.legend()
+
+
+def plot_learning(rows: Sequence[tuple[int, float, float]]) -> Figure:
+    """Draw how a training went: the loss on what it trained on, and the loss on what is held out.
+
+    Parameters
+    ----------
+    rows : sequence of (int, float, float)
+        Step, training loss and held-out loss. A training loss is the mean since the row before; NaN is left out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``figure.savefig(path)``.
+    """
+    figure = new_figure(6.5, 4)
+    axes: Any = figure.subplots()
+    steps, training, held_out = zip(*rows, strict=True)
+    known = [(step, loss) for step, loss in zip(steps, training, strict=True) if loss == loss]
+    axes.plot(*zip(*known, strict=True) if known else ([], []), color=BASE, label="training", marker=".")
+    axes.plot(steps, held_out, color=LORA, label="held out", marker=".")
+    axes.set(xlabel="step", ylabel="loss, nats a token")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
 
 
 def plot_adapter(summaries: list[LayerSummary]) -> Figure:

@@ -64,10 +64,22 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
     used = checked[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
-    held = np.arange(n - 1, -1, -HELD_OUT)[::-1]  # counted from the end, so that there is always one
-    trained = np.setdiff1d(np.arange(n), held)
-    measured = held[np.unique(np.linspace(0, len(held) - 1, MEASURED).round().astype(int))]
-    return X[trained], Y[trained], X[measured], Y[measured]
+    held = is_held_out(n)
+    measured = spread(np.flatnonzero(held))
+    return X[~held], Y[~held], X[measured], Y[measured]
+
+
+def is_held_out(n: int) -> np.ndarray:
+    """Return which of n parts are held out, (n,) bool: every tenth from the end, so that there is always one."""
+    held = np.zeros(n, bool)
+    held[::-HELD_OUT] = True
+    return held
+
+
+def spread(rows: np.ndarray) -> np.ndarray:
+    """Return at most `MEASURED` of some rows, evenly spread."""
+    chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, MEASURED).round().astype(int))]
+    return chosen
 
 
 def _check_ids(ids: Any) -> np.ndarray:
@@ -82,7 +94,7 @@ def _check_ids(ids: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[int]:
+def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = None) -> list[int]:
     """Return a text's token ids, which are those of ``encode(text)``.
 
     A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
@@ -94,8 +106,8 @@ def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[
         The text.
     encode : callable
         The tokenizer, ``encode(text) -> list of int``.
-    size : int
-        How many tokens the model has.
+    size : int, optional
+        How many tokens the model has; without it, ids are not held against that.
 
     Returns
     -------
@@ -117,9 +129,15 @@ def token_ids(text: str, encode: Callable[[str], list[int]], size: int) -> list[
             raise _uncut(start)
         ids += piece
         start = stop
-    if ids and max(ids) >= size:
-        raise ValueError(f"the tokenizer gives ids up to {max(ids)}, and the model has {size} tokens: another model's")
+    if size is not None:
+        check_vocabulary(max(ids, default=0), size)
     return ids
+
+
+def check_vocabulary(largest: int, size: int) -> None:
+    """Refuse ids that a model of `size` tokens does not have."""
+    if largest >= size:
+        raise ValueError(f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's")
 
 
 def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +110,7 @@ def train(
     rng: np.random.Generator, log_every: int = 10, progress: bool = False,
     checkpoint: str | Path | Keeper | None = None, loss: Loss = mse, gradients: Gradients | None = backpropagate,
     steps: int | None = None, held_out: tuple[Array, Array] | None = None,
+    report: Callable[[TrainingState], object] | None = None,
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
@@ -129,7 +132,7 @@ def train(
     rng : numpy.random.Generator
         Draws the batches, on the host: one seed, one order of batches on every device.
     progress : bool
-        Whether to show a progress bar on stderr, where that is a terminal.
+        Whether to show a progress bar: in the notebook that runs this, or on stderr where that is a terminal.
     checkpoint : path or minilora.files.checkpoint.Checkpoint, optional
         A file that keeps the training's state after every epoch. Where it is there already, the training goes on from
         it and ends with the same bits as one that was never stopped; `rng` must come from the same seed. A training
@@ -143,6 +146,9 @@ def train(
         Of an epoch, of no more than 2^31 - 1 rows; ``n // batch_size`` by default.
     held_out : (array, array), optional
         Inputs and targets, as X and Y, to measure the loss on; by default X and Y themselves.
+    report : callable, optional
+        ``report(state)``, called at the end of each epoch, after the checkpoint is written: the `TrainingState` has the
+        number of epochs done and the history so far. What it raises ends the training.
 
     Returns
     -------
@@ -165,6 +171,8 @@ def train(
     batch_size, progress = check_batch_size(batch_size, n), check_flag("progress", progress)
     steps = check_integer("steps", n // batch_size if steps is None else steps, at_least=1, at_most=MOST // batch_size)
     check_rng(rng)
+    if report is not None and not callable(report):
+        raise TypeError(f"report must be a function, report(state), got {report!r}")
     check_finite(X=X, Y=Y)
     measured = (X, Y) if held_out is None else check_held_out(model, held_out, loss)
 
@@ -185,10 +193,11 @@ def train(
         return value
 
     batch, asarray, value = Batches(X, Y, batch_size), backend_of(X).asarray, math.nan
-    bar = progress_bar(range(state.epoch + 1, epochs + 1), X, steps * batch_size, shown=progress)
+    tokens = steps * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None
+    bar = progress_bar(state.epoch, epochs, tokens, shown=progress)
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), bar:
-        for epoch in bar:
+        for epoch in range(state.epoch + 1, epochs + 1):
             for rows in asarray(draw_batches(rng, n, batch_size, steps)):  # draw
                 x, y = batch(rows)
                 # No name holds the gradients: they would stand beside the next step's.
@@ -199,9 +208,12 @@ def train(
             state.epoch = epoch
             if epoch % log_every == 0:
                 state.history.add(epoch, value)  # report
-                bar.set_postfix(loss=f"{value:.4g}")
+                bar.set_postfix(loss=f"{value:.4g}", refresh=False)
+            bar.update(tokens or 1)
             if checkpoint is not None:
                 checkpoint.keep(state)
+            if report is not None:
+                report(state)
         if epochs % log_every:  # not in a checkpoint: a training that goes on to more epochs does not log this one
             state.history.add(epochs, measure(epochs) if math.isnan(value) else value)
     return state.history
@@ -228,11 +240,22 @@ def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse) -> float:
     return float(total)
 
 
-def progress_bar(epochs: range, X: Array, rows: int, *, shown: bool) -> tqdm:
-    """Return a bar over the epochs that are left, on a terminal. Of token ids it counts the tokens of `rows` rows."""
-    counts_tokens = X.dtype.kind in "iu"
-    unit: Any = {"unit": "token", "unit_scale": rows * math.prod(X.shape[1:])} if counts_tokens else {"unit": "epoch"}
-    return tqdm(epochs, initial=epochs.start - 1, total=epochs.stop - 1, disable=None if shown else True, **unit)
+def progress_bar(done: int, epochs: int, tokens: int | None, *, shown: bool) -> Any:
+    """Return tqdm's bar over the epochs, of which some are done. It counts tokens, where an epoch has so many.
+
+    In a notebook it shows itself there; elsewhere on stderr, if that is a terminal.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    in_notebook = shell is not None and "IPKernelApp" in shell.config
+    bar: Any = tqdm
+    if in_notebook:
+        with warnings.catch_warnings():  # without ipywidgets it is a line of text, and says so
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm as bar
+    size, unit = (tokens, "token") if tokens else (1, "epoch")
+    hidden = not shown or (None if not in_notebook else False)  # None: where stderr is no terminal
+    return bar(initial=done * size, total=epochs * size, disable=hidden, unit=unit, unit_scale=bool(tokens))
 
 
 def check_parameters(state: TrainingState, epoch: int) -> None:

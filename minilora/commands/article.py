@@ -8,6 +8,7 @@ from typing import Any
 
 from ..files.errors import printable
 from .options import Defaults, add_backend, backend, check_plot, path, plot
+from .streams import say, say_goes_on, say_interrupted
 
 
 def add(commands: Any) -> None:
@@ -38,7 +39,7 @@ def add(commands: Any) -> None:
     option("--save", metavar="DIR", type=path, help="write the adapter there, in PEFT's layout")
     option(
         "--checkpoint",
-        metavar="DIR",
+        metavar="FILE",
         type=path,
         help="keep the state of both trainings there after every epoch; the same command goes on from it",
     )
@@ -51,18 +52,26 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import save_adapter
 
     _check(options)  # all that could fail after the training is tried before it
-    result = article.run(
-        rank=options.rank,
-        alpha=options.alpha,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        seed=options.seed,
-        dtype=options.dtype,
-        backend=backend(options),
-        progress=True,
-        checkpoint=options.checkpoint,
-    )
+    if kept := _kept(options):
+        say(f"the checkpoint stands at {kept}")
+    try:
+        result = article.run(
+            rank=options.rank,
+            alpha=options.alpha,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            seed=options.seed,
+            dtype=options.dtype,
+            backend=backend(options),
+            progress=True,
+            checkpoint=options.checkpoint,
+        )
+    except KeyboardInterrupt:
+        say_interrupted()
+        if kept := _kept(options):
+            say_goes_on(f"{kept} is kept", options.typed)
+        return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter})
     print(article.report(result), end="")
@@ -73,6 +82,18 @@ def run(options: argparse.Namespace) -> int:
 
         plot(figures.plot_article(result), options.plot)
     return 0
+
+
+def _kept(options: argparse.Namespace) -> str:
+    """Return where the training stands that the checkpoint has, in words; or ""."""
+    from ..files.checkpoint import read
+
+    place = options.checkpoint
+    for name, training in (("adapter", "the adapter"), ("base", "the base")) if place is not None else ():
+        saved = read(place / f"{name}.safetensors") if place.is_dir() else read(place, name)
+        if saved is not None:
+            return f"epoch {saved.epoch} of {options.epochs} of {training} ({place})"
+    return ""
 
 
 def _check(options: argparse.Namespace) -> None:

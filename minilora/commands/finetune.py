@@ -1,13 +1,14 @@
-"""``minilora finetune``: an adapter of a language model, trained on a text."""
+"""``minilora finetune``: an adapter of a language model, trained on a text or on examples."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files.errors import printable
 from .options import (
@@ -16,30 +17,57 @@ from .options import (
     add_model,
     add_quantize,
     backend,
+    check_plot,
     load_model,
     model_name,
     model_path,
     path,
+    plot,
+    target_modules,
     warn_beyond_context,
 )
+from .streams import say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..backend import Backend
+    from ..data import Data
+    from ..models.llama import Llama
+    from .costs import Costs
+    from .learning import Table
+    from .resume import Stopped
 
 LOG_EVERY = 20
 """Steps from one measurement of the held-out loss to the next."""
+SMALL = 10_000_000
+"""Parameters up to which a model is a small one."""
+FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
+"""What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
+
+
+def fitting(numbers: int) -> dict[str, Any]:
+    """Return the settings that fit a model of so many parameters."""
+    return {name: larger if numbers > SMALL else small for name, (small, larger) in FITTING.items()}
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "finetune",
-        help="train an adapter of a language model on a text",
+        help="train an adapter of a language model on a text, or on examples",
         description=(
             "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
-            "next token of a text. Every tenth window of the text is held out, for the loss that is printed."
+            "next token of a text, or of examples. Every tenth window of the text, or example, is held out, for the "
+            'loss that is printed. A line of a .jsonl file is an example: {"prompt": ..., "completion": ...}, of which '
+            'the completion counts; {"messages": [{"role": ..., "content": ...}, ...]}, written by the model\'s chat '
+            'template, of which the assistant\'s turns count; or {"text": ...}.'
         ),
+        epilog="example: minilora finetune notes.txt --model SmolLM2-135M --save my-notes",
         formatter_class=Defaults,
     )
     option = parser.add_argument
-    option("text", type=path, metavar="TEXT", help="a text file in UTF-8")
+    option("text", type=path, metavar="TEXT", help="a text file in UTF-8, or a .jsonl file of examples")
     option("--save", metavar="DIR", type=path, required=True, help="write the adapter there, in PEFT's layout")
     add_model(parser)
     option(
@@ -50,16 +78,21 @@ def add(commands: Any) -> None:
     )
     option("--rank", type=int, default=8, metavar="R", help="rank of each adapter")
     option("--alpha", type=float, default=16.0, help="strength of the update, which is scaled by alpha / rank")
-    option("--steps", type=int, default=300, metavar="N", help="steps of Adam")
-    option("--batch-size", type=int, default=16, metavar="N", help="windows of the text drawn for each step")
+    option("--steps", type=int, metavar="N", help=f"steps of Adam ({_by_size('steps')})")
+    option(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"windows of the text, or examples, drawn for each step ({_by_size('batch_size')})",
+    )
     option(
         "--micro-batch",
         type=int,
         metavar="N",
         help="windows at a time, whose gradients are added up to the batch's: the same step with less memory",
     )
-    option("--length", type=int, default=128, metavar="N", help="tokens in a window")
-    option("--lr", type=float, default=3e-3, help="Adam's step length")
+    option("--length", type=int, default=128, metavar="N", help="tokens in a window; longer examples are cut")
+    option("--lr", type=float, help=f"Adam's step length ({_by_size('lr')})")
     option("--seed", type=int, default=0, metavar="N", help="of the adapters' start and the batches")
     option("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
     add_quantize(parser)
@@ -70,46 +103,226 @@ def add(commands: Any) -> None:
         type=path,
         help="keep the training's state there after every step; the same command goes on from it, to more --steps too",
     )
+    option("--plot", metavar="FILE", type=path, help="draw the training and the held-out loss (.png, .svg, .pdf)")
     parser.set_defaults(command=run)
 
 
+def _by_size(name: str) -> str:
+    small, larger = FITTING[name]
+    return f"default: {small}; {larger} for a model of more than {SMALL // 1_000_000} million parameters"
+
+
 def run(options: argparse.Namespace) -> int:
-    """Train, print the held-out loss before and after, and write the adapter."""
+    """Train, print the losses as they are measured, and write the adapter."""
+    from . import resume
+
+    _check(options)  # all that could fail after the training is tried before it
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        resume.say_stopped(options)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
-    from ..fast import accumulate, keep_pages
+    from ..fast import keep_pages
     from ..files.adapters import save_adapter
-    from ..files.tokenizer import load_tokenizer
-    from ..layer import cache_bytes, parameter_bytes, parameter_count
-    from ..text import next_token_loss, read_text, token_ids, windows
-    from ..training import check_batch_size, evaluate, train
+    from ..layer import parameter_count
 
-    _check(options)  # all that could fail after the training is tried before it
     keep_pages()
-    where, source = backend(options), model_path(options)
-    text, tokenizer = read_text(options.text), load_tokenizer(source)
-    model = load_model(options, options.dtype, where)
-    warn_beyond_context(model, options.length, "a window has")
-    ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
-    X, Y, X_held, Y_held = (where.asarray(array) for array in windows(ids, options.length))
-    check_batch_size(options.batch_size, len(X), "X, the windows of the text")
+    where, start = backend(options), time.perf_counter()
+    stopped = _stopped(options, where)
+    data, model = _load(options, where)
+    warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
+    _tell(options, data)
     rng = np.random.default_rng(options.seed)
-    adapted = adapt(model, _targets(options.target_modules), rank=options.rank, alpha=options.alpha, rng=rng)
+    adapted = adapt(model, target_modules(options), rank=options.rank, alpha=options.alpha, rng=rng)
+    trained = parameter_count(adapted, trained=True)
+    print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
+    costs = _say_costs(options, where, adapted, data, stopped.saved.epoch if stopped else 0)
+    table = _train(options, where, adapted, data, rng, costs, stopped)
+    save_adapter(options.save, adapters(adapted), base_model=options.model and str(options.model))
+    print(f"\nadapter written to {printable(str(options.save))} after {time.perf_counter() - start:.0f} s")
+    if best := table.best():
+        print(best)
+    if options.plot is not None:
+        from .. import figures
 
-    count, trained = parameter_count(model), parameter_count(adapted, trained=True)
-    print(f"model    {model_name(options)}: {count:,} parameters in {options.dtype}, {where.device}")
+        plot(figures.plot_learning(table.rows), options.plot)
+    return 0
+
+
+# --- before the model is loaded -----------------------------------------------------------------------------------
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse numbers out of range and places that cannot be written, before anything is read."""
+    from ..checks import check_integer, check_number
+    from ..files.adapterfolder import WEIGHTS_NAME
+    from ..files.adapters import check_adapter_target
+    from ..files.checkpoint import check_place
+    from ..files.peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
+
+    for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
+        if getattr(options, name) is not None:
+            check_integer(name, getattr(options, name), at_least=1)
+    check_integer("seed", options.seed, at_least=0)
+    check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+    if options.lr is not None:
+        check_number("lr", options.lr, above=0)
+    check_adapter_target(options.save)
+    save = _place(options.save)
+    if options.model is not None and save == _place(options.model):
+        raise ValueError(f"save {str(options.save)!r} is the model's folder, expected one of the adapter's own")
+    if options.checkpoint is not None:
+        file = _place(options.checkpoint)
+        if file in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME):
+            raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
+        check_place(options.checkpoint)
+    if options.plot is not None:
+        check_plot(options.plot)
+
+
+def _place(path: Path) -> Path:
+    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
+def _settle(options: argparse.Namespace, numbers: int) -> None:
+    """Put what fits a model of so many parameters in the place of what was not given."""
+    for name, value in fitting(numbers).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _stopped(options: argparse.Namespace, where: Backend) -> Stopped | None:
+    """Return what the checkpoint holds, if there is one; refuse that of another training."""
+    from .resume import asked, check_same, stopped
+
+    found = stopped(options.checkpoint)
+    if found is not None:
+        if found.numbers is not None:
+            _settle(options, found.numbers)
+        check_same(options.checkpoint, found, asked(options, where), options.steps)
+        print(f"resume   goes on from {found.where(options.steps)} ({printable(str(options.checkpoint))})", flush=True)
+    return found
+
+
+# --- the model and the data ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """Print what may take a while, without the line's end: that is for what comes of it."""
+    print(what, end="", flush=True)
+    try:
+        yield
+    except BaseException:
+        print(flush=True)
+        raise
+
+
+def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
+    """Return the data and the model, and say which model it is. What is wrong with the data is told first."""
+    import numpy as np
+
+    from ..data import load_data
+    from ..layer import parameter_bytes, parameter_count
+
+    with _doing(f"model    {model_name(options)}"):
+        data = load_data(options.text, model_path(options), options.length)
+        model = load_model(options, options.dtype, where)
+        data.check_vocabulary(model.lm_head.out_features)
+    count = parameter_count(model)
+    print(f": {count:,} parameters in {options.dtype}, {where.device}", flush=True)
     if options.quantize:
         whole, kept = count * np.dtype(options.dtype).itemsize, parameter_bytes(model)
         print(f"weights  {kept / 1e6:,.1f} MB with quantised linear layers, {whole / 1e6:,.1f} MB without")
-    print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
-    print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
-    rows = min(options.micro_batch or options.batch_size, options.batch_size)
-    memory = cache_bytes(adapted.forward(X[:rows])[1])
-    print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} windows\n")
-    print("step  held-out loss, nats a token")
-    print(f"{0:4}  {evaluate(adapted, X_held, Y_held, next_token_loss):.3f}", flush=True)
-    start = time.perf_counter()
+    _settle(options, count)
+    return data, model
+
+
+def _tell(options: argparse.Namespace, data: Data) -> None:
+    """Say what there is to train on; refuse a batch that is larger."""
+    n, size = len(data.X), options.batch_size
+    if size > n:
+        raise ValueError(
+            f"--batch-size {size} is more than the {n} {data.rows} that there are to train on at --length "
+            f"{options.length}: a smaller one of the two fits"
+        )
+    print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
+
+
+# --- the training, and what it shows ------------------------------------------------------------------------------
+
+
+def _rows(options: argparse.Namespace) -> int:
+    """Return how many windows are computed at a time."""
+    size: int = options.batch_size
+    return min(options.micro_batch or size, size)
+
+
+def _say_costs(options: argparse.Namespace, where: Backend, adapted: Any, data: Data, done: int) -> Costs:
+    """Say what memory and time the training is going to take."""
+    from .costs import costs_of, held_against, megabytes
+    from .learning import duration
+
+    rows, workers = _rows(options), 1
+    costs = costs_of(adapted, where.asarray(data.X), where)
+    kept = megabytes(costs.activations(rows * workers))
+    print(f"memory   {kept} of activations for the backward of {rows * workers} {data.rows}")
+    line, hint = held_against(costs, where, rows, workers)
+    print(f"         {line}")
+    steps = options.steps - done
+    seconds = duration(steps * costs.step(options.batch_size))
+    print(f"time     {steps} steps of {options.batch_size} {data.rows}, very roughly {seconds}\n", flush=True)
+    if data.example:
+        print(f"{data.example}\n", flush=True)
+    if hint:
+        say(hint)
+    return costs
+
+
+def _train(
+    options: argparse.Namespace,
+    where: Backend,
+    adapted: Any,
+    data: Data,
+    rng: np.random.Generator,
+    costs: Costs,
+    stopped: Stopped | None,
+) -> Table:
+    """Train, and print a row whenever the loss is measured."""
+    from ..data import without_filling
+    from ..fast import accumulate
+    from ..files.checkpoint import Checkpoint
+    from ..layer import parameter_count
+    from ..text import next_token_loss
+    from ..training import evaluate, train
+    from .learning import Table, TrainingLoss
+    from .resume import asked
+
+    X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
+    done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
+    loss = TrainingLoss(without_filling(accumulate(_rows(options))), done, learned)
+    measuring = costs.forward * len(X_held)
+    table = Table(options.steps, done, round(options.batch_size * data.row_tokens), loss, measuring)
+    before = stopped.before if stopped else None
+    if before is None:
+        before = evaluate(adapted, X_held, Y_held, next_token_loss)
+    table.known(before, stopped.saved if stopped else None)
+    checkpoint = None
+    if options.checkpoint is not None:
+        notes = {
+            "asked": asked(options, where),
+            "numbers": parameter_count(adapted) - parameter_count(adapted, trained=True),  # the model's
+            "before": before,
+            "learned": loss.kept,
+        }
+        checkpoint = Checkpoint(options.checkpoint, notes=notes)
     history = train(
         adapted,
         X,
@@ -121,49 +334,11 @@ def run(options: argparse.Namespace) -> int:
         rng=rng,
         log_every=LOG_EVERY,
         progress=True,
-        checkpoint=options.checkpoint,
+        checkpoint=checkpoint,
         loss=next_token_loss,
-        gradients=accumulate(rows),
+        gradients=loss,
         held_out=(X_held, Y_held),
+        report=table,
     )
-    seconds = time.perf_counter() - start
-    save_adapter(options.save, adapters(adapted), base_model=options.model and str(options.model))
-    for step, loss in zip(history.epochs, history.losses, strict=True):
-        print(f"{step:4}  {loss:.3f}")
-    print(f"\nadapter written to {printable(str(options.save))} after {seconds:.0f} s")
-    return 0
-
-
-def _targets(text: str) -> str | list[str]:
-    """Return names as a list; a regular expression, or all-linear, as it is."""
-    names = [name.strip() for name in text.split(",")]
-    return names if text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names) else text
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Refuse numbers out of range and places that cannot be written, before anything is read."""
-    from ..checks import check_integer, check_number
-    from ..files.adapterfolder import WEIGHTS_NAME
-    from ..files.adapters import check_adapter_target
-    from ..files.peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
-
-    for name in ("rank", "steps", "batch_size", "length"):
-        check_integer(name, getattr(options, name), at_least=1)
-    if options.micro_batch is not None:
-        check_integer("micro_batch", options.micro_batch, at_least=1)
-    check_integer("seed", options.seed, at_least=0)
-    check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
-    check_number("lr", options.lr, above=0)
-    check_adapter_target(options.save)
-    save = _place(options.save)
-    if options.model is not None and save == _place(options.model):
-        raise ValueError(f"save {str(options.save)!r} is the model's folder, expected one of the adapter's own")
-    if options.checkpoint is not None:
-        file = _place(options.checkpoint)
-        if file in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME):
-            raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
-
-
-def _place(path: Path) -> Path:
-    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
-    return Path(os.path.realpath(path))
+    table.last(history)
+    return table

@@ -24,15 +24,28 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "generate",
         help="let a language model go on from a text",
-        description="Print the prompt and what the model says next, as it is chosen, until N tokens or the text's end.",
+        description=(
+            "Print the prompt and what the model says next, as it is chosen, until N tokens or the text's end. With "
+            "--chat the prompt is a user's message, which the model's chat template writes, and the answer alone is "
+            "printed."
+        ),
+        epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
         formatter_class=Defaults,
     )
     option = parser.add_argument
-    option("prompt", metavar="PROMPT", help="the text to go on from")
+    option("prompt", metavar="PROMPT", help="the text to go on from, or the message to answer")
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
+    option("--chat", action="store_true", help="answer PROMPT as a chat model does, by its chat template")
     option("--tokens", type=int, default=100, metavar="N", help="the most to say")
     option("--temperature", type=float, default=0.7, metavar="T", help="0 takes the likeliest token, 1 draws from all")
+    option(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the fewest likeliest tokens that together have P",
+    )
     option("--seed", type=int, default=0, metavar="N", help="of what is drawn")
     add_quantize(parser)
     add_backend(parser)
@@ -44,29 +57,40 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import attach
+    from ..chat import encode_question
     from ..checks import check_integer, check_number
     from ..files.adapters import load_adapter
+    from ..files.chattemplate import load_template
     from ..files.tokenizer import load_tokenizer
-    from ..models.generate import generate
-    from ..text import token_ids
+    from ..models.generate import check_top_p, generate
+    from ..text import check_vocabulary, token_ids
 
     check_integer("tokens", options.tokens, at_least=1)
     check_number("temperature", options.temperature, above=0, or_equal=True)
+    check_top_p(options.top_p)
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     if not options.prompt:
         raise ValueError("the prompt is empty: give at least one word")
     where, source = backend(options), model_path(options)
     adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
-    tokenizer, model = load_tokenizer(source), load_model(options, "float32", where)
+    tokenizer = load_tokenizer(source)
+    if options.chat:
+        with load_template(source) as template:
+            asked, end = encode_question(options.prompt, template, tokenizer)
+        shown, said = "", []  # the answer is printed alone
+    else:
+        shown, said, end = options.prompt, token_ids(options.prompt, tokenizer.encode), tokenizer.end
+        asked = [*tokenizer.begin, *said]
+    model = load_model(options, "float32", where)
     if adapters:
         model = attach(model, adapters)
-    ids = token_ids(options.prompt, tokenizer.encode, model.lm_head.out_features)
-    warn_beyond_context(model, len(tokenizer.begin) + len(ids) + options.tokens, "prompt and text may have")
+    check_vocabulary(max(asked, default=0), model.lm_head.out_features)
+    warn_beyond_context(model, len(asked) + options.tokens, "prompt and text may have")
     stream = generate(
-        model, [*tokenizer.begin, *ids], options.tokens, temperature=options.temperature, rng=rng, end=tokenizer.end
+        model, asked, options.tokens, temperature=options.temperature, top_p=options.top_p, rng=rng, end=end
     )
-    print(_shown(options.prompt), end="", flush=True)
-    said, done = list(ids), len(tokenizer.decode(ids))
+    print(_shown(shown), end="", flush=True)
+    done = len(tokenizer.decode(said))
     for token in stream:
         said.append(token)
         text = tokenizer.decode(said)

@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
             "folder that loads as the base does, with its configuration and tokenizer; of a file of weights a file. "
             "Types and all other tensors stay as they are. It needs the memory of a few rows, not of the model."
         ),
+        epilog="example: minilora merge model.safetensors my-adapter -o merged.safetensors",
     )
     option = parser.add_argument
     option(

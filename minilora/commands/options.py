@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,13 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
     context = model.config.max_position_embeddings
     if context is not None and tokens > context:
         say(f"{what} {tokens:,} tokens, and the model's context is {context:,}: what it says beyond may be nonsense")
+
+
+def target_modules(options: argparse.Namespace) -> str | list[str]:
+    """Return ``--target-modules``: names as a list; a regular expression, or all-linear, as it is."""
+    text = options.target_modules
+    names = [name.strip() for name in text.split(",")]
+    return names if text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
 def model_path(options: argparse.Namespace) -> Path:

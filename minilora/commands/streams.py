@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from ..files.errors import printable
+
+LONGEST_COMMAND = 20_000
+"""Characters of a command that are shown: it is to be copied whole."""
 
 
 def say(message: str) -> None:
@@ -21,6 +25,13 @@ def say(message: str) -> None:
 def say_interrupted() -> None:
     """Tell that Ctrl-C ended the command, on a line of its own."""
     print_error("\nminilora: interrupted")
+
+
+def say_goes_on(kept: str, typed: list[str]) -> None:
+    """Tell what is kept of a command that was stopped, and what to type to go on."""
+    program = ["python", "-m", "minilora"] if os.path.basename(sys.argv[0]) == "__main__.py" else ["minilora"]
+    say(f"{kept}, and this command goes on from there:")
+    print_error(f"  {printable(shlex.join([*program, *typed]), LONGEST_COMMAND)}")
 
 
 def print_error(text: str) -> None:

@@ -10,6 +10,7 @@ a model's folder. `writing` puts files in their place whole or not at all; `erro
 
 A language model's: `llama` reads one, from the folders of `llamafolder`, the files of `llamagguf` or of `llamanpz`, and
 `llamasave` writes one as such a folder; `llamasettings` lists what those may say, and `tokenizer` makes ids of text.
+`chattemplate` is how a model wants a chat written, and `rendering` the process that writes it.
 Weights that stay quantised: `nf4weights`, as bitsandbytes writes them, and `ggufblocks`. `ggufexport` writes an adapter
 for llama.cpp, and `ggufnames` has its names.
 """

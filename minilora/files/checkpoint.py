@@ -5,6 +5,8 @@ text, everything else that the next epoch depends on: the step count, the genera
 the configuration. It takes the place of the one before it in one stroke, so that whoever is killed, at any moment,
 leaves a whole one behind. Nothing in it is executed when it is read: there is no pickle.
 
+One file may keep several trainings that follow one another, each under its name: the article's two.
+
 A checksum notices damage. The configuration has a hash of all data and of every frozen array, so a checkpoint of
 another training is refused, and so are contents that the model cannot take. A file that somebody forges until all of
 it agrees cannot be told from a true one.
@@ -17,7 +19,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,12 @@ METADATA_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 2
 PARTS = ("params", "m", "v")
 """The tensors' names are ``params.NAME``, ``m.NAME`` and ``v.NAME``."""
+BY_NAME = "/"
+"""Stands between a training's name and the rest, where a file has several trainings: ``base/params.NAME``."""
 FIELDS = {"t": int, "rng_state": dict, "epoch": int, "epochs": list, "losses": list, "configuration": dict}
-"""What the text has besides the version. A field that is not listed here is passed over."""
+"""What the text has besides the version, and `notes` where there are any. Another field is passed over."""
+DIFFERENCES = 3
+"""The most differences between two configurations that a message tells."""
 FINGERPRINT_NUMBERS = 1 << 20
 """Numbers of an array that are hashed at a time."""
 
@@ -58,6 +64,10 @@ class Checkpoint:
         The file. Its folder is made where there is none.
     settings : mapping of str to number, str or bool, optional
         What else must be the same for the training to go on, besides what `train` describes by itself.
+    notes : mapping, optional
+        What is kept with each state and not compared, as JSON has it. It may change between two epochs.
+    name : str
+        Of the training, where one file keeps several, one after the other, as the article's two.
 
     Raises
     ------
@@ -67,16 +77,22 @@ class Checkpoint:
         If the file is there and is damaged, or has other settings; the differences are named.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        notes: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> None:
         self.path = check_path("checkpoint", path)
-        self.settings = dict(settings or {})
-        for name, value in self.settings.items():
-            if not isinstance(name, str) or not isinstance(value, (bool, int, float, str)):
-                raise TypeError(
-                    f"settings[{name!r}] is {short(value)}, expected a number, a text or a bool by its name"
-                )
+        self.settings, self.notes, self.name = dict(settings or {}), notes, name
+        self.others = Contents({}, {})  # the other trainings of the file
+        for key, value in self.settings.items():
+            if not isinstance(key, str) or not isinstance(value, (bool, int, float, str)):
+                raise TypeError(f"settings[{key!r}] is {short(value)}, expected a number, a text or a bool by its name")
         self.configuration = self.settings
-        if self.settings and (saved := read(self.path)) is not None:
+        if self.settings and (saved := read(self.path, name)) is not None:
             there = {key: value for key, value in saved.configuration.items() if key in self.settings}
             check_same_configuration(self.path, there, self.settings)
 
@@ -100,7 +116,9 @@ class Checkpoint:
             If the checkpoint is not of this training. Nothing has changed then.
         """
         self.configuration = {**self.settings, **describe(state, settings, data)}
-        saved = read(self.path)
+        saved = read(self.path, self.name)
+        if self.name and os.path.lexists(self.path):
+            self.others = contents(self.path).without(self.name)
         if saved is None:
             self.keep(state)  # better that it fails now than after an epoch
             return
@@ -131,7 +149,7 @@ class Checkpoint:
         optimizer, history = state.optimizer, state.history
         arrays = {"params": optimizer.params, "m": optimizer.m, "v": optimizer.v}
         tensors = {
-            f"{part}.{name}": np.ascontiguousarray(backend_of(array).to_numpy(array))
+            f"{_start(self.name)}{part}.{name}": np.ascontiguousarray(backend_of(array).to_numpy(array))
             for part, named in arrays.items()
             for name, array in named.items()
         }
@@ -144,11 +162,13 @@ class Checkpoint:
                 "epochs": history.epochs,
                 "losses": history.losses,
                 "configuration": self.configuration,
+                **({} if self.notes is None else {"notes": self.notes}),
             }
         )
+        whole = Contents({**self.others.tensors, **tensors}, {**self.others.texts, self.name: text})
         make_folder(self.path.parent)
         with written_whole(self.path) as file:
-            file.write(save(tensors, metadata={METADATA_KEY: text, CHECKSUM_KEY: checksum(tensors, text)}))
+            file.write(whole.as_file())
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -165,34 +185,81 @@ class Saved:
     epochs: list[int]  # the history up to there: after which epochs the loss was measured
     losses: list[float]  # the loss measured after each of them
     configuration: Mapping[str, Any]  # what must be the same for the training to go on
+    notes: Any  # what is kept beside; None where there is nothing
 
 
-def read(path: Path) -> Saved | None:
-    """Read a checkpoint; None where there is no such file yet. What is not a whole checkpoint is a CheckpointError."""
+@dataclass(frozen=True)
+class Contents:
+    """What is in a file: of one training without a name, or of several with names."""
+
+    tensors: Mapping[str, np.ndarray]  # by their names in the file
+    texts: Mapping[str, str]  # the state besides, as JSON, by the training's name
+
+    def without(self, name: str) -> Contents:
+        """Return the other trainings."""
+        tensors = {key: tensor for key, tensor in self.tensors.items() if not key.startswith(_start(name))}
+        return Contents(tensors, {other: text for other, text in self.texts.items() if other != name})
+
+    def as_file(self) -> bytes:
+        """Return the file's bytes."""
+        texts = {METADATA_KEY + name: text for name, text in self.texts.items()}
+        return save(dict(self.tensors), metadata=texts | {CHECKSUM_KEY: self.checksum()})
+
+    def checksum(self) -> str:
+        """Return the number that the file carries."""
+        return checksum(self.tensors, "".join(text for _, text in sorted(self.texts.items())))
+
+
+def _start(name: str) -> str:
+    return f"{name}{BY_NAME}" if name else ""
+
+
+def contents(path: Path) -> Contents:
+    """Return what is in a checkpoint, or refuse what is damaged."""
+    file = TensorFile(path)
+    texts = {
+        key.removeprefix(METADATA_KEY): text for key, text in file.metadata.items() if key.startswith(METADATA_KEY)
+    }
+    for text in texts.values() or ["{}"]:
+        version = parse_json(path, text.encode(), "checkpoint's text").get("version")
+        if version != VERSION:
+            raise CheckpointError(
+                f"{str(path)!r} is not a checkpoint of this version of minilora: its version is {short(version)}, "
+                f"expected {VERSION}"
+            )
+    with file.opened() as opened:
+        found = Contents({key: file.read(key, opened) for key in file.tensors}, texts)
+    if file.metadata.get(CHECKSUM_KEY) != found.checksum():
+        raise CheckpointError(f"{str(path)!r} is damaged: its checksum is not that of its contents")
+    return found
+
+
+def read(path: Path, name: str = "") -> Saved | None:
+    """Read a training's checkpoint; None where there is none yet. What is not a whole one is a CheckpointError."""
     if not os.path.lexists(path):
         return None
     try:
-        file = TensorFile(path)
-        rest = parse_json(path, file.metadata.get(METADATA_KEY, "{}").encode(), "checkpoint's text")
-        if rest.get("version") != VERSION:
-            raise CheckpointError(
-                f"{str(path)!r} is not a checkpoint of this version of minilora: its version is "
-                f"{short(rest.get('version'))}, expected {VERSION}"
-            )
-        with file.opened() as opened:
-            tensors = {key: file.read(key, opened) for key in file.tensors}
-        if file.metadata.get(CHECKSUM_KEY) != checksum(tensors, file.metadata[METADATA_KEY]):
-            raise CheckpointError(f"{str(path)!r} is damaged: its checksum is not that of its contents")
+        found = contents(path)
+        if name not in found.texts and name and "" not in found.texts:
+            return None  # the training before it is still going on
+        if name not in found.texts or (not name and len(found.texts) > 1):
+            names = " and ".join(sorted(filter(None, found.texts)))
+            there = f"the trainings {names}" if names else "one training without a name"
+            asked = f"one of the name {name}" if name else "one without a name"
+            raise CheckpointError(printable(f"{str(path)!r} keeps {there}, expected {asked}"))
+        rest = parse_json(path, found.texts[name].encode(), "checkpoint's text")
         arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition(".")
+        for key, tensor in found.tensors.items():
+            if not key.startswith(_start(name)):
+                continue
+            part, _, parameter = key.removeprefix(_start(name)).partition(".")
             if part not in arrays:
                 raise CheckpointError(f"{str(path)!r} holds {short(key)}, expected only {', '.join(PARTS)}")
-            arrays[part][name] = tensor
-        for key, kind in FIELDS.items():
-            if type(rest.get(key)) is not kind:
-                raise CheckpointError(f"{str(path)!r}: {key} is {short(rest.get(key))}, expected {kind.__name__}")
-        return Saved(arrays, **{key: rest[key] for key in FIELDS})
+            arrays[part][parameter] = tensor
+        for field, kind in FIELDS.items():
+            if type(rest.get(field)) is not kind:
+                raise CheckpointError(f"{str(path)!r}: {field} is {short(rest.get(field))}, expected {kind.__name__}")
+        return Saved(arrays, **{field: rest[field] for field in FIELDS}, notes=rest.get("notes"))
     except (FileRefused, KeyError, UnicodeError) as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
 
@@ -212,6 +279,15 @@ def state_text(state: Mapping[str, Any]) -> str:
     in their state, and take lists back.
     """
     return json.dumps(state, default=lambda array: array.tolist())
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file that no checkpoint could be written to, before there is one to write."""
+    if path.is_dir():
+        raise CheckpointError(f"the checkpoint {str(path)!r} is a folder, expected a file or a new name")
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK):
+        raise CheckpointError(f"checkpoints cannot be kept in {str(path.parent)!r}: {str(there)!r} takes no files")
 
 
 def make_folder(folder: Path) -> None:
@@ -252,12 +328,21 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
 
 
 def check_same_configuration(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another configuration, and name every difference."""
-    differences = [
-        f"{key} is {short(saved.get(key))} there and {short(asked.get(key))} here"
-        for key in dict.fromkeys([*asked, *saved])
-        if saved.get(key) != asked.get(key)
-    ]
+    """Refuse a checkpoint of another configuration, and name the first differences."""
+    refuse_another(
+        path,
+        [
+            f"{key} is {short(saved.get(key))} there and {short(asked.get(key))} here"
+            for key in dict.fromkeys([*asked, *saved])
+            if saved.get(key) != asked.get(key)
+        ],
+    )
+
+
+def refuse_another(path: str | Path, differences: Sequence[str]) -> None:
+    """Refuse a checkpoint where there are differences, of which the first are told."""
+    if more := differences[DIFFERENCES:]:
+        differences = [*differences[:DIFFERENCES], f"and {len(more)} more"]
     if differences:
         raise CheckpointError(
             printable(f"{str(path)!r} is a checkpoint of another configuration: {'; '.join(differences)}. ")

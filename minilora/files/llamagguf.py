@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def open_gguf(
         return np.asarray(halves_from_interleaved(array, config.head_dim) if turned else array)
 
     return config, {name: tuple(map(int, reversed(t.shape))) for name, t in tensors.items()}, read
+
+
+def gguf_tokenizer(path: Path) -> dict[str, Any]:
+    """Return what a regular file's header says of the tokenizer: for that and its chat template, it is read once."""
+    state = path.stat()
+    return _gguf_tokenizer(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1)
+def _gguf_tokenizer(path: Path, *_: int) -> dict[str, Any]:
+    return read_gguf(path, tokenizer=True)[1]
 
 
 def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[str, Any]]:

@@ -115,6 +115,8 @@ FOLDER_TOKENIZER = (
     Setting("post_processor", "read: what it puts before a text begins one; what it puts behind is left out"),
     Setting("added_tokens_decoder", "in tokenizer_config.json; must name tokens of tokenizer.json alone"),
     Setting("add_bos_token", "in tokenizer_config.json: nothing beside a post_processor"),
+    Setting("eos_token", "in tokenizer_config.json: what a completion ends with, read; else the first eos_token_id"),
+    Setting("chat_template", "in tokenizer_config.json, or chat_template.jinja instead: how a chat is written, read"),
 )
 """What tokenizer.json, and tokenizer_config.json beside it, say; the rest is the package `tokenizers`'."""
 
@@ -189,7 +191,9 @@ GGUF_TOKENIZER = (
     Setting("tokenizer.ggml.add_eos_token", "nothing here: a prompt goes on"),
     Setting("tokenizer.ggml.add_space_prefix", "nothing with a byte-level BPE"),
     Setting("tokenizer.ggml.scores", "nothing with a byte-level BPE"),
-    Setting("tokenizer.ggml.padding_token_id", "nothing here: there is no padding"),
+    Setting("tokenizer.ggml.padding_token_id", "nothing but pad_token of the chat template"),
+    Setting("tokenizer.ggml.unknown_token_id", "nothing but unk_token of the chat template"),
+    Setting("tokenizer.chat_template", "how a chat is written, read"),
 )
 """What its header says of the tokenizer."""
 

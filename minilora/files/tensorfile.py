@@ -244,7 +244,8 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except (ValueError, TypeError, RecursionError) as error:
-        raise FileRefused(path, f"the {what} is not sound JSON: {error}") from error
+        reason = str(error) if b"\n" in text.strip() else str(error).replace(": line 1 column", ": column")
+        raise FileRefused(path, f"the {what} is not sound JSON: {reason}") from error
     if not isinstance(parsed, dict):
         raise FileRefused(path, f"the {what} is a {type(parsed).__name__} of JSON, expected an object")
     return parsed

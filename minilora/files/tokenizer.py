@@ -21,7 +21,7 @@ from typing import Any
 from ..checks import check_path
 from .basefile import MAX_MODEL_CONFIG
 from .errors import FileRefused, needed, short
-from .llamagguf import read_gguf
+from .llamagguf import gguf_tokenizer
 from .llamasettings import GGUF_TOKENIZER
 from .tensorfile import open_regular, read_json, read_whole
 
@@ -55,6 +55,9 @@ class Tokenizer:
     decode: Callable[[Sequence[int]], str]  # the text, without the tokens that stand for no text
     begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
     end: frozenset[int]  # the ids that end a text
+    last: tuple[int, ...]  # the one that a text to train on ends with, or none
+    places: Callable[[str], list[tuple[int, int]]]  # the letter where each token of a text begins, and where it is over
+    spell: Callable[[Sequence[int]], str]  # as `decode`, with the tokens that stand for no text, by their names
 
 
 def load_tokenizer(model: str | Path) -> Tokenizer:
@@ -97,14 +100,22 @@ def _from_folder(folder: Path) -> Tokenizer:
         found.no_padding()
     except Exception as error:  # the package raises nothing more precise
         raise FileRefused(path, f"not a tokenizer: {error}") from error
+    last = None
     if (folder / BESIDE).exists():
         _check_beside(folder / BESIDE, found)
+        last = found.token_to_id(token_text(read_json(folder / BESIDE, MAX_MODEL_CONFIG).get("eos_token")) or "")
     for name in ("generation_config.json", "config.json"):  # the first that names an end
         if (folder / name).exists():
             end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
             if end is not None:
-                return _of(path, found, _end(folder / name, end))
-    return _of(path, found, [])
+                return _of(path, found, _end(folder / name, end), last)
+    return _of(path, found, [], last)
+
+
+def token_text(token: Any) -> str | None:
+    """Return the text of a token as tokenizer_config.json writes one: a text, or an object that has it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _check_beside(path: Path, found: Any) -> None:
@@ -128,21 +139,25 @@ def _end(path: Path, end: Any) -> list[int]:
     return ids
 
 
-def _of(path: Path, found: Any, end: Sequence[int]) -> Tokenizer:
-    """Return a tokenizer of the package `tokenizers` as ours."""
+def _of(path: Path, found: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
+    """Return a tokenizer of the package `tokenizers` as ours; a text to train on ends with `last`, or the first end."""
+    closing = end[:1] if last is None else [last]
 
-    def encode(text: str) -> list[int]:
+    def encoded(text: str) -> Any:
         try:
             with _panics_are_errors():
-                return list(found.encode(text, add_special_tokens=False).ids)
+                return found.encode(text, add_special_tokens=False)
         except Exception as error:  # such as an unknown letter, where the file names no token for those
             raise FileRefused(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
 
     return Tokenizer(
-        encode=encode,
+        encode=lambda text: list(encoded(text).ids),
         decode=lambda ids: str(found.decode(list(ids))),
         begin=tuple(_before_a_text(found)),
         end=frozenset(end),
+        last=tuple(closing),
+        places=lambda text: list(encoded(text).offsets),
+        spell=lambda ids: str(found.decode(list(ids), skip_special_tokens=False)),
     )
 
 
@@ -170,7 +185,7 @@ def _before_a_text(found: Any) -> list[int]:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    tokenizers, (_, fields) = needed("tokenizers", "its tokenizer"), read_gguf(path, tokenizer=True)
+    tokenizers, fields = needed("tokenizers", "its tokenizer"), gguf_tokenizer(path)
     known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
     if not all(setting.allows(fields.get(setting.name)) for setting in GGUF_TOKENIZER):
@@ -200,7 +215,12 @@ def _from_gguf(path: Path) -> Tokenizer:
     ours = _of(path, found, _end(path, ends))
     begin = (_begin(path, known),) if known.get("add_bos_token") else ()
     texts = {i: t for i, (t, kind) in enumerate(kinds.items()) if kind == USERS}
-    return replace(ours, begin=begin, decode=lambda ids: _decoded(ids, ours.decode, texts))
+    return replace(
+        ours,
+        begin=begin,
+        decode=lambda ids: _decoded(ids, ours.decode, texts),
+        spell=lambda ids: _decoded(ids, ours.spell, texts),
+    )
 
 
 def _splits_as(pre: str, tokenizers: Any) -> Any:
@@ -236,4 +256,19 @@ def _from_glassllm(path: Path) -> Tokenizer:
         found = glassllm.Tokenizer.load(beside)
     except Exception as error:
         raise FileRefused(beside, f"not glassllm's tokenizer: {error}") from error
-    return Tokenizer(found.encode, lambda ids: str(found.decode(list(ids))), (), frozenset({END_OF_GLASSLLM}))
+
+    def places(text: str) -> list[tuple[int, int]]:
+        """Return them in the text's composed form (NFC), which the package encodes."""
+        widths = [1 if i == found.unk_id else len(found.vocab[i]) for i in found.encode(text)]
+        ends = itertools.accumulate(widths)
+        return [(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+    return Tokenizer(
+        encode=found.encode,
+        decode=lambda ids: str(found.decode(list(ids))),
+        begin=(),
+        end=frozenset({END_OF_GLASSLLM}),
+        last=(END_OF_GLASSLLM,),
+        places=places,
+        spell=lambda ids: "".join(found.tokens(list(ids))).replace(glassllm.tokenizer.SPACE, " "),
+    )

@@ -1,8 +1,17 @@
 """Text, one token at a time: the model scores every token that could come next, one is chosen, and so on.
 
-    z = scores of the V tokens that could come next             (V,)
+    z = scores of the V tokens that could come next                                   (V,)
     greedy:     the token of the largest z
-    sampled:    token v with probability exp(z_v / c) / sum_u exp(z_u / c), at temperature c
+    sampled:    token v with probability q_v, at temperature c
+    top-p:      the same from the likeliest tokens alone, the fewest that have together P
+
+    q_v = exp(z_v / c) / sum_u exp(z_u / c)                               (gen.1)     (V,)
+    a_v = sum of q_u over the tokens u that are likelier than v           (gen.2)     (V,)
+    p_v = q_v [a_v < P] / sum_u q_u [a_u < P]                             (gen.3)     (V,)
+
+Of tokens that are equally likely, the one with the smaller id goes before in (gen.2). The likeliest token has a = 0, so
+it always stays. The others stay until those before them have P: most of the V tokens are unlikely ones, and together
+they would be drawn often (Holtzman et al., https://arxiv.org/abs/1904.09751).
 
 Each new token needs the keys and values of all tokens before it, and these do not change: position t reads from up to t
 alone. So the model keeps them (its `past`), and a new token costs one position and not the whole text again.
@@ -26,6 +35,7 @@ def generate(
     tokens: int,
     *,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     rng: np.random.Generator | None = None,
     end: Collection[int] = (),
 ) -> Iterator[int]:
@@ -41,6 +51,8 @@ def generate(
         The most to yield, at least 1.
     temperature : float
         0 always takes the likeliest token. Above 0 tokens are drawn: the nearer to 0, the surer the likeliest.
+    top_p : float
+        Above 0 and at most 1: draw from the fewest likeliest tokens that have together this probability.
     rng : numpy.random.Generator, optional
         Draws them, on the host: one seed, one text on every device, up to the rounding of the scores. Needed above 0.
     end : collection of int
@@ -57,7 +69,8 @@ def generate(
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if temperature > 0:
         check_rng(rng)
-    return _generate(model, ids, tokens, temperature, rng, _check_end(end))
+    top_p = check_top_p(top_p)
+    return _generate(model, ids, tokens, temperature, top_p, rng, _check_end(end))
 
 
 def _generate(
@@ -65,13 +78,14 @@ def _generate(
     ids: list[int],
     tokens: int,
     temperature: float,
+    top_p: float,
     rng: np.random.Generator | None,
     end: Collection[int],
 ) -> Iterator[int]:
     where = backend_of(model.model.norm.weight)
     logits, past = model.extend(where.asarray([ids]))
     for left in reversed(range(tokens)):
-        token = choose(where.to_numpy(logits[0]), temperature, rng)
+        token = choose(where.to_numpy(logits[0]), temperature, rng, top_p)
         if token in end:
             return
         yield token
@@ -79,13 +93,31 @@ def _generate(
             logits, past = model.extend(where.asarray([[token]]), past)
 
 
-def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None) -> int:  # (V,) -> ()
+def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None, top_p: float = 1.0) -> int:  # (V,) -> ()
     """Return the likeliest token, or one that is drawn."""
     if temperature == 0 or rng is None:
         return int(z.argmax())
     with np.errstate(over="ignore"):  # divided by a tiny temperature, what is below the largest is minus infinity
-        p = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1: nothing overflows
-    return int(rng.choice(len(p), p=p / p.sum()))
+        e = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1: nothing overflows
+    q = e / e.sum()  # eq. (gen.1)
+    return int(rng.choice(len(q), p=q if top_p == 1 else nucleus(q, top_p)))
+
+
+def nucleus(q: np.ndarray, P: float) -> np.ndarray:  # (V,) -> (V,)
+    """Return the probabilities of the fewest likeliest tokens that have together P, scaled to a sum of 1."""
+    order = np.argsort(-q, kind="stable")
+    a = np.empty_like(q)
+    a[order] = np.cumsum(q[order]) - q[order]  # eq. (gen.2)
+    p: np.ndarray = q * (a < P) / q[a < P].sum()  # eq. (gen.3)
+    return p
+
+
+def check_top_p(top_p: Any) -> float:
+    """Return a share of the probability, or refuse one that is not above 0 and at most 1."""
+    share = check_number("top_p", top_p, above=0)
+    if share > 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {shown(top_p)}")
+    return share
 
 
 def _check_end(end: Any) -> frozenset[int]:

@@ -742,38 +742,100 @@ def test_a_training_killed_while_writing_ends_with_the_same_bits(tmp_path, monke
     assert at == 13  # the start and three epochs, and one more without a kill
 
 
-def test_the_article_resumes_both_trainings_and_refuses_another_configuration(tmp_path, monkeypatch):
-    small = {"epochs": 3, "n": 200, "in_features": 12, "out_features": 9, "batch_size": 32}
-    whole = article.run(**small)
+SMALL = {"epochs": 3, "n": 200, "in_features": 12, "out_features": 9, "batch_size": 32}
 
-    def stop_at(file):
-        def replace(source, target):
-            real(source, target)
-            stops.append(Path(target).name)
-            if stops.count(file) == 3:
+
+@pytest.fixture(params=["file", "folder"])
+def place(request, tmp_path):
+    """Where the article keeps its trainings; earlier versions made a folder."""
+    if request.param == "folder":
+        (tmp_path / "c").mkdir()
+    return tmp_path / "c"
+
+
+def files_in(place):
+    return {file.name: file.read_bytes() for file in ([place] if place.is_file() else place.iterdir())}
+
+
+def test_the_article_resumes_both_of_its_trainings(place, monkeypatch):
+    whole = article.run(**SMALL)
+    for name in ("base", "adapter"):
+
+        def keep(self, state, name=name, right=checkpoint.Checkpoint.keep):
+            right(self, state)
+            if (name, state.epoch) in ((self.name, 2), (self.path.stem, 2)):
                 raise KeyboardInterrupt
 
-        real, stops = os.replace, []
-        return replace
-
-    for file in ("base.safetensors", "adapter.safetensors"):
         with monkeypatch.context() as patched:
-            patched.setattr(os, "replace", stop_at(file))
+            patched.setattr(checkpoint.Checkpoint, "keep", keep)
             with pytest.raises(KeyboardInterrupt):
-                article.run(**small, checkpoint=tmp_path)
-    resumed = article.run(**small, checkpoint=tmp_path)
-    assert resumed.base_history == whole.base_history
-    assert resumed.lora_history == whole.lora_history
-    assert resumed.base.weight.tobytes() == whole.base.weight.tobytes()
-    assert resumed.delta.tobytes() == whole.delta.tobytes()
+                article.run(**SMALL, checkpoint=place)
+    assert sorted(files_in(place)) == (["c"] if place.is_file() else ["adapter.safetensors", "base.safetensors"])
+    for _ in range(2):  # what is done is read again
+        resumed = article.run(**SMALL, checkpoint=place)
+        assert resumed.base_history == whole.base_history
+        assert resumed.lora_history == whole.lora_history
+        assert resumed.base.weight.tobytes() == whole.base.weight.tobytes()
+        assert resumed.delta.tobytes() == whole.delta.tobytes()
+
+
+def test_the_article_refuses_another_configuration_before_anything_is_drawn(place, monkeypatch):
+    article.run(**SMALL, checkpoint=place)
     monkeypatch.setattr(np.random, "default_rng", lambda seed: pytest.fail("something was drawn"))
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert sorted(before) == ["adapter.safetensors", "base.safetensors"]
+    before = files_in(place)
     others = {"rank": 2, "alpha": 3.0, "seed": 1, "lr": 0.1, "dtype": "float64", "epochs": 4, "batch_size": 31}
     for name, value in {**others, "n": 201, "in_features": 13, "out_features": 8}.items():
-        with pytest.raises(CheckpointError, match=rf"base\.safetensors' is .* configuration: {name} is .* there and "):
-            article.run(**{**small, name: value}, checkpoint=tmp_path)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-    (tmp_path / "base.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"adapter\.safetensors' is .* configuration: rank is 1 there and 2 here"):
-        article.run(**{**small, "rank": 2}, checkpoint=tmp_path)
+        with pytest.raises(CheckpointError, match=rf"' is .* configuration: {name} is .* there and "):
+            article.run(**{**SMALL, name: value}, checkpoint=place)
+    assert files_in(place) == before
+    if place.is_dir():
+        (place / "base.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"adapter\.safetensors' is .* rank is 1 there and 2 here"):
+            article.run(**{**SMALL, "rank": 2}, checkpoint=place)
+
+
+def test_a_file_of_two_trainings_and_one_of_one_are_told_apart(kept, tmp_path):
+    one, (model, X, Y, rng) = kept.read_bytes(), problem()
+    with pytest.raises(CheckpointError, match="c' keeps one training without a name, expected one of the name base"):
+        article.run(**SMALL, checkpoint=kept)
+    assert kept.read_bytes() == one
+    article.run(**SMALL, checkpoint=tmp_path / "two")
+    both, start = (tmp_path / "two").read_bytes(), {name: p.tobytes() for name, p in model.trainable().items()}
+    with pytest.raises(CheckpointError, match="two' keeps the trainings adapter and base, expected one without a name"):
+        train(model, X, Y, rng=rng, checkpoint=tmp_path / "two", epochs=7, batch_size=8)
+    assert (tmp_path / "two").read_bytes() == both
+    assert {name: p.tobytes() for name, p in model.trainable().items()} == start
+
+
+def test_a_damaged_byte_of_either_training_is_noticed(tmp_path):
+    article.run(**SMALL, checkpoint=tmp_path / "c")
+    sound, rng = (tmp_path / "c").read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(8, len(sound), size=40):
+        raw = bytearray(sound)
+        raw[place] ^= 4
+        (tmp_path / "c").write_bytes(raw)
+        with pytest.raises(CheckpointError):
+            article.run(**SMALL, checkpoint=tmp_path / "c")
+
+
+def test_notes_are_kept_with_each_state_and_not_compared(tmp_path):
+    notes, (model, X, Y, rng) = {"rows": [1]}, problem()
+    given = {"epochs": 3, "batch_size": 8, "rng": rng, "report": lambda state: notes["rows"].append(state.epoch)}
+    train(model, X, Y, checkpoint=checkpoint.Checkpoint(tmp_path / "c", notes=notes), **given)
+    assert checkpoint.read(tmp_path / "c").notes == {"rows": [1, 1, 2]}  # it is written before the report
+    model, X, Y, rng = problem()
+    train(model, X, Y, rng=rng, epochs=3, batch_size=8, checkpoint=tmp_path / "c")
+
+
+def test_of_many_differences_the_first_are_told(tmp_path):
+    def fit(**widths):
+        rng = np.random.default_rng(0)
+        model = Sequential(**{f"l{i}": Linear.init(3, 3, rng=rng, **widths) for i in range(30)})
+        train(
+            model, *2 * [np.ones((8, 3), widths["dtype"])], epochs=1, batch_size=4, rng=rng, checkpoint=tmp_path / "c"
+        )
+
+    fit(dtype="float32")
+    with pytest.raises(CheckpointError, match=r"; and \d+ more\. Ask for the same") as error:
+        fit(dtype="float64")
+    assert len(str(error.value)) < 500

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.files import tokenizer
+from minilora.files import llamagguf, tokenizer
 from minilora.files.errors import FileRefused
 from minilora.files.tokenizer import load_tokenizer
 from minilora.text import CONTEXT, token_ids
@@ -126,6 +126,55 @@ def test_tokens_that_users_defined_are_whole_and_are_text(tmp_path):
     assert found.decode(ids) == found.decode(np.array(ids)) == text
     assert found.decode(found.encode("a<unk>b")) == "ab"
     assert len(found.encode("a<unk>b")) == 3
+
+
+@pytest.mark.parametrize("text", ["the <turn>café 日本", "  th\n\nthe<end>", "<turn><turn>a", ""])
+def test_every_token_says_where_its_letters_are(tmp_path, text):
+    """A letter of several tokens is in each of them, and no letter is in none."""
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf"))
+    ids, places = found.encode(text), found.places(text)
+    assert found.spell(ids) == text
+    assert len(places) == len(ids)
+    assert {i for start, stop in places for i in range(start, stop)} == set(range(len(text)))
+    for number, (start, stop) in zip(ids, places, strict=True):
+        assert found.spell([number]) == text[start:stop] or len(text[start:stop].encode()) > 1
+
+
+def test_a_text_to_train_on_ends_as_the_tokenizer_says(tmp_path):
+    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", eos=1, eot=0)).last == (1,)
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    assert load_tokenizer(folder).last == (LETTERS.index("."),)
+    for eos in ("z", {"content": "z"}):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+        found = load_tokenizer(folder)
+        assert (found.last, found.end) == ((LETTERS.index("z"),), {LETTERS.index(".")})
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert load_tokenizer(folder).last == ()
+
+
+def test_a_glassllm_token_says_where_its_letters_are():
+    glassllm = pytest.importorskip("glassllm", reason="pip install 'minilora[models]'")
+    found = load_tokenizer(Path(glassllm.__file__).parent / "weights" / "en.npz")
+    text = "The king\n said unto 日!"
+    ids, places = found.encode(text), found.places(text)
+    assert [found.decode([i]) for i in ids if i != 1] == [
+        text[a:b] for i, (a, b) in zip(ids, places, strict=True) if i != 1
+    ]
+    assert "".join(text[a:b] for a, b in places) == text
+    assert found.spell([*ids[:2], *found.last]) == found.decode(ids[:2]) + "<eos>"
+    assert found.last == (3,)
+
+
+def test_a_gguf_header_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
+    path, read, right = tmp_path / "m.gguf", [], llamagguf.read_gguf
+    monkeypatch.setattr(llamagguf, "read_gguf", lambda *a, **k: read.append(a) or right(*a, **k))
+    write_gguf(path)
+    assert load_tokenizer(path).last == load_tokenizer(path).last == (0,)
+    assert len(read) == 1
+    path.unlink()
+    write_gguf(path, eos=1, eot=0)
+    assert load_tokenizer(path).last == (1,)
 
 
 def test_a_token_that_stands_twice_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import Linear, adapt
-from minilora.models.generate import choose, generate
+from minilora.models.generate import choose, generate, nucleus
 
 from ..support.compare import assert_close
 from ..support.language import tiny_llama
@@ -73,6 +73,37 @@ def test_tokens_are_drawn_with_their_probabilities(temperature):
     assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1e-9).all()
 
 
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), st.floats(0.01, 1))
+def test_the_nucleus_is_the_smallest_set_of_likeliest_tokens(weights, P):
+    q = np.array(weights) / sum(weights)
+    p = nucleus(q, P)
+    kept = p > 0
+    np.testing.assert_allclose(p, np.where(kept, q, 0) / q[kept].sum(), rtol=1e-12)
+    if P < 1 - 1e-9:
+        assert q[kept].sum() >= P - 1e-9
+        assert q[kept].sum() - q[kept].min() < P + 1e-9  # without its least likely token it would be too small
+    assert not (~kept).any() or q[~kept].max() <= q[kept].min()
+
+
+def test_of_equally_likely_tokens_the_first_are_kept():
+    np.testing.assert_array_equal(nucleus(np.array([0.25, 0.25, 0.25, 0.25]), 0.5), [0.5, 0.5, 0, 0])
+
+
+def test_top_p_draws_from_the_nucleus_alone():
+    z, rng = np.log([0.5, 0.05, 0.3, 0.15]), np.random.default_rng(0)
+    for top_p, found in ((0.01, {0}), (0.5, {0}), (0.6, {0, 2}), (0.81, {0, 2, 3}), (1.0, {0, 1, 2, 3})):
+        assert {choose(z, 1.0, rng, top_p) for _ in range(200)} == found
+    assert {choose(z, 100.0, rng, 0.6) for _ in range(200)} > {0, 2}  # of the probabilities at its temperature
+
+
+def test_top_p_of_one_changes_no_bit():
+    def said(**more):
+        return list(generate(adapted(), [1, 2], 30, temperature=1.5, rng=np.random.default_rng(3), **more))
+
+    assert said() == said(top_p=1) != said(top_p=0.5)
+    assert said(top_p=1e-9) == list(generate(adapted(), [1, 2], 30))
+
+
 @pytest.mark.parametrize("temperature", [0.1, 5e-324])
 @pytest.mark.parametrize("z", [[1e30, 3e30, -1e30], [-1e4, -1e4 + 20, -2e4]])
 def test_scores_of_any_size_can_be_drawn_from(z, temperature):
@@ -112,6 +143,9 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
         ({"temperature": -1}, ValueError, "temperature must be at least 0 and finite, got -1"),
         ({"temperature": float("nan")}, ValueError, "temperature must be at least 0 and finite, got nan"),
         ({"temperature": 1}, TypeError, "rng must be a numpy.random.Generator"),
+        ({"top_p": 0}, ValueError, "top_p must be above 0 and finite, got 0"),
+        ({"top_p": 1.01}, ValueError, "top_p must be above 0 and at most 1, got 1.01"),
+        ({"top_p": float("nan")}, ValueError, "top_p must be above 0 and finite, got nan"),
         ({"end": 3}, TypeError, r"^end must be a collection of token ids such as \[3\], got 3$"),
         ({"end": ["a"]}, TypeError, "^an id of end must be an integer, got 'a'$"),
         ({"model": Linear(np.ones((2, 3)))}, TypeError, "model must be a Llama, got Linear"),

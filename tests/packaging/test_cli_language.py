@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from minilora import (
     train,
 )
 from minilora.commands.finetune import LOG_EVERY
+from minilora.data import load_data
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
@@ -53,8 +55,13 @@ def finetune(*more):
 
 def losses(out):
     """Return the held-out losses that were printed, by step."""
-    rows = [line.split() for line in out.splitlines()]
-    return {int(row[0]): float(row[1]) for row in rows if len(row) == 2 and row[0].isdigit()}
+    return {row[0]: row[-1] for row in rows(out)}
+
+
+def rows(out):
+    """Return step, training loss and held-out loss of each row that was printed; of step 0 the latter alone."""
+    found = re.findall(r"^ *(\d+) +(?:(\d+\.\d{3}) +)?(\d+\.\d{3})(?: |$)", out, re.M)
+    return [(int(step), float(training) if training else None, float(held_out)) for step, training, held_out in found]
 
 
 def test_finetuning_is_adapt_and_train(folder, capsys):
@@ -163,7 +170,10 @@ BAD = [
     (["--rank", "0"], "rank must be at least 1, got 0"),
     (["--steps", "0"], "steps must be at least 1, got 0"),
     (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
-    (["--batch-size", "229"], "batch_size must be at most the 228 rows of X, the windows of the text, got 229"),
+    (
+        ["--batch-size", "229"],
+        "--batch-size 229 is more than the 228 windows that there are to train on at --length",
+    ),
     (["--micro-batch", "0"], "micro_batch must be at least 1, got 0"),
     (["--length", "0"], "length must be at least 1, got 0"),
     (["--length", "1020"], "the text has 2040 tokens, expected at least 2041: two windows of 1020"),
@@ -183,6 +193,9 @@ BAD = [
     (["--checkpoint", "a/adapter_config.json"], "/a/adapter_config.json' would lie where the adapter goes"),
     (["--checkpoint", "a/adapter_model.safetensors"], "/a/adapter_model.safetensors' would lie where the adapter"),
     (["--checkpoint", "model/../a"], "/a' would lie where the adapter goes: name another file"),
+    (["--checkpoint", "model"], "the checkpoint 'model' is a folder, expected a file or a new name"),
+    (["--plot", "no/such/folder/x.png"], "there is no folder 'no/such/folder'"),
+    (["--plot", "figure.xyz"], "ends in 'xyz', expected one of"),
     (["--checkpoint", "text/c"], "checkpoints cannot be kept in 'text'"),
     (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
     (["--model", "nowhere"], "'nowhere': there is no such file"),
@@ -262,6 +275,71 @@ def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
     assert Path("a", "adapter_model.safetensors").read_bytes() == resumed
 
 
+# --- examples -------------------------------------------------------------------------------------
+
+TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}
+{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"""
+EXAMPLES = [
+    *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
+    *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
+    {"text": "the dog sat on the log"},
+]
+
+
+@pytest.fixture
+def examples(folder):
+    """A model with a chat template, and examples of all three kinds."""
+    pytest.importorskip("jinja2", reason="pip install 'minilora[models]'")
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+
+
+def test_finetuning_takes_examples_of_three_kinds(examples, capsys):
+    few = ["--steps", "30", "--batch-size", "4", "--length", "24", "--rank", "2", "--lr", "0.02"]
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *few) == 0
+    out = capsys.readouterr().out
+    assert "data     e.jsonl: 18 examples and 3 held out, 102 of 263 tokens count" in out
+    assert "example  line 2, 14 tokens; the 4 behind a | count:\n    the cat b \n  | sat.\n" in out
+    assert losses(out)[30] < losses(out)[0] - 0.3
+    data = load_data("e.jsonl", "model", 24)
+    expected = evaluate(Llama.load("model"), data.X_held, data.Y_held, cross_entropy)
+    assert losses(out)[0] == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": "the", "completion": ""}, "'e.jsonl': line 22: its completion is empty"),
+        ({"messages": [{"role": "system", "content": "a"}, *EXAMPLES[10]["messages"]]}, "it says: no system here"),
+        ({"question": "the"}, "'e.jsonl': line 22: its keys are ['question']"),
+    ],
+)
+def test_an_example_that_is_none_stops_the_finetuning(examples, line, message, capsys):
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, [*EXAMPLES, line])))
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *SMALL) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == "model    model\n"
+    assert not Path("a").exists()
+
+
+def test_a_chat_is_answered_and_the_answer_printed_alone(examples, capsys):
+    model, template = Llama.load("model"), "u the cat.a "
+    ids = [LETTERS.index(c) for c in template]
+    expected = "".join(LETTERS[i] for i in generate(model, ids, 9, end={LETTERS.index(".")}))
+    command = ["generate", "the cat", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0"]
+    assert run(*command) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_a_chat_needs_a_template(folder, capsys):
+    assert run("generate", "the cat", "--model", "model", "--chat") == 2
+    out, err = capsys.readouterr()
+    assert "'model': there is no chat template in tokenizer_config.json, nor a file chat_template.jinja" in err
+    assert out == ""
+
+
 # --- generate -------------------------------------------------------------------------------------
 
 
@@ -295,6 +373,8 @@ def test_a_seed_chooses_the_text(folder, capsys):
         (["the", "--model", "model", "--tokens", "0"], "tokens must be at least 1, got 0"),
         (["the", "--model", "model", "--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
         (["the", "--model", "model", "--temperature", "nan"], "temperature must be at least 0 and finite, got nan"),
+        (["the", "--model", "model", "--top-p", "0"], "top_p must be above 0 and finite, got 0.0"),
+        (["the", "--model", "model", "--top-p", "1.5"], "top_p must be above 0 and at most 1, got 1.5"),
         (["the", "--model", "model", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["the", "--model", "model", "--adapter", "model"], "adapter_config.json"),
         (["the", "--model", "model", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),

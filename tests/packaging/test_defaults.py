@@ -13,11 +13,14 @@ from minilora.cli import _parser
 
 MORE = (
     "article",
+    "chat",
     "conformance.report",
     "conformance.suite",
     "conformance.xfails",
+    "data",
     "fast.accumulation",
     "fast.residual",
+    "files.chattemplate",
     "files.checkpoint",
     "files.ggufblocks",
     "files.inspection",
@@ -79,12 +82,14 @@ PYTHON = {
     "taylor_orders": "cotangent=None, halvings=12, seed=0",
     "train": (
         "epochs=100, batch_size=128, lr=0.001, log_every=10, progress=False, checkpoint=None, loss=mse, "
-        "gradients=backpropagate, steps=None, held_out=None"
+        "gradients=backpropagate, steps=None, held_out=None, report=None"
     ),
     "article.run": (
         "rank=1, alpha=1.0, epochs=100, batch_size=128, lr=0.001, seed=0, dtype='float32', backend=None, "
         "n=10000, in_features=1001, out_features=1000, progress=False, checkpoint=None"
     ),
+    "chat.encode_chat": "tools=None",
+    "chat.write_chat": "tools=None",
     "conformance.report.Report": (
         "claims=dict(), habits=dict(), diagnoses=list(), errors=dict(), kinds=dict(), functions=dict(), cases=list()"
     ),
@@ -94,19 +99,27 @@ PYTHON = {
     "conformance.suite.outcomes_of": "owed=(), watch=None",
     "conformance.xfails.Judged": "known=dict(), required=()",
     "conformance.xfails.github_error": "title='minilora conformance'",
+    "data.Data": "example=''",
+    "data.encode_example": "template=None",
+    "data.load_data": "tokenizer=None",
     "fast.accumulation.accumulate": "loss=None",
     "fast.residual.residual_form": "loss=mse",
-    "files.checkpoint.Checkpoint": "settings=None",
+    "files.chattemplate.ChatTemplate": "tokens=None",
+    "files.chattemplate.ChatTemplate.render": "add_generation_prompt=False, tools=None",
+    "files.checkpoint.Checkpoint": "settings=None, notes=None, name=''",
+    "files.checkpoint.read": "name=''",
     "files.ggufblocks.BlockLinear": "bias=None, dtype='float32'",
     "layers.nf4.code_book": "levels=16",
     "layer.walk": "path=''",
     "layer.rebuild": "array=<lambda>, layer=<lambda>",
     "layer.parameter_count": "trained=False",
-    "models.generate.generate": "temperature=0.0, rng=None, end=()",
+    "models.generate.generate": "temperature=0.0, top_p=1.0, rng=None, end=()",
     "models.memory.training_memory": (
         "rank=None, targets=('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'), "
         "bits=16, recompute=False"
     ),
+    "models.generate.choose": "top_p=1.0",
+    "text.token_ids": "size=None",
     "training.TrainingState": "history=History(), epoch=0",
     "training.backpropagate": "loss=mse",
     "training.draw_batches": "steps=None",
@@ -119,11 +132,14 @@ COMMANDS = {
         "--backend=numpy --plot=None --save=None --checkpoint=None"
     ),
     "finetune": (
-        "--model=None --target-modules=all-linear --rank=8 --alpha=16.0 --steps=300 --batch-size=16 "
-        "--micro-batch=None --length=128 --lr=0.003 --seed=0 --dtype=float32 --quantize=None --backend=numpy "
-        "--checkpoint=None"
+        "--model=None --target-modules=all-linear --rank=8 --alpha=16.0 --steps=None --batch-size=None "
+        "--micro-batch=None --length=128 --lr=None --seed=0 --dtype=float32 --quantize=None --backend=numpy "
+        "--checkpoint=None --plot=None"
     ),
-    "generate": "--model=None --adapter=None --tokens=100 --temperature=0.7 --seed=0 --quantize=None --backend=numpy",
+    "generate": (
+        "--model=None --adapter=None --chat=False --tokens=100 --temperature=0.7 --top-p=1.0 --seed=0 "
+        "--quantize=None --backend=numpy"
+    ),
     "check": "--seed=0 --backend=numpy",
     "merge": "--layout=None --dry-run=False",
     "inspect": "--plot=None",

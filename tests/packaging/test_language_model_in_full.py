@@ -39,7 +39,9 @@ def finetuning(blocks):
 
 
 def losses(text):
-    return {int(step): float(loss) for step, loss in re.findall(r"^ *(\d+)  (\d\.\d+)$", text, re.M)}
+    return {
+        int(step): float(loss) for step, loss in re.findall(r"^ *(\d+) +(?:\d\.\d{3} +)?(\d\.\d{3})(?: |$)", text, re.M)
+    }
 
 
 def test_the_pages_finetuning_reaches_the_losses_it_shows(tmp_path):

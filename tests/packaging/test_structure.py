@@ -24,7 +24,7 @@ FLOORS = [
     {"optim", "training"},
     {"verify"},
     {"files"},
-    {"text", "article", "exercises", "figures", "conformance", "golden"},
+    {"text", "chat", "data", "article", "exercises", "figures", "conformance", "golden"},
     {"commands"},
     {"cli", "__main__"},
 ]

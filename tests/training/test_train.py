@@ -1,7 +1,9 @@
 import io
 import pickle
+import re
 import sys
 from functools import partial
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
-from minilora.training import backpropagate, draw_batches
+from minilora.files import checkpoint
+from minilora.training import backpropagate, draw_batches, progress_bar
 
 from ..support.cases import PRODUCTS as CASES
 from ..support.compare import assert_close
@@ -254,6 +257,83 @@ def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, pr
     assert ("3/3" in stream.getvalue() and "loss=" in stream.getvalue()) is shown
     assert ("epoch/s" in stream.getvalue() or "s/epoch" in stream.getvalue()) is shown
     assert bool(stream.getvalue()) is shown
+
+
+def test_the_bar_of_a_training_that_goes_on_is_right(monkeypatch):
+    """After a stop: of 4 epochs of 48 tokens 3 are done, and the last takes two seconds."""
+    monkeypatch.setattr("sys.stderr", Terminal())
+    bar = progress_bar(3, 4, 48, shown=True)
+    bar.start_t -= 2
+    bar.update(48)
+    bar.close()
+    first, last = sys.stderr.getvalue().split("\r")[1], sys.stderr.getvalue().split("\r")[-1]
+    assert "144/192" in first
+    assert "192/192" in last
+    rate = float(re.search(r"([\d.]+)token/s", last)[1])
+    assert 20 < rate <= 24.1
+
+
+class Shell:
+    """What IPython says of itself in a notebook's kernel."""
+
+    config = MappingProxyType({"IPKernelApp": {}})
+
+
+@pytest.mark.parametrize(("shell", "shown"), [(Shell(), True), (None, False)])
+def test_a_notebook_shows_the_bar(monkeypatch, shell, shown):
+    """A kernel's stderr is no terminal."""
+    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    for progress in (False, True):
+        assert sys.stderr.getvalue() == ""
+        train(model, DATA.x, DATA.target, epochs=3, batch_size=8, rng=rng, log_every=1, progress=progress)
+    assert ("3/3" in sys.stderr.getvalue()) is shown
+
+
+NOTEBOOK = """
+import numpy as np
+from minilora import Linear, train
+rng = np.random.default_rng(0)
+X, Y = rng.standard_normal((40, 3)), rng.standard_normal((40, 2))
+train(Linear.init(3, 2, rng=rng, dtype="float64"), X, Y, epochs=3, batch_size=8, rng=rng, progress=True)
+None
+"""
+
+
+@pytest.mark.long
+def test_a_real_kernel_shows_the_bar_and_no_warning():
+    """As text, or as ipywidgets' bar where that is installed."""
+    client, notebooks = pytest.importorskip("nbclient"), pytest.importorskip("nbformat.v4")
+    pytest.importorskip("ipykernel")
+    notebook = notebooks.new_notebook(cells=[notebooks.new_code_cell(NOTEBOOK)])
+    client.NotebookClient(notebook, kernel_name="python3").execute()
+    shown = str(notebook.cells[0].outputs)
+    assert "3/3" in shown
+    assert "Warning" not in shown
+
+
+def test_each_epoch_is_reported_when_it_is_kept(tmp_path):
+    seen, file = [], tmp_path / "c"
+
+    def report(state):
+        seen.append((state.epoch, list(state.history.epochs), checkpoint.read(file).epoch))
+
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    given = {"batch_size": 8, "rng": rng, "log_every": 2, "checkpoint": file, "report": report}
+    train(model, DATA.x, DATA.target, epochs=3, **given)
+    assert seen == [(1, [], 1), (2, [2], 2), (3, [2], 3)]
+
+
+def test_a_report_that_is_no_function_is_refused():
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    before = arrays_of(model)
+    with pytest.raises(TypeError, match=r"report must be a function, report\(state\), got 'loud'"):
+        train(model, DATA.x, DATA.target, batch_size=8, rng=rng, report="loud")
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

@@ -1,0 +1,190 @@
+r"""From a chat to the text that a model reads, and the places in it where the model speaks.
+
+Let T(m_1 ... m_n) be the text that the model's template makes of n messages, and G what T adds to it to let the model
+speak. If m_i is the assistant's, its turn begins where T(m_1 ... m_i-1) G ends, and ends where T(m_1 ... m_i) ends:
+
+    T(m_1 ... m_i-1) G   <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n
+    T(m_1 ... m_i)       <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n
+    T(m_1 ... m_n)       <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>...
+    the turn                                                                    Hello.<|im_end|>
+
+This holds if each is a prefix of the next. Some templates write a message otherwise once another follows, or leave out
+what the model thought in earlier turns: what they show in training is not what the model sees when it answers. Such a
+chat is refused.
+
+The text is then encoded whole, as transformers does. A token counts if it holds letters of a turn. A turn is over with
+its end token, here <|im_end|>: a line break that the template writes behind it does not count. Whatever a message says
+goes into the text as it is, so that "<|im_end|>" within one becomes the end token, also as in transformers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .files.chattemplate import ChatTemplate
+from .files.errors import short
+from .files.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+SPEAKER = "assistant"
+"""The role whose turns are the model's."""
+
+
+def write_chat(
+    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None = None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return a chat as a text, and where each of the assistant's turns begins and ends in it.
+
+    Parameters
+    ----------
+    messages : sequence of mappings
+        Each with "role" and "content".
+    template : ChatTemplate
+        The model's.
+    tools : sequence, optional
+        What the template is told of tools.
+
+    Returns
+    -------
+    text : str
+        As transformers' ``apply_chat_template(..., tokenize=False)`` writes it.
+    turns : list of (int, int)
+        Places of letters, the second behind the turn's last.
+
+    Raises
+    ------
+    ValueError
+        If the messages are none, if no turn is the assistant's or one is empty, or if the template refuses them or
+        writes them otherwise once another follows.
+    """
+    check_messages(messages)
+    text, turns = template.render(messages, tools=tools), []
+    for i, message in enumerate(messages):
+        if message["role"] == SPEAKER:
+            before = template.render(messages[:i], add_generation_prompt=True, tools=tools)
+            after = template.render(messages[: i + 1], tools=tools)
+            for shorter, longer in ((before, after), (after, text)):
+                if not longer.startswith(shorter):
+                    raise ValueError(_no_prefix(i, shorter, longer))
+            if before == after:
+                raise ValueError(f"the chat template writes nothing of message {i + 1}, the {SPEAKER}'s")
+            turns.append((len(before), len(after)))
+    if not turns:
+        raise ValueError(f"no message is the {SPEAKER}'s: there is nothing to learn")
+    return text, turns
+
+
+def _no_prefix(i: int, shorter: str, longer: str) -> str:
+    """Say where a template goes back on what it wrote."""
+    place = next((k for k, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
+    then, now = (short(text[max(0, place - 20) : place + 40], 80) for text in (shorter, longer))
+    return (
+        f"the chat template writes what stands before the end of message {i + 1} in two ways: {then} and, once more "
+        f"follows, {now}. So it cannot be said which tokens are the {SPEAKER}'s"
+    )
+
+
+def check_messages(messages: Any) -> None:
+    """Refuse what is no list of messages, or has an empty one of the assistant's."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ValueError(f"messages is {short(messages)}, expected a list of messages")
+    for i, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {i} is {short(message)}, expected an object with role and content")
+        content, calls = message.get("content"), message.get("tool_calls")
+        if not isinstance(content, str) and not (content is None and calls):
+            raise ValueError(f"the content of message {i} is {short(content)}, expected a text")
+        if message["role"] == SPEAKER and not calls and not str(content).strip():
+            raise ValueError(f"message {i} is an empty answer of the {SPEAKER}'s: {short(content)}")
+
+
+def tokens_of(part: tuple[int, int], places: Sequence[tuple[int, int]]) -> slice:
+    """Return the tokens that hold letters of a part of a text.
+
+    Parameters
+    ----------
+    part : (int, int)
+        The letter where the part begins, and the one where it is over.
+    places : sequence of (int, int)
+        The same of each token, as `Tokenizer.places` gives them.
+    """
+    first = bisect_right([stop for _, stop in places], part[0])
+    return slice(first, max(first, bisect_left([start for start, _ in places], part[1])))
+
+
+def encode_chat(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
+) -> tuple[list[int], np.ndarray]:
+    """Return the token ids of a chat, and which of them the loss counts: the assistant's turns with their end tokens.
+
+    Parameters
+    ----------
+    messages, template, tools
+        As `write_chat` takes them.
+    tokenizer : Tokenizer
+        The model's.
+
+    Returns
+    -------
+    ids : list of int
+        What transformers makes of the chat. There is a begin token if the template writes one, and no second.
+    counted : numpy.ndarray, shape (len(ids),), bool
+        Which ones count.
+
+    Raises
+    ------
+    ValueError
+        As `write_chat` does.
+    """
+    text, turns = write_chat(messages, template, tools)
+    ids, places = tokenizer.encode(text), tokenizer.places(text)
+    counted = np.zeros(len(ids), bool)
+    for turn in turns:
+        counted[_tokens_of_turn(turn, text, ids, places, tokenizer)] = True
+    return ids, counted
+
+
+def _tokens_of_turn(
+    turn: tuple[int, int], text: str, ids: list[int], places: Sequence[tuple[int, int]], tokenizer: Tokenizer
+) -> slice:
+    """Return a turn's tokens, without the blank that a template writes behind an end token."""
+    start, stop = turn
+    through = tokens_of((start, start + len(text[start:stop].rstrip())), places)
+    ends = through.stop > through.start and is_control(ids[through.stop - 1], tokenizer)
+    return through if ends else tokens_of(turn, places)
+
+
+def is_control(number: int, tokenizer: Tokenizer) -> bool:
+    """Return whether a token stands for no text, as <|im_end|> does."""
+    return not tokenizer.decode([number]) and bool(tokenizer.spell([number]))
+
+
+def encode_question(question: str, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[list[int], frozenset[int]]:
+    """Return the ids of a user's message with what lets the model answer, and the tokens that end the answer.
+
+    The end tokens are the model's, and the one with which the template ends a turn.
+
+    Parameters
+    ----------
+    question : str
+        The message.
+    template, tokenizer : ChatTemplate, Tokenizer
+        The model's.
+
+    Raises
+    ------
+    ValueError
+        If the template refuses the message.
+    """
+    asked: list[Message] = [{"role": "user", "content": question}]
+    ids, end = tokenizer.encode(template.render(asked, add_generation_prompt=True)), set(tokenizer.end)
+    try:
+        answered, counted = encode_chat([*asked, {"role": SPEAKER, "content": "Yes."}], template, tokenizer)
+    except ValueError:  # a template that cannot be trained with can still ask
+        return ids, frozenset(end)
+    last = answered[np.flatnonzero(counted)[-1]]
+    return ids, frozenset(end | {last} if is_control(last, tokenizer) else end)

@@ -1,0 +1,110 @@
+"""What a fine-tuning will take: memory, held against what the machine has, and time.
+
+Both are measured on one window and on two. What a step keeps grows by the same number of bytes with each window.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ..backend import Backend
+from ..checks import Array
+from ..layer import cache_bytes, parameter_bytes
+from ..training import EVALUATION_ROWS
+from .machine import memory
+
+STEP = 2.5
+"""A step's time as a multiple of its forward's: backward finds dx where the forward finds y, and dA, dB besides."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of training a model on windows of one length: bytes, and seconds."""
+
+    weights: int
+    state: int  # Adam's two means of what trains, and the gradients
+    kept: tuple[int, int]  # for the backward, of one window and of each further one
+    logits: int  # of a window: the largest array besides
+    forward: float  # seconds, of a window
+    measured: int  # windows at a time of which the held-out loss is computed
+
+    def activations(self, windows: int) -> int:
+        """Return the bytes that the backward of so many windows needs."""
+        first, further = self.kept
+        return first + (windows - 1) * further
+
+    def step(self, windows: int) -> float:
+        """Return the seconds that a step of so many windows takes, very roughly."""
+        return STEP * self.forward * windows
+
+    def together(self, windows: int) -> int:
+        """Return the bytes of all there is, with so many windows at a time; measuring the loss has windows, too."""
+        windows = max(windows, self.measured)
+        return self.weights + self.state + self.activations(windows) + windows * self.logits
+
+
+def costs_of(model: Any, X: Array, where: Backend) -> Costs:
+    """Return what training on windows such as those of X costs, from a forward of one and a forward of two."""
+    kept, seconds = [], math.inf
+    for windows in (1, 2):
+        x = X[:windows]
+        start = time.perf_counter()
+        logits, cache = model.forward(x)
+        where.synchronize()
+        seconds = min(seconds, (time.perf_counter() - start) / len(x))
+        kept.append(cache_bytes(cache))
+        del cache
+    return Costs(
+        weights=parameter_bytes(model),
+        state=3 * sum(array.nbytes for array in model.trainable().values()),
+        kept=(kept[0], kept[1] - kept[0]),
+        logits=logits.nbytes // len(x),
+        forward=seconds,
+        measured=max(1, EVALUATION_ROWS // X.shape[1]),
+    )
+
+
+def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple[str, str]:
+    """Return the line that holds the memory against the machine's; and where it does not fit, what would.
+
+    `rows` is the number of windows of a part of the batch, and `workers` how many parts are computed at a time.
+
+    Raises
+    ------
+    ValueError
+        If the machine has less in all: the system would end the process in the first step.
+    """
+    windows = max(rows * workers, costs.measured)
+    needed, there = costs.together(rows * workers), memory(where)
+    line = (
+        f"with weights {number(costs.weights)}, Adam and gradients {number(costs.state)}, "
+        f"logits {number(windows * costs.logits)}: {megabytes(needed)} together"
+    )
+    if there is None:
+        return line, ""
+    free = there.free + costs.weights  # which are taken already
+    line += f"; {number(free)} of {megabytes(there.whole)} are free"
+    if needed <= free:
+        return line, ""
+    fitting = [n for n in range(1, rows) if costs.together(n * workers) <= free]
+    hint = (
+        f"--micro-batch {fitting[-1]} fits, and takes the same steps"
+        if fitting
+        else "not even --micro-batch 1 fits; a smaller --length needs less"
+    )
+    if needed > there.whole:
+        raise ValueError(f"the training needs {megabytes(needed)} and the machine has {megabytes(there.whole)}: {hint}")
+    return line, f"the training needs {megabytes(needed)} and {megabytes(free)} are free: {hint}"
+
+
+def megabytes(count: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{number(count)} MB"
+
+
+def number(count: int) -> str:
+    """Return bytes in MB."""
+    return f"{count / 1e6:,.1f}"

@@ -1,0 +1,334 @@
+"""From a file to what a language model trains on: a text, or examples of which a part counts.
+
+A text becomes windows, see `minilora.text`. A .jsonl file has an example a line, an object of one of three kinds:
+
+    {"prompt": "2 + 2 =", "completion": " 4"}        the completion counts, and the end token behind it
+    {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.chat`
+    {"text": "..."}                                  all of it counts, and the end token behind it
+
+An example has rows of its own: no row joins two. Its ids are i_0 ... i_m; a target that does not count is -100, which
+the loss passes over, and so is what fills a short row, here of length 6:
+
+    ids        i_0 i_1 i_2 i_3 i_4                   i_3 and i_4 count
+    X          [i_0  i_1  i_2 i_3 0    0   ]
+    Y          [-100 -100 i_3 i_4 -100 -100]
+
+What fills X stands behind all that counts. Attention is causal, so nothing before it sees it: neither the loss nor a
+gradient depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import wraps
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .chat import encode_chat, tokens_of
+from .checks import Array, check_integer, check_path
+from .files.chattemplate import ChatTemplate, load_template
+from .files.errors import FileRefused, printable, short
+from .files.tensorfile import parse_json
+from .files.tokenizer import Tokenizer, load_tokenizer
+from .layer import Layer
+from .losses import IGNORED, Loss
+from .text import check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .training import Gradients
+
+EXAMPLES = ".jsonl"
+KINDS = ({"messages"}, {"prompt", "completion"}, {"text"})
+"""The keys of which an example has those of one set, whatever else it has."""
+FILLED = 0
+"""The id that fills a row: every model has it, and none sees it."""
+DATA = {
+    **dict.fromkeys((".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xls"), "a table"),
+    **dict.fromkeys((".npy", ".npz", ".pkl", ".pickle", ".h5", ".safetensors", ".gguf", ".db", ".sqlite"), "data"),
+    **dict.fromkeys((".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".7z"), "compressed data"),
+    **dict.fromkeys((".pdf", ".docx", ".odt", ".epub", ".rtf"), "a document"),
+}
+"""Endings of files that hold no plain text, and what they hold."""
+INSTEAD = (
+    'expected a plain text, or a .jsonl file with {"messages": [...]}, {"prompt", "completion"} or {"text"} in each '
+    "line"
+)
+TABLE_LINES = 10
+"""A text whose first lines, at least so many, have the same number of commas, semicolons or tabs is a table."""
+SHOWN = 40
+"""The most lines of an example that are shown, and the letters of each are at most five times as many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A line of a .jsonl file as tokens."""
+
+    line: int  # its number, from 1
+    ids: np.ndarray  # (m,) int64
+    counted: np.ndarray  # (m,) bool, which of them the loss counts as targets
+    whole: bool  # whether all of it counts, so that what exceeds a row goes on in the next
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a language model trains on, and how it is told of."""
+
+    X: np.ndarray  # (n, width) int64, to train on
+    Y: np.ndarray  # (n, width) int64
+    X_held: np.ndarray  # (m, width) int64, to measure the loss on
+    Y_held: np.ndarray  # (m, width) int64
+    rows: str  # what a row is, "windows" or "examples"
+    summary: str  # what the file holds, in a line
+    row_tokens: float  # of a row to train on, on average, without what fills it
+    example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse data with ids that a model of `size` tokens does not have: the tokenizer is another model's."""
+        check_vocabulary(max(int(ids.max()) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
+
+
+def load_data(path: str | Path, model: str | Path, length: int, *, tokenizer: Tokenizer | None = None) -> Data:
+    """Read a text, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
+
+    One window in ten is held out, or one example in ten.
+
+    Parameters
+    ----------
+    path : path
+        A text in UTF-8, or a .jsonl file.
+    model : path
+        The model, as `minilora.files.tokenizer.load_tokenizer` takes it.
+    length : int
+        Of a row, at least 1. What exceeds it of a chat or a completion is cut off.
+    tokenizer : Tokenizer, optional
+        The model's, where it was read before.
+
+    Returns
+    -------
+    Data
+        Rows of token ids, their targets, and what to print of them.
+
+    Raises
+    ------
+    FileRefused
+        If the file holds neither prose nor examples. An example is refused by the number of its line: one without a
+        kind, with an empty completion, or with a prompt that leaves none of the row to the completion; and a chat that
+        the model's template refuses.
+    ValueError, TypeError
+        If there are less than two windows or examples, or `length` is out of range.
+    """
+    path, length = check_path("data", path), check_integer("length", length, at_least=1)
+    refuse_data(path)
+    tokenizer = tokenizer or load_tokenizer(model)
+    if path.suffix.lower() == EXAMPLES:
+        return _of_examples(path, [*read_examples(path, model, tokenizer)], length, tokenizer)
+    text = read_text(path)
+    refuse_table(path, text)
+    ids = token_ids(text, tokenizer.encode)
+    arrays = windows(ids, length)
+    return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}", length)
+
+
+def refuse_data(path: Path) -> None:
+    """Refuse a file whose name says that it holds something else than a text, before it is read."""
+    if path.suffix.lower() in DATA and path.exists():
+        raise FileRefused(path, f"by its name it holds {DATA[path.suffix.lower()]}: {INSTEAD}")
+
+
+def refuse_table(path: Path, text: str) -> None:
+    """Refuse a text that is JSON, or a table: a model would learn its commas and brackets."""
+    lines = [line for line in text[: 1 << 16].split("\n") if line.strip()][:50]
+    if all(line.lstrip().startswith("{") and _is_json(line) for line in lines[:3]):
+        raise FileRefused(path, f"it holds a line of JSON after the other: {INSTEAD}, named so")
+    if text.lstrip()[:1] in ("{", "[") and _is_json(text):
+        raise FileRefused(path, f"it holds JSON: {INSTEAD}")
+    lines = lines[:-1] if len(text) > 1 << 16 else lines  # the last may be cut
+    for mark in "\t;,":
+        counts = {line.strip().count(mark) for line in lines}
+        if len(lines) >= TABLE_LINES and len(counts) == 1 and counts != {0}:
+            name = {"\t": "tab", ";": "semicolon", ",": "comma"}[mark]
+            raise FileRefused(path, f"it looks like a table, the same number of {name}s in each line: {INSTEAD}")
+
+
+def _is_json(text: str) -> bool:
+    """Return whether a text is an object or a list of JSON."""
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+def read_examples(path: Path, model: str | Path, tokenizer: Tokenizer) -> Iterator[Example]:
+    """Yield the examples of a .jsonl file; one that is none is refused by its line. Blank lines are passed over.
+
+    The chat template is read where the first chat comes.
+    """
+    template: ChatTemplate | None = None
+    with ExitStack() as stack:
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
+            if not line.strip():
+                continue
+            record = parse_json(path, line.encode(), f"example in line {number}")
+            try:
+                kind = kind_of_example(record)
+                if template is None and kind == {"messages"}:
+                    template = stack.enter_context(load_template(model))
+                ids, counted = encode_example(record, tokenizer, template)
+            except (ValueError, TypeError) as error:
+                raise FileRefused(path, f"line {number}: {error}") from error
+            yield Example(number, np.array(ids, np.int64), counted, whole=kind == {"text"})
+
+
+def kind_of_example(record: dict[str, Any]) -> set[str]:
+    """Return the keys that say what an example is, or refuse one that is of no kind, or of two."""
+    kinds = [kind for kind in KINDS if kind <= record.keys()]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"its keys are {short(sorted(record))}, expected those of one kind: messages, prompt and completion, or "
+            "text"
+        )
+    return kinds[0]
+
+
+def encode_example(
+    record: dict[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> tuple[list[int], np.ndarray]:
+    """Return the token ids of an example, and which of them count.
+
+    What is no chat begins with the tokenizer's begin token, as a prompt of `minilora generate` does, and ends with its
+    end token, so that the model learns where to stop; either only if it does not stand there already.
+
+    Parameters
+    ----------
+    record : dict
+        Of one of the three kinds.
+    tokenizer : Tokenizer
+        The model's.
+    template : ChatTemplate, optional
+        The model's, which messages need.
+
+    Returns
+    -------
+    ids : list of int
+        The tokens.
+    counted : numpy.ndarray, shape (len(ids),), bool
+        Which of them count.
+
+    Raises
+    ------
+    ValueError
+        If nothing of it counts, or the template refuses it.
+    """
+    kind = kind_of_example(record)
+    if kind == {"messages"}:
+        if template is None:
+            raise ValueError("messages need the model's chat template")
+        return encode_chat(record["messages"], template, tokenizer, record.get("tools"))
+    prompt, completion = ("", record["text"]) if kind == {"text"} else (record["prompt"], record["completion"])
+    for name, text in (("prompt", prompt), ("text" if kind == {"text"} else "completion", completion)):
+        if not isinstance(text, str):
+            raise ValueError(f"its {name} is {short(text)}, expected a text")
+        if name != "prompt" and not text.strip():
+            raise ValueError(f"its {name} is empty: {short(text)}")
+    text = prompt + completion
+    ids = token_ids(text, tokenizer.encode)
+    counted = np.zeros(len(ids), bool)
+    counted[tokens_of((len(prompt), len(text)), tokenizer.places(text)) if prompt else slice(None)] = True
+    before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
+    behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
+    counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
+    return [*before, *ids, *behind], counted
+
+
+def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the inputs of an example and its targets, -100 where none counts: one row; of a text as many as it needs.
+
+    Raises
+    ------
+    ValueError
+        If no target counts: what comes before the first that does fills the row.
+    """
+    targets = np.where(example.counted, example.ids, IGNORED)
+    starts = range(0, len(example.ids) - 1, length) if example.whole else (0,)
+    rows = [(example.ids[s : s + length], targets[s + 1 : s + length + 1]) for s in starts]
+    rows = [(x[: len(y)], y) for x, y in rows]
+    if not any((y != IGNORED).any() for _, y in rows):
+        first = int(np.flatnonzero(example.counted)[0])
+        raise ValueError(
+            f"{first} tokens come before the first that counts, and a row has {length}: nothing is left to learn"
+        )
+    return rows
+
+
+def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as two arrays, each (n, width): behind an example's end X has the id 0, and Y -100."""
+    rows = list(rows)
+    X, Y = np.full((len(rows), width), FILLED, np.int64), np.full((len(rows), width), IGNORED, np.int64)
+    for row, (x, y) in enumerate(rows):
+        X[row, : len(x)], Y[row, : len(y)] = x, y
+    return X, Y
+
+
+def without_filling(gradients: Gradients) -> Gradients:
+    """Return the same gradients with less work: no column is computed behind the last target of a batch that counts.
+
+    The examples of a batch are seldom as long as the longest of all, which is as wide as X.
+
+    Parameters
+    ----------
+    gradients : callable
+        ``gradients(model, x, y, loss)`` of a model whose attention is causal, such as `minilora.training.backpropagate`
+        or what `minilora.fast.accumulate` returns.
+    """
+
+    @wraps(gradients)
+    def narrowed(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+        counted = (y != IGNORED).any(0).nonzero()[0]
+        width = int(counted[-1]) + 1 if len(counted) else y.shape[1]
+        return gradients(model, x[:, :width], y[:, :width], loss)
+
+    return narrowed
+
+
+def _of_examples(path: Path, examples: list[Example], length: int, tokenizer: Tokenizer) -> Data:
+    """Return examples as arrays, as wide as the longest of them needs, one in ten held out."""
+    if len(examples) < 2:
+        raise FileRefused(path, f"it has {len(examples)} example, expected at least 2: one is held out")
+    parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[], []]
+    for example, held in zip(examples, is_held_out(len(examples)), strict=True):
+        try:
+            parts[int(held)] += rows_of(example, length)
+        except ValueError as error:
+            raise FileRefused(path, f"line {example.line}: {error}") from None
+    trained, measured = parts[0], [parts[1][row] for row in spread(np.arange(len(parts[1])))]
+    width = max(len(x) for x, _ in trained + measured)
+    held_out = int(is_held_out(len(examples)).sum())
+    tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in parts[0] + parts[1])
+    cut = sum(not e.whole and len(e.ids) > length + 1 for e in examples)
+    summary = (
+        f"{len(examples) - held_out:,} examples and {held_out:,} held out, {counted:,} of {tokens:,} tokens count"
+        + (f", {cut:,} are cut after {length} tokens" if cut else "")
+    )
+    shown = next(e for e, held in zip(examples, is_held_out(len(examples)), strict=True) if not held)
+    arrays, row_tokens = (*filled(trained, width), *filled(measured, width)), np.mean([len(x) for x, _ in trained])
+    return Data(*arrays, "examples", summary, float(row_tokens), show(shown, length, tokenizer))
+
+
+def show(example: Example, length: int, tokenizer: Tokenizer) -> str:
+    """Return an example as the model reads it, decoded, a line for each of its lines: behind a | is what counts."""
+    ids, counted = example.ids[: length + 1], example.counted[: length + 1].copy()
+    counted[:1] = False  # nothing comes before the first token, so it is no target
+    head = f"line {example.line}, {len(ids):,} tokens; the {int(counted.sum()):,} behind a | count:"
+    cuts = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(ids)]
+    lines, text = [], ""
+    for start, stop in pairwise(cuts):
+        before, text = text, tokenizer.spell(ids[:stop].tolist())
+        for line in text[len(before) :].splitlines(keepends=True):
+            lines.append(f"{'  |' if counted[start] else '   '} {printable(line, 5 * SHOWN)}")
+    if len(lines) > SHOWN:
+        lines = [*lines[: SHOWN // 2], f"    ... {len(lines) - SHOWN // 2 * 2} lines more ...", *lines[-SHOWN // 2 :]]
+    return "\n".join([f"example  {head}", *lines])

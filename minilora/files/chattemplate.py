@@ -1,0 +1,242 @@
+"""A model's chat template: it writes messages as the one text that the model was trained to read.
+
+====================  ===================================================================================
+the model             its template, in the language of jinja2
+====================  ===================================================================================
+a folder              ``chat_template.jinja``, else ``chat_template`` in ``tokenizer_config.json``
+a ``.gguf`` file      its key ``tokenizer.chat_template``
+====================  ===================================================================================
+
+A template is a program that came with the weights. It runs in jinja2's sandbox, where it reaches no file and nothing of
+Python's; and in a process of its own, `minilora.files.rendering`, which is ended as soon as it has computed too long or
+filled too much. The sandbox alone bounds neither: two loops in each other run for years, and doubling a text thirty
+times fills a gigabyte. Both bounds are the process's own, so a busy machine changes no verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..checks import check_path
+from .basefile import MAX_MODEL_CONFIG
+from .errors import FileRefused, needed, short
+from .llamagguf import gguf_tokenizer
+from .tensorfile import open_regular, read_json, read_whole
+from .tokenizer import BESIDE, token_text
+
+MOST_TEMPLATE = 1 << 20
+"""Bytes of a template that we agree to parse: those in use have some thousand."""
+SECONDS, SECONDS_EACH = 10.0, 0.05
+"""Time that the process may compute in all, and for each conversation more; one takes a thousandth of a second."""
+MOST_MEMORY = 1 << 29
+"""Bytes that the process may fill; with a template in use it fills 40 MB."""
+POLL = 0.01
+"""Seconds from one look at the process to the next, while it computes."""
+FILE = "chat_template.jinja"
+SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+"""Names of special tokens in a .gguf file, and in a template."""
+
+
+class ChatTemplate:
+    """A chat template, and the process that renders it, which begins with the first conversation.
+
+    Use it in a ``with`` statement, or `close` it, so that the process ends.
+
+    Parameters
+    ----------
+    path : path
+        The file it comes from, for messages.
+    templates : mapping of str to str
+        What jinja2 reads, by name: "default", and maybe "tool_use" for conversations with tools.
+    tokens : mapping of str to str, optional
+        Special tokens that a template may write, such as ``{"bos_token": "<s>"}``.
+    """
+
+    def __init__(self, path: Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
+        self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._measured: Any = None  # the process, as psutil sees it
+        self._allowed = SECONDS
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Any] | None = None,
+    ) -> str:
+        """Return messages as one text, as transformers' ``apply_chat_template(..., tokenize=False)`` does.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            Each with "role" and "content", such as ``{"role": "user", "content": "Hi"}``.
+        add_generation_prompt : bool
+            Whether the text goes on with what begins an answer of the model's.
+        tools : sequence, optional
+            What the template is told of tools that the model may call.
+
+        Raises
+        ------
+        FileRefused
+            If the template is none, refuses the messages, computes too long or fills too much.
+        ValueError
+            If jinja2 or psutil is not installed.
+        """
+        self._start()
+        values = {"messages": list(messages), "tools": tools, "documents": None}
+        self._allowed += SECONDS_EACH
+        answer = self._ask({**self.tokens, **values, "add_generation_prompt": add_generation_prompt})
+        return str(answer["text"])
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(Exception):  # that has ended by itself
+                self._measured.kill()
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError, AttributeError):  # of what the process has not read
+                    stream.close()  # type: ignore[union-attr]
+
+    def __enter__(self) -> ChatTemplate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if self._process is not None:
+            return
+        needed("jinja2", "a chat template")
+        psutil = needed("psutil", "a chat template")
+        command = [sys.executable, "-P", str(Path(__file__).with_name("rendering.py"))]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
+        self._lines, self._allowed = queue.SimpleQueue(), SECONDS
+        threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
+        try:
+            self._measured = psutil.Process(json.loads(self._lines.get())["pid"])
+        except (ValueError, psutil.Error):
+            self._refuse("the process that renders it does not start")
+        self._ask(self.templates)
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a line of input; a process that gives none within its bounds is ended."""
+        if self._process is None or self._process.stdin is None:
+            raise RuntimeError("the process that renders chat templates has not begun")
+        with contextlib.suppress(OSError):  # of a process that has ended: then there is no answer
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                line = self._lines.get(timeout=POLL)
+                break
+            self._check_bounds()
+        if not line:
+            self._refuse("it ends the process that renders it")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise FileRefused(self.path, f"its chat template cannot write this: {answer['error']}")
+        return answer
+
+    def _check_bounds(self) -> None:
+        try:
+            used, filled = sum(self._measured.cpu_times()[:2]), self._measured.memory_info().rss
+        except Exception:  # it has ended, and the queue will say so
+            return
+        if used > self._allowed:
+            self._refuse(f"it computes for more than {self._allowed:.1f} s")
+        if filled > MOST_MEMORY:
+            self._refuse(f"it fills more than {MOST_MEMORY / 1e6:.0f} MB of memory")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        self.close()
+        raise FileRefused(self.path, f"its chat template cannot be used: {reason}")
+
+
+def _read(stream: Any, lines: queue.SimpleQueue[bytes]) -> None:
+    """Put each line of a stream into a queue, and an empty one at the stream's end."""
+    with contextlib.suppress(OSError, ValueError):  # the stream is closed
+        for line in stream:
+            lines.put(line)
+    lines.put(b"")
+
+
+def load_template(model: str | Path) -> ChatTemplate:
+    """Read the chat template of a model.
+
+    Parameters
+    ----------
+    model : path
+        A Hugging Face folder or a .gguf file.
+
+    Raises
+    ------
+    FileRefused
+        If there is none, or one that cannot be read.
+    ValueError
+        If the package that reads the file is not installed.
+    """
+    path = check_path("model", model)
+    if path.is_dir():
+        return _from_folder(path)
+    open_regular(path).close()
+    if path.suffix != ".gguf":
+        raise FileRefused(path, "there is no chat template, which a folder or a .gguf file can have")
+    return _from_gguf(path)
+
+
+def _from_folder(folder: Path) -> ChatTemplate:
+    config = read_json(folder / BESIDE, MAX_MODEL_CONFIG) if (folder / BESIDE).exists() else {}
+    tokens = {name: text for name, value in config.items() if name.endswith("_token") and (text := token_text(value))}
+    if (folder / FILE).exists():
+        path = folder / FILE
+        try:
+            return ChatTemplate(path, {"default": read_whole(path, MOST_TEMPLATE).decode("utf-8")}, tokens)
+        except UnicodeDecodeError as error:
+            raise FileRefused(path, f"not a text in UTF-8: {error}") from error
+    if config.get("chat_template") is None:
+        raise FileRefused(folder, f"there is no chat template in {BESIDE}, nor a file {FILE}")
+    return ChatTemplate(folder / BESIDE, _named(folder / BESIDE, config["chat_template"]), tokens)
+
+
+def _named(path: Path, given: Any) -> dict[str, str]:
+    """Return templates by name: a file has one, or a list of some that have names."""
+    if isinstance(given, str):
+        return {"default": given}
+    if not isinstance(given, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)
+        for one in given
+    ):
+        raise FileRefused(path, f"chat_template is {short(given)}, expected a text, or a list of names and templates")
+    found = {one["name"]: one["template"] for one in given}
+    if "default" not in found:
+        raise FileRefused(path, f"its chat templates are named {short(sorted(found))}, expected one named 'default'")
+    return found
+
+
+def _from_gguf(path: Path) -> ChatTemplate:
+    fields = gguf_tokenizer(path)
+    template, words = fields.get("tokenizer.chat_template"), fields.get("tokenizer.ggml.tokens") or []
+    if not isinstance(template, str):
+        raise FileRefused(path, "there is no chat template under tokenizer.chat_template")
+    numbers = {f"{name}_token": fields.get(f"tokenizer.ggml.{key}_token_id") for key, name in SPECIAL.items()}
+    tokens = {n: words[i] for n, i in numbers.items() if type(i) is int and 0 <= i < len(words)}
+    named = {
+        key.removeprefix("tokenizer.chat_template."): value
+        for key, value in fields.items()
+        if key.startswith("tokenizer.chat_template.") and isinstance(value, str)
+    }
+    return ChatTemplate(path, {**named, "default": template}, tokens)

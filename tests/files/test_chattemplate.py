@@ -1,0 +1,186 @@
+"""Chat templates: where they stand, what they are given, and that a hostile one is stopped."""
+
+import json
+import os
+import time
+
+import pytest
+
+from minilora.files import chattemplate
+from minilora.files.chattemplate import ChatTemplate, load_template
+from minilora.files.errors import FileRefused
+
+pytest.importorskip("jinja2", reason="pip install 'minilora[models]'")
+psutil = pytest.importorskip("psutil", reason="pip install 'minilora[models]'")
+HI = [{"role": "user", "content": "hi"}]
+
+
+def template(source, tokens=None, **named):
+    return ChatTemplate("model", {"default": source, **named}, tokens)
+
+
+def write(folder, config=None, jinja=None):
+    folder.mkdir()
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if jinja is not None:
+        (folder / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+    return folder
+
+
+NAMED = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]
+
+
+@pytest.mark.parametrize(
+    ("config", "jinja", "file", "expected"),
+    [
+        ({"chat_template": "a"}, None, "tokenizer_config.json", {"default": "a"}),
+        ({"chat_template": "a"}, "é", "chat_template.jinja", {"default": "é"}),
+        (None, "b", "chat_template.jinja", {"default": "b"}),
+        ({"chat_template": NAMED}, None, "tokenizer_config.json", {"rag": "r", "default": "d", "tool_use": "t"}),
+    ],
+)
+def test_a_folders_template_is_where_transformers_looks(tmp_path, config, jinja, file, expected):
+    folder = write(tmp_path / "m", config, jinja)
+    found = load_template(folder)
+    assert (found.templates, found.path) == (expected, folder / file)
+
+
+def test_a_template_is_given_the_special_tokens(tmp_path):
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None, "add_bos_token": True}
+    assert load_template(write(tmp_path / "m", config, "")).tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def test_a_gguf_files_template_is_under_its_key(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+    for name, source in (("with.gguf", "{{ bos_token }}"), ("without.gguf", None)):
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        writer.add_array("tokenizer.ggml.tokens", ["<s>", "</s>"])
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(1)
+        writer.add_pad_token_id(7)
+        if source is not None:
+            writer.add_chat_template(source)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+    found = load_template(tmp_path / "with.gguf")
+    assert found.templates == {"default": "{{ bos_token }}"}
+    assert found.tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    with pytest.raises(FileRefused, match=r"there is no chat template under tokenizer\.chat_template"):
+        load_template(tmp_path / "without.gguf")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
+        ({}, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
+        ({"chat_template": 3}, "chat_template is 3, expected a text, or a list of names and templates"),
+        ({"chat_template": [{"name": "default"}]}, "expected a text, or a list of names and templates"),
+        ({"chat_template": NAMED[:1]}, r"its chat templates are named \['rag'\], expected one named 'default'"),
+    ],
+)
+def test_a_model_without_a_template_is_refused(tmp_path, config, message):
+    with pytest.raises(FileRefused, match=message):
+        load_template(write(tmp_path / "m", config))
+    (tmp_path / "m.npz").write_bytes(b"")
+    with pytest.raises(FileRefused, match=r"there is no chat template, which a folder or a \.gguf file can have"):
+        load_template(tmp_path / "m.npz")
+
+
+ALL = """{% if messages[0].content == 'json' %}
+    {{ {'<é>': [1, 2]} | tojson }} {{ [{}] | tojson(indent=1) }}
+{% elif messages[0].content == 'now' %}
+{{ strftime_now('%Y') }}
+{% elif messages[0].content == 'loop' %}
+{% for m in [1, 2, 3] %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% if m > 2 %}{% break %}{% endif %}{% endfor %}
+{% elif messages[0].content == 'tokens' %}
+{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ tools is none }}{{ documents is none }}
+{% elif messages[0].content == 'mark' %}
+a{% generation %}b{% endgeneration %}c
+{% elif messages[0].content == 'names' %}
+{% set n = namespace(x=1) %}{% set n.x = n.x + dict(a=3).a %}{{ n.x }}
+{% elif messages[0].content == 'no' %}
+{{ raise_exception('only\\x1b json') }}
+{% elif messages[0].content == 'escape' %}
+{{ ''.__class__.__mro__ }}
+{% elif messages[0].content == 'change' %}
+{{ messages.append(1) }}
+{% elif messages[0].content == 'hidden' %}
+{{ namespace(_x=1) }}
+{% elif messages[0].content == 'zero' %}
+{{ 1 / 0 }}
+{% endif %}"""
+
+
+def test_a_template_finds_what_transformers_gives_it():
+    with template(ALL, {"bos_token": "<s>"}, tool_use="tools!") as found:
+
+        def said(content, **more):
+            return found.render([{"role": "user", "content": content}], **more)
+
+        assert said("json") == '    {"<é>": [1, 2]} [\n {}\n]\n'
+        assert said("now") == f"{time.strftime('%Y')}\n"
+        assert said("loop") == "13"
+        assert said("tokens") == "<s>FalseTrueTrue\n"
+        assert said("tokens", add_generation_prompt=True) == "<s>TrueTrueTrue\n"
+        assert said("mark") == "abc\n"
+        assert said("names") == "4\n"
+        assert said("json", tools=[{}]) == "tools!"
+        for content, message in {
+            "no": r"its chat template cannot write this: it says: only\\x1b json",
+            "escape": "access to attribute '__class__' of 'str' object is unsafe",
+            "change": "access to attribute 'append' of 'list' object is unsafe",
+            "hidden": "a namespace has no place for '_x'",
+            "zero": "it fails with ZeroDivisionError: division by zero",
+        }.items():
+            with pytest.raises(FileRefused, match=message):
+                said(content)
+        assert said("mark") == "abc\n"  # and goes on
+        process = found._measured
+        assert process.pid != os.getpid()
+    assert not process.is_running()
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLES = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (LOOPS, r"cannot be used: it computes for more than 0\.[34] s"),
+        (DOUBLES, "cannot be used: it fills more than 134 MB of memory|it writes .* letters|it fails with MemoryError"),
+        pytest.param(
+            "{{ 'a' * 99999999 }}",
+            "it writes 99,999,999 letters, expected at most 16,777,216|it fills more than 134 MB",
+            marks=pytest.mark.long,
+        ),
+        ("{% if %}", "cannot write this: it is no template: Expected an expression"),
+    ],
+)
+def test_a_hostile_template_is_stopped_with_its_process(source, message, monkeypatch):
+    monkeypatch.setattr(chattemplate, "SECONDS", 0.3 if source == LOOPS else 10)
+    monkeypatch.setattr(chattemplate, "MOST_MEMORY", 1 << 27)
+    with template(source) as found:
+        with pytest.raises(FileRefused, match=message):
+            found.render(HI)
+        process = found._measured
+    assert not process.is_running()
+
+
+def test_a_process_that_ends_is_no_answer(monkeypatch):
+    with template("{{ messages[0].content }}") as found:
+        assert found.render(HI) == "hi"
+        found._process.kill()
+        with pytest.raises(FileRefused, match="it ends the process that renders it"):
+            found.render(HI)
+        assert found.render(HI) == "hi"  # in a new one
+
+
+@pytest.mark.parametrize("package", ["jinja2", "psutil"])
+def test_a_missing_package_is_named(package, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(ValueError, match=rf"a chat template needs {package} \(.*\): pip install {package}"):
+        template("a").render(HI)

@@ -1,0 +1,365 @@
+"""Examples of a .jsonl file as rows: which targets count, what is refused, what is shown. The oracle is by hand."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from minilora import adapt, cross_entropy
+from minilora.chat import encode_chat, encode_question, write_chat
+from minilora.data import Example, encode_example, filled, load_data, rows_of, show, without_filling
+from minilora.files.errors import FileRefused
+from minilora.files.tokenizer import Tokenizer
+from minilora.losses import IGNORED
+from minilora.text import HELD_OUT, MEASURED
+from minilora.training import backpropagate
+
+from ..support.compare import assert_close
+from ..support.language import LETTERS, tiny_llama, write_folder
+
+PIECES = re.compile(r"<\w+>|\n\n|(?s:.)")
+TOKENS: list[str] = ["<s>", "<end>", *"\n abcdefghijklmnopqrstuvwxyz0123456789Y.?:é", "\n\n"]
+
+
+def spell(ids):
+    return "".join(TOKENS[i] for i in ids)
+
+
+def words(begin=(), last=(1,)):
+    """A tokenizer whose tokens are letters, two control tokens, and a blank line."""
+    return Tokenizer(
+        encode=lambda text: [TOKENS.index(piece) for piece in PIECES.findall(text)],
+        decode=lambda ids: re.sub(r"<\w+>", "", spell(ids)),
+        begin=begin,
+        end=frozenset(last),
+        last=last,
+        places=lambda text: [piece.span() for piece in PIECES.finditer(text)],
+        spell=spell,
+    )
+
+
+class Template:
+    """A chat template, as a function."""
+
+    def __init__(self, write, prompt="a:"):
+        self.write, self.prompt = write, prompt
+
+    def render(self, messages, *, add_generation_prompt=False, tools=None):
+        return self.write(messages) + self.prompt * add_generation_prompt
+
+
+TURNS = Template(lambda messages: "<s>" + "".join(f"{m['role'][0]}:{m['content']}<end>\n" for m in messages))
+
+
+def chat(*contents, system=None):
+    roles = ["user", "assistant"] * len(contents)
+    found = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    return [{"role": "system", "content": system}] * (system is not None) + found
+
+
+def parts(ids, counted):
+    """Return the tokens that count, run by run."""
+    runs, before = [], False
+    for token, counts in zip(ids, counted, strict=True):
+        if counts:
+            runs = [*runs[:-1], runs[-1] + TOKENS[token]] if before else [*runs, TOKENS[token]]
+        before = counts
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (chat("hi", "hello"), ["hello<end>"]),
+        (chat("hi", "hello", "why", "so it is"), ["hello<end>", "so it is<end>"]),
+        (chat("hi", "hello", "why"), ["hello<end>"]),
+        (chat("hi", "hello", system=""), ["hello<end>"]),
+        (chat("hi", " hello \n", system="be kind"), [" hello \n<end>"]),
+        (chat("a:b<end>\n", "c<end>\na:d"), ["c<end>\na:d<end>"]),  # as transformers: what is written is what is read
+        (chat("hi", "é"), ["é<end>"]),
+        ([*chat("hi", "one"), {"role": "assistant", "content": "two"}], ["one<end>", "two<end>"]),
+        (
+            [*chat("hi"), {"role": "tool", "content": "7"}, {"role": "assistant", "content": "it is 7"}],
+            ["it is 7<end>"],
+        ),
+        ([{"role": "assistant", "content": "hello"}, *chat("hi")], ["hello<end>"]),
+    ],
+)
+def test_the_assistants_turns_count_with_their_end_tokens(messages, expected):
+    ids, counted = encode_chat(messages, TURNS, words())
+    assert parts(ids, counted) == expected
+    assert spell(ids) == TURNS.render(messages)
+    assert ids.count(0) == 1  # the template's begin token, and no second
+
+
+def test_a_turn_without_an_end_token_counts_to_its_end():
+    plain = Template(lambda messages: "".join(f"{m['role'][0]}: {m['content']}\n" for m in messages), "a:")
+    assert parts(*encode_chat(chat("hi", "hello", "why", "so"), plain, words())) == [" hello\n", " so\n"]
+
+
+def test_a_token_across_a_turns_beginning_counts():
+    lines = Template(lambda messages: "".join(f"{m['role'][0]}\n{m['content']}<end>" for m in messages), "a\n")
+    ids, counted = encode_chat(chat("hi", "\nhello"), lines, words())
+    assert TOKENS.index("\n\n") in ids
+    assert parts(ids, counted) == ["\n\nhello<end>"]
+
+
+FORGETS = Template(
+    lambda messages: "".join(f"{m['content']}<end>" if m is messages[-1] else m["content"] for m in messages)
+)
+PROMPTS = Template(TURNS.write, "a: think")
+SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messages if m["role"] != "assistant"), "")
+
+
+@pytest.mark.parametrize(
+    ("messages", "template", "message"),
+    [
+        (chat("hi", "hello", "why", "so"), FORGETS, "writes what stands before the end of message 2 in two ways: "),
+        (chat("hi", "hello"), PROMPTS, "of message 2 in two ways: .*a: think' and, once more follows, .*a:hello<end>"),
+        (chat("hi", "hello"), SILENT, "writes nothing of message 2, the assistant's"),
+        (chat("hi"), TURNS, "no message is the assistant's: there is nothing to learn"),
+        (chat("hi", " \n"), TURNS, r"message 2 is an empty answer of the assistant's: ' \\n'"),
+        (chat("hi", None), TURNS, "the content of message 2 is None, expected a text"),
+        (chat(["hi"], "a"), TURNS, r"the content of message 1 is \['hi'\], expected a text"),
+        ([{"content": "hi"}], TURNS, "message 1 is {'content': 'hi'}, expected an object with role and content"),
+        ([], TURNS, r"messages is \[\], expected a list of messages"),
+        ("hi", TURNS, "messages is 'hi', expected a list of messages"),
+    ],
+)
+def test_a_chat_whose_turns_cannot_be_told_is_refused(messages, template, message):
+    with pytest.raises(ValueError, match=message):
+        write_chat(messages, template)
+
+
+def test_a_question_ends_with_what_lets_the_model_answer():
+    ids, end = encode_question("hi", TURNS, words(last=()))
+    assert spell(ids) == "<s>u:hi<end>\na:"
+    assert end == {1}  # the end of a turn, though the model names no end
+    assert encode_question("hi", SILENT, words(last=(5,)))[1] == {5}
+
+
+@pytest.mark.parametrize(
+    ("record", "begin", "last", "expected", "counts"),
+    [
+        ({"prompt": "2:", "completion": " 4"}, (), (1,), "2: 4<end>", [" 4<end>"]),
+        ({"prompt": "2:", "completion": "4", "id": 7}, (0,), (1,), "<s>2:4<end>", ["4<end>"]),
+        ({"prompt": "<s>2:", "completion": "4<end>"}, (0,), (1,), "<s>2:4<end>", ["4<end>"]),
+        ({"prompt": "", "completion": "4"}, (), (), "4", ["4"]),
+        ({"prompt": "2\n", "completion": "\n4"}, (), (), "2\n\n4", ["\n\n4"]),
+        ({"text": "a b"}, (0,), (1,), "<s>a b<end>", ["a b<end>"]),
+        ({"text": "<s>a"}, (0,), (), "<s>a", ["<s>a"]),
+    ],
+)
+def test_the_completion_counts_with_the_end_token(record, begin, last, expected, counts):
+    ids, counted = encode_example(record, words(begin, last))
+    assert (spell(ids), parts(ids, counted)) == (expected, counts)
+
+
+def example(text, first, *, whole=False):
+    ids = words().encode(text)
+    return Example(1, np.array(ids), np.arange(len(ids)) >= first, whole)
+
+
+def shown(x, y):
+    return spell(x), "".join("-" if i == IGNORED else TOKENS[i] for i in y)
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(9, [("abcde", "--def")]), (5, [("abcde", "--def")]), (4, [("abcd", "--de")]), (3, [("abc", "--d")])],
+)
+def test_an_example_is_cut_after_its_row(length, expected):
+    assert [shown(*row) for row in rows_of(example("abcdef", 3), length)] == expected
+
+
+def test_a_prompt_that_fills_the_row_is_refused():
+    with pytest.raises(ValueError, match="3 tokens come before the first that counts, and a row has 2: nothing is"):
+        rows_of(example("abcdef", 3), 2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 99])
+def test_a_long_text_goes_on_in_rows_of_its_own(length):
+    rows = [shown(*row) for row in rows_of(example("abcdef", 0, whole=True), length)]
+    assert "".join(y for _, y in rows) == "bcdef"
+    assert "".join(x for x, _ in rows) == "abcde"
+    assert all(len(x) == len(y) <= length for x, y in rows)
+
+
+def test_what_fills_a_row_changes_neither_loss_nor_gradient():
+    """Each example alone, without what fills it, weighs as many targets as it has."""
+    rng = np.random.default_rng(0)
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=rng)
+    for p in model.trainable().values():
+        p[...] = rng.standard_normal(p.shape)
+    rows = [rows_of(example(text, first), 6)[0] for text, first in (("abcdef", 3), ("abc", 1), ("bd g", 2))]
+    X, Y = filled(rows, 6)
+    assert X.shape == Y.shape == (3, 6)
+    loss, grads = cross_entropy(model(X), Y)[0], backpropagate(model, X, Y, cross_entropy)
+    alone = [(len(y) - (y == IGNORED).sum(), x[None], y[None]) for x, y in rows]
+    total = sum(count for count, _, _ in alone)
+    assert_close(loss, sum(count / total * cross_entropy(model(x), y)[0] for count, x, y in alone), 1e-12)
+    for name, g in grads.items():
+        each = sum(count / total * backpropagate(model, x, y, cross_entropy)[name] for count, x, y in alone)
+        assert_close(g, each, 1e-10)
+
+
+def test_columns_behind_the_last_target_are_left_out():
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
+    for p in model.trainable().values():
+        p[...] = np.random.default_rng(1).standard_normal(p.shape)
+    X, Y = filled([rows_of(example(text, 1), 9)[0] for text in ("abcde", "abc")], 9)
+    widths = []
+
+    def gradients(model, x, y, loss):
+        widths.append((x.shape, y.shape))
+        return backpropagate(model, x, y, loss)
+
+    gradients.workers = 3  # what `train` may ask for
+    assert without_filling(gradients).workers == 3
+    found = without_filling(gradients)(model, X, Y, cross_entropy)
+    assert widths == [((2, 4), (2, 4))]
+    for name, g in backpropagate(model, X, Y, cross_entropy).items():
+        assert_close(found[name], g, 1e-12)
+
+
+# --- from the file --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+    return write_folder(tmp_path / "model", tiny_llama())
+
+
+def write(path, records):
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def texts(array):
+    return ["".join(LETTERS[i] for i in row if i != IGNORED) for row in array]
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 11, 20, 21, 35])
+def test_one_example_in_ten_is_held_out(tmp_path, model, count):
+    names = [f"{'abcdefghij'[i // 10]}{'abcdefghij'[i % 10]}" for i in range(count)]
+    file = write(tmp_path / "e.jsonl", [{"prompt": "the ", "completion": name} for name in names])
+    data = load_data(file, model, 8)
+    held, trained = texts(data.Y_held), texts(data.Y)
+    assert sorted(held + trained) == sorted(f"{name}." for name in names)
+    assert len(held) == -(-count // HELD_OUT)
+    assert held[-1] == f"{names[-1]}."
+    assert data.X.shape[1] == 6  # the longest is "the ab."
+    assert data.rows == "examples"
+    tokens = f"{3 * count} of {7 * count} tokens count"
+    assert data.summary == f"{count - len(held)} examples and {len(held)} held out, {tokens}"
+
+
+def test_a_text_that_is_held_out_is_measured_in_part(tmp_path, model):
+    file = write(tmp_path / "e.jsonl", ["", {"text": "cat"}, "", {"text": "dog" * 200}])
+    data = load_data(file, model, 8)
+    assert texts(data.Y) == ["at."]
+    assert data.row_tokens == 3
+    assert len(data.X_held) == MEASURED
+    assert set("".join(texts(data.X_held))) == set("dog")
+
+
+def test_one_example_is_shown_with_what_counts_marked(tmp_path, model):
+    records = [{"prompt": "the\ncat ", "completion": f"sat\non{i}"} for i in "abcdefghij"]
+    data = load_data(write(tmp_path / "e.jsonl", records), model, 13)
+    assert data.example.split("\n") == [
+        "example  line 1, 14 tokens; the 6 behind a | count:",
+        "    the\\n",
+        "    cat ",
+        "  | sat\\n",
+        "  | on",
+    ]
+    assert data.summary.endswith("60 of 160 tokens count, 10 are cut after 13 tokens")
+
+
+def test_a_long_example_is_shown_in_part():
+    lines = show(example("a\n" * 500, 2), 10_000, words()).split("\n")
+    assert len(lines) == 42
+    assert lines[1:3] == ["    a\\n", "  | a\\n"]
+    assert lines[21] == "    ... 460 lines more ..."
+
+
+GOOD = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"prompt": "a"', r"the example in line 3 is not sound JSON: Expecting .*: column \d+"),
+        ("[1]", "the example in line 3 is a list of JSON, expected an object"),
+        ({"prompt": "a"}, r"line 3: its keys are \['prompt'\], expected those of one kind: messages, prompt and compl"),
+        ({**GOOD, "text": "c"}, r"line 3: its keys are \['completion', 'prompt', 'text'\], expected those of one kind"),
+        ({"prompt": "a", "completion": ""}, "line 3: its completion is empty: ''"),
+        ({"prompt": "a", "completion": " \n"}, r"line 3: its completion is empty: ' \\n'"),
+        ({"prompt": "a", "completion": 4}, "line 3: its completion is 4, expected a text"),
+        ({"prompt": None, "completion": "a"}, "line 3: its prompt is None, expected a text"),
+        ({"text": ""}, "line 3: its text is empty: ''"),
+        (
+            {"prompt": "the long prompt", "completion": "a"},
+            "line 3: 15 tokens come before the first that counts, and a",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}]}, "line 3: .*there is no chat template in tokenizer_config"),
+        ({"prompt": "\ud800", "completion": "a"}, "line 3: "),
+    ],
+)
+def test_an_example_is_refused_by_its_line(tmp_path, model, record, message):
+    with pytest.raises(FileRefused, match=message):
+        load_data(write(tmp_path / "e.jsonl", [GOOD, "", record, GOOD]), model, 8)
+
+
+def test_one_example_is_too_few(tmp_path, model):
+    with pytest.raises(FileRefused, match="it has 1 example, expected at least 2: one is held out"):
+        load_data(write(tmp_path / "e.jsonl", [GOOD]), model, 8)
+
+
+TABLE = "\n".join(f"{i},{i * i},cat" for i in range(20))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("e.json", "[]", "by its name it holds a table: expected a plain text, or a .jsonl file with"),
+        ("e.CSV", "a,b", "by its name it holds a table"),
+        ("e.parquet", "PAR1", "by its name it holds a table"),
+        ("e.jsonl.gz", "\x1f", "by its name it holds compressed data"),
+        ("e.pdf", "%PDF", "by its name it holds a document"),
+        ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "it holds a line of JSON after the other"),
+        ("e.txt", json.dumps([GOOD] * 3, indent=2), "it holds JSON: expected a plain text"),
+        ("e", TABLE, "it looks like a table, the same number of commas in each line"),
+        ("e", TABLE.replace(",", "\t"), "it looks like a table, the same number of tabs in each line"),
+    ],
+)
+def test_data_that_are_no_prose_are_refused(tmp_path, model, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FileRefused, match=re.escape(message)):
+        load_data(tmp_path / name, model, 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the cat, the dog\n" * 9,  # too few lines to tell
+        "the cat, the dog\n" * 40 + "the end\n" + "and so on\n" * 20,
+        "the cat sat\n" * 30,
+        "{the cat} sat on the mat and so did the dog\n" * 9,
+        "[1]\n[2]\n[3]\nthe cat, the mat, the dog\n",
+        "".join(f"the cat{',' * (i % 3)} sat\n" for i in range(60)),
+    ],
+)
+def test_prose_is_taken_for_prose(tmp_path, model, text):
+    (tmp_path / "t").write_text(text)
+    assert load_data(tmp_path / "t", model, 8).rows == "windows"
+
+
+def test_ids_that_the_model_lacks_are_refused(tmp_path, model):
+    data = load_data(write(tmp_path / "e.jsonl", [GOOD] * 4), model, 8)
+    data.check_vocabulary(29)
+    with pytest.raises(ValueError, match="the tokenizer gives ids up to 27, and the model has 27 tokens: another"):
+        data.check_vocabulary(27)
