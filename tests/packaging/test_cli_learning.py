@@ -222,7 +222,7 @@ def test_the_micro_batch_named_is_the_largest_that_fits(rows, workers, free):
         patched.setattr(costs, "memory", lambda where: machine.Memory(10**9, free))
         line, hint = costs.held_against(cost, get_backend("numpy"), rows, workers)
     assert "of 1,000.0 MB are free" in line
-    there = free + cost.weights
+    there = costs.ROOM * (free + cost.weights)
     assert (hint == "") == (cost.together(rows * workers) <= there)
     if "fits, and" in hint:
         (n,) = map(int, re.findall(r"--micro-batch (\d+)", hint))
