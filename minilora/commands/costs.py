@@ -100,7 +100,7 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
     )
     if needed > there.whole:
         raise ValueError(f"the training needs {megabytes(needed)} and the machine has {megabytes(there.whole)}: {hint}")
-    return line, f"the training needs {megabytes(needed)} and {megabytes(free)} are free: {hint}"
+    return line, f"the training needs {megabytes(needed)} of the {megabytes(free)} that are free: {hint}"
 
 
 def megabytes(count: int) -> str:
