@@ -18,6 +18,8 @@ from .machine import memory
 
 STEP = 2.5
 """A step's time as a multiple of its forward's: backward finds dx where the forward finds y, and dA, dB besides."""
+ROOM = 0.9
+"""Of the free memory, what a training may fill: arrays that live shortly come on top."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
         return line, ""
     free = there.free + costs.weights  # which are taken already
     line += f"; {number(free)} of {megabytes(there.whole)} are free"
-    if needed <= free:
+    room = ROOM * free
+    if needed <= room:
         return line, ""
-    fitting = [n for n in range(1, rows) if costs.together(n * workers) <= free]
+    fitting = [n for n in range(1, rows) if costs.together(n * workers) <= room]
     hint = (
         f"--micro-batch {fitting[-1]} fits, and takes the same steps"
         if fitting
@@ -97,7 +100,7 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
     )
     if needed > there.whole:
         raise ValueError(f"the training needs {megabytes(needed)} and the machine has {megabytes(there.whole)}: {hint}")
-    return line, f"the training needs {megabytes(needed)} and {megabytes(free)} are free: {hint}"
+    return line, f"the training needs {megabytes(needed)} of the {megabytes(free)} that are free: {hint}"
 
 
 def megabytes(count: int) -> str:

@@ -207,7 +207,7 @@ class Contents:
 
     def checksum(self) -> str:
         """Return the number that the file carries."""
-        return checksum(self.tensors, "".join(text for _, text in sorted(self.texts.items())))
+        return checksum(self.tensors, "".join(name + text for name, text in sorted(self.texts.items())))
 
 
 def _start(name: str) -> str:

@@ -794,7 +794,7 @@ def test_the_article_refuses_another_configuration_before_anything_is_drawn(plac
             article.run(**{**SMALL, "rank": 2}, checkpoint=place)
 
 
-def test_a_file_of_two_trainings_and_one_of_one_are_told_apart(kept, tmp_path):
+def test_a_file_of_two_trainings_is_told_from_one(kept, tmp_path):
     one, (model, X, Y, rng) = kept.read_bytes(), problem()
     with pytest.raises(CheckpointError, match="c' keeps one training without a name, expected one of the name base"):
         article.run(**SMALL, checkpoint=kept)
@@ -810,12 +810,14 @@ def test_a_file_of_two_trainings_and_one_of_one_are_told_apart(kept, tmp_path):
 def test_a_damaged_byte_of_either_training_is_noticed(tmp_path):
     article.run(**SMALL, checkpoint=tmp_path / "c")
     sound, rng = (tmp_path / "c").read_bytes(), np.random.default_rng(0)
-    for place in rng.integers(8, len(sound), size=40):
+    header = 8 + int.from_bytes(sound[:8], "little")
+    for place in [*rng.integers(8, header, size=60), *rng.integers(header, len(sound), size=10)]:
         raw = bytearray(sound)
         raw[place] ^= 4
         (tmp_path / "c").write_bytes(raw)
-        with pytest.raises(CheckpointError):
-            article.run(**SMALL, checkpoint=tmp_path / "c")
+        for name in ("base", "adapter"):
+            with pytest.raises(CheckpointError):
+                checkpoint.read(tmp_path / "c", name)
 
 
 def test_notes_are_kept_with_each_state_and_not_compared(tmp_path):

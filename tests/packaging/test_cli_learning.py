@@ -222,7 +222,7 @@ def test_the_micro_batch_named_is_the_largest_that_fits(rows, workers, free):
         patched.setattr(costs, "memory", lambda where: machine.Memory(10**9, free))
         line, hint = costs.held_against(cost, get_backend("numpy"), rows, workers)
     assert "of 1,000.0 MB are free" in line
-    there = free + cost.weights
+    there = costs.ROOM * (free + cost.weights)
     assert (hint == "") == (cost.together(rows * workers) <= there)
     if "fits, and" in hint:
         (n,) = map(int, re.findall(r"--micro-batch (\d+)", hint))
@@ -248,7 +248,7 @@ def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, mo
 def test_a_machine_that_is_busy_is_only_warned_of(folder, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(costs, "memory", lambda where: machine.Memory(10**12, 1000))
     assert finetune("--steps", "1") == 0
-    assert "MB are free: not even --micro-batch 1 fits" in capsys.readouterr().err
+    assert "MB that are free: not even --micro-batch 1 fits" in capsys.readouterr().err
 
 
 def test_on_a_gpu_the_memory_is_the_devices():
