@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import printable
+from .cores import add_workers, workers
 from .options import Defaults, add_backend, add_model, add_quantize, backend, load_model, model_name, model_path, path
 
 LOG_EVERY = 20
@@ -45,8 +46,10 @@ def add(commands: Any) -> None:
         "--micro-batch",
         type=int,
         metavar="N",
-        help="windows at a time, whose gradients are added up to the batch's: the same step with less memory",
+        help="windows at a time, whose gradients are added up to the batch's: the same step with less memory; half of "
+        "the batch by default",
     )
+    add_workers(parser)
     option("--length", type=int, default=128, metavar="N", help="tokens in a window")
     option("--lr", type=float, default=3e-3, help="Adam's step length")
     option("--seed", type=int, default=0, metavar="N", help="of the adapters' start and the batches")
@@ -77,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)  # all that could fail after the training is tried before it
     keep_pages()
     where, source = backend(options), model_path(options)
+    threads = workers(options, where)
     text, tokenizer = read_text(options.text), load_tokenizer(source)
     model = load_model(options, options.dtype, where)
     ids = token_ids(text, tokenizer.encode, model.lm_head.out_features)
@@ -92,11 +96,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"weights  {kept / 1e6:,.1f} MB with quantised linear layers, {whole / 1e6:,.1f} MB without")
     print(f"text     {printable(str(options.text))}: {len(ids):,} tokens, {len(X):,} windows of {options.length}")
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters")
-    rows = min(options.micro_batch or options.batch_size, options.batch_size)
-    memory = cache_bytes(adapted.forward(X[:rows])[1])
-    print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {rows} windows\n")
+    rows = min(options.micro_batch or -(-options.batch_size // 2), options.batch_size)
+    at_once = min(threads, -(-options.batch_size // rows))  # parts
+    memory = at_once * cache_bytes(adapted.forward(X[:rows])[1])
+    print(f"memory   {memory / 1e6:,.1f} MB of activations for the backward of {at_once} x {rows} windows\n")
     print("step  held-out loss, nats a token")
-    print(f"{0:4}  {evaluate(adapted, X_held, Y_held, next_token_loss):.3f}", flush=True)
+    print(f"{0:4}  {evaluate(adapted, X_held, Y_held, next_token_loss, threads):.3f}", flush=True)
     start = time.perf_counter()
     history = train(
         adapted,
@@ -111,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
         progress=True,
         checkpoint=options.checkpoint,
         loss=next_token_loss,
-        gradients=accumulate(rows),
+        gradients=accumulate(rows, threads),
         held_out=(X_held, Y_held),
     )
     seconds = time.perf_counter() - start

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # their numbers in glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # their numbers in glibc's malloc.h
 
 
 def keep_pages() -> bool:
@@ -25,5 +25,6 @@ def keep_pages() -> bool:
         Whether it could be done: only Linux with glibc has the setting. Elsewhere nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # no large array in a mapping of its own, and no free memory returned
-    return mallopt is not None and mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, -1) == 1
+    # no large array in a mapping of its own, no free memory returned, and none kept for one thread alone
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}
+    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in settings.items())

@@ -62,7 +62,7 @@ PYTHON = {
     "best_adapter_from_gram": "alpha=1.0",
     "cross_entropy": "out=None",
     "dequantize_nf4": "block_size=64, dtype='float32'",
-    "evaluate": "loss=mse",
+    "evaluate": "loss=mse, workers=None",
     "gradcheck": (
         "cotangent=None, method='auto', step=None, tolerance=None, allow_zero=(), every_entry_below=1000, "
         "directions=8, seed=0"
@@ -93,7 +93,7 @@ PYTHON = {
     "conformance.suite.outcomes_of": "owed=(), watch=None",
     "conformance.xfails.Judged": "known=dict(), required=()",
     "conformance.xfails.github_error": "title='minilora conformance'",
-    "fast.accumulation.accumulate": "loss=None",
+    "fast.accumulation.accumulate": "workers=1, loss=None",
     "fast.residual.residual_form": "loss=mse",
     "files.checkpoint.Checkpoint": "settings=None",
     "files.ggufblocks.BlockLinear": "bias=None, dtype='float32'",
@@ -119,8 +119,8 @@ COMMANDS = {
     ),
     "finetune": (
         "--model=None --target-modules=all-linear --rank=8 --alpha=16.0 --steps=300 --batch-size=16 "
-        "--micro-batch=None --length=128 --lr=0.003 --seed=0 --dtype=float32 --quantize=None --backend=numpy "
-        "--checkpoint=None"
+        "--micro-batch=None --workers=None --length=128 --lr=0.003 --seed=0 --dtype=float32 --quantize=None "
+        "--backend=numpy --checkpoint=None"
     ),
     "generate": "--model=None --adapter=None --tokens=100 --temperature=0.7 --seed=0 --quantize=None --backend=numpy",
     "check": "--seed=0 --backend=numpy",
