@@ -69,7 +69,7 @@ def fit(name, model, data, steps, batch_size, lr):
     history = train(
         model, X, Y, epochs=steps, steps=1, batch_size=batch_size, lr=lr, rng=np.random.default_rng(1),
         log_every=max(1, steps // 10), progress=True, loss=next_token_loss,
-        gradients=accumulate(batch_size), held_out=tuple(held_out),
+        gradients=accumulate(batch_size // 2, workers=2), held_out=tuple(held_out),
     )  # fmt: skip
     trained = parameter_count(model, trained=True)
     seconds = time.perf_counter() - start

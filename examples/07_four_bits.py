@@ -142,7 +142,7 @@ print(f"         the linear layers alone: {linears[1] / linears[0]:.3f}")
 print(f"held out {before['float32']:.3f} nats in float32, {before['NF4']:.3f} in NF4", flush=True)
 
 # 2. The same training beside both, and a step of both in turn.
-gradients, runs = accumulate(settings["batch_size"] // 2), {}
+gradients, runs = accumulate(settings["batch_size"] // 2, workers=2), {}
 bases = {"LoRA over float32": base, "QLoRA, over NF4": four}
 trained = {
     name: adapt(model, "all-linear", rank=8, alpha=16, rng=np.random.default_rng(0)) for name, model in bases.items()

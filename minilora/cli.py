@@ -113,6 +113,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit:
         sys.stdout.flush()  # of --help
         raise
+    getattr(options, "before_numpy", lambda: None)()  # a BLAS counts its threads when it is loaded
     with streams.ending_at_once():
         from .backend import BackendUnavailable
         from .files.merge import merge_adapter  # noqa: F401  safetensors and tqdm with it

@@ -17,6 +17,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -188,7 +189,7 @@ def train(
         checkpoint.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
 
     def measure(epoch: int) -> float:
-        value = evaluate(model, *measured, loss)
+        value = evaluate(model, *measured, loss, getattr(gradients, "workers", None))
         check_loss(value, epoch, state, "X and Y" if held_out is None else "held_out")
         return value
 
@@ -227,16 +228,29 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int |
     return batches
 
 
-def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse) -> float:
+def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse, workers: int | None = None) -> float:
     """Return the loss of a model over all of X and Y, computed `EVALUATION_ROWS` targets at a time in their dtype.
 
-    X, Y and `loss` are as in `train`. Data that do not fit the model or each other are a ValueError or a TypeError.
+    X, Y and `loss` are as in `train`. With `workers`, so many of these parts are computed at once, each with one BLAS
+    thread, as `minilora.fast.accumulate` does it: the same bits with any number. Data that do not fit the model or each
+    other are a ValueError or a TypeError.
     """
     n, total, whole = check_data(model, X, Y, loss), 0.0, count(Y)
     height = max(1, EVALUATION_ROWS // (math.prod(Y.shape[1:]) if Y.dtype.kind in "iu" else 1))
-    for start in range(0, n, height):
+
+    def share(start: int) -> Any:
         x, y = X[start : start + height], Y[start : start + height]
-        total = total + loss(model(x), y)[0] * (count(y) / whole)
+        return loss(model(x), y)[0] * (count(y) / whole)
+
+    found: Any = nullcontext(map(share, range(0, n, height)))
+    if workers is not None:
+        from .fast.threads import check_workers, on_threads  # a training by the page has nothing to do with threads
+
+        check_workers(workers, X)
+        found = on_threads(share, range(0, n, height), workers)
+    with found as shares:
+        for part in shares:
+            total = total + part
     return float(total)
 
 

@@ -48,7 +48,7 @@ class Costs:
         return self.weights + self.state + self.activations(windows) + windows * self.logits
 
 
-def costs_of(model: Any, X: Array, where: Backend) -> Costs:
+def costs_of(model: Any, X: Array, where: Backend, threads: int) -> Costs:
     """Return what training on windows such as those of X costs, from a forward of one and a forward of two."""
     kept, seconds = [], math.inf
     for windows in (1, 2):
@@ -65,7 +65,7 @@ def costs_of(model: Any, X: Array, where: Backend) -> Costs:
         kept=(kept[0], kept[1] - kept[0]),
         logits=logits.nbytes // len(x),
         forward=seconds,
-        measured=max(1, EVALUATION_ROWS // X.shape[1]),
+        measured=threads * max(1, EVALUATION_ROWS // X.shape[1]),
     )
 
 

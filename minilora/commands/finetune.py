@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.errors import printable
+from .cores import add_workers, workers
 from .options import (
     Defaults,
     add_backend,
@@ -89,8 +91,10 @@ def add(commands: Any) -> None:
         "--micro-batch",
         type=int,
         metavar="N",
-        help="windows at a time, whose gradients are added up to the batch's: the same step with less memory",
+        help="windows at a time, whose gradients are added up to the batch's: the same step with less memory; half of "
+        "the batch by default",
     )
+    add_workers(parser)
     option("--length", type=int, default=128, metavar="N", help="tokens in a window; longer examples are cut")
     option("--lr", type=float, help=f"Adam's step length ({_by_size('lr')})")
     option("--seed", type=int, default=0, metavar="N", help="of the adapters' start and the batches")
@@ -134,6 +138,7 @@ def _run(options: argparse.Namespace) -> int:
 
     keep_pages()
     where, start = backend(options), time.perf_counter()
+    threads = workers(options, where)
     stopped = _stopped(options, where)
     data, model = _load(options, where)
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
@@ -142,8 +147,8 @@ def _run(options: argparse.Namespace) -> int:
     adapted = adapt(model, target_modules(options), rank=options.rank, alpha=options.alpha, rng=rng)
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
-    costs = _say_costs(options, where, adapted, data, stopped.saved.epoch if stopped else 0)
-    table = _train(options, where, adapted, data, rng, costs, stopped)
+    costs = _say_costs(options, where, adapted, data, threads, stopped.saved.epoch if stopped else 0)
+    table = _train(options, where, adapted, data, rng, threads, costs, stopped)
     save_adapter(options.save, adapters(adapted), base_model=options.model and str(options.model))
     print(f"\nadapter written to {printable(str(options.save))} after {time.perf_counter() - start:.0f} s")
     if best := table.best():
@@ -260,21 +265,22 @@ def _tell(options: argparse.Namespace, data: Data) -> None:
 
 
 def _rows(options: argparse.Namespace) -> int:
-    """Return how many windows are computed at a time."""
+    """Return how many windows a part of the batch has."""
     size: int = options.batch_size
-    return min(options.micro_batch or size, size)
+    return min(options.micro_batch or math.ceil(size / 2), size)
 
 
-def _say_costs(options: argparse.Namespace, where: Backend, adapted: Any, data: Data, done: int) -> Costs:
+def _say_costs(options: argparse.Namespace, where: Backend, adapted: Any, data: Data, threads: int, done: int) -> Costs:
     """Say what memory and time the training is going to take."""
     from .costs import costs_of, held_against, megabytes
     from .learning import duration
 
-    rows, workers = _rows(options), 1
-    costs = costs_of(adapted, where.asarray(data.X), where)
-    kept = megabytes(costs.activations(rows * workers))
-    print(f"memory   {kept} of activations for the backward of {rows * workers} {data.rows}")
-    line, hint = held_against(costs, where, rows, workers)
+    rows = _rows(options)
+    at_once = min(threads, math.ceil(options.batch_size / rows))  # parts
+    costs = costs_of(adapted, where.asarray(data.X), where, threads)
+    kept = megabytes(at_once * costs.activations(rows))
+    print(f"memory   {kept} of activations for the backward of {at_once} x {rows} {data.rows}")
+    line, hint = held_against(costs, where, rows, at_once)
     print(f"         {line}")
     steps = options.steps - done
     seconds = duration(steps * costs.step(options.batch_size))
@@ -292,6 +298,7 @@ def _train(
     adapted: Any,
     data: Data,
     rng: np.random.Generator,
+    threads: int,
     costs: Costs,
     stopped: Stopped | None,
 ) -> Table:
@@ -307,12 +314,12 @@ def _train(
 
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
-    loss = TrainingLoss(without_filling(accumulate(_rows(options))), done, learned)
+    loss = TrainingLoss(without_filling(accumulate(_rows(options), threads)), done, learned)
     measuring = costs.forward * len(X_held)
     table = Table(options.steps, done, round(options.batch_size * data.row_tokens), loss, measuring)
     before = stopped.before if stopped else None
     if before is None:
-        before = evaluate(adapted, X_held, Y_held, next_token_loss)
+        before = evaluate(adapted, X_held, Y_held, next_token_loss, threads)
     table.known(before, stopped.saved if stopped else None)
     checkpoint = None
     if options.checkpoint is not None:

@@ -36,6 +36,7 @@ class TrainingLoss:
 
     def __init__(self, gradients: Gradients, step: int = 0, kept: dict[str, Any] | None = None) -> None:
         self.gradients, self.step = gradients, step
+        self.workers = getattr(gradients, "workers", None)  # `train` measures losses on as many threads
         # As a checkpoint keeps it: the mean of each row by its step; the sum of the losses since, and their number.
         self.kept = kept or {"rows": {}, "sum": 0.0, "targets": 0}
         self.began = self.ended = 0.0  # of the last call, in seconds

@@ -1,11 +1,16 @@
-"""The gradients of a large batch with the memory of a small one.
+"""The gradients of a large batch with the memory of a small one, on as many cores as you name.
 
 The loss is a mean over the targets of a batch. Cut the batch into parts; let M be its number of targets, M_p a part's:
 
     L = sum_p (M_p / M) L_p        so        g = sum_p (M_p / M) g_p
 
-The caches of one part are gone before the next one's forward begins. The sums differ from the whole batch's by rounding
-alone.
+The caches of a part are gone when its gradients are there. The sums differ from the whole batch's by rounding alone.
+
+No part needs another's result, so several can run at once, one a thread. All that meets is their gradients: of an
+adapter A's and B's, some hundred kilobytes where the caches are many megabytes.
+
+The parts follow from `rows`, the sum is taken in their order, and each product is computed by one thread of the BLAS,
+since its results depend on how many it has. So the bits do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -13,18 +18,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..checks import Array, check_integer
 from ..layer import Layer
-from ..losses import Loss, count
+from ..losses import IGNORED, Loss, count
+from .threads import check_workers, on_threads
 
 
-def accumulate(rows: int, loss: None = None) -> Callable[[Any, Array, Array, Loss], dict[str, Array]]:
+def accumulate(rows: int, workers: int = 1, loss: None = None) -> Callable[[Any, Array, Array, Loss], dict[str, Array]]:
     """Return what computes the gradients of a batch so many rows at a time.
+
+    While it computes, the BLAS of the whole process has one thread, through the package threadpoolctl; afterwards as
+    many as before. Other threads of your program notice that. In a process that has one BLAS thread from its start
+    (``OPENBLAS_NUM_THREADS=1``, set before NumPy is imported), as ``minilora finetune`` has, a step is faster still:
+    OpenBLAS has no second thread then that goes on spinning for a while.
 
     Parameters
     ----------
     rows : int
-        At least 1. A batch's last part may have fewer.
+        At least 1. A batch's last part may have fewer. The parts follow from `rows` alone, and a part in which no
+        target counts is passed over.
+    workers : int
+        How many parts are computed at once, each on a thread of its own; at least 1. The memory that a step needs
+        grows with it, and the gradients are the same to the last bit. The model and the loss are called from these
+        threads, with the `np.errstate` of the caller. None of the threads outlives the call. `train` measures losses on
+        as many.
     loss : None
         Given here up to 0.2. `train` now passes on the loss that it reports, so that no other is minimised.
 
@@ -32,26 +51,42 @@ def accumulate(rows: int, loss: None = None) -> Callable[[Any, Array, Array, Los
     -------
     callable
         ``gradients(model, x, y, loss)``, for ``train(..., loss=cross_entropy, gradients=minilora.fast.accumulate(4))``.
+        An exception in one part is raised when the others have ended.
 
     Raises
     ------
     ValueError, TypeError
-        If `rows` is not an integer of at least 1, or a loss is given.
+        If `rows` or `workers` is not an integer of at least 1, or a loss is given; from `gradients`, before it computes
+        anything, if more than one worker meets a CuPy array.
     """
     rows = check_integer("rows", rows, at_least=1)
-    if loss is not None:
+    if loss is not None or callable(workers):
         raise TypeError(f"accumulate takes no loss: train(..., loss=..., gradients=accumulate({rows})) names it once")
+    workers = check_integer("workers", workers, at_least=1)
 
     def gradients(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-        total: dict[str, Array] = {}
+        check_workers(workers, x)
         M = count(y)
-        for start in range(0, len(x), rows):
-            x_p, y_p = x[start : start + rows], y[start : start + rows]
-            prediction, cache = model.forward(x_p)
-            d_prediction = loss(prediction, y_p)[1]
-            d_prediction *= count(y_p) / M
-            grads = model.backward(d_prediction, cache, need_dx=False)[1]
-            total = {name: total[name] + g if total else g for name, g in grads.items()}
+
+        def of_part(part: slice) -> dict[str, Array]:
+            prediction, cache = model.forward(x[part])
+            d_prediction = loss(prediction, y[part])[1]
+            d_prediction *= count(y[part]) / M
+            return model.backward(d_prediction, cache, need_dx=False)[1]
+
+        total: dict[str, Array] = {}
+        with on_threads(of_part, _parts(y, rows), workers) as found:
+            for grads in found:
+                total = {name: total[name] + g if total else g for name, g in grads.items()}
         return total
 
+    gradients.workers = workers  # type: ignore[attr-defined]  # `train` measures losses on as many
     return gradients
+
+
+def _parts(y: Array, rows: int) -> list[slice]:
+    """Return the parts that have a target; where none has, the first. A GPU would be waited for, so there all count."""
+    parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
+        return parts
+    return [part for part in parts if (y[part] != IGNORED).any()] or parts[:1]

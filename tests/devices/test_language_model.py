@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora import adapt, train
+from minilora import adapt, evaluate, train
 from minilora.fast import accumulate
 from minilora.layer import rebuild
 from minilora.models.generate import generate
@@ -46,6 +46,19 @@ def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, st
     _, losses = fine_tune(standin.asarray, rows=rows, epochs=epochs, steps=steps)
     assert traffic.waits == 2 + epochs + 2 * len(losses)
     assert (traffic.to_device, traffic.to_host) == (epochs, 0)
+
+
+def test_threads_are_refused_where_a_gpu_computes(standin):
+    model = rebuild(tiny_llama(dtype="float32"), array=standin.asarray)
+    adapted = adapt(model, TARGETS, rank=2, alpha=4, rng=np.random.default_rng(1))
+    before = {name: standin.to_numpy(p).tobytes() for name, p in adapted.trainable().items()}
+    X, Y, *_ = (standin.asarray(array) for array in windows([LETTERS.index(c) for c in TEXT], 8))
+    ways = {"batch_size": 4, "loss": next_token_loss, "gradients": accumulate(2, workers=2)}
+    with pytest.raises(ValueError, match="workers = 2 is for NumPy, expected 1 where x is a cupy"):
+        train(adapted, X, Y, epochs=1, steps=1, rng=np.random.default_rng(2), **ways)
+    with pytest.raises(ValueError, match="workers = 2 is for NumPy"):
+        evaluate(adapted, X, Y, next_token_loss, 2)
+    assert {name: standin.to_numpy(p).tobytes() for name, p in adapted.trainable().items()} == before
 
 
 def test_generation_fetches_one_row_of_scores_a_token(standin):

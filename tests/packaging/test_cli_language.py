@@ -1,5 +1,6 @@
 """``minilora finetune`` and ``minilora generate``."""
 
+import argparse
 import functools
 import json
 import os
@@ -21,13 +22,16 @@ from minilora import (
     attach,
     cross_entropy,
     evaluate,
+    get_backend,
     load_adapter,
     quantize,
     save_adapter,
     train,
 )
+from minilora.commands import cores
 from minilora.commands.finetune import LOG_EVERY
 from minilora.data import load_data
+from minilora.fast import accumulate
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
@@ -73,6 +77,7 @@ def test_finetuning_is_adapt_and_train(folder, capsys):
     adapted = adapt(model, "all-linear", rank=2, alpha=16, rng=rng)
     before = evaluate(adapted, *held_out, cross_entropy)
     given = {"epochs": 30, "steps": 1, "batch_size": 4, "lr": 0.02, "log_every": LOG_EVERY, "rng": rng}
+    given["gradients"] = accumulate(2)  # half of a batch at a time
     history = train(adapted, X, Y, loss=cross_entropy, held_out=tuple(held_out), **given)
     assert list(losses(out)) == [0, *history.epochs] == [0, 20, 30]
     np.testing.assert_allclose(list(losses(out).values()), [before, *history.losses], atol=6e-4)
@@ -86,7 +91,7 @@ def test_finetuning_is_adapt_and_train(folder, capsys):
 
 
 def test_finetuning_says_what_it_works_on(folder, capsys):
-    assert finetune("--target-modules", "q_proj,v_proj", "--micro-batch", "2") == 0
+    assert finetune("--target-modules", "q_proj,v_proj", "--micro-batch", "1", "--workers", "3") == 0
     out = capsys.readouterr().out
     size = sum(a.size for a in arrays_of(tiny_llama()).values())
     assert f"model    model: {size:,} parameters in float32, CPU" in out
@@ -94,8 +99,8 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     assert "adapter  rank 2 beside 4 layers: 192 parameters" in out
     X, *_ = windows([LETTERS.index(c) for c in TEXT], 8)
     adapted = adapt(Llama.load("model"), ["q_proj", "v_proj"], rank=2, alpha=16, rng=np.random.default_rng(0))
-    size = cache_bytes(adapted.forward(X[:2])[1])
-    assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 2 windows" in out
+    size = 3 * cache_bytes(adapted.forward(X[:1])[1])
+    assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 3 x 1 windows" in out
     assert "adapter written to a" in out
 
 
@@ -155,7 +160,12 @@ def test_target_modules_are_names_or_a_regular_expression(folder, asked, targets
 
 def test_micro_batches_change_the_memory_alone(folder, capsys):
     found = []
-    for more in ([], ["--micro-batch", "1"], ["--micro-batch", "3"], ["--micro-batch", "99"]):
+    for more in (
+        ["--workers", "2"],
+        ["--micro-batch", "1", "--workers", "1"],
+        ["--micro-batch", "3"],
+        ["--micro-batch", "99"],
+    ):
         assert finetune("--dtype", "float64", "--steps", "3", *more) == 0
         memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
         found.append((float(memory.split()[1]), {path: a.delta() for path, a in load_adapter("a").items()}))
@@ -166,7 +176,57 @@ def test_micro_batches_change_the_memory_alone(folder, capsys):
             np.testing.assert_allclose(delta, found[0][1][path], atol=1e-6)
 
 
+def test_any_number_of_workers_writes_the_same_adapter(folder):
+    found = set()
+    for workers in ("1", "2", "5"):
+        assert finetune("--workers", workers, "--batch-size", "5", "--micro-batch", "1", "--steps", "3") == 0
+        found.add((folder / "a" / "adapter_model.safetensors").read_bytes())
+    assert len(found) == 1
+
+
+def test_a_command_has_one_blas_thread_from_its_start(folder):
+    """Set before NumPy is loaded, in this process alone, whatever the environment says."""
+    script = """if True:
+        import os, sys
+        from minilora import cli
+        from minilora.commands import finetune, generate
+        def tell(options):
+            assert "numpy" in sys.modules
+            from threadpoolctl import threadpool_info
+            print(*(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"))
+            return 0
+        finetune.run = generate.run = tell
+        cli.main(sys.argv[1:])"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    for command, expected in (
+        (["finetune", "text", "--save", "a"], "1"),
+        (["generate", "the"], str(min(2, cores.cores()))),
+    ):
+        done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, env=environment)
+        assert set(done.stdout.split()) <= {expected}, done.stderr
+
+
+def test_a_command_in_a_running_program_leaves_the_environment(folder):
+    before = dict(os.environ)
+    assert finetune("--steps", "1") == 0
+    assert dict(os.environ) == before
+
+
+def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
+    options = argparse.Namespace(workers=None)
+    numpy = get_backend("numpy")
+    for available, expected in ((1, 1), (2, 2), (64, 2)):
+        monkeypatch.setattr(cores, "cores", lambda available=available: available)
+        assert cores.workers(options, numpy) == expected
+        assert cores.workers(options, standin) == 1
+    options.workers = 5
+    assert cores.workers(options, numpy) == 5
+    with pytest.raises(ValueError, match="workers = 5 is for NumPy, expected 1 with --backend cupy"):
+        cores.workers(options, standin)
+
+
 BAD = [
+    (["--workers", "0"], "workers must be at least 1, got 0"),
     (["--rank", "0"], "rank must be at least 1, got 0"),
     (["--steps", "0"], "steps must be at least 1, got 0"),
     (["--batch-size", "0"], "batch_size must be at least 1, got 0"),

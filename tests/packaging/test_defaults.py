@@ -66,7 +66,7 @@ PYTHON = {
     "best_adapter_from_gram": "alpha=1.0",
     "cross_entropy": "out=None",
     "dequantize_nf4": "block_size=64, dtype='float32'",
-    "evaluate": "loss=mse",
+    "evaluate": "loss=mse, workers=None",
     "gradcheck": (
         "cotangent=None, method='auto', step=None, tolerance=None, allow_zero=(), every_entry_below=1000, "
         "directions=8, seed=0"
@@ -102,7 +102,7 @@ PYTHON = {
     "data.Data": "example=''",
     "data.encode_example": "template=None",
     "data.load_data": "tokenizer=None",
-    "fast.accumulation.accumulate": "loss=None",
+    "fast.accumulation.accumulate": "workers=1, loss=None",
     "fast.residual.residual_form": "loss=mse",
     "files.chattemplate.ChatTemplate": "tokens=None",
     "files.chattemplate.ChatTemplate.render": "add_generation_prompt=False, tools=None",
@@ -133,8 +133,8 @@ COMMANDS = {
     ),
     "finetune": (
         "--model=None --target-modules=all-linear --rank=8 --alpha=16.0 --steps=None --batch-size=None "
-        "--micro-batch=None --length=128 --lr=None --seed=0 --dtype=float32 --quantize=None --backend=numpy "
-        "--checkpoint=None --plot=None"
+        "--micro-batch=None --workers=None --length=128 --lr=None --seed=0 --dtype=float32 --quantize=None "
+        "--backend=numpy --checkpoint=None --plot=None"
     ),
     "generate": (
         "--model=None --adapter=None --chat=False --tokens=100 --temperature=0.7 --top-p=1.0 --seed=0 "

@@ -16,12 +16,14 @@ pytestmark = [
 ]
 pytest.importorskip("torch")
 pytest.importorskip("peft")
+psutil = pytest.importorskip("psutil")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import benchmark_model  # noqa: E402
 from benchmark_model import ALL, FLOOR, OURS, PEER, Setting  # noqa: E402
 
+needs_models = pytest.mark.skipif(bool(benchmark_model.missing()), reason=benchmark_model.missing() or "all there")
 SETTINGS = [Setting("tiny", 1, 5, ["q_proj", "v_proj"], 1.0), Setting("tiny", 2, 7, ALL, 1.0)]
 
 
@@ -56,19 +58,48 @@ def test_the_floor_has_every_weight_twice(task):
 
 
 def test_a_watched_step_is_the_step(task):
-    loss, grads = benchmark_model.our_step(task)
+    loss, grads = benchmark_model.whole_step(task)
     benchmark_model.products(task)
-    again, same = benchmark_model.our_step(task)
+    again, same = benchmark_model.whole_step(task)
     assert loss == again
     for name, g in grads.items():
         np.testing.assert_array_equal(g, same[name])
 
 
-def test_three_sides_take_turns(task):
-    found = benchmark_model.row("tiny", benchmark_model.measure_step(task, 2))
+def test_the_parts_of_the_floor_are_the_batch(task):
+    parts = benchmark_model.parts_of(task)
+    assert len(parts) == min(2, task.setting.batch)
+    np.testing.assert_array_equal(np.concatenate([part.ids for part in parts]), task.ids)
+    np.testing.assert_array_equal(np.concatenate([part.targets for part in parts]), task.targets)
+    pairs = [benchmark_model.products(part) for part in parts]
+    assert sum(a.shape[0] for part in pairs for a, _ in part if a.ndim == 2) > 0
+    benchmark_model.multiply_parts(pairs)
+
+
+@needs_models
+def test_three_sides_take_turns_in_processes_of_their_own():
+    found = benchmark_model.row("small", benchmark_model.measure_step(0, (OURS, PEER, FLOOR), 2))
     assert list(found["ms"]) == [OURS, PEER, FLOOR]
     assert found["of peer"] > 0
     assert found["of floor"] > 1
+
+
+@needs_models
+@pytest.mark.parametrize(("number", "threads"), [(0, None), (1, 1)])
+def test_our_side_runs_as_the_command_does(number, threads, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    with benchmark_model.alone(number, OURS, "steps") as process:
+        assert benchmark_model.answer(process).strip() == "ready"
+        environment = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+        assert ("OPENBLAS_NUM_THREADS=1" in environment) is (threads == 1)
+
+
+@needs_models
+def test_neighbours_are_gone_afterwards():
+    with benchmark_model.neighbours():
+        found = benchmark_model.measure_step(0, (OURS, benchmark_model.ONE_THREAD), 1)
+    assert {len(times) for times in found.values()} == {1}
+    assert not [child for child in psutil.Process().children() if "while True" in " ".join(child.cmdline())]
 
 
 def test_both_sides_write_the_same_text(monkeypatch):
@@ -79,10 +110,9 @@ def test_both_sides_write_the_same_text(monkeypatch):
     assert len(benchmark_model.our_text(tiny_llama(dtype="float32"), [3, 1, 4])) == 12
 
 
+@needs_models
 def test_memory_is_measured_for_each_side():
-    if benchmark_model.missing():
-        pytest.skip(benchmark_model.missing())
-    assert 0 < benchmark_model.alone(0, OURS) < benchmark_model.alone(0, PEER)
+    assert 0 < benchmark_model.measure_memory(0, OURS) < benchmark_model.measure_memory(0, PEER)
 
 
 def test_missing_packages_are_named_in_one_line(monkeypatch):
