@@ -40,6 +40,8 @@ MACROS = {r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"}  # \of{dA}{r,in}: 
 """Of the pages' formulas; Jupyter knows none of them."""
 FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
+COMMANDS_NEED = {"golden-adapters": ["models"]}
+"""Extras of a page whose commands import what its own code does not."""
 HOME = "minilora-pages"
 """The folder, beside the notebooks, of the files that pages share. They lie in it as in a checkout."""
 
@@ -321,7 +323,8 @@ def extras(code: str) -> list[str]:
 def preface(name: str, code: str) -> Iterator[Cell]:
     """Yield the cells that come after a page's title: what it needs, and the files that it shares with others."""
     files = shared(code)
-    wanted = extras(code + "".join(path.read_text(encoding="utf-8") for path in files if path.suffix == ".py"))
+    sources = [code, *(path.read_text(encoding="utf-8") for path in files if path.suffix == ".py")]
+    wanted = extras("\n".join(sources)) + COMMANDS_NEED.get(name, [])
     what = f"[{','.join(wanted)}]" if wanted else ""
     needs = f'*This page as a notebook. It needs minilora: in a checkout `python -m pip install -e ".{what}"`'
     if what:
