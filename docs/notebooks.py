@@ -57,6 +57,7 @@ class BadPage(ValueError):
 # --- the pages --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def pages() -> dict[str, str]:
     """Return the text of each page by its name, without its front matter, with the modules on the page of the API."""
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}

@@ -47,29 +47,30 @@ def find_lines(package: Path) -> list[Line]:
         if not COMMENT.search(source):
             continue
         module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        tree, seen = ast.parse(source), dict[str, int]()
+        nodes, seen = list(ast.walk(ast.parse(source))), dict[str, int]()
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type == tokenize.COMMENT and (match := COMMENT.match(token.string)):
                 label, lineno = match[1], token.start[0]
                 seen[label] = seen.get(label, 0) + 1
                 where = anchor(label) + (f"-{seen[label]}" if seen[label] > 1 else "")
-                found.append(Line(module, lineno, label, _statement(tree, source, lineno), where, _class(tree, lineno)))
+                code, cls = _statement(nodes, source, lineno), _class(nodes, lineno)
+                found.append(Line(module, lineno, label, code, where, cls))
     return found
 
 
-def _around(tree: ast.AST, lineno: int, kinds: type | tuple) -> list[Any]:
+def _around(nodes: list[Any], lineno: int, kinds: type | tuple) -> list[Any]:
     """Return the nodes of some kinds that a line is in, the innermost last."""
-    return [n for n in ast.walk(tree) if isinstance(n, kinds) and n.lineno <= lineno <= n.end_lineno]
+    return [n for n in nodes if isinstance(n, kinds) and n.lineno <= lineno <= n.end_lineno]
 
 
-def _statement(tree: ast.AST, source: str, lineno: int) -> str:
+def _statement(nodes: list[Any], source: str, lineno: int) -> str:
     """Return the statement that a line is in, without comments."""
-    simple = _around(tree, lineno, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr))
+    simple = _around(nodes, lineno, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr))
     lines = source.splitlines()
     inside = lines[simple[-1].lineno - 1 : simple[-1].end_lineno] if simple else [lines[lineno - 1]]
     return " ".join(re.sub(r"\s*#.*", "", line).strip() for line in inside).replace("( ", "(").replace(" )", ")")
 
 
-def _class(tree: ast.AST, lineno: int) -> str:
-    inside = _around(tree, lineno, ast.ClassDef)
+def _class(nodes: list[Any], lineno: int) -> str:
+    inside = _around(nodes, lineno, ast.ClassDef)
     return inside[-1].name if inside else ""
