@@ -325,34 +325,51 @@ def preface(name: str, code: str) -> Iterator[Cell]:
     """Yield the cells that come after a page's title: what it needs, and the files that it shares with others."""
     files = shared(code)
     sources = [code, *(path.read_text(encoding="utf-8") for path in files if path.suffix == ".py")]
-    wanted = extras("\n".join(sources)) + COMMANDS_NEED.get(name, [])
-    what = f"[{','.join(wanted)}]" if wanted else ""
-    needs = f'*This page as a notebook. It needs minilora: in a checkout `python -m pip install -e ".{what}"`'
-    if what:
-        needs += f", or the wheel with `{what}` behind its name"
+    wanted = ",".join(extras("\n".join(sources)) + COMMANDS_NEED.get(name, []))
+    install = f'".[{wanted}]"' if wanted else "."
+    needs = f"*This page as a notebook. It needs minilora: in a checkout `python -m pip install -e {install}`"
+    needs += f", or its wheel with `[{wanted}]` behind the file's name" if wanted else ", or its wheel"
     needs += ". `python docs/notebooks.py FOLDER` writes all pages."
     if files:
         needs += f" The folded cells below write what pages share into the folder `{HOME}`."
-    if any(path.name == "hands.py" for path in files):
-        needs += " The pictures with sliders move on the site; here they show one position, and the table of all."
     yield Cell("markdown", needs + "*")
     if not files:
         return
     paths = [path.relative_to(ROOT).as_posix() for path in files]
-    folders = sorted({path.rpartition("/")[0] for path in paths} | {"docs"})
-    yield Cell(
-        "code",
-        "import os\nimport sys\nfrom pathlib import Path\n\n"
-        f"if Path.cwd().parent.name != {HOME!r}:\n"
-        f"    for folder in {folders}:\n"
-        f"        Path({HOME!r}, folder).mkdir(parents=True, exist_ok=True)\n"
-        f"    os.chdir(Path({HOME!r}, 'docs'))\n"
-        "    sys.path[:0] = [str(Path.cwd()), str(Path.cwd().parent)]",
-        folded=True,
-    )  # fmt: skip
+    yield Cell("code", PLACE.format(HOME, sorted({path.rpartition("/")[0] for path in paths} | {"docs"})), folded=True)
     for path, file in zip(paths, files, strict=True):
         where = path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}"
         yield Cell("code", f"%%writefile {where}\n{file.read_text(encoding='utf-8').rstrip()}", folded=True)
+    if DOCS / "hands.py" in files:
+        yield Cell("code", f"%%html\n{sliders()}", folded=True)
+
+
+PLACE = """\
+import os
+import sys
+from pathlib import Path
+
+if Path.cwd().parent.name != "{0}":
+    for folder in {1}:
+        Path("{0}", folder).mkdir(parents=True, exist_ok=True)
+    os.chdir(Path("{0}", "docs"))
+    sys.path[:0] = [str(Path.cwd()), str(Path.cwd().parent)]"""
+
+
+def sliders() -> str:
+    """Return the style and the script of the pictures that have sliders."""
+    static = DOCS / "_static"
+    style = [line for line in (static / "site.css").read_text(encoding="utf-8").splitlines() if "figure.hands" in line]
+    script = (static / "hands.js").read_text(encoding="utf-8")
+    return "\n".join(
+        [
+            "<style>",
+            *(line for line in style if line.startswith("figure")),
+            "</style>",
+            "<script>",
+            script + "</script>",
+        ]
+    )
 
 
 def following(name: str) -> Iterator[Cell]:

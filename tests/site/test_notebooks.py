@@ -52,7 +52,7 @@ def test_a_notebooks_code_is_its_pages(made, name):
     code, page = sources(made[name], "code"), code_of_the_page(name)
     first = len(code) - len(page)
     assert code[first:] == page
-    assert all("minilora-pages" in cell or cell.startswith("%%writefile ") for cell in code[:first])
+    assert all("minilora-pages" in cell or cell.startswith(("%%writefile ", "%%html")) for cell in code[:first])
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -182,7 +182,7 @@ nbformat.write(book, sys.argv[1])
 def test_a_notebook_runs_in_an_empty_folder(made, python_with, tmp_path, name):
     """With the wheel, the extras that it names, and nothing of the checkout."""
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
-    extras = re.search(r'-e "\.(\[[\w,]+\])?"', sources(made[name], "markdown")[1])[1] or ""
+    extras = "".join(re.findall(r'-e "\.(\[[\w,]+\])"', sources(made[name], "markdown")[1]))
     book, empty = tmp_path / f"{name}.ipynb", tmp_path / "empty"
     nbformat.write(nbformat.from_dict(made[name]), book)
     empty.mkdir()
@@ -193,3 +193,26 @@ def test_a_notebook_runs_in_an_empty_folder(made, python_with, tmp_path, name):
     assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
     assert outputs or not sources(made[name], "code")
     assert {path.name for path in empty.iterdir()} <= {"minilora-pages"}
+
+
+@pytest.mark.site
+def test_the_sliders_of_a_notebook_move(browser, tmp_path):
+    """A notebook adds its figures after the script of the folded cell has run."""
+    pytest.importorskip("IPython", reason="the site's tools are not installed: pip install -e '.[docs]'")
+    figure = importlib.import_module("hands").levels_under_the_bell().data
+    page = tmp_path / "notebook.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8><body>{notebooks.sliders()}</body>", encoding="utf-8")
+    browser.get(page.as_uri())
+    browser.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", figure)
+    shown = browser.find_element("css selector", "figure.hands.live")
+    says = shown.find_element("css selector", ".says")
+    slider = shown.find_element("css selector", "input[type=range]")
+    assert slider.is_displayed()
+    before = says.text
+    browser.execute_script(
+        "arguments[0].value = arguments[0].value == 0 ? 1 : 0; arguments[0].dispatchEvent(new Event('input'))", slider
+    )
+    assert says.text not in ("", before)
+    assert browser.execute_script(
+        "return getComputedStyle(document.querySelector('figure.hands .line.lora')).stroke"
+    ) == ("rgb(232, 116, 59)")
