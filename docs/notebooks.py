@@ -4,6 +4,7 @@ A page is Markdown with directives, which the site's build reads. A notebook has
 
     {code-cell}      a cell of the same code, its source folded where the page does not show it
     {equation}       $$ ... $$ with its number, and the line of code that computes it
+    {note}           a quotation
     {peer}           code that unfolds
     {literalinclude} the lines themselves
     automodule       the module's docstring
@@ -208,13 +209,23 @@ def peer(argument: str, body: str) -> str:
     return f"<details>{summary}\n\n{fenced(body, 'python')}\n\nIt prints the same digits.\n\n</details>"
 
 
+def admonition(kind: str, argument: str, body: str) -> str:
+    """Return a note or the like as a quotation, under its own title or its kind's."""
+    return textwrap.indent(f"**{argument or kind.capitalize()}.** {body.strip()}", "> ", lambda line: True)
+
+
 SHOWN: dict[str | None, Callable[[str, str, dict[str, str]], str]] = {
     None: lambda argument, body, options: fenced(body, argument),
     "equation": lambda argument, body, options: equation(argument, body),
     "eval-rst": lambda argument, body, options: docstrings(body),
     "literalinclude": lambda argument, body, options: included(argument, options),
+    "math": lambda argument, body, options: f"$$\n{tex(body)}\n$$",
     "peer": lambda argument, body, options: peer(argument, body),
     "toctree": lambda argument, body, options: contents(body, options),
+    **{
+        kind: lambda argument, body, options, kind=kind: admonition(kind, argument, body)
+        for kind in ("admonition", "important", "note", "tip", "warning")
+    },
 }
 """What becomes of a fence that is no cell, by its directive; of one without a directive, nothing."""
 

@@ -106,6 +106,18 @@ def test_what_pages_share_is_written_by_the_notebook(made):
     assert '".[plot]"' in sources(made["choosing"], "markdown")[1]
 
 
+def test_notes_and_formulas_in_directives_are_shown(monkeypatch):
+    note = "```{note}\nOne.\n\nTwo.\n```"
+    tip = "```{tip} My title\nThree.\n```"
+    formula = "```{math}\n:label: m\n\na &= b \\\\ c &= d\n```"
+    page = "\n\n".join(["# A", note, tip, formula, ""])
+    monkeypatch.setattr(notebooks, "pages", lambda: {"index": page})
+    text = notebooks.notebook("index")["cells"][0]["source"]
+    assert "> **Note.** One.\n> \n> Two.\n" in text
+    assert "> **My title.** Three.\n" in text
+    assert text.endswith("$$\n\\begin{aligned}a &= b \\\\ c &= d\\end{aligned}\n$$")
+
+
 def test_an_unknown_directive_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(notebooks, "pages", lambda: {"index": "# A\n\n```{figure} x.png\n```\n"})
     with pytest.raises(notebooks.BadPage, match=r"index\.md: no notebook can show \{figure\}"):
