@@ -394,7 +394,7 @@ def notebook(name: str) -> dict[str, Any]:
     """Return a page as a notebook, in nbformat 4.5."""
     head, *rest = cells(name)
     code = "\n".join(cell.source for cell in rest if cell.kind == "code")
-    every = [head, *preface(name, code), *rest, *following(name)]
+    every = [head, *(preface(name, code) if code else ()), *rest, *following(name)]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {
         "cells": [cell.as_json(number) for number, cell in enumerate(every)],
