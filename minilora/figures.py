@@ -28,7 +28,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise ValueError(f"plots need matplotlib ({error}): pip install matplotlib") from error
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     # IPython asks a cell's last line for this, and a Figure without a window has none.
-    figure._repr_png_ = partial(_png, figure)
+    vars(figure)["_repr_png_"] = partial(_png, figure)
     return figure
 
 
