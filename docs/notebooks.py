@@ -103,7 +103,7 @@ def link(match: re.Match[str], name: str) -> str:
     """Return a link within the site as one between notebooks."""
     page, _, place = match[1].partition("#")
     page = page.removesuffix(".md") or name
-    if place and place not in anchors()[page] and page == name:  # an equation of another page
+    if page == name and place and place not in anchors()[name]:  # an equation of another page
         page = next((other for other, ids in anchors().items() if place in ids), page)
     if page not in anchors() or (place and place not in anchors()[page]):
         raise BadPage(f"{name}.md: there is nothing at {match[1]}")

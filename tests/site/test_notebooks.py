@@ -125,9 +125,10 @@ def test_an_unknown_directive_is_refused_by_name(monkeypatch):
 
 
 def test_a_link_to_nowhere_is_refused(monkeypatch):
-    monkeypatch.setattr(notebooks, "pages", lambda: {"index": "# A\n\n[x](lost.md)\n"})
-    with pytest.raises(notebooks.BadPage, match=r"index\.md: there is nothing at lost\.md"):
-        notebooks.notebook("index")
+    for target in ("lost.md", "lost.md#here", "#lost", "index.md#lost"):
+        monkeypatch.setattr(notebooks, "pages", lambda target=target: {"index": f"# A\n\n[x]({target})\n"})
+        with pytest.raises(notebooks.BadPage, match=f"index.md: there is nothing at {target}"):
+            notebooks.notebook("index")
 
 
 def test_the_command_writes_all_pages_without_sphinx(tmp_path, monkeypatch, capsys):
