@@ -200,7 +200,8 @@ def test_a_notebook_runs_in_an_empty_folder(made, python_with, tmp_path, name):
     nbformat.write(nbformat.from_dict(made[name]), book)
     empty.mkdir()
     run = [python_with(extras), "-c", RUN, book]
-    done = subprocess.run(run, cwd=empty, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    env = {"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(run, cwd=empty, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     outputs = [output for cell in nbformat.read(book, 4)["cells"] for output in cell.get("outputs", ())]
     assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
