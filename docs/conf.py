@@ -19,6 +19,7 @@ os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 import sphinxcontrib.katex  # noqa: E402
 from build import fetch_katex  # noqa: E402
 from docutils import nodes  # noqa: E402
+from notebooks import MACROS  # noqa: E402
 
 import minilora  # noqa: E402
 
@@ -35,6 +36,7 @@ extensions = [
     "sphinxcontrib.katex",
     "api",
     "equations",
+    "notebooks",
     "peers",
 ]
 exclude_patterns = ["_build"]
@@ -68,7 +70,7 @@ katex_css_path = "katex/katex.min.css"
 sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
     throwOnError=True,
     strict="error",
-    macros={r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"},  # \of{dA}{r,in}: a symbol, its shape below
+    macros=MACROS,
 )
 
 

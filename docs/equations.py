@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import io
 import re
-import tokenize
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,6 +30,7 @@ from typing import Any
 import numpy as np
 from docutils import nodes
 from docutils.parsers.rst import directives
+from numbered import LABEL, Line, anchor, find_lines
 from samples import RANKS, samples
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
@@ -39,9 +38,6 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import set_source_info
 
 from minilora.layers.quantized import CodedLinear
-
-LABEL = r"(?:[a-z]+\.)?\d+"
-COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 
 class DanglingEquation(SphinxError):
@@ -57,67 +53,6 @@ class Equation:
     label: str  # "5" or "act.1"
     names: list[str]  # the variables that its lines must mention
     entries: str = ""  # what it computes, a Python expression; "" where it is not evaluated
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of code that bears an equation's number."""
-
-    module: str  # minilora.lora
-    lineno: int
-    label: str
-    code: str  # without its comment; all of the statement, where that has several lines
-    anchor: str  # on the module's source page: eq-5, and eq-5-2 where the number comes again in one file
-    cls: str = ""  # of the method it stands in
-
-    @property
-    def page(self) -> str:
-        """Name of the source page, without its suffix."""
-        return "_modules/" + self.module.replace(".", "/")
-
-    def __str__(self) -> str:
-        return f"{self.module.replace('.', '/')}.py:{self.lineno}"
-
-
-def anchor(label: str) -> str:
-    """Return the id of an equation on its page."""
-    return "eq-" + label.replace(".", "-")
-
-
-def find_lines(package: Path) -> list[Line]:
-    """Return every numbered line of a package's files."""
-    found = []
-    for path in sorted(package.glob("**/*.py")):
-        source = path.read_text(encoding="utf-8")
-        if not COMMENT.search(source):
-            continue
-        module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        tree, seen = ast.parse(source), dict[str, int]()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT and (match := COMMENT.match(token.string)):
-                label, lineno = match[1], token.start[0]
-                seen[label] = seen.get(label, 0) + 1
-                where = anchor(label) + (f"-{seen[label]}" if seen[label] > 1 else "")
-                found.append(Line(module, lineno, label, _statement(tree, source, lineno), where, _class(tree, lineno)))
-    return found
-
-
-def _around(tree: ast.AST, lineno: int, kinds: type | tuple) -> list[Any]:
-    """Return the nodes of some kinds that a line is in, the innermost last."""
-    return [n for n in ast.walk(tree) if isinstance(n, kinds) and n.lineno <= lineno <= n.end_lineno]
-
-
-def _statement(tree: ast.AST, source: str, lineno: int) -> str:
-    """Return the statement that a line is in, without comments."""
-    simple = _around(tree, lineno, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr))
-    lines = source.splitlines()
-    inside = lines[simple[-1].lineno - 1 : simple[-1].end_lineno] if simple else [lines[lineno - 1]]
-    return " ".join(re.sub(r"\s*#.*", "", line).strip() for line in inside).replace("( ", "(").replace(" )", ")")
-
-
-def _class(tree: ast.AST, lineno: int) -> str:
-    inside = _around(tree, lineno, ast.ClassDef)
-    return inside[-1].name if inside else ""
 
 
 def problems(equations: list[Equation], lines: list[Line]) -> list[str]:

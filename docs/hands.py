@@ -52,7 +52,7 @@ def figure(
     text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     return HTML(
         f'<figure class="hands" id="{kind}" data-kind="{kind}">'
-        f'<div class="controls">{"".join(slider.html(kind) for slider in sliders)}</div>'
+        f'<div class="controls" hidden>{"".join(slider.html(kind) for slider in sliders)}</div>'
         f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
         f'<div class="drawing">{still.data}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption>"

@@ -16,19 +16,20 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from .backend import backend_of
 from .checks import check_choice, check_flag, check_instance, check_rng, kind_of, unmoved
-from .layer import Layer, check_model, first_array, freeze, rebuild, walk
-from .layers.convolution import Conv1d, Conv2d
+from .layer import Layer, Model, check_model, first_array, freeze, rebuild, walk
+from .layers.convolution import Conv1d, Conv2d, Convolution
 from .layers.embedding import Embedding
 from .layers.quantized import CodedLinear
 from .linear import Linear
-from .lora import LoRA
+from .lora import LoRA, LoRALinear
 from .variants.adapter import NORMS, Adapter
+from .variants.dora import DoRA
 from .variants.pissa import over_original, pissa
 from .variants.rewritten import Rewritten
 from .variants.variant import DORA, LORA, variant_of
@@ -37,7 +38,21 @@ ALL_LINEAR = "all-linear"
 KIND_OF: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
 STARTS = ("lora", "pissa")
 
+# To a type checker, a model keeps its class, and a layer that is given alone changes it.
+Adaptable = Linear | Embedding | Convolution
+Adapted = LoRALinear | DoRA | Rewritten
 
+
+@overload
+def adapt(
+    model: Adaptable, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
+    use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+) -> Adapted: ...  # fmt: skip
+@overload
+def adapt(
+    model: Model, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
+    use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+) -> Model: ...  # fmt: skip
 def adapt(
     model: Layer, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
@@ -69,7 +84,8 @@ def adapt(
     Returns
     -------
     Layer
-        A model of the same class. Its output is the same until the first training step, after PiSSA up to rounding.
+        A model of the same class; of a single layer, the adapted one, such as a `LoRALinear`. Its output is the same
+        until the first training step, after PiSSA up to rounding.
 
     Raises
     ------
@@ -147,6 +163,10 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
     return targets
 
 
+@overload
+def attach(model: Adaptable, adapters: Mapping[str, LoRA]) -> Adapted: ...
+@overload
+def attach(model: Model, adapters: Mapping[str, LoRA]) -> Model: ...
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     """Return the model frozen, with the given adapters beside the layers at their paths.
 
@@ -161,7 +181,7 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     Returns
     -------
     Layer
-        A model of the same class.
+        A model of the same class; of a single layer, the adapted one.
 
     Raises
     ------
@@ -197,6 +217,10 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     return rebuild(freeze(model), layer=put)
 
 
+@overload
+def merge(model: Adapted, *, requantize: bool = False) -> Adaptable: ...
+@overload
+def merge(model: Model, *, requantize: bool = False) -> Model: ...
 def merge(model: Layer, *, requantize: bool = False) -> Any:
     """Return the model with its adapters folded into the weights: as fast as before adapting.
 

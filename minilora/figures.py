@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,17 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError(f"plots need matplotlib ({error}): pip install matplotlib") from error
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    # IPython asks a cell's last line for this, and a Figure without a window has none.
+    vars(figure)["_repr_png_"] = partial(_png, figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    """Return a figure as a file's bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def check_figure_path(path: str | Path) -> None:
@@ -50,7 +62,7 @@ def plot_article(result: ArticleResult) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Save it with ``figure.savefig(path)``.
+        A notebook shows it where it is a cell's last line; ``figure.savefig(path)`` saves it.
     """
     figure = new_figure(13, 4)
     losses, picture, spectrum = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
@@ -138,7 +150,7 @@ def plot_adapter(summaries: list[LayerSummary]) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Save it with ``figure.savefig(path)``.
+        A notebook shows it where it is a cell's last line; ``figure.savefig(path)`` saves it.
     """
     count, width = len(summaries), max(len(s.shares) for s in summaries)
     figure = new_figure(12, min(30.0, max(3.0, 1.5 + 0.25 * count)))

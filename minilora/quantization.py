@@ -31,7 +31,7 @@ from typing import Any
 
 from .adaptation import ALL_LINEAR, is_adapted, named_layers
 from .checks import check_flag, check_integer, check_number, check_sizes
-from .layer import Layer, arrays_of, check_model, rebuild, walk
+from .layer import Layer, Model, arrays_of, check_model, rebuild, walk
 from .layers.nf4 import check_block_size
 from .layers.quantized import CodedLinear, QuantizedLinear
 from .linear import Linear
@@ -40,8 +40,8 @@ from .variants.pissa import pissa
 
 
 def quantize(
-    model: Layer, target_modules: str | Sequence[str] = ALL_LINEAR, *, block_size: int = 64, double_quant: bool = True
-) -> Any:
+    model: Model, target_modules: str | Sequence[str] = ALL_LINEAR, *, block_size: int = 64, double_quant: bool = True
+) -> Model:
     """Return the model with its linear layers in NF4; all else is shared with the model that was given.
 
     Parameters
@@ -77,7 +77,8 @@ def quantize(
         with _naming(path):
             return QuantizedLinear.from_linear(layer, block_size=block_size, double_quant=double_quant)
 
-    return rebuild(model, layer=put)
+    quantized: Model = rebuild(model, layer=put)
+    return quantized
 
 
 def loftq(

@@ -145,7 +145,7 @@
     },
   };
 
-  for (const figure of document.querySelectorAll("figure.hands")) {
+  function start(figure) {
     const data = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
     const inputs = [...figure.querySelectorAll("input[type=range]")];
     const [board, says] = [figure.querySelector(".drawing"), figure.querySelector(".says")];
@@ -163,4 +163,8 @@
     show();
     figure.classList.add("live");  // the style sheet shows the sliders now that they do something
   }
+
+  const startAll = () => document.querySelectorAll("figure.hands:not(.live)").forEach(start);
+  startAll();
+  new MutationObserver(startAll).observe(document.body, { childList: true, subtree: true });  // a notebook adds its figures later
 })();

@@ -25,21 +25,28 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a line for each gradient. Returns 1 where one is wrong."""
+    """Print a line for each gradient, and those that are wrong again at the end. Returns 1 where one is."""
     from ..verify.selfcheck import prove
 
     where = backend(options)
-    wrong = count = 0
     proof = list(prove(where, options.seed))  # a bad seed speaks before the head of the table does
-    print(f"{'gradient of':64}{'checked':>14}{'error':>10}{'allowed':>10}")
-    for title, report in proof:
-        for block in report.blocks:
-            verdict = "ok" if block.passed else "WRONG"
-            name, at = title.split("  ")
-            what = f"{name + ' ' + block.name:34}{at}"
-            print(f"{what:64}{block.checked:>14}{block.error:10.1e}{block.allowed:10.1e}  {verdict}")
-            count += 1
-            wrong += not block.passed
+    blocks = [(title.split("  "), block) for title, report in proof for block in report.blocks]
+    names = [f"{name} {block.name}" for (name, _), block in blocks]
+    width, places = max(map(len, names)), max(len(at) for (_, at), _ in blocks)
+    head = f"{'gradient of':{width}}  {'at':{places}}{'checked':>14}{'error':>10}{'allowed':>10}"
+    print(head)
+    wrong = []
+    for name, ((_, at), block) in zip(names, blocks, strict=True):
+        numbers = f"{block.checked:>14}{block.error:10.1e}{block.allowed:10.1e}"
+        row = f"{name:{width}}  {at:{places}}{numbers}  {'ok' if block.passed else 'WRONG'}"
+        print(row)
+        if not block.passed:
+            slopes = f"{block.analytic:.9g}, and the measured slope is {block.numeric:.9g}"
+            at_worst = "along one direction" if block.worst is None else f"at {block.worst}"
+            wrong += [row, f"    {at_worst} it is {slopes}", *(f"    {sentence}" for sentence in block.diagnosis)]
+    if wrong:
+        print("\nThe wrong ones again:", head, *wrong, sep="\n")
+    count, failed = len(blocks), sum(not block.passed for _, block in blocks)
     how = f"complex step, float64, {where.device}"
-    print(f"\n{count - wrong} of {count} gradients agree with the measured slope ({how})")
-    return 1 if wrong else 0
+    print(f"\n{count - failed} of {count} gradients agree with the measured slope ({how})")
+    return 1 if failed else 0

@@ -52,9 +52,9 @@ def id_of(kind: str, claim: str, number: int | None = None) -> str:
     return "-".join(words)
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """What `check` found; ``str(report)`` begins with the diagnoses."""
+    """What `check` found. It prints, and shows itself at a prompt and in a notebook, with the diagnoses first."""
 
     name: str  # the implementation's
     dtype: str  # the precision that it was checked in
@@ -100,6 +100,8 @@ class Report:
 
     def __str__(self) -> str:
         return self.text()
+
+    __repr__ = __str__
 
     def text(self, known: Iterable[str] = ()) -> str:
         """Return the report in lines, the diagnoses first. A kind whose failures are all known does not count as wrong.

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..backend import Backend
 from ..checks import check_choice, check_start
+from ..layer import Layer
 from ..layers.activation import ACTIVATIONS
 from ..layers.sequential import Sequential
 from ..linear import Linear
@@ -23,6 +24,10 @@ from ..linear import Linear
 
 class MLP(Sequential):
     """``fc1``, ``act`` and ``fc2``, in this order."""
+
+    fc1: Any  # a Linear, or what `adapt` puts in its place
+    act: Layer
+    fc2: Any
 
     @classmethod
     def init(

@@ -56,10 +56,20 @@ class BlockReport:
         """Analytic over numeric slope at the worst entry."""
         return self.analytic / self.numeric if self.numeric else math.nan
 
+    @property
+    def diagnosis(self) -> list[str]:
+        """What is known of a wrong gradient beyond its worst entry, in sentences."""
+        found = []
+        if self.factor is not None:
+            found.append(f"every slope is off by the same factor, {self.factor:.9g}")
+        if self.left is not None:
+            found.append(f"a kink, with slope {self.left:z.9g} on the left, {self.right:z.9g} on the right")
+        return found
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GradReport:
-    """What `gradcheck` found; ``str(report)`` is a table."""
+    """What `gradcheck` found. It prints, and shows itself at a prompt and in a notebook, as a table."""
 
     method: str  # "complex" or "central": how slopes were measured
     blocks: tuple[BlockReport, ...]  # one for each array of parameters
@@ -79,14 +89,10 @@ class GradReport:
         table = [head, *(_row(block) for block in self.blocks)]
         widths = [max(len(row[column]) for row in table) for column in range(len(head))]
         lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-        for block in self.blocks:
-            if block.factor is not None:
-                lines.append(f"{block.name}: every slope is off by the same factor, {block.factor:.9g}")
-            if block.left is not None:
-                lines.append(
-                    f"{block.name}: a kink, with slope {block.left:z.9g} on the left, {block.right:z.9g} on the right"
-                )
+        lines += [f"{block.name}: {sentence}" for block in self.blocks for sentence in block.diagnosis]
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def _row(block: BlockReport) -> tuple[str, ...]:

@@ -178,6 +178,7 @@ def test_what_is_not_offered_has_cases_too():
 def test_the_verdict_counts_the_functions_that_are_offered(names, said):
     report = check(SimpleNamespace(**{name: LINEAR[name] for name in names}), name="mine")
     assert str(report).splitlines()[0] == f"mine: passed, in float64{said}"
+    assert repr(report) == str(report)  # what a prompt and a notebook show
 
 
 def test_a_further_kind_has_four_functions():

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -345,6 +346,43 @@ def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, small
     monkeypatch.setattr(cls, "backward", wrong)
     assert run("check") == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, capsys, small_check):
+    right = LoRA.backward
+
+    def unscaled(self, *a, **k):
+        dx, grads = right(self, *a, **k)
+        return dx, grads | {"lora_B": grads["lora_B"] * 0.75}
+
+    monkeypatch.setattr(LoRA, "backward", unscaled)
+    assert run("check") == 1
+    table, end = capsys.readouterr().out.split("\nThe wrong ones again:\n")
+    wrong = [line for line in table.splitlines() if line.endswith("WRONG")]
+    head, *repeated, _, summary = end.splitlines()
+    assert head == table.splitlines()[0]
+    assert [line for line in repeated if line.endswith("WRONG")] == wrong
+    assert len(wrong) > 5
+    assert all("lora_B" in line for line in wrong)
+    plain = [i for i, line in enumerate(repeated) if line.startswith(("LoRA lora_B", "LoRALinear lora_B"))]
+    assert len(plain) >= 2
+    for slopes, factor in (repeated[i + 1 : i + 3] for i in plain):
+        analytic, numeric = (float(number) for number in re.findall(r" is ([^,]+)", slopes))
+        assert analytic == pytest.approx(0.75 * numeric, rel=1e-6)
+        assert factor == "    every slope is off by the same factor, 0.75"
+    rows = table.splitlines()[1:]
+    assert summary.startswith(f"{len(rows) - len(wrong)} of {len(rows)} gradients agree")
+
+
+def test_the_columns_of_check_do_not_touch(small_check, capsys):
+    assert run("check") == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
+    names = [f"{title.split('  ')[0]} {block.name}" for title, found in selfcheck.prove() for block in found.blocks]
+    ends = {len(row) for row in rows}
+    assert len(ends) == 1
+    for row, name in zip(rows, names, strict=True):
+        assert row.startswith(f"{name}  ")
+        assert row[max(map(len, names)) + 2 :].startswith("N=")
 
 
 def test_check_prints_what_it_measured(small_check, capsys):

@@ -188,6 +188,12 @@ def test_sums_of_adapters_are_pefts(problem):
     theirs.add_weighted_adapter(["default", "other"], weights, "cat", combination_type="cat")
     total = weighted_sum(terms, weights)
     assert_close(total.delta(), layer.get_delta_weight("cat").detach().numpy(), 1e-12)
+    # "linear" is no sum of the changes: it adds the factors, whose product has cross terms. Its weights are float32.
+    theirs.add_weighted_adapter(["default", "other"], weights, "linear", combination_type="linear")
+    roots = [np.sqrt(w * term.scaling) for w, term in zip(weights, terms, strict=True)]
+    A = roots[0] * terms[0].lora_A + roots[1] * terms[1].lora_A
+    B = roots[0] * terms[0].lora_B + roots[1] * terms[1].lora_B
+    assert_close(B @ A, layer.get_delta_weight("linear").detach().numpy(), 1e-6)
     r = min(p.rank, *total.shape)
     theirs.add_weighted_adapter(["default", "other"], weights, "svd", combination_type="svd", svd_rank=r)
     assert_close(best_of_rank(total, r).delta(), layer.get_delta_weight("svd").detach().numpy(), 1e-10)

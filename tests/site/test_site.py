@@ -130,6 +130,13 @@ def test_a_phone_cuts_no_formula_table_or_code(visit, page):
     assert cut == []
 
 
+@pytest.mark.parametrize("page", [*TOLD, "api.html"])
+def test_every_page_downloads_as_a_notebook(page):
+    file = f"notebooks/{page.removesuffix('.html')}.ipynb"
+    assert file in parse(page).links
+    assert json.loads((SITE / file).read_text(encoding="utf-8"))["nbformat"] == 4
+
+
 def test_formulas_and_pictures_are_where_they_should_be():
     for page, count in {
         "derivation.html": 60,

@@ -75,6 +75,17 @@ def test_a_picture_needs_a_folder(tmp_path):
     check_figure_path(tmp_path / "p.png")
 
 
+def test_a_figure_is_a_picture_where_ipython_shows_it(result, tmp_path):
+    formatters = pytest.importorskip("IPython.core.formatters", reason="IPython is not installed")
+    figure = plot_article(result)
+    data, _ = formatters.DisplayFormatter().format(figure)
+    figure.savefig(tmp_path / "saved.png")
+    for png in (data["image/png"], (tmp_path / "saved.png").read_bytes()):
+        assert png.startswith(b"\x89PNG")
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+        assert (width, height) == tuple(figure.get_size_inches() * figure.dpi)
+
+
 def test_losses_and_singular_values_are_on_log_scales(result):
     """They span orders of magnitude; epochs and numbers do not."""
     for drawn in (plot_article(result).axes[0], plot_article(result).axes[2]):

@@ -842,3 +842,13 @@ def test_a_complex_step_that_gives_nan_is_not_trusted():
     report = gradcheck(f, {"x": x}, {"x": 3 * x**2})
     assert (report.passed, report.method) == (True, "central")
     assert "nan" in report.note
+
+
+def test_a_report_shows_itself_as_its_table():
+    x = np.array([0.3, -1.2])
+    report = gradcheck(lambda p: (p["x"] ** 3).sum(), {"x": x}, {"x": 3 * x**2})
+    assert repr(report) == str(report)
+    head, columns, row = repr(report).splitlines()
+    assert head.startswith("gradcheck by complex step: 1 of 1")
+    assert columns.split()[:2] == ["gradient", "shape"]
+    assert row.split()[0] == "x"
