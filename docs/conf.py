@@ -133,6 +133,13 @@ def add_hands(app, pagename, template, context, doctree):
         app.add_js_file("hands.js", loading_method="defer")
 
 
+def add_live(app, pagename, template, context, doctree):
+    """Load the scripts of a page where something trains in the browser."""
+    for live in re.findall(r'data-live="(\w+)"', context.get("body", "")):
+        app.add_js_file(f"live/{live}.js", type="module")
+        app.add_css_file("live/live.css")
+
+
 def no_signature(app, what, name, obj, options, signature, returns):
     """Keep numpydoc from ``Cache = tuple[Any, ...]``: it takes that for a function, on which autodoc stops."""
     return () if isinstance(obj, types.GenericAlias) else None
@@ -158,6 +165,7 @@ def setup(app):
     """Register the above with Sphinx."""
     app.connect("html-page-context", close_gaps)
     app.connect("html-page-context", add_hands)
+    app.connect("html-page-context", add_live)
     app.connect("doctree-read", adjust)
     app.connect("autodoc-process-signature", no_signature, priority=100)
     app.connect("autodoc-process-docstring", plain_mathematics, priority=100)
