@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
 import sphinxcontrib.katex  # noqa: E402
-from build import fetch_katex  # noqa: E402
+from build import fetch_katex, write_model  # noqa: E402
 from docutils import nodes  # noqa: E402
 
 import minilora  # noqa: E402
@@ -92,7 +92,7 @@ equations_package = ROOT / "minilora"
 html_theme = "furo"
 html_title = "minilora"
 html_favicon = "_static/favicon.svg"
-html_static_path = ["_static", str(fetch_katex())]
+html_static_path = ["_static", str(fetch_katex()), str(write_model())]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False

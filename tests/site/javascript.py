@@ -11,9 +11,12 @@ LIVE = Path(__file__).parents[2] / "docs" / "_static" / "live"
 SCRIPTS = Path(__file__).parent / "live"
 
 
+NO_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="no node on the PATH")
+
+
 def by_node(test):
     """Mark a test that asks Node."""
-    return pytest.mark.site(pytest.mark.skipif(shutil.which("node") is None, reason="no node on the PATH")(test))
+    return pytest.mark.site(NO_NODE(test))
 
 
 def node(script, *arguments, **given):

@@ -15,9 +15,10 @@ function half(bits) {
 export function readSafetensors(buffer) {
   const view = new DataView(buffer), length = Number(view.getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
+  delete header.__metadata__;
   const tensors = {};
   for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(header)) {
-    if (name === "__metadata__" || !WIDTH[dtype]) continue;
+    if (!WIDTH[dtype]) continue; // integers, which no page asks for
     const count = (to - from) / WIDTH[dtype], data = new (dtype === "F64" ? Float64Array : Float32Array)(count);
     for (let i = 0; i < count; i += 1) {
       const at = 8 + length + from + i * WIDTH[dtype];
