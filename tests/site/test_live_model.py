@@ -1,9 +1,12 @@
 """The language model that is fine-tuned in the browser: its tokens, gradients and files, and its page."""
 
+import functools
+import http.server
 import importlib.util
 import json
 import random
 import re
+import threading
 import time
 import zipfile
 from importlib.metadata import distribution
@@ -217,27 +220,55 @@ def click(browser, name):
     browser.switch_to.active_element.send_keys(" ")
 
 
+class Own:
+    """A server of the site for one test: it knows what it was asked for, and can go away."""
+
+    def __init__(self):
+        self.asked = asked = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                asked.append(self.path.partition("?")[0].rpartition("/")[2])
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(SITE)))
+        self.address = f"http://127.0.0.1:{self.server.server_port}/"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def cut(self):
+        """Go away: nothing that is asked for from now on comes."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
 @pytest.fixture
-def offline(browser):
-    """Return a function that cuts the network, which comes back after the test."""
+def own(browser):
+    server = Own()
+    yield server
+    browser.get("about:blank")  # so that nothing is left that waits
+    browser.get_log("browser")
+    if server.thread.is_alive():
+        server.cut()
 
-    def set_offline(offline):
-        off = {"offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        browser.execute_cdp_cmd("Network.enable", {})
-        browser.execute_cdp_cmd("Network.emulateNetworkConditions", off)
 
-    yield lambda: set_offline(True)
-    set_offline(False)
+def open_page(browser, own, width):
+    """Open the page, and wait for its own files: the last ones are the worker's."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(own.address + "live-model.html")
+    scripts = {"model.js", "worker.js", *re.findall(r'from "./([^"]+)"', (LIVE / "worker.js").read_text())}
+    wait(lambda: scripts <= set(own.asked))
 
 
 @pytest.mark.parametrize("width", widths)
-def test_a_pasted_text_is_learned_with_the_network_cut(visit, offline, width, tmp_path):
-    browser = visit("live-model.html", width)
+def test_a_pasted_text_is_learned_with_the_network_cut(browser, own, width, tmp_path):
+    open_page(browser, own, width)
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     click(browser, "fetch")
     wait(lambda: find(browser, "[data-do=run]").is_enabled(), 60)
-    offline()
+    own.cut()
     text = find(browser, "[name=text]")
     text.clear()
     text.send_keys(TEXT)
@@ -279,15 +310,13 @@ def test_too_short_a_text_is_refused_with_its_count(visit, width):
 
 
 @pytest.mark.parametrize("width", widths[:1])
-def test_a_model_that_does_not_come_is_told(visit, offline, width):
-    browser = visit("live-model.html", width)
-    wait(lambda: find(browser, ".works").is_displayed())
-    time.sleep(1)  # until the worker, too, has its own files
-    offline()
+def test_a_model_that_does_not_come_is_told(browser, own, width):
+    open_page(browser, own, width)
+    time.sleep(0.5)  # until what was asked for has come
+    own.cut()
     click(browser, "fetch")
     wait(lambda: "could not be fetched" in find(browser, ".says").text)
     assert find(browser, "[data-do=fetch]").is_enabled()
-    browser.get_log("browser")  # its complaint is expected
 
 
 @pytest.mark.parametrize("width", widths)
