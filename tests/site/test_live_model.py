@@ -267,7 +267,7 @@ def test_a_pasted_text_is_learned_with_the_network_cut(browser, own, width, tmp_
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     click(browser, "fetch")
-    wait(lambda: find(browser, "[data-do=run]").is_enabled(), 60)
+    wait(lambda: "The model is here" in find(browser, ".says").text, 60)
     own.cut()
     text = find(browser, "[name=text]")
     text.clear()
@@ -296,12 +296,10 @@ def test_a_pasted_text_is_learned_with_the_network_cut(browser, own, width, tmp_
 @pytest.mark.parametrize("width", widths[:1])
 def test_too_short_a_text_is_refused_with_its_count(visit, width):
     browser = visit("live-model.html", width)
-    click(browser, "fetch")
-    wait(lambda: find(browser, "[data-do=run]").is_enabled(), 60)
     text = find(browser, "[name=text]")
     text.clear()
     text.send_keys("Too short.")
-    click(browser, "run")
+    click(browser, "run")  # which fetches the model where it is not there yet
     wait(lambda: "Paste at least 17" in find(browser, ".says").text)
     assert find(browser, "[data-do=run]").text == "Fine-tune on this text"
     assert not find(browser, "[data-do=save]").is_enabled()

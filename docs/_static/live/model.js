@@ -11,14 +11,15 @@ const ask = (what, more = {}) => worker.postMessage({ ask: what, ...more });
 const say = (text) => { find(".says").textContent = text; };
 
 let [state, losses, held] = ["empty", [], []]; // empty, loading, ready, begun or running
+let afterwards = () => {}; // what was asked for before the model was here
 
 function turn(next) {
   state = next;
   button("fetch").hidden = !["empty", "loading"].includes(state);
   button("fetch").disabled = state === "loading";
   find("progress").hidden = state !== "loading";
-  for (const name of ["run", "step", "restart"]) button(name).disabled = ["empty", "loading"].includes(state);
-  for (const name of ["write", "save"]) button(name).disabled = !["begun", "running"].includes(state);
+  for (const name of ["run", "step"]) button(name).disabled = state === "loading";
+  for (const name of ["write", "save", "restart"]) button(name).disabled = !["begun", "running"].includes(state);
   button("run").textContent = state === "running" ? "Pause" : "Fine-tune on this text";
 }
 
@@ -42,6 +43,7 @@ const TOLD = {
   loaded() {
     turn("ready");
     say("The model is here. From now on nothing is fetched.");
+    afterwards();
   },
   begun({ tokens, unknown, length, train, held: apart, trained, frozen }) {
     const strange = unknown ? ` ${number(unknown)} of them stand for letters that its tokenizer does not know.` : "";
@@ -84,27 +86,35 @@ function show() {
 worker.addEventListener("message", ({ data }) => TOLD[data.told](data));
 worker.addEventListener("error", () => TOLD.failed({ message: "the worker did not start" }));
 
-button("fetch").addEventListener("click", () => {
+function fetchModel(then = () => {}) {
+  afterwards = then;
   turn("loading");
   say("");
   ask("load", { folder: new URL("../glassllm/", import.meta.url).href });
-});
-button("run").addEventListener("click", () => {
-  if (state === "running") {
-    turn("begun");
-    ask("pause");
-  } else {
-    if (state === "ready") begin();
-    turn("running");
-    ask("run");
-  }
-});
-button("step").addEventListener("click", () => {
-  if (state === "running") ask("pause");
+}
+
+function run() {
+  if (state === "empty") return fetchModel(run);
   if (state === "ready") begin();
+  turn("running");
+  return ask("run");
+}
+
+function pause() {
   turn("begun");
-  ask("step");
-});
+  ask("pause");
+}
+
+function step() {
+  if (state === "empty") return fetchModel(step);
+  if (state === "running") pause();
+  if (state === "ready") begin();
+  return ask("step");
+}
+
+button("fetch").addEventListener("click", () => fetchModel());
+button("run").addEventListener("click", () => (state === "running" ? pause() : run()));
+button("step").addEventListener("click", step);
 button("restart").addEventListener("click", begin);
 button("write").addEventListener("click", () => ask("write", { prompt: find("[name=prompt]").value }));
 button("save").addEventListener("click", () => ask("save"));
@@ -112,7 +122,7 @@ button("save").addEventListener("click", () => ask("save"));
 // A new text or setting asks for a new beginning, which comes with the next click.
 function changed() {
   if (state !== "begun" && state !== "running") return;
-  ask("pause");
+  pause();
   turn("ready");
 }
 
