@@ -119,7 +119,7 @@ def test_singular_values_are_numpys(computed):
 
 
 @by_node
-def test_what_the_page_says_of_its_settings_happens(computed):
+def test_what_the_page_says_of_settings_happens(computed):
     _, descent, too_strong, adam, rank5, swapped, *wrong = computed["runs"]
     last = [run["history"][-1]["loss"] for run in (descent, adam, *wrong)]
     least = descent["least"]
@@ -255,7 +255,7 @@ def test_the_layers_page_stays_under_300_kilobytes(visit, width):
 
 
 @pytest.mark.parametrize("width", widths)
-def test_opened_as_a_file_the_page_says_what_does_not_work(browser, width):
+def test_as_a_file_the_page_says_so(browser, width):
     browser.get(PAGE.as_uri())
     assert "http.server" in find(browser, ".still").text
     assert not find(browser, ".works").is_displayed()

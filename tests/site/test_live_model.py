@@ -318,7 +318,7 @@ def test_a_model_that_does_not_come_is_told(browser, own, width):
 
 
 @pytest.mark.parametrize("width", widths)
-def test_the_models_page_stays_under_300_kilobytes_before_a_click(visit, width):
+def test_the_models_page_is_light_until_a_click(visit, width):
     browser = visit("live-model.html", width)
     wait(lambda: find(browser, ".works").is_displayed())
     asked = "return performance.getEntriesByType('resource').map(e => e.name)"
@@ -330,7 +330,7 @@ def test_the_models_page_stays_under_300_kilobytes_before_a_click(visit, width):
 
 
 @pytest.mark.parametrize("width", widths[:1])
-def test_opened_as_a_file_the_models_page_says_what_does_not_work(browser, width):
+def test_as_a_file_the_models_page_says_so(browser, width):
     browser.get(PAGE.as_uri())
     assert "http.server" in find(browser, ".still").text
     assert not find(browser, ".works").is_displayed()
