@@ -6,6 +6,7 @@ stylesheet and fonts come from the npm package of the same version, once, into d
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,35 @@ def fetch_katex() -> Path:
         shutil.copy(dist / "katex.min.css", new / "katex")
         for font in (dist / "fonts").glob("*.woff2"):  # what every browser of today takes; the others are not asked for
             shutil.copy(font, new / "katex" / "fonts")
+        new.rename(folder)
+    return folder
+
+
+def write_model() -> Path:
+    """Return a folder for html_static_path with the model that a page fine-tunes, in half precision, 1.7 MB.
+
+    It is the package glassllm's, as a Hugging Face folder, with the package's tokenizer and its license beside it.
+    """
+    import numpy as np
+
+    from minilora import Llama
+    from minilora.files.llamasave import save_llama
+    from minilora.layer import rebuild
+
+    try:
+        package = importlib.metadata.distribution("glassllm")
+    except importlib.metadata.PackageNotFoundError:
+        raise SystemExit("the site needs the model that is in the package glassllm: pip install glassllm") from None
+    folder = DOCS / "_build" / f"glassllm-{package.version}"
+    if not folder.is_dir():
+        new = folder.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        weights = Path(str(package.locate_file("glassllm/weights/en.npz")))
+        save_llama(rebuild(Llama.load(weights), array=lambda array: array.astype(np.float16)), new / "glassllm")
+        shutil.copy(weights.with_suffix(".tokenizer.json"), new / "glassllm")
+        licenses = [path for path in package.files or () if path.name == "LICENSE"]
+        shutil.copy(str(package.locate_file(licenses[0])), new / "glassllm" / "LICENSE.txt")
         new.rename(folder)
     return folder
 

@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
 import sphinxcontrib.katex  # noqa: E402
-from build import fetch_katex  # noqa: E402
+from build import fetch_katex, write_model  # noqa: E402
 from docutils import nodes  # noqa: E402
 from notebooks import MACROS  # noqa: E402
 
@@ -94,7 +94,7 @@ equations_package = ROOT / "minilora"
 html_theme = "furo"
 html_title = "minilora"
 html_favicon = "_static/favicon.svg"
-html_static_path = ["_static", str(fetch_katex())]
+html_static_path = ["_static", str(fetch_katex()), str(write_model())]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
@@ -135,6 +135,13 @@ def add_hands(app, pagename, template, context, doctree):
         app.add_js_file("hands.js", loading_method="defer")
 
 
+def add_live(app, pagename, template, context, doctree):
+    """Load the scripts of a page where something trains in the browser."""
+    for live in re.findall(r'data-live="(\w+)"', context.get("body", "")):
+        app.add_js_file(f"live/{live}.js", type="module")
+        app.add_css_file("live/live.css")
+
+
 def no_signature(app, what, name, obj, options, signature, returns):
     """Keep numpydoc from ``Cache = tuple[Any, ...]``: it takes that for a function, on which autodoc stops."""
     return () if isinstance(obj, types.GenericAlias) else None
@@ -160,6 +167,7 @@ def setup(app):
     """Register the above with Sphinx."""
     app.connect("html-page-context", close_gaps)
     app.connect("html-page-context", add_hands)
+    app.connect("html-page-context", add_live)
     app.connect("doctree-read", adjust)
     app.connect("autodoc-process-signature", no_signature, priority=100)
     app.connect("autodoc-process-docstring", plain_mathematics, priority=100)

@@ -1,0 +1,69 @@
+// Fine-tuning on a text, and text from the model: minilora/text.py, training.py and generate.py, as far as the page needs.
+
+import { crossEntropy } from "./losses.js";
+import { Adam } from "./optim.js";
+
+export const [LENGTH, BATCH, LEAST] = [64, 4, 17];
+const [HELD_OUT, MEASURED, END] = [10, 8, 3];
+
+// Cut a text's ids into windows of one length, each with the ids that follow, and hold every tenth of them out.
+export function windows(ids, length) {
+  const all = Array.from({ length: Math.floor((ids.length - 1) / length) }, (_, i) => ids.slice(i * length, (i + 1) * length + 1));
+  const held = (i) => (all.length - 1 - i) % HELD_OUT === 0; // counted from the end, so that there is always one
+  return { train: all.filter((_, i) => !held(i)), held: all.filter((_, i) => held(i)).slice(0, MEASURED) };
+}
+
+export class Tuning {
+  constructor(model, ids, { rate, random }) {
+    this.length = Math.min(LENGTH, Math.floor((ids.length - 1) / 2));
+    Object.assign(this, { model, random, ...windows(ids, this.length) });
+    this.optimizer = new Adam(model.trainable(), rate);
+    this.queue = [];
+  }
+
+  // One step on a batch; each window comes once before any comes again. Returns the loss before the step.
+  step() {
+    const batch = Array.from({ length: Math.min(BATCH, this.train.length) }, () => this.next());
+    const [logits, targets, cache] = this.scored(batch);
+    const [loss, d_logits] = crossEntropy(logits, targets);
+    this.optimizer.step(this.model.backward(d_logits, cache));
+    return loss;
+  }
+
+  next() {
+    if (!this.queue.length) this.queue = [...this.train];
+    const [window] = this.queue.splice(Math.floor(this.random() * this.queue.length), 1);
+    return window;
+  }
+
+  heldOutLoss() {
+    const [logits, targets] = this.scored(this.held);
+    return crossEntropy(logits, targets)[0];
+  }
+
+  scored(some) {
+    const [logits, cache] = this.model.forward(some.flatMap((window) => window.slice(0, -1)), this.length);
+    return [logits, some.flatMap((window) => window.slice(1)), cache];
+  }
+}
+
+// Yield the ids that follow a prompt, each drawn at this temperature: token v with a probability of exp(z_v / c) / sum.
+export function* generate(model, prompt, tokens, { temperature, random }) {
+  let [logits, past] = model.forward(prompt, prompt.length);
+  for (let i = 0; i < tokens; i += 1) {
+    const token = drawn(logits.data.subarray(-logits.columns), temperature, random);
+    if (token === END) return;
+    yield token;
+    [logits, past] = model.forward([token], 1, past);
+  }
+}
+
+function drawn(z, temperature, random) {
+  const most = z.reduce((a, b) => Math.max(a, b)), p = Array.from(z, (z_v) => Math.exp((z_v - most) / temperature));
+  let left = random() * p.reduce((a, b) => a + b);
+  for (let v = 0; v < p.length; v += 1) {
+    left -= p[v];
+    if (left < 0) return v;
+  }
+  return p.indexOf(1); // where rounding left something over: the likeliest
+}

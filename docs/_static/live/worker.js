@@ -1,0 +1,115 @@
+// The language model, beside the page: it trains here, so that the page stays awake. Messages come as { ask: ... }, and
+// go as { told: ... }. What it computes is in llama.js and tuning.js.
+
+import { Llama } from "./llama.js";
+import { adapterFiles, zip } from "./peft.js";
+import { randomFrom } from "./random.js";
+import { readSafetensors } from "./safetensors.js";
+import { Tokenizer } from "./tokenizer.js";
+import { LEAST, Tuning, generate } from "./tuning.js";
+
+const [TOKENS, CONTEXT, TEMPERATURE, EVERY] = [60, 128, 0.7, 10];
+let [config, tensors, tokenizer, tuning, settings, steps, running] = [null, null, null, null, null, 0, false];
+
+const tell = (told, more = {}) => postMessage({ told, ...more });
+
+const ASKED = {
+  async load({ folder }) {
+    const get = async (name) => {
+      const response = await fetch(new URL(name, folder));
+      if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
+      return response;
+    };
+    config = await (await get("config.json")).json();
+    tokenizer = new Tokenizer(await (await get("en.tokenizer.json")).json());
+    tensors = readSafetensors(await counted(await get("model.safetensors")));
+    tell("loaded");
+  },
+
+  // Begin with a new adapter on a text.
+  begin({ text, rank, rate, prompt }) {
+    [running, tuning] = [false, null];
+    const ids = tokenizer.encode(text);
+    if (ids.length < LEAST) throw new Error(`The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`);
+    settings = { rank, alpha: 2 * rank, prompt };
+    steps = 0;
+    tuning = new Tuning(new Llama(config, tensors, { ...settings, random: randomFrom(0) }), ids, { rate, random: randomFrom(1) });
+    const count = (arrays) => Object.values(arrays).reduce((sum, { data }) => sum + data.length, 0);
+    const { length, train, held } = tuning, sizes = { length, train: train.length, held: held.length };
+    const counts = { tokens: ids.length, unknown: tokenizer.unknown(ids), trained: count(tuning.model.trainable()), frozen: count(tensors) };
+    tell("begun", { ...sizes, ...counts });
+    tell("measured", { step: 0, held: tuning.heldOutLoss() });
+    tell("before", { text: written() });
+  },
+
+  run() {
+    if (running) return;
+    running = true;
+    loop();
+  },
+
+  pause() {
+    running = false;
+    tell("after", { text: written() });
+  },
+
+  step() { step(); },
+
+  write({ prompt }) {
+    settings.prompt = prompt;
+    tell("after", { text: written() });
+  },
+
+  save() {
+    tell("saved", { zip: zip(adapterFiles(tuning.model.trainable(), settings)) });
+  },
+};
+
+function step() {
+  const start = performance.now(), loss = tuning.step(), seconds = (performance.now() - start) / 1000;
+  if (!Number.isFinite(loss)) {
+    running = false;
+    throw new Error("The loss is no longer a number: the rate is too large. Begin again with a smaller one.");
+  }
+  tell("stepped", { step: steps, loss, seconds });
+  steps += 1;
+  if (steps % EVERY) return;
+  tell("measured", { step: steps, held: tuning.heldOutLoss() });
+  tell("after", { text: written() });
+}
+
+function loop() {
+  if (!running) return;
+  guarded(step);
+  setTimeout(loop); // between two steps, messages are read
+}
+
+// The prompt and what follows it, drawn with the same random numbers each time.
+function written() {
+  const ids = tokenizer.encode(settings.prompt || "\n").slice(-CONTEXT + TOKENS);
+  return tokenizer.decode([...ids, ...generate(tuning.model, ids, TOKENS, { temperature: TEMPERATURE, random: randomFrom(0) })]);
+}
+
+// The bytes of a response, with word of how many have come.
+async function counted(response) {
+  const total = Number(response.headers.get("content-length")), parts = [];
+  let loaded = 0;
+  for (let reader = response.body.getReader(), part; !(part = await reader.read()).done;) {
+    parts.push(part.value);
+    tell("loading", { loaded: loaded += part.value.length, total });
+  }
+  return new Blob(parts).arrayBuffer();
+}
+
+async function guarded(f) {
+  try {
+    await f();
+  } catch (error) {
+    running = false;
+    tell("failed", { message: error.message });
+  }
+}
+
+addEventListener("message", ({ data }) => {
+  if (tuning || ["load", "begin"].includes(data.ask)) guarded(() => ASKED[data.ask](data)); // a beginning can have failed
+});

@@ -1,0 +1,262 @@
+"""The layer that trains in the browser: its JavaScript is minilora's mathematics, and its page shows what is wrong."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import LoRA, best_adapter, cli, evaluate, train
+
+from .javascript import LIVE, by_node, node
+
+PYTHON = Path(__file__).parents[2] / "minilora"
+SHOWN_AT = {
+    "A-zero": "A",
+    "alpha-not-divided": "y",
+    "base-passes-no-gradient": "dx",
+    "B-not-zero": "B",
+    "wrong-scale-in-dA": "dA",
+}
+"""The array at which each mistake shows."""
+RUN = {"rank": 2, "alpha": 4, "rate": 0.03, "optimizer": "adam", "truth": "face", "steps": 600}
+"""How the page begins."""
+
+
+# --- the mathematics, by Node -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """Return the folder that ``minilora vectors`` writes."""
+    folder = tmp_path_factory.mktemp("vectors") / "v"
+    assert cli.main(["vectors", str(folder)]) == 0
+    return folder
+
+
+def answer(vectors, answers, live=LIVE):
+    """Let docs/_static/live/lora.js and optim.js answer, and return the exit code of ``minilora vectors --compare``."""
+    node("vectors.mjs", live, vectors, answers)
+    return cli.main(["vectors", str(vectors), "--compare", str(answers)])
+
+
+@by_node
+def test_lora_js_passes_minilora_vectors(vectors, tmp_path, capsys):
+    assert answer(vectors, tmp_path / "answers") == 0
+    assert capsys.readouterr().out.count("cases answered      15 of 15") == 2  # float64 and float32
+
+
+@by_node
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("lora.js", "dy.times(this.lora_B).scaled(this.scaling)", "dy.times(this.lora_B)"),
+        ("lora.js", "inputGradient(dy).plus(dx_adapter)", "inputGradient(dy)"),
+        ("optim.js", "1 - beta2 ** t", "1 - beta1 ** t"),
+    ],
+)
+def test_a_mistake_in_the_javascript_fails_the_vectors(vectors, tmp_path, file, right, wrong):
+    live = shutil.copytree(LIVE, tmp_path / "live")
+    source = (live / file).read_text(encoding="utf-8")
+    assert source.count(right) == 1
+    (live / file).write_text(source.replace(right, wrong), encoding="utf-8")
+    assert answer(vectors, tmp_path / "answers", live) == 1
+
+
+@pytest.fixture(scope="module")
+def computed():
+    rng = np.random.default_rng(0)
+    thin = rng.standard_normal((10, 2)) @ rng.standard_normal((2, 14))
+    matrices = [rng.standard_normal((10, 14)), rng.standard_normal((14, 3)), thin, np.zeros((3, 4)), np.eye(4, 5)]
+    changed = [
+        {"optimizer": "descent", "rate": 0.3},
+        {"optimizer": "descent", "rate": 0.3, "alpha": 16},
+        {"alpha": 16},
+        {"rank": 5},
+        {"start": "swapped", "steps": 1},
+        *({"mistakes": [name]} for name in SHOWN_AT),
+    ]
+    runs = [RUN | {"truth": "noise", "steps": 50}, *(RUN | change for change in changed)]
+    found = node("layer.mjs", LIVE, runs=runs, matrices=[matrix.tolist() for matrix in matrices])
+    return found | {"matrices": matrices}
+
+
+@by_node
+def test_each_mistake_turns_its_own_array_red(computed):
+    wrong = {name: {a for a, v in check.items() if not v["right"]} for name, check in computed["checks"].items()}
+    assert wrong == {"": set(), **{name: {array} for name, array in SHOWN_AT.items()}}
+
+
+@by_node
+def test_the_pages_training_is_minilora_train(computed):
+    """On noise: where a row of the truth is zero, Adam takes a gradient that is rounding alone for a direction."""
+    found = computed["runs"][0]
+    X, Y, W, A, B, D = (np.array(found[name], float) for name in ("X", "Y", "W", "A0", "B0", "D"))
+    assert np.allclose(Y, X @ (W + D).T)
+    adapter = LoRA(A, B, RUN["alpha"])
+    history = train(adapter, X, Y - X @ W.T, epochs=50, batch_size=len(X), lr=RUN["rate"], rng=np.random.default_rng(0))
+    assert np.allclose(adapter.lora_A, found["A"], rtol=0, atol=1e-9)
+    assert np.allclose(adapter.lora_B, found["B"], rtol=0, atol=1e-9)
+    losses = [entry["loss"] for entry in found["history"]]
+    assert np.allclose([losses[epoch] for epoch in history.epochs], history.losses, rtol=1e-9)
+
+
+@by_node
+def test_the_dashed_line_is_the_best_of_that_rank(computed):
+    found = computed["runs"][0]
+    X, Y, W = (np.array(found[name]) for name in ("X", "Y", "W"))
+    best = best_adapter(X, Y - X @ W.T, rank=RUN["rank"])
+    assert evaluate(best, X, Y - X @ W.T) == pytest.approx(found["least"], rel=1e-9)
+
+
+@by_node
+def test_singular_values_are_numpys(computed):
+    for matrix, found in zip(computed["matrices"], computed["values"], strict=True):
+        right = np.linalg.svd(matrix, compute_uv=False)
+        assert np.allclose(found, right, rtol=0, atol=1e-12 * max(1, right[0]))
+
+
+@by_node
+def test_what_the_page_says_of_settings_happens(computed):
+    _, descent, too_strong, adam, rank5, swapped, *wrong = computed["runs"]
+    last = [run["history"][-1]["loss"] for run in (descent, adam, *wrong)]
+    least = descent["least"]
+    assert too_strong["history"][-1]["loss"] is None  # JSON's word for NaN
+    assert last[:2] == pytest.approx([least] * 2, rel=1e-3)
+    assert rank5["history"][-1]["loss"] < 1e-5
+    assert swapped["history"][1]["A"] > 0
+    assert np.array_equal(swapped["B"], swapped["B0"])
+    stuck, *going = last[2:]
+    assert stuck == computed["runs"][6]["history"][0]["loss"]
+    assert going == pytest.approx([least] * 4, rel=1e-3)
+
+
+def numbers(path, comment):
+    return re.findall(rf"{comment} eq\. \(([\w.]+)\)", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("javascript", "python", "left_out"),
+    [
+        ("lora.js", ("linear.py", "lora.py"), {"8", "9"}),  # of a weight that trains
+        ("losses.js", ("losses.py",), set()),
+        ("optim.js", ("optim.py",), set()),
+    ],
+)
+def test_javascript_has_pythons_equations_in_their_order(javascript, python, left_out):
+    right = [number for name in python for number in numbers(PYTHON / name, "#") if number not in left_out]
+    assert numbers(LIVE / javascript, "//") == sorted(right, key=right.index) != []
+
+
+# --- the page, in a browser -------------------------------------------------------------------------------------------
+
+SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
+PAGE = SITE / "live-layer.html"
+built = [pytest.mark.site, pytest.mark.skipif(not PAGE.is_file(), reason="the site is not built: python docs/build.py")]
+widths = [pytest.param(width, marks=built) for width in (390, 1280)]
+
+
+@pytest.fixture
+def page(visit):
+    def go(width):
+        browser = visit("live-layer.html", width)
+        assert find(browser, ".works").is_displayed()
+        return browser
+
+    return go
+
+
+def find(browser, selector):
+    return browser.find_element("css selector", f'[data-live="layer"] {selector}')
+
+
+def press(browser, selector, keys):
+    """Give an element the focus and press keys."""
+    element = find(browser, selector)
+    browser.execute_script("arguments[0].focus()", element)
+    browser.switch_to.active_element.send_keys(keys)
+
+
+def loss(browser):
+    return float(find(browser, "[data-loss]").text)
+
+
+def verdicts(browser):
+    rows = browser.find_elements("css selector", '[data-live="layer"] [data-check]')
+    return {row.get_attribute("data-check"): row.get_attribute("data-verdict") for row in rows}
+
+
+def wait(true, seconds=30):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("width", widths)
+def test_the_loss_falls_to_the_best_of_the_rank(page, width):
+    browser = page(width)
+    assert loss(browser) == 4
+    press(browser, "[data-do=step]", " ")
+    assert find(browser, "[data-step]").text == "1"
+    assert loss(browser) < 4
+    press(browser, "[data-do=run]", " ")
+    wait(lambda: loss(browser) < 0.674)
+    press(browser, "[data-do=run]", " ")
+    assert loss(browser) >= 0.6735
+    steps = find(browser, "[data-step]").text
+    assert f"After {steps} steps the loss is" in find(browser, ".says").text
+
+
+@pytest.mark.parametrize("width", widths)
+def test_each_mistake_by_keyboard_turns_one_check_red(page, width):
+    browser = page(width)
+    assert set(verdicts(browser).values()) == {"right"}
+    for name, array in SHOWN_AT.items():
+        press(browser, f"[data-mistake={name}]", " ")
+        assert {a for a, verdict in verdicts(browser).items() if verdict == "wrong"} == {array}
+        assert find(browser, f'[data-check="{array}"]').text.endswith("wrong")
+        press(browser, f"[data-mistake={name}]", " ")
+    assert set(verdicts(browser).values()) == {"right"}
+
+
+@pytest.mark.parametrize("width", widths)
+def test_the_truth_is_drawn_by_keys_and_by_pointer(page, width):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser = page(width)
+    browser.execute_script(
+        "const s = document.querySelector('[name=truth]'); s.value = 'nothing'; s.dispatchEvent(new Event('input'))"
+    )
+    assert loss(browser) == 0
+    press(browser, "[data-map=truth]", Keys.ARROW_DOWN + Keys.ARROW_RIGHT + " ")
+    assert loss(browser) == pytest.approx(0.1)  # one entry of 1: |D|^2 / out
+    assert find(browser, ".painted").get_attribute("textContent") == "Row 2, column 2 is 1."
+    svg = find(browser, "[data-map=truth]")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", svg)
+    cell = svg.size["width"] / 14
+    stroke = ActionChains(browser, duration=100).move_to_element_with_offset(svg, cell / 2, cell / 2).click_and_hold()
+    stroke.move_by_offset(round(2 * cell), 0).release().perform()
+    assert loss(browser) == pytest.approx(0.4)  # three more, in one stroke
+
+
+@pytest.mark.parametrize("width", widths)
+def test_the_layers_page_stays_under_300_kilobytes(visit, width):
+    browser = visit("live-layer.html", width)
+    own = browser.execute_script(
+        "return performance.getEntriesByType('resource').filter(e => e.name.includes('/live/')).map(e => e.name)"
+    )
+    files = [PAGE, *(SITE / "_static" / "live" / name.rpartition("/")[2].partition("?")[0] for name in own)]
+    assert len(files) > 5
+    assert sum(file.stat().st_size for file in files) < 300_000
+
+
+@pytest.mark.parametrize("width", widths)
+def test_as_a_file_the_page_says_so(browser, width):
+    browser.get(PAGE.as_uri())
+    assert "http.server" in find(browser, ".still").text
+    assert not find(browser, ".works").is_displayed()
+    browser.get_log("browser")  # its complaints are expected

@@ -1,0 +1,337 @@
+"""The language model that is fine-tuned in the browser: its tokens, gradients and files, and its page."""
+
+import functools
+import http.server
+import importlib.util
+import json
+import random
+import re
+import threading
+import time
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter
+from minilora.files.tokenizer import load_tokenizer
+from minilora.models.generate import generate
+from minilora.text import windows
+
+from .javascript import LIVE, NO_NODE, by_node, node
+from .test_live_layer import numbers, wait
+
+pytest.importorskip("glassllm", reason="glassllm is not installed: pip install -e '.[models]'")
+
+ROOT = Path(__file__).parents[2]
+MODEL_PAGE = ROOT / "docs" / "live-model.md"
+GLASSLLM = Path(str(distribution("glassllm").locate_file("glassllm/weights/en.npz")))
+ALPHABETS = (
+    "abcdefghijklmnopqrstuvwxyz    ETAOIN.,'\n",
+    "the and of in ing er   ",
+    "  ▁▁\n\n\t\r\u00a0\u2003\u200b\u2028",
+    "éèüÆùßñÅ\u2014\u2018\u2019\u201c\u201d\u2026 " + "e\u0301a\u0308A\u030a\u1100\u1161\u11a8",
+    "日本語中文한국어العربيةעבריתहिन्दी",
+    "😀👩‍👩‍👧🇫🇷\U0001f1e6\ufe0f\U0010ffff\x00\x7f",
+    "0123456789[]{}()_*&!?;:-",
+)
+TEXT = (
+    "It was a bright cold day in the valley, and the mill had stopped. Nobody had seen the miller.\n" * 3
+    + (
+        "The dog lay by the door and watched the road. In the evening a stranger came, with a lamp and a letter.\n"
+        "She read the letter twice, and then she put the lamp out, and sat for a long time at the window.\n"
+    )
+    * 4
+)
+
+
+# --- the mathematics, by Node -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Return the folder that the site serves: float16 weights, the tokenizer, the license."""
+    spec = importlib.util.spec_from_file_location("site_build", ROOT / "docs" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    return build.write_model() / "glassllm"
+
+
+def texts():
+    """Return 1,000 texts: letters of one alphabet or of several, pieces of real pages, and the shortest ones."""
+    rng = random.Random(0)
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    found = ["", " ", "\n", "▁", "a", "⁇"]
+    while len(found) < 700:
+        alphabet = "".join(rng.sample(ALPHABETS, rng.choice([1, 1, 2, 3])))
+        found.append("".join(rng.choices(alphabet, k=rng.randrange(1, 120))))
+    while len(found) < 1000:
+        page = rng.choice(pages)
+        start = rng.randrange(len(page))
+        found.append(page[start : start + rng.randrange(1, 600)])
+    return found
+
+
+@by_node
+def test_a_thousand_texts_get_glassllms_ids(model):
+    tokenizer, given = load_tokenizer(GLASSLLM), texts()
+    assert len(set(given)) > 990
+    found = node("model.mjs", LIVE, model, texts=given)
+    wrong = [(text, ids) for text, (ids, _) in zip(given, found, strict=True) if ids != tokenizer.encode(text)]
+    assert wrong == []
+    assert [text for _, text in found] == [tokenizer.decode(ids) for ids, _ in found]
+
+
+@by_node
+@pytest.mark.parametrize(("count", "length"), [(65, 32), (1000, 64), (17, 8), (3000, 64)])
+def test_windows_are_minilora_texts(model, count, length):
+    ids = [int(i) for i in np.random.default_rng(0).integers(0, 1024, count)]
+    found = node("model.mjs", LIVE, model, windows=[ids, length])
+    X, Y, X_held, Y_held = windows(ids, length)
+    assert np.array_equal(found["train"], np.hstack([X, Y[:, -1:]]))
+    assert np.array_equal(found["held"], np.hstack([X_held, Y_held[:, -1:]])[:8])
+
+
+@pytest.fixture(scope="module")
+def compared(model, tmp_path_factory):
+    """Return minilora's and JavaScript's numbers on the same float16 weights, with factors that are not at a start."""
+    folder, rng = tmp_path_factory.mktemp("model"), np.random.default_rng(0)
+    tuned = adapt(Llama.load(model), "all-linear", rank=4, alpha=12, rng=rng)
+    for array in tuned.trainable().values():
+        array[...] += 0.02 * rng.standard_normal(array.shape)
+    save_adapter(folder / "adapter", adapters(tuned))
+    ids, targets = rng.integers(0, 1024, (2, 4, 64))
+    logits, cache = tuned.forward(ids)
+    loss, d_logits = cross_entropy(logits, targets)
+    right = {"logits": logits.reshape(-1, 1024), **tuned.backward(d_logits, cache)[1]}
+    asked = {"ids": ids.ravel().tolist(), "targets": targets.ravel().tolist(), "T": 64, "rank": 4, "alpha": 12}
+    adapter = str(folder / "adapter" / "adapter_model.safetensors")
+    said = node("model.mjs", LIVE, model, folder, **asked, adapter=adapter)
+    return right, load_file(folder / "answers.safetensors"), float(loss), said
+
+
+@by_node
+def test_logits_and_gradients_are_minilora_s(compared):
+    right, found, loss, said = compared
+    assert len(right) == 1 + 2 * 28
+    assert set(found) == set(right)
+    for name, array in right.items():
+        assert found[name].dtype == array.dtype == np.float32
+        assert np.abs(found[name] - array).max() <= 1e-4 * np.abs(array).max() > 0, name
+    assert said["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@by_node
+def test_a_position_at_a_time_gives_the_whole_texts_logits(compared):
+    said = compared[3]
+    assert np.allclose(said["last"], said["whole"], rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """Return a run as the page makes it, and the adapter's folder from its .zip."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {"text": TEXT, "steps": 30, "rank": 4, "alpha": 8, "rate": 0.003, "prompt": "The stranger"}
+    run = node("model.mjs", LIVE, model, folder, **settings)
+    with zipfile.ZipFile(folder / "adapter.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
+        archive.extractall(folder / "adapter")
+    return run, folder
+
+
+@by_node
+def test_training_in_javascript_learns_the_text(trained):
+    run, _ = trained
+    assert np.mean(run["losses"][-5:]) < 0.6 * np.mean(run["losses"][:5])
+    assert run["held"][-1] < run["held"][0]
+
+
+@by_node
+def test_minilora_reads_the_adapter_and_says_the_same_tokens(trained, monkeypatch):
+    """By the code that the page shows."""
+    run, folder = trained
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"^```python\n(.*?)^```", MODEL_PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    there = {}
+    exec(code, there)
+    assert [int(token) for token in generate(there["tuned"], run["ids"], 20)] == run["said"]
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@NO_NODE
+def test_peft_reads_the_adapter_and_gives_our_logits(trained, model):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    run, folder = trained
+    base = transformers.LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tuned = peft.PeftModel.from_pretrained(base, folder / "adapter")
+    ids = [*run["ids"], *run["said"]]
+    with torch.no_grad():
+        theirs = tuned(torch.tensor([ids])).logits[0].numpy()
+    ours = attach(Llama.load(model), load_adapter(folder / "adapter"))(np.array([ids]))[0]
+    assert np.abs(theirs - ours).max() < 1e-4 * np.abs(ours).max()
+    assert theirs[len(run["ids"]) - 1 : -1].argmax(axis=-1).tolist() == run["said"]
+
+
+@pytest.mark.parametrize(
+    ("javascript", "python", "left_out"),
+    [
+        ("attention.js", ("layers/attention.py",), set()),
+        (
+            "layers.js",
+            ("layers/norm.py", "layers/rotary.py", "layers/gated.py"),
+            {"norm.3", "rope.1", "act.5", "act.6"},
+        ),
+        ("llama.js", ("models/llama.py",), {"rope.1"}),
+    ],
+)
+def test_the_models_javascript_has_pythons_equations(javascript, python, left_out):
+    right = {number for name in python for number in numbers(ROOT / "minilora" / name, "#")}
+    assert set(numbers(LIVE / javascript, "//")) - left_out == right - left_out != set()
+
+
+def test_what_the_page_says_of_the_model_is_so():
+    text = MODEL_PAGE.read_text(encoding="utf-8")
+    known = json.loads(GLASSLLM.with_suffix(".tokenizer.json").read_text(encoding="utf-8"))
+    meta = json.loads(GLASSLLM.with_suffix(".meta.json").read_text(encoding="utf-8"))
+    assert f"knows {len(known['alphabet'])} letters and signs" in text
+    assert f"trained on {meta['train_tokens']:,} tokens" in text
+
+
+# --- the page, in a browser -------------------------------------------------------------------------------------------
+
+SITE = ROOT / "docs" / "_build" / "html"
+PAGE = SITE / "live-model.html"
+built = [pytest.mark.site, pytest.mark.skipif(not PAGE.is_file(), reason="the site is not built: python docs/build.py")]
+widths = [pytest.param(width, marks=built) for width in (390, 1280)]
+
+
+def find(browser, selector):
+    return browser.find_element("css selector", f'[data-live="model"] {selector}')
+
+
+def click(browser, name):
+    browser.execute_script("arguments[0].focus()", find(browser, f"[data-do={name}]"))
+    browser.switch_to.active_element.send_keys(" ")
+
+
+class Own:
+    """A server of the site for one test: it knows what it was asked for, and can go away."""
+
+    def __init__(self):
+        self.asked = asked = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                asked.append(self.path.partition("?")[0].rpartition("/")[2])
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(SITE)))
+        self.address = f"http://127.0.0.1:{self.server.server_port}/"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def cut(self):
+        """Go away: nothing that is asked for from now on comes."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def own(browser):
+    server = Own()
+    yield server
+    browser.get("about:blank")  # so that nothing is left that waits
+    browser.get_log("browser")
+    if server.thread.is_alive():
+        server.cut()
+
+
+def open_page(browser, own, width):
+    """Open the page, and wait for its own files: the last ones are the worker's."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(own.address + "live-model.html")
+    scripts = {"model.js", "worker.js", *re.findall(r'from "./([^"]+)"', (LIVE / "worker.js").read_text())}
+    wait(lambda: scripts <= set(own.asked))
+
+
+@pytest.mark.parametrize("width", widths)
+def test_a_pasted_text_is_learned_with_the_network_cut(browser, own, width, tmp_path):
+    open_page(browser, own, width)
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+    click(browser, "fetch")
+    wait(lambda: "The model is here" in find(browser, ".says").text, 60)
+    own.cut()
+    text = find(browser, "[name=text]")
+    text.clear()
+    text.send_keys(TEXT)
+    click(browser, "run")
+    losses = []
+    wait(lambda: find(browser, "[data-step]").text != "0", 120)
+    losses.append(float(find(browser, "[data-loss]").text))
+    wait(lambda: int(find(browser, "[data-step]").text) >= 14, 300)
+    losses.append(float(find(browser, "[data-loss]").text))
+    click(browser, "run")
+    assert losses[1] < losses[0] - 0.5
+    before, after = (find(browser, f".told.{when}").text for when in ("before", "after"))
+    assert before.startswith("And God said")
+    assert after.startswith("And God said")
+    assert before != after
+    click(browser, "save")
+    wait((tmp_path / "adapter.zip").is_file, 60)
+    with zipfile.ZipFile(tmp_path / "adapter.zip") as archive:
+        archive.extractall(tmp_path / "adapter")
+    found = load_adapter(tmp_path / "adapter")
+    assert len(found) == 28
+    assert all(np.abs(adapter.delta()).max() > 0 for adapter in found.values())
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_too_short_a_text_is_refused_with_its_count(visit, width):
+    browser = visit("live-model.html", width)
+    text = find(browser, "[name=text]")
+    text.clear()
+    text.send_keys("Too short.")
+    click(browser, "run")  # which fetches the model where it is not there yet
+    wait(lambda: "Paste at least 17" in find(browser, ".says").text)
+    assert find(browser, "[data-do=run]").text == "Fine-tune on this text"
+    assert not find(browser, "[data-do=save]").is_enabled()
+    time.sleep(0.5)
+    assert find(browser, "[data-step]").text == "0"
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_a_model_that_does_not_come_is_told(browser, own, width):
+    open_page(browser, own, width)
+    time.sleep(0.5)  # until what was asked for has come
+    own.cut()
+    click(browser, "fetch")
+    wait(lambda: "could not be fetched" in find(browser, ".says").text)
+    assert find(browser, "[data-do=fetch]").is_enabled()
+
+
+@pytest.mark.parametrize("width", widths)
+def test_the_models_page_is_light_until_a_click(visit, width):
+    browser = visit("live-model.html", width)
+    wait(lambda: find(browser, ".works").is_displayed())
+    asked = "return performance.getEntriesByType('resource').map(e => e.name)"
+    assert not [name for name in browser.execute_script(asked) if "glassllm" in name]
+    files = [PAGE, *(SITE / "_static" / "live").glob("*.js")]
+    assert sum(file.stat().st_size for file in files) < 300_000
+    assert 1_600_000 < (SITE / "_static" / "glassllm" / "model.safetensors").stat().st_size < 1_800_000
+    assert "MIT License" in (SITE / "_static" / "glassllm" / "LICENSE.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_as_a_file_the_models_page_says_so(browser, width):
+    browser.get(PAGE.as_uri())
+    assert "http.server" in find(browser, ".still").text
+    assert not find(browser, ".works").is_displayed()
+    browser.get_log("browser")  # its complaints are expected
