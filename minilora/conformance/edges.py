@@ -14,7 +14,7 @@ import numpy as np
 from .bugs import bugs_of
 from .calling import Watch, answers, forward, strided
 from .diagnoses import describe_unknown
-from .kinds import Ids, Images
+from .kinds import Fused, Ids, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, RIGHT, Trial, drawn, round_to
 from .report import REFUSED
@@ -44,7 +44,9 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     if isinstance(trial.problem, Images):
         return "not offered"
     sizes = (6, 7, 4, 5) if isinstance(trial.problem, Ids) else (6, 5, 4, 7)  # no two of the axes are alike
-    rows = drawn(type(trial.problem)(*sizes, seed=20), dtype, trial.formulas)
+    fused = isinstance(trial.problem, Fused)
+    problem = replace(trial.problem, n=6, seed=20) if fused else type(trial.problem)(*sizes, seed=20)
+    rows = drawn(problem, dtype, trial.formulas)
 
     def split(arrays: Arrays) -> Arrays:
         return {name: a.reshape(2, 3, *a.shape[1:]) if name in ROWS else a for name, a in arrays.items()}

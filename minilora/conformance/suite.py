@@ -56,6 +56,7 @@ from .fourbits import FOUR_BITS
 from .kinds import AGAIN, DECLARED, SETS, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
+from .mixed import MIXED, OUTPUTS
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 
 CONTRACT = (
@@ -75,13 +76,19 @@ FUNCTIONS = ("forward", "backward", "merge", "init", "step")
 
 def functions_of(kind: str) -> tuple[str, ...]:
     """Return what an implementation may offer for a kind of layers."""
+    if kind == "fused":  # each slot starts as a linear layer does
+        return FUNCTIONS[:3]
     further = ("pack", "unpack") if kind == "nf4" else ()
     return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
 
 
+FURTHER = {"nf4": FOUR_BITS, "mixed": MIXED}
+"""The claims that one kind has besides those of all."""
+
+
 def contract(kind: str) -> tuple[str, ...]:
     """Return what is checked of a kind of layers, in the order of the report."""
-    return (*CONTRACT, *FOUR_BITS) if kind == "nf4" else CONTRACT
+    return (*CONTRACT, *FURTHER.get(kind, ()))
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> Report:
@@ -139,12 +146,13 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     if isinstance(implementation, type) and _takes_self(getattr(implementation, "forward")):  # noqa: B009
         raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
     wanted = spelled(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
-    if kind == "nf4" and wanted in (None, "float64"):
-        wanted = "float32"  # the weight is a product that is taken in float32
+    if kind == "mixed" or (kind == "nf4" and wanted in (None, "float64")):
+        wanted = "float32"  # that of the factors; of a weight in four bits, in which a product is taken
     declared = {
         "dtype": (wanted or "float64", tuple(UNIT)),
         "orientation": (getattr(implementation, "orientation", "out, in"), ORIENTATIONS),
         "scaling": (getattr(implementation, "scaling", "alpha / r"), tuple(SCALINGS)),
+        "output": (getattr(implementation, "output", "bfloat16") if kind == "mixed" else "bfloat16", OUTPUTS),
     }
     for what, (value, choices) in declared.items():
         try:
@@ -212,9 +220,9 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
         verdicts["frozen base"] = "not offered"
     other = {key for claim in of_first for key in ANSWERS[claim][1]}
     right = {key for key in found[0] if key not in other and _all_agree(trials, found, key)}
-    if "y" not in right or watch.kind == "dropout":  # which ends where a layer is merged
+    if "y" not in right or watch.kind in ("dropout", "mixed"):  # dropout ends, and bfloat16 rounds, in a merge
         verdicts["merged and back"] = "not offered"
-    for claim, edge in (EDGES | (FOUR_BITS if watch.kind == "nf4" else {})).items():
+    for claim, edge in (EDGES | FURTHER.get(watch.kind, {})).items():
         verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
     report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
