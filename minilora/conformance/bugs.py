@@ -236,15 +236,22 @@ def _packed_slots(fused: Fused, i: int) -> np.ndarray:
     return _from(fused, i, sum(fused.widths[j] for j in fused.adapted if j < i))
 
 
-def _in_the_bases_precision(update: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
-    return in_half(s * in_half(in_half(x @ in_half(A).T) @ in_half(B).T))
+def _autocast() -> Parts:
+    """Return an adapter that computes in bfloat16: its factors are rounded, and so is each of its products."""
 
+    def updated(update: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
+        return in_half(s * in_half(in_half(x @ in_half(A).T) @ in_half(B).T))
 
-def _trained_in_the_bases_precision(
-    dA: np.ndarray, dB: np.ndarray, dy: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float
-) -> tuple[np.ndarray, np.ndarray]:
-    du = in_half(s * dy)
-    return in_half(in_half(du @ in_half(B)).T @ x), in_half(du.T @ in_half(x @ in_half(A).T))
+    def passed(path: np.ndarray, dy: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
+        return in_half(in_half(in_half(s * dy) @ in_half(B)) @ in_half(A))
+
+    def trained(
+        dA: np.ndarray, dB: np.ndarray, dy: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        du = in_half(s * dy)
+        return in_half(in_half(du @ in_half(B)).T @ x), in_half(du.T @ in_half(x @ in_half(A).T))
+
+    return {"updated": updated, "passed": passed, "trained": trained}
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -1007,7 +1014,7 @@ BUGS: Sequence[Bug] = (
     Bug(
         "mixed-the-adapter-computes-in-bfloat16",
         "the adapter computes in bfloat16, as under autocast: its factors and each of its products are rounded",
-        {"updated": _in_the_bases_precision, "trained": _trained_in_the_bases_precision},
+        _autocast(),
         "forward",
         "AgileRL/AgileRL #623",
         kinds=MIXED,

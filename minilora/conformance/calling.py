@@ -252,4 +252,4 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
 def suited(problem: Problem, watch: Watch) -> Problem:
     """Return a problem with the options that the implementation's forward takes, or that it declares."""
     declared = {name for name in SAME if getattr(watch.functions, name, False)}
-    return problem.only(watch.takes("forward") | declared)
+    return problem.only(watch.takes("forward") | declared | {f"slots {getattr(watch.functions, 'slots', None)}"})

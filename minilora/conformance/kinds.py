@@ -394,13 +394,18 @@ class Fused(Problem):
         return {"widths": self.widths}
 
     def only(self, names: frozenset[str]) -> Fused:
-        """Return the same problem with slots of one rank and alpha, or of one width, where these are among the names."""
+        """Return the same problem with the slots that are declared: of one rank and alpha, of one width, 2 or 3."""
         widths, ranks, one_rank = self.widths, self.ranks, "one_rank" in names
+        count = next((n for n in (2, 3) if f"slots {n}" in names), len(widths))
+        widths, ranks = (*widths, widths[-1])[:count], (*ranks, 0)[:count]
         if "one_width" in names:
-            widths = (max(widths),) * len(widths)
+            widths = (max(widths),) * count
         if one_rank:
             ranks = tuple(self.rank * (rank > 0) for rank in ranks)
-        return replace(self, out_features=sum(widths), widths=widths, ranks=ranks, one_rank=one_rank)
+        first = next(filter(None, ranks))
+        return replace(
+            self, out_features=sum(widths), widths=widths, ranks=ranks, rank=first, one_rank=one_rank
+        )
 
     def answered(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return the sum of what formulas give for each slot."""

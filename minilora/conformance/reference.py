@@ -82,8 +82,10 @@ class Formulas:
     dropped_in_base: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x
     dropped_in_dA: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x * mask
     dropped_in_dx: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda dx, mask: dx * mask
-    # what becomes of the update before it is added, and of the factors' gradients, where they are rounded on the way
+    # what becomes of the update and of its path in dx before they are added, and of the factors' gradients, where they
+    # are rounded on the way
     updated: Callable[..., np.ndarray] = lambda update, x, A, B, s: update
+    passed: Callable[..., np.ndarray] = lambda path, dy, A, B, s: path
     trained: Callable[..., tuple[np.ndarray, np.ndarray]] = lambda dA, dB, dy, x, A, B, s: (dA, dB)
     # and where a weight has slots: the rows that slot i's update is added to, or None; its alpha and its rank; the slot
     # whose lora_A it uses; and how often its path is in dx
@@ -118,7 +120,8 @@ class Formulas:
             through = self.dropped_in_dx(through, mask)
         update = self.updated(self.update * s * (kept @ (G * BA).T), kept, A, B_used, s)
         y = self.s_in_base(s) * self.base(in_base, G * W) + update
-        dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * through
+        path = self.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
+        dx = self.dx_base * (dy @ (G * W)) + path
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), kept))
         y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
         found: dict[str, Any] = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}

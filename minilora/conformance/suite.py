@@ -22,7 +22,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
-"conv1d", "conv2d", "dropout" and "nf4". `minilora.conformance.kinds` has their shapes, and their functions take more:
+"conv1d", "conv2d", "dropout", "nf4", "mixed" and "fused". `minilora.conformance.kinds` has their shapes, and their
+functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
@@ -35,6 +36,12 @@ needs: a backward may not count on which forward was called last. The kinds are 
 - "nf4": packed and absmax in the place of weight, in blocks of 64; those of the keywords nested_absmax and mean that a
   function names. Beside them ``pack(weight) -> (packed, absmax)`` and ``unpack(packed, absmax, shape) -> weight``.
   Checked in float32.
+- "mixed": x, dy, weight and bias are numbers of bfloat16, in arrays of float32; the factors are float32. What is
+  computed in bfloat16 comes back in float32. ``output = "float32"`` where the output is not rounded to bfloat16.
+- "fused": lora_A, lora_B and alpha are lists with an entry for each slot of the outputs, None where a slot has no
+  adapter; the slots' widths, a list, are the last argument of all functions. The gradients of lora_A and lora_B are such
+  lists too. ``slots`` is 2 or 3 where there are always so many, ``one_rank`` is True where all slots have one rank and
+  alpha, ``one_width`` where all are of one width. There is no ``init``: a slot starts as a linear layer does.
 """
 
 from __future__ import annotations
@@ -76,7 +83,7 @@ FUNCTIONS = ("forward", "backward", "merge", "init", "step")
 
 def functions_of(kind: str) -> tuple[str, ...]:
     """Return what an implementation may offer for a kind of layers."""
-    if kind == "fused":  # each slot starts as a linear layer does
+    if kind == "fused":
         return FUNCTIONS[:3]
     further = ("pack", "unpack") if kind == "nf4" else ()
     return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
@@ -88,7 +95,8 @@ FURTHER = {"nf4": FOUR_BITS, "mixed": MIXED}
 
 def contract(kind: str) -> tuple[str, ...]:
     """Return what is checked of a kind of layers, in the order of the report."""
-    return (*CONTRACT, *FURTHER.get(kind, ()))
+    without = ("start", "adam") if kind == "fused" else ()  # each slot starts as a linear layer does
+    return (*(claim for claim in CONTRACT if claim not in without), *FURTHER.get(kind, ()))
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> Report:
@@ -159,6 +167,8 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
             check_choice(f"{what} of {name}", spelled(value, choices), choices)
         except ValueError as error:
             raise CannotRun(str(error)) from None
+    if kind == "fused" and getattr(implementation, "slots", None) not in (None, 2, 3):
+        raise CannotRun(f"slots of {name} must be 2 or 3, got {implementation.slots!r}")
     if getattr(implementation, "fan_in_fan_out", None) not in (None, False, True):
         raise CannotRun(f"fan_in_fan_out of {name} must be True or False, got {implementation.fan_in_fan_out!r}")
     full = kind == "dora" and not getattr(implementation, "detached_norm", True)
@@ -232,7 +242,8 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     numbers = [outcomes_of(watch.kind, number, trial, one, factors, owed, watch)
                for number, (trial, one) in enumerate(zip(trials, found, strict=True))]  # fmt: skip
     numbers[0] = [replace(case, verdict=of_first.get(case.claim, case.verdict)) for case in numbers[0]]
-    others = [Outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()]
+    others = [Outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()
+              if claim in report.claims]  # fmt: skip
     report.cases = [*(case for cases in numbers for case in cases), *others]
     report.habits = judges.habits(watch, trials[0], found[0])
     return report
