@@ -50,6 +50,8 @@ def merged(layer):
 
 kinds = {
     "fused": SimpleNamespace(
-        **vars(torch_slots.functions(slots)), merge=partial(torch_slots.merge, module=slots, merged=merged), one_width=True
+        **vars(torch_slots.functions(slots)),
+        merge=partial(torch_slots.merge, module=slots, merged=merged),
+        one_width=True,
     )
 }

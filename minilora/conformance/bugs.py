@@ -49,6 +49,7 @@ class Bug:
     source: str = ""  # where it was made in public, as "owner/repository #issue" or "package version"
     kinds: tuple[str, ...] = EVERY  # of problems, as `SETS` has them, or "adam"; the tests plant it in the first
     shows: tuple[str, ...] = tuple(QUANTITIES)  # the answers in which it may show
+    rounds: bool = False  # whether it rounds to bfloat16 on the way, where a number near a tie may go either way
 
     def by(self, problem: Problem | None = None) -> Parts:
         """Return the parts that it replaces for a problem of one of its kinds; none where it makes no difference."""
@@ -1018,6 +1019,7 @@ BUGS: Sequence[Bug] = (
         "forward",
         "AgileRL/AgileRL #623",
         kinds=MIXED,
+        rounds=True,
     ),
     Bug(
         "mixed-the-update-is-rounded-before-the-sum",
@@ -1025,6 +1027,7 @@ BUGS: Sequence[Bug] = (
         {"updated": lambda update, *_: in_half(update)},
         "forward",
         kinds=MIXED,
+        rounds=True,
     ),
     Bug(
         "mixed-the-gradients-are-rounded",
@@ -1032,6 +1035,7 @@ BUGS: Sequence[Bug] = (
         {"trained": lambda dA, dB, *_: (in_half(dA), in_half(dB))},
         "slope",
         kinds=MIXED,
+        rounds=True,
     ),
     Bug(
         "mixed-the-output-is-float32",

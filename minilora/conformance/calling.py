@@ -133,7 +133,9 @@ class Watch:
             return self.array(result, "merged" if function == "merge" else "y")
         if not isinstance(result, Mapping):
             raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
-        found = {name: self._gradient(result[name], name, problem) for name in QUANTITIES if result.get(name) is not None}
+        found = {
+            name: self._gradient(result[name], name, problem) for name in QUANTITIES if result.get(name) is not None
+        }
         self.returned = [str(name) for name in result]
         return found
 

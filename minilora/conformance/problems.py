@@ -119,6 +119,15 @@ class Problem:
     listed: ClassVar[tuple[str, ...]] = ()
     """The arrays that are handed over and returned as lists, one entry a slot."""
 
+    @property
+    def alphas(self) -> list[float]:
+        """The alpha of each adapter."""
+        return [self.alpha]
+
+    def named(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
+        """Return an array as it stands in a file: a name for each slot's own, where there are slots."""
+        return {as_name: array}
+
     def __str__(self) -> str:
         sizes = f"N={self.n} in={self.in_features} out={self.out_features} r={self.rank} alpha={self.alpha:g}"
         return sizes + "".join(f" {name}={value}" for name, value in self.options.items())

@@ -39,9 +39,9 @@ functions take more:
 - "mixed": x, dy, weight and bias are numbers of bfloat16, in arrays of float32; the factors are float32. What is
   computed in bfloat16 comes back in float32. ``output = "float32"`` where the output is not rounded to bfloat16.
 - "fused": lora_A, lora_B and alpha are lists with an entry for each slot of the outputs, None where a slot has no
-  adapter; the slots' widths, a list, are the last argument of all functions. The gradients of lora_A and lora_B are such
-  lists too. ``slots`` is 2 or 3 where there are always so many, ``one_rank`` is True where all slots have one rank and
-  alpha, ``one_width`` where all are of one width. There is no ``init``: a slot starts as a linear layer does.
+  adapter; the slots' widths, a list, are the last argument of all functions. The gradients of lora_A and lora_B are
+  such lists too. ``slots`` is 2 or 3 where there are always so many, ``one_rank`` is True where all slots have one rank
+  and alpha, ``one_width`` where all are of one width. There is no ``init``: a slot starts as a linear layer does.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed
 from .edges import EDGES
 from .fourbits import FOUR_BITS
 from .kinds import AGAIN, DECLARED, SETS, Images
+from .mixed import MIXED, OUTPUTS
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
-from .mixed import MIXED, OUTPUTS
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 
 CONTRACT = (

@@ -110,5 +110,5 @@ def test_an_output_in_float32_must_be_declared():
     assert report_of(SimpleNamespace(forward=kept, output="float32")).passed
     wrong = report_of(SimpleNamespace(forward=RIGHT.forward, output="float 32"))
     assert wrong.claims["output dtype"] == "the output is rounded to bfloat16, and output declares float32"
-    with pytest.raises(CannotRun, match="output of .* must be"):
+    with pytest.raises(CannotRun, match=r"output of .* must be"):
         report_of(SimpleNamespace(forward=kept, output="float64"))

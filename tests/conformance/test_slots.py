@@ -63,9 +63,7 @@ WRONG = {
     "the slots' updates stand in the opposite order": {"place": lambda w, i, adapted: sum(w[i + 1 :])},
     "a slot's update is added to the rows of the next one": {"place": next_of_its_width},
     "the slots are taken for equally wide": {"place": lambda w, i, adapted: i * (sum(w) // len(w))},
-    "a slot without an adapter gets an update": {
-        "place": lambda w, i, adapted: sum(w[j] for j in adapted if j < i)
-    },
+    "a slot without an adapter gets an update": {"place": lambda w, i, adapted: sum(w[j] for j in adapted if j < i)},
     "the last slot's update is left out": {"left_out": lambda i, adapted: i == adapted[-1]},
     "the first slot alone gets its update": {"left_out": lambda i, adapted: i != adapted[0]},
     "the first slot's scaling is taken for all": {
@@ -177,7 +175,7 @@ def test_all_forms_are_asked_for_unless_one_is_declared():
 
 
 def test_another_number_of_slots_is_refused():
-    with pytest.raises(CannotRun, match="slots of .* must be 2 or 3, got 4"):
+    with pytest.raises(CannotRun, match=r"slots of .* must be 2 or 3, got 4"):
         report_of(SimpleNamespace(forward=RIGHT.forward, slots=4))
 
 
