@@ -807,6 +807,13 @@ BUGS: Sequence[Bug] = (
         kinds=PLAIN,
     ),
     Bug(
+        "rslora-an-alpha-of-0-is-taken-for-the-rank",
+        "an alpha of 0 is taken for the rank, as by `alpha or r`, and rsLoRA divides that by its root",
+        {"scaling": lambda alpha, r: (alpha or r) / r**0.5},
+        "alpha of 0",
+        kinds=("rslora",),
+    ),
+    Bug(
         "dora-divides-by-the-length-of-a-row-of-zeros",
         "DoRA divides by the length of a row of zeros: the output there is not a number, and should be the bias",
         {"gain": lambda m, n: m[:, None] / n},

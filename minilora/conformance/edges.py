@@ -16,7 +16,7 @@ from .calling import Watch, answers, forward, strided
 from .diagnoses import describe_unknown
 from .kinds import Fused, Ids, Images
 from .problems import Arrays, Problem
-from .reference import QUANTITIES, RIGHT, Trial, drawn, round_to
+from .reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
 from .report import REFUSED
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -75,8 +75,9 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     found = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
     verdict = _judged(found, zero, right, "for an alpha of 0")
     for bug in bugs_of(watch.kind, ("alpha of 0",)) if verdict not in ("ok", REFUSED) else ():
-        predicted = zero.by(**bug.by(zero.problem))
-        if all(zero.agrees(key, a, predicted[key]) for key, a in found.items()):
+        parts = bug.by(zero.problem)
+        predicted, sizes = zero.by(**parts), zero.sizes_by(**parts)
+        if all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in found.items()):
             return str(bug)
     return verdict
 

@@ -269,7 +269,7 @@ class Mixed(Problem):
         return {**super().factors, "lora_B": (1 + 9 * self.near) * super().factors["lora_B"]}
 
     def _integers(self, name: str, count: int) -> np.ndarray:  # -> (count, in - n)
-        return np.rint(self.randn(name, count, self.in_features - self.n)).clip(-2, 2)
+        return np.asarray(np.rint(self.randn(name, count, self.in_features - self.n)).clip(-2, 2))
 
     def sized(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
         """Return the sizes with what bfloat16 rounds, as it is in units of float32.
@@ -375,8 +375,8 @@ class Fused(Problem):
         for i, (part, own) in enumerate(zip(parts, self.split(name, whole), strict=True)):
             if own is None and part is not None and part.any():
                 raise ValueError(f"{name} of slot {i}, which has no adapter")
-            if own is not None and np.shape(part) != own.shape:
-                got = "nothing" if part is None else f"shape {np.shape(part)}"
+            if own is not None and (part is None or part.shape != own.shape):
+                got = "nothing" if part is None else f"shape {part.shape}"
                 raise ValueError(f"{got} for {name} of slot {i}, expected shape {own.shape}")
             if own is not None:
                 own[...] = part
@@ -424,7 +424,7 @@ class Fused(Problem):
             base = {name: rows[name] * (count == 0) for name in ("weight", "bias") if name in rows}
             passed = formulas.dx_update * formulas.slot_in_dx(self, i)
             one = replace(formulas, scaling=lambda alpha, r, s=s: s, hidden=lambda B: B, dx_update=passed)
-            layer = {**rows, **base, "lora_A": rows["lora_A"][down], "lora_B": B}
+            layer = rows | base | {"lora_A": rows["lora_A"][down], "lora_B": B}
             found = {name: np.asarray(a) for name, a in one.answers(layer, self.alpha, lengths).items()}
             total["lora_A"][down] += found["lora_A"]
             if to is not None:

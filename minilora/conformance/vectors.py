@@ -20,8 +20,9 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,9 @@ def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
     owed = [key for key in FACTORS if written & GRADIENTS and not any(key in one for one in answers)]
     for vector, trial, one in zip(there, trials, answers, strict=True):
         report.cases += outcomes_of(kind, vector.number, trial, one, factors, owed)
+    report.cases = [replace(case, verdict=_as_in_files(case.verdict)) for case in report.cases]
+    report.claims = {claim: _as_in_files(verdict) for claim, verdict in report.claims.items()}
+    report.diagnoses = [_as_in_files(text) for text in report.diagnoses]
     report.habits = {"cases answered": f"{len(there)} of {len(vectors)}{_fewer(trials, answers)}"}
     return report
 
@@ -349,6 +353,14 @@ def _answers(path: Path, problem: Problem, found: Arrays) -> Arrays:
             except ValueError as error:
                 raise CannotRun(f"{str(path)!r} has {error}") from None
     return answers
+
+
+def _as_in_files(text: str) -> str:
+    """Put the name that a wrong gradient has in a file before what is said of its numbers."""
+    for name in ("dA", "dB", "dm"):
+        said = f"{NAMES[name]}'s gradient(,| is off by| has shape| is transposed| is not finite)"
+        text = re.sub(rf"(^|; )({said})", rf"\1{name}: \2", text)
+    return text
 
 
 def _lacking(written: set[str]) -> Callable[[Sequence[str]], str]:
