@@ -32,7 +32,7 @@ forward = partial(plain_torch.forward, module=module)
 backward = partial(plain_torch.backward, module=module)
 
 
-def slots(weight, bias, lora_A, lora_B, alpha, widths):
+def merged_linear(weight, bias, lora_A, lora_B, alpha, widths):
     A, B = torch_slots.stacked(lora_A), torch_slots.stacked(lora_B)
     options = {"r": B.shape[1], "lora_alpha": next(one for one in alpha if one is not None), "bias": bias is not None}
     enabled = [one is not None for one in lora_A]
@@ -50,8 +50,8 @@ def merged(layer):
 
 kinds = {
     "fused": SimpleNamespace(
-        **vars(torch_slots.functions(slots)),
-        merge=partial(torch_slots.merge, module=slots, merged=merged),
+        **vars(torch_slots.functions(merged_linear)),
+        merge=partial(torch_slots.merge, module=merged_linear, merged=merged),
         one_width=True,
     )
 }

@@ -15,6 +15,7 @@ conformance`` and, as tests with an id each, the pytest plugin.
 - `judges`: the claims that compare no layer's numbers: the start, Adam, the frozen base
 - `edges`: the claims about what an implementation may refuse: no rows, more axes, an alpha of 0
 - `fourbits`: the claims about `pack` and `unpack`, of a layer in NF4
+- `mixed`: the claim about the output's precision, of a layer in bfloat16 with factors in float32
 - `diagnoses`: which known bugs explain wrong answers
 - `patterns`: what is seen inside a wrong array that no known bug explains
 - `target`: finds the module or the file that is named on a command line

@@ -192,7 +192,8 @@ def describe_unknown(name: str, found: np.ndarray, trial: Trial, inside: bool = 
         return "is not finite"
     at = np.unravel_index(int(np.abs(found - expected).argmax()), expected.shape)
     where = ", ".join(map(str, at))
-    text = f"is off by {abs(found[at] - expected[at]):.3g} at [{where}]: {found[at]:.7g}, expected {expected[at]:.7g}"
+    where = f"[{where}]{trial.problem.place(name, at)}"
+    text = f"is off by {abs(found[at] - expected[at]):.3g} at {where}: {found[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, found, trial)
     if abs(ratio - 1) > 1e-3:
         return f"{text}; {EVERY_ENTRY} {ratio:.6g}"

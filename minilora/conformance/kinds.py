@@ -382,6 +382,14 @@ class Fused(Problem):
                 own[...] = part
         return whole
 
+    def place(self, name: str, at: tuple[Any, ...]) -> str:
+        """Say in which slot an entry of an answer is; of dx, which all slots add to, nothing."""
+        if name == "x":
+            return ""
+        number = int(at[1 if name == "y" else 0])
+        ends = np.cumsum(self.ranks if name == "lora_A" else self.widths)
+        return f", in slot {int(np.searchsorted(ends, number, side='right'))}"
+
     def named(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
         """Return an array as it stands in a file: of the factors and their gradients each slot's own, by its number."""
         if name not in self.listed:

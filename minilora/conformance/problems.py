@@ -119,6 +119,10 @@ class Problem:
     listed: ClassVar[tuple[str, ...]] = ()
     """The arrays that are handed over and returned as lists, one entry a slot."""
 
+    def place(self, name: str, at: tuple[Any, ...]) -> str:
+        """Say in which part of the layer an entry of an answer is, where it has parts."""
+        return ""
+
     @property
     def alphas(self) -> list[float]:
         """The alpha of each adapter."""

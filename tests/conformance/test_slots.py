@@ -161,6 +161,23 @@ def seen(**declared):
     return asked
 
 
+def test_the_slot_of_the_worst_entry_is_told():
+    """In the array that stands for a list, and in the output."""
+
+    def backward(*arrays):
+        grads = RIGHT.backward(*arrays)
+        return grads | {"lora_A": [*grads["lora_A"][:-1], 1.1 * grads["lora_A"][-1] + 0.01]}
+
+    def forward(x, weight, bias, A, B, alpha, widths):
+        y = RIGHT.forward(x, weight, bias, A, B, alpha, widths)
+        y[..., widths[0]] += 1
+        return y
+
+    of_y, of_A = report_of(SimpleNamespace(forward=forward, backward=backward)).diagnoses
+    assert ", 8], in slot 1: " in of_y
+    assert ", in slot 2: " in of_A
+
+
 def test_all_forms_are_asked_for_unless_one_is_declared():
     asked = seen()
     assert {len(widths) for widths, *_ in asked} == {2, 3}
