@@ -60,7 +60,7 @@ from .calling import Watch, answers, forward, spelled, suited
 from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
 from .edges import EDGES
 from .fourbits import FOUR_BITS
-from .kinds import AGAIN, DECLARED, SETS, Images
+from .kinds import AGAIN, DECLARED, SETS, Fused, Images, Mixed
 from .mixed import MIXED, OUTPUTS
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
@@ -562,14 +562,23 @@ def _is_single(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> bo
 
 def _common(failed: Sequence[Problem], asked: Sequence[Problem]) -> str:
     """Say when it is wrong, where one property of the problems decides that."""
-    images = isinstance(failed[0], Images)
-    for words, has in {**(OF_IMAGES if images else OF_LAYERS), **PROPERTIES}.items():
+    for words, has in _properties(failed[0]).items():
         if len(failed) < len(asked) and [p for p in asked if has(p)] == list(failed):
             return f", {words},"
     return ""
 
 
 Properties = Mapping[str, Callable[[Any], bool]]
+
+
+def _properties(problem: Problem) -> Properties:
+    """Return what problems of a kind may have, in the order in which it is told."""
+    if isinstance(problem, Fused):  # whose slots have ranks and alphas of their own
+        return OF_SLOTS
+    own = OF_IMAGES if isinstance(problem, Images) else OF_MIXED if isinstance(problem, Mixed) else OF_LAYERS
+    return {**own, **PROPERTIES}
+
+
 PROPERTIES: Properties = {
     "wherever there is a bias": lambda p: p.bias,
     "wherever there is no bias": lambda p: not p.bias,
@@ -595,6 +604,17 @@ OF_LAYERS: Properties = {
     "where the rank is above a width": lambda p: p.rank > min(p.in_features, p.out_features),
     "in wide layers": lambda p: p.in_features > 100,
     "in layers that are not wide": lambda p: p.in_features <= 100,
+}
+OF_MIXED: Properties = {"where the update cancels the base's output": lambda p: p.near}
+OF_SLOTS: Properties = {
+    "where a slot has no adapter": lambda p: 0 in p.ranks,
+    "where every slot has an adapter": lambda p: 0 not in p.ranks,
+    "where slots differ in width": lambda p: len(set(p.widths)) > 1,
+    "of three slots": lambda p: len(p.widths) == 3,
+    "of two slots": lambda p: len(p.widths) == 2,
+    "where slots differ in rank": lambda p: len(set(p.ranks) - {0}) > 1,
+    **{words: PROPERTIES[words] for words in ("wherever there is a bias", "wherever there is no bias")},
+    **{words: PROPERTIES[words] for words in ("at a single row", "where lora_B is zero")},
 }
 OF_IMAGES: Properties = {
     "where the kernel has more than one entry": lambda p: max(p.kernel) > 1,

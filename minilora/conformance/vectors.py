@@ -175,7 +175,7 @@ def caught(bug: Bug, trial: Trial) -> bool:
 
 
 @lru_cache(maxsize=len(VECTORS))
-def flags_of(kind: str, number: int, dtype: str) -> tuple[str, ...]:
+def flags_of(kind: str, number: int, dtype: str = DTYPES[0]) -> tuple[str, ...]:
     """Return the flags of the bugs that show in a problem."""
     trial = Vector(kind, number, dtype).trial()
     return tuple(bug.flag for bug in bugs_of(kind) if caught(bug, trial))

@@ -94,6 +94,12 @@ def test_an_update_in_a_lower_precision_is_named(said):
     assert text.startswith(said)
 
 
+def test_another_rounding_of_the_update_is_told_where_it_shows():
+    float16 = forward_with(lambda x, A, B, s: update(x, A, B, s).astype(np.float16).astype(np.float32))
+    (text,) = report_of(SimpleNamespace(forward=float16)).diagnoses
+    assert text.startswith("the output, where the update cancels the base's output, is off by ")
+
+
 def test_gradients_that_are_rounded_are_named():
     def backward(*arrays):
         return {name: half(grad) for name, grad in RIGHT.backward(*arrays).items()}
