@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from ..layers.nf4 import NF4
-from .kinds import BLOCK, SETS, FourBits, Fused, Images, in_half
+from .kinds import BLOCK, SETS, FourBits, Images
+from .mixed import in_half
 from .problems import Problem
 from .reference import QUANTITIES, SCALINGS
+from .slots import Fused
 
 Parts = Mapping[str, Any]
 EVERY = tuple(SETS)

@@ -14,10 +14,11 @@ import numpy as np
 from .bugs import bugs_of
 from .calling import Watch, answers, forward, strided
 from .diagnoses import describe_unknown
-from .kinds import Fused, Ids, Images
+from .kinds import Ids, Images
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
 from .report import REFUSED
+from .slots import Fused
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in Fortran order": np.asfortranarray,

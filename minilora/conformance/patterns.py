@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .kinds import Mixed
+from .mixed import Mixed
 from .problems import Arrays
 from .reference import TINY, TOLERANCE, UNIT, Trial, round_to
 

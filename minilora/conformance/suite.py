@@ -60,11 +60,13 @@ from .calling import Watch, answers, forward, spelled, suited
 from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
 from .edges import EDGES
 from .fourbits import FOUR_BITS
-from .kinds import AGAIN, DECLARED, SETS, Fused, Images, Mixed
-from .mixed import MIXED, OUTPUTS
+from .kinds import AGAIN, DECLARED, SETS, Images
+from .mixed import Mixed
+from .outputs import OUTPUT_DTYPE, OUTPUTS
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
+from .slots import Fused
 
 CONTRACT = (
     *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),
@@ -89,7 +91,7 @@ def functions_of(kind: str) -> tuple[str, ...]:
     return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
 
 
-FURTHER = {"nf4": FOUR_BITS, "mixed": MIXED}
+FURTHER = {"nf4": FOUR_BITS, "mixed": OUTPUT_DTYPE}
 """The claims that one kind has besides those of all."""
 
 

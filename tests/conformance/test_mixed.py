@@ -71,7 +71,7 @@ def test_where_they_cancel_the_base_is_exact():
         trial = drawn(problem, "float32", SETS["mixed"].formulas)
         p = trial.arrays
         assert (np.abs(p["x"]) @ np.abs(p["weight"]).T + np.abs(p["bias"])).max() <= 256
-        assert np.abs(trial.right["y"]).max() <= 0.5 + 1e-6
+        assert np.abs(trial.right["y"]).max() <= 0.5 - 1e-6  # so no BLAS rounds to another integer
         assert np.abs(update(p["x"], p["lora_A"], p["lora_B"], problem.alpha / problem.rank)).max() > 50
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from minilora import Adam, Layer
 from minilora.conformance.adam import AdamFormulas
-from minilora.conformance.kinds import SETS, FourBits, Fused, Ids, Images
+from minilora.conformance.kinds import SETS, FourBits, Ids, Images
 from minilora.conformance.problems import Problem
+from minilora.conformance.slots import Fused
 from minilora.layer import rows
 
 
