@@ -972,7 +972,7 @@ BUGS: Sequence[Bug] = (
         "one-scaling-for-all-slots",
         "the first slot's scaling is taken for all",
         {"slot_scale": lambda fused, i: (fused.alphas[fused.adapted[0]], fused.ranks[fused.adapted[0]])},
-        "scaling",
+        "forward",  # one number for the whole output, which the claim "scaling" is about, is not what is wrong
         "huggingface/diffusers #14409",
         kinds=FUSED,
     ),
@@ -980,7 +980,7 @@ BUGS: Sequence[Bug] = (
         "alpha-is-divided-by-the-ranks-of-all-slots",
         "alpha is divided by the ranks of all slots together, as where their lora_A are one array",
         {"slot_scale": lambda fused, i: (fused.alphas[i], sum(fused.ranks))},
-        "scaling",
+        "forward",
         "kohya-ss/sd-scripts #2204",
         kinds=FUSED,
     ),

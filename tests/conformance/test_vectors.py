@@ -228,7 +228,7 @@ def test_a_slots_gradient_that_is_missing_is_told(folder, results, tmp_path, cap
     assert report.kinds["fused"].diagnoses == ["no file has dB; there are dA, dx, merged, y"]
 
 
-def test_a_slot_in_the_place_of_another_is_named_from_files(folder, results, tmp_path):
+def test_slots_that_are_exchanged_are_named_from_files(folder, results, tmp_path):
     """k's update in v's rows and v's in k's."""
     for file in results.glob("fused-*-float64.safetensors"):
         p = load_file(folder / file.name)
