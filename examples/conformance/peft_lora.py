@@ -1,4 +1,4 @@
-"""PEFT's Linear, Embedding and convolutions; its rsLoRA and DoRA. minilora conformance peft_lora.py"""
+"""PEFT's Linear, Embedding and convolutions; rsLoRA, DoRA and a bfloat16 base. minilora conformance peft_lora.py"""
 
 from functools import partial
 from types import SimpleNamespace
@@ -35,6 +35,31 @@ def module(weight, bias, A, B, alpha, *magnitude, table=False, steps=None, **opt
     for part, numbers in zip(parts, (A, B, *magnitude), strict=True):
         part.data = numbers
     return layer, *parts
+
+
+def beside_bfloat16(weight, bias, A, B, alpha):
+    """Return a layer whose base is in bfloat16; PEFT makes its factors float32."""
+    base = base_of(weight, bias, A.shape[1])
+    base.weight.data = weight
+    if bias is not None:
+        base.bias.data = bias
+    config = peft.LoraConfig(r=len(A), lora_alpha=alpha, target_modules=["0"])
+    layer = peft.get_peft_model(torch.nn.Sequential(base.bfloat16()), config).base_model.model[0]
+    parts = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    for part, numbers in zip(parts, (A, B), strict=True):
+        part.data.copy_(numbers)
+    return layer, *parts
+
+
+def on_bfloat16(*arrays):
+    layer, *parts = beside_bfloat16(*arrays)
+    return lambda x: layer(x.bfloat16()).float(), *parts
+
+
+def merge_bfloat16(weight, *arrays):
+    layer, *_ = beside_bfloat16(*plain_torch.tensors([weight, None, *arrays]))
+    layer.merge()
+    return layer.base_layer.weight.detach().float().numpy()
 
 
 def merge(weight, *arrays, module):
@@ -94,4 +119,10 @@ kinds = {
     "embedding": SimpleNamespace(**functions(table=True)),
     "conv1d": convolution,
     "conv2d": convolution,
+    "mixed": SimpleNamespace(
+        forward=partial(plain_torch.forward, module=on_bfloat16),
+        backward=partial(plain_torch.backward, module=on_bfloat16),
+        merge=merge_bfloat16,
+        init=init,
+    ),
 }

@@ -91,10 +91,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _required(text: str | None) -> list[str]:
     """Return the claims that ``--require`` names, with spaces or hyphens."""
-    from ..conformance.suite import contract
+    from ..conformance.suite import CONTRACT, FURTHER
 
     claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
-    there = contract("nf4")  # which has every claim
+    there = [*CONTRACT, *(claim for more in FURTHER.values() for claim in more)]
     if unknown := [claim for claim in claims if claim not in there]:
         raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(there)}")
     return claims

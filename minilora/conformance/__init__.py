@@ -6,6 +6,7 @@ conformance`` and, as tests with an id each, the pytest plugin.
 - `claims`: what every layer of this library must do, as functions that take any layer
 - `problems`: sizes and a seed, from which the arrays are drawn that layers and implementations are tried on
 - `kinds`: the kinds of layers, each as a linear layer on rows, and a set of problems for each
+- `mixed`, `slots`: two of these kinds, factors in float32 beside a base in bfloat16 and several slots in one weight
 - `reference`: the right answers to a problem, and how far rounding may move them
 - `adam`: the right answers of Adam
 - `bugs`: the known bugs, a row each
@@ -15,6 +16,7 @@ conformance`` and, as tests with an id each, the pytest plugin.
 - `judges`: the claims that compare no layer's numbers: the start, Adam, the frozen base
 - `edges`: the claims about what an implementation may refuse: no rows, more axes, an alpha of 0
 - `fourbits`: the claims about `pack` and `unpack`, of a layer in NF4
+- `outputs`: the claim about the output's precision, of a layer in bfloat16 with factors in float32
 - `diagnoses`: which known bugs explain wrong answers
 - `patterns`: what is seen inside a wrong array that no known bug explains
 - `target`: finds the module or the file that is named on a command line

@@ -19,8 +19,10 @@ import numpy as np
 
 from ..layers.nf4 import NF4
 from .kinds import BLOCK, SETS, FourBits, Images
+from .mixed import in_half
 from .problems import Problem
 from .reference import QUANTITIES, SCALINGS
+from .slots import Fused
 
 Parts = Mapping[str, Any]
 EVERY = tuple(SETS)
@@ -30,6 +32,9 @@ ROWS = ("linear", "rslora", *DORA)
 CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
 DROPPED = ("dropout",)
+FUSED = ("fused",)
+MIXED = ("mixed",)
+ONE_ADAPTER = tuple(kind for kind in EVERY if kind != "fused")  # where all ranks are of one adapter
 ADAM = ("adam",)
 OF_NUMBERS = ("forward", "scaling", "slope", "merge")
 """The claims that compare a layer's numbers with those of `Formulas`."""
@@ -46,6 +51,7 @@ class Bug:
     source: str = ""  # where it was made in public, as "owner/repository #issue" or "package version"
     kinds: tuple[str, ...] = EVERY  # of problems, as `SETS` has them, or "adam"; the tests plant it in the first
     shows: tuple[str, ...] = tuple(QUANTITIES)  # the answers in which it may show
+    rounds: bool = False  # whether it rounds to bfloat16 on the way, where a number near a tie may go either way
 
     def by(self, problem: Problem | None = None) -> Parts:
         """Return the parts that it replaces for a problem of one of its kinds; none where it makes no difference."""
@@ -173,6 +179,82 @@ def _middle_quantiles() -> np.ndarray:
     """Return the 16 quantiles at (i + 1/2) / 16, divided by the largest: a book without a 0."""
     book = np.array([NormalDist().inv_cdf((i + 0.5) / 16) for i in range(16)])
     return np.asarray((book / book[-1]).astype(np.float32))
+
+
+def _rows_by(place: Callable[[Fused, int], Any]) -> Callable[[Fused], Parts]:
+    """Return slots whose updates are added to other rows, where these are rows of the weight."""
+
+    def parts(fused: Fused) -> Parts:
+        places = [place(fused, i) for i in fused.adapted]
+        there = all(rows is None or rows.max() < fused.out_features for rows in places)
+        return {"slot_rows": place} if there else {}
+
+    return parts
+
+
+def _from(fused: Fused, i: int, first: int) -> np.ndarray:
+    """Return the rows of a slot's update, if it began at another one."""
+    return first + np.arange(fused.widths[i])
+
+
+def _alike(fused: Fused, i: int) -> list[int]:
+    """Return the slots that are as wide as one, itself among them."""
+    return [j for j, width in enumerate(fused.widths) if width == fused.widths[i]]
+
+
+def _exchanged(fused: Fused, i: int) -> np.ndarray:
+    alike = _alike(fused, i)
+    return fused.rows_of(alike[::-1][alike.index(i)])
+
+
+def _to_the_next(fused: Fused, i: int) -> np.ndarray:
+    following = min(i + 1, len(fused.widths) - 1)
+    return fused.rows_of(following if following in _alike(fused, i) else i)
+
+
+def _grouped(fused: Fused, groups: Callable[[Fused], int]) -> dict[int, np.ndarray]:
+    """Return the rows of each slot where all are cut into groups, and the slots' first groups come first."""
+    n, owner = groups(fused), []
+    for _ in range(n):
+        for i, width in enumerate(fused.widths):
+            owner += [i] * (width // n)
+    return {i: np.flatnonzero(np.array(owner) == i) for i in range(len(fused.widths))}
+
+
+def _by_groups(groups: Callable[[Fused], int]) -> Callable[[Fused], Parts]:
+    def parts(fused: Fused) -> Parts:
+        if any(width % groups(fused) for width in fused.widths):
+            return {}
+        return {"slot_rows": lambda fused, i: _grouped(fused, groups)[i]}
+
+    return parts
+
+
+def _one_down(fused: Fused) -> Parts:
+    one_rank = len({fused.ranks[i] for i in fused.adapted}) == 1
+    return {"slot_down": lambda fused, i: fused.adapted[0]} if one_rank else {}
+
+
+def _packed_slots(fused: Fused, i: int) -> np.ndarray:
+    return _from(fused, i, sum(fused.widths[j] for j in fused.adapted if j < i))
+
+
+def _autocast() -> Parts:
+    """Return an adapter that computes in bfloat16: its factors are rounded, and so is each of its products."""
+
+    def updated(update: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
+        return in_half(s * in_half(in_half(x @ in_half(A).T) @ in_half(B).T))
+
+    def passed(path: np.ndarray, dy: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
+        return in_half(in_half(in_half(s * dy) @ in_half(B)) @ in_half(A))
+
+    def trained(
+        dA: np.ndarray, dB: np.ndarray, dy: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        du = in_half(s * dy)
+        return in_half(in_half(du @ in_half(B)).T @ x), in_half(du.T @ in_half(x @ in_half(A).T))
+
+    return {"updated": updated, "passed": passed, "trained": trained}
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -685,6 +767,7 @@ BUGS: Sequence[Bug] = (
         "the last rank is left out: the last row of lora_A and the last column of lora_B do not count",
         _all_ranks_but_one,
         "forward",
+        kinds=ONE_ADAPTER,
     ),
     # sizes at which a kernel's tiles end
     Bug(
@@ -724,6 +807,13 @@ BUGS: Sequence[Bug] = (
         {"scaling": lambda alpha, r: (alpha or r) / r},
         "alpha of 0",
         kinds=PLAIN,
+    ),
+    Bug(
+        "rslora-an-alpha-of-0-is-taken-for-the-rank",
+        "an alpha of 0 is taken for the rank, as by `alpha or r`, and rsLoRA divides that by its root",
+        {"scaling": lambda alpha, r: (alpha or r) / r**0.5},
+        "alpha of 0",
+        kinds=("rslora",),
     ),
     Bug(
         "dora-divides-by-the-length-of-a-row-of-zeros",
@@ -811,6 +901,158 @@ BUGS: Sequence[Bug] = (
         {"pack": partial(_packed, scale=_no_scale_of_zeros)},
         "codes",
         kinds=("nf4",),
+    ),
+    # slots
+    Bug(
+        "slots-of-one-width-are-exchanged",
+        "slots of one width are exchanged, as v's update in k's rows and k's in v's",
+        _rows_by(_exchanged),
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "slots-stand-in-the-opposite-order",
+        "the slots' updates stand in the opposite order",
+        _rows_by(lambda fused, i: _from(fused, i, sum(fused.widths[i + 1 :]))),
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "a-slots-update-is-added-to-the-next",
+        "a slot's update is added to the rows of the next one, as k's to those of v",
+        _rows_by(_to_the_next),
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "slots-are-taken-for-equally-wide",
+        "the slots are taken for equally wide: each begins at a multiple of out / slots",
+        _rows_by(lambda fused, i: _from(fused, i, i * (fused.out_features // len(fused.widths)))),
+        "forward",
+        "Lightning-AI/litgpt #357",
+        kinds=FUSED,
+    ),
+    Bug(
+        "the-rows-of-slots-alternate-by-groups",
+        "the slots are taken for cut into two groups, q1 k1 v1 q2 k2 v2, and each stands in one piece",
+        _by_groups(lambda fused: 2),
+        "forward",
+        "Lightning-AI/litgpt #891",
+        kinds=FUSED,
+    ),
+    Bug(
+        "the-rows-of-slots-alternate",
+        "the rows of the slots are taken for alternating, and each slot stands in one piece",
+        _by_groups(lambda fused: min(fused.widths)),
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "a-slot-without-an-adapter-gets-an-update",
+        "a slot without an adapter gets an update: those of the others are added from the first row on, without gaps",
+        _rows_by(_packed_slots),
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "the-last-slots-update-is-left-out",
+        "the last slot's update is left out",
+        lambda fused: {"slot_rows": lambda fused, i: fused.rows_of(i) if i != fused.adapted[-1] else None},
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "the-first-slot-alone-gets-its-update",
+        "the first slot alone gets its update",
+        lambda fused: {"slot_rows": lambda fused, i: fused.rows_of(i) if i == fused.adapted[0] else None},
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "one-scaling-for-all-slots",
+        "the first slot's scaling is taken for all",
+        {"slot_scale": lambda fused, i: (fused.alphas[fused.adapted[0]], fused.ranks[fused.adapted[0]])},
+        "forward",  # one number for the whole output, which the claim "scaling" is about, is not what is wrong
+        "huggingface/diffusers #14409",
+        kinds=FUSED,
+    ),
+    Bug(
+        "alpha-is-divided-by-the-ranks-of-all-slots",
+        "alpha is divided by the ranks of all slots together, as where their lora_A are one array",
+        {"slot_scale": lambda fused, i: (fused.alphas[i], sum(fused.ranks))},
+        "forward",
+        "kohya-ss/sd-scripts #2204",
+        kinds=FUSED,
+    ),
+    Bug(
+        "one-lora-a-for-all-slots",
+        "the first slot's lora_A is used for all",
+        _one_down,
+        "forward",
+        kinds=FUSED,
+    ),
+    Bug(
+        "dx-has-the-first-slots-path-alone",
+        "dx has the first slot's path alone, and should have those of all",
+        {"slot_in_dx": lambda fused, i: float(i == fused.adapted[0])},
+        "slope",
+        kinds=FUSED,
+    ),
+    # float32 beside bfloat16
+    Bug(
+        "mixed-the-factors-are-rounded",
+        "lora_A and lora_B are rounded to bfloat16, the base's precision, and should stay in float32",
+        {"down": in_half, "hidden": in_half},
+        "forward",
+        "axolotl-ai-cloud/axolotl #3143",
+        kinds=MIXED,
+    ),
+    Bug(
+        "mixed-lora-a-is-rounded",
+        "lora_A is rounded to bfloat16, the base's precision, and should stay in float32",
+        {"down": in_half},
+        "forward",
+        kinds=MIXED,
+    ),
+    Bug(
+        "mixed-lora-b-is-rounded",
+        "lora_B is rounded to bfloat16, the base's precision, and should stay in float32",
+        {"hidden": in_half},
+        "forward",
+        kinds=MIXED,
+    ),
+    Bug(
+        "mixed-the-adapter-computes-in-bfloat16",
+        "the adapter computes in bfloat16, as under autocast: its factors and each of its products are rounded",
+        _autocast(),
+        "forward",
+        "AgileRL/AgileRL #623",
+        kinds=MIXED,
+        rounds=True,
+    ),
+    Bug(
+        "mixed-the-update-is-rounded-before-the-sum",
+        "the update is rounded to bfloat16 before it is added: the sum is taken in the base's precision",
+        {"updated": lambda update, *_: in_half(update)},
+        "forward",
+        kinds=MIXED,
+        rounds=True,
+    ),
+    Bug(
+        "mixed-the-gradients-are-rounded",
+        "the gradients of lora_A and lora_B are rounded to bfloat16, and should be float32 as these are",
+        {"trained": lambda dA, dB, *_: (in_half(dA), in_half(dB))},
+        "slope",
+        kinds=MIXED,
+        rounds=True,
+    ),
+    Bug(
+        "mixed-the-output-is-float32",
+        "the output is not rounded to bfloat16, the precision of the base and of x (or declare output = 'float32')",
+        {},
+        "output dtype",
+        "mflux-community/mflux #740",
+        kinds=MIXED,
     ),
     # the start
     Bug(

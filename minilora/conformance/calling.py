@@ -14,6 +14,8 @@ from ..files.errors import printable
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, Trial
 
+SAME = ("one_rank", "one_width")
+"""What an implementation of fused slots may declare: that all of them have one rank and alpha, or one width."""
 OPTIONS = ("stride", "padding", "dilation", "groups", "nested_absmax", "mean")
 
 
@@ -78,9 +80,8 @@ class Watch:
 
     def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
         """Call a function with arguments in order, and note it where it changes one of them."""
-        given = {name: self.lay(self.turn(name, a.copy())) if isinstance(a, np.ndarray) else a
-                 for name, a in arrays.items()}  # fmt: skip
-        lent = {name: a for name, a in given.items() if isinstance(a, np.ndarray)}
+        given = {name: self._given(name, a, self.lay) for name, a in arrays.items()}
+        lent = {place: a for name, given_one in given.items() for place, a in _arrays_in(name, given_one)}
         copies = {name: a.copy() for name, a in lent.items()}
         self.lent.append((function, lent, copies))
         result = getattr(self.functions, function)(*given.values(), **(options or {}))
@@ -88,11 +89,15 @@ class Watch:
             self.changed = f"{function} changes {name}, which belongs to the caller"
         return result
 
+    def _given(self, name: str, value: Any, lay: Callable[[np.ndarray], np.ndarray]) -> Any:
+        """Return a copy of an array as it is handed over, or of each of a list; anything else as it is."""
+        if isinstance(value, list):
+            return [self._given(name, one, lay) for one in value]
+        return lay(self.turn(name, value.copy())) if isinstance(value, np.ndarray) else value
+
     def built(self, trial: Trial) -> Any:
         """Return what ``merging`` makes of a problem. It keeps the arrays, and may write to them."""
-        given = [
-            self.turn(name, a.copy()) if isinstance(a, np.ndarray) else a for name, a in layer_arrays(trial).items()
-        ]
+        given = [self._given(name, a, np.asarray) for name, a in layer_arrays(trial).items()]
         return self.functions.merging(*given, **self.options("merging", trial.problem))
 
     def look_back(self) -> str:
@@ -107,7 +112,7 @@ class Watch:
         if not self.offers(function):
             return None
         try:
-            return self._answer(function, self.call(function, arrays, self.options(function, problem)))
+            return self._answer(function, self.call(function, arrays, self.options(function, problem)), problem)
         except Wrong as error:
             text = str(error)
             self.lines.setdefault(function, line_of_function(getattr(self.functions, function)))
@@ -122,14 +127,28 @@ class Watch:
         """Return what a function that raised, or returned no answer, said first, and the line of its file."""
         return self.raised[function] + (f", in {line}" if (line := self.lines.get(function)) else "")
 
-    def _answer(self, function: str, result: Any) -> Any:
+    def _answer(self, function: str, result: Any, problem: Problem) -> Any:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""
         if function != "backward":
             return self.array(result, "merged" if function == "merge" else "y")
         if not isinstance(result, Mapping):
             raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
+        found = {
+            name: self._gradient(result[name], name, problem) for name in QUANTITIES if result.get(name) is not None
+        }
         self.returned = [str(name) for name in result]
-        return {name: self.array(result[name], name) for name in QUANTITIES if result.get(name) is not None}
+        return found
+
+    def _gradient(self, value: Any, name: str, problem: Problem) -> np.ndarray:
+        """Return one gradient as an array, also where it is a list with one for each slot."""
+        if name not in problem.listed:
+            return self.array(value, name)
+        if not isinstance(value, (list, tuple)):
+            raise Wrong(f"returns {described(value)} for {name}'s gradient, expected a list, one for each slot")
+        try:
+            return problem.joined(name, [None if one is None else self.array(one, name) for one in value])
+        except ValueError as error:
+            raise Wrong(f"returns gradients with {error}") from None
 
     def array(self, value: Any, name: str) -> np.ndarray:
         """Return a copy of an array that a function returned, as arrays are here."""
@@ -152,6 +171,13 @@ class Watch:
             return judge(self)
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
             return f"{function} raises {raised(error)}" + (f", in {line}" if (line := line_of(error)) else "")
+
+
+def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
+    """Return an argument's arrays, each under the name that it is told by."""
+    if isinstance(value, list):
+        return [(f"{name}[{i}]", one) for i, one in enumerate(value) if isinstance(one, np.ndarray)]
+    return [(name, value)] if isinstance(value, np.ndarray) else []
 
 
 def _changed(lent: Arrays, copies: Arrays) -> str:
@@ -202,7 +228,7 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     """Return the arguments that stand for the layer, in order."""
     p = trial.arrays
     layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
-    return layer | {name: p[name] for name in ("magnitude", "mask") if name in p}
+    return trial.problem.handed(layer | {name: p[name] for name in ("magnitude", "mask") if name in p})
 
 
 def forward(watch: Watch, trial: Trial) -> Any:
@@ -226,5 +252,6 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
 
 
 def suited(problem: Problem, watch: Watch) -> Problem:
-    """Return a problem with the options that the implementation's forward takes."""
-    return problem.only(watch.takes("forward"))
+    """Return a problem with the options that the implementation's forward takes, or that it declares."""
+    declared = {name for name in SAME if getattr(watch.functions, name, False)}
+    return problem.only(watch.takes("forward") | declared | {f"slots {getattr(watch.functions, 'slots', None)}"})

@@ -16,8 +16,9 @@ from .calling import Watch, answers, forward, strided
 from .diagnoses import describe_unknown
 from .kinds import Ids, Images
 from .problems import Arrays, Problem
-from .reference import QUANTITIES, RIGHT, Trial, drawn, round_to
+from .reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
 from .report import REFUSED
+from .slots import Fused
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in Fortran order": np.asfortranarray,
@@ -44,7 +45,9 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     if isinstance(trial.problem, Images):
         return "not offered"
     sizes = (6, 7, 4, 5) if isinstance(trial.problem, Ids) else (6, 5, 4, 7)  # no two of the axes are alike
-    rows = drawn(type(trial.problem)(*sizes, seed=20), dtype, trial.formulas)
+    fused = isinstance(trial.problem, Fused)
+    problem = replace(trial.problem, n=6, seed=20) if fused else type(trial.problem)(*sizes, seed=20)
+    rows = drawn(problem, dtype, trial.formulas)
 
     def split(arrays: Arrays) -> Arrays:
         return {name: a.reshape(2, 3, *a.shape[1:]) if name in ROWS else a for name, a in arrays.items()}
@@ -73,8 +76,9 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     found = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
     verdict = _judged(found, zero, right, "for an alpha of 0")
     for bug in bugs_of(watch.kind, ("alpha of 0",)) if verdict not in ("ok", REFUSED) else ():
-        predicted = zero.by(**bug.by(zero.problem))
-        if all(zero.agrees(key, a, predicted[key]) for key, a in found.items()):
+        parts = bug.by(zero.problem)
+        predicted, sizes = zero.by(**parts), zero.sizes_by(**parts)
+        if all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in found.items()):
             return str(bug)
     return verdict
 

@@ -7,10 +7,12 @@
     conv1d                (N, C, L)       (out, C, K)        (r, C, K)         (out, r, 1)
     conv2d                (N, C, H, W)    (out, C, KH, KW)   (r, C, KH, KW)    (out, r, 1, 1)
     nf4                   (N, in)         codes and scales   (r, in)           (out, r)
+    mixed                 (N, in)         (out, in)          (r, in)           (out, r)
+    fused                 (N, in)         (out, in)          a list, one entry for each slot of the outputs
 
-The shapes are those of PyTorch and of PEFT. `Ids` and `Images` rewrite them in a way of their own, since this library's
-layers are held against them. Ids become one-hot rows. An image becomes patches by a table of places, which says for
-each entry of a row where in the image it stands.
+The shapes are those of PyTorch and of PEFT. `mixed` and `slots` have a file each for the last two kinds. `Ids` and
+`Images` rewrite them in a way of their own, since this library's layers are held against them. Ids become one-hot
+rows. An image becomes patches by a table of places, which says for each entry of a row where in the image it stands.
 
 With g groups, weight is (out, C/g, ...), lora_A (r, C, ...) and lora_B (out, r/g, ...), as PEFT has them since its pull
 request 2567: each group of outputs sees a share of the r hidden channels, and these see the whole image. That is no
@@ -27,8 +29,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, scale_book
+from .mixed import Mixed
 from .problems import Arrays, Problem
 from .reference import DORA, DROPOUT, RIGHT, RSLORA, Formulas
+from .slots import Fused
 
 BLOCK = 64
 """Weights in NF4 that share a scale."""
@@ -308,6 +312,28 @@ FOUR_BITS = (
     FourBits(2, 160, 110, 5, 16.0, seed=3, double=True),
     FourBits(6, 33, 3, 2, 5.0, bias=False, seed=4, double=True),
 )
+MIXED = (
+    Mixed(7, 5, 3, 2, alpha=3.0),
+    Mixed(4, 3, 6, 4, alpha=10.0, bias=False, seed=1),
+    Mixed(6, 6, 6, 4, alpha=7.0, seed=3),
+    Mixed(2, 7, 4, 1, alpha=5.0, seed=6),
+    Mixed(5, 3, 4, 2, alpha=3.0, seed=8, start=True),
+    Mixed(5, 13, 9, 4, alpha=2.7, seed=30, near=True),
+    Mixed(7, 19, 11, 3, alpha=2.2, seed=31, near=True),
+    Mixed(5, 130, 20, 17, alpha=24.0, seed=9),
+    Mixed(3, 35, 40, 33, alpha=20.0, seed=11),
+)
+FUSED = (
+    Fused.of(7, 5, (8, 4, 4), (2, 0, 3)),  # q, k and v, grouped; k has no adapter
+    Fused.of(4, 8, (5, 5), (4, 3), alpha=10.0, bias=False, seed=1),  # gate and up
+    Fused.of(5, 6, (4, 4, 4), (3, 3, 3), alpha=2.0, seed=2),  # slots and ranks of one size: there an exchange fits
+    Fused.of(6, 8, (4, 2, 2), (2, 3, 5), alpha=7.0, seed=3),  # square
+    Fused.of(1, 7, (6, 3, 3), (0, 4, 2), alpha=0.5, seed=4),
+    Fused.of(3, 4, (7, 7), (0, 5), alpha=2.5, bias=False, seed=5),  # of two slots the second alone
+    Fused.of(7, 5, (8, 4, 4), (2, 0, 3), alpha=4.5, seed=7),  # the sizes of the first, and other numbers
+    Fused.of(5, 3, (6, 2, 2), (2, 3, 1), seed=8, start=True),
+    Fused.of(4, 35, (34, 17, 17), (33, 5, 9), alpha=24.0, seed=9),  # a little above powers of two
+)
 SETS = {
     "linear": ProblemSet(RIGHT, LINEAR),
     "rslora": ProblemSet(RSLORA, NARROW),
@@ -317,6 +343,8 @@ SETS = {
     "conv2d": ProblemSet(RIGHT, CONV2D),
     "dropout": ProblemSet(DROPOUT, NARROW),
     "nf4": ProblemSet(RIGHT, FOUR_BITS),
+    "mixed": ProblemSet(RIGHT, MIXED),
+    "fused": ProblemSet(RIGHT, FUSED),
     "dora-full": ProblemSet(replace(DORA, through_norm=1.0), NARROW),
 }
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""

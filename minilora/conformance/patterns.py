@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .mixed import Mixed
 from .problems import Arrays
 from .reference import TINY, TOLERANCE, UNIT, Trial, round_to
 
@@ -48,7 +49,8 @@ def _rounded(name: str, found: np.ndarray, trial: Trial) -> str:
     right = trial.right[name]
     for half in HALVES:
         near = np.abs(found - right) <= 4 * UNIT[half] * np.maximum(trial.sizes[name], np.abs(right))
-        if near.all() and np.array_equal(round_to(found, half).astype(np.float64), found):
+        kept = not (isinstance(trial.problem, Mixed) and name in trial.problem.in_half)
+        if kept and near.all() and np.array_equal(round_to(found, half).astype(np.float64), found):
             return f"it is rounded to {half}"
         for words, names in ROUNDED.items():
             rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
@@ -108,7 +110,8 @@ def _ranks(name: str, found: np.ndarray, trial: Trial) -> str:
     r = trial.problem.rank
     ranks = np.arange(r)
     orders = [ranks[::-1], *(np.roll(ranks, by) for by in (1, -1, r // 2, -(r // 2))), np.r_[ranks[::2], ranks[1::2]]]
-    for order in orders if name in ("y", "x", "merged") and r > 1 else ():
+    one_layer = len(trial.arrays["lora_A"]) == r  # and no slots, each with ranks of its own
+    for order in orders if name in ("y", "x", "merged") and r > 1 and one_layer else ():
         if _agrees(name, found, trial.by(hidden=lambda B, order=order: B[:, order]), trial):
             return f"the ranks of lora_B stand in another order than those of lora_A: {_places(order)}"
     return ""

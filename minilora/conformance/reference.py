@@ -13,6 +13,8 @@ and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path a
 
     y = x W^T + b + s (M x) A^T B^T,   dx = dy W + M (s dy B A),   dA and dB by M x
 
+A weight with several slots is a sum of such layers, one for each slot that has an adapter: `kinds.Fused`.
+
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
 replaced, and `minilora.conformance.bugs` is the list of them. They form whole matrices, which the layers of this
 library never do: this is another way to the same numbers. `StartFormulas` has how a new A is spread.
@@ -80,6 +82,17 @@ class Formulas:
     dropped_in_base: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x
     dropped_in_dA: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x * mask
     dropped_in_dx: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda dx, mask: dx * mask
+    # what becomes of the update and of its path in dx before they are added, and of the factors' gradients, where they
+    # are rounded on the way
+    updated: Callable[..., np.ndarray] = lambda update, x, A, B, s: update
+    passed: Callable[..., np.ndarray] = lambda path, dy, A, B, s: path
+    trained: Callable[..., tuple[np.ndarray, np.ndarray]] = lambda dA, dB, dy, x, A, B, s: (dA, dB)
+    # and where a weight has slots: the rows that slot i's update is added to, or None; its alpha and its rank; the slot
+    # whose lora_A it uses; and how often its path is in dx
+    slot_rows: Callable[[Any, int], Any] = lambda fused, i: fused.rows_of(i)
+    slot_scale: Callable[[Any, int], Any] = lambda fused, i: (fused.alphas[i], fused.ranks[i])
+    slot_down: Callable[[Any, int], int] = lambda fused, i: i
+    slot_in_dx: Callable[[Any, int], float] = lambda fused, i: 1.0
     # and for DoRA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / (n + (n == 0))
@@ -105,8 +118,10 @@ class Formulas:
         if (mask := p.get("mask")) is not None:
             kept, in_base, in_dA = (f(x, mask) for f in (self.dropped, self.dropped_in_base, self.dropped_in_dA))
             through = self.dropped_in_dx(through, mask)
-        y = self.s_in_base(s) * self.base(in_base, G * W) + self.update * s * (kept @ (G * BA).T)
-        dx = self.dx_base * (dy @ (G * W)) + self.dx_update * self.s_in_dx(s) * through
+        update = self.updated(self.update * s * (kept @ (G * BA).T), kept, A, B_used, s)
+        y = self.s_in_base(s) * self.base(in_base, G * W) + update
+        path = self.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
+        dx = self.dx_base * (dy @ (G * W)) + path
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), kept))
         y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
         found: dict[str, Any] = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
@@ -121,10 +136,8 @@ class Formulas:
                 dm = dm + self.bias_in_dm * b * (dy / n[:, 0]).sum(axis=0)
             found["magnitude"] = dm
         share = self.rows(len(x))
-        found |= {
-            "lora_A": share * self.s_in_dA(s) * (B_used.T @ dV_A),
-            "lora_B": share * self.s_in_dB(s) * (dV_B @ A.T),
-        }
+        dA, dB = share * self.s_in_dA(s) * (B_used.T @ dV_A), share * self.s_in_dB(s) * (dV_B @ A.T)
+        found["lora_A"], found["lora_B"] = self.trained(dA, dB, dy, kept, A, B_used, s)
         return {name: found[name] for name in QUANTITIES if found.get(name) is not None}
 
 
@@ -189,13 +202,13 @@ class Trial:
             full["mask"] = problem.mask
         arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
-        right, growth = _shaped(problem, formulas.answers(rows, problem.alpha)), _growth(problem, rows)
+        right, growth = problem.answered(formulas, rows), _growth(problem, rows)
         return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
 
     def by(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""
         formulas = replace(self.formulas, **parts)
-        return self.problem.shaped(formulas.answers(_rows(self.problem, self.arrays), self.problem.alpha))
+        return self.problem.answered(formulas, _rows(self.problem, self.arrays))
 
     def sizes_by(self, **parts: Any) -> Arrays:
         """Return the sizes with some parts of the formulas replaced, and nowhere less than those of the right answers.
@@ -243,14 +256,14 @@ def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -
         BA = rows["lora_B"] @ rows["lora_A"]
         lengths = formulas.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
     absolute = {name: np.abs(a) for name, a in rows.items()}
-    sizes = _shaped(problem, _absolute(formulas).answers(absolute, problem.alpha, lengths))
-    return {name: size * growth[name] for name, size in sizes.items()}
+    sizes = problem.answered(_absolute(formulas), absolute, lengths)
+    return problem.sized({name: size * growth[name] for name, size in sizes.items()}, formulas, rows)
 
 
 def _growth(problem: Problem, rows: Arrays) -> Arrays:
     """Return sqrt(K) / 16, and at least 1, for the K terms of each answer."""
     ones = {name: (a != 0).astype(np.float64) for name, a in rows.items()}
-    terms = _shaped(problem, COUNTED.answers(ones, problem.alpha))
+    terms = problem.answered(COUNTED, ones)
     return {name: np.maximum(1.0, np.sqrt(count) / TOLERANCE) for name, count in terms.items()}
 
 
@@ -269,14 +282,11 @@ def _absolute_part(part: Any) -> Any:
 
     def absolute(*given: Any) -> Any:
         found = part(*given)
+        if isinstance(found, tuple):
+            return tuple(map(np.abs, found))
         return found if found is None else np.abs(found)
 
     return absolute
-
-
-def _shaped(problem: Problem, answers: Arrays) -> Arrays:
-    """Return answers on rows as the problem's kind has them, as plain arrays."""
-    return problem.shaped({name: np.asarray(a) for name, a in answers.items()})
 
 
 def _rows(problem: Problem, arrays: Arrays) -> Arrays:

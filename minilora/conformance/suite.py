@@ -22,7 +22,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
-"conv1d", "conv2d", "dropout" and "nf4". `minilora.conformance.kinds` has their shapes, and their functions take more:
+"conv1d", "conv2d", "dropout", "nf4", "mixed" and "fused". `minilora.conformance.kinds` has their shapes, and their
+functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
@@ -35,6 +36,12 @@ needs: a backward may not count on which forward was called last. The kinds are 
 - "nf4": packed and absmax in the place of weight, in blocks of 64; those of the keywords nested_absmax and mean that a
   function names. Beside them ``pack(weight) -> (packed, absmax)`` and ``unpack(packed, absmax, shape) -> weight``.
   Checked in float32.
+- "mixed": x, dy, weight and bias are numbers of bfloat16, in arrays of float32; the factors are float32. What is
+  computed in bfloat16 comes back in float32. ``output = "float32"`` where the output is not rounded to bfloat16.
+- "fused": lora_A, lora_B and alpha are lists with an entry for each slot of the outputs, None where a slot has no
+  adapter; the slots' widths, a list, are the last argument of all functions. The gradients of lora_A and lora_B are
+  such lists too. ``slots`` is 2 or 3 where there are always so many, ``one_rank`` is True where all slots have one rank
+  and alpha, ``one_width`` where all are of one width. There is no ``init``: a slot starts as a linear layer does.
 """
 
 from __future__ import annotations
@@ -54,9 +61,12 @@ from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed
 from .edges import EDGES
 from .fourbits import FOUR_BITS
 from .kinds import AGAIN, DECLARED, SETS, Images
+from .mixed import Mixed
+from .outputs import OUTPUT_DTYPE, OUTPUTS
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
+from .slots import Fused
 
 CONTRACT = (
     *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),
@@ -75,13 +85,20 @@ FUNCTIONS = ("forward", "backward", "merge", "init", "step")
 
 def functions_of(kind: str) -> tuple[str, ...]:
     """Return what an implementation may offer for a kind of layers."""
+    if kind == "fused":
+        return FUNCTIONS[:3]
     further = ("pack", "unpack") if kind == "nf4" else ()
     return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
 
 
+FURTHER = {"nf4": FOUR_BITS, "mixed": OUTPUT_DTYPE}
+"""The claims that one kind has besides those of all."""
+
+
 def contract(kind: str) -> tuple[str, ...]:
     """Return what is checked of a kind of layers, in the order of the report."""
-    return (*CONTRACT, *FOUR_BITS) if kind == "nf4" else CONTRACT
+    without = ("start", "adam") if kind == "fused" else ()  # each slot starts as a linear layer does
+    return (*(claim for claim in CONTRACT if claim not in without), *FURTHER.get(kind, ()))
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> Report:
@@ -139,18 +156,21 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     if isinstance(implementation, type) and _takes_self(getattr(implementation, "forward")):  # noqa: B009
         raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
     wanted = spelled(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
-    if kind == "nf4" and wanted in (None, "float64"):
-        wanted = "float32"  # the weight is a product that is taken in float32
+    if kind == "mixed" or (kind == "nf4" and wanted in (None, "float64")):
+        wanted = "float32"  # that of the factors; of a weight in four bits, in which a product is taken
     declared = {
         "dtype": (wanted or "float64", tuple(UNIT)),
         "orientation": (getattr(implementation, "orientation", "out, in"), ORIENTATIONS),
         "scaling": (getattr(implementation, "scaling", "alpha / r"), tuple(SCALINGS)),
+        "output": (getattr(implementation, "output", "bfloat16") if kind == "mixed" else "bfloat16", OUTPUTS),
     }
     for what, (value, choices) in declared.items():
         try:
             check_choice(f"{what} of {name}", spelled(value, choices), choices)
         except ValueError as error:
             raise CannotRun(str(error)) from None
+    if kind == "fused" and getattr(implementation, "slots", None) not in (None, 2, 3):
+        raise CannotRun(f"slots of {name} must be 2 or 3, got {implementation.slots!r}")
     if getattr(implementation, "fan_in_fan_out", None) not in (None, False, True):
         raise CannotRun(f"fan_in_fan_out of {name} must be True or False, got {implementation.fan_in_fan_out!r}")
     full = kind == "dora" and not getattr(implementation, "detached_norm", True)
@@ -212,9 +232,9 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
         verdicts["frozen base"] = "not offered"
     other = {key for claim in of_first for key in ANSWERS[claim][1]}
     right = {key for key in found[0] if key not in other and _all_agree(trials, found, key)}
-    if "y" not in right or watch.kind == "dropout":  # which ends where a layer is merged
+    if "y" not in right or watch.kind in ("dropout", "mixed"):  # dropout ends, and bfloat16 rounds, in a merge
         verdicts["merged and back"] = "not offered"
-    for claim, edge in (EDGES | (FOUR_BITS if watch.kind == "nf4" else {})).items():
+    for claim, edge in (EDGES | FURTHER.get(watch.kind, {})).items():
         verdicts[claim] = edge(watch, trials[0], dtype, right) if right else "not offered"
     told = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
     report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *told]
@@ -224,7 +244,8 @@ def _compare(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas,
     numbers = [outcomes_of(watch.kind, number, trial, one, factors, owed, watch)
                for number, (trial, one) in enumerate(zip(trials, found, strict=True))]  # fmt: skip
     numbers[0] = [replace(case, verdict=of_first.get(case.claim, case.verdict)) for case in numbers[0]]
-    others = [Outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()]
+    others = [Outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()
+              if claim in report.claims]  # fmt: skip
     report.cases = [*(case for cases in numbers for case in cases), *others]
     report.habits = judges.habits(watch, trials[0], found[0])
     return report
@@ -543,14 +564,23 @@ def _is_single(trials: Sequence[Trial], found: Sequence[Arrays], key: str) -> bo
 
 def _common(failed: Sequence[Problem], asked: Sequence[Problem]) -> str:
     """Say when it is wrong, where one property of the problems decides that."""
-    images = isinstance(failed[0], Images)
-    for words, has in {**(OF_IMAGES if images else OF_LAYERS), **PROPERTIES}.items():
+    for words, has in _properties(failed[0]).items():
         if len(failed) < len(asked) and [p for p in asked if has(p)] == list(failed):
             return f", {words},"
     return ""
 
 
 Properties = Mapping[str, Callable[[Any], bool]]
+
+
+def _properties(problem: Problem) -> Properties:
+    """Return what problems of a kind may have, in the order in which it is told."""
+    if isinstance(problem, Fused):  # whose slots have ranks and alphas of their own
+        return OF_SLOTS
+    own = OF_IMAGES if isinstance(problem, Images) else OF_MIXED if isinstance(problem, Mixed) else OF_LAYERS
+    return {**own, **PROPERTIES}
+
+
 PROPERTIES: Properties = {
     "wherever there is a bias": lambda p: p.bias,
     "wherever there is no bias": lambda p: not p.bias,
@@ -576,6 +606,17 @@ OF_LAYERS: Properties = {
     "where the rank is above a width": lambda p: p.rank > min(p.in_features, p.out_features),
     "in wide layers": lambda p: p.in_features > 100,
     "in layers that are not wide": lambda p: p.in_features <= 100,
+}
+OF_MIXED: Properties = {"where the update cancels the base's output": lambda p: p.near}
+OF_SLOTS: Properties = {
+    "where a slot has no adapter": lambda p: 0 in p.ranks,
+    "where every slot has an adapter": lambda p: 0 not in p.ranks,
+    "where slots differ in width": lambda p: len(set(p.widths)) > 1,
+    "of three slots": lambda p: len(p.widths) == 3,
+    "of two slots": lambda p: len(p.widths) == 2,
+    "where slots differ in rank": lambda p: len(set(p.ranks) - {0}) > 1,
+    **{words: PROPERTIES[words] for words in ("wherever there is a bias", "wherever there is no bias")},
+    **{words: PROPERTIES[words] for words in ("at a single row", "where lora_B is zero")},
 }
 OF_IMAGES: Properties = {
     "where the kernel has more than one entry": lambda p: max(p.kernel) > 1,

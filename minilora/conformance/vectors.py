@@ -5,7 +5,8 @@ problem of the suite in one precision. Its file has
 
     the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude, for dropout mask; alpha; for a
                    convolution stride, padding, dilation and groups; of a layer in NF4, in the place of weight, packed
-                   and absmax, and where the scales are quantised too nested_absmax and mean
+                   and absmax, and where the scales are quantised too nested_absmax and mean; of fused slots widths,
+                   an alpha for each, and lora_A.0, lora_B.0 and so on, by the slot's number
     the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
     their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
 
@@ -19,8 +20,9 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,12 @@ from .reference import TOLERANCE, UNIT, Trial, drawn
 from .report import CannotRun, Outcome, Report, id_of
 from .suite import FACTORS, judge_numbers, outcomes_of
 
-DTYPES = ("float64", "float32")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+OF_ADAM = DTYPES[:2]
+SMALL = 2048
+"""Weights of a problem that is written in half precision too: the large ones are most of the bytes."""
+OF_KIND = {"nf4": ("float32",), "mixed": ("float32",)}
+"""The precisions of some kinds: where a weight is a product that is taken in float32, and where the factors are."""
 NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
 """The answers in a file, and in a report."""
 GRADIENTS = {"dx", "dA", "dB", "dm"}
@@ -52,6 +59,12 @@ HOW = (
     "y is the output; dx, dA, dB and dm are the gradients at x, lora_A, lora_B and magnitude for the gradient dy at y;"
     " merged is the weight with the update folded in.",
     "An answer is right where |found - answer| <= tolerance * size, with the tolerance of the case's dtype.",
+    "Of the kind fused, the outputs are slots of these widths. lora_A.0, lora_B.0, dA.0 and dB.0 are the first slot's,"
+    " and alpha has an entry for each slot; a slot without lora_A has no adapter.",
+    "Numbers of bfloat16 lie in the files as float32, which holds them exactly: most readers have no bfloat16.",
+    "Of the kind mixed, x, dy, weight and bias are numbers of bfloat16, lora_A and lora_B of float32; what of an answer"
+    " may be rounded to bfloat16 is in its size.",
+    "An answer may lie in float64, float32, float16 or bfloat16.",
     "Write your answers under the same names into a file of the same name in a folder of your own. Leave out what you"
     " do not have. `minilora vectors THIS --compare YOURS` says what is wrong.",
     "A case's flags are the known bugs that it catches.",
@@ -73,8 +86,9 @@ class Vector:
 
     @property
     def file(self) -> str:
-        """The name of its file."""
-        return f"{self.kind}-{self.number}-{self.dtype}.safetensors"
+        """The name of its file: a program that reads KIND-*, and no half precision, goes on doing so."""
+        half = "half-" if self.dtype in DTYPES[2:] else ""
+        return f"{half}{self.kind}-{self.number}-{self.dtype}.safetensors"
 
     def trial(self) -> Trial:
         """Return the problem in its precision, with the answers."""
@@ -84,8 +98,9 @@ class Vector:
 VECTORS = tuple(
     Vector(kind, number, dtype)
     for kind in SETS
-    for number in range(len(SETS[kind].problems))
-    for dtype in (DTYPES if kind != "nf4" else ("float32",))  # where a weight is a product that is taken in float32
+    for number, problem in enumerate(SETS[kind].problems)
+    for dtype in OF_KIND.get(kind, DTYPES)
+    if dtype in DTYPES[:2] or problem.in_features * problem.out_features <= SMALL
 )
 
 
@@ -110,15 +125,15 @@ def tensors(vector: Vector) -> Arrays:
     trial = Trial.draw(vector.problem, vector.dtype, SETS[vector.kind].formulas, OneOrder)
     problem, right = trial.problem, trial.right
     options = {name: value for name, value in problem.options.items() if name not in trial.arrays}
-    steps = {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
-    found = {name: of for name, of in NAMES.items() if of in right}
-    return {
-        **trial.arrays,
-        "alpha": np.array([problem.alpha]),
-        **steps,
-        **{name: right[of] for name, of in found.items()},
-        **{f"size.{name}": trial.sizes[of] for name, of in found.items()},
-    }
+    found: Arrays = {}
+    for name, array in trial.arrays.items():
+        found |= problem.named(name, name, array)
+    found["alpha"] = np.array(problem.alphas)
+    found |= {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
+    for prefix, answers in (("", right), ("size.", trial.sizes)):
+        for name, of in NAMES.items():
+            found |= problem.named(of, prefix + name, answers[of]) if of in answers else {}
+    return found
 
 
 def adam_tensors(dtype: str) -> Arrays:
@@ -160,10 +175,15 @@ def caught(bug: Bug, trial: Trial) -> bool:
 
 
 @lru_cache(maxsize=len(VECTORS))
-def flags_of(kind: str, number: int) -> tuple[str, ...]:
-    """Return the flags of the bugs that show in a problem, in double precision."""
-    trial = Vector(kind, number, DTYPES[0]).trial()
+def flags_of(kind: str, number: int, dtype: str = DTYPES[0]) -> tuple[str, ...]:
+    """Return the flags of the bugs that show in a problem."""
+    trial = Vector(kind, number, dtype).trial()
     return tuple(bug.flag for bug in bugs_of(kind) if caught(bug, trial))
+
+
+def seen_in(vector: Vector) -> str:
+    """Return the precision in which it is judged whether a bug shows: in single precision the same do as in double."""
+    return vector.dtype if vector.dtype in DTYPES[2:] or vector.kind == "mixed" else DTYPES[0]
 
 
 def index() -> dict[str, Any]:
@@ -171,8 +191,8 @@ def index() -> dict[str, Any]:
     cases: list[dict[str, Any]] = []
     for vector in VECTORS:
         entry = {"file": vector.file, "kind": vector.kind, "dtype": vector.dtype, "sizes": str(vector.problem)}
-        cases.append(entry | {"flags": list(flags_of(vector.kind, vector.number))})
-    for dtype in DTYPES:
+        cases.append(entry | {"flags": list(flags_of(vector.kind, vector.number, seen_in(vector)))})
+    for dtype in OF_ADAM:
         sizes = "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
         of_adam = [bug.flag for bug in bugs_of("adam", ("adam",))]
         cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": of_adam})
@@ -223,7 +243,7 @@ def write(folder: Path) -> int:
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
     files = {vector.file: tensors(vector) for vector in VECTORS} | {
-        adam_file(dtype): adam_tensors(dtype) for dtype in DTYPES
+        adam_file(dtype): adam_tensors(dtype) for dtype in OF_ADAM
     }
     with written_folder(folder) as new:
         for name, arrays in files.items():
@@ -276,7 +296,7 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
             whole = report
         else:
             whole.kinds[kind] = report
-    if (results / adam_file(dtype)).exists():
+    if dtype in OF_ADAM and (results / adam_file(dtype)).exists():
         found, _ = _read(results / adam_file(dtype), ("end_A", "end_B"))
         begin, steps = adam_problem()
         begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
@@ -297,16 +317,50 @@ def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
     if not there:
         return None
     trials = [vector.trial() for vector in there]
-    read = [_read(results / vector.file, tuple(NAMES)) for vector in there]
-    answers = [{NAMES[name]: array for name, array in found.items()} for found, _ in read]
-    written = {name for _, names in read for name in names}
+    read = [_read(results / vector.file, _names(trial)) for vector, trial in zip(there, trials, strict=True)]
+    answers = [_answers(results / vector.file, trial.problem, found)
+               for vector, trial, (found, _) in zip(there, trials, read, strict=True)]  # fmt: skip
+    written = {name.partition(".")[0] for _, names in read for name in names}
     report = Report(f"{results}, {kind}", dtype)
     factors = judge_numbers(report, kind, trials, answers, _lacking(written) if written & GRADIENTS else None)
     owed = [key for key in FACTORS if written & GRADIENTS and not any(key in one for one in answers)]
     for vector, trial, one in zip(there, trials, answers, strict=True):
         report.cases += outcomes_of(kind, vector.number, trial, one, factors, owed)
+    report.cases = [replace(case, verdict=_as_in_files(case.verdict)) for case in report.cases]
+    report.claims = {claim: _as_in_files(verdict) for claim, verdict in report.claims.items()}
+    report.diagnoses = [_as_in_files(text) for text in report.diagnoses]
     report.habits = {"cases answered": f"{len(there)} of {len(vectors)}{_fewer(trials, answers)}"}
     return report
+
+
+def _names(trial: Trial) -> tuple[str, ...]:
+    """Return the names that the answers to a problem have in a file."""
+    there = {name: of for name, of in NAMES.items() if not trial.problem.listed or of in trial.right}
+    return tuple(key for name, of in there.items()
+                 for key in trial.problem.named(of, name, trial.right.get(of, np.zeros(0))))  # fmt: skip
+
+
+def _answers(path: Path, problem: Problem, found: Arrays) -> Arrays:
+    """Return a file's answers under the names of a report, the slots' of each in one array."""
+    answers = {NAMES[name]: array for name, array in found.items() if name in NAMES}
+    for name, of in NAMES.items():
+        parts = {key: array for key, array in found.items() if key.startswith(f"{name}.")}
+        if parts:
+            try:
+                answers[of] = problem.joined(
+                    of, [parts.get(f"{name}.{i}") for i in range(len(problem.options["widths"]))]
+                )
+            except ValueError as error:
+                raise CannotRun(f"{str(path)!r} has {error}") from None
+    return answers
+
+
+def _as_in_files(text: str) -> str:
+    """Put the name that a wrong gradient has in a file before what is said of its numbers."""
+    for name in ("dA", "dB", "dm"):
+        said = f"{NAMES[name]}'s gradient(,| is off by| has shape| is transposed| is not finite)"
+        text = re.sub(rf"(^|; )({said})", rf"\1{name}: \2", text)
+    return text
 
 
 def _lacking(written: set[str]) -> Callable[[Sequence[str]], str]:

@@ -71,8 +71,11 @@ class Judged:
     def missing(self) -> list[str]:
         """The claims that are required and not offered, with the kind that lacks them."""
         kinds = {"linear": self.report, **self.report.kinds}
-        return [f"{kind}: {claim}" for kind, report in kinds.items() for claim in self.required
-                if report.claims[claim] == "not offered" and (claim != "adam" or kind == "linear")]  # fmt: skip
+        asked = {claim: [kind for kind, report in kinds.items() if claim in report.claims and _has(kind, claim)]
+                 for claim in self.required}  # fmt: skip
+        lacking = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, there in asked.items()
+                   if kind in there and report.claims[claim] == "not offered"]  # fmt: skip
+        return lacking + [claim for claim, there in asked.items() if not there]
 
     @property
     def status(self) -> int:
@@ -110,6 +113,11 @@ class Judged:
         failing, unexpected = ([case.id for case in cases] for cases in (self.failing, self.unexpected))
         return {"status": self.status, "failing": failing, "unexpected": unexpected, "known": dict(self.known),
                 "stale": self.stale, "missing": self.missing}  # fmt: skip
+
+
+def _has(kind: str, claim: str) -> bool:
+    """Return whether a kind can offer a claim of its report: Adam is asked for once."""
+    return claim != "adam" or kind == "linear"
 
 
 def became(case: Outcome | None) -> str:

@@ -20,6 +20,7 @@ from minilora import (
     dequantize_nf4,
     quantize_nf4,
 )
+from minilora.conformance.reference import round_to
 from minilora.layers.nf4 import dequantize_scales
 from minilora.variants.dora import DoRA, row_lengths
 from minilora.variants.rewritten import Rewritten
@@ -167,6 +168,63 @@ def nf4_functions(layer=four_bits, **more):
     return SimpleNamespace(**own | more)
 
 
+def slot_rows(widths):
+    """Where each slot's outputs stand."""
+    ends = np.cumsum(widths)
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+
+def fused():
+    """Slots, of our base and an adapter of ours for each."""
+
+    def adapters(A, B, alpha, widths):
+        own = zip(A, B, alpha, slot_rows(widths), strict=True)
+        return [None if a is None else (LoRA(a, b, s), rows) for a, b, s, rows in own]
+
+    def forward(x, weight, bias, *slots):
+        y = Linear(weight, bias)(x)
+        for lora, rows in filter(None, adapters(*slots)):
+            y[..., rows] += lora(x)
+        return y
+
+    def backward(dy, x, weight, bias, *slots):
+        dx, grads = Linear(weight, bias).input_gradient(dy), {"lora_A": [], "lora_B": []}
+        for one in adapters(*slots):
+            own_dx, own = one[0].backward(dy[..., one[1]], one[0].forward(x)[1]) if one else (0, {})
+            dx = dx + own_dx
+            for name, listed in grads.items():
+                listed.append(own.get(name))
+        return {"x": dx, **grads}
+
+    def merge(weight, *slots):
+        merged = weight.copy()
+        for lora, rows in filter(None, adapters(*slots)):
+            merged[rows] += lora.delta()
+        return merged
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+
+
+def beside_bfloat16():
+    """Our adapter in float32 beside our base, whose outputs are rounded to bfloat16."""
+
+    def half(array):
+        return round_to(array, "bfloat16")
+
+    def forward(x, weight, bias, A, B, alpha):
+        return half(half(Linear(weight, bias)(x)) + LoRA(A, B, alpha)(x))
+
+    def backward(dy, x, weight, bias, A, B, alpha):
+        lora = LoRA(A, B, alpha)
+        dx, grads = lora.backward(dy, lora.forward(x)[1])
+        return {"x": half(half(Linear(weight, bias).input_gradient(dy)) + half(dx)), **grads}
+
+    def merge(weight, A, B, alpha):
+        return half(LoRALinear(Linear(weight), LoRA(A, B, alpha)).merge().weight)
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge, init=init)
+
+
 OURS = {
     "linear": functions_of(linear, init=init, step=step),
     "rslora": functions_of(rslora, init=init),
@@ -176,6 +234,8 @@ OURS = {
     "conv2d": conv_functions(),
     "dropout": dropped_out(),
     "nf4": nf4_functions(),
+    "mixed": beside_bfloat16(),
+    "fused": fused(),
 }
 
 
@@ -208,9 +268,12 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
 
     if kind == "nf4":
         return _four_bits_from_formulas(answer, shows, wrong)
+    if kind == "fused":
+        return _fused_from_formulas(answer)
 
     def forward(x, *arrays, **steps):
-        return answer(["y"], steps=steps, x=x, **layer(*arrays))["y"]
+        y = answer(["y"], steps=steps, x=x, **layer(*arrays))["y"]
+        return round_to(y, "bfloat16") if kind == "mixed" else y
 
     def backward(dy, x, *arrays, **steps):
         return answer(["x", "lora_A", "lora_B", "magnitude"], steps=steps, x=x, dy=dy, **layer(*arrays))
@@ -249,5 +312,41 @@ def _four_bits_from_formulas(answer, shows, wrong):
     def merge(packed, absmax, A, B, alpha, nested_absmax=None, mean=0.0):
         arrays = given(packed, absmax, None, A, B, alpha, nested_absmax, mean)
         return answer(["merged"], steps={}, x=np.zeros((1, A.shape[1])), **arrays)["merged"]
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+
+
+def _fused_from_formulas(answer):
+    """The same of slots: the lists as one array each, and back."""
+
+    def sizes(A, B, alpha, widths):
+        ranks = [0 if a is None else len(a) for a in A]
+        whole = np.zeros((sum(widths), sum(ranks)))
+        starts = np.cumsum([0, *ranks])
+        for b, rows, start, rank in zip(B, slot_rows(widths), starts, ranks, strict=False):
+            if rank:
+                whole[rows, start : start + rank] = b
+        A = np.concatenate([a for a in A if a is not None])
+        return {"lora_A": A, "lora_B": whole}, {"widths": widths, "ranks": ranks}
+
+    def ask(names, x, weight, bias, A, B, alpha, widths, **dy):
+        factors, steps = sizes(A, B, alpha, widths)
+        found = answer(names, steps=steps, alpha=alpha, x=x, weight=weight, bias=bias, **factors, **dy)
+        starts = np.cumsum([0, *steps["ranks"]])
+        own = list(zip(slot_rows(widths), starts, steps["ranks"], strict=False))
+        lists = {
+            "lora_A": lambda g: [g[start : start + rank] if rank else None for _, start, rank in own],
+            "lora_B": lambda g: [g[rows, start : start + rank] if rank else None for rows, start, rank in own],
+        }
+        return {name: lists.get(name, lambda g: g)(g) for name, g in found.items()}
+
+    def forward(x, *arrays):
+        return ask(["y"], x, *arrays)["y"]
+
+    def backward(dy, x, *arrays):
+        return ask(["x", "lora_A", "lora_B"], x, *arrays, dy=dy)
+
+    def merge(weight, *slots):
+        return ask(["merged"], np.zeros((1, weight.shape[1])), weight, None, *slots)["merged"]
 
     return SimpleNamespace(forward=forward, backward=backward, merge=merge)

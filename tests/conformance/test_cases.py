@@ -63,7 +63,7 @@ def test_a_problem_keeps_its_number():
     found = {f"{kind}-{number}  {problem}{'' if problem.bias else ', no bias'}"
              for kind in SETS for number, problem in enumerate(SETS[kind].problems)}  # fmt: skip
     assert set(PROBLEMS) <= found
-    assert len(PROBLEMS) == 89
+    assert len(PROBLEMS) == 107
 
 
 @pytest.mark.parametrize("bug", BUGS[::12], ids=lambda bug: bug.flag)

@@ -152,6 +152,19 @@ def test_an_answer_that_is_wrong_everywhere_is_judged_once():
     assert {report.claims[claim] for claim in EDGES} == {"not offered"}
 
 
+@pytest.mark.parametrize("order", ["first to last", "last to first", "large ones first"])
+@pytest.mark.parametrize(("another", "said"), [(len, "the rank, as by"), (lambda A: 1, "1, as by")])
+def test_an_alpha_of_0_that_is_another_number_is_named(order, another, said):
+    """In each order of its sums: these round an update, which the right answer has not."""
+    functions = on_rows(lora(product(ORDERS[order])))
+
+    def taken(function):
+        return lambda *arrays: function(*arrays[:-1], arrays[-1] or another(arrays[-3]))
+
+    report = check(SimpleNamespace(**{name: taken(function) for name, function in functions.items()}))
+    assert report.claims["alpha of 0"].startswith(f"an alpha of 0 is taken for {said}")
+
+
 def test_without_an_alpha_an_alpha_of_0_changes_nothing():
     def forward(x, weight, bias, A, B, alpha):
         return LINEAR["forward"](x, weight, bias, A, B, len(A))

@@ -33,9 +33,9 @@ def test_our_own_layers_pass_in_every_precision(dtype):
     assert not report.diagnoses
     others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
     assert others == {"alpha of 0": "refused", "row of zeros": "not offered", "merged and back": "not offered"}
-    assert set(report.kinds) == {"rslora", "dora", "embedding", "conv1d", "conv2d", "dropout", "nf4"}
+    assert set(report.kinds) == set(DECLARED) - {"linear"}
     for name, kind in report.kinds.items():
-        assert kind.dtype == ("float32" if (name, dtype) == ("nf4", "float64") else dtype)
+        assert kind.dtype == ("float32" if name == "mixed" or (name, dtype) == ("nf4", "float64") else dtype)
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
         assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros", "merged and back"}
     assert str(report).startswith(f"minilora: passed, in {dtype}; 5 of 5 functions offered\n")
@@ -92,6 +92,8 @@ def planted(bug):
         return kind, SimpleNamespace(**vars(OURS[kind]) | {"init": start_of(**bug.parts)})
     if bug.breaks == "codes":
         return kind, SimpleNamespace(**vars(OURS[kind]) | bug.parts)
+    if bug.breaks == "output dtype":
+        return kind, SimpleNamespace(**vars(OURS[kind]) | {"forward": OURS["linear"].forward})
     return kind, from_formulas(kind, bug.parts, shows=bug.shows)
 
 

@@ -77,6 +77,8 @@ def test_what_is_not_offered_cannot_be_known_to_fail():
         (["forward", "slope", "merge"], ["rslora: slope", "rslora: merge"]),
         (["adam"], []),  # of the linear layer alone
         (["start"], ["rslora: start"]),
+        (["codes"], ["codes"]),  # of a kind that is not there
+        (["forward", "output dtype"], ["output dtype"]),
     ],
 )
 def test_a_claim_that_is_required_must_be_offered(required, missing):
@@ -88,6 +90,12 @@ def test_a_claim_that_is_required_must_be_offered(required, missing):
     assert [line for line in str(judged).splitlines() if "required" in line] == [
         f"{text} is required, and not offered" for text in missing
     ]
+
+
+def test_a_claim_is_required_of_the_kinds_that_have_it():
+    """Slots have no start of their own."""
+    judged = Judged(check(with_kinds(**OURS)), {}, ["start", "codes", "output dtype"])
+    assert judged.missing == []
 
 
 def test_json_says_what_fails_and_what_is_known():

@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,3 +75,40 @@ def test_lora_pytorch_is_wrong_in_two_known_ways(monkeypatch):
     assert first.startswith("dx lacks dy W: the base passes no gradient")
     assert second.startswith("A's start has the spread of fan r = 9, not fan in = 400")
     assert report.claims["forward"] == "ok"
+
+
+@pytest.mark.parametrize(("name", "needed"), [("loralib_lora", "loralib"), ("litgpt_lora", "litgpt")])
+@pytest.mark.filterwarnings("ignore")
+def test_fused_slots_of_others_pass(monkeypatch, name, needed):
+    """loralib's MergedLinear, LitGPT's LoRAQKVLinear."""
+    report = check(load(name, monkeypatch, needed)).kinds["fused"]
+    assert report.passed, str(report)
+    assert {report.claims[claim] for claim in ("forward", "slope", "merge")} == {"ok"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_passes_beside_bfloat16(monkeypatch):
+    report = check(load("peft_lora", monkeypatch, "peft")).kinds["mixed"]
+    assert report.passed, str(report)
+    assert {report.claims[claim] for claim in ("forward", "slope", "merge", "output dtype")} == {"ok"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pefts_adapter_under_autocast_is_named(monkeypatch):
+    """torch.autocast rounds the factors and each product to bfloat16, whatever precision they are kept in."""
+    wrapper = load("peft_lora", monkeypatch, "peft")
+    torch, plain = importlib.import_module("torch"), importlib.import_module("plain_torch")
+
+    def under_autocast(*arrays):
+        layer, *parts = wrapper.on_bfloat16(*arrays)
+
+        def forward(x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return layer(x)
+
+        return forward, *parts
+
+    both = {name: partial(getattr(plain, name), module=under_autocast) for name in ("forward", "backward")}
+    report = check(SimpleNamespace(forward=plain.forward, kinds={"mixed": SimpleNamespace(**both)})).kinds["mixed"]
+    (text,) = report.diagnoses
+    assert text.startswith("the adapter computes in bfloat16, as under autocast")

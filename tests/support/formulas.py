@@ -11,6 +11,7 @@ from minilora import Adam, Layer
 from minilora.conformance.adam import AdamFormulas
 from minilora.conformance.kinds import SETS, FourBits, Ids, Images
 from minilora.conformance.problems import Problem
+from minilora.conformance.slots import Fused
 from minilora.layer import rows
 
 
@@ -18,6 +19,8 @@ def problem_of(kind, arrays, alpha, **steps):
     """The sizes of arrays that were handed over."""
     if kind == "nf4":
         return four_bits_of(arrays, alpha)
+    if kind == "fused":
+        return fused_of(arrays, alpha, **steps)
     weight, A = arrays["weight"], arrays["lora_A"]
     sizes = {"n": len(arrays["x"]), "rank": len(A), "alpha": alpha, "bias": "bias" in arrays}
     if kind == "embedding":
@@ -28,6 +31,14 @@ def problem_of(kind, arrays, alpha, **steps):
         place = {"kernel": A.shape[2:], "sizes": arrays["x"].shape[2:]}
         return Images(in_features=A.shape[1], out_features=len(weight), **sizes, **place, **steps)
     return Problem(in_features=weight.shape[1], out_features=weight.shape[0], **sizes)
+
+
+def fused_of(arrays, alpha, widths, ranks):
+    """The slots of arrays that were handed over: alpha is that of each slot."""
+    first = next(a for a in alpha if a)
+    one = len({a for a in alpha if a}) == 1
+    sizes = {"bias": "bias" in arrays, "alpha": first, "one_rank": one}
+    return Fused.of(len(arrays["x"]), arrays["x"].shape[1], tuple(widths), tuple(ranks), **sizes)
 
 
 def four_bits_of(arrays, alpha):
@@ -45,7 +56,7 @@ def answers_of(kind, parts, alpha, arrays, **steps):
     problem = problem_of(kind, arrays, alpha, **steps)
     arrays = {"dy": np.zeros_like(problem.dy), **arrays}
     parts = parts(problem) if callable(parts) else parts
-    return problem.shaped(replace(SETS[kind].formulas, **parts).answers(problem.rows(arrays), alpha))
+    return problem.answered(replace(SETS[kind].formulas, **parts), problem.rows(arrays))
 
 
 def by_formulas(kind: str, parts: Any = None) -> type[Layer]:
