@@ -74,7 +74,7 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     verdict = _judged(found, zero, right, "for an alpha of 0")
     for bug in bugs_of(watch.kind, ("alpha of 0",)) if verdict not in ("ok", REFUSED) else ():
         predicted = zero.by(**bug.by(zero.problem))
-        if all(zero.agrees(key, a, predicted[key]) for key, a in found.items()):
+        if all(zero.agrees(key, a, predicted[key]) for key, a in found.items() if not zero.agrees(key, a)):
             return str(bug)
     return verdict
 

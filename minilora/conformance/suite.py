@@ -469,8 +469,8 @@ def _other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, Factor]) -
         return []
     cases = [f"{factors[p].value:.6g} at in={p.in_features} out={p.out_features} "
              f"r={p.rank} alpha={p.alpha:g}, expected {expected[p]:.6g}" for p in other[:3]]  # fmt: skip
-    where = _common(other, list(factors)).rstrip(",") + _relation(expected, factors)
-    name = f"the update has another scaling{where}: {'; '.join(cases)}"
+    where, how = _common(other, list(factors)).rstrip(","), _relation(expected, factors)
+    name = f"the update has another scaling{where}: {'; '.join(cases)}{how}"
     return [_Measured("another-scaling", name, {}, "scaling", factors=factors)]
 
 
@@ -484,12 +484,14 @@ def _relation(expected: Mapping[Problem, float], factors: Mapping[Problem, Facto
     first = next(iter(expected.values()))
     for half in HALVES:
         if so(lambda s, half=half: float(round_to(np.array([s]), half)[0])):
-            return f", the right one rounded to {half}"
+            return f"; it is the right one rounded to {half}"
     if so(lambda s: first) and len(set(expected.values())) > 1:
-        return ", that of the first problem everywhere (is something kept between calls?)"
+        return "; it is that of the first problem everywhere (is something kept between calls?)"
     times = [factors[problem].value / s for problem, s in expected.items() if s]
+    if times and np.abs(np.subtract(times, 1)).max() < 4 * UNIT["float32"]:
+        return "; it is the right one in single precision"
     if len(times) > 1 and np.ptp(times) < 1e-5 * abs(times[0]):
-        return f", {times[0]:.6g} times the right one"
+        return f"; it is {times[0]:.6g} times the right one"
     return ""
 
 
