@@ -41,6 +41,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -483,7 +484,7 @@ def _relation(expected: Mapping[Problem, float], factors: Mapping[Problem, Facto
     expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is that of a gradient
     first = next(iter(expected.values()))
     for half in HALVES:
-        if so(lambda s, half=half: float(round_to(np.array([s]), half)[0])):
+        if so(partial(_short, half=half)):
             return f"; it is the right one rounded to {half}"
     if so(lambda s: first) and len(set(expected.values())) > 1:
         return "; it is that of the first problem everywhere (is something kept between calls?)"
@@ -493,6 +494,10 @@ def _relation(expected: Mapping[Problem, float], factors: Mapping[Problem, Facto
     if len(times) > 1 and np.ptp(times) < 1e-5 * abs(times[0]):
         return f"; it is {times[0]:.6g} times the right one"
     return ""
+
+
+def _short(s: float, half: str) -> float:
+    return float(round_to(np.array([s]), half)[0])
 
 
 def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[Problem, Factor]) -> str:
