@@ -223,7 +223,7 @@ def test_our_dora_is_finite_at_a_row_of_zeros(norm):
     [(lambda r: 1, "an alpha of 0 is taken for 1"), (lambda r: r, "an alpha of 0 is taken for the rank")],
 )
 @pytest.mark.parametrize("wrong", NAMES)
-def test_an_alpha_of_0_is_named_where_one_function_alone_replaces_it(wrong, other, said):
+def test_an_alpha_of_0_is_named_in_one_function(wrong, other, said):
     def replacing(*arrays):
         *layer, alpha = arrays
         return LINEAR[wrong](*layer, alpha or other(layer[-1].shape[1]))
