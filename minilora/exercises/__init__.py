@@ -20,7 +20,7 @@ step  you write                                           it returns
 12    two numbers                                         the gigabytes that training a 7B model keeps
 13    a choice                                            the rank, read off a curve
 14    two choices                                         how Adam's first move depends on the rank
-15    ``grad_V(dW, V, m)``, and a number                  dV (out, in) of DoRA's W = m V / |V|, and dV along V
+15    ``grad_V(dW, V, m)``, and a number                  dV (out, in) of DoRA's W = m V / |V|; then dV along V
 ====  ==================================================  ===========================================================
 
 `functions` has the graders of functions, `questions` the questions with their experiments, and `mistakes` how a grader

@@ -23,7 +23,9 @@ def main() -> int:
     """Print it. Returns 0."""
     assert told is not None
     text = told.split("\n\n`functions` has")[0]
-    text = re.sub(r"^(\d.*?)``(.*?)``", r"\1\2    ", text, flags=re.M)  # the columns stay where they are
+    text = re.sub(
+        r"^(\d.*?)``(.*?)``(.{2,}?)(?=  )", r"\1\2\3    ", text, flags=re.M
+    )  # the columns stay where they are
     print(text.replace("`", ""))
     print(BEGIN)
     for name, question in QUESTIONS.items():

@@ -238,7 +238,14 @@ def describe(value: object) -> str:
 def data(N: int, n_in: int, out: int, r: int) -> Data:
     """Return random arrays of these sizes. No scale is 1 or another size: a missing factor of 1 cannot be seen."""
     rng = np.random.default_rng(N)
-    shapes = {"x": (N, n_in), "h": (N, r), "dh": (N, r), "dy": (N, out), "p": (N, out), "t": (N, out)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "x": (N, n_in),
+        "h": (N, r),
+        "dh": (N, r),
+        "dy": (N, out),
+        "p": (N, out),
+        "t": (N, out),
+    }
     shapes |= {"W": (out, n_in), "A": (r, n_in), "B": (out, r)}
     shapes |= {"S": (N, n_in), "dP": (N, n_in), "V": (out, n_in), "dW": (out, n_in), "m": (out,)}
     arrays = {key: rng.standard_normal(shape) for key, shape in shapes.items()}

@@ -172,13 +172,13 @@ def growth(rows: int, use_rslora: bool = False) -> float:
     rng = np.random.default_rng(8)
 
     def move(rank: int) -> float:
-        start = LoRA.init(256, 64, rank=rank, alpha=8, rng=rng, dtype="float64")
+        start = LoRA.init(128, 32, rank=rank, alpha=8, rng=rng, dtype="float64")
         layer = Adapter(start.lora_A, start.lora_B, 8, use_rslora=use_rslora)
-        x, dy = rng.standard_normal((rows, 256)), rng.standard_normal((rows, 64))
+        x, dy = rng.standard_normal((rows, 128)), rng.standard_normal((rows, 32))
         Adam(layer.trainable(), lr=1e-3).step(layer.backward(dy, layer.forward(x)[1])[1])
         return float(np.abs(layer(x)).mean())
 
-    few, many = (np.mean([move(rank) for _ in range(10)]) for rank in (4, 64))
+    few, many = (np.mean([move(rank) for _ in range(8)]) for rank in (4, 64))
     return float(many / few)
 
 
