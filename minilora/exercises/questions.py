@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,11 +77,16 @@ _wrong: Counter[str] = Counter()
 def sheet(name: str) -> dict[str, Any]:
     """Return what an answer to a question is judged by, after its experiment; JSON can hold it."""
     question = QUESTIONS[name]
-    answer = question.run()
+    answer = _answer(name)
     result = answer if isinstance(answer, str) else f"{answer:.4g}" if abs(answer) > ZERO else "0, but for rounding"
     found: dict[str, Any] = {"answer": answer, "right": f"Right: the experiment gives {result}. {question.why}"}
     found |= {"known": [list(pair) for pair in question.known.items()], "hints": list(question.hints)}
     return found | {"tolerance": TOLERANCE, "zero": ZERO, "choices": list(question.choices)}
+
+
+@cache  # an experiment gives the same each time
+def _answer(name: str) -> float | str:
+    return QUESTIONS[name].run()
 
 
 def verdict(found: Mapping[str, Any], guess: float | str, earlier: int) -> tuple[bool, str]:
