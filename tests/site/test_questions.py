@@ -11,8 +11,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("IPython", reason="the site's tools are not installed: pip install -e '.[docs]'")
 
-DOCS = Path(__file__).parents[2] / "docs"
-sys.path.insert(0, str(DOCS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 
 import questions as page
 
@@ -21,6 +20,7 @@ from minilora.exercises.questions import sheet, verdict
 
 from .javascript import by_node, node
 
+DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT = DOCS / "_static" / "questions.js"
 
 
