@@ -29,7 +29,7 @@ def ask(name: str) -> HTML:
     return HTML(
         f'<form class="question" id="{own}" data-question="{html.escape(name)}" novalidate><fieldset>'
         f"<legend>{html.escape(QUESTIONS[name].text)}</legend>"
-        f'<div class="answer">{answer}<button type="submit">Check</button></div></fieldset>'
+        f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
         '<p class="verdict" role="status" aria-live="polite"></p>'
         f"<details><summary>Solution</summary><p>{html.escape(found['right'])}</p></details>"
         f'<script type="application/json">{text}</script></form>'

@@ -37,7 +37,7 @@ function startQuestion(form) {
     wrong = right ? 0 : wrong + 1;
     show(right ? "right" : "wrong", text);
   });
-  form.classList.add("live");  // the style sheet shows the input now that it does something
+  form.querySelector(".answer").hidden = false;  // now it does something
 }
 
 if (typeof document !== "undefined") document.querySelectorAll("form.question").forEach(startQuestion);
