@@ -182,13 +182,11 @@ def call_answer(
             return {}, None, f"{name} must be numbers, you returned {describe(value)}"
     wrong = [name for name, value in arrays.items() if np.shape(value) != shapes[name]]
     if wrong:
-        for order in permutations(shapes):
-            if order != tuple(shapes) and [np.shape(value) for value in got] == [shapes[name] for name in order]:
-                return (
-                    {},
-                    None,
-                    f"swapped? ({', '.join(shapes)}) is asked; you returned the shapes of ({', '.join(order)})",
-                )
+        seen = [np.shape(value) for value in got]
+        orders = [order for order in permutations(shapes) if [shapes[name] for name in order] == seen]
+        if orders:
+            asked, given_order = ", ".join(shapes), ", ".join(orders[0])
+            return {}, None, f"swapped? ({asked}) is asked; you returned the shapes of ({given_order})"
         shape, value = shapes[wrong[0]], arrays[wrong[0]]
         return arrays, f"wrong shape: {wrong[0]} must be {shape}, you returned {describe(value)}", None
     return arrays, None, None

@@ -63,7 +63,10 @@ def check_prediction(question: str, guess: float | str) -> bool:
     """
     check_choice("question", question, tuple(QUESTIONS))
     choices = QUESTIONS[question].choices
-    guess = check_choice("guess", guess, choices) if choices else check_number("guess", guess, above=-np.inf)
+    if choices:
+        guess = check_choice("guess", str(guess) if isinstance(guess, int) else guess, choices)
+    else:
+        guess = check_number("guess", guess, above=-np.inf)
     right, says = verdict(sheet(question), guess, earlier=_wrong[question])
     _wrong[question] = 0 if right else _wrong[question] + 1
     print(says)
@@ -184,7 +187,8 @@ def growth(rows: int, use_rslora: bool = False) -> float:
         Adam(layer.trainable(), lr=1e-3).step(layer.backward(dy, layer.forward(x)[1])[1])
         return float(np.abs(layer(x)).mean())
 
-    few, many = (np.mean([move(rank) for _ in range(8)]) for rank in (4, 64))
+    times = max(8, 64 // rows)  # the fewer rows, the more the moves differ
+    few, many = (np.mean([move(rank) for _ in range(times)]) for rank in (4, 64))
     return float(many / few)
 
 

@@ -470,10 +470,15 @@ def test_a_prediction_of_another_kind_is_refused(capsys):
         exercises.check_prediction("second step", 1)
     with pytest.raises(TypeError, match="guess must be a number, got 'one'"):
         exercises.check_prediction("first step", "one")
-    with pytest.raises(ValueError, match="guess must be '1', '2', '4', '8' or '16', got 32"):
+    with pytest.raises(ValueError, match="guess must be '1', '2', '4', '8' or '16', got '32'"):
         exercises.check_prediction("rank from a curve", 32)
     assert not questions._wrong
     assert not capsys.readouterr().out
+
+
+def test_a_choice_may_be_given_as_a_number(capsys):
+    assert exercises.check_prediction("rank from a curve", 4)
+    assert not exercises.check_prediction("first move, many rows", 16)
 
 
 def test_the_first_move_has_two_regimes():
