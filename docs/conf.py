@@ -135,6 +135,13 @@ def add_hands(app, pagename, template, context, doctree):
         app.add_js_file("hands.js", loading_method="defer")
 
 
+def add_questions(app, pagename, template, context, doctree):
+    """Load the script of the questions, on a page that has some."""
+    if 'class="question"' in context.get("body", ""):
+        app.add_js_file("questions.js", loading_method="defer")
+        app.add_css_file("questions.css")
+
+
 def add_live(app, pagename, template, context, doctree):
     """Load the scripts of a page where something trains in the browser."""
     for live in re.findall(r'data-live="(\w+)"', context.get("body", "")):
@@ -167,6 +174,7 @@ def setup(app):
     """Register the above with Sphinx."""
     app.connect("html-page-context", close_gaps)
     app.connect("html-page-context", add_hands)
+    app.connect("html-page-context", add_questions)
     app.connect("html-page-context", add_live)
     app.connect("doctree-read", adjust)
     app.connect("autodoc-process-signature", no_signature, priority=100)

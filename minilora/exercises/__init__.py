@@ -1,0 +1,61 @@
+"""Fifteen exercises with graders: rebuild `LoRA.backward` in five steps, then say what it does and what it costs.
+
+A function that you write goes to its grader, ``check_...``. A question wants a number or a choice, which goes to
+`check_prediction`. Either prints that the answer is right, or what kind of mistake it sees, and returns whether it is.
+
+====  ==================================================  ===========================================================
+step  you write                                           it returns
+====  ==================================================  ===========================================================
+1     ``loss_gradient(prediction, target)``               dy (N, out) of the mean squared error
+2     ``grad_B(dy, h, s)``                                dB (out, r)
+3     ``grad_h(dy, B, s)``                                dh (N, r)
+4     ``grad_A(dh, x)``                                   dA (r, in)
+5     ``backward(dy, x, A, B, alpha)``                    dx (N, in), dA (r, in), dB (out, r)
+6     five numbers, for ``check_prediction(name, n)``     what a few lines would print
+7     ``first_to_move(A_is_zero, B_is_zero)``             the names of the factors that the first step changes
+8     ``merged(W, A, B, alpha)``                          the weight of one plain layer (out, in)
+9     ``count(in_features, out_features, rank)``          how many numbers an adapter trains
+10    ``factors(change, rank)``                           A (r, in) and B (out, r): B A as near as it gets
+11    ``grad_scores(P, dP)``                              dS (T, U) of attention's softmax
+12    two numbers                                         the gigabytes that training a 7B model keeps
+13    a choice                                            the rank, read off a curve
+14    two choices                                         how Adam's first move depends on the rank
+15    ``grad_V(dW, V, m)``, and a number                  dV (out, in) of DoRA's W = m V / |V|; then dV along V
+====  ==================================================  ===========================================================
+
+`functions` has the graders of functions, `questions` the questions with their experiments, and `mistakes` how a grader
+finds out what is wrong with a function. ``python -m minilora.exercises`` prints how to begin.
+"""
+
+from .functions import (
+    check_backward,
+    check_count,
+    check_factors,
+    check_first_to_move,
+    check_grad_A,
+    check_grad_B,
+    check_grad_h,
+    check_grad_scores,
+    check_grad_V,
+    check_loss_gradient,
+    check_merged,
+)
+from .questions import QUESTIONS, Question, check_prediction, rank_curve
+
+__all__ = [
+    "QUESTIONS",
+    "Question",
+    "check_backward",
+    "check_count",
+    "check_factors",
+    "check_first_to_move",
+    "check_grad_A",
+    "check_grad_B",
+    "check_grad_V",
+    "check_grad_h",
+    "check_grad_scores",
+    "check_loss_gradient",
+    "check_merged",
+    "check_prediction",
+    "rank_curve",
+]

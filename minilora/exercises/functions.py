@@ -1,0 +1,312 @@
+"""The graders of functions, one for each step that asks for one.
+
+Each knows the right formula and the mistakes that people make, and hands both to `mistakes.grade`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ..optim import Adam
+from .mistakes import (
+    DIFFERENT,
+    ROOT,
+    SCALES,
+    SIGN,
+    SIZES,
+    Data,
+    Formula,
+    Mistakes,
+    data,
+    describe,
+    grade,
+    is_numbers,
+    product_forms,
+    same,
+    say,
+)
+from .questions import first_problem
+
+
+def check_loss_gradient(answer: Callable) -> bool:
+    """Grade step 1, ``loss_gradient(prediction, target) -> dy``: the gradient of the mean over all entries.
+
+    Parameters
+    ----------
+    answer : callable
+        Your function.
+
+    Returns
+    -------
+    bool
+        Whether it is right. The verdict, or a hint for each mistake, is printed.
+    """
+    means: Mistakes = [
+        (lambda d: d.out, "wrong mean: the loss is a mean over all N * out entries, not N"),
+        (lambda d: d.N, "wrong mean: the loss is a mean over all N * out entries, not out"),
+        (lambda d: d.N * d.out, "no mean: this is the gradient of the sum of squares; divide by N * out"),
+        (lambda d: 1 / 2, "the derivative of a square brings a factor of 2"),
+        (lambda d: -1, "the sign: the error is prediction - target"),
+    ]
+    right: Formula = lambda d: 2 * (d.p - d.t) / d.p.size  # noqa: E731
+    entry = "this is the loss, entry by entry; its gradient was asked"
+    loss: Mistakes = [(lambda d: (d.p - d.t) ** 2 / d.p.size, entry)]
+    praise = "dy is right. Note that the 1/(N out) is in it now: no later step divides again."
+    return grade(lambda d: answer(d.p, d.t), {"dy": [(right, ""), *loss]}, means, praise)
+
+
+def check_grad_B(answer: Callable) -> bool:
+    """Grade step 2, ``grad_B(dy, h, s) -> dB`` of y = s h B^T. Results are as in `check_loss_gradient`."""
+    why = "B_ok meets column o of dy and column k of h, so the sum runs over the rows n of both"
+    forms = product_forms(
+        ("dy", lambda d: d.s * d.dy), ("h", lambda d: d.h), transposed=(True, False), like="B (out, r)", why=why
+    )
+    praise = "dB is right: the column of dy against the column of h, added up over the rows."
+    return grade(lambda d: answer(d.dy, d.h, d.s), {"dB": forms}, SCALES, praise)
+
+
+def check_grad_h(answer: Callable) -> bool:
+    """Grade step 3, ``grad_h(dy, B, s) -> dh`` of y = s h B^T. Results are as in `check_loss_gradient`."""
+    why = "h_nk meets row n of dy and column k of B, so the sum runs over the outputs o"
+    forms = product_forms(
+        ("dy", lambda d: d.s * d.dy), ("B", lambda d: d.B), transposed=(False, False), like="h (N, r)", why=why
+    )
+    praise = "dh is right. It carries the s to everything that comes after it."
+    return grade(lambda d: answer(d.dy, d.B, d.s), {"dh": forms}, SCALES, praise)
+
+
+def check_grad_A(answer: Callable) -> bool:
+    """Grade step 4, ``grad_A(dh, x) -> dA`` of h = x A^T. Results are as in `check_loss_gradient`."""
+    why = "A_ki meets column k of dh and column i of x, so the sum runs over the rows n of both"
+    forms = product_forms(
+        ("dh", lambda d: d.dh), ("x", lambda d: d.x), transposed=(True, False), like="A (r, in)", why=why
+    )
+    praise = "dA is right, and it has no s of its own: that came with dh."
+    return grade(lambda d: answer(d.dh, d.x), {"dA": forms}, SIZES, praise)
+
+
+def check_backward(answer: Callable) -> bool:
+    """Grade step 5, ``backward(dy, x, A, B, alpha) -> (dx, dA, dB)``. Results are as in `check_loss_gradient`."""
+    dh, h = ("dh", lambda d: d.s * d.dy @ d.B), ("h", lambda d: d.x @ d.A.T)
+    over_rows = "the sum runs over the rows of both"
+    other_dh, other_h = "swapped factors: dh is made with B, and not with A", "swapped factors: h is made with A"
+    forms = {
+        "dx": [
+            *product_forms(
+                dh,
+                ("A", lambda d: d.A),
+                transposed=(False, False),
+                like="x (N, in)",
+                why="h has A^T, so dx has A itself",
+            ),
+            (lambda d: d.s * d.dy @ d.A @ d.B, other_dh),
+        ],
+        "dA": [
+            *product_forms(dh, ("x", lambda d: d.x), transposed=(True, False), like="A (r, in)", why=over_rows),
+            (lambda d: d.s * (d.dy @ d.A).T @ d.x, other_dh),
+        ],
+        "dB": [
+            *product_forms(("dy", lambda d: d.s * d.dy), h, transposed=(True, False), like="B (out, r)", why=over_rows),
+            (lambda d: d.s * d.dy.T @ (d.x @ d.A), "h = x A^T: a missing transpose"),
+            (lambda d: d.s * d.dy.T @ (d.x @ d.B.T), other_h),
+        ],
+    }
+    praise = "All three are right. You have rebuilt LoRA.backward."
+    return grade(lambda d: answer(d.dy, d.x, d.A, d.B, d.alpha), forms, SCALES, praise)
+
+
+def check_first_to_move(answer: Callable) -> bool:
+    """Grade step 7, ``first_to_move(A_is_zero, B_is_zero) -> {"A", "B"}``, on real layers, for all four starts.
+
+    Your function returns a set, or a list, of the names of the factors that the first step of Adam changes; it may be
+    empty. Results are as in `check_loss_gradient`.
+    """
+    for zero_A, zero_B in product((False, True), repeat=2):
+        moved = _moved(zero_A, zero_B)
+        start = " and ".join(f"{n} {'zero' if zero else 'random'}" for n, zero in (("A", zero_A), ("B", zero_B)))
+        try:
+            got = answer(zero_A, zero_B)
+        except Exception as error:  # whatever a learner's code may raise
+            return say(f"your code stopped with {type(error).__name__}: {error}")
+        if got is None:
+            return say("your function returned None; is the return missing?")
+        if not isinstance(got, (set, frozenset, list, tuple, str, dict)):
+            return say(f"return a set such as {{'A'}}; you returned {describe(got)}")
+        if set(got) != moved:
+            missing, extra = sorted(moved - set(got)), sorted(set(got) - moved, key=str)
+            parts = [f"{name} moves, too: {_SLOPE[name]}, which is not zero" for name in missing]
+            parts += [f"{name} does not move: {_SLOPE[name]}, and that is zero" for name in extra if name in _SLOPE]
+            parts += [f"{name!r} is not the name of a factor" for name in extra if name not in _SLOPE]
+            return say(f"{start}: {'; and '.join(parts)}.")
+    print("All four are right. Each gradient contains the other factor, so a zero factor stops the other one.")
+    return True
+
+
+_SLOPE = {"A": "dA = s (dy B)^T x contains B", "B": "dB = s dy^T h contains h = x A^T, and so A"}
+
+
+def _moved(zero_A: bool, zero_B: bool) -> set[str]:
+    """Return which factors the first step changes."""
+    layer, x, _ = first_problem()
+    rng = np.random.default_rng(7)
+    layer.lora_A[...] = 0 if zero_A else rng.standard_normal(layer.lora_A.shape)
+    layer.lora_B[...] = 0 if zero_B else rng.standard_normal(layer.lora_B.shape)
+    before = {name: p.copy() for name, p in layer.trainable().items()}
+    _, grads = layer.backward(rng.standard_normal((8, 4)), layer.forward(x)[1])
+    Adam(layer.trainable()).step(grads)
+    return {name[-1] for name, p in layer.trainable().items() if not np.array_equal(p, before[name])}
+
+
+def check_merged(answer: Callable) -> bool:
+    """Grade step 8, ``merged(W, A, B, alpha) -> W'``, one weight for base and adapter. Results are as in
+    `check_loss_gradient`.
+    """  # noqa: D205
+    why = "the change must be (out, in), as W is"
+    forms = product_forms(
+        ("B", lambda d: d.s * d.B), ("A", lambda d: d.A), transposed=(False, False), like="W (out, in)", why=why
+    )
+    alone: Mistakes = [(lambda d: d.s * d.B @ d.A - d.W, "this is the change alone; the base is missing")]
+    scales: Mistakes = [
+        (lambda d: 1 / d.s, "alpha/r is missing: the change is s B A"),
+        (lambda d: d.s, "alpha/r twice: the change is s B A"),
+        (lambda d: d.r, "alpha where alpha/r belongs: divide by the rank"),
+        ROOT,
+        (lambda d: 2, "the change is added twice"),
+        (lambda d: -1, "the change is subtracted"),
+    ]
+    praise = "The merged weight is right: one plain layer gives what base and adapter gave together."
+
+    def change(got: Any, d: Data) -> Any:
+        return got - d.W
+
+    return grade(lambda d: answer(d.W, d.A, d.B, d.alpha), {"W'": [*forms, *alone]}, scales, praise, change)
+
+
+def check_count(answer: Callable) -> bool:
+    """Grade step 9, ``count(in_features, out_features, rank) -> int``. Results are as in `check_loss_gradient`."""
+    forms: Mistakes = [
+        (lambda d: d.r * (d.n_in + d.out), ""),
+        (lambda d: d.n_in * d.out, "this is the count of the full weight"),
+        (lambda d: d.r * d.n_in * d.out, "A is (r, in) and B is (out, r): their counts add, they do not multiply"),
+        (lambda d: d.r * d.n_in, "this is A alone; B trains, too"),
+        (lambda d: d.r * d.out, "this is B alone; A trains, too"),
+        (lambda d: d.r * (d.n_in + d.out) + d.out, "the bias belongs to the base, which is frozen"),
+        (lambda d: d.r * (d.n_in + d.out) + d.n_in * d.out, "the base is frozen: it counts for nothing"),
+        (lambda d: d.n_in + d.out, "this is rank 1; each rank adds a row to A and a column to B"),
+    ]
+    praise = "The count is right: r (in + out), against in * out for the full weight."
+    return grade(lambda d: answer(d.n_in, d.out, d.r), {"the count": forms}, [], praise)
+
+
+def check_factors(answer: Callable) -> bool:
+    """Grade step 10, ``factors(change, rank) -> (A, B)`` with B A as near to the change as the rank allows.
+
+    Any two factors of the right product will do: (Q A, B Q^-1) has the same. Results are as in `check_loss_gradient`.
+    """
+    change, r = np.random.default_rng(3).standard_normal((5, 7)), 2
+    U, S, Vt = np.linalg.svd(change, full_matrices=False)
+    given = change.copy()
+    try:
+        got = answer(given, r)
+    except Exception as error:  # whatever a learner's code may raise
+        return say(f"your code stopped with {type(error).__name__}: {error}")
+    if not np.array_equal(given, change):
+        return say("your code changed its argument in place; make a new array")
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
+        return say(f"return 2 arrays, (A, B); you returned {describe(got)}")
+    if other := [part for part in got if not is_numbers(part)]:
+        return say(f"A and B must be numbers, you returned {describe(other[0])}")
+    A, B = (np.asarray(part) for part in got)
+    if (A.shape, B.shape) != ((2, 7), (5, 2)):
+        swapped = " (swapped?)" if (A.shape, B.shape) == ((5, 2), (2, 7)) else ""
+        return say(f"A must be (2, 7) and B (5, 2); you returned {describe(A)} and {describe(B)}{swapped}")
+    known: list[tuple[np.ndarray, str]] = [
+        (U[:, :r] @ Vt[:r], "the singular values are missing: they belong into one of the factors"),
+        (U[:, :r] * S[:r] ** 2 @ Vt[:r], "the singular values are in both factors: B A has their squares"),
+        (U[:, -r:] * S[-r:] @ Vt[-r:], "these are the smallest singular values; the nearest matrix keeps the largest"),
+    ]
+    if same(B @ A, U[:, :r] * S[:r] @ Vt[:r]):
+        print("B A is the nearest matrix of its rank, by Eckart and Young: the largest singular values, and no others.")
+        return True
+    for wrong, hint in known:
+        if same(B @ A, wrong):
+            return say(hint)
+    off, least = np.linalg.norm(B @ A - change), np.linalg.norm(S[r:])
+    return say(f"B A is {off:.3g} away from the change; {least:.3g} is possible. Think of its singular values")
+
+
+def check_grad_scores(answer: Callable) -> bool:
+    """Grade step 11, ``grad_scores(P, dP) -> dS``: back through the softmax P_tu = exp(S_tu) / sum_w exp(S_tw).
+
+    P and dP are (T, U), and each row of P sums to 1. Results are as in `check_loss_gradient`.
+    """
+
+    def mean(d: Data) -> Any:
+        return (d.P * d.dP).sum(axis=1, keepdims=True)
+
+    row = "the sum runs along row t, over the shares of one softmax"
+    forms: Mistakes = [
+        (lambda d: d.P * (d.dP - mean(d)), ""),
+        (lambda d: d.P * d.dP, "S_tu stands in the denominator of its whole row, too: something must be subtracted"),
+        (
+            lambda d: d.P * (1 - d.P) * d.dP,
+            "this is the share's own part; S_tu acts on all other shares of its row, too",
+        ),
+        (lambda d: d.P * (d.dP - d.dP.sum(axis=1, keepdims=True)), "dP is added up without the shares P_tw as weights"),
+        (lambda d: d.P * (d.dP - d.dP.mean(axis=1, keepdims=True)), "the plain mean of dP; the shares P_tw weigh it"),
+        (lambda d: d.P * (d.dP + mean(d)), "the denominator's part is subtracted: it is below the line"),
+        (lambda d: d.dP - mean(d), "the factor P_tu in front is missing"),
+        (lambda d: d.P * mean(d), "this is the denominator's part alone; dP_tu itself is missing"),
+        (lambda d: d.P * (d.dP - (d.P * d.dP).sum(axis=0)), f"the sum runs down the columns; {row}"),
+        (lambda d: d.P * (d.dP - (d.P * d.dP).sum()), f"the sum runs over everything; {row}"),
+        (lambda d: d.P * (d.dP - mean(d).T), "the sum of row t must stand in row t: keepdims=True, or [:, None]"),
+        (lambda d: (d.P * (d.dP - mean(d))).T, "the right numbers, transposed: dS must have the shape of P (T, U)"),
+    ]
+    praise = "dS is right. Each row sums to zero, since a number added to all scores of a row changes nothing."
+    return grade(lambda d: answer(d.P, d.dP), {"dS": forms}, [SIGN], praise)
+
+
+def check_grad_V(answer: Callable) -> bool:
+    """Grade step 15, ``grad_V(dW, V, m) -> dV``: back through DoRA's weight W_oi = m_o V_oi / n_o with n_o = |V_o|.
+
+    dW and V are (out, in), m is (out,). Results are as in `check_loss_gradient`.
+    """
+
+    def n(d: Data) -> Any:
+        return np.linalg.norm(d.V, axis=1, keepdims=True)
+
+    def m(d: Data) -> Any:
+        return d.m[:, None]
+
+    def along(d: Data) -> Any:
+        return (d.dW * d.V).sum(axis=1, keepdims=True)
+
+    held = "n is held constant, as the paper proposes and PEFT does; asked is the full gradient, and n_o depends on V_o"
+    row = "keepdims=True, or [:, None]: the length and the magnitude of row o must stand in row o"
+    forms: Mistakes = [
+        (lambda d: m(d) / n(d) * (d.dW - d.V * along(d) / n(d) ** 2), ""),
+        (lambda d: m(d) / n(d) * d.dW, held),
+        (lambda d: d.dW - d.V * along(d) / n(d) ** 2, "the factor m/n in front is missing"),
+        (lambda d: (d.dW - d.V * along(d) / n(d) ** 2) / n(d), "m is missing: the weight is m V / n"),
+        (lambda d: m(d) * (d.dW - d.V * along(d) / n(d) ** 2), "m where m/n belongs"),
+        (lambda d: m(d) / n(d) * (d.dW - d.V * along(d)), "V_o is not of length 1: divide its part by n^2"),
+        (lambda d: m(d) / n(d) * (d.dW - d.V * along(d) / n(d)), "n where n^2 belongs: each of the two V_o brings one"),
+        (lambda d: m(d) / n(d) * (d.dW + d.V * along(d) / n(d) ** 2), "what passes through n is subtracted: n divides"),
+        (
+            lambda d: -m(d) / n(d) * d.V * along(d) / n(d) ** 2,
+            "this passes through n alone; V_oi stands above n_o, too",
+        ),
+        (lambda d: d.m / n(d).T * (d.dW - d.V * along(d).T / n(d).T ** 2), row),
+        (lambda d: d.m / n(d).T * d.dW, f"{held}; and {row}"),
+    ]
+    if not grade(lambda d: answer(d.dW, d.V, d.m), {"dV": forms}, [SIGN], "dV is right."):
+        return False
+    d = data(**DIFFERENT)
+    full, constant = (np.abs((formula(d) * d.V).sum(axis=1)).max() for formula, _ in forms[:2])
+    print(f"Each row is orthogonal to its row of V: the largest product is {full:.0e}.", end=" ")
+    print(f"With n held constant it would be {constant:.2g}.")
+    return True

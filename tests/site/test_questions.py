@@ -1,0 +1,146 @@
+"""The questions that the page grades: its script and the command judge alike, by hand, by keyboard and on a phone."""
+
+import html
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("IPython", reason="the site's tools are not installed: pip install -e '.[docs]'")
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+
+import questions as page
+
+from minilora.exercises import QUESTIONS, check_prediction
+from minilora.exercises.questions import sheet, verdict
+
+from .javascript import by_node, node
+
+DOCS = Path(__file__).parents[2] / "docs"
+SCRIPT = DOCS / "_static" / "questions.js"
+
+
+@by_node
+def test_the_page_and_the_command_judge_alike():
+    """Around every tolerance, at each known mistake, and for each hint."""
+    cases = []
+    for name in QUESTIONS:
+        found = json.loads(json.dumps(sheet(name)))  # as the page has it
+        guesses = list(found["choices"])
+        if not guesses:
+            values = [found["answer"], *(value for value, _ in found["known"])]
+            guesses = [value * f for value in values for f in (-1, 0.94, 0.951, 1, 1.02, 1.049, 1.06)]
+            guesses += [0, 1e-7, 3e-6, 345, -1e9]
+        cases += [(found, guess, earlier) for guess in guesses for earlier in (0, 1, 5)]
+    ours = [list(verdict(*case)) for case in cases]
+    assert {right for right, _ in ours} == {True, False}
+    assert node("questions.mjs", SCRIPT, cases=cases, texts=[])["verdicts"] == ours
+
+
+@by_node
+def test_what_is_typed_is_read_as_a_number():
+    read = {"0.01": 0.01, " 1e-2 ": 0.01, "0,01": 0.01, "-3": -3, "\u22123": -3, ".5": 0.5, "107.8": 107.8}
+    not_read = ["", "  ", "one", "1,000,000", "1.2.3", "1/4", "Infinity", "nan", "4 GB"]
+    found = node("questions.mjs", SCRIPT, cases=[], texts=[*read, *not_read])["numbers"]
+    assert found == [*read.values(), *[None] * len(not_read)]
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_form_holds_what_the_grader_judges_by(name, capsys):
+    form = page.ask(name).data
+    found = json.loads(re.search(r'<script type="application/json">(.*?)</script>', form)[1])
+    assert found == json.loads(json.dumps(sheet(name)))
+    assert check_prediction(name, found["answer"])
+    assert capsys.readouterr().out == found["right"] + "\n"
+    assert html.unescape(re.search(r"<legend>(.*?)</legend>", form)[1]) == QUESTIONS[name].text
+    assert html.unescape(re.search(r"<details>.*<p>(.*?)</p></details>", form)[1]) == found["right"]
+    assert form.count('type="radio"') == len(QUESTIONS[name].choices)
+
+
+def test_the_drawn_curve_has_its_numbers_in_words():
+    drawn = page.two_losses().data
+    told = re.search(r'aria-label="(.*?)"', drawn)[1]
+    for rank, (fitted, new) in page.rank_curve().items():
+        assert f"rank {rank}: {fitted:.2f} and {new:.2f}" in told
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+SITE = DOCS / "_build" / "html" / "exercises.html"
+built = [
+    pytest.mark.site,
+    pytest.mark.skipif(not SITE.is_file(), reason="the site is not built: python docs/build.py"),
+]
+widths = pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
+
+
+def submit(browser, name, guess):
+    """Answer a question by keyboard alone, and return what the page says."""
+    from selenium.webdriver.common.keys import Keys
+
+    form = browser.find_element("css selector", f'form[data-question="{name}"]')
+    if QUESTIONS[name].choices:
+        first, *_ = form.find_elements("css selector", "input[type=radio]")
+        first.send_keys(Keys.SPACE)
+        place = QUESTIONS[name].choices.index(guess)
+        for radio in form.find_elements("css selector", "input[type=radio]")[:place]:
+            radio.send_keys(Keys.ARROW_RIGHT)
+        form.find_elements("css selector", "input[type=radio]")[place].send_keys(Keys.ENTER)
+    else:
+        field = form.find_element("css selector", "input[type=text]")
+        field.clear()
+        field.send_keys(str(guess), Keys.ENTER)
+    return form.find_element("css selector", "[aria-live=polite]").text
+
+
+@widths
+def test_every_question_can_be_answered_by_keyboard(visit, width):
+    browser = visit("exercises.html", width)
+    for name in QUESTIONS:
+        found = sheet(name)
+        wrong, hint = found["known"][0]
+        assert submit(browser, name, wrong) == f"Not yet. {hint}"
+        answer = found["answer"] if found["choices"] else float(f"{found['answer']:.6f}")
+        assert submit(browser, name, answer) == found["right"]
+        form = browser.find_element("css selector", f'form[data-question="{name}"]')
+        assert form.get_attribute("data-verdict") == "right"
+
+
+@widths
+def test_a_second_wrong_answer_gets_another_hint(visit, width):
+    browser = visit("exercises.html", width)
+    hints = [f"Not yet. {hint}" for hint in QUESTIONS["first step"].hints]
+    assert [submit(browser, "first step", guess) for guess in (345, "ten", 3456)] == [
+        hints[0],
+        "Write a number, such as 0.25 or 3e-4.",
+        hints[1],
+    ]
+
+
+@widths
+def test_a_question_fits_the_screen_and_a_thumb(visit, width):
+    browser = visit("exercises.html", width)
+    sizes = browser.execute_script(
+        """return [...document.querySelectorAll("form.question :is(input[type=text], button, .choice)")].map(e => {
+               const box = e.getBoundingClientRect();
+               return [box.left >= 0 && box.right <= arguments[0], box.height >= 44]})""",
+        width,
+    )
+    assert sizes
+    assert all(all(fits) for fits in sizes)
+
+
+@widths
+def test_without_javascript_the_solution_is_folded(visit, width):
+    browser = visit("exercises.html", width, script=False)
+    forms = browser.find_elements("css selector", "form.question")
+    assert len(forms) == len(QUESTIONS)
+    for form in forms:
+        assert not form.find_element("css selector", ".answer").is_displayed()
+        assert form.find_element("css selector", "legend").is_displayed()
+        assert form.find_element("css selector", "summary").is_displayed()
+        assert form.find_element("css selector", "details").get_attribute("open") is None
