@@ -138,7 +138,7 @@ def in_transformers(base):
     c = base.config
     theta = c.frequencies[1] ** (-c.head_dim / 2)
     config = LlamaConfig(
-        **{name: getattr(c, name) for name in vars(c) if name != "frequencies"},
+        **{name: value for name, value in vars(c).items() if name != "frequencies" and value is not None},
         rope_parameters={"rope_type": "default", "rope_theta": theta}, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     with torch.device("meta"):
