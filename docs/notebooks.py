@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import api
+import cards
 from numbered import anchor, find_lines
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def pages() -> dict[str, str]:
     """Return the text of each page by its name, without its front matter, with the modules on the page of the API."""
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
     found["api"] = found["api"].replace(api.HERE, "\n".join(api.stanzas(api.PACKAGE)))
+    found["index"] = cards.filled(found["index"])
     return {name: re.sub(r"\A---\n.*?^---\n", "", text, flags=re.S | re.M).lstrip("\n") for name, text in found.items()}
 
 
@@ -221,6 +223,7 @@ SHOWN: dict[str | None, Callable[[str, str, dict[str, str]], str]] = {
     "literalinclude": lambda argument, body, options: included(argument, options),
     "math": lambda argument, body, options: f"$$\n{tex(body)}\n$$",
     "peer": lambda argument, body, options: peer(argument, body),
+    "raw": lambda argument, body, options: "*Here the page on the site has what runs in a browser alone.*",
     "toctree": lambda argument, body, options: contents(body, options),
     **{
         kind: lambda argument, body, options, kind=kind: admonition(kind, argument, body)

@@ -64,7 +64,7 @@
     return found.filter((_, i) => found.length < 8 || i % 2 === 0);
   };
 
-  // --- the four pictures: each takes its data and the places of its sliders, draws, and returns its sentence
+  // --- the pictures: each takes its data and the places of its sliders, draws, and returns its sentence
 
   const DRAW = {
     rank(parent, data, { rank }) {
@@ -143,6 +143,12 @@
       const share = (key) => `${(lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} of the ${key}`;
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
+
+    stills(parent, data, places) {  // drawn when the site was built, one for each position of the sliders
+      const place = Object.entries(places).reduce((sum, [name, i]) => sum * data.values[name].length + i, 0);
+      parent.innerHTML = data.pictures[place];
+      return data.says[place];
+    },
   };
 
   function start(figure) {
@@ -162,6 +168,33 @@
     for (const input of inputs) input.addEventListener("input", show);
     show();
     figure.classList.add("live");  // the style sheet shows the sliders now that they do something
+  }
+
+  // --- the derivation's graph: an equation, a link to one or a button lights the edges that bear its number
+
+  const graph = document.querySelector("figure.graph");
+  const edges = graph ? [...graph.querySelectorAll("g[data-eq]")] : [];
+  const bear = (edge, number) => edge.dataset.eq.split(" ").includes(number);
+
+  function light({ type, target }) {
+    const at = target.closest("[data-eq], .equation, a[href*='#eq-']");
+    if (!at && type !== "click") return;  // it stays lit until something else is
+    const numbers = at ? (at.dataset.eq ?? (at.id || at.hash).replace(/^#?eq-/, "")).split(" ") : [];
+    const lit = edges.filter((edge) => numbers.some((number) => bear(edge, number)));
+    if (at && !lit.length) return;
+    graph.classList.toggle("on", lit.length > 0);
+    for (const edge of edges) edge.classList.toggle("lit", lit.includes(edge));
+  }
+
+  if (graph) {
+    for (const type of ["pointerover", "focusin", "click"]) document.addEventListener(type, light);
+    graph.querySelector(".steps").hidden = false;
+    for (const formula of document.querySelectorAll(".equation > .formula")) {
+      if (!edges.some((edge) => bear(edge, formula.parentElement.id.slice(3)))) continue;
+      const link = document.createElement("a");
+      Object.assign(link, { href: "#graph", textContent: "graph", className: "to-graph" });
+      formula.append(link);
+    }
   }
 
   const startAll = () => document.querySelectorAll("figure.hands:not(.live)").forEach(start);
