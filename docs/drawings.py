@@ -95,7 +95,8 @@ class Drawing:
 
 def attributes(look: dict[str, object]) -> str:
     """Return attributes of an element; ``stroke_width`` is ``stroke-width``."""
-    return "".join(f' {name.replace("_", "-")}="{html.escape(str(value))}"' for name, value in look.items())
+    named = {name.replace("_", "-"): value for name, value in look.items()}  # of two values, the later one
+    return "".join(f' {name}="{html.escape(str(value))}"' for name, value in named.items())
 
 
 def stills(
@@ -163,9 +164,9 @@ WORKED = {
 }
 """The example of the derivation, with alpha = 2."""
 STEPS = {
-    "1": "h = x A^T",
-    "2": "s h B^T",
-    "7": "x W^T",
+    "1": "h = x Aᵀ",
+    "2": "s h Bᵀ",
+    "7": "x Wᵀ",
     "11": "y, the sum",
     "15": "L",
     "16": "dy",
@@ -197,7 +198,7 @@ def worked() -> dict[str, np.ndarray]:
 
 def graph() -> HTML:
     """Return the worked example as a graph: on each edge what goes forward, and what comes back."""
-    n, drawing = worked(), Drawing(566)
+    n, drawing = worked(), Drawing(516)
     left, right, middle = 92, 214, 153
 
     def edge(number: str, start: tuple, end: tuple, name: str, value: np.ndarray, place: tuple, back: bool = False):
@@ -210,23 +211,21 @@ def graph() -> HTML:
         drawing.end()
 
     # x and its two ways
-    drawing.text(middle, 36, "x", font_weight="bold")
-    drawing.numbers(middle, 66, n["x"])
+    drawing.text(middle - 54, 30, "x", font_style="italic")
+    drawing.numbers(middle - 24, 30, n["x"])
     drawing.begin(data_eq="12")
-    drawing.text(middle + 62, 8, "dx", font_style="italic", fill=BACK)
-    drawing.numbers(middle + 62, 36, n["dx"], fill=BACK)
-    drawing.arrow((middle + 36, 60), (middle + 44, 50), colour=BACK, stroke_dasharray="4 3")
+    drawing.text(middle + 60, 30, "dx", font_style="italic", fill=BACK)
+    drawing.numbers(middle + 24, 30, n["dx"], fill=BACK)
     drawing.end()
-    drawing.height = 566
     for side, number in ((left, "7"), (right, "1")):
         drawing.begin(data_eq=number)
-        drawing.arrow((middle + (side - middle) * 0.35, 92), (side - 4, 146))
+        drawing.arrow((middle + (side - middle) * 0.15, 58), (side - 4, 146))
         drawing.end()
-    edge("10", (left + 6, 146), (middle - 10, 94), "dy W", n["dx_base"], (left - 48, 116), back=True)
-    edge("6", (right + 6, 146), (middle + 32, 92), "dh A", n["dx_adapter"], (right + 52, 112), back=True)
-    drawing.box(left, 158, 56, 24, "x W^T")
-    drawing.box(right, 158, 56, 24, "x A^T")
-    drawing.text(22, 140, "W")
+    edge("10", (left + 6, 146), (middle + 2, 62), "dy W", n["dx_base"], (left - 32, 106), back=True)
+    edge("6", (right + 6, 146), (middle + 22, 58), "dh A", n["dx_adapter"], (right + 36, 96), back=True)
+    drawing.box(left, 158, 56, 24, "x Wᵀ")
+    drawing.box(right, 158, 56, 24, "x Aᵀ")
+    drawing.text(22, 138, "W", font_style="italic")
     drawing.numbers(22, 161, n["W"])
     drawing.text(24, 184, "frozen")
     drawing.begin(data_eq="7")
@@ -234,47 +233,46 @@ def graph() -> HTML:
     drawing.end()
     # A, and h
     drawing.begin(data_eq="1")
-    drawing.text(298, 140, "A")
-    drawing.numbers(298, 155, n["A"])
-    drawing.arrow((276, 155), (right + 29, 155))
+    drawing.text(302, 126, "A", font_style="italic")
+    drawing.numbers(302, 143, n["A"])
+    drawing.arrow((284, 155), (right + 29, 155))
     drawing.end()
     drawing.begin(data_eq="5")
-    drawing.arrow((right + 29, 162), (276, 162), colour=BACK, stroke_dasharray="4 3")
-    drawing.numbers(300, 170, n["dA"], fill=BACK)
-    drawing.text(300, 185, "dA", font_style="italic", fill=BACK)
+    drawing.arrow((right + 29, 162), (284, 162), colour=BACK, stroke_dasharray="4 3")
+    drawing.numbers(302, 175, n["dA"], fill=BACK)
+    drawing.text(302, 191, "dA", font_style="italic", fill=BACK)
     drawing.end()
     edge("1", (right - 4, 171), (right - 4, 257), "h", n["h"], (right - 24, 222))
     edge("4", (right + 4, 257), (right + 4, 171), "dh", n["dh"], (right + 26, 222), back=True)
-    drawing.box(right, 270, 56, 24, "s h B^T")
+    drawing.box(right, 270, 56, 24, "s h Bᵀ")
     drawing.begin(data_eq="2")
-    drawing.text(272, 240, "B")
-    drawing.numbers(298, 247, n["B"])
-    drawing.arrow((280, 266), (right + 29, 266))
+    drawing.text(300, 222, "B", font_style="italic")
+    drawing.numbers(300, 243, n["B"])
+    drawing.arrow((284, 266), (right + 29, 266))
     drawing.end()
     drawing.begin(data_eq="3")
-    drawing.arrow((right + 29, 274), (280, 274), colour=BACK, stroke_dasharray="4 3")
-    drawing.numbers(298, 286, n["dB"], fill=BACK)
-    drawing.text(298, 310, "dB", font_style="italic", fill=BACK)
+    drawing.arrow((right + 29, 274), (284, 274), colour=BACK, stroke_dasharray="4 3")
+    drawing.numbers(300, 290, n["dB"], fill=BACK)
+    drawing.text(300, 312, "dB", font_style="italic", fill=BACK)
     drawing.end()
     # the sum
-    edge("7", (left, 171), (middle - 14, 352), "base", n["base"], (left - 26, 262))
-    edge("2", (right - 4, 283), (middle + 12, 350), "update", n["update"], (right + 44, 340))
+    edge("7", (left, 171), (middle - 14, 352), "base", n["base"], (left - 14, 262))
+    edge("2", (right - 4, 283), (middle + 12, 350), "update", n["update"], (right + 24, 340))
     drawing.begin(data_eq="11")
     drawing.box(middle, 360, 24, 24, "+", rx=12)
     drawing.end()
     edge("11 15", (middle - 4, 373), (middle - 4, 447), "y", n["y"], (middle - 38, 414))
     edge("16", (middle + 4, 447), (middle + 4, 373), "dy", n["dy"], (middle + 36, 414), back=True)
     drawing.begin(data_eq="15 16")
-    drawing.box(middle, 460, 130, 24, "mean of (y - t)^2")
+    drawing.box(middle, 460, 130, 24, "mean of (y − t)²")
     drawing.arrow((274, 460), (middle + 66, 460))
-    drawing.text(298, 428, "t")
+    drawing.text(298, 428, "t", font_style="italic")
     drawing.numbers(298, 458, n["t"])
     drawing.end()
     drawing.begin(data_eq="15")
     drawing.arrow((middle, 473), (middle, 494))
     drawing.text(middle, 504, f"L = {n['L'].item():g}", font_weight="bold")
     drawing.end()
-    drawing.height = 516
     buttons = "".join(
         f'<button type="button" data-eq="{number}">({number}) {html.escape(words)}</button>'
         for number, words in STEPS.items()
@@ -309,13 +307,12 @@ def attention(layer: Attention) -> HTML:
     for name, x in columns.items():
         drawing.arrow((158, 18), (x, 52))
         place(drawing, x, 65, name, name in has)
-        drawing.arrow((x, 78), (x, 118 if name != "v_proj" else 118))
+        drawing.arrow((x, 78), *([(x, 243), (222, 243)] if name == "v_proj" else [(x, 118)]))
         drawing.text(x + 10, 96, name[0], anchor="start")
-    drawing.box(106, 131, 150, 24, "scores S = c q . k")
+    drawing.box(106, 131, 150, 24, "scores S = c q · k")
     drawing.box(106, 187, 150, 24, "shares P: softmax")
     drawing.arrow((106, 144), (106, 174))
     drawing.text(114, 158, "later positions masked", anchor="start")
-    drawing.arrow((262, 118), (262, 240), (222, 243), head=6)
     drawing.arrow((106, 200), (106, 231))
     drawing.text(114, 216, "who reads from whom", anchor="start")
     drawing.box(130, 243, 182, 24, "mixture o = P v")
@@ -507,11 +504,11 @@ def way_of_dy() -> HTML:
         drawing.text(110, 10, "loss")
         for path, words in steps:
             alive = path in called
-            look = {} if alive else {"opacity": 0.45}
+            look = {} if alive else {"opacity": 0.6}
             drawing.begin(**look)
             colour, dashes = (BACK, {}) if alive else ("currentColor", {"stroke_dasharray": "2 4"})
             drawing.arrow((110, y - 22), (110, y - 11), colour=colour, **dashes)
-            drawing.box(110, y, 136, 22, words)
+            drawing.box(110, y, 136, 22, words, **({} if alive else dashes))
             beside_it = [other for other in has if other.startswith(path + ".")]
             for j in range(len(beside_it)):
                 drawing.box(184 + 7 * j, y, 5, 22, fill=LORA, stroke="none", rx=1)
@@ -540,7 +537,7 @@ def two_arrows() -> HTML:
     W, A, B, m = np.array([[2.4, 0.5]]), np.array([[-0.1, 1.4]]), np.array([[1.0]]), np.array([2.2])
     layer = DoRA(Linear(W), Adapter(A, B, 1.0, magnitude=m))
     V, merged = layer.direction()[0], layer.merge().weight[0]
-    drawing, (x0, y0), unit = Drawing(236), (22, 206), 84
+    drawing, (x0, y0), unit = Drawing(216), (22, 206), 84
     at = {name: (x0 + unit * v[0], y0 - unit * v[1]) for name, v in (("W", W[0]), ("V", V), ("merged", merged))}
     angles = np.linspace(math.atan2(W[0, 1], W[0, 0]) - 0.1, math.atan2(V[1], V[0]) + 0.2, 30)
     arc = [(x0 + unit * m[0] * math.cos(a), y0 - unit * m[0] * math.sin(a)) for a in angles]
@@ -550,11 +547,11 @@ def two_arrows() -> HTML:
     drawing.arrow((x0, y0), at["W"], colour=BASE, stroke_width=2.4, head=10)
     drawing.arrow(at["W"], at["V"], stroke_dasharray="4 3")
     drawing.arrow((x0, y0), at["V"], stroke_width=1.6, head=9)
-    drawing.text(at["W"][0] + 6, at["W"][1] + 14, f"a row of W, {np.linalg.norm(W):.2f} long")
+    drawing.text(150, 203, f"a row of W, {np.linalg.norm(W):.2f} long")
     drawing.text(at["W"][0] + 6, (at["W"][1] + at["V"][1]) / 2, "s B A", anchor="start")
     drawing.text(at["V"][0] - 6, at["V"][1] - 10, f"V = W + s B A, n = {layer.norm()[0]:.2f}")
     drawing.text(arc[-1][0] + 2, arc[-1][1] - 12, f"m = {m[0]:g}")
-    drawing.text(104, y0 - 96, "the new row, m V / n", anchor="middle")
+    drawing.text(72, y0 - 122, "the new row, m V / n")
     return drawing.show(
         f"Two arrows from one point: a row of W, and V, which is W plus the adapter's change and points elsewhere. The "
         f"new row lies along V and ends at the circle of radius m, {m[0]:g}, whatever length V has.",
