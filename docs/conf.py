@@ -100,7 +100,11 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#2f54b5", "color-brand-content": "#2f54b5", "color-back": "#a8420d"},
+    "light_css_variables": {
+        "color-brand-primary": "#2f54b5",
+        "color-brand-content": "#2f54b5",
+        "color-back": "#a8420d",
+    },
     "dark_css_variables": {"color-brand-primary": "#8aa6f2", "color-brand-content": "#8aa6f2", "color-back": "#f59b6a"},
 }
 

@@ -18,7 +18,7 @@ from IPython.display import HTML
 
 from minilora import Adapter, Attention, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
 from minilora.figures import BASE, LORA
-from minilora.layer import Layer, cache_bytes, rebuild, walk
+from minilora.layer import Layer, cache_bytes, rebuild
 from minilora.layers.rotary import Rotary, frequencies
 from minilora.variants.dora import DoRA
 
@@ -46,7 +46,9 @@ class Drawing:
         if words:
             self.text(x, y, words)
 
-    def arrow(self, *points: tuple[float, float], colour: str = "currentColor", head: float = 6, **look: object) -> None:
+    def arrow(
+        self, *points: tuple[float, float], colour: str = "currentColor", head: float = 6, **look: object
+    ) -> None:
         """Draw a line through points, with a head at the last."""
         (x0, y0), (x1, y1) = points[-2:]
         far = math.hypot(x1 - x0, y1 - y0)
@@ -54,9 +56,7 @@ class Drawing:
         ends = [*points[:-1], (x1 - dx * head / 2, y1 - dy * head / 2)]
         look = {"fill": "none", "stroke": colour, "stroke-width": 1.4, **look}
         self.parts.append(f'<polyline points="{" ".join(f"{x:.4g},{y:.4g}" for x, y in ends)}"{attributes(look)}/>')
-        wings = [
-            (x1 - dx * head + side * dy * head / 2, y1 - dy * head - side * dx * head / 2) for side in (-1, 1)
-        ]
+        wings = [(x1 - dx * head + side * dy * head / 2, y1 - dy * head - side * dx * head / 2) for side in (-1, 1)]
         corners = " ".join(f"{x:.4g},{y:.4g}" for x, y in ((x1, y1), *wings))
         self.parts.append(f'<polygon points="{corners}" fill="{colour}"/>')
 
@@ -191,7 +191,12 @@ def worked() -> dict[str, np.ndarray]:
     dx_adapter, _ = layer.adapter.backward(dy, layer.adapter.forward(x)[1])
     # dh is what an adapter that ends at h passes on: B and s alone, as a layer.
     dh = Linear(layer.adapter.scaling * B).input_gradient(dy)
-    sides = {"base": layer.base(x), "update": update, "dx_base": layer.base.input_gradient(dy), "dx_adapter": dx_adapter}
+    sides = {
+        "base": layer.base(x),
+        "update": update,
+        "dx_base": layer.base.input_gradient(dy),
+        "dx_adapter": dx_adapter,
+    }
     found = {**WORKED, "h": h, "y": y, "L": np.array([[L]]), "dy": dy, "dh": dh, "dx": dx}
     return {**found, "dA": grads["lora_A"], "dB": grads["lora_B"], **sides}
 
@@ -205,7 +210,9 @@ def graph() -> HTML:
         """Draw one way of an edge, lit by its equation."""
         colour = {"fill": BACK} if back else {}
         drawing.begin(data_eq=number)
-        drawing.arrow(start, end, colour=BACK if back else "currentColor", **({"stroke_dasharray": "4 3"} if back else {}))
+        drawing.arrow(
+            start, end, colour=BACK if back else "currentColor", **({"stroke_dasharray": "4 3"} if back else {})
+        )
         drawing.text(place[0], place[1] - 7 * len(value) - 8, name, font_style="italic", **colour)
         drawing.numbers(place[0], place[1], value, **colour)
         drawing.end()
@@ -346,7 +353,10 @@ def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray]:
     """Return P (3, 3) and o (3, 2) with an adapter of rank 1 beside q_proj and one beside v_proj, of these strengths."""
     layer, x = small_head()
     layer = adapt(layer, ["q_proj", "v_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
-    factors = {"q_proj": ([[0.0, 0.0, 1.0]], [[-2.0], [-2.0]], on_q), "v_proj": ([[0.0, 1.0, 0.0]], [[1.0], [1.0]], on_v)}
+    factors = {
+        "q_proj": ([[0.0, 0.0, 1.0]], [[-2.0], [-2.0]], on_q),
+        "v_proj": ([[0.0, 1.0, 0.0]], [[1.0], [1.0]], on_v),
+    }
     for name, (A, B, strength) in factors.items():
         adapters(layer)[name].lora_A[...] = A
         adapters(layer)[name].lora_B[...] = strength * np.array(B)
@@ -365,7 +375,7 @@ def shares() -> HTML:
             drawing.text(left + 30 * matrix.shape[1] / 2 + (15 if title[0] == "s" else 12), 10, title)
             for i, j in np.ndindex(*matrix.shape):
                 x, y, size = left + 40 * j, 66 + 42 * i, 38
-                strength = f"{min(matrix[i, j] / most, 1):.3f}"
+                strength = f"{0.55 * min(matrix[i, j] / most, 1):.3f}"  # a number in the cell stays legible
                 drawing.box(x, y, size, size, fill=LORA if title[0] == "s" else BASE, fill_opacity=strength, rx=0)
                 drawing.text(x, y, f"{matrix[i, j]:.2f}")
         for i in range(3):
@@ -373,7 +383,11 @@ def shares() -> HTML:
             drawing.text(62 + 40 * i, 36, f"u = {i + 1}")
         drawing.text(WIDTH / 2, 190, "row t: position t; column u: the one it reads from")
         drawing.height = 204
-        drawn.append(drawing.svg(f"Shares of three positions, a 3 by 3 grid, and their outputs, 3 by 2; adapter on q times {on_q:g}, on v times {on_v:g}."))
+        drawn.append(
+            drawing.svg(
+                f"Shares of three positions, a 3 by 3 grid, and their outputs, 3 by 2; adapter on q times {on_q:g}, on v times {on_v:g}."
+            )
+        )
         moved = [f"{np.abs(a - b).max():.2f}" for a, b in ((P, before), (o, o_before))]
         says.append(
             f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most, an output by {moved[1]}."
@@ -461,7 +475,8 @@ def kept(model: Llama, ids: np.ndarray) -> dict[str, int]:
     return {name: 0 if c is None else cache_bytes(c) for (name, _), c in zip(model.model.steps(), caches, strict=True)}
 
 
-WHERE = {
+WHERE: dict[str, str | None] = {
+    "all weights": None,
     "all seven, all blocks": "all-linear",
     "q and v of block 2": r".*layers\.2\.self_attn\.[qv]_proj",
     "down of block 1": r".*layers\.1\.mlp\.down_proj",
@@ -471,8 +486,8 @@ WHERE = {
 """What trains, by what the slider says."""
 
 
-def small_model(targets: str) -> Llama:
-    """Return a model of three blocks, of the sizes on the page, with adapters of rank 4."""
+def small_model(targets: str | None) -> Llama:
+    """Return a model of three blocks, of the sizes on the page, with adapters of rank 4, or with none."""
     config = LlamaConfig(
         vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, frequencies=frequencies(8, base=10_000.0),
@@ -480,7 +495,8 @@ def small_model(targets: str) -> Llama:
     )  # fmt: skip
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal(shape) / np.sqrt(shape[-1]) for name, shape in config.shapes().items()}
-    return adapt(Llama.build(config, arrays), targets, rank=4, alpha=8, rng=rng)
+    model = Llama.build(config, arrays)
+    return model if targets is None else adapt(model, targets, rank=4, alpha=8, rng=rng)
 
 
 def way_of_dy() -> HTML:
@@ -498,7 +514,10 @@ def way_of_dy() -> HTML:
         bytes_of, has = kept(model, ids[:, :-1]), set(adapters(model))
         steps = [("lm_head", "head"), ("model.norm", "norm")]
         for i in reversed(range(len(model.model.layers))):
-            steps += [(f"model.layers.{i}.mlp", f"block {i}: MLP"), (f"model.layers.{i}.self_attn", f"block {i}: attention")]
+            steps += [
+                (f"model.layers.{i}.mlp", f"block {i}: MLP"),
+                (f"model.layers.{i}.self_attn", f"block {i}: attention"),
+            ]
         steps.append(("model.embed_tokens", "embedding"))
         drawing, y = Drawing(0), 40
         drawing.text(110, 10, "loss")
@@ -514,16 +533,22 @@ def way_of_dy() -> HTML:
                 drawing.box(184 + 7 * j, y, 5, 22, fill=LORA, stroke="none", rx=1)
             step = path.removeprefix("model.").removesuffix(".mlp")
             if step in bytes_of:
-                drawing.text(322, y + (16 if ".mlp" in path else 0), f"keeps {bytes_of[step] / 1000:.1f} kB", anchor="end")
+                drawing.text(
+                    322, y + (16 if ".mlp" in path else 0), f"keeps {bytes_of[step] / 1000:.1f} kB", anchor="end"
+                )
             drawing.end()
             y += 33
         drawing.height = y - 12
         total = sum(bytes_of.values())
         lowest = [words for path, words in steps if path in called][-1]
-        drawn.append(drawing.svg(f"The model from the loss down to the embedding. Adapters: {name}. dy goes down to {lowest}; what lies below is grey."))
-        says.append(f"{name}: dy goes down to {lowest}. The blocks keep {total / 1000:.1f} kB in all.")
+        drawn.append(
+            drawing.svg(
+                f"The model from the loss down to the embedding. Adapters: {name}. dy goes down to {lowest}; what lies below is grey."
+            )
+        )
+        says.append(f"{name}: dy goes down to {lowest}. The forward keeps {total / 1000:.1f} kB for it.")
         rows.append((name, lowest, f"{total / 1000:.1f} kB"))
-    slider = hands.Slider("adapters", "what trains", list(models), 0)
+    slider = hands.Slider("adapters", "what trains", list(models), 1)
     table = pictures.table(["what trains", "dy goes down to", "kept for backward"], rows)
     caption = "Coloured arrows: dy. Grey: no backward runs there. Orange bars: adapters. The sizes are those of the arrays that the forward kept."
     return stills("way", [slider], drawn, says, table, caption)

@@ -143,7 +143,9 @@ def prose(text: str, name: str) -> str:
     """Return text between fences as Jupyter's Markdown: no comments, targets, roles and definition lists."""
     text = re.sub(r"^%.*\n", "", text, flags=re.M)
     text = re.sub(r"^\(([\w-]+)\)=$", r'<a id="\1"></a>\n', text, flags=re.M)
-    text = re.sub(r"\{py:obj\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text)
+    text = re.sub(
+        r"\{py:(?:obj|mod)\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text
+    )
     text = re.sub(r"^(?![-#|>\s])(.+)\n: (.*(?:\n  .*)*)", r"- **\1.** \2", text, flags=re.M)
     text = re.sub(r"\$\$(.+?)\$\$", lambda m: f"$$\n{tex(m[1])}\n$$", text, flags=re.S)
     return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), text)

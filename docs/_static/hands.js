@@ -189,11 +189,11 @@
   if (graph) {
     for (const type of ["pointerover", "focusin", "click"]) document.addEventListener(type, light);
     graph.querySelector(".steps").hidden = false;
-    for (const formula of document.querySelectorAll(".equation > .formula")) {
-      if (!edges.some((edge) => bear(edge, formula.parentElement.id.slice(3)))) continue;
+    for (const number of document.querySelectorAll(".equation .number")) {  // it leads to the graph, where it is on it
+      if (!edges.some((edge) => bear(edge, number.textContent.slice(1, -1)))) continue;
       const link = document.createElement("a");
-      Object.assign(link, { href: "#graph", textContent: "graph", className: "to-graph" });
-      formula.append(link);
+      Object.assign(link, { href: "#graph", textContent: number.textContent, title: "in the graph", className: "to-graph" });
+      number.replaceChildren(link);
     }
   }
 
