@@ -114,7 +114,7 @@ def stills(
 
 
 def beside(layer: LoRALinear, unit: float = 0.9) -> HTML:
-    """Return the drawing of a layer and its adapter: each matrix as high as its input is wide, as wide as its output."""
+    """Return the drawing of a layer and its adapter: a matrix is as high as its input is wide."""
     (out, wide), r = layer.base.shape, layer.adapter.rank
     frozen, trained = layer.base.weight.size, sum(p.size for p in layer.trainable().values())
     w, o, thin = wide * unit, out * unit, r * unit
@@ -271,7 +271,7 @@ def graph() -> HTML:
     edge("11 15", (middle - 4, 373), (middle - 4, 447), "y", n["y"], (middle - 38, 414))
     edge("16", (middle + 4, 447), (middle + 4, 373), "dy", n["dy"], (middle + 36, 414), back=True)
     drawing.begin(data_eq="15 16")
-    drawing.box(middle, 460, 130, 24, "mean of (y − t)²")
+    drawing.box(middle, 460, 130, 24, "mean of (y \u2212 t)²")
     drawing.arrow((274, 460), (middle + 66, 460))
     drawing.text(298, 428, "t", font_style="italic")
     drawing.numbers(298, 458, n["t"])
@@ -350,7 +350,7 @@ def small_head() -> tuple[Attention, np.ndarray]:
 
 
 def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return P (3, 3) and o (3, 2) with an adapter of rank 1 beside q_proj and one beside v_proj, of these strengths."""
+    """Return P (3, 3) and o (3, 2) with an adapter of rank 1 beside q_proj and v_proj, of these strengths."""
     layer, x = small_head()
     layer = adapt(layer, ["q_proj", "v_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
     factors = {
@@ -385,12 +385,14 @@ def shares() -> HTML:
         drawing.height = 204
         drawn.append(
             drawing.svg(
-                f"Shares of three positions, a 3 by 3 grid, and their outputs, 3 by 2; adapter on q times {on_q:g}, on v times {on_v:g}."
+                f"Shares of three positions, a 3 by 3 grid, and their outputs, 3 by 2; adapter on q times {on_q:g}, "
+                f"on v times {on_v:g}."
             )
         )
         moved = [f"{np.abs(a - b).max():.2f}" for a, b in ((P, before), (o, o_before))]
         says.append(
-            f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most, an output by {moved[1]}."
+            f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most, an output "
+            f"by {moved[1]}."
         )
         rows.append((f"{on_q:g}", f"{on_v:g}", *moved))
     sliders = [
@@ -398,7 +400,10 @@ def shares() -> HTML:
         hands.Slider("v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
     ]
     table = pictures.table(["q times", "v times", "largest change of a share", "of an output"], rows)
-    caption = "The small example above, with adapters of rank 1. The one on q moves the shares; the one on v leaves them and changes what is read."
+    caption = (
+        "The small example above, with adapters of rank 1. The one on q moves the shares; the one on v leaves them and "
+        "changes what is read."
+    )
     return stills("shares", sliders, drawn, says, table, caption)
 
 
@@ -442,7 +447,8 @@ def block(model: Llama) -> HTML:
         "A block. x goes down a line at the left. Two branches leave it and are added to it again: a norm and "
         "attention with q, k, v and o_proj; and a norm and the MLP with gate, up and down_proj. Beside each of these "
         f"{len(has)} stands an adapter.",
-        f"The line at the left is x, to which each branch adds. Blue: the linear layers. Orange: the {len(has)} places for adapters.",
+        f"The line at the left is x, to which each branch adds. Blue: the linear layers. Orange: the {len(has)} places "
+        "for adapters.",
     )
 
 
@@ -543,14 +549,18 @@ def way_of_dy() -> HTML:
         lowest = [words for path, words in steps if path in called][-1]
         drawn.append(
             drawing.svg(
-                f"The model from the loss down to the embedding. Adapters: {name}. dy goes down to {lowest}; what lies below is grey."
+                f"The model from the loss down to the embedding. What trains: {name}. dy goes down to {lowest}; what "
+                "lies below is grey."
             )
         )
         says.append(f"{name}: dy goes down to {lowest}. The forward keeps {total / 1000:.1f} kB for it.")
         rows.append((name, lowest, f"{total / 1000:.1f} kB"))
     slider = hands.Slider("adapters", "what trains", list(models), 1)
     table = pictures.table(["what trains", "dy goes down to", "kept for backward"], rows)
-    caption = "Coloured arrows: dy. Grey: no backward runs there. Orange bars: adapters. The sizes are those of the arrays that the forward kept."
+    caption = (
+        "Coloured arrows: dy. Grey: no backward runs there. Orange bars: adapters. The sizes are of what "
+        "the forward kept."
+    )
     return stills("way", [slider], drawn, says, table, caption)
 
 

@@ -11,14 +11,14 @@ import pytest
 from .test_derivation import PRINTED
 from .test_hands import built, data_of
 
-DOCS = Path(__file__).parents[2] / "docs"
-sys.path.insert(0, str(DOCS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 
 import drawings
 
 from minilora import Linear, LoRALinear, adapt, adapters
 from minilora.layer import cache_bytes
 
+DOCS = Path(__file__).parents[2] / "docs"
 RNG = np.random.default_rng(0)
 
 
