@@ -143,9 +143,7 @@ def prose(text: str, name: str) -> str:
     """Return text between fences as Jupyter's Markdown: no comments, targets, roles and definition lists."""
     text = re.sub(r"^%.*\n", "", text, flags=re.M)
     text = re.sub(r"^\(([\w-]+)\)=$", r'<a id="\1"></a>\n', text, flags=re.M)
-    text = re.sub(
-        r"\{py:(?:obj|mod)\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text
-    )
+    text = re.sub(r"\{py:obj\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text)
     text = re.sub(r"^(?![-#|>\s])(.+)\n: (.*(?:\n  .*)*)", r"- **\1.** \2", text, flags=re.M)
     text = re.sub(r"\$\$(.+?)\$\$", lambda m: f"$$\n{tex(m[1])}\n$$", text, flags=re.S)
     return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), text)
@@ -225,7 +223,6 @@ SHOWN: dict[str | None, Callable[[str, str, dict[str, str]], str]] = {
     "literalinclude": lambda argument, body, options: included(argument, options),
     "math": lambda argument, body, options: f"$$\n{tex(body)}\n$$",
     "peer": lambda argument, body, options: peer(argument, body),
-    "raw": lambda argument, body, options: "*Here the page on the site has what runs in a browser alone.*",
     "toctree": lambda argument, body, options: contents(body, options),
     **{
         kind: lambda argument, body, options, kind=kind: admonition(kind, argument, body)
