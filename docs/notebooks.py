@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import api
-from numbered import anchor, find_lines
+from numbered import REFERENCE, anchor, find_lines
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -128,6 +128,15 @@ def tex(formula: str) -> str:
     return formula
 
 
+LINKED = re.compile(rf"(^#[^\n]*$|`[^`]+`|\$\$.+?\$\$|\$[^$]+\$|\[[^\]]*\]\([^)]*\))|{REFERENCE.pattern}", re.S | re.M)
+"""A number of an equation, or before it what is passed over: headings, code, formulas, links."""
+
+
+def linked(text: str) -> str:
+    """Return text in which the numbers of equations are links, as on the site."""
+    return LINKED.sub(lambda m: m[1] or f"[({m[2]})](#{anchor(m[2])})", text)
+
+
 def braced(text: str, start: int) -> tuple[str, int]:
     """Return what stands in the braces that open at `start`, and the place behind them."""
     depth, end = 0, start
@@ -144,7 +153,7 @@ def prose(text: str, name: str) -> str:
     text = re.sub(r"\{py:obj\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text)
     text = re.sub(r"^(?![-#|>\s])(.+)\n: (.*(?:\n  .*)*)", r"- **\1.** \2", text, flags=re.M)
     text = re.sub(r"\$\$(.+?)\$\$", lambda m: f"$$\n{tex(m[1])}\n$$", text, flags=re.S)
-    return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), text)
+    return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), linked(text))
 
 
 def fenced(code: str, language: str) -> str:

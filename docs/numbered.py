@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LABEL = r"(?:[a-z]+\.)?\d+"
+REFERENCE = re.compile(r"(?<!\w)\(((?:[a-z]+\.)?\d{1,3})\)")  # to an equation, in prose: not f(0), and not a year
 COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 
