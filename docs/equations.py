@@ -24,6 +24,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -193,9 +194,7 @@ PLAIN = (equation, nodes.literal, nodes.literal_block, nodes.raw, nodes.referenc
 
 def link_references(app: Sphinx, doctree: nodes.document, page: str) -> None:
     """Turn the numbers of equations in a page's prose into links; stop the build at one that names no equation."""
-    for text in list(doctree.findall(nodes.Text)):
-        if not REFERENCE.search(text) or _inside(text, PLAIN):
-            continue
+    for text in [text for text in _prose(doctree) if REFERENCE.search(text)]:
         parts: list[nodes.Node] = []
         for i, part in enumerate(REFERENCE.split(text)):  # every second one is a label
             if i % 2 == 0:
@@ -209,10 +208,12 @@ def link_references(app: Sphinx, doctree: nodes.document, page: str) -> None:
         text.parent.replace(text, parts)
 
 
-def _inside(node: nodes.Node, kinds: tuple[type, ...]) -> bool:
-    while node.parent is not None and not isinstance(node, kinds):
-        node = node.parent
-    return isinstance(node, kinds)
+def _prose(node: nodes.Node) -> Iterator[nodes.Text]:
+    for child in node.children:
+        if isinstance(child, nodes.Text):
+            yield child
+        elif not isinstance(child, PLAIN):
+            yield from _prose(child)
 
 
 def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
