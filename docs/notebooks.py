@@ -150,6 +150,7 @@ def prose(text: str, name: str) -> str:
     """Return text between fences as Jupyter's Markdown: no comments, targets, roles and definition lists."""
     text = re.sub(r"^%.*\n", "", text, flags=re.M)
     text = re.sub(r"^\(([\w-]+)\)=$", r'<a id="\1"></a>\n', text, flags=re.M)
+    text = re.sub(r"\{py:\w+\}`([^`<]+) <[\w.]+>`", r"`\1`", text)  # a link to the API by another name
     text = re.sub(r"\{py:obj\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text)
     text = re.sub(r"^(?![-#|>\s])(.+)\n: (.*(?:\n  .*)*)", r"- **\1.** \2", text, flags=re.M)
     text = re.sub(r"\$\$(.+?)\$\$", lambda m: f"$$\n{tex(m[1])}\n$$", text, flags=re.S)
@@ -223,6 +224,8 @@ def admonition(kind: str, argument: str, body: str) -> str:
     return textwrap.indent(f"**{argument or kind.capitalize()}.** {body.strip()}", "> ", lambda line: True)
 
 
+LIVE = "*On the site, this place trains in the page, by JavaScript.*\n"
+"""What stands for HTML: a notebook runs Python alone."""
 SHOWN: dict[str | None, Callable[[str, str, dict[str, str]], str]] = {
     None: lambda argument, body, options: fenced(body, argument),
     "equation": lambda argument, body, options: equation(argument, body),
@@ -230,6 +233,7 @@ SHOWN: dict[str | None, Callable[[str, str, dict[str, str]], str]] = {
     "literalinclude": lambda argument, body, options: included(argument, options),
     "math": lambda argument, body, options: f"$$\n{tex(body)}\n$$",
     "peer": lambda argument, body, options: peer(argument, body),
+    "raw": lambda argument, body, options: LIVE,
     "toctree": lambda argument, body, options: contents(body, options),
     **{
         kind: lambda argument, body, options, kind=kind: admonition(kind, argument, body)
