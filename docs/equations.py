@@ -188,7 +188,16 @@ def check_consistency(app: Sphinx, env) -> None:
     env.equation_pages = {stated.label: page for stated, page in found}
 
 
-PLAIN = (equation, nodes.literal, nodes.literal_block, nodes.raw, nodes.reference, nodes.title, nodes.math, nodes.math_block)
+PLAIN = (
+    equation,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.raw,
+    nodes.reference,
+    nodes.title,
+    nodes.math,
+    nodes.math_block,
+)
 """Text inside these stays as it is: code, headings, formulas, and what is a link already."""
 
 

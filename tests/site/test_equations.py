@@ -235,7 +235,10 @@ def test_a_number_in_the_prose_becomes_a_link(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"index": INDEX.replace("# Tiny\n", "# Tiny\n\nBy (att.4).\n", 1)}, "index: (att.4) in `By (att.4).` names no"),
+        (
+            {"index": INDEX.replace("# Tiny\n", "# Tiny\n\nBy (att.4).\n", 1)},
+            "index: (att.4) in `By (att.4).` names no",
+        ),
         ({"layer": LAYER.replace("# eq. (1)", "# eq. (2)")}, "no equation (2)"),
         ({"layer": LAYER.replace("# eq. (1)", "")}, "equation (1) has no line of code"),
         ({"layer": LAYER.replace("y", "z")}, "equation (1) speaks of y"),
