@@ -20,8 +20,6 @@ from IPython.display import HTML
 
 from minilora import NF4, LoRA, best_adapter, evaluate, train
 from minilora.layers.nf4 import code_book
-from minilora.optim import Adam
-from minilora.training import backpropagate
 
 
 @dataclass(frozen=True)
@@ -140,84 +138,6 @@ def rank_against_spectrum(start: int = 2) -> HTML:
         "Each adapter was trained when this page was built. Orange is positive, blue negative."
     )
     return figure("rank", [slider], says[start], still, table, data, caption)
-
-
-# --- alpha and the learning rate against the loss ---------------------------------------------------------------------
-
-ALPHAS = (1, 2, 4, 8, 16, 32, 64)
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-STEPS = 300
-MARKS = [0, 1, 2, 3, 5, 7, *range(10, STEPS + 1, 10)]
-
-
-def follow(alpha: float, lr: float) -> np.ndarray:  # -> (3, marks)
-    """Train one adapter of rank 4; return the loss, |A - A0| and |B| at the marked steps."""
-    rng = np.random.default_rng(0)
-    X, change = rng.standard_normal((256, 32)), rng.standard_normal((24, 3)) @ rng.standard_normal((3, 32)) / 3
-    R = X @ change.T + 0.1 * rng.standard_normal((256, 24))
-    adapter = LoRA.init(32, 24, rank=4, alpha=alpha, rng=rng, dtype="float64")
-    A0, adam, found = adapter.lora_A.copy(), Adam(adapter.trainable(), lr=lr), []
-    for step in range(STEPS + 1):
-        if step in MARKS:
-            moved = np.linalg.norm(adapter.lora_A - A0), np.linalg.norm(adapter.lora_B)
-            found.append([((adapter(X) - R) ** 2).mean(), *moved])
-        adam.step(backpropagate(adapter, X, R))
-    return np.array(found).T
-
-
-def alpha_and_rate(start: tuple[int, int] = (2, 4)) -> HTML:
-    """Return the picture of a training's curves under each alpha and each learning rate."""
-    runs = {(i, j): follow(alpha, lr) for i, alpha in enumerate(ALPHAS) for j, lr in enumerate(RATES)}
-    assert all(np.isfinite(run).all() for run in runs.values())
-
-    def sentence(i: int, j: int) -> str:
-        loss, A, B = runs[i, j]
-        return (
-            f"alpha {ALPHAS[i]}, rate {RATES[j]:g}: in {STEPS} steps the loss goes from {loss[0]:.3g} to "
-            f"{loss[-1]:.2g}. A moved by {A[-1]:.2f}, B by {B[-1]:.2f}."
-        )
-
-    # Of a larger alpha a smaller rate is enough.
-    enough = [next(j for j in range(len(RATES)) if runs[i, j][0, -1] < 0.1) for i in range(len(ALPHAS))]
-    assert enough == sorted(enough, reverse=True)
-    assert enough[0] > enough[-1]
-    table = pictures.table(
-        ["loss after the last step", *(f"rate {lr:g}" for lr in RATES)],
-        [(f"alpha {a}", *(f"{runs[i, j][0, -1]:.2g}" for j in range(len(RATES)))) for i, a in enumerate(ALPHAS)],
-    )
-    places = [[runs[i, j] for j in range(len(RATES))] for i in range(len(ALPHAS))]
-    data = {
-        "steps": MARKS,
-        "loss": [[[float(f"{v:.3g}") for v in run[0]] for run in row] for row in places],
-        "A": [[[float(f"{v:.3g}") for v in run[1]] for run in row] for row in places],
-        "B": [[[float(f"{v:.3g}") for v in run[2]] for run in row] for row in places],
-        "says": [[sentence(i, j) for j in range(len(RATES))] for i in range(len(ALPHAS))],
-    }
-    loss, A, B = runs[start]
-    curves = {"|A - A0|": (MARKS, A, pictures.BASE), "|B|": (MARKS, B, pictures.LORA)}
-    still = pictures.beside(
-        [
-            pictures.show(
-                pictures.lines(
-                    {"loss": (MARKS, loss, pictures.INK)}, size=(3.6, 2.7), xlabel="step", ylabel="loss", yscale="log"
-                ),
-                "The loss by step, on a logarithmic axis, for the alpha and the rate at the sliders' start.",
-            ),
-            pictures.show(
-                pictures.lines(curves, size=(3.6, 2.7), xlabel="step", ylabel="distance from the start"),
-                "The distances that A and B have moved from their starts, by step. B leaves first.",
-            ),
-        ]
-    )
-    sliders = [
-        Slider("alpha", "alpha", [str(a) for a in ALPHAS], start[0]),
-        Slider("rate", "learning rate", [f"{lr:g}" for lr in RATES], start[1]),
-    ]
-    caption = (
-        "An adapter of rank 4 learns a change of rank 3, from targets with noise of variance 0.01. Each pair was "
-        "trained by Adam when this page was built."
-    )
-    return figure("training", sliders, sentence(*start), still, table, data, caption)
 
 
 # --- the cost ledger against width, batch and rank --------------------------------------------------------------------

@@ -31,7 +31,7 @@ from urllib.parse import quote
 
 import api
 import cards
-from numbered import anchor, find_lines
+from numbered import REFERENCE, anchor, find_lines
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -130,6 +130,15 @@ def tex(formula: str) -> str:
     return formula
 
 
+LINKED = re.compile(rf"(^#[^\n]*$|`[^`]+`|\$\$.+?\$\$|\$[^$]+\$|\[[^\]]*\]\([^)]*\))|{REFERENCE.pattern}", re.S | re.M)
+"""A number of an equation, or before it what is passed over: headings, code, formulas, links."""
+
+
+def linked(text: str) -> str:
+    """Return text in which the numbers of equations are links, as on the site."""
+    return LINKED.sub(lambda m: m[1] or f"[({m[2]})](#{anchor(m[2])})", text)
+
+
 def braced(text: str, start: int) -> tuple[str, int]:
     """Return what stands in the braces that open at `start`, and the place behind them."""
     depth, end = 0, start
@@ -143,10 +152,11 @@ def prose(text: str, name: str) -> str:
     """Return text between fences as Jupyter's Markdown: no comments, targets, roles and definition lists."""
     text = re.sub(r"^%.*\n", "", text, flags=re.M)
     text = re.sub(r"^\(([\w-]+)\)=$", r'<a id="\1"></a>\n', text, flags=re.M)
+    text = re.sub(r"\{py:\w+\}`([^`<]+) <[\w.]+>`", r"`\1`", text)  # a link to the API by another name
     text = re.sub(r"\{py:obj\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text)
     text = re.sub(r"^(?![-#|>\s])(.+)\n: (.*(?:\n  .*)*)", r"- **\1.** \2", text, flags=re.M)
     text = re.sub(r"\$\$(.+?)\$\$", lambda m: f"$$\n{tex(m[1])}\n$$", text, flags=re.S)
-    return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), text)
+    return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), linked(text))
 
 
 def fenced(code: str, language: str) -> str:
@@ -216,6 +226,8 @@ def admonition(kind: str, argument: str, body: str) -> str:
     return textwrap.indent(f"**{argument or kind.capitalize()}.** {body.strip()}", "> ", lambda line: True)
 
 
+LIVE = "*On the site, this place trains in the page, by JavaScript.*\n"
+"""What stands for HTML: a notebook runs Python alone."""
 SHOWN: dict[str | None, Callable[[str, str, dict[str, str]], str]] = {
     None: lambda argument, body, options: fenced(body, argument),
     "equation": lambda argument, body, options: equation(argument, body),
@@ -223,6 +235,7 @@ SHOWN: dict[str | None, Callable[[str, str, dict[str, str]], str]] = {
     "literalinclude": lambda argument, body, options: included(argument, options),
     "math": lambda argument, body, options: f"$$\n{tex(body)}\n$$",
     "peer": lambda argument, body, options: peer(argument, body),
+    "raw": lambda argument, body, options: LIVE,
     "toctree": lambda argument, body, options: contents(body, options),
     **{
         kind: lambda argument, body, options, kind=kind: admonition(kind, argument, body)

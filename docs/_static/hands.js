@@ -38,10 +38,7 @@
   function frame(parent, alt, x, y) {
     const [width, height, left, right, bottom, top] = [330, 230, 46, 14, 34, 22];
     const svg = drawing(parent, width, height, alt);
-    const position = (axis, low, high) => {
-      const f = axis.log ? Math.log10 : (v) => v;
-      return (v) => low + ((f(v) - f(axis.from)) / (f(axis.to) - f(axis.from))) * (high - low);
-    };
+    const position = (axis, low, high) => (v) => low + ((v - axis.from) / (axis.to - axis.from)) * (high - low);
     const px = position(x, left, width - right), py = position(y, height - bottom, top);
     for (const [axis, p, at] of [[x, px, (v) => ({ x: v, y: height - bottom + 15, "text-anchor": "middle" })],
                                  [y, py, (v) => ({ x: left - 5, y: v + 4, "text-anchor": "end" })]]) {
@@ -56,13 +53,6 @@
   function line({ svg, px, py }, xs, ys, name) {
     add(svg, "polyline", { points: xs.map((x, i) => `${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}`).join(" "), class: `line ${name}` });
   }
-
-  const power = (v) => (v >= 0.01 && v < 1e4 ? `${v}` : v.toExponential(0).replace("e+", "e"));
-  const decades = (from, to) => {
-    const found = [];
-    for (let k = Math.round(Math.log10(from)); k <= Math.round(Math.log10(to)); k += 1) found.push(Number(`1e${k}`));
-    return found.filter((_, i) => found.length < 8 || i % 2 === 0);
-  };
 
   // --- the pictures: each takes its data and the places of its sliders, draws, and returns its sentence
 
@@ -81,23 +71,6 @@
         add(f.svg, "rect", { x, width, y: f.py(value), height: f.base - f.py(value), class: "outline" });
       });
       return data.says[rank];
-    },
-
-    training(parent, data, { alpha, rate }) {
-      const last = data.steps[data.steps.length - 1];
-      const x = { from: 0, to: last, ticks: [0, last / 3, 2 * last / 3, last], label: "step" };
-      const all = data.loss.flat(2), [low, high] = [Math.max(Math.min(...all), 1e-12), Math.max(...all)];
-      const from = 10 ** Math.floor(Math.log10(low)), to = 10 ** Math.ceil(Math.log10(high));
-      const losses = frame(parent, "The loss by step", x, { from, to, log: true, ticks: decades(from, to), say: power, label: "loss" });
-      line(losses, data.steps, data.loss[alpha][rate].map((v) => Math.max(v, from)), "ink");
-      const [A, B] = [data.A[alpha][rate], data.B[alpha][rate]];
-      const most = 10 ** Math.ceil(Math.log10(Math.max(...data.A.flat(2), ...data.B.flat(2)))), least = 1e-3;
-      const moved = frame(parent, "How far A and B have moved, by step", x,
-        { from: least, to: most, log: true, ticks: decades(least, most), say: power, label: "|A − A0| blue, |B| orange" });
-      const from1 = data.steps.slice(1);
-      line(moved, from1, A.slice(1).map((v) => Math.max(v, least)), "base");
-      line(moved, from1, B.slice(1).map((v) => Math.max(v, least)), "lora");
-      return data.says[alpha][rate];
     },
 
     levels(parent, data, { bits }) {

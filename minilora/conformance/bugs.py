@@ -10,7 +10,7 @@ Which formulas a row is about follows from the claim that it breaks: `AdamFormul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..layers.nf4 import NF4
+from .adam import rest
 from .kinds import BLOCK, SETS, FourBits, Images
 from .mixed import in_half
 from .problems import Problem
@@ -99,6 +100,10 @@ def _turned(problem: Images) -> Parts:
     return {"turned": lambda z: np.flip(z.reshape(len(z), -1, *problem.kernel), axes).reshape(z.shape)}
 
 
+def _turned_in_A(problem: Images) -> Parts:
+    return {"down": _turned(problem)["turned"]}
+
+
 def _last_of_each(X: np.ndarray) -> np.ndarray:
     """Return one-hot rows in which an id that comes again is left out the first time."""
     return np.asarray(X * (np.cumsum(X[::-1], axis=0)[::-1] == 1))
@@ -153,6 +158,19 @@ def _other_weight(only_double: bool = False, **changes: Any) -> Callable[[Any], 
         return {"weight": lambda W: problem.weight(**changes)}
 
     return parts
+
+
+def _without_scales(problem: Any) -> Parts:
+    if not isinstance(problem, FourBits):
+        return {}
+    plain = replace(problem, double=False)  # the same codes
+    return {"weight": lambda W: plain.weight(absmax=np.ones(plain.blocks, np.float32))}
+
+
+def _column_after_column(problem: Any) -> Parts:
+    if not isinstance(problem, FourBits):
+        return {}
+    return {"weight": lambda W: problem.weight().reshape(problem.in_features, problem.out_features).T}
 
 
 def _packed(
@@ -561,6 +579,30 @@ BUGS: Sequence[Bug] = (
         kinds=DORA,
     ),
     Bug(
+        "dora-adds-the-base-twice",
+        "DoRA adds the base twice: once with its gain, and once as it is",
+        {"gain_in_base": lambda G: 1 + G},
+        "forward",
+        kinds=DORA,
+        shows=("y",),
+    ),
+    Bug(
+        "dora-magnitude-is-not-applied-to-the-base",
+        "DoRA's magnitude is not applied to the base, and should be to all of V",
+        {"gain_in_base": np.ones_like},
+        "forward",
+        kinds=DORA,
+        shows=("y",),
+    ),
+    Bug(
+        "dora-magnitude-is-not-applied-to-the-update",
+        "DoRA's magnitude is not applied to the update, and should be to all of V",
+        {"gain_in_update": np.ones_like},
+        "forward",
+        kinds=DORA,
+        shows=("y",),
+    ),
+    Bug(
         "the-magnitude-is-ignored",
         "the magnitude is ignored: this is LoRA",
         {"gain": lambda m, n: np.ones((len(m), 1))},
@@ -657,6 +699,14 @@ BUGS: Sequence[Bug] = (
         kinds=CONVOLUTIONS,
     ),
     Bug(
+        "the-kernels-of-lora-a-are-turned-round",
+        "lora_A's kernels are turned round: a convolution, where torch's is a cross-correlation",
+        _turned_in_A,
+        "forward",
+        kinds=CONVOLUTIONS,
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
         "merge-turns-the-kernels-round",
         "merge turns the kernels round",
         _kernels(lambda k: np.flip(k, tuple(range(2, k.ndim)))),
@@ -746,6 +796,28 @@ BUGS: Sequence[Bug] = (
         {"down": lambda A: A.T.reshape(A.shape)},
         "forward",
         shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "lora-b-is-reshaped-in-the-place-of-its-transpose",
+        "lora_B (out, r) is reshaped to (r, out): it should be transposed",
+        {"hidden": lambda B: B.reshape(B.shape[::-1]).T},
+        "forward",
+        "unslothai/unsloth-zoo #1269",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "lora-a-is-reshaped-in-the-place-of-its-transpose",
+        "lora_A (r, in) is reshaped to (in, r): it should be transposed",
+        {"down": lambda A: A.reshape(A.shape[::-1]).T},
+        "forward",
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "the-base-weight-is-reshaped-in-the-place-of-its-transpose",
+        "the base's weight (out, in) is reshaped to (in, out): it should be transposed",
+        {"base": lambda x, W: x @ W.reshape(W.shape[::-1])},
+        "forward",
+        shows=("y",),
     ),
     Bug(
         "the-ranks-of-the-factors-stand-in-opposite-orders",
@@ -870,6 +942,22 @@ BUGS: Sequence[Bug] = (
         "nf4-the-code-book-has-even-steps",
         "the code book has even steps from -1 to 1",
         _other_weight(book=np.linspace(-1, 1, 16)),
+        "forward",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-the-scales-of-the-blocks-are-left-out",
+        "the scales of the blocks are left out",
+        _without_scales,
+        "forward",
+        kinds=("nf4",),
+        shows=("y", "x", "merged"),
+    ),
+    Bug(
+        "nf4-the-codes-are-read-column-after-column",
+        "the codes are read column after column, and lie row after row",
+        _column_after_column,
         "forward",
         kinds=("nf4",),
         shows=("y", "x", "merged"),
@@ -1129,6 +1217,13 @@ BUGS: Sequence[Bug] = (
         kinds=ADAM,
     ),
     Bug("adam-goes-uphill", "Adam goes uphill", {"step": lambda d, theta, g: -d}, "adam", kinds=ADAM),
+    Bug(
+        "adam-takes-the-size-of-the-gradient-for-its-square",
+        "Adam's v is a mean of |g|, and should be of g^2",
+        {"v": lambda v, g, beta: beta * v + rest(beta) * abs(g)},
+        "adam",
+        kinds=ADAM,
+    ),
     Bug(
         "adam-betas-are-exchanged",
         "Adam's betas are exchanged",

@@ -78,7 +78,8 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     for bug in bugs_of(watch.kind, ("alpha of 0",)) if verdict not in ("ok", REFUSED) else ():
         parts = bug.by(zero.problem)
         predicted, sizes = zero.by(**parts), zero.sizes_by(**parts)
-        if all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in found.items()):
+        wrong = {key: a for key, a in found.items() if not zero.agrees(key, a)}
+        if all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in wrong.items()):
             return str(bug)
     return verdict
 

@@ -59,11 +59,27 @@ def _rounded(name: str, found: np.ndarray, trial: Trial) -> str:
         weight = trial.by(weight=lambda W, half=half: round_to(W, half).astype(np.float64))
         if _agrees(name, found, weight, trial):
             return f"the weight is rounded to {half}"
+        for words, y in _between(name, half, trial):
+            if _near(found, y, trial.sizes["y"], trial):
+                return f"{words} rounded to {half}"
         s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
         short = float(round_to(np.array([s]), half)[0])
         if short != s and _agrees(name, found, trial.by(scaling=lambda alpha, r, short=short: short), trial):
             return f"the scaling is rounded to {half}"
     return ""
+
+
+def _between(name: str, half: str, trial: Trial) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield outputs of which x A^T, or the update, was in half precision for a while."""
+    a = trial.arrays
+    if name != "y" or np.ndim(a["x"]) != 2 or a["lora_A"].ndim != 2 or "mask" in a or "magnitude" in a:
+        return
+    base, s = trial.by(update=0.0)["y"], trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+    x, A, B = (a[key].astype(np.float64) for key in ("x", "lora_A", "lora_B"))
+    h, up = x @ A.T, (trial.right["y"] - base) / s
+    yield "x A^T is", base + s * round_to(h, half).astype(np.float64) @ B.T
+    yield "the update is", base + s * round_to(up, half).astype(np.float64)
+    yield "the update is", base + round_to(s * up, half).astype(np.float64)
 
 
 def _tail(name: str, found: np.ndarray, trial: Trial) -> str:
@@ -110,15 +126,23 @@ def _ranks(name: str, found: np.ndarray, trial: Trial) -> str:
     r = trial.problem.rank
     ranks = np.arange(r)
     orders = [ranks[::-1], *(np.roll(ranks, by) for by in (1, -1, r // 2, -(r // 2))), np.r_[ranks[::2], ranks[1::2]]]
-    one_layer = len(trial.arrays["lora_A"]) == r  # and no slots, each with ranks of its own
-    for order in orders if name in ("y", "x", "merged") and r > 1 and one_layer else ():
+    for order in orders if name in ("y", "x", "merged") and r > 1 and _is_one_layer(trial) else ():
         if _agrees(name, found, trial.by(hidden=lambda B, order=order: B[:, order]), trial):
             return f"the ranks of lora_B stand in another order than those of lora_A: {_places(order)}"
     return ""
 
 
+def _is_one_layer(trial: Trial) -> bool:
+    """Return whether all ranks are those of one layer, and not of slots, each with ranks of its own."""
+    return len(trial.arrays["lora_A"]) == trial.problem.rank
+
+
 def _part(name: str, found: np.ndarray, trial: Trial) -> str:
     """See a sum that lacks a part of its terms, as where a shard is not added or a block's tail is left out."""
+    if name in ("y", "merged") and _is_one_layer(trial):
+        for kept, words in _parts(trial.problem.rank, "ranks"):
+            if _agrees(name, found, trial.by(hidden=lambda B, kept=kept: B * kept), trial):
+                return f"it sums {words}"
     if name == "y":
         for kept, words in _parts(trial.arrays["lora_A"].shape[1] if found.ndim == 2 else 0, "inputs"):
             base = {"base": lambda x, W, kept=kept: (x * kept) @ W.T}
@@ -136,9 +160,9 @@ def _part(name: str, found: np.ndarray, trial: Trial) -> str:
 
 
 def _parts(n: int, what: str) -> Iterator[tuple[np.ndarray, str]]:
-    """Yield which of n terms are kept, and the words for it: halves, whole blocks, and all but the last."""
+    """Yield which of n terms are kept, and the words for it: halves, whole blocks, and all but the first or last."""
     blocks = [n - n % size for size in (16, 32, 64, 128)]
-    for cut in sorted({n // 2, n - n // 2, n - 1, *blocks} - {0, n, -1}):
+    for cut in sorted(cut for cut in {1, n // 2, n - n // 2, n - 1, *blocks} if 0 < cut < n):
         yield np.arange(n) < cut, f"the first {cut} of {n} {what} only"
         yield np.arange(n) >= cut, f"the last {n - cut} of {n} {what} only"
 

@@ -96,6 +96,8 @@ class Formulas:
     # and for DoRA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None  # (W, BA, s) -> (out, 1)
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m[:, None] / (n + (n == 0))
+    gain_in_base: Callable[[np.ndarray], np.ndarray] = lambda G: G
+    gain_in_update: Callable[[np.ndarray], np.ndarray] = lambda G: G
     through_norm: float = 0.0  # 0 where n is a constant, 1 where the gradient passes through it
     dm: Callable[[np.ndarray, np.ndarray], np.ndarray | None] = lambda dm, n: dm  # None: it is not returned
     bias_in_dm: float = 0.0
@@ -118,8 +120,9 @@ class Formulas:
         if (mask := p.get("mask")) is not None:
             kept, in_base, in_dA = (f(x, mask) for f in (self.dropped, self.dropped_in_base, self.dropped_in_dA))
             through = self.dropped_in_dx(through, mask)
-        update = self.updated(self.update * s * (kept @ (G * BA).T), kept, A, B_used, s)
-        y = self.s_in_base(s) * self.base(in_base, G * W) + update
+        G_base, G_update = self.gain_in_base(G), self.gain_in_update(G)
+        update = self.updated(self.update * s * (kept @ (G_update * BA).T), kept, A, B_used, s)
+        y = self.s_in_base(s) * self.base(in_base, G_base * W) + update
         path = self.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
         dx = self.dx_base * (dy @ (G * W)) + path
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), kept))

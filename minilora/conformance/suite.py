@@ -48,6 +48,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -63,8 +64,9 @@ from .fourbits import FOUR_BITS
 from .kinds import AGAIN, DECLARED, SETS, Images
 from .mixed import Mixed
 from .outputs import OUTPUT_DTYPE, OUTPUTS
+from .patterns import HALVES, pattern
 from .problems import Arrays, Problem
-from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn
+from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn, round_to
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
 from .slots import Fused
 
@@ -489,8 +491,34 @@ def _other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, Factor]) -
         return []
     cases = [f"{factors[p].value:.6g} at in={p.in_features} out={p.out_features} "
              f"r={p.rank} alpha={p.alpha:g}, expected {expected[p]:.6g}" for p in other[:3]]  # fmt: skip
-    name = f"the update has another scaling{_common(other, list(factors)).rstrip(',')}: {'; '.join(cases)}"
+    where, how = _common(other, list(factors)).rstrip(","), _relation(expected, factors)
+    name = f"the update has another scaling{where}: {'; '.join(cases)}{how}"
     return [_Measured("another-scaling", name, {}, "scaling", factors=factors)]
+
+
+def _relation(expected: Mapping[Problem, float], factors: Mapping[Problem, Factor]) -> str:
+    """Say how measured scalings come from the right ones, where one rule holds on every problem."""
+
+    def so(rule: Callable[[float], float]) -> bool:
+        return not any(factors[problem].is_other(rule(s)) for problem, s in expected.items())
+
+    expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is that of a gradient
+    first = next(iter(expected.values()))
+    for half in HALVES:
+        if so(partial(_short, half=half)):
+            return f"; it is the right one rounded to {half}"
+    if so(lambda s: first) and len(set(expected.values())) > 1:
+        return "; it is that of the first problem everywhere (is something kept between calls?)"
+    times = [factors[problem].value / s for problem, s in expected.items() if s]
+    if times and np.abs(np.subtract(times, 1)).max() < 4 * UNIT["float32"]:
+        return "; it is the right one in single precision"
+    if len(times) > 1 and np.ptp(times) < 1e-5 * abs(times[0]):
+        return f"; it is {times[0]:.6g} times the right one"
+    return ""
+
+
+def _short(s: float, half: str) -> float:
+    return float(round_to(np.array([s]), half)[0])
 
 
 def _scaling(trials: Sequence[Trial], found: Sequence[Arrays], factors: Mapping[Problem, Factor]) -> str:
@@ -537,14 +565,20 @@ def _describe(trials: Sequence[Trial], found: Sequence[Arrays], key: str, inside
     """Say what is wrong with an answer on the first problem where it is, and what the problems have in common."""
     asked = [(trial, one) for trial, one in zip(trials, found, strict=True) if key in one]
     failed = [(trial, one) for trial, one in asked if not trial.agrees(key, one[key])]
-    trial, one = failed[0]
     if _is_single(trials, found, key):
         return SINGLE
+    seen = ((trial, one) for trial, one in failed if inside and _seen(trial, one, key))
+    trial, one = next(seen, failed[0])  # what is seen inside an array does not show at every size
     for other in trial.right:
         if other != key and all(trial.agrees(other, one[key]) for trial, one in asked):
             return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"
     common = _common([t.problem for t, _ in failed], [t.problem for t, _ in asked if t.right[key].any()])
     return f"{QUANTITIES[key]}{common} {describe_unknown(key, one[key], trial, inside)} ({trial.problem})"
+
+
+def _seen(trial: Trial, one: Arrays, key: str) -> bool:
+    found = one[key]
+    return np.shape(found) == trial.right[key].shape and bool(np.isfinite(found).all() and pattern(key, found, trial))
 
 
 SINGLE = (
@@ -593,8 +627,27 @@ PROPERTIES: Properties = {
     "where lora_B is zero": lambda p: p.start,
 }
 """What a problem may have, in the order in which it is told."""
+
+
+def _met(part: Callable[[Problem], Any]) -> Callable[[Any], bool]:
+    """Return whether an earlier problem has the same part."""
+    problems = SETS["linear"].problems
+    parts = [part(problem) for problem in problems]
+    again = {problem for i, problem in enumerate(problems) if parts[i] in parts[:i]}
+    return lambda problem: problem in again
+
+
 OF_LAYERS: Properties = {
     "with the sizes of an earlier problem (is something kept between calls?)": lambda p: p == AGAIN,
+    "with lora_A's shape of an earlier problem (is something kept between calls?)": _met(
+        lambda p: (p.rank, p.in_features)
+    ),
+    "with lora_B's shape of an earlier problem (is something kept between calls?)": _met(
+        lambda p: (p.out_features, p.rank)
+    ),
+    "with the weight's shape of an earlier problem (is something kept between calls?)": _met(
+        lambda p: (p.out_features, p.in_features)
+    ),
     "where in = out": lambda p: p.in_features == p.out_features,
     "where in and out differ": lambda p: p.in_features != p.out_features,
     "where in is below out": lambda p: p.in_features < p.out_features,

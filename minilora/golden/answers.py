@@ -15,7 +15,7 @@ TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
 """How far a logit may be off, by the precision that a program computes in."""
 APART = 10 * TOLERANCE["bfloat16"]
 """How far a bug moves some logit at a prompt's end, and the least by which the likeliest next token leads."""
-SHOWN_ROWS, ROWS = 8, 1
+SHOWN_ROWS, ROWS = 4, 1
 """How many rows of a merged weight stand in the answers, and in a signature."""
 
 

@@ -149,6 +149,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_base(folder: Path, base: Base) -> None:
     """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
     save_llama(base.model, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**config, "max_position_embeddings": POSITIONS})  # mistral.rs asks for it
     write_json(folder / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
     write_json(folder / "tokenizer.json", tokenizer())
     write_json(

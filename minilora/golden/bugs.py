@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..layers.rotary import halves_from_interleaved
-from .formulas import Config, lengths, matching, scale, scaled, setting
+from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
+from .bases import EMBEDDING
+from .formulas import PATTERNS, Config, lengths, matching, scale, scaled, setting
 
 HEAD_DIM = 64
+EMBED = EMBEDDING.removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,26 @@ def _whole_paths(config: Config, path: str) -> float:
     return scaled(config, alpha.get(path, config["lora_alpha"]), rank.get(path, config["r"]))
 
 
+def _matching_by(matches: Callable[[str, str], Any]) -> Callable[[Config, str], float]:
+    """Return the scaling where another rule says which key of a pattern matches a path."""
+
+    def found(config: Config, key: str, path: str) -> Any:
+        pattern = config.get(PATTERNS[key], {})
+        return next((value for name, value in pattern.items() if matches(name, path)), config[key])
+
+    return lambda config, path: scaled(config, found(config, "lora_alpha", path), found(config, "r", path))
+
+
 def _unpermuted(path: str, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return A, halves_from_interleaved(B, HEAD_DIM) if path.endswith(("q_proj", "k_proj")) else B
+
+
+def _permuted(path: str, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return A, interleaved_from_halves(B, HEAD_DIM) if path.endswith(("q_proj", "k_proj")) else B
+
+
+def _other_heads(path: str, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return A, np.roll(B, HEAD_DIM, axis=0) if path.endswith(("k_proj", "v_proj")) else B
 
 
 def _transposed(path: str, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +149,21 @@ BUGS = (
         "patterns-are-whole-paths-alone",
         "patterns are compared with whole paths alone, and are regular expressions for the end of a path",
         {"scale": _whole_paths},
+    ),
+    Bug(
+        "patterns-match-anywhere",
+        "a pattern is looked for at a path's start or anywhere in it, and has to match up to its end",
+        {"scale": _matching_by(lambda key, path: re.search(key, path))},
+    ),
+    Bug(
+        "patterns-are-no-regular-expressions",
+        "patterns are compared as plain text with the end of a path, and are regular expressions",
+        {"scale": _matching_by(lambda key, path: f".{path}".endswith(f".{key}"))},
+    ),
+    Bug(
+        "patterns-are-the-ends-of-names",
+        "patterns are compared as plain text with the end of a path, also in the midst of a name",
+        {"scale": _matching_by(lambda key, path: path.endswith(key))},
     ),
     Bug(
         "alpha-is-divided-in-whole-numbers",
@@ -214,6 +249,11 @@ BUGS = (
         "the-weights-of-adapters-go-into-both-factors",
         "the weights of several adapters go into both factors: they act squared",
         {"weights": lambda weights: [w * abs(w) for w in weights]},
+    ),
+    Bug(
+        "the-weights-of-adapters-are-divided-by-their-number",
+        "the weights of several adapters are divided by the number of adapters",
+        {"weights": lambda weights: [w / len(weights) for w in weights]},
     ),
     Bug(
         "the-last-adapter-alone-is-applied",
@@ -304,7 +344,12 @@ BUGS = (
     Bug(
         "the-update-is-read-the-other-way-round",
         "the factors are exchanged: the update comes out as (in, out), and its numbers are taken as (out, in)",
-        {"update": lambda BA: BA.T.reshape(BA.shape)},
+        {"update": lambda path, BA: BA.T.reshape(BA.shape)},
+    ),
+    Bug(
+        "the-update-of-embed-tokens-is-not-transposed",
+        "the update of embed_tokens is reshaped to (V, dim), and has to be transposed",
+        {"update": lambda path, BA: BA.reshape(BA.shape[::-1]).T if path == EMBED else BA},
     ),
     Bug(
         "lora-b-is-reshaped",
@@ -316,6 +361,11 @@ BUGS = (
         "lora-a-is-reshaped",
         "lora_A is read in another order: its numbers as (in, r), transposed",
         {"factors": lambda path, A, B: (A.reshape(A.shape[::-1]).T, B)},
+    ),
+    Bug(
+        "both-factors-are-reshaped",
+        "both factors are read in another order: their numbers as those of the transposed matrices",
+        {"factors": lambda path, A, B: (A.reshape(A.shape[::-1]).T, B.reshape(B.shape[::-1]).T)},
     ),
     Bug(
         "the-last-rank-is-dropped",
@@ -332,5 +382,15 @@ BUGS = (
         "rows-of-q-and-k-are-not-permuted",
         "rows of lora_B of q_proj and k_proj are not permuted as the base's are in a .gguf file",
         {"factors": _unpermuted},
+    ),
+    Bug(
+        "rows-of-q-and-k-are-permuted",
+        "rows of lora_B of q_proj and k_proj are permuted as for a .gguf file, and the base's are not",
+        {"factors": _permuted},
+    ),
+    Bug(
+        "heads-of-k-and-v-are-exchanged",
+        "the update's key and value heads are exchanged",
+        {"factors": _other_heads},
     ),
 )

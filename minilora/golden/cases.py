@@ -204,6 +204,7 @@ def one(*paths: str, **config: Any) -> tuple[tuple[Adapter, float], ...]:
 
 PATTERNS_OF_RANKS = {"model.layers.1.self_attn.q_proj": 7, "v_proj": 2}
 PATTERNS_OF_ALPHAS = {"layers.1.mlp.up_proj": 3, "up_proj": 22, "model.layers.0.self_attn.v_proj": 1.5}
+KEYS = {"model.layers.0.mlp": 7, "p_proj": 2, r"self_attn\.[qv]_proj": 90, "up_proj": 30}
 PLAIN = one(*block(0, K, V), r=4, lora_alpha=10)
 
 CASES = (
@@ -241,6 +242,12 @@ CASES = (
         "both-patterns",
         "rank_pattern and alpha_pattern, which meet in some modules.",
         one(*blocks(Q, V, UP), r=4, lora_alpha=10, rank_pattern=PATTERNS_OF_RANKS, alpha_pattern=PATTERNS_OF_ALPHAS),
+    ),
+    Case(
+        "pattern-keys",
+        "alpha_pattern with a regular expression, and with keys that match no module: a path's start, a name's end.",
+        one(*block(0, Q, V, UP), r=4, lora_alpha=10, alpha_pattern=KEYS),
+        TIED,
     ),
     Case(
         "rslora-with-patterns",

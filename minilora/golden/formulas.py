@@ -84,7 +84,7 @@ class Formulas:
     applied: Callable[[str], bool] = lambda path: True  # whether a module's adapter is
     place: Callable[[str], str] = lambda path: path  # the module that gets the adapter of a path
     factors: Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda path, A, B: (A, B)
-    update: Callable[[np.ndarray], np.ndarray] = lambda BA: BA
+    update: Callable[[str, np.ndarray], np.ndarray] = lambda path, BA: BA
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: lengths(W + s * BA)
     magnitude: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, W: m[:, None]
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m / n
@@ -121,7 +121,7 @@ class Formulas:
         name, s = f"{place}.weight", self.scale(config, path) * self.times
         W = found.get(name, read[name])
         A, B = self.factors(path, module.lora_A, module.lora_B)
-        BA = self.update(product(B, A.T))
+        BA = self.update(path, product(B, A.T))
         if start is not None:
             BA = BA - self.start * start
         if name == EMBEDDING:

@@ -13,6 +13,7 @@ PROMPTS: dict[str, tuple[int, int]] = {
     "rank-pattern": (42, 53),
     "alpha-pattern": (63, 122),
     "both-patterns": (367, 649),
+    "pattern-keys": (1, 27),
     "rslora-with-patterns": (139, 158),
     "mixed-ranks": (200, 238),
     "lora-bias": (8, 25),

@@ -229,3 +229,18 @@ def test_our_dora_is_finite_at_a_row_of_zeros(norm):
     assert all(np.isfinite(g).all() for g in grads.values())
     assert not grads["lora_B"][1].any()
     assert not grads["magnitude"][1]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [(lambda r: 1, "an alpha of 0 is taken for 1"), (lambda r: r, "an alpha of 0 is taken for the rank")],
+)
+@pytest.mark.parametrize("wrong", NAMES)
+def test_an_alpha_of_0_is_named_in_one_function(wrong, other, said):
+    def replacing(*arrays):
+        *layer, alpha = arrays
+        return LINEAR[wrong](*layer, alpha or other(layer[-1].shape[1]))
+
+    report = check(SimpleNamespace(**{**LINEAR, wrong: replacing}))
+    assert not report.passed
+    assert report.diagnoses[0].startswith(said)

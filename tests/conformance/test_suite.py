@@ -221,6 +221,27 @@ def test_another_scaling_is_told_where_it_is_another():
     )
 
 
+HOW = {
+    "it is 1.25 times the right one": lambda alpha, r: 1.25 * alpha / r,
+    "it is -1 times the right one": lambda alpha, r: -alpha / r,
+    "it is the right one rounded to float16": lambda alpha, r: float(np.float16(alpha / r)),
+    "it is the right one in single precision": lambda alpha, r: float(np.float32(1) / np.float32(r)) * alpha,
+    "it is that of the first problem everywhere (is something kept between calls?)": lambda alpha, r: 1.5,
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_how_another_scaling_comes_from_the_right_one_is_told(how):
+    (text,) = check(from_formulas("linear", {"scaling": HOW[how]})).diagnoses
+    assert text.startswith("the update has another scaling: ")
+    assert text.endswith(f"; {how}, in all that is computed")
+
+
+def test_a_scaling_without_a_rule_has_none_told():
+    (text,) = check(from_formulas("linear", {"scaling": lambda alpha, r: alpha / (r + 1)})).diagnoses
+    assert "; it is" not in text
+
+
 @pytest.mark.parametrize(
     ("wrong", "where"),
     [
@@ -607,6 +628,16 @@ def test_a_magnitudes_start_is_the_length_of_each_row(change, said):
     assert report.claims["start"].startswith(said)
 
 
+def test_a_start_that_takes_no_generator_is_described_only():
+    def start(in_features, out_features, rank, rng):
+        return init(in_features, out_features, rank, np.random.default_rng(0))
+
+    report = check(implementation(init=start))
+    assert report.passed
+    assert report.habits["start"] == "the same numbers from two generators: all adapters of one size start alike"
+    assert "start" not in check(implementation(init=init)).habits
+
+
 def test_a_start_is_asked_for_two_sizes():
     def other(in_features, out_features, rank, rng):
         A, B = init(in_features, out_features, rank, rng)
@@ -749,6 +780,8 @@ def test_a_gradient_that_is_not_returned_is_named():
 
 WRONG_WHERE = {
     "with the sizes of an earlier problem (is something kept between calls?)": lambda W, b, A, B, alpha: alpha == 4.5,
+    "with lora_A's shape of an earlier problem (is something kept between calls?)": lambda W, b, A, B, alpha: (
+        alpha == 4.5 or len(B) == 133),
     "where in = out": lambda W, b, A, B, alpha: W.shape[0] == W.shape[1],
     "where in and out differ": lambda W, b, A, B, alpha: W.shape[0] != W.shape[1],
     "where in is below out": lambda W, b, A, B, alpha: W.shape[1] < W.shape[0],
@@ -763,7 +796,7 @@ WRONG_WHERE = {
     "where alpha is above the rank": lambda W, b, A, B, alpha: alpha / len(A) > 1,
     "where alpha / r is no whole number": lambda W, b, A, B, alpha: alpha / len(A) != round(alpha / len(A)),
     "where lora_B is zero": lambda W, b, A, B, alpha: not B.any(),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("words", WRONG_WHERE)

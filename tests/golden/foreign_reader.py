@@ -53,11 +53,19 @@ def base_of(folder, bug):
     return config, W
 
 
+def matches(key, path, bug):
+    if bug == "pattern anywhere":
+        return re.match(rf"(.*\.)?({key})", path)  # without the $
+    if bug in ("pattern as text", "pattern as an end"):
+        return f".{path}".endswith(f".{key}") if bug == "pattern as text" else path.endswith(key)
+    return re.match(rf"(.*\.)?({key})$", path)
+
+
 def number(config, key, pattern, path, bug):
-    matches = [v for k, v in (config.get(pattern) or {}).items() if re.match(rf"(.*\.)?({k})$", path)]
-    if not matches or bug == f"no {pattern}":
+    found = [v for k, v in (config.get(pattern) or {}).items() if matches(k, path, bug)]
+    if not found or bug == f"no {pattern}":
         return config[key]
-    return matches[-1 if bug == "last pattern" else 0]
+    return found[-1 if bug == "last pattern" else 0]
 
 
 def add_adapter(W, folder, weight, bug):
@@ -73,6 +81,7 @@ def add_adapter(W, folder, weight, bug):
             raise Refused(name)
         path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name.removeprefix(PREFIX)).groups()
         modules.setdefault(path, {})[part] = array.astype(np.float64)
+    weight = weight / 2 if bug == "averaged" and weight != 1 else weight  # of two adapters
     for path, parts in modules.items():
         embedding = "lora_embedding_A" in parts
         A, B = (parts.get(f"lora_embedding_{x}" if embedding else f"lora_{x}.weight") for x in "AB")
@@ -90,8 +99,15 @@ def add_adapter(W, folder, weight, bug):
             s /= r**0.5 if config["use_rslora"] and bug != "no root" else r
         B = B.reshape(B.shape[::-1]).T if bug == "factor read the other way" else B
         A, B = (A[::-1], B) if bug == "other ranks" else (A, B)
+        if bug == "both factors read the other way":
+            A, B = A.reshape(A.shape[::-1]).T, B.reshape(B.shape[::-1]).T
+        if bug == "rows permuted" and path.endswith(("q_proj", "k_proj")):
+            B = B.reshape(-1, 2, 32, r).swapaxes(1, 2).reshape(B.shape)
+        if bug == "other heads" and path.endswith(("k_proj", "v_proj")):
+            B = np.concatenate([B[-64:], B[:-64]])
         delta = s * (1 if bug == "no weights" else weight) * (2 if bug == "twice" else 1) * B @ A
         delta = (delta.T.reshape(delta.shape)) if bug == "swapped" else delta
+        delta = delta.reshape(delta.shape[::-1]).T if embedding and bug == "embedding reshaped" else delta
         new = old + delta
         if config["use_dora"] and bug != "no magnitude":
             length = old if bug == "norm of W" else new

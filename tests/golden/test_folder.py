@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge
 from minilora.files.tokenizer import load_tokenizer
 from minilora.golden import exact, writing
-from minilora.golden.bases import BASES, MERGES, TOKENS
+from minilora.golden.bases import BASES, MERGES, POSITIONS, TOKENS
 from minilora.golden.bugs import BUGS
 from minilora.golden.cases import CASES
 from minilora.golden.writing import adapter_names
@@ -87,6 +87,13 @@ def test_the_gguf_copy_is_the_base_and_its_tokenizer(golden, base):
     assert one.decode(one.encode(text)) == text
     assert len(one.encode(text)) < len(text)
     assert one.end == other.end == {1}
+
+
+def test_a_base_says_how_many_positions_it_has(golden):
+    """transformers writes it, and mistral.rs reads no base without."""
+    for base in BASES:
+        config = json.loads((golden / "bases" / base.name / "config.json").read_text())
+        assert config["max_position_embeddings"] == POSITIONS
 
 
 def test_sizes_are_such_that_a_mix_up_shows(golden):

@@ -44,6 +44,7 @@ def adapted(golden, index, case, dtype):  # noqa: F811
     return model.eval()
 
 
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")
 @pytest.mark.parametrize("id", ANSWERED)
 def test_answers_are_those_of_peft_in_float64(golden, index, double, id):  # noqa: F811
     case = next(case for case in index["cases"] if case["id"] == id)

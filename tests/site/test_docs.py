@@ -108,6 +108,18 @@ def test_the_cards_follow_a_changed_path(tmp_path, monkeypatch):
     assert cards.time() == "an hour"
 
 
+def test_the_path_has_what_one_needs_in_order():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    trees = {caption: rows.split() for caption, rows in re.findall(r":caption: (.*?)\n\n(.*?)```", index, re.S)}
+    path = trees["The path"]
+    assert path[path.index("decoder") + 1] == "language-model"
+    assert path.index("the-idea") < path.index("derivation") < path.index("attention") < path.index("decoder")
+    assert path[-1] == "exercises"
+    assert {"article-run", "residual-form", "benchmarks"} <= set(trees["More"])
+    every = [page for rows in trees.values() for page in rows]
+    assert sorted(every) == sorted({page.stem for page in PAGES} - {"index"})
+
+
 MOVED = re.findall(
     r"^\| `(from .*?)` \| `(from .*?)` \|$", (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8"), re.M
 )

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import costs
 import hands
 
-from minilora import NF4, LoRA, dequantize_nf4, mse, quantize_nf4, train
+from minilora import NF4, dequantize_nf4, quantize_nf4
 
 
 def data_of(picture):
@@ -33,21 +33,6 @@ def test_the_ledgers_sums_are_those_of_the_steps(n, N, r):
         found = hands.tally(hands.spelled()[key], w=n, N=N, r=r)
         assert found["multiply-adds"] == ways[name].multiply_adds == costs.watch(ways[name].run)[0]
         assert (found["bytes moved"], found["bytes of Adam"]) == (ways[name].least_bytes, ways[name].optimizer_bytes)
-
-
-def test_a_followed_training_is_that_of_train():
-    found = hands.follow(8, 0.01)
-    rng = np.random.default_rng(0)
-    X, change = rng.standard_normal((256, 32)), rng.standard_normal((24, 3)) @ rng.standard_normal((3, 32)) / 3
-    R = X @ change.T + 0.1 * rng.standard_normal((256, 24))
-    adapter = LoRA.init(32, 24, rank=4, alpha=8, rng=rng, dtype="float64")
-    A0 = adapter.lora_A.copy()
-    history = train(adapter, X, R, epochs=hands.STEPS, batch_size=256, lr=0.01, log_every=50, rng=rng)
-    assert np.allclose(found[0, [hands.MARKS.index(e) for e in history.epochs]], history.losses, rtol=1e-6)
-    moved = np.linalg.norm(adapter.lora_A - A0), np.linalg.norm(adapter.lora_B)
-    assert np.allclose(found[1:, -1], moved, rtol=1e-6)
-    assert found[0, 0] == pytest.approx(float(mse(0 * R, R)[0]))
-    assert found[1, 1] == 0 < found[2, 1]  # after one step B alone has moved
 
 
 def test_the_levels_are_nf4_and_lose_what_is_said():
@@ -140,19 +125,6 @@ def test_moving_the_rank_shows_what_it_learns(visit, width):
         )
         assert cells == np.count_nonzero(data["learned"][rank])
         assert browser.find_element("name", "rank").get_attribute("aria-valuetext") == str(rank)
-
-
-@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_moving_alpha_and_the_rate_shows_that_training(visit, width):
-    browser = visit("choosing.html", width)
-    for name, step in (("alpha", 2), ("rate", -3), ("alpha", -4)):
-        said = move(browser, name, step)
-        alpha, rate = (float(x) for x in re.match(r"alpha (\S+), rate (\S+):", said).groups())
-        loss, A, B = hands.follow(alpha, rate)
-        assert re.search(r"to (\S+)\. A moved", said)[1] == f"{loss[-1]:.2g}"
-        assert said.endswith(f"A moved by {A[-1]:.2f}, B by {B[-1]:.2f}.")
-    assert (alpha, rate) == (1, 0.001)
-    assert len(browser.find_elements("css selector", ".drawing polyline")) == 3
 
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
