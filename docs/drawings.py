@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 
 import hands
@@ -97,17 +97,6 @@ def attributes(look: dict[str, object]) -> str:
     """Return attributes of an element; ``stroke_width`` is ``stroke-width``."""
     named = {name.replace("_", "-"): value for name, value in look.items()}  # of two values, the later one
     return "".join(f' {name}="{html.escape(str(value))}"' for name, value in named.items())
-
-
-def stills(
-    name: str, sliders: Sequence[hands.Slider], pictures_: list[str], says: list[str], table: HTML, caption: str
-) -> HTML:
-    """Return drawings of which sliders show one: of several sliders, the last one's places come first."""
-    start = 0
-    for slider in sliders:
-        start = start * len(slider.values) + slider.start
-    data = {"pictures": pictures_, "says": says}
-    return hands.figure("stills", sliders, says[start], HTML(pictures_[start]), table, data, caption, name=name)
 
 
 # --- a layer and its adapter, to scale --------------------------------------------------------------------------------
@@ -364,31 +353,36 @@ def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray]:
     return cache[-1][-1][0, 0], y
 
 
+def grids(P: np.ndarray, o: np.ndarray) -> Drawing:
+    """Return the drawing of the shares and of the output, a cell for each number."""
+    drawing = Drawing(204)
+    for left, matrix, title, colour in ((62, P, "shares P", LORA), (226, o, "output o = P v", BASE)):
+        drawing.text(left + 20 * (matrix.shape[1] - 1), 10, title)
+        for i, j in np.ndindex(*matrix.shape):
+            x, y = left + 40 * j, 66 + 42 * i
+            drawing.begin(data_cell=f"{i}{j}")
+            drawing.box(x, y, 38, 38, f"{matrix[i, j]:.2f}", fill=colour, fill_opacity=opacity(matrix)[i, j], rx=0)
+            drawing.end()
+    for i in range(3):
+        drawing.text(24, 66 + 42 * i, f"t = {i + 1}")
+        drawing.text(62 + 40 * i, 36, f"u = {i + 1}")
+    drawing.text(WIDTH / 2, 190, "row t: position t; column u: the one it reads from")
+    return drawing
+
+
+def opacity(matrix: np.ndarray) -> np.ndarray:
+    """Return how much of its colour a cell has, by its number: no more than leaves the number legible."""
+    most = 1 if matrix.shape == (3, 3) else 3  # a share is 1 at most, an output here 3
+    return np.round(0.55 * np.clip(matrix / most, 0, 1), 2)
+
+
 def shares() -> HTML:
     """Return the picture of what an adapter beside q changes, and one beside v: the shares, and what they mix."""
     before, o_before = adapted_head(0, 0)
-    drawn, says, rows = [], [], []
+    cells, says, rows = [], [], []
     for on_q, on_v in product(STRENGTHS, STRENGTHS):
         P, o = adapted_head(on_q, on_v)
-        drawing = Drawing(214)
-        for left, matrix, title, most in ((62, P, "shares P", 1), (226, o, "output o = P v", 3)):
-            drawing.text(left + 30 * matrix.shape[1] / 2 + (15 if title[0] == "s" else 12), 10, title)
-            for i, j in np.ndindex(*matrix.shape):
-                x, y, size = left + 40 * j, 66 + 42 * i, 38
-                strength = f"{0.55 * min(matrix[i, j] / most, 1):.3f}"  # a number in the cell stays legible
-                drawing.box(x, y, size, size, fill=LORA if title[0] == "s" else BASE, fill_opacity=strength, rx=0)
-                drawing.text(x, y, f"{matrix[i, j]:.2f}")
-        for i in range(3):
-            drawing.text(24, 66 + 42 * i, f"t = {i + 1}")
-            drawing.text(62 + 40 * i, 36, f"u = {i + 1}")
-        drawing.text(WIDTH / 2, 190, "row t: position t; column u: the one it reads from")
-        drawing.height = 204
-        drawn.append(
-            drawing.svg(
-                f"Shares of three positions, a 3 by 3 grid, and their outputs, 3 by 2; adapter on q times {on_q:g}, "
-                f"on v times {on_v:g}."
-            )
-        )
+        cells.append([[f"{v:.2f}", float(a)] for m in (P, o) for v, a in zip(m.flat, opacity(m).flat, strict=True)])
         moved = [f"{np.abs(a - b).max():.2f}" for a, b in ((P, before), (o, o_before))]
         says.append(
             f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most, an output "
@@ -400,11 +394,15 @@ def shares() -> HTML:
         hands.Slider("v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
     ]
     table = pictures.table(["q times", "v times", "largest change of a share", "of an output"], rows)
+    still = grids(before, o_before).svg(
+        "Two grids of numbers: the shares of three positions, 3 by 3, and their outputs, 3 by 2. The sentence above says "
+        "what the sliders have changed."
+    )
     caption = (
         "The small example above, with adapters of rank 1. The one on q moves the shares; the one on v leaves them and "
         "changes what is read."
     )
-    return stills("shares", sliders, drawn, says, table, caption)
+    return hands.figure("shares", sliders, says[0], HTML(still), table, {"cells": cells, "says": says}, caption)
 
 
 # --- a block, and the way of dy ---------------------------------------------------------------------------------------
@@ -561,7 +559,8 @@ def way_of_dy() -> HTML:
         "Coloured arrows: dy. Grey: no backward runs there. Orange bars: adapters. The sizes are of what "
         "the forward kept."
     )
-    return stills("way", [slider], drawn, says, table, caption)
+    data = {"pictures": drawn, "says": says}
+    return hands.figure("way", [slider], says[1], HTML(drawn[1]), table, data, caption)
 
 
 # --- DoRA -------------------------------------------------------------------------------------------------------------

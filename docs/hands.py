@@ -43,22 +43,14 @@ class Slider:
 
 
 def figure(
-    kind: str,
-    sliders: Sequence[Slider],
-    says: str,
-    still: HTML,
-    table: HTML,
-    data: dict[str, Any],
-    caption: str,
-    name: str = "",
+    kind: str, sliders: Sequence[Slider], says: str, still: HTML, table: HTML, data: dict[str, Any], caption: str
 ) -> HTML:
     """Return a picture with its sliders, its sentence, its still drawing, its table and its data."""
-    name = name or kind
     data = {**data, "values": {slider.name: list(slider.values) for slider in sliders}}
     text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     return HTML(
-        f'<figure class="hands" id="{name}" data-kind="{kind}">'
-        f'<div class="controls" hidden>{"".join(slider.html(name) for slider in sliders)}</div>'
+        f'<figure class="hands" id="{kind}" data-kind="{kind}">'
+        f'<div class="controls" hidden>{"".join(slider.html(kind) for slider in sliders)}</div>'
         f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
         f'<div class="drawing">{still.data}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption>"

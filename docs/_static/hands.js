@@ -117,9 +117,19 @@
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
 
-    stills(parent, data, places) {  // drawn when the site was built, one for each position of the sliders
-      const place = Object.entries(places).reduce((sum, [name, i]) => sum * data.values[name].length + i, 0);
-      parent.innerHTML = data.pictures[place];
+    way(parent, data, { adapters }) {  // drawn when the site was built, one for each place of the slider
+      parent.innerHTML = data.pictures[adapters];
+      return data.says[adapters];
+    },
+
+    shares(parent, data, { q, v }) {
+      const place = q * data.values.v.length + v;
+      parent.innerHTML = data.still;
+      parent.querySelectorAll("[data-cell]").forEach((cell, i) => {
+        const [number, opacity] = data.cells[place][i];
+        cell.querySelector("text").textContent = number;
+        cell.querySelector("rect").setAttribute("fill-opacity", opacity);
+      });
       return data.says[place];
     },
   };
@@ -128,6 +138,7 @@
     const data = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
     const inputs = [...figure.querySelectorAll("input[type=range]")];
     const [board, says] = [figure.querySelector(".drawing"), figure.querySelector(".says")];
+    data.still = board.innerHTML;
     const show = () => {
       const places = Object.fromEntries(inputs.map((input) => [input.name, Number(input.value)]));
       for (const input of inputs) {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from .test_derivation import PRINTED
-from .test_hands import built, data_of
+from .test_hands import built, data_of, move
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 
@@ -90,8 +90,10 @@ def test_the_shares_are_a_softmax_of_moved_scores(on_q, on_v):
     assert np.allclose(found, P, atol=1e-12)
     assert np.allclose(o, P @ v, atol=1e-12)
     place = drawings.STRENGTHS.index(on_q) * len(drawings.STRENGTHS) + drawings.STRENGTHS.index(on_v)
-    shown = numbers(data_of(drawings.shares().data)["pictures"][place])
+    shown = [float(number) for number, _ in data_of(drawings.shares().data)["cells"][place]]
     assert shown == pytest.approx([*P.ravel(), *(P @ v).ravel()], abs=0.006)
+    if on_q == on_v == 0:
+        assert numbers(drawings.grids(found, o).svg("")) == shown
 
 
 def test_a_drawing_marks_the_adapters_that_there_are():
@@ -191,6 +193,28 @@ def test_an_equation_lights_its_edges(visit, width):
     browser.execute_script("arguments[0].click()", link)
     assert lit() == {"3"}
     assert not browser.find_elements("css selector", "#eq-25 a.to-graph")
+
+
+@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
+def test_moving_an_adapter_shows_its_shares_and_outputs(visit, width):
+    browser = visit("attention.html", width)
+    places = {"q": 0, "v": 0}
+    for name, step in (("q", 1), ("v", 2), ("q", -1)):
+        places[name] += step
+        move(browser, name, step)
+        P, o = drawings.adapted_head(*(drawings.STRENGTHS[place] for place in places.values()))
+        cells = browser.find_elements("css selector", "#shares [data-cell] text")
+        assert [float(cell.text) for cell in cells] == pytest.approx([*P.ravel(), *o.ravel()], abs=0.006)
+
+
+@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
+def test_moving_what_trains_shows_where_dy_ends(visit, width):
+    browser = visit("decoder.html", width)
+    data = data_of(drawings.way_of_dy().data)
+    for step, place in ((1, 2), (3, 5), (-5, 0)):
+        assert move(browser, "adapters", step) == data["says"][place]
+        alt = browser.find_element("css selector", "#way svg").get_attribute("aria-label")
+        assert alt == unescape(re.search(r'aria-label="([^"]*)"', data["pictures"][place])[1])
 
 
 @pytest.mark.parametrize("page", [pytest.param("derivation.html", marks=built)])

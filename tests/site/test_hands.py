@@ -64,7 +64,13 @@ def test_the_sentences_and_the_table_say_one_thing():
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
-PICTURES = {"index.html": "rank", "choosing.html": "training", "why-not-faster.html": "ledger"}
+PICTURES = {
+    "index.html": "rank",
+    "attention.html": "shares",
+    "decoder.html": "way",
+    "choosing.html": "training",
+    "why-not-faster.html": "ledger",
+}
 built = [
     pytest.mark.site,
     pytest.mark.skipif(not SITE.is_dir(), reason="the site is not built: python docs/build.py"),
