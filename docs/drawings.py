@@ -33,10 +33,9 @@ class Drawing:
         self.height, self.parts = height, list[str]()
 
     def text(self, x: float, y: float, words: str, *, anchor: str = "middle", **look: object) -> None:
-        """Write words, their middle at the height y; ``_`` before a letter sets it lower."""
-        self.parts.append(
-            f'<text x="{x:g}" y="{y + 4:g}" text-anchor="{anchor}"{attributes(look)}>{html.escape(words)}</text>'
-        )
+        """Write words, their middle at the height y."""
+        look = look if anchor == "middle" else {"text_anchor": anchor, **look}
+        self.parts.append(f'<text x="{x:g}" y="{y + 4:g}"{attributes(look)}>{html.escape(words)}</text>')
 
     def box(self, x: float, y: float, width: float, height: float, words: str = "", **look: object) -> None:
         """Draw a box around the point (x, y), with words in it."""
@@ -84,7 +83,7 @@ class Drawing:
         """Return the picture, with the text that stands for it where it cannot be seen."""
         return (
             f'<svg class="drawn" viewBox="0 0 {WIDTH} {self.height:g}" width="{WIDTH}" role="img" '
-            f'aria-label="{html.escape(alt, quote=True)}" font-size="12" fill="currentColor" '
+            f'aria-label="{html.escape(alt, quote=True)}" font-size="12" text-anchor="middle" fill="currentColor" '
             f'style="max-width: 100%; height: auto">{"".join(self.parts)}</svg>'
         )
 
@@ -395,8 +394,8 @@ def shares() -> HTML:
     ]
     table = pictures.table(["q times", "v times", "largest change of a share", "of an output"], rows)
     still = grids(before, o_before).svg(
-        "Two grids of numbers: the shares of three positions, 3 by 3, and their outputs, 3 by 2. The sentence above says "
-        "what the sliders have changed."
+        "Two grids of numbers: the shares of three positions, 3 by 3, and their outputs, 3 by 2. The sentence above "
+        "says what the sliders have changed."
     )
     caption = (
         "The small example above, with adapters of rank 1. The one on q moves the shares; the one on v leaves them and "
