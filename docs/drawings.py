@@ -389,8 +389,8 @@ def shares() -> HTML:
         )
         rows.append((f"{on_q:g}", f"{on_v:g}", *moved))
     sliders = [
-        hands.Slider("q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], 0),
-        hands.Slider("v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
+        hands.Slider("on_q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], 0),
+        hands.Slider("on_v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
     ]
     table = pictures.table(["q times", "v times", "largest change of a share", "of an output"], rows)
     still = grids(before, o_before).svg(

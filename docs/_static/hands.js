@@ -122,8 +122,8 @@
       return data.says[adapters];
     },
 
-    shares(parent, data, { q, v }) {
-      const place = q * data.values.v.length + v;
+    shares(parent, data, { on_q, on_v }) {
+      const place = on_q * data.values.on_v.length + on_v;
       parent.innerHTML = data.still;
       parent.querySelectorAll("[data-cell]").forEach((cell, i) => {
         const [number, opacity] = data.cells[place][i];

@@ -198,8 +198,8 @@ def test_an_equation_lights_its_edges(visit, width):
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 def test_moving_an_adapter_shows_its_shares_and_outputs(visit, width):
     browser = visit("attention.html", width)
-    places = {"q": 0, "v": 0}
-    for name, step in (("q", 1), ("v", 2), ("q", -1)):
+    places = {"on_q": 0, "on_v": 0}
+    for name, step in (("on_q", 1), ("on_v", 2), ("on_q", -1)):
         places[name] += step
         move(browser, name, step)
         P, o = drawings.adapted_head(*(drawings.STRENGTHS[place] for place in places.values()))
