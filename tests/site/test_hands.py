@@ -68,7 +68,6 @@ PICTURES = {
     "index.html": "rank",
     "attention.html": "shares",
     "decoder.html": "way",
-    "choosing.html": "training",
     "why-not-faster.html": "ledger",
 }
 built = [
