@@ -35,6 +35,7 @@ extensions = [
     "numpydoc",
     "sphinxcontrib.katex",
     "api",
+    "cards",
     "equations",
     "notebooks",
     "peers",
@@ -99,8 +100,12 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#2f54b5", "color-brand-content": "#2f54b5"},
-    "dark_css_variables": {"color-brand-primary": "#8aa6f2", "color-brand-content": "#8aa6f2"},
+    "light_css_variables": {
+        "color-brand-primary": "#2f54b5",
+        "color-brand-content": "#2f54b5",
+        "color-back": "#a8420d",
+    },
+    "dark_css_variables": {"color-brand-primary": "#8aa6f2", "color-brand-content": "#8aa6f2", "color-back": "#f59b6a"},
 }
 
 
@@ -130,8 +135,8 @@ def close_gaps(app, pagename, template, context, doctree):
 
 
 def add_hands(app, pagename, template, context, doctree):
-    """Load the script of the pictures that have sliders, on the pages that have one."""
-    if 'class="hands"' in context.get("body", ""):
+    """Load the script of the pictures with sliders, and of the derivation's graph, on the pages that have one."""
+    if re.search(r'class="(hands|picture graph)"', context.get("body", "")):
         app.add_js_file("hands.js", loading_method="defer")
 
 

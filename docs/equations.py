@@ -10,9 +10,11 @@ the equation, names the variables it is about, and says in entries what it compu
     ```
 
 The page then shows the line itself, read from the file, and links to it on the source page that viewcode makes; the
-comment there links back. The build stops on
+comment there links back. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a link to its
+equation; in code and in headings it stays text. The build stops on
 
 - a number without an equation, an equation without a line, an equation stated twice;
+- a number in the prose that names no equation; where it is meant to, write it as code;
 - a line that does not speak of the equation's variables;
 - a line that computes something else than ``entries``, on the random arrays of `samples`: a wrong sign, a lost factor.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -30,7 +33,7 @@ from typing import Any
 import numpy as np
 from docutils import nodes
 from docutils.parsers.rst import directives
-from numbered import LABEL, Line, anchor, find_lines
+from numbered import LABEL, REFERENCE, Line, anchor, find_lines
 from samples import RANKS, samples
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
@@ -185,6 +188,43 @@ def check_consistency(app: Sphinx, env) -> None:
     env.equation_pages = {stated.label: page for stated, page in found}
 
 
+PLAIN = (
+    equation,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.raw,
+    nodes.reference,
+    nodes.title,
+    nodes.math,
+    nodes.math_block,
+)
+"""Text inside these stays as it is: code, headings, formulas, and what is a link already."""
+
+
+def link_references(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Turn the numbers of equations in a page's prose into links; stop the build at one that names no equation."""
+    for text in [text for text in _prose(doctree) if REFERENCE.search(text)]:
+        parts: list[nodes.Node] = []
+        for i, part in enumerate(REFERENCE.split(text)):  # every second one is a label
+            if i % 2 == 0:
+                parts += [nodes.Text(part)] * bool(part)
+                continue
+            if part not in app.env.equation_pages:
+                raise DanglingEquation(f"{page}: ({part}) in `{text.strip()}` names no equation")
+            there = app.builder.get_relative_uri(page, app.env.equation_pages[part])
+            uri = f"{there}#{anchor(part)}"
+            parts.append(nodes.reference("", f"({part})", refuri=uri, internal=True, classes=["eqref"]))
+        text.parent.replace(text, parts)
+
+
+def _prose(node: nodes.Node) -> Iterator[nodes.Text]:
+    for child in node.children:
+        if isinstance(child, nodes.Text):
+            yield child
+        elif not isinstance(child, PLAIN):
+            yield from _prose(child)
+
+
 def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Turn the comments of a source page into links to the equations."""
     for line in find_lines(app.config.equations_package):
@@ -210,6 +250,7 @@ def setup(app: Sphinx) -> dict:
     app.add_node(equation, html=(lambda self, n: self.visit_container(n), lambda self, n: self.depart_container(n)))
     app.add_directive("equation", EquationDirective)
     app.connect("env-check-consistency", check_consistency)
+    app.connect("doctree-resolved", link_references)
     app.connect("html-page-context", link_back)
     app.connect("build-finished", check_anchors)
     return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

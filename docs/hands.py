@@ -203,8 +203,8 @@ def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> HTML:
         Slider("r", "rank", [str(r) for r in LEDGER_RANKS], start[2]),
     ]
     caption = (
-        "One training step of a layer inside a network, as many inputs as outputs, float32. The table has the first "
-        "position's batch and rank."
+        "One training step of a layer inside a network, as many inputs as outputs, float32. The table is for "
+        f"{sizes['N']} rows and rank {sizes['r']}."
     )
     return figure("ledger", sliders, says, still, table, ways, caption)
 

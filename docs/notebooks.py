@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import api
-from numbered import anchor, find_lines
+import cards
+from numbered import REFERENCE, anchor, find_lines
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -63,6 +64,7 @@ def pages() -> dict[str, str]:
     """Return the text of each page by its name, without its front matter, with the modules on the page of the API."""
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
     found["api"] = found["api"].replace(api.HERE, "\n".join(api.stanzas(api.PACKAGE)))
+    found["index"] = cards.filled(found["index"])
     return {name: re.sub(r"\A---\n.*?^---\n", "", text, flags=re.S | re.M).lstrip("\n") for name, text in found.items()}
 
 
@@ -128,6 +130,15 @@ def tex(formula: str) -> str:
     return formula
 
 
+LINKED = re.compile(rf"(^#[^\n]*$|`[^`]+`|\$\$.+?\$\$|\$[^$]+\$|\[[^\]]*\]\([^)]*\))|{REFERENCE.pattern}", re.S | re.M)
+"""A number of an equation, or before it what is passed over: headings, code, formulas, links."""
+
+
+def linked(text: str) -> str:
+    """Return text in which the numbers of equations are links, as on the site."""
+    return LINKED.sub(lambda m: m[1] or f"[({m[2]})](#{anchor(m[2])})", text)
+
+
 def braced(text: str, start: int) -> tuple[str, int]:
     """Return what stands in the braces that open at `start`, and the place behind them."""
     depth, end = 0, start
@@ -145,7 +156,7 @@ def prose(text: str, name: str) -> str:
     text = re.sub(r"\{py:obj\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text)
     text = re.sub(r"^(?![-#|>\s])(.+)\n: (.*(?:\n  .*)*)", r"- **\1.** \2", text, flags=re.M)
     text = re.sub(r"\$\$(.+?)\$\$", lambda m: f"$$\n{tex(m[1])}\n$$", text, flags=re.S)
-    return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), text)
+    return re.sub(r"\]\(((?:[\w-]+\.md)?(?:#[\w-]+)?)\)", lambda m: link(m, name), linked(text))
 
 
 def fenced(code: str, language: str) -> str:

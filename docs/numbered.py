@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 LABEL = r"(?:[a-z]+\.)?\d+"
+REFERENCE = re.compile(r"(?<![\w'\u2019])\(((?:[a-z]+\.)?\d{1,3})\)")
+"""A reference to an equation in prose. No value of a function, f(0) or f'(0), and no year."""
 COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 

@@ -54,7 +54,7 @@
     add(svg, "polyline", { points: xs.map((x, i) => `${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}`).join(" "), class: `line ${name}` });
   }
 
-  // --- the three pictures: each takes its data and the places of its sliders, draws, and returns its sentence
+  // --- the pictures: each takes its data and the places of its sliders, draws, and returns its sentence
 
   const DRAW = {
     rank(parent, data, { rank }) {
@@ -116,12 +116,29 @@
       const share = (key) => `${(lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} of the ${key}`;
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
+
+    way(parent, data, { adapters }) {  // drawn when the site was built, one for each place of the slider
+      parent.innerHTML = data.pictures[adapters];
+      return data.says[adapters];
+    },
+
+    shares(parent, data, { on_q, on_v }) {
+      const place = on_q * data.values.on_v.length + on_v;
+      parent.innerHTML = data.still;
+      parent.querySelectorAll("[data-cell]").forEach((cell, i) => {
+        const [number, opacity] = data.cells[place][i];
+        cell.querySelector("text").textContent = number;
+        cell.querySelector("rect").setAttribute("fill-opacity", opacity);
+      });
+      return data.says[place];
+    },
   };
 
   function start(figure) {
     const data = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
     const inputs = [...figure.querySelectorAll("input[type=range]")];
     const [board, says] = [figure.querySelector(".drawing"), figure.querySelector(".says")];
+    data.still = board.innerHTML;
     const show = () => {
       const places = Object.fromEntries(inputs.map((input) => [input.name, Number(input.value)]));
       for (const input of inputs) {
@@ -135,6 +152,33 @@
     for (const input of inputs) input.addEventListener("input", show);
     show();
     figure.classList.add("live");  // the style sheet shows the sliders now that they do something
+  }
+
+  // --- the derivation's graph: an equation, a link to one or a button lights the edges that bear its number
+
+  const graph = document.querySelector("figure.graph");
+  const edges = graph ? [...graph.querySelectorAll("g[data-eq]")] : [];
+  const bear = (edge, number) => edge.dataset.eq.split(" ").includes(number);
+
+  function light({ type, target }) {
+    const at = target.closest("[data-eq], .equation, a[href*='#eq-']");
+    if (!at && type !== "click") return;  // it stays lit until something else is
+    const numbers = at ? (at.dataset.eq ?? (at.id || at.hash).replace(/^#?eq-/, "")).split(" ") : [];
+    const lit = edges.filter((edge) => numbers.some((number) => bear(edge, number)));
+    if (at && !lit.length) return;
+    graph.classList.toggle("on", lit.length > 0);
+    for (const edge of edges) edge.classList.toggle("lit", lit.includes(edge));
+  }
+
+  if (graph) {
+    for (const type of ["pointerover", "focusin", "click"]) document.addEventListener(type, light);
+    graph.querySelector(".steps").hidden = false;
+    for (const number of document.querySelectorAll(".equation .number")) {  // it leads to the graph, where it is on it
+      if (!edges.some((edge) => bear(edge, number.textContent.slice(1, -1)))) continue;
+      const link = document.createElement("a");
+      Object.assign(link, { href: "#graph", textContent: number.textContent, title: "in the graph", className: "to-graph" });
+      number.replaceChildren(link);
+    }
   }
 
   const startAll = () => document.querySelectorAll("figure.hands:not(.live)").forEach(start);

@@ -86,7 +86,7 @@ class Vector:
 
     @property
     def file(self) -> str:
-        """The name of its file: a program that reads KIND-*, and no half precision, goes on doing so."""
+        """The name of its file: a program that reads ``KIND-*``, and no half precision, goes on doing so."""
         half = "half-" if self.dtype in DTYPES[2:] else ""
         return f"{half}{self.kind}-{self.number}-{self.dtype}.safetensors"
 

@@ -34,7 +34,7 @@ def docs_module(name):
     return module
 
 
-api = docs_module("api")
+api, cards = docs_module("api"), docs_module("cards")
 PACKAGES = [path.parent for path in sorted((ROOT / "minilora").rglob("__init__.py")) if path.parent.name != "commands"]
 
 
@@ -88,9 +88,36 @@ def test_every_picture_has_a_text_in_its_place(page):
 
 def test_the_path_of_a_newcomer_is_that_of_next():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    told = re.findall(r"\]\(([a-z-]+)\.md\)", re.search(r"^New to LoRA\n(.*?)\n\n", index, re.S | re.M)[1])
     path = re.search(r":caption: The path\n\n(.*?)```", index, re.S)[1].split()
-    assert told == path
+    told = re.findall(r"^(\d+)\. \[(.+)\]\(([a-z-]+)\.md\) \*(\d+) min\*$", cards.filled(index), re.M)
+    assert [(int(number), page) for number, _, page, _ in told] == list(enumerate(path, 1))
+    for _, title, page, minutes in told:
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        assert f"\n# {title}\n" in f"\n{text}"
+        assert 1 <= int(minutes) <= len(text.split()) / cards.WORDS_A_MINUTE + 1
+    assert f"In about {cards.time()} you can" in cards.filled(index)
+
+
+def test_the_cards_follow_a_changed_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "DOCS", tmp_path)
+    (tmp_path / "index.md").write_text("```{toctree}\n:caption: The path\n\nlong\nshort\n```\n")
+    (tmp_path / "short.md").write_text("# Short\n\n" + "word " * 100)
+    hidden = "```{code-cell} ipython3\n:tags: [remove-cell]\n" + "word " * 9999 + "\n```\n"
+    (tmp_path / "long.md").write_text("---\nx: y\n---\n# Long\n\n" + hidden + "word " * 120 * 59)
+    assert cards.cards() == "1. [Long](long.md) *59 min*\n2. [Short](short.md) *1 min*"
+    assert cards.time() == "an hour"
+
+
+def test_the_path_has_what_one_needs_in_order():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    trees = {caption: rows.split() for caption, rows in re.findall(r":caption: (.*?)\n\n(.*?)```", index, re.S)}
+    path = trees["The path"]
+    assert path[path.index("decoder") + 1] == "language-model"
+    assert path.index("the-idea") < path.index("derivation") < path.index("attention") < path.index("decoder")
+    assert path[-1] == "exercises"
+    assert {"article-run", "residual-form", "benchmarks"} <= set(trees["More"])
+    every = [page for rows in trees.values() for page in rows]
+    assert sorted(every) == sorted({page.stem for page in PAGES} - {"index"})
 
 
 MOVED = re.findall(

@@ -216,9 +216,29 @@ def test_the_build_links_both_ways(tmp_path):
     assert '<a class="eq" id="eq-1" href="../../derivation.html#eq-1">' in source
 
 
+PROSE = "By (1), not `(7)`, as [(1)](#eq-1) says. In {2021} (1) to (1) hold.\n\n## Equation (1)\n\n    code (9)\n"
+
+
+def test_a_number_in_the_prose_becomes_a_link(tmp_path):
+    done = build(tmp_path, index=INDEX.replace("# Tiny\n", f"# Tiny (1)\n\n{PROSE}", 1))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
+    link = '<a class="eqref reference internal" href="derivation.html#eq-1">(1)</a>'
+    assert f"By {link}, not <code" in page
+    assert f"{{2021}} {link} to {link} hold" in page
+    assert page.count(link) == 3  # and none in the code, the headings, the link that was one
+    assert "Tiny (1)" in page
+    assert "(7)" in page
+    assert "code (9)" in page
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (
+            {"index": INDEX.replace("# Tiny\n", "# Tiny\n\nBy (att.4).\n", 1)},
+            "index: (att.4) in `By (att.4).` names no",
+        ),
         ({"layer": LAYER.replace("# eq. (1)", "# eq. (2)")}, "no equation (2)"),
         ({"layer": LAYER.replace("# eq. (1)", "")}, "equation (1) has no line of code"),
         ({"layer": LAYER.replace("y", "z")}, "equation (1) speaks of y"),
@@ -230,6 +250,7 @@ def test_the_build_links_both_ways(tmp_path):
         ),
     ],
     ids=[
+        "prose of no equation",
         "other number",
         "no number",
         "renamed variable",

@@ -64,7 +64,12 @@ def test_the_sentences_and_the_table_say_one_thing():
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
-PICTURES = {"the-idea.html": "rank", "choosing.html": "training", "why-not-faster.html": "ledger"}
+PICTURES = {
+    "index.html": "rank",
+    "attention.html": "shares",
+    "decoder.html": "way",
+    "why-not-faster.html": "ledger",
+}
 built = [
     pytest.mark.site,
     pytest.mark.skipif(not SITE.is_dir(), reason="the site is not built: python docs/build.py"),
@@ -115,8 +120,8 @@ def move(browser, name, places):
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 def test_moving_the_rank_shows_what_it_learns(visit, width):
-    browser = visit("the-idea.html", width)
-    data = data_of((SITE / "the-idea.html").read_text(encoding="utf-8"))
+    browser = visit("index.html", width)
+    data = data_of((SITE / "index.html").read_text(encoding="utf-8"))
     assert browser.find_element("css selector", ".says").text == data["says"][2]
     for step, rank in ((1, 3), (4, 7), (-7, 0)):
         assert move(browser, "rank", step) == data["says"][rank]

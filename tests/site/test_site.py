@@ -15,6 +15,8 @@ PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"
 WIDTHS = (390, 1280)  # a phone and a desk
 DOCUMENTS = {path.name for path in (SITE.parents[1]).glob("*.md")} - {"api.md"}  # whose docstrings are made for a desk
 
+REFERENCE = re.compile(r"(?<![\w'\u2019])\((?:[a-z]+\.)?\d{1,3}\)")
+
 pytestmark = [
     pytest.mark.site,
     pytest.mark.skipif(not PAGES, reason="the site is not built: python docs/build.py"),
@@ -22,19 +24,33 @@ pytestmark = [
 
 
 class Page(HTMLParser):
-    """The ids of a page, and where its links lead."""
+    """The ids of a page, where its links lead, and its prose: its article without code, headings and links."""
+
+    NO_PROSE = ("a", "code", "pre", "script", "style", "svg", "title", "h1", "h2", "h3", "h4")
 
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links = set(), []
+        self.ids, self.links, self.prose, self.inside = set(), [], [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids.add(attrs.get("id"))
         self.links += [attrs[name] for name in ("href", "src") if attrs.get(name) and tag != "use"]
+        no_prose = {"number", "katex"} & set((attrs.get("class") or "").split()) or self.inside[-1:] == ["span"]
+        if tag in ("article", *self.NO_PROSE) or (tag == "span" and no_prose):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside[-1:] == [tag]:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if self.inside == ["article"]:
+            self.prose.append(data)
 
 
+TOLD = [page for page in PAGES if "/" not in page and page.removesuffix(".html") + ".md" in DOCUMENTS]
 parse = cache(lambda name: Page(SITE / name))
 
 
@@ -49,6 +65,20 @@ def test_every_link_within_the_site_leads_somewhere(page):
         if not (SITE / target).is_file() or (url.fragment and unquote(url.fragment) not in parse(target).ids):
             lost.append(link)
     assert lost == []
+
+
+def test_every_reference_to_an_equation_is_a_link():
+    linked = {page: [link for link in parse(page).links if "#eq-" in link] for page in TOLD}
+    assert sum(map(len, linked.values())) > 200
+    assert {urlsplit(link).fragment for link in linked["index.html"]} >= {
+        "eq-7",
+        "eq-8",
+        "eq-10",
+        "eq-att-4",
+        "eq-att-9",
+    }
+    dead = {page: REFERENCE.findall(" ".join(parse(page).prose)) for page in [*TOLD, "api.html"]}
+    assert {page: found for page, found in dead.items() if found} == {}
 
 
 def test_every_numbered_line_links_to_its_equation_and_back():
@@ -115,19 +145,50 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page, widt
     assert all(pictures)
 
 
-TOLD = [page for page in PAGES if "/" not in page and page.removesuffix(".html") + ".md" in DOCUMENTS]
-
-
 @pytest.mark.parametrize("page", TOLD)
-def test_a_phone_cuts_no_formula_table_or_code(visit, page):
+def test_a_phone_cuts_no_formula_or_table(visit, page):
     browser = visit(page, WIDTHS[0])
     browser.execute_async_script("document.fonts.ready.then(arguments[0])")
     cut = browser.execute_script(
         """document.querySelectorAll("details").forEach(e => e.open = true);
-           return [...document.querySelectorAll("div.math, .katex-html, .table-wrapper, pre")]
+           return [...document.querySelectorAll("div.math, .katex-html, .table-wrapper")]
                .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
     )
     assert cut == []
+
+
+@pytest.mark.parametrize("page", TOLD)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_code_and_outputs_scroll_and_keep_their_lines(visit, page, width):
+    """Where the theme would wrap them, the columns of an output and the indents of Python would be lost."""
+    blocks = visit(page, width).execute_script(
+        """document.querySelectorAll("details").forEach(e => e.open = true);
+           const all = [...document.querySelectorAll("div.highlight pre, div.cell_output pre")];
+           return all.filter(e => e.checkVisibility() && !e.closest(".tag_prose .cell_output")).map(e => {
+               const style = getComputedStyle(e), lines = e.textContent.replace(/\\n+$/, "").split("\\n").length;
+               const height = e.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
+               return [e.textContent.slice(0, 60), style.whiteSpace, style.overflowX, parseFloat(style.fontSize),
+                       height / (lines * parseFloat(style.lineHeight))];
+           })"""
+    )
+    for text, space, overflow, size, rows in blocks:
+        assert (space, overflow) == ("pre", "auto"), text
+        assert size >= 12, text
+        assert rows == pytest.approx(1, abs=0.3), text
+
+
+@pytest.mark.parametrize("width", [1280, 1300, 1312, 1366])
+def test_a_desk_shows_the_pages_outline(visit, width):
+    browser = visit("derivation.html", width)
+    outline, text = browser.execute_script(
+        """return [".toc-drawer", "article"].map(
+               name => document.querySelector(name).getBoundingClientRect().toJSON())"""
+    )
+    room = browser.execute_script("return document.documentElement.clientWidth")  # without a scrollbar
+    assert text["right"] <= outline["left"] < outline["right"] <= room <= width
+    links = [link for link in browser.find_elements("css selector", ".toc-drawer a") if link.is_displayed()]
+    assert len(links) > 8
+    assert text["width"] > 600
 
 
 @pytest.mark.parametrize("page", [*TOLD, "api.html"])

@@ -1,0 +1,592 @@
+"""Drawings of boxes, arrows and numbers, made by the build from layers that it runs.
+
+A drawing is 330 units wide, no more than a phone has, and its letters are 12 units high. So a phone never makes it
+smaller than it was drawn, and a desk shows it larger. Lines and letters take the colour of the page's own text.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+from itertools import product
+
+import hands
+import numpy as np
+import pictures
+from IPython.display import HTML
+
+from minilora import Adapter, Attention, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
+from minilora.figures import BASE, LORA
+from minilora.layer import Layer, cache_bytes, rebuild
+from minilora.layers.rotary import Rotary, frequencies
+from minilora.variants.dora import DoRA
+
+WIDTH = 330
+BACK = "var(--color-back, #c8591c)"  # of what the backward computes; docs/conf.py has one for light and one for dark
+
+
+class Drawing:
+    """An SVG picture that grows element by element."""
+
+    def __init__(self, height: float) -> None:
+        self.height, self.parts = height, list[str]()
+
+    def text(self, x: float, y: float, words: str, *, anchor: str = "middle", **look: object) -> None:
+        """Write words, their middle at the height y."""
+        look = look if anchor == "middle" else {"text_anchor": anchor, **look}
+        self.parts.append(f'<text x="{x:g}" y="{y + 4:g}"{attributes(look)}>{html.escape(words)}</text>')
+
+    def box(self, x: float, y: float, width: float, height: float, words: str = "", **look: object) -> None:
+        """Draw a box around the point (x, y), with words in it."""
+        look = {"fill": "none", "stroke": "currentColor", "rx": 3, **look}
+        place = f'x="{x - width / 2:g}" y="{y - height / 2:g}" width="{width:g}" height="{height:g}"'
+        self.parts.append(f"<rect {place}{attributes(look)}/>")
+        if words:
+            self.text(x, y, words)
+
+    def arrow(
+        self, *points: tuple[float, float], colour: str = "currentColor", head: float = 6, **look: object
+    ) -> None:
+        """Draw a line through points, with a head at the last."""
+        (x0, y0), (x1, y1) = points[-2:]
+        far = math.hypot(x1 - x0, y1 - y0)
+        dx, dy = (x1 - x0) / far, (y1 - y0) / far
+        ends = [*points[:-1], (x1 - dx * head / 2, y1 - dy * head / 2)]
+        look = {"fill": "none", "stroke": colour, "stroke-width": 1.4, **look}
+        self.parts.append(f'<polyline points="{" ".join(f"{x:.4g},{y:.4g}" for x, y in ends)}"{attributes(look)}/>')
+        wings = [(x1 - dx * head + side * dy * head / 2, y1 - dy * head - side * dx * head / 2) for side in (-1, 1)]
+        corners = " ".join(f"{x:.4g},{y:.4g}" for x, y in ((x1, y1), *wings))
+        self.parts.append(f'<polygon points="{corners}" fill="{colour}"/>')
+
+    def numbers(self, x: float, y: float, matrix: np.ndarray, **look: object) -> None:
+        """Write a matrix around the point (x, y), a row below the other, each column as wide as its numbers."""
+        words = [[f"{v:g}".replace("-", "\u2212") for v in row] for row in np.atleast_2d(matrix)]
+        wide = [7 * max(map(len, column)) for column in zip(*words, strict=True)]
+        right = x - (sum(wide) + 8 * (len(wide) - 1)) / 2
+        top = y - 7 * (len(words) - 1)
+        for column, width in zip(zip(*words, strict=True), wide, strict=True):
+            right += width
+            for row, word in enumerate(column):
+                self.text(right, top + 14 * row, word, anchor="end", **look)
+            right += 8
+
+    def begin(self, **look: object) -> None:
+        """Open a group."""
+        self.parts.append(f"<g{attributes(look)}>")
+
+    def end(self) -> None:
+        """Close it."""
+        self.parts.append("</g>")
+
+    def svg(self, alt: str) -> str:
+        """Return the picture, with the text that stands for it where it cannot be seen."""
+        return (
+            f'<svg class="drawn" viewBox="0 0 {WIDTH} {self.height:g}" width="{WIDTH}" role="img" '
+            f'aria-label="{html.escape(alt, quote=True)}" font-size="12" text-anchor="middle" fill="currentColor" '
+            f'style="max-width: 100%; height: auto">{"".join(self.parts)}</svg>'
+        )
+
+    def show(self, alt: str, caption: str) -> HTML:
+        """Return the picture as part of the page."""
+        return HTML(f'<figure class="picture">{self.svg(alt)}<figcaption>{html.escape(caption)}</figcaption></figure>')
+
+
+def attributes(look: dict[str, object]) -> str:
+    """Return attributes of an element; ``stroke_width`` is ``stroke-width``."""
+    named = {name.replace("_", "-"): value for name, value in look.items()}  # of two values, the later one
+    return "".join(f' {name}="{html.escape(str(value))}"' for name, value in named.items())
+
+
+# --- a layer and its adapter, to scale --------------------------------------------------------------------------------
+
+
+def beside(layer: LoRALinear, unit: float = 0.9) -> HTML:
+    """Return the drawing of a layer and its adapter: a matrix is as high as its input is wide."""
+    (out, wide), r = layer.base.shape, layer.adapter.rank
+    frozen, trained = layer.base.weight.size, sum(p.size for p in layer.trainable().values())
+    w, o, thin = wide * unit, out * unit, r * unit
+    left, right, drawing = 80, 246, Drawing(318)
+    bar = {"stroke": "none", "fill": "currentColor", "rx": 0}
+    drawing.box((left + right) / 2, 22, w, 5, **bar)
+    drawing.text((left + right) / 2, 9, f"x, {wide} wide")
+    drawing.arrow(((left + right) / 2, 26), (left, 44))
+    drawing.arrow(((left + right) / 2, 26), (right, 44), colour=LORA)
+    top, middle = 46, 46 + w / 2
+    drawing.box(left, middle, o, w, fill=BASE, stroke=BASE, fill_opacity=0.25, rx=0)
+    drawing.text(left, middle - 8, f"W, frozen: {frozen:,}")
+    drawing.text(left, middle + 8, "numbers")
+    drawing.box(right, middle, thin, w, fill=LORA, stroke="none", rx=0)
+    drawing.text(right + thin / 2 + 8, middle, f"A, {r} x {wide}", anchor="start")
+    foot = top + w
+    drawing.arrow((right, foot + 1), (right, foot + 16), colour=LORA)
+    drawing.box(right, foot + 20, thin, 5, **bar)
+    drawing.text(right + thin / 2 + 8, foot + 20, f"h, {r} wide", anchor="start")
+    drawing.arrow((right, foot + 24), (right, foot + 39), colour=LORA)
+    drawing.box(right, foot + 40 + thin / 2, o, thin, fill=LORA, stroke="none", rx=0)
+    drawing.text(right, foot + 40 + thin + 11, f"B, {out} x {r}")
+    last = foot + 40 + thin + 22
+    drawing.arrow((left, foot + 1), (left, last + 6), ((left + right) / 2 - 12, last + 21))
+    drawing.arrow((right, last), (right, last + 6), ((left + right) / 2 + 12, last + 21), colour=LORA)
+    drawing.text((left + right) / 2, last + 20, "+")
+    drawing.arrow(((left + right) / 2, last + 27), ((left + right) / 2, last + 40))
+    drawing.box((left + right) / 2, last + 44, o, 5, **bar)
+    drawing.text((left + right) / 2, last + 57, f"y, {out} wide")
+    drawing.height = last + 68
+    return drawing.show(
+        f"x goes down two ways. On the left through W, a square of {wide} by {out}. On the right through A, a strip "
+        f"{r} wide, to h, and through B, a strip {r} high. The two outputs are added to y.",
+        f"To scale: a matrix is as high as its input is wide, and as wide as its output. W has {frozen:,} numbers and "
+        f"stays. A and B have {trained:,} and learn.",
+    )
+
+
+# --- the worked numbers of the derivation, as a graph -----------------------------------------------------------------
+
+WORKED = {
+    "x": np.array([[1.0, 1], [2, 0], [0, 3]]),
+    "W": np.array([[1.0, 0], [2, 1]]),
+    "A": np.array([[2.0, -1]]),
+    "B": np.array([[1.0], [-1]]),
+    "t": np.array([[0.0, 1], [13, -10], [-9, 12]]),
+}
+"""The example of the derivation, with alpha = 2."""
+STEPS = {
+    "1": "h = x Aᵀ",
+    "2": "s h Bᵀ",
+    "7": "x Wᵀ",
+    "11": "y, the sum",
+    "15": "L",
+    "16": "dy",
+    "3": "dB",
+    "4": "dh",
+    "5": "dA",
+    "10": "dy W",
+    "6": "dh A",
+    "12": "dx, the sum",
+}
+"""The equations on the graph's edges, in the order in which they are computed."""
+
+
+def worked() -> dict[str, np.ndarray]:
+    """Return every number of the graph, from the layers' own forward and backward."""
+    x, W, A, B, t = WORKED.values()
+    layer = LoRALinear(Linear(W), LoRA(A, B, alpha=2))
+    update, (_, _, _, h) = layer.adapter.forward(x)
+    y, cache = layer.forward(x)
+    L, dy = mse(y, t)
+    dx, grads = layer.backward(dy, cache)
+    dx_adapter, _ = layer.adapter.backward(dy, layer.adapter.forward(x)[1])
+    # dh is what an adapter that ends at h passes on: B and s alone, as a layer.
+    dh = Linear(layer.adapter.scaling * B).input_gradient(dy)
+    sides = {
+        "base": layer.base(x),
+        "update": update,
+        "dx_base": layer.base.input_gradient(dy),
+        "dx_adapter": dx_adapter,
+    }
+    found = {**WORKED, "h": h, "y": y, "L": np.array([[L]]), "dy": dy, "dh": dh, "dx": dx}
+    return {**found, "dA": grads["lora_A"], "dB": grads["lora_B"], **sides}
+
+
+def graph() -> HTML:
+    """Return the worked example as a graph: on each edge what goes forward, and what comes back."""
+    n, drawing = worked(), Drawing(516)
+    left, right, middle = 92, 214, 153
+
+    def edge(number: str, start: tuple, end: tuple, name: str, value: np.ndarray, place: tuple, back: bool = False):
+        """Draw one way of an edge, lit by its equation."""
+        colour = {"fill": BACK} if back else {}
+        drawing.begin(data_eq=number)
+        drawing.arrow(
+            start, end, colour=BACK if back else "currentColor", **({"stroke_dasharray": "4 3"} if back else {})
+        )
+        drawing.text(place[0], place[1] - 7 * len(value) - 8, name, font_style="italic", **colour)
+        drawing.numbers(place[0], place[1], value, **colour)
+        drawing.end()
+
+    # x and its two ways
+    drawing.text(middle - 54, 30, "x", font_style="italic")
+    drawing.numbers(middle - 24, 30, n["x"])
+    drawing.begin(data_eq="12")
+    drawing.text(middle + 60, 30, "dx", font_style="italic", fill=BACK)
+    drawing.numbers(middle + 24, 30, n["dx"], fill=BACK)
+    drawing.end()
+    for side, number in ((left, "7"), (right, "1")):
+        drawing.begin(data_eq=number)
+        drawing.arrow((middle + (side - middle) * 0.15, 58), (side - 4, 146))
+        drawing.end()
+    edge("10", (left + 6, 146), (middle + 2, 62), "dy W", n["dx_base"], (left - 32, 106), back=True)
+    edge("6", (right + 6, 146), (middle + 22, 58), "dh A", n["dx_adapter"], (right + 36, 96), back=True)
+    drawing.box(left, 158, 56, 24, "x Wᵀ")
+    drawing.box(right, 158, 56, 24, "x Aᵀ")
+    drawing.text(22, 138, "W", font_style="italic")
+    drawing.numbers(22, 161, n["W"])
+    drawing.text(24, 184, "frozen")
+    drawing.begin(data_eq="7")
+    drawing.arrow((44, 158), (left - 29, 158))
+    drawing.end()
+    # A, and h
+    drawing.begin(data_eq="1")
+    drawing.text(302, 126, "A", font_style="italic")
+    drawing.numbers(302, 143, n["A"])
+    drawing.arrow((284, 155), (right + 29, 155))
+    drawing.end()
+    drawing.begin(data_eq="5")
+    drawing.arrow((right + 29, 162), (284, 162), colour=BACK, stroke_dasharray="4 3")
+    drawing.numbers(302, 175, n["dA"], fill=BACK)
+    drawing.text(302, 191, "dA", font_style="italic", fill=BACK)
+    drawing.end()
+    edge("1", (right - 4, 171), (right - 4, 257), "h", n["h"], (right - 24, 222))
+    edge("4", (right + 4, 257), (right + 4, 171), "dh", n["dh"], (right + 26, 222), back=True)
+    drawing.box(right, 270, 56, 24, "s h Bᵀ")
+    drawing.begin(data_eq="2")
+    drawing.text(300, 222, "B", font_style="italic")
+    drawing.numbers(300, 243, n["B"])
+    drawing.arrow((284, 266), (right + 29, 266))
+    drawing.end()
+    drawing.begin(data_eq="3")
+    drawing.arrow((right + 29, 274), (284, 274), colour=BACK, stroke_dasharray="4 3")
+    drawing.numbers(300, 290, n["dB"], fill=BACK)
+    drawing.text(300, 312, "dB", font_style="italic", fill=BACK)
+    drawing.end()
+    # the sum
+    edge("7", (left, 171), (middle - 14, 352), "base", n["base"], (left - 14, 262))
+    edge("2", (right - 4, 283), (middle + 12, 350), "update", n["update"], (right + 24, 340))
+    drawing.begin(data_eq="11")
+    drawing.box(middle, 360, 24, 24, "+", rx=12)
+    drawing.end()
+    edge("11 15", (middle - 4, 373), (middle - 4, 447), "y", n["y"], (middle - 38, 414))
+    edge("16", (middle + 4, 447), (middle + 4, 373), "dy", n["dy"], (middle + 36, 414), back=True)
+    drawing.begin(data_eq="15 16")
+    drawing.box(middle, 460, 130, 24, "mean of (y \u2212 t)²")
+    drawing.arrow((274, 460), (middle + 66, 460))
+    drawing.text(298, 428, "t", font_style="italic")
+    drawing.numbers(298, 458, n["t"])
+    drawing.end()
+    drawing.begin(data_eq="15")
+    drawing.arrow((middle, 473), (middle, 494))
+    drawing.text(middle, 504, f"L = {n['L'].item():g}", font_weight="bold")
+    drawing.end()
+    buttons = "".join(
+        f'<button type="button" data-eq="{number}">({number}) {html.escape(words)}</button>'
+        for number, words in STEPS.items()
+    )
+    svg = drawing.svg(
+        "A graph of the worked example. x goes down two ways: through W on the left; through A, to h, and through B on "
+        "the right. Their sum is y, and with t it gives the loss, 12. Beside each arrow stand the numbers that go "
+        "forward, and those that come back: dy, dh, dB, dA and the two parts of dx."
+    )
+    return HTML(
+        f'<figure class="picture graph" id="graph">{svg}<div class="steps" hidden>{buttons}</div>'
+        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button here, lights its edges."
+        "</figcaption></figure>"
+    )
+
+
+# --- an attention head ------------------------------------------------------------------------------------------------
+
+
+def place(drawing: Drawing, x: float, y: float, name: str, adapted: bool, width: float = 66) -> None:
+    """Draw a linear layer, with an adapter at its side where it has one."""
+    drawing.box(x, y, width, 24, name, fill=BASE, fill_opacity=0.18)
+    if adapted:
+        drawing.box(x + width / 2 + 7, y, 8, 24, fill=LORA, stroke="none", rx=2)
+
+
+def attention(layer: Attention) -> HTML:
+    """Return the drawing of an attention layer, with an adapter beside each linear layer that has one."""
+    has = set(adapters(layer))
+    drawing, columns = Drawing(352), {"q_proj": 55, "k_proj": 158, "v_proj": 262}
+    drawing.text(158, 10, f"x, {layer.shape[1]} numbers a position")
+    for name, x in columns.items():
+        drawing.arrow((158, 18), (x, 52))
+        place(drawing, x, 65, name, name in has)
+        drawing.arrow((x, 78), *([(x, 243), (222, 243)] if name == "v_proj" else [(x, 118)]))
+        drawing.text(x + 10, 96, name[0], anchor="start")
+    drawing.box(106, 131, 150, 24, "scores S = c q · k")
+    drawing.box(106, 187, 150, 24, "shares P: softmax")
+    drawing.arrow((106, 144), (106, 174))
+    drawing.text(114, 158, "later positions masked", anchor="start")
+    drawing.arrow((106, 200), (106, 231))
+    drawing.text(114, 216, "who reads from whom", anchor="start")
+    drawing.box(130, 243, 182, 24, "mixture o = P v")
+    drawing.arrow((130, 256), (130, 284))
+    place(drawing, 130, 297, "o_proj", "o_proj" in has)
+    drawing.arrow((130, 310), (130, 334))
+    drawing.text(130, 342, "y")
+    names = " and ".join([", ".join(sorted(has)[:-1]), sorted(has)[-1]]) if len(has) > 1 else ", ".join(has)
+    return drawing.show(
+        "x goes into three layers, q_proj, k_proj and v_proj. q and k make the scores, a softmax makes shares of them, "
+        f"the shares mix v into o, and o_proj makes y. Adapters stand beside {names}.",
+        f"Blue: the linear layers, where all weights are. Orange: a place for an adapter, {len(has)} in all. Nothing "
+        "else trains.",
+    )
+
+
+STRENGTHS = (0.0, 1.0, 2.0)
+
+
+def small_head() -> tuple[Attention, np.ndarray]:
+    """Return the layer and the input whose q, k and v are those of the page's small example."""
+    q = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    k = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, -1.0]])
+    v = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+    # Of x = 1, the unit matrix, x W^T is W^T. A rotation of no speed turns nothing.
+    heads = [Linear(np.ascontiguousarray(rows.T)) for rows in (q, k, v)]
+    return Attention(*heads, Linear(np.eye(2)), Rotary((1e-30,))), np.eye(3)
+
+
+def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return P (3, 3) and o (3, 2) with an adapter of rank 1 beside q_proj and v_proj, of these strengths."""
+    layer, x = small_head()
+    layer = adapt(layer, ["q_proj", "v_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
+    factors = {
+        "q_proj": ([[0.0, 0.0, 1.0]], [[-2.0], [-2.0]], on_q),
+        "v_proj": ([[0.0, 1.0, 0.0]], [[1.0], [1.0]], on_v),
+    }
+    for name, (A, B, strength) in factors.items():
+        adapters(layer)[name].lora_A[...] = A
+        adapters(layer)[name].lora_B[...] = strength * np.array(B)
+    y, cache = layer.forward(x)
+    return cache[-1][-1][0, 0], y
+
+
+def grids(P: np.ndarray, o: np.ndarray) -> Drawing:
+    """Return the drawing of the shares and of the output, a cell for each number."""
+    drawing = Drawing(204)
+    for left, matrix, title, colour in ((62, P, "shares P", LORA), (226, o, "output o = P v", BASE)):
+        drawing.text(left + 20 * (matrix.shape[1] - 1), 10, title)
+        for i, j in np.ndindex(*matrix.shape):
+            x, y = left + 40 * j, 66 + 42 * i
+            drawing.begin(data_cell=f"{i}{j}")
+            drawing.box(x, y, 38, 38, f"{matrix[i, j]:.2f}", fill=colour, fill_opacity=opacity(matrix)[i, j], rx=0)
+            drawing.end()
+    for i in range(3):
+        drawing.text(24, 66 + 42 * i, f"t = {i + 1}")
+        drawing.text(62 + 40 * i, 36, f"u = {i + 1}")
+    drawing.text(WIDTH / 2, 190, "row t: position t; column u: the one it reads from")
+    return drawing
+
+
+def opacity(matrix: np.ndarray) -> np.ndarray:
+    """Return how much of its colour a cell has, by its number: no more than leaves the number legible."""
+    most = 1 if matrix.shape == (3, 3) else 3  # a share is 1 at most, an output here 3
+    return np.round(0.55 * np.clip(matrix / most, 0, 1), 2)
+
+
+def shares() -> HTML:
+    """Return the picture of what an adapter beside q changes, and one beside v: the shares, and what they mix."""
+    before, o_before = adapted_head(0, 0)
+    cells, says, rows = [], [], []
+    for on_q, on_v in product(STRENGTHS, STRENGTHS):
+        P, o = adapted_head(on_q, on_v)
+        cells.append([[f"{v:.2f}", float(a)] for m in (P, o) for v, a in zip(m.flat, opacity(m).flat, strict=True)])
+        moved = [f"{np.abs(a - b).max():.2f}" for a, b in ((P, before), (o, o_before))]
+        says.append(
+            f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most, an output "
+            f"by {moved[1]}."
+        )
+        rows.append((f"{on_q:g}", f"{on_v:g}", *moved))
+    sliders = [
+        hands.Slider("on_q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], 0),
+        hands.Slider("on_v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
+    ]
+    table = pictures.table(["q times", "v times", "largest change of a share", "of an output"], rows)
+    still = grids(before, o_before).svg(
+        "Two grids of numbers: the shares of three positions, 3 by 3, and their outputs, 3 by 2. The sentence above "
+        "says what the sliders have changed."
+    )
+    caption = (
+        "The small example above, with adapters of rank 1. The one on q moves the shares; the one on v leaves them and "
+        "changes what is read."
+    )
+    return hands.figure("shares", sliders, says[0], HTML(still), table, {"cells": cells, "says": says}, caption)
+
+
+# --- a block, and the way of dy ---------------------------------------------------------------------------------------
+
+
+def block(model: Llama) -> HTML:
+    """Return the drawing of a model's first block, with the places of its adapters."""
+    has = {path.rpartition(".")[2] for path in adapters(model) if ".layers.0." in path}
+    drawing = Drawing(470)
+    main = 24
+    drawing.text(main, 10, "x")
+    drawing.arrow((main, 18), (main, 204))
+    drawing.arrow((main, 34), (150, 34), (150, 42))
+    drawing.box(150, 54, 74, 22, "RMSNorm")
+    for name, x in {"q_proj": 84, "k_proj": 178, "v_proj": 272}.items():
+        drawing.arrow((150, 66), (x, 84))
+        place(drawing, x, 97, name, name in has)
+        drawing.arrow((x, 110), (x, 128))
+    drawing.box(178, 140, 254, 24, "attention: shares, mixture")
+    drawing.arrow((178, 152), (178, 165))
+    place(drawing, 178, 178, "o_proj", "o_proj" in has)
+    drawing.arrow((178, 190), (178, 214), (main + 12, 214))
+    drawing.box(main, 214, 22, 22, "+", rx=11)
+    drawing.arrow((main, 226), (main, 412))
+    drawing.arrow((main, 242), (150, 242), (150, 250))
+    drawing.box(150, 262, 74, 22, "RMSNorm")
+    for name, x in {"gate_proj": 104, "up_proj": 232}.items():
+        drawing.arrow((150, 274), (x, 292))
+        place(drawing, x, 305, name, name in has, 76)
+    drawing.arrow((104, 318), (104, 336))
+    drawing.box(104, 348, 76, 24, "SiLU: gate")
+    drawing.arrow((232, 318), (232, 348), (143, 348))
+    drawing.arrow((104, 360), (104, 373))
+    place(drawing, 104, 386, "down_proj", "down_proj" in has, 76)
+    drawing.arrow((104, 398), (104, 422), (main + 12, 422))
+    drawing.box(main, 422, 22, 22, "+", rx=11)
+    drawing.arrow((main, 434), (main, 458))
+    drawing.text(main + 12, 452, "to the next block", anchor="start")
+    return drawing.show(
+        "A block. x goes down a line at the left. Two branches leave it and are added to it again: a norm and "
+        "attention with q, k, v and o_proj; and a norm and the MLP with gate, up and down_proj. Beside each of these "
+        f"{len(has)} stands an adapter.",
+        f"The line at the left is x, to which each branch adds. Blue: the linear layers. Orange: the {len(has)} places "
+        "for adapters.",
+    )
+
+
+def reached(model: Layer, run: Callable[[Layer], None]) -> tuple[set[str], set[str]]:
+    """Return the paths of the layers whose backward ran, and of those that returned a dx.
+
+    `run` takes a copy of the model, whose layers keep a record, and does a forward and a backward.
+    """
+    called, passed = set(), set()
+
+    def watch(path: str, layer: Layer) -> Layer:
+        plain = layer.backward
+
+        def backward(dy, cache, **options):
+            dx, grads = plain(dy, cache, **options)
+            called.add(path)
+            passed.update({path} if dx is not None else ())
+            return dx, grads
+
+        layer.backward = backward
+        return layer
+
+    run(rebuild(model, layer=watch))
+    return called, passed
+
+
+def kept(model: Llama, ids: np.ndarray) -> dict[str, int]:
+    """Return how many bytes each step of the decoder keeps for its backward."""
+    _, (_, _, (_, _, _, caches), _) = model.forward(ids)
+    return {name: 0 if c is None else cache_bytes(c) for (name, _), c in zip(model.model.steps(), caches, strict=True)}
+
+
+WHERE: dict[str, str | None] = {
+    "all weights": None,
+    "all seven, all blocks": "all-linear",
+    "q and v of block 2": r".*layers\.2\.self_attn\.[qv]_proj",
+    "down of block 1": r".*layers\.1\.mlp\.down_proj",
+    "q and v of block 1": r".*layers\.1\.self_attn\.[qv]_proj",
+    "q and v of block 0": r".*layers\.0\.self_attn\.[qv]_proj",
+}
+"""What trains, by what the slider says."""
+
+
+def small_model(targets: str | None) -> Llama:
+    """Return a model of three blocks, of the sizes on the page, with adapters of rank 4, or with none."""
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, frequencies=frequencies(8, base=10_000.0),
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape) / np.sqrt(shape[-1]) for name, shape in config.shapes().items()}
+    model = Llama.build(config, arrays)
+    return model if targets is None else adapt(model, targets, rank=4, alpha=8, rng=rng)
+
+
+def way_of_dy() -> HTML:
+    """Return the picture of how far the gradient goes, by where the adapters are, and what the forward keeps."""
+    models = {name: small_model(targets) for name, targets in WHERE.items()}
+    ids = np.random.default_rng(0).integers(0, 50, (2, 13))
+    drawn, says, rows = [], [], []
+    for name, model in models.items():
+
+        def run(watched):
+            z, cache = watched.forward(ids[:, :-1])
+            watched.backward(mse(z, 0 * z)[1], cache)
+
+        called, _ = reached(model, run)
+        bytes_of, has = kept(model, ids[:, :-1]), set(adapters(model))
+        steps = [("lm_head", "head"), ("model.norm", "norm")]
+        for i in reversed(range(len(model.model.layers))):
+            steps += [
+                (f"model.layers.{i}.mlp", f"block {i}: MLP"),
+                (f"model.layers.{i}.self_attn", f"block {i}: attention"),
+            ]
+        steps.append(("model.embed_tokens", "embedding"))
+        drawing, y = Drawing(0), 40
+        drawing.text(110, 10, "loss")
+        for path, words in steps:
+            alive = path in called
+            look = {} if alive else {"opacity": 0.6}
+            drawing.begin(**look)
+            colour, dashes = (BACK, {}) if alive else ("currentColor", {"stroke_dasharray": "2 4"})
+            drawing.arrow((110, y - 22), (110, y - 11), colour=colour, **dashes)
+            drawing.box(110, y, 136, 22, words, **({} if alive else dashes))
+            beside_it = [other for other in has if other.startswith(path + ".")]
+            for j in range(len(beside_it)):
+                drawing.box(184 + 7 * j, y, 5, 22, fill=LORA, stroke="none", rx=1)
+            step = path.removeprefix("model.").removesuffix(".mlp")
+            if step in bytes_of:
+                drawing.text(
+                    322, y + (16 if ".mlp" in path else 0), f"keeps {bytes_of[step] / 1000:.1f} kB", anchor="end"
+                )
+            drawing.end()
+            y += 33
+        drawing.height = y - 12
+        total = sum(bytes_of.values())
+        lowest = [words for path, words in steps if path in called][-1]
+        drawn.append(
+            drawing.svg(
+                f"The model from the loss down to the embedding. What trains: {name}. dy goes down to {lowest}; what "
+                "lies below is grey."
+            )
+        )
+        says.append(f"{name}: dy goes down to {lowest}. The forward keeps {total / 1000:.1f} kB for it.")
+        rows.append((name, lowest, f"{total / 1000:.1f} kB"))
+    slider = hands.Slider("adapters", "what trains", list(models), 1)
+    table = pictures.table(["what trains", "dy goes down to", "kept for backward"], rows)
+    caption = (
+        "Coloured arrows: dy. Grey: no backward runs there. Orange bars: adapters. The sizes are of what "
+        "the forward kept."
+    )
+    data = {"pictures": drawn, "says": says}
+    return hands.figure("way", [slider], says[1], HTML(drawn[1]), table, data, caption)
+
+
+# --- DoRA -------------------------------------------------------------------------------------------------------------
+
+
+def two_arrows() -> HTML:
+    """Return the drawing of one row of a weight with two inputs under DoRA."""
+    W, A, B, m = np.array([[2.4, 0.5]]), np.array([[-0.1, 1.4]]), np.array([[1.0]]), np.array([2.2])
+    layer = DoRA(Linear(W), Adapter(A, B, 1.0, magnitude=m))
+    V, merged = layer.direction()[0], layer.merge().weight[0]
+    drawing, (x0, y0), unit = Drawing(216), (22, 206), 84
+    at = {name: (x0 + unit * v[0], y0 - unit * v[1]) for name, v in (("W", W[0]), ("V", V), ("merged", merged))}
+    angles = np.linspace(math.atan2(W[0, 1], W[0, 0]) - 0.1, math.atan2(V[1], V[0]) + 0.2, 30)
+    arc = [(x0 + unit * m[0] * math.cos(a), y0 - unit * m[0] * math.sin(a)) for a in angles]
+    corners = " ".join(f"{x:.4g},{y:.4g}" for x, y in arc)
+    drawing.parts.append(f'<polyline points="{corners}" fill="none" stroke="currentColor" stroke-dasharray="2 4"/>')
+    drawing.arrow((x0, y0), at["merged"], colour=LORA, stroke_width=7, head=18)
+    drawing.arrow((x0, y0), at["W"], colour=BASE, stroke_width=2.4, head=10)
+    drawing.arrow(at["W"], at["V"], stroke_dasharray="4 3")
+    drawing.arrow((x0, y0), at["V"], stroke_width=1.6, head=9)
+    drawing.text(150, 203, f"a row of W, {np.linalg.norm(W):.2f} long")
+    drawing.text(at["W"][0] + 6, (at["W"][1] + at["V"][1]) / 2, "s B A", anchor="start")
+    drawing.text(at["V"][0] - 6, at["V"][1] - 10, f"V = W + s B A, n = {layer.norm()[0]:.2f}")
+    drawing.text(arc[-1][0] + 2, arc[-1][1] - 12, f"m = {m[0]:g}")
+    drawing.text(72, y0 - 122, "the new row, m V / n")
+    return drawing.show(
+        f"Two arrows from one point: a row of W, and V, which is W plus the adapter's change and points elsewhere. The "
+        f"new row lies along V and ends at the circle of radius m, {m[0]:g}, whatever length V has.",
+        "The adapter turns the row: only V's direction counts. The magnitude m sets its length, on the dotted circle.",
+    )
