@@ -479,15 +479,16 @@ def test_a_checkpoint_may_lie_in_the_models_folder(folder):  # noqa: F811
 
 @pytest.mark.long
 def test_what_need_not_be_the_same_may_change(folder, capsys):  # noqa: F811
-    assert finetune("--steps", "40") == 0
+    wide = ["--dtype", "float64"]  # other parts of a batch: the sums are rounded otherwise
+    assert finetune("--steps", "40", *wide) == 0
     whole = load_adapter("a")
-    assert finetune("--steps", "6", "--checkpoint", "c", "--target-modules", "all-linear") == 0
+    assert finetune("--steps", "6", "--checkpoint", "c", "--target-modules", "all-linear", *wide) == 0
     os.rename("model", "moved")
     os.rename("text", "renamed")
-    more = ["--steps", "40", "--checkpoint", "c", "--micro-batch", "4", "--plot", "p.svg"]
+    more = ["--steps", "40", "--checkpoint", "c", "--micro-batch", "4", "--plot", "p.svg", *wide]
     assert run("finetune", "renamed", "--save", "a", "--model", "moved", *FEW, *more) == 0
     for path, adapter in load_adapter("a").items():
-        np.testing.assert_array_equal(adapter.delta(), whole[path].delta())
+        np.testing.assert_allclose(adapter.delta(), whole[path].delta(), atol=1e-6)
 
 
 @pytest.mark.long
@@ -497,7 +498,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(folder, capsys):  # noqa: F8
     rng = np.random.default_rng(0)
     model = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=rng)
     given = {"batch_size": 4, "lr": 0.02, "log_every": 20, "loss": next_token_loss, "held_out": tuple(held_out)}
-    train(model, X, Y, epochs=25, steps=1, rng=rng, checkpoint="c", **given)
+    train(model, X, Y, epochs=25, steps=1, rng=rng, checkpoint="c", gradients=accumulate(2), **given)
     old = Path("c").read_bytes()
     assert finetune("--steps", "50", "--checkpoint", "c", "--rank", "4") == 2
     err = capsys.readouterr().err
