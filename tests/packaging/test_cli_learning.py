@@ -352,7 +352,7 @@ def test_what_fits_follows_the_models_size(folder, capsys):  # noqa: F811
     assert "time     1 steps of 16 windows" in capsys.readouterr().out
 
 
-def test_a_training_that_breaks_down_names_the_step_and_the_rate(folder, capsys):  # noqa: F811
+def test_a_training_that_breaks_down_names_step_and_rate(folder, capsys):  # noqa: F811
     assert finetune("--lr", "1e30", "--checkpoint", "c") == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
