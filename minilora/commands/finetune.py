@@ -238,6 +238,7 @@ def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
 
     from ..data import load_data
     from ..layer import parameter_bytes, parameter_count
+    from .costs import megabytes
 
     with _doing(f"model    {model_name(options)}"):
         data = load_data(options.text, model_path(options), options.length)
@@ -246,8 +247,8 @@ def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
     count = parameter_count(model)
     print(f": {count:,} parameters in {options.dtype}, {where.device}", flush=True)
     if options.quantize:
-        whole, kept = count * np.dtype(options.dtype).itemsize, parameter_bytes(model)
-        print(f"weights  {kept / 1e6:,.1f} MB with quantised linear layers, {whole / 1e6:,.1f} MB without")
+        whole, kept = megabytes(count * np.dtype(options.dtype).itemsize), megabytes(parameter_bytes(model))
+        print(f"weights  {kept} with quantised linear layers, {whole} without")
     _settle(options, count)
     return data, model
 
