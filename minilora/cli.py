@@ -43,6 +43,8 @@ start here:
   minilora export DIR --model MODEL -o FILE.gguf
                                      the same for llama.cpp
   minilora finetune TEXT --save DIR  an adapter of a small language model, trained on a text
+  minilora finetune CHATS.jsonl --model MODEL --save DIR
+                                     the same of a model of yours, on chats, or prompts and what follows them
   minilora generate PROMPT           what the model says next; with --adapter DIR, adapted
   minilora conformance MODULE        is a LoRA of your own right, and if not, what is wrong with it?
   minilora golden DIR                the same of a program that reads adapters: files, with right answers

@@ -259,7 +259,7 @@ def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]
     if not any((y != IGNORED).any() for _, y in rows):
         first = int(np.flatnonzero(example.counted)[0])
         raise ValueError(
-            f"{first} tokens come before the first that counts, and a row has {length}: nothing is left to learn"
+            f"{first} tokens come before the first that counts, and the length is {length}: nothing is left to learn"
         )
     return rows
 
@@ -298,22 +298,24 @@ def _of_examples(path: Path, examples: list[Example], length: int, tokenizer: To
     """Return examples as arrays, as wide as the longest of them needs, one in ten held out."""
     if len(examples) < 2:
         raise FileRefused(path, f"it has {len(examples)} example, expected at least 2: one is held out")
-    parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[], []]
-    for example, held in zip(examples, is_held_out(len(examples)), strict=True):
+    trained: list[tuple[np.ndarray, np.ndarray]] = []
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    is_held = is_held_out(len(examples))
+    for example, to_measure in zip(examples, is_held, strict=True):
         try:
-            parts[int(held)] += rows_of(example, length)
+            (held if to_measure else trained).extend(rows_of(example, length))
         except ValueError as error:
             raise FileRefused(path, f"line {example.line}: {error}") from None
-    trained, measured = parts[0], [parts[1][row] for row in spread(np.arange(len(parts[1])))]
+    measured = [held[row] for row in spread(np.arange(len(held)))]
     width = max(len(x) for x, _ in trained + measured)
-    held_out = int(is_held_out(len(examples)).sum())
-    tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in parts[0] + parts[1])
+    held_out = int(is_held.sum())
+    tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
     cut = sum(not e.whole and len(e.ids) > length + 1 for e in examples)
     summary = (
         f"{len(examples) - held_out:,} examples and {held_out:,} held out, {counted:,} of {tokens:,} tokens count"
         + (f", {cut:,} are cut after {length} tokens" if cut else "")
     )
-    shown = next(e for e, held in zip(examples, is_held_out(len(examples)), strict=True) if not held)
+    shown = examples[int(is_held.argmin())]  # the first to train on
     arrays, row_tokens = (*filled(trained, width), *filled(measured, width)), np.mean([len(x) for x, _ in trained])
     return Data(*arrays, "examples", summary, float(row_tokens), show(shown, length, tokenizer))
 

@@ -277,10 +277,11 @@ def check_parameters(state: TrainingState, epoch: int) -> None:
     params = state.optimizer.params
     if all_finite(list(params.values())):
         return
-    bad = ", ".join(name for name, p in params.items() if not all_finite([p]))
+    bad = [name for name, p in params.items() if not all_finite([p])]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise TrainingDiverged(
-        f"epoch {epoch}: {bad} is no longer finite, {_last_loss(state)}. The model keeps what the epoch left. Either "
-        f"lr = {state.optimizer.lr} is too large, or X or Y is not finite",
+        f"epoch {epoch}: {', '.join(bad[:3])}{more} is no longer finite, {_last_loss(state)}. The model keeps what the "
+        f"epoch left. Either lr = {state.optimizer.lr} is too large, or X or Y is not finite",
         epoch,
     )
 

@@ -42,14 +42,28 @@ class Costs:
         """Return the seconds that a step of so many windows takes, very roughly."""
         return STEP * self.forward * windows
 
+    def measuring(self, windows: int) -> float:
+        """Return the seconds that measuring the loss of so many windows takes, very roughly."""
+        return self.forward * windows
+
+    def at_once(self, windows: int) -> int:
+        """Return the most windows that exist at a time, where a step has so many: measuring the loss has more, maybe.
+
+        A forward makes its caches whether a backward follows or not.
+        """
+        return max(windows, self.measured)
+
     def together(self, windows: int) -> int:
-        """Return the bytes of all there is, with so many windows at a time; measuring the loss has windows, too."""
-        windows = max(windows, self.measured)
-        return self.weights + self.state + self.activations(windows) + windows * self.logits
+        """Return the bytes of all there is, where a step has so many windows at a time."""
+        most = self.at_once(windows)
+        return self.weights + self.state + self.activations(most) + most * self.logits
 
 
-def costs_of(model: Any, X: Array, where: Backend, threads: int) -> Costs:
-    """Return what training on windows such as those of X costs, from a forward of one and a forward of two."""
+def costs_of(model: Any, X: Array, where: Backend, threads: int, held_out: int) -> Costs:
+    """Return what training on windows such as those of X costs, from a forward of one and a forward of two.
+
+    `held_out` is the number of windows that the loss is measured on, on so many threads.
+    """
     kept, seconds = [], math.inf
     for windows in (1, 2):
         x = X[:windows]
@@ -65,7 +79,7 @@ def costs_of(model: Any, X: Array, where: Backend, threads: int) -> Costs:
         kept=(kept[0], kept[1] - kept[0]),
         logits=logits.nbytes // len(x),
         forward=seconds,
-        measured=threads * max(1, EVALUATION_ROWS // X.shape[1]),
+        measured=min(held_out, threads * max(1, EVALUATION_ROWS // X.shape[1])),
     )
 
 
@@ -79,7 +93,7 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
     ValueError
         If the machine has less in all: the system would end the process in the first step.
     """
-    windows = max(rows * workers, costs.measured)
+    windows = costs.at_once(rows * workers)
     needed, there = costs.together(rows * workers), memory(where)
     line = (
         f"with weights {number(costs.weights)}, Adam and gradients {number(costs.state)}, "
@@ -96,7 +110,7 @@ def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple
     hint = (
         f"--micro-batch {fitting[-1]} fits, and takes the same steps"
         if fitting
-        else "not even --micro-batch 1 fits; a smaller --length needs less"
+        else f"not even --micro-batch 1 fits; {'--workers 1' if workers > 1 else 'a smaller --length'} needs less"
     )
     if needed > there.whole:
         raise ValueError(f"the training needs {megabytes(needed)} and the machine has {megabytes(there.whole)}: {hint}")

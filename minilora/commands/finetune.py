@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from .learning import Table
     from .resume import Stopped
 
-LOG_EVERY = 20
-"""Steps from one measurement of the held-out loss to the next."""
 SMALL = 10_000_000
 """Parameters up to which a model is a small one."""
 FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
@@ -135,6 +133,7 @@ def _run(options: argparse.Namespace) -> int:
     from ..fast import keep_pages
     from ..files.adapters import save_adapter
     from ..layer import parameter_count
+    from ..training import TrainingDiverged
 
     keep_pages()
     where, start = backend(options), time.perf_counter()
@@ -147,11 +146,14 @@ def _run(options: argparse.Namespace) -> int:
     adapted = adapt(model, target_modules(options), rank=options.rank, alpha=options.alpha, rng=rng)
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
-    costs = _say_costs(options, where, adapted, data, threads, stopped.saved.epoch if stopped else 0)
-    table = _train(options, where, adapted, data, rng, threads, costs, stopped)
+    costs = _say_costs(options, where, adapted, data, threads, stopped)
+    try:
+        table = _train(options, where, adapted, data, rng, threads, costs, stopped)
+    except TrainingDiverged as error:
+        raise TrainingDiverged(_diverged(options, error.epoch), error.epoch) from error
     save_adapter(options.save, adapters(adapted), base_model=options.model and str(options.model))
     print(f"\nadapter written to {printable(str(options.save))} after {time.perf_counter() - start:.0f} s")
-    if best := table.best():
+    if best := table.best(kept=options.checkpoint is not None):
         print(best)
     if options.plot is not None:
         from .. import figures
@@ -236,6 +238,7 @@ def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
 
     from ..data import load_data
     from ..layer import parameter_bytes, parameter_count
+    from .costs import megabytes
 
     with _doing(f"model    {model_name(options)}"):
         data = load_data(options.text, model_path(options), options.length)
@@ -244,8 +247,8 @@ def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
     count = parameter_count(model)
     print(f": {count:,} parameters in {options.dtype}, {where.device}", flush=True)
     if options.quantize:
-        whole, kept = count * np.dtype(options.dtype).itemsize, parameter_bytes(model)
-        print(f"weights  {kept / 1e6:,.1f} MB with quantised linear layers, {whole / 1e6:,.1f} MB without")
+        whole, kept = megabytes(count * np.dtype(options.dtype).itemsize), megabytes(parameter_bytes(model))
+        print(f"weights  {kept} with quantised linear layers, {whole} without")
     _settle(options, count)
     return data, model
 
@@ -270,26 +273,42 @@ def _rows(options: argparse.Namespace) -> int:
     return min(options.micro_batch or math.ceil(size / 2), size)
 
 
-def _say_costs(options: argparse.Namespace, where: Backend, adapted: Any, data: Data, threads: int, done: int) -> Costs:
+def _say_costs(
+    options: argparse.Namespace, where: Backend, adapted: Any, data: Data, threads: int, stopped: Stopped | None
+) -> Costs:
     """Say what memory and time the training is going to take."""
     from .costs import costs_of, held_against, megabytes
-    from .learning import duration
+    from .learning import duration, rows_to_come
 
     rows = _rows(options)
-    at_once = min(threads, math.ceil(options.batch_size / rows))  # parts
-    costs = costs_of(adapted, where.asarray(data.X), where, threads)
-    kept = megabytes(at_once * costs.activations(rows))
-    print(f"memory   {kept} of activations for the backward of {at_once} x {rows} {data.rows}")
-    line, hint = held_against(costs, where, rows, at_once)
+    parts = min(threads, math.ceil(options.batch_size / rows))  # at once
+    costs = costs_of(adapted, where.asarray(data.X), where, threads, len(data.X_held))
+    most = costs.at_once(parts * rows)
+    what = f"for the backward of {parts} x {rows}" if most == parts * rows else f"to measure the loss of {most}"
+    print(f"memory   {megabytes(costs.activations(most))} of activations {what} {data.rows} at a time")
+    line, hint = held_against(costs, where, rows, parts)
     print(f"         {line}")
-    steps = options.steps - done
-    seconds = duration(steps * costs.step(options.batch_size))
-    print(f"time     {steps} steps of {options.batch_size} {data.rows}, very roughly {seconds}\n", flush=True)
+    done, known = (stopped.saved.epoch, stopped.before is not None) if stopped else (0, False)
+    steps, filled = options.steps - done, data.row_tokens / data.X.shape[1]  # the rest of a row is not computed
+    seconds = steps * filled * costs.step(options.batch_size)
+    seconds += (rows_to_come(options.steps, done) + (not known)) * costs.measuring(len(data.X_held))
+    print(f"time     {steps} steps of {options.batch_size} {data.rows}, very roughly {duration(seconds)}\n", flush=True)
     if data.example:
         print(f"{data.example}\n", flush=True)
     if hint:
         say(hint)
     return costs
+
+
+def _diverged(options: argparse.Namespace, step: int) -> str:
+    """Say that a training broke down, what may help, and what is left of it."""
+    kept = ""
+    if options.checkpoint is not None:
+        kept = f"; {printable(str(options.checkpoint))} keeps step {step - 1}, and another --lr needs another file"
+    return (
+        f"step {step} left numbers that are not finite: --lr {options.lr:g} is too large for this training. No adapter "
+        f"is written{kept}"
+    )
 
 
 def _train(
@@ -309,14 +328,14 @@ def _train(
     from ..layer import parameter_count
     from ..text import next_token_loss
     from ..training import evaluate, train
-    from .learning import Table, TrainingLoss
+    from .learning import LOG_EVERY, Table, TrainingLoss
     from .resume import asked
 
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
     loss = TrainingLoss(without_filling(accumulate(_rows(options), threads)), done, learned)
-    measuring = costs.forward * len(X_held)
-    table = Table(options.steps, done, round(options.batch_size * data.row_tokens), loss, measuring)
+    tokens, measuring = round(options.batch_size * data.row_tokens), costs.measuring(len(X_held))
+    table = Table(options.steps, done, tokens, loss, measuring)
     before = stopped.before if stopped else None
     if before is None:
         before = evaluate(adapted, X_held, Y_held, next_token_loss, threads)

@@ -22,8 +22,9 @@ from ..checks import Array
 from ..files.checkpoint import Saved
 from ..losses import IGNORED, Loss
 from ..training import Gradients, History, TrainingState
-from .finetune import LOG_EVERY
 
+LOG_EVERY = 20
+"""Steps from one measurement of the held-out loss to the next."""
 QUIET = 60.0
 """Seconds without a row after which a line says how far it is."""
 
@@ -138,8 +139,7 @@ class Table:
 
     def _left(self, step: int, a_step: float) -> float:
         """Return the seconds that the steps after this one take, and measuring the loss at the rows to come."""
-        rows = math.ceil(self.steps / LOG_EVERY) - step // LOG_EVERY
-        return (self.steps - step) * a_step + rows * self.measuring if step < self.steps else 0.0
+        return (self.steps - step) * a_step + rows_to_come(self.steps, step) * self.measuring
 
     def _row(self, step: int, training: float, held_out: float, speed: str = "", left: str = "") -> None:
         self.rows.append((step, training, held_out))
@@ -152,14 +152,24 @@ class Table:
         sys.stdout.flush()
         self.said = time.perf_counter()
 
-    def best(self) -> str:
-        """Return a sentence about the lowest held-out loss, where it is not the last one's; or ""."""
+    def best(self, kept: bool = False) -> str:
+        """Return a sentence about the lowest held-out loss, where it is not the last one's; or "".
+
+        A training that is kept in a checkpoint does not go back: to end earlier, another begins.
+        """
         lowest = min(self.rows, key=lambda row: round(row[2], 3))
         if round(lowest[2], 3) == round(self.rows[-1][2], 3):
             return ""
         return f"the held-out loss was lowest at step {lowest[0]}: {lowest[2]:.3f}" + (
-            f"; the same command with --steps {lowest[0]} ends there" if lowest[0] else ", before the training"
+            f"; the same command with --steps {lowest[0]}{' and another --checkpoint' if kept else ''} ends there"
+            if lowest[0]
+            else ", before the training"
         )
+
+
+def rows_to_come(steps: int, step: int) -> int:
+    """Return how many times the loss is measured after a step: at every row, and behind the last step."""
+    return math.ceil(steps / LOG_EVERY) - step // LOG_EVERY if step < steps else 0
 
 
 def duration(seconds: float) -> str:

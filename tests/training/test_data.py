@@ -174,7 +174,7 @@ def test_an_example_is_cut_after_its_row(length, expected):
 
 
 def test_a_prompt_that_fills_the_row_is_refused():
-    with pytest.raises(ValueError, match="3 tokens come before the first that counts, and a row has 2: nothing is"):
+    with pytest.raises(ValueError, match="3 tokens come before the first that counts, and the length is 2: nothing is"):
         rows_of(example("abcdef", 3), 2)
 
 
@@ -303,7 +303,7 @@ GOOD = {"prompt": "a", "completion": "b"}
         ({"text": ""}, "line 3: its text is empty: ''"),
         (
             {"prompt": "the long prompt", "completion": "a"},
-            "line 3: 15 tokens come before the first that counts, and a",
+            "line 3: 15 tokens come before the first that counts, and the length is 8",
         ),
         ({"messages": [{"role": "user", "content": "a"}]}, "line 3: .*there is no chat template in tokenizer_config"),
         ({"prompt": "\ud800", "completion": "a"}, "line 3: "),

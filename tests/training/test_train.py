@@ -418,6 +418,17 @@ def test_the_array_and_the_epoch_that_went_wrong_are_named(mined, seed):
         np.testing.assert_allclose(p, np.nan if name == mined else -1e-3 * 900 * epoch, rtol=1e-6)
 
 
+def test_of_many_arrays_that_went_wrong_three_are_named():
+    class Many(Mined):
+        def backward(self, dy, cache, *, need_dx=True):
+            return None, {name: np.array([np.nan]) for name in self.arrays}
+
+    x, model = np.zeros((8, 1)), Many("first")
+    model.arrays |= {f"p{i}": np.zeros(1) for i in range(7)}
+    with pytest.raises(TrainingDiverged, match=r"^epoch 1: first, second, p0 and 6 more is no longer finite, "):
+        train(model, x, x, epochs=1, batch_size=2, rng=np.random.default_rng(0))
+
+
 class Fickle(Mined):
     """Its gradients are NaN from one step on."""
 
