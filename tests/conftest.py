@@ -17,9 +17,9 @@ from .support import cupy_standin  # noqa: E402
 from .support.places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
-FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 15}
+FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 10}
 settings.register_profile("default", **FEWER)
-settings.register_profile("ci", settings.get_profile("ci"), **FEWER)
+settings.register_profile("ci", settings.get_profile("ci"), **FEWER | {"max_examples": 15})
 if settings.get_current_profile_name() == "ci":
     settings.load_profile("ci")
 if settings.get_current_profile_name() == "default":

@@ -173,6 +173,7 @@ def test_noise_has_no_pattern(kind, dtype):
                 assert trial.agrees(name, found) or pattern(name, found, trial) == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["embedding", "dora", "dora-full", "conv1d", "conv2d"])
 def test_an_order_is_told_in_every_kind(kind):
     wrong = from_formulas(kind)

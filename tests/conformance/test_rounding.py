@@ -108,6 +108,7 @@ LARGE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("order", "dtype"), [("positive first", "float64"), ("last to first", "float32")])
 @pytest.mark.parametrize("said", LARGE)
 def test_a_scaling_is_named_in_every_order_of_summation(said, order, dtype):

@@ -799,6 +799,7 @@ WRONG_WHERE = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", WRONG_WHERE)
 def test_what_the_wrong_problems_have_in_common_is_told(words):
     def forward(x, *layer):
@@ -826,6 +827,7 @@ WRONG_STEPS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", WRONG_STEPS)
 def test_what_the_wrong_convolutions_have_in_common_is_told(words):
     right = from_formulas("conv2d")

@@ -86,6 +86,7 @@ def results(folder, tmp_path_factory):
     return made
 
 
+@pytest.mark.long
 def test_our_own_answers_to_every_case_pass(folder, results):
     reports = vectors.compare(folder, results)
     assert [report.dtype for report in reports] == ["float64", "float32", "float16", "bfloat16"]
@@ -140,6 +141,7 @@ def test_a_flag_is_a_bug_that_the_case_catches(folder):
     assert "the-output-lacks-the-bias" not in flags["linear-1-float64.safetensors"]
 
 
+@pytest.mark.long
 def test_the_same_bits_are_written_again(folder, tmp_path):
     vectors.write(tmp_path / "again")
     names = sorted(file.name for file in folder.iterdir())

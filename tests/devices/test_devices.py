@@ -267,6 +267,7 @@ def test_evaluating_waits_once_however_many_rows_there_are(standin, monkeypatch)
     assert (traffic.waits, traffic.to_device, traffic.to_host) == (1, 0, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [["check"], ["article", "--epochs", "1"]])
 def test_the_command_line_computes_on_the_backend_it_is_told(standin, small_article, small_check, capsys, command):
     assert main([*command, "--backend", "cupy"]) == 0

@@ -38,6 +38,7 @@ def test_fine_tuning_gives_the_losses_of_numpy(place):
         place.assert_same(adapted.trainable()[name], p, adam=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [4, 1])
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (3, 5)])
 def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, steps):

@@ -394,6 +394,7 @@ def many(count):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("escaped", [True, False])
 def test_thousands_of_own_alphas_run_no_expression(tmp_path, monkeypatch, escaped):
     """3,000 layers take 0.2 s; matching each pattern with each path would take 9,000,000 steps."""
@@ -433,6 +434,7 @@ def test_a_path_of_many_dots_takes_little_time_and_memory(tmp_path):
     assert memory.peak < 40e6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", [".", r"\.", *(pytest.param(part, marks=pytest.mark.long) for part in ("a.", "a"))])
 def test_a_long_plain_pattern_takes_little_memory(tmp_path, part):
     """A regular expression that judged all of it would take 60 MB."""

@@ -407,6 +407,7 @@ for _ in range(int(sys.argv[3])):
 """
 
 
+@pytest.mark.long
 def test_two_writers_and_a_reader_never_see_a_mixture(tmp_path):
     folder, pipe = tmp_path / "a", subprocess.PIPE
     save_adapter(folder, {"fc": LoRA(np.full((2, 300), 1.0), np.full((300, 2), 1.0), 1.0)})

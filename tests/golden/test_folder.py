@@ -40,6 +40,7 @@ def adapters_of(golden, entry):
     return {path: weighted_sum(*map(list, zip(*pairs, strict=True))) for path, pairs in parts.items()}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*holds the base's own weight")
 @pytest.mark.parametrize("case", OURS, ids=lambda case: case.id)
 def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, case):

@@ -84,6 +84,7 @@ def test_the_likeliest_bugs_are_caught_and_named(golden, index, tmp_path, bug):
     assert found.names[flag] in str(found).splitlines()[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 def test_every_signature_is_named_and_no_other(golden, index, results, precision):
     """Off by nearly the whole tolerance, none is taken for another."""

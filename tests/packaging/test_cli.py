@@ -394,6 +394,7 @@ def test_check_prints_what_it_measured(small_check, capsys):
         assert row.endswith(f"{block.checked}{block.error:10.1e}{block.allowed:10.1e}  ok")
 
 
+@pytest.mark.long
 def test_check_says_where_it_computed(small_check, standin, capsys):
     assert run("check", "--backend", "cupy") == 0
     assert capsys.readouterr().out.endswith(f"(complex step, float64, {standin.device})\n")

@@ -83,6 +83,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.site
 @pytest.mark.parametrize(("what", "file", "old", "new", "said"), BROKEN, ids=[row[0] for row in BROKEN])
 def test_a_broken_link_is_found(package, what, file, old, new, said):
     replace(package / file, old, new)
@@ -205,6 +206,7 @@ def build(folder, layer=LAYER, derivation=DERIVATION, index=INDEX):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.site
 def test_the_build_links_both_ways(tmp_path):
     done = build(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -232,6 +234,7 @@ def test_a_number_in_the_prose_becomes_a_link(tmp_path):
     assert "code (9)" in page
 
 
+@pytest.mark.site
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -75,6 +75,7 @@ def test_a_picture_needs_a_folder(tmp_path):
     check_figure_path(tmp_path / "p.png")
 
 
+@pytest.mark.long
 def test_a_figure_is_a_picture_where_ipython_shows_it(result, tmp_path):
     formatters = pytest.importorskip("IPython.core.formatters", reason="IPython is not installed")
     figure = plot_article(result)

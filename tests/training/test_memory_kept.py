@@ -43,6 +43,7 @@ def new_pages(how, threads):
     return int(found.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_next_step_asks_for_no_new_pages(threads):
     assert new_pages("give back", threads) > 300

@@ -15,6 +15,7 @@ da = pytest.importorskip("dask.array")
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "03_rows_without_end.py"))
 
 
+@pytest.mark.long
 @settings(max_examples=15)
 @given(
     st.integers(30, 90), st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99)

@@ -110,6 +110,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimisation", PLAIN)
 @settings(max_examples=2, deadline=None)
 @given(kinds, widths, widths, ranks, seeds)

@@ -141,6 +141,7 @@ def short_pieces(monkeypatch):
         monkeypatch.setattr(sys.modules["minilora.text"], name, size)
 
 
+@pytest.mark.long
 @given(
     words=st.lists(st.sampled_from(["a", "bb", " ", "  ", "\n", "cat", "é", "日本", ", ", "."]), min_size=1),
     times=st.integers(1, 200),

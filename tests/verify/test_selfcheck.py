@@ -157,6 +157,7 @@ def test_a_wrong_residual_form_is_found(monkeypatch):
     assert sum(not passed for passed in verdicts().values()) == 3 * 2
 
 
+@pytest.mark.long
 def test_it_computes_where_it_is_told(standin, small_check):
     traffic.reset()
     reports = list(selfcheck.prove(standin))
