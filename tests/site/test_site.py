@@ -26,7 +26,7 @@ pytestmark = [
 class Page(HTMLParser):
     """The ids of a page, where its links lead, and its prose: its article without code, headings and links."""
 
-    NO_PROSE = ("a", "code", "pre", "script", "style", "svg", "title", "h1", "h2", "h3", "h4")
+    NO_PROSE = ("a", "button", "code", "pre", "script", "style", "svg", "title", "h1", "h2", "h3", "h4")
 
     def __init__(self, path):
         super().__init__()
