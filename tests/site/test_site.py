@@ -37,8 +37,10 @@ class Page(HTMLParser):
         attrs = dict(attrs)
         self.ids.add(attrs.get("id"))
         self.links += [attrs[name] for name in ("href", "src") if attrs.get(name) and tag != "use"]
-        no_prose = {"number", "katex"} & set((attrs.get("class") or "").split()) or self.inside[-1:] == ["span"]
-        if tag in ("article", *self.NO_PROSE) or (tag == "span" and no_prose):
+        classes = set((attrs.get("class") or "").split())
+        no_prose = {"number", "katex"} & classes or self.inside[-1:] == ["span"]
+        recorded = tag == "table" and "data" in classes  # may quote a message of another program
+        if tag in ("article", *self.NO_PROSE) or (tag == "span" and no_prose) or recorded:
             self.inside.append(tag)
 
     def handle_endtag(self, tag):
