@@ -16,6 +16,8 @@ from minilora.conformance.suite import OF_PROBLEMS, ids
 from .implementations import OURS, implementation, with_kinds
 from .test_suite import planted, report_of
 
+pytestmark = pytest.mark.long
+
 LINEAR = vars(OURS["linear"])
 
 

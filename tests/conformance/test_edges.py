@@ -13,6 +13,8 @@ from minilora.conformance.report import REFUSED
 from .implementations import OURS, with_kinds
 from .test_rounding import ORDERS, lora, product
 
+pytestmark = pytest.mark.long
+
 
 def on_rows(functions):
     """Functions on rows, for any number of axes."""

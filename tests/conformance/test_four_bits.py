@@ -15,6 +15,8 @@ from minilora.conformance.suite import ids
 
 from .implementations import OURS, nf4_functions, unpack, with_kinds
 
+pytestmark = pytest.mark.long
+
 
 def report_of(**functions):
     return check(with_kinds(nf4=SimpleNamespace(**vars(OURS["nf4"]) | functions))).kinds["nf4"]

@@ -9,6 +9,8 @@ from minilora.conformance import check
 
 from .implementations import OURS, from_formulas, implementation
 
+pytestmark = pytest.mark.long
+
 LINEAR = vars(OURS["linear"])
 
 

@@ -20,6 +20,8 @@ from ..support.cases import linear_case
 from ..support.problems import Problem
 from .implementations import OURS, from_formulas, implementation, with_kinds
 
+pytestmark = pytest.mark.long
+
 LINEAR = vars(OURS["linear"])
 
 

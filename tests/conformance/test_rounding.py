@@ -12,6 +12,8 @@ from minilora.conformance.reference import Trial
 
 from .implementations import OURS, from_formulas, implementation
 
+pytestmark = pytest.mark.long
+
 LINEAR = vars(OURS["linear"])
 
 

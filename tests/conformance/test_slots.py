@@ -10,6 +10,8 @@ from minilora.conformance.kinds import SETS
 
 from .implementations import OURS, with_kinds
 
+pytestmark = pytest.mark.long
+
 RIGHT = OURS["fused"]
 
 

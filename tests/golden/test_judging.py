@@ -13,6 +13,8 @@ from minilora.golden.writing import FORMAT
 
 from .foreign_reader import answer
 
+pytestmark = pytest.mark.long
+
 LIKELIEST = {
     "no root": "rslora-root-is-ignored",
     "no rank_pattern": "rank-pattern-is-dropped-in-the-scaling",
