@@ -124,7 +124,7 @@ def plot_learning(rows: Sequence[tuple[int, float, float]]) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Save it with ``figure.savefig(path)``.
+        A notebook shows it where it is a cell's last line; ``figure.savefig(path)`` saves it.
     """
     figure = new_figure(6.5, 4)
     axes: Any = figure.subplots()

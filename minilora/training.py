@@ -268,7 +268,7 @@ def progress_bar(done: int, epochs: int, tokens: int | None, *, shown: bool) -> 
             warnings.simplefilter("ignore")
             from tqdm.auto import tqdm as bar
     size, unit = (tokens, "token") if tokens else (1, "epoch")
-    hidden = not shown or (None if not in_notebook else False)  # None: where stderr is no terminal
+    hidden = None if shown and not in_notebook else not shown  # None: where stderr is no terminal
     return bar(initial=done * size, total=epochs * size, disable=hidden, unit=unit, unit_scale=bool(tokens))
 
 
