@@ -10,8 +10,8 @@ from minilora.files import chattemplate
 from minilora.files.chattemplate import ChatTemplate, load_template
 from minilora.files.errors import FileRefused
 
-pytest.importorskip("jinja2", reason="pip install 'minilora[models]'")
-psutil = pytest.importorskip("psutil", reason="pip install 'minilora[models]'")
+pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
+psutil = pytest.importorskip("psutil", reason="pip install -e '.[models]'")
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -52,7 +52,7 @@ def test_a_template_is_given_the_special_tokens(tmp_path):
 
 
 def test_a_gguf_files_template_is_under_its_key(tmp_path):
-    gguf = pytest.importorskip("gguf", reason="pip install 'minilora[models]'")
+    gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
     for name, source in (("with.gguf", "{{ bos_token }}"), ("without.gguf", None)):
         writer = gguf.GGUFWriter(tmp_path / name, "llama")
         writer.add_array("tokenizer.ggml.tokens", ["<s>", "</s>"])

@@ -154,7 +154,7 @@ def test_a_text_to_train_on_ends_as_the_tokenizer_says(tmp_path):
 
 
 def test_a_glassllm_token_says_where_its_letters_are():
-    glassllm = pytest.importorskip("glassllm", reason="pip install 'minilora[models]'")
+    glassllm = pytest.importorskip("glassllm", reason="pip install -e '.[models]'")
     found = load_tokenizer(Path(glassllm.__file__).parent / "weights" / "en.npz")
     text = "The king\n said unto 日!"
     ids, places = found.encode(text), found.places(text)

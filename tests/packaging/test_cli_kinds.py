@@ -10,20 +10,11 @@ import pytest
 from minilora import Llama
 from minilora.files import save_llama
 
-from ..support.language import TEXT, tiny_llama, write_folder
+from ..support.language import tiny_llama
 from .test_cli import run
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 SMALL = ["--batch-size", "2", "--length", "8", "--rank", "2", "--lr", "0.02"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A model, a text, and the working folder in which both lie."""
-    write_folder(tmp_path / "model", tiny_llama())
-    (tmp_path / "text").write_text(TEXT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def finetune(model, steps):

@@ -36,21 +36,12 @@ from minilora.layer import cache_bytes, parameter_bytes, parameter_count
 from minilora.models.generate import generate
 from minilora.text import windows
 
-from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama, write_folder
+from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama
 from .test_cli import run
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 ROOT = Path(__file__).parents[2]
 SMALL = ["--steps", "30", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A model, a text, and the working folder in which both lie."""
-    write_folder(tmp_path / "model", tiny_llama())
-    (tmp_path / "text").write_text(TEXT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def finetune(*more):
@@ -349,7 +340,7 @@ EXAMPLES = [
 @pytest.fixture
 def examples(folder):
     """A model with a chat template, and examples of all three kinds."""
-    pytest.importorskip("jinja2", reason="pip install 'minilora[models]'")
+    pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
     Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
 

