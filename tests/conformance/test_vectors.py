@@ -100,6 +100,7 @@ def test_our_own_answers_to_every_case_pass(folder, results):
             assert one.claims["forward"] == one.claims["slope"] == one.claims["merge"] == "ok"
 
 
+@pytest.mark.long
 def test_the_answers_in_the_files_are_within_their_own_tolerance(folder, results):
     """So a program can judge itself, with the files alone."""
     index = index_of(folder)

@@ -56,6 +56,7 @@ def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, case
     np.testing.assert_allclose(layer.weight[: len(rows)], rows, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_target_modules_name_what_has_tensors_and_no_other(golden, index):
     for case in CASES:
         for (given, _), name in zip(case.given, adapter_names(case), strict=True):

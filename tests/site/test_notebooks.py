@@ -39,6 +39,7 @@ def text_alone(book):
     return re.sub(r"^(`{3,})[^`]*?\n.*?^\1$", "", "\n\n".join(sources(book, "markdown")), flags=re.S | re.M)
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_is_a_valid_notebook(made, name):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
@@ -47,6 +48,7 @@ def test_every_page_is_a_valid_notebook(made, name):
     assert made[name]["metadata"]["kernelspec"]["display_name"]
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("name", PAGES)
 def test_a_notebooks_code_is_its_pages(made, name):
     code, page = sources(made[name], "code"), code_of_the_page(name)
@@ -55,6 +57,7 @@ def test_a_notebooks_code_is_its_pages(made, name):
     assert all("minilora-pages" in cell or cell.startswith(("%%writefile ", "%%html")) for cell in code[:first])
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_left_that_jupyter_cannot_read(made, name):
     text = text_alone(made[name])
@@ -63,6 +66,7 @@ def test_nothing_is_left_that_jupyter_cannot_read(made, name):
     assert text.count("$$") % 2 == 0
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_between_notebooks_leads_somewhere(made, name):
     links = re.findall(r"\]\(([\w-]+\.ipynb)?(#[^)]+)?\)", text_alone(made[name]))
@@ -74,6 +78,7 @@ def test_every_link_between_notebooks_leads_somewhere(made, name):
         assert not place or unquote(place[1:]) in {*ids, *(heading.replace(" ", "-") for heading in headings)}
 
 
+@pytest.mark.site
 def test_an_equation_has_its_number_and_its_line(made):
     (cell,) = [text for text in sources(made["derivation"], "markdown") if r"\tag{5}" in text]
     line = next(line for line in notebooks.numbered_lines() if line.label == "5" and line.module == "minilora.lora")
@@ -82,12 +87,14 @@ def test_an_equation_has_its_number_and_its_line(made):
     assert r"\underset{\smash{(r,\,in)}\vphantom{)}}{dA}" in cell
 
 
+@pytest.mark.site
 def test_a_macros_braces_may_hold_braces():
     assert notebooks.tex(r"\of{W_{1}^{\top}}{r,\,\text{in}} + 1") == (
         r"\underset{\smash{(r,\,\text{in})}\vphantom{)}}{W_{1}^{\top}} + 1"
     )
 
 
+@pytest.mark.site
 def test_an_included_method_shows_its_numbered_lines(made):
     """Lines are counted from the method's first: a longer docstring moves them."""
     (cell,) = [text for text in sources(made["the-idea"], "markdown") if "def forward" in text]
@@ -97,6 +104,7 @@ def test_an_included_method_shows_its_numbered_lines(made):
     assert block.splitlines()[-1].startswith("    return y")
 
 
+@pytest.mark.site
 def test_what_pages_share_is_written_by_the_notebook(made):
     code = sources(made["four-bits"], "code")
     written = {cell.split()[1]: cell.partition("\n")[2] for cell in code if cell.startswith("%%writefile ")}
@@ -106,6 +114,7 @@ def test_what_pages_share_is_written_by_the_notebook(made):
     assert '".[plot,models]"' in sources(made["four-bits"], "markdown")[1]
 
 
+@pytest.mark.site
 def test_notes_and_formulas_in_directives_are_shown(monkeypatch):
     note = "```{note}\nOne.\n\nTwo.\n```"
     tip = "```{tip} My title\nThree.\n```"
@@ -118,12 +127,14 @@ def test_notes_and_formulas_in_directives_are_shown(monkeypatch):
     assert text.endswith("$$\n\\begin{aligned}a &= b \\\\ c &= d\\end{aligned}\n$$")
 
 
+@pytest.mark.site
 def test_an_unknown_directive_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(notebooks, "pages", lambda: {"index": "# A\n\n```{figure} x.png\n```\n"})
     with pytest.raises(notebooks.BadPage, match=r"index\.md: no notebook can show \{figure\}"):
         notebooks.notebook("index")
 
 
+@pytest.mark.site
 def test_a_link_to_nowhere_is_refused(monkeypatch):
     for target in ("lost.md", "lost.md#here", "#lost", "index.md#lost"):
         monkeypatch.setattr(notebooks, "pages", lambda target=target: {"index": f"# A\n\n[x]({target})\n"})
@@ -131,6 +142,7 @@ def test_a_link_to_nowhere_is_refused(monkeypatch):
             notebooks.notebook("index")
 
 
+@pytest.mark.site
 def test_the_command_writes_all_pages_without_sphinx(tmp_path, monkeypatch, capsys):
     for module in ("sphinx", "docutils", "myst_nb", "myst_parser"):
         monkeypatch.setitem(sys.modules, module, None)
