@@ -1148,7 +1148,7 @@ BUGS: Sequence[Bug] = (
         "A's start has the spread of fan r",
         {"fan": lambda r, n_in, n_out, kernel: r},
         "start",
-        "catid/dora #1",
+        "lora-pytorch 0.2.0",
         kinds=ALL_BUT_EMBEDDING,
     ),
     Bug(
