@@ -7,6 +7,8 @@ import sys
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+gc.disable()  # until all tests are collected: what is made till then stays
+
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -32,6 +34,7 @@ def pytest_collection_finish():
     """Set thousands of collected tests aside, which Python's garbage collector would look through again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
