@@ -1,5 +1,5 @@
-// Questions that the page grades. Each form.question has its question, its verdict and, as JSON, what minilora.exercises
-// judges an answer by: the build ran the experiment. Nothing is asked of a server.
+// Questions that the page grades. Each form.question has its question, its verdict and, as JSON, what
+// minilora.exercises judges an answer by: the build ran the experiment. Nothing is asked of a server.
 "use strict";
 
 // As minilora/exercises/questions.py has it.

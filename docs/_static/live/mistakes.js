@@ -11,26 +11,30 @@ export const MISTAKES = {
   },
   "alpha-not-divided": {
     label: "alpha is not divided by r",
-    says: "Output and gradients agree, so training goes on. But a program that divides reads these factors as a change 1/r as strong.",
+    says: "Output and gradients agree, so training goes on. But a program that divides reads these factors as a " +
+      "change 1/r as strong.",
     LoRA: (Right) => class extends Right {
       get scaling() { return this.alpha; }
     },
   },
   "base-passes-no-gradient": {
     label: "The base passes no gradient",
-    says: "dx lacks dy W (12). This layer trains as before, and its loss cannot show it: only a layer below would be misled.",
+    says: "dx lacks dy W (12). This layer trains as before, and its loss cannot show it: only a layer below would be " +
+      "misled.",
     LoRALinear: (Right) => class extends Right {
       backward(dy, cache) { return this.adapter.backward(dy, cache); }
     },
   },
   "B-not-zero": {
     label: "B does not start at zero",
-    says: "The adapted layer no longer begins as its base: the first loss is another one, and what the base knew is disturbed.",
+    says: "The adapted layer no longer begins as its base: the first loss is another one, and what the base knew is " +
+      "disturbed.",
     start: ({ lora_B }, random) => lora_B.data.forEach((_, i) => { lora_B.data[i] = uniform(random, 1)(); }),
   },
   "wrong-scale-in-dA": {
     label: "dA is multiplied by s twice",
-    says: "Adam divides by the gradient's own size, so its loss hardly changes; gradient descent moves A s times too far.",
+    says: "Adam divides by the gradient's own size, so its loss hardly changes; gradient descent moves A s times too " +
+      "far.",
     LoRA: (Right) => class extends Right {
       backward(dy, cache) {
         const [dx, { lora_A, lora_B }] = super.backward(dy, cache);

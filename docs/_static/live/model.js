@@ -31,7 +31,8 @@ function begin() {
   find("[data-step]").textContent = "0";
   for (const told of root.querySelectorAll(".told")) told.textContent = "";
   turn("begun");
-  ask("begin", { text: find("[name=text]").value, prompt: find("[name=prompt]").value, rank: chosen(RANKS, "rank"), rate: chosen(RATES, "rate") });
+  const [text, prompt] = [find("[name=text]").value, find("[name=prompt]").value];
+  ask("begin", { text, prompt, rank: chosen(RANKS, "rank"), rate: chosen(RATES, "rate") });
 }
 
 const number = (v) => v.toLocaleString("en-US");
@@ -46,15 +47,19 @@ const TOLD = {
     afterwards();
   },
   begun({ tokens, unknown, length, train, held: apart, trained, frozen }) {
-    const strange = unknown ? ` ${number(unknown)} of them stand for letters that its tokenizer does not know.` : "";
-    say(`Your text has ${number(tokens)} tokens.${strange} It is cut into windows of ${length}: ${train} to train on, ${apart} held out. ${number(trained)} numbers train, beside ${number(frozen)} that stay as they are.`);
+    say([
+      `Your text has ${number(tokens)} tokens.`,
+      ...(unknown ? [`${number(unknown)} of them stand for letters that its tokenizer does not know.`] : []),
+      `It is cut into windows of ${length}: ${train} to train on, ${apart} held out.`,
+      `${number(trained)} numbers train, beside ${number(frozen)} that stay as they are.`,
+    ].join(" "));
   },
   before({ text }) { find(".told.before").textContent = text; },
   after({ text }) { find(".told.after").textContent = text; },
   stepped({ step, loss, seconds }) {
     losses.push([step, loss]);
-    const lately = losses.slice(-LATELY).reduce((sum, [, value]) => sum + value, 0) / Math.min(LATELY, losses.length);
-    find("[data-loss]").textContent = lately.toFixed(3);
+    const lately = losses.slice(-LATELY), mean = lately.reduce((sum, [, value]) => sum + value, 0) / lately.length;
+    find("[data-loss]").textContent = mean.toFixed(3);
     find("[data-step]").textContent = step + 1;
     find("[data-seconds]").textContent = seconds.toFixed(2);
     show();
@@ -64,9 +69,9 @@ const TOLD = {
     show();
   },
   saved({ zip }) {
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(zip), download: "adapter.zip" });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    const href = URL.createObjectURL(zip);
+    Object.assign(document.createElement("a"), { href, download: "adapter.zip" }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60000);
   },
   failed({ message }) {
     turn(state === "loading" ? "empty" : "ready");
@@ -79,7 +84,10 @@ function show() {
   curves(find("[data-map=losses]"), {
     curves: [{ name: "above", values: losses }, { name: "below", values: held }],
     alt: `Nats a token by step: on the text ${last(losses)}, on what is held out ${last(held)}`,
-    title: [{ name: "above", label: "trained on" }, { name: "below", label: "held out" }, { name: "dashed", label: "nats a token" }],
+    title: [
+      { name: "above", label: "trained on" }, { name: "below", label: "held out" },
+      { name: "dashed", label: "nats a token" },
+    ],
   });
 }
 

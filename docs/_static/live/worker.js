@@ -30,14 +30,19 @@ const ASKED = {
   begin({ text, rank, rate, prompt }) {
     [running, tuning] = [false, null];
     const ids = tokenizer.encode(text);
-    if (ids.length < LEAST) throw new Error(`The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`);
+    if (ids.length < LEAST) {
+      throw new Error(`The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`);
+    }
     settings = { rank, alpha: 2 * rank, prompt };
     steps = 0;
-    tuning = new Tuning(new Llama(config, tensors, { ...settings, random: randomFrom(0) }), ids, { rate, random: randomFrom(1) });
+    const model = new Llama(config, tensors, { ...settings, random: randomFrom(0) });
+    tuning = new Tuning(model, ids, { rate, random: randomFrom(1) });
     const count = (arrays) => Object.values(arrays).reduce((sum, { data }) => sum + data.length, 0);
-    const { length, train, held } = tuning, sizes = { length, train: train.length, held: held.length };
-    const counts = { tokens: ids.length, unknown: tokenizer.unknown(ids), trained: count(tuning.model.trainable()), frozen: count(tensors) };
-    tell("begun", { ...sizes, ...counts });
+    const { length, train, held } = tuning;
+    tell("begun", {
+      tokens: ids.length, unknown: tokenizer.unknown(ids), length, train: train.length, held: held.length,
+      trained: count(model.trainable()), frozen: count(tensors),
+    });
     tell("measured", { step: 0, held: tuning.heldOutLoss() });
     tell("before", { text: written() });
   },
@@ -87,7 +92,8 @@ function loop() {
 // The prompt and what follows it, drawn with the same random numbers each time.
 function written() {
   const ids = tokenizer.encode(settings.prompt || "\n").slice(-CONTEXT + TOKENS);
-  return tokenizer.decode([...ids, ...generate(tuning.model, ids, TOKENS, { temperature: TEMPERATURE, random: randomFrom(0) })]);
+  const more = generate(tuning.model, ids, TOKENS, { temperature: TEMPERATURE, random: randomFrom(0) });
+  return tokenizer.decode([...ids, ...more]);
 }
 
 // The bytes of a response, with word of how many have come.
@@ -111,5 +117,6 @@ async function guarded(f) {
 }
 
 addEventListener("message", ({ data }) => {
-  if (tuning || ["load", "begin"].includes(data.ask)) guarded(() => ASKED[data.ask](data)); // a beginning can have failed
+  const possible = tuning || ["load", "begin"].includes(data.ask); // a beginning can have failed
+  if (possible) guarded(() => ASKED[data.ask](data));
 });

@@ -12,7 +12,8 @@ const { randomFrom } = await from("random.js");
 const { singularValues } = await from("svd.js");
 const { runs = [], matrices = [] } = JSON.parse(readFileSync(0, "utf8"));
 
-const rowsOf = ({ rows, columns, data }) => Array.from({ length: rows }, (_, i) => [...data.slice(i * columns, (i + 1) * columns)]);
+const rowsOf = ({ rows, columns, data }) =>
+  Array.from({ length: rows }, (_, i) => [...data.slice(i * columns, (i + 1) * columns)]);
 const matrix = (rows) => new Matrix(rows.length, rows[0].length, Float64Array.from(rows.flat()));
 
 function check(mistakes) {

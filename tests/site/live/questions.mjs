@@ -1,4 +1,5 @@
-// What docs/_static/questions.js says to answers, as JSON: node questions.mjs FILE < { cases: [[sheet, guess, earlier]], texts: [] }
+// What docs/_static/questions.js says to answers, as JSON:
+// node questions.mjs FILE < { cases: [[sheet, guess, earlier]], texts: [] }
 import { readFileSync } from "node:fs";
 import { runInThisContext } from "node:vm";
 
