@@ -9,4 +9,4 @@ const verdicts = cases.map(([sheet, guess, earlier]) => {
   const { right, says } = verdict(sheet, guess, earlier);
   return [right, says];
 });
-console.log(JSON.stringify({ verdicts, numbers: texts.map(numberFrom) }));
+console.log(JSON.stringify({ verdicts, typed: texts.map(typed) }));
