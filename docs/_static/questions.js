@@ -13,8 +13,8 @@ function verdict(sheet, guess, earlier) {
   return { right: false, says: `Not yet. ${off(near[0]) <= 1 ? near[1] : sheet.hints[Math.min(earlier, 1)]}` };
 }
 
-// What somebody typed: { number }, or { says } where it is none. A keyboard may have a comma and no point: 0,25 is read.
-// 1,000 is not, which could be a thousand or one.
+// What somebody typed: { number }, or { says } where it is none. A keyboard may have a comma and no point, so 0,25 is
+// read. 1,000 is not: it could be a thousand or one.
 function typed(text) {
   const parts = text.replace("\u2212", "-").split("/").map((part) => part.trim());
   const grouped = (part) => /^[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?$/.test(part);

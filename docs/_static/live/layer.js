@@ -108,7 +108,7 @@ function show() {
     curves: [{ name: "ghost", values: along("loss", before) }, { name: "ink", values: along("loss") }],
     level: least,
     log: true,
-    alt: `The loss by step, now ${experiment.loss.toPrecision(3)}`,
+    alt: `The loss by step, now ${experiment.loss.toPrecision(4)}`,
     title: [
       { name: "ink", label: "loss" }, ...(before.length ? [{ name: "ghost", label: "the run before" }] : []),
       ...(least > 1e-9 ? [{ name: "dashed", label: `best of rank ${rank}` }] : []),
@@ -126,10 +126,10 @@ function say() {
   const count = lora_A.data.length + lora_B.data.length, s = Number(scaling.toPrecision(3));
   const sizes = `Rank ${rank}, s = ${s}: ${count} numbers train in place of ${N_IN * N_OUT}.`;
   const bound = least > 1e-9
-    ? `No adapter of this rank gets below ${least.toPrecision(3)}.`
+    ? `No adapter of this rank gets below ${least.toPrecision(4)}.`
     : "An adapter of this rank can learn all of this change.";
-  const after = `After ${steps} steps the loss`;
-  let now = running ? "It trains." : `${after} is ${loss.toPrecision(3)}.`;
+  const after = `After ${steps} ${steps === 1 ? "step" : "steps"} the loss`;
+  let now = running ? "It trains." : `${after} is ${loss.toPrecision(4)}.`;
   if (outOfBounds(loss)) now = `${after} is out of bounds: the rate is too large for this scaling and optimizer.`;
   find(".says").textContent = [sizes, bound, now, ...mistakes().map((name) => MISTAKES[name].says)].join(" ");
 }
@@ -186,15 +186,26 @@ function stroke({ row, column }, value) {
 
 function letDraw(svg) {
   let brush = null; // what a stroke paints: the opposite of the cell where it began
+  let finger = null; // where a finger came down: up or down it scrolls, aside it paints, and lifted it paints a cell
+  const end = () => {
+    [brush, finger] = [null, null];
+    say();
+  };
   svg.addEventListener("pointerdown", (event) => {
     Object.assign(cursor, cellAt(event));
-    brush = paint();
+    if (event.pointerType === "mouse") brush = paint(); else finger = event;
     svg.setPointerCapture(event.pointerId);
   });
   svg.addEventListener("pointermove", (event) => {
+    const aside = finger && Math.abs(event.clientX - finger.clientX) > Math.abs(event.clientY - finger.clientY);
+    if (aside) [brush, finger] = [paint(), null];
     if (brush !== null) stroke(cellAt(event), brush);
   });
-  for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, () => { brush = null; say(); });
+  svg.addEventListener("pointerup", () => {
+    if (finger) paint();
+    end();
+  });
+  svg.addEventListener("pointercancel", end); // the browser scrolls
   svg.addEventListener("keydown", (event) => {
     const [down, across] = ARROWS[event.key] ?? [0, 0];
     const paints = event.key === " " || event.key === "Enter";
@@ -221,9 +232,11 @@ for (const [name, { label }] of Object.entries(MISTAKES)) {
   boxes.push(box);
   find(".mistakes").appendChild(document.createElement("label")).append(box, ` ${label}`);
 }
+const starts = boxes.filter((box) => MISTAKES[box.dataset.mistake].start); // a layer has one start
 for (const input of root.querySelectorAll("input, select")) {
   input.addEventListener("input", () => {
     if (input.name === "truth") truth = TRUTHS[input.value].draw();
+    if (starts.includes(input)) for (const box of starts) box.checked &&= box === input;
     begin();
   });
 }
