@@ -40,7 +40,8 @@ function short(v) {
 // Curves over the steps. Each is { name, values } with values of [step, value], and `title` has a { name, label } for
 // each. `level` is a dashed line. With `log`, the axis shows powers of ten.
 export function curves(svg, { curves: lines, level, log = false, alt, title }) {
-  const [width, height, left, right, top, bottom] = [330, 190, 44, 10, 22, 22];
+  const [height, left, right, top, bottom] = [190, 44, 10, 22, 22];
+  const width = Math.max(330, Math.round(svg.getBoundingClientRect().width)); // as wide as it stands in the page
   canvas(svg, width, height, alt);
   const last = Math.max(10, ...lines.map(({ values }) => values.at(-1)?.[0] ?? 0));
   const all = [...lines.flatMap(({ values }) => values.map(([, v]) => v)), ...(level > 0 ? [level] : [])];
