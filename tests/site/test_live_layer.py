@@ -246,9 +246,7 @@ def test_one_mistaken_start_takes_the_place_of_the_other(page, width):
 @pytest.mark.parametrize("width", widths)
 def test_run_and_the_loss_are_in_sight_beside_the_check(page, width):
     browser = page(width)
-    browser.execute_script(
-        "arguments[0].scrollIntoView({block: 'end', behavior: 'instant'})", find(browser, ".checks")
-    )
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end', behavior: 'instant'})", find(browser, ".checks"))
     for selector in ("[data-do=run]", "[data-loss]", ".checks tr:last-child"):
         assert browser.execute_script(
             """const box = arguments[0].getBoundingClientRect();

@@ -28,7 +28,7 @@ const ASKED = {
 
   // Begin with a new adapter on a text.
   begin({ text, rank, rate, prompt }) {
-    [running, tuning] = [false, null];
+    running = false;
     const ids = tokenizer.encode(text);
     if (ids.length < LEAST) {
       throw new Error(`The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`);
@@ -73,7 +73,7 @@ const ASKED = {
 function step() {
   const start = performance.now(), loss = tuning.step(), seconds = (performance.now() - start) / 1000;
   if (!Number.isFinite(loss)) {
-    running = false;
+    tuning = null; // nor is the adapter
     throw new Error("The loss is no longer a number: the rate is too large. Begin again with a smaller one.");
   }
   tell("stepped", { step: steps, loss, seconds });
@@ -112,11 +112,11 @@ async function guarded(f) {
     await f();
   } catch (error) {
     running = false;
-    tell("failed", { message: error.message });
+    tell("failed", { message: error.message, kept: tuning !== null });
   }
 }
 
 addEventListener("message", ({ data }) => {
-  const possible = tuning || ["load", "begin"].includes(data.ask); // a beginning can have failed
+  const possible = tuning || ["load", "begin"].includes(data.ask); // a run can have failed
   if (possible) guarded(() => ASKED[data.ask](data));
 });
