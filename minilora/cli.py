@@ -35,19 +35,19 @@ EPILOG = """\
 start here:
   minilora article                   the experiment of "Understanding LoRA with a minimal example", in a minute
   minilora article --epochs 10       the same, a tenth as long
-  minilora article --rank 4          four times the parameters, for a change that needs one
+  minilora article --rank 4          the same with four times the parameters
   minilora check                     every hand-written gradient against measured slopes, on this machine
   minilora article --save DIR        write the adapter to a folder, in PEFT's layout
-  minilora inspect DIR               what is in such a folder
-  minilora merge FOLDER DIR -o OUT   fold it into a model: a folder that loads as FOLDER does
+  minilora inspect DIR               show what is in such a folder
+  minilora merge FOLDER DIR -o OUT   fold it into a model: OUT loads wherever FOLDER does
   minilora export DIR --model MODEL -o FILE.gguf
-                                     the same for llama.cpp
-  minilora finetune TEXT --save DIR  an adapter of a small language model, trained on a text
+                                     write it for llama.cpp
+  minilora finetune TEXT --save DIR  train an adapter of a small language model on a text
   minilora finetune CHATS.jsonl --model MODEL --save DIR
-                                     the same of a model of yours, on chats, or prompts and what follows them
-  minilora generate PROMPT           what the model says next; with --adapter DIR, adapted
+                                     the same for a model of yours, on chats, or on prompts and completions
+  minilora generate PROMPT           continue a text with the model; --adapter DIR adds an adapter
   minilora conformance MODULE        is a LoRA of your own right, and if not, what is wrong with it?
-  minilora golden DIR                the same of a program that reads adapters: files, with right answers
+  minilora golden DIR                files with right answers, to test a program that reads adapters
   minilora article --help            all the options of a command
 
 then read minilora/lora.py: the derivation and the code on one page.

@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         help="run the article's experiment and print its figures beside ours",
         description=(
             "Pre-train a full-rank linear layer, shift the task by a change of rank 1, learn the change with LoRA, "
-            "merge it. Prints the losses beside the article's, and what was learned."
+            "and merge it. Print the losses beside the article's, and what was learned."
         ),
         formatter_class=Defaults,
     )
@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
     )
     option("--batch-size", type=int, default=128, metavar="N", help="rows drawn for each step")
     option("--lr", type=float, default=1e-3, help="Adam's step length")
-    option("--seed", type=int, default=0, metavar="N", help="of the data, the start and the batches")
-    option("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the data, the start and the batches")
+    option("--dtype", choices=["float32", "float64"], default="float32", help="type of all arrays")
     add_backend(parser)
     option(
         "--plot", metavar="FILE", type=path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
         "--checkpoint",
         metavar="FILE",
         type=path,
-        help="keep the state of both trainings there after every epoch; the same command goes on from it",
+        help="save the state of both trainings there after every epoch; the same command goes on from it",
     )
     parser.set_defaults(command=run)
 

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         ),
         formatter_class=Defaults,
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the values")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the values")
     add_backend(parser)
     parser.set_defaults(command=run)
 

@@ -12,7 +12,7 @@ from . import streams
 from .options import path
 
 DESCRIPTION = """\
-Hold an implementation of LoRA against the formulas, and name what is wrong with it. It runs in a process of its own.
+Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process of its own.
 Exit code 1 if a claim is broken, and 2 if nothing could be checked.
 """
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -21,7 +21,7 @@ TIMEOUT = 20.0
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    help = "hold somebody's implementation of LoRA against the formulas, and name what is wrong with it"
+    help = "compare an implementation of LoRA with the formulas, and name what is wrong with it"
     add_arguments(commands.add_parser("conformance", help=help, description=DESCRIPTION))
 
 
@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "implementation",
         metavar="MODULE[:OBJECT]",
-        help="what has forward, and perhaps backward; a path to a .py file does as well",
+        help="a module, a path to a .py file, or an object in it, with forward and perhaps backward",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in; by default the implementation's")
+    parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in (default: the implementation's)")
     parser.add_argument(
-        "--xfails", type=path, metavar="FILE", help="known failures, a line each: an id and a reason; strict both ways"
+        "--xfails", type=path, metavar="FILE", help="known failures, one a line: an id and a reason; strict both ways"
     )
     parser.add_argument(
         "--require", metavar="CLAIMS", help="claims that must be offered, such as forward,slope,merge: else exit code 1"
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=TIMEOUT,
         metavar="SECONDS",
-        help=f"how long its import may take, and then the check; by default {TIMEOUT:g}",
+        help=f"limit for its import, and then for the check (default: {TIMEOUT:g})",
     )
     parser.add_argument("--json", type=path, metavar="FILE", help="write the report there, with all ids and versions")
     parser.set_defaults(command=run)

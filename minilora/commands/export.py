@@ -15,8 +15,8 @@ def add(commands: Any) -> None:
         "export",
         help="write an adapter in PEFT's layout as a .gguf file for llama.cpp",
         description=(
-            "Write an adapter of a Llama decoder as a LoRA of llama.cpp's, in float32. rsLoRA and patterns are folded "
-            "into it, so that llama.cpp computes the same scaling. It needs the package gguf."
+            "Write an adapter of a Llama decoder as a LoRA file for llama.cpp, in float32. rsLoRA and patterns are "
+            "folded into the factors, so that llama.cpp computes the same scaling. It needs the package gguf."
         ),
     )
     parser.add_argument("adapter", type=path, metavar="ADAPTER", help="a folder in PEFT's layout")

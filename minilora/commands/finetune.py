@@ -58,10 +58,10 @@ def add(commands: Any) -> None:
         help="train an adapter of a language model on a text, or on examples",
         description=(
             "Freeze a Llama-type language model, put LoRA beside the layers that you name, and train it to predict the "
-            "next token of a text, or of examples. Every tenth window of the text, or example, is held out, for the "
-            'loss that is printed. A line of a .jsonl file is an example: {"prompt": ..., "completion": ...}, of which '
-            'the completion counts; {"messages": [{"role": ..., "content": ...}, ...]}, written by the model\'s chat '
-            'template, of which the assistant\'s turns count; or {"text": ...}.'
+            "next token of a text, or of examples. Every tenth window of the text, or example, is held out to measure "
+            'the loss. Each line of a .jsonl file is an example: {"prompt": ..., "completion": ...}, where the loss '
+            'counts the completion; {"messages": [{"role": ..., "content": ...}, ...]}, written by the model\'s chat '
+            'template, where it counts the assistant\'s turns; or {"text": ...}.'
         ),
         epilog="example: minilora finetune notes.txt --model SmolLM2-135M --save my-notes",
         formatter_class=Defaults,
@@ -89,21 +89,21 @@ def add(commands: Any) -> None:
         "--micro-batch",
         type=int,
         metavar="N",
-        help="windows at a time, whose gradients are added up to the batch's: the same step with less memory; half of "
-        "the batch by default",
+        help="windows computed at a time; their gradients add up to the batch's: the same step with less memory "
+        "(default: half of the batch)",
     )
     add_workers(parser)
     option("--length", type=int, default=128, metavar="N", help="tokens in a window; longer examples are cut")
     option("--lr", type=float, help=f"Adam's step length ({_by_size('lr')})")
-    option("--seed", type=int, default=0, metavar="N", help="of the adapters' start and the batches")
-    option("--dtype", choices=["float32", "float64"], default="float32", help="precision of everything")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the adapters' start and the batches")
+    option("--dtype", choices=["float32", "float64"], default="float32", help="type of all arrays")
     add_quantize(parser)
     add_backend(parser)
     option(
         "--checkpoint",
         metavar="FILE",
         type=path,
-        help="keep the training's state there after every step; the same command goes on from it, to more --steps too",
+        help="save the training's state there after every step; the same command goes on from it, also to more --steps",
     )
     option("--plot", metavar="FILE", type=path, help="draw the training and the held-out loss (.png, .svg, .pdf)")
     parser.set_defaults(command=run)

@@ -23,30 +23,35 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "generate",
-        help="let a language model go on from a text",
+        help="continue a text with a language model",
         description=(
-            "Print the prompt and what the model says next, as it is chosen, until N tokens or the text's end. With "
-            "--chat the prompt is a user's message, which the model's chat template writes, and the answer alone is "
-            "printed."
+            "Print the prompt and its continuation, token by token, until N tokens or the text's end. With --chat "
+            "PROMPT is a user's message: the model's chat template formats it, and only the answer is printed."
         ),
         epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
         formatter_class=Defaults,
     )
     option = parser.add_argument
-    option("prompt", metavar="PROMPT", help="the text to go on from, or the message to answer")
+    option("prompt", metavar="PROMPT", help="the text to continue, or the message to answer")
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
-    option("--chat", action="store_true", help="answer PROMPT as a chat model does, by its chat template")
-    option("--tokens", type=int, default=100, metavar="N", help="the most to say")
-    option("--temperature", type=float, default=0.7, metavar="T", help="0 takes the likeliest token, 1 draws from all")
+    option("--chat", action="store_true", help="answer PROMPT, by the model's chat template")
+    option("--tokens", type=int, default=100, metavar="N", help="the largest number of tokens to generate")
+    option(
+        "--temperature",
+        type=float,
+        default=0.7,
+        metavar="T",
+        help="0 takes the likeliest token; 1 draws by the model's probabilities",
+    )
     option(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="draw from the fewest likeliest tokens that together have P",
+        help="draw from the fewest likeliest tokens whose probabilities sum to P",
     )
-    option("--seed", type=int, default=0, metavar="N", help="of what is drawn")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the draws")
     add_quantize(parser)
     add_backend(parser)
     parser.set_defaults(command=run)

@@ -13,14 +13,19 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "golden",
-        help="write adapters with right answers, or judge what a program made of them",
+        help="write adapters with right answers, or judge a program's answers",
         description=(
-            "Write two random decoders of half a megabyte, adapters for them as PEFT writes them, and the right "
-            "answers: logits, merged weights, and what known bugs answer. With --compare, judge what a program "
-            "answered. Exit code 1 if a case is wrong or missing."
+            "Write two random decoders of half a megabyte, adapters for them as PEFT writes them, the right answers "
+            "(logits and merged weights), and the logits of known bugs. With --compare, judge a program's "
+            "answers. Exit code 1 if a case is wrong or missing."
         ),
     )
-    parser.add_argument("folder", type=path, metavar="DIR", help="the golden adapters: a new folder; theirs to compare")
+    parser.add_argument(
+        "folder",
+        type=path,
+        metavar="DIR",
+        help="a new folder for the adapters; with --compare, the folder that has them",
+    )
     parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
     parser.add_argument("--json", type=path, metavar="FILE", help="with --compare, write the verdicts to a file too")
     parser.set_defaults(command=run)

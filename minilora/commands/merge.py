@@ -18,9 +18,10 @@ def add(commands: Any) -> None:
         "merge",
         help="fold an adapter in PEFT's layout into a model's weights",
         description=(
-            "Write a model that has the adapter folded into its weights: W + scaling B A. Of a model's folder comes a "
-            "folder that loads as the base does, with its configuration and tokenizer; of a file of weights a file. "
-            "Types and all other tensors stay as they are. It needs the memory of a few rows, not of the model."
+            "Write a model that has the adapter folded into its weights: W + scaling B A. From a model's folder it "
+            "writes a folder that loads as the base does, with its configuration and tokenizer; from a file of "
+            "weights, a file. Types and all other tensors stay as they are. It needs the memory of a few rows, not of "
+            "the model."
         ),
         epilog="example: minilora merge model.safetensors my-adapter -o merged.safetensors",
     )
@@ -46,8 +47,8 @@ def add(commands: Any) -> None:
         metavar="NAME=LAYOUT",
         action="append",
         type=_layout,
-        help="how the base stores the weights of the modules of that name: out-in (a Linear) or in-out (GPT-2's "
-        "Conv1D); may be given several times",
+        help="how the base stores the weights of modules called NAME: out-in (a Linear) or in-out (GPT-2's Conv1D); "
+        "may be given several times",
     )
     option("--dry-run", action="store_true", help="check everything, print what would change, write nothing")
     parser.set_defaults(command=run)

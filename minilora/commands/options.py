@@ -23,7 +23,8 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
     """Help that names the default of an option, where it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        unsaid = action.default is None or action.default is False
+        return action.help if unsaid else super()._get_help_string(action)
 
 
 def path(text: str) -> Path:
@@ -63,8 +64,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=path,
         metavar="MODEL",
-        help="a Hugging Face folder or a .gguf file on this machine; without it the small English model that the "
-        "package glassllm has",
+        help="a Hugging Face folder or a .gguf file on this machine; by default the small English model of the package "
+        "glassllm",
     )
 
 

@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "vectors",
-        help="write problems and answers for a LoRA in another language, or judge what it answered",
+        help="write problems and answers for a LoRA in another language, or judge its answers",
         description=(
             "Write problems and answers as safetensors, with an index in JSON: linear layers, embeddings, "
             "convolutions, rsLoRA, DoRA both ways, dropout, a base in NF4 or bfloat16, fused slots, ten steps of Adam; "
@@ -21,7 +21,12 @@ def add(commands: Any) -> None:
             "With --compare, judge the answers that a program wrote. Exit code 1 if a claim is broken."
         ),
     )
-    parser.add_argument("folder", type=path, metavar="DIR", help="the vectors: a new folder; their own to compare")
+    parser.add_argument(
+        "folder",
+        type=path,
+        metavar="DIR",
+        help="a new folder for the vectors; with --compare, the folder that has them",
+    )
     parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
     parser.add_argument("--json", type=path, metavar="FILE", help="write the verdicts there, with all ids and versions")
     parser.set_defaults(command=run)

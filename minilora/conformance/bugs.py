@@ -46,9 +46,9 @@ class Bug:
     """A known bug. ``str(bug)`` is its name, and where it was made."""
 
     flag: str  # its identifier, which stays: a sentence may be rephrased, a flag may not
-    name: str  # the diagnosis, as it is told
+    name: str  # the diagnosis, as the report prints it
     parts: Parts | Callable[[Any], Parts]  # the parts that it replaces; or a function of the problem that returns them
-    breaks: str  # the claim that it breaks
+    breaks: str  # the claim that it breaks, by the name that the report prints
     source: str = ""  # where it was made in public, as "owner/repository #issue" or "package version"
     kinds: tuple[str, ...] = EVERY  # of problems, as `SETS` has them, or "adam"; the tests plant it in the first
     shows: tuple[str, ...] = tuple(QUANTITIES)  # the answers in which it may show
@@ -1148,7 +1148,7 @@ BUGS: Sequence[Bug] = (
         "A's start has the spread of fan r",
         {"fan": lambda r, n_in, n_out, kernel: r},
         "start",
-        "catid/dora #1",
+        "lora-pytorch 0.2.0",
         kinds=ALL_BUT_EMBEDDING,
     ),
     Bug(

@@ -1,7 +1,7 @@
 """Fifteen exercises with graders: rebuild `LoRA.backward` in five steps, then say what it does and what it costs.
 
-A function that you write goes to its grader, ``check_...``. A question wants a number or a choice, which goes to
-`check_prediction`. Either prints that the answer is right, or what kind of mistake it sees, and returns whether it is.
+Hand a function that you wrote to its grader, ``check_...``, and the number or choice that answers a question to
+`check_prediction`. Each prints that the answer is right, or the kind of mistake, and returns whether it is right.
 
 ====  ==================================================  ===========================================================
 step  you write                                           it returns
@@ -15,7 +15,7 @@ step  you write                                           it returns
 7     ``first_to_move(A_is_zero, B_is_zero)``             the names of the factors that the first step changes
 8     ``merged(W, A, B, alpha)``                          the weight of one plain layer (out, in)
 9     ``count(in_features, out_features, rank)``          how many numbers an adapter trains
-10    ``factors(change, rank)``                           A (r, in) and B (out, r): B A as near as it gets
+10    ``factors(change, rank)``                           A (r, in) and B (out, r): B A nearest to change
 11    ``grad_scores(P, dP)``                              dS (T, U) of attention's softmax
 12    two numbers                                         the gigabytes that training a 7B model keeps
 13    a choice                                            the rank, read off a curve

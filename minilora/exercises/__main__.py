@@ -14,7 +14,7 @@ Begin at a Python prompt:
     >>> exercises.check_loss_gradient(loss_gradient)
     Not yet. dy: ...
 
-docs/exercises.md asks each step in full, with its solution folded, and the site grades the questions in the page.
+docs/exercises.md has each step in full, with its solution folded; on the site the page grades the questions.
 These are the questions, for exercises.check_prediction(name, your_answer):
 """
 

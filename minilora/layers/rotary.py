@@ -13,8 +13,9 @@ A rotation is an orthogonal matrix R: the gradient at its input, R^T dy, is the 
     dx = dy turned by -a                                   (rope.4)    (..., T, D)
 
 Two pairings are in use. Here, as in transformers, the first half of a row pairs with the second half: "halves". The
-paper, Meta's own files and GGUF pair neighbours, 2j with 2j+1: "interleaved". They differ only in the order of a row's
-entries, which is the order of the rows of W_q and W_k: `halves_from_interleaved` changes one into the other.
+paper, Meta's own files and GGUF files of Llama models pair neighbours, 2j with 2j+1: "interleaved". They differ only in
+the order of a row's entries, which is the order of the rows of W_q and W_k: `halves_from_interleaved` changes one into
+the other.
 
 Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", arXiv 2104.09864.
 """

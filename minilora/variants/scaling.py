@@ -36,7 +36,8 @@ def scaling(alpha: float, rank: int, *, use_rslora: bool) -> float:
 def loraplus(lr: float, ratio: float = 16.0) -> dict[str, float]:
     """Return rates for ``train(..., lr=...)`` or ``Adam(..., lr=...)``: `lr`, and for every lora_B a multiple of it.
 
-    The paper recommends a ratio of 16 and a smaller lr than for LoRA. Numbers that are not above 0 are a ValueError.
+    The paper takes a ratio of 16 as a rule of thumb, with a smaller lr than for LoRA. Numbers that are not above 0 are
+    a ValueError.
     """
     lr, ratio = check_number("lr", lr, above=0), check_number("ratio", ratio, above=0)
     return {"": lr, "lora_B": ratio * lr}  # eq. (lp.1)

@@ -44,6 +44,10 @@ def test_help_names_the_defaults_that_exist(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "passes over the data, for the base and for the adapter (default: 100)" in text
     assert "None" not in text
+    assert run("generate", "--help") == 0
+    text = capsys.readouterr().out
+    assert "(default: 0)" in text
+    assert "False" not in text
 
 
 def test_version(capsys):

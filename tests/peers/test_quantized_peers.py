@@ -32,13 +32,13 @@ from minilora.losses import cross_entropy
 from minilora.training import backpropagate
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
-torch = pytest.importorskip("torch", reason="pip install 'minilora[peers]'")
+torch = pytest.importorskip("torch", reason="pip install -e '.[peers]'")
 logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    bnb = pytest.importorskip("bitsandbytes", reason="pip install 'minilora[peers]'")
-    peft = pytest.importorskip("peft", reason="pip install 'minilora[peers]'")
-    transformers = pytest.importorskip("transformers", reason="pip install 'minilora[peers]'")
+    bnb = pytest.importorskip("bitsandbytes", reason="pip install -e '.[peers]'")
+    peft = pytest.importorskip("peft", reason="pip install -e '.[peers]'")
+    transformers = pytest.importorskip("transformers", reason="pip install -e '.[peers]'")
 
 SHAPES = [(64, 64), (1536, 576), (5, 7), (1, 1), (33,), (64, 112), (13, 80), (3, 5, 7), (96, 64)]
 

@@ -768,6 +768,24 @@ def test_a_kink_is_found_where_the_error_is():
         assert (block.worst, block.left, block.right) == ((1, 2), pytest.approx(-7, rel=0.1), pytest.approx(7, rel=0.1))
 
 
+@pytest.mark.parametrize("away", [1e-5, 2e-4, 4e-4, 6e-4, -6e-4])
+def test_a_kink_within_a_step_fails_no_right_gradient(away):
+    """As of a ReLU that is nearly off: a step of the central difference, 7e-4, reaches over its kink."""
+    x = np.array([[0.5, away], [-2.0, 1.5]])
+
+    def f(p):
+        return (np.where(p["x"].real > 0, p["x"], 0) * [[2.0, 3.0], [5.0, 7.0]]).sum()
+
+    right = {"x": np.where(x > 0, [[2.0, 3.0], [5.0, 7.0]], 0)}
+    assert gradcheck(f, {"x": x}, right).method == "complex"
+    with pytest.raises(GradientError) as caught:
+        gradcheck(f, {"x": x}, right, method="central")
+    (block,) = caught.value.report.blocks
+    assert block.worst == (0, 1)
+    assert block.left + 1 < block.right
+    assert "a kink, with slope" in str(caught.value)
+
+
 def test_a_kink_across_a_direction_alone_is_found_there():
     """Along each axis the function is smooth at this point; between the axes it is not."""
 
