@@ -1,5 +1,5 @@
-// Questions that the page grades. Each form.question has its question, its verdict and, as JSON, what minilora.exercises
-// judges an answer by: the build ran the experiment. Nothing is asked of a server.
+// Questions that the page grades. Each form.question has its question, its verdict and, as JSON, what
+// minilora.exercises judges an answer by: the build ran the experiment. Nothing is asked of a server.
 "use strict";
 
 // As minilora/exercises/questions.py has it.
@@ -13,10 +13,16 @@ function verdict(sheet, guess, earlier) {
   return { right: false, says: `Not yet. ${off(near[0]) <= 1 ? near[1] : sheet.hints[Math.min(earlier, 1)]}` };
 }
 
-// What somebody typed, as a number; null where it is none. A keyboard may have a comma and no point.
-function numberFrom(text) {
-  const plain = text.trim().replace("\u2212", "-").replace(/^([^.,]*),([^.,]*)$/, "$1.$2");
-  return plain !== "" && Number.isFinite(Number(plain)) ? Number(plain) : null;
+// What somebody typed: { number }, or { says } where it is none. A keyboard may have a comma and no point, so 0,25 is
+// read. 1,000 is not: it could be a thousand or one.
+function typed(text) {
+  const parts = text.replace("\u2212", "-").split("/").map((part) => part.trim());
+  const grouped = (part) => /^[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?$/.test(part);
+  if (parts.some(grouped)) return { says: "Write it without commas." };
+  const read = (part) => (part ? Number(part.replace(/^([^.,]*),([^.,]*)$/, "$1.$2")) : NaN);
+  const [above, below = 1, ...more] = parts.map(read);
+  const number = more.length ? NaN : above / below;
+  return Number.isFinite(number) ? { number } : { says: "Write a number, such as 0.25, 1/4 or 3e-4." };
 }
 
 function startQuestion(form) {
@@ -30,10 +36,10 @@ function startQuestion(form) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const written = new FormData(form).get("guess") ?? "";
-    const guess = sheet.choices.length ? written : numberFrom(written);
-    if (guess === null) return show("unread", "Write a number, such as 0.25 or 3e-4.");
-    if (guess === "") return show("unread", "Choose one of the answers.");
-    const { right, says: text } = verdict(sheet, guess, wrong);
+    const { number, says: unread } = sheet.choices.length ? {} : typed(written);
+    if (unread) return show("unread", unread);
+    if (sheet.choices.length && !written) return show("unread", "Choose one of the answers.");
+    const { right, says: text } = verdict(sheet, number ?? written, wrong);
     wrong = right ? 0 : wrong + 1;
     show(right ? "right" : "wrong", text);
   });

@@ -84,9 +84,11 @@ def computed():
 
 
 @by_node
-def test_each_mistake_turns_its_own_array_red(computed):
-    wrong = {name: {a for a, v in check.items() if not v["right"]} for name, check in computed["checks"].items()}
-    assert wrong == {"": set(), **{name: {array} for name, array in SHOWN_AT.items()}}
+def test_each_mistake_turns_its_own_array_red_from_each_start(computed):
+    assert set(computed["checks"]) == {"peft", "gaussian", "swapped"}
+    for checks in computed["checks"].values():
+        wrong = {name: {a for a, v in check.items() if not v["right"]} for name, check in checks.items()}
+        assert wrong == {"": set(), **{name: {array} for name, array in SHOWN_AT.items()}}
 
 
 @by_node
@@ -150,6 +152,13 @@ def test_javascript_has_pythons_equations_in_their_order(javascript, python, lef
     assert numbers(LIVE / javascript, "//") == sorted(right, key=right.index) != []
 
 
+@pytest.mark.site
+def test_javascript_keeps_to_120_columns_and_a_loop_a_line():
+    files = [*LIVE.glob("*.js"), LIVE.parent / "questions.js", *Path(__file__).parent.glob("live/*.mjs")]
+    lines = [(file.name, i, line) for file in files for i, line in enumerate(file.read_text("utf-8").splitlines(), 1)]
+    assert [found for found in lines if len(found[2]) > 120 or found[2].count("for (") > 1] == []
+
+
 # --- the page, in a browser -------------------------------------------------------------------------------------------
 
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
@@ -202,12 +211,14 @@ def test_the_loss_falls_to_the_best_of_the_rank(page, width):
     press(browser, "[data-do=step]", " ")
     assert find(browser, "[data-step]").text == "1"
     assert loss(browser) < 4
+    assert "After 1 step the loss is" in find(browser, ".says").text
     press(browser, "[data-do=run]", " ")
     wait(lambda: loss(browser) < 0.674)
     press(browser, "[data-do=run]", " ")
     assert loss(browser) >= 0.6735
-    steps = find(browser, "[data-step]").text
-    assert f"After {steps} steps the loss is" in find(browser, ".says").text
+    steps, says = find(browser, "[data-step]").text, find(browser, ".says").text
+    assert f"After {steps} steps the loss is {find(browser, '[data-loss]').text}." in says
+    assert float(re.search(r"No adapter of this rank gets below ([\d.]+)\.", says)[1]) <= loss(browser)
 
 
 @pytest.mark.parametrize("width", widths)
@@ -222,21 +233,78 @@ def test_each_mistake_by_keyboard_turns_one_check_red(page, width):
     assert set(verdicts(browser).values()) == {"right"}
 
 
+@pytest.mark.parametrize("width", widths[:1])
+def test_one_mistaken_start_takes_the_place_of_the_other(page, width):
+    browser = page(width)
+    for name, other in [("A-zero", "B-not-zero"), ("B-not-zero", "A-zero"), ("A-zero", "B-not-zero")]:
+        press(browser, f"[data-mistake={name}]", " ")
+        assert find(browser, f"[data-mistake={name}]").is_selected()
+        assert not find(browser, f"[data-mistake={other}]").is_selected()
+        assert {a for a, verdict in verdicts(browser).items() if verdict == "wrong"} == {SHOWN_AT[name]}
+
+
+@pytest.mark.parametrize("width", widths)
+def test_run_and_the_loss_are_in_sight_beside_the_check(page, width):
+    browser = page(width)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end', behavior: 'instant'})", find(browser, ".checks"))
+    for selector in ("[data-do=run]", "[data-loss]", ".checks tr:last-child"):
+        assert browser.execute_script(
+            """const box = arguments[0].getBoundingClientRect();
+               const there = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+               return arguments[0].contains(there)""",
+            find(browser, selector),
+        ), selector
+
+
+def draw_nothing(browser):
+    """Choose the empty truth, and bring it to the middle of the screen."""
+    browser.execute_script(
+        "const s = document.querySelector('[name=truth]'); s.value = 'nothing'; s.dispatchEvent(new Event('input'))"
+    )
+    assert loss(browser) == 0
+    svg = find(browser, "[data-map=truth]")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", svg)
+    return svg
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_a_finger_scrolls_past_the_truth_and_paints_across_it(page, width):
+    browser = page(width)
+    svg = draw_nothing(browser)
+    x, y, cell = browser.execute_script(
+        "const box = arguments[0].getBoundingClientRect(); return [box.x, box.y, box.width / 14]", svg
+    )
+
+    def touch(*cells):  # from one (row, column) to the next
+        points = [{"x": x + (column + 0.5) * cell, "y": y + (row + 0.5) * cell} for row, column in cells]
+        kinds = ["touchStart", *["touchMove"] * (len(points) - 1), "touchEnd"]
+        for kind, at in zip(kinds, [*([point] for point in points), []], strict=True):
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    def scrolled():
+        return browser.execute_script("return scrollY")
+
+    there = scrolled()
+    touch((4, 2))
+    assert loss(browser) == pytest.approx(0.1)  # one entry of 1: |D|^2 / out
+    touch((2, 5), (2, 6), (2, 7), (2, 9), (5, 9))
+    assert loss(browser) == pytest.approx(0.1 * (1 + 5 + 3))  # sideways first, and then any way
+    assert scrolled() == there
+    touch((8, 3), (6, 3), (4, 3), (2, 3))
+    wait(lambda: scrolled() > there + cell)
+    assert loss(browser) == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize("width", widths)
 def test_the_truth_is_drawn_by_keys_and_by_pointer(page, width):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
     browser = page(width)
-    browser.execute_script(
-        "const s = document.querySelector('[name=truth]'); s.value = 'nothing'; s.dispatchEvent(new Event('input'))"
-    )
-    assert loss(browser) == 0
+    svg = draw_nothing(browser)
     press(browser, "[data-map=truth]", Keys.ARROW_DOWN + Keys.ARROW_RIGHT + " ")
     assert loss(browser) == pytest.approx(0.1)  # one entry of 1: |D|^2 / out
     assert find(browser, ".painted").get_attribute("textContent") == "Row 2, column 2 is 1."
-    svg = find(browser, "[data-map=truth]")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", svg)
     cell = svg.size["width"] / 14
     stroke = ActionChains(browser, duration=100).move_to_element_with_offset(svg, cell / 2, cell / 2).click_and_hold()
     stroke.move_by_offset(round(2 * cell), 0).release().perform()

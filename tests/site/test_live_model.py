@@ -188,6 +188,7 @@ def test_peft_reads_the_adapter_and_gives_our_logits(trained, model):
             {"norm.3", "rope.1", "act.5", "act.6"},
         ),
         ("llama.js", ("models/llama.py",), {"rope.1"}),
+        pytest.param("tuning.js", ("models/generate.py",), {"gen.2", "gen.3"}, marks=pytest.mark.site),
     ],
 )
 def test_the_models_javascript_has_pythons_equations(javascript, python, left_out):
@@ -291,6 +292,85 @@ def test_a_pasted_text_is_learned_with_the_network_cut(browser, own, width, tmp_
     found = load_adapter(tmp_path / "adapter")
     assert len(found) == 28
     assert all(np.abs(adapter.delta()).max() > 0 for adapter in found.values())
+
+
+def steps(browser):
+    return int(find(browser, "[data-step]").text)
+
+
+def points(browser, curve):
+    """Return the places of a curve's points from left to right; the first step is at 44."""
+    drawn = browser.execute_script(
+        "return arguments[0].querySelector('polyline.' + arguments[1])?.getAttribute('points') ?? ''",
+        find(browser, "[data-map=losses]"),
+        curve,
+    )
+    return [float(point.split(",")[0]) for point in drawn.split()]
+
+
+def to_the_end(browser, *sliders):
+    from selenium.webdriver.common.keys import Keys
+
+    for name in sliders:
+        find(browser, f"[name={name}]").send_keys(Keys.END)
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_start_again_in_a_run_begins_the_curves_again(visit, width):
+    browser = visit("live-model.html", width)
+    assert not find(browser, "[data-map=losses]").is_displayed()  # nothing to draw yet
+    click(browser, "run")
+    wait(lambda: steps(browser) == 1, 120)
+    first = find(browser, "[data-loss]").text
+    wait(lambda: steps(browser) > 3, 120)
+    assert points(browser, "above")[0] == 44
+    click(browser, "restart")
+    wait(lambda: steps(browser) == 0)
+    time.sleep(2)  # until the step in flight has come
+    assert (steps(browser), find(browser, "[data-loss]").text) == (0, "")
+    assert (points(browser, "above"), points(browser, "below")) == ([], [44])
+    click(browser, "step")
+    wait(lambda: steps(browser) == 1)
+    assert points(browser, "above") == [44]
+    assert find(browser, "[data-loss]").text == first
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_an_edit_keeps_the_adapter_of_the_run_before(visit, width, tmp_path):
+    browser = visit("live-model.html", width)
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    assert not find(browser, "[data-do=save]").is_enabled()
+    click(browser, "run")
+    wait(lambda: steps(browser) > 2, 120)
+    text = find(browser, "[name=text]")
+    text.send_keys("x")
+    assert find(browser, "[data-do=run]").text == "Fine-tune on this text"
+    assert "The adapter of the run before can still be downloaded" in find(browser, ".says").text
+    text.clear()
+    text.send_keys("Too short.")
+    click(browser, "run")
+    wait(lambda: "Paste at least 17" in find(browser, ".says").text)
+    time.sleep(1)
+    done = steps(browser)
+    time.sleep(1)
+    assert steps(browser) == done > 2  # it does not go on with the run before
+    assert all(find(browser, f"[data-do={name}]").is_enabled() for name in ("save", "write"))
+    click(browser, "save")
+    wait((tmp_path / "adapter.zip").is_file, 60)
+    with zipfile.ZipFile(tmp_path / "adapter.zip") as archive:
+        archive.extractall(tmp_path / "adapter")
+    assert all(np.abs(adapter.delta()).max() > 0 for adapter in load_adapter(tmp_path / "adapter").values())
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_a_loss_that_rises_is_told(visit, width):
+    browser = visit("live-model.html", width)
+    to_the_end(browser, "rank", "rate")
+    click(browser, "run")
+    wait(lambda: "the loss has risen from" in find(browser, ".says").text, 300)
+    assert steps(browser) < 60
+    before, after = re.search(r"has risen from ([\d.]+) to ([\d.]+):", find(browser, ".says").text).groups()
+    assert float(after) > float(before) + 0.3
 
 
 @pytest.mark.parametrize("width", widths[:1])

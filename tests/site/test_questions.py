@@ -44,9 +44,14 @@ def test_the_page_and_the_command_judge_alike():
 @by_node
 def test_what_is_typed_is_read_as_a_number():
     read = {"0.01": 0.01, " 1e-2 ": 0.01, "0,01": 0.01, "-3": -3, "\u22123": -3, ".5": 0.5, "107.8": 107.8}
-    not_read = ["", "  ", "one", "1,000,000", "1.2.3", "1/4", "Infinity", "nan", "4 GB"]
-    found = node("questions.mjs", SCRIPT, cases=[], texts=[*read, *not_read])["numbers"]
-    assert found == [*read.values(), *[None] * len(not_read)]
+    read |= {"1/4": 0.25, " -1 / 16": -0.0625, "0,5/2": 0.25, "0,001": 0.001, "-0,050": -0.05, "1,5": 1.5, "1000": 1000}
+    not_read = ["", "  ", "one", "1.2.3", "Infinity", "nan", "4 GB", "/", "1/", "/4", "1/2/3", "1/0", "0/0"]
+    grouped = ["1,000", "1,000,000", "-12,500", "1,000.5", "\u22121,000", "1,000/4", "1/1,000"]
+    texts = [*read, *not_read, *grouped]
+    found = dict(zip(texts, node("questions.mjs", SCRIPT, cases=[], texts=texts)["typed"], strict=True))
+    assert {text: found[text] for text in read} == {text: {"number": number} for text, number in read.items()}
+    assert {found[text]["says"] for text in not_read} == {"Write a number, such as 0.25, 1/4 or 3e-4."}
+    assert {found[text]["says"] for text in grouped} == {"Write it without commas."}
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -116,7 +121,7 @@ def test_a_second_wrong_answer_gets_another_hint(visit, width):
     hints = [f"Not yet. {hint}" for hint in QUESTIONS["first step"].hints]
     assert [submit(browser, "first step", guess) for guess in (345, "ten", 3456)] == [
         hints[0],
-        "Write a number, such as 0.25 or 3e-4.",
+        "Write a number, such as 0.25, 1/4 or 3e-4.",
         hints[1],
     ]
 

@@ -1,4 +1,4 @@
-// Causal attention with grouped queries: minilora/layers/attention.py in JavaScript, entry by entry as the equations say.
+// Causal attention with grouped queries: minilora/layers/attention.py in JavaScript, entry by entry.
 //
 // H heads ask, K heads answer, g = H / K ask the same one. Rows are T positions of one text after another.
 
@@ -10,7 +10,8 @@ export class Attention {
     Object.assign(this, { q_proj, k_proj, v_proj, o_proj, frequencies });
   }
 
-  // With a past, which is an earlier call's cache, x follows the positions there. It is of one text then, and has no backward.
+  // With a past, which is an earlier call's cache, x follows the positions there. It is of one text then, and has no
+  // backward.
   forward(x, T, past = null) { // (N, d) -> (N, d)
     const start = past ? past.k.rows : 0;
     const [q_flat, q_cache] = this.q_proj.forward(x), [k_flat, k_cache] = this.k_proj.forward(x);
@@ -34,12 +35,19 @@ export class Attention {
   }
 }
 
-// Call visit(P's row, q's first entry, k's and v's first entry of position 0, last position read) for each text, head and t.
+// Call visit(row, q_t, k_0, last) for each text b, head h and position t: where P's row begins, where q's does, where k
+// and v have position 0, and the last position that t reads.
 function eachRow(q, k, T, D, visit) {
   const [H, K, texts] = [q.columns / D, k.columns / D, q.rows / T], U = k.rows / texts;
-  for (let b = 0; b < texts; b += 1) for (let h = 0; h < H; h += 1) for (let t = 0; t < T; t += 1) {
-    const row = ((b * H + h) * T + t) * U; // of P (texts, H, T, U)
-    visit(row, (b * T + t) * q.columns + h * D, b * U * k.columns + Math.floor(h / (H / K)) * D, U - T + t);
+  for (let b = 0; b < texts; b += 1) {
+    for (let h = 0; h < H; h += 1) {
+      const k_0 = b * U * k.columns + Math.floor(h / (H / K)) * D;
+      for (let t = 0; t < T; t += 1) {
+        const row = ((b * H + h) * T + t) * U; // of P (texts, H, T, U)
+        const q_t = (b * T + t) * q.columns + h * D;
+        visit(row, q_t, k_0, U - T + t);
+      }
+    }
   }
 }
 

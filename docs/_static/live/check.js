@@ -1,4 +1,5 @@
-// Is a gradient right? Each entry against its measured slope, and the layer's output and start against what they should be.
+// Is a gradient right? Each entry against its measured slope. And the layer's output and start against what they should
+// be.
 
 import { Matrix } from "./matrix.js";
 import { mse } from "./losses.js";
@@ -31,7 +32,8 @@ const TOLERANCE = 1e-6;
 export function checkLayer(make, start) {
   const draw = gaussian(randomFrom(1)), drawn = (rows, columns) => Matrix.filled(rows, columns, draw);
   const [N, n_in, n_out, rank, alpha] = [5, 4, 3, 2, 6];
-  const [x, target, W, A, B] = [drawn(N, n_in), drawn(N, n_out), drawn(n_out, n_in), drawn(rank, n_in), drawn(n_out, rank)];
+  const x = drawn(N, n_in), target = drawn(N, n_out);
+  const W = drawn(n_out, n_in), A = drawn(rank, n_in), B = drawn(n_out, rank);
   const layer = make(W, A, B, alpha);
   const [y, cache] = layer.forward(x);
   const [dx, { lora_A: dA, lora_B: dB }] = layer.backward(mse(y, target)[1], cache);
@@ -49,10 +51,14 @@ export function checkLayer(make, start) {
 // y_no = sum_i x_ni W_oi + alpha / r sum_k sum_i x_ni A_ki B_ok, as it is written
 function defined(x, W, A, B, alpha) {
   const y = Matrix.zeros(x.rows, W.rows), r = A.rows, n_in = x.columns, s = alpha / r;
-  for (let n = 0; n < y.rows; n += 1) for (let o = 0; o < y.columns; o += 1) for (let i = 0; i < n_in; i += 1) {
-    let weight = W.data[o * n_in + i];
-    for (let k = 0; k < r; k += 1) weight += s * A.data[k * n_in + i] * B.data[o * r + k];
-    y.data[n * y.columns + o] += x.data[n * n_in + i] * weight;
+  for (let n = 0; n < y.rows; n += 1) {
+    for (let o = 0; o < y.columns; o += 1) {
+      for (let i = 0; i < n_in; i += 1) {
+        let weight = W.data[o * n_in + i];
+        for (let k = 0; k < r; k += 1) weight += s * A.data[k * n_in + i] * B.data[o * r + k];
+        y.data[n * y.columns + o] += x.data[n * n_in + i] * weight;
+      }
+    }
   }
   return y;
 }

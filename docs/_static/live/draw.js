@@ -32,33 +32,49 @@ export function heat(svg, { rows, columns, data }, { x = 1, y = 1, most = 1 } = 
 
 export const largest = (...matrices) => Math.max(1e-12, ...matrices.flatMap(({ data }) => [...data].map(Math.abs)));
 
-const short = (v) => (v === 0 || (Math.abs(v) >= 0.01 && Math.abs(v) < 1e4) ? `${Number(v.toPrecision(3))}` : v.toExponential(0).replace("e+", "e"));
+function short(v) {
+  const plain = v === 0 || (Math.abs(v) >= 0.01 && Math.abs(v) < 1e4);
+  return plain ? `${Number(v.toPrecision(3))}` : v.toExponential(0).replace("e+", "e");
+}
 
-// Curves over the steps. Each is { name, values, label }; `level` is a dashed line. With `log`, the axis shows powers of ten.
+// Curves over the steps. Each is { name, values } with values of [step, value], and `title` has a { name, label } for
+// each. `level` is a dashed line. With `log`, the axis shows powers of ten.
 export function curves(svg, { curves: lines, level, log = false, alt, title }) {
-  const [width, height, left, right, top, bottom] = [330, 190, 44, 10, 22, 22];
+  const [height, left, right, top, bottom] = [190, 44, 10, 22, 22];
+  const width = Math.max(330, Math.round(svg.getBoundingClientRect().width)); // as wide as it stands in the page
   canvas(svg, width, height, alt);
   const last = Math.max(10, ...lines.map(({ values }) => values.at(-1)?.[0] ?? 0));
-  const finite = [...lines.flatMap(({ values }) => values.map(([, v]) => v)), ...(level > 0 ? [level] : [])].filter((v) => Number.isFinite(v) && (!log || v > 0));
+  const all = [...lines.flatMap(({ values }) => values.map(([, v]) => v)), ...(level > 0 ? [level] : [])];
+  const finite = all.filter((v) => Number.isFinite(v) && (!log || v > 0));
   let [low, high] = finite.length ? [Math.min(...finite), Math.max(...finite)] : [log ? 0.1 : 0, 1];
-  if (log) [low, high] = [Math.max(low, high * 1e-9), high].map(Math.log10); else low = Math.min(low, 0);
-  [low, high] = log ? [Math.floor(low + 1e-9), Math.max(Math.ceil(high), Math.floor(low) + 1)] : [low, high * 1.05 || 1];
+  if (log) {
+    [low, high] = [Math.max(low, high * 1e-9), high].map(Math.log10);
+    [low, high] = [Math.floor(low + 1e-9), Math.max(Math.ceil(high), Math.floor(low) + 1)];
+  } else {
+    [low, high] = [Math.min(low, 0), high * 1.05 || 1];
+  }
   const px = (t) => left + (t / last) * (width - left - right);
   const py = (v) => {
     const part = ((log ? Math.log10(Math.max(v, 1e-300)) : v) - low) / (high - low);
     return height - bottom - Math.min(Math.max(part, 0), 1) * (height - top - bottom);
   };
-  const ticks = log ? [low, Math.round((low + high) / 2), high].map((k) => Number(`1e${k}`)) : [low, (low + high) / 2, high];
+  const across = (v, name) => add(svg, "line", { x1: left, x2: width - right, y1: py(v), y2: py(v), class: name });
+  const mark = (x, y, anchor, text) => add(svg, "text", { x, y, "text-anchor": anchor, class: "tick" }, text);
+  const middle = (low + high) / 2;
+  const ticks = log ? [low, Math.round(middle), high].map((k) => Number(`1e${k}`)) : [low, middle, high];
   for (const tick of new Set(ticks)) {
-    add(svg, "line", { x1: left, x2: width - right, y1: py(tick), y2: py(tick), class: "rule" });
-    add(svg, "text", { x: left - 5, y: py(tick) + 4, "text-anchor": "end", class: "tick" }, short(tick));
+    across(tick, "rule");
+    mark(left - 5, py(tick) + 4, "end", short(tick));
   }
-  for (const t of [0, last]) add(svg, "text", { x: px(t), y: height - 6, "text-anchor": t ? "end" : "start", class: "tick" }, `${t}`);
-  add(svg, "text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", class: "tick" }, "step");
-  if (level > 0) add(svg, "line", { x1: left, x2: width - right, y1: py(level), y2: py(level), class: "level" });
+  mark(px(0), height - 6, "start", "0");
+  mark((left + width - right) / 2, height - 6, "middle", "step");
+  mark(px(last), height - 6, "end", `${last}`);
+  if (level > 0) across(level, "level");
   for (const { name, values } of lines) {
-    const stride = Math.ceil(values.length / 300) || 1, shown = values.filter(([, v], i) => Number.isFinite(v) && (i % stride === 0 || i === values.length - 1));
-    add(svg, "polyline", { points: shown.map(([t, v]) => `${px(t).toFixed(1)},${py(v).toFixed(1)}`).join(" "), class: `line ${name}` });
+    const stride = Math.ceil(values.length / 300) || 1;
+    const shown = values.filter(([, v], i) => Number.isFinite(v) && (i % stride === 0 || i === values.length - 1));
+    const points = shown.map(([t, v]) => `${px(t).toFixed(1)},${py(v).toFixed(1)}`).join(" ");
+    add(svg, "polyline", { points, class: `line ${name}` });
   }
   let x = 2;
   for (const { name, label } of title) {
@@ -72,11 +88,12 @@ export function bars(svg, learned, truth, alt) {
   canvas(svg, width, height, alt);
   const most = Math.max(...truth, ...learned, 1e-12), wide = (width - left - 10) / count;
   const py = (v) => height - bottom - (v / most) * (height - top - bottom);
-  for (const tick of [0, most]) add(svg, "text", { x: left - 5, y: py(tick) + 4, "text-anchor": "end", class: "tick" }, short(tick));
+  const mark = (x, y, anchor, text) => add(svg, "text", { x, y, "text-anchor": anchor, class: "tick" }, text);
+  for (const tick of [0, most]) mark(left - 5, py(tick) + 4, "end", short(tick));
   truth.forEach((value, i) => {
     const x = left + i * wide + 2, box = (v) => ({ x, width: wide - 4, y: py(v), height: height - bottom - py(v) });
     add(svg, "rect", { ...box(learned[i]), class: "above" });
     add(svg, "rect", { ...box(value), class: "outline" });
-    add(svg, "text", { x: x + (wide - 4) / 2, y: height - 5, "text-anchor": "middle", class: "tick" }, `${i + 1}`);
+    mark(x + (wide - 4) / 2, height - 5, "middle", `${i + 1}`);
   });
 }

@@ -2,8 +2,8 @@
 //
 //     y = x W^T + s x A^T B^T, and the targets are x (W + D)^T: D (out, in) is the true change
 //
-// The columns of X stand at right angles, X^T X = N I. Then the loss (15) is |D - s B A|^2 / out, and no adapter of rank
-// r can do better than the r largest singular values of D (Eckart and Young): `least` says what that leaves.
+// The columns of X stand at right angles, X^T X = N I. Then the loss (15) is |D - s B A|^2 / out, and no adapter of
+// rank r can do better than the r largest singular values of D (Eckart and Young): `least` says what that leaves.
 
 import { Matrix } from "./matrix.js";
 import { mse } from "./losses.js";
@@ -75,7 +75,9 @@ function orthogonal(X) {
   return new Matrix(X.columns, X.rows, Float64Array.from(columns.flatMap((column) => [...column]))).T;
 }
 
-const picture = (...lines) => Matrix.filled(N_OUT, N_IN, (_, i) => (lines[Math.floor(i / N_IN)]?.[i % N_IN] === "#" ? 1 : 0));
+function picture(...lines) {
+  return Matrix.filled(N_OUT, N_IN, (_, i) => (lines[Math.floor(i / N_IN)]?.[i % N_IN] === "#" ? 1 : 0));
+}
 
 // Changes to begin with; a reader can draw others.
 export const TRUTHS = {
@@ -92,7 +94,17 @@ export const TRUTHS = {
   },
   face: {
     label: "a face",
-    draw: () => picture("....######", "..##......##", "..#..#..#..#", "..#..#..#..#", "..#........#", "..#.#....#.#", "..#..####..#", "..##......##", "....######"),
+    draw: () => picture(
+      "....######",
+      "..##......##",
+      "..#..#..#..#",
+      "..#..#..#..#",
+      "..#........#",
+      "..#.#....#.#",
+      "..#..####..#",
+      "..##......##",
+      "....######",
+    ),
   },
   diagonal: {
     label: "a diagonal, full rank",

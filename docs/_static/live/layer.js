@@ -7,7 +7,11 @@ import { MISTAKES, STARTS, layerWith } from "./mistakes.js";
 import { randomFrom } from "./random.js";
 import { singularValues } from "./svd.js";
 
-const SLIDERS = { rank: [1, 2, 3, 4, 5, 6, 7, 8], alpha: [1, 2, 4, 8, 16, 32], rate: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1] };
+const SLIDERS = {
+  rank: [1, 2, 3, 4, 5, 6, 7, 8],
+  alpha: [1, 2, 4, 8, 16, 32],
+  rate: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1],
+};
 const LAST = 3000; // steps after which a run stops by itself
 
 const root = document.querySelector('[data-live="layer"]');
@@ -19,7 +23,8 @@ let before = []; // the losses of the run before this one, to compare with
 // --- the settings, as the controls have them
 
 const chosen = (name) => SLIDERS[name][control(name).value];
-const mistakes = () => [...root.querySelectorAll("[data-mistake]")].filter((box) => box.checked).map((box) => box.dataset.mistake);
+const boxes = [];
+const mistakes = () => boxes.filter((box) => box.checked).map((box) => box.dataset.mistake);
 
 // Start training from the beginning. A run that goes on begins again with the new settings.
 function begin() {
@@ -42,9 +47,11 @@ function begin() {
 
 // --- running
 
+const outOfBounds = (loss) => !Number.isFinite(loss) || loss > 1e9;
+
 function step() {
   experiment.step();
-  if (!Number.isFinite(experiment.loss) || experiment.loss > 1e9) stop();
+  if (outOfBounds(experiment.loss)) stop();
 }
 
 function frame() {
@@ -73,7 +80,7 @@ function stop() {
 
 function show() {
   const { layer, history, least, values } = experiment, { lora_A, lora_B, rank } = layer.adapter;
-  const delta = layer.adapter.delta(), left = truth.minus(delta);
+  const delta = layer.adapter.delta(), left = truth.minus(delta), now = history.at(-1);
   find("[data-step]").textContent = experiment.steps;
   find("[data-loss]").textContent = experiment.loss.toPrecision(4);
   const most = Math.max(1, largest(truth)), wide = N_IN * CELL + 2, high = N_OUT * CELL + 2;
@@ -86,17 +93,22 @@ function show() {
 
   // B to the left of the change and A above it: each entry of the change is a row of B with a column of A.
   const product = find("[data-map=product]"), aside = (rank + 1) * CELL;
-  canvas(product, wide + aside, high + aside, `B, ${N_OUT} by ${rank}, times A, ${rank} by ${N_IN}: the learned change, of length ${delta.norm().toPrecision(3)}`);
+  const sizes = `B, ${N_OUT} by ${rank}, times A, ${rank} by ${N_IN}`;
+  canvas(product, wide + aside, high + aside, `${sizes}: the learned change, of length ${delta.norm().toPrecision(3)}`);
   heat(product, lora_A, { x: 1 + aside, most: largest(lora_A) });
   heat(product, lora_B, { y: 1 + aside, most: largest(lora_B) });
   heat(product, delta, { x: 1 + aside, y: 1 + aside, most });
   add(product, "text", { x: aside - 6, y: 13, "text-anchor": "end" }, "A");
   add(product, "text", { x: 2, y: aside - 4 }, "B");
 
-  bars(find("[data-map=values]"), singularValues(delta), values, `Singular values. True: ${values.map((v) => v.toFixed(2)).join(", ")}`);
+  const told = values.map((v) => v.toFixed(2)).join(", ");
+  bars(find("[data-map=values]"), singularValues(delta), values, `Singular values. True: ${told}`);
   const along = (key, run = history) => run.map((entry, t) => [t, entry[key]]);
   curves(find("[data-map=losses]"), {
-    curves: [{ name: "ghost", values: along("loss", before) }, { name: "ink", values: along("loss") }], level: least, log: true, alt: `The loss by step, now ${experiment.loss.toPrecision(3)}`,
+    curves: [{ name: "ghost", values: along("loss", before) }, { name: "ink", values: along("loss") }],
+    level: least,
+    log: true,
+    alt: `The loss by step, now ${experiment.loss.toPrecision(4)}`,
     title: [
       { name: "ink", label: "loss" }, ...(before.length ? [{ name: "ghost", label: "the run before" }] : []),
       ...(least > 1e-9 ? [{ name: "dashed", label: `best of rank ${rank}` }] : []),
@@ -104,17 +116,21 @@ function show() {
   });
   curves(find("[data-map=moved]"), {
     curves: [{ name: "below", values: along("A") }, { name: "above", values: along("B") }],
-    alt: `How far A has moved, ${history.at(-1).A.toPrecision(3)}, and the length of B, ${history.at(-1).B.toPrecision(3)}`,
+    alt: `How far A has moved, ${now.A.toPrecision(3)}, and the length of B, ${now.B.toPrecision(3)}`,
     title: [{ name: "below", label: "|A − A0|" }, { name: "above", label: "|B|" }],
   });
 }
 
 function say() {
   const { steps, loss, least, layer } = experiment, { rank, scaling, lora_A, lora_B } = layer.adapter;
-  const sizes = `Rank ${rank}, s = ${Number(scaling.toPrecision(3))}: ${lora_A.data.length + lora_B.data.length} numbers train in place of ${N_IN * N_OUT}.`;
-  const bound = least > 1e-9 ? `No adapter of this rank gets below ${least.toPrecision(3)}.` : "An adapter of this rank can learn all of this change.";
-  const now = !Number.isFinite(loss) || loss > 1e9 ? `After ${steps} steps the loss has grown out of bounds: the rate is too large for this scaling and optimizer.`
-    : running ? "It trains." : `After ${steps} steps the loss is ${loss.toPrecision(3)}.`;
+  const count = lora_A.data.length + lora_B.data.length, s = Number(scaling.toPrecision(3));
+  const sizes = `Rank ${rank}, s = ${s}: ${count} numbers train in place of ${N_IN * N_OUT}.`;
+  const bound = least > 1e-9
+    ? `No adapter of this rank gets below ${least.toPrecision(4)}.`
+    : "An adapter of this rank can learn all of this change.";
+  const after = `After ${steps} ${steps === 1 ? "step" : "steps"} the loss`;
+  let now = running ? "It trains." : `${after} is ${loss.toPrecision(4)}.`;
+  if (outOfBounds(loss)) now = `${after} is out of bounds: the rate is too large for this scaling and optimizer.`;
   find(".says").textContent = [sizes, bound, now, ...mistakes().map((name) => MISTAKES[name].says)].join(" ");
 }
 
@@ -132,12 +148,14 @@ function check() {
 // --- drawing the truth, by pointer or by keys
 
 const cursor = { row: 0, column: 0 };
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 function showTruth(most) {
   const svg = find("[data-map=truth]");
   canvas(svg, N_IN * CELL + 2, N_OUT * CELL + 2, "The true change, to draw in: arrow keys move, the space bar paints");
   heat(svg, truth, { most });
-  add(svg, "rect", { x: 1 + cursor.column * CELL, y: 1 + cursor.row * CELL, width: CELL, height: CELL, class: "cursor" });
+  const place = { x: 1 + cursor.column * CELL, y: 1 + cursor.row * CELL };
+  add(svg, "rect", { ...place, width: CELL, height: CELL, class: "cursor" });
 }
 
 function paint(value) {
@@ -151,8 +169,9 @@ function paint(value) {
 
 function cellAt(event) {
   const box = find("[data-map=truth]").getBoundingClientRect();
+  const [across, down] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   const clamp = (part, count) => Math.min(Math.max(Math.floor(part * count), 0), count - 1);
-  return { row: clamp((event.clientY - box.top) / box.height, N_OUT), column: clamp((event.clientX - box.left) / box.width, N_IN) };
+  return { row: clamp(down, N_OUT), column: clamp(across, N_IN) };
 }
 
 // Paint from the last cell to this one: a quick stroke skips cells between two events.
@@ -167,17 +186,28 @@ function stroke({ row, column }, value) {
 
 function letDraw(svg) {
   let brush = null; // what a stroke paints: the opposite of the cell where it began
+  let finger = null; // where a finger came down: up or down it scrolls, aside it paints, and lifted it paints a cell
+  const end = () => {
+    [brush, finger] = [null, null];
+    say();
+  };
   svg.addEventListener("pointerdown", (event) => {
     Object.assign(cursor, cellAt(event));
-    brush = paint();
+    if (event.pointerType === "mouse") brush = paint(); else finger = event;
     svg.setPointerCapture(event.pointerId);
   });
   svg.addEventListener("pointermove", (event) => {
+    const aside = finger && Math.abs(event.clientX - finger.clientX) > Math.abs(event.clientY - finger.clientY);
+    if (aside) [brush, finger] = [paint(), null];
     if (brush !== null) stroke(cellAt(event), brush);
   });
-  for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, () => { brush = null; say(); });
+  svg.addEventListener("pointerup", () => {
+    if (finger) paint();
+    end();
+  });
+  svg.addEventListener("pointercancel", end); // the browser scrolls
   svg.addEventListener("keydown", (event) => {
-    const [down, across] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [0, 0];
+    const [down, across] = ARROWS[event.key] ?? [0, 0];
     const paints = event.key === " " || event.key === "Enter";
     if (!down && !across && !paints) return;
     event.preventDefault();
@@ -197,14 +227,16 @@ options("truth", Object.entries(TRUTHS).map(([name, { label }]) => [name, label]
 options("start", Object.entries(STARTS).map(([name, { label }]) => [name, label]), "peft");
 options("optimizer", [["adam", "Adam (20) to (24)"], ["descent", "gradient descent"]], "adam");
 for (const [name, { label }] of Object.entries(MISTAKES)) {
-  const line = find(".mistakes").appendChild(document.createElement("label"));
-  const box = Object.assign(line.appendChild(document.createElement("input")), { type: "checkbox", autocomplete: "off" });
+  const box = Object.assign(document.createElement("input"), { type: "checkbox", autocomplete: "off" });
   box.dataset.mistake = name;
-  line.append(` ${label}`);
+  boxes.push(box);
+  find(".mistakes").appendChild(document.createElement("label")).append(box, ` ${label}`);
 }
+const starts = boxes.filter((box) => MISTAKES[box.dataset.mistake].start); // a layer has one start
 for (const input of root.querySelectorAll("input, select")) {
   input.addEventListener("input", () => {
     if (input.name === "truth") truth = TRUTHS[input.value].draw();
+    if (starts.includes(input)) for (const box of starts) box.checked &&= box === input;
     begin();
   });
 }

@@ -76,7 +76,8 @@ export class GatedMLP {
     const du = dz.with(b, (dz_nj, b_nj) => dz_nj * b_nj); // eq. (gate.2)
     const db = dz.with(a, (dz_nj, a_nj) => dz_nj * silu(a_nj)); // eq. (gate.3)
     const da = du.with(a, (du_nj, a_nj) => du_nj * siluSlope(a_nj));
-    const [dx_a, gate_proj] = this.gate_proj.backward(da, a_cache), [dx_b, up_proj] = this.up_proj.backward(db, b_cache);
+    const [dx_a, gate_proj] = this.gate_proj.backward(da, a_cache);
+    const [dx_b, up_proj] = this.up_proj.backward(db, b_cache);
     const dx = dx_a.plus(dx_b); // eq. (gate.4)
     return [dx, { gate_proj, up_proj, down_proj }];
   }

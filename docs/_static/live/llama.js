@@ -1,6 +1,7 @@
 // A Llama decoder with an adapter beside each linear layer: minilora/models/llama.py in JavaScript.
 //
-// The gradient of a branch's input is dy itself and what the branch passes back. Names of layers are transformers' and PEFT's.
+// The gradient of a branch's input is dy itself and what the branch passes back. Names of layers are transformers' and
+// PEFT's.
 
 import { Attention } from "./attention.js";
 import { GatedMLP, RMSNorm } from "./layers.js";
@@ -41,7 +42,8 @@ export class Llama {
     const norm = (path) => new RMSNorm(tensors[`${path}.weight`].data, config.rms_norm_eps);
     const adapted = (path) => {
       const weight = matrixOf(tensors[`${path}.weight`]), { rows, columns, data } = weight;
-      return new LoRALinear(new Linear(weight), LoRA.init(columns, rows, { rank, alpha, random, Numbers: data.constructor }));
+      const adapter = LoRA.init(columns, rows, { rank, alpha, random, Numbers: data.constructor });
+      return new LoRALinear(new Linear(weight), adapter);
     };
     const all = (path, names) => Object.fromEntries(names.map((name) => [name, adapted(`${path}.${name}`)]));
     this.embedding = matrixOf(tensors["model.embed_tokens.weight"]);
@@ -58,7 +60,7 @@ export class Llama {
     this.lm_head = new Linear(this.embedding); // tied: the embedding's own array
   }
 
-  // Token ids of texts of T positions each, one after another. The cache is also the past of what follows a single text.
+  // Token ids of texts of T positions each, one after another. The cache is also the past of what follows one text.
   forward(ids, T, past = null) { // N ids -> (N, V)
     let x = gathered(this.embedding, ids);
     const caches = [];
@@ -77,8 +79,11 @@ export class Llama {
     for (let i = this.layers.length - 1; i >= 0; i -= 1) {
       const [below, found] = this.layers[i].backward(dx, blocks[i]);
       dx = below;
-      for (const [branch, layers] of Object.entries(found)) for (const [layer, factors] of Object.entries(layers)) {
-        for (const [factor, grad] of Object.entries(factors)) grads[`model.layers.${i}.${branch}.${layer}.${factor}`] = grad;
+      for (const [branch, layers] of Object.entries(found)) {
+        for (const [layer, { lora_A, lora_B }] of Object.entries(layers)) {
+          const path = `model.layers.${i}.${branch}.${layer}`;
+          Object.assign(grads, { [`${path}.lora_A`]: lora_A, [`${path}.lora_B`]: lora_B });
+        }
       }
     }
     return grads;
@@ -86,9 +91,13 @@ export class Llama {
 
   trainable() { // all A and B, by name
     const params = {};
-    for (const [i, block] of this.layers.entries()) for (const [branch, names] of Object.entries(ADAPTED)) for (const name of names) {
-      const { lora_A, lora_B } = block[branch][name].adapter, path = `model.layers.${i}.${branch}.${name}`;
-      Object.assign(params, { [`${path}.lora_A`]: lora_A, [`${path}.lora_B`]: lora_B });
+    for (const [i, block] of this.layers.entries()) {
+      for (const [branch, layers] of Object.entries(ADAPTED)) {
+        for (const layer of layers) {
+          const { lora_A, lora_B } = block[branch][layer].adapter, path = `model.layers.${i}.${branch}.${layer}`;
+          Object.assign(params, { [`${path}.lora_A`]: lora_A, [`${path}.lora_B`]: lora_B });
+        }
+      }
     }
     return params;
   }

@@ -6,7 +6,9 @@
 
 export class Matrix {
   constructor(rows, columns, data) {
-    if (data.length !== rows * columns) throw new RangeError(`${data.length} numbers are no ${rows} by ${columns} matrix`);
+    if (data.length !== rows * columns) {
+      throw new RangeError(`${data.length} numbers are no ${rows} by ${columns} matrix`);
+    }
     [this.rows, this.columns, this.data] = [rows, columns, data];
     this.turnedFrom = null;
   }
@@ -24,14 +26,17 @@ export class Matrix {
   get T() {
     if (this.turnedFrom) return this.turnedFrom;
     const { rows, columns, data } = this, turned = Matrix.zeros(columns, rows, data.constructor);
-    for (let i = 0; i < rows; i += 1) for (let j = 0; j < columns; j += 1) turned.data[j * rows + i] = data[i * columns + j];
+    for (let i = 0; i < rows; i += 1) {
+      for (let j = 0; j < columns; j += 1) turned.data[j * rows + i] = data[i * columns + j];
+    }
     turned.turnedFrom = this;
     return turned;
   }
 
   times(other) { // (n, k), (k, m) -> (n, m)
     if (this.columns !== other.rows) {
-      throw new RangeError(`(${this.rows}, ${this.columns}) times (${other.rows}, ${other.columns}): the inner sizes differ`);
+      const sizes = `(${this.rows}, ${this.columns}) times (${other.rows}, ${other.columns})`;
+      throw new RangeError(`${sizes}: the inner sizes differ`);
     }
     const product = Matrix.zeros(this.rows, other.columns, this.data.constructor);
     dots(this.data, other.T.data, product.data, this.rows, other.columns, this.columns);
@@ -44,7 +49,9 @@ export class Matrix {
   }
 
   with(other, f) {
-    if (this.rows !== other.rows || this.columns !== other.columns) throw new RangeError("the two matrices have two shapes");
+    if (this.rows !== other.rows || this.columns !== other.columns) {
+      throw new RangeError("the two matrices have two shapes");
+    }
     return new Matrix(this.rows, this.columns, this.data.map((value, i) => f(value, other.data[i])));
   }
 
@@ -85,6 +92,7 @@ function dots(a, b, c, n, m, k) {
     for (let t = 0; t < k; t += 1) sum += a[i * k + t] * b[j * k + t];
     c[i * m + j] = sum;
   };
-  for (let i = 0; i < n2; i += 1) for (let j = m4; j < m; j += 1) one(i, j);
-  for (let i = n2; i < n; i += 1) for (let j = 0; j < m; j += 1) one(i, j);
+  for (let i = 0; i < n; i += 1) {
+    for (let j = i < n2 ? m4 : 0; j < m; j += 1) one(i, j);
+  }
 }

@@ -1,36 +1,49 @@
-// Five mistakes in LoRA, each as what it changes in lora.js. `layerWith(names)` builds a layer that has them.
+// Five mistakes in LoRA, each as what it changes in lora.js. `layerWith(names)` builds a layer that has them. Two of
+// them are starts, of which a layer has one.
 
 import { Linear, LoRA, LoRALinear } from "./lora.js";
 import { gaussian, uniform } from "./random.js";
+
+const fill = ({ data }, draw) => data.forEach((_, i) => { data[i] = draw(); });
 
 export const MISTAKES = {
   "A-zero": {
     label: "A starts at zero, too",
     says: "With A and B zero, h and dh are zero, and so are both gradients, by (3) and (5): nothing ever moves.",
-    start: ({ lora_A, lora_B }) => { lora_A.data.fill(0); lora_B.data.fill(0); },
+    start: ({ lora_A, lora_B }) => {
+      fill(lora_A, () => 0);
+      fill(lora_B, () => 0);
+    },
   },
   "alpha-not-divided": {
     label: "alpha is not divided by r",
-    says: "Output and gradients agree, so training goes on. But a program that divides reads these factors as a change 1/r as strong.",
+    says: "Output and gradients agree, so training goes on. But a program that divides reads these factors as a " +
+      "change 1/r as strong.",
     LoRA: (Right) => class extends Right {
       get scaling() { return this.alpha; }
     },
   },
   "base-passes-no-gradient": {
     label: "The base passes no gradient",
-    says: "dx lacks dy W (12). This layer trains as before, and its loss cannot show it: only a layer below would be misled.",
+    says: "dx lacks dy W (12). This layer trains as before, and its loss cannot show it: only a layer below " +
+      "would be misled.",
     LoRALinear: (Right) => class extends Right {
       backward(dy, cache) { return this.adapter.backward(dy, cache); }
     },
   },
   "B-not-zero": {
     label: "B does not start at zero",
-    says: "The adapted layer no longer begins as its base: the first loss is another one, and what the base knew is disturbed.",
-    start: ({ lora_B }, random) => lora_B.data.forEach((_, i) => { lora_B.data[i] = uniform(random, 1)(); }),
+    says: "A is not zero either, so the adapted layer no longer begins as its base: the first loss is another one, " +
+      "and what the base knew is disturbed.",
+    start: ({ lora_A, lora_B }, random) => {
+      if (!lora_A.norm()) fill(lora_A, uniform(random, 1 / Math.sqrt(lora_A.columns))); // A zero would hide it
+      fill(lora_B, uniform(random, 1));
+    },
   },
   "wrong-scale-in-dA": {
     label: "dA is multiplied by s twice",
-    says: "Adam divides by the gradient's own size, so its loss hardly changes; gradient descent moves A s times too far.",
+    says: "Adam divides by the gradient's own size, so its loss hardly changes; gradient descent moves A s times " +
+      "too far.",
     LoRA: (Right) => class extends Right {
       backward(dy, cache) {
         const [dx, { lora_A, lora_B }] = super.backward(dy, cache);
@@ -45,13 +58,13 @@ export const STARTS = {
   peft: { label: "as PEFT: A uniform, B zero", begin: () => {} },
   gaussian: {
     label: "as the paper: A Gaussian, B zero",
-    begin: ({ lora_A }, random) => lora_A.data.forEach((_, i) => { lora_A.data[i] = gaussian(random)(); }),
+    begin: ({ lora_A }, random) => fill(lora_A, gaussian(random)),
   },
   swapped: {
     label: "the other way round: A zero, B uniform",
     begin: ({ lora_A, lora_B, rank }, random) => {
-      lora_A.data.fill(0);
-      lora_B.data.forEach((_, i) => { lora_B.data[i] = uniform(random, 1 / Math.sqrt(rank))(); });
+      fill(lora_A, () => 0);
+      fill(lora_B, uniform(random, 1 / Math.sqrt(rank)));
     },
   },
 };

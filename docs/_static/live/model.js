@@ -2,7 +2,8 @@
 
 import { curves } from "./draw.js";
 
-const RANKS = [1, 2, 4, 8, 16], RATES = [0.0003, 0.001, 0.003, 0.01, 0.03], LATELY = 8;
+const RANKS = [1, 2, 4, 8, 16], RATES = [0.0003, 0.001, 0.003, 0.01, 0.03];
+const LATELY = 8, RISEN = 0.3; // batches that the loss is a mean of; nats above the first batch that are told
 const root = document.querySelector('[data-live="model"]');
 const find = (selector) => root.querySelector(selector);
 const button = (name) => find(`[data-do=${name}]`);
@@ -10,8 +11,10 @@ const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "modu
 const ask = (what, more = {}) => worker.postMessage({ ask: what, ...more });
 const say = (text) => { find(".says").textContent = text; };
 
-let [state, losses, held] = ["empty", [], []]; // empty, loading, ready, begun or running
-let afterwards = () => {}; // what was asked for before the model was here
+let state = "empty"; // then loading, ready, beginning, begun, running
+let [tuned, warned] = [false, false]; // whether the worker has an adapter; whether the reader was warned
+let [losses, held] = [[], []];
+let afterwards = () => {}; // what was asked for before the model was here, or before the beginning was made
 
 function turn(next) {
   state = next;
@@ -19,19 +22,18 @@ function turn(next) {
   button("fetch").disabled = state === "loading";
   find("progress").hidden = state !== "loading";
   for (const name of ["run", "step"]) button(name).disabled = state === "loading";
-  for (const name of ["write", "save", "restart"]) button(name).disabled = !["begun", "running"].includes(state);
+  for (const name of ["write", "save", "restart"]) button(name).disabled = !tuned;
   button("run").textContent = state === "running" ? "Pause" : "Fine-tune on this text";
 }
 
-// Begin with the text and the settings that stand in the page.
-function begin() {
+// Begin with the text and the settings that stand in the page. What the page shows stays until the worker has begun: it
+// may still tell of a step of the run before.
+function begin(then = () => {}) {
   const chosen = (values, name) => values[find(`[name=${name}]`).value];
-  [losses, held] = [[], []];
-  find("[data-loss]").textContent = "";
-  find("[data-step]").textContent = "0";
-  for (const told of root.querySelectorAll(".told")) told.textContent = "";
-  turn("begun");
-  ask("begin", { text: find("[name=text]").value, prompt: find("[name=prompt]").value, rank: chosen(RANKS, "rank"), rate: chosen(RATES, "rate") });
+  afterwards = then;
+  turn("beginning");
+  const [text, prompt] = [find("[name=text]").value, find("[name=prompt]").value];
+  ask("begin", { text, prompt, rank: chosen(RANKS, "rank"), rate: chosen(RATES, "rate") });
 }
 
 const number = (v) => v.toLocaleString("en-US");
@@ -46,40 +48,61 @@ const TOLD = {
     afterwards();
   },
   begun({ tokens, unknown, length, train, held: apart, trained, frozen }) {
-    const strange = unknown ? ` ${number(unknown)} of them stand for letters that its tokenizer does not know.` : "";
-    say(`Your text has ${number(tokens)} tokens.${strange} It is cut into windows of ${length}: ${train} to train on, ${apart} held out. ${number(trained)} numbers train, beside ${number(frozen)} that stay as they are.`);
+    [losses, held, tuned, warned] = [[], [], true, false];
+    find("[data-loss]").textContent = "";
+    find("[data-step]").textContent = "0";
+    for (const told of root.querySelectorAll(".told")) told.textContent = "";
+    say([
+      `Your text has ${number(tokens)} tokens.`,
+      ...(unknown ? [`${number(unknown)} of them stand for letters that its tokenizer does not know.`] : []),
+      `It is cut into windows of ${length}: ${train} to train on, ${apart} held out.`,
+      `${number(trained)} numbers train, beside ${number(frozen)} that stay as they are.`,
+    ].join(" "));
+    if (state !== "beginning") return turn(state); // the text was edited meanwhile
+    turn("begun");
+    return afterwards();
   },
   before({ text }) { find(".told.before").textContent = text; },
   after({ text }) { find(".told.after").textContent = text; },
   stepped({ step, loss, seconds }) {
     losses.push([step, loss]);
-    const lately = losses.slice(-LATELY).reduce((sum, [, value]) => sum + value, 0) / Math.min(LATELY, losses.length);
-    find("[data-loss]").textContent = lately.toFixed(3);
+    const lately = losses.slice(-LATELY), mean = lately.reduce((sum, [, value]) => sum + value, 0) / lately.length;
+    find("[data-loss]").textContent = mean.toFixed(3);
     find("[data-step]").textContent = step + 1;
     find("[data-seconds]").textContent = seconds.toFixed(2);
     show();
+    const first = losses[0][1];
+    if (warned || losses.length < LATELY || mean < first + RISEN) return;
+    warned = true;
+    const [from, to] = [first.toFixed(2), mean.toFixed(2)];
+    say(`By step ${step + 1} the loss has risen from ${from} to ${to}: the rate is too large. Take a smaller one.`);
   },
   measured({ step, held: value }) {
     held.push([step, value]);
     show();
   },
   saved({ zip }) {
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(zip), download: "adapter.zip" });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    const href = URL.createObjectURL(zip);
+    Object.assign(document.createElement("a"), { href, download: "adapter.zip" }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60000);
   },
-  failed({ message }) {
+  failed({ message, kept = false }) {
+    tuned = kept;
     turn(state === "loading" ? "empty" : "ready");
     say(state === "empty" ? `The model could not be fetched (${message}). Try again.` : message);
   },
 };
 
 function show() {
+  find("[data-map=losses]").parentElement.hidden = !losses.length && !held.length;
   const last = (values) => values.at(-1)?.[1].toFixed(2) ?? "not yet known";
   curves(find("[data-map=losses]"), {
     curves: [{ name: "above", values: losses }, { name: "below", values: held }],
     alt: `Nats a token by step: on the text ${last(losses)}, on what is held out ${last(held)}`,
-    title: [{ name: "above", label: "trained on" }, { name: "below", label: "held out" }, { name: "dashed", label: "nats a token" }],
+    title: [
+      { name: "above", label: "trained on" }, { name: "below", label: "held out" },
+      { name: "dashed", label: "nats a token" },
+    ],
   });
 }
 
@@ -95,7 +118,8 @@ function fetchModel(then = () => {}) {
 
 function run() {
   if (state === "empty") return fetchModel(run);
-  if (state === "ready") begin();
+  if (state === "ready") return begin(run);
+  if (state !== "begun") return null;
   turn("running");
   return ask("run");
 }
@@ -108,22 +132,23 @@ function pause() {
 function step() {
   if (state === "empty") return fetchModel(step);
   if (state === "running") pause();
-  if (state === "ready") begin();
-  return ask("step");
+  if (state === "ready") return begin(step);
+  return state === "begun" ? ask("step") : null;
 }
 
 button("fetch").addEventListener("click", () => fetchModel());
 button("run").addEventListener("click", () => (state === "running" ? pause() : run()));
 button("step").addEventListener("click", step);
-button("restart").addEventListener("click", begin);
+button("restart").addEventListener("click", () => begin());
 button("write").addEventListener("click", () => ask("write", { prompt: find("[name=prompt]").value }));
 button("save").addEventListener("click", () => ask("save"));
 
 // A new text or setting asks for a new beginning, which comes with the next click.
 function changed() {
-  if (state !== "begun" && state !== "running") return;
+  if (!["beginning", "begun", "running"].includes(state)) return;
   pause();
   turn("ready");
+  if (tuned) say("The next run begins anew. The adapter of the run before can still be downloaded.");
 }
 
 for (const [name, values] of [["rank", RANKS], ["rate", RATES]]) {
@@ -138,5 +163,6 @@ for (const [name, values] of [["rank", RANKS], ["rate", RATES]]) {
 find("[name=text]").addEventListener("input", changed);
 find(".still").hidden = true;
 find(".works").hidden = false;
+addEventListener("resize", show);
 turn("empty");
 show();

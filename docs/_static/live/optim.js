@@ -14,8 +14,10 @@ function adamUpdate(theta, g, m, v, t, lr, [beta1, beta2], eps) {
 export class Adam {
   constructor(params, lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8) {
     [this.params, this.lr, this.betas, this.eps, this.t] = [params, lr, betas, eps, 0];
-    const zeros = () => Object.fromEntries(Object.entries(params).map(([name, { data }]) => [name, new data.constructor(data.length)]));
-    [this.m, this.v] = [zeros(), zeros()];
+    [this.m, this.v] = [{}, {}];
+    for (const [name, { data }] of Object.entries(params)) {
+      [this.m[name], this.v[name]] = [new data.constructor(data.length), new data.constructor(data.length)];
+    }
   }
 
   step(grads) {

@@ -9,10 +9,10 @@ export function adapterFiles(params, { rank, alpha }) {
     r: rank, lora_alpha: alpha, rank_pattern: {}, alpha_pattern: {}, use_rslora: false, use_dora: false,
     fan_in_fan_out: false, bias: "none", lora_dropout: 0, inference_mode: true, init_lora_weights: true,
   };
-  const tensors = Object.fromEntries(Object.entries(params).map(([name, matrix]) => [`base_model.model.${name}.weight`, matrix]));
+  const named = Object.entries(params).map(([name, matrix]) => [`base_model.model.${name}.weight`, matrix]);
   return {
     "adapter_config.json": new TextEncoder().encode(`${JSON.stringify(config, null, 2)}\n`),
-    "adapter_model.safetensors": writeSafetensors(tensors),
+    "adapter_model.safetensors": writeSafetensors(Object.fromEntries(named)),
   };
 }
 
@@ -37,7 +37,10 @@ export function zip(files) {
   const day = (46 << 9) | (1 << 5) | 1; // a date must stand there: 1 January 2026
   for (const [name, bytes] of Object.entries(files)) {
     const named = new TextEncoder().encode(name);
-    const common = [[2, 20], [2, 0], [2, 0], [2, 0], [2, day], [4, crc32(bytes)], [4, bytes.length], [4, bytes.length], [2, named.length], [2, 0]];
+    const common = [
+      [2, 20], [2, 0], [2, 0], [2, 0], [2, day],
+      [4, crc32(bytes)], [4, bytes.length], [4, bytes.length], [2, named.length], [2, 0],
+    ];
     put(directory, [[4, 0x02014b50], [2, 20], ...common, [2, 0], [2, 0], [2, 0], [4, 0], [4, at]], named);
     put(parts, [[4, 0x04034b50], ...common], named, bytes);
     at = size(parts);

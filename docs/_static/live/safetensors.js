@@ -3,6 +3,11 @@
 import { Matrix } from "./matrix.js";
 
 const WIDTH = { F16: 2, F32: 4, F64: 8 };
+const READ = {
+  F16: (view, at) => half(view.getUint16(at, true)),
+  F32: (view, at) => view.getFloat32(at, true),
+  F64: (view, at) => view.getFloat64(at, true),
+};
 
 // One number of half precision from its 16 bits: a sign, 5 bits of exponent, 10 of fraction.
 function half(bits) {
@@ -20,10 +25,7 @@ export function readSafetensors(buffer) {
   for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(header)) {
     if (!WIDTH[dtype]) continue; // integers, which no page asks for
     const count = (to - from) / WIDTH[dtype], data = new (dtype === "F64" ? Float64Array : Float32Array)(count);
-    for (let i = 0; i < count; i += 1) {
-      const at = 8 + length + from + i * WIDTH[dtype];
-      data[i] = dtype === "F16" ? half(view.getUint16(at, true)) : dtype === "F32" ? view.getFloat32(at, true) : view.getFloat64(at, true);
-    }
+    for (let i = 0; i < count; i += 1) data[i] = READ[dtype](view, 8 + length + from + i * WIDTH[dtype]);
     tensors[name] = { shape, data };
   }
   return tensors;
@@ -33,7 +35,8 @@ export const matrixOf = ({ shape, data }) => new Matrix(shape.length > 1 ? shape
 
 // Return the bytes of a file of matrices, in the order of their names.
 export function writeSafetensors(matrices) {
-  const header = { __metadata__: { format: "pt" } }, entries = Object.entries(matrices).sort(([a], [b]) => (a < b ? -1 : 1));
+  const header = { __metadata__: { format: "pt" } };
+  const entries = Object.entries(matrices).sort(([a], [b]) => (a < b ? -1 : 1));
   let end = 0;
   for (const [name, { rows, columns, data }] of entries) {
     const dtype = data instanceof Float64Array ? "F64" : "F32";

@@ -15,7 +15,9 @@ export class Tokenizer {
   encode(text) {
     const chunks = text.normalize("NFC").replaceAll(" ", SPACE).match(/\n|▁*[^▁\n]+|▁+/gu) ?? [];
     return chunks.flatMap((chunk) => {
-      if (!this.known.has(chunk)) this.known.set(chunk, this.merged([...chunk]).map((token) => this.ids.get(token) ?? UNKNOWN));
+      if (!this.known.has(chunk)) {
+        this.known.set(chunk, this.merged([...chunk]).map((token) => this.ids.get(token) ?? UNKNOWN));
+      }
       return this.known.get(chunk);
     });
   }

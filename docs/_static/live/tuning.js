@@ -1,4 +1,4 @@
-// Fine-tuning on a text, and text from the model: minilora/text.py, training.py and generate.py, as far as the page needs.
+// Fine-tuning on a text, and text from the model: of minilora/text.py, training.py and generate.py what the page needs.
 
 import { crossEntropy } from "./losses.js";
 import { Adam } from "./optim.js";
@@ -8,7 +8,8 @@ const [HELD_OUT, MEASURED, END] = [10, 8, 3];
 
 // Cut a text's ids into windows of one length, each with the ids that follow, and hold every tenth of them out.
 export function windows(ids, length) {
-  const all = Array.from({ length: Math.floor((ids.length - 1) / length) }, (_, i) => ids.slice(i * length, (i + 1) * length + 1));
+  const count = Math.floor((ids.length - 1) / length);
+  const all = Array.from({ length: count }, (_, i) => ids.slice(i * length, (i + 1) * length + 1));
   const held = (i) => (all.length - 1 - i) % HELD_OUT === 0; // counted from the end, so that there is always one
   return { train: all.filter((_, i) => !held(i)), held: all.filter((_, i) => held(i)).slice(0, MEASURED) };
 }
@@ -47,7 +48,7 @@ export class Tuning {
   }
 }
 
-// Yield the ids that follow a prompt, each drawn at this temperature: token v with a probability of exp(z_v / c) / sum.
+// Yield the ids that follow a prompt, each drawn at this temperature: token v with a probability of q_v.
 export function* generate(model, prompt, tokens, { temperature, random }) {
   let [logits, past] = model.forward(prompt, prompt.length);
   for (let i = 0; i < tokens; i += 1) {
@@ -58,12 +59,14 @@ export function* generate(model, prompt, tokens, { temperature, random }) {
   }
 }
 
-function drawn(z, temperature, random) {
-  const most = z.reduce((a, b) => Math.max(a, b)), p = Array.from(z, (z_v) => Math.exp((z_v - most) / temperature));
-  let left = random() * p.reduce((a, b) => a + b);
-  for (let v = 0; v < p.length; v += 1) {
-    left -= p[v];
+function drawn(z, c, random) {
+  const most = z.reduce((a, b) => Math.max(a, b)); // subtracted, which leaves q as it is, and exp finite
+  const e = Array.from(z, (z_v) => Math.exp((z_v - most) / c)), total = e.reduce((a, b) => a + b);
+  const q = e.map((e_v) => e_v / total); // eq. (gen.1)
+  let left = random();
+  for (let v = 0; v < q.length; v += 1) {
+    left -= q[v];
     if (left < 0) return v;
   }
-  return p.indexOf(1); // where rounding left something over: the likeliest
+  return e.indexOf(1); // where rounding left something over: the likeliest
 }

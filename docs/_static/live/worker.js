@@ -28,16 +28,21 @@ const ASKED = {
 
   // Begin with a new adapter on a text.
   begin({ text, rank, rate, prompt }) {
-    [running, tuning] = [false, null];
+    running = false;
     const ids = tokenizer.encode(text);
-    if (ids.length < LEAST) throw new Error(`The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`);
+    if (ids.length < LEAST) {
+      throw new Error(`The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`);
+    }
     settings = { rank, alpha: 2 * rank, prompt };
     steps = 0;
-    tuning = new Tuning(new Llama(config, tensors, { ...settings, random: randomFrom(0) }), ids, { rate, random: randomFrom(1) });
+    const model = new Llama(config, tensors, { ...settings, random: randomFrom(0) });
+    tuning = new Tuning(model, ids, { rate, random: randomFrom(1) });
     const count = (arrays) => Object.values(arrays).reduce((sum, { data }) => sum + data.length, 0);
-    const { length, train, held } = tuning, sizes = { length, train: train.length, held: held.length };
-    const counts = { tokens: ids.length, unknown: tokenizer.unknown(ids), trained: count(tuning.model.trainable()), frozen: count(tensors) };
-    tell("begun", { ...sizes, ...counts });
+    const { length, train, held } = tuning;
+    tell("begun", {
+      tokens: ids.length, unknown: tokenizer.unknown(ids), length, train: train.length, held: held.length,
+      trained: count(model.trainable()), frozen: count(tensors),
+    });
     tell("measured", { step: 0, held: tuning.heldOutLoss() });
     tell("before", { text: written() });
   },
@@ -68,7 +73,7 @@ const ASKED = {
 function step() {
   const start = performance.now(), loss = tuning.step(), seconds = (performance.now() - start) / 1000;
   if (!Number.isFinite(loss)) {
-    running = false;
+    tuning = null; // nor is the adapter
     throw new Error("The loss is no longer a number: the rate is too large. Begin again with a smaller one.");
   }
   tell("stepped", { step: steps, loss, seconds });
@@ -87,7 +92,8 @@ function loop() {
 // The prompt and what follows it, drawn with the same random numbers each time.
 function written() {
   const ids = tokenizer.encode(settings.prompt || "\n").slice(-CONTEXT + TOKENS);
-  return tokenizer.decode([...ids, ...generate(tuning.model, ids, TOKENS, { temperature: TEMPERATURE, random: randomFrom(0) })]);
+  const more = generate(tuning.model, ids, TOKENS, { temperature: TEMPERATURE, random: randomFrom(0) });
+  return tokenizer.decode([...ids, ...more]);
 }
 
 // The bytes of a response, with word of how many have come.
@@ -106,10 +112,11 @@ async function guarded(f) {
     await f();
   } catch (error) {
     running = false;
-    tell("failed", { message: error.message });
+    tell("failed", { message: error.message, kept: tuning !== null });
   }
 }
 
 addEventListener("message", ({ data }) => {
-  if (tuning || ["load", "begin"].includes(data.ask)) guarded(() => ASKED[data.ask](data)); // a beginning can have failed
+  const possible = tuning || ["load", "begin"].includes(data.ask); // a run can have failed
+  if (possible) guarded(() => ASKED[data.ask](data));
 });

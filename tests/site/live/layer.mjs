@@ -7,18 +7,22 @@ const from = (name) => import(pathToFileURL(join(process.argv[2], name)).href);
 const { Matrix } = await from("matrix.js");
 const { checkLayer } = await from("check.js");
 const { Experiment, TRUTHS } = await from("experiment.js");
-const { MISTAKES, layerWith } = await from("mistakes.js");
+const { MISTAKES, STARTS, layerWith } = await from("mistakes.js");
 const { randomFrom } = await from("random.js");
 const { singularValues } = await from("svd.js");
 const { runs = [], matrices = [] } = JSON.parse(readFileSync(0, "utf8"));
 
-const rowsOf = ({ rows, columns, data }) => Array.from({ length: rows }, (_, i) => [...data.slice(i * columns, (i + 1) * columns)]);
+const rowsOf = ({ rows, columns, data }) =>
+  Array.from({ length: rows }, (_, i) => [...data.slice(i * columns, (i + 1) * columns)]);
 const matrix = (rows) => new Matrix(rows.length, rows[0].length, Float64Array.from(rows.flat()));
 
-function check(mistakes) {
-  const { make, start } = layerWith(mistakes);
+function check(mistakes, from) {
+  const { make, start } = layerWith(mistakes, from);
   return checkLayer(make, (...sizes) => start(...sizes, randomFrom(2)));
 }
+
+const all = [[], ...Object.keys(MISTAKES).map((name) => [name])];
+const checks = (from) => Object.fromEntries(all.map((mistakes) => [mistakes.join(), check(mistakes, from)]));
 
 function run({ steps, truth, ...settings }) {
   const experiment = new Experiment({ mistakes: [], start: "peft", ...settings, truth: TRUTHS[truth].draw() });
@@ -31,7 +35,7 @@ function run({ steps, truth, ...settings }) {
 }
 
 console.log(JSON.stringify({
-  checks: Object.fromEntries([["", check([])], ...Object.keys(MISTAKES).map((name) => [name, check([name])])]),
+  checks: Object.fromEntries(Object.keys(STARTS).map((from) => [from, checks(from)])),
   runs: runs.map(run),
   values: matrices.map((rows) => singularValues(matrix(rows))),
 }));

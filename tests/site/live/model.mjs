@@ -24,11 +24,14 @@ const read = (path) => {
 };
 const json = (name) => JSON.parse(readFileSync(join(model, name), "utf8"));
 const tokenizer = new Tokenizer(json("en.tokenizer.json"));
-const load = (rank, alpha) => new Llama(json("config.json"), read(join(model, "model.safetensors")), { rank, alpha, random: randomFrom(0) });
+const load = (rank, alpha) =>
+  new Llama(json("config.json"), read(join(model, "model.safetensors")), { rank, alpha, random: randomFrom(0) });
 
 function gradients({ ids, targets, T, rank, alpha, adapter }) {
   const llama = load(rank, alpha), given = read(adapter);
-  for (const [name, { data }] of Object.entries(llama.trainable())) data.set(given[`base_model.model.${name}.weight`].data);
+  for (const [name, { data }] of Object.entries(llama.trainable())) {
+    data.set(given[`base_model.model.${name}.weight`].data);
+  }
   const [logits, cache] = llama.forward(ids, T);
   const [loss, d_logits] = crossEntropy(logits, targets);
   writeFileSync(join(folder, "answers.safetensors"), writeSafetensors({ logits, ...llama.backward(d_logits, cache) }));
@@ -47,11 +50,17 @@ async function train({ text, steps, rank, alpha, rate, prompt }) {
   }
   const written = zip(adapterFiles(llama.trainable(), { rank, alpha }));
   writeFileSync(join(folder, "adapter.zip"), new Uint8Array(await written.arrayBuffer()));
-  const ids = tokenizer.encode(prompt), said = [...generate(llama, ids, 20, { temperature: 1e-6, random: randomFrom(0) })];
+  const ids = tokenizer.encode(prompt);
+  const said = [...generate(llama, ids, 20, { temperature: 1e-6, random: randomFrom(0) })];
   return { losses, held, ids, said };
 }
 
-const answer = asked.texts ? asked.texts.map((text) => { const ids = tokenizer.encode(text); return [ids, tokenizer.decode(ids)]; })
+function thereAndBack(text) {
+  const ids = tokenizer.encode(text);
+  return [ids, tokenizer.decode(ids)];
+}
+
+const answer = asked.texts ? asked.texts.map(thereAndBack)
   : asked.windows ? windows(...asked.windows)
     : asked.adapter ? gradients(asked) : await train(asked);
 console.log(JSON.stringify(answer));

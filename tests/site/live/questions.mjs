@@ -1,4 +1,5 @@
-// What docs/_static/questions.js says to answers, as JSON: node questions.mjs FILE < { cases: [[sheet, guess, earlier]], texts: [] }
+// What docs/_static/questions.js says to answers, as JSON:
+// node questions.mjs FILE < { cases: [[sheet, guess, earlier]], texts: [] }
 import { readFileSync } from "node:fs";
 import { runInThisContext } from "node:vm";
 
@@ -8,4 +9,4 @@ const verdicts = cases.map(([sheet, guess, earlier]) => {
   const { right, says } = verdict(sheet, guess, earlier);
   return [right, says];
 });
-console.log(JSON.stringify({ verdicts, numbers: texts.map(numberFrom) }));
+console.log(JSON.stringify({ verdicts, typed: texts.map(typed) }));
