@@ -152,20 +152,20 @@ WORKED = {
 }
 """The example of the derivation, with alpha = 2."""
 STEPS = {
-    "1": "h = x Aᵀ",
-    "2": "s h Bᵀ",
-    "7": "x Wᵀ",
-    "11": "y, the sum",
-    "15": "L",
-    "16": "dy",
-    "3": "dB",
-    "4": "dh",
-    "5": "dA",
-    "10": "dy W",
-    "6": "dh A",
-    "12": "dx, the sum",
+    "1": ("h", "x A", "h = x Aᵀ"),
+    "2": ("update", "h B", "s h Bᵀ"),
+    "7": ("base", "x W", "x Wᵀ"),
+    "11": ("y", "base update", "y, the sum"),
+    "15": ("L", "y t", "L"),
+    "16": ("dy", "y t", "dy"),
+    "3": ("dB", "dy h", "dB"),
+    "4": ("dh", "dy B", "dh"),
+    "5": ("dA", "dh x", "dA"),
+    "10": ("dx_base", "dy W", "dy W"),
+    "6": ("dx_adapter", "dh A", "dh A"),
+    "12": ("dx", "dx_base dx_adapter", "dx, the sum"),
 }
-"""The equations on the graph's edges, in the order in which they are computed."""
+"""The equations on the graph, in the order in which they are computed: what each gives, what it reads, its button."""
 
 
 def worked() -> dict[str, np.ndarray]:
@@ -189,88 +189,83 @@ def worked() -> dict[str, np.ndarray]:
     return {**found, "dA": grads["lora_A"], "dB": grads["lora_B"], **sides}
 
 
+def roles(name: str) -> dict[str, str]:
+    """Return the numbers of the equations that give an array, and of those that read it, as attributes of a group."""
+    gives = [number for number, (result, _, _) in STEPS.items() if result == name]
+    reads = [number for number, (_, factors, _) in STEPS.items() if name in factors.split()]
+    return {key: " ".join(found) for key, found in (("data_eq", gives), ("data_reads", reads)) if found}
+
+
 def graph() -> HTML:
-    """Return the worked example as a graph: on each edge what goes forward, and what comes back."""
+    """Return the worked example as a graph: on each edge what goes forward, and what comes back.
+
+    Each array, box and arrow is a group of its own: an equation lights what it gives, and less what it reads.
+    """
     n, drawing = worked(), Drawing(516)
     left, right, middle = 92, 214, 153
 
-    def edge(number: str, start: tuple, end: tuple, name: str, value: np.ndarray, place: tuple, back: bool = False):
-        """Draw one way of an edge, lit by its equation."""
+    def array(name: str, x: float, y: float, *way: tuple, words: str = "", beside: tuple = (0, -29), back: bool = False):
+        """Draw an array and the edge along which it goes, with its name beside it."""
         colour = {"fill": BACK} if back else {}
-        drawing.begin(data_eq=number)
-        drawing.arrow(
-            start, end, colour=BACK if back else "currentColor", **({"stroke_dasharray": "4 3"} if back else {})
-        )
-        drawing.text(place[0], place[1] - 7 * len(value) - 8, name, font_style="italic", **colour)
-        drawing.numbers(place[0], place[1], value, **colour)
+        drawing.begin(**roles(name))
+        if way:
+            drawing.arrow(*way, **({"colour": BACK, "stroke_dasharray": "4 3"} if back else {}))
+        drawing.text(x + beside[0], y + beside[1], words or name, font_style="italic", **colour)
+        drawing.numbers(x, y, n[name], **colour)
+        drawing.end()
+
+    def read(numbers: str, *way: tuple):
+        """Draw the arrow along which equations read an array."""
+        drawing.begin(data_reads=numbers)
+        drawing.arrow(*way)
+        drawing.end()
+
+    def box(number: str, backward: str, x: float, y: float, words: str, width: float = 56, **look: object):
+        """Draw the box where an equation is computed, and the equations of its backward."""
+        drawing.begin(data_eq=number, data_reads=backward)
+        drawing.box(x, y, width, 24, words, **look)
         drawing.end()
 
     # x and its two ways
-    drawing.text(middle - 54, 30, "x", font_style="italic")
-    drawing.numbers(middle - 24, 30, n["x"])
-    drawing.begin(data_eq="12")
-    drawing.text(middle + 60, 30, "dx", font_style="italic", fill=BACK)
-    drawing.numbers(middle + 24, 30, n["dx"], fill=BACK)
-    drawing.end()
+    array("x", middle - 24, 30, beside=(-30, 0))
+    array("dx", middle + 24, 30, beside=(36, 0), back=True)
     for side, number in ((left, "7"), (right, "1")):
-        drawing.begin(data_eq=number)
-        drawing.arrow((middle + (side - middle) * 0.15, 58), (side - 4, 146))
-        drawing.end()
-    edge("10", (left + 6, 146), (middle + 2, 62), "dy W", n["dx_base"], (left - 32, 106), back=True)
-    edge("6", (right + 6, 146), (middle + 22, 58), "dh A", n["dx_adapter"], (right + 36, 96), back=True)
-    drawing.box(left, 158, 56, 24, "x Wᵀ")
-    drawing.box(right, 158, 56, 24, "x Aᵀ")
-    drawing.text(22, 138, "W", font_style="italic")
-    drawing.numbers(22, 161, n["W"])
+        read(number, (middle + (side - middle) * 0.15, 58), (side - 4, 146))
+    array("dx_base", left - 32, 106, (left + 6, 146), (middle + 2, 62), words="dy W", back=True)
+    array("dx_adapter", right + 36, 96, (right + 6, 146), (middle + 22, 58), words="dh A", back=True)
+    box("7", "10", left, 158, "x Wᵀ")
+    box("1", "5 6", right, 158, "x Aᵀ")
+    drawing.begin(**roles("W"))
     drawing.text(24, 184, "frozen")
-    drawing.begin(data_eq="7")
-    drawing.arrow((44, 158), (left - 29, 158))
     drawing.end()
+    array("W", 22, 161, beside=(0, -23))
+    read("7", (44, 158), (left - 29, 158))
     # A, and h
-    drawing.begin(data_eq="1")
-    drawing.text(302, 126, "A", font_style="italic")
-    drawing.numbers(302, 143, n["A"])
-    drawing.arrow((284, 155), (right + 29, 155))
-    drawing.end()
-    drawing.begin(data_eq="5")
-    drawing.arrow((right + 29, 162), (284, 162), colour=BACK, stroke_dasharray="4 3")
-    drawing.numbers(302, 175, n["dA"], fill=BACK)
-    drawing.text(302, 191, "dA", font_style="italic", fill=BACK)
-    drawing.end()
-    edge("1", (right - 4, 171), (right - 4, 257), "h", n["h"], (right - 24, 222))
-    edge("4", (right + 4, 257), (right + 4, 171), "dh", n["dh"], (right + 26, 222), back=True)
-    drawing.box(right, 270, 56, 24, "s h Bᵀ")
-    drawing.begin(data_eq="2")
-    drawing.text(300, 222, "B", font_style="italic")
-    drawing.numbers(300, 243, n["B"])
-    drawing.arrow((284, 266), (right + 29, 266))
-    drawing.end()
-    drawing.begin(data_eq="3")
-    drawing.arrow((right + 29, 274), (284, 274), colour=BACK, stroke_dasharray="4 3")
-    drawing.numbers(300, 290, n["dB"], fill=BACK)
-    drawing.text(300, 312, "dB", font_style="italic", fill=BACK)
-    drawing.end()
+    array("A", 302, 143, beside=(0, -17))
+    read("1", (284, 155), (right + 29, 155))
+    array("dA", 302, 175, (right + 29, 162), (284, 162), beside=(0, 16), back=True)
+    array("h", right - 24, 222, (right - 4, 171), (right - 4, 257))
+    array("dh", right + 26, 222, (right + 4, 257), (right + 4, 171), back=True)
+    box("2", "3 4", right, 270, "s h Bᵀ")
+    array("B", 300, 243, beside=(0, -21))
+    read("2", (284, 266), (right + 29, 266))
+    array("dB", 300, 290, (right + 29, 274), (284, 274), beside=(0, 22), back=True)
     # the sum
-    edge("7", (left, 171), (middle - 14, 352), "base", n["base"], (left - 14, 262))
-    edge("2", (right - 4, 283), (middle + 12, 350), "update", n["update"], (right + 24, 340))
-    drawing.begin(data_eq="11")
-    drawing.box(middle, 360, 24, 24, "+", rx=12)
-    drawing.end()
-    edge("11 15", (middle - 4, 373), (middle - 4, 447), "y", n["y"], (middle - 38, 414))
-    edge("16", (middle + 4, 447), (middle + 4, 373), "dy", n["dy"], (middle + 36, 414), back=True)
-    drawing.begin(data_eq="15 16")
-    drawing.box(middle, 460, 130, 24, "mean of (y \u2212 t)²")
-    drawing.arrow((274, 460), (middle + 66, 460))
-    drawing.text(298, 428, "t", font_style="italic")
-    drawing.numbers(298, 458, n["t"])
-    drawing.end()
-    drawing.begin(data_eq="15")
+    array("base", left - 14, 262, (left, 171), (middle - 14, 352))
+    array("update", right + 24, 340, (right - 4, 283), (middle + 12, 350))
+    box("11", "", middle, 360, "+", 24, rx=12)
+    array("y", middle - 38, 414, (middle - 4, 373), (middle - 4, 447))
+    array("dy", middle + 36, 414, (middle + 4, 447), (middle + 4, 373), back=True)
+    box("15", "16", middle, 460, "mean of (y \u2212 t)²", 130)
+    array("t", 298, 458, beside=(0, -30))
+    read("15 16", (274, 460), (middle + 66, 460))
+    drawing.begin(**roles("L"))
     drawing.arrow((middle, 473), (middle, 494))
     drawing.text(middle, 504, f"L = {n['L'].item():g}", font_weight="bold")
     drawing.end()
     buttons = "".join(
         f'<button type="button" data-eq="{number}">({number}) {html.escape(words)}</button>'
-        for number, words in STEPS.items()
+        for number, (_, _, words) in STEPS.items()
     )
     svg = drawing.svg(
         "A graph of the worked example. x goes down two ways: through W on the left; through A, to h, and through B on "
@@ -279,7 +274,8 @@ def graph() -> HTML:
     )
     return HTML(
         f'<figure class="picture graph" id="graph">{svg}<div class="steps" hidden>{buttons}</div>'
-        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button here, lights its edges."
+        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button here, makes bold what it computes, and "
+        "leaves what it reads."
         "</figcaption></figure>"
     )
 

@@ -154,20 +154,24 @@
     figure.classList.add("live");  // the style sheet shows the sliders now that they do something
   }
 
-  // --- the derivation's graph: an equation, a link to one or a button lights the edges that bear its number
+  // --- the derivation's graph: an equation, a link to one or a button lights what it computes, and less what it reads
 
   const graph = document.querySelector("figure.graph");
-  const edges = graph ? [...graph.querySelectorAll("g[data-eq]")] : [];
-  const bear = (edge, number) => edge.dataset.eq.split(" ").includes(number);
+  const edges = graph ? [...graph.querySelectorAll("g[data-eq], g[data-reads]")] : [];
+  const bear = (edge, number, role = "eq") => (edge.dataset[role] ?? "").split(" ").includes(number);
 
   function light({ type, target }) {
     const at = target.closest("[data-eq], .equation, a[href*='#eq-']");
     if (!at && type !== "click") return;  // it stays lit until something else is
     const numbers = at ? (at.dataset.eq ?? (at.id || at.hash).replace(/^#?eq-/, "")).split(" ") : [];
-    const lit = edges.filter((edge) => numbers.some((number) => bear(edge, number)));
+    const bearing = (role) => edges.filter((edge) => numbers.some((number) => bear(edge, number, role)));
+    const [lit, read] = [bearing("eq"), bearing("reads")];
     if (at && !lit.length) return;
     graph.classList.toggle("on", lit.length > 0);
-    for (const edge of edges) edge.classList.toggle("lit", lit.includes(edge));
+    for (const edge of edges) {
+      edge.classList.toggle("lit", lit.includes(edge));
+      edge.classList.toggle("read", read.includes(edge));
+    }
   }
 
   if (graph) {

@@ -33,10 +33,13 @@ def numbers(svg):
     return [float(words) for words in found if re.fullmatch(r"-?[\d.]+", words)]
 
 
-def edges(number):
-    """Return the numbers on the graph's edges that an equation lights."""
-    groups = re.findall(r'<g data-eq="([^"]*)">(.*?)</g>', drawings.graph().data, re.S)
-    return [numbers(group) for names, group in groups if number in names.split()]
+def edges(number, role="eq"):
+    """Return the numbers, under their names, that an equation of the graph gives, or those that it reads."""
+    found = {}
+    for attributes, group in re.findall(r"<g([^>]*)>(.*?)</g>", drawings.graph().data, re.S):
+        if number in " ".join(re.findall(rf'data-{role}="([^"]*)"', attributes)).split():
+            found |= {name: numbers(group) for name in re.findall(r'italic"[^>]*>(.*?)<', group)}
+    return found
 
 
 def whole():
@@ -61,17 +64,42 @@ def test_the_graph_has_the_numbers_that_the_page_prints():
     assert np.array_equal(found["base"] + found["update"], PRINTED["y"])
 
 
-@pytest.mark.parametrize(
-    ("number", "name"), [("1", "h"), ("16", "dy"), ("3", "dB"), ("4", "dh"), ("5", "dA"), ("12", "dx"), ("11", "y")]
-)
-def test_an_equations_edge_bears_its_result(number, name):
-    columns = np.atleast_2d(PRINTED[name]).T.ravel().tolist()
-    assert columns in edges(number)
+# Each equation again, on whole numbers. An argument's name is what stands beside it on the graph; s is 2.
+BY_HAND = {
+    "1": ("h", lambda x, A: x @ A.T),
+    "2": ("update", lambda h, B: 2 * h @ B.T),
+    "7": ("base", lambda x, W: x @ W.T),
+    "11": ("y", lambda base, update: base + update),
+    "16": ("dy", lambda y, t: (y - t) / 3),
+    "3": ("dB", lambda dy, h: 2 * dy.T @ h),
+    "4": ("dh", lambda dy, B: 2 * dy @ B),
+    "5": ("dA", lambda dh, x: dh.T @ x),
+    "10": ("dy W", lambda dy, W: dy @ W),
+    "6": ("dh A", lambda dh, A: dh @ A),
+    "12": ("dx", lambda dy_W, dh_A: dy_W + dh_A),
+}
+ROWS = {"W": 2, "A": 1, "B": 2, "dA": 1, "dB": 2}  # of the others 3; a column is written before the next
+
+
+@pytest.mark.parametrize("number", BY_HAND)
+def test_what_an_equation_reads_on_the_graph_gives_its_result(number):
+    name, formula = BY_HAND[number]
+    read = {
+        label.replace(" ", "_"): np.reshape(column, (-1, ROWS.get(label, 3))).T
+        for label, column in edges(number, "reads").items()
+    }
+    assert edges(number) == {name: formula(**read).T.ravel().tolist()}
+
+
+def test_the_loss_reads_y_and_t():
+    assert edges("15", "reads").keys() == {"y", "t"}
+    assert 'data-eq="15"' in drawings.graph().data
 
 
 def test_every_equation_of_the_graph_stands_on_the_page():
     page = (DOCS / "derivation.md").read_text(encoding="utf-8")
-    assert all(f"```{{equation}} {number} " in page and edges(number) for number in drawings.STEPS)
+    assert all(f"```{{equation}} {number} " in page for number in drawings.STEPS)
+    assert drawings.STEPS.keys() == {*BY_HAND, "15"}
 
 
 @pytest.mark.parametrize("on_q", drawings.STRENGTHS)
@@ -177,11 +205,15 @@ def test_no_letter_of_a_drawing_is_small_or_cut(visit, page, count, width):
 
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_an_equation_lights_its_edges(visit, width):
+def test_an_equation_lights_what_it_gives_and_less_what_it_reads(visit, width):
     browser = visit("derivation.html", width)
 
     def lit():
         return {e.get_attribute("data-eq") for e in browser.find_elements("css selector", "figure.graph g.lit")}
+
+    def names(css):
+        words = [e.text for e in browser.find_elements("css selector", f"figure.graph g{css} [font-style]")]
+        return {word for word in words if word}
 
     assert lit() == set()
     for number in drawings.STEPS:
@@ -192,6 +224,13 @@ def test_an_equation_lights_its_edges(visit, width):
     link = browser.find_element("css selector", "#eq-3 a.to-graph")
     browser.execute_script("arguments[0].click()", link)
     assert lit() == {"3"}
+    assert names(".lit") == {"dB"}
+    assert names(".read") == {"dy", "h"}
+    pale = browser.execute_script(
+        """return [...document.querySelectorAll("figure.graph svg > *")].filter(e => !e.matches(".lit, .read"))
+               .map(e => getComputedStyle(e).opacity)"""
+    )
+    assert set(pale) == {"0.25"}
     assert not browser.find_elements("css selector", "#eq-25 a.to-graph")
 
 
