@@ -109,6 +109,23 @@ def test_a_page_with_sliders_stays_under_300_kilobytes(page, picture):
     assert "hands.js" in files[0].read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("page", "picture"), site)
+def test_a_sliders_value_stays_on_one_line_and_the_slider_as_long(visit, page, picture, width):
+    found = visit(page, width).execute_script(
+        """return [...document.querySelectorAll("figure.hands .control")].map(control => {
+               const [input, output] = [control.querySelector("input"), control.querySelector("output")], found = [];
+               for (input.value = input.min; ; input.stepUp()) {
+                   input.dispatchEvent(new Event("input"));
+                   found.push([output.getClientRects().length, output.offsetHeight, input.offsetWidth]);
+                   if (input.value === input.max) return found;
+               } })"""
+    )
+    for places in found:
+        assert all(place == places[0] for place in places)
+        assert places[0][1] < 40
+
+
 def move(browser, name, places):
     """Press an arrow key on a slider, and return the picture's sentence."""
     from selenium.webdriver.common.keys import Keys
