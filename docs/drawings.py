@@ -204,7 +204,7 @@ def graph() -> HTML:
     n, drawing = worked(), Drawing(516)
     left, right, middle = 92, 214, 153
 
-    def array(name: str, x: float, y: float, *way: tuple, words: str = "", beside: tuple = (0, -29), back: bool = False):
+    def array(name: str, x: float, y: float, *way: tuple, words: str = "", beside: tuple = (0, -29), back=False):
         """Draw an array and the edge along which it goes, with its name beside it."""
         colour = {"fill": BACK} if back else {}
         drawing.begin(**roles(name))
@@ -274,9 +274,8 @@ def graph() -> HTML:
     )
     return HTML(
         f'<figure class="picture graph" id="graph">{svg}<div class="steps" hidden>{buttons}</div>'
-        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button here, makes bold what it computes, and "
-        "leaves what it reads."
-        "</figcaption></figure>"
+        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button here, makes bold what it computes, "
+        "and leaves what it reads.</figcaption></figure>"
     )
 
 

@@ -182,8 +182,8 @@ def test_code_and_outputs_scroll_and_keep_their_lines(visit, page, width):
 @pytest.mark.parametrize("page", ["attention.html", "decoder.html"])
 def test_a_desk_shows_the_reports_of_gradcheck_whole(visit, page):
     cut = visit(page, WIDTHS[1]).execute_script(
-        """return [...document.querySelectorAll("div.cell_output pre")].filter(e => e.textContent.includes("gradcheck by"))
-               .map(e => e.scrollWidth > e.clientWidth)"""
+        """return [...document.querySelectorAll("div.cell_output pre")]
+               .filter(e => e.textContent.includes("gradcheck by")).map(e => e.scrollWidth > e.clientWidth)"""
     )
     assert cut == [False] * 2
 
