@@ -67,6 +67,7 @@ SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PICTURES = {
     "index.html": "rank",
     "attention.html": "shares",
+    "choosing.html": "memory",
     "decoder.html": "way",
     "why-not-faster.html": "ledger",
 }
