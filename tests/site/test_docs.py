@@ -109,7 +109,7 @@ def test_the_cards_follow_a_changed_path(tmp_path, monkeypatch):
     assert cards.cards() == "1. [Long](long.md) many *59 min*\n2. [Short](short.md) few words *1 min*"
     assert cards.time() == "an hour"
     (tmp_path / "short.md").write_text("# Short\n\nwords")
-    with pytest.raises(ValueError, match="short.md has no line"):
+    with pytest.raises(ValueError, match=r"short\.md has no line"):
         cards.cards()
 
 
