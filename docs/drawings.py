@@ -276,7 +276,7 @@ def graph() -> HTML:
     )
     return HTML(
         f'<figure class="picture graph" id="graph">{svg}<div class="steps" hidden>{buttons}</div>'
-        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button here, makes bold what it computes, "
+        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button, makes bold what it computes, "
         "and leaves what it reads.</figcaption></figure>"
     )
 
