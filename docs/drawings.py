@@ -396,7 +396,7 @@ def by_hand(t: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, do: np.ndarray)
         f"Position {t} by hand. On the left, downwards: q and k give the scores S, these the shares P, and P mixes v "
         "into o. On the right, upwards: do and v give dP; with P it gives dS; dS and k give dq. Each step stands there "
         "with its numbers.",
-        f"Position {t} reads from {t} positions, so S, P, dP and dS have {t} lines each. (att.6) reads P and dP.",
+        f"Position {t} reads from {t} positions, so S, P, dP and dS have {t} lines each. dS reads P and dP.",
     )
 
 
