@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import cache
 from html import unescape
 from itertools import product
 from pathlib import Path
@@ -39,12 +40,13 @@ def numbers(svg):
 def edges(number, role="eq"):
     """Return the numbers, under their names, that an equation of the graph gives, or those that it reads."""
     found = {}
-    for attributes, group in re.findall(r"<g([^>]*)>(.*?)</g>", drawings.graph().data, re.S):
+    for attributes, group in re.findall(r"<g([^>]*)>(.*?)</g>", whole()["graph"].data, re.S):
         if number in " ".join(re.findall(rf'data-{role}="([^"]*)"', attributes)).split():
             found |= {name: numbers(group) for name in re.findall(r'italic"[^>]*>(.*?)<', group)}
     return found
 
 
+@cache
 def whole():
     """Return one of each drawing."""
     layer = LoRALinear.from_linear(Linear.init(40, 30, rng=RNG, bias=False), rank=2, alpha=2, rng=RNG)
@@ -163,10 +165,10 @@ def test_the_shares_are_a_softmax_of_moved_scores(on_q, on_v):
     found = drawings.adapted_head(on_q, on_v)
     assert all(np.allclose(*pair, atol=1e-5) for pair in zip(found, (P, P @ v, dS), strict=True))
     place = drawings.STRENGTHS.index(on_q) * len(drawings.STRENGTHS) + drawings.STRENGTHS.index(on_v)
-    shown = [float(number.replace("\u2212", "-")) for number, _ in data_of(drawings.shares().data)["cells"][place]]
+    shown = [float(number.replace("\u2212", "-")) for number, _ in data_of(whole()["shares"].data)["cells"][place]]
     assert shown == pytest.approx([*P.ravel(), *(P @ v).ravel(), *dS.ravel()], abs=0.006)
     if (on_q, on_v) == (1, 0):  # where the sliders start
-        assert numbers(drawings.shares().data.split("</svg>")[0]) == shown
+        assert numbers(whole()["shares"].data.split("</svg>")[0]) == shown
 
 
 def test_a_drawing_marks_the_adapters_that_there_are():
