@@ -89,7 +89,7 @@ ROWS = {"W": 2, "A": 1, "B": 2, "dA": 1, "dB": 2}  # of the others 3; a column i
 
 
 @pytest.mark.parametrize("number", BY_HAND)
-def test_what_an_equation_reads_on_the_graph_gives_its_result(number):
+def test_what_an_equation_reads_gives_its_result(number):
     name, formula = BY_HAND[number]
     read = {
         label.replace(" ", "_"): np.reshape(column, (-1, ROWS.get(label, 3))).T
@@ -210,7 +210,7 @@ def memory_ways():
     return drawings.memory(LLAMA_2_7B, 4096, ways).data, ways["4 bits"]
 
 
-def test_a_bar_of_memory_is_as_long_as_what_it_counts():
+def test_a_bar_is_as_long_as_what_it_counts():
     picture, in_table = memory_ways()
     data = data_of(picture)
     places = list(product(data["values"]["rank"], data["values"]["bits"]))
@@ -286,7 +286,7 @@ def test_no_letter_of_a_drawing_is_small_or_cut(visit, page, count, width):
 
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_an_equation_lights_what_it_gives_and_less_what_it_reads(visit, width):
+def test_an_equation_lights_its_result_and_its_factors(visit, width):
     browser = visit("derivation.html", width)
 
     def lit():
