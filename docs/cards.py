@@ -1,6 +1,7 @@
 """Sphinx extension: the path of a newcomer, as the front page shows it: numbered cards with their minutes.
 
-The order is that of the front page's own table of contents, which is also the order of *Next*.
+The order is that of the front page's own table of contents, which is also the order of *Next*. A page says below its
+title in a few words what it has: ``% card: a change of low rank``.
 """
 
 from __future__ import annotations
@@ -46,9 +47,14 @@ def time() -> str:
 
 
 def cards() -> str:
-    """Return the list of the pages, with links and minutes, as Markdown."""
-    title = {page: re.search(r"^# (.*)$", read(page), re.M)[1] for page in path()}
-    rows = [f"{i}. [{title[page]}]({page}.md) *{minutes(page)} min*" for i, page in enumerate(path(), 1)]
+    """Return the list of the pages, with links, a few words and minutes, as Markdown."""
+    rows = []
+    for i, page in enumerate(path(), 1):
+        found = re.search(r"^# (.*)\n% card: (.*)$", read(page), re.M)
+        if found is None:
+            raise ValueError(f"{page}.md has no line below its title that says what its card says: % card: ...")
+        title, words = found.groups()
+        rows.append(f"{i}. [{title}]({page}.md) {words} *{minutes(page)} min*")
     return "\n".join(rows)
 
 

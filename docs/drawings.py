@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 
 import hands
 import numpy as np
@@ -19,7 +19,9 @@ from IPython.display import HTML
 from minilora import Adapter, Attention, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
 from minilora.figures import BASE, LORA
 from minilora.layer import Layer, cache_bytes, rebuild
+from minilora.layers.attention import softmax
 from minilora.layers.rotary import Rotary, frequencies
+from minilora.models.memory import training_memory
 from minilora.variants.dora import DoRA
 
 WIDTH = 330
@@ -152,20 +154,20 @@ WORKED = {
 }
 """The example of the derivation, with alpha = 2."""
 STEPS = {
-    "1": "h = x Aᵀ",
-    "2": "s h Bᵀ",
-    "7": "x Wᵀ",
-    "11": "y, the sum",
-    "15": "L",
-    "16": "dy",
-    "3": "dB",
-    "4": "dh",
-    "5": "dA",
-    "10": "dy W",
-    "6": "dh A",
-    "12": "dx, the sum",
+    "1": ("h", "x A", "h = x Aᵀ"),
+    "2": ("update", "h B", "s h Bᵀ"),
+    "7": ("base", "x W", "x Wᵀ"),
+    "11": ("y", "base update", "y, the sum"),
+    "15": ("L", "y t", "L"),
+    "16": ("dy", "y t", "dy"),
+    "3": ("dB", "dy h", "dB"),
+    "4": ("dh", "dy B", "dh"),
+    "5": ("dA", "dh x", "dA"),
+    "10": ("dx_base", "dy W", "dy W"),
+    "6": ("dx_adapter", "dh A", "dh A"),
+    "12": ("dx", "dx_base dx_adapter", "dx, the sum"),
 }
-"""The equations on the graph's edges, in the order in which they are computed."""
+"""The equations on the graph, in the order in which they are computed: what each gives, what it reads, its button."""
 
 
 def worked() -> dict[str, np.ndarray]:
@@ -189,88 +191,83 @@ def worked() -> dict[str, np.ndarray]:
     return {**found, "dA": grads["lora_A"], "dB": grads["lora_B"], **sides}
 
 
+def roles(name: str) -> dict[str, str]:
+    """Return the numbers of the equations that give an array, and of those that read it, as attributes of a group."""
+    gives = [number for number, (result, _, _) in STEPS.items() if result == name]
+    reads = [number for number, (_, factors, _) in STEPS.items() if name in factors.split()]
+    return {key: " ".join(found) for key, found in (("data_eq", gives), ("data_reads", reads)) if found}
+
+
 def graph() -> HTML:
-    """Return the worked example as a graph: on each edge what goes forward, and what comes back."""
+    """Return the worked example as a graph: on each edge what goes forward, and what comes back.
+
+    Each array, box and arrow is a group of its own: an equation lights what it gives, and less what it reads.
+    """
     n, drawing = worked(), Drawing(516)
     left, right, middle = 92, 214, 153
 
-    def edge(number: str, start: tuple, end: tuple, name: str, value: np.ndarray, place: tuple, back: bool = False):
-        """Draw one way of an edge, lit by its equation."""
+    def array(name: str, x: float, y: float, *way: tuple, words: str = "", beside: tuple = (0, -29), back=False):
+        """Draw an array and the edge along which it goes, with its name beside it."""
         colour = {"fill": BACK} if back else {}
-        drawing.begin(data_eq=number)
-        drawing.arrow(
-            start, end, colour=BACK if back else "currentColor", **({"stroke_dasharray": "4 3"} if back else {})
-        )
-        drawing.text(place[0], place[1] - 7 * len(value) - 8, name, font_style="italic", **colour)
-        drawing.numbers(place[0], place[1], value, **colour)
+        drawing.begin(**roles(name))
+        if way:
+            drawing.arrow(*way, **({"colour": BACK, "stroke_dasharray": "4 3"} if back else {}))
+        drawing.text(x + beside[0], y + beside[1], words or name, font_style="italic", **colour)
+        drawing.numbers(x, y, n[name], **colour)
+        drawing.end()
+
+    def read(numbers: str, *way: tuple):
+        """Draw the arrow along which equations read an array."""
+        drawing.begin(data_reads=numbers)
+        drawing.arrow(*way)
+        drawing.end()
+
+    def box(number: str, backward: str, x: float, y: float, words: str, width: float = 56, **look: object):
+        """Draw the box where an equation is computed, and the equations of its backward."""
+        drawing.begin(data_eq=number, data_reads=backward)
+        drawing.box(x, y, width, 24, words, **look)
         drawing.end()
 
     # x and its two ways
-    drawing.text(middle - 54, 30, "x", font_style="italic")
-    drawing.numbers(middle - 24, 30, n["x"])
-    drawing.begin(data_eq="12")
-    drawing.text(middle + 60, 30, "dx", font_style="italic", fill=BACK)
-    drawing.numbers(middle + 24, 30, n["dx"], fill=BACK)
-    drawing.end()
+    array("x", middle - 24, 30, beside=(-30, 0))
+    array("dx", middle + 24, 30, beside=(36, 0), back=True)
     for side, number in ((left, "7"), (right, "1")):
-        drawing.begin(data_eq=number)
-        drawing.arrow((middle + (side - middle) * 0.15, 58), (side - 4, 146))
-        drawing.end()
-    edge("10", (left + 6, 146), (middle + 2, 62), "dy W", n["dx_base"], (left - 32, 106), back=True)
-    edge("6", (right + 6, 146), (middle + 22, 58), "dh A", n["dx_adapter"], (right + 36, 96), back=True)
-    drawing.box(left, 158, 56, 24, "x Wᵀ")
-    drawing.box(right, 158, 56, 24, "x Aᵀ")
-    drawing.text(22, 138, "W", font_style="italic")
-    drawing.numbers(22, 161, n["W"])
+        read(number, (middle + (side - middle) * 0.15, 58), (side - 4, 146))
+    array("dx_base", left - 32, 106, (left + 6, 146), (middle + 2, 62), words="dy W", back=True)
+    array("dx_adapter", right + 36, 96, (right + 6, 146), (middle + 22, 58), words="dh A", back=True)
+    box("7", "10", left, 158, "x Wᵀ")
+    box("1", "5 6", right, 158, "x Aᵀ")
+    drawing.begin(**roles("W"))
     drawing.text(24, 184, "frozen")
-    drawing.begin(data_eq="7")
-    drawing.arrow((44, 158), (left - 29, 158))
     drawing.end()
+    array("W", 22, 161, beside=(0, -23))
+    read("7", (44, 158), (left - 29, 158))
     # A, and h
-    drawing.begin(data_eq="1")
-    drawing.text(302, 126, "A", font_style="italic")
-    drawing.numbers(302, 143, n["A"])
-    drawing.arrow((284, 155), (right + 29, 155))
-    drawing.end()
-    drawing.begin(data_eq="5")
-    drawing.arrow((right + 29, 162), (284, 162), colour=BACK, stroke_dasharray="4 3")
-    drawing.numbers(302, 175, n["dA"], fill=BACK)
-    drawing.text(302, 191, "dA", font_style="italic", fill=BACK)
-    drawing.end()
-    edge("1", (right - 4, 171), (right - 4, 257), "h", n["h"], (right - 24, 222))
-    edge("4", (right + 4, 257), (right + 4, 171), "dh", n["dh"], (right + 26, 222), back=True)
-    drawing.box(right, 270, 56, 24, "s h Bᵀ")
-    drawing.begin(data_eq="2")
-    drawing.text(300, 222, "B", font_style="italic")
-    drawing.numbers(300, 243, n["B"])
-    drawing.arrow((284, 266), (right + 29, 266))
-    drawing.end()
-    drawing.begin(data_eq="3")
-    drawing.arrow((right + 29, 274), (284, 274), colour=BACK, stroke_dasharray="4 3")
-    drawing.numbers(300, 290, n["dB"], fill=BACK)
-    drawing.text(300, 312, "dB", font_style="italic", fill=BACK)
-    drawing.end()
+    array("A", 302, 143, beside=(0, -17))
+    read("1", (284, 155), (right + 29, 155))
+    array("dA", 302, 175, (right + 29, 162), (284, 162), beside=(0, 16), back=True)
+    array("h", right - 24, 222, (right - 4, 171), (right - 4, 257))
+    array("dh", right + 26, 222, (right + 4, 257), (right + 4, 171), back=True)
+    box("2", "3 4", right, 270, "s h Bᵀ")
+    array("B", 300, 243, beside=(0, -21))
+    read("2", (284, 266), (right + 29, 266))
+    array("dB", 300, 290, (right + 29, 274), (284, 274), beside=(0, 22), back=True)
     # the sum
-    edge("7", (left, 171), (middle - 14, 352), "base", n["base"], (left - 14, 262))
-    edge("2", (right - 4, 283), (middle + 12, 350), "update", n["update"], (right + 24, 340))
-    drawing.begin(data_eq="11")
-    drawing.box(middle, 360, 24, 24, "+", rx=12)
-    drawing.end()
-    edge("11 15", (middle - 4, 373), (middle - 4, 447), "y", n["y"], (middle - 38, 414))
-    edge("16", (middle + 4, 447), (middle + 4, 373), "dy", n["dy"], (middle + 36, 414), back=True)
-    drawing.begin(data_eq="15 16")
-    drawing.box(middle, 460, 130, 24, "mean of (y \u2212 t)²")
-    drawing.arrow((274, 460), (middle + 66, 460))
-    drawing.text(298, 428, "t", font_style="italic")
-    drawing.numbers(298, 458, n["t"])
-    drawing.end()
-    drawing.begin(data_eq="15")
+    array("base", left - 14, 262, (left, 171), (middle - 14, 352))
+    array("update", right + 24, 340, (right - 4, 283), (middle + 12, 350))
+    box("11", "", middle, 360, "+", 24, rx=12)
+    array("y", middle - 38, 414, (middle - 4, 373), (middle - 4, 447))
+    array("dy", middle + 36, 414, (middle + 4, 447), (middle + 4, 373), back=True)
+    box("15", "16", middle, 460, "mean of (y \u2212 t)²", 130)
+    array("t", 298, 458, beside=(0, -30))
+    read("15 16", (274, 460), (middle + 66, 460))
+    drawing.begin(**roles("L"))
     drawing.arrow((middle, 473), (middle, 494))
     drawing.text(middle, 504, f"L = {n['L'].item():g}", font_weight="bold")
     drawing.end()
     buttons = "".join(
         f'<button type="button" data-eq="{number}">({number}) {html.escape(words)}</button>'
-        for number, words in STEPS.items()
+        for number, (_, _, words) in STEPS.items()
     )
     svg = drawing.svg(
         "A graph of the worked example. x goes down two ways: through W on the left; through A, to h, and through B on "
@@ -279,8 +276,8 @@ def graph() -> HTML:
     )
     return HTML(
         f'<figure class="picture graph" id="graph">{svg}<div class="steps" hidden>{buttons}</div>'
-        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button here, lights its edges."
-        "</figcaption></figure>"
+        "<figcaption>Solid: forward. Dashed: backward. An equation, or its button, makes bold what it computes, "
+        "and leaves what it reads.</figcaption></figure>"
     )
 
 
@@ -324,6 +321,85 @@ def attention(layer: Attention) -> HTML:
     )
 
 
+def of_position(t: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, do: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what one head and its backward compute for position t, the first being 1; the arrays are (T, D).
+
+    S, P, dP and dS are (t,), one entry for each position that t reads from; o and dq are (D,).
+    """
+    q, do, k, v = q[t - 1], do[t - 1], k[:t], v[:t]
+    c = len(q) ** -0.5
+    S = c * k @ q
+    P, dP = softmax(S), v @ do
+    dS = P * (dP - P @ dP)
+    return {"S": S, "P": P, "o": P @ v, "dP": dP, "dS": dS, "dq": c * dS @ k}
+
+
+def said(number: float) -> str:
+    """Return a number as one writes it by hand: to two digits, a whole one without them."""
+    return f"{number:.{0 if number == round(number) else 2}f}".replace("-", "\u2212")
+
+
+def vector(entries: np.ndarray) -> str:
+    """Return a vector as one writes it by hand."""
+    return f"({', '.join(map(said, entries))})"
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> str:
+    """Return a sum of products as one writes it by hand."""
+    return " + ".join(f"{said(x)}\u00b7{said(y)}" for x, y in zip(a, b, strict=True))
+
+
+def mixed(weights: np.ndarray, rows: np.ndarray) -> str:
+    """Return a weighted sum of rows as one writes it by hand."""
+    return " + ".join(f"{said(weight)} {vector(row)}" for weight, row in zip(weights, rows, strict=True))
+
+
+def by_hand(t: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, do: np.ndarray) -> HTML:
+    """Return what one head computes for position t, with its numbers: forward goes down, backward comes up."""
+    n, drawing, root = of_position(t, q, k, v, do), Drawing(382), f"/ \u221a{q.shape[1]}"
+    S, P, o, dP, dS, dq = n.values()
+    q, do, k, v = q[t - 1], do[t - 1], k[:t], v[:t]
+    e, mean, index = np.exp(S), said(P @ dP), "\u2080\u2081\u2082\u2083\u2084"[t]
+    forward = [
+        ("", f"q{index} = {vector(q)}", ["k = " + ", ".join(map(vector, k)), "v = " + ", ".join(map(vector, v))]),
+        ("att.1", "S", [f"({dot(q, row)}) {root} = {said(s)}" for row, s in zip(k, S, strict=True)]),
+        ("att.2", "P", [f"{said(x)} / {said(e.sum())} = {said(p)}" for x, p in zip(e, P, strict=True)]),
+        ("att.3", f"o{index}", [mixed(P, v), f"= {vector(o)}"]),
+    ]
+    score = [f"{said(p)} ({said(d)} \u2212 {mean}) = {said(s)}" for p, d, s in zip(P, dP, dS, strict=True)]
+    backward = [
+        ("att.7", f"dq{index}", [f"({mixed(dS, k)})", f"{root} = {vector(dq)}"]),
+        ("att.6", "dS", [f"{dot(P, dP)} = {mean}", *score]),
+        ("att.5", "dP", [f"{dot(do, row)} = {said(d)}" for row, d in zip(v, dP, strict=True)]),
+        ("", f"do{index} = {vector(do)}", ["from the layer above"]),
+    ]
+    tops, high, left, right = [22, 116, 210, 304], 70, 82, 248
+    for x, column, colour in ((left, forward, "currentColor"), (right, backward, BACK)):
+        drawing.text(x, 9, "forward" if x == left else "backward", fill=colour)
+        for top, (number, name, lines) in zip(tops, column, strict=True):
+            drawing.box(x, top + high / 2, 160, high)
+            first = top + high / 2 - 7.5 * len(lines)
+            drawing.begin(**({"font_weight": 600} if number else {}))
+            if number:
+                drawing.parts.append(f'<a href="#eq-{number.replace(".", "-")}">')
+                drawing.text(x - 74, first, f"({number})", anchor="start")
+                drawing.parts.append("</a>")
+            drawing.text(x, first, name, **({} if number else {"fill": colour}))
+            drawing.end()
+            for i, line in enumerate(lines, 1):
+                drawing.text(x, first + 15 * i, line, fill=colour)
+    for above, below in pairwise(tops):
+        drawing.arrow((left, above + high), (left, below))
+        drawing.arrow((right, below), (right, above + high), colour=BACK, stroke_dasharray="4 3")
+    drawing.arrow((left + 60, tops[2]), (right - 60, tops[1] + high))
+    return drawing.show(
+        f"Position {t} by hand. On the left, downwards: q and k give the scores S, these the shares P, and P mixes v "
+        "into o. On the right, upwards: do and v give dP; with P it gives dS; dS and k give dq. Each step stands there "
+        "with its numbers.",
+        f"Position {t} reads from {t} positions, so S, P, dP and dS have {t} lines each. dS reads P and dP.",
+    )
+
+
 STRENGTHS = (0.0, 1.0, 2.0)
 
 
@@ -337,8 +413,12 @@ def small_head() -> tuple[Attention, np.ndarray]:
     return Attention(*heads, Linear(np.eye(2)), Rotary((1e-30,))), np.eye(3)
 
 
-def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return P (3, 3) and o (3, 2) with an adapter of rank 1 beside q_proj and v_proj, of these strengths."""
+DO = np.array([[1.0, -1.0], [1.0, 2.0], [-1.0, 1.0]])
+"""The gradient of that example's output."""
+
+
+def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return P (3, 3), o (3, 2) and dS (3, 3) with adapters of these strengths beside q_proj and v_proj."""
     layer, x = small_head()
     layer = adapt(layer, ["q_proj", "v_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
     factors = {
@@ -349,39 +429,41 @@ def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray]:
         adapters(layer)[name].lora_A[...] = A
         adapters(layer)[name].lora_B[...] = strength * np.array(B)
     y, cache = layer.forward(x)
-    return cache[-1][-1][0, 0], y
+    *qkv, P = (array.reshape(3, -1) for array in cache[-1])
+    dS = [np.pad(of_position(t, *qkv, DO)["dS"], (0, 3 - t)) for t in (1, 2, 3)]
+    return P, y, np.array(dS)
 
 
-def grids(P: np.ndarray, o: np.ndarray) -> Drawing:
-    """Return the drawing of the shares and of the output, a cell for each number."""
-    drawing = Drawing(204)
-    for left, matrix, title, colour in ((62, P, "shares P", LORA), (226, o, "output o = P v", BASE)):
-        drawing.text(left + 20 * (matrix.shape[1] - 1), 10, title)
+def grids(P: np.ndarray, o: np.ndarray, dS: np.ndarray) -> Drawing:
+    """Return the drawing of the shares, of the output and of the scores' gradient, a cell for each number."""
+    drawing = Drawing(178)
+    for left, matrix, title in ((47, P, "shares P"), (160, o, "o = P v"), (239, dS, "gradient dS")):
+        drawing.text(left + 17 * (matrix.shape[1] - 1), 10, title)
         for i, j in np.ndindex(*matrix.shape):
-            x, y = left + 40 * j, 66 + 42 * i
+            colour, (number, full) = LORA if matrix[i, j] >= 0 else BASE, cell(matrix[i, j])
             drawing.begin(data_cell=f"{i}{j}")
-            drawing.box(x, y, 38, 38, f"{matrix[i, j]:.2f}", fill=colour, fill_opacity=opacity(matrix)[i, j], rx=0)
+            drawing.box(left + 34 * j, 58 + 36 * i, 33, 33, number, fill=colour, fill_opacity=full, rx=0)
             drawing.end()
     for i in range(3):
-        drawing.text(24, 66 + 42 * i, f"t = {i + 1}")
-        drawing.text(62 + 40 * i, 36, f"u = {i + 1}")
-    drawing.text(WIDTH / 2, 190, "row t: position t; column u: the one it reads from")
+        drawing.text(15, 58 + 36 * i, f"t = {i + 1}")
+        drawing.text(47 + 34 * i, 32, f"u = {i + 1}")
+        drawing.text(239 + 34 * i, 32, f"u = {i + 1}")
+    drawing.text(WIDTH / 2, 168, "row t: position t; column u: the one it reads from")
     return drawing
 
 
-def opacity(matrix: np.ndarray) -> np.ndarray:
-    """Return how much of its colour a cell has, by its number: no more than leaves the number legible."""
-    most = 1 if matrix.shape == (3, 3) else 3  # a share is 1 at most, an output here 3
-    return np.round(0.55 * np.clip(matrix / most, 0, 1), 2)
+def cell(number: float) -> tuple[str, float]:
+    """Return a number as it is written, and how much of its colour its cell has: no more than leaves it legible."""
+    return f"{number:z.2f}".replace("-", "\u2212"), round(min(0.4 * abs(number) ** 0.5, 0.6), 2)
 
 
-def shares() -> HTML:
-    """Return the picture of what an adapter beside q changes, and one beside v: the shares, and what they mix."""
-    before, o_before = adapted_head(0, 0)
+def shares(start: int = 1) -> HTML:
+    """Return the picture of what an adapter beside q changes, and one beside v: shares, what they mix, and gradient."""
+    before, o_before, _ = adapted_head(0, 0)
     cells, says, rows = [], [], []
     for on_q, on_v in product(STRENGTHS, STRENGTHS):
-        P, o = adapted_head(on_q, on_v)
-        cells.append([[f"{v:.2f}", float(a)] for m in (P, o) for v, a in zip(m.flat, opacity(m).flat, strict=True)])
+        P, o, dS = adapted_head(on_q, on_v)
+        cells.append([cell(float(number)) for matrix in (P, o, dS) for number in matrix.flat])
         moved = [f"{np.abs(a - b).max():.2f}" for a, b in ((P, before), (o, o_before))]
         says.append(
             f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most, an output "
@@ -389,19 +471,20 @@ def shares() -> HTML:
         )
         rows.append((f"{on_q:g}", f"{on_v:g}", *moved))
     sliders = [
-        hands.Slider("on_q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], 0),
+        hands.Slider("on_q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], start),
         hands.Slider("on_v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
     ]
     table = pictures.table(["q times", "v times", "largest change of a share", "of an output"], rows)
-    still = grids(before, o_before).svg(
-        "Two grids of numbers: the shares of three positions, 3 by 3, and their outputs, 3 by 2. The sentence above "
-        "says what the sliders have changed."
+    still = grids(*adapted_head(STRENGTHS[start], 0)).svg(
+        "Three grids of numbers: the shares of three positions, 3 by 3, their outputs, 3 by 2, and the gradient of "
+        "their scores, 3 by 3. The sentence above says what the sliders have changed."
     )
     caption = (
         "The small example above, with adapters of rank 1. The one on q moves the shares; the one on v leaves them and "
-        "changes what is read."
+        "changes what is read. Each row of dS sums to zero. Orange is positive, blue negative."
     )
-    return hands.figure("shares", sliders, says[0], HTML(still), table, {"cells": cells, "says": says}, caption)
+    said_first = says[start * len(STRENGTHS)]
+    return hands.figure("shares", sliders, said_first, HTML(still), table, {"cells": cells, "says": says}, caption)
 
 
 # --- a block, and the way of dy ---------------------------------------------------------------------------------------
@@ -560,6 +643,70 @@ def way_of_dy() -> HTML:
     )
     data = {"pictures": drawn, "says": says}
     return hands.figure("way", [slider], says[1], HTML(drawn[1]), table, data, caption)
+
+
+# --- the memory of a training step, by what it is for ----------------------------------------------------------------
+
+MEMORY_RANKS, MEMORY_BITS = (1, 4, 16, 64, 256), (16, 8, 4)
+KINDS = {"weights": BASE, "trained, gradients, Adam": LORA, "activations, logits": "#888"}
+
+
+def memory_bars(ways: dict[str, dict[str, int]]) -> Drawing:
+    """Return the drawing of what each way keeps, in bytes by part: a bar of three kinds, and the sizes of two cards."""
+    drawing, unit, left = Drawing(54 + 46 * len(ways)), 2.5e-9, 6
+    cards = {f"{card} GB": left + card * 1e9 * unit for card in (24, 80)}
+    for words, x in cards.items():
+        drawing.text(x, 8, words)
+    for row, (name, parts) in enumerate(ways.items()):
+        x, y = left, 50 + 46 * row
+        drawing.text(x, y - 20, f"{name}: {gigabytes(parts)}", anchor="start")
+        for kind, colour in KINDS.items():
+            width = unit * sum(parts[part] for part in kind.split(", "))
+            drawing.box(x + width / 2, y, width, 20, fill=colour, stroke="none", rx=0)
+            x += width
+        for x in cards.values():
+            drawing.box(x, y, 1.5, 26, fill="currentColor", stroke="none", rx=0)
+    for (kind, colour), x in zip(KINDS.items(), (6, 76, 229), strict=True):
+        drawing.box(x + 5, drawing.height - 12, 10, 10, fill=colour, stroke="none", rx=0)
+        drawing.text(x + 14, drawing.height - 12, kind, anchor="start", font_size=11)
+    return drawing
+
+
+def gigabytes(parts: dict[str, int]) -> str:
+    """Return the sum of all parts in words."""
+    return f"{sum(parts.values()) / 1e9:.3g} GB"
+
+
+def memory(config: LlamaConfig, tokens: int, ways: dict[str, dict[str, int]], start: tuple[int, int] = (2, 0)) -> HTML:
+    """Return the picture of what training a model takes, by rank and bits; `ways` is the table behind it."""
+    pictures_of, says = [], []
+    for rank, bits in product(MEMORY_RANKS, MEMORY_BITS):
+        options = {"tokens": tokens, "rank": rank, "bits": bits}
+        found = {
+            "full fine-tuning": training_memory(config, tokens=tokens),
+            f"LoRA, rank {rank}, {bits} bits": training_memory(config, **options),
+            "the same, with the activations recomputed": training_memory(config, **options, recompute=True),
+        }
+        full, lora, recomputed = map(gigabytes, found.values())
+        says.append(
+            f"Rank {rank}, {bits} bits: LoRA takes {lora}, and {recomputed} with the activations recomputed. Full "
+            f"fine-tuning takes {full}."
+        )
+        pictures_of.append(memory_bars(found).svg(f"Three bars, each in three parts. {says[-1]}"))
+    first = start[0] * len(MEMORY_BITS) + start[1]
+    sliders = [
+        hands.Slider("rank", "rank", [str(rank) for rank in MEMORY_RANKS], start[0]),
+        hands.Slider("bits", "bits of the base", [str(bits) for bits in MEMORY_BITS], start[1]),
+    ]
+    lines = {part: [parts[part] for parts in ways.values()] for part in next(iter(ways.values()))}
+    lines["in all"] = [sum(parts.values()) for parts in ways.values()]
+    rows = [(line, *(f"{value / 1e9:.3g}" for value in values)) for line, values in lines.items()]
+    caption = (
+        f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. The marks: two usual cards."
+    )
+    data = {"pictures": pictures_of, "says": says}
+    table = pictures.table(["GB", *ways], rows)
+    return hands.figure("memory", sliders, says[first], HTML(pictures_of[first]), table, data, caption)
 
 
 # --- DoRA -------------------------------------------------------------------------------------------------------------

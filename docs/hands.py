@@ -34,11 +34,13 @@ class Slider:
     def html(self, figure: str) -> str:
         """Return the label, the input and the value beside it."""
         own, last = f"{figure}-{self.name}", len(self.values) - 1
+        wide = max(map(len, self.values))  # so that the slider stays as long as it is, whatever value it has
         value = html.escape(self.values[self.start])
         return (
             f'<div class="control"><label for="{own}">{html.escape(self.label)}</label>'
             f'<input type="range" id="{own}" name="{self.name}" min="0" max="{last}" step="1" value="{self.start}" '
-            f'aria-valuetext="{value}" autocomplete="off"><output for="{own}">{value}</output></div>'
+            f'aria-valuetext="{value}" autocomplete="off">'
+            f'<output for="{own}" style="min-width: {wide}ch">{value}</output></div>'
         )
 
 

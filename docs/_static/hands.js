@@ -54,6 +54,13 @@
     add(svg, "polyline", { points: xs.map((x, i) => `${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}`).join(" "), class: `line ${name}` });
   }
 
+  // --- pictures that were drawn when the site was built, one for each place of the sliders
+
+  function drawn(parent, data, place) {
+    parent.innerHTML = data.pictures[place];
+    return data.says[place];
+  }
+
   // --- the pictures: each takes its data and the places of its sliders, draws, and returns its sentence
 
   const DRAW = {
@@ -117,10 +124,9 @@
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
 
-    way(parent, data, { adapters }) {  // drawn when the site was built, one for each place of the slider
-      parent.innerHTML = data.pictures[adapters];
-      return data.says[adapters];
-    },
+    way: (parent, data, { adapters }) => drawn(parent, data, adapters),
+
+    memory: (parent, data, { rank, bits }) => drawn(parent, data, rank * data.values.bits.length + bits),
 
     shares(parent, data, { on_q, on_v }) {
       const place = on_q * data.values.on_v.length + on_v;
@@ -128,7 +134,9 @@
       parent.querySelectorAll("[data-cell]").forEach((cell, i) => {
         const [number, opacity] = data.cells[place][i];
         cell.querySelector("text").textContent = number;
-        cell.querySelector("rect").setAttribute("fill-opacity", opacity);
+        const rect = cell.querySelector("rect");
+        rect.setAttribute("class", number[0] === "\u2212" ? "base" : "lora");
+        rect.setAttribute("fill-opacity", opacity);
       });
       return data.says[place];
     },
@@ -154,20 +162,24 @@
     figure.classList.add("live");  // the style sheet shows the sliders now that they do something
   }
 
-  // --- the derivation's graph: an equation, a link to one or a button lights the edges that bear its number
+  // --- the derivation's graph: an equation, a link to one or a button lights what it computes, and less what it reads
 
   const graph = document.querySelector("figure.graph");
-  const edges = graph ? [...graph.querySelectorAll("g[data-eq]")] : [];
-  const bear = (edge, number) => edge.dataset.eq.split(" ").includes(number);
+  const edges = graph ? [...graph.querySelectorAll("g[data-eq], g[data-reads]")] : [];
+  const bear = (edge, number, role = "eq") => (edge.dataset[role] ?? "").split(" ").includes(number);
 
   function light({ type, target }) {
     const at = target.closest("[data-eq], .equation, a[href*='#eq-']");
     if (!at && type !== "click") return;  // it stays lit until something else is
     const numbers = at ? (at.dataset.eq ?? (at.id || at.hash).replace(/^#?eq-/, "")).split(" ") : [];
-    const lit = edges.filter((edge) => numbers.some((number) => bear(edge, number)));
+    const bearing = (role) => edges.filter((edge) => numbers.some((number) => bear(edge, number, role)));
+    const [lit, read] = [bearing("eq"), bearing("reads")];
     if (at && !lit.length) return;
     graph.classList.toggle("on", lit.length > 0);
-    for (const edge of edges) edge.classList.toggle("lit", lit.includes(edge));
+    for (const edge of edges) {
+      edge.classList.toggle("lit", lit.includes(edge));
+      edge.classList.toggle("read", read.includes(edge));
+    }
   }
 
   if (graph) {

@@ -97,7 +97,7 @@ class GradReport:
 
 def _row(block: BlockReport) -> tuple[str, ...]:
     where = "all" if block.worst is None else str(block.worst)
-    numbers = (f"{block.analytic:.9g}", f"{block.numeric:.9g}", f"{block.ratio:.9g}")
+    numbers = (f"{block.analytic:.7g}", f"{block.numeric:.7g}", f"{block.ratio:.9g}")
     verdict = "ok" if block.passed else "WRONG"
     shape = str(block.shape)
     return block.name, shape, block.checked, f"{block.error:.1e}", f"{block.allowed:.1e}", where, *numbers, verdict

@@ -89,11 +89,13 @@ def test_every_picture_has_a_text_in_its_place(page):
 def test_the_path_of_a_newcomer_is_that_of_next():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     path = re.search(r":caption: The path\n\n(.*?)```", index, re.S)[1].split()
-    told = re.findall(r"^(\d+)\. \[(.+)\]\(([a-z-]+)\.md\) \*(\d+) min\*$", cards.filled(index), re.M)
-    assert [(int(number), page) for number, _, page, _ in told] == list(enumerate(path, 1))
-    for _, title, page, minutes in told:
+    told = re.findall(r"^(\d+)\. \[(.+)\]\(([a-z-]+)\.md\) (.+) \*(\d+) min\*$", cards.filled(index), re.M)
+    assert [(int(number), page) for number, _, page, _, _ in told] == list(enumerate(path, 1))
+    assert len({words for _, _, _, words, _ in told}) == len(path)
+    for _, title, page, words, minutes in told:
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-        assert f"\n# {title}\n" in f"\n{text}"
+        assert f"\n# {title}\n% card: {words}\n" in f"\n{text}"
+        assert 3 <= len(words.split()) <= 5
         assert 1 <= int(minutes) <= len(text.split()) / cards.WORDS_A_MINUTE + 1
     assert f"In about {cards.time()} you can" in cards.filled(index)
 
@@ -101,11 +103,14 @@ def test_the_path_of_a_newcomer_is_that_of_next():
 def test_the_cards_follow_a_changed_path(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "DOCS", tmp_path)
     (tmp_path / "index.md").write_text("```{toctree}\n:caption: The path\n\nlong\nshort\n```\n")
-    (tmp_path / "short.md").write_text("# Short\n\n" + "word " * 100)
+    (tmp_path / "short.md").write_text("# Short\n% card: few words\n\n" + "word " * 100)
     hidden = "```{code-cell} ipython3\n:tags: [remove-cell]\n" + "word " * 9999 + "\n```\n"
-    (tmp_path / "long.md").write_text("---\nx: y\n---\n# Long\n\n" + hidden + "word " * 120 * 59)
-    assert cards.cards() == "1. [Long](long.md) *59 min*\n2. [Short](short.md) *1 min*"
+    (tmp_path / "long.md").write_text("---\nx: y\n---\n# Long\n% card: many\n\n" + hidden + "word " * 120 * 59)
+    assert cards.cards() == "1. [Long](long.md) many *59 min*\n2. [Short](short.md) few words *1 min*"
     assert cards.time() == "an hour"
+    (tmp_path / "short.md").write_text("# Short\n\nwords")
+    with pytest.raises(ValueError, match=r"short\.md has no line"):
+        cards.cards()
 
 
 def test_the_path_has_what_one_needs_in_order():

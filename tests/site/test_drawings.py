@@ -2,7 +2,9 @@
 
 import re
 import sys
+from functools import cache
 from html import unescape
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ import drawings
 
 from minilora import Linear, LoRALinear, adapt, adapters
 from minilora.layer import cache_bytes
+from minilora.layers.attention import attend, attend_backward
+from minilora.models.memory import LLAMA_2_7B, training_memory
 
 DOCS = Path(__file__).parents[2] / "docs"
 RNG = np.random.default_rng(0)
@@ -33,12 +37,16 @@ def numbers(svg):
     return [float(words) for words in found if re.fullmatch(r"-?[\d.]+", words)]
 
 
-def edges(number):
-    """Return the numbers on the graph's edges that an equation lights."""
-    groups = re.findall(r'<g data-eq="([^"]*)">(.*?)</g>', drawings.graph().data, re.S)
-    return [numbers(group) for names, group in groups if number in names.split()]
+def edges(number, role="eq"):
+    """Return the numbers, under their names, that an equation of the graph gives, or those that it reads."""
+    found = {}
+    for attributes, group in re.findall(r"<g([^>]*)>(.*?)</g>", whole()["graph"].data, re.S):
+        if number in " ".join(re.findall(rf'data-{role}="([^"]*)"', attributes)).split():
+            found |= {name: numbers(group) for name in re.findall(r'italic"[^>]*>(.*?)<', group)}
+    return found
 
 
+@cache
 def whole():
     """Return one of each drawing."""
     layer = LoRALinear.from_linear(Linear.init(40, 30, rng=RNG, bias=False), rank=2, alpha=2, rng=RNG)
@@ -46,9 +54,11 @@ def whole():
         "beside": drawings.beside(layer),
         "graph": drawings.graph(),
         "attention": drawings.attention(adapt(drawings.small_head()[0], "all-linear", rank=1, alpha=1, rng=RNG)),
+        "hand": drawings.by_hand(2, *example().values()),
         "shares": drawings.shares(),
         "block": drawings.block(drawings.small_model("all-linear")),
         "way": drawings.way_of_dy(),
+        "memory": drawings.HTML(memory_ways()[0]),
         "dora": drawings.two_arrows(),
     }
 
@@ -61,39 +71,104 @@ def test_the_graph_has_the_numbers_that_the_page_prints():
     assert np.array_equal(found["base"] + found["update"], PRINTED["y"])
 
 
-@pytest.mark.parametrize(
-    ("number", "name"), [("1", "h"), ("16", "dy"), ("3", "dB"), ("4", "dh"), ("5", "dA"), ("12", "dx"), ("11", "y")]
-)
-def test_an_equations_edge_bears_its_result(number, name):
-    columns = np.atleast_2d(PRINTED[name]).T.ravel().tolist()
-    assert columns in edges(number)
+# Each equation again, on whole numbers. An argument's name is what stands beside it on the graph; s is 2.
+BY_HAND = {
+    "1": ("h", lambda x, A: x @ A.T),
+    "2": ("update", lambda h, B: 2 * h @ B.T),
+    "7": ("base", lambda x, W: x @ W.T),
+    "11": ("y", lambda base, update: base + update),
+    "16": ("dy", lambda y, t: (y - t) / 3),
+    "3": ("dB", lambda dy, h: 2 * dy.T @ h),
+    "4": ("dh", lambda dy, B: 2 * dy @ B),
+    "5": ("dA", lambda dh, x: dh.T @ x),
+    "10": ("dy W", lambda dy, W: dy @ W),
+    "6": ("dh A", lambda dh, A: dh @ A),
+    "12": ("dx", lambda dy_W, dh_A: dy_W + dh_A),
+}
+ROWS = {"W": 2, "A": 1, "B": 2, "dA": 1, "dB": 2}  # of the others 3; a column is written before the next
+
+
+@pytest.mark.parametrize("number", BY_HAND)
+def test_what_an_equation_reads_gives_its_result(number):
+    name, formula = BY_HAND[number]
+    read = {
+        label.replace(" ", "_"): np.reshape(column, (-1, ROWS.get(label, 3))).T
+        for label, column in edges(number, "reads").items()
+    }
+    assert edges(number) == {name: formula(**read).T.ravel().tolist()}
+
+
+def test_the_loss_reads_y_and_t():
+    assert edges("15", "reads").keys() == {"y", "t"}
+    assert 'data-eq="15"' in drawings.graph().data
 
 
 def test_every_equation_of_the_graph_stands_on_the_page():
     page = (DOCS / "derivation.md").read_text(encoding="utf-8")
-    assert all(f"```{{equation}} {number} " in page and edges(number) for number in drawings.STEPS)
+    assert all(f"```{{equation}} {number} " in page for number in drawings.STEPS)
+    assert drawings.STEPS.keys() == {*BY_HAND, "15"}
+
+
+def example():
+    """Return q, k, v and do as the page has them."""
+    page = (DOCS / "attention.md").read_text(encoding="utf-8")
+    arrays = re.findall(r"^(q|k|v|do) = np\.array\((\[\[.*\]\])\)\.reshape", page, re.M)
+    return {name: np.array(eval(rows)) for name, rows in arrays}
+
+
+def softmax(S):
+    return np.exp(S) / np.exp(S).sum(axis=-1, keepdims=True)
+
+
+def slopes(f, at):
+    """Return the slope of a function of an array by each of its entries, by central differences."""
+    steps = 1e-5 * np.eye(at.size).reshape(-1, *at.shape)
+    return np.reshape([(f(at + step) - f(at - step)) / 2e-5 for step in steps], at.shape)
+
+
+@pytest.mark.parametrize("t", [1, 2, 4])
+def test_a_position_by_hand_is_what_the_layer_computes(t):
+    q, k, v, do = RNG.standard_normal((4, 4, 3))
+    n = drawings.of_position(t, q, k, v, do)
+    heads = [array.reshape(1, 1, 1, 4, 3) for array in (q, k, v, do)]
+    o, P = attend(*heads[:3])
+    dq, _, _ = attend_backward(heads[3], *heads[:3], P)
+    row = t - 1
+    assert np.allclose(n["S"], k[:t] @ q[row] / np.sqrt(3))
+    assert np.allclose(n["P"], P[0, 0, row, :t])
+    assert np.allclose(n["o"], o[0, 0, 0, row])
+    assert np.allclose(n["dq"], dq[0, 0, 0, row])
+    assert np.allclose(n["dP"], slopes(lambda P: do[row] @ (P @ v[:t]), n["P"]))
+    assert np.allclose(n["dS"], slopes(lambda S: do[row] @ (softmax(S) @ v[:t]), n["S"]))
+
+
+def test_the_drawing_by_hand_says_the_pages_example():
+    svg = drawings.by_hand(2, *example().values()).data
+    words = " ".join(texts(svg)).replace("\u2212", "-")
+    results = "1.41 0 0.80 0.20 (0.80, 0.20) 1 2 -0.16 0.16 (0.11, -0.11)".replace(", ", ",").split()
+    assert re.findall(r"= (\S+)", words.replace(", ", ",")) == [
+        *["(0,2)", "(1,1),(2,0)", "(1,0),(0,1)", *results[:5]],
+        *[results[9], "1.20", *results[7:9], *results[5:7], "(1,2)"],
+    ]
+    assert re.findall(r'href="#eq-att-(\d)"', svg) == ["1", "2", "3", "7", "6", "5"]
 
 
 @pytest.mark.parametrize("on_q", drawings.STRENGTHS)
 @pytest.mark.parametrize("on_v", drawings.STRENGTHS)
 def test_the_shares_are_a_softmax_of_moved_scores(on_q, on_v):
-    q, k, v = (
-        np.array([[1.0, 0], [0, 2], [1, 1]]),
-        np.array([[1.0, 1], [2, 0], [0, -1]]),
-        np.array([[1.0, 0], [0, 1], [2, 2]]),
-    )
+    q, k, v, do = example().values()
     q[2] -= 2 * on_q
     v[1] += on_v
-    S = np.where(np.tri(3), q @ k.T / np.sqrt(2), -np.inf)
-    P = np.exp(S) / np.exp(S).sum(axis=1, keepdims=True)
-    found, o = drawings.adapted_head(on_q, on_v)
-    assert np.allclose(found, P, atol=1e-12)
-    assert np.allclose(o, P @ v, atol=1e-12)
+    S = np.where(np.tri(3), q @ k.T / np.sqrt(2), -1e9)
+    P = softmax(S)
+    dS = slopes(lambda S: (do * (softmax(S) @ v)).sum(), S)
+    found = drawings.adapted_head(on_q, on_v)
+    assert all(np.allclose(*pair, atol=1e-5) for pair in zip(found, (P, P @ v, dS), strict=True))
     place = drawings.STRENGTHS.index(on_q) * len(drawings.STRENGTHS) + drawings.STRENGTHS.index(on_v)
-    shown = [float(number) for number, _ in data_of(drawings.shares().data)["cells"][place]]
-    assert shown == pytest.approx([*P.ravel(), *(P @ v).ravel()], abs=0.006)
-    if on_q == on_v == 0:
-        assert numbers(drawings.grids(found, o).svg("")) == shown
+    shown = [float(number.replace("\u2212", "-")) for number, _ in data_of(whole()["shares"].data)["cells"][place]]
+    assert shown == pytest.approx([*P.ravel(), *(P @ v).ravel(), *dS.ravel()], abs=0.006)
+    if (on_q, on_v) == (1, 0):  # where the sliders start
+        assert numbers(whole()["shares"].data.split("</svg>")[0]) == shown
 
 
 def test_a_drawing_marks_the_adapters_that_there_are():
@@ -129,6 +204,33 @@ def test_what_dy_does_not_reach_is_grey():
         assert f"block {below}: MLP" not in grey
 
 
+def memory_ways():
+    """Return the picture of Llama-2-7B's memory, and one way as its table."""
+    ways = {"4 bits": training_memory(LLAMA_2_7B, tokens=4096, rank=16, bits=4)}
+    return drawings.memory(LLAMA_2_7B, 4096, ways).data, ways["4 bits"]
+
+
+def test_a_bar_is_as_long_as_what_it_counts():
+    picture, in_table = memory_ways()
+    data = data_of(picture)
+    places = list(product(data["values"]["rank"], data["values"]["bits"]))
+    for (rank, bits), svg, says in zip(places, data["pictures"], data["says"], strict=True):
+        sizes = {"tokens": 4096, "rank": int(rank), "bits": int(bits)}
+        counted = [
+            training_memory(LLAMA_2_7B, tokens=4096),
+            training_memory(LLAMA_2_7B, **sizes),
+            training_memory(LLAMA_2_7B, **sizes, recompute=True),
+        ]
+        kinds = [("weights",), ("trained", "gradients", "Adam"), ("activations", "logits")]
+        long = [float(width) for width in re.findall(r'width="([\d.e-]+)" height="20"', svg)]
+        assert long == pytest.approx([2.5e-9 * sum(w[part] for part in kind) for w in counted for kind in kinds], 1e-4)
+        full, lora, recomputed = (f"{sum(parts.values()) / 1e9:.3g} GB" for parts in counted)
+        assert says.startswith(f"Rank {rank}, {bits} bits: LoRA takes {lora}, and {recomputed} with")
+        assert all(f": {size}" in text for size, text in zip((full, lora, recomputed), texts(svg)[2:5], strict=True))
+    assert len(places) == 15
+    assert f"<td>in all</td><td>{sum(in_table.values()) / 1e9:.3g}</td>" in picture
+
+
 def test_doras_new_row_lies_along_v_and_is_m_long():
     svg = drawings.two_arrows().data
     m = float(re.search(r"m = ([\d.]+)", svg)[1])
@@ -146,7 +248,7 @@ def test_matrices_are_drawn_to_scale():
     assert np.allclose(np.array([W, A, B]) / 0.9, [(60, 120), (6, 120), (60, 6)])
 
 
-@pytest.mark.parametrize("name", ["beside", "graph", "attention", "shares", "block", "way", "dora"])
+@pytest.mark.parametrize("name", ["beside", "graph", "attention", "hand", "shares", "block", "way", "memory", "dora"])
 def test_a_drawing_has_a_text_a_caption_and_legible_letters(name):
     picture = whole()[name].data
     assert all(len(alt) > 60 for alt in re.findall(r'<svg class="drawn"[^>]* aria-label="([^"]*)"', picture))
@@ -158,7 +260,14 @@ def test_a_drawing_has_a_text_a_caption_and_legible_letters(name):
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-DRAWN = {"index.html": 1, "attention.html": 2, "decoder.html": 2, "variants.html": 1, "derivation.html": 1}
+DRAWN = {
+    "index.html": 1,
+    "attention.html": 3,
+    "choosing.html": 1,
+    "decoder.html": 2,
+    "variants.html": 1,
+    "derivation.html": 1,
+}
 DRAWN = [pytest.param(page, count, marks=built) for page, count in DRAWN.items()]
 
 
@@ -177,11 +286,15 @@ def test_no_letter_of_a_drawing_is_small_or_cut(visit, page, count, width):
 
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_an_equation_lights_its_edges(visit, width):
+def test_an_equation_lights_its_result_and_its_factors(visit, width):
     browser = visit("derivation.html", width)
 
     def lit():
         return {e.get_attribute("data-eq") for e in browser.find_elements("css selector", "figure.graph g.lit")}
+
+    def names(css):
+        words = [e.text for e in browser.find_elements("css selector", f"figure.graph g{css} [font-style]")]
+        return {word for word in words if word}
 
     assert lit() == set()
     for number in drawings.STEPS:
@@ -192,19 +305,30 @@ def test_an_equation_lights_its_edges(visit, width):
     link = browser.find_element("css selector", "#eq-3 a.to-graph")
     browser.execute_script("arguments[0].click()", link)
     assert lit() == {"3"}
+    assert names(".lit") == {"dB"}
+    assert names(".read") == {"dy", "h"}
+    pale = browser.execute_script(
+        """return [...document.querySelectorAll("figure.graph svg > *")].filter(e => !e.matches(".lit, .read"))
+               .map(e => getComputedStyle(e).opacity)"""
+    )
+    assert set(pale) == {"0.25"}
     assert not browser.find_elements("css selector", "#eq-25 a.to-graph")
 
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 def test_moving_an_adapter_shows_its_shares_and_outputs(visit, width):
     browser = visit("attention.html", width)
-    places = {"on_q": 0, "on_v": 0}
-    for name, step in (("on_q", 1), ("on_v", 2), ("on_q", -1)):
+    places = {"on_q": 1, "on_v": 0}
+    for name, step in (("on_q", 1), ("on_v", 2), ("on_q", -2)):
         places[name] += step
         move(browser, name, step)
-        P, o = drawings.adapted_head(*(drawings.STRENGTHS[place] for place in places.values()))
-        cells = browser.find_elements("css selector", "#shares [data-cell] text")
-        assert [float(cell.text) for cell in cells] == pytest.approx([*P.ravel(), *o.ravel()], abs=0.006)
+        shown = np.concatenate(
+            [a.ravel() for a in drawings.adapted_head(*(drawings.STRENGTHS[p] for p in places.values()))]
+        )
+        cells = browser.find_elements("css selector", "#shares [data-cell]")
+        assert [float(cell.text.replace("\u2212", "-")) for cell in cells] == pytest.approx(shown, abs=0.006)
+        blue = [cell.find_element("css selector", "rect").get_attribute("class") == "base" for cell in cells]
+        assert blue == [number < -0.005 for number in shown]
 
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
@@ -215,6 +339,18 @@ def test_moving_what_trains_shows_where_dy_ends(visit, width):
         assert move(browser, "adapters", step) == data["says"][place]
         alt = browser.find_element("css selector", "#way svg").get_attribute("aria-label")
         assert alt == unescape(re.search(r'aria-label="([^"]*)"', data["pictures"][place])[1])
+
+
+@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
+def test_moving_rank_or_bits_shows_what_it_takes(visit, width):
+    browser = visit("choosing.html", width)
+    data = data_of(memory_ways()[0])
+    places = {"rank": 2, "bits": 0}
+    for name, step in (("bits", 2), ("rank", 2), ("bits", -1), ("rank", -4)):
+        places[name] += step
+        assert move(browser, name, step) == data["says"][3 * places["rank"] + places["bits"]]
+        words = [text.text for text in browser.find_elements("css selector", "#memory svg text")]
+        assert words == texts(data["pictures"][3 * places["rank"] + places["bits"]])
 
 
 @pytest.mark.parametrize("page", [pytest.param("derivation.html", marks=built)])

@@ -67,6 +67,7 @@ SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PICTURES = {
     "index.html": "rank",
     "attention.html": "shares",
+    "choosing.html": "memory",
     "decoder.html": "way",
     "why-not-faster.html": "ledger",
 }
@@ -107,6 +108,23 @@ def test_a_page_with_sliders_stays_under_300_kilobytes(page, picture):
     files = [SITE / page, SITE / "_static" / "hands.js"]
     assert sum(file.stat().st_size for file in files) < 300_000
     assert "hands.js" in files[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("page", "picture"), site)
+def test_a_sliders_value_stays_on_one_line(visit, page, picture, width):
+    found = visit(page, width).execute_script(
+        """return [...document.querySelectorAll("figure.hands .control")].map(control => {
+               const [input, output] = [control.querySelector("input"), control.querySelector("output")], found = [];
+               for (input.value = input.min; ; input.stepUp()) {
+                   input.dispatchEvent(new Event("input"));
+                   found.push([output.getClientRects().length, output.offsetHeight, input.offsetWidth]);
+                   if (input.value === input.max) return found;
+               } })"""
+    )
+    for places in found:
+        assert all(place == places[0] for place in places)
+        assert places[0][1] < 40
 
 
 def move(browser, name, places):

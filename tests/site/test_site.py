@@ -179,6 +179,15 @@ def test_code_and_outputs_scroll_and_keep_their_lines(visit, page, width):
         assert rows == pytest.approx(1, abs=0.3), text
 
 
+@pytest.mark.parametrize("page", ["attention.html", "decoder.html"])
+def test_a_desk_shows_the_reports_of_gradcheck_whole(visit, page):
+    cut = visit(page, WIDTHS[1]).execute_script(
+        """return [...document.querySelectorAll("div.cell_output pre")]
+               .filter(e => e.textContent.includes("gradcheck by")).map(e => e.scrollWidth > e.clientWidth)"""
+    )
+    assert cut == [False] * 2
+
+
 @pytest.mark.parametrize("width", [1280, 1300, 1312, 1366])
 def test_a_desk_shows_the_pages_outline(visit, width):
     browser = visit("derivation.html", width)
