@@ -75,11 +75,11 @@ def rates():
 
 
 def batches():
-    """Batches of four sizes over the same number of windows, each at the best of four rates."""
+    """Batches of three sizes over the same number of windows, each at the best of five rates."""
     for batch in (4, 16, 64):
-        for lr in (5e-4, 1e-3, 2e-3, 4e-3):
+        for lr in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3):
             yield run("full", lr=lr, batch=batch, steps=STEPS * BATCH // batch)
-        for lr in (1e-3, 2e-3, 4e-3, 8e-3):
+        for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2):
             yield run("LoRA", 16, lr=lr, batch=batch, steps=STEPS * BATCH // batch)
 
 
