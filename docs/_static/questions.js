@@ -16,7 +16,7 @@ function verdict(sheet, guess, earlier) {
 // What somebody typed: { number }, or { says } where it is none. A keyboard may have a comma and no point, so 0,25 is
 // read. 1,000 is not: it could be a thousand or one.
 function typed(text) {
-  const parts = text.replace("\u2212", "-").split("/").map((part) => part.trim());
+  const parts = text.replaceAll("\u2212", "-").split("/").map((part) => part.trim());
   const grouped = (part) => /^[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?$/.test(part);
   if (parts.some(grouped)) return { says: "Write it without commas." };
   const read = (part) => (part ? Number(part.replace(/^([^.,]*),([^.,]*)$/, "$1.$2")) : NaN);

@@ -120,12 +120,12 @@ class MeasuredLoss:
 
     def sides(self, name: str, direction: np.ndarray) -> tuple[float, float] | None:
         """Return the slopes on the left and on the right where the function has a kink, or None."""
-        h = self.step(name) / 2
-        values = np.array([self.at(name, direction, k * h) for k in (-2, -1, 0, 1, 2)])
-        slopes = np.diff(values) / h
-        # Over four steps the slopes of a smooth function change evenly; across a kink they change at once.
-        uneven, change = np.abs(np.diff(slopes, 2)).max(), np.ptp(slopes)
-        kink = uneven > max(1e-4 * max(1.0, abs(slopes[0])), change / 4)
+        h = self.step(name) / 4
+        slopes = np.diff([self.at(name, direction, k * h) for k in range(-4, 5)]) / h
+        # Over eight steps the slope of a smooth function changes bit by bit; across a kink, within two of them.
+        changes = np.diff(slopes)
+        total, across_two = np.abs(changes).sum(), np.abs(changes[:-1] + changes[1:]).max()
+        kink = across_two > max(1e-4 * max(1.0, abs(slopes[0])), 0.75 * total)
         return (float(slopes[0]), float(slopes[-1])) if kink else None
 
     def distrust_complex_step(self, rng: np.random.Generator) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("king_james")
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "08_laboratory.py"
 TRAININGS = runpy.run_path(EXAMPLE)["TRAININGS"]
@@ -53,6 +52,7 @@ AGAIN = [
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("king_james")
 @pytest.mark.parametrize(("experiment", "like"), AGAIN)
 def test_a_recorded_training_made_again_ends_where_it_did(tmp_path, experiment, like):
     (place,) = [i for i, run in enumerate(TRAININGS[experiment]()) if like.items() <= run.items()]
@@ -66,6 +66,7 @@ def test_a_recorded_training_made_again_ends_where_it_did(tmp_path, experiment, 
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("king_james")
 def test_recorded_first_directions_are_those_of_the_model(tmp_path):
     fresh = remade(tmp_path, "directions", "--steps", "3")["directions"]
     for optimizer in ("Adam", "momentum"):

@@ -451,6 +451,8 @@ def test_one_entry_alone_has_no_common_factor(size, factor):
         (lambda x: 5e-5 * np.maximum(x, 0), None),
         (lambda x: 1e3 * x**2, None),  # sharply bent, and smooth
         (lambda x: np.sin(x), None),
+        (lambda x: np.tanh(40 * x), None),  # an inflection
+        (lambda x: np.sin(30 * x), None),
     ],
 )
 def test_a_kink_is_told_from_a_bend(f, slopes):

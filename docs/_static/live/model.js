@@ -52,13 +52,13 @@ const TOLD = {
     find("[data-loss]").textContent = "";
     find("[data-step]").textContent = "0";
     for (const told of root.querySelectorAll(".told")) told.textContent = "";
+    if (state !== "beginning") return turn(state); // the text was edited meanwhile
     say([
       `Your text has ${number(tokens)} tokens.`,
       ...(unknown ? [`${number(unknown)} of them stand for letters that its tokenizer does not know.`] : []),
       `It is cut into windows of ${length}: ${train} to train on, ${apart} held out.`,
       `${number(trained)} numbers train, beside ${number(frozen)} that stay as they are.`,
     ].join(" "));
-    if (state !== "beginning") return turn(state); // the text was edited meanwhile
     turn("begun");
     return afterwards();
   },
@@ -146,9 +146,10 @@ button("save").addEventListener("click", () => ask("save"));
 // A new text or setting asks for a new beginning, which comes with the next click.
 function changed() {
   if (!["beginning", "begun", "running"].includes(state)) return;
-  pause();
+  const started = state !== "beginning";
+  if (started) pause();
   turn("ready");
-  if (tuned) say("The next run begins anew. The adapter of the run before can still be downloaded.");
+  if (tuned && started) say("The next run begins anew. The adapter of the run before can still be downloaded.");
 }
 
 for (const [name, values] of [["rank", RANKS], ["rate", RATES]]) {
