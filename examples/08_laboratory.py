@@ -86,8 +86,8 @@ def batches():
 
 def texts():
     """Parts of the text against the rank, each at the best of its rates: a short text, read often, wants small ones."""
-    for share in (1 / 16, 1 / 4, 1.0):
-        for k in range(0 if share == 1 else -3, 3):
+    for share, powers in ((1 / 16, range(-5, 3)), (1 / 4, range(-3, 4)), (1.0, range(3))):
+        for k in powers:
             yield run("full", lr=5e-4 * 2.0**k, share=share)
             for rank in (1, 4, 16):
                 yield run("LoRA", rank, lr=2e-3 * 2.0**k, share=share)
