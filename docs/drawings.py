@@ -679,11 +679,11 @@ def gigabytes(parts: dict[str, int]) -> str:
 
 def memory(config: LlamaConfig, tokens: int, ways: dict[str, dict[str, int]], start: tuple[int, int] = (2, 0)) -> HTML:
     """Return the picture of what training a model takes, by rank and bits; `ways` is the table behind it."""
-    pictures_of, says = [], []
+    pictures_of, says, in_full = [], [], training_memory(config, tokens=tokens)
     for rank, bits in product(MEMORY_RANKS, MEMORY_BITS):
         options = {"tokens": tokens, "rank": rank, "bits": bits}
         found = {
-            "full fine-tuning": training_memory(config, tokens=tokens),
+            "full fine-tuning": in_full,
             f"LoRA, rank {rank}, {bits} bits": training_memory(config, **options),
             "the same, with the activations recomputed": training_memory(config, **options, recompute=True),
         }
