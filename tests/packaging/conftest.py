@@ -2,16 +2,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 
-from ..support.language import TEXT, tiny_llama, write_folder
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A model, a text, and the working folder in which both lie."""
-    write_folder(tmp_path / "model", tiny_llama())
-    (tmp_path / "text").write_text(TEXT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from ..support.language import folder  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from minilora.files.tokenizer import load_tokenizer
 from minilora.models.generate import generate
 from minilora.text import windows
 
-from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama, write_folder
+from ..support.language import LETTERS, TEXT, arrays_of
 
 pytestmark = [
     pytest.mark.peers,
@@ -25,14 +25,6 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 SMALL = ["--steps", "20", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    write_folder(tmp_path / "model", tiny_llama())
-    (tmp_path / "text").write_text(TEXT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def in_transformers(folder):

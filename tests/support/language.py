@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from minilora.layer import parts, walk
@@ -26,6 +27,15 @@ def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS))
         for name, shape in config.shapes().items()
     }
     return Llama.build(config, arrays)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A model, a text, and the working folder in which both lie."""
+    write_folder(tmp_path / "model", tiny_llama())
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def arrays_of(model) -> dict[str, np.ndarray]:

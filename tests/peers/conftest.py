@@ -1,0 +1,1 @@
+from ..support.language import folder  # noqa: F401  (a fixture)
