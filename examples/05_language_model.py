@@ -25,10 +25,10 @@ import numpy as np
 from minilora import Linear, Llama, adapt, cross_entropy, evaluate, merge, train
 from minilora.commands.finetune import fitting
 from minilora.fast import accumulate, keep_pages
-from minilora.files.tokenizer import load_tokenizer
+from minilora.language.generation import generate
+from minilora.language.text import next_token_loss, token_ids, windows
+from minilora.language.tokenizer import load_tokenizer
 from minilora.layer import parameter_count, rebuild, walk
-from minilora.models.generate import generate
-from minilora.text import next_token_loss, token_ids, windows
 
 BOOKS = ("Genesis", "Exodus")
 RANKS = (1, 4, 16)

@@ -34,10 +34,10 @@ from distributed import Client, LocalCluster, WorkerPlugin, get_worker
 
 from minilora import Adam, Llama, adapt, evaluate
 from minilora.fast import accumulate
-from minilora.files.tokenizer import load_tokenizer
+from minilora.language.text import next_token_loss, token_ids, windows
+from minilora.language.tokenizer import load_tokenizer
 from minilora.layer import parameter_count, rebuild
 from minilora.losses import count
-from minilora.text import next_token_loss, token_ids, windows
 from minilora.training import backpropagate, draw_batches
 
 BATCH, ROWS, LENGTH = 16, 4, 128

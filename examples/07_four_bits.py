@@ -23,12 +23,12 @@ import numpy as np
 from minilora import Linear, Llama, QuantizedLinear, adapt, adapters, cross_entropy, evaluate, quantize, train
 from minilora.fast import accumulate, keep_pages
 from minilora.files import save_llama
-from minilora.files.ggufblocks import decode
-from minilora.files.tensorfile import decode as from_bytes
-from minilora.files.tensorfile import encode as to_bytes
-from minilora.files.tokenizer import load_tokenizer
+from minilora.guards.tensorfile import decode as from_bytes
+from minilora.guards.tensorfile import encode as to_bytes
+from minilora.language.modelfiles.ggufblocks import decode
+from minilora.language.text import next_token_loss, token_ids, windows
+from minilora.language.tokenizer import load_tokenizer
 from minilora.layer import parameter_bytes, rebuild, walk
-from minilora.text import next_token_loss, token_ids, windows
 from minilora.training import draw_batches
 
 MODELS = {

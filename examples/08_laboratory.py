@@ -36,10 +36,10 @@ import numpy as np
 
 from minilora import Adam, Linear, Llama, TrainingDiverged, adapt, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
-from minilora.files.tokenizer import load_tokenizer
+from minilora.language.generation import generate
+from minilora.language.text import next_token_loss, token_ids, windows
+from minilora.language.tokenizer import load_tokenizer
 from minilora.layer import rebuild, walk
-from minilora.models.generate import generate
-from minilora.text import next_token_loss, token_ids, windows
 from minilora.training import backpropagate, draw_batches
 from minilora.variants.scaling import loraplus
 

@@ -38,9 +38,9 @@ from minilora import Llama, adapt
 from minilora.commands.cores import BLAS_THREADS, cores
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.threads import on_threads
+from minilora.language.generation import generate
+from minilora.language.text import next_token_loss
 from minilora.layer import rebuild
-from minilora.models.generate import generate
-from minilora.text import next_token_loss
 from minilora.training import backpropagate
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

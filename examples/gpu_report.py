@@ -31,10 +31,10 @@ from minilora import (
     cross_entropy,
     get_backend,
 )
+from minilora.language.llama import Llama
+from minilora.language.llamaconfig import LlamaConfig
 from minilora.layer import Layer, rebuild
 from minilora.layers.rotary import frequencies
-from minilora.models.llama import Llama
-from minilora.models.llamaconfig import LlamaConfig
 from minilora.training import backpropagate, draw_batches
 
 KINDS = ("full layer", "layer with adapter", "adapter on the residual")

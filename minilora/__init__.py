@@ -9,19 +9,19 @@ Read these files in this order. Each adds one idea:
 5. `minilora.training`: the loop
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 
-Then, by what you are here for:
+The book goes on, and imports nothing of what stands beside it:
 
-- from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, `minilora.models`, and
-  `minilora.adaptation` (an adapter beside each layer that you name)
-- a language model: `minilora.models.llama`, `minilora.text` (windows of token ids), `minilora.data` (examples of which
-  a part counts), `minilora.chat`, `minilora.models.generate`
+- from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, and `minilora.adaptation` (an adapter
+  beside each layer that you name)
 - what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.quantization`
-- is a gradient right? `minilora.verify`, `minilora.conformance`, and `minilora.exercises` for a backward of your own
-- trained adapters as files: `minilora.files`; files with right answers, for other programs: `minilora.golden`
+- is a gradient right? `minilora.verify`
+- trained adapters as files: `minilora.files`; what guards them: `minilora.guards`
 - the same numbers with less work: `minilora.fast`
+- `minilora.backend` (NumPy or CuPy) and `minilora.checks` (errors for bad input) serve all of them
 
-`minilora.backend` (NumPy or CuPy), `minilora.checks` (errors for bad input), `minilora.figures` (pictures) and
-`minilora.cli` with `minilora.commands` (the command line) serve all of them.
+Beside it stand two neighbours. `minilora.language` is a language model, fine-tuned. `minilora.conformance` judges what
+other people wrote: layers, readers of adapters, files. `minilora.exercises` grades a backward of yours,
+`minilora.figures` draws, and `minilora.cli` with `minilora.commands` is the command line.
 
 Importing the package imports none of this: a name is fetched when it is first used, so ``import minilora.lora`` needs
 NumPy alone.

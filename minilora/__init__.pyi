@@ -10,9 +10,11 @@ from .backend import get_backend as get_backend
 from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
-from .files.errors import AdapterFileError as AdapterFileError
-from .files.errors import FileRefused as FileRefused
 from .files.merge import merge_adapter as merge_adapter
+from .guards.errors import AdapterFileError as AdapterFileError
+from .guards.errors import FileRefused as FileRefused
+from .language.llama import Llama as Llama
+from .language.llamaconfig import LlamaConfig as LlamaConfig
 from .layer import Layer as Layer
 from .layers.activation import ReLU as ReLU
 from .layers.activation import SiLU as SiLU
@@ -23,6 +25,7 @@ from .layers.convolution import Conv2d as Conv2d
 from .layers.embedding import Embedding as Embedding
 from .layers.flatten import Flatten as Flatten
 from .layers.gated import GatedMLP as GatedMLP
+from .layers.mlp import MLP as MLP
 from .layers.nf4 import NF4 as NF4
 from .layers.nf4 import dequantize_nf4 as dequantize_nf4
 from .layers.nf4 import quantize_nf4 as quantize_nf4
@@ -35,9 +38,6 @@ from .lora import LoRA as LoRA
 from .lora import LoRALinear as LoRALinear
 from .losses import cross_entropy as cross_entropy
 from .losses import mse as mse
-from .models.llama import Llama as Llama
-from .models.llamaconfig import LlamaConfig as LlamaConfig
-from .models.mlp import MLP as MLP
 from .optim import Adam as Adam
 from .quantization import loftq as loftq
 from .quantization import quantize as quantize

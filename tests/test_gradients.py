@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 
 from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference
+from minilora.language.decoders import ALL_INSTANCES
 from minilora.layer import walk
-from minilora.verify.instances import INSTANCES
 
 from .support.cases import CASES, PRODUCTS
 from .support.loops import drawn
@@ -34,7 +34,7 @@ def test_every_layer_keeps_every_claim(case, claim, problem):
 def test_every_layer_of_the_package_is_in_some_case():
     """One that has a row in `minilora.verify.instances` and no second forward in `support/cases.py` fails here."""
     built = (case.build(SQUARE, case.params(SQUARE)) for case in CASES)
-    missing = {cls for row in INSTANCES for cls in classes_in(drawn(row, SQUARE)[0])}
+    missing = {cls for row in ALL_INSTANCES for cls in classes_in(drawn(row, SQUARE)[0])}
     assert missing - {cls for layer in built for cls in classes_in(layer)} == set()
 
 

@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .options import Defaults, add_backend, backend, check_plot, path, plot
 from .streams import say, say_goes_on, say_interrupted
 

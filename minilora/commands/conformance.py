@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from . import streams
 from .options import path
 
@@ -23,6 +24,13 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     help = "compare an implementation of LoRA with the formulas, and name what is wrong with it"
     add_arguments(commands.add_parser("conformance", help=help, description=DESCRIPTION))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m minilora.conformance``. Returns 0, 1 for a broken claim, 2 for no check."""
+    parser = argparse.ArgumentParser("python -m minilora.conformance", description=DESCRIPTION)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .cores import add_workers, workers
 from .options import (
     Defaults,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..backend import Backend
-    from ..data import Data
-    from ..models.llama import Llama
+    from ..language.examples import Data
+    from ..language.llama import Llama
     from .costs import Costs
     from .learning import Table
     from .resume import Stopped
@@ -236,7 +236,7 @@ def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
     """Return the data and the model, and say which model it is. What is wrong with the data is told first."""
     import numpy as np
 
-    from ..data import load_data
+    from ..language.examples import load_data
     from ..layer import parameter_bytes, parameter_count
     from .costs import megabytes
 
@@ -322,11 +322,11 @@ def _train(
     stopped: Stopped | None,
 ) -> Table:
     """Train, and print a row whenever the loss is measured."""
-    from ..data import without_filling
     from ..fast import accumulate
     from ..files.checkpoint import Checkpoint
+    from ..language.examples import without_filling
+    from ..language.text import next_token_loss
     from ..layer import parameter_count
-    from ..text import next_token_loss
     from ..training import evaluate, train
     from .learning import LOG_EVERY, Table, TrainingLoss
     from .resume import asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .options import (
     Defaults,
     add_backend,
@@ -62,13 +62,13 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..adaptation import attach
-    from ..chat import encode_question
     from ..checks import check_integer, check_number
     from ..files.adapters import load_adapter
-    from ..files.chattemplate import load_template
-    from ..files.tokenizer import load_tokenizer
-    from ..models.generate import check_top_p, generate
-    from ..text import check_vocabulary, token_ids
+    from ..language.chat import encode_question
+    from ..language.chattemplate import load_template
+    from ..language.generation import check_top_p, generate
+    from ..language.text import check_vocabulary, token_ids
+    from ..language.tokenizer import load_tokenizer
 
     check_integer("tokens", options.tokens, at_least=1)
     check_number("temperature", options.temperature, above=0, or_equal=True)

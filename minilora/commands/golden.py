@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .options import path
 
 
@@ -38,14 +38,14 @@ def run(options: argparse.Namespace) -> int:
     if options.compare is None:
         if options.json is not None:
             raise ValueError("--json needs --compare: it has the verdicts")
-        from ..golden.writing import write
+        from ..conformance.golden.writing import write
 
         count = write(options.folder)
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
     from ..conformance import xfails
-    from ..files.writing import replaceable, written_whole
-    from ..golden.judging import compare
+    from ..conformance.golden.judging import compare
+    from ..guards.writing import replaceable, written_whole
 
     if options.json is not None:
         replaceable(options.json)

@@ -6,7 +6,7 @@ import argparse
 import warnings
 from typing import Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .options import path
 from .streams import say
 from .tables import align

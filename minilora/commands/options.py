@@ -9,12 +9,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .streams import say
 
 if TYPE_CHECKING:
     from ..backend import Backend
-    from ..models.llama import Llama
+    from ..language.llama import Llama
 
 BACKENDS = ("numpy", "cupy", "auto")
 
@@ -81,7 +81,7 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
 
 def load_model(options: argparse.Namespace, dtype: str, where: Backend) -> Llama:
     """Return the model that was asked for, its linear layers quantised where that was."""
-    from ..models.llama import Llama
+    from ..language.llama import Llama
     from ..quantization import quantize
 
     source = model_path(options)
@@ -109,7 +109,7 @@ def model_path(options: argparse.Namespace) -> Path:
     """Return the model that was asked for, or glassllm's."""
     if options.model is not None:
         return Path(options.model)
-    from ..files.errors import needed
+    from ..guards.errors import needed
 
     package = needed("glassllm", "the model that is used without --model")
     return Path(package.__file__).parent / "weights" / "en.npz"
@@ -123,7 +123,7 @@ def model_name(options: argparse.Namespace) -> str:
 def check_plot(path: Path) -> None:
     """Refuse a file that a figure could not be written to."""
     from .. import figures  # matplotlib is an extra
-    from ..files.writing import replaceable
+    from ..guards.writing import replaceable
 
     figures.check_figure_path(path)
     replaceable(path)
@@ -133,7 +133,7 @@ def check_plot(path: Path) -> None:
 
 def plot(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    from ..files.writing import written_whole
+    from ..guards.writing import written_whole
 
     with written_whole(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".").lower())

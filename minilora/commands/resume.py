@@ -17,8 +17,8 @@ from typing import Any
 from ..backend import Backend
 from ..files.basefile import open_base
 from ..files.checkpoint import CheckpointError, Saved, read, refuse_another
-from ..files.errors import printable
-from ..files.tensorfile import open_regular
+from ..guards.errors import printable
+from ..guards.tensorfile import open_regular
 from .options import model_path, target_modules
 from .streams import say, say_goes_on, say_interrupted
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from ..files.errors import printable
+from ..guards.errors import printable
 
 LONGEST_COMMAND = 20_000
 """Characters of a command that are shown: it is to be copied whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .options import path
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any, NoReturn
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .calling import is_theirs, line_of, raised
 from .report import CannotRun, Report
 from .suite import check

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from .problems import Arrays, Problem
 from .reference import QUANTITIES, Trial
 

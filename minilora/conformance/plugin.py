@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ..files.errors import printable
+from ..guards.errors import printable
 from . import xfails
 from .report import CannotRun, Outcome, Report
 from .suite import check, ids

@@ -238,7 +238,7 @@ def write(folder: Path) -> int:
     """
     from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
 
-    from ..files.writing import written_folder
+    from ..guards.writing import written_folder
 
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
@@ -269,7 +269,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
     FileRefused
         If a file is not sound.
     """
-    from ..files.tensorfile import read_json
+    from ..guards.tensorfile import read_json
 
     version = read_json(folder / "index.json", 1 << 24).get("minilora")
     if version != __version__:
@@ -382,7 +382,7 @@ def _fewer(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
 
 def _read(path: Path, names: tuple[str, ...]) -> tuple[Arrays, list[str]]:
     """Read those of a file's tensors that are answers; and the names of all."""
-    from ..files.tensorfile import TensorFile
+    from ..guards.tensorfile import TensorFile
 
     file = TensorFile(path)
     answers = [name for name in file.tensors if name in names]

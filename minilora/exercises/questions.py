@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import check_choice, check_number
+from ..language.memory import LLAMA_2_7B, training_memory
 from ..linear import Linear
 from ..lora import LoRA
-from ..models.memory import LLAMA_2_7B, training_memory
 from ..optim import Adam
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRA

@@ -44,6 +44,9 @@ import numpy as np
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
+from ..guards.errors import short
+from ..guards.tensorfile import MAX_HEADER, in_dtype, tensor_header
+from ..guards.writing import replaceable, written_together
 from ..layer import Layer
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter
@@ -52,11 +55,8 @@ from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
 from ..variants.variant import VARIANTS, variant_of
 from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .errors import short
 from .forms import CONVOLUTIONS, Form, is_module_path
 from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
-from .tensorfile import MAX_HEADER, in_dtype, tensor_header
-from .writing import replaceable, written_together
 
 __all__ = ["load_adapter", "save_adapter"]
 

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import FileRefused, short
-from .tensorfile import TensorFile, TensorSpec, member, parse_json, read_json, read_whole
+from ..guards.errors import FileRefused, short
+from ..guards.tensorfile import TensorFile, TensorSpec, member, parse_json, read_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 16 << 20
 """Bytes of an index that we agree to parse."""
 MAX_MODEL_CONFIG = 4 << 20
 """Bytes of a model's config.json, generation_config.json or tokenizer_config.json that we agree to parse."""
+NF4_STATE = "quant_state.bitsandbytes__nf4"
+"""The end of the name under which bitsandbytes keeps how a weight was quantised."""
 
 
 @dataclass(frozen=True)

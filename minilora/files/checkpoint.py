@@ -29,11 +29,11 @@ from safetensors.numpy import save
 
 from ..backend import backend_of
 from ..checks import Array, check_path, dtype_name
+from ..guards.errors import FileRefused, printable, short
+from ..guards.tensorfile import TensorFile, parse_json
+from ..guards.writing import written_whole
 from ..layer import Layer, parts, walk
 from ..training import TrainingState
-from .errors import FileRefused, printable, short
-from .tensorfile import TensorFile, parse_json
-from .writing import written_whole
 
 __all__ = ["Checkpoint", "CheckpointError"]
 

@@ -32,17 +32,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import check_flag, check_path
+from ..guards.errors import FileRefused, short
+from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, read_start, same_bytes
+from ..guards.writing import replaceable, synced, written_folder, written_whole
 from ..variants.dora import divisible
 from .adapterfolder import WEIGHTS_NAME, AdapterFolder
-from .basefile import INDEX_NAME, SINGLE_NAME, Base, open_base
-from .errors import FileRefused, short
+from .basefile import INDEX_NAME, NF4_STATE, SINGLE_NAME, Base, open_base
 from .forms import BASE, PREFIX, Form
 from .layouts import layouts_of
 from .modelfolder import CONFIG, TIED, files_beside, with_own_head, write_beside
-from .nf4weights import STATE
 from .peftconfig import CONFIG_NAME
-from .tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, read_start, same_bytes
-from .writing import replaceable, synced, written_folder, written_whole
 
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
@@ -222,7 +221,7 @@ def _check_weight(name: str, form: Form, file: TensorFile) -> None:
     spec = file.tensors[name]
     if spec.dtype not in FLOATS:
         expected = ", ".join(FLOATS)
-        way = WAY + (NF4_WAY if f"{name}.{STATE}" in file.tensors else "")
+        way = WAY + (NF4_WAY if f"{name}.{NF4_STATE}" in file.tensors else "")
         raise FileRefused(
             file.path,
             f"{short(name)} has dtype {spec.dtype}, expected one of {expected}: quantised, unsupported: {way}",

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..guards.errors import FileRefused
+from ..guards.tensorfile import open_regular, parse_json, read_json
+from ..guards.writing import synced
 from .basefile import MAX_MODEL_CONFIG, Base
-from .errors import FileRefused
 from .peftconfig import CONFIG_NAME as ADAPTER_CONFIG
-from .tensorfile import open_regular, parse_json, read_json
-from .writing import synced
 
 CONFIG = "config.json"
 COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")

@@ -1,8 +1,9 @@
-"""A small instance of every layer and model in this package: one row each.
+"""A small instance of every layer in the book: one row each.
 
-`INSTANCES` is the one list of them. `minilora.verify.selfcheck` measures the slopes of every row; the tests hold the
-rows against the claims, against a second forward in loops and against the same on other devices. A test compares the
-list with every subclass of `Layer` in the package, so a new layer without a row fails.
+`INSTANCES` is the list of them, to which `minilora.language.decoders` adds the language model.
+`minilora.verify.selfcheck` measures the slopes of every row; the tests hold the rows against the claims, against a
+second forward in loops and against the same on other devices. A test compares the list with every subclass of `Layer`
+in the package, so a new layer without a row fails.
 
 A row is a function of a `Drawing`. All its values are Gaussian: at the usual start of LoRA, B = 0, several wrong
 backwards look right. Weights are divided where an activation or a softmax would be flat otherwise.
@@ -26,14 +27,12 @@ from ..layers.convolution import Conv1d, Conv2d
 from ..layers.embedding import Embedding
 from ..layers.flatten import Flatten
 from ..layers.gated import GatedMLP
+from ..layers.mlp import MLP
 from ..layers.norm import RMSNorm
 from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import Rotary, frequencies
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
-from ..models.llama import Llama
-from ..models.llamaconfig import LlamaConfig
-from ..models.mlp import MLP
 
 HIDDEN = 9
 EPS = 0.3  # of the norms: large enough for its place to be seen
@@ -146,7 +145,7 @@ def _adapted(row: Row, **options: Any) -> Row:
 
     def adapted(d: Drawing) -> tuple[Layer, Array]:
         layer, x = row(d)
-        return _moved(d, adapt(layer, "", rank=d.rank, alpha=d.rank / 4, rng=d.rng, **options)), x
+        return moved(d, adapt(layer, "", rank=d.rank, alpha=d.rank / 4, rng=d.rng, **options)), x
 
     return adapted
 
@@ -155,7 +154,7 @@ def _adapted(row: Row, **options: Any) -> Row:
 DORA = {"use_dora": True, "dora_norm": "full"}
 
 
-# --- a language model ---
+# --- a language model's layers ---
 
 
 def _norm(d: Drawing) -> tuple[Layer, Array]:
@@ -180,21 +179,6 @@ def _gated(d: Drawing) -> tuple[Layer, Array]:
     n_in, m = min(d.in_features, 7), min(d.out_features, 7) + 1
     gate, up, down = (d.linear(*pair, bias=d.bias, divided_by=2) for pair in ((n_in, m), (n_in, m), (m, n_in)))
     return GatedMLP(gate, up, down), _sequences(d, n_in)
-
-
-def _llama(d: Drawing) -> tuple[Layer, Array]:
-    """Return a decoder with adapters in its lowest and its last block."""
-    K, g, D = d.integer(1, 2), d.integer(1, 3), 2 * d.integer(1, 2)
-    config = LlamaConfig(
-        vocab_size=max(min(d.out_features, 7), 3), hidden_size=min(d.in_features, 7), intermediate_size=HIDDEN,
-        num_hidden_layers=2, num_attention_heads=K * g, num_key_value_heads=K, head_dim=D, rms_norm_eps=EPS,
-        frequencies=frequencies(D, BASE), tie_word_embeddings=True,
-    )  # fmt: skip
-    llama = Llama.build(config, {name: d.randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()})
-    targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
-    adapted = adapt(llama, targets, rank=min(d.rank, 2), alpha=d.rank, rng=d.rng)
-    text = backend_or_numpy(d.backend).asarray(np.arange(3)[None])  # of equal values any query would read the same
-    return _moved(d, adapted), text
 
 
 def _sequences(d: Drawing, width: int) -> Array:
@@ -230,7 +214,6 @@ INSTANCES: dict[str, Row] = {
     "Rotary": _rotary,
     "Attention": _attention,
     "GatedMLP": _gated,
-    "Llama, LoRA": _llama,
 }
 
 
@@ -240,5 +223,6 @@ def substitute(layer: Layer, arrays: Mapping[str, Array]) -> Layer:
     return rebuild(layer, array=lambda a: other.get(id(a), a))  # type: ignore[no-any-return]
 
 
-def _moved(d: Drawing, layer: Layer) -> Layer:
+def moved(d: Drawing, layer: Layer) -> Layer:
+    """Return a copy with all that trains moved away from where it starts."""
     return substitute(layer, {name: p + d.randn(*p.shape) / 4 for name, p in layer.trainable().items()})

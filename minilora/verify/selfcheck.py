@@ -7,7 +7,7 @@ form stand here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..layer import Layer
 from ..lora import LoRALinear
 from ..losses import cross_entropy, mse
 from .gradcheck import GradientError, GradReport, gradcheck
-from .instances import INSTANCES, Drawing, substitute
+from .instances import INSTANCES, Drawing, Row, substitute
 from .slopes import Params
 
 SIZES = ((6, 5, 4, 2, 3.0), (3, 2, 7, 1, 0.5), (2, 4, 3, 6, 16.0), (96, 80, 70, 8, 20.0))
@@ -30,7 +30,9 @@ Claim = tuple[Callable[[Params], Any], Params, Params, Array | None]
 """A function, its parameters, their claimed gradients, and a cotangent where the function returns an array."""
 
 
-def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, GradReport]]:
+def prove(
+    backend: Backend | None = None, seed: int = 0, instances: Mapping[str, Row] | None = None
+) -> Iterator[tuple[str, GradReport]]:
     """Check every hand-written gradient at every size.
 
     Parameters
@@ -39,6 +41,8 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
         Where to compute; NumPy by default.
     seed : int
         Of the values.
+    instances : mapping of str to row, optional
+        The layers; those of the book by default. `minilora.language.decoders` adds the language model.
 
     Yields
     ------
@@ -56,7 +60,7 @@ def prove(backend: Backend | None = None, seed: int = 0) -> Iterator[tuple[str, 
     for n, in_features, out_features, rank, alpha in SIZES:
         at = f"N={n} in={in_features} out={out_features} r={rank} alpha={alpha:g}"
         drawing = Drawing(n, in_features, out_features, rank, alpha, randn, rng, backend)
-        for name, row in INSTANCES.items():
+        for name, row in (INSTANCES if instances is None else instances).items():
             layer, x = row(drawing)
             yield f"{name}  {at}", _report(*layer_claim(layer, x, randn(*layer(x).shape)))
         for name, claim in (*_losses(drawing), *_residual_forms(drawing)):

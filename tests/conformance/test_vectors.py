@@ -13,7 +13,7 @@ from minilora import cli
 from minilora.conformance import CannotRun, vectors
 from minilora.conformance.bugs import BUGS
 from minilora.conformance.reference import round_to
-from minilora.files.tensorfile import encode
+from minilora.guards.tensorfile import encode
 
 from .implementations import OURS, dora_init, full_norm, functions_of, step
 

@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.xfails import Judged, github_error, read
-from minilora.files.errors import FileRefused
+from minilora.guards.errors import FileRefused
 
 from .implementations import OURS, implementation, with_kinds
 

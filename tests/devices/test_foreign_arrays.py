@@ -39,7 +39,7 @@ from minilora import (
 )
 from minilora.checks import check_array
 from minilora.fast import residual_form
-from minilora.models.llamaconfig import LlamaConfig
+from minilora.language.llamaconfig import LlamaConfig
 
 from .test_two_libraries import mixtures
 

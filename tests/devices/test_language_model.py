@@ -5,9 +5,9 @@ import pytest
 
 from minilora import adapt, evaluate, train
 from minilora.fast import accumulate
+from minilora.language.generation import generate
+from minilora.language.text import next_token_loss, windows
 from minilora.layer import rebuild
-from minilora.models.generate import generate
-from minilora.text import next_token_loss, windows
 
 from ..support.cupy_standin import traffic
 from ..support.language import LETTERS, TEXT, tiny_llama

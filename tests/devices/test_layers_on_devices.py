@@ -19,9 +19,10 @@ from minilora import (
     quantize,
     weighted_sum,
 )
+from minilora.language.decoders import ALL_INSTANCES
 from minilora.layer import rebuild
 from minilora.layers.rotary import frequencies
-from minilora.verify.instances import INSTANCES, Drawing
+from minilora.verify.instances import Drawing
 
 from ..support.cupy_standin import traffic
 
@@ -42,7 +43,7 @@ def instance(row, dtype):
     """Return a layer on the host, and an input for it."""
     rng = np.random.default_rng(0)
     drawing = Drawing(3, 6, 5, 2, 3.0, lambda *shape: rng.standard_normal(shape).astype(dtype), rng)
-    return INSTANCES[row](drawing)
+    return ALL_INSTANCES[row](drawing)
 
 
 def adapted(layer, options):
@@ -70,7 +71,7 @@ def computes_what_numpy_does(place, there, x, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("row", INSTANCES)
+@pytest.mark.parametrize("row", ALL_INSTANCES)
 def test_every_layer_computes_what_numpy_does(place, row, dtype):
     computes_what_numpy_does(place, *instance(row, dtype), dtype)
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
-from minilora.files.tensorfile import TensorFile
+from minilora.guards.tensorfile import TensorFile
 
 from ..support.memory import traced
 

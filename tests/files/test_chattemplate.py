@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from minilora.files import chattemplate
-from minilora.files.chattemplate import ChatTemplate, load_template
-from minilora.files.errors import FileRefused
+from minilora.guards.errors import FileRefused
+from minilora.language import chattemplate
+from minilora.language.chattemplate import ChatTemplate, load_template
 
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
 psutil = pytest.importorskip("psutil", reason="pip install -e '.[models]'")

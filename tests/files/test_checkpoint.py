@@ -32,7 +32,7 @@ from minilora import (
 )
 from minilora.fast import accumulate
 from minilora.files import checkpoint
-from minilora.files.tensorfile import TensorFile
+from minilora.guards.tensorfile import TensorFile
 from minilora.training import TrainingState, backpropagate
 
 from ..support.memory import traced

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from minilora import AdapterFileError, FileRefused
 from minilora.checks import check_flag, check_integer, check_number, check_path
-from minilora.files import errors
-from minilora.files.errors import hub_hint, needed, printable, short
+from minilora.guards import errors
+from minilora.guards.errors import hub_hint, needed, printable, short
 
 
 @given(text=st.text(st.characters(), max_size=300))

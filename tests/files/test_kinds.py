@@ -34,7 +34,7 @@ from minilora.cli import main
 from minilora.commands.inspect import table
 from minilora.files.adapterfolder import NORM_KEY
 from minilora.files.inspection import inspect_adapter
-from minilora.files.tensorfile import TensorFile
+from minilora.guards.tensorfile import TensorFile
 from minilora.variants.rewritten import Rewritten
 
 from ..support.memory import traced

@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama
-from minilora.files import save_llama, tensorfile
-from minilora.files.llamafolder import parse_config
-from minilora.files.tensorfile import encode, tensor_header
+from minilora.files import save_llama
+from minilora.guards import tensorfile
+from minilora.guards.tensorfile import encode, tensor_header
+from minilora.language.modelfiles.llamafolder import parse_config
 
 from ..support.language import tiny_llama, write_folder
 

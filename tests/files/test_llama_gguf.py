@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from minilora import Llama
-from minilora.files import llamagguf
-from minilora.files.errors import FileRefused
-from minilora.files.tokenizer import load_tokenizer
+from minilora.guards.errors import FileRefused
+from minilora.language.modelfiles import llamagguf
+from minilora.language.tokenizer import load_tokenizer
 
 from ..support.language import tiny_llama
 

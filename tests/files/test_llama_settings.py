@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from minilora.files.errors import FileRefused
-from minilora.files.llamafolder import parse_config
-from minilora.files.llamasettings import (
+from minilora.guards.errors import FileRefused
+from minilora.language.modelfiles.llamafolder import parse_config
+from minilora.language.modelfiles.llamasettings import (
     FOLDER,
     FOLDER_TOKENIZER,
     GGUF,

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
 from minilora.cli import main
-from minilora.files.tensorfile import TensorFile, decode, encode
+from minilora.guards.tensorfile import TensorFile, decode, encode
 from minilora.variants.adapter import Adapter
 
 from ..support.memory import traced

@@ -20,8 +20,8 @@ from minilora import (
     save_adapter,
 )
 from minilora.files import save_llama
-from minilora.files.errors import FileRefused
-from minilora.files.nf4weights import STATE
+from minilora.guards.errors import FileRefused
+from minilora.language.modelfiles.nf4weights import NF4_STATE
 from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies
@@ -183,9 +183,9 @@ def edited(folder, edit):
 
 def state(**changes):
     def edit(tensors):
-        said = json.loads(tensors[f"{WEIGHT}.{STATE}"].tobytes()) | changes
+        said = json.loads(tensors[f"{WEIGHT}.{NF4_STATE}"].tobytes()) | changes
         text = json.dumps({key: value for key, value in said.items() if value != "absent"})
-        tensors[f"{WEIGHT}.{STATE}"] = np.frombuffer(text.encode(), np.uint8)
+        tensors[f"{WEIGHT}.{NF4_STATE}"] = np.frombuffer(text.encode(), np.uint8)
 
     return edit
 
@@ -213,10 +213,10 @@ DAMAGES = {
     "a mean of infinity": (state(nested_offset=1e400), "not a number of JSON|must be above"),
     "no mean": (state(nested_offset="absent"), r"absmax' is U8 \[8\], expected F32 \[8\]"),
     "JSON without end": (
-        replaced(STATE, lambda a: np.full(70_000, 32, np.uint8)),
+        replaced(NF4_STATE, lambda a: np.full(70_000, 32, np.uint8)),
         "70000 bytes, expected at most 65536",
     ),
-    "no JSON": (replaced(STATE, lambda a: a[:-1]), "is not sound JSON"),
+    "no JSON": (replaced(NF4_STATE, lambda a: a[:-1]), "is not sound JSON"),
     "codes cut": (replaced("", lambda a: a[:-1]), r"is U8 \[224, 1\], expected U8 \[225, 1\]"),
     "codes of another type": (replaced("", lambda a: a.astype("f4")), "is F32"),
     "no scales": (replaced("absmax", None), "there is no .*absmax"),
@@ -227,7 +227,7 @@ DAMAGES = {
     "no book": (replaced("quant_map", None), "there is no .*quant_map"),
     "a book turned round": (replaced("quant_map", lambda a: a[::-1]), "holds other numbers"),
     "a book of NaN": (replaced("nested_quant_map", lambda a: a + np.nan), "holds other numbers"),
-    "no state": (replaced(STATE, None), "there is .*up_proj.weight.absmax|by its quantization_config"),
+    "no state": (replaced(NF4_STATE, None), "there is .*up_proj.weight.absmax|by its quantization_config"),
 }
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
-from minilora.files import patterns
-from minilora.files.patterns import Clock, Patterns
+from minilora.guards import patterns
+from minilora.guards.patterns import Clock, Patterns
 
 from ..support.memory import traced
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused
-from minilora.files import tensorfile
-from minilora.files.tensorfile import TensorFile, read_json, tensor_header
+from minilora.guards import tensorfile
+from minilora.guards.tensorfile import TensorFile, read_json, tensor_header
 
 
 def test_a_header_is_written_compactly_and_padded(tmp_path):

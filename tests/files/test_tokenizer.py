@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.files import llamagguf, tokenizer
-from minilora.files.errors import FileRefused
-from minilora.files.tokenizer import load_tokenizer
-from minilora.text import CONTEXT, token_ids
+from minilora.guards.errors import FileRefused
+from minilora.language import tokenizer
+from minilora.language.modelfiles import llamagguf
+from minilora.language.text import CONTEXT, token_ids
+from minilora.language.tokenizer import load_tokenizer
 
 from ..support.language import LETTERS, tiny_llama, write_folder
 
@@ -369,7 +370,7 @@ def trained(kind, corpus):
 
 @pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram", "pieces"])
 def test_a_long_text_has_the_same_ids_in_pieces(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(sys.modules["minilora.text"], "PIECE", 2000)
+    monkeypatch.setattr(sys.modules["minilora.language.text"], "PIECE", 2000)
     corpus = Path(__file__).read_text(encoding="utf-8")
     folder = write_folder(tmp_path / "m", tiny_llama())
     trained(kind, corpus).save(str(folder / "tokenizer.json"))

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from minilora.golden import writing
+from minilora.conformance.golden import writing
 
 
 @pytest.fixture(scope="session")

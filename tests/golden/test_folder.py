@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge
-from minilora.files.tokenizer import load_tokenizer
-from minilora.golden import exact, writing
-from minilora.golden.bases import BASES, MERGES, POSITIONS, TOKENS
-from minilora.golden.bugs import BUGS
-from minilora.golden.cases import CASES
-from minilora.golden.writing import adapter_names
+from minilora.conformance.golden import exact, writing
+from minilora.conformance.golden.bases import BASES, MERGES, POSITIONS, TOKENS
+from minilora.conformance.golden.bugs import BUGS
+from minilora.conformance.golden.cases import CASES
+from minilora.conformance.golden.writing import adapter_names
+from minilora.language.tokenizer import load_tokenizer
 from minilora.variants.sums import weighted_sum
 
 from ..support.language import arrays_of, tiny_llama

@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import cli
-from minilora.files.errors import FileRefused
-from minilora.golden.judging import MERGED, compare, judge
-from minilora.golden.writing import FORMAT
+from minilora.conformance.golden.judging import MERGED, compare, judge
+from minilora.conformance.golden.writing import FORMAT
+from minilora.guards.errors import FileRefused
 
 from .foreign_reader import answer
 

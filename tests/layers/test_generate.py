@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import Linear, adapt
-from minilora.models.generate import choose, generate, nucleus
+from minilora.language.generation import choose, generate, nucleus
 
 from ..support.compare import assert_close
 from ..support.language import tiny_llama

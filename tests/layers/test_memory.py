@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import Adam, Linear, Llama, LlamaConfig, Sequential, adapt
+from minilora.language.memory import LLAMA_2_7B, MATRICES, count_numbers, matrix_shapes, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies
-from minilora.models.memory import LLAMA_2_7B, MATRICES, count_numbers, matrix_shapes, training_memory
 
 sizes = st.integers(1, 6)
 

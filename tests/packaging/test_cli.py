@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from minilora import Linear, LoRA, TrainingDiverged, __version__, article, cli, save_adapter
+from minilora.language.decoders import ALL_INSTANCES
 from minilora.verify import selfcheck
 
 ROOT = Path(__file__).parents[2]
@@ -381,7 +382,11 @@ def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, capsys, small_chec
 def test_the_columns_of_check_do_not_touch(small_check, capsys):
     assert run("check") == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
-    names = [f"{title.split('  ')[0]} {block.name}" for title, found in selfcheck.prove() for block in found.blocks]
+    names = [
+        f"{title.split('  ')[0]} {block.name}"
+        for title, found in selfcheck.prove(instances=ALL_INSTANCES)
+        for block in found.blocks
+    ]
     ends = {len(row) for row in rows}
     assert len(ends) == 1
     for row, name in zip(rows, names, strict=True):
@@ -392,7 +397,7 @@ def test_the_columns_of_check_do_not_touch(small_check, capsys):
 def test_check_prints_what_it_measured(small_check, capsys):
     assert run("check") == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
-    blocks = [block for _, report in selfcheck.prove() for block in report.blocks]
+    blocks = [block for _, report in selfcheck.prove(instances=ALL_INSTANCES) for block in report.blocks]
     assert len({block.allowed for block in blocks}) > 1
     for row, block in zip(rows, blocks, strict=True):
         assert row.endswith(f"{block.checked}{block.error:10.1e}{block.allowed:10.1e}  ok")

@@ -30,11 +30,11 @@ from minilora import (
 )
 from minilora.commands import cores
 from minilora.commands.learning import LOG_EVERY
-from minilora.data import load_data
 from minilora.fast import accumulate
+from minilora.language.examples import load_data
+from minilora.language.generation import generate
+from minilora.language.text import windows
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count
-from minilora.models.generate import generate
-from minilora.text import windows
 
 from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama
 from .test_cli import run

@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy, get_backend, load_adapter, train
 from minilora.cli import _parser
-from minilora.commands import costs, machine
+from minilora.commands import costs
 from minilora.commands.finetune import SMALL, fitting
 from minilora.commands.learning import LOG_EVERY, Table, TrainingLoss, duration
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read
+from minilora.guards import machine
+from minilora.language.text import next_token_loss, windows
 from minilora.layer import cache_bytes, parameter_bytes
-from minilora.text import next_token_loss, windows
 from minilora.training import backpropagate, draw_batches
 
 from ..support.language import LETTERS, TEXT, tiny_llama, write_folder
@@ -320,7 +321,7 @@ from minilora.cli import main
 def peak():  # of this process alone: what getrusage says begins with its parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 from minilora.commands import costs, finetune
-import minilora.files.adapters, minilora.text, tokenizers
+import minilora.files.adapters, minilora.language.text, tokenizers
 from minilora import Llama
 before = peak()
 assert main(sys.argv[1:]) == 0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from minilora import History, Llama, load_adapter
-from minilora.files.tensorfile import TensorFile
-from minilora.models import generate
+from minilora.guards.tensorfile import TensorFile
+from minilora.language import generation as generate
 
 from ..support.language import LETTERS, TEXT, tiny_llama, write_folder
 from .test_cli import run

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from minilora import Llama, cross_entropy, evaluate
-from minilora.chat import encode_chat, encode_question
-from minilora.data import encode_example, load_data
-from minilora.files.chattemplate import load_template
-from minilora.files.errors import FileRefused
-from minilora.files.tokenizer import load_tokenizer
+from minilora.guards.errors import FileRefused
+from minilora.language.chat import encode_chat, encode_question
+from minilora.language.chattemplate import load_template
+from minilora.language.examples import encode_example, load_data
+from minilora.language.text import HELD_OUT
+from minilora.language.tokenizer import load_tokenizer
 from minilora.losses import IGNORED
-from minilora.text import HELD_OUT
 
 pytestmark = [
     pytest.mark.peers,

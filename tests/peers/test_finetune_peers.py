@@ -8,9 +8,9 @@ import pytest
 
 from minilora import Llama, attach, load_adapter, merge, save_adapter
 from minilora.cli import main
-from minilora.files.tokenizer import load_tokenizer
-from minilora.models.generate import generate
-from minilora.text import windows
+from minilora.language.generation import generate
+from minilora.language.text import windows
+from minilora.language.tokenizer import load_tokenizer
 
 from ..support.language import LETTERS, TEXT, arrays_of
 

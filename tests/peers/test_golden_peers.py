@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import cli
-from minilora.golden.cases import CASES
+from minilora.conformance.golden.cases import CASES
 
 from ..golden.conftest import golden, index  # noqa: F401
 

@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, LlamaConfig, adapt, adapters, attach, cli, load_adapter, save_adapter
-from minilora.golden.bases import MERGES, TOKENS
-from minilora.golden.cases import CASES
+from minilora.conformance.golden.bases import MERGES, TOKENS
+from minilora.conformance.golden.cases import CASES
+from minilora.language.generation import generate
 from minilora.layers.rotary import frequencies
-from minilora.models.generate import generate
 
 from ..golden.conftest import golden, index  # noqa: F401
 

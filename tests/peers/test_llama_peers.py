@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter
-from minilora.files.tokenizer import load_tokenizer
+from minilora.language.tokenizer import load_tokenizer
 
 pytestmark = [
     pytest.mark.peers,
@@ -362,7 +362,7 @@ def llama_cpp_rows(weight, heads):
 
 def write_gguf(path, config, arrays, kind="F32", metadata=()):
     gguf = pytest.importorskip("gguf")
-    from minilora.files.ggufnames import NAMES
+    from minilora.language.modelfiles.ggufnames import NAMES
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)

@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter
-from minilora.files.tokenizer import load_tokenizer
-from minilora.models.generate import generate
-from minilora.text import windows
+from minilora.language.generation import generate
+from minilora.language.text import windows
+from minilora.language.tokenizer import load_tokenizer
 
 from .javascript import LIVE, NO_NODE, by_node, node
 from .test_live_layer import numbers, wait
@@ -187,7 +187,7 @@ def test_peft_reads_the_adapter_and_gives_our_logits(trained, model):
             ("layers/norm.py", "layers/rotary.py", "layers/gated.py"),
             {"norm.3", "rope.1", "act.5", "act.6"},
         ),
-        ("llama.js", ("models/llama.py",), {"rope.1"}),
+        ("llama.js", ("language/llama.py",), {"rope.1"}),
         pytest.param("tuning.js", ("models/generate.py",), {"gen.2", "gen.3"}, marks=pytest.mark.site),
     ],
 )

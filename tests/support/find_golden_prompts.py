@@ -1,4 +1,4 @@
-"""Find prompts for the golden adapters, and write `minilora/golden/prompts.py`.
+"""Find prompts for the golden adapters, and write `minilora/conformance/golden/prompts.py`.
 
 A prompt is good where the likeliest next token leads by `APART`, and where rounding to bfloat16 moves no logit by more
 than half the tolerance, with the adapter merged into its base.
@@ -14,11 +14,11 @@ import torch
 import transformers
 
 from minilora import Llama
-from minilora.files.ggufnames import SIZES
-from minilora.golden import prompts
-from minilora.golden.answers import APART, TOLERANCE
-from minilora.golden.cases import CASES
-from minilora.golden.formulas import Formulas
+from minilora.conformance.golden import prompts
+from minilora.conformance.golden.answers import APART, TOLERANCE
+from minilora.conformance.golden.cases import CASES
+from minilora.conformance.golden.formulas import Formulas
+from minilora.language.modelfiles.ggufnames import SIZES
 
 BATCH = 400
 

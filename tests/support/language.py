@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from minilora.language.llama import Llama
+from minilora.language.llamaconfig import LlamaConfig
 from minilora.layer import parts, walk
-from minilora.models.llama import Llama
-from minilora.models.llamaconfig import LlamaConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40

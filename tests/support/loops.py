@@ -17,8 +17,9 @@ import numpy as np
 from minilora import Layer
 from minilora.conformance.claims import CLAIMS, Arrays, Case
 from minilora.conformance.problems import Problem
+from minilora.language.decoders import ALL_INSTANCES
 from minilora.layer import rebuild
-from minilora.verify.instances import INSTANCES, Drawing
+from minilora.verify.instances import Drawing
 
 ByLoops = Callable[[Any, Arrays, np.ndarray], np.ndarray]
 """by_loops(layer, arrays, x) returns the output. Of the layer it reads settings, such as a stride, and no array."""
@@ -26,7 +27,7 @@ ByLoops = Callable[[Any, Arrays, np.ndarray], np.ndarray]
 
 @lru_cache(maxsize=64)  # each claim asks for the same instance several times
 def drawn(row: str, problem: Problem) -> tuple[Layer, np.ndarray]:
-    """Return a row of `INSTANCES` at a problem's sizes, and its input."""
+    """Return a row of `ALL_INSTANCES` at a problem's sizes, and its input."""
     numbers = count()
     drawing = Drawing(
         *(problem.n, problem.in_features, problem.out_features, problem.rank, problem.alpha),
@@ -34,7 +35,7 @@ def drawn(row: str, problem: Problem) -> tuple[Layer, np.ndarray]:
         rng=np.random.default_rng([problem.seed, 7]),
         bias=problem.bias,
     )
-    return INSTANCES[row](drawing)
+    return ALL_INSTANCES[row](drawing)
 
 
 def case_of(

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from minilora import adapt, cross_entropy
-from minilora.chat import encode_chat, encode_question, write_chat
-from minilora.data import Example, encode_example, filled, load_data, rows_of, show, without_filling
-from minilora.files.errors import FileRefused
-from minilora.files.tokenizer import Tokenizer
+from minilora.guards.errors import FileRefused
+from minilora.language.chat import encode_chat, encode_question, write_chat
+from minilora.language.examples import Example, encode_example, filled, load_data, rows_of, show, without_filling
+from minilora.language.text import HELD_OUT, MEASURED
+from minilora.language.tokenizer import Tokenizer
 from minilora.losses import IGNORED
-from minilora.text import HELD_OUT, MEASURED
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close

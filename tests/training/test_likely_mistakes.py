@@ -44,8 +44,8 @@ from minilora import (
     weighted_sum,
 )
 from minilora.files.inspection import inspect_adapter
-from minilora.files.tokenizer import load_tokenizer
-from minilora.text import windows
+from minilora.language.text import windows
+from minilora.language.tokenizer import load_tokenizer
 
 from ..support.language import tiny_llama
 

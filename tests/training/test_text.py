@@ -24,9 +24,9 @@ from minilora import (
     train,
 )
 from minilora.fast import accumulate
+from minilora.language.text import HELD_OUT, MEASURED, next_token_loss, read_text, token_ids, windows
 from minilora.layer import cache_bytes, parameter_count
 from minilora.layers.embedding import OneHot
-from minilora.text import HELD_OUT, MEASURED, next_token_loss, read_text, token_ids, windows
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
@@ -138,7 +138,7 @@ def by_lines(text):
 @pytest.fixture
 def short_pieces(monkeypatch):
     for name, size in {"PIECE": 60, "CONTEXT": 24, "UNCUT": 240}.items():
-        monkeypatch.setattr(sys.modules["minilora.text"], name, size)
+        monkeypatch.setattr(sys.modules["minilora.language.text"], name, size)
 
 
 @pytest.mark.long

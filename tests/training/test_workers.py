@@ -29,9 +29,9 @@ from minilora import (
     train,
 )
 from minilora.fast import accumulate
+from minilora.language.llamaconfig import LlamaConfig
+from minilora.language.text import next_token_loss
 from minilora.layers.flatten import Flatten
-from minilora.models.llamaconfig import LlamaConfig
-from minilora.text import next_token_loss
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close

@@ -1,4 +1,4 @@
-// A Llama decoder with an adapter beside each linear layer: minilora/models/llama.py in JavaScript.
+// A Llama decoder with an adapter beside each linear layer: minilora/language/llama.py in JavaScript.
 //
 // The gradient of a branch's input is dy itself and what the branch passes back. Names of layers are transformers' and
 // PEFT's.

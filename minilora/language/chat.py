@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from .files.chattemplate import ChatTemplate
-from .files.errors import short
-from .files.tokenizer import Tokenizer
+from ..guards.errors import short
+from .chattemplate import ChatTemplate
+from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 SPEAKER = "assistant"

@@ -1,6 +1,6 @@
 """A Llama decoder's logits in float64, the same bits on every processor.
 
-The logits are those of `minilora.models.llama`, up to rounding: a test holds the two together. The last bits of that
+The logits are those of `minilora.language.llama`, up to rounding: a test holds the two together. The last bits of that
 model depend on the BLAS, which adds terms in an order of its own, and on NumPy's exp, cos and sin, which differ between
 processors. The functions here use only sums, products, quotients and roots, each of which IEEE 754 rounds in one way,
 and they add one term after another.
@@ -15,7 +15,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from ..models.llamaconfig import LlamaConfig
+from ...language.llamaconfig import LlamaConfig
 
 LN2 = 0.6931471805599453
 LN2_HIGH = 0.693147180369123816490  # its leading 32 bits: a whole number of them has no rounding

@@ -2,7 +2,7 @@
 
 Its first line of input has the templates, each other one a conversation; each line of output answers one. It is run as
 a script of its own and imports nothing of this package, so that it starts in a tenth of a second and fills little.
-`minilora.files.chattemplate` starts it, talks to it, and bounds its time and its memory.
+`minilora.language.chattemplate` starts it, talks to it, and bounds its time and its memory.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From a file to what a language model trains on: a text, or examples of which a part counts.
 
-A text becomes windows, see `minilora.text`. A .jsonl file has an example a line, an object of one of three kinds:
+A text becomes windows, see `.text`. A .jsonl file has an example a line, an object of one of three kinds:
 
     {"prompt": "2 + 2 =", "completion": " 4"}        the completion counts, and the end token behind it
-    {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.chat`
+    {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.language.chat`
     {"text": "..."}                                  all of it counts, and the end token behind it
 
 An example has rows of its own: no row joins two. Its ids are i_0 ... i_m; a target that does not count is -100, which
@@ -30,16 +30,16 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import Array, check_integer, check_path
+from ..guards.errors import FileRefused, printable, short
+from ..guards.tensorfile import parse_json
+from ..layer import Layer
+from ..losses import IGNORED, Loss
+from ..training import Gradients
 from .chat import encode_chat, tokens_of
-from .checks import Array, check_integer, check_path
-from .files.chattemplate import ChatTemplate, load_template
-from .files.errors import FileRefused, printable, short
-from .files.tensorfile import parse_json
-from .files.tokenizer import Tokenizer, load_tokenizer
-from .layer import Layer
-from .losses import IGNORED, Loss
+from .chattemplate import ChatTemplate, load_template
 from .text import check_vocabulary, is_held_out, read_text, spread, token_ids, windows
-from .training import Gradients
+from .tokenizer import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
 KINDS = ({"messages"}, {"prompt", "completion"}, {"text"})
@@ -101,7 +101,7 @@ def load_data(path: str | Path, model: str | Path, length: int, *, tokenizer: To
     path : path
         A text in UTF-8, or a .jsonl file.
     model : path
-        The model, as `minilora.files.tokenizer.load_tokenizer` takes it.
+        The model, as `minilora.language.tokenizer.load_tokenizer` takes it.
     length : int
         Of a row, at least 1. What exceeds it of a chat or a completion is cut off.
     tokenizer : Tokenizer, optional

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.rotary import halves_from_interleaved
-from ..models.llamaconfig import LlamaConfig
-from .errors import FileRefused, needed, short
+from ...guards.errors import FileRefused, needed, short
+from ...layers.rotary import halves_from_interleaved
+from ..llamaconfig import LlamaConfig
 from .ggufblocks import BYTES, BlockLinear
 from .ggufnames import SIZES, from_gguf, is_turned
 from .llamafolder import Coded, parse_config
@@ -34,7 +34,7 @@ def open_gguf(
 ) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | Coded]]:
     """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read.
 
-    With `keep_blocks`, the weight of a linear layer in a type of `minilora.files.ggufblocks` stays as it is.
+    With `keep_blocks`, the weight of a linear layer in a type of `ggufblocks` stays as it is.
     """
     dequantize = needed("gguf", "a .gguf file").dequantize
     in_file, fields = read_gguf(path)

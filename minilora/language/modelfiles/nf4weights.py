@@ -24,19 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import backend_of
-from ..checks import check_number, check_sizes
-from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
-from ..layers.quantized import QuantizedLinear
-from .basefile import Base
-from .errors import FileRefused, short
+from ...backend import backend_of
+from ...checks import check_number, check_sizes
+from ...files.basefile import NF4_STATE, Base
+from ...guards.errors import FileRefused, short
+from ...guards.tensorfile import parse_json
+from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
+from ...layers.quantized import QuantizedLinear
 from .llamasettings import QUANTIZATION, check_settings
-from .tensorfile import parse_json
 
-STATE = "quant_state.bitsandbytes__nf4"
 MAX_STATE = 1 << 16
 """Bytes of JSON beside a weight that we agree to parse; there are some 200."""
-PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
+PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
 HEAD = "lm_head"
 
 
@@ -51,7 +50,7 @@ class NF4Weights:
 
     def __init__(self, path: Path, base: Base, settings: Any, linears: Iterable[str]) -> None:
         self.base = base
-        names = [name for name in base.holder if f"{name}.{STATE}" in base.holder]
+        names = [name for name in base.holder if f"{name}.{NF4_STATE}" in base.holder]
         self.parts = {f"{name}.{part}" for name in names for part in PARTS} & base.holder.keys()
         _check_said(path, settings, names, linears)
         self.states = {name: self._state(name) for name in names}
@@ -70,7 +69,7 @@ class NF4Weights:
 
     def _state(self, name: str) -> dict[str, Any]:
         """Return what the JSON beside a weight says; refuse tensors that are not those that it speaks of."""
-        path, key = self.base.holder[name].path, f"{name}.{STATE}"
+        path, key = self.base.holder[name].path, f"{name}.{NF4_STATE}"
         self._check(key, "U8", None)
         size = math.prod(self.base.spec(key).shape)
         if size > MAX_STATE:
@@ -173,7 +172,7 @@ def nf4_tensors(name: str, layer: QuantizedLinear) -> dict[str, np.ndarray]:
         state |= {
             "nested_blocksize": SCALES_IN_A_BLOCK, "nested_dtype": "float32", "nested_offset": layer.mean,
         }  # fmt: skip
-    return found | {f"{name}.{STATE}": np.frombuffer(json.dumps(state).encode(), np.uint8)}
+    return found | {f"{name}.{NF4_STATE}": np.frombuffer(json.dumps(state).encode(), np.uint8)}
 
 
 def quantization_config(layers: Mapping[str, bool]) -> dict[str, Any] | None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .checks import Array, check_integer, check_path, kind_of
-from .files.tensorfile import open_regular
-from .losses import cross_entropy
+from ..checks import Array, check_integer, check_path, kind_of
+from ..guards.tensorfile import open_regular
+from ..losses import cross_entropy
 
 HELD_OUT = 10
 """One window in ten is held out, all through the text, since the parts of a text differ."""

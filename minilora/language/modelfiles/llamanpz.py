@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.rotary import halves_from_interleaved
-from ..models.llamaconfig import LlamaConfig
-from .errors import FileRefused, short
+from ...guards.errors import FileRefused, short
+from ...guards.tensorfile import parse_json
+from ...layers.rotary import halves_from_interleaved
+from ..llamaconfig import LlamaConfig
 from .llamafolder import parse_config
-from .tensorfile import parse_json
 
 NAMES = {
     **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},

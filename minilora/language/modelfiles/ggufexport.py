@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import check_path
-from ..models.llamaconfig import LlamaConfig
-from ..variants.adapter import Adapter
-from ..variants.variant import LORA, variant_of
-from .adapters import load_adapter
-from .errors import FileRefused, needed, short
+from ...checks import check_path
+from ...files.adapters import load_adapter
+from ...guards.errors import FileRefused, needed, short
+from ...guards.tensorfile import in_dtype
+from ...guards.writing import replaceable, written_whole
+from ...variants.adapter import Adapter
+from ...variants.variant import LORA, variant_of
+from ..llamaconfig import LlamaConfig
 from .ggufnames import ARCHITECTURES, gguf_tensor, to_gguf
-from .llama import open_llama
-from .tensorfile import in_dtype
-from .writing import replaceable, written_whole
+from .reading import open_llama
 
 
 def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:

@@ -19,17 +19,17 @@ import numpy as np
 from ..adaptation import is_adapted
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name
+from ..guards.errors import FileRefused
+from ..guards.tensorfile import tensor_header
+from ..guards.writing import synced, written_folder
 from ..layer import walk
 from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import frequencies
 from ..linear import Linear
-from ..models.llama import Llama
-from ..models.llamaconfig import LlamaConfig
-from .errors import FileRefused
-from .llamafolder import CLASSES, parse_config
-from .nf4weights import nf4_tensors, quantization_config
-from .tensorfile import tensor_header
-from .writing import synced, written_folder
+from .llama import Llama
+from .llamaconfig import LlamaConfig
+from .modelfiles.llamafolder import CLASSES, parse_config
+from .modelfiles.nf4weights import nf4_tensors, quantization_config
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 KIND: dict[str, Callable[[LlamaConfig], dict[str, Any]]] = {

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..files.errors import FileRefused, printable, short
-from ..files.tensorfile import FLOATS, TensorFile, member, parse_json, read_whole
+from ... import __version__
+from ...guards.errors import FileRefused, printable, short
+from ...guards.tensorfile import FLOATS, TensorFile, member, parse_json, read_whole
 from .writing import FORMAT, INDEX
 
 Arrays = dict[str, np.ndarray]

@@ -1,6 +1,6 @@
 """A Llama decoder in Hugging Face's layout: config.json beside one safetensors file, or several with an index.
 
-Mistral without a sliding window, and Qwen2, are such decoders too: see `minilora.models.llamaconfig`.
+Mistral without a sliding window, and Qwen2, are such decoders too: see `minilora.language.llamaconfig`.
 
 Versions 4 and 5 of transformers write the configuration differently: ``rope_theta`` and ``rope_scaling`` stand alone in
 one, and together in ``rope_parameters`` in the other. Both are read, and two that contradict each other are refused. A
@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_flag, check_number, check_sizes
-from ..layers.quantized import CodedLinear
-from ..layers.rotary import frequencies
-from ..models.llamaconfig import KINDS, LlamaConfig
-from .basefile import MAX_MODEL_CONFIG, Base, open_base
-from .errors import FileRefused, short
+from ...checks import check_flag, check_number, check_sizes
+from ...files.basefile import MAX_MODEL_CONFIG, Base, open_base
+from ...files.peftconfig import CONFIG_NAME
+from ...guards.errors import FileRefused, short
+from ...guards.tensorfile import FLOATS, read_json, same_bytes
+from ...layers.quantized import CodedLinear
+from ...layers.rotary import frequencies
+from ..llamaconfig import KINDS, LlamaConfig
 from .llamasettings import FOLDER, ROPE, check_settings
 from .nf4weights import NF4Weights, check_quantization
-from .peftconfig import CONFIG_NAME
-from .tensorfile import FLOATS, read_json, same_bytes
 
 TRAINED = "original_max_position_embeddings"
 MAX_HEAD = 1 << 16

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import FileRefused, short
+from ...guards.errors import FileRefused, short
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The weights of a Llama decoder, from the files in which they come.
 
     a folder     config.json and model.safetensors, or its shards with model.safetensors.index.json: Hugging Face's
-                 layout. F32, F16, BF16, and bitsandbytes' NF4, which stays as it is; `minilora.files.llamafolder`
-    name.gguf    llama.cpp's format, quantised or not, through the `gguf` package; `minilora.files.llamagguf`
-    name.npz     glassllm's own format; `minilora.files.llamanpz`
+                 layout. F32, F16, BF16, and bitsandbytes' NF4, which stays as it is; `llamafolder`
+    name.gguf    llama.cpp's format, quantised or not, through the `gguf` package; `llamagguf`
+    name.npz     glassllm's own format; `llamanpz`
 
 Each of the three says which decoder it is, which arrays the file holds, under transformers' names, and how one is read.
-Mistral and Qwen2 are such decoders too, see `minilora.models.llamaconfig`. What is common stands here: the arrays must
+Mistral and Qwen2 are such decoders too, see `llamaconfig`. What is common stands here: the arrays must
 be those of the decoder before the first of them is read, and each must hold numbers. No tokenizer is needed, and
 nothing in a file is executed.
 """
@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Backend, backend_or_numpy
-from ..checks import Array, check_flag, check_path
-from ..layer import rebuild
-from ..layers.quantized import CodedLinear
-from ..models.llamaconfig import LlamaConfig
-from .errors import FileRefused, short
+from ...backend import Backend, backend_or_numpy
+from ...checks import Array, check_flag, check_path
+from ...guards.errors import FileRefused, short
+from ...guards.tensorfile import in_dtype, open_regular
+from ...layer import rebuild
+from ...layers.quantized import CodedLinear
+from ..llamaconfig import LlamaConfig
 from .llamafolder import Coded, open_folder
 from .llamagguf import open_gguf
 from .llamanpz import open_npz
-from .tensorfile import in_dtype, open_regular
 
 OPENERS = {".gguf": open_gguf, ".npz": open_npz}
 DTYPES = ("float32", "float64")

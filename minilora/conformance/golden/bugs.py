@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from .bases import EMBEDDING
 from .formulas import PATTERNS, Config, lengths, matching, scale, scaled, setting
 

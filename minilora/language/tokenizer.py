@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_path
-from .basefile import MAX_MODEL_CONFIG
-from .errors import FileRefused, needed, short
-from .llamagguf import gguf_tokenizer
-from .llamasettings import GGUF_TOKENIZER
-from .tensorfile import open_regular, read_json, read_whole
+from ..files.basefile import MAX_MODEL_CONFIG
+from ..guards.errors import FileRefused, needed, short
+from ..guards.tensorfile import open_regular, read_json, read_whole
+from .modelfiles.llamagguf import gguf_tokenizer
+from .modelfiles.llamasettings import GGUF_TOKENIZER
 
 MAX_TOKENIZER = 1 << 26
 """Bytes of tokenizer.json that we agree to parse."""

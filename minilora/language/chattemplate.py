@@ -8,7 +8,7 @@ a ``.gguf`` file      its key ``tokenizer.chat_template``
 ====================  ===================================================================================
 
 A template is a program that came with the weights. It runs in jinja2's sandbox, where it reaches no file and nothing of
-Python's; and in a process of its own, `minilora.files.rendering`, which is ended as soon as it has computed too long or
+Python's; and in a process of its own, `guards.rendering`, which is ended as soon as it has computed too long or
 filled too much. The sandbox alone bounds neither: two loops in each other run for years, and doubling a text thirty
 times fills a gigabyte. Both bounds are the process's own, so a busy machine changes no verdict.
 """
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checks import check_path
-from .basefile import MAX_MODEL_CONFIG
-from .errors import FileRefused, needed, short
-from .llamagguf import gguf_tokenizer
-from .tensorfile import open_regular, read_json, read_whole
+from ..files.basefile import MAX_MODEL_CONFIG
+from ..guards.errors import FileRefused, needed, short
+from ..guards.tensorfile import open_regular, read_json, read_whole
+from .modelfiles.llamagguf import gguf_tokenizer
 from .tokenizer import BESIDE, token_text
 
 MOST_TEMPLATE = 1 << 20
@@ -121,7 +121,7 @@ class ChatTemplate:
             return
         needed("jinja2", "a chat template")
         psutil = needed("psutil", "a chat template")
-        command = [sys.executable, "-P", str(Path(__file__).with_name("rendering.py"))]
+        command = [sys.executable, "-P", str(Path(__file__).parents[1] / "guards" / "rendering.py")]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
         self._lines, self._allowed = queue.SimpleQueue(), SECONDS

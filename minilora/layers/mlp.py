@@ -17,9 +17,9 @@ import numpy as np
 from ..backend import Backend
 from ..checks import check_choice, check_start
 from ..layer import Layer
-from ..layers.activation import ACTIVATIONS
-from ..layers.sequential import Sequential
 from ..linear import Linear
+from .activation import ACTIVATIONS
+from .sequential import Sequential
 
 
 class MLP(Sequential):

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from ..files.errors import needed
-from ..files.ggufnames import SIZES, gguf_tensor
-from ..files.llamasave import save_llama
-from ..files.tensorfile import decode, encode
-from ..layer import walk
-from ..layers.quantized import QuantizedLinear
-from ..models.llama import Llama
-from ..models.llamaconfig import LlamaConfig
-from ..quantization import quantize
+from ...guards.errors import needed
+from ...guards.tensorfile import decode, encode
+from ...language.llama import Llama
+from ...language.llamaconfig import LlamaConfig
+from ...language.llamasave import save_llama
+from ...language.modelfiles.ggufnames import SIZES, gguf_tensor
+from ...layer import walk
+from ...layers.quantized import QuantizedLinear
+from ...quantization import quantize
 from .exact import frequencies
 
 THETA, POSITIONS = 10_000.0, 128

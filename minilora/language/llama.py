@@ -1,0 +1,231 @@
+"""Llama: the decoder that most open language models are, from layers that each know their own backward.
+
+Token ids (B, T) go in, and for every position the scores (logits) of the V tokens that could come next come out:
+
+    x_0 = E[ids]                        embed_tokens                       (B, T)    -> (B, T, d)
+    u   = x + attention(norm_1(x))      input_layernorm, self_attn         (B, T, d) -> (B, T, d)
+    x'  = u + mlp(norm_2(u))            post_attention_layernorm, mlp      (B, T, d) -> (B, T, d)
+    z   = norm(x_L) W^T                 norm, lm_head                      (B, T, d) -> (B, T, V)
+
+A block is two branches, y = x + f(norm(x))    (llama.1). Its input acts on y directly and through the branch:
+
+    dx = dy + norm's backward of f's backward of dy    (llama.2)
+
+So the gradient passes from block to block unchanged, and each branch adds its part. Nothing else is derived here.
+
+Modules have the paths of transformers' `LlamaForCausalLM`, such as ``model.layers.0.self_attn.q_proj``: an adapter of
+one is an adapter of the other. A tied head is the embedding's own array, under a second name.
+
+Mistral without a sliding window and Qwen2 are this decoder too, with other biases: see `LlamaConfig`.
+
+Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..backend import Backend
+from ..checks import Array, check_array, check_dict, check_instance, check_shape, kind_of
+from ..layer import Cache, Layer, check_cache, nest, trains
+from ..layers.attention import Attention, Past
+from ..layers.embedding import Embedding
+from ..layers.gated import GatedMLP
+from ..layers.norm import RMSNorm
+from ..layers.quantized import CodedLinear
+from ..layers.rotary import Rotary
+from ..linear import Linear
+from .llamaconfig import LlamaConfig
+from .modelfiles.reading import read_llama
+
+Grads = dict[str, Array]
+
+
+@dataclass(eq=False, repr=False)
+class Block(Layer):
+    """Attention, then the MLP: each reads a normed copy of x, and what it finds is added to x."""
+
+    input_layernorm: RMSNorm
+    self_attn: Attention
+    post_attention_layernorm: RMSNorm
+    mlp: GatedMLP
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
+        """Return y, and a cache with those of both branches."""
+        u, attention_cache = branch(self.input_layernorm, self.self_attn, x)
+        y, mlp_cache = branch(self.post_attention_layernorm, self.mlp, u)
+        return y, (self, y.shape, attention_cache, mlp_cache)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
+        """Return dx (B, T, d), and the gradients of what trains."""
+        attention_cache, mlp_cache = check_cache(self, dy, cache)
+        below = need_dx or trains(self.input_layernorm, self.self_attn)
+        du, f, norm = branch_backward(self.post_attention_layernorm, self.mlp, dy, mlp_cache, need_dx=below)
+        grads = nest("mlp", f) | nest("post_attention_layernorm", norm)
+        if du is None:  # nothing below asks
+            return None, grads
+        dx, f, norm = branch_backward(self.input_layernorm, self.self_attn, du, attention_cache, need_dx=need_dx)
+        return dx, nest("self_attn", f) | nest("input_layernorm", norm) | grads
+
+    def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (B, T, d) -> (B, T, d)
+        """Return y where x follows the positions in `past`, and the past for what follows x."""
+        update, past = self.self_attn.extend(self.input_layernorm(x), past)
+        u = x + update
+        return u + self.mlp(self.post_attention_layernorm(u)), past
+
+
+def branch(norm: Layer, f: Layer, x: Array) -> tuple[Array, Cache]:
+    """Return x + f(norm(x)), and the caches of both."""
+    h, norm_cache = norm.forward(x)
+    update, f_cache = f.forward(h)
+    y = x + update  # eq. (llama.1)
+    return y, (norm_cache, f_cache)
+
+
+def branch_backward(
+    norm: Layer, f: Layer, dy: Array, cache: Cache, *, need_dx: bool
+) -> tuple[Array | None, Grads, Grads]:
+    """Return dx, and the gradients of f and of the norm."""
+    norm_cache, f_cache = cache
+    dh, f_grads = f.backward(dy, f_cache, need_dx=need_dx or trains(norm))
+    if dh is None:
+        return None, f_grads, {}
+    dx_branch, norm_grads = norm.backward(dh, norm_cache, need_dx=need_dx)
+    dx = dy + dx_branch if need_dx else None  # eq. (llama.2)
+    return dx, f_grads, norm_grads
+
+
+@dataclass(eq=False, repr=False)
+class Decoder(Layer):
+    """The embedding, the blocks, and a last norm."""
+
+    embed_tokens: Embedding
+    layers: list[Block]
+    norm: RMSNorm
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
+        """Return y and the cache. Below the lowest layer that trains no backward comes, and no cache is kept."""
+        steps, caches = self.steps(), []
+        lowest = next((i for i, (_, layer) in enumerate(steps) if trains(layer)), len(steps))
+        for i, (_, layer) in enumerate(steps):
+            x, cache = layer.forward(x)
+            caches.append(cache if i >= lowest else None)
+        return x, (self, x.shape, lowest, caches)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
+        """Return None for dx, since ids have no derivative, and the gradients of what trains."""
+        lowest, caches = check_cache(self, dy, cache)
+        grads: Grads = {}
+        for i, (name, layer) in reversed(list(enumerate(self.steps()))[lowest:]):
+            dy, found = layer.backward(dy, caches[i], need_dx=i > lowest)
+            grads |= nest(name, found)
+        return None, grads
+
+    def steps(self) -> list[tuple[str, Layer]]:
+        """Return the layers by name, in the order in which they are applied."""
+        blocks = [(f"layers.{i}", block) for i, block in enumerate(self.layers)]
+        return [("embed_tokens", self.embed_tokens), *blocks, ("norm", self.norm)]
+
+    def extend(self, ids: Array, past: list[Past] | None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, T, d)
+        """Return y where the ids follow those in `past`, and the past, one entry a block, for what follows them."""
+        _check_past(past, len(self.layers))
+        x, after = self.embed_tokens(ids), []
+        for i, block in enumerate(self.layers):
+            x, entry = block.extend(x, past[i] if past else None)
+            after.append(entry)
+        return self.norm(x), after
+
+
+@dataclass(eq=False, repr=False)
+class Llama(Layer):
+    """The decoder and its head."""
+
+    model: Decoder
+    lm_head: Linear
+    config: LlamaConfig
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
+        """Return the logits of the next token at every position, and the cache."""
+        h, model_cache = self.model.forward(x)
+        z, head_cache = self.lm_head.forward(h)
+        return z, (self, z.shape, model_cache, head_cache)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
+        """Return None for dx, since ids have no derivative, and the gradients of what trains."""
+        model_cache, head_cache = check_cache(self, dy, cache)
+        dh, grads = self.lm_head.backward(dy, head_cache, need_dx=trains(self.model))
+        below = {} if dh is None else self.model.backward(dh, model_cache)[1]
+        return None, nest("model", below) | nest("lm_head", grads)
+
+    def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)
+        """Return the logits after the last of the ids, which follow those in `past`, and the past for what follows.
+
+        ``logits, past = llama.extend(prompt)``, then ``llama.extend(token, past)`` with one new token (B, 1) at a time,
+        gives what `forward` gives of the whole text, up to rounding, with the work of one position.
+        """
+        h, past = self.model.extend(ids, past)
+        return self.lm_head(h[:, -1]), past
+
+    @classmethod
+    def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
+        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()`` alone.
+
+        In the place of a linear layer's weight may stand a frozen layer that keeps it quantised, without a bias, such
+        as a `minilora.QuantizedLinear`. An array that is missing, or of another shape or dtype, is a ValueError or a
+        TypeError.
+        """
+        _check_arrays(config, arrays)
+        shapes = config.shapes()
+
+        def linear(path: str) -> Linear:
+            weight, bias = arrays[f"{path}.weight"], arrays[name] if (name := f"{path}.bias") in shapes else None
+            return weight.with_bias(bias) if isinstance(weight, CodedLinear) else Linear(weight, bias)
+
+        def norm(path: str) -> RMSNorm:
+            return RMSNorm(arrays[f"{path}.weight"], config.rms_norm_eps)
+
+        def block(path: str) -> Block:
+            q, k, v, o = (linear(f"{path}.self_attn.{name}_proj") for name in "qkvo")
+            gate, up, down = (linear(f"{path}.mlp.{name}_proj") for name in ("gate", "up", "down"))
+            attention = Attention(q, k, v, o, Rotary(config.frequencies))
+            first, second = norm(f"{path}.input_layernorm"), norm(f"{path}.post_attention_layernorm")
+            return Block(first, attention, second, GatedMLP(gate, up, down))
+
+        embedding = Embedding(arrays["model.embed_tokens.weight"])
+        blocks = [block(f"model.layers.{i}") for i in range(config.num_hidden_layers)]
+        head = Linear(embedding.weight) if config.tie_word_embeddings else linear("lm_head")
+        return cls(Decoder(embedding, blocks, norm("model.norm")), head, config)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
+    ) -> Llama:
+        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.modelfiles.reading`."""
+        return cls.build(*read_llama(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
+
+
+def _check_arrays(config: Any, arrays: Any) -> None:
+    """Refuse arrays that are not those that a configuration asks for."""
+    check_instance("config", config, LlamaConfig)
+    check_dict("arrays", arrays)
+    shapes = config.shapes()
+    if missing := [name for name in shapes if name not in arrays]:
+        raise ValueError(f"arrays has no {missing[0]!r}: {len(missing)} of the decoder's {len(shapes)} are missing")
+    first, *_ = shapes
+    for name, shape in shapes.items():
+        value = arrays[name]
+        coded = isinstance(value, CodedLinear) and name.endswith(("_proj.weight", "lm_head.weight"))
+        array = value.like if coded else value
+        check_array(f"arrays[{name!r}]", array, like=arrays[first], like_name=f"arrays[{first!r}]")
+        check_shape(f"arrays[{name!r}]", value if coded else array, shape)
+
+
+def _check_past(past: Any, blocks: int) -> None:
+    """Refuse what `extend` did not return: a list with the keys and values of each block."""
+    if past is not None and not isinstance(past, list):
+        raise TypeError(f"past must be what extend returned, or None, got {kind_of(past)}")
+    if past and len(past) != blocks:
+        raise ValueError(f"past has {len(past)} entries, expected one for each of the {blocks} blocks")
