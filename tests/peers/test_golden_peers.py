@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from minilora import cli
 from minilora.conformance.golden.cases import CASES
 
-from ..golden.conftest import golden, index  # noqa: F401
+from ..conformance.golden.conftest import golden, index  # noqa: F401
 
 pytestmark = [
     pytest.mark.peers,

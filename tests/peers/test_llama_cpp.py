@@ -20,7 +20,7 @@ from minilora.conformance.golden.cases import CASES
 from minilora.language.generation import generate
 from minilora.layers.rotary import frequencies
 
-from ..golden.conftest import golden, index  # noqa: F401
+from ..conformance.golden.conftest import golden, index  # noqa: F401
 
 pytestmark = pytest.mark.peers
 NODE = os.environ.get("MINILORA_NODE", "")

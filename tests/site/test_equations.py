@@ -140,8 +140,8 @@ WRONG = [
     ("eps outside the root", "layers/norm.py", "x.shape[-1] + self.eps)", "x.shape[-1]) + self.eps", "norm.1"),
     ("the weight forgotten in dx", "layers/norm.py", "(dy * g - x", "(dy - x", "norm.4"),
     ("its own factor", "layers/gated.py", "du = dz * b", "du = dz * dz", "gate.2"),
-    ("the branch subtracted", "models/llama.py", "y = x + update", "y = x - update", "llama.1"),
-    ("the short way lost", "models/llama.py", "dx = dy + dx_branch", "dx = 0 * dy + dx_branch", "llama.2"),
+    ("the branch subtracted", "language/llama.py", "y = x + update", "y = x - update", "llama.1"),
+    ("the short way lost", "language/llama.py", "dx = dy + dx_branch", "dx = 0 * dy + dx_branch", "llama.2"),
     ("s lost in (17)", "fast/residual.py", "dB = c * (s * B", "dB = c * (0 * s + 1 * B", "17"),
     ("W transposed in (19)", "fast/residual.py", "(W.T @ B)", "(W @ B)", "19"),
 ]

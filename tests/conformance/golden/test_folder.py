@@ -20,7 +20,7 @@ from minilora.conformance.golden.writing import adapter_names
 from minilora.language.tokenizer import load_tokenizer
 from minilora.variants.sums import weighted_sum
 
-from ..support.language import arrays_of, tiny_llama
+from ...support.language import arrays_of, tiny_llama
 
 OURS = [case for case in CASES if case.answered and case.id not in ("lora-bias", "pissa-raw")]
 """What `load_adapter` does not refuse."""

@@ -11,7 +11,7 @@ import pytest
 
 from minilora import load_adapter
 
-from .test_readme import BLOCKS
+from ..packaging.test_readme import BLOCKS
 
 pytestmark = [pytest.mark.full, pytest.mark.usefixtures("king_james")]
 

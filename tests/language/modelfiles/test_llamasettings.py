@@ -20,7 +20,7 @@ from minilora.language.modelfiles.llamasettings import (
     rows,
 )
 
-from ..support.language import tiny_llama, write_folder
+from ...support.language import tiny_llama, write_folder
 
 TABLES = {
     "folder": FOLDER,

@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 
@@ -11,9 +10,7 @@ def golden(tmp_path_factory):
     """A folder of golden adapters, as the command writes it; no test changes it."""
     pytest.importorskip("gguf", reason="pip install -e '.[models]'")
     folder = tmp_path_factory.mktemp("golden") / "golden"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "fsync", lambda handle: None)
-        writing.write(folder)
+    writing.write(folder)
     return folder
 
 

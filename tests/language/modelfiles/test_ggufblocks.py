@@ -13,7 +13,7 @@ from minilora.layer import parameter_bytes, parameter_count, rebuild, walk
 from minilora.layers.quantized import CodedLinear
 from minilora.layers.rotary import frequencies
 
-from .test_llama_gguf import theirs
+from .test_llamagguf import theirs
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

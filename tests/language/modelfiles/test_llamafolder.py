@@ -17,7 +17,7 @@ from minilora.guards import tensorfile
 from minilora.guards.tensorfile import encode, tensor_header
 from minilora.language.modelfiles.llamafolder import parse_config
 
-from ..support.language import tiny_llama, write_folder
+from ...support.language import tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 

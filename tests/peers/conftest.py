@@ -1,1 +1,0 @@
-from ..support.language import folder  # noqa: F401  (a fixture)
