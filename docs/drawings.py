@@ -18,7 +18,7 @@ from IPython.display import HTML
 
 from minilora import Adapter, Attention, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
 from minilora.figures import BASE, LORA
-from minilora.language.memory import training_memory
+from minilora.language.trainingmemory import training_memory
 from minilora.layer import Layer, cache_bytes, rebuild
 from minilora.layers.attention import softmax
 from minilora.layers.rotary import Rotary, frequencies

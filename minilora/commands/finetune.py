@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..guards.errors import printable
-from .cores import add_workers, workers
+from ..language.finetuning.cores import add_workers, workers
 from .options import (
     Defaults,
     add_backend,
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from ..backend import Backend
     from ..language.examples import Data
+    from ..language.finetuning.costs import Costs
+    from ..language.finetuning.losstable import Table
+    from ..language.finetuning.stopped import Stopped
     from ..language.llama import Llama
-    from .costs import Costs
-    from .learning import Table
-    from .resume import Stopped
 
 SMALL = 10_000_000
 """Parameters up to which a model is a small one."""
@@ -116,7 +116,7 @@ def _by_size(name: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print the losses as they are measured, and write the adapter."""
-    from . import resume
+    from ..language.finetuning import stopped as resume
 
     _check(options)  # all that could fail after the training is tried before it
     try:
@@ -168,10 +168,10 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     """Refuse numbers out of range and places that cannot be written, before anything is read."""
     from ..checks import check_integer, check_number
-    from ..files.adapterfolder import WEIGHTS_NAME
     from ..files.adapters import check_adapter_target
     from ..files.checkpoint import check_place
-    from ..files.peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
+    from ..files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
+    from ..files.peft.adapterfolder import WEIGHTS_NAME
 
     for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
         if getattr(options, name) is not None:
@@ -207,7 +207,7 @@ def _settle(options: argparse.Namespace, numbers: int) -> None:
 
 def _stopped(options: argparse.Namespace, where: Backend) -> Stopped | None:
     """Return what the checkpoint holds, if there is one; refuse that of another training."""
-    from .resume import asked, check_same, stopped
+    from ..language.finetuning.stopped import asked, check_same, stopped
 
     found = stopped(options.checkpoint)
     if found is not None:
@@ -237,8 +237,8 @@ def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
     import numpy as np
 
     from ..language.examples import load_data
+    from ..language.finetuning.costs import megabytes
     from ..layer import parameter_bytes, parameter_count
-    from .costs import megabytes
 
     with _doing(f"model    {model_name(options)}"):
         data = load_data(options.text, model_path(options), options.length)
@@ -277,8 +277,8 @@ def _say_costs(
     options: argparse.Namespace, where: Backend, adapted: Any, data: Data, threads: int, stopped: Stopped | None
 ) -> Costs:
     """Say what memory and time the training is going to take."""
-    from .costs import costs_of, held_against, megabytes
-    from .learning import duration, rows_to_come
+    from ..language.finetuning.costs import costs_of, held_against, megabytes
+    from ..language.finetuning.losstable import duration, rows_to_come
 
     rows = _rows(options)
     parts = min(threads, math.ceil(options.batch_size / rows))  # at once
@@ -325,11 +325,11 @@ def _train(
     from ..fast import accumulate
     from ..files.checkpoint import Checkpoint
     from ..language.examples import without_filling
+    from ..language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss
+    from ..language.finetuning.stopped import asked
     from ..language.text import next_token_loss
     from ..layer import parameter_count
     from ..training import evaluate, train
-    from .learning import LOG_EVERY, Table, TrainingLoss
-    from .resume import asked
 
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)

@@ -123,7 +123,7 @@ def model_name(options: argparse.Namespace) -> str:
 def check_plot(path: Path) -> None:
     """Refuse a file that a figure could not be written to."""
     from .. import figures  # matplotlib is an extra
-    from ..guards.writing import replaceable
+    from ..guards.wholefiles import replaceable
 
     figures.check_figure_path(path)
     replaceable(path)
@@ -133,7 +133,7 @@ def check_plot(path: Path) -> None:
 
 def plot(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    from ..guards.writing import written_whole
+    from ..guards.wholefiles import written_whole
 
     with written_whole(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".").lower())

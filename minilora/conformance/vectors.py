@@ -238,7 +238,7 @@ def write(folder: Path) -> int:
     """
     from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
 
-    from ..guards.writing import written_folder
+    from ..guards.wholefiles import written_folder
 
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")

@@ -26,7 +26,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .errors import FileRefused, hub_hint, short
-from .writing import identity
+from .wholefiles import identity
 
 MAX_HEADER = 8 << 20
 """Bytes of header, of some 60,000 tensors, that we agree to parse: parsing can take ten times the memory."""
@@ -249,6 +249,11 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
     if not isinstance(parsed, dict):
         raise FileRefused(path, f"the {what} is a {type(parsed).__name__} of JSON, expected an object")
     return parsed
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as a file of JSON that people read."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def read_json(path: Path, at_most: int) -> dict[str, Any]:

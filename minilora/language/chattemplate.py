@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checks import check_path
-from ..files.basefile import MAX_MODEL_CONFIG
+from ..files.base.shards import MAX_MODEL_CONFIG
 from ..guards.errors import FileRefused, needed, short
 from ..guards.tensorfile import open_regular, read_json, read_whole
-from .modelfiles.llamagguf import gguf_tokenizer
+from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .tokenizer import BESIDE, token_text
 
 MOST_TEMPLATE = 1 << 20

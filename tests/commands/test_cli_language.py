@@ -28,10 +28,10 @@ from minilora import (
     save_adapter,
     train,
 )
-from minilora.commands import cores
-from minilora.commands.learning import LOG_EVERY
 from minilora.fast import accumulate
 from minilora.language.examples import load_data
+from minilora.language.finetuning import cores
+from minilora.language.finetuning.losstable import LOG_EVERY
 from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.layer import cache_bytes, parameter_bytes, parameter_count

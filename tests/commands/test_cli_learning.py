@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy, get_backend, load_adapter, train
 from minilora.cli import _parser
-from minilora.commands import costs
 from minilora.commands.finetune import SMALL, fitting
-from minilora.commands.learning import LOG_EVERY, Table, TrainingLoss, duration
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read
-from minilora.guards import machine
+from minilora.guards import machinememory as machine
+from minilora.language.finetuning import costs
+from minilora.language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss, duration
 from minilora.language.text import next_token_loss, windows
 from minilora.layer import cache_bytes, parameter_bytes
 from minilora.training import backpropagate, draw_batches
@@ -87,7 +87,7 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
 
 
 def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
-    monkeypatch.setattr("minilora.commands.learning.QUIET", -1.0)
+    monkeypatch.setattr("minilora.language.finetuning.losstable.QUIET", -1.0)
     assert finetune("--steps", "24") == 0
     out = capsys.readouterr().out
     said = re.findall(r"^      after step (\d+) the training loss is (\d\.\d{3}); about \d+ s left$", out, re.M)
@@ -320,7 +320,8 @@ from pathlib import Path
 from minilora.cli import main
 def peak():  # of this process alone: what getrusage says begins with its parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-from minilora.commands import costs, finetune
+from minilora.language.finetuning import costs
+from minilora.commands import finetune
 import minilora.files.adapters, minilora.language.text, tokenizers
 from minilora import Llama
 before = peak()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
-from minilora.guards import patterns
-from minilora.guards.patterns import Clock, Patterns
+from minilora.guards import boundedpatterns as patterns
+from minilora.guards.boundedpatterns import Clock, Patterns
 
 from ..support.memory import traced
 

@@ -17,11 +17,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
-from minilora.files.adapterfolder import AdapterFolder
 from minilora.files.inspection import inspect_adapter
-from minilora.guards import writing
+from minilora.files.peft.adapterfolder import AdapterFolder
+from minilora.guards import wholefiles as writing
 from minilora.guards.tensorfile import TensorFile
-from minilora.guards.writing import locked, places, written_folder, written_together, written_whole
+from minilora.guards.wholefiles import locked, places, written_folder, written_together, written_whole
 
 ROOT = Path(__file__).parents[2]
 CONFIG, WEIGHTS, READY = "adapter_config.json", "adapter_model.safetensors", ".minilora-ready-"
@@ -307,7 +307,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from minilora.guards.writing import written_folder, written_whole
+from minilora.guards.wholefiles import written_folder, written_whole
 with written_whole(Path(sys.argv[1]) / "a"), written_folder(Path(sys.argv[1]) / "b") as part:
     (part / "shard").write_bytes(b"half")
     print("writing", flush=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...files.adapterfolder import WEIGHTS_NAME
-from ...files.peftconfig import CONFIG_NAME
+from ...files.peft.adapterconfig import CONFIG_NAME
+from ...files.peft.adapterfolder import WEIGHTS_NAME
 from ...guards.errors import needed
-from ...guards.writing import written_folder
+from ...guards.wholefiles import written_folder
 from ..vectors import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors

@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ..backend import Backend
-from ..checks import Array
-from ..guards.machine import memory
-from ..layer import cache_bytes, parameter_bytes
-from ..training import EVALUATION_ROWS
+from ...backend import Backend
+from ...checks import Array
+from ...guards.machinememory import memory
+from ...layer import cache_bytes, parameter_bytes
+from ...training import EVALUATION_ROWS
 
 STEP = 2.5
 """A step's time as a multiple of its forward's: backward finds dx where the forward finds y, and dA, dB besides."""

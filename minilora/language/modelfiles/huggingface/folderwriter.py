@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import is_adapted
-from ..backend import backend_of
-from ..checks import Array, check_instance, check_path, dtype_name
-from ..guards.errors import FileRefused
-from ..guards.tensorfile import tensor_header
-from ..guards.writing import synced, written_folder
-from ..layer import walk
-from ..layers.quantized import QuantizedLinear
-from ..layers.rotary import frequencies
-from ..linear import Linear
-from .llama import Llama
-from .llamaconfig import LlamaConfig
-from .modelfiles.llamafolder import CLASSES, parse_config
-from .modelfiles.nf4weights import nf4_tensors, quantization_config
+from ....adaptation import is_adapted
+from ....backend import backend_of
+from ....checks import Array, check_instance, check_path, dtype_name
+from ....files.base.shards import MODEL_CONFIG, SINGLE_NAME
+from ....guards.errors import FileRefused
+from ....guards.tensorfile import tensor_header
+from ....guards.wholefiles import synced, written_folder
+from ....layer import walk
+from ....layers.quantized import QuantizedLinear
+from ....layers.rotary import frequencies
+from ....linear import Linear
+from ...llama import Llama
+from ...llamaconfig import LlamaConfig
+from .configjson import CLASSES, parse_config
+from .nf4tensors import nf4_tensors, quantization_config
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 KIND: dict[str, Callable[[LlamaConfig], dict[str, Any]]] = {
     "llama": lambda config: {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
     "mistral": lambda config: {"sliding_window": None},  # which would be 4096, if it were missing
@@ -70,9 +70,9 @@ def save_llama(model: Llama, folder: str | Path) -> None:
     tensors, quantised = _tensors(model)
     config = _config(folder, model.config, dtype_name(next(iter(tensors.values()))), quantization_config(quantised))
     with written_folder(folder) as part:
-        with synced(part / CONFIG_NAME) as file:
+        with synced(part / MODEL_CONFIG) as file:
             file.write(json.dumps(config, indent=2).encode() + b"\n")
-        with synced(part / WEIGHTS_NAME) as file:
+        with synced(part / SINGLE_NAME) as file:
             file.write(tensor_header(tensors, {"format": "pt"}))
             for array in tensors.values():
                 file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
@@ -131,7 +131,7 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
     if quantization is not None:
         said["quantization_config"] = quantization
     try:
-        again = parse_config(folder / CONFIG_NAME, said)
+        again = parse_config(folder / MODEL_CONFIG, said)
     except FileRefused as error:
         raise ValueError(f"config.json cannot say what the model is: {error}") from error
     if not np.allclose(again.frequencies, config.frequencies, rtol=1e-12, atol=0):

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...backend import backend_of
-from ...checks import Array, check_choice, check_float_dtype, check_kind, dtype_name
-from ...layers.quantized import CodedLinear
+from ....backend import backend_of
+from ....checks import Array, check_choice, check_float_dtype, check_kind, dtype_name
+from ....layers.quantized import CodedLinear
 
 WIDTH = 32
 """Numbers in a block."""

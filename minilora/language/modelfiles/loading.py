@@ -1,9 +1,9 @@
 """The weights of a Llama decoder, from the files in which they come.
 
     a folder     config.json and model.safetensors, or its shards with model.safetensors.index.json: Hugging Face's
-                 layout. F32, F16, BF16, and bitsandbytes' NF4, which stays as it is; `llamafolder`
-    name.gguf    llama.cpp's format, quantised or not, through the `gguf` package; `llamagguf`
-    name.npz     glassllm's own format; `llamanpz`
+                 layout. F32, F16, BF16, and bitsandbytes' NF4, which stays as it is; `huggingface`
+    name.gguf    llama.cpp's format, quantised or not, through the `gguf` package; `ggufreader`
+    name.npz     glassllm's own format; `npzreader`
 
 Each of the three says which decoder it is, which arrays the file holds, under transformers' names, and how one is read.
 Mistral and Qwen2 are such decoders too, see `llamaconfig`. What is common stands here: the arrays must
@@ -27,9 +27,9 @@ from ...guards.tensorfile import in_dtype, open_regular
 from ...layer import rebuild
 from ...layers.quantized import CodedLinear
 from ..llamaconfig import LlamaConfig
-from .llamafolder import Coded, open_folder
-from .llamagguf import open_gguf
-from .llamanpz import open_npz
+from .gguf.ggufreader import open_gguf
+from .huggingface.folderreader import Coded, open_folder
+from .npzreader import open_npz
 
 OPENERS = {".gguf": open_gguf, ".npz": open_npz}
 DTYPES = ("float32", "float64")

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backend import Backend
-from ..files.basefile import open_base
-from ..files.checkpoint import CheckpointError, Saved, read, refuse_another
-from ..guards.errors import printable
-from ..guards.tensorfile import open_regular
-from .options import model_path, target_modules
-from .streams import say, say_goes_on, say_interrupted
+from ...backend import Backend
+from ...commands.options import model_path, target_modules
+from ...commands.streams import say, say_goes_on, say_interrupted
+from ...files.base.shards import MODEL_CONFIG, open_base
+from ...files.checkpoint import CheckpointError, Saved, read, refuse_another
+from ...guards.errors import printable
+from ...guards.tensorfile import open_regular
 
 SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize")
 """The options that must be the same, besides the text, the model, the layers and the backend."""
@@ -90,7 +90,7 @@ def mark(*paths: Path, ends: int | None = None) -> str:
 
 def model_mark(model: Path) -> str:
     """Return what tells a model from another."""
-    files = [model / "config.json", *(file.path for file in open_base(model).files)] if model.is_dir() else [model]
+    files = [model / MODEL_CONFIG, *(file.path for file in open_base(model).files)] if model.is_dir() else [model]
     return mark(*files, ends=ENDS)
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..guards.errors import FileRefused, short
-from ..guards.tensorfile import FLOATS, TensorFile, TensorSpec
-from ..variants.variant import LORA, VARIANTS, Variant
+from ...guards.errors import FileRefused, short
+from ...guards.tensorfile import FLOATS, TensorFile, TensorSpec
+from ...variants.variant import LORA, VARIANTS, Variant
 
 PREFIX = "base_model.model."
 BASE = "base_layer.weight"

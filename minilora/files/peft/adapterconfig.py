@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..guards.errors import FileRefused, short
-from ..guards.patterns import Clock, Patterns, compiled, matched
-from ..guards.tensorfile import parse_json, read_whole
-from ..variants.scaling import scaling
-from ..variants.variant import LORA, VARIANTS, Variant
+from ...guards.boundedpatterns import Clock, Patterns, compiled, matched
+from ...guards.errors import FileRefused, short
+from ...guards.tensorfile import parse_json, read_whole
+from ...variants.scaling import scaling
+from ...variants.variant import LORA, VARIANTS, Variant
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG = 3 << 20

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from ..guards.errors import FileRefused, short
-from .adapterfolder import AdapterFolder
-from .basefile import Base
+from ...guards.errors import FileRefused, short
+from ..peft.adapterfolder import AdapterFolder
+from .shards import Base
 
 LAYOUTS = ("out-in", "in-out")
 """The sides of a weight in the order of its shape: of a Linear, and of a Conv1D."""

@@ -24,19 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import backend_of
-from ...checks import check_number, check_sizes
-from ...files.basefile import NF4_STATE, Base
-from ...guards.errors import FileRefused, short
-from ...guards.tensorfile import parse_json
-from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
-from ...layers.quantized import QuantizedLinear
-from .llamasettings import QUANTIZATION, check_settings
+from ....backend import backend_of
+from ....checks import check_number, check_sizes
+from ....files.base.shards import NF4_STATE, Base
+from ....files.base.tiedhead import HEAD
+from ....guards.errors import FileRefused, short
+from ....guards.tensorfile import parse_json
+from ....layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
+from ....layers.quantized import QuantizedLinear
+from ..supportedsettings import QUANTIZATION, check_settings
 
 MAX_STATE = 1 << 16
 """Bytes of JSON beside a weight that we agree to parse; there are some 200."""
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
-HEAD = "lm_head"
 
 
 class NF4Weights:

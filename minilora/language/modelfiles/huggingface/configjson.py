@@ -1,39 +1,31 @@
-"""A Llama decoder in Hugging Face's layout: config.json beside one safetensors file, or several with an index.
+"""What a model's config.json says: the sizes of a Llama decoder, in the words of transformers.
 
-Mistral without a sliding window, and Qwen2, are such decoders too: see `minilora.language.llamaconfig`.
+Mistral without a sliding window, and Qwen2, are such decoders too: see `minilora.language.llamaconfig`. What a .gguf or
+a .npz file says of its model is put into these words, and read here as well.
 
 Versions 4 and 5 of transformers write the configuration differently: ``rope_theta`` and ``rope_scaling`` stand alone in
 one, and together in ``rope_parameters`` in the other. Both are read, and two that contradict each other are refused. A
-setting that would change what the decoder computes, and is not supported, is refused by its name; `llamasettings` lists
-them.
+setting that would change what the decoder computes, and is not supported, is refused by its name; `supportedsettings`
+lists them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...checks import check_flag, check_number, check_sizes
-from ...files.basefile import MAX_MODEL_CONFIG, Base, open_base
-from ...files.peftconfig import CONFIG_NAME
-from ...guards.errors import FileRefused, short
-from ...guards.tensorfile import FLOATS, read_json, same_bytes
-from ...layers.quantized import CodedLinear
-from ...layers.rotary import frequencies
-from ..llamaconfig import KINDS, LlamaConfig
-from .llamasettings import FOLDER, ROPE, check_settings
-from .nf4weights import NF4Weights, check_quantization
+from ....checks import check_flag, check_number, check_sizes
+from ....guards.errors import FileRefused, short
+from ....layers.rotary import frequencies
+from ...llamaconfig import KINDS, LlamaConfig
+from ..supportedsettings import FOLDER, ROPE, check_settings
+from .nf4tensors import check_quantization
 
 TRAINED = "original_max_position_embeddings"
 MAX_HEAD = 1 << 16
 """Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
-
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 USUAL: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -42,49 +34,6 @@ USUAL: dict[str, dict[str, Any]] = {
 }
 """What transformers takes for a setting that is missing, where that differs between the kinds of model."""
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-
-Coded = Callable[[Any], CodedLinear]
-"""Of a weight that stays quantised: given the type to compute in, it returns a layer without a bias."""
-
-
-def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | Coded]]:
-    """Return the decoder's sizes, the shapes of the arrays in the folder, and how one is read."""
-    settings = read_json(path / "config.json", MAX_MODEL_CONFIG)
-    config = parse_config(path / "config.json", settings)
-    if (path / CONFIG_NAME).exists():  # transformers would put it beside the model
-        raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to a folder of its own")
-    base = open_base(path)
-    linears = [name.removesuffix(".weight") for name in base.holder if name.endswith(("_proj.weight", HEAD))]
-    quantised = NF4Weights(path / "config.json", base, settings.get("quantization_config"), linears)
-    found = {name: base.spec(name) for name in base.holder if name not in quantised.parts | quantised.shapes.keys()}
-    if config.tie_word_embeddings and HEAD in found:  # some files hold it a second time
-        _check_tied(path, base)
-        del found[HEAD]
-    # Old files keep the frequencies as an array of each layer.
-    found = {name: spec for name, spec in found.items() if not name.endswith(".rotary_emb.inv_freq")}
-    for name, spec in found.items():
-        if spec.dtype not in FLOATS:
-            raise FileRefused(
-                base.holder[name].path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
-            )
-
-    def read(name: str) -> np.ndarray | Coded:
-        if name in quantised.shapes:
-            return partial(quantised.read, name)
-        with base.holder[name].opened() as file:
-            return base.holder[name].read(name, file)
-
-    return config, quantised.shapes | {name: spec.shape for name, spec in found.items()}, read
-
-
-def _check_tied(path: Path, base: Base) -> None:
-    """Refuse a head that is not the embedding: transformers 4 passes over it, version 5 computes with it."""
-    if EMBEDDING in base.holder and not same_bytes(base.holder[HEAD], HEAD, base.holder[EMBEDDING], EMBEDDING):
-        raise FileRefused(
-            base.holder[HEAD].path,
-            f"{HEAD} is not {EMBEDDING}, and tie_word_embeddings is True in {path / 'config.json'}: expected False, or "
-            "no such head",
-        )
 
 
 def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..backend import Backend
+    from ...backend import Backend
 
 BLAS_THREADS = (
     "OPENBLAS_NUM_THREADS",
@@ -40,7 +40,7 @@ def one_blas_thread() -> None:
 
 def workers(options: argparse.Namespace, where: Backend) -> int:
     """Return how many parts of a batch are computed at once."""
-    from ..checks import check_integer
+    from ...checks import check_integer
 
     if options.workers is None:
         return min(2, cores()) if where.name == "numpy" else 1

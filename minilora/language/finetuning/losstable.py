@@ -18,10 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..checks import Array
-from ..files.checkpoint import Saved
-from ..losses import IGNORED, Loss
-from ..training import Gradients, History, TrainingState
+from ...checks import Array
+from ...files.checkpoint import Saved
+from ...losses import IGNORED, Loss
+from ...training import Gradients, History, TrainingState
 
 LOG_EVERY = 20
 """Steps from one measurement of the held-out loss to the next."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...layers.rotary import interleaved_from_halves
+from ....layers.rotary import interleaved_from_halves
 
 NAMES = {
     **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},

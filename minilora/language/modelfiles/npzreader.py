@@ -18,7 +18,7 @@ from ...guards.errors import FileRefused, short
 from ...guards.tensorfile import parse_json
 from ...layers.rotary import halves_from_interleaved
 from ..llamaconfig import LlamaConfig
-from .llamafolder import parse_config
+from .huggingface.configjson import parse_config
 
 NAMES = {
     **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
@@ -32,7 +32,7 @@ SIZES = {
     **{"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "rms_norm_eps": "eps"},
     **{"rope_theta": "rope_base", "max_position_embeddings": "max_len"},
 }
-CONFIG = "__config__"
+SIZES_MEMBER = "__config__"
 MOST_SHRUNK = 20
 """Times the size of a file that its arrays may take in memory: weights hardly shrink, what fills the memory does."""
 
@@ -46,9 +46,9 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
             arrays = {name: _array(name, file[name]) for name in file.files}
     except Exception as error:  # NumPy and zipfile raise many kinds
         raise FileRefused(path, f"not a sound .npz file: {type(error).__name__}: {error}") from error
-    if CONFIG not in arrays:
-        raise FileRefused(path, f"there is no {CONFIG}: only glassllm's .npz files are supported")
-    config = _config(path, str(arrays.pop(CONFIG)), arrays)
+    if SIZES_MEMBER not in arrays:
+        raise FileRefused(path, f"there is no {SIZES_MEMBER}: only glassllm's .npz files are supported")
+    config = _config(path, str(arrays.pop(SIZES_MEMBER)), arrays)
     named = {_name(name): array for name, array in arrays.items()}
     if len(named) < len(arrays):
         raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
@@ -85,7 +85,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
 
 def _config(path: Path, text: str, arrays: dict[str, np.ndarray]) -> LlamaConfig:
     """Return the sizes, as if they stood in a config.json: there they are checked."""
-    given = parse_json(path, text.encode(), CONFIG)
+    given = parse_json(path, text.encode(), SIZES_MEMBER)
     config: dict[str, Any] = {name: given[key] for name, key in SIZES.items() if key in given}
     first = arrays.get("blocks.0.ffn.W1")
     if first is not None and first.ndim == 2:

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ...checks import check_path
-from ...files.adapters import load_adapter
-from ...guards.errors import FileRefused, needed, short
-from ...guards.tensorfile import in_dtype
-from ...guards.writing import replaceable, written_whole
-from ...variants.adapter import Adapter
-from ...variants.variant import LORA, variant_of
-from ..llamaconfig import LlamaConfig
+from ....checks import check_path
+from ....files.adapters import load_adapter
+from ....guards.errors import FileRefused, needed, short
+from ....guards.tensorfile import in_dtype
+from ....guards.wholefiles import replaceable, written_whole
+from ....variants.adapter import Adapter
+from ....variants.variant import LORA, variant_of
+from ...llamaconfig import LlamaConfig
+from ..loading import open_llama
 from .ggufnames import ARCHITECTURES, gguf_tensor, to_gguf
-from .reading import open_llama
 
 
 def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:

@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..guards.errors import FileRefused, hub_hint, short
-from ..guards.tensorfile import TensorFile, member
-from ..guards.writing import locked, places
-from ..variants.variant import DORA
-from .forms import Form, check_arrays, check_variant, forms_of, with_base
-from .peftconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
+from ...guards.errors import FileRefused, hub_hint, short
+from ...guards.tensorfile import TensorFile, member
+from ...guards.wholefiles import locked, places
+from ...variants.variant import DORA
+from .adapterconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
+from .adapterkeys import Form, check_arrays, check_variant, forms_of, with_base
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from ...guards.errors import FileRefused, needed, short
-from ...layers.rotary import halves_from_interleaved
-from ..llamaconfig import LlamaConfig
+from ....guards.errors import FileRefused, needed, short
+from ....layers.rotary import halves_from_interleaved
+from ...llamaconfig import LlamaConfig
+from ..huggingface.configjson import parse_config
+from ..huggingface.folderreader import Coded
+from ..supportedsettings import check_settings, gguf_settings
 from .ggufblocks import BYTES, BlockLinear
 from .ggufnames import SIZES, from_gguf, is_turned
-from .llamafolder import Coded, parse_config
-from .llamasettings import check_settings, gguf_settings
 
 ROPE_FACTORS = "rope_freqs.weight"
 MOST_PARTS = 4_000_000

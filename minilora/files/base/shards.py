@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..guards.errors import FileRefused, short
-from ..guards.tensorfile import TensorFile, TensorSpec, member, parse_json, read_json, read_whole
+from ...guards.errors import FileRefused, short
+from ...guards.tensorfile import TensorFile, TensorSpec, member, parse_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
+MODEL_CONFIG = "config.json"
 MAX_INDEX = 16 << 20
 """Bytes of an index that we agree to parse."""
 MAX_MODEL_CONFIG = 4 << 20
@@ -32,20 +33,6 @@ class Base:
     def path(self) -> Path:
         """What to name in a message about the whole of it."""
         return self.index or self.files[0].path
-
-    @property
-    def ties_head(self) -> bool:
-        """Whether a config.json beside it says that the head is the embedding; one that cannot be read says nothing.
-
-        Some kinds of model are tied where it says nothing: then the class has a head, and the files have none.
-        """
-        try:
-            config = read_json(self.path.parent / "config.json", MAX_MODEL_CONFIG)
-        except FileRefused:
-            return False
-        said, classes = config.get("tie_word_embeddings"), str(config.get("architectures"))
-        headless = not any(name.endswith("lm_head.weight") for name in self.holder)
-        return said is True or (said is None and headless and ("ForCausalLM" in classes or "LMHead" in classes))
 
     def spec(self, name: str) -> TensorSpec:
         """Return the shape, the type and the place of a tensor."""
