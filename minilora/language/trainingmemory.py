@@ -1,4 +1,4 @@
-"""The least that training a language model keeps in memory, line by line, from its sizes alone.
+"""How much memory training takes: the least, from a language model's sizes alone; and what is kept, on a model.
 
 A Llama decoder has in each of its layers seven matrices, and more arrays around them:
 
@@ -18,8 +18,8 @@ What a step keeps until its backward has used it, in numbers for each token and 
     their product            m                     only dW, or dA, of down needs it
 
 So an adapter saves no activation of its own matrix; it adds r. Only matrices without one save theirs, since a frozen
-linear layer keeps nothing. The layers of this library keep more, such as attention's T x T matrix:
-`minilora.layer.cache_bytes` counts what they keep.
+linear layer keeps nothing. The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` counts
+what they keep, and `parameter_bytes` the arrays of a model.
 
 Sources: Rajbhandari et al., "ZeRO", arXiv 1910.02054, section 3.1, for 16 bytes a number in full fine-tuning; Dettmers
 et al., "QLoRA", arXiv 2305.14314, section 3, for 4 bits and the constants of their blocks.
@@ -29,8 +29,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from ..checks import check_choice, check_flag, check_instance, check_integer, check_sizes
+from ..checks import Array, check_choice, check_flag, check_instance, check_integer, check_sizes, is_array
+from ..layer import Cache, Layer, arrays_of
 from ..layers.rotary import frequencies
 from .llamaconfig import LlamaConfig
 
@@ -124,3 +126,43 @@ def _kept_in_a_layer(config: LlamaConfig, targets: Sequence[str]) -> int:
     reads_first_norm, reads_second_norm = {"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}
     first, second = (d if names & set(targets) else 0 for names in (reads_first_norm, reads_second_norm))
     return 2 * d + attention + first + second + 2 * m + (m if "down_proj" in targets else 0)
+
+
+# --- measured on a model ------------------------------------------------------------------------------------------
+
+
+def parameter_bytes(model: Layer) -> int:
+    """Return how much memory a model's arrays take. What is tied counts once."""
+    return sum({id(array): array.nbytes for array in arrays_of(model)}.values())
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
+    own = {id(_owner(array)) for array in arrays_of(cache[0])}
+    kept: dict[int, int] = {}
+
+    def go(value: Any) -> None:
+        if isinstance(value, (tuple, list)):
+            for part in value:
+                go(part)
+        elif is_array(value):
+            array = _owner(getattr(value, "ids", value))  # one-hot rows keep their ids alone
+            kept[id(array)] = array.nbytes
+
+    go(cache)
+    return sum(size for key, size in kept.items() if key not in own)
+
+
+def _owner(array: Array) -> Array:
+    """Return the array whose memory a view looks at."""
+    return array if getattr(array, "base", None) is None or not is_array(array.base) else _owner(array.base)
+
+
+def megabytes(count: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{in_megabytes(count)} MB"
+
+
+def in_megabytes(count: int) -> str:
+    """Return bytes in MB."""
+    return f"{count / 1e6:,.1f}"

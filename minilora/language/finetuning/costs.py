@@ -12,9 +12,9 @@ from typing import Any
 
 from ...backend import Backend
 from ...checks import Array
-from ...guards.machinememory import memory
-from ...layer import cache_bytes, parameter_bytes
+from ...guards.machinememory import Memory, memory
 from ...training import EVALUATION_ROWS
+from ..trainingmemory import cache_bytes, parameter_bytes
 
 STEP = 2.5
 """A step's time as a multiple of its forward's: backward finds dx where the forward finds y, and dA, dB besides."""
@@ -83,45 +83,25 @@ def costs_of(model: Any, X: Array, where: Backend, threads: int, held_out: int) 
     )
 
 
-def held_against(costs: Costs, where: Backend, rows: int, workers: int) -> tuple[str, str]:
-    """Return the line that holds the memory against the machine's; and where it does not fit, what would.
+@dataclass(frozen=True)
+class Fit:
+    """A fine-tuning's memory beside the machine's, in bytes."""
 
-    `rows` is the number of windows of a part of the batch, and `workers` how many parts are computed at a time.
+    needed: int  # weights, state, activations and logits together
+    machine: Memory | None  # None where the system does not say; what is free has room for the weights again
+    micro_batch: int  # the largest part of a batch that fits, where the one asked for does not; 0 where none does
 
-    Raises
-    ------
-    ValueError
-        If the machine has less in all: the system would end the process in the first step.
-    """
-    windows = costs.at_once(rows * workers)
-    needed, there = costs.together(rows * workers), memory(where)
-    line = (
-        f"with weights {number(costs.weights)}, Adam and gradients {number(costs.state)}, "
-        f"logits {number(windows * costs.logits)}: {megabytes(needed)} together"
-    )
-    if there is None:
-        return line, ""
-    free = there.free + costs.weights  # which are taken already
-    line += f"; {number(free)} of {megabytes(there.whole)} are free"
-    room = ROOM * free
-    if needed <= room:
-        return line, ""
-    fitting = [n for n in range(1, rows) if costs.together(n * workers) <= room]
-    hint = (
-        f"--micro-batch {fitting[-1]} fits, and takes the same steps"
-        if fitting
-        else f"not even --micro-batch 1 fits; {'--workers 1' if workers > 1 else 'a smaller --length'} needs less"
-    )
-    if needed > there.whole:
-        raise ValueError(f"the training needs {megabytes(needed)} and the machine has {megabytes(there.whole)}: {hint}")
-    return line, f"the training needs {megabytes(needed)} of the {megabytes(free)} that are free: {hint}"
+    @property
+    def fits(self) -> bool:
+        """Whether it fits, as far as is known."""
+        return self.machine is None or self.needed <= ROOM * self.machine.free
 
 
-def megabytes(count: int) -> str:
-    """Return a number of bytes in words."""
-    return f"{number(count)} MB"
-
-
-def number(count: int) -> str:
-    """Return bytes in MB."""
-    return f"{count / 1e6:,.1f}"
+def fit(costs: Costs, where: Backend, rows: int, workers: int) -> Fit:
+    """Hold the memory against the machine's: of parts of `rows` windows, `workers` of them at a time."""
+    needed, machine = costs.together(rows * workers), memory(where)
+    if machine is None:
+        return Fit(needed, None, 0)
+    machine = Memory(machine.whole, machine.free + costs.weights)  # which are taken already
+    smaller = [n for n in range(1, rows) if costs.together(n * workers) <= ROOM * machine.free]
+    return Fit(needed, machine, smaller[-1] if smaller else 0)

@@ -35,11 +35,11 @@ class TrainingLoss:
     A step's parts may come in any order, from several threads: `math.fsum` is exact, so the mean has the same bits.
     """
 
-    def __init__(self, gradients: Gradients, step: int = 0, kept: dict[str, Any] | None = None) -> None:
+    def __init__(self, gradients: Gradients, step: int = 0, sums: dict[str, Any] | None = None) -> None:
         self.gradients, self.step = gradients, step
         self.workers = getattr(gradients, "workers", None)  # `train` measures losses on as many threads
         # As a checkpoint keeps it: the mean of each row by its step; the sum of the losses since, and their number.
-        self.kept = kept or {"rows": {}, "sum": 0.0, "targets": 0}
+        self.sums: dict[str, Any] = sums or {"rows": {}, "sum": 0.0, "targets": 0}
         self.began = self.ended = 0.0  # of the last call, in seconds
 
     def __call__(self, model: Any, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
@@ -55,21 +55,21 @@ class TrainingLoss:
 
         grads = self.gradients(model, x, y, noting)
         if self.step % LOG_EVERY == 0:
-            self.kept.update(sum=0.0, targets=0)
+            self.sums.update(sum=0.0, targets=0)
         self.step += 1
         counted = [(float(value), int(targets)) for value, targets in parts]
-        self.kept["sum"] += math.fsum(value * targets for value, targets in counted)
-        self.kept["targets"] += sum(targets for _, targets in counted)
-        if self.step % LOG_EVERY == 0 and self.kept["targets"]:
-            self.kept["rows"][str(self.step)] = self.kept["sum"] / self.kept["targets"]
+        self.sums["sum"] += math.fsum(value * targets for value, targets in counted)
+        self.sums["targets"] += sum(targets for _, targets in counted)
+        if self.step % LOG_EVERY == 0 and self.sums["targets"]:
+            self.sums["rows"][str(self.step)] = self.sums["sum"] / self.sums["targets"]
         self.ended = time.perf_counter()
         return grads
 
     def at(self, step: int) -> float:
         """Return the mean over the targets from the row before a step to the step; NaN where none was noted."""
-        if step == self.step and self.kept["targets"]:
-            return float(self.kept["sum"] / self.kept["targets"])
-        return float(self.kept["rows"].get(str(step), math.nan))
+        if step == self.step and self.sums["targets"]:
+            return float(self.sums["sum"] / self.sums["targets"])
+        return float(self.sums["rows"].get(str(step), math.nan))
 
 
 class Table:
@@ -91,9 +91,9 @@ class Table:
         self.steps, self.done, self.tokens, self.loss, self.measuring = steps, done, tokens, loss, measuring
         self.rows: list[tuple[int, float, float]] = []  # step, training loss (NaN where there is none), held-out loss
         self.since, self.since_step = 0.0, done  # when the last row was printed
-        self.said = 0.0  # when the last line was printed
+        self.written = 0.0  # when the last line was printed
         self.spent = 0.0  # seconds of all steps up to there, without the measuring
-        self._say("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
+        self._write("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
 
     def known(self, before: float, saved: Saved | None) -> None:
         """Print the rows that are known when the training begins: of the untrained adapter, and from a checkpoint."""
@@ -112,11 +112,13 @@ class Table:
         if state.history.epochs[-1:] == [step]:
             self.measured(step, state.history.losses[-1])
         elif step == self.done + 1 < self.steps:
-            left = duration(self._left(step, now - self.since))
-            self._say(f"      going by step {step}, the other {self.steps - step} take about {left}")
-        elif step < self.steps and now - self.said > QUIET:
-            left = duration(self._left(step, (self.spent + now - self.since) / (step - self.done)))
-            self._say(f"      after step {step} the training loss is {self.loss.at(step):.3f}; about {left} left")
+            remaining = duration(self._remaining(step, now - self.since))
+            self._write(f"      going by step {step}, the other {self.steps - step} take about {remaining}")
+        elif step < self.steps and now - self.written > QUIET:
+            remaining = duration(self._remaining(step, (self.spent + now - self.since) / (step - self.done)))
+            self._write(
+                f"      after step {step} the training loss is {self.loss.at(step):.3f}; about {remaining} left"
+            )
 
     def last(self, history: History) -> None:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
@@ -127,44 +129,35 @@ class Table:
     def measured(self, step: int, held_out: float) -> None:
         """Print a row of this run."""
         new, now = step - self.since_step, time.perf_counter()
-        speed = left = ""
+        speed = remaining = ""
         if new:
             took = self.loss.ended - self.since
             self.spent += took
             self.measuring = now - self.loss.ended
             self.since, self.since_step = now, step
             speed = f"{self.tokens * new / took:,.0f}"
-            left = duration(self._left(step, self.spent / (step - self.done)))
-        self._row(step, self.loss.at(step), held_out, speed, left)
+            remaining = duration(self._remaining(step, self.spent / (step - self.done)))
+        self._row(step, self.loss.at(step), held_out, speed, remaining)
 
-    def _left(self, step: int, a_step: float) -> float:
+    def _remaining(self, step: int, a_step: float) -> float:
         """Return the seconds that the steps after this one take, and measuring the loss at the rows to come."""
         return (self.steps - step) * a_step + rows_to_come(self.steps, step) * self.measuring
 
-    def _row(self, step: int, training: float, held_out: float, speed: str = "", left: str = "") -> None:
+    def _row(self, step: int, training: float, held_out: float, speed: str = "", remaining: str = "") -> None:
         self.rows.append((step, training, held_out))
         mean = "" if math.isnan(training) else f"{training:.3f}"
-        self._say(f"{step:4}  {mean:>8}  {held_out:13.3f}  {speed:>8}  {left:>9}".rstrip())
+        self._write(f"{step:4}  {mean:>8}  {held_out:13.3f}  {speed:>8}  {remaining:>9}".rstrip())
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         """Print a line now, above the progress bar where there is one."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        self.said = time.perf_counter()
+        self.written = time.perf_counter()
 
-    def best(self, kept: bool = False) -> str:
-        """Return a sentence about the lowest held-out loss, where it is not the last one's; or "".
-
-        A training that is kept in a checkpoint does not go back: to end earlier, another begins.
-        """
-        lowest = min(self.rows, key=lambda row: round(row[2], 3))
-        if round(lowest[2], 3) == round(self.rows[-1][2], 3):
-            return ""
-        return f"the held-out loss was lowest at step {lowest[0]}: {lowest[2]:.3f}" + (
-            f"; the same command with --steps {lowest[0]}{' and another --checkpoint' if kept else ''} ends there"
-            if lowest[0]
-            else ", before the training"
-        )
+    def lowest(self) -> tuple[int, float] | None:
+        """Return the step with the lowest held-out loss, and that loss; None where the last one's is as low."""
+        step, _, loss = min(self.rows, key=lambda row: round(row[2], 3))
+        return None if round(loss, 3) == round(self.rows[-1][2], 3) else (step, loss)
 
 
 def rows_to_come(steps: int, step: int) -> int:

@@ -1,12 +1,11 @@
-"""A fine-tuning that was stopped: what it was, where it stands, and the command that goes on.
+"""A fine-tuning that was stopped: what it was, and where it stands.
 
 Beside what `train` compares, a checkpoint of ``minilora finetune`` notes what was asked for, in the words of the
-command line. So another text or another rank is told before a model is loaded, and not by the shapes of arrays.
+command line. So another text or another rank is refused before a model is loaded, and not by the shapes of arrays.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 from collections.abc import Mapping
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ...backend import Backend
-from ...commands.options import model_path, target_modules
-from ...commands.streams import say, say_goes_on, say_interrupted
 from ...files.base.shards import MODEL_CONFIG, open_base
 from ...files.checkpoint import CheckpointError, Saved, read, refuse_another
 from ...guards.errors import printable
 from ...guards.tensorfile import open_regular
+from ..namedmodel import model_path
+from .recipe import Recipe
 
 SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize")
 """The options that must be the same, besides the text, the model, the layers and the backend."""
@@ -47,7 +46,7 @@ class Stopped:
         return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
 
 
-def stopped(path: Path | None) -> Stopped | None:
+def read_stopped(path: Path | None) -> Stopped | None:
     """Return what a checkpoint holds; None where there is none yet."""
     saved = read(path) if path is not None else None
     if saved is None:
@@ -63,15 +62,15 @@ def _has(value: Any, kinds: Mapping[str, type]) -> bool:
     return isinstance(value, dict) and all(type(value.get(name)) is kind for name, kind in kinds.items())
 
 
-def asked(options: argparse.Namespace, where: Backend) -> dict[str, Any]:
+def signature(recipe: Recipe, where: Backend) -> dict[str, Any]:
     """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
-    targets = target_modules(options)
+    targets = recipe.target_modules
     return {
-        "TEXT": mark(options.text),
-        "--model": model_mark(model_path(options)),
+        "TEXT": mark(recipe.text),
+        "--model": model_mark(model_path(recipe.model)),
         "--target-modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
         "--backend": where.name,
-        **{f"--{name.replace('_', '-')}": getattr(options, name) for name in SAME},
+        **{f"--{name.replace('_', '-')}": getattr(recipe, name) for name in SAME},
     }
 
 
@@ -94,16 +93,16 @@ def model_mark(model: Path) -> str:
     return mark(*files, ends=ENDS)
 
 
-def check_same(path: Path, found: Stopped, here: Mapping[str, Any], steps: int | None) -> None:
+def check_same(path: Path, stopped: Stopped, here: Mapping[str, Any], steps: int | None) -> None:
     """Refuse to go on where something else was asked for, in the user's words."""
     differences = []
     for name, value in here.items():
-        if name in found.asked and value != found.asked[name]:
-            there = found.asked[name]
+        if name in stopped.asked and value != stopped.asked[name]:
+            before = stopped.asked[name]
             another = {"TEXT": "the text is another", "--model": "the model is another"}
-            differences.append(another.get(name, f"{name} is {_shown(there)} there and {_shown(value)} here"))
-    if steps is not None and steps < found.saved.epoch:
-        differences.append(f"--steps is {steps} here, and {found.saved.epoch} are done there")
+            differences.append(another.get(name, f"{name} is {_shown(before)} there and {_shown(value)} here"))
+    if steps is not None and steps < stopped.saved.epoch:
+        differences.append(f"--steps is {steps} here, and {stopped.saved.epoch} are done there")
     refuse_another(path, differences)
 
 
@@ -111,15 +110,3 @@ def _shown(value: Any) -> str:
     if value is None:
         return "not given"
     return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)
-
-
-def say_stopped(options: argparse.Namespace) -> None:
-    """Tell that Ctrl-C ended the command, what is kept, and the command that goes on."""
-    say_interrupted()
-    path, found = options.checkpoint, stopped(options.checkpoint)
-    if path is None:
-        say("nothing is kept: with --checkpoint FILE the same command would go on from where it was")
-    elif found is None:
-        say(f"nothing is kept in {path} yet")
-    else:
-        say_goes_on(f"{found.where(options.steps)} is kept in {path}", options.typed)
