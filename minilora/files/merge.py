@@ -34,7 +34,7 @@ from tqdm import tqdm
 from ..checks import check_flag, check_path
 from ..guards.errors import FileRefused, short
 from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, read_start, same_bytes
-from ..guards.wholefiles import replaceable, synced, written_folder, written_whole
+from ..guards.wholefiles import is_new_or_empty, replaceable, synced, written_folder, written_whole
 from ..variants.dora import divisible
 from .base.companions import files_beside, write_beside
 from .base.orientation import layouts_of
@@ -262,7 +262,6 @@ def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
     if not os.access(parent, os.W_OK):
         raise ValueError(f"out {str(out)!r}: the folder {str(out.parent)!r} cannot be written")
-    exists = os.path.lexists(out)
     if base.index is None and not whole:
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
@@ -272,10 +271,10 @@ def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
                 raise ValueError(f"out {str(out)!r} is {what}, expected another file")
         replaceable(out)
         return
-    if exists and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+    if not is_new_or_empty(out):
         why = "the base is a model's folder" if whole else "the base has shards"
         raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: {why}")
-    if exists and (os.path.ismount(out) or out.samefile(".")):
+    if os.path.lexists(out) and (os.path.ismount(out) or out.samefile(".")):
         raise ValueError(
             f"out {str(out)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
         )

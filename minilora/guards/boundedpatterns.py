@@ -1,98 +1,133 @@
 r"""Names and regular expressions that came in a file: looked up as PEFT does, within a bound on the time.
 
-Most are plain: a module's path or its end, perhaps with ``\.`` for a dot, or with a bare ``.`` that stands for any
-character. Those are looked up in a dictionary, so that thousands of them on thousands of modules take no time. The
-others run in the `regex` package, whose matching can be stopped: a hostile regular expression can run for years.
+Promise: all patterns of a configuration take at most `MATCHING_SECONDS` of processor time, and little memory.
+Kept by: most are plain, a module's path or its end, perhaps with ``\.`` for a dot, or with a bare ``.`` that stands for
+any character; those are looked up in dictionaries, so that thousands of them on thousands of modules take no time. The
+others run in Python's `re`, as in PEFT, in a `BoundedProcess`: a hostile one can run for years.
+Shown by: tests/guards/test_boundedpatterns.py.
 """
 
 from __future__ import annotations
 
 import re
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import regex
-
+from .boundedprocess import BoundedProcess, BoundsExceeded
 from .errors import FileRefused, short
 
 MATCHING_SECONDS = 3.0
 """Processor time for all patterns of a configuration on all module paths."""
-MAX_PATTERN = 1000
-"""Characters of one regular expression."""
-MAX_SUBJECT = 10_000
-"""Characters of a module path that a regular expression is run on."""
-MAX_REPEATS = 10_000
-"""What the numbers in a regular expression's counted repeats, as {3} or {2,5}, may multiply to: each is unrolled."""
+MATCHING_MEMORY = 1 << 29
+"""Bytes that the process which runs regular expressions may fill; for those in use it takes 10 MB."""
+ANSWERS = Path(__file__).with_name("patternanswers.py")
 
 ESCAPED, SPECIAL = re.compile(r"\\(\W)"), re.compile(r"[\\^$|?*+(){}\[\]]")
 FLAGS = re.compile(r"((?:\(\?[aimsu]+\))*)(.*)", re.DOTALL)
-REPEAT = re.compile(r"\{(\d+(?:,\d*)?|,\d+)\}")
 
 
-class Clock:
-    """The time that is left for the patterns of one configuration."""
+class Matching:
+    """The patterns of one configuration at work on the paths of its modules, with one bound on the time.
+
+    Use it in a ``with`` statement, so that its process ends.
+
+    Parameters
+    ----------
+    path : Path
+        The configuration, for errors.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.end = path, time.process_time() + MATCHING_SECONDS
+        self.process = BoundedProcess(ANSWERS, seconds=0.0, memory=MATCHING_MEMORY)
 
-    def left(self, key: str) -> float:
-        """Return the seconds left; refuse to go on where there are none."""
-        left = self.end - time.process_time()
-        if left <= 0:
+    def __enter__(self) -> Matching:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.close()
+
+    def remaining(self, key: str) -> float:
+        """Return the seconds that remain; refuse to go on where there are none."""
+        remaining = self.end - time.process_time()
+        if remaining <= 0:
             raise FileRefused(
                 self.path,
                 f"{key}: matching takes more than {MATCHING_SECONDS:g} s. Name the modules by their whole paths, which "
                 "takes no time, or use simpler and fewer regular expressions",
             )
-        return left
+        return remaining
 
+    def named(self, key: str, names: Iterable[str], modules: Sequence[str]) -> list[bool]:
+        """Return of each module whether one of the names, in which no character has a special meaning, is its end."""
+        plain = _Plain()
+        for number, name in enumerate(names):
+            plain.add(name, (len(name),), number)
+        return [next(self._ends(key, plain, module), None) is not None for module in modules]
 
-class Patterns:
-    """Patterns in their order, of which the first that matches decides.
+    def whole(self, key: str, pattern: str, modules: Sequence[str]) -> list[bool]:
+        """Return of each module whether an expression matches its whole path."""
+        paths = [(module, None) for module in modules]
+        return [match is not None for match in self._run(key, [(0, pattern)], [pattern], paths, "fullmatch")]
 
-    Parameters
-    ----------
-    clock : Clock
-        The time that they may take.
-    key : str
-        Where they stand in the configuration, for errors.
-    patterns : iterable of str
-        Each for a module's path or, from a dot on, the end of one.
-    literal : bool
-        Whether they are names, in which no character has a special meaning.
-    """
+    def layers(
+        self, key: str, patterns: Sequence[str], shown: Sequence[str], modules: Sequence[str]
+    ) -> list[str | None]:
+        """Return of each module the group ``layer`` of the first expression that matches the path from its start."""
+        paths = [(module, None) for module in modules]
+        return [match and match[1] for match in self._run(key, list(enumerate(patterns)), shown, paths, "match")]
 
-    def __init__(self, clock: Clock, key: str, patterns: Iterable[str], *, literal: bool = False) -> None:
-        self.clock, self.key = clock, key
-        self.whole, self.ends = _Plain(), _Plain()
-        self.others: list[tuple[int, regex.Pattern[str]]] = []
+    def first(self, key: str, patterns: Iterable[str], modules: Sequence[str]) -> list[int | None]:
+        """Return of each module the number of the first pattern that matches its path, or from a dot on its end."""
+        wholes, ends, patterns = _Plain(), _Plain(), list(patterns)
+        others: list[tuple[int, str]] = []
         for number, pattern in enumerate(patterns):
-            plain = (False, pattern, (len(pattern),)) if literal else _plain(pattern)
+            plain = _plain(pattern)
             if plain:
-                whole, text, lengths = plain
-                (self.whole if whole else self.ends).add(text, lengths, number)
-            else:
-                check_length(clock, key, pattern)
+                is_whole, text, lengths = plain
+                (wholes if is_whole else ends).add(text, lengths, number)
+            else:  # PEFT's own expression, for its `match`: "a|b)(" tells the difference to another's `fullmatch`
                 flags, rest = FLAGS.fullmatch(pattern).groups()  # type: ignore[union-attr]
-                self.others.append((number, compiled(clock, key, rf"{flags}(.*\.)?({rest})$", shown=pattern)))
+                others.append((number, rf"{flags}(.*\.)?({rest})$"))
+        numbers = [min([*wholes.find(m), *self._ends(key, ends, m)], default=None) for m in modules]
+        if not others:
+            return numbers
+        matches = self._run(key, others, patterns, list(zip(modules, numbers, strict=True)), "match")
+        return [number if match is None else match[0] for number, match in zip(numbers, matches, strict=True)]
 
-    def first(self, module: str) -> int | None:
-        """Return the number of the first pattern that matches a module's path, None where none does."""
-        self.clock.left(self.key)
-        found = [*self.whole.find(module)]
-        for start in re.finditer(r"^|\.", module):  # of "enc.fc" itself, and of its end "fc"
-            if len(module) - start.end() in self.ends.by_length:  # a long path has too many ends to cut them all out
-                found += self.ends.find(module[start.end() :])
-        first = min(found, default=None)
-        for number, pattern in self.others:
-            if first is not None and number > first:
-                break
-            # PEFT's own call. `match` and `$` where another would write `fullmatch`: "a|b)(" tells the difference.
-            if matched(self.clock, self.key, pattern.match, module):
-                return number
+    def _ends(self, key: str, plain: _Plain, module: str) -> Iterator[int]:
+        """Yield the numbers of the patterns that match a path or, from a dot on, its end: "enc.fc" and "fc"."""
+        self.remaining(key)
+        for start in re.finditer(r"^|\.", module):
+            if len(module) - start.end() in plain.by_length:  # a long path has too many ends to cut them all out
+                yield from plain.find(module[start.end() :])
+
+    def _run(
+        self,
+        key: str,
+        patterns: list[tuple[int, str]],
+        shown: Sequence[str],
+        paths: Sequence[tuple[str, int | None]],
+        how: str,
+    ) -> list[tuple[int, str | None] | None]:
+        """Let the process answer, within the time that remains; refuse what is no expression, and what takes longer."""
+        if not paths:
+            return []
+        before = self.process.used if self.process.runs else 0.0
+        self.process.seconds = before + self.remaining(key)
+        try:
+            answer = self.process.ask({"patterns": patterns, "paths": list(paths), "how": how})
+        except BoundsExceeded as error:
+            if self.process.used > self.process.seconds:
+                self.end = 0.0
+                self.remaining(key)
+            raise FileRefused(self.path, f"{key}: matching cannot be done: {error}") from None
+        self.end -= self.process.used - before
+        if "error" in answer:
+            text = shown[answer["number"]]
+            raise FileRefused(self.path, f"{key}: {short(text)} is not a regular expression: {answer['error']}")
+        first: list[tuple[int, str | None] | None] = answer["first"]
         return first
 
 
@@ -137,51 +172,3 @@ def _plain(pattern: str) -> tuple[bool, str, tuple[int, ...]] | None:
     if SPECIAL.search(bare):
         return None
     return whole, ESCAPED.sub(r"\1", rest), tuple(map(len, bare.split(".")))
-
-
-def check_length(clock: Clock, key: str, pattern: str) -> None:
-    """Refuse a regular expression that is too long, before anything runs over it."""
-    if len(pattern) > MAX_PATTERN:
-        raise FileRefused(clock.path, f"{key}: {short(pattern)} has {len(pattern)} characters, over {MAX_PATTERN}")
-
-
-def compiled(clock: Clock, key: str, pattern: str, *, shown: str) -> regex.Pattern[str]:
-    """Compile a regular expression; refuse one that PEFT's engine, Python's `re`, refuses or reads otherwise."""
-    clock.left(key)
-    check_length(clock, key, shown)
-    bare = re.sub(r"\\.", "_", pattern, flags=re.DOTALL)
-    repeats = 1
-    for count in REPEAT.findall(bare):
-        repeats *= max(1, *(int(number or 1) for number in count.split(",")))
-    if repeats > MAX_REPEATS:
-        raise FileRefused(
-            clock.path, f"{key}: the counts in {short(shown)} multiply to {repeats:.0e}, over {MAX_REPEATS:,}"
-        )
-    # `regex` reads these otherwise: an approximate match, a class by its name, spaces within a count.
-    for sign, found in (
-        ("{", "{" in REPEAT.sub("", bare)),
-        ("[:", "[:" in bare),
-        ("(?x)", re.search(r"\(\?[a-z-]*x", bare)),
-    ):
-        if found:
-            raise FileRefused(clock.path, f"{key}: {short(shown)} holds {sign!r}, which is not supported")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of what a later Python may read differently
-            re.compile(pattern)
-        return regex.compile(pattern, regex.V0, cache_pattern=False)
-    except (re.error, regex.error, Warning, RecursionError, OverflowError) as error:
-        raise FileRefused(clock.path, f"{key}: {short(shown)} is not a regular expression: {error}") from error
-
-
-def matched(clock: Clock, key: str, match: Callable[..., Any], module: str) -> Any:
-    """Return what a pattern's `match` or `fullmatch` finds in a path; refuse to wait longer than the clock says."""
-    if len(module) > MAX_SUBJECT:
-        raise FileRefused(
-            clock.path, f"{key}: the path {short(module)} is too long for a regular expression; name it as it is"
-        )
-    try:
-        return match(module, timeout=clock.left(key))
-    except TimeoutError:
-        clock.end = 0.0
-    return clock.left(key)  # which raises

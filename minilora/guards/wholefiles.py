@@ -132,6 +132,11 @@ def _settle(paths: Iterable[Path]) -> None:
             ready.unlink()
 
 
+def is_new_or_empty(path: Path) -> bool:
+    """Return whether a folder can be written at a path without a loss: a new name, or an empty folder itself."""
+    return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+
+
 @contextlib.contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
     """Make a folder to write into that takes its place at `path`, new or empty, when it is complete.

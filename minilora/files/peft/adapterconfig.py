@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...guards.boundedpatterns import Clock, Patterns, compiled, matched
+from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
 from ...guards.tensorfile import parse_json, read_whole
 from ...variants.scaling import scaling
@@ -118,47 +118,46 @@ class PeftConfig:
 
     def layers(self, modules: list[str]) -> dict[str, LayerConfig]:
         """Return what it says of each module; refuse modules that it does not give an adapter."""
-        clock = Clock(self.path)
-        self._check_targets(clock, modules)
-        ranks = Patterns(clock, "rank_pattern", self.rank_pattern)
-        alphas = Patterns(clock, "alpha_pattern", self.alpha_pattern)
+        with Matching(self.path) as matching:
+            self._check_targets(matching, modules)
+            ranks = matching.first("rank_pattern", self.rank_pattern, modules)
+            alphas = matching.first("alpha_pattern", self.alpha_pattern, modules)
         exceptional_ranks, exceptional_alphas = list(self.rank_pattern.values()), list(self.alpha_pattern.values())
-        found = {}
-        for module in modules:
-            rank, alpha = ranks.first(module), alphas.first(module)
+        layers = {}
+        for module, rank, alpha in zip(modules, ranks, alphas, strict=True):
             # Where no pattern matches, PEFT still takes one that is the path letter for letter.
             r = self.rank_pattern.get(module, self.r) if rank is None else exceptional_ranks[rank]
             a = self.alpha_pattern.get(module, self.lora_alpha) if alpha is None else exceptional_alphas[alpha]
-            found[module] = LayerConfig(r, a, self.use_rslora)
-        return found
+            layers[module] = LayerConfig(r, a, self.use_rslora)
+        return layers
 
-    def _check_layers(self, clock: Clock, modules: list[str]) -> None:
+    def _check_layers(self, matching: Matching, modules: list[str]) -> None:
         """Refuse tensors of layers that PEFT would pass over: those whose number is not in `layers_to_transform`."""
-        key, wanted = "layers_pattern", {str(number) for number in self.layers_to_transform}
-        texts = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in self.layers_pattern]
-        patterns = [compiled(clock, key, t, shown=p) for t, p in zip(texts, self.layers_pattern, strict=True)]
-        patterns = patterns or [compiled(clock, key, r".*?\.[^.]*\.(?P<layer>\d+)\.", shown="")]
-        for module in modules:
-            found = (matched(clock, key, pattern.match, module) for pattern in patterns)
-            match = next((match for match in found if match), None)
-            if match is None or (match["layer"].lstrip("0") or "0") not in wanted:
+        wanted = {str(number) for number in self.layers_to_transform}
+        patterns = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in self.layers_pattern]
+        patterns = patterns or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
+        numbers = matching.layers("layers_pattern", patterns, self.layers_pattern, modules)
+        for module, number in zip(modules, numbers, strict=True):
+            if number is None or (number.lstrip("0") or "0") not in wanted:
                 raise FileRefused(
                     self.path, f"layers_to_transform does not name the layer of {short(module)}, which has tensors"
                 )
 
-    def _check_targets(self, clock: Clock, modules: list[str]) -> None:
+    def _check_targets(self, matching: Matching, modules: list[str]) -> None:
         """Refuse tensors of modules that PEFT would pass over, without a word about their tensors."""
         targets = self.target_modules
         if targets != "all-linear":
-            stranger = next((m for m, named in _named(clock, "target_modules", targets, modules) if not named), None)
+            named = _named(matching, "target_modules", targets, modules)
+            stranger = next((module for module, is_named in zip(modules, named, strict=True) if not is_named), None)
             if stranger is not None:
                 raise FileRefused(
                     self.path, f"target_modules does not name {short(stranger)}, for which there are tensors"
                 )
             if isinstance(targets, list) and self.layers_to_transform:
                 whole = set(targets)
-                self._check_layers(clock, [module for module in modules if module not in whole])
-        excluded = next((m for m, named in _named(clock, "exclude_modules", self.excludes, modules) if named), None)
+                self._check_layers(matching, [module for module in modules if module not in whole])
+        named = _named(matching, "exclude_modules", self.excludes, modules)
+        excluded = next((module for module, is_named in zip(modules, named, strict=True) if is_named), None)
         if excluded is not None:
             raise FileRefused(self.path, f"exclude_modules names {short(excluded)}, for which there are tensors")
 
@@ -170,14 +169,9 @@ def _integers(path: Path, key: str, value: Any) -> list[int]:
     return numbers
 
 
-def _named(clock: Clock, key: str, names: list[str] | str, modules: list[str]) -> Iterator[tuple[str, bool]]:
-    """Yield each module, and whether one of the names is its end, or the one regular expression matches it."""
-    if isinstance(names, str):
-        pattern = compiled(clock, key, names, shown=names)
-        yield from ((module, bool(matched(clock, key, pattern.fullmatch, module))) for module in modules)
-    elif names:
-        listed = Patterns(clock, key, names, literal=True)
-        yield from ((module, listed.first(module) is not None) for module in modules)
+def _named(matching: Matching, key: str, names: list[str] | str, modules: list[str]) -> list[bool]:
+    """Return of each module whether one of the names is its end, or the one regular expression matches it."""
+    return matching.whole(key, names, modules) if isinstance(names, str) else matching.named(key, names, modules)
 
 
 def read_config(path: Path) -> PeftConfig:

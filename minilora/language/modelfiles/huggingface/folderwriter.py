@@ -22,7 +22,7 @@ from ....checks import Array, check_instance, check_path, dtype_name
 from ....files.base.shards import MODEL_CONFIG, SINGLE_NAME
 from ....guards.errors import FileRefused
 from ....guards.tensorfile import tensor_header
-from ....guards.wholefiles import synced, written_folder
+from ....guards.wholefiles import is_new_or_empty, synced, written_folder
 from ....layer import walk
 from ....layers.quantized import QuantizedLinear
 from ....layers.rotary import frequencies
@@ -156,5 +156,5 @@ def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds something, or that cannot be made."""
     if not os.path.isdir(folder.absolute().parent):
         raise ValueError(f"folder {str(folder)!r}: there is no folder {str(folder.parent)!r}")
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+    if not is_new_or_empty(folder):
         raise ValueError(f"folder {str(folder)!r} exists, expected one that is empty or new")

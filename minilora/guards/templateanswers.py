@@ -1,15 +1,12 @@
-"""The process that renders chat templates: jinja2, with what transformers gives a template.
+"""Chat templates rendered by jinja2, in the process of a `minilora.guards.boundedprocess`, which bounds them.
 
-Its first line of input has the templates, each other one a conversation; each line of output answers one. It is run as
-a script of its own and imports nothing of this package, so that it starts in a tenth of a second and fills little.
-`minilora.language.chattemplate` starts it, talks to it, and bounds its time and its memory.
+The sandbox of jinja2 keeps a template from files and from Python's insides; time and memory it does not bound. A
+template finds here what transformers gives it. This file imports nothing of the package.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -31,8 +28,8 @@ class Generation(Extension):
     def parse(self, parser: Any) -> list[nodes.Node]:
         """Return what stands between the two tags."""
         next(parser.stream)
-        found: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return found
+        inside: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return inside
 
 
 class Names(Namespace):
@@ -87,11 +84,27 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-def answer(templates: dict[str, Any], values: dict[str, Any]) -> dict[str, str]:
-    """Return a conversation as a text, or why it is none."""
-    name = "tool_use" if values.get("tools") and "tool_use" in templates else "default"
+TEMPLATES: dict[str, Any] = {}
+"""The model's templates, by name."""
+
+
+def answer(question: dict[str, Any]) -> dict[str, str]:
+    """Take templates, the first question, or return a conversation as a text; or why it is none."""
     try:
-        text = templates[name].render(**values)
+        if "templates" in question:
+            made = environment()
+            TEMPLATES.update({name: made.from_string(source) for name, source in question["templates"].items()})
+            return {}
+    except Exception as error:
+        return {"error": f"it is no template: {error}"[:1000]}
+    return rendered(question)
+
+
+def rendered(values: dict[str, Any]) -> dict[str, str]:
+    """Return a conversation as a text, or why it is none."""
+    name = "tool_use" if values.get("tools") and "tool_use" in TEMPLATES else "default"
+    try:
+        text = TEMPLATES[name].render(**values)
         if len(text) > MOST_LETTERS:
             return {"error": f"it writes {len(text):,} letters, expected at most {MOST_LETTERS:,}"}
         return {"text": text}
@@ -99,27 +112,3 @@ def answer(templates: dict[str, Any], values: dict[str, Any]) -> dict[str, str]:
         return {"error": f"it says: {error}"[:1000]}
     except Exception as error:  # whatever a template does: divide by zero, nest too deeply, need more memory
         return {"error": f"it fails with {type(error).__name__}: {error}"[:1000]}
-
-
-def main() -> None:
-    """Say which process this is, read the templates, then answer until the input ends."""
-    lines, out = sys.stdin.buffer, sys.stdout.buffer
-
-    def say(told: dict[str, Any]) -> None:
-        out.write(json.dumps(told).encode() + b"\n")
-        out.flush()
-
-    say({"pid": os.getpid()})  # on Windows not that of the process that was started
-    try:
-        made = environment()
-        templates = {name: made.from_string(source) for name, source in json.loads(lines.readline()).items()}
-    except Exception as error:
-        say({"error": f"it is no template: {error}"[:1000]})
-        return
-    say({})
-    for line in lines:
-        say(answer(templates, json.loads(line)))
-
-
-if __name__ == "__main__":
-    main()
