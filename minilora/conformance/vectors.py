@@ -269,7 +269,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
     FileRefused
         If a file is not sound.
     """
-    from ..guards.tensorfile import read_json
+    from ..guards.inputfiles import read_json
 
     version = read_json(folder / "index.json", 1 << 24).get("minilora")
     if version != __version__:

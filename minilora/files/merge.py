@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from ..checks import check_flag, check_path
 from ..guards.errors import FileRefused, short
-from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, read_start, same_bytes
+from ..guards.inputfiles import read_start
+from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, same_bytes
 from ..guards.wholefiles import is_new_or_empty, replaceable, synced, written_folder, written_whole
 from ..variants.dora import divisible
 from .base.companions import files_beside, write_beside

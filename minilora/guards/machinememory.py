@@ -1,8 +1,12 @@
-"""How much memory the machine lets this process have."""
+"""How much memory the machine lets this process have.
+
+Promise: a training that the machine cannot hold is refused before it begins, in a container too.
+Kept by: psutil's count of the machine's memory, and the limits of Linux's control groups, which psutil does not read.
+Shown by: tests/guards/test_machinememory.py.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +17,7 @@ FILES = {  # of a group's folder, in the two versions: its limit, its use, and t
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-MEMINFO, OWN = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+OWN = Path("/proc/self/cgroup")
 
 
 class Memory(NamedTuple):
@@ -24,28 +28,18 @@ class Memory(NamedTuple):
 
 
 def memory(where: Any) -> Memory | None:
-    """Return the memory in which a backend's arrays live; None where the system does not say."""
+    """Return the memory in which a backend's arrays live; None where a device does not say."""
     if where.name != "numpy":
         try:
             free, whole = where.xp.cuda.runtime.memGetInfo()
         except Exception:  # a line of text is no reason to stop, and a library in CuPy's place may have none
             return None
         return Memory(int(whole), int(free))
-    try:
-        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
-    here = [Memory(whole, min(whole, _available() or whole)), *_groups()]
-    return Memory(min(one.whole for one in here), min(one.free for one in here))
+    import psutil  # when it is asked for: few commands do
 
-
-def _available() -> int | None:
-    """Return what Linux can give to a process without swapping; None elsewhere."""
-    try:
-        lines = MEMINFO.read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
+    system = psutil.virtual_memory()
+    limits = [Memory(system.total, system.available), *_groups()]
+    return Memory(min(limit.whole for limit in limits), min(limit.free for limit in limits))
 
 
 def _groups() -> Iterator[Memory]:

@@ -1,14 +1,13 @@
 """Files that are written whole or not at all, also where two processes write them at once.
 
-A file is written beside its target, under a name that no other process has, and takes the target's place by one
-rename. The order is: file to the disk (fsync), rename, folder to the disk. A crash leaves the old file or the new one.
-
-Where the system has `flock` (Linux, macOS), two more things hold. Renames within a folder take turns, so that a target
-that someone else replaced in the meantime is noticed. And each unfinished file is locked by the process that writes
-it: one that nobody holds is the remains of a killed process, and the next writer of that target deletes it.
-
-The folder is locked for the renames alone, and not while a file is written. Renames take milliseconds. Writing takes
-seconds, and a merge minutes, during which nobody else could use the folder.
+Promise: a crash or a kill at any moment leaves the old file or the new one, of a set the old set or the new one, and of
+a folder all or nothing; what a killed process has left is deleted by the next that writes there.
+Kept by: a file is written beside its target, under a name that no other process has, and takes the target's place by
+one rename, in the order: file to the disk (fsync), rename, folder to the disk. Renames of a folder take turns, see
+`minilora.guards.folderlocks`, so that a target that someone else replaced in the meantime is noticed; the folder is
+locked for the renames alone, which take milliseconds, and not while a file is written. Each unfinished file is locked
+by the process that writes it: one that nobody holds is the remains of a killed process.
+Shown by: tests/guards/test_wholefiles.py.
 """
 
 from __future__ import annotations
@@ -18,21 +17,17 @@ import os
 import secrets
 import shutil
 import stat
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import FileRefused
+from .folderlocks import locked
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-LOCK_SECONDS = 10.0
-"""How long a writer waits for others to finish their renames. A rename takes milliseconds."""
 
 
 @contextlib.contextmanager
@@ -195,48 +190,6 @@ def replaceable(path: Path) -> tuple[int, ...] | None:
 def identity(found: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file is replaced, or written to."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-@contextlib.contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Keep other writers out of a folder, and where not `shared` readers too. Where there are no locks, do nothing.
-
-    The lock is on the folder itself: it leaves no file behind, it ends with the process that holds it, and readers
-    share it. A lock file, as the package `filelock` makes it, stays in the folder, cannot be made by those who may only
-    read there, and is not shared.
-
-    Raises
-    ------
-    FileRefused
-        If another process keeps the lock for longer than `LOCK_SECONDS`.
-    """
-    try:
-        handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    except OSError:
-        if not shared:
-            raise
-        handle = None  # a folder whose files may be read, but not their list
-    if handle is None:
-        yield
-        return
-    try:
-        _wait_for_lock(handle, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _wait_for_lock(handle: int, folder: Path, kind: int) -> None:
-    end = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(handle, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise FileRefused(folder, f"another process has kept it locked for {LOCK_SECONDS:g} s") from None
-            time.sleep(0.002)
-        except OSError:  # a file system without locks
-            return None
 
 
 def _prefix(path: Path) -> str:

@@ -23,7 +23,7 @@ from ..checks import check_path
 from ..files.base.shards import MAX_MODEL_CONFIG
 from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
 from ..guards.errors import FileRefused, needed, short
-from ..guards.tensorfile import open_regular, read_json, read_whole
+from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .tokenizer import BESIDE, token_text
 

@@ -21,7 +21,7 @@ from typing import Any
 from ..checks import check_path
 from ..files.base.shards import MAX_MODEL_CONFIG
 from ..guards.errors import FileRefused, needed, short
-from ..guards.tensorfile import open_regular, read_json, read_whole
+from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .modelfiles.supportedsettings import GGUF_TOKENIZER
 

@@ -268,7 +268,8 @@ def test_the_time_of_one_question_is_gone_for_the_next(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "[" * 999, "(?R)?a", "(a)(?i)b", r"\p{L}+", "[[:alpha:]]", "(?x)(a)", "(" * 9000 + "a" + ")" * 9000]
+    "pattern",
+    ["(", "[" * 999, "(?R)?a", "(a)(?i)b", r"\p{L}+", "[[:alpha:]]", "(?x)(a)", "(" * 9000 + "a" + ")" * 9000],
 )
 def test_what_pefts_engine_refuses_is_refused(tmp_path, pattern):
     shown = re.escape(repr(pattern)) if len(pattern) < 100 else ".*"

@@ -20,8 +20,9 @@ from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.adapterfolder import AdapterFolder
 from minilora.guards import wholefiles as writing
+from minilora.guards.folderlocks import locked
 from minilora.guards.tensorfile import TensorFile
-from minilora.guards.wholefiles import locked, places, written_folder, written_together, written_whole
+from minilora.guards.wholefiles import places, written_folder, written_together, written_whole
 
 ROOT = Path(__file__).parents[2]
 CONFIG, WEIGHTS, READY = "adapter_config.json", "adapter_model.safetensors", ".minilora-ready-"

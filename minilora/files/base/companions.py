@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...guards.tensorfile import json_bytes, open_regular, read_json
+from ...guards.inputfiles import json_bytes, open_regular, read_json
 from ...guards.wholefiles import synced
 from ..peft.adapterconfig import CONFIG_NAME
 from .shards import MAX_MODEL_CONFIG, MODEL_CONFIG

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...guards.errors import FileRefused, short
-from ...guards.tensorfile import TensorFile, TensorSpec, member, parse_json, read_whole
+from ...guards.inputfiles import member, parse_json, read_whole
+from ...guards.tensorfile import TensorFile, TensorSpec
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MODEL_CONFIG = "config.json"

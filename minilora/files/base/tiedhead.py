@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...guards.errors import FileRefused
-from ...guards.tensorfile import json_bytes, parse_json, read_json
+from ...guards.inputfiles import json_bytes, parse_json, read_json
 from .shards import MAX_MODEL_CONFIG, MODEL_CONFIG, Base
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
-from ...guards.tensorfile import parse_json, read_whole
+from ...guards.inputfiles import parse_json, read_whole
 from ...variants.scaling import scaling
 from ...variants.variant import LORA, VARIANTS, Variant
 

@@ -13,8 +13,10 @@ from typing import BinaryIO
 import numpy as np
 
 from ...guards.errors import FileRefused, hub_hint, short
-from ...guards.tensorfile import TensorFile, member
-from ...guards.wholefiles import locked, places
+from ...guards.folderlocks import locked
+from ...guards.inputfiles import member
+from ...guards.tensorfile import TensorFile
+from ...guards.wholefiles import places
 from ...variants.variant import DORA
 from .adapterconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .adapterkeys import Form, check_arrays, check_variant, forms_of, with_base

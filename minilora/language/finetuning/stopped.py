@@ -17,7 +17,7 @@ from ...backend import Backend
 from ...files.base.shards import MODEL_CONFIG, open_base
 from ...files.checkpoint import CheckpointError, Saved, read, refuse_another
 from ...guards.errors import printable
-from ...guards.tensorfile import open_regular
+from ...guards.inputfiles import open_regular
 from ..namedmodel import model_path
 from .recipe import Recipe
 

@@ -23,7 +23,8 @@ import numpy as np
 from ...backend import Backend, backend_or_numpy
 from ...checks import Array, check_flag, check_path
 from ...guards.errors import FileRefused, short
-from ...guards.tensorfile import in_dtype, open_regular
+from ...guards.inputfiles import open_regular
+from ...guards.tensorfile import in_dtype
 from ...layer import rebuild
 from ...layers.quantized import CodedLinear
 from ..llamaconfig import LlamaConfig

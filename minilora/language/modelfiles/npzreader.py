@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...guards.errors import FileRefused, short
-from ...guards.tensorfile import parse_json
+from ...guards.inputfiles import parse_json
 from ...layers.rotary import halves_from_interleaved
 from ..llamaconfig import LlamaConfig
 from .huggingface.configjson import parse_config

@@ -13,7 +13,8 @@ from ....files.base.shards import MAX_MODEL_CONFIG, MODEL_CONFIG, Base, open_bas
 from ....files.base.tiedhead import EMBEDDING, HEAD_WEIGHT
 from ....files.peft.adapterconfig import CONFIG_NAME
 from ....guards.errors import FileRefused, short
-from ....guards.tensorfile import FLOATS, read_json, same_bytes
+from ....guards.inputfiles import read_json
+from ....guards.tensorfile import FLOATS, same_bytes
 from ....layers.quantized import CodedLinear
 from ...llamaconfig import LlamaConfig
 from .configjson import parse_config

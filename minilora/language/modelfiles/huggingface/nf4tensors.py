@@ -29,7 +29,7 @@ from ....checks import check_number, check_sizes
 from ....files.base.shards import NF4_STATE, Base
 from ....files.base.tiedhead import HEAD
 from ....guards.errors import FileRefused, short
-from ....guards.tensorfile import parse_json
+from ....guards.inputfiles import parse_json
 from ....layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
 from ....layers.quantized import QuantizedLinear
 from ..supportedsettings import QUANTIZATION, check_settings
