@@ -24,9 +24,9 @@ MORE = (
     "language.chattemplate",
     "language.examples",
     "language.generation",
-    "language.llamasave",
-    "language.memory",
-    "language.modelfiles.ggufblocks",
+    "language.modelfiles.huggingface.folderwriter",
+    "language.trainingmemory",
+    "language.modelfiles.gguf.ggufblocks",
     "language.text",
     "language.tokenizer",
     "layer",
@@ -114,7 +114,7 @@ PYTHON = {
     "layer.rebuild": "array=<lambda>, layer=<lambda>",
     "layer.parameter_count": "trained=False",
     "models.generate.generate": "temperature=0.0, top_p=1.0, rng=None, end=()",
-    "models.memory.training_memory": (
+    "language.trainingmemory.training_memory": (
         "rank=None, targets=('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'), "
         "bits=16, recompute=False"
     ),

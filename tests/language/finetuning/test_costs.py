@@ -53,7 +53,7 @@ def test_the_memory_is_that_of_the_whole_batch(adapted, length, threads):
 @given(rows=st.integers(1, 200), workers=st.integers(1, 3), free=st.integers(0, 40_000_000))
 @settings(max_examples=50, deadline=None)
 def test_the_micro_batch_named_is_the_largest_that_fits(rows, workers, free):
-    cost = costs.Costs(weights=1000, state=500, kept=(90_000, 80_000), logits=20_000, forward=1.0, measured=4)
+    cost = costs.Costs(weights=1000, state=500, caches=(90_000, 80_000), logits=20_000, forward=1.0, measured=4)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(costs, "memory", lambda where: machine.Memory(10**9, free))
         fit = costs.fit(cost, get_backend("numpy"), rows, workers)
