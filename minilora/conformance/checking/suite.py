@@ -22,8 +22,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
-"conv1d", "conv2d", "dropout", "nf4", "mixed" and "fused". `minilora.conformance.kinds` has their shapes, and their
-functions take more:
+"conv1d", "conv2d", "dropout", "nf4", "mixed" and "fused". `problems.kinds` has their shapes, and their functions take
+more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
@@ -54,21 +54,21 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_choice
-from . import judges
-from .bugs import Bug
+from ...checks import check_choice
+from ..bugs.diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
+from ..bugs.table import Bug
+from ..bugs.wrong_arrays import HALVES, pattern
+from ..problems.kinds import AGAIN, DECLARED, SETS, Images
+from ..problems.mixed import Mixed
+from ..problems.problem import Arrays, Problem
+from ..problems.reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn, round_to
+from ..problems.slots import Fused
+from . import behaviour as judges
 from .calling import Watch, answers, forward, spelled, suited
-from .diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
 from .edges import EDGES
-from .fourbits import FOUR_BITS
-from .kinds import AGAIN, DECLARED, SETS, Images
-from .mixed import Mixed
-from .outputs import OUTPUT_DTYPE, OUTPUTS
-from .patterns import HALVES, pattern
-from .problems import Arrays, Problem
-from .reference import QUANTITIES, SCALINGS, TINY, TOLERANCE, UNIT, Formulas, Trial, drawn, round_to
+from .output_dtype import OUTPUT_DTYPE, OUTPUTS
+from .packing import FOUR_BITS
 from .report import CANNOT_BE_TOLD, NOT_FAILED, CannotRun, Outcome, Report, id_of
-from .slots import Fused
 
 CONTRACT = (
     *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),
@@ -349,7 +349,7 @@ def judge_numbers(
     report : Report
         It gets the claims "forward", "scaling", "slope" and "merge".
     kind : str
-        Of the problems, as `minilora.conformance.kinds.SETS` has it.
+        Of the problems, as `minilora.conformance.problems.kinds.SETS` has it.
     trials : sequence of Trial
         The problems, all of one precision.
     found : sequence of dict

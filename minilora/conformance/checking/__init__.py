@@ -1,0 +1,11 @@
+"""An implementation held against the formulas.
+
+- `suite`: `check`, and what an implementation is
+- `calling`: calls an implementation's functions, and notes what they do beside
+- `behaviour`: the claims that compare no layer's numbers: the start, Adam, the frozen base, merged and back
+- `edges`: the claims about what an implementation may refuse: no rows, more axes, an alpha of 0
+- `packing`: the claims about `pack` and `unpack`, of a layer in NF4
+- `output_dtype`: the claim about the output's precision, of a layer in bfloat16 with factors in float32
+- `report`: what `check` returns, with an id for each claim and problem
+- `xfails`: failures that are known, in a file that an adopter keeps
+"""
