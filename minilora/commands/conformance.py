@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _required(text: str | None) -> list[str]:
     """Return the claims that ``--require`` names, with spaces or hyphens."""
-    from ..conformance.checking.suite import CONTRACT, FURTHER
+    from ..conformance.checking.contract import CONTRACT, FURTHER
 
     claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
     there = [*CONTRACT, *(claim for more in FURTHER.values() for claim in more)]

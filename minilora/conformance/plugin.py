@@ -17,8 +17,9 @@ import pytest
 
 from ..guards.errors import printable
 from .checking import xfails
+from .checking.contract import ids
 from .checking.report import CannotRun, Outcome, Report
-from .checking.suite import check, ids
+from .checking.suite import check
 from .running.target import imported
 
 HELD = pytest.StashKey["Held"]()

@@ -33,8 +33,9 @@ from .. import __version__
 from .bugs.diagnoses import listed
 from .bugs.table import BUGS, Bug, bugs_of
 from .checking.behaviour import adam_verdict
+from .checking.comparing import judge_numbers, outcomes_of
+from .checking.contract import FACTORS
 from .checking.report import CannotRun, Outcome, Report, id_of
-from .checking.suite import FACTORS, judge_numbers, outcomes_of
 from .problems.adam_answers import adam_follows, adam_problem
 from .problems.kinds import SETS
 from .problems.problem import Arrays, Problem

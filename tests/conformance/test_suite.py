@@ -13,8 +13,8 @@ from minilora import cli
 from minilora.commands import conformance as command
 from minilora.conformance import CannotRun, check
 from minilora.conformance.bugs.table import BUGS, OF_NUMBERS
+from minilora.conformance.checking.contract import contract
 from minilora.conformance.checking.report import NOT_FAILED
-from minilora.conformance.checking.suite import contract
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.adam_answers import AdamFormulas
 from minilora.conformance.problems.kinds import DECLARED, SETS

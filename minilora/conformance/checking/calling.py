@@ -123,7 +123,7 @@ class Watch:
         self.failed.setdefault(function, {}).setdefault(problem, text)
         return None
 
-    def told(self, function: str) -> str:
+    def said(self, function: str) -> str:
         """Return what a function that raised, or returned no answer, said first, and the line of its file."""
         return self.raised[function] + (f", in {line}" if (line := self.lines.get(function)) else "")
 

@@ -36,7 +36,7 @@ def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
         quiet = Watch(watch.functions, watch.kind, lay)
         verdicts.append(_judged(answers(quiet, trial), trial, right, f"where arrays lie {words},"))
         for function in quiet.raised.keys() - watch.raised.keys():
-            watch.notes.setdefault("memory order", f"{words} {function} {quiet.told(function)}")
+            watch.notes.setdefault("memory order", f"{words} {function} {quiet.said(function)}")
     return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
 
 
