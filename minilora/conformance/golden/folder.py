@@ -15,8 +15,8 @@ from ...guards.wholefiles import is_new_or_empty, written_folder
 from ..vectors import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
-from .bugs import BUGS
 from .cases import CASES, Case, files
+from .misreadings import BUGS
 
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .problems import Arrays
+from .problem import Arrays
 
 Betas = tuple[float, float]
 

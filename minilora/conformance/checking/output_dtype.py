@@ -10,10 +10,10 @@ from collections.abc import Callable, Set
 
 import numpy as np
 
-from .bugs import bugs_of
+from ..bugs.table import bugs_of
+from ..problems.mixed import in_half
+from ..problems.reference import Trial
 from .calling import Watch, forward, spelled
-from .mixed import in_half
-from .reference import Trial
 
 OUTPUTS = ("bfloat16", "float32")
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .problems import Arrays, Problem
+from .problem import Arrays, Problem
 from .reference import TOLERANCE, UNIT, round_to
 
 

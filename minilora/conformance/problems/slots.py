@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .problems import Arrays, Problem
+from .problem import Arrays, Problem
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .adam import adam_follows, adam_problem
-from .bugs import bugs_of
+from ..bugs.diagnoses import describe_unknown
+from ..bugs.table import bugs_of
+from ..problems.adam_answers import adam_follows, adam_problem
+from ..problems.problem import Arrays
+from ..problems.reference import TOLERANCE, StartFormulas, Trial
 from .calling import Watch, answers, described, layer_arrays
-from .diagnoses import describe_unknown
-from .problems import Arrays
-from .reference import TOLERANCE, StartFormulas, Trial
 
 
 @dataclass(frozen=True)

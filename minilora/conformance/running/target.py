@@ -11,8 +11,8 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from .calling import raised
-from .report import CannotRun
+from ..checking.calling import raised
+from ..checking.report import CannotRun
 
 
 def imported(target: str) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..guards.errors import printable
-from .problems import Arrays, Problem
-from .reference import QUANTITIES, Trial
+from ...guards.errors import printable
+from ..problems.problem import Arrays, Problem
+from ..problems.reference import QUANTITIES, Trial
 
 SAME = ("one_rank", "one_width")
 """What an implementation of fused slots may declare: that all of them have one rank and alpha, or one width."""
@@ -123,7 +123,7 @@ class Watch:
         self.failed.setdefault(function, {}).setdefault(problem, text)
         return None
 
-    def told(self, function: str) -> str:
+    def said(self, function: str) -> str:
         """Return what a function that raised, or returned no answer, said first, and the line of its file."""
         return self.raised[function] + (f", in {line}" if (line := self.lines.get(function)) else "")
 
@@ -213,7 +213,7 @@ def _is_of_torch(value: Any) -> bool:
 
 def is_theirs(file: str) -> bool:
     """Return whether a file is the user's, and not of this suite, of Python or of a package that is installed."""
-    not_theirs = (os.path.dirname(__file__), os.path.dirname(os.__file__))
+    not_theirs = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.__file__))
     return not file.startswith(("<", *not_theirs)) and "-packages" not in file
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Set
 
 import numpy as np
 
-from ..layers.nf4 import NF4
-from .bugs import bugs_of
+from ...layers.nf4 import NF4
+from ..bugs.table import bugs_of
+from ..problems.kinds import BLOCK
+from ..problems.kinds import FOUR_BITS as FOUR_BIT_PROBLEMS
+from ..problems.reference import Trial
 from .calling import Watch, described
-from .kinds import BLOCK
-from .kinds import FOUR_BITS as FOUR_BIT_PROBLEMS
-from .reference import Trial
 
 NEAR = 1e-6
 """How much nearer another code may be: two programs round the quotient in their own ways."""

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .mixed import Mixed
-from .problems import Arrays
-from .reference import TINY, TOLERANCE, UNIT, Trial, round_to
+from ..problems.mixed import Mixed
+from ..problems.problem import Arrays
+from ..problems.reference import TINY, TOLERANCE, UNIT, Trial, round_to
 
 AXES = {
     "y": ("row", "output"),

@@ -16,7 +16,7 @@ and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path a
 A weight with several slots is a sum of such layers, one for each slot that has an adapter: `kinds.Fused`.
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
-replaced, and `minilora.conformance.bugs` is the list of them. They form whole matrices, which the layers of this
+replaced, and `minilora.conformance.bugs.table` is the list of them. They form whole matrices, which the layers of this
 library never do: this is another way to the same numbers. `StartFormulas` has how a new A is spread.
 
 ROUNDING. A sum of K terms t_k, in a precision of unit roundoff u, is off by sum_j e_j p_j: p_j are its partial sums,
@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from .problems import Arrays, Problem
+from .problem import Arrays, Problem
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half the distance from 1 to the next number of each precision."""

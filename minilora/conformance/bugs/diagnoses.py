@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .bugs import BUGS as BUGS  # importable from here too, for one version: the table stood here before 0.3
-from .bugs import Bug, bugs_of
-from .kinds import Images
-from .patterns import pattern
-from .problems import Arrays, Problem
-from .reference import QUANTITIES, TINY, TOLERANCE, UNIT, Trial
+from ..problems.kinds import Images
+from ..problems.problem import Arrays, Problem
+from ..problems.reference import QUANTITIES, TINY, TOLERANCE, UNIT, Trial
+from .table import BUGS as BUGS  # importable from here too, for one version: the table stood here before 0.3
+from .table import Bug, bugs_of
+from .wrong_arrays import pattern
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def diagnose(
     Parameters
     ----------
     kind : str
-        Of the problems, as `minilora.conformance.kinds.SETS` has it.
+        Of the problems, as `minilora.conformance.problems.kinds.SETS` has it.
     trials : sequence of Trial
         The problems.
     found : sequence of dict

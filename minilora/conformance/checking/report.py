@@ -2,7 +2,7 @@
 
 An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``; of a claim that is about no single problem
 ``KIND-CLAIM``, such as ``linear-start``. Ids stay: a problem keeps its number, and new ones come after the others. So
-an adopter can list the failures that are known (`minilora.conformance.xfails`).
+an adopter can list the failures that are known (`minilora.conformance.checking.xfails`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..guards.errors import printable
+from ... import __version__
+from ...guards.errors import printable
 
 REFUSED = "refused"
 """Of what stands at the edge of the contract: it raises, or answers in another shape."""

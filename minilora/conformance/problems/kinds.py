@@ -28,9 +28,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, scale_book
+from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, scale_book
 from .mixed import Mixed
-from .problems import Arrays, Problem
+from .problem import Arrays, Problem
 from .reference import DORA, DROPOUT, RIGHT, RSLORA, Formulas
 from .slots import Fused
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .bugs import bugs_of
+from ..bugs.diagnoses import describe_unknown
+from ..bugs.table import bugs_of
+from ..problems.kinds import Ids, Images
+from ..problems.problem import Arrays, Problem
+from ..problems.reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
+from ..problems.slots import Fused
 from .calling import Watch, answers, forward, strided
-from .diagnoses import describe_unknown
-from .kinds import Ids, Images
-from .problems import Arrays, Problem
-from .reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
 from .report import REFUSED
-from .slots import Fused
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in Fortran order": np.asfortranarray,
@@ -36,7 +36,7 @@ def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
         quiet = Watch(watch.functions, watch.kind, lay)
         verdicts.append(_judged(answers(quiet, trial), trial, right, f"where arrays lie {words},"))
         for function in quiet.raised.keys() - watch.raised.keys():
-            watch.notes.setdefault("memory order", f"{words} {function} {quiet.told(function)}")
+            watch.notes.setdefault("memory order", f"{words} {function} {quiet.said(function)}")
     return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.nf4 import NF4
-from .adam import rest
-from .kinds import BLOCK, SETS, FourBits, Images
-from .mixed import in_half
-from .problems import Problem
-from .reference import QUANTITIES, SCALINGS
-from .slots import Fused
+from ...layers.nf4 import NF4
+from ..problems.adam_answers import rest
+from ..problems.kinds import BLOCK, SETS, FourBits, Images
+from ..problems.mixed import in_half
+from ..problems.problem import Problem
+from ..problems.reference import QUANTITIES, SCALINGS
+from ..problems.slots import Fused
 
 Parts = Mapping[str, Any]
 EVERY = tuple(SETS)

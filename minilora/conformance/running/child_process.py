@@ -22,10 +22,10 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any, NoReturn
 
-from ..guards.errors import printable
-from .calling import is_theirs, line_of, raised
-from .report import CannotRun, Report
-from .suite import check
+from ...guards.errors import printable
+from ..checking.calling import is_theirs, line_of, raised
+from ..checking.report import CannotRun, Report
+from ..checking.suite import check
 from .target import imported
 
 TIMEOUT = 20.0
@@ -34,7 +34,7 @@ BEGIN = """
 import sys
 folder = sys.argv.pop(1)
 sys.path.insert(0, folder)
-from minilora.conformance.apart import main
+from minilora.conformance.running.child_process import main
 sys.path.remove(folder)
 main(*sys.argv[1:])
 """
@@ -65,7 +65,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
     """
     with tempfile.TemporaryDirectory(prefix="minilora-") as folder:
         answer, traces, begun = (Path(folder, name) for name in ("answer.json", "traces.txt", "imported"))
-        command = [sys.executable, "-P", "-c", BEGIN, str(Path(__file__).parents[2])]
+        command = [sys.executable, "-P", "-c", BEGIN, str(Path(__file__).parents[3])]
         command += [target, dtype or "", str(timeout), str(answer), str(traces), str(begun)]
         status = _run(command, timeout + GRACE, begun)
         if answer.exists():
