@@ -12,9 +12,9 @@ from typing import Any
 
 from ..backend import Backend
 from ..checks import Array
+from ..evaluation import EVALUATION_ROWS
 from ..guards.machine import memory
 from ..layer import cache_bytes, parameter_bytes
-from ..training import EVALUATION_ROWS
 
 STEP = 2.5
 """A step's time as a multiple of its forward's: backward finds dx where the forward finds y, and dA, dB besides."""

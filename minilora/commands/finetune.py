@@ -324,7 +324,7 @@ def _train(
     """Train, and print a row whenever the loss is measured."""
     from ..fast import accumulate
     from ..files.checkpoint import Checkpoint
-    from ..language.examples import without_filling
+    from ..language.examples import WithoutFilling
     from ..language.text import next_token_loss
     from ..layer import parameter_count
     from ..training import evaluate, train
@@ -333,7 +333,7 @@ def _train(
 
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
-    loss = TrainingLoss(without_filling(accumulate(_rows(options), threads)), done, learned)
+    loss = TrainingLoss(WithoutFilling(accumulate(_rows(options), threads)), done, learned)
     tokens, measuring = round(options.batch_size * data.row_tokens), costs.measuring(len(X_held))
     table = Table(options.steps, done, tokens, loss, measuring)
     before = stopped.before if stopped else None

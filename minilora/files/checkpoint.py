@@ -33,7 +33,7 @@ from ..guards.errors import FileRefused, printable, short
 from ..guards.tensorfile import TensorFile, parse_json
 from ..guards.writing import written_whole
 from ..layer import Layer, parts, walk
-from ..training import TrainingState
+from ..state import TrainingState
 
 __all__ = ["Checkpoint", "CheckpointError"]
 
