@@ -106,7 +106,7 @@ PLAIN = {
     "Adam some rows at a time": ("minilora.fast.adam", "BLOCK", 1),
     "outer products at rank 1": ("minilora.lora", "widen", lambda narrow, factor: narrow @ factor),
     "rows gathered into a buffer": ("minilora.fast.gather", "take_rows", lambda array, rows, out: array[rows].copy()),
-    "loss evaluated in blocks": ("minilora.training", "EVALUATION_ROWS", ROWS),
+    "loss evaluated in blocks": ("minilora.evaluation", "EVALUATION_ROWS", ROWS),
 }
 
 
@@ -119,7 +119,7 @@ def test_losses_are_the_same_without(optimisation, kind, in_features, out_featur
     task = Task.draw(in_features, out_features, rank, seed)
     module, name, plain = PLAIN[optimisation]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 37)
+        patch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 37)
         ours = our_losses(task, task.model(kind), seed)
         patch.setattr(sys.modules[module], name, plain)
         without = our_losses(task, task.model(kind), seed)
@@ -168,6 +168,6 @@ def test_loss_in_blocks_is_the_loss_in_one_piece(kind, in_features, out_features
     task = Task.draw(in_features, out_features, rank, seed)
     model = task.model(kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", block)
+        patch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", block)
         in_blocks = evaluate(model, task.X, task.Y)
     assert in_blocks == pytest.approx(float(np.mean((model(task.X) - task.Y) ** 2)), rel=1e-13)

@@ -102,7 +102,7 @@ PYTHON = {
     "data.Data": "example=''",
     "data.encode_example": "template=None",
     "data.load_data": "tokenizer=None",
-    "fast.accumulation.accumulate": "workers=1, loss=None",
+    "fast.accumulation.accumulate": "workers=1",
     "fast.residual.residual_form": "loss=mse",
     "files.chattemplate.ChatTemplate": "tokens=None",
     "files.chattemplate.ChatTemplate.render": "add_generation_prompt=False, tools=None",
