@@ -38,6 +38,7 @@ def test_the_wheel_installed_elsewhere_runs_the_article(wheel, tmp_path):
     assert (site / "bin" / "minilora").exists()
 
 
+@pytest.mark.long
 def test_the_wheel_holds_the_package_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names}
