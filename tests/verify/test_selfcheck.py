@@ -1,6 +1,7 @@
 """`minilora check` sees what a change to the library would break: each of these is planted, and must be found."""
 
 import functools
+import inspect
 from importlib import import_module
 from pkgutil import walk_packages
 
@@ -49,6 +50,12 @@ def test_every_layer_of_the_package_has_a_row():
     found = {cls.__name__ for classes in classes_in_rows().values() for cls in classes}
     without = layers_of_the_package().keys() - found
     assert without == WITHOUT_A_ROW.keys(), "a row is missing in minilora/verify/instances.py"
+
+
+def test_every_backward_returns_dx_by_default():
+    backwards = [cls.backward for cls in layers_of_the_package().values() if "backward" in vars(cls)]
+    assert len(backwards) >= 13
+    assert all(inspect.signature(backward).parameters["need_dx"].default is True for backward in backwards)
 
 
 def is_found(instances):
