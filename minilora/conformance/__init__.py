@@ -24,6 +24,7 @@ conformance`` and, as tests with an id each, the pytest plugin.
 - `xfails`: failures that are known, in a file that an adopter keeps
 - `plugin`, `test_implementation`: the same for pytest
 - `vectors`: problems and answers as files, for implementations in any language
+- `golden`: adapters as files with right answers, for programs that read them
 """
 
 from .report import CannotRun, Report

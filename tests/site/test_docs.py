@@ -15,9 +15,10 @@ from minilora import Linear, LoRA, LoRALinear
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOORS = {path for path in (ROOT / "minilora").rglob("*.py") if path.read_text(encoding="utf-8").startswith('"""A door')}
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in sorted((ROOT / "minilora").rglob("*.py"))
+    for path in sorted({*(ROOT / "minilora").rglob("*.py")} - DOORS)
     if path.stem not in ("__init__", "__main__", "cli") and path.parent.name != "commands"
 ]
 
@@ -35,7 +36,11 @@ def docs_module(name):
 
 
 api, cards = docs_module("api"), docs_module("cards")
-PACKAGES = [path.parent for path in sorted((ROOT / "minilora").rglob("__init__.py")) if path.parent.name != "commands"]
+PACKAGES = [
+    path.parent
+    for path in sorted({*(ROOT / "minilora").rglob("__init__.py")} - DOORS)
+    if path.parent.name != "commands"
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
