@@ -216,6 +216,21 @@ def test_the_changelog_says_truly_what_moved(old, new):
     exec(new, {})
 
 
+HOMES = re.findall(
+    r"^\| `(minilora\.[a-z_0-9.]+)` \| `(minilora\.[a-z_0-9.]+)` \|$",
+    (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8").split("## 0.3.0")[0],
+    re.M,
+)
+
+
+@pytest.mark.parametrize(("old", "new"), HOMES)
+def test_a_module_is_where_the_changelog_says(old, new):
+    importlib.import_module(new)
+    if ROOT / f"{old.replace('.', '/')}.py" not in DOORS:
+        with pytest.raises(ImportError):
+            importlib.import_module(old)
+
+
 def test_the_changelogs_new_calls_run():
     _, text = (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8").split("## 0.2.0")
     calls = re.findall(r"^\| `([a-z_.]+\(.*?\))` \| `([a-z_.]+\(.*?\))` \|$", text, re.M)
