@@ -44,7 +44,7 @@ def is_excerpt(shown: str, whole: str, same: Callable[[str, str], bool] = eq) ->
     return gap or not rest
 
 
-def test_an_excerpt_has_the_lines_of_the_whole_in_their_order():
+def test_an_excerpt_keeps_the_order_of_the_whole():
     whole = "a\n\nb\nc\nd\n"
     for right in ("a\nb\nc\nd", "a\n...\nc\n\nd", "b\n...", "...\nd"):
         assert is_excerpt(right, whole), right
