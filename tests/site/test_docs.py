@@ -65,6 +65,7 @@ def test_every_module_is_on_the_api_page_once():
 STATED = {
     label: page for page in PAGES for label in re.findall(r"^```\{equation\} (\S+)", page.read_text("utf-8"), re.M)
 }
+LINES = numbered.find_lines(ROOT / "minilora")
 BOOK = [
     path
     for path in sorted((ROOT / "minilora").rglob("*.py"))
@@ -76,9 +77,7 @@ def derived(path):
     """Yield each class of a file that has a backward, with the numbers on the lines that the backward runs."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
-    lines = [
-        line for line in numbered.find_lines(ROOT / "minilora") if ROOT / f"{line.module.replace('.', '/')}.py" == path
-    ]
+    lines = [line for line in LINES if ROOT / f"{line.module.replace('.', '/')}.py" == path]
     for cls in (node for node in nodes if isinstance(node, ast.ClassDef)):
         for backward in (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "backward"):
             words = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(backward)}
