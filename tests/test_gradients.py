@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference
-from minilora.language.decoders import ALL_INSTANCES
+from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import walk
 
 from .support.cases import CASES, PRODUCTS

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from ..conformance import xfails
     from ..conformance.golden.judging import compare
-    from ..guards.writing import replaceable, written_whole
+    from ..guards.wholefiles import replaceable, written_whole
 
     if options.json is not None:
         replaceable(options.json)

@@ -32,7 +32,7 @@ import numpy as np
 
 from ..checks import Array, check_integer, check_path
 from ..guards.errors import FileRefused, printable, short
-from ..guards.tensorfile import parse_json
+from ..guards.inputfiles import parse_json
 from ..layer import Layer
 from ..losses import IGNORED, Loss
 from ..training import Gradients

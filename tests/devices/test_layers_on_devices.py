@@ -19,7 +19,7 @@ from minilora import (
     quantize,
     weighted_sum,
 )
-from minilora.language.decoders import ALL_INSTANCES
+from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import rebuild
 from minilora.layers.rotary import frequencies
 from minilora.verify.instances import Drawing

@@ -30,7 +30,8 @@ from minilora import (
     save_adapter,
     train,
 )
-from minilora.layer import cache_bytes, freeze, parameter_bytes, parameter_count, walk
+from minilora.language.trainingmemory import cache_bytes, parameter_bytes
+from minilora.layer import freeze, parameter_count, walk
 from minilora.layers.nf4 import code_book, dequantize_scales, quantize_scales, scale_book
 from minilora.layers.quantized import CodedLinear
 from minilora.training import backpropagate

@@ -47,13 +47,13 @@ def test_the_wheel_holds_the_package_alone(wheel):
 
 
 def test_importing_the_package_imports_no_extra():
-    """NumPy, regex, safetensors and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
+    """NumPy, safetensors and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
     modules = "minilora, minilora.cli, minilora.article, minilora.files.merge"
     script = f"import sys, {modules}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     loaded = set(done.stdout.split())
-    assert {"numpy", "regex", "safetensors", "tqdm"} <= loaded
-    assert not {"matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & loaded
+    assert {"numpy", "safetensors", "tqdm"} <= loaded
+    assert not {"psutil", "matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & loaded
 
 
 def test_the_version_is_the_packages():

@@ -91,14 +91,11 @@ def test_no_module_is_hidden_by_a_public_name():
             assert getattr(minilora, module.partition(".")[0]).__name__ == f"minilora.{module.partition('.')[0]}"
 
 
-OLD_NAMES = {"AdapterFileError": "FileRefused"}
-
-
 def test_public_names_are_listed_once_and_found():
     assert minilora.__all__ == sorted(set(minilora.__all__))
     for name in minilora.__all__:
         value = getattr(minilora, name)
-        assert getattr(value, "__name__", name) == OLD_NAMES.get(name, name)  # an array has no name
+        assert getattr(value, "__name__", name) == name  # an array has no name
     assert set(minilora.__all__) <= set(dir(minilora))
     with pytest.raises(AttributeError, match="module 'minilora' has no attribute 'nothing'"):
         minilora.nothing  # noqa: B018

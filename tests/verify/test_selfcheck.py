@@ -10,7 +10,7 @@ import pytest
 import minilora
 from minilora import MLP, Layer, LoRA
 from minilora.fast import residual
-from minilora.language.decoders import ALL_INSTANCES
+from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import walk
 from minilora.verify import selfcheck
 from minilora.verify.instances import Drawing
