@@ -25,7 +25,8 @@ from minilora import (
     save_adapter,
     train,
 )
-from minilora.layer import cache_bytes, parameter_bytes, walk
+from minilora.language.trainingmemory import cache_bytes, parameter_bytes
+from minilora.layer import walk
 from minilora.layers.quantized import CodedLinear
 from minilora.training import backpropagate
 
