@@ -137,7 +137,7 @@ def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), 
     n, E = scores.shape
     kept = best(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
     f = tallied(kept, E).astype(scores.dtype) / n
-    p = softmax(scores)
+    p, xp = softmax(scores), backend_of(scores).xp
     loss = E * (f * p.mean(axis=0)).sum()  # eq. (moe.14)
-    dp = p * 0 + E * f / n  # eq. (moe.15)
+    dp = xp.broadcast_to(E * f / n, p.shape)  # eq. (moe.15)
     return loss, softmax_back(p, dp)
