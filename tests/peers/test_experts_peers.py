@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from minilora import GatedMLP, Linear
+from minilora import GatedMLP, Linear, adapt, adapters, merge
 from minilora.layers.experts import Experts, MixtureOfExperts
 from minilora.layers.router import Router, balance
 from minilora.layers.stacked import StackedLinear
@@ -124,6 +124,87 @@ def test_outputs_and_all_gradients_are_those_of_transformers(family, renormalise
     assert len(idle) >= (5 if size == "idle" else 0)
     for name in PROJECTIONS:
         assert (found[f"experts.{name}"][idle] == 0).all()
+
+
+TARGETS = {
+    "both": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    "gate and up": ["mlp.experts.gate_up_proj"],
+    "down": ["mlp.experts.down_proj"],
+    "router": ["mlp.gate.weight"],
+    "all": ["mlp.gate.weight", "mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+}
+
+
+def with_peft(model, targets, seed, **options):
+    """The model with PEFT's adapters, moved from their start, and the factors by our names."""
+    options = {"r": 3, "lora_alpha": 5.0, "target_modules": [], "target_parameters": targets} | options
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
+    factors, rng = {}, np.random.default_rng(seed)
+    for path, module in adapted.base_model.model.mlp.named_modules():
+        if hasattr(module, "parameter_name"):
+            where = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
+            for name in ("lora_A", "lora_B"):
+                p = getattr(module, name)["default"].weight
+                with torch.no_grad():
+                    p.copy_(torch.tensor(rng.standard_normal(p.shape) * 0.4))
+                factors[f"{where}.{name}"] = p
+    return adapted, factors
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("family", "renormalised"), KINDS)
+def test_adapters_of_experts_are_pefts(family, renormalised, targets, rslora):
+    model = block_of(family, 5, 2, seed=3, renormalised=renormalised)
+    base, names = ours(model.mlp), [target.removeprefix("mlp.") for target in TARGETS[targets]]
+    rng = np.random.default_rng(4)
+    layer = adapt(base, [], rank=3, alpha=5.0, rng=rng, target_parameters=names, use_rslora=rslora)
+    _, factors = with_peft(model, TARGETS[targets], seed=5, use_rslora=rslora)
+    assert layer.trainable().keys() == factors.keys()
+    for name, p in layer.trainable().items():
+        p[...] = numpy_of(factors[name])
+    x, dy = rng.standard_normal((2, 2, 7, D))
+    expected = both(model, x, dy, factors)
+    close(computed(layer, x, dy), expected)
+    close({"y": merge(layer)(x)}, {"y": expected["y"]})
+    assert np.abs(expected["y"] - base(x)).max() > 0.1
+    assert adapters(layer).keys() == set(names)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_adapters_of_idle_and_of_all_experts_are_pefts(size):
+    experts, kept, tokens = SIZES[size]
+    model = block_of("mixtral", experts, kept, seed=6)
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    rng = np.random.default_rng(7)
+    layer = adapt(ours(model.mlp), [], rank=2, alpha=5.0, rng=rng, target_parameters=names)
+    _, factors = with_peft(model, TARGETS["both"], seed=8, r=2)
+    for name, p in layer.trainable().items():
+        p[...] = numpy_of(factors[name])
+    x, dy = rng.standard_normal((2, 1, tokens, D))
+    close(computed(layer, x, dy), both(model, x, dy, factors))
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_what_we_lack_beside_experts_peft_refuses_too(options):
+    with pytest.raises((ValueError, NotImplementedError)):
+        with_peft(block_of("mixtral", 4, 2, seed=0), TARGETS["both"], 0, **options)
+
+
+def test_pefts_start_adds_nothing_and_has_our_bound():
+    model = block_of("mixtral", 40, 2, seed=0)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=[], target_parameters=TARGETS["down"]))
+    layer = adapt(
+        ours(block_of("mixtral", 40, 2, seed=0).mlp), [], rank=3, alpha=8, rng=np.random.default_rng(0),
+        target_parameters=["experts.down_proj"],
+    )  # fmt: skip
+    ends = []
+    theirs = {n: numpy_of(p) for n, p in adapted.named_parameters() if "lora_" in n}
+    for factors in (list(theirs.values()), list(layer.trainable().values())):
+        A, B = factors
+        assert A.shape == (120, M) and B.shape == (D, 120) and (B == 0).all()
+        ends.append(np.abs(A).max())
+    np.testing.assert_allclose(ends, M**-0.5, rtol=0.01)
 
 
 def test_the_balance_is_transformers_auxiliary_loss():
