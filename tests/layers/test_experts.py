@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora import GatedMLP, Linear
+from minilora import GatedMLP, Linear, LoRA, adapt, adapters, attach, merge, mse, train
 from minilora.layer import cache_bytes, freeze, rebuild, walk
 from minilora.layers.experts import Experts, MixtureOfExperts, gathered
 from minilora.layers.router import Router, balance
@@ -195,3 +195,145 @@ def test_a_backward_takes_its_own_cache_alone():
         layer.backward(x, mixture().forward(x)[1])
     with pytest.raises(ValueError, match="dy has shape"):
         layer.backward(x[:2], layer.forward(x)[1])
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+NAMES = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+def adapted(layer, names=NAMES, seed=3, **options):
+    options = {"rank": 2, "alpha": 3, "rng": np.random.default_rng(seed), "target_parameters": names} | options
+    return adapt(layer, options.pop("target_modules", []), **options)
+
+
+def with_shared(seed=0):
+    layer, shapes = mixture(seed), ((M, D), (M, D), (D, M), (1, D))
+    linears = [Linear(randn([seed, 5, i], *shape)) for i, shape in enumerate(shapes)]
+    return MixtureOfExperts(layer.gate, layer.experts, GatedMLP(*linears[:3]), linears[3])
+
+
+def moved(model):
+    for i, p in enumerate(model.trainable().values()):
+        p += randn([9, i], *p.shape).astype(p.dtype) / 3
+    return model
+
+
+def test_an_adapted_mixture_starts_as_it_was_and_learns():
+    layer, x = mixture(), randn(1, 9, D)
+    model = adapted(layer, [*NAMES, "gate.weight"])
+    assert (model(x) == layer(x)).all()
+    assert list(model.trainable()) == [
+        f"{path}.lora_{part}" for path in ("gate.weight", *NAMES) for part in "AB"
+    ]  # fmt: skip
+    target = layer(x) + randn(2, 9, D) / 10
+    history = train(model, x, target, epochs=100, batch_size=9, lr=0.01, rng=np.random.default_rng(0))
+    assert history.losses[-1] < history.losses[0] / 2
+    assert abs(mse(merge(model)(x), target)[0] - mse(model(x), target)[0]) < 1e-12
+
+
+def test_adapters_are_attached_again_and_merged_as_they_are():
+    layer, x = mixture(), randn(1, 9, D)
+    model = moved(adapted(layer, use_rslora=True))
+    found = adapters(model)
+    assert list(found) == NAMES
+    for path, adapter in found.items():
+        assert (adapter.rank, adapter.alpha) == (2, 3) and np.isclose(adapter.scaling, 3 / 2**0.5)
+        assert adapter.delta().shape == dict(walk(layer))[path].weight.shape
+        assert adapter.lora_A is model.trainable()[f"{path}.lora_A"]
+    assert (attach(layer, found)(x) == model(x)).all()
+    merged = merge(model)
+    np.testing.assert_allclose(merged(x), model(x), atol=1e-11)
+    assert merged.trainable().keys() == layer.trainable().keys()
+
+
+def test_a_mixtures_arrays_stay_as_they_are():
+    layer = with_shared()
+    before = {name: p.copy() for name, p in layer.trainable().items()}
+    model = moved(adapted(layer, target_modules=["up_proj"]))
+    y, cache = model.forward(randn(1, 9, D))
+    model.backward(y, cache)
+    merge(model)
+    for name, p in layer.trainable().items():
+        assert (p == before[name]).all()
+
+
+@pytest.mark.parametrize(
+    ("modules", "parameters", "reached"),
+    [
+        (["up_proj"], None, {"shared_expert.up_proj"}),
+        (["down_proj"], None, {"shared_expert.down_proj"}),
+        ([], ["down_proj"], {"experts.down_proj"}),
+        ([], ["gate.weight"], {"gate.weight"}),
+        (["up_proj"], ["experts.gate_up_proj"], {"shared_expert.up_proj", "experts.gate_up_proj"}),
+        (
+            "all-linear",
+            None,
+            {f"shared_expert.{name}_proj" for name in ("gate", "up", "down")} | {"shared_expert_gate"},
+        ),
+        (".*up_proj", None, {"shared_expert.up_proj"}),
+    ],
+)
+def test_a_name_reaches_what_peft_lets_it_reach(modules, parameters, reached):
+    rng = np.random.default_rng(0)
+    model = adapt(with_shared(), modules, rank=1, alpha=1, rng=rng, target_parameters=parameters)
+    assert adapters(model).keys() == reached
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"names": ["experts.up"]}, ValueError, "target_parameters names 'experts.up', which is no array of a mixture"),
+        ({"names": [*NAMES, "up_proj"]}, ValueError, "names 'up_proj', .* shared expert, .* in target_modules"),
+        ({"names": "gate.weight"}, TypeError, "must be a list of names, and no expression, got 'gate.weight'"),
+        ({"use_dora": True}, ValueError, "target_parameters takes no use_dora, as in PEFT"),
+        ({"init": "pissa"}, ValueError, "target_parameters takes no init='pissa', as in PEFT"),
+        ({"target_modules": None}, TypeError, "target_modules must be a list of names or a regular expression"),
+        ({"target_modules": ["nothing"]}, ValueError, r"target_modules=\['nothing'\] names no layer"),
+        ({"names": [], "target_modules": []}, ValueError, r"target_modules=\[\] names no layer"),
+        ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
+        ({"rank": 2.0}, TypeError, "rank must be an integer, got 2.0"),
+        ({"alpha": 0}, ValueError, "alpha must be above 0"),
+    ],
+)
+def test_what_adapt_refuses_draws_no_number(change, error, message):
+    rng, layer = np.random.default_rng(5), mixture()
+    before = rng.bit_generator.state
+    with pytest.raises(error, match=message):
+        adapted(layer, **{"names": NAMES, "rng": rng} | change)
+    assert rng.bit_generator.state == before
+
+
+def test_an_adapted_array_takes_no_second_adapter():
+    model = adapted(mixture(), NAMES[:1])
+    with pytest.raises(ValueError, match="without an adapter; there are .'gate.weight', 'experts.down_proj'"):
+        adapted(model, NAMES[:1])
+
+
+@pytest.mark.parametrize(
+    ("path", "adapter", "message"),
+    [
+        ("experts.down_proj", LoRA(np.ones((8, M)), np.ones((D, 8)), 1), "adapter must be a StackedLoRA, got LoRA"),
+        (
+            "experts.down_proj",
+            StackedLoRA(np.ones((6, M)), np.ones((D, 6)), 1, experts=3),
+            "adapter is of 3 experts, and base has 4",
+        ),
+        (
+            "shared_expert.up_proj",
+            StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
+            "base must be a StackedLinear, got Linear",
+        ),
+        ("experts", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1), "no layers without an adapter"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(path, adapter, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        attach(with_shared(), {path: adapter})
+
+
+def test_one_seed_gives_one_adapter_on_every_device(place):
+    layer = mixture(dtype="float32")
+    here, there = (adapted(put, seed=4) for put in (rebuild(layer, array=place.put), layer))
+    for name, p in there.trainable().items():
+        place.assert_same(here.trainable()[name], p)
