@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear
 
-from ..support.cases import PRODUCTS
-from ..support.problems import Problem, problems
+from .support.cases import PRODUCTS
+from .support.problems import Problem, problems
 
 
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)

@@ -11,7 +11,7 @@ from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_LORA_LOSSES
 
 pytestmark = pytest.mark.full
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

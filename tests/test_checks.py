@@ -7,8 +7,8 @@ from minilora import Linear, LoRA, LoRALinear, ReLU, SiLU, Tanh, checks, layer
 from minilora.checks import check_array
 from minilora.fast import residual_form
 
-from ..support.cases import PRODUCTS
-from ..support.problems import Problem
+from .support.cases import PRODUCTS
+from .support.problems import Problem
 
 PROBLEM = Problem(n=3, in_features=5, out_features=4, rank=2)
 RNG = np.random.default_rng(0)

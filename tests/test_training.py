@@ -15,10 +15,10 @@ from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate,
 from minilora.files import checkpoint
 from minilora.training import backpropagate, draw_batches, progress_bar
 
-from ..support.cases import PRODUCTS as CASES
-from ..support.compare import assert_close
-from ..support.memory import traced
-from ..support.problems import Problem, problems
+from .support.cases import PRODUCTS as CASES
+from .support.compare import assert_close
+from .support.memory import traced
+from .support.problems import Problem, problems
 
 DATA = Problem(n=50, in_features=5, out_features=4, rank=3)
 

@@ -29,7 +29,7 @@ from minilora.checks import check_ids
 from minilora.layer import Layer, check_cache, check_sequence, freeze, nest, rebuild, walk
 from minilora.verify.selfcheck import layer_claim
 
-from ..support.compare import assert_close
+from .support.compare import assert_close
 
 RNG = np.random.default_rng(7)
 

@@ -16,8 +16,8 @@ from minilora import BackendUnavailable, article, get_backend
 from minilora.backend import all_finite, backend_of, share_memory
 from minilora.cli import main
 
-from ..support import cupy_standin
-from ..support.cupy_standin import traffic
+from .support import cupy_standin
+from .support.cupy_standin import traffic
 
 
 class CUDARuntimeError(RuntimeError):

@@ -9,8 +9,8 @@ from minilora import Linear, cross_entropy, evaluate, gradcheck, mse
 from minilora.conformance.claims import MSE_CLAIMS
 from minilora.losses import count
 
-from ..support.compare import assert_close
-from ..support.problems import ALL_ONES, MANY_ROWS, problems
+from .support.compare import assert_close
+from .support.problems import ALL_ONES, MANY_ROWS, problems
 
 
 @pytest.mark.parametrize("claim", MSE_CLAIMS, ids=lambda claim: claim.__name__)

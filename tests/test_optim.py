@@ -9,8 +9,8 @@ from minilora import Adam, fast, optim
 from minilora.conformance.claims import ADAM_CLAIMS
 from minilora.fast.adam import BLOCK
 
-from ..support.compare import assert_close
-from ..support.problems import ALL_ONES, Problem, problems
+from .support.compare import assert_close
+from .support.problems import ALL_ONES, Problem, problems
 
 
 @pytest.mark.parametrize("claim", ADAM_CLAIMS, ids=lambda claim: claim.__name__)

@@ -9,8 +9,8 @@ from minilora import Linear, LoRA, LoRALinear, mse, train
 from minilora.conformance.claims import delta_is_the_matrix_of_forward
 from minilora.fast import residual_form
 
-from ..support.compare import assert_close, gradients_are_the_slope_of_mse
-from ..support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
+from .support.compare import assert_close, gradients_are_the_slope_of_mse
+from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
 
 
 def adapted(problem: Problem, dtype: str = "float64") -> LoRALinear:

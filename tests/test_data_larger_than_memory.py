@@ -52,7 +52,7 @@ def test_files_larger_than_memory_train_to_the_same_bits(tmp_path):
     np.save(tmp_path / "B.npy", adapter.lora_B)
 
     command = [sys.executable, "-c", LIMITED, str(tmp_path), str(n), str(width), str(allowed)]
-    limited = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    limited = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert limited.returncode == 0, limited.stderr
     losses = train(adapter, X, Y, epochs=2, rng=np.random.default_rng(0)).losses
 

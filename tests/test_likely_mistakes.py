@@ -47,7 +47,7 @@ from minilora.files.inspection import inspect_adapter
 from minilora.language.text import windows
 from minilora.language.tokenizer import load_tokenizer
 
-from ..support.language import tiny_llama
+from .support.language import tiny_llama
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 3))
