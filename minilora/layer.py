@@ -110,6 +110,11 @@ def parts(layer: Layer) -> Iterator[tuple[str, Any]]:
                 yield name if key is None else f"{name}.{key}", part
 
 
+def parts_besides(layer: Layer, *names: str) -> dict[str, Any]:
+    """Return the arrays and layers among a layer's attributes that have other names than these."""
+    return {name: part for name, part in parts(layer) if name not in names}
+
+
 def first_array(layer: Layer) -> Array | None:
     """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
     for _, part in parts(layer):

@@ -41,7 +41,8 @@ MORE = (
 
 PYTHON = {
     "Adam": "lr=0.001, betas=(0.9, 0.999), eps=1e-08",
-    "Adapter": "kind='linear', kernel=(), use_rslora=False, magnitude=None, dora_norm='constant', start=None",
+    "Adapter": "kind='linear', kernel=(), use_rslora=False, start=None",
+    "DoRAAdapter": "kind='linear', kernel=(), use_rslora=False, start=None, dora_norm='constant'",
     "Backend.asarray": "dtype=None",
     "Conv1d": "bias=None, stride=1, padding=0, dilation=1, groups=1",
     "Conv2d": "bias=None, stride=1, padding=0, dilation=1, groups=1",
@@ -102,6 +103,7 @@ PYTHON = {
     "data.Data": "example=''",
     "data.encode_example": "template=None",
     "data.load_data": "tokenizer=None",
+    "fast.accumulation.Accumulated.evaluate": "loss=mse",
     "fast.accumulation.accumulate": "workers=1",
     "fast.residual.residual_form": "loss=mse",
     "files.chattemplate.ChatTemplate": "tokens=None",
