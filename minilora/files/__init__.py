@@ -9,12 +9,6 @@ written there; `basefile` is a checkpoint that an adapter is merged into, `layou
 `save_llama` and `ggufblocks` are doors to `minilora.language`.
 """
 
-from typing import Any
+from .. import lazy
 
-
-def __getattr__(name: str) -> Any:
-    if name == "save_llama":  # at its first use: the command line starts without NumPy
-        from ..language.llamasave import save_llama
-
-        return save_llama
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy.attributes(__name__)

@@ -26,10 +26,6 @@ class FileRefused(ValueError):
         super().__init__(printable(f"{str(path)!r}: {reason}"))
 
 
-AdapterFileError = FileRefused
-"""The old name, for one version more: not every file is an adapter's."""
-
-
 def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:
     """Return a text in one line without control characters, its middle left out where it is too long."""
     if len(text) > at_most:  # first, so that a very long text costs no more than its ends
