@@ -108,7 +108,7 @@ def sequential(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (seq.1) and (seq.2), where layer i is a linear one."""
     x, dx, W = randn((N, IN)), randn((N, OUT)), randn((OUT, IN))
     linear = Linear(W)
-    return {"x": x, "dx": dx, "W": W, "layer": linear, "caches": [linear.forward(x)[1]], "i": 0, "asked": True}
+    return {"x": x, "dx": dx, "W": W, "layer": linear, "caches": [linear.forward(x)[1]], "i": 0, "below": True}
 
 
 def flatten(randn: Any, rng: np.random.Generator, r: int) -> Names:
