@@ -241,6 +241,14 @@ def test_an_array_of_the_layer_is_not_lost_either(folder, cls):
         attach(Sequential(fc=BASE), adapters(model))
 
 
+def test_a_change_of_its_own_is_not_moved_to_the_original_base():
+    started = Gain(A, B, 3, gain=GAIN, start=LoRA(A.copy(), B.copy(), 3))
+    with pytest.raises(
+        ValueError, match="adapter is a Gain with a delta of its own: over the original base it is none"
+    ):
+        attach(BASE, {"": started})
+
+
 def test_the_residual_form_has_no_gradient_of_an_array():
     for model in (forgetting(), own(), LoRALinear(BASE, own())):
         with pytest.raises(TypeError, match="residual_form takes a LoRA, or a LoRALinear over a Linear, got"):
