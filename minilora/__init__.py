@@ -30,5 +30,5 @@ Importing the package imports none of this: `minilora.lazy` fetches a name when 
 
 from . import lazy
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __getattr__, __dir__ = lazy.attributes(__name__)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minilora.commands.learning import TrainingLoss
 
 from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, mse, optim, train
-from minilora.commands.learning import TrainingLoss
 from minilora.fast import accumulate, residual_form
 from minilora.language.examples import WithoutFilling
 from minilora.training import backpropagate

@@ -81,7 +81,7 @@ def our_losses(task: Task, model, seed: int) -> list[float]:
     return train(model, task.X, task.Y, epochs=EPOCHS, batch_size=BATCH, lr=0.01, rng=rng).losses
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(kinds, widths, widths, ranks, seeds)
 def test_training_gives_the_losses_of_the_textbook_loop(kind, in_features, out_features, rank, seed):
     task = Task.draw(in_features, out_features, rank, seed)
@@ -126,6 +126,7 @@ def test_losses_are_the_same_without(optimisation, kind, in_features, out_featur
     np.testing.assert_allclose(ours, without, rtol=TOLERANCE)
 
 
+@pytest.mark.long
 @settings(max_examples=2, deadline=None)
 @given(st.sampled_from(["lora", "adapter"]), widths, widths, ranks, seeds)
 def test_losses_are_the_same_by_the_residual_form(kind, in_features, out_features, rank, seed):
@@ -135,6 +136,7 @@ def test_losses_are_the_same_by_the_residual_form(kind, in_features, out_feature
     np.testing.assert_allclose(ours, without, rtol=TOLERANCE)
 
 
+@pytest.mark.long
 @settings(max_examples=2, deadline=None)
 @given(widths, widths, ranks, seeds)
 def test_losses_are_the_same_when_the_base_runs_once(in_features, out_features, rank, seed):

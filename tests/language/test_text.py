@@ -25,7 +25,8 @@ from minilora import (
 )
 from minilora.fast import accumulate
 from minilora.language.text import HELD_OUT, MEASURED, next_token_loss, read_text, token_ids, windows
-from minilora.layer import cache_bytes, parameter_count
+from minilora.language.trainingmemory import cache_bytes
+from minilora.layer import parameter_count
 from minilora.layers.embedding import OneHot
 from minilora.training import backpropagate
 
