@@ -51,23 +51,23 @@ PARTS = {
     ),
     "rim": (
         (
-            ("guards/writing", "guards/errors", "files/basefile"),
+            ("guards/wholefiles", "guards/folderlocks", "guards/inputfiles", "guards/errors", "files/base/shards"),
             (
-                *("guards/test_writing", "guards/test_errors", "files/test_merge"),
+                *("guards/test_wholefiles", "guards/test_errors", "files/test_merge", "files/test_merge_folder"),
                 *("language/modelfiles/test_llamafolder", "test_likely_mistakes"),
             ),
         ),
-        (("files/merge", "files/layouts"), ("files/test_merge", "files/test_kinds", "files/test_layouts")),
+        (("files/merge", "files/base/orientation"), ("files/test_merge", "files/test_kinds", "files/test_layouts")),
         (("files/checkpoint",), ("files/test_checkpoint", "test_training", "language/test_text")),
         (("guards/tensorfile",), ("guards/test_tensorfile", "files/test_adapters", "guards/test_errors")),
-        (("guards/patterns",), ("guards/test_patterns",)),
+        (("guards/boundedpatterns",), ("guards/test_boundedpatterns",)),
         (
-            ("files/adapters", "files/adapterfolder", "files/forms"),
-            ("files/test_adapters", "files/test_kinds", "guards/test_writing"),
+            ("files/adapters", "files/peft/adapterfolder", "files/peft/adapterkeys"),
+            ("files/test_adapters", "files/test_kinds", "guards/test_wholefiles"),
         ),
         (
-            ("files/peftconfig", "files/inspection"),
-            ("files/test_adapters", "guards/test_patterns", "files/test_inspection", "files/test_kinds"),
+            ("files/peft/adapterconfig", "files/inspection"),
+            ("files/test_adapters", "guards/test_boundedpatterns", "files/test_inspection", "files/test_kinds"),
         ),
     ),
 }
