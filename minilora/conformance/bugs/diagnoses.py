@@ -16,7 +16,10 @@ import numpy as np
 
 from ..problems.kinds import Images
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES, TINY, TOLERANCE, UNIT, Trial
+from ..problems.reference import QUANTITIES
+from ..problems.rounding import TINY, TOLERANCE, UNIT
+from ..problems.slots import Fused
+from ..problems.trial import Trial
 from .table import BUGS as BUGS  # importable from here too, for one version: the table stood here before 0.3
 from .table import Bug, bugs_of
 from .wrong_arrays import pattern
@@ -191,8 +194,8 @@ def describe_unknown(name: str, found: np.ndarray, trial: Trial, inside: bool = 
     if not np.isfinite(found).all():
         return "is not finite"
     at = np.unravel_index(int(np.abs(found - expected).argmax()), expected.shape)
-    where = ", ".join(map(str, at))
-    where = f"[{where}]{trial.problem.place(name, at)}"
+    slot = trial.problem.place(name, at) if isinstance(trial.problem, Fused) else ""
+    where = f"[{', '.join(map(str, at))}]{slot}"
     text = f"is off by {abs(found[at] - expected[at]):.3g} at {where}: {found[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, found, trial)
     if abs(ratio - 1) > 1e-3:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..problems.mixed import Mixed
 from ..problems.problem import Arrays
-from ..problems.reference import TINY, TOLERANCE, UNIT, Trial, round_to
+from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
+from ..problems.trial import Trial
 
 AXES = {
     "y": ("row", "output"),

@@ -13,7 +13,9 @@ from ..bugs.diagnoses import describe_unknown
 from ..bugs.table import bugs_of
 from ..problems.adam_answers import adam_follows, adam_problem
 from ..problems.problem import Arrays
-from ..problems.reference import TOLERANCE, StartFormulas, Trial
+from ..problems.reference import StartFormulas
+from ..problems.rounding import TOLERANCE
+from ..problems.trial import Trial
 from .calling import Watch, answers, described, layer_arrays
 
 

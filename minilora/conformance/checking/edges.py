@@ -15,8 +15,10 @@ from ..bugs.diagnoses import describe_unknown
 from ..bugs.table import bugs_of
 from ..problems.kinds import Ids, Images
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
+from ..problems.reference import QUANTITIES, RIGHT
+from ..problems.rounding import TOLERANCE, round_to
 from ..problems.slots import Fused
+from ..problems.trial import Trial, drawn
 from .calling import Watch, answers, forward, strided
 from .report import REFUSED
 

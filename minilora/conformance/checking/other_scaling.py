@@ -12,7 +12,9 @@ import numpy as np
 from ..bugs.table import Bug
 from ..bugs.wrong_arrays import HALVES
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import SCALINGS, TINY, TOLERANCE, UNIT, Trial, round_to
+from ..problems.reference import SCALINGS
+from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
+from ..problems.trial import Trial
 from .in_common import in_common
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..bugs.table import bugs_of
 from ..problems.mixed import in_half
-from ..problems.reference import Trial
+from ..problems.trial import Trial
 from .calling import Watch, forward, spelled
 
 OUTPUTS = ("bfloat16", "float32")

@@ -14,7 +14,7 @@ from ...layers.nf4 import NF4
 from ..bugs.table import bugs_of
 from ..problems.kinds import BLOCK
 from ..problems.kinds import FOUR_BITS as FOUR_BIT_PROBLEMS
-from ..problems.reference import Trial
+from ..problems.trial import Trial
 from .calling import Watch, described
 
 NEAR = 1e-6
