@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from .bugs.bug import Bug, links
 from .bugs.diagnoses import listed
-from .bugs.table import BUGS, Bug, bugs_of
+from .bugs.table import BUGS, bugs_of
 from .checking.behaviour import adam_verdict
 from .checking.comparing import judge_numbers, outcomes_of
 from .checking.contract import FACTORS
@@ -162,16 +163,6 @@ def _rounded(arrays: Arrays, dtype: str) -> Arrays:
 
 
 # --- the index ------------------------------------------------------------------------------------
-
-
-def links(source: str) -> list[str]:
-    """Return where a bug was made, as addresses."""
-    found = []
-    for place in filter(None, source.split(", ")):
-        name, number = place.rsplit(" ", 1)
-        issue = f"https://github.com/{name}/issues/{number.removeprefix('#')}"
-        found.append(issue if number.startswith("#") else f"https://pypi.org/project/{name}/{number}/")
-    return found
 
 
 def caught(bug: Bug, trial: Trial) -> bool:

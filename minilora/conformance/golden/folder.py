@@ -13,7 +13,7 @@ from ...files.adapterfolder import WEIGHTS_NAME
 from ...files.peftconfig import CONFIG_NAME
 from ...guards.errors import needed
 from ...guards.writing import written_folder
-from ..vectors import links
+from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
 from .cases import CASES, Case, files

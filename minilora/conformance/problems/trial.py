@@ -1,4 +1,4 @@
-"""A problem in one precision: the arrays as they are handed over, the right answers, and how far rounding may move them.
+"""A problem in one precision: arrays as they are handed over, right answers, and how far rounding may move them.
 
 A sum of K terms t_k, in a precision of unit roundoff u, is off by sum_j e_j p_j: p_j are its partial sums,
 and e_j is the rounding of one addition, |e_j| <= u, with a root mean square of 0.43 u. Let S = sum_k |t_k|.
