@@ -17,7 +17,7 @@ from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
 from .cases import CASES, Case, files
-from .misreadings import BUGS
+from .misreadings import MISREADINGS
 
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
@@ -63,7 +63,7 @@ def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         "base": f"bases/{UNTIED.name}",
         "bases": bases,
         "cases": [entry(case, one) for case, one in found],
-        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in BUGS},
+        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in MISREADINGS},
     }
 
 
