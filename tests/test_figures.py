@@ -131,7 +131,7 @@ def test_each_cell_stands_over_its_number_and_beside_its_name():
     assert [bar.get_y() + bar.get_height() / 2 for bar in norms.patches] == [0, 1]
 
 
-@pytest.mark.parametrize(("count", "height"), [(1, 3), (20, 6.5), (1000, 30)])
+@pytest.mark.parametrize(("count", "height"), [(1, 3), (20, 6.5), pytest.param(1000, 30, marks=pytest.mark.long)])
 def test_a_picture_grows_with_the_layers_to_a_size(count, height):
     figure = plot_adapter([summary("fc", [0.5, 0.5], 1.0)] * count)
     assert figure.get_figheight() == height

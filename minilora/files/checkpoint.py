@@ -34,7 +34,7 @@ from ..guards.inputfiles import parse_json
 from ..guards.tensorfile import TensorFile
 from ..guards.wholefiles import written_whole
 from ..layer import Layer, parts, walk
-from ..training import TrainingState
+from ..state import TrainingState
 
 __all__ = ["Checkpoint", "CheckpointError"]
 

@@ -4,8 +4,8 @@ A file is 8 bytes with the header's length, a header in JSON, and the tensors' b
 
 Promise: nothing in a file is executed, a small file fills no memory, and what is read is what was checked.
 Kept by: the `safetensors` library judges the header (shapes, offsets, overlaps). What it lets pass and we do not, such
-as a name that stands twice, is refused here before anything large is read. The file must be the same when it is opened,
-read, and closed.
+as a name that stands twice, is refused here before anything large is read. The file must be the same
+when it is opened, read, and closed.
 Shown by: tests/guards/test_tensorfile.py.
 
 The tensors are read from the open file, not from the library's memory map: they are read one at a time, or a few

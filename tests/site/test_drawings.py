@@ -237,7 +237,8 @@ def test_doras_new_row_lies_along_v_and_is_m_long():
     row, W, _, V = (np.array(tip) - (22, 206) for tip in tips)
     assert np.linalg.norm(row) / 84 == pytest.approx(m, abs=0.01)
     assert row @ V / np.linalg.norm(row) / np.linalg.norm(V) == pytest.approx(1, abs=1e-4)
-    assert np.linalg.norm(W) / 84 == pytest.approx(float(re.search(r"a row of W, ([\d.]+)", svg)[1]), abs=0.01)
+    for arrow, words in ((W, "a row of W, "), (V, "n = ")):
+        assert np.linalg.norm(arrow) / 84 == pytest.approx(float(re.search(rf"{words}([\d.]+)", svg)[1]), abs=0.01)
 
 
 def test_matrices_are_drawn_to_scale():

@@ -43,6 +43,7 @@ from minilora.layers.activation import ACTIVATIONS
 from minilora.layers.nf4 import scale_book
 from minilora.variants.rewritten import Rewritten
 
+from .expert_cases import EXPERT_CASES
 from .language_cases import LANGUAGE_CASES
 from .loops import FUNCTIONS, Beside, case_of, child, each, linear_by_loops, named
 
@@ -425,4 +426,5 @@ CASES = (
     *REWRITTEN_CASES,
     *DORA_CASES,
     *LANGUAGE_CASES,
+    *EXPERT_CASES,
 )

@@ -19,7 +19,7 @@ from ... import __version__
 from ...guards.errors import FileRefused, printable, short
 from ...guards.inputfiles import member, parse_json, read_whole
 from ...guards.tensorfile import FLOATS, TensorFile
-from .writing import FORMAT, INDEX
+from .folder import FORMAT, INDEX
 
 Arrays = dict[str, np.ndarray]
 COMPUTED_IN = "computed_in"

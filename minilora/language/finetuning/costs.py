@@ -12,8 +12,8 @@ from typing import Any
 
 from ...backend import Backend
 from ...checks import Array
+from ...evaluation import EVALUATION_ROWS
 from ...guards.machinememory import Memory, memory
-from ...training import EVALUATION_ROWS
 from ..trainingmemory import cache_bytes, parameter_bytes
 
 STEP = 2.5

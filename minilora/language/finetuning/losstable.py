@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...checks import Array
 from ...files.checkpoint import Saved
 from ...losses import IGNORED, Loss
-from ...training import Gradients, History, TrainingState
+from ...training import Gradients, History, TrainingState, evaluate_of
 
 LOG_EVERY = 20
 """Steps from one measurement of the held-out loss to the next."""
@@ -37,7 +37,6 @@ class TrainingLoss:
 
     def __init__(self, gradients: Gradients, step: int = 0, sums: dict[str, Any] | None = None) -> None:
         self.gradients, self.step = gradients, step
-        self.workers = getattr(gradients, "workers", None)  # `train` measures losses on as many threads
         # As a checkpoint keeps it: the mean of each row by its step; the sum of the losses since, and their number.
         self.sums: dict[str, Any] = sums or {"rows": {}, "sum": 0.0, "targets": 0}
         self.began = self.ended = 0.0  # of the last call, in seconds
@@ -64,6 +63,10 @@ class TrainingLoss:
             self.sums["rows"][str(self.step)] = self.sums["sum"] / self.sums["targets"]
         self.ended = time.perf_counter()
         return grads
+
+    def evaluate(self, model: Any, X: Array, Y: Array, loss: Loss) -> float:
+        """Return the loss over all of X and Y, measured as the gradients measure it."""
+        return evaluate_of(self.gradients)(model, X, Y, loss)
 
     def at(self, step: int) -> float:
         """Return the mean over the targets from the row before a step to the step; NaN where none was noted."""

@@ -12,7 +12,7 @@ from ...fast import accumulate
 from ...files.checkpoint import Checkpoint
 from ...layer import parameter_count
 from ...training import evaluate, train
-from ..examples import Data, load_data, without_filling
+from ..examples import Data, WithoutFilling, load_data
 from ..llama import Llama
 from ..namedmodel import load_model, model_path
 from ..text import next_token_loss
@@ -73,7 +73,7 @@ def train_adapter(
     """
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
-    loss = TrainingLoss(without_filling(accumulate(part_size(recipe), threads)), done, learned)
+    loss = TrainingLoss(WithoutFilling(accumulate(part_size(recipe), threads)), done, learned)
     tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(len(X_held))
     table = Table(recipe.steps, done, tokens, loss, measuring)
     before = stopped.before if stopped else None
