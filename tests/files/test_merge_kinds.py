@@ -28,6 +28,7 @@ from minilora import (
 )
 from minilora.cli import main
 from minilora.files.inspection import inspect_adapter
+from minilora.variants.dora import DoRAAdapter
 
 from ..support.memory import traced
 
@@ -233,7 +234,7 @@ def test_dora_on_disk_is_rounded_as_in_peft(tmp_path):
     rng = np.random.default_rng(11)
     W, A, B, m = (rng.standard_normal(n).astype("f4") / 50 for n in ((70, 60), (2, 60), (70, 2), 70))
     save_file({"fc.weight": W}, tmp_path / "base.safetensors")
-    save_adapter(tmp_path / "a", {"fc": Adapter(A, B, 5, magnitude=m)})
+    save_adapter(tmp_path / "a", {"fc": DoRAAdapter(A, B, 5, magnitude=m)})
     merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
     V = W + (B @ A) * np.float32(2.5)
     lengths = np.sqrt((V.astype("f8") ** 2).sum(axis=1))
@@ -255,7 +256,7 @@ def test_rows_of_zeros_are_merged_by_dora_as_they_compute(tmp_path, monkeypatch,
     rng = np.random.default_rng(4)
     W, A, B, m = (rng.standard_normal(n) for n in ((5, 4), (2, 4), (5, 2), 5))
     W[2] = B[2] = W[4] = 0  # the adapter leaves one of the two zero
-    adapter = Adapter(A, B, 3, magnitude=m)
+    adapter = DoRAAdapter(A, B, 3, magnitude=m)
     save_file({"fc.weight": W}, tmp_path / "base.safetensors")
     save_adapter(tmp_path / "a", {"fc": adapter})
     merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
@@ -271,7 +272,7 @@ def test_a_large_embedding_with_dora_is_merged_in_little_memory(tmp_path, monkey
     rng = np.random.default_rng(7)
     save_file({"emb.weight": rng.standard_normal((30_000, 100)).astype("f4")}, tmp_path / "base.safetensors")
     A, B = rng.standard_normal((1, 30_000)).astype("f4"), rng.standard_normal((100, 1)).astype("f4")
-    adapter = Adapter(A, B, 1, kind="embedding", magnitude=np.ones(100, "f4"))
+    adapter = DoRAAdapter(A, B, 1, kind="embedding", magnitude=np.ones(100, "f4"))
     save_adapter(tmp_path / "a", {"emb": adapter})
     with traced() as memory:
         merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
