@@ -3,7 +3,8 @@
 It calls the learner's function with sizes that all differ, so that a wrong product mostly does not fit. Then it calls
 it with all sizes equal: there every product fits, and the answer shows which one was taken. A wrong answer is compared
 with every order and transposition of the right factors, and with the mistakes that a grader lists, each times any
-number. So a wrong product and a wrong factor in front of it are told apart, and both are named.
+number. So a wrong product and a wrong factor in front of it are told apart, and both are named. A mistake that
+`minilora.conformance.bugs.table` knows has its sentence.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from ..conformance.bugs.table import known
 
 Data: TypeAlias = SimpleNamespace
 Formula: TypeAlias = Callable[[Data], Any]
@@ -36,11 +39,13 @@ SIZES: Mistakes = [
     (lambda d: 2, "a factor of 2 too many: it belongs to the loss, and is in dy"),
     *DIVISIONS,
 ]
-ROOT: Mistake = (lambda d: d.r**0.5, "alpha/sqrt(r) where alpha/r belongs: this is rsLoRA's scaling")
+NOT_DIVIDED: Mistake = (lambda d: d.r, known("alpha-is-not-divided-by-the-rank").name)
+ROOT: Mistake = (lambda d: d.r**0.5, known("alpha-is-divided-by-the-root-of-the-rank").name)
+TWICE: Mistake = (lambda d: d.s, f"{known('the-scaling-is-applied-twice').name}: s enters once, in dB and in dh")
 SCALES: Mistakes = [
     (lambda d: 1 / d.s, "alpha/r is missing: y = s h B^T, so what flows back through y gets a factor s = alpha/r"),
-    (lambda d: d.s, "alpha/r twice: it enters once, in dB and in dh"),
-    (lambda d: d.r, "alpha where alpha/r belongs: divide by the rank"),
+    TWICE,
+    NOT_DIVIDED,
     ROOT,
     *SIZES,
 ]
