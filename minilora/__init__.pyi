@@ -11,7 +11,6 @@ from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
 from .files.merge import merge_adapter as merge_adapter
-from .guards.errors import AdapterFileError as AdapterFileError
 from .guards.errors import FileRefused as FileRefused
 from .language.llama import Llama as Llama
 from .language.llamaconfig import LlamaConfig as LlamaConfig
@@ -47,6 +46,7 @@ from .training import evaluate as evaluate
 from .training import train as train
 from .variants.adapter import Adapter as Adapter
 from .variants.dora import DoRA as DoRA
+from .variants.dora import DoRAAdapter as DoRAAdapter
 from .variants.scaling import loraplus as loraplus
 from .variants.sums import best_of_rank as best_of_rank
 from .variants.sums import weighted_sum as weighted_sum

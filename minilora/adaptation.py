@@ -6,8 +6,9 @@
     same = attach(model, load_adapter("folder"))                                adapters that exist already
     plain = merge(adapted)                                                      the adapters folded into the weights
 
-None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters. An adapted layer
-is one that has an ``adapter`` and can ``merge()``: this module's own, or yours, placed by `put_beside`.
+None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters, and so do the
+arrays with the weights of a mixture's experts, which `target_parameters` names. An adapted layer is one that has an
+``adapter`` and can ``merge()``: this module's own, or yours, placed by `put_beside`.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, overload
 
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_rng, kind_of, unmoved
-from .layer import Layer, Model, check_model, first_array, freeze, rebuild, walk
+from .checks import check_choice, check_flag, check_instance, check_rng, check_sizes, kind_of, unmoved
+from .layer import Layer, Model, check_model, first_array, freeze, parts_besides, rebuild, walk
 from .layers.convolution import Conv1d, Conv2d, Convolution
 from .layers.embedding import Embedding
 from .layers.quantized import CodedLinear
+from .layers.stacked import StackedLinear
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .variants.adapter import NORMS, Adapter
-from .variants.dora import DoRA
+from .variants.adapter import Adapter
+from .variants.dora import NORMS, DoRA
 from .variants.pissa import over_original, pissa
 from .variants.rewritten import Rewritten
-from .variants.variant import DORA, LORA, variant_of
+from .variants.stacked import StackedLoRA, StackedLoRALinear
+from .variants.variant import DORA, LORA, of_its_own, variant_of
 
 ALL_LINEAR = "all-linear"
 KIND_OF: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
@@ -47,15 +51,18 @@ Adapted = LoRALinear | DoRA | Rewritten
 def adapt(
     model: Adaptable, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+    target_parameters: Sequence[str] | None = None,
 ) -> Adapted: ...  # fmt: skip
 @overload
 def adapt(
     model: Model, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+    target_parameters: Sequence[str] | None = None,
 ) -> Model: ...  # fmt: skip
 def adapt(
     model: Layer, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+    target_parameters: Sequence[str] | None = None,
 ) -> Any:  # fmt: skip
     """Return the model frozen, with a new adapter beside each layer that `target_modules` names.
 
@@ -74,12 +81,16 @@ def adapt(
     use_rslora : bool
         Whether the scaling is alpha / sqrt(r), see `minilora.variants.scaling`.
     use_dora : bool
-        Whether each output has a magnitude that trains, see `minilora.variants.dora`.
+        Whether the length of each row of the weight trains apart from its direction, see `minilora.variants.dora`.
     dora_norm : {"constant", "full"}
         How DoRA's backward treats the norm: as a constant, as PEFT does, or with its full gradient.
     init : {"lora", "pissa"}
         How adapters start: at zero, or from the leading singular vectors, see `minilora.variants.pissa`. With
         ``"pissa"`` the bases are new layers, what is left of the given ones.
+    target_parameters : list of str, optional
+        As PEFT reads it: names of arrays that hold the weights of a mixture's experts, or their ends, such as
+        ``"mlp.experts.gate_up_proj"``; the router's ``"mlp.gate.weight"`` is one too. Each expert has factors of its
+        own, of this rank: see `minilora.variants.stacked`. Beside them, `target_modules` may be ``[]``.
 
     Returns
     -------
@@ -90,7 +101,9 @@ def adapt(
     Raises
     ------
     ValueError
-        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range.
+        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range. If a
+        name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, which PEFT refuses
+        too.
     TypeError
         If an argument is of another type.
     """
@@ -99,18 +112,22 @@ def adapt(
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
     use_rslora, use_dora = check_flag("use_rslora", use_rslora), check_flag("use_dora", use_dora)
-    variant = DORA if use_dora else LORA
+    variant, options = (DORA, {"dora_norm": dora_norm}) if use_dora else (LORA, {})
+    parameters = named_parameters(model, target_parameters or [])
+    if parameters and (use_dora or init != "lora"):
+        raise ValueError(f"target_parameters takes no {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")
+    check_target_modules(target_modules)
+    alone = bool(parameters) and not isinstance(target_modules, str) and len(target_modules) == 0
+    modules = {} if alone else named_layers(model, target_modules)
 
     def beside(path: str, layer: Any) -> Layer:
+        if path in parameters:
+            return _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
-        if use_dora:
-            adapter.dora_norm = dora_norm
-        if variant.initial is not None:
-            setattr(adapter, variant.array, variant.initial(_matrix(base), adapter))
-        return _beside(base, adapter)
+        return _beside(base, variant.start(_matrix(base), adapter, **options))
 
     with unmoved(rng):
-        return put_beside(model, target_modules, beside)
+        return _put(model, modules | parameters, beside)
 
 
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
@@ -135,7 +152,11 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
     ValueError, TypeError
         If `target_modules` is not as in `adapt`, or `beside` returns anything else.
     """
-    targets = named_layers(model, target_modules)
+    return _put(model, named_layers(model, target_modules), beside)
+
+
+def _put(model: Layer, targets: Collection[str], beside: Callable[[str, Any], Layer]) -> Any:
+    """Return the model frozen, with what `beside` makes in the place of the layers at some paths."""
 
     def put(path: str, layer: Any) -> Any:
         if path not in targets:
@@ -153,7 +174,7 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
     """Return the layers without an adapter that `target_modules` names, by path; refuse one that names none."""
     check_model(model)
     check_target_modules(target_modules)
-    free = _free(model)
+    free = {path: layer for path, layer in _free(model).items() if _kind(layer)}
     targets = {path: layer for path, layer in free.items() if _named(path, layer, target_modules)}
     if not targets:
         how = "; a string must match a whole path" if isinstance(target_modules, str) else ""
@@ -161,6 +182,24 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
             f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
         )
     return targets
+
+
+def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[str, Layer]:
+    """Return the stacks of weights without an adapter that `target_parameters` names, by the name of their array."""
+    check_model(model)
+    if isinstance(target_parameters, str) or not isinstance(target_parameters, Collection):
+        raise TypeError(f"target_parameters must be a list of names, and no expression, got {target_parameters!r}")
+    free = {path: layer for path, layer in _free(model).items() if isinstance(layer, StackedLinear)}
+    targets: set[str] = set()
+    for target in target_parameters:
+        paths = [path for path in free if path == target or path.endswith(f".{target}")]
+        if not paths:
+            raise ValueError(
+                f"target_parameters names {target!r}, which is no array of a mixture without an adapter; there are "
+                f"{_listed(free)}. The layers of a shared expert, and all others, are named in target_modules"
+            )
+        targets |= set(paths)
+    return {path: layer for path, layer in free.items() if path in targets}
 
 
 @overload
@@ -273,9 +312,10 @@ def adapters(model: Layer) -> dict[str, Any]:
     """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes.
 
     Each is an `Adapter`: it has ``delta()``, the change of the module's matrix (out, in) before DoRA's norm, and knows
-    its `kind` of layer, its `kernel`, its `magnitude` and, after PiSSA, how it started. The arrays are the model's own.
-    Of an adapted layer from elsewhere it is that layer's ``adapter``, whatever its class. A layer that can ``merge()``
-    and has no ``adapter`` is a TypeError.
+    its `kind` of layer, its `kernel` and, after PiSSA, how it started; ``further()`` are the arrays of a variant. The
+    arrays are the model's own. Of an adapted layer from elsewhere it is that layer's ``adapter``, whatever its class.
+    Where such a layer has arrays besides base and adapter, they count among the further arrays of a LoRA: neither a
+    file nor a sum loses them. A layer that can ``merge()`` and has no ``adapter`` is a TypeError.
     """
     check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
@@ -305,8 +345,22 @@ def _start(
     return layer, Adapter(A, B, new.alpha, **_place(layer), use_rslora=use_rslora, start=start)
 
 
+def _start_stacked(
+    layer: StackedLinear, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool
+) -> StackedLoRALinear:
+    """Return a stack of weights with a new adapter of each, as PEFT starts: A uniform, B zero."""
+    (n_out, n_in), E = layer.shape, layer.experts
+    (rank,) = check_sizes(rank=rank)
+    like = layer.weight
+    new = LoRA.init(n_in, n_out, rank=rank * E, alpha=alpha, rng=rng, dtype=like.dtype, backend=backend_of(like))
+    adapter = StackedLoRA(new.lora_A, new.lora_B, new.alpha, experts=E, use_rslora=use_rslora)
+    return StackedLoRALinear(layer, adapter)
+
+
 def _beside(base: Any, adapter: LoRA) -> Layer:
     """Return a layer with its adapter, in the class that this takes."""
+    if isinstance(base, StackedLinear) or isinstance(adapter, StackedLoRA):
+        return StackedLoRALinear(base, adapter)  # type: ignore[arg-type]
     return variant_of(adapter).beside(base, adapter) if isinstance(base, Linear) else Rewritten(base, adapter)
 
 
@@ -315,26 +369,41 @@ def _matrix(layer: Any) -> Linear:
     return layer if isinstance(layer, Linear) else layer.as_linear()
 
 
-def _kind(layer: Layer) -> str | None:
+def _kind(layer: Layer | None) -> str | None:
     """Return the kind of a layer that can take an adapter, and None for others."""
     return next((kind for cls, kind in KIND_OF.items() if isinstance(layer, cls)), None)
 
 
-def _place(base: Layer) -> dict[str, Any]:
+def _place(base: Layer | None) -> dict[str, Any]:
     """Return what an `Adapter` knows of the layer that it stands beside."""
-    return {"kind": str(_kind(base)), "kernel": tuple(getattr(base, "kernel", ()))}
+    return {"kind": _kind(base) or "linear", "kernel": tuple(getattr(base, "kernel", ()))}
 
 
 def _described(path: str, layer: Any) -> Any:
-    """Return a layer's adapter; of a plain `LoRA` one that knows where it stands."""
+    """Return a layer's adapter; of a plain `LoRA` one that knows where it stands, and one that says what it lacks."""
     if not hasattr(layer, "adapter"):
         raise TypeError(f"the layer {path!r}, a {type(layer).__name__}, can merge and has no attribute adapter")
-    adapter = layer.adapter
-    if type(adapter) is not LoRA:
+    adapter, more = layer.adapter, parts_besides(layer, "base", "adapter")
+    if not isinstance(adapter, LoRA) or of_its_own(adapter):
         return adapter
-    found = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **_place(layer.base))
-    found.frozen = adapter.frozen
-    return found
+    place = _place(getattr(layer, "base", None))
+    if not more and (isinstance(adapter, Adapter) or (type(adapter) is not LoRA and place["kind"] == "linear")):
+        return adapter
+    known = place | {f.name: getattr(adapter, f.name) for f in fields(Adapter) if hasattr(adapter, f.name)}
+    described = PartialAdapter(**known, beside=adapter.further() | more) if more else Adapter(**known)
+    described.frozen = adapter.frozen
+    return described
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class PartialAdapter(Adapter):
+    """The adapter of a layer from elsewhere that has more arrays than this: factors without the whole change."""
+
+    beside: Mapping[str, Any]  # the further arrays
+
+    def further(self) -> dict[str, Any]:
+        """Return the layer's further arrays."""
+        return dict(self.beside)
 
 
 def _free(model: Layer) -> dict[str, Layer]:
@@ -346,7 +415,7 @@ def _free(model: Layer) -> dict[str, Layer]:
             continue
         if is_adapted(layer):
             taken.append(path)
-        elif _kind(layer):
+        elif _kind(layer) or isinstance(layer, StackedLinear):
             free[path] = layer
     return free
 

@@ -237,7 +237,7 @@ def write(folder: Path) -> int:
     """
     from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
 
-    from ..guards.writing import written_folder
+    from ..guards.wholefiles import written_folder
 
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
@@ -268,7 +268,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
     FileRefused
         If a file is not sound.
     """
-    from ..guards.tensorfile import read_json
+    from ..guards.inputfiles import read_json
 
     version = read_json(folder / "index.json", 1 << 24).get("minilora")
     if version != __version__:

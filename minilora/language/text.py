@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_path, kind_of
-from ..guards.tensorfile import open_regular
+from ..guards.inputfiles import open_regular
 from ..losses import cross_entropy
 
 HELD_OUT = 10
@@ -162,8 +162,8 @@ def _places(text: str, stop: int) -> Iterator[int]:
     """Yield places for a cut just before `stop`, first those where tokenizers split a text anyway."""
     first = stop - PIECE // 2
     for pattern in CUTS:
-        found = [match.start() for match in re.finditer(pattern, text[first:stop])]
-        yield from (first + place for place in found[: -TRIES - 1 : -1] if place)
+        cuts = [match.start() for match in re.finditer(pattern, text[first:stop])]
+        yield from (first + place for place in cuts[: -TRIES - 1 : -1] if place)
 
 
 def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:

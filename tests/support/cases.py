@@ -20,6 +20,7 @@ from minilora import (
     Conv1d,
     Conv2d,
     DoRA,
+    DoRAAdapter,
     Embedding,
     Layer,
     Linear,
@@ -43,6 +44,7 @@ from minilora.layers.activation import ACTIVATIONS
 from minilora.layers.nf4 import scale_book
 from minilora.variants.rewritten import Rewritten
 
+from .expert_cases import EXPERT_CASES
 from .language_cases import LANGUAGE_CASES
 from .loops import FUNCTIONS, Beside, case_of, child, each, linear_by_loops, named
 
@@ -198,7 +200,7 @@ QUANTIZED_CASES = (
     quantized_case(adapted=False, double_quant=True),
     quantized_case(adapted=True, double_quant=True),
 )
-ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in ACTIVATIONS.items())
+ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in ACTIVATIONS.items() if name in FUNCTIONS)
 MODEL_CASES = (mlp_case(), adapted_mlp_case("fc1"), adapted_mlp_case("fc2"), adapted_mlp_case("fc1", "fc2"))
 
 
@@ -374,7 +376,8 @@ def adapted_case(
         bias = kind.bias(p)
         layer = kind.build(p, kind.matrix(p).astype(dtype), None if bias is None else bias.astype(dtype), base)
         mine = {name: array for name, array in found.items() if name != "x"}
-        adapter = Adapter(**mine, alpha=p.alpha, kind=kind.name, dora_norm=norm or "constant")
+        of_dora = {} if norm is None else {"dora_norm": norm}
+        adapter = (DoRAAdapter if of_dora else Adapter)(**mine, alpha=p.alpha, kind=kind.name, **of_dora)
         on_rows = dora
         if held:
             n = np.linalg.norm(direction(p, arrays(problem)), axis=1).astype(dtype)
@@ -425,4 +428,5 @@ CASES = (
     *REWRITTEN_CASES,
     *DORA_CASES,
     *LANGUAGE_CASES,
+    *EXPERT_CASES,
 )

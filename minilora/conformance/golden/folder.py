@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...files.adapterfolder import WEIGHTS_NAME
-from ...files.peftconfig import CONFIG_NAME
+from ...files.peft.adapterconfig import CONFIG_NAME
+from ...files.peft.adapterfolder import WEIGHTS_NAME
 from ...guards.errors import needed
-from ...guards.writing import written_folder
+from ...guards.wholefiles import is_new_or_empty, written_folder
 from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
@@ -98,7 +97,7 @@ def write(folder: Path) -> int:
     ValueError
         If the folder holds something, or the package `gguf` is missing.
     """
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+    if not is_new_or_empty(folder):
         raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
     found = [(case, answers(case) if case.answered else None) for case in CASES]

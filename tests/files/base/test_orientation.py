@@ -1,0 +1,207 @@
+"""A square weight is merged the right way round, or not at all: what the base shows is held against the flag."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import FileRefused, LoRA, merge_adapter, save_adapter
+from minilora.files import merge as merging
+
+RNG = np.random.default_rng(0)
+
+
+def linear(n_in, n_out, bias=True):
+    """A Linear's tensors, (out, in)."""
+    return {"weight": RNG.standard_normal((n_out, n_in)), **({"bias": np.ones(n_out)} if bias else {})}
+
+
+def conv1d(n_in, n_out, bias=True):
+    """The tensors of a Conv1D as GPT-2 has it, (in, out)."""
+    return {"weight": RNG.standard_normal((n_in, n_out)), **({"bias": np.ones(n_out)} if bias else {})}
+
+
+def write(folder, modules, adapted, flag):
+    """Write a base, and an adapter over some of its modules, whose sizes are (in, out)."""
+    tensors = {f"{module}.{name}": t for module, layer in modules.items() for name, t in layer.items()}
+    save_file(tensors, folder / "base.safetensors")
+    layers = {}
+    for number, (module, (n_in, n_out)) in enumerate(adapted.items()):
+        rank = 1 + number % 2
+        A, B = RNG.standard_normal((rank, n_in)), RNG.standard_normal((n_out, rank))
+        layers[module] = LoRA(A, B, 2.0 + number)
+    save_adapter(folder / "adapter", layers, fan_in_fan_out=flag)
+    return tensors, layers
+
+
+def merge(folder, **options):
+    changes = merge_adapter(folder / "base.safetensors", folder / "adapter", folder / "out", **options)
+    return load_file(folder / "out"), changes
+
+
+GPT2 = {
+    "h.0.attn.c_attn": conv1d(4, 12),
+    "h.0.attn.c_proj": conv1d(4, 4),
+    "h.0.mlp.c_fc": conv1d(4, 16),
+    "h.0.mlp.c_proj": conv1d(16, 4),
+    "h.0.ln_1": {"weight": np.ones(4), "bias": np.ones(4)},
+    "wte": {"weight": np.ones((9, 4))},
+}
+LLAMA = {
+    "l.0.q_proj": linear(4, 4, False),
+    "l.0.k_proj": linear(4, 2, False),
+    "l.0.o_proj": linear(4, 4, False),
+    "l.0.up_proj": linear(4, 8, False),
+    "embed": {"weight": np.ones((9, 4))},
+}
+BERT = {"b.query": linear(4, 4), "b.key": linear(4, 4), "b.dense": linear(4, 4), "c.dense": linear(4, 16)}
+
+FITTING = {
+    "Llama's square q_proj": (LLAMA, {"l.0.q_proj": (4, 4), "l.0.o_proj": (4, 4)}, False),
+    "Llama's q and k": (LLAMA, {"l.0.q_proj": (4, 4), "l.0.k_proj": (4, 2)}, False),
+    "BERT": (BERT, {"b.query": (4, 4), "b.dense": (4, 4)}, False),
+    "GPT-2's square c_proj": (GPT2, {"h.0.attn.c_proj": (4, 4)}, True),
+    "GPT-2, all": (GPT2, {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "h.0.mlp.c_proj": (16, 4)}, True),
+    "alone": ({"x": conv1d(4, 4)}, {"x": (4, 4)}, True),
+    "two of one name": ({"a.c": conv1d(4, 4), "b.c": conv1d(4, 4)}, {"a.c": (4, 4), "b.c": (4, 4)}, True),
+    "alone, beside a Linear": ({"x": conv1d(4, 4), "head": linear(4, 3)}, {"x": (4, 4)}, True),
+    "no biases": ({"x": linear(4, 4, False), "y": linear(4, 3, False)}, {"x": (4, 4)}, False),
+}
+
+
+@pytest.mark.parametrize(("modules", "adapted", "flag"), FITTING.values(), ids=FITTING)
+def test_a_square_weight_that_nothing_speaks_against_is_merged(tmp_path, modules, adapted, flag):
+    tensors, layers = write(tmp_path, modules, adapted, flag)
+    merged, changes = merge(tmp_path)
+    assert {change.layout for change in changes} == {"in-out" if flag else "out-in"}
+    for module, lora in layers.items():
+        delta = lora.delta().T if flag else lora.delta()
+        np.testing.assert_allclose(merged[f"{module}.weight"], tensors[f"{module}.weight"] + delta, rtol=1e-12)
+
+
+DOUBTFUL = {
+    "Conv1D, flag of a Linear": (GPT2 | {"s": linear(4, 4)}, {"h.0.attn.c_proj": (4, 4), "s": (4, 4)}, False),
+    "its like shows it": (
+        {"h.proj": conv1d(4, 8), "g.proj": conv1d(4, 4), "g.out": linear(4, 3)},
+        {"g.proj": (4, 4)},
+        False,
+    ),
+    "only the parent shows it": (
+        {"h.a": conv1d(4, 12), "h.b": conv1d(4, 4), "g.w": linear(4, 3)},
+        {"h.b": (4, 4)},
+        False,
+    ),
+    "a Linear in a GPT-2": (GPT2 | {"s": linear(4, 4)}, {"s": (4, 4)}, False),
+    "Linear, flag of a Conv1D": (GPT2 | {"s": linear(4, 4)}, {"h.0.attn.c_attn": (4, 12), "s": (4, 4)}, True),
+    "beside it a Conv1D": (
+        GPT2 | {"h.0.attn.q_proj": linear(4, 4)},
+        {"h.0.attn.c_attn": (4, 12), "h.0.attn.q_proj": (4, 4)},
+        True,
+    ),
+    "nothing is shown": ({"c": conv1d(4, 4), "s": linear(4, 4)}, {"c": (4, 4), "s": (4, 4)}, True),
+    "one name, both kinds": (
+        {"a.p": conv1d(4, 8), "b.p": linear(4, 4), "b.v": linear(4, 6)},
+        {"a.p": (4, 8), "b.p": (4, 4)},
+        True,
+    ),
+    "alone, its like is a Linear": ({"a.x": conv1d(4, 4), "b.x": linear(4, 3)}, {"a.x": (4, 4)}, True),
+    "an adapter's factors show it": (
+        {"h.a": linear(4, 8, False), "h.b": linear(4, 4, False)},
+        {"h.b": (4, 4), "h.a": (8, 4)},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("modules", "adapted", "flag"), DOUBTFUL.values(), ids=DOUBTFUL)
+def test_a_square_weight_that_the_base_speaks_against_is_refused(tmp_path, modules, adapted, flag):
+    write(tmp_path, modules, adapted, flag)
+    (square,) = [module for module, size in adapted.items() if size == (4, 4)][-1:]
+    first = next(module for module, size in adapted.items() if size == (4, 4))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileRefused, match=rf"'({first}|{square}).weight' is square: .* layouts={{'") as error:
+        merge(tmp_path)
+    assert f"fan_in_fan_out = {str(flag).lower()}" in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("modules", "flag", "shown"),
+    [
+        ({"h.p": conv1d(4, 8), "g.p": conv1d(4, 4), "g.q": linear(4, 3)}, False, "in-out and out-in"),
+        ({"h.x": conv1d(4, 8), "g.p": linear(4, 4)}, False, "in-out"),
+        ({"h.x": conv1d(4, 4), "g.p": linear(4, 4)}, True, "nothing"),
+        ({"h.p": conv1d(4, 8), "g.q": conv1d(4, 8), "g.p": conv1d(4, 4), "k": linear(3, 9)}, None, ""),
+    ],
+)
+def test_the_refusal_says_what_is_known_and_what_to_do(tmp_path, modules, flag, shown):
+    write(tmp_path, modules, {"g.p": (4, 4)} | ({"h.x": (4, 4)} if flag else {}), flag is not False)
+    if flag is None:  # what speaks otherwise is far away
+        assert merge(tmp_path)[1][0].layout == "in-out"
+        return
+    with pytest.raises(FileRefused) as error:
+        merge(tmp_path)
+    assert str(error.value) == (
+        f"'{tmp_path}/base.safetensors': 'g.p.weight' is square: its shape does not show whether it is stored "
+        f"(out, in) or (in, out). The adapter says fan_in_fan_out = {str(flag).lower()} for all its modules; the base "
+        f"shows {shown} around it. Say which it is: layouts={{'g.p': 'out-in'}} or 'in-out'; on the command line, "
+        "--layout g.p=out-in"
+    )
+
+
+def test_a_caller_says_how_each_weight_lies(tmp_path):
+    modules = GPT2 | {"s": linear(4, 4), "t": linear(4, 3)}
+    adapted = {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "s": (4, 4), "t": (4, 3)}
+    tensors, layers = write(tmp_path, modules, adapted, True)
+    with pytest.raises(FileRefused, match=r"'s\.weight' is square"):
+        merge(tmp_path)
+    with pytest.raises(FileRefused, match=r"'t.weight' has shape \[3, 4\].*other way round it would fit"):
+        merge(tmp_path, layouts={"s": "out-in"})
+    merged, changes = merge(tmp_path, layouts={"s": "out-in", "t": "out-in"})
+    said = {"s": "out-in", "t": "out-in"}
+    for change in changes:
+        assert change.layout == said.get(change.module, "in-out")
+        delta = layers[change.module].delta()
+        expected = tensors[change.name] + (delta if change.module in said else delta.T)
+        np.testing.assert_allclose(merged[change.name], expected, rtol=1e-12)
+    assert sorted(change.module for change in changes) == sorted(adapted)
+
+
+def test_the_longest_name_that_is_said_decides(tmp_path):
+    modules = {"a.x": linear(4, 4), "b.x": conv1d(4, 4), "c.ax": linear(4, 4)}
+    write(tmp_path, modules, dict.fromkeys(modules, (4, 4)), False)
+    for layouts in ({"x": "out-in", "b.x": "in-out"}, {"b.x": "in-out", "x": "out-in"}):
+        _, changes = merge(tmp_path, layouts=layouts)
+        assert {c.module: c.layout for c in changes} == {"a.x": "out-in", "b.x": "in-out", "c.ax": "out-in"}
+    _, changes = merge(tmp_path, layouts={"x": "in-out"})  # a name is whole, or begins after a dot
+    assert {c.module: c.layout for c in changes} == {"a.x": "in-out", "b.x": "in-out", "c.ax": "out-in"}
+
+
+@pytest.mark.parametrize(
+    ("layouts", "error", "message"),
+    [
+        ({"q": "out-in"}, ValueError, "layouts has 'q', which is no module of the adapter; it has 'x'"),
+        ({"x": "transposed"}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got 'transposed'"),
+        ({"x": True}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got True"),
+        ("in-out", TypeError, "layouts must be a dict of module names and layouts, got 'in-out'"),
+        ({3: "in-out"}, TypeError, "layouts has the key 3, expected the name of a module"),
+    ],
+)
+def test_layouts_that_say_nothing_are_refused(tmp_path, layouts, error, message):
+    write(tmp_path, {"x": linear(4, 4)}, {"x": (4, 4)}, False)
+    with pytest.raises(error, match=message):
+        merge(tmp_path, layouts=layouts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_is_not_searched_where_nothing_is_square(tmp_path, monkeypatch):
+    write(tmp_path, {"x": linear(4, 3)}, {"x": (4, 3)}, False)
+    monkeypatch.setattr("minilora.files.base.orientation._Evidence", None)
+    assert len(merge(tmp_path)[1]) == 1
+
+
+def test_the_configuration_is_the_flag_s_only_source(tmp_path):
+    write(tmp_path, {"x": conv1d(4, 3)}, {"x": (4, 3)}, True)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    assert merging.merge_adapter(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out")
