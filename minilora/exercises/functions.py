@@ -211,12 +211,12 @@ def check_factors(answer: Callable) -> bool:
     """
     change, r = np.random.default_rng(3).standard_normal((5, 7)), 2
     U, S, Vt = np.linalg.svd(change, full_matrices=False)
-    given = change.copy()
+    argument = change.copy()
     try:
-        got = answer(given, r)
+        got = answer(argument, r)
     except Exception as error:  # whatever a learner's code may raise
         return say(f"your code stopped with {type(error).__name__}: {error}")
-    if not np.array_equal(given, change):
+    if not np.array_equal(argument, change):
         return say("your code changed its argument in place; make a new array")
     if not isinstance(got, (tuple, list)) or len(got) != 2:
         return say(f"return 2 arrays, (A, B); you returned {describe(got)}")
