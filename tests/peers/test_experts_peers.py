@@ -1,6 +1,5 @@
 """Mixtures of experts of transformers, with PEFT's adapters of their parameters: outputs and gradients are ours."""
 
-import sys
 from types import ModuleType
 
 import numpy as np
