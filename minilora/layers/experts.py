@@ -169,7 +169,9 @@ def _check_experts(layer: Experts) -> None:
     check_widths("gate_up_proj", layer.gate_up_proj, d, 2 * m)
     counts = [getattr(stack, "experts", None) for stack in (layer.gate_up_proj, layer.down_proj)]
     if None in counts or counts[0] != counts[1]:
-        raise ValueError(f"gate_up_proj and down_proj have {counts[0]} and {counts[1]} experts, expected as many in both")
+        raise ValueError(
+            f"gate_up_proj and down_proj have {counts[0]} and {counts[1]} experts, expected as many in both"
+        )
     check_instance("act_fn", layer.act_fn, Layer)
 
 

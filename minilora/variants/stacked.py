@@ -44,7 +44,9 @@ class StackedLoRA(LoRA):
         self.experts = check_integer("experts", self.experts, at_least=1)
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
         if self.lora_A.shape[0] % self.experts:
-            raise ValueError(f"lora_A has {self.lora_A.shape[0]} rows, expected as many for each of {self.experts} experts")
+            raise ValueError(
+                f"lora_A has {self.lora_A.shape[0]} rows, expected as many for each of {self.experts} experts"
+            )
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache, of `counts` rows of each expert, in their order."""

@@ -1,6 +1,5 @@
 """Mixtures of experts of transformers, with PEFT's adapters of their parameters: outputs and gradients are ours."""
 
-import sys
 from types import ModuleType
 
 import numpy as np
@@ -72,9 +71,7 @@ def numpy_of(tensor):
 def ours(block):
     """The same mixture here."""
     arrays = {name: numpy_of(p) for name, p in block.named_parameters()}
-    router = Router(
-        StackedLinear(arrays["gate.weight"]), block.gate.top_k, getattr(block.gate, "norm_topk_prob", True)
-    )
+    router = Router(StackedLinear(arrays["gate.weight"]), block.gate.top_k, getattr(block.gate, "norm_topk_prob", True))
     experts = Experts(*(StackedLinear(arrays[f"experts.{name}"]) for name in PROJECTIONS))
     if "shared_expert_gate.weight" not in arrays:
         return MixtureOfExperts(router, experts)

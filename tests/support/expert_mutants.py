@@ -257,7 +257,7 @@ def balance_is_the_sum_written_out(loss, problem: Problem) -> None:
     E, K = 3 + problem.rank % 3, 2
     l = problem.randn("scores", 3 + problem.n, E)
     p = np.exp(l) / np.exp(l).sum(axis=1, keepdims=True)
-    kept = [sorted(range(E), key=lambda e: (-row[e], e))[:K] for row in l]  # noqa: B023
+    kept = [sorted(range(E), key=lambda e: (-row[e], e))[:K] for row in l]
     terms = [sum(e in row for row in kept) / len(l) * p[:, e].mean() for e in range(E)]
     value, gradient = loss(l, K)
     require_close("the loss", value, np.array(E * sum(terms)), 1e-13)
