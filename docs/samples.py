@@ -26,6 +26,8 @@ from minilora import (
     quantize_nf4,
 )
 from minilora.layers.nf4 import scale_book
+from minilora.layers.router import Router
+from minilora.layers.stacked import StackedLinear
 from minilora.variants.rewritten import Rewritten
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
@@ -267,6 +269,34 @@ def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names
 
 
+def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (moe.1) to (moe.4), (moe.14) and (moe.15): four experts, of which a row keeps two."""
+    E, K = 4, 2
+    x, W, dp, dl = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
+    p, kept = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
+    router = Router(StackedLinear(W), K)
+    names = {"x": x, "W": W, "p": p, "dp": dp, "dl": dl, "kept": kept, "E": E, "N": N, "n": N, "f": rng.random(E)}
+    return names | {"l_cache": router.weight.forward(x)[1], "layers": {"Router": router}}
+
+
+def stack(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (moe.5) to (moe.7): expert 1 of three, which has the rows 2 to 4."""
+    x, dy, W = randn((N, IN)), randn((N, OUT)), randn((3, OUT, IN))
+    return {"x": x, "dy": dy, "W": W, "e": 1, "part": slice(2, 5)}
+
+
+def mixed(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (moe.8) to (moe.13): each row keeps three experts."""
+    g, o, dy, s, q = rng.random((N, 3)), randn((N, 3, IN)), randn((N, IN)), randn((N, IN)), rng.random((N, 1))
+    return {"g": g, "o": o, "dy": dy, "d_rows": dy, "routed": randn((N, IN)), "s": s, "q": q, "t": np.log(q / (1 - q))}
+
+
+def packed(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (moe.16) and (moe.17): the factors of four experts."""
+    E = 4
+    return {"A": randn((E * r, IN)), "B": randn((OUT, r * E)), "r": r, "E": E, "experts": E, "out": OUT}
+
+
 def four_bits(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (nf.1) to (nf.6): three blocks of 8."""
     names = {"n": 16, "i": 3, "m": 8, "p_1": 0.96, "quantile": NormalDist().inv_cdf, "blocks": randn((3, 8))}
@@ -304,6 +334,10 @@ GROUPS = {
         "rs": scaling,
         "gen": generation,
         "lp": scaling,
+        "moe": routed,
+        **{f"moe.{number}": stack for number in (5, 6, 7)},
+        **{f"moe.{number}": mixed for number in range(8, 14)},
+        **{f"moe.{number}": packed for number in (16, 17)},
         "nf": four_bits,
         **{"nf.7": scales, "nf.8": scales, "nf.9": scales},
         "loftq": loftq,

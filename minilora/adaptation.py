@@ -6,8 +6,9 @@
     same = attach(model, load_adapter("folder"))                                adapters that exist already
     plain = merge(adapted)                                                      the adapters folded into the weights
 
-None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters. An adapted layer
-is one that has an ``adapter`` and can ``merge()``: this module's own, or yours, placed by `put_beside`.
+None of them changes the model it is given. `Linear`, `Embedding`, `Conv1d` and `Conv2d` take adapters, and so do the
+arrays with the weights of a mixture's experts, which `target_parameters` names. An adapted layer is one that has an
+``adapter`` and can ``merge()``: this module's own, or yours, placed by `put_beside`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from typing import Any, overload
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_rng, kind_of, unmoved
+from .checks import check_choice, check_flag, check_instance, check_rng, check_sizes, kind_of, unmoved
 from .layer import Layer, Model, check_model, first_array, freeze, rebuild, walk
 from .layers.convolution import Conv1d, Conv2d, Convolution
 from .layers.embedding import Embedding
 from .layers.quantized import CodedLinear
+from .layers.stacked import StackedLinear
 from .linear import Linear
 from .lora import LoRA, LoRALinear
 from .variants.adapter import NORMS, Adapter
 from .variants.dora import DoRA
 from .variants.pissa import over_original, pissa
 from .variants.rewritten import Rewritten
+from .variants.stacked import StackedLoRA, StackedLoRALinear
 from .variants.variant import DORA, LORA, variant_of
 
 ALL_LINEAR = "all-linear"
@@ -47,15 +50,18 @@ Adapted = LoRALinear | DoRA | Rewritten
 def adapt(
     model: Adaptable, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+    target_parameters: Sequence[str] | None = None,
 ) -> Adapted: ...  # fmt: skip
 @overload
 def adapt(
     model: Model, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+    target_parameters: Sequence[str] | None = None,
 ) -> Model: ...  # fmt: skip
 def adapt(
     model: Layer, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
+    target_parameters: Sequence[str] | None = None,
 ) -> Any:  # fmt: skip
     """Return the model frozen, with a new adapter beside each layer that `target_modules` names.
 
@@ -80,6 +86,10 @@ def adapt(
     init : {"lora", "pissa"}
         How adapters start: at zero, or from the leading singular vectors, see `minilora.variants.pissa`. With
         ``"pissa"`` the bases are new layers, what is left of the given ones.
+    target_parameters : list of str, optional
+        As PEFT reads it: names of arrays that hold the weights of a mixture's experts, or their ends, such as
+        ``"mlp.experts.gate_up_proj"``; the router's ``"mlp.gate.weight"`` is one too. Each expert has factors of its
+        own, of this rank: see `minilora.variants.stacked`. Beside them, `target_modules` may be ``[]``.
 
     Returns
     -------
@@ -90,7 +100,8 @@ def adapt(
     Raises
     ------
     ValueError
-        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range.
+        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range. If a name
+        in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, which PEFT refuses too.
     TypeError
         If an argument is of another type.
     """
@@ -100,8 +111,16 @@ def adapt(
     check_choice("init", init, STARTS)
     use_rslora, use_dora = check_flag("use_rslora", use_rslora), check_flag("use_dora", use_dora)
     variant = DORA if use_dora else LORA
+    parameters = named_parameters(model, target_parameters or [])
+    if parameters and (use_dora or init != "lora"):
+        raise ValueError(f"target_parameters takes no {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")
+    check_target_modules(target_modules)
+    alone = bool(parameters) and not isinstance(target_modules, str) and len(target_modules) == 0
+    modules = {} if alone else named_layers(model, target_modules)
 
     def beside(path: str, layer: Any) -> Layer:
+        if path in parameters:
+            return _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
         if use_dora:
             adapter.dora_norm = dora_norm
@@ -110,7 +129,7 @@ def adapt(
         return _beside(base, adapter)
 
     with unmoved(rng):
-        return put_beside(model, target_modules, beside)
+        return _put(model, modules | parameters, beside)
 
 
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
@@ -135,7 +154,11 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
     ValueError, TypeError
         If `target_modules` is not as in `adapt`, or `beside` returns anything else.
     """
-    targets = named_layers(model, target_modules)
+    return _put(model, named_layers(model, target_modules), beside)
+
+
+def _put(model: Layer, targets: Collection[str], beside: Callable[[str, Any], Layer]) -> Any:
+    """Return the model frozen, with what `beside` makes in the place of the layers at some paths."""
 
     def put(path: str, layer: Any) -> Any:
         if path not in targets:
@@ -153,7 +176,7 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
     """Return the layers without an adapter that `target_modules` names, by path; refuse one that names none."""
     check_model(model)
     check_target_modules(target_modules)
-    free = _free(model)
+    free = {path: layer for path, layer in _free(model).items() if _kind(layer)}
     targets = {path: layer for path, layer in free.items() if _named(path, layer, target_modules)}
     if not targets:
         how = "; a string must match a whole path" if isinstance(target_modules, str) else ""
@@ -161,6 +184,24 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
             f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
         )
     return targets
+
+
+def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[str, Layer]:
+    """Return the stacks of weights without an adapter that `target_parameters` names, by the name of their array."""
+    check_model(model)
+    if isinstance(target_parameters, str) or not isinstance(target_parameters, Collection):
+        raise TypeError(f"target_parameters must be a list of names, and no expression, got {target_parameters!r}")
+    free = {path: layer for path, layer in _free(model).items() if isinstance(layer, StackedLinear)}
+    targets: set[str] = set()
+    for target in target_parameters:
+        paths = [path for path in free if path == target or path.endswith(f".{target}")]
+        if not paths:
+            raise ValueError(
+                f"target_parameters names {target!r}, which is no array of a mixture without an adapter; there are "
+                f"{_listed(free)}. The layers of a shared expert, and all others, are named in target_modules"
+            )
+        targets |= set(paths)
+    return {path: layer for path, layer in free.items() if path in targets}
 
 
 @overload
@@ -305,8 +346,22 @@ def _start(
     return layer, Adapter(A, B, new.alpha, **_place(layer), use_rslora=use_rslora, start=start)
 
 
+def _start_stacked(
+    layer: StackedLinear, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool
+) -> StackedLoRALinear:
+    """Return a stack of weights with a new adapter of each, as PEFT starts: A uniform, B zero."""
+    (n_out, n_in), E = layer.shape, layer.experts
+    (rank,) = check_sizes(rank=rank)
+    like = layer.weight
+    new = LoRA.init(n_in, n_out, rank=rank * E, alpha=alpha, rng=rng, dtype=like.dtype, backend=backend_of(like))
+    adapter = StackedLoRA(new.lora_A, new.lora_B, new.alpha, experts=E, use_rslora=use_rslora)
+    return StackedLoRALinear(layer, adapter)
+
+
 def _beside(base: Any, adapter: LoRA) -> Layer:
     """Return a layer with its adapter, in the class that this takes."""
+    if isinstance(base, StackedLinear) or isinstance(adapter, StackedLoRA):
+        return StackedLoRALinear(base, adapter)  # type: ignore[arg-type]
     return variant_of(adapter).beside(base, adapter) if isinstance(base, Linear) else Rewritten(base, adapter)
 
 
@@ -346,7 +401,7 @@ def _free(model: Layer) -> dict[str, Layer]:
             continue
         if is_adapted(layer):
             taken.append(path)
-        elif _kind(layer):
+        elif _kind(layer) or isinstance(layer, StackedLinear):
             free[path] = layer
     return free
 

@@ -11,7 +11,7 @@ from minilora.conformance.claims import ADAM_CLAIMS, MSE_CLAIMS
 from minilora.fast import residual_form
 from minilora.variants.scaling import scaling
 
-from .support import language_mutants, mutants
+from .support import expert_mutants, language_mutants, mutants
 from .support.cases import KINDS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
 from .support.compare import gradients_are_the_slope_of_mse
 from .support.formulas import AdamByFormulas
@@ -111,11 +111,14 @@ def test_the_suites_formulas_without_a_bug_pass(kind, problem):
         claim(mutants.with_parts(kind), problem)
 
 
-@pytest.mark.parametrize("name", language_mutants.RIGHT)
+RIGHT = language_mutants.RIGHT | expert_mutants.RIGHT
+
+
+@pytest.mark.parametrize("name", RIGHT)
 @given(problem=problems())
 @settings(max_examples=3)
 def test_a_language_models_layers_without_a_bug_pass(name, problem):
-    case, subjects, claims = language_mutants.RIGHT[name]
+    case, subjects, claims = RIGHT[name]
     for subject in subjects:
         for claim in claims:
             claim(case(subject), problem)

@@ -40,8 +40,7 @@ class GatedMLP(Layer):
         check_input(self, x)
         a, a_cache = self.gate_proj.forward(rows(x))
         b, b_cache = self.up_proj.forward(rows(x))
-        u = self.act_fn(a)
-        z = u * b  # eq. (gate.1)
+        z = gate(self.act_fn, a, b)
         y, y_cache = self.down_proj.forward(z)
         y = y.reshape(x.shape)
         return y, (self, y.shape, a_cache, b_cache, y_cache, a, b)
@@ -54,10 +53,7 @@ class GatedMLP(Layer):
         grads = nest("down_proj", y_grads)
         if dz is None:  # nothing below asks
             return None, grads
-        u, u_cache = self.act_fn.forward(a)
-        du = dz * b  # eq. (gate.2)
-        db = dz * u  # eq. (gate.3)
-        da, _ = self.act_fn.backward(du, u_cache)
+        da, db = gate_back(self.act_fn, dz, a, b)
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
         grads |= nest("gate_proj", a_grads) | nest("up_proj", b_grads)
@@ -65,6 +61,22 @@ class GatedMLP(Layer):
         return None if dx is None else dx.reshape(dy.shape), grads
 
     shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
+
+
+def gate(f: Layer, a: Array, b: Array) -> Array:  # (N, m), (N, m) -> (N, m)
+    """Return z, of an activation f."""
+    u = f(a)
+    z = u * b  # eq. (gate.1)
+    return z
+
+
+def gate_back(f: Layer, dz: Array, a: Array, b: Array) -> tuple[Array, Array]:  # (N, m) each
+    """Return da and db."""
+    u, u_cache = f.forward(a)
+    du = dz * b  # eq. (gate.2)
+    db = dz * u  # eq. (gate.3)
+    da, _ = f.backward(du, u_cache)
+    return da, db  # type: ignore[return-value]
 
 
 def _check_parts(layer: GatedMLP) -> None:

@@ -1,6 +1,6 @@
 """A small instance of every layer in the book: one row each.
 
-`INSTANCES` is the list of them, to which `minilora.language.decoders` adds the language model.
+`INSTANCES` is the list of them, to which `minilora.language.llamainstance` adds the language model.
 `minilora.verify.selfcheck` measures the slopes of every row; the tests hold the rows against the claims, against a
 second forward in loops and against the same on other devices. A test compares the list with every subclass of `Layer`
 in the package, so a new layer without a row fails.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,18 +25,23 @@ from ..layers.activation import ACTIVATIONS
 from ..layers.attention import Attention
 from ..layers.convolution import Conv1d, Conv2d
 from ..layers.embedding import Embedding
+from ..layers.experts import Experts, MixtureOfExperts
 from ..layers.flatten import Flatten
 from ..layers.gated import GatedMLP
 from ..layers.mlp import MLP
 from ..layers.norm import RMSNorm
 from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import Rotary, frequencies
+from ..layers.router import Router
+from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
+from ..variants.stacked import StackedLoRA, StackedLoRALinear
 
 HIDDEN = 9
 EPS = 0.3  # of the norms: large enough for its place to be seen
 BASE = 50.0  # of the rotations
+CLEAR = 0.05  # of the routers: how far the last expert that is kept lies above the first that is not
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,56 @@ def _gated(d: Drawing) -> tuple[Layer, Array]:
     return GatedMLP(gate, up, down), _sequences(d, n_in)
 
 
+def _router(d: Drawing, *, renormalised: bool = True) -> tuple[Router, Array]:
+    """Return a router that keeps two experts or more: with one, and renormalised, nothing has a gradient."""
+    n_in, E = min(d.in_features, 7), d.integer(3, 5)
+    top_k = d.integer(2, E - 1)
+    return _clear(lambda: (Router(StackedLinear(d.randn(E, n_in)), top_k, renormalised), _sequences(d, n_in)))
+
+
+def _mixture(d: Drawing, *, shared: bool = False) -> tuple[MixtureOfExperts, Array]:
+    """Renormalised without a shared expert, as Mixtral, and otherwise with one, as Qwen2-MoE."""
+    router, x = _router(d, renormalised=not shared)
+    n_in, m, E = router.in_features, min(d.out_features, 6) + 1, router.experts
+    experts = Experts(StackedLinear(d.randn(E, 2 * m, n_in) / 2), StackedLinear(d.randn(E, n_in, m) / 2))
+    if not shared:
+        return MixtureOfExperts(router, experts), x
+    pairs = ((n_in, m - 1), (n_in, m - 1), (m - 1, n_in), (n_in, 1))
+    gate, up, down, opening = (d.linear(*pair, bias=False, divided_by=2) for pair in pairs)
+    return MixtureOfExperts(router, experts, GatedMLP(gate, up, down), opening), x
+
+
+def _mixture_adapted(d: Drawing) -> tuple[MixtureOfExperts, Array]:
+    """With an adapter on each parameter of the router and the experts, and nothing else that trains."""
+
+    def beside(path: str, layer: Any) -> Layer:
+        if not isinstance(layer, StackedLinear):
+            return layer  # type: ignore[no-any-return]
+        (n_out, n_in), E, r = layer.shape, layer.experts, min(d.rank, 3)
+        factors = d.randn(E * r, n_in) / 4, d.randn(n_out, r * E) / 4
+        return StackedLoRALinear(layer, StackedLoRA(*factors, d.alpha / 4, experts=E))
+
+    def draw() -> tuple[MixtureOfExperts, Array]:
+        mixture, x = _mixture(d)
+        return rebuild(freeze(mixture), layer=beside), x
+
+    return _clear(draw)
+
+
+Routed = TypeVar("Routed", Router, MixtureOfExperts)
+
+
+def _clear(draw: Callable[[], tuple[Routed, Array]]) -> tuple[Routed, Array]:
+    """Draw until no row lies near a place where the router's choice changes: it has no slope there."""
+    while True:
+        layer, x = draw()
+        router = layer if isinstance(layer, Router) else layer.gate
+        scores = router.weight(x.reshape(-1, router.in_features))
+        scores.sort(axis=1)
+        if float((scores[:, -router.top_k] - scores[:, -router.top_k - 1]).min()) > CLEAR:
+            return layer, x
+
+
 def _sequences(d: Drawing, width: int) -> Array:
     """Return one sequence or two: every entry is moved for its slope."""
     return d.randn(min(d.n, 2), 3 + d.n % 2, width)
@@ -214,6 +269,11 @@ INSTANCES: dict[str, Row] = {
     "Rotary": _rotary,
     "Attention": _attention,
     "GatedMLP": _gated,
+    "Router": _router,
+    "Router, over all": lambda d: _router(d, renormalised=False),
+    "MixtureOfExperts": _mixture,
+    "MixtureOfExperts, shared expert": lambda d: _mixture(d, shared=True),
+    "MixtureOfExperts, LoRA": _mixture_adapted,
 }
 
 

@@ -43,6 +43,7 @@ from minilora.layers.activation import ACTIVATIONS
 from minilora.layers.nf4 import scale_book
 from minilora.variants.rewritten import Rewritten
 
+from .expert_cases import EXPERT_CASES
 from .language_cases import LANGUAGE_CASES
 from .loops import FUNCTIONS, Beside, case_of, child, each, linear_by_loops, named
 
@@ -198,7 +199,7 @@ QUANTIZED_CASES = (
     quantized_case(adapted=False, double_quant=True),
     quantized_case(adapted=True, double_quant=True),
 )
-ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in ACTIVATIONS.items())
+ACTIVATION_CASES = tuple(activation_case(name, cls) for name, cls in ACTIVATIONS.items() if name in FUNCTIONS)
 MODEL_CASES = (mlp_case(), adapted_mlp_case("fc1"), adapted_mlp_case("fc2"), adapted_mlp_case("fc1", "fc2"))
 
 
@@ -425,4 +426,5 @@ CASES = (
     *REWRITTEN_CASES,
     *DORA_CASES,
     *LANGUAGE_CASES,
+    *EXPERT_CASES,
 )

@@ -17,7 +17,7 @@ import numpy as np
 from minilora import Layer
 from minilora.conformance.claims import CLAIMS, Arrays, Case
 from minilora.conformance.problems import Problem
-from minilora.language.decoders import ALL_INSTANCES
+from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import rebuild
 from minilora.verify.instances import Drawing
 
@@ -53,7 +53,8 @@ def case_of(
         layer, precision = drawn(row, problem)[0], np.result_type(*given.values()).type(0).real.dtype
         theirs = {id(array): given[name] for name, array in layer.trainable().items()}
         new = rebuild(layer, array=lambda a: theirs[id(a)] if id(a) in theirs else a.astype(precision))
-        return new if cls is None else cls(**vars(new))
+        fields = {name: value for name, value in vars(new).items() if name != "frozen"}
+        return new if cls is None else cls(**fields)
 
     def reference(problem: Problem, given: Arrays, x: np.ndarray) -> np.ndarray:
         return by_loops(drawn(row, problem)[0], given, x)

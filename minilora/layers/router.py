@@ -1,0 +1,143 @@
+"""The router of a mixture: it scores E experts for each row, keeps the K best, and says how much of each to take.
+
+    l_ne = sum_i x_ni W_ei                      (moe.1)    (N, d) -> (N, E)      W (E, d), the router's weight
+    g_nk = p_ne at the k-th kept expert e       (moe.2)    (N, K)                p = softmax of row n of l over S
+
+S is all experts, or the kept ones alone (`norm_topk_prob`). The second is also called renormalised: among the kept,
+p_e / sum_j p_j = exp(l_e) / sum_j exp(l_j), whatever the sum over all was. So the two differ in S and in nothing else.
+
+WHICH experts are kept is a step function of l. A small change of l changes it nowhere but where two scores are equal,
+so its derivative is zero where it exists: the choice is a constant, and l acts on the loss through g alone. Of equal
+scores, the expert with the lower number is kept, as a stable sort leaves them. (Others leave that open: torch.topk
+keeps now the first ones, now the last ones.) Backward, dp is dg at the kept experts and zero at the others. From there
+it is the softmax of attention, (att.6), with the sum over S:
+
+    dl_ne = p_ne (dp_ne - sum_j p_nj dp_nj)     (moe.3)    (N, E)                p is 0 outside of S, and so is dl
+    dx_ni = sum_e dl_ne W_ei                    (moe.4)    (N, d)                and dW = dl^T x, (8) of `minilora.linear`
+
+Two consequences. With one kept expert and S the kept ones, g is 1 whatever l is, and the router has no gradient at all.
+With S all experts, each row of W has a gradient, also that of an expert which no row keeps.
+
+THE BALANCE. A router that always keeps the same experts wastes the others. Of f_e, the part of the rows that keeps
+expert e, a constant as the choice is, and the softmax p over all experts:
+
+    loss = E sum_e f_e mean_n p_ne              (moe.14)
+    dp_ne = E f_e / N                           (moe.15)   (N, E)                then dl by (moe.3)
+
+It is K where all are kept equally often or have equal p, and larger where the often kept also have the large p. One
+adds it to a model's loss, times a small number, over the scores of all its layers, one below the other.
+
+Sources: Shazeer et al., arXiv 1701.06538; Fedus et al., "Switch Transformers", arXiv 2101.03961, for the balance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..backend import backend_of
+from ..checks import Array, check_flag, check_integer, check_matrix
+from ..layer import Cache, Layer, check_cache, check_has_widths, check_input, inner, nest, rows
+from .attention import softmax
+from .stacked import StackedLinear
+
+
+@dataclass(eq=False, repr=False)
+class Router(Layer):
+    """A weight that scores, and a softmax. Its output is how much each row takes of each of its kept experts."""
+
+    weight: StackedLinear  # one weight (E, d)
+    top_k: int  # K, how many experts a row keeps
+    norm_topk_prob: bool = True  # whether S is the kept experts: then a row's K numbers sum to 1
+
+    def __post_init__(self) -> None:
+        check_has_widths("weight", self.weight)
+        self.top_k = check_integer("top_k", self.top_k, at_least=1, at_most=self.experts)
+        self.norm_topk_prob = check_flag("norm_topk_prob", self.norm_topk_prob)
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., K)
+        """Return g, the best expert's first, and a cache with p and the choice."""
+        g, _, cache = self.route(x)
+        return g, cache
+
+    def route(self, x: Array) -> tuple[Array, Array, Cache]:  # (..., d) -> (..., K), (N, K)
+        """Return g, the numbers of the kept experts, and the cache."""
+        check_input(self, x)
+        l, l_cache = self.weight.forward(rows(x))  # eq. (moe.1)  (N, E)
+        kept = best(l, self.top_k)
+        p = softmax(alone(l, kept) if self.norm_topk_prob else l)
+        g = p[at(kept)]  # eq. (moe.2)  (N, K)
+        g = g.reshape(*x.shape[:-1], self.top_k)
+        return g, kept, (self, g.shape, x.shape, l_cache, p, kept)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (..., d), and the gradient of the weight, of dy = dg (..., K)."""
+        shape, l_cache, p, kept = check_cache(self, dy, cache)
+        dp = backend_of(dy).zeros(p.shape, dy.dtype)
+        dp[at(kept)] = rows(dy)
+        dl = softmax_back(p, dp)
+        dx, grads = self.weight.backward(dl, l_cache, need_dx=need_dx)  # eq. (moe.4)
+        return None if dx is None else dx.reshape(shape), nest("weight", grads)
+
+    experts = property(lambda self: self.weight.out_features, doc="How many experts there are, E.")
+    shape = property(lambda self: (self.top_k, self.weight.in_features), doc="(K, d).")
+
+
+def best(l: Array, top_k: int) -> Array:  # (N, E) -> (N, K)
+    """Return the numbers of each row's highest scores, the highest first; of equal ones, the lower number first."""
+    return backend_of(l).xp.argsort(-l.real, axis=1, kind="stable")[:, :top_k]
+
+
+def at(kept: Array) -> tuple[Array, Array]:  # (N, K) -> an index of (N, E)
+    """Return the index of each row's kept experts."""
+    return backend_of(kept).xp.arange(len(kept))[:, None], kept
+
+
+def tallied(kept: Array, experts: int) -> Array:  # (N, K) -> (E,)
+    """Return how many rows keep each expert. (`bincount` would make a GPU wait.)"""
+    return (kept.reshape(-1, 1) == backend_of(kept).xp.arange(experts)).sum(axis=0)
+
+
+def alone(l: Array, kept: Array) -> Array:  # (N, E) -> (N, E)
+    """Return the kept experts' scores, and minus infinity elsewhere: of exp there remains 0."""
+    xp = backend_of(l).xp
+    scores = xp.full_like(l, -xp.inf)
+    scores[at(kept)] = l[at(kept)]
+    return scores
+
+
+def softmax_back(p: Array, dp: Array) -> Array:  # (N, E), (N, E) -> (N, E)
+    """Return the gradient at the scores, of that at their softmax."""
+    dl = p * (dp - inner(p, dp))  # eq. (moe.3)
+    return dl
+
+
+def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), (N, E)
+    """Return how unevenly a router spreads its rows, and the gradient at its scores.
+
+    Parameters
+    ----------
+    scores : array (N, E), float
+        What a router's weight gives, ``router.weight.forward(x)[0]``; of several layers, one below the other.
+    top_k : int
+        How many experts a row keeps.
+
+    Returns
+    -------
+    loss : array without axes
+        E sum_e f_e mean_n p_ne, as transformers computes it where no position is masked.
+    d_scores : array (N, E)
+        Its gradient.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the scores are no matrix of floats, or `top_k` is not from 1 to E.
+    """
+    check_matrix("scores", scores)
+    n, E = scores.shape
+    kept = best(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
+    f = tallied(kept, E).astype(scores.dtype) / n
+    p, xp = softmax(scores), backend_of(scores).xp
+    loss = E * (f * p.mean(axis=0)).sum()  # eq. (moe.14)
+    dp = xp.broadcast_to(E * f / n, p.shape)  # eq. (moe.15)
+    return loss, softmax_back(p, dp)

@@ -1,0 +1,111 @@
+"""Linear layers in one parameter: a stack of weights, and rows that each go through one of them.
+
+Libraries keep the weights of all E experts of a layer in one array W (E, out, in). Expert e multiplies its own rows X_e
+(n_e, in) of the input, which stand together, those of expert 0 first:
+
+    Y_e = X_e W_e^T          (moe.5)    (n_e, in) -> (n_e, out)        for e = 0 ... E-1
+
+So each W_e is a linear layer without a bias, and has the gradients of one:
+
+    dW_e = dY_e^T X_e        (moe.6)    (out, in)      zero where n_e = 0: no row, no sum
+    dX_e = dY_e W_e          (moe.7)    (n_e, in)
+
+An expert's rows are one product of matrices, so a pass takes E of them, however many rows there are. A stack of one,
+W (out, in), is a parameter that is no layer of its own in other libraries, such as the router's.
+
+The array is the layer: its name is the layer's path, with nothing behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..backend import backend_of
+from ..checks import Array, check_array
+from ..layer import Cache, Layer, check_cache, check_input
+
+
+@dataclass(eq=False, repr=False)
+class StackedLinear(Layer):
+    """E weights in one array. It keeps the array that it is given; training changes it in place."""
+
+    weight: Array  # (E, out, in), or (out, in) where there is one; float
+
+    def __post_init__(self) -> None:
+        check_array("weight", self.weight)
+        if len(self.weight.shape) not in (2, 3) or 0 in self.weight.shape:
+            got = tuple(self.weight.shape)
+            raise ValueError(f"weight has shape {got}, expected (E, out, in) or (out, in), with no empty axis")
+
+    def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
+        """Return y and the cache. Rows come in the experts' order, `counts` of each; all of them where there is one."""
+        check_input(self, x)
+        counts = check_counts(x, counts, self.experts)
+        y = grouped(x, self.stack, counts)
+        return y, (self, y.shape, None if self.frozen else x, counts)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (R, in), and the gradient of the array under the empty name."""
+        x, counts = check_cache(self, dy, cache)
+        dx = grouped_back(dy, self.stack, counts) if need_dx else None
+        return dx, {} if self.frozen else {"": products(dy, x, counts).reshape(self.weight.shape)}
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the array, under the empty name: in a model it has the layer's own."""
+        return {} if self.frozen else {"": self.weight}
+
+    @property
+    def stack(self) -> Array:  # (E, out, in)
+        """The array with its axis of experts, also where there is one."""
+        return self.weight if len(self.weight.shape) == 3 else self.weight[None]
+
+    experts = property(lambda self: int(self.stack.shape[0]), doc="How many weights there are, E.")
+    shape = property(lambda self: self.weight.shape[-2:], doc="(out, in), of each.")
+
+
+def grouped(x: Array, W: Array, counts: Sequence[int]) -> Array:  # (R, in), (E, out, in) -> (R, out)
+    """Return each row times its expert's weight."""
+    xp = backend_of(x).xp
+    y = xp.empty((len(x), W.shape[1]), xp.result_type(x, W))
+    for e, part in groups(counts):
+        y[part] = x[part] @ W[e].T  # eq. (moe.5)
+    return y
+
+
+def grouped_back(dy: Array, W: Array, counts: Sequence[int]) -> Array:  # (R, out), (E, out, in) -> (R, in)
+    """Return each row of dy times its expert's weight, back."""
+    xp = backend_of(dy).xp
+    dx = xp.empty((len(dy), W.shape[2]), xp.result_type(dy, W))
+    for e, part in groups(counts):
+        dx[part] = dy[part] @ W[e]  # eq. (moe.7)
+    return dx
+
+
+def products(dy: Array, x: Array, counts: Sequence[int]) -> Array:  # (R, out), (R, in) -> (E, out, in)
+    """Return the gradient of each expert's weight."""
+    backend = backend_of(dy)
+    dW = backend.zeros((len(counts), dy.shape[1], x.shape[1]), dy.dtype)
+    for e, part in groups(counts):
+        dW[e] = dy[part].T @ x[part]  # eq. (moe.6)
+    return dW
+
+
+def groups(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Yield the experts that have rows, and where those stand."""
+    start = 0
+    for e, count in enumerate(counts):
+        if count:
+            yield e, slice(start, start + count)
+        start += count
+
+
+def check_counts(x: Array, counts: Sequence[int] | None, experts: int) -> Sequence[int]:
+    """Return how many rows each expert has, or refuse counts that are not those of x."""
+    if len(x.shape) != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected rows (R, in)")
+    if counts is None and experts == 1:
+        return [len(x)]
+    if counts is None or len(counts) != experts or sum(counts) != len(x):
+        raise ValueError(f"counts must be {experts} numbers of rows, {len(x)} in all, got {counts!r}")
+    return counts

@@ -1,0 +1,142 @@
+"""LoRA on a stack of weights: each expert has two factors of its own, and a file has two matrices for all of them.
+
+Expert e of a stack W (E, out, in) changes by s B_e A_e, of rank r, with r counted for one expert and s = alpha / r.
+PEFT packs the E pairs, its `target_parameters`, each factor in its own way:
+
+    A_e = A[e r ... e r + r - 1]         (moe.16)    (r, in)      of lora_A (E r, in): the expert is the slow index
+    B_e = B[:, e], B[:, E + e], ...      (moe.17)    (out, r)     of lora_B (out, r E): the expert is the fast index
+
+Row e r + k of A is the k-th row of expert e, and column k E + e of B is the k-th column of expert e. So the k-th pair of
+an expert does not stand at the same place in A and in B: s B A, formed as for a single layer, pairs the factors of
+different experts and means nothing. Why so? PEFT makes A and B as two linear layers of rank E r, and reshapes their
+weights: A (E r, in) to (E, r, in), and B (out, r E) to (out, r, E). The other orders would be as good, but files have
+these ones. With E = 1 both are the whole matrix, and all of this is LoRA.
+
+On the rows of one expert, x_e, nothing is new: (1) to (6) of `minilora.lora`, with A_e and B_e. The gradients of the two
+matrices are packed as they are. An expert without a row has the gradient zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backend import backend_of
+from ..checks import Array, check_flag, check_integer
+from ..layer import Cache, Layer, check_cache, check_input
+from ..layers.stacked import StackedLinear, check_counts, grouped, grouped_back, products
+from ..lora import LoRA, check_beside
+from .scaling import scaling
+
+
+@dataclass(eq=False, repr=False)
+class StackedLoRA(LoRA):
+    """The added path of E experts, in PEFT's packing. It keeps the arrays that it is given.
+
+    Arrays that do not fit together, or an alpha out of range, are a ValueError or a TypeError.
+    """
+
+    experts: int = 1  # E: lora_A is (E r, in), lora_B (out, r E)
+    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.experts = check_integer("experts", self.experts, at_least=1)
+        self.use_rslora = check_flag("use_rslora", self.use_rslora)
+        if self.lora_A.shape[0] % self.experts:
+            raise ValueError(f"lora_A has {self.lora_A.shape[0]} rows, expected as many for each of {self.experts} experts")
+
+    def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
+        """Return y and the cache, of `counts` rows of each expert, in their order."""
+        check_input(self, x)
+        counts = check_counts(x, counts, self.experts)
+        A, B = self.factors()
+        h = grouped(x, A, counts)  # (1) of each expert
+        y = self.scaling * grouped(h, B, counts)  # (2)
+        return y, (self, y.shape, counts, *((None, None) if self.frozen else (x, h)))
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (R, in), and the gradients of both factors, packed as they are; a frozen adapter computes none."""
+        counts, x, h = check_cache(self, dy, cache)
+        A, B = self.factors()
+        dh = grouped_back(dy, B, counts) * self.scaling  # (4)
+        dx = grouped_back(dh, A, counts) if need_dx else None  # (6)
+        if self.frozen:
+            return dx, {}
+        dA = products(dh, x, counts)  # (5)
+        dB = products(dy, h, counts) * self.scaling  # (3)
+        return dx, {"lora_A": dA.reshape(self.lora_A.shape), "lora_B": packed_B(dB)}
+
+    def factors(self) -> tuple[Array, Array]:  # -> (E, r, in), (E, out, r)
+        """Return each expert's factors."""
+        return stacked_A(self.lora_A, self.experts), stacked_B(self.lora_B, self.experts)
+
+    def delta(self) -> Array:  # -> (E, out, in), or (out, in) of one
+        """Return the change of each expert's weight, s B_e A_e."""
+        A, B = self.factors()
+        change = self.scaling * B @ A
+        return change if self.experts > 1 else change[0]
+
+    rank = property(lambda self: int(self.lora_A.shape[0]) // self.experts, doc="The width r of one expert's factors.")
+    scaling = property(
+        lambda self: scaling(self.alpha, self.rank, use_rslora=self.use_rslora), doc="The factor s, of one expert's r."
+    )
+
+
+@dataclass(eq=False, repr=False)
+class StackedLoRALinear(Layer):
+    """A frozen stack of weights and its adapter side by side. Only the adapter trains."""
+
+    base: StackedLinear
+    adapter: StackedLoRA  # of the same widths, dtype and number of experts
+
+    def __post_init__(self) -> None:
+        check_beside(self.base, StackedLinear, self.adapter, StackedLoRA)
+        if self.adapter.experts != self.base.experts:
+            raise ValueError(f"adapter is of {self.adapter.experts} experts, and base has {self.base.experts}")
+
+    def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
+        """Return y and the cache, by (11) for each expert. The base needs no cache but its counts."""
+        update, cache = self.adapter.forward(x, counts)
+        y = self.base.forward(x, counts)[0] + update
+        return y, (self, y.shape, cache)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (R, in), through both paths by (12), and the gradients of the adapter's factors."""
+        (adapter_cache,) = check_cache(self, dy, cache)
+        dx_adapter, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
+        dx = grouped_back(dy, self.base.stack, adapter_cache[2]) + dx_adapter if need_dx else None
+        return dx, grads
+
+    def merge(self) -> StackedLinear:
+        """Return one new stack, with this layer's output up to rounding. Nothing is shared."""
+        return StackedLinear(self.base.weight + self.delta().reshape(self.base.weight.shape))
+
+    def delta(self) -> Array:  # -> (E, out, in), or (out, in) of one
+        """Return the adapter's change of each weight."""
+        return self.adapter.delta()
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the adapter's arrays: the base is frozen by its absence."""
+        return self.adapter.trainable()
+
+    experts = property(lambda self: self.base.experts, doc="How many weights there are, E.")
+    shape = property(lambda self: self.base.shape, doc="(out, in), of each.")
+    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
+
+
+def stacked_A(A: Array, experts: int) -> Array:  # (E r, n) -> (E, r, n)
+    """Return each expert's rows."""
+    return A.reshape(experts, -1, A.shape[1])  # eq. (moe.16)
+
+
+def stacked_B(B: Array, experts: int) -> Array:  # (n, r E) -> (E, n, r)
+    """Return each expert's columns, every one of E, in an order in memory that products are fast with."""
+    columns = B.reshape(len(B), -1, experts).transpose(2, 0, 1)  # eq. (moe.17)
+    return backend_of(B).xp.ascontiguousarray(columns)
+
+
+def packed_B(B: Array) -> Array:  # (E, n, r) -> (n, r E)
+    """Return the columns of all experts in one matrix, the expert as the fast index."""
+    return B.transpose(1, 2, 0).reshape(B.shape[1], -1)

@@ -1,0 +1,240 @@
+"""Training takes the way of `forward`, `backward` and `adam_update`; a shorter way is asked for by name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, fast, mse, optim, train
+from minilora.fast import accumulate, residual_form
+from minilora.language.examples import WithoutFilling
+from minilora.language.finetuning.losstable import TrainingLoss
+from minilora.training import backpropagate
+
+from ..support.compare import assert_close
+
+ROOT = Path(__file__).parents[2]
+RNG = np.random.default_rng(11)
+X, Y = RNG.standard_normal((40, 5)), RNG.standard_normal((40, 4))
+
+
+class Squared(LoRA):
+    """Another layer than its parent: y = (s h B^T)^2, with a right backward of its own."""
+
+    def forward(self, x):
+        y, cache = super().forward(x)
+        return y * y, (*cache, y)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        return super().backward(2 * cache[-1] * dy, cache[:-1], need_dx=need_dx)
+
+
+def adapter(cls=LoRA):
+    rng = np.random.default_rng(0)
+    return cls(rng.standard_normal((2, 5)), rng.standard_normal((4, 2)), 1.0)
+
+
+def test_a_subclass_is_trained_on_its_own_gradients():
+    model, plain = adapter(Squared), adapter(Squared)
+    history = train(model, X, Y**2, epochs=5, batch_size=40, lr=0.01, rng=np.random.default_rng(0), log_every=1)
+    losses, optimizer = [], Adam(plain.trainable(), lr=0.01)
+    for _ in range(5):
+        y, cache = plain.forward(X)
+        optimizer.step(plain.backward(mse(y, Y**2)[1], cache)[1])
+        losses.append(float(mse(plain(X), Y**2)[0]))
+    assert_close(np.array(history.losses), np.array(losses), 1e-12)
+    assert history.losses[-1] < history.losses[0]
+
+
+def test_the_residual_form_refuses_a_subclass():
+    before = adapter(Squared).trainable()
+    model = adapter(Squared)
+    with pytest.raises(TypeError, match="residual_form takes a LoRA, or a LoRALinear over a Linear, got Squared"):
+        train(model, X, Y, epochs=1, batch_size=8, rng=RNG, gradients=residual_form)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+class Beside(LoRALinear):
+    """A subclass that computes the same."""
+
+
+@pytest.mark.parametrize("make", [lambda: Linear(np.ones((4, 5))), lambda: Beside(Linear(np.ones((4, 5))), adapter())])
+def test_the_residual_form_knows_two_classes_only(make):
+    with pytest.raises(TypeError, match="residual_form takes"):
+        residual_form(make(), X, Y)
+
+
+def counting(monkeypatch, cls, method):
+    calls = []
+    right = getattr(cls, method)
+    monkeypatch.setattr(cls, method, lambda self, *a, **k: calls.append(type(self).__name__) or right(self, *a, **k))
+    return calls
+
+
+def test_the_articles_run_goes_through_the_page(monkeypatch):
+    backwards = counting(monkeypatch, LoRA, "backward")
+    full = counting(monkeypatch, Linear, "backward")
+    article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=3)
+    assert len(backwards) == len(full) == 3 * 8
+
+
+def test_a_training_does_not_even_import_the_other_ways():
+    script = """if True:
+        import sys
+        from minilora import article
+        article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=1)
+        print(*sorted(name for name in sys.modules if name.startswith("minilora.fast.")))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["minilora.fast.adam", "minilora.fast.gather"], done.stderr
+
+
+def test_adam_steps_every_entry_of_the_articles_arrays(monkeypatch):
+    """The base of 1001 by 1000 by blocks, which have the page's bits, and the adapter's arrays by the page."""
+    entries = []
+
+    def watch(module, name):
+        right = getattr(module, name)
+
+        def watched(theta, g, m, v, t, **settings):
+            assert theta.shape == g.shape == m.shape == v.shape
+            entries.append((name, t, theta.size))
+            right(theta, g, m, v, t, **settings)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(optim, "adam_update")
+    watch(fast.adam, "update_by_blocks")
+    article.run(n=256, epochs=1)
+    by_page = [("adam_update", t, size) for t in (1, 2) for size in (1001, 1000)]
+    assert entries == [("update_by_blocks", t, 1_001_000) for t in (1, 2)] + by_page
+
+
+def test_the_given_gradients_are_what_a_step_takes(monkeypatch):
+    backwards, seen = counting(monkeypatch, LoRA, "backward"), []
+
+    def gradients(model, x, y, loss):
+        seen.append((x.copy(), y.copy(), loss))
+        return residual_form(model, x, y, loss)
+
+    model = adapter()
+    train(model, X, Y, epochs=2, batch_size=8, rng=RNG, gradients=gradients)
+    assert not backwards
+    assert len(seen) == 2 * 5
+    assert all(x.shape == (8, 5) and y.shape == (8, 4) and loss is mse for x, y, loss in seen)
+
+
+def test_gradients_of_none_are_those_of_the_page():
+    ends = []
+    for ways in ({}, {"gradients": None}, {"gradients": backpropagate}):
+        model = adapter()
+        train(model, X, Y, epochs=2, batch_size=8, rng=np.random.default_rng(0), **ways)
+        ends.append([p.tobytes() for p in model.trainable().values()])
+    assert ends[0] == ends[1] == ends[2]
+
+
+# --- no training minimises another loss than it reports -------------------------------------------
+
+
+def fourth_powers(p, t):
+    return ((p - t) ** 4).mean(), 4 / p.size * (p - t) ** 3
+
+
+LOSSES = {"mse": mse, "fourth powers": fourth_powers, "cross-entropy": cross_entropy}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_in_parts_are_those_of_the_reported_loss(loss, rows):
+    target = RNG.integers(0, 4, 40) if loss == "cross-entropy" else Y
+    histories = []
+    for ways in ({}, {"gradients": accumulate(rows)}):
+        options = {"epochs": 20, "batch_size": 20, "lr": 0.02, "log_every": 5, "loss": LOSSES[loss], **ways}
+        histories.append(train(adapter(), X, target, rng=np.random.default_rng(0), **options))
+    assert_close(np.array(histories[1].losses), np.array(histories[0].losses), 1e-12)
+    assert histories[0].losses[-1] < histories[0].losses[0]
+
+
+class Halved:
+    """Gradients that measure the loss in a way of their own."""
+
+    def __call__(self, model, x, y, loss):
+        return backpropagate(model, x, y, loss)
+
+    def evaluate(self, model, X, Y, loss):
+        return evaluate(model, X, Y, loss) / 2
+
+
+@pytest.mark.parametrize("wrap", [lambda way: way, WithoutFilling, TrainingLoss])
+def test_gradients_with_an_evaluate_measure_the_loss(wrap):
+    rng, ids = np.random.default_rng(4), np.random.default_rng(5).integers(0, 4, (40, 3))
+    X, options = rng.standard_normal((40, 3, 5)), {"epochs": 3, "batch_size": 20, "loss": cross_entropy, "log_every": 1}
+    whole = train(adapter(), X, ids, rng=np.random.default_rng(0), **options)
+    halved = train(adapter(), X, ids, rng=np.random.default_rng(0), gradients=wrap(Halved()), **options)
+    assert halved.losses == [loss / 2 for loss in whole.losses]
+
+
+@pytest.mark.parametrize("loss", [fourth_powers, lambda p, t: mse(p, t)])
+def test_the_residual_form_refuses_every_loss_but_mse(loss):
+    model = adapter()
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    with pytest.raises(ValueError, match=r"residual_form has the gradients of minilora.mse alone, got the loss <func"):
+        train(model, X, Y, epochs=1, batch_size=8, rng=RNG, loss=loss, gradients=residual_form)
+    with pytest.raises(ValueError, match="got the loss <function"):
+        residual_form(model, X, Y, loss)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+    assert residual_form(model, X, Y).keys() == residual_form(model, X, Y, loss=mse).keys() == {"lora_A", "lora_B"}
+
+
+class Caller:
+    def __call__(self, model, x, y):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("gradients", "got"),
+    [
+        (lambda model, x, y: {}, r"<lambda>\(model, x, y\): too many positional"),
+        (lambda: {}, r"<lambda>\(\): too many"),
+        (lambda model, x, y, loss, more: {}, r"<lambda>\(model, x, y, loss, more\): missing .*'more'"),
+        (Caller(), r"Caller\(model, x, y\): too many positional"),
+    ],
+)
+def test_gradients_of_other_arguments_are_refused_first(tmp_path, gradients, got):
+    model, rng = adapter(), np.random.default_rng(0)
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    with pytest.raises(TypeError, match=rf"^gradients is called as gradients\(model, x, y, loss\), got {got}"):
+        train(model, X, Y, epochs=1, batch_size=8, rng=rng, gradients=gradients, checkpoint=tmp_path / "c")
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    assert not list(tmp_path.iterdir())
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+def test_gradients_that_cannot_be_called_are_refused():
+    with pytest.raises(TypeError, match=r"gradients must be a function, gradients\(model, x, y, loss\), got 'mse'"):
+        train(adapter(), X, Y, epochs=1, batch_size=8, rng=RNG, gradients="mse")
+
+
+def test_a_function_without_a_signature_is_called():
+    class Hidden:
+        __signature__ = "none"
+
+        def __call__(self, *arguments):
+            return backpropagate(*arguments)
+
+    history = train(adapter(), X, Y, epochs=1, batch_size=8, rng=np.random.default_rng(0), gradients=Hidden())
+    assert history == train(adapter(), X, Y, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+
+
+def test_the_loss_that_is_named_is_minimised_and_reported():
+    rng = np.random.default_rng(4)
+    ids = rng.integers(0, 4, 40)
+    model = LoRALinear(Linear(rng.standard_normal((4, 5))), adapter())
+    start = float(cross_entropy(model(X), ids)[0])
+    history = train(model, X, ids, epochs=30, batch_size=20, lr=0.05, rng=rng, log_every=30, loss=cross_entropy)
+    assert history.losses == [pytest.approx(float(cross_entropy(model(X), ids)[0]))]
+    assert history.losses[0] < start

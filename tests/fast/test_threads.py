@@ -1,0 +1,346 @@
+"""Parts of a batch on several threads: the same bits, and nothing left behind."""
+
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import ThreadpoolController
+
+from minilora import (
+    MLP,
+    Conv1d,
+    Embedding,
+    Linear,
+    Llama,
+    LoRALinear,
+    ReLU,
+    Sequential,
+    adapt,
+    cross_entropy,
+    evaluate,
+    mse,
+    quantize,
+    train,
+)
+from minilora.fast import accumulate
+from minilora.language.llamaconfig import LlamaConfig
+from minilora.language.text import next_token_loss
+from minilora.layers.flatten import Flatten
+from minilora.training import backpropagate
+
+from ..support.compare import assert_close
+from ..support.language import tiny_llama
+
+BLAS = ThreadpoolController().select(user_api="blas")
+IDS = (7, 5)  # a batch's windows, and their length
+
+
+@contextmanager
+def blas_at(count):
+    """Give the BLAS so many threads, in a way that leaves others free to change it."""
+    with BLAS.limit(limits=count):
+        for library in BLAS.lib_controllers:
+            getattr(library, "clear_controlling_thread", lambda force: None)(force=True)
+        yield
+
+
+def blas_threads():
+    return [library["num_threads"] for library in BLAS.info()]
+
+
+def tied_llama():
+    """Every weight trains, and the head is the embedding's own array."""
+    config = LlamaConfig(
+        vocab_size=28, hidden_size=12, intermediate_size=20, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3), tie_word_embeddings=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    return Llama.build(config, {name: rng.standard_normal(shape) / 3 for name, shape in config.shapes().items()})
+
+
+def llama(base=None, **options):
+    return adapt(base or tiny_llama(), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0), **options)
+
+
+def sequence_net():
+    rng = np.random.default_rng(1)
+    layers = {"embed": Embedding(rng.standard_normal((28, 6))), "conv": Conv1d(rng.standard_normal((4, 5, 3)))}
+    net = Sequential(**layers, act=ReLU(), flat=Flatten(), fc=Linear(rng.standard_normal((28, 16))))
+    return adapt(net, ["embed", "conv", "fc"], rank=2, alpha=3, rng=rng)
+
+
+MODELS = {
+    "LoRA": llama,
+    "DoRA": lambda: llama(use_dora=True),
+    "DoRA, its norm not constant": lambda: llama(use_dora=True, dora_norm="full"),
+    "over four bits": lambda: llama(quantize(tiny_llama())),
+    "PiSSA": lambda: llama(init="pissa"),
+    "every weight, a tied head": tied_llama,
+    "embedding and convolution": sequence_net,
+}
+
+
+def problem(name, seed=0, batch=IDS):
+    """Return a model that has moved from its start, ids, and targets of which some do not count."""
+    rng = np.random.default_rng(seed)
+    model = MODELS[name]()
+    for p in model.trainable().values():
+        p += rng.standard_normal(p.shape) / 4
+    x, y = rng.integers(28, size=(2, *batch))
+    y[rng.random(y.shape) < 0.3] = -100
+    return model, x, (y[:, 0] if name == "embedding and convolution" else y)
+
+
+def bits(grads):
+    return {name: g.tobytes() for name, g in grads.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_number_of_workers_gives_the_same_bits(name):
+    model, x, y = problem(name)
+    first = accumulate(2)(model, x, y, cross_entropy)
+    for name, g in backpropagate(model, x, y, cross_entropy).items():
+        assert_close(first[name], g, 1e-12)
+    for workers in (2, 3, 9):
+        assert bits(accumulate(2, workers)(model, x, y, cross_entropy)) == bits(first)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 8), workers=st.integers(2, 5), batch=st.integers(1, 8), before=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_bits_depend_on_the_rows_alone(rows, workers, batch, before, seed):
+    """In float32, at widths that a BLAS cuts for its threads; whatever its number of threads was before."""
+    rng = np.random.default_rng(seed)
+    base = Linear(rng.standard_normal((151, 203), np.float32))
+    model = LoRALinear.from_linear(base, rank=4, alpha=8, rng=rng)
+    model.adapter.lora_B[...] = rng.standard_normal((151, 4), np.float32)
+    x, t = rng.standard_normal((batch, 40, 203), np.float32), rng.standard_normal((batch, 40, 151), np.float32)
+    with BLAS.limit(limits=1):
+        expected = accumulate(rows)(model, x, t, mse)
+    with BLAS.limit(limits=before):
+        assert bits(accumulate(rows, workers)(model, x, t, mse)) == bits(expected)
+        assert blas_threads() == [before] * len(blas_threads())
+
+
+@pytest.mark.parametrize("height", [5, 8, 512])
+def test_a_loss_has_the_same_bits_with_any_workers(height, monkeypatch):
+    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", height)
+    model, x, y = problem("LoRA")
+    found = {evaluate(model, x, y, next_token_loss, workers) for workers in (1, 2, 3, 9)}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(evaluate(model, x, y, next_token_loss), rel=1e-14)
+
+
+def test_training_has_the_same_bits_with_any_workers():
+    ends = []
+    for workers in (1, 2, 3):
+        model, x, y = problem("LoRA")
+        ways = {"loss": next_token_loss, "gradients": accumulate(2, workers), "log_every": 1, "lr": 0.01}
+        history = train(model, x, y, epochs=3, batch_size=5, rng=np.random.default_rng(0), **ways)
+        ends.append((history.losses, bits(model.trainable())))
+    assert ends[0] == ends[1] == ends[2]
+
+
+class Watched(Linear):
+    """A layer that calls a function when a forward begins, with its input."""
+
+    def __init__(self, see):
+        super().__init__(np.ones((28, 3)))
+        self.see = see
+
+    def forward(self, x):
+        self.see(x)
+        return super().forward(x)
+
+
+def counted_rows(n=8):
+    """Return inputs whose rows are numbered."""
+    return np.repeat(np.arange(float(n))[:, None], 3, axis=1)
+
+
+def test_two_parts_are_computed_at_once():
+    meet = threading.Barrier(2, timeout=20)  # broken, and the test with it, where the second never comes
+    accumulate(4, workers=2)(Watched(lambda x: meet.wait()), counted_rows(), np.zeros(8, int), cross_entropy)
+
+
+def test_two_parts_of_a_loss_are_computed_at_once(monkeypatch):
+    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 4)
+    tried = []  # `evaluate` looks at the first row before it computes
+
+    def see(x):
+        tried.append(len(x))
+        if tried[0] == 1 < len(x):
+            meet.wait()
+
+    meet = threading.Barrier(2, timeout=20)
+    assert evaluate(Watched(see), counted_rows(), np.zeros(8, int), cross_entropy, 2) > 0
+    assert tried == [1, 4, 4]
+
+
+def test_no_more_parts_than_workers_hold_their_caches():
+    now, most, lock = [0], [0], threading.Lock()
+
+    def begin(x):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+
+    class Ended(Watched):
+        def backward(self, dy, cache, *, need_dx=True):
+            with lock:
+                now[0] -= 1
+            return super().backward(dy, cache, need_dx=need_dx)
+
+    accumulate(1, workers=3)(Ended(begin), counted_rows(), np.zeros(8, int), cross_entropy)
+    assert (now[0], 1 <= most[0] <= 3) == (0, True)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_part_without_targets_is_passed_over(workers):
+    seen = []
+    y = np.array([-100, -100, 1, -100, -100, -100, 2, 3])
+    model = Watched(lambda x: seen.append(x[0, 0]))
+    found = accumulate(2, workers)(model, counted_rows(), y, cross_entropy)
+    assert sorted(seen) == [2.0, 6.0]
+    assert_close(found["weight"], backpropagate(model, counted_rows(), y, cross_entropy)["weight"], 1e-14)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_without_targets_has_gradients_of_zero(workers):
+    found = accumulate(2, workers)(Watched(lambda x: None), counted_rows(), np.full(8, -100), cross_entropy)
+    np.testing.assert_array_equal(found["weight"], np.zeros((28, 3)))
+
+
+class Broken(ArithmeticError):
+    pass
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_an_exception_comes_out_as_itself_and_ends_all(workers):
+    error, seen, threads = Broken("part 2"), [], threading.active_count()
+
+    def see(x):
+        seen.append(x[0, 0])
+        if x[0, 0] == 2:
+            raise error
+
+    with blas_at(2):
+        with pytest.raises(Broken) as caught:
+            accumulate(1, workers)(Watched(see), counted_rows(), np.zeros(8, int), cross_entropy)
+        assert blas_threads() == [2] * len(blas_threads())
+    assert caught.value is error
+    assert max(seen) <= 2 + workers - 1  # what had begun beside it, and no more
+    assert threading.active_count() == threads
+
+
+def test_the_first_of_two_failing_parts_is_told():
+    both = threading.Barrier(2, timeout=20)
+
+    def see(x):
+        both.wait()
+        raise Broken(f"part {x[0, 0]:.0f}")
+
+    for _ in range(5):
+        with pytest.raises(Broken, match="part 0"):
+            accumulate(1, workers=2)(Watched(see), counted_rows(2), np.zeros(2, int), cross_entropy)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals for one thread")
+def test_an_interrupt_ends_all_parts():
+    threads, seen = threading.active_count(), []
+
+    def see(x):
+        seen.append(x[0, 0])
+        if x[0, 0] == 2:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+    try:
+        with blas_at(2):
+            with pytest.raises(KeyboardInterrupt):
+                accumulate(1, workers=2)(Watched(see), counted_rows(100), np.zeros(100, int), cross_entropy)
+            assert blas_threads() == [2] * len(blas_threads())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    deadline = time.monotonic() + 20
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)  # of a thread that was just being started, Python does not know yet that it is to be awaited
+    assert threading.active_count() == threads
+    assert len(seen) < 10
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parts_warn_as_the_caller_wants_it(workers):
+    def loss(prediction, target):
+        np.full(2, 1e308) * 10
+        return mse(prediction, target)
+
+    call = accumulate(1, workers)
+    arrays = Watched(lambda x: None), counted_rows(3), np.zeros((3, 28)), loss
+    with np.errstate(over="ignore"):
+        call(*arrays)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        call(*arrays)
+
+
+def test_each_part_has_one_blas_thread():
+    found = []
+    with BLAS.limit(limits=2):
+        for workers in (1, 2):
+            see = Watched(lambda x: found.extend(blas_threads()))
+            accumulate(3, workers)(see, counted_rows(), np.zeros(8, int), cross_entropy)
+        assert set(found) <= {1}
+        assert blas_threads() == [2] * len(blas_threads())
+
+
+def test_two_trainings_of_one_process_take_turns():
+    """The number of BLAS threads is the process's: the first to end would give the other two."""
+    inside, found = [], []
+
+    def see(x):
+        inside.append(threading.get_ident())
+        time.sleep(0.001)
+        found.extend([*blas_threads(), len(set(inside))])
+
+    class Ended(Watched):
+        def backward(self, dy, cache, *, need_dx=True):
+            inside.clear()
+            return super().backward(dy, cache, need_dx=need_dx)
+
+    arrays = counted_rows(), np.zeros(8, int), cross_entropy
+    with blas_at(2):
+        callers = [threading.Thread(target=lambda: accumulate(8)(Ended(see), *arrays)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert set(found) == {1}
+        assert blas_threads() == [2] * len(blas_threads())
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_workers_that_are_no_number_are_refused(workers, error):
+    with pytest.raises(error, match="workers must be"):
+        accumulate(2, workers)
+    model, x, y = problem("LoRA")
+    with pytest.raises(error, match="workers must be"):
+        evaluate(model, x, y, next_token_loss, workers)
+
+
+def test_a_net_of_layers_trains_on_threads():
+    """What is no language model gains nothing, and loses nothing."""
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((40, 6)), rng.standard_normal((40, 3))
+    ends = []
+    for ways in ({}, {"gradients": accumulate(3, workers=2)}):
+        model = MLP.init(6, 8, 3, rng=np.random.default_rng(1), dtype="float64")
+        ends.append(train(model, X, Y, epochs=3, batch_size=10, rng=np.random.default_rng(2), log_every=1, **ways))
+    assert_close(np.array(ends[1].losses), np.array(ends[0].losses), 1e-12)

@@ -1,0 +1,339 @@
+"""What is true of a mixture of experts beside the claims: ties, corners, idle experts, what is kept, bad input."""
+
+import numpy as np
+import pytest
+
+from minilora import GatedMLP, Linear, LoRA, adapt, adapters, attach, merge, mse, train
+from minilora.layer import cache_bytes, freeze, rebuild, walk
+from minilora.layers.experts import Experts, MixtureOfExperts, gathered
+from minilora.layers.router import Router, balance
+from minilora.layers.stacked import StackedLinear
+from minilora.variants.stacked import StackedLoRA, StackedLoRALinear
+
+from ..support.cupy_standin import traffic
+
+D, M, E = 6, 5, 4
+
+
+def randn(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def mixture(seed=0, top_k=2, experts=E, dtype="float64", **options):
+    arrays = (randn([seed, i], *s) for i, s in enumerate(((experts, D), (experts, 2 * M, D), (experts, D, M))))
+    router, gate_up, down = (StackedLinear(a.astype(dtype)) for a in arrays)
+    return MixtureOfExperts(Router(router, top_k, **options), Experts(gate_up, down))
+
+
+def expert(layer, e):
+    """One expert as a gated MLP of its own."""
+    gate_up, down = layer.experts.gate_up_proj.weight[e], layer.experts.down_proj.weight[e]
+    return GatedMLP(Linear(gate_up[:M]), Linear(gate_up[M:]), Linear(down))
+
+
+def test_of_equal_scores_the_lower_number_is_kept():
+    router = Router(StackedLinear(np.ones((5, 2))), 3)
+    _, kept, _ = router.route(np.ones((2, 2)))
+    assert kept.tolist() == [[0, 1, 2]] * 2
+    scored = Router(StackedLinear(np.array([[0.0], [1.0], [0.0], [1.0]])), 3)
+    assert scored.route(np.ones((1, 1)))[1].tolist() == [[1, 3, 0]]
+
+
+def test_one_renormalised_expert_leaves_the_router_no_gradient():
+    layer, x = mixture(top_k=1), randn(1, 9, D)
+    y, cache = layer.forward(x)
+    _, grads = layer.backward(randn(2, 9, D), cache)
+    assert (grads["gate.weight"] == 0).all()
+    kept = layer.gate.route(x)[1][:, 0]
+    np.testing.assert_allclose(y, [expert(layer, e)(row) for e, row in zip(kept, x, strict=True)], atol=1e-12)
+
+
+def test_not_renormalised_every_score_has_a_gradient():
+    layer = mixture(norm_topk_prob=False)
+    _, cache = layer.forward(randn(1, 3, D))
+    _, grads = layer.backward(randn(2, 3, D), cache)
+    assert (np.abs(grads["gate.weight"]).max(axis=1) > 0).all()
+
+
+def test_with_all_experts_kept_both_softmaxes_are_one():
+    outputs = [mixture(top_k=E, norm_topk_prob=flag)(randn(1, 9, D)) for flag in (True, False)]
+    np.testing.assert_allclose(*outputs, atol=1e-13)
+
+
+def test_equal_experts_renormalised_are_the_dense_layer():
+    """So a dense model can be copied into a mixture, which begins as the same function."""
+    layer, x = mixture(), randn(1, 2, 9, D)
+    for stack in (layer.experts.gate_up_proj, layer.experts.down_proj):
+        stack.weight[:] = stack.weight[0]
+    np.testing.assert_allclose(layer(x), expert(layer, 0)(x), atol=1e-12)
+
+
+def test_an_idle_expert_has_zeros_in_its_adapter_too():
+    layer = mixture()
+    layer.gate.weight.weight[3] = 0
+    layer.gate.weight.weight[:3, 0], x = 1, np.abs(randn(1, 5, D))
+    layer.gate.weight.weight[:3, 1:] = 0
+    adapted = with_adapters(layer)
+    _, cache = adapted.forward(x)
+    _, grads = adapted.backward(randn(2, 5, D), cache)
+    for name in ("gate_up_proj", "down_proj"):
+        dA, dB = grads[f"experts.{name}.lora_A"], grads[f"experts.{name}.lora_B"]
+        assert (dA[9:] == 0).all() and (dB[:, 3::E] == 0).all()
+        assert (dA[:6] != 0).any() and (dB[:, 0::E] != 0).any()
+
+
+def with_adapters(layer, rank=3):
+    def beside(path, part):
+        if path not in ("experts.gate_up_proj", "experts.down_proj"):
+            return part
+        n_out, n_in = part.shape
+        A, B = randn([7, n_in], part.experts * rank, n_in), randn([8, n_out], n_out, rank * part.experts)
+        return StackedLoRALinear(part, StackedLoRA(A, B, 2.0, experts=part.experts))
+
+    return rebuild(freeze(layer), layer=beside)
+
+
+def test_a_merged_stack_gives_the_same_output():
+    layer, x = with_adapters(mixture()), randn(1, 9, D)
+    stacks = {path: part.merge() for path, part in walk(layer) if isinstance(part, StackedLoRALinear)}
+    merged = rebuild(layer, layer=lambda path, part: stacks.get(path, part))
+    np.testing.assert_allclose(merged(x), layer(x), atol=1e-11)
+    assert sorted(stacks) == ["experts.down_proj", "experts.gate_up_proj"]
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_delta_has_each_experts_own_product(experts):
+    A, B = randn(0, experts * 2, 5), randn(1, 4, 2 * experts)
+    delta = StackedLoRA(A, B, 3.0, experts=experts).delta().reshape(experts, 4, 5)
+    for e in range(experts):
+        np.testing.assert_allclose(delta[e], 1.5 * B[:, e::experts] @ A[2 * e : 2 * e + 2], atol=1e-13)
+
+
+def test_rows_come_back_where_they_were():
+    kept = np.array([[2, 0], [0, 3], [2, 3]])
+    order, place, counts = gathered(kept, 4)
+    pairs = kept.ravel()
+    assert pairs[order].tolist() == [0, 0, 2, 2, 3, 3]
+    assert (order[place] == np.arange(6)).all()
+    assert counts == [2, 0, 2, 2]
+    assert order.tolist() == [1, 2, 0, 4, 3, 5]  # within an expert, in the order of rows
+
+
+def test_frozen_experts_keep_no_inputs():
+    x, layer = randn(1, 50, D), mixture()
+    kept, frozen = (cache_bytes(m.forward(x)[1]) for m in (layer, freeze(layer)))
+    inputs = 8 * 50 * (D + 2 * (D + M))  # the router's, and of each kept expert both products'
+    assert kept - frozen == inputs
+
+
+def test_a_mixtures_step_waits_once_and_copies_counts_alone(standin):
+    layer = rebuild(mixture(dtype="float32"), array=standin.asarray)
+    x = standin.asarray(randn(1, 9, D).astype("float32"))
+    traffic.reset()
+    y, cache = layer.forward(x)
+    assert (traffic.to_device, traffic.to_host) == (0, 1)
+    layer.backward(y, cache)
+    assert (traffic.to_device, traffic.to_host) == (0, 1)
+
+
+def test_the_balance_is_least_where_all_are_kept_equally():
+    level = balance(np.tile(np.eye(4), (3, 1)), 1)[0]
+    assert np.isclose(level, 1) and np.isclose(balance(np.tile(5 * np.eye(4), (3, 1)), 1)[0], 1)
+    assert balance(np.tile([5.0, 0, 0, 0], (12, 1)), 1)[0] > 3
+    assert np.isclose(balance(randn(0, 8, 4), 4)[0], 4)  # all kept: K = E
+
+
+R, S = Router(StackedLinear(np.ones((E, D))), 2), StackedLinear(np.ones((E, D, M)))
+TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: StackedLinear(np.ones(3)), ValueError, r"weight has shape \(3,\), expected \(E, out, in\) or"),
+        (lambda: StackedLinear(np.ones((2, 0, 3))), ValueError, "with no empty axis"),
+        (lambda: StackedLinear([[1.0]]), TypeError, "weight must be an array, got list"),
+        (lambda: S(np.ones((3, M))), ValueError, "counts must be 4 numbers of rows, 3 in all, got None"),
+        (lambda: S.forward(np.ones((3, M)), [1, 1, 0, 0]), ValueError, "3 in all, got"),
+        (lambda: S.forward(np.ones((1, 3, M)), [1, 1, 1, 0]), ValueError, r"expected rows \(R, in\)"),
+        (lambda: Router(StackedLinear(np.ones((E, D))), 5), ValueError, "top_k must be at most 4, got 5"),
+        (lambda: Router(StackedLinear(np.ones((E, D))), 0), ValueError, "top_k must be at least 1, got 0"),
+        (lambda: Router(np.ones((E, D)), 1), TypeError, "weight must be a Layer with in_features"),
+        (lambda: Router(StackedLinear(np.ones((E, D))), 1, 1), TypeError, "norm_topk_prob must be True or False"),
+        (lambda: R(np.ones((2, D + 1))), ValueError, "expected in_features = 6"),
+        (lambda: Experts(S, S), ValueError, "gate_up_proj is 5 -> 6 wide, expected 6 -> 10"),
+        (
+            lambda: Experts(StackedLinear(np.ones((2, 2 * M, D))), S),
+            ValueError,
+            "gate_up_proj and down_proj have 2 and 4 experts",
+        ),
+        (lambda: MixtureOfExperts(R, S), TypeError, "experts must be a Experts, got StackedLinear"),
+        (
+            lambda: MixtureOfExperts(Router(StackedLinear(np.ones((3, D))), 2), TWO),
+            ValueError,
+            "gate scores 3 experts on 6 entries, and there are 4 on 6",
+        ),
+        (lambda: MixtureOfExperts(R, TWO, None, Linear(np.ones((1, D)))), ValueError, "go together: give both or none"),
+        (lambda: StackedLoRA(np.ones((4, 5)), np.ones((3, 4)), 1, experts=3), ValueError, "lora_A has 4 rows"),
+        (
+            lambda: StackedLoRALinear(S, StackedLoRA(np.ones((2, M)), np.ones((D, 2)), 1, experts=2)),
+            ValueError,
+            "adapter is of 2 experts, and base has 4",
+        ),
+        (lambda: balance(np.ones(3), 1), ValueError, r"scores has shape \(3,\), expected a matrix"),
+        (lambda: balance(np.ones((2, 3)), 4), ValueError, "top_k must be at most 3, got 4"),
+    ],
+)
+def test_what_makes_no_mixture_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_backward_takes_its_own_cache_alone():
+    layer, x = mixture(), randn(1, 3, D)
+    with pytest.raises(ValueError, match="cache does not come from this layer's forward"):
+        layer.backward(x, mixture().forward(x)[1])
+    with pytest.raises(ValueError, match="dy has shape"):
+        layer.backward(x[:2], layer.forward(x)[1])
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+NAMES = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+def adapted(layer, names=NAMES, seed=3, **options):
+    options = {"rank": 2, "alpha": 3, "rng": np.random.default_rng(seed), "target_parameters": names} | options
+    return adapt(layer, options.pop("target_modules", []), **options)
+
+
+def with_shared(seed=0):
+    layer, shapes = mixture(seed), ((M, D), (M, D), (D, M), (1, D))
+    linears = [Linear(randn([seed, 5, i], *shape)) for i, shape in enumerate(shapes)]
+    return MixtureOfExperts(layer.gate, layer.experts, GatedMLP(*linears[:3]), linears[3])
+
+
+def moved(model):
+    for i, p in enumerate(model.trainable().values()):
+        p += randn([9, i], *p.shape).astype(p.dtype) / 3
+    return model
+
+
+def test_an_adapted_mixture_starts_as_it_was_and_learns():
+    layer, x = mixture(), randn(1, 9, D)
+    model = adapted(layer, [*NAMES, "gate.weight"])
+    assert (model(x) == layer(x)).all()
+    assert list(model.trainable()) == [
+        f"{path}.lora_{part}" for path in ("gate.weight", *NAMES) for part in "AB"
+    ]  # fmt: skip
+    target = layer(x) + randn(2, 9, D) / 10
+    history = train(model, x, target, epochs=100, batch_size=9, lr=0.01, rng=np.random.default_rng(0))
+    assert history.losses[-1] < history.losses[0] / 2
+    assert abs(mse(merge(model)(x), target)[0] - mse(model(x), target)[0]) < 1e-12
+
+
+def test_adapters_are_attached_again_and_merged_as_they_are():
+    layer, x = mixture(), randn(1, 9, D)
+    model = moved(adapted(layer, use_rslora=True))
+    found = adapters(model)
+    assert list(found) == NAMES
+    for path, adapter in found.items():
+        assert (adapter.rank, adapter.alpha) == (2, 3) and np.isclose(adapter.scaling, 3 / 2**0.5)
+        assert adapter.delta().shape == dict(walk(layer))[path].weight.shape
+        assert adapter.lora_A is model.trainable()[f"{path}.lora_A"]
+    assert (attach(layer, found)(x) == model(x)).all()
+    merged = merge(model)
+    np.testing.assert_allclose(merged(x), model(x), atol=1e-11)
+    assert merged.trainable().keys() == layer.trainable().keys()
+
+
+def test_a_mixtures_arrays_stay_as_they_are():
+    layer = with_shared()
+    before = {name: p.copy() for name, p in layer.trainable().items()}
+    model = moved(adapted(layer, target_modules=["up_proj"]))
+    y, cache = model.forward(randn(1, 9, D))
+    model.backward(y, cache)
+    merge(model)
+    for name, p in layer.trainable().items():
+        assert (p == before[name]).all()
+
+
+@pytest.mark.parametrize(
+    ("modules", "parameters", "reached"),
+    [
+        (["up_proj"], None, {"shared_expert.up_proj"}),
+        (["down_proj"], None, {"shared_expert.down_proj"}),
+        ([], ["down_proj"], {"experts.down_proj"}),
+        ([], ["gate.weight"], {"gate.weight"}),
+        (["up_proj"], ["experts.gate_up_proj"], {"shared_expert.up_proj", "experts.gate_up_proj"}),
+        (
+            "all-linear",
+            None,
+            {f"shared_expert.{name}_proj" for name in ("gate", "up", "down")} | {"shared_expert_gate"},
+        ),
+        (".*up_proj", None, {"shared_expert.up_proj"}),
+    ],
+)
+def test_a_name_reaches_what_peft_lets_it_reach(modules, parameters, reached):
+    rng = np.random.default_rng(0)
+    model = adapt(with_shared(), modules, rank=1, alpha=1, rng=rng, target_parameters=parameters)
+    assert adapters(model).keys() == reached
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"names": ["experts.up"]}, ValueError, "target_parameters names 'experts.up', which is no array of a mixture"),
+        ({"names": [*NAMES, "up_proj"]}, ValueError, "names 'up_proj', .* shared expert, .* in target_modules"),
+        ({"names": "gate.weight"}, TypeError, "must be a list of names, and no expression, got 'gate.weight'"),
+        ({"use_dora": True}, ValueError, "target_parameters takes no use_dora, as in PEFT"),
+        ({"init": "pissa"}, ValueError, "target_parameters takes no init='pissa', as in PEFT"),
+        ({"target_modules": None}, TypeError, "target_modules must be a list of names or a regular expression"),
+        ({"target_modules": ["nothing"]}, ValueError, r"target_modules=\['nothing'\] names no layer"),
+        ({"names": [], "target_modules": []}, ValueError, r"target_modules=\[\] names no layer"),
+        ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
+        ({"rank": 2.0}, TypeError, "rank must be an integer, got 2.0"),
+        ({"alpha": 0}, ValueError, "alpha must be above 0"),
+    ],
+)
+def test_what_adapt_refuses_draws_no_number(change, error, message):
+    rng, layer = np.random.default_rng(5), mixture()
+    before = rng.bit_generator.state
+    with pytest.raises(error, match=message):
+        adapted(layer, **{"names": NAMES, "rng": rng} | change)
+    assert rng.bit_generator.state == before
+
+
+def test_an_adapted_array_takes_no_second_adapter():
+    model = adapted(mixture(), NAMES[:1])
+    with pytest.raises(ValueError, match="without an adapter; there are .'gate.weight', 'experts.down_proj'"):
+        adapted(model, NAMES[:1])
+
+
+@pytest.mark.parametrize(
+    ("path", "adapter", "message"),
+    [
+        ("experts.down_proj", LoRA(np.ones((8, M)), np.ones((D, 8)), 1), "adapter must be a StackedLoRA, got LoRA"),
+        (
+            "experts.down_proj",
+            StackedLoRA(np.ones((6, M)), np.ones((D, 6)), 1, experts=3),
+            "adapter is of 3 experts, and base has 4",
+        ),
+        (
+            "shared_expert.up_proj",
+            StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
+            "base must be a StackedLinear, got Linear",
+        ),
+        ("experts", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1), "no layers without an adapter"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(path, adapter, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        attach(with_shared(), {path: adapter})
+
+
+def test_one_seed_gives_one_adapter_on_every_device(place):
+    layer = mixture(dtype="float32")
+    here, there = (adapted(put, seed=4) for put in (rebuild(layer, array=place.put), layer))
+    for name, p in there.trainable().items():
+        place.assert_same(here.trainable()[name], p)

@@ -1,0 +1,217 @@
+"""Mixtures of experts of transformers, with PEFT's adapters of their parameters: outputs and gradients are ours."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from minilora import GatedMLP, Linear, adapt, adapters, merge
+from minilora.layers.experts import Experts, MixtureOfExperts
+from minilora.layers.router import Router, balance
+from minilora.layers.stacked import StackedLinear
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
+from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2  # noqa: E402
+from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3  # noqa: E402
+
+D, M = 10, 6
+PROJECTIONS = ("gate_up_proj", "down_proj")
+
+
+class InDouble(ModuleType):
+    """torch, to a module that asks for float32 whatever its arrays are."""
+
+    float32 = float = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+@pytest.fixture(autouse=True)
+def double(monkeypatch):
+    """Their routers stay in float64; as they are, they compute in float32."""
+    for module in (mixtral, qwen2, qwen3):
+        monkeypatch.setattr(module, "torch", InDouble("torch"))
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def block_of(family, experts, kept, seed, *, renormalised=True):
+    """A mixture as transformers has it, with random weights, inside a module that has it as its `mlp`."""
+    sizes = {"hidden_size": D, "num_experts_per_tok": kept, "hidden_act": "silu"}
+    many = {"num_experts": experts, "moe_intermediate_size": M, "norm_topk_prob": renormalised}
+    if family == "mixtral":
+        config = transformers.MixtralConfig(**sizes, num_local_experts=experts, intermediate_size=M)
+        block = mixtral.MixtralSparseMoeBlock
+    elif family == "qwen3":
+        config, block = transformers.Qwen3MoeConfig(**sizes, **many), qwen3.Qwen3MoeSparseMoeBlock
+    else:
+        config = transformers.Qwen2MoeConfig(**sizes, **many, shared_expert_intermediate_size=M + 1)
+        block = qwen2.Qwen2MoeSparseMoeBlock
+    config._experts_implementation = "eager"  # the others take no float64, or round
+    model = torch.nn.Module()
+    model.mlp = block(config).double()
+    torch.manual_seed(seed)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5 * 1.5)
+    return model
+
+
+def numpy_of(tensor):
+    return tensor.detach().numpy().copy()
+
+
+def ours(block):
+    """The same mixture here."""
+    arrays = {name: numpy_of(p) for name, p in block.named_parameters()}
+    router = Router(
+        StackedLinear(arrays["gate.weight"]), block.gate.top_k, getattr(block.gate, "norm_topk_prob", True)
+    )
+    experts = Experts(*(StackedLinear(arrays[f"experts.{name}"]) for name in PROJECTIONS))
+    if "shared_expert_gate.weight" not in arrays:
+        return MixtureOfExperts(router, experts)
+    shared = (Linear(arrays[f"shared_expert.{name}_proj.weight"]) for name in ("gate", "up", "down"))
+    return MixtureOfExperts(router, experts, GatedMLP(*shared), Linear(arrays["shared_expert_gate.weight"]))
+
+
+def both(model, x, dy, names):
+    """What they compute: y, dx, and the gradients of the arrays named."""
+    x = torch.tensor(x, requires_grad=True)
+    y = model.mlp(x)
+    y = y[0] if isinstance(y, tuple) else y
+    (y * torch.tensor(dy)).sum().backward()
+    grads = {name: numpy_of(p.grad) for name, p in names.items() if p.grad is not None}
+    return {"y": numpy_of(y), "x": numpy_of(x.grad)} | grads
+
+
+def close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        allowed = 1e-12 * max(1.0, np.abs(value).max())
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=allowed, err_msg=name)
+
+
+def computed(layer, x, dy):
+    y, cache = layer.forward(x)
+    dx, grads = layer.backward(dy, cache)
+    return {"y": y, "x": dx} | grads
+
+
+KINDS = [("mixtral", True), ("qwen3", True), ("qwen3", False), ("qwen2", True), ("qwen2", False)]
+SIZES = {"several": (5, 2, 9), "one kept": (4, 1, 9), "all kept": (4, 4, 9), "one token": (4, 2, 1), "idle": (9, 2, 2)}
+"""Experts, kept ones, tokens. Of nine experts, two tokens reach four at most."""
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("family", "renormalised"), KINDS)
+def test_outputs_and_all_gradients_are_those_of_transformers(family, renormalised, size):
+    experts, kept, tokens = SIZES[size]
+    model = block_of(family, experts, kept, seed=1, renormalised=renormalised)
+    x, dy = np.random.default_rng(2).standard_normal((2, 1, tokens, D))
+    layer = ours(model.mlp)
+    expected = both(model, x, dy, dict(model.mlp.named_parameters()))
+    found = computed(layer, x, dy)
+    close(found, expected)
+    idle = np.setdiff1d(np.arange(experts), layer.gate.route(x)[1])
+    assert len(idle) >= (5 if size == "idle" else 0)
+    for name in PROJECTIONS:
+        assert (found[f"experts.{name}"][idle] == 0).all()
+
+
+TARGETS = {
+    "both": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    "gate and up": ["mlp.experts.gate_up_proj"],
+    "down": ["mlp.experts.down_proj"],
+    "router": ["mlp.gate.weight"],
+    "all": ["mlp.gate.weight", "mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+}
+
+
+def with_peft(model, targets, seed, **options):
+    """The model with PEFT's adapters, moved from their start, and the factors by our names."""
+    options = {"r": 3, "lora_alpha": 5.0, "target_modules": [], "target_parameters": targets} | options
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
+    factors, rng = {}, np.random.default_rng(seed)
+    for path, module in adapted.base_model.model.mlp.named_modules():
+        if hasattr(module, "parameter_name"):
+            where = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
+            for name in ("lora_A", "lora_B"):
+                p = getattr(module, name)["default"].weight
+                with torch.no_grad():
+                    p.copy_(torch.tensor(rng.standard_normal(p.shape) * 0.4))
+                factors[f"{where}.{name}"] = p
+    return adapted, factors
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("family", "renormalised"), KINDS)
+def test_adapters_of_experts_are_pefts(family, renormalised, targets, rslora):
+    model = block_of(family, 5, 2, seed=3, renormalised=renormalised)
+    base, names = ours(model.mlp), [target.removeprefix("mlp.") for target in TARGETS[targets]]
+    rng = np.random.default_rng(4)
+    layer = adapt(base, [], rank=3, alpha=5.0, rng=rng, target_parameters=names, use_rslora=rslora)
+    _, factors = with_peft(model, TARGETS[targets], seed=5, use_rslora=rslora)
+    assert layer.trainable().keys() == factors.keys()
+    for name, p in layer.trainable().items():
+        p[...] = numpy_of(factors[name])
+    x, dy = rng.standard_normal((2, 2, 7, D))
+    expected = both(model, x, dy, factors)
+    close(computed(layer, x, dy), expected)
+    close({"y": merge(layer)(x)}, {"y": expected["y"]})
+    assert np.abs(expected["y"] - base(x)).max() > 0.1
+    assert adapters(layer).keys() == set(names)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_adapters_of_idle_and_of_all_experts_are_pefts(size):
+    experts, kept, tokens = SIZES[size]
+    model = block_of("mixtral", experts, kept, seed=6)
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    rng = np.random.default_rng(7)
+    layer = adapt(ours(model.mlp), [], rank=2, alpha=5.0, rng=rng, target_parameters=names)
+    _, factors = with_peft(model, TARGETS["both"], seed=8, r=2)
+    for name, p in layer.trainable().items():
+        p[...] = numpy_of(factors[name])
+    x, dy = rng.standard_normal((2, 1, tokens, D))
+    close(computed(layer, x, dy), both(model, x, dy, factors))
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_what_we_lack_beside_experts_peft_refuses_too(options):
+    with pytest.raises((ValueError, NotImplementedError)):
+        with_peft(block_of("mixtral", 4, 2, seed=0), TARGETS["both"], 0, **options)
+
+
+def test_pefts_start_adds_nothing_and_has_our_bound():
+    model = block_of("mixtral", 40, 2, seed=0)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=[], target_parameters=TARGETS["down"]))
+    layer = adapt(
+        ours(block_of("mixtral", 40, 2, seed=0).mlp), [], rank=3, alpha=8, rng=np.random.default_rng(0),
+        target_parameters=["experts.down_proj"],
+    )  # fmt: skip
+    ends = []
+    theirs = {n: numpy_of(p) for n, p in adapted.named_parameters() if "lora_" in n}
+    for factors in (list(theirs.values()), list(layer.trainable().values())):
+        A, B = factors
+        assert A.shape == (120, M) and B.shape == (D, 120) and (B == 0).all()
+        ends.append(np.abs(A).max())
+    np.testing.assert_allclose(ends, M**-0.5, rtol=0.01)
+
+
+def test_the_balance_is_transformers_auxiliary_loss():
+    scores = torch.randn(3, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    layers = tuple(l.clone().requires_grad_() for l in scores)
+    expected = mixtral.load_balancing_loss_func(layers, 5, 2)
+    expected.backward()
+    loss, d_scores = balance(scores.numpy().reshape(-1, 5), 2)
+    assert abs(loss - expected.item()) < 1e-12
+    np.testing.assert_allclose(d_scores, np.concatenate([numpy_of(l.grad) for l in layers]), rtol=0, atol=1e-14)

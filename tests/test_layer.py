@@ -1,0 +1,305 @@
+"""A model is a layer made of layers: names, freezing, tied arrays."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from minilora import (
+    MLP,
+    Adam,
+    Linear,
+    LoRA,
+    ReLU,
+    Sequential,
+    Tanh,
+    adapt,
+    adapters,
+    attach,
+    cross_entropy,
+    gradcheck,
+    merge,
+    train,
+)
+from minilora.checks import check_ids
+from minilora.layer import Layer, check_cache, check_sequence, freeze, nest, rebuild, walk
+from minilora.verify.selfcheck import layer_claim
+
+RNG = np.random.default_rng(7)
+
+
+def linear(n_in, n_out):
+    return Linear(RNG.standard_normal((n_out, n_in)), RNG.standard_normal(n_out))
+
+
+def mlp(n_in=3, hidden=5, n_out=4):
+    return MLP(fc1=linear(n_in, hidden), act=Tanh(), fc2=linear(hidden, n_out))
+
+
+class Blocks(Layer):
+    """A model with a list of layers, and one array of its own."""
+
+    def __init__(self, *layers):
+        self.shift = RNG.standard_normal(layers[0].in_features)
+        self.layers = list(layers)
+
+    def forward(self, x):
+        x, caches = x + self.shift, []
+        for layer in self.layers:
+            x, cache = layer.forward(x)
+            caches.append(cache)
+        return x, (self, x.shape, caches)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        (caches,) = check_cache(self, dy, cache)
+        grads = {}
+        for i, (layer, inner) in reversed(list(enumerate(zip(self.layers, caches, strict=True)))):
+            dy, found = layer.backward(dy, inner)
+            grads |= nest(f"layers.{i}", found)
+        return dy, grads if self.frozen else {"shift": dy.reshape(-1, dy.shape[-1]).sum(0), **grads}
+
+
+class Lookup(Layer):
+    """Token ids in, one row of the table for each: (...) -> (..., dim)."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def forward(self, ids):
+        check_ids("ids", ids, len(self.table))
+        y = self.table[ids]
+        return y, (self, y.shape, ids)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        (ids,) = check_cache(self, dy, cache)
+        grad = np.zeros_like(self.table)
+        np.add.at(grad, ids, dy)
+        return None, {} if self.frozen else {"table": grad}
+
+
+class Mean(Layer):
+    """Another shape out than in: (N, T, dim) -> (N, dim)."""
+
+    def forward(self, x):
+        y = x.mean(axis=1)
+        return y, (self, y.shape, x.shape)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        (shape,) = check_cache(self, dy, cache)
+        return np.broadcast_to(dy[:, None] / shape[1], shape), {}
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_names_nest_through_layers_and_lists():
+    model = Blocks(linear(3, 3), mlp(3, 5, 3))
+    expected = ["shift", "layers.0.weight", "layers.0.bias"]
+    expected += [f"layers.1.{fc}.{name}" for fc in ("fc1", "fc2") for name in ("weight", "bias")]
+    assert list(model.trainable()) == expected
+    assert model.trainable()["layers.1.fc2.weight"] is model.layers[1].fc2.weight
+    paths = ["", "layers.0", "layers.1", "layers.1.fc1", "layers.1.act", "layers.1.fc2"]
+    assert [path for path, _ in walk(model)] == paths
+
+
+def test_a_list_of_layers_has_the_measured_gradients():
+    model = Blocks(linear(3, 3), mlp(3, 5, 3), adapt(linear(3, 2), [""], rank=2, alpha=1, rng=RNG))
+    model.layers[2].adapter.lora_B += RNG.standard_normal((2, 2))
+    f, params, grads, dy = layer_claim(model, RNG.standard_normal((2, 6, 3)), RNG.standard_normal((2, 6, 2)))
+    assert {"x", "shift", "layers.0.bias", "layers.1.fc1.weight", "layers.2.lora_A"} < params.keys()
+    assert gradcheck(f, params, grads, cotangent=dy, method="complex", tolerance=1e-12).passed
+
+
+@pytest.mark.parametrize("name", ["forward", "trainable", "children", "frozen"])
+def test_a_layers_name_may_not_hide_an_attribute(name):
+    with pytest.raises(ValueError, match=f"a layer cannot be named '{name}'"):
+        Sequential(**{name: ReLU()})
+
+
+def test_a_model_is_made_of_layers():
+    with pytest.raises(TypeError, match="fc must be a Layer, got ndarray"):
+        Sequential(fc=np.ones((2, 2)))
+    with pytest.raises(
+        ValueError, match=r"^Sequential\(\) has no layers: give at least one, by name, such as fc=Linear\("
+    ):
+        Sequential()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 0, 4), (0, 4)])
+def test_a_sequence_has_at_least_one_position(shape):
+    layer = Linear(np.ones((3, 4)))
+    with pytest.raises(ValueError) as error:
+        check_sequence(layer, np.ones(shape))
+    assert str(error.value) == f"x has shape {shape}, expected (..., T, 4) with at least one position"
+    for fits in ((1, 4), (2, 3, 4), (0, 1, 4)):
+        check_sequence(layer, np.ones(fits))
+
+
+# --- freezing -------------------------------------------------------------------------------------
+
+
+def arrays_in(cache):
+    if isinstance(cache, (tuple, list)):
+        return [a for part in cache for a in arrays_in(part)]
+    return [cache] if isinstance(cache, np.ndarray) else []
+
+
+def test_a_frozen_linear_layer_keeps_no_array():
+    layer = linear(3, 4)
+    assert arrays_in(layer.forward(np.ones((2, 3)))[1])
+    assert not arrays_in(freeze(layer).forward(np.ones((2, 3)))[1])
+
+
+class Counted(np.ndarray):
+    """Notes the shape of every product of matrices that it is in."""
+
+    products: ClassVar[list] = []
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        plain = [np.asarray(value) if isinstance(value, np.ndarray) else value for value in inputs]
+        found = getattr(ufunc, method)(*plain, **options)
+        if ufunc is np.matmul:
+            Counted.products.append(found.shape)
+        return found.view(Counted) if isinstance(found, np.ndarray) else found
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3)])
+@pytest.mark.parametrize("need_dx", [True, False])
+def test_a_frozen_adapter_keeps_nothing_and_computes_no_gradient(shape, need_dx):
+    trained = LoRA(RNG.standard_normal((2, 3)), RNG.standard_normal((4, 2)), 3.0)
+    layer, x, dy = freeze(trained), RNG.standard_normal((*shape, 3)), RNG.standard_normal((*shape, 4))
+    y, cache = layer.forward(x)
+    assert not arrays_in(cache)
+    assert len(arrays_in(trained.forward(x)[1])) == 2
+    np.testing.assert_array_equal(y, trained(x))
+    Counted.products.clear()
+    dx, grads = layer.backward(dy.view(Counted), cache, need_dx=need_dx)
+    assert Counted.products == [(*shape, 2), (*shape, 3)][: 1 + need_dx]  # dh, and dx where it is asked for
+    assert grads == {}
+    expected, trained_grads = trained.backward(dy, trained.forward(x)[1], need_dx=need_dx)
+    np.testing.assert_array_equal(dx, expected)
+    assert list(trained_grads) == ["lora_A", "lora_B"]
+
+
+def test_freezing_leaves_the_model_as_it_was():
+    model = mlp()
+    frozen = freeze(model)
+    assert not frozen.trainable()
+    assert len(model.trainable()) == 4
+    assert frozen.fc1.weight is model.fc1.weight
+
+
+class Watched(Linear):
+    """Notes what its backward was asked for."""
+
+    def backward(self, dy, cache, *, need_dx=True):
+        self.asked.append(need_dx)
+        return super().backward(dy, cache, need_dx=need_dx)
+
+
+@pytest.mark.parametrize("trains", [0, 2, 3])
+def test_backward_stops_below_the_lowest_layer_that_trains(trains):
+    """Of four layers one trains. Those above it are asked for dx, it is not, and nobody below it is called."""
+    names = ["a", "b", "c", "d"]
+    layers = {}
+    for i, name in enumerate(names):
+        layer = Watched(RNG.standard_normal((3, 3)))
+        layer.asked = []
+        layer.frozen = i != trains
+        layers[name] = layer
+    model = Sequential(**layers)
+    y, cache = model.forward(np.ones((2, 3)))
+    dx, grads = model.backward(y, cache, need_dx=False)
+    assert dx is None
+    assert list(grads) == [f"{names[trains]}.weight"]
+    asked = [layer.asked for layer in layers.values()]
+    assert asked == [[]] * trains + [[False]] + [[True]] * (3 - trains)
+    assert model.backward(y, cache)[0].shape == (2, 3)
+
+
+# --- ids in, any shape out, tied arrays -----------------------------------------------------------
+
+
+def tied_model():
+    """An embedding and a head that are one array: logits = mean of rows, against every row."""
+    table = RNG.standard_normal((6, 3))
+    return Sequential(embed=Lookup(table), mean=Mean(), act=Tanh(), head=Linear(table))
+
+
+def test_token_ids_have_no_dx_and_their_model_has_gradients():
+    model, ids = tied_model(), RNG.integers(0, 6, (5, 4))
+    y, cache = model.forward(ids)
+    assert y.shape == (5, 6)
+    dx, grads = model.backward(RNG.standard_normal(y.shape), cache)
+    assert dx is None
+    assert list(grads) == list(model.trainable()) == ["embed.table", "head.weight"]
+
+
+def test_a_tied_array_is_checked_as_one_parameter():
+    model, ids = tied_model(), RNG.integers(0, 6, (5, 4))
+    f, params, grads, dy = layer_claim(model, ids, RNG.standard_normal((5, 6)))
+    report = gradcheck(f, params, grads, cotangent=dy, method="complex", tolerance=1e-12)
+    assert [block.name for block in report.blocks] == ["embed.table"]
+
+
+def test_a_tied_array_takes_one_step_of_the_summed_gradient():
+    shared, alone = np.ones(3), np.zeros(2)
+    optimizer = Adam({"a": shared, "c": alone, "b": shared}, lr=0.1)
+    plain = Adam({"a": np.ones(3), "c": np.zeros(2)}, lr=0.1)
+    for _ in range(3):
+        g = RNG.standard_normal((3, 3))
+        optimizer.step({"a": g[0], "b": g[1], "c": g[2, :2]})
+        plain.step({"a": g[0] + g[1], "c": g[2, :2]})
+    np.testing.assert_array_equal(shared, plain.params["a"])
+    np.testing.assert_array_equal(alone, plain.params["c"])
+    assert list(optimizer.params) == list(optimizer.m) == ["a", "c"]
+
+
+def test_two_arrays_on_one_memory_are_refused_by_adam():
+    x = np.ones(4)
+    with pytest.raises(ValueError, match=r"params\['a'\] and params\['b'\] share memory and are two arrays"):
+        Adam({"a": x, "b": x[1:]})
+
+
+def test_what_was_tied_stays_tied():
+    model = rebuild(tied_model(), array=lambda a: a.astype("float32"))
+    assert model.embed.table is model.head.weight
+    assert model.embed.table.dtype == np.float32
+
+
+def test_a_model_of_ids_trains_by_cross_entropy():
+    rng = np.random.default_rng(3)
+    model = Sequential(embed=Lookup(rng.standard_normal((6, 3))), mean=Mean(), fc=linear(3, 6))
+    X, Y = rng.integers(0, 6, (40, 2)), np.full(40, -100)
+    Y[:30] = X[:30, 0]
+    history = train(model, X, Y, epochs=60, batch_size=20, lr=0.05, rng=rng, log_every=60, loss=cross_entropy)
+    start = np.log(6)
+    assert history.losses[-1] < start / 2
+    assert model.trainable().keys() == {"embed.table", "fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize("bad", [-1, 6])
+def test_ids_out_of_range_are_refused_before_a_step(bad):
+    model = tied_model()
+    before = model.embed.table.copy()
+    X = np.zeros((9, 4), int)
+    with pytest.raises(ValueError, match=rf"targets holds {bad} at \(0,\), expected 0 to 5"):
+        train(model, X, np.full(9, bad), epochs=1, batch_size=3, rng=RNG, loss=cross_entropy)
+    np.testing.assert_array_equal(model.embed.table, before)
+
+
+# --- what is a model ---
+
+
+@pytest.mark.parametrize(
+    "call", [adapters, merge, lambda m: attach(m, {}), lambda m: adapt(m, [], rank=1, alpha=1, rng=RNG)]
+)
+def test_what_is_no_model_is_refused(call):
+    with pytest.raises(TypeError, match="model must be a Layer, got dict"):
+        call({})
+
+
+def test_a_list_of_layers_is_shown_with_its_shapes():
+    assert repr(Blocks(Linear(np.ones((3, 3))), ReLU())) == (
+        "Blocks(shift=(3,), layers=[Linear(weight=(3, 3), bias=None), ReLU()])"
+    )

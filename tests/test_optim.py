@@ -1,0 +1,354 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minilora import Adam, fast, optim
+from minilora.conformance.claims import ADAM_CLAIMS
+from minilora.fast.adam import BLOCK
+
+from .support.compare import assert_close
+from .support.memory import traced
+from .support.problems import ALL_ONES, Problem, problems
+
+
+@pytest.mark.parametrize("claim", ADAM_CLAIMS, ids=lambda claim: claim.__name__)
+@given(problem=problems())
+@example(problem=ALL_ONES)
+def test_adam(claim, problem):
+    claim(Adam, problem)
+
+
+def test_adam_has_the_papers_defaults():
+    p, g = np.array([1.0]), np.array([1e-6])
+    optimizer = Adam({"p": p})
+    assert (optimizer.lr, optimizer.betas, optimizer.eps) == (1e-3, (0.9, 0.999), 1e-8)
+    optimizer.step({"p": g})
+    assert_close(p, 1 - 1e-3 * g / (g + 1e-8), 1e-15)
+
+
+@pytest.mark.parametrize("t", [1, 2, 10, 1000, 5000, 100_000])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lr=st.sampled_from([1e-3, 1e-12, 1e32]),
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.999, 0.9)]),
+    eps=st.sampled_from([1e-8, 1e-20, 10.0]),
+)
+@example(seed=0, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+@example(seed=0, lr=1e-12, betas=(0.9, 0.999), eps=1e-20)
+def test_any_step_at_any_size_is_algorithm_1(t, seed, lr, betas, eps):
+    randn, (beta1, beta2) = np.random.default_rng(seed).standard_normal, betas
+    p = randn((3, 4)) * [[0.0], [1.0], [1e4]]
+    g, m, v = randn((3, 4)) * [0.0, 1e-9, 1.0, 1e6], randn((3, 4)), randn((3, 4)) ** 2
+    before, optimizer = p.copy(), Adam({"p": p}, lr=lr, betas=betas, eps=eps)
+    optimizer.load_state_dict({"t": t - 1, "m": {"p": m}, "v": {"p": v}})
+    optimizer.step({"p": g})
+    assert optimizer.t == t
+    for i in np.ndindex(p.shape):
+        m_i, v_i = beta1 * m[i] + (1 - beta1) * g[i], beta2 * v[i] + (1 - beta2) * g[i] ** 2
+        step = lr * (m_i / (1 - beta1**t)) / ((v_i / (1 - beta2**t)) ** 0.5 + eps)
+        assert abs(p[i] - (before[i] - step)) <= 1e-12 * (abs(before[i]) + abs(step))
+
+
+def test_a_step_without_gradient_goes_on_with_the_means():
+    p = np.zeros(2)
+    optimizer = Adam({"p": p}, lr=1.0, betas=(0.5, 0.5))
+    for g in (np.ones(2), np.zeros(2)):
+        optimizer.step({"p": g})
+    assert_close(p, np.full(2, -1 - (0.25 / 0.75) / (0.25 / 0.75) ** 0.5), 1e-7)
+
+
+def test_a_nan_in_a_gradient_is_not_hidden():
+    p = np.zeros(3)
+    Adam({"p": p}).step({"p": np.array([1.0, np.nan, -1.0])})
+    np.testing.assert_array_equal(np.isnan(p), [False, True, False])
+
+
+@pytest.mark.parametrize(
+    "shape", [(BLOCK + 3,), (7, BLOCK // 3), (3, 2 * BLOCK), (5, 7, BLOCK // 20), (1000, 1000), (), (0, 3), (3, 0)]
+)
+def test_large_arrays_are_updated_as_many_small_ones(shape):
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal(shape), [rng.standard_normal(shape) for _ in range(3)]
+
+    def cut(array):
+        return dict(enumerate(np.array_split(array.reshape(-1).copy(), 50)))
+
+    whole, parts = np.array(start), cut(np.array(start))
+    adam, by_part = Adam({"p": whole}), Adam(parts)
+    for g in map(np.array, grads):
+        adam.step({"p": g})
+        by_part.step(cut(g))
+    np.testing.assert_allclose(whole.reshape(-1), np.concatenate(list(parts.values())), rtol=0, atol=1e-14)
+
+
+def test_arrays_are_known_by_name_and_not_by_place():
+    shapes = {"a": (2, 3), "b": (2, 3), "c": (3,), "d": (3,)}
+    problem = Problem(n=1, in_features=1, out_features=1, rank=1)
+    start = {name: problem.randn(name, *shape) for name, shape in shapes.items()}
+    grads = {name: problem.randn(f"g {name}", *shape) for name, shape in shapes.items()}
+
+    def backwards(arrays):
+        return dict(reversed(arrays.items()))
+
+    together = Adam({name: p.copy() for name, p in start.items()})
+    together.step(backwards(grads))
+    state = together.state_dict()
+    together.load_state_dict({"t": 1, "m": backwards(state["m"]), "v": backwards(state["v"])})
+    together.step(backwards(grads))
+    for name, p in start.items():
+        alone = Adam({name: p.copy()})
+        for _ in range(2):
+            alone.step({name: grads[name]})
+        np.testing.assert_array_equal(together.params[name], alone.params[name])
+
+
+def test_what_is_trained_was_settled_at_the_start():
+    params = {"a": np.zeros(2)}
+    optimizer = Adam(params)
+    params["b"] = np.zeros(2)
+    optimizer.step({"a": np.ones(2)})
+    assert params["a"].all()
+
+
+def test_a_new_lr_holds_from_the_next_step():
+    p = np.zeros(2)
+    optimizer = Adam({"p": p}, lr=0.5, betas=(0.0, 0.0))
+    optimizer.step({"p": np.ones(2)})
+    optimizer.lr = 0.25
+    optimizer.step({"p": np.ones(2)})
+    assert_close(p, np.full(2, -0.75), 1e-7)
+
+
+def test_arrays_that_are_views_are_updated_in_place():
+    owner = np.random.default_rng(0).standard_normal((5, 8))
+    plain, view = owner[:, ::2].T.copy(), owner[:, ::2].T
+    assert not view.flags.c_contiguous
+    untouched = owner[:, 1::2].copy()
+    g = np.random.default_rng(1).standard_normal(view.shape)
+    for p, grad in ((plain, g), (view, np.asfortranarray(g))):
+        Adam({"p": p}).step({"p": grad})
+    np.testing.assert_array_equal(owner[:, ::2].T, plain)
+    np.testing.assert_array_equal(owner[:, 1::2], untouched)
+
+
+def test_step_leaves_the_gradients_alone():
+    p, g = np.zeros(3), np.array([1.0, -2.0, 3.0])
+    Adam({"p": p}).step({"p": g})
+    np.testing.assert_array_equal(g, [1.0, -2.0, 3.0])
+
+
+@given(problem=problems())
+def test_dtype_follows_the_parameters(problem):
+    params = {name: p.astype(np.float32) for name, p in problem.factors.items()}
+    optimizer = Adam(params, lr=np.float64(0.01), betas=(np.float64(0.9), 0.99), eps=np.float64(1e-8))
+    optimizer.step({name: np.ones_like(p) for name, p in params.items()})
+    for arrays in (params, optimizer.m, optimizer.v):
+        assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+
+
+def test_a_restored_state_goes_on_as_if_nothing_had_happened():
+    problem = Problem(n=2, in_features=5, out_features=4, rank=3)
+    steps = [{name: problem.randn(f"{name} {t}", *p.shape) for name, p in problem.factors.items()} for t in range(6)]
+    params = {name: p.copy() for name, p in problem.factors.items()}
+    optimizer = Adam(params)
+    for grads in steps[:3]:
+        optimizer.step(grads)
+    state, resumed = optimizer.state_dict(), {name: p.copy() for name, p in params.items()}
+    kept = copy.deepcopy(state)
+    for grads in steps[3:]:
+        optimizer.step(grads)  # must not reach into the saved state
+    other = Adam(resumed)
+    other.load_state_dict(state)
+    for grads in steps[3:]:
+        other.step(grads)
+    assert other.t == optimizer.t == 6
+    for name, p in params.items():
+        np.testing.assert_array_equal(resumed[name], p)
+    again = Adam({name: p.copy() for name, p in params.items()})
+    again.load_state_dict(state)  # nor may a restored optimizer have changed it
+    assert again.t == 3
+    for moment in ("m", "v"):
+        assert state[moment].keys() == params.keys()
+        for name in params:
+            np.testing.assert_array_equal(state[moment][name], kept[moment][name])
+
+
+def test_a_restored_t_is_a_plain_number():
+    """A NumPy scalar would promote."""
+    optimizer = Adam({"p": np.zeros(2, np.float32)})
+    optimizer.load_state_dict({**optimizer.state_dict(), "t": np.int64(7)})
+    assert type(optimizer.state_dict()["t"]) is int
+
+
+def test_adam_prints_its_settings_and_shapes():
+    optimizer = Adam({"lora_A": np.zeros((2, 5)), "lora_B": np.zeros((4, 2))}, lr=0.01)
+    optimizer.step({"lora_A": np.ones((2, 5)), "lora_B": np.ones((4, 2))})
+    assert repr(optimizer) == ("Adam(lr=0.01, betas=(0.9, 0.999), eps=1e-08, t=1, {lora_A: (2, 5), lora_B: (4, 2)})")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"b": None}, ValueError, r"grads must have the keys \['a', 'b', 'c'\]: missing \['b'\], extra \[\]"),
+        ({"d": np.ones(1)}, ValueError, r"missing \[\], extra \['d'\]"),
+        ({"d": np.ones(1), 1: np.ones(1)}, ValueError, r"missing \[\], extra \[1, 'd'\]"),
+        ({"b": np.ones(4)}, ValueError, r"grads\['b'\] has shape \(4,\), expected \(3,\)"),
+        ({"c": np.ones(1)}, ValueError, r"grads\['c'\] has shape \(1,\), expected \(4,\)"),
+        ({"b": np.ones(3, np.float32)}, TypeError, r"grads\['b'\] has dtype float32, expected float64"),
+        ({"b": [1.0, 1.0, 1.0]}, TypeError, r"grads\['b'\] must be an array, got list"),
+    ],
+)
+def test_a_gradient_that_does_not_fit_changes_nothing(change, error, message):
+    params = {"a": np.zeros(2), "b": np.zeros(3), "c": np.zeros(4)}
+    grads = {name: np.ones_like(p) for name, p in params.items()} | change
+    grads = {name: g for name, g in grads.items() if g is not None}
+    optimizer = Adam(params)
+    with pytest.raises(error, match=message):
+        optimizer.step(grads)
+    assert optimizer.t == 0
+    assert not any(array.any() for arrays in (params, optimizer.m, optimizer.v) for array in arrays.values())
+
+
+def test_gradients_that_are_no_dict_are_refused():
+    with pytest.raises(TypeError, match=r"^grads must be a dict, got list$"):
+        Adam({"p": np.zeros(2)}).step([np.ones(2)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.0}, "lr must be above 0 and finite, got 0.0"),
+        ({"lr": -1.0}, "lr must be above 0 and finite, got -1.0"),
+        ({"lr": float("nan")}, "lr must be above 0 and finite, got nan"),
+        ({"lr": float("inf")}, "lr must be above 0 and finite, got inf"),
+        ({"betas": (1.0, 0.9)}, r"betas\[0\] must be at least 0 and below 1, got 1.0"),
+        ({"betas": (0.9, -0.1)}, r"betas\[1\] must be at least 0 and below 1, got -0.1"),
+        ({"betas": (-0.1, 0.9)}, r"betas\[0\] must be at least 0 and below 1, got -0.1"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
+        ({"betas": (0.9, 0.99, 0.5)}, r"betas must be two numbers, got \(0.9, 0.99, 0.5\)"),
+        ({"betas": (0.9,)}, r"betas must be two numbers, got \(0.9,\)"),
+        ({"betas": 0.9}, r"betas must be two numbers, got 0.9"),
+        ({"eps": 0.0}, "eps must be above 0 and finite, got 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Adam({"p": np.zeros(2)}, **settings)
+
+
+def test_betas_may_be_zero():
+    p = np.zeros(2)
+    Adam({"p": p}, lr=0.5, betas=(0.0, 0.0)).step({"p": np.array([3.0, -4.0])})
+    assert_close(p, np.array([-0.5, 0.5]), 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({}, ValueError, "^params is empty: there is nothing to train$"),
+        ({"p": np.zeros(2, int)}, TypeError, r"params\['p'\] has dtype int64, expected a floating-point dtype"),
+        ({"p": np.zeros(2, np.float16)}, TypeError, r"params\['p'\] has dtype float16, expected float32 or float64"),
+        ({"p": np.zeros(2, complex)}, TypeError, r"params\['p'\] has dtype complex128, expected float32 or float64"),
+        ({"p": np.broadcast_to(0.0, 2)}, ValueError, r"params\['p'\] is read-only"),
+        ({"p": [0.0]}, TypeError, r"params\['p'\] must be an array, got list"),
+        ([np.zeros(2)], TypeError, "^params must be a dict, got list$"),
+    ],
+)
+def test_parameters_that_cannot_be_trained_are_refused(params, error, message):
+    with pytest.raises(error, match=message):
+        Adam(params)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"t": -1}, ValueError, r"state\['t'\] must be at least 0, got -1"),
+        ({"m": None}, TypeError, r"state\['m'\] must be a dict, got NoneType"),
+        ({"m": {}}, ValueError, r"state\['m'\] must have the keys \['p'\]"),
+        ({"m": {"p": np.zeros(3)}}, ValueError, r"state\['m'\]\['p'\] has shape \(3,\), expected \(2,\)"),
+        ({"v": {"p": np.zeros(3)}}, ValueError, r"state\['v'\]\['p'\] has shape \(3,\), expected \(2,\)"),
+        ({"w": 1}, ValueError, r"state must have the keys \['m', 't', 'v'\]: missing \[\], extra \['w'\]"),
+        ({"m": {"p": [0.0, 0.0]}}, TypeError, r"state\['m'\]\['p'\] must be an array, got list"),
+        (
+            {"v": {"p": np.zeros(2, "f4")}},
+            TypeError,
+            r"state\['v'\]\['p'\] has .* float32, .* as in params$",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
+    optimizer = Adam({"p": np.zeros(2)})
+    optimizer.step({"p": np.ones(2)})
+    before = optimizer.state_dict()
+    with pytest.raises(error, match=message):
+        optimizer.load_state_dict({**Adam({"p": np.zeros(2)}).state_dict(), **change})
+    after = optimizer.state_dict()
+    assert after["t"] == before["t"] == 1
+    np.testing.assert_array_equal(after["m"]["p"], before["m"]["p"])
+    np.testing.assert_array_equal(after["v"]["p"], before["v"]["p"])
+
+
+@pytest.mark.parametrize("shape", [(), (12,), (3, 4), (13,), (3, 5), (2, 1, 13)])
+def test_only_large_arrays_on_a_cpu_leave_the_page(monkeypatch, standin, shape):
+    """Another library has no such cache: it takes every array by the page, where it makes no kernel."""
+    seen = []
+    monkeypatch.setattr(fast.adam, "BLOCK", 12)
+    monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(("page", theta.shape)))
+    monkeypatch.setattr(fast.adam, "update_by_blocks", lambda theta, *a, **k: seen.append(("blocks", theta.shape)))
+    Adam({"p": np.ones(shape)}).step({"p": np.ones(shape)})
+    assert seen == [("blocks" if math.prod(shape) > 12 else "page", shape)]
+    seen.clear()
+    Adam({"p": standin.zeros(shape, "float32")}).step({"p": standin.zeros(shape, "float32")})
+    assert seen == [("page", shape)]
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((300, 500), 4), ((8, 5000), 1), ((100_000,), 2000)])
+def test_a_large_arrays_step_needs_two_blocks_of_memory(monkeypatch, shape, rows):
+    """Of the rows that fit in a block, and of one row at least."""
+    monkeypatch.setattr(fast.adam, "BLOCK", 2000)
+    p = np.ones(shape)
+    adam, g = Adam({"p": p}), np.ones(shape)
+    with traced() as memory:
+        adam.step({"p": g})
+    blocks = 2 * p[:rows].nbytes
+    assert blocks <= memory.peak < blocks + 6000
+
+
+@given(axes=st.lists(st.tuples(st.integers(1, 4), st.integers(-6, 6)), min_size=1, max_size=3))
+@example(axes=[(2, 0)])
+@example(axes=[(3, 2), (2, 1), (2, 5)])
+def test_no_entry_of_a_parameter_stands_twice_in_memory(axes):
+    shape, strides = zip(*axes, strict=True)
+    view = np.lib.stride_tricks.as_strided(np.zeros(200)[100:], shape, [8 * stride for stride in strides])
+    places = {sum(i * stride for i, stride in zip(index, strides, strict=True)) for index in np.ndindex(shape)}
+    try:
+        Adam({"p": view})
+    except ValueError as error:
+        assert str(error) == "params['p'] has entries that share memory, as of a view: give a copy"  # noqa: PT017
+    else:
+        assert len(places) == view.size
+
+
+def test_a_view_whose_entries_stand_once_is_a_parameter():
+    a = np.zeros((4, 3, 2))
+    for view in (
+        a[::2],
+        a.T,
+        a[:, ::-1],
+        a[..., 1:],
+        a[:1].transpose(1, 0, 2),
+        a[0, 0],
+        np.broadcast_to(a[0, 0, :1], (1, 1)).copy(),
+    ):
+        Adam({"p": view})
+    single = np.lib.stride_tricks.as_strided(a[0, 0], (1, 2), (0, 8))
+    Adam({"p": single})
+
+
+def test_a_rate_that_is_no_number_is_named():
+    with pytest.raises(TypeError, match=r"lr\['_B'\]"):
+        Adam({"lora_B": np.zeros(2)}, lr={"_B": "fast"})

@@ -1,0 +1,593 @@
+import io
+import pickle
+import re
+import sys
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
+from minilora.files import checkpoint
+from minilora.training import backpropagate, draw_batches
+from minilora.watching import progress_bar
+
+from .support.cases import PRODUCTS as CASES
+from .support.compare import assert_close
+from .support.memory import traced
+from .support.problems import Problem, problems
+
+DATA = Problem(n=50, in_features=5, out_features=4, rank=3)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def make(case, problem: Problem = DATA):
+    return case.build(problem, {name: p.copy() for name, p in case.arrays(problem).items()})
+
+
+def arrays_of(model) -> dict[str, np.ndarray]:
+    return {name: p.copy() for name, p in model.trainable().items()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_training_is_the_loop_written_out(case):
+    """The whole of `train`, with nothing clever in it."""
+    model, plain = make(case), make(case)
+    history = train(
+        model, DATA.x, DATA.target, epochs=4, batch_size=8, lr=0.02, rng=np.random.default_rng(1), log_every=2
+    )
+
+    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), lr=0.02), []
+    for epoch in range(1, 5):
+        for _ in range(50 // 8):
+            rows = rng.choice(50, 8, replace=False, shuffle=False)
+            prediction, cache = plain.forward(DATA.x[rows])
+            _, d_prediction = mse(prediction, DATA.target[rows])
+            _, grads = plain.backward(d_prediction, cache)
+            optimizer.step(grads)
+        if epoch % 2 == 0:
+            losses.append(mse(plain(DATA.x), DATA.target)[0])
+
+    assert history.epochs == [2, 4]
+    assert_close(np.array(history.losses), np.array(losses), 1e-12)
+    for name, p in model.trainable().items():
+        assert_close(p, plain.trainable()[name], 1e-11)
+
+
+@given(problem=problems())
+@settings(max_examples=30)
+def test_the_gradients_of_a_step_are_those_of_mse(problem):
+    for case in CASES:
+        model = make(case, problem)
+        prediction, cache = model.forward(problem.x)
+        _, grads = model.backward(mse(prediction, problem.target)[1], cache)
+        for name, grad in backpropagate(model, problem.x, problem.target).items():
+            assert_close(grad, grads[name], 1e-12)
+
+
+def test_each_training_starts_adam_anew():
+    one, two = make(CASES[1]), make(CASES[1])
+    for seed in (1, 2):
+        for model in (one, two):
+            train(model, DATA.x, DATA.target, epochs=2, batch_size=8, lr=0.02, rng=np.random.default_rng(seed))
+        two = LoRA(**arrays_of(two), alpha=two.alpha)  # the same numbers in a model that no one has trained
+    for name, p in one.trainable().items():
+        np.testing.assert_array_equal(p, two.trainable()[name])
+
+
+def test_settings_not_given_are_those_of_the_article(monkeypatch):
+    problem, models, histories = Problem(n=300, in_features=5, out_features=4, rank=3), [], []
+    monkeypatch.setattr("sys.stderr", Terminal())
+    for given_settings in ({}, {"epochs": 100, "batch_size": 128, "lr": 1e-3, "log_every": 10, "progress": False}):
+        models.append(make(CASES[1], problem))
+        histories.append(train(models[-1], problem.x, problem.target, rng=np.random.default_rng(0), **given_settings))
+    assert histories[0] == histories[1]
+    for name, p in models[0].trainable().items():
+        np.testing.assert_array_equal(p, models[1].trainable()[name])
+    assert sys.stderr.getvalue() == ""
+
+
+def test_training_leaves_numpys_error_state_alone():
+    with np.errstate(over="warn", invalid="raise"):
+        before = np.geterr()
+        train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+        assert np.geterr() == before
+
+
+def test_each_batch_is_drawn_without_replacement():
+    batches = draw_batches(np.random.default_rng(0), 50, 8)
+    assert batches.shape == (6, 8)
+    assert all(len(set(batch)) == 8 for batch in batches.tolist())
+    assert 0 <= batches.min() <= batches.max() < 50
+    assert len({tuple(sorted(batch)) for batch in batches.tolist()}) == 6
+
+
+def test_one_seed_gives_one_training():
+    models = [make(CASES[1]) for _ in range(3)]
+    histories = [
+        train(model, DATA.x, DATA.target, epochs=2, batch_size=8, rng=np.random.default_rng(seed), log_every=1)
+        for model, seed in zip(models, (5, 5, 6), strict=True)
+    ]
+    assert histories[0] == histories[1] != histories[2]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "log_every", "logged"), [(1, 10, [1]), (20, 10, [10, 20]), (7, 3, [3, 6, 7]), (3, 1, [1, 2, 3])]
+)
+def test_the_loss_is_logged_sometimes_and_at_the_end(epochs, log_every, logged):
+    model = make(CASES[0])
+    history = train(
+        model, DATA.x, DATA.target, epochs=epochs, batch_size=50, rng=np.random.default_rng(0), log_every=log_every
+    )
+    assert history.epochs == logged
+    assert history.losses[-1] == evaluate(model, DATA.x, DATA.target)
+    assert all(type(loss) is float for loss in history.losses)
+
+
+def test_evaluation_in_blocks_is_the_loss_of_all_rows(monkeypatch):
+    model = make(CASES[0])
+    whole = mse(model(DATA.x), DATA.target)[0]
+    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 7)
+    assert_close(np.array(evaluate(model, DATA.x, DATA.target)), whole, 1e-14)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "ids", "heights"),
+    [
+        ((1200, 5), False, [512, 512, 176]),
+        ((1200, 7, 5), False, [512, 512, 176]),  # sequences of vectors go by rows as well
+        ((12, 100), True, [5, 5, 2]),  # 500 ids, and not 600
+        ((3, 600), True, [1, 1, 1]),
+    ],
+)
+def test_evaluation_takes_so_many_targets_at_a_time(x_shape, ids, heights):
+    seen = []
+
+    class Passing:
+        def trainable(self):
+            return {}
+
+        def __call__(self, x):
+            seen.append(len(x))
+            return x
+
+    data = np.zeros(x_shape, int) if ids else np.zeros(x_shape)
+    evaluate(Passing(), data, data, lambda p, t: (0.0, p))
+    assert seen == [1, *heights]  # the first row is tried first
+
+
+@pytest.mark.parametrize("n", [1, 2, 1500, 6000])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+def test_evaluation_is_mse_whatever_the_rows_and_their_size(n, size):
+    problem = Problem(n=n, in_features=3, out_features=4, rank=2)
+    model, x, y = make(CASES[1], problem), size * problem.x, size * problem.target
+    assert evaluate(model, x, y) == pytest.approx(float(mse(model(x), y)[0]), rel=1e-13, abs=0)
+
+
+def test_the_loss_of_a_model_with_a_nan_is_nan():
+    model = make(CASES[0])
+    model.weight[1, 2] = np.nan
+    assert np.isnan(evaluate(model, DATA.x, DATA.target))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_training_lowers_the_loss_and_leaves_the_data_alone(case):
+    model, x, target = make(case), DATA.x, DATA.target
+    before = evaluate(model, x, target)
+    x.flags.writeable = target.flags.writeable = False
+    history = train(model, x, target, epochs=30, batch_size=10, lr=0.02, rng=np.random.default_rng(0))
+    assert history.losses[-1] < 0.6 * before
+
+
+@pytest.mark.parametrize("axes", [(2,), (2, 1), (1, 2, 1)])
+def test_rows_may_be_sequences(axes):
+    model = make(CASES[1])
+    x = DATA.randn("x3", 12, *axes, DATA.in_features)
+    y = DATA.randn("y3", 12, *axes, DATA.out_features)
+    history = train(model, x, y, epochs=2, batch_size=4, rng=np.random.default_rng(0))
+    flat = evaluate(model, x.reshape(24, -1), y.reshape(24, -1))
+    assert_close(np.array(history.losses), np.array([flat]), 1e-14)
+
+
+def test_whatever_has_the_protocol_can_be_trained():
+    class Scale:
+        """y = scale * x, with a weight of its own."""
+
+        in_features = out_features = 3
+
+        def __init__(self):
+            self.scale = np.ones(3)
+
+        def trainable(self):
+            return {"scale": self.scale}
+
+        def forward(self, x):
+            return x * self.scale, x
+
+        def backward(self, dy, cache, *, need_dx=True):
+            return (dy * self.scale if need_dx else None), {"scale": (dy * cache).sum(axis=0)}
+
+        def __call__(self, x):
+            return self.forward(x)[0]
+
+    model, x = Scale(), np.random.default_rng(0).standard_normal((40, 3))
+    train(model, x, x * [2.0, -1.0, 0.5], epochs=300, batch_size=40, lr=0.02, rng=np.random.default_rng(1))
+    assert_close(model.scale, np.array([2.0, -1.0, 0.5]), 1e-3)
+
+
+def test_training_computes_no_frozen_gradient_and_no_needless_dx(monkeypatch):
+    for cls, name in ((Linear, "backward"), (Linear, "input_gradient")):
+        monkeypatch.setattr(cls, name, lambda *a, name=name, **k: pytest.fail(f"Linear.{name} was called"))
+    layer = make(CASES[2])
+    x, y = DATA.x, DATA.target
+    train(layer, x, y, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+
+
+def test_training_a_full_layer_computes_no_dx(monkeypatch):
+    monkeypatch.setattr(Linear, "input_gradient", lambda *a: pytest.fail("dx was computed"))
+    train(make(CASES[0]), DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+
+
+def test_training_on_the_residual_never_touches_the_large_weight():
+    layer = make(CASES[2])
+    residual = DATA.target - layer.base(DATA.x)
+    layer.base.weight[...] = np.nan  # whatever touches it from here on will show
+    history = train(layer.adapter, DATA.x, residual, epochs=2, batch_size=8, rng=np.random.default_rng(0))
+    assert np.isfinite(history.losses[0])
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stream", "progress", "shown"),
+    [(Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)],
+)
+def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, progress, shown):
+    monkeypatch.setattr("sys.stderr", stream)
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    train(model, DATA.x, DATA.target, epochs=3, batch_size=8, rng=rng, log_every=1, progress=progress)
+    assert ("3/3" in stream.getvalue() and "loss=" in stream.getvalue()) is shown
+    assert ("epoch/s" in stream.getvalue() or "s/epoch" in stream.getvalue()) is shown
+    assert bool(stream.getvalue()) is shown
+
+
+def test_the_bar_of_a_training_that_goes_on_is_right(monkeypatch):
+    """After a stop: of 4 epochs of 48 tokens 3 are done, and the last takes two seconds."""
+    monkeypatch.setattr("sys.stderr", Terminal())
+    bar = progress_bar(3, 4, 48, shown=True)
+    bar.start_t -= 2
+    bar.update(48)
+    bar.close()
+    first, last = sys.stderr.getvalue().split("\r")[1], sys.stderr.getvalue().split("\r")[-1]
+    assert "144/192" in first
+    assert "192/192" in last
+    rate = float(re.search(r"([\d.]+)token/s", last)[1])
+    assert 20 < rate <= 24.1
+
+
+class Shell:
+    """What IPython says of itself in a notebook's kernel."""
+
+    config = MappingProxyType({"IPKernelApp": {}})
+
+
+@pytest.mark.parametrize(("shell", "shown"), [(Shell(), True), (None, False)])
+def test_a_notebook_shows_the_bar(monkeypatch, shell, shown):
+    """A kernel's stderr is no terminal."""
+    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    for progress in (False, True):
+        assert sys.stderr.getvalue() == ""
+        train(model, DATA.x, DATA.target, epochs=3, batch_size=8, rng=rng, log_every=1, progress=progress)
+    assert ("3/3" in sys.stderr.getvalue()) is shown
+
+
+NOTEBOOK = """
+import numpy as np
+from minilora import Linear, train
+rng = np.random.default_rng(0)
+X, Y = rng.standard_normal((40, 3)), rng.standard_normal((40, 2))
+train(Linear.init(3, 2, rng=rng, dtype="float64"), X, Y, epochs=3, batch_size=8, rng=rng, progress=True)
+None
+"""
+
+
+@pytest.mark.long
+def test_a_real_kernel_shows_the_bar_and_no_warning():
+    """As text, or as ipywidgets' bar where that is installed."""
+    client, notebooks = pytest.importorskip("nbclient"), pytest.importorskip("nbformat.v4")
+    pytest.importorskip("ipykernel")
+    notebook = notebooks.new_notebook(cells=[notebooks.new_code_cell(NOTEBOOK)])
+    client.NotebookClient(notebook, kernel_name="python3").execute()
+    shown = str(notebook.cells[0].outputs)
+    assert "3/3" in shown
+    assert "Warning" not in shown
+
+
+def test_each_epoch_is_reported_when_it_is_kept(tmp_path):
+    seen, file = [], tmp_path / "c"
+
+    def report(state):
+        seen.append((state.epoch, list(state.history.epochs), checkpoint.read(file).epoch))
+
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    given = {"batch_size": 8, "rng": rng, "log_every": 2, "checkpoint": file, "report": report}
+    train(model, DATA.x, DATA.target, epochs=3, **given)
+    assert seen == [(1, [], 1), (2, [2], 2), (3, [2], 3)]
+
+
+def test_a_report_that_is_no_function_is_refused():
+    model, rng = make(CASES[0]), np.random.default_rng(0)
+    before = arrays_of(model)
+    with pytest.raises(TypeError, match=r"report must be a function, report\(state\), got 'loud'"):
+        train(model, DATA.x, DATA.target, batch_size=8, rng=rng, report="loud")
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["X", "Y"])
+def test_data_that_is_not_finite_is_refused_at_once(name, bad):
+    model = make(CASES[1])
+    before, data = arrays_of(model), {"X": DATA.x, "Y": DATA.target}
+    data[name][17, 2] = bad
+    with pytest.raises(ValueError, match=rf"{name} holds NaN or infinity: entry \(17, 2\) is {bad}"):
+        train(model, **data, epochs=1, batch_size=8, rng=np.random.default_rng(0))
+    for key, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[key])
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_training_that_diverges_keeps_what_the_epoch_left(case, log_every):
+    """The reference takes the same steps one by one, and looks at the parameters and the loss after each epoch."""
+    single = {name: p.astype(np.float32) for name, p in case.arrays(DATA).items()}
+    x, target = DATA.x.astype(np.float32), DATA.target.astype(np.float32)
+    model = case.build(DATA, {name: p.copy() for name, p in single.items()})
+    plain = case.build(DATA, {name: p.copy() for name, p in single.items()})
+    with pytest.raises(TrainingDiverged) as caught:
+        train(model, x, target, epochs=9, batch_size=8, lr=1e38, rng=np.random.default_rng(0), log_every=log_every)
+
+    rng, optimizer, epoch, loss = np.random.default_rng(0), Adam(plain.trainable(), lr=1e38), 0, 0.0
+    with np.errstate(all="ignore"):
+        while epoch == 0 or (np.isfinite(loss) and all(np.isfinite(p).all() for p in plain.trainable().values())):
+            epoch += 1
+            for rows in draw_batches(rng, 50, 8):
+                optimizer.step(backpropagate(plain, x[rows], target[rows]))
+            loss = mse(plain(x), target)[0] if epoch % log_every == 0 else 0.0
+    assert (caught.value.epoch, caught.value.step) == (epoch, 0)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, plain.trainable()[name])
+    assert "and no loss was reported before. The model keeps what the epoch left" in str(caught.value)
+
+
+class Mined:
+    """A model of two arrays; the gradient of one is infinite in the batch that has a 7 in it."""
+
+    in_features = out_features = 1
+
+    def __init__(self, mined):
+        self.mined, self.steps = mined, 0
+        self.arrays = {"first": np.zeros(1), "second": np.zeros(1)}
+
+    def trainable(self):
+        return self.arrays
+
+    def forward(self, x):
+        return x + self.arrays["first"] + self.arrays["second"], x
+
+    def backward(self, dy, cache, *, need_dx=True):
+        grads = {"first": np.ones(1), "second": np.ones(1)}
+        grads[self.mined][:] = np.nan if (cache == 7).any() else 1.0
+        self.steps += 1
+        return None, grads
+
+    def __call__(self, x):
+        return self.forward(x)[0]
+
+
+@pytest.mark.parametrize("mined", ["first", "second"])
+@given(seed=st.integers(0, 2**32 - 1))
+@example(seed=next(s for s in range(99) if 7 in draw_batches(np.random.default_rng(s), 900, 1)[600:]))
+@settings(max_examples=5)
+def test_the_array_and_the_epoch_that_went_wrong_are_named(mined, seed):
+    x = np.zeros((900, 1))
+    x[7] = 7
+    rng, model = np.random.default_rng(seed), Mined(mined)
+    epochs = (draw_batches(rng, 900, 1)[:, 0].tolist() for _ in range(99))
+    epoch = next(epoch for epoch, rows in enumerate(epochs, start=1) if 7 in rows)
+    with pytest.raises(TrainingDiverged, match=f"^epoch {epoch}: {mined} is no longer finite, and ") as caught:
+        train(model, x, np.zeros((900, 1)), epochs=99, batch_size=1, rng=np.random.default_rng(seed))
+    assert (caught.value.epoch, caught.value.step) == (epoch, 0)
+    assert model.steps == 900 * epoch  # no step is left out, and none is taken again
+    for name, p in model.arrays.items():  # a gradient of 1 moves by lr in each step
+        np.testing.assert_allclose(p, np.nan if name == mined else -1e-3 * 900 * epoch, rtol=1e-6)
+
+
+def test_of_many_arrays_that_went_wrong_three_are_named():
+    class Many(Mined):
+        def backward(self, dy, cache, *, need_dx=True):
+            return None, {name: np.array([np.nan]) for name in self.arrays}
+
+    x, model = np.zeros((8, 1)), Many("first")
+    model.arrays |= {f"p{i}": np.zeros(1) for i in range(7)}
+    with pytest.raises(TrainingDiverged, match=r"^epoch 1: first, second, p0 and 6 more is no longer finite, "):
+        train(model, x, x, epochs=1, batch_size=2, rng=np.random.default_rng(0))
+
+
+class Fickle(Mined):
+    """Its gradients are NaN from one step on."""
+
+    def __init__(self, step):
+        super().__init__("first")
+        self.step = step
+
+    def backward(self, dy, cache, *, need_dx=True):
+        self.steps += 1
+        return None, {name: np.array([np.nan if self.steps >= self.step else 1.0]) for name in self.arrays}
+
+
+def test_a_divergence_is_said_in_full_with_the_last_loss():
+    x = np.zeros((8, 1))
+    for step, log_every, losses in ((13, 2, "the last loss reported was 0.000256 after epoch 2"), (1, 1, None)):
+        rng = np.random.default_rng(0)
+        with pytest.raises(TrainingDiverged) as caught:
+            train(Fickle(step), x, x, epochs=9, batch_size=2, lr=1e-3, rng=rng, log_every=log_every)
+        assert str(caught.value) == (
+            f"epoch {-(-step // 4)}: first, second is no longer finite, and {losses or 'no loss was reported before'}. "
+            "The model keeps what the epoch left. Either lr = 0.001 is too large, or X or Y is not finite"
+        )
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_training_keeps_no_copy_of_its_arrays(steps):
+    """Beside the parameters: their gradient and Adam's two means. A copy more of any of them would show."""
+    rng = np.random.default_rng(0)
+    model = Linear.init(1400, 1200, bias=False, rng=rng)
+    X, Y = (rng.standard_normal((16, width)).astype(np.float32) for width in (1400, 1200))
+    with traced() as memory:
+        train(model, X, Y, epochs=3, batch_size=8, steps=steps, rng=rng, log_every=1)
+    assert 3 < memory.peak / model.weight.nbytes < 3.7
+
+
+def test_the_first_bad_number_is_named():
+    data = {"X": DATA.x, "Y": np.repeat(DATA.target, 2, axis=0)[::2]}
+    data["Y"][[3, 9], 1] = np.nan
+    with pytest.raises(ValueError, match=r"^Y holds NaN or infinity: entry \(3, 1\) is nan"):
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
+    data["X"][[4, 5], 2] = np.inf
+    with pytest.raises(ValueError, match=r"^X holds NaN or infinity: entry \(4, 2\) is inf"):
+        train(make(CASES[1]), **data, rng=np.random.default_rng(0), batch_size=8)
+
+
+def test_a_loss_that_overflows_is_reported_with_its_epoch():
+    model = LoRA(np.ones((1, 2), np.float32), np.zeros((3, 1), np.float32), 1)
+    x, y = np.ones((8, 2), np.float32), np.full((8, 3), 1e19, np.float32)
+    y[0] = -1e25  # its square overflows float32; no batch below ever draws it
+    seed = next(seed for seed in range(100) if 0 not in draw_batches(np.random.default_rng(seed), 8, 1))
+    with pytest.raises(
+        TrainingDiverged, match=r"^the loss over all of X and Y is inf after epoch 1, and no loss was"
+    ) as caught:
+        train(model, x, y, epochs=1, batch_size=1, rng=np.random.default_rng(seed))
+    assert (caught.value.epoch, caught.value.step) == (1, 0)
+    assert all(np.isfinite(p).all() for p in model.trainable().values())
+
+
+def test_what_is_no_layer_is_refused():
+    for call in (evaluate, partial(train, rng=np.random.default_rng(0))):
+        with pytest.raises(TypeError, match=r"^model must be a Layer, got ndarray$"):
+            call(np.ones((4, 5)), DATA.x, DATA.target)
+
+
+GOOD = {"epochs": 1, "batch_size": 8, "rng": np.random.default_rng(0)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.5}, TypeError, "epochs must be an integer, got 2.5"),
+        ({"epochs": True}, TypeError, "epochs must be an integer, got True"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 51}, ValueError, "batch_size must be at most the 50 rows of X, got 51"),
+        ({"log_every": 0}, ValueError, "log_every must be at least 1, got 0"),
+        ({"lr": 0}, ValueError, "lr must be above 0 and finite, got 0"),
+        ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        ({"rng": 0}, TypeError, "rng must be a numpy.random.Generator .*, got 0"),
+        (
+            {"X": DATA.x[:, :4]},
+            ValueError,
+            r"X has 4 entries on its last axis \(shape \(50, 4\)\), expected in_features = 5",
+        ),
+        ({"X": DATA.x[:49]}, ValueError, r"Y has shape \(50, 4\), expected 49 rows as X has"),
+        ({"X": DATA.x[0], "Y": DATA.target[0]}, ValueError, r"X has shape \(5,\), expected \(n, ..., in\)"),
+        ({"X": DATA.x[:0], "Y": DATA.target[:0]}, ValueError, r"X has shape \(0, 5\), expected .* at least one row"),
+        ({"Y": DATA.target[:, :3]}, ValueError, r"Y has shape \(50, 3\), expected \(50, 4\)"),
+        ({"X": DATA.x.astype(int)}, TypeError, "x has dtype int64, expected a floating-point dtype"),
+        ({"X": DATA.x.astype(object)}, TypeError, "X has dtype object, expected a floating-point dtype"),
+        ({"X": DATA.x.astype(np.float32)}, TypeError, "X has dtype float32, expected float64 as in the layer"),
+        ({"Y": DATA.target.astype(np.float32)}, TypeError, "Y has dtype float32, expected float64 as in the layer"),
+        ({"X": DATA.x.astype(complex)}, TypeError, "X has dtype complex128, expected float32 or float64"),
+        ({"Y": DATA.target.astype(complex)}, TypeError, "Y has dtype complex128, expected float32 or float64"),
+        ({"X": DATA.x.tolist()}, TypeError, "X must be an array, got list"),
+        ({"loss": "mse"}, TypeError, "loss must be a function such as minilora.mse, got 'mse'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_changes(change, error, message):
+    model = make(CASES[1])
+    before = arrays_of(model)
+    with pytest.raises(error, match=message):
+        train(model, **{"X": DATA.x, "Y": DATA.target, **GOOD, **change})
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+def test_no_rows_have_no_loss():
+    with pytest.raises(ValueError, match=r"X has shape \(0, 5\), expected .* at least one row"):
+        evaluate(make(CASES[0]), DATA.x[:0], DATA.target[:0])
+
+
+def test_a_layer_of_another_width_cannot_be_evaluated():
+    with pytest.raises(ValueError, match="expected in_features = 5"):
+        evaluate(make(CASES[0]), DATA.x[:, 1:], DATA.target)
+
+
+def test_an_adapted_layer_can_be_trained_from_its_linear():
+    linear = Linear(**{name: p.copy() for name, p in DATA.full.items()})
+    layer = LoRALinear.from_linear(linear, rank=2, alpha=1, rng=np.random.default_rng(0))
+    start = evaluate(linear, DATA.x, DATA.target)
+    history = train(layer, DATA.x, DATA.target, epochs=40, batch_size=10, lr=0.02, rng=np.random.default_rng(0))
+    assert history.losses[-1] < start
+    assert_close(np.array(evaluate(layer.merge(), DATA.x, DATA.target)), np.array(history.losses[-1]), 1e-12)
+
+
+def test_a_divergence_with_rates_by_name_names_them():
+    model = make(CASES[1])
+    rates = {"lora_A": 1e300, "lora_B": 1e-3}
+    with pytest.raises(TrainingDiverged, match=r"Either lr = \{'lora_A': 1e\+300, 'lora_B': 0.001\} is too large"):
+        train(model, DATA.x, DATA.target, epochs=9, batch_size=8, lr=rates, rng=np.random.default_rng(0))
+
+
+def test_a_divergence_survives_a_process_boundary():
+    before = TrainingDiverged("the loss is nan", 7)
+    after = pickle.loads(pickle.dumps(before))
+    assert (str(after), after.epoch, after.step) == ("the loss is nan", 7, 0)
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_an_epoch_whose_loss_is_no_number_is_not_kept(tmp_path, log_every):
+    rng = np.random.default_rng(0)
+    model = Linear(rng.standard_normal((3, 4)).astype(np.float32))
+    X, Y = (rng.standard_normal((8, n)).astype(np.float32) for n in (4, 3))
+    options = {"batch_size": 8, "log_every": log_every, "checkpoint": tmp_path / "c"}
+    with pytest.raises(TrainingDiverged, match="the loss over all of X and Y is inf after epoch 1"):
+        train(model, X, Y, epochs=1, lr=1e20, rng=np.random.default_rng(1), **options)
+    fresh = Linear(np.zeros((3, 4), np.float32))
+    train(fresh, X, np.zeros_like(Y), epochs=1, rng=np.random.default_rng(1), **options | {"checkpoint": None})
+    saved = load_file(tmp_path / "c")
+    assert all(np.abs(saved[name]).max() < 10 for name in saved)
+
+
+def test_a_fourth_argument_that_is_no_loss_is_refused():
+    def gradients(model, x, y, scale=2.0):
+        raise AssertionError("it was called")
+
+    layer = Linear(np.ones((3, 4)))
+    with pytest.raises(TypeError, match=r"got gradients\(.*its 'scale' would be handed"):
+        train(layer, np.ones((4, 4)), np.ones((4, 3)), batch_size=2, rng=np.random.default_rng(0), gradients=gradients)
+    assert (layer.weight == 1).all()
