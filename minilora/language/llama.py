@@ -30,6 +30,7 @@ from typing import Any
 
 from ..backend import Backend
 from ..checks import Array, check_array, check_dict, check_instance, check_shape, kind_of
+from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
@@ -190,7 +191,7 @@ class Llama(Layer):
         def block(path: str) -> Block:
             q, k, v, o = (linear(f"{path}.self_attn.{name}_proj") for name in "qkvo")
             gate, up, down = (linear(f"{path}.mlp.{name}_proj") for name in ("gate", "up", "down"))
-            attention = Attention(q, k, v, o, Rotary(config.frequencies))
+            attention = BlockwiseAttention(q, k, v, o, Rotary(config.frequencies))
             first, second = norm(f"{path}.input_layernorm"), norm(f"{path}.post_attention_layernorm")
             return Block(first, attention, second, GatedMLP(gate, up, down))
 
