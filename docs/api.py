@@ -19,6 +19,8 @@ HERE = "(the modules)"
 """What stands on the page in their place."""
 NOT_SHOWN = {"__main__", "cli", "commands"}
 """The command line, whose pages are ``minilora --help``."""
+DOOR = '"""A door'
+"""How a module begins that only leads to another one: the page shows that one alone."""
 
 
 def named(package: Path) -> list[str]:
@@ -30,19 +32,22 @@ def named(package: Path) -> list[str]:
 
 def inside(package: Path) -> list[str]:
     """Return the modules and packages in a package, from A to Z."""
-    files = (path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file())
-    return sorted({path.stem for path in files} - {"__init__"} - NOT_SHOWN)
+    files = {path.stem: path for path in package.glob("*.py")} | {
+        p.parent.name: p for p in package.glob("*/__init__.py")
+    }
+    doors = {name for name, path in files.items() if path.read_text(encoding="utf-8").startswith(DOOR)}
+    return sorted(set(files) - doors - {"__init__"} - NOT_SHOWN)
 
 
 def stanzas(package: Path, name: str = "minilora", level: int = 1) -> list[str]:
     """Return a package's part of the page: itself, then all that is in it."""
-    found = [stanza(name, level, members=False)] if level > 1 else []
+    parts = [stanza(name, level, members=False)] if level > 1 else []
     for child in dict.fromkeys([*named(package), *inside(package)]):
         if (package / child).is_dir():
-            found += stanzas(package / child, f"{name}.{child}", level + 1)
+            parts += stanzas(package / child, f"{name}.{child}", level + 1)
         else:
-            found.append(stanza(f"{name}.{child}", level + 1, members=True))
-    return found
+            parts.append(stanza(f"{name}.{child}", level + 1, members=True))
+    return parts
 
 
 def stanza(name: str, level: int, *, members: bool) -> str:

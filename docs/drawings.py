@@ -18,8 +18,8 @@ from IPython.display import HTML
 
 from minilora import Adapter, Attention, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
 from minilora.figures import BASE, LORA
-from minilora.language.memory import training_memory
-from minilora.layer import Layer, cache_bytes, rebuild
+from minilora.language.trainingmemory import cache_bytes, training_memory
+from minilora.layer import Layer, rebuild
 from minilora.layers.attention import softmax
 from minilora.layers.rotary import Rotary, frequencies
 from minilora.variants.dora import DoRA

@@ -17,6 +17,7 @@ import costs
 import numpy as np
 import pictures
 from IPython.display import HTML
+from ranks import word
 
 from minilora import NF4, LoRA, best_adapter, evaluate, train
 from minilora.layers.nf4 import code_book
@@ -62,23 +63,6 @@ def figure(
 
 
 # --- rank against a true spectrum -------------------------------------------------------------------------------------
-
-WORD = """
-............................
-.#..............####....#...
-.#..............#...#..#.#..
-.#......###.....#...#.#...#.
-.#.....#...#....####..#...#.
-.#.....#...#....#.#...#####.
-.#.....#...#....#..#..#...#.
-.#####..###.....#...#.#...#.
-............................
-"""
-
-
-def word() -> np.ndarray:  # -> (out, in)
-    """Return a change of weight that can be read: 1 where a letter has ink, else 0."""
-    return np.array([[float(cell == "#") for cell in line] for line in WORD.split()])
 
 
 def learn_word(highest: int) -> list[LoRA]:

@@ -25,10 +25,11 @@ from minilora.fast import accumulate, keep_pages
 from minilora.files import save_llama
 from minilora.guards.tensorfile import decode as from_bytes
 from minilora.guards.tensorfile import encode as to_bytes
-from minilora.language.modelfiles.ggufblocks import decode
+from minilora.language.modelfiles.gguf.ggufblocks import decode
 from minilora.language.text import next_token_loss, token_ids, windows
 from minilora.language.tokenizer import load_tokenizer
-from minilora.layer import parameter_bytes, rebuild, walk
+from minilora.language.trainingmemory import parameter_bytes
+from minilora.layer import rebuild, walk
 from minilora.training import draw_batches
 
 MODELS = {

@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 import benchmark
 
 from minilora import Llama, adapt
-from minilora.commands.cores import BLAS_THREADS, cores
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.threads import on_threads
+from minilora.language.finetuning.cores import BLAS_THREADS, cores
 from minilora.language.generation import generate
 from minilora.language.text import next_token_loss
 from minilora.layer import rebuild

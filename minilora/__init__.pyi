@@ -11,7 +11,6 @@ from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
 from .files.merge import merge_adapter as merge_adapter
-from .guards.errors import AdapterFileError as AdapterFileError
 from .guards.errors import FileRefused as FileRefused
 from .language.llama import Llama as Llama
 from .language.llamaconfig import LlamaConfig as LlamaConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from . import __version__
@@ -23,6 +24,9 @@ from .commands import (
 )
 
 COMMANDS = (article, finetune, generate, check, merge, inspect, export, conformance, vectors, golden)
+
+COMPILED = ("numpy", "safetensors", "tqdm")
+"""Packages that commands need and that take long to load: Ctrl-C often comes then, see `streams.ending_at_once`."""
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -117,8 +121,9 @@ def _run(argv: Sequence[str] | None) -> int:
         raise
     getattr(options, "before_numpy", lambda: None)()  # a BLAS counts its threads when it is loaded
     with streams.ending_at_once():
+        for package in COMPILED:
+            import_module(package)
         from .backend import BackendUnavailable
-        from .files.merge import merge_adapter  # noqa: F401  safetensors and tqdm with it
         from .training import TrainingDiverged
     try:
         status: int = options.command(options)

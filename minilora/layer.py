@@ -213,36 +213,9 @@ def parameter_count(model: Layer, *, trained: bool = False) -> int:
     return sum({key: count for _, layer in walk(model) for key, count in layer.numbers().items()}.values())
 
 
-def parameter_bytes(model: Layer) -> int:
-    """Return how much memory a model's arrays take. What is tied counts once."""
-    return sum({id(array): array.nbytes for array in arrays_of(model)}.values())
-
-
-def cache_bytes(cache: Cache) -> int:
-    """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
-    own = {id(_owner(array)) for array in arrays_of(cache[0])}
-    kept: dict[int, int] = {}
-
-    def go(value: Any) -> None:
-        if isinstance(value, (tuple, list)):
-            for part in value:
-                go(part)
-        elif is_array(value):
-            array = _owner(getattr(value, "ids", value))  # one-hot rows keep their ids alone
-            kept[id(array)] = array.nbytes
-
-    go(cache)
-    return sum(size for key, size in kept.items() if key not in own)
-
-
 def arrays_of(model: Layer) -> Iterator[Array]:
     """Yield every array of a model, a tied one each time."""
     return (part for _, layer in walk(model) for _, part in parts(layer) if is_array(part))
-
-
-def _owner(array: Array) -> Array:
-    """Return the array whose memory a view looks at."""
-    return array if getattr(array, "base", None) is None or not is_array(array.base) else _owner(array.base)
 
 
 def rows(x: Array) -> Array:  # (..., n) -> (N, n)

@@ -32,6 +32,18 @@ if settings.get_current_profile_name() == "default":
 settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=5, database=None)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Share a run of all tests between two processes; they would only delay a part, and there is one GPU."""
+    return 2 if config.args == config.getini("testpaths") and config.option.markexpr != "gpu" else 0
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave the peers out where they are not asked for: torch and its like take longer to import than all else."""
+    asked = "not peers" not in config.option.markexpr or any("peers" in name for name in config.args)
+    return True if collection_path.name == "peers" and not asked else None
+
+
 def pytest_collection_finish():
     """Set thousands of collected tests aside, which Python's garbage collector would look through again and again."""
     gc.collect()

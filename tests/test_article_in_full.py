@@ -1,7 +1,6 @@
 """The article at its full length (`pytest -m full`): its figures, and the README's, within their spread."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +8,9 @@ import pytest
 from minilora import article
 from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_LORA_LOSSES
 
-pytestmark = pytest.mark.full
+from .packaging.test_readme import is_excerpt, under
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +44,28 @@ def test_the_merged_layer_is_as_good_as_the_adapted_one(result):
     assert result.merged_loss == pytest.approx(result.lora_history.losses[-1], rel=1e-3)
 
 
-def numbers(text: str) -> np.ndarray:
-    """Return every number of a report but the seconds, which belong to the machine."""
+def numbers(line: str) -> np.ndarray:
+    """Return every number of a line but the seconds, which belong to the machine."""
     return np.array(
-        re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", re.sub(r"\([\d.]+ s\)|CPU \(.*?\)|,(?=\d)", "", text)), float
+        re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", re.sub(r"\([\d.]+ s\)|CPU \(.*?\)|,(?=\d)", "", line)), float
     )
 
 
-def test_the_readme_shows_this_run(result):
+def alike(line: str, other: str) -> bool:
     """Another BLAS rounds differently, which training magnifies: a few percent at the end of it."""
-    shown = next(block for block in re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL) if "Merged" in block)
-    report = article.report(result)
-    assert re.sub(r"[\d.e-]+", "#", shown).split() == re.sub(r"[\d.e-]+", "#", report).split()
-    np.testing.assert_allclose(numbers(shown), numbers(report), rtol=0.05, atol=1e-6)
+    words, others = (re.sub(r"[\d.e-]+", "#", text).split() for text in (line, other))
+    return words == others and np.allclose(numbers(line), numbers(other), rtol=0.05, atol=1e-6)
+
+
+def test_the_readme_shows_this_run(result):
+    shown = under("python -m minilora article")
+    assert len(shown.splitlines()) <= 12
+    assert is_excerpt(shown, article.report(result), alike)
+
+
+def test_a_line_of_another_run_is_not_alike():
+    line = "     100   0.001118218   0.001300132"
+    assert alike(line, line.replace("8218", "0111"))
+    assert not alike(line, line.replace("0.0011", "0.0013"))
+    assert not alike(line, line.replace("100", "90"))
+    assert not alike(line, "7. Merged into one layer, loss 0.001118215   (article 0.00130013)")

@@ -7,8 +7,8 @@ import pytest
 
 from minilora import LoRA, article
 from minilora.figures import check_figure_path, draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
-from minilora.files.forms import Form
 from minilora.files.inspection import LayerSummary
+from minilora.files.peft.adapterkeys import Form
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_each_cell_stands_over_its_number_and_beside_its_name():
     assert [bar.get_y() + bar.get_height() / 2 for bar in norms.patches] == [0, 1]
 
 
-@pytest.mark.parametrize(("count", "height"), [(1, 3), (20, 6.5), (1000, 30)])
+@pytest.mark.parametrize(("count", "height"), [(1, 3), (20, 6.5), pytest.param(1000, 30, marks=pytest.mark.long)])
 def test_a_picture_grows_with_the_layers_to_a_size(count, height):
     figure = plot_adapter([summary("fc", [0.5, 0.5], 1.0)] * count)
     assert figure.get_figheight() == height

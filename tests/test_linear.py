@@ -1,4 +1,4 @@
-"""What a layer is made with: its start, its names, its widths."""
+"""What a linear layer and its adapter are made with: their start, their names, their widths."""
 
 import numpy as np
 import pytest

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, Linear, LoRA, LoRALinear, TrainingDiverged, evaluate, mse, train
 from minilora.files import checkpoint
-from minilora.training import backpropagate, draw_batches, progress_bar
+from minilora.training import backpropagate, draw_batches
+from minilora.watching import progress_bar
 
 from .support.cases import PRODUCTS as CASES
 from .support.compare import assert_close
@@ -134,7 +135,7 @@ def test_the_loss_is_logged_sometimes_and_at_the_end(epochs, log_every, logged):
 def test_evaluation_in_blocks_is_the_loss_of_all_rows(monkeypatch):
     model = make(CASES[0])
     whole = mse(model(DATA.x), DATA.target)[0]
-    monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 7)
+    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 7)
     assert_close(np.array(evaluate(model, DATA.x, DATA.target)), whole, 1e-14)
 
 

@@ -101,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
     import numpy as np
 
     from ..files.adapters import check_adapter_target
-    from ..files.peftconfig import MAX_ALPHA, MIN_ALPHA
+    from ..files.peft.adapterconfig import MAX_ALPHA, MIN_ALPHA
 
     if options.plot:
         check_plot(options.plot)

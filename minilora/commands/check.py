@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a line for each gradient, and those that are wrong again at the end. Returns 1 where one is."""
-    from ..language.decoders import ALL_INSTANCES
+    from ..language.llamainstance import ALL_INSTANCES
     from ..verify.selfcheck import prove
 
     where = backend(options)

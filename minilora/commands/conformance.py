@@ -70,9 +70,9 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Check an implementation, and print the report. Returns 1 where a claim is broken, 2 where nothing was checked."""
-    from ..conformance import xfails
-    from ..conformance.apart import check_apart
-    from ..conformance.report import save_json
+    from ..conformance.checking import xfails
+    from ..conformance.checking.report import save_json
+    from ..conformance.running.child_process import check_apart
 
     name = options.implementation
     try:
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _required(text: str | None) -> list[str]:
     """Return the claims that ``--require`` names, with spaces or hyphens."""
-    from ..conformance.suite import CONTRACT, FURTHER
+    from ..conformance.checking.contract import CONTRACT, FURTHER
 
     claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
     there = [*CONTRACT, *(claim for more in FURTHER.values() for claim in more)]
@@ -110,7 +110,7 @@ def _required(text: str | None) -> list[str]:
 
 def _cannot(name: str, what: str, why: str) -> int:
     """Say in one line what could not be done, and return the exit code."""
-    from ..conformance.xfails import github_error, on_github
+    from ..conformance.checking.xfails import github_error, on_github
 
     text = printable(f"{name} {what}: {' '.join(why.split())}")
     streams.print_error(text)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..guards.errors import printable
-from .cores import add_workers, workers
+from ..language.finetuning.cores import one_blas_thread
+from ..language.finetuning.defaults import FITTING, SMALL
 from .options import (
     Defaults,
     add_backend,
@@ -20,35 +19,22 @@ from .options import (
     add_quantize,
     backend,
     check_plot,
-    load_model,
     model_name,
-    model_path,
     path,
     plot,
     target_modules,
     warn_beyond_context,
 )
-from .streams import say
+from .streams import say, say_goes_on, say_interrupted
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..backend import Backend
     from ..language.examples import Data
+    from ..language.finetuning.costs import Costs, Fit
+    from ..language.finetuning.losstable import Table
+    from ..language.finetuning.recipe import Recipe, Settled
+    from ..language.finetuning.stopped import Stopped
     from ..language.llama import Llama
-    from .costs import Costs
-    from .learning import Table
-    from .resume import Stopped
-
-SMALL = 10_000_000
-"""Parameters up to which a model is a small one."""
-FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
-"""What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
-
-
-def fitting(numbers: int) -> dict[str, Any]:
-    """Return the settings that fit a model of so many parameters."""
-    return {name: larger if numbers > SMALL else small for name, (small, larger) in FITTING.items()}
 
 
 def add(commands: Any) -> None:
@@ -92,7 +78,13 @@ def add(commands: Any) -> None:
         help="windows computed at a time; their gradients add up to the batch's: the same step with less memory "
         "(default: half of the batch)",
     )
-    add_workers(parser)
+    option(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="parts of a batch (see --micro-batch) that are computed at once, each on a core: 2 by default where there "
+        "are two cores, 1 on a GPU. The result is the same to the last bit",
+    )
     option("--length", type=int, default=128, metavar="N", help="tokens in a window; longer examples are cut")
     option("--lr", type=float, help=f"Adam's step length ({_by_size('lr')})")
     option("--seed", type=int, default=0, metavar="N", help="seed of the adapters' start and the batches")
@@ -106,7 +98,7 @@ def add(commands: Any) -> None:
         help="save the training's state there after every step; the same command goes on from it, also to more --steps",
     )
     option("--plot", metavar="FILE", type=path, help="draw the training and the held-out loss (.png, .svg, .pdf)")
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, before_numpy=one_blas_thread)
 
 
 def _by_size(name: str) -> str:
@@ -116,44 +108,59 @@ def _by_size(name: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print the losses as they are measured, and write the adapter."""
-    from . import resume
-
-    _check(options)  # all that could fail after the training is tried before it
+    recipe = _recipe(options)
+    recipe.check()  # all that could fail after the training is tried before it
+    if options.plot is not None:
+        check_plot(options.plot)
     try:
-        return _run(options)
+        return _run(options, recipe)
     except KeyboardInterrupt:
-        resume.say_stopped(options)
+        _say_stopped(recipe, options.typed)
         return 130
 
 
-def _run(options: argparse.Namespace) -> int:
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """Return what was asked for."""
+    from dataclasses import fields
+
+    from ..language.finetuning.recipe import Recipe
+
+    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    return Recipe(**asked | {"target_modules": target_modules(options)})
+
+
+def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     import numpy as np
 
     from ..adaptation import adapt, adapters
     from ..fast import keep_pages
     from ..files.adapters import save_adapter
+    from ..language.finetuning.session import train_adapter
     from ..layer import parameter_count
     from ..training import TrainingDiverged
 
     keep_pages()
     where, start = backend(options), time.perf_counter()
-    threads = workers(options, where)
-    stopped = _stopped(options, where)
-    data, model = _load(options, where)
+    threads = _threads(options.workers, where)
+    stopped = _stopped(recipe, where)
+    if stopped is not None and stopped.numbers is not None:
+        recipe = recipe.settled(stopped.numbers)
+    data, model = _load(recipe, where)
+    settled = recipe.settled(parameter_count(model))
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
-    _tell(options, data)
-    rng = np.random.default_rng(options.seed)
-    adapted = adapt(model, target_modules(options), rank=options.rank, alpha=options.alpha, rng=rng)
+    _print_data(settled, data)
+    rng = np.random.default_rng(settled.seed)
+    adapted = adapt(model, settled.target_modules, rank=settled.rank, alpha=settled.alpha, rng=rng)
     trained = parameter_count(adapted, trained=True)
-    print(f"adapter  rank {options.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
-    costs = _say_costs(options, where, adapted, data, threads, stopped)
+    print(f"adapter  rank {settled.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
+    costs = _print_costs(settled, where, adapted, data, threads, stopped)
     try:
-        table = _train(options, where, adapted, data, rng, threads, costs, stopped)
+        table = train_adapter(settled, where, adapted, data, rng, threads, costs, stopped)
     except TrainingDiverged as error:
-        raise TrainingDiverged(_diverged(options, error.epoch), error.epoch) from error
-    save_adapter(options.save, adapters(adapted), base_model=options.model and str(options.model))
-    print(f"\nadapter written to {printable(str(options.save))} after {time.perf_counter() - start:.0f} s")
-    if best := table.best(kept=options.checkpoint is not None):
+        raise TrainingDiverged(_diverged(settled, error.epoch), error.epoch) from error
+    save_adapter(settled.save, adapters(adapted), base_model=None if settled.model is None else str(settled.model))
+    print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
+    if best := _best(settled, table):
         print(best)
     if options.plot is not None:
         from .. import figures
@@ -165,57 +172,39 @@ def _run(options: argparse.Namespace) -> int:
 # --- before the model is loaded -----------------------------------------------------------------------------------
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Refuse numbers out of range and places that cannot be written, before anything is read."""
-    from ..checks import check_integer, check_number
-    from ..files.adapterfolder import WEIGHTS_NAME
-    from ..files.adapters import check_adapter_target
-    from ..files.checkpoint import check_place
-    from ..files.peftconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
+def _threads(workers: int | None, where: Backend) -> int:
+    from ..checks import check_integer
+    from ..language.finetuning.cores import worker_count
 
-    for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
-        if getattr(options, name) is not None:
-            check_integer(name, getattr(options, name), at_least=1)
-    check_integer("seed", options.seed, at_least=0)
-    check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
-    if options.lr is not None:
-        check_number("lr", options.lr, above=0)
-    check_adapter_target(options.save)
-    save = _place(options.save)
-    if options.model is not None and save == _place(options.model):
-        raise ValueError(f"save {str(options.save)!r} is the model's folder, expected one of the adapter's own")
-    if options.checkpoint is not None:
-        file = _place(options.checkpoint)
-        if file in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME):
-            raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
-        check_place(options.checkpoint)
-    if options.plot is not None:
-        check_plot(options.plot)
+    return worker_count(None if workers is None else check_integer("workers", workers, at_least=1), where.name)
 
 
-def _place(path: Path) -> Path:
-    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
-    return Path(os.path.realpath(path))
-
-
-def _settle(options: argparse.Namespace, numbers: int) -> None:
-    """Put what fits a model of so many parameters in the place of what was not given."""
-    for name, value in fitting(numbers).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-
-
-def _stopped(options: argparse.Namespace, where: Backend) -> Stopped | None:
+def _stopped(recipe: Recipe, where: Backend) -> Stopped | None:
     """Return what the checkpoint holds, if there is one; refuse that of another training."""
-    from .resume import asked, check_same, stopped
+    from ..language.finetuning.stopped import check_same, read_stopped, signature
 
-    found = stopped(options.checkpoint)
-    if found is not None:
-        if found.numbers is not None:
-            _settle(options, found.numbers)
-        check_same(options.checkpoint, found, asked(options, where), options.steps)
-        print(f"resume   goes on from {found.where(options.steps)} ({printable(str(options.checkpoint))})", flush=True)
-    return found
+    stopped = read_stopped(recipe.checkpoint)
+    if stopped is None or recipe.checkpoint is None:
+        return None
+    here = recipe if stopped.numbers is None else recipe.settled(stopped.numbers)
+    check_same(recipe.checkpoint, stopped, signature(here, where), here.steps)
+    print(f"resume   goes on from {stopped.where(here.steps)} ({printable(str(recipe.checkpoint))})", flush=True)
+    return stopped
+
+
+def _say_stopped(recipe: Recipe, typed: list[str]) -> None:
+    """Tell that Ctrl-C ended the command, what is kept, and the command that goes on."""
+    from ..language.finetuning.stopped import read_stopped
+
+    say_interrupted()
+    path, stopped = recipe.checkpoint, read_stopped(recipe.checkpoint)
+    if path is None:
+        say("nothing is kept: with --checkpoint FILE the same command would go on from where it was")
+    elif stopped is None:
+        say(f"nothing is kept in {path} yet")
+    else:
+        steps = recipe.steps if stopped.numbers is None else recipe.settled(stopped.numbers).steps
+        say_goes_on(f"{stopped.where(steps)} is kept in {path}", typed)
 
 
 # --- the model and the data ---------------------------------------------------------------------------------------
@@ -232,67 +221,60 @@ def _doing(what: str) -> Iterator[None]:
         raise
 
 
-def _load(options: argparse.Namespace, where: Backend) -> tuple[Data, Llama]:
-    """Return the data and the model, and say which model it is. What is wrong with the data is told first."""
+def _load(recipe: Recipe, where: Backend) -> tuple[Data, Llama]:
+    """Return the data and the model, and print which model it is."""
     import numpy as np
 
-    from ..language.examples import load_data
-    from ..layer import parameter_bytes, parameter_count
-    from .costs import megabytes
+    from ..language.finetuning.session import load
+    from ..language.trainingmemory import megabytes, parameter_bytes
+    from ..layer import parameter_count
 
-    with _doing(f"model    {model_name(options)}"):
-        data = load_data(options.text, model_path(options), options.length)
-        model = load_model(options, options.dtype, where)
-        data.check_vocabulary(model.lm_head.out_features)
+    with _doing(f"model    {model_name(recipe.model)}"):
+        data, model = load(recipe, where)
     count = parameter_count(model)
-    print(f": {count:,} parameters in {options.dtype}, {where.device}", flush=True)
-    if options.quantize:
-        whole, kept = megabytes(count * np.dtype(options.dtype).itemsize), megabytes(parameter_bytes(model))
-        print(f"weights  {kept} with quantised linear layers, {whole} without")
-    _settle(options, count)
+    print(f": {count:,} parameters in {recipe.dtype}, {where.device}", flush=True)
+    if recipe.quantize:
+        whole, coded = megabytes(count * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
+        print(f"weights  {coded} with quantised linear layers, {whole} without")
     return data, model
 
 
-def _tell(options: argparse.Namespace, data: Data) -> None:
-    """Say what there is to train on; refuse a batch that is larger."""
-    n, size = len(data.X), options.batch_size
+def _print_data(recipe: Settled, data: Data) -> None:
+    """Print what there is to train on; refuse a batch that is larger."""
+    n, size = len(data.X), recipe.batch_size
     if size > n:
         raise ValueError(
             f"--batch-size {size} is more than the {n} {data.rows} that there are to train on at --length "
-            f"{options.length}: a smaller one of the two fits"
+            f"{recipe.length}: a smaller one of the two fits"
         )
-    print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
+    print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}", flush=True)
 
 
-# --- the training, and what it shows ------------------------------------------------------------------------------
+# --- the training -------------------------------------------------------------------------------------------------
 
 
-def _rows(options: argparse.Namespace) -> int:
-    """Return how many windows a part of the batch has."""
-    size: int = options.batch_size
-    return min(options.micro_batch or math.ceil(size / 2), size)
-
-
-def _say_costs(
-    options: argparse.Namespace, where: Backend, adapted: Any, data: Data, threads: int, stopped: Stopped | None
+def _print_costs(
+    recipe: Settled, where: Backend, adapted: Any, data: Data, threads: int, stopped: Stopped | None
 ) -> Costs:
-    """Say what memory and time the training is going to take."""
-    from .costs import costs_of, held_against, megabytes
-    from .learning import duration, rows_to_come
+    """Print what memory and time the training is going to take."""
+    from ..language.finetuning.costs import costs_of, fit
+    from ..language.finetuning.losstable import duration, rows_to_come
+    from ..language.finetuning.session import part_size
+    from ..language.trainingmemory import megabytes
 
-    rows = _rows(options)
-    parts = min(threads, math.ceil(options.batch_size / rows))  # at once
+    rows = part_size(recipe)
+    parts = min(threads, math.ceil(recipe.batch_size / rows))  # at once
     costs = costs_of(adapted, where.asarray(data.X), where, threads, len(data.X_held))
     most = costs.at_once(parts * rows)
     what = f"for the backward of {parts} x {rows}" if most == parts * rows else f"to measure the loss of {most}"
     print(f"memory   {megabytes(costs.activations(most))} of activations {what} {data.rows} at a time")
-    line, hint = held_against(costs, where, rows, parts)
+    line, hint = _beside_the_machine(costs, fit(costs, where, rows, parts), most, parts)
     print(f"         {line}")
     done, known = (stopped.saved.epoch, stopped.before is not None) if stopped else (0, False)
-    steps, filled = options.steps - done, data.row_tokens / data.X.shape[1]  # the rest of a row is not computed
-    seconds = steps * filled * costs.step(options.batch_size)
-    seconds += (rows_to_come(options.steps, done) + (not known)) * costs.measuring(len(data.X_held))
-    print(f"time     {steps} steps of {options.batch_size} {data.rows}, very roughly {duration(seconds)}\n", flush=True)
+    steps, filled = recipe.steps - done, data.row_tokens / data.X.shape[1]  # the rest of a row is not computed
+    seconds = steps * filled * costs.step(recipe.batch_size)
+    seconds += (rows_to_come(recipe.steps, done) + (not known)) * costs.measuring(len(data.X_held))
+    print(f"time     {steps} steps of {recipe.batch_size} {data.rows}, very roughly {duration(seconds)}\n", flush=True)
     if data.example:
         print(f"{data.example}\n", flush=True)
     if hint:
@@ -300,71 +282,61 @@ def _say_costs(
     return costs
 
 
-def _diverged(options: argparse.Namespace, step: int) -> str:
-    """Say that a training broke down, what may help, and what is left of it."""
-    kept = ""
-    if options.checkpoint is not None:
-        kept = f"; {printable(str(options.checkpoint))} keeps step {step - 1}, and another --lr needs another file"
+def _beside_the_machine(costs: Costs, fit: Fit, windows: int, workers: int) -> tuple[str, str]:
+    """Return the line that holds the memory against the machine's; and where it does not fit, what would.
+
+    Raises
+    ------
+    ValueError
+        If the machine has less in all: the system would end the process in the first step.
+    """
+    from ..language.trainingmemory import in_megabytes, megabytes
+
+    line = (
+        f"with weights {in_megabytes(costs.weights)}, Adam and gradients {in_megabytes(costs.state)}, "
+        f"logits {in_megabytes(windows * costs.logits)}: {megabytes(fit.needed)} together"
+    )
+    if fit.machine is None:
+        return line, ""
+    line += f"; {in_megabytes(fit.machine.free)} of {megabytes(fit.machine.whole)} are free"
+    if fit.fits:
+        return line, ""
+    hint = (
+        f"--micro-batch {fit.micro_batch} fits, and takes the same steps"
+        if fit.micro_batch
+        else f"not even --micro-batch 1 fits; {'--workers 1' if workers > 1 else 'a smaller --length'} needs less"
+    )
+    if fit.needed > fit.machine.whole:
+        raise ValueError(
+            f"the training needs {megabytes(fit.needed)} and the machine has {megabytes(fit.machine.whole)}: {hint}"
+        )
     return (
-        f"step {step} left numbers that are not finite: --lr {options.lr:g} is too large for this training. No adapter "
-        f"is written{kept}"
+        line,
+        f"the training needs {megabytes(fit.needed)} of the {megabytes(fit.machine.free)} that are free: {hint}",
     )
 
 
-def _train(
-    options: argparse.Namespace,
-    where: Backend,
-    adapted: Any,
-    data: Data,
-    rng: np.random.Generator,
-    threads: int,
-    costs: Costs,
-    stopped: Stopped | None,
-) -> Table:
-    """Train, and print a row whenever the loss is measured."""
-    from ..fast import accumulate
-    from ..files.checkpoint import Checkpoint
-    from ..language.examples import without_filling
-    from ..language.text import next_token_loss
-    from ..layer import parameter_count
-    from ..training import evaluate, train
-    from .learning import LOG_EVERY, Table, TrainingLoss
-    from .resume import asked
-
-    X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
-    done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
-    loss = TrainingLoss(without_filling(accumulate(_rows(options), threads)), done, learned)
-    tokens, measuring = round(options.batch_size * data.row_tokens), costs.measuring(len(X_held))
-    table = Table(options.steps, done, tokens, loss, measuring)
-    before = stopped.before if stopped else None
-    if before is None:
-        before = evaluate(adapted, X_held, Y_held, next_token_loss, threads)
-    table.known(before, stopped.saved if stopped else None)
-    checkpoint = None
-    if options.checkpoint is not None:
-        notes = {
-            "asked": asked(options, where),
-            "numbers": parameter_count(adapted) - parameter_count(adapted, trained=True),  # the model's
-            "before": before,
-            "learned": loss.kept,
-        }
-        checkpoint = Checkpoint(options.checkpoint, notes=notes)
-    history = train(
-        adapted,
-        X,
-        Y,
-        epochs=options.steps,
-        steps=1,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        rng=rng,
-        log_every=LOG_EVERY,
-        progress=True,
-        checkpoint=checkpoint,
-        loss=next_token_loss,
-        gradients=loss,
-        held_out=(X_held, Y_held),
-        report=table,
+def _diverged(recipe: Settled, step: int) -> str:
+    """Say that a training broke down, what may help, and what is left of it."""
+    rest = ""
+    if recipe.checkpoint is not None:
+        rest = f"; {printable(str(recipe.checkpoint))} keeps step {step - 1}, and another --lr needs another file"
+    return (
+        f"step {step} left numbers that are not finite: --lr {recipe.lr:g} is too large for this training. No adapter "
+        f"is written{rest}"
     )
-    table.last(history)
-    return table
+
+
+def _best(recipe: Settled, table: Table) -> str:
+    """Return a sentence about the lowest held-out loss, where it is not the last one's; or "".
+
+    A training that is kept in a checkpoint does not go back: to end earlier, another begins.
+    """
+    lowest = table.lowest()
+    if lowest is None:
+        return ""
+    step, loss = lowest
+    another = " and another --checkpoint" if recipe.checkpoint is not None else ""
+    return f"the held-out loss was lowest at step {step}: {loss:.3f}" + (
+        f"; the same command with --steps {step}{another} ends there" if step else ", before the training"
+    )

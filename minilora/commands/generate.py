@@ -12,8 +12,6 @@ from .options import (
     add_model,
     add_quantize,
     backend,
-    load_model,
-    model_path,
     path,
     warn_beyond_context,
 )
@@ -64,10 +62,10 @@ def run(options: argparse.Namespace) -> int:
     from ..adaptation import attach
     from ..checks import check_integer, check_number
     from ..files.adapters import load_adapter
-    from ..language.chat import encode_question
-    from ..language.chattemplate import load_template
+    from ..language.continuation import read_prompt, read_question, spell
     from ..language.generation import check_top_p, generate
-    from ..language.text import check_vocabulary, token_ids
+    from ..language.namedmodel import load_model, model_path
+    from ..language.text import check_vocabulary
     from ..language.tokenizer import load_tokenizer
 
     check_integer("tokens", options.tokens, at_least=1)
@@ -76,32 +74,29 @@ def run(options: argparse.Namespace) -> int:
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     if not options.prompt:
         raise ValueError("the prompt is empty: give at least one word")
-    where, source = backend(options), model_path(options)
+    where, source = backend(options), model_path(options.model)
     adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
     tokenizer = load_tokenizer(source)
-    if options.chat:
-        with load_template(source) as template:
-            asked, end = encode_question(options.prompt, template, tokenizer)
-        shown, said = "", []  # the answer is printed alone
-    else:
-        shown, said, end = options.prompt, token_ids(options.prompt, tokenizer.encode), tokenizer.end
-        asked = [*tokenizer.begin, *said]
-    model = load_model(options, "float32", where)
+    prompt = (
+        read_question(options.prompt, source, tokenizer) if options.chat else read_prompt(options.prompt, tokenizer)
+    )
+    model = load_model(options.model, "float32", where, options.quantize)
     if adapters:
         model = attach(model, adapters)
-    check_vocabulary(max(asked, default=0), model.lm_head.out_features)
-    warn_beyond_context(model, len(asked) + options.tokens, "prompt and text may have")
-    stream = generate(
-        model, asked, options.tokens, temperature=options.temperature, top_p=options.top_p, rng=rng, end=end
+    check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
+    warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
+    ids = generate(
+        model,
+        prompt.ids,
+        options.tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        rng=rng,
+        end=prompt.end,
     )
-    print(_shown(shown), end="", flush=True)
-    done = len(tokenizer.decode(said))
-    for token in stream:
-        said.append(token)
-        text = tokenizer.decode(said)
-        if not text.endswith("\ufffd"):  # the bytes of a letter may come in several tokens
-            print(_shown(text[done:]), end="", flush=True)
-            done = len(text)
+    print(_shown(prompt.text), end="", flush=True)
+    for text in spell(ids, prompt.text_ids, tokenizer.decode):
+        print(_shown(text), end="", flush=True)
     print()
     return 0
 

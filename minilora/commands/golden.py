@@ -38,14 +38,14 @@ def run(options: argparse.Namespace) -> int:
     if options.compare is None:
         if options.json is not None:
             raise ValueError("--json needs --compare: it has the verdicts")
-        from ..conformance.golden.writing import write
+        from ..conformance.golden.folder import write
 
         count = write(options.folder)
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
-    from ..conformance import xfails
+    from ..conformance.checking import xfails
     from ..conformance.golden.judging import compare
-    from ..guards.writing import replaceable, written_whole
+    from ..guards.wholefiles import replaceable, written_whole
 
     if options.json is not None:
         replaceable(options.json)

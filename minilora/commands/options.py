@@ -59,7 +59,7 @@ def backend(options: argparse.Namespace) -> Backend:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model``, which `model_path` reads."""
+    """Add ``--model``: `minilora.language.namedmodel` has the one that stands in where it is not given."""
     parser.add_argument(
         "--model",
         type=path,
@@ -70,25 +70,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:
-    """Add ``--quantize``, which `load_model` reads."""
+    """Add ``--quantize``, which `minilora.language.namedmodel.load_model` takes as `bits`."""
     parser.add_argument(
         "--quantize",
         choices=["nf4", "file"],
         help="keep the frozen linear layers in few bits: nf4 quantises them, in blocks of 64 with double quantisation; "
         "file keeps the blocks that a .gguf file has (Q4_0, Q4_1, Q8_0)",
     )
-
-
-def load_model(options: argparse.Namespace, dtype: str, where: Backend) -> Llama:
-    """Return the model that was asked for, its linear layers quantised where that was."""
-    from ..language.llama import Llama
-    from ..quantization import quantize
-
-    source = model_path(options)
-    if options.quantize == "file" and source.suffix != ".gguf":
-        raise ValueError(f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(source))}")
-    model = Llama.load(source, dtype=dtype, backend=where, keep_blocks=options.quantize == "file")
-    return quantize(model) if options.quantize == "nf4" else model
 
 
 def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
@@ -105,25 +93,15 @@ def target_modules(options: argparse.Namespace) -> str | list[str]:
     return names if text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
-def model_path(options: argparse.Namespace) -> Path:
-    """Return the model that was asked for, or glassllm's."""
-    if options.model is not None:
-        return Path(options.model)
-    from ..guards.errors import needed
-
-    package = needed("glassllm", "the model that is used without --model")
-    return Path(package.__file__).parent / "weights" / "en.npz"
-
-
-def model_name(options: argparse.Namespace) -> str:
+def model_name(model: Path | None) -> str:
     """Return the model's name, to print."""
-    return "glassllm's English model" if options.model is None else printable(str(options.model))
+    return "glassllm's English model" if model is None else printable(str(model))
 
 
 def check_plot(path: Path) -> None:
     """Refuse a file that a figure could not be written to."""
     from .. import figures  # matplotlib is an extra
-    from ..guards.writing import replaceable
+    from ..guards.wholefiles import replaceable
 
     figures.check_figure_path(path)
     replaceable(path)
@@ -133,7 +111,7 @@ def check_plot(path: Path) -> None:
 
 def plot(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    from ..guards.writing import written_whole
+    from ..guards.wholefiles import written_whole
 
     with written_whole(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".").lower())

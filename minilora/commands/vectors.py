@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     reports = vectors.compare(options.folder, options.compare)
     status = 0 if all(report.passed for report in reports) else 1
     if options.json:
-        from ..conformance.report import save_json
+        from ..conformance.checking.report import save_json
 
         found = [
             report.as_dict() | {"failing": [case.id for case in report.every_case() if case.failed]}

@@ -1,32 +1,35 @@
-"""What a LoRA must do, said once: for the layers here, for planted bugs, and for implementations of other people.
+"""The judge: what a LoRA must do, and what is wrong with one that does not do it.
 
-`check` holds an implementation against the formulas and names what is wrong with it. So do the command ``minilora
-conformance`` and, as tests with an id each, the pytest plugin.
+People install this package to have their own LoRA judged. Which of these is yours?
 
-- `claims`: what every layer of this library must do, as functions that take any layer
-- `problems`: sizes and a seed, from which the arrays are drawn that layers and implementations are tried on
-- `kinds`: the kinds of layers, each as a linear layer on rows, and a set of problems for each
-- `mixed`, `slots`: two of these kinds, factors in float32 beside a base in bfloat16 and several slots in one weight
-- `reference`: the right answers to a problem, and how far rounding may move them
-- `adam`: the right answers of Adam
-- `bugs`: the known bugs, a row each
-- `suite`: `check`, and what an implementation is
-- `report`: what was found, with an id for each claim and problem
-- `calling`: calls an implementation's functions, and notes what they do beside
-- `judges`: the claims that compare no layer's numbers: the start, Adam, the frozen base
-- `edges`: the claims about what an implementation may refuse: no rows, more axes, an alpha of 0
-- `fourbits`: the claims about `pack` and `unpack`, of a layer in NF4
-- `outputs`: the claim about the output's precision, of a layer in bfloat16 with factors in float32
-- `diagnoses`: which known bugs explain wrong answers
-- `patterns`: what is seen inside a wrong array that no known bug explains
-- `target`: finds the module or the file that is named on a command line
-- `apart`: checks in a process of its own, whatever foreign code does there
-- `xfails`: failures that are known, in a file that an adopter keeps
-- `plugin`, `test_implementation`: the same for pytest
+==============================  ================================================================================
+you have                        you run
+==============================  ================================================================================
+a LoRA in Python, any library   ``minilora conformance MODULE[:OBJECT]``, or `check` from your own code
+the same, with your own tests   ``python -m pytest -p minilora.conformance.plugin --pyargs
+                                minilora.conformance.test_implementation --lora MODULE[:OBJECT]``
+a LoRA in another language      ``minilora vectors FOLDER``, then ``minilora vectors FOLDER --compare YOURS``
+an engine that reads adapters   ``minilora golden FOLDER``, then ``minilora golden FOLDER --compare YOURS``
+==============================  ================================================================================
+
+Each compares your numbers with the formulas, up to rounding. Where they differ it names the known bug that gives just
+your numbers and says in whose code it was made; where no bug does, it says what it sees. Each exits with 0, 1 where
+something is wrong, or 2 where nothing could be judged.
+
+The rooms, in the order in which they import each other:
+
+- `problems`: what is asked, and the right answers
+- `bugs`: the table of known bugs, and which of them explain wrong answers
+- `checking`: an implementation held against the formulas: `check`, its claims and its report
+- `running`: foreign code, found by its name and run in a process of its own
 - `vectors`: problems and answers as files, for implementations in any language
+- `golden`: adapters as files, with right answers, for programs that read them
+- `plugin`, `test_implementation`: `check` as tests of pytest, with an id each
+
+`claims` is this library's own: what every layer here must do, as functions that take any layer of the protocol.
 """
 
-from .report import CannotRun, Report
-from .suite import check
+from .checking.report import CannotRun, Report
+from .checking.suite import check
 
 __all__ = ["CannotRun", "Report", "check"]

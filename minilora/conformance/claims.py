@@ -14,7 +14,7 @@ import numpy as np
 
 from ..layer import freeze
 from ..verify.gradcheck import gradcheck
-from .problems import Problem, SmallIntegers
+from .problems.problem import Problem, SmallIntegers
 
 Arrays = dict[str, np.ndarray]
 Loss = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]

@@ -3,8 +3,8 @@
     python -m pytest -p minilora.conformance.plugin --pyargs minilora.conformance.test_implementation
                      --lora MODULE[:OBJECT] [--lora-xfails FILE]
 
-gives a test for each claim and problem. Its id, in brackets, is that of `minilora.conformance.report.Outcome`, and the
-first word of a line of FILE, which lists the failures that are known. The implementation runs in the tests' process.
+gives a test for each claim and problem. Its id, in brackets, is that of `checking.report.Outcome`, and the first word
+of a line of FILE, which lists the failures that are known. The implementation runs in the tests' process.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from ..guards.errors import printable
-from . import xfails
-from .report import CannotRun, Outcome, Report
-from .suite import check, ids
-from .target import imported
+from .checking import xfails
+from .checking.contract import ids
+from .checking.report import CannotRun, Outcome, Report
+from .checking.suite import check
+from .running.target import imported
 
 HELD = pytest.StashKey["Held"]()
 

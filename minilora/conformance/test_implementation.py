@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .xfails import became
+from .checking.xfails import became
 
 if TYPE_CHECKING:
     from .plugin import Held

@@ -30,15 +30,16 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from .adam import adam_follows, adam_problem
-from .bugs import BUGS, Bug, bugs_of
-from .diagnoses import listed
-from .judges import adam_verdict
-from .kinds import SETS
-from .problems import Arrays, Problem
-from .reference import TOLERANCE, UNIT, Trial, drawn
-from .report import CannotRun, Outcome, Report, id_of
-from .suite import FACTORS, judge_numbers, outcomes_of
+from .bugs.diagnoses import listed
+from .bugs.table import BUGS, Bug, bugs_of
+from .checking.behaviour import adam_verdict
+from .checking.comparing import judge_numbers, outcomes_of
+from .checking.contract import FACTORS
+from .checking.report import CannotRun, Outcome, Report, id_of
+from .problems.adam_answers import adam_follows, adam_problem
+from .problems.kinds import SETS
+from .problems.problem import Arrays, Problem
+from .problems.reference import TOLERANCE, UNIT, Trial, drawn
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 OF_ADAM = DTYPES[:2]
@@ -238,7 +239,7 @@ def write(folder: Path) -> int:
     """
     from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
 
-    from ..guards.writing import written_folder
+    from ..guards.wholefiles import written_folder
 
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
@@ -269,7 +270,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
     FileRefused
         If a file is not sound.
     """
-    from ..guards.tensorfile import read_json
+    from ..guards.inputfiles import read_json
 
     version = read_json(folder / "index.json", 1 << 24).get("minilora")
     if version != __version__:

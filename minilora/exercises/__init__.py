@@ -23,7 +23,7 @@ step  you write                                           it returns
 15    ``grad_V(dW, V, m)``, and a number                  dV (out, in) of DoRA's W = m V / |V|; then dV along V
 ====  ==================================================  ===========================================================
 
-`functions` has the graders of functions, `questions` the questions with their experiments, and `mistakes` how a grader
+`functions` has the graders of functions, `questions` the questions with their experiments, and `grading` how a grader
 finds out what is wrong with a function. ``python -m minilora.exercises`` prints how to begin.
 """
 

@@ -1,6 +1,6 @@
 """The graders of functions, one for each step that asks for one.
 
-Each knows the right formula and the mistakes that people make, and hands both to `mistakes.grade`.
+Each knows the right formula and the mistakes that people make, and hands both to `grading.grade`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..optim import Adam
-from .mistakes import (
+from .grading import (
     DIFFERENT,
     ROOT,
     SCALES,

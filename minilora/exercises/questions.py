@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import check_choice, check_number
-from ..language.memory import LLAMA_2_7B, training_memory
+from ..language.trainingmemory import LLAMA_2_7B, training_memory
 from ..linear import Linear
 from ..lora import LoRA
 from ..optim import Adam

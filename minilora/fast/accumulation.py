@@ -15,18 +15,18 @@ since its results depend on how many it has. So the bits do not depend on the nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..checks import Array, check_integer
+from ..evaluation import evaluate
 from ..layer import Layer
-from ..losses import IGNORED, Loss, count
+from ..losses import IGNORED, Loss, count, mse
 from .threads import check_workers, on_threads
 
 
-def accumulate(rows: int, workers: int = 1, loss: None = None) -> Callable[[Any, Array, Array, Loss], dict[str, Array]]:
+def accumulate(rows: int, workers: int = 1) -> Accumulated:
     """Return what computes the gradients of a batch so many rows at a time.
 
     While it computes, the BLAS of the whole process has one thread, through the package threadpoolctl; afterwards as
@@ -42,30 +42,33 @@ def accumulate(rows: int, workers: int = 1, loss: None = None) -> Callable[[Any,
     workers : int
         How many parts are computed at once, each on a thread of its own; at least 1. The memory that a step needs
         grows with it, and the gradients are the same to the last bit. The model and the loss are called from these
-        threads, with the `np.errstate` of the caller. None of the threads outlives the call. `train` measures losses on
-        as many.
-    loss : None
-        Given here up to 0.2. `train` now passes on the loss that it reports, so that no other is minimised.
+        threads, with the `np.errstate` of the caller. None of the threads outlives the call.
 
     Returns
     -------
-    callable
+    Accumulated
         ``gradients(model, x, y, loss)``, for ``train(..., loss=cross_entropy, gradients=minilora.fast.accumulate(4))``.
-        An exception in one part is raised when the others have ended.
+        An exception in one part is raised when the others have ended. It measures losses on as many workers.
 
     Raises
     ------
     ValueError, TypeError
-        If `rows` or `workers` is not an integer of at least 1, or a loss is given; from `gradients`, before it computes
-        anything, if more than one worker meets a CuPy array.
+        If `rows` or `workers` is not an integer of at least 1; from `gradients`, before it computes anything, if more
+        than one worker meets a CuPy array.
     """
-    rows = check_integer("rows", rows, at_least=1)
-    if loss is not None or callable(workers):
-        raise TypeError(f"accumulate takes no loss: train(..., loss=..., gradients=accumulate({rows})) names it once")
-    workers = check_integer("workers", workers, at_least=1)
+    return Accumulated(check_integer("rows", rows, at_least=1), check_integer("workers", workers, at_least=1))
 
-    def gradients(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-        check_workers(workers, x)
+
+@dataclass(frozen=True)
+class Accumulated:
+    """The gradients of a batch, the sum of those of its parts; what `accumulate` returns."""
+
+    rows: int  # of a part
+    workers: int  # parts at once
+
+    def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+        """Return the gradients of ``loss(model(x), y)`` at what trains."""
+        check_workers(self.workers, x)
         M = count(y)
 
         def of_part(part: slice) -> dict[str, Array]:
@@ -75,13 +78,14 @@ def accumulate(rows: int, workers: int = 1, loss: None = None) -> Callable[[Any,
             return model.backward(d_prediction, cache, need_dx=False)[1]
 
         total: dict[str, Array] = {}
-        with on_threads(of_part, _parts(y, rows), workers) as found:
-            for grads in found:
+        with on_threads(of_part, _parts(y, self.rows), self.workers) as of_parts:
+            for grads in of_parts:
                 total = {name: total[name] + g if total else g for name, g in grads.items()}
         return total
 
-    gradients.workers = workers  # type: ignore[attr-defined]  # `train` measures losses on as many
-    return gradients
+    def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss = mse) -> float:
+        """Return the loss over all of X and Y, as `minilora.evaluate` does, on as many workers."""
+        return evaluate(model, X, Y, loss, self.workers)
 
 
 def _parts(y: Array, rows: int) -> list[slice]:

@@ -21,28 +21,28 @@ import numpy as np
 from ..checks import Array, check_integer, kind_of
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @contextmanager
-def on_threads(call: Callable[[Item], Found], items: Iterable[Item], workers: int) -> Iterator[Iterator[Found]]:
+def on_threads(call: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Iterator[Result]]:
     """Give the results of ``call(item)``, in the items' order, with one BLAS thread for each of so many workers.
 
     One worker is the caller's own thread. Where a call fails, no further one begins, those that run are waited for,
     and its exception is raised as it is. No thread is left when the block ends, however it ends.
     """
-    with one_blas_thread(), closing(_in_order(call, items, workers)) as found:
-        yield found
+    with one_blas_thread(), closing(_in_order(call, items, workers)) as results:
+        yield results
 
 
-def _in_order(call: Callable[[Item], Found], items: Iterable[Item], workers: int) -> Generator[Found, None, None]:
+def _in_order(call: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
     """Yield the results. At most `workers` of them exist that were not asked for."""
     if workers == 1:
         yield from map(call, items)
         return
-    ahead: deque[Future[Found]] = deque()
-    one = partial(_blas().limit, limits=1)  # again in each thread: a BLAS over OpenMP has a setting for each
-    with ThreadPoolExecutor(workers, initializer=one) as pool:  # left, it waits for every thread
+    ahead: deque[Future[Result]] = deque()
+    one_thread = partial(_blas().limit, limits=1)  # again in each thread: a BLAS over OpenMP has a setting for each
+    with ThreadPoolExecutor(workers, initializer=one_thread) as pool:  # left, it waits for every thread
         for item in items:
             if len(ahead) == workers:
                 yield ahead.popleft().result()

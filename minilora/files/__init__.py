@@ -3,10 +3,8 @@
 For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a model, `inspection`
 shows what is in one, `checkpoint` keeps a training.
 
-Under them: `adapterfolder`, with `peftconfig`, is an adapter's folder, and `forms` says how each kind of layer is
-written there; `basefile` is a checkpoint that an adapter is merged into, `layouts` which way round its weights lie, and
-`modelfolder` what stands beside them in a model's folder. `minilora.guards` reads and writes the files themselves.
-`save_llama` and `ggufblocks` are doors to `minilora.language`.
+Under them, `peft` is an adapter's folder and `base` the files of the model that it is merged into. `minilora.guards`
+reads and writes the files themselves. `save_llama` and `ggufblocks` are doors to `minilora.language`.
 """
 
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "save_llama":  # at its first use: the command line starts without NumPy
-        from ..language.llamasave import save_llama
+        from ..language.modelfiles.huggingface.folderwriter import save_llama
 
         return save_llama
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ in the file                                    shape          here
 ``r``, or its ``rank_pattern``                                ``lora.rank``
 =============================================  =============  ======================
 
-For embeddings, convolutions and DoRA, `minilora.files.forms` has the names and shapes.
+For embeddings, convolutions and DoRA, `minilora.files.peft.adapterkeys` has the names and shapes.
 
 Alpha, rank and ``use_rslora`` are those of the file, so that every scaling comes back as it was. PEFT's configuration
 has one ``use_rslora``, and one flag such as ``use_dora``, for all modules:
@@ -46,7 +46,7 @@ from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
 from ..guards.errors import short
 from ..guards.tensorfile import MAX_HEADER, in_dtype, tensor_header
-from ..guards.writing import replaceable, written_together
+from ..guards.wholefiles import replaceable, written_together
 from ..layer import Layer
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter
@@ -54,9 +54,9 @@ from ..variants.dora import DoRA
 from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
 from ..variants.variant import VARIANTS, variant_of
-from .adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .forms import CONVOLUTIONS, Form, is_module_path
-from .peftconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
+from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
+from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
+from .peft.adapterkeys import CONVOLUTIONS, Form, is_module_path
 
 __all__ = ["load_adapter", "save_adapter"]
 

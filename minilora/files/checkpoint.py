@@ -30,10 +30,11 @@ from safetensors.numpy import save
 from ..backend import backend_of
 from ..checks import Array, check_path, dtype_name
 from ..guards.errors import FileRefused, printable, short
-from ..guards.tensorfile import TensorFile, parse_json
-from ..guards.writing import written_whole
+from ..guards.inputfiles import parse_json
+from ..guards.tensorfile import TensorFile
+from ..guards.wholefiles import written_whole
 from ..layer import Layer, parts, walk
-from ..training import TrainingState
+from ..state import TrainingState
 
 __all__ = ["Checkpoint", "CheckpointError"]
 

@@ -1,3 +1,3 @@
-"""A door: see `minilora.language.modelfiles.ggufblocks`."""
+"""A door: see `minilora.language.modelfiles.gguf.ggufblocks`."""
 
-from ..language.modelfiles.ggufblocks import decode as decode
+from ..language.modelfiles.gguf.ggufblocks import decode as decode

@@ -16,8 +16,8 @@ import numpy as np
 from ..checks import check_path
 from ..lora import LoRA
 from ..variants import sums
-from .adapterfolder import AdapterFolder
-from .forms import Form
+from .peft.adapterfolder import AdapterFolder
+from .peft.adapterkeys import Form
 
 
 @dataclass(frozen=True)

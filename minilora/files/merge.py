@@ -10,7 +10,7 @@ copied is the same bit for bit.
 Half types are widened to float32, added to, and rounded back once. The products are taken in the order that PEFT
 takes them in, so that its ``merge_and_unload`` gives the same numbers.
 
-Of a model's folder comes a folder that loads: see `minilora.files.modelfolder`.
+Of a model's folder comes a folder that loads: see `minilora.files.base`.
 
 An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D has it, and a convolution's
 (out, C, *kernel) is the matrix (out, C K) under another shape. A variant such as DoRA gives each row of the matrix
@@ -33,15 +33,17 @@ from tqdm import tqdm
 
 from ..checks import check_flag, check_path
 from ..guards.errors import FileRefused, short
-from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, read_start, same_bytes
-from ..guards.writing import replaceable, synced, written_folder, written_whole
+from ..guards.inputfiles import read_start
+from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, same_bytes
+from ..guards.wholefiles import is_new_or_empty, replaceable, synced, written_folder, written_whole
 from ..variants.dora import divisible
-from .adapterfolder import WEIGHTS_NAME, AdapterFolder
-from .basefile import INDEX_NAME, NF4_STATE, SINGLE_NAME, Base, open_base
-from .forms import BASE, PREFIX, Form
-from .layouts import layouts_of
-from .modelfolder import CONFIG, TIED, files_beside, with_own_head, write_beside
-from .peftconfig import CONFIG_NAME
+from .base.companions import files_beside, write_beside
+from .base.orientation import layouts_of
+from .base.shards import INDEX_NAME, MODEL_CONFIG, NF4_STATE, SINGLE_NAME, Base, open_base
+from .base.tiedhead import EMBEDDING, HEAD, ties_head, with_own_head
+from .peft.adapterconfig import CONFIG_NAME
+from .peft.adapterfolder import WEIGHTS_NAME, AdapterFolder
+from .peft.adapterkeys import BASE, PREFIX, Form
 
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
@@ -122,7 +124,7 @@ def merge_adapter(
     _refuse_gguf(base)
     opened, folder = open_base(base), AdapterFolder.open(adapter)
     whole = _is_whole(base, opened, out)
-    tied = [module for module in folder.layers if module.rpartition(".")[2] in TIED and opened.ties_head]
+    tied = [module for module in folder.layers if module.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(opened)]
     untied = whole and bool(tied)
     beside = files_beside(base, untied=untied) if whole else {}
     opened = with_own_head(opened) if untied else opened
@@ -154,7 +156,7 @@ def _refuse_gguf(base: Path) -> None:
 def _is_whole(base: Path, opened: Base, out: Path) -> bool:
     """Return whether a model's folder is to be written, and not its weights alone."""
     alone = opened.index is None and out.suffix == ".safetensors"
-    return os.path.isdir(base) and os.path.exists(base / CONFIG) and not alone
+    return os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone
 
 
 def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
@@ -169,7 +171,8 @@ def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
     one, *other = map(short, modules)
     changes = f"{one} and {other[0]} apart" if other else f"{one} alone"
     warnings.warn(
-        f"{base.path.parent / CONFIG} says tie_word_embeddings, and the adapter changes {changes}. {what}", stacklevel=3
+        f"{base.path.parent / MODEL_CONFIG} says tie_word_embeddings, and the adapter changes {changes}. {what}",
+        stacklevel=3,
     )
 
 
@@ -200,7 +203,7 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
         if len(names) == len(modules) and all(name in base.holder for name in names.values()):
             return names
     missing = next(module for module in modules if module + ".weight" not in base.holder)
-    if base.ties_head and missing.rpartition(".")[2] in TIED:
+    if ties_head(base) and missing.rpartition(".")[2] in (EMBEDDING, HEAD):
         raise FileRefused(
             base.path,
             f"there is no {short(missing + '.weight')}, which the adapter changes: the head is the embedding there. "
@@ -260,7 +263,6 @@ def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
     if not os.access(parent, os.W_OK):
         raise ValueError(f"out {str(out)!r}: the folder {str(out.parent)!r} cannot be written")
-    exists = os.path.lexists(out)
     if base.index is None and not whole:
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
@@ -270,10 +272,10 @@ def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
                 raise ValueError(f"out {str(out)!r} is {what}, expected another file")
         replaceable(out)
         return
-    if exists and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+    if not is_new_or_empty(out):
         why = "the base is a model's folder" if whole else "the base has shards"
         raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: {why}")
-    if exists and (os.path.ismount(out) or out.samefile(".")):
+    if os.path.lexists(out) and (os.path.ismount(out) or out.samefile(".")):
         raise ValueError(
             f"out {str(out)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
         )

@@ -1,7 +1,11 @@
 """What guards against hostile files and machines that die: a reader of the mathematics passes this room by.
 
-`errors`: what is raised, and how a message shows text that came from a file. `tensorfile`: a safetensors file, its
-header bounded. `writing`: files put in their place whole or not at all, and locks. `patterns`: regular expressions from
-a file, within a bound on the time. `rendering`: a chat template in a process of its own. `machine`: how much memory
-this process may have.
+Each file begins with what it promises, how that is kept, and which test shows it.
+
+- `errors`: what is raised, and how a message shows text that came from a file
+- `inputfiles`: files opened and JSON parsed with suspicion; `tensorfile`: a safetensors file, its header bounded
+- `boundedprocess`: a program that came in a file runs in a process of its own, `answering`, bounded in time and memory;
+  `boundedpatterns` with `patternanswers`: regular expressions; `templateanswers`: chat templates
+- `wholefiles`: files put in their place whole or not at all; `folderlocks`: one process at a time
+- `machinememory`: how much memory this process may have
 """

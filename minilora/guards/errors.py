@@ -1,7 +1,10 @@
 """Errors about files, and how their messages show text that came from a file.
 
-A file's names can hold anything: control characters that steer a terminal, line breaks, two million letters. A message
-shows such characters escaped and long text shortened.
+A file's names can hold anything: control characters that steer a terminal, line breaks, two million letters.
+
+Promise: a message is one line of printable characters, and short.
+Kept by: `printable` escapes such characters and shortens long text; `FileRefused` passes its whole message through it.
+Shown by: tests/guards/test_errors.py.
 """
 
 from __future__ import annotations
@@ -24,10 +27,6 @@ class FileRefused(ValueError):
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(printable(f"{str(path)!r}: {reason}"))
-
-
-AdapterFileError = FileRefused
-"""The old name, for one version more: not every file is an adapter's."""
 
 
 def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:

@@ -1,8 +1,12 @@
 """Files of tensors in the safetensors format, read with suspicion.
 
-A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes, one after the other. Nothing in
-it is ever executed. The `safetensors` library judges the header (shapes, offsets, overlaps); what it lets pass and we
-do not (a name that stands twice, a header of absurd size) is refused here, before anything large is read.
+A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes, one after the other.
+
+Promise: nothing in a file is executed, a small file fills no memory, and what is read is what was checked.
+Kept by: the `safetensors` library judges the header (shapes, offsets, overlaps). What it lets pass and we do not, such
+as a name that stands twice, is refused here before anything large is read. The file must be the same
+when it is opened, read, and closed.
+Shown by: tests/guards/test_tensorfile.py.
 
 The tensors are read from the open file, not from the library's memory map: they are read one at a time, or a few
 rows at a time, and a bfloat16 tensor, for which NumPy has no type, comes out as float32.
@@ -13,10 +17,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import FileRefused, hub_hint, short
-from .writing import identity
+from .errors import FileRefused, short
+from .inputfiles import open_regular, parse_json
+from .wholefiles import identity
 
 MAX_HEADER = 8 << 20
 """Bytes of header, of some 60,000 tensors, that we agree to parse: parsing can take ten times the memory."""
@@ -223,78 +226,3 @@ def _header(entries: Mapping[str, Any]) -> bytes:
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
-    """Parse a JSON object, refusing what a reader could take in two ways: a key that stands twice, NaN, infinity.
-
-    Each object in it goes through `convert` as soon as it is read.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> Any:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-            raise ValueError(f"the key {short(twice)} stands twice")
-        return convert(found)
-
-    def constant(name: str) -> float:
-        raise ValueError(f"{name} is not a number of JSON")
-
-    try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-    except (ValueError, TypeError, RecursionError) as error:
-        reason = str(error) if b"\n" in text.strip() else str(error).replace(": line 1 column", ": column")
-        raise FileRefused(path, f"the {what} is not sound JSON: {reason}") from error
-    if not isinstance(parsed, dict):
-        raise FileRefused(path, f"the {what} is a {type(parsed).__name__} of JSON, expected an object")
-    return parsed
-
-
-def read_json(path: Path, at_most: int) -> dict[str, Any]:
-    """Read a JSON object from a file of no more than `at_most` bytes."""
-    return parse_json(path, read_whole(path, at_most), "file")
-
-
-def read_whole(path: Path, at_most: int) -> bytes:
-    """Return the bytes of a file, which may be no more than `at_most`."""
-    with open_regular(path) as file:
-        try:
-            text = file.read(at_most + 1)
-        except OSError as error:
-            raise FileRefused(path, f"cannot be read: {error}") from error
-    if len(text) > at_most:
-        raise FileRefused(path, f"larger than the {at_most} bytes that such a file can need")
-    return text
-
-
-def read_start(path: Path, count: int) -> bytes:
-    """Return the first bytes of a regular file, which tell its format."""
-    with open_regular(path) as file:
-        return file.read(count)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, and refuse what is not a regular file: a pipe or a device could be read for ever."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FileRefused(path, "not a regular file")
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise FileRefused(path, f"there is no such file{hub_hint(path)}") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        if isinstance(error, FileRefused):
-            raise
-        raise FileRefused(path, f"cannot be opened: {error}") from error
-
-
-def member(folder: Path, name: str) -> Path:
-    """Return the path of the file of that name in a folder; refuse a name that leads elsewhere.
-
-    The name may be that of a symbolic link, as in a cache of the Hugging Face hub, whose files are links to
-    ``../../blobs``. A link can lead to any file of the user's. That is safe because a file is only read, only if it is
-    a regular one, and only as what its name says: what is not an adapter of the right shapes is refused.
-    """
-    if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise FileRefused(folder, f"{short(name)} is not the plain name of a file in this folder")
-    return folder / name

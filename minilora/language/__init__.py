@@ -2,10 +2,11 @@
 
 Everything here is made of the book's layers, and the book imports nothing from here.
 
-1. `llama`: the decoder that most open language models are; `llamaconfig` has its sizes
+1. `llama`: the decoder that most open language models are; `llamaconfig` has its sizes, `decoders` a small one to check
 2. `text`: a text as windows of token ids; `examples`: prompts and completions, of which a part counts; `chat`: chats,
    written as the model's own `chattemplate` says; `tokenizer` makes ids of text
 3. `generation`: continues a text, with the keys and values of what it has read
-4. `memory`: counts what a training step keeps
-5. `modelfiles`: reads a model from a folder, a GGUF or an NPZ; `llamasave` writes one as a folder
+4. `trainingmemory`: counts what a training step keeps
+5. `modelfiles`: reads a model from a folder, a GGUF or an NPZ, and writes one as a folder
+6. `finetuning`: what `minilora finetune` is made of
 """

@@ -8,28 +8,23 @@ a ``.gguf`` file      its key ``tokenizer.chat_template``
 ====================  ===================================================================================
 
 A template is a program that came with the weights. It runs in jinja2's sandbox, where it reaches no file and nothing of
-Python's; and in a process of its own, `guards.rendering`, which is ended as soon as it has computed too long or
-filled too much. The sandbox alone bounds neither: two loops in each other run for years, and doubling a text thirty
-times fills a gigabyte. Both bounds are the process's own, so a busy machine changes no verdict.
+Python's; and in a process of its own, which is ended as soon as it has computed too long or filled too much, see
+`minilora.guards.boundedprocess`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import queue
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from .. import guards
 from ..checks import check_path
-from ..files.basefile import MAX_MODEL_CONFIG
+from ..files.base.shards import MAX_MODEL_CONFIG
+from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
 from ..guards.errors import FileRefused, needed, short
-from ..guards.tensorfile import open_regular, read_json, read_whole
-from .modelfiles.llamagguf import gguf_tokenizer
+from ..guards.inputfiles import open_regular, read_json, read_whole
+from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .tokenizer import BESIDE, token_text
 
 MOST_TEMPLATE = 1 << 20
@@ -38,9 +33,8 @@ SECONDS, SECONDS_EACH = 10.0, 0.05
 """Time that the process may compute in all, and for each conversation more; one takes a thousandth of a second."""
 MOST_MEMORY = 1 << 29
 """Bytes that the process may fill; with a template in use it fills 40 MB."""
-POLL = 0.01
-"""Seconds from one look at the process to the next, while it computes."""
 FILE = "chat_template.jinja"
+ANSWERS = Path(guards.__file__).with_name("templateanswers.py")
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """Names of special tokens in a .gguf file, and in a template."""
 
@@ -62,10 +56,7 @@ class ChatTemplate:
 
     def __init__(self, path: Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
         self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._measured: Any = None  # the process, as psutil sees it
-        self._allowed = SECONDS
+        self.process = BoundedProcess(ANSWERS, seconds=SECONDS, memory=MOST_MEMORY)
 
     def render(
         self,
@@ -90,25 +81,20 @@ class ChatTemplate:
         FileRefused
             If the template is none, refuses the messages, computes too long or fills too much.
         ValueError
-            If jinja2 or psutil is not installed.
+            If jinja2 is not installed.
         """
-        self._start()
+        if not self.process.runs:
+            needed("jinja2", "a chat template")
+            self.process.seconds = SECONDS
+            self._ask({"templates": self.templates})
+        self.process.seconds += SECONDS_EACH
         values = {"messages": list(messages), "tools": tools, "documents": None}
-        self._allowed += SECONDS_EACH
         answer = self._ask({**self.tokens, **values, "add_generation_prompt": add_generation_prompt})
-        return str(answer["text"])
+        return answer["text"]
 
     def close(self) -> None:
         """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(Exception):  # that has ended by itself
-                self._measured.kill()
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError, AttributeError):  # of what the process has not read
-                    stream.close()  # type: ignore[union-attr]
+        self.process.close()
 
     def __enter__(self) -> ChatTemplate:
         return self
@@ -116,62 +102,15 @@ class ChatTemplate:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> None:
-        if self._process is not None:
-            return
-        needed("jinja2", "a chat template")
-        psutil = needed("psutil", "a chat template")
-        command = [sys.executable, "-P", str(Path(__file__).parents[1] / "guards" / "rendering.py")]
-        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
-        self._lines, self._allowed = queue.SimpleQueue(), SECONDS
-        threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
+    def _ask(self, question: dict[str, Any]) -> dict[str, str]:
+        """Return the answer to a question, or refuse the template."""
         try:
-            self._measured = psutil.Process(json.loads(self._lines.get())["pid"])
-        except (ValueError, psutil.Error):
-            self._refuse("the process that renders it does not start")
-        self._ask(self.templates)
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a line of input; a process that gives none within its bounds is ended."""
-        if self._process is None or self._process.stdin is None:
-            raise RuntimeError("the process that renders chat templates has not begun")
-        with contextlib.suppress(OSError):  # of a process that has ended: then there is no answer
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
-        while True:
-            with contextlib.suppress(queue.Empty):
-                line = self._lines.get(timeout=POLL)
-                break
-            self._check_bounds()
-        if not line:
-            self._refuse("it ends the process that renders it")
-        answer: dict[str, Any] = json.loads(line)
+            answer: dict[str, str] = self.process.ask(question)
+        except BoundsExceeded as error:
+            raise FileRefused(self.path, f"its chat template cannot be used: {error}") from None
         if "error" in answer:
             raise FileRefused(self.path, f"its chat template cannot write this: {answer['error']}")
         return answer
-
-    def _check_bounds(self) -> None:
-        try:
-            used, filled = sum(self._measured.cpu_times()[:2]), self._measured.memory_info().rss
-        except Exception:  # it has ended, and the queue will say so
-            return
-        if used > self._allowed:
-            self._refuse(f"it computes for more than {self._allowed:.1f} s")
-        if filled > MOST_MEMORY:
-            self._refuse(f"it fills more than {MOST_MEMORY / 1e6:.0f} MB of memory")
-
-    def _refuse(self, reason: str) -> NoReturn:
-        self.close()
-        raise FileRefused(self.path, f"its chat template cannot be used: {reason}")
-
-
-def _read(stream: Any, lines: queue.SimpleQueue[bytes]) -> None:
-    """Put each line of a stream into a queue, and an empty one at the stream's end."""
-    with contextlib.suppress(OSError, ValueError):  # the stream is closed
-        for line in stream:
-            lines.put(line)
-    lines.put(b"")
 
 
 def load_template(model: str | Path) -> ChatTemplate:

@@ -1,6 +1,6 @@
 """From a file to what a language model trains on: a text, or examples of which a part counts.
 
-A text becomes windows, see `.text`. A .jsonl file has an example a line, an object of one of three kinds:
+A text becomes windows, see `minilora.language.text`. A .jsonl file has an example a line, an object of one of three kinds:
 
     {"prompt": "2 + 2 =", "completion": " 4"}        the completion counts, and the end token behind it
     {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.language.chat`
@@ -23,7 +23,6 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,10 @@ import numpy as np
 
 from ..checks import Array, check_integer, check_path
 from ..guards.errors import FileRefused, printable, short
-from ..guards.tensorfile import parse_json
+from ..guards.inputfiles import parse_json
 from ..layer import Layer
 from ..losses import IGNORED, Loss
-from ..training import Gradients
+from ..training import Gradients, evaluate_of
 from .chat import encode_chat, tokens_of
 from .chattemplate import ChatTemplate, load_template
 from .text import check_vocabulary, is_held_out, read_text, spread, token_ids, windows
@@ -273,8 +272,9 @@ def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[n
     return X, Y
 
 
-def without_filling(gradients: Gradients) -> Gradients:
-    """Return the same gradients with less work: no column is computed behind the last target of a batch that counts.
+@dataclass(frozen=True)
+class WithoutFilling:
+    """The same gradients with less work: no column is computed behind the last target of a batch that counts.
 
     The examples of a batch are seldom as long as the longest of all, which is as wide as X.
 
@@ -285,13 +285,17 @@ def without_filling(gradients: Gradients) -> Gradients:
         or what `minilora.fast.accumulate` returns.
     """
 
-    @wraps(gradients)
-    def narrowed(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+    gradients: Gradients
+
+    def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+        """Return the gradients of ``loss(model(x), y)``."""
         counted = (y != IGNORED).any(0).nonzero()[0]
         width = int(counted[-1]) + 1 if len(counted) else y.shape[1]
-        return gradients(model, x[:, :width], y[:, :width], loss)
+        return self.gradients(model, x[:, :width], y[:, :width], loss)
 
-    return narrowed
+    def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
+        """Return the loss over all of X and Y, measured as the gradients measure it."""
+        return evaluate_of(self.gradients)(model, X, Y, loss)
 
 
 def _of_examples(path: Path, examples: list[Example], length: int, tokenizer: Tokenizer) -> Data:

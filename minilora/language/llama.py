@@ -39,7 +39,7 @@ from ..layers.quantized import CodedLinear
 from ..layers.rotary import Rotary
 from ..linear import Linear
 from .llamaconfig import LlamaConfig
-from .modelfiles.reading import read_llama
+from .modelfiles.loading import read_llama
 
 Grads = dict[str, Array]
 
@@ -203,7 +203,7 @@ class Llama(Layer):
     def load(
         cls, path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
     ) -> Llama:
-        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.modelfiles.reading`."""
+        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.modelfiles.loading`."""
         return cls.build(*read_llama(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_path, kind_of
-from ..guards.tensorfile import open_regular
+from ..guards.inputfiles import open_regular
 from ..losses import cross_entropy
 
 HELD_OUT = 10

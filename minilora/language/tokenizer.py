@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_path
-from ..files.basefile import MAX_MODEL_CONFIG
+from ..files.base.shards import MAX_MODEL_CONFIG
 from ..guards.errors import FileRefused, needed, short
-from ..guards.tensorfile import open_regular, read_json, read_whole
-from .modelfiles.llamagguf import gguf_tokenizer
-from .modelfiles.llamasettings import GGUF_TOKENIZER
+from ..guards.inputfiles import open_regular, read_json, read_whole
+from .modelfiles.gguf.ggufreader import gguf_tokenizer
+from .modelfiles.supportedsettings import GGUF_TOKENIZER
 
 MAX_TOKENIZER = 1 << 26
 """Bytes of tokenizer.json that we agree to parse."""

@@ -1,6 +1,7 @@
 """What a network is made of besides `Linear`: one file, one derivation each.
 
-Between and around layers: `activation`; `flatten`, from images to rows; `sequential`, the chain rule along a list.
+Between and around layers: `activation`; `flatten`, from images to rows; `sequential`, the chain rule along a list, and
+`mlp`, the first model made of it.
 
 Linear layers on a rewritten input: `embedding` and `convolution`.
 

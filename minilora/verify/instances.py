@@ -1,6 +1,6 @@
 """A small instance of every layer in the book: one row each.
 
-`INSTANCES` is the list of them, to which `minilora.language.decoders` adds the language model.
+`INSTANCES` is the list of them, to which `minilora.language.llamainstance` adds the language model.
 `minilora.verify.selfcheck` measures the slopes of every row; the tests hold the rows against the claims, against a
 second forward in loops and against the same on other devices. A test compares the list with every subclass of `Layer`
 in the package, so a new layer without a row fails.

@@ -42,7 +42,7 @@ def prove(
     seed : int
         Of the values.
     instances : mapping of str to row, optional
-        The layers; those of the book by default. `minilora.language.decoders` adds the language model.
+        The layers; those of the book by default. `minilora.language.llamainstance` adds the language model.
 
     Yields
     ------

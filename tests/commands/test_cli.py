@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minilora import Linear, LoRA, TrainingDiverged, __version__, article, cli, save_adapter
-from minilora.language.decoders import ALL_INSTANCES
+from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.verify import selfcheck
 
 ROOT = Path(__file__).parents[2]

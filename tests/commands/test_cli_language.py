@@ -1,6 +1,5 @@
 """``minilora finetune`` and ``minilora generate``."""
 
-import argparse
 import functools
 import json
 import os
@@ -22,19 +21,19 @@ from minilora import (
     attach,
     cross_entropy,
     evaluate,
-    get_backend,
     load_adapter,
     quantize,
     save_adapter,
     train,
 )
-from minilora.commands import cores
-from minilora.commands.learning import LOG_EVERY
 from minilora.fast import accumulate
 from minilora.language.examples import load_data
+from minilora.language.finetuning import cores
+from minilora.language.finetuning.losstable import LOG_EVERY
 from minilora.language.generation import generate
 from minilora.language.text import windows
-from minilora.layer import cache_bytes, parameter_bytes, parameter_count
+from minilora.language.trainingmemory import cache_bytes, parameter_bytes
+from minilora.layer import parameter_count
 
 from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama
 from .test_cli import run
@@ -191,7 +190,7 @@ def test_a_command_has_one_blas_thread_from_its_start(folder):
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     for command, expected in (
         (["finetune", "text", "--save", "a"], "1"),
-        (["generate", "the"], str(min(2, cores.cores()))),
+        (["generate", "the"], str(min(2, cores.core_count()))),
     ):
         done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, env=environment)
         assert set(done.stdout.split()) <= {expected}, done.stderr
@@ -204,16 +203,13 @@ def test_a_command_in_a_running_program_leaves_the_environment(folder):
 
 
 def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
-    options = argparse.Namespace(workers=None)
-    numpy = get_backend("numpy")
     for available, expected in ((1, 1), (2, 2), (64, 2)):
-        monkeypatch.setattr(cores, "cores", lambda available=available: available)
-        assert cores.workers(options, numpy) == expected
-        assert cores.workers(options, standin) == 1
-    options.workers = 5
-    assert cores.workers(options, numpy) == 5
+        monkeypatch.setattr(cores, "core_count", lambda available=available: available)
+        assert cores.worker_count(None, "numpy") == expected
+        assert cores.worker_count(None, standin.name) == 1
+    assert cores.worker_count(5, "numpy") == 5
     with pytest.raises(ValueError, match="workers = 5 is for NumPy, expected 1 with --backend cupy"):
-        cores.workers(options, standin)
+        cores.worker_count(5, standin.name)
 
 
 BAD = [

@@ -132,7 +132,9 @@ def test_each_token_is_seen_before_the_next_is_chosen(folder, monkeypatch):
 
 
 def test_the_first_loss_is_seen_before_the_training(folder, monkeypatch):
-    monkeypatch.setattr("minilora.training.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
+    monkeypatch.setattr(
+        "minilora.language.finetuning.session.train", lambda *a, **k: seen.append(sys.stdout.seen) or History()
+    )
     monkeypatch.setattr(sys, "stdout", Pipe())
     seen = []
     assert run("finetune", "text", "--save", "a", "--model", "model", *SMALL) == 0

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from minilora.conformance import Report, check
-from minilora.conformance.bugs import BUGS
-from minilora.conformance.kinds import SETS
-from minilora.conformance.report import CANNOT_BE_TOLD, NOT_FAILED
-from minilora.conformance.suite import OF_PROBLEMS, ids
+from minilora.conformance.bugs.table import BUGS
+from minilora.conformance.checking.contract import OF_PROBLEMS, ids
+from minilora.conformance.checking.report import CANNOT_BE_TOLD, NOT_FAILED
+from minilora.conformance.problems.kinds import SETS
 
 from .implementations import OURS, implementation, with_kinds
 from .test_suite import planted, report_of

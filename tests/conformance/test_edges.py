@@ -7,8 +7,8 @@ import pytest
 
 from minilora import Adapter, DoRA, Linear
 from minilora.conformance import check
-from minilora.conformance.edges import EDGES
-from minilora.conformance.report import REFUSED
+from minilora.conformance.checking.edges import EDGES
+from minilora.conformance.checking.report import REFUSED
 
 from .implementations import OURS, with_kinds
 from .test_rounding import ORDERS, lora, product

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora.conformance import CannotRun, apart, check
+from minilora.conformance import CannotRun, check
 from minilora.conformance import __main__ as command
+from minilora.conformance.running import child_process as apart
 
 from .implementations import OURS, implementation
 

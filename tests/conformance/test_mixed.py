@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
-from minilora.conformance.kinds import SETS
-from minilora.conformance.reference import drawn, round_to
+from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.reference import drawn, round_to
 
 from .implementations import OURS
 

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from minilora import Linear, mse
-from minilora.conformance import CannotRun, apart, check, claims
+from minilora.conformance import CannotRun, check, claims
 from minilora.conformance import __main__ as command
+from minilora.conformance.bugs.diagnoses import BUGS, EVERY_ENTRY
 from minilora.conformance.claims import (
     ClaimBroken,
     backward_is_pure,
     backward_knows_no_large_and_no_small,
     require_close,
 )
-from minilora.conformance.diagnoses import BUGS, EVERY_ENTRY
+from minilora.conformance.running import child_process as apart
 
 from ..support.cases import linear_case
 from ..support.problems import Problem

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.kinds import SETS
-from minilora.conformance.patterns import pattern
-from minilora.conformance.reference import Trial, drawn, round_to
+from minilora.conformance.bugs.wrong_arrays import pattern
+from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.reference import Trial, drawn, round_to
 
 from .implementations import OURS, from_formulas, implementation
 

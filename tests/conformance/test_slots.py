@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
-from minilora.conformance.kinds import SETS
+from minilora.conformance.problems.kinds import SETS
 
 from .implementations import OURS, with_kinds
 

@@ -11,15 +11,16 @@ import pytest
 
 from minilora import cli
 from minilora.commands import conformance as command
-from minilora.conformance import CannotRun, apart, check
-from minilora.conformance.adam import AdamFormulas
-from minilora.conformance.bugs import BUGS, OF_NUMBERS
-from minilora.conformance.kinds import DECLARED, SETS
+from minilora.conformance import CannotRun, check
+from minilora.conformance.bugs.table import BUGS, OF_NUMBERS
+from minilora.conformance.checking.contract import contract
+from minilora.conformance.checking.report import NOT_FAILED
 from minilora.conformance.problems import Problem
-from minilora.conformance.reference import RIGHT, SCALINGS, UNIT, StartFormulas, Trial, round_to
-from minilora.conformance.report import NOT_FAILED
-from minilora.conformance.suite import contract
-from minilora.conformance.target import imported
+from minilora.conformance.problems.adam_answers import AdamFormulas
+from minilora.conformance.problems.kinds import DECLARED, SETS
+from minilora.conformance.problems.reference import RIGHT, SCALINGS, UNIT, StartFormulas, Trial, round_to
+from minilora.conformance.running import child_process as apart
+from minilora.conformance.running.target import imported
 
 from .implementations import OURS, from_formulas, full_norm, functions_of, implementation, init, with_kinds
 

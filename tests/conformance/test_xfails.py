@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.xfails import Judged, github_error, read
+from minilora.conformance.checking.xfails import Judged, github_error, read
 from minilora.guards.errors import FileRefused
 
 from .implementations import OURS, implementation, with_kinds

@@ -19,7 +19,7 @@ from minilora import (
     quantize,
     weighted_sum,
 )
-from minilora.language.decoders import ALL_INSTANCES
+from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import rebuild
 from minilora.layers.rotary import frequencies
 from minilora.verify.instances import Drawing
@@ -70,15 +70,32 @@ def computes_what_numpy_does(place, there, x, dtype):
     return here
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+ELSEWHERE = pytest.mark.parametrize(
+    ("place", "dtype"),
+    [
+        ("read-only numpy", "float64"),
+        ("stand-in", "float32"),
+        pytest.param("gpu", "float32", marks=pytest.mark.gpu),
+        pytest.param("gpu", "float64", marks=pytest.mark.gpu),
+    ],
+    indirect=["place"],
+)
+"""One precision a place: what computes in the wrong one shows on each."""
+PAIRS = pytest.mark.parametrize(
+    ("variant", "kind"),
+    [*((variant, "linear") for variant in OPTIONS if variant != "DoRA"), *(("DoRA", kind) for kind in ROWS)],
+)
+"""Every variant beside one kind of layer, and one variant, of three arrays, beside every kind."""
+
+
+@ELSEWHERE
 @pytest.mark.parametrize("row", ALL_INSTANCES)
 def test_every_layer_computes_what_numpy_does(place, row, dtype):
     computes_what_numpy_does(place, *instance(row, dtype), dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("variant", OPTIONS)
+@ELSEWHERE
+@PAIRS
 def test_every_adapter_computes_what_numpy_does(place, kind, variant, dtype):
     layer, x = instance(ROWS[kind], dtype)
     there = adapted(layer, OPTIONS[variant])
@@ -87,10 +104,10 @@ def test_every_adapter_computes_what_numpy_does(place, kind, variant, dtype):
     place.assert_same(here.delta(), there.delta())
 
 
-@pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("variant", OPTIONS)
-def test_one_seed_gives_one_adapter_everywhere(place, kind, variant):
-    layer, _ = instance(ROWS[kind], "float32")
+@ELSEWHERE
+@PAIRS
+def test_one_seed_gives_one_adapter_everywhere(place, kind, variant, dtype):
+    layer, _ = instance(ROWS[kind], dtype)
     here, there = (
         adapt(put, "", rank=2, alpha=3, rng=np.random.default_rng(4), **OPTIONS[variant])
         for put in (rebuild(layer, array=place.put), layer)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, exercises
-from minilora.exercises import functions, mistakes, questions
+from minilora.exercises import functions, questions
+from minilora.exercises import grading as mistakes
 
 RIGHT = {
     "check_loss_gradient": lambda p, t: 2 * (p - t) / p.size,

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minilora.commands.learning import TrainingLoss
 
-from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, mse, optim, train
+from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, mse, optim, train
 from minilora.fast import accumulate, residual_form
+from minilora.language.examples import WithoutFilling
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
@@ -149,6 +151,25 @@ def test_gradients_in_parts_are_those_of_the_reported_loss(loss, rows):
     assert histories[0].losses[-1] < histories[0].losses[0]
 
 
+class Halved:
+    """Gradients that measure the loss in a way of their own."""
+
+    def __call__(self, model, x, y, loss):
+        return backpropagate(model, x, y, loss)
+
+    def evaluate(self, model, X, Y, loss):
+        return evaluate(model, X, Y, loss) / 2
+
+
+@pytest.mark.parametrize("wrap", [lambda way: way, WithoutFilling, TrainingLoss])
+def test_gradients_with_an_evaluate_measure_the_loss(wrap):
+    rng, ids = np.random.default_rng(4), np.random.default_rng(5).integers(0, 4, (40, 3))
+    X, options = rng.standard_normal((40, 3, 5)), {"epochs": 3, "batch_size": 20, "loss": cross_entropy, "log_every": 1}
+    whole = train(adapter(), X, ids, rng=np.random.default_rng(0), **options)
+    halved = train(adapter(), X, ids, rng=np.random.default_rng(0), gradients=wrap(Halved()), **options)
+    assert halved.losses == [loss / 2 for loss in whole.losses]
+
+
 @pytest.mark.parametrize("loss", [fourth_powers, lambda p, t: mse(p, t)])
 def test_the_residual_form_refuses_every_loss_but_mse(loss):
     model = adapter()
@@ -160,13 +181,6 @@ def test_the_residual_form_refuses_every_loss_but_mse(loss):
     for name, p in model.trainable().items():
         np.testing.assert_array_equal(p, before[name])
     assert residual_form(model, X, Y).keys() == residual_form(model, X, Y, loss=mse).keys() == {"lora_A", "lora_B"}
-
-
-@pytest.mark.parametrize("call", [lambda: accumulate(8, mse), lambda: accumulate(8, loss=mse)])
-def test_parts_with_a_loss_of_their_own_are_refused(call):
-    with pytest.raises(TypeError) as error:
-        call()
-    assert str(error.value) == ("accumulate takes no loss: train(..., loss=..., gradients=accumulate(8)) names it once")
 
 
 class Caller:

@@ -81,7 +81,7 @@ def our_losses(task: Task, model, seed: int) -> list[float]:
     return train(model, task.X, task.Y, epochs=EPOCHS, batch_size=BATCH, lr=0.01, rng=rng).losses
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(kinds, widths, widths, ranks, seeds)
 def test_training_gives_the_losses_of_the_textbook_loop(kind, in_features, out_features, rank, seed):
     task = Task.draw(in_features, out_features, rank, seed)
@@ -106,7 +106,7 @@ PLAIN = {
     "Adam some rows at a time": ("minilora.fast.adam", "BLOCK", 1),
     "outer products at rank 1": ("minilora.lora", "widen", lambda narrow, factor: narrow @ factor),
     "rows gathered into a buffer": ("minilora.fast.gather", "take_rows", lambda array, rows, out: array[rows].copy()),
-    "loss evaluated in blocks": ("minilora.training", "EVALUATION_ROWS", ROWS),
+    "loss evaluated in blocks": ("minilora.evaluation", "EVALUATION_ROWS", ROWS),
 }
 
 
@@ -119,13 +119,14 @@ def test_losses_are_the_same_without(optimisation, kind, in_features, out_featur
     task = Task.draw(in_features, out_features, rank, seed)
     module, name, plain = PLAIN[optimisation]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 37)
+        patch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 37)
         ours = our_losses(task, task.model(kind), seed)
         patch.setattr(sys.modules[module], name, plain)
         without = our_losses(task, task.model(kind), seed)
     np.testing.assert_allclose(ours, without, rtol=TOLERANCE)
 
 
+@pytest.mark.long
 @settings(max_examples=2, deadline=None)
 @given(st.sampled_from(["lora", "adapter"]), widths, widths, ranks, seeds)
 def test_losses_are_the_same_by_the_residual_form(kind, in_features, out_features, rank, seed):
@@ -135,6 +136,7 @@ def test_losses_are_the_same_by_the_residual_form(kind, in_features, out_feature
     np.testing.assert_allclose(ours, without, rtol=TOLERANCE)
 
 
+@pytest.mark.long
 @settings(max_examples=2, deadline=None)
 @given(widths, widths, ranks, seeds)
 def test_losses_are_the_same_when_the_base_runs_once(in_features, out_features, rank, seed):
@@ -168,6 +170,6 @@ def test_loss_in_blocks_is_the_loss_in_one_piece(kind, in_features, out_features
     task = Task.draw(in_features, out_features, rank, seed)
     model = task.model(kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", block)
+        patch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", block)
         in_blocks = evaluate(model, task.X, task.Y)
     assert in_blocks == pytest.approx(float(np.mean((model(task.X) - task.Y) ** 2)), rel=1e-13)

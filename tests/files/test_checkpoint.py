@@ -33,7 +33,8 @@ from minilora import (
 from minilora.fast import accumulate
 from minilora.files import checkpoint
 from minilora.guards.tensorfile import TensorFile
-from minilora.training import TrainingState, backpropagate
+from minilora.state import TrainingState
+from minilora.training import backpropagate
 
 from ..support.memory import traced
 

@@ -32,8 +32,8 @@ from minilora import (
 )
 from minilora.cli import main
 from minilora.commands.inspect import table
-from minilora.files.adapterfolder import NORM_KEY
 from minilora.files.inspection import inspect_adapter
+from minilora.files.peft.adapterfolder import NORM_KEY
 from minilora.guards.tensorfile import TensorFile
 from minilora.variants.rewritten import Rewritten
 

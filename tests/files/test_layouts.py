@@ -197,7 +197,7 @@ def test_layouts_that_say_nothing_are_refused(tmp_path, layouts, error, message)
 
 def test_the_base_is_not_searched_where_nothing_is_square(tmp_path, monkeypatch):
     write(tmp_path, {"x": linear(4, 3)}, {"x": (4, 3)}, False)
-    monkeypatch.setattr("minilora.files.layouts._Evidence", None)
+    monkeypatch.setattr("minilora.files.base.orientation._Evidence", None)
     assert len(merge(tmp_path)[1]) == 1
 
 

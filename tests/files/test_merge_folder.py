@@ -23,7 +23,8 @@ from minilora import (
     save_adapter,
 )
 from minilora.cli import main
-from minilora.files import modelfolder, save_llama
+from minilora.files import save_llama
+from minilora.files.base import companions as modelfolder
 
 from ..support.language import tiny_llama, write_folder
 from ..support.memory import traced

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import AdapterFileError, FileRefused
+from minilora import FileRefused
 from minilora.checks import check_flag, check_integer, check_number, check_path
 from minilora.guards import errors
 from minilora.guards.errors import hub_hint, needed, printable, short
@@ -50,7 +50,6 @@ def test_a_long_text_keeps_its_beginning_and_its_end():
 
 
 def test_an_error_names_the_file_and_the_reason():
-    assert AdapterFileError is FileRefused
     assert str(FileRefused("a/b", "no\x07good")) == r"'a/b': no\x07good"
     assert len(str(FileRefused("a", "x" * 10**6))) <= 1200
 

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused
 from minilora.guards import tensorfile
-from minilora.guards.tensorfile import TensorFile, read_json, tensor_header
+from minilora.guards.inputfiles import read_json
+from minilora.guards.tensorfile import TensorFile, tensor_header
 
 
 def test_a_header_is_written_compactly_and_padded(tmp_path):

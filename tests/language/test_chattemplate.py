@@ -11,7 +11,6 @@ from minilora.language import chattemplate
 from minilora.language.chattemplate import ChatTemplate, load_template
 
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
-psutil = pytest.importorskip("psutil", reason="pip install -e '.[models]'")
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -138,7 +137,7 @@ def test_a_template_finds_what_transformers_gives_it():
             with pytest.raises(FileRefused, match=message):
                 said(content)
         assert said("mark") == "abc\n"  # and goes on
-        process = found._measured
+        process = found.process._measured
         assert process.pid != os.getpid()
     assert not process.is_running()
 
@@ -166,21 +165,20 @@ def test_a_hostile_template_is_stopped_with_its_process(source, message, monkeyp
     with template(source) as found:
         with pytest.raises(FileRefused, match=message):
             found.render(HI)
-        process = found._measured
+        process = found.process._measured
     assert not process.is_running()
 
 
 def test_a_process_that_ends_is_no_answer(monkeypatch):
     with template("{{ messages[0].content }}") as found:
         assert found.render(HI) == "hi"
-        found._process.kill()
-        with pytest.raises(FileRefused, match="it ends the process that renders it"):
+        found.process._process.kill()
+        with pytest.raises(FileRefused, match="it ends the process that runs it"):
             found.render(HI)
         assert found.render(HI) == "hi"  # in a new one
 
 
-@pytest.mark.parametrize("package", ["jinja2", "psutil"])
-def test_a_missing_package_is_named(package, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(ValueError, match=rf"a chat template needs {package} \(.*\): pip install {package}"):
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    with pytest.raises(ValueError, match=r"a chat template needs jinja2 \(.*\): pip install jinja2"):
         template("a").render(HI)

@@ -11,8 +11,6 @@ import pytest
 
 from minilora import load_adapter
 
-from ..packaging.test_readme import BLOCKS
-
 pytestmark = [pytest.mark.full, pytest.mark.usefixtures("king_james")]
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +20,9 @@ RECORDED = json.loads((ROOT / "docs" / "language-model.json").read_text(encoding
 APART = 0.03  # nats: machines round differently, and the same steps end a little apart
 
 
-def finetuning(blocks):
-    """Return the block that shows what `minilora finetune` prints."""
-    (shown,) = [text for language, text in blocks if language == "text" and "held-out loss" in text]
+def finetuning():
+    """Return the block that shows what `minilora finetune` prints. README has some lines of it."""
+    (shown,) = [text for language, text in PAGE if language == "text" and "held-out loss" in text]
     return shown
 
 
@@ -42,10 +40,10 @@ def test_the_pages_finetuning_reaches_the_losses_it_shows(tmp_path):
     subprocess.run([sys.executable, EXAMPLE, *write[1:]], cwd=tmp_path, check=True)
     command = [sys.executable, "-m", "minilora", *finetune]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    ours, shown = losses(done.stdout), losses(finetuning(PAGE))
+    ours, shown = losses(done.stdout), losses(finetuning())
     assert list(ours) == [*range(0, 301, 20)]
     assert ours == pytest.approx(shown, abs=APART)
-    assert done.stdout.splitlines()[:4] == finetuning(PAGE).splitlines()[:4]  # model, text, adapter, memory
+    assert done.stdout.splitlines()[:4] == finetuning().splitlines()[:4]  # model, text, adapter, memory
     assert ours[300] <= 3.1
     assert ours[0] == pytest.approx(RECORDED["before"], abs=APART)
     r4, r16 = (RECORDED["runs"][f"LoRA, r = {rank}"]["losses"][-1] for rank in (4, 16))
@@ -63,7 +61,3 @@ def test_the_recorded_trainings_begin_as_fresh_ones_do(tmp_path):
         new = fresh["runs"][name]
         assert (run["steps"][0], run["parameters"], run["lr"]) == (new["steps"][-1], new["parameters"], new["lr"])
         assert run["losses"][0] == pytest.approx(new["losses"][-1], abs=APART)
-
-
-def test_readme_and_page_show_one_run():
-    assert finetuning(BLOCKS) == finetuning(PAGE)

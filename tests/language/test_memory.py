@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import Adam, Linear, Llama, LlamaConfig, Sequential, adapt
-from minilora.language.memory import LLAMA_2_7B, MATRICES, count_numbers, matrix_shapes, training_memory
+from minilora.language.trainingmemory import LLAMA_2_7B, MATRICES, count_numbers, matrix_shapes, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies
 

@@ -9,7 +9,7 @@ import pytest
 
 from minilora.guards.errors import FileRefused
 from minilora.language import tokenizer
-from minilora.language.modelfiles import llamagguf
+from minilora.language.modelfiles.gguf import ggufreader
 from minilora.language.text import CONTEXT, token_ids
 from minilora.language.tokenizer import load_tokenizer
 
@@ -168,8 +168,8 @@ def test_a_glassllm_token_says_where_its_letters_are():
 
 
 def test_a_gguf_header_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
-    path, read, right = tmp_path / "m.gguf", [], llamagguf.read_gguf
-    monkeypatch.setattr(llamagguf, "read_gguf", lambda *a, **k: read.append(a) or right(*a, **k))
+    path, read, right = tmp_path / "m.gguf", [], ggufreader.read_gguf
+    monkeypatch.setattr(ggufreader, "read_gguf", lambda *a, **k: read.append(a) or right(*a, **k))
     write_gguf(path)
     assert load_tokenizer(path).last == load_tokenizer(path).last == (0,)
     assert len(read) == 1

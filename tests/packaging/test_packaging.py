@@ -38,6 +38,7 @@ def test_the_wheel_installed_elsewhere_runs_the_article(wheel, tmp_path):
     assert (site / "bin" / "minilora").exists()
 
 
+@pytest.mark.long
 def test_the_wheel_holds_the_package_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names}
@@ -47,13 +48,13 @@ def test_the_wheel_holds_the_package_alone(wheel):
 
 
 def test_importing_the_package_imports_no_extra():
-    """NumPy, regex, safetensors and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
+    """NumPy, safetensors and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
     modules = "minilora, minilora.cli, minilora.article, minilora.files.merge"
     script = f"import sys, {modules}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     loaded = set(done.stdout.split())
-    assert {"numpy", "regex", "safetensors", "tqdm"} <= loaded
-    assert not {"matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & loaded
+    assert {"numpy", "safetensors", "tqdm"} <= loaded
+    assert not {"psutil", "matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & loaded
 
 
 def test_the_version_is_the_packages():
@@ -62,3 +63,11 @@ def test_the_version_is_the_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["version"]["path"] == "minilora/__init__.py"
     assert f'__version__ = "{minilora.__version__}"' in (ROOT / "minilora" / "__init__.py").read_text()
+
+
+def test_every_kind_of_test_has_a_step():
+    """But `gpu`: a machine without one has the stand-in."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    markers = {marker.partition(":")[0] for marker in settings["markers"]} - {"gpu"}
+    steps = (ROOT / ".ci" / "run").read_text()
+    assert [marker for marker in markers if f"python -m pytest -m {marker}" not in steps] == []

@@ -1,7 +1,6 @@
 """How the package is put together: which file may import which, and what an import costs."""
 
 import ast
-import re
 import subprocess
 import sys
 from importlib import import_module
@@ -21,16 +20,21 @@ FLOORS = [
     {"lora", "layers"},
     {"variants"},
     {"adaptation", "quantization"},
-    {"fast"},
-    {"optim", "training"},
-    {"verify", "files"},
+    {"fast", "evaluation"},
+    {"optim", "state"},
+    {"files", "watching"},
+    {"training"},
+    {"verify"},
     {"article"},
     {"language"},
     {"conformance", "exercises", "figures"},
     {"commands"},
     {"cli", "__main__"},
 ]
-"""From the ground up: each may import what stands below it, and what stands on its own floor, but in no circle."""
+"""From the ground up: each may import what stands below it, and what stands on its own floor, but in no circle.
+
+`files` stands below `training`, since a checkpoint needs a training's state alone, and `train` makes one of a path.
+"""
 
 DOORS = {"models.llama", "files.ggufblocks", "conformance.__main__"}
 """Modules of one line, which lead to what stands above them: names that are imported from outside."""
@@ -91,14 +95,11 @@ def test_no_module_is_hidden_by_a_public_name():
             assert getattr(minilora, module.partition(".")[0]).__name__ == f"minilora.{module.partition('.')[0]}"
 
 
-OLD_NAMES = {"AdapterFileError": "FileRefused"}
-
-
 def test_public_names_are_listed_once_and_found():
     assert minilora.__all__ == sorted(set(minilora.__all__))
     for name in minilora.__all__:
         value = getattr(minilora, name)
-        assert getattr(value, "__name__", name) == OLD_NAMES.get(name, name)  # an array has no name
+        assert getattr(value, "__name__", name) == name  # an array has no name
     assert set(minilora.__all__) <= set(dir(minilora))
     with pytest.raises(AttributeError, match="module 'minilora' has no attribute 'nothing'"):
         minilora.nothing  # noqa: B018
@@ -143,21 +144,3 @@ def test_the_mathematics_needs_numpy_alone(use):
 def test_importing_the_package_alone_imports_nothing_else():
     done = python("import sys, minilora; print(*{name.partition('.')[0] for name in sys.modules})")
     assert not {"numpy", "safetensors", "tqdm", "matplotlib"} & set(done.stdout.split())
-
-
-EQUATIONS = sorted(m for m in MODULES if "# eq. (" in (PACKAGE.joinpath(*m.split(".")).with_suffix(".py")).read_text())
-
-
-@pytest.mark.parametrize("page", EQUATIONS)
-def test_the_first_equation_stands_on_the_first_screen(page):
-    """In the docstring, of which a screen shows some forty lines."""
-    lines = PACKAGE.joinpath(*page.split(".")).with_suffix(".py").read_text(encoding="utf-8").splitlines()
-    labels = r"\((?:[a-z]+\.)?\d+\)"
-    assert next(i for i, line in enumerate(lines, start=1) if re.search(labels, line)) <= 40
-
-
-def test_every_tests_name_is_ten_words_at_most():
-    for path in Path(__file__).parents[1].rglob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                assert len(node.name.split("_")) <= 11, f"{path.name}: {node.name}"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.xfails import Judged, read
+from minilora.conformance.checking.xfails import Judged, read
 
 pytestmark = pytest.mark.peers
 FOLDER = Path(__file__).parents[2] / "examples" / "conformance"

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ import minilora.fast
 import minilora.training
 from minilora import Linear, LoRA, LoRALinear
 
+from ..packaging import test_structure
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOORS = {path for path in (ROOT / "minilora").rglob("*.py") if path.read_text(encoding="utf-8").startswith('"""A door')}
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in sorted((ROOT / "minilora").rglob("*.py"))
+    for path in sorted({*(ROOT / "minilora").rglob("*.py")} - DOORS)
     if path.stem not in ("__init__", "__main__", "cli") and path.parent.name != "commands"
 ]
 
@@ -30,12 +34,17 @@ def docs_module(name):
     """Import a file of the site's."""
     spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
     spec.loader.exec_module(module)
     return module
 
 
-api, cards = docs_module("api"), docs_module("cards")
-PACKAGES = [path.parent for path in sorted((ROOT / "minilora").rglob("__init__.py")) if path.parent.name != "commands"]
+api, cards, numbered = docs_module("api"), docs_module("cards"), docs_module("numbered")
+PACKAGES = [
+    path.parent
+    for path in sorted({*(ROOT / "minilora").rglob("__init__.py")} - DOORS)
+    if path.parent.name != "commands"
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
@@ -51,6 +60,75 @@ def test_every_module_is_on_the_api_page_once():
     assert sorted(shown) == sorted(MODULES)
     whole = re.findall(r"^\.\. automodule:: (.*)\n   :no-members:$", source[0], re.M)
     assert sorted(whole) == sorted(".".join(package.relative_to(ROOT).parts) for package in PACKAGES)
+
+
+STATED = {
+    label: page for page in PAGES for label in re.findall(r"^```\{equation\} (\S+)", page.read_text("utf-8"), re.M)
+}
+LINES = numbered.find_lines(ROOT / "minilora")
+BOOK = [
+    path
+    for path in sorted((ROOT / "minilora").rglob("*.py"))
+    if path.relative_to(ROOT / "minilora").parts[0] in ("lora.py", "linear.py", "layers", "variants")
+]
+
+
+def derived(path):
+    """Yield each class of a file that has a backward, with the numbers on the lines that the backward runs."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+    lines = [line for line in LINES if ROOT / f"{line.module.replace('.', '/')}.py" == path]
+    for cls in (node for node in nodes if isinstance(node, ast.ClassDef)):
+        for backward in (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "backward"):
+            words = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(backward)}
+            run = [backward, *(functions[word] for word in words & functions.keys())]  # itself, and what it calls
+            yield (
+                cls.name,
+                {line.label for line in lines for node in run if node.lineno <= line.lineno <= node.end_lineno},
+            )
+
+
+@pytest.mark.parametrize("path", BOOK, ids=lambda path: path.stem)
+def test_every_backward_is_derived_on_a_page(path):
+    """Whether page and line say the same is for the build: `docs/equations.py` evaluates both."""
+    for cls, labels in derived(path):
+        assert labels, f"{cls}: no line of its backward bears a number, # eq. (...)"
+        assert labels <= STATED.keys(), f"{cls}: no page states {labels - STATED.keys()}"
+
+
+def test_a_backward_without_a_number_is_not_derived(tmp_path):
+    rooms = {path.parent.name for path in BOOK if dict(derived(path))}
+    assert rooms >= {"minilora", "layers", "variants"}
+    new = tmp_path / "new.py"
+    new.write_text("class New(Layer):\n    def backward(self, dy, cache):\n        return dy, {}\n")
+    assert list(derived(new)) == [("New", set())]
+
+
+CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+
+
+def test_every_file_and_folder_is_on_the_map():
+    package = ROOT / "minilora"
+    mapped = re.findall(r"^\|(?: \d \|)? `(\w+(?:\.py|/))` \|", CONTRIBUTING, re.M)
+    files = [path.name for path in package.glob("*.py") if not path.stem.startswith("__")]
+    assert sorted(mapped) == sorted([*files, *(f"{path.parent.name}/" for path in package.glob("*/__init__.py"))])
+
+
+def test_the_floors_are_those_that_are_tested():
+    (line,) = re.findall(r"^`guards` \|.*$", CONTRIBUTING, re.M)
+    assert [set(re.findall(r"`(\w+)`", floor)) for floor in line.split("|")] == [
+        rooms - {"__main__"} for rooms in test_structure.FLOORS
+    ]
+
+
+def test_what_contributing_names_is_there():
+    """Files, folders and tests, but for what its examples would add."""
+    new = {"minilora/layers/scale.py", "minilora/commands/count.py", "minilora/variants/x.py"}
+    for path in set(re.findall(r"`((?:minilora|tests|docs|examples|\.ci)/[\w./]+)`", CONTRIBUTING)) - new:
+        assert (ROOT / path).exists(), path
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", CONTRIBUTING):
+        assert f"def {name}(" in tests, name
 
 
 def test_other_pages_are_left_as_they_are():
@@ -135,6 +213,21 @@ def test_the_changelog_says_truly_what_moved(old, new):
     with pytest.raises(ImportError):
         exec(old, {})
     exec(new, {})
+
+
+HOMES = re.findall(
+    r"^\| `(minilora\.[a-z_0-9.]+)` \| `(minilora\.[a-z_0-9.]+)` \|$",
+    (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8").split("## 0.3.0")[0],
+    re.M,
+)
+
+
+@pytest.mark.parametrize(("old", "new"), HOMES)
+def test_a_module_is_where_the_changelog_says(old, new):
+    importlib.import_module(new)
+    if ROOT / f"{old.replace('.', '/')}.py" not in DOORS:
+        with pytest.raises(ImportError):
+            importlib.import_module(old)
 
 
 def test_the_changelogs_new_calls_run():

@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import drawings
 
 from minilora import Linear, LoRALinear, adapt, adapters
-from minilora.language.memory import LLAMA_2_7B, training_memory
-from minilora.layer import cache_bytes
+from minilora.language.trainingmemory import LLAMA_2_7B, cache_bytes, training_memory
 from minilora.layers.attention import attend, attend_backward
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -238,7 +237,8 @@ def test_doras_new_row_lies_along_v_and_is_m_long():
     row, W, _, V = (np.array(tip) - (22, 206) for tip in tips)
     assert np.linalg.norm(row) / 84 == pytest.approx(m, abs=0.01)
     assert row @ V / np.linalg.norm(row) / np.linalg.norm(V) == pytest.approx(1, abs=1e-4)
-    assert np.linalg.norm(W) / 84 == pytest.approx(float(re.search(r"a row of W, ([\d.]+)", svg)[1]), abs=0.01)
+    for arrow, words in ((W, "a row of W, "), (V, "n = ")):
+        assert np.linalg.norm(arrow) / 84 == pytest.approx(float(re.search(rf"{words}([\d.]+)", svg)[1]), abs=0.01)
 
 
 def test_matrices_are_drawn_to_scale():

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sphinx", reason="the site's tools are not installed: pip install -e '.[docs]'")
-
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-equations = importlib.import_module("equations")
+numbered, stated = importlib.import_module("numbered"), importlib.import_module("stated")
 
 STATED = [
-    x for page in sorted((ROOT / "docs").glob("*.md")) for x in equations.read_page(page.read_text(encoding="utf-8"))
+    x for page in sorted((ROOT / "docs").glob("*.md")) for x in stated.read_page(page.read_text(encoding="utf-8"))
 ]
 
 
@@ -33,8 +31,8 @@ def replace(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def problems(package, stated=STATED):
-    return equations.problems(stated, equations.find_lines(package))
+def problems(package, equations=STATED):
+    return stated.problems(equations, numbered.find_lines(package))
 
 
 def test_pages_and_code_fit(package):
@@ -46,7 +44,7 @@ def test_every_equation_but_one_is_evaluated():
 
 
 def test_a_line_is_found_where_it_is(package):
-    (line,) = [x for x in equations.find_lines(package) if x.label == "6"]
+    (line,) = [x for x in numbered.find_lines(package) if x.label == "6"]
     assert (line.module, line.cls) == ("minilora.lora", "LoRA")
     assert line.code == "dx = dh @ self.lora_A if need_dx else None"
     assert "# eq. (6)" in (package / "lora.py").read_text(encoding="utf-8").splitlines()[line.lineno - 1]
@@ -54,22 +52,22 @@ def test_a_line_is_found_where_it_is(package):
 
 def test_a_statement_of_several_lines_is_read_whole(package):
     (package / "new.py").write_text("y = (\n    2\n    * x  # eq. (99)\n)\n", encoding="utf-8")
-    assert [x.code for x in equations.find_lines(package) if x.label == "99"] == ["y = (2 * x)"]
+    assert [x.code for x in numbered.find_lines(package) if x.label == "99"] == ["y = (2 * x)"]
 
 
 def test_a_number_twice_in_a_file_has_two_anchors(package):
     replace(package / "lora.py", "# eq. (6)", "# eq. (5)")
-    lines = [x for x in equations.find_lines(package) if x.module == "minilora.lora"]
+    lines = [x for x in numbered.find_lines(package) if x.module == "minilora.lora"]
     assert [x.anchor for x in lines if x.label == "5"] == ["eq-5", "eq-5-2"]
 
 
 def test_a_word_in_a_label_becomes_part_of_the_anchor(package):
-    assert [x.anchor for x in equations.find_lines(package) if x.label == "act.1"] == ["eq-act-1"]
+    assert [x.anchor for x in numbered.find_lines(package) if x.label == "act.1"] == ["eq-act-1"]
 
 
 def test_a_number_in_a_string_is_no_line(package):
     (package / "new.py").write_text('"""See # eq. (99)."""\n', encoding="utf-8")
-    assert "99" not in [x.label for x in equations.find_lines(package)]
+    assert "99" not in [x.label for x in numbered.find_lines(package)]
 
 
 BROKEN = [
@@ -154,19 +152,19 @@ def test_a_line_that_computes_something_else_is_found(tmp_path, what, file, old,
     shutil.copy(ROOT / "minilora" / file, path)
     replace(path, old, new)
     (equation,) = [x for x in STATED if x.label == label]
-    lines = [x for x in equations.find_lines(tmp_path / "minilora") if x.label == label]
-    assert [f"is not equation ({label})" in problem for problem in equations.problems([equation], lines)] == [True]
+    lines = [x for x in numbered.find_lines(tmp_path / "minilora") if x.label == label]
+    assert [f"is not equation ({label})" in problem for problem in stated.problems([equation], lines)] == [True]
 
 
 def test_an_equation_stated_twice_is_found():
-    twice = [equations.Equation("5", ["dA"])] * 2
-    assert "equation (5) is stated 2 times" in equations.problems(twice, [])
+    twice = [stated.Equation("5", ["dA"])] * 2
+    assert "equation (5) is stated 2 times" in stated.problems(twice, [])
 
 
 def test_entries_that_cannot_be_computed_are_told():
-    other = equations.Equation("5", ["dA"], "einsum('nk,ni->ki', dh, X, y)")
-    line = equations.Line("minilora.lora", 1, "5", "dA = dh.T @ x", "eq-5")
-    assert "its entries cannot be computed" in equations.problems([other], [line])[0]
+    other = stated.Equation("5", ["dA"], "einsum('nk,ni->ki', dh, X, y)")
+    line = numbered.Line("minilora.lora", 1, "5", "dA = dh.T @ x", "eq-5")
+    assert "its entries cannot be computed" in stated.problems([other], [line])[0]
 
 
 # --- the same, by a real build of a small site ------------------------------------------------------------------------
@@ -195,7 +193,7 @@ DERIVATION = "# Derivation\n\nSee [(1)](#eq-1).\n\n```{equation} 1 y x\n:entries
 
 
 def build(folder, layer=LAYER, derivation=DERIVATION, index=INDEX):
-    pytest.importorskip("myst_parser")
+    pytest.importorskip("myst_parser", reason="the site's tools are not installed: pip install -e '.[docs]'")
     (folder / "tiny").mkdir()
     (folder / "tiny" / "__init__.py").write_text("", encoding="utf-8")
     (folder / "tiny" / "layer.py").write_text(layer, encoding="utf-8")
@@ -273,7 +271,7 @@ def test_the_build_stops_where_ends_do_not_meet(tmp_path, change, said):
 LANGUAGE = ("norm", "rope", "att", "gate", "llama")
 SIGNED = [
     x
-    for x in equations.find_lines(ROOT / "minilora")
+    for x in numbered.find_lines(ROOT / "minilora")
     if (x.label.isdigit() and x.label != "26") or x.label.partition(".")[0] in LANGUAGE
 ]
 
@@ -300,6 +298,6 @@ def not_an_exponent(node, side):
 @pytest.mark.parametrize("line", SIGNED, ids=str)
 def test_no_wrong_sign_passes(line):
     (equation,) = [x for x in STATED if x.label == line.label]
-    assert equations.problems([equation], [line]) == []
+    assert stated.problems([equation], [line]) == []
     for code in sign_errors(line.code):
-        assert equations.problems([equation], [dataclasses.replace(line, code=code)]), code
+        assert stated.problems([equation], [dataclasses.replace(line, code=code)]), code

@@ -65,6 +65,12 @@ def test_a_mistake_in_the_javascript_fails_the_vectors(vectors, tmp_path, file, 
     assert answer(vectors, tmp_path / "answers", live) == 1
 
 
+@by_node
+def test_a_heat_map_tells_both_signs_apart():
+    """The style sheet has orange for `above` and blue for `below`."""
+    assert node("parts.mjs", LIVE, heat=[0.5, -0.5, 0, 1]) == ["frame", "above", "below", "above"]
+
+
 @pytest.fixture(scope="module")
 def computed():
     rng = np.random.default_rng(0)

@@ -95,6 +95,12 @@ def test_windows_are_minilora_texts(model, count, length):
     assert np.array_equal(found["held"], np.hstack([X_held, Y_held[:, -1:]])[:8])
 
 
+@by_node
+def test_the_pages_text_ends_where_the_models_texts_end():
+    (end,) = load_tokenizer(GLASSLLM).end
+    assert node("parts.mjs", LIVE, ids=[5, 7, end, 6]) == [5, 7]
+
+
 @pytest.fixture(scope="module")
 def compared(model, tmp_path_factory):
     """Return minilora's and JavaScript's numbers on the same float16 weights, with factors that are not at a start."""

@@ -13,6 +13,8 @@ from minilora import adapters, attach, cross_entropy, evaluate, load_adapter, ms
 from minilora.fast import accumulate
 from minilora.training import backpropagate
 
+pytestmark = pytest.mark.long
+
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 CELLS = re.findall(r"^```\{code-cell\} ipython3\n((?::[^\n]*\n)*)(.*?)^```", PAGE, re.S | re.M)
 

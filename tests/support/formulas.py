@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from minilora import Adam, Layer
-from minilora.conformance.adam import AdamFormulas
-from minilora.conformance.kinds import SETS, FourBits, Ids, Images
 from minilora.conformance.problems import Problem
-from minilora.conformance.slots import Fused
+from minilora.conformance.problems.adam_answers import AdamFormulas
+from minilora.conformance.problems.kinds import SETS, FourBits, Ids, Images
+from minilora.conformance.problems.slots import Fused
 from minilora.layer import rows
 
 

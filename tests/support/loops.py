@@ -17,7 +17,7 @@ import numpy as np
 from minilora import Layer
 from minilora.conformance.claims import CLAIMS, Arrays, Case
 from minilora.conformance.problems import Problem
-from minilora.language.decoders import ALL_INSTANCES
+from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import rebuild
 from minilora.verify.instances import Drawing
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, QuantizedLinear, best_of_rank
 from minilora.backend import add_at
-from minilora.conformance.bugs import BUGS
+from minilora.conformance.bugs.table import BUGS
 from minilora.conformance.claims import (
     ADAM_CLAIMS,
     MSE_CLAIMS,
@@ -29,7 +29,7 @@ from minilora.conformance.claims import (
     forward_is_the_reference,
     require_close,
 )
-from minilora.conformance.reference import StartFormulas
+from minilora.conformance.problems.reference import StartFormulas
 from minilora.layer import rows
 from minilora.layers.embedding import OneHot
 

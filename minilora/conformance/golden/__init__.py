@@ -1,12 +1,12 @@
 """Adapters as files, with right answers: for programs that read PEFT's layout and cannot be called from Python.
 
-`writing` writes a folder of them, `judging` holds what a program answered against it, and so does the command
+`folder` writes a folder of them, `judging` holds what a program answered against it, and so does the command
 ``minilora golden``.
 
 - `bases`: the random decoders, and their files
 - `cases`: the adapters, a row each, with what each is there for; `prompts`: which tokens they are asked
 - `formulas`: what adapters make of a base's weights
-- `bugs`: what known bugs make of them, a row each
+- `misreadings`: what programs make of them that read wrongly, a row each
 - `exact`: a decoder's logits, the same bits on every processor
 - `answers`: the numbers that stand in a case's file
 """

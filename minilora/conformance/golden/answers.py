@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bugs import BUGS
 from .cases import Case
 from .exact import logits
 from .formulas import Arrays, Formulas
+from .misreadings import BUGS
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
 """How far a logit may be off, by the precision that a program computes in."""

@@ -23,8 +23,8 @@ from ...guards.errors import needed
 from ...guards.tensorfile import decode, encode
 from ...language.llama import Llama
 from ...language.llamaconfig import LlamaConfig
-from ...language.llamasave import save_llama
-from ...language.modelfiles.ggufnames import SIZES, gguf_tensor
+from ...language.modelfiles.gguf.ggufnames import SIZES, gguf_tensor
+from ...language.modelfiles.huggingface.folderwriter import save_llama
 from ...layer import walk
 from ...layers.quantized import QuantizedLinear
 from ...quantization import quantize

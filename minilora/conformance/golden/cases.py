@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...files.forms import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
+from ...files.peft.adapterkeys import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
 from .bases import TIED, TIED_NF4, TOKENS, UNTIED, UNTIED_NF4, Base, to_bfloat16
 from .exact import product, sums
 from .formulas import Arrays, Given, Module, scale, setting

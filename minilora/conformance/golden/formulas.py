@@ -6,7 +6,7 @@
     W' = (m / |V|) V,  V = W + delta               use_dora; |V| is the length of each row
     b' = s b                                       lora_bias
 
-A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.bugs`.
+A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ import numpy as np
 
 from ... import __version__
 from ...guards.errors import FileRefused, printable, short
-from ...guards.tensorfile import FLOATS, TensorFile, member, parse_json, read_whole
-from .writing import FORMAT, INDEX
+from ...guards.inputfiles import member, parse_json, read_whole
+from ...guards.tensorfile import FLOATS, TensorFile
+from .folder import FORMAT, INDEX
 
 Arrays = dict[str, np.ndarray]
 COMPUTED_IN = "computed_in"

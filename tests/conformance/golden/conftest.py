@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from minilora.conformance.golden import writing
+from minilora.conformance.golden import folder as writing
 
 
 @pytest.fixture(scope="session")

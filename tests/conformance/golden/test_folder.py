@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge
-from minilora.conformance.golden import exact, writing
+from minilora.conformance.golden import exact
+from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.bases import BASES, MERGES, POSITIONS, TOKENS
-from minilora.conformance.golden.bugs import BUGS
 from minilora.conformance.golden.cases import CASES
-from minilora.conformance.golden.writing import adapter_names
+from minilora.conformance.golden.folder import adapter_names
+from minilora.conformance.golden.misreadings import BUGS
 from minilora.language.tokenizer import load_tokenizer
 from minilora.variants.sums import weighted_sum
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import cli
+from minilora.conformance.golden.folder import FORMAT
 from minilora.conformance.golden.judging import MERGED, compare, judge
-from minilora.conformance.golden.writing import FORMAT
 from minilora.guards.errors import FileRefused
 
 from .foreign_reader import answer

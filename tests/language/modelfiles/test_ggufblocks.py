@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from minilora import Linear, Llama, LlamaConfig, adapt, merge, quantize
 from minilora.files import save_llama
 from minilora.guards.errors import FileRefused
-from minilora.language.modelfiles.ggufblocks import BYTES, BlockLinear, decode
-from minilora.layer import parameter_bytes, parameter_count, rebuild, walk
+from minilora.language.modelfiles.gguf.ggufblocks import BYTES, BlockLinear, decode
+from minilora.language.trainingmemory import parameter_bytes
+from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.quantized import CodedLinear
 from minilora.layers.rotary import frequencies
 

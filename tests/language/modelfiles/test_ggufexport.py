@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minilora import Adapter, FileRefused, Llama, LoRA, adapt, adapters, attach, cli, load_adapter, save_adapter
 from minilora.files import save_llama
-from minilora.language.modelfiles.ggufexport import export_adapter
+from minilora.language.modelfiles.gguf.ggufexport import export_adapter
 
 from ...support.language import tiny_llama, write_folder
 from .test_llamagguf import of_kind, write

@@ -15,7 +15,7 @@ from minilora import Llama
 from minilora.files import save_llama
 from minilora.guards import tensorfile
 from minilora.guards.tensorfile import encode, tensor_header
-from minilora.language.modelfiles.llamafolder import parse_config
+from minilora.language.modelfiles.huggingface.configjson import parse_config
 
 from ...support.language import tiny_llama, write_folder
 

@@ -9,7 +9,7 @@ import pytest
 
 from minilora import Llama
 from minilora.guards.errors import FileRefused
-from minilora.language.modelfiles import llamagguf
+from minilora.language.modelfiles.gguf import ggufreader
 from minilora.language.tokenizer import load_tokenizer
 
 from ...support.language import tiny_llama
@@ -247,7 +247,7 @@ def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
 def test_a_header_of_endless_numbers_is_refused(tmp_path, read, monkeypatch):
     """Each becomes an array of its own."""
     pytest.importorskip("tokenizers")
-    monkeypatch.setattr(llamagguf, "MOST_PARTS", 100)
+    monkeypatch.setattr(ggufreader, "MOST_PARTS", 100)
     path = tmp_path / "m.gguf"
     path.write_bytes(header((b"numbers", ARRAY, struct.pack("<IQ", BYTE, 90) + bytes(90))))
     with pytest.raises(FileRefused, match=r"general.architecture|its tokenizer is"):

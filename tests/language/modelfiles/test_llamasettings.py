@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from minilora.guards.errors import FileRefused
-from minilora.language.modelfiles.llamafolder import parse_config
-from minilora.language.modelfiles.llamasettings import (
+from minilora.language.modelfiles.huggingface.configjson import parse_config
+from minilora.language.modelfiles.supportedsettings import (
     FOLDER,
     FOLDER_TOKENIZER,
     GGUF,

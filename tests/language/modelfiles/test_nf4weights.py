@@ -21,7 +21,7 @@ from minilora import (
 )
 from minilora.files import save_llama
 from minilora.guards.errors import FileRefused
-from minilora.language.modelfiles.nf4weights import NF4_STATE
+from minilora.language.modelfiles.huggingface.nf4tensors import NF4_STATE
 from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies

@@ -1,0 +1,175 @@
+"""What can be seen inside a wrong array that no known bug explains: where it is wrong, its order, what its sums lack.
+
+Each pattern is tried on one problem, and told where all entries agree with it up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from ..problems.mixed import Mixed
+from ..problems.problem import Arrays
+from ..problems.reference import TINY, TOLERANCE, UNIT, Trial, round_to
+
+AXES = {
+    "y": ("row", "output"),
+    "x": ("row", "input"),
+    "lora_A": ("rank", "input"),
+    "lora_B": ("output", "rank"),
+    "magnitude": ("output",),
+    "merged": ("output", "input"),
+}
+"""What stands along the first axes of an answer. Those that follow are a kernel's, or an image's."""
+FEW, MANY = 8, 256
+"""A tail begins after that many at least; orders of more than so many are not looked for."""
+HALVES = ("float16", "bfloat16")
+ROUNDED = {
+    "the factors are": ("lora_A", "lora_B"),
+    "lora_A is": ("lora_A",),
+    "lora_B is": ("lora_B",),
+}
+
+
+def pattern(name: str, found: np.ndarray, trial: Trial) -> str:
+    """Return what is seen in a wrong answer of the right shape; empty where nothing is, or the precision is low."""
+    if trial.unit > UNIT["float32"]:
+        return ""
+    found = np.asarray(found, np.float64)
+    for look in (_rounded, _tail, _order, _ranks, _part):
+        if text := look(name, found, trial):
+            return text
+    return ""
+
+
+def _rounded(name: str, found: np.ndarray, trial: Trial) -> str:
+    """See numbers of half precision: in the answer itself, or in the factors that it is made of."""
+    right = trial.right[name]
+    for half in HALVES:
+        near = np.abs(found - right) <= 4 * UNIT[half] * np.maximum(trial.sizes[name], np.abs(right))
+        kept = not (isinstance(trial.problem, Mixed) and name in trial.problem.in_half)
+        if kept and near.all() and np.array_equal(round_to(found, half).astype(np.float64), found):
+            return f"it is rounded to {half}"
+        for words, names in ROUNDED.items():
+            rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
+            if _agrees(name, found, replace(trial, arrays=trial.arrays | rounded).by(), trial):
+                return f"{words} rounded to {half}"
+        weight = trial.by(weight=lambda W, half=half: round_to(W, half).astype(np.float64))
+        if _agrees(name, found, weight, trial):
+            return f"the weight is rounded to {half}"
+        for words, y in _between(name, half, trial):
+            if _near(found, y, trial.sizes["y"], trial):
+                return f"{words} rounded to {half}"
+        s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+        short = float(round_to(np.array([s]), half)[0])
+        if short != s and _agrees(name, found, trial.by(scaling=lambda alpha, r, short=short: short), trial):
+            return f"the scaling is rounded to {half}"
+    return ""
+
+
+def _between(name: str, half: str, trial: Trial) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield outputs of which x A^T, or the update, was in half precision for a while."""
+    a = trial.arrays
+    if name != "y" or np.ndim(a["x"]) != 2 or a["lora_A"].ndim != 2 or "mask" in a or "magnitude" in a:
+        return
+    base, s = trial.by(update=0.0)["y"], trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+    x, A, B = (a[key].astype(np.float64) for key in ("x", "lora_A", "lora_B"))
+    h, up = x @ A.T, (trial.right["y"] - base) / s
+    yield "x A^T is", base + s * round_to(h, half).astype(np.float64) @ B.T
+    yield "the update is", base + s * round_to(up, half).astype(np.float64)
+    yield "the update is", base + round_to(s * up, half).astype(np.float64)
+
+
+def _tail(name: str, found: np.ndarray, trial: Trial) -> str:
+    """See an answer that is right up to a place along one axis, and wrong from there on, as beyond a tile."""
+    wrong = np.abs(found - trial.right[name]) > TOLERANCE * trial.unit * (trial.sizes[name] + TINY)
+    for axis, word in enumerate(AXES[name]):
+        bad = np.moveaxis(wrong, axis, 0).reshape(wrong.shape[axis], -1).any(axis=1)
+        first = int(bad.argmax())
+        if first < FEW or not bad[first:].all():
+            continue
+        tail = (slice(None),) * axis + (slice(first, None),)
+        state = "wrong" if found[tail].any() else "zero"
+        if name == "y" and _near(found[tail], trial.by(update=0.0)["y"][tail], trial.sizes["y"][tail], trial):
+            state = "without the update"
+        return f"it is right up to {word} {first - 1}, and {state} from {word} {first} on"
+    return ""
+
+
+def _order(name: str, found: np.ndarray, trial: Trial) -> str:
+    """See the right rows or columns in another order: of the answer, or of the update that it adds."""
+    right, sizes = trial.right[name], trial.sizes[name]
+    without = {"y": lambda: trial.by(update=0.0)["y"], "merged": lambda: trial.by(merged=lambda W, BA, s: W)["merged"]}
+    bases = [(np.zeros_like(right), "its")] + ([(without[name](), "its update's")] if name in without else [])
+    for base, whose in bases:
+        for axis, word in enumerate(AXES[name]):
+            if not 2 < right.shape[axis] <= MANY:
+                continue
+            mine, theirs = (np.moveaxis(a - base, axis, 0).reshape(a.shape[axis], -1) for a in (found, right))
+            order = ((mine[:, None] - theirs[None]) ** 2).sum(axis=-1).argmin(axis=1)
+            if (np.sort(order) != np.arange(len(order))).any() or (order == np.arange(len(order))).all():
+                continue
+            moved = base + np.take(right - base, order, axis)
+            if _near(found, moved, np.maximum(sizes, np.take(sizes, order, axis)), trial):
+                return f"{whose} {word}s are the right ones in another order: {_places(order)}"
+    return ""
+
+
+def _places(order: np.ndarray) -> str:
+    return ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
+
+
+def _ranks(name: str, found: np.ndarray, trial: Trial) -> str:
+    """See the ranks of one factor in another order than the other's."""
+    r = trial.problem.rank
+    ranks = np.arange(r)
+    orders = [ranks[::-1], *(np.roll(ranks, by) for by in (1, -1, r // 2, -(r // 2))), np.r_[ranks[::2], ranks[1::2]]]
+    for order in orders if name in ("y", "x", "merged") and r > 1 and _is_one_layer(trial) else ():
+        if _agrees(name, found, trial.by(hidden=lambda B, order=order: B[:, order]), trial):
+            return f"the ranks of lora_B stand in another order than those of lora_A: {_places(order)}"
+    return ""
+
+
+def _is_one_layer(trial: Trial) -> bool:
+    """Return whether all ranks are those of one layer, and not of slots, each with ranks of its own."""
+    return len(trial.arrays["lora_A"]) == trial.problem.rank
+
+
+def _part(name: str, found: np.ndarray, trial: Trial) -> str:
+    """See a sum that lacks a part of its terms, as where a shard is not added or a block's tail is left out."""
+    if name in ("y", "merged") and _is_one_layer(trial):
+        for kept, words in _parts(trial.problem.rank, "ranks"):
+            if _agrees(name, found, trial.by(hidden=lambda B, kept=kept: B * kept), trial):
+                return f"it sums {words}"
+    if name == "y":
+        for kept, words in _parts(trial.arrays["lora_A"].shape[1] if found.ndim == 2 else 0, "inputs"):
+            base = {"base": lambda x, W, kept=kept: (x * kept) @ W.T}
+            update = {"down": lambda A, kept=kept: A * kept}
+            for what, parts in (("", base | update), (" in x W^T", base), (" in the update", update)):
+                if _agrees(name, found, trial.by(**parts), trial):
+                    return f"it sums {words}{what}"
+    elif name in ("lora_A", "lora_B", "magnitude"):
+        dy = trial.arrays["dy"]
+        for kept, words in _parts(len(dy), "rows"):
+            masked = dy * kept.reshape(-1, *(1 for _ in dy.shape[1:]))
+            if _agrees(name, found, replace(trial, arrays=trial.arrays | {"dy": masked}).by(), trial):
+                return f"it sums {words}"
+    return ""
+
+
+def _parts(n: int, what: str) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield which of n terms are kept, and the words for it: halves, whole blocks, and all but the first or last."""
+    blocks = [n - n % size for size in (16, 32, 64, 128)]
+    for cut in sorted(cut for cut in {1, n // 2, n - n // 2, n - 1, *blocks} if 0 < cut < n):
+        yield np.arange(n) < cut, f"the first {cut} of {n} {what} only"
+        yield np.arange(n) >= cut, f"the last {n - cut} of {n} {what} only"
+
+
+def _agrees(name: str, found: np.ndarray, predicted: Arrays, trial: Trial) -> bool:
+    return _near(found, predicted[name], trial.sizes[name], trial)
+
+
+def _near(found: np.ndarray, expected: np.ndarray, sizes: np.ndarray, trial: Trial) -> bool:
+    return bool((np.abs(found - expected) <= TOLERANCE * trial.unit * (sizes + TINY)).all())

@@ -1,0 +1,257 @@
+"""Call the functions of a foreign implementation: in its own orientation, and with an eye on what it does beside."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...guards.errors import printable
+from ..problems.problem import Arrays, Problem
+from ..problems.reference import QUANTITIES, Trial
+
+SAME = ("one_rank", "one_width")
+"""What an implementation of fused slots may declare: that all of them have one rank and alpha, or one width."""
+OPTIONS = ("stride", "padding", "dilation", "groups", "nested_absmax", "mean")
+
+
+class Wrong(Exception):
+    """What a function returned cannot be taken for an answer; the message says why."""
+
+
+def spelled(value: Any, choices: Sequence[str]) -> Any:
+    """Return the choice that a declaration spells in another way: "in,out", np.float32, torch.float32; or itself."""
+    text = value if isinstance(value, str) else getattr(value, "__name__", str(value)).rpartition(".")[2]
+    return {"".join(choice.split()): choice for choice in choices}.get("".join(text.lower().split()), value)
+
+
+def strided(array: np.ndarray) -> np.ndarray:
+    """Return an array whose entries do not follow one another in memory: every second one of a larger array."""
+    return np.repeat(array, 2, axis=-1)[..., ::2]
+
+
+class Watch:
+    """Calls an implementation's functions, and notes where one raises or changes what it was handed.
+
+    `lay` puts each array into memory as it is to arrive; by default, in C order.
+    """
+
+    def __init__(
+        self, implementation: Any, kind: str, lay: Callable[[np.ndarray], np.ndarray] = np.ascontiguousarray
+    ) -> None:
+        self.functions, self.kind, self.lay = implementation, kind, lay
+        self.changed = ""  # which function changed what
+        self.notes: dict[str, str] = {}  # what a judge saw that is no reason to fail: habits
+        self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
+        self.raised: dict[str, str] = {}  # for each function that raised, or returned no answer, what it said first
+        self.failed: dict[str, dict[Problem, str]] = {}  # on which problems it did, and what it said there
+        self.lines: dict[str, str] = {}  # and in which file and line, where that is known
+        self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
+        self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
+        self.fan_in_fan_out = getattr(implementation, "fan_in_fan_out", None)  # None: as the factors lie
+
+    def offers(self, function: str) -> bool:
+        """Return whether the implementation has a function."""
+        return callable(getattr(self.functions, function, None))
+
+    def takes(self, function: str) -> frozenset[str]:
+        """Return which options of its kind a function names among its parameters."""
+        try:
+            parameters = inspect.signature(getattr(self.functions, function)).parameters
+        except (TypeError, ValueError):  # of a compiled function nothing is known
+            return frozenset()
+        return frozenset(OPTIONS) & frozenset(parameters)
+
+    def options(self, function: str, problem: Problem) -> dict[str, Any]:
+        """Return a problem's options, such as how a kernel moves, as far as a function takes them."""
+        return {name: value for name, value in problem.options.items() if name in self.takes(function)}
+
+    def turn(self, name: str, array: Any) -> Any:
+        """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
+        of_base = name in ("weight", "merged") and self.kind != "embedding"
+        turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
+        if turned and (of_base or name in ("lora_A", "lora_B")) and np.ndim(array) == 2:
+            return np.ascontiguousarray(np.asarray(array).T)
+        return array
+
+    def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
+        """Call a function with arguments in order, and note it where it changes one of them."""
+        given = {name: self._given(name, a, self.lay) for name, a in arrays.items()}
+        lent = {place: a for name, given_one in given.items() for place, a in _arrays_in(name, given_one)}
+        copies = {name: a.copy() for name, a in lent.items()}
+        self.lent.append((function, lent, copies))
+        result = getattr(self.functions, function)(*given.values(), **(options or {}))
+        if not self.changed and (name := _changed(lent, copies)):
+            self.changed = f"{function} changes {name}, which belongs to the caller"
+        return result
+
+    def _given(self, name: str, value: Any, lay: Callable[[np.ndarray], np.ndarray]) -> Any:
+        """Return a copy of an array as it is handed over, or of each of a list; anything else as it is."""
+        if isinstance(value, list):
+            return [self._given(name, one, lay) for one in value]
+        return lay(self.turn(name, value.copy())) if isinstance(value, np.ndarray) else value
+
+    def built(self, trial: Trial) -> Any:
+        """Return what ``merging`` makes of a problem. It keeps the arrays, and may write to them."""
+        given = [self._given(name, a, np.asarray) for name, a in layer_arrays(trial).items()]
+        return self.functions.merging(*given, **self.options("merging", trial.problem))
+
+    def look_back(self) -> str:
+        """Return what was changed of all that was handed over, also by a later call; empty where nothing was."""
+        for function, lent, copies in self.lent:
+            if not self.changed and (name := _changed(lent, copies)):
+                self.changed = f"a later call changes {name} of an earlier {function}, which belongs to the caller"
+        return self.changed
+
+    def attempt(self, function: str, arrays: Mapping[str, Any], problem: Problem) -> Any:
+        """Return what a function gives, or None where it is not there or raises, which is noted."""
+        if not self.offers(function):
+            return None
+        try:
+            return self._answer(function, self.call(function, arrays, self.options(function, problem)), problem)
+        except Wrong as error:
+            text = str(error)
+            self.lines.setdefault(function, line_of_function(getattr(self.functions, function)))
+        except (Exception, SystemExit) as error:  # whatever a foreign function raises
+            text = f"raises {raised(error)}"
+            self.lines.setdefault(function, line_of(error))
+        self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
+        self.failed.setdefault(function, {}).setdefault(problem, text)
+        return None
+
+    def said(self, function: str) -> str:
+        """Return what a function that raised, or returned no answer, said first, and the line of its file."""
+        return self.raised[function] + (f", in {line}" if (line := self.lines.get(function)) else "")
+
+    def _answer(self, function: str, result: Any, problem: Problem) -> Any:
+        """Return copies of what a function returned, as arrays here: it may use its own memory again."""
+        if function != "backward":
+            return self.array(result, "merged" if function == "merge" else "y")
+        if not isinstance(result, Mapping):
+            raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
+        found = {
+            name: self._gradient(result[name], name, problem) for name in QUANTITIES if result.get(name) is not None
+        }
+        self.returned = [str(name) for name in result]
+        return found
+
+    def _gradient(self, value: Any, name: str, problem: Problem) -> np.ndarray:
+        """Return one gradient as an array, also where it is a list with one for each slot."""
+        if name not in problem.listed:
+            return self.array(value, name)
+        if not isinstance(value, (list, tuple)):
+            raise Wrong(f"returns {described(value)} for {name}'s gradient, expected a list, one for each slot")
+        try:
+            return problem.joined(name, [None if one is None else self.array(one, name) for one in value])
+        except ValueError as error:
+            raise Wrong(f"returns gradients with {error}") from None
+
+    def array(self, value: Any, name: str) -> np.ndarray:
+        """Return a copy of an array that a function returned, as arrays are here."""
+        if value is None or isinstance(value, (tuple, Mapping, str)):
+            raise Wrong(f"returns {described(value)}, expected one array")
+        try:
+            array = np.array(self.turn(name, value))
+        except Exception as error:  # of torch, for a tensor that requires a gradient, or in bfloat16
+            hint = "; of torch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
+            raise Wrong(f"returns {described(value)} that is no array: {raised(error).rstrip('.')}{hint}") from None
+        if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
+            raise Wrong(f"returns numbers of type {array.dtype}, expected real ones")
+        return array
+
+    def judge(self, function: str, judge: Callable[[Watch], str]) -> str:
+        """Return a judge's verdict on a function, where there is one and it does not raise."""
+        if not self.offers(function):
+            return "not offered"
+        try:
+            return judge(self)
+        except (Exception, SystemExit) as error:  # whatever a foreign function raises
+            return f"{function} raises {raised(error)}" + (f", in {line}" if (line := line_of(error)) else "")
+
+
+def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
+    """Return an argument's arrays, each under the name that it is told by."""
+    if isinstance(value, list):
+        return [(f"{name}[{i}]", one) for i, one in enumerate(value) if isinstance(one, np.ndarray)]
+    return [(name, value)] if isinstance(value, np.ndarray) else []
+
+
+def _changed(lent: Arrays, copies: Arrays) -> str:
+    """Return the name of an array that is not what it was."""
+    for name, copy in copies.items():
+        if lent[name].shape != copy.shape or not np.array_equal(lent[name], copy, equal_nan=True):
+            return name
+    return ""
+
+
+def raised(error: BaseException) -> str:
+    """Return an exception on one line, without control characters."""
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+
+
+def line_of(error: BaseException) -> str:
+    """Return the file and the line of the user's code that raised; empty where only libraries and this suite show."""
+    for place in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_theirs(place.filename):
+            return printable(f"{os.path.basename(place.filename)}, line {place.lineno}")
+    return ""
+
+
+def line_of_function(function: Any) -> str:
+    """Return the file and the line where a function of the user's begins; empty where that is not known."""
+    code = getattr(getattr(function, "func", function), "__code__", None)  # of a partial, its function's
+    return printable(f"{os.path.basename(code.co_filename)}, line {code.co_firstlineno}") if code else ""
+
+
+def _is_of_torch(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def is_theirs(file: str) -> bool:
+    """Return whether a file is the user's, and not of this suite, of Python or of a package that is installed."""
+    not_theirs = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.__file__))
+    return not file.startswith(("<", *not_theirs)) and "-packages" not in file
+
+
+def described(value: Any) -> str:
+    """Return what a value is, for a message."""
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def layer_arrays(trial: Trial) -> dict[str, Any]:
+    """Return the arguments that stand for the layer, in order."""
+    p = trial.arrays
+    layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
+    return trial.problem.handed(layer | {name: p[name] for name in ("magnitude", "mask") if name in p})
+
+
+def forward(watch: Watch, trial: Trial) -> Any:
+    """Return the output that an implementation gives for one problem."""
+    return watch.attempt("forward", {"x": trial.arrays["x"], **layer_arrays(trial)}, trial.problem)
+
+
+def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
+    """Return everything that an implementation offers for one problem; with another's forward before the backward."""
+    p, problem, layer = trial.arrays, trial.problem, layer_arrays(trial)
+    y = forward(watch, trial)
+    if between is not None:
+        forward(watch, between)
+    found = {
+        "y": y,
+        **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
+    }
+    if "merged" in trial.right:
+        found["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in ("bias", "mask")}, problem)
+    return {name: found[name] for name in trial.right if found.get(name) is not None}
+
+
+def suited(problem: Problem, watch: Watch) -> Problem:
+    """Return a problem with the options that the implementation's forward takes, or that it declares."""
+    declared = {name for name in SAME if getattr(watch.functions, name, False)}
+    return problem.only(watch.takes("forward") | declared | {f"slots {getattr(watch.functions, 'slots', None)}"})

@@ -1,0 +1,120 @@
+"""What an implementation of LoRA is, and what it must do.
+
+An implementation is a module or an object with functions on NumPy arrays; only ``forward`` is required::
+
+    forward(x, weight, bias, lora_A, lora_B, alpha) -> y
+    backward(dy, x, weight, bias, lora_A, lora_B, alpha) -> {"x": ..., "lora_A": ..., "lora_B": ...}
+    merge(weight, lora_A, lora_B, alpha) -> weight
+    init(in_features, out_features, rank, rng) -> (lora_A, lora_B)
+    step(params, grads, state) -> (params, state)          Adam with lr 1e-3; state is None at first
+    merging(weight, bias, lora_A, lora_B, alpha) -> layer  a layer that keeps its state: it has forward(x), merge() and
+                                                           unmerge(), after each of which forward gives the same
+    kinds = {"conv2d": another such object}                other kinds of layers
+
+    dtype = "float64"            the precision to be checked in: "float64", "float32", "float16" or "bfloat16"; if
+                                 nothing is said, float64, or that in which it answers where its output is not right
+                                 in float64
+    scaling = "alpha / r"        or "alpha / sqrt(r)", "alpha", "1"
+    orientation = "out, in"      how its weights lie: "out, in" as in PyTorch, or "in, out": weight (in, out),
+                                 lora_A (in, r), lora_B (r, out)
+    fan_in_fan_out = False       True where the weight and the merged weight lie (in, out), however the factors do, as
+                                 PEFT has it for GPT-2's Conv1D
+
+x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
+needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
+"conv1d", "conv2d", "dropout", "nf4", "mixed" and "fused". `problems.kinds` has their shapes, and their functions take
+more:
+
+- "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
+  dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
+  PEFT, or False where the gradient passes through the norm.
+- "dropout": mask (N, in), of zeros and 1 / (1 - p), as the last argument of ``forward`` and ``backward``. It is
+  multiplied with x in the adapter's path alone.
+- "embedding": x are ids, bias is None, and there is no dx.
+- "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has
+  among its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
+- "nf4": packed and absmax in the place of weight, in blocks of 64; those of the keywords nested_absmax and mean that a
+  function names. Beside them ``pack(weight) -> (packed, absmax)`` and ``unpack(packed, absmax, shape) -> weight``.
+  Checked in float32.
+- "mixed": x, dy, weight and bias are numbers of bfloat16, in arrays of float32; the factors are float32. What is
+  computed in bfloat16 comes back in float32. ``output = "float32"`` where the output is not rounded to bfloat16.
+- "fused": lora_A, lora_B and alpha are lists with an entry for each slot of the outputs, None where a slot has no
+  adapter; the slots' widths, a list, are the last argument of all functions. The gradients of lora_A and lora_B are
+  such lists too. ``slots`` is 2 or 3 where there are always so many, ``one_rank`` is True where all slots have one rank
+  and alpha, ``one_width`` where all are of one width. There is no ``init``: a slot starts as a linear layer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..problems.kinds import DECLARED, SETS
+from ..problems.reference import SCALINGS, Formulas
+from .calling import spelled
+from .edges import EDGES
+from .output_dtype import OUTPUT_DTYPE
+from .packing import FOUR_BITS
+from .report import CannotRun, id_of
+
+CONTRACT = (
+    *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),
+    *EDGES,
+)
+"""What is checked, in the order of the report; of a layer in four bits `FOUR_BITS` as well."""
+FACTORS = ("lora_A", "lora_B", "magnitude")
+ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
+"""The function that each claim about numbers is about, and its answers."""
+OF_PROBLEMS = ("forward", "scaling", "slope", "merge")
+"""The claims that are judged on each problem; the others are about no single one."""
+ORIENTATIONS = ("out, in", "in, out")
+FUNCTIONS = ("forward", "backward", "merge", "init", "step")
+"""What an implementation may offer; for a further kind of layers all but the last."""
+
+
+def functions_of(kind: str) -> tuple[str, ...]:
+    """Return what an implementation may offer for a kind of layers."""
+    if kind == "fused":
+        return FUNCTIONS[:3]
+    further = ("pack", "unpack") if kind == "nf4" else ()
+    return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
+
+
+FURTHER = {"nf4": FOUR_BITS, "mixed": OUTPUT_DTYPE}
+"""The claims that one kind has besides those of all."""
+
+
+def contract(kind: str) -> tuple[str, ...]:
+    """Return what is checked of a kind of layers, in the order of the report."""
+    without = ("start", "adam") if kind == "fused" else ()  # each slot starts as a linear layer does
+    return (*(claim for claim in CONTRACT if claim not in without), *FURTHER.get(kind, ()))
+
+
+def further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
+    """Return the objects for kinds of layers other than the linear one; `title` is for messages."""
+    kinds = getattr(implementation, "kinds", {})
+    if not isinstance(kinds, Mapping):
+        raise CannotRun(f"kinds of {title} must be a dict of objects, got {type(kinds).__name__}")
+    if unknown := [kind for kind in kinds if kind not in DECLARED]:
+        raise CannotRun(f"{title} has the kind {unknown[0]!r}; known are {', '.join(DECLARED)}")
+    return kinds
+
+
+def formulas_of(kind: str, implementation: Any) -> Formulas:
+    """Return what a kind of problems should give, by the scaling that an implementation declares."""
+    formulas = SETS[kind].formulas
+    if hasattr(implementation, "scaling"):
+        return replace(formulas, scaling=SCALINGS[spelled(implementation.scaling, tuple(SCALINGS))])
+    return formulas
+
+
+def ids(implementation: Any) -> list[str]:
+    """Return the ids of all that `check` will judge of an implementation, in the order of the report."""
+    return [id for kind in ("linear", *further_kinds(implementation, "it")) for id in _ids_of(kind)]
+
+
+def _ids_of(kind: str) -> Iterator[str]:
+    for number in range(len(SETS[kind].problems)):
+        yield from (id_of(kind, claim, number) for claim in OF_PROBLEMS)
+    yield from (id_of(kind, claim) for claim in contract(kind) if claim not in OF_PROBLEMS)

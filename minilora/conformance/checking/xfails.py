@@ -1,0 +1,138 @@
+"""Failures that are known: a file of their ids and reasons, which an adopter keeps, and a report judged beside it.
+
+A line of the file is ``ID  reason``; empty lines and those that begin with ``#`` do not count. The file is strict both
+ways: a failure that it lacks counts, and so does a line whose case no longer fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...guards.errors import FileRefused, short
+from .report import Outcome, Report
+
+
+def read(path: str | Path) -> dict[str, str]:
+    """Return the reason of each id in a file.
+
+    Raises
+    ------
+    FileRefused
+        If a line has no reason, or an id comes twice, or it is no text.
+    OSError
+        If it cannot be read.
+    """
+    known: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise FileRefused(path, "it is no text in UTF-8") from None
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        id, *reason = line.split(None, 1)
+        if not reason:
+            raise FileRefused(path, f"line {number}: expected an id and a reason, got {short(line)}")
+        if id in known:
+            raise FileRefused(path, f"line {number}: {short(id)} stands there twice")
+        known[id] = reason[0]
+    return known
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A report, the failures that are known, and the claims that are required."""
+
+    report: Report
+    known: Mapping[str, str] = field(default_factory=dict)  # a reason for each id
+    required: Sequence[str] = ()  # claims that each kind of layer must offer
+
+    @property
+    def failing(self) -> list[Outcome]:
+        """All that fails, known or not."""
+        return [case for case in self.report.every_case() if case.failed]
+
+    @property
+    def unexpected(self) -> list[Outcome]:
+        """What fails and is not known."""
+        return [case for case in self.failing if case.id not in self.known]
+
+    @property
+    def stale(self) -> dict[str, str]:
+        """Known failures that do not fail: what becomes of each instead."""
+        cases = {case.id: case for case in self.report.every_case()}
+        return {id: became(cases.get(id)) for id in self.known if id not in cases or not cases[id].failed}
+
+    @property
+    def missing(self) -> list[str]:
+        """The claims that are required and not offered, with the kind that lacks them."""
+        kinds = {"linear": self.report, **self.report.kinds}
+        asked = {claim: [kind for kind, report in kinds.items() if claim in report.claims and _has(kind, claim)]
+                 for claim in self.required}  # fmt: skip
+        lacking = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, there in asked.items()
+                   if kind in there and report.claims[claim] == "not offered"]  # fmt: skip
+        return lacking + [claim for claim, there in asked.items() if not there]
+
+    @property
+    def status(self) -> int:
+        """The exit code: 0 where all that fails is known, all that is known fails, and nothing required is missing."""
+        unknown = self.unexpected or not (self.report.passed or self.failing)
+        return 1 if unknown or self.stale or self.missing else 0
+
+    def __str__(self) -> str:
+        lines = [self.report.text(self.known)]
+        if self.known:
+            count = len(self.failing) - len(self.unexpected)
+            lines += [f"{count} of {len(self.known)} known failures fail as they should", *self._more()]
+        return "\n".join([*lines, *self.lacks()])
+
+    def _more(self) -> Iterator[str]:
+        yield from (f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items())
+        if self.unexpected:
+            yield f"not known to fail: {', '.join(case.id for case in self.unexpected)}"
+
+    def lacks(self) -> list[str]:
+        """Return a line for each claim that is required and not offered."""
+        return [f"{text} is required, and not offered" for text in self.missing]
+
+    def annotations(self) -> list[str]:
+        """Return what to show of it on GitHub: the diagnoses of each kind that fails otherwise than is known."""
+        own = {"linear": self.report, **self.report.kinds}
+        unexpected = {case.id for case in self.unexpected}
+        texts = [f"{report.name}: {text}" for report in own.values() for text in report.diagnoses
+                 if unexpected & {case.id for case in report.cases}]  # fmt: skip
+        stale = (f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items())
+        return [*texts, *stale, *self.lacks()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is judged as plain data, beside the report's own."""
+        failing, unexpected = ([case.id for case in cases] for cases in (self.failing, self.unexpected))
+        return {"status": self.status, "failing": failing, "unexpected": unexpected, "known": dict(self.known),
+                "stale": self.stale, "missing": self.missing}  # fmt: skip
+
+
+def _has(kind: str, claim: str) -> bool:
+    """Return whether a kind can offer a claim of its report: Adam is asked for once."""
+    return claim != "adam" or kind == "linear"
+
+
+def became(case: Outcome | None) -> str:
+    """Say what becomes of a case that does not fail."""
+    if case is None:
+        return "is no case here"
+    return {"ok": "passes", "not offered": "is not offered"}.get(case.verdict, case.verdict)
+
+
+def on_github() -> bool:
+    """Return whether this runs in a workflow of GitHub Actions, which shows lines that begin with ``::error``."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def github_error(text: str, title: str = "minilora conformance") -> str:
+    """Return a line that GitHub Actions shows as an error of the run."""
+    escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return f"::error title={title}::{escaped}"

@@ -1,0 +1,120 @@
+"""A folder of golden adapters: bases, adapters, answers, and an index that says what is in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...files.peft.adapterconfig import CONFIG_NAME
+from ...files.peft.adapterfolder import WEIGHTS_NAME
+from ...guards.errors import needed
+from ...guards.wholefiles import is_new_or_empty, written_folder
+from ..vectors import links
+from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
+from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
+from .cases import CASES, Case, files
+from .misreadings import BUGS
+
+FORMAT = 1
+"""The version of the folder's format. A later version of minilora reads every earlier format."""
+INDEX, SCHEMA = "index.json", "index.schema.json"
+HOW = (
+    "For each case, load `base` with `adapter` beside it, and compute the logits after each token of `prompts`. Nothing"
+    " is put before a prompt. An `adapter` is a folder in PEFT's layout, or a list of such folders with weights: their"
+    " updates are summed, each times its weight.",
+    "Write ID.safetensors into a folder of your own, with a tensor `logits` (prompts, T, V); or, where you have no"
+    " logits, `log_probabilities` (prompts, T, V), or (prompts, V) after the last token; with a tensor `ids` beside it,"
+    " of the same shape, only those of these tokens. Beside or instead, `merged.NAME` is the base's weight NAME with"
+    " the adapter folded in. Leave out what you do not have, but no case.",
+    "A case that is `refused` must be refused: write nothing for it. Where such a case has `answers`, these are right"
+    " too.",
+    "`tolerance` is how far a logit may be off, by the precision that you compute in. It is that of the tensors, or"
+    ' what the metadata of your file say: {"computed_in": "bfloat16"}. For a log-probability it is twice that.',
+    "`minilora golden THIS --compare YOURS` says what is wrong.",
+    "A file of answers has `logits`, `next_tokens` (prompts,), the rows of `merged.NAME` that come first, and for each"
+    " of the case's flags a known bug's numbers: `signature.FLAG` is what it makes of the logits (prompts, V) after"
+    " the last token, and `signature.FLAG.merged` of the merged weight's first rows.",
+)
+
+
+def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
+    """Return what index.json holds."""
+    bases = {
+        f"bases/{base.name}": {
+            "tied": base.tied,
+            "layers": base.layers,
+            **({"quantised": "nf4"} if base.nf4 else {"gguf": f"bases/{base.name}.gguf"}),
+        }
+        for base in BASES
+    }
+    return {
+        "$schema": SCHEMA,
+        "format": FORMAT,
+        "minilora": __version__,
+        "license": "MIT",
+        "how": list(HOW),
+        "tolerance": TOLERANCE,
+        "apart": APART,
+        "rows": {"merged": SHOWN_ROWS, "signature": ROWS},
+        "base": f"bases/{UNTIED.name}",
+        "bases": bases,
+        "cases": [entry(case, one) for case, one in found],
+        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in BUGS},
+    }
+
+
+def entry(case: Case, found: Answers | None) -> dict[str, Any]:
+    """Return a case's entry of the index."""
+    names = adapter_names(case)
+    weighted = [[name, weight] for name, (_, weight) in zip(names, case.adapters, strict=True)]
+    base = {} if case.base is UNTIED else {"base": f"bases/{case.base.name}"}
+    answered = {} if found is None else {"answers": f"answers/{case.id}.safetensors", "flags": list(found.signatures)}
+    return {
+        "id": case.id,
+        **base,
+        "adapter": weighted if len(names) > 1 else names[0],
+        "prompts": case.prompts.tolist(),
+        "refused": bool(case.refused),
+        "note": case.note,
+        **answered,
+    }
+
+
+def adapter_names(case: Case) -> list[str]:
+    """Return the folders of a case's adapters."""
+    one = f"adapters/{case.id}"
+    return [one] if len(case.adapters) == 1 else [f"{one}-{i}" for i in range(len(case.adapters))]
+
+
+def write(folder: Path) -> int:
+    """Write the golden adapters into a new or an empty folder, and return how many cases there are.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds something, or the package `gguf` is missing.
+    """
+    if not is_new_or_empty(folder):
+        raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
+    needed("gguf", "the copies in llama.cpp's format")
+    found = [(case, answers(case) if case.answered else None) for case in CASES]
+    with written_folder(folder) as new:
+        (new / "bases").mkdir()
+        for base in BASES:
+            write_base(new / "bases" / base.name, base)
+            if not base.nf4:
+                write_gguf(new / "bases" / f"{base.name}.gguf", base)
+        (new / "answers").mkdir()
+        for case, one in found:
+            for name, (config, tensors) in zip(adapter_names(case), files(case), strict=True):
+                (new / name).mkdir(parents=True)
+                write_json(new / name / CONFIG_NAME, config)
+                write_safetensors(new / name / WEIGHTS_NAME, tensors)
+            if one is not None:
+                write_safetensors(new / "answers" / f"{case.id}.safetensors", one.tensors())
+        (new / INDEX).write_text(json.dumps(index(found), indent=1) + "\n", encoding="utf-8")
+        (new / SCHEMA).write_bytes(Path(__file__).with_name(SCHEMA).read_bytes())
+    return len(found)

@@ -1,0 +1,12 @@
+"""What is asked of a layer, and the right answers to it.
+
+- `problem`: sizes and a seed, from which all arrays are drawn
+- `reference`: the right answers to a problem, and how far rounding may move them
+- `adam_answers`: the right answers of Adam
+- `slots`, `mixed`: two kinds of layers, several slots in one weight, and factors in float32 beside a base in bfloat16
+- `kinds`: all kinds of layers, each as a linear layer on rows, and the set of problems for each
+"""
+
+from .problem import Problem, SmallIntegers
+
+__all__ = ["Problem", "SmallIntegers"]

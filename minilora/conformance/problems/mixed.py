@@ -1,0 +1,94 @@
+"""The kind "mixed": factors in float32 beside a base in bfloat16, as adapters are mostly trained.
+
+    y = bf(bf(x W^T + b) + s x A^T B^T),   dx = bf(bf(dy W) + bf(s dy B A)),   bf rounds to bfloat16
+
+are what an implementation may give; it may leave out each rounding. dA, dB and the update are those of float32.
+
+How does one see a rounding of the update under that of the output? Two problems have an output of at most 1/2 that is
+the sum of a base of about -100, an integer, and an update of about 100. The base's sums of integers are exact in
+bfloat16, and the output's rounding is small, so there the update must be right to float32.
+
+NumPy has no bfloat16. The arrays are float32, and hold numbers of bfloat16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .problem import Arrays, Problem
+from .reference import TOLERANCE, UNIT, round_to
+
+
+def in_half(values: np.ndarray) -> np.ndarray:
+    """Return numbers rounded to bfloat16, in float64."""
+    return round_to(values, "bfloat16").astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Mixed(Problem):
+    """A linear layer in bfloat16 whose factors are float32: x, dy, weight and bias hold numbers of bfloat16.
+
+    What may be rounded to bfloat16 is the base's output, the output, dx and the merged weight. The update is computed
+    and added in float32, and so are the factors' gradients.
+    """
+
+    near: bool = False  # whether the update takes the base's output away, up to 1/2
+    in_half: ClassVar[tuple[str, ...]] = ("y", "x", "merged")
+    """The answers that may be rounded to bfloat16."""
+
+    def randn(self, name: str, *shape: int) -> np.ndarray:
+        """Return the values, those of the base and of the activations as numbers of bfloat16."""
+        values = super().randn(name, *shape)
+        return values if name in ("lora_A", "lora_B") else in_half(values)
+
+    @property
+    def x(self) -> np.ndarray:
+        """The input, (n, in). Where `near`, one-hot rows beside small integers."""
+        if not self.near:
+            return super().x
+        return np.concatenate([np.eye(self.n), self._integers("x", self.n)], axis=1)
+
+    @property
+    def full(self) -> Arrays:
+        """The weight and the bias. Where `near`, integers: the one-hot inputs take away what the update adds."""
+        if not self.near:
+            return super().full
+        weight, bias = self._integers("weight", self.out_features), np.rint(self.randn("bias", self.out_features))
+        A, B = (a.astype(np.float32).astype(np.float64) for a in self.factors.values())
+        update = self.alpha / self.rank * (self.x @ A.T @ B.T)
+        taken = -np.rint(update + self.x[:, self.n :] @ weight.T + bias)
+        return {"weight": np.concatenate([taken.T, weight], axis=1), "bias": bias}
+
+    @property
+    def factors(self) -> Arrays:
+        """lora_A and lora_B. Where `near`, B is larger, and with it the update."""
+        return {**super().factors, "lora_B": (1 + 9 * self.near) * super().factors["lora_B"]}
+
+    def _integers(self, name: str, count: int) -> np.ndarray:  # -> (count, in - n)
+        return np.asarray(np.rint(self.randn(name, count, self.in_features - self.n)).clip(-2, 2))
+
+    def sized(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
+        """Return the sizes with what bfloat16 rounds, as it is in units of float32.
+
+        The base's output is rounded up to twice, before and after the bias, each time by no more than the unit of
+        bfloat16 times the sum S of its absolute terms; by nothing where these are integers and S is at most 256, since
+        each partial sum is then a number of bfloat16. The output is rounded once, dx and its two parts once each, and
+        so are the change in the merged weight and the sum.
+        """
+        base = {name: np.abs(rows[name]) for name in ("weight", "bias") if name in rows}
+        of_base = np.abs(rows["x"]) @ base["weight"].T + base.get("bias", 0.0)
+        whole = all((rows[name] == np.rint(rows[name])).all() for name in ("x", *base))
+        found, without = (formulas.answers(one, self.alpha) for one in (rows, rows | {"lora_B": 0 * rows["lora_B"]}))
+        rounded = {
+            "y": 2 * of_base * (1 - (whole & (of_base <= 256))) + np.abs(found["y"]),
+            "x": 2 * np.abs(rows["dy"]) @ base["weight"] + np.abs(found["x"] - without["x"]) + np.abs(found["x"]),
+            "merged": np.abs(found["merged"] - without["merged"]) + np.abs(found["merged"]),
+        }
+        unit = 1.01 * UNIT["bfloat16"] / (TOLERANCE * UNIT["float32"])  # with a hundredth for what is rounded twice
+        return {name: size + unit * np.asarray(rounded.get(name, 0.0)) for name, size in sizes.items()}
+
+    def __str__(self) -> str:
+        return super().__str__() + (" cancelling" if self.near else "")

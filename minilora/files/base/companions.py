@@ -1,0 +1,45 @@
+"""What stands beside the weights in a model's folder, so that a merged folder loads: configuration and tokenizer.
+
+They are copied as they are; only of a model that gets a head of its own config.json says so, see `.tiedhead`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...guards.inputfiles import json_bytes, open_regular, read_json
+from ...guards.wholefiles import synced
+from ..peft.adapterconfig import CONFIG_NAME
+from .shards import MAX_MODEL_CONFIG, MODEL_CONFIG
+
+COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+"""What files end in that say how a model is built, how it generates, and how its tokenizer splits text."""
+
+
+def files_beside(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
+    """Return what a new folder gets of a model's, by name: a file to copy, or a text.
+
+    Of an untied model config.json says that it is. An index is of the weights that are written apart, an adapter's
+    configuration of an adapter that is not written. What is no regular file is refused, and a configuration that is no
+    JSON.
+    """
+    config, found = read_json(folder / MODEL_CONFIG, MAX_MODEL_CONFIG), {}
+    for path in sorted(folder.iterdir()):
+        passed = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
+        if path.suffix in COPIED and not passed and not path.is_dir():
+            open_regular(path).close()
+            found[path.name] = path
+    return found | ({MODEL_CONFIG: json_bytes(config | {"tie_word_embeddings": False})} if untied else {})
+
+
+def write_beside(files: Mapping[str, Path | bytes], part: Path) -> None:
+    """Write them into the new folder."""
+    for name, content in files.items():
+        with synced(part / name) as target:
+            if isinstance(content, bytes):
+                target.write(content)
+            else:
+                with open_regular(content) as source:
+                    shutil.copyfileobj(source, target)

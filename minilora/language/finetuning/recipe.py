@@ -1,0 +1,73 @@
+"""What a fine-tuning is to be: the text, the model, the adapter, the steps, and where the result goes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...checks import check_integer, check_number
+from ...files.adapters import check_adapter_target
+from ...files.checkpoint import check_place
+from ...files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
+from ...files.peft.adapterfolder import WEIGHTS_NAME
+from .defaults import fitting
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A fine-tuning as it was asked for, by the names of the options of ``minilora finetune``."""
+
+    text: Path  # a text, or a .jsonl file of examples
+    save: Path  # where the adapter goes
+    model: Path | None  # glassllm's where there is none
+    target_modules: str | list[str]
+    rank: int
+    alpha: float
+    steps: int | None  # this and two more are those that fit the model, where they are not given: see `settled`
+    batch_size: int | None
+    micro_batch: int | None  # half of the batch where it is not given
+    length: int
+    lr: float | None
+    seed: int
+    dtype: str
+    quantize: str | None
+    checkpoint: Path | None
+
+    def check(self) -> None:
+        """Refuse numbers out of range and places that cannot be written, before anything is read."""
+        for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), at_least=1)
+        check_integer("seed", self.seed, at_least=0)
+        check_number("alpha", self.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+        if self.lr is not None:
+            check_number("lr", self.lr, above=0)
+        check_adapter_target(self.save)
+        save = _target(self.save)
+        if self.model is not None and save == _target(self.model):
+            raise ValueError(f"save {str(self.save)!r} is the model's folder, expected one of the adapter's own")
+        if self.checkpoint is not None:
+            file = _target(self.checkpoint)
+            if file in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME):
+                raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
+            check_place(self.checkpoint)
+
+    def settled(self, numbers: int) -> Settled:
+        """Return the recipe with what fits a model of so many parameters in the place of what was not given."""
+        usual = {name: value for name, value in fitting(numbers).items() if getattr(self, name) is None}
+        return Settled(**vars(replace(self, **usual)))
+
+
+@dataclass(frozen=True)
+class Settled(Recipe):
+    """A recipe in which nothing is open."""
+
+    steps: int
+    batch_size: int
+    lr: float
+
+
+def _target(path: Path) -> Path:
+    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
+    return Path(os.path.realpath(path))

@@ -1,0 +1,110 @@
+"""A fine-tuning, step by step: the data and the model, then the training with its table and its checkpoint."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ...backend import Backend
+from ...fast import accumulate
+from ...files.checkpoint import Checkpoint
+from ...layer import parameter_count
+from ...training import evaluate, train
+from ..examples import Data, WithoutFilling, load_data
+from ..llama import Llama
+from ..namedmodel import load_model, model_path
+from ..text import next_token_loss
+from .costs import Costs
+from .losstable import LOG_EVERY, Table, TrainingLoss
+from .recipe import Recipe, Settled
+from .stopped import Stopped, signature
+
+
+def load(recipe: Recipe, where: Backend) -> tuple[Data, Llama]:
+    """Return the data and the model. What is wrong with the data is an error before the model is read."""
+    data = load_data(recipe.text, model_path(recipe.model), recipe.length)
+    model = load_model(recipe.model, recipe.dtype, where, recipe.quantize)
+    data.check_vocabulary(model.lm_head.out_features)
+    return data, model
+
+
+def part_size(recipe: Settled) -> int:
+    """Return how many rows a part of the batch has, which are computed at a time."""
+    return min(recipe.micro_batch or math.ceil(recipe.batch_size / 2), recipe.batch_size)
+
+
+def train_adapter(
+    recipe: Settled,
+    where: Backend,
+    adapted: Any,
+    data: Data,
+    rng: np.random.Generator,
+    threads: int,
+    costs: Costs,
+    stopped: Stopped | None,
+) -> Table:
+    """Train, print a row whenever the loss is measured, and return the rows.
+
+    Parameters
+    ----------
+    recipe : Settled
+        What is asked for.
+    where : Backend
+        Where the arrays live.
+    adapted : Layer
+        The model with its adapters, as they start.
+    data : Data
+        Its rows.
+    rng : numpy.random.Generator
+        Draws the batches.
+    threads : int
+        Parts of the batch that are computed at once.
+    costs : Costs
+        As foretold.
+    stopped : Stopped, optional
+        What the checkpoint holds.
+
+    Raises
+    ------
+    TrainingDiverged
+        If a step leaves numbers that are not finite.
+    """
+    X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
+    done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
+    loss = TrainingLoss(WithoutFilling(accumulate(part_size(recipe), threads)), done, learned)
+    tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(len(X_held))
+    table = Table(recipe.steps, done, tokens, loss, measuring)
+    before = stopped.before if stopped else None
+    if before is None:
+        before = evaluate(adapted, X_held, Y_held, next_token_loss, threads)
+    table.known(before, stopped.saved if stopped else None)
+    checkpoint = None
+    if recipe.checkpoint is not None:
+        notes = {
+            "asked": signature(recipe, where),
+            "numbers": parameter_count(adapted) - parameter_count(adapted, trained=True),  # the model's
+            "before": before,
+            "learned": loss.sums,
+        }
+        checkpoint = Checkpoint(recipe.checkpoint, notes=notes)
+    history = train(
+        adapted,
+        X,
+        Y,
+        epochs=recipe.steps,
+        steps=1,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        rng=rng,
+        log_every=LOG_EVERY,
+        progress=True,
+        checkpoint=checkpoint,
+        loss=next_token_loss,
+        gradients=loss,
+        held_out=(X_held, Y_held),
+        report=table,
+    )
+    table.last(history)
+    return table

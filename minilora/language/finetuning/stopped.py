@@ -1,0 +1,112 @@
+"""A fine-tuning that was stopped: what it was, and where it stands.
+
+Beside what `train` compares, a checkpoint of ``minilora finetune`` notes what was asked for, in the words of the
+command line. So another text or another rank is refused before a model is loaded, and not by the shapes of arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...backend import Backend
+from ...files.base.shards import MODEL_CONFIG, open_base
+from ...files.checkpoint import CheckpointError, Saved, read, refuse_another
+from ...guards.errors import printable
+from ...guards.inputfiles import open_regular
+from ..namedmodel import model_path
+from .recipe import Recipe
+
+SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize")
+"""The options that must be the same, besides the text, the model, the layers and the backend."""
+NOTES = {"asked": dict, "numbers": int, "before": float, "learned": dict}
+"""What ``minilora finetune`` notes in a checkpoint."""
+LEARNED = {"rows": dict, "sum": float, "targets": int}
+"""What it notes of the training loss."""
+ENDS = 1 << 20
+"""Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A fine-tuning as its checkpoint has it. One that an earlier version kept has no notes."""
+
+    saved: Saved
+    asked: Mapping[str, Any]
+    numbers: int | None = None  # of the model
+    before: float | None = None  # the held-out loss before the first step
+    learned: dict[str, Any] | None = None  # the training loss so far, as `TrainingLoss` keeps it
+
+    def where(self, steps: int | None) -> str:
+        """Return how far it is."""
+        return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
+
+
+def read_stopped(path: Path | None) -> Stopped | None:
+    """Return what a checkpoint holds; None where there is none yet."""
+    saved = read(path) if path is not None else None
+    if saved is None:
+        return None
+    if saved.notes is None:
+        return Stopped(saved, {})
+    if not _has(saved.notes, NOTES) or not _has(saved.notes["learned"], LEARNED):
+        raise CheckpointError(f"{str(path)!r} is a checkpoint of something else than minilora finetune")
+    return Stopped(saved, **{name: saved.notes[name] for name in NOTES})
+
+
+def _has(value: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(value, dict) and all(type(value.get(name)) is kind for name, kind in kinds.items())
+
+
+def signature(recipe: Recipe, where: Backend) -> dict[str, Any]:
+    """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
+    targets = recipe.target_modules
+    return {
+        "TEXT": mark(recipe.text),
+        "--model": model_mark(model_path(recipe.model)),
+        "--target-modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        "--backend": where.name,
+        **{f"--{name.replace('_', '-')}": getattr(recipe, name) for name in SAME},
+    }
+
+
+def mark(*paths: Path, ends: int | None = None) -> str:
+    """Return a hash of what is in files, or of their sizes and so many bytes at the ends; where they lie is nothing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{size} ".encode() + file.read(ends or -1))
+            if ends is not None:
+                file.seek(max(0, size - ends))
+                digest.update(file.read(ends))
+    return digest.hexdigest()
+
+
+def model_mark(model: Path) -> str:
+    """Return what tells a model from another."""
+    files = [model / MODEL_CONFIG, *(file.path for file in open_base(model).files)] if model.is_dir() else [model]
+    return mark(*files, ends=ENDS)
+
+
+def check_same(path: Path, stopped: Stopped, here: Mapping[str, Any], steps: int | None) -> None:
+    """Refuse to go on where something else was asked for, in the user's words."""
+    differences = []
+    for name, value in here.items():
+        if name in stopped.asked and value != stopped.asked[name]:
+            before = stopped.asked[name]
+            another = {"TEXT": "the text is another", "--model": "the model is another"}
+            differences.append(another.get(name, f"{name} is {_shown(before)} there and {_shown(value)} here"))
+    if steps is not None and steps < stopped.saved.epoch:
+        differences.append(f"--steps is {steps} here, and {stopped.saved.epoch} are done there")
+    refuse_another(path, differences)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)

@@ -1,0 +1,118 @@
+"""An adapter of a Llama decoder as a .gguf file, for llama.cpp.
+
+llama.cpp adds (alpha / r) B A to the weight of a name, with one alpha for the whole file and r from the factors. So
+where s r is not the same for all modules, as with rsLoRA or alpha_pattern, lora_B takes the difference:
+
+    B' = (s r / alpha) B        alpha = s r of the first module
+
+Rows of a Llama's lora_B of q_proj and k_proj are reordered as those of the weights are, see `minilora.layers.rotary`;
+those of a Qwen2 are not. An
+embedding's lora_A is transposed: llama.cpp takes rows of it. There is no place for DoRA's magnitude in such a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ....checks import check_path
+from ....files.adapters import load_adapter
+from ....guards.errors import FileRefused, needed, short
+from ....guards.tensorfile import in_dtype
+from ....guards.wholefiles import replaceable, written_whole
+from ....variants.adapter import Adapter
+from ....variants.variant import LORA, variant_of
+from ...llamaconfig import LlamaConfig
+from ..loading import open_llama
+from .ggufnames import ARCHITECTURES, gguf_tensor, to_gguf
+
+
+def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:
+    """Write an adapter in PEFT's layout as a LoRA of llama.cpp's, in float32.
+
+    Parameters
+    ----------
+    adapter : path
+        A folder in PEFT's layout.
+    model : path
+        The Llama decoder that it belongs to, as `minilora.Llama.load` takes it. Its weights are not read.
+    out : path
+        The .gguf file to write. It appears when it is whole.
+
+    Returns
+    -------
+    list of str
+        The names of the tensors that were written.
+
+    Raises
+    ------
+    FileRefused
+        If a file is damaged, the adapter does not fit the model, or has what such a file cannot hold: the message names
+        it. Nothing has been written then.
+    ValueError
+        If `out` cannot be written without destroying something, or the package `gguf` is missing.
+    """
+    gguf = needed("gguf", "a .gguf file")
+    adapter, out = check_path("adapter", adapter), check_path("out", out)
+    config, _ = open_llama(model)
+    found = load_adapter(adapter)
+    for module, one in found.items():
+        _check_held(adapter, module, one, config)
+    first = next(iter(found.values()))
+    alpha = first.scaling * first.rank
+    tensors = dict(_tensors(adapter, found, alpha, config))
+    replaceable(out)
+    if not os.path.isdir(out.absolute().parent):
+        raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
+    with written_whole(out) as file:
+        writer = gguf.GGUFWriter(file.name, ARCHITECTURES[config.model_type])
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", alpha)
+        for name, array in tensors.items():
+            writer.add_tensor(name, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return list(tensors)
+
+
+def _check_held(path: Path, module: str, adapter: Adapter, config: LlamaConfig) -> None:
+    """Refuse what llama.cpp's file has no place for, and what does not fit the model."""
+    variant, shape = variant_of(adapter), config.shapes().get(f"{module}.weight")
+    if variant is not LORA:
+        raise FileRefused(path, f"{short(module)} has {variant.name}'s {variant.array}, which a LoRA GGUF cannot hold")
+    if config.tie_word_embeddings and module in ("lm_head", "model.embed_tokens"):
+        raise FileRefused(
+            path,
+            f"{short(module)} is adapted, and the model's head is its embedding: a LoRA GGUF cannot hold a change of "
+            "one of the two",
+        )
+    if shape is None or len(shape) != 2 or to_gguf(module) is None:
+        raise FileRefused(path, f"{short(module)} is no layer of the model that llama.cpp adapts")
+    kind = "embedding" if module == "model.embed_tokens" else "linear"
+    expected = shape[::-1] if kind == "embedding" else shape
+    if adapter.kind != kind or adapter.shape != expected:
+        raise FileRefused(
+            path,
+            f"the adapter of {short(module)} is of kind {adapter.kind} and shape {list(adapter.shape)}, expected "
+            f"{kind} and {list(expected)}, as the model's",
+        )
+
+
+def _tensors(
+    path: Path, found: Mapping[str, Adapter], alpha: float, config: LlamaConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the factors, by llama.cpp's names and in its order."""
+    for module, adapter in found.items():
+        A, B = (np.asarray(factor, np.float64) for factor in (adapter.lora_A, adapter.lora_B))
+        B = B * (adapter.scaling * adapter.rank / alpha)
+        name, B = gguf_tensor(f"{module}.weight", B, config.head_dim, config.model_type)
+        A = A.T if adapter.kind == "embedding" else A
+        for part, factor in (("a", A), ("b", B)):
+            reaches = f"the factors of {short(module)} reach"
+            yield f"{name}.lora_{part}", np.ascontiguousarray(in_dtype(factor, "float32", path, reaches))

@@ -1,0 +1,160 @@
+"""Write a Llama decoder as a folder of Hugging Face's layout, which transformers and `minilora.Llama.load` read.
+
+A Mistral and a Qwen2 are written as what they are.
+
+Layers in NF4 are written as bitsandbytes writes them, so that transformers loads them with it as they are. Layers that
+keep the blocks of a .gguf file have no place in this layout, and are written as numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ....adaptation import is_adapted
+from ....backend import backend_of
+from ....checks import Array, check_instance, check_path, dtype_name
+from ....files.base.shards import MODEL_CONFIG, SINGLE_NAME
+from ....guards.errors import FileRefused
+from ....guards.tensorfile import tensor_header
+from ....guards.wholefiles import is_new_or_empty, synced, written_folder
+from ....layer import walk
+from ....layers.quantized import QuantizedLinear
+from ....layers.rotary import frequencies
+from ....linear import Linear
+from ...llama import Llama
+from ...llamaconfig import LlamaConfig
+from .configjson import CLASSES, parse_config
+from .nf4tensors import nf4_tensors, quantization_config
+
+KIND: dict[str, Callable[[LlamaConfig], dict[str, Any]]] = {
+    "llama": lambda config: {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
+    "mistral": lambda config: {"sliding_window": None},  # which would be 4096, if it were missing
+    "qwen2": lambda config: {"use_sliding_window": False},
+}
+"""What config.json says of one kind of model alone."""
+
+
+def save_llama(model: Llama, folder: str | Path) -> None:
+    """Write config.json and model.safetensors into a folder, which appears when both are whole.
+
+    Parameters
+    ----------
+    model : Llama
+        Without adapters: save them apart with `minilora.save_adapter`, or fold them in with `minilora.merge`.
+    folder : path
+        Of a new or an empty folder. A tokenizer is not written: copy the original's files beside.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds something or cannot be made, the model has adapters or holds NaN or infinity, or its
+        rotary frequencies are none that config.json can say.
+    TypeError
+        If the model is none.
+    """
+    check_instance("model", model, Llama)
+    folder = check_path("folder", folder)
+    adapted = [path for path, layer in walk(model) if is_adapted(layer)]
+    if adapted:
+        raise ValueError(
+            f"model has an adapter beside {adapted[0]!r}, which has no place in the folder: save it with save_adapter "
+            "and the model without it here, or merge(model) first"
+        )
+    _check_folder(folder)
+    tensors, quantised = _tensors(model)
+    config = _config(folder, model.config, dtype_name(next(iter(tensors.values()))), quantization_config(quantised))
+    with written_folder(folder) as part:
+        with synced(part / MODEL_CONFIG) as file:
+            file.write(json.dumps(config, indent=2).encode() + b"\n")
+        with synced(part / SINGLE_NAME) as file:
+            file.write(tensor_header(tensors, {"format": "pt"}))
+            for array in tensors.values():
+                file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+
+
+def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
+    """Return all tensors by name, those of linear layers among them, and by path whether these are quantised."""
+    layers = dict(walk(model))
+    tensors: dict[str, np.ndarray] = {}
+    quantised: dict[str, bool] = {}
+    for name in model.config.shapes():
+        path, _, part = name.rpartition(".")
+        layer: Any = layers[path]
+        if isinstance(layer, Linear) and part == "weight":
+            quantised[path] = isinstance(layer, QuantizedLinear)
+        if isinstance(layer, QuantizedLinear) and part == "weight":
+            tensors |= nf4_tensors(name, layer)
+        else:
+            tensors[name] = _finite(name, getattr(layer, part))
+    return tensors, quantised
+
+
+def _finite(name: str, array: Array) -> np.ndarray:
+    host = backend_of(array).to_numpy(array)
+    if not np.isfinite(host).all():
+        raise ValueError(f"the model's {name} holds NaN or infinity")
+    return host
+
+
+def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what config.json says; refuse sizes that would be read back as others."""
+    rope = dict(_rope(config))
+    base = rope.pop("rope_theta")
+    said = {
+        "architectures": [CLASSES[config.model_type]],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": base,  # where transformers 4 looks for it, and 5 too
+        "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        **KIND[config.model_type](config),
+        "bos_token_id": None,  # which would be 1 and 2, if they were missing
+        "eos_token_id": None,
+        "torch_dtype": dtype,
+    }
+    if config.max_position_embeddings is not None:
+        said["max_position_embeddings"] = config.max_position_embeddings
+    if quantization is not None:
+        said["quantization_config"] = quantization
+    try:
+        again = parse_config(folder / MODEL_CONFIG, said)
+    except FileRefused as error:
+        raise ValueError(f"config.json cannot say what the model is: {error}") from error
+    if not np.allclose(again.frequencies, config.frequencies, rtol=1e-12, atol=0):
+        raise ValueError("the model's rotary frequencies are none that config.json can say: it has a base and a factor")
+    return said
+
+
+def _rope(config: LlamaConfig) -> dict[str, Any]:
+    """Return what was said of the rotary positions; where nothing was, the base that the frequencies are powers of."""
+    if config.rope is not None:
+        return dict(config.rope)
+    pairs = len(config.frequencies)
+    base = config.frequencies[1] ** -pairs if pairs > 1 else 10_000.0
+    whole = float(round(base))
+    return {
+        "rope_type": "default",
+        "rope_theta": whole if frequencies(2 * pairs, whole) == config.frequencies else base,
+    }
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds something, or that cannot be made."""
+    if not os.path.isdir(folder.absolute().parent):
+        raise ValueError(f"folder {str(folder)!r}: there is no folder {str(folder.parent)!r}")
+    if not is_new_or_empty(folder):
+        raise ValueError(f"folder {str(folder)!r} exists, expected one that is empty or new")

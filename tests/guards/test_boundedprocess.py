@@ -1,0 +1,80 @@
+"""A child process answers within bounds on its processor time and its memory, or is ended."""
+
+import os
+
+import psutil
+import pytest
+
+from minilora.guards.boundedprocess import BoundedProcess, BoundsExceeded
+
+ANSWERS = """
+import os, time
+KEPT = []
+def answer(question):
+    if question == "loop":
+        while True:
+            pass
+    if question == "fill":
+        while True:
+            KEPT.append(bytearray(1 << 24))
+            time.sleep(0.002)
+    if question == "end":
+        os._exit(0)
+    return {"pid": os.getpid(), "question": question}
+"""
+
+
+@pytest.fixture
+def answers(tmp_path):
+    path = tmp_path / "answers.py"
+    path.write_text(ANSWERS)
+    return path
+
+
+def test_a_question_is_answered_in_a_process_of_its_own_that_ends(answers):
+    with BoundedProcess(answers, seconds=10, memory=1 << 29) as process:
+        assert not process.runs
+        first, second = process.ask("a\u00e9\ud800"), process.ask([1, {"b": None}])
+        assert (first["question"], second["question"]) == ("a\u00e9\ud800", [1, {"b": None}])
+        assert first["pid"] == second["pid"] != os.getpid()
+        assert psutil.Process(first["pid"]).is_running()
+    assert not psutil.pid_exists(first["pid"]) or not psutil.Process(first["pid"]).is_running()
+    assert not process.runs
+
+
+@pytest.mark.parametrize(
+    ("question", "bounds", "reason"),
+    [
+        ("loop", {"seconds": 0.3}, r"it computes for more than 0\.3 s"),
+        ("fill", {"memory": 1 << 27}, "it fills more than 134 MB of memory"),
+        ("end", {}, "it ends the process that runs it"),
+    ],
+)
+def test_a_process_beyond_its_bounds_is_ended_and_the_next_answers(answers, question, bounds, reason):
+    with BoundedProcess(answers, **{"seconds": 10, "memory": 1 << 29} | bounds) as process:
+        before = process.ask("a")["pid"]
+        with pytest.raises(BoundsExceeded, match=reason):
+            process.ask(question)
+        assert not process.runs
+        assert not psutil.pid_exists(before)
+        process.seconds = 10
+        assert process.ask("b")["pid"] != before
+
+
+def test_a_process_that_cannot_start_is_no_answer(tmp_path):
+    (tmp_path / "answers.py").write_text("1 / 0")
+    with (
+        BoundedProcess(tmp_path / "answers.py", seconds=10, memory=1 << 29) as process,
+        pytest.raises(BoundsExceeded, match="the process that runs it does not start"),
+    ):
+        process.ask("a")
+
+
+def test_more_time_may_be_added(answers):
+    """What counts is the time of all questions together."""
+    with BoundedProcess(answers, seconds=10, memory=1 << 29) as process:
+        process.ask("a")
+        assert 0 < process.used < 10
+        process.seconds = process.used + 0.2
+        with pytest.raises(BoundsExceeded, match="it computes for more than"):
+            process.ask("loop")

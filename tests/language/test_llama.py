@@ -1,0 +1,267 @@
+"""A decoder, beside the claims: what it computes and leaves out, its past, its tied head, what it refuses."""
+
+import numpy as np
+import pytest
+
+from minilora import (
+    Adam,
+    Attention,
+    GatedMLP,
+    Linear,
+    Llama,
+    LlamaConfig,
+    RMSNorm,
+    Rotary,
+    adapt,
+    adapters,
+    attach,
+    cross_entropy,
+    merge,
+)
+from minilora.checks import is_array
+from minilora.layer import freeze, homes, sum_tied, walk
+from minilora.layers.rotary import frequencies
+
+
+def randn(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def attention(seed=0, kv=2, group=2, D=4, d=6, out=6, scale=1.0):
+    q, k = kv * group * D, kv * D
+    weights = [scale * randn([seed, i], *s) for i, s in enumerate(((q, d), (k, d), (k, d)))]
+    return Attention(*map(Linear, weights), Linear(randn([seed, 3], out, q)), Rotary(frequencies(D, 100.0)))
+
+
+def config(**changes):
+    sizes = {
+        **{"vocab_size": 11, "hidden_size": 6, "intermediate_size": 7, "num_hidden_layers": 3},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4},
+        **{"rms_norm_eps": 1e-3, "frequencies": frequencies(4, 100.0)},
+    }
+    return LlamaConfig(**sizes | changes)
+
+
+def llama(seed=0, dtype="float64", **changes):
+    c = config(**changes)
+    return Llama.build(c, {name: randn([seed, *name.encode()], *s).astype(dtype) / 2 for name, s in c.shapes().items()})
+
+
+def moved(model, seed=5):
+    """Adapters that have trained: at the start they add nothing."""
+    for i, p in enumerate(model.trainable().values()):
+        p += randn([seed, i], *p.shape).astype(p.dtype) / 4
+    return model
+
+
+IDS = np.random.default_rng(1).integers(0, 11, (2, 5))
+
+
+# --- the decoder ----------------------------------------------------------------------------------
+
+
+def test_logits_do_not_depend_on_what_follows():
+    model = llama()
+    z = model(IDS)
+    other = IDS.copy()
+    other[:, 3:] = (other[:, 3:] + 1) % 11
+    np.testing.assert_allclose(model(other)[:, :3], z[:, :3], atol=1e-13)
+    np.testing.assert_allclose(model(IDS[1]), z[1], atol=1e-13)  # one sequence (T,)
+
+
+@pytest.mark.parametrize("parts", [(5,), (1, 1, 1, 1, 1), (3, 1, 1), (2, 3)])
+@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj", "embed_tokens", "lm_head"]])
+def test_extending_a_past_gives_what_the_whole_text_does(parts, targets):
+    model = llama()
+    if targets:
+        model = moved(adapt(model, targets, rank=2, alpha=3, rng=np.random.default_rng(0)))
+    z, past, at = model(IDS), None, 0
+    for count in parts:
+        before = None if past is None else [tuple(a.copy() for a in entry) for entry in past]
+        kept = past
+        logits, past = model.extend(IDS[:, at : at + count], past)
+        at += count
+        np.testing.assert_allclose(logits, z[:, at - 1], atol=1e-12)
+        if before is not None:  # a past can be gone on from twice
+            for entry, copy in zip(kept, before, strict=True):
+                np.testing.assert_array_equal(entry[0], copy[0])
+                np.testing.assert_array_equal(entry[1], copy[1])
+
+
+def test_the_head_scores_the_last_position_alone(monkeypatch):
+    model, seen = llama(), []
+    forward = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or forward(self, x))
+    model.extend(IDS)
+    assert [shape for layer, shape in seen if layer is model.lm_head] == [(2, 6)]
+
+
+def arrays_in(cache):
+    """The arrays that a cache keeps, without the layers' own."""
+    if isinstance(cache, (tuple, list)):
+        return [array for part in cache for array in arrays_in(part)]
+    return [cache] if is_array(cache) else []
+
+
+def test_below_the_lowest_adapter_nothing_is_kept_or_computed():
+    model = adapt(llama(), "model.layers.1.self_attn.v_proj", rank=2, alpha=3, rng=np.random.default_rng(0))
+    z, cache = model.forward(IDS)
+    _, _, _, caches = cache[2]
+    assert caches[:2] == [None, None]  # the embedding and the first block
+    _, _, _, (q_cache, k_cache, v_cache, o_cache), *_ = caches[2][2][1]
+    assert arrays_in(v_cache)
+    assert not arrays_in((q_cache, k_cache, o_cache))
+    model.model.embed_tokens = model.model.layers[0] = None  # whoever calls them fails
+    _, grads = model.backward(z, cache)
+    assert grads.keys() == model.trainable().keys()
+
+
+def test_what_nobody_asks_for_is_not_computed(monkeypatch):
+    """With an adapter on the lowest layer's down_proj, that block's attention has no backward."""
+    model = adapt(llama(), "model.layers.0.mlp.down_proj", rank=2, alpha=3, rng=np.random.default_rng(0))
+    z, cache = model.forward(IDS)
+    called = []
+    backward = Attention.backward
+    monkeypatch.setattr(Attention, "backward", lambda self, *a, **k: called.append(self) or backward(self, *a, **k))
+    model.backward(z, cache)
+    assert called == [model.model.layers[2].self_attn, model.model.layers[1].self_attn]
+
+
+def test_below_a_head_that_trains_alone_nothing_is_computed(monkeypatch):
+    model = adapt(llama(), ["lm_head"], rank=2, alpha=3, rng=np.random.default_rng(0))
+    z, cache = model.forward(IDS)
+    monkeypatch.setattr(type(model.model), "backward", lambda *a, **k: pytest.fail("the decoder's backward ran"))
+    assert model.backward(z, cache)[1].keys() == model.trainable().keys()
+
+
+def test_a_frozen_model_keeps_no_cache_and_has_no_gradients():
+    model = freeze(llama())
+    z, cache = model.forward(IDS)
+    assert not arrays_in(cache)
+    assert model.backward(z, cache) == (None, {})
+
+
+def test_a_tied_head_is_one_parameter_with_one_step():
+    model = llama(tie_word_embeddings=True)
+    params = model.trainable()
+    assert homes(params)["lm_head.weight"] == "model.embed_tokens.weight"
+    z, cache = model.forward(IDS)
+    _, grads = model.backward(cross_entropy(z, IDS)[1], cache)
+    whole = sum_tied(grads, homes(params))["model.embed_tokens.weight"]
+    np.testing.assert_allclose(whole, grads["lm_head.weight"] + grads["model.embed_tokens.weight"])
+    Adam(params, lr=0.1).step(grads)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert len(llama(tie_word_embeddings=False).trainable()) == len(params)
+
+
+def test_adapters_go_over_to_another_model_of_the_same_weights():
+    options = {"rank": 2, "alpha": 3, "rng": np.random.default_rng(0)}
+    adapted = moved(adapt(llama(), "all-linear", **options))
+    assert len(adapters(adapted)) == 3 * 7  # lm_head is left out, as in PEFT
+    z = adapted(IDS)
+    np.testing.assert_allclose(attach(llama(), adapters(adapted))(IDS), z, atol=1e-13)
+    np.testing.assert_allclose(merge(adapted)(IDS), z, atol=1e-12)
+    assert not np.allclose(llama()(IDS), z)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("attention", "mlp"), [(True, False), (False, True)])
+def test_a_decoder_has_the_biases_of_its_configuration(tied, attention, mlp):
+    """Also where there are others among the arrays: nobody has checked those."""
+    c = config(attention_bias=attention, mlp_bias=mlp, tie_word_embeddings=tied)
+    more = config(attention_bias=True, mlp_bias=True).shapes() | {"lm_head.bias": (11,)}
+    model = Llama.build(c, {name: randn([0, *name.encode()], *shape) for name, shape in more.items()})
+    names = {path.removesuffix(".bias") for path in model.trainable() if path.endswith(".bias")}
+    linears = {path: layer for path, layer in walk(model) if isinstance(layer, Linear)}
+    assert names == {path for path in linears if (".self_attn." in path and attention) or (".mlp." in path and mlp)}
+    assert all(linears[path].bias.shape == linears[path].weight.shape[:1] for path in names)
+
+
+def test_training_steps_lower_the_loss():
+    model = adapt(llama(), "all-linear", rank=4, alpha=8, rng=np.random.default_rng(0))
+    optimizer, losses = Adam(model.trainable(), lr=0.05), []
+    for _ in range(40):
+        z, cache = model.forward(IDS[:, :-1])
+        loss, dz = cross_entropy(z, IDS[:, 1:], out=z)
+        optimizer.step(model.backward(dz, cache)[1])
+        losses.append(loss)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# --- bad input: one error that says what was expected ----------------------------------------------
+
+
+def of(width, out):
+    return Linear(np.ones((out, width)))
+
+
+REFUSED = {
+    "a norm's weight of two axes": (lambda: RMSNorm(np.ones((2, 3))), r"weight has shape \(2, 3\), expected \(d,\)"),
+    "an eps of zero": (lambda: RMSNorm(np.ones(3), 0), "eps must be above 0"),
+    "a norm's input of another width": (
+        lambda: RMSNorm(np.ones(3))(np.ones((2, 4))),
+        "x has 4 entries .* expected in_features = 3",
+    ),
+    "no frequencies": (lambda: Rotary(()), "frequencies must be a tuple of one number or more"),
+    "a frequency below zero": (lambda: Rotary((1.0, -1.0)), r"frequencies\[1\] must be at least 0"),
+    "an odd width": (lambda: Rotary((1.0,))(np.ones((2, 3))), "expected in_features = 2"),
+    "no axis of positions": (lambda: attention()(np.ones(6)), r"x has shape \(6,\), expected \(\.\.\., T, 6\)"),
+    "no position": (lambda: attention()(np.ones((2, 0, 6))), "at least one position"),
+    "no position to go on from": (lambda: attention().extend(np.ones((2, 0, 6)), None), "at least one position"),
+    "queries of no whole heads": (
+        lambda: Attention(of(6, 9), of(6, 4), of(6, 4), of(9, 6), Rotary((1.0, 0.1))),
+        "q_proj is 6 -> 9 wide, expected 6 -> 8",
+    ),
+    "keys that do not divide the queries": (
+        lambda: Attention(of(6, 12), of(6, 8), of(6, 8), of(12, 6), Rotary((1.0, 0.1))),
+        "expected H . 4 and K . 4, where K divides H",
+    ),
+    "values of another width": (
+        lambda: Attention(of(6, 8), of(6, 4), of(6, 8), of(8, 6), Rotary((1.0, 0.1))),
+        "v_proj is 6 -> 8 wide, expected 6 -> 4",
+    ),
+    "a gate of another width": (
+        lambda: GatedMLP(of(3, 5), of(3, 4), of(5, 3)),
+        "up_proj is 3 -> 4 wide, expected 3 -> 5",
+    ),
+    "ids out of range": (lambda: llama()(IDS + 10), "x holds .* expected 0 to 10"),
+    "ids that are no integers": (lambda: llama()(IDS * 1.0), "x has dtype float64, expected integers"),
+    "a single id": (lambda: llama()(IDS[0, 0]), "expected"),
+    "an array of another precision": (
+        lambda: Llama.build(
+            config(), {n: np.ones(s, "f4" if "norm" in n else "f8") for n, s in config().shapes().items()}
+        ),
+        r"arrays\['model.layers.0.input_layernorm.weight'\] has dtype float32, expected float64",
+    ),
+    "a list in place of an array": (
+        lambda: Llama.build(config(), {n: np.ones(s).tolist() for n, s in config().shapes().items()}),
+        r"arrays\['model.embed_tokens.weight'\] must be",
+    ),
+    "a past of a model with fewer blocks": (
+        lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
+        "past has 2 entries, expected one for each of the 3 blocks",
+    ),
+    "a past of a model with more blocks": (
+        lambda: llama().extend(IDS, llama(num_hidden_layers=4).extend(IDS)[1]),
+        "past has 4 entries, expected one for each of the 3 blocks",
+    ),
+    "a past of one block": (
+        lambda: llama().extend(IDS, llama().extend(IDS)[1][0]),
+        "past must be what extend returned",
+    ),
+    "another model's cache": (
+        lambda: llama().backward(np.ones((2, 5, 11)), llama().forward(IDS)[1]),
+        "cache does not come from this layer's forward",
+    ),
+    "a gradient of another shape": (
+        lambda: (model := llama()).backward(np.ones((2, 5, 12)), model.forward(IDS)[1]),
+        r"dy has shape \(2, 5, 12\), expected \(2, 5, 11\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("misuse", REFUSED)
+def test_bad_input_is_refused_by_name(misuse):
+    call, message = REFUSED[misuse]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

@@ -1,0 +1,131 @@
+"""Rotary positions, attention and the norm, beside the claims: properties and corners."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minilora import (
+    Attention,
+    Linear,
+    RMSNorm,
+    Rotary,
+)
+from minilora.layer import rebuild
+from minilora.layers.rotary import frequencies, halves_from_interleaved
+
+
+def randn(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def attention(seed=0, kv=2, group=2, D=4, d=6, out=6, scale=1.0):
+    q, k = kv * group * D, kv * D
+    weights = [scale * randn([seed, i], *s) for i, s in enumerate(((q, d), (k, d), (k, d)))]
+    return Attention(*map(Linear, weights), Linear(randn([seed, 3], out, q)), Rotary(frequencies(D, 100.0)))
+
+
+@pytest.mark.parametrize("D", [2, 6])
+def test_a_turned_product_depends_on_the_distance_alone(D):
+    rotary = Rotary(frequencies(D, 1e4))
+    q, k = randn(0, 1, D), randn(1, 1, D)
+
+    def product(t, u):
+        return (rotary.forward(q, t)[0] @ rotary.forward(k, u)[0].T).item()
+
+    for distance in (0, 3, 40):
+        assert np.isclose(product(distance, 0), product(1000 + distance, 1000), rtol=1e-9)
+    assert not np.isclose(product(3, 0), product(4, 0))
+
+
+def test_a_rotation_keeps_lengths_and_its_adjoint_undoes_it():
+    rotary, x = Rotary(frequencies(8, 1e4)), randn(0, 2, 3, 5, 8)
+    y, cache = rotary.forward(x, 7)
+    np.testing.assert_allclose((y**2).sum(axis=-1), (x**2).sum(axis=-1), rtol=1e-13)
+    np.testing.assert_allclose(rotary.backward(y, cache)[0], x, atol=1e-14)
+
+
+def test_angles_in_single_precision_are_rounded_once():
+    f, t = frequencies(64, 1e4), 100_000
+    y, _ = Rotary(f).forward(np.ones((1, 64), "float32"), start=t)
+    cos, sin = (np.array([trig(t * v) for v in f]) for trig in (math.cos, math.sin))
+    np.testing.assert_allclose(y[0], np.concatenate([cos - sin, cos + sin]), rtol=0, atol=3e-7)
+
+
+def test_neighbours_turn_as_halves_do_once_reordered():
+    """The order of a weight's rows is all that the two pairings differ in."""
+    heads, D, T, f = 3, 6, 5, frequencies(6, 50.0)
+    W, x = randn(0, heads * D, 4), randn(1, T, 4)
+    pairs = (x @ W.T).reshape(T, heads, D // 2, 2)
+    z = (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * np.outer(np.arange(T), f))[:, None]
+    rows = (x @ halves_from_interleaved(W, D).T).reshape(T, heads, D).swapaxes(0, 1)
+    y = Rotary(f)(rows)
+    np.testing.assert_allclose(y, np.concatenate([z.real, z.imag], axis=-1).swapaxes(0, 1), atol=1e-13)
+
+
+def test_a_position_does_not_see_later_ones():
+    layer, x = attention(), randn(0, 2, 7, 6)
+    y = layer(x)
+    for t in range(7):
+        other = x.copy()
+        other[:, t + 1 :] += 100
+        np.testing.assert_allclose(layer(other)[:, : t + 1], y[:, : t + 1], atol=1e-12)
+        if t < 6:
+            assert not np.allclose(layer(other)[:, t + 1], y[:, t + 1])
+
+
+def test_one_position_reads_its_own_value():
+    layer, x = attention(), randn(0, 3, 1, 6)
+    v = np.repeat(layer.v_proj(x).reshape(3, 1, 2, 4), 2, axis=2).reshape(3, 1, 16)
+    np.testing.assert_allclose(layer(x), layer.o_proj(v), atol=1e-13)
+
+
+def test_grouped_heads_are_heads_with_one_key():
+    """Written out with a key for each head, the same layer has the same output and dx, and groups' gradients summed."""
+    grouped, x = attention(kv=2, group=3), randn(0, 2, 5, 6)
+    shared = (layer.weight.reshape(2, 4, 6) for layer in (grouped.k_proj, grouped.v_proj))
+    k, v = (Linear(np.repeat(W, 3, axis=0).reshape(24, 6)) for W in shared)
+    single = Attention(grouped.q_proj, k, v, grouped.o_proj, grouped.rotary)
+    (y, cache), (expected, other) = grouped.forward(x), single.forward(x)
+    np.testing.assert_allclose(y, expected, atol=1e-12)
+    dy = randn(1, *y.shape)
+    (dx, grads), (expected_dx, of_single) = grouped.backward(dy, cache), single.backward(dy, other)
+    np.testing.assert_allclose(dx, expected_dx, atol=1e-12)
+    for name in ("k_proj.weight", "v_proj.weight"):
+        summed = of_single[name].reshape(2, 3, 4, 6).sum(axis=1).reshape(8, 6)
+        np.testing.assert_allclose(grads[name], summed, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e3, 1e8])
+def test_large_scores_do_not_overflow(dtype, scale):
+    """Scores far beyond what exp can take, masked ones among them: each position reads from one alone."""
+    layer = rebuild(attention(scale=scale), array=lambda a: a.astype(dtype))
+    x = randn(0, 2, 6, 6).astype(dtype)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        y, cache = layer.forward(x)
+        dx, grads = layer.backward(randn(1, *y.shape).astype(dtype), cache)
+    for array in (y, dx, *grads.values()):
+        assert np.isfinite(array).all()
+    *_, P = cache[-1]
+    np.testing.assert_allclose(P.max(axis=-1), 1, rtol=1e-2)
+
+
+def test_other_axes_than_positions_are_sequences():
+    layer, x = attention(), randn(0, 2, 3, 5, 6)
+    y = layer(x)
+    np.testing.assert_allclose(layer(x.reshape(6, 5, 6)).reshape(y.shape), y, atol=1e-13)
+    np.testing.assert_allclose(layer(x[1, 2]), y[1, 2], atol=1e-13)
+
+
+def test_a_norms_eps_is_one_in_a_million():
+    assert RMSNorm(np.ones(3)).eps == 1e-6
+    x = np.array([[1e-3, 0.0, 0.0]])
+    np.testing.assert_allclose(RMSNorm(np.ones(3))(x), x / (1e-6 / 3 + 1e-6) ** 0.5, rtol=1e-14)
+
+
+def test_a_norm_knows_no_scale_of_its_rows():
+    layer, x = RMSNorm(randn(0, 5), 1e-30), randn(1, 3, 5)
+    np.testing.assert_allclose(layer(1000 * x), layer(x), rtol=1e-12)
+    dx = layer.backward(randn(2, 3, 5), layer.forward(x)[1])[0]
+    np.testing.assert_allclose((dx * x).sum(axis=1), 0, atol=1e-14)

@@ -1,0 +1,51 @@
+"""The MLP by its widths: its start, its activation, what is refused."""
+
+import numpy as np
+import pytest
+
+from minilora import (
+    MLP,
+    Linear,
+    ReLU,
+    Tanh,
+)
+
+RNG = np.random.default_rng(7)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "said"),
+    [((0, 3, 2), "f4", "in_features"), ((4, 0, 2), "f4", "hidden_features"), ((4, 3, 0), "f4", "out_features"),
+     ((4, 3, 2), "i4", "dtype")],
+)  # fmt: skip
+def test_a_model_that_cannot_be_drawn_leaves_the_generator(sizes, dtype, said):
+    rng = np.random.default_rng(3)
+    with pytest.raises((ValueError, TypeError), match=said):
+        MLP.init(*sizes, rng=rng, dtype=dtype)
+    assert rng.bit_generator.state == np.random.default_rng(3).bit_generator.state
+
+
+def test_an_unknown_activation_is_refused_by_name():
+    with pytest.raises(ValueError, match="activation must be 'relu', 'tanh' or 'silu', got 'gelu'"):
+        MLP.init(2, 3, 4, activation="gelu", rng=RNG)
+
+
+@pytest.mark.parametrize(("activation", "cls"), [("relu", ReLU), ("tanh", Tanh)])
+def test_an_mlp_starts_as_its_layers_do(activation, cls):
+    model = MLP.init(2, 30, 4, activation=activation, rng=np.random.default_rng(1), dtype="float64")
+    assert type(model.act) is cls
+    rng = np.random.default_rng(1)
+    for layer, widths in ((model.fc1, (2, 30)), (model.fc2, (30, 4))):
+        same = Linear.init(*widths, rng=rng, dtype="float64")
+        np.testing.assert_array_equal(layer.weight, same.weight)
+        np.testing.assert_array_equal(layer.bias, same.bias)
+
+
+def test_an_mlp_is_single_precision_with_relu_unless_told(standin):
+    model = MLP.init(2, 3, 4, rng=np.random.default_rng(0))
+    assert type(model.act) is ReLU
+    assert {p.dtype.name for p in model.trainable().values()} == {"float32"}
+    there = MLP.init(2, 3, 4, rng=np.random.default_rng(0), dtype="float64", backend=standin)
+    for p in there.trainable().values():
+        assert isinstance(p, standin.xp.ndarray)
+        assert str(p.dtype) == "float64"

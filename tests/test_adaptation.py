@@ -1,0 +1,220 @@
+"""Adapters in a model, by path: which layers get one, what is refused, and that merging changes no output."""
+
+import re
+
+import numpy as np
+import pytest
+
+from minilora import (
+    MLP,
+    Conv2d,
+    Flatten,
+    Linear,
+    LoRA,
+    LoRALinear,
+    ReLU,
+    Sequential,
+    Tanh,
+    adapt,
+    adapters,
+    attach,
+    merge,
+)
+from minilora.layer import Layer, walk
+
+from .support.compare import assert_close
+
+RNG = np.random.default_rng(7)
+
+
+def linear(n_in, n_out):
+    return Linear(RNG.standard_normal((n_out, n_in)), RNG.standard_normal(n_out))
+
+
+def mlp(n_in=3, hidden=5, n_out=4):
+    return MLP(fc1=linear(n_in, hidden), act=Tanh(), fc2=linear(hidden, n_out))
+
+
+class Decoder(Layer):
+    """Modules with the paths of a transformer's; nothing is computed."""
+
+    def __init__(self):
+        def block():
+            return Sequential(q_proj=linear(3, 3), v_proj=linear(3, 3), act=ReLU(), up_v_proj=linear(3, 3))
+
+        self.layers = [block(), block()]
+        self.lm_head = linear(3, 6)
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "expected"),
+    [
+        (["v_proj"], ["layers.0.v_proj", "layers.1.v_proj"]),
+        (("layers.1.q_proj", "v_proj"), ["layers.0.v_proj", "layers.1.q_proj", "layers.1.v_proj"]),
+        (["1.q_proj"], ["layers.1.q_proj"]),
+        (r".*\.0\.[qv]_proj", ["layers.0.q_proj", "layers.0.v_proj"]),
+        ("lm_head", ["lm_head"]),
+        ("all-linear", [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "v_proj", "up_v_proj")]),
+    ],
+)
+def test_target_modules_are_read_as_peft_reads_them(target_modules, expected):
+    model = adapt(Decoder(), target_modules, rank=2, alpha=4, rng=RNG)
+    assert list(adapters(model)) == expected
+    assert list(model.trainable()) == [f"{path}.{name}" for path in expected for name in ("lora_A", "lora_B")]
+
+
+@pytest.mark.parametrize("target_modules", ["q_proj,v_proj", ["proj"], ["act"], [], "v_proj"])
+def test_target_modules_that_name_nothing_are_refused(target_modules):
+    names = re.escape(repr(target_modules))
+    with pytest.raises(
+        ValueError, match=rf"target_modules={names} names no layer without an adapter; there are \['layers.0.q_proj'"
+    ):
+        adapt(Decoder(), target_modules, rank=2, alpha=4, rng=RNG)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"target_modules": "fc(1"}, ValueError, "target_modules='fc(1' is not a regular expression: missing )"),
+        ({"target_modules": 1}, TypeError, "target_modules must be a list of names or a regular expression, got 1"),
+        ({"target_modules": [1]}, TypeError, "target_modules must be a list of names or a regular expression, got [1]"),
+        ({"use_rslora": "no"}, TypeError, "use_rslora must be True or False, got 'no'"),
+        ({"use_dora": 0}, TypeError, "use_dora must be True or False, got 0"),
+        ({"dora_norm": "none"}, ValueError, "dora_norm must be 'constant' or 'full', got 'none'"),
+        ({"init": "zero"}, ValueError, "init must be 'lora' or 'pissa', got 'zero'"),
+    ],
+)
+def test_bad_settings_of_adapt_are_refused(change, error, message):
+    rng = np.random.default_rng(0)
+    with pytest.raises(error, match=re.escape(message)):
+        adapt(mlp(), **{"target_modules": ["fc1"], "rank": 2, "alpha": 4, "rng": rng, **change})
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+
+
+def test_a_refusal_lists_some_layers_of_a_large_model():
+    model = Sequential(**{f"fc{i}": Linear(np.eye(3)) for i in range(12)})
+    with pytest.raises(ValueError, match=r"\['fc0', .*'fc7'\] and 4 more; a string must match a whole path$"):
+        adapt(model, "fc", rank=2, alpha=4, rng=RNG)
+
+
+def test_an_adapter_that_does_not_fit_is_named():
+    one = adapters(adapt(mlp(), ["fc2"], rank=2, alpha=4, rng=RNG))
+    message = r"^adapters\['fc2'\]: adapter has in_features = \d+, expected 9 as in base$"
+    with pytest.raises(ValueError, match=message):
+        attach(Sequential(fc2=Linear(np.ones((2, 9)))), one)
+
+
+def test_adapting_changes_neither_model_nor_output():
+    model, x = mlp(), RNG.standard_normal((6, 3))
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    adapted = adapt(model, ["fc1", "fc2"], rank=2, alpha=4, rng=RNG)
+    assert type(adapted) is MLP
+    np.testing.assert_array_equal(adapted(x), model(x))
+    assert model.trainable().keys() == before.keys()
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+    assert adapted.fc1.base.weight is model.fc1.weight
+
+
+def test_every_adapter_has_a_start_of_its_own():
+    model = adapt(Decoder(), ["q_proj"], rank=2, alpha=4, rng=np.random.default_rng(0))
+    one, two = adapters(model).values()
+    assert not np.array_equal(one.lora_A, two.lora_A)
+    rng = np.random.default_rng(0)
+    for found in (one, two):
+        expected = LoRA.init(3, 3, rank=2, alpha=4, rng=rng, dtype="float64")
+        np.testing.assert_array_equal(found.lora_A, expected.lora_A)
+
+
+def test_a_layer_with_an_adapter_gets_no_second_one():
+    model = adapt(mlp(), ["fc1"], rank=2, alpha=4, rng=RNG)
+    with pytest.raises(ValueError, match=r"names no layer without an adapter; there are \['fc2'\]"):
+        adapt(model, ["fc1"], rank=2, alpha=4, rng=RNG)
+    both = adapt(model, ["fc2"], rank=2, alpha=4, rng=RNG)
+    assert list(adapters(both)) == ["fc1", "fc2"]
+    assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
+
+
+def test_a_path_that_begins_as_an_adapted_one_is_free():
+    model = adapt(Sequential(fc1=linear(3, 3), fc10=linear(3, 3)), ["fc1"], rank=2, alpha=4, rng=RNG)
+    assert list(adapters(adapt(model, ["fc10"], rank=2, alpha=4, rng=RNG))) == ["fc1", "fc10"]
+    assert list(adapters(attach(model, {"fc10": LoRA(np.ones((1, 3)), np.ones((3, 1)), 1)}))) == ["fc1", "fc10"]
+
+
+def trained(model):
+    for path, adapter in adapters(model).items():
+        adapter.lora_B += np.random.default_rng(len(path)).standard_normal(adapter.lora_B.shape)
+    return model
+
+
+def test_attached_adapters_give_the_same_output():
+    model, x = mlp(), RNG.standard_normal((6, 3))
+    adapted = trained(adapt(model, "all-linear", rank=2, alpha=4, rng=RNG))
+    again = attach(model, adapters(adapted))
+    np.testing.assert_array_equal(again(x), adapted(x))
+    assert again.fc1.adapter is adapted.fc1.adapter
+    assert not np.array_equal(again(x), model(x))
+
+
+def test_attach_refuses_paths_that_are_no_linear_layer():
+    adapter = LoRA(np.ones((2, 3)), np.ones((5, 2)), 1)
+    for path in ("fc3", "act", "", "fc1.weight"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"adapters names ['{path}'], which are no layers without an adapter")
+        ):
+            attach(mlp(), {path: adapter})
+    with pytest.raises(ValueError, match="adapter has in_features = 3, expected 5 as in base"):
+        attach(mlp(), {"fc2": adapter})
+
+
+def test_merging_gives_a_plain_model_with_the_same_output():
+    adapted = trained(adapt(mlp(), ["fc1", "fc2"], rank=2, alpha=4, rng=RNG))
+    x = RNG.standard_normal((6, 3))
+    before = adapted(x)
+    merged = merge(adapted)
+    assert_close(merged(x), before, 1e-13)
+    assert not adapters(merged)
+    assert [type(layer) for _, layer in walk(merged)] == [MLP, Linear, Tanh, Linear]
+    assert list(merged.trainable()) == ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    for p in merged.trainable().values():
+        p += 1
+    np.testing.assert_array_equal(adapted(x), before)
+
+
+def test_a_single_layer_is_a_model_too():
+    layer, x = linear(3, 4), RNG.standard_normal((6, 3))
+    adapted = trained(adapt(layer, "all-linear", rank=2, alpha=4, rng=RNG))
+    assert type(adapted) is LoRALinear
+    assert list(adapters(adapted)) == [""]
+    assert_close(merge(adapted)(x), adapted(x), 1e-13)
+
+
+def test_merging_frees_and_copies_layers_without_an_adapter_too():
+    model = mlp()
+    merged = merge(trained(adapt(model, ["fc1"], rank=2, alpha=4, rng=RNG)))
+    assert list(merged.trainable()) == ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    assert "frozen" not in repr(merged)
+    for name, p in merged.trainable().items():
+        assert not np.shares_memory(p, model.trainable()[name])
+
+
+def test_a_plain_adapter_learns_where_it_stands():
+    model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))), flat=Flatten(), fc=linear(16, 3))
+    plain = {"conv": LoRA(np.ones((2, 12)), np.ones((4, 2)), 1), "fc": LoRA(np.ones((2, 16)), np.ones((3, 2)), 3)}
+    found = adapters(attach(model, plain))
+    assert {path: (a.kind, a.kernel, a.alpha) for path, a in found.items()} == {
+        "conv": ("conv2d", (2, 3), 1.0),
+        "fc": ("linear", (), 3.0),
+    }
+    for path, adapter in found.items():
+        assert adapter.lora_A is plain[path].lora_A
+        assert adapter.lora_B is plain[path].lora_B
+
+
+def test_attach_takes_a_dict_of_adapters_that_fit():
+    with pytest.raises(TypeError, match="adapters must be a dict of adapters by module path, got list"):
+        attach(mlp(), [LoRA(np.ones((2, 3)), np.ones((5, 2)), 1)])
+    model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))))
+    adapter = next(iter(adapters(adapt(linear(12, 4), [""], rank=2, alpha=1, rng=RNG)).values()))
+    with pytest.raises(ValueError, match=r"adapters\['conv'\] is not of kind 'conv2d', as Conv2d\("):
+        attach(model, {"conv": adapter})

@@ -1,0 +1,247 @@
+"""A model in four bits: what is quantised, adapters over it, merging, LoftQ."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from minilora import (
+    Conv2d,
+    DoRA,
+    Embedding,
+    Linear,
+    LoRALinear,
+    QuantizedLinear,
+    ReLU,
+    Sequential,
+    adapt,
+    adapters,
+    attach,
+    load_adapter,
+    loftq,
+    merge,
+    mse,
+    quantize,
+    save_adapter,
+    train,
+)
+from minilora.language.trainingmemory import cache_bytes, parameter_bytes
+from minilora.layer import walk
+from minilora.layers.quantized import CodedLinear
+from minilora.training import backpropagate
+
+
+def gaussian(*shape, seed=0, dtype="float32"):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def model_of(dtype="float32", bias=True):
+    """Two layers that differ in everything, and something between them."""
+    first = Linear(gaussian(70, 40, seed=1, dtype=dtype), gaussian(70, seed=2, dtype=dtype) if bias else None)
+    return Sequential(first=first, act=ReLU(), last=Linear(gaussian(6, 70, seed=3, dtype=dtype)))
+
+
+VARIANTS = {"LoRA": {}, "rsLoRA": {"use_rslora": True}, "DoRA": {"use_dora": True}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_leaves_no_float_weight_behind(variant):
+    options = {"rank": 2, "alpha": 3, "rng": np.random.default_rng(0), **VARIANTS[variant]}
+    adapted = adapt(quantize(model_of()), "all-linear", **options)
+    x = gaussian(5, 40)
+    before = parameter_bytes(adapted)
+    y, cache = adapted.forward(x)
+    rows = 5 * (40 + 2 * 70 + 6 + 4 * 2) + 2 * (70 + 6)  # x, activations, h, and of DoRA n and g
+    assert cache_bytes(cache) <= 4 * rows + 5 * 70 * 4 * 2
+    adapted.backward(y, cache)
+    assert parameter_bytes(adapted) == before
+    floats = [part for _, layer in walk(adapted) if isinstance(layer, CodedLinear) for part in vars(layer).values()]
+    assert all(getattr(part, "size", 0) <= 70 for part in floats if getattr(part, "dtype", None) == np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_adapters_train_as_beside_the_dequantised_weight(variant, dtype):
+    base = quantize(model_of(dtype), block_size=32)
+    whole = Sequential(first=base.first.dequantize(), act=ReLU(), last=base.last.dequantize())
+    trained = []
+    for model in (base, whole):
+        adapted = adapt(model, "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0), **VARIANTS[variant])
+        X, Y = gaussian(20, 40, dtype=dtype), gaussian(20, 6, dtype=dtype)
+        train(adapted, X, Y, epochs=4, batch_size=5, lr=0.01, rng=np.random.default_rng(1))
+        trained.append(adapted)
+    for name, p in trained[0].trainable().items():
+        np.testing.assert_array_equal(p, trained[1].trainable()[name])
+    np.testing.assert_array_equal(merge(trained[0]).first.weight, merge(trained[1]).first.weight)
+
+
+def test_quantize_takes_linear_layers_but_the_head():
+    model = Sequential(table=Embedding(gaussian(9, 40)), body=model_of(), lm_head=Linear(gaussian(5, 6)))
+    found = quantize(model)
+    kinds = {path: type(layer) for path, layer in walk(found) if isinstance(layer, Linear)}
+    assert kinds == {"body.first": QuantizedLinear, "body.last": QuantizedLinear, "lm_head": Linear}
+    assert found.table.weight is model.table.weight
+    assert all(type(layer) is not QuantizedLinear for _, layer in walk(model))
+    one = quantize(model, ["last"], block_size=32, double_quant=False)
+    assert type(one.body.first) is Linear
+    assert (one.body.last.block_size, one.body.last.nested_absmax) == (32, None)
+
+
+def with_nan():
+    model = model_of()
+    model.last.weight[2, 3] = np.nan
+    return model
+
+
+def tied():
+    model = model_of()
+    return Sequential(first=model.first, again=Linear(model.first.weight))
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (
+            lambda: adapt(model_of(), ["last"], rank=1, alpha=1, rng=np.random.default_rng(0)),
+            {},
+            "adapter beside 'last'",
+        ),
+        (lambda: quantize(model_of(), ["last"]), {}, "'last' is quantised already"),
+        (model_of, {"target_modules": ["q_proj"]}, "names no layer"),
+        (model_of, {"block_size": 48}, "block_size must be a power of two, got 48"),
+        (model_of, {"block_size": 16}, "block_size must be at least 32, got 16"),
+        (with_nan, {}, r"the layer 'last': weight holds NaN or infinity"),
+        (tied, {}, "'first' is another layer's too"),
+        (lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))), {"target_modules": ["conv"]}, "only a Linear"),
+    ],
+)
+@pytest.mark.parametrize("function", [quantize, lambda model, **given: loftq(model, rank=1, alpha=1, **given)])
+def test_what_cannot_be_quantised_is_refused_by_name(function, model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        function(model(), **arguments)
+
+
+def test_pissa_over_four_bits_is_refused():
+    with pytest.raises(ValueError, match="keeps in few bits"):
+        adapt(quantize(model_of()), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0), init="pissa")
+
+
+def moved(model, size, **options):
+    adapted = adapt(model, ["first", "last"], rank=2, alpha=3, rng=np.random.default_rng(0), **options)
+    for i, p in enumerate(adapted.trainable().values()):
+        p += size * gaussian(*p.shape, seed=10 + i)
+    return adapted
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merging_gives_floats_of_the_dequantised_sum(variant):
+    adapted = moved(quantize(model_of()), 0.3, **VARIANTS[variant])
+    merged, x = merge(adapted), gaussian(4, 40)
+    assert type(merged.first) is type(merged.last) is Linear
+    np.testing.assert_allclose(merged(x), adapted(x), rtol=1e-4, atol=1e-3)
+    if variant != "DoRA":
+        expected = adapted.first.base.weight + adapted.first.delta()
+        np.testing.assert_array_equal(merged.first.weight, expected)
+
+
+def test_quantising_again_keeps_the_format_and_says_the_loss():
+    adapted = moved(quantize(model_of(), block_size=32, double_quant=False), 0.02)
+    with pytest.warns(UserWarning, match="of the change") as notes:
+        again = merge(adapted, requantize=True)
+    assert len(notes) == 1
+    wanted, sums = merge(adapted), [0.0, 0.0]
+    for name in ("first", "last"):
+        layer, base, whole = getattr(again, name), getattr(adapted, name).base, getattr(wanted, name)
+        assert (type(layer), layer.block_size, layer.nested_absmax) == (QuantizedLinear, 32, None)
+        expected = QuantizedLinear.from_linear(whole, block_size=32, double_quant=False)
+        np.testing.assert_array_equal(layer.weight, expected.weight)
+        sums[0] += ((layer.weight - whole.weight) ** 2).sum()
+        sums[1] += ((whole.weight - base.weight) ** 2).sum()
+    assert f"loses {(sums[0] / sums[1]) ** 0.5:.0%} of" in str(notes[0].message)
+
+
+def test_a_merge_without_quantised_layers_quantises_nothing():
+    with pytest.raises(ValueError, match="no adapter stands beside a quantised layer"):
+        merge(moved(model_of(), 0.1), requantize=True)
+
+
+def test_adapters_go_to_files_and_back_over_four_bits(tmp_path):
+    base = quantize(model_of())
+    adapted = moved(base, 0.2)
+    save_adapter(tmp_path / "a", adapters(adapted))
+    again = attach(base, load_adapter(tmp_path / "a"))
+    np.testing.assert_array_equal(again(gaussian(4, 40)), adapted(gaussian(4, 40)))
+
+
+def test_loftq_starts_nearer_the_weight_each_round():
+    model = model_of("float64")
+    plain = quantize(model)
+    errors = []
+    for rounds in (1, 2, 5):
+        base, start = loftq(model, rank=3, alpha=6, rounds=rounds)
+        adapted = attach(base, start)
+        assert start.keys() == {"first", "last"}
+        for name, adapter in start.items():
+            W, layer = getattr(model, name).weight, getattr(base, name)
+            error = np.linalg.norm(W - layer.weight - adapter.delta())
+            assert error < np.linalg.norm(W - getattr(plain, name).weight)
+            errors.append(error)
+            # No matrix of this rank is nearer to what is left over.
+            S = np.linalg.svd(W - layer.weight, compute_uv=False)
+            np.testing.assert_allclose(error, np.sqrt((S[3:] ** 2).sum()), rtol=1e-10)
+            np.testing.assert_allclose(merge(adapted).trainable()[f"{name}.weight"], layer.weight + adapter.delta())
+    assert errors[0] >= errors[2] >= errors[4]
+    assert errors[1] >= errors[3] >= errors[5]
+
+
+def test_loftq_takes_turns_and_keeps_the_best_round():
+    """The same by hand, with NumPy's singular values."""
+    model, options = model_of("float64"), {"block_size": 32, "double_quant": False}
+    seen = set()
+    for rounds in (1, 2, 3, 4, 5):
+        base, start = loftq(model, rank=3, alpha=6, rounds=rounds, **options)
+        for name in ("first", "last"):
+            linear, change, tried = getattr(model, name), 0, []
+            for _ in range(rounds):
+                Q = QuantizedLinear.from_linear(Linear(linear.weight - change), **options).weight
+                U, S, Vt = np.linalg.svd(linear.weight - Q, full_matrices=False)
+                change = U[:, :3] * S[:3] @ Vt[:3]
+                tried.append((np.linalg.norm(linear.weight - Q - change), Q, change))
+            best = min(range(rounds), key=lambda i: tried[i][0])
+            seen.add(best)
+            layer = getattr(base, name)
+            np.testing.assert_array_equal(layer.weight, tried[best][1])
+            np.testing.assert_allclose(start[name].delta(), tried[best][2], atol=1e-12)
+            assert layer.bias is linear.bias
+            assert (layer.block_size, layer.nested_absmax) == (32, None)
+    assert len(seen) > 1
+
+
+def test_a_weight_of_zeros_is_no_reason_to_divide():
+    W = gaussian(6, 40)
+    W[2], W[3, 5] = 0, 0
+    base, start = loftq(Linear(W), rank=2, alpha=4, rounds=2)
+    assert np.isfinite(base.weight + start[""].delta()).all()
+
+
+def test_loftq_trains_over_its_own_base():
+    base, start = loftq(model_of(), rank=2, alpha=3)
+    adapted = attach(base, start)
+    x, y = gaussian(6, 40), gaussian(6, 6)
+    assert backpropagate(adapted, x, y, mse).keys() == adapted.trainable().keys()
+    assert isinstance(adapted.first, LoRALinear)
+
+
+def test_no_warning_comes_from_quantising():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        w = gaussian(5, 64)
+        w[2] = 0
+        quantize(Sequential(fc=Linear(w)))
+
+
+def test_dora_reads_the_norm_of_the_dequantised_weight():
+    adapted = adapt(quantize(model_of()), ["first"], rank=2, alpha=3, rng=np.random.default_rng(0), use_dora=True)
+    assert isinstance(adapted.first, DoRA)
+    expected = np.linalg.norm(adapted.first.base.weight, axis=1)
+    np.testing.assert_allclose(adapted.first.adapter.magnitude, expected, rtol=1e-6)
