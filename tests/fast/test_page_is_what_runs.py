@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from minilora.commands.learning import TrainingLoss
 
 from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, mse, optim, train
 from minilora.fast import accumulate, residual_form
 from minilora.language.examples import WithoutFilling
+from minilora.language.finetuning.losstable import TrainingLoss
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close

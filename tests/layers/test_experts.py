@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from minilora import GatedMLP, Linear, LoRA, adapt, adapters, attach, merge, mse, train
-from minilora.layer import cache_bytes, freeze, rebuild, walk
+from minilora.language.trainingmemory import cache_bytes
+from minilora.layer import freeze, rebuild, walk
 from minilora.layers.experts import Experts, MixtureOfExperts, gathered
 from minilora.layers.router import Router, balance
 from minilora.layers.stacked import StackedLinear
