@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from minilora import Llama, adapt, cross_entropy, merge
 from minilora.files import save_llama
@@ -166,7 +165,8 @@ def test_fused_tensors_and_other_spellings_are_the_same_model(tmp_path, kind):
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("kind", MIXED)
 def test_adapters_of_experts_train_as_pefts(tmp_path, kind, rslora):
-    theirs = written(tmp_path, kind, 11, num_hidden_layers=2, **({} if kind == "mixtral" else {"decoder_sparse_step": 1}))
+    everywhere = {} if kind == "mixtral" else {"decoder_sparse_step": 1}
+    theirs = written(tmp_path, kind, 11, num_hidden_layers=2, **everywhere)
     names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"]
     config = peft.LoraConfig(r=3, lora_alpha=5.0, use_rslora=rslora, target_modules=["q_proj"], target_parameters=names)
     tuned = peft.get_peft_model(theirs, config).double()
@@ -178,9 +178,10 @@ def test_adapters_of_experts_train_as_pefts(tmp_path, kind, rslora):
     factors = {}
     for path, module in tuned.base_model.model.named_modules():
         if hasattr(module, "lora_A"):
-            parameter = f".{module.parameter_name}" if hasattr(module, "parameter_name") else ""
+            where = path.replace(".base_layer", "")
+            where += f".{module.parameter_name}" if hasattr(module, "parameter_name") else ""
             for part in ("lora_A", "lora_B"):
-                factors[f"{path.replace('.base_layer', '')}{parameter}.{part}"] = getattr(module, part)["default"].weight
+                factors[f"{where}.{part}"] = getattr(module, part)["default"].weight
     assert ours.trainable().keys() == factors.keys()
     for name, p in ours.trainable().items():
         p[...] = rng.standard_normal(p.shape) / 4

@@ -58,8 +58,8 @@ FOLDER = (
     Setting("num_attention_heads", "H, read"),
     Setting(
         "num_key_value_heads",
-        "K, read; where it is missing H of llama, 8 of mistral and mixtral, 32 of qwen2 and qwen3, 16 of qwen2_moe, 4 of "
-        "qwen3_moe",
+        "K, read; where it is missing H of llama, 8 of mistral and mixtral, 32 of qwen2 and qwen3, 16 of qwen2_moe, 4 "
+        "of qwen3_moe",
     ),
     Setting("head_dim", "D, read; where it is missing 128 of qwen3, else d / H"),
     Setting("rms_norm_eps", "read; where it is missing 1e-5 of mixtral, else 1e-6"),

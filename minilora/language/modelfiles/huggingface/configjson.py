@@ -1,7 +1,7 @@
 """What a model's config.json says: the sizes of a Llama decoder, in the words of transformers.
 
-Mistral without a sliding window, Qwen and the mixtures are such decoders too: see `minilora.language.llamaconfig`. What a .gguf or
-a .npz file says of its model is put into these words, and read here as well.
+Mistral without a sliding window, Qwen and the mixtures are such decoders too: see `minilora.language.llamaconfig`. What
+a .gguf or a .npz file says of its model is put into these words, and read here as well.
 
 Versions 4 and 5 of transformers write the configuration differently: ``rope_theta`` and ``rope_scaling`` stand alone in
 one, and together in ``rope_parameters`` in the other. Both are read, and two that contradict each other are refused. A
@@ -76,7 +76,7 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
     _check_window(kind, config, context)
     flags = {name: config.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")} | KINDS[kind]
     if kind == "qwen2_moe":
-        flags["attention_bias"] = config.get("qkv_bias")
+        flags["attention_bias"] = check_flag("qkv_bias", config["qkv_bias"])
     return LlamaConfig(
         V, d, m, layers, H, K, D,
         rms_norm_eps=check_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), above=0),
