@@ -90,7 +90,7 @@ def _kept(options: argparse.Namespace) -> str:
 
     place = options.checkpoint
     for name, training in (("adapter", "the adapter"), ("base", "the base")) if place is not None else ():
-        saved = read(place / f"{name}.safetensors") if place.is_dir() else read(place, name)
+        saved = read(place, name)
         if saved is not None:
             return f"epoch {saved.epoch} of {options.epochs} of {training} ({place})"
     return ""

@@ -47,22 +47,22 @@ from ..checks import check_flag, check_float_dtype, check_number, check_path, dt
 from ..guards.errors import short
 from ..guards.tensorfile import MAX_HEADER, in_dtype, tensor_header
 from ..guards.wholefiles import replaceable, written_together
-from ..layer import Layer
+from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter
-from ..variants.dora import DoRA
+from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
-from ..variants.variant import VARIANTS, variant_of
+from ..variants.variant import LORA, of_its_own, variant_of
 from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .peft.adapterkeys import CONVOLUTIONS, Form, is_module_path
+from .peft.adapterkeys import CONVOLUTIONS, PEFT_NAMES, Form, is_module_path
 
 __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
-SAVED = (LoRA, Adapter, Rewritten, *(variant.beside for variant in VARIANTS))
-"""The classes that PEFT's layout can hold: each itself, since a subclass may compute something else."""
+PLACES: tuple[Any, ...] = (LORA.beside, *(variant.beside for variant in PEFT_NAMES), Rewritten)
+"""The classes of adapted layers that PEFT's layout can hold."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -113,16 +113,18 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
                 array if dtype is None else in_dtype(array, dtype, folder.file.path, reaches)
                 for array in folder.read(module, file)
             )
-            A, B, *more = (backend.asarray(array) for array in arrays)
-            found[module] = Adapter(
+            A, B, *further = (backend.asarray(array) for array in arrays)
+            more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
+            if module in folder.full_norms:
+                more["dora_norm"] = "full"
+            found[module] = form.variant.adapter(
                 A,
                 B,
                 layer.alpha,
                 kind=form.kind,
                 kernel=form.kernel,
                 use_rslora=layer.use_rslora,
-                dora_norm="full" if module in folder.full_norms else "constant",
-                **({form.variant.array: more[0]} if more else {}),
+                **more,
             )
     return found
 
@@ -179,7 +181,7 @@ def save_adapter(
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     config = config_text(_config(found, use_rslora, fan_in_fan_out, base_model))
-    full = [module for module, a in found.items() if a.magnitude is not None and a.dora_norm == "full"]
+    full = [module for module, a in found.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
     header = tensor_header(tensors, notes)
     for what, size, at_most in (
@@ -200,19 +202,40 @@ def save_adapter(
 
 
 def _check_saved(module: Any, layer: Any) -> None:
-    """Refuse what PEFT's layout has no place for: other classes, of an adapted layer or of its adapter."""
-    for part in (layer, getattr(layer, "adapter", layer)):
-        if type(part) not in SAVED:
+    """Refuse what PEFT's layout has no place for: another class, another array, another formula."""
+    claims: list[tuple[Any, Any, Any]] = [(layer, LoRA, _beyond)]
+    if not isinstance(layer, LoRA):
+        claims = [(layer, PLACES, _beyond_place), (getattr(layer, "adapter", None), LoRA, _beyond)]
+    for part, classes, beyond in claims:
+        known = isinstance(part, classes)
+        reasons = beyond(part) if known else []
+        if reasons or not known:
             raise TypeError(
                 f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(part).__name__}, for which PEFT's "
-                "layout of LoRA has no place"
+                f"layout of LoRA has no place{': it has ' if reasons else ''}{' and '.join(reasons)}"
             )
+
+
+def _beyond(adapter: LoRA) -> list[str]:
+    """Return what an adapter has that a file cannot hold, in words."""
+    variant = variant_of(adapter)
+    return of_its_own(adapter) or ([f"a {variant.array}"] if variant not in (LORA, *PEFT_NAMES) else [])
+
+
+def _beyond_place(layer: Layer) -> list[str]:
+    """Return what a subclass of an adapted layer has and computes besides its adapter, in words."""
+    place = next(place for place in PLACES if isinstance(layer, place))
+    arrays = [f"a {name}" for name in parts_besides(layer, "base", "adapter")]
+    methods = [name for name in ("forward", "merge") if getattr(type(layer), name) != getattr(place, name)]
+    return arrays + [f"a {name} of its own" for name in methods]
 
 
 def _over_original(layer: LoRA | LoRALinear | DoRA | Rewritten) -> Adapter:
     """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
     adapter: Any = layer if isinstance(layer, LoRA) else adapters(layer)[""]
-    return over_original(Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha) if type(adapter) is LoRA else adapter)
+    if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
+        adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
+    return over_original(adapter)
 
 
 def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
@@ -238,13 +261,13 @@ def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
 
 def _check_alike(found: Mapping[str, Adapter]) -> None:
     """Refuse adapters of two variants: PEFT's configuration has one flag for all of them."""
-    for variant in VARIANTS:
+    for variant, names in PEFT_NAMES.items():
         having = [module for module, adapter in found.items() if variant_of(adapter) is variant]
         others = [module for module in found if module not in having]
-        if variant.flag and having and others:
+        if having and others:
             raise ValueError(
                 f"layers[{short(having[0])}] has {variant.name}'s {variant.array} and layers[{short(others[0])}] has "
-                f"none: PEFT's configuration has one {variant.flag} for all modules. Save them to two folders"
+                f"none: PEFT's configuration has one {names.flag} for all modules. Save them to two folders"
             )
 
 
@@ -264,8 +287,8 @@ def _config(
 ) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
     ranks = {module: adapter.rank for module, adapter in found.items()}
-    flags = {variant.flag: False for variant in VARIANTS if variant.flag}
-    flags |= {variant.flag: True for variant in map(variant_of, found.values()) if variant.flag}
+    variants = {variant_of(adapter) for adapter in found.values()}
+    flags = {names.flag: variant in variants for variant, names in PEFT_NAMES.items()}
     alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in found.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {

@@ -247,21 +247,6 @@ def test_the_changelogs_new_calls_run():
                 eval(old, scope)
 
 
-def test_what_is_written_otherwise_in_the_third_edition():
-    text = (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8").split("## 0.2.0")[0]
-    assert "| `accumulate(8, cross_entropy)` | `accumulate(8)` |" in text
-    with pytest.raises(TypeError, match=r"train\(\.\.\., loss=\.\.\., gradients=accumulate\(8\)\)"):
-        minilora.fast.accumulate(8, minilora.cross_entropy)
-    moved = re.findall(
-        r"^\| `minilora\.checks\.(check_cache)`, `(check_input)`, `(check_dy)` \| `minilora.layer`", text, re.M
-    )
-    assert len(moved) == 1
-    for name in moved[0]:
-        assert getattr(minilora.checks, name) is getattr(minilora.layer, name)
-    alone = minilora.Adapter(np.ones((2, 3)), np.ones((4, 2)), 5, use_rslora=True)
-    assert alone.lora_alpha == alone.alpha == 5
-
-
 def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):
     pytest.importorskip("sphinxcontrib.katex", reason="the site's tools are not installed: pip install -e '.[docs]'")
     build = docs_module("build")

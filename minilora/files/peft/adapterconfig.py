@@ -18,7 +18,8 @@ from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
 from ...guards.inputfiles import parse_json, read_whole
 from ...variants.scaling import scaling
-from ...variants.variant import LORA, VARIANTS, Variant
+from ...variants.variant import LORA, Variant
+from .adapterkeys import PEFT_NAMES
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG = 3 << 20
@@ -32,7 +33,7 @@ LORA_KEYS = frozenset(
         "r",
         "lora_alpha",
         "use_rslora",
-        *(variant.flag for variant in VARIANTS if variant.flag),
+        *(names.flag for names in PEFT_NAMES.values()),
         "fan_in_fan_out",
         "rank_pattern",
         "alpha_pattern",
@@ -205,7 +206,7 @@ def read_config(path: Path) -> PeftConfig:
         r=_rank(path, "r", _or(config.get("r"), 8)),
         lora_alpha=_alpha(path, "lora_alpha", _or(config.get("lora_alpha"), 8)),
         use_rslora=_flag(path, config, "use_rslora"),
-        variant=next((v for v in VARIANTS if v.flag and _flag(path, config, v.flag)), LORA),
+        variant=next((v for v, names in PEFT_NAMES.items() if _flag(path, config, names.flag)), LORA),
         fan_in_fan_out=_flag(path, config, "fan_in_fan_out"),
         rank_pattern={k: _rank(path, f"rank_pattern[{short(k)}]", v) for k, v in _table(path, config, "rank_pattern")},
         alpha_pattern={

@@ -5,7 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora import Adapter, FileRefused, Llama, LoRA, adapt, adapters, attach, cli, load_adapter, save_adapter
+from minilora import (
+    Adapter,
+    DoRAAdapter,
+    FileRefused,
+    Llama,
+    LoRA,
+    adapt,
+    adapters,
+    attach,
+    cli,
+    load_adapter,
+    save_adapter,
+)
 from minilora.files import save_llama
 from minilora.language.modelfiles.gguf.ggufexport import export_adapter
 
@@ -131,7 +143,7 @@ def of(path, **more):
     rng = np.random.default_rng(0)
     shape = {"model.embed_tokens": (12, 29), "lm_head": (29, 12)}.get(path, (16, 12))
     A, B = rng.standard_normal((2, shape[1])), rng.standard_normal((shape[0], 2))
-    return {path: Adapter(A, B, 3.0, **more)}
+    return {path: (DoRAAdapter if "magnitude" in more else Adapter)(A, B, 3.0, **more)}
 
 
 Q = "model.layers.0.self_attn.q_proj"
