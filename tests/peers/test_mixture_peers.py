@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minilora import Llama, adapt, cross_entropy, merge
+from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, merge, save_adapter
 from minilora.files import save_llama
 
 pytestmark = [
@@ -195,3 +195,50 @@ def test_adapters_of_experts_train_as_pefts(tmp_path, kind, rslora):
     for t in range(9, 17):
         z, past = ours.extend(ids[:, t : t + 1], past)
     close(z, ours(ids)[:, -1], 1e-9)
+
+
+SETTINGS = {
+    "one array": {"target_parameters": ["mlp.experts.down_proj"]},
+    "gate and up": {"target_parameters": ["mlp.experts.gate_up_proj"]},
+    "both": {"target_parameters": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]},
+    "both, rsLoRA": {"target_parameters": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"], "use_rslora": True},
+    "the router": {"target_parameters": ["mlp.gate.weight"]},
+    "all, and attention": {
+        "target_parameters": ["mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        "target_modules": ["q_proj", "v_proj"],
+    },
+    "ranks and alphas": {
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        "rank_pattern": {"mlp.experts.down_proj": 5},
+        "alpha_pattern": {"mlp.experts.gate_up_proj": 9.0},
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match:RuntimeWarning")  # PEFT's, which did match
+@pytest.mark.parametrize("chosen", SETTINGS)
+@pytest.mark.parametrize("kind", MIXED)
+def test_pefts_adapter_of_experts_is_read_and_ours_by_peft(tmp_path, kind, chosen):
+    everywhere = {} if kind == "mixtral" else {"decoder_sparse_step": 1, "mlp_only_layers": [0]}
+    theirs = written(tmp_path / "m", kind, 21, num_hidden_layers=3, **everywhere)
+    options = {"r": 3, "lora_alpha": 5.0, "target_modules": []} | SETTINGS[chosen]
+    tuned = peft.get_peft_model(theirs, peft.LoraConfig(**options)).double()
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if "lora_" in name:
+                p.copy_(torch.tensor(rng.standard_normal(p.shape) / 4))
+    tuned.save_pretrained(tmp_path / "adapter")
+    ids = ids_of(theirs, 21)
+    expected = logits_of(tuned, ids)
+    base = Llama.load(tmp_path / "m", dtype="float64")
+    assert np.abs(base(ids) - expected).max() > 1e-3
+    ours = attach(base, load_adapter(tmp_path / "adapter", dtype="float64"))
+    close(ours(ids), expected, 1e-9)
+    save_adapter(tmp_path / "ours", adapters(ours))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float64)
+    loaded = peft.PeftModel.from_pretrained(in_double(kind, again), tmp_path / "ours", autocast_adapter_dtype=False)
+    close(logits_of(loaded.double().eval(), ids), expected, 1e-9)
+    save_llama(merge(ours), tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float64)
+    close(logits_of(in_double(kind, merged), ids), expected, 1e-9)
