@@ -179,9 +179,9 @@ def _turned(config: PeftConfig, file: TensorFile, there: Mapping[str, str], path
         if by_shape is None:
             raise FileRefused(
                 config.path,
-                f"{_says(config)}, and nothing else tells which factor of {short(path)} reads the input: PEFT exchanged "
-                'the two after 0.19.0. Add "peft_version": "0.19.1" where lora_A is as wide as the input, or "0.19.0" '
-                "where it is as wide as the output",
+                f"{_says(config)}, and nothing else tells which factor of {short(path)} reads the input: PEFT has "
+                'exchanged the two after 0.19.0. Add "peft_version": "0.19.1" where lora_A is as wide as the input, '
+                'or "0.19.0" where it is as wide as the output',
             )
         return by_shape
     turned = version <= TURNED_UNTIL
