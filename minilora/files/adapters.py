@@ -100,7 +100,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
     with AdapterFolder.reading(path) as (folder, file):
         if folder.with_base:
             warnings.warn(
@@ -118,12 +118,12 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
             A, B, *further = (backend.asarray(array) for array in arrays)
             if isinstance(form, ExpertForm):
                 experts = form.experts
-                found[module] = StackedLoRA(A, B, layer.alpha, experts=experts, use_rslora=layer.use_rslora)
+                by_path[module] = StackedLoRA(A, B, layer.alpha, experts=experts, use_rslora=layer.use_rslora)
                 continue
             more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
             if module in folder.full_norms:
                 more["dora_norm"] = "full"
-            found[module] = form.variant.adapter(
+            by_path[module] = form.variant.adapter(
                 A,
                 B,
                 layer.alpha,
@@ -132,7 +132,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
                 use_rslora=layer.use_rslora,
                 **more,
             )
-    return found
+    return by_path
 
 
 def save_adapter(
@@ -171,28 +171,28 @@ def save_adapter(
         check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
-    found: dict[str, Adapter | StackedLoRA] = {}
+    by_path: dict[str, Adapter | StackedLoRA] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
         _check_saved(module, layer)
         if not isinstance(module, str) or not is_module_path(module):
             raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-        found[module] = _over_original(layer)
-    where = places(module for module, adapter in found.items() if isinstance(adapter, StackedLoRA))
-    for module, adapter in found.items():
+        by_path[module] = _over_original(layer)
+    where = places(module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA))
+    for module, adapter in by_path.items():
         new = _tensors(module, adapter, where.get(module))
         if clash := new.keys() & tensors.keys():
             raise ValueError(f"layers[{short(module)}] and another layer would both be {short(min(clash))} in the file")
         tensors |= new
-    _check_alike(found)
-    use_rslora = all(adapter.use_rslora for adapter in found.values())
-    for module, adapter in found.items():
+    _check_alike(by_path)
+    use_rslora = all(adapter.use_rslora for adapter in by_path.values())
+    for module, adapter in by_path.items():
         alpha = _lora_alpha(adapter, use_rslora)
         check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    config = config_text(_config(found, use_rslora, fan_in_fan_out, base_model))
-    full = [module for module, a in found.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
+    config = config_text(_config(by_path, use_rslora, fan_in_fan_out, base_model))
+    full = [module for module, a in by_path.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
     header = tensor_header(tensors, notes)
     for what, size, at_most in (
@@ -286,11 +286,11 @@ def _written(module: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     return host
 
 
-def _check_alike(found: Mapping[str, Adapter | StackedLoRA]) -> None:
+def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:
     """Refuse adapters of two variants: PEFT's configuration has one flag for all of them."""
     for variant, names in PEFT_NAMES.items():
-        having = [module for module, adapter in found.items() if variant_of(adapter) is variant]
-        others = [module for module in found if module not in having]
+        having = [module for module, adapter in by_path.items() if variant_of(adapter) is variant]
+        others = [module for module in by_path if module not in having]
         if having and others:
             raise ValueError(
                 f"layers[{short(having[0])}] has {variant.name}'s {variant.array} and layers[{short(others[0])}] has "
@@ -300,30 +300,30 @@ def _check_alike(found: Mapping[str, Adapter | StackedLoRA]) -> None:
 
 def check_adapter_target(path: Path) -> None:
     """Refuse a folder that an adapter could not be written to."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
-    if not os.path.isdir(there):
-        raise ValueError(f"{str(path)!r}: {str(there)!r} is a file, expected a folder or a new name")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{str(path)!r}: the folder {str(there)!r} cannot be written")
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(existing):
+        raise ValueError(f"{str(path)!r}: {str(existing)!r} is a file, expected a folder or a new name")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{str(path)!r}: the folder {str(existing)!r} cannot be written")
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         replaceable(path / name)
 
 
 def _config(
-    found: Mapping[str, Adapter | StackedLoRA], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
+    by_path: Mapping[str, Adapter | StackedLoRA], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
 ) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
-    ranks = {module: adapter.rank for module, adapter in found.items()}
-    parameters = [module for module, adapter in found.items() if isinstance(adapter, StackedLoRA)]
-    variants = {variant_of(adapter) for adapter in found.values()}
+    ranks = {module: adapter.rank for module, adapter in by_path.items()}
+    parameters = [module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA)]
+    variants = {variant_of(adapter) for adapter in by_path.values()}
     flags = {names.flag: variant in variants for variant, names in PEFT_NAMES.items()}
-    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in found.items()}
+    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in by_path.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
-        "target_modules": [module for module in found if module not in parameters],
+        "target_modules": [module for module in by_path if module not in parameters],
         **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
         "r": r,
         "lora_alpha": lora_alpha,

@@ -141,22 +141,22 @@ class LlamaConfig:
         biased = {*(attention if self.attention_bias else ()), *(mlp if self.mlp_bias else ())}
         if self.model_type in WITHOUT_O_BIAS:
             biased.discard("o_proj")
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
         for i in range(self.num_hidden_layers):
             mixed = self.mixture is not None and self.mixture.stands_in(i)
             for part, linears in (("self_attn", attention), ("mlp", {} if mixed else mlp)):
                 for name, shape in linears.items():
-                    found[f"model.layers.{i}.{part}.{name}.weight"] = shape
+                    shapes[f"model.layers.{i}.{part}.{name}.weight"] = shape
                     if name in biased:
-                        found[f"model.layers.{i}.{part}.{name}.bias"] = shape[:1]
+                        shapes[f"model.layers.{i}.{part}.{name}.bias"] = shape[:1]
             if self.mixture is not None and mixed:
-                found |= {f"model.layers.{i}.mlp.{name}": shape for name, shape in self.mixture.shapes(d).items()}
+                shapes |= {f"model.layers.{i}.mlp.{name}": shape for name, shape in self.mixture.shapes(d).items()}
             if self.qk_norm:
-                found |= {f"model.layers.{i}.self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
-            found[f"model.layers.{i}.input_layernorm.weight"] = (d,)
-            found[f"model.layers.{i}.post_attention_layernorm.weight"] = (d,)
-        found["model.norm.weight"] = (d,)
-        return found if self.tie_word_embeddings else found | {"lm_head.weight": (V, d)}
+                shapes |= {f"model.layers.{i}.self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
+            shapes[f"model.layers.{i}.input_layernorm.weight"] = (d,)
+            shapes[f"model.layers.{i}.post_attention_layernorm.weight"] = (d,)
+        shapes["model.norm.weight"] = (d,)
+        return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (V, d)}
 
 
 def _check_mixture(kind: str, mixture: Any) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora import Adapter, DoRA, Linear
+from minilora import DoRA, DoRAAdapter, Linear
 from minilora.conformance import check
 from minilora.conformance.checking.edges import EDGES
 from minilora.conformance.checking.report import REFUSED
@@ -222,7 +222,7 @@ def test_our_dora_is_finite_at_a_row_of_zeros(norm):
     weight[1] = 0
     base = Linear(weight, rng.standard_normal(4))
     A, B = rng.standard_normal((2, 3)), np.zeros((4, 2))
-    layer = DoRA(base, Adapter(A, B, 3.0, magnitude=np.linalg.norm(weight, axis=1), dora_norm=norm))
+    layer = DoRA(base, DoRAAdapter(A, B, 3.0, magnitude=np.linalg.norm(weight, axis=1), dora_norm=norm))
     y, cache = layer.forward(x)
     np.testing.assert_allclose(y, base(x), rtol=1e-13)
     np.testing.assert_allclose(layer.merge()(x), base(x), rtol=1e-13)
