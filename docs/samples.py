@@ -273,11 +273,22 @@ def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
 def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.1) to (moe.4), (moe.14) and (moe.15): four experts, of which a row keeps two."""
     E, K = 4, 2
-    x, W, dp, dl = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
+    x, W, dp, d_scores = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
     p, kept = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
     router = Router(StackedLinear(W), K)
-    names = {"x": x, "W": W, "p": p, "dp": dp, "dl": dl, "kept": kept, "E": E, "N": N, "n": N, "f": rng.random(E)}
-    return names | {"l_cache": router.weight.forward(x)[1], "layers": {"Router": router}}
+    names = {
+        "x": x,
+        "W": W,
+        "p": p,
+        "dp": dp,
+        "d_scores": d_scores,
+        "kept": kept,
+        "E": E,
+        "N": N,
+        "n": N,
+        "f": rng.random(E),
+    }
+    return names | {"weight_cache": router.weight.forward(x)[1], "layers": {"Router": router}}
 
 
 def stack(randn: Any, rng: np.random.Generator, r: int) -> Names:

@@ -142,7 +142,12 @@ def test_the_floors_are_those_that_are_tested():
 
 def test_what_contributing_names_is_there():
     """Files, folders and tests, but for what its examples would add."""
-    new = {"minilora/layers/scale.py", "minilora/commands/count.py", "minilora/variants/x.py", "tests/commands/test_count.py"}
+    new = {
+        "minilora/layers/scale.py",
+        "minilora/commands/count.py",
+        "minilora/variants/x.py",
+        "tests/commands/test_count.py",
+    }
     for path in set(re.findall(r"`((?:minilora|tests|docs|examples|\.ci)/[\w./]+)`", CONTRIBUTING)) - new:
         assert (ROOT / path).exists(), path
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
