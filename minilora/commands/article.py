@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import save_adapter
 
     _check(options)  # all that could fail after the training is tried before it
-    if kept := _kept(options):
-        say(f"the checkpoint stands at {kept}")
+    if progress := _kept(options):
+        say(f"the checkpoint stands at {progress}")
     try:
         result = article.run(
             rank=options.rank,
@@ -69,8 +69,8 @@ def run(options: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         say_interrupted()
-        if kept := _kept(options):
-            say_goes_on(f"{kept} is kept", options.typed)
+        if progress := _kept(options):
+            say_goes_on(f"{progress} is kept", options.typed)
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter})

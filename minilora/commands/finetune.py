@@ -125,8 +125,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
     from ..language.finetuning.recipe import Recipe
 
-    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    return Recipe(**asked | {"target_modules": target_modules(options)})
+    values = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    return Recipe(**values | {"target_modules": target_modules(options)})
 
 
 def _run(options: argparse.Namespace, recipe: Recipe) -> int:
@@ -186,9 +186,9 @@ def _stopped(recipe: Recipe, where: Backend) -> Stopped | None:
     stopped = read_stopped(recipe.checkpoint)
     if stopped is None or recipe.checkpoint is None:
         return None
-    here = recipe if stopped.numbers is None else recipe.settled(stopped.numbers)
-    check_same(recipe.checkpoint, stopped, signature(here, where), here.steps)
-    print(f"resume   goes on from {stopped.where(here.steps)} ({printable(str(recipe.checkpoint))})", flush=True)
+    expected = recipe if stopped.numbers is None else recipe.settled(stopped.numbers)
+    check_same(recipe.checkpoint, stopped, signature(expected, where), expected.steps)
+    print(f"resume   goes on from {stopped.where(expected.steps)} ({printable(str(recipe.checkpoint))})", flush=True)
     return stopped
 
 

@@ -52,10 +52,10 @@ def backend(options: argparse.Namespace) -> Backend:
         raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {options.backend!r}")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        found = get_backend(options.backend)
+        library = get_backend(options.backend)
     for note in notes:
         say(str(note.message))
-    return found
+    return library
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

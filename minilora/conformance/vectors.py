@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from .bugs.bug import Bug, links
 from .bugs.diagnoses import listed
-from .bugs.table import BUGS, Bug, bugs_of
+from .bugs.table import BUGS, bugs_of
 from .checking.behaviour import adam_verdict
 from .checking.comparing import judge_numbers, outcomes_of
 from .checking.contract import FACTORS
@@ -39,7 +40,9 @@ from .checking.report import CannotRun, Outcome, Report, id_of
 from .problems.adam_answers import adam_follows, adam_problem
 from .problems.kinds import SETS
 from .problems.problem import Arrays, Problem
-from .problems.reference import TOLERANCE, UNIT, Trial, drawn
+from .problems.rounding import TOLERANCE, UNIT
+from .problems.slots import Fused
+from .problems.trial import Trial, drawn
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 OF_ADAM = DTYPES[:2]
@@ -128,13 +131,18 @@ def tensors(vector: Vector) -> Arrays:
     options = {name: value for name, value in problem.options.items() if name not in trial.arrays}
     found: Arrays = {}
     for name, array in trial.arrays.items():
-        found |= problem.named(name, name, array)
-    found["alpha"] = np.array(problem.alphas)
+        found |= named(problem, name, name, array)
+    found["alpha"] = np.array(problem.alphas if isinstance(problem, Fused) else [problem.alpha])
     found |= {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
     for prefix, answers in (("", right), ("size.", trial.sizes)):
         for name, of in NAMES.items():
-            found |= problem.named(of, prefix + name, answers[of]) if of in answers else {}
+            found |= named(problem, of, prefix + name, answers[of]) if of in answers else {}
     return found
+
+
+def named(problem: Problem, name: str, as_name: str, array: np.ndarray) -> Arrays:
+    """Return an array as it stands in a file: a name for each slot's own, where there are slots."""
+    return problem.named(name, as_name, array) if isinstance(problem, Fused) else {as_name: array}
 
 
 def adam_tensors(dtype: str) -> Arrays:
@@ -155,16 +163,6 @@ def _rounded(arrays: Arrays, dtype: str) -> Arrays:
 
 
 # --- the index ------------------------------------------------------------------------------------
-
-
-def links(source: str) -> list[str]:
-    """Return where a bug was made, as addresses."""
-    found = []
-    for place in filter(None, source.split(", ")):
-        name, number = place.rsplit(" ", 1)
-        issue = f"https://github.com/{name}/issues/{number.removeprefix('#')}"
-        found.append(issue if number.startswith("#") else f"https://pypi.org/project/{name}/{number}/")
-    return found
 
 
 def caught(bug: Bug, trial: Trial) -> bool:
@@ -336,21 +334,22 @@ def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
 
 def _names(trial: Trial) -> tuple[str, ...]:
     """Return the names that the answers to a problem have in a file."""
-    there = {name: of for name, of in NAMES.items() if not trial.problem.listed or of in trial.right}
-    return tuple(key for name, of in there.items()
-                 for key in trial.problem.named(of, name, trial.right.get(of, np.zeros(0))))  # fmt: skip
+    if not isinstance(trial.problem, Fused):
+        return tuple(NAMES)
+    return tuple(key for name, of in NAMES.items() if of in trial.right
+                 for key in trial.problem.named(of, name, trial.right[of]))  # fmt: skip
 
 
 def _answers(path: Path, problem: Problem, found: Arrays) -> Arrays:
     """Return a file's answers under the names of a report, the slots' of each in one array."""
     answers = {NAMES[name]: array for name, array in found.items() if name in NAMES}
+    if not isinstance(problem, Fused):
+        return answers
     for name, of in NAMES.items():
         parts = {key: array for key, array in found.items() if key.startswith(f"{name}.")}
         if parts:
             try:
-                answers[of] = problem.joined(
-                    of, [parts.get(f"{name}.{i}") for i in range(len(problem.options["widths"]))]
-                )
+                answers[of] = problem.joined(of, [parts.get(f"{name}.{i}") for i in range(len(problem.widths))])
             except ValueError as error:
                 raise CannotRun(f"{str(path)!r} has {error}") from None
     return answers

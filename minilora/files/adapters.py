@@ -98,7 +98,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    found = {}
+    by_path = {}
     with AdapterFolder.reading(path) as (folder, file):
         if folder.with_base:
             warnings.warn(
@@ -117,7 +117,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
             more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
             if module in folder.full_norms:
                 more["dora_norm"] = "full"
-            found[module] = form.variant.adapter(
+            by_path[module] = form.variant.adapter(
                 A,
                 B,
                 layer.alpha,
@@ -126,7 +126,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
                 use_rslora=layer.use_rslora,
                 **more,
             )
-    return found
+    return by_path
 
 
 def save_adapter(
@@ -165,23 +165,23 @@ def save_adapter(
         check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
-    found: dict[str, Adapter] = {}
+    by_path: dict[str, Adapter] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
         _check_saved(module, layer)
         if not isinstance(module, str) or not is_module_path(module):
             raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-        found[module] = adapter = _over_original(layer)
+        by_path[module] = adapter = _over_original(layer)
         tensors |= _tensors(module, adapter)
-    _check_alike(found)
-    use_rslora = all(adapter.use_rslora for adapter in found.values())
-    for module, adapter in found.items():
+    _check_alike(by_path)
+    use_rslora = all(adapter.use_rslora for adapter in by_path.values())
+    for module, adapter in by_path.items():
         alpha = _lora_alpha(adapter, use_rslora)
         check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    config = config_text(_config(found, use_rslora, fan_in_fan_out, base_model))
-    full = [module for module, a in found.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
+    config = config_text(_config(by_path, use_rslora, fan_in_fan_out, base_model))
+    full = [module for module, a in by_path.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
     header = tensor_header(tensors, notes)
     for what, size, at_most in (
@@ -249,21 +249,21 @@ def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
             f"{form.kind!r}"
         )
     arrays = [adapter.lora_A, adapter.lora_B, *([getattr(adapter, variant.array)] if variant.array else [])]
-    found = {}
+    tensors = {}
     for key, array, shape in zip(form.keys(module), arrays, form.shapes(adapter.rank, out, width), strict=True):
         if dtype_name(array) not in SAVED_DTYPES:
             raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
-        found[key] = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
-        if not np.isfinite(found[key]).all():
+        tensors[key] = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
+        if not np.isfinite(tensors[key]).all():
             raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
-    return found
+    return tensors
 
 
-def _check_alike(found: Mapping[str, Adapter]) -> None:
+def _check_alike(by_path: Mapping[str, Adapter]) -> None:
     """Refuse adapters of two variants: PEFT's configuration has one flag for all of them."""
     for variant, names in PEFT_NAMES.items():
-        having = [module for module, adapter in found.items() if variant_of(adapter) is variant]
-        others = [module for module in found if module not in having]
+        having = [module for module, adapter in by_path.items() if variant_of(adapter) is variant]
+        others = [module for module in by_path if module not in having]
         if having and others:
             raise ValueError(
                 f"layers[{short(having[0])}] has {variant.name}'s {variant.array} and layers[{short(others[0])}] has "
@@ -273,29 +273,29 @@ def _check_alike(found: Mapping[str, Adapter]) -> None:
 
 def check_adapter_target(path: Path) -> None:
     """Refuse a folder that an adapter could not be written to."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
-    if not os.path.isdir(there):
-        raise ValueError(f"{str(path)!r}: {str(there)!r} is a file, expected a folder or a new name")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{str(path)!r}: the folder {str(there)!r} cannot be written")
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(existing):
+        raise ValueError(f"{str(path)!r}: {str(existing)!r} is a file, expected a folder or a new name")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{str(path)!r}: the folder {str(existing)!r} cannot be written")
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         replaceable(path / name)
 
 
 def _config(
-    found: Mapping[str, Adapter], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
+    by_path: Mapping[str, Adapter], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
 ) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
-    ranks = {module: adapter.rank for module, adapter in found.items()}
-    variants = {variant_of(adapter) for adapter in found.values()}
+    ranks = {module: adapter.rank for module, adapter in by_path.items()}
+    variants = {variant_of(adapter) for adapter in by_path.values()}
     flags = {names.flag: variant in variants for variant, names in PEFT_NAMES.items()}
-    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in found.items()}
+    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in by_path.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
-        "target_modules": list(found),
+        "target_modules": list(by_path),
         "r": r,
         "lora_alpha": lora_alpha,
         "rank_pattern": _pattern(ranks, r),

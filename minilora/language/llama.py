@@ -120,8 +120,8 @@ class Decoder(Layer):
         lowest, caches = check_cache(self, dy, cache)
         grads: Grads = {}
         for i, (name, layer) in reversed(list(enumerate(self.steps()))[lowest:]):
-            dy, found = layer.backward(dy, caches[i], need_dx=i > lowest)
-            grads |= nest(name, found)
+            dy, layer_grads = layer.backward(dy, caches[i], need_dx=i > lowest)
+            grads |= nest(name, layer_grads)
         return None, grads
 
     def steps(self) -> list[tuple[str, Layer]]:

@@ -74,14 +74,14 @@ class LlamaConfig:
         biased = {*(attention if self.attention_bias else ()), *(mlp if self.mlp_bias else ())}
         if self.model_type == "qwen2":
             biased.remove("o_proj")
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
         for i in range(self.num_hidden_layers):
             for part, linears in (("self_attn", attention), ("mlp", mlp)):
                 for name, shape in linears.items():
-                    found[f"model.layers.{i}.{part}.{name}.weight"] = shape
+                    shapes[f"model.layers.{i}.{part}.{name}.weight"] = shape
                     if name in biased:
-                        found[f"model.layers.{i}.{part}.{name}.bias"] = shape[:1]
-            found[f"model.layers.{i}.input_layernorm.weight"] = (d,)
-            found[f"model.layers.{i}.post_attention_layernorm.weight"] = (d,)
-        found["model.norm.weight"] = (d,)
-        return found if self.tie_word_embeddings else found | {"lm_head.weight": (V, d)}
+                        shapes[f"model.layers.{i}.{part}.{name}.bias"] = shape[:1]
+            shapes[f"model.layers.{i}.input_layernorm.weight"] = (d,)
+            shapes[f"model.layers.{i}.post_attention_layernorm.weight"] = (d,)
+        shapes["model.norm.weight"] = (d,)
+        return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (V, d)}

@@ -96,13 +96,13 @@ def training_memory(
         shapes = matrix_shapes(config)
         trained = layers * sum(rank * sum(shapes[target]) for target in targets)
     layer = _kept_in_a_layer(config, targets) + (len(targets) * rank if rank else 0)
-    kept = layers * (d if recompute else layer) + (layer if recompute else 0)
+    activations = layers * (d if recompute else layer) + (layer if recompute else 0)
     return {
         "weights": round(matrices * (bits + CONSTANTS[bits]) / 8 + 2 * elsewhere),
         "trained": 4 * trained,
         "gradients": gradient * trained,
         "Adam": 8 * trained,
-        "activations": 2 * tokens * kept,
+        "activations": 2 * tokens * activations,
         "logits": 4 * tokens * config.vocab_size,
     }
 
@@ -139,7 +139,7 @@ def parameter_bytes(model: Layer) -> int:
 def cache_bytes(cache: Cache) -> int:
     """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
     own = {id(_owner(array)) for array in arrays_of(cache[0])}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def go(value: Any) -> None:
         if isinstance(value, (tuple, list)):
@@ -147,10 +147,10 @@ def cache_bytes(cache: Cache) -> int:
                 go(part)
         elif is_array(value):
             array = _owner(getattr(value, "ids", value))  # one-hot rows keep their ids alone
-            kept[id(array)] = array.nbytes
+            sizes[id(array)] = array.nbytes
 
     go(cache)
-    return sum(size for key, size in kept.items() if key not in own)
+    return sum(size for key, size in sizes.items() if key not in own)
 
 
 def _owner(array: Array) -> Array:

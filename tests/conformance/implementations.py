@@ -20,7 +20,7 @@ from minilora import (
     dequantize_nf4,
     quantize_nf4,
 )
-from minilora.conformance.problems.reference import round_to
+from minilora.conformance.problems.rounding import round_to
 from minilora.layers.nf4 import dequantize_scales
 from minilora.variants.dora import DoRA, DoRAAdapter, row_lengths
 from minilora.variants.rewritten import Rewritten

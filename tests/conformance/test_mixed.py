@@ -7,7 +7,8 @@ import pytest
 
 from minilora.conformance import CannotRun, check
 from minilora.conformance.problems.kinds import SETS
-from minilora.conformance.problems.reference import drawn, round_to
+from minilora.conformance.problems.rounding import round_to
+from minilora.conformance.problems.trial import drawn
 
 from .implementations import OURS
 

@@ -8,7 +8,8 @@ import pytest
 from minilora import Linear, mse
 from minilora.conformance import CannotRun, check, claims
 from minilora.conformance import __main__ as command
-from minilora.conformance.bugs.diagnoses import BUGS, EVERY_ENTRY
+from minilora.conformance.bugs.table import BUGS
+from minilora.conformance.bugs.wrong_arrays import EVERY_ENTRY
 from minilora.conformance.claims import (
     ClaimBroken,
     backward_is_pure,

@@ -8,7 +8,7 @@ import pytest
 from minilora.conformance import check
 from minilora.conformance.bugs.table import BUGS
 from minilora.conformance.problems.kinds import SETS
-from minilora.conformance.problems.reference import Trial
+from minilora.conformance.problems.trial import Trial
 
 from .implementations import OURS, from_formulas, implementation
 

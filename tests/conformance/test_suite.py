@@ -18,7 +18,9 @@ from minilora.conformance.checking.report import NOT_FAILED
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.adam_answers import AdamFormulas
 from minilora.conformance.problems.kinds import DECLARED, SETS
-from minilora.conformance.problems.reference import RIGHT, SCALINGS, UNIT, StartFormulas, Trial, round_to
+from minilora.conformance.problems.reference import RIGHT, SCALINGS, StartFormulas
+from minilora.conformance.problems.rounding import UNIT, round_to
+from minilora.conformance.problems.trial import Trial
 from minilora.conformance.running import child_process as apart
 from minilora.conformance.running.target import imported
 

@@ -1,4 +1,4 @@
-"""What can be seen inside a wrong array that no known bug explains: where it is wrong, its order, what its sums lack.
+"""What can be said of a wrong array that no known bug explains: how far it is off, where, its order, what it lacks.
 
 Each pattern is tried on one problem, and told where all entries agree with it up to rounding.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from ..problems.kinds import Images
 from ..problems.mixed import Mixed
-from ..problems.problem import Arrays
-from ..problems.reference import TINY, TOLERANCE, UNIT, Trial, round_to
+from ..problems.problem import Arrays, Problem
+from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
+from ..problems.slots import Fused
+from ..problems.trial import Trial
 
 AXES = {
     "y": ("row", "output"),
@@ -31,6 +35,66 @@ ROUNDED = {
     "lora_A is": ("lora_A",),
     "lora_B is": ("lora_B",),
 }
+
+
+EVERY_ENTRY = "every entry is off by the factor"
+"""Words that say that a wrong answer is right but for a factor."""
+
+
+def describe_unknown(name: str, found: np.ndarray, trial: Trial, inside: bool = False) -> str:
+    """Return what can be said of a wrong answer that no known bug explains: its shape, or ratio and worst entry.
+
+    With `inside`, also what is seen inside the array, which takes longer.
+    """
+    expected = trial.right[name]
+    if np.ndim(found) == np.ndim(expected) == 2 and trial.agrees(name, np.transpose(found)):
+        return "is transposed"
+    if np.shape(found) != np.shape(expected):
+        return f"has shape {np.shape(found)}, expected {np.shape(expected)}{_steps(np.shape(found), trial.problem)}"
+    found = np.asarray(found, np.float64)
+    if not np.isfinite(found).all():
+        return "is not finite"
+    at = np.unravel_index(int(np.abs(found - expected).argmax()), expected.shape)
+    slot = trial.problem.place(name, at) if isinstance(trial.problem, Fused) else ""
+    where = f"[{', '.join(map(str, at))}]{slot}"
+    text = f"is off by {abs(found[at] - expected[at]):.3g} at {where}: {found[at]:.7g}, expected {expected[at]:.7g}"
+    ratio = _ratio(name, found, trial)
+    if abs(ratio - 1) > 1e-3:
+        return f"{text}; {EVERY_ENTRY} {ratio:.6g}"
+    seen = pattern(name, found, trial) if inside else ""
+    return f"{text}; {seen}" if seen else text
+
+
+def _ratio(name: str, found: np.ndarray, trial: Trial) -> float:
+    """Return by which factor every entry of an answer is off; 1 where no factor is that of all."""
+    expected = trial.right[name]
+    with np.errstate(over="ignore", invalid="ignore"):
+        ratio = float((found * expected).sum() / max(float((expected * expected).sum()), TINY))
+        larger = {name: trial.sizes[name] * max(1.0, abs(ratio))}
+        if trial.unit <= UNIT["float32"] and trial.distance(name, found, ratio * expected, larger) <= TOLERANCE:
+            return ratio
+    seen = np.abs(expected) > 1e-3 * np.abs(expected).max()  # also where it was computed in a lower precision
+    ratios = found[seen] / expected[seen]
+    same = ratios.size and np.ptp(ratios) <= 1e-4 * abs(ratios).max()
+    return float(np.median(ratios)) if same else 1.0
+
+
+def _steps(shape: tuple[int, ...], problem: Problem) -> str:
+    """Say which other steps of a kernel would give an output of a shape."""
+    if not isinstance(problem, Images):
+        return ""
+    one, none = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
+    others: dict[str, dict[str, Any]] = {
+        "if stride were 1": {"stride": one},
+        "without padding": {"padding": none},
+        "if dilation were 1": {"dilation": one},
+        "if stride and dilation were exchanged": {"stride": problem.dilation, "dilation": problem.stride},
+        "if a step of two axes were exchanged": {
+            name: getattr(problem, name)[::-1] for name in ("stride", "padding", "dilation")
+        },
+    }
+    found = (words for words, steps in others.items() if replace(problem, **steps).positions == shape[2:])
+    return next((f", as it would be {words}" for words in found), "")
 
 
 def pattern(name: str, found: np.ndarray, trial: Trial) -> str:

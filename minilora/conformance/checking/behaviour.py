@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..bugs.diagnoses import describe_unknown
-from ..bugs.table import bugs_of
+from ..bugs.bug import Bug
+from ..bugs.table import bugs_of, the_named
+from ..bugs.wrong_arrays import describe_unknown
 from ..problems.adam_answers import adam_follows, adam_problem
 from ..problems.problem import Arrays
-from ..problems.reference import TOLERANCE, StartFormulas, Trial
+from ..problems.reference import StartFormulas
+from ..problems.rounding import TOLERANCE
+from ..problems.trial import Trial
 from .calling import Watch, answers, described, layer_arrays
 
 
@@ -106,13 +109,16 @@ def _spread(watch: Watch, sizes: Sizes, A: np.ndarray, other: Sizes, second: flo
     spread, mean, fan_in, usual = float(A.std()), float(A.mean()), sizes.fan(), sizes.spread()
     if abs(mean) > spread / 2:
         return f"A's start has the mean {mean:.3g} and the spread {spread:.3g}, and should have the mean 0"
-    if all(0.9 < found * 3**0.5 * at.fan() < 1.1 for at, found in ((sizes, spread), (other, second))):
+    if all(0.9 < measured * 3**0.5 * at.fan() < 1.1 for at, measured in ((sizes, spread), (other, second))):
         return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
-    for bug in bugs_of(watch.kind, ("start",)):
-        times = [found / at.spread(**bug.by()) for at, found in ((sizes, spread), (other, second))]
-        if any(all(0.9 < one / gain < 1.1 for one in times) for gain in (1.0, 6**0.5)):  # PEFT's start, he_uniform
-            source = f" (made in {bug.source})" if bug.source else ""
-            return f"{bug.name} = {sizes.fan(**bug.by())}, not fan in = {fan_in}: {spread:.3g}{source}"
+
+    def explains(bug: Bug) -> bool:
+        times = [measured / at.spread(**bug.by()) for at, measured in ((sizes, spread), (other, second))]
+        return any(all(0.9 < t / gain < 1.1 for t in times) for gain in (1.0, 6**0.5))  # PEFT's start, he_uniform
+
+    if bug := the_named(filter(explains, bugs_of(watch.kind, ("start",)))):
+        source = f" (made in {bug.source})" if bug.source else ""
+        return f"{bug.name} = {sizes.fan(**bug.by())}, not fan in = {fan_in}: {spread:.3g}{source}"
     if not 1e-3 < spread / usual < 50:
         return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {usual:.3g}"
     if not 0.9 < second / spread * usual / other.spread() < 1.1:
@@ -146,9 +152,9 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
 
     if same(right):
         return "ok"
-    for bug in bugs_of("adam", ("adam",)):
-        if same(adam_follows(begin, steps, **bug.by())):
-            return str(bug)
+    explaining = (bug for bug in bugs_of("adam", ("adam",)) if same(adam_follows(begin, steps, **bug.by())))
+    if bug := the_named(explaining):
+        return str(bug)
     moved, should = (np.concatenate([(end[name] - begin[name]).ravel() for name in right]) for end in (found, right))
     times = float(moved @ should / (should @ should))
     if np.allclose(moved, times * should, rtol=0, atol=tolerance * max(1.0, abs(times))):

@@ -12,7 +12,9 @@ import numpy as np
 
 from ...guards.errors import printable
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES, Trial
+from ..problems.reference import QUANTITIES
+from ..problems.slots import Fused
+from ..problems.trial import Trial
 
 SAME = ("one_rank", "one_width")
 """What an implementation of fused slots may declare: that all of them have one rank and alpha, or one width."""
@@ -141,7 +143,7 @@ class Watch:
 
     def _gradient(self, value: Any, name: str, problem: Problem) -> np.ndarray:
         """Return one gradient as an array, also where it is a list with one for each slot."""
-        if name not in problem.listed:
+        if not isinstance(problem, Fused) or name not in problem.listed:
             return self.array(value, name)
         if not isinstance(value, (list, tuple)):
             raise Wrong(f"returns {described(value)} for {name}'s gradient, expected a list, one for each slot")
@@ -228,7 +230,8 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     """Return the arguments that stand for the layer, in order."""
     p = trial.arrays
     layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
-    return trial.problem.handed(layer | {name: p[name] for name in ("magnitude", "mask") if name in p})
+    layer |= {name: p[name] for name in ("magnitude", "mask") if name in p}
+    return trial.problem.handed(layer) if isinstance(trial.problem, Fused) else layer
 
 
 def forward(watch: Watch, trial: Trial) -> Any:

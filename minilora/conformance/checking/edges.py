@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..bugs.diagnoses import describe_unknown
-from ..bugs.table import bugs_of
+from ..bugs.bug import Bug
+from ..bugs.table import bugs_of, known, the_named
+from ..bugs.wrong_arrays import describe_unknown
 from ..problems.kinds import Ids, Images
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
+from ..problems.reference import QUANTITIES, RIGHT
+from ..problems.rounding import TOLERANCE, round_to
 from ..problems.slots import Fused
+from ..problems.trial import Trial, drawn
 from .calling import Watch, answers, forward, strided
 from .report import REFUSED
 
@@ -73,15 +76,19 @@ def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Let alpha be 0: the update is zero, unless the declared scaling has no alpha."""
     zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
-    found = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
-    verdict = _judged(found, zero, right, "for an alpha of 0")
-    for bug in bugs_of(watch.kind, ("alpha of 0",)) if verdict not in ("ok", REFUSED) else ():
+    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
+    verdict = _judged(reply, zero, right, "for an alpha of 0")
+    if verdict in ("ok", REFUSED):
+        return verdict
+    wrong = {key: a for key, a in reply.items() if not zero.agrees(key, a)}
+
+    def explains(bug: Bug) -> bool:
         parts = bug.by(zero.problem)
         predicted, sizes = zero.by(**parts), zero.sizes_by(**parts)
-        wrong = {key: a for key, a in found.items() if not zero.agrees(key, a)}
-        if all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in wrong.items()):
-            return str(bug)
-    return verdict
+        return all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in wrong.items())
+
+    bug = the_named(filter(explains, bugs_of(watch.kind, ("alpha of 0",))))
+    return str(bug) if bug else verdict
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
     with np.errstate(all="ignore"):  # 0 / 0 is told in the verdict
         y = forward(Watch(watch.functions, watch.kind), start)
     if y is not None and y.shape == base.right["y"].shape and not np.isfinite(y).all():
-        return str(bugs_of(watch.kind, ("row of zeros",))[0])
+        return str(known("dora-divides-by-the-length-of-a-row-of-zeros"))
     return _judged({} if y is None else {"y": y}, start, right, "where a row of the weight is zero")
 
 

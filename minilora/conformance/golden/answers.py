@@ -9,7 +9,7 @@ import numpy as np
 from .cases import Case
 from .exact import logits
 from .formulas import Arrays, Formulas
-from .misreadings import BUGS
+from .misreadings import MISREADINGS
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
 """How far a logit may be off, by the precision that a program computes in."""
@@ -72,7 +72,7 @@ def _different(case: Case) -> tuple[list[str], Arrays]:
     Of bugs that change the same, only the first has its flag here.
     """
     before = case.base.arrays
-    every = [("", Formulas()), *((bug.flag, Formulas(**bug.parts)) for bug in BUGS)]
+    every = [("", Formulas()), *((bug.flag, Formulas(**bug.parts)) for bug in MISREADINGS)]
     changed = [formulas.changed(before, case.given, case.base.misread) for _, formulas in every]
     names = sorted({name for one in changed for name in one})
     usual = {name: before.get(name, np.zeros(before[_weight_of(name)].shape[:1])) for name in names}

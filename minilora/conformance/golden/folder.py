@@ -12,11 +12,11 @@ from ...files.peft.adapterconfig import CONFIG_NAME
 from ...files.peft.adapterfolder import WEIGHTS_NAME
 from ...guards.errors import needed
 from ...guards.wholefiles import is_new_or_empty, written_folder
-from ..vectors import links
+from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
 from .cases import CASES, Case, files
-from .misreadings import BUGS
+from .misreadings import MISREADINGS
 
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
@@ -62,7 +62,7 @@ def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         "base": f"bases/{UNTIED.name}",
         "bases": bases,
         "cases": [entry(case, one) for case, one in found],
-        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in BUGS},
+        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in MISREADINGS},
     }
 
 

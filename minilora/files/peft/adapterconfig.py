@@ -270,5 +270,5 @@ def _names(path: Path, key: str, value: Any) -> list[str] | str:
 
 def _optional_names(path: Path, key: str, value: Any) -> list[str]:
     """Return a list of names that may be empty, or be one name."""
-    found = _names(path, key, value) if value else []
-    return [found] if isinstance(found, str) else found
+    names_or_pattern = _names(path, key, value) if value else []
+    return [names_or_pattern] if isinstance(names_or_pattern, str) else names_or_pattern

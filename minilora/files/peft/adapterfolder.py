@@ -50,9 +50,9 @@ class AdapterFolder:
     def reading(cls, folder: Path) -> Iterator[tuple[AdapterFolder, BinaryIO]]:
         """Do the same, and open the factors' file. A save of another process waits until they are read."""
         with locked(folder, shared=True):
-            found = cls._matched(folder)
-            with found.file.opened() as file:
-                yield found, file
+            adapter = cls._matched(folder)
+            with adapter.file.opened() as file:
+                yield adapter, file
 
     @classmethod
     def _matched(cls, folder: Path) -> AdapterFolder:
@@ -93,8 +93,8 @@ class AdapterFolder:
 
 def _full_norms(file: TensorFile, forms: dict[str, Form]) -> frozenset[str]:
     """Return the modules that the file's metadata names for DoRA's full gradient; refuse others than DoRA's."""
-    noted = file.metadata.get(NORM_KEY)
-    modules = frozenset(noted.split("\n") if noted is not None else ())
+    note = file.metadata.get(NORM_KEY)
+    modules = frozenset(note.split("\n") if note is not None else ())
     of_dora = {module for module, form in forms.items() if form.variant is DORA}
     stranger = min(modules - of_dora, default=None)
     if stranger is not None:
@@ -118,8 +118,8 @@ def _check_of_one_save(config: PeftConfig, file: TensorFile) -> None:
     Nothing else shows that an alpha is not that of the factors beside it. Where another program wrote one of the two,
     there is nothing to compare.
     """
-    noted = file.metadata.get(DIGEST_KEY)
-    if None not in (noted, config.digest) and noted != config.digest:
+    digest = file.metadata.get(DIGEST_KEY)
+    if None not in (digest, config.digest) and digest != config.digest:
         raise FileRefused(
             config.path,
             f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "

@@ -98,8 +98,8 @@ def forms_of(file: TensorFile) -> dict[str, Form]:
         if match is None:
             raise FileRefused(file.path, f"the key {short(key)} is {_what_is(key)}")
         parts.setdefault(match["module"], set()).add(match["part"])
-    for module, found in parts.items():
-        _check_parts(file.path, module, found)
+    for module, parts_of_module in parts.items():
+        _check_parts(file.path, module, parts_of_module)
     if not parts:
         raise FileRefused(file.path, "there are no tensors in it")
     return {module: _form(file, module, parts[module]) for module in sorted(parts, key=natural)}
@@ -132,8 +132,8 @@ def check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
         if spec.dtype not in FLOATS:
             raise FileRefused(file.path, f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
         if spec.dtype != specs[0].dtype:
-            one, other = f"{short(keys[0])} has dtype {specs[0].dtype}", f"{short(key)} has dtype {spec.dtype}"
-            raise FileRefused(file.path, f"{one} and {other}")
+            first, other = f"{short(keys[0])} has dtype {specs[0].dtype}", f"{short(key)} has dtype {spec.dtype}"
+            raise FileRefused(file.path, f"{first} and {other}")
     A, B = (spec.shape for spec in specs[:2])
     ones = "".join(", 1" for _ in form.kernel)
     if A[0] != rank:
@@ -152,12 +152,12 @@ def check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
         )
 
 
-def check_variant(path: Path, said: Variant, forms: Mapping[str, Form]) -> None:
+def check_variant(path: Path, configured: Variant, forms: Mapping[str, Form]) -> None:
     """Refuse a variant's arrays where the configuration says nothing of it, and modules that lack theirs."""
     for module, form in forms.items():
-        if form.variant is not said:
-            missing = said is not LORA
-            variant = said if missing else form.variant
+        if form.variant is not configured:
+            missing = configured is not LORA
+            variant = configured if missing else form.variant
             names = PEFT_NAMES[variant]
             raise FileRefused(
                 path,
@@ -166,23 +166,23 @@ def check_variant(path: Path, said: Variant, forms: Mapping[str, Form]) -> None:
             )
 
 
-def _check_parts(path: Path, module: str, found: set[str]) -> None:
+def _check_parts(path: Path, module: str, parts: set[str]) -> None:
     """Refuse a module that has not exactly one A and one B, of one kind."""
-    of_both = found & {*FACTORS}, found & {*EMBEDDING_FACTORS}
+    of_both = parts & {*FACTORS}, parts & {*EMBEDDING_FACTORS}
     if all(of_both):
         raise FileRefused(path, f"the module {short(module)} has factors of an embedding and of another layer")
     names = EMBEDDING_FACTORS if of_both[1] else FACTORS
-    missing = next((name for name in names if name not in found), None)
+    missing = next((name for name in names if name not in parts), None)
     if missing is not None:
         raise FileRefused(path, f"the module {short(module)} has no {missing}")
     if not is_module_path(module):
         raise FileRefused(path, f"{short(module)} is not a module's path: names with dots between them")
 
 
-def _form(file: TensorFile, module: str, found: set[str]) -> Form:
+def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     """Return the form of a module whose keys are right; refuse factors of other numbers of axes."""
-    variant = next((variant for key, variant in OF_VARIANTS.items() if key in found), LORA)
-    if EMBEDDING_FACTORS[0] in found:
+    variant = next((variant for key, variant in OF_VARIANTS.items() if key in parts), LORA)
+    if EMBEDDING_FACTORS[0] in parts:
         form, axes = Form("embedding", (), variant), 2
     else:
         key, shape = f"{PREFIX}{module}.{FACTORS[0]}", file.tensors[f"{PREFIX}{module}.{FACTORS[0]}"].shape

@@ -198,13 +198,13 @@ GGUF_TOKENIZER = (
 """What its header says of the tokenizer."""
 
 
-def check_settings(path: Path, settings: Iterable[Setting], given: Mapping[str, Any]) -> None:
+def check_settings(path: Path, settings: Iterable[Setting], config: Mapping[str, Any]) -> None:
     """Refuse a setting that has another value than those supported, or is missing where it is needed."""
     for setting in settings:
-        name, value = setting.name, given.get(setting.name)
-        if name not in given and setting.needed and not setting.only:
+        name, value = setting.name, config.get(setting.name)
+        if name not in config and setting.needed and not setting.only:
             raise FileRefused(path, f"there is no {name}")
-        if (name in given or setting.needed) and not setting.allows(value):
+        if (name in config or setting.needed) and not setting.allows(value):
             raise FileRefused(path, f"{name} is {short(value)}, supported: {_supported(setting)}")
 
 

@@ -50,9 +50,9 @@ def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:
 def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     V, d, m, layers, H = check_sizes(**{name: config[name] for name in names})
-    given = {"num_key_value_heads": config.get("num_key_value_heads"), "head_dim": config.get("head_dim")}
+    optional = {"num_key_value_heads": config.get("num_key_value_heads"), "head_dim": config.get("head_dim")}
     usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
-    K, D = check_sizes(**{name: usual[name] if size is None else size for name, size in given.items()})
+    K, D = check_sizes(**{name: usual[name] if size is None else size for name, size in optional.items()})
     if D > MAX_HEAD:
         raise ValueError(f"head_dim {D}: expected at most {MAX_HEAD}")
     kind, context = _kind(config), config.get("max_position_embeddings")
@@ -103,11 +103,11 @@ def _check_window(kind: str, config: Mapping[str, Any], context: int | None) -> 
 def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config.json says of the rotary positions, the base among it."""
     rope = _rope(config)
-    given = {"rope_type": "default"} | {setting.name: rope[setting.name] for setting in ROPE if setting.name in rope}
-    given["rope_theta"] = _agreed("rope_theta", rope, config, 10_000.0)
-    if given["rope_type"] == "llama3":
-        given[TRAINED] = _agreed(TRAINED, rope, config)
-    return {name: value for name, value in given.items() if name not in ("type", "partial_rotary_factor")}
+    settings = {"rope_type": "default"} | {setting.name: rope[setting.name] for setting in ROPE if setting.name in rope}
+    settings["rope_theta"] = _agreed("rope_theta", rope, config, 10_000.0)
+    if settings["rope_type"] == "llama3":
+        settings[TRAINED] = _agreed(TRAINED, rope, config)
+    return {name: value for name, value in settings.items() if name not in ("type", "partial_rotary_factor")}
 
 
 def _frequencies(D: int, config: Mapping[str, Any]) -> tuple[float, ...]:

@@ -106,7 +106,7 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
     """Return what config.json says; refuse sizes that would be read back as others."""
     rope = dict(_rope(config))
     base = rope.pop("rope_theta")
-    said = {
+    settings = {
         "architectures": [CLASSES[config.model_type]],
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
@@ -127,16 +127,16 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
         "torch_dtype": dtype,
     }
     if config.max_position_embeddings is not None:
-        said["max_position_embeddings"] = config.max_position_embeddings
+        settings["max_position_embeddings"] = config.max_position_embeddings
     if quantization is not None:
-        said["quantization_config"] = quantization
+        settings["quantization_config"] = quantization
     try:
-        again = parse_config(folder / MODEL_CONFIG, said)
+        again = parse_config(folder / MODEL_CONFIG, settings)
     except FileRefused as error:
         raise ValueError(f"config.json cannot say what the model is: {error}") from error
     if not np.allclose(again.frequencies, config.frequencies, rtol=1e-12, atol=0):
         raise ValueError("the model's rotary frequencies are none that config.json can say: it has a base and a factor")
-    return said
+    return settings
 
 
 def _rope(config: LlamaConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from minilora.guards.errors import FileRefused
 from minilora.language.modelfiles.gguf import ggufreader
 from minilora.language.tokenizer import load_tokenizer
 
-from ...support.language import tiny_llama
+from ....support.language import tiny_llama
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

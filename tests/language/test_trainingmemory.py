@@ -7,10 +7,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import Adam, Linear, Llama, LlamaConfig, Sequential, adapt
-from minilora.language.trainingmemory import LLAMA_2_7B, MATRICES, count_numbers, matrix_shapes, training_memory
+from minilora import (
+    MLP,
+    Adam,
+    Embedding,
+    Linear,
+    Llama,
+    LlamaConfig,
+    Sequential,
+    adapt,
+)
+from minilora.language.trainingmemory import (
+    LLAMA_2_7B,
+    MATRICES,
+    cache_bytes,
+    count_numbers,
+    matrix_shapes,
+    training_memory,
+)
 from minilora.layer import parameter_count
+from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies
+
+from ..support.language import LETTERS, TEXT, tiny_llama
+from ..support.memory import traced
 
 sizes = st.integers(1, 6)
 
@@ -133,3 +153,71 @@ def test_a_configuration_that_cannot_be_is_refused(change, error, said):
 def test_sizes_in_another_form_are_refused():
     with pytest.raises(TypeError, match="config must be a LlamaConfig, got dict"):
         training_memory({"layers": 32}, tokens=1)
+
+
+IDS = [LETTERS.index(c) for c in TEXT]
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_the_memory_of_a_cache_is_counted(n):
+    rng = np.random.default_rng(0)
+    mlp = MLP.init(5, 7, 3, activation="silu", rng=rng, dtype="float64")
+    _, cache = mlp.forward(rng.standard_normal((n, 5)))
+    assert cache_bytes(cache) == 8 * n * (5 + 7 + 7 + 7)  # the inputs of the three layers, each once, and SiLU's q
+
+
+def test_an_array_over_memory_that_is_no_array_is_counted():
+    x = np.frombuffer(bytearray(8 * 10)).reshape(2, 5)
+    _, cache = Linear.init(5, 3, rng=np.random.default_rng(0), dtype="float64").forward(x)
+    assert cache_bytes(cache) == 8 * 10
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["v_proj"], r".*\.1\.mlp\.down_proj"])
+def test_the_counted_memory_is_what_python_allocates(targets):
+    adapted = adapt(tiny_llama(), targets, rank=2, alpha=1, rng=np.random.default_rng(0))
+    ids = np.array(IDS[:2000]).reshape(40, 50)
+    with traced() as memory:
+        cache = adapted.forward(ids)[1]
+    assert cache_bytes(cache) == pytest.approx(memory.kept, rel=0.02)
+
+
+def test_a_frozen_model_keeps_nothing_of_its_own():
+    model, ids = tiny_llama(), np.array(IDS[:20])[None]
+    top = adapt(model, r"model\.layers\.1\.mlp\.down_proj", rank=1, alpha=1, rng=np.random.default_rng(0))
+    every = adapt(model, "all-linear", rank=1, alpha=1, rng=np.random.default_rng(0))
+    sizes = [cache_bytes(m.forward(ids)[1]) for m in (top, every)]
+    assert 0 < sizes[0] < 0.5 * sizes[1]
+
+
+def test_a_view_keeps_the_whole_array_that_it_looks_at():
+    layer, x, y = Linear(np.zeros((4, 3))), np.zeros((6, 5)), np.zeros(7)
+    cache = (layer, (6, 4), x[:2], [x[3:].T, x[:2][0]], y)
+    assert cache_bytes(cache) == x.nbytes + y.nbytes
+
+
+def test_views_of_the_models_own_arrays_are_not_counted():
+    whole, x = np.zeros((8, 3)), np.zeros(5)
+    layer = Linear(whole[:4])  # itself a view
+    assert cache_bytes((layer, (6, 4), layer.weight.T, whole[2:], x)) == x.nbytes
+
+
+def test_one_hot_rows_keep_their_ids_alone():
+    embedding, ids = Embedding(np.zeros((50, 4))), np.array([[3, 1, 3]])
+    assert cache_bytes(embedding.forward(ids)[1]) == ids.nbytes
+    own = (embedding, (1, 3, 4), OneHot(ids[0], 50, embedding.weight), ids)
+    assert cache_bytes(own) == ids.nbytes
+
+
+def test_parameters_are_counted_once():
+    weight = np.zeros((4, 3))
+    tied = Sequential(emb=Embedding(weight), head=Linear(weight))
+    assert parameter_count(tied) == parameter_count(tied, trained=True) == 12
+    adapted = adapt(tied, ["head"], rank=2, alpha=1, rng=np.random.default_rng(0))
+    assert (parameter_count(adapted), parameter_count(adapted, trained=True)) == (12 + 14, 14)
+
+
+def test_an_array_that_has_no_base_counts_as_its_own():
+    class Bare:
+        dtype, shape, nbytes = np.dtype("float64"), (3,), 24
+
+    assert cache_bytes((Linear(np.ones((2, 3))), (2,), Bare())) == 24

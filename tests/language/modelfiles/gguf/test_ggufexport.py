@@ -21,8 +21,8 @@ from minilora import (
 from minilora.files import save_llama
 from minilora.language.modelfiles.gguf.ggufexport import export_adapter
 
-from ...support.language import tiny_llama, write_folder
-from .test_llamagguf import of_kind, write
+from ....support.language import tiny_llama, write_folder
+from .test_ggufreader import of_kind, write
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

@@ -26,7 +26,7 @@ from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies
 
-from ...support.language import arrays_of
+from ....support.language import arrays_of
 
 IDS = np.random.default_rng(0).integers(0, 29, (2, 6))
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

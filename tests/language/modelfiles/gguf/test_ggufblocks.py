@@ -14,7 +14,7 @@ from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.quantized import CodedLinear
 from minilora.layers.rotary import frequencies
 
-from .test_llamagguf import theirs
+from .test_ggufreader import theirs
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

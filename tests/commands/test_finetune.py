@@ -1,7 +1,9 @@
-"""``minilora finetune`` and ``minilora generate``."""
+"""``minilora finetune``."""
 
 import functools
+import io
 import json
+import math
 import os
 import re
 import signal
@@ -9,13 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minilora import (
+    History,
     Llama,
-    LoRA,
     adapt,
     adapters,
     attach,
@@ -23,39 +26,95 @@ from minilora import (
     evaluate,
     load_adapter,
     quantize,
-    save_adapter,
     train,
 )
+from minilora.commands.finetune import _best
 from minilora.fast import accumulate
+from minilora.files.checkpoint import read
+from minilora.guards.tensorfile import TensorFile
 from minilora.language.examples import load_data
-from minilora.language.finetuning import cores
-from minilora.language.finetuning.losstable import LOG_EVERY
+from minilora.language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss
 from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.language.trainingmemory import cache_bytes, parameter_bytes
 from minilora.layer import parameter_count
+from minilora.training import backpropagate
 
+from ..support.command_line import FEW, finetune, losses, rows, run
 from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama
-from .test_cli import run
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+
+
+class File(io.StringIO):
+    """A stdout that is a file: what has been flushed can be read."""
+
+    seen = ""
+
+    def flush(self):
+        self.seen = self.getvalue()
+
+
+def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):
+    file = File()
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail(file.seen))
+    monkeypatch.setattr(sys, "stdout", file)
+    with pytest.raises(pytest.fail.Exception, match=r"^model    model$"):
+        finetune()
+
+
+def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    Path("text").write_bytes(b"\xff")
+    assert finetune() == 2
+    assert "is not a text in UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (
+            [5.0, 4.0, 4.5],
+            "the held-out loss was lowest at step 20: 4.000; the same command with --steps 20 ends there",
+        ),
+        ([5.0, 6.0, 5.5], "the held-out loss was lowest at step 0: 5.000, before the training"),
+        ([5.0, 4.0, 3.0], ""),
+        ([5.0, 4.0004, 4.0], ""),
+        ([5.0, 4.0, 4.0004], ""),  # as printed, they are the same
+    ],
+)
+def test_the_best_step_is_named_unless_it_is_last(losses, said):
+    table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
+    table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
+    assert _best(SimpleNamespace(checkpoint=None), table) == said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kept", [[], ["--checkpoint", "c"]])
+def test_the_steps_that_were_best_end_with_their_adapter(folder, capsys, kept):
+    worse = ["--lr", "0.05", "--dtype", "float64"]
+    assert finetune(*worse, "--steps", "61", *kept) == 0
+    out = capsys.readouterr().out
+    ((best, another),) = re.findall(r"lowest at step (\d+): .* with --steps \1( and another --checkpoint)? ends", out)
+    assert bool(another) == bool(kept)
+    assert finetune(*worse, "--steps", best, *(["--checkpoint", "another"] if kept else [])) == 0
+    assert rows(capsys.readouterr().out)[-1][2] == min(held_out for *_, held_out in rows(out))
+
+
+def test_a_training_that_breaks_down_names_step_and_rate(folder, capsys):
+    assert finetune("--lr", "1e30", "--checkpoint", "c") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"minilora: step (\d) left numbers that are not finite: --lr 1e\+30 is too large for this training. "
+        r"No adapter is written; c keeps step (\d), and another --lr needs another file",
+        said,
+    )
+    bad, kept = map(int, re.findall(r"step (\d)", said))
+    assert read(Path("c")).epoch == kept == bad - 1
+    assert not Path("a").exists()
+
+
 ROOT = Path(__file__).parents[2]
-SMALL = ["--steps", "30", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
-
-
-def finetune(*more):
-    return run("finetune", "text", "--save", "a", "--model", "model", *SMALL, *more)
-
-
-def losses(out):
-    """Return the held-out losses that were printed, by step."""
-    return {row[0]: row[-1] for row in rows(out)}
-
-
-def rows(out):
-    """Return step, training loss and held-out loss of each row that was printed; of step 0 the latter alone."""
-    found = re.findall(r"^ *(\d+) +(?:(\d+\.\d{3}) +)?(\d+\.\d{3})(?: |$)", out, re.M)
-    return [(int(step), float(training) if training else None, float(held_out)) for step, training, held_out in found]
 
 
 def test_finetuning_is_adapt_and_train(folder, capsys):
@@ -127,7 +186,7 @@ def test_a_checkpoint_over_four_bits_goes_on_over_those_alone(folder, capsys):
 
 
 def test_blocks_of_a_file_are_kept_where_there_are_any(folder, capsys):
-    for command in (["finetune", "text", "--save", "a", *SMALL], ["generate", "the"]):
+    for command in (["finetune", "text", "--save", "a", *FEW], ["generate", "the"]):
         assert run(*command, "--model", "model", "--quantize", "file") == 2
         assert "keeps the blocks of a .gguf file, and the model is model" in capsys.readouterr().err
     assert not (folder / "a").exists()
@@ -164,52 +223,6 @@ def test_micro_batches_change_the_memory_alone(folder, capsys):
     for _, deltas in found:
         for path, delta in deltas.items():
             np.testing.assert_allclose(delta, found[0][1][path], atol=1e-6)
-
-
-def test_any_number_of_workers_writes_the_same_adapter(folder):
-    found = set()
-    for workers in ("1", "2", "5"):
-        assert finetune("--workers", workers, "--batch-size", "5", "--micro-batch", "1", "--steps", "3") == 0
-        found.add((folder / "a" / "adapter_model.safetensors").read_bytes())
-    assert len(found) == 1
-
-
-def test_a_command_has_one_blas_thread_from_its_start(folder):
-    """Set before NumPy is loaded, in this process alone, whatever the environment says."""
-    script = """if True:
-        import os, sys
-        from minilora import cli
-        from minilora.commands import finetune, generate
-        def tell(options):
-            assert "numpy" in sys.modules
-            from threadpoolctl import threadpool_info
-            print(*(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"))
-            return 0
-        finetune.run = generate.run = tell
-        cli.main(sys.argv[1:])"""
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    for command, expected in (
-        (["finetune", "text", "--save", "a"], "1"),
-        (["generate", "the"], str(min(2, cores.core_count()))),
-    ):
-        done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, env=environment)
-        assert set(done.stdout.split()) <= {expected}, done.stderr
-
-
-def test_a_command_in_a_running_program_leaves_the_environment(folder):
-    before = dict(os.environ)
-    assert finetune("--steps", "1") == 0
-    assert dict(os.environ) == before
-
-
-def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
-    for available, expected in ((1, 1), (2, 2), (64, 2)):
-        monkeypatch.setattr(cores, "core_count", lambda available=available: available)
-        assert cores.worker_count(None, "numpy") == expected
-        assert cores.worker_count(None, standin.name) == 1
-    assert cores.worker_count(5, "numpy") == 5
-    with pytest.raises(ValueError, match="workers = 5 is for NumPy, expected 1 with --backend cupy"):
-        cores.worker_count(5, standin.name)
 
 
 BAD = [
@@ -304,7 +317,7 @@ def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
         "model",
         "--save",
         "a",
-        *SMALL,
+        *FEW,
         *arguments,
     ]
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this process ignores it
@@ -322,10 +335,10 @@ def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
     assert Path("a", "adapter_model.safetensors").read_bytes() == resumed
 
 
-# --- examples -------------------------------------------------------------------------------------
-
 TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}
 {{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"""
+
+
 EXAMPLES = [
     *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
     *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
@@ -363,7 +376,7 @@ def test_finetuning_takes_examples_of_three_kinds(examples, capsys):
 )
 def test_an_example_that_is_none_stops_the_finetuning(examples, line, message, capsys):
     Path("e.jsonl").write_text("\n".join(map(json.dumps, [*EXAMPLES, line])))
-    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *SMALL) == 2
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *FEW) == 2
     out, err = capsys.readouterr()
     assert message in err
     assert err.count("\n") == 1
@@ -371,118 +384,57 @@ def test_an_example_that_is_none_stops_the_finetuning(examples, line, message, c
     assert not Path("a").exists()
 
 
-def test_a_chat_is_answered_and_the_answer_printed_alone(examples, capsys):
-    model, template = Llama.load("model"), "u the cat.a "
-    ids = [LETTERS.index(c) for c in template]
-    expected = "".join(LETTERS[i] for i in generate(model, ids, 9, end={LETTERS.index(".")}))
-    command = ["generate", "the cat", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0"]
-    assert run(*command) == 0
-    assert capsys.readouterr().out == f"{expected}\n"
-
-
-def test_a_chat_needs_a_template(folder, capsys):
-    assert run("generate", "the cat", "--model", "model", "--chat") == 2
-    out, err = capsys.readouterr()
-    assert "'model': there is no chat template in tokenizer_config.json, nor a file chat_template.jinja" in err
-    assert out == ""
-
-
-# --- generate -------------------------------------------------------------------------------------
-
-
-def test_generate_says_what_the_model_says(folder, capsys):
-    assert finetune() == 0
-    capsys.readouterr()
-    model = Llama.load("model")
-    ids = [LETTERS.index(c) for c in "the cat"]
-    said = {}
-    for name, more, m in (("plain", [], model), ("adapted", ["--adapter", "a"], attach(model, load_adapter("a")))):
-        assert run("generate", "the cat", "--model", "model", "--tokens", "20", "--temperature", "0", *more) == 0
-        said[name] = capsys.readouterr().out
-        expected = "".join(LETTERS[i] for i in generate(m, ids, 20, end={LETTERS.index(".")}))
-        assert said[name] == f"the cat{expected}\n"
-    assert said["plain"] != said["adapted"]
-
-
-def test_a_seed_chooses_the_text(folder, capsys):
-    said = []
-    for more in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--temperature", "0.01"]):
-        assert run("generate", "the", "--model", "model", *more) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
-    assert len(set(said)) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["", "--model", "model"], "the prompt is empty"),
-        (["the", "--model", "model", "--tokens", "0"], "tokens must be at least 1, got 0"),
-        (["the", "--model", "model", "--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
-        (["the", "--model", "model", "--temperature", "nan"], "temperature must be at least 0 and finite, got nan"),
-        (["the", "--model", "model", "--top-p", "0"], "top_p must be above 0 and finite, got 0.0"),
-        (["the", "--model", "model", "--top-p", "1.5"], "top_p must be above 0 and at most 1, got 1.5"),
-        (["the", "--model", "model", "--seed", "-1"], "seed must be at least 0, got -1"),
-        (["the", "--model", "model", "--adapter", "model"], "adapter_config.json"),
-        (["the", "--model", "model", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
-        (["the", "--model", "nowhere"], "nowhere"),
-    ],
-)
-def test_what_cannot_be_said_is_one_line(folder, arguments, message, capsys):
-    assert run("generate", *arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("minilora: ")
-    assert err.count("\n") == 1
-    assert message in err
-
-
-@pytest.mark.parametrize(("layer", "width"), [(7, 12), (1, 13)])  # one layer too many, one input too many
-def test_an_adapter_of_another_model_is_refused_by_path(folder, layer, width, capsys):
-    path = f"model.layers.{layer}.self_attn.q_proj"
-    save_adapter("b", {path: LoRA(np.ones((1, width)), np.ones((16, 1)), 1.0)})
-    assert run("generate", "the", "--model", "model", "--adapter", "b") == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert path in err
-
-
-def test_a_models_words_cannot_steer_the_terminal(folder, capsys):
-    words = json.loads(Path("model/tokenizer.json").read_text())
-    evil = {letter: i for i, letter in enumerate(LETTERS) if letter not in "abcdefghijklm"}
-    evil |= {f"\x1b[{i}J\u202e": i for i in range(13)}
-    words["model"]["vocab"] = evil
-    Path("model/tokenizer.json").write_text(json.dumps(words))
-    assert run("generate", "no\x07", "--model", "model", "--tokens", "60", "--temperature", "3") == 0
-    out = capsys.readouterr().out
-    assert "\\x1b[" in out
-    assert out.startswith("no\\x07")
-    assert out.replace("\n", "").isprintable()
-
-
 def test_names_that_the_user_gives_cannot_steer_the_terminal(folder, capsys):
     evil = "\x1b[2J\u202e"
     Path("model").rename(f"{evil}m")
     Path("text").rename(f"{evil}t")
-    assert run("finetune", f"{evil}t", "--save", f"{evil}a", "--model", f"{evil}m", *SMALL, "--steps", "1") == 0
+    assert run("finetune", f"{evil}t", "--save", f"{evil}a", "--model", f"{evil}m", *FEW, "--steps", "1") == 0
     out = capsys.readouterr().out
     assert out.count("\\x1b[2J") == 3
     assert out.replace("\n", "").isprintable()
 
 
-def test_without_a_model_glassllms_is_taken(folder, capsys):
-    pytest.importorskip("glassllm")
-    assert run("finetune", "text", "--save", "a", "--steps", "2", "--batch-size", "2", "--length", "16") == 0
-    out = capsys.readouterr().out
-    assert "glassllm's English model: 852,608 parameters in float32" in out
-    assert losses(out)[2] < losses(out)[0]
-    assert json.loads(Path("a/adapter_config.json").read_text())["base_model_name_or_path"] is None
-    assert run("generate", "The cat", "--adapter", "a", "--tokens", "5") == 0
-    assert capsys.readouterr().out.startswith("The cat")
+TWO = ["--steps", "2", "--batch-size", "4", "--length", "8", "--rank", "2"]
 
 
-def test_a_missing_default_model_is_named(folder, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "glassllm", None)
-    for command in (["generate", "the"], ["finetune", "text", "--save", "a"]):
-        assert run(*command) == 2
-        assert "needs glassllm" in capsys.readouterr().err
+class Pipe(io.StringIO):
+    """What is printed, and what a reader at the other end has seen of it: all up to the last flush."""
+
+    seen = ""
+
+    def flush(self):
+        self.seen = self.getvalue()
+
+
+def test_the_first_loss_is_seen_before_the_training(folder, monkeypatch):
+    monkeypatch.setattr(
+        "minilora.language.finetuning.session.train", lambda *a, **k: seen.append(sys.stdout.seen) or History()
+    )
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    seen = []
+    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO) == 0
+    assert re.fullmatch(r"   0 +\d\.\d{3}", seen[0].splitlines()[-1])
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("float64", "F64"), ("float32", "F32")])
+def test_finetuning_computes_in_the_dtype_it_says(folder, capsys, dtype, name):
+    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, "--dtype", dtype) == 0
+    assert f"parameters in {dtype}" in capsys.readouterr().out
+    tensors = TensorFile(folder / "a" / "adapter_model.safetensors").tensors.values()
+    assert {spec.dtype for spec in tensors} == {name}
+
+
+def test_a_finetuned_adapter_names_its_base(folder, capsys):
+    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO) == 0
+    config = json.loads((folder / "a" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "model"
+    assert (config["r"], config["lora_alpha"]) == (2, 16)
+
+
+def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
+    found = {}
+    for more in ([], ["--lr", "3e-3"], ["--lr", "3e-4"]):
+        assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, *more) == 0
+        found[" ".join(more)] = next(iter(load_adapter("a").values())).lora_B
+    np.testing.assert_array_equal(found[""], found["--lr 3e-3"])
+    assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4
