@@ -122,7 +122,7 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
         while module.endswith(WRAPPED):
             module, depth = module.removesuffix(WRAPPED), depth + 1
         depths.setdefault(module, []).append(depth)
-    found = {}
+    paths: dict[str, str] = {}
     for module, places_of_it in depths.items():
         names = sorted({name for name in map(_named(module), config.target_parameters) if name}, key=_rank)
         if not names and places_of_it == [0]:
@@ -138,8 +138,8 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
                 config.path,
                 f"target_parameters names {short(names)} of {short(module)}: which key is whose is not known",
             )
-        found |= {f"{module}.{name}": module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
-    return found
+        paths |= {f"{module}.{name}": module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
+    return paths
 
 
 def _named(module: str) -> Callable[[str], str]:
