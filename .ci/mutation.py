@@ -51,23 +51,42 @@ PARTS = {
     ),
     "rim": (
         (
-            ("guards/writing", "guards/errors", "files/basefile"),
+            ("guards/wholefiles", "guards/folderlocks", "guards/errors", "files/base/shards"),
             (
-                *("guards/test_writing", "guards/test_errors", "files/test_merge"),
-                *("language/modelfiles/test_llamafolder", "test_likely_mistakes"),
+                *("guards/test_wholefiles", "guards/test_folderlocks", "guards/test_errors", "files/test_merge"),
+                "language/modelfiles/huggingface/test_folderreader",
             ),
         ),
-        (("files/merge", "files/layouts"), ("files/test_merge", "files/test_kinds", "files/test_layouts")),
-        (("files/checkpoint",), ("files/test_checkpoint", "test_training", "language/test_text")),
-        (("guards/tensorfile",), ("guards/test_tensorfile", "files/test_adapters", "guards/test_errors")),
-        (("guards/patterns",), ("guards/test_patterns",)),
         (
-            ("files/adapters", "files/adapterfolder", "files/forms"),
-            ("files/test_adapters", "files/test_kinds", "guards/test_writing"),
+            ("files/merge", "files/base/orientation", "files/base/companions", "files/base/tiedhead"),
+            (
+                *("files/test_merge", "files/test_merge_folder", "files/test_merge_kinds"),
+                *("files/base/test_orientation", "files/base/test_companions", "files/base/test_tiedhead"),
+            ),
         ),
         (
-            ("files/peftconfig", "files/inspection"),
-            ("files/test_adapters", "guards/test_patterns", "files/test_inspection", "files/test_kinds"),
+            ("files/checkpoint",),
+            ("files/test_checkpoint", "test_training", "language/test_training_on_text"),
+        ),
+        (
+            ("guards/tensorfile", "guards/inputfiles"),
+            ("guards/test_tensorfile", "guards/test_inputfiles", "files/peft/test_adapterfolder", "guards/test_errors"),
+        ),
+        (("guards/boundedpatterns", "guards/patternanswers"), ("guards/test_boundedpatterns",)),
+        (("guards/boundedprocess",), ("guards/test_boundedprocess",)),
+        (
+            ("files/adapters", "files/peft/adapterfolder", "files/peft/adapterkeys"),
+            (
+                *("files/test_adapters", "files/peft/test_adapterfolder", "files/peft/test_adapterkeys"),
+                "guards/test_wholefiles",
+            ),
+        ),
+        (
+            ("files/peft/adapterconfig", "files/inspection"),
+            (
+                *("files/peft/test_adapterconfig", "files/test_adapters", "guards/test_boundedpatterns"),
+                *("files/test_inspection", "files/peft/test_adapterkeys"),
+            ),
         ),
     ),
 }

@@ -16,7 +16,7 @@ import numpy as np
 import pictures
 from IPython.display import HTML
 
-from minilora import Adapter, Attention, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
+from minilora import Attention, DoRAAdapter, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
 from minilora.figures import BASE, LORA
 from minilora.language.trainingmemory import cache_bytes, training_memory
 from minilora.layer import Layer, rebuild
@@ -715,7 +715,7 @@ def memory(config: LlamaConfig, tokens: int, ways: dict[str, dict[str, int]], st
 def two_arrows() -> HTML:
     """Return the drawing of one row of a weight with two inputs under DoRA."""
     W, A, B, m = np.array([[2.4, 0.5]]), np.array([[-0.1, 1.4]]), np.array([[1.0]]), np.array([2.2])
-    layer = DoRA(Linear(W), Adapter(A, B, 1.0, magnitude=m))
+    layer = DoRA(Linear(W), DoRAAdapter(A, B, 1.0, magnitude=m))
     V, merged = layer.direction()[0], layer.merge().weight[0]
     drawing, (x0, y0), unit = Drawing(216), (22, 206), 84
     at = {name: (x0 + unit * v[0], y0 - unit * v[1]) for name, v in (("W", W[0]), ("V", V), ("merged", merged))}

@@ -17,6 +17,7 @@ from minilora import (
     Adapter,
     Conv1d,
     DoRA,
+    DoRAAdapter,
     Embedding,
     Linear,
     LoRA,
@@ -109,7 +110,7 @@ def sequential(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (seq.1) and (seq.2), where layer i is a linear one."""
     x, dx, W = randn((N, IN)), randn((N, OUT)), randn((OUT, IN))
     linear = Linear(W)
-    return {"x": x, "dx": dx, "W": W, "layer": linear, "caches": [linear.forward(x)[1]], "i": 0, "asked": True}
+    return {"x": x, "dx": dx, "W": W, "layer": linear, "caches": [linear.forward(x)[1]], "i": 0, "below": True}
 
 
 def flatten(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -172,7 +173,7 @@ def rewritten(randn: Any, rng: np.random.Generator, r: int) -> Names:
 def dora(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (dora.1) to (dora.8)."""
     W, b, m, A, B, s = randn((OUT, IN)), randn(OUT), rng.random(OUT), randn((r, IN)), randn((OUT, r)), ALPHA / r
-    layer = DoRA(Linear(W, b), Adapter(A, B, ALPHA, magnitude=m, dora_norm="full"))
+    layer = DoRA(Linear(W, b), DoRAAdapter(A, B, ALPHA, magnitude=m, dora_norm="full"))
     vectors = {name: rng.random(OUT) for name in ("n", "g", "dm", "dn")}
     return vectors | {
         **{"W": W, "b": b, "m": m, "A": A, "B": B, "s": s, "V": W + s * B @ A, "dV": randn((OUT, IN))},
@@ -272,11 +273,22 @@ def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
 def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.1) to (moe.4), (moe.14) and (moe.15): four experts, of which a row keeps two."""
     E, K = 4, 2
-    x, W, dp, dl = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
+    x, W, dp, d_scores = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
     p, kept = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
     router = Router(StackedLinear(W), K)
-    names = {"x": x, "W": W, "p": p, "dp": dp, "dl": dl, "kept": kept, "E": E, "N": N, "n": N, "f": rng.random(E)}
-    return names | {"l_cache": router.weight.forward(x)[1], "layers": {"Router": router}}
+    names = {
+        "x": x,
+        "W": W,
+        "p": p,
+        "dp": dp,
+        "d_scores": d_scores,
+        "kept": kept,
+        "E": E,
+        "N": N,
+        "n": N,
+        "f": rng.random(E),
+    }
+    return names | {"weight_cache": router.weight.forward(x)[1], "layers": {"Router": router}}
 
 
 def stack(randn: Any, rng: np.random.Generator, r: int) -> Names:

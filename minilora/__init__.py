@@ -6,7 +6,7 @@ Read these files in this order. Each adds one idea:
 2. `minilora.linear`: the layer that is adapted
 3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
 4. `minilora.optim`: Adam
-5. `minilora.training`: the loop
+5. `minilora.training`: the loop; `minilora.evaluation`, `minilora.state` and `minilora.watching` are what it is made of
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 
 The book goes on, and imports nothing of what stands beside it:
@@ -23,37 +23,11 @@ Beside it stand two neighbours. `minilora.language` is a language model, fine-tu
 other people wrote: layers, readers of adapters, files. `minilora.exercises` grades a backward of yours,
 `minilora.figures` draws, and `minilora.cli` with `minilora.commands` is the command line.
 
-Importing the package imports none of this: a name is fetched when it is first used, so ``import minilora.lora`` needs
-NumPy alone.
+Importing the package imports none of this: `minilora.lazy` fetches a name when it is first used, so
+``import minilora.lora`` needs NumPy alone.
 """
 
-from functools import cache
-from importlib import import_module
-from typing import Any
+from . import lazy
 
 __version__ = "0.4.0"
-
-
-@cache
-def _homes() -> dict[str, str]:
-    """Return the module of each public name. They stand in ``__init__.pyi`` alone, for type checkers and for this."""
-    import ast  # at the first name: the command line starts without
-    from pkgutil import get_data
-
-    stub = ast.parse(get_data(__name__, "__init__.pyi") or b"")
-    found = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: str(node.module) for node in found for alias in node.names}
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__all__":
-        return sorted(_homes())
-    if name not in _homes():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_homes()[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_homes()})
+__getattr__, __dir__ = lazy.attributes(__name__)

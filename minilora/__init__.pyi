@@ -46,6 +46,7 @@ from .training import evaluate as evaluate
 from .training import train as train
 from .variants.adapter import Adapter as Adapter
 from .variants.dora import DoRA as DoRA
+from .variants.dora import DoRAAdapter as DoRAAdapter
 from .variants.scaling import loraplus as loraplus
 from .variants.sums import best_of_rank as best_of_rank
 from .variants.sums import weighted_sum as weighted_sum

@@ -17,25 +17,26 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, overload
 
 import numpy as np
 
 from .backend import backend_of
 from .checks import check_choice, check_flag, check_instance, check_rng, check_sizes, kind_of, unmoved
-from .layer import Layer, Model, check_model, first_array, freeze, rebuild, walk
+from .layer import Layer, Model, check_model, first_array, freeze, parts_besides, rebuild, walk
 from .layers.convolution import Conv1d, Conv2d, Convolution
 from .layers.embedding import Embedding
 from .layers.quantized import CodedLinear
 from .layers.stacked import StackedLinear
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .variants.adapter import NORMS, Adapter
-from .variants.dora import DoRA
+from .variants.adapter import Adapter
+from .variants.dora import NORMS, DoRA
 from .variants.pissa import over_original, pissa
 from .variants.rewritten import Rewritten
 from .variants.stacked import StackedLoRA, StackedLoRALinear
-from .variants.variant import DORA, LORA, variant_of
+from .variants.variant import DORA, LORA, of_its_own, variant_of
 
 ALL_LINEAR = "all-linear"
 KIND_OF: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
@@ -80,7 +81,7 @@ def adapt(
     use_rslora : bool
         Whether the scaling is alpha / sqrt(r), see `minilora.variants.scaling`.
     use_dora : bool
-        Whether each output has a magnitude that trains, see `minilora.variants.dora`.
+        Whether the length of each row of the weight trains apart from its direction, see `minilora.variants.dora`.
     dora_norm : {"constant", "full"}
         How DoRA's backward treats the norm: as a constant, as PEFT does, or with its full gradient.
     init : {"lora", "pissa"}
@@ -100,8 +101,8 @@ def adapt(
     Raises
     ------
     ValueError
-        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range. If a name
-        in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, which PEFT refuses too.
+        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range. If a
+        name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as in PEFT.
     TypeError
         If an argument is of another type.
     """
@@ -110,7 +111,7 @@ def adapt(
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
     use_rslora, use_dora = check_flag("use_rslora", use_rslora), check_flag("use_dora", use_dora)
-    variant = DORA if use_dora else LORA
+    variant, options = (DORA, {"dora_norm": dora_norm}) if use_dora else (LORA, {})
     parameters = named_parameters(model, target_parameters or [])
     if parameters and (use_dora or init != "lora"):
         raise ValueError(f"target_parameters takes no {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")
@@ -122,11 +123,7 @@ def adapt(
         if path in parameters:
             return _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
-        if use_dora:
-            adapter.dora_norm = dora_norm
-        if variant.initial is not None:
-            setattr(adapter, variant.array, variant.initial(_matrix(base), adapter))
-        return _beside(base, adapter)
+        return _beside(base, variant.start(_matrix(base), adapter, **options))
 
     with unmoved(rng):
         return _put(model, modules | parameters, beside)
@@ -314,9 +311,10 @@ def adapters(model: Layer) -> dict[str, Any]:
     """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes.
 
     Each is an `Adapter`: it has ``delta()``, the change of the module's matrix (out, in) before DoRA's norm, and knows
-    its `kind` of layer, its `kernel`, its `magnitude` and, after PiSSA, how it started. The arrays are the model's own.
-    Of an adapted layer from elsewhere it is that layer's ``adapter``, whatever its class. A layer that can ``merge()``
-    and has no ``adapter`` is a TypeError.
+    its `kind` of layer, its `kernel` and, after PiSSA, how it started; ``further()`` are the arrays of a variant. The
+    arrays are the model's own. Of an adapted layer from elsewhere it is that layer's ``adapter``, whatever its class.
+    Where such a layer has arrays besides base and adapter, they count among the further arrays of a LoRA: neither a
+    file nor a sum loses them. A layer that can ``merge()`` and has no ``adapter`` is a TypeError.
     """
     check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
@@ -370,26 +368,41 @@ def _matrix(layer: Any) -> Linear:
     return layer if isinstance(layer, Linear) else layer.as_linear()
 
 
-def _kind(layer: Layer) -> str | None:
+def _kind(layer: Layer | None) -> str | None:
     """Return the kind of a layer that can take an adapter, and None for others."""
     return next((kind for cls, kind in KIND_OF.items() if isinstance(layer, cls)), None)
 
 
-def _place(base: Layer) -> dict[str, Any]:
+def _place(base: Layer | None) -> dict[str, Any]:
     """Return what an `Adapter` knows of the layer that it stands beside."""
-    return {"kind": str(_kind(base)), "kernel": tuple(getattr(base, "kernel", ()))}
+    return {"kind": _kind(base) or "linear", "kernel": tuple(getattr(base, "kernel", ()))}
 
 
 def _described(path: str, layer: Any) -> Any:
-    """Return a layer's adapter; of a plain `LoRA` one that knows where it stands."""
+    """Return a layer's adapter; of a plain `LoRA` one that knows where it stands, and one that says what it lacks."""
     if not hasattr(layer, "adapter"):
         raise TypeError(f"the layer {path!r}, a {type(layer).__name__}, can merge and has no attribute adapter")
-    adapter = layer.adapter
-    if type(adapter) is not LoRA:
+    adapter, more = layer.adapter, parts_besides(layer, "base", "adapter")
+    if not isinstance(adapter, LoRA) or of_its_own(adapter):
         return adapter
-    found = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **_place(layer.base))
-    found.frozen = adapter.frozen
-    return found
+    place = _place(getattr(layer, "base", None))
+    if not more and (isinstance(adapter, Adapter) or (type(adapter) is not LoRA and place["kind"] == "linear")):
+        return adapter
+    known = place | {f.name: getattr(adapter, f.name) for f in fields(Adapter) if hasattr(adapter, f.name)}
+    described = PartialAdapter(**known, beside=adapter.further() | more) if more else Adapter(**known)
+    described.frozen = adapter.frozen
+    return described
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class PartialAdapter(Adapter):
+    """The adapter of a layer from elsewhere that has more arrays than this: factors without the whole change."""
+
+    beside: Mapping[str, Any]  # the further arrays
+
+    def further(self) -> dict[str, Any]:
+        """Return the layer's further arrays."""
+        return dict(self.beside)
 
 
 def _free(model: Layer) -> dict[str, Layer]:

@@ -94,8 +94,7 @@ def run(
         Whether to show a progress bar for each training.
     checkpoint : path, optional
         A file that keeps both trainings' state after every epoch; where it is there already the run goes on from it,
-        and ends with the same bits. The seconds are then those of this call. A folder, as earlier versions made one,
-        keeps them in two files.
+        and ends with the same bits. The seconds are then those of this call.
 
     Returns
     -------
@@ -115,19 +114,14 @@ def run(
     batch_size, seed = check_batch_size(batch_size, n, "the data"), check_integer("seed", seed, at_least=0)
     check_choice("dtype", dtype, ("float32", "float64"))
     backend, progress = backend_or_numpy(backend), check_flag("progress", progress)
-    kept: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, Checkpoint] = {}
     if checkpoint is not None:
         place = check_path("checkpoint", checkpoint)
         settings: dict[str, Any] = {
             "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "n": n,
             "in_features": in_features, "out_features": out_features, "dtype": dtype, "backend": backend.name,
         }  # fmt: skip
-        for name in ("base", "adapter"):
-            kept[name] = (
-                Checkpoint(place / f"{name}.safetensors", settings)
-                if place.is_dir()
-                else Checkpoint(place, settings, name=name)
-            )
+        checkpoints = {name: Checkpoint(place, settings, name=name) for name in ("base", "adapter")}
     rng = np.random.default_rng(seed)
 
     def randn(*shape: int) -> Array:
@@ -136,7 +130,7 @@ def run(
     def fit(name: str, model: Layer, x: Array, y: Array) -> History:
         return train(
             model, x, y, epochs=epochs, batch_size=batch_size, lr=lr, rng=rng, progress=progress,
-            checkpoint=kept.get(name),
+            checkpoint=checkpoints.get(name),
         )  # fmt: skip
 
     # Step 1. Simulate data of a linear model.

@@ -12,9 +12,8 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -332,13 +331,3 @@ def check_float_dtype(name: str, value: Any) -> None:
         known = False
     if not known:
         raise TypeError(f"{name} must be one of {', '.join(expected)}, got {value!r}")
-
-
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
-    _MOVED = {"check_cache": "layer", "check_dy": "layer", "check_input": "layer"}
-
-    def __getattr__(name: str) -> Any:
-        """Return a guard that stood here until 0.3.0. Its old import works for one more version."""
-        if name not in _MOVED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f".{_MOVED[name]}", __package__), name)

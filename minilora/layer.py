@@ -16,6 +16,11 @@ Everything else is written with them, above all:
     walk(model)                        list every layer, by path
     nest(name, grads)                  put a child's gradients under its name
 
+WHY NEED_DX. A backward computes the gradients of the layer's own arrays, and dx, which the layer below takes as its dy.
+Below the lowest layer that trains nobody takes it, and it can be half of the work. So the caller says whether it needs
+dx, and ``dx = ... if need_dx else None`` in a backward means this and nothing more. A model asks a layer for dx while a
+layer below that one trains (`trains`), or while the model itself is asked.
+
 A frozen layer trains nothing and only passes dx. Its cache keeps what dx needs: of a linear layer nothing, of a norm
 its input. An array that stands in two places (a tied array) is one parameter: it has two names here, and `Adam` and
 `gradcheck` sum its gradients.
@@ -54,7 +59,7 @@ class Layer:
         cache : tuple
             As `forward` returned it.
         need_dx : bool
-            False where nobody asks for dx: below the lowest layer that trains there is nothing to compute.
+            Whether the caller needs dx; False below the lowest layer that trains.
 
         Returns
         -------
@@ -76,13 +81,13 @@ class Layer:
 
     def trainable(self) -> dict[str, Array]:
         """Return the arrays that training updates, by name: the layer's own, not copies."""
-        found: dict[str, Array] = {}
+        arrays: dict[str, Array] = {}
         for name, part in parts(self):
             if isinstance(part, Layer):
-                found |= nest(name, part.trainable())
+                arrays |= nest(name, part.trainable())
             elif not self.frozen:
-                found[name] = part
-        return found
+                arrays[name] = part
+        return arrays
 
     def numbers(self) -> dict[int, int]:
         """Return how many numbers each of the layer's own arrays stands for, by the array's identity."""
@@ -110,24 +115,29 @@ def parts(layer: Layer) -> Iterator[tuple[str, Any]]:
                 yield name if key is None else f"{name}.{key}", part
 
 
+def parts_besides(layer: Layer, *names: str) -> dict[str, Any]:
+    """Return the arrays and layers among a layer's attributes that have other names than these."""
+    return {name: part for name, part in parts(layer) if name not in names}
+
+
 def first_array(layer: Layer) -> Array | None:
     """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
     for _, part in parts(layer):
-        found = first_array(part) if isinstance(part, Layer) else part
-        if found is not None:
-            return found
+        array = first_array(part) if isinstance(part, Layer) else part
+        if array is not None:
+            return array
     return None
 
 
 def trains(*layers: Layer) -> bool:
     """Return whether any of these layers has an array that trains. The first that is found is enough."""
 
-    def one(layer: Layer) -> bool:
+    def this(layer: Layer) -> bool:
         if type(layer).trainable is not Layer.trainable:  # it says itself what trains
             return bool(layer.trainable())
-        return any(one(part) if isinstance(part, Layer) else not layer.frozen for _, part in parts(layer))
+        return any(this(part) if isinstance(part, Layer) else not layer.frozen for _, part in parts(layer))
 
-    return any(map(one, layers))
+    return any(map(this, layers))
 
 
 def walk(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
@@ -178,7 +188,7 @@ def rebuild(
 
 
 def nest(name: str, grads: Mapping[str, Array]) -> dict[str, Array]:
-    """Return a child's gradients, or arrays, under its name in the model. What has no name of its own takes the child's."""
+    """Return a child's gradients, or arrays, under its name in the model; one without a name has the child's."""
     return {f"{name}.{key}" if key else name: value for key, value in grads.items()}
 
 

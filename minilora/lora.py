@@ -44,7 +44,7 @@ import numpy as np
 
 from .backend import Backend, backend_of, backend_or_numpy
 from .checks import Array, check_array, check_instance, check_matrix, check_number, check_start
-from .layer import Cache, Layer, check_cache, check_input, first_array, rows
+from .layer import Cache, Layer, check_cache, check_input, first_array, parts_besides, rows
 from .linear import Linear
 
 
@@ -87,6 +87,10 @@ class LoRA(Layer):
         """Return the change of weight that the adapter stands for, s B A."""
         return self.scaling * self.lora_B @ self.lora_A  # eq. (13)
 
+    def further(self) -> dict[str, Any]:
+        """Return the arrays that a variant of LoRA has besides the two factors, by name; LoRA itself has none."""
+        return parts_besides(self, "lora_A", "lora_B")
+
     @classmethod
     def init(
         cls, in_features: int, out_features: int, *, rank: int, alpha: float, rng: np.random.Generator,
@@ -116,8 +120,7 @@ class LoRALinear(Layer):
 
     def __post_init__(self) -> None:
         check_beside(self.base, Linear, self.adapter, LoRA)
-        if getattr(self.adapter, "magnitude", None) is not None:
-            raise ValueError("adapter has a magnitude, which a LoRALinear leaves out: stand it beside base with attach")
+        check_whole(self.adapter, "LoRALinear")
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. The base needs none: its dx depends on W alone."""
@@ -187,3 +190,17 @@ def check_beside(base: Any, base_type: type, adapter: Any, adapter_type: type) -
         ours, theirs = getattr(adapter, width), getattr(base, width)
         if ours != theirs:
             raise ValueError(f"adapter has {width} = {ours}, expected {theirs} as in base")
+
+
+def check_whole(adapter: LoRA, layer: str, *used: str) -> None:
+    """Refuse an adapter with arrays that a layer leaves out: all but those it uses.
+
+    A subclass may compute with them itself, in a `forward` and a `delta` of its own.
+    """
+    if type(adapter).forward is not LoRA.forward and type(adapter).delta is not LoRA.delta:
+        return
+    if names := [name for name in adapter.further() if name not in used]:
+        raise ValueError(
+            f"adapter has a {' and a '.join(names)}, which a {layer} leaves out: stand it beside base with attach or, "
+            "as a layer of your own, with put_beside"
+        )

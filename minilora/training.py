@@ -30,7 +30,7 @@ from .layer import Layer
 from .losses import Loss, mse
 from .optim import Adam, Rate
 from .state import History, Keeper, TrainingState
-from .watching import TrainingDiverged, check_loss, check_parameters, move, progress_bar, tokens_of
+from .watching import TrainingDiverged, check_loss, check_parameters, move, progress_bar
 
 __all__ = ["History", "TrainingDiverged", "TrainingState", "backpropagate", "draw_batches", "evaluate", "train"]
 
@@ -136,7 +136,8 @@ def train(
 
     from .fast.gather import Batches  # for speed: X[rows] and Y[rows], each time in the same memory
 
-    batch, asarray, tokens = Batches(X, Y, batch_size), backend_of(X).asarray, tokens_of(X, steps * batch_size)
+    batch, asarray = Batches(X, Y, batch_size), backend_of(X).asarray
+    tokens = steps * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # in an epoch, of ids
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), progress_bar(state.epoch, epochs, tokens, shown=progress) as bar:
         for epoch in range(state.epoch + 1, epochs + 1):

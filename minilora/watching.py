@@ -10,7 +10,6 @@ from typing import Any
 from tqdm import tqdm
 
 from .backend import all_finite
-from .checks import Array
 from .state import TrainingState
 
 
@@ -54,11 +53,6 @@ def _last_loss(state: TrainingState) -> str:
     if not history.losses:
         return "and no loss was reported before"
     return f"and the last loss reported was {history.losses[-1]:.7g} after epoch {history.epochs[-1]}"
-
-
-def tokens_of(X: Array, rows: int) -> int | None:
-    """Return how many tokens so many rows of X have; None where X has no ids."""
-    return rows * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None
 
 
 def progress_bar(done: int, epochs: int, tokens: int | None, *, shown: bool) -> Any:

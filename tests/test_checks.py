@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora import Linear, LoRA, LoRALinear, ReLU, SiLU, Tanh, checks, layer
+from minilora import Linear, LoRA, LoRALinear, ReLU, SiLU, Tanh
 from minilora.checks import check_array
 from minilora.fast import residual_form
 
@@ -168,13 +168,6 @@ def test_residual_form_refuses(make, x, target, error, message):
 def test_a_target_without_rows_is_named():
     with pytest.raises(ValueError, match=r"^y has shape \(0, 4\): the mean of no entries does not exist$"):
         residual_form(LoRALinear(Linear(W), LoRA(A, B, 1)), np.ones((0, 5)), np.ones((0, 4)))
-
-
-@pytest.mark.parametrize("name", ["check_cache", "check_input", "check_dy"])
-def test_a_guard_that_moved_is_found_where_it_stood(name):
-    assert getattr(checks, name) is getattr(layer, name)
-    with pytest.raises(AttributeError, match=r"^module 'minilora.checks' has no attribute 'check_nothing'$"):
-        checks.check_nothing  # noqa: B018
 
 
 def test_half_precision_is_a_precision_of_its_own():

@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
 
     keep_pages()
     _check(options)  # all that could fail after the training is tried before it
-    if kept := _kept(options):
-        say(f"the checkpoint stands at {kept}")
+    if progress := _kept(options):
+        say(f"the checkpoint stands at {progress}")
     try:
         result = article.run(
             rank=options.rank,
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         say_interrupted()
-        if kept := _kept(options):
-            say_goes_on(f"{kept} is kept", options.typed)
+        if progress := _kept(options):
+            say_goes_on(f"{progress} is kept", options.typed)
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter})
@@ -92,7 +92,7 @@ def _kept(options: argparse.Namespace) -> str:
 
     place = options.checkpoint
     for name, training in (("adapter", "the adapter"), ("base", "the base")) if place is not None else ():
-        saved = read(place / f"{name}.safetensors") if place.is_dir() else read(place, name)
+        saved = read(place, name)
         if saved is not None:
             return f"epoch {saved.epoch} of {options.epochs} of {training} ({place})"
     return ""

@@ -102,9 +102,9 @@ def _required(text: str | None) -> list[str]:
     from ..conformance.checking.contract import CONTRACT, FURTHER
 
     claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
-    there = [*CONTRACT, *(claim for more in FURTHER.values() for claim in more)]
-    if unknown := [claim for claim in claims if claim not in there]:
-        raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(there)}")
+    offered = [*CONTRACT, *(claim for more in FURTHER.values() for claim in more)]
+    if unknown := [claim for claim in claims if claim not in offered]:
+        raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(offered)}")
     return claims
 
 

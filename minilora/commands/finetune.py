@@ -23,6 +23,7 @@ from .options import (
     path,
     plot,
     target_modules,
+    target_parameters,
     warn_beyond_context,
 )
 from .streams import say, say_goes_on, say_interrupted
@@ -61,6 +62,12 @@ def add(commands: Any) -> None:
         default="all-linear",
         metavar="NAMES",
         help="what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear",
+    )
+    option(
+        "--target-parameters",
+        metavar="NAMES",
+        help="of a mixture of experts, besides: arrays such as mlp.experts.gate_up_proj,mlp.experts.down_proj, whose "
+        'experts get an adapter each, or mlp.gate.weight, the router; with --target-modules "" they alone are adapted',
     )
     option("--rank", type=int, default=8, metavar="R", help="rank of each adapter")
     option("--alpha", type=float, default=16.0, help="strength of the update, which is scaled by alpha / rank")
@@ -125,8 +132,9 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
     from ..language.finetuning.recipe import Recipe
 
-    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    return Recipe(**asked | {"target_modules": target_modules(options)})
+    values = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    targets = {"target_modules": target_modules(options), "target_parameters": target_parameters(options)}
+    return Recipe(**values | targets)
 
 
 def _run(options: argparse.Namespace, recipe: Recipe) -> int:
@@ -150,7 +158,14 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     _print_data(settled, data)
     rng = np.random.default_rng(settled.seed)
-    adapted = adapt(model, settled.target_modules, rank=settled.rank, alpha=settled.alpha, rng=rng)
+    adapted = adapt(
+        model,
+        settled.target_modules,
+        rank=settled.rank,
+        alpha=settled.alpha,
+        rng=rng,
+        target_parameters=settled.target_parameters,
+    )
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {settled.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
     costs = _print_costs(settled, where, adapted, data, threads, stopped)
@@ -186,9 +201,9 @@ def _stopped(recipe: Recipe, where: Backend) -> Stopped | None:
     stopped = read_stopped(recipe.checkpoint)
     if stopped is None or recipe.checkpoint is None:
         return None
-    here = recipe if stopped.numbers is None else recipe.settled(stopped.numbers)
-    check_same(recipe.checkpoint, stopped, signature(here, where), here.steps)
-    print(f"resume   goes on from {stopped.where(here.steps)} ({printable(str(recipe.checkpoint))})", flush=True)
+    expected = recipe if stopped.numbers is None else recipe.settled(stopped.numbers)
+    check_same(recipe.checkpoint, stopped, signature(expected, where), expected.steps)
+    print(f"resume   goes on from {stopped.where(expected.steps)} ({printable(str(recipe.checkpoint))})", flush=True)
     return stopped
 
 

@@ -49,11 +49,11 @@ def run(options: argparse.Namespace) -> int:
 
     if options.json is not None:
         replaceable(options.json)
-    found = compare(options.folder, options.compare)
+    verdict = compare(options.folder, options.compare)
     if options.json is not None:
         with written_whole(options.json) as file:
-            file.write((json.dumps(found.json(), indent=1) + "\n").encode())
-    print(found)
-    if not found.passed and xfails.on_github():
-        print(xfails.github_error(str(found).splitlines()[0], "minilora golden"))
-    return 0 if found.passed else 1
+            file.write((json.dumps(verdict.json(), indent=1) + "\n").encode())
+    print(verdict)
+    if not verdict.passed and xfails.on_github():
+        print(xfails.github_error(str(verdict).splitlines()[0], "minilora golden"))
+    return 0 if verdict.passed else 1

@@ -52,10 +52,10 @@ def backend(options: argparse.Namespace) -> Backend:
         raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {options.backend!r}")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        found = get_backend(options.backend)
+        library = get_backend(options.backend)
     for note in notes:
         say(str(note.message))
-    return found
+    return library
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -86,9 +86,17 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
         say(f"{what} {tokens:,} tokens, and the model's context is {context:,}: what it says beyond may be nonsense")
 
 
+def target_parameters(options: argparse.Namespace) -> list[str] | None:
+    """Return ``--target-parameters`` as a list, or None where it is not given."""
+    text = options.target_parameters
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
 def target_modules(options: argparse.Namespace) -> str | list[str]:
     """Return ``--target-modules``: names as a list; a regular expression, or all-linear, as it is."""
     text = options.target_modules
+    if not text and options.target_parameters is not None:
+        return []
     names = [name.strip() for name in text.split(",")]
     return names if text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 

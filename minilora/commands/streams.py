@@ -27,10 +27,10 @@ def say_interrupted() -> None:
     print_error("\nminilora: interrupted")
 
 
-def say_goes_on(kept: str, typed: list[str]) -> None:
+def say_goes_on(state: str, typed: list[str]) -> None:
     """Tell what is kept of a command that was stopped, and what to type to go on."""
     program = ["python", "-m", "minilora"] if os.path.basename(sys.argv[0]) == "__main__.py" else ["minilora"]
-    say(f"{kept}, and this command goes on from there:")
+    say(f"{state}, and this command goes on from there:")
     print_error(f"  {printable(shlex.join([*program, *typed]), LONGEST_COMMAND)}")
 
 

@@ -47,10 +47,10 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         from ..conformance.checking.report import save_json
 
-        found = [
+        verdicts = [
             report.as_dict() | {"failing": [case.id for case in report.every_case() if case.failed]}
             for report in reports
         ]
-        save_json(options.json, status=status, precisions=found)
+        save_json(options.json, status=status, precisions=verdicts)
     print("\n\n".join(map(str, reports)))
     return status

@@ -20,7 +20,7 @@ from ..linear import Linear
 from ..lora import LoRA
 from ..optim import Adam
 from ..variants.adapter import Adapter
-from ..variants.dora import DoRA
+from ..variants.dora import DoRA, DoRAAdapter
 from ..verify.closed_form import best_adapter
 
 TOLERANCE = 0.05
@@ -204,7 +204,7 @@ def _along_V() -> float:
     """
     rng = np.random.default_rng(9)
     W, B, m = rng.standard_normal((3, 4)), rng.standard_normal((3, 4)), rng.standard_normal(3)
-    layer = DoRA(Linear(W), Adapter(np.eye(4), B, alpha=4, magnitude=m, dora_norm="full"))
+    layer = DoRA(Linear(W), DoRAAdapter(np.eye(4), B, alpha=4, magnitude=m, dora_norm="full"))
     x, dy = rng.standard_normal((6, 4)), rng.standard_normal((6, 3))
     _, grads = layer.backward(dy, layer.forward(x)[1])
     return float(np.abs((grads["lora_B"] * (W + B)).sum(axis=1)).max())

@@ -11,20 +11,6 @@ updates a large array in place, some rows at a time, on a GPU in one kernel, and
 that is kept.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from .. import lazy
 
-if TYPE_CHECKING:
-    from .accumulation import accumulate
-    from .memory import keep_pages
-    from .residual import residual_form
-
-__all__ = ["accumulate", "keep_pages", "residual_form"]
-_HOME = {"accumulate": "accumulation", "keep_pages": "memory", "residual_form": "residual"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # fetched when it is asked for: `residual` needs `minilora.lora`, which needs nothing from here
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__, __dir__ = lazy.attributes(__name__)

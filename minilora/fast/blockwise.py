@@ -77,6 +77,10 @@ GPU = Blocks(queries=1024, keys=1024, page_up_to=2048)
 """Not measured. A block takes some 25 kernels, whose starts take longer than what small blocks compute."""
 
 
+BEFORE: tuple[Any, Any, Any] = -math.inf, 0.0, 0.0
+"""m, Z and N before any key."""
+
+
 @dataclass(eq=False, repr=False)
 class BlockwiseAttention(Attention):
     """Attention that takes a text of more than a few positions by blocks, and a shorter one as the page does."""
@@ -96,7 +100,8 @@ class BlockwiseAttention(Attention):
         blocks = self.blocks_for(q)
         if q.shape[-2] <= blocks.page_up_to:
             return super().attend_backward(do, q, k, v, P)
-        return attend_backward(do, q, k, v, *P, blocks)
+        o, m, Z = P
+        return attend_backward(do, q, k, v, o, m, Z, blocks)
 
     def blocks_for(self, x: Array) -> Blocks:
         """Return the size of blocks for arrays such as this."""
@@ -112,7 +117,8 @@ def attend(q: Array, k: Array, v: Array, blocks: Blocks) -> tuple[Array, Array, 
     o = xp.empty((B, T, K, g, D), q.dtype).transpose(0, 2, 3, 1, 4)
     largest, sums = xp.empty((B, K, g, T, 1), q.real.dtype), xp.empty((B, K, g, T, 1), q.dtype)
     for t in spans(T, blocks.queries):
-        m, Z, N, n = -math.inf, 0.0, 0.0, t.stop - t.start
+        n = t.stop - t.start
+        m, Z, N = BEFORE
         cq_rows = stacked(D**-0.5 * q[..., t, :])
         for u in spans(past + t.stop, blocks.keys):
             k_rows, v_rows = k[:, :, 0, u], v[:, :, 0, u]

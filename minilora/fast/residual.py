@@ -16,6 +16,8 @@ This holds for the squared error on the layer's own output, and gives no dx. It 
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..checks import Array, check_array, check_count, check_shape
 from ..layer import Layer, check_input, rows
 from ..linear import Linear
@@ -55,8 +57,9 @@ def residual_form(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
     """
     if loss is not mse:
         raise ValueError(f"residual_form has the gradients of minilora.mse alone, got the loss {loss!r}")
-    adapter, base = (model.adapter, model.base) if type(model) is LoRALinear else (model, None)
-    if not (type(adapter) is LoRA or type(adapter) is Adapter) or type(base) not in (Linear, type(None)):
+    adapter: Any = model.adapter if type(model) is LoRALinear else model
+    base = model.base if type(model) is LoRALinear else None
+    if type(adapter) not in (LoRA, Adapter) or type(base) not in (Linear, type(None)):
         got = type(model).__name__ + ("" if base is None else f" over a {type(base).__name__}")
         raise TypeError(f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {got}")
     check_input(adapter, x)

@@ -7,12 +7,6 @@ Under them, `peft` is an adapter's folder and `base` the files of the model that
 reads and writes the files themselves. `save_llama` and `ggufblocks` are doors to `minilora.language`.
 """
 
-from typing import Any
+from .. import lazy
 
-
-def __getattr__(name: str) -> Any:
-    if name == "save_llama":  # at its first use: the command line starts without NumPy
-        from ..language.modelfiles.huggingface.folderwriter import save_llama
-
-        return save_llama
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy.attributes(__name__)

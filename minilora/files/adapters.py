@@ -47,22 +47,24 @@ from ..checks import check_flag, check_float_dtype, check_number, check_path, dt
 from ..guards.errors import short
 from ..guards.tensorfile import MAX_HEADER, in_dtype, tensor_header
 from ..guards.wholefiles import replaceable, written_together
-from ..layer import Layer
+from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter
-from ..variants.dora import DoRA
+from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
-from ..variants.variant import VARIANTS, variant_of
+from ..variants.stacked import StackedLoRA, StackedLoRALinear
+from ..variants.variant import LORA, of_its_own, variant_of
 from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .peft.adapterkeys import CONVOLUTIONS, Form, is_module_path
+from .peft.adapterkeys import CONVOLUTIONS, PEFT_NAMES, Form, is_module_path
+from .peft.expertkeys import WRITTEN_AS, ExpertForm, places
 
 __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
-SAVED = (LoRA, Adapter, Rewritten, *(variant.beside for variant in VARIANTS))
-"""The classes that PEFT's layout can hold: each itself, since a subclass may compute something else."""
+PLACES: tuple[Any, ...] = (LORA.beside, *(variant.beside for variant in PEFT_NAMES), Rewritten)
+"""The classes of adapted layers that PEFT's layout can hold."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -98,7 +100,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    found = {}
+    by_path: dict[str, Any] = {}
     with AdapterFolder.reading(path) as (folder, file):
         if folder.with_base:
             warnings.warn(
@@ -113,18 +115,24 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
                 array if dtype is None else in_dtype(array, dtype, folder.file.path, reaches)
                 for array in folder.read(module, file)
             )
-            A, B, *more = (backend.asarray(array) for array in arrays)
-            found[module] = Adapter(
+            A, B, *further = (backend.asarray(array) for array in arrays)
+            if isinstance(form, ExpertForm):
+                experts = form.experts
+                by_path[module] = StackedLoRA(A, B, layer.alpha, experts=experts, use_rslora=layer.use_rslora)
+                continue
+            more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
+            if module in folder.full_norms:
+                more["dora_norm"] = "full"
+            by_path[module] = form.variant.adapter(
                 A,
                 B,
                 layer.alpha,
                 kind=form.kind,
                 kernel=form.kernel,
                 use_rslora=layer.use_rslora,
-                dora_norm="full" if module in folder.full_norms else "constant",
-                **({form.variant.array: more[0]} if more else {}),
+                **more,
             )
-    return found
+    return by_path
 
 
 def save_adapter(
@@ -163,23 +171,28 @@ def save_adapter(
         check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
-    found: dict[str, Adapter] = {}
+    by_path: dict[str, Adapter | StackedLoRA] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
         _check_saved(module, layer)
         if not isinstance(module, str) or not is_module_path(module):
             raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-        found[module] = adapter = _over_original(layer)
-        tensors |= _tensors(module, adapter)
-    _check_alike(found)
-    use_rslora = all(adapter.use_rslora for adapter in found.values())
-    for module, adapter in found.items():
+        by_path[module] = _over_original(layer)
+    where = places(module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA))
+    for module, adapter in by_path.items():
+        new = _tensors(module, adapter, where.get(module))
+        if clash := new.keys() & tensors.keys():
+            raise ValueError(f"layers[{short(module)}] and another layer would both be {short(min(clash))} in the file")
+        tensors |= new
+    _check_alike(by_path)
+    use_rslora = all(adapter.use_rslora for adapter in by_path.values())
+    for module, adapter in by_path.items():
         alpha = _lora_alpha(adapter, use_rslora)
         check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    config = config_text(_config(found, use_rslora, fan_in_fan_out, base_model))
-    full = [module for module, a in found.items() if a.magnitude is not None and a.dora_norm == "full"]
+    config = config_text(_config(by_path, use_rslora, fan_in_fan_out, base_model))
+    full = [module for module, a in by_path.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
     header = tensor_header(tensors, notes)
     for what, size, at_most in (
@@ -200,23 +213,54 @@ def save_adapter(
 
 
 def _check_saved(module: Any, layer: Any) -> None:
-    """Refuse what PEFT's layout has no place for: other classes, of an adapted layer or of its adapter."""
-    for part in (layer, getattr(layer, "adapter", layer)):
-        if type(part) not in SAVED:
+    """Refuse what PEFT's layout has no place for: another class, another array, another formula."""
+    if type(layer) in (StackedLoRA, StackedLoRALinear) and type(getattr(layer, "adapter", layer)) is StackedLoRA:
+        return
+    claims: list[tuple[Any, Any, Any]] = [(layer, LoRA, _beyond)]
+    if not isinstance(layer, LoRA):
+        claims = [(layer, PLACES, _beyond_place), (getattr(layer, "adapter", None), LoRA, _beyond)]
+    for part, classes, beyond in claims:
+        known = isinstance(part, classes)
+        reasons = beyond(part) if known else []
+        if reasons or not known:
             raise TypeError(
                 f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(part).__name__}, for which PEFT's "
-                "layout of LoRA has no place"
+                f"layout of LoRA has no place{': it has ' if reasons else ''}{' and '.join(reasons)}"
             )
 
 
-def _over_original(layer: LoRA | LoRALinear | DoRA | Rewritten) -> Adapter:
+def _beyond(adapter: LoRA) -> list[str]:
+    """Return what an adapter has that a file cannot hold, in words."""
+    variant = variant_of(adapter)
+    return of_its_own(adapter) or ([f"a {variant.array}"] if variant not in (LORA, *PEFT_NAMES) else [])
+
+
+def _beyond_place(layer: Layer) -> list[str]:
+    """Return what a subclass of an adapted layer has and computes besides its adapter, in words."""
+    place = next(place for place in PLACES if isinstance(layer, place))
+    arrays = [f"a {name}" for name in parts_besides(layer, "base", "adapter")]
+    methods = [name for name in ("forward", "merge") if getattr(type(layer), name) != getattr(place, name)]
+    return arrays + [f"a {name} of its own" for name in methods]
+
+
+def _over_original(layer: LoRA | LoRALinear | DoRA | Rewritten | StackedLoRALinear) -> Adapter | StackedLoRA:
     """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
     adapter: Any = layer if isinstance(layer, LoRA) else adapters(layer)[""]
-    return over_original(Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha) if type(adapter) is LoRA else adapter)
+    if isinstance(adapter, StackedLoRA):
+        return adapter
+    if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
+        adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
+    return over_original(adapter)
 
 
-def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
-    """Return an adapter's arrays with the names and shapes that PEFT gives them."""
+def _tensors(module: str, adapter: Adapter | StackedLoRA, place: str | None) -> dict[str, np.ndarray]:
+    """Return an adapter's arrays with the names and shapes that PEFT gives them; of an array, in its place."""
+    if isinstance(adapter, StackedLoRA):
+        keys = ExpertForm(place=place or "").keys(module)
+        return {
+            key: _written(module, factor, factor.shape)
+            for key, factor in zip(keys, (adapter.lora_A, adapter.lora_B), strict=True)
+        }
     variant = variant_of(adapter)
     form = Form(adapter.kind, tuple(adapter.kernel), variant)
     (out, width), axes = adapter.shape, 1 + CONVOLUTIONS.index(form.kind) if form.kind in CONVOLUTIONS else 0
@@ -226,53 +270,61 @@ def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
             f"{form.kind!r}"
         )
     arrays = [adapter.lora_A, adapter.lora_B, *([getattr(adapter, variant.array)] if variant.array else [])]
-    found = {}
-    for key, array, shape in zip(form.keys(module), arrays, form.shapes(adapter.rank, out, width), strict=True):
-        if dtype_name(array) not in SAVED_DTYPES:
-            raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
-        found[key] = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
-        if not np.isfinite(found[key]).all():
-            raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
-    return found
+    shapes = form.shapes(adapter.rank, out, width)
+    return {
+        key: _written(module, array, shape) for key, array, shape in zip(form.keys(module), arrays, shapes, strict=True)
+    }
 
 
-def _check_alike(found: Mapping[str, Adapter]) -> None:
+def _written(module: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array as the file has it; refuse one of another type, NaN and infinity."""
+    if dtype_name(array) not in SAVED_DTYPES:
+        raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
+    host = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
+    if not np.isfinite(host).all():
+        raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
+    return host
+
+
+def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:
     """Refuse adapters of two variants: PEFT's configuration has one flag for all of them."""
-    for variant in VARIANTS:
-        having = [module for module, adapter in found.items() if variant_of(adapter) is variant]
-        others = [module for module in found if module not in having]
-        if variant.flag and having and others:
+    for variant, names in PEFT_NAMES.items():
+        having = [module for module, adapter in by_path.items() if variant_of(adapter) is variant]
+        others = [module for module in by_path if module not in having]
+        if having and others:
             raise ValueError(
                 f"layers[{short(having[0])}] has {variant.name}'s {variant.array} and layers[{short(others[0])}] has "
-                f"none: PEFT's configuration has one {variant.flag} for all modules. Save them to two folders"
+                f"none: PEFT's configuration has one {names.flag} for all modules. Save them to two folders"
             )
 
 
 def check_adapter_target(path: Path) -> None:
     """Refuse a folder that an adapter could not be written to."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
-    if not os.path.isdir(there):
-        raise ValueError(f"{str(path)!r}: {str(there)!r} is a file, expected a folder or a new name")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{str(path)!r}: the folder {str(there)!r} cannot be written")
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(existing):
+        raise ValueError(f"{str(path)!r}: {str(existing)!r} is a file, expected a folder or a new name")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{str(path)!r}: the folder {str(existing)!r} cannot be written")
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         replaceable(path / name)
 
 
 def _config(
-    found: Mapping[str, Adapter], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
+    by_path: Mapping[str, Adapter | StackedLoRA], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
 ) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
-    ranks = {module: adapter.rank for module, adapter in found.items()}
-    flags = {variant.flag: False for variant in VARIANTS if variant.flag}
-    flags |= {variant.flag: True for variant in map(variant_of, found.values()) if variant.flag}
-    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in found.items()}
+    ranks = {module: adapter.rank for module, adapter in by_path.items()}
+    parameters = [module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA)]
+    variants = {variant_of(adapter) for adapter in by_path.values()}
+    flags = {names.flag: variant in variants for variant, names in PEFT_NAMES.items()}
+    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in by_path.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
-        "target_modules": list(found),
+        "target_modules": [module for module in by_path if module not in parameters],
+        **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
         "r": r,
         "lora_alpha": lora_alpha,
         "rank_pattern": _pattern(ranks, r),
@@ -287,7 +339,7 @@ def _config(
     }
 
 
-def _lora_alpha(adapter: Adapter, use_rslora: bool) -> float:
+def _lora_alpha(adapter: Adapter | StackedLoRA, use_rslora: bool) -> float:
     """Return the alpha that the file has: the adapter's own or, where only the adapter has the root, one as large."""
     alpha = adapter.alpha if adapter.use_rslora == use_rslora else adapter.scaling * adapter.rank
     return int(alpha) if alpha.is_integer() else alpha  # PEFT writes whole alphas as integers

@@ -94,8 +94,8 @@ class Checkpoint:
                 raise TypeError(f"settings[{key!r}] is {short(value)}, expected a number, a text or a bool by its name")
         self.configuration = self.settings
         if self.settings and (saved := read(self.path, name)) is not None:
-            there = {key: value for key, value in saved.configuration.items() if key in self.settings}
-            check_same_configuration(self.path, there, self.settings)
+            before = {key: value for key, value in saved.configuration.items() if key in self.settings}
+            check_same_configuration(self.path, before, self.settings)
 
     def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Put a training where the file left it; where there is none yet, write one of the start.
@@ -229,10 +229,10 @@ def contents(path: Path) -> Contents:
                 f"expected {VERSION}"
             )
     with file.opened() as opened:
-        found = Contents({key: file.read(key, opened) for key in file.tensors}, texts)
-    if file.metadata.get(CHECKSUM_KEY) != found.checksum():
+        whole = Contents({key: file.read(key, opened) for key in file.tensors}, texts)
+    if file.metadata.get(CHECKSUM_KEY) != whole.checksum():
         raise CheckpointError(f"{str(path)!r} is damaged: its checksum is not that of its contents")
-    return found
+    return whole
 
 
 def read(path: Path, name: str = "") -> Saved | None:
@@ -240,17 +240,17 @@ def read(path: Path, name: str = "") -> Saved | None:
     if not os.path.lexists(path):
         return None
     try:
-        found = contents(path)
-        if name not in found.texts and name and "" not in found.texts:
+        whole = contents(path)
+        if name not in whole.texts and name and "" not in whole.texts:
             return None  # the training before it is still going on
-        if name not in found.texts or (not name and len(found.texts) > 1):
-            names = " and ".join(sorted(filter(None, found.texts)))
-            there = f"the trainings {names}" if names else "one training without a name"
-            asked = f"one of the name {name}" if name else "one without a name"
-            raise CheckpointError(printable(f"{str(path)!r} keeps {there}, expected {asked}"))
-        rest = parse_json(path, found.texts[name].encode(), "checkpoint's text")
+        if name not in whole.texts or (not name and len(whole.texts) > 1):
+            names = " and ".join(sorted(filter(None, whole.texts)))
+            trainings = f"the trainings {names}" if names else "one training without a name"
+            expected = f"one of the name {name}" if name else "one without a name"
+            raise CheckpointError(printable(f"{str(path)!r} keeps {trainings}, expected {expected}"))
+        rest = parse_json(path, whole.texts[name].encode(), "checkpoint's text")
         arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
-        for key, tensor in found.tensors.items():
+        for key, tensor in whole.tensors.items():
             if not key.startswith(_start(name)):
                 continue
             part, _, parameter = key.removeprefix(_start(name)).partition(".")
@@ -286,9 +286,9 @@ def check_place(path: Path) -> None:
     """Refuse a file that no checkpoint could be written to, before there is one to write."""
     if path.is_dir():
         raise CheckpointError(f"the checkpoint {str(path)!r} is a folder, expected a file or a new name")
-    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    if not os.path.isdir(there) or not os.access(there, os.W_OK):
-        raise CheckpointError(f"checkpoints cannot be kept in {str(path.parent)!r}: {str(there)!r} takes no files")
+    parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise CheckpointError(f"checkpoints cannot be kept in {str(path.parent)!r}: {str(parent)!r} takes no files")
 
 
 def make_folder(folder: Path) -> None:
@@ -328,14 +328,14 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
     }
 
 
-def check_same_configuration(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_same_configuration(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another configuration, and name the first differences."""
     refuse_another(
         path,
         [
-            f"{key} is {short(saved.get(key))} there and {short(asked.get(key))} here"
-            for key in dict.fromkeys([*asked, *saved])
-            if saved.get(key) != asked.get(key)
+            f"{key} is {short(saved.get(key))} there and {short(here.get(key))} here"
+            for key in dict.fromkeys([*here, *saved])
+            if saved.get(key) != here.get(key)
         ],
     )
 
@@ -382,17 +382,17 @@ def _blocks(shape: tuple[int, ...], numbers: int) -> Iterator[Any]:
 def frozen_parts(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
     """Return what the model computes with and does not train: arrays by their fingerprints, numbers as they are."""
     trained = {id(p) for p in params.values()}
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for path, layer in walk(model):
         if path:
-            found[path] = type(layer).__name__
+            texts[path] = type(layer).__name__
         for name, value in vars(layer).items():
             if isinstance(value, (bool, int, float, str, tuple)):
-                found[f"{path}.{name}".removeprefix(".")] = repr(value)
+                texts[f"{path}.{name}".removeprefix(".")] = repr(value)
         for name, part in parts(layer):
             if not isinstance(part, Layer) and id(part) not in trained:
-                found[f"{path}.{name}".removeprefix(".")] = fingerprint(part)
-    return {f"frozen[{name!r}]": text for name, text in found.items()}
+                texts[f"{path}.{name}".removeprefix(".")] = fingerprint(part)
+    return {f"frozen[{name!r}]": text for name, text in texts.items()}
 
 
 # --- the contents: what a model can take ------------------------------------------------------------------------------
@@ -419,8 +419,8 @@ def check_contents(path: Path, saved: Saved, state: TrainingState, configuration
         for name, like in state.optimizer.params.items():
             array = arrays.get(name)
             if array is None or (array.shape, array.dtype.name) != (tuple(like.shape), dtype_name(like)):
-                found = "missing" if array is None else f"{array.dtype} {array.shape}"
-                raise CheckpointError(f"{str(path)!r} is not a whole checkpoint: {part}.{name} is {found}")
+                what = "missing" if array is None else f"{array.dtype} {array.shape}"
+                raise CheckpointError(f"{str(path)!r} is not a whole checkpoint: {part}.{name} is {what}")
             if not np.isfinite(array).all() or (part == "v" and (array < 0).any()):
                 raise CheckpointError(
                     f"{str(path)!r} is not a whole checkpoint: {part}.{name} holds NaN, infinity or a negative square"

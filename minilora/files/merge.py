@@ -44,6 +44,7 @@ from .base.tiedhead import EMBEDDING, HEAD, ties_head, with_own_head
 from .peft.adapterconfig import CONFIG_NAME
 from .peft.adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .peft.adapterkeys import BASE, PREFIX, Form
+from .peft.expertkeys import ExpertForm
 
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
@@ -126,14 +127,14 @@ def merge_adapter(
     whole = _is_whole(base, opened, out)
     tied = [module for module in folder.layers if module.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(opened)]
     untied = whole and bool(tied)
-    beside = files_beside(base, untied=untied) if whole else {}
+    companions = files_beside(base, untied=untied) if whole else {}
     opened = with_own_head(opened) if untied else opened
     changes = _matched(folder, opened, layouts)
     _check_out(out, opened, adapter, whole)
     if tied:
         _warn_of_a_tied_head(opened, tied, whole)
     if not dry_run:
-        _write(out, opened, folder, changes, progress, beside)
+        _write(out, opened, folder, changes, progress, companions)
     return changes
 
 
@@ -168,8 +169,8 @@ def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
             "A program that ties the head to the embedding changes both with the merged checkpoint, and does not "
             "compute what the adapter computes beside its base: merge the model's folder into a folder"
         )
-    one, *other = map(short, modules)
-    changes = f"{one} and {other[0]} apart" if other else f"{one} alone"
+    first, *other = map(short, modules)
+    changes = f"{first} and {other[0]} apart" if other else f"{first} alone"
     warnings.warn(
         f"{base.path.parent / MODEL_CONFIG} says tie_word_embeddings, and the adapter changes {changes}. {what}",
         stacklevel=3,
@@ -178,6 +179,12 @@ def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
 
 def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
     """Return the weights that the adapter changes, in the order of the base's files; refuse those it does not fit."""
+    if arrays := [module for module, form in folder.forms.items() if isinstance(form, ExpertForm)]:
+        raise FileRefused(
+            folder.config.path,
+            f"{short(arrays[0])} is an array of a mixture's experts, which is not merged in files: merge in memory, "
+            "merge(attach(Llama.load(model), load_adapter(adapter))), and write that with save_llama",
+        )
     names = _weight_names(folder, base)
     for module, name in names.items():
         _check_weight(name, folder.forms[module], base.holder[name])
@@ -287,12 +294,12 @@ def _write(
     folder: AdapterFolder,
     changes: list[MergedTensor],
     progress: bool,
-    beside: Mapping[str, Path | bytes],
+    companions: Mapping[str, Path | bytes],
 ) -> None:
     """Write the one file; or the files, their index and those beside into a folder, which appears when it is whole."""
     total = sum(spec.end - spec.start for file in base.files for spec in file.tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
-        if base.index is None and not beside:
+        if base.index is None and not companions:
             (file,) = base.files
             with written_whole(out, alone=True) as target:
                 _write_merged(file, target, folder, changes, bar)
@@ -304,7 +311,7 @@ def _write(
             if base.index is not None:
                 with synced(part / base.index.name) as target:
                     target.write(base.index_text)
-            write_beside(beside, part)
+            write_beside(companions, part)
 
 
 def _write_merged(

@@ -26,11 +26,11 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> Any:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
             twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             raise ValueError(f"the key {short(twice)} stands twice")
-        return convert(found)
+        return convert(entries)
 
     def constant(name: str) -> float:
         raise ValueError(f"{name} is not a number of JSON")

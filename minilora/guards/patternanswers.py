@@ -32,7 +32,7 @@ def _first(compiled: list[tuple[int, Any]], path: str, limit: int | None) -> tup
     for number, match in compiled:
         if limit is not None and number > limit:
             return None
-        found = match(path)
-        if found:
-            return number, found.groupdict().get("layer")
+        result = match(path)
+        if result:
+            return number, result.groupdict().get("layer")
     return None

@@ -4,8 +4,8 @@ A file is 8 bytes with the header's length, a header in JSON, and the tensors' b
 
 Promise: nothing in a file is executed, a small file fills no memory, and what is read is what was checked.
 Kept by: the `safetensors` library judges the header (shapes, offsets, overlaps). What it lets pass and we do not, such
-as a name that stands twice, is refused here before anything large is read. The file must be the same
-when it is opened, read, and closed.
+as a name that stands twice, is refused here before anything large is read. The file must be the same when it is
+opened, read, and closed.
 Shown by: tests/guards/test_tensorfile.py.
 
 The tensors are read from the open file, not from the library's memory map: they are read one at a time, or a few
@@ -78,13 +78,13 @@ class TensorFile:
                 raise FileRefused(path, f"the header is {length} bytes long, expected at most {MAX_HEADER}")
             try:
                 with safe_open(self.path, framework="numpy") as judged:
-                    names, beside = judged.keys(), judged.metadata() or {}
+                    names, metadata = judged.keys(), judged.metadata() or {}
             except (SafetensorError, OSError, ValueError) as error:
                 raise FileRefused(path, f"not a sound safetensors file: {error}") from error
             text = file.read(length)
         self.data_start = 8 + length
         # The library skips fields that it does not know, however much is in them.
-        expected = sum(_parts(part.encode()) + 4 for pair in beside.items() for part in pair)
+        expected = sum(_parts(part.encode()) + 4 for pair in metadata.items() for part in pair)
         expected += sum(_parts(name.encode()) + 25 for name in names)
         if _parts(text) > expected + 100:
             raise FileRefused(path, f"the header holds far more than its {len(names)} tensors")
@@ -121,9 +121,9 @@ class TensorFile:
 
     def also_named(self, name: str, second: str) -> TensorFile:
         """Return the file with a tensor under a second name too, which stands last."""
-        found = copy(self)
-        found.tensors, found.second_name = self.tensors | {second: self.tensors[name]}, second
-        return found
+        file = copy(self)
+        file.tensors, file.second_name = self.tensors | {second: self.tensors[name]}, second
+        return file
 
     def header(self, file: BinaryIO) -> bytes:
         """Return all that comes before the tensors' bytes, bit for bit; a second name is added to it."""
@@ -158,10 +158,10 @@ class TensorFile:
         """Return the next `count` bytes of the open file, into memory of their own."""
         raw = np.empty(count, np.uint8)
         try:
-            found = file.readinto(raw.data)  # type: ignore[attr-defined]
+            count_read = file.readinto(raw.data)  # type: ignore[attr-defined]
         except OSError as error:
             raise FileRefused(self.path, f"cannot be read: {error}") from error
-        if found != count:
+        if count_read != count:
             raise FileRefused(self.path, "the file was cut while it was read")
         return raw
 
@@ -176,11 +176,11 @@ def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndar
     return rounded
 
 
-def same_bytes(one: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
+def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
     """Return whether two tensors have one type, one shape and the same bits."""
-    ours, theirs = one.tensors[name], other.tensors[other_name]
+    ours, theirs = first.tensors[name], other.tensors[other_name]
     return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and all(
-        np.array_equal(a, b) for a, b in zip(one.blocks(name), other.blocks(other_name), strict=True)
+        np.array_equal(a, b) for a, b in zip(first.blocks(name), other.blocks(other_name), strict=True)
     )
 
 

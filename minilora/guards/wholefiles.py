@@ -176,20 +176,20 @@ def replaceable(path: Path) -> tuple[int, ...] | None:
     A device or a pipe must not be replaced by a file, nor a symbolic link: what it leads to would stay as it was.
     """
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = "symbolic link" if stat.S_ISLNK(found.st_mode) else "folder, a device or a pipe"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "symbolic link" if stat.S_ISLNK(status.st_mode) else "folder, a device or a pipe"
         raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new name")
-    return identity(found)
+    return identity(status)
 
 
-def identity(found: os.stat_result) -> tuple[int, ...]:
+def identity(status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file is replaced, or written to."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _prefix(path: Path) -> str:

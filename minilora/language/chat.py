@@ -180,10 +180,10 @@ def encode_question(question: str, template: ChatTemplate, tokenizer: Tokenizer)
     ValueError
         If the template refuses the message.
     """
-    asked: list[Message] = [{"role": "user", "content": question}]
-    ids, end = tokenizer.encode(template.render(asked, add_generation_prompt=True)), set(tokenizer.end)
+    messages: list[Message] = [{"role": "user", "content": question}]
+    ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
     try:
-        answered, counted = encode_chat([*asked, {"role": SPEAKER, "content": "Yes."}], template, tokenizer)
+        answered, counted = encode_chat([*messages, {"role": SPEAKER, "content": "Yes."}], template, tokenizer)
     except ValueError:  # a template that cannot be trained with can still ask
         return ids, frozenset(end)
     last = answered[np.flatnonzero(counted)[-1]]

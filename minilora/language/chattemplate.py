@@ -151,19 +151,21 @@ def _from_folder(folder: Path) -> ChatTemplate:
     return ChatTemplate(folder / BESIDE, _named(folder / BESIDE, config["chat_template"]), tokens)
 
 
-def _named(path: Path, given: Any) -> dict[str, str]:
+def _named(path: Path, templates: Any) -> dict[str, str]:
     """Return templates by name: a file has one, or a list of some that have names."""
-    if isinstance(given, str):
-        return {"default": given}
-    if not isinstance(given, list) or not all(
-        isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)
-        for one in given
+    if isinstance(templates, str):
+        return {"default": templates}
+    if not isinstance(templates, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        for entry in templates
     ):
-        raise FileRefused(path, f"chat_template is {short(given)}, expected a text, or a list of names and templates")
-    found = {one["name"]: one["template"] for one in given}
-    if "default" not in found:
-        raise FileRefused(path, f"its chat templates are named {short(sorted(found))}, expected one named 'default'")
-    return found
+        raise FileRefused(
+            path, f"chat_template is {short(templates)}, expected a text, or a list of names and templates"
+        )
+    by_name = {entry["name"]: entry["template"] for entry in templates}
+    if "default" not in by_name:
+        raise FileRefused(path, f"its chat templates are named {short(sorted(by_name))}, expected one named 'default'")
+    return by_name
 
 
 def _from_gguf(path: Path) -> ChatTemplate:

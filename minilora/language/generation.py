@@ -84,12 +84,12 @@ def _generate(
 ) -> Iterator[int]:
     where = backend_of(model.model.norm.weight)
     logits, past = model.extend(where.asarray([ids]))
-    for left in reversed(range(tokens)):
+    for remaining in reversed(range(tokens)):
         token = choose(where.to_numpy(logits[0]), temperature, rng, top_p)
         if token in end:
             return
         yield token
-        if left:
+        if remaining:
             logits, past = model.extend(where.asarray([[token]]), past)
 
 

@@ -16,7 +16,8 @@ So the gradient passes from block to block unchanged, and each branch adds its p
 Modules have the paths of transformers' `LlamaForCausalLM`, such as ``model.layers.0.self_attn.q_proj``: an adapter of
 one is an adapter of the other. A tied head is the embedding's own array, under a second name.
 
-Mistral without a sliding window and Qwen2 are this decoder too, with other biases: see `LlamaConfig`.
+Mistral without a sliding window, Qwen2 and Qwen3 are this decoder too, with other biases and norms, and so are Mixtral
+and Qwen's mixtures, with a mixture of experts in the place of the MLP: see `LlamaConfig`.
 
 Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971.
 """
@@ -34,10 +35,13 @@ from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
+from ..layers.experts import Experts, MixtureOfExperts
 from ..layers.gated import GatedMLP
 from ..layers.norm import RMSNorm
 from ..layers.quantized import CodedLinear
 from ..layers.rotary import Rotary
+from ..layers.router import Router
+from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from .llamaconfig import LlamaConfig
 from .modelfiles.loading import read_llama
@@ -52,7 +56,7 @@ class Block(Layer):
     input_layernorm: RMSNorm
     self_attn: Attention
     post_attention_layernorm: RMSNorm
-    mlp: GatedMLP
+    mlp: GatedMLP | MixtureOfExperts
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with those of both branches."""
@@ -121,8 +125,8 @@ class Decoder(Layer):
         lowest, caches = check_cache(self, dy, cache)
         grads: Grads = {}
         for i, (name, layer) in reversed(list(enumerate(self.steps()))[lowest:]):
-            dy, found = layer.backward(dy, caches[i], need_dx=i > lowest)
-            grads |= nest(name, found)
+            dy, layer_grads = layer.backward(dy, caches[i], need_dx=i > lowest)
+            grads |= nest(name, layer_grads)
         return None, grads
 
     def steps(self) -> list[tuple[str, Layer]]:
@@ -188,12 +192,28 @@ class Llama(Layer):
         def norm(path: str) -> RMSNorm:
             return RMSNorm(arrays[f"{path}.weight"], config.rms_norm_eps)
 
+        def gated(path: str) -> GatedMLP:
+            return GatedMLP(*(linear(f"{path}.{name}_proj") for name in ("gate", "up", "down")))
+
+        def mixture(path: str) -> MixtureOfExperts:
+            sizes: Any = config.mixture
+            weight, gate_up, down = (
+                StackedLinear(arrays[f"{path}.{name}"])
+                for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+            )
+            router = Router(weight, sizes.num_experts_per_tok, sizes.norm_topk_prob)
+            if sizes.shared_expert_intermediate_size is None:
+                return MixtureOfExperts(router, Experts(gate_up, down))
+            shared = gated(f"{path}.shared_expert"), linear(f"{path}.shared_expert_gate")
+            return MixtureOfExperts(router, Experts(gate_up, down), *shared)
+
         def block(path: str) -> Block:
             q, k, v, o = (linear(f"{path}.self_attn.{name}_proj") for name in "qkvo")
-            gate, up, down = (linear(f"{path}.mlp.{name}_proj") for name in ("gate", "up", "down"))
-            attention = BlockwiseAttention(q, k, v, o, Rotary(config.frequencies))
+            q_norm, k_norm = (norm(f"{path}.self_attn.{name}_norm") if config.qk_norm else None for name in "qk")
+            attention = BlockwiseAttention(q, k, v, o, Rotary(config.frequencies), q_norm, k_norm)
             first, second = norm(f"{path}.input_layernorm"), norm(f"{path}.post_attention_layernorm")
-            return Block(first, attention, second, GatedMLP(gate, up, down))
+            mixed = f"{path}.mlp.gate.weight" in shapes
+            return Block(first, attention, second, mixture(f"{path}.mlp") if mixed else gated(f"{path}.mlp"))
 
         embedding = Embedding(arrays["model.embed_tokens.weight"])
         blocks = [block(f"model.layers.{i}") for i in range(config.num_hidden_layers)]

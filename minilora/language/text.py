@@ -162,8 +162,8 @@ def _places(text: str, stop: int) -> Iterator[int]:
     """Yield places for a cut just before `stop`, first those where tokenizers split a text anyway."""
     first = stop - PIECE // 2
     for pattern in CUTS:
-        found = [match.start() for match in re.finditer(pattern, text[first:stop])]
-        yield from (first + place for place in found[: -TRIES - 1 : -1] if place)
+        cuts = [match.start() for match in re.finditer(pattern, text[first:stop])]
+        yield from (first + place for place in cuts[: -TRIES - 1 : -1] if place)
 
 
 def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:

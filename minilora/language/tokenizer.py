@@ -95,21 +95,21 @@ def _from_folder(folder: Path) -> Tokenizer:
     text = read_whole(path, MAX_TOKENIZER)
     try:
         with _panics_are_errors():
-            found = tokenizers.Tokenizer.from_buffer(text)
-        found.no_truncation()  # transformers resets both with each call
-        found.no_padding()
+            tokenizer = tokenizers.Tokenizer.from_buffer(text)
+        tokenizer.no_truncation()  # transformers resets both with each call
+        tokenizer.no_padding()
     except Exception as error:  # the package raises nothing more precise
         raise FileRefused(path, f"not a tokenizer: {error}") from error
     last = None
     if (folder / BESIDE).exists():
-        _check_beside(folder / BESIDE, found)
-        last = found.token_to_id(token_text(read_json(folder / BESIDE, MAX_MODEL_CONFIG).get("eos_token")) or "")
+        _check_beside(folder / BESIDE, tokenizer)
+        last = tokenizer.token_to_id(token_text(read_json(folder / BESIDE, MAX_MODEL_CONFIG).get("eos_token")) or "")
     for name in ("generation_config.json", "config.json"):  # the first that names an end
         if (folder / name).exists():
             end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
             if end is not None:
-                return _of(path, found, _end(folder / name, end), last)
-    return _of(path, found, [], last)
+                return _of(path, tokenizer, _end(folder / name, end), last)
+    return _of(path, tokenizer, [], last)
 
 
 def token_text(token: Any) -> str | None:
@@ -118,9 +118,9 @@ def token_text(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _check_beside(path: Path, found: Any) -> None:
+def _check_beside(path: Path, tokenizer: Any) -> None:
     """Refuse a tokenizer_config.json that adds tokens which tokenizer.json has not: transformers adds them."""
-    added = {number: token.content for number, token in found.get_added_tokens_decoder().items()}
+    added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
     tokens = read_json(path, MAX_MODEL_CONFIG).get("added_tokens_decoder") or {}
     if not isinstance(tokens, dict) or not all(isinstance(token, dict) for token in tokens.values()):
         raise FileRefused(path, f"added_tokens_decoder is {short(tokens)}, expected an object of tokens by their ids")
@@ -139,25 +139,25 @@ def _end(path: Path, end: Any) -> list[int]:
     return ids
 
 
-def _of(path: Path, found: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
+def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
     """Return a tokenizer of the package `tokenizers` as ours; a text to train on ends with `last`, or the first end."""
     closing = end[:1] if last is None else [last]
 
     def encoded(text: str) -> Any:
         try:
             with _panics_are_errors():
-                return found.encode(text, add_special_tokens=False)
+                return tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # such as an unknown letter, where the file names no token for those
             raise FileRefused(path, f"the tokenizer cannot encode {short(text)}: {error}") from error
 
     return Tokenizer(
         encode=lambda text: list(encoded(text).ids),
-        decode=lambda ids: str(found.decode(list(ids))),
-        begin=tuple(_before_a_text(found)),
+        decode=lambda ids: str(tokenizer.decode(list(ids))),
+        begin=tuple(_before_a_text(tokenizer)),
         end=frozenset(end),
         last=tuple(closing),
         places=lambda text: list(encoded(text).offsets),
-        spell=lambda ids: str(found.decode(list(ids), skip_special_tokens=False)),
+        spell=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
     )
 
 
@@ -172,12 +172,12 @@ def _panics_are_errors() -> Iterator[None]:
         raise
 
 
-def _before_a_text(found: Any) -> list[int]:
+def _before_a_text(tokenizer: Any) -> list[int]:
     """Return the ids that a tokenizer puts before a text; some put others after it."""
-    known = ((found.id_to_token(i) or "")[:PROBES] for i in range(PROBES))
+    known = ((tokenizer.id_to_token(i) or "")[:PROBES] for i in range(PROBES))
     for probe in ("a", *known):  # one that it has a token for
         with contextlib.suppress(Exception), _panics_are_errors():
-            encoded = found.encode(probe)
+            encoded = tokenizer.encode(probe)
             of_the_text = [number is not None for number in encoded.sequence_ids]
             if True in of_the_text:
                 return list(encoded.ids[: of_the_text.index(True)])
@@ -201,18 +201,18 @@ def _from_gguf(path: Path) -> Tokenizer:
         kinds = dict(zip(known["tokens"], known["token_type"], strict=True))
         if len(kinds) < len(known["tokens"]):
             raise ValueError("a token stands twice")
-        found = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
     except Exception as error:
         raise FileRefused(path, f"its tokenizer is damaged: {error}") from error
-    found.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
-    found.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     for special, types in ((True, NO_TEXT), (False, (USERS,))):
         whole = [
             tokenizers.AddedToken(t, special=special, normalized=False) for t, kind in kinds.items() if kind in types
         ]
-        found.add_special_tokens(whole) if special else found.add_tokens(whole)
+        tokenizer.add_special_tokens(whole) if special else tokenizer.add_tokens(whole)
     ends = [known[name] for name in ("eos_token_id", "eot_token_id", "eom_token_id") if name in known]
-    ours = _of(path, found, _end(path, ends))
+    ours = _of(path, tokenizer, _end(path, ends))
     begin = (_begin(path, known),) if known.get("add_bos_token") else ()
     texts = {i: t for i, (t, kind) in enumerate(kinds.items()) if kind == USERS}
     return replace(
@@ -250,25 +250,25 @@ def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: 
 
 
 def _from_glassllm(path: Path) -> Tokenizer:
-    glassllm, beside = needed("glassllm", "an .npz file"), path.with_suffix(".tokenizer.json")
-    read_json(beside, MAX_TOKENIZER)  # which checks more than the package does
+    glassllm, file = needed("glassllm", "an .npz file"), path.with_suffix(".tokenizer.json")
+    read_json(file, MAX_TOKENIZER)  # which checks more than the package does
     try:
-        found = glassllm.Tokenizer.load(beside)
+        tokenizer = glassllm.Tokenizer.load(file)
     except Exception as error:
-        raise FileRefused(beside, f"not glassllm's tokenizer: {error}") from error
+        raise FileRefused(file, f"not glassllm's tokenizer: {error}") from error
 
     def places(text: str) -> list[tuple[int, int]]:
         """Return them in the text's composed form (NFC), which the package encodes."""
-        widths = [1 if i == found.unk_id else len(found.vocab[i]) for i in found.encode(text)]
+        widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in tokenizer.encode(text)]
         ends = itertools.accumulate(widths)
         return [(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
     return Tokenizer(
-        encode=found.encode,
-        decode=lambda ids: str(found.decode(list(ids))),
+        encode=tokenizer.encode,
+        decode=lambda ids: str(tokenizer.decode(list(ids))),
         begin=(),
         end=frozenset({END_OF_GLASSLLM}),
         last=(END_OF_GLASSLLM,),
         places=places,
-        spell=lambda ids: "".join(found.tokens(list(ids))).replace(glassllm.tokenizer.SPACE, " "),
+        spell=lambda ids: "".join(tokenizer.tokens(list(ids))).replace(glassllm.tokenizer.SPACE, " "),
     )

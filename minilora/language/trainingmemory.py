@@ -78,9 +78,12 @@ def training_memory(
     Raises
     ------
     ValueError, TypeError
-        If a number is out of range, a target is unknown, or all weights are to train in fewer than 16 bits.
+        If a number is out of range, a target is unknown, all weights are to train in fewer than 16 bits, or the model
+        has mixtures of experts.
     """
     check_instance("config", config, LlamaConfig)
+    if config.mixture is not None:
+        raise ValueError(f"config is of a {config.model_type}: what a mixture of experts keeps is not counted")
     (tokens,), recompute = check_sizes(tokens=tokens), check_flag("recompute", recompute)
     check_choice("bits", bits, CONSTANTS)  # type: ignore[arg-type]
     for target in targets:
@@ -96,15 +99,26 @@ def training_memory(
         shapes = matrix_shapes(config)
         trained = layers * sum(rank * sum(shapes[target]) for target in targets)
     layer = _kept_in_a_layer(config, targets) + (len(targets) * rank if rank else 0)
-    kept = layers * (d if recompute else layer) + (layer if recompute else 0)
+    activations = layers * (d if recompute else layer) + (layer if recompute else 0)
     return {
         "weights": round(matrices * (bits + CONSTANTS[bits]) / 8 + 2 * elsewhere),
         "trained": 4 * trained,
         "gradients": gradient * trained,
         "Adam": 8 * trained,
-        "activations": 2 * tokens * kept,
+        "activations": 2 * tokens * activations,
         "logits": 4 * tokens * config.vocab_size,
     }
+
+
+def active_numbers(config: LlamaConfig) -> int:
+    """Return how many of a decoder's numbers one position goes through: of a mixture's experts those that it keeps."""
+    total = sum(map(math.prod, config.shapes().values()))
+    mixture = config.mixture
+    if mixture is None:
+        return total
+    layers = sum(map(mixture.stands_in, range(config.num_hidden_layers)))
+    idle = mixture.num_experts - mixture.num_experts_per_tok
+    return total - layers * idle * 3 * mixture.moe_intermediate_size * config.hidden_size
 
 
 def matrix_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -139,7 +153,7 @@ def parameter_bytes(model: Layer) -> int:
 def cache_bytes(cache: Cache) -> int:
     """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
     own = {id(_owner(array)) for array in arrays_of(cache[0])}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def go(value: Any) -> None:
         if isinstance(value, (tuple, list)):
@@ -147,10 +161,10 @@ def cache_bytes(cache: Cache) -> int:
                 go(part)
         elif is_array(value):
             array = _owner(getattr(value, "ids", value))  # one-hot rows keep their ids alone
-            kept[id(array)] = array.nbytes
+            sizes[id(array)] = array.nbytes
 
     go(cache)
-    return sum(size for key, size in kept.items() if key not in own)
+    return sum(size for key, size in sizes.items() if key not in own)
 
 
 def _owner(array: Array) -> Array:

@@ -11,8 +11,8 @@ g and o both depend on what trains, so each has a gradient, the other one times 
     do_nk = g_nk dy_n                              (moe.10)    (N, K, d)
     dx_n = sum_k dx_nk + what the router returns               (N, d)       x is read by K experts and by the router
 
-An expert is the gated MLP of `minilora.layers.gated`, with both of its first weights in one, W_gu (2 m, d): c = x W_gu^T,
-whose first m entries are a and whose last m are b, z = f(a) b by (gate.1), and o = z W_d^T.
+An expert is the gated MLP of `minilora.layers.gated`, with both of its first weights in one, W_gu (2 m, d):
+c = x W_gu^T, whose first m entries are a and whose last m are b, z = f(a) b by (gate.1), and o = z W_d^T.
 
 THE ROWS of an expert are gathered first, so that each weight is one product of matrices, see `minilora.layers.stacked`.
 A row meets an expert at most once, and the K rows of the sum come back by the inverse of the order that gathered them.
@@ -169,7 +169,9 @@ def _check_experts(layer: Experts) -> None:
     check_widths("gate_up_proj", layer.gate_up_proj, d, 2 * m)
     counts = [getattr(stack, "experts", None) for stack in (layer.gate_up_proj, layer.down_proj)]
     if None in counts or counts[0] != counts[1]:
-        raise ValueError(f"gate_up_proj and down_proj have {counts[0]} and {counts[1]} experts, expected as many in both")
+        raise ValueError(
+            f"gate_up_proj and down_proj have {counts[0]} and {counts[1]} experts, expected as many in both"
+        )
     check_instance("act_fn", layer.act_fn, Layer)
 
 

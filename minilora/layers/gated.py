@@ -76,7 +76,7 @@ def gate_back(f: Layer, dz: Array, a: Array, b: Array) -> tuple[Array, Array]:  
     du = dz * b  # eq. (gate.2)
     db = dz * u  # eq. (gate.3)
     da, _ = f.backward(du, u_cache)
-    return da, db  # type: ignore[return-value]
+    return da, db
 
 
 def _check_parts(layer: GatedMLP) -> None:

@@ -203,13 +203,13 @@ def scale_book() -> np.ndarray:  # -> (256,) float32
     Each step is rounded as torch's ``linspace`` does it, half of them counted from either end, so that the numbers are
     those of bitsandbytes to the last bit.
     """
-    found, low = [0.0, 1.0], np.float32(0.1)
+    levels, low = [0.0, 1.0], np.float32(0.1)
     for i in range(7):
         k, step = np.arange(2**i + 1), float(1 - low) / 2**i
         edges = np.where(2 * k < 2**i, low + step * k, 1 - step * (2**i - k)).astype("float32")
         middles = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2)
-        found += [*middles, *-middles]
-    return np.array(sorted(found), np.float32)
+        levels += [*middles, *-middles]
+    return np.array(sorted(levels), np.float32)
 
 
 _BETWEEN = (NF4[:-1] + NF4[1:]) / 2

@@ -43,10 +43,10 @@ class Sequential(Layer):
         grads: dict[str, Array] = {}
         for i in reversed(range(len(layers))):
             name, layer = layers[i]
-            asked = need_dx or trains(*(lower for _, lower in layers[:i]))
-            dx, found = layer.backward(dx, caches[i], need_dx=asked)  # eq. (seq.2)
-            grads |= nest(name, found)
-            if not asked:
+            below = need_dx or trains(*(lower for _, lower in layers[:i]))
+            dx, of_layer = layer.backward(dx, caches[i], need_dx=below)  # eq. (seq.2)
+            grads |= nest(name, of_layer)
+            if not below:
                 break
         return dx, {name: grads[name] for name in self.trainable()}
 

@@ -6,22 +6,11 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..checks import (
-    Array,
-    check_array,
-    check_choice,
-    check_flag,
-    check_instance,
-    check_integer,
-    check_shape,
-    is_array,
-    shown,
-)
+from ..checks import check_choice, check_flag, check_instance, check_integer, check_shape, is_array, shown
 from ..lora import LoRA
 from .scaling import scaling
 
 KINDS = ("linear", "embedding", "conv1d", "conv2d")
-NORMS = ("constant", "full")
 
 
 @dataclass(eq=False, repr=False)
@@ -31,24 +20,18 @@ class Adapter(LoRA):
     For an embedding `in` is V and `out` is dim; for a convolution `in` is C times the kernel's size, channel first.
     `alpha` is PEFT's ``lora_alpha``.
 
-    Arrays that do not fit together, an unknown kind or norm, and an alpha out of range are a ValueError or a TypeError.
+    Arrays that do not fit together, an unknown kind, and an alpha out of range are a ValueError or a TypeError.
     """
 
     kind: str = "linear"  # or "embedding", "conv1d", "conv2d"
     kernel: tuple[int, ...] = ()  # its size along each axis, of a convolution
     use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
-    magnitude: Array | None = None  # (out,), where the adapter is a DoRA's
-    dora_norm: str = "constant"  # or "full": how DoRA's backward treats the norm
     start: LoRA | None = None  # frozen: PiSSA's factors before training
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("kind", self.kind, KINDS)
-        check_choice("dora_norm", self.dora_norm, NORMS)
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
-        if self.magnitude is not None:
-            check_array("magnitude", self.magnitude, like=self.lora_A, like_name="lora_A")
-            check_shape("magnitude", self.magnitude, (self.lora_B.shape[0],))
         _check_kernel(self.kernel)
         if self.start is not None:
             check_instance("start", self.start, LoRA)
@@ -60,10 +43,9 @@ class Adapter(LoRA):
         """The factor s: alpha / r, or alpha / sqrt(r) under rsLoRA."""
         return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
 
-    @property
-    def lora_alpha(self) -> float:
-        """The same as `alpha`; the name goes in the next version."""
-        return self.alpha
+    def further(self) -> dict[str, Any]:
+        """Return the arrays that it computes with besides the factors. How it started is none of them."""
+        return {name: part for name, part in super().further().items() if name != "start"}
 
     def __repr__(self) -> str:
         """Leave out what is as usual: of a plain adapter, all but the factors and alpha."""

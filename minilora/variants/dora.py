@@ -25,15 +25,33 @@ Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 
 from ..backend import backend_of
-from ..checks import Array
+from ..checks import Array, check_array, check_choice, check_shape
 from ..layer import Cache, Layer, check_cache, rows
 from ..linear import Linear
-from ..lora import LoRA, LoRALinear, check_beside
+from ..lora import LoRA, check_beside, check_whole
 from .adapter import Adapter
+
+NORMS = ("constant", "full")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DoRAAdapter(Adapter):
+    """Two factors, and a magnitude for each output.
+
+    Arrays that do not fit together, an unknown norm, and what `Adapter` refuses are a ValueError or a TypeError.
+    """
+
+    magnitude: Array  # (out,)
+    dora_norm: str = "constant"  # or "full": how the backward treats the norm
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("dora_norm", self.dora_norm, NORMS)
+        check_array("magnitude", self.magnitude, like=self.lora_A, like_name="lora_A")
+        check_shape("magnitude", self.magnitude, (self.lora_B.shape[0],))
 
 
 @dataclass(eq=False, repr=False)
@@ -41,16 +59,18 @@ class DoRA(Layer):
     """A frozen layer, its adapter, and a magnitude for each output. The adapter's arrays train, and no other."""
 
     base: Linear
-    adapter: Adapter  # with a magnitude (out,); its `dora_norm` is "constant" or "full"
+    adapter: DoRAAdapter
 
     def __post_init__(self) -> None:
         check_beside(self.base, Linear, self.adapter, Adapter)
-        if self.adapter.magnitude is None:
+        if not isinstance(self.adapter, DoRAAdapter):
             raise ValueError("adapter has no magnitude: DoRA needs one, an array of shape (out,)")
+        check_whole(self.adapter, "DoRA", "magnitude")
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache."""
-        u, cache = self._path().forward(x)
+        update, cache = self.adapter.forward(x)
+        u = x @ self.base.weight.T + update
         n = self.norm()
         g = self.adapter.magnitude / n  # eq. (dora.2)
         y = g * u if self.base.bias is None else g * u + self.base.bias  # eq. (dora.3)
@@ -58,9 +78,10 @@ class DoRA(Layer):
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., in), and the gradients of the factors and the magnitude."""
-        path_cache, n, g, u = check_cache(self, dy, cache)
+        adapter_cache, n, g, u = check_cache(self, dy, cache)
         du = dy * g  # eq. (dora.4)
-        dx, grads = path_cache[0].backward(du, path_cache, need_dx=need_dx)
+        dx_adapter, grads = self.adapter.backward(du, adapter_cache, need_dx=need_dx)
+        dx = self.base.input_gradient(du) + dx_adapter if need_dx else None
         if self.adapter.frozen:
             return dx, grads
         grads["magnitude"] = dm = rows(dy * u).sum(axis=0) / n  # eq. (dora.5)
@@ -93,12 +114,6 @@ class DoRA(Layer):
     def trainable(self) -> dict[str, Array]:
         """Return the adapter's arrays: the base is frozen by its absence."""
         return self.adapter.trainable()
-
-    def _path(self) -> LoRALinear:
-        """Return what computes u: the base without its bias, and the adapter without its magnitude."""
-        base, plain = copy(self.base), copy(self.adapter)
-        base.bias = plain.magnitude = None
-        return LoRALinear(base, plain)
 
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")

@@ -30,6 +30,7 @@ from ..backend import backend_of
 from ..checks import check_instance, check_number, check_rank_within
 from ..layers.quantized import CodedLinear
 from ..linear import Linear
+from ..lora import LoRA
 from .adapter import Adapter
 from .scaling import scaling
 
@@ -60,6 +61,9 @@ def over_original(adapter: Adapter) -> Adapter:
     check_instance("adapter", adapter, Adapter)
     if adapter.start is None:
         return adapter
+    if type(adapter).delta is not LoRA.delta:
+        what = f"adapter is a {type(adapter).__name__} with a delta of its own"
+        raise ValueError(f"{what}: over the original base it is none")
     (A, B), (A0, B0) = ((a.lora_A, a.lora_B) for a in (adapter, adapter.start))
     join = backend_of(A).xp.concatenate
     times = math.sqrt(2) if adapter.use_rslora else 2

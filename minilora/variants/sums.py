@@ -51,7 +51,8 @@ def weighted_sum(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     ------
     ValueError, TypeError
         If there is no adapter, the numbers of adapters and weights differ, or two adapters do not fit each other. If
-        one is a DoRA's, whose change of weight is no product, or started by PiSSA: add its `over_original` then.
+        one has further arrays or a `delta` of its own, as a DoRA's: its change of weight is no product. Or if one
+        started by PiSSA: add its `over_original` then.
     """
     weights = check_summands(adapters, weights)
     xp, pairs = backend_of(adapters[0].lora_A).xp, list(zip(adapters, weights, strict=True))
@@ -86,9 +87,9 @@ def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
 
 def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[float]:
     """Return weights as floats, or refuse adapters that cannot be added up."""
-    for name, given in (("adapters", adapters), ("weights", weights)):
-        if not isinstance(given, Sequence | np.ndarray):
-            raise TypeError(f"{name} must be a list, got {kind_of(given)}")
+    for name, values in (("adapters", adapters), ("weights", weights)):
+        if not isinstance(values, Sequence | np.ndarray):
+            raise TypeError(f"{name} must be a list, got {kind_of(values)}")
     if len(adapters) == 0 or len(adapters) != len(weights):
         raise ValueError(f"expected one weight for each adapter, got {len(adapters)} adapters, {len(weights)} weights")
     first = adapters[0]
@@ -100,9 +101,10 @@ def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[f
         place, expected = ((getattr(a, "kind", "linear"), getattr(a, "kernel", ())) for a in (adapter, first))
         if place != expected:
             raise ValueError(f"adapters[{i}] is of kind and kernel {place}, expected {expected} as adapters[0]")
-        for name in ("magnitude", "start"):
-            if getattr(adapter, name, None) is not None:
-                raise ValueError(f"adapters[{i}] has a {name}: its change of the original base is not s B A")
+        if beyond := [*adapter.further(), *(["start"] if getattr(adapter, "start", None) is not None else [])]:
+            raise ValueError(f"adapters[{i}] has a {beyond[0]}: its change of the original base is not s B A")
+        if type(adapter).delta is not LoRA.delta:
+            raise ValueError(f"adapters[{i}] is a {type(adapter).__name__}, which has a delta of its own, not s B A")
     return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
 
 

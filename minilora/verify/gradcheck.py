@@ -59,12 +59,12 @@ class BlockReport:
     @property
     def diagnosis(self) -> list[str]:
         """What is known of a wrong gradient beyond its worst entry, in sentences."""
-        found = []
+        sentences = []
         if self.factor is not None:
-            found.append(f"every slope is off by the same factor, {self.factor:.9g}")
+            sentences.append(f"every slope is off by the same factor, {self.factor:.9g}")
         if self.left is not None:
-            found.append(f"a kink, with slope {self.left:z.9g} on the left, {self.right:z.9g} on the right")
-        return found
+            sentences.append(f"a kink, with slope {self.left:z.9g} on the left, {self.right:z.9g} on the right")
+        return sentences
 
 
 @dataclass(frozen=True, repr=False)

@@ -173,12 +173,15 @@ def _rotary(d: Drawing) -> tuple[Layer, Array]:
     return Rotary(frequencies(D, BASE)), _sequences(d, D)
 
 
-def _attention(d: Drawing, cls: type[Attention] = Attention, **more: Any) -> tuple[Layer, Array]:
+def _attention(
+    d: Drawing, cls: type[Attention] = Attention, *, normed: bool = False, **more: Any
+) -> tuple[Layer, Array]:
     n_in, n_out = min(d.in_features, 7), min(d.out_features, 7)
     K, g, D = d.integer(1, 2), d.integer(1, 3), 2 * d.integer(1, 2)
     widths = ((n_in, K * g * D), (n_in, K * D), (n_in, K * D), (K * g * D, n_out))
     q, k, v, o = (d.linear(*pair, bias=d.bias, divided_by=2) for pair in widths)
-    return cls(q, k, v, o, Rotary(frequencies(D, BASE)), **more), _sequences(d, n_in)
+    norms = [RMSNorm(d.randn(D), EPS) for _ in range(2 * normed)]
+    return cls(q, k, v, o, Rotary(frequencies(D, BASE)), *norms, **more), _sequences(d, n_in)
 
 
 def _gated(d: Drawing) -> tuple[Layer, Array]:
@@ -270,6 +273,7 @@ INSTANCES: dict[str, Row] = {
     "Rotary": _rotary,
     "Attention": _attention,
     "Attention, by blocks": lambda d: _attention(d, BlockwiseAttention, blocks=Blocks(1, 2, page_up_to=0)),
+    "Attention, q and k normed": lambda d: _attention(d, normed=True),
     "GatedMLP": _gated,
     "Router": _router,
     "Router, over all": lambda d: _router(d, renormalised=False),

@@ -20,9 +20,9 @@ from minilora import (
     dequantize_nf4,
     quantize_nf4,
 )
-from minilora.conformance.problems.reference import round_to
+from minilora.conformance.problems.rounding import round_to
 from minilora.layers.nf4 import dequantize_scales
-from minilora.variants.dora import DoRA, row_lengths
+from minilora.variants.dora import DoRA, DoRAAdapter, row_lengths
 from minilora.variants.rewritten import Rewritten
 
 from ..support.formulas import answers_of
@@ -74,7 +74,9 @@ def rslora(weight, bias, A, B, alpha):
 
 
 def dora(weight, bias, A, B, alpha, magnitude=None, *, cls=DoRA, norm="constant"):
-    return cls(Linear(weight, bias), adapter(A, B, alpha, magnitude=magnitude, dora_norm=norm))
+    if magnitude is None:
+        return cls(Linear(weight, bias), Adapter(A, B, alpha))  # refused
+    return cls(Linear(weight, bias), DoRAAdapter(A, B, alpha, magnitude=magnitude, dora_norm=norm))
 
 
 def embedding(weight, bias, A, B, alpha, *, cls=Rewritten, base=Embedding):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import cli
 from minilora.conformance import CannotRun, vectors
 from minilora.conformance.bugs.table import BUGS
-from minilora.conformance.problems.reference import round_to
+from minilora.conformance.problems.rounding import round_to
 from minilora.guards.tensorfile import encode
 
 from .implementations import OURS, dora_init, full_norm, functions_of, step

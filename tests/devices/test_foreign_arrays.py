@@ -11,10 +11,10 @@ import pytest
 from minilora import (
     MLP,
     Adam,
-    Adapter,
     Attention,
     Conv2d,
     DoRA,
+    DoRAAdapter,
     Embedding,
     Flatten,
     GatedMLP,
@@ -124,7 +124,7 @@ def square(params):
 CALLS = {
     "Linear": (lambda odd: Linear(odd(OUT, IN)), "weight"),
     "LoRA": (lambda odd: LoRA(odd(RANK, IN), host(OUT, RANK), 1.0), "lora_A"),
-    "Adapter": (lambda odd: Adapter(host(1, IN), host(OUT, 1), 1, magnitude=odd(OUT)), "magnitude"),
+    "DoRAAdapter": (lambda odd: DoRAAdapter(host(1, IN), host(OUT, 1), 1, magnitude=odd(OUT)), "magnitude"),
     "Embedding": (lambda odd: Embedding(odd(7, 2)), "weight"),
     "Embedding.forward": (lambda odd: Embedding(host(7, 2))(odd(3)), "x"),
     "Conv2d": (lambda odd: Conv2d(odd(2, 1, 2, 2)), "weight"),

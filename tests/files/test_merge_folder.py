@@ -1,16 +1,12 @@
-"""A model's folder is merged into a folder that loads, with all that stands beside the weights."""
+"""A merge writes a folder or a file, whole or not at all, and says what works where it cannot."""
 
 import json
-import os
-import sys
-import warnings
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import (
-    Adapter,
     FileRefused,
     Llama,
     adapt,
@@ -24,14 +20,17 @@ from minilora import (
 )
 from minilora.cli import main
 from minilora.files import save_llama
-from minilora.files.base import companions as modelfolder
+from minilora.files.base import companions
 
 from ..support.language import tiny_llama, write_folder
-from ..support.memory import traced
 from .test_merge import contents
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
+
+
 INDEX = "model.safetensors.index.json"
+
+
 BESIDE = {
     "generation_config.json": '{"eos_token_id": 3}',
     "tokenizer_config.json": '{"chat_template": "{{ messages }}"}',
@@ -43,6 +42,8 @@ BESIDE = {
     "chat_template.jinja": "{% for m in messages %}{{ m }}{% endfor %}",
     "modeling_own.py": "",
 }
+
+
 LEFT = {
     "README.md": "of the base",
     "pytorch_model.bin": "the base's weights",
@@ -102,87 +103,6 @@ def adapter(tmp_path):
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_a_merged_folder_is_the_adapted_model(tmp_path, adapter, shards):
-    base = write(tmp_path / "base", shards=shards)
-    merge_adapter(base, adapter, tmp_path / "out")
-    adapted = attach(Llama.load(base), load_adapter(adapter))
-    np.testing.assert_allclose(Llama.load(tmp_path / "out")(IDS), adapted(IDS), atol=1e-4)
-    weights = {path.name for path in base.glob("model*")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*BESIDE, "config.json", "tokenizer.json", *weights}
-    for name in (*BESIDE, "config.json", "tokenizer.json", *([INDEX] if shards > 1 else [])):
-        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
-
-
-TARGETS = [["embed_tokens"], ["lm_head", "q_proj"], ["embed_tokens", "lm_head"]]
-
-
-@pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}])
-def test_a_tied_head_that_an_adapter_changes_is_untied(tmp_path, shards, targets, options):
-    base = write(tmp_path / "base", tied=True, shards=shards)
-    found = drawn(Llama.load(base), targets, **options)
-    save_adapter(tmp_path / "adapter", found)
-    how = " and 'model.embed_tokens' apart" if len(targets) == 2 and "lm_head" in targets[1] else " alone"
-    with pytest.warns(
-        UserWarning, match=rf"{how}\. So the merged model has a head of its own, and its config.json says"
-    ):
-        changes = merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
-    assert {change.module for change in changes} == found.keys()
-    merged = Llama.load(tmp_path / "out")
-    assert not merged.config.tie_word_embeddings
-    np.testing.assert_allclose(merged(IDS), attach(Llama.load(base), found)(IDS), atol=1e-4)
-    before = json.loads((base / "config.json").read_text())
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == before | {"tie_word_embeddings": False}
-    if shards > 1:
-        index = json.loads((tmp_path / "out" / INDEX).read_text())
-        files = [load_file(path) for path in (tmp_path / "out").glob("*.safetensors")]
-        assert index["weight_map"].keys() == {name for file in files for name in file}
-        assert index["metadata"]["total_size"] == sum(a.nbytes for file in files for a in file.values())
-        assert index["metadata"]["total_parameters"] == 1 + merged.lm_head.weight.size
-
-
-def test_a_tied_head_that_no_adapter_changes_stays_tied(tmp_path, adapter):
-    base = write(tmp_path / "base", tied=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        merge_adapter(base, adapter, tmp_path / "out")
-    assert Llama.load(tmp_path / "out").config.tie_word_embeddings
-
-
-def test_a_head_that_stands_in_the_file_is_kept(tmp_path):
-    base = write(tmp_path / "base", tied=True)
-    arrays = load_file(base / "model.safetensors")
-    save_file(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"].copy()}, base / "model.safetensors")
-    found = drawn(Llama.load(base), ["lm_head"])
-    save_adapter(tmp_path / "adapter", found)
-    with pytest.warns(UserWarning, match="has a head of its own"):
-        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
-    np.testing.assert_allclose(Llama.load(tmp_path / "out")(IDS), attach(Llama.load(base), found)(IDS), atol=1e-4)
-
-
-def test_a_model_that_is_tied_by_its_kind_is_untied(tmp_path):
-    """Of some kinds config.json need not say it: the class has a head, and the file does not."""
-    base = write(tmp_path / "base", tied=True)
-    config = json.loads((base / "config.json").read_text())
-    del config["tie_word_embeddings"]
-    (base / "config.json").write_text(json.dumps(config))
-    save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["embed_tokens"]))
-    with pytest.warns(UserWarning, match="has a head of its own"):
-        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
-    assert "lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
-
-
-def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
-    base = write(tmp_path / "base", tied=True)
-    save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["lm_head"]))
-    refused(
-        base / "model.safetensors", tmp_path / "adapter", tmp_path / "out", "head is the embedding there. Merge the mo"
-    )
-
-
 def test_weights_alone_are_merged_into_a_file(tmp_path, adapter):
     base = write(tmp_path / "base")
     merge_adapter(base, adapter, tmp_path / "whole")
@@ -210,63 +130,17 @@ def test_neither_the_base_nor_the_adapter_is_written_over(tmp_path, adapter, sha
     refused(base, adapter, tmp_path / "no" / "out", "there is no folder")
 
 
-@pytest.mark.parametrize("what", ["pipe", "circle"])
-def test_what_is_no_regular_file_beside_is_refused_first(tmp_path, adapter, what):
-    base = write(tmp_path / "base")
-    os.mkfifo(base / "vocab.txt") if what == "pipe" else (base / "vocab.txt").symlink_to("vocab.txt")
-    refused(base, adapter, tmp_path / "out", "vocab.txt': (not a regular file|cannot be opened)", FileRefused)
-
-
-def test_a_configuration_that_is_no_json_is_refused(tmp_path, adapter):
-    base = write(tmp_path / "base")
-    (base / "config.json").write_text("{")
-    refused(base, adapter, tmp_path / "out", "config.json': the file is not sound JSON", FileRefused)
-
-
 def test_a_merge_that_fails_on_its_way_leaves_nothing(tmp_path, adapter, monkeypatch):
     base = write(tmp_path / "base")
 
     def failing(*args):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(modelfolder.shutil, "copyfileobj", failing)
+    monkeypatch.setattr(companions.shutil, "copyfileobj", failing)
     before = contents(tmp_path)
     with pytest.raises(OSError, match="the disk is full"):
         merge_adapter(base, adapter, tmp_path / "out")
     assert contents(tmp_path) == before
-
-
-def test_links_are_followed_and_files_written(tmp_path, adapter):
-    """As in a cache of the Hugging Face hub."""
-    base, cache = write(tmp_path / "base"), tmp_path / "cache"
-    cache.mkdir()
-    for path in base.iterdir():
-        (cache / path.name).symlink_to(path)
-    merge_adapter(cache, adapter, tmp_path / "out")
-    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
-    assert (tmp_path / "out" / "merges.txt").read_text() == BESIDE["merges.txt"]
-
-
-@pytest.mark.long
-def test_untying_takes_the_memory_of_some_blocks(tmp_path, monkeypatch):
-    """The embedding has 14 MB; a block 0.1, the factors some 0.4, and a configuration is read into 4."""
-    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 17)
-    rng, folder = np.random.default_rng(0), tmp_path / "base"
-    folder.mkdir()
-    E = rng.standard_normal((60_000, 60)).astype("f4")
-    save_file({"model.embed_tokens.weight": E}, folder / "model.safetensors")
-    (folder / "config.json").write_text('{"tie_word_embeddings": true}')
-    A, B = np.ones((1, 60), "f4"), np.ones((60_000, 1), "f4")
-    save_adapter(tmp_path / "adapter", {"lm_head": Adapter(A, B, 2.0)})
-    with traced() as memory, pytest.warns(UserWarning, match="a head of its own"):
-        merge_adapter(folder, tmp_path / "adapter", tmp_path / "out")
-    assert memory.peak < 6e6
-    merged = load_file(tmp_path / "out" / "model.safetensors")
-    np.testing.assert_array_equal(merged["model.embed_tokens.weight"], E)
-    np.testing.assert_array_equal(merged["lm_head.weight"], E + 2)
-
-
-# --- what cannot be merged into -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "model.safetensors", "weights"])

@@ -31,7 +31,7 @@ def answers(tmp_path):
     return path
 
 
-def test_a_question_is_answered_in_a_process_of_its_own_that_ends(answers):
+def test_questions_are_answered_in_a_process_that_ends(answers):
     with BoundedProcess(answers, seconds=10, memory=1 << 29) as process:
         assert not process.runs
         first, second = process.ask("a\u00e9\ud800"), process.ask([1, {"b": None}])
@@ -50,7 +50,7 @@ def test_a_question_is_answered_in_a_process_of_its_own_that_ends(answers):
         ("end", {}, "it ends the process that runs it"),
     ],
 )
-def test_a_process_beyond_its_bounds_is_ended_and_the_next_answers(answers, question, bounds, reason):
+def test_a_process_beyond_its_bounds_is_ended(answers, question, bounds, reason):
     with BoundedProcess(answers, **{"seconds": 10, "memory": 1 << 29} | bounds) as process:
         before = process.ask("a")["pid"]
         with pytest.raises(BoundsExceeded, match=reason):

@@ -19,12 +19,13 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.adapterfolder import AdapterFolder
-from minilora.guards import wholefiles as writing
-from minilora.guards.folderlocks import locked
+from minilora.guards import wholefiles
 from minilora.guards.tensorfile import TensorFile
 from minilora.guards.wholefiles import places, written_folder, written_together, written_whole
 
 ROOT = Path(__file__).parents[2]
+
+
 CONFIG, WEIGHTS, READY = "adapter_config.json", "adapter_model.safetensors", ".minilora-ready-"
 
 
@@ -127,7 +128,7 @@ def test_a_configuration_that_stays_is_not_removed(tmp_path, monkeypatch):
 @linux
 def test_the_order_of_a_folder_is_files_folder_rename_parent(tmp_path, monkeypatch):
     calls = recorded(monkeypatch, tmp_path)
-    with written_folder(tmp_path / "out") as part, writing.synced(part / "x") as file:
+    with written_folder(tmp_path / "out") as part, wholefiles.synced(part / "x") as file:
         file.write(b"new")
     assert calls == [("fsync", "x"), ("fsync", "folder"), ("rename", "out"), ("fsync", "folder")]
     assert contents(tmp_path / "out") == {"x": b"new"}
@@ -331,7 +332,7 @@ with written_whole(Path(sys.argv[1]) / "a"), written_folder(Path(sys.argv[1]) / 
 
 def test_a_link_named_like_remains_stays(tmp_path):
     (tmp_path / "precious").write_bytes(b"precious")
-    part = writing._part_of(tmp_path / "a")
+    part = wholefiles._part_of(tmp_path / "a")
     part.symlink_to("precious")
     with written_whole(tmp_path / "a") as file:
         file.write(b"new")
@@ -347,46 +348,6 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
         os.umask(umask)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "b").stat().st_mode & 0o777 == 0o750
-
-
-def test_a_lock_that_another_keeps_is_waited_for_and_named(tmp_path, monkeypatch):
-    save_adapter(tmp_path, layers(1.0, 3.0))
-    before = contents(tmp_path)
-    monkeypatch.setattr(writing, "LOCK_SECONDS", 0.02)
-    with locked(tmp_path):
-        with pytest.raises(FileRefused, match="another process has kept it locked") as error:
-            save_adapter(tmp_path, layers(2.0, 4.0))
-        assert str(error.value) == f"'{tmp_path}': another process has kept it locked for 0.02 s"
-        with pytest.raises(FileRefused, match="another process has kept it locked"):
-            load_adapter(tmp_path)
-    with locked(tmp_path, shared=True):
-        assert load_adapter(tmp_path)["head"].alpha == 1.5
-    assert contents(tmp_path) == before
-
-
-def test_a_lock_that_ends_is_waited_for_and_not_longer(tmp_path, monkeypatch):
-    other, waits = contextlib.ExitStack(), []
-    other.enter_context(locked(tmp_path))
-
-    def wait(seconds):
-        waits.append(seconds)
-        if len(waits) == 3:
-            other.close()
-
-    monkeypatch.setattr(writing.time, "sleep", wait)
-    with locked(tmp_path):
-        assert len(waits) == 3
-        assert max(waits) < 0.1
-
-
-def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
-    def unsupported(handle, kind):
-        raise OSError(errno.ENOTSUP, "Operation not supported")
-
-    monkeypatch.setattr(writing.fcntl, "flock", unsupported)
-    save_adapter(tmp_path, layers(1.0, 3.0))
-    save_adapter(tmp_path, layers(2.0, 4.0))
-    assert state_of(tmp_path) == (2.0, 4.0)
 
 
 def test_a_name_that_is_no_text_is_written(tmp_path):
@@ -427,15 +388,6 @@ def test_two_writers_and_a_reader_never_see_a_mixture(tmp_path):
         assert writer.wait() == 0
     assert seen <= {1.0, 2.0}
     assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
-
-
-def test_without_locks_files_are_written_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "fcntl", None)
-    save_adapter(tmp_path / "a", layers(1.0, 3.0))
-    assert load_adapter(tmp_path / "a")["head"].alpha == 1.5
-    with written_folder(tmp_path / "b") as part:
-        (part / "x").write_bytes(b"new")
-    assert contents(tmp_path / "b") == {"x": b"new"}
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from minilora import GatedMLP, Linear, LoRA, adapt, adapters, attach, merge, mse, train
-from minilora.layer import cache_bytes, freeze, rebuild, walk
+from minilora.language.trainingmemory import cache_bytes
+from minilora.layer import freeze, rebuild, walk
 from minilora.layers.experts import Experts, MixtureOfExperts, gathered
 from minilora.layers.router import Router, balance
 from minilora.layers.stacked import StackedLinear
@@ -78,8 +79,10 @@ def test_an_idle_expert_has_zeros_in_its_adapter_too():
     _, grads = adapted.backward(randn(2, 5, D), cache)
     for name in ("gate_up_proj", "down_proj"):
         dA, dB = grads[f"experts.{name}.lora_A"], grads[f"experts.{name}.lora_B"]
-        assert (dA[9:] == 0).all() and (dB[:, 3::E] == 0).all()
-        assert (dA[:6] != 0).any() and (dB[:, 0::E] != 0).any()
+        assert (dA[9:] == 0).all()
+        assert (dB[:, 3::E] == 0).all()
+        assert (dA[:6] != 0).any()
+        assert (dB[:, 0::E] != 0).any()
 
 
 def with_adapters(layer, rank=3):
@@ -137,8 +140,8 @@ def test_a_mixtures_step_waits_once_and_copies_counts_alone(standin):
 
 
 def test_the_balance_is_least_where_all_are_kept_equally():
-    level = balance(np.tile(np.eye(4), (3, 1)), 1)[0]
-    assert np.isclose(level, 1) and np.isclose(balance(np.tile(5 * np.eye(4), (3, 1)), 1)[0], 1)
+    for size in (1, 5):
+        assert np.isclose(balance(np.tile(size * np.eye(4), (3, 1)), 1)[0], 1)
     assert balance(np.tile([5.0, 0, 0, 0], (12, 1)), 1)[0] > 3
     assert np.isclose(balance(randn(0, 8, 4), 4)[0], 4)  # all kept: K = E
 
@@ -238,7 +241,8 @@ def test_adapters_are_attached_again_and_merged_as_they_are():
     found = adapters(model)
     assert list(found) == NAMES
     for path, adapter in found.items():
-        assert (adapter.rank, adapter.alpha) == (2, 3) and np.isclose(adapter.scaling, 3 / 2**0.5)
+        assert (adapter.rank, adapter.alpha) == (2, 3)
+        assert np.isclose(adapter.scaling, 3 / 2**0.5)
         assert adapter.delta().shape == dict(walk(layer))[path].weight.shape
         assert adapter.lora_A is model.trainable()[f"{path}.lora_A"]
     assert (attach(layer, found)(x) == model(x)).all()
@@ -306,7 +310,7 @@ def test_what_adapt_refuses_draws_no_number(change, error, message):
 
 def test_an_adapted_array_takes_no_second_adapter():
     model = adapted(mixture(), NAMES[:1])
-    with pytest.raises(ValueError, match="without an adapter; there are .'gate.weight', 'experts.down_proj'"):
+    with pytest.raises(ValueError, match=r"without an adapter; there are .'gate.weight', 'experts.down_proj'"):
         adapted(model, NAMES[:1])
 
 

@@ -26,8 +26,8 @@ def test_a_model_that_cannot_be_drawn_leaves_the_generator(sizes, dtype, said):
 
 
 def test_an_unknown_activation_is_refused_by_name():
-    with pytest.raises(ValueError, match="activation must be 'relu', 'tanh' or 'silu', got 'gelu'"):
-        MLP.init(2, 3, 4, activation="gelu", rng=RNG)
+    with pytest.raises(ValueError, match=r"^activation must be 'relu', 'tanh'.*, got 'step'$"):
+        MLP.init(2, 3, 4, activation="step", rng=RNG)
 
 
 @pytest.mark.parametrize(("activation", "cls"), [("relu", ReLU), ("tanh", Tanh)])

@@ -13,7 +13,7 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 FLOORS = [
-    {"guards"},
+    {"guards", "lazy"},
     {"checks", "backend"},
     {"layer", "losses"},
     {"linear"},
@@ -62,7 +62,7 @@ def imports(module, *, inside=False):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
 def test_imports_run_one_way(module):
-    for other in [*imports(module), *imports(module, inside=True)] if module not in {*DOORS, "files.__init__"} else ():
+    for other in [*imports(module), *imports(module, inside=True)] if module not in DOORS else ():
         assert floor(other) <= floor(module), f"{module} imports {other}"
 
 
@@ -98,20 +98,32 @@ def test_no_module_is_hidden_by_a_public_name():
 def test_public_names_are_listed_once_and_found():
     assert minilora.__all__ == sorted(set(minilora.__all__))
     for name in minilora.__all__:
-        value = getattr(minilora, name)
-        assert getattr(value, "__name__", name) == name  # an array has no name
-    assert set(minilora.__all__) <= set(dir(minilora))
+        assert getattr(getattr(minilora, name), "__name__", name) == name  # an array has no name
     with pytest.raises(AttributeError, match="module 'minilora' has no attribute 'nothing'"):
         minilora.nothing  # noqa: B018
 
 
-def test_type_checkers_see_every_public_name():
+@pytest.mark.parametrize("package", ["minilora", "minilora.fast", "minilora.files"])
+def test_dir_lists_public_names_and_modules_alone(package):
+    """What the Tab key shows."""
+    module = import_module(package)
+    files = [path for path in Path(module.__file__).parent.iterdir() if path.suffix == ".py" or path.is_dir()]
+    modules = {path.stem for path in files if not path.stem.startswith("_")}
+    assert {name for name in dir(module) if not name.startswith("__")} == {*module.__all__, *modules}
+    assert all(hasattr(module, name) for name in modules)
+
+
+@pytest.mark.parametrize("package", ["", "fast", "files"])
+def test_type_checkers_see_every_public_name(package):
     """The stub is the only list. ``import name as name`` is how a stub says that a name is public."""
-    tree = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
-    listed = [(alias, node.module) for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
-    assert all(alias.name == alias.asname for alias, _ in listed)
-    assert sorted(alias.name for alias, _ in listed) == minilora.__all__
-    assert all((PACKAGE / Path(*module.split(".")).with_suffix(".py")).exists() for _, module in listed)
+    folder, names = PACKAGE / package, import_module(f"minilora.{package}".strip(".")).__all__
+    tree = ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert all(alias.name == alias.asname for node in imports for alias in node.names)
+    assert sorted(alias.name for node in imports for alias in node.names) == names
+    for node in imports:
+        start = folder if node.level == 1 else folder.parent
+        assert (start / Path(*node.module.split(".")).with_suffix(".py")).exists()
 
 
 def python(script):

@@ -20,6 +20,7 @@ from minilora import (
     Conv1d,
     Conv2d,
     DoRA,
+    DoRAAdapter,
     Embedding,
     Layer,
     Linear,
@@ -375,7 +376,8 @@ def adapted_case(
         bias = kind.bias(p)
         layer = kind.build(p, kind.matrix(p).astype(dtype), None if bias is None else bias.astype(dtype), base)
         mine = {name: array for name, array in found.items() if name != "x"}
-        adapter = Adapter(**mine, alpha=p.alpha, kind=kind.name, dora_norm=norm or "constant")
+        of_dora = {} if norm is None else {"dora_norm": norm}
+        adapter = (DoRAAdapter if of_dora else Adapter)(**mine, alpha=p.alpha, kind=kind.name, **of_dora)
         on_rows = dora
         if held:
             n = np.linalg.norm(direction(p, arrays(problem)), axis=1).astype(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def answers_of(kind, parts, alpha, arrays, **steps):
     problem = problem_of(kind, arrays, alpha, **steps)
     arrays = {"dy": np.zeros_like(problem.dy), **arrays}
     parts = parts(problem) if callable(parts) else parts
-    return problem.answered(replace(SETS[kind].formulas, **parts), problem.rows(arrays))
+    return problem.answered(SETS[kind].formulas.with_parts(**parts), problem.rows(arrays))
 
 
 def by_formulas(kind: str, parts: Any = None) -> type[Layer]:

@@ -309,6 +309,23 @@ class QueriesNotTurnedBack(Attention):
 
 
 attend, attend_backward = attention.attend, attention.attend_backward
+normed, normed_back = attention.normed, attention.normed_back
+NORMS_WRONG = {
+    "q and k not normed": {
+        "normed": lambda norm, heads: (heads, None),
+        "normed_back": lambda norm, dy, cache: (dy, {}),
+    },
+    "one norm over all heads": {
+        "normed": lambda norm, heads: (heads / np.sqrt((heads**2).mean(axis=(1, 2, 4), keepdims=True) + 0.3), None),
+    },
+    "the norms passed over in the backward": {
+        "normed_back": lambda norm, dy, cache: (dy, normed_back(norm, dy, cache)[1]),
+    },
+}
+for name, functions in NORMS_WRONG.items():
+    mutant(f"attention: {name}", *TWO_CLAIMS, of=partial(attention_case, row="Attention, q and k normed"))(
+        attention_with(**functions)
+    )
 
 
 # --- the gated MLP --------------------------------------------------------------------------------

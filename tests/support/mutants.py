@@ -507,8 +507,10 @@ class WrongDoRA(DoRA):
         return {"lora_A": s * B.T @ dV, "lora_B": s * dV @ A.T}
 
     def backward(self, dy, cache, *, need_dx=True):
-        path_cache, n, g, u = cache[2:]
-        dx, grads = path_cache[0].backward(self.du(dy, g), path_cache, need_dx=need_dx)
+        adapter_cache, n, g, u = cache[2:]
+        du = self.du(dy, g)
+        dx, grads = self.adapter.backward(du, adapter_cache, need_dx=need_dx)
+        dx = self.base.input_gradient(du) + dx if need_dx else None
         dm = rows(dy * u).sum(axis=0) / n
         more = self.through_norm(self.dV(-g * dm, n))
         return dx, {

@@ -11,6 +11,7 @@ from minilora import (
     CheckpointError,
     Conv2d,
     DoRA,
+    DoRAAdapter,
     Embedding,
     Linear,
     LoRA,
@@ -29,7 +30,7 @@ from minilora import (
 from minilora.fast import residual_form
 from minilora.layer import freeze
 from minilora.training import backpropagate
-from minilora.variants.dora import row_lengths
+from minilora.variants.dora import merged, row_lengths
 from minilora.variants.pissa import over_original, pissa
 from minilora.variants.rewritten import Rewritten
 from minilora.variants.sums import singular_values
@@ -125,7 +126,7 @@ def test_an_adapter_knows_its_layer(kind, options):
     assert (adapter.alpha, adapter.rank) == (3, 2)
     assert adapter.use_rslora == options.get("use_rslora", False)
     assert adapter.scaling == model.scaling == (3 / 2**0.5 if options.get("use_rslora") else 1.5)
-    assert (adapter.magnitude is not None) == options.get("use_dora", False)
+    assert list(adapter.further()) == ["magnitude"] * options.get("use_dora", False)
     assert (adapter.start is not None) == (options.get("init") == "pissa")
     matrix = base if kind == "linear" else base.as_linear()
     assert adapter.delta().shape == matrix.weight.shape
@@ -304,9 +305,9 @@ def test_dora_refuses_an_adapter_without_a_magnitude():
     with pytest.raises(ValueError, match="magnitude"):
         DoRA(Linear(np.ones((2, 3))), Adapter(np.ones((1, 3)), np.ones((2, 1)), 1))
     with pytest.raises(ValueError, match="magnitude has shape"):
-        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(3))
+        DoRAAdapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(3))
     with pytest.raises(ValueError, match="dora_norm"):
-        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, dora_norm="none")
+        DoRAAdapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(2), dora_norm="none")
     with pytest.raises(TypeError, match="use_rslora must be True or False"):
         Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, use_rslora="no")
 
@@ -333,7 +334,7 @@ def test_what_makes_no_variant_is_refused(call, error, message):
 
 def test_a_magnitude_has_the_precision_of_its_factors():
     with pytest.raises(TypeError, match="magnitude has dtype float32, expected float64 as in lora_A"):
-        Adapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(2, "f4"))
+        DoRAAdapter(np.ones((1, 3)), np.ones((2, 1)), 1, magnitude=np.ones(2, "f4"))
 
 
 def test_only_what_can_be_rewritten_is_rewritten():
@@ -342,7 +343,7 @@ def test_only_what_can_be_rewritten_is_rewritten():
 
 
 def of_dora(n_in, n_out, dtype="float64"):
-    return Adapter(np.ones((1, n_in), dtype), np.ones((n_out, 1), dtype), 1, magnitude=np.ones(n_out, dtype))
+    return DoRAAdapter(np.ones((1, n_in), dtype), np.ones((n_out, 1), dtype), 1, magnitude=np.ones(n_out, dtype))
 
 
 @pytest.mark.parametrize(
@@ -415,8 +416,8 @@ def test_a_lora_linear_does_not_leave_a_magnitude_out():
 
 
 def test_a_variant_with_an_array_says_how_it_merges():
-    with pytest.raises(ValueError, match="the variant 'X' has an array, and needs flag, key, initial and merged"):
-        Variant("X", DoRA, array="magnitude", flag="use_x", key="lora_x", initial=row_lengths)
+    with pytest.raises(ValueError, match="the variant 'X' has an array, and needs adapter, initial and merged"):
+        Variant("X", DoRA, array="magnitude", initial=row_lengths, merged=merged)
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"init": "pissa"}])

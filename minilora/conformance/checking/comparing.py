@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..bugs.diagnoses import EVERY_ENTRY, describe_unknown, diagnose, left_out, listed, unexplained
-from ..bugs.wrong_arrays import pattern
+from ..bugs.diagnoses import diagnose, left_out, listed, unexplained
+from ..bugs.wrong_arrays import EVERY_ENTRY, describe_unknown, pattern
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES, TINY, TOLERANCE, UNIT, Trial
+from ..problems.reference import QUANTITIES
+from ..problems.rounding import TINY, TOLERANCE, UNIT
+from ..problems.trial import Trial
 from .calling import Watch
 from .contract import ANSWERS, CONTRACT, FACTORS, OF_PROBLEMS
 from .in_common import in_common

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..bugs.diagnoses import describe_unknown
-from ..bugs.table import bugs_of
+from ..bugs.bug import Bug
+from ..bugs.table import bugs_of, known, the_named
+from ..bugs.wrong_arrays import describe_unknown
 from ..problems.kinds import Ids, Images
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES, RIGHT, TOLERANCE, Trial, drawn, round_to
+from ..problems.reference import QUANTITIES, RIGHT
+from ..problems.rounding import TOLERANCE, round_to
 from ..problems.slots import Fused
+from ..problems.trial import Trial, drawn
 from .calling import Watch, answers, forward, strided
 from .report import REFUSED
 
@@ -53,35 +56,39 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
         return {name: a.reshape(2, 3, *a.shape[1:]) if name in ROWS else a for name, a in arrays.items()}
 
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
-    found = answers(Watch(watch.functions, watch.kind), axes)
-    fit = {key: a for key, a in found.items() if a.shape == axes.right[key].shape}
+    reply = answers(Watch(watch.functions, watch.kind), axes)
+    fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape}
     return _judged(fit, axes, right - {"merged"}, "for rows of two axes")
 
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Hand over an empty batch: the output is empty, and the gradients are zero."""
     empty = replace(trial, arrays={name: a[:0] if name in ROWS else a for name, a in trial.arrays.items()})
-    found = {key: a for key, a in answers(Watch(watch.functions, watch.kind), empty).items() if key in right}
-    found.pop("merged", None)
-    for key, a in found.items():
+    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), empty).items() if key in right}
+    reply.pop("merged", None)
+    for key, a in reply.items():
         if a.size if key in ("y", "x") else a.any():  # what is not a number is not zero either
             said = f"has shape {a.shape}" if key in ("y", "x") else "is not zero"
             return f"for no rows {QUANTITIES[key]} {said}"
-    return "ok" if found else REFUSED
+    return "ok" if reply else REFUSED
 
 
 def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Let alpha be 0: the update is zero, unless the declared scaling has no alpha."""
     zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
-    found = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
-    verdict = _judged(found, zero, right, "for an alpha of 0")
-    for bug in bugs_of(watch.kind, ("alpha of 0",)) if verdict not in ("ok", REFUSED) else ():
+    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
+    verdict = _judged(reply, zero, right, "for an alpha of 0")
+    if verdict in ("ok", REFUSED):
+        return verdict
+    wrong = {key: a for key, a in reply.items() if not zero.agrees(key, a)}
+
+    def explains(bug: Bug) -> bool:
         parts = bug.by(zero.problem)
         predicted, sizes = zero.by(**parts), zero.sizes_by(**parts)
-        wrong = {key: a for key, a in found.items() if not zero.agrees(key, a)}
-        if all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in wrong.items()):
-            return str(bug)
-    return verdict
+        return all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in wrong.items())
+
+    bug = the_named(filter(explains, bugs_of(watch.kind, ("alpha of 0",))))
+    return str(bug) if bug else verdict
 
 
 @dataclass(frozen=True)
@@ -106,17 +113,17 @@ def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
     with np.errstate(all="ignore"):  # 0 / 0 is told in the verdict
         y = forward(Watch(watch.functions, watch.kind), start)
     if y is not None and y.shape == base.right["y"].shape and not np.isfinite(y).all():
-        return str(bugs_of(watch.kind, ("row of zeros",))[0])
+        return str(known("dora-divides-by-the-length-of-a-row-of-zeros"))
     return _judged({} if y is None else {"y": y}, start, right, "where a row of the weight is zero")
 
 
-def _judged(found: Arrays, trial: Trial, right: Set[str], where: str) -> str:
+def _judged(reply: Arrays, trial: Trial, right: Set[str], where: str) -> str:
     """Say what is wrong among answers that are right elsewhere."""
-    asked = [key for key in found if key in right]
-    for key in asked:
-        if not trial.agrees(key, found[key]):
-            return f"{where} {QUANTITIES[key]} {describe_unknown(key, found[key], trial)}"
-    return "ok" if asked else REFUSED
+    judged = [key for key in reply if key in right]
+    for key in judged:
+        if not trial.agrees(key, reply[key]):
+            return f"{where} {QUANTITIES[key]} {describe_unknown(key, reply[key], trial)}"
+    return "ok" if judged else REFUSED
 
 
 EDGES = {"memory order": memory_order, "more axes": more_axes, "no rows": no_rows, "alpha of 0": alpha_of_0,

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bugs.table import Bug
+from ..bugs.bug import Bug
 from ..bugs.wrong_arrays import HALVES
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import SCALINGS, TINY, TOLERANCE, UNIT, Trial, round_to
+from ..problems.reference import SCALINGS
+from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
+from ..problems.trial import Trial
 from .in_common import in_common
 
 
@@ -97,7 +99,7 @@ def other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, Factor]) ->
              f"r={p.rank} alpha={p.alpha:g}, expected {expected[p]:.6g}" for p in other[:3]]  # fmt: skip
     where, how = in_common(other, list(factors)).rstrip(","), _relation(expected, factors)
     name = f"the update has another scaling{where}: {'; '.join(cases)}{how}"
-    return [_Measured("another-scaling", name, {}, "scaling", factors=factors)]
+    return [_Measured("another-scaling", name, {"scaling": None}, breaks="scaling", factors=factors)]
 
 
 def _relation(expected: Mapping[Problem, float], factors: Mapping[Problem, Factor]) -> str:

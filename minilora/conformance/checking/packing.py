@@ -11,10 +11,11 @@ from collections.abc import Callable, Set
 import numpy as np
 
 from ...layers.nf4 import NF4
-from ..bugs.table import bugs_of
+from ..bugs.bug import Bug
+from ..bugs.table import bugs_of, the_named
 from ..problems.kinds import BLOCK
 from ..problems.kinds import FOUR_BITS as FOUR_BIT_PROBLEMS
-from ..problems.reference import Trial
+from ..problems.trial import Trial
 from .calling import Watch, described
 
 NEAR = 1e-6
@@ -35,7 +36,7 @@ def codes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
 
 def _codes(watch: Watch) -> str:
-    found, texts = [], []
+    packs, texts = [], []
     for weight in weights():
         returned = watch.call("pack", {"weight": weight})
         if not isinstance(returned, (tuple, list)) or len(returned) < 2:
@@ -45,16 +46,18 @@ def _codes(watch: Watch) -> str:
         if packed.dtype != np.uint8 or len(packed) != (count + 1) // 2 or len(absmax) != blocks:
             said = f"{packed.dtype} ({len(packed)},) and ({len(absmax)},)"
             return f"pack returns {said}, expected uint8 ({(count + 1) // 2},) and ({blocks},)"
-        found.append((packed, absmax.astype(np.float64)))
-        texts.append(_wrong_code(weight.ravel(), *found[-1]))
+        packs.append((packed, absmax.astype(np.float64)))
+        texts.append(_wrong_code(weight.ravel(), *packs[-1]))
     if not any(texts):
         return "ok"
-    for bug in bugs_of(watch.kind, ("codes",)):
+
+    def explains(bug: Bug) -> bool:
         predicted = [bug.by()["pack"](weight) for weight in weights()]
-        if all(np.array_equal(a[0], b[0]) and np.allclose(a[1], b[1], equal_nan=True)
-               for a, b in zip(found, predicted, strict=True)):  # fmt: skip
-            return str(bug)
-    return next(filter(None, texts))
+        pairs = zip(packs, predicted, strict=True)
+        return all(np.array_equal(a[0], b[0]) and np.allclose(a[1], b[1], equal_nan=True) for a, b in pairs)
+
+    bug = the_named(filter(explains, bugs_of(watch.kind, ("codes",))))
+    return str(bug) if bug else next(filter(None, texts))
 
 
 def _wrong_code(weight: np.ndarray, packed: np.ndarray, absmax: np.ndarray) -> str:
@@ -80,25 +83,27 @@ def decoded(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
 def _decoded(watch: Watch) -> str:
     problems = [problem.only(watch.takes("unpack")) for problem in FOUR_BIT_PROBLEMS]
-    found = []
+    decoded_weights = []
     for problem in problems:
-        given = {"packed": problem.full["packed"], "absmax": problem.full["absmax"]}
+        codes_and_scales = {"packed": problem.full["packed"], "absmax": problem.full["absmax"]}
         shape = (problem.out_features, problem.in_features)
-        result = watch.call("unpack", given | {"shape": shape}, watch.options("unpack", problem))
+        result = watch.call("unpack", codes_and_scales | {"shape": shape}, watch.options("unpack", problem))
         array = np.asarray(watch.turn("weight", result))
         if array.shape != shape or array.dtype.kind != "f":
             return f"unpack returns {array.dtype} {array.shape}, expected {shape} of floating-point numbers"
-        found.append(array.astype(np.float64))
-    if all(map(_same, found, (problem.weight() for problem in problems))):
+        decoded_weights.append(array.astype(np.float64))
+    if all(map(_same, decoded_weights, (problem.weight() for problem in problems))):
         return "ok"
-    for bug in bugs_of(watch.kind):
+
+    def explains(bug: Bug) -> bool:
         parts = [bug.by(problem) for problem in problems]
-        if any("weight" in part for part in parts):
-            predicted = [part["weight"](0) if "weight" in part else problem.weight()
-                         for part, problem in zip(parts, problems, strict=True)]  # fmt: skip
-            if all(map(_same, found, predicted)):
-                return str(bug)
-    for array, problem in zip(found, problems, strict=True):
+        predicted = [part["weight"](0) if "weight" in part else problem.weight()
+                     for part, problem in zip(parts, problems, strict=True)]  # fmt: skip
+        return any("weight" in part for part in parts) and all(map(_same, decoded_weights, predicted))
+
+    if bug := the_named(filter(explains, bugs_of(watch.kind))):
+        return str(bug)
+    for array, problem in zip(decoded_weights, problems, strict=True):
         if not _same(array, problem.weight()):
             at = np.unravel_index(int(np.abs(array - problem.weight()).argmax()), array.shape)
             where = ", ".join(map(str, at))
@@ -106,9 +111,9 @@ def _decoded(watch: Watch) -> str:
     return "ok"
 
 
-def _same(found: np.ndarray, expected: np.ndarray) -> bool:
+def _same(weight: np.ndarray, expected: np.ndarray) -> bool:
     """Return whether weights are the same up to the rounding of a product and a sum in float32."""
-    return bool(np.abs(found - expected).max() <= 4 * 2.0**-24 * np.abs(expected).max())
+    return bool(np.abs(weight - expected).max() <= 4 * 2.0**-24 * np.abs(expected).max())
 
 
 FOUR_BITS: dict[str, Callable[[Watch, Trial, str, Set[str]], str]] = {"codes": codes, "decoded": decoded}

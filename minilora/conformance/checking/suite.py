@@ -18,7 +18,9 @@ from ...checks import check_choice
 from ..bugs.diagnoses import listed
 from ..problems.kinds import SETS
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import SCALINGS, UNIT, Formulas, Trial, drawn
+from ..problems.reference import SCALINGS, Formulas
+from ..problems.rounding import UNIT
+from ..problems.trial import Trial, drawn
 from . import behaviour
 from .calling import Watch, answers, forward, spelled, suited
 from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of

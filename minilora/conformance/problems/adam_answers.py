@@ -59,10 +59,10 @@ def adam_problem() -> tuple[Arrays, list[Arrays]]:
 
 def adam_follows(begin: Arrays, steps: list[Arrays], **parts: Any) -> Arrays:
     """Return where the steps lead, with lr 1e-3: by Algorithm 1, or with some of its parts replaced."""
-    formulas, found = AdamFormulas(**parts), {}
+    formulas, ends = AdamFormulas(**parts), {}
     for name, p in begin.items():
         theta, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
         for t, grads in enumerate(steps, start=1):
             theta, m, v = formulas.after(theta, m, v, grads[name], t)
-        found[name] = theta
-    return found
+        ends[name] = theta
+    return ends

@@ -345,10 +345,8 @@ SETS = {
     "nf4": ProblemSet(RIGHT, FOUR_BITS),
     "mixed": ProblemSet(RIGHT, MIXED),
     "fused": ProblemSet(RIGHT, FUSED),
-    "dora-full": ProblemSet(replace(DORA, through_norm=1.0), NARROW),
+    "dora-full": ProblemSet(DORA.with_parts(through_norm=1.0), NARROW),
 }
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""
 DECLARED = tuple(kind for kind in SETS if kind != "dora-full")
 """The kinds that an implementation may have: with DoRA it declares ``detached_norm``."""
-KINDS = {kind: SETS[kind] for kind in DECLARED}
-"""The name of `SETS` before 0.3, for one version."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .problem import Arrays, Problem
-from .reference import TOLERANCE, UNIT, round_to
+from .rounding import TOLERANCE, UNIT, round_to
 
 
 def in_half(values: np.ndarray) -> np.ndarray:
@@ -81,11 +81,12 @@ class Mixed(Problem):
         base = {name: np.abs(rows[name]) for name in ("weight", "bias") if name in rows}
         of_base = np.abs(rows["x"]) @ base["weight"].T + base.get("bias", 0.0)
         whole = all((rows[name] == np.rint(rows[name])).all() for name in ("x", *base))
-        found, without = (formulas.answers(one, self.alpha) for one in (rows, rows | {"lora_B": 0 * rows["lora_B"]}))
+        without_B = rows | {"lora_B": 0 * rows["lora_B"]}
+        right, base_alone = (formulas.answers(arrays, self.alpha) for arrays in (rows, without_B))
         rounded = {
-            "y": 2 * of_base * (1 - (whole & (of_base <= 256))) + np.abs(found["y"]),
-            "x": 2 * np.abs(rows["dy"]) @ base["weight"] + np.abs(found["x"] - without["x"]) + np.abs(found["x"]),
-            "merged": np.abs(found["merged"] - without["merged"]) + np.abs(found["merged"]),
+            "y": 2 * of_base * (1 - (whole & (of_base <= 256))) + np.abs(right["y"]),
+            "x": 2 * np.abs(rows["dy"]) @ base["weight"] + np.abs(right["x"] - base_alone["x"]) + np.abs(right["x"]),
+            "merged": np.abs(right["merged"] - base_alone["merged"]) + np.abs(right["merged"]),
         }
         unit = 1.01 * UNIT["bfloat16"] / (TOLERANCE * UNIT["float32"])  # with a hundredth for what is rounded twice
         return {name: size + unit * np.asarray(rounded.get(name, 0.0)) for name, size in sizes.items()}

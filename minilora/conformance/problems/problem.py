@@ -101,36 +101,8 @@ class Problem:
 
     def answered(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return what formulas give for this layer's rows, as plain arrays."""
-        found = formulas.answers(rows, self.alpha, lengths)
-        return self.shaped({name: np.asarray(a) for name, a in found.items()})
-
-    def sized(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
-        """Return the sizes of answers with what the layer rounds in a lower precision than that of its factors."""
-        return sizes
-
-    def handed(self, layer: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments that stand for a layer as its functions take them."""
-        return layer
-
-    def joined(self, name: str, parts: list[np.ndarray | None]) -> np.ndarray:
-        """Return the one array that a list of a slot's each stands for."""
-        raise NotImplementedError
-
-    listed: ClassVar[tuple[str, ...]] = ()
-    """The arrays that are handed over and returned as lists, one entry a slot."""
-
-    def place(self, name: str, at: tuple[Any, ...]) -> str:
-        """Say in which part of the layer an entry of an answer is, where it has parts."""
-        return ""
-
-    @property
-    def alphas(self) -> list[float]:
-        """The alpha of each adapter."""
-        return [self.alpha]
-
-    def named(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
-        """Return an array as it stands in a file: a name for each slot's own, where there are slots."""
-        return {as_name: array}
+        answers = formulas.answers(rows, self.alpha, lengths)
+        return self.shaped({name: np.asarray(a) for name, a in answers.items()})
 
     def __str__(self) -> str:
         sizes = f"N={self.n} in={self.in_features} out={self.out_features} r={self.rank} alpha={self.alpha:g}"

@@ -3,8 +3,7 @@
     y = x W^T + b,   and y[slot i] += s_i x A_i^T B_i^T,   s_i = alpha_i / r_i
 
 It is a sum of linear layers: the base with the first slot's factors, and for each further slot one without a base. So
-all that `Formulas` has holds for each slot, and its fields slot_rows, slot_scale, slot_down and slot_in_dx say how the
-slots are put together.
+all that `Formulas` has holds for each slot, and its record `SlotFormulas` says how the slots are put together.
 
 An implementation takes and returns lists. Inside the suite there is one array for each: lora_A has the rows of all
 slots, (R, in), and lora_B is (out, R), zero beside each slot's own.
@@ -140,24 +139,24 @@ class Fused(Problem):
         """Return the sum of what formulas give for each slot."""
         total: Arrays = {"lora_A": np.zeros_like(rows["lora_A"]), "lora_B": np.zeros_like(rows["lora_B"])}
         for count, i in enumerate(self.adapted):
-            to, s = formulas.slot_rows(self, i), formulas.scaling(*formulas.slot_scale(self, i))
-            down, own = self.columns(formulas.slot_down(self, i)), self.columns(i)
+            to, s = formulas.slots.slot_rows(self, i), formulas.scaling(*formulas.slots.slot_scale(self, i))
+            down, own = self.columns(formulas.slots.slot_down(self, i)), self.columns(i)
             B = np.zeros_like(rows["lora_B"][:, own])
             if to is not None:
                 B[to] = formulas.hidden(rows["lora_B"][self.span(i), own])
             base = {name: rows[name] * (count == 0) for name in ("weight", "bias") if name in rows}
-            passed = formulas.dx_update * formulas.slot_in_dx(self, i)
-            one = replace(formulas, scaling=lambda alpha, r, s=s: s, hidden=lambda B: B, dx_update=passed)
+            passed = formulas.dx_update * formulas.slots.slot_in_dx(self, i)
+            of_slot = replace(formulas, scaling=lambda alpha, r, s=s: s, hidden=lambda B: B, dx_update=passed)
             layer = rows | base | {"lora_A": rows["lora_A"][down], "lora_B": B}
-            found = {name: np.asarray(a) for name, a in one.answers(layer, self.alpha, lengths).items()}
-            total["lora_A"][down] += found["lora_A"]
+            answers = {name: np.asarray(a) for name, a in of_slot.answers(layer, self.alpha, lengths).items()}
+            total["lora_A"][down] += answers["lora_A"]
             if to is not None:
-                total["lora_B"][self.span(i), own] = found["lora_B"][to]
+                total["lora_B"][self.span(i), own] = answers["lora_B"][to]
             for name in ("y", "x", "merged"):
-                total[name] = total[name] + found[name] if name in total else found[name]
+                total[name] = total[name] + answers[name] if name in total else answers[name]
         return {name: np.asarray(a) for name, a in total.items()}
 
     def __str__(self) -> str:
-        ranks, alphas = (",".join(f"{one:g}" if one else "-" for one in many) for many in (self.ranks, self.alphas))
+        ranks, alphas = (",".join(f"{n:g}" if n else "-" for n in numbers) for numbers in (self.ranks, self.alphas))
         slots = ",".join(map(str, self.widths))
         return f"N={self.n} in={self.in_features} out={self.out_features} slots={slots} r={ranks} alpha={alphas}"

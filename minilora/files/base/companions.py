@@ -25,13 +25,13 @@ def files_beside(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
     configuration of an adapter that is not written. What is no regular file is refused, and a configuration that is no
     JSON.
     """
-    config, found = read_json(folder / MODEL_CONFIG, MAX_MODEL_CONFIG), {}
+    config, files = read_json(folder / MODEL_CONFIG, MAX_MODEL_CONFIG), {}
     for path in sorted(folder.iterdir()):
         passed = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
         if path.suffix in COPIED and not passed and not path.is_dir():
             open_regular(path).close()
-            found[path.name] = path
-    return found | ({MODEL_CONFIG: json_bytes(config | {"tie_word_embeddings": False})} if untied else {})
+            files[path.name] = path
+    return files | ({MODEL_CONFIG: json_bytes(config | {"tie_word_embeddings": False})} if untied else {})
 
 
 def write_beside(files: Mapping[str, Path | bytes], part: Path) -> None:

@@ -20,7 +20,7 @@ LAYOUTS = ("out-in", "in-out")
 
 
 def layouts_of(
-    names: Mapping[str, str], folder: AdapterFolder, base: Base, asked: Mapping[str, str] | None
+    names: Mapping[str, str], folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Return how each adapted module's weight lies.
 
@@ -32,45 +32,45 @@ def layouts_of(
         The adapter, whose flag is the answer unless the base speaks against it.
     base : Base
         The checkpoint.
-    asked : mapping of str to str, optional
+    layouts : mapping of str to str, optional
         What the caller says, by a module's path or its end.
 
     Raises
     ------
     ValueError, TypeError
-        If `asked` names no module, or another layout.
+        If `layouts` names no module, or another layout.
     FileRefused
         If a square weight may lie otherwise than the adapter's flag says.
     """
-    said = _said_of(list(names), asked)
+    layout_of = _said_of(list(names), layouts)
     flag = LAYOUTS[folder.config.fan_in_fan_out]
-    square = [m for m, name in names.items() if m not in said and len(set(base.spec(name).shape)) == 1]
+    square = [m for m, name in names.items() if m not in layout_of and len(set(base.spec(name).shape)) == 1]
     if square:
         evidence = _Evidence(names, folder, base)
         for module in square:
             _check_square(module, names[module], flag, evidence, base)
-    return {module: said.get(module, flag) for module in names}
+    return {module: layout_of.get(module, flag) for module in names}
 
 
-def _said_of(modules: list[str], asked: Mapping[str, str] | None) -> dict[str, str]:
+def _said_of(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, str]:
     """Return what the caller says of each module; the longest name decides."""
-    if asked is None:
+    if layouts is None:
         return {}
-    if not isinstance(asked, Mapping):
-        raise TypeError(f"layouts must be a dict of module names and layouts, got {asked!r}")
-    said: dict[str, str] = {}
-    for name in asked:
+    if not isinstance(layouts, Mapping):
+        raise TypeError(f"layouts must be a dict of module names and layouts, got {layouts!r}")
+    layout_of: dict[str, str] = {}
+    for name in layouts:
         if not isinstance(name, str):
             raise TypeError(f"layouts has the key {name!r}, expected the name of a module")
-    for name in sorted(asked, key=len):
-        if asked[name] not in LAYOUTS:
-            raise ValueError(f"layouts[{name!r}] must be 'out-in' or 'in-out', got {asked[name]!r}")
+    for name in sorted(layouts, key=len):
+        if layouts[name] not in LAYOUTS:
+            raise ValueError(f"layouts[{name!r}] must be 'out-in' or 'in-out', got {layouts[name]!r}")
         named = [module for module in modules if module == name or module.endswith(f".{name}")]
         if not named:
             has = short(modules[0]) if modules else "no linear layer, and only their weights lie in two ways"
             raise ValueError(f"layouts has {name!r}, which is no module of the adapter; it has {has}")
-        said |= dict.fromkeys(named, asked[name])
-    return said
+        layout_of |= dict.fromkeys(named, layouts[name])
+    return layout_of
 
 
 class _Evidence:

@@ -19,7 +19,8 @@ from ...guards.tensorfile import TensorFile
 from ...guards.wholefiles import places
 from ...variants.variant import DORA
 from .adapterconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
-from .adapterkeys import Form, check_arrays, check_variant, forms_of, with_base
+from .adapterkeys import Form, check_arrays, check_variant, forms_of, natural, with_base
+from .expertkeys import ExpertForm, expert_forms
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
@@ -50,9 +51,9 @@ class AdapterFolder:
     def reading(cls, folder: Path) -> Iterator[tuple[AdapterFolder, BinaryIO]]:
         """Do the same, and open the factors' file. A save of another process waits until they are read."""
         with locked(folder, shared=True):
-            found = cls._matched(folder)
-            with found.file.opened() as file:
-                yield found, file
+            adapter = cls._matched(folder)
+            with adapter.file.opened() as file:
+                yield adapter, file
 
     @classmethod
     def _matched(cls, folder: Path) -> AdapterFolder:
@@ -69,17 +70,25 @@ class AdapterFolder:
         _check_of_one_save(config, file)
         forms = forms_of(file)
         check_variant(config.path, config.variant, forms)
+        experts, of_experts = expert_forms(config, file, forms) if config.target_parameters else ({}, {})
+        taken = {form.place for form in experts.values()}
+        forms = {module: form for module, form in forms.items() if module not in taken}
         if config.target_modules == "all-linear":
             _check_all_linear(config, forms)
-        layers = config.layers(list(forms))
+        layers = (config.layers(list(forms)) if forms else {}) | of_experts
+        forms |= experts
+        layers = {module: layers[module] for module in sorted(layers, key=natural)}
         for module, layer in layers.items():
-            check_arrays(file, module, forms[module], layer.rank)
+            many = experts[module].experts if module in experts else 1
+            check_arrays(file, module, forms[module], many * layer.rank)
         return cls(config, file, layers, forms, _full_norms(file, forms), with_base(file))
 
     def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
         """Return the shape of the matrix that a module's adapter is made for."""
-        A, B, *_ = (self.file.tensors[key].shape for key in self.forms[module].keys(module))
-        return B[0], math.prod(A[1:])
+        form = self.forms[module]
+        A, B, *_ = (self.file.tensors[key].shape for key in form.keys(module))
+        out, width = B[0], math.prod(A[1:])
+        return (width, out) if isinstance(form, ExpertForm) and form.turned else (out, width)
 
     def read(self, module: str, file: BinaryIO) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
         """Return a module's matrices, and a variant's further array, from the opened file; refuse NaN and infinity."""
@@ -93,8 +102,8 @@ class AdapterFolder:
 
 def _full_norms(file: TensorFile, forms: dict[str, Form]) -> frozenset[str]:
     """Return the modules that the file's metadata names for DoRA's full gradient; refuse others than DoRA's."""
-    noted = file.metadata.get(NORM_KEY)
-    modules = frozenset(noted.split("\n") if noted is not None else ())
+    note = file.metadata.get(NORM_KEY)
+    modules = frozenset(note.split("\n") if note is not None else ())
     of_dora = {module for module, form in forms.items() if form.variant is DORA}
     stranger = min(modules - of_dora, default=None)
     if stranger is not None:
@@ -118,8 +127,8 @@ def _check_of_one_save(config: PeftConfig, file: TensorFile) -> None:
     Nothing else shows that an alpha is not that of the factors beside it. Where another program wrote one of the two,
     there is nothing to compare.
     """
-    noted = file.metadata.get(DIGEST_KEY)
-    if None not in (noted, config.digest) and noted != config.digest:
+    digest = file.metadata.get(DIGEST_KEY)
+    if None not in (digest, config.digest) and digest != config.digest:
         raise FileRefused(
             config.path,
             f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "

@@ -4,7 +4,7 @@ Here every adapter is two matrices, lora_A (r, in) and lora_B (out, r). In a fil
 ``base_model.model.<path>.``:
 
 ==========  ==================================  ==================================  =================================
-kind        A                                   B                                   a variant's, `Variant.key`
+kind        A                                   B                                   a variant's, `PeftNames.array`
 ==========  ==================================  ==================================  =================================
 linear      ``lora_A.weight`` (r, in)           ``lora_B.weight`` (out, r)          (out,)
 embedding   ``lora_embedding_A`` (r, V)         ``lora_embedding_B`` (dim, r)       (dim,)
@@ -27,15 +27,26 @@ import numpy as np
 
 from ...guards.errors import FileRefused, short
 from ...guards.tensorfile import FLOATS, TensorFile, TensorSpec
-from ...variants.variant import LORA, VARIANTS, Variant
+from ...variants.variant import DORA, LORA, Variant
 
 PREFIX = "base_model.model."
 BASE = "base_layer.weight"
 """The base's own weight. PEFT saves it too where an input or output embedding is adapted (`save_embedding_layers`)."""
 FACTORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
-OF_VARIANTS = {variant.key: variant for variant in VARIANTS if variant.key}
-"""The further array that a variant has, such as DoRA's ``lora_magnitude_vector``."""
+
+
+@dataclass(frozen=True)
+class PeftNames:
+    """How PEFT names a variant."""
+
+    flag: str  # the key of adapter_config.json that asks for it
+    array: str  # its further array
+
+
+PEFT_NAMES = {DORA: PeftNames("use_dora", "lora_magnitude_vector")}
+"""Of the variants that have a further array. One without a row here is refused as a file."""
+OF_VARIANTS = {names.array: variant for variant, names in PEFT_NAMES.items()}
 _PARTS = "|".join(map(re.escape, (*FACTORS, *EMBEDDING_FACTORS, *OF_VARIANTS, BASE)))
 KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>{_PARTS})", re.DOTALL)
 CONVOLUTIONS = ("conv1d", "conv2d")
@@ -52,13 +63,18 @@ class Form:
     def keys(self, module: str) -> tuple[str, ...]:
         """Return the names of a module's arrays: A, B and, where the variant has one, its further array."""
         parts = EMBEDDING_FACTORS if self.kind == "embedding" else FACTORS
-        return tuple(f"{PREFIX}{module}.{part}" for part in (*parts, *filter(None, [self.variant.key])))
+        return tuple(f"{PREFIX}{module}.{part}" for part in (*parts, *self.arrays))
+
+    @property
+    def arrays(self) -> list[str]:
+        """The name of the variant's further array, where it has one."""
+        return [PEFT_NAMES[self.variant].array] if self.variant in PEFT_NAMES else []
 
     def shapes(self, rank: int, out: int, width: int) -> tuple[tuple[int, ...], ...]:
         """Return the shapes in the file of arrays for a matrix (out, width)."""
         ones = (1,) * len(self.kernel)
         A, B = (rank, width // math.prod(self.kernel), *self.kernel), (out, rank, *ones)
-        return A, B, *([(1, out, *ones) if self.kernel else (out,)] if self.variant.key else [])
+        return A, B, *([(1, out, *ones) if self.kernel else (out,)] if self.arrays else [])
 
     def weight_shape(self, out: int, width: int, layout: str) -> tuple[int, ...]:
         """Return the shape of the weight that a checkpoint has for a matrix (out, width)."""
@@ -82,8 +98,8 @@ def forms_of(file: TensorFile) -> dict[str, Form]:
         if match is None:
             raise FileRefused(file.path, f"the key {short(key)} is {_what_is(key)}")
         parts.setdefault(match["module"], set()).add(match["part"])
-    for module, found in parts.items():
-        _check_parts(file.path, module, found)
+    for module, parts_of_module in parts.items():
+        _check_parts(file.path, module, parts_of_module)
     if not parts:
         raise FileRefused(file.path, "there are no tensors in it")
     return {module: _form(file, module, parts[module]) for module in sorted(parts, key=natural)}
@@ -116,8 +132,8 @@ def check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
         if spec.dtype not in FLOATS:
             raise FileRefused(file.path, f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
         if spec.dtype != specs[0].dtype:
-            one, other = f"{short(keys[0])} has dtype {specs[0].dtype}", f"{short(key)} has dtype {spec.dtype}"
-            raise FileRefused(file.path, f"{one} and {other}")
+            first, other = f"{short(keys[0])} has dtype {specs[0].dtype}", f"{short(key)} has dtype {spec.dtype}"
+            raise FileRefused(file.path, f"{first} and {other}")
     A, B = (spec.shape for spec in specs[:2])
     ones = "".join(", 1" for _ in form.kernel)
     if A[0] != rank:
@@ -129,43 +145,44 @@ def check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
         raise FileRefused(
             file.path, f"{short(keys[1])} has shape {list(B)}, expected [out, {rank}{ones}] by the rank{hint}"
         )
-    if form.variant.key and specs[2].shape != form.shapes(rank, B[0], 1)[2]:
+    if form.arrays and specs[2].shape != form.shapes(rank, B[0], 1)[2]:
         expected = list(form.shapes(rank, B[0], 1)[2])
         raise FileRefused(
             file.path, f"{short(keys[2])} has shape {list(specs[2].shape)}, expected {expected}: one for each output"
         )
 
 
-def check_variant(path: Path, said: Variant, forms: Mapping[str, Form]) -> None:
+def check_variant(path: Path, configured: Variant, forms: Mapping[str, Form]) -> None:
     """Refuse a variant's arrays where the configuration says nothing of it, and modules that lack theirs."""
     for module, form in forms.items():
-        if form.variant is not said:
-            missing = said is not LORA
-            variant = said if missing else form.variant
+        if form.variant is not configured:
+            missing = configured is not LORA
+            variant = configured if missing else form.variant
+            names = PEFT_NAMES[variant]
             raise FileRefused(
                 path,
-                f"{variant.flag} is {missing} and the module {short(module)} {'has no' if missing else 'has a'} "
-                f"{variant.key}, which is {variant.name}'s {variant.array}",
+                f"{names.flag} is {missing} and the module {short(module)} {'has no' if missing else 'has a'} "
+                f"{names.array}, which is {variant.name}'s {variant.array}",
             )
 
 
-def _check_parts(path: Path, module: str, found: set[str]) -> None:
+def _check_parts(path: Path, module: str, parts: set[str]) -> None:
     """Refuse a module that has not exactly one A and one B, of one kind."""
-    of_both = found & {*FACTORS}, found & {*EMBEDDING_FACTORS}
+    of_both = parts & {*FACTORS}, parts & {*EMBEDDING_FACTORS}
     if all(of_both):
         raise FileRefused(path, f"the module {short(module)} has factors of an embedding and of another layer")
     names = EMBEDDING_FACTORS if of_both[1] else FACTORS
-    missing = next((name for name in names if name not in found), None)
+    missing = next((name for name in names if name not in parts), None)
     if missing is not None:
         raise FileRefused(path, f"the module {short(module)} has no {missing}")
     if not is_module_path(module):
         raise FileRefused(path, f"{short(module)} is not a module's path: names with dots between them")
 
 
-def _form(file: TensorFile, module: str, found: set[str]) -> Form:
+def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     """Return the form of a module whose keys are right; refuse factors of other numbers of axes."""
-    variant = next((variant for key, variant in OF_VARIANTS.items() if key in found), LORA)
-    if EMBEDDING_FACTORS[0] in found:
+    variant = next((variant for key, variant in OF_VARIANTS.items() if key in parts), LORA)
+    if EMBEDDING_FACTORS[0] in parts:
         form, axes = Form("embedding", (), variant), 2
     else:
         key, shape = f"{PREFIX}{module}.{FACTORS[0]}", file.tensors[f"{PREFIX}{module}.{FACTORS[0]}"].shape

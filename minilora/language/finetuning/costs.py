@@ -28,14 +28,14 @@ class Costs:
 
     weights: int
     state: int  # Adam's two means of what trains, and the gradients
-    kept: tuple[int, int]  # for the backward, of one window and of each further one
+    caches: tuple[int, int]  # for the backward, of one window and of each further one
     logits: int  # of a window: the largest array besides
     forward: float  # seconds, of a window
     measured: int  # windows at a time of which the held-out loss is computed
 
     def activations(self, windows: int) -> int:
         """Return the bytes that the backward of so many windows needs."""
-        first, further = self.kept
+        first, further = self.caches
         return first + (windows - 1) * further
 
     def step(self, windows: int) -> float:
@@ -64,19 +64,19 @@ def costs_of(model: Any, X: Array, where: Backend, threads: int, held_out: int) 
 
     `held_out` is the number of windows that the loss is measured on, on so many threads.
     """
-    kept, seconds = [], math.inf
+    sizes, seconds = [], math.inf
     for windows in (1, 2):
         x = X[:windows]
         start = time.perf_counter()
         logits, cache = model.forward(x)
         where.synchronize()
         seconds = min(seconds, (time.perf_counter() - start) / len(x))
-        kept.append(cache_bytes(cache))
+        sizes.append(cache_bytes(cache))
         del cache
     return Costs(
         weights=parameter_bytes(model),
         state=3 * sum(array.nbytes for array in model.trainable().values()),
-        kept=(kept[0], kept[1] - kept[0]),
+        caches=(sizes[0], sizes[1] - sizes[0]),
         logits=logits.nbytes // len(x),
         forward=seconds,
         measured=min(held_out, threads * max(1, EVALUATION_ROWS // X.shape[1])),

@@ -36,7 +36,7 @@ class Stopped:
     """A fine-tuning as its checkpoint has it. One that an earlier version kept has no notes."""
 
     saved: Saved
-    asked: Mapping[str, Any]
+    signature: Mapping[str, Any]  # what was asked for, by the words of the command line
     numbers: int | None = None  # of the model
     before: float | None = None  # the held-out loss before the first step
     learned: dict[str, Any] | None = None  # the training loss so far, as `TrainingLoss` keeps it
@@ -55,7 +55,7 @@ def read_stopped(path: Path | None) -> Stopped | None:
         return Stopped(saved, {})
     if not _has(saved.notes, NOTES) or not _has(saved.notes["learned"], LEARNED):
         raise CheckpointError(f"{str(path)!r} is a checkpoint of something else than minilora finetune")
-    return Stopped(saved, **{name: saved.notes[name] for name in NOTES})
+    return Stopped(saved, *(saved.notes[name] for name in NOTES))
 
 
 def _has(value: Any, kinds: Mapping[str, type]) -> bool:
@@ -64,11 +64,12 @@ def _has(value: Any, kinds: Mapping[str, type]) -> bool:
 
 def signature(recipe: Recipe, where: Backend) -> dict[str, Any]:
     """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
-    targets = recipe.target_modules
+    targets, parameters = recipe.target_modules, recipe.target_parameters
     return {
         "TEXT": mark(recipe.text),
         "--model": model_mark(model_path(recipe.model)),
         "--target-modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        **({"--target-parameters": ",".join(sorted(parameters))} if parameters else {}),
         "--backend": where.name,
         **{f"--{name.replace('_', '-')}": getattr(recipe, name) for name in SAME},
     }
@@ -93,12 +94,12 @@ def model_mark(model: Path) -> str:
     return mark(*files, ends=ENDS)
 
 
-def check_same(path: Path, stopped: Stopped, here: Mapping[str, Any], steps: int | None) -> None:
+def check_same(path: Path, stopped: Stopped, current: Mapping[str, Any], steps: int | None) -> None:
     """Refuse to go on where something else was asked for, in the user's words."""
     differences = []
-    for name, value in here.items():
-        if name in stopped.asked and value != stopped.asked[name]:
-            before = stopped.asked[name]
+    for name, value in current.items():
+        if name in stopped.signature and value != stopped.signature[name]:
+            before = stopped.signature[name]
             another = {"TEXT": "the text is another", "--model": "the model is another"}
             differences.append(another.get(name, f"{name} is {_shown(before)} there and {_shown(value)} here"))
     if steps is not None and steps < stopped.saved.epoch:

@@ -103,19 +103,19 @@ def open_llama(
         if path.suffix not in OPENERS:
             raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
         opener = OPENERS[path.suffix]
-    config, found, read = opener(path, keep_blocks=True) if keep_blocks and opener is open_gguf else opener(path)
-    if config.num_hidden_layers > len(found):  # before that many names are made
-        raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(found)} arrays in all")
-    _check_shapes(path, found, config.shapes())
+    config, shapes, read = opener(path, keep_blocks=True) if keep_blocks and opener is open_gguf else opener(path)
+    if config.num_hidden_layers > len(shapes):  # before that many names are made
+        raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(shapes)} arrays in all")
+    _check_shapes(path, shapes, config.shapes())
     return config, read
 
 
-def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse arrays that are not exactly those of the decoder."""
-    if missing := [name for name in expected if name not in found]:
+    if missing := [name for name in expected if name not in shapes]:
         raise FileRefused(path, f"there is no {short(missing[0])}; {len(missing)} arrays are missing in all")
-    if extra := [name for name in found if name not in expected]:
+    if extra := [name for name in shapes if name not in expected]:
         raise FileRefused(path, f"there is {short(extra[0])}, which a Llama decoder of these settings has not")
     for name, shape in expected.items():
-        if found[name] != shape:
-            raise FileRefused(path, f"{short(name)} has shape {list(found[name])}, expected {list(shape)}")
+        if shapes[name] != shape:
+            raise FileRefused(path, f"{short(name)} has shape {list(shapes[name])}, expected {list(shape)}")

@@ -52,14 +52,14 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
     named = {_name(name): array for name, array in arrays.items()}
     if len(named) < len(arrays):
         raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
-    found = {name: array.T if "_proj" in name else array for name, array in named.items()}
+    weights = {name: array.T if "_proj" in name else array for name, array in named.items()}
 
     def read(name: str) -> np.ndarray:
         turned = name.endswith(("q_proj.weight", "k_proj.weight"))
-        array = halves_from_interleaved(found[name], config.head_dim) if turned else found[name]
+        array = halves_from_interleaved(weights[name], config.head_dim) if turned else weights[name]
         return np.ascontiguousarray(array)
 
-    return config, {name: array.shape for name, array in found.items()}, read
+    return config, {name: array.shape for name, array in weights.items()}, read
 
 
 def _array(name: str, member: Any) -> np.ndarray:
@@ -85,8 +85,8 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
 
 def _config(path: Path, text: str, arrays: dict[str, np.ndarray]) -> LlamaConfig:
     """Return the sizes, as if they stood in a config.json: there they are checked."""
-    given = parse_json(path, text.encode(), SIZES_MEMBER)
-    config: dict[str, Any] = {name: given[key] for name, key in SIZES.items() if key in given}
+    sizes = parse_json(path, text.encode(), SIZES_MEMBER)
+    config: dict[str, Any] = {name: sizes[key] for name, key in SIZES.items() if key in sizes}
     first = arrays.get("blocks.0.ffn.W1")
     if first is not None and first.ndim == 2:
         config["intermediate_size"] = first.shape[1]

@@ -17,7 +17,7 @@ from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.bases import BASES, MERGES, POSITIONS, TOKENS
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.folder import adapter_names
-from minilora.conformance.golden.misreadings import BUGS
+from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.language.tokenizer import load_tokenizer
 from minilora.variants.sums import weighted_sum
 
@@ -118,7 +118,7 @@ def test_sizes_are_such_that_a_mix_up_shows(golden):
 
 def test_every_known_bug_shows_in_some_case(index):
     shown = {flag for case in index["cases"] for flag in case.get("flags", ())}
-    assert shown == {bug.flag for bug in BUGS} == set(index["flags"])
+    assert shown == {bug.flag for bug in MISREADINGS} == set(index["flags"])
 
 
 def test_the_index_is_as_its_schema_says(golden, index):

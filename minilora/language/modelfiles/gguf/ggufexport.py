@@ -58,12 +58,14 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     gguf = needed("gguf", "a .gguf file")
     adapter, out = check_path("adapter", adapter), check_path("out", out)
     config, _ = open_llama(model)
-    found = load_adapter(adapter)
-    for module, one in found.items():
-        _check_held(adapter, module, one, config)
-    first = next(iter(found.values()))
+    if config.model_type not in ARCHITECTURES:
+        raise FileRefused(Path(model), f"a {config.model_type}, whose adapters are not written for llama.cpp")
+    adapters = load_adapter(adapter)
+    for module, factors in adapters.items():
+        _check_held(adapter, module, factors, config)
+    first = next(iter(adapters.values()))
     alpha = first.scaling * first.rank
-    tensors = dict(_tensors(adapter, found, alpha, config))
+    tensors = dict(_tensors(adapter, adapters, alpha, config))
     replaceable(out)
     if not os.path.isdir(out.absolute().parent):
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
@@ -105,10 +107,10 @@ def _check_held(path: Path, module: str, adapter: Adapter, config: LlamaConfig) 
 
 
 def _tensors(
-    path: Path, found: Mapping[str, Adapter], alpha: float, config: LlamaConfig
+    path: Path, adapters: Mapping[str, Adapter], alpha: float, config: LlamaConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the factors, by llama.cpp's names and in its order."""
-    for module, adapter in found.items():
+    for module, adapter in adapters.items():
         A, B = (np.asarray(factor, np.float64) for factor in (adapter.lora_A, adapter.lora_B))
         B = B * (adapter.scaling * adapter.rank / alpha)
         name, B = gguf_tensor(f"{module}.weight", B, config.head_dim, config.model_type)

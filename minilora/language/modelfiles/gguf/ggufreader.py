@@ -123,24 +123,24 @@ def _config(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llam
     for name, flag in (("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.gate_proj.bias")):
         config[name] = f"model.layers.0.{flag}" in tensors
     config |= {"model_type": kind, "tie_word_embeddings": "lm_head.weight" not in tensors}
-    found = parse_config(path, config)
+    sizes = parse_config(path, config)
     for name in (f"{kind}.rope.dimension_count", f"{kind}.attention.value_length"):
-        if fields.get(name, found.head_dim) != found.head_dim:
+        if fields.get(name, sizes.head_dim) != sizes.head_dim:
             raise FileRefused(
-                path, f"{name} is {short(fields[name])}, supported: {found.head_dim}, the width of a head's keys"
+                path, f"{name} is {short(fields[name])}, supported: {sizes.head_dim}, the width of a head's keys"
             )
-    return found
+    return sizes
 
 
 def _factor(path: Path, fields: dict[str, Any], kind: Any) -> Any:
     """Return what the rotary frequencies are divided by; llama.cpp takes 0 for 1, and passes over it for type none."""
     names = (f"{kind}.rope.scaling.factor", f"{kind}.rope.scale_linear")
-    given = [(name, fields[name]) for name in names if name in fields]
-    if len(given) == 2 and given[0][1] != given[1][1]:
-        raise FileRefused(path, " and ".join(f"{name} is {short(value)}" for name, value in given) + ": expected one")
-    if not given or fields.get(f"{kind}.rope.scaling.type") == "none":
+    factors = [(name, fields[name]) for name in names if name in fields]
+    if len(factors) == 2 and factors[0][1] != factors[1][1]:
+        raise FileRefused(path, " and ".join(f"{name} is {short(value)}" for name, value in factors) + ": expected one")
+    if not factors or fields.get(f"{kind}.rope.scaling.type") == "none":
         return 1
-    return given[0][1] or 1
+    return factors[0][1] or 1
 
 
 def _divided(path: Path, config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:

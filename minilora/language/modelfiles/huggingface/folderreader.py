@@ -18,6 +18,7 @@ from ....guards.tensorfile import FLOATS, same_bytes
 from ....layers.quantized import CodedLinear
 from ...llamaconfig import LlamaConfig
 from .configjson import parse_config
+from .experttensors import stacked
 from .nf4tensors import NF4Weights
 
 EMBEDDING_WEIGHT = f"model.{EMBEDDING}.weight"
@@ -34,25 +35,32 @@ def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Ca
     base = open_base(path)
     linears = [name.removesuffix(".weight") for name in base.holder if name.endswith(("_proj.weight", HEAD_WEIGHT))]
     quantised = NF4Weights(path / MODEL_CONFIG, base, settings.get("quantization_config"), linears)
-    found = {name: base.spec(name) for name in base.holder if name not in quantised.parts | quantised.shapes.keys()}
-    if config.tie_word_embeddings and HEAD_WEIGHT in found:  # some files hold it a second time
+    specs = {name: base.spec(name) for name in base.holder if name not in quantised.parts | quantised.shapes.keys()}
+    if config.tie_word_embeddings and HEAD_WEIGHT in specs:  # some files hold it a second time
         _check_tied(path, base)
-        del found[HEAD_WEIGHT]
+        del specs[HEAD_WEIGHT]
     # Old files keep the frequencies as an array of each layer.
-    found = {name: spec for name, spec in found.items() if not name.endswith(".rotary_emb.inv_freq")}
-    for name, spec in found.items():
+    specs = {name: spec for name, spec in specs.items() if not name.endswith(".rotary_emb.inv_freq")}
+    for name, spec in specs.items():
         if spec.dtype not in FLOATS:
             raise FileRefused(
                 base.holder[name].path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
             )
 
+    shapes, made, renamed = stacked(path, config, {name: spec.shape for name, spec in specs.items()})
+
     def read(name: str) -> np.ndarray | Coded:
         if name in quantised.shapes:
             return partial(quantised.read, name)
+        if name in made:
+            return np.stack([np.concatenate([tensor(piece) for piece in pieces]) for pieces in made[name]])
+        return tensor(renamed.get(name, name))
+
+    def tensor(name: str) -> np.ndarray:
         with base.holder[name].opened() as file:
             return base.holder[name].read(name, file)
 
-    return config, quantised.shapes | {name: spec.shape for name, spec in found.items()}, read
+    return config, quantised.shapes | shapes, read
 
 
 def _check_tied(path: Path, base: Base) -> None:

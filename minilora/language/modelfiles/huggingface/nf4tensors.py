@@ -74,19 +74,19 @@ class NF4Weights:
         size = math.prod(self.base.spec(key).shape)
         if size > MAX_STATE:
             raise FileRefused(path, f"{short(key)} has {size} bytes, expected at most {MAX_STATE}")
-        given = parse_json(path, self._bytes(key).tobytes(), f"text {short(key)}")
+        record = parse_json(path, self._bytes(key).tobytes(), f"text {short(key)}")
         try:
-            if given["quant_type"] != "nf4":
-                raise ValueError(f"quant_type is {short(given['quant_type'])}, supported: 'nf4'")
-            if not isinstance(given["shape"], list) or len(given["shape"]) != 2:
-                raise ValueError(f"shape is {short(given['shape'])}, expected two sizes")
-            shape = tuple(check_sizes(out_features=given["shape"][0], in_features=given["shape"][1]))
-            state: dict[str, Any] = {"shape": shape, "blocksize": check_block_size(given["blocksize"])}
-            if "nested_offset" in given:
+            if record["quant_type"] != "nf4":
+                raise ValueError(f"quant_type is {short(record['quant_type'])}, supported: 'nf4'")
+            if not isinstance(record["shape"], list) or len(record["shape"]) != 2:
+                raise ValueError(f"shape is {short(record['shape'])}, expected two sizes")
+            shape = tuple(check_sizes(out_features=record["shape"][0], in_features=record["shape"][1]))
+            state: dict[str, Any] = {"shape": shape, "blocksize": check_block_size(record["blocksize"])}
+            if "nested_offset" in record:
                 for setting, only in (("nested_blocksize", SCALES_IN_A_BLOCK), ("nested_dtype", "float32")):
-                    if given[setting] != only:
-                        raise ValueError(f"{setting} is {short(given[setting])}, supported: {only!r}")
-                state["nested_offset"] = check_number("nested_offset", given["nested_offset"], above=-math.inf)
+                    if record[setting] != only:
+                        raise ValueError(f"{setting} is {short(record[setting])}, supported: {only!r}")
+                state["nested_offset"] = check_number("nested_offset", record["nested_offset"], above=-math.inf)
         except (KeyError, ValueError, TypeError) as error:
             reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
             raise FileRefused(path, f"{short(key)}: {reason}") from error
@@ -149,9 +149,9 @@ def _check_said(path: Path, settings: Any, names: list[str], linears: Iterable[s
     skipped = settings.get("llm_int8_skip_modules")
     skipped = [HEAD] if skipped is None else skipped
     for linear in linears:
-        kept = any(linear == s or linear.startswith(f"{s}.") or linear.endswith(s) for s in skipped)
-        if kept == (f"{linear}.weight" in names):
-            says, is_so = ("not quantised", "is") if kept else ("quantised", "is not")
+        unquantised = any(linear == s or linear.startswith(f"{s}.") or linear.endswith(s) for s in skipped)
+        if unquantised == (f"{linear}.weight" in names):
+            says, is_so = ("not quantised", "is") if unquantised else ("quantised", "is not")
             raise FileRefused(
                 path, f"by its quantization_config {short(linear)} is {says}, and in the file its weight {is_so}"
             )
@@ -166,21 +166,21 @@ def nf4_tensors(name: str, layer: QuantizedLinear) -> dict[str, np.ndarray]:
     state: dict[str, Any] = {
         "quant_type": "nf4", "blocksize": layer.block_size, "dtype": "float32", "shape": list(layer.shape),
     }  # fmt: skip
-    found = {name: host(layer.packed)[:, None], f"{name}.absmax": host(layer.absmax), f"{name}.quant_map": NF4}
+    tensors = {name: host(layer.packed)[:, None], f"{name}.absmax": host(layer.absmax), f"{name}.quant_map": NF4}
     if layer.nested_absmax is not None:
-        found |= {f"{name}.nested_absmax": host(layer.nested_absmax), f"{name}.nested_quant_map": scale_book()}
+        tensors |= {f"{name}.nested_absmax": host(layer.nested_absmax), f"{name}.nested_quant_map": scale_book()}
         state |= {
             "nested_blocksize": SCALES_IN_A_BLOCK, "nested_dtype": "float32", "nested_offset": layer.mean,
         }  # fmt: skip
-    return found | {f"{name}.{NF4_STATE}": np.frombuffer(json.dumps(state).encode(), np.uint8)}
+    return tensors | {f"{name}.{NF4_STATE}": np.frombuffer(json.dumps(state).encode(), np.uint8)}
 
 
 def quantization_config(layers: Mapping[str, bool]) -> dict[str, Any] | None:
     """Return what config.json says of linear layers, by path whether each is quantised; None where none is."""
     if not any(layers.values()):
         return None
-    kept = [path for path, quantised in layers.items() if not quantised]
-    usual = kept == [HEAD] or (not kept and HEAD not in layers)  # a tied head is kept without a word
+    unquantised = [path for path, quantised in layers.items() if not quantised]
+    usual = unquantised == [HEAD] or (not unquantised and HEAD not in layers)  # a tied head is kept without a word
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
@@ -189,5 +189,5 @@ def quantization_config(layers: Mapping[str, bool]) -> dict[str, Any] | None:
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": "float32",
         "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": None if usual else kept if HEAD in layers else [*kept, HEAD],
+        "llm_int8_skip_modules": None if usual else unquantised if HEAD in layers else [*unquantised, HEAD],
     }

@@ -1,0 +1,155 @@
+"""A problem in one precision: arrays as they are handed over, right answers, and how far rounding may move them.
+
+A sum of K terms t_k, in a precision of unit roundoff u, is off by sum_j e_j p_j: p_j are its partial sums,
+and e_j is the rounding of one addition, |e_j| <= u, with a root mean square of 0.43 u. Let S = sum_k |t_k|.
+
+    any terms, any order     |p_j| <= S, so the error is at most K u S
+    Gaussian terms           half of S has either sign, so |p_j| <= S / 2 in any order, also with all positive terms
+                             first: the standard deviation of the error is at most 0.43 sqrt(K) u S / 2, a fifth of
+                             sqrt(K) u S
+
+The problems are Gaussian. So max(16, sqrt(K)) u S is allowed: the bound itself for up to 16 terms, and almost five
+standard deviations of the worst order for more. S is the same formula on absolute values, and K the same formula on
+ones. An answer's *size* is S, times sqrt(K) / 16 where K is above 256, and `TOLERANCE` u times the size is allowed.
+
+Sources: Wilkinson, "Rounding Errors in Algebraic Processes" (1963), for the bound; Higham and Mary, "A New Approach to
+Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41 (2019), for sqrt(K). In half precision the worst orders
+stop growing (1 + 256 = 256 in bfloat16), which no root of K covers: there, sums as they are in use are allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .mixed import Mixed
+from .problem import Arrays, Problem
+from .reference import SCALINGS, DoRAFormulas, DropoutFormulas, Formulas
+from .rounding import TINY, TOLERANCE, UNIT, round_to
+
+
+@dataclass(frozen=True, eq=False)  # a trial is itself alone: what is computed for it can be kept
+class Trial:
+    """One problem in one precision: arrays as they are handed over, the right answers, and their sizes."""
+
+    problem: Problem
+    arrays: Arrays  # x, dy, weight, bias or not, lora_A, lora_B, magnitude, mask: rounded, and as the kind has them
+    right: Arrays  # the answers in float64
+    sizes: Arrays  # what rounding is measured in: the same formulas on absolute values, larger for long sums
+    unit: float  # unit roundoff of the precision
+    formulas: Formulas
+    growth: Arrays  # of the sizes: the root of the number of terms over 16, where that is above 1
+
+    @classmethod
+    def draw(cls, problem: Problem, dtype: str, formulas: Formulas, view: type[np.ndarray] = np.ndarray) -> Trial:
+        """Draw a problem's values, round them, and answer them; by the arithmetic of a subclass of arrays, if asked."""
+        full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
+        if formulas.dora is not None:
+            full["magnitude"] = problem.magnitude
+        if formulas.dropout is not None:
+            full["mask"] = problem.mask
+        arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
+        rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
+        right, growth = problem.answered(formulas, rows), _growth(problem, rows)
+        return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
+
+    def by(self, **parts: Any) -> Arrays:
+        """Return the answers with some parts of the formulas replaced: what a known bug would give."""
+        formulas = self.formulas.with_parts(**parts)
+        return self.problem.answered(formulas, _rows(self.problem, self.arrays))
+
+    def sizes_by(self, **parts: Any) -> Arrays:
+        """Return the sizes with some parts of the formulas replaced, and nowhere less than those of the right answers.
+
+        A bug's answers may be much larger than the right ones, and their rounding with them.
+        """
+        if not parts:
+            return self.sizes
+        formulas = self.formulas.with_parts(**parts)
+        sizes = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, self.growth)
+        return {name: np.maximum(size, sizes.get(name, 0.0)) for name, size in self.sizes.items()}
+
+    def distance(
+        self, name: str, array: np.ndarray, expected: np.ndarray | None = None, sizes: Arrays | None = None
+    ) -> float:
+        """Return how far an answer is from the expected one in units of rounding; by default, from the right one."""
+        expected = self.right[name] if expected is None else expected
+        if not np.shape(array) == np.shape(expected) == np.shape(self.sizes[name]):
+            return float("inf")
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.abs(np.asarray(array, np.float64) - expected)
+            size = self.unit * np.maximum((sizes or self.sizes)[name], np.abs(expected))
+            furthest = (error / (size + TINY)).max(initial=0.0)
+        return float("inf" if np.isnan(furthest) else furthest)
+
+    def agrees(self, name: str, array: np.ndarray, expected: np.ndarray | None = None, looser: float = 1.0) -> bool:
+        """Return whether an answer is the expected one up to rounding; the right one by default."""
+        return self.distance(name, array, expected) <= looser * TOLERANCE
+
+
+@lru_cache(maxsize=256)  # all problems of all kinds in four precisions
+def drawn(problem: Problem, dtype: str, formulas: Formulas) -> Trial:
+    """Return a problem's trial, drawn once for all checks; its arrays are read only."""
+    trial = Trial.draw(problem, dtype, formulas)
+    for arrays in (trial.arrays, trial.right, trial.sizes, trial.growth):
+        for array in arrays.values():
+            array.flags.writeable = False
+    return trial
+
+
+def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -> Arrays:
+    """Return what the rounding of each answer is measured in: S, times its growth."""
+    lengths = None
+    if formulas.dora is not None:
+        BA = rows["lora_B"] @ rows["lora_A"]
+        lengths = formulas.dora.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
+    absolute = {name: np.abs(a) for name, a in rows.items()}
+    sizes = problem.answered(_absolute(formulas), absolute, lengths)
+    sizes = {name: size * growth[name] for name, size in sizes.items()}
+    return problem.sized(sizes, formulas, rows) if isinstance(problem, Mixed) else sizes
+
+
+def _growth(problem: Problem, rows: Arrays) -> Arrays:
+    """Return sqrt(K) / 16, and at least 1, for the K terms of each answer."""
+    ones = {name: (a != 0).astype(np.float64) for name, a in rows.items()}
+    terms = problem.answered(COUNTED, ones)
+    return {name: np.maximum(1.0, np.sqrt(count) / TOLERANCE) for name, count in terms.items()}
+
+
+COUNTED = Formulas(
+    scaling=SCALINGS["1"],
+    dropout=DropoutFormulas(),
+    dora=DoRAFormulas(length=lambda W, BA, s: np.ones((len(W), 1))),
+)
+"""On ones, these give the number of terms in each answer."""
+
+
+def _absolute(formulas: Any) -> Any:
+    """Return formulas with the absolute value of each part: then no term is subtracted from another."""
+    return replace(
+        formulas, **{field.name: _absolute_part(getattr(formulas, field.name)) for field in fields(formulas)}
+    )
+
+
+def _absolute_part(part: Any) -> Any:
+    if is_dataclass(part):
+        return _absolute(part)
+    if not callable(part):
+        return part if part is None else abs(part)
+
+    def absolute(*arguments: Any) -> Any:
+        value = part(*arguments)
+        if isinstance(value, tuple):
+            return tuple(map(np.abs, value))
+        return value if value is None else np.abs(value)
+
+    return absolute
+
+
+def _rows(problem: Problem, arrays: Arrays) -> Arrays:
+    """Return a problem's arrays on rows, in float64."""
+    exact = {name: a if a.dtype.kind in "iu" else a.astype(np.float64) for name, a in arrays.items()}
+    return problem.rows(exact)

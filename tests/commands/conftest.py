@@ -1,0 +1,27 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from minilora import LoRA, save_adapter
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter and its base: two layers that differ in shape, rank, alpha and type, rank-stabilised."""
+    rng = np.random.default_rng(0)
+    layers = {
+        "enc.fc": LoRA(rng.standard_normal((2, 5)), rng.standard_normal((3, 2)), 1.0),
+        "head": LoRA(rng.standard_normal((4, 3)).astype("f4"), rng.standard_normal((7, 4)).astype("f4"), 6.0),
+    }
+    save_adapter(tmp_path / "adapter", layers)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    base = {
+        "enc.fc.weight": rng.standard_normal((3, 5)),
+        "enc.fc.bias": np.ones(3),
+        "head.weight": rng.standard_normal((7, 3)).astype("f4"),
+    }
+    save_file(base, tmp_path / "base.safetensors")
+    return tmp_path / "adapter"

@@ -1,0 +1,285 @@
+"""``minilora generate``."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import (
+    Llama,
+    LoRA,
+    attach,
+    load_adapter,
+    save_adapter,
+)
+from minilora.language import generation
+from minilora.language.generation import generate
+
+from ..support.command_line import finetune, losses, run
+from ..support.language import LETTERS, TEXT, tiny_llama, write_folder
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+
+
+TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}
+{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"""
+
+
+EXAMPLES = [
+    *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
+    *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
+    {"text": "the dog sat on the log"},
+]
+
+
+@pytest.fixture
+def examples(folder):
+    """A model with a chat template, and examples of all three kinds."""
+    pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+
+
+def test_a_chat_is_answered_and_the_answer_printed_alone(examples, capsys):
+    model, template = Llama.load("model"), "u the cat.a "
+    ids = [LETTERS.index(c) for c in template]
+    expected = "".join(LETTERS[i] for i in generate(model, ids, 9, end={LETTERS.index(".")}))
+    command = ["generate", "the cat", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0"]
+    assert run(*command) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_a_chat_needs_a_template(folder, capsys):
+    assert run("generate", "the cat", "--model", "model", "--chat") == 2
+    out, err = capsys.readouterr()
+    assert "'model': there is no chat template in tokenizer_config.json, nor a file chat_template.jinja" in err
+    assert out == ""
+
+
+def test_generate_says_what_the_model_says(folder, capsys):
+    assert finetune() == 0
+    capsys.readouterr()
+    model = Llama.load("model")
+    ids = [LETTERS.index(c) for c in "the cat"]
+    said = {}
+    for name, more, m in (("plain", [], model), ("adapted", ["--adapter", "a"], attach(model, load_adapter("a")))):
+        assert run("generate", "the cat", "--model", "model", "--tokens", "20", "--temperature", "0", *more) == 0
+        said[name] = capsys.readouterr().out
+        expected = "".join(LETTERS[i] for i in generate(m, ids, 20, end={LETTERS.index(".")}))
+        assert said[name] == f"the cat{expected}\n"
+    assert said["plain"] != said["adapted"]
+
+
+def test_a_seed_chooses_the_text(folder, capsys):
+    said = []
+    for more in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--temperature", "0.01"]):
+        assert run("generate", "the", "--model", "model", *more) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert len(set(said)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "--model", "model"], "the prompt is empty"),
+        (["the", "--model", "model", "--tokens", "0"], "tokens must be at least 1, got 0"),
+        (["the", "--model", "model", "--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
+        (["the", "--model", "model", "--temperature", "nan"], "temperature must be at least 0 and finite, got nan"),
+        (["the", "--model", "model", "--top-p", "0"], "top_p must be above 0 and finite, got 0.0"),
+        (["the", "--model", "model", "--top-p", "1.5"], "top_p must be above 0 and at most 1, got 1.5"),
+        (["the", "--model", "model", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["the", "--model", "model", "--adapter", "model"], "adapter_config.json"),
+        (["the", "--model", "model", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
+        (["the", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_said_is_one_line(folder, arguments, message, capsys):
+    assert run("generate", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(("layer", "width"), [(7, 12), (1, 13)])  # one layer too many, one input too many
+def test_an_adapter_of_another_model_is_refused_by_path(folder, layer, width, capsys):
+    path = f"model.layers.{layer}.self_attn.q_proj"
+    save_adapter("b", {path: LoRA(np.ones((1, width)), np.ones((16, 1)), 1.0)})
+    assert run("generate", "the", "--model", "model", "--adapter", "b") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert path in err
+
+
+def test_a_models_words_cannot_steer_the_terminal(folder, capsys):
+    words = json.loads(Path("model/tokenizer.json").read_text())
+    evil = {letter: i for i, letter in enumerate(LETTERS) if letter not in "abcdefghijklm"}
+    evil |= {f"\x1b[{i}J\u202e": i for i in range(13)}
+    words["model"]["vocab"] = evil
+    Path("model/tokenizer.json").write_text(json.dumps(words))
+    assert run("generate", "no\x07", "--model", "model", "--tokens", "60", "--temperature", "3") == 0
+    out = capsys.readouterr().out
+    assert "\\x1b[" in out
+    assert out.startswith("no\\x07")
+    assert out.replace("\n", "").isprintable()
+
+
+def test_without_a_model_glassllms_is_taken(folder, capsys):
+    pytest.importorskip("glassllm")
+    assert run("finetune", "text", "--save", "a", "--steps", "2", "--batch-size", "2", "--length", "16") == 0
+    out = capsys.readouterr().out
+    assert "glassllm's English model: 852,608 parameters in float32" in out
+    assert losses(out)[2] < losses(out)[0]
+    assert json.loads(Path("a/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert run("generate", "The cat", "--adapter", "a", "--tokens", "5") == 0
+    assert capsys.readouterr().out.startswith("The cat")
+
+
+def test_a_missing_default_model_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "glassllm", None)
+    for command in (["generate", "the"], ["finetune", "text", "--save", "a"]):
+        assert run(*command) == 2
+        assert "needs glassllm" in capsys.readouterr().err
+
+
+END = LETTERS.index(".")
+
+
+TWO = ["--steps", "2", "--batch-size", "4", "--length", "8", "--rank", "2"]
+
+
+@pytest.fixture
+def larger(tmp_path, monkeypatch):
+    """A model of 31 tokens, a text, and the working folder in which both lie."""
+    write_folder(tmp_path / "model", tiny_llama(vocab=31))
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change_tokenizer(change):
+    file = "model/tokenizer.json"
+    with open(file) as opened:
+        tokenizer = json.load(opened)
+    change(tokenizer)
+    with open(file, "w") as opened:
+        json.dump(tokenizer, opened)
+
+
+def with_begin(tokenizer):
+    """Texts begin with <s>, id 30."""
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer["added_tokens"] = [{"id": 30, "content": "<s>", **special}]
+    begin, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [30], "tokens": ["<s>"]}},
+    }
+
+
+def with_bytes(tokenizer):
+    """The two bytes of é are ids 29 and 30, each a token."""
+    tokenizer["pre_tokenizer"] = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False
+    }  # fmt: skip
+    tokenizer["decoder"] = tokenizer["pre_tokenizer"]
+    letters = [{" ": "Ġ", "\n": "Ċ"}.get(letter, letter) for letter in LETTERS]
+    vocabulary = {token: i for i, token in enumerate([*letters, "Ã", "©"])}
+    tokenizer["model"] = {"type": "BPE", "vocab": vocabulary, "merges": []}
+
+
+def with_words(tokenizer):
+    """A space is the sign ▁, and a text does not begin with one: decoded alone, a token loses its space."""
+    sign = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    tokenizer["decoder"] = sign
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["▁"] = vocabulary.pop(" ")
+    tokenizer["model"]["unk_token"] = "▁"
+
+
+def says(monkeypatch, *tokens):
+    """Let the model choose these tokens, one after the other."""
+    left = list(tokens)
+    monkeypatch.setattr(generation, "choose", lambda *scores: left.pop(0))
+    return left
+
+
+class Pipe(io.StringIO):
+    """What is printed, and what a reader at the other end has seen of it: all up to the last flush."""
+
+    seen = ""
+
+    def flush(self):
+        self.seen = self.getvalue()
+
+
+def spoken(capsys, *more):
+    assert run("generate", "a cat", "--model", "model", *more) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_prompt_begins_with_the_begin_token_once(larger, capsys, monkeypatch, begins):
+    if begins:
+        change_tokenizer(with_begin)
+    seen, right = [], Llama.extend
+    monkeypatch.setattr(
+        Llama, "extend", lambda self, ids, past=None: seen.append(ids.tolist()) or right(self, ids, past)
+    )
+    spoken(capsys, "--tokens", "1")
+    assert seen == [[[30] * begins + [LETTERS.index(letter) for letter in "a cat"]]]
+
+
+def test_generating_stops_at_the_end_token(larger, capsys, monkeypatch):
+    left = says(monkeypatch, 1, 2, END, 3, 4)
+    assert spoken(capsys, "--tokens", "5") == "a catbc\n"
+    assert left == [3, 4]
+
+
+def test_a_letter_in_two_tokens_is_printed_whole(larger, capsys, monkeypatch):
+    change_tokenizer(with_bytes)
+    says(monkeypatch, 29, 30, 1)
+    assert spoken(capsys, "--tokens", "3") == "a catéb\n"
+
+
+def test_a_token_keeps_the_space_before_it(larger, capsys, monkeypatch):
+    change_tokenizer(with_words)
+    says(monkeypatch, LETTERS.index(" "), 1, LETTERS.index(" "), 2)
+    assert spoken(capsys, "--tokens", "4") == "a cat b c\n"
+
+
+def test_each_token_is_seen_before_the_next_is_chosen(larger, monkeypatch):
+    left, seen = [1, 2, 3], []
+    monkeypatch.setattr(generation, "choose", lambda *a: seen.append(sys.stdout.seen) or left.pop(0))
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert run("generate", "a cat", "--model", "model", "--tokens", "3") == 0
+    assert seen == ["a cat", "a catb", "a catbc"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_generating_takes_an_adapter_of_any_precision(larger, capsys, dtype):
+    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, "--dtype", dtype) == 0
+    capsys.readouterr()
+    assert spoken(capsys, "--adapter", "a", "--tokens", "1").startswith("a cat")
+
+
+def test_both_commands_compute_where_they_are_told(larger, capsys, standin):
+    """What lies on another device than the rest is refused, so everything is there."""
+    said, found = {}, {}
+    for backend in ("numpy", "cupy"):
+        there = ["--model", "model", "--backend", backend]
+        assert run("finetune", "text", "--save", backend, *there, *TWO) == 0
+        assert (f", {standin.device}\n" in capsys.readouterr().out) == (backend == "cupy")
+        assert run("generate", "a cat", "--adapter", backend, "--temperature", "0", *there) == 0
+        said[backend], found[backend] = capsys.readouterr().out, load_adapter(backend)
+    assert said["numpy"] == said["cupy"]
+    for path, adapter in found["numpy"].items():
+        np.testing.assert_allclose(found["cupy"][path].lora_B, adapter.lora_B, atol=1e-5)

@@ -1,0 +1,150 @@
+"""What several commands share: help with an example that the parser takes."""
+
+import json
+import os
+import shlex
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from minilora import article
+from minilora.cli import _parser, main
+
+from ..support.command_line import run
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+
+
+@pytest.mark.parametrize("command", ["finetune", "generate", "merge"])
+def test_the_help_has_an_example_that_the_parser_takes(command, capsys):
+    assert run(command, "--help") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
+    program, *words = shlex.split(line.removeprefix("example: "))
+    assert program == "minilora"
+    assert _parser().parse_args(words).command
+
+
+EMPTY = [
+    ["article", "--save", ""],
+    ["article", "--checkpoint", ""],
+    ["article", "--plot", ""],
+    ["inspect", ""],
+    ["inspect", "a", "--plot", ""],
+    ["merge", "", "a", "-o", "o"],
+    ["merge", "b", "", "-o", "o"],
+    ["merge", "b", "a", "-o", ""],
+]
+
+
+@pytest.mark.parametrize("command", EMPTY)
+def test_an_empty_name_is_refused_and_nothing_written(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "the name is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+@pytest.mark.parametrize("command", [["article"], ["inspect", "adapter"]])
+def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, tmp_path, capsys, monkeypatch):
+    place = tmp_path / "p.png"
+    {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "link": lambda: place.symlink_to("x")}[kind]()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
+    assert main([*command, "--plot", str(place)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "expected a regular file or a new name" in err
+
+
+@pytest.mark.parametrize("command", [["article"], ["inspect", "adapter"]])
+def test_a_plot_in_an_unwritable_folder_is_refused_first(command, adapter, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
+    assert main([*command, "--plot", "p.png"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "plot file 'p.png': the folder '.' cannot be written" in err
+
+
+def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
+    evil = "\x1b[2J\x07\n\u202e\r" + "x" * 2_000_000
+    save_file({evil: np.ones(2)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": "all-linear"}))
+    texts = []
+    assert main(["inspect", str(tmp_path)]) == 2
+    texts.append(capsys.readouterr().err)
+    for config in ({"peft_type": evil}, {evil: 1}, {"alpha_pattern": {evil: 1}}, {"target_modules": [evil, evil]}):
+        text = json.dumps({"peft_type": "LORA", "target_modules": "all-linear"} | config)
+        (tmp_path / "adapter_config.json").write_text(text)
+        assert main(["inspect", str(tmp_path)]) == 2
+        texts.append(capsys.readouterr().err)
+    for text in texts:
+        assert text.startswith("minilora: ")
+        assert text.endswith("\n")
+        assert text[:-1].isprintable()
+        assert len(text) < 1500
+
+
+def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minilora.conformance.vectors.write", lambda folder: 3)
+    evil = "\x1b[2J\u202e"
+    save_file({"fc.weight": np.ones((10, 20), "f4")}, f"{evil}.safetensors")
+    for command in (
+        ["article", "--epochs", "1", "--save", f"{evil}a", "--plot", f"{evil}.png"],
+        ["inspect", f"{evil}a", "--plot", f"{evil}.png"],
+        ["merge", f"{evil}.safetensors", f"{evil}a", "-o", f"{evil}o"],
+        ["vectors", f"{evil}v"],
+    ):
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert "\\x1b[2J" in out
+        assert out.replace("\n", "").isprintable()
+
+
+def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, capsys):
+    def refused(**options):
+        raise ValueError("\x1b[2Jred\nand more\u202e")
+
+    monkeypatch.setattr(article, "run", refused)
+    assert main(["article"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: \\x1b[2Jred")
+    assert err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("command", [["inspect", "nowhere"], ["merge", "b", "nowhere", "-o", "x"]])
+def test_what_cannot_be_read_is_one_line_and_status_2(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("minilora: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+SMALL = ["--batch-size", "2", "--length", "8", "--rank", "2", "--lr", "0.02"]
+
+
+def finetune(model, steps):
+    return run("finetune", "text", "--save", "a", "--model", model, "--steps", str(steps), *SMALL)
+
+
+def of_context(folder, length):
+    path = folder / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": length}))
+
+
+def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
+    said = "tokens, and the model's context is 7: what it says beyond may be nonsense"
+    for length in (8, 7):
+        of_context(folder, length)
+        assert finetune("model", 1) == 0
+        assert run("generate", "cat", "--model", "model", "--tokens", "5", "--temperature", "0") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "context" in line]
+    assert lines == [f"minilora: a window has 8 {said}", f"minilora: prompt and text may have 8 {said}"]

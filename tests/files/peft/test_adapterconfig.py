@@ -1,0 +1,229 @@
+"""adapter_config.json is understood whole or refused by its key."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import FileRefused, LoRA, load_adapter, save_adapter
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A sound adapter of two layers, one an exception to rank and alpha."""
+    folder = tmp_path_factory.mktemp("adapter")
+    rng = np.random.default_rng(0)
+    layers = {
+        "enc.q_proj": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((2, 5), (4, 2))), 4.0),
+        "head": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((3, 4), (6, 3))), 1.5),
+    }
+    save_adapter(folder, layers)
+    return folder
+
+
+def variant(saved, tmp_path, config=None, tensors=None, drop=()):
+    """Copy the sound adapter with some keys of its configuration, or its tensors, changed."""
+    folder = tmp_path / "variant"
+    shutil.copytree(saved, folder)
+    if config is not None or drop:
+        changed = {**json.loads((folder / CONFIG).read_text()), **(config or {})}
+        (folder / CONFIG).write_text(json.dumps({k: v for k, v in changed.items() if k not in drop}))
+    if tensors is not None:
+        save_file(tensors(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+    return folder
+
+
+def assert_same_adapters(one, other):
+    assert one.keys() == other.keys()
+    for name, adapter in one.items():
+        assert (adapter.alpha, adapter.lora_A.dtype) == (other[name].alpha, other[name].lora_A.dtype)
+        np.testing.assert_array_equal(adapter.lora_A, other[name].lora_A)
+        np.testing.assert_array_equal(adapter.lora_B, other[name].lora_B)
+
+
+def test_rank_stabilised_scaling_is_alpha_over_the_root_of_r(saved, tmp_path):
+    loaded = load_adapter(variant(saved, tmp_path, {"use_rslora": True}))
+    assert math.isclose(loaded["head"].scaling, 1.5 / math.sqrt(3), rel_tol=1e-15)
+    assert math.isclose(loaded["enc.q_proj"].scaling, 4 / math.sqrt(2), rel_tol=1e-15)
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_a_start_that_leaves_the_base_alone_is_taken(saved, tmp_path, start):
+    assert_same_adapters(load_adapter(variant(saved, tmp_path, {"init_lora_weights": start})), load_adapter(saved))
+
+
+@pytest.mark.parametrize("alpha", [1.1e-30, 9e29, 1, 10**20])
+def test_alphas_within_their_range_are_taken(saved, tmp_path, alpha):
+    assert load_adapter(variant(saved, tmp_path, {"lora_alpha": alpha}))["enc.q_proj"].alpha == alpha
+
+
+def test_keys_that_change_nothing_once_it_is_trained_are_taken(saved, tmp_path):
+    """As a configuration of PEFT's has them; and keys of next year that are empty or false."""
+    harmless = {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "org/base",
+        "revision": "main",
+        "auto_mapping": {"base_model_class": "X"},
+        "peft_version": "0.21.2",
+        "inference_mode": True,
+        "lora_dropout": 0.05,
+        "megatron_core": "megatron.core",
+        "qalora_group_size": 16,
+        "loftq_config": {"loftq_bits": 4},
+        "eva_config": {"rho": 2},
+        "corda_config": {"corda_method": "ipm"},
+        "lora_ga_config": {"direction": "x"},
+        "runtime_config": {"ephemeral_gpu_offload": False},
+    }
+    empty = {f"new_{i}": value for i, value in enumerate((None, False, [], {}, ""))}
+    assert_same_adapters(load_adapter(variant(saved, tmp_path, harmless | empty)), load_adapter(saved))
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    {
+        "lora_bias": "a bias in the adapter is not supported",
+        "modules_to_save": "modules trained in full are not supported",
+        "trainable_token_indices": "trained embedding rows are not supported",
+        "layer_replication": "replicated layers are not supported",
+        "alora_invocation_tokens": "activated LoRA is not supported",
+        "use_qalora": "adapters of quantised bases are not supported",
+        "use_bdlora": "block-diagonal LoRA is not supported",
+        "arrow_config": "Arrow routing is not supported",
+        "kasa_config": "KaSA is not supported",
+        "velora_config": "VeLoRA is not supported",
+        "monteclora_config": "MonteCLoRA is not supported",
+        "megatron_config": "Megatron layers are not supported",
+        "ensure_weight_tying": "tied adapters are not supported",
+    }.items(),
+)
+def test_what_is_not_supported_is_said(saved, tmp_path, key, reason):
+    folder = variant(saved, tmp_path, {key: [1]})
+    with pytest.raises(FileRefused) as error:
+        load_adapter(folder)
+    assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {reason}"
+    for number, nothing in enumerate((None, False, [], {})):
+        (tmp_path / str(number)).mkdir()
+        load_adapter(variant(saved, tmp_path / str(number), {key: nothing}))
+
+
+def test_targets_that_match_nothing_are_taken_as_in_peft(saved, tmp_path):
+    folder = variant(saved, tmp_path, {"target_modules": ["k_proj", "q_proj", "head"], "exclude_modules": ["k_proj"]})
+    assert_same_adapters(load_adapter(folder), load_adapter(saved))
+
+
+def test_the_least_configuration_implies_rank_and_alpha_8(saved, tmp_path):
+    sound = {"peft_type": "LORA", "target_modules": ["q_proj"]}
+    key = "base_model.model.enc.q_proj.lora_"
+    factors = {key + "A.weight": np.ones((8, 3), "f4"), key + "B.weight": np.ones((2, 8), "f4")}
+    folder = variant(saved, tmp_path, tensors=lambda _: factors)
+    (folder / CONFIG).write_text(json.dumps(sound))
+    assert load_adapter(folder)["enc.q_proj"].scaling == 1
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "head"], "all-linear", r".*(q_proj|head)", r"enc\.[a-z_]+|head"])
+def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, targets):
+    assert load_adapter(variant(saved, tmp_path, {"target_modules": targets})).keys() == {"enc.q_proj", "head"}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "all"}, "bias is 'all': trained biases are not supported"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"modules_to_save": ["head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"peft_type": "LOHA"}, "peft_type"),
+        ({"peft_type": None}, "peft_type"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
+        ({"init_lora_weights": 1}, "init_lora_weights"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights"),
+        ({"a_key_of_next_year": True}, "'a_key_of_next_year' is True: this key is not known"),
+        ({"a_key_of_next_year": "x"}, "'a_key_of_next_year' is 'x': this key is not known"),
+        ({"a_key_of_next_year": 0.5}, "a_key_of_next_year"),
+        ({"a_key_of_next_year": [0]}, "a_key_of_next_year"),
+        ({"r": 3}, "shape"),
+        ({"r": True}, "r is True"),
+        ({"r": 2.0}, "r is 2.0"),
+        ({"r": -1}, "r is -1"),
+        ({"lora_alpha": 0}, "lora_alpha"),
+        ({"lora_alpha": -4}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"lora_alpha": "4"}, "lora_alpha"),
+        ({"lora_alpha": 1e-30}, "lora_alpha is 1e-30, expected a number from 1e-30 to 1e+30"),
+        ({"lora_alpha": 1e30}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "NaN"),
+        ({"use_rslora": 1}, "use_rslora"),
+        ({"fan_in_fan_out": "yes"}, "fan_in_fan_out"),
+        ({"rank_pattern": {}}, "shape"),
+        ({"rank_pattern": [1]}, "rank_pattern"),
+        ({"rank_pattern": {"head": "3"}}, "rank_pattern"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern"),
+        ({"target_modules": ["head"]}, "'enc.q_proj'"),
+        ({"exclude_modules": ["head"]}, "exclude_modules names 'head'"),
+        ({"exclude_modules": ".*q_proj"}, "exclude_modules names 'enc.q_proj'"),
+        ({"exclude_modules": 1}, "exclude_modules"),
+        ({"target_modules": "head"}, "'enc.q_proj'"),
+        ({"target_modules": None}, "target_modules"),
+        ({"target_modules": [1]}, "target_modules"),
+    ],
+)
+def test_an_unsupported_configuration_is_refused_by_its_key(saved, tmp_path, config, named):
+    folder = variant(saved, tmp_path, config)
+    with pytest.raises(FileRefused) as error:
+        load_adapter(folder)
+    assert named in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha"])
+def test_zero_is_no_default(tmp_path, key):
+    """Null is: PEFT's 8."""
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((8, 3)), np.ones((5, 8)), 8.0)})
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: None}))
+    assert load_adapter(tmp_path)["fc"].alpha == 8
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: 0}))
+    with pytest.raises(FileRefused, match=f"{key} is 0, expected"):
+        load_adapter(tmp_path)
+
+
+TEXT_OF_CONFIG = {
+    "peft_type": ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA', the only kind supported"),
+    "start": (
+        {"init_lora_weights": "olora"},
+        "init_lora_weights is 'olora': it may change the base weight, which is not supported",
+    ),
+    "rank": ({"r": 2**31}, "r is 2147483648, expected an integer of at least 1"),
+    "a rank's pattern": ({"rank_pattern": {"é": 0}}, "rank_pattern['é'] is 0, expected an integer of at least 1"),
+    "an alpha's pattern": ({"alpha_pattern": {"é": "1"}}, "alpha_pattern['é'] is '1', expected a number from 1e-30 to"),
+    "patterns": ({"rank_pattern": [2]}, "rank_pattern is [2], expected an object"),
+    "alphas": ({"alpha_pattern": 2}, "alpha_pattern is 2, expected an object"),
+    "targets": ({"target_modules": []}, "target_modules is [], expected a list of names or a regular expression"),
+    "dora": ({"use_dora": 1}, "use_dora is 1, expected true or false"),
+    "rslora": ({"use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),
+    "excludes": ({"exclude_modules": 1}, "exclude_modules is 1, expected a list of names or a regular expression"),
+}
+
+
+@pytest.mark.parametrize("case", TEXT_OF_CONFIG)
+def test_a_configurations_refusal_names_key_and_value(tmp_path, case):
+    changes, message = TEXT_OF_CONFIG[case]
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((8, 3)), np.ones((5, 8)), 8.0)})
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(FileRefused) as error:
+        load_adapter(tmp_path)
+    assert str(error.value).startswith(f"'{path}': {message}")

@@ -1,0 +1,234 @@
+"""An adapter's folder: two files that belong together, each a regular one and sound."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import FileRefused, LoRA, load_adapter, merge_adapter, save_adapter
+from minilora.files.inspection import inspect_adapter
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A sound adapter of two layers, one an exception to rank and alpha."""
+    folder = tmp_path_factory.mktemp("adapter")
+    rng = np.random.default_rng(0)
+    layers = {
+        "enc.q_proj": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((2, 5), (4, 2))), 4.0),
+        "head": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((3, 4), (6, 3))), 1.5),
+    }
+    save_adapter(folder, layers)
+    return folder
+
+
+def variant(saved, tmp_path, config=None, tensors=None, drop=()):
+    """Copy the sound adapter with some keys of its configuration, or its tensors, changed."""
+    folder = tmp_path / "variant"
+    shutil.copytree(saved, folder)
+    if config is not None or drop:
+        changed = {**json.loads((folder / CONFIG).read_text()), **(config or {})}
+        (folder / CONFIG).write_text(json.dumps({k: v for k, v in changed.items() if k not in drop}))
+    if tensors is not None:
+        save_file(tensors(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+    return folder
+
+
+def assert_same_adapters(one, other):
+    assert one.keys() == other.keys()
+    for name, adapter in one.items():
+        assert (adapter.alpha, adapter.lora_A.dtype) == (other[name].alpha, other[name].lora_A.dtype)
+        np.testing.assert_array_equal(adapter.lora_A, other[name].lora_A)
+        np.testing.assert_array_equal(adapter.lora_B, other[name].lora_B)
+
+
+def test_a_configuration_of_another_save_is_refused(tmp_path):
+    """The shapes agree, and nothing else would show that the alpha is not theirs."""
+    A, B = np.ones((2, 3)), np.ones((4, 2))
+    for alpha in (1.0, 2.0):
+        save_adapter(tmp_path / str(alpha), {"fc": LoRA(A, B, alpha)})
+    shutil.copy(tmp_path / "1.0" / CONFIG, tmp_path / "2.0" / CONFIG)
+    with pytest.raises(
+        FileRefused,
+        match=r"config.json': not the configuration .* different saves, or one was edited. Save the adapter again$",
+    ):
+        load_adapter(tmp_path / "2.0")
+    config = json.loads((tmp_path / "2.0" / CONFIG).read_text())
+    (tmp_path / "2.0" / CONFIG).write_text(json.dumps(config, sort_keys=True))  # as another program writes it
+    assert load_adapter(tmp_path / "2.0")["fc"].alpha == 1.0
+
+
+PREFIX, QUERY = "base_model.model.head.", "base_model.model.enc.q_proj."
+
+
+A, B = PREFIX + "lora_A.weight", PREFIX + "lora_B.weight"
+
+
+DOTS = "base_model.model.a..b.lora_"
+
+
+WRONG_KEY = "unexpected, expected base_model.model.<module>.lora_A.weight and the like for lora_B"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {PREFIX + "lora_B.bias": np.ones(6, "f4")},
+            f"the key '{PREFIX}lora_B.bias' is a bias (lora_bias, or bias of the base), which is not supported",
+        ),
+        (
+            {"base_model.model.modules_to_save.head": np.ones(6, "f4")},
+            "the key 'base_model.model.modules_to_save.head' is of a module trained in full, which is not supported",
+        ),
+        (
+            {"head.lora_A.weight": np.ones(6, "f4")},
+            "the key 'head.lora_A.weight' is without the prefix 'base_model.model.'",
+        ),
+        ({PREFIX + "lora_C.weight": np.ones(6, "f4")}, f"the key '{PREFIX}lora_C.weight' is {WRONG_KEY}"),
+        ({"x": np.ones(6, "f4")}, f"the key 'x' is {WRONG_KEY}"),
+        (
+            {DOTS + "A.weight": np.ones((2, 2)), DOTS + "B.weight": np.ones((2, 2))},
+            "'a..b' is not a module's path: names with dots between them",
+        ),
+        (
+            {PREFIX + "lora_embedding_A": np.ones((3, 6), "f4")},
+            "the module 'head' has factors of an embedding and of another layer",
+        ),
+        (dict.fromkeys((A, B, *(QUERY + f"lora_{f}.weight" for f in "AB"))), "there are no tensors in it"),
+        ({B: None}, "the module 'head' has no lora_B.weight"),
+        ({A: None}, "the module 'head' has no lora_A.weight"),
+        ({A: np.ones(3, "f4")}, f"'{A}' has shape [3], expected a matrix"),
+        ({B: np.ones((6, 3, 1), "f4")}, f"'{B}' has shape [6, 3, 1], expected a matrix"),
+        ({A: np.ones((3, 4, 1, 1, 1))}, f"'{A}' has shape [3, 4, 1, 1, 1]: a convolution of 3 axes, not supported"),
+        ({A: np.ones((2, 4), "f4")}, f"'{A}' has shape [2, 4], expected [3, in] by the rank"),
+        ({B: np.ones((6, 2), "f4")}, f"'{B}' has shape [6, 2], expected [out, 3] by the rank"),
+        ({A: np.ones((3, 0), "f4")}, f"'{A}' has shape [3, 0], which is empty"),
+        ({A: np.ones((3, 4), "i4")}, f"'{A}' has dtype I32, expected one of F16, BF16, F32, F64"),
+        ({B: np.ones((6, 3))}, f"'{A}' has dtype F32 and '{B}' has dtype F64"),
+        ({B: np.full((6, 3), np.nan, "f4")}, f"'{B}' holds NaN or infinity"),
+        ({A: np.full((3, 4), -np.inf, "f4")}, f"'{A}' holds NaN or infinity"),
+    ],
+)
+def test_a_refusal_of_tensors_is_said_in_full(saved, tmp_path, change, message):
+    folder = variant(saved, tmp_path, tensors=lambda t: {k: v for k, v in (t | change).items() if v is not None})
+    for read in (load_adapter, inspect_adapter):
+        with pytest.raises(FileRefused) as error:
+            read(folder)
+        assert str(error.value) == f"'{folder / WEIGHTS}': {message}"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "named"),
+    [
+        (CONFIG, b'{"peft_type": "LORA", "r": 2, "r": 3}', "stands twice"),
+        (CONFIG, b"[" * 100_000, "sound JSON"),
+        (CONFIG, b"[1]", "expected an object"),
+        (CONFIG, b"\xff", "sound JSON"),
+        (CONFIG, b" " * (4 << 20), "larger than"),
+        (CONFIG, b'{"r": ' + b"9" * 5000 + b"}", "sound JSON"),
+        (WEIGHTS, b"", "the file has 0"),
+        (WEIGHTS, b"\xff" * 8, "header would be"),
+        (WEIGHTS, (9 << 20).to_bytes(8, "little") + b" " * (9 << 20), "at most"),
+        (WEIGHTS, (2).to_bytes(8, "little") + b"{}", "no tensors"),
+        (WEIGHTS, (2).to_bytes(8, "little") + b"[]", "not a sound"),
+        (WEIGHTS, b"\x80\x04K\x01.", "the file has 5"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_reason(saved, tmp_path, file, text, named):
+    folder = variant(saved, tmp_path)
+    (folder / file).write_bytes(text)
+    with pytest.raises(FileRefused, match=named):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "odd", ['{"dtype":1,"shape":[],"data_offsets":[1,2]}', '{"dtype":"F32","shape":[],"data_offsets":["a"]}']
+)
+def test_a_field_that_the_library_skips_is_refused(saved, tmp_path, odd):
+    folder = variant(saved, tmp_path)
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":%s}}' % odd.encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(FileRefused):
+        load_adapter(folder)
+
+
+def test_a_name_that_stands_twice_in_the_header_is_refused(saved, tmp_path):
+    folder = variant(saved, tmp_path)
+    entry = b'"%s":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = b"{" + b",".join([entry % b"a"] * 2) + b"}"
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(FileRefused, match="stands twice"):
+        load_adapter(folder)
+
+
+def test_a_cache_of_the_hugging_face_hub_is_read(saved, tmp_path):
+    """Its snapshots hold links to blobs/, which are named by their digests."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0a1b"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate((CONFIG, WEIGHTS)):
+        shutil.copy(saved / name, blobs / f"{number:064}")
+        (snapshot / name).symlink_to(f"../../blobs/{number:064}")
+    assert_same_adapters(load_adapter(snapshot), load_adapter(saved))
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("target", ["itself", "nowhere", "device", "folder"])
+def test_a_link_to_anything_but_a_file_is_refused(saved, tmp_path, file, target):
+    folder = variant(saved, tmp_path)
+    (folder / file).unlink()
+    (folder / file).symlink_to({"itself": file, "nowhere": "gone", "device": "/dev/zero", "folder": tmp_path}[target])
+    with pytest.raises(FileRefused, match=file):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_a_pipe_or_folder_for_a_file_is_refused(saved, tmp_path, file):
+    folder = variant(saved, tmp_path)
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(FileRefused, match="not a regular file"):
+        load_adapter(folder)
+    (folder / file).unlink()
+    (folder / file).mkdir()
+    with pytest.raises(FileRefused, match="not a regular file"):
+        load_adapter(folder)
+
+
+def test_a_name_too_long_for_the_system_is_refused(saved, tmp_path):
+    for call in (load_adapter, inspect_adapter, lambda path: merge_adapter(path, saved, tmp_path / "out")):
+        with pytest.raises(FileRefused, match="xxx"):
+            call(tmp_path / ("x" * 5000))
+    with pytest.raises(ValueError, match="cannot be written"):
+        save_adapter(tmp_path / ("x" * 5000), ONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_named(saved, tmp_path):
+    for read in (load_adapter, inspect_adapter):
+        with pytest.raises(FileRefused) as error:
+            read(tmp_path / "nowhere")
+        assert str(error.value) == f"'{tmp_path / 'nowhere'}': not a folder; expected one with {CONFIG} and {WEIGHTS}"
+    folder = variant(saved, tmp_path)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileRefused, match=r"': there is no such file$"):
+        load_adapter(folder)
+    pickled = folder / "adapter_model.bin"
+    pickled.write_bytes(b"")
+    with pytest.raises(FileRefused, match=f"^'{pickled}': a pickle, which can run code when it is read: save it as"):
+        load_adapter(folder)
+
+
+def test_a_pickle_beside_safetensors_is_not_read(saved, tmp_path):
+    folder = variant(saved, tmp_path)
+    (folder / "adapter_model.bin").write_bytes(b"anything")
+    assert load_adapter(folder).keys() == load_adapter(saved).keys()
+
+
+ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}

@@ -1,0 +1,493 @@
+"""Embeddings, convolutions and DoRA under PEFT's keys and in its shapes."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from minilora import (
+    Adapter,
+    Conv1d,
+    Conv2d,
+    DoRA,
+    DoRAAdapter,
+    Embedding,
+    FileRefused,
+    Linear,
+    LoRA,
+    LoRALinear,
+    Sequential,
+    adapt,
+    adapters,
+    attach,
+    load_adapter,
+    merge,
+    save_adapter,
+)
+from minilora.cli import main
+from minilora.commands.inspect import table
+from minilora.files.inspection import inspect_adapter
+from minilora.files.peft.adapterfolder import NORM_KEY
+from minilora.guards.tensorfile import TensorFile
+from minilora.variants.rewritten import Rewritten
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+
+
+NETS = ("linear", "embedding", "conv1d", "conv2d")
+
+
+def sizes(rng):
+    return [int(n) for n in rng.integers(1, 6, 4)]
+
+
+def model_of(rng, dtype="float64"):
+    """A layer of each kind, in a net of nets, so that paths have dots. Nobody runs it as a whole."""
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    (i, o, k, l), (v, d, c, h) = sizes(rng), sizes(rng)  # noqa: E741
+    enc = Sequential(
+        linear=Linear(draw(o, i), draw(o)),
+        embedding=Embedding(draw(v, d)),
+        conv1d=Conv1d(draw(o, c, k), padding=k),
+    )
+    return Sequential(enc=enc, conv2d=Conv2d(draw(o, c, h, l), draw(o), padding=(h, l), stride=2))
+
+
+PATHS = {"linear": "enc.linear", "embedding": "enc.embedding", "conv1d": "enc.conv1d", "conv2d": "conv2d"}
+
+
+def layer_of(model, path):
+    for name in path.split("."):
+        model = vars(model)[name]
+    return model
+
+
+def input_for(layer, rng):
+    base = getattr(layer, "base", layer)
+    if isinstance(base, Linear):
+        return rng.standard_normal((4, base.in_features)).astype(base.weight.dtype)
+    if isinstance(base, Embedding):
+        return rng.integers(0, len(base.weight), (3, 4))
+    return rng.standard_normal((2, base.weight.shape[1], *(6 for _ in base.kernel))).astype(base.weight.dtype)
+
+
+def trained(model, rng):
+    """Move every array of every adapter, as if the model had been trained."""
+    for adapter in adapters(model).values():
+        for array in adapter.trainable().values():
+            array += (0.3 * rng.standard_normal(array.shape)).astype(array.dtype)
+    return model
+
+
+def adapted_by_module(model, rng, **options):
+    """Ranks and alphas that differ from module to module."""
+    found = {}
+    for path in PATHS.values():
+        rank, alpha = int(rng.integers(1, 5)), float(rng.choice([1, 2.5, 16, 0.3]))
+        one = adapt(layer_of(model, path), "", rank=rank, alpha=alpha, rng=rng, **options)
+        found[path] = adapters(trained(one, rng))[""]
+    return found
+
+
+def tensors_of(folder):
+    return load_file(folder / WEIGHTS)
+
+
+def config_of(folder):
+    return json.loads((folder / CONFIG).read_text())
+
+
+def assert_same_outputs(one, other, rng):
+    for path in PATHS.values():
+        x = input_for(layer_of(one, path), rng)
+        np.testing.assert_array_equal(layer_of(one, path)(x), layer_of(other, path)(x))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(["float32", "float64"]),
+    dora=st.booleans(),
+    rslora=st.booleans(),
+    norm=st.sampled_from(["constant", "full"]),
+)
+@example(0, "float32", True, True, "full")
+@settings(max_examples=40)
+def test_every_kind_comes_back_bit_for_bit(tmp_path_factory, seed, dtype, dora, rslora, norm):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("a")
+    model = model_of(rng, dtype)
+    saved = adapted_by_module(model, rng, use_dora=dora, use_rslora=rslora, dora_norm=norm)
+    save_adapter(folder, saved)
+    loaded = load_adapter(folder)
+    assert_same_outputs(attach(model, saved), attach(model, loaded), rng)
+    for path, adapter in saved.items():
+        other = loaded[path]
+        assert type(other) is type(adapter)
+        for name in ("kind", "kernel", "use_rslora", "alpha", "start", *(["dora_norm"] if dora else [])):
+            assert getattr(other, name) == getattr(adapter, name), name
+        assert list(other.trainable()) == ["lora_A", "lora_B", *(["magnitude"] if dora else [])]
+        for name, array in other.trainable().items():
+            assert array.dtype == adapter.trainable()[name].dtype
+            np.testing.assert_array_equal(array, adapter.trainable()[name])
+
+
+def test_names_and_shapes_are_pefts(tmp_path):
+    rng = np.random.default_rng(0)
+    layers = {
+        "enc.fc": Linear(np.ones((4, 5))),
+        "emb": Embedding(np.ones((7, 3))),
+        "seq": Conv1d(np.ones((3, 2, 4))),
+        "img": Conv2d(np.ones((5, 2, 3, 4))),
+    }
+    for dora in (False, True):
+        found = {m: adapt(one, "", rank=6, alpha=3, rng=rng, use_dora=dora) for m, one in layers.items()}
+        save_adapter(tmp_path, found)
+        shapes = {key.removeprefix(PREFIX): array.shape for key, array in tensors_of(tmp_path).items()}
+        expected = {
+            "enc.fc.lora_A.weight": (6, 5),
+            "enc.fc.lora_B.weight": (4, 6),
+            "emb.lora_embedding_A": (6, 7),
+            "emb.lora_embedding_B": (3, 6),
+            "seq.lora_A.weight": (6, 2, 4),
+            "seq.lora_B.weight": (3, 6, 1),
+            "img.lora_A.weight": (6, 2, 3, 4),
+            "img.lora_B.weight": (5, 6, 1, 1),
+        }
+        if dora:
+            expected |= {
+                "enc.fc.lora_magnitude_vector": (4,),
+                "emb.lora_magnitude_vector": (3,),
+                "seq.lora_magnitude_vector": (1, 3, 1),
+                "img.lora_magnitude_vector": (1, 5, 1, 1),
+            }
+        assert shapes == expected
+        assert config_of(tmp_path)["use_dora"] is dora
+
+
+def test_a_convolutions_columns_are_channel_first(tmp_path):
+    """Column c KH KW + i KW + j of lora_A is entry [c, i, j] of PEFT's."""
+    A, B = np.arange(2 * 24.0).reshape(2, 24), np.ones((5, 2))
+    save_adapter(tmp_path, {"img": Adapter(A, B, 1, kind="conv2d", kernel=(3, 4))})
+    stored = tensors_of(tmp_path)[PREFIX + "img.lora_A.weight"]
+    for r, c, i, j in np.ndindex(2, 2, 3, 4):
+        assert stored[r, c, i, j] == A[r, c * 12 + i * 4 + j]
+
+
+def test_adapters_and_adapted_layers_make_one_file(tmp_path):
+    rng = np.random.default_rng(1)
+    for dora in (False, True):
+        model = trained(adapt(model_of(rng), list(PATHS.values()), rank=2, alpha=3, rng=rng, use_dora=dora), rng)
+        whole = {path: layer_of(model, path) for path in PATHS.values()}
+        assert {type(layer) for layer in whole.values()} == {DoRA if dora else LoRALinear, Rewritten}
+        save_adapter(tmp_path / "a", adapters(model))
+        save_adapter(tmp_path / "b", {path: whole[path] for path in adapters(model)})
+        for name in (CONFIG, WEIGHTS):
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_plain_adapter_beside_a_convolution_is_saved_as_one(tmp_path):
+    layer = Rewritten(Conv1d(np.ones((3, 2, 4))), LoRA(np.ones((2, 8)), np.ones((3, 2)), 1))
+    save_adapter(tmp_path, {"seq": layer})
+    assert tensors_of(tmp_path)[PREFIX + "seq.lora_A.weight"].shape == (2, 2, 4)
+    assert load_adapter(tmp_path)["seq"].kernel == (4,)
+
+
+def test_two_modules_that_differ_in_everything_share_a_folder(tmp_path):
+    rng = np.random.default_rng(2)
+    one = Adapter(rng.standard_normal((3, 7)), rng.standard_normal((2, 3)), 1.5, kind="embedding")
+    A, B = rng.standard_normal((1, 24)).astype("float32"), rng.standard_normal((5, 1)).astype("float32")
+    other = Adapter(A, B, 16, kind="conv2d", kernel=(3, 4), use_rslora=True)
+    save_adapter(tmp_path, {"enc.emb": one, "img": other})
+    found = load_adapter(tmp_path)
+    assert (found["enc.emb"].rank, found["enc.emb"].alpha, found["enc.emb"].lora_A.dtype) == (3, 1.5, np.float64)
+    assert (found["img"].rank, found["img"].alpha, found["img"].lora_A.dtype) == (1, 16, np.float32)
+    assert [found[name].kind for name in found] == ["embedding", "conv2d"]
+
+
+def test_an_adapter_prints_what_is_not_as_usual(sound, tmp_path):
+    assert repr(load_adapter(sound)["img"]) == (
+        "DoRAAdapter(lora_A=(2, 24), lora_B=(5, 2), alpha=3.0, kind='conv2d', kernel=(3, 4), magnitude=(5,))"
+    )
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
+    assert repr(load_adapter(tmp_path)["fc"]) == "Adapter(lora_A=(1, 2), lora_B=(3, 1), alpha=1.0)"
+
+
+def test_a_dtype_asked_for_is_the_magnitudes_too(tmp_path):
+    save_adapter(tmp_path, {"fc": DoRAAdapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3))})
+    adapter = load_adapter(tmp_path, dtype="float32")["fc"]
+    assert {adapter.lora_A.dtype, adapter.lora_B.dtype, adapter.magnitude.dtype} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rslora", "dora"),
+    [
+        *((kind, False, False) for kind in NETS),
+        ("linear", True, False),
+        ("embedding", False, True),
+        ("conv2d", True, True),
+    ],
+)
+def test_pissa_is_saved_over_the_original_base(tmp_path, kind, rslora, dora):
+    """Rank 2r, and lora_alpha doubled, times sqrt 2 more where the file divides by the root of the rank."""
+    rng = np.random.default_rng(3)
+    bases = {
+        "linear": Linear(rng.standard_normal((6, 5))),
+        "embedding": Embedding(rng.standard_normal((7, 4))),
+        "conv1d": Conv1d(rng.standard_normal((5, 2, 3))),
+        "conv2d": Conv2d(rng.standard_normal((5, 2, 3, 2))),
+    }
+    options = {"init": "pissa", "use_rslora": rslora, "use_dora": dora}
+    model = trained(adapt(Sequential(net=bases[kind]), ["net"], rank=2, alpha=3, rng=rng, **options), rng)
+    save_adapter(tmp_path, adapters(model))
+    config, loaded = config_of(tmp_path), load_adapter(tmp_path)
+    assert (config["r"], config["use_rslora"], config["init_lora_weights"]) == (4, rslora, True)
+    assert config["lora_alpha"] == pytest.approx(6 / math.sqrt(2) if rslora else 6, rel=1e-15)
+    x = input_for(bases[kind], rng)
+    again = attach(Sequential(net=bases[kind]), loaded)
+    np.testing.assert_allclose(again.net(x), model.net(x), rtol=0, atol=1e-12)
+
+
+def test_rslora_is_written_as_the_user_said_it(tmp_path):
+    rng = np.random.default_rng(4)
+    for alpha in (1, 2.5, 7, 16, 0.3, 1 / 3):
+        for rank in (1, 2, 3, 5, 8, 13, 64):
+            model = adapt(Linear(np.ones((3, 4))), "", rank=rank, alpha=alpha, rng=rng, use_rslora=True)
+            save_adapter(tmp_path, {"fc": model})
+            config = config_of(tmp_path)
+            assert config["use_rslora"] is True
+            assert f"{config['lora_alpha']}" == f"{alpha}"
+            assert load_adapter(tmp_path)["fc"].alpha == model.adapter.alpha == alpha
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.long), 8])
+def test_every_alpha_and_rank_come_back_from_a_file(tmp_path, use_rslora, stride):
+    pairs = [(alpha, rank) for rank in range(1, 65) for alpha in range(1 + rank % stride, 200, stride)]
+    ones = {rank: (np.ones((rank, 1), "float16"), np.ones((1, rank), "float16")) for _, rank in pairs}
+    save_adapter(tmp_path, {f"m{a}.r{r}": Adapter(*ones[r], a, use_rslora=use_rslora) for a, r in pairs})
+    found = load_adapter(tmp_path)
+    assert len(pairs) == len(found) == (12_736 if stride == 1 else 1_592)
+    for alpha, rank in pairs:
+        one = found[f"m{alpha}.r{rank}"]
+        assert (one.alpha, one.rank, one.use_rslora) == (alpha, rank, use_rslora)
+        assert one.scaling == (alpha / rank**0.5 if use_rslora else alpha / rank)
+
+
+def test_rslora_beside_plain_lora_keeps_both_scalings(tmp_path):
+    plain = Adapter(np.ones((4, 3)), np.ones((2, 4)), 6)
+    stabilised = replace(plain, alpha=5.0, use_rslora=True)
+    save_adapter(tmp_path, {"a": plain, "b": stabilised})
+    config, found = config_of(tmp_path), load_adapter(tmp_path)
+    assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (False, 6, {"^b": 10})
+    assert (found["a"].scaling, found["b"].scaling) == (1.5, 2.5)
+
+
+def test_the_full_norm_is_noted_by_module(tmp_path):
+    one = DoRAAdapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3))
+    save_adapter(tmp_path, {"a": replace(one, dora_norm="full"), "b": one, "c.d": replace(one, dora_norm="full")})
+    assert TensorFile(tmp_path / WEIGHTS).metadata[NORM_KEY] == "a\nc.d"
+    assert {name: adapter.dora_norm for name, adapter in load_adapter(tmp_path).items()} == {
+        "a": "full",
+        "b": "constant",
+        "c.d": "full",
+    }
+    save_adapter(tmp_path, {"b": one})
+    assert NORM_KEY not in TensorFile(tmp_path / WEIGHTS).metadata
+
+
+def test_arrays_of_another_library_are_saved_and_loaded(tmp_path, standin):
+    rng = np.random.default_rng(10)
+    weight = rng.standard_normal((5, 2, 3, 4))
+    layers = {
+        "img": Conv2d(standin.asarray(weight)),
+        "emb": Embedding(standin.asarray(weight.reshape(-1, 3))),
+        "fc": Linear(standin.asarray(weight.reshape(5, -1))),
+    }
+    for options in ({"use_dora": True}, {"init": "pissa"}):
+        found = {name: adapt(one, "", rank=2, alpha=3, rng=rng, **options) for name, one in layers.items()}
+        save_adapter(tmp_path, found)
+        for name, adapter in load_adapter(tmp_path, backend=standin).items():
+            again = merge(attach(layers[name], {"": adapter}))
+            np.testing.assert_allclose(
+                standin.to_numpy(again.weight), standin.to_numpy(merge(found[name]).weight), rtol=0, atol=1e-12
+            )
+
+
+A12, B31 = np.ones((1, 12)), np.ones((3, 1))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            {"a": Adapter(A12, B31, 1), "b": DoRAAdapter(A12, B31, 1, magnitude=np.ones(3))},
+            r"layers\['b'\] has DoRA's magnitude and layers\['a'\] has none: PEFT's configuration has one use_dora for "
+            "all modules. Save them to two folders$",
+        ),
+        ({"a": Adapter(A12, B31, 1, kind="conv2d")}, r"layers\['a'\] has in = 12 and a kernel of \(\)"),
+        (
+            {"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))},
+            r"kernel of \(3,\), which do not fit .* 'conv2d'",
+        ),
+        (
+            {"a": Adapter(A12, B31, 1, kind="conv1d", kernel=(5,))},
+            r"kernel of \(5,\), which do not fit .* 'conv1d'",
+        ),
+        ({"a": Adapter(A12, B31, 1, kernel=(3,))}, "do not fit its kind, 'linear'"),
+        ({"a": Adapter(A12, B31, 1, kind="embedding", kernel=(3,))}, "do not fit its kind, 'embedding'"),
+        ({"a": DoRAAdapter(A12, B31, 1, magnitude=np.array([1, np.nan, 1]))}, "holds NaN or infinity"),
+        ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 5e-31, use_rslora=True)}, r"alpha of layers\['a'\]"),
+        (
+            {"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 7e29, use_rslora=True), "b": Adapter(A12, B31, 1)},
+            r"alpha of layers\['a'\] must be above 1e-30 and below 1e\+30",
+        ),
+    ],
+)
+def test_what_peft_has_no_place_for_is_not_written(tmp_path, layers, message):
+    with pytest.raises(ValueError, match=message):
+        save_adapter(tmp_path / "a", layers)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """A sound DoRA of a convolution and an embedding."""
+    rng = np.random.default_rng(5)
+    img = adapt(Conv2d(rng.standard_normal((5, 2, 3, 4))), "", rank=2, alpha=3, rng=rng, use_dora=True)
+    emb = adapt(Embedding(rng.standard_normal((7, 3))), "", rank=3, alpha=3, rng=rng, use_dora=True)
+    save_adapter(tmp_path / "sound", {"img": img, "emb": emb})
+    return tmp_path / "sound"
+
+
+IMG, EMB = PREFIX + "img.", PREFIX + "emb."
+
+
+def without(tensors, name):
+    return {key: array for key, array in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: without(t, IMG + "lora_magnitude_vector"), "use_dora is True and the module 'img' has no"),
+        (lambda t: without(t, EMB + "lora_embedding_B"), "'emb' has no lora_embedding_B"),
+        (lambda t: {**t, EMB + "lora_A.weight": np.ones((3, 7))}, "of an embedding and of another layer"),
+        (lambda t: {**t, IMG + "lora_magnitude_vector": np.ones(5)}, r"shape \[5\], expected \[1, 5, 1, 1\]"),
+        (lambda t: {**t, EMB + "lora_magnitude_vector": np.ones((1, 3))}, r"shape \[1, 3\], expected \[3\]"),
+        (lambda t: {**t, EMB + "lora_magnitude_vector": np.ones(4)}, r"shape \[4\], expected \[3\]"),
+        (lambda t: {**t, EMB + "lora_magnitude_vector": np.ones(3, "f4")}, "has dtype F32"),
+        (lambda t: {**t, EMB + "lora_magnitude_vector": np.full(3, np.inf)}, "lora_magnitude_vector' holds NaN"),
+        (lambda t: {**t, EMB + "lora_magnitude_vector.weight": np.ones(3)}, "unexpected"),
+        (lambda t: {**t, PREFIX + "other.base_layer.weight": np.ones(2)}, "'other' has no lora_A.weight"),
+        (lambda t: {**t, EMB + "base_layer.bias": np.ones(3)}, "a bias"),
+        (lambda t: {**t, EMB + "lora_embedding_A": np.ones((3, 7, 1))}, "expected a matrix"),
+        (lambda t: {**t, EMB + "lora_embedding_A": np.ones((7, 3))}, r"expected \[3, in\] by the rank"),
+        (lambda t: {**t, IMG + "lora_A.weight": np.ones((3, 2, 3, 4))}, r"expected \[2, in, 3, 4\] by the rank"),
+        (lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 3, 4, 1))}, "a convolution of 3 axes, not supported"),
+        (lambda t: {**t, IMG + "lora_A.weight": np.ones(2)}, "expected a matrix"),
+        (lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 0, 4))}, "empty"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1))}, "expected 4 axes"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 3, 4))}, r"expected \[out, 2, 1, 1\] by the rank$"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 1, 1, 1))}, "groups are not supported"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1, 3))}, r"expected \[out, 2, 1, 1\] by the rank$"),
+    ],
+)
+def test_arrays_that_make_no_adapter_of_a_kind_are_refused(sound, change, message):
+    save_file(change(tensors_of(sound)), sound / WEIGHTS)
+    for read in (load_adapter, inspect_adapter):
+        with pytest.raises(FileRefused, match=message):
+            read(sound)
+
+
+def test_a_refused_array_is_named_with_its_file(sound):
+    for name, array, reason in (
+        ("lora_magnitude_vector", np.ones(5), "has shape [5], expected [1, 5, 1, 1]: one for each output"),
+        (
+            "lora_B.weight",
+            np.ones((5, 1, 1, 1)),
+            "has shape [5, 1, 1, 1], expected [out, 2, 1, 1] by the rank. A convolution with groups has such a shape; "
+            "groups are not supported",
+        ),
+    ):
+        tensors = tensors_of(sound)
+        save_file({**tensors, IMG + name: array}, sound / WEIGHTS)
+        with pytest.raises(FileRefused) as error:
+            load_adapter(sound)
+        assert str(error.value) == f"'{sound / WEIGHTS}': '{IMG}{name}' {reason}"
+        save_file(tensors, sound / WEIGHTS)
+
+
+def test_magnitudes_and_the_configuration_must_agree(sound):
+    config = config_of(sound)
+    (sound / CONFIG).write_text(json.dumps({**config, "use_dora": False}))
+    with pytest.raises(FileRefused, match=r"use_dora is False and the module 'emb' has a lora_magnitude_vector"):
+        load_adapter(sound)
+    (sound / CONFIG).write_text(json.dumps({**config, "use_dora": 1}))
+    with pytest.raises(FileRefused, match=r"use_dora is 1, expected true or false"):
+        load_adapter(sound)
+
+
+@pytest.mark.parametrize("noted", ["img\nother", "", "img\n"])
+def test_a_note_of_a_module_without_dora_is_refused(sound, noted):
+    save_file(tensors_of(sound), sound / WEIGHTS, {NORM_KEY: noted})
+    with pytest.raises(FileRefused, match=f"^'{sound / WEIGHTS}': {NORM_KEY} names .*, which is no module with DoRA"):
+        load_adapter(sound)
+
+
+def test_a_note_of_a_plain_module_is_refused(tmp_path):
+    save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
+    save_file(tensors_of(tmp_path), tmp_path / WEIGHTS, {NORM_KEY: "fc"})
+    with pytest.raises(FileRefused, match="names 'fc', which is no module with DoRA"):
+        load_adapter(tmp_path)
+
+
+def test_another_kernel_or_kind_is_not_attached(sound):
+    found = load_adapter(sound)
+    with pytest.raises(ValueError, match="has a kernel"):
+        attach(Sequential(img=Conv2d(np.ones((5, 2, 4, 3)))), {"img": found["img"]})
+    with pytest.raises(ValueError, match="is not of kind 'linear'"):
+        attach(Sequential(emb=Linear(np.ones((3, 7)))), {"emb": found["emb"]})
+
+
+def test_inspect_knows_kinds_and_counts_magnitudes(sound, tmp_path, capsys):
+    emb, img = inspect_adapter(sound)
+    assert (emb.out_features, emb.in_features, emb.parameters) == (3, 7, 3 * (3 + 7) + 3)
+    assert (img.out_features, img.in_features, img.parameters) == (5, 24, 2 * (5 + 24) + 5)
+    delta = load_adapter(sound)["img"].delta()
+    assert img.norm == pytest.approx(np.linalg.norm(delta))
+    assert main(["inspect", str(sound)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["module", "kind"]
+    assert lines[1].split()[:3] == ["emb", "embedding", "DoRA"]
+    assert lines[2].split()[:4] == ["img", "conv2d", "3x4", "DoRA"]
+    assert lines[1].index("embedding") == lines[2].index("conv2d")
+    assert lines[3].split() == ["total", f"{emb.parameters + img.parameters}"]
+    save_adapter(tmp_path / "plain", {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
+    assert "kind" not in table(inspect_adapter(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "what"),
+    [
+        ({"a.lora_embedding_A": (2, 7), "a.lora_embedding_B": (3, 2)}, "'a', a layer of the kind embedding"),
+        ({"a.lora_A.weight": (2, 3, 1, 1), "a.lora_B.weight": (4, 2, 1, 1)}, "'a', a layer of the kind conv2d"),
+        ({"x.lm_head.lora_A.weight": (2, 3), "x.lm_head.lora_B.weight": (4, 2)}, "'x.lm_head', the head"),
+    ],
+)
+def test_all_linear_names_no_other_layers(tmp_path, shapes, what):
+    """PEFT passes over their tensors without a word; named otherwise they are read."""
+    tensors = {f"base_model.model.{name}": np.ones(shape, "f4") for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(FileRefused, match=rf"json': target_modules is 'all-linear', and there are tensors for {what}"):
+        load_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["a", "lm_head"]}))
+    assert len(load_adapter(tmp_path)) == 1

@@ -1,0 +1,294 @@
+"""Embeddings, convolutions and DoRA are merged on disk as they are in memory."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from minilora import (
+    Adapter,
+    Conv1d,
+    Conv2d,
+    DoRA,
+    Embedding,
+    FileRefused,
+    Linear,
+    Sequential,
+    adapt,
+    adapters,
+    attach,
+    load_adapter,
+    merge,
+    merge_adapter,
+    save_adapter,
+)
+from minilora.cli import main
+from minilora.files.inspection import inspect_adapter
+from minilora.variants.dora import DoRAAdapter
+
+from ..support.memory import traced
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+
+
+def sizes(rng):
+    return [int(n) for n in rng.integers(1, 6, 4)]
+
+
+def model_of(rng, dtype="float64"):
+    """A layer of each kind, in a net of nets, so that paths have dots. Nobody runs it as a whole."""
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    (i, o, k, l), (v, d, c, h) = sizes(rng), sizes(rng)  # noqa: E741
+    enc = Sequential(
+        linear=Linear(draw(o, i), draw(o)),
+        embedding=Embedding(draw(v, d)),
+        conv1d=Conv1d(draw(o, c, k), padding=k),
+    )
+    return Sequential(enc=enc, conv2d=Conv2d(draw(o, c, h, l), draw(o), padding=(h, l), stride=2))
+
+
+PATHS = {"linear": "enc.linear", "embedding": "enc.embedding", "conv1d": "enc.conv1d", "conv2d": "conv2d"}
+
+
+def layer_of(model, path):
+    for name in path.split("."):
+        model = vars(model)[name]
+    return model
+
+
+def trained(model, rng):
+    """Move every array of every adapter, as if the model had been trained."""
+    for adapter in adapters(model).values():
+        for name in ("lora_A", "lora_B", "magnitude"):
+            array = getattr(adapter, name)
+            if array is not None:
+                array += (0.3 * rng.standard_normal(array.shape)).astype(array.dtype)
+    return model
+
+
+def adapted_by_module(model, rng, **options):
+    """Ranks and alphas that differ from module to module."""
+    found = {}
+    for path in PATHS.values():
+        rank, alpha = int(rng.integers(1, 5)), float(rng.choice([1, 2.5, 16, 0.3]))
+        one = adapt(layer_of(model, path), "", rank=rank, alpha=alpha, rng=rng, **options)
+        found[path] = adapters(trained(one, rng))[""]
+    return found
+
+
+def tensors_of(folder):
+    return load_file(folder / WEIGHTS)
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """A sound DoRA of a convolution and an embedding."""
+    rng = np.random.default_rng(5)
+    img = adapt(Conv2d(rng.standard_normal((5, 2, 3, 4))), "", rank=2, alpha=3, rng=rng, use_dora=True)
+    emb = adapt(Embedding(rng.standard_normal((7, 3))), "", rank=3, alpha=3, rng=rng, use_dora=True)
+    save_adapter(tmp_path / "sound", {"img": img, "emb": emb})
+    return tmp_path / "sound"
+
+
+IMG, EMB = PREFIX + "img.", PREFIX + "emb."
+
+
+def base_file(model, path, **more):
+    """The model's arrays as a checkpoint has them."""
+    tensors = dict(more)
+    for kind, name in PATHS.items():
+        layer = layer_of(model, name)
+        tensors[f"{name}.weight"] = layer.weight
+        if kind in ("linear", "conv2d"):
+            tensors[f"{name}.bias"] = layer.bias
+    save_file(tensors, path, {"format": "pt"})
+    return tensors
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(["float32", "float64"]),
+    dora=st.booleans(),
+    rslora=st.booleans(),
+    block=st.sampled_from([1, 50, 4 << 20]),
+)
+@example(0, "float64", True, False, 1)
+@settings(max_examples=40)
+def test_merging_on_disk_and_in_memory_agree(tmp_path_factory, seed, dtype, dora, rslora, block):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("m")
+    model = model_of(rng, dtype)
+    before = base_file(model, folder / "base.safetensors", other=np.ones(3))
+    found = adapted_by_module(model, rng, use_dora=dora, use_rslora=rslora)
+    save_adapter(folder / "adapter", found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
+        changes = merge_adapter(folder / "base.safetensors", folder / "adapter", folder / "out.safetensors")
+    after, merged = load_file(folder / "out.safetensors"), merge(attach(model, found))
+    assert after.keys() == before.keys()
+    assert {change.module: str(change.form).split()[0] for change in changes} == {v: k for k, v in PATHS.items()}
+    assert {c.module for c in changes if c.layout == "in-out"} == {PATHS["embedding"]}
+    assert {c.layout for c in changes} == {"in-out", "out-in"}
+    tolerance = 1e-12 if dtype == "float64" else 2e-4 if dora else 1e-5
+    for name, array in after.items():
+        assert (array.dtype, array.shape) == (before[name].dtype, before[name].shape)
+        if name.endswith("weight"):
+            expected = layer_of(merged, name.removesuffix(".weight")).weight
+            np.testing.assert_allclose(array, expected, rtol=tolerance, atol=tolerance)
+        else:
+            np.testing.assert_array_equal(array, before[name])
+
+
+def test_an_embedding_that_is_square_is_merged_transposed(tmp_path):
+    weight = np.zeros((2, 2))
+    save_file({"emb.weight": weight, "fc.weight": weight}, tmp_path / "base.safetensors")
+    A, B = np.array([[1.0, 2.0]]), np.array([[1.0], [0.0]])
+    one = Adapter(A, B, 1)
+    save_adapter(tmp_path / "a", {"emb": replace(one, kind="embedding"), "fc": one}, fan_in_fan_out=False)
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    after = load_file(tmp_path / "out.safetensors")
+    np.testing.assert_array_equal(after["fc.weight"], [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(after["emb.weight"], [[1, 0], [2, 0]])
+
+
+def test_dora_of_a_transposed_linear_layer_is_merged(tmp_path):
+    """GPT-2's Conv1D stores (in, out): the rows that have a length are its columns."""
+    rng = np.random.default_rng(6)
+    linear = Linear(rng.standard_normal((4, 3)))
+    model = trained(adapt(linear, "", rank=2, alpha=3, rng=rng, use_dora=True), rng)
+    save_file({"fc.weight": np.ascontiguousarray(linear.weight.T)}, tmp_path / "base.safetensors")
+    save_adapter(tmp_path / "a", {"fc": model}, fan_in_fan_out=True)
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    after = load_file(tmp_path / "out.safetensors")["fc.weight"]
+    np.testing.assert_allclose(after, merge(model).weight.T, rtol=1e-13)
+
+
+def assert_merge_refused(folder, tensors, match, error=FileRefused, **options):
+    save_file(tensors, folder / "base.safetensors")
+    with pytest.raises(error, match=match) as refusal:
+        merge_adapter(folder / "base.safetensors", folder / "sound", folder / "out.safetensors", **options)
+    if error is FileRefused:
+        assert str(refusal.value).startswith(f"'{folder}")
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_a_base_of_another_kind_or_kernel_is_refused(sound, tmp_path):
+    base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
+    for change, match in (
+        ({"emb.weight": np.ones((3, 7))}, r"shape \[3, 7\], the adapter is for \[7, 3\] \(of an embedding DoRA\)"),
+        ({"img.weight": np.ones((5, 2, 4, 3))}, r"the adapter is for \[5, 2, 3, 4\] \(of a conv2d 3x4 DoRA\)"),
+        ({"img.weight": np.ones((5, 24))}, r"the adapter is for \[5, 2, 3, 4\]"),
+        ({"img.weight": np.ones((5, 2, 3, 4), "i1")}, "I8"),
+    ):
+        assert_merge_refused(tmp_path, base | change, match)
+
+
+def test_layouts_are_for_linear_layers_alone(sound, tmp_path):
+    base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
+    match = "layouts has 'emb', .*; it has no linear layer, and only their weights lie in two ways$"
+    assert_merge_refused(tmp_path, base, match, ValueError, layouts={"emb": "out-in"})
+
+
+@pytest.mark.parametrize("block", [8, 10, 4 << 20])
+def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path, monkeypatch, block):
+    """PEFT saves an adapted embed_tokens or lm_head with the weight that it stands beside."""
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
+    rng = np.random.default_rng(9)
+    base = {"emb.weight": rng.standard_normal((7, 3)), "img.weight": rng.standard_normal((5, 2, 3, 4))}
+    tensors = tensors_of(sound)
+    other = base["emb.weight"].copy()
+    first, last, other[6, 2] = other.copy(), other.copy(), np.nextafter(other[6, 2], 2)
+    first[0, 0] += 1
+    last[6, 2] *= -1  # the file's last byte alone
+    for wrong in (first, last, other, base["emb.weight"].astype("f4"), base["emb.weight"][:6].copy()):
+        save_file({**tensors, EMB + "base_layer.weight": wrong}, sound / WEIGHTS)
+        assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
+    save_file({**tensors, EMB + "base_layer.weight": base["emb.weight"]}, sound / WEIGHTS)
+    with pytest.warns(UserWarning, match="own weight") as told:
+        loaded = load_adapter(sound)
+    assert [(str(warning.message), warning.filename) for warning in told] == [
+        (
+            f"{sound / WEIGHTS} also holds the base's own weight of 'emb', which is not loaded: the adapter belongs "
+            "beside that weight. A merge compares it with the base's",
+            __file__,
+        )
+    ]
+    assert list(loaded) == ["emb", "img"]
+    for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
+        np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])
+    assert [summary.module for summary in inspect_adapter(sound)] == ["emb", "img"]
+    merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "with.safetensors")
+    save_file(tensors, sound / WEIGHTS)
+    merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "without.safetensors")
+    assert (tmp_path / "with.safetensors").read_bytes() == (tmp_path / "without.safetensors").read_bytes()
+
+
+def test_dora_on_disk_is_rounded_as_in_peft(tmp_path):
+    """Bit for bit: the direction in float32, its length's squares in float64, their quotient in float32 again."""
+    rng = np.random.default_rng(11)
+    W, A, B, m = (rng.standard_normal(n).astype("f4") / 50 for n in ((70, 60), (2, 60), (70, 2), 70))
+    save_file({"fc.weight": W}, tmp_path / "base.safetensors")
+    save_adapter(tmp_path / "a", {"fc": DoRAAdapter(A, B, 5, magnitude=m)})
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    V = W + (B @ A) * np.float32(2.5)
+    lengths = np.sqrt((V.astype("f8") ** 2).sum(axis=1))
+    assert lengths.max() < 1
+    expected = V * (m / lengths).astype("f4")[:, None]
+    np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["fc.weight"], expected)
+
+
+def test_an_output_of_infinite_length_is_refused_by_dora(sound, tmp_path):
+    base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
+    base["emb.weight"][1, 1] = 1e200
+    assert_merge_refused(tmp_path, base, r"'emb.weight': .* have the length inf")
+
+
+@pytest.mark.parametrize("block", [1 << 20, 24])
+def test_rows_of_zeros_are_merged_by_dora_as_they_compute(tmp_path, monkeypatch, block):
+    """Whole rows at a time, and parts of one; the file gives what the layer's own merge gives."""
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
+    rng = np.random.default_rng(4)
+    W, A, B, m = (rng.standard_normal(n) for n in ((5, 4), (2, 4), (5, 2), 5))
+    W[2] = B[2] = W[4] = 0  # the adapter leaves one of the two zero
+    adapter = DoRAAdapter(A, B, 3, magnitude=m)
+    save_file({"fc.weight": W}, tmp_path / "base.safetensors")
+    save_adapter(tmp_path / "a", {"fc": adapter})
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    merged = load_file(tmp_path / "out.safetensors")["fc.weight"]
+    assert not merged[2].any()
+    assert merged[4].all()
+    np.testing.assert_allclose(merged, DoRA(Linear(W), adapter).merge().weight, rtol=1e-12)
+
+
+def test_a_large_embedding_with_dora_is_merged_in_little_memory(tmp_path, monkeypatch):
+    """A base of 12 MB, in blocks of 0.5; the factors and their widened copies take 1 MB."""
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 19)
+    rng = np.random.default_rng(7)
+    save_file({"emb.weight": rng.standard_normal((30_000, 100)).astype("f4")}, tmp_path / "base.safetensors")
+    A, B = rng.standard_normal((1, 30_000)).astype("f4"), rng.standard_normal((100, 1)).astype("f4")
+    adapter = DoRAAdapter(A, B, 1, kind="embedding", magnitude=np.ones(100, "f4"))
+    save_adapter(tmp_path / "a", {"emb": adapter})
+    with traced() as memory:
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    assert memory.peak < 8e6
+    lengths = np.linalg.norm(load_file(tmp_path / "out.safetensors")["emb.weight"].astype(float), axis=0)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-6)
+
+
+def test_the_merge_command_shows_each_kind(sound, tmp_path, capsys):
+    rng = np.random.default_rng(8)
+    base = {"emb.weight": rng.standard_normal((7, 3)), "img.weight": rng.standard_normal((5, 2, 3, 4))}
+    save_file(base, tmp_path / "base.safetensors")
+    arguments = [str(tmp_path / "base.safetensors"), str(sound), "-o", str(tmp_path / "out.safetensors")]
+    assert main(["merge", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "7 x 3" in shown
+    assert "embedding DoRA" in shown
+    assert "conv2d 3x4 DoRA" in shown
+    assert (tmp_path / "out.safetensors").exists()

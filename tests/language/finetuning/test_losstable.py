@@ -1,0 +1,130 @@
+"""The rows of a fine-tuning: the training loss, the held-out loss, the speed, and the time left."""
+
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from minilora import Adam, Llama, adapt, cross_entropy
+from minilora.fast import accumulate
+from minilora.language.finetuning.losstable import LOG_EVERY, TrainingLoss, duration
+from minilora.language.text import next_token_loss, windows
+from minilora.training import backpropagate, draw_batches
+
+from ...support.command_line import finetune, rows
+from ...support.language import LETTERS, TEXT, tiny_llama
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+
+
+IDS = [LETTERS.index(c) for c in TEXT]
+
+
+def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
+    """The loop written out: the loss of each batch, before its step."""
+    assert finetune("--seed", "5", "--micro-batch", "3", "--steps", "45", "--dtype", "float64") == 0
+    X, Y, *_ = windows(IDS, 8)
+    rng = np.random.default_rng(5)
+    model = adapt(Llama.load("model", dtype="float64"), "all-linear", rank=2, alpha=16, rng=rng)
+    optimizer, losses = Adam(model.trainable(), lr=0.02), []
+    for _ in range(45):
+        (batch,) = draw_batches(rng, len(X), 4, 1)
+        losses.append(float(cross_entropy(model(X[batch]), Y[batch])[0]))
+        optimizer.step(backpropagate(model, X[batch], Y[batch], cross_entropy))
+    means = [np.mean(losses[start:stop]) for start, stop in ((0, 20), (20, 40), (40, 45))]
+    shown = rows(capsys.readouterr().out)
+    assert [step for step, *_ in shown] == [0, 20, 40, 45]
+    assert shown[0][1] is None
+    np.testing.assert_allclose([training for _, training, _ in shown[1:]], means, atol=6e-4)
+
+
+class File(io.StringIO):
+    """A stdout that is a file: what has been flushed can be read."""
+
+    seen = ""
+
+    def flush(self):
+        self.seen = self.getvalue()
+
+
+def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
+    file, right, steps = File(), Adam.step, []
+
+    def step(self, grads):
+        steps.append(file.seen)
+        right(self, grads)
+
+    monkeypatch.setattr(Adam, "step", step)
+    monkeypatch.setattr(sys, "stdout", file)
+    assert finetune() == 0
+    assert [len(rows(seen)) for seen in steps] == [1] * LOG_EVERY + [2] * 10
+    assert "going by step 1, the other 29 take about" in steps[1]
+
+
+def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
+    monkeypatch.setattr("minilora.language.finetuning.losstable.QUIET", -1.0)
+    assert finetune("--steps", "24") == 0
+    out = capsys.readouterr().out
+    said = re.findall(r"^      after step (\d+) the training loss is (\d\.\d{3}); about \d+ s left$", out, re.M)
+    assert [int(step) for step, _ in said] == [*range(2, 20), 21, 22, 23]
+    assert [step for step, *_ in rows(out)] == [0, 20, 24]
+    assert float(said[17][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 19 steps, and of 20
+
+
+@given(
+    parts=st.lists(st.tuples(st.floats(0, 20, width=32), st.integers(1, 5000)), min_size=1, max_size=8),
+    order=st.randoms(),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_the_parts_changes_no_bit(parts, order):
+    """Threads call the loss in any order."""
+
+    def mean(parts):
+        def gradients(model, x, y, loss):
+            for value, n in parts:
+                loss(np.float32(value), np.zeros(n, np.int64))
+            return {}
+
+        noted = TrainingLoss(gradients)
+        noted(None, None, None, lambda value, targets: (value, None))
+        return noted.at(1)
+
+    shuffled = parts.copy()
+    order.shuffle(shuffled)
+    assert mean(parts) == mean(shuffled)
+    assert mean(parts) == pytest.approx(sum(v * n for v, n in parts) / sum(n for _, n in parts))
+
+
+def test_targets_that_do_not_count_are_not_averaged_over():
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
+    X, Y, *_ = windows(IDS, 8)
+    y = Y[:4].copy()
+    y[0], y[1, :5] = -100, -100  # the first part has none that counts
+    noted = TrainingLoss(accumulate(1))
+    noted(model, X[:4], y, next_token_loss)
+    assert noted.at(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (5400, "1 h 30 min")]
+)
+def test_a_duration_is_said_in_words(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
+    drawn, right = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or right(self, *a, **k))
+    assert finetune("--plot", "curves.png") == 0
+    out = capsys.readouterr().out
+    assert "figure written to curves.png" in out
+    training, held_out = drawn[0].axes[0].get_lines()
+    shown = rows(out)
+    np.testing.assert_allclose(np.transpose(training.get_data()), [row[:2] for row in shown[1:]], atol=6e-4)
+    np.testing.assert_allclose(np.transpose(held_out.get_data()), [row[::2] for row in shown], atol=6e-4)
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["training", "held out"]

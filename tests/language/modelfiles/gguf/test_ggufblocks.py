@@ -1,0 +1,169 @@
+"""Quantised blocks of .gguf files: our decoder is the package's, bit for bit, and a model keeps them in memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora import Linear, Llama, LlamaConfig, adapt, merge, quantize
+from minilora.files import save_llama
+from minilora.guards.errors import FileRefused
+from minilora.language.modelfiles.gguf.ggufblocks import BYTES, BlockLinear, decode
+from minilora.language.trainingmemory import parameter_bytes
+from minilora.layer import parameter_count, rebuild, walk
+from minilora.layers.quantized import CodedLinear
+from minilora.layers.rotary import frequencies
+
+from .test_ggufreader import theirs
+
+gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+
+
+def blocks(kind, *shape, seed=0):
+    weight = np.random.default_rng(seed).standard_normal(shape).astype("float32")
+    return gguf.quants.quantize(weight, gguf.GGMLQuantizationType[kind])
+
+
+@pytest.mark.parametrize("kind", BYTES)
+@given(rows=st.integers(1, 5), wide=st.integers(1, 4), seed=st.integers(0, 99))
+def test_blocks_are_decoded_as_the_package_does(kind, rows, wide, seed):
+    """Of random bytes, whose scales may be subnormal, infinite or NaN as well."""
+    data = np.random.default_rng(seed).integers(0, 256, (rows, wide * BYTES[kind]), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        found = decode(kind, data)
+        expected = gguf.dequantize(data, gguf.GGMLQuantizationType[kind])
+    assert found.dtype == np.float32
+    assert found.shape == (rows, 32 * wide)
+    np.testing.assert_array_equal(found.view("uint32"), expected.view("uint32"))
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_any_number_of_leading_axes_will_do(kind):
+    data = blocks(kind, 6, 64)
+    whole = decode(kind, data)
+    np.testing.assert_array_equal(decode(kind, data.reshape(2, 3, -1)), whole.reshape(2, 3, 64))
+    np.testing.assert_array_equal(decode(kind, data[4]), whole[4])
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "error", "message"),
+    [
+        ("Q6_K", np.zeros((1, 18), np.uint8), ValueError, "kind must be 'Q4_0', 'Q4_1' or 'Q8_0', got 'Q6_K'"),
+        ("Q4_0", np.zeros((2, 19), np.uint8), ValueError, r"shape \(2, 19\), expected blocks of 18 bytes"),
+        ("Q8_0", np.zeros((), np.uint8), ValueError, r"shape \(\), expected blocks of 34 bytes"),
+        ("Q4_1", np.zeros((2, 20), np.int8), TypeError, "data has dtype int8, expected uint8"),
+        ("Q4_1", [[0] * 20], TypeError, "numpy.asarray"),
+    ],
+)
+def test_what_is_no_block_is_refused(kind, data, error, message):
+    with pytest.raises(error, match=message):
+        decode(kind, data)
+    with pytest.raises(error, match=message):
+        BlockLinear(kind, data)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [*zip(BYTES, ["float32", "float64", "float32"], strict=True)])
+def test_a_layer_of_blocks_is_that_of_its_numbers(place, kind, dtype):
+    bias = np.random.default_rng(1).standard_normal(5).astype(dtype)
+    layer = BlockLinear(kind, blocks(kind, 5, 96), bias, dtype=dtype)
+    whole = Linear(decode(kind, layer.blocks).astype(dtype), bias)
+    x = np.random.default_rng(2).standard_normal((3, 96)).astype(dtype)
+    expected, cache = whole.forward(x)
+    dx, _ = whole.backward(expected, cache)
+    here = rebuild(layer, array=place.put)
+    y, cache = here.forward(place.put(x))
+    place.assert_same(y, expected)
+    found, grads = here.backward(place.put(expected), cache)
+    place.assert_same(found, dx)
+    assert grads == {}
+    assert parameter_count(layer) == 5 * 96 + 5
+    assert parameter_bytes(layer) == 5 * 3 * BYTES[kind] + bias.nbytes
+
+
+def test_blocks_are_read_and_never_written():
+    adapted = adapt(BlockLinear("Q4_1", blocks("Q4_1", 5, 64)), "", rank=1, alpha=1, rng=np.random.default_rng(0))
+    adapted.adapter.lora_B += 1
+    assert type(merge(adapted)) is Linear
+    with pytest.raises(ValueError, match="a BlockLinear is read from files"):
+        merge(adapted, requantize=True)
+    with pytest.raises(ValueError, match="quantised already, a BlockLinear"):
+        quantize(adapted.base)
+    with pytest.raises(ValueError, match=r"shape \(18,\), expected \(out, bytes\)"):
+        BlockLinear("Q4_0", blocks("Q4_0", 5, 32)[0])
+
+
+CONFIG = LlamaConfig(
+    vocab_size=29, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, frequencies=frequencies(8, 1e4),
+)  # fmt: skip
+OF_LAYERS = {"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "Q8_0", "attn_output": "Q4_0", "ffn_gate": "Q5_0"}
+IDS = np.random.default_rng(0).integers(0, 29, (2, 6))
+
+
+def written(path, *, spoiled=False):
+    """A model whose matrices have four quantised types, one of which we do not keep, and floats."""
+    rng, c = np.random.default_rng(0), CONFIG
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, value in {
+        "embedding_length": c.hidden_size, "feed_forward_length": c.intermediate_size, "vocab_size": c.vocab_size,
+        "block_count": c.num_hidden_layers, "attention.head_count": c.num_attention_heads,
+        "attention.head_count_kv": c.num_key_value_heads, "attention.key_length": c.head_dim,
+    }.items():  # fmt: skip
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_float64("llama.attention.layer_norm_rms_epsilon", c.rms_norm_eps)
+    for name, shape in c.shapes().items():
+        there, array = theirs_of(name, rng.standard_normal(shape).astype("float32") / 8)
+        kind = next((kind for part, kind in OF_LAYERS.items() if f".{part}." in there), None)
+        if kind is None:
+            writer.add_tensor(there, array)
+        else:
+            data = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
+            if spoiled and there == "blk.1.attn_v.weight":
+                data[3, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+            writer.add_tensor(there, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def theirs_of(name, array):
+    """Heads are 8 wide here, and 4 in the other file: rows of q and k are exchanged by hand."""
+    if name.endswith(("q_proj.weight", "k_proj.weight")):
+        array = array.reshape(-1, 2, 4, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        return theirs(name.replace("q_proj", "o_proj").replace("k_proj", "v_proj"), array)[0].replace(
+            "attn_output", "attn_q"
+        ).replace("attn_v", "attn_k"), np.ascontiguousarray(array)
+    return theirs(name, array)
+
+
+def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):
+    path = written(tmp_path / "m.gguf")
+    whole, kept = Llama.load(path), Llama.load(path, keep_blocks=True)
+    np.testing.assert_array_equal(kept(IDS), whole(IDS))
+    kinds = {p.rpartition(".")[2]: layer.kind for p, layer in walk(kept) if isinstance(layer, CodedLinear)}
+    assert kinds == {"q_proj": "Q4_0", "k_proj": "Q4_1", "v_proj": "Q8_0", "o_proj": "Q4_0"}
+    for p, layer in walk(kept):
+        if isinstance(layer, BlockLinear):
+            np.testing.assert_array_equal(layer.weight, dict(walk(whole))[p].weight)
+    assert parameter_count(kept) == parameter_count(whole)
+    coded = [layer for _, layer in walk(kept) if isinstance(layer, BlockLinear)]
+    saved = sum(4 * parameter_count(layer) - layer.blocks.nbytes for layer in coded)
+    assert parameter_bytes(kept) == parameter_bytes(whole) - saved
+    assert not any(isinstance(layer, CodedLinear) for _, layer in walk(whole))
+
+
+def test_blocks_that_hold_infinity_are_refused(tmp_path):
+    path = written(tmp_path / "m.gguf", spoiled=True)
+    for keep_blocks in (False, True):
+        with pytest.raises(FileRefused, match=r"layers.1.self_attn.v_proj.weight' holds NaN or infinity"):
+            Llama.load(path, keep_blocks=keep_blocks)
+
+
+def test_a_model_of_blocks_is_saved_as_numbers(tmp_path):
+    kept = Llama.load(written(tmp_path / "m.gguf"), keep_blocks=True)
+    save_llama(kept, tmp_path / "folder")
+    again = Llama.load(tmp_path / "folder")
+    assert not any(isinstance(layer, CodedLinear) for _, layer in walk(again))
+    np.testing.assert_array_equal(again(IDS), kept(IDS))

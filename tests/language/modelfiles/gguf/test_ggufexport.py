@@ -1,0 +1,203 @@
+"""Adapters as llama.cpp's files: read back, they are the same change of the model; what does not fit is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import (
+    Adapter,
+    DoRAAdapter,
+    FileRefused,
+    Llama,
+    LoRA,
+    adapt,
+    adapters,
+    attach,
+    cli,
+    load_adapter,
+    save_adapter,
+)
+from minilora.files import save_llama
+from minilora.language.modelfiles.gguf.ggufexport import export_adapter
+
+from ....support.language import tiny_llama, write_folder
+from .test_ggufreader import of_kind, write
+
+gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("llama") / "model", model)
+
+
+def drawn(model, seed, targets):
+    """Adapters of ranks, alphas and scalings of their own, none of them zero."""
+    rng, found = np.random.default_rng(seed), {}
+    for path, adapter in adapters(adapt(model, targets, rank=1, alpha=1, rng=rng)).items():
+        (out, width), r = adapter.shape, int(rng.integers(1, 5))
+        A, B = (rng.standard_normal(shape).astype("f4") for shape in ((r, width), (out, r)))
+        found[path] = Adapter(A, B, float(rng.uniform(0.5, 20)), kind=adapter.kind, use_rslora=bool(rng.integers(2)))
+    return found
+
+
+def test_rows_of_a_qwen2_are_not_reordered(tmp_path):
+    model = of_kind("qwen2")
+    save_llama(model, tmp_path / "m")
+    found = drawn(model, 0, ["q_proj", "k_proj", "v_proj"])
+    save_adapter(tmp_path / "a", found)
+    export_adapter(tmp_path / "a", tmp_path / "m", tmp_path / "a.gguf")
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "qwen2"
+    tensors = {tensor.name: np.array(tensor.data, np.float64) for tensor in reader.tensors}
+    for module, adapter in found.items():
+        name = f"blk.{module.split('.')[2]}.attn_{module[-6]}.weight"
+        A, B = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+        np.testing.assert_allclose(
+            fields["adapter.lora.alpha"] / B.shape[1] * B @ A, adapter.delta(), rtol=1e-4, atol=1e-5
+        )
+
+
+def read_back(path, model):
+    """Return the changed weights as llama.cpp computes them from the file: alpha / r, one alpha, its order of rows."""
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "llama"
+    assert (fields["general.type"], fields["adapter.type"]) == ("adapter", "lora")
+    tensors = {tensor.name: np.array(tensor.data, np.float64) for tensor in reader.tensors}
+    deltas = {}
+    for name in {name.rpartition(".lora_")[0] for name in tensors}:
+        A, B = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+        s = fields["adapter.lora.alpha"] / B.shape[1]
+        # ggml takes rows of an embedding's A, and so stores it (V, r)
+        deltas[name] = s * (A @ B.T if name == "token_embd.weight" else B @ A)
+    return deltas
+
+
+@given(seed=st.integers(0, 2**31), targets=st.sets(st.sampled_from([*LINEARS, "embed_tokens", "lm_head"]), min_size=1))
+@settings(max_examples=15)
+def test_a_gguf_adapter_is_the_same_change_of_weights(tmp_path_factory, model, folder, seed, targets):
+    place = tmp_path_factory.mktemp("adapter")
+    found = drawn(model, seed, sorted(targets))
+    save_adapter(place / "adapter", found)
+    names = export_adapter(place / "adapter", folder, place / "a.gguf")
+    deltas = read_back(place / "a.gguf", model)
+    assert len(names) == 2 * len(deltas) == 2 * len(found)
+    # The model's own .gguf file has the rows in llama.cpp's order: the change must be that of its weights.
+    merged = tiny_llama(dtype="float64")
+    for path, adapter in found.items():
+        layer = merged
+        for part in path.split("."):
+            layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+        delta = adapter.delta().astype("f8")
+        layer.weight += delta.T if adapter.kind == "embedding" else delta
+    before, after = (
+        {t.name: np.array(t.data) for t in gguf.GGUFReader(write(place / f"{i}.gguf", one)).tensors}
+        for i, one in enumerate((tiny_llama(dtype="float64"), merged))
+    )
+    for name, delta in deltas.items():
+        np.testing.assert_allclose(delta, after[name] - before[name], rtol=0, atol=2e-5 * np.abs(delta).max())
+    changed = {name for name in after if not np.array_equal(before[name], after[name])}
+    assert changed == set(deltas)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_factors_of_one_scaling_stay_as_they_are(model, folder, tmp_path, use_rslora):
+    rng = np.random.default_rng(0)
+    found = adapters(adapt(model, ["v_proj", "down_proj"], rank=3, alpha=5, rng=rng, use_rslora=use_rslora))
+    for adapter in found.values():
+        adapter.lora_B[...] = rng.standard_normal(adapter.lora_B.shape)
+    save_adapter(tmp_path / "a", found)
+    export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+    tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    for i in range(2):
+        for name, path in (("attn_v", "self_attn.v_proj"), ("ffn_down", "mlp.down_proj")):
+            adapter = found[f"model.layers.{i}.{path}"]
+            np.testing.assert_array_equal(tensors[f"blk.{i}.{name}.weight.lora_a"], adapter.lora_A)
+            np.testing.assert_array_equal(tensors[f"blk.{i}.{name}.weight.lora_b"], adapter.lora_B)
+
+
+def test_the_command_writes_it_over_any_file_of_the_model(model, folder, tmp_path, capsys):
+    save_adapter(tmp_path / "a", drawn(model, 0, LINEARS))
+    base = write(tmp_path / "base.gguf", model)
+    found = []
+    for source in (folder, base):
+        out = tmp_path / f"{source.stem}-adapter.gguf"
+        assert cli.main(["export", str(tmp_path / "a"), "--model", str(source), "-o", str(out)]) == 0
+        assert f"14 modules written to {out}" in capsys.readouterr().out
+        found.append(out.read_bytes())
+    assert found[0] == found[1]
+
+
+def of(path, **more):
+    rng = np.random.default_rng(0)
+    shape = {"model.embed_tokens": (12, 29), "lm_head": (29, 12)}.get(path, (16, 12))
+    A, B = rng.standard_normal((2, shape[1])), rng.standard_normal((shape[0], 2))
+    return {path: (DoRAAdapter if "magnitude" in more else Adapter)(A, B, 3.0, **more)}
+
+
+Q = "model.layers.0.self_attn.q_proj"
+REFUSED = {
+    "DoRA's magnitude": of(Q, magnitude=np.ones(16)),
+    "no layer of the model": of("model.layers.2.self_attn.q_proj"),
+    "'score' is no layer": of("score"),
+    "'model.layers.0.input_layernorm' is no layer": of("model.layers.0.input_layernorm"),
+    "expected linear and [8, 12]": of("model.layers.0.self_attn.k_proj"),
+    "of kind embedding and shape [16, 12], expected linear": of(Q, kind="embedding"),
+    "expected embedding and [12, 29]": {"model.embed_tokens": LoRA(np.ones((2, 29)), np.ones((12, 2)), 1.0)},
+    "cannot hold": {Q: LoRA(np.ones((2, 12)), np.full((16, 2), 1e39), 1.0)},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_such_a_file_cannot_hold_is_refused_by_name(folder, tmp_path, reason, capsys):
+    save_adapter(tmp_path / "a", REFUSED[reason])
+    out = tmp_path / "a.gguf"
+    out.write_bytes(b"as it was")
+    assert cli.main(["export", str(tmp_path / "a"), "--model", str(folder), "-o", str(out)]) == 2
+    assert reason in capsys.readouterr().err
+    assert out.read_bytes() == b"as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]
+
+
+@pytest.mark.parametrize("path", ["model.embed_tokens", "lm_head"])
+def test_one_of_a_tied_pair_is_refused(model, tmp_path, path):
+    kind = "embedding" if path.startswith("model") else "linear"
+    save_adapter(tmp_path / "a", of(path, kind=kind))
+    base = write(tmp_path / "tied.gguf", model, tied=True)
+    with pytest.raises(FileRefused, match="its embedding"):
+        export_adapter(tmp_path / "a", base, tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_an_output_that_could_not_be_written_is_refused_first(model, folder, tmp_path):
+    save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
+    for out in (tmp_path, tmp_path / "none" / "a.gguf"):
+        with pytest.raises(ValueError, match=r"expected a regular file|there is no folder"):
+            export_adapter(tmp_path / "a", folder, out)
+    with pytest.raises(FileRefused):
+        export_adapter(tmp_path / "a", tmp_path / "nothing", tmp_path / "a.gguf")
+
+
+def test_a_read_adapter_speaks_as_the_exported_one(model, folder, tmp_path):
+    """The adapter beside the model, and its exported change added to the weights of the model's own .gguf file."""
+    save_adapter(tmp_path / "a", drawn(model, 3, LINEARS))
+    export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+    deltas = read_back(tmp_path / "a.gguf", model)
+    base = write(tmp_path / "base.gguf", model)
+    tensors = {t.name: np.array(t.data) + deltas.get(t.name, 0) for t in gguf.GGUFReader(base).tensors}
+    changes = {name: array.astype("f4") for name, array in tensors.items()}
+    found = Llama.load(write(tmp_path / "merged.gguf", model, arrays=changes), dtype="float64")
+    adapted = attach(Llama.load(folder, dtype="float64"), load_adapter(tmp_path / "a", dtype="float64"))
+    z = adapted(IDS)
+    np.testing.assert_allclose(found(IDS), z, rtol=0, atol=1e-4 * np.abs(z).max())

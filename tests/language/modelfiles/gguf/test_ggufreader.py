@@ -1,0 +1,257 @@
+"""Llama decoders in llama.cpp's format: what is read, and one clear error for what is damaged or not supported."""
+
+import dataclasses
+import struct
+import time
+
+import numpy as np
+import pytest
+
+from minilora import Llama
+from minilora.guards.errors import FileRefused
+from minilora.language.modelfiles.gguf import ggufreader
+from minilora.language.tokenizer import load_tokenizer
+
+from ....support.language import tiny_llama
+
+gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+
+IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
+THEIRS = {
+    **{"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"},
+    **{"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"},
+    **{"self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+    **{"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
+}
+
+
+def theirs(name, array, kind="llama"):
+    """Return llama.cpp's name for an array, and its rows in llama.cpp's order."""
+    stem, _, last = name.rpartition(".")
+    if kind == "llama" and stem.endswith(("q_proj", "k_proj")):  # a head's pairs are neighbours there, halves here
+        array = array.reshape(-1, 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    if stem.startswith("model.layers."):
+        _, _, number, inside = stem.split(".", 3)
+        return f"blk.{number}.{THEIRS[inside]}.{last}", np.ascontiguousarray(array)
+    return f"{THEIRS[stem]}.{last}", np.ascontiguousarray(array)
+
+
+def write(path, model, *, tied=False, changes=None, arrays=None):
+    """Write a model; of `changes`, a field instead of its own or beside them, None for none."""
+    c, kind = model.config, {"qwen2": "qwen2"}.get(model.config.model_type, "llama")
+    fields = {
+        "llama.embedding_length": c.hidden_size, "llama.feed_forward_length": c.intermediate_size,
+        "llama.block_count": c.num_hidden_layers, "llama.attention.head_count": c.num_attention_heads,
+        "llama.attention.head_count_kv": c.num_key_value_heads, "llama.attention.key_length": c.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": c.rms_norm_eps, "llama.rope.freq_base": (1 / 0.3) ** 2,
+        "llama.vocab_size": c.vocab_size, **(changes or {}),
+    }  # fmt: skip
+    writer = gguf.GGUFWriter(path, kind)
+    kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float64, bool: writer.add_bool}
+    for name, value in fields.items():
+        if value is not None:
+            kinds[type(value)](name.replace("llama.", f"{kind}."), value)
+    own = dict(
+        theirs(name, a, kind) for name, a in model.trainable().items() if not (tied and name == "lm_head.weight")
+    )
+    for name, array in {**own, **(arrays or {})}.items():
+        if array is not None:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def model():
+    return tiny_llama(dtype="float32")
+
+
+@pytest.mark.parametrize("vocab", [None, 29])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_file_is_the_model_it_came_from(tmp_path, model, tied, vocab):
+    found = Llama.load(write(tmp_path / "m.gguf", model, tied=tied, changes={"llama.vocab_size": vocab}))
+    for name, array in model.trainable().items():
+        if not (tied and name == "lm_head.weight"):
+            np.testing.assert_array_equal(found.trainable()[name], array)
+    assert (found.lm_head.weight is found.model.embed_tokens.weight) == tied
+    if not tied:
+        np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-5)
+
+
+def of_kind(kind):
+    """A tiny model of another kind, no bias of it zero."""
+    config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2")
+    rng = np.random.default_rng(3)
+    return Llama.build(config, {name: rng.standard_normal(s).astype("f4") for name, s in config.shapes().items()})
+
+
+def test_a_qwen2_keeps_its_rows_and_has_three_biases(tmp_path):
+    model = of_kind("qwen2")
+    found = Llama.load(write(tmp_path / "m.gguf", model, changes={"llama.context_length": 70}))
+    assert (found.config.model_type, found.config.max_position_embeddings) == ("qwen2", 70)
+    assert found.trainable().keys() == model.trainable().keys()
+    for name, array in model.trainable().items():
+        np.testing.assert_array_equal(found.trainable()[name], array)
+
+
+def test_a_mistral_is_a_llama_here(tmp_path):
+    model = of_kind("mistral")
+    found = Llama.load(write(tmp_path / "m.gguf", model))
+    assert found.config.model_type == "llama"
+    np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"blk.1.attn_k.bias": None}, "there is no 'model.layers.1.self_attn.k_proj.bias'"),
+        ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "there is 'model.layers.0.self_attn.o_proj.bias', which"),
+        ({"rope_freqs.weight": np.ones(2, "f4")}, "there is 'rope_freqs.weight', which"),
+    ],
+)
+def test_a_qwen2_has_no_other_arrays(tmp_path, arrays, message):
+    with pytest.raises(FileRefused, match=message):
+        Llama.load(write(tmp_path / "m.gguf", of_kind("qwen2"), arrays=arrays))
+
+
+def test_a_qwen2_s_settings_are_refused_by_their_own_names(tmp_path):
+    for name, value in (("rope.scaling.type", "yarn"), ("expert_count", 8), ("rope.dimension_count", 2)):
+        with pytest.raises(FileRefused, match=f"qwen2.{name} is {value!r}, supported: "):
+            Llama.load(write(tmp_path / "m.gguf", of_kind("qwen2"), changes={f"llama.{name}": value}))
+
+
+def test_biases_of_attention_and_mlp_are_read(tmp_path, model):
+    rng, biases = np.random.default_rng(1), {}
+    for i in range(2):
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
+            biases[f"model.layers.{i}.{name}.bias"] = model.trainable()[f"model.layers.{i}.{name}.weight"][:, 0]
+        for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+            biases[f"model.layers.{i}.{name}.bias"] = model.trainable()[f"model.layers.{i}.{name}.weight"][:, 0]
+    biases = {name: rng.standard_normal(bias.shape).astype("f4") for name, bias in biases.items()}
+    path = write(tmp_path / "m.gguf", model, arrays=dict(theirs(name, bias) for name, bias in biases.items()))
+    found = Llama.load(path).trainable()
+    for name, bias in biases.items():
+        np.testing.assert_array_equal(found[name], bias)
+
+
+def test_rotary_frequencies_are_divided_by_their_factors(tmp_path, model):
+    plain = Llama.load(write(tmp_path / "m.gguf", model)).config.frequencies
+    factors = {"rope_freqs.weight": np.array([1, 8], "f4")}
+    found = Llama.load(write(tmp_path / "f.gguf", model, arrays=factors)).config.frequencies
+    np.testing.assert_allclose(found, [plain[0], plain[1] / 8], rtol=1e-12)
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    found = Llama.load(write(tmp_path / "l.gguf", model, changes=linear)).config.frequencies
+    np.testing.assert_allclose(found, np.array(plain) / 4, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "divided"),
+    [
+        ({"rope.scaling.factor": 4.0}, 4),  # of a file without a type llama.cpp takes "linear"
+        ({"rope.scale_linear": 4.0}, 4),
+        ({"rope.scaling.factor": 4.0, "rope.scale_linear": 4.0}, 4),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, 1),
+        ({"rope.scaling.type": "linear"}, 1),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, 1),
+        ({"attention.value_length": 4, "rope.dimension_count": 4, "context_length": 7}, 1),
+    ],
+)
+def test_a_factor_is_read_as_llama_cpp_reads_it(tmp_path, model, fields, divided):
+    plain = Llama.load(write(tmp_path / "m.gguf", model)).config.frequencies
+    changes = {f"llama.{name}": value for name, value in fields.items()}
+    found = Llama.load(write(tmp_path / "f.gguf", model, changes=changes)).config.frequencies
+    np.testing.assert_allclose(found, np.array(plain) / divided, rtol=1e-12)
+
+
+REFUSED = {
+    "architecture": (
+        {"general.architecture": "gemma"},
+        {},
+        "general.architecture is 'gemma', supported: 'llama', 'qwen2'",
+    ),
+    "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count is 8, supported: 0"),
+    "window": ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window is 64"),
+    "scaling": ({"llama.rope.scaling.type": "yarn"}, {}, "rope.scaling.type is 'yarn', supported: 'linear'"),
+    "two factors": (
+        {"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0},
+        {},
+        "rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected one",
+    ),
+    "negative factor": ({"llama.rope.scaling.factor": -4.0}, {}, "factor must be above 0 and finite, got -4.0"),
+    "strength": ({"llama.rope.scaling.attn_factor": 1.5}, {}, "rope.scaling.attn_factor is 1.5, supported: 1"),
+    "no epsilon": ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "there is no llama.attention.layer_norm_rms"),
+    "half turned": ({"llama.rope.dimension_count": 2}, {}, "rope.dimension_count is 2, supported: 4, the width"),
+    "narrow values": ({"llama.attention.value_length": 3}, {}, "attention.value_length is 3, supported: 4, the width"),
+    "both ways": ({"llama.attention.causal": False}, {}, "attention.causal is False, supported: True"),
+    "part": ({"split.count": 2}, {}, "split.count is 2, supported: 0"),
+    "adapter": ({"adapter.type": "lora"}, {}, "adapter.type is 'lora'"),
+    "adapter's kind": ({"general.type": "adapter"}, {}, "general.type is 'adapter', supported: 'model'"),
+    "expert used": ({"llama.expert_used_count": 2}, {}, "llama.expert_used_count is 2, supported: 0"),
+    "no size": ({"llama.block_count": None}, {}, "there is no 'num_hidden_layers'"),
+    "size of zero": ({"llama.attention.head_count": 0}, {}, "num_attention_heads must be"),
+    "size of text": ({"llama.embedding_length": "12"}, {}, "hidden_size must be"),
+    "missing": ({}, {"blk.1.ffn_up.weight": None}, "there is no 'model.layers.1.mlp.up_proj.weight'"),
+    "flat": ({"llama.vocab_size": None}, {"token_embd.weight": np.ones(9, "f4")}, r"has shape \[9\], expected"),
+    "turned": ({}, {"blk.0.ffn_up.weight": np.ones((12, 20), "f4")}, r"has shape \[12, 20\], expected \[20, 12\]"),
+    "extra": ({}, {"blk.9.attn_q.weight": np.ones((2, 2), "f4")}, "there is 'model.layers.9.self_attn.q_proj.weight'"),
+    "steering": ({}, {"a\x1b[2J": np.ones(2, "f4")}, r"there is 'a\\x1b\[2J', which"),
+    "integers": ({}, {"output_norm.weight": np.ones(12, "i4")}, "'output_norm.weight' of type I32 cannot be read"),
+    "NaN": ({}, {"output_norm.weight": np.full(12, np.nan, "f4")}, "'model.norm.weight' holds NaN or infinity"),
+    "factor of zero": ({}, {"rope_freqs.weight": np.zeros(2, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
+    "factors": ({}, {"rope_freqs.weight": np.ones(3, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
+    "twice": ({}, {"model.norm.weight": np.ones(12, "f4")}, "two of its arrays have the same name"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_llama_decoder_is_refused_by_name(tmp_path, model, case):
+    changes, arrays, message = REFUSED[case]
+    with pytest.raises(FileRefused, match=message) as error:
+        Llama.load(write(tmp_path / "m.gguf", model, changes=changes, arrays=arrays))
+    assert str(error.value).isprintable()
+
+
+def test_a_cut_gguf_is_one_clear_error(tmp_path, model):
+    whole = write(tmp_path / "m.gguf", model).read_bytes()
+    for length in (0, 3, 20, 30, 200, len(whole) // 2, len(whole) - 40):
+        (tmp_path / "m.gguf").write_bytes(whole[:length])
+        with pytest.raises(FileRefused, match="not a sound GGUF file"):
+            Llama.load(tmp_path / "m.gguf")
+
+
+def header(*fields):
+    """A header without tensors: each field a name, a type and bytes."""
+    text = b"".join(struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + data for name, kind, data in fields)
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields)) + text
+
+
+ARRAY, TEXT, BYTE = 9, 8, 0
+
+
+@pytest.mark.parametrize("read", [Llama.load, load_tokenizer])
+@pytest.mark.parametrize("kind", [BYTE, TEXT, 12, ARRAY])
+def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
+    """The package alone goes on for ever: behind the end it finds empty numbers."""
+    pytest.importorskip("tokenizers")
+    path, start = tmp_path / "m.gguf", time.process_time()
+    path.write_bytes(header((b"tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", kind, 1 << 60))))
+    with pytest.raises(FileRefused, match=r"would end at byte \d+, and the file has"):
+        read(path)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("read", [Llama.load, load_tokenizer])
+def test_a_header_of_endless_numbers_is_refused(tmp_path, read, monkeypatch):
+    """Each becomes an array of its own."""
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(ggufreader, "MOST_PARTS", 100)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header((b"numbers", ARRAY, struct.pack("<IQ", BYTE, 90) + bytes(90))))
+    with pytest.raises(FileRefused, match=r"general.architecture|its tokenizer is"):
+        read(path)
+    path.write_bytes(header((b"numbers", ARRAY, struct.pack("<IQ", BYTE, 101) + bytes(101))))
+    with pytest.raises(FileRefused, match="more than 100 numbers and texts in its header"):
+        read(path)

@@ -1,0 +1,59 @@
+"""A decoder is written as a folder that says what it is."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minilora import Llama
+from minilora.files import save_llama
+
+from ....support.language import tiny_llama, write_folder
+
+IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
+
+
+@pytest.fixture
+def model():
+    return tiny_llama(dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    return write_folder(tmp_path / "model", model)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind):
+    """With Mistral's none, and Qwen2's biases of q, k and v alone."""
+    config = dataclasses.replace(
+        tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2", max_position_embeddings=9
+    )
+    rng = np.random.default_rng(1)
+    model = Llama.build(config, {name: rng.standard_normal(s).astype("f4") for name, s in config.shapes().items()})
+    save_llama(model, tmp_path / "m")
+    again = Llama.load(tmp_path / "m")
+    assert again.config == config
+    biases = {name.split(".")[-2] for name in weights(tmp_path / "m") if name.endswith("bias")}
+    assert biases == ({"q_proj", "k_proj", "v_proj"} if kind == "qwen2" else set())
+    np.testing.assert_array_equal(again(IDS), model(IDS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 3}, "4 attention heads, 3 key-value heads, head_dim 4: expected groups of one size"),
+        ({"head_dim": 3}, "head_dim 3: expected groups of one size and an even head_dim"),
+        ({"head_dim": 6}, "there are 2 frequencies, expected 3: head_dim is 6"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be above 0"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_refused(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(model.config, **change)

@@ -1,0 +1,317 @@
+"""Weights in NF4 as bitsandbytes writes them, and a decoder saved as a folder: both ways, and what is refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import (
+    NF4,
+    Llama,
+    LlamaConfig,
+    QuantizedLinear,
+    adapt,
+    adapters,
+    merge,
+    merge_adapter,
+    quantize,
+    save_adapter,
+)
+from minilora.files import save_llama
+from minilora.guards.errors import FileRefused
+from minilora.language.modelfiles.huggingface.nf4tensors import NF4_STATE
+from minilora.layer import rebuild, walk
+from minilora.layers.nf4 import scale_book
+from minilora.layers.rotary import frequencies
+
+from ....support.language import arrays_of
+
+IDS = np.random.default_rng(0).integers(0, 29, (2, 6))
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def decoder(dtype="float32", **settings):
+    """Biases, grouped queries, heads wider than the stream, and no width that is a multiple of a block."""
+    given = {
+        "vocab_size": 29, "hidden_size": 18, "intermediate_size": 25, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "rms_norm_eps": 1e-5, "frequencies": frequencies(6, 500.0),
+        "attention_bias": True,
+    }  # fmt: skip
+    config, rng = LlamaConfig(**given | settings), np.random.default_rng(0)
+    return Llama.build(config, {n: (rng.standard_normal(s) / 3).astype(dtype) for n, s in config.shapes().items()})
+
+
+MODELS = {
+    "floats": lambda: decoder(),
+    "float64": lambda: decoder("float64"),
+    "tied": lambda: decoder(tie_word_embeddings=True),
+    "NF4": lambda: quantize(decoder()),
+    "NF4, tied": lambda: quantize(decoder(tie_word_embeddings=True, mlp_bias=True)),
+    "NF4, scales of 32 bits": lambda: quantize(decoder(), block_size=128, double_quant=False),
+    "NF4, some": lambda: quantize(decoder(), ["q_proj", "layers.1.mlp.down_proj"]),
+    "NF4, the head too": lambda: quantize(decoder(), ".*_proj|lm_head"),
+    "NF4, float64": lambda: quantize(decoder("float64")),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_saved_model_is_read_back_bit_for_bit(tmp_path, name):
+    model = MODELS[name]()
+    save_llama(model, tmp_path / "m")
+    again = Llama.load(tmp_path / "m", dtype=model.model.norm.weight.dtype)
+    assert again.config == model.config
+    found, expected = arrays_of(again), arrays_of(model)
+    assert found.keys() == expected.keys()
+    for path, array in expected.items():
+        assert found[path].dtype == array.dtype
+        np.testing.assert_array_equal(found[path], array)
+    for (_, here), (_, there) in zip(walk(again), walk(model), strict=True):
+        assert type(here) is type(there)
+        assert (getattr(here, "mean", 0), getattr(here, "block_size", 0)) == (
+            getattr(there, "mean", 0), getattr(there, "block_size", 0)
+        )  # fmt: skip
+    np.testing.assert_array_equal(again(IDS), model(IDS))
+
+
+def test_a_model_is_saved_from_a_device(tmp_path, standin):
+    model = quantize(decoder())
+    save_llama(rebuild(model, array=standin.asarray), tmp_path / "m")
+    np.testing.assert_array_equal(Llama.load(tmp_path / "m")(IDS), model(IDS))
+    there = Llama.load(tmp_path / "m", backend=standin)
+    assert isinstance(there.model.layers[1].mlp.down_proj.packed, standin.xp.ndarray)
+
+
+def test_one_model_gives_the_same_bytes_twice(tmp_path):
+    for name in ("a", "b"):
+        save_llama(quantize(decoder()), tmp_path / name)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 12345.5},
+        {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+        {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4}},
+        {"rope_theta": 500.0, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}, "original_max_position_embeddings": 64},
+    ],
+)
+def test_rotary_settings_of_a_folder_are_saved(tmp_path, rope):
+    save_llama(decoder(), tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    path.write_text(json.dumps(config | rope))
+    model = Llama.load(tmp_path / "m")
+    save_llama(model, tmp_path / "again")
+    assert Llama.load(tmp_path / "again").config == model.config
+    said = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert "rope_parameters" not in said, "transformers 4 would pass over it"
+
+
+@pytest.mark.parametrize("pairs", [1, 3])
+@pytest.mark.parametrize("base", [500.0, 12345.678, 1e6])
+def test_a_base_is_found_from_its_frequencies(tmp_path, base, pairs):
+    model = decoder(frequencies=frequencies(2 * pairs, base), head_dim=2 * pairs)
+    save_llama(model, tmp_path / "m")
+    np.testing.assert_allclose(Llama.load(tmp_path / "m").config.frequencies, model.config.frequencies, rtol=1e-12)
+
+
+# --- what is not saved ----------------------------------------------------------------------------
+
+
+def adapted():
+    return adapt(decoder(), ["q_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
+
+
+def with_nan():
+    model = decoder()
+    model.model.norm.weight[3] = np.nan
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (adapted, ValueError, "an adapter beside 'model.layers.0.self_attn.q_proj'.*save_adapter"),
+        (with_nan, ValueError, "model.norm.weight holds NaN or infinity"),
+        (lambda: decoder(frequencies=(1.0, 0.5, 0.3)), ValueError, "rotary frequencies are none"),
+        (lambda: decoder().model, TypeError, "model must be a Llama, got Decoder"),
+    ],
+)
+def test_what_a_folder_cannot_hold_is_refused(tmp_path, model, error, message):
+    with pytest.raises(error, match=message):
+        save_llama(model(), tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "mine").write_text("x")
+    (tmp_path / "file").write_text("y")
+    for place, message in (("m", "empty or new"), ("file", "empty or new"), ("no/m", "there is no folder")):
+        with pytest.raises(ValueError, match=message):
+            save_llama(decoder(), tmp_path / place)
+    assert (tmp_path / "m" / "mine").read_text() + (tmp_path / "file").read_text() == "xy"
+    (tmp_path / "empty").mkdir()
+    save_llama(decoder(), tmp_path / "empty")
+    assert len(list((tmp_path / "empty").iterdir())) == 2
+
+
+# --- what is refused in a folder ------------------------------------------------------------------
+
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_llama(quantize(decoder()), tmp_path / "m")
+    return tmp_path / "m"
+
+
+def edited(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file({n: np.ascontiguousarray(a) for n, a in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def state(**changes):
+    def edit(tensors):
+        said = json.loads(tensors[f"{WEIGHT}.{NF4_STATE}"].tobytes()) | changes
+        text = json.dumps({key: value for key, value in said.items() if value != "absent"})
+        tensors[f"{WEIGHT}.{NF4_STATE}"] = np.frombuffer(text.encode(), np.uint8)
+
+    return edit
+
+
+def replaced(part, change):
+    def edit(tensors):
+        name = f"{WEIGHT}.{part}" if part else WEIGHT
+        if change is None:
+            del tensors[name]
+        else:
+            tensors[name] = change(tensors[name])
+
+    return edit
+
+
+DAMAGES = {
+    "another code book": (state(quant_type="fp4"), "quant_type is 'fp4', supported: 'nf4'"),
+    "no block size": (state(blocksize="absent"), "there is no 'blocksize'"),
+    "an odd block size": (state(blocksize=65), "block_size must be a power of two"),
+    "a shape of three": (state(shape=[5, 5, 18]), "expected two sizes"),
+    "a shape of texts": (state(shape=["25", 18]), "out_features must be an integer"),
+    "a transposed shape": (state(shape=[18, 26]), r"up_proj.weight' is U8 \[225, 1\], expected U8 \[234, 1\]"),
+    "other nested blocks": (state(nested_blocksize=128), "nested_blocksize is 128, supported: 256"),
+    "a nested half": (state(nested_dtype="float16"), "nested_dtype is 'float16', supported: 'float32'"),
+    "a mean of infinity": (state(nested_offset=1e400), "not a number of JSON|must be above"),
+    "no mean": (state(nested_offset="absent"), r"absmax' is U8 \[8\], expected F32 \[8\]"),
+    "JSON without end": (
+        replaced(NF4_STATE, lambda a: np.full(70_000, 32, np.uint8)),
+        "70000 bytes, expected at most 65536",
+    ),
+    "no JSON": (replaced(NF4_STATE, lambda a: a[:-1]), "is not sound JSON"),
+    "codes cut": (replaced("", lambda a: a[:-1]), r"is U8 \[224, 1\], expected U8 \[225, 1\]"),
+    "codes of another type": (replaced("", lambda a: a.astype("f4")), "is F32"),
+    "no scales": (replaced("absmax", None), "there is no .*absmax"),
+    "scales cut": (replaced("absmax", lambda a: a[1:]), r"is U8 \[7\], expected U8 \[8\]"),
+    "no nested scales": (replaced("nested_absmax", None), "there is no .*nested_absmax"),
+    "scales of scales cut": (replaced("nested_absmax", lambda a: np.ones(2, "f4")), r"expected F32 \[1\]"),
+    "infinite scales": (replaced("nested_absmax", lambda a: a + np.inf), "holds NaN or infinity"),
+    "no book": (replaced("quant_map", None), "there is no .*quant_map"),
+    "a book turned round": (replaced("quant_map", lambda a: a[::-1]), "holds other numbers"),
+    "a book of NaN": (replaced("nested_quant_map", lambda a: a + np.nan), "holds other numbers"),
+    "no state": (replaced(NF4_STATE, None), "there is .*up_proj.weight.absmax|by its quantization_config"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_weight_is_refused_by_name(folder, damage):
+    edit, message = DAMAGES[damage]
+    with pytest.raises(FileRefused, match=message) as caught:
+        Llama.load(edited(folder, edit))
+    assert len(str(caught.value)) < 700
+
+
+def said(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if changes.get("quantization_config", 0) is None:
+        config["quantization_config"] = None
+    else:
+        config["quantization_config"] |= changes
+    path.write_text(json.dumps(config))
+    return folder
+
+
+SAID = {
+    "nothing": ({"quantization_config": None}, "there is no quantization_config, and .* is quantised"),
+    "another library": ({"quant_method": "gptq"}, "quant_method is 'gptq', supported: 'bitsandbytes'"),
+    "not four bits": ({"load_in_4bit": False}, "load_in_4bit is False, supported: True"),
+    "eight bits": ({"load_in_8bit": True}, "load_in_8bit is True, supported: False"),
+    "another type": ({"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type is 'fp4', supported: 'nf4'"),
+    "bytes as bfloat16": ({"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage is 'bfloat16'"),
+    "a layer is kept": ({"llm_int8_skip_modules": ["lm_head", "up_proj"]}, "up_proj' is not quantised, and in .* is$"),
+    "the head is not": ({"llm_int8_skip_modules": ["nothing"]}, "lm_head' is quantised, and in the file .* is not$"),
+    "a pattern": ({"llm_int8_skip_modules": ["lm_head", "(a+)+$"]}, "a list of modules' names"),
+    "one name": ({"llm_int8_skip_modules": "lm_head"}, "a list of modules' names"),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_settings_that_say_otherwise_are_refused(folder, what):
+    changes, message = SAID[what]
+    with pytest.raises(FileRefused, match=message):
+        Llama.load(said(folder, **changes))
+
+
+def test_settings_of_other_methods_do_nothing(folder):
+    expected = Llama.load(folder)(IDS)
+    said(folder, llm_int8_threshold=3.0, bnb_4bit_compute_dtype="bfloat16", _load_in_4bit=True, load_in_8bit=None)
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), expected)
+
+
+def test_a_stored_type_does_not_round_the_weights(folder):
+    """transformers would round to bfloat16 what was float32 when it was quantised."""
+    expected = Llama.load(folder)(IDS)
+    np.testing.assert_array_equal(Llama.load(edited(folder, state(dtype="bfloat16")))(IDS), expected)
+
+
+def test_shards_may_hold_the_parts_of_a_weight(folder):
+    expected = Llama.load(folder)(IDS)
+    tensors = load_file(folder / "model.safetensors")
+    os.remove(folder / "model.safetensors")
+    names = sorted(tensors)
+    for i in range(2):
+        save_file({name: tensors[name] for name in names[i::2]}, folder / f"{i}.safetensors")
+    index = {"weight_map": {name: f"{i % 2}.safetensors" for i, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), expected)
+
+
+def test_the_books_in_a_file_are_those_that_decode(folder):
+    tensors = load_file(folder / "model.safetensors")
+    np.testing.assert_array_equal(tensors[f"{WEIGHT}.quant_map"], NF4)
+    np.testing.assert_array_equal(tensors[f"{WEIGHT}.nested_quant_map"], scale_book())
+
+
+def test_an_adapter_merges_into_four_bits_in_memory_only(folder, tmp_path):
+    model = adapt(Llama.load(folder), ["up_proj"], rank=2, alpha=3, rng=np.random.default_rng(0))
+    for p in model.trainable().values():
+        p += 0.1
+    save_adapter(tmp_path / "a", adapters(model))
+    with pytest.raises(FileRefused, match="a Llama in NF4 is merged by minilora"):
+        merge_adapter(folder, tmp_path / "a", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+    save_llama(merge(model), tmp_path / "merged")
+    merged = Llama.load(tmp_path / "merged")
+    np.testing.assert_allclose(merged(IDS), model(IDS), rtol=1e-3, atol=1e-4)
+    kinds = {path.rpartition(".")[2]: type(layer) for path, layer in walk(merged) if path.endswith("_proj")}
+    assert kinds["up_proj"] is not QuantizedLinear
+    assert kinds["down_proj"] is QuantizedLinear

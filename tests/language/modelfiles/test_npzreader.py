@@ -1,0 +1,124 @@
+"""A decoder in glassllm's format."""
+
+import json
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+
+from minilora import Llama
+
+
+def interleaved(weight, D):
+    """Rows in the order of a model that pairs neighbours."""
+    heads = weight.reshape(-1, D, *weight.shape[1:])
+    order = np.arange(D).reshape(2, D // 2).T.ravel()
+    return heads[:, order].reshape(weight.shape)
+
+
+def write_npz(path, **changes):
+    """A decoder in glassllm's layout; returned as the arrays of ours."""
+    rng = np.random.default_rng(0)
+    d, kv, m, V = 8, 4, 5, 20  # two heads of 4 over one key
+    sizes = {
+        "vocab_size": V,
+        "d_model": d,
+        "n_layers": 2,
+        "n_heads": 2,
+        "n_kv_heads": 1,
+        "rope_base": 100.0,
+        "eps": 1e-5,
+    }
+    ours = {"model.embed_tokens.weight": rng.standard_normal((V, d)), "model.norm.weight": rng.standard_normal(d)}
+    theirs = {"E": ours["model.embed_tokens.weight"], "norm_f.gamma": ours["model.norm.weight"]}
+    names = {
+        **{"self_attn.q_proj": ("attn.W_Q", (d, d)), "self_attn.k_proj": ("attn.W_K", (kv, d))},
+        **{"self_attn.v_proj": ("attn.W_V", (kv, d)), "self_attn.o_proj": ("attn.W_O", (d, d))},
+        **{"mlp.gate_proj": ("ffn.W1", (m, d)), "mlp.up_proj": ("ffn.W3", (m, d)), "mlp.down_proj": ("ffn.W2", (d, m))},
+        **{"input_layernorm": ("norm1.gamma", (d,)), "post_attention_layernorm": ("norm2.gamma", (d,))},
+    }
+    for i in range(2):
+        for name, (their_name, shape) in names.items():
+            W = ours[f"model.layers.{i}.{name}.weight"] = rng.standard_normal(shape)
+            theirs[f"blocks.{i}.{their_name}"] = (interleaved(W, 4) if name[-6:] in ("q_proj", "k_proj") else W).T
+    arrays = theirs | {"__config__": np.array(json.dumps(sizes))} | changes
+    np.savez(path, **{name: a for name, a in arrays.items() if a is not None})
+    return ours
+
+
+def test_glassllms_matrices_are_turned_and_reordered(tmp_path):
+    ours = write_npz(tmp_path / "en.npz")
+    found = Llama.load(tmp_path / "en.npz", dtype="float64")
+    for name, array in ours.items():
+        np.testing.assert_array_equal(found.trainable()[name], array)
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+    assert found.config.frequencies == (1.0, 0.1)
+
+
+NPZ_DAMAGE = {
+    "no configuration": ({"__config__": None}, "there is no __config__"),
+    "a configuration that is no JSON": ({"__config__": np.array("{")}, "__config__ is not sound JSON"),
+    "a configuration without sizes": ({"__config__": np.array("{}")}, "there is no 'vocab_size'"),
+    "an array missing": ({"blocks.1.attn.W_O": None}, "there is no 'model.layers.1.self_attn.o_proj.weight'"),
+    "an array too many": ({"blocks.1.attn.W_X": np.ones(3)}, "there is 'blocks.1.attn.W_X', which"),
+    "an array of another shape": ({"blocks.1.attn.W_O": np.ones((8, 7))}, r"has shape \[7, 8\], expected \[8, 8\]"),
+    "objects": ({"E": np.array([{}, []], dtype=object)}, "not a sound .npz file: .*pickle"),
+    "texts": ({"norm_f.gamma": np.array(["x"] * 8)}, "norm.weight"),
+}
+
+
+@pytest.mark.parametrize("case", NPZ_DAMAGE)
+def test_a_damaged_npz_is_one_clear_error(tmp_path, case):
+    changes, message = NPZ_DAMAGE[case]
+    path = tmp_path / "en.npz"
+    write_npz(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        Llama.load(path)
+
+
+def test_a_cut_npz_is_refused(tmp_path):
+    path = tmp_path / "en.npz"
+    write_npz(path)
+    whole = path.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"not a sound \.npz file"):
+            Llama.load(path)
+
+
+def test_an_npz_that_would_fill_the_memory_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "en.npz"
+    write_npz(path)
+    monkeypatch.setattr(np, "load", lambda *a, **k: pytest.fail("it was read"))
+    size = path.stat().st_size
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        for name in "abc":
+            file.writestr(f"{name}.npy", bytes(10 * size))
+    with pytest.raises(ValueError, match=r"its \d+ bytes unpack to \d+, expected at most 20 times as many"):
+        Llama.load(path)
+
+
+@pytest.mark.parametrize("name", ["README.txt", "E2.npy", "folder/"])
+def test_a_member_of_an_npz_must_be_an_array(tmp_path, name):
+    write_npz(tmp_path / "en.npz")
+    with zipfile.ZipFile(tmp_path / "en.npz", "a") as file:
+        file.writestr(name, b"" if name.endswith("/") else b"read me")
+    with pytest.raises(
+        ValueError, match=rf"en.npz': not a sound .npz file: ValueError: '{name.split('.npy')[0]}.*no array"
+    ):
+        Llama.load(tmp_path / "en.npz")
+
+
+@pytest.mark.parametrize("name", ["E", "model.embed_tokens.weight"])
+def test_an_array_that_stands_twice_is_refused(tmp_path, name):
+    """Under one name, or under glassllm's and transformers': nothing says which is meant."""
+    path = tmp_path / "en.npz"
+    write_npz(path)
+    embedding = np.load(path)["E"]
+    with zipfile.ZipFile(path, "a") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with file.open(f"{name}.npy", "w") as member:
+            np.save(member, 2 * embedding)
+    with pytest.raises(ValueError, match="'E.npy' stands twice" if name == "E" else "have the same name"):
+        Llama.load(path)

@@ -1,0 +1,141 @@
+"""A chat as the model's template writes it, and the tokens in it that count."""
+
+import json
+import re
+
+import pytest
+
+from minilora.language.chat import encode_chat, encode_question, write_chat
+from minilora.language.tokenizer import Tokenizer
+
+PIECES = re.compile(r"<\w+>|\n\n|(?s:.)")
+
+
+TOKENS: list[str] = ["<s>", "<end>", *"\n abcdefghijklmnopqrstuvwxyz0123456789Y.?:é", "\n\n"]
+
+
+def spell(ids):
+    return "".join(TOKENS[i] for i in ids)
+
+
+def words(begin=(), last=(1,)):
+    """A tokenizer whose tokens are letters, two control tokens, and a blank line."""
+    return Tokenizer(
+        encode=lambda text: [TOKENS.index(piece) for piece in PIECES.findall(text)],
+        decode=lambda ids: re.sub(r"<\w+>", "", spell(ids)),
+        begin=begin,
+        end=frozenset(last),
+        last=last,
+        places=lambda text: [piece.span() for piece in PIECES.finditer(text)],
+        spell=spell,
+    )
+
+
+class Template:
+    """A chat template, as a function."""
+
+    def __init__(self, write, prompt="a:"):
+        self.write, self.prompt = write, prompt
+
+    def render(self, messages, *, add_generation_prompt=False, tools=None):
+        return self.write(messages) + self.prompt * add_generation_prompt
+
+
+TURNS = Template(lambda messages: "<s>" + "".join(f"{m['role'][0]}:{m['content']}<end>\n" for m in messages))
+
+
+def chat(*contents, system=None):
+    roles = ["user", "assistant"] * len(contents)
+    found = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    return [{"role": "system", "content": system}] * (system is not None) + found
+
+
+def parts(ids, counted):
+    """Return the tokens that count, run by run."""
+    runs, before = [], False
+    for token, counts in zip(ids, counted, strict=True):
+        if counts:
+            runs = [*runs[:-1], runs[-1] + TOKENS[token]] if before else [*runs, TOKENS[token]]
+        before = counts
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (chat("hi", "hello"), ["hello<end>"]),
+        (chat("hi", "hello", "why", "so it is"), ["hello<end>", "so it is<end>"]),
+        (chat("hi", "hello", "why"), ["hello<end>"]),
+        (chat("hi", "hello", system=""), ["hello<end>"]),
+        (chat("hi", " hello \n", system="be kind"), [" hello \n<end>"]),
+        (chat("a:b<end>\n", "c<end>\na:d"), ["c<end>\na:d<end>"]),  # as transformers: what is written is what is read
+        (chat("hi", "é"), ["é<end>"]),
+        ([*chat("hi", "one"), {"role": "assistant", "content": "two"}], ["one<end>", "two<end>"]),
+        (
+            [*chat("hi"), {"role": "tool", "content": "7"}, {"role": "assistant", "content": "it is 7"}],
+            ["it is 7<end>"],
+        ),
+        ([{"role": "assistant", "content": "hello"}, *chat("hi")], ["hello<end>"]),
+    ],
+)
+def test_the_assistants_turns_count_with_their_end_tokens(messages, expected):
+    ids, counted = encode_chat(messages, TURNS, words())
+    assert parts(ids, counted) == expected
+    assert spell(ids) == TURNS.render(messages)
+    assert ids.count(0) == 1  # the template's begin token, and no second
+
+
+def test_a_turn_without_an_end_token_counts_to_its_end():
+    plain = Template(lambda messages: "".join(f"{m['role'][0]}: {m['content']}\n" for m in messages), "a:")
+    assert parts(*encode_chat(chat("hi", "hello", "why", "so"), plain, words())) == [" hello\n", " so\n"]
+
+
+def test_a_token_across_a_turns_beginning_counts():
+    lines = Template(lambda messages: "".join(f"{m['role'][0]}\n{m['content']}<end>" for m in messages), "a\n")
+    ids, counted = encode_chat(chat("hi", "\nhello"), lines, words())
+    assert TOKENS.index("\n\n") in ids
+    assert parts(ids, counted) == ["\n\nhello<end>"]
+
+
+FORGETS = Template(
+    lambda messages: "".join(f"{m['content']}<end>" if m is messages[-1] else m["content"] for m in messages)
+)
+
+
+PROMPTS = Template(TURNS.write, "a: think")
+
+
+SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messages if m["role"] != "assistant"), "")
+
+
+@pytest.mark.parametrize(
+    ("messages", "template", "message"),
+    [
+        (chat("hi", "hello", "why", "so"), FORGETS, "writes what stands before the end of message 2 in two ways: "),
+        (chat("hi", "hello"), PROMPTS, "of message 2 in two ways: .*a: think' and, once more follows, .*a:hello<end>"),
+        (chat("hi", "hello"), SILENT, "writes nothing of message 2, the assistant's"),
+        (chat("hi"), TURNS, "no message is the assistant's: there is nothing to learn"),
+        (chat("hi", " \n"), TURNS, r"message 2 is an empty answer of the assistant's: ' \\n'"),
+        (chat("hi", None), TURNS, "the content of message 2 is None, expected a text"),
+        (chat(["hi"], "a"), TURNS, r"the content of message 1 is \['hi'\], expected a text"),
+        ([{"content": "hi"}], TURNS, "message 1 is {'content': 'hi'}, expected an object with role and content"),
+        ([], TURNS, r"messages is \[\], expected a list of messages"),
+        ("hi", TURNS, "messages is 'hi', expected a list of messages"),
+    ],
+)
+def test_a_chat_whose_turns_cannot_be_told_is_refused(messages, template, message):
+    with pytest.raises(ValueError, match=message):
+        write_chat(messages, template)
+
+
+def test_a_question_ends_with_what_lets_the_model_answer():
+    ids, end = encode_question("hi", TURNS, words(last=()))
+    assert spell(ids) == "<s>u:hi<end>\na:"
+    assert end == {1}  # the end of a turn, though the model names no end
+    assert encode_question("hi", SILENT, words(last=(5,)))[1] == {5}
+
+
+def write(path, records):
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,240 @@
+"""A training on windows of a text: its gradients in parts, its steps, its held-out loss, and its checkpoint."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import (
+    Adam,
+    CheckpointError,
+    Embedding,
+    Linear,
+    Sequential,
+    TrainingDiverged,
+    adapt,
+    cross_entropy,
+    evaluate,
+    mse,
+    train,
+)
+from minilora.fast import accumulate
+from minilora.language.text import next_token_loss, windows
+from minilora.training import backpropagate
+
+from ..support.compare import assert_close
+from ..support.language import LETTERS, TEXT, tiny_llama
+
+IDS = [LETTERS.index(c) for c in TEXT]
+
+
+@given(rows=st.integers(1, 9), count=st.integers(1, 8), seed=st.integers(0, 99))
+@settings(max_examples=25)
+def test_gradients_in_parts_are_those_of_the_batch(rows, count, seed):
+    """Also where the parts differ in size and in how many targets count, and where none counts in the whole batch."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(len(LETTERS), size=(2, count, 5))
+    y[rng.random(y.shape) < 0.3] = -100
+    y[: rng.integers(count + 1)] = -100
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=3, rng=rng)
+    for adapter in model.trainable().values():
+        adapter[...] = rng.standard_normal(adapter.shape)
+    expected = backpropagate(model, x, y, cross_entropy)
+    found = accumulate(rows)(model, x, y, next_token_loss)
+    assert found.keys() == expected.keys()
+    for name, grad in found.items():
+        assert_close(grad, expected[name], 1e-13)
+
+
+def test_gradients_in_parts_ask_for_no_dx():
+    asked = []
+
+    class Watched(Linear):
+        def backward(self, dy, cache, *, need_dx=True):
+            asked.append((len(dy), need_dx))
+            return super().backward(dy, cache, need_dx=need_dx)
+
+    rng = np.random.default_rng(0)
+    accumulate(3)(Watched(rng.random((2, 4))), rng.random((8, 4)), rng.random((8, 2)), mse)
+    assert asked == [(3, False), (3, False), (2, False)]
+
+
+@pytest.mark.parametrize(("rows", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_parts_of_no_rows_are_refused(rows, error):
+    with pytest.raises(error, match="rows must be"):
+        accumulate(rows)
+
+
+@pytest.mark.parametrize("height", [1, 13, 10**9])
+def test_evaluation_in_blocks_is_the_loss_of_all_targets(monkeypatch, height):
+    X, Y, _, _ = windows(IDS, 11)
+    Y = Y.copy()
+    Y[:7] = Y[9, 3] = -100  # blocks without a target, and with fewer
+    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", height)
+    model = tiny_llama()
+    assert_close(np.array(evaluate(model, X, Y, next_token_loss)), cross_entropy(model(X), Y)[0], 1e-13)
+
+
+def start(dtype="float64"):
+    """A model with adapters, and the data: the same each time."""
+    model = adapt(tiny_llama(dtype=dtype), ["q_proj", "up_proj"], rank=2, alpha=4, rng=np.random.default_rng(3))
+    X, Y, *held_out = windows(IDS, 8)
+    return model, X, Y, tuple(held_out)
+
+
+def fit(steps_of_all, *, checkpoint=None, rng=None, **options):
+    model, X, Y, held_out = start()
+    settings = {"steps": 1, "batch_size": 6, "lr": 0.02, "log_every": 3, "held_out": held_out}
+    rng = np.random.default_rng(1) if rng is None else rng
+    settings |= {"loss": cross_entropy, "rng": rng, "checkpoint": checkpoint, **options}
+    return model, train(model, X, Y, epochs=steps_of_all, **settings)
+
+
+def test_training_by_steps_is_the_loop_written_out():
+    model, history = fit(7)
+    plain, X, Y, held_out = start()
+    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), lr=0.02), []
+    for step in range(1, 8):
+        rows = rng.choice(len(X), 6, replace=False, shuffle=False)
+        optimizer.step(backpropagate(plain, X[rows], Y[rows], cross_entropy))
+        if step in (3, 6, 7):
+            losses.append(cross_entropy(plain(held_out[0]), held_out[1])[0])
+    assert history.epochs == [3, 6, 7]
+    assert_close(np.array(history.losses), np.array(losses), 1e-13)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, plain.trainable()[name])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "which", "held_out"),
+    [(-1, "inputs", False), (len(LETTERS), "inputs", True), (-101, "targets", False), (len(LETTERS), "targets", True)],
+)
+def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
+    model, X, Y, held = start()
+    before = {name: p.copy() for name, p in model.trainable().items()}
+    data = [d.copy() for d in (held if held_out else (X, Y))]
+    data[1][0, 0] = -100  # a target that does not count is no id
+    data[which == "targets"][-1, 3] = wrong
+    row = rf"row {len(data[0]) - 1} of X and Y: (x|targets) holds {wrong} at \(0, 3\), expected 0 to"
+    X, Y, held = (X, Y, tuple(data)) if held_out else (*data, held)
+    with pytest.raises(ValueError, match=("held_out: " if held_out else "^") + row):
+        train(model, X, Y, rng=np.random.default_rng(1), batch_size=6, loss=cross_entropy, held_out=held)
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+def test_an_epoch_of_more_steps_draws_the_same_batches():
+    one, other = fit(6)[0], fit(2, steps=3, log_every=1)[0]
+    for name, p in one.trainable().items():
+        np.testing.assert_array_equal(p, other.trainable()[name])
+
+
+def test_a_bigram_model_learns_the_pairs_of_a_text():
+    """One matrix from id to id can do no better than the entropy of a letter after the one before it."""
+    X, Y, _, _ = windows(IDS, 8)
+    V, rng = len(LETTERS), np.random.default_rng(0)
+    model = Sequential(emb=Embedding(np.eye(V)), fc=Linear.init(V, V, bias=False, rng=rng, dtype="float64"))
+    model.emb.frozen = True
+    history = train(model, X, Y, epochs=60, batch_size=64, lr=0.3, rng=rng, loss=next_token_loss, log_every=60)
+    pairs = np.zeros((V, V))
+    np.add.at(pairs, (X, Y), 1)
+    given_one = pairs / np.maximum(pairs.sum(axis=1, keepdims=True), 1)
+    entropy = -(pairs * np.log(np.where(given_one > 0, given_one, 1))).sum() / pairs.sum()
+    assert entropy < history.losses[-1] < entropy + 0.03
+
+
+@given(done=st.integers(1, 7), steps=st.integers(1, 2))
+@settings(max_examples=5)
+def test_a_killed_training_on_text_resumes_bit_for_bit(tmp_path_factory, done, steps):
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+
+    def gradients(model, x, y, loss):
+        nonlocal calls
+        calls += 1
+        if calls > done * steps:
+            raise Killed
+        return accumulate(4)(model, x, y, loss)
+
+    file = tmp_path_factory.mktemp("c") / "c.safetensors"
+    with pytest.raises(Killed):
+        fit(8, checkpoint=file, steps=steps, gradients=gradients)
+    calls = -1000
+    resumed, history = fit(8, checkpoint=file, steps=steps, gradients=gradients)
+    whole, expected = fit(8, steps=steps, gradients=gradients)
+    assert calls == -1000 + (8 - done) * steps + 8 * steps  # what was done is not done again
+    assert history == expected
+    for name, p in resumed.trainable().items():
+        assert p.tobytes() == whole.trainable()[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 2}, "steps is 1 there and 2 here"),
+        ({"held_out": None}, "held_out is .* there and None here"),
+        ({"held_out": tuple(a[:1] for a in start()[3])}, "held_out"),
+        ({"held_out": (start()[3][0], start()[3][0])}, "held_out"),
+        ({"held_out": (start()[3][1], start()[3][1])}, "held_out"),
+    ],
+)
+def test_a_checkpoint_with_other_steps_or_data_is_refused(tmp_path, change, named):
+    fit(2, checkpoint=tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+    with pytest.raises(CheckpointError, match=named):
+        fit(2, checkpoint=tmp_path / "c", **change)
+    assert (tmp_path / "c").read_bytes() == before
+
+
+X_HELD, Y_HELD = start()[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"steps": 1.0}, TypeError, "steps must be an integer, got 1.0"),
+        ({"held_out": X_HELD}, TypeError, "held_out must be two arrays, inputs and targets, got ndarray"),
+        ({"held_out": (X_HELD,)}, TypeError, "held_out must be two arrays"),
+        ({"held_out": (X_HELD, Y_HELD[:1])}, ValueError, "held_out: Y has shape"),
+        ({"held_out": (X_HELD + 99, Y_HELD)}, ValueError, "held_out: x holds"),
+        ({"held_out": (X_HELD, Y_HELD * 0 - 100)}, ValueError, "held_out: Y has no target that counts"),
+        ({"held_out": (X_HELD, Y_HELD.astype(float))}, TypeError, "held_out: targets has dtype float64"),
+    ],
+)
+def test_bad_steps_and_held_out_data_are_refused_first(change, error, message):
+    model, X, Y, _ = start()
+    rng, before = np.random.default_rng(0), {name: p.copy() for name, p in model.trainable().items()}
+    with pytest.raises(error, match=message):
+        train(model, X, Y, epochs=1, batch_size=4, rng=rng, **{"loss": cross_entropy, **change})
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    for name, p in model.trainable().items():
+        np.testing.assert_array_equal(p, before[name])
+
+
+def test_held_out_data_that_is_not_finite_is_named():
+    rng = np.random.default_rng(0)
+    model, x, y = Linear.init(3, 2, rng=rng, dtype="float64"), rng.random((9, 3)), rng.random((9, 2))
+    with pytest.raises(ValueError, match=r"held_out\[1\] holds NaN or infinity: entry \(1, 0\) is nan"):
+        train(model, x, y, batch_size=3, rng=rng, held_out=(x[:2], np.array([[0.0, 1.0], [np.nan, 1.0]])))
+    with pytest.raises(ValueError, match=r"^held_out\[0\] holds NaN or infinity: entry \(0, 2\) is inf"):
+        train(model, x, y, batch_size=3, rng=rng, held_out=(np.array([[0, 1, np.inf]]), y[:1]))
+    with pytest.raises(TrainingDiverged, match="the loss over all of held_out is inf after epoch 1"):
+        train(model, x, y, epochs=1, log_every=1, batch_size=3, rng=rng, held_out=(x[:2], np.full((2, 2), 1e300)))
+
+
+def test_progress_counts_tokens(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    fit(4, progress=True, log_every=1)
+    assert "192/192" in sys.stderr.getvalue()  # 4 steps of 6 windows of 8
+    assert "token/s" in sys.stderr.getvalue()
+    assert "loss=" in sys.stderr.getvalue()

@@ -1,0 +1,223 @@
+"""The memory of a training by formula is what arrays of these sizes take."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora import (
+    MLP,
+    Adam,
+    Embedding,
+    Linear,
+    Llama,
+    LlamaConfig,
+    Sequential,
+    adapt,
+)
+from minilora.language.trainingmemory import (
+    LLAMA_2_7B,
+    MATRICES,
+    cache_bytes,
+    count_numbers,
+    matrix_shapes,
+    training_memory,
+)
+from minilora.layer import parameter_count
+from minilora.layers.embedding import OneHot
+from minilora.layers.rotary import frequencies
+
+from ..support.language import LETTERS, TEXT, tiny_llama
+from ..support.memory import traced
+
+sizes = st.integers(1, 6)
+
+
+@st.composite
+def configs(draw):
+    key_value_heads = draw(st.integers(1, 3))
+    heads = key_value_heads * draw(st.integers(1, 3))
+    head_dim = 2 * draw(st.integers(1, 2))
+    tied, *biases = (draw(st.booleans()) for _ in range(3))
+    widths = (draw(sizes), draw(sizes), draw(sizes), draw(sizes))
+    return LlamaConfig(*widths, heads, key_value_heads, head_dim, 1e-5, frequencies(head_dim, 100.0), tied, *biases)
+
+
+def layers_of(config):
+    """Return the model's matrices as layers, for counting only."""
+    one = {name: Linear(np.zeros(shape, np.float32)) for name, shape in matrix_shapes(config).items()}
+    return Sequential(**{f"layer{i}": Sequential(**one) for i in range(config.num_hidden_layers)})
+
+
+@given(configs(), st.sets(st.sampled_from(MATRICES), min_size=1), st.integers(1, 4))
+def test_trained_gradients_and_adam_are_those_of_real_adapters(config, targets, rank):
+    found = training_memory(config, tokens=1, rank=rank, targets=sorted(targets))
+    adapted = adapt(layers_of(config), sorted(targets), rank=rank, alpha=1, rng=np.random.default_rng(0))
+    params = adapted.trainable()
+    adam = Adam(params)
+    assert found["trained"] == found["gradients"] == sum(p.nbytes for p in params.values())
+    assert found["Adam"] == sum(a.nbytes for moment in (adam.m, adam.v) for a in moment.values())
+
+
+@given(configs())
+def test_full_training_takes_sixteen_bytes_a_number(config):
+    found = training_memory(config, tokens=1)
+    llama = Llama.build(config, {name: np.zeros(shape, np.float32) for name, shape in config.shapes().items()})
+    numbers = parameter_count(llama)
+    assert sum(found[part] for part in ("weights", "trained", "gradients", "Adam")) == 16 * numbers
+
+
+def test_llama_2_7b_has_the_parameters_that_are_published():
+    assert sum(count_numbers(LLAMA_2_7B)) == 6_738_415_616
+
+
+@given(configs(), st.integers(1, 50), st.sets(st.sampled_from(MATRICES)))
+def test_activations_grow_with_tokens_and_with_targets(config, tokens, targets):
+    def activations(tokens, targets, **more):
+        return training_memory(config, tokens=tokens, rank=1, targets=sorted(targets), **more)["activations"]
+
+    assert activations(tokens, targets) == tokens * activations(1, targets)
+    assert activations(1, targets) <= activations(1, MATRICES)
+    full = training_memory(config, tokens=1)["activations"]
+    assert activations(1, MATRICES) == full + 2 * config.num_hidden_layers * 7
+    assert training_memory(config, tokens=1, targets=sorted(targets)) == training_memory(config, tokens=1)
+
+
+def test_a_layer_keeps_the_sum_of_the_pages_table():
+    model = LlamaConfig(7, 100, 1000, 1, 10, 1, 12, 1e-5, frequencies(12, 100.0))
+    everything = 2 * 100 + (2 * 120 + 2 * 12) + 100 + 100 + 2 * 1000 + 1000
+    without = {"q_proj": everything, "down_proj": everything - 1000, "up_proj": everything}
+    for dropped, kept in without.items():
+        targets = [name for name in MATRICES if name != dropped]
+        assert training_memory(model, tokens=3, rank=2, targets=targets)["activations"] == 2 * 3 * (kept + 6 * 2)
+    found = training_memory(model, tokens=3, rank=2, targets=["o_proj"], recompute=True)["activations"]
+    assert found == 2 * 3 * (100 + (everything - 200 - 1000 + 2))
+    assert training_memory(model, tokens=3, rank=2)["logits"] == 4 * 3 * 7
+    read = {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 100),
+        "o_proj": 0,
+        "down_proj": 1000,
+    }
+    for target, more in read.items():
+        found = training_memory(model, tokens=3, rank=2, targets=[target])["activations"]
+        assert found == 2 * 3 * (everything - 200 - 1000 + more + 2), target
+
+
+def test_fewer_bits_shrink_the_frozen_matrices_alone():
+    found = {bits: training_memory(LLAMA_2_7B, tokens=1, rank=8, bits=bits) for bits in (16, 8, 4)}
+    matrices, elsewhere = count_numbers(LLAMA_2_7B)
+    a_weight = {bits: 8 * (parts["weights"] - 2 * elsewhere) / matrices for bits, parts in found.items()}
+    assert a_weight == pytest.approx({16: 16, 8: 8.0078125, 4: 4.127}, abs=1e-4)
+    assert len({tuple(v for k, v in parts.items() if k != "weights") for parts in found.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"bits": 4}, ValueError, "bits=4 with rank=None: .* needs bits=16"),
+        ({"bits": 5, "rank": 1}, ValueError, "bits must be 16, 8 or 4, got 5"),
+        ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
+        ({"tokens": 0}, ValueError, "tokens must be at least 1, got 0"),
+        ({"rank": 1, "targets": ["lm_head"]}, ValueError, "targets must be .* got 'lm_head'"),
+        ({"recompute": 1}, TypeError, "recompute must be True or False, got 1"),
+    ],
+)
+def test_bad_input_is_refused(change, error, said):
+    with pytest.raises(error, match=said):
+        training_memory(LLAMA_2_7B, **{"tokens": 1, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"num_hidden_layers": 0}, ValueError, "num_hidden_layers must be at least 1, got 0"),
+        ({"head_dim": 2.0}, TypeError, "head_dim must be an integer, got 2.0"),
+        ({"tie_word_embeddings": "no"}, TypeError, "tie_word_embeddings must be True or False, got 'no'"),
+        ({"head_dim": 64}, ValueError, "there are 64 frequencies, expected 32: head_dim is 64"),
+        ({"head_dim": 256}, ValueError, "there are 64 frequencies, expected 128: head_dim is 256"),
+        ({"attention_bias": 1}, TypeError, "attention_bias must be True or False, got 1"),
+        ({"model_type": "gemma"}, ValueError, "model_type must be 'llama', 'mistral' or 'qwen2', got 'gemma'"),
+        ({"model_type": "qwen2"}, ValueError, "attention_bias must be True of a qwen2, got False"),
+        ({"model_type": "mistral", "mlp_bias": True}, ValueError, "mlp_bias must be False of a mistral, got True"),
+        ({"max_position_embeddings": 0}, ValueError, "max_position_embeddings must be at least 1, got 0"),
+        ({"mlp_bias": None}, TypeError, "mlp_bias must be True or False, got None"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(change, error, said):
+    with pytest.raises(error, match=said):
+        replace(LLAMA_2_7B, **change)
+
+
+def test_sizes_in_another_form_are_refused():
+    with pytest.raises(TypeError, match="config must be a LlamaConfig, got dict"):
+        training_memory({"layers": 32}, tokens=1)
+
+
+IDS = [LETTERS.index(c) for c in TEXT]
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_the_memory_of_a_cache_is_counted(n):
+    rng = np.random.default_rng(0)
+    mlp = MLP.init(5, 7, 3, activation="silu", rng=rng, dtype="float64")
+    _, cache = mlp.forward(rng.standard_normal((n, 5)))
+    assert cache_bytes(cache) == 8 * n * (5 + 7 + 7 + 7)  # the inputs of the three layers, each once, and SiLU's q
+
+
+def test_an_array_over_memory_that_is_no_array_is_counted():
+    x = np.frombuffer(bytearray(8 * 10)).reshape(2, 5)
+    _, cache = Linear.init(5, 3, rng=np.random.default_rng(0), dtype="float64").forward(x)
+    assert cache_bytes(cache) == 8 * 10
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["v_proj"], r".*\.1\.mlp\.down_proj"])
+def test_the_counted_memory_is_what_python_allocates(targets):
+    adapted = adapt(tiny_llama(), targets, rank=2, alpha=1, rng=np.random.default_rng(0))
+    ids = np.array(IDS[:2000]).reshape(40, 50)
+    with traced() as memory:
+        cache = adapted.forward(ids)[1]
+    assert cache_bytes(cache) == pytest.approx(memory.kept, rel=0.02)
+
+
+def test_a_frozen_model_keeps_nothing_of_its_own():
+    model, ids = tiny_llama(), np.array(IDS[:20])[None]
+    top = adapt(model, r"model\.layers\.1\.mlp\.down_proj", rank=1, alpha=1, rng=np.random.default_rng(0))
+    every = adapt(model, "all-linear", rank=1, alpha=1, rng=np.random.default_rng(0))
+    sizes = [cache_bytes(m.forward(ids)[1]) for m in (top, every)]
+    assert 0 < sizes[0] < 0.5 * sizes[1]
+
+
+def test_a_view_keeps_the_whole_array_that_it_looks_at():
+    layer, x, y = Linear(np.zeros((4, 3))), np.zeros((6, 5)), np.zeros(7)
+    cache = (layer, (6, 4), x[:2], [x[3:].T, x[:2][0]], y)
+    assert cache_bytes(cache) == x.nbytes + y.nbytes
+
+
+def test_views_of_the_models_own_arrays_are_not_counted():
+    whole, x = np.zeros((8, 3)), np.zeros(5)
+    layer = Linear(whole[:4])  # itself a view
+    assert cache_bytes((layer, (6, 4), layer.weight.T, whole[2:], x)) == x.nbytes
+
+
+def test_one_hot_rows_keep_their_ids_alone():
+    embedding, ids = Embedding(np.zeros((50, 4))), np.array([[3, 1, 3]])
+    assert cache_bytes(embedding.forward(ids)[1]) == ids.nbytes
+    own = (embedding, (1, 3, 4), OneHot(ids[0], 50, embedding.weight), ids)
+    assert cache_bytes(own) == ids.nbytes
+
+
+def test_parameters_are_counted_once():
+    weight = np.zeros((4, 3))
+    tied = Sequential(emb=Embedding(weight), head=Linear(weight))
+    assert parameter_count(tied) == parameter_count(tied, trained=True) == 12
+    adapted = adapt(tied, ["head"], rank=2, alpha=1, rng=np.random.default_rng(0))
+    assert (parameter_count(adapted), parameter_count(adapted, trained=True)) == (12 + 14, 14)
+
+
+def test_an_array_that_has_no_base_counts_as_its_own():
+    class Bare:
+        dtype, shape, nbytes = np.dtype("float64"), (3,), 24
+
+    assert cache_bytes((Linear(np.ones((2, 3))), (2,), Bare())) == 24

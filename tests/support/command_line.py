@@ -1,0 +1,32 @@
+"""The command line, run in this process, and what it printed."""
+
+import re
+
+from minilora import cli
+
+FEW = ["--steps", "30", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
+"""A fine-tuning of a second."""
+
+
+def run(*arguments: str) -> int:
+    """Run the command line; argparse leaves by SystemExit, whose code is the process's too."""
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as leave:
+        return int(leave.code or 0)
+
+
+def finetune(*more):
+    """Fine-tune the model of the fixture `folder` on its text."""
+    return run("finetune", "text", "--save", "a", "--model", "model", *FEW, *more)
+
+
+def losses(out):
+    """Return the held-out losses that were printed, by step."""
+    return {row[0]: row[-1] for row in rows(out)}
+
+
+def rows(out):
+    """Return step, training loss and held-out loss of each row that was printed; of step 0 the latter alone."""
+    texts = re.findall(r"^ *(\d+) +(?:(\d+\.\d{3}) +)?(\d+\.\d{3})(?: |$)", out, re.M)
+    return [(int(step), float(training) if training else None, float(held_out)) for step, training, held_out in texts]

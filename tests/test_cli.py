@@ -1,0 +1,151 @@
+"""The command line: help, errors of one line, exit codes, streams that are closed, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from minilora import TrainingDiverged, __version__, article, cli
+
+from .support.command_line import run
+
+ROOT = Path(__file__).parents[1]
+
+
+PARSERS = cli._parser()._subparsers._group_actions[0].choices
+
+
+def test_help_teaches(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for said in ("y = x W^T", "delta = (alpha / rank) B A", "minilora article", "minilora check", "minilora/lora.py"):
+        assert said in text
+
+
+@pytest.mark.parametrize(("command", "parser"), PARSERS.items())
+def test_every_option_has_help(command, parser):
+    assert all(action.help for action in parser._actions)
+
+
+def test_help_names_the_defaults_that_exist(capsys):
+    assert run("article", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "passes over the data, for the base and for the adapter (default: 100)" in text
+    assert "None" not in text
+    assert run("generate", "--help") == 0
+    text = capsys.readouterr().out
+    assert "(default: 0)" in text
+    assert "False" not in text
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"minilora {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["article", "--rank", "0"], "rank must be at least 1, got 0"),
+        (["article", "--rank", "1.5"], "argument --rank: invalid int value: '1.5'"),
+        (["article", "--alpha", "nan"], "alpha must be above 0 and finite, got nan"),
+        (["article", "--epochs", "-3"], "epochs must be at least 1, got -3"),
+        (["article", "--batch-size", "10001"], "batch_size must be at most the 10000 rows of the data, got 10001"),
+        (["article", "--lr", "0"], "lr must be above 0 and finite, got 0.0"),
+        (["article", "--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["article", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["article", "--plot", "no/such/folder/x.png"], "there is no folder 'no/such/folder'"),
+        (["article", "--plot", "figure.xyz"], "ends in 'xyz', expected one of"),
+        (["article", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
+        (["check", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["artcle"], "argument COMMAND: invalid choice: 'artcle'"),
+        ([], "the following arguments are required: COMMAND"),
+        (["article", "--rank", str(10**23)], "rank 100000000000000000000000 is too large"),
+        (["article", "--alpha", "1e300"], "alpha must be between 1e-30 and 1e+30, got 1e+300"),
+        (["article", "--alpha", "1e-40"], "alpha must be between 1e-30 and 1e+30, got 1e-40"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(article, "train", lambda *a, **k: pytest.fail("training began"))
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("why"), TypeError("why"), TrainingDiverged("why"), MemoryError(), OSError()]
+)
+def test_what_a_command_cannot_do_is_one_line(monkeypatch, capsys, error):
+    def fails(**k):
+        raise error
+
+    monkeypatch.setattr(article, "run", fails)
+    assert run("article") == 2
+    assert capsys.readouterr() == ("", f"minilora: {str(error) or type(error).__name__}\n")
+
+
+def test_a_command_runs_in_a_thread_too(capsys):
+    """There Python refuses to set what Ctrl-C does."""
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(run("check", "--seed", "-1")))
+    thread.start()
+    thread.join()
+    assert codes == [2]
+    assert capsys.readouterr().err == "minilora: seed must be at least 0, got -1\n"
+
+
+def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
+    def interrupted(**k):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(article, "run", interrupted)
+    assert run("article") == 130
+    assert capsys.readouterr().err == "\nminilora: interrupted\n"
+
+
+def test_ctrl_c_during_the_imports_ends_cleanly():
+    """The signal arrives while NumPy is imported, where its own code turns it into an ImportError."""
+    script = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with the signal ignored
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ImportError("a bad install") from error
+sys.meta_path.insert(0, Interrupting())
+from minilora.cli import main
+sys.exit(main(["check"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nminilora: interrupted\n")
+
+
+def test_the_command_line_imports_numpy_when_it_runs():
+    script = "import sys, minilora.cli; print(*{'numpy', 'tqdm', 'safetensors'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_is_as_before_after_the_command(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert run("check", "--seed", "-1") == 2
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "minilora", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"minilora {__version__}\n")
