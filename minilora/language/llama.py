@@ -129,6 +129,12 @@ class Decoder(Layer):
             grads |= nest(name, layer_grads)
         return None, grads
 
+    def __call__(self, x: Array) -> Array:
+        """Return y alone: no layer's cache outlives it."""
+        for _, layer in self.steps():
+            x = layer(x)
+        return x
+
     def steps(self) -> list[tuple[str, Layer]]:
         """Return the layers by name, in the order in which they are applied."""
         blocks = [(f"layers.{i}", block) for i, block in enumerate(self.layers)]
@@ -170,6 +176,10 @@ class Llama(Layer):
             dh = rows_at(dh, at)
         below = {} if dh is None else self.model.backward(dh, model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the logits alone, in the memory of one layer."""
+        return self.lm_head(self.model(x))
 
     def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)
         """Return the logits after the last of the ids, which follow those in `past`, and the past for what follows.
