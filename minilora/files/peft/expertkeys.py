@@ -79,7 +79,7 @@ def places(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         module, _, name = path.rpartition(".")
         of_module.setdefault(module, []).append(name)
-    where = {}
+    where: dict[str, str] = {}
     for module, names in of_module.items():
         for depth, name in enumerate(sorted(names, key=_rank)[::-1]):
             where[f"{module}.{name}"] = module + depth * WRAPPED
@@ -122,7 +122,7 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
         while module.endswith(WRAPPED):
             module, depth = module.removesuffix(WRAPPED), depth + 1
         depths.setdefault(module, []).append(depth)
-    where = {}
+    where: dict[str, str] = {}
     for module, places_of_it in depths.items():
         names = sorted({name for name in map(_named(module), config.target_parameters) if name}, key=_rank)
         if not names and places_of_it == [0]:
