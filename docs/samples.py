@@ -309,6 +309,19 @@ def packed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return {"A": randn((E * r, IN)), "B": randn((OUT, r * E)), "r": r, "E": E, "experts": E, "out": OUT}
 
 
+def blockwise(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (blk.1) to (blk.13): a block of 4 queries, 3 heads for each key, and of 5 keys; Z and N are sums so far."""
+    B, K, g, n, J, D = 2, 2, 3, 4, 5, 3
+    rows = {name: randn((B, K, g * n, 1)) for name in ("m", "m_new", "f", "dZ")}
+    rows |= {name: 1 + rng.random((B, K, g * n, 1)) for name in ("Z", "Z_rows")}
+    rows |= {name: randn((B, K, g * n, D)) for name in ("N", "do_rows", "dN", "o_rows", "q_rows", "dq_rows")}
+    names: Names = rows | {name: randn((B, K, J, D)) for name in ("k_rows", "v_rows")}
+    names |= {name: randn((B, K, g * n, J)) for name in ("S", "E", "dE", "dS")}
+    names |= {name: randn((B, K, 1, J + 2, D)) for name in ("dk", "dv")}
+    names |= {"c": D**-0.5, "cq_rows": D**-0.5 * rows["q_rows"], "u": slice(2, 2 + J)}
+    return names | {"B": B, "K": K, "g": g, "n": n, "D": D}
+
+
 def four_bits(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (nf.1) to (nf.6): three blocks of 8."""
     names = {"n": 16, "i": 3, "m": 8, "p_1": 0.96, "quantile": NormalDist().inv_cdf, "blocks": randn((3, 8))}
@@ -333,7 +346,7 @@ def loftq(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 GROUPS = {
     **{"layer": layer, "residual": residual, "adam": adam, "best": best},
-    **{"norm": norm, "rope": rotary, "att": attention, "gate": gate, "llama": branch},
+    **{"norm": norm, "rope": rotary, "att": attention, "blk": blockwise, "gate": gate, "llama": branch},
     **{"act": activation, "ce": cross_entropy, "seq": sequential, "flat": flatten, "emb": embedding},
     **{
         "conv.1": convolution,

@@ -41,7 +41,7 @@ PYTHON = {
     "language.llama.Llama.load": {"dtype": "float32", "keep_blocks": False},
     "language.llamaconfig.LlamaConfig": {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False},
     "language.generation.generate": {"temperature": 0.0, "top_p": 1.0},
-    "language.memory.training_memory": {"bits": 16, "recompute": False},
+    "language.trainingmemory.training_memory": {"bits": 16, "recompute": False},
 }
 COMMANDS = {
     "article": "--rank=1 --alpha=1.0 --epochs=100 --batch-size=128 --lr=0.001 --seed=0 --dtype=float32",

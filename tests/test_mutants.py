@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 
-from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, best_of_rank, gradcheck, mse, weighted_sum
+from minilora import best_of_rank, gradcheck, weighted_sum
 from minilora.conformance.claims import ADAM_CLAIMS, MSE_CLAIMS
-from minilora.fast import residual_form
 from minilora.variants.scaling import scaling
 
 from .support import expert_mutants, language_mutants, mutants
-from .support.cases import KINDS, adapted_case, linear_case, lora_case, lora_linear_case, plain_case
+from .support.cases import KINDS, adapted_case, lora_case, plain_case
 from .support.compare import gradients_are_the_slope_of_mse
 from .support.formulas import AdamByFormulas
 from .support.mutants import HIDDEN_AT_THE_START, MUTANTS, written_out
@@ -59,35 +58,32 @@ def test_there_are_many_bugs_with_names_of_their_own():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 190
 
 
+few = settings(max_examples=2 if settings.get_current_profile_name() == "default" else 8)
+
+
 @given(problem=problems())
-@settings(max_examples=8)
+@few
 def test_the_same_code_without_a_bug_passes(problem):
     """Otherwise the scaffold of the bugs, and not the bugs, might be what is caught."""
 
     def right_mse(p, t):
         return ((p - t) ** 2).mean(), 2 / p.size * (p - t)
 
-    by_pieces = (lora_case(RightPieces), mutants.with_parts("linear"))
-    for case in (lora_case(LoRA), linear_case(Linear), lora_linear_case(LoRALinear), *by_pieces):
+    for case in (lora_case(RightPieces), mutants.with_parts("linear")):
         for claim in case.claims:
             claim(case, problem)
     for claim in MSE_CLAIMS:
         claim(right_mse, problem)
-        claim(mse, problem)
     for claim in ADAM_CLAIMS:
         claim(AdamByFormulas, problem)
-    for gradients in (written_out, residual_form):
-        gradients_are_the_slope_of_mse(gradients, problem)
+    gradients_are_the_slope_of_mse(written_out, problem)
 
 
 @given(problem=problems())
-@settings(max_examples=8)
+@few
 def test_the_other_layers_without_a_bug_pass(problem):
     cases = [
-        plain_case(KINDS["embedding"], Embedding),
         plain_case(KINDS["embedding"], mutants.WrongEmbedding),
-        plain_case(KINDS["conv2d"], Conv2d),
-        mutants.dora_case(DoRA),
         mutants.dora_case(mutants.WrongDoRA),
     ]
     for case in cases:
@@ -104,7 +100,7 @@ def test_the_other_layers_without_a_bug_pass(problem):
 
 @pytest.mark.parametrize("kind", mutants.CASE_OF)
 @given(problem=problems())
-@settings(max_examples=2)
+@few
 def test_the_suites_formulas_without_a_bug_pass(kind, problem):
     merges = (mutants.merged_gives_the_same_output,) if kind in ("linear", "conv2d") else ()
     for claim in mutants.also_squared(mutants.CLAIMS_OF.get(kind, mutants.TWO_CLAIMS)) + mutants.also_squared(merges):
@@ -116,7 +112,7 @@ RIGHT = language_mutants.RIGHT | expert_mutants.RIGHT
 
 @pytest.mark.parametrize("name", RIGHT)
 @given(problem=problems())
-@settings(max_examples=3)
+@few
 def test_a_language_models_layers_without_a_bug_pass(name, problem):
     case, subjects, claims = RIGHT[name]
     for subject in subjects:

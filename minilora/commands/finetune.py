@@ -158,8 +158,14 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     _print_data(settled, data)
     rng = np.random.default_rng(settled.seed)
-    fit: dict[str, Any] = {"rank": settled.rank, "alpha": settled.alpha, "rng": rng}
-    adapted = adapt(model, settled.target_modules, target_parameters=settled.target_parameters, **fit)
+    adapted = adapt(
+        model,
+        settled.target_modules,
+        rank=settled.rank,
+        alpha=settled.alpha,
+        rng=rng,
+        target_parameters=settled.target_parameters,
+    )
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {settled.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
     costs = _print_costs(settled, where, adapted, data, threads, stopped)

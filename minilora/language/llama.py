@@ -31,6 +31,7 @@ from typing import Any
 
 from ..backend import Backend
 from ..checks import Array, check_array, check_dict, check_instance, check_shape, kind_of
+from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
@@ -208,8 +209,8 @@ class Llama(Layer):
 
         def block(path: str) -> Block:
             q, k, v, o = (linear(f"{path}.self_attn.{name}_proj") for name in "qkvo")
-            norms = [norm(f"{path}.self_attn.{name}_norm") for name in ("qk" if config.qk_norm else "")]
-            attention = Attention(q, k, v, o, Rotary(config.frequencies), *norms)
+            q_norm, k_norm = (norm(f"{path}.self_attn.{name}_norm") if config.qk_norm else None for name in "qk")
+            attention = BlockwiseAttention(q, k, v, o, Rotary(config.frequencies), q_norm, k_norm)
             first, second = norm(f"{path}.input_layernorm"), norm(f"{path}.post_attention_layernorm")
             mixed = f"{path}.mlp.gate.weight" in shapes
             return Block(first, attention, second, mixture(f"{path}.mlp") if mixed else gated(f"{path}.mlp"))

@@ -71,7 +71,7 @@ class Attention(Layer):
         k, k_norm = normed(self.k_norm, self.split(k, T))
         (q, q_turn), (k, k_turn) = self.rotary.forward(q), self.rotary.forward(k)
         v = self.split(v, T)
-        o, P = attend(q, k, v)
+        o, P = self.attend(q, k, v)
         y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
         linears, heads = (q_cache, k_cache, v_cache, o_cache), (q_norm, k_norm, q_turn, k_turn)
@@ -87,7 +87,7 @@ class Attention(Layer):
         grads = nest("o_proj", o_grads)
         if do is None:  # nothing below asks
             return None, grads
-        dq, dk, dv = attend_backward(self.split(do, shape[-2]), q, k, v, P)
+        dq, dk, dv = self.attend_backward(self.split(do, shape[-2]), q, k, v, P)
         dq, dk = self.rotary.backward(dq, q_turn)[0], self.rotary.backward(dk, k_turn)[0]
         dq, q_norm_grads = normed_back(self.q_norm, dq, q_norm)
         dk, k_norm_grads = normed_back(self.k_norm, dk, k_norm)
@@ -110,9 +110,17 @@ class Attention(Layer):
         q, k = self.rotary.forward(q, start)[0], self.rotary.forward(k, start)[0]
         if past is not None:
             k, v = (backend_of(x).xp.concatenate(pair, axis=-2) for pair in zip(past, (k, v), strict=True))
-        o, _ = attend(q, k, v)
+        o, _ = self.attend(q, k, v)
         y = self.o_proj(self.join(o))
         return y.reshape(*x.shape[:-1], y.shape[-1]), (k, v)
+
+    def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+        """Return o and P. `minilora.fast.blockwise` keeps less of a long text."""
+        return attend(q, k, v)
+
+    def attend_backward(self, do: Array, q: Array, k: Array, v: Array, P: Any) -> tuple[Array, Array, Array]:
+        """Return dq, dk and dv."""
+        return attend_backward(do, q, k, v, P)
 
     def split(self, x: Array, T: int) -> Array:  # (B T, heads D) -> (B, K, heads / K, T, D)
         """Return each head's entries apart, the heads that share a key together. It copies nothing."""

@@ -79,11 +79,11 @@ def places(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         module, _, name = path.rpartition(".")
         of_module.setdefault(module, []).append(name)
-    where: dict[str, str] = {}
+    found = {}
     for module, names in of_module.items():
         for depth, name in enumerate(sorted(names, key=_rank)[::-1]):
-            where[f"{module}.{name}"] = module + depth * WRAPPED
-    return where
+            found[f"{module}.{name}"] = module + depth * WRAPPED
+    return found
 
 
 def expert_forms(
@@ -96,10 +96,10 @@ def expert_forms(
     FileRefused
         If the keys are not those of the arrays that `target_parameters` names, or nothing says how factors lie.
     """
-    sites = _paths(config, forms)
-    layers = config.settings(list(sites))
-    experts: dict[str, ExpertForm] = {}
-    for path, place in sites.items():
+    there = _paths(config, forms)
+    layers = config.settings(list(there))
+    found: dict[str, ExpertForm] = {}
+    for path, place in there.items():
         form, rank = ExpertForm(place=place), layers[path].rank
         A, _ = (file.tensors[key] for key in form.keys(path))
         if len(A.shape) != 2 or A.shape[0] % rank or not A.shape[0]:
@@ -108,10 +108,10 @@ def expert_forms(
                 f"{short(form.keys(path)[0])} has shape {list(A.shape)}, expected as many rows for each expert: the "
                 f"rank is {rank}",
             )
-        turned = _turned(config, file, {other: sites[other] for other in _beside(path, sites)}, path)
+        turned = _turned(config, file, {other: there[other] for other in _beside(path, there)}, path)
         grouped = LAYOUTS[config.lora_B_layout] if config.lora_B_layout else False
-        experts[path] = ExpertForm(place=place, experts=A.shape[0] // rank, turned=turned, grouped=grouped)
-    return experts, layers
+        found[path] = ExpertForm(place=place, experts=A.shape[0] // rank, turned=turned, grouped=grouped)
+    return found, layers
 
 
 def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
@@ -122,7 +122,7 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
         while module.endswith(WRAPPED):
             module, depth = module.removesuffix(WRAPPED), depth + 1
         depths.setdefault(module, []).append(depth)
-    where: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for module, places_of_it in depths.items():
         names = sorted({name for name in map(_named(module), config.target_parameters) if name}, key=_rank)
         if not names and places_of_it == [0]:
@@ -138,8 +138,8 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
                 config.path,
                 f"target_parameters names {short(names)} of {short(module)}: which key is whose is not known",
             )
-        where |= {f"{module}.{name}": module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
-    return where
+        paths |= {f"{module}.{name}": module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
+    return paths
 
 
 def _named(module: str) -> Callable[[str], str]:
@@ -157,16 +157,16 @@ def _rank(name: str) -> int:
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def _beside(path: str, sites: Mapping[str, str]) -> list[str]:
+def _beside(path: str, there: Mapping[str, str]) -> list[str]:
     """Return the arrays of the same module."""
     module = path.rpartition(".")[0]
-    return [other for other in sites if other.rpartition(".")[0] == module]
+    return [other for other in there if other.rpartition(".")[0] == module]
 
 
-def _turned(config: PeftConfig, file: TensorFile, sites: Mapping[str, str], path: str) -> bool:
+def _turned(config: PeftConfig, file: TensorFile, there: Mapping[str, str], path: str) -> bool:
     """Return whether an array's factors are those of transposed weights; refuse what contradicts or says nothing."""
     name, version = path.rpartition(".")[2], version_of(config.peft_version)
-    by_shape = _by_shape(file, sites)
+    by_shape = _by_shape(file, there)
     if name not in ORDER:  # a matrix, which older versions were not tried with
         if version is not None and version > TURNED_UNTIL:
             return False
@@ -199,10 +199,10 @@ def _says(config: PeftConfig) -> str:
     return "there is no peft_version" if version is None else f"peft_version is {short(version)}"
 
 
-def _by_shape(file: TensorFile, sites: Mapping[str, str]) -> bool | None:
+def _by_shape(file: TensorFile, there: Mapping[str, str]) -> bool | None:
     """Return whether both arrays' factors have the shapes of transposed weights; None where they may be both."""
     shapes = {}
-    for path, place in sites.items():
+    for path, place in there.items():
         A, B = (file.tensors[key].shape for key in ExpertForm(place=place).keys(path))
         shapes[path.rpartition(".")[2]] = (A[-1], B[0])
     if set(shapes) != set(ORDER):
