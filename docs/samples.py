@@ -275,7 +275,7 @@ def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.1) to (moe.4), (moe.14) and (moe.15): four experts, of which a row keeps two."""
     E, K = 4, 2
     x, W, dp, d_scores = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
-    p, kept = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
+    p, choice = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
     router = Router(StackedLinear(W), K)
     names = {
         "x": x,
@@ -283,7 +283,7 @@ def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
         "p": p,
         "dp": dp,
         "d_scores": d_scores,
-        "kept": kept,
+        "choice": choice,
         "E": E,
         "N": N,
         "n": N,

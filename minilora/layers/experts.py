@@ -97,10 +97,10 @@ class MixtureOfExperts(Layer):
         """Return y, and a cache with g, o and the order in which rows were gathered."""
         check_input(self, x)
         h = rows(x)  # (N, d)
-        g, kept, g_cache = self.gate.route(h)
-        order, place, counts = gathered(kept, self.experts.count)
+        g, choice, g_cache = self.gate.route(h)
+        order, place, counts = gathered(choice, self.experts.count)
         o, o_cache = self.experts.forward(h[order // self.gate.top_k], counts)
-        o = o[place].reshape(*kept.shape, h.shape[1])  # (N, K, d)
+        o = o[place].reshape(*choice.shape, h.shape[1])  # (N, K, d)
         y = (g[:, :, None] * o).sum(axis=1)  # eq. (moe.8)
         shared = None
         if self.shared_expert is not None and self.shared_expert_gate is not None:
@@ -145,14 +145,14 @@ class MixtureOfExperts(Layer):
     shape = property(lambda self: self.experts.shape, doc="(d, d).")
 
 
-def gathered(kept: Array, experts: int) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
+def gathered(choice: Array, experts: int) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
     """Return the order that puts the N K pairs of a row and a kept expert by expert, its inverse, and their counts.
 
     Pair i is of row i // K. Within an expert rows keep their order.
     """
-    backend, pairs = backend_of(kept), kept.reshape(-1)
+    backend, pairs = backend_of(choice), choice.reshape(-1)
     order = backend.xp.argsort(pairs, kind="stable")
-    counts = backend.to_numpy(tallied(kept, experts))  # a GPU is waited for here
+    counts = backend.to_numpy(tallied(choice, experts))  # a GPU is waited for here
     return order, backend.xp.argsort(order, kind="stable"), counts.tolist()
 
 
