@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..guards.errors import printable
-from .options import path
+from .options import check_output, path
 
 
 def add(commands: Any) -> None:
@@ -45,10 +45,11 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from ..conformance.checking import xfails
     from ..conformance.golden.judging import compare
-    from ..guards.wholefiles import replaceable, written_whole
+    from ..guards.wholefiles import written_whole
 
     if options.json is not None:
-        replaceable(options.json)
+        files = [*options.folder.rglob("*"), *options.compare.glob("*.safetensors")]
+        check_output(options.json, [(file, "a file of what is compared") for file in files])
     verdict = compare(options.folder, options.compare)
     if options.json is not None:
         with written_whole(options.json) as file:

@@ -1,6 +1,7 @@
 """What programs answer to golden adapters: right numbers pass, known bugs are named, whatever they answer with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -308,3 +309,14 @@ def test_a_damaged_answer_is_an_error_of_its_file(golden, results):
     (results / "rslora.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(FileRefused, match=r"rslora\.safetensors"):
         compare(golden, results)
+
+
+@pytest.mark.parametrize("output", ["golden/index.json", "golden/answers/dora.safetensors", "right/dora.safetensors"])
+def test_verdicts_never_take_the_place_of_what_is_compared(golden, right, tmp_path, capsys, output):
+    shutil.copytree(golden, tmp_path / "golden")
+    shutil.copytree(right, tmp_path / "right")
+    before = (tmp_path / output).read_bytes()
+    line = ["golden", str(tmp_path / "golden"), "--compare", str(tmp_path / "right"), "--json", str(tmp_path / output)]
+    assert cli.main(line) == 2
+    assert "is a file of what is compared, expected another file" in capsys.readouterr().err
+    assert (tmp_path / output).read_bytes() == before
