@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +50,7 @@ def backend(options: argparse.Namespace) -> Backend:
 
     if options.backend not in BACKENDS:  # the parser checks what is typed, not the default
         raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {options.backend!r}")
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        library = get_backend(options.backend)
-    for note in notes:
-        say(str(note.message))
-    return library
+    return get_backend(options.backend)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -24,12 +24,12 @@ from ..guards.errors import FileRefused, needed, short
 from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .modelfiles.supportedsettings import GGUF_TOKENIZER
+from .tokenizerconfig import complete, read_beside, token_text
 
 MAX_TOKENIZER = 1 << 26
 """Bytes of tokenizer.json that we agree to parse."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
-BESIDE = "tokenizer_config.json"
 PROBES = 300
 """Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
 QWEN2_WORDS = (
@@ -100,35 +100,15 @@ def _from_folder(folder: Path) -> Tokenizer:
         tokenizer.no_padding()
     except Exception as error:  # the package raises nothing more precise
         raise FileRefused(path, f"not a tokenizer: {error}") from error
-    last = None
-    if (folder / BESIDE).exists():
-        _check_beside(folder / BESIDE, tokenizer)
-        last = tokenizer.token_to_id(token_text(read_json(folder / BESIDE, MAX_MODEL_CONFIG).get("eos_token")) or "")
+    with _panics_are_errors():
+        complete(folder, tokenizer, tokenizers.AddedToken)
+    last = tokenizer.token_to_id(token_text(read_beside(folder).get("eos_token")) or "")
     for name in ("generation_config.json", "config.json"):  # the first that names an end
         if (folder / name).exists():
             end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
             if end is not None:
                 return _of(path, tokenizer, _end(folder / name, end), last)
     return _of(path, tokenizer, [], last)
-
-
-def token_text(token: Any) -> str | None:
-    """Return the text of a token as tokenizer_config.json writes one: a text, or an object that has it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _check_beside(path: Path, tokenizer: Any) -> None:
-    """Refuse a tokenizer_config.json that adds tokens which tokenizer.json has not: transformers adds them."""
-    added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
-    tokens = read_json(path, MAX_MODEL_CONFIG).get("added_tokens_decoder") or {}
-    if not isinstance(tokens, dict) or not all(isinstance(token, dict) for token in tokens.values()):
-        raise FileRefused(path, f"added_tokens_decoder is {short(tokens)}, expected an object of tokens by their ids")
-    for number, token in tokens.items():
-        if not number.isdecimal() or added.get(int(number)) != token.get("content"):
-            raise FileRefused(
-                path, f"it adds {short(token.get('content'))} as token {short(number)}: tokenizer.json does not"
-            )
 
 
 def _end(path: Path, end: Any) -> list[int]:

@@ -150,6 +150,12 @@ FOLDER_TOKENIZER = (
     Setting("added_tokens_decoder", "in tokenizer_config.json; must name tokens of tokenizer.json alone"),
     Setting("add_bos_token", "in tokenizer_config.json: nothing beside a post_processor"),
     Setting("eos_token", "in tokenizer_config.json: what a completion ends with, read; else the first eos_token_id"),
+    Setting("dropout", "in the model of tokenizer.json: whether a text has other ids each time", (None, 0)),
+    Setting("split_special_tokens", "in tokenizer_config.json: whether special tokens are letters", (False,)),
+    Setting("tokenizer_class", "likewise: where transformers 5 has one that passes over tokenizer.json, a warning"),
+    Setting("add_prefix_space", "likewise: nothing beside tokenizer.json but that warning"),
+    Setting("bos_token", "likewise, or special_tokens_map.json: a special token, also one that tokenizer.json has not"),
+    Setting("extra_special_tokens", "likewise, or additional_special_tokens: more of them, read"),
     Setting("chat_template", "in tokenizer_config.json, or chat_template.jinja instead: how a chat is written, read"),
 )
 """What tokenizer.json, and tokenizer_config.json beside it, say; the rest is the package `tokenizers`'."""
