@@ -339,7 +339,6 @@ def test_an_end_that_is_no_id_is_refused(tmp_path, file, end):
 def test_no_end_at_all_is_no_end(tmp_path):
     folder = write_folder(tmp_path / "m", tiny_llama())
     config = json.loads((folder / "config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
     assert load_tokenizer(folder).end == {config["eos_token_id"]}
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert load_tokenizer(folder).end == frozenset()
@@ -559,3 +558,35 @@ def test_a_llamas_old_layout_is_said(tmp_path):
             warnings.simplefilter("always")
             load_tokenizer(folder)
         assert bool(found) is word
+
+
+@pytest.mark.parametrize("kind", [0, 1, 3, 4, 5, 6, 7])
+def test_ends_that_llama_cpp_knows_by_name_end_a_text_and_are_whole(tmp_path, kind):
+    """SmolLM2's file names <|im_end|> alone; llama.cpp ends at <|endoftext|> and <reponame> too."""
+    words = ["<|endoftext|>", "<|im_end|>", "<reponame>", "<file_sep>", "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, kind, kind, 3] + [1] * 257, "merges": ["t h"], "eos": 1}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert (found.end, found.last) == ({0, 1, 2}, (1,))
+    assert found.encode("a<|im_end|><reponame>") == [words.index("a"), 1, 2]
+    assert found.decode([1]) == ""
+
+
+def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path):
+    words = ["<|return|>", "<|call|>", "<|end|>", "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"]}
+    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields)).end == {0, 1}
+
+
+def test_of_merges_that_stand_twice_the_first_counts(tmp_path):
+    """As in llama.cpp: so "th" is merged before "he"."""
+    words = ["th", "he", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [1] * len(words), "merges": ["t h", "h e", "t h"]}
+    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields)).encode("the") == [0, words.index("e")]
+
+
+@pytest.mark.parametrize("config", [{}, {"eos_token_id": None}])
+def test_a_generation_config_without_an_end_has_none(tmp_path, config):
+    """transformers does not look further then."""
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(folder).end == frozenset()
