@@ -28,6 +28,8 @@ from .tokenizerconfig import complete, read_beside, token_text
 
 MAX_TOKENIZER = 1 << 26
 """Bytes of tokenizer.json that we agree to parse."""
+AT_ONCE = (1 << 21) + (1 << 10)
+"""Letters that are encoded in one call, which takes half a kilobyte of memory for each."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
 PROBES = 300
@@ -140,6 +142,8 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
     closing = end[:1] if last is None else [last]
 
     def encoded(text: str) -> Any:
+        if len(text) > AT_ONCE:
+            raise FileRefused(path, f"to encode {len(text):,} letters at once, expected at most {AT_ONCE:,}: cut them")
         try:
             with _panics_are_errors():
                 return tokenizer.encode(text, add_special_tokens=False)

@@ -27,6 +27,9 @@ QWEN2 = (
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
 
+MOST_GROWTH, MOST_AROUND = 16, 100
+"""Letters that a tokenizer may make of one, and tokens that it may put around a text: in use are 2 of each."""
+
 
 def _sequence(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": list(parts)}
@@ -119,6 +122,7 @@ def complete(folder: Path, tokenizer: Any, added_token: Any) -> None:
         ``tokenizers.AddedToken``.
     """
     path, config = folder / BESIDE, read_beside(folder)
+    _check_growth(folder / "tokenizer.json", tokenizer)
     _check_added(folder, config, tokenizer)
     if config.get("split_special_tokens"):
         raise FileRefused(path, "split_special_tokens is True, supported: False: special tokens would be letters")
@@ -136,6 +140,32 @@ def complete(folder: Path, tokenizer: Any, added_token: Any) -> None:
             tokenizer.add_special_tokens([added_token(text, special=True, **more)])
     if type(tokenizer.model).__name__ == "BPE":
         _warn_of_a_class(path, class_of(folder, config), config, tokenizer)
+
+
+def _check_growth(path: Path, tokenizer: Any) -> None:
+    """Refuse a tokenizer that makes much of a short text: it would fill the memory before anything is counted."""
+    for name in ("normalizer", "decoder"):
+        growth = 1
+
+        def grow(part: dict[str, Any]) -> dict[str, Any]:
+            nonlocal growth
+            growth *= max(1, *(len(part[key]) for key in ("content", "prepend") if isinstance(part.get(key), str)), 1)
+            return part
+
+        if (part := getattr(tokenizer, name)) is not None:
+            json.loads(part.__getstate__(), object_hook=grow)
+        if growth > MOST_GROWTH:
+            raise FileRefused(path, f"its {name} makes {growth:,} letters of one, expected at most {MOST_GROWTH}")
+    processor = tokenizer.post_processor
+    state = json.loads(processor.__getstate__()) if processor is not None else {}
+    parts = state.get("processors") or [state]
+    count = 0
+    for part in parts:
+        tokens = part.get("special_tokens") if isinstance(part.get("special_tokens"), dict) else {}
+        names = [piece["SpecialToken"]["id"] for piece in part.get("single") or [] if "SpecialToken" in piece]
+        count += sum(len(tokens.get(name, {}).get("ids", ())) for name in names)
+    if count > MOST_AROUND:
+        raise FileRefused(path, f"it puts {count:,} tokens around a text, expected at most {MOST_AROUND}")
 
 
 def _warn_of_a_class(path: Path, name: str, config: Mapping[str, Any], tokenizer: Any) -> None:

@@ -590,3 +590,47 @@ def test_a_generation_config_without_an_end_has_none(tmp_path, config):
     folder = write_folder(tmp_path / "m", tiny_llama())
     (folder / "generation_config.json").write_text(json.dumps(config))
     assert load_tokenizer(folder).end == frozenset()
+
+
+def test_a_text_too_long_to_encode_at_once_is_refused(tmp_path):
+    found = load_tokenizer(write_folder(tmp_path / "m", tiny_llama()))
+    for encode in (found.encode, found.places):
+        with pytest.raises(FileRefused, match="to encode 4,000,000 letters at once, expected at most 2,098,176"):
+            encode("a" * 4_000_000)
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": REPLACE | {"content": "b" * 10**6}}, "its normalizer makes 1,000,000 letters of one"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE, REPLACE]}}, "makes 36 letters of one"),
+        ({"decoder": REPLACE | {"content": "b" * 10**6}}, "its decoder makes 1,000,000 letters of one"),
+    ],
+)
+def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path, change, message):
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    config = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(config | change))
+    with pytest.raises(FileRefused, match=message):
+        load_tokenizer(folder)
+
+
+def test_tokens_around_a_text_are_few(tmp_path):
+    folder = with_template(write_folder(tmp_path / "m", tiny_llama()), *["<s>"] * 101, "A")
+    with pytest.raises(FileRefused, match="it puts 101 tokens around a text, expected at most 100"):
+        load_tokenizer(folder)
+
+
+def test_a_header_of_many_keys_is_refused(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for i in range(1100):
+        writer.add_uint32(f"k{i}", i)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(FileRefused, match="more than 1,000 keys in its header"):
+        load_tokenizer(tmp_path / "m.gguf")
