@@ -1,6 +1,6 @@
 """What `examples/microlora.py` prints, as it is and with the changes that the page's challenges ask for.
 
-``python docs/micro.py`` runs all of them again, some minutes, and writes docs/microlora.json. The page shows these lines.
+``python docs/micro.py`` runs all of them again, some minutes, and writes docs/microlora.json. The page shows its lines.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def lines(name: str) -> list[str]:
 
 
 def losses(name: str) -> list[tuple[float, float]]:
-    """Return the losses on unseen people and dinosaurs: before LoRA, and after."""
-    people, dinosaurs = (
-        [float(line.split()[-1]) for line in lines(name) if f"unseen {kind}" in line]
-        for kind in ("people", "dinosaurs")
-    )
-    return list(zip(people, dinosaurs, strict=True))
+    """Return the losses on unseen people and dinosaurs: before LoRA, and after it."""
+    unseen = {"people": [], "dinosaurs": []}
+    for line in lines(name):
+        if line.startswith("loss on"):
+            unseen[line.split()[-2].rstrip(":")].append(float(line.split()[-1]))
+    return list(zip(*unseen.values(), strict=True))
 
 
 def trained(name: str) -> list[int]:

@@ -153,6 +153,7 @@ def prose(text: str, name: str) -> str:
     text = re.sub(r"^%.*\n", "", text, flags=re.M)
     text = re.sub(r"^\(([\w-]+)\)=$", r'<a id="\1"></a>\n', text, flags=re.M)
     text = re.sub(r"\{py:\w+\}`([^`<]+) <[\w.]+>`", r"`\1`", text)  # a link to the API by another name
+    text = re.sub(r"\{download\}`([^`<]+) <[^>]+>`", r"`\1`", text)  # the checkout has the file
     text = re.sub(r"\{py:obj\}`~?([\w.]+)`", lambda m: f"`{m[1].rpartition('.')[2] if '~' in m[0] else m[1]}`", text)
     text = re.sub(r"^(?![-#|>\s])(.+)\n: (.*(?:\n  .*)*)", r"- **\1.** \2", text, flags=re.M)
     text = re.sub(r"\$\$(.+?)\$\$", lambda m: f"$$\n{tex(m[1])}\n$$", text, flags=re.S)
@@ -189,9 +190,12 @@ def included(argument: str, options: dict[str, str]) -> str:
             inside = next(node for node in inside.body if getattr(node, "name", None) == part)
         text = "\n".join(text.splitlines()[inside.lineno - 1 : inside.end_lineno]) + "\n"
     if "start-at" in options:
-        lines, (start, end) = text.splitlines(), (options["start-at"].strip('"'), options["end-before"].strip('"'))
+        lines, start = text.splitlines(), options["start-at"].strip('"')
         first = next(i for i, line in enumerate(lines) if start in line)
-        last = next(i for i, line in enumerate(lines) if i > first and end in line)
+        last = len(lines)  # to the end of the file, where no line ends it
+        if "end-before" in options:
+            end = options["end-before"].strip('"')
+            last = next(i for i, line in enumerate(lines) if i > first and end in line)
         text = "\n".join(lines[first:last]) + "\n"
     if "lines" in options:
         parts = [[int(number) for number in part.split("-")] for part in options["lines"].split(",")]

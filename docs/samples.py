@@ -231,8 +231,9 @@ def gate(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (gate.1) to (gate.4)."""
     a, b, dz, da, db = randn((N, OUT)), randn((N, OUT)), randn((N, OUT)), randn((N, OUT)), randn((N, OUT))
     W_a, W_b = randn((OUT, IN)), randn((OUT, IN))
-    names = {"a": a, "b": b, "dz": dz, "da": da, "db": db, "W_a": W_a, "W_b": W_b}
-    return names | {"u": a / (1 + np.exp(-a)), "dx_a": da @ W_a, "dx_b": db @ W_b}
+    q = 1 / (1 + np.exp(-a))
+    names = {"a": a, "b": b, "dz": dz, "da": da, "db": db, "W_a": W_a, "W_b": W_b, "q": q}
+    return names | {"u": a * q, "p": b * (q + a * q * (1 - q)), "dx_a": da @ W_a, "dx_b": db @ W_b}
 
 
 def generation(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -273,11 +274,22 @@ def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
 def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.1) to (moe.4), (moe.14) and (moe.15): four experts, of which a row keeps two."""
     E, K = 4, 2
-    x, W, dp, dl = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
-    p, kept = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
+    x, W, dp, d_scores = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
+    p, choice = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
     router = Router(StackedLinear(W), K)
-    names = {"x": x, "W": W, "p": p, "dp": dp, "dl": dl, "kept": kept, "E": E, "N": N, "n": N, "f": rng.random(E)}
-    return names | {"l_cache": router.weight.forward(x)[1], "layers": {"Router": router}}
+    names = {
+        "x": x,
+        "W": W,
+        "p": p,
+        "dp": dp,
+        "d_scores": d_scores,
+        "choice": choice,
+        "E": E,
+        "N": N,
+        "n": N,
+        "f": rng.random(E),
+    }
+    return names | {"weight_cache": router.weight.forward(x)[1], "layers": {"Router": router}}
 
 
 def stack(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -296,6 +308,19 @@ def packed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.16) and (moe.17): the factors of four experts."""
     E = 4
     return {"A": randn((E * r, IN)), "B": randn((OUT, r * E)), "r": r, "E": E, "experts": E, "out": OUT}
+
+
+def blockwise(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (blk.1) to (blk.13): a block of 4 queries, 3 heads for each key, and of 5 keys; Z and N are sums so far."""
+    B, K, g, n, J, D = 2, 2, 3, 4, 5, 3
+    rows = {name: randn((B, K, g * n, 1)) for name in ("m", "m_new", "f", "dZ")}
+    rows |= {name: 1 + rng.random((B, K, g * n, 1)) for name in ("Z", "Z_rows")}
+    rows |= {name: randn((B, K, g * n, D)) for name in ("N", "do_rows", "dN", "o_rows", "q_rows", "dq_rows")}
+    names: Names = rows | {name: randn((B, K, J, D)) for name in ("k_rows", "v_rows")}
+    names |= {name: randn((B, K, g * n, J)) for name in ("S", "E", "dE", "dS")}
+    names |= {name: randn((B, K, 1, J + 2, D)) for name in ("dk", "dv")}
+    names |= {"c": D**-0.5, "cq_rows": D**-0.5 * rows["q_rows"], "u": slice(2, 2 + J)}
+    return names | {"B": B, "K": K, "g": g, "n": n, "D": D}
 
 
 def four_bits(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -322,7 +347,7 @@ def loftq(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 GROUPS = {
     **{"layer": layer, "residual": residual, "adam": adam, "best": best},
-    **{"norm": norm, "rope": rotary, "att": attention, "gate": gate, "llama": branch},
+    **{"norm": norm, "rope": rotary, "att": attention, "blk": blockwise, "gate": gate, "llama": branch},
     **{"act": activation, "ce": cross_entropy, "seq": sequential, "flat": flatten, "emb": embedding},
     **{
         "conv.1": convolution,

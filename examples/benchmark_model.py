@@ -37,7 +37,7 @@ import benchmark
 from minilora import Llama, adapt
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.threads import on_threads
-from minilora.language.finetuning.cores import BLAS_THREADS, cores
+from minilora.language.finetuning.cores import BLAS_THREADS, core_count
 from minilora.language.generation import generate
 from minilora.language.text import next_token_loss
 from minilora.layer import rebuild
@@ -319,7 +319,7 @@ def neighbours():
     """Let one process compute on each core, for as long as the block runs."""
     script = "import numpy as np; a = np.ones((256, 256), np.float32)\nwhile True: a @ a"
     environment = os.environ | dict.fromkeys(BLAS_THREADS, "1")
-    busy = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(cores())]
+    busy = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(core_count())]
     try:
         yield
     finally:

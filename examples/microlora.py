@@ -22,13 +22,13 @@ PEOPLE = (Path(__file__).parent / "names" / "people.txt").read_text().split()
 DINOSAURS = (Path(__file__).parent / "names" / "dinosaurs.txt").read_text().split()
 
 
-def matmul(X, Y):  # (n, k), (k, m) -> (n, m): row i of X times column j of Y, summed, at i, j
+def matmul(X, Y):  # (n, k), (k, m) -> (n, m)   at i, j: row i of X times column j of Y, summed
     assert len(X[0]) == len(Y)
     columns = transpose(Y)
     return [[sum(x * y for x, y in zip(row, column)) for column in columns] for row in X]
 
 
-def transpose(X):  # (n, m) -> (m, n): rows become columns
+def transpose(X):  # (n, m) -> (m, n)   columns become rows
     return [list(column) for column in zip(*X)]
 
 
@@ -82,7 +82,7 @@ class LoRA:  # y = x W^T + s x A^T B^T
         return Linear(add(self.W, scale(self.s, matmul(self.B, self.A))))  # eq. (13), (14)
 
 
-class Norm:  # divides each row by r, the root of its mean square
+class Norm:  # divides each row by r, the root of its mean square; nothing here trains
     def forward(self, x):  # (T, WIDTH) -> (T, WIDTH)
         self.r = [math.sqrt(sum(v * v for v in row) / WIDTH + 1e-6) for row in x]  # eq. (norm.1)
         self.y = [[v / r for v in row] for row, r in zip(x, self.r)]  # eq. (norm.2)
@@ -96,7 +96,7 @@ class Norm:  # divides each row by r, the root of its mean square
         return dx
 
 
-class Model:
+class Model:  # letters become rows, attention mixes the rows, a score says which letter is next
     def __init__(self):
         self.layers = {name: Linear(at_random(WIDTH, WIDTH)) for name in ["q", "k", "v", "o"]}
         self.layers["embed"] = Linear(at_random(WIDTH, len(LETTERS) + PLACES))
@@ -138,7 +138,7 @@ def softmax(row):  # numbers -> positive ones, whose sum is 1
     return [math.exp(v) / total for v in row]
 
 
-def cross_entropy(z, name):  # -> how much its letters surprise the model, on average; dz
+def cross_entropy(z, name):  # -> the loss: how much each letter surprises, on average; dz
     q = [softmax(row) for row in z]  # eq. (ce.1)
     loss = -sum(math.log(row[LETTERS.index(a)]) for row, a in zip(q, name)) / len(z)  # eq. (ce.2)
     dz = [[(p - (b == a)) / len(z) for p, b in zip(row, LETTERS)] for row, a in zip(q, name)]
@@ -171,7 +171,7 @@ def learn(model, names, lr):
     return losses
 
 
-def invent(model):  # draws letter after letter; squares make what is likely likelier
+def invent(model):  # draws letter after letter, by q squared: what is likely becomes likelier
     name = "."
     while len(name) < PLACES and not name[1:].endswith("."):
         q = softmax(model.forward(name)[-1])

@@ -102,8 +102,7 @@ def adapt(
     ------
     ValueError
         If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range. If a
-        name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, which PEFT refuses
-        too.
+        name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as in PEFT.
     TypeError
         If an argument is of another type.
     """

@@ -188,7 +188,7 @@ def rebuild(
 
 
 def nest(name: str, grads: Mapping[str, Array]) -> dict[str, Array]:
-    """Return a child's gradients, or arrays, under its name in the model. One without a name takes the child's."""
+    """Return a child's gradients, or arrays, under its name in the model; one without a name has the child's."""
     return {f"{name}.{key}" if key else name: value for key, value in grads.items()}
 
 

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from minilora.conformance.claims import ADAM_CLAIMS
 from minilora.fast.adam import BLOCK
 
 from .support.compare import assert_close
+from .support.memory import traced
 from .support.problems import ALL_ONES, Problem, problems
 
 
@@ -290,43 +292,30 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     np.testing.assert_array_equal(after["v"]["p"], before["v"]["p"])
 
 
-@pytest.mark.parametrize(
-    ("shape", "by_blocks"),
-    [
-        ((3, 4), [(3, 4)]),
-        ((3, 5), [(2, 5), (1, 5)]),
-        ((15,), [(12,), (3,)]),
-        ((2, 1, 13), [(1, 1, 13)] * 2),
-        ((), [()]),
-    ],
-)
-def test_only_large_arrays_on_a_cpu_go_by_blocks(monkeypatch, standin, shape, by_blocks):
-    """Another library has no such cache: it takes every array whole, where it makes no kernel."""
+@pytest.mark.parametrize("shape", [(), (12,), (3, 4), (13,), (3, 5), (2, 1, 13)])
+def test_only_large_arrays_on_a_cpu_leave_the_page(monkeypatch, standin, shape):
+    """Another library has no such cache: it takes every array by the page, where it makes no kernel."""
     seen = []
     monkeypatch.setattr(fast.adam, "BLOCK", 12)
-    monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(theta.shape))
+    monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(("page", theta.shape)))
+    monkeypatch.setattr(fast.adam, "update_by_blocks", lambda theta, *a, **k: seen.append(("blocks", theta.shape)))
     Adam({"p": np.ones(shape)}).step({"p": np.ones(shape)})
-    assert seen == by_blocks
+    assert seen == [("blocks" if math.prod(shape) > 12 else "page", shape)]
     seen.clear()
     Adam({"p": standin.zeros(shape, "float32")}).step({"p": standin.zeros(shape, "float32")})
-    assert seen == [shape]
+    assert seen == [("page", shape)]
 
 
-def test_a_block_holds_the_rows_that_fit(monkeypatch):
-    """No block is larger than `BLOCK`, but for one row that is: temporaries are as large as a block."""
-    made = []
-
-    class Watched(np.ndarray):
-        def __array_finalize__(self, parent):
-            made.append(self.size)
-
-    monkeypatch.setattr(fast.adam, "BLOCK", 12)
-    for shape, largest in (((7, 5), 10), ((4, 13), 13), ((40,), 12)):
-        arrays = [np.ones(shape).view(Watched) for _ in range(4)]
-        made.clear()
-        for block in fast.adam.blocks(*arrays):
-            optim.adam_update(*block, 1, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
-        assert max(made) == largest
+@pytest.mark.parametrize(("shape", "rows"), [((300, 500), 4), ((8, 5000), 1), ((100_000,), 2000)])
+def test_a_large_arrays_step_needs_two_blocks_of_memory(monkeypatch, shape, rows):
+    """Of the rows that fit in a block, and of one row at least."""
+    monkeypatch.setattr(fast.adam, "BLOCK", 2000)
+    p = np.ones(shape)
+    adam, g = Adam({"p": p}), np.ones(shape)
+    with traced() as memory:
+        adam.step({"p": g})
+    blocks = 2 * p[:rows].nbytes
+    assert blocks <= memory.peak < blocks + 6000
 
 
 @given(axes=st.lists(st.tuples(st.integers(1, 4), st.integers(-6, 6)), min_size=1, max_size=3))

@@ -49,8 +49,10 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the experiment, print its report, and write what was asked for."""
     from .. import article
+    from ..fast import keep_pages
     from ..files.adapters import save_adapter
 
+    keep_pages()
     _check(options)  # all that could fail after the training is tried before it
     if progress := _kept(options):
         say(f"the checkpoint stands at {progress}")

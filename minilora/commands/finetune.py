@@ -23,6 +23,7 @@ from .options import (
     path,
     plot,
     target_modules,
+    target_parameters,
     warn_beyond_context,
 )
 from .streams import say, say_goes_on, say_interrupted
@@ -61,6 +62,12 @@ def add(commands: Any) -> None:
         default="all-linear",
         metavar="NAMES",
         help="what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear",
+    )
+    option(
+        "--target-parameters",
+        metavar="NAMES",
+        help="of a mixture of experts, besides: arrays such as mlp.experts.gate_up_proj,mlp.experts.down_proj, whose "
+        'experts get an adapter each, or mlp.gate.weight, the router; with --target-modules "" they alone are adapted',
     )
     option("--rank", type=int, default=8, metavar="R", help="rank of each adapter")
     option("--alpha", type=float, default=16.0, help="strength of the update, which is scaled by alpha / rank")
@@ -126,7 +133,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     from ..language.finetuning.recipe import Recipe
 
     values = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    return Recipe(**values | {"target_modules": target_modules(options)})
+    targets = {"target_modules": target_modules(options), "target_parameters": target_parameters(options)}
+    return Recipe(**values | targets)
 
 
 def _run(options: argparse.Namespace, recipe: Recipe) -> int:
@@ -150,7 +158,14 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     _print_data(settled, data)
     rng = np.random.default_rng(settled.seed)
-    adapted = adapt(model, settled.target_modules, rank=settled.rank, alpha=settled.alpha, rng=rng)
+    adapted = adapt(
+        model,
+        settled.target_modules,
+        rank=settled.rank,
+        alpha=settled.alpha,
+        rng=rng,
+        target_parameters=settled.target_parameters,
+    )
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {settled.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
     costs = _print_costs(settled, where, adapted, data, threads, stopped)
@@ -264,10 +279,10 @@ def _print_costs(
 
     rows = part_size(recipe)
     parts = min(threads, math.ceil(recipe.batch_size / rows))  # at once
-    costs = costs_of(adapted, where.asarray(data.X), where, threads, len(data.X_held))
-    most = costs.at_once(parts * rows)
-    what = f"for the backward of {parts} x {rows}" if most == parts * rows else f"to measure the loss of {most}"
-    print(f"memory   {megabytes(costs.activations(most))} of activations {what} {data.rows} at a time")
+    most = parts * rows
+    costs = costs_of(adapted, where.asarray(data.X), where, threads, len(data.X_held), most)
+    what = f"for the backward of {parts} x {rows} {data.rows} at a time"
+    print(f"memory   {megabytes(costs.activations(most))} of activations {what}")
     line, hint = _beside_the_machine(costs, fit(costs, where, rows, parts), most, parts)
     print(f"         {line}")
     done, known = (stopped.saved.epoch, stopped.before is not None) if stopped else (0, False)
@@ -294,7 +309,7 @@ def _beside_the_machine(costs: Costs, fit: Fit, windows: int, workers: int) -> t
 
     line = (
         f"with weights {in_megabytes(costs.weights)}, Adam and gradients {in_megabytes(costs.state)}, "
-        f"logits {in_megabytes(windows * costs.logits)}: {megabytes(fit.needed)} together"
+        f"logits {in_megabytes(costs.all_logits(windows))}: {megabytes(fit.needed)} together"
     )
     if fit.machine is None:
         return line, ""

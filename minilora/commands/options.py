@@ -86,9 +86,17 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
         say(f"{what} {tokens:,} tokens, and the model's context is {context:,}: what it says beyond may be nonsense")
 
 
+def target_parameters(options: argparse.Namespace) -> list[str] | None:
+    """Return ``--target-parameters`` as a list, or None where it is not given."""
+    text = options.target_parameters
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
 def target_modules(options: argparse.Namespace) -> str | list[str]:
     """Return ``--target-modules``: names as a list; a regular expression, or all-linear, as it is."""
     text = options.target_modules
+    if not text and options.target_parameters is not None:
+        return []
     names = [name.strip() for name in text.split(",")]
     return names if text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 

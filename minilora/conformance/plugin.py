@@ -72,12 +72,12 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.path.insert(0, str(config.invocation_params.dir))
     try:
         known = {} if file is None else xfails.read(config.invocation_params.dir / file)
-        found = Held(target, known)
+        subject = Held(target, known)
     except (ImportError, AttributeError, OSError, ValueError) as error:
         raise pytest.UsageError(f"--lora {target}: {error}") from None
-    if unknown := [id for id in known if id not in found.ids]:
+    if unknown := [id for id in known if id not in subject.ids]:
         raise pytest.UsageError(f"--lora-xfails {file}: {unknown[0]!r} is the id of no test of {target}")
-    config.stash[HELD] = found
+    config.stash[HELD] = subject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -85,26 +85,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__ == f"{__package__}.test_implementation":
         if HELD not in metafunc.config.stash:
             raise pytest.Collector.CollectError("expected --lora MODULE[:OBJECT], the LoRA to be checked")
-        found = metafunc.config.stash[HELD].ids
-        metafunc.parametrize("lora_id", found, ids=found)
+        subject = metafunc.config.stash[HELD].ids
+        metafunc.parametrize("lora_id", subject, ids=subject)
 
 
 @pytest.fixture(scope="session")
 def held(request: pytest.FixtureRequest) -> Held:
     """Return the implementation, which has been checked."""
-    found = request.config.stash[HELD]
-    if isinstance(found.report, str):
-        pytest.fail(f"{found.target} could not be checked: {found.report}", pytrace=False)
-    return found
+    subject = request.config.stash[HELD]
+    if isinstance(subject.report, str):
+        pytest.fail(f"{subject.target} could not be checked: {subject.report}", pytrace=False)
+    return subject
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Show the report, diagnoses first, and on GitHub what fails otherwise than is known."""
-    found = config.stash.get(HELD, None)
-    report = vars(found).get("report") if found else None  # where a test asked for it
-    if found and isinstance(report, Report):
+    subject = config.stash.get(HELD, None)
+    report = vars(subject).get("report") if subject else None  # where a test asked for it
+    if subject and isinstance(report, Report):
         terminalreporter.section("minilora.conformance")
-        terminalreporter.write_line(report.text(found.known))
+        terminalreporter.write_line(report.text(subject.known))
         if xfails.on_github():
-            for text in xfails.Judged(report, found.known).annotations():
+            for text in xfails.Judged(report, subject.known).annotations():
                 terminalreporter.write_line(xfails.github_error(text))

@@ -129,15 +129,15 @@ def tensors(vector: Vector) -> Arrays:
     trial = Trial.draw(vector.problem, vector.dtype, SETS[vector.kind].formulas, OneOrder)
     problem, right = trial.problem, trial.right
     options = {name: value for name, value in problem.options.items() if name not in trial.arrays}
-    found: Arrays = {}
+    arrays: Arrays = {}
     for name, array in trial.arrays.items():
-        found |= named(problem, name, name, array)
-    found["alpha"] = np.array(problem.alphas if isinstance(problem, Fused) else [problem.alpha])
-    found |= {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
+        arrays |= named(problem, name, name, array)
+    arrays["alpha"] = np.array(problem.alphas if isinstance(problem, Fused) else [problem.alpha])
+    arrays |= {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
     for prefix, answers in (("", right), ("size.", trial.sizes)):
         for name, of in NAMES.items():
-            found |= named(problem, of, prefix + name, answers[of]) if of in answers else {}
-    return found
+            arrays |= named(problem, of, prefix + name, answers[of]) if of in answers else {}
+    return arrays
 
 
 def named(problem: Problem, name: str, as_name: str, array: np.ndarray) -> Arrays:
@@ -196,8 +196,10 @@ def index() -> dict[str, Any]:
         of_adam = [bug.flag for bug in bugs_of("adam", ("adam",))]
         cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": of_adam})
     # Of a start, and of a gradient that is not returned, no vector says anything.
-    there = {flag for case in cases for flag in case["flags"]}
-    notes = {b.flag: {"bug": b.name, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in there}
+    answered = {flag for case in cases for flag in case["flags"]}
+    notes = {
+        b.flag: {"bug": b.name, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in answered
+    }
     return {
         "minilora": __version__,
         "how": list(HOW),
@@ -214,8 +216,8 @@ def _json(value: Any, depth: int = 2) -> str:
         return json.dumps(value)
     pad = " " * (3 - depth)
     if isinstance(value, list):
-        return "[\n" + ",\n".join(pad + _json(one, depth - 1) for one in value) + "\n" + pad[1:] + "]"
-    lines = [f"{pad}{json.dumps(key)}: {_json(one, depth - 1)}" for key, one in value.items()]
+        return "[\n" + ",\n".join(pad + _json(reply, depth - 1) for reply in value) + "\n" + pad[1:] + "]"
+    lines = [f"{pad}{json.dumps(key)}: {_json(reply, depth - 1)}" for key, reply in value.items()]
     return "{\n" + ",\n".join(lines) + "\n" + pad[1:] + "}" + "\n" * (depth == 2)
 
 
@@ -296,11 +298,11 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
         else:
             whole.kinds[kind] = report
     if dtype in OF_ADAM and (results / adam_file(dtype)).exists():
-        found, _ = _read(results / adam_file(dtype), ("end_A", "end_B"))
+        arrays, _ = _read(results / adam_file(dtype), ("end_A", "end_B"))
         begin, steps = adam_problem()
         begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
-        missing = [name for name in ("end_A", "end_B") if name not in found]
-        ends = {"lora_A": found.get("end_A"), "lora_B": found.get("end_B")}
+        missing = [name for name in ("end_A", "end_B") if name not in arrays]
+        ends = {"lora_A": arrays.get("end_A"), "lora_B": arrays.get("end_B")}
         verdict = f"{adam_file(dtype)} has no {missing[0]}" if missing else ""
         whole.claims["adam"] = verdict or adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
         whole.diagnoses += [whole.claims["adam"]] if whole.claims["adam"] != "ok" else []
@@ -312,23 +314,23 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
 def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
     """Judge the answers to all vectors of a kind, where there are any."""
     vectors = [vector for vector in VECTORS if (vector.kind, vector.dtype) == (kind, dtype)]
-    there = [vector for vector in vectors if (results / vector.file).exists()]
-    if not there:
+    answered = [vector for vector in vectors if (results / vector.file).exists()]
+    if not answered:
         return None
-    trials = [vector.trial() for vector in there]
-    read = [_read(results / vector.file, _names(trial)) for vector, trial in zip(there, trials, strict=True)]
-    answers = [_answers(results / vector.file, trial.problem, found)
-               for vector, trial, (found, _) in zip(there, trials, read, strict=True)]  # fmt: skip
+    trials = [vector.trial() for vector in answered]
+    read = [_read(results / vector.file, _names(trial)) for vector, trial in zip(answered, trials, strict=True)]
+    answers = [_answers(results / vector.file, trial.problem, arrays)
+               for vector, trial, (arrays, _) in zip(answered, trials, read, strict=True)]  # fmt: skip
     written = {name.partition(".")[0] for _, names in read for name in names}
     report = Report(f"{results}, {kind}", dtype)
     factors = judge_numbers(report, kind, trials, answers, _lacking(written) if written & GRADIENTS else None)
-    owed = [key for key in FACTORS if written & GRADIENTS and not any(key in one for one in answers)]
-    for vector, trial, one in zip(there, trials, answers, strict=True):
-        report.cases += outcomes_of(kind, vector.number, trial, one, factors, owed)
+    owed = [key for key in FACTORS if written & GRADIENTS and not any(key in reply for reply in answers)]
+    for vector, trial, reply in zip(answered, trials, answers, strict=True):
+        report.cases += outcomes_of(kind, vector.number, trial, reply, factors, owed)
     report.cases = [replace(case, verdict=_as_in_files(case.verdict)) for case in report.cases]
     report.claims = {claim: _as_in_files(verdict) for claim, verdict in report.claims.items()}
     report.diagnoses = [_as_in_files(text) for text in report.diagnoses]
-    report.habits = {"cases answered": f"{len(there)} of {len(vectors)}{_fewer(trials, answers)}"}
+    report.habits = {"cases answered": f"{len(answered)} of {len(vectors)}{_fewer(trials, answers)}"}
     return report
 
 
@@ -340,13 +342,13 @@ def _names(trial: Trial) -> tuple[str, ...]:
                  for key in trial.problem.named(of, name, trial.right[of]))  # fmt: skip
 
 
-def _answers(path: Path, problem: Problem, found: Arrays) -> Arrays:
+def _answers(path: Path, problem: Problem, arrays: Arrays) -> Arrays:
     """Return a file's answers under the names of a report, the slots' of each in one array."""
-    answers = {NAMES[name]: array for name, array in found.items() if name in NAMES}
+    answers = {NAMES[name]: array for name, array in arrays.items() if name in NAMES}
     if not isinstance(problem, Fused):
         return answers
     for name, of in NAMES.items():
-        parts = {key: array for key, array in found.items() if key.startswith(f"{name}.")}
+        parts = {key: array for key, array in arrays.items() if key.startswith(f"{name}.")}
         if parts:
             try:
                 answers[of] = problem.joined(of, [parts.get(f"{name}.{i}") for i in range(len(problem.widths))])
@@ -366,16 +368,16 @@ def _as_in_files(text: str) -> str:
 def _lacking(written: set[str]) -> Callable[[Sequence[str]], str]:
     """Return what is said of gradients that no file has, by the names that stand in files."""
     names = {of: name for name, of in NAMES.items()}
-    there = ", ".join(sorted(written))
-    return lambda missing: f"no file has {listed([names[of] for of in missing])}; there are {there}"
+    answered = ", ".join(sorted(written))
+    return lambda missing: f"no file has {listed([names[of] for of in missing])}; there are {answered}"
 
 
-def _fewer(trials: Sequence[Trial], found: Sequence[Arrays]) -> str:
+def _fewer(trials: Sequence[Trial], replies: Sequence[Arrays]) -> str:
     """Say which answers are there in some of the files and missing in others."""
     text = ""
     for name, of in NAMES.items():
-        asked = [one for trial, one in zip(trials, found, strict=True) if of in trial.right]
-        if 0 < (count := sum(of in one for one in asked)) < len(asked):
+        owing = [reply for trial, reply in zip(trials, replies, strict=True) if of in trial.right]
+        if 0 < (count := sum(of in reply for reply in owing)) < len(owing):
             text += f", {name} in {count}"
     return text
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..conformance.bugs.table import known
 from ..optim import Adam
 from .grading import (
     DIFFERENT,
+    NOT_DIVIDED,
     ROOT,
     SCALES,
     SIGN,
@@ -169,14 +171,14 @@ def check_merged(answer: Callable) -> bool:
     forms = product_forms(
         ("B", lambda d: d.s * d.B), ("A", lambda d: d.A), transposed=(False, False), like="W (out, in)", why=why
     )
-    alone: Mistakes = [(lambda d: d.s * d.B @ d.A - d.W, "this is the change alone; the base is missing")]
+    alone: Mistakes = [(lambda d: d.s * d.B @ d.A - d.W, known("merge-returns-the-change-alone").name)]
     scales: Mistakes = [
         (lambda d: 1 / d.s, "alpha/r is missing: the change is s B A"),
-        (lambda d: d.s, "alpha/r twice: the change is s B A"),
-        (lambda d: d.r, "alpha where alpha/r belongs: divide by the rank"),
+        (lambda d: d.s, f"{known('the-scaling-is-applied-twice').name}: the change is s B A"),
+        NOT_DIVIDED,
         ROOT,
-        (lambda d: 2, "the change is added twice"),
-        (lambda d: -1, "the change is subtracted"),
+        (lambda d: 2, known("merge-adds-the-change-twice").name),
+        (lambda d: -1, known("merge-subtracts-the-change").name),
     ]
     praise = "The merged weight is right: one plain layer gives what base and adapter gave together."
 
@@ -209,12 +211,12 @@ def check_factors(answer: Callable) -> bool:
     """
     change, r = np.random.default_rng(3).standard_normal((5, 7)), 2
     U, S, Vt = np.linalg.svd(change, full_matrices=False)
-    given = change.copy()
+    argument = change.copy()
     try:
-        got = answer(given, r)
+        got = answer(argument, r)
     except Exception as error:  # whatever a learner's code may raise
         return say(f"your code stopped with {type(error).__name__}: {error}")
-    if not np.array_equal(given, change):
+    if not np.array_equal(argument, change):
         return say("your code changed its argument in place; make a new array")
     if not isinstance(got, (tuple, list)) or len(got) != 2:
         return say(f"return 2 arrays, (A, B); you returned {describe(got)}")
@@ -295,7 +297,10 @@ def check_grad_V(answer: Callable) -> bool:
         (lambda d: m(d) * (d.dW - d.V * along(d) / n(d) ** 2), "m where m/n belongs"),
         (lambda d: m(d) / n(d) * (d.dW - d.V * along(d)), "V_o is not of length 1: divide its part by n^2"),
         (lambda d: m(d) / n(d) * (d.dW - d.V * along(d) / n(d)), "n where n^2 belongs: each of the two V_o brings one"),
-        (lambda d: m(d) / n(d) * (d.dW + d.V * along(d) / n(d) ** 2), "what passes through n is subtracted: n divides"),
+        (
+            lambda d: m(d) / n(d) * (d.dW + d.V * along(d) / n(d) ** 2),
+            known("the-gradient-through-dora-norm-is-added").name,
+        ),
         (
             lambda d: -m(d) / n(d) * d.V * along(d) / n(d) ** 2,
             "this passes through n alone; V_oi stands above n_o, too",

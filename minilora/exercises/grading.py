@@ -3,7 +3,8 @@
 It calls the learner's function with sizes that all differ, so that a wrong product mostly does not fit. Then it calls
 it with all sizes equal: there every product fits, and the answer shows which one was taken. A wrong answer is compared
 with every order and transposition of the right factors, and with the mistakes that a grader lists, each times any
-number. So a wrong product and a wrong factor in front of it are told apart, and both are named.
+number. So a wrong product and a wrong factor in front of it are told apart, and both are named. A mistake that
+`minilora.conformance.bugs.table` knows has its sentence.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from ..conformance.bugs.table import known
 
 Data: TypeAlias = SimpleNamespace
 Formula: TypeAlias = Callable[[Data], Any]
@@ -36,11 +39,13 @@ SIZES: Mistakes = [
     (lambda d: 2, "a factor of 2 too many: it belongs to the loss, and is in dy"),
     *DIVISIONS,
 ]
-ROOT: Mistake = (lambda d: d.r**0.5, "alpha/sqrt(r) where alpha/r belongs: this is rsLoRA's scaling")
+NOT_DIVIDED: Mistake = (lambda d: d.r, known("alpha-is-not-divided-by-the-rank").name)
+ROOT: Mistake = (lambda d: d.r**0.5, known("alpha-is-divided-by-the-root-of-the-rank").name)
+TWICE: Mistake = (lambda d: d.s, f"{known('the-scaling-is-applied-twice').name}: s enters once, in dB and in dh")
 SCALES: Mistakes = [
     (lambda d: 1 / d.s, "alpha/r is missing: y = s h B^T, so what flows back through y gets a factor s = alpha/r"),
-    (lambda d: d.s, "alpha/r twice: it enters once, in dB and in dh"),
-    (lambda d: d.r, "alpha where alpha/r belongs: divide by the rank"),
+    TWICE,
+    NOT_DIVIDED,
     ROOT,
     *SIZES,
 ]
@@ -66,11 +71,11 @@ def product_forms(
     def mistake(swapped: bool, flip_x: bool, flip_y: bool) -> str:
         if swapped and (flip_x, flip_y) == (not transposed[0], not transposed[1]):
             return f"the right numbers, transposed: the result must have the shape of {like}"
-        found = ["swapped factors"] if swapped else []
+        hints = ["swapped factors"] if swapped else []
         for name, flip, right in ((X, flip_x, transposed[0]), (Y, flip_y, transposed[1])):
             if flip != right:
-                found.append(f"a missing transpose, of {name}" if right else f"a transpose too many, of {name}")
-        return f"{' and '.join(found)}: {why}"
+                hints.append(f"a missing transpose, of {name}" if right else f"a transpose too many, of {name}")
+        return f"{' and '.join(hints)}: {why}"
 
     right = (False, *transposed)
     others = [form for form in product((False, True), repeat=3) if form != right]
@@ -104,17 +109,17 @@ def grade(
         return True
     if not values:  # it stopped on sizes that differ, so what it gave on equal ones is all there is
         right = {name for name, formula in rights.items() if same(again.get(name), formula(equal))}
-    found = {}
+    hints = {}
     for name in rights.keys() - right:
         hint = _identify(values.get(name), different, forms[name], scales)
         if not hint and np.shape(rights[name](equal)) != ():  # where all sizes are equal, many wrong counts are, too
             hint = _identify(again.get(name), equal, forms[name], scales)
         if hint:
-            found[name] = hint
-    lines = [f"{name}: {found[name]}" for name in rights if name in found]
+            hints[name] = hint
+    lines = [f"{name}: {hints[name]}" for name in rights if name in hints]
     if problem and (values or not lines):  # where a hint says what does not fit, NumPy's words for it add nothing
         lines.append(f"({problem})" if lines else problem)
-    elif unknown := [name for name in rights if name not in right and name not in found]:
+    elif unknown := [name for name in rights if name not in right and name not in hints]:
         scalar = np.shape((values or again)[unknown[0]]) == ()
         advice = (
             "write down the shapes of A and B" if scalar else "the right shape, the wrong values; write out an entry"
@@ -162,12 +167,12 @@ def call_answer(
     answer: Formula, d: Data, shapes: dict[str, tuple]
 ) -> tuple[dict[str, np.ndarray], str | None, str | None]:
     """Call the answer; return the arrays it gave, what is wrong with their shapes, and what ends the grading."""
-    given = deepcopy(d)
+    arguments = deepcopy(d)
     try:
-        got = answer(given)
+        got = answer(arguments)
     except Exception as error:  # whatever a learner's code may raise
         return {}, f"your code stopped with {type(error).__name__}: {error}", None
-    changed = [name for name, value in vars(d).items() if not np.array_equal(getattr(given, name), value)]
+    changed = [name for name, value in vars(d).items() if not np.array_equal(getattr(arguments, name), value)]
     if changed:
         return {}, None, f"your code changed its argument {changed[0]} in place; make a new array"
     if got is None:

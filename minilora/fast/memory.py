@@ -15,9 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # their numbers in glibc
 def keep_pages() -> bool:
     """Let this process keep the memory that its arrays leave free.
 
-    ``minilora finetune`` calls it. In your own program, call it before the model is loaded. From then on the process
-    gives no memory back until it ends, and its threads share what it has. A step of the fine-tuning in the README asks
-    for some 30,000 pages without it, and for some ten with it. The bits are the same.
+    ``minilora finetune`` and ``minilora article`` call it. In your own program, call it before the model is loaded.
+    From then on the process gives no memory back until it ends, and its threads share what it has. A step of the
+    fine-tuning in the README asks for some 30,000 pages without it, and for some ten with it. The bits are the same.
 
     Returns
     -------

@@ -53,10 +53,12 @@ from ..variants.adapter import Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
+from ..variants.stacked import StackedLoRA, StackedLoRALinear
 from ..variants.variant import LORA, of_its_own, variant_of
 from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
 from .peft.adapterkeys import CONVOLUTIONS, PEFT_NAMES, Form, is_module_path
+from .peft.expertkeys import WRITTEN_AS, ExpertForm, places
 
 __all__ = ["load_adapter", "save_adapter"]
 
@@ -98,7 +100,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    by_path = {}
+    by_path: dict[str, Any] = {}
     with AdapterFolder.reading(path) as (folder, file):
         if folder.with_base:
             warnings.warn(
@@ -114,6 +116,10 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
                 for array in folder.read(module, file)
             )
             A, B, *further = (backend.asarray(array) for array in arrays)
+            if isinstance(form, ExpertForm):
+                experts = form.experts
+                by_path[module] = StackedLoRA(A, B, layer.alpha, experts=experts, use_rslora=layer.use_rslora)
+                continue
             more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
             if module in folder.full_norms:
                 more["dora_norm"] = "full"
@@ -165,14 +171,19 @@ def save_adapter(
         check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
-    by_path: dict[str, Adapter] = {}
+    by_path: dict[str, Adapter | StackedLoRA] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
         _check_saved(module, layer)
         if not isinstance(module, str) or not is_module_path(module):
             raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-        by_path[module] = adapter = _over_original(layer)
-        tensors |= _tensors(module, adapter)
+        by_path[module] = _over_original(layer)
+    where = places(module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA))
+    for module, adapter in by_path.items():
+        new = _tensors(module, adapter, where.get(module))
+        if clash := new.keys() & tensors.keys():
+            raise ValueError(f"layers[{short(module)}] and another layer would both be {short(min(clash))} in the file")
+        tensors |= new
     _check_alike(by_path)
     use_rslora = all(adapter.use_rslora for adapter in by_path.values())
     for module, adapter in by_path.items():
@@ -203,6 +214,8 @@ def save_adapter(
 
 def _check_saved(module: Any, layer: Any) -> None:
     """Refuse what PEFT's layout has no place for: another class, another array, another formula."""
+    if type(layer) in (StackedLoRA, StackedLoRALinear) and type(getattr(layer, "adapter", layer)) is StackedLoRA:
+        return
     claims: list[tuple[Any, Any, Any]] = [(layer, LoRA, _beyond)]
     if not isinstance(layer, LoRA):
         claims = [(layer, PLACES, _beyond_place), (getattr(layer, "adapter", None), LoRA, _beyond)]
@@ -230,16 +243,24 @@ def _beyond_place(layer: Layer) -> list[str]:
     return arrays + [f"a {name} of its own" for name in methods]
 
 
-def _over_original(layer: LoRA | LoRALinear | DoRA | Rewritten) -> Adapter:
+def _over_original(layer: LoRA | LoRALinear | DoRA | Rewritten | StackedLoRALinear) -> Adapter | StackedLoRA:
     """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
     adapter: Any = layer if isinstance(layer, LoRA) else adapters(layer)[""]
+    if isinstance(adapter, StackedLoRA):
+        return adapter
     if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
         adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
     return over_original(adapter)
 
 
-def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
-    """Return an adapter's arrays with the names and shapes that PEFT gives them."""
+def _tensors(module: str, adapter: Adapter | StackedLoRA, place: str | None) -> dict[str, np.ndarray]:
+    """Return an adapter's arrays with the names and shapes that PEFT gives them; of an array, in its place."""
+    if isinstance(adapter, StackedLoRA):
+        keys = ExpertForm(place=place or "").keys(module)
+        return {
+            key: _written(module, factor, factor.shape)
+            for key, factor in zip(keys, (adapter.lora_A, adapter.lora_B), strict=True)
+        }
     variant = variant_of(adapter)
     form = Form(adapter.kind, tuple(adapter.kernel), variant)
     (out, width), axes = adapter.shape, 1 + CONVOLUTIONS.index(form.kind) if form.kind in CONVOLUTIONS else 0
@@ -249,17 +270,23 @@ def _tensors(module: str, adapter: Adapter) -> dict[str, np.ndarray]:
             f"{form.kind!r}"
         )
     arrays = [adapter.lora_A, adapter.lora_B, *([getattr(adapter, variant.array)] if variant.array else [])]
-    tensors = {}
-    for key, array, shape in zip(form.keys(module), arrays, form.shapes(adapter.rank, out, width), strict=True):
-        if dtype_name(array) not in SAVED_DTYPES:
-            raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
-        tensors[key] = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
-        if not np.isfinite(tensors[key]).all():
-            raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
-    return tensors
+    shapes = form.shapes(adapter.rank, out, width)
+    return {
+        key: _written(module, array, shape) for key, array, shape in zip(form.keys(module), arrays, shapes, strict=True)
+    }
 
 
-def _check_alike(by_path: Mapping[str, Adapter]) -> None:
+def _written(module: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array as the file has it; refuse one of another type, NaN and infinity."""
+    if dtype_name(array) not in SAVED_DTYPES:
+        raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
+    host = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
+    if not np.isfinite(host).all():
+        raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
+    return host
+
+
+def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:
     """Refuse adapters of two variants: PEFT's configuration has one flag for all of them."""
     for variant, names in PEFT_NAMES.items():
         having = [module for module, adapter in by_path.items() if variant_of(adapter) is variant]
@@ -283,10 +310,11 @@ def check_adapter_target(path: Path) -> None:
 
 
 def _config(
-    by_path: Mapping[str, Adapter], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
+    by_path: Mapping[str, Adapter | StackedLoRA], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
 ) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
     ranks = {module: adapter.rank for module, adapter in by_path.items()}
+    parameters = [module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA)]
     variants = {variant_of(adapter) for adapter in by_path.values()}
     flags = {names.flag: variant in variants for variant, names in PEFT_NAMES.items()}
     alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in by_path.items()}
@@ -295,7 +323,8 @@ def _config(
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
-        "target_modules": list(by_path),
+        "target_modules": [module for module in by_path if module not in parameters],
+        **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
         "r": r,
         "lora_alpha": lora_alpha,
         "rank_pattern": _pattern(ranks, r),
@@ -310,7 +339,7 @@ def _config(
     }
 
 
-def _lora_alpha(adapter: Adapter, use_rslora: bool) -> float:
+def _lora_alpha(adapter: Adapter | StackedLoRA, use_rslora: bool) -> float:
     """Return the alpha that the file has: the adapter's own or, where only the adapter has the root, one as large."""
     alpha = adapter.alpha if adapter.use_rslora == use_rslora else adapter.scaling * adapter.rank
     return int(alpha) if alpha.is_integer() else alpha  # PEFT writes whole alphas as integers

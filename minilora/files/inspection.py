@@ -2,7 +2,8 @@
 
 The change s B A is (out, in) and is never formed: `minilora.variants.sums` takes its singular values from the factors.
 
-An embedding's matrix is (dim, V), a convolution's (out, C K). Of DoRA this is the change before each row gets its
+An embedding's matrix is (dim, V), a convolution's (out, C K). An adapter of a mixture's array is one for each expert:
+norm and singular values are those of all of them. Of DoRA this is the change before each row gets its
 length: the whole change depends on the base, which the file does not hold.
 """
 
@@ -16,8 +17,10 @@ import numpy as np
 from ..checks import check_path
 from ..lora import LoRA
 from ..variants import sums
+from ..variants.stacked import stacked_A, stacked_B
 from .peft.adapterfolder import AdapterFolder
 from .peft.adapterkeys import Form
+from .peft.expertkeys import ExpertForm
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,12 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
 
 def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *more: np.ndarray) -> LayerSummary:
     layer, (out_features, in_features) = folder.layers[module], folder.shapes(module)
-    values = singular_values(A, B) * layer.scaling
+    form = folder.forms[module]
+    if isinstance(form, ExpertForm):  # of all experts' changes
+        pairs = zip(stacked_A(A, form.experts), stacked_B(B, form.experts), strict=True)
+        values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * layer.scaling
+    else:
+        values = singular_values(A, B) * layer.scaling
     relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
     return LayerSummary(
         module=module,
@@ -64,7 +72,7 @@ def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *
         norm=float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0]),
         singular_values=values,
         shares=relative**2 / max(float((relative**2).sum()), 1.0),
-        form=folder.forms[module],
+        form=form,
     )
 
 

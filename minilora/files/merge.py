@@ -44,6 +44,7 @@ from .base.tiedhead import EMBEDDING, HEAD, ties_head, with_own_head
 from .peft.adapterconfig import CONFIG_NAME
 from .peft.adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .peft.adapterkeys import BASE, PREFIX, Form
+from .peft.expertkeys import ExpertForm
 
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
@@ -178,6 +179,12 @@ def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
 
 def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
     """Return the weights that the adapter changes, in the order of the base's files; refuse those it does not fit."""
+    if arrays := [module for module, form in folder.forms.items() if isinstance(form, ExpertForm)]:
+        raise FileRefused(
+            folder.config.path,
+            f"{short(arrays[0])} is an array of a mixture's experts, which is not merged in files: merge in memory, "
+            "merge(attach(Llama.load(model), load_adapter(adapter))), and write that with save_llama",
+        )
     names = _weight_names(folder, base)
     for module, name in names.items():
         _check_weight(name, folder.forms[module], base.holder[name])

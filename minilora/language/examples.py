@@ -1,6 +1,7 @@
 """From a file to what a language model trains on: a text, or examples of which a part counts.
 
-A text becomes windows, see `text`. A .jsonl file has an example a line, an object of one of three kinds:
+A text becomes windows, see `minilora.language.text`. A .jsonl file has an example a line, an object of one of three
+kinds:
 
     {"prompt": "2 + 2 =", "completion": " 4"}        the completion counts, and the end token behind it
     {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.language.chat`

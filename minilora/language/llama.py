@@ -16,7 +16,8 @@ So the gradient passes from block to block unchanged, and each branch adds its p
 Modules have the paths of transformers' `LlamaForCausalLM`, such as ``model.layers.0.self_attn.q_proj``: an adapter of
 one is an adapter of the other. A tied head is the embedding's own array, under a second name.
 
-Mistral without a sliding window and Qwen2 are this decoder too, with other biases: see `LlamaConfig`.
+Mistral without a sliding window, Qwen2 and Qwen3 are this decoder too, with other biases and norms, and so are Mixtral
+and Qwen's mixtures, with a mixture of experts in the place of the MLP: see `LlamaConfig`.
 
 Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971.
 """
@@ -28,15 +29,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backend import Backend
-from ..checks import Array, check_array, check_dict, check_instance, check_shape, kind_of
+from ..backend import Backend, backend_of
+from ..checks import Array, check_array, check_dict, check_instance, check_shape, is_array, kind_of
+from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
+from ..layers.experts import Experts, MixtureOfExperts
 from ..layers.gated import GatedMLP
 from ..layers.norm import RMSNorm
 from ..layers.quantized import CodedLinear
 from ..layers.rotary import Rotary
+from ..layers.router import Router
+from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from .llamaconfig import LlamaConfig
 from .modelfiles.loading import read_llama
@@ -51,7 +56,7 @@ class Block(Layer):
     input_layernorm: RMSNorm
     self_attn: Attention
     post_attention_layernorm: RMSNorm
-    mlp: GatedMLP
+    mlp: GatedMLP | MixtureOfExperts
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with those of both branches."""
@@ -124,6 +129,12 @@ class Decoder(Layer):
             grads |= nest(name, layer_grads)
         return None, grads
 
+    def __call__(self, x: Array) -> Array:
+        """Return y alone: no layer's cache outlives it."""
+        for _, layer in self.steps():
+            x = layer(x)
+        return x
+
     def steps(self) -> list[tuple[str, Layer]]:
         """Return the layers by name, in the order in which they are applied."""
         blocks = [(f"layers.{i}", block) for i, block in enumerate(self.layers)]
@@ -147,18 +158,28 @@ class Llama(Layer):
     lm_head: Linear
     config: LlamaConfig
 
-    def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
-        """Return the logits of the next token at every position, and the cache."""
+    def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
+        """Return the logits of the next token at every position, and the cache.
+
+        With `at`, bool (B, T), the M positions where it is true alone, (M, V) in their order. The head is the largest
+        product of a small model, and of a chat most targets do not count.
+        """
         h, model_cache = self.model.forward(x)
-        z, head_cache = self.lm_head.forward(h)
-        return z, (self, z.shape, model_cache, head_cache)
+        z, head_cache = self.lm_head.forward(h if at is None else h[check_at(at, x)])
+        return z, (self, z.shape, model_cache, head_cache, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
         """Return None for dx, since ids have no derivative, and the gradients of what trains."""
-        model_cache, head_cache = check_cache(self, dy, cache)
+        model_cache, head_cache, at = check_cache(self, dy, cache)
         dh, grads = self.lm_head.backward(dy, head_cache, need_dx=trains(self.model))
+        if dh is not None and at is not None:
+            dh = rows_at(dh, at)
         below = {} if dh is None else self.model.backward(dh, model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the logits alone, in the memory of one layer."""
+        return self.lm_head(self.model(x))
 
     def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)
         """Return the logits after the last of the ids, which follow those in `past`, and the past for what follows.
@@ -187,12 +208,28 @@ class Llama(Layer):
         def norm(path: str) -> RMSNorm:
             return RMSNorm(arrays[f"{path}.weight"], config.rms_norm_eps)
 
+        def gated(path: str) -> GatedMLP:
+            return GatedMLP(*(linear(f"{path}.{name}_proj") for name in ("gate", "up", "down")))
+
+        def mixture(path: str) -> MixtureOfExperts:
+            sizes: Any = config.mixture
+            weight, gate_up, down = (
+                StackedLinear(arrays[f"{path}.{name}"])
+                for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+            )
+            router = Router(weight, sizes.num_experts_per_tok, sizes.norm_topk_prob)
+            if sizes.shared_expert_intermediate_size is None:
+                return MixtureOfExperts(router, Experts(gate_up, down))
+            shared = gated(f"{path}.shared_expert"), linear(f"{path}.shared_expert_gate")
+            return MixtureOfExperts(router, Experts(gate_up, down), *shared)
+
         def block(path: str) -> Block:
             q, k, v, o = (linear(f"{path}.self_attn.{name}_proj") for name in "qkvo")
-            gate, up, down = (linear(f"{path}.mlp.{name}_proj") for name in ("gate", "up", "down"))
-            attention = Attention(q, k, v, o, Rotary(config.frequencies))
+            q_norm, k_norm = (norm(f"{path}.self_attn.{name}_norm") if config.qk_norm else None for name in "qk")
+            attention = BlockwiseAttention(q, k, v, o, Rotary(config.frequencies), q_norm, k_norm)
             first, second = norm(f"{path}.input_layernorm"), norm(f"{path}.post_attention_layernorm")
-            return Block(first, attention, second, GatedMLP(gate, up, down))
+            mixed = f"{path}.mlp.gate.weight" in shapes
+            return Block(first, attention, second, mixture(f"{path}.mlp") if mixed else gated(f"{path}.mlp"))
 
         embedding = Embedding(arrays["model.embed_tokens.weight"])
         blocks = [block(f"model.layers.{i}") for i in range(config.num_hidden_layers)]
@@ -205,6 +242,21 @@ class Llama(Layer):
     ) -> Llama:
         """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.modelfiles.loading`."""
         return cls.build(*read_llama(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
+
+
+def rows_at(rows: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
+    """Return the rows at the M positions where `at` is true, and zeros elsewhere."""
+    whole = backend_of(rows).zeros((*at.shape, rows.shape[-1]), rows.dtype)
+    whole[at] = rows
+    return whole
+
+
+def check_at(at: Any, ids: Array) -> Array:
+    """Refuse what does not say of each position whether its logits are wanted."""
+    if not is_array(at) or at.dtype != bool:
+        raise TypeError(f"at must be an array of bool, got {at.dtype if is_array(at) else kind_of(at)}")
+    check_shape("at", at, ids.shape)
+    return at
 
 
 def _check_arrays(config: Any, arrays: Any) -> None:

@@ -78,9 +78,12 @@ def training_memory(
     Raises
     ------
     ValueError, TypeError
-        If a number is out of range, a target is unknown, or all weights are to train in fewer than 16 bits.
+        If a number is out of range, a target is unknown, all weights are to train in fewer than 16 bits, or the model
+        has mixtures of experts.
     """
     check_instance("config", config, LlamaConfig)
+    if config.mixture is not None:
+        raise ValueError(f"config is of a {config.model_type}: what a mixture of experts keeps is not counted")
     (tokens,), recompute = check_sizes(tokens=tokens), check_flag("recompute", recompute)
     check_choice("bits", bits, CONSTANTS)  # type: ignore[arg-type]
     for target in targets:
@@ -105,6 +108,17 @@ def training_memory(
         "activations": 2 * tokens * activations,
         "logits": 4 * tokens * config.vocab_size,
     }
+
+
+def active_numbers(config: LlamaConfig) -> int:
+    """Return how many of a decoder's numbers one position goes through: of a mixture's experts those that it keeps."""
+    total = sum(map(math.prod, config.shapes().values()))
+    mixture = config.mixture
+    if mixture is None:
+        return total
+    layers = sum(map(mixture.stands_in, range(config.num_hidden_layers)))
+    idle = mixture.num_experts - mixture.num_experts_per_tok
+    return total - layers * idle * 3 * mixture.moe_intermediate_size * config.hidden_size
 
 
 def matrix_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,6 @@ Linear layers on a rewritten input: `embedding` and `convolution`.
 
 A weight in four bits: `nf4`, the numbers, and `quantized`, the frozen layer that keeps them.
 
-A language model's: `attention`, with `rotary` positions, `norm`, and `gated`, the MLP that follows; in its place a mixture:
-`router`, `stacked` weights, and `experts`.
+A language model's: `attention`, with `rotary` positions, `norm`, and `gated`, the MLP that follows. In that MLP's place
+a mixture: a `router`, `stacked` weights, and `experts`.
 """

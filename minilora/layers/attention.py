@@ -19,6 +19,9 @@ dS is 0:
     dk_uj = c sum_t dS_tu q_tj        dk = c dS^T q       (att.8)    (T, D)
     dx = what q_proj, k_proj and v_proj return, added up  (att.9)    (T, d)
 
+In some models q and k are normed before they are turned, each head by itself with one weight (D,) for all heads, by
+(norm.2) of `minilora.layers.norm`; dq and dk then pass through (norm.4).
+
 The g heads of a group share k and v, so dk and dv sum over them. The code puts the queries of a group one below the
 other, g T rows: then each equation is one product for the whole group, and its sum over rows is that sum.
 
@@ -34,6 +37,7 @@ from ..backend import backend_of
 from ..checks import Array, check_instance, is_array, kind_of
 from ..layer import Cache, Layer, check_cache, check_has_widths, check_sequence, check_widths, inner, nest, rows, trains
 from ..linear import Linear
+from .norm import RMSNorm
 from .rotary import Rotary
 
 Past: TypeAlias = tuple[Array, Array]
@@ -52,6 +56,8 @@ class Attention(Layer):
     v_proj: Linear  # d -> K D
     o_proj: Linear  # H D -> d
     rotary: Rotary  # of width D
+    q_norm: RMSNorm | None = None  # of width D
+    k_norm: RMSNorm | None = None
 
     def __post_init__(self) -> None:
         _check_heads(self)
@@ -61,28 +67,35 @@ class Attention(Layer):
         check_sequence(self, x)
         h, T = rows(x), x.shape[-2]  # h (B T, d)
         (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, q_turn = self.rotary.forward(self.split(q, T))
-        k, k_turn = self.rotary.forward(self.split(k, T))
+        q, q_norm = normed(self.q_norm, self.split(q, T))
+        k, k_norm = normed(self.k_norm, self.split(k, T))
+        (q, q_turn), (k, k_turn) = self.rotary.forward(q), self.rotary.forward(k)
         v = self.split(v, T)
-        o, P = attend(q, k, v)
+        o, P = self.attend(q, k, v)
         y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        return y, (self, y.shape, x.shape, (q_cache, k_cache, v_cache, o_cache), (q_turn, k_turn), (q, k, v, P))
+        linears, heads = (q_cache, k_cache, v_cache, o_cache), (q_norm, k_norm, q_turn, k_turn)
+        return y, (self, y.shape, x.shape, linears, heads, (q, k, v, P))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx (..., T, d), and the gradients of the four layers."""
-        shape, (q_cache, k_cache, v_cache, o_cache), (q_turn, k_turn), (q, k, v, P) = check_cache(self, dy, cache)
-        below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj)
+        """Return dx (..., T, d), and the gradients of the four layers and of the norms."""
+        shape, linears, (q_norm, k_norm, q_turn, k_turn), (q, k, v, P) = check_cache(self, dy, cache)
+        q_cache, k_cache, v_cache, o_cache = linears
+        norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
+        below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj, *norms)
         do, o_grads = self.o_proj.backward(rows(dy), o_cache, need_dx=below)
         grads = nest("o_proj", o_grads)
         if do is None:  # nothing below asks
             return None, grads
-        dq, dk, dv = attend_backward(self.split(do, shape[-2]), q, k, v, P)
+        dq, dk, dv = self.attend_backward(self.split(do, shape[-2]), q, k, v, P)
         dq, dk = self.rotary.backward(dq, q_turn)[0], self.rotary.backward(dk, k_turn)[0]
+        dq, q_norm_grads = normed_back(self.q_norm, dq, q_norm)
+        dk, k_norm_grads = normed_back(self.k_norm, dk, k_norm)
         dx_q, q_grads = self.q_proj.backward(self.join(dq), q_cache, need_dx=need_dx)
         dx_k, k_grads = self.k_proj.backward(self.join(dk), k_cache, need_dx=need_dx)
         dx_v, v_grads = self.v_proj.backward(self.join(dv), v_cache, need_dx=need_dx)
         grads |= nest("q_proj", q_grads) | nest("k_proj", k_grads) | nest("v_proj", v_grads)
+        grads |= nest("q_norm", q_norm_grads) | nest("k_norm", k_norm_grads)
         dx = dx_q + dx_k + dx_v if dx_q is not None else None  # eq. (att.9)
         return None if dx is None else dx.reshape(shape), grads
 
@@ -93,12 +106,21 @@ class Attention(Layer):
         h, T = rows(x), x.shape[-2]
         q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
         start = 0 if past is None else past[0].shape[-2]
+        q, k = normed(self.q_norm, q)[0], normed(self.k_norm, k)[0]
         q, k = self.rotary.forward(q, start)[0], self.rotary.forward(k, start)[0]
         if past is not None:
             k, v = (backend_of(x).xp.concatenate(pair, axis=-2) for pair in zip(past, (k, v), strict=True))
-        o, _ = attend(q, k, v)
+        o, _ = self.attend(q, k, v)
         y = self.o_proj(self.join(o))
         return y.reshape(*x.shape[:-1], y.shape[-1]), (k, v)
+
+    def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+        """Return o and P. `minilora.fast.blockwise` keeps less of a long text."""
+        return attend(q, k, v)
+
+    def attend_backward(self, do: Array, q: Array, k: Array, v: Array, P: Any) -> tuple[Array, Array, Array]:
+        """Return dq, dk and dv."""
+        return attend_backward(do, q, k, v, P)
 
     def split(self, x: Array, T: int) -> Array:  # (B T, heads D) -> (B, K, heads / K, T, D)
         """Return each head's entries apart, the heads that share a key together. It copies nothing."""
@@ -112,6 +134,16 @@ class Attention(Layer):
         return heads.transpose(0, 3, 1, 2, 4).reshape(B * T, K * g * D)
 
     shape = property(lambda self: (self.o_proj.out_features, self.q_proj.in_features), doc="(d, d).")
+
+
+def normed(norm: RMSNorm | None, heads: Array) -> tuple[Array, Cache | None]:  # (B, K, g, T, D)
+    """Return each head's rows as the norm makes them, and its cache; the rows themselves without one."""
+    return (heads, None) if norm is None else norm.forward(heads)
+
+
+def normed_back(norm: RMSNorm | None, dy: Array, cache: Cache | None) -> tuple[Any, dict[str, Array]]:
+    """Return the gradient at the rows, and the norm's."""
+    return (dy, {}) if norm is None or cache is None else norm.backward(dy, cache)
 
 
 def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -179,6 +211,10 @@ def _check_heads(layer: Attention) -> None:
     check_widths("k_proj", layer.k_proj, d, K * D)
     check_widths("v_proj", layer.v_proj, d, K * D)
     check_widths("o_proj", layer.o_proj, H * D, layer.o_proj.out_features)
+    for name, norm in (("q_norm", layer.q_norm), ("k_norm", layer.k_norm)):
+        if norm is not None:
+            check_instance(name, norm, RMSNorm)
+            check_widths(name, norm, D, D)
 
 
 def _check_past(past: Any) -> None:

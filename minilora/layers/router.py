@@ -13,7 +13,7 @@ keeps now the first ones, now the last ones.) Backward, dp is dg at the kept exp
 it is the softmax of attention, (att.6), with the sum over S:
 
     dl_ne = p_ne (dp_ne - sum_j p_nj dp_nj)     (moe.3)    (N, E)                p is 0 outside of S, and so is dl
-    dx_ni = sum_e dl_ne W_ei                    (moe.4)    (N, d)                and dW = dl^T x, (8) of `minilora.linear`
+    dx_ni = sum_e dl_ne W_ei                    (moe.4)    (N, d)                and dW = dl^T x, by (8)
 
 Two consequences. With one kept expert and S the kept ones, g is 1 whatever l is, and the router has no gradient at all.
 With S all experts, each row of W has a gradient, also that of an expert which no row keeps.
@@ -62,53 +62,53 @@ class Router(Layer):
     def route(self, x: Array) -> tuple[Array, Array, Cache]:  # (..., d) -> (..., K), (N, K)
         """Return g, the numbers of the kept experts, and the cache."""
         check_input(self, x)
-        l, l_cache = self.weight.forward(rows(x))  # eq. (moe.1)  (N, E)
-        kept = best(l, self.top_k)
-        p = softmax(alone(l, kept) if self.norm_topk_prob else l)
-        g = p[at(kept)]  # eq. (moe.2)  (N, K)
+        scores, cache = self.weight.forward(rows(x))  # eq. (moe.1)  (N, E)
+        choice = best(scores, self.top_k)
+        p = softmax(alone(scores, choice) if self.norm_topk_prob else scores)
+        g = p[at(choice)]  # eq. (moe.2)  (N, K)
         g = g.reshape(*x.shape[:-1], self.top_k)
-        return g, kept, (self, g.shape, x.shape, l_cache, p, kept)
+        return g, choice, (self, g.shape, x.shape, cache, p, choice)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradient of the weight, of dy = dg (..., K)."""
-        shape, l_cache, p, kept = check_cache(self, dy, cache)
+        shape, weight_cache, p, choice = check_cache(self, dy, cache)
         dp = backend_of(dy).zeros(p.shape, dy.dtype)
-        dp[at(kept)] = rows(dy)
-        dl = softmax_back(p, dp)
-        dx, grads = self.weight.backward(dl, l_cache, need_dx=need_dx)  # eq. (moe.4)
+        dp[at(choice)] = rows(dy)
+        d_scores = softmax_back(p, dp)
+        dx, grads = self.weight.backward(d_scores, weight_cache, need_dx=need_dx)  # eq. (moe.4)
         return None if dx is None else dx.reshape(shape), nest("weight", grads)
 
     experts = property(lambda self: self.weight.out_features, doc="How many experts there are, E.")
     shape = property(lambda self: (self.top_k, self.weight.in_features), doc="(K, d).")
 
 
-def best(l: Array, top_k: int) -> Array:  # (N, E) -> (N, K)
+def best(scores: Array, top_k: int) -> Array:  # (N, E) -> (N, K)
     """Return the numbers of each row's highest scores, the highest first; of equal ones, the lower number first."""
-    return backend_of(l).xp.argsort(-l.real, axis=1, kind="stable")[:, :top_k]
+    return backend_of(scores).xp.argsort(-scores.real, axis=1, kind="stable")[:, :top_k]
 
 
-def at(kept: Array) -> tuple[Array, Array]:  # (N, K) -> an index of (N, E)
+def at(choice: Array) -> tuple[Array, Array]:  # (N, K) -> an index of (N, E)
     """Return the index of each row's kept experts."""
-    return backend_of(kept).xp.arange(len(kept))[:, None], kept
+    return backend_of(choice).xp.arange(len(choice))[:, None], choice
 
 
-def tallied(kept: Array, experts: int) -> Array:  # (N, K) -> (E,)
-    """Return how many rows keep each expert. (`bincount` would make a GPU wait.)"""
-    return (kept.reshape(-1, 1) == backend_of(kept).xp.arange(experts)).sum(axis=0)
+def tallied(choice: Array, experts: int) -> Array:  # (N, K) -> (E,)
+    """Return how many rows keep each expert; `bincount` would make a GPU wait."""
+    return (choice.reshape(-1, 1) == backend_of(choice).xp.arange(experts)).sum(axis=0)
 
 
-def alone(l: Array, kept: Array) -> Array:  # (N, E) -> (N, E)
+def alone(scores: Array, choice: Array) -> Array:  # (N, E) -> (N, E)
     """Return the kept experts' scores, and minus infinity elsewhere: of exp there remains 0."""
-    xp = backend_of(l).xp
-    scores = xp.full_like(l, -xp.inf)
-    scores[at(kept)] = l[at(kept)]
-    return scores
+    xp = backend_of(scores).xp
+    masked = xp.full_like(scores, -xp.inf)
+    masked[at(choice)] = scores[at(choice)]
+    return masked
 
 
 def softmax_back(p: Array, dp: Array) -> Array:  # (N, E), (N, E) -> (N, E)
     """Return the gradient at the scores, of that at their softmax."""
-    dl = p * (dp - inner(p, dp))  # eq. (moe.3)
-    return dl
+    d_scores = p * (dp - inner(p, dp))  # eq. (moe.3)
+    return d_scores
 
 
 def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), (N, E)
@@ -135,8 +135,8 @@ def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), 
     """
     check_matrix("scores", scores)
     n, E = scores.shape
-    kept = best(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
-    f = tallied(kept, E).astype(scores.dtype) / n
+    choice = best(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
+    f = tallied(choice, E).astype(scores.dtype) / n
     p, xp = softmax(scores), backend_of(scores).xp
     loss = E * (f * p.mean(axis=0)).sum()  # eq. (moe.14)
     dp = xp.broadcast_to(E * f / n, p.shape)  # eq. (moe.15)

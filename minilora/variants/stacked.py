@@ -6,14 +6,14 @@ PEFT packs the E pairs, its `target_parameters`, each factor in its own way:
     A_e = A[e r ... e r + r - 1]         (moe.16)    (r, in)      of lora_A (E r, in): the expert is the slow index
     B_e = B[:, e], B[:, E + e], ...      (moe.17)    (out, r)     of lora_B (out, r E): the expert is the fast index
 
-Row e r + k of A is the k-th row of expert e, and column k E + e of B is the k-th column of expert e. So the k-th pair of
-an expert does not stand at the same place in A and in B: s B A, formed as for a single layer, pairs the factors of
+Row e r + k of A is the k-th row of expert e, and column k E + e of B is the k-th column of expert e. So the k-th pair
+of an expert does not stand at the same place in A and in B: s B A, formed as for a single layer, pairs the factors of
 different experts and means nothing. Why so? PEFT makes A and B as two linear layers of rank E r, and reshapes their
 weights: A (E r, in) to (E, r, in), and B (out, r E) to (out, r, E). The other orders would be as good, but files have
 these ones. With E = 1 both are the whole matrix, and all of this is LoRA.
 
-On the rows of one expert, x_e, nothing is new: (1) to (6) of `minilora.lora`, with A_e and B_e. The gradients of the two
-matrices are packed as they are. An expert without a row has the gradient zero.
+On the rows of one expert, x_e, nothing is new: (1) to (6) of `minilora.lora`, with A_e and B_e. The gradients of the
+two matrices are packed as they are. An expert without a row has the gradient zero.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ class StackedLoRA(LoRA):
         self.experts = check_integer("experts", self.experts, at_least=1)
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
         if self.lora_A.shape[0] % self.experts:
-            raise ValueError(
-                f"lora_A has {self.lora_A.shape[0]} rows, expected as many for each of {self.experts} experts"
-            )
+            rows = self.lora_A.shape[0]
+            raise ValueError(f"lora_A has {rows} rows, expected as many for each of {self.experts} experts")
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache, of `counts` rows of each expert, in their order."""

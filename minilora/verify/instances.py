@@ -20,6 +20,7 @@ import numpy as np
 from ..adaptation import adapt
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array
+from ..fast.blockwise import Blocks, BlockwiseAttention
 from ..layer import Layer, freeze, rebuild
 from ..layers.activation import ACTIVATIONS
 from ..layers.attention import Attention
@@ -172,12 +173,15 @@ def _rotary(d: Drawing) -> tuple[Layer, Array]:
     return Rotary(frequencies(D, BASE)), _sequences(d, D)
 
 
-def _attention(d: Drawing) -> tuple[Layer, Array]:
+def _attention(
+    d: Drawing, cls: type[Attention] = Attention, *, normed: bool = False, **more: Any
+) -> tuple[Layer, Array]:
     n_in, n_out = min(d.in_features, 7), min(d.out_features, 7)
     K, g, D = d.integer(1, 2), d.integer(1, 3), 2 * d.integer(1, 2)
     widths = ((n_in, K * g * D), (n_in, K * D), (n_in, K * D), (K * g * D, n_out))
     q, k, v, o = (d.linear(*pair, bias=d.bias, divided_by=2) for pair in widths)
-    return Attention(q, k, v, o, Rotary(frequencies(D, BASE))), _sequences(d, n_in)
+    norms = [RMSNorm(d.randn(D), EPS) for _ in range(2 * normed)]
+    return cls(q, k, v, o, Rotary(frequencies(D, BASE)), *norms, **more), _sequences(d, n_in)
 
 
 def _gated(d: Drawing) -> tuple[Layer, Array]:
@@ -268,6 +272,8 @@ INSTANCES: dict[str, Row] = {
     "RMSNorm": _norm,
     "Rotary": _rotary,
     "Attention": _attention,
+    "Attention, by blocks": lambda d: _attention(d, BlockwiseAttention, blocks=Blocks(1, 2, page_up_to=0)),
+    "Attention, q and k normed": lambda d: _attention(d, normed=True),
     "GatedMLP": _gated,
     "Router": _router,
     "Router, over all": lambda d: _router(d, renormalised=False),

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, exercises
-from minilora.exercises import functions, questions
-from minilora.exercises import grading as mistakes
+from minilora.exercises import functions, grading, questions
 
 RIGHT = {
     "check_loss_gradient": lambda p, t: 2 * (p - t) / p.size,
@@ -97,7 +96,7 @@ WRONG = [
     ("check_loss_gradient", lambda p, t: 2 * (p - t).sum(axis=0) / p.size, r"must be \(11, 5\).*shape \(5,\)"),
     # step 2
     ("check_grad_B", lambda dy, h, s: dy.T @ h, "dB: alpha/r is missing"),
-    ("check_grad_B", lambda dy, h, s: s * s * dy.T @ h, "dB: alpha/r twice"),
+    ("check_grad_B", lambda dy, h, s: s * s * dy.T @ h, "dB: the scaling is applied twice: s enters once"),
     ("check_grad_B", lambda dy, h, s: -s * dy.T @ h, "dB: the sign"),
     ("check_grad_B", lambda dy, h, s: 2 * s * dy.T @ h, "dB: a factor of 2 too many"),
     ("check_grad_B", lambda dy, h, s: s * dy.T @ h / h.shape[1], "dB: a division by r"),
@@ -136,11 +135,11 @@ WRONG = [
     ("check_grad_A", lambda dh, x: dh.T @ x / len(x), "wrong mean"),
     # step 5
     ("check_backward", with_part(2, lambda dB, s, **_: dB / s), "dB: alpha/r is missing"),
-    ("check_backward", with_part(2, lambda dB, A, **_: dB * len(A)), "dB: alpha where alpha/r"),
+    ("check_backward", with_part(2, lambda dB, A, **_: dB * len(A)), "dB: alpha is not divided by the rank"),
     ("check_backward", with_part(2, lambda dB, dy, x, A, s, **_: s * dy.T @ (x @ A)), "dB: h = x A.T: a missing"),
     ("check_backward", with_part(2, lambda dB, dy, x, B, s, **_: s * dy.T @ (x @ B.T)), "dB: .*h is made with A"),
     ("check_backward", with_part(1, lambda dA, s, **_: dA / s), "dA: alpha/r is missing"),
-    ("check_backward", with_part(1, lambda dA, s, **_: dA * s), "dA: alpha/r twice"),
+    ("check_backward", with_part(1, lambda dA, s, **_: dA * s), "dA: the scaling is applied twice"),
     (
         "check_backward",
         with_part(1, lambda dA, **_: dA.T),
@@ -164,8 +163,16 @@ WRONG = [
     ("check_backward", lambda *args: backward(*args)[::-1], r"swapped\? \(dx, dA, dB\) .*\(dB, dA, dx\)$"),
     ("check_backward", lambda *args: [backward(*args)[i] for i in (1, 0, 2)], r"swapped\?.*shapes of \(dA, dx, dB\)$"),
     ("check_backward", lambda *args: [part.T for part in backward(*args)], "dx: the right numbers, transposed"),
-    ("check_backward", with_part(2, lambda dB, A, **_: dB * len(A) ** 0.5), r"dB: alpha/sqrt\(r\).*rsLoRA's scaling$"),
-    ("check_backward", with_part(1, lambda dA, A, **_: -dA * len(A) ** 0.5), r"dA: alpha/sqrt\(r\).*; and the sign"),
+    (
+        "check_backward",
+        with_part(2, lambda dB, A, **_: dB * len(A) ** 0.5),
+        "dB: alpha is divided by the root of the rank, as in rsLoRA, and should be divided by the rank$",
+    ),
+    (
+        "check_backward",
+        with_part(1, lambda dA, A, **_: -dA * len(A) ** 0.5),
+        "dA: alpha is divided by the root of the rank.*; and the sign",
+    ),
     # steps 7 to 10
     (
         "check_first_to_move",
@@ -186,13 +193,21 @@ WRONG = [
     ),
     ("check_first_to_move", lambda A_zero, B_zero: None, "returned None"),
     ("check_first_to_move", lambda A_zero, B_zero: 2, "return a set such as {'A'}; you returned a int"),
-    ("check_merged", lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, r"W': alpha/sqrt\(r\).*rsLoRA"),
-    ("check_merged", lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A, "W': alpha/r twice"),
+    (
+        "check_merged",
+        lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A,
+        "W': alpha is divided by the root of the rank",
+    ),
+    (
+        "check_merged",
+        lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A,
+        "W': the scaling is applied twice: the change",
+    ),
     ("check_merged", lambda W, A, B, alpha: W + B @ A, "W': alpha/r is missing"),
-    ("check_merged", lambda W, A, B, alpha: W + alpha * B @ A, "W': alpha where alpha/r"),
-    ("check_merged", lambda W, A, B, alpha: merged(W, A, B, alpha) - W, "the change alone"),
-    ("check_merged", lambda W, A, B, alpha: 2 * merged(W, A, B, alpha) - W, "added twice"),
-    ("check_merged", lambda W, A, B, alpha: merged(W, A, -B, alpha), "subtracted"),
+    ("check_merged", lambda W, A, B, alpha: W + alpha * B @ A, "W': alpha is not divided by the rank"),
+    ("check_merged", lambda W, A, B, alpha: merged(W, A, B, alpha) - W, "W': merge returns the change alone"),
+    ("check_merged", lambda W, A, B, alpha: 2 * merged(W, A, B, alpha) - W, "merge adds the change twice"),
+    ("check_merged", lambda W, A, B, alpha: merged(W, A, -B, alpha), "merge subtracts the change"),
     ("check_merged", lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "transposed"),
     ("check_count", lambda n_in, n_out, r: n_in * n_out, "the full weight"),
     ("check_count", lambda n_in, n_out, r: r * n_in * n_out, "do not multiply"),
@@ -253,7 +268,7 @@ WRONG = [
     ("check_grad_V", lambda dW, V, m: grad_V(dW, V, m * np.linalg.norm(V, axis=1)), "dV: m where m/n belongs"),
     ("check_grad_V", lambda dW, V, m: with_square(dW, V, m, 0), "dV: V_o is not of length 1"),
     ("check_grad_V", lambda dW, V, m: with_square(dW, V, m, 1), "dV: n where n.2 belongs"),
-    ("check_grad_V", lambda dW, V, m: with_square(dW, V, m, 2, -1), "dV: what passes through n is subtracted"),
+    ("check_grad_V", lambda dW, V, m: with_square(dW, V, m, 2, -1), "dV: the gradient through DoRA's norm is added"),
     ("check_grad_V", lambda dW, V, m: grad_V(dW, V, m) - with_square(dW, V, m, 2, 0), "dV: this passes through n"),
     ("check_grad_V", lambda dW, V, m: m / np.linalg.norm(V, axis=1) * dW, "dV: n is held constant.*; and keepdims"),
     (
@@ -332,7 +347,7 @@ def test_each_known_mistake_gets_its_own_words(grader, capsys, monkeypatch):
             values = tuple(np.asarray(answers[name](d)) for name in rights)
             return values if len(values) > 1 else values[0]
 
-        monkeypatch.setattr(functions, "grade", lambda _, *given: mistakes.grade(answer, *given))
+        monkeypatch.setattr(functions, "grade", lambda _, *given: grading.grade(answer, *given))
         assert not getattr(exercises, grader)(None)
         monkeypatch.undo()
         return capsys.readouterr().out

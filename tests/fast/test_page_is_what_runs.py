@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, mse, optim, train
+from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, fast, mse, optim, train
 from minilora.fast import accumulate, residual_form
 from minilora.language.examples import WithoutFilling
 from minilora.language.finetuning.losstable import TrainingLoss
@@ -91,19 +91,25 @@ def test_a_training_does_not_even_import_the_other_ways():
     assert done.stdout.split() == ["minilora.fast.adam", "minilora.fast.gather"], done.stderr
 
 
-def test_adams_equations_step_every_entry_of_the_articles_arrays(monkeypatch):
-    """The base of 1001 by 1000 goes by blocks of rows; every entry once a step, and the adapter's arrays whole."""
-    entries, right = [], optim.adam_update
+def test_adam_steps_every_entry_of_the_articles_arrays(monkeypatch):
+    """The base of 1001 by 1000 by blocks, which have the page's bits, and the adapter's arrays by the page."""
+    entries = []
 
-    def watched(theta, g, m, v, t, **settings):
-        assert theta.shape == g.shape == m.shape == v.shape
-        entries.append((t, theta.size))
-        right(theta, g, m, v, t, **settings)
+    def watch(module, name):
+        right = getattr(module, name)
 
-    monkeypatch.setattr(optim, "adam_update", watched)
+        def watched(theta, g, m, v, t, **settings):
+            assert theta.shape == g.shape == m.shape == v.shape
+            entries.append((name, t, theta.size))
+            right(theta, g, m, v, t, **settings)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(optim, "adam_update")
+    watch(fast.adam, "update_by_blocks")
     article.run(n=256, epochs=1)
-    assert sum(size for t, size in entries if t == 1) == sum(size for t, size in entries if t == 2) == 1_001_000 + 2_001
-    assert {t for t, _ in entries} == {1, 2}
+    by_page = [("adam_update", t, size) for t in (1, 2) for size in (1001, 1000)]
+    assert entries == [("update_by_blocks", t, 1_001_000) for t in (1, 2)] + by_page
 
 
 def test_the_given_gradients_are_what_a_step_takes(monkeypatch):

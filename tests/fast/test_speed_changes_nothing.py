@@ -103,7 +103,7 @@ class WithoutShortcut:
 
 # What each optimisation is replaced by: (module, name, the plain thing).
 PLAIN = {
-    "Adam some rows at a time": ("minilora.fast.adam", "BLOCK", 1),
+    "Adam in place, by blocks": ("minilora.fast.adam", "BLOCK", 1),
     "outer products at rank 1": ("minilora.lora", "widen", lambda narrow, factor: narrow @ factor),
     "rows gathered into a buffer": ("minilora.fast.gather", "take_rows", lambda array, rows, out: array[rows].copy()),
     "loss evaluated in blocks": ("minilora.evaluation", "EVALUATION_ROWS", ROWS),
@@ -147,20 +147,50 @@ def test_losses_are_the_same_when_the_base_runs_once(in_features, out_features, 
     np.testing.assert_allclose(once, at_each_step, rtol=TOLERANCE)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 200), seeds)
-def test_adam_in_blocks_has_the_pages_bits(n_rows, n_columns, block, seed):
+LAYOUTS = {
+    "rows": lambda a: a,
+    "columns": np.asfortranarray,
+    "every other row": lambda a: np.repeat(a, 2, axis=0)[::2],
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    st.integers(1, 200),
+    st.sampled_from(["float32", "float64"]),
+    st.sampled_from([*LAYOUTS]),
+    st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0)]),
+    st.sampled_from([1e-20, 1.0, 1e15]),
+    seeds,
+)
+def test_adam_by_blocks_has_the_pages_bits(shape, block, dtype, layout, betas, scale, seed):
     rng = np.random.default_rng(seed)
-    start = rng.standard_normal((n_rows, n_columns))
-    grads = rng.standard_normal((5, n_rows, n_columns))
-    in_blocks, page, m, v = start.copy(), start.copy(), np.zeros_like(start), np.zeros_like(start)
+    start = LAYOUTS[layout](rng.standard_normal(shape).astype(dtype))
+    grads = (scale * rng.standard_normal((5, *shape))).astype(dtype)
+    by_blocks, page, m, v = start.copy("K"), start.copy(), *np.zeros((2, *shape), dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minilora.fast.adam, "BLOCK", block)
-        adam = minilora.Adam({"p": in_blocks}, lr=0.1)
+        adam = minilora.Adam({"p": by_blocks}, lr=0.1, betas=betas)
         for t, g in enumerate(grads, start=1):
-            adam.step({"p": g})
-            minilora.optim.adam_update(page, g, m, v, t, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
-    for found, expected in ((in_blocks, page), (adam.m["p"], m), (adam.v["p"], v)):
+            adam.step({"p": LAYOUTS[layout](g)})
+            minilora.optim.adam_update(page, g, m, v, t, lr=0.1, betas=betas, eps=1e-8)
+    for found, expected in ((by_blocks, page), (adam.m["p"], m), (adam.v["p"], v)):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_articles_weight_by_blocks_has_the_pages_bits():
+    """At the sizes, the precision and the block that are used."""
+    rng = np.random.default_rng(0)
+    by_blocks = rng.standard_normal((1000, 1001), dtype="float32")
+    page, m, v = by_blocks.copy(), *np.zeros((2, 1000, 1001), "float32")
+    adam = minilora.Adam({"p": by_blocks})
+    for t in (1, 2, 3):
+        g = rng.standard_normal((1000, 1001), dtype="float32")
+        adam.step({"p": g})
+        minilora.optim.adam_update(page, g, m, v, t, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+    for found, expected in ((by_blocks, page), (adam.m["p"], m), (adam.v["p"], v)):
         np.testing.assert_array_equal(found, expected)
 
 

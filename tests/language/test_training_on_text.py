@@ -108,9 +108,10 @@ def test_training_by_steps_is_the_loop_written_out():
         np.testing.assert_array_equal(p, plain.trainable()[name])
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-@pytest.mark.parametrize("which", ["inputs", "targets"])
-@pytest.mark.parametrize("wrong", [-1, -101, len(LETTERS)])
+@pytest.mark.parametrize(
+    ("wrong", "which", "held_out"),
+    [(-1, "inputs", False), (len(LETTERS), "inputs", True), (-101, "targets", False), (len(LETTERS), "targets", True)],
+)
 def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
     model, X, Y, held = start()
     before = {name: p.copy() for name, p in model.trainable().items()}

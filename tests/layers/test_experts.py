@@ -34,8 +34,8 @@ def expert(layer, e):
 
 def test_of_equal_scores_the_lower_number_is_kept():
     router = Router(StackedLinear(np.ones((5, 2))), 3)
-    _, kept, _ = router.route(np.ones((2, 2)))
-    assert kept.tolist() == [[0, 1, 2]] * 2
+    _, choice, _ = router.route(np.ones((2, 2)))
+    assert choice.tolist() == [[0, 1, 2]] * 2
     scored = Router(StackedLinear(np.array([[0.0], [1.0], [0.0], [1.0]])), 3)
     assert scored.route(np.ones((1, 1)))[1].tolist() == [[1, 3, 0]]
 
@@ -45,8 +45,8 @@ def test_one_renormalised_expert_leaves_the_router_no_gradient():
     y, cache = layer.forward(x)
     _, grads = layer.backward(randn(2, 9, D), cache)
     assert (grads["gate.weight"] == 0).all()
-    kept = layer.gate.route(x)[1][:, 0]
-    np.testing.assert_allclose(y, [expert(layer, e)(row) for e, row in zip(kept, x, strict=True)], atol=1e-12)
+    choice = layer.gate.route(x)[1][:, 0]
+    np.testing.assert_allclose(y, [expert(layer, e)(row) for e, row in zip(choice, x, strict=True)], atol=1e-12)
 
 
 def test_not_renormalised_every_score_has_a_gradient():
@@ -79,8 +79,10 @@ def test_an_idle_expert_has_zeros_in_its_adapter_too():
     _, grads = adapted.backward(randn(2, 5, D), cache)
     for name in ("gate_up_proj", "down_proj"):
         dA, dB = grads[f"experts.{name}.lora_A"], grads[f"experts.{name}.lora_B"]
-        assert (dA[9:] == 0).all() and (dB[:, 3::E] == 0).all()
-        assert (dA[:6] != 0).any() and (dB[:, 0::E] != 0).any()
+        assert (dA[9:] == 0).all()
+        assert (dB[:, 3::E] == 0).all()
+        assert (dA[:6] != 0).any()
+        assert (dB[:, 0::E] != 0).any()
 
 
 def with_adapters(layer, rank=3):
@@ -111,9 +113,9 @@ def test_delta_has_each_experts_own_product(experts):
 
 
 def test_rows_come_back_where_they_were():
-    kept = np.array([[2, 0], [0, 3], [2, 3]])
-    order, place, counts = gathered(kept, 4)
-    pairs = kept.ravel()
+    choice = np.array([[2, 0], [0, 3], [2, 3]])
+    order, place, counts = gathered(choice, 4)
+    pairs = choice.ravel()
     assert pairs[order].tolist() == [0, 0, 2, 2, 3, 3]
     assert (order[place] == np.arange(6)).all()
     assert counts == [2, 0, 2, 2]
@@ -122,9 +124,9 @@ def test_rows_come_back_where_they_were():
 
 def test_frozen_experts_keep_no_inputs():
     x, layer = randn(1, 50, D), mixture()
-    kept, frozen = (cache_bytes(m.forward(x)[1]) for m in (layer, freeze(layer)))
+    choice, frozen = (cache_bytes(m.forward(x)[1]) for m in (layer, freeze(layer)))
     inputs = 8 * 50 * (D + 2 * (D + M))  # the router's, and of each kept expert both products'
-    assert kept - frozen == inputs
+    assert choice - frozen == inputs
 
 
 def test_a_mixtures_step_waits_once_and_copies_counts_alone(standin):
@@ -138,8 +140,8 @@ def test_a_mixtures_step_waits_once_and_copies_counts_alone(standin):
 
 
 def test_the_balance_is_least_where_all_are_kept_equally():
-    level = balance(np.tile(np.eye(4), (3, 1)), 1)[0]
-    assert np.isclose(level, 1) and np.isclose(balance(np.tile(5 * np.eye(4), (3, 1)), 1)[0], 1)
+    for size in (1, 5):
+        assert np.isclose(balance(np.tile(size * np.eye(4), (3, 1)), 1)[0], 1)
     assert balance(np.tile([5.0, 0, 0, 0], (12, 1)), 1)[0] > 3
     assert np.isclose(balance(randn(0, 8, 4), 4)[0], 4)  # all kept: K = E
 
@@ -239,7 +241,8 @@ def test_adapters_are_attached_again_and_merged_as_they_are():
     found = adapters(model)
     assert list(found) == NAMES
     for path, adapter in found.items():
-        assert (adapter.rank, adapter.alpha) == (2, 3) and np.isclose(adapter.scaling, 3 / 2**0.5)
+        assert (adapter.rank, adapter.alpha) == (2, 3)
+        assert np.isclose(adapter.scaling, 3 / 2**0.5)
         assert adapter.delta().shape == dict(walk(layer))[path].weight.shape
         assert adapter.lora_A is model.trainable()[f"{path}.lora_A"]
     assert (attach(layer, found)(x) == model(x)).all()
@@ -307,7 +310,7 @@ def test_what_adapt_refuses_draws_no_number(change, error, message):
 
 def test_an_adapted_array_takes_no_second_adapter():
     model = adapted(mixture(), NAMES[:1])
-    with pytest.raises(ValueError, match="without an adapter; there are .'gate.weight', 'experts.down_proj'"):
+    with pytest.raises(ValueError, match=r"without an adapter; there are .'gate.weight', 'experts.down_proj'"):
         adapted(model, NAMES[:1])
 
 

@@ -199,16 +199,18 @@ def test_pefts_start_adds_nothing_and_has_our_bound():
     theirs = {n: numpy_of(p) for n, p in adapted.named_parameters() if "lora_" in n}
     for factors in (list(theirs.values()), list(layer.trainable().values())):
         A, B = factors
-        assert A.shape == (120, M) and B.shape == (D, 120) and (B == 0).all()
+        assert A.shape == (120, M)
+        assert B.shape == (D, 120)
+        assert (B == 0).all()
         ends.append(np.abs(A).max())
     np.testing.assert_allclose(ends, M**-0.5, rtol=0.01)
 
 
 def test_the_balance_is_transformers_auxiliary_loss():
     scores = torch.randn(3, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    layers = tuple(l.clone().requires_grad_() for l in scores)
+    layers = tuple(layer.clone().requires_grad_() for layer in scores)
     expected = mixtral.load_balancing_loss_func(layers, 5, 2)
     expected.backward()
     loss, d_scores = balance(scores.numpy().reshape(-1, 5), 2)
     assert abs(loss - expected.item()) < 1e-12
-    np.testing.assert_allclose(d_scores, np.concatenate([numpy_of(l.grad) for l in layers]), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(d_scores, np.concatenate([numpy_of(layer.grad) for layer in layers]), rtol=0, atol=1e-14)

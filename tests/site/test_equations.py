@@ -132,12 +132,16 @@ WRONG = [
     ("c lost in dq", "layers/attention.py", "k_rows * c", "k_rows + 0 * c", "att.7"),
     ("c twice in dk", "layers/attention.py", "q_rows * c", "q_rows * c * c", "att.8"),
     ("x read twice", "layers/attention.py", "dx_q + dx_k + dx_v", "dx_q + dx_k + 0 * dx_v", "att.9"),
+    ("the old sum not brought to the new m", "fast/blockwise.py", "Z = f * Z +", "Z = f / f * Z +", "blk.4"),
+    ("Z's share subtracted", "fast/blockwise.py", "swapaxes(-1, -2), dZ)", "swapaxes(-1, -2), -dZ)", "blk.9"),
+    ("m added", "fast/blockwise.py", "isub(S, m)", "isub(S, -m)", "blk.2"),
+    ("a block overwrites", "fast/blockwise.py", "dk[:, :, 0, u] +=", "dk[:, :, 0, u] =", "blk.13"),
     ("frequencies of -j/D", "layers/rotary.py", "-2 * j / width", "-1 * j / width", "rope.1"),
     ("turned the same way", "layers/rotary.py", "cos, -sin)", "cos, sin)", "rope.4"),
     ("a sum in place of the mean", "layers/norm.py", "inner(x, x) / x.shape[-1]", "inner(x, x)", "norm.1"),
     ("eps outside the root", "layers/norm.py", "x.shape[-1] + self.eps)", "x.shape[-1]) + self.eps", "norm.1"),
     ("the weight forgotten in dx", "layers/norm.py", "(dy * g - x", "(dy - x", "norm.4"),
-    ("its own factor", "layers/gated.py", "du = dz * b", "du = dz * dz", "gate.2"),
+    ("the other factor", "layers/gated.py", "da = dz * p", "da = dz * (p - u + u * u)", "gate.2"),
     ("the branch subtracted", "language/llama.py", "y = x + update", "y = x - update", "llama.1"),
     ("the short way lost", "language/llama.py", "dx = dy + dx_branch", "dx = 0 * dy + dx_branch", "llama.2"),
     ("s lost in (17)", "fast/residual.py", "dB = c * (s * B", "dB = c * (0 * s + 1 * B", "17"),
@@ -268,7 +272,7 @@ def test_the_build_stops_where_ends_do_not_meet(tmp_path, change, said):
 
 # --- a wrong sign anywhere in a numbered line of the core or of a language model --------------------------------------
 
-LANGUAGE = ("norm", "rope", "att", "gate", "llama")
+LANGUAGE = ("norm", "rope", "att", "blk", "gate", "llama")
 SIGNED = [
     x
     for x in numbered.find_lines(ROOT / "minilora")

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from minilora.language.llama import Llama
-from minilora.language.llamaconfig import LlamaConfig
+from minilora.language.llamaconfig import LlamaConfig, MixtureConfig
 from minilora.layer import parts, walk
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
@@ -20,6 +20,22 @@ def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS))
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3),
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    arrays = {
+        name: (rng.standard_normal(shape) * shape[-1] ** -0.5 + (len(shape) == 1)).astype(dtype)
+        for name, shape in config.shapes().items()
+    }
+    return Llama.build(config, arrays)
+
+
+def tiny_mixture(kind: str = "mixtral", seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
+    """Two blocks with four experts each, of which a position keeps two."""
+    shared = 5 if kind == "qwen2_moe" else None
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=12, intermediate_size=10, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3), model_type=kind,
+        mixture=MixtureConfig(4, 2, 10, shared_expert_intermediate_size=shared),
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     arrays = {

@@ -65,6 +65,11 @@ def on_rows(p: Arrays, x):
 def attention_by_loops(p: Arrays, x, D):
     """Head by head and position by position, with a softmax over the positions that it may see."""
     q, k, v = (on_rows(child(f"{name}_proj", p), x) for name in "qkv")
+    if "q_norm.weight" in p:
+        q, k = (
+            norm_by_loops(rows.reshape(*x.shape[:2], -1, D), p[f"{name}_norm.weight"]).reshape(rows.shape)
+            for name, rows in zip("qk", (q, k), strict=True)
+        )
     o = np.zeros_like(q)
     H, group = q.shape[-1] // D, q.shape[-1] // k.shape[-1]
     for b, h in np.ndindex(len(x), H):
@@ -91,8 +96,8 @@ def rotary_case(cls: type = Rotary) -> Case:
     return case_of("Rotary", lambda layer, p, x: np.stack([turned(rows, x.shape[-1]) for rows in x]), cls=cls)
 
 
-def attention_case(cls: type = Attention) -> Case:
-    return case_of("Attention", lambda layer, p, x: attention_by_loops(p, x, layer.rotary.in_features), cls=cls)
+def attention_case(cls: type = Attention, row: str = "Attention") -> Case:
+    return case_of(row, lambda layer, p, x: attention_by_loops(p, x, layer.rotary.in_features), cls=cls)
 
 
 def gated_case(cls: type = GatedMLP) -> Case:
@@ -195,6 +200,7 @@ LANGUAGE_CASES = (
     rotary_case(),
     gated_case(),
     attention_case(),
+    attention_case(row="Attention, q and k normed"),
     llama_case(),
     llama_case("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"),
     llama_case("model.layers.1.mlp.up_proj", "lm_head"),

@@ -309,6 +309,23 @@ class QueriesNotTurnedBack(Attention):
 
 
 attend, attend_backward = attention.attend, attention.attend_backward
+normed, normed_back = attention.normed, attention.normed_back
+NORMS_WRONG = {
+    "q and k not normed": {
+        "normed": lambda norm, heads: (heads, None),
+        "normed_back": lambda norm, dy, cache: (dy, {}),
+    },
+    "one norm over all heads": {
+        "normed": lambda norm, heads: (heads / np.sqrt((heads**2).mean(axis=(1, 2, 4), keepdims=True) + 0.3), None),
+    },
+    "the norms passed over in the backward": {
+        "normed_back": lambda norm, dy, cache: (dy, normed_back(norm, dy, cache)[1]),
+    },
+}
+for name, functions in NORMS_WRONG.items():
+    mutant(f"attention: {name}", *TWO_CLAIMS, of=partial(attention_case, row="Attention, q and k normed"))(
+        attention_with(**functions)
+    )
 
 
 # --- the gated MLP --------------------------------------------------------------------------------
@@ -360,15 +377,15 @@ class Swapped(GatedMLP):
 @gated_mutant("gated MLP: the factor's own gradient in place of the other's", *TWO_CLAIMS)
 class OwnFactor(GatedMLP):
     def backward(self, dy, cache, *, need_dx=True):
-        *kept, a, b = cache
-        return super().backward(dy, (*kept, b, a), need_dx=need_dx)
+        *kept, p, u = cache
+        return super().backward(dy, (*kept, u, p), need_dx=need_dx)
 
 
 @gated_mutant("gated MLP: dx through the gate alone", *TWO_CLAIMS)
 class ThroughGate(GatedMLP):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
-        db = self.down_proj.input_gradient(dy) * self.act_fn(cache[-2])
+        db = self.down_proj.input_gradient(dy) * cache[-1]
         return dx - db @ self.up_proj.weight, grads
 
 

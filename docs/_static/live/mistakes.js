@@ -1,5 +1,6 @@
 // Five mistakes in LoRA, each as what it changes in lora.js. `layerWith(names)` builds a layer that has them. Two of
-// them are starts, of which a layer has one.
+// them are starts, of which a layer has one. A label with a flag is that of a known bug, and begins as its sentence does
+// in minilora/conformance/bugs/table.py.
 
 import { Linear, LoRA, LoRALinear } from "./lora.js";
 import { gaussian, uniform } from "./random.js";
@@ -16,7 +17,8 @@ export const MISTAKES = {
     },
   },
   "alpha-not-divided": {
-    label: "alpha is not divided by r",
+    label: "alpha is not divided by the rank",
+    flag: "alpha-is-not-divided-by-the-rank",
     says: "Output and gradients agree, so training goes on. But a program that divides reads these factors as a " +
       "change 1/r as strong.",
     LoRA: (Right) => class extends Right {
@@ -24,7 +26,8 @@ export const MISTAKES = {
     },
   },
   "base-passes-no-gradient": {
-    label: "The base passes no gradient",
+    label: "dx lacks dy W: the base passes no gradient",
+    flag: "dx-lacks-dy-w",
     says: "dx lacks dy W (12). This layer trains as before, and its loss cannot show it: only a layer below " +
       "would be misled.",
     LoRALinear: (Right) => class extends Right {
@@ -41,7 +44,8 @@ export const MISTAKES = {
     },
   },
   "wrong-scale-in-dA": {
-    label: "dA is multiplied by s twice",
+    label: "lora_A's gradient has the scaling twice",
+    flag: "lora-a-gradient-has-the-scaling-twice",
     says: "Adam divides by the gradient's own size, so its loss hardly changes; gradient descent moves A s times " +
       "too far.",
     LoRA: (Right) => class extends Right {

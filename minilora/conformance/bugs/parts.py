@@ -75,16 +75,16 @@ def depthwise(problem: Images) -> Parts:
 
 def all_ranks_but_one(problem: Problem) -> Parts:
     """Leave the last rank out."""
-    kept = np.arange(problem.rank) < problem.rank - 1
-    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+    counted = np.arange(problem.rank) < problem.rank - 1
+    return {"hidden": lambda B: B * counted, "s_in_dB": lambda s: s * counted}
 
 
 def ranks_up_to_32(problem: Problem) -> Parts:
     """Leave out all ranks but the first 32."""
     if problem.rank <= 32:
         return {}
-    kept = np.arange(problem.rank) < 32
-    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+    counted = np.arange(problem.rank) < 32
+    return {"hidden": lambda B: B * counted, "s_in_dB": lambda s: s * counted}
 
 
 def rows_up_to_128(problem: Problem) -> Parts:
@@ -96,8 +96,8 @@ def outputs_up_to_128(problem: Problem) -> Parts:
     """Leave out the update of all outputs but the first 128."""
     if problem.out_features <= 128:
         return {}
-    kept = (np.arange(problem.out_features) < 128)[:, None]
-    return {"hidden": lambda B: B * kept, "s_in_dB": lambda s: s * kept}
+    counted = (np.arange(problem.out_features) < 128)[:, None]
+    return {"hidden": lambda B: B * counted, "s_in_dB": lambda s: s * counted}
 
 
 def whole(V: np.ndarray) -> np.ndarray:

@@ -41,40 +41,40 @@ EVERY_ENTRY = "every entry is off by the factor"
 """Words that say that a wrong answer is right but for a factor."""
 
 
-def describe_unknown(name: str, found: np.ndarray, trial: Trial, inside: bool = False) -> str:
+def describe_unknown(name: str, array: np.ndarray, trial: Trial, inside: bool = False) -> str:
     """Return what can be said of a wrong answer that no known bug explains: its shape, or ratio and worst entry.
 
     With `inside`, also what is seen inside the array, which takes longer.
     """
     expected = trial.right[name]
-    if np.ndim(found) == np.ndim(expected) == 2 and trial.agrees(name, np.transpose(found)):
+    if np.ndim(array) == np.ndim(expected) == 2 and trial.agrees(name, np.transpose(array)):
         return "is transposed"
-    if np.shape(found) != np.shape(expected):
-        return f"has shape {np.shape(found)}, expected {np.shape(expected)}{_steps(np.shape(found), trial.problem)}"
-    found = np.asarray(found, np.float64)
-    if not np.isfinite(found).all():
+    if np.shape(array) != np.shape(expected):
+        return f"has shape {np.shape(array)}, expected {np.shape(expected)}{_steps(np.shape(array), trial.problem)}"
+    array = np.asarray(array, np.float64)
+    if not np.isfinite(array).all():
         return "is not finite"
-    at = np.unravel_index(int(np.abs(found - expected).argmax()), expected.shape)
+    at = np.unravel_index(int(np.abs(array - expected).argmax()), expected.shape)
     slot = trial.problem.place(name, at) if isinstance(trial.problem, Fused) else ""
     where = f"[{', '.join(map(str, at))}]{slot}"
-    text = f"is off by {abs(found[at] - expected[at]):.3g} at {where}: {found[at]:.7g}, expected {expected[at]:.7g}"
-    ratio = _ratio(name, found, trial)
+    text = f"is off by {abs(array[at] - expected[at]):.3g} at {where}: {array[at]:.7g}, expected {expected[at]:.7g}"
+    ratio = _ratio(name, array, trial)
     if abs(ratio - 1) > 1e-3:
         return f"{text}; {EVERY_ENTRY} {ratio:.6g}"
-    seen = pattern(name, found, trial) if inside else ""
+    seen = pattern(name, array, trial) if inside else ""
     return f"{text}; {seen}" if seen else text
 
 
-def _ratio(name: str, found: np.ndarray, trial: Trial) -> float:
+def _ratio(name: str, array: np.ndarray, trial: Trial) -> float:
     """Return by which factor every entry of an answer is off; 1 where no factor is that of all."""
     expected = trial.right[name]
     with np.errstate(over="ignore", invalid="ignore"):
-        ratio = float((found * expected).sum() / max(float((expected * expected).sum()), TINY))
+        ratio = float((array * expected).sum() / max(float((expected * expected).sum()), TINY))
         larger = {name: trial.sizes[name] * max(1.0, abs(ratio))}
-        if trial.unit <= UNIT["float32"] and trial.distance(name, found, ratio * expected, larger) <= TOLERANCE:
+        if trial.unit <= UNIT["float32"] and trial.distance(name, array, ratio * expected, larger) <= TOLERANCE:
             return ratio
     seen = np.abs(expected) > 1e-3 * np.abs(expected).max()  # also where it was computed in a lower precision
-    ratios = found[seen] / expected[seen]
+    ratios = array[seen] / expected[seen]
     same = ratios.size and np.ptp(ratios) <= 1e-4 * abs(ratios).max()
     return float(np.median(ratios)) if same else 1.0
 
@@ -93,42 +93,42 @@ def _steps(shape: tuple[int, ...], problem: Problem) -> str:
             name: getattr(problem, name)[::-1] for name in ("stride", "padding", "dilation")
         },
     }
-    found = (words for words, steps in others.items() if replace(problem, **steps).positions == shape[2:])
-    return next((f", as it would be {words}" for words in found), "")
+    fitting = (words for words, steps in others.items() if replace(problem, **steps).positions == shape[2:])
+    return next((f", as it would be {words}" for words in fitting), "")
 
 
-def pattern(name: str, found: np.ndarray, trial: Trial) -> str:
+def pattern(name: str, array: np.ndarray, trial: Trial) -> str:
     """Return what is seen in a wrong answer of the right shape; empty where nothing is, or the precision is low."""
     if trial.unit > UNIT["float32"]:
         return ""
-    found = np.asarray(found, np.float64)
+    array = np.asarray(array, np.float64)
     for look in (_rounded, _tail, _order, _ranks, _part):
-        if text := look(name, found, trial):
+        if text := look(name, array, trial):
             return text
     return ""
 
 
-def _rounded(name: str, found: np.ndarray, trial: Trial) -> str:
+def _rounded(name: str, array: np.ndarray, trial: Trial) -> str:
     """See numbers of half precision: in the answer itself, or in the factors that it is made of."""
     right = trial.right[name]
     for half in HALVES:
-        near = np.abs(found - right) <= 4 * UNIT[half] * np.maximum(trial.sizes[name], np.abs(right))
-        kept = not (isinstance(trial.problem, Mixed) and name in trial.problem.in_half)
-        if kept and near.all() and np.array_equal(round_to(found, half).astype(np.float64), found):
+        near = np.abs(array - right) <= 4 * UNIT[half] * np.maximum(trial.sizes[name], np.abs(right))
+        allowed = isinstance(trial.problem, Mixed) and name in trial.problem.in_half
+        if not allowed and near.all() and np.array_equal(round_to(array, half).astype(np.float64), array):
             return f"it is rounded to {half}"
         for words, names in ROUNDED.items():
             rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
-            if _agrees(name, found, replace(trial, arrays=trial.arrays | rounded).by(), trial):
+            if _agrees(name, array, replace(trial, arrays=trial.arrays | rounded).by(), trial):
                 return f"{words} rounded to {half}"
         weight = trial.by(weight=lambda W, half=half: round_to(W, half).astype(np.float64))
-        if _agrees(name, found, weight, trial):
+        if _agrees(name, array, weight, trial):
             return f"the weight is rounded to {half}"
         for words, y in _between(name, half, trial):
-            if _near(found, y, trial.sizes["y"], trial):
+            if _near(array, y, trial.sizes["y"], trial):
                 return f"{words} rounded to {half}"
         s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
         short = float(round_to(np.array([s]), half)[0])
-        if short != s and _agrees(name, found, trial.by(scaling=lambda alpha, r, short=short: short), trial):
+        if short != s and _agrees(name, array, trial.by(scaling=lambda alpha, r, short=short: short), trial):
             return f"the scaling is rounded to {half}"
     return ""
 
@@ -146,23 +146,23 @@ def _between(name: str, half: str, trial: Trial) -> Iterator[tuple[str, np.ndarr
     yield "the update is", base + round_to(s * up, half).astype(np.float64)
 
 
-def _tail(name: str, found: np.ndarray, trial: Trial) -> str:
+def _tail(name: str, array: np.ndarray, trial: Trial) -> str:
     """See an answer that is right up to a place along one axis, and wrong from there on, as beyond a tile."""
-    wrong = np.abs(found - trial.right[name]) > TOLERANCE * trial.unit * (trial.sizes[name] + TINY)
+    wrong = np.abs(array - trial.right[name]) > TOLERANCE * trial.unit * (trial.sizes[name] + TINY)
     for axis, word in enumerate(AXES[name]):
         bad = np.moveaxis(wrong, axis, 0).reshape(wrong.shape[axis], -1).any(axis=1)
         first = int(bad.argmax())
         if first < FEW or not bad[first:].all():
             continue
         tail = (slice(None),) * axis + (slice(first, None),)
-        state = "wrong" if found[tail].any() else "zero"
-        if name == "y" and _near(found[tail], trial.by(update=0.0)["y"][tail], trial.sizes["y"][tail], trial):
+        state = "wrong" if array[tail].any() else "zero"
+        if name == "y" and _near(array[tail], trial.by(update=0.0)["y"][tail], trial.sizes["y"][tail], trial):
             state = "without the update"
         return f"it is right up to {word} {first - 1}, and {state} from {word} {first} on"
     return ""
 
 
-def _order(name: str, found: np.ndarray, trial: Trial) -> str:
+def _order(name: str, array: np.ndarray, trial: Trial) -> str:
     """See the right rows or columns in another order: of the answer, or of the update that it adds."""
     right, sizes = trial.right[name], trial.sizes[name]
     without = {"y": lambda: trial.by(update=0.0)["y"], "merged": lambda: trial.by(merged=lambda W, BA, s: W)["merged"]}
@@ -171,12 +171,12 @@ def _order(name: str, found: np.ndarray, trial: Trial) -> str:
         for axis, word in enumerate(AXES[name]):
             if not 2 < right.shape[axis] <= MANY:
                 continue
-            mine, theirs = (np.moveaxis(a - base, axis, 0).reshape(a.shape[axis], -1) for a in (found, right))
+            mine, theirs = (np.moveaxis(a - base, axis, 0).reshape(a.shape[axis], -1) for a in (array, right))
             order = ((mine[:, None] - theirs[None]) ** 2).sum(axis=-1).argmin(axis=1)
             if (np.sort(order) != np.arange(len(order))).any() or (order == np.arange(len(order))).all():
                 continue
             moved = base + np.take(right - base, order, axis)
-            if _near(found, moved, np.maximum(sizes, np.take(sizes, order, axis)), trial):
+            if _near(array, moved, np.maximum(sizes, np.take(sizes, order, axis)), trial):
                 return f"{whose} {word}s are the right ones in another order: {_places(order)}"
     return ""
 
@@ -185,13 +185,13 @@ def _places(order: np.ndarray) -> str:
     return ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
 
 
-def _ranks(name: str, found: np.ndarray, trial: Trial) -> str:
+def _ranks(name: str, array: np.ndarray, trial: Trial) -> str:
     """See the ranks of one factor in another order than the other's."""
     r = trial.problem.rank
     ranks = np.arange(r)
     orders = [ranks[::-1], *(np.roll(ranks, by) for by in (1, -1, r // 2, -(r // 2))), np.r_[ranks[::2], ranks[1::2]]]
     for order in orders if name in ("y", "x", "merged") and r > 1 and _is_one_layer(trial) else ():
-        if _agrees(name, found, trial.by(hidden=lambda B, order=order: B[:, order]), trial):
+        if _agrees(name, array, trial.by(hidden=lambda B, order=order: B[:, order]), trial):
             return f"the ranks of lora_B stand in another order than those of lora_A: {_places(order)}"
     return ""
 
@@ -201,24 +201,24 @@ def _is_one_layer(trial: Trial) -> bool:
     return len(trial.arrays["lora_A"]) == trial.problem.rank
 
 
-def _part(name: str, found: np.ndarray, trial: Trial) -> str:
+def _part(name: str, array: np.ndarray, trial: Trial) -> str:
     """See a sum that lacks a part of its terms, as where a shard is not added or a block's tail is left out."""
     if name in ("y", "merged") and _is_one_layer(trial):
-        for kept, words in _parts(trial.problem.rank, "ranks"):
-            if _agrees(name, found, trial.by(hidden=lambda B, kept=kept: B * kept), trial):
+        for counted, words in _parts(trial.problem.rank, "ranks"):
+            if _agrees(name, array, trial.by(hidden=lambda B, counted=counted: B * counted), trial):
                 return f"it sums {words}"
     if name == "y":
-        for kept, words in _parts(trial.arrays["lora_A"].shape[1] if found.ndim == 2 else 0, "inputs"):
-            base = {"base": lambda x, W, kept=kept: (x * kept) @ W.T}
-            update = {"down": lambda A, kept=kept: A * kept}
+        for counted, words in _parts(trial.arrays["lora_A"].shape[1] if array.ndim == 2 else 0, "inputs"):
+            base = {"base": lambda x, W, counted=counted: (x * counted) @ W.T}
+            update = {"down": lambda A, counted=counted: A * counted}
             for what, parts in (("", base | update), (" in x W^T", base), (" in the update", update)):
-                if _agrees(name, found, trial.by(**parts), trial):
+                if _agrees(name, array, trial.by(**parts), trial):
                     return f"it sums {words}{what}"
     elif name in ("lora_A", "lora_B", "magnitude"):
         dy = trial.arrays["dy"]
-        for kept, words in _parts(len(dy), "rows"):
-            masked = dy * kept.reshape(-1, *(1 for _ in dy.shape[1:]))
-            if _agrees(name, found, replace(trial, arrays=trial.arrays | {"dy": masked}).by(), trial):
+        for counted, words in _parts(len(dy), "rows"):
+            masked = dy * counted.reshape(-1, *(1 for _ in dy.shape[1:]))
+            if _agrees(name, array, replace(trial, arrays=trial.arrays | {"dy": masked}).by(), trial):
                 return f"it sums {words}"
     return ""
 
@@ -231,9 +231,9 @@ def _parts(n: int, what: str) -> Iterator[tuple[np.ndarray, str]]:
         yield np.arange(n) >= cut, f"the last {n - cut} of {n} {what} only"
 
 
-def _agrees(name: str, found: np.ndarray, predicted: Arrays, trial: Trial) -> bool:
-    return _near(found, predicted[name], trial.sizes[name], trial)
+def _agrees(name: str, array: np.ndarray, predicted: Arrays, trial: Trial) -> bool:
+    return _near(array, predicted[name], trial.sizes[name], trial)
 
 
-def _near(found: np.ndarray, expected: np.ndarray, sizes: np.ndarray, trial: Trial) -> bool:
-    return bool((np.abs(found - expected) <= TOLERANCE * trial.unit * (sizes + TINY)).all())
+def _near(array: np.ndarray, expected: np.ndarray, sizes: np.ndarray, trial: Trial) -> bool:
+    return bool((np.abs(array - expected) <= TOLERANCE * trial.unit * (sizes + TINY)).all())

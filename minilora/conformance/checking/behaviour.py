@@ -83,13 +83,13 @@ def start(watch: Watch) -> str:
 
 def _drawn(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
     """Return A, B and, for DoRA, the magnitude of a new adapter, or what is wrong with their shapes."""
-    given: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
-    given["rng"] = np.random.default_rng(seed)
+    arguments: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
+    arguments["rng"] = np.random.default_rng(seed)
     if sizes.kernel:
-        given["kernel"] = sizes.kernel
+        arguments["kernel"] = sizes.kernel
     if watch.kind == "dora":
-        given["weight"] = sizes.weight
-    returned = watch.call("init", given)
+        arguments["weight"] = sizes.weight
+    returned = watch.call("init", arguments)
     if not isinstance(returned, (tuple, list)) or len(returned) < 2:
         return f"init returns {described(returned)}, expected lora_A and lora_B"
     new = dict(zip(("lora_A", "lora_B", "magnitude"), returned))  # noqa: B905  DoRA has three
@@ -140,29 +140,29 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
 def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> str:
     """Compare where an implementation's Adam ends with where it should, and with where known bugs end."""
     right = adam_follows(begin, steps)
-    found = {name: np.asarray(ends[name], np.float64) for name in right}
+    reached = {name: np.asarray(ends[name], np.float64) for name in right}
     for name, p in right.items():
-        if found[name].shape != p.shape:
-            return f"{name} has shape {found[name].shape} after ten steps of Adam, expected {p.shape}"
-        if not np.isfinite(found[name]).all():
+        if reached[name].shape != p.shape:
+            return f"{name} has shape {reached[name].shape} after ten steps of Adam, expected {p.shape}"
+        if not np.isfinite(reached[name]).all():
             return f"{name} is not finite after ten steps of Adam"
 
     def same(expected: Arrays) -> bool:
-        return all(np.allclose(found[name], p, rtol=0, atol=tolerance) for name, p in expected.items())
+        return all(np.allclose(reached[name], p, rtol=0, atol=tolerance) for name, p in expected.items())
 
     if same(right):
         return "ok"
     explaining = (bug for bug in bugs_of("adam", ("adam",)) if same(adam_follows(begin, steps, **bug.by())))
     if bug := the_named(explaining):
         return str(bug)
-    moved, should = (np.concatenate([(end[name] - begin[name]).ravel() for name in right]) for end in (found, right))
+    moved, should = (np.concatenate([(end[name] - begin[name]).ravel() for name in right]) for end in (reached, right))
     times = float(moved @ should / (should @ should))
     if np.allclose(moved, times * should, rtol=0, atol=tolerance * max(1.0, abs(times))):
         return f"Adam's steps are {times:.6g} times as long as they should be, with lr 1e-3"
-    off = {name: np.abs(found[name] - p) for name, p in right.items()}
+    off = {name: np.abs(reached[name] - p) for name, p in right.items()}
     name = max(off, key=lambda name: float(off[name].max()))
     at = np.unravel_index(int(off[name].argmax()), off[name].shape)
-    where = f"{name} is {found[name][at]:.7g} at [{', '.join(map(str, at))}], expected {right[name][at]:.7g}"
+    where = f"{name} is {reached[name][at]:.7g} at [{', '.join(map(str, at))}], expected {right[name][at]:.7g}"
     return f"ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: {where}"
 
 
@@ -181,8 +181,8 @@ def adam(watch: Watch, dtype: str) -> str:
 
 def frozen(watch: Watch, trial: Trial) -> str:
     """Check that no gradient is given for the frozen base."""
-    given = {"dy": trial.arrays["dy"], "x": trial.arrays["x"], **layer_arrays(trial)}
-    grads = watch.call("backward", given, watch.options("backward", trial.problem))
+    arguments = {"dy": trial.arrays["dy"], "x": trial.arrays["x"], **layer_arrays(trial)}
+    grads = watch.call("backward", arguments, watch.options("backward", trial.problem))
     extra = sorted(name for name in ("weight", "bias") if grads.get(name) is not None)
     return f"backward returns gradients of the frozen {' and '.join(extra)}" if extra else "ok"
 
@@ -230,14 +230,14 @@ def _times(y: np.ndarray, trial: Trial) -> str:
     return f"has the update {round(times, 6) + 0.0:g} times" if so else ""
 
 
-def habits(watch: Watch, trial: Trial, found: Arrays) -> dict[str, str]:
+def habits(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, str]:
     """Report what is good to know, and no reason to fail."""
     again = answers(watch, trial)
-    twice = all(np.array_equal(found[name], again[name], equal_nan=True) for name in found if name in again)
-    kept = sorted({str(a.dtype) for a in found.values()} - {str(trial.arrays["lora_A"].dtype)})
+    twice = all(np.array_equal(reply[name], again[name], equal_nan=True) for name in reply if name in again)
+    others = sorted({str(a.dtype) for a in reply.values()} - {str(trial.arrays["lora_A"].dtype)})
     return {
         "same bits twice": "ok" if twice else "two calls differ",
         "memory order": watch.notes.pop("memory order", "ok"),
-        "dtype kept": f"{', '.join(kept)} is returned for {trial.arrays['lora_A'].dtype}" if kept else "ok",
+        "dtype kept": f"{', '.join(others)} is returned for {trial.arrays['lora_A'].dtype}" if others else "ok",
         **watch.notes,
     }

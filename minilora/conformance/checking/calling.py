@@ -82,11 +82,11 @@ class Watch:
 
     def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
         """Call a function with arguments in order, and note it where it changes one of them."""
-        given = {name: self._given(name, a, self.lay) for name, a in arrays.items()}
-        lent = {place: a for name, given_one in given.items() for place, a in _arrays_in(name, given_one)}
+        arguments = {name: self._given(name, a, self.lay) for name, a in arrays.items()}
+        lent = {place: a for name, argument in arguments.items() for place, a in _arrays_in(name, argument)}
         copies = {name: a.copy() for name, a in lent.items()}
         self.lent.append((function, lent, copies))
-        result = getattr(self.functions, function)(*given.values(), **(options or {}))
+        result = getattr(self.functions, function)(*arguments.values(), **(options or {}))
         if not self.changed and (name := _changed(lent, copies)):
             self.changed = f"{function} changes {name}, which belongs to the caller"
         return result
@@ -94,13 +94,13 @@ class Watch:
     def _given(self, name: str, value: Any, lay: Callable[[np.ndarray], np.ndarray]) -> Any:
         """Return a copy of an array as it is handed over, or of each of a list; anything else as it is."""
         if isinstance(value, list):
-            return [self._given(name, one, lay) for one in value]
+            return [self._given(name, part, lay) for part in value]
         return lay(self.turn(name, value.copy())) if isinstance(value, np.ndarray) else value
 
     def built(self, trial: Trial) -> Any:
         """Return what ``merging`` makes of a problem. It keeps the arrays, and may write to them."""
-        given = [self._given(name, a, np.asarray) for name, a in layer_arrays(trial).items()]
-        return self.functions.merging(*given, **self.options("merging", trial.problem))
+        arguments = [self._given(name, a, np.asarray) for name, a in layer_arrays(trial).items()]
+        return self.functions.merging(*arguments, **self.options("merging", trial.problem))
 
     def look_back(self) -> str:
         """Return what was changed of all that was handed over, also by a later call; empty where nothing was."""
@@ -135,11 +135,11 @@ class Watch:
             return self.array(result, "merged" if function == "merge" else "y")
         if not isinstance(result, Mapping):
             raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
-        found = {
+        reply = {
             name: self._gradient(result[name], name, problem) for name in QUANTITIES if result.get(name) is not None
         }
         self.returned = [str(name) for name in result]
-        return found
+        return reply
 
     def _gradient(self, value: Any, name: str, problem: Problem) -> np.ndarray:
         """Return one gradient as an array, also where it is a list with one for each slot."""
@@ -148,7 +148,7 @@ class Watch:
         if not isinstance(value, (list, tuple)):
             raise Wrong(f"returns {described(value)} for {name}'s gradient, expected a list, one for each slot")
         try:
-            return problem.joined(name, [None if one is None else self.array(one, name) for one in value])
+            return problem.joined(name, [None if part is None else self.array(part, name) for part in value])
         except ValueError as error:
             raise Wrong(f"returns gradients with {error}") from None
 
@@ -178,7 +178,7 @@ class Watch:
 def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
     """Return an argument's arrays, each under the name that it is told by."""
     if isinstance(value, list):
-        return [(f"{name}[{i}]", one) for i, one in enumerate(value) if isinstance(one, np.ndarray)]
+        return [(f"{name}[{i}]", part) for i, part in enumerate(value) if isinstance(part, np.ndarray)]
     return [(name, value)] if isinstance(value, np.ndarray) else []
 
 
@@ -245,13 +245,13 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
     y = forward(watch, trial)
     if between is not None:
         forward(watch, between)
-    found = {
+    reply = {
         "y": y,
         **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
     }
     if "merged" in trial.right:
-        found["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in ("bias", "mask")}, problem)
-    return {name: found[name] for name in trial.right if found.get(name) is not None}
+        reply["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in ("bias", "mask")}, problem)
+    return {name: reply[name] for name in trial.right if reply.get(name) is not None}
 
 
 def suited(problem: Problem, watch: Watch) -> Problem:

@@ -56,21 +56,21 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
         return {name: a.reshape(2, 3, *a.shape[1:]) if name in ROWS else a for name, a in arrays.items()}
 
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
-    found = answers(Watch(watch.functions, watch.kind), axes)
-    fit = {key: a for key, a in found.items() if a.shape == axes.right[key].shape}
+    reply = answers(Watch(watch.functions, watch.kind), axes)
+    fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape}
     return _judged(fit, axes, right - {"merged"}, "for rows of two axes")
 
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Hand over an empty batch: the output is empty, and the gradients are zero."""
     empty = replace(trial, arrays={name: a[:0] if name in ROWS else a for name, a in trial.arrays.items()})
-    found = {key: a for key, a in answers(Watch(watch.functions, watch.kind), empty).items() if key in right}
-    found.pop("merged", None)
-    for key, a in found.items():
+    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), empty).items() if key in right}
+    reply.pop("merged", None)
+    for key, a in reply.items():
         if a.size if key in ("y", "x") else a.any():  # what is not a number is not zero either
             said = f"has shape {a.shape}" if key in ("y", "x") else "is not zero"
             return f"for no rows {QUANTITIES[key]} {said}"
-    return "ok" if found else REFUSED
+    return "ok" if reply else REFUSED
 
 
 def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
@@ -117,13 +117,13 @@ def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
     return _judged({} if y is None else {"y": y}, start, right, "where a row of the weight is zero")
 
 
-def _judged(found: Arrays, trial: Trial, right: Set[str], where: str) -> str:
+def _judged(reply: Arrays, trial: Trial, right: Set[str], where: str) -> str:
     """Say what is wrong among answers that are right elsewhere."""
-    asked = [key for key in found if key in right]
-    for key in asked:
-        if not trial.agrees(key, found[key]):
-            return f"{where} {QUANTITIES[key]} {describe_unknown(key, found[key], trial)}"
-    return "ok" if asked else REFUSED
+    judged = [key for key in reply if key in right]
+    for key in judged:
+        if not trial.agrees(key, reply[key]):
+            return f"{where} {QUANTITIES[key]} {describe_unknown(key, reply[key], trial)}"
+    return "ok" if judged else REFUSED
 
 
 EDGES = {"memory order": memory_order, "more axes": more_axes, "no rows": no_rows, "alpha of 0": alpha_of_0,

@@ -71,11 +71,11 @@ class Judged:
     def missing(self) -> list[str]:
         """The claims that are required and not offered, with the kind that lacks them."""
         kinds = {"linear": self.report, **self.report.kinds}
-        asked = {claim: [kind for kind, report in kinds.items() if claim in report.claims and _has(kind, claim)]
+        offering = {claim: [kind for kind, report in kinds.items() if claim in report.claims and _has(kind, claim)]
                  for claim in self.required}  # fmt: skip
-        lacking = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, there in asked.items()
-                   if kind in there and report.claims[claim] == "not offered"]  # fmt: skip
-        return lacking + [claim for claim, there in asked.items() if not there]
+        lacking = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, of in offering.items()
+                   if kind in of and report.claims[claim] == "not offered"]  # fmt: skip
+        return lacking + [claim for claim, of in offering.items() if not of]
 
     @property
     def status(self) -> int:

@@ -36,14 +36,17 @@ class Answers:
     def tensors(self) -> Arrays:
         """Return what stands in a case's file."""
         name, weight = self.merged
-        found = {
+        tensors = {
             "logits": self.logits,
             "next_tokens": self.logits[:, -1].argmax(axis=-1),
             f"merged.{name}": weight[:SHOWN_ROWS].astype(np.float32),
         }
         for flag, (last, rows) in self.signatures.items():
-            found |= {f"signature.{flag}": last.astype(np.float32), f"signature.{flag}.merged": rows.astype(np.float32)}
-        return found
+            tensors |= {
+                f"signature.{flag}": last.astype(np.float32),
+                f"signature.{flag}.merged": rows.astype(np.float32),
+            }
+        return tensors
 
 
 def answers(case: Case) -> Answers:
@@ -53,17 +56,17 @@ def answers(case: Case) -> Answers:
     z = logits(case.base.config, {**before, **arrays}, case.prompts)
     z = np.broadcast_to(z, (len(flags), *z.shape[-3:]))
     weights = arrays.get(case.shown, before[case.shown][None].repeat(len(flags), axis=0))
-    told: list[int] = []
+    apart: list[int] = []
     for i in range(1, len(flags)):
-        if all(distance(z[i, :, -1], z[j, :, -1]) >= APART for j in (0, *told)):
-            told.append(i)
-    signatures = {flags[i]: (z[i, :, -1], weights[i, :ROWS]) for i in told}
+        if all(distance(z[i, :, -1], z[j, :, -1]) >= APART for j in (0, *apart)):
+            apart.append(i)
+    signatures = {flags[i]: (z[i, :, -1], weights[i, :ROWS]) for i in apart}
     return Answers(z[0], (case.shown, weights[0]), signatures)
 
 
-def distance(found: np.ndarray, expected: np.ndarray) -> float:
+def distance(array: np.ndarray, expected: np.ndarray) -> float:
     """Return how far the entry is off that is off most."""
-    return float(np.abs(found - expected).max())
+    return float(np.abs(array - expected).max())
 
 
 def _different(case: Case) -> tuple[list[str], Arrays]:
@@ -79,8 +82,8 @@ def _different(case: Case) -> tuple[list[str], Arrays]:
     seen: dict[bytes, int] = {}
     for i, one in enumerate(changed):
         seen.setdefault(b"".join(one.get(name, usual[name]).tobytes() for name in names), i)
-    kept = sorted(seen.values())
-    return [every[i][0] for i in kept], {n: np.stack([changed[i].get(n, usual[n]) for i in kept]) for n in names}
+    first = sorted(seen.values())
+    return [every[i][0] for i in first], {n: np.stack([changed[i].get(n, usual[n]) for i in first]) for n in names}
 
 
 def _weight_of(name: str) -> str:

@@ -40,7 +40,7 @@ HOW = (
 )
 
 
-def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
+def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
     """Return what index.json holds."""
     bases = {
         f"bases/{base.name}": {
@@ -61,17 +61,19 @@ def index(found: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         "rows": {"merged": SHOWN_ROWS, "signature": ROWS},
         "base": f"bases/{UNTIED.name}",
         "bases": bases,
-        "cases": [entry(case, one) for case, one in found],
+        "cases": [entry(case, numbers) for case, numbers in every],
         "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in MISREADINGS},
     }
 
 
-def entry(case: Case, found: Answers | None) -> dict[str, Any]:
+def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
     """Return a case's entry of the index."""
     names = adapter_names(case)
     weighted = [[name, weight] for name, (_, weight) in zip(names, case.adapters, strict=True)]
     base = {} if case.base is UNTIED else {"base": f"bases/{case.base.name}"}
-    answered = {} if found is None else {"answers": f"answers/{case.id}.safetensors", "flags": list(found.signatures)}
+    answered = (
+        {} if numbers is None else {"answers": f"answers/{case.id}.safetensors", "flags": list(numbers.signatures)}
+    )
     return {
         "id": case.id,
         **base,
@@ -85,8 +87,8 @@ def entry(case: Case, found: Answers | None) -> dict[str, Any]:
 
 def adapter_names(case: Case) -> list[str]:
     """Return the folders of a case's adapters."""
-    one = f"adapters/{case.id}"
-    return [one] if len(case.adapters) == 1 else [f"{one}-{i}" for i in range(len(case.adapters))]
+    name = f"adapters/{case.id}"
+    return [name] if len(case.adapters) == 1 else [f"{name}-{i}" for i in range(len(case.adapters))]
 
 
 def write(folder: Path) -> int:
@@ -100,7 +102,7 @@ def write(folder: Path) -> int:
     if not is_new_or_empty(folder):
         raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
-    found = [(case, answers(case) if case.answered else None) for case in CASES]
+    every = [(case, answers(case) if case.answered else None) for case in CASES]
     with written_folder(folder) as new:
         (new / "bases").mkdir()
         for base in BASES:
@@ -108,13 +110,13 @@ def write(folder: Path) -> int:
             if not base.nf4:
                 write_gguf(new / "bases" / f"{base.name}.gguf", base)
         (new / "answers").mkdir()
-        for case, one in found:
+        for case, numbers in every:
             for name, (config, tensors) in zip(adapter_names(case), files(case), strict=True):
                 (new / name).mkdir(parents=True)
                 write_json(new / name / CONFIG_NAME, config)
                 write_safetensors(new / name / WEIGHTS_NAME, tensors)
-            if one is not None:
-                write_safetensors(new / "answers" / f"{case.id}.safetensors", one.tensors())
-        (new / INDEX).write_text(json.dumps(index(found), indent=1) + "\n", encoding="utf-8")
+            if numbers is not None:
+                write_safetensors(new / "answers" / f"{case.id}.safetensors", numbers.tensors())
+        (new / INDEX).write_text(json.dumps(index(every), indent=1) + "\n", encoding="utf-8")
         (new / SCHEMA).write_bytes(Path(__file__).with_name(SCHEMA).read_bytes())
-    return len(found)
+    return len(every)

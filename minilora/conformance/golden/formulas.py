@@ -100,26 +100,28 @@ class Formulas:
     ) -> Arrays:
         """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's."""
         read = (misread or {}).get(self.base, arrays)
-        found = {name: array for name, array in read.items() if array is not arrays[name]}
+        arrays_after = {name: array for name, array in read.items() if array is not arrays[name]}
         weights = self.weights([weight for _, weight in given])
-        for i, ((one, _), weight) in enumerate(zip(given, weights, strict=True)):
+        for i, ((adapter, _), weight) in enumerate(zip(given, weights, strict=True)):
             config = given[self.config_of(i)][0].config
-            for path, module in one.modules.items():
+            for path, module in adapter.modules.items():
                 if self.applied(path):
-                    self._add(found, read, config, self.place(path), path, module, weight, one.starts.get(path))
+                    self._add(
+                        arrays_after, read, config, self.place(path), path, module, weight, adapter.starts.get(path)
+                    )
         if self.ties:
             for name, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
-                if name in found:
-                    found.setdefault(other, found[name])
-        return found
+                if name in arrays_after:
+                    arrays_after.setdefault(other, arrays_after[name])
+        return arrays_after
 
     def _add(
-        self, found: Arrays, read: Arrays, config: Config, place: str, path: str, module: Module, weight: float,
+        self, arrays_after: Arrays, read: Arrays, config: Config, place: str, path: str, module: Module, weight: float,
         start: np.ndarray | None,
     ) -> None:  # fmt: skip
         place = place if f"{place}.weight" in read else path
         name, s = f"{place}.weight", self.scale(config, path) * self.times
-        W = found.get(name, read[name])
+        W = arrays_after.get(name, read[name])
         A, B = self.factors(path, module.lora_A, module.lora_B)
         BA = self.update(path, product(B, A.T))
         if start is not None:
@@ -131,6 +133,6 @@ class Formulas:
         else:
             m = self.magnitude(module.magnitude, W)
             W = self.gain(m, self.length(W, BA, s)) * (W + s * BA)
-        found[name] = W.T if name == EMBEDDING else W
+        arrays_after[name] = W.T if name == EMBEDDING else W
         if module.bias is not None:
-            found[f"{place}.bias"] = self.bias(module.bias, s)
+            arrays_after[f"{place}.bias"] = self.bias(module.bias, s)

@@ -61,8 +61,8 @@ class Judgement:
         """The bugs that explain wrong cases, likeliest first, and the ids of these cases."""
         count = Counter(flag for case in self.cases for flag in case.flags)
         order = list(self.names)
-        found = sorted(count, key=lambda flag: (-count[flag], order.index(flag)))
-        return {flag: [case.id for case in self.cases if flag in case.flags] for flag in found}
+        likeliest = sorted(count, key=lambda flag: (-count[flag], order.index(flag)))
+        return {flag: [case.id for case in self.cases if flag in case.flags] for flag in likeliest}
 
     def __str__(self) -> str:
         count = Counter(case.state for case in self.cases)
@@ -115,14 +115,14 @@ def compare(folder: Path, results: Path) -> Judgement:
     if results.resolve() in (folder.resolve(), (folder / "answers").resolve()):
         raise FileRefused(results, "the golden adapters themselves, expected a folder with what a program answered")
     flags = index["flags"]
-    found = Judgement(
+    judgement = Judgement(
         str(results),
-        names={flag: one["bug"] for flag, one in flags.items()},
-        links={flag: one["made in"] for flag, one in flags.items()},
+        names={flag: note["bug"] for flag, note in flags.items()},
+        links={flag: note["made in"] for flag, note in flags.items()},
     )
     for case in index["cases"]:
-        found.cases.append(judge(folder, results, case, index["tolerance"]))
-    return found
+        judgement.cases.append(judge(folder, results, case, index["tolerance"]))
+    return judgement
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -147,19 +147,19 @@ def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mappi
     ours = _tensors(folder / case["answers"])
     compared = []
     for quantity in theirs:
-        one = _compared(quantity, theirs, ours, case["flags"], precision, tolerance[precision])
-        if isinstance(one, str):
-            return Verdict(id, "wrong", one, (), precision)
-        compared += [one] if one else []
+        pair = _compared(quantity, theirs, ours, case["flags"], precision, tolerance[precision])
+        if isinstance(pair, str):
+            return Verdict(id, "wrong", pair, (), precision)
+        compared += [pair] if pair else []
     if not compared:
-        there = ", ".join(map(short, file.tensors)) or "no tensor"
-        return Verdict(id, "wrong", f"it has {there}, and no answer to this case", (), precision)
-    off = max(one.off for one in compared)
-    wrong = [one for one in compared if one.off > 1]
+        names = ", ".join(map(short, file.tensors)) or "no tensor"
+        return Verdict(id, "wrong", f"it has {names}, and no answer to this case", (), precision)
+    off = max(pair.off for pair in compared)
+    wrong = [pair for pair in compared if pair.off > 1]
     if not wrong:
         return Verdict(id, "right", "", (), precision, off)
-    flags = tuple(flag for flag in case["flags"] if all(one.is_of(flag) for one in wrong))
-    return Verdict(id, "wrong", wrong[0].told(), flags, precision, off)
+    flags = tuple(flag for flag in case["flags"] if all(pair.is_of(flag) for pair in wrong))
+    return Verdict(id, "wrong", wrong[0].text(), flags, precision, off)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Compared:
         """Return whether the numbers are a bug's."""
         return _off(self.part, self.signatures[flag]) <= self.allowed
 
-    def told(self) -> str:
+    def text(self) -> str:
         """Say which entry is off most and, of logits, where they begin to be wrong."""
         off = np.abs(self.found - self.right)
         at = np.unravel_index(int(off.argmax()), off.shape)

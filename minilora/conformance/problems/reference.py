@@ -142,16 +142,16 @@ class Formulas:
             n = self.dora.length(W, BA, s)
             n = n if lengths is None else lengths**2 / n
             G = self.dora.gain(p["magnitude"], n)
-        kept, in_base, in_dA, through = x, x, x, dy @ (G * BA)
+        in_update, in_base, in_dA, through = x, x, x, dy @ (G * BA)
         if self.dropout is not None and "mask" in p:
-            kept, in_base, in_dA = self.dropout.inputs(x, p["mask"])
+            in_update, in_base, in_dA = self.dropout.inputs(x, p["mask"])
             through = self.dropout.dropped_in_dx(through, p["mask"])
         G_base, G_update = (G, G) if self.dora is None else (self.dora.gain_in_base(G), self.dora.gain_in_update(G))
-        update = self.rounded.updated(self.update * s * (kept @ (G_update * BA).T), kept, A, B_used, s)
+        update = self.rounded.updated(self.update * s * (in_update @ (G_update * BA).T), in_update, A, B_used, s)
         y = self.s_in_base(s) * self.base(in_base, G_base * W) + update
         path = self.rounded.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
         dx = self.dx_base * (dy @ (G * W)) + path
-        dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), kept))
+        dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), in_update))
         y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
         answers: dict[str, Any] = {"y": y, "x": self.turned(dx), "merged": G * self.merged(W, BA, s)}
         if self.dora is not None and n is not None:
@@ -166,7 +166,7 @@ class Formulas:
             answers["magnitude"] = dm
         share = self.rows(len(x))
         dA, dB = share * self.s_in_dA(s) * (B_used.T @ dV_A), share * self.s_in_dB(s) * (dV_B @ A.T)
-        answers["lora_A"], answers["lora_B"] = self.rounded.trained(dA, dB, dy, kept, A, B_used, s)
+        answers["lora_A"], answers["lora_B"] = self.rounded.trained(dA, dB, dy, in_update, A, B_used, s)
         return {name: answers[name] for name in QUANTITIES if answers.get(name) is not None}
 
     def with_parts(self, **parts: Any) -> Formulas:

@@ -69,10 +69,10 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
         command += [target, dtype or "", str(timeout), str(answer), str(traces), str(begun)]
         status = _run(command, timeout + GRACE, begun)
         if answer.exists():
-            told = json.loads(answer.read_text(encoding="utf-8"))
-            if "report" in told:
-                return Report.from_dict(told["report"])
-            raise CannotRun(told["cannot"])
+            message = json.loads(answer.read_text(encoding="utf-8"))
+            if "report" in message:
+                return Report.from_dict(message["report"])
+            raise CannotRun(message["cannot"])
         line = _last_line(traces.read_text(encoding="utf-8", errors="replace") if traces.exists() else "")
     if status is None:
         raise CannotRun(f"it took longer than {timeout:g} s (--timeout){line}")
@@ -129,9 +129,9 @@ def _last_line(traces: str) -> str:
 # --- the child ------------------------------------------------------------------------------------
 
 
-def _tell(answer: str, **told: Any) -> None:
+def _tell(answer: str, **message: Any) -> None:
     """Write an answer, whole or not at all."""
-    Path(answer + ".part").write_text(json.dumps(told), encoding="utf-8")
+    Path(answer + ".part").write_text(json.dumps(message), encoding="utf-8")
     os.replace(answer + ".part", answer)
 
 
@@ -160,13 +160,13 @@ def main(target: str, dtype: str, timeout: str, answer: str, traces: str, begun:
             faulthandler.dump_traceback_later(float(timeout), file=file)
             report = check(implementation, dtype=dtype or None, name=target)
             _check_output()
-            told: dict[str, Any] = {"report": report.as_dict()}
+            message: dict[str, Any] = {"report": report.as_dict()}
         except (ImportError, AttributeError, CannotRun, OSError) as error:
-            told = {"cannot": " ".join(str(error).split())}
+            message = {"cannot": " ".join(str(error).split())}
         except BaseException as error:  # what `check` lets through: Ctrl-C, and what an attribute raises
             line = line_of(error)
-            told = {"cannot": f"it raises {raised(error)}" + (f", in {line}" if line else "")}
-        _tell(answer, **told)
+            message = {"cannot": f"it raises {raised(error)}" + (f", in {line}" if line else "")}
+        _tell(answer, **message)
         with suppress(Exception):
             sys.stdout.flush()
         leave(0)

@@ -23,14 +23,14 @@ def imported(target: str) -> Any:
     ImportError, AttributeError, CannotRun
         If there is none, or the module raises.
     """
-    found = re.fullmatch(r"(.+\.py)(?::(.*))?", target, re.DOTALL)
-    module, path = found.groups() if found else target.partition(":")[::2]
-    if not module or (not found and {"/", os.sep} & set(module)):
+    match = re.fullmatch(r"(.+\.py)(?::(.*))?", target, re.DOTALL)
+    module, path = match.groups() if match else target.partition(":")[::2]
+    if not module or (not match and {"/", os.sep} & set(module)):
         raise CannotRun("expected the name of a module, such as my_module, or a file, such as folder/my_module.py")
-    if found and not os.path.isfile(module):
+    if match and not os.path.isfile(module):
         raise CannotRun(f"there is no file {module!r}")
     try:
-        one = _of_file(module) if found else importlib.import_module(module)
+        subject = _of_file(module) if match else importlib.import_module(module)
     except ImportError:
         raise
     except BaseException as error:
@@ -38,8 +38,8 @@ def imported(target: str) -> Any:
         where = "" if isinstance(error, SyntaxError) else f" ({os.path.basename(place.filename)}, line {place.lineno})"
         raise CannotRun(f"importing it raises {raised(error)}{where}") from None
     for part in path.split(".") if path else ():
-        one = getattr(one, part)
-    return one
+        subject = getattr(subject, part)
+    return subject
 
 
 def _of_file(path: str) -> ModuleType:

@@ -29,6 +29,9 @@ LORA_KEYS = frozenset(
     [
         "peft_type",
         "target_modules",
+        "target_parameters",
+        "lora_B_layout",
+        "peft_version",
         "exclude_modules",
         "r",
         "lora_alpha",
@@ -49,7 +52,6 @@ HARMLESS = frozenset(
         "base_model_name_or_path",
         "revision",
         "auto_mapping",
-        "peft_version",
         "inference_mode",
         "lora_dropout",
         "megatron_core",
@@ -66,7 +68,6 @@ UNSUPPORTED = {
     "modules_to_save": "modules trained in full are not supported",
     "trainable_token_indices": "trained embedding rows are not supported",
     "layer_replication": "replicated layers are not supported",
-    "target_parameters": "adapters on bare parameters are not supported",
     "alora_invocation_tokens": "activated LoRA is not supported",
     "use_qalora": "adapters of quantised bases are not supported",
     "use_bdlora": "block-diagonal LoRA is not supported",
@@ -80,6 +81,9 @@ UNSUPPORTED = {
 KNOWN = LORA_KEYS | HARMLESS | UNSUPPORTED.keys()
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base weight alone; "pissa" and its like change it."""
+
+B_LAYOUTS = ("rank_major", "grouped_by_expert")
+"""The values of lora_B_layout, a key of unsloth's."""
 
 MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 """Beyond these a scaling could vanish or overflow."""
@@ -115,21 +119,32 @@ class PeftConfig:
     excludes: list[str] | str  # what is excluded again, in the same form
     layers_to_transform: list[int]  # the numbers of the layers that `target_modules` is about; empty for all
     layers_pattern: list[str]  # regular expressions for what stands before the number in a path; empty for anything
+    target_parameters: list[str]  # the ends of the adapted arrays' paths
+    peft_version: str | None  # that wrote it, which says how arrays' factors lie
+    lora_B_layout: str | None  # how the experts' columns of lora_B lie, where it is said
     digest: str | None  # of a file as `save_adapter` writes it; None where another program wrote it
 
     def layers(self, modules: list[str]) -> dict[str, LayerConfig]:
         """Return what it says of each module; refuse modules that it does not give an adapter."""
         with Matching(self.path) as matching:
             self._check_targets(matching, modules)
-            ranks = matching.first("rank_pattern", self.rank_pattern, modules)
-            alphas = matching.first("alpha_pattern", self.alpha_pattern, modules)
+            return self._settings(matching, modules)
+
+    def settings(self, paths: list[str]) -> dict[str, LayerConfig]:
+        """Return what it says of each path, whether or not `target_modules` names it."""
+        with Matching(self.path) as matching:
+            return self._settings(matching, paths)
+
+    def _settings(self, matching: Matching, paths: list[str]) -> dict[str, LayerConfig]:
+        ranks = matching.first("rank_pattern", self.rank_pattern, paths)
+        alphas = matching.first("alpha_pattern", self.alpha_pattern, paths)
         exceptional_ranks, exceptional_alphas = list(self.rank_pattern.values()), list(self.alpha_pattern.values())
         layers = {}
-        for module, rank, alpha in zip(modules, ranks, alphas, strict=True):
+        for path, rank, alpha in zip(paths, ranks, alphas, strict=True):
             # Where no pattern matches, PEFT still takes one that is the path letter for letter.
-            r = self.rank_pattern.get(module, self.r) if rank is None else exceptional_ranks[rank]
-            a = self.alpha_pattern.get(module, self.lora_alpha) if alpha is None else exceptional_alphas[alpha]
-            layers[module] = LayerConfig(r, a, self.use_rslora)
+            r = self.rank_pattern.get(path, self.r) if rank is None else exceptional_ranks[rank]
+            a = self.alpha_pattern.get(path, self.lora_alpha) if alpha is None else exceptional_alphas[alpha]
+            layers[path] = LayerConfig(r, a, self.use_rslora)
         return layers
 
     def _check_layers(self, matching: Matching, modules: list[str]) -> None:
@@ -201,6 +216,12 @@ def read_config(path: Path) -> PeftConfig:
             path, f"init_lora_weights is {short(start)}: it may change the base weight, which is not supported"
         )
     excludes = config.get("exclude_modules")
+    parameters = _parameters(path, config.get("target_parameters"))
+    targets = config.get("target_modules")
+    targets = [] if parameters and not targets else _names(path, "target_modules", targets)
+    layout = _text(path, config, "lora_B_layout")
+    if layout not in (None, *B_LAYOUTS):
+        raise FileRefused(path, f"lora_B_layout is {short(layout)}, expected one of {', '.join(B_LAYOUTS)}")
     return PeftConfig(
         path,
         r=_rank(path, "r", _or(config.get("r"), 8)),
@@ -212,7 +233,10 @@ def read_config(path: Path) -> PeftConfig:
         alpha_pattern={
             k: _alpha(path, f"alpha_pattern[{short(k)}]", v) for k, v in _table(path, config, "alpha_pattern")
         },
-        target_modules=_names(path, "target_modules", config.get("target_modules")),
+        target_modules=targets,
+        target_parameters=parameters,
+        peft_version=_text(path, config, "peft_version") if parameters else None,
+        lora_B_layout=layout,
         layers_to_transform=_integers(path, "layers_to_transform", config.get("layers_to_transform")),
         layers_pattern=_optional_names(path, "layers_pattern", config.get("layers_pattern")),
         excludes=_names(path, "exclude_modules", excludes) if excludes else [],
@@ -251,6 +275,25 @@ def _flag(path: Path, config: dict[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise FileRefused(path, f"{key} is {short(value)}, expected true or false")
     return value
+
+
+def _text(path: Path, config: dict[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        raise FileRefused(path, f"{key} is {short(value)}, expected a text")
+    return value
+
+
+def _parameters(path: Path, value: Any) -> list[str]:
+    """Return the names of arrays, or refuse an expression: PEFT takes none there."""
+    if value is None or value == []:
+        return []
+    found = _names(path, "target_parameters", value)
+    if isinstance(found, str):
+        raise FileRefused(
+            path, f"target_parameters is {short(value)}, expected a list of names: PEFT takes nothing else"
+        )
+    return found
 
 
 def _table(path: Path, config: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:

@@ -19,7 +19,8 @@ from ...guards.tensorfile import TensorFile
 from ...guards.wholefiles import places
 from ...variants.variant import DORA
 from .adapterconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
-from .adapterkeys import Form, check_arrays, check_variant, forms_of, with_base
+from .adapterkeys import Form, check_arrays, check_variant, forms_of, natural, with_base
+from .expertkeys import ExpertForm, expert_forms
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
@@ -69,17 +70,25 @@ class AdapterFolder:
         _check_of_one_save(config, file)
         forms = forms_of(file)
         check_variant(config.path, config.variant, forms)
+        experts, of_experts = expert_forms(config, file, forms) if config.target_parameters else ({}, {})
+        taken = {form.place for form in experts.values()}
+        forms = {module: form for module, form in forms.items() if module not in taken}
         if config.target_modules == "all-linear":
             _check_all_linear(config, forms)
-        layers = config.layers(list(forms))
+        layers = (config.layers(list(forms)) if forms else {}) | of_experts
+        forms |= experts
+        layers = {module: layers[module] for module in sorted(layers, key=natural)}
         for module, layer in layers.items():
-            check_arrays(file, module, forms[module], layer.rank)
+            many = experts[module].experts if module in experts else 1
+            check_arrays(file, module, forms[module], many * layer.rank)
         return cls(config, file, layers, forms, _full_norms(file, forms), with_base(file))
 
     def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
         """Return the shape of the matrix that a module's adapter is made for."""
-        A, B, *_ = (self.file.tensors[key].shape for key in self.forms[module].keys(module))
-        return B[0], math.prod(A[1:])
+        form = self.forms[module]
+        A, B, *_ = (self.file.tensors[key].shape for key in form.keys(module))
+        out, width = B[0], math.prod(A[1:])
+        return (width, out) if isinstance(form, ExpertForm) and form.turned else (out, width)
 
     def read(self, module: str, file: BinaryIO) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
         """Return a module's matrices, and a variant's further array, from the opened file; refuse NaN and infinity."""

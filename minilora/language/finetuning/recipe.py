@@ -22,6 +22,7 @@ class Recipe:
     save: Path  # where the adapter goes
     model: Path | None  # glassllm's where there is none
     target_modules: str | list[str]
+    target_parameters: list[str] | None
     rank: int
     alpha: float
     steps: int | None  # this and two more are those that fit the model, where they are not given: see `settled`

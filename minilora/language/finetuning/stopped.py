@@ -64,11 +64,12 @@ def _has(value: Any, kinds: Mapping[str, type]) -> bool:
 
 def signature(recipe: Recipe, where: Backend) -> dict[str, Any]:
     """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
-    targets = recipe.target_modules
+    targets, parameters = recipe.target_modules, recipe.target_parameters
     return {
         "TEXT": mark(recipe.text),
         "--model": model_mark(model_path(recipe.model)),
         "--target-modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        **({"--target-parameters": ",".join(sorted(parameters))} if parameters else {}),
         "--backend": where.name,
         **{f"--{name.replace('_', '-')}": getattr(recipe, name) for name in SAME},
     }

@@ -32,12 +32,23 @@ class Setting:
         return not self.only or all(value in self.only for value in values)
 
 
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+"""The class that transformers computes each kind of model with."""
+
 FOLDER = (
-    Setting("model_type", "the kind of model, read", ("llama", "mistral", "qwen2"), needed=True),
+    Setting("model_type", "the kind of model, read", tuple(CLASSES), needed=True),
     Setting(
         "architectures",
         "the class of the model; must be that of model_type",
-        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", None, []),
+        (*CLASSES.values(), None, []),
         every=True,
     ),
     Setting("vocab_size", "V, read"),
@@ -45,13 +56,17 @@ FOLDER = (
     Setting("intermediate_size", "m of the MLP, read"),
     Setting("num_hidden_layers", "the number of blocks, read"),
     Setting("num_attention_heads", "H, read"),
-    Setting("num_key_value_heads", "K, read; where it is missing H of llama, 8 of mistral, 32 of qwen2"),
-    Setting("head_dim", "D, read; d / H where it is missing"),
-    Setting("rms_norm_eps", "read; 1e-6 where it is missing"),
+    Setting(
+        "num_key_value_heads",
+        "K, read; where it is missing H of llama, 8 of mistral and mixtral, 32 of qwen2 and qwen3, 16 of qwen2_moe, 4 "
+        "of qwen3_moe",
+    ),
+    Setting("head_dim", "D, read; where it is missing 128 of qwen3, else d / H"),
+    Setting("rms_norm_eps", "read; where it is missing 1e-5 of mixtral, else 1e-6"),
     Setting(
         "tie_word_embeddings", "whether the head is the embedding, read; a head of other bits beside it is refused"
     ),
-    Setting("attention_bias", "whether the projections of attention have biases, read of llama; of qwen2 q, k, v have"),
+    Setting("attention_bias", "whether the projections of attention have biases, read of llama, qwen3 and qwen3_moe"),
     Setting("mlp_bias", "whether those of the MLP have, read of llama"),
     Setting("hidden_act", "the gate's activation", ("silu", "swish", None)),
     Setting("rope_parameters", "the rotary positions, read (below)"),
@@ -60,9 +75,9 @@ FOLDER = (
     Setting("original_max_position_embeddings", "read for rope_type llama3; refused beside another in rope_parameters"),
     Setting("partial_rotary_factor", "how much of each head is turned", (1, None)),
     Setting("is_causal", "false, or null, lets a token attend to what follows it", (True,)),
-    Setting("sliding_window", "how far attention reaches back, read: null, or of mistral and qwen2 all of the context"),
-    Setting("use_sliding_window", "whether qwen2 has the window, read of qwen2"),
-    Setting("max_window_layers", "nothing where there is no window: from which layer on qwen2 has it"),
+    Setting("sliding_window", "how far attention reaches back, read: null, or but of llama all of the context"),
+    Setting("use_sliding_window", "whether a Qwen has the window, read of qwen2"),
+    Setting("max_window_layers", "nothing where there is no window: from which layer on a Qwen has it"),
     Setting("attention_chunk_size", "likewise", (None,)),
     Setting("layer_types", "how each layer attends, while text is generated", ("full_attention", None), every=True),
     Setting("kv_sharing_modes", "which layers share their keys and values", (None,)),
@@ -88,6 +103,25 @@ FOLDER = (
     Setting("dtype", "nothing here: likewise"),
 )
 """What config.json says of a folder, as transformers 5 reads it."""
+
+MIXTURE = (
+    Setting("num_local_experts", "E, read of mixtral and qwen3_moe; of qwen2_moe transformers passes over it"),
+    Setting("num_experts", "E, read; refused beside another num_local_experts"),
+    Setting("num_experts_per_tok", "K, read; where it is missing 2 of mixtral, 4 of qwen2_moe, 8 of qwen3_moe"),
+    Setting(
+        "moe_intermediate_size", "m of an expert, read of qwen2_moe and qwen3_moe; of mixtral it is intermediate_size"
+    ),
+    Setting("shared_expert_intermediate_size", "m of the shared expert, read of qwen2_moe"),
+    Setting("norm_topk_prob", "whether the kept experts' shares sum to 1, read of qwen2_moe and qwen3_moe"),
+    Setting("decoder_sparse_step", "every how many layers there is a mixture, read of qwen2_moe and qwen3_moe"),
+    Setting("mlp_only_layers", "the layers with an MLP in its place, read of qwen2_moe and qwen3_moe"),
+    Setting("qkv_bias", "whether q, k and v have biases, read of qwen2_moe; they have where it is missing"),
+    Setting("quantization_config", "how the weights are quantised", (None,)),
+    Setting("output_router_logits", "nothing but in transformers' own training"),
+    Setting("router_aux_loss_coef", "nothing but there"),
+    Setting("router_jitter_noise", "nothing but there"),
+)
+"""What config.json says besides of a mixture of experts."""
 
 QUANTIZATION = (
     Setting("quantization_config.quant_method", "the library that quantised", ("bitsandbytes",), needed=True),

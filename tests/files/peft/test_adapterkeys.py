@@ -225,9 +225,15 @@ def test_a_dtype_asked_for_is_the_magnitudes_too(tmp_path):
     assert {adapter.lora_A.dtype, adapter.lora_B.dtype, adapter.magnitude.dtype} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("kind", NETS)
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "rslora", "dora"),
+    [
+        *((kind, False, False) for kind in NETS),
+        ("linear", True, False),
+        ("embedding", False, True),
+        ("conv2d", True, True),
+    ],
+)
 def test_pissa_is_saved_over_the_original_base(tmp_path, kind, rslora, dora):
     """Rank 2r, and lora_alpha doubled, times sqrt 2 more where the file divides by the root of the rank."""
     rng = np.random.default_rng(3)

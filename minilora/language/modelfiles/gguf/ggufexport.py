@@ -58,6 +58,8 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     gguf = needed("gguf", "a .gguf file")
     adapter, out = check_path("adapter", adapter), check_path("out", out)
     config, _ = open_llama(model)
+    if config.model_type not in ARCHITECTURES:
+        raise FileRefused(Path(model), f"a {config.model_type}, whose adapters are not written for llama.cpp")
     adapters = load_adapter(adapter)
     for module, factors in adapters.items():
         _check_held(adapter, module, factors, config)

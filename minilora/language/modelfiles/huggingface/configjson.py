@@ -1,7 +1,7 @@
 """What a model's config.json says: the sizes of a Llama decoder, in the words of transformers.
 
-Mistral without a sliding window, and Qwen2, are such decoders too: see `minilora.language.llamaconfig`. What a .gguf or
-a .npz file says of its model is put into these words, and read here as well.
+Mistral without a sliding window, Qwen and the mixtures are such decoders too: see `minilora.language.llamaconfig`. What
+a .gguf or a .npz file says of its model is put into these words, and read here as well.
 
 Versions 4 and 5 of transformers write the configuration differently: ``rope_theta`` and ``rope_scaling`` stand alone in
 one, and together in ``rope_parameters`` in the other. Both are read, and two that contradict each other are refused. A
@@ -19,8 +19,8 @@ from typing import Any
 from ....checks import check_flag, check_number, check_sizes
 from ....guards.errors import FileRefused, short
 from ....layers.rotary import frequencies
-from ...llamaconfig import KINDS, LlamaConfig
-from ..supportedsettings import FOLDER, ROPE, check_settings
+from ...llamaconfig import KINDS, MIXTURES, LlamaConfig, MixtureConfig
+from ..supportedsettings import CLASSES, FOLDER, MIXTURE, ROPE, check_settings
 from .nf4tensors import check_quantization
 
 TRAINED = "original_max_position_embeddings"
@@ -31,14 +31,29 @@ USUAL: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+    "mixtral": {"num_key_value_heads": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5},
+    "qwen2_moe": {
+        **{"num_key_value_heads": 16, "sliding_window": 4096, "num_experts_per_tok": 4, "moe_intermediate_size": 1408},
+        **{"shared_expert_intermediate_size": 5632, "qkv_bias": True},
+    },
+    "qwen3_moe": {
+        **{"num_key_value_heads": 4, "sliding_window": 4096, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    },
 }
 """What transformers takes for a setting that is missing, where that differs between the kinds of model."""
-CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+USUAL_BASE = {"mixtral": 1e6}
+"""The rotary base, where it is missing and not 10,000."""
+USUAL_EXPERTS = {"mixtral": 8, "qwen2_moe": 60, "qwen3_moe": 128}
+EXPERTS = {"qwen2_moe": ("num_experts",)}
+"""The settings that transformers reads the number of experts from, where these are not both spellings."""
 
 
 def parse_config(path: Path, config: Mapping[str, Any]) -> LlamaConfig:
     """Return the sizes that a config.json states, or refuse what is not supported, naming the setting."""
     check_settings(path, FOLDER, config)
+    if config["model_type"] in MIXTURES:
+        check_settings(path, MIXTURE, config)
     check_quantization(path, config.get("quantization_config"))
     try:
         return _sizes({**USUAL[config["model_type"]], **config})
@@ -60,13 +75,43 @@ def _sizes(config: Mapping[str, Any]) -> LlamaConfig:
         check_sizes(max_position_embeddings=context)
     _check_window(kind, config, context)
     flags = {name: config.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")} | KINDS[kind]
+    if kind == "qwen2_moe":
+        flags["attention_bias"] = check_flag("qkv_bias", config["qkv_bias"])
     return LlamaConfig(
         V, d, m, layers, H, K, D,
         rms_norm_eps=check_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6), above=0),
         frequencies=_frequencies(D, config),
         rope=rope_settings(config), model_type=kind, max_position_embeddings=context,
+        mixture=_mixture(kind, config) if kind in MIXTURES else None,
         **{name: flag is not None and check_flag(name, flag) for name, flag in flags.items()},
     )  # fmt: skip
+
+
+def _mixture(kind: str, config: Mapping[str, Any]) -> MixtureConfig:
+    """Return what a config.json says of its mixtures."""
+    spellings = EXPERTS.get(kind, ("num_experts", "num_local_experts"))
+    counts = {name: config[name] for name in spellings if config.get(name) is not None}
+    check_sizes(**counts)
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"num_experts is {counts['num_experts']} and num_local_experts {counts['num_local_experts']}: expected one "
+            "of the two, since kinds of models differ in which they take"
+        )
+    E, K = next(iter(counts.values()), USUAL_EXPERTS[kind]), config["num_experts_per_tok"]
+    if kind == "mixtral":
+        return MixtureConfig(E, K, config["intermediate_size"])
+    dense = config.get("mlp_only_layers")
+    if dense is not None and not isinstance(dense, list):
+        raise ValueError(f"mlp_only_layers is {short(dense)}, expected a list of numbers")
+    return MixtureConfig(
+        E,
+        K,
+        config["moe_intermediate_size"],
+        check_flag("norm_topk_prob", config.get("norm_topk_prob", False)),
+        config["shared_expert_intermediate_size"] if kind == "qwen2_moe" else None,
+        config.get("decoder_sparse_step", 1),
+        tuple(dense or ()),
+    )
 
 
 def _kind(config: Mapping[str, Any]) -> str:
@@ -84,7 +129,7 @@ def _check_window(kind: str, config: Mapping[str, Any], context: int | None) -> 
     A window of W lets it see itself and W - 1 tokens before it, so one of the whole context changes nothing within it.
     """
     window = config.get("sliding_window")
-    if kind == "qwen2":
+    if kind.startswith("qwen"):
         used = config.get("use_sliding_window")
         if used is None or not check_flag("use_sliding_window", used):
             return
@@ -104,7 +149,7 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config.json says of the rotary positions, the base among it."""
     rope = _rope(config)
     settings = {"rope_type": "default"} | {setting.name: rope[setting.name] for setting in ROPE if setting.name in rope}
-    settings["rope_theta"] = _agreed("rope_theta", rope, config, 10_000.0)
+    settings["rope_theta"] = _agreed("rope_theta", rope, config, _usual_base(config))
     if settings["rope_type"] == "llama3":
         settings[TRAINED] = _agreed(TRAINED, rope, config)
     return {name: value for name, value in settings.items() if name not in ("type", "partial_rotary_factor")}
@@ -113,7 +158,7 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _frequencies(D: int, config: Mapping[str, Any]) -> tuple[float, ...]:
     """Return the rotary frequencies, scaled as ``rope_parameters`` or ``rope_scaling`` say."""
     rope = _rope(config)
-    base = check_number("rope_theta", _agreed("rope_theta", rope, config, 10_000.0), above=1)
+    base = check_number("rope_theta", _agreed("rope_theta", rope, config, _usual_base(config)), above=1)
     kind = rope.get("rope_type", "default")
 
     def number(name: str) -> float:
@@ -132,6 +177,11 @@ def _frequencies(D: int, config: Mapping[str, Any]) -> tuple[float, ...]:
     # turns more than `high` times stays as it is; between the two, something between.
     share = [min(1.0, max(0.0, (trained * f / (2 * math.pi) - low) / (high - low))) for f in plain]
     return tuple(f * (s + (1 - s) / factor) for f, s in zip(plain, share, strict=True))
+
+
+def _usual_base(config: Mapping[str, Any]) -> float:
+    """Return the rotary base of a kind of model whose config.json says none."""
+    return USUAL_BASE.get(config["model_type"], 10_000.0)
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

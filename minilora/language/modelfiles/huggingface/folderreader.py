@@ -18,6 +18,7 @@ from ....guards.tensorfile import FLOATS, same_bytes
 from ....layers.quantized import CodedLinear
 from ...llamaconfig import LlamaConfig
 from .configjson import parse_config
+from .experttensors import stacked
 from .nf4tensors import NF4Weights
 
 EMBEDDING_WEIGHT = f"model.{EMBEDDING}.weight"
@@ -46,13 +47,20 @@ def open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Ca
                 base.holder[name].path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}"
             )
 
+    shapes, made, renamed = stacked(path, config, {name: spec.shape for name, spec in specs.items()})
+
     def read(name: str) -> np.ndarray | Coded:
         if name in quantised.shapes:
             return partial(quantised.read, name)
+        if name in made:
+            return np.stack([np.concatenate([tensor(piece) for piece in pieces]) for pieces in made[name]])
+        return tensor(renamed.get(name, name))
+
+    def tensor(name: str) -> np.ndarray:
         with base.holder[name].opened() as file:
             return base.holder[name].read(name, file)
 
-    return config, quantised.shapes | {name: spec.shape for name, spec in specs.items()}, read
+    return config, quantised.shapes | shapes, read
 
 
 def _check_tied(path: Path, base: Base) -> None:

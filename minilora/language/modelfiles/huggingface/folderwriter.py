@@ -1,6 +1,7 @@
 """Write a Llama decoder as a folder of Hugging Face's layout, which transformers and `minilora.Llama.load` read.
 
-A Mistral and a Qwen2 are written as what they are.
+Each kind of model is written as what it is, a mixture with a tensor for each weight of each expert, as transformers
+writes it.
 
 Layers in NF4 are written as bitsandbytes writes them, so that transformers loads them with it as they are. Layers that
 keep the blocks of a .gguf file have no place in this layout, and are written as numbers.
@@ -26,16 +27,29 @@ from ....guards.wholefiles import is_new_or_empty, synced, written_folder
 from ....layer import walk
 from ....layers.quantized import QuantizedLinear
 from ....layers.rotary import frequencies
+from ....layers.stacked import StackedLinear
 from ....linear import Linear
 from ...llama import Llama
 from ...llamaconfig import LlamaConfig
-from .configjson import CLASSES, parse_config
+from ..supportedsettings import CLASSES
+from .configjson import parse_config
+from .experttensors import taken_apart
 from .nf4tensors import nf4_tensors, quantization_config
 
 KIND: dict[str, Callable[[LlamaConfig], dict[str, Any]]] = {
     "llama": lambda config: {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
     "mistral": lambda config: {"sliding_window": None},  # which would be 4096, if it were missing
     "qwen2": lambda config: {"use_sliding_window": False},
+    "qwen3": lambda config: {"use_sliding_window": False, "attention_bias": config.attention_bias},
+    "mixtral": lambda config: {"sliding_window": None, **_mixture(config, "num_local_experts")},
+    "qwen2_moe": lambda config: {
+        **{"use_sliding_window": False, "qkv_bias": config.attention_bias},
+        **_mixture(config, "num_experts"),
+    },
+    "qwen3_moe": lambda config: {
+        **{"use_sliding_window": False, "attention_bias": config.attention_bias},
+        **_mixture(config, "num_experts"),
+    },
 }
 """What config.json says of one kind of model alone."""
 
@@ -91,8 +105,21 @@ def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
         if isinstance(layer, QuantizedLinear) and part == "weight":
             tensors |= nf4_tensors(name, layer)
         else:
-            tensors[name] = _finite(name, getattr(layer, part))
-    return tensors, quantised
+            found = getattr(layer, part)
+            tensors[name] = _finite(name, found.weight if isinstance(found, StackedLinear) else found)
+    return taken_apart(model.config, tensors), quantised
+
+
+def _mixture(config: LlamaConfig, count: str) -> dict[str, Any]:
+    """Return what config.json says of the mixtures, with the number of experts under a name."""
+    mixture: Any = config.mixture
+    said = {count: mixture.num_experts, "num_experts_per_tok": mixture.num_experts_per_tok}
+    if config.model_type == "mixtral":
+        return said
+    names = ("moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step")
+    said |= {name: getattr(mixture, name) for name in names} | {"mlp_only_layers": list(mixture.mlp_only_layers)}
+    shared = mixture.shared_expert_intermediate_size
+    return said if shared is None else said | {"shared_expert_intermediate_size": shared}
 
 
 def _finite(name: str, array: Array) -> np.ndarray:

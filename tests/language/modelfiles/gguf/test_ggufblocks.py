@@ -62,8 +62,7 @@ def test_what_is_no_block_is_refused(kind, data, error, message):
         BlockLinear(kind, data)
 
 
-@pytest.mark.parametrize("kind", BYTES)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kind", "dtype"), [*zip(BYTES, ["float32", "float64", "float32"], strict=True)])
 def test_a_layer_of_blocks_is_that_of_its_numbers(place, kind, dtype):
     bias = np.random.default_rng(1).standard_normal(5).astype(dtype)
     layer = BlockLinear(kind, blocks(kind, 5, 96), bias, dtype=dtype)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from minilora import Adam, Embedding, Linear, LoRA, LoRALinear, RMSNorm, cross_entropy
+from minilora.layer import nest
 from minilora.layers.attention import Attention
 from minilora.layers.rotary import Rotary
 from minilora.variants.rewritten import Rewritten
@@ -97,9 +98,7 @@ class Twin:
         dx = dx + self.norms[0].backward(dn, self.c_norm)[0]
         _, table = self.table.backward(np.stack([dx, dx]), self.c_table)
         grads = {key.replace("_proj", ""): g for key, g in attention.items()}
-        return float(loss), grads | {f"embed.{k}": g for k, g in table.items()} | {
-            f"head.{k}": g for k, g in head.items()
-        }
+        return float(loss), grads | nest("embed", table) | nest("head", head)
 
     def learn(self, names, lr):
         adam, losses = Adam(self.params(), lr=lr), []
@@ -140,11 +139,11 @@ def check_gradients(module, model, twin, name):
         close(arrays[key][1], g, 1e-12, key)
 
 
-def check(module):
+def check(module, steps):
     """Hold all that the file promises against minilora: gradients, losses, the start, the frozen weights, the merge."""
     model = module.Model()
     twin = Twin(module, model.layers)
-    people, dinosaurs = module.PEOPLE[100:120], module.DINOSAURS[100:120]
+    people, dinosaurs = (names[100 : 100 + steps] for names in (module.PEOPLE, module.DINOSAURS))
     check_gradients(module, model, twin, people[0])
     close(learn(module, model, people, RATES[0]), twin.learn(people, RATES[0]), 1e-9, "losses of people")
 
@@ -176,27 +175,31 @@ def check(module):
 
 
 def test_it_computes_what_minilora_computes():
-    check(load())
+    check(load(), steps=20)
 
 
+ADAPTER_TRAINS = "self.trained = [(self.A, dA), (self.B, dB)]"
+START_OF_A = "self.A = at_random(r, len(self.W[0]))"
+MASKED = "softmax(S[t][: t + 1]) + [0.0] * (T - t - 1)"
 MISTAKES = {
     "alpha is not divided by r": ("self.s = alpha / r", "self.s = alpha"),
-    "s is left out of y": ("y = scale(self.s, matmul(self.h, transpose(self.B)))", "y = matmul(self.h, transpose(self.B))"),
-    "s is left out of dB": ("dB = scale(self.s, matmul(transpose(dy), self.h))", "dB = matmul(transpose(dy), self.h)"),
-    "s is left out of dh, so of dA and dx": ("dh = scale(self.s, matmul(dy, self.B))", "dh = matmul(dy, self.B)"),
-    "s is left out of the merge": ("scale(self.s, matmul(self.B, self.A))))", "matmul(self.B, self.A)))"),
+    "s is left out of y": ("scale(self.s, matmul(self.h, transpose(self.B)))", "matmul(self.h, transpose(self.B))"),
+    "s is left out of dB": ("scale(self.s, matmul(transpose(dy), self.h))", "matmul(transpose(dy), self.h)"),
+    "s is left out of dh, so of dA and dx": ("scale(self.s, matmul(dy, self.B))", "matmul(dy, self.B)"),
+    "s comes into dA twice": ("matmul(transpose(dh), self.x)", "scale(self.s, matmul(transpose(dh), self.x))"),
+    "s is left out of the merge": ("scale(self.s, matmul(self.B, self.A))", "matmul(self.B, self.A)"),
     "B starts at random": ("[[0.0] * r for _ in self.W]", "at_random(len(self.W), r)"),
-    "A starts at zero": ("self.A = at_random(r, len(self.W[0]))", "self.A = scale(0, at_random(r, len(self.W[0])))"),
-    "A's bound is that of the rank": ("self.A = at_random(r, len(self.W[0]))", "self.A = transpose(at_random(len(self.W[0]), r))"),
-    "dx comes from the frozen weight alone": ("return add(matmul(dy, self.W), matmul(dh, self.A))", "return matmul(dy, self.W)"),
-    "W trains as well": ("self.trained = [(self.A, dA), (self.B, dB)]", "self.trained = [(self.A, dA), (self.B, dB), (self.W, matmul(transpose(dy), self.x))]"),
-    "no mask": ("softmax(S[t][: t + 1]) + [0.0] * (T - t - 1)", "softmax(S[t])"),
-    "the mask hides the letter itself": ("softmax(S[t][: t + 1]) + [0.0] * (T - t - 1)", "softmax(S[t][: max(t, 1)]) + [0.0] * (T - max(t, 1))"),
-    "scores are not scaled": ("S = scale(c, matmul(self.q, transpose(self.k)))", "S = matmul(self.q, transpose(self.k))"),
+    "A starts at zero": (START_OF_A, "self.A = scale(0, at_random(r, len(self.W[0])))"),
+    "A's bound is that of the rank": (START_OF_A, "self.A = transpose(at_random(len(self.W[0]), r))"),
+    "dx comes from the frozen weight alone": ("add(matmul(dy, self.W), matmul(dh, self.A))", "matmul(dy, self.W)"),
+    "W trains as well": (ADAPTER_TRAINS, ADAPTER_TRAINS[:-1] + ", (self.W, matmul(transpose(dy), self.x))]"),
+    "no mask": (MASKED, "softmax(S[t])"),
+    "the mask hides the letter itself": (MASKED, "softmax(S[t][: max(t, 1)]) + [0.0] * (T - max(t, 1))"),
+    "scores are not scaled": ("scale(c, matmul(self.q, transpose(self.k)))", "matmul(self.q, transpose(self.k))"),
     "the norm is taken as a constant": ("(d_j - y_j * mean) / r", "d_j / r"),
     "the softmax's sum is left out": ("p_u * (d_u - total)", "p_u * d_u"),
     "the branch is not added": ("add(dx, self.norm.backward(dn))", "self.norm.backward(dn)"),
-    "the loss is summed": ("dz = [[(p - (b == a)) / len(z)", "dz = [[(p - (b == a))"),
+    "the loss's gradient is no mean": ("dz = [[(p - (b == a)) / len(z)", "dz = [[(p - (b == a))"),
     "Adam's means are not corrected": ("m[i] / (1 - 0.9**t), v[i] / (1 - 0.999**t)", "m[i], v[i]"),
     "the rate falls one step early": ("lr * (1 - (t - 1) / len(names))", "lr * (1 - t / len(names))"),
 }  # fmt: skip
@@ -206,7 +209,7 @@ MISTAKES = {
 def test_a_planted_mistake_is_seen(mistake):
     module = load(MISTAKES[mistake])
     with pytest.raises(AssertionError):
-        check(module)
+        check(module, steps=3)
 
 
 def test_it_is_a_page_of_the_standard_library():
@@ -227,10 +230,11 @@ def modules(node):
 
 def test_its_names_are_letters_once_each_and_fit():
     module = load()
+    assert (len(module.PEOPLE), len(module.DINOSAURS)) == (2000, 1349)  # as the page says
     for names in (module.PEOPLE, module.DINOSAURS):
-        assert len(names) == len(set(names)) > 1000
+        assert len(names) == len(set(names))
         assert all(re.fullmatch(f"[a-z]{{1,{module.PLACES - 1}}}", name) for name in names)
-        assert [names] != [sorted(names)]  # in random order, or the first hundred would be no fair sample
+        assert names != sorted(names)  # in random order, or the first hundred would be no fair sample
     assert len(set(module.PEOPLE) & set(module.DINOSAURS)) <= 5
 
 
@@ -248,11 +252,13 @@ def test_what_it_trains_is_the_least_of_it():
 sys.path.insert(0, str(ROOT / "docs"))
 import micro  # noqa: E402
 
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
 
-def numbers(lines):
-    return [
-        float(word) for line in lines if "invented" not in line for word in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", line)
-    ]
+
+def without_names(lines):
+    """Return the text that is no invented name, with # for each number, and the numbers."""
+    text = "\n".join(line for line in lines if not line.startswith("invented"))
+    return NUMBER.sub("#", text), [float(number) for number in NUMBER.findall(text)]
 
 
 def test_the_page_shows_a_run_of_this_file_and_of_its_challenges():
@@ -270,11 +276,10 @@ def test_the_recorded_curve_falls():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", micro.CHALLENGES)
+@pytest.mark.parametrize("name", ["as it is", "the head trains whole"])
 def test_a_run_made_again_prints_what_was_recorded(name):
-    fresh, recorded = micro.run(name), micro.lines(name)
-    assert [re.sub(r"[\d.]+(e-\d+)?", "#", line) for line in fresh if "invented" not in line] == [
-        re.sub(r"[\d.]+(e-\d+)?", "#", line) for line in recorded if "invented" not in line
-    ]
+    text, numbers = without_names(micro.run(name))
+    recorded_text, recorded = without_names(micro.lines(name))
+    assert text == recorded_text
     # Machines and Pythons round differently, and the same steps end a little apart.
-    assert numbers(fresh) == pytest.approx(numbers(recorded), abs=0.05)
+    assert numbers == pytest.approx(recorded, abs=0.05)

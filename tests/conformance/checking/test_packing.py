@@ -13,7 +13,7 @@ from minilora.conformance.checking.contract import ids
 from minilora.conformance.checking.packing import weights
 from minilora.conformance.problems.kinds import FOUR_BITS
 
-from .implementations import OURS, nf4_functions, unpack, with_kinds
+from ..implementations import OURS, nf4_functions, unpack, with_kinds
 
 pytestmark = pytest.mark.long
 

@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import check
 
-from .implementations import OURS, from_formulas, implementation
+from ..implementations import OURS, from_formulas, implementation
 
 pytestmark = pytest.mark.long
 

@@ -15,7 +15,7 @@ from minilora.conformance import CannotRun, check
 from minilora.conformance import __main__ as command
 from minilora.conformance.running import child_process as apart
 
-from .implementations import OURS, implementation
+from ..implementations import OURS, implementation
 
 LINEAR = vars(OURS["linear"])
 
@@ -361,7 +361,7 @@ def test_the_line_of_the_user_s_file_is_told():
     (text,) = check(implementation(backward=backward)).diagnoses
     line = backward.__code__.co_firstlineno + 1
     assert text.startswith("backward raises LinAlgError: Singular matrix (N=7 ")
-    assert text.endswith(f", a bias), in test_hostile.py, line {line}")
+    assert text.endswith(f", a bias), in test_child_process.py, line {line}")
 
 
 def test_the_innermost_line_of_the_user_is_told():
@@ -372,7 +372,7 @@ def test_the_innermost_line_of_the_user_is_told():
         return inner()
 
     (text,) = check(implementation(backward=backward)).diagnoses
-    assert text.endswith(f", in test_hostile.py, line {inner.__code__.co_firstlineno + 1}")
+    assert text.endswith(f", in test_child_process.py, line {inner.__code__.co_firstlineno + 1}")
 
 
 class Tensor:
@@ -394,7 +394,7 @@ def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint):
     text = (
         "mine: forward returns a Tensor that is no array: RuntimeError: Can't call numpy() on Tensor that requires grad"
     )
-    line = f", in test_hostile.py, line {forward.__code__.co_firstlineno}"
+    line = f", in test_child_process.py, line {forward.__code__.co_firstlineno}"
     assert str(refused.value) == f"{text}{hint} (N=7 in=5 out=3 r=2 alpha=3, a bias){line}"
 
 

@@ -12,9 +12,9 @@ from minilora import Conv2d, DoRA, Embedding, LoRA, LoRALinear
 from minilora.conformance import check
 from minilora.variants.rewritten import Rewritten
 
-from ..support import mutants
-from ..support.formulas import by_formulas
-from .implementations import OURS, conv_functions, convolution, dora, embedding, functions_of, linear
+from ...support import mutants
+from ...support.formulas import by_formulas
+from ..implementations import OURS, conv_functions, convolution, dora, embedding, functions_of, linear
 
 NOT_SEEN = {
     "Wrong", "WrongDoRA", "WrongEmbedding",  # right: what others spoil a part of

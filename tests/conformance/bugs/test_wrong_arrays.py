@@ -11,7 +11,7 @@ from minilora.conformance.problems.kinds import SETS
 from minilora.conformance.problems.rounding import round_to
 from minilora.conformance.problems.trial import Trial, drawn
 
-from .implementations import OURS, from_formulas, implementation
+from ..implementations import OURS, from_formulas, implementation
 
 pytestmark = pytest.mark.long
 

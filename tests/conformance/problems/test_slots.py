@@ -8,7 +8,7 @@ import pytest
 from minilora.conformance import CannotRun, check
 from minilora.conformance.problems.kinds import SETS
 
-from .implementations import OURS, with_kinds
+from ..implementations import OURS, with_kinds
 
 pytestmark = pytest.mark.long
 

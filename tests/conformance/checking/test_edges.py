@@ -10,8 +10,8 @@ from minilora.conformance import check
 from minilora.conformance.checking.edges import EDGES
 from minilora.conformance.checking.report import REFUSED
 
-from .implementations import OURS, with_kinds
-from .test_rounding import ORDERS, lora, product
+from ..implementations import OURS, with_kinds
+from ..problems.test_trial import ORDERS, lora, product
 
 pytestmark = pytest.mark.long
 

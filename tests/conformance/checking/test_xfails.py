@@ -9,7 +9,7 @@ from minilora.conformance import check
 from minilora.conformance.checking.xfails import Judged, github_error, read
 from minilora.guards.errors import FileRefused
 
-from .implementations import OURS, implementation, with_kinds
+from ..implementations import OURS, implementation, with_kinds
 
 LINEAR = vars(OURS["linear"])
 

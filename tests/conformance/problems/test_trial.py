@@ -10,7 +10,7 @@ from minilora.conformance.bugs.table import BUGS
 from minilora.conformance.problems.kinds import SETS
 from minilora.conformance.problems.trial import Trial
 
-from .implementations import OURS, from_formulas, implementation
+from ..implementations import OURS, from_formulas, implementation
 
 pytestmark = pytest.mark.long
 

@@ -10,7 +10,7 @@ from minilora.conformance.problems.kinds import SETS
 from minilora.conformance.problems.rounding import round_to
 from minilora.conformance.problems.trial import drawn
 
-from .implementations import OURS
+from ..implementations import OURS
 
 RIGHT, SINGLE = OURS["mixed"], OURS["linear"]
 

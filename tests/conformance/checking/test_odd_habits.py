@@ -18,9 +18,9 @@ from minilora.conformance.claims import (
 )
 from minilora.conformance.running import child_process as apart
 
-from ..support.cases import linear_case
-from ..support.problems import Problem
-from .implementations import OURS, from_formulas, implementation, with_kinds
+from ...support.cases import linear_case
+from ...support.problems import Problem
+from ..implementations import OURS, from_formulas, implementation, with_kinds
 
 pytestmark = pytest.mark.long
 

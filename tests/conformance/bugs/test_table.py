@@ -1,0 +1,134 @@
+"""Each row of the table is named where it is planted, wherever in the table it stands."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minilora.conformance import check
+from minilora.conformance.bugs import table
+from minilora.conformance.bugs.bug import Bug
+from minilora.conformance.bugs.table import BUGS, OF_NUMBERS
+from minilora.conformance.checking.contract import contract
+from minilora.conformance.golden.misreadings import MISREADINGS
+from minilora.conformance.problems.kinds import SETS
+
+from ..implementations import OURS, from_formulas, implementation, with_kinds
+from ..planting import planted, report_of, start_of, step_of
+
+EVERY_BUG = [
+    pytest.param(bug, id=bug.flag, marks=() if number % 3 == 0 else pytest.mark.long) for number, bug in enumerate(BUGS)
+]
+"""A third of the rows in the default run, and all of them with `-m "long or not long"`."""
+
+
+@pytest.mark.parametrize("bug", EVERY_BUG)
+def test_a_known_bug_is_named(bug):
+    report = report_of(*planted(bug))
+    assert not report.passed
+    (text,) = report.diagnoses
+    assert text.startswith(bug.name)
+    assert bug.source in text
+    assert report.claims[bug.breaks] != "ok"
+
+
+OF_LAYERS = [bug for bug in BUGS if bug.breaks in OF_NUMBERS]
+
+
+@pytest.mark.parametrize("bug", OF_LAYERS[::12], ids=lambda bug: bug.flag)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
+def test_a_known_bug_is_named_in_lower_precision_too(bug, dtype):
+    assert report_of(*planted(bug), dtype).diagnoses[0].startswith(bug.name)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_the_formulas_without_a_bug_pass(kind):
+    report = report_of(kind, from_formulas(kind))
+    assert report.passed, str(report)
+
+
+def test_a_start_and_an_adam_without_a_bug_pass():
+    report = check(with_kinds(linear=implementation(init=start_of(), step=step_of()), conv2d=SimpleNamespace(
+        **vars(OURS["conv2d"]) | {"init": start_of()})))  # fmt: skip
+    assert report.passed, str(report)
+
+
+FLAGS = Path(__file__).with_name("flags.txt").read_text(encoding="utf-8").split()
+"""Those that minilora 0.3 has. Programs keep them, so they stay, whatever sentence comes to stand beside them."""
+
+
+def test_a_flag_names_one_row_of_either_table():
+    """A reader's bug may have the flag of the suite's row that it is, and takes its sentence and source there."""
+    for rows in (BUGS, MISREADINGS):
+        flags = [row.flag for row in rows]
+        assert sorted(set(flags)) == sorted(flags)
+        assert [flag for flag in flags if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag)] == []
+
+
+def test_a_sentence_stands_once():
+    sentences = {bug.name: bug.flag for bug in BUGS}
+    assert len(sentences) == len(BUGS)
+    assert [row.flag for row in MISREADINGS if sentences.get(row.name, row.flag) != row.flag] == []
+
+
+LIVE = Path(__file__).parents[3] / "docs" / "_static" / "live" / "mistakes.js"
+
+
+def test_the_live_pages_mistakes_have_the_tables_sentences():
+    pairs = re.findall(r'label: "(.*)",\n +flag: "(.*)"', LIVE.read_text(encoding="utf-8"))
+    assert len(pairs) == 3
+    for label, flag in pairs:
+        assert table.known(flag).name.startswith(label)
+
+
+def test_a_flag_stays():
+    assert len(FLAGS) == 81
+    assert set(FLAGS) <= {bug.flag for bug in BUGS}
+
+
+def test_a_bug_is_of_known_kinds_and_claims():
+    for bug in BUGS:
+        assert set(bug.kinds) <= ({"adam"} if bug.breaks == "adam" else set(SETS))
+        assert bug.breaks in contract(bug.kinds[0])
+        assert str(bug) == bug.name + (f" (made in {bug.source})" if bug.source else "")
+
+
+SHUFFLED = [
+    pytest.param(order, bug, id=f"{order}-{bug.flag}", marks=() if number % 12 == 0 else pytest.mark.long)
+    for number, bug in enumerate(BUGS)
+    for order in ("reversed", "shuffled")
+]
+
+
+@pytest.mark.parametrize(("order", "bug"), SHUFFLED)
+def test_a_bugs_place_in_the_table_changes_no_verdict(monkeypatch, order, bug):
+    usual = report_of(*planted(bug)).as_dict()
+    numbers = range(len(BUGS))[::-1] if order == "reversed" else np.random.default_rng(0).permutation(len(BUGS))
+    monkeypatch.setattr(table, "BUGS", [BUGS[i] for i in numbers])
+    assert report_of(*planted(bug)).as_dict() == usual
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_bugs_with_the_same_numbers_the_simplest_is_named(monkeypatch, order):
+    """Without a bias, a scaling of the base is one of the base and the bias; of two as simple, the alphabet decides."""
+    monkeypatch.setattr(table, "BUGS", BUGS[::order])
+    bug = table.known("the-scaling-multiplies-the-base-too")
+    (text,) = report_of("embedding", from_formulas("embedding", bug.parts)).diagnoses
+    assert text.startswith(bug.name)
+    twins = [Bug(f"{letter}-twin", f"twin {letter}", bug.parts, kinds=("embedding",)) for letter in "ba"]
+    monkeypatch.setattr(table, "BUGS", [*twins, *BUGS][::order])
+    (text,) = report_of("embedding", from_formulas("embedding", bug.parts)).diagnoses
+    assert text.startswith("twin a")
+
+
+def test_the_simplest_start_and_adam_are_named(monkeypatch):
+    rows = [table.known(flag) for flag in ("adam-corrects-no-bias-of-v", "a-starts-with-the-fan-of-the-rank")]
+    twins = [replace(row, flag="a", name="twin") for row in rows]
+    for found in ([*twins, *BUGS], [*BUGS, *twins]):
+        monkeypatch.setattr(table, "BUGS", found)
+        for row in rows:
+            (text,) = report_of(*planted(row)).diagnoses
+            assert text.startswith("twin")

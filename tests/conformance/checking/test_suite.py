@@ -1,0 +1,431 @@
+"""The suite itself: it passes what is right, fails what is wrong, and says what it sees."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minilora.conformance import CannotRun, check
+from minilora.conformance.checking.report import NOT_FAILED
+from minilora.conformance.problems import Problem
+from minilora.conformance.problems.kinds import DECLARED, SETS
+from minilora.conformance.problems.reference import RIGHT
+from minilora.conformance.problems.rounding import round_to
+from minilora.conformance.problems.trial import Trial
+
+from ..implementations import OURS, full_norm, functions_of, implementation, with_kinds
+from ..planting import report_of
+
+LINEAR = vars(OURS["linear"])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_our_own_layers_pass_in_every_precision(dtype):
+    report = check(with_kinds(**OURS), dtype=dtype, name="minilora")
+    assert report.passed, str(report)
+    assert not report.diagnoses
+    others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
+    assert others == {"alpha of 0": "refused", "row of zeros": "not offered", "merged and back": "not offered"}
+    assert set(report.kinds) == set(DECLARED) - {"linear"}
+    for name, kind in report.kinds.items():
+        assert kind.dtype == ("float32" if name == "mixed" or (name, dtype) == ("nf4", "float64") else dtype)
+        offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
+        assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros", "merged and back"}
+    assert str(report).startswith(f"minilora: passed, in {dtype}; 5 of 5 functions offered\n")
+
+
+def test_doras_norm_may_pass_the_gradient_if_declared():
+    assert check(with_kinds(dora=functions_of(full_norm, detached_norm=False))).passed
+    report = check(with_kinds(dora=functions_of(full_norm)))
+    (text,) = report.kinds["dora"].diagnoses
+    assert text.startswith("the gradient passes through DoRA's norm, which detached_norm declares a constant")
+    assert str(report).startswith(f"dora: {text}")
+    report = check(with_kinds(dora=SimpleNamespace(**vars(OURS["dora"]), detached_norm=False)))
+    assert report.kinds["dora"].diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")
+
+
+def test_what_is_missing_is_not_offered_and_not_failed():
+    report = check(SimpleNamespace(forward=LINEAR["forward"]))
+    assert report.passed
+    assert {claim for claim, verdict in report.claims.items() if verdict == "ok"} == {
+        "forward", "scaling", "nothing is changed", "memory order", "more axes", "no rows"
+    }  # fmt: skip
+    assert {report.claims[c] for c in ("slope", "merge", "start", "adam", "frozen base")} == {"not offered"}
+
+
+@pytest.mark.parametrize("problem", [Problem(3, 4, 1, 2), Problem(3, 1, 4, 2)], ids=["one output", "one input"])
+def test_doras_formulas_hold_at_a_width_of_one(problem):
+    """There the shape of a norm does not say which axis it was taken along."""
+    trial = Trial.draw(problem, "float64", SETS["dora-full"].formulas)
+    p, full = trial.arrays, functions_of(full_norm)
+    layer = [p["weight"], p["bias"], p["lora_A"], p["lora_B"], problem.alpha, p["magnitude"]]
+    found = {"y": full.forward(p["x"], *layer), **full.backward(p["dy"], p["x"], *layer)}
+    assert found.keys() == trial.right.keys() - {"merged"}
+    assert [name for name, answer in found.items() if not trial.agrees(name, answer)] == []
+
+
+@pytest.mark.parametrize(("axis", "block"), [("rows", 64), ("in", 128), ("out", 64), ("rank", 16)])
+def test_what_is_left_over_after_a_block_is_missed(axis, block):
+    n, i, o, r = (block if name == axis else None for name in ("rows", "in", "out", "rank"))
+
+    def forward(x, weight, bias, A, B, alpha):
+        y = LINEAR["forward"](x[:, :i], weight[:, :i], bias, A[:r, :i], B[:, :r], alpha * len(A[:r]) / len(A))
+        y[n or len(y) :], y[:, o or y.shape[1] :] = 0, 0
+        return y
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    assert " is off by " in text
+    assert text.endswith("(N=67 in=130 out=69 r=17 alpha=24)")
+
+
+def test_a_wrong_number_that_nobody_knows_is_described():
+    def forward(x, *arrays):
+        return 1.25 * LINEAR["forward"](x, *arrays)
+
+    (text,) = check(implementation(forward=forward)).diagnoses
+    assert text.startswith("the output is off by ")
+    assert "every entry is off by the factor 1.25" in text
+    assert text.endswith("(N=7 in=5 out=3 r=2 alpha=3)")
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-9])
+def test_an_error_of_a_billionth_fails_in_float64(size):
+    def backward(dy, x, *arrays):
+        grads = LINEAR["backward"](dy, x, *arrays)
+        return {**grads, "lora_A": grads["lora_A"] + size}
+
+    assert not check(implementation(backward=backward)).passed
+
+
+def test_single_precision_inside_double_is_named():
+    def forward(x, *arrays):
+        single = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in (x, *arrays)]
+        return LINEAR["forward"](*single).astype(np.float64)
+
+    (text,) = check(implementation(forward=forward)).diagnoses
+    assert text.startswith("the output: right to float32 only: computed, or kept, in single precision")
+    assert check(implementation(forward=forward), dtype="float32").passed
+
+
+def test_a_right_layer_with_other_sums_passes_at_4096():
+    """In float32, added up one term after another, the worst order there is."""
+    trial = Trial.draw(Problem(2, 4096, 33, 5, alpha=3.0), "float32", RIGHT)
+    p = trial.arrays
+    terms = p["x"][:, None, :] * p["weight"][None]
+    total = np.cumsum(terms, axis=-1, dtype=np.float32)[..., -1]
+    h = np.cumsum(p["x"][:, None, ::-1] * p["lora_A"][None, :, ::-1], axis=-1, dtype=np.float32)[..., -1]
+    y = total + p["bias"] + np.float32(3 / 5) * (h @ p["lora_B"].T)
+    assert y.dtype == np.float32
+    assert trial.agrees("y", y)
+    assert not trial.agrees("y", y * np.float32(1.001))
+
+
+def test_weights_may_lie_the_other_way():
+    def forward(x, weight, bias, lora_A, lora_B, alpha):
+        y = x @ weight + alpha / lora_A.shape[1] * (x @ lora_A @ lora_B)
+        return y if bias is None else y + bias
+
+    def backward(dy, x, weight, bias, lora_A, lora_B, alpha):
+        s = alpha / lora_A.shape[1]
+        dh = s * dy @ lora_B.T
+        return {"x": dy @ weight.T + dh @ lora_A.T, "lora_A": x.T @ dh, "lora_B": s * (x @ lora_A).T @ dy}
+
+    def merge(weight, lora_A, lora_B, alpha):
+        return weight + alpha / lora_A.shape[1] * lora_A @ lora_B
+
+    article = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation="in, out")
+    report = check(article)
+    assert report.passed, str(report)
+    with pytest.raises(CannotRun, match="forward raises ValueError: matmul"):
+        check(SimpleNamespace(**{**vars(article), "orientation": "out, in"}))
+
+
+def test_an_embeddings_factors_may_lie_the_other_way():
+    """Its table (V, dim) lies so already."""
+
+    def forward(ids, table, bias, lora_A, lora_B, alpha):
+        return table[ids] + alpha / lora_A.shape[1] * lora_A[ids] @ lora_B
+
+    def backward(dy, ids, table, bias, lora_A, lora_B, alpha):
+        s, dA = alpha / lora_A.shape[1], np.zeros_like(lora_A)
+        np.add.at(dA, ids, s * dy @ lora_B.T)
+        return {"lora_A": dA, "lora_B": s * lora_A[ids].T @ dy}
+
+    def merge(table, lora_A, lora_B, alpha):
+        return table + alpha / lora_A.shape[1] * lora_A @ lora_B
+
+    rows = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation="in, out")
+    report = check(with_kinds(embedding=rows)).kinds["embedding"]
+    assert report.passed, str(report)
+    assert report.claims["merge"] == report.claims["slope"] == "ok"
+
+
+@pytest.mark.parametrize("fan_in_fan_out", [False, True])
+@pytest.mark.parametrize("orientation", ["out, in", "in, out"])
+@pytest.mark.parametrize(
+    "kind", ["linear", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("rslora", "dora"))]
+)
+def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_fan_out):
+    ours = OURS[kind]
+
+    def turned(W, A, B):
+        W = W.T if fan_in_fan_out else W
+        return (W, A.T, B.T) if orientation == "in, out" else (W, A, B)
+
+    def forward(x, weight, bias, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        return ours.forward(x, weight, bias, A, B, *more)
+
+    def backward(dy, x, weight, bias, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        grads = ours.backward(dy, x, weight, bias, A, B, *more)
+        return grads | dict(
+            zip(("lora_A", "lora_B"), turned(weight, grads["lora_A"], grads["lora_B"])[1:], strict=True)
+        )
+
+    def merge(weight, A, B, *more):
+        weight, A, B = turned(weight, A, B)
+        merged = ours.merge(weight, A, B, *more)
+        return merged.T if fan_in_fan_out else merged
+
+    mine = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation=orientation)
+    mine.fan_in_fan_out = fan_in_fan_out
+    report = report_of(kind, mine)
+    assert report.passed, str(report)
+    mine.fan_in_fan_out = not fan_in_fan_out
+    assert not report_of(kind, mine).passed
+
+
+def test_a_gradient_of_lower_precision_than_its_output_fails():
+    def backward(dy, x, *arrays):
+        grads = LINEAR["backward"](dy, x, *arrays)
+        return {**grads, "lora_A": grads["lora_A"].astype(np.float32)}
+
+    report = check(implementation(backward=backward))
+    assert report.dtype == "float64"
+    assert report.diagnoses[0].startswith("lora_A's gradient: right to float32 only")
+
+
+def test_gradients_of_single_precision_alone_are_seen():
+    """Keras keeps its factors in float32 beside a base in float64."""
+
+    def single(function):
+        def rounded(*arrays):
+            return LINEAR[function](*(a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in arrays))
+
+        return rounded
+
+    def forward(*arrays):
+        return single("forward")(*arrays).astype(np.float64)
+
+    report = check(SimpleNamespace(forward=forward, backward=single("backward")))
+    assert report.passed, str(report)
+    assert report.dtype == "float32"
+
+
+def test_what_the_last_forward_left_behind_is_no_argument():
+    left = []
+
+    def forward(x, *arrays):
+        left.append(x)
+        return LINEAR["forward"](x, *arrays)
+
+    def backward(dy, x, *arrays):
+        return LINEAR["backward"](dy, left[-1], *arrays)
+
+    (text,) = check(implementation(forward=forward, backward=backward)).diagnoses
+    assert text == "lora_A's gradient is another one the second time it is asked for: something is kept between calls"
+
+
+def test_what_is_not_finite_is_null_in_json():
+    report = check(implementation(merge=lambda weight, *arrays: weight + np.nan))
+    assert report.errors["merged"] == float("inf")
+    assert report.claims["merge"] == "the merged weight is not finite (N=7 in=5 out=3 r=2 alpha=3)"
+    assert report.habits["same bits twice"] == "ok"
+    assert report.as_dict()["errors"]["merged"] is None
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["passed"] is False
+    assert report.as_dict()["habits"] == report.habits
+
+
+def test_what_is_changed_is_told_first_and_other_claims_last():
+    def backward(dy, x, *arrays):
+        grads = LINEAR["backward"](dy, x, *arrays)
+        dy *= 2
+        return {**grads, "lora_A": grads["lora_A"] + 1, "lora_B": 1.37 * grads["lora_B"]}
+
+    found = check(implementation(backward=backward, init=lambda *sizes: None)).diagnoses
+    begins = [
+        "backward changes dy",
+        "lora_B's gradient is off by ",
+        "lora_A's gradient is off by ",
+        "init returns None",
+    ]
+    assert len(found) == len(begins)
+    assert all(text.startswith(said) for text, said in zip(found, begins, strict=True))
+    assert "every entry is off by the factor 1.37" in found[1]  # a factor is what one can act on
+
+
+def test_a_gradient_in_the_place_of_another_is_told():
+    def backward(*arrays):
+        grads = LINEAR["backward"](*arrays)
+        return {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}
+
+    said = check(implementation(backward=backward)).claims["slope"]
+    assert said == (
+        "lora_B's gradient is where lora_A's gradient belongs; lora_A's gradient is where lora_B's gradient belongs"
+    )
+
+
+def test_a_transposed_weight_is_told():
+    report = check(implementation(merge=lambda *arrays: LINEAR["merge"](*arrays).T))
+    assert report.claims["merge"] == "the merged weight is transposed (N=7 in=5 out=3 r=2 alpha=3)"
+
+
+def test_an_argument_that_is_changed_is_named():
+    def backward(dy, x, *arrays):
+        dy *= 2
+        return LINEAR["backward"](dy / 2, x, *arrays)
+
+    report = check(implementation(backward=backward))
+    assert report.claims["nothing is changed"] == "backward changes dy, which belongs to the caller"
+    assert report.diagnoses == ["backward changes dy, which belongs to the caller"]
+
+
+def test_without_a_forward_nothing_can_be_checked():
+    with pytest.raises(CannotRun, match=r"thing has no function forward\(x, weight, bias, lora_A, lora_B, alpha\)"):
+        check(SimpleNamespace(backward=LINEAR["backward"]), name="thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("dtype", "float8", "float8"),
+        ("scaling", "r", "scaling of thing .* 'r'"),
+        ("orientation", "sideways", "sideways"),
+        ("fan_in_fan_out", "yes", "fan_in_fan_out of thing must be True or False, got 'yes'"),
+        ("kinds", {"vera": 1}, "vera"),
+        ("kinds", ["dora"], "kinds of thing must be a dict of objects, got list"),
+    ],
+)
+def test_what_is_declared_must_be_known(name, value, said):
+    with pytest.raises(CannotRun, match=said):
+        check(implementation(**{name: value}), name="thing")
+
+
+def test_a_gradient_that_is_not_returned_is_named():
+    def backward(*arrays):
+        return {name: grad for name, grad in LINEAR["backward"](*arrays).items() if name != "lora_A"}
+
+    report = check(implementation(backward=backward))
+    assert report.diagnoses == ["backward returns no gradient of lora_A; it returns those of x, lora_B"]
+    assert report.claims["slope"] == report.diagnoses[0]
+
+
+def test_an_error_is_the_largest_beside_the_largest_entry():
+    """It grows with the rows, and the problem that has most is not the last."""
+
+    def forward(x, *layer):
+        y = LINEAR["forward"](x, *layer)
+        y[np.unravel_index(abs(y).argmax(), y.shape)] *= 1 + 0.01 * len(x)
+        return y
+
+    errors = check(implementation(forward=forward)).errors
+    assert errors["y"] == pytest.approx(0.01 * max(problem.n for problem in SETS["linear"].problems), rel=1e-9)
+    assert errors["merged"] < 1e-14
+
+
+STEPS = {
+    "if stride were 1": lambda stride, padding, dilation: (1, padding, dilation),
+    "without padding": lambda stride, padding, dilation: (stride, 0, dilation),
+    "if dilation were 1": lambda stride, padding, dilation: (stride, padding, 1),
+    "if stride and dilation were exchanged": lambda stride, padding, dilation: (dilation, padding, stride),
+    "if a step of two axes were exchanged": lambda *steps: tuple(step[::-1] for step in steps),
+}
+
+
+@pytest.mark.parametrize("words", STEPS)
+def test_steps_that_give_an_outputs_shape_are_told(words):
+    def forward(*arrays, stride, padding, dilation):
+        steps = zip(("stride", "padding", "dilation"), STEPS[words](stride, padding, dilation), strict=True)
+        return OURS["conv2d"].forward(*arrays, **dict(steps))
+
+    report = check(with_kinds(conv2d=SimpleNamespace(forward=forward))).kinds["conv2d"]
+    (text,) = report.diagnoses
+    assert f", as it would be {words} (N=" in text
+
+
+def test_where_a_gradient_must_be_zero_it_says_nothing():
+    """Where lora_B is zero, so is lora_A's gradient, and twice that is right: it says nothing of the bias."""
+
+    def backward(dy, x, weight, bias, *arrays):
+        grads = LINEAR["backward"](dy, x, weight, bias, *arrays)
+        return grads if bias is None else {**grads, "lora_A": 2 * grads["lora_A"]}
+
+    (text,) = check(implementation(backward=backward)).diagnoses
+    assert text.startswith("lora_A's gradient, wherever there is a bias, is off by ")
+
+
+def test_an_exception_on_one_problem_is_a_broken_claim():
+    def forward(x, weight, bias, *arrays):
+        return LINEAR["forward"](x, weight, bias + 0, *arrays)
+
+    report = check(implementation(forward=forward))
+    assert not report.passed
+    assert report.claims["forward"].startswith("forward, wherever there is no bias, raises TypeError: ")
+    assert "no bias" in report.diagnoses[0]
+
+
+@pytest.mark.parametrize("function", ["backward", "merge", "init", "step"])
+def test_a_function_that_ends_the_process_raises(function):
+    def ends(*arguments):
+        raise SystemExit(0)
+
+    report = check(implementation(**{function: ends}))
+    (text,) = report.diagnoses
+    assert text.startswith(f"{function} raises SystemExit: 0")
+    wrong = {claim for claim, verdict in report.claims.items() if verdict not in NOT_FAILED}
+    assert wrong == {{"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}[function]}
+
+
+def test_a_message_of_several_lines_is_told_on_one():
+    def backward(*arrays):
+        raise RuntimeError("one\n  two")
+
+    def merge(*arrays):
+        raise NotImplementedError
+
+    report = check(implementation(backward=backward, merge=merge))
+    assert report.claims["slope"].startswith("backward raises RuntimeError: one two (N=7")
+    assert report.claims["merge"].startswith("merge raises NotImplementedError (N=7")
+
+
+@pytest.mark.parametrize(("value", "said"), [("y", "a str"), ((1, 2), "a tuple of 2"), (None, "None")])
+def test_what_is_no_array_is_no_answer(value, said):
+    report = check(implementation(merge=lambda *arrays: value))
+    assert report.claims["merge"].startswith(f"merge returns {said}, expected one array (N=7 ")
+
+
+def test_an_exception_on_every_problem_cannot_be_checked():
+    with pytest.raises(CannotRun, match="forward raises ZeroDivisionError: division by zero"):
+        check(SimpleNamespace(forward=lambda *a: 1 / 0))
+
+
+def test_rounding_to_bfloat16_is_to_the_nearest_even():
+    x = np.array([1.0, 1 + 2**-8, 1 + 2**-8 + 2**-20, 1 + 3 * 2**-8, -3.14159265], np.float64)
+    expected = np.array([1.0, 1.0, 1 + 2**-7, 1 + 2**-6, -3.140625])
+    np.testing.assert_array_equal(round_to(x, "bfloat16"), expected.astype(np.float32))
+
+
+def test_what_a_problem_draws_is_the_callers_own():
+    """It is drawn once and kept; who changes what he got changes nobody else's."""
+    problem = Problem(3, 4, 5, 2)
+    problem.x[...] = problem.factors["lora_A"][...] = 0
+    assert problem.x.any()
+    assert problem.factors["lora_A"].any()
+
+
+def test_every_problem_can_tell_a_scaling():
+    for problem in (p for kind in DECLARED for p in SETS[kind].problems if p.rank > 1):
+        s = problem.alpha / problem.rank
+        assert len({round(v, 9) for v in (s, 1.0, problem.alpha, 1 / s, s * s, 1 / problem.rank)}) >= 5

@@ -1,0 +1,251 @@
+"""Adapters of a mixture's arrays as files: names that nest, every packing that was written, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import LoRA, adapt, adapters, attach, load_adapter, merge_adapter, save_adapter
+from minilora.files.inspection import inspect_adapter
+from minilora.files.peft.expertkeys import places, version_of
+from minilora.guards.errors import FileRefused
+from minilora.layers.experts import Experts, MixtureOfExperts
+from minilora.layers.router import Router
+from minilora.layers.stacked import StackedLinear
+from minilora.variants.stacked import StackedLoRA
+
+E, R = 4, 3
+NAMES = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
+
+
+def mixture(d=6, m=5):
+    rng = np.random.default_rng(0)
+    router, gate_up, down = (StackedLinear(rng.standard_normal(s)) for s in ((E, d), (E, 2 * m, d), (E, d, m)))
+    return MixtureOfExperts(Router(router, 2), Experts(gate_up, down))
+
+
+def trained(base, names=NAMES, **options):
+    rng = np.random.default_rng(1)
+    model = adapt(base, [], rank=R, alpha=5, rng=rng, target_parameters=names, **options)
+    for p in model.trainable().values():
+        p[...] = rng.standard_normal(p.shape)
+    return model
+
+
+def rewritten(folder, change=None, **config):
+    """Write the folder's files again as another program might have: tensors changed, and keys of the configuration."""
+    path = folder / "adapter_config.json"
+    said = json.loads(path.read_text()) | config
+    path.write_text(json.dumps({key: value for key, value in said.items() if value != "absent"}))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file((change or (lambda t: t))(tensors), folder / "adapter_model.safetensors")
+
+
+def same(folder, model):
+    """Whether what is read has the same factors as the model's adapters."""
+    expected, found = adapters(model), load_adapter(folder)
+    assert found.keys() == expected.keys()
+    for path, adapter in found.items():
+        assert (adapter.alpha, adapter.experts) == (expected[path].alpha, expected[path].experts)
+        assert np.isclose(adapter.scaling, expected[path].scaling)
+        np.testing.assert_array_equal(adapter.lora_A, expected[path].lora_A)
+        np.testing.assert_array_equal(adapter.lora_B, expected[path].lora_B)
+
+
+def turned(tensors):
+    """The factors as versions up to 0.19.0 have them: A (E r, out), B (in, r E)."""
+    other = dict(tensors)
+    for key in [key for key in tensors if "experts" in key and "lora_A" in key]:
+        A, B = tensors[key], tensors[key.replace("lora_A", "lora_B")]
+        A_e = A.reshape(E, R, -1)  # (E, r, in)
+        B_e = B.reshape(len(B), R, E).transpose(2, 0, 1)  # (E, out, r)
+        other[key] = np.ascontiguousarray(B_e.swapaxes(1, 2).reshape(E * R, -1))
+        other[key.replace("lora_A", "lora_B")] = np.ascontiguousarray(A_e.transpose(2, 1, 0).reshape(A.shape[1], -1))
+    return other
+
+
+def grouped(tensors):
+    """B with the expert as the slow index."""
+    change = {
+        k: B.reshape(len(B), R, -1).swapaxes(1, 2).reshape(len(B), -1) for k, B in tensors.items() if "lora_B" in k
+    }
+    return tensors | {key: np.ascontiguousarray(B) for key, B in change.items()}
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1], NAMES[1:2], NAMES[2:], NAMES[1::-1]])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_is_saved_is_loaded(tmp_path, names, rslora):
+    model = trained(mixture(), names, use_rslora=rslora)
+    save_adapter(tmp_path, adapters(model))
+    same(tmp_path, model)
+    x = np.random.default_rng(2).standard_normal((7, 6))
+    assert (attach(mixture(), load_adapter(tmp_path))(x) == model(x)).all()
+
+
+def test_keys_nest_in_the_order_of_the_module(tmp_path):
+    save_adapter(tmp_path, adapters(trained(mixture())))
+    shapes = {key: array.shape for key, array in load_file(tmp_path / "adapter_model.safetensors").items()}
+    assert shapes == {
+        "base_model.model.gate.lora_A.weight": (3, 6),
+        "base_model.model.gate.lora_B.weight": (4, 3),
+        "base_model.model.experts.base_layer.lora_A.weight": (12, 6),
+        "base_model.model.experts.base_layer.lora_B.weight": (10, 12),
+        "base_model.model.experts.lora_A.weight": (12, 5),
+        "base_model.model.experts.lora_B.weight": (6, 12),
+    }
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == []
+    assert sorted(config["target_parameters"]) == sorted(NAMES)
+    assert (config["r"], config["lora_alpha"], config["peft_version"]) == (R, 5, "0.19.1")
+    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])))
+    assert "base_model.model.experts.lora_A.weight" in load_file(tmp_path / "adapter_model.safetensors")
+
+
+def test_places_do_not_depend_on_the_order_of_names():
+    for paths in (["a.down_proj", "a.gate_up_proj", "b.w"], ["b.w", "a.gate_up_proj", "a.down_proj"]):
+        assert places(paths) == {"a.down_proj": "a", "a.gate_up_proj": "a.base_layer", "b.w": "b"}
+
+
+def test_other_ranks_and_alphas_are_exceptions_by_path(tmp_path):
+    rng = np.random.default_rng(3)
+    found = adapters(trained(mixture(), NAMES[:2]))
+    A, B = rng.standard_normal((E * 2, 5)), rng.standard_normal((6, 2 * E))
+    found["experts.down_proj"] = StackedLoRA(A, B, 7.0, experts=E)
+    found["up_proj"] = LoRA(rng.standard_normal((4, 6)), rng.standard_normal((5, 4)), 5.0)
+    save_adapter(tmp_path, found)
+    again = load_adapter(tmp_path)
+    assert {path: (a.rank, a.alpha) for path, a in again.items()} == {
+        "experts.gate_up_proj": (R, 5),
+        "experts.down_proj": (2, 7),
+        "up_proj": (4, 5),
+    }
+    np.testing.assert_array_equal(again["experts.down_proj"].delta(), found["experts.down_proj"].delta())
+
+
+@pytest.mark.parametrize("version", ["0.18.1", "0.19.0", "0.17.0"])
+def test_factors_of_transposed_weights_are_read_by_their_version(tmp_path, version):
+    model = trained(mixture(), NAMES[:2])
+    save_adapter(tmp_path, adapters(model))
+    rewritten(tmp_path, turned, peft_version=version)
+    same(tmp_path, model)
+
+
+@pytest.mark.parametrize("version", ["0.19.1", "0.20.0", "0.21.2", "1.0.0"])
+def test_later_versions_are_read_as_they_are(tmp_path, version):
+    model = trained(mixture())
+    save_adapter(tmp_path, adapters(model))
+    rewritten(tmp_path, peft_version=version)
+    same(tmp_path, model)
+
+
+@pytest.mark.parametrize("sizes", [{"d": 6, "m": 5}, {"d": 6, "m": 6}])
+@pytest.mark.parametrize("change", [None, turned])
+def test_without_a_version_the_shapes_of_both_arrays_decide(tmp_path, sizes, change):
+    model = trained(mixture(**sizes), NAMES[:2])
+    save_adapter(tmp_path, adapters(model))
+    rewritten(tmp_path, change, peft_version="absent")
+    same(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names"), [({"d": 10, "m": 5}, NAMES[:1]), ({"d": 6, "m": 6}, NAMES[1:2]), ({"d": 6, "m": 5}, NAMES[:1])]
+)
+@pytest.mark.parametrize("version", ["absent", "0.19.1.dev0", "nightly"])
+def test_what_nothing_decides_is_refused_with_what_to_add(tmp_path, sizes, names, version):
+    save_adapter(tmp_path, adapters(trained(mixture(**sizes), names)))
+    rewritten(tmp_path, peft_version=version)
+    with pytest.raises(
+        FileRefused, match=r'peft_version.* reads the input: .* Add "peft_version": "0.19.1" where lora_A'
+    ):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["0.19.0", "absent"])
+def test_a_routers_adapter_of_old_versions_is_refused(tmp_path, version):
+    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[2:])))
+    rewritten(tmp_path, peft_version=version)
+    with pytest.raises(FileRefused, match=r"it is not known how 'gate.weight' lies in versions of PEFT up to 0.19.0"):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "version"), [(turned, "0.21.2"), (None, "0.19.0")])
+def test_a_version_that_contradicts_the_shapes_is_refused(tmp_path, change, version):
+    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[:2])))
+    rewritten(tmp_path, change, peft_version=version)
+    with pytest.raises(FileRefused, match="and the shapes of gate_up_proj's and down_proj's factors are those of"):
+        load_adapter(tmp_path)
+
+
+def test_a_layout_that_is_said_is_followed(tmp_path):
+    model = trained(mixture(), NAMES[:2])
+    save_adapter(tmp_path, adapters(model))
+    rewritten(tmp_path, lora_B_layout="rank_major")
+    same(tmp_path, model)
+    rewritten(tmp_path, grouped, lora_B_layout="grouped_by_expert")
+    same(tmp_path, model)
+    rewritten(tmp_path, lora_B_layout="by_moonlight")
+    with pytest.raises(FileRefused, match="lora_B_layout is 'by_moonlight', expected one of rank_major, grouped_by"):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"target_parameters": ["experts.down_proj"]},
+            "there are 2 pairs of factors for arrays of 'experts', and target",
+        ),
+        ({"target_parameters": ["experts.up", "experts.down"]}, "which key is whose is not known"),
+        ({"target_parameters": ["other.w"]}, "there are 2 pairs of factors for arrays of 'experts'"),
+        ({"target_parameters": "experts.down_proj"}, "expected a list of names: PEFT takes nothing else"),
+        ({"target_parameters": [1]}, "target_parameters is"),
+        ({"target_parameters": []}, "target_modules is"),
+        ({"r": 5}, "expected as many rows for each expert: the rank is 5"),
+        ({"r": 2}, "expected"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"peft_version": 3}, "peft_version is 3, expected a text"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path, config, message):
+    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[:2])))
+    if config != {"r": 2}:
+        rewritten(tmp_path, **config)
+        with pytest.raises(FileRefused, match=message):
+            load_adapter(tmp_path)
+    else:  # of twelve rows, six experts of rank 2 are as good: the model decides
+        rewritten(tmp_path, **config)
+        with pytest.raises(ValueError, match="adapter is of 6 experts, and base has 4"):
+            attach(mixture(), load_adapter(tmp_path))
+
+
+def test_two_adapters_of_one_key_are_not_written(tmp_path):
+    found = adapters(trained(mixture(), NAMES[2:])) | {"gate": LoRA(np.ones((1, 6)), np.ones((4, 1)), 1)}
+    with pytest.raises(ValueError, match=r"would both be 'base_model.model.gate.lora_A.weight' in the file"):
+        save_adapter(tmp_path / "new", found)
+    assert not (tmp_path / "new").exists()
+
+
+def test_inspecting_shows_all_experts_changes(tmp_path):
+    model = trained(mixture(), NAMES[1:2])
+    save_adapter(tmp_path, adapters(model))
+    (summary,) = inspect_adapter(tmp_path)
+    delta = adapters(model)["experts.down_proj"].delta()
+    assert (summary.module, summary.rank, str(summary.form)) == ("experts.down_proj", R, "4 experts")
+    assert (summary.out_features, summary.in_features) == (6, 5)
+    assert np.isclose(summary.norm, np.linalg.norm(delta))
+    values = np.linalg.svd(delta, compute_uv=False)[:, :R].ravel()
+    np.testing.assert_allclose(summary.singular_values, -np.sort(-values), rtol=1e-10)
+
+
+def test_merging_files_refuses_arrays_by_name(tmp_path):
+    save_adapter(tmp_path / "a", adapters(trained(mixture(), NAMES[1:2])))
+    save_file({"experts.weight": np.ones((6, 5), "float32")}, tmp_path / "base.safetensors")
+    with pytest.raises(FileRefused, match=r"'experts.down_proj' is an array .* merge in memory"):
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_version_is_three_numbers():
+    assert version_of("0.19.1") == (0, 19, 1)
+    assert [version_of(text) for text in (None, "", "0.19", "0.19.1rc1", "v0.19.1")] == [None] * 5

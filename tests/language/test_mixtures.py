@@ -1,0 +1,171 @@
+"""Decoders with mixtures of experts: their folders, what is refused of them, and what their commands do."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_adapter
+from minilora.files import save_llama
+from minilora.guards.errors import FileRefused
+from minilora.language.llamaconfig import LlamaConfig, MixtureConfig
+from minilora.language.modelfiles.gguf.ggufexport import export_adapter
+from minilora.language.trainingmemory import active_numbers, training_memory
+from minilora.layer import parameter_count
+
+from ..support.language import TEXT, tiny_llama, tiny_mixture
+
+IDS = np.random.default_rng(0).integers(0, 29, (2, 7))
+KINDS = ["mixtral", "qwen2_moe", "qwen3_moe"]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_loaded(tmp_path, kind):
+    model = tiny_mixture(kind)
+    save_llama(model, tmp_path / "m")
+    again = Llama.load(tmp_path / "m", dtype="float64")
+    assert again.config == replace(model.config, max_position_embeddings=again.config.max_position_embeddings)
+    assert (again(IDS) == model(IDS)).all()
+    names = load_file(tmp_path / "m" / WEIGHTS)
+    each = "block_sparse_moe.experts.3.w2" if kind == "mixtral" else "mlp.experts.3.down_proj"
+    assert f"model.layers.1.{each}.weight" in names
+    assert not any("gate_up_proj" in name for name in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_expert_is_refused_by_its_tensor(tmp_path, kind):
+    save_llama(tiny_mixture(kind), tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / WEIGHTS)
+    name = next(name for name in tensors if "experts.2" in name)
+    save_file({key: value for key, value in tensors.items() if key != name}, tmp_path / "m" / WEIGHTS)
+    with pytest.raises(FileRefused, match=rf"there is no '{name}', and no"):
+        Llama.load(tmp_path / "m")
+    save_file(tensors | {name: tensors[name][:-1].copy()}, tmp_path / "m" / WEIGHTS)
+    with pytest.raises(FileRefused, match=rf"'{name}' has shape .* expected"):
+        Llama.load(tmp_path / "m")
+    save_file(tensors | {name.replace("experts.2", "experts.4"): tensors[name]}, tmp_path / "m" / WEIGHTS)
+    with pytest.raises(FileRefused, match=r"there is '.*experts.4.*', which a Llama decoder of these settings has not"):
+        Llama.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 100_000, 3, 5])
+def test_another_number_of_experts_is_refused_at_once(tmp_path, count):
+    save_llama(tiny_mixture(), tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_local_experts": count}))
+    with pytest.raises(FileRefused, match=r"there is|has shape"):
+        Llama.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("llama", {"mixture": MixtureConfig(4, 2, 5)}, "mixture must be None of a llama"),
+        ("mixtral", {"mixture": None}, "mixture must be a MixtureConfig, got NoneType"),
+        ("mixtral", {"mixture": MixtureConfig(4, 2, 5, norm_topk_prob=False)}, "a mixtral renormalises"),
+        ("mixtral", {"mixture": MixtureConfig(4, 2, 5, mlp_only_layers=(0,))}, "a mixture in each layer"),
+        ("qwen2_moe", {"mixture": MixtureConfig(4, 2, 5)}, "a qwen2_moe has a shared expert"),
+        ("qwen3_moe", {"mixture": MixtureConfig(4, 2, 5, shared_expert_intermediate_size=3)}, "and no other kind"),
+        ("mixtral", {"attention_bias": True}, "attention_bias must be False of a mixtral"),
+    ],
+)
+def test_a_kind_has_its_own_mixture_and_no_other(kind, changes, message):
+    sizes = tiny_llama().config if kind == "llama" else tiny_mixture(kind).config
+    with pytest.raises((ValueError, TypeError), match=message):
+        replace(sizes, **changes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, 1, 5), "num_experts must be at least 1"),
+        ((4, 5, 5), "num_experts_per_tok must be at most 4, got 5"),
+        ((4, 2, 0), "moe_intermediate_size must be at least 1"),
+        ((4, 2, 5, "yes"), "norm_topk_prob must be True or False"),
+        ((4, 2, 5, True, 0), "shared_expert_intermediate_size must be at least 1"),
+        ((4, 2, 5, True, None, 0), "decoder_sparse_step must be at least 1"),
+        ((4, 2, 5, True, None, 1, (-1,)), r"mlp_only_layers\[0\] must be at least 0"),
+    ],
+)
+def test_sizes_of_no_mixture_are_refused(sizes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        MixtureConfig(*sizes)
+
+
+def test_a_position_goes_through_its_own_experts_numbers():
+    model = tiny_mixture("qwen2_moe")
+    assert parameter_count(model) - active_numbers(model.config) == 2 * 2 * 3 * 10 * 12  # layers, idle experts
+    assert active_numbers(tiny_llama().config) == parameter_count(tiny_llama())
+    with pytest.raises(ValueError, match="what a mixture of experts keeps is not counted"):
+        training_memory(model.config, tokens=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_goes_on_as_a_whole(kind):
+    model = tiny_mixture(kind)
+    z, past = model.extend(IDS[:, :4])
+    for t in range(4, 7):
+        z, past = model.extend(IDS[:, t : t + 1], past)
+    np.testing.assert_allclose(z, model(IDS)[:, -1], atol=1e-12)
+
+
+def test_adapters_of_a_mixture_are_not_written_for_llama_cpp(tmp_path):
+    pytest.importorskip("gguf")
+    model = tiny_mixture()
+    save_llama(model, tmp_path / "m")
+    adapted = adapt(model, ["q_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
+    save_adapter(tmp_path / "a", adapters(adapted))
+    with pytest.raises(FileRefused, match="a mixtral, whose adapters are not written"):
+        export_adapter(tmp_path / "a", tmp_path / "m", tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("modules", "reached"),
+    [
+        ([], ["experts.gate_up_proj", "experts.down_proj"]),
+        (["--target-modules", "q_proj"], ["q_proj", "experts.gate_up_proj", "experts.down_proj"]),
+    ],
+)
+def test_experts_are_finetuned_by_the_names_of_their_arrays(tmp_path, monkeypatch, capsys, modules, reached):
+    pytest.importorskip("tokenizers")
+    from minilora.cli import main
+
+    from ..support.language import write_folder
+
+    write_folder(tmp_path / "plain", tiny_llama())
+    save_llama(tiny_mixture("qwen2_moe"), tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_bytes((tmp_path / "plain" / "tokenizer.json").read_bytes())
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    names = ["--target-parameters", "mlp.experts.gate_up_proj,mlp.experts.down_proj"]
+    modules = modules or ["--target-modules", ""]
+    fit = ["--rank", "2", "--steps", "30", "--batch-size", "4", "--length", "8", "--lr", "0.02"]
+    assert main(["finetune", "text", "--model", "model", "--save", "a", *modules, *names, *fit]) == 0
+    out = capsys.readouterr().out
+    assert f"adapter  rank 2 beside {2 * len(reached)} layers" in out
+    found = load_adapter("a")
+    assert {path.partition(".self_attn.")[2] or path.partition(".mlp.")[2] for path in found} == set(reached)
+    assert main(["generate", "the cat", "--model", "model", "--adapter", "a", "--tokens", "3"]) == 0
+    base = Llama.load("model")
+    model = attach(base, found)
+    assert np.abs(model(IDS) - base(IDS)).max() > 0.01
+    np.testing.assert_allclose(merge(model)(IDS), model(IDS), atol=1e-4)
+
+
+def test_qwen3_norms_queries_and_keys(tmp_path):
+    plain = tiny_llama().config
+    config = replace(plain, model_type="qwen3", attention_bias=True)
+    assert isinstance(config, LlamaConfig)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape) / 3 for name, shape in config.shapes().items()}
+    model = Llama.build(config, arrays)
+    assert model.model.layers[1].self_attn.q_norm.weight is arrays["model.layers.1.self_attn.q_norm.weight"]
+    assert "model.layers.0.self_attn.o_proj.bias" in arrays
+    save_llama(model, tmp_path / "m")
+    assert (Llama.load(tmp_path / "m", dtype="float64")(IDS) == model(IDS)).all()
+    arrays["model.layers.0.self_attn.k_norm.weight"] = 2 * arrays["model.layers.0.self_attn.k_norm.weight"]
+    assert not np.allclose(Llama.build(config, arrays)(IDS), model(IDS))
