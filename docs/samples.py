@@ -231,8 +231,9 @@ def gate(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (gate.1) to (gate.4)."""
     a, b, dz, da, db = randn((N, OUT)), randn((N, OUT)), randn((N, OUT)), randn((N, OUT)), randn((N, OUT))
     W_a, W_b = randn((OUT, IN)), randn((OUT, IN))
-    names = {"a": a, "b": b, "dz": dz, "da": da, "db": db, "W_a": W_a, "W_b": W_b}
-    return names | {"u": a / (1 + np.exp(-a)), "dx_a": da @ W_a, "dx_b": db @ W_b}
+    q = 1 / (1 + np.exp(-a))
+    names = {"a": a, "b": b, "dz": dz, "da": da, "db": db, "W_a": W_a, "W_b": W_b, "q": q}
+    return names | {"u": a * q, "p": b * (q + a * q * (1 - q)), "dx_a": da @ W_a, "dx_b": db @ W_b}
 
 
 def generation(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -274,7 +275,7 @@ def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.1) to (moe.4), (moe.14) and (moe.15): four experts, of which a row keeps two."""
     E, K = 4, 2
     x, W, dp, d_scores = randn((N, IN)), randn((E, IN)), randn((N, E)), randn((N, E))
-    p, kept = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
+    p, choice = rng.random((N, E)), np.argsort(-randn((N, E)), axis=1)[:, :K]
     router = Router(StackedLinear(W), K)
     names = {
         "x": x,
@@ -282,7 +283,7 @@ def routed(randn: Any, rng: np.random.Generator, r: int) -> Names:
         "p": p,
         "dp": dp,
         "d_scores": d_scores,
-        "kept": kept,
+        "choice": choice,
         "E": E,
         "N": N,
         "n": N,

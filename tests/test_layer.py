@@ -22,7 +22,16 @@ from minilora import (
     train,
 )
 from minilora.checks import check_ids
-from minilora.layer import Layer, check_cache, check_sequence, freeze, nest, rebuild, walk
+from minilora.layer import (
+    Layer,
+    check_cache,
+    check_sequence,
+    freeze,
+    nest,
+    parameter_count,
+    rebuild,
+    walk,
+)
 from minilora.verify.selfcheck import layer_claim
 
 RNG = np.random.default_rng(7)
@@ -253,6 +262,11 @@ def test_a_tied_array_takes_one_step_of_the_summed_gradient():
     np.testing.assert_array_equal(shared, plain.params["a"])
     np.testing.assert_array_equal(alone, plain.params["c"])
     assert list(optimizer.params) == list(optimizer.m) == ["a", "c"]
+
+
+def test_a_tied_array_counts_once():
+    model = tied_model()
+    assert parameter_count(model) == parameter_count(model, trained=True) == model.embed.table.size
 
 
 def test_two_arrays_on_one_memory_are_refused_by_adam():

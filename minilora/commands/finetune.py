@@ -279,10 +279,10 @@ def _print_costs(
 
     rows = part_size(recipe)
     parts = min(threads, math.ceil(recipe.batch_size / rows))  # at once
-    costs = costs_of(adapted, where.asarray(data.X), where, threads, len(data.X_held))
-    most = costs.at_once(parts * rows)
-    what = f"for the backward of {parts} x {rows}" if most == parts * rows else f"to measure the loss of {most}"
-    print(f"memory   {megabytes(costs.activations(most))} of activations {what} {data.rows} at a time")
+    most = parts * rows
+    costs = costs_of(adapted, where.asarray(data.X), where, threads, len(data.X_held), most)
+    what = f"for the backward of {parts} x {rows} {data.rows} at a time"
+    print(f"memory   {megabytes(costs.activations(most))} of activations {what}")
     line, hint = _beside_the_machine(costs, fit(costs, where, rows, parts), most, parts)
     print(f"         {line}")
     done, known = (stopped.saved.epoch, stopped.before is not None) if stopped else (0, False)
@@ -309,7 +309,7 @@ def _beside_the_machine(costs: Costs, fit: Fit, windows: int, workers: int) -> t
 
     line = (
         f"with weights {in_megabytes(costs.weights)}, Adam and gradients {in_megabytes(costs.state)}, "
-        f"logits {in_megabytes(windows * costs.logits)}: {megabytes(fit.needed)} together"
+        f"logits {in_megabytes(costs.all_logits(windows))}: {megabytes(fit.needed)} together"
     )
     if fit.machine is None:
         return line, ""

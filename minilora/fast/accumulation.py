@@ -15,7 +15,10 @@ since its results depend on how many it has. So the bits do not depend on the nu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,8 +28,10 @@ from ..layer import Layer
 from ..losses import IGNORED, Loss, count, mse
 from .threads import check_workers, on_threads
 
+Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 
-def accumulate(rows: int, workers: int = 1) -> Accumulated:
+
+def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) -> Accumulated:
     """Return what computes the gradients of a batch so many rows at a time.
 
     While it computes, the BLAS of the whole process has one thread, through the package threadpoolctl; afterwards as
@@ -43,6 +48,9 @@ def accumulate(rows: int, workers: int = 1) -> Accumulated:
         How many parts are computed at once, each on a thread of its own; at least 1. The memory that a step needs
         grows with it, and the gradients are the same to the last bit. The model and the loss are called from these
         threads, with the `np.errstate` of the caller. None of the threads outlives the call.
+    gradients : callable, optional
+        ``gradients(model, x, y, loss)``, which computes those of a part; by default forward, loss and backward. Another
+        way is `minilora.language.text.where_it_counts`.
 
     Returns
     -------
@@ -56,7 +64,14 @@ def accumulate(rows: int, workers: int = 1) -> Accumulated:
         If `rows` or `workers` is not an integer of at least 1; from `gradients`, before it computes anything, if more
         than one worker meets a CuPy array.
     """
-    return Accumulated(check_integer("rows", rows, at_least=1), check_integer("workers", workers, at_least=1))
+    rows, workers = check_integer("rows", rows, at_least=1), check_integer("workers", workers, at_least=1)
+    return Accumulated(rows, workers, gradients or _whole)
+
+
+def _whole(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+    """Return the gradients of a part in one piece."""
+    prediction, cache = model.forward(x)
+    return model.backward(loss(prediction, y)[1], cache, need_dx=False)[1]
 
 
 @dataclass(frozen=True)
@@ -65,17 +80,21 @@ class Accumulated:
 
     rows: int  # of a part
     workers: int  # parts at once
+    gradients: Gradients = _whole  # of a part
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)`` at what trains."""
         check_workers(self.workers, x)
         M = count(y)
 
+        @wraps(loss)
+        def share(prediction: Array, target: Array) -> tuple[Array, Array]:
+            value, d_prediction = loss(prediction, target)
+            d_prediction *= count(target) / M
+            return value, d_prediction
+
         def of_part(part: slice) -> dict[str, Array]:
-            prediction, cache = model.forward(x[part])
-            d_prediction = loss(prediction, y[part])[1]
-            d_prediction *= count(y[part]) / M
-            return model.backward(d_prediction, cache, need_dx=False)[1]
+            return self.gradients(model, x[part], y[part], share)
 
         total: dict[str, Array] = {}
         with on_threads(of_part, _parts(y, self.rows), self.workers) as of_parts:

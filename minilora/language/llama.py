@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backend import Backend
-from ..checks import Array, check_array, check_dict, check_instance, check_shape, kind_of
+from ..backend import Backend, backend_of
+from ..checks import Array, check_array, check_dict, check_instance, check_shape, is_array, kind_of
 from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
@@ -129,6 +129,12 @@ class Decoder(Layer):
             grads |= nest(name, layer_grads)
         return None, grads
 
+    def __call__(self, x: Array) -> Array:
+        """Return y alone: no layer's cache outlives it."""
+        for _, layer in self.steps():
+            x = layer(x)
+        return x
+
     def steps(self) -> list[tuple[str, Layer]]:
         """Return the layers by name, in the order in which they are applied."""
         blocks = [(f"layers.{i}", block) for i, block in enumerate(self.layers)]
@@ -152,18 +158,28 @@ class Llama(Layer):
     lm_head: Linear
     config: LlamaConfig
 
-    def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
-        """Return the logits of the next token at every position, and the cache."""
+    def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
+        """Return the logits of the next token at every position, and the cache.
+
+        With `at`, bool (B, T), the M positions where it is true alone, (M, V) in their order. The head is the largest
+        product of a small model, and of a chat most targets do not count.
+        """
         h, model_cache = self.model.forward(x)
-        z, head_cache = self.lm_head.forward(h)
-        return z, (self, z.shape, model_cache, head_cache)
+        z, head_cache = self.lm_head.forward(h if at is None else h[check_at(at, x)])
+        return z, (self, z.shape, model_cache, head_cache, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
         """Return None for dx, since ids have no derivative, and the gradients of what trains."""
-        model_cache, head_cache = check_cache(self, dy, cache)
+        model_cache, head_cache, at = check_cache(self, dy, cache)
         dh, grads = self.lm_head.backward(dy, head_cache, need_dx=trains(self.model))
+        if dh is not None and at is not None:
+            dh = rows_at(dh, at)
         below = {} if dh is None else self.model.backward(dh, model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
+
+    def __call__(self, x: Array) -> Array:
+        """Return the logits alone, in the memory of one layer."""
+        return self.lm_head(self.model(x))
 
     def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)
         """Return the logits after the last of the ids, which follow those in `past`, and the past for what follows.
@@ -226,6 +242,21 @@ class Llama(Layer):
     ) -> Llama:
         """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.modelfiles.loading`."""
         return cls.build(*read_llama(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
+
+
+def rows_at(rows: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
+    """Return the rows at the M positions where `at` is true, and zeros elsewhere."""
+    whole = backend_of(rows).zeros((*at.shape, rows.shape[-1]), rows.dtype)
+    whole[at] = rows
+    return whole
+
+
+def check_at(at: Any, ids: Array) -> Array:
+    """Refuse what does not say of each position whether its logits are wanted."""
+    if not is_array(at) or at.dtype != bool:
+        raise TypeError(f"at must be an array of bool, got {at.dtype if is_array(at) else kind_of(at)}")
+    check_shape("at", at, ids.shape)
+    return at
 
 
 def _check_arrays(config: Any, arrays: Any) -> None:

@@ -75,13 +75,13 @@ class MixtureConfig:
             self.num_experts,
             self.shared_expert_intermediate_size,
         )
-        found: dict[str, tuple[int, ...]] = {"gate.weight": (E, d)}
-        found |= {"experts.gate_up_proj": (E, 2 * m, d), "experts.down_proj": (E, d, m)}
+        shapes: dict[str, tuple[int, ...]] = {"gate.weight": (E, d)}
+        shapes |= {"experts.gate_up_proj": (E, 2 * m, d), "experts.down_proj": (E, d, m)}
         if shared is not None:
             pairs = {"gate_proj": (shared, d), "up_proj": (shared, d), "down_proj": (d, shared)}
-            found |= {f"shared_expert.{name}.weight": shape for name, shape in pairs.items()}
-            found["shared_expert_gate.weight"] = (1, d)
-        return found
+            shapes |= {f"shared_expert.{name}.weight": shape for name, shape in pairs.items()}
+            shapes["shared_expert_gate.weight"] = (1, d)
+        return shapes
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checks import Array, check_integer, check_path, kind_of
 from ..guards.inputfiles import open_regular
-from ..losses import cross_entropy
+from ..losses import IGNORED, Loss, cross_entropy
+from ..training import backpropagate
+
+if TYPE_CHECKING:
+    from .llama import Llama
 
 HELD_OUT = 10
 """One window in ten is held out, all through the text, since the parts of a text differ."""
@@ -208,3 +212,16 @@ def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
     They are the largest array of a language model. This way it exists once.
     """
     return cross_entropy(logits, targets, out=logits)
+
+
+def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+    """Return the gradients of ``loss(model(x), y)``, with logits only where a target counts.
+
+    The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
+    """
+    at = y != IGNORED
+    if at.all() or not at.any():
+        return backpropagate(model, x, y, loss)
+    logits, cache = model.forward(x, at)
+    _, d_logits = loss(logits, y[at])
+    return model.backward(d_logits, cache, need_dx=False)[1]

@@ -41,7 +41,7 @@ from ..checks import Array, check_instance
 from ..layer import Cache, Layer, check_cache, check_has_widths, check_input, check_widths, inner, nest, rows, trains
 from ..linear import Linear
 from .activation import SiLU, logistic
-from .gated import GatedMLP, gate, gate_back
+from .gated import GatedMLP, gate
 from .router import Router, tallied
 from .stacked import StackedLinear
 
@@ -58,22 +58,22 @@ class Experts(Layer):
         _check_experts(self)
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, d) -> (R, d)
-        """Return o, of `counts` rows of each expert, and a cache with a and b in one array."""
+        """Return o, of `counts` rows of each expert, and a cache with p and u of the gate."""
         check_input(self, x)
         c, c_cache = self.gate_up_proj.forward(x, counts)
-        z = gate(self.act_fn, *halves(c))
+        z, p, u = gate(self.act_fn, *halves(c))
         o, o_cache = self.down_proj.forward(z, counts)
-        return o, (self, o.shape, c_cache, o_cache, c)
+        return o, (self, o.shape, c_cache, o_cache, p, u)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, d), and the gradients of both weights, of dy = do."""
-        c_cache, o_cache, c = check_cache(self, dy, cache)
+        c_cache, o_cache, p, u = check_cache(self, dy, cache)
         below = need_dx or trains(self.gate_up_proj)
         dz, o_grads = self.down_proj.backward(dy, o_cache, need_dx=below)
         grads = nest("down_proj", o_grads)
         if dz is None:  # nothing below asks
             return None, grads
-        dc = backend_of(dz).xp.concatenate(gate_back(self.act_fn, dz, *halves(c)), axis=1)
+        dc = backend_of(dz).xp.concatenate((dz * p, dz * u), axis=1)  # da and db, (gate.2) and (gate.3)
         dx, c_grads = self.gate_up_proj.backward(dc, c_cache, need_dx=need_dx)
         return dx, nest("gate_up_proj", c_grads) | grads
 
@@ -97,10 +97,10 @@ class MixtureOfExperts(Layer):
         """Return y, and a cache with g, o and the order in which rows were gathered."""
         check_input(self, x)
         h = rows(x)  # (N, d)
-        g, kept, g_cache = self.gate.route(h)
-        order, place, counts = gathered(kept, self.experts.count)
+        g, choice, g_cache = self.gate.route(h)
+        order, place, counts = gathered(choice, self.experts.count)
         o, o_cache = self.experts.forward(h[order // self.gate.top_k], counts)
-        o = o[place].reshape(*kept.shape, h.shape[1])  # (N, K, d)
+        o = o[place].reshape(*choice.shape, h.shape[1])  # (N, K, d)
         y = (g[:, :, None] * o).sum(axis=1)  # eq. (moe.8)
         shared = None
         if self.shared_expert is not None and self.shared_expert_gate is not None:
@@ -145,14 +145,14 @@ class MixtureOfExperts(Layer):
     shape = property(lambda self: self.experts.shape, doc="(d, d).")
 
 
-def gathered(kept: Array, experts: int) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
+def gathered(choice: Array, experts: int) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
     """Return the order that puts the N K pairs of a row and a kept expert by expert, its inverse, and their counts.
 
     Pair i is of row i // K. Within an expert rows keep their order.
     """
-    backend, pairs = backend_of(kept), kept.reshape(-1)
+    backend, pairs = backend_of(choice), choice.reshape(-1)
     order = backend.xp.argsort(pairs, kind="stable")
-    counts = backend.to_numpy(tallied(kept, experts))  # a GPU is waited for here
+    counts = backend.to_numpy(tallied(choice, experts))  # a GPU is waited for here
     return order, backend.xp.argsort(order, kind="stable"), counts.tolist()
 
 

@@ -4,11 +4,13 @@
     z = f(a) b                        (gate.1)                  (N, m)       f is SiLU, entry by entry
     y = z W_c^T                       down_proj                 (N, m) -> (N, d)
 
-z is a product of entries, so each factor's gradient is dz times the other factor:
+z is a product of entries, so each factor's gradient is dz times the other factor, for a times f's slope as well:
 
-    du = dz b                         (gate.2)                  (N, m)       at u = f(a); then da = du f'(a)
-    db = dz f(a)                      (gate.3)                  (N, m)
+    da = dz p                         (gate.2)                  (N, m)       p = b f'(a), f's own backward of b
+    db = dz u                         (gate.3)                  (N, m)       u = f(a)
     dx = da W_a + db W_b              (gate.4)                  (N, d)       x is read twice
+
+f is computed once: the forward keeps p and u, and neither a nor b.
 
 Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 """
@@ -36,24 +38,25 @@ class GatedMLP(Layer):
         _check_parts(self)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
-        """Return y, and a cache with a and b. f(a) is computed again, so that it need not be kept."""
+        """Return y, and a cache with p and u."""
         check_input(self, x)
         a, a_cache = self.gate_proj.forward(rows(x))
         b, b_cache = self.up_proj.forward(rows(x))
-        z = gate(self.act_fn, a, b)
+        z, p, u = gate(self.act_fn, a, b)
         y, y_cache = self.down_proj.forward(z)
         y = y.reshape(x.shape)
-        return y, (self, y.shape, a_cache, b_cache, y_cache, a, b)
+        return y, (self, y.shape, a_cache, b_cache, y_cache, p, u)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
-        a_cache, b_cache, y_cache, a, b = check_cache(self, dy, cache)
+        a_cache, b_cache, y_cache, p, u = check_cache(self, dy, cache)
         below = need_dx or trains(self.gate_proj, self.up_proj)
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
         if dz is None:  # nothing below asks
             return None, grads
-        da, db = gate_back(self.act_fn, dz, a, b)
+        da = dz * p  # eq. (gate.2)
+        db = dz * u  # eq. (gate.3)
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
         grads |= nest("gate_proj", a_grads) | nest("up_proj", b_grads)
@@ -63,20 +66,12 @@ class GatedMLP(Layer):
     shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
 
 
-def gate(f: Layer, a: Array, b: Array) -> Array:  # (N, m), (N, m) -> (N, m)
-    """Return z, of an activation f."""
-    u = f(a)
-    z = u * b  # eq. (gate.1)
-    return z
-
-
-def gate_back(f: Layer, dz: Array, a: Array, b: Array) -> tuple[Array, Array]:  # (N, m) each
-    """Return da and db."""
+def gate(f: Layer, a: Array, b: Array) -> tuple[Array, Array, Array]:  # (N, m) each
+    """Return z, of an activation f, and its slopes by a and by b: p and u."""
     u, u_cache = f.forward(a)
-    du = dz * b  # eq. (gate.2)
-    db = dz * u  # eq. (gate.3)
-    da, _ = f.backward(du, u_cache)
-    return da, db
+    z = u * b  # eq. (gate.1)
+    p, _ = f.backward(b, u_cache)
+    return z, p, u
 
 
 def _check_parts(layer: GatedMLP) -> None:

@@ -63,17 +63,17 @@ class Router(Layer):
         """Return g, the numbers of the kept experts, and the cache."""
         check_input(self, x)
         scores, cache = self.weight.forward(rows(x))  # eq. (moe.1)  (N, E)
-        kept = best(scores, self.top_k)
-        p = softmax(alone(scores, kept) if self.norm_topk_prob else scores)
-        g = p[at(kept)]  # eq. (moe.2)  (N, K)
+        choice = best(scores, self.top_k)
+        p = softmax(alone(scores, choice) if self.norm_topk_prob else scores)
+        g = p[at(choice)]  # eq. (moe.2)  (N, K)
         g = g.reshape(*x.shape[:-1], self.top_k)
-        return g, kept, (self, g.shape, x.shape, cache, p, kept)
+        return g, choice, (self, g.shape, x.shape, cache, p, choice)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradient of the weight, of dy = dg (..., K)."""
-        shape, weight_cache, p, kept = check_cache(self, dy, cache)
+        shape, weight_cache, p, choice = check_cache(self, dy, cache)
         dp = backend_of(dy).zeros(p.shape, dy.dtype)
-        dp[at(kept)] = rows(dy)
+        dp[at(choice)] = rows(dy)
         d_scores = softmax_back(p, dp)
         dx, grads = self.weight.backward(d_scores, weight_cache, need_dx=need_dx)  # eq. (moe.4)
         return None if dx is None else dx.reshape(shape), nest("weight", grads)
@@ -87,21 +87,21 @@ def best(scores: Array, top_k: int) -> Array:  # (N, E) -> (N, K)
     return backend_of(scores).xp.argsort(-scores.real, axis=1, kind="stable")[:, :top_k]
 
 
-def at(kept: Array) -> tuple[Array, Array]:  # (N, K) -> an index of (N, E)
+def at(choice: Array) -> tuple[Array, Array]:  # (N, K) -> an index of (N, E)
     """Return the index of each row's kept experts."""
-    return backend_of(kept).xp.arange(len(kept))[:, None], kept
+    return backend_of(choice).xp.arange(len(choice))[:, None], choice
 
 
-def tallied(kept: Array, experts: int) -> Array:  # (N, K) -> (E,)
+def tallied(choice: Array, experts: int) -> Array:  # (N, K) -> (E,)
     """Return how many rows keep each expert; `bincount` would make a GPU wait."""
-    return (kept.reshape(-1, 1) == backend_of(kept).xp.arange(experts)).sum(axis=0)
+    return (choice.reshape(-1, 1) == backend_of(choice).xp.arange(experts)).sum(axis=0)
 
 
-def alone(scores: Array, kept: Array) -> Array:  # (N, E) -> (N, E)
+def alone(scores: Array, choice: Array) -> Array:  # (N, E) -> (N, E)
     """Return the kept experts' scores, and minus infinity elsewhere: of exp there remains 0."""
     xp = backend_of(scores).xp
     masked = xp.full_like(scores, -xp.inf)
-    masked[at(kept)] = scores[at(kept)]
+    masked[at(choice)] = scores[at(choice)]
     return masked
 
 
@@ -135,8 +135,8 @@ def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), 
     """
     check_matrix("scores", scores)
     n, E = scores.shape
-    kept = best(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
-    f = tallied(kept, E).astype(scores.dtype) / n
+    choice = best(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
+    f = tallied(choice, E).astype(scores.dtype) / n
     p, xp = softmax(scores), backend_of(scores).xp
     loss = E * (f * p.mean(axis=0)).sum()  # eq. (moe.14)
     dp = xp.broadcast_to(E * f / n, p.shape)  # eq. (moe.15)

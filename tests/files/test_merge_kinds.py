@@ -66,10 +66,8 @@ def layer_of(model, path):
 def trained(model, rng):
     """Move every array of every adapter, as if the model had been trained."""
     for adapter in adapters(model).values():
-        for name in ("lora_A", "lora_B", "magnitude"):
-            array = getattr(adapter, name)
-            if array is not None:
-                array += (0.3 * rng.standard_normal(array.shape)).astype(array.dtype)
+        for array in adapter.trainable().values():
+            array += (0.3 * rng.standard_normal(array.shape)).astype(array.dtype)
     return model
 
 

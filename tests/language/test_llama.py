@@ -265,3 +265,45 @@ def test_bad_input_is_refused_by_name(misuse):
     call, message = REFUSED[misuse]
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+# --- logits at some positions ---
+
+AT = np.array([[False, True, True, False, True], [False, False, False, True, False]])
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["layers.1.mlp.down_proj", "lm_head"], ["lm_head"]])
+def test_logits_at_some_positions_are_those_of_all(targets):
+    """And the gradients are those of all where the others' dy is zero."""
+    model = moved(adapt(llama(), targets, rank=2, alpha=3, rng=np.random.default_rng(0)))
+    (z, cache), (whole, whole_cache) = model.forward(IDS, AT), model.forward(IDS)
+    assert z.shape == (4, 11)
+    np.testing.assert_allclose(z, whole[AT], rtol=0, atol=1e-12)
+    dz = randn(3, *z.shape)
+    d_whole = np.zeros_like(whole)
+    d_whole[AT] = dz
+    grads, expected = model.backward(dz, cache)[1], model.backward(d_whole, whole_cache)[1]
+    assert list(grads) == list(expected)
+    for name, g in grads.items():
+        assert np.abs(expected[name]).max() > 0
+        np.testing.assert_allclose(g, expected[name], rtol=0, atol=1e-12)
+
+
+def test_only_the_rows_of_those_positions_meet_the_head(monkeypatch):
+    model, seen, right = llama(), [], Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or right(self, x))
+    model.forward(IDS, AT)
+    assert [shape for layer, shape in seen if layer is model.lm_head] == [(4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("at", "error", "said"),
+    [
+        (AT[:, :4], ValueError, r"at has shape \(2, 4\), expected \(2, 5\)"),
+        (AT.astype(int), TypeError, "at must be an array of bool, got int64"),
+        ([[True]], TypeError, "at must be an array of bool, got list"),
+    ],
+)
+def test_positions_that_do_not_fit_are_refused(at, error, said):
+    with pytest.raises(error, match=said):
+        llama().forward(IDS, at)

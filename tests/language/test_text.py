@@ -8,10 +8,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minilora import (
-    cross_entropy,
+from minilora import Llama, adapt, cross_entropy
+from minilora.fast import accumulate
+from minilora.language.text import (
+    HELD_OUT,
+    MEASURED,
+    next_token_loss,
+    read_text,
+    token_ids,
+    where_it_counts,
+    windows,
 )
-from minilora.language.text import HELD_OUT, MEASURED, next_token_loss, read_text, token_ids, windows
+from minilora.losses import IGNORED
+from minilora.training import backpropagate
+
+from ..support.command_line import run
+from ..support.language import LETTERS, tiny_llama
 
 
 @given(count=st.integers(3, 4000), length=st.integers(1, 40))
@@ -198,3 +210,60 @@ def test_the_loss_in_place_is_cross_entropy():
     assert d_logits is logits
     assert loss == expected[0]
     np.testing.assert_array_equal(d_logits, expected[1])
+
+
+# --- gradients with logits only where a target counts ---
+
+
+def some_count(share, seed=0):
+    """Return ids and targets of two short texts, of which so many count."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, len(LETTERS), (3, 9))
+    return ids[:, :-1], np.where(rng.random((3, 8)) < share, ids[:, 1:], IGNORED)
+
+
+def adapted():
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
+    for i, p in enumerate(model.trainable().values()):
+        p += np.random.default_rng(i).standard_normal(p.shape) / 4
+    return model
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 1])
+@pytest.mark.parametrize("parts", [None, 1, 2])
+def test_gradients_where_it_counts_are_those_of_all_logits(share, parts):
+    model, (x, y), losses = adapted(), some_count(share), []
+
+    def noting(logits, targets):
+        value, dz = next_token_loss(logits, targets)
+        losses.append(float(value) * (targets != IGNORED).sum() / max(1, (y != IGNORED).sum()))
+        return value, dz
+
+    gradients = where_it_counts if parts is None else accumulate(parts, 2, where_it_counts)
+    found, expected = gradients(model, x, y, noting), backpropagate(model, x, y, next_token_loss)
+    assert found.keys() == expected.keys()
+    for name, g in found.items():
+        assert np.abs(g - expected[name]).max() <= 1e-12
+    assert sum(losses) == pytest.approx(float(cross_entropy(model(x), y)[0]), abs=1e-12)
+
+
+def test_where_every_target_counts_the_bits_are_the_same():
+    model, (x, y) = adapted(), some_count(1)
+    found, expected = where_it_counts(model, x, y, next_token_loss), backpropagate(model, x, y, next_token_loss)
+    for name, g in found.items():
+        np.testing.assert_array_equal(g, expected[name])
+
+
+def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
+    """Of each example of 12 tokens the loss counts the completion and the end behind it."""
+    seen, right = [], Llama.forward
+
+    def watched(self, x, at=None):
+        if at is not None:
+            seen.append((x.shape, int(at.sum())))
+        return right(self, x, at)
+
+    monkeypatch.setattr(Llama, "forward", watched)
+    (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 40)
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", "--steps", "2", "--batch-size", "4") == 0
+    assert seen == [((2, 11), 8)] * 4  # two steps of two halves

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from minilora import Llama, LlamaConfig, adapt, cross_entropy
+from minilora import Llama, LlamaConfig, RMSNorm, adapt, cross_entropy
 from minilora.checks import is_array
-from minilora.layer import freeze, parts, walk
+from minilora.layer import freeze, nest, parts, walk
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate
+
+from ..support.language import tiny_mixture
 
 CONFIG = LlamaConfig(
     vocab_size=11, hidden_size=6, intermediate_size=5, num_hidden_layers=2, num_attention_heads=4,
@@ -32,14 +34,35 @@ OWN = [path for path, layer in walk(decoder()) if any(is_array(part) for _, part
 
 @pytest.mark.parametrize("path", OWN)
 def test_a_layer_thawed_alone_gets_exactly_its_gradients(path):
-    whole = backpropagate(decoder(), *text(), cross_entropy)
-    model = freeze(decoder())
+    thawed_alone(decoder(), path)
+
+
+def thawed_alone(whole_model, path):
+    whole = backpropagate(whole_model, *text(), cross_entropy)
+    model = freeze(whole_model)
     thawed = dict(walk(model))[path]
     thawed.frozen = False
     grads = backpropagate(model, *text(), cross_entropy)
-    assert grads.keys() == model.trainable().keys() == {f"{path}.{name}" for name in thawed.trainable()}
+    assert grads.keys() == model.trainable().keys() == nest(path, thawed.trainable()).keys()
     for name, grad in grads.items():
         np.testing.assert_allclose(grad, whole[name], rtol=1e-12, atol=1e-13)
+
+
+def mixture():
+    """A Qwen2-MoE, and Qwen3's norms beside: no kind has both, and the layers do not mind."""
+    model = tiny_mixture("qwen2_moe")
+    norms = {f"{name}_norm": RMSNorm(np.linspace(0.5, 1.5, 4), 1e-5) for name in "qk"}
+    for block in model.model.layers:
+        vars(block.self_attn).update(norms if block is model.model.layers[1] else {})
+    return model
+
+
+OF_MIXTURE = [path for path, layer in walk(mixture()) if any(is_array(part) for _, part in parts(layer))]
+
+
+@pytest.mark.parametrize("path", OF_MIXTURE)
+def test_a_mixtures_layer_thawed_alone_gets_exactly_its_gradients(path):
+    thawed_alone(mixture(), path)
 
 
 def test_the_list_has_every_array_of_the_decoder():

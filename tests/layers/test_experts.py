@@ -34,8 +34,8 @@ def expert(layer, e):
 
 def test_of_equal_scores_the_lower_number_is_kept():
     router = Router(StackedLinear(np.ones((5, 2))), 3)
-    _, kept, _ = router.route(np.ones((2, 2)))
-    assert kept.tolist() == [[0, 1, 2]] * 2
+    _, choice, _ = router.route(np.ones((2, 2)))
+    assert choice.tolist() == [[0, 1, 2]] * 2
     scored = Router(StackedLinear(np.array([[0.0], [1.0], [0.0], [1.0]])), 3)
     assert scored.route(np.ones((1, 1)))[1].tolist() == [[1, 3, 0]]
 
@@ -45,8 +45,8 @@ def test_one_renormalised_expert_leaves_the_router_no_gradient():
     y, cache = layer.forward(x)
     _, grads = layer.backward(randn(2, 9, D), cache)
     assert (grads["gate.weight"] == 0).all()
-    kept = layer.gate.route(x)[1][:, 0]
-    np.testing.assert_allclose(y, [expert(layer, e)(row) for e, row in zip(kept, x, strict=True)], atol=1e-12)
+    choice = layer.gate.route(x)[1][:, 0]
+    np.testing.assert_allclose(y, [expert(layer, e)(row) for e, row in zip(choice, x, strict=True)], atol=1e-12)
 
 
 def test_not_renormalised_every_score_has_a_gradient():
@@ -113,9 +113,9 @@ def test_delta_has_each_experts_own_product(experts):
 
 
 def test_rows_come_back_where_they_were():
-    kept = np.array([[2, 0], [0, 3], [2, 3]])
-    order, place, counts = gathered(kept, 4)
-    pairs = kept.ravel()
+    choice = np.array([[2, 0], [0, 3], [2, 3]])
+    order, place, counts = gathered(choice, 4)
+    pairs = choice.ravel()
     assert pairs[order].tolist() == [0, 0, 2, 2, 3, 3]
     assert (order[place] == np.arange(6)).all()
     assert counts == [2, 0, 2, 2]
@@ -124,9 +124,9 @@ def test_rows_come_back_where_they_were():
 
 def test_frozen_experts_keep_no_inputs():
     x, layer = randn(1, 50, D), mixture()
-    kept, frozen = (cache_bytes(m.forward(x)[1]) for m in (layer, freeze(layer)))
+    choice, frozen = (cache_bytes(m.forward(x)[1]) for m in (layer, freeze(layer)))
     inputs = 8 * 50 * (D + 2 * (D + M))  # the router's, and of each kept expert both products'
-    assert kept - frozen == inputs
+    assert choice - frozen == inputs
 
 
 def test_a_mixtures_step_waits_once_and_copies_counts_alone(standin):

@@ -141,7 +141,7 @@ WRONG = [
     ("a sum in place of the mean", "layers/norm.py", "inner(x, x) / x.shape[-1]", "inner(x, x)", "norm.1"),
     ("eps outside the root", "layers/norm.py", "x.shape[-1] + self.eps)", "x.shape[-1]) + self.eps", "norm.1"),
     ("the weight forgotten in dx", "layers/norm.py", "(dy * g - x", "(dy - x", "norm.4"),
-    ("its own factor", "layers/gated.py", "du = dz * b", "du = dz * dz", "gate.2"),
+    ("the other factor", "layers/gated.py", "da = dz * p", "da = dz * (p - u + u * u)", "gate.2"),
     ("the branch subtracted", "language/llama.py", "y = x + update", "y = x - update", "llama.1"),
     ("the short way lost", "language/llama.py", "dx = dy + dx_branch", "dx = 0 * dy + dx_branch", "llama.2"),
     ("s lost in (17)", "fast/residual.py", "dB = c * (s * B", "dB = c * (0 * s + 1 * B", "17"),

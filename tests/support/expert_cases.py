@@ -31,9 +31,9 @@ def weight_by_loops(path: str, layer: Layer, p: Arrays) -> np.ndarray:
 def routed_by_loops(router: Router, W: np.ndarray, row: np.ndarray) -> dict[int, float]:
     """How much a row takes of each expert that it keeps, the best first."""
     scores = [sum(w * v for w, v in zip(of_expert, row, strict=True)) for of_expert in W]
-    kept = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[: router.top_k]
-    total = sum(math.exp(scores[e]) for e in (kept if router.norm_topk_prob else range(len(scores))))
-    return {e: math.exp(scores[e]) / total for e in kept}
+    choice = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[: router.top_k]
+    total = sum(math.exp(scores[e]) for e in (choice if router.norm_topk_prob else range(len(scores))))
+    return {e: math.exp(scores[e]) / total for e in choice}
 
 
 def router_by_loops(router: Router, p: Arrays, x: np.ndarray) -> np.ndarray:

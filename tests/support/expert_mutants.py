@@ -22,12 +22,12 @@ TWO_CLAIMS = (forward_is_the_reference, backward_is_the_slope_of_forward)
 
 @contextmanager
 def replaced(module, functions):
-    kept = {name: getattr(module, name) for name in functions}
+    choice = {name: getattr(module, name) for name in functions}
     vars(module).update(functions)
     try:
         yield
     finally:
-        vars(module).update(kept)
+        vars(module).update(choice)
 
 
 def with_others(cls, module, **functions):
@@ -64,7 +64,7 @@ for name, functions in ROUTERS_WRONG.items():
 mutant("router: renormalised where it is not", *TWO_CLAIMS, of=over_all_case)(
     with_others(Router, router, softmax=lambda z: np.exp(z) / np.exp(np.sort(z, axis=1)[:, -2:]).sum(axis=1)[:, None])
 )
-mutant("router: not renormalised", *TWO_CLAIMS, of=router_case)(with_others(Router, router, alone=lambda z, kept: z))
+mutant("router: not renormalised", *TWO_CLAIMS, of=router_case)(with_others(Router, router, alone=lambda z, choice: z))
 mutant("router: divided by the sum as by a constant", *TWO_CLAIMS, of=router_case)(
     with_others(Router, router, softmax_back=lambda p, dp: p * dp - p * p * dp)
 )
@@ -73,19 +73,19 @@ mutant("router: divided by the sum as by a constant", *TWO_CLAIMS, of=router_cas
 # --- the mixture ----------------------------------------------------------------------------------
 
 
-def next_expert(kept, count):
-    order, place, counts = gathered(kept, count)
+def next_expert(choice, count):
+    order, place, counts = gathered(choice, count)
     return order, place, [counts[-1], *counts[:-1]]
 
 
-def unsorted(kept, count):
+def unsorted(choice, count):
     """Rows in their own order, as if they were the experts'."""
-    order, _, counts = gathered(kept, count)
+    order, _, counts = gathered(choice, count)
     return np.arange(len(order)), np.arange(len(order)), counts
 
 
-def order_for_inverse(kept, count):
-    order, _, counts = gathered(kept, count)
+def order_for_inverse(choice, count):
+    order, _, counts = gathered(choice, count)
     return order, order, counts
 
 
@@ -117,28 +117,28 @@ class Plain(MixtureOfExperts):
         return G * dy
 
     def forward(self, x):
-        h, (g, kept, g_cache) = rows(x), self.gate.route(rows(x))
+        h, (g, choice, g_cache) = rows(x), self.gate.route(rows(x))
         E = self.experts.count
-        G = np.stack([(g * (kept == e)).sum(axis=1) for e in range(E)], axis=1)  # (N, E)
+        G = np.stack([(g * (choice == e)).sum(axis=1) for e in range(E)], axis=1)  # (N, E)
         steps = []
         for e in range(E):
-            n = np.flatnonzero((kept == e).any(axis=1))
+            n = np.flatnonzero((choice == e).any(axis=1))
             counts = [len(n) if other == e else 0 for other in range(E)]
             steps.append((n, *self.experts.forward(h[n], counts)))
         y = np.zeros(h.shape, np.result_type(h, g, *(o for _, o, _ in steps)))
         for e, (n, o, _) in enumerate(steps):
             y[n] += self.weigh(G[n, e, None], o)
-        return y.reshape(x.shape), (self, x.shape, g_cache, kept, G, steps)
+        return y.reshape(x.shape), (self, x.shape, g_cache, choice, G, steps)
 
     def backward(self, dy, cache, *, need_dx=True):
-        *_, g_cache, kept, G, steps = cache
+        *_, g_cache, choice, G, steps = cache
         d, dG, dx, grads = rows(dy), np.zeros_like(G), np.zeros_like(rows(dy)), {}
         for e, (n, o, o_cache) in enumerate(steps):
             dG[n, e] = self.dG(d[n], o)
             more, found = self.experts.backward(self.do(G[n, e, None], d[n]), o_cache)
             dx[n] += more
             grads = {name: grads.get(name, 0) + grad for name, grad in found.items()}
-        dx_gate, g_grads = self.gate.backward(np.take_along_axis(dG, kept, axis=1), g_cache)
+        dx_gate, g_grads = self.gate.backward(np.take_along_axis(dG, choice, axis=1), g_cache)
         dx = self.dx(dx, dx_gate).reshape(dy.shape)
         return (dx if need_dx else None), nest("gate", g_grads) | nest("experts", grads)
 
@@ -257,15 +257,15 @@ def balance_is_the_sum_written_out(loss, problem: Problem) -> None:
     E, K = 3 + problem.rank % 3, 2
     scores = problem.randn("scores", 3 + problem.n, E)
     p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    kept = np.argsort(-scores, axis=1)[:, :K]
-    terms = [sum(e in row for row in kept) / len(p) * p[:, e].mean() for e in range(E)]
+    choice = np.argsort(-scores, axis=1)[:, :K]
+    terms = [sum(e in row for row in choice) / len(p) * p[:, e].mean() for e in range(E)]
     value, gradient = loss(scores, K)
     require_close("the loss", value, np.array(E * sum(terms)), 1e-13)
     params = {"scores": scores}
     gradcheck(lambda p: loss(p["scores"], K)[0], params, {"scores": gradient}, method="complex", tolerance=1e-12)
 
 
-def balance_with(times=lambda n, E: E, share=lambda kept, n: 1 / n, scale=1.0, back=router.softmax_back):
+def balance_with(times=lambda n, E: E, share=lambda choice, n: 1 / n, scale=1.0, back=router.softmax_back):
     def loss(scores, top_k):
         n, E = scores.shape
         f = router.tallied(router.best(scores, top_k), E) * share(top_k, n)

@@ -377,15 +377,15 @@ class Swapped(GatedMLP):
 @gated_mutant("gated MLP: the factor's own gradient in place of the other's", *TWO_CLAIMS)
 class OwnFactor(GatedMLP):
     def backward(self, dy, cache, *, need_dx=True):
-        *kept, a, b = cache
-        return super().backward(dy, (*kept, b, a), need_dx=need_dx)
+        *kept, p, u = cache
+        return super().backward(dy, (*kept, u, p), need_dx=need_dx)
 
 
 @gated_mutant("gated MLP: dx through the gate alone", *TWO_CLAIMS)
 class ThroughGate(GatedMLP):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = super().backward(dy, cache, need_dx=need_dx)
-        db = self.down_proj.input_gradient(dy) * self.act_fn(cache[-2])
+        db = self.down_proj.input_gradient(dy) * cache[-1]
         return dx - db @ self.up_proj.weight, grads
 
 

@@ -73,9 +73,9 @@ export class GatedMLP {
 
   backward(dy, { a, b, a_cache, b_cache, y_cache }) { // and the gradients of the three layers
     const [dz, down_proj] = this.down_proj.backward(dy, y_cache);
-    const du = dz.with(b, (dz_nj, b_nj) => dz_nj * b_nj); // eq. (gate.2)
+    const p = b.with(a, (b_nj, a_nj) => b_nj * siluSlope(a_nj));
+    const da = dz.with(p, (dz_nj, p_nj) => dz_nj * p_nj); // eq. (gate.2)
     const db = dz.with(a, (dz_nj, a_nj) => dz_nj * silu(a_nj)); // eq. (gate.3)
-    const da = du.with(a, (du_nj, a_nj) => du_nj * siluSlope(a_nj));
     const [dx_a, gate_proj] = this.gate_proj.backward(da, a_cache);
     const [dx_b, up_proj] = this.up_proj.backward(db, b_cache);
     const dx = dx_a.plus(dx_b); // eq. (gate.4)

@@ -96,10 +96,10 @@ def expert_forms(
     FileRefused
         If the keys are not those of the arrays that `target_parameters` names, or nothing says how factors lie.
     """
-    there = _paths(config, forms)
-    layers = config.settings(list(there))
+    sites = _paths(config, forms)
+    layers = config.settings(list(sites))
     found: dict[str, ExpertForm] = {}
-    for path, place in there.items():
+    for path, place in sites.items():
         form, rank = ExpertForm(place=place), layers[path].rank
         A, _ = (file.tensors[key] for key in form.keys(path))
         if len(A.shape) != 2 or A.shape[0] % rank or not A.shape[0]:
@@ -108,7 +108,7 @@ def expert_forms(
                 f"{short(form.keys(path)[0])} has shape {list(A.shape)}, expected as many rows for each expert: the "
                 f"rank is {rank}",
             )
-        turned = _turned(config, file, {other: there[other] for other in _beside(path, there)}, path)
+        turned = _turned(config, file, {other: sites[other] for other in _beside(path, sites)}, path)
         grouped = LAYOUTS[config.lora_B_layout] if config.lora_B_layout else False
         found[path] = ExpertForm(place=place, experts=A.shape[0] // rank, turned=turned, grouped=grouped)
     return found, layers
@@ -157,16 +157,16 @@ def _rank(name: str) -> int:
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def _beside(path: str, there: Mapping[str, str]) -> list[str]:
+def _beside(path: str, sites: Mapping[str, str]) -> list[str]:
     """Return the arrays of the same module."""
     module = path.rpartition(".")[0]
-    return [other for other in there if other.rpartition(".")[0] == module]
+    return [other for other in sites if other.rpartition(".")[0] == module]
 
 
-def _turned(config: PeftConfig, file: TensorFile, there: Mapping[str, str], path: str) -> bool:
+def _turned(config: PeftConfig, file: TensorFile, sites: Mapping[str, str], path: str) -> bool:
     """Return whether an array's factors are those of transposed weights; refuse what contradicts or says nothing."""
     name, version = path.rpartition(".")[2], version_of(config.peft_version)
-    by_shape = _by_shape(file, there)
+    by_shape = _by_shape(file, sites)
     if name not in ORDER:  # a matrix, which older versions were not tried with
         if version is not None and version > TURNED_UNTIL:
             return False
@@ -199,10 +199,10 @@ def _says(config: PeftConfig) -> str:
     return "there is no peft_version" if version is None else f"peft_version is {short(version)}"
 
 
-def _by_shape(file: TensorFile, there: Mapping[str, str]) -> bool | None:
+def _by_shape(file: TensorFile, sites: Mapping[str, str]) -> bool | None:
     """Return whether both arrays' factors have the shapes of transposed weights; None where they may be both."""
     shapes = {}
-    for path, place in there.items():
+    for path, place in sites.items():
         A, B = (file.tensors[key].shape for key in ExpertForm(place=place).keys(path))
         shapes[path.rpartition(".")[2]] = (A[-1], B[0])
     if set(shapes) != set(ORDER):

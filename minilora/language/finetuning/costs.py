@@ -46,27 +46,27 @@ class Costs:
         """Return the seconds that measuring the loss of so many windows takes, very roughly."""
         return self.forward * windows
 
-    def at_once(self, windows: int) -> int:
-        """Return the most windows that exist at a time, where a step has so many: measuring the loss has more, maybe.
+    def all_logits(self, windows: int) -> int:
+        """Return the bytes of the most logits there are, where a step has so many windows at a time.
 
-        A forward makes its caches whether a backward follows or not.
+        Measuring the loss may have more windows than a step. It needs nothing else: no layer's cache outlives it.
         """
-        return max(windows, self.measured)
+        return max(windows, self.measured) * self.logits
 
     def together(self, windows: int) -> int:
         """Return the bytes of all there is, where a step has so many windows at a time."""
-        most = self.at_once(windows)
-        return self.weights + self.state + self.activations(most) + most * self.logits
+        return self.weights + self.state + self.activations(windows) + self.all_logits(windows)
 
 
-def costs_of(model: Any, X: Array, where: Backend, threads: int, held_out: int) -> Costs:
+def costs_of(model: Any, X: Array, where: Backend, threads: int, held_out: int, windows: int = 2) -> Costs:
     """Return what training on windows such as those of X costs, from a forward of one and a forward of two.
 
-    `held_out` is the number of windows that the loss is measured on, on so many threads.
+    `held_out` is the number of windows that the loss is measured on, on so many threads; `windows` how many a step has
+    at a time. Where that is one, one is all that is ever computed.
     """
     sizes, seconds = [], math.inf
-    for windows in (1, 2):
-        x = X[:windows]
+    for count in (1, 2)[:windows]:
+        x = X[:count]
         start = time.perf_counter()
         logits, cache = model.forward(x)
         where.synchronize()
@@ -76,7 +76,7 @@ def costs_of(model: Any, X: Array, where: Backend, threads: int, held_out: int) 
     return Costs(
         weights=parameter_bytes(model),
         state=3 * sum(array.nbytes for array in model.trainable().values()),
-        caches=(sizes[0], sizes[1] - sizes[0]),
+        caches=(sizes[0], sizes[1] - sizes[0] if windows > 1 else sizes[0]),
         logits=logits.nbytes // len(x),
         forward=seconds,
         measured=min(held_out, threads * max(1, EVALUATION_ROWS // X.shape[1])),

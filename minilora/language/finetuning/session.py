@@ -15,7 +15,7 @@ from ...training import evaluate, train
 from ..examples import Data, WithoutFilling, load_data
 from ..llama import Llama
 from ..namedmodel import load_model, model_path
-from ..text import next_token_loss
+from ..text import next_token_loss, where_it_counts
 from .costs import Costs
 from .losstable import LOG_EVERY, Table, TrainingLoss
 from .recipe import Recipe, Settled
@@ -73,7 +73,7 @@ def train_adapter(
     """
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
-    loss = TrainingLoss(WithoutFilling(accumulate(part_size(recipe), threads)), done, learned)
+    loss = TrainingLoss(WithoutFilling(accumulate(part_size(recipe), threads, where_it_counts)), done, learned)
     tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(len(X_held))
     table = Table(recipe.steps, done, tokens, loss, measuring)
     before = stopped.before if stopped else None

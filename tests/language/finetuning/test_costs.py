@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora import adapt, get_backend
+from minilora import Llama, adapt, get_backend
 from minilora.commands.finetune import _beside_the_machine
 from minilora.guards import machinememory as machine
 from minilora.language.finetuning import costs
@@ -20,6 +20,7 @@ from minilora.language.trainingmemory import cache_bytes, parameter_bytes
 
 from ...support.command_line import finetune, rows, run
 from ...support.language import LETTERS, TEXT, tiny_llama
+from ...support.memory import traced
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
@@ -47,7 +48,30 @@ def test_the_memory_is_that_of_the_whole_batch(adapted, length, threads):
     fixed = parameter_bytes(adapted) + 3 * trained
     assert found.together(700) == fixed + 100 * logits.nbytes + found.activations(700)
     at_once = min(70, threads * max(1, 512 // length))  # so many windows at a time, when the loss is measured
-    assert found.together(1) == fixed + at_once * logits.nbytes // 7 + found.activations(at_once)
+    assert found.together(1) == fixed + at_once * logits.nbytes // 7 + found.activations(1)
+
+
+def test_a_step_of_one_window_is_counted_on_one(adapted, monkeypatch):
+    """At its length a second would be more than the training ever has."""
+    seen, right = [], Llama.forward
+    monkeypatch.setattr(Llama, "forward", lambda self, x: seen.append(x.shape) or right(self, x))
+    X, *_ = windows(IDS, 300)
+    found = costs.costs_of(adapted, X, get_backend("numpy"), 1, 70, 1)
+    assert seen == [(1, 300)]
+    assert found.together(1) == costs.costs_of(adapted, X, get_backend("numpy"), 1, 70).together(1)
+
+
+def test_measuring_a_loss_needs_the_memory_of_one_layer(adapted):
+    """However many layers there are: what a step keeps of all of them is not kept."""
+    X, *_ = windows(IDS * 3, 300)
+    logits, cache = adapted.forward(X)
+    with traced() as memory:
+        found = adapted(X)
+    np.testing.assert_array_equal(found, logits)
+    with traced() as of_a_step:
+        del cache, logits
+        adapted.forward(X)
+    assert memory.peak < 0.75 * of_a_step.peak
 
 
 @given(rows=st.integers(1, 200), workers=st.integers(1, 3), free=st.integers(0, 40_000_000))
@@ -71,7 +95,7 @@ def test_the_micro_batch_named_is_the_largest_that_fits(rows, workers, free):
 
 @pytest.mark.parametrize(
     ("batch", "what"),
-    [("4", "to measure the loss of 26 windows"), ("60", "for the backward of 2 x 30 windows")],
+    [("4", "for the backward of 2 x 2 windows"), ("60", "for the backward of 2 x 30 windows")],
 )
 def test_the_parts_of_the_memory_add_up(folder, capsys, batch, what):
     assert finetune("--steps", "1", "--workers", "2", "--batch-size", batch) == 0

@@ -8,9 +8,9 @@ import pytest
 from minilora.language.finetuning.recipe import Recipe
 
 RECIPE = Recipe(
-    text=Path("text"), save=Path("a"), model=Path("model"), target_modules="all-linear", rank=8, alpha=16.0,
-    steps=None, batch_size=None, micro_batch=None, length=128, lr=None, seed=0, dtype="float32", quantize=None,
-    checkpoint=None,
+    text=Path("text"), save=Path("a"), model=Path("model"), target_modules="all-linear", target_parameters=None,
+    rank=8, alpha=16.0, steps=None, batch_size=None, micro_batch=None, length=128, lr=None, seed=0, dtype="float32",
+    quantize=None, checkpoint=None,
 )  # fmt: skip
 
 

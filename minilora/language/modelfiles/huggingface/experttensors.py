@@ -27,18 +27,18 @@ Pieces = list[list[str]]
 
 def names_of(config: LlamaConfig, layer: int) -> tuple[dict[str, Pieces], dict[str, str]]:
     """Return the tensors of a layer's arrays where each expert has its own, and the file's name of the router."""
-    there = f"model.layers.{layer}.mlp"
+    mlp = f"model.layers.{layer}.mlp"
     mixtral = config.model_type == "mixtral"
-    inside = f"model.layers.{layer}.block_sparse_moe" if mixtral else there
+    inside = f"model.layers.{layer}.block_sparse_moe" if mixtral else mlp
     count = config.mixture.num_experts if config.mixture is not None else 0
     pieces = {
-        f"{there}.experts.{name}": [
+        f"{mlp}.experts.{name}": [
             [f"{inside}.experts.{e}.{MIXTRAL[part] if mixtral else part}.weight" for part in parts]
             for e in range(count)
         ]
         for name, parts in PARTS.items()
     }
-    return pieces, {f"{there}.gate.weight": f"{inside}.gate.weight"}
+    return pieces, {f"{mlp}.gate.weight": f"{inside}.gate.weight"}
 
 
 def stacked(
@@ -48,44 +48,44 @@ def stacked(
 
     Refuses a mixture of which some expert's tensor is missing or has another shape, by that tensor's name.
     """
-    found, made, renamed = dict(shapes), dict[str, Pieces](), dict[str, str]()
-    if config.mixture is None or config.num_hidden_layers > len(found):
-        return found, made, renamed
+    present, pieces_of, names = dict(shapes), dict[str, Pieces](), dict[str, str]()
+    if config.mixture is None or config.num_hidden_layers > len(present):
+        return present, pieces_of, names
     expected = config.mixture.shapes(config.hidden_size)
     for layer in filter(config.mixture.stands_in, range(config.num_hidden_layers)):
         start = f"model.layers.{layer}.mlp.experts."
-        if all(f"{start}{name}" in found for name in PARTS) or config.mixture.num_experts > len(found):
+        if all(f"{start}{name}" in present for name in PARTS) or config.mixture.num_experts > len(present):
             continue
         pieces, router = names_of(config, layer)
         for name, experts in pieces.items():
             _, rows, width = expected[name.removeprefix(f"model.layers.{layer}.mlp.")]
             shape = (rows // len(experts[0]), width)
             for piece in (piece for expert in experts for piece in expert):
-                if piece not in found:
+                if piece not in present:
                     raise FileRefused(path, f"there is no {short(piece)}, and no {short(name)} for all experts")
-                if found[piece] != shape:
-                    raise FileRefused(path, f"{short(piece)} has shape {list(found[piece])}, expected {list(shape)}")
-                del found[piece]
-            found[name], made[name] = (len(experts), rows, width), experts
+                if present[piece] != shape:
+                    raise FileRefused(path, f"{short(piece)} has shape {list(present[piece])}, expected {list(shape)}")
+                del present[piece]
+            present[name], pieces_of[name] = (len(experts), rows, width), experts
         for name, other in router.items():
-            if name not in found and other in found:
-                found[name], renamed[name] = found.pop(other), other
-    return found, made, renamed
+            if name not in present and other in present:
+                present[name], names[name] = present.pop(other), other
+    return present, pieces_of, names
 
 
 def taken_apart(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return a decoder's tensors as most folders have them: one for each weight of each expert."""
     if config.mixture is None:
         return dict(tensors)
-    made, renamed = dict[str, Pieces](), dict[str, str]()
+    pieces_of, names = dict[str, Pieces](), dict[str, str]()
     for layer in filter(config.mixture.stands_in, range(config.num_hidden_layers)):
         pieces, router = names_of(config, layer)
-        made, renamed = made | pieces, renamed | router
+        pieces_of, names = pieces_of | pieces, names | router
     apart: dict[str, np.ndarray] = {}
     for name, array in tensors.items():
-        if name not in made:
-            apart[renamed.get(name, name)] = array
+        if name not in pieces_of:
+            apart[names.get(name, name)] = array
             continue
-        for parts, of_expert in zip(made[name], array, strict=True):
+        for parts, of_expert in zip(pieces_of[name], array, strict=True):
             apart |= dict(zip(parts, np.split(of_expert, len(parts)), strict=True))
     return apart
