@@ -415,7 +415,7 @@ def test_a_finetuned_adapter_names_its_base(folder, capsys):
 def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
     found = {}
     for more in ([], ["--lr", "3e-3"], ["--lr", "3e-4"]):
-        assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, *more) == 0
+        assert run("finetune", "text", "--save", "a", "--model", "model", "--overwrite", *TWO, *more) == 0
         found[" ".join(more)] = next(iter(load_adapter("a").values())).lora_B
     np.testing.assert_array_equal(found[""], found["--lr 3e-3"])
     assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4

@@ -28,12 +28,13 @@ class Recipe:
     steps: int | None  # this and two more are those that fit the model, where they are not given: see `settled`
     batch_size: int | None
     micro_batch: int | None  # half of the batch where it is not given
-    length: int
+    length: int | None  # that of the longest example, or of a window, where it is not given
     lr: float | None
     seed: int
     dtype: str
     quantize: str | None
     checkpoint: Path | None
+    overwrite: bool = False  # an adapter that lies where this one goes
 
     def check(self) -> None:
         """Refuse numbers out of range and places that cannot be written, before anything is read."""
@@ -45,6 +46,7 @@ class Recipe:
         if self.lr is not None:
             check_number("lr", self.lr, above=0)
         check_adapter_target(self.save)
+        self._check_free()
         save = _target(self.save)
         if self.model is not None and save == _target(self.model):
             raise ValueError(f"save {str(self.save)!r} is the model's folder, expected one of the adapter's own")
@@ -53,6 +55,13 @@ class Recipe:
             if file in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME):
                 raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
             check_place(self.checkpoint)
+
+    def _check_free(self) -> None:
+        """Refuse a folder that holds an adapter, unless it may be replaced or the training goes on."""
+        goes_on = self.checkpoint is not None and self.checkpoint.exists()
+        names = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if os.path.lexists(self.save / name)]
+        if names and not self.overwrite and not goes_on:
+            raise ValueError(f"save {str(self.save)!r} holds an adapter: name another folder, or say --overwrite")
 
     def settled(self, numbers: int) -> Settled:
         """Return the recipe with what fits a model of so many parameters in the place of what was not given."""
