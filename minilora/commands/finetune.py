@@ -151,7 +151,7 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
 
     import numpy as np
 
-    from ..adaptation import adapt, adapters
+    from ..adaptation import adapt, adapters, ends_of
     from ..fast import keep_pages
     from ..files.adapters import save_adapter
     from ..guards.machinememory import memory
@@ -190,7 +190,13 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         table = train_adapter(settled, where, adapted, data, rng, threads, costs, stopped)
     except TrainingDiverged as error:
         raise TrainingDiverged(_diverged(settled, error.epoch), error.epoch) from error
-    save_adapter(settled.save, adapters(adapted), base_model=None if settled.model is None else str(settled.model))
+    save_adapter(
+        settled.save,
+        adapters(adapted),
+        base_model=None if settled.model is None else str(settled.model),
+        task_type="CAUSAL_LM",
+        target_modules=ends_of(adapted),
+    )
     print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
     if best := _best(settled, table):
         print(best)

@@ -410,6 +410,33 @@ def test_a_finetuned_adapter_names_its_base(folder, capsys):
     config = json.loads((folder / "a" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "model"
     assert (config["r"], config["lora_alpha"]) == (2, 16)
+    assert config["task_type"] == "CAUSAL_LM"
+    assert config["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def test_a_folder_that_holds_an_adapter_is_not_replaced_unless_it_may_be(folder, capsys, monkeypatch):
+    some = ["finetune", "text", "--save", "a", "--model", "model", *TWO]
+    assert run(*some, "--checkpoint", "c") == 0
+    before = {path: path.read_bytes() for path in Path("a").iterdir()}
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr("minilora.language.text.open_regular", lambda path: pytest.fail("something is read"))
+        assert run(*some) == 2
+        assert run(*some, "--checkpoint", "new") == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "minilora: save 'a' holds an adapter: name another folder, or say --overwrite\n" * 2)
+    assert {path: path.read_bytes() for path in Path("a").iterdir()} == before
+    assert run(*some, "--checkpoint", "c", "--steps", "3") == 0
+    gone_on = Path("a/adapter_model.safetensors").read_bytes()
+    assert gone_on not in before.values()
+    assert run(*some, "--overwrite") == 0
+    assert Path("a/adapter_model.safetensors").read_bytes() in before.values()
+
+
+def test_a_name_that_matches_nothing_is_refused_beside_one_that_does(folder, capsys):
+    assert finetune("--target-modules", "q_proj,xx") == 2
+    assert "target_modules names 'xx', which is no layer without an adapter" in capsys.readouterr().err
+    assert not Path("a").exists()
 
 
 def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
