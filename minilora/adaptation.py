@@ -102,7 +102,8 @@ def adapt(
     ------
     ValueError
         If `target_modules`, or a name in it, names no layer, or one that has an adapter already, or an argument is out
-        of range. If a name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as in PEFT.
+        of range. If a name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as
+        in PEFT.
     TypeError
         If an argument is of another type.
     """
@@ -326,7 +327,7 @@ def adapters(model: Layer) -> dict[str, Any]:
 
 
 def ends_of(model: Layer) -> list[str]:
-    """Return the shortest names that say which layers of a model have adapters, as PEFT's ``target_modules`` reads them.
+    """Return the shortest names that say which layers of a model have adapters, for PEFT's ``target_modules``.
 
     The last part of a path, such as "q_proj", where every layer of that name has an adapter; else the whole path, and
     in a mixture, whose experts are modules of their own elsewhere. An array of a mixture is none of them.

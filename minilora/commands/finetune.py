@@ -156,6 +156,8 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     from ..files.adapters import save_adapter
     from ..guards.machinememory import memory
     from ..language.finetuning.costs import measure
+    from ..language.finetuning.heartbeat import Heartbeat
+    from ..language.finetuning.losstable import write_line
     from ..language.finetuning.session import train_adapter
     from ..layer import parameter_count
     from ..training import TrainingDiverged
@@ -177,7 +179,8 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         rng=rng,
         target_parameters=settled.target_parameters,
     )
-    measured = measure(adapted, where.asarray(data.X), where)
+    with Heartbeat(write_line, "         measuring what a step takes"):
+        measured = measure(adapted, where.asarray(data.X), where)
     data = _within(data, settled, measured, machine, threads)
     settled = replace(settled, length=data.length)
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
@@ -203,7 +206,7 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     if options.plot is not None:
         from .. import figures
 
-        plot(figures.plot_learning(table.rows), options.plot)
+        plot(figures.plot_learning(table.rows, table.loss.each()), options.plot)
     return 0
 
 
@@ -277,7 +280,7 @@ def _load(recipe: Recipe, where: Backend) -> tuple[Data, Llama]:
     from ..layer import parameter_count
 
     with _doing(f"model    {model_name(recipe.model)}"):
-        data, model = load(recipe, where)
+        data, model = load(recipe, where, lambda what: print(f" ... {what}", end="", flush=True))
     count = parameter_count(model)
     print(f": {count:,} parameters in {recipe.dtype}, {where.device}", flush=True)
     if recipe.quantize:

@@ -30,6 +30,7 @@ from minilora import (
 )
 from minilora.commands.finetune import _best
 from minilora.fast import accumulate
+from minilora.figures import plot_learning
 from minilora.files.checkpoint import read
 from minilora.guards.tensorfile import TensorFile
 from minilora.language.examples import load_data
@@ -446,3 +447,19 @@ def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
         found[" ".join(more)] = next(iter(load_adapter("a").values())).lora_B
     np.testing.assert_array_equal(found[""], found["--lr 3e-3"])
     assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4
+
+
+def test_the_figure_has_every_step_also_of_a_training_that_went_on(folder, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("minilora.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))
+    assert finetune("--plot", "p.svg") == 0
+    assert finetune("--checkpoint", "c", "--steps", "7") == 0
+    assert finetune("--checkpoint", "c", "--plot", "p.svg") == 0
+    (table, each), again = drawn
+    assert [step for step, _ in each] == [*range(1, 31)]
+    assert again[1] == each
+    assert np.mean([loss for _, loss in each[:20]]) == pytest.approx(table[1][1], rel=1e-12)
+    assert np.mean([loss for _, loss in each[20:]]) == pytest.approx(table[2][1], rel=1e-12)
+    figure = plot_learning(table, each)
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), each)

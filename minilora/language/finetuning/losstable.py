@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -39,7 +40,9 @@ class TrainingLoss:
         self.gradients, self.step = gradients, step
         # As a checkpoint keeps it: the mean of each row by its step; the sum of the losses since, and their number.
         self.sums: dict[str, Any] = sums or {"rows": {}, "sum": 0.0, "targets": 0}
+        self.sums.setdefault("steps", {})  # the mean of each step; an earlier version kept none
         self.began = self.ended = 0.0  # of the last call, in seconds
+        self.measures: Callable[[], None] = lambda: None  # is called when a measurement of the held-out loss begins
 
     def __call__(self, model: Any, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of the loss."""
@@ -57,8 +60,11 @@ class TrainingLoss:
             self.sums.update(sum=0.0, targets=0)
         self.step += 1
         counted = [(float(value), int(targets)) for value, targets in parts]
-        self.sums["sum"] += math.fsum(value * targets for value, targets in counted)
-        self.sums["targets"] += sum(targets for _, targets in counted)
+        total, number = math.fsum(value * targets for value, targets in counted), sum(targets for _, targets in counted)
+        self.sums["sum"] += total
+        self.sums["targets"] += number
+        if number:
+            self.sums["steps"][str(self.step)] = total / number
         if self.step % LOG_EVERY == 0 and self.sums["targets"]:
             self.sums["rows"][str(self.step)] = self.sums["sum"] / self.sums["targets"]
         self.ended = time.perf_counter()
@@ -66,7 +72,12 @@ class TrainingLoss:
 
     def evaluate(self, model: Any, X: Array, Y: Array, loss: Loss) -> float:
         """Return the loss over all of X and Y, measured as the gradients measure it."""
+        self.measures()
         return evaluate_of(self.gradients)(model, X, Y, loss)
+
+    def each(self) -> list[tuple[int, float]]:
+        """Return each step and the mean over its targets."""
+        return [(int(step), float(loss)) for step, loss in self.sums["steps"].items()]
 
     def at(self, step: int) -> float:
         """Return the mean over the targets from the row before a step to the step; NaN where none was noted."""
@@ -96,6 +107,7 @@ class Table:
         self.since, self.since_step = 0.0, done  # when the last row was printed
         self.written = 0.0  # when the last line was printed
         self.spent = 0.0  # seconds of all steps up to there, without the measuring
+        self.begins: Callable[[int], None] = lambda step: None  # is called when a step begins
         self._write("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
 
     def known(self, before: float, saved: Saved | None) -> None:
@@ -110,6 +122,7 @@ class Table:
         Where a row takes long, print how far it is.
         """
         step, now = state.epoch, time.perf_counter()
+        self.begins(step + 1)
         if step == self.done + 1:
             self.since = self.loss.began
         if state.history.epochs[-1:] == [step]:
@@ -153,14 +166,19 @@ class Table:
 
     def _write(self, line: str) -> None:
         """Print a line now, above the progress bar where there is one."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        write_line(line)
         self.written = time.perf_counter()
 
     def lowest(self) -> tuple[int, float] | None:
         """Return the step with the lowest held-out loss, and that loss; None where the last one's is as low."""
         step, _, loss = min(self.rows, key=lambda row: round(row[2], 3))
         return None if round(loss, 3) == round(self.rows[-1][2], 3) else (step, loss)
+
+
+def write_line(line: str) -> None:
+    """Print a line now, above the progress bar where there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def rows_to_come(steps: int, step: int) -> int:
