@@ -73,6 +73,15 @@ def add(commands: Any) -> None:
     )
     option("--rank", type=int, default=8, metavar="R", help="rank of each adapter")
     option("--alpha", type=float, default=16.0, help="strength of the update, which is scaled by alpha / rank")
+    option("--use-rslora", action="store_true", help="scale the update by alpha / sqrt(rank) (rank-stabilised LoRA)")
+    option("--use-dora", action="store_true", help="train the length of each row of a weight apart (DoRA)")
+    option(
+        "--init",
+        choices=["lora", "pissa"],
+        default="lora",
+        help="start at zero, or from the leading singular vectors of the weights (PiSSA), which writes twice the rank",
+    )
+    option("--epochs", type=float, metavar="E", help="train on as many windows as E times all, in place of --steps")
     option("--steps", type=int, metavar="N", help=f"steps of Adam ({_by_size('steps')})")
     option(
         "--batch-size",
@@ -113,6 +122,7 @@ def add(commands: Any) -> None:
         help="save the training's state there after every step; the same command goes on from it, also to more --steps",
     )
     option("--anyway", action="store_true", help="train even if that needs more memory than is free")
+    option("--log", metavar="FILE", type=path, help="write a line of JSON there for each step: its losses")
     option("--plot", metavar="FILE", type=path, help="draw the training and the held-out loss (.png, .svg, .pdf)")
     parser.set_defaults(command=run, before_numpy=one_blas_thread)
 
@@ -147,8 +157,6 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _run(options: argparse.Namespace, recipe: Recipe) -> int:
-    from dataclasses import replace
-
     import numpy as np
 
     from ..adaptation import adapt, adapters, ends_of
@@ -178,11 +186,14 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         alpha=settled.alpha,
         rng=rng,
         target_parameters=settled.target_parameters,
+        use_rslora=settled.use_rslora,
+        use_dora=settled.use_dora,
+        init=settled.init,
     )
     with Heartbeat(write_line, "         measuring what a step takes"):
         measured = measure(adapted, where.asarray(data.X), where)
     data = _within(data, settled, measured, machine, threads)
-    settled = replace(settled, length=data.length)
+    settled = settled.of(len(data.X), data.length)
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     _print_data(settled, data)
     trained = parameter_count(adapted, trained=True)
@@ -228,8 +239,9 @@ def _stopped(recipe: Recipe, where: Backend) -> Stopped | None:
     if stopped is None or recipe.checkpoint is None:
         return None
     expected = _going_on(recipe, stopped)
-    check_same(recipe.checkpoint, stopped, signature(expected, where), expected.steps)
-    print(f"resume   goes on from {stopped.where(expected.steps)} ({printable(str(recipe.checkpoint))})", flush=True)
+    steps = None if recipe.epochs else expected.steps
+    check_same(recipe.checkpoint, stopped, signature(expected, where), steps)
+    print(f"resume   goes on from {stopped.where(steps)} ({printable(str(recipe.checkpoint))})", flush=True)
     return stopped
 
 
@@ -253,7 +265,8 @@ def _say_stopped(recipe: Recipe, typed: list[str]) -> None:
     elif stopped is None:
         say(f"nothing is kept in {path} yet")
     else:
-        steps = recipe.steps if stopped.numbers is None else recipe.settled(stopped.numbers).steps
+        known = stopped.numbers is not None and recipe.epochs is None
+        steps = recipe.settled(stopped.numbers or 0).steps if known else recipe.steps
         say_goes_on(f"{stopped.where(steps)} is kept in {path}", typed)
 
 

@@ -279,7 +279,9 @@ def is_control(number: int, tokenizer: Tokenizer) -> bool:
     return not tokenizer.decode([number]) and bool(tokenizer.spell([number]))
 
 
-def encode_question(question: str, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[list[int], frozenset[int]]:
+def encode_question(
+    question: str, template: ChatTemplate, tokenizer: Tokenizer, system: str | None = None
+) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a user's message with what lets the model answer, and the tokens that end the answer.
 
     The end tokens are the model's, and the one with which the template ends a turn.
@@ -290,13 +292,19 @@ def encode_question(question: str, template: ChatTemplate, tokenizer: Tokenizer)
         The message.
     template, tokenizer : ChatTemplate, Tokenizer
         The model's.
+    system : str, optional
+        A system message that stands before it.
 
     Raises
     ------
     ValueError
-        If the template refuses the message.
+        If the template refuses a message, or writes nothing of the system's.
     """
     messages: list[Message] = [{"role": "user", "content": question}]
+    if system is not None:
+        alone, messages = messages, [{"role": "system", "content": system}, *messages]
+        if template.render(alone) == template.render(messages):
+            raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
     ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
     try:
         answered, counted = encode_chat([*messages, {"role": SPEAKER, "content": "Yes."}], template, tokenizer)

@@ -10,11 +10,13 @@ row before.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -99,14 +101,19 @@ class Table:
         What the training is given as its gradients.
     measuring : float
         Seconds that measuring the held-out loss takes, as far as is known before.
+    log : Path, optional
+        A file that gets a line of JSON for each step. It begins anew, with the steps of a training that goes on.
     """
 
-    def __init__(self, steps: int, done: int, tokens: int, loss: TrainingLoss, measuring: float) -> None:
+    def __init__(
+        self, steps: int, done: int, tokens: int, loss: TrainingLoss, measuring: float, log: Path | None = None
+    ) -> None:
         self.steps, self.done, self.tokens, self.loss, self.measuring = steps, done, tokens, loss, measuring
         self.rows: list[tuple[int, float, float]] = []  # step, training loss (NaN where there is none), held-out loss
         self.since, self.since_step = 0.0, done  # when the last row was printed
         self.written = 0.0  # when the last line was printed
         self.spent = 0.0  # seconds of all steps up to there, without the measuring
+        self.log, self.logged = log, 0  # steps that are in the log
         self.begins: Callable[[int], None] = lambda step: None  # is called when a step begins
         self._write("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
 
@@ -115,6 +122,9 @@ class Table:
         self._row(0, math.nan, before)
         for step, loss in zip(saved.epochs, saved.losses, strict=True) if saved else ():
             self._row(step, self.loss.at(step), loss)
+        if self.log is not None:
+            self.log.write_text("")
+            self.note(self.done)
 
     def __call__(self, state: TrainingState) -> None:
         """Print the row of a step at which the loss was measured; after the first step, how long it will take.
@@ -123,6 +133,8 @@ class Table:
         """
         step, now = state.epoch, time.perf_counter()
         self.begins(step + 1)
+        if state.history.epochs[-1:] != [step] and step < self.steps:  # else the held-out loss comes first
+            self.note(step)
         if step == self.done + 1:
             self.since = self.loss.began
         if state.history.epochs[-1:] == [step]:
@@ -135,6 +147,19 @@ class Table:
             self._write(
                 f"      after step {step} the training loss is {self.loss.at(step):.3f}; about {remaining} left"
             )
+
+    def note(self, step: int) -> None:
+        """Write the steps up to this one into the log, with the losses that are known of each."""
+        if self.log is None:
+            return
+        measured = {row[0]: row[2] for row in self.rows}
+        training = self.loss.sums["steps"]
+        with self.log.open("a", encoding="utf-8") as file:
+            for number in range(self.logged, step + 1):
+                losses = {"training_loss": training.get(str(number)), "held_out_loss": measured.get(number)}
+                known = {name: loss for name, loss in losses.items() if loss is not None}
+                file.write(json.dumps({"step": number, **known}) + "\n")
+        self.logged = step + 1
 
     def last(self, history: History) -> None:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
@@ -154,6 +179,7 @@ class Table:
             speed = f"{self.tokens * new / took:,.0f}"
             remaining = duration(self._remaining(step, self.spent / (step - self.done)))
         self._row(step, self.loss.at(step), held_out, speed, remaining)
+        self.note(step)
 
     def _remaining(self, step: int, a_step: float) -> float:
         """Return the seconds that the steps after this one take, and measuring the loss at the rows to come."""

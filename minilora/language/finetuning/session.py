@@ -82,7 +82,7 @@ def train_adapter(
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
     loss = TrainingLoss(WithoutFilling(accumulate(part_size(recipe), threads, where_it_counts)), done, learned)
     tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(len(X_held))
-    table = Table(recipe.steps, done, tokens, loss, measuring)
+    table = Table(recipe.steps, done, tokens, loss, measuring, recipe.log)
     before = stopped.before if stopped else None
     if before is None:
         what = f"      measuring the held-out loss before the first step, very roughly {duration(measuring)}"

@@ -127,4 +127,8 @@ def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
     shown = rows(out)
     np.testing.assert_allclose(np.transpose(training.get_data()), [row[:2] for row in shown[1:]], atol=6e-4)
     np.testing.assert_allclose(np.transpose(held_out.get_data()), [row[::2] for row in shown], atol=6e-4)
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["training, each step", "training", "held out"]
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == [
+        "training, each step",
+        "training",
+        "held out",
+    ]
