@@ -47,7 +47,7 @@ def base_of(folder, bug):
     config, raw = json.loads((folder / "config.json").read_text()), tensors_of(folder / "model.safetensors")
     W = {}
     for name, array in raw.items():
-        if name.endswith("weight"):
+        if name.endswith(("weight", "bias")):
             W[name] = dequantised(raw, name, bug) if array.dtype == np.uint8 else array.astype(np.float64)
     W.setdefault("lm_head.weight", W["model.embed_tokens.weight"])
     return config, W
@@ -79,7 +79,13 @@ def add_adapter(W, folder, weight, bug):
     for name, array in found.items():
         if not name.startswith(PREFIX):
             raise Refused(name)
-        path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name.removeprefix(PREFIX)).groups()
+        name = name.removeprefix(PREFIX)
+        path = name.rpartition(".")[0]
+        if any(re.fullmatch(rf"(.*\.)?{module}", path) for module in config["modules_to_save"] or ()):
+            if bug != "no modules to save":
+                W[name] = array.astype(np.float64)
+            continue
+        path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name).groups()
         modules.setdefault(path, {})[part] = array.astype(np.float64)
     weight = weight / 2 if bug == "averaged" and weight != 1 else weight  # of two adapters
     for path, parts in modules.items():
@@ -88,6 +94,8 @@ def add_adapter(W, folder, weight, bug):
         name, r = f"{path}.weight", number(config, "r", "rank_pattern", path, None)
         if A is None or B is None or A.shape != (r, A.shape[1]) or B.shape[1:] != (r,):
             raise Refused(path)
+        if name not in W:
+            raise Refused(name)
         old = W[name].T if embedding else W[name]
         if old.shape != (len(B), A.shape[1]):
             raise Refused(path)
@@ -115,6 +123,8 @@ def add_adapter(W, folder, weight, bug):
         W[name] = new.T if embedding else new
         if "lora_B.bias" in parts and bug != "no bias":
             W[f"{path}.bias"] = s * parts["lora_B.bias"]
+        if config["bias"] == "lora_only" and bug != "no trained bias":
+            W[f"{path}.bias"] = parts["base_layer.bias"]
 
 
 def logits(config, W, ids):
