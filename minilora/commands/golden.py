@@ -31,8 +31,8 @@ def add(commands: Any) -> None:
         "--xfails",
         type=path,
         metavar="FILE",
-        help="with --compare, a file of cases that are known to fail, a line each: the case's id and a reason. Exit code "
-        "0 where these fail and no other",
+        help="with --compare, a file of cases that are known to fail, a line each: the case's id and a reason. Exit "
+        "code 0 where these fail and no other",
     )
     parser.add_argument("--json", type=path, metavar="FILE", help="with --compare, write the verdicts to a file too")
     parser.set_defaults(command=run)
@@ -69,6 +69,10 @@ def run(options: argparse.Namespace) -> int:
             file.write((json.dumps(verdict.json(), indent=1) + "\n").encode())
     print(verdict)
     if verdict.status and xfails.on_github():
-        first = str(verdict).splitlines()[0] if verdict.unexpected else f"stale in {options.xfails}: {', '.join(verdict.stale)}"
+        first = (
+            str(verdict).splitlines()[0]
+            if verdict.unexpected
+            else f"stale in {options.xfails}: {', '.join(verdict.stale)}"
+        )
         print(xfails.github_error(first, "minilora golden"))
     return verdict.status
