@@ -125,11 +125,15 @@ def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
     assert finetune("--plot", "curves.png") == 0
     out = capsys.readouterr().out
     assert "figure written to curves.png" in out
-    training, held_out = drawn[0].axes[0].get_lines()
+    _, training, held_out = drawn[0].axes[0].get_lines()
     shown = rows(out)
     np.testing.assert_allclose(np.transpose(training.get_data()), [row[:2] for row in shown[1:]], atol=6e-4)
     np.testing.assert_allclose(np.transpose(held_out.get_data()), [row[::2] for row in shown], atol=6e-4)
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["training", "held out"]
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == [
+        "training, each step",
+        "training",
+        "held out",
+    ]
 
 
 @pytest.mark.parametrize("step", [1, 3])
