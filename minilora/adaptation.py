@@ -101,8 +101,9 @@ def adapt(
     Raises
     ------
     ValueError
-        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range. If a
-        name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as in PEFT.
+        If `target_modules`, or a name in it, names no layer, or one that has an adapter already, or an argument is out
+        of range. If a name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as
+        in PEFT.
     TypeError
         If an argument is of another type.
 
@@ -186,7 +187,7 @@ def _put(model: Layer, targets: Collection[str], beside: Callable[[str, Any], La
 
 
 def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str, Layer]:
-    """Return the layers without an adapter that `target_modules` names, by path; refuse one that names none."""
+    """Return the layers without an adapter that `target_modules` names, by path; refuse a name that names none."""
     check_model(model)
     check_target_modules(target_modules)
     free = {path: layer for path, layer in _free(model).items() if _kind(layer)}
@@ -196,6 +197,11 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
         raise ValueError(
             f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
         )
+    for name in [] if isinstance(target_modules, str) else target_modules:
+        if not any(_named(path, layer, [name]) for path, layer in targets.items()):
+            raise ValueError(
+                f"target_modules names {name!r}, which is no layer without an adapter; there are {_listed(free)}"
+            )
     return targets
 
 
@@ -334,6 +340,25 @@ def adapters(model: Layer) -> dict[str, Any]:
     """
     check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
+
+
+def ends_of(model: Layer) -> list[str]:
+    """Return the shortest names that say which layers of a model have adapters, for PEFT's ``target_modules``.
+
+    The last part of a path, such as "q_proj", where every layer of that name has an adapter; else the whole path, and
+    in a mixture, whose experts are modules of their own elsewhere. An array of a mixture is none of them.
+    """
+    layers = dict(walk(model))
+    stacks = {path for path, layer in layers.items() if isinstance(layer, (StackedLinear, StackedLoRALinear))}
+    paths = {path: is_adapted(layer) for path, layer in layers.items()}
+    if stacks:
+        return [path for path, adapted in paths.items() if adapted and path not in stacks]
+    names: dict[str, None] = {}  # in the order of the model
+    for path in adapters(model):
+        end = path.rsplit(".", 1)[-1]
+        same = [adapted for other, adapted in paths.items() if other == end or other.endswith(f".{end}")]
+        names[end if all(same) else path] = None
+    return [*names]
 
 
 def is_adapted(layer: Any) -> bool:

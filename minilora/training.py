@@ -32,7 +32,16 @@ from .optim import Adam, Rate
 from .state import History, Keeper, TrainingState
 from .watching import LossGrew, TrainingDiverged, check_loss, check_parameters, move, progress_bar, warn_of_growth
 
-__all__ = ["History", "LossGrew", "TrainingDiverged", "TrainingState", "backpropagate", "draw_batches", "evaluate", "train"]
+__all__ = [
+    "History",
+    "LossGrew",
+    "TrainingDiverged",
+    "TrainingState",
+    "backpropagate",
+    "draw_batches",
+    "evaluate",
+    "train",
+]
 
 Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 Evaluate: TypeAlias = Callable[[Any, Array, Array, Loss], float]
@@ -133,7 +142,9 @@ def train(
     measured = check_training_data(model, X, Y, held_out, loss)
     batch_size, steps = check_batches(min(DEFAULT_ROWS, len(X)) if batch_size is None else batch_size, steps, len(X))
     if not model.trainable():
-        raise ValueError("model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt")
+        raise ValueError(
+            "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
+        )
 
     state = TrainingState(model, Adam(model.trainable(), lr=lr), rng)
     settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name_of(loss)}

@@ -77,7 +77,9 @@ def test_a_frozen_model_is_to_be_adapted_first():
 
 @pytest.mark.parametrize("use", [lambda model: model(X), lambda model: train(model, X, Y, rng=RNG(0))])
 def test_a_transposed_weight_is_asked_for(use):
-    with pytest.raises(ValueError, match=r"expected in_features = 3.*is the weight transposed\? It lies as \(out, in\)$"):
+    with pytest.raises(
+        ValueError, match=r"expected in_features = 3.*is the weight transposed\? It lies as \(out, in\)$"
+    ):
         use(Linear(np.ascontiguousarray(layer().weight.T)))
     with pytest.raises(ValueError, match="expected in_features = 7") as refused:
         use(Linear(np.ones((3, 7))))
@@ -98,7 +100,9 @@ def test_a_loss_that_grew_a_thousandfold_is_told_at_the_end():
 
 def test_a_rank_that_gains_nothing_is_told_once_and_taken():
     model = Sequential(a=layer(), b=Tanh(), c=Linear.init(3, 4, rng=RNG(0)))
-    with pytest.warns(UserWarning, match=r"^rank 4 is above the smaller width of 2 .* 'a': .* rank=3 says as much") as notes:
+    with pytest.warns(
+        UserWarning, match=r"^rank 4 is above the smaller width of 2 .* 'a': .* rank=3 says as much"
+    ) as notes:
         adapted = adapt(model, ["a", "c"], rank=4, alpha=4, rng=RNG(0))
     assert len(notes) == 1
     assert {adapter.rank for adapter in minilora.adapters(adapted).values()} == {4}

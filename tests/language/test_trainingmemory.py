@@ -22,7 +22,6 @@ from minilora.language.trainingmemory import (
     MATRICES,
     cache_bytes,
     count_numbers,
-    matrix_shapes,
     training_memory,
 )
 from minilora.layer import parameter_count
@@ -47,7 +46,12 @@ def configs(draw):
 
 def layers_of(config):
     """Return the model's matrices as layers, for counting only."""
-    one = {name: Linear(np.zeros(shape, np.float32)) for name, shape in matrix_shapes(config).items()}
+    first = {
+        path.split(".")[-2]: shape
+        for path, shape in config.shapes().items()
+        if path.startswith("model.layers.0.") and path.endswith("_proj.weight")
+    }
+    one = {name: Linear(np.zeros(first[name], np.float32)) for name in MATRICES}
     return Sequential(**{f"layer{i}": Sequential(**one) for i in range(config.num_hidden_layers)})
 
 

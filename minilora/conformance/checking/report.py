@@ -11,12 +11,14 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ... import __version__
 from ...guards.errors import printable
+from ...guards.wholefiles import written_whole
 
 REFUSED = "refused"
 """Of what stands at the edge of the contract: it raises, or answers in another shape."""
@@ -145,9 +147,9 @@ def kernel() -> str | None:
     return next((found["architecture"] for found in threadpool_info() if found.get("architecture")), None)
 
 
-def save_json(path: str, **found: Any) -> None:
-    """Write what was found as JSON, after the versions that it was found with."""
+def save_json(path: Path, **found: Any) -> None:
+    """Write what was found as JSON, after the versions that it was found with: whole, or not at all."""
     versions = {"minilora": __version__, "numpy": np.__version__, "python": platform.python_version()}
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "versions": versions, "kernel": kernel(), **found}, file, indent=2)
-        file.write("\n")
+    content = {"format": FORMAT, "versions": versions, "kernel": kernel(), **found}
+    with written_whole(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")

@@ -120,7 +120,10 @@ def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
     if adapter.pissa == "converted":
         config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
     saved = {path: base.arrays[f"{path}.weight"] for path in adapter.saved}
-    saved = {path: rounded(W + 0.7 * np.sqrt(np.square(W).mean()) * rng.standard_normal(W.shape)) for path, W in saved.items()}
+    saved = {
+        path: rounded(W + 0.7 * np.sqrt(np.square(W).mean()) * rng.standard_normal(W.shape))
+        for path, W in saved.items()
+    }
     return Given(config, modules, starts, saved)
 
 

@@ -66,9 +66,7 @@ def frequencies(width: int, theta: float) -> tuple[float, ...]:
     return tuple(float(Decimal(theta) ** (Decimal(-2 * j) / width)) for j in range(width // 2))
 
 
-def logits(
-    config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray, cached: bool = False
-) -> np.ndarray:
+def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray, cached: bool = False) -> np.ndarray:
     """Return the logits (..., B, T, V) of token ids (B, T).
 
     `arrays` are those of `LlamaConfig.shapes` in float64, and always ``lm_head.weight``. A linear layer's bias is added

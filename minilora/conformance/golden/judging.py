@@ -27,7 +27,8 @@ PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfl
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """How far a merged weight's entry may be off, as a part of the largest entry: it is rounded once, or a few times."""
 INTEGERS = {"I64": "<i8", "I32": "<i4"}
-MAX_INDEX = 1 << 22
+MAX_INDEX, MAX_ANSWER = 1 << 22, 1 << 26
+"""Bytes of an index, and of one tensor of answers, that are read: the bases have half a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,32 @@ def read_index(folder: Path) -> dict[str, Any]:
     version = index.get("format")
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise FileRefused(path, f"format is {short(version)}, expected at most {FORMAT}: a later minilora wrote it")
+    _check_index(path, index)
     return index
+
+
+def _check_index(path: Path, index: Mapping[str, Any]) -> None:
+    """Refuse an index that is none: each entry is used as what it must be."""
+    flags, cases, tolerance = (index.get(name) for name in ("flags", "cases", "tolerance"))
+    if not isinstance(cases, list) or not cases:
+        raise FileRefused(path, f"cases is {short(cases)}, expected a list of cases")
+    if not isinstance(tolerance, dict) or not all(
+        isinstance(tolerance.get(name), int | float) and tolerance[name] > 0 for name in MERGED
+    ):
+        raise FileRefused(path, f"tolerance is {short(tolerance)}, expected a number above 0 for {', '.join(MERGED)}")
+    if not isinstance(flags, dict) or not all(
+        isinstance(note, dict) and isinstance(note.get("bug"), str) and isinstance(note.get("made in"), list)
+        for note in flags.values()
+    ):
+        raise FileRefused(path, f"flags is {short(flags)}, expected an object of bugs")
+    for case in cases:
+        if not isinstance(case, dict):
+            raise FileRefused(path, f"a case is {short(case)}, expected an object")
+        fields = {"id": str, "refused": bool} | ({"answers": str, "flags": list} if "answers" in case else {})
+        if not all(isinstance(case.get(name), kind) for name, kind in fields.items()):
+            raise FileRefused(path, f"a case is {short(case)}, expected one with {', '.join(fields)}")
+        if unknown := [flag for flag in case.get("flags", ()) if flag not in flags]:
+            raise FileRefused(path, f"{short(case['id'])} names {short(unknown[0])}, which is not in flags")
 
 
 def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mapping[str, float]) -> Verdict:
@@ -197,6 +223,8 @@ def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mappi
         return Verdict(id, "wrong", f"the adapter was taken, and must be refused: {case['note']}")
     file, precision, theirs = _read(path, tolerance)
     ours = _tensors(folder / case["answers"])
+    if missing := [name for name in ("logits", *(f"signature.{flag}" for flag in case["flags"])) if name not in ours]:
+        raise FileRefused(folder / case["answers"], f"there is no {short(missing[0])}")
     compared = []
     for quantity in theirs:
         pair = _compared(quantity, theirs, ours, case["flags"], precision, tolerance)
@@ -290,7 +318,7 @@ def _compared(
     if not np.isfinite(found).all():
         return f"{quantity} holds NaN or infinity: {_not_finite(found)}"
     if quantity.startswith("merged."):
-        signatures = {flag: ours[f"signature.{flag}.merged"] for flag in flags}
+        signatures = {flag: ours.get(f"signature.{flag}.merged", np.empty(0)) for flag in flags}
         part = found[: len(next(iter(signatures.values()), right))]
     else:
         signatures = {flag: ours[f"signature.{flag}"] for flag in flags}
@@ -316,6 +344,14 @@ def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, 
     for name in names:
         if file.tensors[name].dtype not in FLOATS:
             raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float's")
+    if "ids" in file.tensors and file.tensors["ids"].dtype not in INTEGERS:
+        raise FileRefused(path, f"ids has dtype {file.tensors['ids'].dtype}, expected one of {', '.join(INTEGERS)}")
+    for name in (*names, "ids"):
+        spec = file.tensors.get(name)
+        if spec is not None and not 0 < spec.end - spec.start <= MAX_ANSWER:
+            raise FileRefused(
+                path, f"{short(name)} has shape {list(spec.shape)}, expected a tensor of 1 to {MAX_ANSWER:,} bytes"
+            )
     types = [PRECISIONS[file.tensors[name].dtype] for name in names]
     precision = file.metadata.get(COMPUTED_IN, max(types, key=lambda one: tolerance[one], default="float32"))
     if precision not in tolerance:

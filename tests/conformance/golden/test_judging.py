@@ -1,6 +1,7 @@
 """What programs answer to golden adapters: right numbers pass, known bugs are named, whatever they answer with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -408,3 +409,78 @@ def test_a_damaged_answer_is_an_error_of_its_file(golden, results):
     (results / "rslora.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(FileRefused, match=r"rslora\.safetensors"):
         compare(golden, results)
+
+
+@pytest.mark.parametrize("output", ["golden/index.json", "golden/answers/dora.safetensors", "right/dora.safetensors"])
+def test_verdicts_never_take_the_place_of_what_is_compared(golden, right, tmp_path, capsys, output):
+    shutil.copytree(golden, tmp_path / "golden")
+    shutil.copytree(right, tmp_path / "right")
+    before = (tmp_path / output).read_bytes()
+    line = ["golden", str(tmp_path / "golden"), "--compare", str(tmp_path / "right"), "--json", str(tmp_path / output)]
+    assert cli.main(line) == 2
+    assert "is a file of what is compared, expected another file" in capsys.readouterr().err
+    assert (tmp_path / output).read_bytes() == before
+
+
+def without(name):
+    return lambda index: index.pop(name)
+
+
+def in_a_case(**change):
+    def edit(index):
+        case = next(case for case in index["cases"] if "answers" in case)
+        for name, value in change.items():
+            case.pop(name) if value is None else case.update({name: value})
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (without("cases"), "cases is None, expected a list"),
+        (lambda index: index.update(cases={}), "cases is {}, expected a list"),
+        (lambda index: index.update(cases=[]), "expected a list"),
+        (lambda index: index.update(cases=[3]), "a case is 3, expected an object"),
+        (without("flags"), "flags is None"),
+        (lambda index: index["flags"].update(x={}), "expected an object of bugs"),
+        (without("tolerance"), "tolerance is None"),
+        (lambda index: index["tolerance"].pop("float16"), "expected a number above 0 for float64"),
+        (in_a_case(id=None), "expected one with id, refused"),
+        (in_a_case(refused=None), "expected one with id, refused"),
+        (in_a_case(flags=None), "expected one with id, refused, answers, flags"),
+        (in_a_case(flags=["none-such"]), "names 'none-such', which is not in flags"),
+    ],
+)
+def test_an_index_that_is_none_is_one_clear_error(golden, right, tmp_path, edit, message):
+    index = json.loads((golden / "index.json").read_text())
+    edit(index)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(FileRefused, match=message):
+        compare(tmp_path, right)
+
+
+def test_answers_without_a_bug_s_signature_are_one_clear_error(golden, right, tmp_path):
+    shutil.copytree(golden, tmp_path / "golden")
+    index = json.loads((golden / "index.json").read_text())
+    case = next(case for case in index["cases"] if case.get("flags"))
+    file = tmp_path / "golden" / case["answers"]
+    arrays = load_file(file)
+    del arrays[f"signature.{case['flags'][0]}"]
+    save_file(arrays, file)
+    with pytest.raises(FileRefused, match=f"there is no 'signature.{case['flags'][0]}'"):
+        compare(tmp_path / "golden", right)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"ids": np.zeros((2, 6, 2), "f4"), "log_probabilities": np.zeros((2, 6, 2), "f4")}, "ids has dtype F32"),
+        ({"ids": np.zeros((2, 6, 0), "i8"), "log_probabilities": np.zeros((2, 6, 0), "f4")}, r"has shape \[2, 6, 0\]"),
+        ({"logits": np.zeros((2, 6, 2_000_000), "f4")}, "expected a tensor of 1 to 67,108,864 bytes"),
+    ],
+)
+def test_answers_that_are_none_are_one_clear_error(golden, tmp_path, arrays, message):
+    save_file(arrays, tmp_path / "all-linear.safetensors")
+    with pytest.raises(FileRefused, match=message):
+        compare(golden, tmp_path)
