@@ -36,8 +36,8 @@ def warn_of_growth(before: float, last: float, state: TrainingState) -> None:
     """Warn where the loss ends a thousand times above where it began."""
     if last > GROWTH * before:
         warnings.warn(
-            f"the loss grew from {before:.3g} to {last:.3g}: lr = {state.optimizer.lr} is too large; start again with a "
-            "smaller one, since the model is worse than before",
+            f"the loss grew from {before:.3g} to {last:.3g}: lr = {state.optimizer.lr} is too large; start again with "
+            "a smaller one, since the model is worse than before",
             LossGrew,
             stacklevel=3,
         )

@@ -9,17 +9,18 @@ def module(weight, bias, lora_A, lora_B, alpha):
     return lambda x: torch.nn.functional.linear(x, weight, bias) + alpha / len(A) * (x @ A.T @ B.T), A, B
 
 
-def tensors(arrays):
-    return [torch.from_numpy(a) if hasattr(a, "dtype") else a for a in arrays]
+def tensors(arrays, copy=True):
+    """Return tensors. Without a copy, the suite sees where a layer writes into what it was handed."""
+    return [torch.from_numpy(a.copy() if copy else a) if hasattr(a, "dtype") else a for a in arrays]
 
 
 def forward(x, *arrays, module=module):
-    (x,), (layer, *_) = tensors([x]), module(*tensors(arrays))
+    (x,), (layer, *_) = tensors([x], copy=False), module(*tensors(arrays, copy=False))
     return layer(x).detach().numpy()
 
 
 def backward(dy, x, *arrays, module=module):
-    (dy, x), (layer, *factors) = tensors([dy, x]), module(*tensors(arrays))
+    (dy, x), (layer, *factors) = tensors([dy, x], copy=False), module(*tensors(arrays, copy=False))
     layer(x.requires_grad_(x.is_floating_point())).backward(dy)
     grads = [None if p.grad is None else p.grad.numpy() for p in (x, *factors)]
     return dict(zip(("x", "lora_A", "lora_B", "magnitude"), grads, strict=False))

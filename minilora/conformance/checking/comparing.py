@@ -109,7 +109,7 @@ def under_a_condition(
         failed = sorted(set().union(*(where[key] for key in keys)))
         if not failed or len(failed) == len(trials):
             continue
-        own_trials, own_replies = ([every[i] for i in failed] for every in (trials, replies))
+        own_trials, own_replies = [trials[i] for i in failed], [replies[i] for i in failed]
         when = in_common([trial.problem for trial in own_trials], [trial.problem for trial in trials]).strip(", ")
         those = "the one" if len(failed) == 1 else "those"
         for bug in diagnose(kind, own_trials, own_replies, frozenset(keys)):

@@ -26,8 +26,8 @@ HOW = (
     " is put before a prompt. An `adapter` is a folder in PEFT's layout, or a list of such folders with weights: their"
     " updates are summed, each times its weight; an empty list is the base alone. A case with `after` is answered just"
     " after that one, by the same process.",
-    "Write ID.safetensors into a folder of your own, with a tensor `logits` (prompts, T, V), or (prompts, V) after the last"
-    " token; or, where you have no logits, `log_probabilities` of the same shape; with a tensor `ids` beside it,"
+    "Write ID.safetensors into a folder of your own, with a tensor `logits` (prompts, T, V), or (prompts, V) after the"
+    " last token; or, where you have no logits, `log_probabilities` of the same shape; with a tensor `ids` beside it,"
     " of the same shape, only those of these tokens. Beside or instead, `merged.NAME` is the base's weight NAME with"
     " the adapter folded in. Leave out what you do not have, but no case.",
     "A case that is `refused` must be refused: write nothing for it. Where such a case has `answers`, these are right"

@@ -116,8 +116,8 @@ class Judgement:
         cases = sorted(self.unexpected, key=lambda case: case.state != "wrong")
         alone = next((case for case in cases if case.id in self.bases and case.state == "wrong"), None)
         if alone is not None:
-            named = next((self.names[flag] for flag in alone.flags), alone.text)
-            return f"{alone.id}: the base is wrong without an adapter, so other cases do not count: {named}"
+            what = next((self.names[flag] for flag in alone.flags), alone.text)
+            return f"{alone.id}: the base is wrong without an adapter, so other cases do not count: {what}"
         unexpected = {case.id for case in cases}
         named = [flag for flag, ids in self.diagnoses.items() if unexpected & set(ids)]
         if named:
