@@ -101,10 +101,16 @@ def adapt(
     Raises
     ------
     ValueError
-        If `target_modules` names no layer, or one that has an adapter already, or an argument is out of range. If a
-        name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as in PEFT.
+        If `target_modules`, or a name in it, names no layer, or one that has an adapter already, or an argument is out
+        of range. If a name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as
+        in PEFT.
     TypeError
         If an argument is of another type.
+
+    Warns
+    -----
+    UserWarning
+        If the rank is above the smaller width of a layer, where it gains nothing.
     """
     check_model(model)
     check_rng(rng)
@@ -123,10 +129,21 @@ def adapt(
         if path in parameters:
             return _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
+        if adapter.rank > min(adapter.shape):
+            above.append((path, min(adapter.shape)))
         return _beside(base, variant.start(_matrix(base), adapter, **options))
 
+    above: list[tuple[str, int]] = []
     with unmoved(rng):
-        return _put(model, modules | parameters, beside)
+        adapted = _put(model, modules | parameters, beside)
+    if above:
+        path, width = above[0]
+        warnings.warn(
+            f"rank {rank} is above the smaller width of {len(above)} of the adapted layers, such as {path!r}: an update has "
+            f"at most rank {width} there, so rank={width} says as much with fewer numbers",
+            stacklevel=2,
+        )
+    return adapted
 
 
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
@@ -170,7 +187,7 @@ def _put(model: Layer, targets: Collection[str], beside: Callable[[str, Any], La
 
 
 def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str, Layer]:
-    """Return the layers without an adapter that `target_modules` names, by path; refuse one that names none."""
+    """Return the layers without an adapter that `target_modules` names, by path; refuse a name that names none."""
     check_model(model)
     check_target_modules(target_modules)
     free = {path: layer for path, layer in _free(model).items() if _kind(layer)}
@@ -180,6 +197,11 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
         raise ValueError(
             f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
         )
+    for name in [] if isinstance(target_modules, str) else target_modules:
+        if not any(_named(path, layer, [name]) for path, layer in targets.items()):
+            raise ValueError(
+                f"target_modules names {name!r}, which is no layer without an adapter; there are {_listed(free)}"
+            )
     return targets
 
 
@@ -318,6 +340,25 @@ def adapters(model: Layer) -> dict[str, Any]:
     """
     check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
+
+
+def ends_of(model: Layer) -> list[str]:
+    """Return the shortest names that say which layers of a model have adapters, for PEFT's ``target_modules``.
+
+    The last part of a path, such as "q_proj", where every layer of that name has an adapter; else the whole path, and
+    in a mixture, whose experts are modules of their own elsewhere. An array of a mixture is none of them.
+    """
+    layers = dict(walk(model))
+    stacks = {path for path, layer in layers.items() if isinstance(layer, (StackedLinear, StackedLoRALinear))}
+    paths = {path: is_adapted(layer) for path, layer in layers.items()}
+    if stacks:
+        return [path for path, adapted in paths.items() if adapted and path not in stacks]
+    names: dict[str, None] = {}  # in the order of the model
+    for path in adapters(model):
+        end = path.rsplit(".", 1)[-1]
+        same = [adapted for other, adapted in paths.items() if other == end or other.endswith(f".{end}")]
+        names[end if all(same) else path] = None
+    return [*names]
 
 
 def is_adapted(layer: Any) -> bool:

@@ -113,13 +113,15 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
     axes.legend()
 
 
-def plot_learning(rows: Sequence[tuple[int, float, float]]) -> Figure:
+def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[tuple[int, float]] = ()) -> Figure:
     """Draw how a training went: the loss on what it trained on, and the loss on what is held out.
 
     Parameters
     ----------
     rows : sequence of (int, float, float)
         Step, training loss and held-out loss. A training loss is the mean since the row before; NaN is left out.
+    each_step : sequence of (int, float), optional
+        A step and the training loss of its batch alone, drawn pale behind the means.
 
     Returns
     -------
@@ -130,6 +132,8 @@ def plot_learning(rows: Sequence[tuple[int, float, float]]) -> Figure:
     axes: Any = figure.subplots()
     steps, training, held_out = zip(*rows, strict=True)
     known = [(step, loss) for step, loss in zip(steps, training, strict=True) if loss == loss]
+    if each_step:
+        axes.plot(*zip(*each_step, strict=True), color=BASE, label="training, each step", alpha=0.35, linewidth=1)
     axes.plot(*zip(*known, strict=True) if known else ([], []), color=BASE, label="training", marker=".")
     axes.plot(steps, held_out, color=LORA, label="held out", marker=".")
     axes.set(xlabel="step", ylabel="loss, nats a token")

@@ -20,9 +20,11 @@ from minilora import (
     attach,
     merge,
 )
+from minilora.adaptation import ends_of
 from minilora.layer import Layer, walk
 
 from .support.compare import assert_close
+from .support.language import arrays_of, tiny_llama, tiny_mixture
 
 RNG = np.random.default_rng(7)
 
@@ -218,3 +220,40 @@ def test_attach_takes_a_dict_of_adapters_that_fit():
     adapter = next(iter(adapters(adapt(linear(12, 4), [""], rank=2, alpha=1, rng=RNG)).values()))
     with pytest.raises(ValueError, match=r"adapters\['conv'\] is not of kind 'conv2d', as Conv2d\("):
         attach(model, {"conv": adapter})
+
+
+def test_one_name_that_matches_nothing_is_an_error(tmp_path):
+    """PEFT passes over it, and trains something else than was asked for."""
+    model = tiny_llama()
+    before = {path: array.copy() for path, array in arrays_of(model).items()}
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="target_modules names 'xx', which is no layer without an adapter; there are "):
+        adapt(model, ["q_proj", "xx"], rank=2, alpha=4, rng=rng)
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    for path, array in arrays_of(model).items():
+        np.testing.assert_array_equal(array, before[path])
+
+
+@pytest.mark.parametrize(
+    ("targets", "ends"),
+    [
+        (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (["model.layers.1.self_attn.q_proj"], ["model.layers.1.self_attn.q_proj"]),
+        (r".*\.1\.mlp\.up_proj|.*k_proj", ["k_proj", "model.layers.1.mlp.up_proj"]),
+        ("all-linear", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    ],
+)
+def test_ends_of_paths_name_the_adapted_layers_and_no_other(targets, ends):
+    adapted = adapt(tiny_llama(), targets, rank=2, alpha=4, rng=np.random.default_rng(0))
+    assert ends_of(adapted) == ends
+    again = adapt(tiny_llama(), ends_of(adapted), rank=2, alpha=4, rng=np.random.default_rng(0))
+    assert adapters(again).keys() == adapters(adapted).keys()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_in_a_mixture_whole_paths_are_named(kind):
+    names = ["mlp.experts.gate_up_proj"]
+    some = {"rank": 2, "alpha": 4, "rng": np.random.default_rng(0), "target_parameters": names}
+    adapted = adapt(tiny_mixture(kind), ["q_proj"], **some)
+    assert ends_of(adapted) == [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
+    assert ends_of(adapt(tiny_mixture(kind), [], **some)) == []

@@ -30,8 +30,9 @@ from .streams import say, say_goes_on, say_interrupted
 
 if TYPE_CHECKING:
     from ..backend import Backend
+    from ..guards.machinememory import Memory
     from ..language.examples import Data
-    from ..language.finetuning.costs import Costs, Fit
+    from ..language.finetuning.costs import Costs, Fit, Measured
     from ..language.finetuning.losstable import Table
     from ..language.finetuning.recipe import Recipe, Settled
     from ..language.finetuning.stopped import Stopped
@@ -56,6 +57,7 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("text", type=path, metavar="TEXT", help="a text file in UTF-8, or a .jsonl file of examples")
     option("--save", metavar="DIR", type=path, required=True, help="write the adapter there, in PEFT's layout")
+    option("--overwrite", action="store_true", help="replace an adapter that the folder of --save holds")
     add_model(parser)
     option(
         "--target-modules",
@@ -71,6 +73,15 @@ def add(commands: Any) -> None:
     )
     option("--rank", type=int, default=8, metavar="R", help="rank of each adapter")
     option("--alpha", type=float, default=16.0, help="strength of the update, which is scaled by alpha / rank")
+    option("--use-rslora", action="store_true", help="scale the update by alpha / sqrt(rank) (rank-stabilised LoRA)")
+    option("--use-dora", action="store_true", help="train the length of each row of a weight apart (DoRA)")
+    option(
+        "--init",
+        choices=["lora", "pissa"],
+        default="lora",
+        help="start at zero, or from the leading singular vectors of the weights (PiSSA), which writes twice the rank",
+    )
+    option("--epochs", type=float, metavar="E", help="train on as many windows as E times all, in place of --steps")
     option("--steps", type=int, metavar="N", help=f"steps of Adam ({_by_size('steps')})")
     option(
         "--batch-size",
@@ -92,7 +103,13 @@ def add(commands: Any) -> None:
         help="parts of a batch (see --micro-batch) that are computed at once, each on a core: 2 by default where there "
         "are two cores, 1 on a GPU. The result is the same to the last bit",
     )
-    option("--length", type=int, default=128, metavar="N", help="tokens in a window; longer examples are cut")
+    option(
+        "--length",
+        type=int,
+        metavar="N",
+        help="tokens in a window (default: 128); longer examples are cut (default: the longest, as far as memory has "
+        "room)",
+    )
     option("--lr", type=float, help=f"Adam's step length ({_by_size('lr')})")
     option("--seed", type=int, default=0, metavar="N", help="seed of the adapters' start and the batches")
     option("--dtype", choices=["float32", "float64"], default="float32", help="type of all arrays")
@@ -104,6 +121,8 @@ def add(commands: Any) -> None:
         type=path,
         help="save the training's state there after every step; the same command goes on from it, also to more --steps",
     )
+    option("--anyway", action="store_true", help="train even if that needs more memory than is free")
+    option("--log", metavar="FILE", type=path, help="write a line of JSON there for each step: its losses")
     option("--plot", metavar="FILE", type=path, help="draw the training and the held-out loss (.png, .svg, .pdf)")
     parser.set_defaults(command=run, before_numpy=one_blas_thread)
 
@@ -118,7 +137,8 @@ def run(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     recipe.check()  # all that could fail after the training is tried before it
     if options.plot is not None:
-        check_plot(options.plot)
+        inputs = [(options.text, "the text"), (options.checkpoint, "the checkpoint"), (options.model, "the model")]
+        check_plot(options.plot, [(file, what) for file, what in inputs if file is not None])
     try:
         return _run(options, recipe)
     except KeyboardInterrupt:
@@ -140,23 +160,25 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     import numpy as np
 
-    from ..adaptation import adapt, adapters
+    from ..adaptation import adapt, adapters, ends_of
     from ..fast import keep_pages
     from ..files.adapters import save_adapter
+    from ..guards.machinememory import memory
+    from ..language.finetuning.costs import measure
+    from ..language.finetuning.heartbeat import Heartbeat
+    from ..language.finetuning.losstable import write_line
     from ..language.finetuning.session import train_adapter
     from ..layer import parameter_count
     from ..training import TrainingDiverged
 
     keep_pages()
     where, start = backend(options), time.perf_counter()
-    threads = _threads(options.workers, where)
+    threads, machine = _threads(options.workers, where), memory(where)
     stopped = _stopped(recipe, where)
-    if stopped is not None and stopped.numbers is not None:
-        recipe = recipe.settled(stopped.numbers)
+    if stopped is not None:
+        recipe = _going_on(recipe, stopped)
     data, model = _load(recipe, where)
     settled = recipe.settled(parameter_count(model))
-    warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
-    _print_data(settled, data)
     rng = np.random.default_rng(settled.seed)
     adapted = adapt(
         model,
@@ -165,22 +187,38 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         alpha=settled.alpha,
         rng=rng,
         target_parameters=settled.target_parameters,
+        use_rslora=settled.use_rslora,
+        use_dora=settled.use_dora,
+        init=settled.init,
     )
+    with Heartbeat(write_line, "         measuring what a step takes"):
+        measured = measure(adapted, where.asarray(data.X), where)
+    data = _within(data, settled, measured, machine, threads)
+    settled = settled.of(len(data.X), data.length)
+    warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
+    _print_data(settled, data)
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {settled.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
-    costs = _print_costs(settled, where, adapted, data, threads, stopped)
+    costs = measured.at(data.X.shape[1], threads, len(data.X_held))
+    _print_costs(settled, costs, machine, data, threads, stopped, options.anyway)
     try:
         table = train_adapter(settled, where, adapted, data, rng, threads, costs, stopped)
     except TrainingDiverged as error:
         raise TrainingDiverged(_diverged(settled, error.epoch), error.epoch) from error
-    save_adapter(settled.save, adapters(adapted), base_model=None if settled.model is None else str(settled.model))
+    save_adapter(
+        settled.save,
+        adapters(adapted),
+        base_model=None if settled.model is None else str(settled.model),
+        task_type="CAUSAL_LM",
+        target_modules=ends_of(adapted),
+    )
     print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
     if best := _best(settled, table):
         print(best)
     if options.plot is not None:
         from .. import figures
 
-        plot(figures.plot_learning(table.rows), options.plot)
+        plot(figures.plot_learning(table.rows, table.loss.each()), options.plot)
     return 0
 
 
@@ -201,10 +239,20 @@ def _stopped(recipe: Recipe, where: Backend) -> Stopped | None:
     stopped = read_stopped(recipe.checkpoint)
     if stopped is None or recipe.checkpoint is None:
         return None
-    expected = recipe if stopped.numbers is None else recipe.settled(stopped.numbers)
-    check_same(recipe.checkpoint, stopped, signature(expected, where), expected.steps)
-    print(f"resume   goes on from {stopped.where(expected.steps)} ({printable(str(recipe.checkpoint))})", flush=True)
+    expected = _going_on(recipe, stopped)
+    steps = None if recipe.epochs else expected.steps
+    check_same(recipe.checkpoint, stopped, signature(expected, where), steps)
+    print(f"resume   goes on from {stopped.where(steps)} ({printable(str(recipe.checkpoint))})", flush=True)
     return stopped
+
+
+def _going_on(recipe: Recipe, stopped: Stopped) -> Recipe:
+    """Return a recipe with what a training that goes on had settled."""
+    from dataclasses import replace
+
+    if recipe.length is None:
+        recipe = replace(recipe, length=stopped.signature.get("--length"))
+    return recipe if stopped.numbers is None else recipe.settled(stopped.numbers)
 
 
 def _say_stopped(recipe: Recipe, typed: list[str]) -> None:
@@ -218,7 +266,8 @@ def _say_stopped(recipe: Recipe, typed: list[str]) -> None:
     elif stopped is None:
         say(f"nothing is kept in {path} yet")
     else:
-        steps = recipe.steps if stopped.numbers is None else recipe.settled(stopped.numbers).steps
+        known = stopped.numbers is not None and recipe.epochs is None
+        steps = recipe.settled(stopped.numbers or 0).steps if known else recipe.steps
         say_goes_on(f"{stopped.where(steps)} is kept in {path}", typed)
 
 
@@ -245,13 +294,23 @@ def _load(recipe: Recipe, where: Backend) -> tuple[Data, Llama]:
     from ..layer import parameter_count
 
     with _doing(f"model    {model_name(recipe.model)}"):
-        data, model = load(recipe, where)
+        data, model = load(recipe, where, lambda what: print(f" ... {what}", end="", flush=True))
     count = parameter_count(model)
     print(f": {count:,} parameters in {recipe.dtype}, {where.device}", flush=True)
     if recipe.quantize:
         whole, coded = megabytes(count * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} with quantised linear layers, {whole} without")
     return data, model
+
+
+def _within(data: Data, recipe: Settled, measured: Measured, machine: Memory | None, threads: int) -> Data:
+    """Return the data; where nobody named a length and the longest example does not fit, in rows that do."""
+    from ..language.finetuning.costs import longest_that_fits
+
+    if recipe.length is not None or data.cut is None:
+        return data
+    length = longest_that_fits(measured, machine, data.length, min(threads, recipe.batch_size), len(data.X_held))
+    return data if length in (1, data.length) else data.cut(length)
 
 
 def _print_data(recipe: Settled, data: Data) -> None:
@@ -269,10 +328,16 @@ def _print_data(recipe: Settled, data: Data) -> None:
 
 
 def _print_costs(
-    recipe: Settled, where: Backend, adapted: Any, data: Data, threads: int, stopped: Stopped | None
-) -> Costs:
-    """Print what memory and time the training is going to take."""
-    from ..language.finetuning.costs import costs_of, fit
+    recipe: Settled,
+    costs: Costs,
+    machine: Memory | None,
+    data: Data,
+    threads: int,
+    stopped: Stopped | None,
+    anyway: bool,
+) -> None:
+    """Print what memory and time the training is going to take; refuse one that needs more memory than is free."""
+    from ..language.finetuning.costs import fit
     from ..language.finetuning.losstable import duration, rows_to_come
     from ..language.finetuning.session import part_size
     from ..language.trainingmemory import megabytes
@@ -280,10 +345,9 @@ def _print_costs(
     rows = part_size(recipe)
     parts = min(threads, math.ceil(recipe.batch_size / rows))  # at once
     most = parts * rows
-    costs = costs_of(adapted, where.asarray(data.X), where, threads, len(data.X_held), most)
     what = f"for the backward of {parts} x {rows} {data.rows} at a time"
     print(f"memory   {megabytes(costs.activations(most))} of activations {what}")
-    line, hint = _beside_the_machine(costs, fit(costs, where, rows, parts), most, parts)
+    line, hint = _beside_the_machine(costs, fit(costs, machine, rows, parts), most, parts)
     print(f"         {line}")
     done, known = (stopped.saved.epoch, stopped.before is not None) if stopped else (0, False)
     steps, filled = recipe.steps - done, data.row_tokens / data.X.shape[1]  # the rest of a row is not computed
@@ -292,9 +356,10 @@ def _print_costs(
     print(f"time     {steps} steps of {recipe.batch_size} {data.rows}, very roughly {duration(seconds)}\n", flush=True)
     if data.example:
         print(f"{data.example}\n", flush=True)
+    if hint and not anyway:
+        raise ValueError(f"{hint}; --anyway begins all the same")
     if hint:
         say(hint)
-    return costs
 
 
 def _beside_the_machine(costs: Costs, fit: Fit, windows: int, workers: int) -> tuple[str, str]:

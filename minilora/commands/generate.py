@@ -34,6 +34,9 @@ def add(commands: Any) -> None:
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
     option("--chat", action="store_true", help="answer PROMPT, by the model's chat template")
+    option(
+        "--system", metavar="TEXT", help="with --chat: the system message before PROMPT, such as one that was trained"
+    )
     option("--tokens", type=int, default=100, metavar="N", help="the largest number of tokens to generate")
     option(
         "--temperature",
@@ -74,11 +77,15 @@ def run(options: argparse.Namespace) -> int:
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     if not options.prompt:
         raise ValueError("the prompt is empty: give at least one word")
+    if options.system is not None and not options.chat:
+        raise ValueError("--system is a message of a chat: it goes with --chat")
     where, source = backend(options), model_path(options.model)
     adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
     tokenizer = load_tokenizer(source)
     prompt = (
-        read_question(options.prompt, source, tokenizer) if options.chat else read_prompt(options.prompt, tokenizer)
+        read_question(options.prompt, source, tokenizer, options.system)
+        if options.chat
+        else read_prompt(options.prompt, tokenizer)
     )
     model = load_model(options.model, "float32", where, options.quantize)
     if adapters:

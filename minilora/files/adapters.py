@@ -35,7 +35,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,8 @@ def save_adapter(
     *,
     fan_in_fan_out: bool = False,
     base_model: str | None = None,
+    task_type: str | None = None,
+    target_modules: Sequence[str] | None = None,
 ) -> None:
     """Write adapters in PEFT's layout.
 
@@ -155,6 +157,11 @@ def save_adapter(
         Whether the base stores its weights (in, out). The adapters' factors are the same either way.
     base_model : str, optional
         The base's name or path, for readers that look for it.
+    task_type : str, optional
+        What the model is for, such as "CAUSAL_LM": PEFT's ``AutoPeftModelForCausalLM`` loads no adapter without it.
+    target_modules : sequence of str, optional
+        Ends of the paths, such as "q_proj", that name these modules of the base and no other
+        (`minilora.adaptation.ends_of`). Without them the file has the whole paths.
 
     Raises
     ------
@@ -191,7 +198,11 @@ def save_adapter(
         check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    config = config_text(_config(by_path, use_rslora, fan_in_fan_out, base_model))
+    further: dict[str, Any] = {"task_type": task_type}
+    if target_modules is not None:
+        _check_ends(target_modules, by_path)
+        further["target_modules"] = [*target_modules]
+    config = config_text(_config(by_path, use_rslora, fan_in_fan_out, base_model) | further)
     full = [module for module, a in by_path.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
     header = tensor_header(tensors, notes)
@@ -296,6 +307,14 @@ def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:
                 f"layers[{short(having[0])}] has {variant.name}'s {variant.array} and layers[{short(others[0])}] has "
                 f"none: PEFT's configuration has one {names.flag} for all modules. Save them to two folders"
             )
+
+
+def _check_ends(target_modules: Sequence[str], by_path: Mapping[str, Adapter | StackedLoRA]) -> None:
+    """Refuse ends of paths that do not name each module; which others of the base they name, the caller knows."""
+    for module, adapter in by_path.items():
+        ends = (module == name or module.endswith(f".{name}") for name in target_modules)
+        if not isinstance(adapter, StackedLoRA) and not any(ends):
+            raise ValueError(f"target_modules names all but {short(module)}: expected an end of each path of layers")
 
 
 def check_adapter_target(path: Path) -> None:

@@ -39,7 +39,7 @@ from ..checks import check_flag, check_path
 from ..guards.errors import FileRefused, short
 from ..guards.inputfiles import read_start
 from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, same_bytes
-from ..guards.wholefiles import is_new_or_empty, replaceable, synced, written_folder, written_whole
+from ..guards.wholefiles import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole
 from ..variants.dora import divisible
 from .base.companions import files_beside, write_beside
 from .base.expertweights import ExpertTensor, expert_tensors
@@ -299,10 +299,8 @@ def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
     if base.index is None and not whole:
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
-        for path in (base.path, adapter / CONFIG_NAME, adapter / WEIGHTS_NAME):
-            if os.path.exists(out) and os.path.samefile(out, path):
-                what = "the base itself" if path == base.path else "a file of the adapter"
-                raise ValueError(f"out {str(out)!r} is {what}, expected another file")
+        files = [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)]
+        refuse_inputs("out", out, [(base.path, "the base itself"), *files])
         replaceable(out)
         return
     if not is_new_or_empty(out):

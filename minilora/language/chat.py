@@ -15,12 +15,15 @@ chat is refused.
 The text is then encoded whole, as transformers does. A token counts if it holds letters of a turn. A turn is over with
 its end token, here <|im_end|>: a line break that the template writes behind it does not count. Whatever a message says
 goes into the text as it is, so that "<|im_end|>" within one becomes the end token, also as in transformers.
+
+A template that knows no tools writes nothing of a tool call. A chat of which something leaves no trace in the text is
+therefore refused, see `check_traces`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,10 +62,10 @@ def write_chat(
     ------
     ValueError
         If the messages are none, if no turn is the assistant's or one is empty, or if the template refuses them or
-        writes them otherwise once another follows.
+        writes them otherwise once another follows, or leaves out something that they or the tools say.
     """
-    check_messages(messages)
-    text, turns = template.render(messages, tools=tools), []
+    messages = checked_messages(messages)
+    text, turns = _whole(messages, template, tools), []
     for i, message in enumerate(messages):
         if message["role"] == SPEAKER:
             before = template.render(messages[:i], add_generation_prompt=True, tools=tools)
@@ -73,9 +76,19 @@ def write_chat(
             if before == after:
                 raise ValueError(f"the chat template writes nothing of message {i + 1}, the {SPEAKER}'s")
             turns.append((len(before), len(after)))
-    if not turns:
-        raise ValueError(f"no message is the {SPEAKER}'s: there is nothing to learn")
+    check_traces(messages, template, tools, text)
     return text, turns
+
+
+def _whole(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
+    """Return what the template makes of a chat. Some fail on a content that is null."""
+    try:
+        return template.render(messages, tools=tools)
+    except ValueError as error:
+        empty = [i for i, message in enumerate(messages, start=1) if message.get("content") is None]
+        if not empty:
+            raise
+        raise ValueError(f'{error}. The content of message {empty[0]} is null: many templates expect ""') from error
 
 
 def _no_prefix(i: int, shorter: str, longer: str) -> str:
@@ -88,18 +101,121 @@ def _no_prefix(i: int, shorter: str, longer: str) -> str:
     )
 
 
-def check_messages(messages: Any) -> None:
-    """Refuse what is no list of messages, or has an empty one of the assistant's."""
+def checked_messages(messages: Any) -> list[Message]:
+    """Return messages, a content in parts of text as one text; refuse what is no chat, or has nothing to learn."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError(f"messages is {short(messages)}, expected a list of messages")
+    checked: list[Message] = []
     for i, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {i} is {short(message)}, expected an object with role and content")
-        content, calls = message.get("content"), message.get("tool_calls")
+        content, calls = _joined(message.get("content")), message.get("tool_calls")
         if not isinstance(content, str) and not (content is None and calls):
             raise ValueError(f"the content of message {i} is {short(content)}, expected a text")
         if message["role"] == SPEAKER and not calls and not str(content).strip():
             raise ValueError(f"message {i} is an empty answer of the {SPEAKER}'s: {short(content)}")
+        checked.append({**message, "content": content} if "content" in message else message)
+    roles = sorted({message["role"] for message in checked})
+    if SPEAKER not in roles:
+        raise ValueError(f"no message is the {SPEAKER}'s: there is nothing to learn. The roles are {short(roles)}")
+    return checked
+
+
+def _joined(content: Any) -> Any:
+    """Return a content whose parts are all texts as one text, with nothing between them; any other as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts: list[Any] = [part["text"] for part in content if isinstance(part, dict) and part.keys() == {"type", "text"}]
+    whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
+    whole = whole and all(part["type"] == "text" for part in content)
+    return "".join(texts) if whole else content
+
+
+# --- what leaves no trace -------------------------------------------------------------------------------------------
+
+
+def check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> None:
+    """Refuse a chat of which the template leaves something out: the model would not learn it, and nobody would notice.
+
+    The chat is written once more without each key of a message but its role (the contents all at once, a mark in the
+    place of each; one by one only those whose mark is missing), without each tool call, without a call's
+    name and its arguments, and without each tool. Where the text stays the same, nothing of it is in there. A value
+    that says nothing, such as null or an empty list, may be left out.
+
+    Parameters
+    ----------
+    messages, template, tools
+        As `write_chat` takes them.
+    text : str
+        What the template makes of all of them.
+
+    Raises
+    ------
+    ValueError
+        If something leaves no trace in the text.
+    """
+    seen = _contents_seen(messages, template, tools)
+    for i, message in enumerate(messages):
+        for what, changed in _without(message):
+            if what == "content" and i in seen:
+                continue
+            if _same([*messages[:i], changed, *messages[i + 1 :]], template, tools, text):
+                raise ValueError(_no_trace(f"{what} of message {i + 1}"))
+    for i in range(len(tools or ())):
+        if _same(messages, template, [*tools[:i], *tools[i + 1 :]], text):  # type: ignore[index]
+            raise ValueError(_no_trace(f"tool {i + 1} of its tools"))
+
+
+def _no_trace(what: str) -> str:
+    return (
+        f"{what} leaves no trace in what the chat template writes, so the model cannot learn it: take it out, or say "
+        "it in the content"
+    )
+
+
+def _same(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> bool:
+    """Return whether the template writes this text of a chat; one that it cannot write is another."""
+    try:
+        return template.render(messages, tools=tools) == text
+    except ValueError:
+        return False
+
+
+def _contents_seen(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> set[int]:
+    """Return the messages of which the content is surely in the text: one chat with a mark in each shows them."""
+    marks = {i: f"<mark {i} of many>" for i, message in enumerate(messages) if message.get("content")}
+    try:
+        marked = [{**message, "content": marks[i]} if i in marks else message for i, message in enumerate(messages)]
+        text = template.render(marked, tools=tools)
+    except ValueError:
+        return set()
+    return {i for i, mark in marks.items() if mark in text}
+
+
+def _without(message: Message) -> Iterator[tuple[str, Message]]:
+    """Yield the names of what a message says, and the message without it."""
+    for key, value in message.items():
+        if key == "role" or value is None or value in ("", [], {}):
+            continue
+        if key == "content":
+            if str(value).strip():
+                yield key, {**message, key: ""}
+            continue
+        yield f"the key {short(key)}", {name: part for name, part in message.items() if name != key}
+        if key == "tool_calls" and isinstance(value, list):
+            yield from _without_calls(message, value)
+
+
+def _without_calls(message: Message, calls: Sequence[Any]) -> Iterator[tuple[str, Message]]:
+    for k, call in enumerate(calls):
+        if len(calls) > 1:
+            yield f"tool call {k + 1}", {**message, "tool_calls": [*calls[:k], *calls[k + 1 :]]}
+        function = call.get("function", call) if isinstance(call, dict) else None
+        for key in ("name", "arguments"):
+            if isinstance(function, dict) and function.get(key):
+                other = {**function, key: "" if isinstance(function[key], str) else {}}
+                changed = {**call, "function": other} if "function" in call else other
+                yield f"{key} of tool call {k + 1}", {**message, "tool_calls": [*calls[:k], changed, *calls[k + 1 :]]}
 
 
 def tokens_of(part: tuple[int, int], places: Sequence[tuple[int, int]]) -> slice:
@@ -163,7 +279,9 @@ def is_control(number: int, tokenizer: Tokenizer) -> bool:
     return not tokenizer.decode([number]) and bool(tokenizer.spell([number]))
 
 
-def encode_question(question: str, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[list[int], frozenset[int]]:
+def encode_question(
+    question: str, template: ChatTemplate, tokenizer: Tokenizer, system: str | None = None
+) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a user's message with what lets the model answer, and the tokens that end the answer.
 
     The end tokens are the model's, and the one with which the template ends a turn.
@@ -174,13 +292,19 @@ def encode_question(question: str, template: ChatTemplate, tokenizer: Tokenizer)
         The message.
     template, tokenizer : ChatTemplate, Tokenizer
         The model's.
+    system : str, optional
+        A system message that stands before it.
 
     Raises
     ------
     ValueError
-        If the template refuses the message.
+        If the template refuses a message, or writes nothing of the system's.
     """
     messages: list[Message] = [{"role": "user", "content": question}]
+    if system is not None:
+        alone, messages = messages, [{"role": "system", "content": system}, *messages]
+        if template.render(alone) == template.render(messages):
+            raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
     ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
     try:
         answered, counted = encode_chat([*messages, {"role": SPEAKER, "content": "Yes."}], template, tokenizer)

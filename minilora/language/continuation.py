@@ -28,8 +28,8 @@ def read_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
     return Prompt([*tokenizer.begin, *ids], text, ids, tokenizer.end)
 
 
-def read_question(message: str, model: Path, tokenizer: Tokenizer) -> Prompt:
-    """Return a user's message that the model is to answer; the answer is shown alone.
+def read_question(message: str, model: Path, tokenizer: Tokenizer, system: str | None = None) -> Prompt:
+    """Return a user's message that the model is to answer, behind a system message if any; the answer is shown alone.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def read_question(message: str, model: Path, tokenizer: Tokenizer) -> Prompt:
         If the model has no chat template, or it refuses the message.
     """
     with load_template(model) as template:
-        ids, end = encode_question(message, template, tokenizer)
+        ids, end = encode_question(message, template, tokenizer, system)
     return Prompt(ids, "", [], end)
 
 

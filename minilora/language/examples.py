@@ -21,7 +21,7 @@ gradient depends on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,19 +31,21 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_path
-from ..guards.errors import FileRefused, printable, short
-from ..guards.inputfiles import parse_json
+from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
 from ..training import Gradients, evaluate_of
 from .chat import encode_chat, tokens_of
 from .chattemplate import ChatTemplate, load_template
+from .records import ARRAY, Record, checked, converted, read_records
 from .text import check_vocabulary, is_held_out, read_text, spread, token_ids, windows
 from .tokenizer import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
-KINDS = ({"messages"}, {"prompt", "completion"}, {"text"})
-"""The keys of which an example has those of one set, whatever else it has."""
+WINDOW = 128
+"""Tokens in a window of a text."""
+LONGEST_ROW = 1024
+"""Tokens of a {"text"} in a row: what exceeds them goes on in the next, so that nothing is lost."""
 FILLED = 0
 """The id that fills a row: every model has it, and none sees it."""
 DATA = {
@@ -59,6 +61,8 @@ INSTEAD = (
 )
 TABLE_LINES = 10
 """A text whose first lines, at least so many, have the same number of commas, semicolons or tabs is a table."""
+LISTED = 20
+"""The most lines of examples that are left out whose numbers are shown."""
 SHOWN = 40
 """The most lines of an example that are shown, and the letters of each are at most five times as many."""
 
@@ -84,14 +88,18 @@ class Data:
     rows: str  # what a row is, "windows" or "examples"
     summary: str  # what the file holds, in a line
     row_tokens: float  # of a row to train on, on average, without what fills it
+    length: int  # the most tokens of a row
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
+    cut: Callable[[int], Data] | None = None  # examples in rows of another length
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse data with ids that a model of `size` tokens does not have: the tokenizer is another model's."""
         check_vocabulary(max(int(ids.max()) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
 
 
-def load_data(path: str | Path, model: str | Path, length: int, *, tokenizer: Tokenizer | None = None) -> Data:
+def load_data(
+    path: str | Path, model: str | Path, length: int | None = None, *, tokenizer: Tokenizer | None = None
+) -> Data:
     """Read a text, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
     One window in ten is held out, or one example in ten.
@@ -102,8 +110,10 @@ def load_data(path: str | Path, model: str | Path, length: int, *, tokenizer: To
         A text in UTF-8, or a .jsonl file.
     model : path
         The model, as `minilora.language.tokenizer.load_tokenizer` takes it.
-    length : int
-        Of a row, at least 1. What exceeds it of a chat or a completion is cut off.
+    length : int, optional
+        Of a row, at least 1. What exceeds it of a chat or a completion is cut off. Without it, no token that counts is:
+        a row is as long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`. A window of a
+        text in prose has `WINDOW` tokens.
     tokenizer : Tokenizer, optional
         The model's, where it was read before.
 
@@ -116,27 +126,32 @@ def load_data(path: str | Path, model: str | Path, length: int, *, tokenizer: To
     ------
     FileRefused
         If the file holds neither prose nor examples. An example is refused by the number of its line: one without a
-        kind, with an empty completion, or with a prompt that leaves none of the row to the completion; and a chat that
-        the model's template refuses.
+        kind or with an empty completion, before the model is touched; and a chat that the model's template refuses, or
+        leaves a part of out.
     ValueError, TypeError
         If there are less than two windows or examples, or `length` is out of range.
     """
-    path, length = check_path("data", path), check_integer("length", length, at_least=1)
+    path = check_path("data", path)
+    length = None if length is None else check_integer("length", length, at_least=1)
     refuse_data(path)
-    tokenizer = tokenizer or load_tokenizer(model)
     if path.suffix.lower() == EXAMPLES:
-        return _of_examples(path, [*read_examples(path, model, tokenizer)], length, tokenizer)
+        records = read_records(path)
+        tokenizer = tokenizer or load_tokenizer(model)
+        return of_examples(path, [*read_examples(path, records, model, tokenizer)], length, tokenizer)
     text = read_text(path)
     refuse_table(path, text)
-    ids = token_ids(text, tokenizer.encode)
+    length = WINDOW if length is None else length
+    ids = token_ids(text, (tokenizer or load_tokenizer(model)).encode)
     arrays = windows(ids, length)
-    return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}", length)
+    return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}", length, length)
 
 
 def refuse_data(path: Path) -> None:
     """Refuse a file whose name says that it holds something else than a text, before it is read."""
-    if path.suffix.lower() in DATA and path.exists():
-        raise FileRefused(path, f"by its name it holds {DATA[path.suffix.lower()]}: {INSTEAD}")
+    ending = path.suffix.lower()
+    if ending in DATA and path.exists():
+        how = f". A list of objects: {converted(path, ARRAY)}" if ending == ".json" else ""
+        raise FileRefused(path, f"by its name it holds {DATA[ending]}: {INSTEAD}{how}")
 
 
 def refuse_table(path: Path, text: str) -> None:
@@ -145,7 +160,7 @@ def refuse_table(path: Path, text: str) -> None:
     if all(line.lstrip().startswith("{") and _is_json(line) for line in lines[:3]):
         raise FileRefused(path, f"it holds a line of JSON after the other: {INSTEAD}, named so")
     if text.lstrip()[:1] in ("{", "[") and _is_json(text):
-        raise FileRefused(path, f"it holds JSON: {INSTEAD}")
+        raise FileRefused(path, f"it holds JSON: {INSTEAD}. A list of objects: {converted(path, ARRAY)}")
     lines = lines[:-1] if len(text) > 1 << 16 else lines  # the last may be cut
     for mark in "\t;,":
         counts = {line.strip().count(mark) for line in lines}
@@ -162,36 +177,21 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def read_examples(path: Path, model: str | Path, tokenizer: Tokenizer) -> Iterator[Example]:
-    """Yield the examples of a .jsonl file; one that is none is refused by its line. Blank lines are passed over.
+def read_examples(path: Path, records: Iterable[Record], model: str | Path, tokenizer: Tokenizer) -> Iterator[Example]:
+    """Yield records as tokens; one that the chat template refuses is refused by its line.
 
     The chat template is read where the first chat comes.
     """
     template: ChatTemplate | None = None
     with ExitStack() as stack:
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            if not line.strip():
-                continue
-            record = parse_json(path, line.encode(), f"example in line {number}")
+        for line, kind, entries in records:
             try:
-                kind = kind_of_example(record)
                 if template is None and kind == {"messages"}:
                     template = stack.enter_context(load_template(model))
-                ids, counted = encode_example(record, tokenizer, template)
+                ids, counted = encode_example(entries, tokenizer, template)
             except (ValueError, TypeError) as error:
-                raise FileRefused(path, f"line {number}: {error}") from error
-            yield Example(number, np.array(ids, np.int64), counted, whole=kind == {"text"})
-
-
-def kind_of_example(record: dict[str, Any]) -> set[str]:
-    """Return the keys that say what an example is, or refuse one that is of no kind, or of two."""
-    kinds = [kind for kind in KINDS if kind <= record.keys()]
-    if len(kinds) != 1:
-        raise ValueError(
-            f"its keys are {short(sorted(record))}, expected those of one kind: messages, prompt and completion, or "
-            "text"
-        )
-    return kinds[0]
+                raise FileRefused(path, f"line {line}: {error}") from error
+            yield Example(line, np.array(ids, np.int64), counted, whole=kind == {"text"})
 
 
 def encode_example(
@@ -223,17 +223,12 @@ def encode_example(
     ValueError
         If nothing of it counts, or the template refuses it.
     """
-    kind = kind_of_example(record)
+    kind, entries = checked(record)
     if kind == {"messages"}:
         if template is None:
             raise ValueError("messages need the model's chat template")
-        return encode_chat(record["messages"], template, tokenizer, record.get("tools"))
-    prompt, completion = ("", record["text"]) if kind == {"text"} else (record["prompt"], record["completion"])
-    for name, text in (("prompt", prompt), ("text" if kind == {"text"} else "completion", completion)):
-        if not isinstance(text, str):
-            raise ValueError(f"its {name} is {short(text)}, expected a text")
-        if name != "prompt" and not text.strip():
-            raise ValueError(f"its {name} is empty: {short(text)}")
+        return encode_chat(entries["messages"], template, tokenizer, entries["tools"])
+    prompt, completion = ("", entries["text"]) if kind == {"text"} else (entries["prompt"], entries["completion"])
     text = prompt + completion
     ids = token_ids(text, tokenizer.encode)
     counted = np.zeros(len(ids), bool)
@@ -247,21 +242,19 @@ def encode_example(
 def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the inputs of an example and its targets, -100 where none counts: one row; of a text as many as it needs.
 
-    Raises
-    ------
-    ValueError
-        If no target counts: what comes before the first that does fills the row.
+    There is none if no target counts: what comes before the first that does fills the row.
     """
     targets = np.where(example.counted, example.ids, IGNORED)
     starts = range(0, len(example.ids) - 1, length) if example.whole else (0,)
     rows = [(example.ids[s : s + length], targets[s + 1 : s + length + 1]) for s in starts]
     rows = [(x[: len(y)], y) for x, y in rows]
-    if not any((y != IGNORED).any() for _, y in rows):
-        first = int(np.flatnonzero(example.counted)[0])
-        raise ValueError(
-            f"{first} tokens come before the first that counts, and the length is {length}: nothing is left to learn"
-        )
-    return rows
+    return rows if any((y != IGNORED).any() for _, y in rows) else []
+
+
+def length_of(example: Example) -> int:
+    """Return the least length of a row, at least 1, at which no token that counts is cut off."""
+    last = int(example.counted.nonzero()[0][-1])
+    return max(1, min(last, LONGEST_ROW) if example.whole else last)
 
 
 def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -299,30 +292,64 @@ class WithoutFilling:
         return evaluate_of(self.gradients)(model, X, Y, loss)
 
 
-def _of_examples(path: Path, examples: list[Example], length: int, tokenizer: Tokenizer) -> Data:
-    """Return examples as arrays, as wide as the longest of them needs, one in ten held out."""
+def of_examples(path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer) -> Data:
+    """Return examples as arrays, as wide as the longest of them needs, one in ten held out.
+
+    An example of which no token that counts is left is left out, and named.
+    """
     if len(examples) < 2:
         raise FileRefused(path, f"it has {len(examples)} example, expected at least 2: one is held out")
+    longest = max(length_of(example) for example in examples)
+    length = longest if length is None else length
+    rows = [rows_of(example, length) for example in examples]
+    kept = [example for example, own in zip(examples, rows, strict=True) if own]
+    if len(kept) < 2:
+        raise FileRefused(
+            path,
+            f"{len(kept)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at least "
+            f"2: --length {longest} keeps all",
+        )
     trained: list[tuple[np.ndarray, np.ndarray]] = []
     held: list[tuple[np.ndarray, np.ndarray]] = []
-    is_held = is_held_out(len(examples))
-    for example, to_measure in zip(examples, is_held, strict=True):
-        try:
-            (held if to_measure else trained).extend(rows_of(example, length))
-        except ValueError as error:
-            raise FileRefused(path, f"line {example.line}: {error}") from None
+    is_held = is_held_out(len(kept))
+    for own, to_measure in zip(filter(None, rows), is_held, strict=True):
+        (held if to_measure else trained).extend(own)
     measured = [held[row] for row in spread(np.arange(len(held)))]
-    width = max(len(x) for x, _ in trained + measured)
-    held_out = int(is_held.sum())
+    width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
-    cut = sum(not e.whole and len(e.ids) > length + 1 for e in examples)
     summary = (
-        f"{len(examples) - held_out:,} examples and {held_out:,} held out, {counted:,} of {tokens:,} tokens count"
-        + (f", {cut:,} are cut after {length} tokens" if cut else "")
+        f"{len(kept) - held_out:,} examples and {held_out:,} held out, {counted:,} of {tokens:,} tokens count"
+        f"{_lost(examples, length, longest)}"
     )
-    shown = examples[int(is_held.argmin())]  # the first to train on
+    shown = kept[int(is_held.argmin())]  # the first to train on
     arrays, row_tokens = (*filled(trained, width), *filled(measured, width)), np.mean([len(x) for x, _ in trained])
-    return Data(*arrays, "examples", summary, float(row_tokens), show(shown, length, tokenizer))
+    return Data(
+        *arrays,
+        "examples",
+        summary,
+        float(row_tokens),
+        length,
+        show(shown, length, tokenizer),
+        lambda other: of_examples(path, examples, other, tokenizer),
+    )
+
+
+def _lost(examples: list[Example], length: int, longest: int) -> str:
+    """Say what a length cuts off of examples, and which it leaves out; "" where nothing that counts is lost."""
+    cut = [example for example in examples if not example.whole and length_of(example) > length]
+    gone = [example for example in examples if not rows_of(example, length)]
+    text = ""
+    if cut:
+        lost = sum(int(example.counted[length + 1 :].sum()) for example in cut)
+        text = (
+            f", {len(cut):,} are cut after {length} tokens: {lost:,} more that count are lost, and --length {longest} "
+            "keeps all"
+        )
+    if gone:
+        lines = ", ".join(str(example.line) for example in gone[:LISTED]) + (", ..." if len(gone) > LISTED else "")
+        lines = f"line{'s' * (len(gone) > 1)} {lines}"
+        text += f"; {len(gone):,} with nothing to learn in a row of {length} are left out ({lines})"
+    return text
 
 
 def show(example: Example, length: int, tokenizer: Tokenizer) -> str:

@@ -11,6 +11,7 @@ is what makes all positions of a window one training example each.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_path, kind_of
+from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, cross_entropy
 from ..training import backpropagate
@@ -29,7 +31,7 @@ HELD_OUT = 10
 """One window in ten is held out, all through the text, since the parts of a text differ."""
 PIECE = 1 << 18
 """Characters of a text that are encoded at a time."""
-UNCUT = 1 << 22
+UNCUT = 1 << 21
 """Characters that are encoded at once where a tokenizer allows no cut between them."""
 CONTEXT = 256
 """Characters on either side of a place that decide whether it is a place for a cut."""
@@ -195,6 +197,11 @@ def read_text(path: str | Path) -> str:
     path = check_path("text", path)
     with open_regular(path) as file:
         data = file.read()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # of a letter, one byte in two is 0
+        name = printable(shlex.quote(str(path)))
+        raise ValueError(
+            f"{str(path)!r} is not a text in UTF-8 but in UTF-16: iconv -f UTF-16 -t UTF-8 {name} > NEW converts it"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

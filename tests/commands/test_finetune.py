@@ -22,6 +22,7 @@ from minilora import (
     adapt,
     adapters,
     attach,
+    cli,
     cross_entropy,
     evaluate,
     load_adapter,
@@ -30,6 +31,7 @@ from minilora import (
 )
 from minilora.commands.finetune import _best
 from minilora.fast import accumulate
+from minilora.figures import plot_learning
 from minilora.files.checkpoint import read
 from minilora.guards.tensorfile import TensorFile
 from minilora.language.examples import load_data
@@ -410,12 +412,134 @@ def test_a_finetuned_adapter_names_its_base(folder, capsys):
     config = json.loads((folder / "a" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "model"
     assert (config["r"], config["lora_alpha"]) == (2, 16)
+    assert config["task_type"] == "CAUSAL_LM"
+    assert config["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def test_a_folder_that_holds_an_adapter_is_not_replaced_unless_it_may_be(folder, capsys, monkeypatch):
+    some = ["finetune", "text", "--save", "a", "--model", "model", *TWO]
+    assert run(*some, "--checkpoint", "c") == 0
+    before = {path: path.read_bytes() for path in Path("a").iterdir()}
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr("minilora.language.text.open_regular", lambda path: pytest.fail("something is read"))
+        assert run(*some) == 2
+        assert run(*some, "--checkpoint", "new") == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "minilora: save 'a' holds an adapter: name another folder, or say --overwrite\n" * 2)
+    assert {path: path.read_bytes() for path in Path("a").iterdir()} == before
+    assert run(*some, "--checkpoint", "c", "--steps", "3") == 0
+    gone_on = Path("a/adapter_model.safetensors").read_bytes()
+    assert gone_on not in before.values()
+    assert run(*some, "--overwrite") == 0
+    assert Path("a/adapter_model.safetensors").read_bytes() in before.values()
+
+
+def test_a_name_that_matches_nothing_is_refused_beside_one_that_does(folder, capsys):
+    assert finetune("--target-modules", "q_proj,xx") == 2
+    assert "target_modules names 'xx', which is no layer without an adapter" in capsys.readouterr().err
+    assert not Path("a").exists()
 
 
 def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
     found = {}
     for more in ([], ["--lr", "3e-3"], ["--lr", "3e-4"]):
-        assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, *more) == 0
+        assert run("finetune", "text", "--save", "a", "--model", "model", "--overwrite", *TWO, *more) == 0
         found[" ".join(more)] = next(iter(load_adapter("a").values())).lora_B
     np.testing.assert_array_equal(found[""], found["--lr 3e-3"])
     assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("output", ["text.svg", "c.svg"])
+def test_a_figure_never_takes_the_place_of_what_the_training_keeps_or_reads(folder, capsys, output):
+    pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
+    Path("text.svg").write_text("the cat")
+    line = ["finetune", "text.svg", "--model", "model", "--save", "s", "--checkpoint", "c.svg", "--plot", output]
+    assert cli.main(line) == 2
+    assert re.search("plot file .* is the (text|checkpoint), expected another file", capsys.readouterr().err)
+    assert not Path("c.svg").exists()
+    assert Path("text.svg").read_text() == "the cat"
+
+
+def test_the_figure_has_every_step_also_of_a_training_that_went_on(folder, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("minilora.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))
+    assert finetune("--plot", "p.svg") == 0
+    assert finetune("--checkpoint", "c", "--steps", "7") == 0
+    assert finetune("--checkpoint", "c", "--plot", "p.svg") == 0
+    (table, each), again = drawn
+    assert [step for step, _ in each] == [*range(1, 31)]
+    assert again[1] == each
+    assert np.mean([loss for _, loss in each[:20]]) == pytest.approx(table[1][1], rel=1e-12)
+    assert np.mean([loss for _, loss in each[20:]]) == pytest.approx(table[2][1], rel=1e-12)
+    figure = plot_learning(table, each)
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), each)
+
+
+def test_the_log_has_each_step_and_each_measurement(folder, capsys):
+    assert finetune("--log", "l.jsonl", "--steps", "23", "--checkpoint", "c") == 0
+    shown, lines = (
+        rows(capsys.readouterr().out),
+        [json.loads(line) for line in Path("l.jsonl").read_text().splitlines()],
+    )
+    assert [line["step"] for line in lines] == [*range(24)]
+    assert ["training_loss" in line for line in lines] == [False, *[True] * 23]
+    assert {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line} == pytest.approx(
+        {step: held_out for step, _, held_out in shown}, abs=6e-4
+    )
+    assert finetune("--log", "l.jsonl", "--checkpoint", "c") == 0
+    resumed = [json.loads(line) for line in Path("l.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in resumed] == [*range(31)]
+    assert resumed[:23] == lines[:23]
+    assert finetune("--log", "whole.jsonl") == 0
+    whole = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
+    assert [line.get("training_loss") for line in resumed] == [line.get("training_loss") for line in whole]
+
+
+@pytest.mark.parametrize("name", ["text", "c", "model", "no/l", "a", "a/adapter_config.json"])
+def test_a_log_in_the_place_of_something_else_is_refused(folder, capsys, name):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert finetune("--log", name, "--checkpoint", "c") == 2
+    assert "the log" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [("1", 57), ("0.1", 6), ("0.001", 1)])
+def test_an_epoch_has_as_many_steps_as_there_are_batches_in_the_text(folder, capsys, epochs, steps):
+    size = ["--batch-size", "4", "--length", "8", "--rank", "1"]
+    assert run("finetune", "text", "--save", "a", "--model", "model", *size, "--epochs", epochs) == 0
+    assert f"time     {steps} steps of 4 windows" in capsys.readouterr().out
+
+
+def test_epochs_and_steps_are_one_of_them(folder, capsys):
+    assert finetune("--epochs", "1") == 2
+    assert "--steps and --epochs both say how long to train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "given"),
+    [
+        (["--use-rslora"], {"use_rslora": True}, {"use_rslora": True}),
+        (["--use-dora"], {"use_dora": True}, {"use_dora": True}),
+        (["--init", "pissa"], {"r": 4, "use_dora": False, "use_rslora": False}, {"init": "pissa"}),
+    ],
+)
+def test_variants_are_those_of_adapt(folder, capsys, asked, config, given):
+    assert finetune("--steps", "3", *asked) == 0
+    saved = json.loads(Path("a/adapter_config.json").read_text())
+    assert {name: saved[name] for name in config} == config
+    X, Y, *held_out = windows([LETTERS.index(c) for c in TEXT], 8)
+    rng = np.random.default_rng(0)
+    adapted = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=rng, **given)
+    train(adapted, X, Y, epochs=3, steps=1, batch_size=4, lr=0.02, rng=rng, loss=cross_entropy, gradients=accumulate(2))
+    ours = attach(Llama.load("model"), load_adapter("a"))
+    assert evaluate(ours, *held_out, cross_entropy) == pytest.approx(
+        evaluate(adapted, *held_out, cross_entropy), rel=1e-4
+    )
+
+
+def test_a_checkpoint_of_another_variant_is_refused(folder, capsys):
+    assert finetune("--steps", "3", "--checkpoint", "c", "--use-dora") == 0
+    assert finetune("--steps", "3", "--checkpoint", "c") == 2
+    assert "--use-dora is True there and False here" in capsys.readouterr().err

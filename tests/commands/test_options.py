@@ -132,7 +132,7 @@ SMALL = ["--batch-size", "2", "--length", "8", "--rank", "2", "--lr", "0.02"]
 
 
 def finetune(model, steps):
-    return run("finetune", "text", "--save", "a", "--model", model, "--steps", str(steps), *SMALL)
+    return run("finetune", "text", "--save", "a", "--overwrite", "--model", model, "--steps", str(steps), *SMALL)
 
 
 def of_context(folder, length):

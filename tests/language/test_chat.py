@@ -118,6 +118,12 @@ SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messa
         (chat("hi", " \n"), TURNS, r"message 2 is an empty answer of the assistant's: ' \\n'"),
         (chat("hi", None), TURNS, "the content of message 2 is None, expected a text"),
         (chat(["hi"], "a"), TURNS, r"the content of message 1 is \['hi'\], expected a text"),
+        (chat([{"type": "text", "text": "hi"}, {"type": "image"}], "a"), TURNS, "the content of message 1 is .*image"),
+        (
+            chat([{"type": "text", "text": "hi", "cache": 1}], "a"),
+            TURNS,
+            "the content of message 1 is .*expected a text",
+        ),
         ([{"content": "hi"}], TURNS, "message 1 is {'content': 'hi'}, expected an object with role and content"),
         ([], TURNS, r"messages is \[\], expected a list of messages"),
         ("hi", TURNS, "messages is 'hi', expected a list of messages"),
@@ -126,6 +132,83 @@ SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messa
 def test_a_chat_whose_turns_cannot_be_told_is_refused(messages, template, message):
     with pytest.raises(ValueError, match=message):
         write_chat(messages, template)
+
+
+def test_parts_that_are_texts_are_joined_with_nothing_between():
+    parted = chat([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], [{"type": "text", "text": "hello"}])
+    assert write_chat(parted, TURNS) == write_chat(chat("hi", "hello"), TURNS)
+
+
+def of_call(message):
+    """What a template that knows tool calls writes of one."""
+    return "".join(
+        f"call {c['function']['name']} {c['function']['arguments']}" for c in message.get("tool_calls") or []
+    )
+
+
+CALLS = Template(lambda messages: "".join(f"{m['role'][0]}:{m['content']}{of_call(m)}<end>\n" for m in messages))
+NAMELESS = Template(
+    lambda messages: "".join(f"{m['content']}{'call' * ('tool_calls' in m)}<end>" for m in messages), ""
+)
+USERS = Template(
+    lambda messages: "".join(f"{m['role'][0]}:{m['content']}<end>" for m in messages if m["role"] != "system")
+)
+TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "arguments": {"at": "oslo"}}}]
+
+
+@pytest.mark.parametrize(
+    ("template", "more", "tools", "message"),
+    [
+        (TURNS, {"tool_calls": TOOLED}, None, "the key 'tool_calls' of message 2 leaves no trace"),
+        (TURNS, {"name": "ann"}, None, "the key 'name' of message 2 leaves no trace"),
+        (TURNS, {"weight": 0}, None, "the key 'weight' of message 2 leaves no trace"),
+        (TURNS, {"train": False}, None, "the key 'train' of message 2 leaves no trace"),
+        (NAMELESS, {"tool_calls": TOOLED}, None, "name of tool call 1 of message 2 leaves no trace"),
+        (NAMELESS, {"tool_calls": TOOLED * 2}, None, "tool call 1 of message 2 leaves no trace"),
+        (TURNS, {}, [{"name": "sun"}], "tool 1 of its tools leaves no trace"),
+        (TURNS, {"tool_calls": [], "name": None, "refusal": ""}, None, None),
+        (CALLS, {"tool_calls": TOOLED}, None, None),
+        (
+            CALLS,
+            {"tool_calls": TOOLED, "tool_call_id": "c1"},
+            None,
+            "the key 'tool_call_id' of message 2 leaves no tra",
+        ),
+    ],
+)
+def test_what_leaves_no_trace_is_refused_by_its_key(template, more, tools, message):
+    messages = chat("hi", "hello")
+    messages[1] |= more
+    if message is None:
+        assert write_chat(messages, template, tools)[0] == template.render(messages)
+    else:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            write_chat(messages, template, tools)
+
+
+def test_a_message_that_a_template_passes_over_is_refused():
+    with pytest.raises(ValueError, match=r"^content of message 1 leaves no trace in what the chat template writes"):
+        write_chat(chat("hi", "hello", system="be kind"), USERS)
+    assert write_chat(chat("hi", "hello", system=""), USERS)
+
+
+def test_looking_for_traces_costs_one_more_chat_where_there_are_contents_alone():
+    rendered = []
+    template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
+    write_chat(chat(*["hi", "hello"] * 20), template)
+    assert len(rendered) == 1 + 2 * 20 + 1
+
+
+def test_a_content_that_is_null_is_named_where_a_template_fails_on_it():
+    def write(messages):
+        if any(m["content"] is None for m in messages):
+            raise ValueError("cannot concatenate")
+        return CALLS.write(messages)
+
+    messages = chat("hi", None)
+    messages[1]["tool_calls"] = TOOLED
+    with pytest.raises(ValueError, match=r'concatenate. The content of message 2 is null: many templates expect ""'):
+        write_chat(messages, Template(write))
 
 
 def test_a_question_ends_with_what_lets_the_model_answer():

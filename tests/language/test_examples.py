@@ -8,7 +8,16 @@ import pytest
 
 from minilora import adapt, cross_entropy
 from minilora.guards.errors import FileRefused
-from minilora.language.examples import Example, WithoutFilling, encode_example, filled, load_data, rows_of, show
+from minilora.language.examples import (
+    LONGEST_ROW,
+    Example,
+    WithoutFilling,
+    encode_example,
+    filled,
+    load_data,
+    rows_of,
+    show,
+)
 from minilora.language.text import HELD_OUT, MEASURED
 from minilora.language.tokenizer import Tokenizer
 from minilora.losses import IGNORED
@@ -84,9 +93,9 @@ def test_an_example_is_cut_after_its_row(length, expected):
     assert [shown(*row) for row in rows_of(example("abcdef", 3), length)] == expected
 
 
-def test_a_prompt_that_fills_the_row_is_refused():
-    with pytest.raises(ValueError, match="3 tokens come before the first that counts, and the length is 2: nothing is"):
-        rows_of(example("abcdef", 3), 2)
+def test_a_prompt_that_fills_the_row_leaves_none():
+    assert rows_of(example("abcdef", 3), 2) == []
+    assert len(rows_of(example("abcdef", 3), 3)) == 1
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 99])
@@ -182,7 +191,8 @@ def test_one_example_is_shown_with_what_counts_marked(tmp_path, model):
         "  | sat\\n",
         "  | on",
     ]
-    assert data.summary.endswith("60 of 160 tokens count, 10 are cut after 13 tokens")
+    cut = "10 are cut after 13 tokens: 20 more that count are lost, and --length 15 keeps all"
+    assert data.summary.endswith(f"60 of 160 tokens count, {cut}")
 
 
 def test_a_long_example_is_shown_in_part():
@@ -208,10 +218,12 @@ GOOD = {"prompt": "a", "completion": "b"}
         ({"prompt": None, "completion": "a"}, "line 3: its prompt is None, expected a text"),
         ({"text": ""}, "line 3: its text is empty: ''"),
         (
-            {"prompt": "the long prompt", "completion": "a"},
-            "line 3: 15 tokens come before the first that counts, and the length is 8",
+            {"messages": [{"role": "user", "content": "a"}]},
+            r"line 3: no message is the assistant's: there is nothing to learn. The roles are \['user'\]",
         ),
-        ({"messages": [{"role": "user", "content": "a"}]}, "line 3: .*there is no chat template in tokenizer_config"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "line 3: .*there is no chat template in tokenizer_con"),
+        ({**GOOD, "tools": [{"name": "f"}]}, "line 3: its tools would be lost: they are given to no template"),
+        ({"messages": [], "documents": ["a"]}, "line 3: its documents would be lost: they are not given to a template"),
         ({"prompt": "\ud800", "completion": "a"}, "line 3: "),
     ],
 )
@@ -269,3 +281,50 @@ def test_ids_that_the_model_lacks_are_refused(tmp_path, model):
     data.check_vocabulary(29)
     with pytest.raises(ValueError, match="the tokenizer gives ids up to 27, and the model has 27 tokens: another"):
         data.check_vocabulary(27)
+
+
+def prompts(*pairs):
+    return [{"prompt": "a" * before, "completion": "b" * after} for before, after in pairs]
+
+
+def test_without_a_length_nothing_that_counts_is_lost(tmp_path, model):
+    file = write(tmp_path / "e.jsonl", [*prompts((3, 2), (40, 9), (2, 7), (1, 4)), {"text": "cat " * 900}])
+    data = load_data(file, model)
+    assert data.length == LONGEST_ROW  # of a text: what is longer goes on in the next row
+    assert data.summary.endswith("held out, 3,626 of 3,673 tokens count")  # of the text the first is no target
+    counted = sum((y != IGNORED).sum() for y in (data.Y, data.Y_held))
+    assert counted == 3626
+    assert load_data(write(tmp_path / "f.jsonl", prompts((3, 2), (40, 9), (2, 7), (1, 4))), model).length == 49
+
+
+def test_the_line_says_what_a_length_loses_and_which_keeps_all(tmp_path, model):
+    """And a loss by hand: of each example what stands behind its row's last target."""
+    pairs = [(3, 2), (40, 9), (2, 7), (1, 4), (9, 9), (5, 1)]
+    file = write(tmp_path / "e.jsonl", prompts(*pairs))
+    data = load_data(file, model, 8)
+    lost = sum(min(after + 1, max(0, before + after + 1 - 9)) for before, after in pairs)
+    assert data.summary.endswith(
+        f", 3 are cut after 8 tokens: {lost} more that count are lost, and --length 49 keeps all"
+        "; 2 with nothing to learn in a row of 8 are left out (lines 2, 5)"
+    )
+    assert len(data.X) + len(data.X_held) == 4
+    assert "are cut" not in load_data(file, model, 49).summary
+    assert "1 are cut after 48 tokens: 1 more that count" in load_data(file, model, 48).summary
+    again = data.cut(49)
+    assert again.summary == load_data(file, model).summary
+    np.testing.assert_array_equal(again.X, load_data(file, model).X)
+
+
+def test_examples_of_which_too_few_are_left_are_refused_with_the_length_that_keeps_them(tmp_path, model):
+    file = write(tmp_path / "e.jsonl", prompts((3, 2), (40, 9), (30, 7)))
+    with pytest.raises(FileRefused, match=r"1 of its 3 examples has a token .* --length 49 keeps all"):
+        load_data(file, model, 4)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [("{", "not sound JSON"), ({"prompt": "a"}, "its keys are"), ({"text": ""}, "empty")],
+)
+def test_records_are_checked_before_the_model_is_touched(tmp_path, record, message):
+    with pytest.raises(FileRefused, match=message):
+        load_data(write(tmp_path / "e.jsonl", [GOOD, record]), tmp_path / "no such model")

@@ -49,6 +49,19 @@ def test_a_finetuned_adapter_gives_the_same_logits_in_peft(folder, targets):
     assert np.abs(adapted(ids) - plain(ids)).max() > 0.1
 
 
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear", r".*\.1\.mlp\..*"])
+def test_peft_s_auto_class_loads_a_finetuned_adapter_and_its_base(folder, targets):
+    base = str(folder / "model")
+    assert main(["finetune", "text", "--save", "a", "--model", base, *SMALL, "--target-modules", targets]) == 0
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained("a", dtype=torch.float32).eval()
+    assert isinstance(theirs, peft.PeftModelForCausalLM)
+    ids = np.random.default_rng(0).integers(len(LETTERS), size=(2, 11))
+    ours = load_adapter("a")
+    assert_same_logits(attach(Llama.load("model"), ours), theirs, ids)
+    theirs_have = {name.split(".lora_A")[0] for name, _ in theirs.named_parameters() if ".lora_A." in name}
+    assert theirs_have == {f"base_model.model.{path}" for path in ours}
+
+
 def test_greedy_generation_is_that_of_transformers(folder):
     assert main(["finetune", "text", "--save", "a", "--model", "model", *SMALL]) == 0
     ours = attach(Llama.load("model"), load_adapter("a"))

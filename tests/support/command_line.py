@@ -18,7 +18,7 @@ def run(*arguments: str) -> int:
 
 def finetune(*more):
     """Fine-tune the model of the fixture `folder` on its text."""
-    return run("finetune", "text", "--save", "a", "--model", "model", *FEW, *more)
+    return run("finetune", "text", "--save", "a", "--overwrite", "--model", "model", *FEW, *more)
 
 
 def losses(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,23 +29,34 @@ class Recipe:
     steps: int | None  # this and two more are those that fit the model, where they are not given: see `settled`
     batch_size: int | None
     micro_batch: int | None  # half of the batch where it is not given
-    length: int
+    length: int | None  # that of the longest example, or of a window, where it is not given
     lr: float | None
     seed: int
     dtype: str
     quantize: str | None
     checkpoint: Path | None
+    overwrite: bool = False  # an adapter that lies where this one goes
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: str = "lora"
+    epochs: float | None = None  # in the place of steps
+    log: Path | None = None
 
     def check(self) -> None:
         """Refuse numbers out of range and places that cannot be written, before anything is read."""
         for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), at_least=1)
+        if self.epochs is not None:
+            check_number("epochs", self.epochs, above=0)
+            if self.steps is not None:
+                raise ValueError("--steps and --epochs both say how long to train, expected one of them")
         check_integer("seed", self.seed, at_least=0)
         check_number("alpha", self.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
         if self.lr is not None:
             check_number("lr", self.lr, above=0)
         check_adapter_target(self.save)
+        self._check_free()
         save = _target(self.save)
         if self.model is not None and save == _target(self.model):
             raise ValueError(f"save {str(self.save)!r} is the model's folder, expected one of the adapter's own")
@@ -53,6 +65,24 @@ class Recipe:
             if file in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME):
                 raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
             check_place(self.checkpoint)
+        if self.log is not None:
+            self._check_log(save)
+
+    def _check_log(self, save: Path) -> None:
+        """Refuse a log that could not be written, or would replace what is read or saved."""
+        file = _target(Path(str(self.log)))
+        others = {_target(path) for path in (self.text, self.checkpoint, self.model) if path is not None}
+        if file in others | {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}:
+            raise ValueError(f"the log {str(self.log)!r} would lie where something else does: name another file")
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            raise ValueError(f"the log {str(self.log)!r} cannot be written there")
+
+    def _check_free(self) -> None:
+        """Refuse a folder that holds an adapter, unless it may be replaced or the training goes on."""
+        goes_on = self.checkpoint is not None and self.checkpoint.exists()
+        names = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if os.path.lexists(self.save / name)]
+        if names and not self.overwrite and not goes_on:
+            raise ValueError(f"save {str(self.save)!r} holds an adapter: name another folder, or say --overwrite")
 
     def settled(self, numbers: int) -> Settled:
         """Return the recipe with what fits a model of so many parameters in the place of what was not given."""
@@ -62,11 +92,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Settled(Recipe):
-    """A recipe in which nothing is open."""
+    """A recipe in which nothing is open, but for the steps that epochs of data not read yet take."""
 
     steps: int
     batch_size: int
     lr: float
+
+    def of(self, rows: int, length: int) -> Settled:
+        """Return it for so many rows of data, of a length: an epoch has as many steps as there are batches in them."""
+        steps = self.steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
+        return replace(self, steps=steps, length=length)
 
 
 def _target(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,21 @@ from ..llama import Llama
 from ..namedmodel import load_model, model_path
 from ..text import next_token_loss, where_it_counts
 from .costs import Costs
-from .losstable import LOG_EVERY, Table, TrainingLoss
+from .heartbeat import Heartbeat
+from .losstable import LOG_EVERY, Table, TrainingLoss, duration, write_line
 from .recipe import Recipe, Settled
 from .stopped import Stopped, signature
 
 
-def load(recipe: Recipe, where: Backend) -> tuple[Data, Llama]:
-    """Return the data and the model. What is wrong with the data is an error before the model is read."""
-    data = load_data(recipe.text, model_path(recipe.model), recipe.length)
-    model = load_model(recipe.model, recipe.dtype, where, recipe.quantize)
+def load(recipe: Recipe, where: Backend, write: Callable[[str], None]) -> tuple[Data, Llama]:
+    """Return the data and the model. What is wrong with the data is an error before the model is read.
+
+    What takes long is told by `write`.
+    """
+    with Heartbeat(write, "reading the tokenizer and the text") as beat:
+        data = load_data(recipe.text, model_path(recipe.model), recipe.length)
+        beat.now("reading the weights")
+        model = load_model(recipe.model, recipe.dtype, where, recipe.quantize)
     data.check_vocabulary(model.lm_head.out_features)
     return data, model
 
@@ -75,10 +82,12 @@ def train_adapter(
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
     loss = TrainingLoss(WithoutFilling(accumulate(part_size(recipe), threads, where_it_counts)), done, learned)
     tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(len(X_held))
-    table = Table(recipe.steps, done, tokens, loss, measuring)
+    table = Table(recipe.steps, done, tokens, loss, measuring, recipe.log)
     before = stopped.before if stopped else None
     if before is None:
-        before = evaluate(adapted, X_held, Y_held, next_token_loss, threads)
+        what = f"      measuring the held-out loss before the first step, very roughly {duration(measuring)}"
+        with Heartbeat(write_line, what):
+            before = evaluate(adapted, X_held, Y_held, next_token_loss, threads)
     table.known(before, stopped.saved if stopped else None)
     checkpoint = None
     if recipe.checkpoint is not None:
@@ -89,22 +98,25 @@ def train_adapter(
             "learned": loss.sums,
         }
         checkpoint = Checkpoint(recipe.checkpoint, notes=notes)
-    history = train(
-        adapted,
-        X,
-        Y,
-        epochs=recipe.steps,
-        steps=1,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        rng=rng,
-        log_every=LOG_EVERY,
-        progress=True,
-        checkpoint=checkpoint,
-        loss=next_token_loss,
-        gradients=loss,
-        held_out=(X_held, Y_held),
-        report=table,
-    )
+    with Heartbeat(write_line, f"      computing step {done + 1}") as beat:
+        loss.measures = lambda: beat.now("      measuring the held-out loss")
+        table.begins = lambda step: beat.now(f"      computing step {step}")
+        history = train(
+            adapted,
+            X,
+            Y,
+            epochs=recipe.steps,
+            steps=1,
+            batch_size=recipe.batch_size,
+            lr=recipe.lr,
+            rng=rng,
+            log_every=LOG_EVERY,
+            progress=True,
+            checkpoint=checkpoint,
+            loss=next_token_loss,
+            gradients=loss,
+            held_out=(X_held, Y_held),
+            report=table,
+        )
     table.last(history)
     return table

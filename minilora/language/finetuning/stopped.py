@@ -21,7 +21,7 @@ from ...guards.inputfiles import open_regular
 from ..namedmodel import model_path
 from .recipe import Recipe
 
-SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize")
+SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize", "use_rslora", "use_dora", "init")
 """The options that must be the same, besides the text, the model, the layers and the backend."""
 NOTES = {"asked": dict, "numbers": int, "before": float, "learned": dict}
 """What ``minilora finetune`` notes in a checkpoint."""

@@ -1,5 +1,6 @@
 """What a fine-tuning will take: its memory adds up, what fits is named, and the time counts each measurement."""
 
+import json
 import os
 import re
 import subprocess
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 
 from minilora import Llama, adapt, get_backend
 from minilora.commands.finetune import _beside_the_machine
+from minilora.fast.blockwise import CPU
 from minilora.guards import machinememory as machine
 from minilora.language.finetuning import costs
 from minilora.language.text import windows
 from minilora.language.trainingmemory import cache_bytes, parameter_bytes
 
 from ...support.command_line import finetune, rows, run
-from ...support.language import LETTERS, TEXT, tiny_llama
+from ...support.language import LETTERS, TEXT, tiny_llama, tiny_mixture
 from ...support.memory import traced
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
@@ -37,10 +39,10 @@ def adapted():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("length", [8, 300])
+@pytest.mark.parametrize("length", [1, 2, 8, 131, 300])
 def test_the_memory_is_that_of_the_whole_batch(adapted, length, threads):
-    X, *_ = windows(IDS * 3, length)
-    found = costs.costs_of(adapted, X, get_backend("numpy"), threads, 70)
+    X, *_ = windows(IDS * max(3, length // 80), length)
+    found = costs.measure(adapted, X, get_backend("numpy")).at(length, threads, 70)
     logits, cache = adapted.forward(X[:7])
     assert found.activations(7) == cache_bytes(cache)
     assert found.logits * 7 == logits.nbytes
@@ -51,14 +53,48 @@ def test_the_memory_is_that_of_the_whole_batch(adapted, length, threads):
     assert found.together(1) == fixed + at_once * logits.nbytes // 7 + found.activations(1)
 
 
-def test_a_step_of_one_window_is_counted_on_one(adapted, monkeypatch):
-    """At its length a second would be more than the training ever has."""
+def test_the_costs_of_long_windows_are_measured_on_short_ones(adapted, monkeypatch):
+    """A forward of long ones would take the memory that it is to foretell, and the process would keep it."""
     seen, right = [], Llama.forward
     monkeypatch.setattr(Llama, "forward", lambda self, x: seen.append(x.shape) or right(self, x))
     X, *_ = windows(IDS, 300)
-    found = costs.costs_of(adapted, X, get_backend("numpy"), 1, 70, 1)
-    assert seen == [(1, 300)]
-    assert found.together(1) == costs.costs_of(adapted, X, get_backend("numpy"), 1, 70).together(1)
+    costs.measure(adapted, X, get_backend("numpy"))
+    assert max(length for _, length in seen) == 1.5 * CPU.page_up_to
+
+
+def test_the_costs_of_a_single_window_are_known(adapted):
+    X, *_ = windows(IDS, 300)
+    one, more = (costs.measure(adapted, rows, get_backend("numpy")).at(300, 1, 70) for rows in (X[:1], X))
+    assert one.together(1) == more.together(1)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_the_memory_of_a_mixture_is_foretold_from_short_windows(kind):
+    """Which experts a position goes to depends on it: so does what is kept, a little."""
+    model = adapt(tiny_mixture(kind), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
+    X, *_ = windows(IDS, 400)
+    found = costs.measure(model, X, get_backend("numpy")).at(400, 1, 70)
+    assert found.activations(3) == pytest.approx(cache_bytes(model.forward(X[:3])[1]), rel=0.02)
+
+
+@given(free=st.integers(0, 40_000_000), longest=st.integers(1, 3000), threads=st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_the_length_that_fits_is_the_largest(free, longest, threads):
+    measured = costs.Measured(
+        1000,
+        500,
+        32,
+        (8, 16, 32, 33, 48),
+        ((8000, 17000, 40000, 34000, 50000), (16000, 34000, 80000, 68000, 100000)),
+        100,
+        1.0,
+    )
+    length = costs.longest_that_fits(measured, machine.Memory(10**9, free), longest, threads, 7)
+    needed = [measured.at(n, threads, 7).together(threads) for n in (length, length + 1)]
+    assert 1 <= length <= longest
+    assert needed[0] <= costs.ROOM * free or length == 1
+    assert needed[1] > costs.ROOM * free or length == longest
+    assert costs.longest_that_fits(measured, None, longest, threads, 7) == longest
 
 
 def test_measuring_a_loss_needs_the_memory_of_one_layer(adapted):
@@ -78,12 +114,10 @@ def test_measuring_a_loss_needs_the_memory_of_one_layer(adapted):
 @settings(max_examples=50, deadline=None)
 def test_the_micro_batch_named_is_the_largest_that_fits(rows, workers, free):
     cost = costs.Costs(weights=1000, state=500, caches=(90_000, 80_000), logits=20_000, forward=1.0, measured=4)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(costs, "memory", lambda where: machine.Memory(10**9, free))
-        fit = costs.fit(cost, get_backend("numpy"), rows, workers)
+    fit = costs.fit(cost, machine.Memory(10**9, free), rows, workers)
     line, hint = _beside_the_machine(cost, fit, rows * workers, workers)
     assert "of 1,000.0 MB are free" in line
-    there = costs.ROOM * (free + cost.weights)
+    there = costs.ROOM * free
     assert (hint == "") == (cost.together(rows * workers) <= there)
     if "fits, and" in hint:
         (n,) = map(int, re.findall(r"--micro-batch (\d+)", hint))
@@ -107,7 +141,7 @@ def test_the_parts_of_the_memory_add_up(folder, capsys, batch, what):
 
 
 def test_the_time_counts_steps_without_filling_and_each_measurement(folder, capsys, monkeypatch):
-    monkeypatch.setattr(costs, "costs_of", lambda *a: costs.Costs(0, 0, (0, 0), 0, forward=1.0, measured=1))
+    monkeypatch.setattr(costs.Measured, "at", lambda *a: costs.Costs(0, 0, (0, 0), 0, forward=1.0, measured=1))
     lines = ['{"text": "the cat"}'] * 20 + ['{"text": "the cat sat"}'] * 20
     Path("e.jsonl").write_text("\n".join(lines))
     assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", "--steps", "30", "--length", "20") == 0
@@ -119,7 +153,7 @@ def test_the_time_counts_steps_without_filling_and_each_measurement(folder, caps
 
 
 def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, monkeypatch):
-    monkeypatch.setattr(costs, "memory", lambda where: machine.Memory(2_400_000, 2_300_000))
+    monkeypatch.setattr(machine, "memory", lambda where: machine.Memory(2_400_000, 2_300_000))
     large = ["--batch-size", "200", "--checkpoint", "c"]
     assert finetune(*large) == 2
     out, err = capsys.readouterr()
@@ -131,10 +165,48 @@ def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, mo
     assert capsys.readouterr().err == ""
 
 
-def test_a_machine_that_is_busy_is_only_warned_of(folder, capsys, monkeypatch):
-    monkeypatch.setattr(costs, "memory", lambda where: machine.Memory(10**12, 1000))
-    assert finetune("--steps", "1") == 0
+def test_a_training_that_a_busy_machine_cannot_hold_is_refused_unless_it_is_to_begin_anyway(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(machine, "memory", lambda where: machine.Memory(10**12, 1000))
+    assert finetune("--steps", "1") == 2
+    out, err = capsys.readouterr()
+    assert re.search(
+        r"MB that are free: not even --micro-batch 1 fits; .* needs less; --anyway begins all the same", err
+    )
+    assert rows(out) == []
+    assert sorted(os.listdir()) == ["model", "text"]
+    assert finetune("--steps", "1", "--anyway") == 0
     assert "MB that are free: not even --micro-batch 1 fits" in capsys.readouterr().err
+
+
+def test_what_is_free_is_read_before_the_process_takes_any(folder, capsys, monkeypatch):
+    order, load, forward = [], Llama.load, Llama.forward
+    monkeypatch.setattr(machine, "memory", lambda where: order.append("memory") or machine.Memory(10**10, 10**10))
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: order.append("load") or load(*a, **k))
+    monkeypatch.setattr(Llama, "forward", lambda self, *a: order.append("forward") or forward(self, *a))
+    assert finetune("--steps", "1") == 0
+    assert order[:3] == ["memory", "load", "forward"]
+    assert order.count("memory") == 1
+
+
+def test_the_longest_example_is_cut_to_what_memory_allows(folder, capsys, monkeypatch):
+    """Only where no length is named; the line says what is lost, and the length that keeps it."""
+    lines = ['{"prompt": "the ", "completion": "cat"}'] * 8 + [
+        json.dumps({"prompt": "the ", "completion": "log" * 400})
+    ]
+    Path("e.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(machine, "memory", lambda where: machine.Memory(10**10, 5_000_000))
+    few = ["--model", "model", "--steps", "1", "--batch-size", "2"]
+    assert run("finetune", "e.jsonl", "--save", "a", *few) == 0
+    out, err = capsys.readouterr()
+    length, lost = map(
+        int, re.search(r"1 are cut after (\d+) tokens: (\d+) more .* --length 1204 keeps all", out).groups()
+    )
+    assert 100 < length == 1204 - lost
+    assert err == ""
+    assert run("finetune", "e.jsonl", "--save", "b", *few, "--length", "1204") == 2
+    assert "MB that are free" in capsys.readouterr().err
 
 
 RSS = """

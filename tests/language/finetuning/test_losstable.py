@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy
 from minilora.fast import accumulate
-from minilora.language.finetuning.losstable import LOG_EVERY, TrainingLoss, duration
+from minilora.files.checkpoint import CheckpointError
+from minilora.language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss, duration
 from minilora.language.text import next_token_loss, windows
 from minilora.training import backpropagate, draw_batches
 
@@ -123,8 +125,25 @@ def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
     assert finetune("--plot", "curves.png") == 0
     out = capsys.readouterr().out
     assert "figure written to curves.png" in out
-    training, held_out = drawn[0].axes[0].get_lines()
+    _, training, held_out = drawn[0].axes[0].get_lines()
     shown = rows(out)
     np.testing.assert_allclose(np.transpose(training.get_data()), [row[:2] for row in shown[1:]], atol=6e-4)
     np.testing.assert_allclose(np.transpose(held_out.get_data()), [row[::2] for row in shown], atol=6e-4)
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["training", "held out"]
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == [
+        "training, each step",
+        "training",
+        "held out",
+    ]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_steps_of_another_process_are_refused(step, capsys):
+    """Its checkpoint appeared after this process had looked for one, and before it trained."""
+    loss = TrainingLoss(lambda *_: {})
+    table = Table(20, 0, 8, loss, 0.0)
+    table.known(5.0, None)
+    history = SimpleNamespace(epochs=[step], losses=[4.0])
+    with pytest.raises(CheckpointError, match=f"is at step {step} of its checkpoint, expected step 0: another process"):
+        table(SimpleNamespace(epoch=step, history=history))
+    with pytest.raises(CheckpointError, match="another process trains with the same checkpoint"):
+        table.last(history)

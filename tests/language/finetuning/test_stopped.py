@@ -52,7 +52,7 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, capsys, monkeypatch):
     assert run(*again) == 0
     resumed = capsys.readouterr().out
     assert "goes on from step 23 of 30 (c)\n" in resumed
-    assert run(*typed[:-2]) == 0
+    assert run(*typed[:-2], "--overwrite") == 0
     whole = capsys.readouterr().out
     assert rows(resumed) == rows(whole)
     assert rows(resumed)[: len(rows(out))] == rows(out)
