@@ -17,10 +17,8 @@ pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
 
 def shown(out):
-    return [
-        (float(a), float(b), c)
-        for a, b, c in re.findall(r"^loss +(\S+) nats a token, perplexity (\S+): (.*)$", out, re.M)
-    ]
+    lines = re.findall(r"^loss +(\S+) nats a token, perplexity (\S+): (.*)$", out, re.M)
+    return [(float(loss), float(perplexity), name) for loss, perplexity, name in lines]
 
 
 def test_the_loss_of_base_and_adapter_is_that_of_all_of_the_text(folder, capsys):
