@@ -557,7 +557,7 @@ def reached(model: Layer, run: Callable[[Layer], None]) -> tuple[set[str], set[s
 
 def kept(model: Llama, ids: np.ndarray) -> dict[str, int]:
     """Return how many bytes each step of the decoder keeps for its backward."""
-    _, (_, _, (_, _, _, caches), _) = model.forward(ids)
+    _, (*_, caches) = model.model.forward(ids)
     return {name: 0 if c is None else cache_bytes(c) for (name, _), c in zip(model.model.steps(), caches, strict=True)}
 
 

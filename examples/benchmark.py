@@ -37,6 +37,11 @@ from minilora.figures import check_figure_path
 
 REST, WARM_UP, TURN = 0.06, 3, 0.12  # seconds, steps, seconds
 FULL, LORA_LINEAR, LORA_LINEAR_SHORT, ADAPTER, ADAPTER_SHORT = OURS
+FLOOR_OF = {  # what a step of each kind cannot do without
+    "full": "full: floor, two products",
+    "lora": "lora: floor, if the base is run",
+    "residual": "residual: floor, gathers",
+}
 BEST_TORCH = ["residual: torch", "residual: torch, fused", "residual: torch, compiled"]
 BARS = [  # what is measured, of which, of the best of which, at most
     ("full-rank step, of torch", FULL, ["full: torch"], 1.10),
@@ -157,6 +162,47 @@ def growth(count):
     return found
 
 
+class Load:
+    """How many cores other processes computed on, on average, since this was made; None where the system does not say.
+
+    A process of ours that runs still is not counted as ours: wait for it first.
+    """
+
+    def __init__(self):
+        self.began, self.before = time.perf_counter(), self._others()
+
+    @staticmethod
+    def _others():
+        """Return the seconds that all other processes have computed since the machine started."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n")[0].split()[1:])
+        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - sum(
+            u.ru_utime + u.ru_stime for u in usage
+        )
+
+    def others(self):
+        """Return that number of cores."""
+        now = self._others()
+        return None if now is None else max(0.0, (now - self.before) / (time.perf_counter() - self.began))
+
+
+def kernel():
+    """Return which kernel NumPy's BLAS runs on this processor, such as SkylakeX; None where nothing tells."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return None
+    found = [
+        pool.get("architecture")
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas" and "numpy" in pool["filepath"]
+    ]
+    return found[0] if found else None
+
+
 def machine():
     """Describe where this ran, without naming the computer."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -169,12 +215,13 @@ def machine():
         except PackageNotFoundError:
             versions[name] = None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": models[0] if models else platform.processor(), "cores": cores, "versions": versions}
+    cpu = models[0] if models else platform.processor()
+    return {"cpu": cpu, "kernel": kernel(), "cores": cores, "versions": versions}
 
 
 def measure(lap_count, article_epochs, with_growth):
     """Do all that was asked for; return it as JSON has it."""
-    everyone, absence = contenders()
+    (everyone, absence), load = contenders(), Load()
     task, steps, left_out = Task(), {}, [absence] if absence else []
     for name, make in everyone.items():
         try:
@@ -187,13 +234,15 @@ def measure(lap_count, article_epochs, with_growth):
         low, median, high = np.percentile(milliseconds, [25, 50, 75])
         same_work = next(our for our in OURS if our.split(":")[0] == name.split(":")[0])
         row = {"name": name, "ms": median, "low": low, "high": high, "ratio": ratio(times, name, [same_work])}
+        row["of floor"] = ratio(times, name, [FLOOR_OF[name.split(":")[0]]])
         rows.append({**row, "memory_mb": None if "floor" in name else memory(name)})
     bars = [
         {"what": what, "ratio": ratio(times, name, others), "bound": bound}
         for what, name, others, bound in BARS
         if any(other in times for other in others)
     ]
-    result = {"date": date.today().isoformat(), "machine": machine(), "laps": lap_count, "left_out": left_out}
+    where = machine() | {"others": load.others()}
+    result = {"date": date.today().isoformat(), "machine": where, "laps": lap_count, "left_out": left_out}
     result |= {"task": {"rows": task.n, "in": task.in_features, "out": task.out_features, "batch": task.batch}}
     if article_epochs and not absence:
         seconds = whole_article(article_epochs, 3)
@@ -216,7 +265,7 @@ def measure_model(count):
         raise SystemExit(absence)
     print(benchmark_model.HEAD)
     result = benchmark_model.measure(count)
-    print("\n" + report.bars_table(result["bars"]))
+    print("\n" + report.bars_table(result["bars"], report.too_busy(result["machine"])))
     return result
 
 

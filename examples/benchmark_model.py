@@ -7,9 +7,10 @@ they take turns as `benchmark.py` explains; the parent only says whose turn it i
 
 Our step is that of `minilora finetune`: the halves of a batch on two threads, with one BLAS thread from the process'
 start. A batch of one window has no halves; there it is that of `minilora.train`, with as many BLAS threads as NumPy
-chooses. torch chooses its threads. Both processes call `keep_pages`, which makes torch's step faster as well. The floor
-is the step's products of matrices and nothing else, on the step's own operands and on its threads. Memory is what three
-steps add to a process that holds one side alone.
+chooses. torch chooses its threads. Both processes call `keep_pages`, which makes torch's step faster as well. There are
+two floors, on the step's own operands and on its threads: the step's products of matrices and nothing else; and of
+these only the products with a weight of the model, forward and dx. Memory is what three steps add to a process that
+holds one side alone.
 
 Beside neighbours: one more process computes on each core, and torch has one thread, which is its best then.
 """
@@ -33,6 +34,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's minilora, installed or not
 
 import benchmark
+import benchmark_report as report
 
 from minilora import Llama, adapt
 from minilora.fast import accumulate, keep_pages
@@ -40,13 +42,14 @@ from minilora.fast.threads import on_threads
 from minilora.language.finetuning.cores import BLAS_THREADS, core_count
 from minilora.language.generation import generate
 from minilora.language.text import next_token_loss
-from minilora.layer import rebuild
+from minilora.layer import parts, rebuild, walk
 from minilora.training import backpropagate
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK, ALPHA = 8, 16
 PROMPT_IDS, TOKENS = [504, 3575, 282, 4649, 314], 64  # "The capital of France is"
 OURS, PEER, FLOOR = "minilora", "torch + PEFT", "the products alone"
+FROZEN = "the frozen products alone"
 ONE_THREAD = "torch + PEFT, one thread"
 MODELS = {  # the package that has it, and its file there
     "glassllm": ("glassllm", "glassllm/weights/en.npz"),
@@ -203,6 +206,12 @@ def products(task):
     return Watched.products
 
 
+def frozen_products(task):
+    """Return those of a step's products of which one operand is a weight of the model."""
+    weights = [p for _, layer in walk(task.base) for _, p in parts(layer) if isinstance(p, np.ndarray)]
+    return [pair for pair in products(task) if any(np.shares_memory(p, b) for b in pair for p in weights)]
+
+
 def parts_of(task):
     """Return tasks with the parts of a task's batch that our step computes at once."""
     half, parts = task.setting.batch // 2, [copy(task), copy(task)]
@@ -242,8 +251,9 @@ def step_of(task, side):
     """Return what takes one step of a side."""
     if side == OURS:
         return partial(our_step, task)
-    if side == FLOOR:
-        return partial(multiply_parts, [products(part) for part in parts_of(task)])
+    if side in (FLOOR, FROZEN):
+        of_part = products if side == FLOOR else frozen_products
+        return partial(multiply_parts, [of_part(part) for part in parts_of(task)])
     if side == ONE_THREAD:
         import torch
 
@@ -254,7 +264,7 @@ def step_of(task, side):
 @contextmanager
 def alone(number, side, what):
     """Give a process that runs this file for one side of one setting."""
-    halves = side in (OURS, FLOOR) and SETTINGS[number].batch > 1
+    halves = side in (OURS, FLOOR, FROZEN) and SETTINGS[number].batch > 1
     environment = os.environ | (dict.fromkeys(BLAS_THREADS, "1") if halves else {})
     command = [sys.executable, __file__, str(number), side, what]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
@@ -355,15 +365,15 @@ def measure_text(base, count):
 def row(what, times):
     """Return the medians, and the ratios to the others, of one measurement."""
     found = {"what": what, "ms": {name: float(np.median(found)) for name, found in times.items()}}
-    others = {"of peer": PEER, "of floor": FLOOR}
+    others = {"of peer": PEER, "of floor": FLOOR, "of frozen": FROZEN}
     return found | {key: benchmark.ratio(times, OURS, [other]) for key, other in others.items() if other in times}
 
 
 def measure(count):
     """Measure all; return it as JSON has it."""
-    steps, bars = [], []
+    steps, bars, load = [], [], benchmark.Load()
     for number, setting in enumerate(SETTINGS):
-        found = row(str(setting), measure_step(number, (OURS, PEER, FLOOR), count))
+        found = row(str(setting), measure_step(number, (OURS, PEER, FLOOR, FROZEN), count))
         found["memory_mb"] = {side: measure_memory(number, side) for side in (OURS, PEER)}
         steps.append(found)
         bars.append({"what": f"{setting}: of torch + PEFT", "ratio": found["of peer"], "bound": setting.of_peer})
@@ -373,32 +383,41 @@ def measure(count):
             share = found["memory_mb"][OURS] / found["memory_mb"][PEER]
             bars.append({"what": f"{setting}: memory", "ratio": share, "bound": setting.of_memory})
         print(step_line(found), flush=True)
+    others = load.others()  # before our own neighbours come
     with neighbours():
         times = measure_step(BUSY, (OURS, ONE_THREAD), count)
     busy = row(f"{SETTINGS[BUSY]}, beside neighbours", times)
     busy["of one thread"] = benchmark.ratio(times, OURS, [ONE_THREAD])
     print(
-        f"{busy['what']:56}{busy['ms'][OURS]:9.1f}{busy['ms'][ONE_THREAD]:9.1f}{'':9}{busy['of one thread']:7.2f}",
+        f"{busy['what']:56}{busy['ms'][OURS]:9.1f}{busy['ms'][ONE_THREAD]:9.1f}{'':18}{busy['of one thread']:7.2f}",
         flush=True,
     )
     bars.append({"what": f"{busy['what']}: of {ONE_THREAD}", "ratio": busy["of one thread"], "bound": BUSY_BAR})
     text = row(f"SmolLM2, {TOKENS} tokens after {len(PROMPT_IDS)}", measure_text(load("SmolLM2"), count))
-    print(f"{text['what']:56}{text['ms'][OURS]:9.1f}{text['ms'][PEER]:9.1f}{'':9}{text['of peer']:7.2f}", flush=True)
+    print(f"{text['what']:56}{text['ms'][OURS]:9.1f}{text['ms'][PEER]:9.1f}{'':18}{text['of peer']:7.2f}", flush=True)
     bars.append({"what": f"{text['what']}: of transformers", "ratio": text["of peer"], "bound": TEXT_BAR})
-    where = benchmark.machine()
+    where = benchmark.machine() | {"others": others}
+    print(f"\n{report.cpu_line(where)}")
     where["versions"]["transformers"] = version("transformers")
     result = {"date": date.today().isoformat(), "machine": where, "laps": count, "rank": RANK}
     return result | {"steps": steps, "busy": busy, "text": text, "bars": bars}
 
 
-HEAD = f"{'ms a step':56}{'ours':>9}{'PEFT':>9}{'floor':>9}{'/ PEFT':>7}{'/ floor':>8}{'MB added':>10}{'PEFT':>7}"
+HEAD = f"{'ms a step':56}" + "".join(
+    f"{title:>{width}}"
+    for title, width in [
+        *(("ours", 9), ("PEFT", 9), ("floor", 9), ("frozen", 9)),
+        *(("/ PEFT", 7), ("/ floor", 8), ("/ frozen", 9), ("MB added", 10), ("PEFT", 7)),
+    ]
+)
 
 
 def step_line(found):
     """Return one setting as a line of the table."""
     ms, mb = found["ms"], found["memory_mb"]
-    times = f"{found['what']:56}{ms[OURS]:9.1f}{ms[PEER]:9.1f}{ms[FLOOR]:9.1f}"
-    return f"{times}{found['of peer']:7.2f}{found['of floor']:8.2f}{mb[OURS]:10.0f}{mb[PEER]:7.0f}"
+    times = f"{found['what']:56}{ms[OURS]:9.1f}{ms[PEER]:9.1f}{ms[FLOOR]:9.1f}{ms[FROZEN]:9.1f}"
+    ratios = f"{found['of peer']:7.2f}{found['of floor']:8.2f}{found['of frozen']:9.2f}"
+    return f"{times}{ratios}{mb[OURS]:10.0f}{mb[PEER]:7.0f}"
 
 
 if __name__ == "__main__":

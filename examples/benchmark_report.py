@@ -2,6 +2,8 @@
 
 from minilora.figures import BASE, INK, LORA, new_figure
 
+OTHERS = 0.25
+"""Cores that other processes may take, on average, while ratios are measured that are judged."""
 GROUPS = {
     "full": "full rank: every weight trained",
     "lora": "LoRA beside its frozen base",
@@ -14,7 +16,7 @@ def text(result):
     parts = [machine_line(result), steps_table(result["steps"])]
     parts += [f"not measured {reason}" for reason in result["left_out"]]
     if result["bars"]:
-        parts.append(bars_table(result["bars"]))
+        parts.append(bars_table(result["bars"], too_busy(result["machine"])))
     if result["growth"]:
         parts.append(growth_table(result["growth"]))
     return "\n\n".join(parts)
@@ -26,13 +28,32 @@ def machine_line(result):
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     return (
         f"A training step, float32, batch {task['batch']} of {task['rows']:,} rows, {task['in']} inputs, {task['out']} "
-        f"outputs, rank 1.\n{machine['cpu']}, {machine['cores']} cores; {versions}; {result['date']}"
+        f"outputs, rank 1.\n{cpu_line(machine)}; {versions}; {result['date']}"
+    )
+
+
+def cpu_line(machine):
+    """Say which processor it was, which kernel it ran, how many cores it has, and how many of them others took."""
+    kernel = f", {machine['kernel']} kernel" if machine.get("kernel") else ""
+    others = machine.get("others")
+    return f"{machine['cpu']}{kernel}, {machine['cores']} cores" + (
+        "" if others is None else f", {others:.2f} of them taken by others"
+    )
+
+
+def too_busy(machine):
+    """Say why ratios measured there are not to be judged; "" where they are."""
+    others = machine.get("others")
+    if others is None or others <= OTHERS:
+        return ""
+    return (
+        f"not judged: other processes computed on {others:.2f} cores meanwhile, and {OTHERS} is the most for a verdict"
     )
 
 
 def steps_table(steps):
     """Lay out one row for each contender, ours first in its group."""
-    lines = [f"{'':36}{'ms a step':>10}  {'middle half':>15}  {'of ours':>8}  {'memory':>8}"]
+    lines = [f"{'':36}{'ms a step':>10}  {'middle half':>15}  {'of ours':>8}  {'of floor':>8}  {'memory':>8}"]
     for group, title in GROUPS.items():
         lines += ["", title]
         for row in steps:
@@ -40,17 +61,18 @@ def steps_table(steps):
                 name = row["name"].split(": ", 1)[1]
                 spread = f"{row['low']:.3f} - {row['high']:.3f}"
                 memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:.1f} MB"
-                lines.append(f"  {name:34}{row['ms']:10.3f}  {spread:>15}  {row['ratio']:7.2f}x  {memory:>8}")
+                ratios = f"{row['ratio']:7.2f}x  {row['of floor']:8.2f}"
+                lines.append(f"  {name:34}{row['ms']:10.3f}  {spread:>15}  {ratios}  {memory:>8}")
     return "\n".join(lines)
 
 
-def bars_table(bars):
-    """Lay out what we hold ourselves to."""
+def bars_table(bars, busy=""):
+    """Lay out what we hold ourselves to, and whether it is met; or why that is not judged."""
     lines = [f"{'ours as a fraction':82}{'measured':>9}{'at most':>9}"]
     for bar in bars:
-        verdict = "" if bar["ratio"] <= bar["bound"] else "  not met"
+        verdict = "" if busy or bar["ratio"] <= bar["bound"] else "  not met"
         lines.append(f"  {bar['what']:80}{bar['ratio']:9.3f}{bar['bound']:9.3f}{verdict}")
-    return "\n".join(lines)
+    return "\n".join([*lines, busy] if busy else lines)
 
 
 def growth_table(growth):

@@ -22,7 +22,7 @@ PEOPLE = (Path(__file__).parent / "names" / "people.txt").read_text().split()
 DINOSAURS = (Path(__file__).parent / "names" / "dinosaurs.txt").read_text().split()
 
 
-def matmul(X, Y):  # (n, k), (k, m) -> (n, m)   at i, j: row i of X times column j of Y, summed
+def matmul(X, Y):  # (n, k), (k, m) -> (n, m)   at i, j: row i of X times column j of Y
     assert len(X[0]) == len(Y)
     columns = transpose(Y)
     return [[sum(x * y for x, y in zip(row, column)) for column in columns] for row in X]

@@ -22,6 +22,8 @@ from .layers.attention import Attention as Attention
 from .layers.convolution import Conv1d as Conv1d
 from .layers.convolution import Conv2d as Conv2d
 from .layers.embedding import Embedding as Embedding
+from .layers.experts import Experts as Experts
+from .layers.experts import MixtureOfExperts as MixtureOfExperts
 from .layers.flatten import Flatten as Flatten
 from .layers.gated import GatedMLP as GatedMLP
 from .layers.mlp import MLP as MLP
@@ -31,7 +33,9 @@ from .layers.nf4 import quantize_nf4 as quantize_nf4
 from .layers.norm import RMSNorm as RMSNorm
 from .layers.quantized import QuantizedLinear as QuantizedLinear
 from .layers.rotary import Rotary as Rotary
+from .layers.router import Router as Router
 from .layers.sequential import Sequential as Sequential
+from .layers.stacked import StackedLinear as StackedLinear
 from .linear import Linear as Linear
 from .lora import LoRA as LoRA
 from .lora import LoRALinear as LoRALinear
@@ -48,6 +52,7 @@ from .variants.adapter import Adapter as Adapter
 from .variants.dora import DoRA as DoRA
 from .variants.dora import DoRAAdapter as DoRAAdapter
 from .variants.scaling import loraplus as loraplus
+from .variants.stacked import StackedLoRA as StackedLoRA
 from .variants.sums import best_of_rank as best_of_rank
 from .variants.sums import weighted_sum as weighted_sum
 from .verify.closed_form import best_adapter as best_adapter

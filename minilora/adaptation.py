@@ -106,6 +106,11 @@ def adapt(
         in PEFT.
     TypeError
         If an argument is of another type.
+
+    Warns
+    -----
+    UserWarning
+        If the rank is above the smaller width of a layer, where it gains nothing.
     """
     check_model(model)
     check_rng(rng)
@@ -124,10 +129,21 @@ def adapt(
         if path in parameters:
             return _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
+        if adapter.rank > min(adapter.shape):
+            above.append((path, min(adapter.shape)))
         return _beside(base, variant.start(_matrix(base), adapter, **options))
 
+    above: list[tuple[str, int]] = []
     with unmoved(rng):
-        return _put(model, modules | parameters, beside)
+        adapted = _put(model, modules | parameters, beside)
+    if above:
+        path, width = above[0]
+        warnings.warn(
+            f"rank {rank} is above the smaller width of {len(above)} of the adapted layers, such as {path!r}: an update has "
+            f"at most rank {width} there, so rank={width} says as much with fewer numbers",
+            stacklevel=2,
+        )
+    return adapted
 
 
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:

@@ -92,6 +92,8 @@ def check_kind(name: str, value: Any, expected: str = "an array") -> None:
     way = _conversion(type(value))  # type: ignore[arg-type]
     if way is not None:
         raise TypeError(f"{name} is a {kind_of(value)}; convert it with {way.format(name)}")
+    if isinstance(value, tuple) and (advice := _returned(value)):
+        raise TypeError(f"{name} must be {expected}, got a tuple {advice.format(name)}")
     if isinstance(value, (list, tuple)):
         raise TypeError(f"{name} must be {expected}, got {kind_of(value)}; convert it with numpy.asarray({name})")
     if not is_array(value) or isinstance(value, type):
@@ -100,6 +102,20 @@ def check_kind(name: str, value: Any, expected: str = "an array") -> None:
         raise TypeError(f"{name} is a {kind_of(value)}; convert it with numpy.asarray({name})")
     if isinstance(value, _OTHER_ARITHMETIC):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a plain array: convert it with numpy.asarray")
+
+
+def _returned(value: tuple[Any, ...]) -> str:
+    """Return what to take of a tuple that a loss, a forward or a backward returned; empty for another one."""
+    if len(value) != 2:
+        return ""
+    first, second = value
+    if is_array(first) and not first.shape and is_array(second) and second.shape:
+        return "(loss, gradient), as a loss returns it: take the gradient, {}[1]"
+    if is_array(first) and isinstance(second, tuple) and second and hasattr(second[0], "forward"):
+        return "(y, cache), as forward returns it: take y, {}[0]"
+    if (first is None or is_array(first)) and isinstance(second, Mapping):
+        return "(dx, gradients), as backward returns it: take dx, {}[0]"
+    return ""
 
 
 def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:

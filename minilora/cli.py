@@ -128,7 +128,8 @@ def _run(argv: Sequence[str] | None) -> int:
         from .backend import BackendUnavailable
         from .training import TrainingDiverged
     try:
-        status: int = options.command(options)
+        with streams.warnings_in_lines():
+            status: int = options.command(options)
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         streams.say(str(error) or type(error).__name__)
         status = 2

@@ -266,7 +266,17 @@ def check_model(value: Any) -> None:
 
 def check_input(layer: Layer, x: Array) -> None:
     """Refuse an input that does not fit a layer: its last axis is in_features long."""
-    check_features("x", x, layer.in_features, "in_features", like=first_array(layer))
+    try:
+        check_features("x", x, layer.in_features, "in_features", like=first_array(layer))
+    except ValueError as error:
+        raise perhaps_transposed(error, layer, x) from None
+
+
+def perhaps_transposed(error: ValueError, layer: Any, x: Array) -> ValueError:
+    """Return the refusal of an input, with a question where it is as wide as the layer's output."""
+    if x.shape[-1:] != (getattr(layer, "out_features", None),):
+        return error
+    return ValueError(f"{error}; out_features is {x.shape[-1]}: is the weight transposed? It lies as (out, in)")
 
 
 def check_sequence(layer: Layer, x: Array) -> None:
@@ -285,6 +295,8 @@ def check_dy(layer: Layer, dy: Array) -> None:
 def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
     """Return what a cache keeps, or refuse one that `layer.forward` did not return, or a `dy` that does not fit it."""
     if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:
+        if isinstance(dy, tuple) and dy and dy[0] is layer:
+            raise TypeError("dy and cache are exchanged: call backward(dy, cache)")
         raise ValueError(f"cache does not come from this layer's forward: {layer!r:.200}")
     check_array("dy", dy, like=first_array(layer))
     check_shape("dy", dy, cache[1])

@@ -25,18 +25,28 @@ import numpy as np
 
 from .backend import backend_of
 from .checks import Array, check_flag, check_integer, check_rng
-from .evaluation import check_batch_size, check_training_data, evaluate
+from .evaluation import check_batch_size, check_training_data, evaluate, start_loss
 from .layer import Layer
 from .losses import Loss, mse
 from .optim import Adam, Rate
 from .state import History, Keeper, TrainingState
-from .watching import TrainingDiverged, check_loss, check_parameters, move, progress_bar
+from .watching import LossGrew, TrainingDiverged, check_loss, check_parameters, move, progress_bar, warn_of_growth
 
-__all__ = ["History", "TrainingDiverged", "TrainingState", "backpropagate", "draw_batches", "evaluate", "train"]
+__all__ = [
+    "History",
+    "LossGrew",
+    "TrainingDiverged",
+    "TrainingState",
+    "backpropagate",
+    "draw_batches",
+    "evaluate",
+    "train",
+]
 
 Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 Evaluate: TypeAlias = Callable[[Any, Array, Array, Loss], float]
 
+DEFAULT_ROWS = 128  # of a batch
 MOST = 2**31 - 1  # rows in an epoch, whose numbers are drawn at once
 
 
@@ -57,7 +67,7 @@ def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
 
 
 def train(
-    model: Layer, X: Array, Y: Array, *, epochs: int = 100, batch_size: int = 128, lr: Rate = 1e-3,
+    model: Layer, X: Array, Y: Array, *, epochs: int = 100, batch_size: int | None = None, lr: Rate = 1e-3,
     rng: np.random.Generator, log_every: int = 10, progress: bool = False,
     checkpoint: str | Path | Keeper | None = None, loss: Loss = mse, gradients: Gradients | None = backpropagate,
     steps: int | None = None, held_out: tuple[Array, Array] | None = None,
@@ -76,8 +86,10 @@ def train(
         Inputs, of the model's dtype and library; or token ids.
     Y : array, shape (n, ...)
         Targets, as the loss takes them.
-    epochs, batch_size, log_every : int
-        At least 1, batch_size at most n.
+    epochs, log_every : int
+        At least 1.
+    batch_size : int, optional
+        From 1 to n; by default 128, or n where there are fewer rows.
     lr : float, or mapping of str to float
         Adam's step length; or one for each ending of a parameter's name, as in `Adam`.
     rng : numpy.random.Generator
@@ -117,18 +129,28 @@ def train(
     TrainingDiverged
         If a parameter is NaN or infinite at the end of an epoch, or a loss that is reported. The model keeps what the
         epoch left, and the checkpoint what the epoch before it left.
+
+    Warns
+    -----
+    LossGrew
+        If the loss ends a thousand times above where it began, and above that of a model that answers 0.
     """
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
     progress, gradients = check_flag("progress", progress), check_gradients(gradients)
     report = check_report(report)
     check_rng(rng)
     measured = check_training_data(model, X, Y, held_out, loss)
-    batch_size, steps = check_batches(batch_size, steps, len(X))
+    batch_size, steps = check_batches(min(DEFAULT_ROWS, len(X)) if batch_size is None else batch_size, steps, len(X))
+    if not model.trainable():
+        raise ValueError(
+            "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
+        )
 
     state = TrainingState(model, Adam(model.trainable(), lr=lr), rng)
     settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name_of(loss)}
     keep = resume(checkpoint, state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
     evaluating, last = evaluate_of(gradients), math.nan
+    before = start_loss(model, *measured, loss)
 
     def measure(epoch: int) -> float:
         value = evaluating(model, *measured, loss)
@@ -154,6 +176,7 @@ def train(
             report(state)
         if epochs % log_every:  # not in a checkpoint: a training that goes on to more epochs does not log this one
             state.history.add(epochs, measure(epochs) if math.isnan(last) else last)
+    warn_of_growth(before, last, state)
     return state.history
 
 

@@ -25,6 +25,24 @@ class TrainingDiverged(ArithmeticError):
         self.step = step
 
 
+class LossGrew(UserWarning):
+    """Training ended with a loss far above the one that it began with, and finite."""
+
+
+GROWTH = 1000
+
+
+def warn_of_growth(before: float, last: float, state: TrainingState) -> None:
+    """Warn where the loss ends a thousand times above where it began."""
+    if last > GROWTH * before:
+        warnings.warn(
+            f"the loss grew from {before:.3g} to {last:.3g}: lr = {state.optimizer.lr} is too large; start again with a "
+            "smaller one, since the model is worse than before",
+            LossGrew,
+            stacklevel=3,
+        )
+
+
 def check_parameters(state: TrainingState, epoch: int) -> None:
     """Refuse to go on where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
     params = state.optimizer.params

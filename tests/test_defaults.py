@@ -14,7 +14,7 @@ PYTHON = {
         **{"n": 10_000, "in_features": 1001, "out_features": 1000},
     },
     "optim.Adam": {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-8},
-    "training.train": {"epochs": 100, "batch_size": 128, "lr": 0.001, "log_every": 10},
+    "training.train": {"epochs": 100, "batch_size": None, "lr": 0.001, "log_every": 10},
     "linear.Linear.init": {"bias": True, "dtype": "float32"},
     "lora.LoRA.init": {"dtype": "float32"},
     "layers.mlp.MLP.init": {"activation": "relu", "dtype": "float32"},

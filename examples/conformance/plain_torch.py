@@ -10,7 +10,7 @@ def module(weight, bias, lora_A, lora_B, alpha):
 
 
 def tensors(arrays):
-    return [torch.from_numpy(a.copy()) if hasattr(a, "dtype") else a for a in arrays]
+    return [torch.from_numpy(a) if hasattr(a, "dtype") else a for a in arrays]
 
 
 def forward(x, *arrays, module=module):

@@ -46,7 +46,7 @@ def copied(name):
 def answered(case):
     """The log-probabilities (prompts, V) after the last token."""
     if isinstance(case["adapter"], list):
-        raise ValueError("mistral.rs has no sum of adapters")
+        raise ValueError("this script asks mistral.rs with one adapter, neither with none nor with a sum")
     one = LoraAdapter("one", str(golden / case["adapter"]))
     base = str(copied(case.get("base", index["base"])))
     which = Which.Lora(model_id=base, adapters=[one], arch=Architecture.Mistral, dtype=ModelDType.F32)

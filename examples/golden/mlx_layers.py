@@ -52,9 +52,10 @@ def add(model, folder):
 for case in index["cases"]:
     try:
         model, _ = load_model(golden / case.get("base", index["base"]))
-        if isinstance(case["adapter"], list):
+        if isinstance(case["adapter"], str):
+            add(model, golden / case["adapter"])
+        elif case["adapter"]:
             raise ValueError("mlx-lm has no sum of adapters")
-        add(model, golden / case["adapter"])
         logits = model(mx.array(case["prompts"]))
         mx.eval(logits)
     except Exception as error:

@@ -22,11 +22,12 @@ results.mkdir(parents=True, exist_ok=True)
 
 for case in index["cases"]:
     base = case.get("base", index["base"])
-    if isinstance(case["adapter"], list):
+    if isinstance(case["adapter"], list) and case["adapter"]:
         continue
     model = AutoModelForCausalLM.from_pretrained(golden / base, dtype=torch.float32)
     try:
-        model.load_adapter(str(golden / case["adapter"]))
+        if case["adapter"]:
+            model.load_adapter(str(golden / case["adapter"]))
     except Exception as error:
         print(f"{case['id']}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
         continue

@@ -30,6 +30,8 @@ def adapted(case):
     """The base with the case's adapter, or with the weighted sum of its adapters."""
     base = AutoModelForCausalLM.from_pretrained(golden / case.get("base", index["base"]), dtype=dtype)
     given = case["adapter"] if isinstance(case["adapter"], list) else [[case["adapter"], 1.0]]
+    if not given:
+        return base
     model = PeftModel.from_pretrained(base, golden / given[0][0], "0", autocast_adapter_dtype=False)
     for i, (folder, _) in enumerate(given[1:], start=1):
         model.load_adapter(golden / folder, str(i), autocast_adapter_dtype=False)
@@ -51,7 +53,7 @@ for case in index["cases"]:
     with torch.no_grad():
         tensors = {"logits": model(input_ids=torch.tensor(case["prompts"])).logits}
     try:
-        merged = model.merge_and_unload().state_dict()
+        merged = (model.merge_and_unload() if case["adapter"] else model).state_dict()
         tensors |= {
             f"merged.{name}": weight.clone()
             for name, weight in merged.items()

@@ -53,9 +53,9 @@ def run(base, cases):
         return
     for number, case in enumerate(cases, start=1):
         try:
-            if isinstance(case["adapter"], list):
+            if isinstance(case["adapter"], list) and case["adapter"]:
                 raise ValueError("vLLM has no sum of adapters")
-            adapter = LoRARequest(case["id"], number, str(golden / case["adapter"]))
+            adapter = LoRARequest(case["id"], number, str(golden / case["adapter"])) if case["adapter"] else None
             found = answered(llm, vocabulary, case["prompts"], adapter)
         except Exception as error:
             print(f"{case['id']}: {type(error).__name__}: {str(error).splitlines()[0][:160]}")

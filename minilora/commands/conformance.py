@@ -10,7 +10,7 @@ from typing import Any
 
 from ..guards.errors import printable
 from . import streams
-from .options import path
+from .options import check_output, path
 
 DESCRIPTION = """\
 Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process of its own.
@@ -73,9 +73,13 @@ def run(options: argparse.Namespace) -> int:
     from ..conformance.checking import xfails
     from ..conformance.checking.report import save_json
     from ..conformance.running.child_process import check_apart
+    from ..conformance.running.target import sources
 
     name = options.implementation
     try:
+        if options.json:
+            inputs = [(file, "the implementation") for file in sources(name)]
+            check_output(options.json, [*inputs, *([(options.xfails, "the known failures")] if options.xfails else [])])
         known = xfails.read(options.xfails) if options.xfails else {}
         required = _required(options.require)
         report = check_apart(name, dtype=options.dtype, timeout=options.timeout)

@@ -151,7 +151,8 @@ def run(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     recipe.check()  # all that could fail after the training is tried before it
     if options.plot is not None:
-        check_plot(options.plot)
+        inputs = [(options.text, "the text"), (options.checkpoint, "the checkpoint"), (options.model, "the model")]
+        check_plot(options.plot, [(file, what) for file, what in inputs if file is not None])
     try:
         return _run(options, recipe)
     except KeyboardInterrupt:

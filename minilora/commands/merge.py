@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from typing import Any
 
 from ..guards.errors import printable
 from .options import path
-from .streams import say
 from .tables import align
 
 
@@ -67,13 +65,9 @@ def run(options: argparse.Namespace) -> int:
     from ..files.merge import merge_adapter
 
     layouts = dict(options.layout or ())
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        changes = merge_adapter(
-            options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
-        )
-    for note in notes:
-        say(str(note.message))
+    changes = merge_adapter(
+        options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
+    )
     lines = [("tensor", "file", "dtype", "shape", "layout", "rank", "scaling")]
     for c in changes:
         shape = " x ".join(map(str, c.shape))

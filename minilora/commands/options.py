@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,7 @@ def backend(options: argparse.Namespace) -> Backend:
 
     if options.backend not in BACKENDS:  # the parser checks what is typed, not the default
         raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {options.backend!r}")
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        library = get_backend(options.backend)
-    for note in notes:
-        say(str(note.message))
-    return library
+    return get_backend(options.backend)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -106,13 +101,20 @@ def model_name(model: Path | None) -> str:
     return "glassllm's English model" if model is None else printable(str(model))
 
 
-def check_plot(path: Path) -> None:
+def check_output(path: Path, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
+    """Refuse a file that could not be written without the loss of something, such as of one that is read."""
+    from ..guards.wholefiles import refuse_inputs, replaceable
+
+    replaceable(path)
+    refuse_inputs(name, path, inputs)
+
+
+def check_plot(path: Path, inputs: Iterable[tuple[Path, str]] = ()) -> None:
     """Refuse a file that a figure could not be written to."""
     from .. import figures  # matplotlib is an extra
-    from ..guards.wholefiles import replaceable
 
     figures.check_figure_path(path)
-    replaceable(path)
+    check_output(path, inputs, "plot file")
     if not os.access(path.absolute().parent, os.W_OK):
         raise ValueError(f"plot file {str(path)!r}: the folder {str(path.parent)!r} cannot be written")
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -20,6 +21,15 @@ LONGEST_COMMAND = 20_000
 def say(message: str) -> None:
     """Write one line to stderr, whatever is in the message and wherever stderr goes."""
     print_error(f"minilora: {printable(message)}")
+
+
+@contextlib.contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Write each warning as one line, once, and not as Python does, with a line of our source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        yield
 
 
 def say_interrupted() -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..guards.errors import printable
-from .options import path
+from .options import check_output, path
 
 
 def add(commands: Any) -> None:
@@ -42,6 +42,9 @@ def run(options: argparse.Namespace) -> int:
         count = vectors.write(options.folder)
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
+    if options.json:
+        files = [*options.folder.rglob("*"), *options.compare.glob("*.safetensors")]
+        check_output(options.json, [(file, "a file of what is compared") for file in files])
     reports = vectors.compare(options.folder, options.compare)
     status = 0 if all(report.passed for report in reports) else 1
     if options.json:

@@ -63,7 +63,7 @@ class Blocks:
 
 
 CPU = Blocks(queries=64, keys=256, page_up_to=128)
-"""Measured on one core with 2 MB of cache of its own, forward and backward, as a share of the page's time:
+"""Measured on one core with 2 MB of cache of its own, forward and backward, as a share of the page's time::
 
                                            T = 128    256     512    1024    2048
     3 key heads of 3 heads, D = 64            1.05    0.75    0.61    0.52    0.46

@@ -17,6 +17,9 @@ An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D
 another length, W' = g (W + s B A), by the rows' lengths: where the matrix is stored transposed, its rows are the
 weight's columns, and the weight is read twice, first for the lengths. A row of zeros has no direction to lengthen, and
 stays zero, as it is beside its base; PEFT divides by its length, and merges NaN.
+
+The experts of a mixture are many matrices in one tensor, or each in one or two of its own, and their adapter is one
+pair of arrays: W_e + s B_e A_e, of the rows and the experts that a tensor has. See `minilora.files.base.expertweights`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,9 +39,10 @@ from ..checks import check_flag, check_path
 from ..guards.errors import FileRefused, short
 from ..guards.inputfiles import read_start
 from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, same_bytes
-from ..guards.wholefiles import is_new_or_empty, replaceable, synced, written_folder, written_whole
+from ..guards.wholefiles import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole
 from ..variants.dora import divisible
 from .base.companions import files_beside, write_beside
+from .base.expertweights import ExpertTensor, expert_tensors
 from .base.orientation import layouts_of
 from .base.shards import INDEX_NAME, MODEL_CONFIG, NF4_STATE, SINGLE_NAME, Base, open_base
 from .base.tiedhead import EMBEDDING, HEAD, ties_head, with_own_head
@@ -68,6 +73,7 @@ class MergedTensor:
     rank: int  # the adapter's, there
     scaling: float  # the adapter's, there
     form: Form  # the kind of layer, and the variant
+    of_experts: ExpertTensor | None = None  # what it has of an array of a mixture's experts
 
 
 def merge_adapter(
@@ -179,19 +185,14 @@ def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
 
 def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
     """Return the weights that the adapter changes, in the order of the base's files; refuse those it does not fit."""
-    if arrays := [module for module, form in folder.forms.items() if isinstance(form, ExpertForm)]:
-        raise FileRefused(
-            folder.config.path,
-            f"{short(arrays[0])} is an array of a mixture's experts, which is not merged in files: merge in memory, "
-            "merge(attach(Llama.load(model), load_adapter(adapter))), and write that with save_llama",
-        )
     names = _weight_names(folder, base)
     for module, name in names.items():
         _check_weight(name, folder.forms[module], base.holder[name])
     linear = {module: name for module, name in names.items() if folder.forms[module].kind == "linear"}
     others = {module: "in-out" if form.kind == "embedding" else "out-in" for module, form in folder.forms.items()}
     lie = others | layouts_of(linear, folder, base, layouts)
-    changes = [_check_fit(folder, module, name, lie[module], base.holder[name]) for module, name in names.items()]
+    changes = _of_experts(folder, base)
+    changes += [_check_fit(folder, module, name, lie[module], base.holder[name]) for module, name in names.items()]
     for module in folder.with_base:
         _check_same_base(folder, module, names[module], base.holder[names[module]])
     return sorted(changes, key=lambda change: (change.file, base.spec(change.name).start))
@@ -203,9 +204,8 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
     The names are the module's paths. Checkpoints of a model without its head leave out the path's first part, as
     GPT-2's do ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed.
     """
-    modules = list(folder.layers)
-    first = modules[0].partition(".")[0] + "."
-    for dropped in ("", first):
+    modules = [module for module, form in folder.forms.items() if not isinstance(form, ExpertForm)]
+    for dropped in _dropped(modules):
         names = {module: module.removeprefix(dropped) + ".weight" for module in modules if module.startswith(dropped)}
         if len(names) == len(modules) and all(name in base.holder for name in names.values()):
             return names
@@ -224,6 +224,32 @@ def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
         f"there is no {short(missing + '.weight')}, which the adapter changes: "
         + (f"the base is quantised there, which is not supported: {WAY}" if quantised else f"there is {short(like)}"),
     )
+
+
+def _dropped(modules: list[str]) -> list[str]:
+    """Return what may be missing before the names of some modules: nothing, or their paths' first part."""
+    return ["", *{module.partition(".")[0] + "." for module in modules[:1]}]
+
+
+def _of_experts(folder: AdapterFolder, base: Base) -> list[MergedTensor]:
+    """Return the tensors of a mixture's arrays that the adapter changes; refuse those that it does not fit."""
+    forms = {module: form for module, form in folder.forms.items() if isinstance(form, ExpertForm)}
+    headless = [first for first in _dropped(list(forms)) if first and not any(n.startswith(first) for n in base.holder)]
+    changes = []
+    for module, form in forms.items():
+        path = module.removeprefix(headless[0]) if headless else module
+        layer, shape = folder.layers[module], folder.shapes(module)
+        for tensor in expert_tensors(path, form.experts, *shape, base.holder, base.path):
+            file = base.holder[tensor.name]
+            _check_weight(tensor.name, form, file)
+            dtype = file.tensors[tensor.name].dtype
+            changes.append(
+                MergedTensor(
+                    tensor.name, module, file.path.name, dtype, tensor.shape, "out-in", layer.rank, layer.scaling, form,
+                    tensor,
+                )
+            )  # fmt: skip
+    return changes
 
 
 def _check_weight(name: str, form: Form, file: TensorFile) -> None:
@@ -273,10 +299,8 @@ def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
     if base.index is None and not whole:
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
-        for path in (base.path, adapter / CONFIG_NAME, adapter / WEIGHTS_NAME):
-            if os.path.exists(out) and os.path.samefile(out, path):
-                what = "the base itself" if path == base.path else "a file of the adapter"
-                raise ValueError(f"out {str(out)!r} is {what}, expected another file")
+        files = [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)]
+        refuse_inputs("out", out, [(base.path, "the base itself"), *files])
         replaceable(out)
         return
     if not is_new_or_empty(out):
@@ -321,12 +345,27 @@ def _write_merged(
     changed = {change.name: change for change in changes}
     with file.opened() as source, folder.file.opened() as factors:
         target.write(file.header(source))
+        read = lru_cache(maxsize=2)(lambda module: folder.read(module, factors))  # experts' two arrays alternate
         for name, spec in file.tensors.items():
             if name in changed:
-                arrays = folder.read(changed[name].module, factors)
-                _merge(file, source, target, arrays, changed[name], bar)
+                change, start = changed[name], spec.start
+                for arrays in _factors(read(change.module), change):
+                    _merge(file, source, target, arrays, change, bar, start)
+                    start += (spec.end - spec.start) // len(change.of_experts.experts if change.of_experts else (0,))
             else:
                 _copy(file, source, target, spec, bar)
+
+
+def _factors(arrays: list[np.ndarray], change: MergedTensor) -> Iterator[list[np.ndarray]]:
+    """Yield the adapter's arrays; of experts, those of each that the tensor has, in its order."""
+    if change.of_experts is None:
+        yield arrays
+        return
+    assert isinstance(change.form, ExpertForm)
+    A, B = arrays
+    r, E = change.rank, change.form.experts
+    for e in change.of_experts.experts:
+        yield [A[e * r : (e + 1) * r], B[change.of_experts.rows, e::E]]  # (moe.16), (moe.17)
 
 
 def _copy(file: TensorFile, source: BinaryIO, target: BinaryIO, spec: TensorSpec, bar: tqdm) -> None:
@@ -344,16 +383,17 @@ def _merge(
     arrays: list[np.ndarray],
     change: MergedTensor,
     bar: tqdm,
+    start: int,
 ) -> None:
-    """Read a weight from the source, some rows at a time, change it as the adapter says and write it to the target."""
+    """Read a weight from there on in the source, some rows at a time, change it by the adapter and write it."""
     A, B, *more = (array.astype(WIDE[change.dtype], copy=False) for array in arrays)
     variant = change.form.variant
     transposed = change.layout == "in-out"
     left, right = (A.T, B.T) if transposed else (B, A)  # of the weight as it is stored
     lengths = None  # of the matrix's rows, where no block holds a whole one
     if variant.needs_lengths and (transposed or _block_shape(right, change)[1] < right.shape[1]):
-        lengths = _lengths(file, source, left, right, change)
-    for rows, columns, weight, delta in _changes(file, source, left, right, change):
+        lengths = _lengths(file, source, left, right, change, start)
+    for rows, columns, weight, delta in _changes(file, source, left, right, change, start):
         wide, n = weight.astype(WIDE[change.dtype]), None
         with np.errstate(over="ignore", invalid="ignore"):
             if variant.merged is None:
@@ -378,12 +418,12 @@ def _merge(
 
 
 def _lengths(
-    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor
+    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor, start: int
 ) -> np.ndarray:
     """Return the lengths of the rows of W + s B A, of which no block holds a whole one."""
     transposed = change.layout == "in-out"
     squares = np.zeros(right.shape[1] if transposed else len(left))
-    for rows, columns, weight, delta in _changes(file, source, left, right, change):
+    for rows, columns, weight, delta in _changes(file, source, left, right, change, start):
         with np.errstate(over="ignore", invalid="ignore"):
             direction = weight.astype(WIDE[change.dtype]) + delta
         squares[columns if transposed else rows] += _squares(direction).sum(axis=0 if transposed else 1)
@@ -398,10 +438,10 @@ def _block_shape(right: np.ndarray, change: MergedTensor) -> tuple[int, int]:
 
 
 def _changes(
-    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor
+    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor, start: int
 ) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
     """Yield a block of a weight at a time: its rows, its columns, its numbers, and those of s B A in the wide type."""
-    source.seek(file.tensors[change.name].start)
+    source.seek(start)
     size = np.dtype(FLOATS[change.dtype]).itemsize
     height, width = _block_shape(right, change)
     for top in range(0, len(left), height):

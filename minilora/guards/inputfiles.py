@@ -18,6 +18,9 @@ from typing import Any, BinaryIO
 
 from .errors import FileRefused, hub_hint, short
 
+MOST_NESTED = 100
+"""Lists and objects in each other that JSON may have."""
+
 
 def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
     """Parse a JSON object, refusing what a reader could take in two ways: a key that stands twice, NaN, infinity.
@@ -40,9 +43,22 @@ def parse_json(path: Path, text: bytes, what: str, convert: Callable[[dict[str, 
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error) if b"\n" in text.strip() else str(error).replace(": line 1 column", ": column")
         raise FileRefused(path, f"the {what} is not sound JSON: {reason}") from error
+    if isinstance(parsed, dict | list) and _nests_deeper(parsed, MOST_NESTED):
+        raise FileRefused(path, f"the {what} nests deeper than {MOST_NESTED} levels, which no such file does")
     if not isinstance(parsed, dict):
         raise FileRefused(path, f"the {what} is a {type(parsed).__name__} of JSON, expected an object")
     return parsed
+
+
+def _nests_deeper(value: Any, most: int) -> bool:
+    """Return whether lists and objects stand in each other more often: to write them again would then fail."""
+    level = [value]
+    for _ in range(most):
+        inside = (part for parts in level for part in (parts.values() if isinstance(parts, dict) else parts))
+        level = [part for part in inside if isinstance(part, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def json_bytes(value: Any) -> bytes:

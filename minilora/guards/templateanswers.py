@@ -16,8 +16,8 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MOST_LETTERS = 1 << 24
-"""Letters that a conversation may become."""
+MOST_LETTERS = 1 << 21
+"""Letters that a conversation may become: to encode them takes half a kilobyte of memory each."""
 
 
 class Generation(Extension):

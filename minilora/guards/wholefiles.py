@@ -187,6 +187,24 @@ def replaceable(path: Path) -> tuple[int, ...] | None:
     return identity(status)
 
 
+def refuse_inputs(name: str, out: Path, inputs: Iterable[tuple[Path, str]]) -> None:
+    """Refuse to write a file to where one lies, or is going to lie, that the same command reads.
+
+    Parameters
+    ----------
+    name : str
+        What the output is called, such as "out".
+    out : Path
+        Where it goes.
+    inputs : iterable of (Path, str)
+        A file that is read, and what it is, such as "the model".
+    """
+    for path, what in inputs:
+        both = os.path.exists(out) and os.path.exists(path)
+        if os.path.samefile(out, path) if both else os.path.realpath(out) == os.path.realpath(path):
+            raise ValueError(f"{name} {str(out)!r} is {what}, expected another file")
+
+
 def identity(status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file is replaced, or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -3,7 +3,8 @@
 ====================  ===================================================================================
 the model             its template, in the language of jinja2
 ====================  ===================================================================================
-a folder              ``chat_template.jinja``, else ``chat_template`` in ``tokenizer_config.json``
+a folder              ``chat_template.jinja``, with others in ``additional_chat_templates``; else
+                      ``chat_template`` in ``tokenizer_config.json``
 a ``.gguf`` file      its key ``tokenizer.chat_template``
 ====================  ===================================================================================
 
@@ -20,12 +21,12 @@ from typing import Any
 
 from .. import guards
 from ..checks import check_path
-from ..files.base.shards import MAX_MODEL_CONFIG
+from ..files.base.companions import FURTHER_TEMPLATES
 from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
 from ..guards.errors import FileRefused, needed, short
-from ..guards.inputfiles import open_regular, read_json, read_whole
+from ..guards.inputfiles import open_regular, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
-from .tokenizer import BESIDE, token_text
+from .tokenizerconfig import BESIDE, read_beside, special_tokens, token_text
 
 MOST_TEMPLATE = 1 << 20
 """Bytes of a template that we agree to parse: those in use have some thousand."""
@@ -33,7 +34,7 @@ SECONDS, SECONDS_EACH = 10.0, 0.05
 """Time that the process may compute in all, and for each conversation more; one takes a thousandth of a second."""
 MOST_MEMORY = 1 << 29
 """Bytes that the process may fill; with a template in use it fills 40 MB."""
-FILE = "chat_template.jinja"
+FILE, FURTHER = "chat_template.jinja", FURTHER_TEMPLATES
 ANSWERS = Path(guards.__file__).with_name("templateanswers.py")
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """Names of special tokens in a .gguf file, and in a template."""
@@ -138,17 +139,23 @@ def load_template(model: str | Path) -> ChatTemplate:
 
 
 def _from_folder(folder: Path) -> ChatTemplate:
-    config = read_json(folder / BESIDE, MAX_MODEL_CONFIG) if (folder / BESIDE).exists() else {}
-    tokens = {name: text for name, value in config.items() if name.endswith("_token") and (text := token_text(value))}
+    config = read_beside(folder)
+    tokens = {name: text for name, value in special_tokens(folder / BESIDE, config) if (text := token_text(value))}
+    tokens.pop("", None)  # those that have no name
     if (folder / FILE).exists():
-        path = folder / FILE
-        try:
-            return ChatTemplate(path, {"default": read_whole(path, MOST_TEMPLATE).decode("utf-8")}, tokens)
-        except UnicodeDecodeError as error:
-            raise FileRefused(path, f"not a text in UTF-8: {error}") from error
+        more = (folder / FURTHER).glob("*.jinja")
+        templates = {"default": _text(folder / FILE)} | {path.stem: _text(path) for path in sorted(more)}
+        return ChatTemplate(folder / FILE, templates, tokens)
     if config.get("chat_template") is None:
         raise FileRefused(folder, f"there is no chat template in {BESIDE}, nor a file {FILE}")
     return ChatTemplate(folder / BESIDE, _named(folder / BESIDE, config["chat_template"]), tokens)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_whole(path, MOST_TEMPLATE).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileRefused(path, f"not a text in UTF-8: {error}") from error
 
 
 def _named(path: Path, templates: Any) -> dict[str, str]:

@@ -32,7 +32,7 @@ HELD_OUT = 10
 """One window in ten is held out, all through the text, since the parts of a text differ."""
 PIECE = 1 << 18
 """Characters of a text that are encoded at a time."""
-UNCUT = 1 << 22
+UNCUT = 1 << 21
 """Characters that are encoded at once where a tokenizer allows no cut between them."""
 CONTEXT = 256
 """Characters on either side of a place that decide whether it is a place for a cut."""

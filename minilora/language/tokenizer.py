@@ -24,12 +24,14 @@ from ..guards.errors import FileRefused, needed, short
 from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .modelfiles.supportedsettings import GGUF_TOKENIZER
+from .tokenizerconfig import complete, read_beside, token_text
 
 MAX_TOKENIZER = 1 << 26
 """Bytes of tokenizer.json that we agree to parse."""
+AT_ONCE = (1 << 21) + (1 << 10)
+"""Letters that are encoded in one call, which takes half a kilobyte of memory for each."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
-BESIDE = "tokenizer_config.json"
 PROBES = 300
 """Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
 QWEN2_WORDS = (
@@ -42,6 +44,23 @@ NO_TEXT, USERS = (2, 3), 4
 
 All of them are found whole in a text, before it is split into words.
 """
+
+
+ENDS = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>"),
+        "<\N{FULLWIDTH VERTICAL LINE}end\N{LOWER ONE EIGHTH BLOCK}of\N{LOWER ONE EIGHTH BLOCK}sentence"
+        "\N{FULLWIDTH VERTICAL LINE}>",
+    )
+)
+"""Names by which llama.cpp knows tokens that end a text, whatever their type is."""
+BETWEEN_FILES = {
+    "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep_token_id": ("<|file_sep|>",),
+}
+"""Those by which it knows the ones between files of a program, where no key names them: they end a text too."""
 
 
 @dataclass(frozen=True)
@@ -100,35 +119,14 @@ def _from_folder(folder: Path) -> Tokenizer:
         tokenizer.no_padding()
     except Exception as error:  # the package raises nothing more precise
         raise FileRefused(path, f"not a tokenizer: {error}") from error
-    last = None
-    if (folder / BESIDE).exists():
-        _check_beside(folder / BESIDE, tokenizer)
-        last = tokenizer.token_to_id(token_text(read_json(folder / BESIDE, MAX_MODEL_CONFIG).get("eos_token")) or "")
-    for name in ("generation_config.json", "config.json"):  # the first that names an end
+    with _panics_are_errors():
+        complete(folder, tokenizer, tokenizers.AddedToken)
+    last = tokenizer.token_to_id(token_text(read_beside(folder).get("eos_token")) or "")
+    for name in ("generation_config.json", "config.json"):  # the first that is there names the end, or none
         if (folder / name).exists():
             end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
-            if end is not None:
-                return _of(path, tokenizer, _end(folder / name, end), last)
+            return _of(path, tokenizer, [] if end is None else _end(folder / name, end), last)
     return _of(path, tokenizer, [], last)
-
-
-def token_text(token: Any) -> str | None:
-    """Return the text of a token as tokenizer_config.json writes one: a text, or an object that has it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _check_beside(path: Path, tokenizer: Any) -> None:
-    """Refuse a tokenizer_config.json that adds tokens which tokenizer.json has not: transformers adds them."""
-    added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
-    tokens = read_json(path, MAX_MODEL_CONFIG).get("added_tokens_decoder") or {}
-    if not isinstance(tokens, dict) or not all(isinstance(token, dict) for token in tokens.values()):
-        raise FileRefused(path, f"added_tokens_decoder is {short(tokens)}, expected an object of tokens by their ids")
-    for number, token in tokens.items():
-        if not number.isdecimal() or added.get(int(number)) != token.get("content"):
-            raise FileRefused(
-                path, f"it adds {short(token.get('content'))} as token {short(number)}: tokenizer.json does not"
-            )
 
 
 def _end(path: Path, end: Any) -> list[int]:
@@ -144,6 +142,8 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
     closing = end[:1] if last is None else [last]
 
     def encoded(text: str) -> Any:
+        if len(text) > AT_ONCE:
+            raise FileRefused(path, f"to encode {len(text):,} letters at once, expected at most {AT_ONCE:,}: cut them")
         try:
             with _panics_are_errors():
                 return tokenizer.encode(text, add_special_tokens=False)
@@ -197,10 +197,12 @@ def _from_gguf(path: Path) -> Tokenizer:
     if missing := [name for name in ("tokens", "merges", "token_type") if name not in known]:
         raise FileRefused(path, f"its tokenizer has no {' and no '.join(missing)}")
     try:
-        merges = [tuple(merge.split(" ")) for merge in known["merges"]]
+        merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(known["merges"])]  # the first of two counts
         kinds = dict(zip(known["tokens"], known["token_type"], strict=True))
         if len(kinds) < len(known["tokens"]):
             raise ValueError("a token stands twice")
+        named = _named_ends(known)
+        kinds |= dict.fromkeys((known["tokens"][i] for i in named), NO_TEXT[1])
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
     except Exception as error:
         raise FileRefused(path, f"its tokenizer is damaged: {error}") from error
@@ -211,8 +213,8 @@ def _from_gguf(path: Path) -> Tokenizer:
             tokenizers.AddedToken(t, special=special, normalized=False) for t, kind in kinds.items() if kind in types
         ]
         tokenizer.add_special_tokens(whole) if special else tokenizer.add_tokens(whole)
-    ends = [known[name] for name in ("eos_token_id", "eot_token_id", "eom_token_id") if name in known]
-    ours = _of(path, tokenizer, _end(path, ends))
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id", *BETWEEN_FILES)
+    ours = _of(path, tokenizer, [*_end(path, [known[name] for name in keys if name in known]), *named])
     begin = (_begin(path, known),) if known.get("add_bos_token") else ()
     texts = {i: t for i, (t, kind) in enumerate(kinds.items()) if kind == USERS}
     return replace(
@@ -221,6 +223,17 @@ def _from_gguf(path: Path) -> Tokenizer:
         decode=lambda ids: _decoded(ids, ours.decode, texts),
         spell=lambda ids: _decoded(ids, ours.spell, texts),
     )
+
+
+def _named_ends(known: Mapping[str, Any]) -> list[int]:
+    """Return the tokens that end a text by their names: llama.cpp takes them whole, whichever type they have."""
+    ids = {token: number for number, token in enumerate(known["tokens"])}
+    ends = ENDS & ids.keys()
+    if {"<|return|>", "<|call|>"} <= ends or {"<|calls|>", "<|flush|>"} <= ends:  # there it ends a part of a turn
+        ends -= {"<|end|>"}
+    for key, names in BETWEEN_FILES.items():
+        ends |= {name for name in names if key not in known and name in ids}
+    return sorted(ids[name] for name in ends)
 
 
 def _splits_as(pre: str, tokenizers: Any) -> Any:

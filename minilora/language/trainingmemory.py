@@ -18,7 +18,22 @@ What a step keeps until its backward has used it, in numbers for each token and 
     their product            m                     only dW, or dA, of down needs it
 
 So an adapter saves no activation of its own matrix; it adds r. Only matrices without one save theirs, since a frozen
-linear layer keeps nothing. The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` counts
+linear layer keeps nothing.
+
+A mixture of experts has other matrices in the place of the last three: those of all E experts, gate_up_proj (E, 2 m, d)
+and down_proj (E, d, m), and perhaps a shared expert with the three of an MLP, of another width m_s. All of them take
+memory, and a token keeps only what it goes through, of K experts:
+
+    y of the second norm     d                     the router and the gates, or dA of gate_up, need it: kept once
+    scores                   E                     the router's softmax needs them
+    gate, up                 2 m K                 as above, of each kept expert; and 2 m_s of the shared one
+    their product            m K                   only dW, or dA, of down_proj needs it; and m_s of the shared one
+    the shared expert's y    d + 1                 its gate needs it, and the gate's own output
+
+What an expert gives need not be kept: its product with dy, which the router's gradient is made of, is that of z with
+dz, and dz is computed anyway.
+
+The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` counts
 what they keep, and `parameter_bytes` the arrays of a model.
 
 Sources: Rajbhandari et al., "ZeRO", arXiv 1910.02054, section 3.1, for 16 bytes a number in full fine-tuning; Dettmers
@@ -37,6 +52,8 @@ from ..layers.rotary import frequencies
 from .llamaconfig import LlamaConfig
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+"""The arrays of a mixture's experts, of which each has an adapter of its own: `target_parameters` names them."""
 
 CONSTANTS = {16: 0.0, 8: 32 / 4096, 4: 8 / 64 + 32 / (64 * 256)}
 """Bits a weight for the constants of its block: at 8 bits one float32 for 4096 weights, at 4 bits as in QLoRA."""
@@ -63,7 +80,8 @@ def training_memory(
     rank : int, optional
         Of the adapters. Without it all weights train.
     targets : sequence of str
-        The matrices that have an adapter, of `MATRICES`.
+        The matrices that have an adapter, of `MATRICES`; of a mixture also of `EXPERTS`, whose rank is an expert's.
+        As in PEFT, ``gate_proj``, ``up_proj`` and ``down_proj`` reach shared experts and MLPs alone.
     bits : {16, 8, 4}
         Of a frozen weight in the layers' matrices. Embedding, head and norms stay in 16, as in QLoRA.
     recompute : bool
@@ -78,28 +96,26 @@ def training_memory(
     Raises
     ------
     ValueError, TypeError
-        If a number is out of range, a target is unknown, all weights are to train in fewer than 16 bits, or the model
-        has mixtures of experts.
+        If a number is out of range, a target is unknown, or all weights are to train in fewer than 16 bits.
     """
     check_instance("config", config, LlamaConfig)
-    if config.mixture is not None:
-        raise ValueError(f"config is of a {config.model_type}: what a mixture of experts keeps is not counted")
+    known = MATRICES if config.mixture is None else MATRICES + EXPERTS
     (tokens,), recompute = check_sizes(tokens=tokens), check_flag("recompute", recompute)
     check_choice("bits", bits, CONSTANTS)  # type: ignore[arg-type]
     for target in targets:
-        check_choice("targets", target, MATRICES)
+        check_choice("targets", target, known)
     matrices, elsewhere = count_numbers(config)
     layers, d = config.num_hidden_layers, config.hidden_size
     if rank is None:
         if bits != 16:
             raise ValueError(f"bits={bits} with rank=None: all weights train, and a trained weight needs bits=16")
-        trained, gradient, targets = matrices + elsewhere, 2, MATRICES
+        trained, gradient, targets = matrices + elsewhere, 2, known
     else:
         rank, gradient = check_integer("rank", rank, at_least=1), 4  # adapters train in float32
-        shapes = matrix_shapes(config)
-        trained = layers * sum(rank * sum(shapes[target]) for target in targets)
-    layer = _kept_in_a_layer(config, targets) + (len(targets) * rank if rank else 0)
-    activations = layers * (d if recompute else layer) + (layer if recompute else 0)
+        adapted = [shape for path, shape in _matrices(config).items() if _is_named(path, targets)]
+        trained = sum(rank * math.prod(shape[:-2]) * sum(shape[-2:]) for shape in adapted)
+    kept = [_kept_in_a_layer(config, layer, targets, rank or 0) for layer in range(layers)]
+    activations = layers * d + max(kept) if recompute else sum(kept)
     return {
         "weights": round(matrices * (bits + CONSTANTS[bits]) / 8 + 2 * elsewhere),
         "trained": 4 * trained,
@@ -121,25 +137,48 @@ def active_numbers(config: LlamaConfig) -> int:
     return total - layers * idle * 3 * mixture.moe_intermediate_size * config.hidden_size
 
 
-def matrix_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes (out, in) of the matrices of one layer, by the names of `MATRICES`."""
-    first = {path: shape for path, shape in config.shapes().items() if path.startswith("model.layers.0.")}
-    return {name: shape for name in MATRICES for path, shape in first.items() if path.endswith(f".{name}.weight")}
-
-
 def count_numbers(config: LlamaConfig) -> tuple[int, int]:
-    """Return how many numbers the matrices of all layers have, and how many the embedding, head, norms and biases."""
-    matrices = config.num_hidden_layers * sum(map(math.prod, matrix_shapes(config).values()))
+    """Return how many numbers the matrices of all layers have, and how many all else has.
+
+    All else is the embedding, head, norms, biases, and of a mixture the router and the shared expert's gate.
+    """
+    matrices = sum(map(math.prod, _matrices(config).values()))
     return matrices, sum(map(math.prod, config.shapes().values())) - matrices
 
 
-def _kept_in_a_layer(config: LlamaConfig, targets: Sequence[str]) -> int:
-    """Return how many numbers one layer keeps for each token."""
-    d, m, D = config.hidden_size, config.intermediate_size, config.head_dim
+def _matrices(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the matrices of all layers, those of experts in one array, by their paths."""
+    return {path: shape for path, shape in config.shapes().items() if _is_named(path, MATRICES + EXPERTS)}
+
+
+def _is_named(path: str, targets: Sequence[str]) -> bool:
+    """Return whether an array is the weight of a matrix, or the array, that is among the targets."""
+    return any(path.endswith(f".{name}" if name in EXPERTS else f".{name}.weight") for name in targets)
+
+
+def _kept_in_a_layer(config: LlamaConfig, layer: int, targets: Sequence[str], rank: int) -> int:
+    """Return how many numbers one layer keeps for each token, of which an adapter keeps its rank."""
+    d, D = config.hidden_size, config.head_dim
     attention = 2 * D * (config.num_attention_heads + config.num_key_value_heads)
-    reads_first_norm, reads_second_norm = {"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}
-    first, second = (d if names & set(targets) else 0 for names in (reads_first_norm, reads_second_norm))
-    return 2 * d + attention + first + second + 2 * m + (m if "down_proj" in targets else 0)
+    first = d if {"q_proj", "k_proj", "v_proj"} & set(targets) else 0
+    own = {path for path in _matrices(config) if path.startswith(f"model.layers.{layer}.")}
+    mixture = config.mixture
+    if mixture is None or not mixture.stands_in(layer):
+        second = d if {"gate_proj", "up_proj"} & set(targets) else 0
+        inner, experts = _kept_in_an_mlp(config.intermediate_size, "down_proj" in targets), 0
+    else:
+        second, experts = d, mixture.num_experts_per_tok
+        inner = mixture.num_experts
+        inner += experts * _kept_in_an_mlp(mixture.moe_intermediate_size, "experts.down_proj" in targets)
+        if mixture.shared_expert_intermediate_size is not None:
+            inner += _kept_in_an_mlp(mixture.shared_expert_intermediate_size, "down_proj" in targets) + d + 1
+    adapted = [experts if path.endswith(EXPERTS) else 1 for path in own if _is_named(path, targets)]
+    return 2 * d + attention + first + second + inner + rank * sum(adapted)
+
+
+def _kept_in_an_mlp(width: int, adapts_down: bool) -> int:
+    """Return how many numbers a gated MLP keeps for each token: gate, up and, where down is adapted, their product."""
+    return 2 * width + (width if adapts_down else 0)
 
 
 # --- measured on a model ------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from minilora import (
     adapt,
     adapters,
     attach,
+    cli,
     cross_entropy,
     evaluate,
     load_adapter,
@@ -447,6 +448,17 @@ def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
         found[" ".join(more)] = next(iter(load_adapter("a").values())).lora_B
     np.testing.assert_array_equal(found[""], found["--lr 3e-3"])
     assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("output", ["text.svg", "c.svg"])
+def test_a_figure_never_takes_the_place_of_what_the_training_keeps_or_reads(folder, capsys, output):
+    pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
+    Path("text.svg").write_text("the cat")
+    line = ["finetune", "text.svg", "--model", "model", "--save", "s", "--checkpoint", "c.svg", "--plot", output]
+    assert cli.main(line) == 2
+    assert re.search("plot file .* is the (text|checkpoint), expected another file", capsys.readouterr().err)
+    assert not Path("c.svg").exists()
+    assert Path("text.svg").read_text() == "the cat"
 
 
 def test_the_figure_has_every_step_also_of_a_training_that_went_on(folder, capsys, monkeypatch):

@@ -15,6 +15,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import benchmark  # noqa: E402
+import benchmark_growth  # noqa: E402
+import benchmark_model  # noqa: E402
 import benchmark_ours  # noqa: E402
 import benchmark_report  # noqa: E402
 
@@ -93,6 +95,55 @@ def test_growth_finds_a_known_exponent(monkeypatch):
     found = benchmark.growth(1)["batch"]["full: minilora"]
     assert found["exponent"] == pytest.approx(1.5)
     assert "1.50" in benchmark_report.growth_table({"batch": {"full: minilora": found}})
+
+
+BARS = [{"what": "a step", "ratio": 0.9, "bound": 1.0}, {"what": "another", "ratio": 1.2, "bound": 1.0}]
+
+
+@pytest.mark.parametrize(("others", "judged"), [(None, True), (0.0, True), (0.25, True), (0.26, False), (3.0, False)])
+def test_ratios_beside_busy_neighbours_are_not_judged(others, judged):
+    busy = benchmark_report.too_busy({"cpu": "x", "cores": 2, "others": others})
+    table = benchmark_report.bars_table(BARS, busy)
+    assert ("not met" in table) is judged
+    assert ("not judged: other processes computed on" in table) is not judged
+    assert f"{1.2:9.3f}" in table
+
+
+def test_the_load_is_what_others_computed_a_second(monkeypatch):
+    """Of three seconds in which all other processes together computed for four and a half."""
+    clock, spent = iter([10.0, 13.0]), iter([100.0, 104.5])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(benchmark.Load, "_others", staticmethod(lambda: next(spent)))
+    assert benchmark.Load().others() == pytest.approx(1.5)
+
+
+def test_each_kind_of_step_has_a_floor():
+    assert benchmark.FLOOR_OF.keys() == set(KINDS)
+    assert set(benchmark.FLOOR_OF.values()) <= benchmark_ours.FLOORS.keys()
+
+
+def test_a_models_growth_has_a_known_exponent(monkeypatch):
+    monkeypatch.setattr(benchmark_growth, "AXES", {"length": [3, 6, 12], "rank": [1, 2]})
+    monkeypatch.setattr(benchmark_growth, "USUAL", {"length": 4, "rank": 2, "rows": 1, "layers": 1})
+    slow = {"ms": lambda size: 2 * size**1.5, "floor": lambda size: 1.0 * size}
+    monkeypatch.setattr(benchmark, "laps", lambda steps, count, **_: {(n, w): [slow[w](n)] for n, w in steps})
+    found = {axis: benchmark_growth.growth(axis, 1) for axis in benchmark_growth.AXES}
+    assert found["length"]["exponents"]["ms"] == pytest.approx(1.5)
+    assert found["length"]["exponents"]["floor"] == pytest.approx(1)
+    assert found["length"]["of floor"] == pytest.approx([2 * size**0.5 for size in (3, 6, 12)])
+    kept = np.array(found["length"]["mb"])
+    assert kept[2] - kept[1] > 1.9 * (kept[1] - kept[0]) > 0
+    lines = benchmark_growth.table(found).splitlines()
+    assert lines[1].endswith("1.50")
+    assert any(line.startswith("rank") for line in lines)
+
+
+def test_the_frozen_floor_has_each_weight_forward_and_back():
+    """Seven matrices in a layer, whose lowest three owe no dx, and the head: of the adapters' own products none."""
+    task = benchmark_growth.task_of(length=5, rank=2, rows=1, layers=2)
+    pairs = benchmark_model.frozen_products(task)
+    assert len(pairs) == 2 * (2 * 7 + 1) - 3
+    assert all(2 not in (*a.shape, *b.shape) for a, b in pairs)
 
 
 @pytest.mark.peers

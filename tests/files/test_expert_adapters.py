@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import LoRA, adapt, adapters, attach, load_adapter, merge_adapter, save_adapter
+from minilora import LoRA, adapt, adapters, attach, load_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.expertkeys import places, version_of
 from minilora.guards.errors import FileRefused
@@ -236,14 +236,6 @@ def test_inspecting_shows_all_experts_changes(tmp_path):
     assert np.isclose(summary.norm, np.linalg.norm(delta))
     values = np.linalg.svd(delta, compute_uv=False)[:, :R].ravel()
     np.testing.assert_allclose(summary.singular_values, -np.sort(-values), rtol=1e-10)
-
-
-def test_merging_files_refuses_arrays_by_name(tmp_path):
-    save_adapter(tmp_path / "a", adapters(trained(mixture(), NAMES[1:2])))
-    save_file({"experts.weight": np.ones((6, 5), "float32")}, tmp_path / "base.safetensors")
-    with pytest.raises(FileRefused, match=r"'experts.down_proj' is an array .* merge in memory"):
-        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_version_is_three_numbers():

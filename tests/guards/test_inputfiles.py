@@ -6,7 +6,7 @@ import pytest
 
 from minilora import FileRefused
 from minilora.guards import inputfiles
-from minilora.guards.inputfiles import read_json
+from minilora.guards.inputfiles import MOST_NESTED, parse_json, read_json
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a\\b", "a\0b"])
@@ -54,3 +54,13 @@ def test_json_is_read_up_to_a_size(tmp_path):
         with pytest.raises(FileRefused) as error:
             read_json(path, at_most)
         assert str(error.value) == f"'{path}': {reason}"
+
+
+@pytest.mark.parametrize("deep", [MOST_NESTED - 1, MOST_NESTED, 980, 100_000])
+def test_json_that_nests_deeper_than_it_can_be_written_again_is_refused(tmp_path, deep):
+    text = b'{"a": ' + b"[" * deep + b"]" * deep + b"}"
+    if deep < MOST_NESTED:
+        assert parse_json(tmp_path, text, "file")
+    else:
+        with pytest.raises(FileRefused, match=r"nests deeper than 100 levels|not sound JSON"):
+            parse_json(tmp_path, text, "file")

@@ -153,7 +153,7 @@ DOUBLES = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.
         (DOUBLES, "cannot be used: it fills more than 134 MB of memory|it writes .* letters|it fails with MemoryError"),
         pytest.param(
             "{{ 'a' * 99999999 }}",
-            "it writes 99,999,999 letters, expected at most 16,777,216|it fills more than 134 MB",
+            "it writes 99,999,999 letters, expected at most 2,097,152|it fills more than 134 MB",
             marks=pytest.mark.long,
         ),
         ("{% if %}", "cannot write this: it is no template: Expected an expression"),
@@ -182,3 +182,27 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(ValueError, match=r"a chat template needs jinja2 \(.*\): pip install jinja2"):
         template("a").render(HI)
+
+
+def test_templates_of_other_occasions_stand_in_a_folder(tmp_path):
+    folder = write(tmp_path / "m", {"chat_template": "a"}, "DEFAULT")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("TOOLS")
+    with load_template(folder) as found:
+        assert found.render([{"role": "user", "content": "x"}], tools=[{}]) == "TOOLS"
+        assert found.render([{"role": "user", "content": "x"}]) == "DEFAULT"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"tokenizer_class": "LlamaTokenizer"}, "<s></s>"),
+        ({"tokenizer_class": "GPT2TokenizerFast", "bos_token": "<b>"}, "<b><|endoftext|>"),
+        ({"tokenizer_class": "LlamaTokenizer", "bos_token": None}, "</s>"),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "E"}, "E"),
+    ],
+)
+def test_a_class_has_special_tokens_of_its_own(tmp_path, config, expected):
+    folder = write(tmp_path / "m", config, "{{ bos_token }}{{ eos_token }}")
+    with load_template(folder) as found:
+        assert found.render([{"role": "user", "content": "x"}]) == expected

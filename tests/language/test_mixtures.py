@@ -12,8 +12,9 @@ from minilora.files import save_llama
 from minilora.guards.errors import FileRefused
 from minilora.language.llamaconfig import LlamaConfig, MixtureConfig
 from minilora.language.modelfiles.gguf.ggufexport import export_adapter
-from minilora.language.trainingmemory import active_numbers, training_memory
+from minilora.language.trainingmemory import active_numbers, count_numbers, training_memory
 from minilora.layer import parameter_count
+from minilora.layers.rotary import frequencies
 
 from ..support.language import TEXT, tiny_llama, tiny_mixture
 
@@ -99,8 +100,63 @@ def test_a_position_goes_through_its_own_experts_numbers():
     model = tiny_mixture("qwen2_moe")
     assert parameter_count(model) - active_numbers(model.config) == 2 * 2 * 3 * 10 * 12  # layers, idle experts
     assert active_numbers(tiny_llama().config) == parameter_count(tiny_llama())
-    with pytest.raises(ValueError, match="what a mixture of experts keeps is not counted"):
-        training_memory(model.config, tokens=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["q_proj", "o_proj"],
+        ["gate_proj", "down_proj"],
+        ["experts.gate_up_proj"],
+        ["experts.down_proj"],
+        ["v_proj", "experts.gate_up_proj", "experts.down_proj"],
+    ],
+)
+def test_memory_of_training_is_that_of_real_adapters(kind, targets):
+    model = tiny_mixture(kind)
+    if targets == ["gate_proj", "down_proj"] and kind != "qwen2_moe":  # no shared expert, and no MLP
+        assert training_memory(model.config, tokens=4, rank=2, targets=targets)["trained"] == 0
+        return
+    modules = [name for name in targets if "experts" not in name]
+    arrays = [f"mlp.{name}" for name in targets if "experts" in name]
+    adapted = adapt(model, modules, rank=2, alpha=2, rng=np.random.default_rng(0), target_parameters=arrays or None)
+    numbers = sum(p.size for p in adapted.trainable().values())
+    found = training_memory(model.config, tokens=4, rank=2, targets=targets)
+    assert (found["trained"], found["gradients"], found["Adam"]) == (4 * numbers, 4 * numbers, 8 * numbers)
+    assert found["weights"] == 2 * parameter_count(model)
+
+
+def test_a_decoder_without_a_mixture_has_no_experts_to_count():
+    with pytest.raises(ValueError, match="targets must be"):
+        training_memory(tiny_llama().config, tokens=4, rank=2, targets=["experts.down_proj"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_training_of_a_mixture_takes_sixteen_bytes_a_number(kind):
+    model = tiny_mixture(kind)
+    found = training_memory(model.config, tokens=1)
+    assert sum(found[part] for part in ("weights", "trained", "gradients", "Adam")) == 16 * parameter_count(model)
+    assert sum(count_numbers(model.config)) == parameter_count(model)
+
+
+def test_a_mixture_keeps_the_sum_of_the_table():
+    shared = MixtureConfig(16, 3, 1000, True, 400, decoder_sparse_step=2)
+    config = LlamaConfig(
+        7, 100, 5000, 2, 10, 1, 12, 1e-5, frequencies(12, 100.0), attention_bias=True, model_type="qwen2_moe",
+        mixture=shared,
+    )  # fmt: skip
+    attention = 2 * 100 + 2 * 12 * (10 + 1)
+    dense, mixed = attention + 2 * 5000, attention + 100 + 16 + 3 * 2 * 1000 + 2 * 400 + 100 + 1
+
+    def kept(*targets, **more):
+        return training_memory(config, tokens=1, rank=2, targets=targets, **more)["activations"] // 2
+
+    assert kept("o_proj") == dense + mixed + 2 * 2
+    assert kept("experts.down_proj") == dense + mixed + 3 * (1000 + 2)
+    assert kept("experts.gate_up_proj") == dense + mixed + 3 * 2
+    assert kept("down_proj") == dense + mixed + 5000 + 400 + 2 * 2
+    assert kept("gate_proj", recompute=True) == 2 * 100 + max(dense + 100 + 2, mixed + 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

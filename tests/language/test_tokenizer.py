@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from minilora.language import tokenizer
 from minilora.language.modelfiles.gguf import ggufreader
 from minilora.language.text import CONTEXT, token_ids
 from minilora.language.tokenizer import load_tokenizer
+from minilora.language.tokenizerconfig import METASPACE
 
 from ..support.language import LETTERS, tiny_llama, write_folder
 
@@ -337,7 +339,6 @@ def test_an_end_that_is_no_id_is_refused(tmp_path, file, end):
 def test_no_end_at_all_is_no_end(tmp_path):
     folder = write_folder(tmp_path / "m", tiny_llama())
     config = json.loads((folder / "config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
     assert load_tokenizer(folder).end == {config["eos_token_id"]}
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert load_tokenizer(folder).end == frozenset()
@@ -462,3 +463,174 @@ def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
     (tmp_path / name).mkdir() if name == "m" else (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=rf"needs {package} .*: pip install {package}( tokenizers)?$"):
         load_tokenizer(tmp_path / name)
+
+
+def byte_level(folder, beside, **model):
+    """Give a folder a byte-level BPE in the place of its tokenizer."""
+    whole = tokenizers.Tokenizer(tokenizers.models.BPE({x: i for i, x in enumerate(LETTER.values())}, [], **model))
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    whole.decoder = tokenizers.decoders.ByteLevel()
+    (folder / "tokenizer.json").write_text(whole.to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps(beside))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"pad_token": "[P]"},
+        {"pad_token": {"content": "[P]", "lstrip": False}},
+        {"image_token": "[P]"},
+        {"additional_special_tokens": ["[P]"]},
+        {"extra_special_tokens": ["[P]"]},
+        {"extra_special_tokens": {"image_token": "[P]"}},
+    ],
+)
+def test_tokens_that_the_second_file_names_are_special(tmp_path, beside):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), beside)
+    found = load_tokenizer(folder)
+    letters = list(LETTER.values())
+    assert found.encode("a[P]b") == [letters.index("a"), 256, letters.index("b")]
+    assert found.decode(found.encode("a[P]b")) == "ab"
+
+
+def test_a_token_of_the_vocabulary_becomes_special_with_its_id(tmp_path):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"eos_token": "z"})
+    found, z = load_tokenizer(folder), list(LETTER.values()).index("z")
+    assert (found.encode("z"), found.last, found.decode([z])) == ([z], (z,), "")
+
+
+def test_special_tokens_of_older_files_are_read(tmp_path):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"eos_token": "z"})
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "y"}}))
+    assert load_tokenizer(folder).last == (list(LETTER.values()).index("y"),)
+    (folder / "added_tokens.json").write_text(json.dumps({"<x>": 256}))
+    with pytest.raises(FileRefused, match=r"added_tokens.json': it adds '<x>' as token '256'"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("beside", "model", "message"),
+    [
+        ({"split_special_tokens": True}, {}, "split_special_tokens is True"),
+        ({}, {"dropout": 0.5}, r"tokenizer.json': dropout is 0.5"),
+        ({"extra_special_tokens": [3]}, {}, "a special token is 3, expected a text"),
+    ],
+)
+def test_what_makes_other_ids_is_refused(tmp_path, beside, model, message):
+    with pytest.raises(FileRefused, match=message):
+        load_tokenizer(byte_level(write_folder(tmp_path / "m", tiny_llama()), beside, **model))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"tokenizer_class": "Qwen2Tokenizer"},
+        {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True},
+        {"tokenizer_class": "CohereTokenizer"},
+        {"tokenizer_class": "CodeLlamaTokenizer"},
+    ],
+)
+def test_a_class_that_passes_over_the_file_is_said(tmp_path, beside):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), beside)
+    with pytest.warns(UserWarning, match=f"transformers 5 builds its {beside['tokenizer_class'].removesuffix('Fast')}"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "LlamaTokenizer", "Mine"]
+)
+def test_a_class_that_does_as_the_file_says_is_no_word(tmp_path, name):
+    """A Llama's is passed over where the file is of bytes."""
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": name})
+    assert load_tokenizer(folder).encode("a") == [list(LETTER.values()).index("a")]
+
+
+def test_a_llamas_old_layout_is_said(tmp_path):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "LlamaTokenizer"})
+    config = json.loads((folder / "tokenizer.json").read_text())
+    old = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}]}
+    for normalizer, splitter, word in ((old, None, True), (None, METASPACE, False)):
+        (folder / "tokenizer.json").write_text(
+            json.dumps(config | {"normalizer": normalizer, "pre_tokenizer": splitter})
+        )
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            load_tokenizer(folder)
+        assert bool(found) is word
+
+
+@pytest.mark.parametrize("kind", [0, 1, 3, 4, 5, 6, 7])
+def test_ends_that_llama_cpp_knows_by_name_end_a_text_and_are_whole(tmp_path, kind):
+    """SmolLM2's file names <|im_end|> alone; llama.cpp ends at <|endoftext|> and <reponame> too."""
+    words = ["<|endoftext|>", "<|im_end|>", "<reponame>", "<file_sep>", "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, kind, kind, 3] + [1] * 257, "merges": ["t h"], "eos": 1}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert (found.end, found.last) == ({0, 1, 2}, (1,))
+    assert found.encode("a<|im_end|><reponame>") == [words.index("a"), 1, 2]
+    assert found.decode([1]) == ""
+
+
+def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path):
+    words = ["<|return|>", "<|call|>", "<|end|>", "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"]}
+    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields)).end == {0, 1}
+
+
+def test_of_merges_that_stand_twice_the_first_counts(tmp_path):
+    """As in llama.cpp: so "th" is merged before "he"."""
+    words = ["th", "he", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [1] * len(words), "merges": ["t h", "h e", "t h"]}
+    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields)).encode("the") == [0, words.index("e")]
+
+
+@pytest.mark.parametrize("config", [{}, {"eos_token_id": None}])
+def test_a_generation_config_without_an_end_has_none(tmp_path, config):
+    """transformers does not look further then."""
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(folder).end == frozenset()
+
+
+def test_a_text_too_long_to_encode_at_once_is_refused(tmp_path):
+    found = load_tokenizer(write_folder(tmp_path / "m", tiny_llama()))
+    for encode in (found.encode, found.places):
+        with pytest.raises(FileRefused, match="to encode 4,000,000 letters at once, expected at most 2,098,176"):
+            encode("a" * 4_000_000)
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": REPLACE | {"content": "b" * 10**6}}, "its normalizer makes 1,000,000 letters of one"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE, REPLACE]}}, "makes 36 letters of one"),
+        ({"decoder": REPLACE | {"content": "b" * 10**6}}, "its decoder makes 1,000,000 letters of one"),
+    ],
+)
+def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path, change, message):
+    folder = write_folder(tmp_path / "m", tiny_llama())
+    config = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(config | change))
+    with pytest.raises(FileRefused, match=message):
+        load_tokenizer(folder)
+
+
+def test_tokens_around_a_text_are_few(tmp_path):
+    folder = with_template(write_folder(tmp_path / "m", tiny_llama()), *["<s>"] * 101, "A")
+    with pytest.raises(FileRefused, match="it puts 101 tokens around a text, expected at most 100"):
+        load_tokenizer(folder)
+
+
+def test_a_header_of_many_keys_is_refused(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for i in range(1100):
+        writer.add_uint32(f"k{i}", i)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(FileRefused, match="more than 1,000 keys in its header"):
+        load_tokenizer(tmp_path / "m.gguf")

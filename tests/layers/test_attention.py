@@ -12,6 +12,7 @@ from minilora import (
     Rotary,
 )
 from minilora.layer import rebuild
+from minilora.layers import attention as attention_module
 from minilora.layers.rotary import frequencies, halves_from_interleaved
 
 
@@ -129,3 +130,14 @@ def test_a_norm_knows_no_scale_of_its_rows():
     np.testing.assert_allclose(layer(1000 * x), layer(x), rtol=1e-12)
     dx = layer.backward(randn(2, 3, 5), layer.forward(x)[1])[0]
     np.testing.assert_allclose((dx * x).sum(axis=1), 0, atol=1e-14)
+
+
+def test_above_o_proj_alone_no_scores_are_sent_back(monkeypatch):
+    layer = attention()
+    for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
+        projection.frozen = True
+    y, cache = layer.forward(randn(1, 2, 3, 6))
+    monkeypatch.setattr(attention_module, "attend_backward", lambda *_: pytest.fail("nobody asks for dq, dk or dv"))
+    dx, grads = layer.backward(y, cache, need_dx=False)
+    assert dx is None
+    assert grads.keys() == {"o_proj.weight"}

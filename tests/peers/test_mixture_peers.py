@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
-from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, merge, save_adapter
+from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, merge, merge_adapter, save_adapter
 from minilora.files import save_llama
 
 pytestmark = [
@@ -195,6 +196,32 @@ def test_adapters_of_experts_train_as_pefts(tmp_path, kind, rslora):
     for t in range(9, 17):
         z, past = ours.extend(ids[:, t : t + 1], past)
     close(z, ours(ids)[:, -1], 1e-9)
+
+
+@pytest.mark.parametrize("layout", ["each", "fused"])
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("kind", MIXED)
+def test_files_are_merged_as_pefts_merge_and_unload_does(tmp_path, kind, rslora, layout):
+    everywhere = {} if kind == "mixtral" else {"decoder_sparse_step": 1, "mlp_only_layers": []}
+    theirs = written(tmp_path / "m", kind, 11, num_hidden_layers=2, **everywhere).float()
+    if layout == "fused":
+        theirs.save_pretrained(tmp_path / "m", save_original_format=False)
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"]
+    config = peft.LoraConfig(r=3, lora_alpha=5.0, use_rslora=rslora, target_modules=["q_proj"], target_parameters=names)
+    tuned = peft.get_peft_model(theirs, config)
+    torch.manual_seed(0)
+    for name, p in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p, std=0.25)
+    tuned.save_pretrained(tmp_path / "a")
+    merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "ours")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "theirs", save_original_format=layout == "each")
+    ours, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+    assert ours.keys() == expected.keys()
+    for name, array in expected.items():
+        close(ours[name], array, 2e-6)
+    before = load_file(tmp_path / "m" / "model.safetensors")
+    assert sum((before[name] != array).any() for name, array in ours.items()) >= 2 * (1 + 1 + 2)
 
 
 SETTINGS = {

@@ -188,7 +188,8 @@ BUGS: Sequence[Bug] = (
     )),
     *group("slope", kinds=("dora",), rows=(
         ("the-gradient-passes-through-dora-norm",
-         "the gradient passes through DoRA's norm, which detached_norm declares a constant",
+         "the gradient passes through DoRA's norm, which is taken for a constant where nothing is declared (declare "
+         "detached_norm = False, if that is meant)",
          {"through_norm": 1.0}),
     )),
     *group("slope", kinds=("dora-full",), rows=(
@@ -385,6 +386,10 @@ BUGS: Sequence[Bug] = (
         ("one-scaling-for-all-slots", "the first slot's scaling is taken for all",
          {"slot_scale": lambda fused, i: (fused.alphas[fused.adapted[0]], fused.ranks[fused.adapted[0]])},
          "huggingface/diffusers #14409"),
+        ("the-first-slots-rank-for-all-slots", "each slot's alpha is divided by the first slot's rank",
+         {"slot_scale": lambda fused, i: (fused.alphas[i], fused.ranks[fused.adapted[0]])}),
+        ("the-first-slots-alpha-for-all-slots", "the first slot's alpha is divided by each slot's rank",
+         {"slot_scale": lambda fused, i: (fused.alphas[fused.adapted[0]], fused.ranks[i])}),
         ("alpha-is-divided-by-the-ranks-of-all-slots",
          "alpha is divided by the ranks of all slots together, as where their lora_A are one array",
          {"slot_scale": lambda fused, i: (fused.alphas[i], sum(fused.ranks))}, "kohya-ss/sd-scripts #2204"),

@@ -58,6 +58,9 @@ def judge_numbers(
     report.diagnoses += [str(bug) for bug in bugs]
     rest = list(unexplained(wrong, bugs))
     single = [key for key in rest if is_single(trials, replies, key)]
+    conditional = under_a_condition(kind, trials, replies, [key for key in rest if key not in single])
+    report.diagnoses += conditional.values()
+    rest = [key for key in rest if not any(key in keys for keys in conditional)]
     if single:
         report.diagnoses.append(f"{listed([QUANTITIES[key].split(',')[0] for key in single])}: {SINGLE}")
     described = {key: _describe(trials, replies, key, inside=key in rest) for key in wrong}
@@ -81,6 +84,38 @@ def judge_numbers(
                 if key in reply
             )
     return factors
+
+
+def under_a_condition(
+    kind: str, trials: Sequence[Trial], replies: Sequence[Arrays], wrong: Sequence[str]
+) -> dict[tuple[str, ...], str]:
+    """Name the bugs that explain answers on all problems where these are wrong, and are not made on the others.
+
+    Returns
+    -------
+    dict
+        For each diagnosis the answers that it explains, and what it says.
+    """
+    if trials[0].unit > UNIT["float32"]:  # a few numbers of eight bits can agree by chance
+        return {}
+    pairs = list(enumerate(zip(trials, replies, strict=True)))
+    where = {
+        key: {i for i, (trial, reply) in pairs if key in reply and not trial.agrees(key, reply[key])} for key in wrong
+    }
+    texts: dict[tuple[str, ...], str] = {}
+    # All answers together: where lora_B is zero, a bug shows in its gradient alone. Then each as far as it is wrong.
+    for keys in (tuple(wrong), *((key,) for key in wrong)):
+        keys = tuple(key for key in keys if not any(key in explained for explained in texts))
+        failed = sorted(set().union(*(where[key] for key in keys)))
+        if not failed or len(failed) == len(trials):
+            continue
+        own_trials, own_replies = ([every[i] for i in failed] for every in (trials, replies))
+        when = in_common([trial.problem for trial in own_trials], [trial.problem for trial in trials]).strip(", ")
+        those = "the one" if len(failed) == 1 else "those"
+        for bug in diagnose(kind, own_trials, own_replies, frozenset(keys)):
+            place = f"on {len(failed)} of {len(trials)} problems, {those} {when or 'where it shows'}"
+            texts[bug.explains] = f"{place}: {bug}"
+    return texts
 
 
 def _scaling_verdict(trials: Sequence[Trial], replies: Sequence[Arrays], factors: Mapping[Problem, Factor]) -> str:

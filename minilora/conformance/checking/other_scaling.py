@@ -95,11 +95,26 @@ def other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, Factor]) ->
     other = [problem for problem, s in expected.items() if factors[problem].is_other(s)]
     if not other:
         return []
-    cases = [f"{factors[p].value:.6g} at in={p.in_features} out={p.out_features} "
-             f"r={p.rank} alpha={p.alpha:g}, expected {expected[p]:.6g}" for p in other[:3]]  # fmt: skip
+    cases = [_case(p, factors[p].value, expected[p]) for p in other[:3]]
     where, how = in_common(other, list(factors)).rstrip(","), _relation(expected, factors)
     name = f"the update has another scaling{where}: {'; '.join(cases)}{how}"
     return [_Measured("another-scaling", name, {"scaling": None}, breaks="scaling", factors=factors)]
+
+
+def _case(problem: Problem, value: float, expected: float) -> str:
+    """Say which scaling was measured at a problem, and which was expected, in as many digits as tell them apart."""
+    got, right = _told_apart(value, expected)
+    sizes = f"in={problem.in_features} out={problem.out_features} r={problem.rank} alpha={problem.alpha:g}"
+    return f"{got} at {sizes}, expected {right}"
+
+
+def _told_apart(value: float, expected: float) -> tuple[str, str]:
+    """Return two numbers with six digits, or with the fewest at which they differ."""
+    for digits in range(6, 17):
+        got, right = f"{value:.{digits}g}", f"{expected:.{digits}g}"
+        if got != right:
+            break
+    return got, right
 
 
 def _relation(expected: Mapping[Problem, float], factors: Mapping[Problem, Factor]) -> str:
@@ -132,4 +147,7 @@ def other_factor(trial: Trial, factors: Mapping[Problem, Factor]) -> str:
     s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
     factor = factors.get(trial.problem)
     other = factor is not None and factor.is_other(s)
-    return f"the update is multiplied by {factor.value:.6g}, expected {s:.6g}" if factor and other else ""
+    if factor is None or not other:
+        return ""
+    got, right = _told_apart(factor.value, s)
+    return f"the update is multiplied by {got}, expected {right}"

@@ -11,12 +11,14 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ... import __version__
 from ...guards.errors import printable
+from ...guards.wholefiles import written_whole
 
 REFUSED = "refused"
 """Of what stands at the edge of the contract: it raises, or answers in another shape."""
@@ -111,13 +113,20 @@ class Report:
         known : iterable of str, optional
             The ids of failures that are known.
         """
-        wrong = [f"{kind}: {text}" for kind, report in self.kinds.items() for text in report.diagnoses]
-        lines = [*self.diagnoses, *wrong, *self._lines(frozenset(known))]
+        own, ids = {"": self, **self.kinds}, frozenset(known)
+        wrong = [(report._fails_as_known(ids), f"{kind}: {text}" if kind else text)
+                 for kind, report in own.items() for text in report.diagnoses]  # fmt: skip
+        wrong.sort(key=lambda pair: pair[0])  # what is new comes first
+        lines = [*(f"{text} (known)" if is_known else text for is_known, text in wrong), *self._lines(ids)]
         return "\n".join(printable(line, len(line)) for line in lines)
 
-    def _lines(self, known: frozenset[str]) -> list[str]:
+    def _fails_as_known(self, known: frozenset[str]) -> bool:
+        """Return whether something fails, and nothing that is not known."""
         failed = {case.id for case in self.cases if case.failed}
-        word = "passed" if self._own_passed else "fails as is known" if failed and failed <= known else "WRONG"
+        return bool(failed) and failed <= known
+
+    def _lines(self, known: frozenset[str]) -> list[str]:
+        word = "passed" if self._own_passed else "fails as is known" if self._fails_as_known(known) else "WRONG"
         offered = f"; {sum(self.functions.values())} of {len(self.functions)} functions offered"
         lines = [f"{self.name}: {word}, in {self.dtype}{offered if self.functions else ''}"]
         for title, verdicts in (("claims", self.claims), ("habits, which do not count", self.habits)):
@@ -138,9 +147,9 @@ def kernel() -> str | None:
     return next((found["architecture"] for found in threadpool_info() if found.get("architecture")), None)
 
 
-def save_json(path: str, **found: Any) -> None:
-    """Write what was found as JSON, after the versions that it was found with."""
+def save_json(path: Path, **found: Any) -> None:
+    """Write what was found as JSON, after the versions that it was found with: whole, or not at all."""
     versions = {"minilora": __version__, "numpy": np.__version__, "python": platform.python_version()}
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "versions": versions, "kernel": kernel(), **found}, file, indent=2)
-        file.write("\n")
+    content = {"format": FORMAT, "versions": versions, "kernel": kernel(), **found}
+    with written_whole(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")

@@ -15,6 +15,7 @@ TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
 """How far a logit may be off, by the precision that a program computes in."""
 APART = 10 * TOLERANCE["bfloat16"]
 """How far a bug moves some logit at a prompt's end, and the least by which the likeliest next token leads."""
+CACHED = next(bug.flag for bug in MISREADINGS if bug.parts.get("previous") == "cached")
 SHOWN_ROWS, ROWS = 4, 1
 """How many rows of a merged weight stand in the answers, and in a signature."""
 
@@ -52,16 +53,28 @@ class Answers:
 def answers(case: Case) -> Answers:
     """Compute the answers to a case."""
     flags, arrays = _different(case)
-    before = case.base.arrays
-    z = logits(case.base.config, {**before, **arrays}, case.prompts)
+    before, prompts = case.base.arrays, case.prompts
+    z = logits(case.base.config, {**before, **arrays}, prompts)
     z = np.broadcast_to(z, (len(flags), *z.shape[-3:]))
     weights = arrays.get(case.shown, before[case.shown][None].repeat(len(flags), axis=0))
+    if case.previous:
+        flags, weights = [*flags, CACHED], np.concatenate([weights, weights[:1]])
+        z = np.concatenate([z, _with_old_cache(case, prompts)])
     apart: list[int] = []
     for i in range(1, len(flags)):
         if all(distance(z[i, :, -1], z[j, :, -1]) >= APART for j in (0, *apart)):
             apart.append(i)
     signatures = {flags[i]: (z[i, :, -1], weights[i, :ROWS]) for i in apart}
     return Answers(z[0], (case.shown, weights[0]), signatures)
+
+
+def _with_old_cache(case: Case, prompts: np.ndarray) -> np.ndarray:  # (1, prompts, T, V)
+    """Return the logits where the keys and values of all tokens but the last are the previous adapters'."""
+    before = case.base.arrays
+    old, new = (Formulas().changed(before, given) for given in (case.previous, case.given))
+    names = {*old, *new}
+    both = {name: np.stack([old.get(name, before[name]), new.get(name, before[name])]) for name in names}
+    return logits(case.base.config, {**before, **both}, prompts, cached=True)[1:]
 
 
 def distance(array: np.ndarray, expected: np.ndarray) -> float:
@@ -76,7 +89,8 @@ def _different(case: Case) -> tuple[list[str], Arrays]:
     """
     before = case.base.arrays
     every = [("", Formulas()), *((bug.flag, Formulas(**bug.parts)) for bug in MISREADINGS)]
-    changed = [formulas.changed(before, case.given, case.base.misread) for _, formulas in every]
+    misread = case.base.misread if case.given else case.base.misdecoded  # beside an adapter a decoder is not judged
+    changed = [formulas.changed(before, case.given, misread, case.previous) for _, formulas in every]
     names = sorted({name for one in changed for name in one})
     usual = {name: before.get(name, np.zeros(before[_weight_of(name)].shape[:1])) for name in names}
     seen: dict[bytes, int] = {}

@@ -27,6 +27,7 @@ from ...language.modelfiles.gguf.ggufnames import SIZES, gguf_tensor
 from ...language.modelfiles.huggingface.folderwriter import save_llama
 from ...layer import walk
 from ...layers.quantized import QuantizedLinear
+from ...layers.rotary import halves_from_interleaved
 from ...quantization import quantize
 from .exact import frequencies
 
@@ -54,6 +55,12 @@ class Base:
     tied: bool
     seed: int
     nf4: bool = False  # whether its linear layers, all but the head, are in 4 bits
+    biased: bool = False  # whether the projections of attention have biases
+
+    @property
+    def gguf(self) -> bool:
+        """Whether it is there for llama.cpp too, where no file holds 4 bits as these are, or trained biases."""
+        return not (self.nf4 or self.biased)
 
     @cached_property
     def config(self) -> LlamaConfig:
@@ -61,7 +68,7 @@ class Base:
         return LlamaConfig(
             vocab_size=len(TOKENS), hidden_size=64, intermediate_size=128, num_hidden_layers=self.layers,
             num_attention_heads=4, num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-5,
-            frequencies=frequencies(64, THETA), tie_word_embeddings=self.tied,
+            frequencies=frequencies(64, THETA), tie_word_embeddings=self.tied, attention_bias=self.biased,
             rope={"rope_type": "default", "rope_theta": THETA},
         )  # fmt: skip
 
@@ -92,6 +99,17 @@ class Base:
         }
         return {how: self._with_codes(self.arrays, change) for how, change in ways.items()} if self.nf4 else {}
 
+    @cached_property
+    def misdecoded(self) -> dict[str, dict[str, np.ndarray]]:
+        """What weights a wrong decoder computes with, as it were, by what is wrong with it."""
+        c, names = self.config, [name for name in self.arrays if name.endswith(("q_proj.weight", "k_proj.weight"))]
+        queries = [name for name in names if name.endswith("q_proj.weight")]
+        root = (c.head_dim * c.num_attention_heads / c.hidden_size) ** 0.5
+        return {
+            "neighbours": self.arrays | {n: halves_from_interleaved(self.arrays[n], c.head_dim) for n in names},
+            "hidden size": self.arrays | {n: root * self.arrays[n] for n in queries},
+        }
+
     def _with_codes(
         self, arrays: dict[str, np.ndarray], change: Callable[[QuantizedLinear], QuantizedLinear]
     ) -> dict[str, np.ndarray]:
@@ -109,7 +127,8 @@ UNTIED = Base("untied", layers=2, tied=False, seed=1)
 TIED = Base("tied", layers=1, tied=True, seed=2)
 UNTIED_NF4 = replace(UNTIED, name="untied-nf4", nf4=True)
 TIED_NF4 = replace(TIED, name="tied-nf4", nf4=True)
-BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4)
+BIASED = Base("biased", layers=1, tied=True, seed=3, biased=True)
+BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
@@ -120,6 +139,8 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return an array such that each layer's output is of the size of its input, and logits spread by about 3."""
     x: np.ndarray = rng.standard_normal(shape)
+    if name.endswith("bias"):
+        return x
     if len(shape) == 1:
         return np.asarray(1 + 0.2 * x)
     if name in (EMBEDDING, HEAD):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...files.peft.adapterkeys import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
-from .bases import TIED, TIED_NF4, TOKENS, UNTIED, UNTIED_NF4, Base, to_bfloat16
+from .bases import BIASED, TIED, TIED_NF4, TOKENS, UNTIED, UNTIED_NF4, Base, to_bfloat16
 from .exact import product, sums
 from .formulas import Arrays, Given, Module, scale, setting
 from .prompts import PROMPTS
@@ -43,6 +43,8 @@ class Adapter:
     config: Mapping[str, Any]  # r, lora_alpha, and what is not as PEFT's defaults are
     pissa: str = ""  # "raw" or "converted", of one that started by PiSSA
     with_base: bool = False  # whether PEFT saved the base's own weight of an embedding or a head beside it
+    saved: tuple[str, ...] = ()  # the paths that were trained in full, beside those with factors
+    targets: str = ""  # target_modules, where it is a regular expression
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Case:
     base: Base = UNTIED
     refused: str = ""  # why, where it must be
     damage: str = ""  # what is done to the files, see `damaged`
+    after: str = ""  # the id of the case that is to be answered just before, with the same prompts
 
     @property
     def answered(self) -> bool:
@@ -68,19 +71,24 @@ class Case:
         return [(drawn(rng, adapter, self.base), weight) for adapter, weight in self.adapters]
 
     @cached_property
+    def previous(self) -> list[tuple[Given, float]]:
+        """The adapters of the case that is answered just before, where that matters."""
+        return next((case.given for case in CASES if case.id == self.after), [])
+
+    @cached_property
     def prompts(self) -> np.ndarray:
         """Token ids, (prompts, T), none of them special."""
-        return np.array([self.prompt(seed) for seed in PROMPTS.get(self.id, (0, 1))])
+        return np.array([self.prompt(seed) for seed in PROMPTS.get(self.after or self.id, (0, 1))])
 
     def prompt(self, seed: int) -> np.ndarray:
         """Draw one prompt, (T,)."""
-        return np.random.default_rng([seed, *self.id.encode()]).integers(2, len(TOKENS), LENGTH)
+        return np.random.default_rng([seed, *(self.after or self.id).encode()]).integers(2, len(TOKENS), LENGTH)
 
     @property
     def shown(self) -> str:
         """The name of the weight whose merged numbers are in the answers: the smallest."""
         paths = [path for given, _ in self.given for path in given.modules]
-        return min((f"{path}.weight" for path in paths), key=lambda name: self.base.arrays[name].size)
+        return min((f"{path}.weight" for path in paths or block(0, K)), key=lambda name: self.base.arrays[name].size)
 
 
 def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
@@ -99,7 +107,8 @@ def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
         bias = rounded(rng.standard_normal(out) / s) if config.get("lora_bias") else None
         m = rounded(rng.uniform(0.5, 2.0, out) * np.sqrt(sums(W * W))[:, 0]) if config.get("use_dora") else None
         if not adapter.pissa:
-            modules[path] = Module(rounded(A), rounded(B), bias, m)
+            trained = rounded(rng.standard_normal(out)) if config.get("bias") == "lora_only" else None
+            modules[path] = Module(rounded(A), rounded(B), bias, m, trained)
             continue
         A0, B0 = leading(W, r, s)
         A, B = rounded(A0 + 0.5 * A), rounded(B0 + 0.5 * B)
@@ -110,7 +119,12 @@ def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
             modules[path] = Module(*(end.astype(np.float32).astype(np.float64) for end in ends))
     if adapter.pissa == "converted":
         config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
-    return Given(config, modules, starts)
+    saved = {path: base.arrays[f"{path}.weight"] for path in adapter.saved}
+    saved = {
+        path: rounded(W + 0.7 * np.sqrt(np.square(W).mean()) * rng.standard_normal(W.shape))
+        for path, W in saved.items()
+    }
+    return Given(config, modules, starts, saved)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
@@ -152,17 +166,22 @@ DEFAULTS: dict[str, Any] = {
 def files(case: Case) -> Iterator[tuple[dict[str, Any], Arrays]]:
     """Yield each adapter's configuration, and its tensors under PEFT's names."""
     for (adapter, _), (given, _) in zip(case.adapters, case.given, strict=True):
-        targets = targets_of(list(given.modules), case.base)
+        targets = adapter.targets or targets_of(list(given.modules), case.base)
         config = {**DEFAULTS, "base_model_name_or_path": f"bases/{case.base.name}", "target_modules": targets}
         tensors: Arrays = {}
         for path, module in given.modules.items():
             names = EMBEDDING_FACTORS if path == EMBED else FACTORS
             parts = {names[0]: module.lora_A, names[1]: module.lora_B}
-            for name, array in (("lora_B.bias", module.bias), ("lora_magnitude_vector", module.magnitude)):
+            others = {
+                "lora_B.bias": module.bias, "lora_magnitude_vector": module.magnitude,
+                "base_layer.bias": module.trained_bias,
+            }  # fmt: skip
+            for name, array in others.items():
                 parts |= {} if array is None else {name: array}
             if adapter.with_base and path in (EMBED, LM_HEAD):
                 parts[BASE] = case.base.arrays[f"{path}.weight"]
             tensors |= {f"{PREFIX}{path}.{part}": array.astype(np.float32) for part, array in parts.items()}
+        tensors |= {f"{PREFIX}{path}.weight": array.astype(np.float32) for path, array in given.saved.items()}
         yield damaged({**config, **given.config}, tensors, case.damage)
 
 
@@ -185,6 +204,9 @@ def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str
             tensors[name] = np.ascontiguousarray(tensors[name][:, :-1])
         case "another shape":
             tensors[name] = np.ascontiguousarray(tensors[name][:-64])
+        case "unknown module":
+            parts = {key: array for key, array in tensors.items() if "v_proj" in key}
+            tensors |= {key.replace("layers.0", "layers.7"): array for key, array in parts.items()}
         case "transposed":
             A = name.replace("lora_B", "lora_A")
             tensors |= {name: np.ascontiguousarray(tensors[name].T), A: np.ascontiguousarray(tensors[A].T)}
@@ -205,6 +227,7 @@ def one(*paths: str, **config: Any) -> tuple[tuple[Adapter, float], ...]:
 PATTERNS_OF_RANKS = {"model.layers.1.self_attn.q_proj": 7, "v_proj": 2}
 PATTERNS_OF_ALPHAS = {"layers.1.mlp.up_proj": 3, "up_proj": 22, "model.layers.0.self_attn.v_proj": 1.5}
 KEYS = {"model.layers.0.mlp": 7, "p_proj": 2, r"self_attn\.[qv]_proj": 90, "up_proj": 30}
+TARGETS = r"model\.layers\.\d+\.(self_attn\.[qv]|mlp\.down)_proj"
 PLAIN = one(*block(0, K, V), r=4, lora_alpha=10)
 
 CASES = (
@@ -365,6 +388,44 @@ CASES = (
             ("another-shape", "another shape", "A lora_B has other outputs than the base's weight."),
             ("transposed", "transposed", "A module's factors are transposed, and no shape fits."),
             ("no-prefix", "no prefix", "The tensors' names lack the prefix base_model.model."),
+            ("unknown-module", "unknown module", "Tensors are of a module that the base has not: layers.7."),
         )
+    ),
+    Case(
+        "modules-to-save",
+        "modules_to_save: lm_head was trained in full, and the file has its weight.",
+        ((Adapter(block(0, V), {"r": 4, "lora_alpha": 10, "modules_to_save": ["lm_head"]}, saved=(LM_HEAD,)), 1.0),),
+    ),
+    Case(
+        "bias-lora-only",
+        'bias="lora_only": the base\'s biases were trained where there is an adapter, and the file has them.',
+        one(*block(0, Q, V), r=4, lora_alpha=10, bias="lora_only"),
+        BIASED,
+    ),
+    Case(
+        "target-modules-pattern",
+        "target_modules is a regular expression: what has tensors has an adapter, and no name decides.",
+        ((Adapter(block(0, Q, V, DOWN), {"r": 4, "lora_alpha": 10}, targets=TARGETS), 1.0),),
+        TIED,
+    ),
+    Case(
+        "shared-prompts-first",
+        "The first of two adapters that are asked the same prompts.",
+        one(*block(0, V, GATE), r=4, lora_alpha=10),
+        TIED,
+    ),
+    Case(
+        "shared-prompts-second",
+        "The second of two adapters that are asked the same prompts: nothing of the first may be left. Answer it just "
+        "after the first, in the same process.",
+        one(*block(0, K, V, DOWN), r=3, lora_alpha=8),
+        TIED,
+        after="shared-prompts-first",
+    ),
+    Case(
+        "base-alone",
+        "The base without an adapter. Where this is wrong, the decoder is, and what other cases say does not count.",
+        (),
+        TIED,
     ),
 )

@@ -66,11 +66,12 @@ def frequencies(width: int, theta: float) -> tuple[float, ...]:
     return tuple(float(Decimal(theta) ** (Decimal(-2 * j) / width)) for j in range(width // 2))
 
 
-def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray, cached: bool = False) -> np.ndarray:
     """Return the logits (..., B, T, V) of token ids (B, T).
 
     `arrays` are those of `LlamaConfig.shapes` in float64, and always ``lm_head.weight``. A linear layer's bias is added
-    where there is one.
+    where there is one. With `cached`, of several decoders, each takes the first one's keys and values of all positions
+    but the last, as from a cache.
     """
     B, T = ids.shape
     D, K = config.head_dim, config.num_key_value_heads
@@ -92,10 +93,16 @@ def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarra
         x1, x2 = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
+    def kept(x: np.ndarray) -> np.ndarray:  # (v, B, heads, T, D)
+        if cached and x.ndim == 5:  # before the first weights that differ, there is one for all
+            x = x.copy()
+            x[1:, ..., :-1, :] = x[:1, ..., :-1, :]
+        return x
+
     def attention(path: str, x: np.ndarray) -> np.ndarray:
         q = turned(split(linear(f"{path}.q_proj", x), K * g))
-        k = turned(split(linear(f"{path}.k_proj", x), K)).repeat(g, axis=-3)
-        v = split(linear(f"{path}.v_proj", x), K).repeat(g, axis=-3)
+        k = kept(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
+        v = kept(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
         S = D**-0.5 * product(q, k)
         e = exp(S - S.max(axis=-1, keepdims=True)) * np.tri(T)
         o = product(e / sums(e), np.swapaxes(v, -1, -2))

@@ -24,9 +24,10 @@ INDEX, SCHEMA = "index.json", "index.schema.json"
 HOW = (
     "For each case, load `base` with `adapter` beside it, and compute the logits after each token of `prompts`. Nothing"
     " is put before a prompt. An `adapter` is a folder in PEFT's layout, or a list of such folders with weights: their"
-    " updates are summed, each times its weight.",
-    "Write ID.safetensors into a folder of your own, with a tensor `logits` (prompts, T, V); or, where you have no"
-    " logits, `log_probabilities` (prompts, T, V), or (prompts, V) after the last token; with a tensor `ids` beside it,"
+    " updates are summed, each times its weight; an empty list is the base alone. A case with `after` is answered just"
+    " after that one, by the same process.",
+    "Write ID.safetensors into a folder of your own, with a tensor `logits` (prompts, T, V), or (prompts, V) after the last"
+    " token; or, where you have no logits, `log_probabilities` of the same shape; with a tensor `ids` beside it,"
     " of the same shape, only those of these tokens. Beside or instead, `merged.NAME` is the base's weight NAME with"
     " the adapter folded in. Leave out what you do not have, but no case.",
     "A case that is `refused` must be refused: write nothing for it. Where such a case has `answers`, these are right"
@@ -46,7 +47,8 @@ def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         f"bases/{base.name}": {
             "tied": base.tied,
             "layers": base.layers,
-            **({"quantised": "nf4"} if base.nf4 else {"gguf": f"bases/{base.name}.gguf"}),
+            **({"quantised": "nf4"} if base.nf4 else {}),
+            **({"gguf": f"bases/{base.name}.gguf"} if base.gguf else {}),
         }
         for base in BASES
     }
@@ -77,7 +79,8 @@ def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
     return {
         "id": case.id,
         **base,
-        "adapter": weighted if len(names) > 1 else names[0],
+        "adapter": names[0] if len(names) == 1 else weighted,
+        **({"after": case.after} if case.after else {}),
         "prompts": case.prompts.tolist(),
         "refused": bool(case.refused),
         "note": case.note,
@@ -107,7 +110,7 @@ def write(folder: Path) -> int:
         (new / "bases").mkdir()
         for base in BASES:
             write_base(new / "bases" / base.name, base)
-            if not base.nf4:
+            if base.gguf:
                 write_gguf(new / "bases" / f"{base.name}.gguf", base)
         (new / "answers").mkdir()
         for case, numbers in every:

@@ -5,6 +5,8 @@
     W' = W + sum_i w_i delta_i                     several adapters with weights w
     W' = (m / |V|) V,  V = W + delta               use_dora; |V| is the length of each row
     b' = s b                                       lora_bias
+    W' = the weight in the file                    modules_to_save
+    b' = the bias in the file                      bias="lora_only", of a module that has an adapter
 
 A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`.
 """
@@ -34,6 +36,7 @@ class Module:
     lora_B: np.ndarray  # (out, r)
     bias: np.ndarray | None = None  # (out,), of lora_bias
     magnitude: np.ndarray | None = None  # (out,), of DoRA
+    trained_bias: np.ndarray | None = None  # (out,), the base's own bias as it was trained, of bias="lora_only"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Given:
     modules: Mapping[str, Module]
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Of PiSSA's own files the product B A before training, (out, in), which such a file leaves to its reader."""
+    saved: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The weights of modules that were trained in full, by module path."""
 
 
 PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
@@ -89,6 +94,9 @@ class Formulas:
     magnitude: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, W: m[:, None]
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m / n
     bias: Callable[[np.ndarray, float], np.ndarray] = lambda b, s: s * b
+    trained_bias: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda b, trained: trained
+    saved: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda W, trained: trained  # of modules_to_save
+    previous: str = ""  # what is left of the previous case's adapters: "instead", "beside", or "cached"
     weights: Callable[[Sequence[float]], Sequence[float]] = lambda weights: weights  # of several adapters
     config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration the adapter i is read with
     start: float = 1.0  # how much of PiSSA's start is taken off
@@ -96,9 +104,15 @@ class Formulas:
     base: str = ""  # how its 4-bit weights are read, see `Base.misread`
 
     def changed(
-        self, arrays: Arrays, given: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None
-    ) -> Arrays:
-        """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's."""
+        self, arrays: Arrays, given: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
+        previous: Sequence[tuple[Given, float]] = (),
+    ) -> Arrays:  # fmt: skip
+        """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's.
+
+        `previous` are the adapters of the case before, of which a program may leave something.
+        """
+        if previous and self.previous in ("instead", "beside"):
+            given = [*previous, *(given if self.previous == "beside" else ())]
         read = (misread or {}).get(self.base, arrays)
         arrays_after = {name: array for name, array in read.items() if array is not arrays[name]}
         weights = self.weights([weight for _, weight in given])
@@ -109,6 +123,8 @@ class Formulas:
                     self._add(
                         arrays_after, read, config, self.place(path), path, module, weight, adapter.starts.get(path)
                     )
+            for path, trained in adapter.saved.items():
+                arrays_after[f"{path}.weight"] = self.saved(read[f"{path}.weight"], trained)
         if self.ties:
             for name, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
                 if name in arrays_after:
@@ -136,3 +152,5 @@ class Formulas:
         arrays_after[name] = W.T if name == EMBEDDING else W
         if module.bias is not None:
             arrays_after[f"{place}.bias"] = self.bias(module.bias, s)
+        if module.trained_bias is not None:
+            arrays_after[f"{place}.bias"] = self.trained_bias(read[f"{place}.bias"], module.trained_bias)

@@ -27,7 +27,8 @@ PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfl
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """How far a merged weight's entry may be off, as a part of the largest entry: it is rounded once, or a few times."""
 INTEGERS = {"I64": "<i8", "I32": "<i4"}
-MAX_INDEX = 1 << 22
+MAX_INDEX, MAX_ANSWER = 1 << 22, 1 << 26
+"""Bytes of an index, and of one tensor of answers, that are read: the bases have half a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,34 @@ class Judgement:
     cases: list[Verdict] = field(default_factory=list)
     names: Mapping[str, str] = field(default_factory=dict)  # of the bugs, by their flags
     links: Mapping[str, list[str]] = field(default_factory=dict)  # where they were made
+    known: Mapping[str, str] = field(default_factory=dict)  # the reason of each case that is known to fail
+    bases: frozenset[str] = frozenset()  # the cases of a base alone
 
     @property
     def passed(self) -> bool:
         """Whether every case is right."""
         return all(case.state == "right" for case in self.cases)
+
+    @property
+    def failing(self) -> list[Verdict]:
+        """All cases that are not right, known or not."""
+        return [case for case in self.cases if case.state != "right"]
+
+    @property
+    def unexpected(self) -> list[Verdict]:
+        """The cases that are not right, and not known to fail."""
+        return [case for case in self.failing if case.id not in self.known]
+
+    @property
+    def stale(self) -> dict[str, str]:
+        """What becomes of the cases that are known to fail, and do not."""
+        ids, failing = {case.id for case in self.cases}, {case.id for case in self.failing}
+        return {id: "is right" if id in ids else "is no case here" for id in self.known if id not in failing}
+
+    @property
+    def status(self) -> int:
+        """The exit code: 0 where all that fails is known, and all that is known fails."""
+        return 1 if self.unexpected or self.stale else 0
 
     @property
     def diagnoses(self) -> dict[str, list[str]]:
@@ -66,21 +90,44 @@ class Judgement:
 
     def __str__(self) -> str:
         count = Counter(case.state for case in self.cases)
-        lines = [f"{self.results}: " + ("passed" if self.passed else f"WRONG: {self._likeliest()}")]
+        word = f"WRONG: {self._likeliest()}" if self.unexpected else "fails as is known" if self.failing else "passed"
+        lines = [f"{self.results}: {word}"]
         lines += [", ".join(f"{count[state]} {state}" for state in ("right", "wrong", "missing") if count[state])]
         for flag, ids in self.diagnoses.items():
             made = f" (made in {', '.join(self.links[flag])})" if self.links.get(flag) else ""
-            lines.append(f"{flag}{made}: {', '.join(ids)}")
+            lines.append(f"{flag}{made}, {self._share(flag)}: {', '.join(ids)}")
         width = max((len(case.id) for case in self.cases), default=0)
-        lines += [f"  {case.id:{width}}  {case.state}{case.text and ': ' + case.text}" for case in self.cases]
+        for case in self.cases:
+            known = f", as is known ({self.known[case.id]})" if case in self.failing and case.id in self.known else ""
+            lines.append(f"  {case.id:{width}}  {case.state}{known}{case.text and ': ' + case.text}")
+        if self.known:
+            count_known = len(self.failing) - len(self.unexpected)
+            lines.append(f"{count_known} of {len(self.known)} known failures fail as they should")
+            lines += [f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items()]
+            if self.unexpected:
+                lines.append(f"not known to fail: {', '.join(case.id for case in self.unexpected)}")
         return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
 
     def _likeliest(self) -> str:
-        """Return the likeliest bug or, where no known one explains anything, the first case that is not right."""
-        first = next(
-            case for case in sorted(self.cases, key=lambda case: case.state != "wrong") if case.state != "right"
-        )
-        return next((self.names[flag] for flag in self.diagnoses), f"{first.id}: {first.text}")
+        """Return the base's own fault, or the bug that explains most or, where none does, the first that is not right.
+
+        What is known to fail does not count.
+        """
+        cases = sorted(self.unexpected, key=lambda case: case.state != "wrong")
+        alone = next((case for case in cases if case.id in self.bases and case.state == "wrong"), None)
+        if alone is not None:
+            named = next((self.names[flag] for flag in alone.flags), alone.text)
+            return f"{alone.id}: the base is wrong without an adapter, so other cases do not count: {named}"
+        unexpected = {case.id for case in cases}
+        named = [flag for flag, ids in self.diagnoses.items() if unexpected & set(ids)]
+        if named:
+            return f"{self.names[named[0]]} ({self._share(named[0])})"
+        return f"{cases[0].id}: {cases[0].text}"
+
+    def _share(self, flag: str) -> str:
+        """Say how many of the wrong cases a bug explains."""
+        wrong = sum(case.state == "wrong" for case in self.cases)
+        return f"explains {len(self.diagnoses[flag])} of {wrong} wrong cases"
 
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""
@@ -97,12 +144,16 @@ class Judgement:
         ]
         return {
             "format": FORMAT, "minilora": __version__, "results": self.results, "passed": self.passed,
-            "diagnoses": diagnoses, "cases": cases,
+            "diagnoses": diagnoses, "cases": cases, "status": self.status, "known": dict(self.known),
+            "unexpected": [case.id for case in self.unexpected], "stale": self.stale,
         }  # fmt: skip
 
 
-def compare(folder: Path, results: Path) -> Judgement:
+def compare(folder: Path, results: Path, known: Mapping[str, str] | None = None) -> Judgement:
     """Hold a program's answers against those of a folder of golden adapters.
+
+    `known` are the cases that are known to fail, with a reason each, as `minilora.conformance.checking.xfails` reads
+    them.
 
     Raises
     ------
@@ -119,6 +170,8 @@ def compare(folder: Path, results: Path) -> Judgement:
         str(results),
         names={flag: note["bug"] for flag, note in flags.items()},
         links={flag: note["made in"] for flag, note in flags.items()},
+        known=known or {},
+        bases=frozenset(case["id"] for case in index["cases"] if case["adapter"] == []),
     )
     for case in index["cases"]:
         judgement.cases.append(judge(folder, results, case, index["tolerance"]))
@@ -132,7 +185,32 @@ def read_index(folder: Path) -> dict[str, Any]:
     version = index.get("format")
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise FileRefused(path, f"format is {short(version)}, expected at most {FORMAT}: a later minilora wrote it")
+    _check_index(path, index)
     return index
+
+
+def _check_index(path: Path, index: Mapping[str, Any]) -> None:
+    """Refuse an index that is none: each entry is used as what it must be."""
+    flags, cases, tolerance = (index.get(name) for name in ("flags", "cases", "tolerance"))
+    if not isinstance(cases, list) or not cases:
+        raise FileRefused(path, f"cases is {short(cases)}, expected a list of cases")
+    if not isinstance(tolerance, dict) or not all(
+        isinstance(tolerance.get(name), int | float) and tolerance[name] > 0 for name in MERGED
+    ):
+        raise FileRefused(path, f"tolerance is {short(tolerance)}, expected a number above 0 for {', '.join(MERGED)}")
+    if not isinstance(flags, dict) or not all(
+        isinstance(note, dict) and isinstance(note.get("bug"), str) and isinstance(note.get("made in"), list)
+        for note in flags.values()
+    ):
+        raise FileRefused(path, f"flags is {short(flags)}, expected an object of bugs")
+    for case in cases:
+        if not isinstance(case, dict):
+            raise FileRefused(path, f"a case is {short(case)}, expected an object")
+        fields = {"id": str, "refused": bool} | ({"answers": str, "flags": list} if "answers" in case else {})
+        if not all(isinstance(case.get(name), kind) for name, kind in fields.items()):
+            raise FileRefused(path, f"a case is {short(case)}, expected one with {', '.join(fields)}")
+        if unknown := [flag for flag in case.get("flags", ()) if flag not in flags]:
+            raise FileRefused(path, f"{short(case['id'])} names {short(unknown[0])}, which is not in flags")
 
 
 def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mapping[str, float]) -> Verdict:
@@ -145,9 +223,11 @@ def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mappi
         return Verdict(id, "wrong", f"the adapter was taken, and must be refused: {case['note']}")
     file, precision, theirs = _read(path, tolerance)
     ours = _tensors(folder / case["answers"])
+    if missing := [name for name in ("logits", *(f"signature.{flag}" for flag in case["flags"])) if name not in ours]:
+        raise FileRefused(folder / case["answers"], f"there is no {short(missing[0])}")
     compared = []
     for quantity in theirs:
-        pair = _compared(quantity, theirs, ours, case["flags"], precision, tolerance[precision])
+        pair = _compared(quantity, theirs, ours, case["flags"], precision, tolerance)
         if isinstance(pair, str):
             return Verdict(id, "wrong", pair, (), precision)
         compared += [pair] if pair else []
@@ -159,7 +239,20 @@ def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mappi
     if not wrong:
         return Verdict(id, "right", "", (), precision, off)
     flags = tuple(flag for flag in case["flags"] if all(pair.is_of(flag) for pair in wrong))
-    return Verdict(id, "wrong", wrong[0].text(), flags, precision, off)
+    text = wrong[0].text() + ("" if flags else _lower_precision(wrong, precision, tolerance))
+    return Verdict(id, "wrong", text, flags, precision, off)
+
+
+def _lower_precision(wrong: list[Compared], precision: str, tolerance: Mapping[str, float]) -> str:
+    """Say in which lower precision all that is wrong would be right."""
+    lower = sorted((name for name in tolerance if tolerance[name] > tolerance[precision]), key=lambda n: tolerance[n])
+    for name in lower:
+        if all(pair.off * pair.allowed <= pair.bounds[name] for pair in wrong):
+            return (
+                f"; as if rounded to {name}: declare computed_in {name}, if that is meant, or look for a cast that "
+                "nobody declared"
+            )
+    return ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +263,7 @@ class Compared:
     found: np.ndarray
     right: np.ndarray
     allowed: float  # how far an entry may be off
+    bounds: Mapping[str, float]  # the same in each precision
     signatures: Mapping[str, np.ndarray]
     part: np.ndarray  # of what was found, the part that signatures have
 
@@ -194,11 +288,12 @@ class Compared:
 
 
 def _compared(
-    quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: float
+    quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: Mapping[str, float]
 ) -> Compared | str | None:
     """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
     found, logits, ids = theirs[quantity], ours["logits"], None
-    last = found.ndim == 2  # the logarithms after the last token alone
+    last = found.ndim == 2  # after the last token alone
+    bounds = dict(tolerance)
     if quantity == "ids":
         return None
     if quantity.startswith("merged."):
@@ -206,11 +301,11 @@ def _compared(
         if name not in ours:
             return None
         right, found = ours[name], found[: len(ours[name])]
-        tolerance = MERGED[precision] * max(1.0, float(np.abs(right).max()))
+        bounds = {name: MERGED[name] * max(1.0, float(np.abs(right).max())) for name in tolerance}
     elif quantity == "logits":
-        right = logits
+        right = logits[:, -1] if last else logits
     else:
-        tolerance *= 2  # the logarithm of the sum may be off as well
+        bounds = {name: 2 * bound for name, bound in tolerance.items()}  # the logarithm of the sum may be off as well
         right, ids = logits[:, -1] if last else logits, theirs.get("ids")
         if ids is not None and ids.shape != found.shape:
             return f"ids has shape {ids.shape}, expected {found.shape} as {quantity} has"
@@ -221,9 +316,9 @@ def _compared(
     if found.shape != right.shape:
         return f"{quantity} has shape {theirs[quantity].shape}, expected {right.shape}"
     if not np.isfinite(found).all():
-        return f"{quantity} holds NaN or infinity"
+        return f"{quantity} holds NaN or infinity: {_not_finite(found)}"
     if quantity.startswith("merged."):
-        signatures = {flag: ours[f"signature.{flag}.merged"] for flag in flags}
+        signatures = {flag: ours.get(f"signature.{flag}.merged", np.empty(0)) for flag in flags}
         part = found[: len(next(iter(signatures.values()), right))]
     else:
         signatures = {flag: ours[f"signature.{flag}"] for flag in flags}
@@ -231,7 +326,15 @@ def _compared(
     if quantity == "log_probabilities":
         ends = ids if ids is None or last else ids[:, -1]
         signatures = {flag: _log_probabilities(one, ends) for flag, one in signatures.items()}
-    return Compared(quantity, found, right, tolerance, signatures, part)
+    return Compared(quantity, found, right, bounds[precision], bounds, signatures, part)
+
+
+def _not_finite(array: np.ndarray) -> str:
+    """Say which entry is the first that is not finite, and how many are."""
+    bad = ~np.isfinite(array)
+    at = np.unravel_index(int(bad.argmax()), array.shape)
+    count = f"the only one of {array.size}" if bad.sum() == 1 else f"the first of {bad.sum()} among {array.size}"
+    return f"[{', '.join(map(str, at))}] is {array[at]:g}, {count}"
 
 
 def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, Arrays]:
@@ -241,6 +344,14 @@ def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, 
     for name in names:
         if file.tensors[name].dtype not in FLOATS:
             raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float's")
+    if "ids" in file.tensors and file.tensors["ids"].dtype not in INTEGERS:
+        raise FileRefused(path, f"ids has dtype {file.tensors['ids'].dtype}, expected one of {', '.join(INTEGERS)}")
+    for name in (*names, "ids"):
+        spec = file.tensors.get(name)
+        if spec is not None and not 0 < spec.end - spec.start <= MAX_ANSWER:
+            raise FileRefused(
+                path, f"{short(name)} has shape {list(spec.shape)}, expected a tensor of 1 to {MAX_ANSWER:,} bytes"
+            )
     types = [PRECISIONS[file.tensors[name].dtype] for name in names]
     precision = file.metadata.get(COMPUTED_IN, max(types, key=lambda one: tolerance[one], default="float32"))
     if precision not in tolerance:

@@ -29,4 +29,9 @@ PROMPTS: dict[str, tuple[int, int]] = {
     "nf4-untied": (17, 81),
     "nf4-tied": (6, 27),
     "two-adapters": (22, 58),
+    "modules-to-save": (15, 86),
+    "bias-lora-only": (1, 2),
+    "target-modules-pattern": (35, 49),
+    "shared-prompts-first": (7, 98),
+    "base-alone": (0, 6),
 }

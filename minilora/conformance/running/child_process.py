@@ -11,6 +11,7 @@ import faulthandler
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any, NoReturn
 
-from ...guards.errors import printable
+from ...guards.errors import FileRefused, printable
+from ...guards.inputfiles import read_json, read_start
 from ..checking.calling import is_theirs, line_of, raised
 from ..checking.report import CannotRun, Report
 from ..checking.suite import check
@@ -30,6 +32,11 @@ from .target import imported
 
 TIMEOUT = 20.0
 GRACE = 1.0  # for the child to write down where it hangs
+POLL = 0.05  # seconds from one look at whether the import is over to the next
+MAX_ANSWER, MAX_TRACES = 1 << 26, 1 << 20
+"""Bytes of a report, which has less than one million, and of what ``faulthandler`` writes, that are read."""
+MARK, ROUNDS = "MINILORA_CHECK", 5
+"""A variable of the environment, by which what a check has started is known."""
 BEGIN = """
 import sys
 folder = sys.argv.pop(1)
@@ -63,21 +70,42 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
     CannotRun
         If it cannot be imported or checked, takes longer, or ends the process.
     """
-    with tempfile.TemporaryDirectory(prefix="minilora-") as folder:
+    with tempfile.TemporaryDirectory(prefix="minilora-", ignore_cleanup_errors=True) as folder:
         answer, traces, begun = (Path(folder, name) for name in ("answer.json", "traces.txt", "imported"))
         command = [sys.executable, "-P", "-c", BEGIN, str(Path(__file__).parents[3])]
         command += [target, dtype or "", str(timeout), str(answer), str(traces), str(begun)]
         status = _run(command, timeout + GRACE, begun)
-        if answer.exists():
-            message = json.loads(answer.read_text(encoding="utf-8"))
-            if "report" in message:
-                return Report.from_dict(message["report"])
-            raise CannotRun(message["cannot"])
-        line = _last_line(traces.read_text(encoding="utf-8", errors="replace") if traces.exists() else "")
+        if os.path.lexists(answer):
+            return _report(answer)
+        line = _last_line(_start_of(traces))
     if status is None:
         raise CannotRun(f"it took longer than {timeout:g} s (--timeout){line}")
     how = f"by {_signal(-status)}" if status < 0 else f"with exit code {status}"
     raise CannotRun(f"it ends the process {how}{line}")
+
+
+def _report(answer: Path) -> Report:
+    """Return the report that the child wrote; refuse what foreign code may have put in its place."""
+    try:
+        message = read_json(answer, MAX_ANSWER)
+        if message.keys() == {"cannot"}:
+            raise CannotRun(str(message["cannot"]))
+        report = Report.from_dict(message["report"])
+        if report.as_dict() != message["report"] or not str(report):
+            raise ValueError("it is no report")
+    except CannotRun:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CannotRun("it writes an answer of its own where the report should be") from None
+    return report
+
+
+def _start_of(traces: Path) -> str:
+    """Return what ``faulthandler`` wrote, as far as it can be of use."""
+    try:
+        return read_start(traces, MAX_TRACES).decode("utf-8", "replace")
+    except FileRefused:
+        return ""
 
 
 def _run(command: list[str], timeout: float, begun: Path) -> int | None:
@@ -86,22 +114,44 @@ def _run(command: list[str], timeout: float, begun: Path) -> int | None:
     The time counts anew from when the command writes the file `begun`.
     """
     reads, writes = os.pipe()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writes, stderr=writes, start_new_session=True)
+    mark = secrets.token_hex()
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=writes, stderr=writes, start_new_session=True,
+        env=os.environ | {MARK: mark},
+    )  # fmt: skip
     os.close(writes)
     relay = Thread(target=_show, args=(os.fdopen(reads, "rb"),), daemon=True)
     relay.start()
+    end, has_begun = time.monotonic() + timeout, False
     try:
-        with suppress(subprocess.TimeoutExpired):
-            return child.wait(timeout)
-        if begun.exists():
+        while time.monotonic() < end:
             with suppress(subprocess.TimeoutExpired):
-                return child.wait(max(0.0, begun.stat().st_mtime + timeout - time.time()))
+                return child.wait(POLL)
+            if not has_begun and begun.exists():
+                end, has_begun = time.monotonic() + timeout, True
         return None
     finally:
         with suppress(OSError):  # what it started ends with it
             os.killpg(child.pid, signal.SIGKILL) if os.name == "posix" else child.kill()
         child.wait()
+        _end_marked(mark)
         relay.join(GRACE)
+
+
+def _end_marked(mark: str) -> None:
+    """End what the child started in sessions of their own: it has the child's environment."""
+    import psutil
+
+    for _ in range(ROUNDS):  # in one round another can begin
+        marked = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                    process.kill()
+                    marked.append(process)
+        if not marked:
+            return
+        psutil.wait_procs(marked, timeout=GRACE)
 
 
 def _show(output: IO[bytes]) -> None:

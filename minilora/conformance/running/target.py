@@ -8,11 +8,22 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..checking.calling import raised
 from ..checking.report import CannotRun
+
+FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
+
+
+def sources(target: str) -> list[Path]:
+    """Return the files of this folder that MODULE[:OBJECT] or FILE.py[:OBJECT] may mean. Nothing is imported."""
+    if match := FILE.fullmatch(target):
+        return [Path(match[1])]
+    name = target.partition(":")[0].replace(".", "/")
+    return [Path(f"{name}.py"), Path(name, "__init__.py")]
 
 
 def imported(target: str) -> Any:
@@ -23,7 +34,7 @@ def imported(target: str) -> Any:
     ImportError, AttributeError, CannotRun
         If there is none, or the module raises.
     """
-    match = re.fullmatch(r"(.+\.py)(?::(.*))?", target, re.DOTALL)
+    match = FILE.fullmatch(target)
     module, path = match.groups() if match else target.partition(":")[::2]
     if not module or (not match and {"/", os.sep} & set(module)):
         raise CannotRun("expected the name of a module, such as my_module, or a file, such as folder/my_module.py")

@@ -78,6 +78,8 @@ UNSUPPORTED = {
     "megatron_config": "Megatron layers are not supported",
     "ensure_weight_tying": "tied adapters are not supported",
 }
+ALL_DEFAULTS = {"use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"}
+"""Those of which an empty object is no "unset": it means all their defaults."""
 KNOWN = LORA_KEYS | HARMLESS | UNSUPPORTED.keys()
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base weight alone; "pissa" and its like change it."""
@@ -204,7 +206,7 @@ def read_config(path: Path) -> PeftConfig:
     if kind != "LORA":
         raise FileRefused(path, f"peft_type is {short(kind)}, expected 'LORA', the only kind supported")
     for key, value in config.items():
-        if key in UNSUPPORTED and value not in (None, False, [], {}):
+        if key in UNSUPPORTED and (value not in (None, False, [], {}) or (value == {} and key in ALL_DEFAULTS)):
             raise FileRefused(path, f"{key} is {short(value)}: {UNSUPPORTED[key]}")
         if key not in KNOWN and value not in (None, False, [], {}, ""):
             raise FileRefused(path, f"{short(key)} is {short(value)}: this key is not known")

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...checks import Array
-from ...files.checkpoint import Saved
+from ...files.checkpoint import CheckpointError, Saved
 from ...losses import IGNORED, Loss
 from ...training import Gradients, History, TrainingState, evaluate_of
 
@@ -132,6 +132,7 @@ class Table:
         Where a row takes long, print how far it is.
         """
         step, now = state.epoch, time.perf_counter()
+        self._check_own(step)
         self.begins(step + 1)
         if state.history.epochs[-1:] != [step] and step < self.steps:  # else the held-out loss comes first
             self.note(step)
@@ -165,7 +166,16 @@ class Table:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
         for step, loss in list(zip(history.epochs, history.losses, strict=True))[-1:]:
             if step > self.rows[-1][0]:
+                self._check_own(step)
                 self.measured(step, loss)
+
+    def _check_own(self, step: int) -> None:
+        """Refuse a training whose checkpoint another process wrote after it was read: no row would be right."""
+        if step != self.loss.step:
+            raise CheckpointError(
+                f"the training is at step {step} of its checkpoint, expected step {self.loss.step}: another process "
+                "trains with the same checkpoint"
+            )
 
     def measured(self, step: int, held_out: float) -> None:
         """Print a row of this run."""

@@ -4,9 +4,11 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.bugs.table import known
+from minilora.conformance.problems.kinds import SETS
 from minilora.conformance.problems.reference import SCALINGS
 
 from ..implementations import from_formulas
+from ..planting import report_of
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,36 @@ def test_both_of_two_bugs_have_their_sources():
     assert "and, at once, dx lacks dy W" in text
     assert text.endswith(" (made in rasbt/LLMs-from-scratch #821, Blaizzy/mlx-vlm #846, lora-pytorch 0.2.0)")
     assert "at once" not in str(check(both, dtype="bfloat16"))  # there two of many fit by chance
+
+
+@pytest.mark.parametrize("flag", ["slots-of-one-width-are-exchanged", "the-last-slots-update-is-left-out"])
+def test_a_bug_under_a_condition_is_named_where_it_shows(flag):
+    bug = known(flag)
+    wrong = from_formulas("fused", lambda fused: bug.by(fused) if len(fused.widths) == 3 else {})
+    report = report_of("fused", wrong)
+    first = str(report).splitlines()[0]
+    assert first.endswith(f", those of three slots: {bug}, in all that is computed")
+    count = len(SETS["fused"].problems)
+    assert first.startswith(f"on {sum(len(p.widths) == 3 for p in SETS['fused'].problems)} of {count} problems")
+    assert not any("is off by" in text for text in report.diagnoses)
+
+
+def test_a_bug_where_no_property_decides_is_named_with_how_often_it_shows():
+    bug, problems = known("the-output-lacks-the-bias"), [p for p in SETS["linear"].problems if p.bias]
+    sizes = {(p.in_features, p.out_features, p.rank) for p in (problems[0], problems[2])}
+
+    def parts(problem):
+        return bug.parts if (problem.in_features, problem.out_features, problem.rank) in sizes else {}
+
+    report = report_of("linear", from_formulas("linear", parts, shows=bug.shows))
+    total = len(SETS["linear"].problems)
+    count = sum((p.in_features, p.out_features, p.rank) in sizes for p in problems)
+    assert 1 < count < len(problems)
+    assert report.diagnoses[0].startswith(f"on {count} of {total} problems, those where it shows: {bug.name}")
+
+
+@pytest.mark.parametrize("flag", ["the-first-slots-rank-for-all-slots", "the-first-slots-alpha-for-all-slots"])
+def test_of_the_first_slots_scaling_each_half_is_told_apart(flag):
+    bug = known(flag)
+    first = str(report_of("fused", from_formulas("fused", bug.parts))).splitlines()[0]
+    assert first == f"{bug.name}, in all that is computed"

@@ -1,5 +1,6 @@
 """A scaling that no known bug has is measured, and told with the rule that it follows."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,3 +66,10 @@ def test_how_another_scaling_comes_from_the_right_one_is_told(how):
 def test_a_scaling_without_a_rule_has_none_told():
     (text,) = check(from_formulas("linear", {"scaling": lambda alpha, r: alpha / (r + 1)})).diagnoses
     assert "; it is" not in text
+
+
+def test_scalings_that_are_nearly_the_right_ones_are_shown_in_digits_that_differ():
+    (text,) = check(from_formulas("linear", {"scaling": lambda alpha, r: float(np.float32(alpha / r))})).diagnoses
+    pairs = re.findall(r"([\d.e-]+) at in=.*?, expected ([\d.e-]+)", text)
+    assert pairs
+    assert all(value != expected for value, expected in pairs)

@@ -39,7 +39,9 @@ def test_doras_norm_may_pass_the_gradient_if_declared():
     assert check(with_kinds(dora=functions_of(full_norm, detached_norm=False))).passed
     report = check(with_kinds(dora=functions_of(full_norm)))
     (text,) = report.kinds["dora"].diagnoses
-    assert text.startswith("the gradient passes through DoRA's norm, which detached_norm declares a constant")
+    assert text.startswith(
+        "the gradient passes through DoRA's norm, which is taken for a constant where nothing is declared"
+    )
     assert str(report).startswith(f"dora: {text}")
     report = check(with_kinds(dora=SimpleNamespace(**vars(OURS["dora"]), detached_norm=False)))
     assert report.kinds["dora"].diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")

@@ -120,3 +120,16 @@ def test_annotations_tell_what_is_not_known():
 
 def test_an_annotation_is_one_line():
     assert github_error("50 %\nof\r it") == "::error title=minilora conformance::50 %25%0Aof%0D it"
+
+
+def test_what_is_known_is_marked_and_comes_after_what_is_new():
+    embedding = {**vars(OURS["embedding"])}
+    forward = embedding["forward"]
+    embedding["forward"] = lambda *arrays: forward(*arrays) + 1
+    linear = SimpleNamespace(**LINEAR | {"forward": wrong_at_rank_1})
+    report = check(with_kinds(linear=linear, embedding=SimpleNamespace(**embedding)))
+    lines = report.text([ID]).splitlines()
+    assert lines[0].startswith("embedding: ")
+    assert not lines[0].endswith(" (known)")
+    assert any(line.endswith(" (known)") for line in lines[1:])
+    assert not any(line.endswith(" (known)") for line in report.text().splitlines())

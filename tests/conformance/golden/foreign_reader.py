@@ -47,7 +47,7 @@ def base_of(folder, bug):
     config, raw = json.loads((folder / "config.json").read_text()), tensors_of(folder / "model.safetensors")
     W = {}
     for name, array in raw.items():
-        if name.endswith("weight"):
+        if name.endswith(("weight", "bias")):
             W[name] = dequantised(raw, name, bug) if array.dtype == np.uint8 else array.astype(np.float64)
     W.setdefault("lm_head.weight", W["model.embed_tokens.weight"])
     return config, W
@@ -79,7 +79,13 @@ def add_adapter(W, folder, weight, bug):
     for name, array in found.items():
         if not name.startswith(PREFIX):
             raise Refused(name)
-        path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name.removeprefix(PREFIX)).groups()
+        name = name.removeprefix(PREFIX)
+        path = name.rpartition(".")[0]
+        if any(re.fullmatch(rf"(.*\.)?{module}", path) for module in config["modules_to_save"] or ()):
+            if bug != "no modules to save":
+                W[name] = array.astype(np.float64)
+            continue
+        path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name).groups()
         modules.setdefault(path, {})[part] = array.astype(np.float64)
     weight = weight / 2 if bug == "averaged" and weight != 1 else weight  # of two adapters
     for path, parts in modules.items():
@@ -88,6 +94,8 @@ def add_adapter(W, folder, weight, bug):
         name, r = f"{path}.weight", number(config, "r", "rank_pattern", path, None)
         if A is None or B is None or A.shape != (r, A.shape[1]) or B.shape[1:] != (r,):
             raise Refused(path)
+        if name not in W:
+            raise Refused(name)
         old = W[name].T if embedding else W[name]
         if old.shape != (len(B), A.shape[1]):
             raise Refused(path)
@@ -99,6 +107,7 @@ def add_adapter(W, folder, weight, bug):
             s /= r**0.5 if config["use_rslora"] and bug != "no root" else r
         B = B.reshape(B.shape[::-1]).T if bug == "factor read the other way" else B
         A, B = (A[::-1], B) if bug == "other ranks" else (A, B)
+        A = A.T.reshape(A.shape) if bug == "A turned and reshaped" else A
         if bug == "both factors read the other way":
             A, B = A.reshape(A.shape[::-1]).T, B.reshape(B.shape[::-1]).T
         if bug == "rows permuted" and path.endswith(("q_proj", "k_proj")):
@@ -115,9 +124,12 @@ def add_adapter(W, folder, weight, bug):
         W[name] = new.T if embedding else new
         if "lora_B.bias" in parts and bug != "no bias":
             W[f"{path}.bias"] = s * parts["lora_B.bias"]
+        if config["bias"] == "lora_only" and bug != "no trained bias":
+            W[f"{path}.bias"] = parts["base_layer.bias"]
 
 
-def logits(config, W, ids):
+def logits(config, W, ids, bug=None, cache=None):
+    """Return logits (T, V); `cache` has, for each block, the keys and values of all tokens but the last."""
     D, H, K = config["head_dim"], config["num_attention_heads"], config["num_key_value_heads"]
     theta = (config.get("rope_parameters") or config)["rope_theta"]
     angle = np.arange(len(ids))[:, None] * theta ** (-np.arange(0, D, 2) / D)
@@ -130,6 +142,9 @@ def logits(config, W, ids):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * W[f"{path}.weight"]
 
     def turned(x):  # (T, heads, D), as complex numbers
+        if bug == "neighbours":
+            z = (x[..., ::2] + 1j * x[..., 1::2]) * turn
+            return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
         z = (x[..., : D // 2] + 1j * x[..., D // 2 :]) * turn
         return np.concatenate([z.real, z.imag], axis=-1)
 
@@ -140,7 +155,11 @@ def logits(config, W, ids):
         q = turned(linear(f"{at}.q_proj", h).reshape(T, H, D))
         k = turned(linear(f"{at}.k_proj", h).reshape(T, K, D)).repeat(H // K, axis=1)
         v = linear(f"{at}.v_proj", h).reshape(T, K, D).repeat(H // K, axis=1)
-        S = np.einsum("thd,uhd->htu", q, k) / D**0.5 + np.triu(np.full((T, T), -np.inf), 1)
+        if cache is not None:
+            old = cache.setdefault(i, (k[:-1], v[:-1]))
+            k, v = (np.concatenate([before, now[-1:]]) for before, now in zip(old, (k, v), strict=True))
+        root = (config["hidden_size"] / H if bug == "hidden size" else D) ** 0.5
+        S = np.einsum("thd,uhd->htu", q, k) / root + np.triu(np.full((T, T), -np.inf), 1)
         P = np.exp(S - S.max(-1, keepdims=True))
         o = np.einsum("htu,uhd->thd", P / P.sum(-1, keepdims=True), v)
         x = x + linear(f"{at}.o_proj", o.reshape(T, H * D))
@@ -154,6 +173,9 @@ def answer(golden, index, case, bug=None):
     """Return the logits (prompts, T, V) of a case, None where its adapter is refused."""
     config, W = base_of(golden / case.get("base", index["base"]), bug)
     given = case["adapter"] if isinstance(case["adapter"], list) else [[case["adapter"], 1.0]]
+    before = next((other for other in index["cases"] if other["id"] == case.get("after")), None)
+    if before and bug in ("left on", "not taken up"):
+        given = [[before["adapter"], 1.0], *(given if bug == "left on" else [])]
     embedding = W["model.embed_tokens.weight"]
     try:
         for folder, weight in given:
@@ -162,4 +184,11 @@ def answer(golden, index, case, bug=None):
         return None
     if bug == "tied head" and config["tie_word_embeddings"] and W["model.embed_tokens.weight"] is not embedding:
         W["lm_head.weight"] = W["model.embed_tokens.weight"]
-    return np.stack([logits(config, W, np.array(prompt)) for prompt in case["prompts"]])
+    caches = [{} if bug == "cache" else None for _ in case["prompts"]]
+    if before and bug == "cache":
+        _, old = base_of(golden / case.get("base", index["base"]), bug)
+        add_adapter(old, golden / before["adapter"], 1.0, bug)
+        for prompt, cache in zip(case["prompts"], caches, strict=True):
+            logits(config, old, np.array(prompt), bug, cache)
+    pairs = zip(case["prompts"], caches, strict=True)
+    return np.stack([logits(config, W, np.array(prompt), bug, cache) for prompt, cache in pairs])

@@ -1,6 +1,7 @@
 """What programs answer to golden adapters: right numbers pass, known bugs are named, whatever they answer with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,6 +44,14 @@ LIKELIEST = {
     "averaged": "the-weights-of-adapters-are-divided-by-their-number",
     "nibbles": "nf4-nibbles-are-swapped",
     "offset": "nf4-mean-of-scales-is-left-out",
+    "A turned and reshaped": "lora-a-is-reshaped-where-it-lies-transposed",
+    "no modules to save": "modules-to-save-are-ignored",
+    "no trained bias": "trained-biases-are-ignored",
+    "left on": "the-previous-adapter-stays-on",
+    "not taken up": "the-previous-adapter-answers",
+    "cache": "keys-and-values-are-the-previous-adapters",
+    "neighbours": "rope-turns-neighbours",
+    "hidden size": "attention-is-scaled-by-hidden-size-over-heads",
 }
 
 
@@ -124,6 +133,7 @@ def in_every_way(ours, z):
     ids = np.argsort(-z, axis=-1)[..., :7].astype(np.int64)
     p = log_softmax(z)
     yield {"logits": z}
+    yield {"logits": z[:, -1]}
     yield {"log_probabilities": p}
     yield {"log_probabilities": p[:, -1]}
     yield {"log_probabilities": np.take_along_axis(p, ids, -1), "ids": ids}
@@ -207,11 +217,19 @@ def test_half_types_are_judged_by_their_own_tolerance(golden, index, results):
     assert (verdict.state, verdict.precision) == ("right", "float16")
 
 
+def one_infinity():
+    z = np.zeros((2, 6, 128))
+    z[1, 2, 3] = -np.inf
+    return z
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
         ({"logits": np.zeros((2, 5, 128))}, "logits has shape (2, 5, 128), expected (2, 6, 128)"),
-        ({"logits": np.full((2, 6, 128), np.nan)}, "logits holds NaN or infinity"),
+        ({"logits": np.full((2, 6, 128), np.nan)}, "logits holds NaN or infinity: [0, 0, 0] is nan, the first of 1536"),
+        ({"logits": one_infinity()}, "logits holds NaN or infinity: [1, 2, 3] is -inf, the only one of 1536"),
+        ({"logits": np.zeros((2, 127))}, "logits has shape (2, 127), expected (2, 128)"),
         ({"logit": np.zeros(3)}, "it has 'logit', and no answer"),
         ({"ids": np.zeros((2, 3), np.int64)}, "it has 'ids', and no answer"),
         ({"log_probabilities": np.zeros((2, 3)), "ids": np.full((2, 3), 128)}, "ids has 128, expected ids below 128"),
@@ -297,6 +315,89 @@ def test_the_likeliest_bug_comes_first(golden, index, right, results):
     assert found.json()["diagnoses"][0]["made in"][0].startswith("https://github.com/")
 
 
+def test_the_bug_that_explains_most_heads_the_report_with_its_share(golden, index, tmp_path):
+    found = compare(golden, answer_all(golden, index, tmp_path / "results", "A turned and reshaped"))
+    wrong = sum(case.state == "wrong" for case in found.cases)
+    counts = [len(ids) for ids in found.diagnoses.values()]
+    assert counts == sorted(counts, reverse=True)
+    assert str(found).splitlines()[0].endswith(f"(explains {counts[0]} of {wrong} wrong cases)")
+    assert counts[0] > wrong / 2
+
+
+def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, index, right, results, tmp_path):
+    found = compare(golden, answer_all(golden, index, tmp_path / "neighbours", "neighbours"))
+    assert sum(case.state == "wrong" for case in found.cases) > 20
+    first = str(found).splitlines()[0]
+    assert "base-alone: the base is wrong without an adapter" in first
+    assert "turns neighbours" in first
+    for path in right.iterdir():
+        (results / path.name).write_bytes(path.read_bytes())
+    save_file({"logits": load_file(right / "base-alone.safetensors")["logits"] + 1}, results / "base-alone.safetensors")
+    first = str(compare(golden, results)).splitlines()[0]
+    assert "base-alone: the base is wrong without an adapter" in first
+    assert "off by 1 " in first
+
+
+def rounded_to_bfloat16(z):
+    return (np.asarray(z, np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+@pytest.mark.parametrize("quantity", ["logits", "merged"])
+def test_an_undeclared_cast_is_said_and_passes_where_it_is_declared(golden, index, results, quantity):
+    ours = load_file(golden / "answers" / "rslora.safetensors")
+    name = next(name for name in ours if name.startswith(quantity))
+    array = rounded_to_bfloat16(ours[name])
+    path = results / "rslora.safetensors"
+    save_file({name: array}, path)
+    verdict = judged(golden, results, "rslora")
+    assert (verdict.state, verdict.flags) == ("wrong", ())
+    assert "as if rounded to " in verdict.text
+    assert "declare computed_in" in verdict.text
+    save_file({name: array}, path, metadata={"computed_in": "bfloat16"})
+    assert judged(golden, results, "rslora").state == "right"
+    save_file({name: array + 2}, path)
+    assert "as if rounded" not in judged(golden, results, "rslora").text
+
+
+def test_known_failures_are_strict_both_ways(golden, index, right, tmp_path, capsys):
+    results, file = tmp_path / "results", tmp_path / "known.txt"
+    results.mkdir()
+    for path in right.iterdir():
+        (results / path.name).write_bytes(path.read_bytes())
+    (results / "dora.safetensors").unlink()
+    z = load_file(golden / "answers" / "rslora.safetensors")
+    z["logits"][:, -1] = z["signature.rslora-root-is-ignored"]
+    save_file({"logits": z["logits"]}, results / "rslora.safetensors")
+    command = ["golden", str(golden), "--compare", str(results), "--xfails", str(file)]
+
+    def run(text):
+        file.write_text(text)
+        status = cli.main(command)
+        return status, capsys.readouterr().out.splitlines()
+
+    status, lines = run("# what we lack\ndora  not supported yet\nrslora  #17\n")
+    assert status == 0
+    assert lines[0].endswith(": fails as is known")
+    assert any("dora " in line and "missing, as is known (not supported yet)" in line for line in lines)
+    assert lines[-1] == "2 of 2 known failures fail as they should"
+    status, lines = run("dora  not supported yet\n")
+    assert status == 1
+    assert "rsLoRA's root is ignored" in lines[0]
+    assert lines[-1] == "not known to fail: rslora"
+    status, lines = run("rslora  #17\n")
+    assert status == 1
+    assert lines[0].endswith("WRONG: dora: there is no dora.safetensors")  # what is known does not head the report
+    status, lines = run("dora  not yet\nrslora  #17\nhead  once\nheads  a slip\n")
+    assert status == 1
+    assert lines[-2:] == [
+        "head is known to fail, and is right: take its line out",
+        "heads is known to fail, and is no case here: take its line out",
+    ]
+    file.write_text("dora\n")
+    assert cli.main(command) == 2  # no reason
+    assert cli.main(["golden", str(golden), "--xfails", str(file)]) == 2
+
+
 @pytest.mark.parametrize("version", [0, FORMAT + 1, "1", None, True])
 def test_a_later_format_is_refused_and_nothing_judged(golden, index, tmp_path, version):
     (tmp_path / "index.json").write_text(json.dumps({**index, "format": version}))
@@ -308,3 +409,78 @@ def test_a_damaged_answer_is_an_error_of_its_file(golden, results):
     (results / "rslora.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(FileRefused, match=r"rslora\.safetensors"):
         compare(golden, results)
+
+
+@pytest.mark.parametrize("output", ["golden/index.json", "golden/answers/dora.safetensors", "right/dora.safetensors"])
+def test_verdicts_never_take_the_place_of_what_is_compared(golden, right, tmp_path, capsys, output):
+    shutil.copytree(golden, tmp_path / "golden")
+    shutil.copytree(right, tmp_path / "right")
+    before = (tmp_path / output).read_bytes()
+    line = ["golden", str(tmp_path / "golden"), "--compare", str(tmp_path / "right"), "--json", str(tmp_path / output)]
+    assert cli.main(line) == 2
+    assert "is a file of what is compared, expected another file" in capsys.readouterr().err
+    assert (tmp_path / output).read_bytes() == before
+
+
+def without(name):
+    return lambda index: index.pop(name)
+
+
+def in_a_case(**change):
+    def edit(index):
+        case = next(case for case in index["cases"] if "answers" in case)
+        for name, value in change.items():
+            case.pop(name) if value is None else case.update({name: value})
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (without("cases"), "cases is None, expected a list"),
+        (lambda index: index.update(cases={}), "cases is {}, expected a list"),
+        (lambda index: index.update(cases=[]), "expected a list"),
+        (lambda index: index.update(cases=[3]), "a case is 3, expected an object"),
+        (without("flags"), "flags is None"),
+        (lambda index: index["flags"].update(x={}), "expected an object of bugs"),
+        (without("tolerance"), "tolerance is None"),
+        (lambda index: index["tolerance"].pop("float16"), "expected a number above 0 for float64"),
+        (in_a_case(id=None), "expected one with id, refused"),
+        (in_a_case(refused=None), "expected one with id, refused"),
+        (in_a_case(flags=None), "expected one with id, refused, answers, flags"),
+        (in_a_case(flags=["none-such"]), "names 'none-such', which is not in flags"),
+    ],
+)
+def test_an_index_that_is_none_is_one_clear_error(golden, right, tmp_path, edit, message):
+    index = json.loads((golden / "index.json").read_text())
+    edit(index)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(FileRefused, match=message):
+        compare(tmp_path, right)
+
+
+def test_answers_without_a_bug_s_signature_are_one_clear_error(golden, right, tmp_path):
+    shutil.copytree(golden, tmp_path / "golden")
+    index = json.loads((golden / "index.json").read_text())
+    case = next(case for case in index["cases"] if case.get("flags"))
+    file = tmp_path / "golden" / case["answers"]
+    arrays = load_file(file)
+    del arrays[f"signature.{case['flags'][0]}"]
+    save_file(arrays, file)
+    with pytest.raises(FileRefused, match=f"there is no 'signature.{case['flags'][0]}'"):
+        compare(tmp_path / "golden", right)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"ids": np.zeros((2, 6, 2), "f4"), "log_probabilities": np.zeros((2, 6, 2), "f4")}, "ids has dtype F32"),
+        ({"ids": np.zeros((2, 6, 0), "i8"), "log_probabilities": np.zeros((2, 6, 0), "f4")}, r"has shape \[2, 6, 0\]"),
+        ({"logits": np.zeros((2, 6, 2_000_000), "f4")}, "expected a tensor of 1 to 67,108,864 bytes"),
+    ],
+)
+def test_answers_that_are_none_are_one_clear_error(golden, tmp_path, arrays, message):
+    save_file(arrays, tmp_path / "all-linear.safetensors")
+    with pytest.raises(FileRefused, match=message):
+        compare(golden, tmp_path)

@@ -478,3 +478,52 @@ def test_a_function_that_raises_in_every_order_has_no_habit():
     report = check(implementation(merge=merge))
     assert re.match("merge raises NotImplementedError", report.claims["merge"])
     assert report.habits["memory order"] == "ok"
+
+
+INTO_ITS_FILES = {
+    "begun": ("os.utime(sys.argv[-1], (4e9, 4e9)); time.sleep(1000)", "it took longer than 3 s (--timeout)"),
+    "pipe": ("os.mkfifo(sys.argv[-3]); os.kill(os.getpid(), 9)", "it writes an answer of its own"),
+    "empty": ("open(sys.argv[-3], 'w').write('{}'); os.kill(os.getpid(), 9)", "it writes an answer of its own"),
+    "wrong": (
+        "open(sys.argv[-3], 'w').write('{\"report\": {\"name\": 1}}'); os.kill(os.getpid(), 9)",
+        "it writes an answer",
+    ),
+    "large": ("open(sys.argv[-3], 'wb').truncate(1 << 40); os.kill(os.getpid(), 9)", "it writes an answer of its own"),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes are POSIX's")
+@pytest.mark.parametrize("what", INTO_ITS_FILES)
+def test_an_answer_of_foreign_code_s_own_is_no_verdict(tmp_path, monkeypatch, what):
+    code, said = INTO_ITS_FILES[what]
+    (tmp_path / "odd.py").write_text(f"import os, sys, time\ndef forward(*arrays):\n    {code}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CannotRun, match=re.escape(said)):
+        apart.check_apart("odd", timeout=3)
+
+
+LEAVES_ITS_SESSION = """
+import os, pathlib, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        pathlib.Path("pid").write_text(str(os.getpid()))
+        folder = os.path.dirname(sys.argv[-1])
+        while True:
+            open(os.path.join(folder, str(time.time())), "w").close()
+    os.kill(os.getpid(), 9)
+while not os.path.exists("pid"):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sessions are POSIX's")
+def test_what_leaves_its_session_ends_too_and_loses_no_report(tmp_path, monkeypatch):
+    """It also writes into the folder of the report until it is ended."""
+    psutil = pytest.importorskip("psutil")
+    text = LEAVES_ITS_SESSION + MODULE
+    (tmp_path / "odd.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert apart.check_apart("odd:Plain").passed
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -1,6 +1,7 @@
 """What is named on a command line is found, imported and checked."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -95,3 +96,41 @@ def test_a_file_is_imported_whatever_has_its_name(tmp_path, monkeypatch):
 def test_the_command_knows_every_precision():
     assert set(command.DTYPES) == set(UNIT)
     assert command.TIMEOUT == apart.TIMEOUT == 20
+
+
+@pytest.mark.parametrize(
+    ("target", "output"),
+    [
+        ("my_lora", "my_lora.py"),
+        ("my_lora.py:wrong", "my_lora.py"),
+        ("box.inner", "box/inner.py"),
+        ("box:a", "box/__init__.py"),
+    ],
+)
+def test_a_report_never_takes_the_place_of_the_implementation(tmp_path, monkeypatch, capsys, target, output):
+    (tmp_path / "box").mkdir()
+    for name in ("my_lora.py", "box/__init__.py", "box/inner.py"):
+        (tmp_path / name).write_text(MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["conformance", target, "--json", output]) == 2
+    assert f"--json '{output}' is the implementation, expected another file" in capsys.readouterr().err
+    assert (tmp_path / output).read_text(encoding="utf-8") == MODULE
+
+
+def test_a_report_never_takes_the_place_of_the_known_failures(tmp_path, monkeypatch, capsys):
+    (tmp_path / "known").write_text("# none\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["conformance", "my_lora", "--xfails", "known", "--json", "./known"]) == 2
+    assert "is the known failures" in capsys.readouterr().err
+    assert (tmp_path / "known").read_text(encoding="utf-8") == "# none\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes in a folder are POSIX's")
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_report_goes_into_a_regular_file_alone(tmp_path, monkeypatch, capsys, kind):
+    (tmp_path / "other").write_text("x")
+    os.mkfifo(tmp_path / "found") if kind == "pipe" else os.symlink("other", tmp_path / "found")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["conformance", "my_lora", "--json", "found"]) == 2
+    assert "expected a regular file or a new name" in capsys.readouterr().err
+    assert (tmp_path / "other").read_text() == "x"

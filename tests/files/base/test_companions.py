@@ -135,10 +135,31 @@ def test_a_configuration_that_is_no_json_is_refused(tmp_path, adapter):
 
 def test_links_are_followed_and_files_written(tmp_path, adapter):
     """As in a cache of the Hugging Face hub."""
-    base, cache = write(tmp_path / "base"), tmp_path / "cache"
-    cache.mkdir()
-    for path in base.iterdir():
-        (cache / path.name).symlink_to(path)
+    model = tmp_path / "models--x"
+    cache = model / "snapshots" / "rev"
+    cache.mkdir(parents=True)
+    write(model / "blobs")
+    for path in (model / "blobs").iterdir():
+        (cache / path.name).symlink_to(f"../../blobs/{path.name}")
     merge_adapter(cache, adapter, tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert (tmp_path / "out" / "merges.txt").read_text() == BESIDE["merges.txt"]
+
+
+@pytest.mark.parametrize("name", ["LICENSE.txt", "tokenizer.json", "additional_chat_templates/rag.jinja"])
+def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path, adapter, name):
+    """The merged folder is made to be given away."""
+    base = write(tmp_path / "base")
+    (tmp_path / "key").write_text("private")
+    (base / name).unlink(missing_ok=True)
+    (base / name).parent.mkdir(exist_ok=True)
+    (base / name).symlink_to(tmp_path / "key")
+    refused(base, adapter, tmp_path / "out", "a link out of the model's folder", FileRefused)
+
+
+def test_further_chat_templates_are_merged_with_the_model(tmp_path, adapter):
+    base = write(tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("TOOLS")
+    merge_adapter(base, adapter, tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "TOOLS"

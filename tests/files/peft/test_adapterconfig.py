@@ -107,9 +107,19 @@ def test_what_is_not_supported_is_said(saved, tmp_path, key, reason):
     with pytest.raises(FileRefused) as error:
         load_adapter(folder)
     assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {reason}"
-    for number, nothing in enumerate((None, False, [], {})):
+    for number, nothing in enumerate((None, False, [], *([{}] if key not in DEFAULTS else []))):
         (tmp_path / str(number)).mkdir()
         load_adapter(variant(saved, tmp_path / str(number), {key: nothing}))
+
+
+DEFAULTS = ["use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"]
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_an_empty_object_asks_for_all_defaults(saved, tmp_path, key):
+    """PEFT makes an adapter with kasa_config {} one of KaSA."""
+    with pytest.raises(FileRefused, match=f"{key} is {{}}: "):
+        load_adapter(variant(saved, tmp_path, {key: {}}))
 
 
 def test_targets_that_match_nothing_are_taken_as_in_peft(saved, tmp_path):

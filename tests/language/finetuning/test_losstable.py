@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy
 from minilora.fast import accumulate
-from minilora.language.finetuning.losstable import LOG_EVERY, TrainingLoss, duration
+from minilora.files.checkpoint import CheckpointError
+from minilora.language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss, duration
 from minilora.language.text import next_token_loss, windows
 from minilora.training import backpropagate, draw_batches
 
@@ -132,3 +134,16 @@ def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
         "training",
         "held out",
     ]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_steps_of_another_process_are_refused(step, capsys):
+    """Its checkpoint appeared after this process had looked for one, and before it trained."""
+    loss = TrainingLoss(lambda *_: {})
+    table = Table(20, 0, 8, loss, 0.0)
+    table.known(5.0, None)
+    history = SimpleNamespace(epochs=[step], losses=[4.0])
+    with pytest.raises(CheckpointError, match=f"is at step {step} of its checkpoint, expected step 0: another process"):
+        table(SimpleNamespace(epoch=step, history=history))
+    with pytest.raises(CheckpointError, match="another process trains with the same checkpoint"):
+        table.last(history)

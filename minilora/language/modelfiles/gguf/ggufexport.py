@@ -20,9 +20,11 @@ import numpy as np
 
 from ....checks import check_path
 from ....files.adapters import load_adapter
+from ....files.peft.adapterconfig import CONFIG_NAME
+from ....files.peft.adapterfolder import WEIGHTS_NAME
 from ....guards.errors import FileRefused, needed, short
 from ....guards.tensorfile import in_dtype
-from ....guards.wholefiles import replaceable, written_whole
+from ....guards.wholefiles import refuse_inputs, replaceable, written_whole
 from ....variants.adapter import Adapter
 from ....variants.variant import LORA, variant_of
 from ...llamaconfig import LlamaConfig
@@ -67,19 +69,28 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     alpha = first.scaling * first.rank
     tensors = dict(_tensors(adapter, adapters, alpha, config))
     replaceable(out)
+    base = check_path("model", model)
+    models = [file for file in base.iterdir() if file.suffix != ".gguf"] if base.is_dir() else [base]
+    refuse_inputs("out", out, [(file, "a file of the model") for file in models])
+    refuse_inputs("out", out, [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)])
     if not os.path.isdir(out.absolute().parent):
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
     with written_whole(out) as file:
-        writer = gguf.GGUFWriter(file.name, ARCHITECTURES[config.model_type])
+        writer = gguf.GGUFWriter(None, ARCHITECTURES[config.model_type])
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
         for name, array in tensors.items():
-            writer.add_tensor(name, array)
+            writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
+        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY  # as if it had opened the file
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        writer.write_ti_data_to_file()
+        # The package's own way to write tensors says nothing where the last bytes find no place on the disk.
+        for array in tensors.values():
+            writer.write_padding(file, file.tell())
+            file.write(array.data)
+        writer.write_padding(file, file.tell())
     return list(tensors)
 
 

@@ -26,8 +26,8 @@ from .ggufblocks import BYTES, BlockLinear
 from .ggufnames import SIZES, from_gguf, is_turned
 
 ROPE_FACTORS = "rope_freqs.weight"
-MOST_PARTS = 4_000_000
-"""Numbers and texts in a header, which the package keeps as an array each: Llama 3's has a million."""
+MOST_PARTS, MOST_KEYS = 1_500_000, 1000
+"""Numbers and texts in a header, which the package keeps as an array each: Llama 3's has a million. And keys."""
 
 
 def open_gguf(
@@ -96,8 +96,14 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
             raise ValueError(f"there are more than {MOST_PARTS:,} numbers and texts in its header")
         return GGUFReader._get(self, offset, dtype, count, **order)
 
+    def pushed(self: Any, field: Any, skip_sum: bool = False) -> int:
+        """Keep a key: the time that the package takes grows with their square."""
+        if len(self.fields) >= MOST_KEYS:
+            raise ValueError(f"there are more than {MOST_KEYS:,} keys in its header")
+        return int(GGUFReader._push_field(self, field, skip_sum))
+
     try:
-        reader = type("BoundedReader", (GGUFReader,), {"_get": bounded})(path)
+        reader = type("BoundedReader", (GGUFReader,), {"_get": bounded, "_push_field": pushed})(path)
         fields = {
             name: field.contents()
             for name, field in reader.fields.items()

@@ -15,11 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ....files.base.expertweights import MIXTRAL, MIXTRAL_MLP, PARTS
 from ....guards.errors import FileRefused, short
 from ...llamaconfig import LlamaConfig
-
-PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
 Pieces = list[list[str]]
 """The tensors of one array: for each expert those that lie one below the other."""
@@ -29,7 +27,7 @@ def names_of(config: LlamaConfig, layer: int) -> tuple[dict[str, Pieces], dict[s
     """Return the tensors of a layer's arrays where each expert has its own, and the file's name of the router."""
     mlp = f"model.layers.{layer}.mlp"
     mixtral = config.model_type == "mixtral"
-    inside = f"model.layers.{layer}.block_sparse_moe" if mixtral else mlp
+    inside = f"model.layers.{layer}.{MIXTRAL_MLP}" if mixtral else mlp
     count = config.mixture.num_experts if config.mixture is not None else 0
     pieces = {
         f"{mlp}.experts.{name}": [

@@ -1,5 +1,7 @@
 """Adapters as llama.cpp's files: read back, they are the same change of the model; what does not fit is refused."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -201,3 +203,44 @@ def test_a_read_adapter_speaks_as_the_exported_one(model, folder, tmp_path):
     adapted = attach(Llama.load(folder, dtype="float64"), load_adapter(tmp_path / "a", dtype="float64"))
     z = adapted(IDS)
     np.testing.assert_allclose(found(IDS), z, rtol=0, atol=1e-4 * np.abs(z).max())
+
+
+@pytest.mark.parametrize(
+    "output", ["base.gguf", "link.gguf", "model/model.safetensors", "model/config.json", "a/adapter_model.safetensors"]
+)
+def test_an_export_replaces_nothing_that_it_reads(model, tmp_path, output):
+    write_folder(tmp_path / "model", model)
+    base = write(tmp_path / "base.gguf", model)
+    save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
+    os.link(base, tmp_path / "link.gguf")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"is a file of the (model|adapter), expected another file"):
+        export_adapter(tmp_path / "a", base if output.endswith("gguf") else tmp_path / "model", tmp_path / output)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_export_replaces_an_earlier_one(model, folder, tmp_path):
+    save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
+    for _ in range(2):
+        assert export_adapter(tmp_path / "a", folder, tmp_path / "a" / "a.gguf")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX's")
+def test_an_export_onto_a_full_disk_leaves_the_old_file(model, folder, tmp_path):
+    """At every size that is too small, tensors of less than a page among them."""
+    import resource
+
+    save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
+    export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+    whole = (tmp_path / "a.gguf").read_bytes()
+    assert len(gguf.GGUFReader(tmp_path / "a.gguf").tensors) == 4
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (tmp_path / "a.gguf").read_bytes() == whole
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]

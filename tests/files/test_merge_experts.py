@@ -1,0 +1,204 @@
+"""Adapters of a mixture's experts folded into files: as in memory, in each layout of tensors and of factors."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import Llama, adapt, adapters, attach, load_adapter, merge, merge_adapter, save_adapter
+from minilora.files import save_llama
+from minilora.guards.errors import FileRefused
+
+from ..support.language import tiny_mixture
+from .test_expert_adapters import grouped, rewritten
+
+KINDS = ["mixtral", "qwen2_moe", "qwen3_moe"]
+GATE_UP, DOWN, ROUTER = "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"
+R, E = 3, 4  # E is that of `tiny_mixture`
+
+
+def turned(tensors):
+    """The factors of experts as versions up to 0.19.0 have them: A (E r, out), B (in, r E)."""
+    other = dict(tensors)
+    for key in [key for key in tensors if "experts" in key and "lora_A" in key]:
+        A, B = tensors[key], tensors[key.replace("lora_A", "lora_B")]
+        other[key] = np.ascontiguousarray(B.reshape(len(B), R, E).transpose(2, 1, 0).reshape(E * R, -1))
+        back = A.reshape(E, R, -1).transpose(2, 1, 0).reshape(A.shape[1], -1)
+        other[key.replace("lora_A", "lora_B")] = np.ascontiguousarray(back)
+    return other
+
+
+def fused(folder):
+    """Write a folder's tensors again with one for all experts."""
+    tensors = load_file(folder / "model.safetensors")
+    config = Llama.load(folder).config
+    each = [name for name in tensors if ".experts." in name]
+    for i in range(config.num_hidden_layers):
+        own = {n: tensors.pop(n) for n in each if n.startswith(f"model.layers.{i}.")}
+        for array, parts in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+            old = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+            rows = []
+            for e in range(E):
+                found = [own[n] for p in parts for n in own if n.split(".")[-3:-1] in ([str(e), p], [str(e), old[p]])]
+                rows.append(np.concatenate(found))
+            tensors[f"model.layers.{i}.mlp.experts.{array}"] = np.stack(rows)
+    renamed = {name.replace("block_sparse_moe", "mlp"): array for name, array in tensors.items()}  # a Mixtral's router
+    save_file(renamed, folder / "model.safetensors")
+
+
+def written(tmp_path, kind, layout, names=(GATE_UP, DOWN, ROUTER), modules=("q_proj",), **options):
+    """A mixture's folder in a layout, an adapter of it with random factors, and the mixture that both make."""
+    save_llama(tiny_mixture(kind, dtype="float32"), tmp_path / "m")
+    if layout == "fused":
+        fused(tmp_path / "m")
+    rng, base = np.random.default_rng(0), Llama.load(tmp_path / "m")
+    model = adapt(base, list(modules), rank=R, alpha=5, rng=rng, target_parameters=list(names), **options)
+    for p in model.trainable().values():
+        p[...] = rng.standard_normal(p.shape)
+    save_adapter(tmp_path / "a", adapters(model))
+    return model
+
+
+@pytest.mark.parametrize("layout", ["each", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("names", [(GATE_UP, DOWN, ROUTER), (GATE_UP,), (DOWN,), (ROUTER,)])
+def test_files_are_merged_as_in_memory(tmp_path, kind, layout, names):
+    same(tmp_path, written(tmp_path, kind, layout, names))
+
+
+@pytest.mark.parametrize("layout", ["each", "fused"])
+@pytest.mark.parametrize("modules", [(), ("q_proj", "k_proj")])
+def test_scaling_of_each_array_is_its_own(tmp_path, layout, modules):
+    same(tmp_path, written(tmp_path, "mixtral", layout, (GATE_UP, DOWN), modules, use_rslora=True))
+
+
+@pytest.mark.parametrize("layout", ["each", "fused"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (turned, {"peft_version": "0.18.1"}),
+        (turned, {"peft_version": "0.19.0"}),
+        (turned, {"peft_version": "absent"}),
+        (None, {"peft_version": "0.21.2"}),
+        (grouped, {"lora_B_layout": "grouped_by_expert"}),
+        (None, {"lora_B_layout": "rank_major"}),
+    ],
+)
+def test_packings_that_were_written_are_merged_the_same(tmp_path, layout, change, said):
+    model = written(tmp_path, "qwen3_moe", layout, (GATE_UP, DOWN), modules=())
+    rewritten(tmp_path / "a", change, **said)
+    same(tmp_path, model)
+
+
+def same(tmp_path, model):
+    before = load_file(tmp_path / "m" / "model.safetensors")
+    changes = merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "out")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert {n: (a.shape, a.dtype) for n, a in after.items()} == {n: (a.shape, a.dtype) for n, a in before.items()}
+    assert {name for name in before if (before[name] != after[name]).any()} == {change.name for change in changes}
+    save_llama(merge(model), tmp_path / "in-memory")
+    if any("gate_up_proj" in name for name in before):
+        fused(tmp_path / "in-memory")
+    expected = load_file(tmp_path / "in-memory" / "model.safetensors")
+    assert expected.keys() == after.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(after[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_blocks_of_a_few_rows_merge_to_the_same_bits(tmp_path, monkeypatch):
+    written(tmp_path, "mixtral", "fused")
+    merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "whole")
+    monkeypatch.setattr("minilora.files.merge.BLOCK_BYTES", 80)
+    merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "rows")
+    whole, rows = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "rows"))
+    for name, array in whole.items():
+        np.testing.assert_allclose(rows[name], array, rtol=1e-6, atol=1e-6)
+
+
+def replaced(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, path)
+
+
+def turn(*names):
+    def change(tensors):
+        for name in tensors:
+            if name.endswith(names):
+                tensors[name] = tensors[name].swapaxes(1, 2)
+
+    return change
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def add(name, like):
+    return lambda tensors: tensors.update({name: tensors[like].copy()})
+
+
+def cut(name):
+    return lambda tensors: tensors.update({name: tensors[name][:-1]})
+
+
+LAYER = "model.layers.1.mlp.experts"
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "message"),
+    [
+        ("fused", turn("gate_up_proj", "down_proj"), r"_proj' is stored \(E, in, out\), as its shape beside that of"),
+        ("fused", turn("down_proj"), r"down_proj' has shape \[4, 10, 12\], the adapter is for \[4, 12, 10\]"),
+        ("fused", drop(f"{LAYER}.down_proj"), f"no '{LAYER}.down_proj', .* such as '{LAYER}.0.down_proj.weight'"),
+        ("fused", cut(f"{LAYER}.down_proj"), r"down_proj' has shape \[3, 12, 10\]"),
+        ("each", drop(f"{LAYER}.2.up_proj.weight"), f"there is no '{LAYER}.2.up_proj.weight', which the adapter"),
+        ("each", cut(f"{LAYER}.2.up_proj.weight"), r"2.up_proj.weight' has shape \[9, 12\], .* for \[10, 12\]"),
+        (
+            "each",
+            add(f"{LAYER}.4.down_proj.weight", f"{LAYER}.3.down_proj.weight"),
+            f"there is '{LAYER}.4.down_proj.weight', and the adapter is for 4 experts",
+        ),
+        ("each", drop("model.layers.0.mlp.gate.weight"), "there is no 'model.layers.0.mlp.gate.weight', which"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused_and_nothing_written(tmp_path, layout, change, message):
+    written(tmp_path, "qwen3_moe", layout)
+    replaced(tmp_path / "m", change)
+    with pytest.raises(FileRefused, match=message):
+        merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "m"]
+
+
+def test_a_square_array_alone_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    base = {"mlp.experts.down_proj": rng.standard_normal((2, 6, 6)).astype("float32")}
+    save_file(base, tmp_path / "base.safetensors")
+    factors = {f"base_model.model.mlp.experts.lora_{side}.weight": np.ones((6, 6), "float32") for side in "AB"}
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": [], "peft_version": "0.19.1"}
+    (tmp_path / "a").mkdir()
+    save_file(factors, tmp_path / "a" / "adapter_model.safetensors")
+    said = json.dumps(config | {"target_parameters": ["mlp.experts.down_proj"]})
+    (tmp_path / "a" / "adapter_config.json").write_text(said)
+    with pytest.raises(FileRefused, match="is square, and nothing shows whether it is stored"):
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+    base["mlp.experts.gate_up_proj"] = rng.standard_normal((2, 12, 6)).astype("float32")
+    save_file(base, tmp_path / "base.safetensors")
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    merged = load_file(tmp_path / "out.safetensors")
+    np.testing.assert_allclose(merged["mlp.experts.down_proj"], base["mlp.experts.down_proj"] + 3)
+    base["mlp.experts.gate_up_proj"] = rng.standard_normal((2, 6, 12)).astype("float32")
+    save_file(base, tmp_path / "base.safetensors")
+    with pytest.raises(FileRefused, match=r"is stored \(E, in, out\)"):
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+
+
+def test_what_loads_with_the_adapter_is_what_is_merged(tmp_path):
+    written(tmp_path, "qwen2_moe", "each")
+    ids = np.random.default_rng(0).integers(0, 29, (2, 7))
+    merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "out")
+    beside = attach(Llama.load(tmp_path / "m"), load_adapter(tmp_path / "a"))
+    np.testing.assert_allclose(Llama.load(tmp_path / "out")(ids), beside(ids), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,125 @@
+"""At the prompt: what a first user types wrongly gets one sentence that says what to do, and changes nothing."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import minilora
+from minilora import Linear, LoRALinear, Sequential, Tanh, adapt, mse, train
+from minilora.layer import freeze
+from minilora.training import LossGrew, TrainingDiverged
+
+RNG = np.random.default_rng
+X, Y = RNG(0).standard_normal((100, 5)), RNG(1).standard_normal((100, 3))
+
+
+def layer():
+    return Linear.init(5, 3, rng=RNG(2), dtype="float64")
+
+
+@pytest.mark.parametrize(("rows", "size"), [(100, 100), (128, 128), (300, 128), (1, 1)])
+def test_a_batch_has_128_rows_or_all_where_there_are_fewer(rows, size):
+    x, y = RNG(3).standard_normal((rows, 5)), RNG(4).standard_normal((rows, 3))
+    one, other = layer(), layer()
+    train(one, x, y, epochs=3, rng=RNG(5))
+    train(other, x, y, epochs=3, rng=RNG(5), batch_size=size)
+    np.testing.assert_array_equal(one.weight, other.weight)
+
+
+def test_with_few_rows_other_mistakes_are_told():
+    model = layer()
+    before = model.weight.copy()
+    with pytest.raises((TypeError, ValueError), match="lr"):
+        train(model, X, Y, rng=RNG(0), lr="1e-3")
+    with pytest.raises(ValueError, match="at most the 100 rows of X, got 128"):
+        train(model, X, Y, rng=RNG(0), batch_size=128)
+    np.testing.assert_array_equal(model.weight, before)
+
+
+def test_what_a_loss_a_forward_or_a_backward_returned_is_not_handed_on_whole():
+    model = layer()
+    y, cache = model.forward(X)
+    cases = {
+        "take the gradient, dy[1]": lambda: model.backward(mse(y, Y), cache),
+        "take y, x[0]": lambda: model(model.forward(X)),
+        "take y, prediction[0]": lambda: mse(model.forward(X), Y),
+        "take dx, dy[0]": lambda: model.backward(model.backward(Y, cache), cache),
+    }
+    for advice, mistake in cases.items():
+        with pytest.raises(TypeError) as refused:
+            mistake()
+        assert str(refused.value).endswith(advice)
+        assert "numpy.asarray" not in str(refused.value)
+    with pytest.raises(TypeError, match=r"convert it with numpy.asarray\(x\)"):
+        model((1.0, 2.0, 3.0, 4.0, 5.0))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [layer(), LoRALinear.from_linear(layer(), rank=2, alpha=2, rng=RNG(0)), Sequential(a=layer(), b=Tanh()), Tanh()],
+    ids=lambda model: type(model).__name__,
+)
+def test_exchanged_arguments_of_backward_are_told(model):
+    y, cache = model.forward(X)
+    with pytest.raises(TypeError, match=r"^dy and cache are exchanged: call backward\(dy, cache\)$"):
+        model.backward(cache, y)
+
+
+def test_a_frozen_model_is_to_be_adapted_first():
+    model, rng = freeze(layer()), RNG(0)
+    state = rng.bit_generator.state
+    with pytest.raises(ValueError, match=r"^model has nothing to train: all of it is frozen; put adapters .*adapt$"):
+        train(model, X, Y, rng=rng)
+    assert rng.bit_generator.state == state
+    train(adapt(model, [""], rank=2, alpha=2, rng=rng), X, Y, epochs=1, rng=rng)
+
+
+@pytest.mark.parametrize("use", [lambda model: model(X), lambda model: train(model, X, Y, rng=RNG(0))])
+def test_a_transposed_weight_is_asked_for(use):
+    with pytest.raises(
+        ValueError, match=r"expected in_features = 3.*is the weight transposed\? It lies as \(out, in\)$"
+    ):
+        use(Linear(np.ascontiguousarray(layer().weight.T)))
+    with pytest.raises(ValueError, match="expected in_features = 7") as refused:
+        use(Linear(np.ones((3, 7))))
+    assert "transposed" not in str(refused.value)
+
+
+def test_a_loss_that_grew_a_thousandfold_is_told_at_the_end():
+    with pytest.warns(LossGrew, match=r"^the loss grew from \S+ to \S+: lr = 1000.0 is too large"):
+        train(layer(), X, Y, rng=RNG(0), lr=1000.0, epochs=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(layer(), X, Y, rng=RNG(0), lr=1e-2)
+        exact = layer()
+        train(exact, X, exact(X), rng=RNG(0), lr=1e-3, epochs=5)  # from 0 upwards, which is nothing
+    with pytest.raises(TrainingDiverged):
+        train(layer(), X, Y, rng=RNG(0), lr=1e200)
+
+
+def test_a_rank_that_gains_nothing_is_told_once_and_taken():
+    model = Sequential(a=layer(), b=Tanh(), c=Linear.init(3, 4, rng=RNG(0)))
+    with pytest.warns(
+        UserWarning, match=r"^rank 4 is above the smaller width of 2 .* 'a': .* rank=3 says as much"
+    ) as notes:
+        adapted = adapt(model, ["a", "c"], rank=4, alpha=4, rng=RNG(0))
+    assert len(notes) == 1
+    assert {adapter.rank for adapter in minilora.adapters(adapted).values()} == {4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapt(model, ["a", "c"], rank=3, alpha=4, rng=RNG(0))
+        minilora.attach(model, minilora.adapters(adapted))  # as from a file
+
+
+def test_complex_data_are_not_trained_on():
+    for x, y in ((X + 0j, Y), (X, Y + 0j)):
+        with pytest.raises(TypeError, match="complex128"):
+            train(layer(), x, y, rng=RNG(0))
+
+
+def test_the_tab_key_shows_public_names_and_modules_alone():
+    names = dir(minilora)
+    assert {"adapt", "files", "conformance", "exercises", "language", "layers"} <= set(names)
+    assert not {"Any", "cache", "import_module", "lazy_attributes"} & set(names)
+    assert all(hasattr(minilora, name) for name in ("files", "conformance", "exercises"))
