@@ -13,6 +13,7 @@ from .commands import (
     article,
     check,
     conformance,
+    evaluate,
     export,
     finetune,
     generate,
@@ -23,7 +24,7 @@ from .commands import (
     vectors,
 )
 
-COMMANDS = (article, finetune, generate, check, merge, inspect, export, conformance, vectors, golden)
+COMMANDS = (article, finetune, generate, evaluate, check, merge, inspect, export, conformance, vectors, golden)
 
 COMPILED = ("numpy", "safetensors", "tqdm")
 """Packages that commands need and that take long to load: Ctrl-C often comes then, see `streams.ending_at_once`."""
@@ -50,6 +51,7 @@ start here:
   minilora finetune CHATS.jsonl --model MODEL --save DIR
                                      the same for a model of yours, on chats, or on prompts and completions
   minilora generate PROMPT           continue a text with the model; --adapter DIR adds an adapter
+  minilora evaluate FILE             measure a model's loss on a text; --adapter DIR beside that of an adapter
   minilora conformance MODULE        is a LoRA of your own right, and if not, what is wrong with it?
   minilora golden DIR                files with right answers, to test a program that reads adapters
   minilora article --help            all the options of a command

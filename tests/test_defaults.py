@@ -46,7 +46,7 @@ PYTHON = {
 COMMANDS = {
     "article": "--rank=1 --alpha=1.0 --epochs=100 --batch-size=128 --lr=0.001 --seed=0 --dtype=float32",
     "finetune": (
-        "--target-modules=all-linear --rank=8 --alpha=16.0 --batch-size=None --steps=None --lr=None --length=128 "
+        "--target-modules=all-linear --rank=8 --alpha=16.0 --batch-size=None --steps=None --lr=None --length=None "
         "--seed=0 --dtype=float32 --quantize=None"
     ),
     "generate": "--tokens=100 --temperature=0.7 --top-p=1.0 --seed=0 --chat=False --quantize=None",

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..guards.errors import printable
@@ -82,6 +83,12 @@ def add(commands: Any) -> None:
         help="start at zero, or from the leading singular vectors of the weights (PiSSA), which writes twice the rank",
     )
     option("--epochs", type=float, metavar="E", help="train on as many windows as E times all, in place of --steps")
+    option(
+        "--valid",
+        type=_share_or_path,
+        metavar="FILE|SHARE",
+        help="measure the loss on another file, or hold out another share than a tenth, such as 0.2",
+    )
     option("--steps", type=int, metavar="N", help=f"steps of Adam ({_by_size('steps')})")
     option(
         "--batch-size",
@@ -125,6 +132,13 @@ def add(commands: Any) -> None:
     option("--log", metavar="FILE", type=path, help="write a line of JSON there for each step: its losses")
     option("--plot", metavar="FILE", type=path, help="draw the training and the held-out loss (.png, .svg, .pdf)")
     parser.set_defaults(command=run, before_numpy=one_blas_thread)
+
+
+def _share_or_path(text: str) -> float | Path:
+    try:
+        return float(text)
+    except ValueError:
+        return path(text)
 
 
 def _by_size(name: str) -> str:

@@ -6,7 +6,8 @@ problem of the suite in one precision. Its file has
     the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude, for dropout mask; alpha; for a
                    convolution stride, padding, dilation and groups; of a layer in NF4, in the place of weight, packed
                    and absmax, and where the scales are quantised too nested_absmax and mean; of fused slots widths,
-                   an alpha for each, and lora_A.0, lora_B.0 and so on, by the slot's number
+                   an alpha for each, and lora_A.0, lora_B.0 and so on, by the slot's number; of
+                   experts expert_ids
     the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
     their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
 
@@ -65,6 +66,9 @@ HOW = (
     "An answer is right where |found - answer| <= tolerance * size, with the tolerance of the case's dtype.",
     "Of the kind fused, the outputs are slots of these widths. lora_A.0, lora_B.0, dA.0 and dB.0 are the first slot's,"
     " and alpha has an entry for each slot; a slot without lora_A has no adapter.",
+    "Of the kind experts, weight is (E, out, in) and expert_ids has the expert of each row. Expert e has the rows"
+    " e r ... e r + r - 1 of lora_A (E r, in), and of lora_B (out, r E) the columns e, E + e, 2 E + e, ...; alpha is"
+    " divided by r. An expert without a row has gradients of zero.",
     "Numbers of bfloat16 lie in the files as float32, which holds them exactly: most readers have no bfloat16.",
     "Of the kind mixed, x, dy, weight and bias are numbers of bfloat16, lora_A and lora_B of float32; what of an answer"
     " may be rounded to bfloat16 is in its size.",

@@ -72,6 +72,8 @@ CPU = Blocks(queries=64, keys=256, page_up_to=128)
                                 128 x 256     1.35    0.81    0.67    0.54    0.47
                                 256 x 256     1.27    1.08    0.81    0.61    0.49
     8 key heads of 4 heads, D = 128                   0.84            0.67
+
+T is the number of positions.
 """
 GPU = Blocks(queries=1024, keys=1024, page_up_to=2048)
 """Not measured. A block takes some 25 kernels, whose starts take longer than what small blocks compute."""

@@ -35,7 +35,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ import numpy as np
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
-from ..guards.errors import short
-from ..guards.tensorfile import MAX_HEADER, in_dtype, tensor_header
+from ..guards.errors import FileRefused, short
+from ..guards.tensorfile import MAX_HEADER, decode, encode, in_dtype, tensor_header
 from ..guards.wholefiles import replaceable, written_together
 from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
@@ -57,7 +57,7 @@ from ..variants.stacked import StackedLoRA, StackedLoRALinear
 from ..variants.variant import LORA, of_its_own, variant_of
 from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .peft.adapterkeys import CONVOLUTIONS, PEFT_NAMES, Form, is_module_path
+from .peft.adapterkeys import BASE, CONVOLUTIONS, PEFT_NAMES, PREFIX, Form, is_module_path
 from .peft.expertkeys import WRITTEN_AS, ExpertForm, places
 
 __all__ = ["load_adapter", "save_adapter"]
@@ -133,6 +133,33 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
                 **more,
             )
     return by_path
+
+
+def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
+    """Refuse an adapter that brings a weight of another base with it: PEFT would compute with that weight.
+
+    Parameters
+    ----------
+    path : path
+        The adapter's folder.
+    weight : callable
+        Returns the base's weight at a module's path, on the host; None where there is none to compare.
+
+    Raises
+    ------
+    FileRefused
+        If a weight in the file is not the base's, rounded to the file's type.
+    """
+    with AdapterFolder.reading(check_path("path", path)) as (folder, file):
+        for module in sorted(folder.with_base):
+            key, base = f"{PREFIX}{module}.{BASE}", weight(module)
+            if base is None:
+                continue
+            theirs, dtype = folder.file.read(key, file), folder.file.tensors[key].dtype
+            if base.shape != theirs.shape or not np.array_equal(decode(encode(base, dtype), dtype), theirs.ravel()):
+                raise FileRefused(
+                    folder.file.path, f"{short(key)} is not the model's {short(module)}: the adapter is of another base"
+                )
 
 
 def save_adapter(

@@ -23,14 +23,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..checks import Array, check_integer, check_path
+from ..checks import Array, check_integer, check_number, check_path
 from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
@@ -38,7 +38,7 @@ from ..training import Gradients, evaluate_of
 from .chat import encode_chat, tokens_of
 from .chattemplate import ChatTemplate, load_template
 from .records import ARRAY, Record, checked, converted, read_records
-from .text import check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
 from .tokenizer import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
@@ -94,11 +94,16 @@ class Data:
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse data with ids that a model of `size` tokens does not have: the tokenizer is another model's."""
-        check_vocabulary(max(int(ids.max()) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
+        check_vocabulary(max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
 
 
 def load_data(
-    path: str | Path, model: str | Path, length: int | None = None, *, tokenizer: Tokenizer | None = None
+    path: str | Path,
+    model: str | Path,
+    length: int | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    held_out: float | str | Path = 1 / HELD_OUT,
 ) -> Data:
     """Read a text, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
@@ -116,6 +121,9 @@ def load_data(
         text in prose has `WINDOW` tokens.
     tokenizer : Tokenizer, optional
         The model's, where it was read before.
+    held_out : float, or path
+        The share of windows or examples that is held out, from 0 to 0.5; or a file of the same kinds whose windows or
+        examples are measured, while all of this one are trained on.
 
     Returns
     -------
@@ -134,15 +142,21 @@ def load_data(
     path = check_path("data", path)
     length = None if length is None else check_integer("length", length, at_least=1)
     refuse_data(path)
+    if not isinstance(held_out, (int, float)):
+        held = load_data(held_out, model, length, tokenizer=tokenizer, held_out=0)
+        return beside(load_data(path, model, length, tokenizer=tokenizer, held_out=0), held, str(held_out))
+    check_number("held_out", held_out, above=0, or_equal=True)
+    if held_out > 0.5:
+        raise ValueError(f"held_out must be at most 0.5, got {held_out}")
     if path.suffix.lower() == EXAMPLES:
         records = read_records(path)
         tokenizer = tokenizer or load_tokenizer(model)
-        return of_examples(path, [*read_examples(path, records, model, tokenizer)], length, tokenizer)
+        return of_examples(path, [*read_examples(path, records, model, tokenizer)], length, tokenizer, held_out)
     text = read_text(path)
     refuse_table(path, text)
     length = WINDOW if length is None else length
     ids = token_ids(text, (tokenizer or load_tokenizer(model)).encode)
-    arrays = windows(ids, length)
+    arrays = windows(ids, length, held_out)
     return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}", length, length)
 
 
@@ -292,18 +306,33 @@ class WithoutFilling:
         return evaluate_of(self.gradients)(model, X, Y, loss)
 
 
-def of_examples(path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer) -> Data:
+def beside(data: Data, held: Data, name: str) -> Data:
+    """Return data to train on with those of another file to measure the loss on: at most `MEASURED` rows of them."""
+    rows, cut = spread(np.arange(len(held.X))), data.cut
+    return replace(
+        data,
+        X_held=held.X[rows],
+        Y_held=held.Y[rows],
+        summary=f"{data.summary}; held out {printable(name)}: {held.summary}",
+        cut=cut and (lambda length: beside(cut(length), held.cut(length) if held.cut else held, name)),
+    )
+
+
+def of_examples(
+    path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer, share: float = 1 / HELD_OUT
+) -> Data:
     """Return examples as arrays, as wide as the longest of them needs, one in ten held out.
 
     An example of which no token that counts is left is left out, and named.
     """
-    if len(examples) < 2:
+    least = 2 if share else 1
+    if len(examples) < least:
         raise FileRefused(path, f"it has {len(examples)} example, expected at least 2: one is held out")
     longest = max(length_of(example) for example in examples)
     length = longest if length is None else length
     rows = [rows_of(example, length) for example in examples]
     kept = [example for example, own in zip(examples, rows, strict=True) if own]
-    if len(kept) < 2:
+    if len(kept) < least:
         raise FileRefused(
             path,
             f"{len(kept)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at least "
@@ -311,10 +340,10 @@ def of_examples(path: Path, examples: list[Example], length: int | None, tokeniz
         )
     trained: list[tuple[np.ndarray, np.ndarray]] = []
     held: list[tuple[np.ndarray, np.ndarray]] = []
-    is_held = is_held_out(len(kept))
+    is_held = is_held_out(len(kept), share)
     for own, to_measure in zip(filter(None, rows), is_held, strict=True):
         (held if to_measure else trained).extend(own)
-    measured = [held[row] for row in spread(np.arange(len(held)))]
+    measured = [held[row] for row in spread(np.arange(len(held)))] if held else []
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
     summary = (
@@ -330,7 +359,7 @@ def of_examples(path: Path, examples: list[Example], length: int | None, tokeniz
         float(row_tokens),
         length,
         show(shown, length, tokenizer),
-        lambda other: of_examples(path, examples, other, tokenizer),
+        lambda other: of_examples(path, examples, other, tokenizer, share),
     )
 
 

@@ -10,6 +10,7 @@ is what makes all positions of a window one training example each.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,9 @@ MEASURED = 32
 """The most held-out windows that are measured: 4,096 tokens at a length of 128."""
 
 
-def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def windows(
+    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cut the ids of a text into windows, and hold every tenth of them out.
 
     Parameters
@@ -50,6 +53,8 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
         The text.
     length : int
         Of a window, at least 1.
+    share : float
+        Of the windows, which is held out, as `is_held_out` takes it.
 
     Returns
     -------
@@ -66,19 +71,23 @@ def windows(ids: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np
     length = check_integer("length", length, at_least=1)
     checked = _check_ids(ids)
     n = (len(ids) - 1) // length
-    if n < 2:
+    if n < (2 if share else 1):
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
     used = checked[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
-    held = is_held_out(n)
-    measured = spread(np.flatnonzero(held))
+    held = is_held_out(n, share)
+    measured = spread(np.flatnonzero(held)) if share else np.zeros(0, int)
     return X[~held], Y[~held], X[measured], Y[measured]
 
 
-def is_held_out(n: int) -> np.ndarray:
-    """Return which of n parts are held out, (n,) bool: every tenth from the end, so that there is always one."""
+def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
+    """Return which of n parts are held out, (n,) bool: every tenth from the end, so that there is always one.
+
+    With another share, every (1 / share)-th, rounded down; with 0 none.
+    """
     held = np.zeros(n, bool)
-    held[::-HELD_OUT] = True
+    if share:
+        held[::-1][(np.arange(math.ceil(n * share - 1e-9)) / share + 1e-9).astype(int)] = True
     return held
 
 

@@ -283,3 +283,25 @@ def test_both_commands_compute_where_they_are_told(larger, capsys, standin):
     assert said["numpy"] == said["cupy"]
     for path, adapter in found["numpy"].items():
         np.testing.assert_allclose(found["cupy"][path].lora_B, adapter.lora_B, atol=1e-5)
+
+
+GREEDY = ["--temperature", "0", "--tokens", "9"]
+
+
+def test_a_system_message_stands_before_the_question(examples, capsys):
+    template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
+    template += "{% if add_generation_prompt %}a {% endif %}"
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert run("generate", "the cat", "--model", "model", "--chat", "--system", "sat", *GREEDY) == 0
+    said = capsys.readouterr().out
+    assert run("generate", "s sat.u the cat.a ", "--model", "model", *GREEDY) == 0
+    assert capsys.readouterr().out == f"s sat.u the cat.a {said}"
+
+
+def test_a_system_message_that_would_be_lost_is_refused(examples, capsys):
+    template = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}.{% endif %}{% endfor %}"
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert run("generate", "the cat", "--model", "model", "--chat", "--system", "sat") == 2
+    assert "the chat template writes nothing of a system message" in capsys.readouterr().err
+    assert run("generate", "the cat", "--model", "model", "--system", "sat") == 2
+    assert "--system is a message of a chat: it goes with --chat" in capsys.readouterr().err

@@ -22,8 +22,10 @@ from minilora import (
 )
 from minilora.conformance.problems.rounding import round_to
 from minilora.layers.nf4 import dequantize_scales
+from minilora.layers.stacked import StackedLinear
 from minilora.variants.dora import DoRA, DoRAAdapter, row_lengths
 from minilora.variants.rewritten import Rewritten
+from minilora.variants.stacked import StackedLoRA, StackedLoRALinear
 
 from ..support.formulas import answers_of
 
@@ -227,6 +229,35 @@ def beside_bfloat16():
     return SimpleNamespace(forward=forward, backward=backward, merge=merge, init=init)
 
 
+def stacked():
+    """Experts: our stack and our adapter, which take the rows expert by expert."""
+
+    def adapter(weight, A, B, alpha):
+        return StackedLoRALinear(StackedLinear(weight), StackedLoRA(A, B, alpha, experts=len(weight)))
+
+    def ordered(weight, expert_ids):
+        ids = expert_ids.reshape(-1)
+        order = np.argsort(ids, kind="stable")
+        return order, np.argsort(order), np.bincount(ids, minlength=len(weight)).tolist()
+
+    def forward(x, weight, A, B, alpha, expert_ids):
+        order, back, counts = ordered(weight, expert_ids)
+        y, _ = adapter(weight, A, B, alpha).forward(x.reshape(-1, x.shape[-1])[order], counts)
+        return y[back].reshape(*x.shape[:-1], -1 if y.size else y.shape[1])
+
+    def backward(dy, x, weight, A, B, alpha, expert_ids):
+        order, back, counts = ordered(weight, expert_ids)
+        layer = adapter(weight, A, B, alpha)
+        _, cache = layer.forward(x.reshape(-1, x.shape[-1])[order], counts)
+        dx, grads = layer.backward(dy.reshape(-1, dy.shape[-1])[order], cache)
+        return {"x": dx[back].reshape(x.shape), **grads}
+
+    def merge(weight, A, B, alpha):
+        return adapter(weight, A, B, alpha).merge().weight
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+
+
 OURS = {
     "linear": functions_of(linear, init=init, step=step),
     "rslora": functions_of(rslora, init=init),
@@ -238,6 +269,7 @@ OURS = {
     "nf4": nf4_functions(),
     "mixed": beside_bfloat16(),
     "fused": fused(),
+    "experts": stacked(),
 }
 
 
@@ -272,6 +304,8 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
         return _four_bits_from_formulas(answer, shows, wrong)
     if kind == "fused":
         return _fused_from_formulas(answer)
+    if kind == "experts":
+        return _experts_from_formulas(answer)
 
     def forward(x, *arrays, **steps):
         y = answer(["y"], steps=steps, x=x, **layer(*arrays))["y"]
@@ -350,5 +384,24 @@ def _fused_from_formulas(answer):
 
     def merge(weight, *slots):
         return ask(["merged"], np.zeros((1, weight.shape[1])), weight, None, *slots)["merged"]
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+
+
+def _experts_from_formulas(answer):
+    """The same of experts, each row's number last."""
+
+    def ask(names, x, weight, A, B, alpha, expert_ids, **dy):
+        arrays = {"x": x, "weight": weight, "lora_A": A, "lora_B": B, **dy}
+        return answer(names, steps={"expert_ids": expert_ids}, alpha=alpha, **arrays)
+
+    def forward(x, *arrays):
+        return ask(["y"], x, *arrays)["y"]
+
+    def backward(dy, x, *arrays):
+        return ask(["x", "lora_A", "lora_B"], x, *arrays, dy=dy)
+
+    def merge(weight, *factors):
+        return ask(["merged"], np.zeros((1, weight.shape[2])), weight, *factors, np.zeros(1, int))["merged"]
 
     return SimpleNamespace(forward=forward, backward=backward, merge=merge)

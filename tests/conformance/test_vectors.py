@@ -37,6 +37,8 @@ def answer(file, kind):
     p = load_file(file)
     if kind == "fused":
         return of_slots(p)
+    if kind == "experts":
+        return of_experts(p)
     base = [p["packed"], p["absmax"]] if kind == "nf4" else [p["weight"]]
     adapter = [p["lora_A"], p["lora_B"], float(p["alpha"][0])]
     more = [p[name] for name in ("magnitude", "mask") if name in p]
@@ -49,6 +51,20 @@ def answer(file, kind):
         "merged": functions.merge(*base, *adapter, *(more if kind != "dropout" else []), **nested),
     }
     found |= {name: grads[of] for name, of in vectors.NAMES.items() if grads.get(of) is not None}
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+def of_experts(p):
+    """The same of experts, one column of lora_B after the other."""
+    layer = [p["weight"], p["lora_A"], p["lora_B"], float(p["alpha"][0])]
+    E, ids, y, merged = len(p["weight"]), p["expert_ids"], [], p["weight"].astype(float)
+    r = len(p["lora_A"]) // E
+    for e, k in np.ndindex(E, r):
+        merged[e] += layer[3] / r * np.outer(p["lora_B"][:, k * E + e], p["lora_A"][e * r + k])
+    y = np.stack([merged[e] @ row for e, row in zip(ids, p["x"], strict=True)])
+    grads = OURS["experts"].backward(p["dy"], p["x"], *layer, ids)
+    dx = np.stack([row @ merged[e] for e, row in zip(ids, p["dy"], strict=True)])
+    found = {"y": y, "merged": merged, "dx": dx, "dA": grads["lora_A"], "dB": grads["lora_B"]}
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 

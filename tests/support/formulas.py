@@ -11,6 +11,7 @@ from minilora.conformance.problems import Problem
 from minilora.conformance.problems.adam_answers import AdamFormulas
 from minilora.conformance.problems.kinds import SETS, FourBits, Ids, Images
 from minilora.conformance.problems.slots import Fused
+from minilora.conformance.problems.stacks import Stacks
 from minilora.layer import rows
 
 
@@ -20,6 +21,8 @@ def problem_of(kind, arrays, alpha, **steps):
         return four_bits_of(arrays, alpha)
     if kind == "fused":
         return fused_of(arrays, alpha, **steps)
+    if kind == "experts":
+        return experts_of(arrays, alpha, **steps)
     weight, A = arrays["weight"], arrays["lora_A"]
     sizes = {"n": len(arrays["x"]), "rank": len(A), "alpha": alpha, "bias": "bias" in arrays}
     if kind == "embedding":
@@ -38,6 +41,17 @@ def fused_of(arrays, alpha, widths, ranks):
     one = len({a for a in alpha if a}) == 1
     sizes = {"bias": "bias" in arrays, "alpha": first, "one_rank": one}
     return Fused.of(len(arrays["x"]), arrays["x"].shape[1], tuple(widths), tuple(ranks), **sizes)
+
+
+def experts_of(arrays, alpha, expert_ids):
+    """The experts of arrays that were handed over."""
+
+    class Given(Stacks):
+        expert_ids = None  # those of the arrays
+
+    Given.expert_ids = expert_ids
+    E, out, width = arrays["weight"].shape
+    return Given(len(arrays["x"]), width, out, len(arrays["lora_A"]) // E, alpha, experts=E)
 
 
 def four_bits_of(arrays, alpha):

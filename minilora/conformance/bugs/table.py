@@ -40,6 +40,7 @@ CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
 DROPPED = ("dropout",)
 FUSED = ("fused",)
+EXPERTS = ("experts",)
 MIXED = ("mixed",)
 ONE_ADAPTER = tuple(kind for kind in EVERY if kind != "fused")  # where all ranks are of one adapter
 ADAM = ("adam",)
@@ -398,6 +399,53 @@ BUGS: Sequence[Bug] = (
     *group("slope", kinds=FUSED, rows=(
         ("dx-has-the-first-slots-path-alone", "dx has the first slot's path alone, and should have those of all",
          {"slot_in_dx": lambda fused, i: float(i == fused.adapted[0])}),
+    )),
+    # experts
+    *group("forward", kinds=EXPERTS, rows=(
+        ("experts-lora-b-is-read-expert-slowest",
+         "lora_B (out, r E) is read with the expert as its slow index, and has it as its fast one: B_e is every E-th "
+         "column",
+         {"columns_of_B": lambda E, r: np.arange(E * r).reshape(E, r)},
+         "unslothai/unsloth-zoo #1269, unslothai/unsloth-zoo #1232"),
+        ("experts-lora-a-is-read-expert-fastest",
+         "lora_A (E r, in) is read with the expert as its fast index, and has it as its slow one: A_e is r rows in a "
+         "row",
+         {"rows_of_A": lambda E, r: np.arange(r * E).reshape(r, E).T}),
+        ("experts-both-factors-are-read-the-other-way",
+         "the packings of the factors are exchanged: lora_A has the expert as its slow index, lora_B as its fast one",
+         {"rows_of_A": lambda E, r: np.arange(r * E).reshape(r, E).T,
+          "columns_of_B": lambda E, r: np.arange(E * r).reshape(E, r)}),
+        ("experts-in-and-out-are-exchanged",
+         "in and out are exchanged, which a square weight lets pass: the change of W_e is (B_e A_e)^T",
+         {"exchanged": True}, "huggingface/peft #3165, vllm-project/vllm #52194"),
+        ("experts-take-the-factors-of-the-next", "an expert takes the factors of the next one",
+         {"factors_of": lambda e, E: (e + 1) % E}),
+        ("experts-stand-in-the-opposite-order", "the experts' factors are taken in the opposite order",
+         {"factors_of": lambda e, E: E - 1 - e}),
+        ("experts-all-take-the-first-factors", "the first expert's factors are used for all",
+         {"factors_of": lambda e, E: 0}),
+        ("experts-the-first-alone-is-adapted", "the first expert alone gets its update",
+         {"factors_of": lambda e, E: 0 if e == 0 else E}),
+        ("experts-the-last-is-left-out", "the last expert's update is left out",
+         {"factors_of": lambda e, E: E if e == E - 1 > 0 else e}),
+        # of the claim "forward": "scaling" is about one number for the whole output, which is not what is wrong
+        ("experts-the-scaling-compounds",
+         "the scaling compounds over the experts: that of expert e is (alpha / r)^(e + 1), as where B *= s in a loop",
+         {"scaling_of": lambda s, e, E: s ** (e + 1)}),
+    )),
+    *group("scaling", kinds=EXPERTS, rows=(
+        ("experts-alpha-is-divided-by-the-packed-rank",
+         "alpha is divided by the rank of the packed factors, E r, and should be divided by that of one expert",
+         {"scaling_of": lambda s, e, E: s / E}),
+    )),
+    *group("forward", kinds=EXPERTS, shows=("y", "x"), rows=(
+        ("experts-all-take-the-first-weight", "the base's first weight is used for all experts",
+         {"weight_of": lambda e, E: 0}),
+    )),
+    *group("slope", kinds=EXPERTS, rows=(
+        ("experts-the-gradients-are-means-over-an-experts-rows",
+         "the gradients of an expert's factors are means over its rows, not sums",
+         {"rows_of_one": lambda n: 1 / max(n, 1)}),
     )),
     # float32 beside bfloat16
     *group("forward", kinds=MIXED, rows=(

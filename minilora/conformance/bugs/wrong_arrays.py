@@ -16,6 +16,7 @@ from ..problems.mixed import Mixed
 from ..problems.problem import Arrays, Problem
 from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
 from ..problems.slots import Fused
+from ..problems.stacks import Stacks
 from ..problems.trial import Trial
 
 AXES = {
@@ -27,6 +28,8 @@ AXES = {
     "merged": ("output", "input"),
 }
 """What stands along the first axes of an answer. Those that follow are a kernel's, or an image's."""
+STACKED = {"merged": ("expert", "output", "input")}
+"""The same of a stack of weights, where it is otherwise."""
 FEW, MANY = 8, 256
 """A tail begins after that many at least; orders of more than so many are not looked for."""
 HALVES = ("float16", "bfloat16")
@@ -55,14 +58,19 @@ def describe_unknown(name: str, array: np.ndarray, trial: Trial, inside: bool = 
     if not np.isfinite(array).all():
         return "is not finite"
     at = np.unravel_index(int(np.abs(array - expected).argmax()), expected.shape)
-    slot = trial.problem.place(name, at) if isinstance(trial.problem, Fused) else ""
-    where = f"[{', '.join(map(str, at))}]{slot}"
+    place = trial.problem.place(name, at) if isinstance(trial.problem, (Fused, Stacks)) else ""
+    where = f"[{', '.join(map(str, at))}]{place}"
     text = f"is off by {abs(array[at] - expected[at]):.3g} at {where}: {array[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, array, trial)
     if abs(ratio - 1) > 1e-3:
         return f"{text}; {EVERY_ENTRY} {ratio:.6g}"
     seen = pattern(name, array, trial) if inside else ""
     return f"{text}; {seen}" if seen else text
+
+
+def _axes(name: str, trial: Trial) -> tuple[str, ...]:
+    """Return what stands along the first axes of an answer."""
+    return (STACKED if isinstance(trial.problem, Stacks) else {}).get(name, AXES[name])
 
 
 def _ratio(name: str, array: np.ndarray, trial: Trial) -> float:
@@ -149,7 +157,7 @@ def _between(name: str, half: str, trial: Trial) -> Iterator[tuple[str, np.ndarr
 def _tail(name: str, array: np.ndarray, trial: Trial) -> str:
     """See an answer that is right up to a place along one axis, and wrong from there on, as beyond a tile."""
     wrong = np.abs(array - trial.right[name]) > TOLERANCE * trial.unit * (trial.sizes[name] + TINY)
-    for axis, word in enumerate(AXES[name]):
+    for axis, word in enumerate(_axes(name, trial)):
         bad = np.moveaxis(wrong, axis, 0).reshape(wrong.shape[axis], -1).any(axis=1)
         first = int(bad.argmax())
         if first < FEW or not bad[first:].all():
@@ -168,7 +176,7 @@ def _order(name: str, array: np.ndarray, trial: Trial) -> str:
     without = {"y": lambda: trial.by(update=0.0)["y"], "merged": lambda: trial.by(merged=lambda W, BA, s: W)["merged"]}
     bases = [(np.zeros_like(right), "its")] + ([(without[name](), "its update's")] if name in without else [])
     for base, whose in bases:
-        for axis, word in enumerate(AXES[name]):
+        for axis, word in enumerate(_axes(name, trial)):
             if not 2 < right.shape[axis] <= MANY:
                 continue
             mine, theirs = (np.moveaxis(a - base, axis, 0).reshape(a.shape[axis], -1) for a in (array, right))

@@ -18,6 +18,8 @@ from ..problems.trial import Trial
 
 SAME = ("one_rank", "one_width")
 """What an implementation of fused slots may declare: that all of them have one rank and alpha, or one width."""
+NOT_MERGED = ("bias", "mask", "expert_ids")
+"""What stands for a layer and is no argument of ``merge``."""
 OPTIONS = ("stride", "padding", "dilation", "groups", "nested_absmax", "mean")
 
 
@@ -78,6 +80,8 @@ class Watch:
         turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
         if turned and (of_base or name in ("lora_A", "lora_B")) and np.ndim(array) == 2:
             return np.ascontiguousarray(np.asarray(array).T)
+        if turned and of_base and self.kind == "experts" and np.ndim(array) == 3:
+            return np.ascontiguousarray(np.asarray(array).swapaxes(1, 2))
         return array
 
     def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
@@ -230,7 +234,7 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     """Return the arguments that stand for the layer, in order."""
     p = trial.arrays
     layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
-    layer |= {name: p[name] for name in ("magnitude", "mask") if name in p}
+    layer |= {name: p[name] for name in ("magnitude", "mask", "expert_ids") if name in p}
     return trial.problem.handed(layer) if isinstance(trial.problem, Fused) else layer
 
 
@@ -250,7 +254,7 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
         **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
     }
     if "merged" in trial.right:
-        reply["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in ("bias", "mask")}, problem)
+        reply["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in NOT_MERGED}, problem)
     return {name: reply[name] for name in trial.right if reply.get(name) is not None}
 
 

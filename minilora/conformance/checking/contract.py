@@ -22,8 +22,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
-"conv1d", "conv2d", "dropout", "nf4", "mixed" and "fused". `problems.kinds` has their shapes, and their functions take
-more:
+"conv1d", "conv2d", "dropout", "nf4", "mixed", "fused" and "experts". `problems.kinds` has their shapes, and their
+functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
@@ -42,6 +42,10 @@ more:
   adapter; the slots' widths, a list, are the last argument of all functions. The gradients of lora_A and lora_B are
   such lists too. ``slots`` is 2 or 3 where there are always so many, ``one_rank`` is True where all slots have one rank
   and alpha, ``one_width`` where all are of one width. There is no ``init``: a slot starts as a linear layer does.
+- "experts": weight is (E, out, in), and there is no bias among the arguments; expert_ids (N,), the expert of each row,
+  is the last one of ``forward`` and ``backward``. lora_A (E r, in) has the experts as its slow index, lora_B (out, r E)
+  as its fast one, as PEFT packs them; alpha / r is of the rank of one. ``merge`` returns (E, out, in). There is no
+  ``init``: an expert starts as a linear layer does.
 """
 
 from __future__ import annotations
@@ -73,9 +77,13 @@ FUNCTIONS = ("forward", "backward", "merge", "init", "step")
 """What an implementation may offer; for a further kind of layers all but the last."""
 
 
+STARTS_AS_LINEAR = ("fused", "experts")
+"""The kinds of which each slot, or each expert, starts as a linear layer does."""
+
+
 def functions_of(kind: str) -> tuple[str, ...]:
     """Return what an implementation may offer for a kind of layers."""
-    if kind == "fused":
+    if kind in STARTS_AS_LINEAR:
         return FUNCTIONS[:3]
     further = ("pack", "unpack") if kind == "nf4" else ()
     return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
@@ -87,7 +95,7 @@ FURTHER = {"nf4": FOUR_BITS, "mixed": OUTPUT_DTYPE}
 
 def contract(kind: str) -> tuple[str, ...]:
     """Return what is checked of a kind of layers, in the order of the report."""
-    without = ("start", "adam") if kind == "fused" else ()  # each slot starts as a linear layer does
+    without = ("start", "adam") if kind in STARTS_AS_LINEAR else ()
     return (*(claim for claim in CONTRACT if claim not in without), *FURTHER.get(kind, ()))
 
 

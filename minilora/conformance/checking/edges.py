@@ -19,6 +19,7 @@ from ..problems.problem import Arrays, Problem
 from ..problems.reference import QUANTITIES, RIGHT
 from ..problems.rounding import TOLERANCE, round_to
 from ..problems.slots import Fused
+from ..problems.stacks import Stacks
 from ..problems.trial import Trial, drawn
 from .calling import Watch, answers, forward, strided
 from .report import REFUSED
@@ -28,7 +29,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "at every second place": strided,
 }
 """How an array may lie in memory, beside C order."""
-ROWS = ("x", "dy", "y", "mask")
+ROWS = ("x", "dy", "y", "mask", "expert_ids")
 """The arrays whose first axis is of rows."""
 
 
@@ -48,8 +49,8 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     if isinstance(trial.problem, Images):
         return "not offered"
     sizes = (6, 7, 4, 5) if isinstance(trial.problem, Ids) else (6, 5, 4, 7)  # no two of the axes are alike
-    fused = isinstance(trial.problem, Fused)
-    problem = replace(trial.problem, n=6, seed=20) if fused else type(trial.problem)(*sizes, seed=20)
+    own = isinstance(trial.problem, (Fused, Stacks))  # they have sizes of their own
+    problem = replace(trial.problem, n=6, seed=20) if own else type(trial.problem)(*sizes, seed=20)
     rows = drawn(problem, dtype, trial.formulas)
 
     def split(arrays: Arrays) -> Arrays:

@@ -9,6 +9,7 @@ from ..problems.kinds import AGAIN, SETS, Images
 from ..problems.mixed import Mixed
 from ..problems.problem import Problem
 from ..problems.slots import Fused
+from ..problems.stacks import Stacks
 
 Properties = Mapping[str, Callable[[Any], bool]]
 
@@ -25,6 +26,8 @@ def _properties(problem: Problem) -> Properties:
     """Return what problems of a kind may have, in the order in which it is told."""
     if isinstance(problem, Fused):  # whose slots have ranks and alphas of their own
         return OF_SLOTS
+    if isinstance(problem, Stacks):
+        return {**OF_EXPERTS, **PROPERTIES}
     own = OF_IMAGES if isinstance(problem, Images) else OF_MIXED if isinstance(problem, Mixed) else OF_LAYERS
     return {**own, **PROPERTIES}
 
@@ -84,6 +87,15 @@ OF_SLOTS: Properties = {
     "where slots differ in rank": lambda p: len(set(p.ranks) - {0}) > 1,
     **{words: PROPERTIES[words] for words in ("wherever there is a bias", "wherever there is no bias")},
     **{words: PROPERTIES[words] for words in ("at a single row", "where lora_B is zero")},
+}
+OF_EXPERTS: Properties = {
+    "where an expert has no row": lambda p: len(set(p.expert_ids)) < p.experts,
+    "where every expert has a row": lambda p: len(set(p.expert_ids)) == p.experts,
+    "where there is one expert": lambda p: p.experts == 1,
+    "where there is more than one expert": lambda p: p.experts > 1,
+    "where in = out": lambda p: p.in_features == p.out_features,
+    "where out = 2 in": lambda p: p.out_features == 2 * p.in_features,
+    "where the rank and the number of experts are above 1": lambda p: p.rank > 1 and p.experts > 1,
 }
 OF_IMAGES: Properties = {
     "where the kernel has more than one entry": lambda p: max(p.kernel) > 1,

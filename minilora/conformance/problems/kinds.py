@@ -9,10 +9,12 @@
     nf4                   (N, in)         codes and scales   (r, in)           (out, r)
     mixed                 (N, in)         (out, in)          (r, in)           (out, r)
     fused                 (N, in)         (out, in)          a list, one entry for each slot of the outputs
+    experts               (N, in)         (E, out, in)       (E r, in)         (out, r E)
 
-The shapes are those of PyTorch and of PEFT. `mixed` and `slots` have a file each for the last two kinds. `Ids` and
-`Images` rewrite them in a way of their own, since this library's layers are held against them. Ids become one-hot
-rows. An image becomes patches by a table of places, which says for each entry of a row where in the image it stands.
+The shapes are those of PyTorch and of PEFT. `mixed`, `slots` and `stacks` have a file each for the last three
+kinds. `Ids` and `Images` rewrite them in a way of their own, since this library's layers are held against them. Ids
+become one-hot rows. An image becomes patches by a table of places, which says for each entry of a row where in the
+image it stands.
 
 With g groups, weight is (out, C/g, ...), lora_A (r, C, ...) and lora_B (out, r/g, ...), as PEFT has them since its pull
 request 2567: each group of outputs sees a share of the r hidden channels, and these see the whole image. That is no
@@ -33,6 +35,7 @@ from .mixed import Mixed
 from .problem import Arrays, Problem
 from .reference import DORA, DROPOUT, RIGHT, RSLORA, Formulas
 from .slots import Fused
+from .stacks import Stacks
 
 BLOCK = 64
 """Weights in NF4 that share a scale."""
@@ -334,6 +337,18 @@ FUSED = (
     Fused.of(5, 3, (6, 2, 2), (2, 3, 1), seed=8, start=True),
     Fused.of(4, 35, (34, 17, 17), (33, 5, 9), alpha=24.0, seed=9),  # a little above powers of two
 )
+EXPERTS = (
+    Stacks(11, 5, 4, 2, alpha=3.0, experts=3),
+    Stacks(9, 6, 6, 3, alpha=7.0, seed=1, experts=4),  # square: there in and out can be exchanged
+    Stacks(10, 4, 8, 3, alpha=10.0, seed=2, experts=2),  # out = 2 in, as gate and up have where d = m
+    Stacks(7, 5, 3, 2, alpha=5.0, seed=3, experts=4, idle=2),
+    Stacks(1, 7, 4, 3, alpha=0.5, seed=4, experts=3),
+    Stacks(4, 3, 5, 2, alpha=2.5, seed=5, experts=1),
+    Stacks(8, 4, 7, 1, alpha=2.0, seed=6, experts=5),  # of rank 1, where both packings of a factor are one
+    Stacks(11, 5, 4, 2, alpha=4.5, seed=7, experts=3),  # the sizes of the first, and other numbers
+    Stacks(6, 3, 4, 2, seed=8, start=True, experts=3),
+    Stacks(67, 35, 33, 17, alpha=24.0, seed=9, experts=8),
+)
 SETS = {
     "linear": ProblemSet(RIGHT, LINEAR),
     "rslora": ProblemSet(RSLORA, NARROW),
@@ -345,6 +360,7 @@ SETS = {
     "nf4": ProblemSet(RIGHT, FOUR_BITS),
     "mixed": ProblemSet(RIGHT, MIXED),
     "fused": ProblemSet(RIGHT, FUSED),
+    "experts": ProblemSet(RIGHT, EXPERTS),
     "dora-full": ProblemSet(DORA.with_parts(through_norm=1.0), NARROW),
 }
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""

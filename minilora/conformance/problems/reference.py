@@ -13,7 +13,8 @@ and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path a
 
     y = x W^T + b + s (M x) A^T B^T,   dx = dy W + M (s dy B A),   dA and dB by M x
 
-A weight with several slots is a sum of such layers, one for each slot that has an adapter: `kinds.Fused`.
+A weight with several slots is a sum of such layers, one for each slot that has an adapter: `kinds.Fused`; so are the
+weights of experts, each on its own rows: `stacks.Stacks`.
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
 replaced, and `minilora.conformance.bugs.table` is the list of them. What only some kinds of layers have stands in
@@ -88,6 +89,19 @@ class SlotFormulas:
 
 
 @dataclass(frozen=True)
+class ExpertFormulas:
+    """Where the factors of E experts of rank r lie, and which an expert e takes; E stands for none."""
+
+    rows_of_A: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(E * r).reshape(E, r)
+    columns_of_B: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(r * E).reshape(r, E).T
+    factors_of: Callable[[int, int], int] = lambda e, E: e
+    weight_of: Callable[[int, int], int] = lambda e, E: e
+    scaling_of: Callable[[float, int, int], float] = lambda s, e, E: s
+    rows_of_one: Callable[[int], float] = lambda n: 1.0  # what an expert's gradients are multiplied with, of n rows
+    exchanged: bool = False  # whether A is read as B, and B as A, where in = out
+
+
+@dataclass(frozen=True)
 class DoRAFormulas:
     """DoRA's lengths n (out, 1), its gain G = m / n, and what trains m."""
 
@@ -126,6 +140,7 @@ class Formulas:
     dropout: DropoutFormulas | None = None
     rounded: RoundedFormulas = RoundedFormulas()
     slots: SlotFormulas = SlotFormulas()
+    experts: ExpertFormulas = ExpertFormulas()
     dora: DoRAFormulas | None = None
 
     def answers(self, p: Arrays, alpha: float, lengths: np.ndarray | None = None) -> Arrays:
@@ -187,6 +202,7 @@ RECORD_OF = {
         "dropout": DropoutFormulas,
         "rounded": RoundedFormulas,
         "slots": SlotFormulas,
+        "experts": ExpertFormulas,
         "dora": DoRAFormulas,
     }.items()
     for field in fields(record)

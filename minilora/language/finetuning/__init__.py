@@ -2,5 +2,5 @@
 
 `recipe` says what is trained, and how, with `defaults` that fit a model's size; `session` does it. `costs` foretells
 memory and time, `losstable` shows the losses as they are measured, `stopped` is what a checkpoint says of a training
-that was stopped, and `cores` says on how many cores it computes.
+that was stopped, `heartbeat` says what takes long, and `cores` on how many cores it computes.
 """

@@ -41,6 +41,7 @@ class Recipe:
     init: str = "lora"
     epochs: float | None = None  # in the place of steps
     log: Path | None = None
+    valid: float | Path | None = None  # the share that is held out, or a file to measure the loss on
 
     def check(self) -> None:
         """Refuse numbers out of range and places that cannot be written, before anything is read."""
@@ -51,6 +52,8 @@ class Recipe:
             check_number("epochs", self.epochs, above=0)
             if self.steps is not None:
                 raise ValueError("--steps and --epochs both say how long to train, expected one of them")
+        if isinstance(self.valid, float) and not 0 < self.valid <= 0.5:
+            raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {self.valid}")
         check_integer("seed", self.seed, at_least=0)
         check_number("alpha", self.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
         if self.lr is not None:

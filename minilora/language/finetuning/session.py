@@ -16,7 +16,7 @@ from ...training import evaluate, train
 from ..examples import Data, WithoutFilling, load_data
 from ..llama import Llama
 from ..namedmodel import load_model, model_path
-from ..text import next_token_loss, where_it_counts
+from ..text import HELD_OUT, next_token_loss, where_it_counts
 from .costs import Costs
 from .heartbeat import Heartbeat
 from .losstable import LOG_EVERY, Table, TrainingLoss, duration, write_line
@@ -30,7 +30,12 @@ def load(recipe: Recipe, where: Backend, write: Callable[[str], None]) -> tuple[
     What takes long is told by `write`.
     """
     with Heartbeat(write, "reading the tokenizer and the text") as beat:
-        data = load_data(recipe.text, model_path(recipe.model), recipe.length)
+        data = load_data(
+            recipe.text,
+            model_path(recipe.model),
+            recipe.length,
+            held_out=1 / HELD_OUT if recipe.valid is None else recipe.valid,
+        )
         beat.now("reading the weights")
         model = load_model(recipe.model, recipe.dtype, where, recipe.quantize)
     data.check_vocabulary(model.lm_head.out_features)

@@ -70,6 +70,7 @@ def signature(recipe: Recipe, where: Backend) -> dict[str, Any]:
         "--model": model_mark(model_path(recipe.model)),
         "--target-modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
         **({"--target-parameters": ",".join(sorted(parameters))} if parameters else {}),
+        "--valid": mark(recipe.valid) if isinstance(recipe.valid, Path) else recipe.valid,
         "--backend": where.name,
         **{f"--{name.replace('_', '-')}": getattr(recipe, name) for name in SAME},
     }
@@ -101,6 +102,8 @@ def check_same(path: Path, stopped: Stopped, current: Mapping[str, Any], steps: 
         if name in stopped.signature and value != stopped.signature[name]:
             before = stopped.signature[name]
             another = {"TEXT": "the text is another", "--model": "the model is another"}
+            if str in (type(value), type(before)):
+                another["--valid"] = "what is held out is another"
             differences.append(another.get(name, f"{name} is {_shown(before)} there and {_shown(value)} here"))
     if steps is not None and steps < stopped.saved.epoch:
         differences.append(f"--steps is {steps} here, and {stopped.saved.epoch} are done there")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ....checks import check_path
-from ....files.adapters import load_adapter
+from ....files.adapters import check_base_weights, load_adapter
 from ....files.peft.adapterconfig import CONFIG_NAME
 from ....files.peft.adapterfolder import WEIGHTS_NAME
 from ....guards.errors import FileRefused, needed, short
@@ -59,10 +59,16 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     """
     gguf = needed("gguf", "a .gguf file")
     adapter, out = check_path("adapter", adapter), check_path("out", out)
-    config, _ = open_llama(model)
+    config, read = open_llama(model)
     if config.model_type not in ARCHITECTURES:
         raise FileRefused(Path(model), f"a {config.model_type}, whose adapters are not written for llama.cpp")
     adapters = load_adapter(adapter)
+
+    def weight(module: str) -> np.ndarray | None:
+        array = read(f"{module}.weight") if f"{module}.weight" in config.shapes() else None
+        return None if callable(array) else array  # one that stays quantised
+
+    check_base_weights(adapter, weight)
     for module, factors in adapters.items():
         _check_held(adapter, module, factors, config)
     first = next(iter(adapters.values()))

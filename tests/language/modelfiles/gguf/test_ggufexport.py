@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from minilora import (
     Adapter,
@@ -244,3 +245,24 @@ def test_an_export_onto_a_full_disk_leaves_the_old_file(model, folder, tmp_path)
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert (tmp_path / "a.gguf").read_bytes() == whole
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+@pytest.mark.parametrize("other", [False, True])
+def test_a_base_s_own_weight_beside_the_factors_must_be_the_base_s(model, folder, tmp_path, capsys, dtype, other):
+    """PEFT computes with the file's; a half type's rounding is no other weight."""
+    adapter = tmp_path / "\N{ESCAPE}[31mred"
+    save_adapter(adapter, of("lm_head"))
+    file, head = adapter / "adapter_model.safetensors", (model.lm_head.weight + other).astype(dtype)
+    save_file(load_file(file) | {"base_model.model.lm_head.base_layer.weight": head}, file)
+    out = str(tmp_path / "a.gguf")
+    for line in (
+        ["export", str(adapter), "--model", str(folder), "-o", out],
+        ["generate", "the cat", "--model", str(folder), "--adapter", str(adapter), "--tokens", "1"],
+    ):
+        assert cli.main(line) == (2 if other else 0)
+        err = capsys.readouterr().err.splitlines()
+        assert all(text.startswith("minilora: ") and text.isprintable() for text in err)
+        assert len(err) == 1 + other
+        assert ("is not the model's 'lm_head': the adapter is of another base" in err[-1]) is other
+    assert (tmp_path / "a.gguf").exists() is not other
