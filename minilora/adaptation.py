@@ -139,8 +139,8 @@ def adapt(
     if above:
         path, width = above[0]
         warnings.warn(
-            f"rank {rank} is above the smaller width of {len(above)} of the adapted layers, such as {path!r}: an update "
-            f"has at most rank {width} there, so rank={width} says as much with fewer numbers",
+            f"rank {rank} is above the smaller width of {len(above)} of the adapted layers, such as {path!r}: an "
+            f"update has at most rank {width} there, so rank={width} says as much with fewer numbers",
             stacklevel=2,
         )
     return adapted
