@@ -42,7 +42,7 @@ from ..variants.stacked import StackedLoRA, StackedLoRALinear
 HIDDEN = 9
 EPS = 0.3  # of the norms: large enough for its place to be seen
 BASE = 50.0  # of the rotations
-CLEAR = 0.05  # of the routers: how far the last expert that is kept lies above the first that is not
+CLEAR = 0.05  # of the routers: how far the kept experts' scores lie apart, and above the first that is not kept
 
 
 @dataclass(frozen=True)
@@ -230,13 +230,14 @@ Routed = TypeVar("Routed", Router, MixtureOfExperts)
 
 
 def _clear(draw: Callable[[], tuple[Routed, Array]]) -> tuple[Routed, Array]:
-    """Draw until no row lies near a place where the router's choice changes: it has no slope there."""
+    """Draw until no row lies near a place where the router's choice or its order changes: it has no slope there."""
     while True:
         layer, x = draw()
         router = layer if isinstance(layer, Router) else layer.gate
         scores = router.weight(x.reshape(-1, router.in_features))
         scores.sort(axis=1)
-        if float((scores[:, -router.top_k] - scores[:, -router.top_k - 1]).min()) > CLEAR:
+        highest = scores[:, -router.top_k - 1 :]
+        if float((highest[:, 1:] - highest[:, :-1]).min()) > CLEAR:
             return layer, x
 
 
