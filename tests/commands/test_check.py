@@ -77,6 +77,7 @@ def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, capsys, small_chec
     assert summary.startswith(f"{len(rows) - len(wrong)} of {len(rows)} gradients agree")
 
 
+@pytest.mark.long
 def test_the_columns_of_check_do_not_touch(small_check, capsys):
     assert run("check") == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
@@ -108,6 +109,7 @@ def test_check_says_where_it_computed(small_check, standin, capsys):
     assert standin.device != "CPU"
 
 
+@pytest.mark.long
 def test_check_takes_a_seed(small_check, capsys):
     outputs = []
     for seed in ("0", "1"):

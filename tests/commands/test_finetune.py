@@ -155,6 +155,7 @@ def test_finetuning_says_what_it_works_on(folder, capsys):
     assert "adapter written to a" in out
 
 
+@pytest.mark.long
 def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
     base = quantize(Llama.load("model"))
     assert finetune("--quantize", "nf4") == 0
@@ -175,6 +176,7 @@ def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
     assert said == "the cat" + "".join(LETTERS[i] for i in expected) + "\n"
 
 
+@pytest.mark.long
 def test_a_checkpoint_over_four_bits_goes_on_over_those_alone(folder, capsys):
     four = ["--quantize", "nf4", "--checkpoint", "c"]
     assert finetune(*four, "--steps", "4") == 0
@@ -209,6 +211,7 @@ def test_target_modules_are_names_or_a_regular_expression(folder, asked, targets
     assert load_adapter("a").keys() == adapters(expected).keys()
 
 
+@pytest.mark.long
 def test_micro_batches_change_the_memory_alone(folder, capsys):
     found = []
     for more in (
@@ -477,6 +480,7 @@ def test_the_figure_has_every_step_also_of_a_training_that_went_on(folder, capsy
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), each)
 
 
+@pytest.mark.long
 def test_the_log_has_each_step_and_each_measurement(folder, capsys):
     assert finetune("--log", "l.jsonl", "--steps", "23", "--checkpoint", "c") == 0
     shown, lines = (

@@ -129,6 +129,7 @@ def test_the_answers_in_the_files_are_within_their_own_tolerance(folder, results
                 assert (np.abs(array - right[name]) <= allowed).all(), (case["file"], name)
 
 
+@pytest.mark.long
 def test_every_flag_has_a_note_and_links(folder):
     index = index_of(folder)
     assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])

@@ -146,6 +146,7 @@ def test_a_bigram_model_learns_the_pairs_of_a_text():
     assert entropy < history.losses[-1] < entropy + 0.03
 
 
+@pytest.mark.long
 @given(done=st.integers(1, 7), steps=st.integers(1, 2))
 @settings(max_examples=5)
 def test_a_killed_training_on_text_resumes_bit_for_bit(tmp_path_factory, done, steps):

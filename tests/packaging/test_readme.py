@@ -78,6 +78,7 @@ def test_the_suite_names_the_mistake(capsys, tmp_path, monkeypatch):
     assert is_excerpt(under("minilora conformance mine.py"), capsys.readouterr().out)
 
 
+@pytest.mark.long
 def test_golden_adapters_name_the_mistake(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write, compare = (line for line in COMMANDS if line.startswith("minilora golden "))

@@ -493,7 +493,7 @@ INTO_ITS_FILES = {
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes are POSIX's")
-@pytest.mark.parametrize("what", INTO_ITS_FILES)
+@pytest.mark.parametrize("what", [pytest.param("begun", marks=pytest.mark.long), *list(INTO_ITS_FILES)[1:]])
 def test_an_answer_of_foreign_code_s_own_is_no_verdict(tmp_path, monkeypatch, what):
     code, said = INTO_ITS_FILES[what]
     (tmp_path / "odd.py").write_text(f"import os, sys, time\ndef forward(*arrays):\n    {code}\n", encoding="utf-8")
