@@ -82,9 +82,9 @@ def sheet(name: str) -> dict[str, Any]:
     question = QUESTIONS[name]
     answer = _answer(name)
     result = answer if isinstance(answer, str) else f"{answer:.4g}" if abs(answer) > ZERO else "0, but for rounding"
-    found: dict[str, Any] = {"answer": answer, "right": f"Right: the experiment gives {result}. {question.why}"}
-    found |= {"known": [list(pair) for pair in question.known.items()], "hints": list(question.hints)}
-    return found | {"tolerance": TOLERANCE, "zero": ZERO, "choices": list(question.choices)}
+    data: dict[str, Any] = {"answer": answer, "right": f"Right: the experiment gives {result}. {question.why}"}
+    data |= {"known": [list(pair) for pair in question.known.items()], "hints": list(question.hints)}
+    return data | {"tolerance": TOLERANCE, "zero": ZERO, "choices": list(question.choices)}
 
 
 @cache  # an experiment gives the same each time
@@ -92,7 +92,7 @@ def _answer(name: str) -> float | str:
     return QUESTIONS[name].run()
 
 
-def verdict(found: Mapping[str, Any], guess: float | str, earlier: int) -> tuple[bool, str]:
+def verdict(data: Mapping[str, Any], guess: float | str, earlier: int) -> tuple[bool, str]:
     """Return whether an answer is right, and what to say to it after that many `earlier` wrong ones.
 
     `docs/_static/questions.js` has the same function.
@@ -101,12 +101,12 @@ def verdict(found: Mapping[str, Any], guess: float | str, earlier: int) -> tuple
     def off(value: float | str) -> float:  # in tolerances
         if isinstance(guess, str) or isinstance(value, str):
             return 0.0 if guess == value else np.inf
-        return float(abs(guess - value) / max(found["tolerance"] * abs(value), found["zero"]))
+        return float(abs(guess - value) / max(data["tolerance"] * abs(value), data["zero"]))
 
-    if off(found["answer"]) <= 1:
-        return True, found["right"]
-    near = min(found["known"], key=lambda pair: off(pair[0]))
-    hint = near[1] if off(near[0]) <= 1 else found["hints"][min(earlier, 1)]
+    if off(data["answer"]) <= 1:
+        return True, data["right"]
+    near = min(data["known"], key=lambda pair: off(pair[0]))
+    hint = near[1] if off(near[0]) <= 1 else data["hints"][min(earlier, 1)]
     return False, f"Not yet. {hint}"
 
 

@@ -170,8 +170,8 @@ def _check_growth(path: Path, tokenizer: Any) -> None:
 
 def _warn_of_a_class(path: Path, name: str, config: Mapping[str, Any], tokenizer: Any) -> None:
     """Say where transformers splits a text otherwise than tokenizer.json says."""
-    found = [_state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer)]
-    if name not in OWN or (name == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(found)):
+    pipeline = [_state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer)]
+    if name not in OWN or (name == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(pipeline)):
         return
     normalizer, splitter, _ = OWN[name]
     prefix = config.get("add_prefix_space")
@@ -180,7 +180,7 @@ def _warn_of_a_class(path: Path, name: str, config: Mapping[str, Any], tokenizer
         text = text.replace('"add_prefix_space": false', '"add_prefix_space": true')
     if name.endswith("LlamaTokenizer") and (prefix is False or config.get("legacy")):
         text = text.replace('"first"', '"never"' if prefix is False else '"always"')
-    if json.dumps(found, sort_keys=True) != text:
+    if json.dumps(pipeline, sort_keys=True) != text:
         warnings.warn(
             printable(
                 f"{path}: transformers 5 builds its {name} anew, not as tokenizer.json says, which is followed here: "

@@ -144,12 +144,12 @@ def kernel() -> str | None:
         from threadpoolctl import threadpool_info
     except ImportError:
         return None
-    return next((found["architecture"] for found in threadpool_info() if found.get("architecture")), None)
+    return next((library["architecture"] for library in threadpool_info() if library.get("architecture")), None)
 
 
-def save_json(path: Path, **found: Any) -> None:
+def save_json(path: Path, **report: Any) -> None:
     """Write what was found as JSON, after the versions that it was found with: whole, or not at all."""
     versions = {"minilora": __version__, "numpy": np.__version__, "python": platform.python_version()}
-    content = {"format": FORMAT, "versions": versions, "kernel": kernel(), **found}
+    content = {"format": FORMAT, "versions": versions, "kernel": kernel(), **report}
     with written_whole(path) as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")

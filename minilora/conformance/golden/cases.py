@@ -143,12 +143,12 @@ def leading(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def _orthogonal(rows: np.ndarray) -> np.ndarray:
-    found: list[np.ndarray] = []
+    directions: list[np.ndarray] = []
     for row in rows:
-        for other in found:
+        for other in directions:
             row = row - sums(row * other) * other
-        found.append(row / np.sqrt(sums(row * row)))
-    return np.array(found)
+        directions.append(row / np.sqrt(sums(row * row)))
+    return np.array(directions)
 
 
 # --- as files -------------------------------------------------------------------------------------

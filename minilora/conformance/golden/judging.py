@@ -260,17 +260,17 @@ class Compared:
     """One of a program's answers beside ours, and beside the bugs'."""
 
     quantity: str
-    found: np.ndarray
+    answer: np.ndarray
     right: np.ndarray
     allowed: float  # how far an entry may be off
     bounds: Mapping[str, float]  # the same in each precision
     signatures: Mapping[str, np.ndarray]
-    part: np.ndarray  # of what was found, the part that signatures have
+    part: np.ndarray  # of the answer, the part that signatures have
 
     @property
     def off(self) -> float:
         """The entry that is off most, in units of what is allowed."""
-        return _off(self.found, self.right) / self.allowed
+        return _off(self.answer, self.right) / self.allowed
 
     def is_of(self, flag: str) -> bool:
         """Return whether the numbers are a bug's."""
@@ -278,10 +278,10 @@ class Compared:
 
     def text(self) -> str:
         """Say which entry is off most and, of logits, where they begin to be wrong."""
-        off = np.abs(self.found - self.right)
+        off = np.abs(self.answer - self.right)
         at = np.unravel_index(int(off.argmax()), off.shape)
-        where, found, right = ", ".join(map(str, at)), self.found[at], self.right[at]
-        text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {found:.6g}, expected {right:.6g}"
+        where, answer, right = ", ".join(map(str, at)), self.answer[at], self.right[at]
+        text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {answer:.6g}, expected {right:.6g}"
         text += f"; tolerance {self.allowed:.2g}"
         first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if off.ndim == 3 else 0
         return f"{text}; right up to position {first - 1}" if first else text
@@ -291,8 +291,8 @@ def _compared(
     quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: Mapping[str, float]
 ) -> Compared | str | None:
     """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
-    found, logits, ids = theirs[quantity], ours["logits"], None
-    last = found.ndim == 2  # after the last token alone
+    answer, logits, ids = theirs[quantity], ours["logits"], None
+    last = answer.ndim == 2  # after the last token alone
     bounds = dict(tolerance)
     if quantity == "ids":
         return None
@@ -300,33 +300,33 @@ def _compared(
         name = quantity if quantity in ours else f"{quantity}.weight"
         if name not in ours:
             return None
-        right, found = ours[name], found[: len(ours[name])]
+        right, answer = ours[name], answer[: len(ours[name])]
         bounds = {name: MERGED[name] * max(1.0, float(np.abs(right).max())) for name in tolerance}
     elif quantity == "logits":
         right = logits[:, -1] if last else logits
     else:
         bounds = {name: 2 * bound for name, bound in tolerance.items()}  # the logarithm of the sum may be off as well
         right, ids = logits[:, -1] if last else logits, theirs.get("ids")
-        if ids is not None and ids.shape != found.shape:
-            return f"ids has shape {ids.shape}, expected {found.shape} as {quantity} has"
+        if ids is not None and ids.shape != answer.shape:
+            return f"ids has shape {ids.shape}, expected {answer.shape} as {quantity} has"
         if ids is not None and (outside := ids[(ids < 0) | (ids >= logits.shape[-1])]).size:
             return f"ids has {outside[0]}, expected ids below {logits.shape[-1]}"
         if ids is None or ids.shape[:-1] == right.shape[:-1]:
             right = _log_probabilities(right, ids)
-    if found.shape != right.shape:
+    if answer.shape != right.shape:
         return f"{quantity} has shape {theirs[quantity].shape}, expected {right.shape}"
-    if not np.isfinite(found).all():
-        return f"{quantity} holds NaN or infinity: {_not_finite(found)}"
+    if not np.isfinite(answer).all():
+        return f"{quantity} holds NaN or infinity: {_not_finite(answer)}"
     if quantity.startswith("merged."):
         signatures = {flag: ours.get(f"signature.{flag}.merged", np.empty(0)) for flag in flags}
-        part = found[: len(next(iter(signatures.values()), right))]
+        part = answer[: len(next(iter(signatures.values()), right))]
     else:
         signatures = {flag: ours[f"signature.{flag}"] for flag in flags}
-        part = found if last else found[:, -1]
+        part = answer if last else answer[:, -1]
     if quantity == "log_probabilities":
         ends = ids if ids is None or last else ids[:, -1]
         signatures = {flag: _log_probabilities(one, ends) for flag, one in signatures.items()}
-    return Compared(quantity, found, right, bounds[precision], bounds, signatures, part)
+    return Compared(quantity, answer, right, bounds[precision], bounds, signatures, part)
 
 
 def _not_finite(array: np.ndarray) -> str:
@@ -361,25 +361,25 @@ def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, 
 
 def _tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
     """Read tensors of a file, all of them by default; floats in float64, whichever type they have."""
-    file, found = TensorFile(path), {}
+    file, arrays = TensorFile(path), {}
     with file.opened() as opened:
         for name in file.tensors if names is None else names:
             spec = file.tensors[name]
             if spec.dtype in INTEGERS:
                 opened.seek(spec.start)
                 raw = file.read_bytes(opened, spec.end - spec.start)
-                found[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
+                arrays[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
             else:
-                found[name] = file.read(name, opened).astype(np.float64)
-    return found
+                arrays[name] = file.read(name, opened).astype(np.float64)
+    return arrays
 
 
 def _log_probabilities(logits: np.ndarray, ids: np.ndarray | None) -> np.ndarray:  # (..., V), (..., n) -> (..., V or n)
     """Return log-probabilities, of all tokens or of those named."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    found = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return np.asarray(found if ids is None else np.take_along_axis(found, ids, axis=-1))
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return np.asarray(log_probabilities if ids is None else np.take_along_axis(log_probabilities, ids, axis=-1))
 
 
-def _off(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+def _off(answer: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(answer - expected).max()) if answer.shape == expected.shape else np.inf

@@ -290,12 +290,12 @@ def _parameters(path: Path, value: Any) -> list[str]:
     """Return the names of arrays, or refuse an expression: PEFT takes none there."""
     if value is None or value == []:
         return []
-    found = _names(path, "target_parameters", value)
-    if isinstance(found, str):
+    names = _names(path, "target_parameters", value)
+    if isinstance(names, str):
         raise FileRefused(
             path, f"target_parameters is {short(value)}, expected a list of names: PEFT takes nothing else"
         )
-    return found
+    return names
 
 
 def _table(path: Path, config: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:

@@ -79,11 +79,11 @@ def places(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         module, _, name = path.rpartition(".")
         of_module.setdefault(module, []).append(name)
-    found = {}
+    paths_in_peft = {}
     for module, names in of_module.items():
         for depth, name in enumerate(sorted(names, key=_rank)[::-1]):
-            found[f"{module}.{name}"] = module + depth * WRAPPED
-    return found
+            paths_in_peft[f"{module}.{name}"] = module + depth * WRAPPED
+    return paths_in_peft
 
 
 def expert_forms(
@@ -98,7 +98,7 @@ def expert_forms(
     """
     sites = _paths(config, forms)
     layers = config.settings(list(sites))
-    found: dict[str, ExpertForm] = {}
+    by_path: dict[str, ExpertForm] = {}
     for path, place in sites.items():
         form, rank = ExpertForm(place=place), layers[path].rank
         A, _ = (file.tensors[key] for key in form.keys(path))
@@ -110,8 +110,8 @@ def expert_forms(
             )
         turned = _turned(config, file, {other: sites[other] for other in _beside(path, sites)}, path)
         grouped = LAYOUTS[config.lora_B_layout] if config.lora_B_layout else False
-        found[path] = ExpertForm(place=place, experts=A.shape[0] // rank, turned=turned, grouped=grouped)
-    return found, layers
+        by_path[path] = ExpertForm(place=place, experts=A.shape[0] // rank, turned=turned, grouped=grouped)
+    return by_path, layers
 
 
 def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
