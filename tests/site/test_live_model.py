@@ -194,7 +194,7 @@ def test_peft_reads_the_adapter_and_gives_our_logits(trained, model):
             {"norm.3", "rope.1", "act.5", "act.6"},
         ),
         ("llama.js", ("language/llama.py",), {"rope.1"}),
-        pytest.param("tuning.js", ("models/generate.py",), {"gen.2", "gen.3"}, marks=pytest.mark.site),
+        pytest.param("tuning.js", ("language/generation.py",), {"gen.2", "gen.3"}, marks=pytest.mark.site),
     ],
 )
 def test_the_models_javascript_has_pythons_equations(javascript, python, left_out):

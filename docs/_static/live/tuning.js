@@ -1,4 +1,5 @@
-// Fine-tuning on a text, and text from the model: of minilora/language/text.py, training.py and generate.py what the page needs.
+// Fine-tuning on a text, and text from the model: of minilora's language/text.py, training.py
+// and language/generation.py what the page needs.
 
 import { crossEntropy } from "./losses.js";
 import { Adam } from "./optim.js";
