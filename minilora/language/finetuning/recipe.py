@@ -74,7 +74,8 @@ class Recipe:
     def _check_log(self, save: Path) -> None:
         """Refuse a log that could not be written, or would replace what is read or saved."""
         file = _target(Path(str(self.log)))
-        others = {_target(path) for path in (self.text, self.checkpoint, self.model) if path is not None}
+        inputs = (self.text, self.checkpoint, self.model, self.valid)
+        others = {_target(path) for path in inputs if isinstance(path, Path)}
         if file in others | {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}:
             raise ValueError(f"the log {str(self.log)!r} would lie where something else does: name another file")
         if file.is_dir() or not os.access(file.parent, os.W_OK):
