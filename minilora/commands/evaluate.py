@@ -8,7 +8,17 @@ from typing import Any
 
 from ..guards.errors import printable
 from ..language.finetuning.cores import one_blas_thread
-from .options import Defaults, add_backend, add_model, add_quantize, backend, model_name, path, warn_beyond_context
+from .options import (
+    Defaults,
+    add_backend,
+    add_model,
+    add_quantize,
+    backend,
+    model_name,
+    path,
+    warn_beyond_context,
+    with_adapters,
+)
 
 
 def add(commands: Any) -> None:
@@ -35,7 +45,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the losses."""
-    from ..adaptation import attach
     from ..files.adapters import load_adapter
     from ..language.examples import load_data
     from ..language.finetuning.cores import worker_count
@@ -56,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
         models = {model_name(options.model): model}
         if adapters:
-            models[f"with {printable(str(options.adapter))}"] = attach(model, adapters)
+            models[f"with {printable(str(options.adapter))}"] = with_adapters(model, adapters, options, where)
         X, Y, threads = where.asarray(data.X), where.asarray(data.Y), worker_count(None, where.name)
         for name, layer in models.items():
             beat.now(f"measuring the loss of {name}")

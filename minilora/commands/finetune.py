@@ -152,7 +152,8 @@ def run(options: argparse.Namespace) -> int:
     recipe.check()  # all that could fail after the training is tried before it
     if options.plot is not None:
         inputs = [(options.text, "the text"), (options.checkpoint, "the checkpoint"), (options.model, "the model")]
-        check_plot(options.plot, [(file, what) for file, what in inputs if file is not None])
+        inputs += [(options.valid, "the text to measure the loss on"), (options.log, "the log")]
+        check_plot(options.plot, [(file, what) for file, what in inputs if isinstance(file, Path)])
     try:
         return _run(options, recipe)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         "golden",
         help="write adapters with right answers, or judge a program's answers",
         description=(
-            "Write two random decoders of half a megabyte, adapters for them as PEFT writes them, the right answers "
+            "Write three random decoders of half a megabyte, adapters for them as PEFT writes them, the right answers "
             "(logits and merged weights), and the logits of known bugs. With --compare, judge a program's "
             "answers. Exit code 1 if a case is wrong or missing."
         ),

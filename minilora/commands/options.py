@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from .streams import say
 if TYPE_CHECKING:
     from ..backend import Backend
     from ..language.llama import Llama
+    from ..variants.adapter import Adapter
 
 BACKENDS = ("numpy", "cupy", "auto")
 
@@ -72,6 +73,24 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
         help="keep the frozen linear layers in few bits: nf4 quantises them, in blocks of 64 with double quantisation; "
         "file keeps the blocks that a .gguf file has (Q4_0, Q4_1, Q8_0)",
     )
+
+
+def with_adapters(model: Llama, adapters: Mapping[str, Adapter], options: argparse.Namespace, where: Backend) -> Llama:
+    """Return the model with what ``--adapter`` names; refuse an adapter that keeps the weights of another base."""
+    from ..adaptation import attach
+    from ..files.adapters import check_base_weights
+    from ..layer import walk
+
+    if not adapters:
+        return model
+    layers = {} if options.quantize else dict(walk(model))
+
+    def weight(path: str) -> Any:
+        array = getattr(layers.get(path), "weight", None)
+        return None if array is None else where.to_numpy(array)
+
+    check_base_weights(options.adapter, weight)
+    return attach(model, adapters)
 
 
 def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:

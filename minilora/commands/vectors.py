@@ -16,8 +16,8 @@ def add(commands: Any) -> None:
         help="write problems and answers for a LoRA in another language, or judge its answers",
         description=(
             "Write problems and answers as safetensors, with an index in JSON: linear layers, embeddings, "
-            "convolutions, rsLoRA, DoRA both ways, dropout, a base in NF4 or bfloat16, fused slots, ten steps of Adam; "
-            "float64, float32, float16 and bfloat16. "
+            "convolutions, rsLoRA, DoRA both ways, dropout, a base in NF4 or bfloat16, fused slots, experts, ten steps "
+            "of Adam; float64, float32, float16 and bfloat16. "
             "With --compare, judge the answers that a program wrote. Exit code 1 if a claim is broken."
         ),
     )

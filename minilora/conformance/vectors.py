@@ -6,8 +6,8 @@ problem of the suite in one precision. Its file has
     the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude, for dropout mask; alpha; for a
                    convolution stride, padding, dilation and groups; of a layer in NF4, in the place of weight, packed
                    and absmax, and where the scales are quantised too nested_absmax and mean; of fused slots widths,
-                   an alpha for each, and lora_A.0, lora_B.0 and so on, by the slot's number; of
-                   experts expert_ids
+                   an alpha for each, and lora_A.0, lora_B.0 and so on, by the slot's number; of experts
+                   expert_ids
     the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
     their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
 

@@ -71,8 +71,9 @@ def windows(
     length = check_integer("length", length, at_least=1)
     checked = _check_ids(ids)
     n = (len(ids) - 1) // length
-    if n < (2 if share else 1):
-        raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
+    least, what = (2, "two windows") if share else (1, "a window")
+    if n < least:
+        raise ValueError(f"the text has {len(ids)} tokens, expected at least {least * length + 1}: {what} of {length}")
     used = checked[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
     held = is_held_out(n, share)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, attach, cross_entropy, load_adapter
 
@@ -34,6 +35,18 @@ def test_the_loss_of_base_and_adapter_is_that_of_all_of_the_text(folder, capsys)
     assert [row[2] for row in shown(out)] == ["model", "with a"]
     np.testing.assert_allclose([row[0] for row in shown(out)], losses, atol=6e-5)
     np.testing.assert_allclose([row[1] for row in shown(out)], [math.exp(loss) for loss in losses], rtol=1e-3)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+@pytest.mark.filterwarnings("ignore:.*base's own weight:UserWarning")
+def test_an_adapter_of_another_base_is_refused(folder, capsys, command):
+    assert finetune("--target-modules", "embed_tokens") == 0
+    file, key = Path("a", "adapter_model.safetensors"), "base_model.model.model.embed_tokens.base_layer.weight"
+    weight = load_file("model/model.safetensors")["model.embed_tokens.weight"]
+    for kept, code in ((weight, 0), (weight + 1, 2)):
+        save_file(load_file(file) | {key: kept}, file)
+        assert run(command, "text", "--model", "model", "--adapter", "a") == code
+    assert "the adapter is of another base" in capsys.readouterr().err
 
 
 def test_examples_are_measured_where_they_count(folder, capsys):

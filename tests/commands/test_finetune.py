@@ -501,10 +501,16 @@ def test_the_log_has_each_step_and_each_measurement(folder, capsys):
     assert [line.get("training_loss") for line in resumed] == [line.get("training_loss") for line in whole]
 
 
-@pytest.mark.parametrize("name", ["text", "c", "model", "no/l", "a", "a/adapter_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [*("text", "c", "model", "held", "no/l", "a", "a/adapter_config.json"), "model/tokenizer.json", "link", "hard"],
+)
 def test_a_log_in_the_place_of_something_else_is_refused(folder, capsys, name):
+    (folder / "held").write_text(TEXT)
+    (folder / "link").symlink_to("text")
+    (folder / "hard").hardlink_to("text")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert finetune("--log", name, "--checkpoint", "c") == 2
+    assert finetune("--log", name, "--checkpoint", "c", "--valid", "held") == 2
     assert "the log" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

@@ -55,9 +55,10 @@ def imports(module, *, inside=False):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + (node.module or "").split(".")
             base = [part for part in base if part]
-            for name in [".".join(base)] if node.module else [".".join([*base, alias.name]) for alias in node.names]:
-                if name and PACKAGE.joinpath(*name.split(".")).with_suffix(".py").exists():
-                    yield name
+            for named in filter(None, [base, *([*base, alias.name] for alias in node.names)]):
+                for parts in (named, [*named, "__init__"]):  # a module, or a folder's
+                    if PACKAGE.joinpath(*parts).with_suffix(".py").exists():
+                        yield ".".join(parts)
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])

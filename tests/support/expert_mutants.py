@@ -167,8 +167,8 @@ class UnweightedBack(Plain):
         return dy
 
 
-@plain_mutant("experts: dg of weighted outputs", *TWO_CLAIMS)
-class NoShares(Plain):
+@plain_mutant("experts: half of dg", *TWO_CLAIMS)
+class HalfOfDg(Plain):
     def dG(self, dy, o):
         return (dy * o).sum(axis=1) / 2
 

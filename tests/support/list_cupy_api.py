@@ -1,6 +1,7 @@
 """Print the names and parameters of the installed CuPy as JSON: how cupy_api.json is made, on any machine.
 
-``import cupy`` needs no GPU. Where the wheel is installed, run ``python tests/list_cupy_api.py > tests/cupy_api.json``.
+``import cupy`` needs no GPU. Where the wheel is installed, run
+``python tests/support/list_cupy_api.py > tests/support/cupy_api.json``.
 """
 
 import inspect

@@ -412,7 +412,7 @@ BUGS: Sequence[Bug] = (
          "row",
          {"rows_of_A": lambda E, r: np.arange(r * E).reshape(r, E).T}),
         ("experts-both-factors-are-read-the-other-way",
-         "the packings of the factors are exchanged: lora_A has the expert as its slow index, lora_B as its fast one",
+         "both factors are read the other way: lora_A has the expert as its slow index, and lora_B as its fast one",
          {"rows_of_A": lambda E, r: np.arange(r * E).reshape(r, E).T,
           "columns_of_B": lambda E, r: np.arange(E * r).reshape(E, r)}),
         ("experts-in-and-out-are-exchanged",

@@ -1,9 +1,10 @@
 """The random decoders that golden adapters stand beside, and their files.
 
-Two of them, one with a tied head, each in float32 and with its linear layers in NF4. Their sizes are multiples of 64,
-since some programs take no others. No weight is square, heads times head_dim is not the hidden size, and queries share
-keys in groups: a program that mixes two sizes up fails, or gives other numbers. All weights in float32 are numbers of
-bfloat16, so that a program which computes in bfloat16 or float16 loses nothing when it reads them.
+Two of them, one with a tied head, each in float32 and with its linear layers in NF4; and a third with biases in
+attention. All sizes are multiples of 64, since some programs take no others. No weight is square, heads times head_dim
+is not the hidden size, and queries share keys in groups: a program that mixes two sizes up fails, or gives other
+numbers. All weights in float32 are numbers of bfloat16, so that a program which computes in bfloat16 or float16 loses
+nothing when it reads them.
 """
 
 from __future__ import annotations

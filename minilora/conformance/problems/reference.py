@@ -1,4 +1,4 @@
-"""What a LoRA layer should give, in float64, and how far rounding may move it: the answers of the suite.
+"""What a LoRA layer should give, in float64: the answers of the suite. `trial` says how far rounding may move them.
 
     y = x W^T + b + s x A^T B^T                      (N, out)
     dx = dy W + s dy B A                             (N, in)
@@ -13,13 +13,13 @@ and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path a
 
     y = x W^T + b + s (M x) A^T B^T,   dx = dy W + M (s dy B A),   dA and dB by M x
 
-A weight with several slots is a sum of such layers, one for each slot that has an adapter: `kinds.Fused`; so are the
+A weight with several slots is a sum of such layers, one for each slot that has an adapter: `slots.Fused`; so are the
 weights of experts, each on its own rows: `stacks.Stacks`.
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
 replaced, and `minilora.conformance.bugs.table` is the list of them. What only some kinds of layers have stands in
-records of its own. They form whole matrices, which the layers of this
-library never do: this is another way to the same numbers. `StartFormulas` has how a new A is spread.
+records of its own. The formulas form whole matrices, which the layers of this library never do: this is another way to
+the same numbers. `StartFormulas` has how a new A is spread.
 """
 
 from __future__ import annotations

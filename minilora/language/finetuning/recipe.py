@@ -12,6 +12,7 @@ from ...files.adapters import check_adapter_target
 from ...files.checkpoint import check_place
 from ...files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
 from ...files.peft.adapterfolder import WEIGHTS_NAME
+from ...guards.wholefiles import refuse_inputs
 from .defaults import fitting
 
 
@@ -73,10 +74,16 @@ class Recipe:
 
     def _check_log(self, save: Path) -> None:
         """Refuse a log that could not be written, or would replace what is read or saved."""
-        file = _target(Path(str(self.log)))
-        others = {_target(path) for path in (self.text, self.checkpoint, self.model) if path is not None}
-        if file in others | {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}:
-            raise ValueError(f"the log {str(self.log)!r} would lie where something else does: name another file")
+        log = Path(str(self.log))
+        file = _target(log)
+        inputs: dict[str, object] = {"the text": self.text, "the text to measure the loss on": self.valid}
+        inputs |= {"the checkpoint": self.checkpoint, "the model": self.model}
+        files = [(path, what) for what, path in inputs.items() if isinstance(path, Path)]
+        if self.model is not None:
+            files += [(path, "a file of the model") for path in self.model.rglob("*")]
+        refuse_inputs("the log", log, files)
+        if file in {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}:
+            raise ValueError(f"the log {str(self.log)!r} would lie where the adapter goes: name another file")
         if file.is_dir() or not os.access(file.parent, os.W_OK):
             raise ValueError(f"the log {str(self.log)!r} cannot be written there")
 
