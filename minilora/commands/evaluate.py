@@ -8,7 +8,20 @@ from typing import Any
 
 from ..guards.errors import printable
 from ..language.finetuning.cores import one_blas_thread
-from .options import Defaults, add_backend, add_model, add_quantize, backend, model_name, path, warn_beyond_context
+from .options import (
+    Defaults,
+    add_backend,
+    add_model,
+    add_quantize,
+    backend,
+    model_name,
+    path,
+    warn_beyond_context,
+    with_adapter,
+)
+
+MOST = 700.0
+"""A loss whose exponential is a float: above it a perplexity is infinite."""
 
 
 def add(commands: Any) -> None:
@@ -35,7 +48,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the losses."""
-    from ..adaptation import attach
     from ..files.adapters import load_adapter
     from ..language.examples import load_data
     from ..language.finetuning.cores import worker_count
@@ -56,10 +68,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
         models = {model_name(options.model): model}
         if adapters:
-            models[f"with {printable(str(options.adapter))}"] = attach(model, adapters)
+            models[f"with {printable(str(options.adapter))}"] = with_adapter(model, adapters, options, where)
         X, Y, threads = where.asarray(data.X), where.asarray(data.Y), worker_count(None, where.name)
         for name, layer in models.items():
             beat.now(f"measuring the loss of {name}")
             loss = evaluate(layer, X, Y, next_token_loss, threads)
-            print(f"loss     {loss:.4f} nats a token, perplexity {math.exp(loss):.4g}: {name}", flush=True)
+            perplexity = math.exp(loss) if loss < MOST else math.inf
+            print(f"loss     {loss:.4f} nats a token, perplexity {perplexity:.4g}: {name}", flush=True)
     return 0

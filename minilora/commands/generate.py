@@ -14,6 +14,7 @@ from .options import (
     backend,
     path,
     warn_beyond_context,
+    with_adapter,
 )
 
 
@@ -62,15 +63,13 @@ def run(options: argparse.Namespace) -> int:
     """Print the text, token by token."""
     import numpy as np
 
-    from ..adaptation import attach
     from ..checks import check_integer, check_number
-    from ..files.adapters import check_base_weights, load_adapter
+    from ..files.adapters import load_adapter
     from ..language.continuation import read_prompt, read_question, spell
     from ..language.generation import check_top_p, generate
     from ..language.namedmodel import load_model, model_path
     from ..language.text import check_vocabulary
     from ..language.tokenizer import load_tokenizer
-    from ..layer import walk
 
     check_integer("tokens", options.tokens, at_least=1)
     check_number("temperature", options.temperature, above=0, or_equal=True)
@@ -90,14 +89,7 @@ def run(options: argparse.Namespace) -> int:
     )
     model = load_model(options.model, "float32", where, options.quantize)
     if adapters:
-        layers = {} if options.quantize else dict(walk(model))
-
-        def weight(path: str) -> np.ndarray | None:
-            array = getattr(layers.get(path), "weight", None)
-            return None if array is None else where.to_numpy(array)
-
-        check_base_weights(options.adapter, weight)
-        model = attach(model, adapters)
+        model = with_adapter(model, adapters, options, where)
     check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
     warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
     ids = generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,25 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
     context = model.config.max_position_embeddings
     if context is not None and tokens > context:
         say(f"{what} {tokens:,} tokens, and the model's context is {context:,}: what it says beyond may be nonsense")
+
+
+def with_adapter(model: Llama, adapters: Mapping[str, Any], options: argparse.Namespace, where: Backend) -> Llama:
+    """Return a model with the adapters of ``--adapter``; refuse those that bring a weight of another base with them.
+
+    A quantised model has other weights than its base, which are not compared.
+    """
+    from ..adaptation import attach
+    from ..files.adapters import check_base_weights
+    from ..layer import walk
+
+    layers = {} if options.quantize else dict(walk(model))
+
+    def weight(module: str) -> Any:
+        array = getattr(layers.get(module), "weight", None)
+        return None if array is None else where.to_numpy(array)
+
+    check_base_weights(options.adapter, weight)
+    return attach(model, adapters)
 
 
 def target_parameters(options: argparse.Namespace) -> list[str] | None:
