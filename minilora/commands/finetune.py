@@ -151,8 +151,14 @@ def run(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     recipe.check()  # all that could fail after the training is tried before it
     if options.plot is not None:
-        inputs = [(options.text, "the text"), (options.checkpoint, "the checkpoint"), (options.model, "the model")]
-        check_plot(options.plot, [(file, what) for file, what in inputs if file is not None])
+        inputs = [
+            (options.text, "the text"),
+            (options.valid, "what the loss is measured on"),
+            (options.checkpoint, "the checkpoint"),
+            (options.log, "the log"),
+            (options.model, "the model"),
+        ]
+        check_plot(options.plot, [(file, what) for file, what in inputs if isinstance(file, Path)])
     try:
         return _run(options, recipe)
     except KeyboardInterrupt:
@@ -430,7 +436,9 @@ def _best(recipe: Settled, table: Table) -> str:
     if lowest is None:
         return ""
     step, loss = lowest
-    another = " and another --checkpoint" if recipe.checkpoint is not None else ""
+    others = [f"--steps {step}" + (" in place of --epochs" if recipe.epochs is not None else "")]
+    others += ["another --checkpoint"] if recipe.checkpoint is not None else []
+    others += [] if recipe.overwrite else ["--overwrite"]  # the adapter of this one lies there now
     return f"the held-out loss was lowest at step {step}: {loss:.3f}" + (
-        f"; the same command with --steps {step}{another} ends there" if step else ", before the training"
+        f"; the same command with {' and '.join(others)} ends there" if step else ", before the training"
     )

@@ -66,13 +66,15 @@ def windows(
     Raises
     ------
     ValueError, TypeError
-        If the text is too short for two windows, or an id is no integer, or negative.
+        If the text is too short for two windows, or for one where none is held out, or an id is no integer, or
+        negative.
     """
     length = check_integer("length", length, at_least=1)
     checked = _check_ids(ids)
     n = (len(ids) - 1) // length
     if n < (2 if share else 1):
-        raise ValueError(f"the text has {len(ids)} tokens, expected at least {2 * length + 1}: two windows of {length}")
+        least, many = (2 * length + 1, f"two windows of {length}") if share else (length + 1, f"a window of {length}")
+        raise ValueError(f"the text has {len(ids)} tokens, expected at least {least}: {many}")
     used = checked[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
     held = is_held_out(n, share)

@@ -88,7 +88,23 @@ def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):
 def test_the_best_step_is_named_unless_it_is_last(losses, said):
     table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
     table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
-    assert _best(SimpleNamespace(checkpoint=None), table) == said
+    assert _best(SimpleNamespace(checkpoint=None, epochs=None, overwrite=True), table) == said
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
+        ({"overwrite": False}, "with --steps 20 and --overwrite ends there"),
+        ({"checkpoint": Path("c")}, "with --steps 20 and another --checkpoint ends there"),
+    ],
+)
+def test_the_command_that_ends_at_the_best_step_is_one_that_runs(asked, said):
+    """Steps beside epochs are refused, and so is a folder that holds an adapter: it does after the first training."""
+    table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
+    table.rows = [(0, math.nan, 5.0), (20, 4.0, 4.0), (40, 3.0, 4.5)]
+    recipe = SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked)
+    assert _best(recipe, table).endswith(said)
 
 
 @pytest.mark.long
@@ -453,13 +469,16 @@ def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
     assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("output", ["text.svg", "c.svg"])
+@pytest.mark.parametrize("output", ["text.svg", "c.svg", "v.svg", "l.svg"])
 def test_a_figure_never_takes_the_place_of_what_the_training_keeps_or_reads(folder, capsys, output):
     pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
     Path("text.svg").write_text("the cat")
+    Path("v.svg").write_text("the dog")
     line = ["finetune", "text.svg", "--model", "model", "--save", "s", "--checkpoint", "c.svg", "--plot", output]
-    assert cli.main(line) == 2
-    assert re.search("plot file .* is the (text|checkpoint), expected another file", capsys.readouterr().err)
+    assert cli.main([*line, "--valid", "v.svg", "--log", "l.svg"]) == 2
+    names = "the text|the checkpoint|the log|what the loss is measured on"
+    assert re.search(f"plot file .* is ({names}), expected another file", capsys.readouterr().err)
+    assert Path("v.svg").read_text() == "the dog"
     assert not Path("c.svg").exists()
     assert Path("text.svg").read_text() == "the cat"
 
@@ -501,10 +520,11 @@ def test_the_log_has_each_step_and_each_measurement(folder, capsys):
     assert [line.get("training_loss") for line in resumed] == [line.get("training_loss") for line in whole]
 
 
-@pytest.mark.parametrize("name", ["text", "c", "model", "no/l", "a", "a/adapter_config.json"])
+@pytest.mark.parametrize("name", ["text", "c", "v", "model", "model/config.json", "no/l", "a", "a/adapter_config.json"])
 def test_a_log_in_the_place_of_something_else_is_refused(folder, capsys, name):
+    Path("v").write_text("the cat\n" * 9)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert finetune("--log", name, "--checkpoint", "c") == 2
+    assert finetune("--log", name, "--checkpoint", "c", "--valid", "v") == 2
     assert "the log" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from minilora.language.examples import (
     encode_example,
     filled,
     load_data,
+    of_examples,
+    refuse_table,
     rows_of,
     show,
 )
@@ -328,3 +331,14 @@ def test_examples_of_which_too_few_are_left_are_refused_with_the_length_that_kee
 def test_records_are_checked_before_the_model_is_touched(tmp_path, record, message):
     with pytest.raises(FileRefused, match=message):
         load_data(write(tmp_path / "e.jsonl", [GOOD, record]), tmp_path / "no such model")
+
+
+def test_where_nothing_is_held_out_one_example_is_enough():
+    """What `minilora evaluate` and another file to measure on ask for."""
+    example = Example(1, np.arange(9), np.arange(9) == 8, whole=False)
+    with pytest.raises(FileRefused, match=r"0 of its 1 examples has a token .* in a row of 3, expected at least 1: "):
+        of_examples(Path("e.jsonl"), [example], 3, None, 0)
+
+
+def test_a_text_that_begins_with_many_blank_lines_is_no_json():
+    refuse_table(Path("text"), "\n" * (1 << 17) + "Once upon a time")

@@ -74,8 +74,10 @@ class Recipe:
     def _check_log(self, save: Path) -> None:
         """Refuse a log that could not be written, or would replace what is read or saved."""
         file = _target(Path(str(self.log)))
-        others = {_target(path) for path in (self.text, self.checkpoint, self.model) if path is not None}
-        if file in others | {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}:
+        read = (self.text, self.checkpoint, self.model, self.valid)
+        others = {_target(path) for path in read if isinstance(path, Path)}
+        of_the_model = self.model is not None and _target(self.model) in file.parents
+        if of_the_model or file in others | {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}:
             raise ValueError(f"the log {str(self.log)!r} would lie where something else does: name another file")
         if file.is_dir() or not os.access(file.parent, os.W_OK):
             raise ValueError(f"the log {str(self.log)!r} cannot be written there")
