@@ -188,6 +188,7 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     from ..language.finetuning.heartbeat import Heartbeat
     from ..language.finetuning.losstable import write_line
     from ..language.finetuning.session import train_adapter
+    from ..language.finetuning.stopped import check_same
     from ..layer import parameter_count
     from ..training import TrainingDiverged
 
@@ -215,6 +216,8 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         measured = measure(adapted, where.asarray(data.X), where)
     data = _within(data, settled, measured, machine, threads)
     settled = settled.of(len(data.X), data.length)
+    if stopped is not None and settled.checkpoint is not None:  # epochs are steps only now
+        check_same(settled.checkpoint, stopped, {}, settled.steps)
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     _print_data(settled, data)
     trained = parameter_count(adapted, trained=True)

@@ -347,8 +347,8 @@ def of_examples(
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
     summary = (
-        f"{len(kept) - held_out:,} examples and {held_out:,} held out, {counted:,} of {tokens:,} tokens count"
-        f"{_lost(examples, length, longest)}"
+        f"{len(kept) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, {counted:,} of {tokens:,} "
+        f"tokens count{_lost(examples, length, longest)}"
     )
     shown = kept[int(is_held.argmin())]  # the first to train on
     arrays, row_tokens = (*filled(trained, width), *filled(measured, width)), np.mean([len(x) for x, _ in trained])

@@ -536,6 +536,16 @@ def test_an_epoch_has_as_many_steps_as_there_are_batches_in_the_text(folder, cap
     assert f"time     {steps} steps of 4 windows" in capsys.readouterr().out
 
 
+def test_fewer_epochs_than_are_done_are_refused_before_the_training(folder, capsys):
+    line = ["finetune", "text", "--model", "model", "--save", "a", "--overwrite", *FEW[2:], "--checkpoint", "c"]
+    assert run(*line, "--epochs", "0.1") == 0
+    capsys.readouterr()
+    assert run(*line, "--epochs", "0.05") == 2
+    out, err = capsys.readouterr()
+    assert "--steps is 3 here, and 6 are done there" in err
+    assert "steps of" not in out
+
+
 def test_epochs_and_steps_are_one_of_them(folder, capsys):
     assert finetune("--epochs", "1") == 2
     assert "--steps and --epochs both say how long to train" in capsys.readouterr().err

@@ -342,3 +342,9 @@ def test_where_nothing_is_held_out_one_example_is_enough():
 
 def test_a_text_that_begins_with_many_blank_lines_is_no_json():
     refuse_table(Path("text"), "\n" * (1 << 17) + "Once upon a time")
+
+
+def test_examples_of_which_none_is_held_out_are_not_said_to_have_such(tmp_path):
+    path = tmp_path / "e.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    assert load_data(path, "model", tokenizer=words(), held_out=0).summary == "1 examples, 2 of 3 tokens count"
