@@ -52,7 +52,7 @@ from .variants.adapter import Adapter as Adapter
 from .variants.dora import DoRA as DoRA
 from .variants.dora import DoRAAdapter as DoRAAdapter
 from .variants.scaling import loraplus as loraplus
-from .variants.stacked import StackedLoRA as StackedLoRA
+from .variants.stackedlora import StackedLoRA as StackedLoRA
 from .variants.sums import best_of_rank as best_of_rank
 from .variants.sums import weighted_sum as weighted_sum
 from .verify.closed_form import best_adapter as best_adapter

@@ -35,7 +35,7 @@ from .variants.adapter import Adapter
 from .variants.dora import NORMS, DoRA
 from .variants.pissa import over_original, pissa
 from .variants.rewritten import Rewritten
-from .variants.stacked import StackedLoRA, StackedLoRALinear
+from .variants.stackedlora import StackedLoRA, StackedLoRALinear
 from .variants.variant import DORA, LORA, of_its_own, variant_of
 
 ALL_LINEAR = "all-linear"
@@ -90,7 +90,7 @@ def adapt(
     target_parameters : list of str, optional
         As PEFT reads it: names of arrays that hold the weights of a mixture's experts, or their ends, such as
         ``"mlp.experts.gate_up_proj"``; the router's ``"mlp.gate.weight"`` is one too. Each expert has factors of its
-        own, of this rank: see `minilora.variants.stacked`. Beside them, `target_modules` may be ``[]``.
+        own, of this rank: see `minilora.variants.stackedlora`. Beside them, `target_modules` may be ``[]``.
 
     Returns
     -------

@@ -53,7 +53,7 @@ from ..variants.adapter import Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.rewritten import Rewritten
-from ..variants.stacked import StackedLoRA, StackedLoRALinear
+from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 from ..variants.variant import LORA, of_its_own, variant_of
 from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
 from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder

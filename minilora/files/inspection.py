@@ -17,7 +17,7 @@ import numpy as np
 from ..checks import check_path
 from ..lora import LoRA
 from ..variants import sums
-from ..variants.stacked import stacked_A, stacked_B
+from ..variants.stackedlora import stacked_A, stacked_B
 from .peft.adapterfolder import AdapterFolder
 from .peft.adapterkeys import Form
 from .peft.expertkeys import ExpertForm

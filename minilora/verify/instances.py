@@ -37,7 +37,7 @@ from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
-from ..variants.stacked import StackedLoRA, StackedLoRALinear
+from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 
 HIDDEN = 9
 EPS = 0.3  # of the norms: large enough for its place to be seen

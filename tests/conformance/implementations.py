@@ -25,7 +25,7 @@ from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.dora import DoRA, DoRAAdapter, row_lengths
 from minilora.variants.rewritten import Rewritten
-from minilora.variants.stacked import StackedLoRA, StackedLoRALinear
+from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
 
 from ..support.formulas import answers_of
 

@@ -42,10 +42,10 @@ def test_fine_tuning_gives_the_losses_of_numpy(place):
 @pytest.mark.parametrize("rows", [4, 1])
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (3, 5)])
 def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, steps):
-    """Twice at the start, to look whether any target counts; once an epoch; twice for a measured loss."""
+    """At the start twice, to look whether any target counts, and for the loss; once an epoch; twice for a loss."""
     fine_tune(standin.asarray)  # the cosines and sines of all positions go over once
     _, losses = fine_tune(standin.asarray, rows=rows, epochs=epochs, steps=steps)
-    assert traffic.waits == 2 + epochs + 2 * len(losses)
+    assert traffic.waits == 2 + 3 + epochs + 2 * len(losses)
     assert (traffic.to_device, traffic.to_host) == (epochs, 0)
 
 

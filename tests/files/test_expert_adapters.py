@@ -13,7 +13,7 @@ from minilora.guards.errors import FileRefused
 from minilora.layers.experts import Experts, MixtureOfExperts
 from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
-from minilora.variants.stacked import StackedLoRA
+from minilora.variants.stackedlora import StackedLoRA
 
 E, R = 4, 3
 NAMES = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]

@@ -9,7 +9,7 @@ from minilora.layer import freeze, rebuild, walk
 from minilora.layers.experts import Experts, MixtureOfExperts, gathered
 from minilora.layers.router import Router, balance
 from minilora.layers.stacked import StackedLinear
-from minilora.variants.stacked import StackedLoRA, StackedLoRALinear
+from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
 
 from ..support.cupy_standin import traffic
 

@@ -9,7 +9,7 @@ from minilora import Layer
 from minilora.conformance.claims import Arrays, Case
 from minilora.layers.experts import MixtureOfExperts
 from minilora.layers.router import Router
-from minilora.variants.stacked import StackedLoRALinear
+from minilora.variants.stackedlora import StackedLoRALinear
 
 from .language_cases import gated_by_loops, on_rows
 from .loops import FUNCTIONS, case_of, child

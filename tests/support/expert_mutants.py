@@ -11,7 +11,7 @@ from minilora.layer import inner, nest, rows
 from minilora.layers import experts, router, stacked
 from minilora.layers.experts import MixtureOfExperts
 from minilora.layers.router import Router, balance
-from minilora.variants import stacked as factors
+from minilora.variants import stackedlora as factors
 
 from .expert_cases import adapted_experts_case, mixture_case, over_all_case, router_case, shared_case
 from .mutants import mutant

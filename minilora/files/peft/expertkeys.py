@@ -7,7 +7,7 @@ puts one layer into another, in the order in which the module has them, the firs
     gate_up_proj     ….experts.base_layer.lora_A.weight
     down_proj        ….experts.lora_A.weight
 
-The two matrices are those of `minilora.variants.stacked`, A (E r, in) and B (out, r E). Two things vary:
+The two matrices are those of `minilora.variants.stackedlora`, A (E r, in) and B (out, r E). Two things vary:
 
 * Up to version 0.19.0, PEFT took each weight W_e (out, in) for (in, out). Its A is (E r, out), its B (in, r E), and the
   change of W_e is (B_e A_e)^T: see `straightened`. ``peft_version`` says which it is. Without it the shapes may, where
@@ -27,7 +27,7 @@ import numpy as np
 
 from ...guards.errors import FileRefused, short
 from ...guards.tensorfile import TensorFile
-from ...variants.stacked import packed_B, stacked_A, stacked_B
+from ...variants.stackedlora import packed_B, stacked_A, stacked_B
 from .adapterconfig import B_LAYOUTS, LayerConfig, PeftConfig
 from .adapterkeys import FACTORS, PREFIX, Form
 
