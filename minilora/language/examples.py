@@ -203,6 +203,8 @@ def read_examples(path: Path, records: Iterable[Record], model: str | Path, toke
                 if template is None and kind == {"messages"}:
                     template = stack.enter_context(load_template(model))
                 ids, counted = encode_example(entries, tokenizer, template)
+                if not counted.any():
+                    raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
             except (ValueError, TypeError) as error:
                 raise FileRefused(path, f"line {line}: {error}") from error
             yield Example(line, np.array(ids, np.int64), counted, whole=kind == {"text"})

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -348,3 +349,12 @@ def test_examples_of_which_none_is_held_out_are_not_said_to_have_such(tmp_path):
     path = tmp_path / "e.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     assert load_data(path, "model", tokenizer=words(), held_out=0).summary == "1 examples, 2 of 3 tokens count"
+
+
+def test_a_completion_of_which_the_tokenizer_makes_nothing_is_refused_by_its_line(tmp_path):
+    """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
+    path = tmp_path / "e.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "\u200b"}) + "\n")
+    deaf = replace(words(last=()), encode=lambda text: [2] * text.count("a"), places=lambda text: [(0, 1)])
+    with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it"):
+        load_data(path, "model", tokenizer=deaf, held_out=0)
