@@ -190,10 +190,14 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
     """Return the layers without an adapter that `target_modules` names, by path; refuse a name that names none."""
     check_model(model)
     check_target_modules(target_modules)
-    free = {path: layer for path, layer in _free(model).items() if _kind(layer)}
+    every = _free(model)
+    free = {path: layer for path, layer in every.items() if _kind(layer)}
     targets = {path: layer for path, layer in free.items() if _named(path, layer, target_modules)}
     if not targets:
-        how = "; a string must match a whole path" if isinstance(target_modules, str) else ""
+        expression = isinstance(target_modules, str) and target_modules != ALL_LINEAR
+        how = "; a string must match a whole path" if expression else ""
+        if arrays := every.keys() - free.keys():
+            how += f". Arrays of a mixture, such as {min(arrays)!r}, are named in target_parameters"
         raise ValueError(
             f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
         )
@@ -259,8 +263,9 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
         )
     for path, adapter in adapters.items():
         check_instance(f"adapters[{path!r}]", adapter, LoRA)
-        if getattr(adapter, "kind", _kind(free[path])) != _kind(free[path]):
-            raise ValueError(f"adapters[{path!r}] is not of kind {_kind(free[path])!r}, as {free[path]!r} is")
+        kind = _kind(free[path]) or "parameter"  # of a stack of weights
+        if getattr(adapter, "kind", kind) != kind:
+            raise ValueError(f"adapters[{path!r}] is not of kind {kind!r}, as {free[path]!r} is")
         kernel = tuple(getattr(free[path], "kernel", ()))
         if getattr(adapter, "kernel", kernel) != kernel:
             raise ValueError(f"adapters[{path!r}] has a kernel of {adapter.kernel}, expected {kernel}")  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import pytest
 
 from minilora import (
     MLP,
+    Adapter,
     Conv2d,
     Flatten,
     Linear,
@@ -14,6 +15,7 @@ from minilora import (
     LoRALinear,
     ReLU,
     Sequential,
+    StackedLinear,
     Tanh,
     adapt,
     adapters,
@@ -220,6 +222,19 @@ def test_attach_takes_a_dict_of_adapters_that_fit():
     adapter = next(iter(adapters(adapt(linear(12, 4), [""], rank=2, alpha=1, rng=RNG)).values()))
     with pytest.raises(ValueError, match=r"adapters\['conv'\] is not of kind 'conv2d', as Conv2d\("):
         attach(model, {"conv": adapter})
+
+
+def test_an_adapter_of_a_layer_is_none_of_an_array():
+    weights = StackedLinear(RNG.standard_normal((2, 4, 12)))
+    with pytest.raises(ValueError, match=r"adapters\[''\] is not of kind 'parameter', as StackedLinear\("):
+        attach(weights, {"": Adapter(np.ones((2, 12)), np.ones((4, 2)), 1)})
+
+
+def test_arrays_of_a_mixture_among_the_modules_are_told_where_they_are_named():
+    model = Sequential(down_proj=StackedLinear(RNG.standard_normal((2, 4, 12))))
+    for names in (["down_proj"], "all-linear"):
+        with pytest.raises(ValueError, match=r"there are \[\]\. Arrays of a mixture, such as 'down_proj', are "):
+            adapt(model, names, rank=2, alpha=1, rng=RNG)
 
 
 def test_one_name_that_matches_nothing_is_an_error(tmp_path):

@@ -20,6 +20,9 @@ from .options import (
     with_adapters,
 )
 
+MOST = 700.0
+"""A loss whose exponential is a float: above it a perplexity is infinite."""
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -70,5 +73,6 @@ def run(options: argparse.Namespace) -> int:
         for name, layer in models.items():
             beat.now(f"measuring the loss of {name}")
             loss = evaluate(layer, X, Y, next_token_loss, threads)
-            print(f"loss     {loss:.4f} nats a token, perplexity {math.exp(loss):.4g}: {name}", flush=True)
+            perplexity = math.exp(loss) if loss < MOST else math.inf
+            print(f"loss     {loss:.4f} nats a token, perplexity {perplexity:.4g}: {name}", flush=True)
     return 0

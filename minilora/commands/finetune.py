@@ -183,6 +183,7 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     from ..language.finetuning.heartbeat import Heartbeat
     from ..language.finetuning.losstable import write_line
     from ..language.finetuning.session import train_adapter
+    from ..language.finetuning.stopped import check_same
     from ..layer import parameter_count
     from ..training import TrainingDiverged
 
@@ -210,6 +211,8 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         measured = measure(adapted, where.asarray(data.X), where)
     data = _within(data, settled, measured, machine, threads)
     settled = settled.of(len(data.X), data.length)
+    if stopped is not None and settled.checkpoint is not None:  # epochs are steps only now
+        check_same(settled.checkpoint, stopped, {}, settled.steps)
     warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     _print_data(settled, data)
     trained = parameter_count(adapted, trained=True)
@@ -431,7 +434,9 @@ def _best(recipe: Settled, table: Table) -> str:
     if lowest is None:
         return ""
     step, loss = lowest
-    another = " and another --checkpoint" if recipe.checkpoint is not None else ""
+    others = [f"--steps {step}" + (" in place of --epochs" if recipe.epochs is not None else "")]
+    others += ["another --checkpoint"] if recipe.checkpoint is not None else []
+    others += [] if recipe.overwrite else ["--overwrite"]  # the adapter of this one lies there now
     return f"the held-out loss was lowest at step {step}: {loss:.3f}" + (
-        f"; the same command with --steps {step}{another} ends there" if step else ", before the training"
+        f"; the same command with {' and '.join(others)} ends there" if step else ", before the training"
     )

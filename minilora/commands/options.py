@@ -76,7 +76,10 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
 
 
 def with_adapters(model: Llama, adapters: Mapping[str, Adapter], options: argparse.Namespace, where: Backend) -> Llama:
-    """Return the model with what ``--adapter`` names; refuse an adapter that keeps the weights of another base."""
+    """Return the model with what ``--adapter`` names; refuse an adapter that keeps the weights of another base.
+
+    A quantised model has other weights than its base, which are not compared.
+    """
     from ..adaptation import attach
     from ..files.adapters import check_base_weights
     from ..layer import walk

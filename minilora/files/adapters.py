@@ -84,7 +84,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     dict of str to Adapter
         The adapters by module path, such as ``"enc.q_proj"``. ``attach(model, adapters)`` puts them on a model,
         ``attach(layer, {"": adapter})`` one on a single layer. Each knows its kind of layer, its kernel and its
-        magnitude.
+        magnitude. The adapter of a mixture's array is a `StackedLoRA`, by the array's path.
 
     Raises
     ------
@@ -341,7 +341,7 @@ def _check_ends(target_modules: Sequence[str], by_path: Mapping[str, Adapter | S
     for module, adapter in by_path.items():
         ends = (module == name or module.endswith(f".{name}") for name in target_modules)
         if not isinstance(adapter, StackedLoRA) and not any(ends):
-            raise ValueError(f"target_modules names all but {short(module)}: expected an end of each path of layers")
+            raise ValueError(f"target_modules does not name {short(module)}: expected an end of each path of layers")
 
 
 def check_adapter_target(path: Path) -> None:

@@ -137,7 +137,7 @@ def load_data(
         kind or with an empty completion, before the model is touched; and a chat that the model's template refuses, or
         leaves a part of out.
     ValueError, TypeError
-        If there are less than two windows or examples, or `length` is out of range.
+        If there are less than two windows or examples, or none where nothing is held out, or `length` is out of range.
     """
     path = check_path("data", path)
     length = None if length is None else check_integer("length", length, at_least=1)
@@ -171,7 +171,7 @@ def refuse_data(path: Path) -> None:
 def refuse_table(path: Path, text: str) -> None:
     """Refuse a text that is JSON, or a table: a model would learn its commas and brackets."""
     lines = [line for line in text[: 1 << 16].split("\n") if line.strip()][:50]
-    if all(line.lstrip().startswith("{") and _is_json(line) for line in lines[:3]):
+    if lines and all(line.lstrip().startswith("{") and _is_json(line) for line in lines[:3]):
         raise FileRefused(path, f"it holds a line of JSON after the other: {INSTEAD}, named so")
     if text.lstrip()[:1] in ("{", "[") and _is_json(text):
         raise FileRefused(path, f"it holds JSON: {INSTEAD}. A list of objects: {converted(path, ARRAY)}")
@@ -203,6 +203,8 @@ def read_examples(path: Path, records: Iterable[Record], model: str | Path, toke
                 if template is None and kind == {"messages"}:
                     template = stack.enter_context(load_template(model))
                 ids, counted = encode_example(entries, tokenizer, template)
+                if not counted.any():
+                    raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
             except (ValueError, TypeError) as error:
                 raise FileRefused(path, f"line {line}: {error}") from error
             yield Example(line, np.array(ids, np.int64), counted, whole=kind == {"text"})
@@ -336,7 +338,7 @@ def of_examples(
         raise FileRefused(
             path,
             f"{len(kept)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at least "
-            f"2: --length {longest} keeps all",
+            f"{least}: --length {longest} keeps all",
         )
     trained: list[tuple[np.ndarray, np.ndarray]] = []
     held: list[tuple[np.ndarray, np.ndarray]] = []

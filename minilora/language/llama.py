@@ -164,8 +164,9 @@ class Llama(Layer):
         With `at`, bool (B, T), the M positions where it is true alone, (M, V) in their order. The head is the largest
         product of a small model, and of a chat most targets do not count.
         """
+        at = None if at is None else check_at(at, x)
         h, model_cache = self.model.forward(x)
-        z, head_cache = self.lm_head.forward(h if at is None else h[check_at(at, x)])
+        z, head_cache = self.lm_head.forward(h if at is None else h[at])
         return z, (self, z.shape, model_cache, head_cache, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:

@@ -66,7 +66,8 @@ def windows(
     Raises
     ------
     ValueError, TypeError
-        If the text is too short for two windows, or an id is no integer, or negative.
+        If the text is too short for two windows, or for one where none is held out, or an id is no integer, or
+        negative.
     """
     length = check_integer("length", length, at_least=1)
     checked = _check_ids(ids)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -262,6 +263,30 @@ def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: 
     return "".join(decode(run) if own is None else own * len(run) for own, run in parts)
 
 
+def _composed(text: str) -> list[tuple[int, int]]:
+    """Return for each letter of a text's composed form (NFC) where what it is composed of begins and is over."""
+    if unicodedata.is_normalized("NFC", text):
+        return [(place, place + 1) for place in range(len(text))]
+    parts: list[str] = []
+    for letter in text:
+        if parts and _joins(parts[-1], letter):
+            parts[-1] += letter
+        else:
+            parts.append(letter)
+    spans: list[tuple[int, int]] = []
+    for part, stop in zip(parts, itertools.accumulate(map(len, parts)), strict=True):
+        spans += [(stop - len(part), stop)] * len(unicodedata.normalize("NFC", part))
+    return spans
+
+
+def _joins(before: str, letter: str) -> bool:
+    """Return whether a letter may become one with those before it: an accent, or a letter that is composed of them."""
+    normal = unicodedata.normalize
+    if unicodedata.combining(normal("NFD", letter)[0]):
+        return True
+    return normal("NFC", before + letter) != normal("NFC", before) + normal("NFC", letter)
+
+
 def _from_glassllm(path: Path) -> Tokenizer:
     glassllm, file = needed("glassllm", "an .npz file"), path.with_suffix(".tokenizer.json")
     read_json(file, MAX_TOKENIZER)  # which checks more than the package does
@@ -271,10 +296,10 @@ def _from_glassllm(path: Path) -> Tokenizer:
         raise FileRefused(file, f"not glassllm's tokenizer: {error}") from error
 
     def places(text: str) -> list[tuple[int, int]]:
-        """Return them in the text's composed form (NFC), which the package encodes."""
+        """Return them in the text, of which the package encodes the composed form (NFC)."""
         widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in tokenizer.encode(text)]
-        ends = itertools.accumulate(widths)
-        return [(end - width, end) for end, width in zip(ends, widths, strict=True)]
+        ends, of_letters = itertools.accumulate(widths), _composed(text)
+        return [(of_letters[end - width][0], of_letters[end - 1][1]) for end, width in zip(ends, widths, strict=True)]
 
     return Tokenizer(
         encode=tokenizer.encode,

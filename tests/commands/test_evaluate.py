@@ -74,3 +74,10 @@ def test_the_loss_is_measured_on_another_file_or_share(folder, capsys):
     assert "127 windows of 8" in capsys.readouterr().out
     for bad in ("0", "0.7", "nan", "nowhere"):
         assert finetune("--steps", "1", "--valid", bad) == 2
+
+
+def test_a_loss_beyond_every_exponential_has_an_infinite_perplexity(folder, capsys, monkeypatch):
+    """An adapter that diverged gives such losses, and they are what one wants to see."""
+    monkeypatch.setattr("minilora.training.evaluate", lambda *a, **k: 12345.0)
+    assert run("evaluate", "text", "--model", "model", "--length", "8") == 0
+    assert shown(capsys.readouterr().out) == [(12345.0, math.inf, "model")]

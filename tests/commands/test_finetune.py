@@ -88,7 +88,23 @@ def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):
 def test_the_best_step_is_named_unless_it_is_last(losses, said):
     table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
     table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
-    assert _best(SimpleNamespace(checkpoint=None), table) == said
+    assert _best(SimpleNamespace(checkpoint=None, epochs=None, overwrite=True), table) == said
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
+        ({"overwrite": False}, "with --steps 20 and --overwrite ends there"),
+        ({"checkpoint": Path("c")}, "with --steps 20 and another --checkpoint ends there"),
+    ],
+)
+def test_the_command_that_ends_at_the_best_step_is_one_that_runs(asked, said):
+    """Steps beside epochs are refused, and so is a folder that holds an adapter: it does after the first training."""
+    table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
+    table.rows = [(0, math.nan, 5.0), (20, 4.0, 4.0), (40, 3.0, 4.5)]
+    recipe = SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked)
+    assert _best(recipe, table).endswith(said)
 
 
 @pytest.mark.long
@@ -453,13 +469,16 @@ def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
     assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("output", ["text.svg", "c.svg"])
+@pytest.mark.parametrize("output", ["text.svg", "c.svg", "v.svg", "l.svg"])
 def test_a_figure_never_takes_the_place_of_what_the_training_keeps_or_reads(folder, capsys, output):
     pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
     Path("text.svg").write_text("the cat")
+    Path("v.svg").write_text("the dog")
     line = ["finetune", "text.svg", "--model", "model", "--save", "s", "--checkpoint", "c.svg", "--plot", output]
-    assert cli.main(line) == 2
-    assert re.search("plot file .* is the (text|checkpoint), expected another file", capsys.readouterr().err)
+    assert cli.main([*line, "--valid", "v.svg", "--log", "l.svg"]) == 2
+    names = "the text|the checkpoint|the log|the text to measure the loss on"
+    assert re.search(f"plot file .* is ({names}), expected another file", capsys.readouterr().err)
+    assert Path("v.svg").read_text() == "the dog"
     assert not Path("c.svg").exists()
     assert Path("text.svg").read_text() == "the cat"
 
@@ -520,6 +539,16 @@ def test_an_epoch_has_as_many_steps_as_there_are_batches_in_the_text(folder, cap
     size = ["--batch-size", "4", "--length", "8", "--rank", "1"]
     assert run("finetune", "text", "--save", "a", "--model", "model", *size, "--epochs", epochs) == 0
     assert f"time     {steps} steps of 4 windows" in capsys.readouterr().out
+
+
+def test_fewer_epochs_than_are_done_are_refused_before_the_training(folder, capsys):
+    line = ["finetune", "text", "--model", "model", "--save", "a", "--overwrite", *FEW[2:], "--checkpoint", "c"]
+    assert run(*line, "--epochs", "0.1") == 0
+    capsys.readouterr()
+    assert run(*line, "--epochs", "0.05") == 2
+    out, err = capsys.readouterr()
+    assert "--steps is 3 here, and 6 are done there" in err
+    assert "steps of" not in out
 
 
 def test_epochs_and_steps_are_one_of_them(folder, capsys):

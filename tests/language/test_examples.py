@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from minilora.language.examples import (
     encode_example,
     filled,
     load_data,
+    of_examples,
+    refuse_table,
     rows_of,
     show,
 )
@@ -328,3 +332,29 @@ def test_examples_of_which_too_few_are_left_are_refused_with_the_length_that_kee
 def test_records_are_checked_before_the_model_is_touched(tmp_path, record, message):
     with pytest.raises(FileRefused, match=message):
         load_data(write(tmp_path / "e.jsonl", [GOOD, record]), tmp_path / "no such model")
+
+
+def test_where_nothing_is_held_out_one_example_is_enough():
+    """What `minilora evaluate` and another file to measure on ask for."""
+    example = Example(1, np.arange(9), np.arange(9) == 8, whole=False)
+    with pytest.raises(FileRefused, match=r"0 of its 1 examples has a token .* in a row of 3, expected at least 1: "):
+        of_examples(Path("e.jsonl"), [example], 3, None, 0)
+
+
+def test_a_text_that_begins_with_many_blank_lines_is_no_json():
+    refuse_table(Path("text"), "\n" * (1 << 17) + "Once upon a time")
+
+
+def test_examples_of_which_none_is_held_out_are_not_said_to_have_such(tmp_path):
+    path = tmp_path / "e.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    assert load_data(path, "model", tokenizer=words(), held_out=0).summary == "1 examples, 2 of 3 tokens count"
+
+
+def test_a_completion_of_which_the_tokenizer_makes_nothing_is_refused_by_its_line(tmp_path):
+    """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
+    path = tmp_path / "e.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "\u200b"}) + "\n")
+    deaf = replace(words(last=()), encode=lambda text: [2] * text.count("a"), places=lambda text: [(0, 1)])
+    with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it"):
+        load_data(path, "model", tokenizer=deaf, held_out=0)

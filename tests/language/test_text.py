@@ -267,3 +267,9 @@ def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
     (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 40)
     assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", "--steps", "2", "--batch-size", "4") == 0
     assert seen == [((2, 11), 8)] * 4  # two steps of two halves
+
+
+def test_where_nothing_is_held_out_one_window_is_enough():
+    assert len(windows(range(5), 4, 0)[0]) == 1
+    with pytest.raises(ValueError, match=r"the text has 4 tokens, expected at least 5: a window of 4$"):
+        windows(range(4), 4, 0)

@@ -167,6 +167,11 @@ def test_a_glassllm_token_says_where_its_letters_are():
         text[a:b] for i, (a, b) in zip(ids, places, strict=True) if i != 1
     ]
     assert "".join(text[a:b] for a, b in places) == text
+    apart = "Cafe\u0301 in a\u0323\u0308 \u1112\u1161\u11ab, said"  # letters whose accents, or parts, stand apart
+    places = found.places(apart)
+    assert {i for start, stop in places for i in range(start, stop)} == set(range(len(apart)))
+    for number, (start, stop) in zip(found.encode(apart), places, strict=True):
+        assert number == 1 or found.decode([number]) == apart[start:stop]
     assert found.spell([*ids[:2], *found.last]) == found.decode(ids[:2]) + "<eos>"
     assert found.last == (3,)
 

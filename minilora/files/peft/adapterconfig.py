@@ -84,8 +84,8 @@ KNOWN = LORA_KEYS | HARMLESS | UNSUPPORTED.keys()
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base weight alone; "pissa" and its like change it."""
 
-B_LAYOUTS = ("rank_major", "grouped_by_expert")
-"""The values of lora_B_layout, a key of unsloth's."""
+B_LAYOUTS = {"rank_major": False, "grouped_by_expert": True}
+"""The values of lora_B_layout, a key of unsloth's, and whether the expert is B's slow index."""
 
 MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 """Beyond these a scaling could vanish or overflow."""

@@ -28,7 +28,7 @@ import numpy as np
 from ...guards.errors import FileRefused, short
 from ...guards.tensorfile import TensorFile
 from ...variants.stackedlora import packed_B, stacked_A, stacked_B
-from .adapterconfig import LayerConfig, PeftConfig
+from .adapterconfig import B_LAYOUTS, LayerConfig, PeftConfig
 from .adapterkeys import FACTORS, PREFIX, Form
 
 WRAPPED = ".base_layer"
@@ -38,8 +38,6 @@ TURNED_UNTIL = (0, 19, 0)
 """The last version of PEFT that took a weight (out, in) for (in, out)."""
 WRITTEN_AS = "0.19.1"
 """The first version that packs them as `save_adapter` does: what it notes as ``peft_version``."""
-LAYOUTS = {"rank_major": False, "grouped_by_expert": True}
-"""The values of ``lora_B_layout``, and whether the expert is B's slow index."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def expert_forms(
                 f"rank is {rank}",
             )
         turned = _turned(config, file, {other: sites[other] for other in _beside(path, sites)}, path)
-        grouped = LAYOUTS[config.lora_B_layout] if config.lora_B_layout else False
+        grouped = B_LAYOUTS[config.lora_B_layout] if config.lora_B_layout else False
         by_path[path] = ExpertForm(place=place, experts=A.shape[0] // rank, turned=turned, grouped=grouped)
     return by_path, layers
 

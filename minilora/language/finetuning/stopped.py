@@ -69,7 +69,7 @@ def signature(recipe: Recipe, where: Backend) -> dict[str, Any]:
         "TEXT": mark(recipe.text),
         "--model": model_mark(model_path(recipe.model)),
         "--target-modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
-        **({"--target-parameters": ",".join(sorted(parameters))} if parameters else {}),
+        "--target-parameters": ",".join(sorted(parameters)) if parameters else None,
         "--valid": mark(recipe.valid) if isinstance(recipe.valid, Path) else recipe.valid,
         "--backend": where.name,
         **{f"--{name.replace('_', '-')}": getattr(recipe, name) for name in SAME},

@@ -3,13 +3,17 @@
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minilora import Adam, Llama, adapt, load_adapter, train
+from minilora import Adam, CheckpointError, Llama, adapt, get_backend, load_adapter, train
 from minilora.fast import accumulate
+from minilora.language.finetuning.recipe import Recipe
+from minilora.language.finetuning.stopped import Stopped, check_same, signature
 from minilora.language.text import next_token_loss, windows
 
 from ...support.command_line import FEW, finetune, rows, run
@@ -66,6 +70,20 @@ def test_ctrl_c_without_a_checkpoint_says_how_to_have_one(folder, capsys, monkey
     monkeypatch.setattr(Llama, "load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     assert finetune("--checkpoint", "c") == 130
     assert "nothing is kept in c yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [(["x"], None), (None, ["x"]), (["x"], ["y"])])
+def test_other_arrays_of_a_mixture_are_another_training(folder, before, after):
+    """Also where one of the two names none: before a model is loaded, and in the words of the command line."""
+    recipe = Recipe(
+        text=Path("text"), save=Path("a"), model=Path("model"), target_modules="all-linear", target_parameters=before,
+        rank=8, alpha=16.0, steps=1, batch_size=1, micro_batch=None, length=8, lr=0.1, seed=0, dtype="float32",
+        quantize=None, checkpoint=None,
+    )  # fmt: skip
+    there = signature(recipe, get_backend("numpy"))
+    here = signature(replace(recipe, target_parameters=after), get_backend("numpy"))
+    with pytest.raises(CheckpointError, match="--target-parameters is"):
+        check_same(Path("c"), Stopped(SimpleNamespace(epoch=0), there), here, None)
 
 
 def test_the_loss_before_the_training_is_not_measured_again(folder, capsys, monkeypatch):

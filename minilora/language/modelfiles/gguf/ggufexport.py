@@ -6,8 +6,8 @@ where s r is not the same for all modules, as with rsLoRA or alpha_pattern, lora
     B' = (s r / alpha) B        alpha = s r of the first module
 
 Rows of a Llama's lora_B of q_proj and k_proj are reordered as those of the weights are, see `minilora.layers.rotary`;
-those of a Qwen2 are not. An
-embedding's lora_A is transposed: llama.cpp takes rows of it. There is no place for DoRA's magnitude in such a file.
+those of a Qwen2 are not. An embedding's lora_A is transposed: llama.cpp takes rows of it. There is no place for DoRA's
+magnitude in such a file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     adapter : path
         A folder in PEFT's layout.
     model : path
-        The Llama decoder that it belongs to, as `minilora.Llama.load` takes it. Its weights are not read.
+        The Llama decoder that it belongs to, as `minilora.Llama.load` takes it. Of its weights
+        those are read that the adapter brings with it, to compare them.
     out : path
         The .gguf file to write. It appears when it is whole.
 

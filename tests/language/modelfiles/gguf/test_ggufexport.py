@@ -255,10 +255,12 @@ def test_a_base_s_own_weight_beside_the_factors_must_be_the_base_s(model, folder
     save_adapter(adapter, of("lm_head"))
     file, head = adapter / "adapter_model.safetensors", (model.lm_head.weight + other).astype(dtype)
     save_file(load_file(file) | {"base_model.model.lm_head.base_layer.weight": head}, file)
-    out = str(tmp_path / "a.gguf")
+    out, text = str(tmp_path / "a.gguf"), tmp_path / "text"
+    text.write_text("the cat sat on the mat")
     for line in (
         ["export", str(adapter), "--model", str(folder), "-o", out],
         ["generate", "the cat", "--model", str(folder), "--adapter", str(adapter), "--tokens", "1"],
+        ["evaluate", str(text), "--model", str(folder), "--adapter", str(adapter), "--length", "4"],
     ):
         assert cli.main(line) == (2 if other else 0)
         err = capsys.readouterr().err.splitlines()
