@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from minilora import Linear, Llama, adapt, cross_entropy, evaluate, merge, train
-from minilora.commands.finetune import fitting
 from minilora.fast import accumulate, keep_pages
+from minilora.language.finetuning.defaults import fitting
 from minilora.language.generation import generate
 from minilora.language.text import next_token_loss, token_ids, windows
 from minilora.language.tokenizer import load_tokenizer

@@ -1,7 +1,10 @@
+import ast
 import json
 import runpy
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +88,17 @@ def test_four_bits_lose_what_the_example_says(tmp_path, capsys, monkeypatch):
     assert lost["float16"] < lost["bfloat16"] < lost["Q8_0"] < 1 < lost["NF4"]
     for run_ in found["runs"].values():
         assert run_["held out"]["3"] < found["before"]["float32"]
+
+
+def minilora_names(path):
+    """Yield what a script imports from minilora: the module, and the name in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "minilora":
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.stem)
+def test_what_an_example_imports_from_minilora_is_there(path):
+    """Also of those that need torch or take long, which run elsewhere."""
+    for module, name in minilora_names(path):
+        assert hasattr(import_module(module), name) or find_spec(f"{module}.{name}"), f"{module} has no {name}"
