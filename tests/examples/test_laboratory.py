@@ -43,8 +43,6 @@ def test_more_seeds_were_tried_at_each_variants_best_rate():
 # One of each experiment.
 AGAIN = [
     ("rates", {"way": "full", "lr": 2e-3}),
-    ("rates", {"way": "LoRA", "rank": 4, "lr": 2e-3}),
-    ("rates", {"way": "LoRA", "rank": 16, "scaling": 0.5, "lr": 2e-3}),
     ("batches", {"way": "LoRA", "batch": 64, "lr": 2e-3}),
     ("texts", {"way": "LoRA", "rank": 4, "share": 1 / 4, "lr": 2e-3}),
     ("variants", {"way": "DoRA", "seed": 1}),
