@@ -106,13 +106,13 @@ def tied():
             {},
             "adapter beside 'last'",
         ),
-        (lambda: quantize(model_of(), ["last"]), {}, "'last' is quantised already"),
+        (lambda: quantize(model_of(), ["last"]), {}, "'last' is quantised already, a QuantizedLinear$"),
         (model_of, {"target_modules": ["q_proj"]}, "names no layer"),
         (model_of, {"block_size": 48}, "block_size must be a power of two, got 48"),
         (model_of, {"block_size": 16}, "block_size must be at least 32, got 16"),
         (with_nan, {}, r"the layer 'last': weight holds NaN or infinity"),
         (tied, {}, "'first' is another layer's too"),
-        (lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))), {"target_modules": ["conv"]}, "only a Linear"),
+        (lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))), {"target_modules": ["conv"]}, "is a Conv2d: only a Linear"),
     ],
 )
 @pytest.mark.parametrize("function", [quantize, lambda model, **given: loftq(model, rank=1, alpha=1, **given)])
