@@ -112,7 +112,11 @@ def tied():
         (model_of, {"block_size": 16}, "block_size must be at least 32, got 16"),
         (with_nan, {}, r"the layer 'last': weight holds NaN or infinity"),
         (tied, {}, "'first' is another layer's too"),
-        (lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))), {"target_modules": ["conv"]}, "is a Conv2d: only a Linear"),
+        (
+            lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))),
+            {"target_modules": ["conv"]},
+            "is a Conv2d: only a Linear",
+        ),
     ],
 )
 @pytest.mark.parametrize("function", [quantize, lambda model, **given: loftq(model, rank=1, alpha=1, **given)])
