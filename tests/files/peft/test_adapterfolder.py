@@ -6,37 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, LoRA, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A sound adapter of two layers, one an exception to rank and alpha."""
-    folder = tmp_path_factory.mktemp("adapter")
-    rng = np.random.default_rng(0)
-    layers = {
-        "enc.q_proj": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((2, 5), (4, 2))), 4.0),
-        "head": LoRA(*(rng.standard_normal(s).astype("float32") for s in ((3, 4), (6, 3))), 1.5),
-    }
-    save_adapter(folder, layers)
-    return folder
-
-
-def variant(saved, tmp_path, config=None, tensors=None, drop=()):
-    """Copy the sound adapter with some keys of its configuration, or its tensors, changed."""
-    folder = tmp_path / "variant"
-    shutil.copytree(saved, folder)
-    if config is not None or drop:
-        changed = {**json.loads((folder / CONFIG).read_text()), **(config or {})}
-        (folder / CONFIG).write_text(json.dumps({k: v for k, v in changed.items() if k not in drop}))
-    if tensors is not None:
-        save_file(tensors(load_file(folder / WEIGHTS)), folder / WEIGHTS)
-    return folder
+from ...support.adapter_folder import CONFIG, WEIGHTS, variant
 
 
 def assert_same_adapters(one, other):
