@@ -11,15 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import (
     Adapter,
-    Conv1d,
     Conv2d,
     DoRA,
     Embedding,
     FileRefused,
     Linear,
-    Sequential,
     adapt,
-    adapters,
     attach,
     load_adapter,
     merge,
@@ -30,59 +27,17 @@ from minilora.cli import main
 from minilora.files.inspection import inspect_adapter
 from minilora.variants.dora import DoRAAdapter
 
+from ..support.kinds_of_layers import (
+    EMB,
+    PATHS,
+    WEIGHTS,
+    adapted_by_module,
+    layer_of,
+    model_of,
+    tensors_of,
+    trained,
+)
 from ..support.memory import traced
-
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-
-
-def sizes(rng):
-    return [int(n) for n in rng.integers(1, 6, 4)]
-
-
-def model_of(rng, dtype="float64"):
-    """A layer of each kind, in a net of nets, so that paths have dots. Nobody runs it as a whole."""
-
-    def draw(*shape):
-        return rng.standard_normal(shape).astype(dtype)
-
-    (i, o, k, l), (v, d, c, h) = sizes(rng), sizes(rng)  # noqa: E741
-    enc = Sequential(
-        linear=Linear(draw(o, i), draw(o)),
-        embedding=Embedding(draw(v, d)),
-        conv1d=Conv1d(draw(o, c, k), padding=k),
-    )
-    return Sequential(enc=enc, conv2d=Conv2d(draw(o, c, h, l), draw(o), padding=(h, l), stride=2))
-
-
-PATHS = {"linear": "enc.linear", "embedding": "enc.embedding", "conv1d": "enc.conv1d", "conv2d": "conv2d"}
-
-
-def layer_of(model, path):
-    for name in path.split("."):
-        model = vars(model)[name]
-    return model
-
-
-def trained(model, rng):
-    """Move every array of every adapter, as if the model had been trained."""
-    for adapter in adapters(model).values():
-        for array in adapter.trainable().values():
-            array += (0.3 * rng.standard_normal(array.shape)).astype(array.dtype)
-    return model
-
-
-def adapted_by_module(model, rng, **options):
-    """Ranks and alphas that differ from module to module."""
-    found = {}
-    for path in PATHS.values():
-        rank, alpha = int(rng.integers(1, 5)), float(rng.choice([1, 2.5, 16, 0.3]))
-        one = adapt(layer_of(model, path), "", rank=rank, alpha=alpha, rng=rng, **options)
-        found[path] = adapters(trained(one, rng))[""]
-    return found
-
-
-def tensors_of(folder):
-    return load_file(folder / WEIGHTS)
 
 
 @pytest.fixture
@@ -93,9 +48,6 @@ def sound(tmp_path):
     emb = adapt(Embedding(rng.standard_normal((7, 3))), "", rank=3, alpha=3, rng=rng, use_dora=True)
     save_adapter(tmp_path / "sound", {"img": img, "emb": emb})
     return tmp_path / "sound"
-
-
-IMG, EMB = PREFIX + "img.", PREFIX + "emb."
 
 
 def base_file(model, path, **more):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from minilora import (
     Adapter,
@@ -36,38 +36,21 @@ from minilora.files.peft.adapterfolder import NORM_KEY
 from minilora.guards.tensorfile import TensorFile
 from minilora.variants.rewritten import Rewritten
 
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-
+from ...support.kinds_of_layers import (
+    CONFIG,
+    EMB,
+    IMG,
+    PATHS,
+    PREFIX,
+    WEIGHTS,
+    adapted_by_module,
+    layer_of,
+    model_of,
+    tensors_of,
+    trained,
+)
 
 NETS = ("linear", "embedding", "conv1d", "conv2d")
-
-
-def sizes(rng):
-    return [int(n) for n in rng.integers(1, 6, 4)]
-
-
-def model_of(rng, dtype="float64"):
-    """A layer of each kind, in a net of nets, so that paths have dots. Nobody runs it as a whole."""
-
-    def draw(*shape):
-        return rng.standard_normal(shape).astype(dtype)
-
-    (i, o, k, l), (v, d, c, h) = sizes(rng), sizes(rng)  # noqa: E741
-    enc = Sequential(
-        linear=Linear(draw(o, i), draw(o)),
-        embedding=Embedding(draw(v, d)),
-        conv1d=Conv1d(draw(o, c, k), padding=k),
-    )
-    return Sequential(enc=enc, conv2d=Conv2d(draw(o, c, h, l), draw(o), padding=(h, l), stride=2))
-
-
-PATHS = {"linear": "enc.linear", "embedding": "enc.embedding", "conv1d": "enc.conv1d", "conv2d": "conv2d"}
-
-
-def layer_of(model, path):
-    for name in path.split("."):
-        model = vars(model)[name]
-    return model
 
 
 def input_for(layer, rng):
@@ -77,28 +60,6 @@ def input_for(layer, rng):
     if isinstance(base, Embedding):
         return rng.integers(0, len(base.weight), (3, 4))
     return rng.standard_normal((2, base.weight.shape[1], *(6 for _ in base.kernel))).astype(base.weight.dtype)
-
-
-def trained(model, rng):
-    """Move every array of every adapter, as if the model had been trained."""
-    for adapter in adapters(model).values():
-        for array in adapter.trainable().values():
-            array += (0.3 * rng.standard_normal(array.shape)).astype(array.dtype)
-    return model
-
-
-def adapted_by_module(model, rng, **options):
-    """Ranks and alphas that differ from module to module."""
-    found = {}
-    for path in PATHS.values():
-        rank, alpha = int(rng.integers(1, 5)), float(rng.choice([1, 2.5, 16, 0.3]))
-        one = adapt(layer_of(model, path), "", rank=rank, alpha=alpha, rng=rng, **options)
-        found[path] = adapters(trained(one, rng))[""]
-    return found
-
-
-def tensors_of(folder):
-    return load_file(folder / WEIGHTS)
 
 
 def config_of(folder):
@@ -364,9 +325,6 @@ def sound(tmp_path):
     emb = adapt(Embedding(rng.standard_normal((7, 3))), "", rank=3, alpha=3, rng=rng, use_dora=True)
     save_adapter(tmp_path / "sound", {"img": img, "emb": emb})
     return tmp_path / "sound"
-
-
-IMG, EMB = PREFIX + "img.", PREFIX + "emb."
 
 
 def without(tensors, name):
