@@ -108,7 +108,7 @@ def main():
     start = adapt(base, "all-linear", rank=8, alpha=16, rng=np.random.default_rng(0))
     spread, alone = rebuild(start, array=np.copy), rebuild(start, array=np.copy)
 
-    here = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": None}
+    here = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": ":0"}
     with Client(options.scheduler) if options.scheduler else LocalCluster(**here).get_client() as client:
         client.register_plugin(Model(start))
         workers = client.run(os.getpid)

@@ -83,7 +83,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(undisturbed, workers):
 def test_workers_of_a_scheduler_elsewhere_do_as_well(undisturbed):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0") as cluster:
         lines = lines_of("--steps", "20", "--scheduler", cluster.scheduler_address)
     assert lines[0].count("process") == 1
     assert lines[-1] == undisturbed[-1]
