@@ -93,7 +93,7 @@ def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarra
         x1, x2 = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
-    def kept(x: np.ndarray) -> np.ndarray:  # (v, B, heads, T, D)
+    def from_cache(x: np.ndarray) -> np.ndarray:  # (v, B, heads, T, D)
         if cached and x.ndim == 5:  # before the first weights that differ, there is one for all
             x = x.copy()
             x[1:, ..., :-1, :] = x[:1, ..., :-1, :]
@@ -101,8 +101,8 @@ def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarra
 
     def attention(path: str, x: np.ndarray) -> np.ndarray:
         q = turned(split(linear(f"{path}.q_proj", x), K * g))
-        k = kept(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
-        v = kept(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
+        k = from_cache(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
+        v = from_cache(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
         S = D**-0.5 * product(q, k)
         e = exp(S - S.max(axis=-1, keepdims=True)) * np.tri(T)
         o = product(e / sums(e), np.swapaxes(v, -1, -2))
