@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -117,6 +119,12 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_the_page_about_the_format_says_what_each_key_changes():
+    page = (Path(__file__).parents[3] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == CHANGES_NUMBERS
 
 
 def test_every_variants_flag_is_a_key_that_changes_numbers():
