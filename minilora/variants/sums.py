@@ -20,12 +20,12 @@ No adapter of rank r is nearer, and the distance is what the discarded singular 
 
     |D - B_r A_r| = sqrt(S_{r+1}^2 + S_{r+2}^2 + ...)                                                (sum.4)
 
-THE FACTORS ADDED ("linear"). Where all ranks are one, PEFT also adds A to A and B to B, each with the root of its
-c_j = w_j s_j and the sign on one side:
+THE FACTORS ADDED ("linear"). Where all ranks are one, PEFT also adds B to B and A to A, each with the root of its
+c_j = w_j s_j, and the sign in A:
 
-    B = sum_j sign(c_j) sqrt|c_j| B_j     A = sum_j sqrt|c_j| A_j                                    (sum.5)
+    B = sum_j sqrt|c_j| B_j     A = sum_j sign(c_j) sqrt|c_j| A_j                                    (sum.5)
 
-    B A = sum_j c_j B_j A_j + sum_{i != j} sign(c_i) sqrt|c_i c_j| B_i A_j
+    B A = sum_j c_j B_j A_j + sum_{i != j} sign(c_j) sqrt|c_i c_j| B_i A_j
 
 The rank stays, and the first sum is the wanted one. The others, B_1 A_2 and B_2 A_1 of two adapters, are no one's.
 """
@@ -103,7 +103,7 @@ def _factors_added(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     changes = [w * a.scaling for a, w in zip(adapters, weights, strict=True)]
     roots = [abs(c) ** 0.5 for c in changes]
     signed, As, Bs = map(math.copysign, roots, changes), [a.lora_A for a in adapters], [a.lora_B for a in adapters]
-    B, A = _added(signed, Bs), _added(roots, As)  # eq. (sum.5)
+    B, A = _added(roots, Bs), _added(signed, As)  # eq. (sum.5)
     return _like(adapters[0], A, B)
 
 

@@ -401,7 +401,7 @@ def test_factors_added_give_the_sum_and_the_cross_terms(problem, weights):
     expected = np.zeros(total.shape)
     for c, one in zip(changes, terms, strict=True):
         for other_c, other in zip(changes, terms, strict=True):
-            factor = c if one is other else np.sign(c) * np.sqrt(abs(c * other_c))
+            factor = c if one is other else np.sign(other_c) * np.sqrt(abs(c * other_c))
             expected += factor * one.lora_B @ other.lora_A
     assert_close(total.delta(), expected, 1e-12)
 
