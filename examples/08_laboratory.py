@@ -241,6 +241,14 @@ def own_text(base, tokenizer, count=32):
     return both[:, :-1], both[:, 1:]
 
 
+def model_and_texts():
+    """Return the untouched model, its tokenizer, the windows of the text, and those of the model's own text."""
+    path = Path(str(distribution("glassllm").locate_file("glassllm/weights/en.npz")))
+    base, tokenizer = Llama.load(path), load_tokenizer(path)
+    data = windows(token_ids(king_james(), tokenizer.encode, base.lm_head.out_features), LENGTH)
+    return base, tokenizer, data, own_text(base, tokenizer)
+
+
 def write(known, path):
     if path:
         lines = re.sub(r"\n {3,}|\n +(?=[\]}])", " ", json.dumps(known, indent=1))
@@ -256,10 +264,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
 
     keep_pages()
-    path = Path(str(distribution("glassllm").locate_file("glassllm/weights/en.npz")))
-    base, tokenizer = Llama.load(path), load_tokenizer(path)
-    data = windows(token_ids(king_james(), tokenizer.encode, base.lm_head.out_features), LENGTH)
-    own = own_text(base, tokenizer)
+    base, _, data, own = model_and_texts()
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
     known |= {
         "before": {
