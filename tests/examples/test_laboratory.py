@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "08_laboratory.py"
-TRAININGS = runpy.run_path(EXAMPLE)["TRAININGS"]
+SCRIPT = runpy.run_path(EXAMPLE)
+TRAININGS, CLOSE = SCRIPT["TRAININGS"], SCRIPT["CLOSE"]
 RECORDED = json.loads((ROOT / "docs" / "laboratory.json").read_text(encoding="utf-8"))
 APART = 0.03  # nats: machines round differently, and the same steps end a little apart
 
@@ -40,11 +41,27 @@ def test_more_seeds_were_tried_at_each_variants_best_rate():
     assert {way: {min(of, key=of.get)} for way, of in losses.items()} == again
 
 
+def test_more_seeds_were_tried_where_seed_0_does_not_decide():
+    losses, near = defaultdict(dict), defaultdict(set)
+    for experiment in ("rates", "texts"):
+        for run in TRAININGS[experiment]():
+            (point,) = [point for point in RECORDED["trainings"] if point["run"] == run]
+            if run["scaling"] == 2 and point["result"]["new"]:
+                losses[run["share"], run["rank"]][run["lr"]] = point["result"]["new"]
+    for run in TRAININGS["seeds"]():
+        near[run["share"], run["rank"]].add(run["lr"])
+    for place, of in losses.items():
+        close = {lr for lr, loss in of.items() if loss <= min(of.values()) + CLOSE}
+        assert near.get(place, close) == close
+        assert len(close) == 1 or place in near
+
+
 # One of each experiment.
 AGAIN = [
     ("rates", {"way": "full", "lr": 2e-3}),
     ("batches", {"way": "LoRA", "batch": 64, "lr": 2e-3}),
     ("texts", {"way": "LoRA", "rank": 4, "share": 1 / 4, "lr": 2e-3}),
+    ("seeds", {"way": "full", "share": 1 / 4, "lr": 2.5e-4, "seed": 2}),
     ("variants", {"way": "DoRA", "seed": 1}),
 ]
 
