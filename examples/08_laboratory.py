@@ -99,16 +99,7 @@ def texts():
 # The rates whose loss is within CLOSE of the best of their part of the text and rank, where there is more than one:
 # seed 0 alone does not say which of them is best.
 CLOSE = 0.04
-NEAR = {
-    (1 / 4, None): (1.25e-4, 2.5e-4),
-    (1 / 4, 1): (4e-3, 8e-3, 1.6e-2),
-    (1 / 4, 4): (1e-3, 2e-3, 1.6e-2),
-    (1.0, 1): (8e-3, 1.6e-2),
-    (1.0, 4): (4e-3, 8e-3),
-    (1 / 16, 1): (5e-4, 1e-3),
-    (1.0, None): (1e-3, 2e-3),
-    (1.0, 16): (2e-3, 4e-3),
-}
+NEAR = {}
 
 
 def seeds():
