@@ -228,9 +228,10 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in pairs]
     assert all(few[0] > more[0] for few, more in pairwise(errors))
     end = float(np.abs(weights.reshape(-1, BLOCK)).max(axis=1).mean())  # where a block's largest weight usually is
+    blocks = weights.reshape(-1, BLOCK)
+    scaled = (blocks / np.abs(blocks).max(axis=1, keepdims=True)).ravel()
     counts = [
-        np.bincount(np.abs(weights[:8192, None] / end - book).argmin(axis=1), minlength=len(book)) / 8192
-        for book in books
+        np.bincount(np.abs(scaled[:, None] - book).argmin(axis=1), minlength=len(book)) / scaled.size for book in books
     ]
     says = [
         f"{bits} bits, {len(book)} levels: the error is {quantile:.1%} of the weights, and {steps:.1%} with levels at "
@@ -263,7 +264,7 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     )
     slider = Slider("bits", "bits a weight", [str(b) for b in BITS], start)
     caption = (
-        f"Each line is a level; the curve is the distribution of the weights. Measured on {weights.size:,} normally "
-        f"distributed weights in blocks of {BLOCK} when this page was built. With 4 bits this is NF4."
+        f"Each line is a level; the curve is the distribution of the weights. Errors and shares are measured on "
+        f"{weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
     )
     return figure("levels", [slider], says[start], still, table, data, caption)
