@@ -14,7 +14,6 @@ from .options import (
     backend,
     path,
     warn_beyond_context,
-    with_adapters,
 )
 
 
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import load_adapter
     from ..language.continuation import read_prompt, read_question, spell
     from ..language.generation import check_top_p, generate
-    from ..language.namedmodel import load_model, model_path
+    from ..language.namedmodel import load_model, model_path, with_adapters
     from ..language.text import check_vocabulary
     from ..language.tokenizer import load_tokenizer
 
@@ -88,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
         else read_prompt(options.prompt, tokenizer)
     )
     model = load_model(options.model, "float32", where, options.quantize)
-    model = with_adapters(model, adapters, options, where)
+    if adapters:
+        model = with_adapters(model, adapters, options.adapter, where, options.quantize)
     check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
     warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
     ids = generate(

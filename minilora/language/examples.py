@@ -34,11 +34,21 @@ from ..checks import Array, check_integer, check_number, check_path
 from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
-from ..training import Gradients, evaluate_of
+from ..training import Gradients
 from .chat import encode_chat, tokens_of
 from .chattemplate import ChatTemplate, load_template
+from .llama import Llama
 from .records import ARRAY, Record, checked, converted, read_records
-from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .text import (
+    HELD_OUT,
+    check_vocabulary,
+    evaluate_where_it_counts,
+    is_held_out,
+    read_text,
+    spread,
+    token_ids,
+    windows,
+)
 from .tokenizer import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
@@ -91,6 +101,11 @@ class Data:
     length: int  # the most tokens of a row
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
     cut: Callable[[int], Data] | None = None  # examples in rows of another length
+
+    @property
+    def held_windows(self) -> float:
+        """How many rows to train on are as long as those to measure the loss on."""
+        return float(self.X_held.size / self.X.shape[1])
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse data with ids that a model of `size` tokens does not have: the tokenizer is another model's."""
@@ -296,6 +311,7 @@ class WithoutFilling:
     """
 
     gradients: Gradients
+    workers: int | None = None  # to measure losses with
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)``."""
@@ -303,9 +319,9 @@ class WithoutFilling:
         width = int(counted[-1]) + 1 if len(counted) else y.shape[1]
         return self.gradients(model, x[:, :width], y[:, :width], loss)
 
-    def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y, measured as the gradients measure it."""
-        return evaluate_of(self.gradients)(model, X, Y, loss)
+    def evaluate(self, model: Llama, X: Array, Y: Array, loss: Loss) -> float:
+        """Return the loss over all of X and Y, with logits only where a target counts."""
+        return evaluate_where_it_counts(model, X, Y, loss, self.workers)
 
 
 def beside(data: Data, held: Data, name: str) -> Data:
