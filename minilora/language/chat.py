@@ -280,7 +280,11 @@ def is_control(number: int, tokenizer: Tokenizer) -> bool:
 
 
 def encode_question(
-    question: str, template: ChatTemplate, tokenizer: Tokenizer, system: str | None = None
+    question: str,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    system: str | None = None,
+    before: Sequence[Message] = (),
 ) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a user's message with what lets the model answer, and the tokens that end the answer.
 
@@ -293,17 +297,19 @@ def encode_question(
     template, tokenizer : ChatTemplate, Tokenizer
         The model's.
     system : str, optional
-        A system message that stands before it.
+        A system message that stands first.
+    before : sequence of mappings
+        The messages of the dialogue so far.
 
     Raises
     ------
     ValueError
         If the template refuses a message, or writes nothing of the system's.
     """
-    messages: list[Message] = [{"role": "user", "content": question}]
+    messages: list[Message] = [*before, {"role": "user", "content": question}]
     if system is not None:
-        alone, messages = messages, [{"role": "system", "content": system}, *messages]
-        if template.render(alone) == template.render(messages):
+        without, messages = messages, [{"role": "system", "content": system}, *messages]
+        if template.render(without) == template.render(messages):
             raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
     ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
     try:
