@@ -34,7 +34,7 @@ from ..checks import Array, check_integer, check_number, check_path
 from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
-from ..training import Gradients
+from ..training import Gradients, evaluate_of
 from .chat import encode_chat, tokens_of
 from .chattemplate import ChatTemplate, load_template
 from .llama import Llama
@@ -319,9 +319,11 @@ class WithoutFilling:
         width = int(counted[-1]) + 1 if len(counted) else y.shape[1]
         return self.gradients(model, x[:, :width], y[:, :width], loss)
 
-    def evaluate(self, model: Llama, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y, with logits only where a target counts."""
-        return evaluate_where_it_counts(model, X, Y, loss, self.workers)
+    def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
+        """Return the loss over all of X and Y, of a `Llama` with logits only where a target counts."""
+        if isinstance(model, Llama):
+            return evaluate_where_it_counts(model, X, Y, loss, self.workers)
+        return evaluate_of(self.gradients)(model, X, Y, loss)
 
 
 def beside(data: Data, held: Data, name: str) -> Data:
