@@ -226,7 +226,7 @@ def tokens_of(part: tuple[int, int], places: Sequence[tuple[int, int]]) -> slice
     part : (int, int)
         The letter where the part begins, and the one where it is over.
     places : sequence of (int, int)
-        The same of each token, as `Tokenizer.places` gives them.
+        The same of each token, as `Tokenizer.tokens` gives them.
     """
     first = bisect_right([stop for _, stop in places], part[0])
     return slice(first, max(first, bisect_left([start for start, _ in places], part[1])))
@@ -257,7 +257,7 @@ def encode_chat(
         As `write_chat` does.
     """
     text, turns = write_chat(messages, template, tools)
-    ids, places = tokenizer.encode(text), tokenizer.places(text)
+    ids, places = tokenizer.tokens(text)
     counted = np.zeros(len(ids), bool)
     for turn in turns:
         counted[_tokens_of_turn(turn, text, ids, places, tokenizer)] = True

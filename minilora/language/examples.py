@@ -260,10 +260,13 @@ def encode_example(
             raise ValueError("messages need the model's chat template")
         return encode_chat(entries["messages"], template, tokenizer, entries["tools"])
     prompt, completion = ("", entries["text"]) if kind == {"text"} else (entries["prompt"], entries["completion"])
-    text = prompt + completion
-    ids = token_ids(text, tokenizer.encode)
-    counted = np.zeros(len(ids), bool)
-    counted[tokens_of((len(prompt), len(text)), tokenizer.places(text)) if prompt else slice(None)] = True
+    if prompt:
+        ids, places = tokenizer.tokens(prompt + completion)
+        counted = np.zeros(len(ids), bool)
+        counted[tokens_of((len(prompt), len(prompt + completion)), places)] = True
+    else:
+        ids = token_ids(completion, tokenizer.encode)
+        counted = np.ones(len(ids), bool)
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
     behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
     counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])

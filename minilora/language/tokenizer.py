@@ -76,7 +76,7 @@ class Tokenizer:
     begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
     end: frozenset[int]  # the ids that end a text
     last: tuple[int, ...]  # the one that a text to train on ends with, or none
-    places: Callable[[str], list[tuple[int, int]]]  # the letter where each token of a text begins, and where it is over
+    tokens: Callable[[str], tuple[list[int], list[tuple[int, int]]]]  # ids, and where each one's letters begin and end
     spell: Callable[[Sequence[int]], str]  # as `decode`, with the tokens that stand for no text, by their names
 
 
@@ -157,9 +157,14 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
         begin=tuple(_before_a_text(tokenizer)),
         end=frozenset(end),
         last=tuple(closing),
-        places=lambda text: list(encoded(text).offsets),
+        tokens=lambda text: _with_places(encoded(text)),
         spell=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
     )
+
+
+def _with_places(encoded: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the ids of an encoded text, and where the letters of each begin and are over."""
+    return list(encoded.ids), list(encoded.offsets)
 
 
 @contextlib.contextmanager
@@ -295,11 +300,12 @@ def _from_glassllm(path: Path) -> Tokenizer:
     except Exception as error:
         raise FileRefused(file, f"not glassllm's tokenizer: {error}") from error
 
-    def places(text: str) -> list[tuple[int, int]]:
-        """Return them in the text, of which the package encodes the composed form (NFC)."""
-        widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in tokenizer.encode(text)]
-        ends, of_letters = itertools.accumulate(widths), _composed(text)
-        return [(of_letters[end - width][0], of_letters[end - 1][1]) for end, width in zip(ends, widths, strict=True)]
+    def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the places in the text, of which the package encodes the composed form (NFC)."""
+        ids = tokenizer.encode(text)
+        widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in ids]
+        stops, letters = itertools.accumulate(widths), _composed(text)
+        return ids, [(letters[s - w][0], letters[s - 1][1]) for s, w in zip(stops, widths, strict=True)]
 
     return Tokenizer(
         encode=tokenizer.encode,
@@ -307,6 +313,6 @@ def _from_glassllm(path: Path) -> Tokenizer:
         begin=(),
         end=frozenset({END_OF_GLASSLLM}),
         last=(END_OF_GLASSLLM,),
-        places=places,
+        tokens=tokens,
         spell=lambda ids: "".join(tokenizer.tokens(list(ids))).replace(glassllm.tokenizer.SPACE, " "),
     )

@@ -124,7 +124,7 @@ def _rounded(name: str, array: np.ndarray, trial: Trial) -> str:
         allowed = isinstance(trial.problem, Mixed) and name in trial.problem.in_half
         if not allowed and near.all() and np.array_equal(round_to(array, half).astype(np.float64), array):
             return f"it is rounded to {half}"
-        if allowed and not (name == "y" and trial.problem.near):
+        if allowed and not (name == "y" and getattr(trial.problem, "near", False)):
             return ""  # what may be rounded itself agrees with any rounding of what it is made of
         for words, names in ROUNDED.items():
             rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
