@@ -34,7 +34,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,12 +101,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
         check_float_dtype("dtype", dtype)
     by_path: dict[str, Any] = {}
     with AdapterFolder.reading(path) as (folder, file):
-        if folder.with_base:
-            warnings.warn(
-                f"{folder.file.path} also holds the base's own weight of {short(min(folder.with_base))}, which is not "
-                "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
-                stacklevel=2,
-            )
+        folder.warn_of_base()
         for module, layer in folder.layers.items():
             form = folder.forms[module]
             reaches = f"the factors of {short(module)} reach"

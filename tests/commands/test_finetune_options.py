@@ -9,6 +9,7 @@ import pytest
 from minilora import Llama, adapt, adapters, load_adapter, save_adapter, train
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read
+from minilora.guards import boundedpatterns
 from minilora.language.finetuning.losstable import TrainingLoss
 from minilora.language.finetuning.withdropout import WithDropout
 from minilora.language.text import next_token_loss, windows
@@ -285,3 +286,11 @@ def test_the_adapter_to_go_on_from_is_not_replaced_by_an_output(folder, option, 
     assert run(*GO_ON, *SIZES, option, "a/x.svg") == 2
     assert "is a file of the adapter" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path("a").iterdir()} == before
+
+
+@pytest.mark.parametrize("expression", ["(.*)*(.*)*(.*)*(.*)*(.*)*x", "((a|.)*)*\\1z"])
+def test_an_expression_that_would_run_for_years_is_refused(folder, expression, capsys, monkeypatch):
+    monkeypatch.setattr(boundedpatterns, "MATCHING_SECONDS", 0.3)
+    assert finetune("--target-modules", expression) == 2
+    assert "target_modules: matching takes more than 0.3 s" in capsys.readouterr().err
+    assert not Path("a").exists()

@@ -578,10 +578,41 @@ def test_ends_that_llama_cpp_knows_by_name_end_a_text_and_are_whole(tmp_path, ki
     assert found.decode([1]) == ""
 
 
-def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path):
-    words = ["<|return|>", "<|call|>", "<|end|>", "th", *LETTER.values()]
-    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"]}
-    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields)).end == {0, 1}
+@pytest.mark.parametrize(
+    ("others", "within"),
+    [
+        (("<|return|>", "<|call|>"), "<|end|>"),
+        (("<|flush|>", "<|calls|>"), "<|end|>"),
+        (("<|return|>", "<|calls|>"), "<|end|>"),
+        (("<|tool_response>", "<turn|>"), "</s>"),
+    ],
+)
+@pytest.mark.parametrize("eos", [0, 2])
+def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path, others, within, eos):
+    """As in llama.cpp, also where a key names it: it is a text then."""
+    words = [*others, within, "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"], "eos": eos}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.end == {0, 1}
+    assert found.decode(found.encode(f"a{within}")) == f"a{within}"
+    assert (2 in found.encode(within)) is (within == "<|end|>")
+
+
+@pytest.mark.parametrize("name", ["<|end_of_text|>", "[EOS]", "<eos>", "<turn|>", "<|tool_response>", "[e~["])
+def test_further_names_end_a_text(tmp_path, name):
+    words = ["<end>", name, "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 1] + [1] * 257, "merges": ["t h"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.end == {0, 1}
+    assert (found.encode(name), found.decode([1])) == ([1], "")
+
+
+def test_a_channel_s_name_is_always_written(tmp_path):
+    words = ["<end>", "<|channel|>", "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3] + [1] * 257, "merges": ["t h"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.encode("<|channel|>a") == [1, words.index("a")]
+    assert found.decode([1, words.index("a")]) == "<|channel|>a"
 
 
 def test_of_merges_that_stand_twice_the_first_counts(tmp_path):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...adaptation import adapt, is_adapted
+from ...adaptation import ALL_LINEAR, adapt, check_target_modules, is_adapted
 from ...backend import Backend
 from ...fast import accumulate
 from ...files.checkpoint import Checkpoint
-from ...layer import parameter_count
+from ...guards.boundedpatterns import Matching
+from ...layer import parameter_count, walk
 from ...training import Gradients, train
 from ...variants.adapter import Adapter
 from ..examples import Data, WithoutFilling, load_data
@@ -52,6 +54,10 @@ def adapted_model(
     """Return the model with the adapters to go on from, where there are some, or with new ones."""
     if recipe.adapter is not None:
         return with_adapters(model, adapters, recipe.adapter, where, recipe.quantize)
+    if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
+        check_target_modules(recipe.target_modules)
+        with Matching(Path(recipe.target_modules)) as matching:  # an expression can run for years
+            matching.whole("target_modules", recipe.target_modules, [path for path, _ in walk(model)])
     new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
     return adapt(
         model,
