@@ -21,7 +21,7 @@ FLOORS = [
     {"variants"},
     {"adaptation", "quantization"},
     {"fast", "evaluation"},
-    {"optim", "state"},
+    {"optim", "schedule", "state"},
     {"files", "watching"},
     {"training"},
     {"verify"},

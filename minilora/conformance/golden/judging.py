@@ -96,6 +96,8 @@ class Judgement:
         for flag, ids in self.diagnoses.items():
             made = f" (made in {', '.join(self.links[flag])})" if self.links.get(flag) else ""
             lines.append(f"{flag}{made}, {self._share(flag)}: {', '.join(ids)}")
+        if self.diagnoses and (rest := [case.id for case in self.failing if case.state == "wrong" and not case.flags]):
+            lines.append(f"no signature of one bug fits {', '.join(rest)}: mend what is named first, then look again")
         width = max((len(case.id) for case in self.cases), default=0)
         for case in self.cases:
             known = f", as is known ({self.known[case.id]})" if case in self.failing and case.id in self.known else ""
