@@ -77,7 +77,7 @@ def shares(scores: np.ndarray, mixture: MixtureConfig) -> np.ndarray:  # (..., N
     order = np.argsort(-scores, axis=-1, kind="stable")
     kept = np.argsort(order, axis=-1, kind="stable") < mixture.num_experts_per_tok
     e = exp(scores - scores.max(axis=-1, keepdims=True))
-    return kept * e / sums(kept * e if mixture.norm_topk_prob else e)
+    return np.asarray(kept * e / sums(kept * e if mixture.norm_topk_prob else e))
 
 
 def of_experts(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:  # (..., N, d) -> (..., E, N, d)
@@ -156,7 +156,8 @@ def logits(
             y = weighted(g, without) + weighted(np.where(g > 0, 1.0, 0.0), o - without)
         if sizes.shared_expert_intermediate_size is None:
             return y
-        return y + mlp(f"{path}.shared_expert", x) / (1 + exp(-linear(f"{path}.shared_expert_gate", x)))
+        q = 1 / (1 + exp(-linear(f"{path}.shared_expert_gate", x)))
+        return np.asarray(y + q * mlp(f"{path}.shared_expert", x))
 
     x = arrays["model.embed_tokens.weight"][..., ids.ravel(), :]
     for i in range(config.num_hidden_layers):

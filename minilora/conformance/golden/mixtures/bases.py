@@ -26,7 +26,7 @@ from ....guards.tensorfile import encode
 from ....language.llama import Llama
 from ....language.llamaconfig import LlamaConfig, MixtureConfig
 from ....language.modelfiles.huggingface.experttensors import taken_apart
-from ..bases import THETA, TOKENS, to_bfloat16, write_base, write_json
+from ..bases import EMBEDDING, HEAD, POSITIONS, THETA, TOKENS, to_bfloat16, write_base, write_json
 from ..exact import frequencies
 
 EXPERTS, KEPT = 4, 2
@@ -47,6 +47,7 @@ class MixtureBase:
     renormalised: bool = True
     shared: int | None = None  # the width of the shared expert, if there is one
     fused: bool = False  # whether its file has a tensor for all experts
+    positions: int = POSITIONS  # that its files promise
 
     @cached_property
     def config(self) -> LlamaConfig:
@@ -56,7 +57,7 @@ class MixtureBase:
             vocab_size=len(TOKENS), hidden_size=64, intermediate_size=self.width, num_hidden_layers=1,
             num_attention_heads=1, num_key_value_heads=1, head_dim=64, rms_norm_eps=1e-5,
             frequencies=frequencies(64, THETA), rope={"rope_type": "default", "rope_theta": THETA},
-            model_type=self.kind, mixture=mixture,
+            model_type=self.kind, mixture=mixture, tie_word_embeddings=True,
         )  # fmt: skip
 
     @cached_property
@@ -67,8 +68,9 @@ class MixtureBase:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Its arrays, in float64."""
-        return {name: array.astype(np.float64) for name, array in self.stored.items()}
+        """Its arrays, in float64, and always the head."""
+        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return {HEAD: arrays[EMBEDDING], **arrays}
 
     @property
     def model(self) -> Llama:
@@ -82,7 +84,7 @@ class MixtureBase:
     @property
     def entry(self) -> dict[str, Any]:
         """What the index says of it."""
-        return {"tied": False, "layers": 1, "experts": EXPERTS, "fused": self.fused}
+        return {"tied": True, "layers": 1, "experts": EXPERTS, "fused": self.fused}
 
 
 DOUBLE = MixtureBase("experts-double", "mixtral", width=32, seed=11)
@@ -119,5 +121,5 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nd
     x: np.ndarray = rng.standard_normal(shape)
     if len(shape) == 1:
         return np.asarray(1 + 0.2 * x)
-    size = 3 if "embed_tokens" in name or "lm_head" in name else 2 if "down_proj" in name else 1
+    size = 3 if name == EMBEDDING else 2 if "down_proj" in name else 1
     return np.asarray(size * x / shape[-1] ** 0.5)

@@ -13,7 +13,7 @@ from ....files.base.expertweights import MIXTRAL_MLP
 from ....files.peft.adapterkeys import FACTORS, PREFIX
 from ....files.peft.expertkeys import WRITTEN_AS, places
 from ..bases import TOKENS
-from ..cases import DEFAULTS, LENGTH, rounded
+from ..cases import DEFAULTS, rounded
 from ..formulas import Arrays, Given, Module, scale, setting
 from .bases import (
     DOUBLE,
@@ -31,6 +31,8 @@ from .bases import (
 from .formulas import MixtureFormulas, is_turned, site
 from .prompts import MIXTURE_PROMPTS
 
+LENGTH = 4
+"""Tokens of a prompt."""
 APART = 0.75
 """How far a bug moves some logit at a prompt's end, and the least by which the likeliest next token leads."""
 MARGIN = 0.25
@@ -77,8 +79,8 @@ class MixtureCase:
 
     @cached_property
     def prompts(self) -> np.ndarray:
-        """Token ids, (1, T), none of them special."""
-        return self.prompt(MIXTURE_PROMPTS.get(self.id, 0))[None]
+        """Token ids, (2, T), none of them special; the last ones of the two keep all four experts."""
+        return np.array([self.prompt(seed) for seed in MIXTURE_PROMPTS.get(self.id, (0, 1))])
 
     def prompt(self, seed: int) -> np.ndarray:
         """Draw one prompt, (T,)."""
@@ -97,7 +99,7 @@ class MixtureCase:
             self.base.in_file({**arrays, **more}) for more in ({}, MixtureFormulas().changed(arrays, self.given))
         )
         names = [name for name, W in before.items() if ".experts.0." not in name and (after[name] != W).any()]
-        return min(names, key=lambda name: before[name].size)
+        return min(names, key=lambda name: (before[name].size, before[name].shape[-1]))
 
 
 def _drawn(rng: np.random.Generator, config: Mapping[str, Any], path: str, base: MixtureBase) -> Module:
