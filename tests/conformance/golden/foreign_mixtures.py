@@ -67,6 +67,7 @@ def read_base(folder, W):
         pairs = [(each[experts, e, "gate_proj"], each[experts, e, "up_proj"]) for e in range(count)]
         W[f"{experts}.gate_up_proj"] = np.array([np.concatenate(pair) for pair in pairs], float)
         W[f"{experts}.down_proj"] = np.array([each[experts, e, "down_proj"] for e in range(count)], float)
+    W.setdefault("lm_head.weight", W["model.embed_tokens.weight"])
     return config
 
 
