@@ -285,7 +285,8 @@ class Compared:
         where, answer, right = ", ".join(map(str, at)), self.answer[at], self.right[at]
         text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {answer:.6g}, expected {right:.6g}"
         text += f"; tolerance {self.allowed:.2g}"
-        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if off.ndim == 3 else 0
+        in_time = off.ndim == 3 and not self.quantity.startswith("merged.")
+        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if in_time else 0
         return f"{text}; right up to position {first - 1}" if first else text
 
 
