@@ -96,7 +96,9 @@ def config(*targets, **more):
 def peft(folder, tensors, settings):
     """A folder of PEFT's."""
     folder.mkdir()
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"}
+    )
     if settings is not None:
         (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
