@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...variants.stackedlora import packed_B, stacked_B
+from ...variants.stackedlora import stacked_B
 from .findings import Finding
 from .tensors import Tensors
 
@@ -70,22 +70,15 @@ class Module:
         fits = A[0] == B[1] or (self.kind == "conv" and A[0] % B[1] == 0)  # of a convolution with groups
         return (B[0], A[1]) if fits else None
 
-    def matrices(self, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
-        """Read A (r, in) and B (out, r); of experts (E r, in) and (out, r E), the expert as B's fast index."""
-        A, B = (tensors.read(self.parts[part]) for part in "AB")
-        if self.kind == "experts":
-            if A.ndim == 3:
-                return A.reshape(-1, A.shape[-1]), packed_B(B)
-            if self.grouped:
-                B = packed_B(B.reshape(len(B), self.experts, -1).swapaxes(0, 1))
-            return A, B
-        A, B = (factor.T if part in self.turned else factor for part, factor in (("A", A), ("B", B)))
-        return A.reshape(len(A), -1), B.reshape(len(B), -1)
-
-    def pairs(self, tensors: Tensors) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Read the two matrices of each expert; of any other module those of the one."""
-        A, B = self.matrices(tensors)
-        return list(zip(A.reshape(self.experts, -1, A.shape[-1]), stacked_B(B, self.experts), strict=True))
+    def pairs(self, A: np.ndarray, B: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return A (r, in) and B (out, r) of the factors as the file has them; of a mixture a pair for each expert."""
+        if self.kind != "experts":
+            A, B = (factor.T if part in self.turned else factor for part, factor in (("A", A), ("B", B)))
+            return [(A.reshape(len(A), -1), B.reshape(len(B), -1))]
+        if A.ndim == 3:
+            return list(zip(A, B, strict=True))
+        of_experts = B.reshape(len(B), self.experts, -1).swapaxes(0, 1) if self.grouped else stacked_B(B, self.experts)
+        return list(zip(A.reshape(self.experts, -1, A.shape[1]), of_experts, strict=True))
 
 
 @dataclass(frozen=True)

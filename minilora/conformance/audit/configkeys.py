@@ -151,7 +151,7 @@ def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _unknown(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield keys that PEFT does not have: a misspelt one is a key that nobody reads."""
-    unset = (None, False, [], {}, "")
+    unset: tuple[Any, ...] = (None, False, [], {}, "")
     unknown = [key for key, value in config.items() if key not in KNOWN and value not in unset]
     spelled = {key: match[0] for key in unknown if (match := difflib.get_close_matches(key.lower(), _lower(), 1, 0.85))}
     for key, near in spelled.items():

@@ -12,6 +12,7 @@ often or not at all. So what is wrong gets a name, and the shapes are compared a
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -40,6 +41,7 @@ class Landing:
 
     places: dict[str, str] = field(default_factory=dict)  # the model's path of each module that lands
     lost: list[str] = field(default_factory=list)  # the modules that land nowhere
+    misnamed: set[str] = field(default_factory=set)  # those that would land, and under their own names do not
     turned: set[str] = field(default_factory=set)  # the modules whose weight is stored (in, out)
     fitting: set[str] = field(default_factory=set)  # the modules whose shapes were compared, and fit
     packed: set[str] = field(default_factory=set)  # the modules whose weight's shape cannot be seen
@@ -65,6 +67,7 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
             faults.setdefault(fault, []).append(path)
     for (level, code, text), paths in faults.items():
         landing.findings.append(Finding(level, code, f"{text}: {listed(paths)}", tuple(paths)))
+        landing.misnamed |= {*paths} if level == WRONG else set()
     if landing.lost:
         landing.findings.append(_lost(adapter, model, landing))
     if tied:
@@ -328,31 +331,43 @@ def _check_flag(adapter: AdapterFile, landing: Landing) -> None:
 # --- experts ----------------------------------------------------------------------------------------
 
 
-def _expert_weight(model: ModelHeaders, place: str) -> tuple[int, int, int] | None:
-    """Return E, and the two sides of each expert's weight as stored, whether one tensor has them or each its own."""
+def expert_weights(model: ModelHeaders, place: str) -> list[str]:
+    """Return where the weights of a mixture's array are: one tensor, or for each expert one or two, in their order."""
     for spelled in (place, place.replace(".mlp.", f".{MIXTRAL_MLP}.")):
-        shape = model.arrays.get(spelled) or model.modules.get(spelled)
-        if shape is not None and len(shape) == 3:
-            return shape[0], shape[1], shape[2]
-        if shape is not None and len(shape) == 2:  # a matrix that is a parameter, such as a router's
-            return 1, shape[0], shape[1]
+        if spelled in model.arrays or spelled in model.modules:
+            return [spelled]
         module, _, name = spelled.rpartition(".")
         parts = PARTS.get(name, (name,))
         for names in (parts, tuple(MIXTRAL.get(part, part) for part in parts)):
-            first = model.modules.get(f"{module}.0.{names[0]}")
-            if first is not None and len(first) == 2:
-                E = 0
-                while f"{module}.{E}.{names[0]}" in model.modules:
-                    E += 1
-                return E, first[0] * len(names), first[1]
-    return None
+            weights: list[str] = []
+            for e in itertools.count():
+                of_it = [f"{module}.{e}.{part}" for part in names]
+                if not all(weight in model.modules for weight in of_it):
+                    break
+                weights += of_it
+            if weights:
+                return weights
+    return []
+
+
+def _expert_shape(model: ModelHeaders, place: str) -> tuple[int, int, int] | None:
+    """Return E, and the two sides of each expert's weight as stored; None where its files do not show them."""
+    weights = expert_weights(model, place)
+    shapes = [model.arrays.get(name) or model.modules.get(name) for name in weights]
+    first = shapes[0] if shapes else None
+    if first is None:
+        return None
+    if len(first) == 3:
+        return first[0], first[1], first[2]
+    parts = len(PARTS.get(place.rpartition(".")[2], ("",))) if len(weights) > 1 else 1
+    return len(weights) // parts, first[0] * parts, first[1]
 
 
 def _compare_experts(
     adapter: AdapterFile, model: ModelHeaders, path: str, place: str, landing: Landing
 ) -> tuple[str, str, str] | None:
     """Return what is wrong with the packing of a mixture's array, None where it fits and something decides it."""
-    module, weight = adapter.modules[path], _expert_weight(model, place)
+    module, weight = adapter.modules[path], _expert_shape(model, place)
     if weight is None:
         landing.packed.add(path)
         return None
@@ -395,7 +410,7 @@ def _compare_experts(
 def _stored_in_out(model: ModelHeaders, place: str) -> bool | None:
     """Return whether the experts' weights are stored (E, in, out); gate_up_proj beside down_proj shows it."""
     module = place.rpartition(".")[0]
-    shapes = [_expert_weight(model, f"{module}.{name}") for name in ("gate_up_proj", "down_proj")]
+    shapes = [_expert_shape(model, f"{module}.{name}") for name in ("gate_up_proj", "down_proj")]
     if None in shapes:
         return None
     (_, a, b), (_, c, d) = shapes  # type: ignore[misc]

@@ -20,7 +20,7 @@ import numpy as np
 from ...guards.tensorfile import decode, encode
 from ...layers.nf4 import dequantize_nf4, quantize_nf4
 from .adapterfile import AdapterFile, Module
-from .landing import Landing
+from .landing import Landing, expert_weights
 from .modelheaders import ModelHeaders
 
 BLOCK = 1 << 22
@@ -98,44 +98,68 @@ def losses(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Itera
     """Yield what merging each module that fits would lose; None where its weight cannot be read."""
     for path, place in landing.places.items():
         module = adapter.modules[path]
-        if path not in landing.fitting or module.scaling is None or module.rank_in_file(adapter.tensors) is None:
-            yield path, None
-        elif module.kind == "experts" or not model.is_exact(place):
-            yield path, None
+        known = module.scaling is not None and module.rank_in_file(adapter.tensors) is not None
+        weights = expert_weights(model, place) if module.kind == "experts" else [place]
+        if path in landing.fitting and known and weights and all(model.is_exact(name) for name in weights):
+            yield path, _loss(adapter, model, module, weights, turned=path in landing.turned)
         else:
-            yield path, _loss(adapter, model, module, place, turned=path in landing.turned)
+            yield path, None
 
 
-def _loss(adapter: AdapterFile, model: ModelHeaders, module: Module, place: str, *, turned: bool) -> Loss:
-    A, B = (factor.astype(np.float32) for factor in module.matrices(adapter.tensors))
-    W = model.read(place).astype(np.float32, copy=False)
-    W = W.reshape(len(W), -1)
-    m = adapter.tensors.read(module.parts["magnitude"]).ravel() if "magnitude" in module.parts else None
-    if turned or module.kind == "embedding":
-        A, B = B.T, A.T
-    magnitudes = None if m is None else _on_the_other_axis(W.T if turned else W, m)
-    if A.shape[1] != W.shape[1]:  # a convolution with groups
-        return Loss(0.0)
-    formats = {name: Sums() for name in FORMATS if name != "Q8_0" or W.shape[1] % WIDTH == 0}
-    meant = whole = 0.0
-    lengths = _lengths(W, A, B, module, turned) if m is not None and len(m) in (len(W), W.shape[1]) else None
-    rows = max(1, BLOCK // W.shape[1]) // 64 * 64 or 64
+def _loss(adapter: AdapterFile, model: ModelHeaders, module: Module, weights: list[str], *, turned: bool) -> Loss:
+    """Return the loss of one module; of a mixture's array that of all experts together."""
+    loss = Loss(0.0)
+    read = adapter.tensors.read
+    pairs = module.pairs(read(module.parts["A"]), read(module.parts["B"]))
+    m = read(module.parts["magnitude"]).ravel() if "magnitude" in module.parts else None
+    s, whole = np.float32(module.scaling or 0.0), 0.0
+    for W, (A, B) in zip(_matrices(model, module, weights, len(pairs)), pairs, strict=True):
+        A, B = A.astype(np.float32), B.astype(np.float32)
+        across = turned or module.kind == "embedding" or (len(B), A.shape[1]) != W.shape
+        if across:  # the weight as it is stored is the transpose
+            A, B = B.T, A.T
+        if (len(B), A.shape[1]) != W.shape:
+            return loss  # of a convolution with groups
+        gain = None
+        if m is not None:
+            loss.magnitudes = _on_the_other_axis(W.T if across else W, m)
+            gain = m / _lengths(W, A, s * B, across)
+            gain = (gain[None] if across else gain[:, None]).astype(np.float32)
+        whole += _dot(W, W)
+        _add(loss.formats, W, A, s * B, gain)
+    meant = loss.formats["bfloat16"].meant
+    loss.relative = (meant / whole) ** 0.5 if whole else 0.0
+    return loss
+
+
+def _matrices(model: ModelHeaders, module: Module, weights: list[str], experts: int) -> Iterator[np.ndarray]:
+    """Yield the weight as a matrix; of a mixture's array one for each expert, whether or not it is stored in parts."""
+    if module.kind == "experts" and len(weights) > 1:
+        parts = len(weights) // experts
+        for e in range(experts):
+            yield np.concatenate([model.read(name) for name in weights[e * parts : (e + 1) * parts]]).astype(np.float32)
+        return
+    W = model.read(weights[0])
+    for matrix in W if module.kind == "experts" and W.ndim == 3 else [W]:
+        yield matrix.reshape(len(matrix), -1).astype(np.float32, copy=False)
+
+
+def _add(formats: dict[str, Sums], W: np.ndarray, A: np.ndarray, B: np.ndarray, gain: np.ndarray | None) -> None:
+    """Add what becomes of W + B A, times the gain of each output, in each format: a block of rows at a time."""
+    rows = max(64, BLOCK // W.shape[1] // 64 * 64)  # so that a block of NF4 does not end in the next one
     for top in range(0, len(W), rows):
         part = W[top : top + rows]
-        delta = np.float32(module.scaling or 0.0) * (B[top : top + rows] @ A)
-        if lengths is not None and m is not None:
-            gain = m / lengths
-            delta = (gain[None] if turned else gain[top : top + rows, None]).astype(np.float32) * (part + delta) - part
-        meant, whole = meant + _dot(delta, delta), whole + _dot(part, part)
-        for name, sums in formats.items():
-            sums.add(FORMATS[name](part + delta) - FORMATS[name](part), delta)
-    return Loss((meant / whole) ** 0.5 if whole else 0.0, formats, magnitudes)
+        delta = B[top : top + rows] @ A
+        if gain is not None:
+            delta = (gain if len(gain) == 1 else gain[top : top + rows]) * (part + delta) - part
+        for name, rounded in FORMATS.items():
+            if name != "Q8_0" or W.shape[1] % WIDTH == 0:
+                formats.setdefault(name, Sums()).add(rounded(part + delta) - rounded(part), delta)
 
 
-def _lengths(W: np.ndarray, A: np.ndarray, B: np.ndarray, module: Module, turned: bool) -> np.ndarray:
-    """Return DoRA's lengths of W + s B A: of each output, a row or, where the weight is stored (in, out), a column."""
-    changed = W + np.float32(module.scaling or 0.0) * (B @ A)
-    lengths = np.sqrt(np.square(changed, dtype=np.float64).sum(axis=0 if turned else 1))
+def _lengths(W: np.ndarray, A: np.ndarray, B: np.ndarray, across: bool) -> np.ndarray:
+    """Return DoRA's lengths of W + B A: of each output, a row or, where the weight is stored (in, out), a column."""
+    lengths = np.sqrt(np.square(W + B @ A, dtype=np.float64).sum(axis=0 if across else 1))
     return np.where(lengths > 0, lengths, 1.0)
 
 

@@ -49,7 +49,7 @@ def read_mlx(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, con
     if scale is not None and (type(scale) not in (int, float) or scale == 0):
         text = f"scale is {short(scale)}, so the adapter does nothing or does not load: expected a number above 0"
         findings.append(Finding(WRONG, "alpha-zero", text))
-    s = float(scale) if type(scale) in (int, float) else None
+    s = float(scale) if isinstance(scale, int | float) and not isinstance(scale, bool) else None
     r = rank if type(rank) is int and rank > 0 else None
     modules = {module: _module(module, parts[module], tensors, r, s) for module in sorted(parts, key=natural)}
     return AdapterFile(path, "an MLX adapter", tensors, modules, config, config_path, findings=tuple(findings))

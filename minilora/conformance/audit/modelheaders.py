@@ -77,14 +77,17 @@ class ModelHeaders:
         return None if own is None else self.tensors.shapes[own]
 
     def read(self, module: str) -> np.ndarray:
-        """Read a module's weight."""
-        return self.tensors.read(self.names[f"{module}.weight"])
+        """Read a module's weight, or an array."""
+        return self.tensors.read(self.names[self._name(module)])
 
     def is_exact(self, module: str) -> bool:
         """Return whether a module's weight is stored in a floating-point type, and not in few bits."""
-        own = self.names.get(f"{module}.weight")
-        known = GGUF_FLOATS if self.is_gguf else FLOATS
-        return own is not None and self.modules.get(module) is not None and self.tensors.dtypes[own] in known
+        own = self.names.get(self._name(module))
+        seen = module in self.arrays or self.modules.get(module) is not None
+        return own is not None and seen and self.tensors.dtypes[own] in (GGUF_FLOATS if self.is_gguf else FLOATS)
+
+    def _name(self, module: str) -> str:
+        return module if module in self.arrays else f"{module}.weight"
 
 
 def open_model(path: Path) -> ModelHeaders:

@@ -7,7 +7,6 @@ One module's tensors are in memory at a time.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,41 +30,46 @@ class Numbers:
     zero_experts: int = 0  # how many of a mixture's experts have a B that is zero, where not all have
     not_finite: tuple[str, ...] = ()  # the tensors with NaN or infinity, with what they hold
     unread: str = ""  # why a tensor could not be read
-    digest: str = ""  # of both factors, where neither is zero
+    mark: str = ""  # which no two modules share, but for the same factors; empty where one is zero
 
 
 def numbers_of(adapter: AdapterFile, module: Module) -> Numbers:
     """Read a module's tensors, and say what they hold."""
-    arrays, bad = {}, []
-    for part, name in module.parts.items():
-        try:
-            arrays[part] = adapter.tensors.read(name)
-        except FileRefused as error:
-            return Numbers(None, unread=str(error))
-        finite = np.isfinite(arrays[part])
-        if not finite.all():
-            what = "NaN" if np.isnan(arrays[part]).any() else "infinity"
-            bad.append(f"{short(name)} ({what} in {arrays[part].size - int(finite.sum()):,} of {arrays[part].size:,})")
-    zero = tuple(part for part in "AB" if part in arrays and not arrays[part].any())
-    if bad or module.rank_in_file(adapter.tensors) is None:
-        return Numbers(None, zero, not_finite=tuple(bad))
-    digest = (
-        "" if zero else hashlib.sha256(b"".join(np.ascontiguousarray(arrays[p]).tobytes() for p in "AB")).hexdigest()
-    )
-    pairs = module.pairs(adapter.tensors) if module.kind == "experts" else [_pair(module, arrays)]
-    squares, idle = 0.0, 0
-    for A, B in pairs:
+    try:
+        arrays = {part: adapter.tensors.read(name) for part, name in module.parts.items()}
+    except FileRefused as error:
+        return Numbers(None, unread=str(error))
+    if module.rank_in_file(adapter.tensors) is None:
+        return Numbers(None, _zero(arrays), not_finite=_not_finite(module, arrays))
+    squares = []
+    for A, B in module.pairs(arrays["A"], arrays["B"]):
         A, B = A.astype(np.float64), B.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares += float(((B.T @ B) * (A @ A.T)).sum())
-        idle += not B.any()
-    norm = None if module.scaling is None else abs(module.scaling) * max(squares, 0.0) ** 0.5
-    return Numbers(norm, zero, idle if idle < len(pairs) else 0, digest=digest)
+            squares.append(float(((B.T @ B) * (A @ A.T)).sum()))
+    total, idle = sum(squares), squares.count(0.0)
+    further = {part: array for part, array in arrays.items() if part not in "AB"}
+    # Where the sum is a number, and none is zero, so are all numbers that it is made of, and none needs a second look.
+    bad = _not_finite(module, further if np.isfinite(total) else arrays)
+    zero = _zero(arrays) if idle == len(squares) else ()
+    norm = None if module.scaling is None or bad else abs(module.scaling) * max(total, 0.0) ** 0.5
+    mark = "" if zero or bad else f"{total!r} {arrays['A'].flat[0]!r} {arrays['B'].flat[0]!r}"
+    return Numbers(norm, zero, idle if idle < len(squares) else 0, bad, mark=mark)
 
 
-def _pair(module: Module, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    A, B = (arrays[part].T if part in module.turned else arrays[part] for part in "AB")
-    return A.reshape(len(A), -1), B.reshape(len(B), -1)
+def _zero(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Return which factors are zero everywhere."""
+    return tuple(part for part in "AB" if part in arrays and not arrays[part].any())
+
+
+def _not_finite(module: Module, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Return the tensors with NaN or infinity, and what they hold."""
+    bad = []
+    for part, array in arrays.items():
+        count = array.size - int(np.isfinite(array).sum())
+        if count:
+            what = "NaN" if np.isnan(array).any() else "infinity"
+            bad.append(f"{short(module.parts[part])} ({what} in {count:,} of {array.size:,})")
+    return tuple(bad)
 
 
 def number_findings(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterator[Finding]:
@@ -87,8 +91,8 @@ def number_findings(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterat
         yield Finding(SUSPICIOUS, "change-far-larger", text, tuple(far))
     seen: dict[str, list[str]] = {}
     for path, n in numbers.items():
-        if n.digest:
-            seen.setdefault(n.digest, []).append(path)
+        if n.mark:
+            seen.setdefault(n.mark, []).append(path)
     if twins := [path for paths in seen.values() if len(paths) > 1 for path in paths]:
         text = f"{listed(twins)} have the very same factors as another module: one was saved in the place of the other"
         yield Finding(SUSPICIOUS, "same-factors", text, tuple(twins))
@@ -106,7 +110,7 @@ def _pairs(adapter: AdapterFile) -> Iterator[Finding]:
         text = f"{listed(without)} has {', '.join(adapter.modules[without[0]].parts)} and no factors"
         yield Finding(WRONG, "half-a-pair", text, tuple(without))
     misfits: dict[str, list[str]] = {}
-    texts = {}
+    texts: dict[str, str] = {}
     for path, m in adapter.modules.items():
         A, B = m.shapes(adapter.tensors)
         if A is None or B is None:

@@ -74,7 +74,7 @@ class Report:
     def _where(self) -> str:
         if self.model is None:
             return ", not looked up in a model"
-        landed, count = len(self.landing.places), len(self.adapter.modules)
+        landed, count = len(self.landing.places) - len(self.landing.misnamed), len(self.adapter.modules)
         return f", {landed} of {count} found in {self.model.path.name or self.model.path}"
 
     def __str__(self) -> str:

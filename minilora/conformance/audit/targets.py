@@ -65,8 +65,8 @@ def coverage(adapter: AdapterFile, model: ModelHeaders | None, landing: Landing 
         if BODY.search(path) or path.rpartition(".")[2] in EMBEDDINGS:
             total.setdefault(kind_of(path), set()).add(_once(path))
     adapted: dict[str, set[str]] = {}
-    for path in landing.places.values():
-        for kind in _kinds(path, total):
+    for own, path in landing.places.items():
+        for kind in _kinds(path, total) if own not in landing.misnamed else ():
             adapted.setdefault(kind, set()).add(_once(path))
     kinds = [
         Kind(name, len(adapted.get(name, ())), len(total.get(name, adapted.get(name, ()))))
