@@ -49,7 +49,7 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> R
     numbers = {path: numbers_of(file, module) for path, module in file.modules.items()}
     findings = [*file.findings, *number_findings(file, numbers), *landing.findings]
     if file.config is not None and "PEFT" in file.format:
-        findings += own_findings(file)
+        findings += own_findings(file, headers.modules if headers is not None else ())
     findings += [
         *target_findings(file, headers, landing if headers is not None else None), *key_findings(file),
     ]  # fmt: skip

@@ -138,7 +138,9 @@ def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
     if isinstance(start, bool | str | None) and start in PLAIN_STARTS:
         return
     if not isinstance(start, str) or not OTHER_STARTS.fullmatch(start):
-        yield Finding(WRONG, "start-unknown", f"init_lora_weights is {short(start)}, which PEFT does not know and refuses")
+        yield Finding(
+            WRONG, "start-unknown", f"init_lora_weights is {short(start)}, which PEFT does not know and refuses"
+        )
         return
     text = (
         f"init_lora_weights is {short(start)}: the training began with another base weight, and beside the original one "

@@ -125,6 +125,7 @@ class _Finder:
 
     def _same(self, path: str, module: Module) -> Iterator[str]:
         """Yield the names that a module may have in the files of a model in which it has this one."""
+        path = path.removesuffix(".weight") if module.kind == "experts" else path  # an array that is a module's weight
         yield path
         if path == HEAD and self.model.tied:
             yield from (name for name in self.paths if name.rpartition(".")[2] in (EMBEDDING, "wte"))

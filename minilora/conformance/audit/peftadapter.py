@@ -8,7 +8,7 @@ A name that PEFT would pass over is read all the same, and said to be wrong: PEF
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -267,8 +267,8 @@ def _with_experts(module: Module, tensors: Tensors, config: Mapping[str, Any], f
     return replace(module, experts=A[0] // module.rank, grouped=grouped)
 
 
-def own_findings(file: AdapterFile) -> Iterator[Finding]:
-    """Yield what a configuration of PEFT's contradicts in its own file."""
+def own_findings(file: AdapterFile, in_model: Collection[str]) -> Iterator[Finding]:
+    """Yield what a configuration of PEFT's contradicts in its own file; `in_model` are the paths of the model's modules."""
     config = file.config or {}
     dora = config.get("use_dora") is True
     lacking = [m.path for m in file.modules.values() if "magnitude" not in m.parts and m.kind != "experts"]
@@ -287,18 +287,20 @@ def own_findings(file: AdapterFile) -> Iterator[Finding]:
     if biased and config.get("lora_bias") is not True:
         text = f"lora_bias is not true, and {listed(biased)} has a lora_B.bias, which PEFT passes over then"
         yield Finding(WRONG, "bias-ignored", text, tuple(biased))
-    yield from _saved_findings(file, config)
+    yield from _saved_findings(file, config, in_model)
 
 
-def _saved_findings(file: AdapterFile, config: Mapping[str, Any]) -> Iterator[Finding]:
+def _saved_findings(file: AdapterFile, config: Mapping[str, Any], in_model: Collection[str]) -> Iterator[Finding]:
     """Yield what is said of modules trained in full and trained biases, and not so in the file."""
     names = config.get("modules_to_save")
     wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     weights = [path.removesuffix(".weight") for path in file.saved if path.endswith(".weight")]
     missing = [name for name in wanted if not any(_is_of(path, name) for path in file.saved)]
-    if missing:
-        text = f"modules_to_save names {listed(missing)}, and the file has no tensor of it: what was trained is lost"
-        yield Finding(WRONG, "saved-missing", text, tuple(missing))
+    # PEFT names the heads that any classifier may have, "classifier" and "score"; each model has one of them.
+    lost = [n for n in missing if len(missing) == len(wanted) or any(_is_of(f"{p}.", n) for p in in_model)]
+    if lost:
+        text = f"modules_to_save names {listed(lost)}, and the file has no tensor of it: what was trained is lost"
+        yield Finding(WRONG, "saved-missing", text, tuple(lost))
     strangers = [path for path in weights if not any(_is_of(f"{path}.weight", name) for name in wanted)]
     embeddings = [path for path in strangers if path.rpartition(".")[2] in ("embed_tokens", "lm_head", "wte", "score")]
     tokens = [path for path in file.saved if TOKENS in path or "token_adapter" in path]
@@ -310,7 +312,7 @@ def _saved_findings(file: AdapterFile, config: Mapping[str, Any]) -> Iterator[Fi
         )
         yield Finding(NOTE, "embeddings-beside", text, tuple(embeddings))
     if wanted and len(missing) < len(wanted):
-        text = f"trained in full (modules_to_save): {listed(wanted)}; a reader of factors alone leaves it out"
+        text = f"trained in full (modules_to_save): {listed([n for n in wanted if n not in missing])}; a reader of factors alone leaves it out"
         yield Finding(NOTE, "modules-to-save", text, tuple(wanted))
     if tokens:
         text = f"trained rows of an embedding (trainable_token_indices): {listed(tokens)}; few readers take them"
