@@ -23,6 +23,8 @@ from .tensors import open_tensors
 
 MLX_NAME = "adapters.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MOST_LETTERS, MOST_NAMES = 1000, 1000
+"""Letters of a tensor's name, and entries of a list of names in a configuration that are looked up one by one."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps a configuration, in the header of the tensors' file."""
 
@@ -41,13 +43,16 @@ def open_adapter(path: Path) -> AdapterFile:
     if file.suffix == ".npz":
         raise FileRefused(file, "expected safetensors: older versions of mlx-lm wrote .npz")
     tensors = open_tensors(file)
+    if (longest := max(tensors.shapes, key=len, default="")) and len(longest) > MOST_LETTERS:
+        raise FileRefused(file, f"the name {short(longest)} has {len(longest):,} letters: no module has such a path")
     if tensors.base is None:
         return read_gguf_adapter(file, tensors)
     refuse_other_kinds(file, tensors.shapes)
     config_path = file.parent / CONFIG_NAME
     config = None
-    if os.path.exists(config_path) and file.name.removesuffix(".index.json") in (WEIGHTS_NAME, MLX_NAME):
+    if os.path.exists(config_path):
         config = parse_json(config_path, read_whole(config_path, MAX_CONFIG), "file")
+        _check_lists(config_path, config)
     ends = {name.rpartition(".")[2] for name in tensors.shapes}
     if ends & {"lora_a", "lora_b"} or (file.name == MLX_NAME and (config or {}).get("fine_tune_type")):
         _check_mlx_kind(config_path, config)
@@ -76,6 +81,16 @@ def _file(folder: Path) -> Path:
     expected = f"expected {WEIGHTS_NAME}, {MLX_NAME}, or one .safetensors or .gguf file"
     names = ", ".join(short(file.name) for file in files[:5]) or "none of these"
     raise FileRefused(folder, f"{expected}: it has {names}{hub_hint(folder)}")
+
+
+def _check_lists(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse lists that would take for ever to look up."""
+    settings = config.get("lora_parameters")
+    lists = {name: config.get(name) for name in ("modules_to_save", "target_parameters", "layers_to_transform")}
+    lists["lora_parameters.keys"] = settings.get("keys") if isinstance(settings, dict) else None
+    for name, names in lists.items():
+        if isinstance(names, list) and len(names) > MOST_NAMES:
+            raise FileRefused(path, f"{name} has {len(names):,} entries, expected at most {MOST_NAMES:,}")
 
 
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:

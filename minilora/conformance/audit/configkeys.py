@@ -58,6 +58,8 @@ READERS = (
     Key("exclude_modules", "modules that target_modules names are left out",
         readers="what has tensors has an adapter: other readers need not know"),
 )  # fmt: skip
+MOST_UNKNOWN = 20
+"""Keys that are compared with the known ones."""
 UNUSUAL = (
     "use_qalora",
     "use_bdlora",
@@ -154,7 +156,7 @@ def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
 def _unknown(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield keys that PEFT does not have: a misspelt one is a key that nobody reads."""
     unset: tuple[Any, ...] = (None, False, [], {}, "")
-    unknown = [key for key, value in config.items() if key not in KNOWN and value not in unset]
+    unknown = [key for key, value in config.items() if key not in KNOWN and value not in unset][:MOST_UNKNOWN]
     spelled = {key: match[0] for key in unknown if (match := difflib.get_close_matches(key.lower(), _lower(), 1, 0.85))}
     for key, near in spelled.items():
         yield Finding(SUSPICIOUS, "key-misspelt", f"{short(key)} is no key of PEFT's, which passes over it: {near!r}?")

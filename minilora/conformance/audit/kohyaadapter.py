@@ -17,7 +17,7 @@ import numpy as np
 from ...files.peft.adapterkeys import natural
 from ...guards.errors import FileRefused, short
 from .adapterfile import AdapterFile, Module
-from .findings import SUSPICIOUS, WRONG, Finding, counted, listed
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .tensors import Tensors
 
 KEY = re.compile(
@@ -66,7 +66,8 @@ def read_kohya(path: Path, tensors: Tensors) -> AdapterFile:
         text = (
             f"there is no alpha of {listed(without)}: most programs take the rank for it, a scaling of 1, and not all"
         )
-        findings.append(Finding(SUSPICIOUS, "alpha-missing", text, tuple(without)))
+        has_place = not all(".lora." in key for key in tensors.shapes)  # which the first files of diffusers have not
+        findings.append(Finding(SUSPICIOUS if has_place else NOTE, "alpha-missing", text, tuple(without)))
     if zero:
         text = f"alpha is 0, so the adapter of {listed(zero)} does nothing"
         findings.append(Finding(WRONG, "alpha-zero", text, tuple(zero)))

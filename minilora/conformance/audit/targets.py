@@ -263,7 +263,8 @@ def _mlx(adapter: AdapterFile, model: ModelHeaders | None, landing: Landing | No
     wanted = config.get("num_layers")
     if isinstance(keys, list) and layers:
         expected = [f"layers.{n}.{key}" for n in layers for key in keys if isinstance(key, str)]
-        lacking = [name for name in expected if not any(path.endswith(name) for path in adapter.modules)]
+        having = {path[path.find("layers.") :] for path in adapter.modules}
+        lacking = [name for name in expected if name not in having]
         if lacking:
             text = f"lora_parameters.keys names {counted(len(lacking), 'module')} of which there are no tensors: {listed(lacking)}"
             yield Finding(SUSPICIOUS, "target-missing", text, tuple(lacking))
