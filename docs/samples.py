@@ -30,6 +30,7 @@ from minilora.layers.nf4 import scale_book
 from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.rewritten import Rewritten
+from minilora.variants.sums import _added
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
 RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.lora.widen`
@@ -197,6 +198,13 @@ def weighted(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names | {"B": [0.7 * ALPHA / r * B1, -1.3 * ALPHA / 2 * B2], "A": [A1, A2]}
 
 
+def added(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (sum.5): the factors of two adapters of one rank; c1 and c2 are w s of each."""
+    A1, A2, B1, B2, c1, c2 = randn((r, IN)), randn((r, IN)), randn((OUT, r)), randn((OUT, r)), 0.7, -1.3
+    names = {"A1": A1, "A2": A2, "B1": B1, "B2": B2, "c1": c1, "c2": c2, "As": [A1, A2], "Bs": [B1, B2]}
+    return names | {"roots": [0.7**0.5, 1.3**0.5], "signed": [0.7**0.5, -(1.3**0.5)], "_added": _added}
+
+
 def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (sum.2) and (sum.3), for an adapter of rank 3."""
     A, B, s = randn((3, IN)), randn((OUT, 3)), ALPHA / 3
@@ -356,6 +364,7 @@ GROUPS = {
         "dora": dora,
         "pissa": pissa,
         "sum.1": weighted,
+        "sum.5": added,
         "sum": small,
         "rs": scaling,
         "gen": generation,
