@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...files.peft.adapterconfig import KNOWN, PLAIN_STARTS, config_text, digest
+from ...files.peft.adapterconfig import KEYS, UNSET, config_text, digest
 from ...files.peft.adapterfolder import DIGEST_KEY
 from ...guards.errors import short
 from .adapterfile import AdapterFile
@@ -137,7 +137,7 @@ def _types(config: Mapping[str, Any]) -> Iterator[Finding]:
 def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield a start that changed the base weight, and one that PEFT does not know."""
     start = config.get("init_lora_weights")
-    if isinstance(start, bool | str | None) and start in PLAIN_STARTS:
+    if isinstance(start, bool | str | None) and start in KEYS["init_lora_weights"]["x-supported"]:
         return
     if not isinstance(start, str) or not OTHER_STARTS.fullmatch(start):
         yield Finding(
@@ -155,8 +155,7 @@ def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _unknown(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield keys that PEFT does not have: a misspelt one is a key that nobody reads."""
-    unset: tuple[Any, ...] = (None, False, [], {}, "")
-    unknown = [key for key, value in config.items() if key not in KNOWN and value not in unset][:MOST_UNKNOWN]
+    unknown = [key for key, value in config.items() if key not in KEYS and value not in UNSET][:MOST_UNKNOWN]
     spelled = {key: match[0] for key in unknown if (match := difflib.get_close_matches(key.lower(), _lower(), 1, 0.85))}
     for key, near in spelled.items():
         yield Finding(SUSPICIOUS, "key-misspelt", f"{short(key)} is no key of PEFT's, which passes over it: {near!r}?")
@@ -166,7 +165,7 @@ def _unknown(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _lower() -> list[str]:
-    return [key.lower() for key in KNOWN]
+    return [key.lower() for key in KEYS]
 
 
 def _other_save(adapter: AdapterFile, config: Mapping[str, Any]) -> Iterator[Finding]:
