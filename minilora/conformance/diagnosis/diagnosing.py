@@ -59,7 +59,7 @@ class Diagnosis:
     allowed: float  # the tolerance of a logit
     effect: float  # the largest difference that the adapter makes to a logit
     candidates: list[Candidate]  # the right answer first, and the mistakes that give other numbers
-    same: Mapping[str, list[str]]  # the flags of mistakes that give the numbers of another one here
+    same: Mapping[str, list[Misreading]]  # the mistakes that give the numbers of another one here, by its flag
     strength: tuple[float, float] | None = None  # with which the update acts, and the largest difference then
     lower: str = ""  # the precision in which the answer would be right
 
@@ -90,7 +90,7 @@ class Diagnosis:
                 f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher precision"
             )
         if fitting:
-            texts = "; or ".join(_with_links(c) for c in fitting)
+            texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
             return f"{self.name}: WRONG: {texts}{self._off(fitting[0])}, to what is right {self._right()}"
         if self.strength is not None:
             times, off = self.strength
@@ -124,26 +124,28 @@ class Diagnosis:
         for c in nearest[:SHOWN]:
             lines.append(f"  {c.largest * self.allowed:9.3g}  {c.text}{f' [{c.flag}]' if c.flag else ''}")
             if same := self.same.get(c.flag):
-                lines.append(f"{'':13}the same numbers here: {', '.join(same)}")
+                lines.append(f"{'':13}the same numbers here: {', '.join(mistake.flag for mistake in same)}")
         return "\n".join(printable(line, 10_000) for line in lines)
 
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""
         return {
             "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000), "status": self.status,
-            "flags": [c.flag for c in self.fitting], "computed_in": self.precision, "tolerance": self.allowed,
+            "flags": [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))], "computed_in": self.precision, "tolerance": self.allowed,
             "effect": self.effect, "strength": self.strength[0] if self.strength else None,
             "candidates": [
                 {"flag": c.flag, "text": c.text, "off": c.largest * self.allowed, "made in": links(c.source)}
                 for c in self.candidates
             ],
-            "same": dict(self.same),
+            "same": {flag: [mistake.flag for mistake in mistakes] for flag, mistakes in self.same.items()},
         }  # fmt: skip
 
 
-def _with_links(candidate: Candidate) -> str:
-    made = f" (made in {', '.join(links(candidate.source))})" if candidate.source else ""
-    return f"{candidate.text}{made} [{candidate.flag}]"
+def _with_links(what: Candidate | Misreading) -> str:
+    """Return what an engine may have done in words, with where that was done before, and the flag."""
+    text = what.text if isinstance(what, Candidate) else what.name
+    made = f" (made in {what.source})" if what.source else ""
+    return f"{text}{made} [{what.flag}]"
 
 
 def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
@@ -179,14 +181,14 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
         source = mistake.source if mistake else ""
         return Candidate(flag, text, source, float(off.max()), float(np.sqrt((off**2).mean())), z)
 
-    candidates, same = [held(None, logits(subject, prompts))], dict[str, list[str]]()
+    candidates, same = [held(None, logits(subject, prompts))], dict[str, list[Misreading]]()
     base = logits(subject, prompts, times=0.0)
     for mistake, z in _answers(subject, prompts):
         twin = next((c for c in candidates if np.abs(c.logits - z).max() <= 1e-3 * bounds[precision]), None)
         if twin is None:
             candidates.append(held(mistake, z, mistake.flag, mistake.name))
         elif twin.flag:
-            same.setdefault(twin.flag, []).append(mistake.flag)
+            same.setdefault(twin.flag, []).append(mistake)
     effect = float(np.abs(candidates[0].logits - base).max())
     diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, candidates, same)
     if not diagnosis.fitting:
