@@ -7,7 +7,7 @@ enough. If nothing fits, the strength with which the update acts is measured, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..golden.answers import TOLERANCE
 from ..golden.misreadings import Misreading
 from .answering import logits
 from .given import Subject, read_subject
-from .mistakes import mistakes_of
+from .mistakes import layers_left_out, mistakes_of, outline
 
 PROMPTS = "prompts"
 MOST_IDS = 1 << 16
@@ -181,36 +181,57 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
         source = mistake.source if mistake else ""
         return Candidate(flag, text, source, float(off.max()), float(np.sqrt((off**2).mean())), z)
 
-    candidates, same = [held(None, logits(subject, prompts))], dict[str, list[Misreading]]()
-    base = logits(subject, prompts, times=0.0)
-    for mistake, z in _answers(subject, prompts):
-        twin = next((c for c in candidates if np.abs(c.logits - z).max() <= 1e-3 * bounds[precision]), None)
-        if twin is None:
-            candidates.append(held(mistake, z, mistake.flag, mistake.name))
-        elif twin.flag:
-            same.setdefault(twin.flag, []).append(mistake)
-    effect = float(np.abs(candidates[0].logits - base).max())
-    diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, candidates, same)
+    table = _Table(subject, prompts, bounds[precision], held)
+    for mistake in mistakes_of(subject):
+        table.add(mistake)
+    effect = float(np.abs(table.candidates[0].logits - logits(subject, prompts, times=0.0)).max())
+    diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
+    if not diagnosis.fitting:
+        for mistake in layers_left_out(subject):
+            table.add(mistake)
     if not diagnosis.fitting:
         diagnosis.strength = _strength(subject, prompts, held)
-        off = candidates[0].largest * bounds[precision]
+        off = table.candidates[0].largest * bounds[precision]
         diagnosis.lower = next((name for name, bound in bounds.items() if bounds[precision] < off <= bound), "")
     return diagnosis
 
 
-def _answers(subject: Subject, prompts: np.ndarray) -> Iterator[tuple[Misreading, np.ndarray]]:
-    """Yield the logits of each mistake that can be made with this adapter."""
-    for mistake in mistakes_of(subject):
+class _Table:
+    """What the engine may have done, each with its logits; mistakes that give the numbers of another one beside it."""
+
+    def __init__(self, subject: Subject, prompts: np.ndarray, allowed: float, held: Callable[..., Candidate]) -> None:
+        self.subject, self.prompts, self.allowed, self.held = subject, prompts, allowed, held
+        self.candidates = [held(None, logits(subject, prompts))]
+        self.same: dict[str, list[Misreading]] = {}
+        self.outlines = {outline(subject, None): ""}
+
+    def add(self, mistake: Misreading) -> None:
+        """Compute what a mistake gives, where that is not plain, and put it in its place."""
+        key = outline(self.subject, mistake)
+        if key is not None and key in self.outlines:
+            self._add_same(self.outlines[key], mistake)
+            return
         with np.errstate(all="ignore"):
             try:
-                z = logits(subject, prompts, mistake)
+                z = logits(self.subject, self.prompts, mistake)
             except (ValueError, TypeError):  # it does not fit this model's shapes, so no engine gets on with it
-                continue
-        if np.isfinite(z).all():
-            yield mistake, z
+                return
+        if not np.isfinite(z).all():
+            return
+        twin = next((c for c in self.candidates if np.abs(c.logits - z).max() <= 1e-3 * self.allowed), None)
+        if twin is not None:
+            self._add_same(twin.flag, mistake)
+        else:
+            self.candidates.append(self.held(mistake, z, mistake.flag, mistake.name))
+        if key is not None:
+            self.outlines[key] = mistake.flag if twin is None else twin.flag
+
+    def _add_same(self, flag: str, mistake: Misreading) -> None:
+        if flag:
+            self.same.setdefault(flag, []).append(mistake)
 
 
-def _strength(subject: Subject, prompts: np.ndarray, held: Any) -> tuple[float, float] | None:
+def _strength(subject: Subject, prompts: np.ndarray, held: Callable[..., Candidate]) -> tuple[float, float] | None:
     """Return the strength of the update that comes nearest, and the largest difference then; None where it is too far."""
     low, high = STRENGTHS
     for _ in range(4):  # a grid, and a finer one around its best point

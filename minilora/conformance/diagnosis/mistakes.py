@@ -14,7 +14,7 @@ import numpy as np
 
 from ...guards.tensorfile import decode, encode
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
-from ..golden.formulas import Config, setting
+from ..golden.formulas import Config, Formulas, setting
 from ..golden.misreadings import MISREADINGS, Misreading
 from .given import Subject
 
@@ -24,11 +24,11 @@ ROUNDED = "rounded"
 GENERAL_ALPHAS = (8, 16, 32)
 """What programs take for an alpha that they did not read."""
 MOST_LAYERS = 40
-"""Layers that are each left out in turn."""
+"""Layers that are each left out in turn, where nothing else fits."""
 
 
 def mistakes_of(subject: Subject) -> list[Misreading]:
-    """Return the rows for a model and its adapter; of those that give the same numbers the first one is named."""
+    """Return the rows for a model and its adapter."""
     own = [*_of_heads(subject), *_of_layers(subject), *_of_all(subject)]
     replaced = {row.flag for row in own}
     general = [
@@ -37,6 +37,31 @@ def mistakes_of(subject: Subject) -> list[Misreading]:
         and not re.fullmatch(r"layer-\d+-is-left-out|layers-are-swapped", row.flag)
     ]  # fmt: skip
     return [*general, *own]
+
+
+def outline(subject: Subject, mistake: Misreading | None) -> tuple[Any, ...] | None:
+    """Return what decides a mistake's numbers, where its parts say it without them; () for the right ones, else None.
+
+    Of many rows it is plain that they change nothing here, as of those about DoRA, or the same as another one.
+    """
+    modules, parts = subject.given.modules, dict(mistake.parts) if mistake is not None else {}
+    of = {
+        "magnitude": any(m.magnitude is not None for m in modules.values()),
+        "bias": any(m.bias is not None for m in modules.values()),
+        "trained_bias": any(m.trained_bias is not None for m in modules.values()),
+        "saved": bool(subject.given.saved), "ties": subject.tied,
+    }  # fmt: skip
+    of |= dict.fromkeys(("gain", "length"), of["magnitude"])
+    parts = {name: part for name, part in parts.items() if of.get(name, True)}
+    if not parts.keys() <= {"scale", "times", "applied", "place"}:
+        return None
+    formulas = Formulas(**parts)
+    effects = []
+    for path in modules:
+        s = formulas.scale(subject.given.config, path) * formulas.times if formulas.applied(path) else 0.0
+        place = formulas.place(path) if s else path
+        effects.append((place if f"{place}.weight" in subject.arrays else path, float(f"{s:.12g}")))
+    return tuple(effects)
 
 
 def _of_heads(subject: Subject) -> list[Misreading]:
@@ -82,10 +107,19 @@ def _of_layers(subject: Subject) -> list[Misreading]:
         Misreading("every-other-layer-alone", "the adapters of the layers 1, 3, 5 ... alone act", alone(lambda i: i % 2 == 1)),
         Misreading("layer-0-for-all", "the adapter of layer 0 acts in every layer", {"from_layer": 0}),
     ]  # fmt: skip
-    for i in range(L) if L <= MOST_LAYERS else (0, L - 1):
-        name = f"the adapters of layer {i} are not applied"
-        rows.append(Misreading(f"layer-{i}-is-left-out", name, alone(lambda j, i=i: j != i)))  # type: ignore[misc]
     return rows
+
+
+def layers_left_out(subject: Subject) -> list[Misreading]:
+    """Return a row for each layer, whose adapters are left out: many rows, for what no other one explains."""
+
+    def without(i: int) -> Callable[[str], bool]:
+        return lambda path: (match := LAYER.search(path)) is None or int(match[0]) != i
+
+    return [
+        Misreading(f"layer-{i}-is-left-out", f"the adapters of layer {i} are not applied", {"applied": without(i)})
+        for i in range(min(subject.layers, MOST_LAYERS))
+    ]
 
 
 def _of_all(subject: Subject) -> list[Misreading]:
