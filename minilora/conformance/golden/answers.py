@@ -74,7 +74,7 @@ def _with_old_cache(case: Case, prompts: np.ndarray) -> np.ndarray:  # (1, promp
     old, new = (Formulas().changed(before, given) for given in (case.previous, case.given))
     names = {*old, *new}
     both = {name: np.stack([old.get(name, before[name]), new.get(name, before[name])]) for name in names}
-    return logits(case.base.config, {**before, **both}, prompts, cached=True)[1:]
+    return logits(case.base.config, {**before, **both}, prompts, cached=prompts.shape[1] - 1)[1:]
 
 
 def distance(array: np.ndarray, expected: np.ndarray) -> float:
