@@ -38,12 +38,12 @@ HOW = (
     " too.",
     "`tolerance` is how far a logit may be off, by the precision that you compute in. It is that of the tensors, or"
     ' what the metadata of your file say: {"computed_in": "bfloat16"}. For a log-probability it is twice that.',
-    "`sessions` are for an engine that lives on from request to request: one of its own for each session answers all"
-    " its `requests` in their order. `adapters` has one for each prompt, or null for the base alone: the `name` that the"
-    " engine is to know it by, its `folder`, and the `weight` that its update is multiplied by. Where a name stands for"
-    " another folder than before, the engine takes the new one. `unload` has names to forget before the request. With"
-    " `merged` the adapter is folded into the weights for this request, and taken out after it. Write"
-    " SESSION.N.safetensors, N from 0. Leave out a whole session that your engine has no means for.",
+    "`sessions` are for an engine that lives on: one of its own for each session answers all `requests` in their order."
+    " `adapters` has one for each prompt, or null for the base alone: the `name` that the engine is to know it by, its"
+    " `folder`, and the `weight` that its update is multiplied by. Where a name stands for another folder than before,"
+    " the engine takes the new one. `unload` has names to forget before the request. With `merged` the adapter is"
+    " folded into the weights for this request, and taken out after it. Write SESSION.N.safetensors, N from 0. Leave out a"
+    " whole session that your engine has no means for.",
     "`minilora golden THIS --compare YOURS` says what is wrong.",
     "A file of answers has `logits`, `next_tokens` (prompts,), the rows of `merged.NAME` that come first, and for each"
     " of the case's flags a known bug's numbers: `signature.FLAG` is what it makes of the logits (prompts, V) after"
@@ -64,6 +64,8 @@ def index(
         }
         for base in BASES
     }
+    bugs = {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in MISREADINGS}
+    bugs |= {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in (*LEFTOVERS, ROUNDED)}
     return {
         "$schema": SCHEMA,
         "format": FORMAT,
@@ -77,9 +79,7 @@ def index(
         "bases": bases,
         "cases": [entry(case, numbers) for case, numbers in every],
         "sessions": [session_entry(session, numbers) for session, numbers in sessions],
-        "flags": {
-            bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in (*MISREADINGS, *LEFTOVERS, ROUNDED)
-        },
+        "flags": bugs,
     }
 
 

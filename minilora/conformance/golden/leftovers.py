@@ -219,7 +219,7 @@ LEFTOVERS: Sequence[Leftover] = (
 
 ROUNDED = Leftover(
     "earlier-requests-leave-rounding",
-    "earlier requests leave rounding: an adapter was merged or taken out in a lower precision, or a cache is kept in one",
+    "earlier requests leave rounding: an adapter was merged or taken out in a lower precision, or a cache is in one",
     source="huggingface/trl #6688",
 )
 """The one without numbers of its own: a request is right in a lower precision alone, and one before was right."""

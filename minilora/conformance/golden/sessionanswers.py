@@ -78,7 +78,7 @@ def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
     return min(longest, len(prompt) - 1)
 
 
-def _ends(prompts: np.ndarray, sums: list[list[Sum | None]], right: list[Sum]) -> np.ndarray:
+def _ends(prompts: np.ndarray, sums: Sequence[Sequence[Sum | None]], right: Sequence[Sum]) -> np.ndarray:
     """Return the logits (sums, prompts, V) after the last token, where for each prompt some adapters are added."""
     changed = [[_changed(usual if sum is None else sum) for sum, usual in zip(row, right, strict=True)] for row in sums]
     every = list(chain.from_iterable(changed))
@@ -90,7 +90,7 @@ def _ends(prompts: np.ndarray, sums: list[list[Sum | None]], right: list[Sum]) -
     z = logits(LIVING.config, {**before, **arrays}, prompts, last=1)
     z = np.broadcast_to(z, (len(first), *z.shape[-3:]))[:, :, 0]
     at = np.array([list(first).index(key) for key in keys]).reshape(len(sums), len(prompts))
-    return z[at, np.arange(len(prompts))]
+    return np.asarray(z[at, np.arange(len(prompts))])
 
 
 def _with_old_cache(prompt: np.ndarray, length: int, old: Sum, new: Sum) -> np.ndarray:  # (V,)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .bases import LIVING, TOKENS
-from .cases import DOWN, GATE, K, V, Adapter, adapter_files, block, drawn
+from .cases import DOWN, GATE, Adapter, K, V, adapter_files, block, drawn
 from .formulas import Arrays, Given
 
 PREFIX, TAIL = 256, 6
