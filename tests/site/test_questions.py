@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 
 import questions as page
 
-from minilora.exercises import QUESTIONS, check_prediction
+from minilora.exercises import QUESTIONS, check_prediction, rank_curve, rate_curve
 from minilora.exercises.questions import sheet, verdict
 
 from .javascript import by_node, node
@@ -62,15 +62,15 @@ def test_a_form_holds_what_the_grader_judges_by(name, capsys):
     assert check_prediction(name, found["answer"])
     assert capsys.readouterr().out == found["right"] + "\n"
     assert html.unescape(re.search(r"<legend>(.*?)</legend>", form)[1]) == QUESTIONS[name].text
-    assert html.unescape(re.search(r"<details>.*<p>(.*?)</p></details>", form)[1]) == found["right"]
+    assert html.unescape(re.search(r"<details>.*<p>(.*?)</p></details>", form)[1]) == found["solution"]
     assert form.count('type="radio"') == len(QUESTIONS[name].choices)
 
 
 def test_the_drawn_curve_has_its_numbers_in_words():
-    drawn = page.two_losses().data
-    told = re.search(r'aria-label="(.*?)"', drawn)[1]
-    for rank, (fitted, new) in page.rank_curve().items():
-        assert f"rank {rank}: {fitted:.2f} and {new:.2f}" in told
+    for what, curve in (("rank", rank_curve()), ("rate", rate_curve())):
+        told = re.search(r'aria-label="(.*?)"', page.two_losses(curve, what, "rows").data)[1]
+        for value, (seen, new) in curve.items():
+            assert f"{what} {value:g}: {seen:.2f} and {new:.2f}" in told
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
