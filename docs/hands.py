@@ -262,7 +262,7 @@ def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> HTML:
     full, lora = (tally(way, **sizes) for way in ways.values())
     says = (
         f"Width {sizes['w']}, {sizes['N']} rows, rank {sizes['r']}: LoRA takes "
-        + ", ".join(f"{lora[key] / full[key]:.3g} of the {key}" for key in full)
+        + ", ".join(f"{100 * lora[key] / full[key]:.3g} % of the {key}" for key in full)
         + "."
     )
     still = pictures.show(
@@ -319,10 +319,11 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     pairs = list(zip(BITS, books, strict=True))
     errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in pairs]
     assert all(few[0] > more[0] for few, more in pairwise(errors))
-    end = float(np.abs(weights.reshape(-1, BLOCK)).max(axis=1).mean())  # where a block's largest weight usually is
+    blocks = np.abs(weights.reshape(-1, BLOCK)).max(axis=1, keepdims=True)
+    end = float(blocks.mean())  # where a block's largest weight usually is
+    scaled = (weights.reshape(-1, BLOCK) / blocks).ravel()
     counts = [
-        np.bincount(np.abs(weights[:8192, None] / end - book).argmin(axis=1), minlength=len(book)) / 8192
-        for book in books
+        np.bincount(np.abs(scaled[:, None] - book).argmin(axis=1), minlength=len(book)) / len(scaled) for book in books
     ]
     says = [
         f"{bits} bits, {len(book)} levels: the error is {quantile:.1%} of the weights, and {steps:.1%} with levels at "
@@ -355,7 +356,7 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     )
     slider = Slider("bits", "bits a weight", [str(b) for b in BITS], start)
     caption = (
-        f"Each line is a level; the curve is the distribution of the weights. Measured on {weights.size:,} normally "
-        f"distributed weights in blocks of {BLOCK} when this page was built. With 4 bits this is NF4."
+        f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that level. "
+        f"Both are of {weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
     )
     return figure("levels", [slider], says[start], still, table, data, caption)

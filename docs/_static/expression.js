@@ -267,7 +267,7 @@ function judgeExpression(sheet, text) {
   if (`${found[0].shape}` !== `${right.shape}`) {
     return { right: false, says: `Not yet. Wrong shape: ${sheet.result} must be ${sheet.shape}, here ${said(right)}; yours is ${said(found[0])}.` };
   }
-  return { right: false, says: `Not yet. ${sheet.result}: the right shape, the wrong values; write out an entry.` };
+  return { right: false, says: `Not yet. ${sheet.result}: the right shape, the wrong values; write out an entry` };
 }
 
 function startExpression(form) {

@@ -171,7 +171,7 @@
           add(svg, "text", { x: 46 + long, y: y + 14, class: "tick" }, millions(value));
         });
       }
-      const share = (key) => `${(lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} of the ${key}`;
+      const share = (key) => `${(100 * lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} % of the ${key}`;
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
 
