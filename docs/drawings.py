@@ -611,7 +611,8 @@ def way_of_dy() -> HTML:
             alive = path in called
             look = {} if alive else {"opacity": 0.6}
             drawing.begin(**look)
-            colour, dashes = (BACK, {}) if alive else ("currentColor", {"stroke_dasharray": "2 4"})
+            colour = BACK if alive else "currentColor"
+            dashes = {"stroke_dasharray": "4 3", "class": "flows"} if alive else {"stroke_dasharray": "2 4"}
             drawing.arrow((110, y - 22), (110, y - 11), colour=colour, **dashes)
             drawing.box(110, y, 136, 22, words, **({} if alive else dashes))
             beside_it = [other for other in has if other.startswith(path + ".")]
