@@ -319,11 +319,11 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     pairs = list(zip(BITS, books, strict=True))
     errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in pairs]
     assert all(few[0] > more[0] for few, more in pairwise(errors))
-    blocks = np.abs(weights.reshape(-1, BLOCK)).max(axis=1, keepdims=True)
-    end = float(blocks.mean())  # where a block's largest weight usually is
-    scaled = (weights.reshape(-1, BLOCK) / blocks).ravel()
+    end = float(np.abs(weights.reshape(-1, BLOCK)).max(axis=1).mean())  # where a block's largest weight usually is
+    blocks = weights.reshape(-1, BLOCK)
+    scaled = (blocks / np.abs(blocks).max(axis=1, keepdims=True)).ravel()
     counts = [
-        np.bincount(np.abs(scaled[:, None] - book).argmin(axis=1), minlength=len(book)) / len(scaled) for book in books
+        np.bincount(np.abs(scaled[:, None] - book).argmin(axis=1), minlength=len(book)) / scaled.size for book in books
     ]
     says = [
         f"{bits} bits, {len(book)} levels: the error is {quantile:.1%} of the weights, and {steps:.1%} with levels at "

@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import save
@@ -57,6 +57,7 @@ class Base:
     seed: int
     nf4: bool = False  # whether its linear layers, all but the head, are in 4 bits
     biased: bool = False  # whether the projections of attention have biases
+    positions: int = POSITIONS  # that its files promise
 
     @property
     def gguf(self) -> bool:
@@ -168,11 +169,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_base(folder: Path, base: Base) -> None:
+class Decoder(Protocol):
+    """What `write_base` asks of a base."""
+
+    @property
+    def model(self) -> Llama: ...  # noqa: D102
+    @property
+    def positions(self) -> int: ...  # noqa: D102
+
+
+def write_base(folder: Path, base: Decoder) -> None:
     """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
     save_llama(base.model, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, "max_position_embeddings": POSITIONS})  # mistral.rs asks for it
+    write_json(folder / "config.json", {**config, "max_position_embeddings": base.positions})  # mistral.rs asks for it
     write_json(folder / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
     write_json(folder / "tokenizer.json", tokenizer())
     write_json(

@@ -17,6 +17,11 @@ from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
 from .cases import CASES, Case, files
 from .misreadings import MISREADINGS
+from .mixtures.answers import mixture_answers
+from .mixtures.bases import MIXTURE_BASES, write_mixture
+from .mixtures.cases import APART as MIXTURES_APART
+from .mixtures.cases import MIXTURES, MixtureCase, mixture_files
+from .mixtures.misreadings import MIXTURE_MISREADINGS
 
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
@@ -41,7 +46,10 @@ HOW = (
 )
 
 
-def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
+Every = Iterable[tuple[Case | MixtureCase, Answers | None]]
+
+
+def index(every: Every) -> dict[str, Any]:
     """Return what index.json holds."""
     bases = {
         f"bases/{base.name}": {
@@ -52,6 +60,8 @@ def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         }
         for base in BASES
     }
+    bases |= {f"bases/{base.name}": base.entry for base in MIXTURE_BASES}
+    flags = {bug.flag: bug for bug in (*MISREADINGS, *MIXTURE_MISREADINGS)}  # some are in both
     return {
         "$schema": SCHEMA,
         "format": FORMAT,
@@ -64,11 +74,11 @@ def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         "base": f"bases/{UNTIED.name}",
         "bases": bases,
         "cases": [entry(case, numbers) for case, numbers in every],
-        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in MISREADINGS},
+        "flags": {flag: {"bug": bug.name, "made in": links(bug.source)} for flag, bug in flags.items()},
     }
 
 
-def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
+def entry(case: Case | MixtureCase, numbers: Answers | None) -> dict[str, Any]:
     """Return a case's entry of the index."""
     names = adapter_names(case)
     weighted = [[name, weight] for name, (_, weight) in zip(names, case.adapters, strict=True)]
@@ -84,11 +94,12 @@ def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
         "prompts": case.prompts.tolist(),
         "refused": bool(case.refused),
         "note": case.note,
+        **({"apart": MIXTURES_APART} if isinstance(case, MixtureCase) and case.answered else {}),
         **answered,
     }
 
 
-def adapter_names(case: Case) -> list[str]:
+def adapter_names(case: Case | MixtureCase) -> list[str]:
     """Return the folders of a case's adapters."""
     name = f"adapters/{case.id}"
     return [name] if len(case.adapters) == 1 else [f"{name}-{i}" for i in range(len(case.adapters))]
@@ -105,16 +116,21 @@ def write(folder: Path) -> int:
     if not is_new_or_empty(folder):
         raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
+    every: list[tuple[Case | MixtureCase, Answers | None]]
     every = [(case, answers(case) if case.answered else None) for case in CASES]
+    every += [(case, mixture_answers(case) if case.answered else None) for case in MIXTURES]
     with written_folder(folder) as new:
         (new / "bases").mkdir()
         for base in BASES:
             write_base(new / "bases" / base.name, base)
             if base.gguf:
                 write_gguf(new / "bases" / f"{base.name}.gguf", base)
+        for mixture in MIXTURE_BASES:
+            write_mixture(new / "bases" / mixture.name, mixture)
         (new / "answers").mkdir()
         for case, numbers in every:
-            for name, (config, tensors) in zip(adapter_names(case), files(case), strict=True):
+            written = [mixture_files(case)] if isinstance(case, MixtureCase) else files(case)
+            for name, (config, tensors) in zip(adapter_names(case), written, strict=True):
                 (new / name).mkdir(parents=True)
                 write_json(new / name / CONFIG_NAME, config)
                 write_safetensors(new / name / WEIGHTS_NAME, tensors)

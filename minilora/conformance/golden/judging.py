@@ -96,6 +96,8 @@ class Judgement:
         for flag, ids in self.diagnoses.items():
             made = f" (made in {', '.join(self.links[flag])})" if self.links.get(flag) else ""
             lines.append(f"{flag}{made}, {self._share(flag)}: {', '.join(ids)}")
+        if self.diagnoses and (rest := [case.id for case in self.failing if case.state == "wrong" and not case.flags]):
+            lines.append(f"no signature of one bug fits {', '.join(rest)}: mend what is named first, then look again")
         width = max((len(case.id) for case in self.cases), default=0)
         for case in self.cases:
             known = f", as is known ({self.known[case.id]})" if case in self.failing and case.id in self.known else ""
@@ -283,7 +285,8 @@ class Compared:
         where, answer, right = ", ".join(map(str, at)), self.answer[at], self.right[at]
         text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {answer:.6g}, expected {right:.6g}"
         text += f"; tolerance {self.allowed:.2g}"
-        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if off.ndim == 3 else 0
+        in_time = off.ndim == 3 and not self.quantity.startswith("merged.")
+        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if in_time else 0
         return f"{text}; right up to position {first - 1}" if first else text
 
 

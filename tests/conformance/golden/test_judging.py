@@ -324,6 +324,17 @@ def test_the_bug_that_explains_most_heads_the_report_with_its_share(golden, inde
     assert counts[0] > wrong / 2
 
 
+def test_wrong_cases_without_a_signature_are_no_second_bug_beside_a_named_one(golden, index, right, results, tmp_path):
+    """A setting beside the bug's own, such as two adapters, gives numbers that no signature has."""
+    answer_all(golden, index, tmp_path / "named", "no root")
+    verdict = compare(golden, tmp_path / "named")
+    rest = [case.id for case in verdict.failing if not case.flags]
+    assert rest
+    line = f"no signature of one bug fits {', '.join(rest)}: mend what is named first, then look again"
+    assert str(verdict).count(line) == 1
+    assert "no signature" not in str(compare(golden, right))
+
+
 def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, index, right, results, tmp_path):
     found = compare(golden, answer_all(golden, index, tmp_path / "neighbours", "neighbours"))
     assert sum(case.state == "wrong" for case in found.cases) > 20
