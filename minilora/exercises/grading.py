@@ -131,7 +131,7 @@ def grade(
 def _identify(value: Any, d: Data, forms: Mistakes, scales: Mistakes) -> str:
     """Say which form times which factors a value is; "" where it is none of them."""
     for formula, hint in forms:
-        ratio = _ratio(value, _or_none(formula, d))
+        ratio = _ratio(value, value_or_none(formula, d))
         if ratio is None or (ratio == 1 and not hint):
             continue
         return "; and ".join(part for part in (hint, _factors(ratio, d, scales)) if part)
@@ -223,7 +223,7 @@ def same(value: Any, other: Any) -> bool:
     return value is not None and np.shape(value) == np.shape(other) and np.allclose(value, other, rtol=1e-9, atol=1e-12)
 
 
-def _or_none(formula: Formula, d: Data) -> Any:
+def value_or_none(formula: Formula, d: Data) -> Any:
     """Return what the formula gives, or None, which equals no answer, where its shapes do not fit."""
     try:
         return formula(d)

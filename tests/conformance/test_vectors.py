@@ -19,6 +19,7 @@ from .implementations import OURS, dora_init, full_norm, functions_of, step
 
 C = Path(__file__).parents[2] / "examples" / "conformance" / "lora.c"
 FULL = {**OURS, "dora-full": functions_of(full_norm, init=dora_init)}
+del FULL["combine"]  # whose singular vectors are not the same bits everywhere
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_every_flag_has_a_note_and_links(whole):
         if bug.flag in index["flags"]:
             assert index["flags"][bug.flag]["bug"] == bug.name
         else:  # a file has nothing of a start, and a gradient may be left out
-            if bug.breaks in ("codes", "output dtype"):
+            if bug.breaks in ("codes", "output dtype") or bug.kinds == ("combine",):
                 continue
             trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()
             assert bug.breaks in ("start", "alpha of 0", "row of zeros") or len(

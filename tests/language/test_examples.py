@@ -48,7 +48,10 @@ def words(begin=(), last=(1,)):
         begin=begin,
         end=frozenset(last),
         last=last,
-        places=lambda text: [piece.span() for piece in PIECES.finditer(text)],
+        tokens=lambda text: (
+            [TOKENS.index(piece) for piece in PIECES.findall(text)],
+            [piece.span() for piece in PIECES.finditer(text)],
+        ),
         spell=spell,
     )
 
@@ -355,7 +358,7 @@ def test_a_completion_of_which_the_tokenizer_makes_nothing_is_refused_by_its_lin
     """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
     path = tmp_path / "e.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "\u200b"}) + "\n")
-    deaf = replace(words(last=()), encode=lambda text: [2] * text.count("a"), places=lambda text: [(0, 1)])
+    deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
     with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it"):
         load_data(path, "model", tokenizer=deaf, held_out=0)
 

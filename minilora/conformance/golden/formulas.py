@@ -102,6 +102,7 @@ class Formulas:
     start: float = 1.0  # how much of PiSSA's start is taken off
     ties: bool = False  # whether the tied head, or embedding, is changed with the other
     base: str = ""  # how its 4-bit weights are read, see `Base.misread`
+    product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: the same bits everywhere, or fast
 
     def changed(
         self, arrays: Arrays, adapters: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
@@ -139,7 +140,7 @@ class Formulas:
         name, s = f"{place}.weight", self.scale(config, path) * self.times
         W = arrays_after.get(name, read[name])
         A, B = self.factors(path, module.lora_A, module.lora_B)
-        BA = self.update(path, product(B, A.T))
+        BA = self.update(path, self.product(B, A.T))
         if start is not None:
             BA = BA - self.start * start
         if name == EMBEDDING:

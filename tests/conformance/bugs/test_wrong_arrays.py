@@ -202,3 +202,22 @@ def test_an_order_is_told_in_every_kind(kind):
 def test_half_precision_itself_has_no_pattern():
     trial = Trial.draw(SETS["linear"].problems[9], "bfloat16", SETS["linear"].formulas)
     assert pattern("y", trial.right["y"][::-1], trial) == ""
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (lambda b, n: np.roll(b, 1), "the bias is taken at a wrong index: its outputs have the entries 2, 0, 1"),
+        (lambda b, n: b[0], "the bias is taken at a wrong index: its outputs have the entries 0, 0, 0"),
+        (
+            lambda b, n: b[np.arange(n) % len(b)][:, None],
+            "the bias is taken by the row and not by the output: its rows have the entries 0, 1, 2, 0, 1, 2, 0",
+        ),
+    ],
+)
+def test_a_wrong_index_of_the_bias_is_told(taken, said):
+    def forward(x, weight, bias, A, B, alpha):
+        y = x @ weight.T + alpha / len(A) * x @ A.T @ B.T
+        return y if bias is None else y + taken(bias, len(x))
+
+    assert said in first_line(forward=forward)

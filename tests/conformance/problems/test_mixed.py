@@ -127,3 +127,18 @@ def test_an_output_in_float32_must_be_declared():
     assert wrong.claims["output dtype"] == "the output is rounded to bfloat16, and output declares float32"
     with pytest.raises(CannotRun, match=r"output of .* must be"):
         report_of(SimpleNamespace(forward=kept, output="float64"))
+
+
+@pytest.mark.parametrize("rounded", [lambda dy, B, s: s * half(dy @ B), lambda dy, B, s: half(half(s * dy) @ B)])
+def test_of_dx_it_is_not_said_that_what_is_right_is_rounded(rounded):
+    """Its own rounding is as large as that of the factors or the scaling: it agrees with either."""
+
+    def backward(dy, x, weight, bias, A, B, alpha):
+        s = np.float32(alpha / len(A))
+        right = RIGHT.backward(dy, x, weight, bias, A, B, alpha)
+        return right | {"x": half(half(dy @ weight) + rounded(dy, B, s) @ A)}
+
+    said = str(report_of(SimpleNamespace(forward=RIGHT.forward, backward=backward)))
+    assert "dx, the gradient at the input is off by" in said
+    for what in ("the scaling is rounded", "the factors are rounded", "lora_A is rounded", "lora_B is rounded"):
+        assert what not in said
