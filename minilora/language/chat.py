@@ -64,12 +64,18 @@ def write_chat(
         If the messages are none, if no turn is the assistant's or one is empty, or if the template refuses them or
         writes them otherwise once another follows, or leaves out something that they or the tools say.
     """
-    messages = checked_messages(messages)
+    return write_checked(checked_messages(messages), template, tools)
+
+
+def write_checked(
+    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None = None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Do what `write_chat` does with messages that `checked_messages` returned."""
     text, turns = _whole(messages, template, tools), []
     for i, message in enumerate(messages):
         if message["role"] == SPEAKER:
             before = template.render(messages[:i], add_generation_prompt=True, tools=tools)
-            after = template.render(messages[: i + 1], tools=tools)
+            after = _ended(messages[: i + 1], template, tools)
             for shorter, longer in ((before, after), (after, text)):
                 if not longer.startswith(shorter):
                     raise ValueError(_no_prefix(i, shorter, longer))
@@ -78,6 +84,20 @@ def write_chat(
             turns.append((len(before), len(after)))
     check_traces(messages, template, tools, text)
     return text, turns
+
+
+def _ended(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
+    """Return what a template writes up to the end of a turn.
+
+    Some write an end of their own behind the last message, where no answer is to follow: Phi-3's writes <|endoftext|>
+    behind <|end|> there. It ends the chat and no turn, so that it is left away.
+    """
+    after, end = template.render(messages, tools=tools), template.tokens.get("eos_token")
+    if not end or not after.endswith(end):
+        return after
+    followed = template.render(messages, add_generation_prompt=True, tools=tools)
+    without = after.removesuffix(end)
+    return without if followed.startswith(without) and not followed.startswith(after) else after
 
 
 def _whole(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
@@ -256,7 +276,14 @@ def encode_chat(
     ValueError
         As `write_chat` does.
     """
-    text, turns = write_chat(messages, template, tools)
+    return encode_checked(checked_messages(messages), template, tokenizer, tools)
+
+
+def encode_checked(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
+) -> tuple[list[int], np.ndarray]:
+    """Do what `encode_chat` does with messages that `checked_messages` returned."""
+    text, turns = write_checked(messages, template, tools)
     ids, places = tokenizer.tokens(text)
     counted = np.zeros(len(ids), bool)
     for turn in turns:
