@@ -47,6 +47,9 @@ class Template:
     def render(self, messages, *, add_generation_prompt=False, tools=None):
         return self.write(messages) + self.prompt * add_generation_prompt
 
+    def render_with_turns(self, messages, *, tools=None):
+        return self.render(messages, tools=tools), []
+
 
 TURNS = Template(lambda messages: "<s>" + "".join(f"{m['role'][0]}:{m['content']}<end>\n" for m in messages))
 
@@ -227,6 +230,23 @@ def test_an_end_that_is_a_turn_s_own_counts():
     template.tokens = {"eos_token": "<end>"}
     text, spans = write_chat(chat("hi", "hello", "why", "so"), template)
     assert [text[start:stop] for start, stop in spans] == ["hello<end>", "so<end>"]
+
+
+def test_what_a_template_marks_counts_and_it_runs_once_more_for_traces_alone():
+    """Also where it takes back what the model thought before: transformers counts it so."""
+    template, rendered = Template(lambda messages: "".join(m["content"] for m in messages)), []
+
+    def marked(messages, tools=None):
+        rendered.append(messages)
+        text = template.write(messages)
+        place = len(text) - len(messages[-1]["content"])
+        return text, [(place + 1, len(text))]
+
+    template.render_with_turns = marked
+    template.render = lambda messages, tools=None, **_: rendered.append(messages) or template.write(messages)
+    ids, counted = encode_chat(chat(*["hi", "hello<end>\n\n"] * 20), template, words())
+    assert parts(ids, counted) == ["ello<end>\n\n"]  # all that stands between the tags
+    assert len(rendered) == 2
 
 
 def test_a_chat_is_encoded_once():

@@ -16,7 +16,7 @@ import pytest
 from minilora import Llama, cross_entropy, evaluate
 from minilora.guards.errors import FileRefused
 from minilora.language.chat import encode_chat, encode_question
-from minilora.language.chattemplate import load_template
+from minilora.language.chattemplate import ChatTemplate, load_template
 from minilora.language.examples import encode_example, load_data
 from minilora.language.text import HELD_OUT
 from minilora.language.tokenizer import load_tokenizer
@@ -210,6 +210,22 @@ def test_the_tokens_that_count_are_those_of_transformers(pair):
         assert counted.astype(int).tolist() == tagged["assistant_masks"]
         compared += 1
     assert compared >= (20 if style in ("mistral", "gemma") else 60)
+
+
+def test_what_a_template_marks_counts_as_in_transformers(pair):
+    """Also where what it marks is no whole turn."""
+    style, tokenizer, template, theirs = pair
+    for tagged in (template_of(style, tagged=True), template_of(style, tagged=True).replace("+ '<|im_end|>' }}", "}}")):
+        with ChatTemplate(template.path, {"default": tagged}, template.tokens) as ours:
+            for messages in conversations():
+                spoken = all(m["content"].strip() for m in messages if m["role"] == "assistant")
+                if not fits(style, messages) or not spoken:
+                    continue
+                ids, counted = encode_chat(messages, ours, tokenizer)
+                found = theirs.apply_chat_template(
+                    messages, chat_template=tagged, return_dict=True, return_assistant_tokens_mask=True
+                )
+                assert (ids, counted.astype(int).tolist()) == (found["input_ids"], found["assistant_masks"])
 
 
 def test_the_targets_are_those_of_encoded_prefixes(pair):
