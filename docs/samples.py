@@ -32,6 +32,7 @@ from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.dropout import DroppingLoRALinear
 from minilora.variants.rewritten import Rewritten
+from minilora.variants.sums import _added
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
 RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.lora.widen`
@@ -197,6 +198,13 @@ def weighted(randn: Any, rng: np.random.Generator, r: int) -> Names:
     A1, A2, B1, B2 = randn((r, IN)), randn((2, IN)), randn((OUT, r)), randn((OUT, 2))
     names = {"A1": A1, "A2": A2, "B1": B1, "B2": B2, "w1": 0.7, "w2": -1.3, "s1": ALPHA / r, "s2": ALPHA / 2}
     return names | {"B": [0.7 * ALPHA / r * B1, -1.3 * ALPHA / 2 * B2], "A": [A1, A2]}
+
+
+def added(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (sum.5): the factors of two adapters of one rank; c1 and c2 are w s of each."""
+    A1, A2, B1, B2, c1, c2 = randn((r, IN)), randn((r, IN)), randn((OUT, r)), randn((OUT, r)), 0.7, -1.3
+    names = {"A1": A1, "A2": A2, "B1": B1, "B2": B2, "c1": c1, "c2": c2, "As": [A1, A2], "Bs": [B1, B2]}
+    return names | {"roots": [0.7**0.5, 1.3**0.5], "signed": [0.7**0.5, -(1.3**0.5)], "_added": _added}
 
 
 def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -374,6 +382,7 @@ GROUPS = {
         "rate": rates,
         "pissa": pissa,
         "sum.1": weighted,
+        "sum.5": added,
         "sum": small,
         "rs": scaling,
         "gen": generation,

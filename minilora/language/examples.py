@@ -360,26 +360,26 @@ def of_examples(
     longest = max(length_of(example) for example in examples)
     length = longest if length is None else length
     rows = [rows_of(example, length) for example in examples]
-    kept = [example for example, own in zip(examples, rows, strict=True) if own]
-    if len(kept) < least:
+    learnable = [example for example, own in zip(examples, rows, strict=True) if own]
+    if len(learnable) < least:
         raise FileRefused(
             path,
-            f"{len(kept)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at least "
-            f"{least}: --length {longest} keeps all",
+            f"{len(learnable)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at "
+            f"least {least}: --length {longest} keeps all",
         )
     trained: list[tuple[np.ndarray, np.ndarray]] = []
     held: list[tuple[np.ndarray, np.ndarray]] = []
-    is_held = is_held_out(len(kept), share)
+    is_held = is_held_out(len(learnable), share)
     for own, to_measure in zip(filter(None, rows), is_held, strict=True):
         (held if to_measure else trained).extend(own)
     measured = [held[row] for row in spread(np.arange(len(held)))] if held else []
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
     summary = (
-        f"{len(kept) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
+        f"{len(learnable) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
         f"{counted:,} of {tokens:,} tokens count{_lost(examples, length, longest)}"
     )
-    shown = kept[int(is_held.argmin())]  # the first to train on
+    shown = learnable[int(is_held.argmin())]  # the first to train on
     arrays, row_tokens = (*filled(trained, width), *filled(measured, width)), np.mean([len(x) for x, _ in trained])
     return Data(
         *arrays,

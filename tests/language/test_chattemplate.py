@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -238,3 +239,16 @@ def test_a_message_is_given_as_transformers_gives_it():
             assert found.render([{"role": "assistant", "content": None, name: "why"}]) == "why|why"
     with template("{{ messages[0].content is defined }}") as found:
         assert found.render([{"role": "assistant", "content": None}]) == "False"
+
+
+def test_each_conversation_adds_to_the_time_that_the_process_may_compute(monkeypatch):
+    """It is said to have computed for 0.04 s a conversation: less than is allowed for each, and in all for too long."""
+    with template("{{ messages[0].content }}") as found:
+        assert found.render(HI) == "hi"
+        for i in range(20):
+            times = (chattemplate.SECONDS + 0.04 * i, 0.0)
+            measured = SimpleNamespace(
+                cpu_times=lambda times=times: times, memory_info=found.process._measured.memory_info
+            )
+            monkeypatch.setattr(found.process, "_measured", measured)
+            assert found.render(HI) == "hi"

@@ -15,7 +15,6 @@ from ..problems.kinds import Images
 from ..problems.mixed import Mixed
 from ..problems.problem import Arrays, Problem
 from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
-from ..problems.slots import Fused
 from ..problems.stacks import Stacks
 from ..problems.trial import Trial
 
@@ -26,6 +25,7 @@ AXES = {
     "lora_B": ("output", "rank"),
     "magnitude": ("output",),
     "merged": ("output", "input"),
+    **dict.fromkeys(("cat", "linear", "svd"), ("output", "input")),
 }
 """What stands along the first axes of an answer. Those that follow are a kernel's, or an image's."""
 STACKED = {"merged": ("expert", "output", "input")}
@@ -58,8 +58,7 @@ def describe_unknown(name: str, array: np.ndarray, trial: Trial, inside: bool = 
     if not np.isfinite(array).all():
         return "is not finite"
     at = np.unravel_index(int(np.abs(array - expected).argmax()), expected.shape)
-    place = trial.problem.place(name, at) if isinstance(trial.problem, (Fused, Stacks)) else ""
-    where = f"[{', '.join(map(str, at))}]{place}"
+    where = f"[{', '.join(map(str, at))}]{trial.problem.place(name, at)}"
     text = f"is off by {abs(array[at] - expected[at]):.3g} at {where}: {array[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, array, trial)
     if abs(ratio - 1) > 1e-3:
@@ -91,11 +90,11 @@ def _steps(shape: tuple[int, ...], problem: Problem) -> str:
     """Say which other steps of a kernel would give an output of a shape."""
     if not isinstance(problem, Images):
         return ""
-    one, none = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
+    ones, zeros = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
     others: dict[str, dict[str, Any]] = {
-        "if stride were 1": {"stride": one},
-        "without padding": {"padding": none},
-        "if dilation were 1": {"dilation": one},
+        "if stride were 1": {"stride": ones},
+        "without padding": {"padding": zeros},
+        "if dilation were 1": {"dilation": ones},
         "if stride and dilation were exchanged": {"stride": problem.dilation, "dilation": problem.stride},
         "if a step of two axes were exchanged": {
             name: getattr(problem, name)[::-1] for name in ("stride", "padding", "dilation")
