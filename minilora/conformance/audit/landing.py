@@ -373,7 +373,7 @@ def _compare_experts(
         landing.packed.add(path)
         return None
     E, rows, columns = weight
-    if module.experts != E:
+    if E != module.experts:
         return WRONG, "experts-differ", f"the adapter is for {module.experts} experts, and the model has {E}"
     out, width = module.widths(adapter.tensors) or (0, 0)
     sides = f"lora_A reads {width} numbers and lora_B writes {out}, and each expert's weight is {rows} x {columns}"

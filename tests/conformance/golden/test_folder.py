@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge
 from minilora.conformance.golden import exact
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.bases import BASES, MERGES, TOKENS
+from minilora.conformance.golden.bases import BASES, MERGES, POSITIONS, TOKENS
 from minilora.conformance.golden.cases import CASES, files
 from minilora.conformance.golden.folder import adapter_names
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
