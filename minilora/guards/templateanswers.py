@@ -18,8 +18,10 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-NONCE = secrets.token_hex(16)  # which no conversation holds
-BEGINS, ENDS = f"<{NONCE}>", f"</{NONCE}>"
+NONCE = str(secrets.randbits(128))  # which no conversation holds, and which no filter for letters changes
+BEGINS, ENDS = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
+MARKING = [True]
+"""Whether marks are written: a template with tags runs once more without, to see that they change nothing."""
 MOST_LETTERS = 1 << 21
 """Letters that a conversation may become: to encode them takes half a kilobyte of memory each."""
 
@@ -36,8 +38,8 @@ class Generation(Extension):
         return nodes.CallBlock(self.call_method("marked"), [], [], inside).set_lineno(line)
 
     def marked(self, caller: Any) -> str:
-        """Return what stands between the tags, between marks."""
-        return f"{BEGINS}{caller()}{ENDS}"
+        """Return what stands between the tags, between marks where these are wanted."""
+        return f"{BEGINS}{caller()}{ENDS}" if MARKING[0] else str(caller())
 
 
 def unmarked(text: str) -> tuple[str, list[list[int]]]:
@@ -108,7 +110,9 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 TEMPLATES: dict[str, Any] = {}
+SOURCES: dict[str, str] = {}
 """The model's templates, by name."""
+TAGGED = re.compile(r"\bendgeneration\b")
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
         if "templates" in question:
             made = environment()
+            SOURCES.update(question["templates"])
             TEMPLATES.update({name: made.from_string(source) for name, source in question["templates"].items()})
             return {}
     except Exception as error:
@@ -127,7 +132,11 @@ def rendered(values: dict[str, Any]) -> dict[str, Any]:
     """Return a conversation as a text, and where the model speaks, as far as the template says; or why it is none."""
     name = "tool_use" if values.get("tools") and "tool_use" in TEMPLATES else "default"
     try:
+        MARKING[0] = True
         text, spans = unmarked(TEMPLATES[name].render(**values))
+        MARKING[0] = False
+        if TAGGED.search(SOURCES[name]) and text != TEMPLATES[name].render(**values):
+            return {"error": "it changes what stands between its tags {% generation %} and {% endgeneration %}"}
         if len(text) > MOST_LETTERS:
             return {"error": f"it writes {len(text):,} letters, expected at most {MOST_LETTERS:,}"}
         return {"text": text, "spans": spans}

@@ -231,6 +231,26 @@ def test_a_template_may_say_where_the_model_speaks(source, spans):
             assert text == "1"
 
 
+@pytest.mark.parametrize("filters", ["upper", "escape", "tojson", "trim", "striptags", "replace('a', 'b')"])
+def test_marks_go_through_filters_of_letters(filters):
+    source = "{% set x %}{% generation %}cat{% endgeneration %}!{% endset %}{{ x | FILTERS }}".replace(
+        "FILTERS", filters
+    )
+    with template(source) as found, template(f"{{{{ 'cat!' | {filters} }}}}") as plain:
+        text, (turn,) = found.render_with_turns(HI)
+        assert text == plain.render(HI)
+        assert text[slice(*turn)].lower() in ("cat", "cbt")
+
+
+@pytest.mark.parametrize("filters", ["urlencode", "reverse", "truncate(20)", "title", "length"])
+def test_marks_that_a_template_changes_are_refused(filters):
+    source = "{% set x %}{% generation %}cat{% endgeneration %}{% endset %}{{ x | FILTERS }}".replace(
+        "FILTERS", filters
+    )
+    with template(source) as found, pytest.raises(FileRefused, match="it changes what stands between its tags"):
+        found.render(HI)
+
+
 def test_a_message_is_given_as_transformers_gives_it():
     """What is null is not there, and thoughts stand under the names that templates read."""
     source = "{% for m in messages %}{{ m.content }}{{ m.thinking }}|{{ m.reasoning_content }}{% endfor %}"
