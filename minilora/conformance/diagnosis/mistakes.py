@@ -21,6 +21,8 @@ from .given import Subject
 LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 ROUNDED = "rounded"
 """The part of a row that no formula has: the type that changed weights are rounded to."""
+ROUNDINGS = {"merged-in-bfloat16": "BF16", "merged-in-float16": "F16"}
+"""The types of merged weights, by the flags of their rows."""
 GENERAL_ALPHAS = (8, 16, 32)
 """What programs take for an alpha that they did not read."""
 MOST_LAYERS = 40
@@ -128,11 +130,12 @@ def _of_all(subject: Subject) -> list[Misreading]:
         Misreading("a-square-update-is-transposed", "the update of a square weight is transposed",
                    {"update": lambda path, BA: BA.T if BA.shape[0] == BA.shape[1] else BA}),
         Misreading("the-update-is-halved", "half of the update is added", {"times": 0.5}),
-        Misreading("merged-in-bfloat16", "the update was added to the weights, and these were rounded to bfloat16",
-                   {ROUNDED: "BF16"}),
-        Misreading("merged-in-float16", "the update was added to the weights, and these were rounded to float16",
-                   {ROUNDED: "F16"}),
+        Misreading("half-of-the-ranks-alone", "the first half of the ranks alone is used",
+                   {"factors": lambda path, A, B: (A[: len(A) // 2], B[:, : len(A) // 2])}),
     ]  # fmt: skip
+    for flag, dtype in ROUNDINGS.items():
+        text = f"the update was added to the weights, and these were rounded to {flag.removeprefix('merged-in-')}"
+        rows.append(Misreading(flag, text, {ROUNDED: dtype}))
     for alpha in GENERAL_ALPHAS:
         text = f"lora_alpha is not read: the scaling is {alpha} / r"
         rows.append(Misreading(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha)}))
