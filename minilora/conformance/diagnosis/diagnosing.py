@@ -34,8 +34,8 @@ OURS = {"float64": 0.0, "float32": 1e-3}
 """How far our own logits may be off, by the type that they are computed in: a large model's in float32."""
 SHOWN = 5
 """Mistakes that are listed where none fits."""
-STRENGTHS, NEWTON_STEPS = (-2.0, 8.0), 6
-"""Between which the strength of an update is looked for, and how often it is bettered."""
+STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
+"""The strengths of an update that are tried, a 16th to 16, and how often the best is bettered."""
 
 
 @dataclass(frozen=True)
@@ -241,16 +241,15 @@ def _strength(off: Callable[[float], np.ndarray]) -> tuple[float, float] | None:
     `off` gives the differences, in tolerances, by the strength t. From the best of a few, Gauss and Newton's steps:
     t + <d, off> / <d, d>, where d is the slope of the differences.
     """
-    grid = np.linspace(*STRENGTHS, 11)
-    times = min(grid, key=lambda t: float(np.square(off(float(t))).mean()))
+    times = min(STRENGTHS, key=lambda t: float(np.square(off(t)).mean()))
     for _ in range(NEWTON_STEPS):
-        here, step = off(float(times)), 1e-4
-        slope = (here - off(float(times) + step)) / step
+        here, step = off(times), 1e-4
+        slope = (here - off(times + step)) / step
         if not slope.any():
             return None
         times += float((slope * here).sum() / np.square(slope).sum())
-    largest = float(np.abs(off(float(times))).max())
-    return (float(times), largest) if largest <= 1 else None
+    largest = float(np.abs(off(times)).max())
+    return (times, largest) if largest <= 1 else None
 
 
 def _read(path: Path) -> tuple[np.ndarray, str, judging.Arrays]:
