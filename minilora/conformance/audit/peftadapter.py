@@ -95,7 +95,8 @@ def _names(tensors: Tensors, *, strict: bool) -> _Names:
         n.append(
             Finding(
                 WRONG, "prefix-missing",
-                f"{counted(len(without_prefix), 'tensor')} without the prefix {PREFIX!r}, which PEFT passes over without "
+                f"{counted(len(without_prefix), 'tensor')} without the prefix {PREFIX!r}, which PEFT passes over "
+                f"without "
                 f"an error: {listed(without_prefix, 'tensor')}", tuple(without_prefix),
             )
         )  # fmt: skip
@@ -268,7 +269,7 @@ def _with_experts(module: Module, tensors: Tensors, config: Mapping[str, Any], f
 
 
 def own_findings(file: AdapterFile, in_model: Collection[str]) -> Iterator[Finding]:
-    """Yield what a configuration of PEFT's contradicts in its own file; `in_model` are the paths of the model's modules."""
+    """Yield what a configuration contradicts in its own file; `in_model` are the paths of the model's modules."""
     config = file.config or {}
     dora = config.get("use_dora") is True
     lacking = [m.path for m in file.modules.values() if "magnitude" not in m.parts and m.kind != "experts"]
@@ -312,7 +313,10 @@ def _saved_findings(file: AdapterFile, config: Mapping[str, Any], in_model: Coll
         )
         yield Finding(NOTE, "embeddings-beside", text, tuple(embeddings))
     if wanted and len(missing) < len(wanted):
-        text = f"trained in full (modules_to_save): {listed([n for n in wanted if n not in missing])}; a reader of factors alone leaves it out"
+        text = (
+            f"trained in full (modules_to_save): {listed([n for n in wanted if n not in missing])}; a reader of "
+            f"factors alone leaves it out"
+        )
         yield Finding(NOTE, "modules-to-save", text, tuple(wanted))
     if tokens:
         text = f"trained rows of an embedding (trainable_token_indices): {listed(tokens)}; few readers take them"

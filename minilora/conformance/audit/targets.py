@@ -129,7 +129,8 @@ def _peft(
     strangers = [p for p, named in zip(own, _named(matching, config, own), strict=True) if not named]
     if strangers:
         text = (
-            f"target_modules ({short(targets, 80)}) does not name {listed(strangers)}, of which the file has tensors: PEFT "
+            f"target_modules ({short(targets, 80)}) does not name {listed(strangers)}, of which the file has "
+            f"tensors: PEFT "
             "passes over them without an error"
         )
         if isinstance(targets, str) and "," in targets:
@@ -243,7 +244,10 @@ def _parameters(adapter: AdapterFile, model: ModelHeaders, config: Mapping[str, 
     having = [path for path, module in adapter.modules.items() if module.kind == "experts"]
     idle = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in having)]
     if idle:
-        text = f"target_parameters names {listed(idle, 'array')}, and the file has no tensors of it: the experts are not adapted"
+        text = (
+            f"target_parameters names {listed(idle, 'array')}, and the file has no tensors of it: the experts are "
+            f"not adapted"
+        )
         yield Finding(WRONG, "target-parameters-missing", text, tuple(idle))
     mixtures = any(EXPERT.search(path) for path in [*model.modules, *model.arrays])
     if mixtures and not names and not any(EXPERT.search(path) for path in adapter.modules):
@@ -266,7 +270,10 @@ def _mlx(adapter: AdapterFile, model: ModelHeaders | None, landing: Landing | No
         having = {path[path.find("layers.") :] for path in adapter.modules}
         lacking = [name for name in expected if name not in having]
         if lacking:
-            text = f"lora_parameters.keys names {counted(len(lacking), 'module')} of which there are no tensors: {listed(lacking)}"
+            text = (
+                f"lora_parameters.keys names {counted(len(lacking), 'module')} of which there are no tensors: "
+                f"{listed(lacking)}"
+            )
             yield Finding(SUSPICIOUS, "target-missing", text, tuple(lacking))
     if model is not None and type(wanted) is int and wanted > 0 and layers:
         depth = 1 + max((int(n) for path in model.modules for n in BODY.findall(path)), default=-1)

@@ -88,8 +88,10 @@ class Diagnosis:
         if self.status == 2:
             others = "; or ".join(c.text for c in fitting if c.flag)
             return (
-                f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, and the "
-                f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher precision"
+                f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, "
+                f"and the "
+                f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher "
+                f"precision"
             )
         if fitting:
             texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
@@ -97,7 +99,8 @@ class Diagnosis:
         if self.strength is not None:
             times, off = self.strength
             return (
-                f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} times "
+                f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} "
+                f"times "
                 f"the strength that its files say; largest difference then {off * self.allowed:.2g}, as it should be "
                 f"{self._right()}"
             )
@@ -131,9 +134,11 @@ class Diagnosis:
 
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""
+        flags = [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))]
         return {
-            "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000), "status": self.status,
-            "flags": [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))], "computed_in": self.precision, "tolerance": self.allowed,
+            "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000),
+            "status": self.status,
+            "flags": flags, "computed_in": self.precision, "tolerance": self.allowed,
             "effect": self.effect, "strength": self.strength[0] if self.strength else None,
             "candidates": [
                 {"flag": c.flag, "text": c.text, "off": c.largest * self.allowed, "made in": links(c.source)}

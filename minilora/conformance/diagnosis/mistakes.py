@@ -95,21 +95,20 @@ def _of_layers(subject: Subject) -> list[Misreading]:
         return {"applied": lambda path: (match := LAYER.search(path)) is None or holds(int(match[0]))}
 
     rows = [
-        Misreading("layers-are-shifted-up", "each layer's adapter acts in the next layer", moved(lambda i: (i + 1) % L)),
-        Misreading("layers-are-shifted-down", "each layer's adapter acts in the layer before",
-                   moved(lambda i: (i - 1) % L)),
-        Misreading("layers-are-reversed", "the layers' adapters act in the reverse order", moved(lambda i: L - 1 - i)),
-        Misreading("layers-are-sorted-as-text", "the layers' adapters act in the order of their names as text, 10 before 2",
-                   moved(lambda i: sorted(range(L), key=str)[i])),
-        Misreading("the-first-half-of-the-layers-alone", "the adapters of the first half of the layers alone act",
-                   alone(lambda i: i < L // 2)),
-        Misreading("the-second-half-of-the-layers-alone", "the adapters of the second half of the layers alone act",
-                   alone(lambda i: i >= L // 2)),
-        Misreading("every-second-layer-alone", "the adapters of the layers 0, 2, 4 ... alone act", alone(lambda i: i % 2 == 0)),
-        Misreading("every-other-layer-alone", "the adapters of the layers 1, 3, 5 ... alone act", alone(lambda i: i % 2 == 1)),
-        Misreading("layer-0-for-all", "the adapter of layer 0 acts in every layer", {"from_layer": 0}),
+        ("layers-are-shifted-up", "each layer's adapter acts in the next layer", moved(lambda i: (i + 1) % L)),
+        ("layers-are-shifted-down", "each layer's adapter acts in the layer before", moved(lambda i: (i - 1) % L)),
+        ("layers-are-reversed", "the layers' adapters act in the reverse order", moved(lambda i: L - 1 - i)),
+        ("layers-are-sorted-as-text", "the layers' adapters act in the order of their names as text, 10 before 2",
+         moved(lambda i: sorted(range(L), key=str)[i])),
+        ("the-first-half-of-the-layers-alone", "the adapters of the first half of the layers alone act",
+         alone(lambda i: i < L // 2)),
+        ("the-second-half-of-the-layers-alone", "the adapters of the second half of the layers alone act",
+         alone(lambda i: i >= L // 2)),
+        ("every-second-layer-alone", "the adapters of the layers 0, 2, 4 ... alone act", alone(lambda i: i % 2 == 0)),
+        ("every-other-layer-alone", "the adapters of the layers 1, 3, 5 ... alone act", alone(lambda i: i % 2 == 1)),
+        ("layer-0-for-all", "the adapter of layer 0 acts in every layer", {"from_layer": 0}),
     ]  # fmt: skip
-    return rows
+    return [Misreading(*row) for row in rows]
 
 
 def layers_left_out(subject: Subject) -> list[Misreading]:
