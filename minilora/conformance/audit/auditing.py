@@ -55,7 +55,7 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> R
     ]  # fmt: skip
     merged: dict[str, Loss | None] | None = None
     if merge and headers is not None:
-        merged = dict(losses(file, headers, landing))
+        merged = dict(losses(file, headers, landing, numbers))
         findings += _merge_findings(merged)
     kinds = coverage(file, headers, landing if headers is not None else None)
     return Report(file, headers, landing, numbers, tuple(findings), tuple(kinds), merged)

@@ -157,7 +157,7 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
 
     Of two arrays of a module the first one's adapter lies one layer deeper: see `minilora.files.peft.expertkeys`.
     """
-    targets = [name for name in config.get("target_parameters") or [] if isinstance(name, str)]
+    targets = config.get("target_parameters") or []
     depths: dict[str, list[int]] = {}
     for place in parts:
         module, depth = place, 0
@@ -204,7 +204,7 @@ def _configured(
         findings.append(Finding(SUSPICIOUS, "alpha-missing", text))
     if r is None:
         findings.append(Finding(SUSPICIOUS, "rank-missing", "there is no r: PEFT takes its default, 8"))
-    tables = {name: _table(config, name, findings) for name in ("rank_pattern", "alpha_pattern")}
+    tables: dict[str, dict[str, Any]] = {name: config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     root = config.get("use_rslora") is True
     paths = list(modules)
     values: dict[str, list[Any]] = {}
@@ -234,14 +234,6 @@ def _configured(
         text = f"alpha is 0, so the adapter of {listed(sorted(wrong))} does nothing"
         findings.append(Finding(WRONG, "alpha-zero", text, tuple(sorted(wrong))))
     return configured
-
-
-def _table(config: Mapping[str, Any], name: str, findings: list[Finding]) -> dict[str, Any]:
-    value = config.get(name) or {}
-    if not isinstance(value, dict):
-        findings.append(Finding(WRONG, "config-type", f"{name} is {short(value)}, expected an object"))
-        return {}
-    return value
 
 
 def _integer(value: Any, default: int | None) -> int | None:
@@ -293,8 +285,7 @@ def own_findings(file: AdapterFile, in_model: Collection[str]) -> Iterator[Findi
 
 def _saved_findings(file: AdapterFile, config: Mapping[str, Any], in_model: Collection[str]) -> Iterator[Finding]:
     """Yield what is said of modules trained in full and trained biases, and not so in the file."""
-    names = config.get("modules_to_save")
-    wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    wanted = config.get("modules_to_save") or []
     weights = [path.removesuffix(".weight") for path in file.saved if path.endswith(".weight")]
     missing = [name for name in wanted if not any(_is_of(path, name) for path in file.saved)]
     # PEFT names the heads that any classifier may have, "classifier" and "score"; each model has one of them.

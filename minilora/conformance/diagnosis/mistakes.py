@@ -14,6 +14,7 @@ import numpy as np
 
 from ...guards.tensorfile import decode, encode
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ..golden.bases import EMBEDDING, HEAD
 from ..golden.formulas import Config, Formulas, setting
 from ..golden.misreadings import MISREADINGS, Misreading
 from .given import Subject
@@ -51,18 +52,22 @@ def outline(subject: Subject, mistake: Misreading | None) -> tuple[Any, ...] | N
         "magnitude": any(m.magnitude is not None for m in modules.values()),
         "bias": any(m.bias is not None for m in modules.values()),
         "trained_bias": any(m.trained_bias is not None for m in modules.values()),
-        "saved": bool(subject.given.saved), "ties": subject.tied,
+        "saved": bool(subject.given.saved),
+        "ties": any(f"{path}.weight" in (EMBEDDING, HEAD) for path in (*modules, *subject.given.saved)),
     }  # fmt: skip
     of |= dict.fromkeys(("gain", "length"), of["magnitude"])
     parts = {name: part for name, part in parts.items() if of.get(name, True)}
     if not parts.keys() <= {"scale", "times", "applied", "place"}:
         return None
     formulas = Formulas(**parts)
-    effects = []
+    effects: list[tuple[str, float | None]] = []
     for path in modules:
-        s = formulas.scale(subject.given.config, path) * formulas.times if formulas.applied(path) else 0.0
-        place = formulas.place(path) if s else path
-        effects.append((place if f"{place}.weight" in subject.arrays else path, float(f"{s:.12g}")))
+        if not formulas.applied(path):
+            effects.append((path, None))
+            continue
+        place = formulas.place(path)
+        s = float(f"{formulas.scale(subject.given.config, path) * formulas.times:.12g}")
+        effects.append((place if f"{place}.weight" in subject.arrays else path, s))
     return tuple(effects)
 
 

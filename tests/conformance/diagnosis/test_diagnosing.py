@@ -120,6 +120,10 @@ def without(*parts):
     return lambda tensors: {n: a for n, a in tensors.items() if not any(part in n for part in parts)}
 
 
+def in_each(part, change):
+    return lambda tensors: {n: change(a) if part in n else a for n, a in tensors.items()}
+
+
 def rounded(dtype):
     """Merge, and round every weight that an adapter changed."""
 
@@ -138,7 +142,9 @@ def rounded(dtype):
 HALF = [f"layers.{i}." for i in range(LAYERS // 2)]
 CAUSES = {
     "nothing is applied": ("the-adapter-is-not-applied", {"tensors": lambda t: {n: 0 * a for n, a in t.items()}}),
-    "twice": ("the-update-is-added-twice", {"config": {"lora_alpha": 14, "alpha_pattern": {"layers.1.mlp.up_proj": 40}}}),
+    "twice": (
+        "the-update-is-added-twice", {"config": {"lora_alpha": 14, "alpha_pattern": {"layers.1.mlp.up_proj": 40}}},
+    ),
     "without the root": ("rslora-root-is-ignored", {"config": {"use_rslora": False}}),
     "alpha is the rank": (
         "there-is-no-scaling", {"config": {"use_rslora": False, "lora_alpha": 3, "alpha_pattern": {"o_proj": 2}}},
@@ -160,14 +166,15 @@ CAUSES = {
         "tensors": exchanged("gate_proj", "up_proj"), "config": {"alpha_pattern": {"layers.1.mlp.gate_proj": 20}}}),
     "merged in bfloat16": ("merged-in-bfloat16", {"change": rounded("BF16")}),
     "merged in float16": ("merged-in-float16", {"change": rounded("F16")}),
-    "subtracted": ("the-update-is-subtracted", {"tensors": lambda t: {n: -a if "lora_B" in n else a for n, a in t.items()}}),
+    "subtracted": ("the-update-is-subtracted", {"tensors": in_each("lora_B", lambda B: -B)}),
     "the last rank dropped": (
         "the-last-rank-is-dropped",
-        {"tensors": lambda t: {n: np.where(np.arange(len(a))[:, None] < len(a) - 1, a, 0) if "lora_A" in n else a for n, a in t.items()}},
+        {"tensors": in_each("lora_A", lambda A: np.concatenate([A[:-1], 0 * A[-1:]]))},
     ),
 }  # fmt: skip
 
 
+FORMS = ("logits", "log_probabilities", "some ids")
 QUICK = ("without the root", "half of the layers")
 
 
@@ -184,7 +191,7 @@ def test_a_planted_cause_is_named(files, tmp_path, what):
     assert f"[{flag}]" in diagnosis.first_line
 
 
-@pytest.mark.parametrize("form", ["logits", "last", "log_probabilities", "some ids"])
+@pytest.mark.parametrize("form", ["last", *(pytest.param(f, marks=pytest.mark.long) for f in FORMS)])
 def test_right_logits_are_right_in_every_form(files, tmp_path, form):
     z = engine(files, tmp_path)
     p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
@@ -207,6 +214,7 @@ def test_a_mistake_shows_in_few_probabilities(files, tmp_path):
     assert [c.flag for c in diagnosis.fitting] == ["rslora-root-is-ignored"], str(diagnosis)
 
 
+@pytest.mark.long
 def test_another_strength_is_measured(files, tmp_path):
     config = {"lora_alpha": 7 * 1.37, "alpha_pattern": {"layers.1.mlp.up_proj": 20 * 1.37}}
     diagnosis = diagnosed(files, answered(tmp_path, logits=engine(files, tmp_path, config=config)))
@@ -222,12 +230,14 @@ def test_what_no_mistake_explains_is_said_to_be_so(files, tmp_path):
     assert f"none of the {len(diagnosis.candidates) - 1} known mistakes fits; the nearest is: " in diagnosis.first_line
 
 
+@pytest.mark.long
 def test_a_low_precision_that_nobody_declared_is_told(files, tmp_path):
     z = engine(files, tmp_path) + np.random.default_rng(0).uniform(-0.02, 0.02, (2, 5, V))
     assert "As if computed in float16" in diagnosed(files, answered(tmp_path, logits=z)).first_line
     assert diagnosed(files, answered(tmp_path, logits=z, computed_in="float16")).status == 0
 
 
+@pytest.mark.long
 def test_an_adapter_that_moves_nothing_cannot_be_judged(files, tmp_path):
     weak = {
         n: a * (1e-6 if "lora_B" in n else 1)
