@@ -7,6 +7,7 @@ computed from the others, so that a line can be compared with its whole equation
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 from typing import Any
 
@@ -29,6 +30,7 @@ from minilora import (
 from minilora.layers.nf4 import scale_book
 from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
+from minilora.variants.dropout import DroppingLoRALinear
 from minilora.variants.rewritten import Rewritten
 from minilora.variants.sums import _added
 
@@ -214,6 +216,20 @@ def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names | {"root": np.sqrt(S[:r]), "adapter": LoRA(A, B, ALPHA), "linalg": np.linalg}
 
 
+def dropout(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (drop.1) to (drop.3), with a mask m."""
+    names, m = layer(randn, rng, r), rng.random((N, IN)) >= 0.3
+    names |= {"m": m, "p": 0.3, "dropped": m * names["x"] / 0.7, "dx_dropped": names["dh"] @ names["A"]}
+    names["update"] = names["s"] * names["dropped"] @ names["A"].T @ names["B"].T
+    both = names["layers"]["LoRALinear"]
+    return names | {"layers": {"DroppingLoRALinear": DroppingLoRALinear(both.base, both.adapter, 0.3, (1,))}}
+
+
+def rates(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (rate.1) to (rate.4): a step in the warmup, or one behind it."""
+    return {"t": 2 if r == 1 else 9, "w": 4, "T": 20, "u": 0.3, "d": 0.7, "math": math}
+
+
 def scaling(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (rs.1) and (lp.1)."""
     return {"alpha": ALPHA, "rank": 3, "use_rslora": True, "lr": 0.02, "ratio": 16.0}
@@ -362,6 +378,8 @@ GROUPS = {
         "conv.2": convolution_back,
         "rw": rewritten,
         "dora": dora,
+        "drop": dropout,
+        "rate": rates,
         "pissa": pissa,
         "sum.1": weighted,
         "sum.5": added,

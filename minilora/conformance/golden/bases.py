@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import save
@@ -57,6 +57,7 @@ class Base:
     seed: int
     nf4: bool = False  # whether its linear layers, all but the head, are in 4 bits
     biased: bool = False  # whether the projections of attention have biases
+    positions: int = POSITIONS  # that its files promise
 
     @property
     def gguf(self) -> bool:
@@ -88,8 +89,8 @@ class Base:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
-        found = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return self._with_codes({HEAD: found[EMBEDDING], **found}, lambda layer: layer)
+        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:
@@ -129,7 +130,9 @@ TIED = Base("tied", layers=1, tied=True, seed=2)
 UNTIED_NF4 = replace(UNTIED, name="untied-nf4", nf4=True)
 TIED_NF4 = replace(TIED, name="tied-nf4", nf4=True)
 BIASED = Base("biased", layers=1, tied=True, seed=3, biased=True)
-BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED)
+LIVING = Base("living", layers=1, tied=True, seed=4, positions=512)
+"""What sessions are asked of: its files promise room for a long prompt."""
+BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED, LIVING)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
@@ -168,11 +171,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_base(folder: Path, base: Base) -> None:
+class Decoder(Protocol):
+    """What `write_base` asks of a base."""
+
+    @property
+    def model(self) -> Llama: ...  # noqa: D102
+    @property
+    def positions(self) -> int: ...  # noqa: D102
+
+
+def write_base(folder: Path, base: Decoder) -> None:
     """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
     save_llama(base.model, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, "max_position_embeddings": POSITIONS})  # mistral.rs asks for it
+    write_json(folder / "config.json", {**config, "max_position_embeddings": base.positions})  # mistral.rs asks for it
     write_json(folder / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
     write_json(folder / "tokenizer.json", tokenizer())
     write_json(
@@ -207,7 +219,7 @@ def write_gguf(path: Path, base: Base) -> None:
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"llama.{key}", value)
     writer.add_uint32("llama.attention.value_length", c.head_dim)
     writer.add_uint32("llama.rope.dimension_count", c.head_dim)
-    writer.add_uint32("llama.context_length", POSITIONS)
+    writer.add_uint32("llama.context_length", base.positions)
     writer.add_uint32("general.file_type", 0)  # all in float32
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
