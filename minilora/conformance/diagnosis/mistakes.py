@@ -34,10 +34,12 @@ def mistakes_of(subject: Subject) -> list[Misreading]:
     """Return the rows for a model and its adapter."""
     own = [*_of_heads(subject), *_of_layers(subject), *_of_all(subject)]
     replaced = {row.flag for row in own}
+    patterns = any(subject.given.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
     general = [
         row for row in MISREADINGS
         if row.flag not in replaced and not {"previous", "start", "base", "weights", "config_of"} & {*row.parts}
         and not re.fullmatch(r"layer-\d+-is-left-out|layers-are-swapped", row.flag)
+        and (patterns or "pattern" not in row.flag)
     ]  # fmt: skip
     return [*general, *own]
 
