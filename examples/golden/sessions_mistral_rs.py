@@ -5,8 +5,8 @@
     python sessions_mistral_rs.py GOLDEN RESULTS
     minilora golden GOLDEN --compare RESULTS
 
-Adapters are loaded, replaced (`load_inplace`) and unloaded while it runs. It scales and merges none. A prompt of a batch
-is a request of its own. The base is read as a Mistral, and each token is a word: see mistral_rs.py.
+Adapters are loaded, replaced (`load_inplace`) and unloaded while it runs. It scales and merges none. A prompt of a
+batch is a request of its own. The base is read as a Mistral, and each token is a word: see mistral_rs.py.
 """
 
 import json
