@@ -71,7 +71,7 @@ def train(
     rng: np.random.Generator, log_every: int = 10, progress: bool = False,
     checkpoint: str | Path | Keeper | None = None, loss: Loss = mse, gradients: Gradients | None = backpropagate,
     steps: int | None = None, held_out: tuple[Array, Array] | None = None,
-    report: Callable[[TrainingState], object] | None = None,
+    report: Callable[[TrainingState], object] | None = None, schedule: Callable[[int], float] | None = None,
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
@@ -113,6 +113,9 @@ def train(
     report : callable, optional
         ``report(state)``, called at the end of each epoch, after the checkpoint is written: the `TrainingState` has the
         number of epochs done and the history so far. What it raises ends the training.
+    schedule : callable, optional
+        ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a
+        `minilora.schedule.Schedule`. A checkpoint knows it by its name, or its `repr`.
 
     Returns
     -------
@@ -146,11 +149,13 @@ def train(
             "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
         )
 
-    state = TrainingState(model, Adam(model.trainable(), lr=lr), rng)
+    state = TrainingState(model, Adam(model.trainable(), lr=lr, schedule=schedule), rng)
     settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name_of(loss)}
+    if schedule is not None:
+        settings["schedule"] = getattr(schedule, "__qualname__", repr(schedule))
+    before = start_loss(model, *measured, loss)  # of the start, also where the training goes on
     keep = resume(checkpoint, state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
     evaluating, last = evaluate_of(gradients), math.nan
-    before = start_loss(model, *measured, loss)
 
     def measure(epoch: int) -> float:
         value = evaluating(model, *measured, loss)

@@ -26,6 +26,7 @@ from ..checks import Array, check_integer
 from ..evaluation import evaluate
 from ..layer import Layer
 from ..losses import IGNORED, Loss, count, mse
+from ..variants.dropout import of_sequences
 from .threads import check_workers, on_threads
 
 Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
@@ -94,7 +95,7 @@ class Accumulated:
             return value, d_prediction
 
         def of_part(part: slice) -> dict[str, Array]:
-            return self.gradients(model, x[part], y[part], share)
+            return self.gradients(of_sequences(model, part), x[part], y[part], share)
 
         total: dict[str, Array] = {}
         with on_threads(of_part, _parts(y, self.rows), self.workers) as of_parts:

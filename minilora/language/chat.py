@@ -226,7 +226,7 @@ def tokens_of(part: tuple[int, int], places: Sequence[tuple[int, int]]) -> slice
     part : (int, int)
         The letter where the part begins, and the one where it is over.
     places : sequence of (int, int)
-        The same of each token, as `Tokenizer.places` gives them.
+        The same of each token, as `Tokenizer.tokens` gives them.
     """
     first = bisect_right([stop for _, stop in places], part[0])
     return slice(first, max(first, bisect_left([start for start, _ in places], part[1])))
@@ -257,7 +257,7 @@ def encode_chat(
         As `write_chat` does.
     """
     text, turns = write_chat(messages, template, tools)
-    ids, places = tokenizer.encode(text), tokenizer.places(text)
+    ids, places = tokenizer.tokens(text)
     counted = np.zeros(len(ids), bool)
     for turn in turns:
         counted[_tokens_of_turn(turn, text, ids, places, tokenizer)] = True
@@ -280,7 +280,11 @@ def is_control(number: int, tokenizer: Tokenizer) -> bool:
 
 
 def encode_question(
-    question: str, template: ChatTemplate, tokenizer: Tokenizer, system: str | None = None
+    question: str,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    system: str | None = None,
+    before: Sequence[Message] = (),
 ) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a user's message with what lets the model answer, and the tokens that end the answer.
 
@@ -293,17 +297,19 @@ def encode_question(
     template, tokenizer : ChatTemplate, Tokenizer
         The model's.
     system : str, optional
-        A system message that stands before it.
+        A system message that stands first.
+    before : sequence of mappings
+        The messages of the dialogue so far.
 
     Raises
     ------
     ValueError
         If the template refuses a message, or writes nothing of the system's.
     """
-    messages: list[Message] = [{"role": "user", "content": question}]
+    messages: list[Message] = [*before, {"role": "user", "content": question}]
     if system is not None:
-        alone, messages = messages, [{"role": "system", "content": system}, *messages]
-        if template.render(alone) == template.render(messages):
+        without, messages = messages, [{"role": "system", "content": system}, *messages]
+        if template.render(without) == template.render(messages):
             raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
     ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
     try:

@@ -37,8 +37,18 @@ from ..losses import IGNORED, Loss
 from ..training import Gradients, evaluate_of
 from .chat import encode_chat, tokens_of
 from .chattemplate import ChatTemplate, load_template
+from .llama import Llama
 from .records import ARRAY, Record, checked, converted, read_records
-from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .text import (
+    HELD_OUT,
+    check_vocabulary,
+    evaluate_where_it_counts,
+    is_held_out,
+    read_text,
+    spread,
+    token_ids,
+    windows,
+)
 from .tokenizer import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
@@ -91,6 +101,11 @@ class Data:
     length: int  # the most tokens of a row
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
     cut: Callable[[int], Data] | None = None  # examples in rows of another length
+
+    @property
+    def held_windows(self) -> float:
+        """How many rows to train on are as long as those to measure the loss on."""
+        return float(self.X_held.size / self.X.shape[1])
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse data with ids that a model of `size` tokens does not have: the tokenizer is another model's."""
@@ -245,10 +260,13 @@ def encode_example(
             raise ValueError("messages need the model's chat template")
         return encode_chat(entries["messages"], template, tokenizer, entries["tools"])
     prompt, completion = ("", entries["text"]) if kind == {"text"} else (entries["prompt"], entries["completion"])
-    text = prompt + completion
-    ids = token_ids(text, tokenizer.encode)
-    counted = np.zeros(len(ids), bool)
-    counted[tokens_of((len(prompt), len(text)), tokenizer.places(text)) if prompt else slice(None)] = True
+    if prompt:
+        ids, places = tokenizer.tokens(prompt + completion)
+        counted = np.zeros(len(ids), bool)
+        counted[tokens_of((len(prompt), len(prompt + completion)), places)] = True
+    else:
+        ids = token_ids(completion, tokenizer.encode)
+        counted = np.ones(len(ids), bool)
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
     behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
     counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
@@ -296,6 +314,7 @@ class WithoutFilling:
     """
 
     gradients: Gradients
+    workers: int | None = None  # to measure losses with
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)``."""
@@ -304,7 +323,9 @@ class WithoutFilling:
         return self.gradients(model, x[:, :width], y[:, :width], loss)
 
     def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y, measured as the gradients measure it."""
+        """Return the loss over all of X and Y, of a `Llama` with logits only where a target counts."""
+        if isinstance(model, Llama):
+            return evaluate_where_it_counts(model, X, Y, loss, self.workers)
         return evaluate_of(self.gradients)(model, X, Y, loss)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_path, kind_of
+from ..evaluation import evaluate
 from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, cross_entropy
@@ -243,3 +244,18 @@ def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, A
     logits, cache = model.forward(x, at)
     _, d_logits = loss(logits, y[at])
     return model.backward(d_logits, cache, need_dx=False)[1]
+
+
+def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None) -> float:
+    """Return the loss over all of X and Y, as `minilora.evaluate` does, with logits only where a target counts.
+
+    The decoder takes the place of the model, and the head that of the first step of the loss.
+    """
+
+    def of_hidden(h: Array, targets: Array) -> tuple[Array, Array]:
+        at = targets != IGNORED
+        if at.all() or not at.any():
+            return loss(model.lm_head(h), targets)
+        return loss(model.lm_head(h[at]), targets[at])
+
+    return evaluate(model.model, X, Y, of_hidden, workers)

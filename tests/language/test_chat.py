@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +27,10 @@ def words(begin=(), last=(1,)):
         begin=begin,
         end=frozenset(last),
         last=last,
-        places=lambda text: [piece.span() for piece in PIECES.finditer(text)],
+        tokens=lambda text: (
+            [TOKENS.index(piece) for piece in PIECES.findall(text)],
+            [piece.span() for piece in PIECES.finditer(text)],
+        ),
         spell=spell,
     )
 
@@ -197,6 +201,14 @@ def test_looking_for_traces_costs_one_more_chat_where_there_are_contents_alone()
     template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
     write_chat(chat(*["hi", "hello"] * 20), template)
     assert len(rendered) == 1 + 2 * 20 + 1
+
+
+def test_a_chat_is_encoded_once():
+    texts = []
+    found = words()
+    counting = replace(found, tokens=lambda text: texts.append(text) or found.tokens(text), encode=None)
+    ids, counted = encode_chat(chat("hi", "hello", "why", "so"), TURNS, counting)
+    assert (len(texts), len(ids)) == (1, len(counted))
 
 
 def test_a_content_that_is_null_is_named_where_a_template_fails_on_it():

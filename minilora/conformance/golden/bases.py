@@ -89,8 +89,8 @@ class Base:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
-        found = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return self._with_codes({HEAD: found[EMBEDDING], **found}, lambda layer: layer)
+        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:
@@ -130,7 +130,9 @@ TIED = Base("tied", layers=1, tied=True, seed=2)
 UNTIED_NF4 = replace(UNTIED, name="untied-nf4", nf4=True)
 TIED_NF4 = replace(TIED, name="tied-nf4", nf4=True)
 BIASED = Base("biased", layers=1, tied=True, seed=3, biased=True)
-BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED)
+LIVING = Base("living", layers=1, tied=True, seed=4, positions=512)
+"""What sessions are asked of: its files promise room for a long prompt."""
+BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED, LIVING)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
@@ -217,7 +219,7 @@ def write_gguf(path: Path, base: Base) -> None:
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"llama.{key}", value)
     writer.add_uint32("llama.attention.value_length", c.head_dim)
     writer.add_uint32("llama.rope.dimension_count", c.head_dim)
-    writer.add_uint32("llama.context_length", POSITIONS)
+    writer.add_uint32("llama.context_length", base.positions)
     writer.add_uint32("general.file_type", 0)  # all in float32
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

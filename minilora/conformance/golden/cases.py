@@ -166,23 +166,28 @@ DEFAULTS: dict[str, Any] = {
 def files(case: Case) -> Iterator[tuple[dict[str, Any], Arrays]]:
     """Yield each adapter's configuration, and its tensors under PEFT's names."""
     for (adapter, _), (given, _) in zip(case.adapters, case.given, strict=True):
-        targets = adapter.targets or targets_of(list(given.modules), case.base)
-        config = {**DEFAULTS, "base_model_name_or_path": f"bases/{case.base.name}", "target_modules": targets}
-        tensors: Arrays = {}
-        for path, module in given.modules.items():
-            names = EMBEDDING_FACTORS if path == EMBED else FACTORS
-            parts = {names[0]: module.lora_A, names[1]: module.lora_B}
-            others = {
-                "lora_B.bias": module.bias, "lora_magnitude_vector": module.magnitude,
-                "base_layer.bias": module.trained_bias,
-            }  # fmt: skip
-            for name, array in others.items():
-                parts |= {} if array is None else {name: array}
-            if adapter.with_base and path in (EMBED, LM_HEAD):
-                parts[BASE] = case.base.arrays[f"{path}.weight"]
-            tensors |= {f"{PREFIX}{path}.{part}": array.astype(np.float32) for part, array in parts.items()}
-        tensors |= {f"{PREFIX}{path}.weight": array.astype(np.float32) for path, array in given.saved.items()}
-        yield damaged({**config, **given.config}, tensors, case.damage)
+        yield damaged(*adapter_files(adapter, given, case.base), case.damage)
+
+
+def adapter_files(adapter: Adapter, given: Given, base: Base) -> tuple[dict[str, Any], Arrays]:
+    """Return an adapter's configuration, and its tensors under PEFT's names."""
+    targets = adapter.targets or targets_of(list(given.modules), base)
+    config = {**DEFAULTS, "base_model_name_or_path": f"bases/{base.name}", "target_modules": targets}
+    tensors: Arrays = {}
+    for path, module in given.modules.items():
+        names = EMBEDDING_FACTORS if path == EMBED else FACTORS
+        parts = {names[0]: module.lora_A, names[1]: module.lora_B}
+        others = {
+            "lora_B.bias": module.bias, "lora_magnitude_vector": module.magnitude,
+            "base_layer.bias": module.trained_bias,
+        }  # fmt: skip
+        for name, array in others.items():
+            parts |= {} if array is None else {name: array}
+        if adapter.with_base and path in (EMBED, LM_HEAD):
+            parts[BASE] = base.arrays[f"{path}.weight"]
+        tensors |= {f"{PREFIX}{path}.{part}": array.astype(np.float32) for part, array in parts.items()}
+    tensors |= {f"{PREFIX}{path}.weight": array.astype(np.float32) for path, array in given.saved.items()}
+    return {**config, **given.config}, tensors
 
 
 def targets_of(paths: list[str], base: Base) -> list[str]:
