@@ -1,17 +1,27 @@
 """Right adapters, none of which may be called wrong, and broken ones, each of which gets its name."""
 
-import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from minilora.conformance.audit.auditing import audit
-from minilora.guards.errors import FileRefused
 
 from .adapters import (
-    D, EXPERTS, GGUF, KV, LAYERS, PREFIX, Q, V, changed, config, expert_factors, factors, gguf, kohya, mlx, model, paths, peft,
-    renamed, without,
+    PREFIX,
+    D,
+    Q,
+    V,
+    changed,
+    config,
+    factors,
+    gguf,
+    kohya,
+    mlx,
+    model,
+    paths,
+    peft,
+    renamed,
+    without,
 )  # fmt: skip
 
 QV = ("q_proj", "v_proj")
