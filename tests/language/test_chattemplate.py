@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -206,3 +207,16 @@ def test_a_class_has_special_tokens_of_its_own(tmp_path, config, expected):
     folder = write(tmp_path / "m", config, "{{ bos_token }}{{ eos_token }}")
     with load_template(folder) as found:
         assert found.render([{"role": "user", "content": "x"}]) == expected
+
+
+def test_each_conversation_adds_to_the_time_that_the_process_may_compute(monkeypatch):
+    """It is said to have computed for 0.04 s a conversation: less than is allowed for each, and in all for too long."""
+    with template("{{ messages[0].content }}") as found:
+        assert found.render(HI) == "hi"
+        for i in range(20):
+            times = (chattemplate.SECONDS + 0.04 * i, 0.0)
+            measured = SimpleNamespace(
+                cpu_times=lambda times=times: times, memory_info=found.process._measured.memory_info
+            )
+            monkeypatch.setattr(found.process, "_measured", measured)
+            assert found.render(HI) == "hi"

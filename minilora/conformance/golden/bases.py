@@ -89,8 +89,8 @@ class Base:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
-        found = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return self._with_codes({HEAD: found[EMBEDDING], **found}, lambda layer: layer)
+        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:

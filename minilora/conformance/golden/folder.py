@@ -56,6 +56,9 @@ HOW = (
 )
 
 
+Every = Iterable[tuple[Case | MixtureCase, Answers | None]]
+
+
 def index(every: Every, sessions: Iterable[tuple[Session, Sequence[RequestAnswers]]] = ()) -> dict[str, Any]:
     """Return what index.json holds."""
     bases = {
@@ -167,8 +170,8 @@ def write(folder: Path) -> int:
                 write_adapter(new / name, *contents)
             if numbers is not None:
                 write_safetensors(new / "answers" / f"{case.id}.safetensors", numbers.tensors())
-        for name, contents in session_adapters():
-            write_adapter(new / name, *contents)
+        for place, contents in session_adapters():
+            write_adapter(new / place, *contents)
         for session, requests in sessions:
             for n, request in enumerate(requests):
                 write_safetensors(new / "answers" / f"{session.id}.{n}.safetensors", request.tensors())

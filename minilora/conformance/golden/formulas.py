@@ -105,7 +105,7 @@ class Formulas:
     product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: the same bits everywhere, or fast
 
     def changed(
-        self, arrays: Arrays, given: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
+        self, arrays: Arrays, adapters: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
         previous: Sequence[tuple[Given, float]] = (),
     ) -> Arrays:  # fmt: skip
         """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's.
@@ -113,12 +113,12 @@ class Formulas:
         `previous` are the adapters of the case before, of which a program may leave something.
         """
         if previous and self.previous in ("instead", "beside"):
-            given = [*previous, *(given if self.previous == "beside" else ())]
+            adapters = [*previous, *(adapters if self.previous == "beside" else ())]
         read = (misread or {}).get(self.base, arrays)
         arrays_after = {name: array for name, array in read.items() if array is not arrays[name]}
-        weights = self.weights([weight for _, weight in given])
-        for i, ((adapter, _), weight) in enumerate(zip(given, weights, strict=True)):
-            config = given[self.config_of(i)][0].config
+        weights = self.weights([weight for _, weight in adapters])
+        for i, ((adapter, _), weight) in enumerate(zip(adapters, weights, strict=True)):
+            config = adapters[self.config_of(i)][0].config
             for path, module in adapter.modules.items():
                 if self.applied(path):
                     self._add(

@@ -271,11 +271,9 @@ def test_a_loss_whose_gradient_is_wider_is_seen():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("orientation", "out,in"),
         ("orientation", " Out , IN "),
         ("scaling", "alpha/r"),
         ("dtype", np.float64),
-        ("dtype", np.dtype("float64")),
         ("dtype", "Float64"),
         ("dtype", SimpleNamespace(__name__="jax.numpy.float64")),
         ("dtype", type("dtype", (), {"__str__": lambda self: "torch.float64"})()),

@@ -3,17 +3,37 @@ import json
 import pytest
 
 from minilora.conformance.golden import folder as writing
+from minilora.conformance.golden.cases import CASES
+
+FEW = ("all-linear", "rslora", "dora", "pissa-raw", "two-adapters", "modules-to-save", "bias-lora-only", "base-alone")
+"""Of the cases that have answers, those that the default run writes: an answer takes long."""
+
+
+def written(folder, cases=CASES):
+    pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(writing, "CASES", cases)
+        writing.write(folder)
+    return folder
+
+
+def index_of(folder):
+    return json.loads((folder / "index.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory):
-    """A folder of golden adapters, as the command writes it; no test changes it."""
-    pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    folder = tmp_path_factory.mktemp("golden") / "golden"
-    writing.write(folder)
-    return folder
+    """A folder of golden adapters, as the command writes it, with `FEW` answers; no test changes it."""
+    cases = [case for case in CASES if not case.answered or case.id in FEW]
+    return written(tmp_path_factory.mktemp("golden") / "golden", cases)
 
 
 @pytest.fixture(scope="session")
 def index(golden):
-    return json.loads((golden / "index.json").read_text())
+    return index_of(golden)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The same with every case, for `long` tests."""
+    return written(tmp_path_factory.mktemp("golden") / "golden")
