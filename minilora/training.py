@@ -9,8 +9,9 @@
 
 It knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
 
-Beside the loop, `minilora.state` is a training between two epochs, `minilora.evaluation` has the middle three lines as
-`backpropagate` and measures the loss over a data set, and `minilora.watching` has the bar and stops where numbers are no longer finite.
+Beside the loop, `minilora.state` is a training between two epochs, `minilora.evaluation` has the three lines in the
+middle as `backpropagate`, and measures the loss over a data set, and `minilora.watching` has the bar and stops where
+numbers are no longer finite.
 """
 
 from __future__ import annotations
