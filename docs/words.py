@@ -23,7 +23,9 @@ def texts(page: str) -> list[str]:
 
 def beside(parts: dict[str, str]) -> HTML:
     """Return texts side by side, each under its title."""
-    shown = (f"<div><strong>{html.escape(title)}</strong><p>{html.escape(text)}</p></div>" for title, text in parts.items())
+    shown = (
+        f"<div><strong>{html.escape(title)}</strong><p>{html.escape(text)}</p></div>" for title, text in parts.items()
+    )
     return HTML(f'<div class="written">{"".join(shown)}</div>')
 
 
@@ -53,8 +55,7 @@ def advice() -> HTML:
     """Return five lines of advice, their numbers computed."""
     gain, ratios = gains(), rate_ratios()
     full, lora, four = (
-        training_memory(LLAMA_2_7B, tokens=4096, **more)
-        for more in ({}, {"rank": 16}, {"rank": 16, "bits": 4})
+        training_memory(LLAMA_2_7B, tokens=4096, **more) for more in ({}, {"rank": 16}, {"rank": 16, "bits": 4})
     )
     total = [sum(parts.values()) / 1e9 for parts in (full, lora, four)]
     low, high = min(gain), max(gain)

@@ -36,7 +36,8 @@ from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
 from ..training import evaluate_of
-from .chat import encode_checkedfrom .chattemplate import ChatTemplate, load_template
+from .chat import encode_checked, tokens_of
+from .chattemplate import ChatTemplate, load_template
 from .llama import Llama
 from .records import ARRAY, Record, checked, converted, read_records
 from .text import (

@@ -1,35 +1,11 @@
 """Right adapters, none of which may be called wrong, and broken ones, each of which gets its name."""
 
-<<<<<<< HEAD
-=======
-
->>>>>>> e56717b21dd0bcc528327fd950fb59c08e91684c
 import numpy as np
 import pytest
 
 from minilora.conformance.audit.auditing import audit
 
-<<<<<<< HEAD
 from .adapters import PREFIX, D, Q, V, changed, config, factors, gguf, kohya, mlx, model, paths, peft, renamed, without
-=======
-from .adapters import (
-    PREFIX,
-    D,
-    Q,
-    V,
-    changed,
-    config,
-    factors,
-    gguf,
-    kohya,
-    mlx,
-    model,
-    paths,
-    peft,
-    renamed,
-    without,
-)  # fmt: skip
->>>>>>> e56717b21dd0bcc528327fd950fb59c08e91684c
 
 QV = ("q_proj", "v_proj")
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
