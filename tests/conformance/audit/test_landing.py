@@ -247,9 +247,10 @@ def test_a_part_of_an_image_model_takes_its_own_modules(tmp_path):
     names = [f"lora_unet_down_blocks_{i}_attn_to_{x}" for i in range(2) for x in "qv"] + ["lora_te_text_model_q_proj"]
     for name in names:
         tensors |= {
-            f"{name}.lora_down.weight": rng.standard_normal((2, 6)), f"{name}.lora_up.weight": rng.standard_normal((6, 2)),
+            f"{name}.lora_down.weight": rng.standard_normal((2, 6)),
+            f"{name}.lora_up.weight": rng.standard_normal((6, 2)),
             f"{name}.alpha": np.array(1.0),
-        }  # fmt: skip
+        }
     save_file(tensors, tmp_path / "a.safetensors")
     report = audit(tmp_path / "a.safetensors", written(tmp_path / "m", unet))
     assert (report.word, codes(report, "note")) == ("SOUND", ["another-part"]), str(report)
@@ -287,8 +288,8 @@ def test_experts_under_old_names_land_and_are_noted(tmp_path):
 def test_the_headers_of_a_model_of_70b_are_enough(tmp_path):
     d, kv, m, depth, shards = 8192, 1024, 28672, 80, 30
     sizes = {
-        "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
-        "mlp.gate_proj": (m, d), "mlp.up_proj": (m, d), "mlp.down_proj": (d, m),
+        "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
+        "self_attn.o_proj": (d, d), "mlp.gate_proj": (m, d), "mlp.up_proj": (m, d), "mlp.down_proj": (d, m),
     }  # fmt: skip
     shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(depth) for name, shape in sizes.items()}
     weight_map = {}
