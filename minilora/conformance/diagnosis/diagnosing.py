@@ -20,10 +20,9 @@ from ...guards.tensorfile import TensorFile
 from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
-from ..golden.misreadings import Misreading
 from .answering import logits
 from .given import Subject, read_subject
-from .mistakes import ROUNDINGS, layers_left_out, mistakes_of, outline
+from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
 
 PROMPTS = "prompts"
 MOST_IDS = 1 << 16
@@ -59,7 +58,7 @@ class Diagnosis:
     allowed: float  # the tolerance of a logit
     effect: float  # the largest difference that the adapter makes to a logit
     candidates: list[Candidate]  # the right answer first, and the mistakes that give other numbers
-    same: Mapping[str, list[Misreading]]  # the mistakes that give the numbers of another one here, by its flag
+    same: Mapping[str, list[Mistake]]  # the mistakes that give the numbers of another one here, by its flag
     strength: tuple[float, float] | None = None  # with which the update acts, and the largest difference then
     lower: str = ""  # the precision in which the answer would be right
 
@@ -69,7 +68,7 @@ class Diagnosis:
         nearest = sorted((c for c in self.candidates if c.largest <= 1), key=lambda c: c.typical)
         fitting = [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
         right = any(not c.flag for c in fitting)  # then rounding within the tolerance is no mistake
-        return [c for c in fitting if not (right and c.flag in ROUNDINGS)]
+        return [c for c in fitting if not (right and c.flag in {row.flag for row in ROUNDINGS})]
 
     @property
     def status(self) -> int:
@@ -148,7 +147,7 @@ class Diagnosis:
         }  # fmt: skip
 
 
-def _with_links(what: Candidate | Misreading) -> str:
+def _with_links(what: Candidate | Mistake) -> str:
     """Return what an engine may have done in words, with where that was done before, and the flag."""
     text = what.text if isinstance(what, Candidate) else what.name
     made = f" (made in {what.source})" if what.source else ""
@@ -186,7 +185,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
         pair = _compared(answers, theirs, z, precision, bounds)
         return np.asarray((pair.answer - pair.right) / pair.allowed)
 
-    def held(mistake: Misreading | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
+    def held(mistake: Mistake | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
         d, source = np.abs(off(z)), mistake.source if mistake else ""
         return Candidate(flag, text, source, float(d.max()), float(np.sqrt((d**2).mean())), z)
 
@@ -211,10 +210,10 @@ class _Table:
     def __init__(self, subject: Subject, prompts: np.ndarray, allowed: float, held: Callable[..., Candidate]) -> None:
         self.subject, self.prompts, self.allowed, self.held = subject, prompts, allowed, held
         self.candidates = [held(None, logits(subject, prompts))]
-        self.same: dict[str, list[Misreading]] = {}
+        self.same: dict[str, list[Mistake]] = {}
         self.outlines = {outline(subject, None): ""}
 
-    def add(self, mistake: Misreading) -> None:
+    def add(self, mistake: Mistake) -> None:
         """Compute what a mistake gives, where that is not plain, and put it in its place."""
         key = outline(self.subject, mistake)
         if key is not None and key in self.outlines:
@@ -235,7 +234,7 @@ class _Table:
         if key is not None:
             self.outlines[key] = mistake.flag if twin is None else twin.flag
 
-    def _add_same(self, flag: str, mistake: Misreading) -> None:
+    def _add_same(self, flag: str, mistake: Mistake) -> None:
         if flag:
             self.same.setdefault(flag, []).append(mistake)
 
