@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ...guards.tensorfile import decode, encode
 from ...language.llama import Llama
 from ...layer import walk
 from ..golden.formulas import Arrays, Formulas
+from ..golden.mixtures.formulas import MixtureFormulas
 from .given import Subject
 from .mistakes import Mistake
 
@@ -20,7 +22,13 @@ def logits(subject: Subject, ids: np.ndarray, mistake: Mistake | None = None, ti
     """Return the logits (P, T, V) of prompts (P, T), with the adapter as a mistake applies it; None for none."""
     parts: dict[str, Any] = dict(mistake.parts) if mistake is not None else {"times": times}
     given = subject.given if mistake is None else mistake.given(subject.given)
-    changed = Formulas(**parts, product=lambda x, W: x @ W.T).changed(subject.arrays, [(given, 1.0)])
+    if subject.config.mixture is not None:
+        of_mixture = MixtureFormulas().with_parts(**parts)
+        changed = of_mixture.changed(subject.arrays, given)
+        mixture, _ = of_mixture.decoding(subject.config.mixture)
+        subject = replace(subject, config=replace(subject.config, mixture=mixture))
+    else:
+        changed = Formulas(**parts, product=lambda x, W: x @ W.T).changed(subject.arrays, [(given, 1.0)])
     if mistake is not None and mistake.rounded:
         changed = _rounded(changed, mistake.rounded)
     model = _model(subject, changed)

@@ -31,6 +31,8 @@ CLEARLY = 3.0
 """How many times as far another answer must lie, to be ruled out."""
 OURS = {"float64": 0.0, "float32": 1e-3}
 """How far our own logits may be off, by the type that they are computed in: a large model's in float32."""
+SAME = 1e-3
+"""How far two answers may differ, in tolerances, that are the same."""
 SHOWN = 5
 """Mistakes that are listed where none fits."""
 STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
@@ -46,7 +48,7 @@ class Candidate:
     source: str
     largest: float  # the largest difference of its logits to the engine's, in tolerances
     typical: float  # the root of the mean square of these differences, in tolerances
-    logits: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
+    off: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))  # the differences, in tolerances
 
 
 @dataclass
@@ -186,13 +188,13 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
         return np.asarray((pair.answer - pair.right) / pair.allowed)
 
     def held(mistake: Mistake | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
-        d, source = np.abs(off(z)), mistake.source if mistake else ""
-        return Candidate(flag, text, source, float(d.max()), float(np.sqrt((d**2).mean())), z)
+        d, source = off(z), mistake.source if mistake else ""
+        return Candidate(flag, text, source, float(np.abs(d).max()), float(np.sqrt((d**2).mean())), d)
 
-    table = _Table(subject, prompts, bounds[precision], held)
+    table = _Table(subject, prompts, held)
     for mistake in mistakes_of(subject):
         table.add(mistake)
-    effect = float(np.abs(table.candidates[0].logits - logits(subject, prompts, times=0.0)).max())
+    effect = float(np.abs(table.right - logits(subject, prompts, times=0.0)).max())
     diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
     if not diagnosis.fitting:
         for mistake in layers_left_out(subject):
@@ -207,9 +209,10 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
 class _Table:
     """What the engine may have done, each with its logits; mistakes that give the numbers of another one beside it."""
 
-    def __init__(self, subject: Subject, prompts: np.ndarray, allowed: float, held: Callable[..., Candidate]) -> None:
-        self.subject, self.prompts, self.allowed, self.held = subject, prompts, allowed, held
-        self.candidates = [held(None, logits(subject, prompts))]
+    def __init__(self, subject: Subject, prompts: np.ndarray, held: Callable[..., Candidate]) -> None:
+        self.subject, self.prompts, self.held = subject, prompts, held
+        self.right = logits(subject, prompts)
+        self.candidates = [held(None, self.right)]
         self.same: dict[str, list[Mistake]] = {}
         self.outlines = {outline(subject, None): ""}
 
@@ -226,11 +229,12 @@ class _Table:
                 return
         if not np.isfinite(z).all():
             return
-        twin = next((c for c in self.candidates if np.abs(c.logits - z).max() <= 1e-3 * self.allowed), None)
+        candidate = self.held(mistake, z, mistake.flag, mistake.name)
+        twin = next((c for c in self.candidates if np.abs(c.off - candidate.off).max() <= SAME), None)
         if twin is not None:
             self._add_same(twin.flag, mistake)
         else:
-            self.candidates.append(self.held(mistake, z, mistake.flag, mistake.name))
+            self.candidates.append(candidate)
         if key is not None:
             self.outlines[key] = mistake.flag if twin is None else twin.flag
 

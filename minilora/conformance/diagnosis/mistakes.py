@@ -17,6 +17,7 @@ from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..golden.bases import EMBEDDING, HEAD
 from ..golden.formulas import Config, Formulas, Given, setting
 from ..golden.misreadings import MISREADINGS
+from ..golden.mixtures.misreadings import MIXTURE_MISREADINGS
 from .given import Subject
 
 LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
@@ -24,8 +25,8 @@ GENERAL_ALPHAS = (8, 16, 32)
 """What programs take for an alpha that they did not read."""
 MOST_LAYERS = 40
 """Layers that are each left out in turn, where nothing else fits."""
-ELSEWHERE = {"previous", "start", "base", "weights", "config_of"}
-"""Parts of golden rows that are about several adapters, or about the golden models."""
+ELSEWHERE = {"previous", "start", "base", "weights", "config_of", "unweighted", "shared"}
+"""Parts of golden rows that are about several adapters, about the golden models, or about a decoder of another kind."""
 LEFT_OUT_TOGETHER = (
     ("k_proj", "v_proj"), ("q_proj", "k_proj"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"),
     ("o_proj", "down_proj"),
@@ -53,7 +54,7 @@ def mistakes_of(subject: Subject) -> list[Mistake]:
     patterns = any(subject.given.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
     general = [
         Mistake(row.flag, row.name, row.parts, row.source)
-        for row in MISREADINGS
+        for row in (MISREADINGS if subject.config.mixture is None else MIXTURE_MISREADINGS)
         if row.flag not in replaced
         and not ELSEWHERE & {*row.parts}
         and not re.fullmatch(r"layer-\d+-is-left-out|layers-are-swapped", row.flag)
