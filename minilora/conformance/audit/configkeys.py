@@ -61,6 +61,7 @@ READERS = (
 )  # fmt: skip
 MOST_UNKNOWN = 20
 """Keys that are compared with the known ones."""
+OLD_EXPERT = re.compile(r"\.experts\.\d+\.")
 UNUSUAL = (
     "use_qalora",
     "use_bdlora",
@@ -94,6 +95,14 @@ def key_findings(adapter: AdapterFile) -> Iterator[Finding]:
         if value not in (None, False, []):
             text = f"{name} is {short(value)}: a variant of PEFT's that no other program was seen to read"
             yield Finding(NOTE, name.replace("_", "-"), text)
+    old = [path for path in adapter.modules if OLD_EXPERT.search(path)]
+    if old:
+        text = (
+            f"each expert has an adapter of its own, in names that PEFT converts since 0.18: {listed(old)}. PEFT "
+            f"0.21.2 makes "
+            "the update of gate and up too large by the root of 2 under rsLoRA, and loses what Qwen2-MoE's experts have"
+        )
+        yield Finding(NOTE, "old-expert-names", text, tuple(old))
     above = [
         path for path, m in adapter.modules.items()
         if (widths := m.widths(adapter.tensors)) and (m.rank_in_file(adapter.tensors) or 0) > min(widths)

@@ -31,6 +31,9 @@ from .modelheaders import ModelHeaders, Shape
 
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 SIGHT = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
+KOHYA_PREFIXES = (
+    "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_", "",
+)  # fmt: skip
 HEADLESS_TASKS = ("FEATURE_EXTRACTION",)
 WITH_HEAD = re.compile(r"For[A-Z]|LMHead")
 
@@ -68,6 +71,12 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
     for (level, code, text), paths in faults.items():
         landing.findings.append(Finding(level, code, f"{text}: {listed(paths)}", tuple(paths)))
         landing.misnamed |= {*paths} if level == WRONG else set()
+    if "kohya" in adapter.format and landing.places:
+        here = {_part_of(path) for path in landing.places}
+        if elsewhere := [path for path in landing.lost if _part_of(path) not in here]:
+            text = f"{counted(len(elsewhere), 'module')} of another part than this model: {listed(elsewhere)}"
+            landing.findings.append(Finding(NOTE, "another-part", text, tuple(elsewhere)))
+            landing.lost = [path for path in landing.lost if path not in {*elsewhere}]
     if landing.lost:
         landing.findings.append(_lost(adapter, model, landing))
     if tied:
@@ -108,16 +117,7 @@ class _Finder:
 
     def _unflattened(self, path: str) -> str | None:
         """Return the path whose dots became underscores, behind a prefix that names the part of the model."""
-        for prefix in (
-            "lora_unet_",
-            "lora_te_",
-            "lora_te1_",
-            "lora_te2_",
-            "lora_te3_",
-            "lora_transformer_",
-            "lycoris_",
-            "",
-        ):
+        for prefix in KOHYA_PREFIXES:
             name = path.removeprefix(prefix).replace(".", "_")
             if path.startswith(prefix) and name in self.flat:
                 return self.flat[name]
@@ -237,10 +237,22 @@ def _lost(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Findin
         text += f"; the model has layers up to {deepest}: the adapter is of a deeper one"
     else:
         text += f"; the model has such as {short(like)}"
-    untranslated = "GGUF" in adapter.format and all(path.startswith("blk.") for path in lost) and not model.is_gguf
-    if untranslated:
-        text = f"{listed(lost)}: llama.cpp's names, which were not translated, so whether they land is not known"
-    return Finding(NOTE if untranslated else WRONG, "module-unknown", text, tuple(lost))
+    level = WRONG
+    if _untranslated(adapter, model, lost):
+        level, text = NOTE, f"{listed(lost)}: llama.cpp's names do not tell all, so whether they land is not known"
+    return Finding(level, "module-unknown", text, tuple(lost))
+
+
+def _untranslated(adapter: AdapterFile, model: ModelHeaders, lost: list[str]) -> bool:
+    """Return whether llama.cpp has names, in one of the two files, that are not known in transformers' words."""
+    if model.is_gguf:
+        return "GGUF" not in adapter.format and any(path.startswith("blk.") for path in model.modules)
+    return "GGUF" in adapter.format and all(path.startswith("blk.") for path in lost)
+
+
+def _part_of(path: str) -> str:
+    """Return the prefix by which kohya's names tell the parts of an image model apart."""
+    return next(prefix for prefix in KOHYA_PREFIXES if path.startswith(prefix))
 
 
 # --- shapes -----------------------------------------------------------------------------------------
