@@ -7,9 +7,9 @@
 
 A pipeline is given all adapters at its start, and a request says which it uses and how strongly. So a name is nothing
 more than the adapter it stands for, and nothing is unloaded or merged. OpenVINO reads no alpha and no patterns: this
-script multiplies each lora_B by its scaling before. It has a scheduler that caches prefixes, one that does not, or, with
-`plain`, none, as where a pipeline is asked for nothing. Prompts of a batch are requests of their own. How all
-log-probabilities are had is said in openvino_engine.py.
+script multiplies each lora_B by its scaling before. It has a scheduler that caches prefixes, one that does not, or,
+with `plain`, none. Prompts of a batch are requests of their own. How all log-probabilities are had is said in
+openvino_engine.py.
 """
 
 import json

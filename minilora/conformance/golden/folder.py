@@ -15,13 +15,16 @@ from ...guards.wholefiles import is_new_or_empty, written_folder
 from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, LIVING, UNTIED, write_base, write_gguf, write_json, write_safetensors
-from .cases import CASES, Case, files
+from .cases import CASES as FIRST_CASES
+from .cases import Case, files
 from .formulas import Arrays
 from .leftovers import LEFTOVERS, ROUNDED
 from .misreadings import MISREADINGS
 from .sessionanswers import RequestAnswers, session_answers
 from .sessions import SESSIONS, Session, session_adapters
+from .stored import STORED
 
+CASES = (*FIRST_CASES, *STORED)
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
 INDEX, SCHEMA = "index.json", "index.schema.json"
@@ -154,7 +157,7 @@ def write(folder: Path) -> int:
         (new / "answers").mkdir()
         for case, numbers in every:
             for name, written in zip(adapter_names(case), files(case), strict=True):
-                write_adapter(new / name, *written)
+                write_adapter(new / name, *written, case.stored)
             if numbers is not None:
                 write_safetensors(new / "answers" / f"{case.id}.safetensors", numbers.tensors())
         for folder_in, written in session_adapters():
@@ -167,8 +170,8 @@ def write(folder: Path) -> int:
     return len(every)
 
 
-def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays) -> None:
+def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays, stored: str = "") -> None:
     """Write an adapter in PEFT's layout."""
     folder.mkdir(parents=True)
     write_json(folder / CONFIG_NAME, config)
-    write_safetensors(folder / WEIGHTS_NAME, tensors)
+    write_safetensors(folder / WEIGHTS_NAME, tensors, stored)
