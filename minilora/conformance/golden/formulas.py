@@ -108,9 +108,10 @@ class Formulas:
     start: float = 1.0  # how much of PiSSA's start is taken off
     ties: bool = False  # whether the tied head, or embedding, is changed with the other
     base: str = ""  # how its 4-bit weights are read, see `Base.misread`
+    product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: the same bits everywhere, or fast
 
     def changed(
-        self, arrays: Arrays, given: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
+        self, arrays: Arrays, adapters: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
         previous: Sequence[tuple[Given, float]] = (),
     ) -> Arrays:  # fmt: skip
         """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's.
@@ -118,12 +119,12 @@ class Formulas:
         `previous` are the adapters of the case before, of which a program may leave something.
         """
         if previous and self.previous in ("instead", "beside"):
-            given = [*previous, *(given if self.previous == "beside" else ())]
+            adapters = [*previous, *(adapters if self.previous == "beside" else ())]
         read = (misread or {}).get(self.base, arrays)
         arrays_after = {name: array for name, array in read.items() if array is not arrays[name]}
-        weights = self.weights([weight for _, weight in given])
-        for i, ((adapter, _), weight) in enumerate(zip(given, weights, strict=True)):
-            config = given[self.config_of(i)][0].config
+        weights = self.weights([weight for _, weight in adapters])
+        for i, ((adapter, _), weight) in enumerate(zip(adapters, weights, strict=True)):
+            config = adapters[self.config_of(i)][0].config
             for path, module in adapter.modules.items():
                 A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
                 module = replace(module, lora_A=A, lora_B=B)
@@ -151,7 +152,7 @@ class Formulas:
         name, s = f"{place}.weight", self.scale(config, path) * self.times
         W = arrays_after.get(name, read[name])
         A, B = self.factors(path, module.lora_A, module.lora_B)
-        BA = self.update(path, product(B, A.T))
+        BA = self.update(path, self.product(B, A.T))
         if start is not None:
             BA = BA - self.start * start
         if name == EMBEDDING:

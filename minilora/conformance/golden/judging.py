@@ -19,6 +19,7 @@ from ... import __version__
 from ...guards.errors import FileRefused, printable, short
 from ...guards.inputfiles import member, parse_json, read_whole
 from ...guards.tensorfile import FLOATS, TensorFile
+from ..checking.xfails import of_known
 from .folder import FORMAT, INDEX
 from .leftovers import ROUNDED
 
@@ -102,18 +103,15 @@ class Judgement:
         for flag, ids in self.diagnoses.items():
             made = f" (made in {', '.join(self.links[flag])})" if self.links.get(flag) else ""
             lines.append(f"{flag}{made}, {self._share(flag)}: {', '.join(ids)}")
+        if self.diagnoses and (rest := [case.id for case in self.failing if case.state == "wrong" and not case.flags]):
+            lines.append(f"no signature of one bug fits {', '.join(rest)}: mend what is named first, then look again")
         width = max((len(case.id) for case in self.cases), default=0)
         for case in self.cases:
             known = f", as is known ({self.known[case.id]})" if case in self.failing and case.id in self.known else ""
             lines.append(f"  {case.id:{width}}  {case.state}{known}{case.text and ': ' + case.text}")
         if self.unanswered:
             lines.append(f"sessions without an answer, which are not judged: {', '.join(self.unanswered)}")
-        if self.known:
-            count_known = len(self.failing) - len(self.unexpected)
-            lines.append(f"{count_known} of {len(self.known)} known failures fail as they should")
-            lines += [f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items()]
-            if self.unexpected:
-                lines.append(f"not known to fail: {', '.join(case.id for case in self.unexpected)}")
+        lines += of_known(self.known, [case.id for case in self.failing], self.stale)
         return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
 
     def _likeliest(self) -> str:
@@ -342,7 +340,8 @@ class Compared:
         where, answer, right = ", ".join(map(str, at)), self.answer[at], self.right[at]
         text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {answer:.6g}, expected {right:.6g}"
         text += f"; tolerance {self.allowed:.2g}"
-        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if off.ndim == 3 else 0
+        in_time = off.ndim == 3 and not self.quantity.startswith("merged.")
+        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if in_time else 0
         return f"{text}; right up to position {first - 1}" if first else text
 
 

@@ -83,11 +83,11 @@ def _whole_paths(config: Config, path: str) -> float:
 def _matching_by(matches: Callable[[str, str], Any]) -> Callable[[Config, str], float]:
     """Return the scaling where another rule says which key of a pattern matches a path."""
 
-    def found(config: Config, key: str, path: str) -> Any:
+    def value(config: Config, key: str, path: str) -> Any:
         pattern = config.get(PATTERNS[key], {})
-        return next((value for name, value in pattern.items() if matches(name, path)), config[key])
+        return next((number for name, number in pattern.items() if matches(name, path)), config[key])
 
-    return lambda config, path: scaled(config, found(config, "lora_alpha", path), found(config, "r", path))
+    return lambda config, path: scaled(config, value(config, "lora_alpha", path), value(config, "r", path))
 
 
 def _unpermuted(path: str, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1", "I64": "<i8"}
+from . import foreign_mixtures
+
+TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1", "I64": "<i8", "BF16": "<u2"}
 PREFIX = "base_model.model."
 STARTS = (True, False, None, "gaussian")
 
@@ -26,7 +28,8 @@ def tensors_of(path):
     found = {}
     for name, entry in header.items():
         start, end = (begin + offset for offset in entry["data_offsets"])
-        found[name] = np.frombuffer(raw[start:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
+        array = np.frombuffer(raw[start:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
+        found[name] = (array.astype("u4") << 16).view("f4") if entry["dtype"] == "BF16" else array
     return found
 
 
@@ -128,8 +131,11 @@ def add_adapter(W, folder, weight, bug):
             W[f"{path}.bias"] = parts["base_layer.bias"]
 
 
-def logits(config, W, ids, bug=None, cache=None):
-    """Return logits (T, V); `cache` has, for each block, keys and values of the first tokens, or gets all but one."""
+def logits(config, W, ids, bug=None, cache=None, mixture=None):
+    """Return logits (T, V); `cache` has, for each block, keys and values of the first tokens, or gets all but one.
+
+    `mixture(path, h)` is what stands in the place of the MLP, if something does.
+    """
     D, H, K = config["head_dim"], config["num_attention_heads"], config["num_key_value_heads"]
     theta = (config.get("rope_parameters") or config)["rope_theta"]
     angle = np.arange(len(ids))[:, None] * theta ** (-np.arange(0, D, 2) / D)
@@ -164,6 +170,9 @@ def logits(config, W, ids, bug=None, cache=None):
         o = np.einsum("htu,uhd->thd", P / P.sum(-1, keepdims=True), v)
         x = x + linear(f"{at}.o_proj", o.reshape(T, H * D))
         h = norm(f"model.layers.{i}.post_attention_layernorm", x)
+        if mixture:
+            x = x + mixture(mlp, h)
+            continue
         gate = linear(f"{mlp}.gate_proj", h)
         x = x + linear(f"{mlp}.down_proj", gate / (1 + np.exp(-gate)) * linear(f"{mlp}.up_proj", h))
     return linear("lm_head", norm("model.norm", x))
@@ -171,6 +180,8 @@ def logits(config, W, ids, bug=None, cache=None):
 
 def answer(golden, index, case, bug=None):
     """Return the logits (prompts, T, V) of a case, None where its adapter is refused."""
+    if index["bases"][case.get("base", index["base"])].get("experts"):
+        return foreign_mixtures.answer(golden, case, bug)
     config, W = base_of(golden / case.get("base", index["base"]), bug)
     given = case["adapter"] if isinstance(case["adapter"], list) else [[case["adapter"], 1.0]]
     before = next((other for other in index["cases"] if other["id"] == case.get("after")), None)

@@ -15,14 +15,16 @@ from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adap
 from minilora.conformance.golden import exact
 from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.bases import BASES, MERGES, TOKENS
-from minilora.conformance.golden.cases import CASES
+from minilora.conformance.golden.cases import CASES, files
 from minilora.conformance.golden.folder import adapter_names
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS
+from minilora.conformance.golden.mixtures.misreadings import MIXTURE_MISREADINGS
 from minilora.language.tokenizer import load_tokenizer
 from minilora.variants.sums import weighted_sum
 
 from ...support.language import arrays_of, tiny_llama
+from .conftest import index_of
 
 NOT_OURS = ("lora-bias", "pissa-raw", "modules-to-save", "bias-lora-only")
 OURS = [case for case in CASES if case.answered and case.id not in NOT_OURS]
@@ -46,10 +48,10 @@ def adapters_of(golden, entry):
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*holds the base's own weight")
 @pytest.mark.parametrize("case", OURS, ids=lambda case: case.id)
-def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, case):
-    entry = next(entry for entry in index["cases"] if entry["id"] == case.id)
-    answers = load_file(golden / entry["answers"])
-    adapted = attach(model_of(golden, case), adapters_of(golden, entry))
+def test_answers_are_those_of_the_decoder_beside_its_adapter(whole, case):
+    entry = next(entry for entry in index_of(whole)["cases"] if entry["id"] == case.id)
+    answers = load_file(whole / entry["answers"])
+    adapted = attach(model_of(whole, case), adapters_of(whole, entry))
     np.testing.assert_allclose(adapted(np.array(entry["prompts"])), answers["logits"], rtol=0, atol=1e-11)
     (name,) = (name for name in answers if name.startswith("merged."))
     layer = merge(adapted)
@@ -60,10 +62,10 @@ def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, case
 
 
 @pytest.mark.long
-def test_target_modules_name_what_has_tensors_and_no_other(golden, index):
+def test_target_modules_name_what_has_tensors_and_no_other(whole):
     for case in CASES:
         for (given, _), name in zip(case.given, adapter_names(case), strict=True):
-            config = json.loads((golden / name / "adapter_config.json").read_text())
+            config = json.loads((whole / name / "adapter_config.json").read_text())
             model, rng = case.base.model, np.random.default_rng(0)
             adapted = adapt(model, config["target_modules"], rank=1, alpha=1, rng=rng)
             assert set(adapters(adapted)) == set(given.modules)
@@ -76,8 +78,9 @@ def test_what_load_adapter_refuses_it_refuses_by_its_key(golden):
 
 
 def test_what_must_be_refused_is_refused_by_us(golden, index):
+    by_the_model = ("refused-another-shape", "refused-unknown-module", "experts-refused-missing-expert")  # see below
     for entry in index["cases"]:
-        if entry["refused"] and entry["id"] not in ("refused-another-shape", "refused-unknown-module"):  # see below
+        if entry["refused"] and entry["id"] not in by_the_model:
             with pytest.raises(FileRefused):
                 load_adapter(golden / entry["adapter"])
     base = Llama.load(golden / "bases" / "tied")
@@ -100,6 +103,14 @@ def test_the_gguf_copy_is_the_base_and_its_tokenizer(golden, base):
     assert one.decode(one.encode(text)) == text
     assert len(one.encode(text)) < len(text)
     assert one.end == other.end == {1}
+
+
+def test_a_file_has_the_scaling_that_its_case_is_drawn_with():
+    """PiSSA's factors are twice as wide once they are converted, and so is alpha."""
+    for case in (case for case in CASES if "r=" not in case.damage):
+        for (adapter, _), (config, _) in zip(case.adapters, files(case), strict=True):
+            drawn = adapter.config["lora_alpha"] / adapter.config["r"]
+            assert config["lora_alpha"] / config["r"] == drawn, case.id
 
 
 def test_a_base_says_how_many_positions_it_has(golden):
@@ -126,10 +137,12 @@ def test_sizes_are_such_that_a_mix_up_shows(golden):
                 assert square == (case.id == "square-factor")
 
 
-def test_every_known_bug_shows_in_some_case(index):
+@pytest.mark.long
+def test_every_known_bug_shows_in_some_case(whole):
+    index = index_of(whole)
     shown = {flag for case in index["cases"] for flag in case.get("flags", ())}
-    assert shown == {bug.flag for bug in MISREADINGS}
-    assert set(index["flags"]) == {bug.flag for bug in (*MISREADINGS, *LEFTOVERS, ROUNDED)}
+    assert shown == {bug.flag for bug in (*MISREADINGS, *MIXTURE_MISREADINGS)}
+    assert set(index["flags"]) == {bug.flag for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}
 
 
 def test_the_index_is_as_its_schema_says(golden, index):
@@ -149,7 +162,10 @@ def test_the_index_is_as_its_schema_says(golden, index):
             jsonschema.validate({**short, **change}, schema)
 
 
-def test_the_folder_holds_what_the_index_names_and_is_small(golden, index):
+@pytest.mark.parametrize("folder", ["golden", pytest.param("whole", marks=pytest.mark.long)])
+def test_the_folder_holds_what_the_index_names_and_is_small(request, folder):
+    golden = request.getfixturevalue(folder)
+    index = index_of(golden)
     named = {"index.json", index["$schema"], *(base["gguf"] for base in index["bases"].values() if "gguf" in base)}
     folders = set(index["bases"])
     for case in index["cases"]:
@@ -195,6 +211,7 @@ def test_the_tokens_are_those_that_the_merges_make():
 
 def test_only_a_new_or_an_empty_folder_is_written(tmp_path, golden, monkeypatch):
     monkeypatch.setattr(writing, "CASES", CASES[1:2])
+    monkeypatch.setattr(writing, "MIXTURES", ())
     monkeypatch.setattr(writing, "SESSIONS", ())
     (tmp_path / "empty").mkdir()
     assert writing.write(tmp_path / "empty") == 1
@@ -216,7 +233,7 @@ def test_without_its_package_nothing_is_written(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.long
-def test_every_processor_writes_the_same_bits(golden, tmp_path):
+def test_every_processor_writes_the_same_bits(whole, tmp_path):
     def digest(folder):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -226,4 +243,4 @@ def test_every_processor_writes_the_same_bits(golden, tmp_path):
         env |= {"OPENBLAS_CORETYPE": kernel} if kernel else {}
         command = [sys.executable, "-m", "minilora", "golden", str(tmp_path / f"golden{kernel}")]
         subprocess.run(command, env=env, check=True, capture_output=True)
-        assert digest(tmp_path / f"golden{kernel}") == digest(golden)
+        assert digest(tmp_path / f"golden{kernel}") == digest(whole)
