@@ -3,7 +3,7 @@ import json
 import pytest
 
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.cases import CASES
+from minilora.conformance.golden.folder import CASES
 from minilora.conformance.golden.mixtures.cases import MIXTURES
 from minilora.conformance.golden.sessions import SESSIONS
 
