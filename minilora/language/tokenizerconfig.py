@@ -21,9 +21,9 @@ from ..guards.inputfiles import read_json
 BESIDE, LEGACY, LEGACY_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""Of a Qwen2's text: letters with what stands before them, digits, marks, spaces. Its endings stand before these."""
+QWEN2 = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{WORDS}"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
 
