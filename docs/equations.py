@@ -62,11 +62,15 @@ class EquationDirective(SphinxDirective):
             self.env.note_dependency(str(path))
         lines = [line for line in find_lines(self.config.equations_package) if line.label == stated.label]
         lines.sort(key=lambda line: line.module.count("."))  # the core pages first
-        links = [nodes.reference("", str(line), refuri=f"{line.page}.html#{line.anchor}", internal=True) for line in lines]
+        links = [
+            nodes.reference("", str(line), refuri=f"{line.page}.html#{line.anchor}", internal=True) for line in lines
+        ]
         if lines:
             code = nodes.literal("", self.options.get("shown", lines[0].code), classes=["code"])
             others = [part for link in links[1:] for part in (nodes.Text(", "), link)]
-            places = nodes.inline("", "", nodes.Text("in short: " if "shown" in self.options else ""), links[0], *others)
+            places = nodes.inline(
+                "", "", nodes.Text("in short: " if "shown" in self.options else ""), links[0], *others
+            )
             node += nodes.paragraph("", "", code, nodes.Text(" "), places, classes=["line"])
         self.env.domains.standard_domain.note_hyperlink_target(
             anchor(stated.label), self.env.docname, anchor(stated.label), f"({stated.label})"

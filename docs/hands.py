@@ -175,7 +175,9 @@ def circle(start: int = 1) -> HTML:
     caption = "Left all arrows x of length 1, right what M makes of them. Two arrows at a right angle, the thin lines, "
     caption += f"stay at a right angle and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
     slider = Slider("angle", "direction of x", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
-    return figure("circle", [slider], says[start], still, pictures.table(["x points to", "length of M x"], rows), data, caption)
+    return figure(
+        "circle", [slider], says[start], still, pictures.table(["x points to", "length of M x"], rows), data, caption
+    )
 
 
 def nearest_on_a_line(start: int = 1) -> HTML:
@@ -204,10 +206,14 @@ def nearest_on_a_line(start: int = 1) -> HTML:
         pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
         "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
     )
-    caption = "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
+    caption = (
+        "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
+    )
     caption += "whose outputs lie there. Right: the sum of the squares of what is lost, for each direction of the line."
     slider = Slider("line", "direction of the line", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
-    return figure("line", [slider], says[start], still, pictures.table(["line at", "squared error"], rows), data, caption)
+    return figure(
+        "line", [slider], says[start], still, pictures.table(["line at", "squared error"], rows), data, caption
+    )
 
 
 # --- the cost ledger against width, batch and rank --------------------------------------------------------------------

@@ -44,7 +44,12 @@ MACROS = {r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"}  # \of{dA}{r,in}: 
 """Of the pages' formulas; Jupyter knows none of them."""
 FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
-COMMANDS_NEED = {"golden-adapters": ["models"], "finetune": ["models"], "language-model": ["models"]}
+COMMANDS_NEED = {
+    "golden-adapters": ["models"],
+    "is-my-adapter-applied": ["models"],
+    "finetune": ["models"],
+    "language-model": ["models"],
+}
 """Extras of a page whose commands, or calls, import what its own code does not."""
 HOME = "minilora-pages"
 """The folder, beside the notebooks, of the files that pages share. They lie in it as in a checkout."""
@@ -348,13 +353,22 @@ def inputs(text: str) -> str:
         for fence in FENCE.finditer(text)
         if fence["kind"] == "code-cell"
     )
-    package = [path for path in sorted((ROOT / "minilora").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-    digest = hashlib.sha256(code.encode())
-    for path in [*package, *shared(code)]:
+    digest = hashlib.sha256(code.encode() + surroundings())
+    for path in shared(code):
         digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def surroundings() -> bytes:
+    """Return a digest of what all pages can read: the package, and the versions of what is installed."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "minilora").rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
     versions = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
     digest.update("\n".join([sys.version, *versions]).encode())
-    return digest.hexdigest()[:16]
+    return digest.digest()
 
 
 def extras(code: str) -> list[str]:

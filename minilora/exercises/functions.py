@@ -5,6 +5,7 @@ Each knows the right formula and the mistakes that people make, and hands both t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
@@ -140,14 +141,14 @@ def expression_sheet(name: str) -> dict[str, Any]:
         products = [value_or_none(formula, d) for d in both]
         return [None if value is None else np.asarray(value).tolist() for value in products]
 
-    scales = [{"values": listed(formula), "hint": hint} for formula, hint in step.scales]
+    scales: list[dict[str, Any]] = [{"values": listed(formula), "hint": hint} for formula, hint in step.scales]
     for scale, entry in zip(scales, step.scales, strict=True):
         if entry in DIVISIONS:  # where all sizes are equal, a division by one of them could be by any
             scale["values"][1] = None
     return {
         "result": step.result,
         "shape": step.shape,
-        "inputs": {given: listed(lambda d, given=given: getattr(d, given)) for given in step.inputs},
+        "inputs": {given: listed(operator.attrgetter(given)) for given in step.inputs},
         "forms": [{"values": listed(formula), "hint": hint} for formula, hint in step.forms],
         "scales": scales,
         "praise": step.praise,

@@ -114,6 +114,20 @@ def test_what_pages_share_is_written_by_the_notebook(made):
     assert '".[plot,models]"' in sources(made["four-bits"], "markdown")[1]
 
 
+def test_a_page_runs_again_where_something_that_it_reads_has_changed(monkeypatch, tmp_path):
+    page = "words\n\n```{code-cell} ipython3\nimport pictures\n```\n"
+    first = notebooks.inputs(page)
+    assert notebooks.inputs(page.replace("words", "other words")) == first
+    assert notebooks.inputs(page.replace("pictures", "pictures, hands")) != first
+    monkeypatch.setattr(notebooks, "shared", lambda code: [tmp_path / "pictures.py"])
+    (tmp_path / "pictures.py").write_text("changed = True")
+    assert notebooks.inputs(page) != first
+    monkeypatch.undo()
+    assert notebooks.inputs(page) == first
+    monkeypatch.setattr(notebooks, "surroundings", lambda: b"another package")
+    assert notebooks.inputs(page) != first
+
+
 @pytest.mark.site
 def test_notes_and_formulas_in_directives_are_shown(monkeypatch):
     note = "```{note}\nOne.\n\nTwo.\n```"

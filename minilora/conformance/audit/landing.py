@@ -6,8 +6,8 @@ A path is looked up as it is. Then under the names that the same module has in o
     model.language_model.X       language_model.model.X          a model that sees: its files have older names
     model.layers.0.mlp           model.layers.0.block_sparse_moe
 
-And then as a mistake makes it: ``_orig_mod.`` of a compiled model, ``module.`` of a distributed one, ``model.`` once too
-often or not at all. So what is wrong gets a name, and the shapes are compared all the same.
+And then as a mistake makes it: ``_orig_mod.`` of a compiled model, ``module.`` of a distributed one, ``model.`` once
+too often or not at all. So what is wrong gets a name, and the shapes are compared all the same.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ class _Finder:
             yield (WRONG, "prefix-orig-mod", "'_orig_mod.' of a compiled model is in the names, so the modules are not "
                    "found: unwrap the model before saving, or take it out of the names"), bare  # fmt: skip
         if bare.startswith("module."):
-            yield (WRONG, "prefix-module", "'module.' of a distributed model stands before the names, so the modules are "
+            yield (WRONG, "prefix-module", "'module.' of a distributed model stands before the names, so the modules "
+                "are "
                    "not found"), bare.removeprefix("module.")  # fmt: skip
         while bare.startswith((PREFIX, "module.")):
             bare = bare.removeprefix(PREFIX).removeprefix("module.")
@@ -196,7 +197,8 @@ class _Finder:
             yield fault, f"{first}.{bare}"
         first, _, rest = bare.partition(".")
         if rest:
-            fault = (WRONG, "prefix-unknown", f"{first + '.'!r} before the names is none of the model's, so the modules are "
+            fault = (WRONG, "prefix-unknown", f"{first + '.'!r} before the names is none of the model's, so the "
+                f"modules are "
                      "not found")  # fmt: skip
             yield fault, rest
 
@@ -373,7 +375,7 @@ def _compare_experts(
         landing.packed.add(path)
         return None
     E, rows, columns = weight
-    if E != module.experts:
+    if module.experts != E:
         return WRONG, "experts-differ", f"the adapter is for {module.experts} experts, and the model has {E}"
     out, width = module.widths(adapter.tensors) or (0, 0)
     sides = f"lora_A reads {width} numbers and lora_B writes {out}, and each expert's weight is {rows} x {columns}"
@@ -385,7 +387,8 @@ def _compare_experts(
         if version is None and adapter.config is not None and "PEFT" in adapter.format:
             return (
                 SUSPICIOUS, "packing-undecided",
-                f"{sides}: square, and without a peft_version nothing says which factor reads the input: PEFT exchanged "
+                f"{sides}: square, and without a peft_version nothing says which factor reads the input: PEFT "
+                f"exchanged "
                 "the two after 0.19.0",
             )  # fmt: skip
         return None

@@ -158,7 +158,7 @@ def _misfit(m: Module, A: tuple[int, ...], B: tuple[int, ...], adapter: AdapterF
 
 
 def _axis(m: Module, shape: tuple[int, ...], out: int, width: int, format: str) -> tuple[str, str]:
-    """Return what is wrong with a magnitude's shape: PEFT has one number for each output, LyCORIS may for each input."""
+    """Return what is wrong with a magnitude's shape: one number for each output, which LyCORIS may have of inputs."""
     sizes = [n for n in shape if n != 1]
     if "kohya" in format:
         of_inputs = len(shape) > 1 and shape[0] == 1 and shape[1] == width and (out != width or shape != (out, 1))

@@ -23,7 +23,7 @@ from ..golden.answers import TOLERANCE
 from ..golden.misreadings import Misreading
 from .answering import logits
 from .given import Subject, read_subject
-from .mistakes import layers_left_out, mistakes_of, outline
+from .mistakes import ROUNDINGS, layers_left_out, mistakes_of, outline
 
 PROMPTS = "prompts"
 MOST_IDS = 1 << 16
@@ -34,8 +34,8 @@ OURS = {"float64": 0.0, "float32": 1e-3}
 """How far our own logits may be off, by the type that they are computed in: a large model's in float32."""
 SHOWN = 5
 """Mistakes that are listed where none fits."""
-STRENGTHS = (-2.0, 8.0)
-"""Between which the strength of an update is looked for."""
+STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
+"""The strengths of an update that are tried, a 16th to 16, and how often the best is bettered."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class Diagnosis:
     def fitting(self) -> list[Candidate]:
         """What the engine may have done, the nearest first: all that no other thing rules out."""
         nearest = sorted((c for c in self.candidates if c.largest <= 1), key=lambda c: c.typical)
-        return [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
+        fitting = [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
+        right = any(not c.flag for c in fitting)  # then rounding within the tolerance is no mistake
+        return [c for c in fitting if not (right and c.flag in ROUNDINGS)]
 
     @property
     def status(self) -> int:
@@ -86,8 +88,10 @@ class Diagnosis:
         if self.status == 2:
             others = "; or ".join(c.text for c in fitting if c.flag)
             return (
-                f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, and the "
-                f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher precision"
+                f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, "
+                f"and the "
+                f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher "
+                f"precision"
             )
         if fitting:
             texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
@@ -95,7 +99,8 @@ class Diagnosis:
         if self.strength is not None:
             times, off = self.strength
             return (
-                f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} times "
+                f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} "
+                f"times "
                 f"the strength that its files say; largest difference then {off * self.allowed:.2g}, as it should be "
                 f"{self._right()}"
             )
@@ -129,9 +134,11 @@ class Diagnosis:
 
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""
+        flags = [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))]
         return {
-            "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000), "status": self.status,
-            "flags": [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))], "computed_in": self.precision, "tolerance": self.allowed,
+            "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000),
+            "status": self.status,
+            "flags": flags, "computed_in": self.precision, "tolerance": self.allowed,
             "effect": self.effect, "strength": self.strength[0] if self.strength else None,
             "candidates": [
                 {"flag": c.flag, "text": c.text, "off": c.largest * self.allowed, "made in": links(c.source)}
@@ -175,11 +182,13 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
     ours = OURS[str(np.dtype(subject.dtype))]
     bounds = {name: max(bound, ours) for name, bound in TOLERANCE.items()}
 
-    def held(mistake: Misreading | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
+    def off(z: np.ndarray) -> np.ndarray:
         pair = _compared(answers, theirs, z, precision, bounds)
-        off = np.abs(pair.answer - pair.right) / pair.allowed
-        source = mistake.source if mistake else ""
-        return Candidate(flag, text, source, float(off.max()), float(np.sqrt((off**2).mean())), z)
+        return np.asarray((pair.answer - pair.right) / pair.allowed)
+
+    def held(mistake: Misreading | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
+        d, source = np.abs(off(z)), mistake.source if mistake else ""
+        return Candidate(flag, text, source, float(d.max()), float(np.sqrt((d**2).mean())), z)
 
     table = _Table(subject, prompts, bounds[precision], held)
     for mistake in mistakes_of(subject):
@@ -190,9 +199,9 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
         for mistake in layers_left_out(subject):
             table.add(mistake)
     if not diagnosis.fitting:
-        diagnosis.strength = _strength(subject, prompts, held)
-        off = table.candidates[0].largest * bounds[precision]
-        diagnosis.lower = next((name for name, bound in bounds.items() if bounds[precision] < off <= bound), "")
+        diagnosis.strength = _strength(lambda times: off(logits(subject, prompts, times=times)))
+        largest = table.candidates[0].largest * bounds[precision]
+        diagnosis.lower = next((name for name, bound in bounds.items() if bounds[precision] < largest <= bound), "")
     return diagnosis
 
 
@@ -231,18 +240,21 @@ class _Table:
             self.same.setdefault(flag, []).append(mistake)
 
 
-def _strength(subject: Subject, prompts: np.ndarray, held: Callable[..., Candidate]) -> tuple[float, float] | None:
-    """Return the strength of the update that comes nearest, and the largest difference then; None where it is too far."""
-    low, high = STRENGTHS
-    for _ in range(4):  # a grid, and a finer one around its best point
-        grid = np.linspace(low, high, 11)
-        typical = [held(None, logits(subject, prompts, times=float(t))).typical for t in grid]
-        best = int(np.argmin(typical))
-        step = grid[1] - grid[0]
-        low, high = grid[best] - step, grid[best] + step
-    times = float(grid[best])
-    off = held(None, logits(subject, prompts, times=times)).largest
-    return (times, off) if off <= 1 + 100 * step else None
+def _strength(off: Callable[[float], np.ndarray]) -> tuple[float, float] | None:
+    """Return the strength of the update with which nothing is off, and the largest difference then; None for none.
+
+    `off` gives the differences, in tolerances, by the strength t. From the best of a few, Gauss and Newton's steps:
+    t + <d, off> / <d, d>, where d is the slope of the differences.
+    """
+    times = min(STRENGTHS, key=lambda t: float(np.square(off(t)).mean()))
+    for _ in range(NEWTON_STEPS):
+        here, step = off(times), 1e-4
+        slope = (here - off(times + step)) / step
+        if not slope.any():
+            return None
+        times += float((slope * here).sum() / np.square(slope).sum())
+    largest = float(np.abs(off(times)).max())
+    return (times, largest) if largest <= 1 else None
 
 
 def _read(path: Path) -> tuple[np.ndarray, str, judging.Arrays]:

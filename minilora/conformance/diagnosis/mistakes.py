@@ -14,6 +14,7 @@ import numpy as np
 
 from ...guards.tensorfile import decode, encode
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ..golden.bases import EMBEDDING, HEAD
 from ..golden.formulas import Config, Formulas, setting
 from ..golden.misreadings import MISREADINGS, Misreading
 from .given import Subject
@@ -21,6 +22,8 @@ from .given import Subject
 LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 ROUNDED = "rounded"
 """The part of a row that no formula has: the type that changed weights are rounded to."""
+ROUNDINGS = {"merged-in-bfloat16": "BF16", "merged-in-float16": "F16"}
+"""The types of merged weights, by the flags of their rows."""
 GENERAL_ALPHAS = (8, 16, 32)
 """What programs take for an alpha that they did not read."""
 MOST_LAYERS = 40
@@ -31,10 +34,12 @@ def mistakes_of(subject: Subject) -> list[Misreading]:
     """Return the rows for a model and its adapter."""
     own = [*_of_heads(subject), *_of_layers(subject), *_of_all(subject)]
     replaced = {row.flag for row in own}
+    patterns = any(subject.given.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
     general = [
         row for row in MISREADINGS
         if row.flag not in replaced and not {"previous", "start", "base", "weights", "config_of"} & {*row.parts}
         and not re.fullmatch(r"layer-\d+-is-left-out|layers-are-swapped", row.flag)
+        and (patterns or "pattern" not in row.flag)
     ]  # fmt: skip
     return [*general, *own]
 
@@ -49,18 +54,22 @@ def outline(subject: Subject, mistake: Misreading | None) -> tuple[Any, ...] | N
         "magnitude": any(m.magnitude is not None for m in modules.values()),
         "bias": any(m.bias is not None for m in modules.values()),
         "trained_bias": any(m.trained_bias is not None for m in modules.values()),
-        "saved": bool(subject.given.saved), "ties": subject.tied,
+        "saved": bool(subject.given.saved),
+        "ties": any(f"{path}.weight" in (EMBEDDING, HEAD) for path in (*modules, *subject.given.saved)),
     }  # fmt: skip
     of |= dict.fromkeys(("gain", "length"), of["magnitude"])
     parts = {name: part for name, part in parts.items() if of.get(name, True)}
     if not parts.keys() <= {"scale", "times", "applied", "place"}:
         return None
     formulas = Formulas(**parts)
-    effects = []
+    effects: list[tuple[str, float | None]] = []
     for path in modules:
-        s = formulas.scale(subject.given.config, path) * formulas.times if formulas.applied(path) else 0.0
-        place = formulas.place(path) if s else path
-        effects.append((place if f"{place}.weight" in subject.arrays else path, float(f"{s:.12g}")))
+        if not formulas.applied(path):
+            effects.append((path, None))
+            continue
+        place = formulas.place(path)
+        s = float(f"{formulas.scale(subject.given.config, path) * formulas.times:.12g}")
+        effects.append((place if f"{place}.weight" in subject.arrays else path, s))
     return tuple(effects)
 
 
@@ -93,21 +102,20 @@ def _of_layers(subject: Subject) -> list[Misreading]:
         return {"applied": lambda path: (match := LAYER.search(path)) is None or holds(int(match[0]))}
 
     rows = [
-        Misreading("layers-are-shifted-up", "each layer's adapter acts in the next layer", moved(lambda i: (i + 1) % L)),
-        Misreading("layers-are-shifted-down", "each layer's adapter acts in the layer before",
-                   moved(lambda i: (i - 1) % L)),
-        Misreading("layers-are-reversed", "the layers' adapters act in the reverse order", moved(lambda i: L - 1 - i)),
-        Misreading("layers-are-sorted-as-text", "the layers' adapters act in the order of their names as text, 10 before 2",
-                   moved(lambda i: sorted(range(L), key=str)[i])),
-        Misreading("the-first-half-of-the-layers-alone", "the adapters of the first half of the layers alone act",
-                   alone(lambda i: i < L // 2)),
-        Misreading("the-second-half-of-the-layers-alone", "the adapters of the second half of the layers alone act",
-                   alone(lambda i: i >= L // 2)),
-        Misreading("every-second-layer-alone", "the adapters of the layers 0, 2, 4 ... alone act", alone(lambda i: i % 2 == 0)),
-        Misreading("every-other-layer-alone", "the adapters of the layers 1, 3, 5 ... alone act", alone(lambda i: i % 2 == 1)),
-        Misreading("layer-0-for-all", "the adapter of layer 0 acts in every layer", {"from_layer": 0}),
+        ("layers-are-shifted-up", "each layer's adapter acts in the next layer", moved(lambda i: (i + 1) % L)),
+        ("layers-are-shifted-down", "each layer's adapter acts in the layer before", moved(lambda i: (i - 1) % L)),
+        ("layers-are-reversed", "the layers' adapters act in the reverse order", moved(lambda i: L - 1 - i)),
+        ("layers-are-sorted-as-text", "the layers' adapters act in the order of their names as text, 10 before 2",
+         moved(lambda i: sorted(range(L), key=str)[i])),
+        ("the-first-half-of-the-layers-alone", "the adapters of the first half of the layers alone act",
+         alone(lambda i: i < L // 2)),
+        ("the-second-half-of-the-layers-alone", "the adapters of the second half of the layers alone act",
+         alone(lambda i: i >= L // 2)),
+        ("every-second-layer-alone", "the adapters of the layers 0, 2, 4 ... alone act", alone(lambda i: i % 2 == 0)),
+        ("every-other-layer-alone", "the adapters of the layers 1, 3, 5 ... alone act", alone(lambda i: i % 2 == 1)),
+        ("layer-0-for-all", "the adapter of layer 0 acts in every layer", {"from_layer": 0}),
     ]  # fmt: skip
-    return rows
+    return [Misreading(*row) for row in rows]
 
 
 def layers_left_out(subject: Subject) -> list[Misreading]:
@@ -128,11 +136,12 @@ def _of_all(subject: Subject) -> list[Misreading]:
         Misreading("a-square-update-is-transposed", "the update of a square weight is transposed",
                    {"update": lambda path, BA: BA.T if BA.shape[0] == BA.shape[1] else BA}),
         Misreading("the-update-is-halved", "half of the update is added", {"times": 0.5}),
-        Misreading("merged-in-bfloat16", "the update was added to the weights, and these were rounded to bfloat16",
-                   {ROUNDED: "BF16"}),
-        Misreading("merged-in-float16", "the update was added to the weights, and these were rounded to float16",
-                   {ROUNDED: "F16"}),
+        Misreading("half-of-the-ranks-alone", "the first half of the ranks alone is used",
+                   {"factors": lambda path, A, B: (A[: len(A) // 2], B[:, : len(A) // 2])}),
     ]  # fmt: skip
+    for flag, dtype in ROUNDINGS.items():
+        text = f"the update was added to the weights, and these were rounded to {flag.removeprefix('merged-in-')}"
+        rows.append(Misreading(flag, text, {ROUNDED: dtype}))
     for alpha in GENERAL_ALPHAS:
         text = f"lora_alpha is not read: the scaling is {alpha} / r"
         rows.append(Misreading(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha)}))

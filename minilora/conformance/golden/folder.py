@@ -47,8 +47,8 @@ HOW = (
     " `adapters` has one for each prompt, or null for the base alone: the `name` that the engine is to know it by, its"
     " `folder`, and the `weight` that its update is multiplied by. Where a name stands for another folder than before,"
     " the engine takes the new one. `unload` has names to forget before the request. With `merged` the adapter is"
-    " folded into the weights for this request, and taken out after it. Write SESSION.N.safetensors, N from 0. Leave out a"
-    " whole session that your engine has no means for.",
+    " folded into the weights for this request, and taken out after it. Write SESSION.N.safetensors, N from 0. Leave"
+    " out a whole session that your engine has no means for.",
     "`minilora golden THIS --compare YOURS` says what is wrong.",
     "A file of answers has `logits`, `next_tokens` (prompts,), the rows of `merged.NAME` that come first, and for each"
     " of the case's flags a known bug's numbers: `signature.FLAG` is what it makes of the logits (prompts, V) after"

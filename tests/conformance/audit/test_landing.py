@@ -9,10 +9,10 @@ from safetensors.numpy import save_file
 from minilora.conformance.audit.auditing import audit
 
 from .adapters import (
-    D,
     EXPERTS,
     LAYERS,
     PREFIX,
+    D,
     V,
     config,
     expert_factors,
