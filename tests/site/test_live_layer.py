@@ -272,7 +272,8 @@ def test_a_mistakes_sentence_and_the_curve_are_in_sight_at_its_switch(page, widt
         above, below, curve = browser.execute_script(
             """const why = arguments[0].parentElement.nextElementSibling, place = why.getBoundingClientRect();
                const drawn = document.querySelector("[data-map=losses]").getBoundingClientRect();
-               return [why.textContent.length > 30 && place.top, place.bottom, drawn.bottom > 60 && drawn.top < innerHeight]""",
+               const told = why.textContent.length > 30;
+               return [told && place.top, place.bottom, drawn.bottom > 60 && drawn.top < innerHeight]""",
             box,
         )
         assert 0 < above < below < 900, name
