@@ -19,7 +19,7 @@ CLAIMED = [pytest.param(case, claim, id=f"{case.name}: {claim.__name__}") for ca
 
 # There are hundreds of pairs of a case and a claim. ONE_ROW and RANK_ABOVE_WIDTHS are drawn as well, now and then.
 QUICK = settings.get_current_profile_name() == "default"
-EXAMPLES, CORNERS = (2, (ALL_ONES, SQUARE)) if QUICK else (3, (ALL_ONES, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE))
+EXAMPLES, CORNERS = (1, (ALL_ONES, SQUARE)) if QUICK else (3, (ALL_ONES, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE))
 
 
 def at_corners(test):

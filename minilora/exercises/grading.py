@@ -190,8 +190,8 @@ def call_answer(
         seen = [np.shape(value) for value in got]
         orders = [order for order in permutations(shapes) if [shapes[name] for name in order] == seen]
         if orders:
-            asked, given_order = ", ".join(shapes), ", ".join(orders[0])
-            return {}, None, f"swapped? ({asked}) is asked; you returned the shapes of ({given_order})"
+            order, theirs = ", ".join(shapes), ", ".join(orders[0])
+            return {}, None, f"swapped? ({order}) is asked; you returned the shapes of ({theirs})"
         shape, value = shapes[wrong[0]], arrays[wrong[0]]
         return arrays, f"wrong shape: {wrong[0]} must be {shape}, you returned {describe(value)}", None
     return arrays, None, None

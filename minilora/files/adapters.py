@@ -44,7 +44,7 @@ from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
 from ..guards.errors import FileRefused, short
-from ..guards.tensorfile import MAX_HEADER, decode, encode, in_dtype, tensor_header
+from ..guards.tensorfile import FLOATS, MAX_HEADER, decode, encode, in_dtype, tensor_header
 from ..guards.wholefiles import replaceable, written_together
 from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
@@ -62,6 +62,8 @@ from .peft.expertkeys import WRITTEN_AS, ExpertForm, places
 __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
+FILE_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+"""The types that a file can have, and their names there."""
 PLACES: tuple[Any, ...] = (LORA.beside, *(variant.beside for variant in PEFT_NAMES), Rewritten)
 """The classes of adapted layers that PEFT's layout can hold."""
 
@@ -165,6 +167,7 @@ def save_adapter(
     task_type: str | None = None,
     target_modules: Sequence[str] | None = None,
     lora_dropout: float = 0.0,
+    dtype: str | None = None,
 ) -> None:
     """Write adapters in PEFT's layout.
 
@@ -187,12 +190,15 @@ def save_adapter(
     lora_dropout : float
         The probability with which an entry of an adapter's input was dropped in the training, for one that goes on
         elsewhere.
+    dtype : {"float16", "bfloat16", "float32", "float64"}, optional
+        Of the tensors in the file, each number rounded once, to nearest with ties to even; by default that of each
+        array.
 
     Raises
     ------
     ValueError, TypeError
-        If an adapter cannot be written, some have a magnitude and others not, or the folder holds under these names
-        anything but files. Nothing has been written then.
+        If an adapter cannot be written, some have a magnitude and others not, a number is too large for `dtype`, or
+        the folder holds under these names anything but files. Nothing has been written then.
     OSError
         If the disk does not take the files. The adapter that was there is left as it was.
     """
@@ -203,6 +209,8 @@ def save_adapter(
         check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
+    if dtype is not None and dtype not in FILE_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(FILE_DTYPES)} or None, got {dtype!r}")
     by_path: dict[str, Adapter | StackedLoRA] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
@@ -216,6 +224,8 @@ def save_adapter(
         if clash := new.keys() & tensors.keys():
             raise ValueError(f"layers[{short(module)}] and another layer would both be {short(min(clash))} in the file")
         tensors |= new
+    if dtype is not None:
+        tensors = {key: _rounded(key, array, FILE_DTYPES[dtype]) for key, array in tensors.items()}
     _check_alike(by_path)
     use_rslora = all(adapter.use_rslora for adapter in by_path.values())
     for module, adapter in by_path.items():
@@ -321,6 +331,15 @@ def _written(module: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(host).all():
         raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
     return host
+
+
+def _rounded(key: str, array: np.ndarray, name: str) -> np.ndarray:
+    """Return numbers in a type of the file, those of bfloat16 as their bits; refuse one that it cannot hold."""
+    with np.errstate(over="ignore"):
+        raw = encode(array, name)
+    if not np.isfinite(decode(raw, name)).all():
+        raise ValueError(f"{short(key)} reaches {np.abs(array).max():g}, more than {name} holds")
+    return raw.view(FLOATS[name]).reshape(array.shape)
 
 
 def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:

@@ -55,7 +55,7 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> R
     ]  # fmt: skip
     merged: dict[str, Loss | None] | None = None
     if merge and headers is not None:
-        merged = dict(losses(file, headers, landing))
+        merged = dict(losses(file, headers, landing, numbers))
         findings += _merge_findings(merged)
     kinds = coverage(file, headers, landing if headers is not None else None)
     return Report(file, headers, landing, numbers, tuple(findings), tuple(kinds), merged)
@@ -66,7 +66,8 @@ def _merge_findings(merged: dict[str, Loss | None]) -> Iterator[Finding]:
     other = [path for path, loss in merged.items() if loss is not None and (loss.magnitudes or 0) > 1.5]
     if other:
         text = (
-            f"the magnitude of {listed(other)} is nearer to the lengths of the weight's columns than to those of its rows: "
+            f"the magnitude of {listed(other)} is nearer to the lengths of the weight's columns than to those of its "
+            f"rows: "
             "it lies on the other axis, which a square weight's shape does not show"
         )
         yield Finding(SUSPICIOUS, "magnitude-axis", text, tuple(other))

@@ -1,7 +1,7 @@
 """The keys of adapter_config.json that change what an adapter computes, and which programs read them.
 
-`READERS` is what the golden adapters showed: the page docs/golden-adapters.md has the versions and the scripts. "no place"
-means that the program's files or layers cannot hold it.
+`READERS` is what the golden adapters showed: the page docs/golden-adapters.md has the versions and the scripts. "no
+place" means that the program's files or layers cannot hold it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ READERS = (
     Key("alpha_pattern", "some modules have another alpha",
         readers="read by PEFT, vLLM and mistral.rs; not by llama.cpp's converter, nor by OpenVINO GenAI"),
     Key("use_dora", "each row of the changed weight gets the length that the file has for it",
-        readers="read by PEFT and mlx-lm; refused by vLLM and mistral.rs; transformers alone does not read the lengths, "
+        readers="read by PEFT and mlx-lm; refused by vLLM and mistral.rs; transformers alone does not read the "
+            "lengths, "
         "llama.cpp has no place for them, OpenVINO GenAI passes over them"),
     Key("lora_bias", "the adapter adds a bias of its own, times the scaling",
         readers="read by PEFT; refused by vLLM and mistral.rs; no place in llama.cpp and mlx-lm"),
@@ -60,6 +61,7 @@ READERS = (
 )  # fmt: skip
 MOST_UNKNOWN = 20
 """Keys that are compared with the known ones."""
+OLD_EXPERT = re.compile(r"\.experts\.\d+\.")
 UNUSUAL = (
     "use_qalora",
     "use_bdlora",
@@ -93,6 +95,14 @@ def key_findings(adapter: AdapterFile) -> Iterator[Finding]:
         if value not in (None, False, []):
             text = f"{name} is {short(value)}: a variant of PEFT's that no other program was seen to read"
             yield Finding(NOTE, name.replace("_", "-"), text)
+    old = [path for path in adapter.modules if OLD_EXPERT.search(path)]
+    if old:
+        text = (
+            f"each expert has an adapter of its own, in names that PEFT converts since 0.18: {listed(old)}. PEFT "
+            f"0.21.2 makes "
+            "the update of gate and up too large by the root of 2 under rsLoRA, and loses what Qwen2-MoE's experts have"
+        )
+        yield Finding(NOTE, "old-expert-names", text, tuple(old))
     above = [
         path for path, m in adapter.modules.items()
         if (widths := m.widths(adapter.tensors)) and (m.rank_in_file(adapter.tensors) or 0) > min(widths)
@@ -145,8 +155,10 @@ def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
         )
         return
     text = (
-        f"init_lora_weights is {short(start)}: the training began with another base weight, and beside the original one "
-        "the factors mean nothing until that start is taken off. PEFT makes some such starts again when it loads; vLLM, "
+        f"init_lora_weights is {short(start)}: the training began with another base weight, and beside the original "
+        f"one "
+        "the factors mean nothing until that start is taken off. PEFT makes some such starts again when it loads; "
+        "vLLM, "
         "mistral.rs and `minilora export` refuse them, and other readers are silently wrong. PEFT converts it: "
         "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     )

@@ -6,8 +6,8 @@ A path is looked up as it is. Then under the names that the same module has in o
     model.language_model.X       language_model.model.X          a model that sees: its files have older names
     model.layers.0.mlp           model.layers.0.block_sparse_moe
 
-And then as a mistake makes it: ``_orig_mod.`` of a compiled model, ``module.`` of a distributed one, ``model.`` once too
-often or not at all. So what is wrong gets a name, and the shapes are compared all the same.
+And then as a mistake makes it: ``_orig_mod.`` of a compiled model, ``module.`` of a distributed one, ``model.`` once
+too often or not at all. So what is wrong gets a name, and the shapes are compared all the same.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from .modelheaders import ModelHeaders, Shape
 
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 SIGHT = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
+KOHYA_PREFIXES = (
+    "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_", "",
+)  # fmt: skip
 HEADLESS_TASKS = ("FEATURE_EXTRACTION",)
 WITH_HEAD = re.compile(r"For[A-Z]|LMHead")
 
@@ -68,6 +71,12 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
     for (level, code, text), paths in faults.items():
         landing.findings.append(Finding(level, code, f"{text}: {listed(paths)}", tuple(paths)))
         landing.misnamed |= {*paths} if level == WRONG else set()
+    if "kohya" in adapter.format and landing.places:
+        here = {_part_of(path) for path in landing.places}
+        if elsewhere := [path for path in landing.lost if _part_of(path) not in here]:
+            text = f"{counted(len(elsewhere), 'module')} of another part than this model: {listed(elsewhere)}"
+            landing.findings.append(Finding(NOTE, "another-part", text, tuple(elsewhere)))
+            landing.lost = [path for path in landing.lost if path not in {*elsewhere}]
     if landing.lost:
         landing.findings.append(_lost(adapter, model, landing))
     if tied:
@@ -108,16 +117,7 @@ class _Finder:
 
     def _unflattened(self, path: str) -> str | None:
         """Return the path whose dots became underscores, behind a prefix that names the part of the model."""
-        for prefix in (
-            "lora_unet_",
-            "lora_te_",
-            "lora_te1_",
-            "lora_te2_",
-            "lora_te3_",
-            "lora_transformer_",
-            "lycoris_",
-            "",
-        ):
+        for prefix in KOHYA_PREFIXES:
             name = path.removeprefix(prefix).replace(".", "_")
             if path.startswith(prefix) and name in self.flat:
                 return self.flat[name]
@@ -160,7 +160,8 @@ class _Finder:
             yield (WRONG, "prefix-orig-mod", "'_orig_mod.' of a compiled model is in the names, so the modules are not "
                    "found: unwrap the model before saving, or take it out of the names"), bare  # fmt: skip
         if bare.startswith("module."):
-            yield (WRONG, "prefix-module", "'module.' of a distributed model stands before the names, so the modules are "
+            yield (WRONG, "prefix-module", "'module.' of a distributed model stands before the names, so the modules "
+                "are "
                    "not found"), bare.removeprefix("module.")  # fmt: skip
         while bare.startswith((PREFIX, "module.")):
             bare = bare.removeprefix(PREFIX).removeprefix("module.")
@@ -196,7 +197,8 @@ class _Finder:
             yield fault, f"{first}.{bare}"
         first, _, rest = bare.partition(".")
         if rest:
-            fault = (WRONG, "prefix-unknown", f"{first + '.'!r} before the names is none of the model's, so the modules are "
+            fault = (WRONG, "prefix-unknown", f"{first + '.'!r} before the names is none of the model's, so the "
+                f"modules are "
                      "not found")  # fmt: skip
             yield fault, rest
 
@@ -235,10 +237,22 @@ def _lost(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Findin
         text += f"; the model has layers up to {deepest}: the adapter is of a deeper one"
     else:
         text += f"; the model has such as {short(like)}"
-    untranslated = "GGUF" in adapter.format and all(path.startswith("blk.") for path in lost) and not model.is_gguf
-    if untranslated:
-        text = f"{listed(lost)}: llama.cpp's names, which were not translated, so whether they land is not known"
-    return Finding(NOTE if untranslated else WRONG, "module-unknown", text, tuple(lost))
+    level = WRONG
+    if _untranslated(adapter, model, lost):
+        level, text = NOTE, f"{listed(lost)}: llama.cpp's names do not tell all, so whether they land is not known"
+    return Finding(level, "module-unknown", text, tuple(lost))
+
+
+def _untranslated(adapter: AdapterFile, model: ModelHeaders, lost: list[str]) -> bool:
+    """Return whether llama.cpp has names, in one of the two files, that are not known in transformers' words."""
+    if model.is_gguf:
+        return "GGUF" not in adapter.format and any(path.startswith("blk.") for path in model.modules)
+    return "GGUF" in adapter.format and all(path.startswith("blk.") for path in lost)
+
+
+def _part_of(path: str) -> str:
+    """Return the prefix by which kohya's names tell the parts of an image model apart."""
+    return next(prefix for prefix in KOHYA_PREFIXES if path.startswith(prefix))
 
 
 # --- shapes -----------------------------------------------------------------------------------------
@@ -373,7 +387,7 @@ def _compare_experts(
         landing.packed.add(path)
         return None
     E, rows, columns = weight
-    if E != module.experts:
+    if module.experts != E:
         return WRONG, "experts-differ", f"the adapter is for {module.experts} experts, and the model has {E}"
     out, width = module.widths(adapter.tensors) or (0, 0)
     sides = f"lora_A reads {width} numbers and lora_B writes {out}, and each expert's weight is {rows} x {columns}"
@@ -385,7 +399,8 @@ def _compare_experts(
         if version is None and adapter.config is not None and "PEFT" in adapter.format:
             return (
                 SUSPICIOUS, "packing-undecided",
-                f"{sides}: square, and without a peft_version nothing says which factor reads the input: PEFT exchanged "
+                f"{sides}: square, and without a peft_version nothing says which factor reads the input: PEFT "
+                f"exchanged "
                 "the two after 0.19.0",
             )  # fmt: skip
         return None

@@ -164,8 +164,8 @@ def rows_by(place: Callable[[Fused, int], Any]) -> Callable[[Fused], Parts]:
 
     def parts(fused: Fused) -> Parts:
         places = [place(fused, i) for i in fused.adapted]
-        there = all(rows is None or rows.max() < fused.out_features for rows in places)
-        return {"slot_rows": place} if there else {}
+        inside = all(rows is None or rows.max() < fused.out_features for rows in places)
+        return {"slot_rows": place} if inside else {}
 
     return parts
 

@@ -90,11 +90,11 @@ def _steps(shape: tuple[int, ...], problem: Problem) -> str:
     """Say which other steps of a kernel would give an output of a shape."""
     if not isinstance(problem, Images):
         return ""
-    one, none = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
+    ones, zeros = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
     others: dict[str, dict[str, Any]] = {
-        "if stride were 1": {"stride": one},
-        "without padding": {"padding": none},
-        "if dilation were 1": {"dilation": one},
+        "if stride were 1": {"stride": ones},
+        "without padding": {"padding": zeros},
+        "if dilation were 1": {"dilation": ones},
         "if stride and dilation were exchanged": {"stride": problem.dilation, "dilation": problem.stride},
         "if a step of two axes were exchanged": {
             name: getattr(problem, name)[::-1] for name in ("stride", "padding", "dilation")

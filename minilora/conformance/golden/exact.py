@@ -124,7 +124,7 @@ def logits(
         x1, x2 = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
-    def kept(x: np.ndarray) -> np.ndarray:  # (v, B, heads, T, D)
+    def from_cache(x: np.ndarray) -> np.ndarray:  # (v, B, heads, T, D)
         if cached and x.ndim == 5:  # before the first weights that differ, there is one for all
             x = x.copy()
             x[1:, ..., :cached, :] = x[:1, ..., :cached, :]
@@ -132,8 +132,8 @@ def logits(
 
     def attention(path: str, x: np.ndarray, ends: int) -> np.ndarray:  # (..., B T, h) -> (..., B ends, h)
         q = turned(split(linear(f"{path}.q_proj", x), K * g))[..., T - ends :, :]
-        k = kept(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
-        v = kept(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
+        k = from_cache(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
+        v = from_cache(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
         S = D**-0.5 * product(q, k)
         e = exp(S - S.max(axis=-1, keepdims=True)) * np.tri(T)[T - ends :]
         o = product(e / sums(e), np.swapaxes(v, -1, -2))

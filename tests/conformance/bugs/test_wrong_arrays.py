@@ -50,8 +50,15 @@ def tail_of(axis, first, state):
     return forward
 
 
-@pytest.mark.parametrize("state", ["zero", "without the update", "wrong"])
-@pytest.mark.parametrize(("axis", "first", "word"), [(0, 64, "row"), (1, 64, "output"), (1, 9, "output")])
+@pytest.mark.parametrize(
+    ("axis", "first", "word", "state"),
+    [
+        (0, 64, "row", "zero"),
+        (1, 64, "output", "without the update"),
+        (1, 9, "output", "wrong"),
+        (0, 64, "row", "wrong"),
+    ],
+)
 def test_a_tail_is_told(axis, first, word, state):
     text = first_line(forward=tail_of(axis, first, state))
     assert f"; it is right up to {word} {first - 1}, and {state} from {word} {first} on (" in text
@@ -131,17 +138,16 @@ def test_what_small_problems_do_not_show_is_told():
     assert "; it is right up to row 32, and zero from row 33 on (N=67 " in said
 
 
-@pytest.mark.parametrize("name", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
-    ("said", "update"),
+    ("name", "said", "update"),
     [
-        ("x A^T is", lambda x, A, B, s, name: s * half(x @ A.T, name) @ B.T),
-        ("the update is", lambda x, A, B, s, name: s * half(x @ A.T @ B.T, name)),
-        ("the update is", lambda x, A, B, s, name: half(s * (x @ A.T @ B.T), name)),
+        ("float16", "x A^T is", lambda x, A, B, s, name: s * half(x @ A.T, name) @ B.T),
+        ("bfloat16", "x A^T is", lambda x, A, B, s, name: s * half(x @ A.T, name) @ B.T),
+        ("float16", "the update is", lambda x, A, B, s, name: s * half(x @ A.T @ B.T, name)),
+        ("bfloat16", "the update is", lambda x, A, B, s, name: half(s * (x @ A.T @ B.T), name)),
     ],
-    ids=["x A^T", "x A^T B^T", "s x A^T B^T"],
 )
-def test_half_precision_on_the_way_is_told(said, update, name):
+def test_half_precision_on_the_way_is_told(name, said, update):
     def forward(x, weight, bias, A, B, alpha):
         y = x @ weight.T + update(x, A, B, alpha / len(A), name)
         return y if bias is None else y + bias

@@ -132,7 +132,7 @@ def add_adapter(W, folder, weight, bug):
 
 
 def logits(config, W, ids, bug=None, cache=None, mixture=None):
-    """Return logits (T, V); `cache` has, for each block, the keys and values of all tokens but the last.
+    """Return logits (T, V); `cache` has, for each block, keys and values of the first tokens, or gets all but one.
 
     `mixture(path, h)` is what stands in the place of the MLP, if something does.
     """
@@ -163,7 +163,7 @@ def logits(config, W, ids, bug=None, cache=None, mixture=None):
         v = linear(f"{at}.v_proj", h).reshape(T, K, D).repeat(H // K, axis=1)
         if cache is not None:
             old = cache.setdefault(i, (k[:-1], v[:-1]))
-            k, v = (np.concatenate([before, now[-1:]]) for before, now in zip(old, (k, v), strict=True))
+            k, v = (np.concatenate([before, now[len(before) :]]) for before, now in zip(old, (k, v), strict=True))
         root = (config["hidden_size"] / H if bug == "hidden size" else D) ** 0.5
         S = np.einsum("thd,uhd->htu", q, k) / root + np.triu(np.full((T, T), -np.inf), 1)
         P = np.exp(S - S.max(-1, keepdims=True))

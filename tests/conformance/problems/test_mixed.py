@@ -48,6 +48,14 @@ def test_the_base_may_be_rounded_or_not():
         assert report_of(SimpleNamespace(forward=forward)).passed
 
 
+def test_a_merge_may_round_the_change_and_then_the_sum():
+    def merge(weight, A, B, alpha):
+        return half(weight + half(np.float32(alpha / len(A)) * (B @ A)))
+
+    report = report_of(SimpleNamespace(forward=RIGHT.forward, merge=merge))
+    assert report.passed, str(report)
+
+
 def test_dx_and_the_merged_weight_may_be_float32():
     report = report_of(SimpleNamespace(forward=RIGHT.forward, backward=SINGLE.backward, merge=SINGLE.merge))
     assert report.passed, str(report)

@@ -16,7 +16,9 @@ from minilora import Llama, adapt, get_backend
 from minilora.commands.finetune import _beside_the_machine
 from minilora.fast.blockwise import CPU
 from minilora.guards import machinememory as machine
+from minilora.language.examples import load_data
 from minilora.language.finetuning import costs
+from minilora.language.finetuning.losstable import duration
 from minilora.language.text import windows
 from minilora.language.trainingmemory import cache_bytes, parameter_bytes
 
@@ -238,3 +240,13 @@ def test_the_process_grows_by_the_memory_that_is_said(tmp_path, more):
     said = float(re.search(r"([\d,.]+) MB together", done.stdout)[1].replace(",", "")) * 1e6
     grown = int(re.search(r"grown (\d+)", done.stdout)[1])
     assert 0.75 * said < grown < 1.35 * said + 60e6  # the tokenizer and libraries besides
+
+
+def test_the_time_of_a_training_that_goes_on_is_that_of_the_steps_to_come(folder, capsys, monkeypatch):
+    assert finetune("--steps", "20", "--checkpoint", "c") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(costs.Measured, "at", lambda *a: costs.Costs(0, 0, (0, 0), 0, forward=30.0, measured=1))
+    assert finetune("--steps", "24", "--checkpoint", "c") == 0
+    (said,) = re.findall(r"very roughly (\d+ h \d+ min|\d+ min)", capsys.readouterr().out)
+    held_out = len(load_data(Path("text"), Path("model"), 8).X_held)
+    assert said == duration(4 * 30.0 * costs.STEP * 4 + 30.0 * held_out)  # four steps, and row 24
