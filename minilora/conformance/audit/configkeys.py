@@ -99,8 +99,8 @@ def key_findings(adapter: AdapterFile) -> Iterator[Finding]:
     if old:
         text = (
             f"each expert has an adapter of its own, in names that PEFT converts since 0.18: {listed(old)}. PEFT "
-            f"0.21.2 makes "
-            "the update of gate and up too large by the root of 2 under rsLoRA, and loses what Qwen2-MoE's experts have"
+            "0.21.2 makes the update of gate and up too large by the root of 2 under rsLoRA, and loses what "
+            "Qwen2-MoE's experts have"
         )
         yield Finding(NOTE, "old-expert-names", text, tuple(old))
     above = [
@@ -156,11 +156,9 @@ def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
         return
     text = (
         f"init_lora_weights is {short(start)}: the training began with another base weight, and beside the original "
-        f"one "
-        "the factors mean nothing until that start is taken off. PEFT makes some such starts again when it loads; "
-        "vLLM, "
-        "mistral.rs and `minilora export` refuse them, and other readers are silently wrong. PEFT converts it: "
-        "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        "one the factors mean nothing until that start is taken off. PEFT makes some such starts again when it "
+        "loads; vLLM, mistral.rs and `minilora export` refuse them, and other readers are silently wrong. PEFT "
+        "converts it: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     )
     yield Finding(SUSPICIOUS, "start-changes-base", text)
 
