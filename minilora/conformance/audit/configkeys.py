@@ -42,8 +42,7 @@ READERS = (
         readers="read by PEFT, vLLM and mistral.rs; not by llama.cpp's converter, nor by OpenVINO GenAI"),
     Key("use_dora", "each row of the changed weight gets the length that the file has for it",
         readers="read by PEFT and mlx-lm; refused by vLLM and mistral.rs; transformers alone does not read the "
-            "lengths, "
-        "llama.cpp has no place for them, OpenVINO GenAI passes over them"),
+        "lengths, llama.cpp has no place for them, OpenVINO GenAI passes over them"),
     Key("lora_bias", "the adapter adds a bias of its own, times the scaling",
         readers="read by PEFT; refused by vLLM and mistral.rs; no place in llama.cpp and mlx-lm"),
     Key("bias", "biases of the base were trained too", lambda value: value not in (None, "none"),

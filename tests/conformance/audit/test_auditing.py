@@ -173,6 +173,8 @@ BROKEN = {
     ),
     "no configuration": ("config-missing", lambda t: peft(t / "a", factors(paths(*QV)), None)),
     "an empty file": ("empty", lambda t: peft(t / "a", {}, config(*QV))),
+    "a model": ("empty", lambda t: model(t / "a")),
+    "a model's tensors": ("empty", lambda t: peft(t / "a", {"lm_head.weight": np.ones((V, D), "f4")}, config(*QV))),
     "no prefix": ("prefix-missing", of(lambda x: renamed(x, PREFIX, ""))),
     "the prefix twice": ("prefix-doubled", of(lambda x: renamed(x, PREFIX, 2 * PREFIX))),
     "a compiled model's names": (
