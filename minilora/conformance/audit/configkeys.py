@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...files.peft.adapterconfig import KEYS, UNSET, config_text, digest
+from ...files.peft.adapterconfig import B_LAYOUTS, KEYS, UNSET, config_text, digest
 from ...files.peft.adapterfolder import DIGEST_KEY
 from ...guards.errors import short
 from .adapterfile import AdapterFile
@@ -49,6 +49,8 @@ READERS = (
         readers="read by PEFT; other programs were not measured"),
     Key("target_parameters", "arrays without a module of their own, such as a mixture's experts, are adapted",
         readers="read by PEFT from 0.18; its packing was exchanged after 0.19.0; other programs were not measured"),
+    Key("lora_B_layout", "which index of lora_B is the expert's; a key of unsloth's", lambda value: isinstance(value, str),
+        readers="read by unsloth and minilora; other programs were not measured"),
     Key("trainable_token_indices", "rows of an embedding were trained in full",
         readers="read by PEFT; other programs were not measured"),
     Key("layer_replication", "layers stand in the model several times, with adapters of their own",
@@ -84,6 +86,10 @@ def key_findings(adapter: AdapterFile) -> Iterator[Finding]:
     yield from _other_save(adapter, config)
     if config.get("peft_type") is None:
         yield Finding(SUSPICIOUS, "config-type", "there is no peft_type, without which PEFT does not load it")
+    layout = config.get("lora_B_layout")
+    if layout is not None and (not isinstance(layout, str) or layout not in B_LAYOUTS):
+        text = f"lora_B_layout is {short(layout)}, and nobody knows how experts' factors are packed then"
+        yield Finding(SUSPICIOUS, "packing-undecided", text)
     for key in READERS:
         value = config.get(key.name)
         if key.is_set(value) and key.name != "exclude_modules":

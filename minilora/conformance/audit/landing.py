@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 
 from ...files.base.tiedhead import EMBEDDING, HEAD
 from ...guards.errors import short
+from ...language.modelfiles.gguf.ggufnames import ARCHITECTURES
 from .adapterfile import AdapterFile
 from .findings import NOTE, WRONG, Finding, counted, listed
 from .modelheaders import ModelHeaders
 from .spellings import KOHYA_PREFIXES, Fault, Spellings
 
+ARCHITECTURE = "general.architecture"
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 """The number of a layer in a path."""
 
@@ -63,6 +65,11 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
             landing.lost = [path for path in landing.lost if path not in {*elsewhere}]
     if landing.lost:
         landing.findings.append(_lost(adapter, model, landing))
+    if (kinds := _architectures(adapter, model)) is not None:
+        text = (
+            f"general.architecture is {kinds[0]!r} in the adapter and {kinds[1]!r} in the model: llama.cpp refuses it"
+        )
+        landing.findings.append(Finding(WRONG, "architecture-differs", text))
     if tied:
         text = (
             f"the head is the embedding in this model, and the adapter changes {listed(tied)}: the one it changes and "
@@ -70,6 +77,16 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
         )
         landing.findings.append(Finding(NOTE, "tied-head", text, tuple(tied)))
     return landing
+
+
+def _architectures(adapter: AdapterFile, model: ModelHeaders) -> tuple[str, str] | None:
+    """Return llama.cpp's names for the adapter's kind of model and for the model's, where they differ."""
+    ours, theirs = adapter.tensors.notes.get(ARCHITECTURE), model.config.get(ARCHITECTURE)
+    if not model.is_gguf:
+        theirs = ARCHITECTURES.get(str(model.config.get("model_type")))
+    if adapter.tensors.base is not None or not isinstance(ours, str) or not isinstance(theirs, str):
+        return None
+    return (ours, theirs) if ours != theirs else None
 
 
 def _lost(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Finding:

@@ -308,6 +308,13 @@ BROKEN = {
             t / "a.safetensors", paths(*QV), change=lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")
         ),
     ),
+    "a GGUF adapter of another kind": (
+        "architecture-differs",
+        lambda t: gguf(t / "a.gguf", paths(*QV), architecture="qwen2"),
+    ),
+    "numbers of another type": ("change-absurd", of(lambda x: {k: 1e9 * v for k, v in x.items()})),
+    "numbers that vanish": ("change-absurd", of(lambda x: {k: 1e-12 * v for k, v in x.items()})),
+    "an unknown packing": ("packing-undecided", said({"lora_B_layout": "expert_major"})),
     "a GGUF adapter without alpha": ("alpha-missing", lambda t: gguf(t / "a.gguf", paths(*QV), alpha=None)),
     "a GGUF adapter's pair": (
         "half-a-pair",
