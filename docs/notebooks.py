@@ -347,7 +347,7 @@ def shared(code: str) -> list[Path]:
 
 
 def inputs(text: str) -> str:
-    """Return a digest of all that a page's cells can read: themselves, the package, shared files, installed versions."""
+    """Return a digest of all that a page's cells can read: themselves, shared files, the package, versions."""
     code = "\n".join(
         re.sub(r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", fence["body"], flags=re.S | re.M)
         for fence in FENCE.finditer(text)

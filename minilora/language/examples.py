@@ -31,10 +31,11 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_number, check_path
+from ..evaluation import Gradients
 from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
-from ..training import Gradients, evaluate_of
+from ..training import evaluate_of
 from .chat import encode_checked, tokens_of
 from .chattemplate import ChatTemplate, load_template
 from .llama import Llama
