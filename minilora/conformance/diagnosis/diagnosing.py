@@ -90,9 +90,8 @@ class Diagnosis:
             others = "; or ".join(c.text for c in fitting if c.flag)
             return (
                 f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, "
-                f"and the "
-                f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher "
-                f"precision"
+                f"and the tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a "
+                "higher precision"
             )
         if fitting:
             texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
@@ -101,9 +100,8 @@ class Diagnosis:
             times, off = self.strength
             return (
                 f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} "
-                f"times "
-                f"the strength that its files say; largest difference then {off * self.allowed:.2g}, as it should be "
-                f"{self._right()}"
+                f"times the strength that its files say; largest difference then {off * self.allowed:.2g}, as it "
+                f"should be {self._right()}"
             )
         near = min(self.candidates, key=lambda c: c.typical)
         lower = f". As if computed in {self.lower}: declare computed_in, if that is meant" if self.lower else ""

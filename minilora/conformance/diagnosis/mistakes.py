@@ -227,9 +227,9 @@ def _of_factors() -> list[Mistake]:
                 {"update": lambda path, BA: BA.T if BA.shape[0] == BA.shape[1] else BA}),
         Mistake("half-of-the-ranks-alone", "the first half of the ranks alone is used",
                 {"factors": lambda path, A, B: (A[: len(A) // 2], B[:, : len(A) // 2])}),
-        Mistake("half-of-the-outputs-alone", "the update reaches the first half of each module's outputs alone, as "
-            "on one "
-                "device of two", {"update": halved}),
+        Mistake("half-of-the-outputs-alone",
+                "the update reaches the first half of each module's outputs alone, as on one device of two",
+                {"update": halved}),
         Mistake("half-of-the-inputs-alone", "the update reads the first half of each module's inputs alone, as on one "
                 "device of two", {"update": lambda path, BA: halved(path, BA.T).T}),
     ]  # fmt: skip
@@ -243,9 +243,8 @@ def _of_all(subject: Subject) -> list[Mistake]:
         Mistake("alpha-is-divided-by-the-largest-rank", "alpha is divided by the largest rank of all modules",
                 {"scale": lambda config, path: float(setting(config, "lora_alpha", path)) / largest}),
         *ROUNDINGS,
-        Mistake("keys-and-values-are-the-bases", "the prompt's keys and values are the base's: they are kept by its "
-            "tokens "
-                "alone", {}, cached="base"),
+        Mistake("keys-and-values-are-the-bases",
+                "the prompt's keys and values are the base's: they are kept by its tokens alone", {}, cached="base"),
         Mistake("the-last-token-is-the-bases", "the adapter acts on the prompt, and not on its last token", {},
                 cached="adapted"),
     ]  # fmt: skip
