@@ -9,4 +9,7 @@
 - `misreadings`: what programs make of them that read wrongly, a row each
 - `exact`: a decoder's logits, the same bits on every processor
 - `answers`: the numbers that stand in a case's file
+- `mixtures`: the same for mixtures of experts
+- `sessions`: requests to one living engine; `leftovers`: what engines make of them that keep something of earlier ones;
+  `sessionanswers`: the right answers; `asking`: an engine in Python is asked
 """
