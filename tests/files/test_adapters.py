@@ -342,26 +342,30 @@ def hostile_header(filling):
     return len(text).to_bytes(8, "little") + text + bytes(4)
 
 
-MANY = b"".join(b',"%x":{"dtype":"U8","shape":[0],"data_offsets":[4,4]}' % i for i in range(145_000))
+def many_tensors():
+    more = b"".join(b',"%x":{"dtype":"U8","shape":[0],"data_offsets":[4,4]}' % i for i in range(145_000))
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}' + more + b"}"
+    return len(text).to_bytes(8, "little") + text + bytes(4)
 
 
-HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}' + MANY + b"}"
+FILLING = {
+    "a list of lists": (CONFIG, lambda: b'{"x":[' + b"[]," * (1 << 20) + b"[]]}"),
+    "a list of texts": (CONFIG, lambda: b'{"x":[' + b'"ab",' * (600 << 10) + b"1]}"),
+    "lists in a header": (WEIGHTS, lambda: hostile_header(b"[]," * (2 << 20) + b"[]")),
+    "objects in a header": (WEIGHTS, lambda: hostile_header(b"{}," * (2 << 20) + b"{}")),
+    "texts in a header": (WEIGHTS, lambda: hostile_header(b'"ab",' * (1600 << 10) + b"1")),
+    "numbers in a header": (WEIGHTS, lambda: hostile_header(b"1e1," * (2000 << 10) + b"1")),
+    "tensors in a header": (WEIGHTS, many_tensors),
+}
+BY_DEFAULT = ("a list of lists", "texts in a header", "tensors in a header")
 
 
 @pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        (CONFIG, b'{"x":[' + b"[]," * (1 << 20) + b"[]]}"),
-        (CONFIG, b'{"x":[' + b'"ab",' * (600 << 10) + b"1]}"),
-        (WEIGHTS, hostile_header(b"[]," * (2 << 20) + b"[]")),
-        (WEIGHTS, hostile_header(b"{}," * (2 << 20) + b"{}")),
-        (WEIGHTS, hostile_header(b'"ab",' * (1600 << 10) + b"1")),
-        (WEIGHTS, hostile_header(b"1e1," * (2000 << 10) + b"1")),
-        (WEIGHTS, len(HEADER).to_bytes(8, "little") + HEADER + bytes(4)),
-    ],
+    "what", [pytest.param(what, marks=() if what in BY_DEFAULT else pytest.mark.long) for what in FILLING]
 )
-def test_files_made_to_fill_the_memory_do_not(saved, tmp_path, file, text):
-    folder = variant(saved, tmp_path)
+def test_files_made_to_fill_the_memory_do_not(saved, tmp_path, what):
+    (file, text), folder = FILLING[what], variant(saved, tmp_path)
+    text = text()
     (folder / file).write_bytes(text)
     with traced() as memory, pytest.raises(FileRefused) as error:
         load_adapter(folder)

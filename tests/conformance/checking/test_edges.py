@@ -13,8 +13,6 @@ from minilora.conformance.checking.report import REFUSED
 from ..implementations import OURS, with_kinds
 from ..problems.test_trial import ORDERS, lora, product
 
-pytestmark = pytest.mark.long
-
 
 def on_rows(functions):
     """Functions on rows, for any number of axes."""
@@ -42,6 +40,7 @@ def every_function(change):
     return SimpleNamespace(**{name: changed(name) for name in NAMES})
 
 
+@pytest.mark.long
 def test_our_own_layers_refuse_an_alpha_of_0_alone():
     report = check(with_kinds(**OURS))
     for kind, one in {"linear": report, **report.kinds}.items():
@@ -100,6 +99,7 @@ OF_A_MERGE = (("memory order", "merge"), ("alpha of 0", "merge"))
 """A merge has no rows."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("claim", "wrong"), [*((claim, name) for claim in REFUSALS for name in NAMES[:2]), *OF_A_MERGE]
 )
@@ -144,6 +144,7 @@ def test_a_mean_over_no_rows_is_not_zero():
     assert text == "for no rows lora_A's gradient is not zero"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ORDERS)
 def test_right_layers_on_rows_of_one_axis_pass(order):
     """They broadcast in their own way where there are more axes, and what comes out is of another shape."""
@@ -151,6 +152,7 @@ def test_right_layers_on_rows_of_one_axis_pass(order):
     assert report.passed, str(report)
 
 
+@pytest.mark.long
 def test_a_layer_that_goes_row_by_row_passes():
     def forward(x, weight, bias, A, B, alpha):
         rows = [weight @ row + alpha / len(A) * (B @ (A @ row)) + (0 if bias is None else bias) for row in x]
@@ -166,12 +168,14 @@ def test_a_layer_that_goes_row_by_row_passes():
     assert report.passed, str(report)
 
 
+@pytest.mark.long
 def test_an_answer_that_is_wrong_everywhere_is_judged_once():
     report = check(SimpleNamespace(forward=lambda x, *arrays: LINEAR["forward"](x, *arrays) + 1))
     assert len(report.diagnoses) == 1
     assert {report.claims[claim] for claim in EDGES} == {"not offered"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("order", "another", "said"),
     [("first to last", len, "the rank, as by"), ("large ones first", lambda A: 1, "1, as by")],
@@ -228,6 +232,7 @@ def refuses(m, n):
 GAINS["refused"] = (refuses, REFUSED)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("gain", "said", "dtype"),
     [
@@ -261,6 +266,7 @@ def test_our_dora_is_finite_at_a_row_of_zeros(norm):
     assert not grads["magnitude"][1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "other", "said"),
     [
