@@ -44,12 +44,9 @@ MACROS = {r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"}  # \of{dA}{r,in}: 
 """Of the pages' formulas; Jupyter knows none of them."""
 FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
-COMMANDS_NEED = {
-    "golden-adapters": ["models"],
-    "is-my-adapter-applied": ["models"],
-    "finetune": ["models"],
-    "language-model": ["models"],
-}
+COMMANDS_NEED = dict.fromkeys(
+    ("decoder", "finetune", "golden-adapters", "is-my-adapter-applied", "language-model", "low-rank"), ["models"]
+)
 """Extras of a page whose commands, or calls, import what its own code does not."""
 HOME = "minilora-pages"
 """The folder, beside the notebooks, of the files that pages share. They lie in it as in a checkout."""
@@ -347,7 +344,7 @@ def shared(code: str) -> list[Path]:
 
 
 def inputs(text: str) -> str:
-    """Return a digest of all that a page's cells can read: themselves, the package, shared files, installed versions."""
+    """Return a digest of all that a page's cells can read: themselves, shared files, the package, versions."""
     code = "\n".join(
         re.sub(r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", fence["body"], flags=re.S | re.M)
         for fence in FENCE.finditer(text)

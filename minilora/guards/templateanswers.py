@@ -139,7 +139,7 @@ def rendered(values: dict[str, Any]) -> dict[str, Any]:
             return {"error": "it changes what stands between its tags {% generation %} and {% endgeneration %}"}
         if len(text) > MOST_LETTERS:
             return {"error": f"it writes {len(text):,} letters, expected at most {MOST_LETTERS:,}"}
-        return {"text": text, "spans": spans}
+        return {"text": text, "spans": spans} if spans else {"text": text}
     except TemplateError as error:
         return {"error": f"it says: {error}"[:1000]}
     except Exception as error:  # whatever a template does: divide by zero, nest too deeply, need more memory

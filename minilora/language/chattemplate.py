@@ -107,7 +107,7 @@ class ChatTemplate:
         self.process.seconds += SECONDS_EACH
         values = {"messages": [_as_transformers(message) for message in messages], "tools": tools, "documents": None}
         answer = self._ask({**self.tokens, **values, "add_generation_prompt": add_generation_prompt})
-        return answer["text"], [(start, stop) for start, stop in answer["spans"]]
+        return answer["text"], [(start, stop) for start, stop in answer.get("spans", ())]
 
     def close(self) -> None:
         """End the process."""

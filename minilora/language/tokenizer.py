@@ -25,10 +25,8 @@ from ..guards.errors import FileRefused, needed, short
 from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .modelfiles.supportedsettings import GGUF_TOKENIZER
-from .tokenizerconfig import WORDS, complete, read_beside, token_text
+from .tokenizerconfig import MAX_TOKENIZER, TOKENIZER, WORDS, complete, read_beside, token_text
 
-MAX_TOKENIZER = 1 << 26
-"""Bytes of tokenizer.json that we agree to parse."""
 AT_ONCE = (1 << 21) + (1 << 10)
 """Letters that are encoded in one call, which takes half a kilobyte of memory for each."""
 END_OF_GLASSLLM = 3
@@ -111,7 +109,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers = needed("tokenizers", "tokenizer.json")
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     text = read_whole(path, MAX_TOKENIZER)
     try:
         with _panics_are_errors():

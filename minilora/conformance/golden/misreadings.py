@@ -66,7 +66,7 @@ def _as_float16(stored: str, x: np.ndarray) -> np.ndarray:
 
 
 def _square(W: np.ndarray) -> bool:
-    return W.shape[0] == W.shape[1]
+    return bool(W.shape[0] == W.shape[1])
 
 
 def _last(config: Config, path: str) -> float:

@@ -163,6 +163,27 @@ def test_the_index_is_as_its_schema_says(golden, index):
             jsonschema.validate({**short, **change}, schema)
 
 
+def test_the_index_says_how_many_rows_a_weight_has(golden, index):
+    merged, signature = (index["rows"][name] for name in ("merged", "signature"))
+    assert signature < merged
+    for case in index["cases"]:
+        for name, array in load_file(golden / case["answers"]).items() if "answers" in case else ():
+            if name.startswith("merged."):
+                assert len(array) == merged
+            elif name.endswith(".merged"):
+                assert len(array) == signature
+
+
+def test_a_case_that_is_answered_after_another_names_it_and_has_its_prompts():
+    (second,) = [case for case in CASES if case.after]
+    first = next(case for case in CASES if case.id == second.after)
+    found = {case.id: writing.entry(case, None) for case in (first, second)}
+    assert found[second.id]["after"] == first.id != second.id
+    assert "after" not in found[first.id]
+    assert found[second.id]["prompts"] == found[first.id]["prompts"]
+    assert found[second.id]["adapter"] != found[first.id]["adapter"]
+
+
 @pytest.mark.parametrize("folder", ["golden", pytest.param("whole", marks=pytest.mark.long)])
 def test_the_folder_holds_what_the_index_names_and_is_small(request, folder):
     golden = request.getfixturevalue(folder)

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import cli
 from minilora.conformance.golden.folder import FORMAT
-from minilora.conformance.golden.judging import MERGED, compare, judge
+from minilora.conformance.golden.judging import MERGED, Judgement, Verdict, compare, judge
 from minilora.guards.errors import FileRefused
 
 from .conftest import index_of
@@ -531,3 +531,42 @@ def test_answers_that_are_none_are_one_clear_error(golden, tmp_path, arrays, mes
     save_file(arrays, tmp_path / "all-linear.safetensors")
     with pytest.raises(FileRefused, match=message):
         compare(golden, tmp_path)
+
+
+def test_the_bug_that_explains_most_is_first_and_of_two_the_one_that_the_index_names_first():
+    names = {flag: flag.upper() for flag in ("a", "b", "c")}
+    cases = [Verdict(str(i), "wrong", flags=flags) for i, flags in enumerate([("c",), ("b", "c"), ("a",), ("b",)])]
+    judgement = Judgement("r", cases, names)
+    assert judgement.diagnoses == {"b": ["1", "3"], "c": ["0", "1"], "a": ["2"]}
+    assert str(judgement).splitlines()[:2] == ["r: WRONG: B (explains 2 of 4 wrong cases)", "4 wrong"]
+
+
+def test_json_has_all_that_is_known_of_a_case():
+    cases = [
+        Verdict("x", "right", precision="float16", off=0.25),
+        Verdict("y", "wrong", "it is off", ("b",), "float32", 7.5),
+        Verdict("z", "missing", "there is no z.safetensors"),
+    ]
+    judged = Judgement("r", cases, {"b": "B"}, {"b": ["https://b"]}, {"z": "not yet", "x": "once"}).json()
+    keys = ("id", "state", "text", "flags", "precision", "off")
+    assert judged.pop("cases") == [
+        dict(zip(keys, ("x", "right", "", [], "float16", 0.25), strict=True)),
+        dict(zip(keys, ("y", "wrong", "it is off", ["b"], "float32", 7.5), strict=True)),
+        dict(zip(keys, ("z", "missing", "there is no z.safetensors", [], None, 0.0), strict=True)),
+    ]
+    assert judged.pop("diagnoses") == [{"flag": "b", "bug": "B", "made in": ["https://b"], "cases": ["y"]}]
+    assert judged.pop("minilora")
+    assert judged == {
+        "format": FORMAT, "results": "r", "passed": False, "status": 1, "known": {"z": "not yet", "x": "once"},
+        "unexpected": ["y"], "stale": {"x": "is right"}, "unanswered sessions": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("known", "status"), [({}, 1), ({"y": "#1"}, 0), ({"y": "#1", "x": "#2"}, 1), ({"y": "#1", "no": "#3"}, 1)]
+)
+def test_a_case_that_passes_or_is_none_may_not_be_known_to_fail(known, status):
+    cases = [Verdict("x", "right"), Verdict("y", "wrong", "off")]
+    judgement = Judgement("r", cases, known=known)
+    assert judgement.status == status
+    assert judgement.stale == {id: {"x": "is right", "no": "is no case here"}[id] for id in known if id != "y"}
