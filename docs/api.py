@@ -90,7 +90,9 @@ def write(app: Sphinx) -> None:
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the table where the page says so, and the pages below it."""
     if docname == "api":
-        contents = "\n".join(["```{toctree}", ":hidden:", ":titlesonly:", "", *(f"reference/{name}" for name in modules()), "```"])
+        contents = "\n".join(
+            ["```{toctree}", ":hidden:", ":titlesonly:", "", *(f"reference/{name}" for name in modules()), "```"]
+        )
         source[0] = source[0].replace(HERE, f"{table()}\n\n{contents}")
 
 

@@ -22,7 +22,10 @@ def record(result: article.ArticleResult) -> dict[str, Any]:
     histories = {"base": result.base_history, "lora": result.lora_history}
     return {
         "settings": result.settings,
-        "parameters": {"base": result.base.weight.size, "adapter": sum(p.size for p in result.adapter.trainable().values())},
+        "parameters": {
+            "base": result.base.weight.size,
+            "adapter": sum(p.size for p in result.adapter.trainable().values()),
+        },
         "losses": {name: [float(loss) for loss in history.losses] for name, history in histories.items()},
         "epochs": [int(epoch) for epoch in result.base_history.epochs],
         "shifted": float(result.shifted_loss),
@@ -36,7 +39,8 @@ def recorded() -> SimpleNamespace:
     """Return the recorded run, its parts named as in `article.ArticleResult`."""
     found = json.loads(RESULT.read_text(encoding="utf-8"))
     histories = {
-        f"{name}_history": SimpleNamespace(epochs=found["epochs"], losses=losses) for name, losses in found["losses"].items()
+        f"{name}_history": SimpleNamespace(epochs=found["epochs"], losses=losses)
+        for name, losses in found["losses"].items()
     }
     return SimpleNamespace(
         settings=found["settings"],

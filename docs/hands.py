@@ -114,13 +114,16 @@ def rank_by_outer_products(start: int = 2) -> HTML:
     }
     still = pictures.show(
         pictures.stacked({"the change to learn": word(), "learned": cells(learned[start])}),
-        "Two grids: the change of weight, which spells LoRA; and what an adapter learned of it at the slider's start, a "
+        "Two grids: the change of weight, which spells LoRA; and what an adapter learned of it at the slider's "
+        "start, a "
         "blurred word.",
     )
     slider = Slider("rank", "rank of the adapter", [str(r) for r in range(len(learned))], start)
     caption = (
-        f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a word; "
-        f"a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Below it: each column times its row is "
+        f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a "
+        f"word; "
+        f"a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Below it: each column times its "
+        f"row is "
         "one outer product, and learned is their sum. Orange is positive, blue negative."
     )
     return figure("rank", [slider], says[start], still, table, data, caption)
@@ -175,7 +178,9 @@ def circle(start: int = 1) -> HTML:
     caption = "Left all arrows x of length 1, right what M makes of them. Two arrows at a right angle, the thin lines, "
     caption += f"stay at a right angle and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
     slider = Slider("angle", "direction of x", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
-    return figure("circle", [slider], says[start], still, pictures.table(["x points to", "length of M x"], rows), data, caption)
+    return figure(
+        "circle", [slider], says[start], still, pictures.table(["x points to", "length of M x"], rows), data, caption
+    )
 
 
 def nearest_on_a_line(start: int = 1) -> HTML:
@@ -204,10 +209,14 @@ def nearest_on_a_line(start: int = 1) -> HTML:
         pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
         "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
     )
-    caption = "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
+    caption = (
+        "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
+    )
     caption += "whose outputs lie there. Right: the sum of the squares of what is lost, for each direction of the line."
     slider = Slider("line", "direction of the line", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
-    return figure("line", [slider], says[start], still, pictures.table(["line at", "squared error"], rows), data, caption)
+    return figure(
+        "line", [slider], says[start], still, pictures.table(["line at", "squared error"], rows), data, caption
+    )
 
 
 # --- the cost ledger against width, batch and rank --------------------------------------------------------------------
@@ -356,7 +365,8 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     )
     slider = Slider("bits", "bits a weight", [str(b) for b in BITS], start)
     caption = (
-        f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that level. "
+        f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that "
+        f"level. "
         f"Both are of {weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
     )
     return figure("levels", [slider], says[start], still, table, data, caption)

@@ -53,7 +53,9 @@ def tags(page: str, title: str, address: str) -> str:
 
 def add_tags(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Put them into the page."""
-    context["metatags"] = context.get("metatags", "") + tags(pagename, context.get("title", ""), app.config.site_address)
+    context["metatags"] = context.get("metatags", "") + tags(
+        pagename, context.get("title", ""), app.config.site_address
+    )
 
 
 def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:

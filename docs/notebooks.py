@@ -44,7 +44,10 @@ MACROS = {r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"}  # \of{dA}{r,in}: 
 """Of the pages' formulas; Jupyter knows none of them."""
 FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
-COMMANDS_NEED = {"golden-adapters": ["models"], "finetune": ["models"], "language-model": ["models"]}
+COMMANDS_NEED = {
+    page: ["models"]
+    for page in ("decoder", "finetune", "golden-adapters", "is-my-adapter-applied", "language-model", "low-rank")
+}
 """Extras of a page whose commands, or calls, import what its own code does not."""
 HOME = "minilora-pages"
 """The folder, beside the notebooks, of the files that pages share. They lie in it as in a checkout."""
@@ -342,19 +345,28 @@ def shared(code: str) -> list[Path]:
 
 
 def inputs(text: str) -> str:
-    """Return a digest of all that a page's cells can read: themselves, the package, shared files, installed versions."""
+    """Return a digest of all that a page's cells can read: themselves, shared files, the package, versions."""
     code = "\n".join(
         re.sub(r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", fence["body"], flags=re.S | re.M)
         for fence in FENCE.finditer(text)
         if fence["kind"] == "code-cell"
     )
-    package = [path for path in sorted((ROOT / "minilora").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-    digest = hashlib.sha256(code.encode())
-    for path in [*package, *shared(code)]:
+    digest = hashlib.sha256(code.encode() + surroundings())
+    for path in shared(code):
         digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def surroundings() -> bytes:
+    """Return a digest of what all pages can read: the package, and the versions of what is installed."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "minilora").rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
     versions = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
     digest.update("\n".join([sys.version, *versions]).encode())
-    return digest.hexdigest()[:16]
+    return digest.digest()
 
 
 def extras(code: str) -> list[str]:

@@ -26,7 +26,13 @@ matplotlib.rcParams.update(
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
         **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "font.size": 12.5},
         # On a phone, which shows a picture smaller than it was drawn, these are 10 pixels.
-        **{"axes.titlesize": 12.5, "legend.fontsize": 11.8, "svg.fonttype": "none", "grid.color": INK, "lines.linewidth": 1.8},
+        **{
+            "axes.titlesize": 12.5,
+            "legend.fontsize": 11.8,
+            "svg.fonttype": "none",
+            "grid.color": INK,
+            "lines.linewidth": 1.8,
+        },
     }
 )
 

@@ -9,8 +9,9 @@
 
 It knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
 
-Beside the loop, `minilora.state` is a training between two epochs, `minilora.evaluation` measures the loss over a data
-set, and `minilora.watching` has the bar and stops where numbers are no longer finite.
+Beside the loop, `minilora.state` is a training between two epochs, `minilora.evaluation` has the three lines in the
+middle as `backpropagate`, and measures the loss over a data set, and `minilora.watching` has the bar and stops where
+numbers are no longer finite.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from .backend import backend_of
 from .checks import Array, check_flag, check_integer, check_rng
-from .evaluation import check_batch_size, check_training_data, evaluate, start_loss
+from .evaluation import Gradients, backpropagate, check_batch_size, check_training_data, evaluate, start_loss
 from .layer import Layer
 from .losses import Loss, mse
 from .optim import Adam, Rate
@@ -43,7 +44,6 @@ __all__ = [
     "train",
 ]
 
-Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 Evaluate: TypeAlias = Callable[[Any, Array, Array, Loss], float]
 
 DEFAULT_ROWS = 128  # of a batch
@@ -56,14 +56,6 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int |
     for batch in batches:
         batch[...] = rng.choice(n, batch_size, replace=False, shuffle=False)
     return batches
-
-
-def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[str, Array]:
-    """Return the gradients of ``loss(model(x), y)`` at what trains: forward, the loss, backward."""
-    prediction, cache = model.forward(x)
-    _, d_prediction = loss(prediction, y)
-    _, grads = model.backward(d_prediction, cache, need_dx=False)
-    return grads
 
 
 def train(

@@ -51,7 +51,10 @@ class Engine:
     def __call__(self, request):
         for name in request.unload:
             del self.folders[name]
-            self.model.delete_adapter(name)
+            if self.folders:
+                self.model.delete_adapter(name)
+            else:  # without an adapter left, PEFT's `disable_adapter` ends with a KeyError
+                self.model = self.model.unload()
         uses = [use for use in request.adapters if use is not None]
         for use in uses:
             self.load(use)

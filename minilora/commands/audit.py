@@ -1,4 +1,4 @@
-"""``minilora audit``: is this adapter right, and does a model take it?"""
+"""``minilora audit``: whether an adapter is right, and whether a model takes it."""
 
 from __future__ import annotations
 

@@ -131,6 +131,10 @@ def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Promp
     """Return a text to continue, or a message to answer."""
     from ..language.continuation import read_prompt
 
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what the system could not decode
+        raise ValueError(f"the prompt {printable(text)!r} is not a text in UTF-8") from None
     return read_prompt(text, tokenizer) if dialogue is None else dialogue.ask(text)
 
 

@@ -187,15 +187,15 @@ def _places(text: str, stop: int) -> Iterator[int]:
 def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
     """Return whether what stands before a place leaves the tokens after it alone, and the other way round."""
     after = text[place : place + CONTEXT]
-    lefts = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
-    ids = [_ids_after(left, after, encode) for left in lefts]
+    befores = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
+    ids = [_ids_after(before, after, encode) for before in befores]
     return ids[0] is not None and ids[0] == ids[1] == ids[2]
 
 
-def _ids_after(left: str, right: str, encode: Callable[[str], list[int]]) -> list[int] | None:
+def _ids_after(before: str, after: str, encode: Callable[[str], list[int]]) -> list[int] | None:
     """Return the ids of a text that stands behind another; None where that one gets other ids with it than alone."""
-    whole, before = encode(left + right), encode(left) if left else []
-    return whole[len(before) :] if whole[: len(before)] == before else None
+    whole, first = encode(before + after), encode(before) if before else []
+    return whole[len(first) :] if whole[: len(first)] == first else None
 
 
 def read_text(path: str | Path) -> str:

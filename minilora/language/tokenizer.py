@@ -25,21 +25,16 @@ from ..guards.errors import FileRefused, needed, short
 from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .modelfiles.supportedsettings import GGUF_TOKENIZER
-from .tokenizerconfig import complete, read_beside, token_text
+from .tokenizerconfig import MAX_TOKENIZER, TOKENIZER, WORDS, complete, read_beside, token_text
 
-MAX_TOKENIZER = 1 << 26
-"""Bytes of tokenizer.json that we agree to parse."""
 AT_ONCE = (1 << 21) + (1 << 10)
 """Letters that are encoded in one call, which takes half a kilobyte of memory for each."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
 PROBES = 300
 """Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
-QWEN2_WORDS = (
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""The words of a Qwen2's text: endings, letters with what stands before them, digits, marks, spaces."""
+QWEN2_WORDS = rf"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|{WORDS}"
+"""The same as `QWEN2`, as llama.cpp has it: where case is ignored, a long s is an s too."""
 TEXT, NO_TEXT, USERS = 1, (2, 3), 4
 """GGUF's types of tokens: a text, what is no text, which is an unknown one and control ones, and what users defined.
 
@@ -114,7 +109,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers = needed("tokenizers", "tokenizer.json")
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     text = read_whole(path, MAX_TOKENIZER)
     try:
         with _panics_are_errors():

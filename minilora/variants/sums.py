@@ -124,7 +124,8 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
     Q_B, U, S, Vt, Q_A = _thin_svd(adapter)
     root = backend_of(S).xp.sqrt(S[:r])
     B, A = Q_B @ (U[:, :r] * root), (root[:, None] * Vt[:r]) @ Q_A.T  # eq. (sum.3)
-    return _like(adapter, A, B)
+    dtype = adapter.lora_A.dtype
+    return _like(adapter, A.astype(dtype, copy=False), B.astype(dtype, copy=False))
 
 
 def discarded(adapter: LoRA, rank: int) -> float:
@@ -138,8 +139,7 @@ def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
     """Return the singular values of an adapter's change of weight, the largest first."""
     linalg = backend_of(adapter.lora_A).xp.linalg
     # A factor that is not taller than wide stays as it is: to find its R, NumPy 2.5 takes much memory.
-    factors = (adapter.lora_B, adapter.lora_A.T)
-    R_B, R_A = (linalg.qr(F, mode="r") if F.shape[0] > F.shape[1] else F for F in factors)
+    R_B, R_A = (linalg.qr(F, mode="r") if F.shape[0] > F.shape[1] else F for F in _tall(adapter))
     return linalg.svd(adapter.scaling * R_B @ R_A.T, compute_uv=False)  # of eq. (sum.2), without the vectors
 
 
@@ -173,9 +173,15 @@ def _like(adapter: LoRA, A: Array, B: Array) -> LoRA:
     return LoRA(A, B, A.shape[0])
 
 
+def _tall(adapter: LoRA) -> tuple[Array, Array]:
+    """Return B and A^T; of float16, which LAPACK does not have, in float32."""
+    half = adapter.lora_A.dtype == np.float16
+    return tuple(F.astype(np.float32) if half else F for F in (adapter.lora_B, adapter.lora_A.T))
+
+
 def _thin_svd(adapter: LoRA) -> tuple[Array, Array, Array, Array, Array]:
     """Return Q_B, U, S, V^T and Q_A, whose product is the change of weight."""
     linalg = backend_of(adapter.lora_A).xp.linalg
-    (Q_B, R_B), (Q_A, R_A) = linalg.qr(adapter.lora_B), linalg.qr(adapter.lora_A.T)
+    (Q_B, R_B), (Q_A, R_A) = map(linalg.qr, _tall(adapter))
     U, S, Vt = linalg.svd(adapter.scaling * R_B @ R_A.T, full_matrices=False)  # eq. (sum.2)
     return Q_B, U, S, Vt, Q_A

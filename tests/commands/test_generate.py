@@ -105,6 +105,15 @@ def test_an_input_without_lines_is_no_chat_and_no_error(examples, capsys, monkey
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("arguments", [["the \udcff"], ["the \udcff", "--chat"], ["--chat"]])
+def test_a_prompt_that_is_no_text_is_refused_in_a_line(examples, capsys, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the \udcff"))
+    assert run("generate", *arguments, "--model", "model") == 2
+    err = capsys.readouterr().err
+    assert "is not a text in UTF-8" in err
+    assert err.count("\n") == 1
+
+
 def test_a_text_to_continue_is_not_read_from_the_input(folder, capsys, monkeypatch):
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     assert run("generate", "--model", "model") == 2

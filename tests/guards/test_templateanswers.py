@@ -40,7 +40,6 @@ def test_tools_have_the_template_for_them_where_there_is_one():
         ("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
         ("{% for i in range(3) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02"),
         ("a\n  {% if true %}\nb\n  {% endif %}\nc", "a\nb\nc"),  # no line of a block's own, and nothing before it
-        ("{% generation %}a{{ x }}{% endgeneration %}b", "aXb"),
         ("{% set n = namespace(a=1) %}{% set n.a = 2 %}{% set n.b = 3 %}{{ n.a }}{{ n.b }}", "23"),
         ("{% set n = namespace({'a': 1}, b=2) %}{{ n.a }}{{ n.b }}", "12"),
         ("{{ dict([('a', 1)], b=2) }}", "{'a': 1, 'b': 2}"),
@@ -48,6 +47,10 @@ def test_tools_have_the_template_for_them_where_there_is_one():
 )  # fmt: skip
 def test_a_template_finds_what_transformers_gives_it(source, text):
     assert write(source, x="X") == {"text": text}
+
+
+def test_where_the_model_speaks_is_told_beside_the_text():
+    assert write("c{% generation %}a{{ x }}{% endgeneration %}b", x="X") == {"text": "caXb", "spans": [[1, 3]]}
 
 
 @pytest.mark.parametrize(

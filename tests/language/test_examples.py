@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -388,6 +389,11 @@ def test_an_example_as_long_as_a_row_and_its_target_is_not_cut(tmp_path, length,
 
 def test_a_chats_tools_are_handed_to_the_template():
     class Noting:
+        tokens: ClassVar = {}
+
+        def render_with_turns(self, messages, *, tools=None):
+            return self.render(messages, tools=tools), []
+
         def render(self, messages, *, add_generation_prompt=False, tools=None):
             noted.append(tools)
             turns = "".join(f"{message['content']}<end>" for message in messages)

@@ -553,13 +553,36 @@ def test_a_class_that_does_as_the_file_says_is_no_word(tmp_path, name):
     assert load_tokenizer(folder).encode("a") == [list(LETTER.values()).index("a")]
 
 
+@pytest.mark.parametrize("name", ["GPTNeoXTokenizerFast", "CodeGenTokenizer", "BertTokenizerFast"])
+def test_a_class_whose_way_is_not_held_against_the_file_is_said(tmp_path, name):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": name})
+    with pytest.warns(UserWarning, match=f"transformers 5 builds its {name.removesuffix('Fast')} anew"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("change", [{"ignore_merges": True}, {"type": "WordLevel", "unk_token": "a"}])
+def test_a_model_that_the_class_would_not_have_is_said(tmp_path, change):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "GPT2Tokenizer"})
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["model"] |= change
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="transformers 5 builds its GPT2Tokenizer anew"):
+        load_tokenizer(folder)
+
+
+def test_a_llama_class_has_no_tokens_of_its_own_where_the_file_is_of_bytes(tmp_path):
+    """transformers passes the class over then: <unk> in a text is letters."""
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "LlamaTokenizer"})
+    assert len(load_tokenizer(folder).encode("<unk>")) == 5
+
+
 def test_a_llamas_old_layout_is_said(tmp_path):
     folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "LlamaTokenizer"})
     config = json.loads((folder / "tokenizer.json").read_text())
     old = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}]}
     for normalizer, splitter, word in ((old, None, True), (None, METASPACE, False)):
         (folder / "tokenizer.json").write_text(
-            json.dumps(config | {"normalizer": normalizer, "pre_tokenizer": splitter})
+            json.dumps(config | {"normalizer": normalizer, "pre_tokenizer": splitter, "decoder": None})
         )
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")

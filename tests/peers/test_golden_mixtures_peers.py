@@ -18,7 +18,7 @@ peft = pytest.importorskip("peft")
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "golden"
-PAGE = (ROOT / "docs" / "golden-adapters.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "golden-results.md").read_text(encoding="utf-8")
 WRONG_IN_PEFT = {
     "experts-lora-b-layout": ("experts-lora-b-layout-is-not-read",),
     "experts-peft-0-19-0": ("experts-in-and-out-are-exchanged",),
@@ -65,7 +65,7 @@ def test_adapters_with_names_of_before_are_merged_rightly_and_the_page_has_what_
 
 UPSTREAM = {
     "peft_old_rslora_experts.py": r"scaling of gate_up_proj: 4\.0825, expected 2\.8868",
-    "peft_old_qwen2_moe.py": r"moves a logit by 0, expected \d\.\d",
+    "peft_old_qwen2_moe.py": r"off by [1-9].*, expected 0; warnings about the adapter: 0",
     "peft_dense_layers_of_a_mixture.py": r"adapters in layer 1: 0, expected 3",
     "peft_old_patterns_of_experts.py": r"rank_pattern of w2: RuntimeError",
     "peft_target_parameters_options.py": r"layers_to_transform=\[0\]: adapters in layers \['0', '1'\]",

@@ -150,8 +150,9 @@ def test_the_floors_are_those_that_are_tested():
 
 
 def test_what_contributing_names_is_there():
-    """Files, folders and tests, but for what its examples would add."""
+    """Files, folders and tests, but for what its examples would add and what the build writes."""
     new = {
+        "docs/_build/executed",
         "minilora/layers/scale.py",
         "minilora/commands/count.py",
         "minilora/variants/x.py",
@@ -215,7 +216,9 @@ def test_the_cards_follow_a_changed_path(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "DOCS", tmp_path)
     (tmp_path / "index.md").write_text("```{toctree}\n:caption: The path\n\nlong\nshort\n```\n")
     (tmp_path / "short.md").write_text("# Short\n% card: few words\n\n" + "word " * 100)
-    hidden = "```{code-cell} ipython3\n:tags: [remove-cell]\n" + "word " * 9999 + "\n```\n% about: " + "word " * 999 + "\n"
+    hidden = (
+        "```{code-cell} ipython3\n:tags: [remove-cell]\n" + "word " * 9999 + "\n```\n% about: " + "word " * 999 + "\n"
+    )
     (tmp_path / "long.md").write_text("---\nx: y\n---\n# Long\n% card: many\n\n" + hidden + "word " * 120 * 59)
     assert cards.cards() == "1. [Long](long.md) many *59 min*\n2. [Short](short.md) few words *1 min*"
     assert cards.time() == "an hour"

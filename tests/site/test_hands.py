@@ -74,7 +74,9 @@ def test_the_matrix_of_the_circle_has_its_singular_values():
     lengths = [float(np.hypot(*end)) for _, end in data["arrows"]]
     assert max(lengths) == pytest.approx(hands.LENGTHS[0], abs=1e-3)
     assert min(lengths) == pytest.approx(hands.LENGTHS[1], abs=1e-3)
-    assert [float(re.search(r"is ([\d.]+) long", said)[1]) for said in data["says"]] == pytest.approx(lengths, abs=0.006)
+    assert [float(re.search(r"is ([\d.]+) long", said)[1]) for said in data["says"]] == pytest.approx(
+        lengths, abs=0.006
+    )
     line = data_of(hands.nearest_on_a_line().data)
     assert min(line["errors"]) == pytest.approx(hands.LENGTHS[1] ** 2, abs=1e-3)
 

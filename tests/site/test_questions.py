@@ -82,7 +82,15 @@ WRITTEN = {
         *("2 * s * dy.T @ h", "s * dy.T @ h / len(dy)", "s * dy.T @ h / dy.shape[1]", "s * h.T @ dy", "s * h @ dy"),
         *("s * dy.T @ h + 1", "0 * dy.T @ h", "dy @ h.T", "s * dy.T @ h / h.shape[1]", "s * dy.T @ h * 7", "s"),
     ],
-    "grad_h": ["s * dy @ B", "dy @ (s * B)", "dy @ B", "s * dy @ B.T", "s * B @ dy", "dy.dot(B) * s ** 2", "dy.sum(axis=1)"],
+    "grad_h": [
+        "s * dy @ B",
+        "dy @ (s * B)",
+        "dy @ B",
+        "s * dy @ B.T",
+        "s * B @ dy",
+        "dy.dot(B) * s ** 2",
+        "dy.sum(axis=1)",
+    ],
     "grad_A": ["dh.T @ x", "np.matmul(np.transpose(dh), x)", "x.T @ dh", "dh @ x", "-dh.T @ x", "dh.T @ x / len(x)"],
 }
 
@@ -106,7 +114,18 @@ def test_an_expression_is_judged_as_a_function_is(capsys):
 
 @by_node
 def test_what_is_no_expression_is_said_and_nothing_runs():
-    texts = ["", "dy.T @", "dy @@ h", "W @ h", "alert(1)", "dy.constructor", "np.load('x')", "__proto__", "dy.T @ h h", "(dy"]
+    texts = [
+        "",
+        "dy.T @",
+        "dy @@ h",
+        "W @ h",
+        "alert(1)",
+        "dy.constructor",
+        "np.load('x')",
+        "__proto__",
+        "dy.T @ h h",
+        "(dy",
+    ]
     texts += ["dy.T @ h)", "dy[0]", "h.shape[5]", "np.einsum('no,nk->zz', dy, h)", "dy; h", "dy.T * h", "'a'"]
     sheet = json.loads(json.dumps(expression_sheet("grad_B")))
     found = node("expression.mjs", EXPRESSION, cases=[(sheet, text) for text in texts])

@@ -4,8 +4,9 @@
 
 The table by which PEFT puts each expert's gate_proj, up_proj and down_proj into one array has no entry for qwen2_moe.
 
-peft 0.21.2, transformers 5.24.0: of an adapter of the experts alone nothing is applied, and there is no error. A fresh
-adapter of gate_proj, up_proj and down_proj trains the shared expert alone.
+peft 0.21.2, transformers 5.24.0: of an adapter of the experts and of the shared expert only the latter's part is
+applied, without an error or a warning. A fresh adapter of gate_proj, up_proj and down_proj trains the shared expert
+alone.
 """
 
 import json
@@ -31,14 +32,16 @@ NAMES = ["gate_proj", "up_proj", "down_proj"]
 def base():
     torch.manual_seed(0)
     model = transformers.Qwen2MoeForCausalLM(CONFIG).eval()
-    for p in model.parameters():
+    for p in (p for p in model.parameters() if p.ndim > 1):
         p.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
     return model
 
 
 def weights(model):
-    """Each expert's weights, under their names of before; the views are the model's own."""
-    experts = model.model.layers[0].mlp.experts
+    """The shared expert's weights, and each expert's under their names of before; the views are the model's own."""
+    experts, shared = model.model.layers[0].mlp.experts, model.model.layers[0].mlp.shared_expert
+    for name in NAMES:
+        yield f"model.layers.0.mlp.shared_expert.{name}", getattr(shared, name).weight
     for e in range(4):
         gate, up = experts.gate_up_proj[e].chunk(2)
         for name, W in zip(NAMES, (gate, up, experts.down_proj[e]), strict=True):
@@ -48,21 +51,22 @@ def weights(model):
 print(f"peft {peft.__version__}, transformers {transformers.__version__}")
 ids = torch.arange(3, 11)[None]
 with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-    right, tensors = base(), {}
-    for name, W in weights(right):
+    right, without, tensors = base(), base(), {}
+    for (name, W), (_, other) in zip(weights(right), weights(without), strict=True):
         A, B = torch.randn(R, W.shape[1]) * 0.3, torch.randn(W.shape[0], R) * 0.3
         tensors |= {f"base_model.model.{name}.lora_A.weight": A, f"base_model.model.{name}.lora_B.weight": B}
         W += ALPHA / R * B @ A
+        other += 0 if ".experts." in name else ALPHA / R * B @ A
     save_file(tensors, Path(folder, "adapter_model.safetensors"))
     said = {"peft_type": "LORA", "r": R, "lora_alpha": ALPHA, "target_modules": NAMES}
     Path(folder, "adapter_config.json").write_text(json.dumps(said))
-    expected, plain = right(ids).logits, base()(ids).logits
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(base(), folder).eval()
+    z, expected, alone = model(ids).logits, right(ids).logits, without(ids).logits
     about = sum("adapter" in str(note.message) for note in notes)
-    print(f"the adapter moves a logit by {(model(ids).logits - plain).abs().max():.2g}, ", end="")
-    print(f"expected {(expected - plain).abs().max():.2g}; warnings about it: {about}")
+    print(f"PEFT: off by {(z - expected).abs().max():.2g}, expected 0; warnings about the adapter: {about}")
+    print(f"from the model whose experts have no adapter it is off by {(z - alone).abs().max():.2g}")
     fresh = get_peft_model(base(), LoraConfig(r=R, target_modules=NAMES))
     trained = sorted({name.partition(".lora_")[0] for name, p in fresh.named_parameters() if p.requires_grad})
     print(f"a fresh adapter of {', '.join(NAMES)} trains:")

@@ -30,7 +30,7 @@ CONFIG = transformers.MixtralConfig(
 def base():
     torch.manual_seed(0)
     model = transformers.MixtralForCausalLM(CONFIG).eval()
-    for p in model.parameters():
+    for p in (p for p in model.parameters() if p.ndim > 1):
         p.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
     return model
 

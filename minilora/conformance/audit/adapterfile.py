@@ -58,7 +58,13 @@ class Module:
     def rank_in_file(self, tensors: Tensors) -> int | None:
         """Return r as the shapes have it, None where they do not agree or a factor is missing."""
         A, B = self.shapes(tensors)
-        if A is None or B is None or len(A) != 2 or len(B) != 2 or A[0] != B[1] or A[0] % self.experts:
+        if A is None or B is None or len(A) != 2 or len(B) != 2 or 0 in (*A, *B):
+            return None
+        whole = [tensors.shapes[self.parts[part]] for part in "AB"]
+        stacked = {len(shape) for shape in whole} != {2} and self.kind == "experts"
+        if stacked and not all(len(shape) == 3 and shape[0] == self.experts for shape in whole):
+            return None
+        if A[0] != B[1] or A[0] % self.experts:
             return None
         return A[0] // self.experts
 

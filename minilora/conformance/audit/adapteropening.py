@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from .tensors import open_tensors
 
 MLX_NAME = "adapters.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TYPES: dict[str, tuple[type, ...]] = {
+    "target_modules": (list, str), "exclude_modules": (list, str), "layers_pattern": (list, str),
+    "target_parameters": (list,), "modules_to_save": (list,), "layers_to_transform": (list, int),
+    "rank_pattern": (dict,), "alpha_pattern": (dict,), "lora_parameters": (dict,),
+}  # fmt: skip
+"""The types of what a configuration has beside numbers and flags."""
+ENTRIES: dict[str, tuple[type, ...]] = {"layers_to_transform": (int,)}
+"""The types of lists' entries that are no texts."""
+WORDS = {list: "a list", str: "a text", int: "a number", dict: "an object"}
 MOST_LETTERS, MOST_NAMES = 1000, 1000
 """Letters of a tensor's name, and entries of a list of names in a configuration that are looked up one by one."""
 METADATA = "lora_adapter_metadata"
@@ -49,22 +59,25 @@ def open_adapter(path: Path) -> AdapterFile:
         return read_gguf_adapter(file, tensors)
     refuse_other_kinds(file, tensors.shapes)
     config_path = file.parent / CONFIG_NAME
-    config = None
+    config: dict[str, Any] | None = None
+    findings: list[Finding] = []
     if os.path.exists(config_path):
         config = parse_json(config_path, read_whole(config_path, MAX_CONFIG), "file")
         _check_lists(config_path, config)
+        config, findings = _typed(config)
     ends = {name.rpartition(".")[2] for name in tensors.shapes}
     if ends & {"lora_a", "lora_b"} or (file.name == MLX_NAME and (config or {}).get("fine_tune_type")):
         _check_mlx_kind(config_path, config)
-        return read_mlx(path, tensors, config, config_path)
+        return _with(read_mlx(path, tensors, config, config_path), findings)
     if any("lora_down" in name or "lora_up" in name or ".lora.down" in name for name in tensors.shapes):
         return read_kohya(path, tensors)
     if config is None:
         config, config_path = _in_metadata(tensors.notes), file
+        config, findings = (None, []) if config is None else _typed(config)
     else:
         _check_kind(config_path, config)
     adapter = read_peft(path, tensors, config, config_path)
-    return _with_more(adapter, file, no_config=config is None)
+    return _with_more(_with(adapter, findings), file, no_config=config is None)
 
 
 def _file(folder: Path) -> Path:
@@ -93,6 +106,21 @@ def _check_lists(path: Path, config: Mapping[str, Any]) -> None:
             raise FileRefused(path, f"{name} has {len(names):,} entries, expected at most {MOST_NAMES:,}")
 
 
+def _typed(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """Return a configuration whose lists are lists and whose tables are tables, and what was not."""
+    typed, findings = dict(config), []
+    for name, kinds in TYPES.items():
+        value, entries = config.get(name), ENTRIES.get(name, (str,))
+        if value is not None and not isinstance(value, kinds):
+            typed[name] = None
+            text = f"{name} is {short(value)}, expected {' or '.join(WORDS[kind] for kind in kinds)}"
+            findings.append(Finding(WRONG, "config-type", text))
+        elif isinstance(value, list) and (strange := [entry for entry in value if not isinstance(entry, entries)]):
+            typed[name] = [entry for entry in value if isinstance(entry, entries)]
+            findings.append(Finding(WRONG, "config-type", f"{name} has the entry {short(strange[0])}"))
+    return typed, findings
+
+
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse an adapter of PEFT's that is no LoRA."""
     kind = config.get("peft_type")
@@ -118,7 +146,8 @@ def _in_metadata(notes: Mapping[str, Any]) -> dict[str, Any] | None:
 def _with_more(adapter: AdapterFile, file: Path, *, no_config: bool) -> AdapterFile:
     """Return the adapter with what is said of the whole: nothing in it, or no configuration beside it."""
     more = []
-    if not adapter.modules and not adapter.saved:
+    trained_in_full = not no_config and (adapter.config or {}).get("modules_to_save")
+    if not adapter.modules and not (adapter.saved and trained_in_full):
         what = "there are no tensors in it" if not adapter.tensors.shapes else "no tensor of it is a LoRA's"
         more.append(Finding(WRONG, "empty", f"{what}: an engine that loads it answers as the base"))
     if no_config and adapter.modules:
@@ -127,7 +156,12 @@ def _with_more(adapter: AdapterFile, file: Path, *, no_config: bool) -> AdapterF
         level, code = (WRONG, "config-missing") if file.name == WEIGHTS_NAME else (SUSPICIOUS, "config-missing")
         if of_peft or not _is_of_diffusers(adapter):
             more.append(Finding(level, code, text))
-    return AdapterFile(**{**vars(adapter), "findings": (*adapter.findings, *more)})
+    return _with(adapter, more)
+
+
+def _with(adapter: AdapterFile, findings: list[Finding]) -> AdapterFile:
+    """Return the adapter with more that was found."""
+    return replace(adapter, findings=(*adapter.findings, *findings))
 
 
 def _is_of_diffusers(adapter: AdapterFile) -> bool:

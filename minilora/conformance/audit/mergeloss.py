@@ -12,7 +12,8 @@ Weights pass through memory a block of rows at a time. In NF4 a scale has 64 wei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,8 +21,10 @@ import numpy as np
 from ...guards.tensorfile import decode, encode
 from ...layers.nf4 import dequantize_nf4, quantize_nf4
 from .adapterfile import AdapterFile, Module
-from .landing import Landing, expert_weights
+from .expertshapes import expert_weights
+from .landing import Landing
 from .modelheaders import ModelHeaders
+from .numbers import Numbers
 
 BLOCK = 1 << 22
 """Numbers of a weight that are changed and rounded at a time."""
@@ -94,16 +97,24 @@ class Loss:
     magnitudes: float | None = None  # of DoRA, see `_on_the_other_axis`
 
 
-def losses(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Iterator[tuple[str, Loss | None]]:
-    """Yield what merging each module that fits would lose; None where its weight cannot be read."""
+def losses(
+    adapter: AdapterFile, model: ModelHeaders, landing: Landing, numbers: Mapping[str, Numbers]
+) -> Iterator[tuple[str, Loss | None]]:
+    """Yield what merging each module that fits would lose; None where its weight or its change is not known."""
     for path, place in landing.places.items():
         module = adapter.modules[path]
-        known = module.scaling is not None and module.rank_in_file(adapter.tensors) is not None
+        known = numbers[path].norm is not None and _has_fitting_magnitude(adapter, module)
         weights = expert_weights(model, place) if module.kind == "experts" else [place]
         if path in landing.fitting and known and weights and all(model.is_exact(name) for name in weights):
             yield path, _loss(adapter, model, module, weights, turned=path in landing.turned)
         else:
             yield path, None
+
+
+def _has_fitting_magnitude(adapter: AdapterFile, module: Module) -> bool:
+    """Return whether a module has no magnitude, or one number for each output."""
+    name, widths = module.parts.get("magnitude"), module.widths(adapter.tensors)
+    return name is None or (widths is not None and math.prod(adapter.tensors.shapes[name]) == widths[0])
 
 
 def _loss(adapter: AdapterFile, model: ModelHeaders, module: Module, weights: list[str], *, turned: bool) -> Loss:

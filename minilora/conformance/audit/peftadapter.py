@@ -95,8 +95,8 @@ def _names(tensors: Tensors, *, strict: bool) -> _Names:
         n.append(
             Finding(
                 WRONG, "prefix-missing",
-                f"{counted(len(without_prefix), 'tensor')} without the prefix {PREFIX!r}, which PEFT passes over without "
-                f"an error: {listed(without_prefix, 'tensor')}", tuple(without_prefix),
+                f"{counted(len(without_prefix), 'tensor')} without the prefix {PREFIX!r}, which PEFT passes over "
+                f"without an error: {listed(without_prefix, 'tensor')}", tuple(without_prefix),
             )
         )  # fmt: skip
     if double:
@@ -156,7 +156,7 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
 
     Of two arrays of a module the first one's adapter lies one layer deeper: see `minilora.files.peft.expertkeys`.
     """
-    targets = [name for name in config.get("target_parameters") or [] if isinstance(name, str)]
+    targets = config.get("target_parameters") or []
     depths: dict[str, list[int]] = {}
     for place in parts:
         module, depth = place, 0
@@ -203,7 +203,7 @@ def _configured(
         findings.append(Finding(SUSPICIOUS, "alpha-missing", text))
     if r is None:
         findings.append(Finding(SUSPICIOUS, "rank-missing", "there is no r: PEFT takes its default, 8"))
-    tables = {name: _table(config, name, findings) for name in ("rank_pattern", "alpha_pattern")}
+    tables: dict[str, dict[str, Any]] = {name: config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     root = config.get("use_rslora") is True
     paths = list(modules)
     values: dict[str, list[Any]] = {}
@@ -235,14 +235,6 @@ def _configured(
     return configured
 
 
-def _table(config: Mapping[str, Any], name: str, findings: list[Finding]) -> dict[str, Any]:
-    value = config.get(name) or {}
-    if not isinstance(value, dict):
-        findings.append(Finding(WRONG, "config-type", f"{name} is {short(value)}, expected an object"))
-        return {}
-    return value
-
-
 def _integer(value: Any, default: int | None) -> int | None:
     return value if type(value) is int and value > 0 else default if value is None else None
 
@@ -268,7 +260,7 @@ def _with_experts(module: Module, tensors: Tensors, config: Mapping[str, Any], f
 
 
 def own_findings(file: AdapterFile, in_model: Collection[str]) -> Iterator[Finding]:
-    """Yield what a configuration of PEFT's contradicts in its own file; `in_model` are the paths of the model's modules."""
+    """Yield what a configuration contradicts in its own file; `in_model` are the paths of the model's modules."""
     config = file.config or {}
     dora = config.get("use_dora") is True
     lacking = [m.path for m in file.modules.values() if "magnitude" not in m.parts and m.kind != "experts"]
@@ -292,8 +284,7 @@ def own_findings(file: AdapterFile, in_model: Collection[str]) -> Iterator[Findi
 
 def _saved_findings(file: AdapterFile, config: Mapping[str, Any], in_model: Collection[str]) -> Iterator[Finding]:
     """Yield what is said of modules trained in full and trained biases, and not so in the file."""
-    names = config.get("modules_to_save")
-    wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    wanted = config.get("modules_to_save") or []
     weights = [path.removesuffix(".weight") for path in file.saved if path.endswith(".weight")]
     missing = [name for name in wanted if not any(_is_of(path, name) for path in file.saved)]
     # PEFT names the heads that any classifier may have, "classifier" and "score"; each model has one of them.
@@ -312,7 +303,10 @@ def _saved_findings(file: AdapterFile, config: Mapping[str, Any], in_model: Coll
         )
         yield Finding(NOTE, "embeddings-beside", text, tuple(embeddings))
     if wanted and len(missing) < len(wanted):
-        text = f"trained in full (modules_to_save): {listed([n for n in wanted if n not in missing])}; a reader of factors alone leaves it out"
+        text = (
+            f"trained in full (modules_to_save): {listed([n for n in wanted if n not in missing])}; a reader of "
+            f"factors alone leaves it out"
+        )
         yield Finding(NOTE, "modules-to-save", text, tuple(wanted))
     if tokens:
         text = f"trained rows of an embedding (trainable_token_indices): {listed(tokens)}; few readers take them"

@@ -155,7 +155,9 @@ class Report:
             "findings": [
                 {"level": f.level, "code": f.code, "text": f.text, "modules": list(f.modules)} for f in self.findings
             ],
-            "kinds": [{"kind": k.name, "adapted": k.adapted, "total": k.total if self.model else None} for k in self.kinds],
+            "kinds": [
+                {"kind": k.name, "adapted": k.adapted, "total": k.total if self.model else None} for k in self.kinds
+            ],
             "modules": [self._module(path) for path in self.adapter.modules],
         }  # fmt: skip
 

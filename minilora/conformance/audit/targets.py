@@ -16,8 +16,9 @@ from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
-from .landing import BODY, SIGHT, Landing, renamed
+from .landing import BODY, Landing, renamed
 from .modelheaders import ModelHeaders
+from .spellings import SIGHT
 
 EXPERT = re.compile(r"\.experts\.(?:\d+\.)?")
 EMBEDDINGS = (
@@ -121,16 +122,11 @@ def _peft(
                 SUSPICIOUS, "targets-missing", "there is no target_modules: PEFT takes its default of the kind of model"
             )
         return
-    if not isinstance(targets, str | list | None):
-        yield Finding(
-            WRONG, "config-type", f"target_modules is {short(targets)}, expected a list or a regular expression"
-        )
-        return
     strangers = [p for p, named in zip(own, _named(matching, config, own), strict=True) if not named]
     if strangers:
         text = (
-            f"target_modules ({short(targets, 80)}) does not name {listed(strangers)}, of which the file has tensors: PEFT "
-            "passes over them without an error"
+            f"target_modules ({short(targets, 80)}) does not name {listed(strangers)}, of which the file has "
+            "tensors: PEFT passes over them without an error"
         )
         if isinstance(targets, str) and "," in targets:
             text += "; a string is one regular expression, and no list"
@@ -169,16 +165,14 @@ def _named(matching: Matching, config: Mapping[str, Any], paths: list[str]) -> l
 def _matches(matching: Matching, key: str, names: Any, paths: list[str]) -> list[bool]:
     if isinstance(names, str):
         return matching.whole(key, names, paths)
-    return matching.named(key, [name for name in names or [] if isinstance(name, str)], paths)
+    return matching.named(key, names or [], paths)
 
 
 def _patterns(adapter: AdapterFile, config: Mapping[str, Any], matching: Matching) -> Iterator[Finding]:
     """Yield the keys of patterns that match no module."""
     paths = list(adapter.modules)
     for name in ("rank_pattern", "alpha_pattern"):
-        table = config.get(name)
-        if not isinstance(table, dict):
-            continue
+        table = config.get(name) or {}
         used = {*matching.first(name, table, paths)}
         unused = [key for number, key in enumerate(table) if number not in used and key not in paths]
         idle = [key for key in unused if not any(n is not None for n in matching.first(name, [key], paths))]
@@ -239,11 +233,14 @@ def _by_kind(paths: Iterable[str]) -> str:
 
 def _parameters(adapter: AdapterFile, model: ModelHeaders, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield the arrays that target_parameters names and the file lacks."""
-    names = [name for name in config.get("target_parameters") or [] if isinstance(name, str)]
+    names = config.get("target_parameters") or []
     having = [path for path, module in adapter.modules.items() if module.kind == "experts"]
     idle = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in having)]
     if idle:
-        text = f"target_parameters names {listed(idle, 'array')}, and the file has no tensors of it: the experts are not adapted"
+        text = (
+            f"target_parameters names {listed(idle, 'array')}, and the file has no tensors of it: the experts are "
+            f"not adapted"
+        )
         yield Finding(WRONG, "target-parameters-missing", text, tuple(idle))
     mixtures = any(EXPERT.search(path) for path in [*model.modules, *model.arrays])
     if mixtures and not names and not any(EXPERT.search(path) for path in adapter.modules):
@@ -266,7 +263,10 @@ def _mlx(adapter: AdapterFile, model: ModelHeaders | None, landing: Landing | No
         having = {path[path.find("layers.") :] for path in adapter.modules}
         lacking = [name for name in expected if name not in having]
         if lacking:
-            text = f"lora_parameters.keys names {counted(len(lacking), 'module')} of which there are no tensors: {listed(lacking)}"
+            text = (
+                f"lora_parameters.keys names {counted(len(lacking), 'module')} of which there are no tensors: "
+                f"{listed(lacking)}"
+            )
             yield Finding(SUSPICIOUS, "target-missing", text, tuple(lacking))
     if model is not None and type(wanted) is int and wanted > 0 and layers:
         depth = 1 + max((int(n) for path in model.modules for n in BODY.findall(path)), default=-1)

@@ -1,4 +1,4 @@
-"""What an engine did with a person's own adapter, from the logits that it gave: ``minilora diagnose`` prints the answer.
+"""What an engine did with a person's own adapter, from the logits that it gave: ``minilora diagnose``.
 
 It is the judging of the golden adapters for any model and any adapter: what each known mistake would give is computed
 here, and not read from a file.

@@ -20,10 +20,9 @@ from ...guards.tensorfile import TensorFile
 from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
-from ..golden.misreadings import Misreading
 from .answering import logits
 from .given import Subject, read_subject
-from .mistakes import layers_left_out, mistakes_of, outline
+from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
 
 PROMPTS = "prompts"
 MOST_IDS = 1 << 16
@@ -32,10 +31,12 @@ CLEARLY = 3.0
 """How many times as far another answer must lie, to be ruled out."""
 OURS = {"float64": 0.0, "float32": 1e-3}
 """How far our own logits may be off, by the type that they are computed in: a large model's in float32."""
+SAME = 1e-3
+"""How far two answers may differ, in tolerances, that are the same."""
 SHOWN = 5
 """Mistakes that are listed where none fits."""
-STRENGTHS = (-2.0, 8.0)
-"""Between which the strength of an update is looked for."""
+STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
+"""The strengths of an update that are tried, a 16th to 16, and how often the best is bettered."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Candidate:
     source: str
     largest: float  # the largest difference of its logits to the engine's, in tolerances
     typical: float  # the root of the mean square of these differences, in tolerances
-    logits: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
+    off: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))  # the differences, in tolerances
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Diagnosis:
     allowed: float  # the tolerance of a logit
     effect: float  # the largest difference that the adapter makes to a logit
     candidates: list[Candidate]  # the right answer first, and the mistakes that give other numbers
-    same: Mapping[str, list[Misreading]]  # the mistakes that give the numbers of another one here, by its flag
+    same: Mapping[str, list[Mistake]]  # the mistakes that give the numbers of another one here, by its flag
     strength: tuple[float, float] | None = None  # with which the update acts, and the largest difference then
     lower: str = ""  # the precision in which the answer would be right
 
@@ -67,7 +68,9 @@ class Diagnosis:
     def fitting(self) -> list[Candidate]:
         """What the engine may have done, the nearest first: all that no other thing rules out."""
         nearest = sorted((c for c in self.candidates if c.largest <= 1), key=lambda c: c.typical)
-        return [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
+        fitting = [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
+        right = any(not c.flag for c in fitting)  # then rounding within the tolerance is no mistake
+        return [c for c in fitting if not (right and c.flag in {row.flag for row in ROUNDINGS})]
 
     @property
     def status(self) -> int:
@@ -86,8 +89,9 @@ class Diagnosis:
         if self.status == 2:
             others = "; or ".join(c.text for c in fitting if c.flag)
             return (
-                f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, and the "
-                f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher precision"
+                f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, "
+                f"and the tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a "
+                "higher precision"
             )
         if fitting:
             texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
@@ -95,9 +99,9 @@ class Diagnosis:
         if self.strength is not None:
             times, off = self.strength
             return (
-                f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} times "
-                f"the strength that its files say; largest difference then {off * self.allowed:.2g}, as it should be "
-                f"{self._right()}"
+                f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} "
+                f"times the strength that its files say; largest difference then {off * self.allowed:.2g}, as it "
+                f"should be {self._right()}"
             )
         near = min(self.candidates, key=lambda c: c.typical)
         lower = f". As if computed in {self.lower}: declare computed_in, if that is meant" if self.lower else ""
@@ -129,9 +133,11 @@ class Diagnosis:
 
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""
+        flags = [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))]
         return {
-            "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000), "status": self.status,
-            "flags": [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))], "computed_in": self.precision, "tolerance": self.allowed,
+            "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000),
+            "status": self.status,
+            "flags": flags, "computed_in": self.precision, "tolerance": self.allowed,
             "effect": self.effect, "strength": self.strength[0] if self.strength else None,
             "candidates": [
                 {"flag": c.flag, "text": c.text, "off": c.largest * self.allowed, "made in": links(c.source)}
@@ -141,7 +147,7 @@ class Diagnosis:
         }  # fmt: skip
 
 
-def _with_links(what: Candidate | Misreading) -> str:
+def _with_links(what: Candidate | Mistake) -> str:
     """Return what an engine may have done in words, with where that was done before, and the flag."""
     text = what.text if isinstance(what, Candidate) else what.name
     made = f" (made in {what.source})" if what.source else ""
@@ -175,37 +181,40 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
     ours = OURS[str(np.dtype(subject.dtype))]
     bounds = {name: max(bound, ours) for name, bound in TOLERANCE.items()}
 
-    def held(mistake: Misreading | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
+    def off(z: np.ndarray) -> np.ndarray:
         pair = _compared(answers, theirs, z, precision, bounds)
-        off = np.abs(pair.answer - pair.right) / pair.allowed
-        source = mistake.source if mistake else ""
-        return Candidate(flag, text, source, float(off.max()), float(np.sqrt((off**2).mean())), z)
+        return np.asarray((pair.answer - pair.right) / pair.allowed)
 
-    table = _Table(subject, prompts, bounds[precision], held)
+    def held(mistake: Mistake | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
+        d, source = off(z), mistake.source if mistake else ""
+        return Candidate(flag, text, source, float(np.abs(d).max()), float(np.sqrt((d**2).mean())), d)
+
+    table = _Table(subject, prompts, held)
     for mistake in mistakes_of(subject):
         table.add(mistake)
-    effect = float(np.abs(table.candidates[0].logits - logits(subject, prompts, times=0.0)).max())
+    effect = float(np.abs(table.right - logits(subject, prompts, times=0.0)).max())
     diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
     if not diagnosis.fitting:
         for mistake in layers_left_out(subject):
             table.add(mistake)
     if not diagnosis.fitting:
-        diagnosis.strength = _strength(subject, prompts, held)
-        off = table.candidates[0].largest * bounds[precision]
-        diagnosis.lower = next((name for name, bound in bounds.items() if bounds[precision] < off <= bound), "")
+        diagnosis.strength = _strength(lambda times: off(logits(subject, prompts, times=times)))
+        largest = table.candidates[0].largest * bounds[precision]
+        diagnosis.lower = next((name for name, bound in bounds.items() if bounds[precision] < largest <= bound), "")
     return diagnosis
 
 
 class _Table:
     """What the engine may have done, each with its logits; mistakes that give the numbers of another one beside it."""
 
-    def __init__(self, subject: Subject, prompts: np.ndarray, allowed: float, held: Callable[..., Candidate]) -> None:
-        self.subject, self.prompts, self.allowed, self.held = subject, prompts, allowed, held
-        self.candidates = [held(None, logits(subject, prompts))]
-        self.same: dict[str, list[Misreading]] = {}
+    def __init__(self, subject: Subject, prompts: np.ndarray, held: Callable[..., Candidate]) -> None:
+        self.subject, self.prompts, self.held = subject, prompts, held
+        self.right = logits(subject, prompts)
+        self.candidates = [held(None, self.right)]
+        self.same: dict[str, list[Mistake]] = {}
         self.outlines = {outline(subject, None): ""}
 
-    def add(self, mistake: Misreading) -> None:
+    def add(self, mistake: Mistake) -> None:
         """Compute what a mistake gives, where that is not plain, and put it in its place."""
         key = outline(self.subject, mistake)
         if key is not None and key in self.outlines:
@@ -218,31 +227,35 @@ class _Table:
                 return
         if not np.isfinite(z).all():
             return
-        twin = next((c for c in self.candidates if np.abs(c.logits - z).max() <= 1e-3 * self.allowed), None)
+        candidate = self.held(mistake, z, mistake.flag, mistake.name)
+        twin = next((c for c in self.candidates if np.abs(c.off - candidate.off).max() <= SAME), None)
         if twin is not None:
             self._add_same(twin.flag, mistake)
         else:
-            self.candidates.append(self.held(mistake, z, mistake.flag, mistake.name))
+            self.candidates.append(candidate)
         if key is not None:
             self.outlines[key] = mistake.flag if twin is None else twin.flag
 
-    def _add_same(self, flag: str, mistake: Misreading) -> None:
+    def _add_same(self, flag: str, mistake: Mistake) -> None:
         if flag:
             self.same.setdefault(flag, []).append(mistake)
 
 
-def _strength(subject: Subject, prompts: np.ndarray, held: Callable[..., Candidate]) -> tuple[float, float] | None:
-    """Return the strength of the update that comes nearest, and the largest difference then; None where it is too far."""
-    low, high = STRENGTHS
-    for _ in range(4):  # a grid, and a finer one around its best point
-        grid = np.linspace(low, high, 11)
-        typical = [held(None, logits(subject, prompts, times=float(t))).typical for t in grid]
-        best = int(np.argmin(typical))
-        step = grid[1] - grid[0]
-        low, high = grid[best] - step, grid[best] + step
-    times = float(grid[best])
-    off = held(None, logits(subject, prompts, times=times)).largest
-    return (times, off) if off <= 1 + 100 * step else None
+def _strength(off: Callable[[float], np.ndarray]) -> tuple[float, float] | None:
+    """Return the strength of the update with which nothing is off, and the largest difference then; None for none.
+
+    `off` gives the differences, in tolerances, by the strength t. From the best of a few, Gauss and Newton's steps:
+    t + <d, off> / <d, d>, where d is the slope of the differences.
+    """
+    times = min(STRENGTHS, key=lambda t: float(np.square(off(t)).mean()))
+    for _ in range(NEWTON_STEPS):
+        here, step = off(times), 1e-4
+        slope = (here - off(times + step)) / step
+        if not slope.any():
+            return None
+        times += float((slope * here).sum() / np.square(slope).sum())
+    largest = float(np.abs(off(times)).max())
+    return (times, largest) if largest <= 1 else None
 
 
 def _read(path: Path) -> tuple[np.ndarray, str, judging.Arrays]:

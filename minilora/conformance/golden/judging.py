@@ -19,6 +19,7 @@ from ... import __version__
 from ...guards.errors import FileRefused, printable, short
 from ...guards.inputfiles import member, parse_json, read_whole
 from ...guards.tensorfile import FLOATS, TensorFile
+from ..checking.xfails import of_known
 from .folder import FORMAT, INDEX
 from .leftovers import ROUNDED
 
@@ -110,12 +111,7 @@ class Judgement:
             lines.append(f"  {case.id:{width}}  {case.state}{known}{case.text and ': ' + case.text}")
         if self.unanswered:
             lines.append(f"sessions without an answer, which are not judged: {', '.join(self.unanswered)}")
-        if self.known:
-            count_known = len(self.failing) - len(self.unexpected)
-            lines.append(f"{count_known} of {len(self.known)} known failures fail as they should")
-            lines += [f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items()]
-            if self.unexpected:
-                lines.append(f"not known to fail: {', '.join(case.id for case in self.unexpected)}")
+        lines += of_known(self.known, [case.id for case in self.failing], self.stale)
         return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
 
     def _likeliest(self) -> str:

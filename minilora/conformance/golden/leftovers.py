@@ -105,7 +105,7 @@ def _old_scaling(m: Moment) -> Sum | None:
 
 
 def _no_patterns(m: Moment) -> Sum | None:
-    if m.now is None or m.namesake is None:
+    if m.now is None or not m.of_this_name or m.of_this_name[-1].folder == m.now.folder:
         return None
     given = adapter_of(m.now.folder)
     config = {**given.config, "rank_pattern": {}, "alpha_pattern": {}}

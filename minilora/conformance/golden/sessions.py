@@ -130,7 +130,13 @@ SESSIONS = (
     Session(
         "long-prefix",
         f"The prompts share {PREFIX} tokens: what is kept of them is one adapter's alone.",
-        (Step((ONE,)), Step((TWO,)), Step((None,)), Step((AGAIN,)), Step((TWO,))),
+        (Step((ONE,)), Step((TWO,)), Step((None,)), Step((ONE,))),
+        long=True,
+    ),
+    Session(
+        "long-prefix-same-name",
+        f"The prompts share {PREFIX} tokens, and the name too: what is kept of them is that of the weights.",
+        (Step((ONE,)), Step((AGAIN,)), Step((ONE,))),
         long=True,
     ),
     Session(
@@ -167,7 +173,8 @@ SEEDS: dict[str, tuple[int, ...]] = {
     "one-after-another": (0, 8),
     "same-name": (11, 22),
     "scale": (6, 8),
-    "long-prefix": (2, 0, 1, 3, 8),
+    "long-prefix": (2, 0, 1, 5),
+    "long-prefix-same-name": (1, 2, 4),
     "mixed-batch": (1, 11, 14),
     "load-unload-load": (10, 15),
     "merge-unmerge": (20, 22),

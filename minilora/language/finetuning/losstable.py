@@ -22,10 +22,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ...checks import Array
+from ...evaluation import Gradients
 from ...files.checkpoint import CheckpointError, Saved
 from ...guards.wholefiles import replaceable
 from ...losses import IGNORED, Loss
-from ...training import Gradients, History, TrainingState, evaluate_of
+from ...training import History, TrainingState, evaluate_of
 
 LOG_EVERY = 20
 """Steps from one measurement of the held-out loss to the next."""

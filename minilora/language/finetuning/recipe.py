@@ -97,8 +97,8 @@ class Recipe:
             ("--dropout", self.dropout, "--use-dora", self.use_dora, ": there is none before such an adapter here"),
             ("--dropout", self.dropout, "--target-parameters", self.target_parameters, ", as in PEFT"),
         )
-        for name, asked, other, asked_too, why in pairs:
-            if asked and asked_too:
+        for name, value, other, other_value, why in pairs:
+            if value and other_value:
                 raise ValueError(f"{name} takes no {other}{why}")
 
     def _check_log(self, save: Path) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 
 from ...adaptation import ALL_LINEAR, adapt, check_target_modules, is_adapted
 from ...backend import Backend
+from ...evaluation import Gradients
 from ...fast import accumulate
 from ...files.checkpoint import Checkpoint
 from ...guards.boundedpatterns import Matching
 from ...layer import parameter_count, walk
-from ...training import Gradients, train
+from ...training import train
 from ...variants.adapter import Adapter
 from ..examples import Data, WithoutFilling, load_data
 from ..llama import Llama

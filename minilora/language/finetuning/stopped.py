@@ -122,10 +122,10 @@ def model_mark(model: Path) -> str:
 def check_same(path: Path, stopped: Stopped, current: Mapping[str, Any], steps: int | None) -> None:
     """Refuse to go on where something else was asked for, in the user's words."""
     differences = []
-    there = LATER | dict(stopped.signature) if stopped.signature else {}
+    options = LATER | dict(stopped.signature) if stopped.signature else {}
     for name, value in current.items():
-        if name in there and value != there[name]:
-            before = there[name]
+        if name in options and value != options[name]:
+            before = options[name]
             another = {"TEXT": "the text is another", "--model": "the model is another"}
             if None not in (value, before):
                 another["--adapter"] = "the adapter to go on from is another"

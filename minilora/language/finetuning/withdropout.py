@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...checks import Array
+from ...evaluation import Gradients
 from ...layer import Layer
 from ...losses import Loss
-from ...training import Gradients
 from ...variants.dropout import with_dropout
 
 

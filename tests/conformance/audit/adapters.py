@@ -13,8 +13,10 @@ SIZES = {
 }  # fmt: skip
 
 
-def model(folder, *, tied=False, first="model.", experts=0, shared=False, apart=False, in_out=False, shards=1, square=False,
-          dtype="f4", **config):  # fmt: skip
+def model(
+    folder, *, tied=False, first="model.", experts=0, shared=False, apart=False, in_out=False, shards=1, square=False,
+    dtype="f4", **config
+):  # fmt: skip
     """A decoder's folder; with experts in the place of the MLP, each in tensors of its own or all in one."""
     rng, m = np.random.default_rng(0), (4 if square else 6)
     shapes = {f"{first}embed_tokens.weight": (V, D), f"{first}norm.weight": (D,)}
@@ -86,9 +88,11 @@ def factors(modules, r=2, seed=0, dtype="f4", ranks=None):
 def config(*targets, **more):
     """A configuration as PEFT writes it."""
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "target_modules": list(targets),
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base",
+        "target_modules": list(targets),
         "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
-        "lora_dropout": 0.05, "inference_mode": True, "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {},
+        "lora_dropout": 0.05, "inference_mode": True, "init_lora_weights": True, "rank_pattern": {},
+        "alpha_pattern": {},
         "modules_to_save": None, "layers_to_transform": None, "layers_pattern": None, "peft_version": "0.21.2",
     } | more  # fmt: skip
 
@@ -138,7 +142,7 @@ def kohya(file, modules, r=2, start="lora_te_", change=lambda t: t):
 GGUF = {"q_proj": "attn_q", "v_proj": "attn_v", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 
 
-def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter"):
+def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", architecture="llama"):
     """A LoRA of llama.cpp's."""
     from gguf import GGUFWriter
 
@@ -148,7 +152,7 @@ def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter"):
         name = f"blk.{path.split('.')[2]}.{GGUF[path.rpartition('.')[2]]}.weight"
         tensors[f"{name}.lora_a"] = rng.standard_normal((r, width)).astype("f4")
         tensors[f"{name}.lora_b"] = rng.standard_normal((out, r)).astype("f4")
-    writer = GGUFWriter(file, "llama")
+    writer = GGUFWriter(file, architecture)
     writer.add_type(kind)
     writer.add_string("adapter.type", "lora")
     if alpha is not None:

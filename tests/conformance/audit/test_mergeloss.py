@@ -8,7 +8,7 @@ from minilora.conformance.audit.auditing import audit
 from minilora.conformance.audit.mergeloss import FORMATS
 from minilora.guards.tensorfile import decode, encode
 
-from .adapters import D, EXPERTS, PREFIX, V, config, expert_factors, factors, model, paths, peft
+from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft
 
 
 def merged(tmp_path, tensors, settings, **base):

@@ -19,6 +19,7 @@ from minilora.conformance.golden.cases import CASES, files
 from minilora.conformance.golden.folder import adapter_names
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS
+from minilora.conformance.golden.mixtures.misreadings import MIXTURE_MISREADINGS
 from minilora.language.tokenizer import load_tokenizer
 from minilora.variants.sums import weighted_sum
 
@@ -78,6 +79,7 @@ def test_what_load_adapter_refuses_it_refuses_by_its_key(golden):
 
 def test_what_must_be_refused_is_refused_by_us(golden, index):
     by_the_model = ("refused-another-shape", "refused-unknown-module", "experts-refused-missing-expert")  # see below
+    by_the_model += ("language-model-prefix", "alpha-missing")  # the first by the model, the second answered
     for entry in index["cases"]:
         if entry["refused"] and entry["id"] not in by_the_model:
             with pytest.raises(FileRefused):
@@ -120,7 +122,7 @@ def test_a_base_says_how_many_positions_it_has(golden):
 
 
 def test_sizes_are_such_that_a_mix_up_shows(golden):
-    for base in BASES:
+    for base in (base for base in BASES if not base.square):
         c = base.config
         assert c.num_attention_heads * c.head_dim != c.hidden_size
         assert 1 < c.num_key_value_heads < c.num_attention_heads
@@ -140,8 +142,8 @@ def test_sizes_are_such_that_a_mix_up_shows(golden):
 def test_every_known_bug_shows_in_some_case(whole):
     index = index_of(whole)
     shown = {flag for case in index["cases"] for flag in case.get("flags", ())}
-    assert shown == {bug.flag for bug in MISREADINGS}
-    assert set(index["flags"]) == {bug.flag for bug in (*MISREADINGS, *LEFTOVERS, ROUNDED)}
+    assert shown == {bug.flag for bug in (*MISREADINGS, *MIXTURE_MISREADINGS)}
+    assert set(index["flags"]) == {bug.flag for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}
 
 
 def test_the_index_is_as_its_schema_says(golden, index):
@@ -200,7 +202,7 @@ def test_the_folder_holds_what_the_index_names_and_is_small(request, folder):
     )
     files = {path.relative_to(golden).as_posix(): path.stat().st_size for path in golden.rglob("*") if path.is_file()}
     assert {path for path in files if path.rpartition("/")[0] not in folders} == named
-    assert sum(files.values()) < 8_000_000
+    assert sum(files.values()) < 10_000_000
 
 
 def test_exact_logits_are_the_decoders_with_several_weights_at_once():

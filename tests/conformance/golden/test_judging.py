@@ -49,6 +49,11 @@ LIKELIEST = {
     "left on": "the-previous-adapter-stays-on",
     "not taken up": "the-previous-adapter-answers",
     "cache": "keys-and-values-are-the-previous-adapters",
+    "bits as float16": "bfloat16-is-read-as-float16",
+    "no trained tokens": "trained-tokens-are-ignored",
+    "trained tokens added": "trained-tokens-are-added",
+    "magnitude of the inputs": "dora-magnitude-is-along-the-inputs",
+    "whole alpha": "alpha-is-cut-to-a-whole-number",
     "neighbours": "rope-turns-neighbours",
     "hidden size": "attention-is-scaled-by-hidden-size-over-heads",
 }
@@ -288,9 +293,11 @@ def test_what_must_be_refused_may_not_be_answered(golden, index, right, results)
             verdict = judged(golden, results, case["id"])
             assert verdict.state == "wrong"
             assert ("must be refused" in verdict.text) == ("answers" not in case)
-    (raw,) = (case for case in index["cases"] if case["refused"] and "answers" in case)
-    save_file({"logits": load_file(golden / raw["answers"])["logits"]}, results / f"{raw['id']}.safetensors")
-    assert judged(golden, results, raw["id"]).state == "right"
+    either = [case for case in index["cases"] if case["refused"] and "answers" in case]
+    assert len(either) > 1
+    for case in either:
+        save_file({"logits": load_file(golden / case["answers"])["logits"]}, results / f"{case['id']}.safetensors")
+        assert judged(golden, results, case["id"]).state == "right"
 
 
 def test_the_first_line_says_what_no_known_bug_explains(golden, index, right, results):

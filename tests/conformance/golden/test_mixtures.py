@@ -1,6 +1,5 @@
 """Golden mixtures: the decoder's own numbers, apart from each other, and a foreign reader's mistakes by their names."""
 
-import json
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from minilora import FileRefused, Llama, attach, load_adapter, merge_adapter
 from minilora.conformance import check
 from minilora.conformance.bugs import table
 from minilora.conformance.golden import exact
-from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.answers import TOLERANCE
 from minilora.conformance.golden.bases import write_safetensors
 from minilora.conformance.golden.judging import compare
@@ -24,23 +22,19 @@ from minilora.conformance.golden.mixtures.formulas import READ, MixtureFormulas
 from minilora.conformance.golden.mixtures.misreadings import MIXTURE_MISREADINGS
 
 from . import foreign_mixtures
+from .conftest import index_of, written
 from .foreign_mixtures import BUGS
 
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
     """The folder with the cases of mixtures alone."""
-    pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    folder = tmp_path_factory.mktemp("golden") / "mixtures"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(writing, "CASES", ())
-        writing.write(folder)
-    return folder
+    return written(tmp_path_factory.mktemp("golden") / "mixtures", cases=(), sessions=())
 
 
 @pytest.fixture(scope="module")
 def index(golden):
-    return json.loads((golden / "index.json").read_text())
+    return index_of(golden)
 
 
 ANSWERED = [case for case in MIXTURES if case.answered]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
+from minilora.conformance.audit.configkeys import READERS
 from minilora.files.peft.adapterconfig import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
 from minilora.files.peft.adapterkeys import PEFT_NAMES
 
@@ -117,14 +118,27 @@ def in_schema(config):
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def test_the_schema_is_one():
+def test_the_schema_is_one_and_takes_what_we_write(saved):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    VALIDATOR.validate(json.loads((saved / CONFIG).read_text()))
+
+
+def test_the_schema_takes_what_peft_can_do_and_we_cannot():
+    least = {"peft_type": "LORA", "target_modules": ["q"]}
+    for key in PARTLY:
+        value = {"bias": "all", "init_lora_weights": "pissa"}.get(key, [1])
+        assert VALIDATOR.is_valid(least | {key: value})
+        assert not in_schema(least | {key: value})
 
 
 def test_the_page_about_the_format_says_what_each_key_changes():
     page = (Path(__file__).parents[3] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == CHANGES_NUMBERS
+
+
+def test_what_the_audit_says_of_readers_is_of_keys_that_change_numbers():
+    assert {key.name for key in READERS} <= CHANGES_NUMBERS
 
 
 def test_every_variants_flag_is_a_key_that_changes_numbers():

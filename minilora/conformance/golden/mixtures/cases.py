@@ -40,6 +40,7 @@ MARGIN = 0.25
 SIZE = 1.3
 """How large an update is, as a part of the weight that it changes."""
 PAIR = (GATE_UP, DOWN)
+ATTENTION = (f"{LAYER}.self_attn.q_proj", f"{LAYER}.self_attn.v_proj")
 SHARED_LAYERS = tuple(f"{SHARED}.{name}_proj" for name in ("gate", "up", "down"))
 
 
@@ -110,7 +111,7 @@ def _drawn(rng: np.random.Generator, config: Mapping[str, Any], path: str, base:
     out, width = W[0][rows].shape if W.ndim == 3 else W.shape
     r, s, spread = setting(config, "r", path), scale(config, path), float(np.sqrt(np.square(W).mean()))
     length = width**0.5
-    if is_turned(config):
+    if is_turned(config) and count > 1:
         out, width = width, out
     A = rng.standard_normal((count * r, width)) / length
     B = rng.standard_normal((out, r * count)) * (SIZE * spread * length / (s * r**0.5))
@@ -141,11 +142,10 @@ def mixture_files(case: MixtureCase) -> tuple[dict[str, Any], Arrays]:
 
 
 def _targets(paths: list[str]) -> list[str]:
-    """Return names for target_modules: of the old layout the ends of paths, of a shared expert's layers more."""
-    ends = {path.rpartition(".")[2] for path in paths}
-    if any(".experts." in path for path in paths):
-        return sorted(ends)
-    return sorted(path.removeprefix(f"{LAYER}.") for path in paths)
+    """Return names for target_modules: the ends of paths, but more of a shared expert's, as experts have the same."""
+    old = any(".experts." in path for path in paths)
+    ends = {path: path.rpartition(".")[2] if old or path in ATTENTION else path for path in paths}
+    return sorted({end.removeprefix(f"{LAYER}.") for end in ends.values()})
 
 
 # --- the table --------------------------------------------------------------------------------------
@@ -159,8 +159,9 @@ def each(block: str, *parts: str) -> tuple[str, ...]:
 MIXTURES = (
     MixtureCase(
         "experts-double",
-        "A Mixtral with a tensor for each expert, d = 2 m. Its experts' two arrays are adapted, by target_parameters.",
-        DOUBLE, PAIR, {"r": 3, "lora_alpha": 10},
+        "A Mixtral with a tensor for each expert, d = 2 m. Its experts' two arrays are adapted, by target_parameters, "
+        "and two layers of attention, by target_modules.",
+        DOUBLE, (*PAIR, *ATTENTION), {"r": 3, "lora_alpha": 10},
     ),
     MixtureCase(
         "experts-fused",
@@ -175,7 +176,7 @@ MIXTURES = (
     MixtureCase(
         "experts-square",
         "A Mixtral with d = m: an expert's down_proj is square, so no shape shows in from out.",
-        SQUARE, PAIR, {"r": 3, "lora_alpha": 10},
+        SQUARE, (*PAIR, *ATTENTION), {"r": 3, "lora_alpha": 10},
     ),
     MixtureCase(
         "experts-shared",
