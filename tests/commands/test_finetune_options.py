@@ -259,6 +259,13 @@ def test_a_training_goes_on_from_an_adapter(folder, capsys):
     assert weights() == before
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_adapter_goes_on_in_the_dtype_of_the_training(folder, dtype):
+    assert finetune("--steps", "1") == 0
+    assert run(*GO_ON, *SIZES, "--dtype", dtype) == 0
+    assert {str(adapter.lora_A.dtype) for adapter in load_adapter("b").values()} == {dtype}
+
+
 def test_ranks_that_differ_stay_as_they_are(folder):
     model, rng = Llama.load("model"), np.random.default_rng(0)
     wide = adapters(adapt(model, ["q_proj"], rank=3, alpha=5, rng=rng))
