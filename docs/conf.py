@@ -148,7 +148,7 @@ def adjust(app, doctree):
 
 
 def name_inputs(app, docname, source):
-    """Put a digest of all that a page reads into its kernel's name, which is part of what its outputs are kept under."""
+    """Put a digest of all that a page reads into its kernel's name: its outputs are kept under that, too."""
     kernel = "display_name: Python 3\n"
     if kernel in source[0]:
         source[0] = source[0].replace(kernel, f"{kernel[:-1]}, {inputs(source[0])}\n", 1)

@@ -466,7 +466,8 @@ def shares(start: int = 1) -> HTML:
         cells.append([cell(float(number)) for matrix in (P, o, dS) for number in matrix.flat])
         moved = [f"{np.abs(P - before).max():.2f}", f"{np.abs(o - o_before).mean():.2f}"]
         says.append(
-            f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most. Outputs have "
+            f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most. "
+            f"Outputs have "
             f"moved by {moved[1]} in the mean."
         )
         rows.append((f"{on_q:g}", f"{on_v:g}", *moved))

@@ -10,10 +10,11 @@ the equation, names the variables it is about, and says in entries what it compu
     ```
 
 The page then shows the line itself, read from the file, and links to it on the source page that viewcode makes; the
-comment there links back. Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation with
-several lines the first one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a link to its
-equation; in code and in headings it stays text. The build stops where equations and lines do not
-fit (`stated`), and at a number in the prose that names no equation; where it is meant to, write it as code.
+comment there links back. Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation
+with several lines the first one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or
+``(att.4) to (att.9)``, becomes a link to its equation; in code and in headings it stays text. The build stops where
+equations and lines do not fit (`stated`), and at a number in the prose that names no equation; where it is meant to,
+write it as code.
 """
 
 from __future__ import annotations

@@ -114,13 +114,16 @@ def rank_by_outer_products(start: int = 2) -> HTML:
     }
     still = pictures.show(
         pictures.stacked({"the change to learn": word(), "learned": cells(learned[start])}),
-        "Two grids: the change of weight, which spells LoRA; and what an adapter learned of it at the slider's start, a "
+        "Two grids: the change of weight, which spells LoRA; and what an adapter learned of it at the slider's "
+        "start, a "
         "blurred word.",
     )
     slider = Slider("rank", "rank of the adapter", [str(r) for r in range(len(learned))], start)
     caption = (
-        f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a word; "
-        f"a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Below it: each column times its row is "
+        f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a "
+        f"word; "
+        f"a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Below it: each column times its "
+        f"row is "
         "one outer product, and learned is their sum. Orange is positive, blue negative."
     )
     return figure("rank", [slider], says[start], still, table, data, caption)
@@ -362,7 +365,8 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     )
     slider = Slider("bits", "bits a weight", [str(b) for b in BITS], start)
     caption = (
-        f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that level. "
+        f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that "
+        f"level. "
         f"Both are of {weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
     )
     return figure("levels", [slider], says[start], still, table, data, caption)

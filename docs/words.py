@@ -60,17 +60,26 @@ def advice() -> HTML:
     total = [sum(parts.values()) / 1e9 for parts in (full, lora, four)]
     low, high = min(gain), max(gain)
     lines = [
-        "<b>Where.</b> Beside every linear layer, those of the MLP too. In Llama-2-7B the MLP&rsquo;s adapters helped more "
+        "<b>Where.</b> Beside every linear layer, those of the MLP too. In Llama-2-7B the MLP&rsquo;s adapters "
+        "helped more "
         'than those of attention (<a href="choosing.html#which-matrices">sources</a>).',
-        f"<b>Rank.</b> Begin with 8, then try twice that. In the model above rank {low} has {gain[low]:.0%} of full training&rsquo;s gain, "
-        f'and rank {high} has {gain[high]:.0%}, each at its own best rate (<a href="language-model.html#how-close-does-lora-come">measured</a>). '
+        f"<b>Rank.</b> Begin with 8, then try twice that. In the model above rank {low} has {gain[low]:.0%} of "
+        f"full training&rsquo;s gain, "
+        f"and rank {high} has {gain[high]:.0%}, each at its own best rate (<a "
+        f'href="language-model.html#how-close-does-lora-come">measured</a>). '
         "So search the rate again when you change the rank.",
-        "<b>Alpha.</b> Take twice the rank and leave it. A larger alpha acts much like a larger rate, so search for one of the two.",
-        "<b>Rate.</b> It decides most. For models of 1 to 70 billion weights begin at 0.0002, then try half and twice of it "
-        '(<a href="choosing.html#start-values-for-1-to-70-billion-weights">sources</a>, which differ by a factor of three). A rate that is '
-        f"good for full training says little: LoRA&rsquo;s best was {ratios[0]:g} to {ratios[-1]:g} times as high in our small model "
+        "<b>Alpha.</b> Take twice the rank and leave it. A larger alpha acts much like a larger rate, so search "
+        "for one of the two.",
+        "<b>Rate.</b> It decides most. For models of 1 to 70 billion weights begin at 0.0002, then try half and "
+        "twice of it "
+        '(<a href="choosing.html#start-values-for-1-to-70-billion-weights">sources</a>, which differ by a factor '
+        "of three). A rate that is "
+        f"good for full training says little: LoRA&rsquo;s best was {ratios[0]:g} to {ratios[-1]:g} times as high "
+        f"in our small model "
         '(<a href="laboratory.html#the-rate">measured</a>). Stop when the loss on text that you held out rises.',
-        f"<b>Memory.</b> For Llama-2-7B and 4096 tokens a step, full training keeps {total[0]:.0f} GB, LoRA of rank 16 keeps "
-        f'{total[1]:.0f}, and over a base in four bits {total[2]:.0f} (<a href="choosing.html#what-a-7b-model-takes">counted</a>).',
+        f"<b>Memory.</b> For Llama-2-7B and 4096 tokens a step, full training keeps {total[0]:.0f} GB, LoRA of "
+        f"rank 16 keeps "
+        f"{total[1]:.0f}, and over a base in four bits {total[2]:.0f} (<a "
+        f'href="choosing.html#what-a-7b-model-takes">counted</a>).',
     ]
     return HTML(f"<ol>{''.join(f'<li>{line}</li>' for line in lines)}</ol>")

@@ -5,9 +5,8 @@ Read these files in this order. Each adds one idea:
 1. `minilora.lora`: the low-rank adapter, and a layer with an adapter beside it
 2. `minilora.linear`: the layer that is adapted
 3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
-4. `minilora.optim`: Adam
-5. `minilora.training`: the loop. `minilora.evaluation`, `minilora.state` and `minilora.watching` are what it is made
-   of, and `minilora.schedule` changes its step length
+4. `minilora.optim`: Adam; `minilora.schedule` is how its step length changes
+5. `minilora.training`: the loop; `minilora.evaluation`, `minilora.state` and `minilora.watching` are what it is made of
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 
 The book goes on, and imports nothing of what stands beside it:

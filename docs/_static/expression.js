@@ -26,7 +26,8 @@ function entrywise(a, b, f, sign) {
   const count = shape.reduce((product, size) => product * size, 1);
   const data = Array.from({ length: count }, (_, flat) => {
     const place = [];
-    for (let i = dims - 1, rest = flat; i >= 0; i -= 1) [place[i], rest] = [rest % shape[i], Math.floor(rest / shape[i])];
+    let rest = flat;
+    for (let i = dims - 1; i >= 0; i -= 1) [place[i], rest] = [rest % shape[i], Math.floor(rest / shape[i])];
     return f(a.data[at(a, p, place)], b.data[at(b, q, place)]);
   });
   return { shape, data };
@@ -34,7 +35,8 @@ function entrywise(a, b, f, sign) {
 
 function matmul(a, b) {
   if (!a.shape.length || !b.shape.length) throw new Error("@ multiplies two arrays; a number takes *");
-  const [left, right] = [a.shape.length === 1 ? { ...a, shape: [1, ...a.shape] } : a, b.shape.length === 1 ? { ...b, shape: [...b.shape, 1] } : b];
+  const left = a.shape.length === 1 ? { ...a, shape: [1, ...a.shape] } : a; // a row
+  const right = b.shape.length === 1 ? { ...b, shape: [...b.shape, 1] } : b; // a column
   const [n, k] = left.shape, [k2, m] = right.shape;
   if (k !== k2) throw new Error(`the shapes ${said(a)} and ${said(b)} do not fit for @: ${k} is not ${k2}`);
   const data = Array.from({ length: n * m }, (_, flat) => {
@@ -52,7 +54,11 @@ function summed(a, axis = null) {
   if (dims === 1) return summed(a);
   const [n, m] = a.shape, [count, length] = way === 0 ? [m, n] : [n, m];
   const entry = (i, j) => a.data[way === 0 ? j * m + i : i * m + j];
-  return { shape: [count], data: Array.from({ length: count }, (_, i) => Array.from({ length }, (__, j) => entry(i, j)).reduce((s, v) => s + v, 0)) };
+  const data = Array(count).fill(0);
+  data.forEach((_, i) => {
+    for (let j = 0; j < length; j += 1) data[i] += entry(i, j);
+  });
+  return { shape: [count], data };
 }
 
 function mean(a, axis = null) {
@@ -63,10 +69,14 @@ function mean(a, axis = null) {
 function einsum(pattern, arrays) {
   const read = /^\s*([a-z]+(?:\s*,\s*[a-z]+)*)\s*->\s*([a-z]*)\s*$/.exec(pattern);
   const names = read ? read[1].split(",").map((name) => name.trim()) : [];
-  if (!read || names.length !== arrays.length) throw new Error(`einsum needs a pattern such as "no,nk->ok", one group for each array`);
+  if (!read || names.length !== arrays.length) {
+    throw new Error('einsum needs a pattern such as "no,nk->ok", one group for each array');
+  }
   const sizes = {};
   names.forEach((name, i) => {
-    if (name.length !== arrays[i].shape.length) throw new Error(`einsum: "${name}" does not fit the shape ${said(arrays[i])}`);
+    if (name.length !== arrays[i].shape.length) {
+      throw new Error(`einsum: "${name}" does not fit the shape ${said(arrays[i])}`);
+    }
     [...name].forEach((letter, j) => {
       const size = arrays[i].shape[j];
       if ((sizes[letter] ??= size) !== size) throw new Error(`einsum: ${letter} is ${sizes[letter]} and ${size}`);
@@ -91,23 +101,33 @@ function einsum(pattern, arrays) {
 // --- reading: a token is a number, a name, a string or a sign
 
 function tokens(text) {
-  const pattern = /\s*(?:(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)|([A-Za-z_]\w*)|("[^"]*"|'[^']*')|(\*\*|->|[-+*/@().,=[\]]))/y;
+  const kinds = [
+    /(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)/,
+    /([A-Za-z_]\w*)/,
+    /("[^"]*"|'[^']*')/,
+    /(\*\*|->|[-+*/@().,=[\]])/,
+  ];
+  const pattern = new RegExp(`\\s*(?:${kinds.map(({ source }) => source).join("|")})`, "y");
   const found = [];
   for (pattern.lastIndex = 0; text.slice(pattern.lastIndex).trim();) {
     const at = pattern.lastIndex, match = pattern.exec(text);
     if (!match) throw new Error(`"${text.slice(at).trim()[0]}" has no meaning here`);
     const [, number, name, string, sign] = match;
-    found.push(number ? { number: Number(number) } : name ? { name } : string ? { string: string.slice(1, -1) } : { sign });
+    if (number) found.push({ number: Number(number) });
+    else if (string) found.push({ string: string.slice(1, -1) });
+    else found.push(name ? { name } : { sign });
   }
   return found;
 }
 
 function evaluateExpression(text, names) {
-  const all = tokens(text.replaceAll("\u2212", "-").replaceAll("\u00b7", "*").replace(/^\s*(return\s+|[A-Za-z_]\w*\s*=(?!=))/, ""));
+  const plain = text.replaceAll("\u2212", "-").replaceAll("\u00b7", "*"); // as a phone may write them
+  const all = tokens(plain.replace(/^\s*(return\s+|[A-Za-z_]\w*\s*=(?!=))/, "")); // dB = ... is an answer, too
   let place = 0;
   const is = (sign) => all[place]?.sign === sign;
   const take = (sign) => {
-    if (!is(sign)) throw new Error(place < all.length ? `expected "${sign}" before "${Object.values(all[place])[0]}"` : `"${sign}" is missing at the end`);
+    const found = place < all.length && Object.values(all[place])[0];
+    if (!is(sign)) throw new Error(found ? `expected "${sign}" before "${found}"` : `"${sign}" is missing at the end`);
     place += 1;
   };
   const number = (value, what) => {
@@ -131,7 +151,8 @@ function evaluateExpression(text, names) {
       const { sign } = all[place];
       place += 1;
       const other = signed();
-      value = sign === "@" ? matmul(value, other) : entrywise(value, other, sign === "*" ? (a, b) => a * b : (a, b) => a / b, sign);
+      const f = sign === "*" ? (a, b) => a * b : (a, b) => a / b;
+      value = sign === "@" ? matmul(value, other) : entrywise(value, other, f, sign);
     }
     return value;
   }
@@ -210,7 +231,9 @@ function evaluateExpression(text, names) {
 
   if (!all.length) throw new Error("write an expression");
   const value = sum();
-  if (place < all.length) throw new Error(`"${Object.values(all[place])[0]}" stands where a sign such as @ or * is expected`);
+  if (place < all.length) {
+    throw new Error(`"${Object.values(all[place])[0]}" stands where a sign such as @ or * is expected`);
+  }
   return value;
 }
 
@@ -231,10 +254,14 @@ function ratioOf(value, other) {
 function factorsOf(ratio, scales, at) {
   if (ratio === 1) return "";
   const some = scales.filter(({ values }) => values[at] !== null);
-  const choose = (count, from = 0) => (count ? some.slice(from).flatMap((scale, i) => choose(count - 1, from + i + 1).map((rest) => [scale, ...rest])) : [[]]);
+  const choose = (count, left) => { // all ways to take so many of those that are left
+    if (!count) return [[]];
+    return left.flatMap((scale, i) => choose(count - 1, left.slice(i + 1)).map((rest) => [scale, ...rest]));
+  };
   for (const count of [1, 2, 3]) {
-    for (const chosen of choose(count)) {
-      if (near(chosen.reduce((product, { values }) => product * values[at], 1), ratio)) return chosen.map(({ hint }) => hint).join("; and ");
+    for (const chosen of choose(count, some)) {
+      const product = chosen.reduce((whole, { values }) => whole * values[at], 1);
+      if (near(product, ratio)) return chosen.map(({ hint }) => hint).join("; and ");
     }
   }
   return `a wrong factor in front: yours is ${Number(ratio.toPrecision(7))} times what it should be`;
@@ -252,7 +279,8 @@ function identified(value, { forms, scales }, at) {
 function judgeExpression(sheet, text) {
   const found = [], stopped = [];
   for (const at of [0, 1]) { // sizes that all differ, then sizes that are all equal
-    const names = Object.fromEntries(Object.entries(sheet.inputs).map(([name, values]) => [name, typeof values[at] === "number" ? scalar(values[at]) : arrayOf(values[at])]));
+    const value = (values) => (typeof values[at] === "number" ? scalar(values[at]) : arrayOf(values[at]));
+    const names = Object.fromEntries(Object.entries(sheet.inputs).map(([name, values]) => [name, value(values)]));
     try {
       found[at] = evaluateExpression(text, names);
     } catch (error) {
@@ -265,7 +293,8 @@ function judgeExpression(sheet, text) {
   if (hint) return { right: false, says: `Not yet. ${sheet.result}: ${hint}` };
   if (stopped[0]) return { right: false, says: `Not yet. ${stopped[0]}.` };
   if (`${found[0].shape}` !== `${right.shape}`) {
-    return { right: false, says: `Not yet. Wrong shape: ${sheet.result} must be ${sheet.shape}, here ${said(right)}; yours is ${said(found[0])}.` };
+    const shapes = `${sheet.result} must be ${sheet.shape}, here ${said(right)}; yours is ${said(found[0])}`;
+    return { right: false, says: `Not yet. Wrong shape: ${shapes}.` };
   }
   return { right: false, says: `Not yet. ${sheet.result}: the right shape, the wrong values; write out an entry` };
 }

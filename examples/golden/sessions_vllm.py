@@ -55,7 +55,7 @@ class Engine:
             del self.folders[name]
             if not Engine.living.llm_engine.remove_lora(self.numbers[name]):
                 raise ValueError(f"{name} was not removed")
-        by_use = {use: self.adapter(use) for use in request.adapters}  # one object for all prompts of a batch
+        by_use = {use: self.adapter(use) for use in dict.fromkeys(request.adapters)}  # one for all prompts of a batch
         adapters = [by_use[use] for use in request.adapters]
         ask_for = SamplingParams(max_tokens=1, temperature=0, logprobs=V)
         prompts = [{"prompt_token_ids": prompt.tolist()} for prompt in request.prompts]

@@ -5,9 +5,9 @@ Each knows the right formula and the mistakes that people make, and hands both t
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from itertools import product
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,14 +141,16 @@ def expression_sheet(name: str) -> dict[str, Any]:
         products = [value_or_none(formula, d) for d in both]
         return [None if value is None else np.asarray(value).tolist() for value in products]
 
-    scales: list[dict[str, Any]] = [{"values": listed(formula), "hint": hint} for formula, hint in step.scales]
-    for scale, entry in zip(scales, step.scales, strict=True):
-        if entry in DIVISIONS:  # where all sizes are equal, a division by one of them could be by any
-            scale["values"][1] = None
+    scales = []
+    for scale in step.scales:
+        different, equal = listed(scale[0])
+        if scale in DIVISIONS:  # where all sizes are equal, a division by one of them could be by any
+            equal = None
+        scales.append({"values": [different, equal], "hint": scale[1]})
     return {
         "result": step.result,
         "shape": step.shape,
-        "inputs": {given: listed(operator.attrgetter(given)) for given in step.inputs},
+        "inputs": {given: listed(attrgetter(given)) for given in step.inputs},
         "forms": [{"values": listed(formula), "hint": hint} for formula, hint in step.forms],
         "scales": scales,
         "praise": step.praise,

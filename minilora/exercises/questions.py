@@ -181,7 +181,7 @@ RATES = (0.0005, 0.002, 0.008, 0.03, 0.12)
 
 @cache
 def rate_curve() -> dict[float, tuple[float, float]]:
-    """Return for each rate the loss of an adapter of rank 4 on the 60 rows it trained on, and that on 2,000 new rows."""
+    """Return for each rate the loss of an adapter of rank 4 on the 60 rows of its training, and on 2,000 new rows."""
     rng = np.random.default_rng(3)
     change = rng.standard_normal((8, 4)) @ rng.standard_normal((4, 24)) / 6
 
@@ -354,7 +354,8 @@ QUESTIONS: dict[str, Question] = {
         },
     ),
     "rank from a curve": Question(
-        "Adapters of rank 1, 2, 4, 8 and 16 were fitted to the same 60 rows. The curve, which exercises.rank_curve() returns, has the loss of "
+        "Adapters of rank 1, 2, 4, 8 and 16 were fitted to the same 60 rows. The curve, which "
+        "exercises.rank_curve() returns, has the loss of "
         "each on these rows, and on new ones. Which rank do you take?",
         _best_rank,
         "There the loss on new rows is least: the true change has rank 4. More rank learns the noise of the 60 rows.",

@@ -108,7 +108,7 @@ def test_an_included_method_shows_its_numbered_lines(made):
 def test_what_pages_share_is_written_by_the_notebook(made):
     code = sources(made["four-bits"], "code")
     written = {cell.split()[1]: cell.partition("\n")[2] for cell in code if cell.startswith("%%writefile ")}
-    assert set(written) == {"hands.py", "pictures.py", "costs.py", "four-bits.json"}
+    assert set(written) == {"hands.py", "pictures.py", "costs.py", "ranks.py", "four-bits.json"}
     for file, text in written.items():
         assert text == (ROOT / "docs" / file).read_text(encoding="utf-8").rstrip()
     assert '".[plot,models]"' in sources(made["four-bits"], "markdown")[1]

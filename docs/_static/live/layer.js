@@ -142,7 +142,8 @@ function show() {
 
   // What comes back has the same places: dB beside B, dA above.
   const { whole, dA, dB } = experiment.flow(), back = find("[data-map=back]");
-  canvas(back, wide + aside, high + aside, `What comes back: dB, of length ${dB.norm().toPrecision(3)}, and dA, of length ${dA.norm().toPrecision(3)}`);
+  const lengths = `dB, of length ${dB.norm().toPrecision(3)}, and dA, of length ${dA.norm().toPrecision(3)}`;
+  canvas(back, wide + aside, high + aside, `What comes back: ${lengths}`);
   heat(back, dA, { x: 1 + aside, most: largest(dA) });
   heat(back, dB, { y: 1 + aside, most: largest(dB) });
   heat(back, whole, { x: 1 + aside, y: 1 + aside, most: largest(whole) });

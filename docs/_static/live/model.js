@@ -13,7 +13,7 @@ const say = (text) => { find(".says").textContent = text; };
 
 let state = "empty"; // then loading, ready, beginning, begun, running
 let [tuned, warned] = [false, false]; // whether the worker has an adapter; whether the reader was warned
-let [losses, held, best] = [[], [], null]; // best: { step, loss } of the least loss that was measured on what is held out
+let [losses, held, best] = [[], [], null]; // best: { step, loss }, the least that was measured on what is held out
 let afterwards = () => {}; // what was asked for before the model was here, or before the beginning was made
 
 function turn(next) {
@@ -65,7 +65,8 @@ const TOLD = {
   before({ text }) { find(".told.before").textContent = text; },
   after({ text, step }) {
     find(".told.after").textContent = text;
-    find("[data-after]").textContent = step ? `after ${step} steps, the best so far` : "no step was better than none so far";
+    const when = step ? `after ${step} steps, the best so far` : "no step was better than none so far";
+    find("[data-after]").textContent = when;
   },
   stepped({ step, loss, seconds }) {
     losses.push([step, loss]);
@@ -89,7 +90,8 @@ const TOLD = {
   stopped({ step }) {
     turn("begun");
     say([
-      `Stopped at step ${step}. The loss on what is held out was least at step ${best.step}: ${best.loss.toFixed(2)} nats a token.`,
+      `Stopped at step ${step}. The loss on what is held out was least at step ${best.step}:`,
+      `${best.loss.toFixed(2)} nats a token.`,
       "Since then the model learns your text by heart. Download gives the adapter of the best step.",
     ].join(" "));
   },
@@ -207,7 +209,8 @@ function recall() {
     input.setAttribute("aria-valuetext", values[place]);
   }
   if (settings.has("prompt")) find("[name=prompt]").value = settings.get("prompt");
-  try { find("[name=text]").value = sessionStorage.getItem(KEPT) ?? find("[name=text]").value; } catch { /* none is kept */ }
+  const box = find("[name=text]");
+  try { box.value = sessionStorage.getItem(KEPT) ?? box.value; } catch { /* none is kept */ }
 }
 
 recall();

@@ -5,8 +5,8 @@
 
 A random Llama with one adapter in three files: with PEFT's names in safetensors, with llama.cpp's names in GGUF, and
 with PEFT's names in GGUF. The second changes nothing. Its names become `...down_proj.weight.lora_a`, and the pattern
-wants `lora_A.weight`; and the pipeline asks for the prefix `base_model.model.`, which llama.cpp's names do not have. The
-third is applied, so the route itself works.
+wants `lora_A.weight`; and the pipeline asks for the prefix `base_model.model.`, which llama.cpp's names do not have.
+The third is applied, so the route itself works.
 """
 
 import subprocess

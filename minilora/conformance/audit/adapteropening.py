@@ -146,7 +146,8 @@ def _in_metadata(notes: Mapping[str, Any]) -> dict[str, Any] | None:
 def _with_more(adapter: AdapterFile, file: Path, *, no_config: bool) -> AdapterFile:
     """Return the adapter with what is said of the whole: nothing in it, or no configuration beside it."""
     more = []
-    if not adapter.modules and not adapter.saved:
+    trained_in_full = not no_config and (adapter.config or {}).get("modules_to_save")
+    if not adapter.modules and not (adapter.saved and trained_in_full):
         what = "there are no tensors in it" if not adapter.tensors.shapes else "no tensor of it is a LoRA's"
         more.append(Finding(WRONG, "empty", f"{what}: an engine that loads it answers as the base"))
     if no_config and adapter.modules:

@@ -7,6 +7,7 @@ One module's tensors are in memory at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from ...guards.tensorfile import FLOATS
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 
+SENSIBLE = (1e-12, 1e3)
+"""Between which the typical change of one weight lies; a trained weight is of the size of 0.02."""
 FARTHEST = 1000.0
 """How many times as large as the others' middle one a module's change may be, before it is suspicious."""
 
@@ -89,13 +92,32 @@ def number_findings(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterat
     if far := [path for path, norm in known.items() if norm > FARTHEST * middle]:
         text = f"the change of {listed(far)} is more than {FARTHEST:g} times the others' middle one"
         yield Finding(SUSPICIOUS, "change-far-larger", text, tuple(far))
+    yield from _absurd(adapter, known)
     seen: dict[str, list[str]] = {}
     for path, n in numbers.items():
         if n.mark:
             seen.setdefault(n.mark, []).append(path)
     if twins := [path for paths in seen.values() if len(paths) > 1 for path in paths]:
         text = f"{listed(twins)} have the very same factors as another module: one was saved in the place of the other"
-        yield Finding(SUSPICIOUS, "same-factors", text, tuple(twins))
+        made_up = len(twins) == len(numbers)  # as in a test, and no accident
+        yield Finding(NOTE if made_up else SUSPICIOUS, "same-factors", text, tuple(twins))
+
+
+def _absurd(adapter: AdapterFile, norms: dict[str, float]) -> Iterator[Finding]:
+    """Yield changes of a size that no training makes, as where numbers were decoded as another type's."""
+    typical = {}
+    for path, norm in norms.items():
+        m = adapter.modules[path]
+        out, width = m.widths(adapter.tensors) or (1, 1)
+        typical[path] = norm / math.sqrt(out * width * m.experts)
+    least, most = SENSIBLE
+    for text, paths in (
+        (f"more than {most:g}", [path for path, size in typical.items() if size > most]),
+        (f"less than {least:g}", [path for path, size in typical.items() if size < least]),
+    ):
+        if paths:
+            what = f"a weight's typical change is {text} in {counted(len(paths), 'module')}, which no training makes"
+            yield Finding(SUSPICIOUS, "change-absurd", f"{what}: {listed(paths)}", tuple(paths))
 
 
 def _pairs(adapter: AdapterFile) -> Iterator[Finding]:

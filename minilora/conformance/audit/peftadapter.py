@@ -96,8 +96,7 @@ def _names(tensors: Tensors, *, strict: bool) -> _Names:
             Finding(
                 WRONG, "prefix-missing",
                 f"{counted(len(without_prefix), 'tensor')} without the prefix {PREFIX!r}, which PEFT passes over "
-                f"without "
-                f"an error: {listed(without_prefix, 'tensor')}", tuple(without_prefix),
+                f"without an error: {listed(without_prefix, 'tensor')}", tuple(without_prefix),
             )
         )  # fmt: skip
     if double:

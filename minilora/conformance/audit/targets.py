@@ -16,8 +16,9 @@ from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
-from .landing import BODY, SIGHT, Landing, renamed
+from .landing import BODY, Landing, renamed
 from .modelheaders import ModelHeaders
+from .spellings import SIGHT
 
 EXPERT = re.compile(r"\.experts\.(?:\d+\.)?")
 EMBEDDINGS = (
@@ -125,8 +126,7 @@ def _peft(
     if strangers:
         text = (
             f"target_modules ({short(targets, 80)}) does not name {listed(strangers)}, of which the file has "
-            f"tensors: PEFT "
-            "passes over them without an error"
+            "tensors: PEFT passes over them without an error"
         )
         if isinstance(targets, str) and "," in targets:
             text += "; a string is one regular expression, and no list"

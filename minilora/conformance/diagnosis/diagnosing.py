@@ -20,10 +20,9 @@ from ...guards.tensorfile import TensorFile
 from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
-from ..golden.misreadings import Misreading
 from .answering import logits
 from .given import Subject, read_subject
-from .mistakes import ROUNDINGS, layers_left_out, mistakes_of, outline
+from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
 
 PROMPTS = "prompts"
 MOST_IDS = 1 << 16
@@ -32,6 +31,8 @@ CLEARLY = 3.0
 """How many times as far another answer must lie, to be ruled out."""
 OURS = {"float64": 0.0, "float32": 1e-3}
 """How far our own logits may be off, by the type that they are computed in: a large model's in float32."""
+SAME = 1e-3
+"""How far two answers may differ, in tolerances, that are the same."""
 SHOWN = 5
 """Mistakes that are listed where none fits."""
 STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
@@ -47,7 +48,7 @@ class Candidate:
     source: str
     largest: float  # the largest difference of its logits to the engine's, in tolerances
     typical: float  # the root of the mean square of these differences, in tolerances
-    logits: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
+    off: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))  # the differences, in tolerances
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Diagnosis:
     allowed: float  # the tolerance of a logit
     effect: float  # the largest difference that the adapter makes to a logit
     candidates: list[Candidate]  # the right answer first, and the mistakes that give other numbers
-    same: Mapping[str, list[Misreading]]  # the mistakes that give the numbers of another one here, by its flag
+    same: Mapping[str, list[Mistake]]  # the mistakes that give the numbers of another one here, by its flag
     strength: tuple[float, float] | None = None  # with which the update acts, and the largest difference then
     lower: str = ""  # the precision in which the answer would be right
 
@@ -69,7 +70,7 @@ class Diagnosis:
         nearest = sorted((c for c in self.candidates if c.largest <= 1), key=lambda c: c.typical)
         fitting = [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
         right = any(not c.flag for c in fitting)  # then rounding within the tolerance is no mistake
-        return [c for c in fitting if not (right and c.flag in ROUNDINGS)]
+        return [c for c in fitting if not (right and c.flag in {row.flag for row in ROUNDINGS})]
 
     @property
     def status(self) -> int:
@@ -89,9 +90,8 @@ class Diagnosis:
             others = "; or ".join(c.text for c in fitting if c.flag)
             return (
                 f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, "
-                f"and the "
-                f"tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a higher "
-                f"precision"
+                f"and the tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a "
+                "higher precision"
             )
         if fitting:
             texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
@@ -100,9 +100,8 @@ class Diagnosis:
             times, off = self.strength
             return (
                 f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} "
-                f"times "
-                f"the strength that its files say; largest difference then {off * self.allowed:.2g}, as it should be "
-                f"{self._right()}"
+                f"times the strength that its files say; largest difference then {off * self.allowed:.2g}, as it "
+                f"should be {self._right()}"
             )
         near = min(self.candidates, key=lambda c: c.typical)
         lower = f". As if computed in {self.lower}: declare computed_in, if that is meant" if self.lower else ""
@@ -148,7 +147,7 @@ class Diagnosis:
         }  # fmt: skip
 
 
-def _with_links(what: Candidate | Misreading) -> str:
+def _with_links(what: Candidate | Mistake) -> str:
     """Return what an engine may have done in words, with where that was done before, and the flag."""
     text = what.text if isinstance(what, Candidate) else what.name
     made = f" (made in {what.source})" if what.source else ""
@@ -186,14 +185,14 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
         pair = _compared(answers, theirs, z, precision, bounds)
         return np.asarray((pair.answer - pair.right) / pair.allowed)
 
-    def held(mistake: Misreading | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
-        d, source = np.abs(off(z)), mistake.source if mistake else ""
-        return Candidate(flag, text, source, float(d.max()), float(np.sqrt((d**2).mean())), z)
+    def held(mistake: Mistake | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
+        d, source = off(z), mistake.source if mistake else ""
+        return Candidate(flag, text, source, float(np.abs(d).max()), float(np.sqrt((d**2).mean())), d)
 
-    table = _Table(subject, prompts, bounds[precision], held)
+    table = _Table(subject, prompts, held)
     for mistake in mistakes_of(subject):
         table.add(mistake)
-    effect = float(np.abs(table.candidates[0].logits - logits(subject, prompts, times=0.0)).max())
+    effect = float(np.abs(table.right - logits(subject, prompts, times=0.0)).max())
     diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
     if not diagnosis.fitting:
         for mistake in layers_left_out(subject):
@@ -208,13 +207,14 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
 class _Table:
     """What the engine may have done, each with its logits; mistakes that give the numbers of another one beside it."""
 
-    def __init__(self, subject: Subject, prompts: np.ndarray, allowed: float, held: Callable[..., Candidate]) -> None:
-        self.subject, self.prompts, self.allowed, self.held = subject, prompts, allowed, held
-        self.candidates = [held(None, logits(subject, prompts))]
-        self.same: dict[str, list[Misreading]] = {}
+    def __init__(self, subject: Subject, prompts: np.ndarray, held: Callable[..., Candidate]) -> None:
+        self.subject, self.prompts, self.held = subject, prompts, held
+        self.right = logits(subject, prompts)
+        self.candidates = [held(None, self.right)]
+        self.same: dict[str, list[Mistake]] = {}
         self.outlines = {outline(subject, None): ""}
 
-    def add(self, mistake: Misreading) -> None:
+    def add(self, mistake: Mistake) -> None:
         """Compute what a mistake gives, where that is not plain, and put it in its place."""
         key = outline(self.subject, mistake)
         if key is not None and key in self.outlines:
@@ -227,15 +227,16 @@ class _Table:
                 return
         if not np.isfinite(z).all():
             return
-        twin = next((c for c in self.candidates if np.abs(c.logits - z).max() <= 1e-3 * self.allowed), None)
+        candidate = self.held(mistake, z, mistake.flag, mistake.name)
+        twin = next((c for c in self.candidates if np.abs(c.off - candidate.off).max() <= SAME), None)
         if twin is not None:
             self._add_same(twin.flag, mistake)
         else:
-            self.candidates.append(self.held(mistake, z, mistake.flag, mistake.name))
+            self.candidates.append(candidate)
         if key is not None:
             self.outlines[key] = mistake.flag if twin is None else twin.flag
 
-    def _add_same(self, flag: str, mistake: Misreading) -> None:
+    def _add_same(self, flag: str, mistake: Mistake) -> None:
         if flag:
             self.same.setdefault(flag, []).append(mistake)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..audit.peftadapter import TOKENS
 from ..golden.bases import EMBEDDING, HEAD
 from ..golden.formulas import Arrays, Given, Module
 
+OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 LARGE = 40_000_000
 """Numbers in a model from which on float32 is computed with, and not float64."""
 
@@ -58,8 +60,6 @@ def read_subject(model: Path, adapter: Path) -> Subject:
     for module in file.modules.values():
         if module.rank_in_file(file.tensors) is None or module.scaling is None or module.path not in landing.places:
             raise FileRefused(adapter, f"{short(module.path)} is not whole, or not of this model: see `minilora audit`")
-        if module.kind not in ("linear", "embedding"):
-            raise FileRefused(adapter, f"{short(module.path)} is of a kind that is not computed here: {module.kind}")
     if not file.modules and not file.saved:
         raise FileRefused(adapter, "there is no adapter in it: see `minilora audit`")
     start = (file.config or {}).get("init_lora_weights")
@@ -70,11 +70,24 @@ def read_subject(model: Path, adapter: Path) -> Subject:
     if strange := [path for path in file.saved if TOKENS in path]:
         raise FileRefused(adapter, f"{short(strange[0])} is not computed here")
     config, arrays = _base(model)
+    _check_kinds(file, mixture=config.mixture is not None)
     given = _given(file, landing.places, arrays)
     for path in [*given.modules, *given.saved]:
-        if f"{path}.weight" not in arrays:
+        if path not in arrays and f"{path}.weight" not in arrays and not OF_ONE_EXPERT.search(path):
             raise FileRefused(adapter, f"{short(path)} is no layer of this decoder: see `minilora audit`")
     return Subject(replace(config, tie_word_embeddings=False), arrays, given, config.tie_word_embeddings)
+
+
+def _check_kinds(file: AdapterFile, *, mixture: bool) -> None:
+    """Refuse what the formulas have no place for: those of a decoder, or of one with mixtures."""
+    kinds = ("linear", "experts") if mixture else ("linear", "embedding")
+    for path, module in file.modules.items():
+        of_experts = module.kind == "experts" and any(len(file.tensors.shapes[module.parts[p]]) != 2 for p in "AB")
+        if module.kind not in kinds or of_experts or (mixture and {*module.parts} - {*"AB"}):
+            what = f"{module.kind}, with {', '.join(module.parts)}"
+            raise FileRefused(file.path, f"{short(path)} ({what}) is not computed here")
+    if mixture and file.saved:
+        raise FileRefused(file.path, f"{short(next(iter(file.saved)))} is not computed here beside a mixture")
 
 
 def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
@@ -101,9 +114,12 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays) -> Given:
 
     modules = {}
     for path, module in file.modules.items():
-        ((A, B),) = module.pairs(read(module.parts["A"]), read(module.parts["B"]))  # type: ignore[arg-type]
+        A, B = (np.asarray(read(module.parts[part])) for part in "AB")
+        if module.kind != "experts":  # whose formulas take the factors as they are packed
+            ((A, B),) = module.pairs(A, B)
         magnitude, bias = read(module.parts.get("magnitude")), read(module.parts.get("bias"))
-        own = path if f"{path}.weight" in arrays else places[path]
+        known = path in arrays or f"{path}.weight" in arrays or OF_ONE_EXPERT.search(path) is not None
+        own = path if known else places[path]
         trained = read(file.saved.get(f"{path}.bias"))
         modules[own] = Module(A, B, bias, None if magnitude is None else magnitude.ravel(), trained)
         for part in (A, B):

@@ -15,7 +15,8 @@ from ...guards.wholefiles import is_new_or_empty, written_folder
 from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, LIVING, UNTIED, write_base, write_gguf, write_json, write_safetensors
-from .cases import CASES, Case, files
+from .cases import CASES as FIRST_CASES
+from .cases import Case, files
 from .formulas import Arrays
 from .leftovers import LEFTOVERS, ROUNDED, Leftover
 from .misreadings import MISREADINGS, Misreading
@@ -26,7 +27,9 @@ from .mixtures.cases import MIXTURES, MixtureCase, mixture_files
 from .mixtures.misreadings import MIXTURE_MISREADINGS
 from .sessionanswers import RequestAnswers, session_answers
 from .sessions import SESSIONS, Session, session_adapters
+from .stored import STORED
 
+CASES = (*FIRST_CASES, *STORED)
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
 INDEX, SCHEMA = "index.json", "index.schema.json"
@@ -166,8 +169,9 @@ def write(folder: Path) -> int:
         (new / "answers").mkdir()
         for case, numbers in every:
             written = [mixture_files(case)] if isinstance(case, MixtureCase) else files(case)
+            stored = "" if isinstance(case, MixtureCase) else case.stored
             for name, contents in zip(adapter_names(case), written, strict=True):
-                write_adapter(new / name, *contents)
+                write_adapter(new / name, *contents, stored)
             if numbers is not None:
                 write_safetensors(new / "answers" / f"{case.id}.safetensors", numbers.tensors())
         for place, contents in session_adapters():
@@ -180,8 +184,8 @@ def write(folder: Path) -> int:
     return len(every)
 
 
-def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays) -> None:
+def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays, stored: str = "") -> None:
     """Write an adapter in PEFT's layout."""
     folder.mkdir(parents=True)
     write_json(folder / CONFIG_NAME, config)
-    write_safetensors(folder / WEIGHTS_NAME, tensors)
+    write_safetensors(folder / WEIGHTS_NAME, tensors, stored)

@@ -7,6 +7,7 @@
     b' = s b                                       lora_bias
     W' = the weight in the file                    modules_to_save
     b' = the bias in the file                      bias="lora_only", of a module that has an adapter
+    W'[t] = the row in the file                    trainable_token_indices, of each such token t
 
 A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,9 @@ class Given:
     """Of PiSSA's own files the product B A before training, (out, in), which such a file leaves to its reader."""
     saved: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The weights of modules that were trained in full, by module path."""
+    tokens: Mapping[str, tuple[Sequence[int], np.ndarray]] = field(default_factory=dict)
+    """Of an embedding's rows that were trained, which they are and the rows, by module path."""
+    stored: str = ""  # the type of the factors in the file, where it is not float32
 
 
 PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
@@ -96,6 +100,8 @@ class Formulas:
     bias: Callable[[np.ndarray, float], np.ndarray] = lambda b, s: s * b
     trained_bias: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda b, trained: trained
     saved: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda W, trained: trained  # of modules_to_save
+    tokens: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda rows, trained: trained
+    read: Callable[[str, np.ndarray], np.ndarray] = lambda stored, x: x  # the numbers of a factor in a file's type
     previous: str = ""  # what is left of the previous case's adapters: "instead", "beside", or "cached"
     weights: Callable[[Sequence[float]], Sequence[float]] = lambda weights: weights  # of several adapters
     config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration the adapter i is read with
@@ -120,12 +126,18 @@ class Formulas:
         for i, ((adapter, _), weight) in enumerate(zip(adapters, weights, strict=True)):
             config = adapters[self.config_of(i)][0].config
             for path, module in adapter.modules.items():
+                A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
+                module = replace(module, lora_A=A, lora_B=B)
                 if self.applied(path):
                     self._add(
                         arrays_after, read, config, self.place(path), path, module, weight, adapter.starts.get(path)
                     )
             for path, trained in adapter.saved.items():
                 arrays_after[f"{path}.weight"] = self.saved(read[f"{path}.weight"], trained)
+            for path, (which, trained) in adapter.tokens.items():
+                rows = arrays_after.get(f"{path}.weight", read[f"{path}.weight"]).copy()
+                rows[which] = self.tokens(rows[which], trained)
+                arrays_after[f"{path}.weight"] = rows
         if self.ties:
             for name, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
                 if name in arrays_after:

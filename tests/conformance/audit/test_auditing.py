@@ -173,6 +173,8 @@ BROKEN = {
     ),
     "no configuration": ("config-missing", lambda t: peft(t / "a", factors(paths(*QV)), None)),
     "an empty file": ("empty", lambda t: peft(t / "a", {}, config(*QV))),
+    "a model": ("empty", lambda t: model(t / "a")),
+    "a model's tensors": ("empty", lambda t: peft(t / "a", {"lm_head.weight": np.ones((V, D), "f4")}, config(*QV))),
     "no prefix": ("prefix-missing", of(lambda x: renamed(x, PREFIX, ""))),
     "the prefix twice": ("prefix-doubled", of(lambda x: renamed(x, PREFIX, 2 * PREFIX))),
     "a compiled model's names": (
@@ -306,6 +308,13 @@ BROKEN = {
             t / "a.safetensors", paths(*QV), change=lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")
         ),
     ),
+    "a GGUF adapter of another kind": (
+        "architecture-differs",
+        lambda t: gguf(t / "a.gguf", paths(*QV), architecture="qwen2"),
+    ),
+    "numbers of another type": ("change-absurd", of(lambda x: {k: 1e9 * v for k, v in x.items()})),
+    "numbers that vanish": ("change-absurd", of(lambda x: {k: 1e-12 * v for k, v in x.items()})),
+    "an unknown packing": ("packing-undecided", said({"lora_B_layout": "expert_major"})),
     "a GGUF adapter without alpha": ("alpha-missing", lambda t: gguf(t / "a.gguf", paths(*QV), alpha=None)),
     "a GGUF adapter's pair": (
         "half-a-pair",

@@ -1,6 +1,7 @@
 """Where adapters land: models of other kinds, mixtures, models that see, and names of other programs."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -238,3 +239,81 @@ def test_the_vocabulary_may_have_grown(tmp_path):
     tensors = factors(paths("q_proj")) | {f"{PREFIX}lm_head.weight": np.ones((V + 2, D), "f4")}
     report = audit(peft(tmp_path / "a", tensors, config("q_proj")), model(tmp_path / "m"))
     assert (report.word, codes(report, "note")) == ("SOUND", ["embeddings-beside"])
+
+
+def test_a_part_of_an_image_model_takes_its_own_modules(tmp_path):
+    unet = {f"down_blocks.{i}.attn.to_{x}.weight": np.ones((6, 6), "f4") for i in range(2) for x in "qv"}
+    rng, tensors = np.random.default_rng(0), {}
+    names = [f"lora_unet_down_blocks_{i}_attn_to_{x}" for i in range(2) for x in "qv"] + ["lora_te_text_model_q_proj"]
+    for name in names:
+        tensors |= {
+            f"{name}.lora_down.weight": rng.standard_normal((2, 6)),
+            f"{name}.lora_up.weight": rng.standard_normal((6, 2)),
+            f"{name}.alpha": np.array(1.0),
+        }
+    save_file(tensors, tmp_path / "a.safetensors")
+    report = audit(tmp_path / "a.safetensors", written(tmp_path / "m", unet))
+    assert (report.word, codes(report, "note")) == ("SOUND", ["another-part"]), str(report)
+    assert audit(tmp_path / "a.safetensors", model(tmp_path / "other")).word == "WRONG"
+
+
+def test_names_of_llama_cpp_that_are_not_known_accuse_nobody(tmp_path):
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "m.gguf", "phi3")
+    for i in range(LAYERS):
+        writer.add_tensor(f"blk.{i}.attn_qkv.weight", np.ones((20, D), "f4"))
+        writer.add_tensor(f"blk.{i}.attn_q.weight", np.ones((12, D), "f4"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tensors = renamed(factors(paths("q_proj")), "q_proj", "qkv_proj")
+    report = audit(peft(tmp_path / "a", tensors, config("qkv_proj")), tmp_path / "m.gguf")
+    assert (report.word, codes(report, "note")) == ("SOUND", ["module-unknown"]), str(report)
+
+
+def test_experts_under_old_names_land_and_are_noted(tmp_path):
+    rng, tensors = np.random.default_rng(0), {}
+    for i in range(LAYERS):
+        for e in range(4):
+            name = f"{PREFIX}model.layers.{i}.mlp.experts.{e}.down_proj"
+            tensors[f"{name}.lora_A.weight"] = rng.standard_normal((2, 6))
+            tensors[f"{name}.lora_B.weight"] = rng.standard_normal((D, 2))
+    report = audit(peft(tmp_path / "a", tensors, config("down_proj")), model(tmp_path / "m", experts=4, apart=True))
+    assert (report.word, codes(report, "note")) == ("SOUND", ["old-expert-names"]), str(report)
+
+
+@pytest.mark.long
+def test_the_headers_of_a_model_of_70b_are_enough(tmp_path):
+    d, kv, m, depth, shards = 8192, 1024, 28672, 80, 30
+    sizes = {
+        "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
+        "self_attn.o_proj": (d, d), "mlp.gate_proj": (m, d), "mlp.up_proj": (m, d), "mlp.down_proj": (d, m),
+    }  # fmt: skip
+    shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(depth) for name, shape in sizes.items()}
+    weight_map = {}
+    (tmp_path / "m").mkdir()
+    for k in range(shards):
+        file, header, end = f"model-{k + 1:05}-of-{shards:05}.safetensors", {}, 0
+        for name in list(shapes)[k::shards]:
+            size = 2 * shapes[name][0] * shapes[name][1]
+            header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [end, end + size]}
+            weight_map[name], end = file, end + size
+        text = json.dumps(header).encode()
+        with open(tmp_path / "m" / file, "wb") as sparse:
+            sparse.write(len(text).to_bytes(8, "little") + text)
+            sparse.truncate(8 + len(text) + end)
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    rng, tensors = np.random.default_rng(0), {}
+    for i in range(depth):
+        name, (out, width) = f"{PREFIX}model.layers.{i}.self_attn.k_proj", (kv, d)
+        tensors[f"{name}.lora_A.weight"] = rng.standard_normal((2, width)).astype("f2")
+        tensors[f"{name}.lora_B.weight"] = rng.standard_normal((out, 2)).astype("f2")
+    tracemalloc.start()
+    report = audit(peft(tmp_path / "a", tensors, config("k_proj")), tmp_path / "m")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.word == "SOUND"
+    assert {kind.name: (kind.adapted, kind.total) for kind in report.kinds}["k_proj"] == (depth, depth)
+    assert peak < 100e6

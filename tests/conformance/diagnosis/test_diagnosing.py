@@ -84,12 +84,14 @@ def diagnosed(files, file):
     return diagnose(files / "model", files / "adapter", file)
 
 
-def moved(by):
+def moved(by, wraps=True):
     def change(tensors):
         new = {}
         for name, array in tensors.items():
             if name.startswith(P):
                 number, _, rest = name.removeprefix(P).partition(".")
+                if not wraps and not 0 <= int(number) + by < LAYERS:
+                    continue
                 name = f"{P}{(int(number) + by) % LAYERS}.{rest}"
             new[name] = array
         return new
@@ -156,6 +158,18 @@ CAUSES = {
     "the layer's before": (
         "layers-are-shifted-down", {"tensors": moved(-1), "config": {"alpha_pattern": {"layers.0.mlp.up_proj": 20}}},
     ),
+    "the next layer's, without the last": (
+        "layers-are-one-too-high",
+        {"tensors": moved(1, wraps=False), "config": {"alpha_pattern": {"layers.2.mlp.up_proj": 20}}},
+    ),
+    "k and v left out": ("k-v-are-left-out", {"tensors": without("k_proj", "v_proj")}),
+    "gate read twice": (
+        "gate-twice", {"tensors": lambda t: {n: t[n.replace("up_proj", "gate_proj")] for n in t}},
+    ),
+    "half of the outputs": (
+        "half-of-the-outputs-alone",
+        {"tensors": in_each("lora_B", lambda B: np.concatenate([B[: len(B) // 2], 0 * B[len(B) // 2 :]]))},
+    ),
     "transposed where square": ("a-square-update-is-transposed", {"tensors": turned}),
     "v_proj left out": ("v-proj-is-left-out", {"tensors": without("v_proj")}),
     "the head is the base's": ("lm-head-is-left-out", {"tensors": without("lm_head")}),
@@ -205,6 +219,7 @@ def test_right_logits_are_right_in_every_form(files, tmp_path, form):
     assert "RIGHT" in diagnosis.first_line
 
 
+@pytest.mark.long
 def test_a_mistake_shows_in_few_probabilities(files, tmp_path):
     z = engine(files, tmp_path, config={"use_rslora": False})[:, -1]
     p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
@@ -212,6 +227,16 @@ def test_a_mistake_shows_in_few_probabilities(files, tmp_path):
     tensors = {"log_probabilities": np.take_along_axis(p, ids, axis=-1).astype("f4"), "ids": ids.astype("i4")}
     diagnosis = diagnosed(files, answered(tmp_path, **tensors))
     assert [c.flag for c in diagnosis.fitting] == ["rslora-root-is-ignored"], str(diagnosis)
+
+
+@pytest.mark.long
+def test_keys_and_values_of_the_base_are_named(files, tmp_path):
+    base = Llama.load(files / "model", dtype="float64")
+    adapted = attach(base, load_adapter(files / "adapter", dtype="float64"))
+    _, past = base.extend(IDS[:, :-1])
+    z, _ = adapted.extend(IDS[:, -1:], past)
+    diagnosis = diagnosed(files, answered(tmp_path, logits=z))
+    assert [c.flag for c in diagnosis.fitting] == ["keys-and-values-are-the-bases"], str(diagnosis)
 
 
 @pytest.mark.long

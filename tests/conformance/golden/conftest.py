@@ -3,12 +3,12 @@ import json
 import pytest
 
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.cases import CASES
+from minilora.conformance.golden.folder import CASES
 from minilora.conformance.golden.mixtures.cases import MIXTURES
 from minilora.conformance.golden.sessions import SESSIONS
 
 FEW = ("all-linear", "rslora", "dora", "pissa-raw", "two-adapters", "modules-to-save", "bias-lora-only", "base-alone")
-FEW += ("experts-old-names",)
+FEW += ("experts-old-names", "file-in-bfloat16", "alpha-missing")
 """Of the cases that have answers, those that the default run writes: an answer takes long."""
 
 

@@ -118,8 +118,17 @@ def in_schema(config):
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def test_the_schema_is_one():
+def test_the_schema_is_one_and_takes_what_we_write(saved):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    VALIDATOR.validate(json.loads((saved / CONFIG).read_text()))
+
+
+def test_the_schema_takes_what_peft_can_do_and_we_cannot():
+    least = {"peft_type": "LORA", "target_modules": ["q"]}
+    for key in PARTLY:
+        value = {"bias": "all", "init_lora_weights": "pissa"}.get(key, [1])
+        assert VALIDATOR.is_valid(least | {key: value})
+        assert not in_schema(least | {key: value})
 
 
 def test_the_page_about_the_format_says_what_each_key_changes():
