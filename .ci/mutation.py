@@ -58,9 +58,13 @@ PARTS = {
             ),
         ),
         (
-            ("files/merge", "files/base/orientation", "files/base/companions", "files/base/tiedhead"),
             (
-                *("files/test_merge", "files/test_merge_folder", "files/test_merge_kinds"),
+                *("files/merge", "files/base/orientation", "files/base/companions", "files/base/tiedhead"),
+                *("files/base/expertweights", "files/peft/expertkeys"),
+            ),
+            (
+                *("files/test_merge", "files/test_merge_folder", "files/test_merge_kinds", "files/test_merge_experts"),
+                "files/test_expert_adapters",
                 *("files/base/test_orientation", "files/base/test_companions", "files/base/test_tiedhead"),
             ),
         ),
@@ -72,8 +76,14 @@ PARTS = {
             ("guards/tensorfile", "guards/inputfiles"),
             ("guards/test_tensorfile", "guards/test_inputfiles", "files/peft/test_adapterfolder", "guards/test_errors"),
         ),
-        (("guards/boundedpatterns", "guards/patternanswers"), ("guards/test_boundedpatterns",)),
-        (("guards/boundedprocess",), ("guards/test_boundedprocess",)),
+        (
+            ("guards/boundedpatterns", "guards/patternanswers"),
+            ("guards/test_boundedpatterns", "guards/test_patternanswers"),
+        ),
+        (
+            ("guards/boundedprocess", "guards/templateanswers"),
+            ("guards/test_boundedprocess", "guards/test_templateanswers"),
+        ),
         (
             ("files/adapters", "files/peft/adapterfolder", "files/peft/adapterkeys"),
             (
@@ -157,8 +167,8 @@ def copy_to(folder: Path) -> None:
 
 def run_mutmut(folder: Path) -> dict[str, str]:
     """Return what became of each mutant, by its name."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".ci")}
-    run = [sys.executable, "-m", "mutmut", "run", "--max-children", str(os.cpu_count() or 1)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTEST_DEBUG_TEMPROOT": str(folder)}
+    run = [sys.executable, str(ROOT / ".ci" / "collected_once.py"), str(os.cpu_count() or 1)]
     with (folder / "mutmut.log").open("w") as log:
         code = subprocess.run(run, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
     results = [sys.executable, "-m", "mutmut", "results", "--all", "true"]

@@ -1,20 +1,24 @@
-"""Sphinx extension: the page about the API, from the package's own files and docstrings.
+"""Sphinx extension: the pages about the API, from the package's own files and docstrings.
 
-A package's docstring names what the package has, and in which order to read it. The page shows the modules in that
-order, so a new module takes one word in its package's docstring. `tests/site/test_docs.py` fails where that is missing.
+A package's docstring names what the package has, and in which order to read it. The front page of the API lists the
+modules in that order, and each has a page of its own, which the build writes into docs/reference. So a new module takes
+one word in its package's docstring. `tests/site/test_docs.py` fails where that is missing.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
     from sphinx.application import Sphinx
 
-PACKAGE = Path(__file__).parents[1] / "minilora"
+DOCS = Path(__file__).parent
+PACKAGE = DOCS.parent / "minilora"
+REFERENCE = DOCS / "reference"
 HERE = "(the modules)"
 """What stands on the page in their place."""
 NOT_SHOWN = {"__main__", "cli", "commands"}
@@ -23,10 +27,14 @@ DOOR = '"""A door'
 """How a module begins that only leads to another one: the page shows that one alone."""
 
 
+def docstring(path: Path) -> str:
+    """Return the docstring of a file."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
 def named(package: Path) -> list[str]:
     """Return the modules and packages in a package that its docstring names, in the order in which it does."""
-    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
-    words = re.findall(r"`(?:minilora\.)?(\w+)[\w.]*`", docstring)
+    words = re.findall(r"`(?:minilora\.)?(\w+)[\w.]*`", docstring(package / "__init__.py"))
     return [name for name in dict.fromkeys(words) if name in inside(package)]
 
 
@@ -39,30 +47,57 @@ def inside(package: Path) -> list[str]:
     return sorted(set(files) - doors - {"__init__"} - NOT_SHOWN)
 
 
-def stanzas(package: Path, name: str = "minilora", level: int = 1) -> list[str]:
-    """Return a package's part of the page: itself, then all that is in it."""
-    parts = [stanza(name, level, members=False)] if level > 1 else []
+def modules(package: Path = PACKAGE, name: str = "minilora") -> dict[str, Path]:
+    """Return all modules and packages in a package by their names, a package before what it has."""
+    found: dict[str, Path] = {}
     for child in dict.fromkeys([*named(package), *inside(package)]):
-        if (package / child).is_dir():
-            parts += stanzas(package / child, f"{name}.{child}", level + 1)
+        path = package / child
+        if path.is_dir():
+            found[f"{name}.{child}"] = path / "__init__.py"
+            found |= modules(path, f"{name}.{child}")
         else:
-            parts.append(stanza(f"{name}.{child}", level + 1, members=True))
-    return parts
+            found[f"{name}.{child}"] = path.with_suffix(".py")
+    return found
 
 
-def stanza(name: str, level: int, *, members: bool) -> str:
-    """Return what shows one module."""
-    option = ":members:" if members else ":no-members:"
-    return f"{'#' * level} `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
+def page(name: str, path: Path) -> str:
+    """Return the page of one module: of a package its docstring alone."""
+    option = ":no-members:" if path.stem == "__init__" else ":members:"
+    return f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
+
+
+def table(*, links: bool = True) -> str:
+    """Return the modules as a table: the name, and the first sentence of its docstring."""
+    rows = ["| | |", "|---|---|"]
+    for name, path in modules().items():
+        sentence = docstring(path).partition("\n\n")[0].replace("\n", " ").replace("|", "\\|").replace("``", "`")
+        shown = f"[`{name}`](reference/{name}.md)" if links else f"`{name}`"
+        rows.append(f"| {shown} | {sentence} |")
+    return "\n".join(rows)
+
+
+def write(app: Sphinx) -> None:
+    """Write a page for each module; none is left of a module that is gone."""
+    texts = {f"{name}.md": page(name, path) for name, path in modules().items()}
+    REFERENCE.mkdir(exist_ok=True)
+    for path in REFERENCE.iterdir():
+        if path.name not in texts:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    for name, text in texts.items():
+        (REFERENCE / name).write_text(text, encoding="utf-8")
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the modules where the page says so."""
+    """Put the table where the page says so, and the pages below it."""
     if docname == "api":
-        source[0] = source[0].replace(HERE, "\n".join(stanzas(PACKAGE)))
+        contents = "\n".join(
+            ["```{toctree}", ":hidden:", ":titlesonly:", "", *(f"reference/{name}" for name in modules()), "```"]
+        )
+        source[0] = source[0].replace(HERE, f"{table()}\n\n{contents}")
 
 
 def setup(app: Sphinx) -> dict:
     """Register with Sphinx."""
+    app.connect("builder-inited", write)
     app.connect("source-read", fill)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

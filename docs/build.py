@@ -78,7 +78,8 @@ def main() -> int:
     """Build the site; warnings are errors."""
     fetch_katex()
     shutil.rmtree(DOCS / "_build" / "html", ignore_errors=True)
-    # A fresh environment each time: the pages run again, and no page is left over from a file that is gone.
+    # A fresh environment each time: no page is left over from a file that is gone. A page whose inputs are as they were
+    # shows what it printed then; without docs/_build/executed all of them run again.
     command = [sys.executable, "-m", "sphinx", "-E", "-a", "-W", "--keep-going", "-b", "html", *sys.argv[1:]]
     done = subprocess.run([*command, "-d", str(DOCS / "_build" / "doctrees"), str(DOCS), str(DOCS / "_build" / "html")])
     if done.returncode == 0:

@@ -19,7 +19,7 @@ os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 import sphinxcontrib.katex  # noqa: E402
 from build import fetch_katex, write_model  # noqa: E402
 from docutils import nodes  # noqa: E402
-from notebooks import MACROS  # noqa: E402
+from notebooks import MACROS, inputs  # noqa: E402
 from pygments.filter import simplefilter  # noqa: E402
 from pygments.lexers import get_lexer_by_name  # noqa: E402
 from pygments.token import Token  # noqa: E402
@@ -41,14 +41,17 @@ extensions = [
     "api",
     "cards",
     "equations",
+    "heads",
     "notebooks",
     "peers",
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
 
-# Pages run when the site is built, and a page that fails stops it.
-nb_execution_mode = "force"
+# Pages run when the site is built, and a page that fails stops it. What a page printed serves again while nothing that
+# it reads has changed: its cells, the package, the files that it shares, the versions (`name_inputs`).
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(DOCS / "_build" / "executed")
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True  # and says why
 nb_execution_timeout = 600
@@ -144,6 +147,13 @@ def adjust(app, doctree):
             node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
 
 
+def name_inputs(app, docname, source):
+    """Put a digest of all that a page reads into its kernel's name: its outputs are kept under that, too."""
+    kernel = "display_name: Python 3\n"
+    if kernel in source[0]:
+        source[0] = source[0].replace(kernel, f"{kernel[:-1]}, {inputs(source[0])}\n", 1)
+
+
 def close_gaps(app, pagename, template, context, doctree):
     """Take out the empty lines that viewcode leaves around the definitions on a source page."""
     if pagename.startswith("_modules/"):
@@ -159,6 +169,8 @@ def add_hands(app, pagename, template, context, doctree):
 
 def add_questions(app, pagename, template, context, doctree):
     """Load the script of the questions, on a page that has some."""
+    if 'class="question expression"' in context.get("body", ""):
+        app.add_js_file("expression.js", loading_method="defer")
     if 'class="question"' in context.get("body", ""):
         app.add_js_file("questions.js", loading_method="defer")
         app.add_css_file("questions.css")
@@ -194,6 +206,7 @@ def plain_mathematics(app, what, name, obj, options, lines):
 
 def setup(app):
     """Register the above with Sphinx."""
+    app.connect("source-read", name_inputs)
     app.connect("html-page-context", close_gaps)
     app.connect("html-page-context", add_hands)
     app.connect("html-page-context", add_questions)

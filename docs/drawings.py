@@ -119,14 +119,14 @@ def beside(layer: LoRALinear, unit: float = 0.9) -> HTML:
     drawing.text(left, middle - 8, f"W, frozen: {frozen:,}")
     drawing.text(left, middle + 8, "numbers")
     drawing.box(right, middle, thin, w, fill=LORA, stroke="none", rx=0)
-    drawing.text(right + thin / 2 + 8, middle, f"A, {r} x {wide}", anchor="start")
+    drawing.text(right + thin / 2 + 8, middle, f"A: {wide} to {r}", anchor="start")
     foot = top + w
     drawing.arrow((right, foot + 1), (right, foot + 16), colour=LORA)
     drawing.box(right, foot + 20, thin, 5, **bar)
     drawing.text(right + thin / 2 + 8, foot + 20, f"h, {r} wide", anchor="start")
     drawing.arrow((right, foot + 24), (right, foot + 39), colour=LORA)
     drawing.box(right, foot + 40 + thin / 2, o, thin, fill=LORA, stroke="none", rx=0)
-    drawing.text(right, foot + 40 + thin + 11, f"B, {out} x {r}")
+    drawing.text(right, foot + 40 + thin + 11, f"B: {r} to {out}")
     last = foot + 40 + thin + 22
     drawing.arrow((left, foot + 1), (left, last + 6), ((left + right) / 2 - 12, last + 21))
     drawing.arrow((right, last), (right, last + 6), ((left + right) / 2 + 12, last + 21), colour=LORA)
@@ -138,8 +138,8 @@ def beside(layer: LoRALinear, unit: float = 0.9) -> HTML:
     return drawing.show(
         f"x goes down two ways. On the left through W, a square of {wide} by {out}. On the right through A, a strip "
         f"{r} wide, to h, and through B, a strip {r} high. The two outputs are added to y.",
-        f"To scale: a matrix is as high as its input is wide, and as wide as its output. W has {frozen:,} numbers and "
-        f"stays. A and B have {trained:,} and learn.",
+        f"To scale: x comes from above, so a matrix is as high as its input is wide, and as wide as its output. W has "
+        f"{frozen:,} numbers and stays. A and B have {trained:,} and learn.",
     )
 
 
@@ -464,17 +464,18 @@ def shares(start: int = 1) -> HTML:
     for on_q, on_v in product(STRENGTHS, STRENGTHS):
         P, o, dS = adapted_head(on_q, on_v)
         cells.append([cell(float(number)) for matrix in (P, o, dS) for number in matrix.flat])
-        moved = [f"{np.abs(a - b).max():.2f}" for a, b in ((P, before), (o, o_before))]
+        moved = [f"{np.abs(P - before).max():.2f}", f"{np.abs(o - o_before).mean():.2f}"]
         says.append(
-            f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most, an output "
-            f"by {moved[1]}."
+            f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most. "
+            f"Outputs have "
+            f"moved by {moved[1]} in the mean."
         )
         rows.append((f"{on_q:g}", f"{on_v:g}", *moved))
     sliders = [
         hands.Slider("on_q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], start),
         hands.Slider("on_v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
     ]
-    table = pictures.table(["q times", "v times", "largest change of a share", "of an output"], rows)
+    table = pictures.table(["q times", "v times", "largest change of a share", "mean change of an output"], rows)
     still = grids(*adapted_head(STRENGTHS[start], 0)).svg(
         "Three grids of numbers: the shares of three positions, 3 by 3, their outputs, 3 by 2, and the gradient of "
         "their scores, 3 by 3. The sentence above says what the sliders have changed."
@@ -611,7 +612,8 @@ def way_of_dy() -> HTML:
             alive = path in called
             look = {} if alive else {"opacity": 0.6}
             drawing.begin(**look)
-            colour, dashes = (BACK, {}) if alive else ("currentColor", {"stroke_dasharray": "2 4"})
+            colour = BACK if alive else "currentColor"
+            dashes = {"stroke_dasharray": "4 3", "class": "flows"} if alive else {"stroke_dasharray": "2 4"}
             drawing.arrow((110, y - 22), (110, y - 11), colour=colour, **dashes)
             drawing.box(110, y, 136, 22, words, **({} if alive else dashes))
             beside_it = [other for other in has if other.startswith(path + ".")]

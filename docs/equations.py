@@ -10,9 +10,11 @@ the equation, names the variables it is about, and says in entries what it compu
     ```
 
 The page then shows the line itself, read from the file, and links to it on the source page that viewcode makes; the
-comment there links back. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a link to its
-equation; in code and in headings it stays text. The build stops where equations and lines do not
-fit (`stated`), and at a number in the prose that names no equation; where it is meant to, write it as code.
+comment there links back. Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation
+with several lines the first one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or
+``(att.4) to (att.9)``, becomes a link to its equation; in code and in headings it stays text. The build stops where
+equations and lines do not fit (`stated`), and at a number in the prose that names no equation; where it is meant to,
+write it as code.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class EquationDirective(SphinxDirective):
     has_content = True
     required_arguments = 1
     optional_arguments = 100
-    option_spec = {"entries": directives.unchanged_required}  # noqa: RUF012
+    option_spec = {"entries": directives.unchanged_required, "shown": directives.unchanged_required}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """Return the equation as a node."""
@@ -59,12 +61,18 @@ class EquationDirective(SphinxDirective):
         node += nodes.container("", formula, nodes.paragraph("", "", label), classes=["formula"])
         for path in self.config.equations_package.glob("**/*.py"):
             self.env.note_dependency(str(path))
-        lines = find_lines(self.config.equations_package)
-        for line in sorted(lines, key=lambda line: line.module.count(".")):  # the core pages first
-            if line.label == stated.label:
-                link = nodes.reference("", str(line), refuri=f"{line.page}.html#{line.anchor}", internal=True)
-                code = nodes.literal("", line.code, classes=["code"])
-                node += nodes.paragraph("", "", code, nodes.Text(" "), link, classes=["line"])
+        lines = [line for line in find_lines(self.config.equations_package) if line.label == stated.label]
+        lines.sort(key=lambda line: line.module.count("."))  # the core pages first
+        links = [
+            nodes.reference("", str(line), refuri=f"{line.page}.html#{line.anchor}", internal=True) for line in lines
+        ]
+        if lines:
+            code = nodes.literal("", self.options.get("shown", lines[0].code), classes=["code"])
+            others = [part for link in links[1:] for part in (nodes.Text(", "), link)]
+            places = nodes.inline(
+                "", "", nodes.Text("in short: " if "shown" in self.options else ""), links[0], *others
+            )
+            node += nodes.paragraph("", "", code, nodes.Text(" "), places, classes=["line"])
         self.env.domains.standard_domain.note_hyperlink_target(
             anchor(stated.label), self.env.docname, anchor(stated.label), f"({stated.label})"
         )

@@ -17,9 +17,9 @@ import costs
 import numpy as np
 import pictures
 from IPython.display import HTML
-from ranks import word
+from ranks import SIDE, change, word
 
-from minilora import NF4, LoRA, best_adapter, evaluate, train
+from minilora import NF4, LoRA, train
 from minilora.layers.nf4 import code_book
 
 
@@ -62,60 +62,161 @@ def figure(
     )
 
 
-# --- rank against a true spectrum -------------------------------------------------------------------------------------
+# --- rank as a sum of outer products ----------------------------------------------------------------------------------
+
+
+def cells(matrix: np.ndarray) -> np.ndarray:  # (90, 280) -> (9, 28)
+    """Return the mean of each block of a change of weight: what a cell of the picture stands for."""
+    return matrix.reshape(len(matrix) // SIDE, SIDE, -1, SIDE).mean(axis=(1, 3))
 
 
 def learn_word(highest: int) -> list[LoRA]:
     """Return adapters of rank 1 to `highest`, each trained to the change of weight that spells a word."""
-    truth, rng = word(), np.random.default_rng(0)
-    X = rng.standard_normal((150, truth.shape[1]))
-    found = []
+    truth, rng = change(), np.random.default_rng(0)
+    X = rng.standard_normal((600, truth.shape[1]))
+    adapters = []
     for rank in range(1, highest + 1):
         adapter = LoRA.init(*truth.shape[::-1], rank=rank, alpha=rank, rng=rng, dtype="float64")
-        for lr in (0.05, 0.005):
-            train(adapter, X, X @ truth.T, epochs=200, batch_size=150, lr=lr, rng=rng)
-        least = evaluate(best_adapter(X, X @ truth.T, rank=rank), X, X @ truth.T)
-        assert evaluate(adapter, X, X @ truth.T) < 1.01 * least + 1e-6, rank
-        found.append(adapter)
-    return found
+        for lr in (0.02, 0.002):
+            train(adapter, X, X @ truth.T, epochs=60, batch_size=100, lr=lr, rng=rng)
+        adapters.append(adapter)
+    return adapters
 
 
-def rank_against_spectrum(start: int = 2) -> HTML:
-    """Return the picture of what an adapter of each rank learns of a change, and of what it leaves."""
-    truth = word()
-    spectrum = np.linalg.svd(truth, compute_uv=False)
+def outer_products(delta: np.ndarray, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return a change of weight as `rank` columns and rows whose products add up to it, the strongest first."""
+    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
+    return [(np.sqrt(S[k]) * U[:, k], np.sqrt(S[k]) * Vt[k]) for k in range(rank)]
+
+
+def rank_by_outer_products(start: int = 2) -> HTML:
+    """Return the picture of what an adapter of each rank learns of a change: a sum of outer products."""
+    truth = change()
     true_rank = int(np.linalg.matrix_rank(truth))
     learned = [np.zeros_like(truth), *(adapter.delta() for adapter in learn_word(true_rank))]
     shares = [1 - ((truth - delta) ** 2).sum() / (truth**2).sum() for delta in learned]
     assert all(fewer < more for fewer, more in pairwise(shares))
-    assert shares[-1] > 0.999
+    assert shares[-1] > 0.99
     counts = [rank * sum(truth.shape) for rank in range(len(learned))]
     says = [
-        f"Rank {rank}: {count} numbers trained. Learned {share:.1%} of the change, left {1 - share:.1%}."
+        f"Rank {rank}: {count:,} numbers trained in place of {truth.size:,}. Learned {share:.0%} of the change."
         for rank, (count, share) in enumerate(zip(counts, shares, strict=True))
     ]
-    values = [np.linalg.svd(delta, compute_uv=False) for delta in learned]
-    true = ["-", *(f"{value:.3g}" for value in spectrum)]
-    rows = [(r, counts[r], f"{shares[r]:.1%}", f"{1 - shares[r]:.1%}", true[r]) for r in range(len(learned))]
-    table = pictures.table(["rank", "numbers trained", "learned", "left", "true singular value of that number"], rows)
+    rows = [(r, f"{counts[r]:,}", f"{counts[r] / truth.size:.1%}", f"{shares[r]:.1%}") for r in range(len(learned))]
+    table = pictures.table(["rank", "numbers trained", f"of {truth.size:,}", "learned"], rows)
+    parts = [outer_products(delta, rank) for rank, delta in enumerate(learned)]
     data = {
-        "truth": truth.astype(int).tolist(),
-        "learned": [np.round(delta, 2).tolist() for delta in learned],
-        "spectrum": np.round(spectrum, 3).tolist(),
-        "found": [np.round(v, 3).tolist() for v in values],
+        "truth": word().astype(int).tolist(),
+        "learned": [np.round(cells(delta), 2).tolist() for delta in learned],
+        "columns": [[np.round(u.reshape(-1, SIDE).mean(1), 2).tolist() for u, _ in part] for part in parts],
+        "rows": [[np.round(v.reshape(-1, SIDE).mean(1), 2).tolist() for _, v in part] for part in parts],
         "says": says,
     }
     still = pictures.show(
-        pictures.stacked({"the truth": truth, "learned": learned[start], "left": truth - learned[start]}),
-        "Three grids: the change of weight, which spells LoRA; what an adapter learned of it at the slider's start, a "
-        "blurred word; and what is left.",
+        pictures.stacked({"the change to learn": word(), "learned": cells(learned[start])}),
+        "Two grids: the change of weight, which spells LoRA; and what an adapter learned of it at the slider's "
+        "start, a "
+        "blurred word.",
     )
     slider = Slider("rank", "rank of the adapter", [str(r) for r in range(len(learned))], start)
     caption = (
-        f"A change of weight of {truth.shape[0]} x {truth.shape[1]} entries spells a word. Its rank is {true_rank}. "
-        "Each adapter was trained when this page was built. Orange is positive, blue negative."
+        f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a "
+        f"word; "
+        f"a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Below it: each column times its "
+        f"row is "
+        "one outer product, and learned is their sum. Orange is positive, blue negative."
     )
     return figure("rank", [slider], says[start], still, table, data, caption)
+
+
+# --- what a matrix does to a circle -----------------------------------------------------------------------------------
+
+LENGTHS = (2.0, 0.8)
+INPUTS, OUTPUTS = 30, 60
+"""The singular values of the matrix in the picture, and where its first directions point, in degrees."""
+
+
+def toward(degrees: float) -> np.ndarray:
+    """Return the arrow of length 1 that points there."""
+    return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+
+
+def example_matrix() -> np.ndarray:
+    """Return the matrix of the picture: a sum of two outer products."""
+    return LENGTHS[0] * np.outer(toward(OUTPUTS), toward(INPUTS)) + LENGTHS[1] * np.outer(
+        toward(OUTPUTS + 90), toward(INPUTS + 90)
+    )
+
+
+def circle(start: int = 1) -> HTML:
+    """Return the picture of a circle and the ellipse that a matrix makes of it."""
+    M, angles = example_matrix(), list(range(0, 180, 10))
+    lengths = [float(np.linalg.norm(M @ toward(angle))) for angle in angles]
+    assert np.allclose(np.linalg.svd(M, compute_uv=False), LENGTHS)
+    assert angles[int(np.argmax(lengths))] == INPUTS
+    assert angles[int(np.argmin(lengths))] == INPUTS + 90
+    ends = {INPUTS: " No direction gets longer.", INPUTS + 90: " No direction ends shorter."}
+    says = [
+        f"x points to {angle}\N{DEGREE SIGN}. M x is {length:.2f} long.{ends.get(angle, '')}"
+        for angle, length in zip(angles, lengths, strict=True)
+    ]
+    around = [toward(angle) for angle in range(0, 361, 5)]
+    data = {
+        "arrows": [[toward(angle).round(3).tolist(), (M @ toward(angle)).round(3).tolist()] for angle in angles],
+        "circle": np.round(around, 3).tolist(),
+        "ellipse": np.round([M @ x for x in around], 3).tolist(),
+        "says": says,
+    }
+    rows = [(f"{angle}\N{DEGREE SIGN}", f"{length:.2f}") for angle, length in zip(angles, lengths, strict=True)]
+    drawn = pictures.new_figure(5.2, 2.6)
+    for axes, points, title in zip(drawn.subplots(1, 2), (around, [M @ x for x in around]), ("x", "M x"), strict=True):
+        axes.plot(*np.transpose(points), color=pictures.INK)
+        axes.set(aspect="equal", title=title, xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
+    still = pictures.show(
+        drawn, "A circle of arrows x, and the ellipse of the arrows M x, two and a half times as long as it is wide."
+    )
+    caption = "Left all arrows x of length 1, right what M makes of them. Two arrows at a right angle, the thin lines, "
+    caption += f"stay at a right angle and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
+    slider = Slider("angle", "direction of x", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
+    return figure(
+        "circle", [slider], says[start], still, pictures.table(["x points to", "length of M x"], rows), data, caption
+    )
+
+
+def nearest_on_a_line(start: int = 1) -> HTML:
+    """Return the picture of the best matrix of rank 1 for each line that its outputs may lie on."""
+    M, angles = example_matrix(), list(range(0, 180, 10))
+    along = [np.outer(toward(angle), toward(angle)) @ M for angle in angles]
+    errors = [float(((M - near) ** 2).sum()) for near in along]
+    assert angles[int(np.argmin(errors))] == OUTPUTS
+    assert np.isclose(min(errors), LENGTHS[1] ** 2)
+    says = [
+        f"Line at {angle}\N{DEGREE SIGN}: the squared error is {error:.2f}."
+        + (f" It is the least, {LENGTHS[1]:g} squared." if angle == OUTPUTS else "")
+        for angle, error in zip(angles, errors, strict=True)
+    ]
+    around = [toward(angle) for angle in range(0, 360, 15)]
+    data = {
+        "ellipse": np.round([M @ toward(angle) for angle in range(0, 361, 5)], 3).tolist(),
+        "points": np.round([M @ x for x in around], 3).tolist(),
+        "near": [np.round([near @ x for x in around], 3).tolist() for near in along],
+        "angles": angles,
+        "errors": np.round(errors, 3).tolist(),
+        "says": says,
+    }
+    rows = [(f"{angle}\N{DEGREE SIGN}", f"{error:.2f}") for angle, error in zip(angles, errors, strict=True)]
+    still = pictures.show(
+        pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
+        "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
+    )
+    caption = (
+        "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
+    )
+    caption += "whose outputs lie there. Right: the sum of the squares of what is lost, for each direction of the line."
+    slider = Slider("line", "direction of the line", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
+    return figure(
+        "line", [slider], says[start], still, pictures.table(["line at", "squared error"], rows), data, caption
+    )
 
 
 # --- the cost ledger against width, batch and rank --------------------------------------------------------------------
@@ -170,7 +271,7 @@ def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> HTML:
     full, lora = (tally(way, **sizes) for way in ways.values())
     says = (
         f"Width {sizes['w']}, {sizes['N']} rows, rank {sizes['r']}: LoRA takes "
-        + ", ".join(f"{lora[key] / full[key]:.3g} of the {key}" for key in full)
+        + ", ".join(f"{100 * lora[key] / full[key]:.3g} % of the {key}" for key in full)
         + "."
     )
     still = pictures.show(
@@ -264,7 +365,8 @@ def levels_under_the_bell(start: int = 2) -> HTML:
     )
     slider = Slider("bits", "bits a weight", [str(b) for b in BITS], start)
     caption = (
-        f"Each line is a level; the curve is the distribution of the weights. Errors and shares are measured on "
-        f"{weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
+        f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that "
+        f"level. "
+        f"Both are of {weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
     )
     return figure("levels", [slider], says[start], still, table, data, caption)

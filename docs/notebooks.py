@@ -17,6 +17,8 @@ that writes it. As a Sphinx extension, this file puts the notebooks into the sit
 from __future__ import annotations
 
 import ast
+import hashlib
+import importlib.metadata
 import json
 import re
 import sys
@@ -42,7 +44,10 @@ MACROS = {r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"}  # \of{dA}{r,in}: 
 """Of the pages' formulas; Jupyter knows none of them."""
 FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
-COMMANDS_NEED = {"golden-adapters": ["models"], "finetune": ["models"], "language-model": ["models"]}
+COMMANDS_NEED = {
+    page: ["models"]
+    for page in ("decoder", "finetune", "golden-adapters", "is-my-adapter-applied", "language-model", "low-rank")
+}
 """Extras of a page whose commands, or calls, import what its own code does not."""
 HOME = "minilora-pages"
 """The folder, beside the notebooks, of the files that pages share. They lie in it as in a checkout."""
@@ -61,9 +66,9 @@ class BadPage(ValueError):
 
 @cache
 def pages() -> dict[str, str]:
-    """Return the text of each page by its name, without its front matter, with the modules on the page of the API."""
+    """Return the text of each page by its name, without its front matter, with the list of modules in the API's."""
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
-    found["api"] = found["api"].replace(api.HERE, "\n".join(api.stanzas(api.PACKAGE)))
+    found["api"] = found["api"].replace(api.HERE, api.table(links=False))
     found["index"] = cards.filled(found["index"])
     return {name: re.sub(r"\A---\n.*?^---\n", "", text, flags=re.S | re.M).lstrip("\n") for name, text in found.items()}
 
@@ -150,7 +155,7 @@ def braced(text: str, start: int) -> tuple[str, int]:
 
 def prose(text: str, name: str) -> str:
     """Return text between fences as Jupyter's Markdown: no comments, targets, roles and definition lists."""
-    text = re.sub(r"^%.*\n", "", text, flags=re.M)
+    text = re.sub(r"^(%|:{3,}).*\n", "", text, flags=re.M)
     text = re.sub(r"^\(([\w-]+)\)=$", r'<a id="\1"></a>\n', text, flags=re.M)
     text = re.sub(r"\{py:\w+\}`([^`<]+) <[\w.]+>`", r"`\1`", text)  # a link to the API by another name
     text = re.sub(r"\{download\}`([^`<]+) <[^>]+>`", r"`\1`", text)  # the checkout has the file
@@ -339,6 +344,31 @@ def shared(code: str) -> list[Path]:
     return found
 
 
+def inputs(text: str) -> str:
+    """Return a digest of all that a page's cells can read: themselves, shared files, the package, versions."""
+    code = "\n".join(
+        re.sub(r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", fence["body"], flags=re.S | re.M)
+        for fence in FENCE.finditer(text)
+        if fence["kind"] == "code-cell"
+    )
+    digest = hashlib.sha256(code.encode() + surroundings())
+    for path in shared(code):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def surroundings() -> bytes:
+    """Return a digest of what all pages can read: the package, and the versions of what is installed."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "minilora").rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
+    versions = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
+    digest.update("\n".join([sys.version, *versions]).encode())
+    return digest.digest()
+
+
 def extras(code: str) -> list[str]:
     """Return the extras of minilora that code needs, by the packages that it imports."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -447,7 +477,7 @@ def main() -> int:
 
 def add_link(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Put a link to its notebook below a page's title."""
-    if pagename in pages():
+    if "```{code-cell}" in pages().get(pagename, ""):  # a page that is no Python has nothing to run
         target = f'<p class="notebook"><a href="notebooks/{pagename}.ipynb" download>Download as a notebook</a></p>'
         context["body"] = context["body"].replace("</h1>", "</h1>" + target, 1)
 

@@ -24,8 +24,15 @@ THIRD = "#2a9d6f"  # where a picture has a third line
 matplotlib.rcParams.update(
     {
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-        **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "font.size": 11},
-        **{"axes.titlesize": 11, "svg.fonttype": "none", "grid.color": INK, "lines.linewidth": 1.8},
+        **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "font.size": 12.5},
+        # On a phone, which shows a picture smaller than it was drawn, these are 10 pixels.
+        **{
+            "axes.titlesize": 12.5,
+            "legend.fontsize": 11.8,
+            "svg.fonttype": "none",
+            "grid.color": INK,
+            "lines.linewidth": 1.8,
+        },
     }
 )
 

@@ -12,7 +12,8 @@ import json
 import pictures
 from IPython.display import HTML
 
-from minilora.exercises import QUESTIONS, rank_curve
+from minilora.exercises import QUESTIONS
+from minilora.exercises.functions import expression_sheet
 from minilora.exercises.questions import sheet
 
 
@@ -31,22 +32,34 @@ def ask(name: str) -> HTML:
         f"<legend>{html.escape(QUESTIONS[name].text)}</legend>"
         f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
         '<p class="verdict" role="status" aria-live="polite"></p>'
-        f"<details><summary>Solution</summary><p>{html.escape(found['right'])}</p></details>"
+        f"<details><summary>Solution</summary><p>{html.escape(found['solution'])}</p></details>"
         f'<script type="application/json">{text}</script></form>'
     )
 
 
-def two_losses() -> HTML:
-    """Return the curves of `rank_curve`, drawn, with their numbers for whom the drawing is nothing."""
-    curve = rank_curve()
+def write(step: str) -> HTML:
+    """Return a form for one NumPy expression, graded in the page."""
+    found = expression_sheet(step)
+    text = json.dumps(found, separators=(",", ":")).replace("</", "<\\/")
+    return HTML(
+        f'<form class="question expression" id="write-{step}" novalidate><div class="answer" hidden>'
+        f'<label for="write-{step}-text">{found["result"]} =</label><input type="text" id="write-{step}-text" '
+        f'placeholder="of {", ".join(found["inputs"])}" autocomplete="off" autocapitalize="none" spellcheck="false">'
+        '<button type="submit">Check</button></div><p class="verdict" role="status" aria-live="polite"></p>'
+        f'<script type="application/json">{text}</script></form>'
+    )
+
+
+def two_losses(curve: dict, what: str, seen: str) -> HTML:
+    """Return two losses by rank or rate, drawn, with their numbers for whom the drawing is nothing."""
     fitted, new = (list(losses) for losses in zip(*curve.values(), strict=True))
     drawn = pictures.lines(
         {
-            "the 60 rows it was fitted to": (list(curve), fitted, pictures.BASE),
+            seen: (list(curve), fitted, pictures.BASE),
             "2,000 new rows": (list(curve), new, pictures.LORA),
         },
         points=True,
-        xlabel="rank",
+        xlabel=what,
         ylabel="mean squared error",
         xscale="log",
         xticks=list(curve),
@@ -55,5 +68,9 @@ def two_losses() -> HTML:
     )
     for axes in drawn.axes:
         axes.minorticks_off()
-    numbers = "; ".join(f"rank {rank}: {a:.2f} and {b:.2f}" for rank, (a, b) in curve.items())
-    return pictures.show(drawn, f"The loss by rank, on the fitted rows and on new ones. {numbers}.")
+    numbers = "; ".join(f"{what} {value:g}: {a:.2f} and {b:.2f}" for value, (a, b) in curve.items())
+    return pictures.show(
+        drawn,
+        f"The loss by {what}, on the rows of the training and on new ones. {numbers}.",
+        f"The loss by {what}: on the rows that the adapter learned from, and on rows that it never saw.",
+    )

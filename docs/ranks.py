@@ -1,6 +1,7 @@
-"""README's picture: what adapters of a few ranks learn of a change of weight that spells a word.
+"""README's picture, and the preview of the front page: what adapters learn of a change of weight that spells a word.
 
-``python docs/ranks.py`` trains them and writes docs/_static/ranks.svg; its numbers are those of that run.
+``python docs/ranks.py`` trains them and writes docs/_static/ranks.svg and preview.png; their numbers are those of that
+run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from minilora import Linear, LoRALinear, evaluate, train
 from minilora.figures import BASE, INK, LORA
 
 FILE = Path(__file__).parent / "_static" / "ranks.svg"
+PREVIEW = FILE.with_name("preview.png")
 WORD = """
 ............................
 .#..............####....#...
@@ -87,6 +89,31 @@ def picture() -> str:
     )
 
 
+def preview() -> None:
+    """Write the picture that a program shows beside a link to the front page, 1200 x 630."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    figure = Figure((12, 6.3), dpi=100, facecolor="white")
+    figure.text(0.05, 0.85, "LoRA in ten minutes", fontsize=44, weight="bold", color="#1c2333")
+    figure.text(
+        0.05, 0.76, "A large matrix stays as it is. Two thin ones learn its change.", fontsize=23, color="#444c5e"
+    )
+    colours = LinearSegmentedColormap.from_list("signed", [BASE, "white", LORA])
+    panels = [(f"the change: {change().size:,} numbers", word())]
+    for rank in RANKS:
+        learned, numbers, share = learn(rank)
+        cells = learned.reshape(len(word()), SIDE, -1, SIDE).mean(axis=(1, 3))
+        panels.append((f"rank {rank}: {numbers:,} numbers, {share:.0%} learned", cells))
+    for i, (title, matrix) in enumerate(panels):
+        axes = figure.add_axes((0.05 + i % 2 * 0.46, 0.37 - i // 2 * 0.34, 0.44, 0.26))
+        axes.imshow(matrix, cmap=colours, vmin=-1, vmax=1, interpolation="nearest", aspect="equal")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=17, loc="left", color="#1c2333")
+    figure.savefig(PREVIEW, metadata={"Software": None})
+
+
 if __name__ == "__main__":
     FILE.write_text(picture(), encoding="utf-8")
-    print(f"{FILE} written")
+    preview()
+    print(f"{FILE} and {PREVIEW} written")

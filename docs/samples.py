@@ -7,6 +7,7 @@ computed from the others, so that a line can be compared with its whole equation
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 from typing import Any
 
@@ -29,7 +30,9 @@ from minilora import (
 from minilora.layers.nf4 import scale_book
 from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
+from minilora.variants.dropout import DroppingLoRALinear
 from minilora.variants.rewritten import Rewritten
+from minilora.variants.sums import _added
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
 RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.lora.widen`
@@ -197,6 +200,13 @@ def weighted(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names | {"B": [0.7 * ALPHA / r * B1, -1.3 * ALPHA / 2 * B2], "A": [A1, A2]}
 
 
+def added(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (sum.5): the factors of two adapters of one rank; c1 and c2 are w s of each."""
+    A1, A2, B1, B2, c1, c2 = randn((r, IN)), randn((r, IN)), randn((OUT, r)), randn((OUT, r)), 0.7, -1.3
+    names = {"A1": A1, "A2": A2, "B1": B1, "B2": B2, "c1": c1, "c2": c2, "As": [A1, A2], "Bs": [B1, B2]}
+    return names | {"roots": [0.7**0.5, 1.3**0.5], "signed": [0.7**0.5, -(1.3**0.5)], "_added": _added}
+
+
 def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (sum.2) and (sum.3), for an adapter of rank 3."""
     A, B, s = randn((3, IN)), randn((OUT, 3)), ALPHA / 3
@@ -204,6 +214,20 @@ def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
     U, S, Vt = np.linalg.svd(s * R_B @ R_A.T, full_matrices=False)
     names = {"Q_A": Q_A, "R_A": R_A, "Q_B": Q_B, "R_B": R_B, "U": U, "S": S, "Vt": Vt, "s": s, "r": r}
     return names | {"root": np.sqrt(S[:r]), "adapter": LoRA(A, B, ALPHA), "linalg": np.linalg}
+
+
+def dropout(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (drop.1) to (drop.3), with a mask m."""
+    names, m = layer(randn, rng, r), rng.random((N, IN)) >= 0.3
+    names |= {"m": m, "p": 0.3, "dropped": m * names["x"] / 0.7, "dx_dropped": names["dh"] @ names["A"]}
+    names["update"] = names["s"] * names["dropped"] @ names["A"].T @ names["B"].T
+    both = names["layers"]["LoRALinear"]
+    return names | {"layers": {"DroppingLoRALinear": DroppingLoRALinear(both.base, both.adapter, 0.3, (1,))}}
+
+
+def rates(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (rate.1) to (rate.4): a step in the warmup, or one behind it."""
+    return {"t": 2 if r == 1 else 9, "w": 4, "T": 20, "u": 0.3, "d": 0.7, "math": math}
 
 
 def scaling(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -354,8 +378,11 @@ GROUPS = {
         "conv.2": convolution_back,
         "rw": rewritten,
         "dora": dora,
+        "drop": dropout,
+        "rate": rates,
         "pissa": pissa,
         "sum.1": weighted,
+        "sum.5": added,
         "sum": small,
         "rs": scaling,
         "gen": generation,

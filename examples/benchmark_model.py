@@ -371,7 +371,7 @@ def row(what, times):
 
 def measure(count):
     """Measure all; return it as JSON has it."""
-    steps, bars, load = [], [], benchmark.Load()
+    steps, bars, machine_load = [], [], benchmark.Load()
     for number, setting in enumerate(SETTINGS):
         found = row(str(setting), measure_step(number, (OURS, PEER, FLOOR, FROZEN), count))
         found["memory_mb"] = {side: measure_memory(number, side) for side in (OURS, PEER)}
@@ -383,7 +383,7 @@ def measure(count):
             share = found["memory_mb"][OURS] / found["memory_mb"][PEER]
             bars.append({"what": f"{setting}: memory", "ratio": share, "bound": setting.of_memory})
         print(step_line(found), flush=True)
-    others = load.others()  # before our own neighbours come
+    others = machine_load.others()  # before our own neighbours come
     with neighbours():
         times = measure_step(BUSY, (OURS, ONE_THREAD), count)
     busy = row(f"{SETTINGS[BUSY]}, beside neighbours", times)

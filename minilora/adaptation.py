@@ -127,11 +127,16 @@ def adapt(
 
     def beside(path: str, layer: Any) -> Layer:
         if path in parameters:
-            return _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
+            stacked = _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
+            note(path, min(stacked.shape))
+            return stacked
         base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
-        if adapter.rank > min(adapter.shape):
-            above.append((path, min(adapter.shape)))
+        note(path, min(adapter.shape))
         return _beside(base, variant.start(_matrix(base), adapter, **options))
+
+    def note(path: str, width: int) -> None:
+        if rank > width:
+            above.append((path, width))
 
     above: list[tuple[str, int]] = []
     with unmoved(rng):

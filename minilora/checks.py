@@ -32,6 +32,9 @@ _PRECISION = {
     "complex128": "float64",
 }
 
+IMAGINARY = 1e-6
+"""The largest imaginary part that may be one of the complex step, which begins with 1e-20 and goes through layers."""
+
 _OTHER_ARITHMETIC = (np.matrix, np.ma.MaskedArray)
 """NumPy's classes whose * is another product, or some of whose entries do not count."""
 
@@ -119,6 +122,16 @@ def _returned(value: tuple[Any, ...]) -> str:
 
 
 def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
+    """Refuse what is not an array of real floating-point numbers, or not of the library and precision of `like`."""
+    _check_dtype(name, value, like, like_name)
+    if value.dtype.kind == "c" and value.size and float(abs(value.imag).max()) > IMAGINARY:
+        raise TypeError(
+            f"{name} holds complex numbers, and layers compute with real ones: take {name}.real, or its real and "
+            "imaginary parts side by side"
+        )
+
+
+def _check_dtype(name: str, value: Array, like: Array, like_name: str) -> None:
     """Refuse what is not a floating-point array, or not of the library and precision of `like`."""
     if type(value) is not np.ndarray:  # the common case needs no more than that
         check_kind(name, value)
@@ -135,7 +148,7 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
 
 def check_trainable(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
     """Refuse what Adam cannot work with: complex numbers, and float16, where eps and squares of gradients vanish."""
-    check_array(name, value, like, like_name)
+    _check_dtype(name, value, like, like_name)
     if like is not None and value.dtype == like.dtype:  # which has been checked: this runs in every step
         return
     if dtype_name(value) not in ("float32", "float64"):

@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 from . import __version__
 from .commands import (
     article,
+    audit,
     check,
     conformance,
+    diagnose,
     evaluate,
     export,
     finetune,
@@ -24,7 +26,21 @@ from .commands import (
     vectors,
 )
 
-COMMANDS = (article, finetune, generate, evaluate, check, merge, inspect, export, conformance, vectors, golden)
+COMMANDS = (
+    article,
+    finetune,
+    generate,
+    evaluate,
+    check,
+    merge,
+    inspect,
+    export,
+    audit,
+    diagnose,
+    conformance,
+    vectors,
+    golden,
+)
 
 COMPILED = ("numpy", "safetensors", "tqdm")
 """Packages that commands need and that take long to load: Ctrl-C often comes then, see `streams.ending_at_once`."""
@@ -52,6 +68,9 @@ start here:
                                      the same for a model of yours, on chats, or on prompts and completions
   minilora generate PROMPT           continue a text with the model; --adapter DIR adds an adapter
   minilora evaluate FILE             measure a model's loss on a text; --adapter DIR beside that of an adapter
+  minilora audit DIR --model FOLDER  is this adapter right, and does the model take it?
+  minilora diagnose LOGITS --model FOLDER --adapter DIR
+                                     what did an engine do with it?
   minilora conformance MODULE        is a LoRA of your own right, and if not, what is wrong with it?
   minilora golden DIR                files with right answers, to test a program that reads adapters
   minilora article --help            all the options of a command

@@ -16,7 +16,7 @@ Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -66,6 +66,8 @@ class Adam:
         How much of the running means of g and g^2 each step keeps, in [0, 1).
     eps : float
         Keeps (24) from dividing by zero. It stands outside the root, as in the paper and in PyTorch.
+    schedule : callable, optional
+        ``schedule(t)``, the factor of lr in step t, such as a `minilora.schedule.Schedule`; by default 1 in each.
 
     Attributes
     ----------
@@ -76,9 +78,11 @@ class Adam:
     """
 
     def __init__(
-        self, params: Mapping[str, Array], lr: Rate = 1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8
+        self, params: Mapping[str, Array], lr: Rate = 1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:  # fmt: skip
         self.lr, self.betas, self.eps = check_adam(params, lr, betas, eps)
+        self.schedule = check_schedule(schedule)
         self.home = homes(params)
         self.params = {name: p for name, p in params.items() if self.home[name] == name}
         self.t = 0
@@ -101,8 +105,9 @@ class Adam:
         check_same_keys("grads", grads, self.home)
         check_like_params("grads", grads, self.params, self.home)
         self.t += 1
+        factor = 1.0 if self.schedule is None else self.schedule(self.t)
         for name, g in sum_tied(grads, self.home).items():
-            arrays, lr = (self.params[name], g, self.m[name], self.v[name]), rate_of(self.lr, name)
+            arrays, lr = (self.params[name], g, self.m[name], self.v[name]), rate_of(self.lr, name) * factor
             self._update[name](*arrays, self.t, lr=lr, betas=self.betas, eps=self.eps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,6 +142,13 @@ def check_rates(lr: Any, names: Collection[str]) -> Any:
 def rate_of(lr: Rate, name: str) -> float:
     """Return lr itself or, from a mapping, the rate of the longest ending of a name."""
     return lr[max(filter(name.endswith, lr), key=len)] if isinstance(lr, Mapping) else lr
+
+
+def check_schedule(schedule: Any) -> Callable[[int], float] | None:
+    """Return what gives the factor of a step's length, or refuse what is no function of a step's number."""
+    if schedule is not None and not callable(schedule):
+        raise TypeError(f"schedule must be a function, schedule(t), got {schedule!r}")
+    return schedule  # type: ignore[no-any-return]
 
 
 def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[float, float], float]:

@@ -9,8 +9,9 @@
 
 It knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
 
-Beside the loop, `minilora.state` is a training between two epochs, `minilora.evaluation` measures the loss over a data
-set, and `minilora.watching` has the bar and stops where numbers are no longer finite.
+Beside the loop, `minilora.state` is a training between two epochs, `minilora.evaluation` has the three lines in the
+middle as `backpropagate`, and measures the loss over a data set, and `minilora.watching` has the bar and stops where
+numbers are no longer finite.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from .backend import backend_of
 from .checks import Array, check_flag, check_integer, check_rng
-from .evaluation import check_batch_size, check_training_data, evaluate, start_loss
+from .evaluation import Gradients, backpropagate, check_batch_size, check_training_data, evaluate, start_loss
 from .layer import Layer
 from .losses import Loss, mse
 from .optim import Adam, Rate
@@ -43,7 +44,6 @@ __all__ = [
     "train",
 ]
 
-Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 Evaluate: TypeAlias = Callable[[Any, Array, Array, Loss], float]
 
 DEFAULT_ROWS = 128  # of a batch
@@ -58,20 +58,12 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int |
     return batches
 
 
-def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[str, Array]:
-    """Return the gradients of ``loss(model(x), y)`` at what trains: forward, the loss, backward."""
-    prediction, cache = model.forward(x)
-    _, d_prediction = loss(prediction, y)
-    _, grads = model.backward(d_prediction, cache, need_dx=False)
-    return grads
-
-
 def train(
     model: Layer, X: Array, Y: Array, *, epochs: int = 100, batch_size: int | None = None, lr: Rate = 1e-3,
     rng: np.random.Generator, log_every: int = 10, progress: bool = False,
     checkpoint: str | Path | Keeper | None = None, loss: Loss = mse, gradients: Gradients | None = backpropagate,
     steps: int | None = None, held_out: tuple[Array, Array] | None = None,
-    report: Callable[[TrainingState], object] | None = None,
+    report: Callable[[TrainingState], object] | None = None, schedule: Callable[[int], float] | None = None,
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
@@ -113,6 +105,9 @@ def train(
     report : callable, optional
         ``report(state)``, called at the end of each epoch, after the checkpoint is written: the `TrainingState` has the
         number of epochs done and the history so far. What it raises ends the training.
+    schedule : callable, optional
+        ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a
+        `minilora.schedule.Schedule`. A checkpoint knows it by its name, or its `repr`.
 
     Returns
     -------
@@ -146,11 +141,13 @@ def train(
             "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
         )
 
-    state = TrainingState(model, Adam(model.trainable(), lr=lr), rng)
+    state = TrainingState(model, Adam(model.trainable(), lr=lr, schedule=schedule), rng)
     settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name_of(loss)}
+    if schedule is not None:
+        settings["schedule"] = getattr(schedule, "__qualname__", repr(schedule))
+    before = start_loss(model, *measured, loss)  # of the start, also where the training goes on
     keep = resume(checkpoint, state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
     evaluating, last = evaluate_of(gradients), math.nan
-    before = start_loss(model, *measured, loss)
 
     def measure(epoch: int) -> float:
         value = evaluating(model, *measured, loss)

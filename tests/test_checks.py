@@ -8,7 +8,8 @@ from minilora.checks import check_array
 from minilora.fast import residual_form
 
 from .support.cases import PRODUCTS
-from .support.problems import Problem
+from .support.loops import drawn
+from .support.problems import SQUARE, Problem
 
 PROBLEM = Problem(n=3, in_features=5, out_features=4, rank=2)
 RNG = np.random.default_rng(0)
@@ -175,6 +176,21 @@ def test_half_precision_is_a_precision_of_its_own():
     assert layer(np.ones((3, 5), np.float16)).dtype == np.float16
     with pytest.raises(TypeError, match="expected float16"):
         layer(np.ones((3, 5), np.float32))
+
+
+@pytest.mark.parametrize("kind", ["Linear", "LoRALinear", "RMSNorm", "SiLU", "Conv1d", "Attention", "GatedMLP"])
+def test_an_input_with_imaginary_parts_is_refused_before_anything_is_computed(kind):
+    layer, x = drawn(kind, SQUARE)
+    before = x.copy()
+    with pytest.raises(TypeError, match=r"x holds complex numbers, .*: take x\.real, or its real and imaginary parts"):
+        layer.forward(x + 0.5j)
+    np.testing.assert_array_equal(x, before)
+    assert layer(x + 1e-20j).dtype == np.complex128  # the complex step
+
+
+def test_a_weight_with_imaginary_parts_is_refused():
+    with pytest.raises(TypeError, match="weight holds complex numbers"):
+        Linear(np.ones((2, 3)) * 1j)
 
 
 def test_complex_numbers_pass_where_their_precision_is_the_layers():

@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 
 from minilora.cli import _parser
+from minilora.language.finetuning.defaults import ADAPTER
 
 PYTHON = {
     "article.run": {
@@ -46,7 +47,7 @@ PYTHON = {
 COMMANDS = {
     "article": "--rank=1 --alpha=1.0 --epochs=100 --batch-size=128 --lr=0.001 --seed=0 --dtype=float32",
     "finetune": (
-        "--target-modules=all-linear --rank=8 --alpha=16.0 --batch-size=None --steps=None --lr=None --length=None "
+        "--target-modules=None --rank=None --alpha=None --batch-size=None --steps=None --lr=None --length=None "
         "--seed=0 --dtype=float32 --quantize=None"
     ),
     "generate": "--tokens=100 --temperature=0.7 --top-p=1.0 --seed=0 --chat=False --quantize=None",
@@ -73,6 +74,14 @@ def named(path):
 def test_a_default_in_python_is_as_published(call):
     parameters = inspect.signature(named(call)).parameters
     assert {name: parameters[name].default for name in PYTHON[call]} == PYTHON[call]
+
+
+def test_the_defaults_of_a_new_adapter_are_as_published_and_stand_in_the_help():
+    """The parser has none: an adapter that goes on from another takes what that one is."""
+    assert ADAPTER == {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
+    (subparsers,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    helps = {option.dest: option.help for option in subparsers.choices["finetune"]._actions}
+    assert all(helps[name].endswith(f"(default: {value})") for name, value in ADAPTER.items())
 
 
 @pytest.mark.parametrize("command", COMMANDS)

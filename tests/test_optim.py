@@ -85,6 +85,20 @@ def test_large_arrays_are_updated_as_many_small_ones(shape):
     np.testing.assert_allclose(whole.reshape(-1), np.concatenate(list(parts.values())), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("t", [1, 164, 165, 355, 356, 1000])  # (22) divides by one from 165 and from 356 on
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5)])
+def test_a_large_arrays_update_has_the_pages_bits(dtype, t, betas):
+    rng = np.random.default_rng(t)
+    theta, g, m = (rng.standard_normal((3, BLOCK + 3)).astype(dtype) for _ in range(3))
+    arrays = [theta, g, m, m**2]
+    page = [array.copy() for array in arrays]
+    fast.adam.update_by_blocks(*arrays, t, lr=0.01, betas=betas, eps=1e-8)
+    optim.adam_update(*page, t, lr=0.01, betas=betas, eps=1e-8)
+    for array, expected in zip(arrays, page, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_arrays_are_known_by_name_and_not_by_place():
     shapes = {"a": (2, 3), "b": (2, 3), "c": (3,), "d": (3,)}
     problem = Problem(n=1, in_features=1, out_features=1, rank=1)

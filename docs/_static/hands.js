@@ -33,6 +33,39 @@
     }));
   }
 
+  // --- a column times a row: the column at the left, the row above, and their product
+
+  function product(parent, column, row, title) {
+    const size = 12, aside = 16, most = Math.max(...column.map(Math.abs)), top = Math.max(...row.map(Math.abs));
+    const [wide, high] = [row.length * size, column.length * size];
+    const svg = drawing(parent, wide + aside + 2, high + aside + 20, title);
+    add(svg, "text", { x: 1, y: 13 }, title);
+    const cell = (value, x, y) => {
+      if (value) add(svg, "rect", { x, y, width: size, height: size, class: value > 0 ? "lora" : "base", "fill-opacity": Math.min(Math.abs(value), 1) });
+    };
+    column.forEach((value, i) => cell(value / most, 1, 19 + aside + i * size));
+    row.forEach((value, j) => cell(value / top, 1 + aside + j * size, 19));
+    column.forEach((u, i) => row.forEach((v, j) => cell(u * v, 1 + aside + j * size, 19 + aside + i * size)));
+    add(svg, "rect", { x: 1 + aside, y: 19 + aside, width: wide, height: high, class: "frame" });
+    add(svg, "rect", { x: 1, y: 19 + aside, width: size, height: high, class: "frame" });
+    add(svg, "rect", { x: 1 + aside, y: 19, width: wide, height: size, class: "frame" });
+  }
+
+  // --- a plane, the origin in its middle
+
+  function plane(parent, alt, title) {
+    const side = 230, svg = drawing(parent, side, side + 20, alt);
+    const px = (v) => side / 2 + (v / 2.15) * (side / 2), py = (v) => 20 + side / 2 - (v / 2.15) * (side / 2);
+    add(svg, "text", { x: 2, y: 13 }, title);
+    add(svg, "line", { x1: 0, x2: side, y1: py(0), y2: py(0), class: "rule" });
+    add(svg, "line", { x1: px(0), x2: px(0), y1: 20, y2: side + 20, class: "rule" });
+    return { svg, px, py };
+  }
+
+  function segment({ svg, px, py }, from, to, name) {
+    add(svg, "line", { x1: px(from[0]), y1: py(from[1]), x2: px(to[0]), y2: py(to[1]), class: `line ${name}` });
+  }
+
   // --- curves and bars in a frame with two axes
 
   function frame(parent, alt, x, y) {
@@ -65,19 +98,37 @@
 
   const DRAW = {
     rank(parent, data, { rank }) {
-      const learned = data.learned[rank];
-      const left = data.truth.map((row, i) => row.map((value, j) => Math.round((value - learned[i][j]) * 100) / 100));
-      for (const [title, matrix] of [["the truth", data.truth], ["learned", learned], ["left", left]]) grid(parent, matrix, title);
-      const most = Math.ceil(data.spectrum[0]), numbers = data.spectrum.map((_, i) => i + 1);
-      const f = frame(parent, `The singular values: ${rank} of them learned`,
-        { from: 0.4, to: numbers.length + 0.6, ticks: numbers, label: "number of the singular value" },
-        { from: 0, to: most, ticks: [0, Math.round(most / 2), most], label: "singular value: learned, and true" });
-      data.spectrum.forEach((value, i) => {
-        const [x, width] = [f.px(i + 0.7), f.px(1.3) - f.px(0.7)];
-        add(f.svg, "rect", { x, width, y: f.py(data.found[rank][i]), height: f.base - f.py(data.found[rank][i]), class: "lora" });
-        add(f.svg, "rect", { x, width, y: f.py(value), height: f.base - f.py(value), class: "outline" });
-      });
+      grid(parent, data.truth, "the change to learn");
+      grid(parent, data.learned[rank], `learned: the sum of ${rank} outer product${rank === 1 ? "" : "s"}`);
+      data.columns[rank].forEach((column, k) => product(parent, column, data.rows[rank][k], `column ${k + 1} times row ${k + 1}`));
       return data.says[rank];
+    },
+
+    circle(parent, data, { angle }) {
+      const [x, y] = data.arrows[angle];
+      const long = data.arrows.map(([, end]) => Math.hypot(...end));
+      const ends = [long.indexOf(Math.max(...long)), long.indexOf(Math.min(...long))];
+      [["x", data.circle, x, 0], ["M x", data.ellipse, y, 1]].forEach(([name, curve, arrow, side]) => {
+        const f = plane(parent, `${name} is the arrow to ${arrow.join(", ")}`, name);
+        for (const end of ends) segment(f, [0, 0], data.arrows[end][side], "thin");
+        line(f, curve.map(([a]) => a), curve.map(([, b]) => b), "base");
+        segment(f, [0, 0], arrow, "lora");
+        add(f.svg, "circle", { cx: f.px(arrow[0]), cy: f.py(arrow[1]), r: 5, class: "lora" });
+      });
+      return data.says[angle];
+    },
+
+    line(parent, data, { line: place }) {
+      const near = data.near[place], f = plane(parent, `The ellipse, and the line at ${data.angles[place]} degrees`, "M x, and the nearest on the line");
+      line(f, data.ellipse.map(([a]) => a), data.ellipse.map(([, b]) => b), "base");
+      data.points.forEach((point, i) => segment(f, point, near[i], "thin"));
+      near.forEach(([a, b]) => add(f.svg, "circle", { cx: f.px(a), cy: f.py(b), r: 3, class: "lora" }));
+      const e = frame(parent, `The error, now ${data.errors[place]}`,
+        { from: 0, to: 170, ticks: [0, 60, 120], label: "direction of the line, degrees" },
+        { from: 0, to: 5, ticks: [0, 1, 2, 3, 4], label: "squared error" });
+      line(e, data.angles, data.errors, "lora");
+      add(e.svg, "circle", { cx: e.px(data.angles[place]), cy: e.py(data.errors[place]), r: 5, class: "lora" });
+      return data.says[place];
     },
 
     levels(parent, data, { bits }) {
@@ -120,7 +171,7 @@
           add(svg, "text", { x: 46 + long, y: y + 14, class: "tick" }, millions(value));
         });
       }
-      const share = (key) => `${(lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} of the ${key}`;
+      const share = (key) => `${(100 * lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} % of the ${key}`;
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
 

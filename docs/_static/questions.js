@@ -46,4 +46,4 @@ function startQuestion(form) {
   form.querySelector(".answer").hidden = false;  // now it does something
 }
 
-if (typeof document !== "undefined") document.querySelectorAll("form.question").forEach(startQuestion);
+if (typeof document !== "undefined") document.querySelectorAll("form.question:not(.expression)").forEach(startQuestion);

@@ -1,4 +1,4 @@
-"""PEFT's Linear, Embedding and convolutions; rsLoRA, DoRA and a bfloat16 base. minilora conformance peft_lora.py"""
+"""PEFT's layers, rsLoRA, DoRA, a bfloat16 base, adapters put together. minilora conformance peft_lora.py"""
 
 from functools import partial
 from types import SimpleNamespace
@@ -111,6 +111,23 @@ def backward_conv(dy, x, *arrays, stride, padding, dilation, groups):
     return plain_torch.backward(dy, x, *arrays, module=partial(module, steps=steps))
 
 
+def combined(As, Bs, alphas, use_rslora, weights, rank=None, *, kind):
+    """Return the change of weight of what add_weighted_adapter makes; "linear" alone is what it does with one."""
+    base, names = torch.nn.Linear(As[0].shape[1], len(Bs[0]), bias=False), []
+    for A, alpha, root in zip(As, alphas, use_rslora, strict=True):
+        config = peft.LoraConfig(r=len(A), lora_alpha=alpha, target_modules=["0"], use_rslora=root)
+        names.append(f"adapter_{len(names)}")
+        if len(names) == 1:
+            model = peft.get_peft_model(torch.nn.Sequential(base), config, names[0], autocast_adapter_dtype=False)
+        else:
+            model.add_adapter(names[-1], config, autocast_adapter_dtype=False)
+    layer = model.base_model.model[0]
+    for name, A, B in zip(names, As, Bs, strict=True):
+        layer.lora_A[name].weight.data, layer.lora_B[name].weight.data = torch.from_numpy(A), torch.from_numpy(B)
+    model.add_weighted_adapter(names, weights, "new", combination_type=kind, svd_rank=rank)
+    return layer.get_delta_weight("new").detach().numpy()
+
+
 globals().update(functions())
 convolution = SimpleNamespace(**{**functions(), "forward": forward_conv, "backward": backward_conv})
 kinds = {
@@ -124,5 +141,9 @@ kinds = {
         backward=partial(plain_torch.backward, module=on_bfloat16),
         merge=merge_bfloat16,
         init=init,
+    ),
+    "combine": SimpleNamespace(
+        **{kind: partial(combined, kind=kind) for kind in ("cat", "linear", "svd")},
+        dtype="float32",  # in which PEFT takes the weights
     ),
 }

@@ -29,8 +29,8 @@ WRAPPERS = {
     "mlx_lora": "mlx-lm",
     "lora_pytorch_lora": "lora-pytorch",
 }
-WHERE = r" \(N=[^()]*(\([^()]*\)[^()]*)*\)(, in .*)?$"  # the problem that a diagnosis ends with, and the line
-OFFERED = ("forward", "slope", "merge", "merged and back", "start", "adam")
+WHERE = r" \((N|in)=[^()]*(\([^()]*\)[^()]*)*\)(, in .*)?$"  # the problem that a diagnosis ends with, and the line
+OFFERED = ("forward", "slope", "merge", "merged and back", "start", "adam", "cat", "linear", "svd")
 CHECK = """
 import importlib, json, sys, warnings
 from importlib.metadata import version

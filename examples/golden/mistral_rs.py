@@ -37,7 +37,9 @@ def copied(name):
         shutil.copytree(golden / name, base)
         V = json.loads((base / "config.json").read_text())["vocab_size"]
         words = {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, **{f"t{i}": i for i in range(2, V)}}}
-        changed(base / "config.json", architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=None)
+        if "experts" not in index["bases"][name]:
+            as_mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}
+            changed(base / "config.json", **as_mistral)
         changed(base / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
         changed(base / "tokenizer.json", model=words | {"unk_token": "<s>"}, pre_tokenizer={"type": "WhitespaceSplit"})
     return base
@@ -48,8 +50,10 @@ def answered(case):
     if isinstance(case["adapter"], list):
         raise ValueError("this script asks mistral.rs with one adapter, neither with none nor with a sum")
     one = LoraAdapter("one", str(golden / case["adapter"]))
-    base = str(copied(case.get("base", index["base"])))
-    which = Which.Lora(model_id=base, adapters=[one], arch=Architecture.Mistral, dtype=ModelDType.F32)
+    base = copied(case.get("base", index["base"]))
+    kind = json.loads((base / "config.json").read_text())["model_type"]
+    arch = {"mixtral": Architecture.Mixtral}.get(kind, Architecture.Mistral if kind == "mistral" else None)
+    which = Which.Lora(model_id=str(base), adapters=[one], arch=arch, dtype=ModelDType.F32)
     runner, found = Runner(which=which, token_source="none", no_paged_attn=True, prefix_cache_n=0), []
     for prompt in case["prompts"]:
         says = [{"role": "user", "content": " ".join(f"t{i}" for i in prompt)}]

@@ -2,11 +2,12 @@
 
     pip install -e '.[models]' torch transformers peft bitsandbytes accelerate
     minilora golden GOLDEN
-    python transformers_peft.py GOLDEN RESULTS [float64|float32|bfloat16]
+    python transformers_peft.py GOLDEN RESULTS [float64|float32|bfloat16 [BEGINNING]]
     minilora golden GOLDEN --compare RESULTS
 
 Beside the logits it writes merged weights. An adapter that PEFT refuses, with an error or with a warning that its
-tensors do not fit, gets no answers.
+tensors do not fit, gets no answers. With BEGINNING, only the cases are answered whose ids begin so. Mixtures of experts
+run "eager", since the usual way takes no float64.
 """
 
 import json
@@ -23,12 +24,15 @@ golden, results = Path(sys.argv[1]), Path(sys.argv[2])
 precision = sys.argv[3] if len(sys.argv) > 3 else "float64"
 dtype = getattr(torch, precision)
 index = json.loads((golden / "index.json").read_text())
+beginning = sys.argv[4] if len(sys.argv) > 4 else ""
 results.mkdir(parents=True, exist_ok=True)
 
 
 def adapted(case):
     """The base with the case's adapter, or with the weighted sum of its adapters."""
-    base = AutoModelForCausalLM.from_pretrained(golden / case.get("base", index["base"]), dtype=dtype)
+    base = case.get("base", index["base"])
+    how = {"experts_implementation": "eager"} if "experts" in index["bases"][base] else {}
+    base = AutoModelForCausalLM.from_pretrained(golden / base, dtype=dtype, **how)
     given = case["adapter"] if isinstance(case["adapter"], list) else [[case["adapter"], 1.0]]
     if not given:
         return base
@@ -43,6 +47,8 @@ def adapted(case):
 
 
 for case in index["cases"]:
+    if not case["id"].startswith(beginning):
+        continue
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*(missing adapter keys|invalid shape).*")
@@ -57,7 +63,7 @@ for case in index["cases"]:
         tensors |= {
             f"merged.{name}": weight.clone()
             for name, weight in merged.items()
-            if weight.ndim == 2 and weight.is_floating_point()
+            if weight.ndim >= 2 and weight.is_floating_point()
         }
     except RuntimeError as error:  # lora_bias, where the layer has no bias to add it to
         print(f"{case['id']}: no merged weights: {str(error)[:100]}")

@@ -17,7 +17,6 @@ from .options import (
     model_name,
     path,
     warn_beyond_context,
-    with_adapters,
 )
 
 MOST = 700.0
@@ -53,9 +52,8 @@ def run(options: argparse.Namespace) -> int:
     from ..language.finetuning.cores import worker_count
     from ..language.finetuning.heartbeat import Heartbeat
     from ..language.finetuning.losstable import write_line
-    from ..language.namedmodel import load_model, model_path
-    from ..language.text import next_token_loss
-    from ..training import evaluate
+    from ..language.namedmodel import load_model, model_path, with_adapters
+    from ..language.text import evaluate_where_it_counts, next_token_loss
 
     where = backend(options)
     adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
@@ -68,11 +66,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
         models = {model_name(options.model): model}
         if adapters:
-            models[f"with {printable(str(options.adapter))}"] = with_adapters(model, adapters, options, where)
+            adapted = with_adapters(model, adapters, options.adapter, where, options.quantize)
+            models[f"with {printable(str(options.adapter))}"] = adapted
         X, Y, threads = where.asarray(data.X), where.asarray(data.Y), worker_count(None, where.name)
         for name, layer in models.items():
             beat.now(f"measuring the loss of {name}")
-            loss = evaluate(layer, X, Y, next_token_loss, threads)
+            loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, threads)
             perplexity = math.exp(loss) if loss < MOST else math.inf
             print(f"loss     {loss:.4f} nats a token, perplexity {perplexity:.4g}: {name}", flush=True)
     return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..guards.errors import printable
 from ..language.finetuning.cores import one_blas_thread
-from ..language.finetuning.defaults import FITTING, SMALL
+from ..language.finetuning.defaults import ADAPTER, FITTING, SMALL
 from .options import (
     Defaults,
     add_backend,
@@ -62,9 +62,9 @@ def add(commands: Any) -> None:
     add_model(parser)
     option(
         "--target-modules",
-        default="all-linear",
         metavar="NAMES",
-        help="what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear",
+        help="what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear "
+        f"(default: {ADAPTER['target_modules']})",
     )
     option(
         "--target-parameters",
@@ -72,8 +72,12 @@ def add(commands: Any) -> None:
         help="of a mixture of experts, besides: arrays such as mlp.experts.gate_up_proj,mlp.experts.down_proj, whose "
         'experts get an adapter each, or mlp.gate.weight, the router; with --target-modules "" they alone are adapted',
     )
-    option("--rank", type=int, default=8, metavar="R", help="rank of each adapter")
-    option("--alpha", type=float, default=16.0, help="strength of the update, which is scaled by alpha / rank")
+    option("--rank", type=int, metavar="R", help=f"rank of each adapter (default: {ADAPTER['rank']})")
+    option(
+        "--alpha",
+        type=float,
+        help=f"strength of the update, which is scaled by alpha / rank (default: {ADAPTER['alpha']})",
+    )
     option("--use-rslora", action="store_true", help="scale the update by alpha / sqrt(rank) (rank-stabilised LoRA)")
     option("--use-dora", action="store_true", help="train the length of each row of a weight apart (DoRA)")
     option(
@@ -81,6 +85,20 @@ def add(commands: Any) -> None:
         choices=["lora", "pissa"],
         default="lora",
         help="start at zero, or from the leading singular vectors of the weights (PiSSA), which writes twice the rank",
+    )
+    option(
+        "--adapter",
+        type=path,
+        metavar="DIR",
+        help="go on from an adapter of this model, in the place of a new one: its rank, alpha and layers are that "
+        "adapter's",
+    )
+    option(
+        "--dropout",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="in a step, drop each entry of an adapter's input with the probability P",
     )
     option("--epochs", type=float, metavar="E", help="train on as many windows as E times all, in place of --steps")
     option(
@@ -118,6 +136,19 @@ def add(commands: Any) -> None:
         "room)",
     )
     option("--lr", type=float, help=f"Adam's step length ({_by_size('lr')})")
+    option(
+        "--schedule",
+        choices=["constant", "linear", "cosine"],
+        default="constant",
+        help="how the step length falls to the end of the training: not, along a line, or along a half cosine",
+    )
+    option(
+        "--warmup",
+        type=_steps_or_share,
+        default=0,
+        metavar="N|SHARE",
+        help="steps at the start in which the step length grows, or a share of all steps, such as 0.1",
+    )
     option("--seed", type=int, default=0, metavar="N", help="seed of the adapters' start and the batches")
     option("--dtype", choices=["float32", "float64"], default="float32", help="type of all arrays")
     add_quantize(parser)
@@ -127,6 +158,11 @@ def add(commands: Any) -> None:
         metavar="FILE",
         type=path,
         help="save the training's state there after every step; the same command goes on from it, also to more --steps",
+    )
+    option(
+        "--keep-best",
+        action="store_true",
+        help="save the adapter of the step with the least held-out loss, in the place of the last step's",
     )
     option("--anyway", action="store_true", help="train even if that needs more memory than is free")
     option("--log", metavar="FILE", type=path, help="write a line of JSON there for each step: its losses")
@@ -141,6 +177,16 @@ def _share_or_path(text: str) -> float | Path:
         return path(text)
 
 
+def _steps_or_share(text: str) -> int | float:
+    try:
+        value = float(text) if "." in text else int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < (1 if "." in text else math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps nor a share below 1, such as 0.1")
+    return value
+
+
 def _by_size(name: str) -> str:
     small, larger = FITTING[name]
     return f"default: {small}; {larger} for a model of more than {SMALL // 1_000_000} million parameters"
@@ -153,6 +199,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None:
         inputs = [(options.text, "the text"), (options.checkpoint, "the checkpoint"), (options.model, "the model")]
         inputs += [(options.valid, "the text to measure the loss on"), (options.log, "the log")]
+        inputs += [(file, "a file of the adapter") for file in options.adapter.rglob("*")] if options.adapter else []
         check_plot(options.plot, [(file, what) for file, what in inputs if isinstance(file, Path)])
     try:
         return _run(options, recipe)
@@ -167,6 +214,10 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
     from ..language.finetuning.recipe import Recipe
 
+    if options.adapter is None:
+        for name, usual in ADAPTER.items():
+            if getattr(options, name) is None:
+                setattr(options, name, usual)
     values = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     targets = {"target_modules": target_modules(options), "target_parameters": target_parameters(options)}
     return Recipe(**values | targets)
@@ -175,17 +226,18 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     import numpy as np
 
-    from ..adaptation import adapt, adapters, ends_of
+    from ..adaptation import adapters, ends_of
     from ..fast import keep_pages
-    from ..files.adapters import save_adapter
+    from ..files.adapters import load_adapter, save_adapter
     from ..guards.machinememory import memory
     from ..language.finetuning.costs import measure
     from ..language.finetuning.heartbeat import Heartbeat
     from ..language.finetuning.losstable import write_line
-    from ..language.finetuning.session import train_adapter
+    from ..language.finetuning.session import adapted_model, train_adapter
     from ..language.finetuning.stopped import check_same
     from ..layer import parameter_count
     from ..training import TrainingDiverged
+    from ..variants.dropout import check_dropped, with_dropout
 
     keep_pages()
     where, start = backend(options), time.perf_counter()
@@ -193,31 +245,28 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
     stopped = _stopped(recipe, where)
     if stopped is not None:
         recipe = _going_on(recipe, stopped)
+    start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=where) if recipe.adapter else {}
+    if recipe.dropout:
+        check_dropped(start_from)
     data, model = _load(recipe, where)
     settled = recipe.settled(parameter_count(model))
     rng = np.random.default_rng(settled.seed)
-    adapted = adapt(
-        model,
-        settled.target_modules,
-        rank=settled.rank,
-        alpha=settled.alpha,
-        rng=rng,
-        target_parameters=settled.target_parameters,
-        use_rslora=settled.use_rslora,
-        use_dora=settled.use_dora,
-        init=settled.init,
-    )
+    adapted = adapted_model(settled, model, start_from, rng, where)
     with Heartbeat(write_line, "         measuring what a step takes"):
-        measured = measure(adapted, where.asarray(data.X), where)
+        with_masks = with_dropout(adapted, settled.dropout, [0]) if settled.dropout else adapted
+        measured = measure(with_masks, where.asarray(data.X), where)
     data = _within(data, settled, measured, machine, threads)
     settled = settled.of(len(data.X), data.length)
+    settled.rates()  # a warmup of all steps is refused
     if stopped is not None and settled.checkpoint is not None:  # epochs are steps only now
         check_same(settled.checkpoint, stopped, {}, settled.steps)
-    warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
+    longest = max(data.X.shape[1], data.X_held.shape[1])
+    warn_beyond_context(model, longest, "an example has" if data.example else "a window has")
     _print_data(settled, data)
     trained = parameter_count(adapted, trained=True)
-    print(f"adapter  rank {settled.rank} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
-    costs = measured.at(data.X.shape[1], threads, len(data.X_held))
+    ranks = "-".join(map(str, sorted({adapter.rank for adapter in adapters(adapted).values()})))
+    print(f"adapter  rank {ranks} beside {len(adapters(adapted))} layers: {trained:,} parameters", flush=True)
+    costs = measured.at(data.X.shape[1], threads, *data.X_held.shape)
     _print_costs(settled, costs, machine, data, threads, stopped, options.anyway)
     try:
         table = train_adapter(settled, where, adapted, data, rng, threads, costs, stopped)
@@ -229,6 +278,7 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         base_model=None if settled.model is None else str(settled.model),
         task_type="CAUSAL_LM",
         target_modules=ends_of(adapted),
+        lora_dropout=settled.dropout,
     )
     print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
     if best := _best(settled, table):
@@ -370,7 +420,7 @@ def _print_costs(
     done, known = (stopped.saved.epoch, stopped.before is not None) if stopped else (0, False)
     steps, filled = recipe.steps - done, data.row_tokens / data.X.shape[1]  # the rest of a row is not computed
     seconds = steps * filled * costs.step(recipe.batch_size)
-    seconds += (rows_to_come(recipe.steps, done) + (not known)) * costs.measuring(len(data.X_held))
+    seconds += (rows_to_come(recipe.steps, done) + (not known)) * costs.measuring(data.held_windows)
     print(f"time     {steps} steps of {recipe.batch_size} {data.rows}, very roughly {duration(seconds)}\n", flush=True)
     if data.example:
         print(f"{data.example}\n", flush=True)
@@ -430,6 +480,12 @@ def _best(recipe: Settled, table: Table) -> str:
 
     A training that is kept in a checkpoint does not go back: to end earlier, another begins.
     """
+    if table.best_step is not None:
+        loss = next(row[2] for row in table.rows if row[0] == table.best_step)
+        before = f"; before the training it was {table.rows[0][2]:.3f}" if table.rows[0][2] <= loss else ""
+        return (
+            f"the adapter is that of step {table.best_step}, the one with the least held-out loss: {loss:.3f}{before}"
+        )
     lowest = table.lowest()
     if lowest is None:
         return ""

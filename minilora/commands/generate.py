@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from ..guards.errors import printable
 from .options import (
@@ -14,8 +17,11 @@ from .options import (
     backend,
     path,
     warn_beyond_context,
-    with_adapters,
 )
+
+if TYPE_CHECKING:
+    from ..language.continuation import Dialogue, Prompt
+    from ..language.tokenizer import Tokenizer
 
 
 def add(commands: Any) -> None:
@@ -25,19 +31,22 @@ def add(commands: Any) -> None:
         help="continue a text with a language model",
         description=(
             "Print the prompt and its continuation, token by token, until N tokens or the text's end. With --chat "
-            "PROMPT is a user's message: the model's chat template formats it, and only the answer is printed."
+            "PROMPT is a user's message: the model's chat template formats it, and only the answer is printed. Without "
+            "PROMPT, --chat answers each line that you type, or of stdin, and the model reads all that was said before."
         ),
         epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
         formatter_class=Defaults,
     )
     option = parser.add_argument
-    option("prompt", metavar="PROMPT", help="the text to continue, or the message to answer")
+    option("prompt", nargs="?", metavar="PROMPT", help="the text to continue, or the message to answer")
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
-    option("--chat", action="store_true", help="answer PROMPT, by the model's chat template")
     option(
-        "--system", metavar="TEXT", help="with --chat: the system message before PROMPT, such as one that was trained"
+        "--chat",
+        action="store_true",
+        help="answer PROMPT, by the model's chat template; or one line after the other, until the input ends",
     )
+    option("--system", metavar="TEXT", help="with --chat: the system message that stands first, such as a trained one")
     option("--tokens", type=int, default=100, metavar="N", help="the largest number of tokens to generate")
     option(
         "--temperature",
@@ -65,9 +74,10 @@ def run(options: argparse.Namespace) -> int:
 
     from ..checks import check_integer, check_number
     from ..files.adapters import load_adapter
-    from ..language.continuation import read_prompt, read_question, spell
+    from ..language.chattemplate import load_template
+    from ..language.continuation import Dialogue, spell
     from ..language.generation import check_top_p, generate
-    from ..language.namedmodel import load_model, model_path
+    from ..language.namedmodel import load_model, model_path, with_adapters
     from ..language.text import check_vocabulary
     from ..language.tokenizer import load_tokenizer
 
@@ -75,36 +85,68 @@ def run(options: argparse.Namespace) -> int:
     check_number("temperature", options.temperature, above=0, or_equal=True)
     check_top_p(options.top_p)
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
-    if not options.prompt:
+    if options.prompt is None and not options.chat:
+        raise ValueError("there is no prompt: give one, or take --chat, which answers each line of the input")
+    if options.prompt == "":
         raise ValueError("the prompt is empty: give at least one word")
     if options.system is not None and not options.chat:
         raise ValueError("--system is a message of a chat: it goes with --chat")
     where, source = backend(options), model_path(options.model)
     adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
     tokenizer = load_tokenizer(source)
-    prompt = (
-        read_question(options.prompt, source, tokenizer, options.system)
-        if options.chat
-        else read_prompt(options.prompt, tokenizer)
-    )
-    model = load_model(options.model, "float32", where, options.quantize)
-    model = with_adapters(model, adapters, options, where)
-    check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
-    warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
-    ids = generate(
-        model,
-        prompt.ids,
-        options.tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        rng=rng,
-        end=prompt.end,
-    )
-    print(_shown(prompt.text), end="", flush=True)
-    for text in spell(ids, prompt.text_ids, tokenizer.decode):
-        print(_shown(text), end="", flush=True)
-    print()
+    with ExitStack() as stack:
+        dialogue = None
+        if options.chat:
+            dialogue = Dialogue(stack.enter_context(load_template(source)), tokenizer, options.system)
+        # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
+        first = None if options.prompt is None else _prompt(options.prompt, dialogue, tokenizer)
+        model = load_model(options.model, "float32", where, options.quantize)
+        if adapters:
+            model = with_adapters(model, adapters, options.adapter, where, options.quantize)
+        prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
+        for prompt in prompts:
+            check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
+            warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
+            ids = generate(
+                model,
+                prompt.ids,
+                options.tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                rng=rng,
+                end=prompt.end,
+            )
+            print(_shown(prompt.text), end="", flush=True)
+            answer = ""
+            for text in spell(ids, prompt.text_ids, tokenizer.decode):
+                print(_shown(text), end="", flush=True)
+                answer += text
+            print(flush=True)
+            if dialogue is not None:
+                dialogue.answered(answer)
     return 0
+
+
+def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Prompt:
+    """Return a text to continue, or a message to answer."""
+    from ..language.continuation import read_prompt
+
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what the system could not decode
+        raise ValueError(f"the prompt {printable(text)!r} is not a text in UTF-8") from None
+    return read_prompt(text, tokenizer) if dialogue is None else dialogue.ask(text)
+
+
+def _lines() -> Iterator[str]:
+    """Yield the lines that are typed, or stand in stdin, but for blank ones."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
 
 
 def _shown(text: str) -> str:

@@ -15,9 +15,9 @@ def add(commands: Any) -> None:
         "golden",
         help="write adapters with right answers, or judge a program's answers",
         description=(
-            "Write three random decoders of half a megabyte, adapters for them as PEFT writes them, the right answers "
-            "(logits and merged weights), and the logits of known bugs. With --compare, judge a program's "
-            "answers. Exit code 1 if a case is wrong or missing."
+            "Write random decoders of half a megabyte, some with a mixture of experts, adapters for them as PEFT "
+            "writes them, the right answers (logits and merged weights), and the logits of known bugs. With "
+            "--compare, judge a program's answers. Exit code 1 if a case is wrong or missing."
         ),
     )
     parser.add_argument(
@@ -40,8 +40,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the golden adapters, or print a verdict for each case. Returns 1 where one is wrong or missing."""
-    import json
-
     if options.compare is None:
         if options.json is not None:
             raise ValueError("--json needs --compare: it has the verdicts")
@@ -53,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
     from ..conformance.checking import xfails
+    from ..conformance.checking.report import save_json
     from ..conformance.golden.judging import compare
-    from ..guards.wholefiles import written_whole
 
     if options.json is not None:
         files = [*options.folder.rglob("*"), *options.compare.glob("*.safetensors")]
@@ -65,8 +63,7 @@ def run(options: argparse.Namespace) -> int:
     known = {} if options.xfails is None else xfails.read(options.xfails)
     verdict = compare(options.folder, options.compare, known)
     if options.json is not None:
-        with written_whole(options.json) as file:
-            file.write((json.dumps(verdict.json(), indent=1) + "\n").encode())
+        save_json(options.json, **verdict.json())
     print(verdict)
     if verdict.status and xfails.on_github():
         first = (

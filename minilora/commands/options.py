@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from .streams import say
 if TYPE_CHECKING:
     from ..backend import Backend
     from ..language.llama import Llama
-    from ..variants.adapter import Adapter
 
 BACKENDS = ("numpy", "cupy", "auto")
 
@@ -75,27 +74,6 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def with_adapters(model: Llama, adapters: Mapping[str, Adapter], options: argparse.Namespace, where: Backend) -> Llama:
-    """Return the model with what ``--adapter`` names; refuse an adapter that keeps the weights of another base.
-
-    A quantised model has other weights than its base, which are not compared.
-    """
-    from ..adaptation import attach
-    from ..files.adapters import check_base_weights
-    from ..layer import walk
-
-    if not adapters:
-        return model
-    layers = {} if options.quantize else dict(walk(model))
-
-    def weight(path: str) -> Any:
-        array = getattr(layers.get(path), "weight", None)
-        return None if array is None else where.to_numpy(array)
-
-    check_base_weights(options.adapter, weight)
-    return attach(model, adapters)
-
-
 def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
     """Say in a line where more tokens stand in a row than the model was made for; it computes them all the same."""
     context = model.config.max_position_embeddings
@@ -109,9 +87,11 @@ def target_parameters(options: argparse.Namespace) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def target_modules(options: argparse.Namespace) -> str | list[str]:
-    """Return ``--target-modules``: names as a list; a regular expression, or all-linear, as it is."""
+def target_modules(options: argparse.Namespace) -> str | list[str] | None:
+    """Return ``--target-modules``: names as a list; a regular expression, or all-linear, as it is; None without it."""
     text = options.target_modules
+    if text is None:
+        return None
     if not text and options.target_parameters is not None:
         return []
     names = [name.strip() for name in text.split(",")]

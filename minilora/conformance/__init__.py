@@ -10,6 +10,8 @@ the same, with your own tests   ``python -m pytest -p minilora.conformance.plugi
                                 minilora.conformance.test_implementation --lora MODULE[:OBJECT]``
 a LoRA in another language      ``minilora vectors FOLDER``, then ``minilora vectors FOLDER --compare YOURS``
 an engine that reads adapters   ``minilora golden FOLDER``, then ``minilora golden FOLDER --compare YOURS``
+an adapter, and its model       ``minilora audit ADAPTER --model MODEL``
+an adapter in an engine         ``minilora diagnose LOGITS --model MODEL --adapter ADAPTER``
 ==============================  ================================================================================
 
 Each compares your numbers with the formulas, up to rounding. Where they differ it names the known bug that gives just
@@ -24,6 +26,8 @@ The rooms, in the order in which they import each other:
 - `running`: foreign code, found by its name and run in a process of its own
 - `vectors`: problems and answers as files, for implementations in any language
 - `golden`: adapters as files, with right answers, for programs that read them
+- `audit`: an adapter's files, looked at beside a model's headers
+- `diagnosis`: an engine's logits, held against what known mistakes make of a person's own adapter
 - `plugin`, `test_implementation`: `check` as tests of pytest, with an id each
 
 `claims` is this library's own: what every layer here must do, as functions that take any layer of the protocol.

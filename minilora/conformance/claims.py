@@ -60,30 +60,30 @@ def require(condition: Any, message: str) -> None:
         raise ClaimBroken(message)
 
 
-def require_close(name: str, found: Any, expected: Any, tolerance: float) -> None:
+def require_close(name: str, value: Any, expected: Any, tolerance: float) -> None:
     """Compare as gradcheck does: absolutely below 1, relative to the largest entry above."""
-    require(np.shape(found) == np.shape(expected), f"{name} has shape {np.shape(found)}, expected {np.shape(expected)}")
+    require(np.shape(value) == np.shape(expected), f"{name} has shape {np.shape(value)}, expected {np.shape(expected)}")
     if np.size(expected):
-        error, allowed = np.max(np.abs(found - expected)), tolerance * max(1.0, np.max(np.abs(expected)))
+        error, allowed = np.max(np.abs(value - expected)), tolerance * max(1.0, np.max(np.abs(expected)))
         require(error <= allowed, f"{name} is off by {error:.3g}, allowed {allowed:.1g}")
 
 
-def require_same(name: str, found: Any, expected: Any) -> None:
+def require_same(name: str, value: Any, expected: Any) -> None:
     """Compare bit by bit."""
-    if not np.array_equal(found, expected, equal_nan=True):
+    if not np.array_equal(value, expected, equal_nan=True):
         # The message takes longer than the comparison, so it is made only here.
-        raise ClaimBroken(f"{name} differs: {found} and {expected}")
+        raise ClaimBroken(f"{name} differs: {value} and {expected}")
 
 
-def _require_all_close(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> None:
-    require(found.keys() == expected.keys(), f"gradients of {sorted(found)}, expected of {sorted(expected)}")
-    for name, grad in found.items():
+def _require_all_close(grads: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> None:
+    require(grads.keys() == expected.keys(), f"gradients of {sorted(grads)}, expected of {sorted(expected)}")
+    for name, grad in grads.items():
         require_close(f"the gradient of {name}", grad, expected[name], tolerance)
 
 
-def _require_all_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    require(found.keys() == expected.keys(), f"gradients of {sorted(found)}, expected of {sorted(expected)}")
-    for name, grad in found.items():
+def _require_all_same(grads: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    require(grads.keys() == expected.keys(), f"gradients of {sorted(grads)}, expected of {sorted(expected)}")
+    for name, grad in grads.items():
         require_same(f"the gradient of {name}", grad, expected[name])
 
 
@@ -112,12 +112,12 @@ def float32_follows_float64(case: Case, problem: Problem) -> None:
     params, dy = case.params(problem), case.dy(problem).astype(np.float32)
     single = {name: p.astype(np.float32) for name, p in params.items()}
     exact = {name: p.astype(np.float64) for name, p in single.items()}
-    found = {"y": case.output(problem)(single), **case.gradients(problem, single, dy)}
+    answers = {"y": case.output(problem)(single), **case.gradients(problem, single, dy)}
     expected = {"y": case.output(problem)(exact), **case.gradients(problem, exact, dy.astype(np.float64))}
-    for name, array in found.items():
+    for name, array in answers.items():
         require(array.dtype == np.float32, f"{name} is {array.dtype} for float32")
         require(expected[name].dtype == np.float64, f"{name} is {expected[name].dtype} for float64")
-    _require_all_close(found, expected, 5e-5)
+    _require_all_close(answers, expected, 5e-5)
 
 
 def backward_is_pure(case: Case, problem: Problem) -> None:
@@ -139,11 +139,11 @@ def backward_is_pure(case: Case, problem: Problem) -> None:
 def backward_is_linear_in_the_cotangent(case: Case, problem: Problem) -> None:
     """The backward of a sum is the sum of the backwards, and of zero it is zero."""
     params, dy, other = case.params(problem), case.dy(problem), case.dy(problem, "target")
-    one, two = case.gradients(problem, params, dy), case.gradients(problem, params, other)
+    first, second = case.gradients(problem, params, dy), case.gradients(problem, params, other)
     both = case.gradients(problem, params, 2 * dy - 3 * other)
-    _require_all_close(both, {name: 2 * one[name] - 3 * two[name] for name in one}, 1e-11)
+    _require_all_close(both, {name: 2 * first[name] - 3 * second[name] for name in first}, 1e-11)
     nothing = case.gradients(problem, params, 0 * dy)
-    _require_all_same(nothing, {name: np.zeros_like(grad) for name, grad in one.items()})
+    _require_all_same(nothing, {name: np.zeros_like(grad) for name, grad in first.items()})
 
 
 def backward_knows_no_large_and_no_small(case: Case, problem: Problem) -> None:
@@ -286,9 +286,9 @@ def every_precision_is_exact_on_small_integers(case: Case, problem: Problem) -> 
     expected = {"y": case.output(integers)(exact), **case.gradients(integers, exact, dy)}
     for dtype in (np.float16, np.float32):
         params = {name: p.astype(dtype) for name, p in exact.items()}
-        found = {"y": case.output(integers)(params), **case.gradients(integers, params, dy.astype(dtype))}
-        _require_all_same(found, expected)
-        for name, array in found.items():
+        answers = {"y": case.output(integers)(params), **case.gradients(integers, params, dy.astype(dtype))}
+        _require_all_same(answers, expected)
+        for name, array in answers.items():
             require(array.dtype == dtype, f"{name} is {array.dtype} for {np.dtype(dtype)}")
 
 

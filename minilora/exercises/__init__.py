@@ -40,7 +40,7 @@ from .functions import (
     check_loss_gradient,
     check_merged,
 )
-from .questions import QUESTIONS, Question, check_prediction, rank_curve
+from .questions import QUESTIONS, Question, check_prediction, rank_curve, rate_curve
 
 __all__ = [
     "QUESTIONS",
@@ -58,4 +58,5 @@ __all__ = [
     "check_merged",
     "check_prediction",
     "rank_curve",
+    "rate_curve",
 ]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from ..conformance.bugs.table import known
 from ..optim import Adam
 from .grading import (
     DIFFERENT,
+    DIVISIONS,
+    EQUAL,
     NOT_DIVIDED,
     ROOT,
     SCALES,
@@ -30,6 +33,7 @@ from .grading import (
     product_forms,
     same,
     say,
+    value_or_none,
 )
 from .questions import first_problem
 
@@ -61,34 +65,111 @@ def check_loss_gradient(answer: Callable) -> bool:
     return grade(lambda d: answer(d.p, d.t), {"dy": [(right, ""), *loss]}, means, praise)
 
 
+class Product(NamedTuple):
+    """A step whose answer is one product: what it is made of, the forms that people write, and the praise."""
+
+    result: str
+    shape: str
+    inputs: tuple[str, ...]  # the names of the arguments, in order
+    forms: Mistakes
+    scales: Mistakes
+    praise: str
+
+
+PRODUCTS = {
+    "grad_B": Product(
+        "dB",
+        "(out, r)",
+        ("dy", "h", "s"),
+        product_forms(
+            ("dy", lambda d: d.s * d.dy),
+            ("h", lambda d: d.h),
+            transposed=(True, False),
+            like="B (out, r)",
+            why="B_ok meets column o of dy and column k of h, so the sum runs over the rows n of both",
+        ),
+        SCALES,
+        "dB is right: the column of dy against the column of h, added up over the rows.",
+    ),
+    "grad_h": Product(
+        "dh",
+        "(N, r)",
+        ("dy", "B", "s"),
+        product_forms(
+            ("dy", lambda d: d.s * d.dy),
+            ("B", lambda d: d.B),
+            transposed=(False, False),
+            like="h (N, r)",
+            why="h_nk meets row n of dy and column k of B, so the sum runs over the outputs o",
+        ),
+        SCALES,
+        "dh is right. It carries the s to everything that comes after it.",
+    ),
+    "grad_A": Product(
+        "dA",
+        "(r, in)",
+        ("dh", "x"),
+        product_forms(
+            ("dh", lambda d: d.dh),
+            ("x", lambda d: d.x),
+            transposed=(True, False),
+            like="A (r, in)",
+            why="A_ki meets column k of dh and column i of x, so the sum runs over the rows n of both",
+        ),
+        SIZES,
+        "dA is right, and it has no s of its own: that came with dh.",
+    ),
+}
+"""Steps 2 to 4. `check_grad_B` and its two neighbours grade a function, the site an expression, by the same forms."""
+
+
+def grade_product(name: str, answer: Callable) -> bool:
+    """Grade a function that should return the product of a step."""
+    step = PRODUCTS[name]
+    ask: Formula = lambda d: answer(*(getattr(d, given) for given in step.inputs))  # noqa: E731
+    return grade(ask, {step.result: step.forms}, step.scales, step.praise)
+
+
+def expression_sheet(name: str) -> dict[str, Any]:
+    """Return what an expression for a step is judged by, as JSON can hold it: `docs/_static/expression.js` judges.
+
+    Each list has two entries: for sizes that all differ, and for sizes that are all equal.
+    """
+    step, both = PRODUCTS[name], (data(**DIFFERENT), data(**EQUAL))
+
+    def listed(formula: Formula) -> list[Any]:
+        products = [value_or_none(formula, d) for d in both]
+        return [None if value is None else np.asarray(value).tolist() for value in products]
+
+    scales = []
+    for scale in step.scales:
+        different, equal = listed(scale[0])
+        if scale in DIVISIONS:  # where all sizes are equal, a division by one of them could be by any
+            equal = None
+        scales.append({"values": [different, equal], "hint": scale[1]})
+    return {
+        "result": step.result,
+        "shape": step.shape,
+        "inputs": {given: listed(attrgetter(given)) for given in step.inputs},
+        "forms": [{"values": listed(formula), "hint": hint} for formula, hint in step.forms],
+        "scales": scales,
+        "praise": step.praise,
+    }
+
+
 def check_grad_B(answer: Callable) -> bool:
     """Grade step 2, ``grad_B(dy, h, s) -> dB`` of y = s h B^T. Results are as in `check_loss_gradient`."""
-    why = "B_ok meets column o of dy and column k of h, so the sum runs over the rows n of both"
-    forms = product_forms(
-        ("dy", lambda d: d.s * d.dy), ("h", lambda d: d.h), transposed=(True, False), like="B (out, r)", why=why
-    )
-    praise = "dB is right: the column of dy against the column of h, added up over the rows."
-    return grade(lambda d: answer(d.dy, d.h, d.s), {"dB": forms}, SCALES, praise)
+    return grade_product("grad_B", answer)
 
 
 def check_grad_h(answer: Callable) -> bool:
     """Grade step 3, ``grad_h(dy, B, s) -> dh`` of y = s h B^T. Results are as in `check_loss_gradient`."""
-    why = "h_nk meets row n of dy and column k of B, so the sum runs over the outputs o"
-    forms = product_forms(
-        ("dy", lambda d: d.s * d.dy), ("B", lambda d: d.B), transposed=(False, False), like="h (N, r)", why=why
-    )
-    praise = "dh is right. It carries the s to everything that comes after it."
-    return grade(lambda d: answer(d.dy, d.B, d.s), {"dh": forms}, SCALES, praise)
+    return grade_product("grad_h", answer)
 
 
 def check_grad_A(answer: Callable) -> bool:
     """Grade step 4, ``grad_A(dh, x) -> dA`` of h = x A^T. Results are as in `check_loss_gradient`."""
-    why = "A_ki meets column k of dh and column i of x, so the sum runs over the rows n of both"
-    forms = product_forms(
-        ("dh", lambda d: d.dh), ("x", lambda d: d.x), transposed=(True, False), like="A (r, in)", why=why
-    )
-    praise = "dA is right, and it has no s of its own: that came with dh."
-    return grade(lambda d: answer(d.dh, d.x), {"dA": forms}, SIZES, praise)
+    return grade_product("grad_A", answer)
 
 
 def check_backward(answer: Callable) -> bool:

@@ -131,7 +131,7 @@ def grade(
 def _identify(value: Any, d: Data, forms: Mistakes, scales: Mistakes) -> str:
     """Say which form times which factors a value is; "" where it is none of them."""
     for formula, hint in forms:
-        ratio = _ratio(value, _or_none(formula, d))
+        ratio = _ratio(value, value_or_none(formula, d))
         if ratio is None or (ratio == 1 and not hint):
             continue
         return "; and ".join(part for part in (hint, _factors(ratio, d, scales)) if part)
@@ -190,8 +190,8 @@ def call_answer(
         seen = [np.shape(value) for value in got]
         orders = [order for order in permutations(shapes) if [shapes[name] for name in order] == seen]
         if orders:
-            asked, given_order = ", ".join(shapes), ", ".join(orders[0])
-            return {}, None, f"swapped? ({asked}) is asked; you returned the shapes of ({given_order})"
+            order, theirs = ", ".join(shapes), ", ".join(orders[0])
+            return {}, None, f"swapped? ({order}) is asked; you returned the shapes of ({theirs})"
         shape, value = shapes[wrong[0]], arrays[wrong[0]]
         return arrays, f"wrong shape: {wrong[0]} must be {shape}, you returned {describe(value)}", None
     return arrays, None, None
@@ -223,7 +223,7 @@ def same(value: Any, other: Any) -> bool:
     return value is not None and np.shape(value) == np.shape(other) and np.allclose(value, other, rtol=1e-9, atol=1e-12)
 
 
-def _or_none(formula: Formula, d: Data) -> Any:
+def value_or_none(formula: Formula, d: Data) -> Any:
     """Return what the formula gives, or None, which equals no answer, where its shapes do not fit."""
     try:
         return formula(d)

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import check_choice, check_number
+from ..evaluation import evaluate
 from ..language.trainingmemory import LLAMA_2_7B, training_memory
 from ..linear import Linear
 from ..lora import LoRA
 from ..optim import Adam
+from ..training import train
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..verify.closed_form import best_adapter
@@ -82,7 +84,8 @@ def sheet(name: str) -> dict[str, Any]:
     question = QUESTIONS[name]
     answer = _answer(name)
     result = answer if isinstance(answer, str) else f"{answer:.4g}" if abs(answer) > ZERO else "0, but for rounding"
-    data: dict[str, Any] = {"answer": answer, "right": f"Right: the experiment gives {result}. {question.why}"}
+    told = f"{result}. {question.why}"
+    data: dict[str, Any] = {"answer": answer, "right": f"Right: {told}", "solution": f"The answer is {told}"}
     data |= {"known": [list(pair) for pair in question.known.items()], "hints": list(question.hints)}
     return data | {"tolerance": TOLERANCE, "zero": ZERO, "choices": list(question.choices)}
 
@@ -171,6 +174,32 @@ def rank_curve() -> dict[int, tuple[float, float]]:
 def _best_rank() -> str:
     curve = rank_curve()
     return str(min(curve, key=lambda rank: curve[rank][1]))
+
+
+RATES = (0.0005, 0.002, 0.008, 0.03, 0.12)
+
+
+@cache
+def rate_curve() -> dict[float, tuple[float, float]]:
+    """Return for each rate the loss of an adapter of rank 4 on the 60 rows of its training, and on 2,000 new rows."""
+    rng = np.random.default_rng(3)
+    change = rng.standard_normal((8, 4)) @ rng.standard_normal((4, 24)) / 6
+
+    def rows(count: int) -> tuple[np.ndarray, np.ndarray]:
+        x = rng.standard_normal((count, 24))
+        return x, x @ change.T + rng.standard_normal((count, 8))
+
+    seen, new, curve = rows(60), rows(2000), {}
+    for rate in RATES:
+        layer = LoRA.init(24, 8, rank=4, alpha=8, rng=np.random.default_rng(1), dtype="float64")
+        train(layer, *seen, epochs=150, batch_size=20, lr=rate, rng=np.random.default_rng(2))
+        curve[rate] = evaluate(layer, *seen), evaluate(layer, *new)
+    return curve
+
+
+def _best_rate() -> str:
+    curve = rate_curve()
+    return str(min(curve, key=lambda rate: curve[rate][1]))
 
 
 FACTORS = {"1/16": 1 / 16, "1/4": 1 / 4, "1": 1, "4": 4, "16": 16}
@@ -325,7 +354,8 @@ QUESTIONS: dict[str, Question] = {
         },
     ),
     "rank from a curve": Question(
-        "Adapters of rank 1, 2, 4, 8 and 16 were fitted to the same 60 rows. exercises.rank_curve() has the loss of "
+        "Adapters of rank 1, 2, 4, 8 and 16 were fitted to the same 60 rows. The curve, which "
+        "exercises.rank_curve() returns, has the loss of "
         "each on these rows, and on new ones. Which rank do you take?",
         _best_rank,
         "There the loss on new rows is least: the true change has rank 4. More rank learns the noise of the 60 rows.",
@@ -337,6 +367,20 @@ QUESTIONS: dict[str, Question] = {
             "16": "Here the loss on the fitted rows is least, as it must be. Look at the rows that were not seen.",
         },
         tuple(map(str, CURVE_RANKS)),
+    ),
+    "rate from a curve": Question(
+        "An adapter of rank 4 was trained on the same 60 rows at five rates, 450 steps each. The curve, which "
+        "exercises.rate_curve() returns, has the loss on these rows, and on new ones. Which rate do you take?",
+        _best_rate,
+        "There the loss on new rows is least. Larger rates end higher there: the 60 rows have noise, which they learn.",
+        ("Read the curve of the new rows.", "Look for the lowest point of the curve of the new rows."),
+        {
+            "0.0005": "Both losses still fall from here: this rate was not done after 450 steps.",
+            "0.008": "Here the loss on the rows it trained on is least. Look at the rows that it did not see.",
+            "0.03": "Both curves are higher than at a smaller rate.",
+            "0.12": "Here the steps are so large that even the loss on the rows it trained on is higher.",
+        },
+        tuple(map(str, RATES)),
     ),
     "first move, one row": Question(
         f"{_MOVE} The step is taken for one row. About how many times as far does it move that row's output?",

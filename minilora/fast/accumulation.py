@@ -15,20 +15,17 @@ since its results depend on how many it has. So the bits do not depend on the nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..checks import Array, check_integer
-from ..evaluation import evaluate
+from ..evaluation import Gradients, backpropagate, evaluate
 from ..layer import Layer
 from ..losses import IGNORED, Loss, count, mse
+from ..variants.dropout import of_sequences
 from .threads import check_workers, on_threads
-
-Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
 
 
 def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) -> Accumulated:
@@ -65,13 +62,7 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
         than one worker meets a CuPy array.
     """
     rows, workers = check_integer("rows", rows, at_least=1), check_integer("workers", workers, at_least=1)
-    return Accumulated(rows, workers, gradients or _whole)
-
-
-def _whole(model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-    """Return the gradients of a part in one piece."""
-    prediction, cache = model.forward(x)
-    return model.backward(loss(prediction, y)[1], cache, need_dx=False)[1]
+    return Accumulated(rows, workers, gradients or backpropagate)
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class Accumulated:
 
     rows: int  # of a part
     workers: int  # parts at once
-    gradients: Gradients = _whole  # of a part
+    gradients: Gradients = backpropagate  # of a part
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)`` at what trains."""
@@ -94,7 +85,7 @@ class Accumulated:
             return value, d_prediction
 
         def of_part(part: slice) -> dict[str, Array]:
-            return self.gradients(model, x[part], y[part], share)
+            return self.gradients(of_sequences(model, part), x[part], y[part], share)
 
         total: dict[str, Array] = {}
         with on_threads(of_part, _parts(y, self.rows), self.workers) as of_parts:

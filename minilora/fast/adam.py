@@ -45,6 +45,7 @@ def update_by_blocks(
 ) -> None:  # fmt: skip
     """Do what `minilora.optim.adam_update` does, some rows at a time and in place: the same bits."""
     beta1, beta2 = betas
+    rests = theta.dtype.type(1 - beta1**t) == 1  # after some 160 steps of float32: (22) divides by one
     height = max(1, BLOCK * len(theta) // theta.size)
     first, second = np.empty_like(theta[:height]), np.empty_like(theta[:height])
     for start in range(0, len(theta), height):
@@ -56,9 +57,9 @@ def update_by_blocks(
         v_b *= beta2  # (21)
         np.square(g_b, out=a)
         v_b += np.multiply(1 - beta2, a, out=a)
-        np.divide(m_b, 1 - beta1**t, out=a)  # (22)
+        m_hat = m_b if rests else np.divide(m_b, 1 - beta1**t, out=a)  # (22)
         np.divide(v_b, 1 - beta2**t, out=b)  # (23)
-        np.multiply(lr, a, out=a)  # (24)
+        np.multiply(lr, m_hat, out=a)  # (24)
         np.sqrt(b, out=b)
         b += eps
         theta_b -= np.divide(a, b, out=a)

@@ -34,7 +34,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
 from ..guards.errors import FileRefused, short
-from ..guards.tensorfile import MAX_HEADER, decode, encode, in_dtype, tensor_header
+from ..guards.tensorfile import FLOATS, MAX_HEADER, decode, encode, in_dtype, tensor_header
 from ..guards.wholefiles import replaceable, written_together
 from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
@@ -63,6 +62,8 @@ from .peft.expertkeys import WRITTEN_AS, ExpertForm, places
 __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
+FILE_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+"""The types that a file can have, and their names there."""
 PLACES: tuple[Any, ...] = (LORA.beside, *(variant.beside for variant in PEFT_NAMES), Rewritten)
 """The classes of adapted layers that PEFT's layout can hold."""
 
@@ -102,12 +103,7 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
         check_float_dtype("dtype", dtype)
     by_path: dict[str, Any] = {}
     with AdapterFolder.reading(path) as (folder, file):
-        if folder.with_base:
-            warnings.warn(
-                f"{folder.file.path} also holds the base's own weight of {short(min(folder.with_base))}, which is not "
-                "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
-                stacklevel=2,
-            )
+        folder.warn_of_base()
         for module, layer in folder.layers.items():
             form = folder.forms[module]
             reaches = f"the factors of {short(module)} reach"
@@ -170,6 +166,8 @@ def save_adapter(
     base_model: str | None = None,
     task_type: str | None = None,
     target_modules: Sequence[str] | None = None,
+    lora_dropout: float = 0.0,
+    dtype: str | None = None,
 ) -> None:
     """Write adapters in PEFT's layout.
 
@@ -189,12 +187,18 @@ def save_adapter(
     target_modules : sequence of str, optional
         Ends of the paths, such as "q_proj", that name these modules of the base and no other
         (`minilora.adaptation.ends_of`). Without them the file has the whole paths.
+    lora_dropout : float
+        The probability with which an entry of an adapter's input was dropped in the training, for one that goes on
+        elsewhere.
+    dtype : {"float16", "bfloat16", "float32", "float64"}, optional
+        Of the tensors in the file, each number rounded to nearest with ties to even; by default that of each
+        array.
 
     Raises
     ------
     ValueError, TypeError
-        If an adapter cannot be written, some have a magnitude and others not, or the folder holds under these names
-        anything but files. Nothing has been written then.
+        If an adapter cannot be written, some have a magnitude and others not, a number is too large for `dtype`, or
+        the folder holds under these names anything but files. Nothing has been written then.
     OSError
         If the disk does not take the files. The adapter that was there is left as it was.
     """
@@ -205,6 +209,8 @@ def save_adapter(
         check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
+    if dtype is not None and dtype not in FILE_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(FILE_DTYPES)} or None, got {dtype!r}")
     by_path: dict[str, Adapter | StackedLoRA] = {}
     tensors: dict[str, np.ndarray] = {}
     for module, layer in layers.items():
@@ -218,6 +224,8 @@ def save_adapter(
         if clash := new.keys() & tensors.keys():
             raise ValueError(f"layers[{short(module)}] and another layer would both be {short(min(clash))} in the file")
         tensors |= new
+    if dtype is not None:
+        tensors = {key: _rounded(key, array, FILE_DTYPES[dtype]) for key, array in tensors.items()}
     _check_alike(by_path)
     use_rslora = all(adapter.use_rslora for adapter in by_path.values())
     for module, adapter in by_path.items():
@@ -225,7 +233,8 @@ def save_adapter(
         check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    further: dict[str, Any] = {"task_type": task_type}
+    dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
+    further: dict[str, Any] = {"task_type": task_type, "lora_dropout": dropout}
     if target_modules is not None:
         _check_ends(target_modules, by_path)
         further["target_modules"] = [*target_modules]
@@ -322,6 +331,15 @@ def _written(module: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(host).all():
         raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
     return host
+
+
+def _rounded(key: str, array: np.ndarray, name: str) -> np.ndarray:
+    """Return numbers in a type of the file, those of bfloat16 as their bits; refuse one that it cannot hold."""
+    with np.errstate(over="ignore"):
+        raw = encode(array, name)
+    if not np.isfinite(decode(raw, name)).all():
+        raise ValueError(f"{short(key)} reaches {np.abs(array).max():g}, more than {name} holds")
+    return raw.view(FLOATS[name]).reshape(array.shape)
 
 
 def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:

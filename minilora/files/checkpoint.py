@@ -42,6 +42,8 @@ METADATA_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 2
 PARTS = ("params", "m", "v")
 """The tensors' names are ``params.NAME``, ``m.NAME`` and ``v.NAME``."""
+BEST = "best"
+"""Of the parameters of the best epoch so far, ``best.NAME``, where a training keeps them."""
 BY_NAME = "/"
 """Stands between a training's name and the rest, where a file has several trainings: ``base/params.NAME``."""
 FIELDS = {"t": int, "rng_state": dict, "epoch": int, "epochs": list, "losses": list, "configuration": dict}
@@ -69,6 +71,8 @@ class Checkpoint:
         What is kept with each state and not compared, as JSON has it. It may change between two epochs.
     name : str
         Of the training, where one file keeps several, one after the other, as the article's two.
+    best : dict of str to array, optional
+        Parameters besides those of the last epoch, by their names: kept with each state, and brought back here.
 
     Raises
     ------
@@ -85,9 +89,11 @@ class Checkpoint:
         *,
         notes: Mapping[str, Any] | None = None,
         name: str = "",
+        best: dict[str, Array] | None = None,
     ) -> None:
         self.path = check_path("checkpoint", path)
         self.settings, self.notes, self.name = dict(settings or {}), notes, name
+        self.best: dict[str, Array] = {} if best is None else best
         self.others = Contents({}, {})  # the other trainings of the file
         for key, value in self.settings.items():
             if not isinstance(key, str) or not isinstance(value, (bool, int, float, str)):
@@ -107,7 +113,7 @@ class Checkpoint:
         epochs : int
             How many it is to have in all.
         settings : mapping
-            ``batch_size``, ``steps``, ``log_every`` and ``loss``, the loss's name.
+            ``batch_size``, ``steps``, ``log_every`` and ``loss``, the loss's name; ``schedule`` where there is one.
         data : mapping
             ``X``, ``Y`` and ``held_out``, which may be None.
 
@@ -135,6 +141,7 @@ class Checkpoint:
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
         for name, p in state.optimizer.params.items():
             p[...] = params[name]
+        self.best.update({name: asarray(array) for name, array in saved.arrays[BEST].items()})
         state.rng.bit_generator.state = saved.rng_state
         state.epoch = saved.epoch
         state.history.epochs[:], state.history.losses[:] = saved.epochs, saved.losses
@@ -148,7 +155,7 @@ class Checkpoint:
             If the file cannot be written. The one before it is left as it was.
         """
         optimizer, history = state.optimizer, state.history
-        arrays = {"params": optimizer.params, "m": optimizer.m, "v": optimizer.v}
+        arrays = {"params": optimizer.params, "m": optimizer.m, "v": optimizer.v, BEST: self.best}
         tensors = {
             f"{_start(self.name)}{part}.{name}": np.ascontiguousarray(backend_of(array).to_numpy(array))
             for part, named in arrays.items()
@@ -179,7 +186,7 @@ class Checkpoint:
 class Saved:
     """A training between two epochs, as a file has it."""
 
-    arrays: Mapping[str, Mapping[str, np.ndarray]]  # by part, ``params``, ``m`` and ``v``, and by name
+    arrays: Mapping[str, Mapping[str, np.ndarray]]  # by part, ``params``, ``m``, ``v`` and ``best``, and by name
     t: int  # Adam's count of steps
     rng_state: Mapping[str, Any]  # of the generator that draws the batches
     epoch: int  # the number of epochs done
@@ -249,7 +256,7 @@ def read(path: Path, name: str = "") -> Saved | None:
             expected = f"one of the name {name}" if name else "one without a name"
             raise CheckpointError(printable(f"{str(path)!r} keeps {trainings}, expected {expected}"))
         rest = parse_json(path, whole.texts[name].encode(), "checkpoint's text")
-        arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
+        arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in (*PARTS, BEST)}
         for key, tensor in whole.tensors.items():
             if not key.startswith(_start(name)):
                 continue
@@ -316,6 +323,7 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
         "batch_size": settings["batch_size"],
         "steps": settings["steps"],
         "lr": optimizer.lr,
+        **({"schedule": settings["schedule"]} if "schedule" in settings else {}),
         "log_every": settings["log_every"],
         "loss": settings["loss"],
         "rng": seed_of(state.rng),
@@ -416,7 +424,7 @@ def check_contents(path: Path, saved: Saved, state: TrainingState, configuration
                 printable(f"{str(path)!r} is not a whole checkpoint: {what} is {value}, expected {expected}")
             )
     for part, arrays in saved.arrays.items():
-        for name, like in state.optimizer.params.items():
+        for name, like in state.optimizer.params.items() if arrays or part != BEST else ():
             array = arrays.get(name)
             if array is None or (array.shape, array.dtype.name) != (tuple(like.shape), dtype_name(like)):
                 what = "missing" if array is None else f"{array.dtype} {array.shape}"

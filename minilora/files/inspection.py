@@ -47,8 +47,14 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
     ------
     FileRefused
         If it cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If the file also holds a base's own weight, which is no part of the adapter.
     """
     with AdapterFolder.reading(check_path("path", path)) as (folder, file):
+        folder.warn_of_base()
         return [_summary(folder, module, *folder.read(module, file)) for module in folder.layers]
 
 

@@ -41,7 +41,8 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
         If another process keeps the lock for longer than `LOCK_SECONDS`.
     """
     try:
-        handle = os.open(folder, os.O_RDONLY) if fcntl else None
+        # O_DIRECTORY: to open a pipe would wait for a writer for ever.
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY) if fcntl else None
     except OSError:
         if not shared:
             raise

@@ -10,7 +10,8 @@ speak. If m_i is the assistant's, its turn begins where T(m_1 ... m_i-1) G ends,
 
 This holds if each is a prefix of the next. Some templates write a message otherwise once another follows, or leave out
 what the model thought in earlier turns: what they show in training is not what the model sees when it answers. Such a
-chat is refused.
+chat is refused. But a template may say itself where the model speaks, by the tags {% generation %} and
+{% endgeneration %}: then what stands between them counts, as in transformers, and the template runs once.
 
 The text is then encoded whole, as transformers does. A token counts if it holds letters of a turn. A turn is over with
 its end token, here <|im_end|>: a line break that the template writes behind it does not count. Whatever a message says
@@ -64,26 +65,59 @@ def write_chat(
         If the messages are none, if no turn is the assistant's or one is empty, or if the template refuses them or
         writes them otherwise once another follows, or leaves out something that they or the tools say.
     """
-    messages = checked_messages(messages)
-    text, turns = _whole(messages, template, tools), []
+    text, turns, _ = _written(checked_messages(messages), template, tools)
+    return text, turns
+
+
+def _written(
+    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None
+) -> tuple[str, list[tuple[int, int]], bool]:
+    """Return a chat as a text, where each turn begins and ends in it, and whether the template itself says so."""
+    text, tagged = _whole(messages, template, tools)
+    turns = tagged or _by_prefixes(messages, template, tools, text)
+    check_traces(messages, template, tools, text)
+    return text, turns, bool(tagged)
+
+
+def _by_prefixes(
+    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str
+) -> list[tuple[int, int]]:
+    """Return where each of the assistant's turns begins and ends in a text, from what the template writes of fewer."""
+    turns = []
     for i, message in enumerate(messages):
         if message["role"] == SPEAKER:
             before = template.render(messages[:i], add_generation_prompt=True, tools=tools)
-            after = template.render(messages[: i + 1], tools=tools)
+            after = _ended(messages[: i + 1], template, tools, text if i + 1 == len(messages) else None)
             for shorter, longer in ((before, after), (after, text)):
                 if not longer.startswith(shorter):
                     raise ValueError(_no_prefix(i, shorter, longer))
             if before == after:
                 raise ValueError(f"the chat template writes nothing of message {i + 1}, the {SPEAKER}'s")
             turns.append((len(before), len(after)))
-    check_traces(messages, template, tools, text)
-    return text, turns
+    return turns
 
 
-def _whole(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
-    """Return what the template makes of a chat. Some fail on a content that is null."""
+def _ended(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str | None) -> str:
+    """Return what a template writes up to the end of a turn.
+
+    Some write an end of their own behind the last message, where no answer is to follow: Phi-3's writes <|endoftext|>
+    behind <|end|> there. It ends the chat and no turn, so that it is left away. `text` is what it writes, where that is
+    known.
+    """
+    after, end = text or template.render(messages, tools=tools), template.tokens.get("eos_token")
+    if not end or not after.endswith(end):
+        return after
+    followed = template.render(messages, add_generation_prompt=True, tools=tools)
+    without = after.removesuffix(end)
+    return without if followed.startswith(without) and not followed.startswith(after) else after
+
+
+def _whole(
+    messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return what the template makes of a chat, and the turns that it marks. Some fail on a content that is null."""
     try:
-        return template.render(messages, tools=tools)
+        return template.render_with_turns(messages, tools=tools)
     except ValueError as error:
         empty = [i for i, message in enumerate(messages, start=1) if message.get("content") is None]
         if not empty:
@@ -226,7 +260,7 @@ def tokens_of(part: tuple[int, int], places: Sequence[tuple[int, int]]) -> slice
     part : (int, int)
         The letter where the part begins, and the one where it is over.
     places : sequence of (int, int)
-        The same of each token, as `Tokenizer.places` gives them.
+        The same of each token, as `Tokenizer.tokens` gives them.
     """
     first = bisect_right([stop for _, stop in places], part[0])
     return slice(first, max(first, bisect_left([start for start, _ in places], part[1])))
@@ -256,11 +290,18 @@ def encode_chat(
     ValueError
         As `write_chat` does.
     """
-    text, turns = write_chat(messages, template, tools)
-    ids, places = tokenizer.encode(text), tokenizer.places(text)
+    return encode_checked(checked_messages(messages), template, tokenizer, tools)
+
+
+def encode_checked(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
+) -> tuple[list[int], np.ndarray]:
+    """Do what `encode_chat` does with messages that `checked_messages` returned."""
+    text, turns, tagged = _written(messages, template, tools)
+    ids, places = tokenizer.tokens(text)
     counted = np.zeros(len(ids), bool)
     for turn in turns:
-        counted[_tokens_of_turn(turn, text, ids, places, tokenizer)] = True
+        counted[tokens_of(turn, places) if tagged else _tokens_of_turn(turn, text, ids, places, tokenizer)] = True
     return ids, counted
 
 
@@ -280,7 +321,11 @@ def is_control(number: int, tokenizer: Tokenizer) -> bool:
 
 
 def encode_question(
-    question: str, template: ChatTemplate, tokenizer: Tokenizer, system: str | None = None
+    question: str,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    system: str | None = None,
+    before: Sequence[Message] = (),
 ) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a user's message with what lets the model answer, and the tokens that end the answer.
 
@@ -293,17 +338,19 @@ def encode_question(
     template, tokenizer : ChatTemplate, Tokenizer
         The model's.
     system : str, optional
-        A system message that stands before it.
+        A system message that stands first.
+    before : sequence of mappings
+        The messages of the dialogue so far.
 
     Raises
     ------
     ValueError
         If the template refuses a message, or writes nothing of the system's.
     """
-    messages: list[Message] = [{"role": "user", "content": question}]
+    messages: list[Message] = [*before, {"role": "user", "content": question}]
     if system is not None:
-        alone, messages = messages, [{"role": "system", "content": system}, *messages]
-        if template.render(alone) == template.render(messages):
+        without, messages = messages, [{"role": "system", "content": system}, *messages]
+        if template.render(without) == template.render(messages):
             raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
     ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
     try:

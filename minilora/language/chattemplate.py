@@ -36,6 +36,8 @@ MOST_MEMORY = 1 << 29
 """Bytes that the process may fill; with a template in use it fills 40 MB."""
 FILE, FURTHER = "chat_template.jinja", FURTHER_TEMPLATES
 ANSWERS = Path(guards.__file__).with_name("templateanswers.py")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message under which people write what the model thought."""
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """Names of special tokens in a .gguf file, and in a template."""
 
@@ -84,14 +86,28 @@ class ChatTemplate:
         ValueError
             If jinja2 is not installed.
         """
+        return self.render_with_turns(messages, add_generation_prompt=add_generation_prompt, tools=tools)[0]
+
+    def render_with_turns(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Any] | None = None,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return what `render` does, and where a template says that the model speaks.
+
+        It says so with ``{% generation %}`` ... ``{% endgeneration %}`` around it. Of one without these, the list is
+        empty.
+        """
         if not self.process.runs:
             needed("jinja2", "a chat template")
             self.process.seconds = SECONDS
             self._ask({"templates": self.templates})
         self.process.seconds += SECONDS_EACH
-        values = {"messages": list(messages), "tools": tools, "documents": None}
+        values = {"messages": [_as_transformers(message) for message in messages], "tools": tools, "documents": None}
         answer = self._ask({**self.tokens, **values, "add_generation_prompt": add_generation_prompt})
-        return answer["text"]
+        return answer["text"], [(start, stop) for start, stop in answer.get("spans", ())]
 
     def close(self) -> None:
         """End the process."""
@@ -103,15 +119,22 @@ class ChatTemplate:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, str]:
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a question, or refuse the template."""
         try:
-            answer: dict[str, str] = self.process.ask(question)
+            answer: dict[str, Any] = self.process.ask(question)
         except BoundsExceeded as error:
             raise FileRefused(self.path, f"its chat template cannot be used: {error}") from None
         if "error" in answer:
             raise FileRefused(self.path, f"its chat template cannot write this: {answer['error']}")
         return answer
+
+
+def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as transformers gives it to a template: without what is null, thoughts under all their names."""
+    says = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((says[name] for name in THOUGHTS if name in says), None)
+    return says if thoughts is None else {"thinking": thoughts, **says, "reasoning_content": thoughts}
 
 
 def load_template(model: str | Path) -> ChatTemplate:

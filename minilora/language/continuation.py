@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from .chat import encode_question
-from .chattemplate import load_template
+from .chat import SPEAKER, Message, encode_question
+from .chattemplate import ChatTemplate
 from .text import token_ids
 from .tokenizer import Tokenizer
 
@@ -28,17 +27,30 @@ def read_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
     return Prompt([*tokenizer.begin, *ids], text, ids, tokenizer.end)
 
 
-def read_question(message: str, model: Path, tokenizer: Tokenizer, system: str | None = None) -> Prompt:
-    """Return a user's message that the model is to answer, behind a system message if any; the answer is shown alone.
+@dataclass
+class Dialogue:
+    """A chat at the prompt: the model reads each question behind all that was said before."""
 
-    Raises
-    ------
-    ValueError
-        If the model has no chat template, or it refuses the message.
-    """
-    with load_template(model) as template:
-        ids, end = encode_question(message, template, tokenizer, system)
-    return Prompt(ids, "", [], end)
+    template: ChatTemplate
+    tokenizer: Tokenizer
+    system: str | None = None  # a message that stands first
+    messages: list[Message] = field(default_factory=list)  # the others so far
+
+    def ask(self, question: str) -> Prompt:
+        """Return a user's message that the model is to answer; the answer is shown alone.
+
+        Raises
+        ------
+        ValueError
+            If the template refuses the message, or writes nothing of the system's.
+        """
+        ids, end = encode_question(question, self.template, self.tokenizer, self.system, self.messages)
+        self.messages.append({"role": "user", "content": question})
+        return Prompt(ids, "", [], end)
+
+    def answered(self, answer: str) -> None:
+        """Take what the model said as the next message."""
+        self.messages.append({"role": SPEAKER, "content": answer})
 
 
 def spell(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:

@@ -21,7 +21,7 @@ gradient depends on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -31,14 +31,25 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_number, check_path
+from ..evaluation import Gradients
 from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
-from ..training import Gradients, evaluate_of
-from .chat import encode_chat, tokens_of
+from ..training import evaluate_of
+from .chat import encode_checked, tokens_of
 from .chattemplate import ChatTemplate, load_template
+from .llama import Llama
 from .records import ARRAY, Record, checked, converted, read_records
-from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .text import (
+    HELD_OUT,
+    check_vocabulary,
+    evaluate_where_it_counts,
+    is_held_out,
+    read_text,
+    spread,
+    token_ids,
+    windows,
+)
 from .tokenizer import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
@@ -91,6 +102,11 @@ class Data:
     length: int  # the most tokens of a row
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
     cut: Callable[[int], Data] | None = None  # examples in rows of another length
+
+    @property
+    def held_windows(self) -> float:
+        """How many rows to train on are as long as those to measure the loss on."""
+        return float(self.X_held.size / self.X.shape[1])
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse data with ids that a model of `size` tokens does not have: the tokenizer is another model's."""
@@ -202,7 +218,7 @@ def read_examples(path: Path, records: Iterable[Record], model: str | Path, toke
             try:
                 if template is None and kind == {"messages"}:
                     template = stack.enter_context(load_template(model))
-                ids, counted = encode_example(entries, tokenizer, template)
+                ids, counted = encode_record(kind, entries, tokenizer, template)
                 if not counted.any():
                     raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
             except (ValueError, TypeError) as error:
@@ -239,16 +255,25 @@ def encode_example(
     ValueError
         If nothing of it counts, or the template refuses it.
     """
-    kind, entries = checked(record)
+    return encode_record(*checked(record), tokenizer, template)
+
+
+def encode_record(
+    kind: set[str], entries: Mapping[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> tuple[list[int], np.ndarray]:
+    """Do what `encode_example` does with what `minilora.language.records.checked` returned."""
     if kind == {"messages"}:
         if template is None:
             raise ValueError("messages need the model's chat template")
-        return encode_chat(entries["messages"], template, tokenizer, entries["tools"])
+        return encode_checked(entries["messages"], template, tokenizer, entries["tools"])
     prompt, completion = ("", entries["text"]) if kind == {"text"} else (entries["prompt"], entries["completion"])
-    text = prompt + completion
-    ids = token_ids(text, tokenizer.encode)
-    counted = np.zeros(len(ids), bool)
-    counted[tokens_of((len(prompt), len(text)), tokenizer.places(text)) if prompt else slice(None)] = True
+    if prompt:
+        ids, places = tokenizer.tokens(prompt + completion)
+        counted = np.zeros(len(ids), bool)
+        counted[tokens_of((len(prompt), len(prompt + completion)), places)] = True
+    else:
+        ids = token_ids(completion, tokenizer.encode)
+        counted = np.ones(len(ids), bool)
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
     behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
     counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
@@ -296,6 +321,7 @@ class WithoutFilling:
     """
 
     gradients: Gradients
+    workers: int | None = None  # to measure losses with
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)``."""
@@ -304,7 +330,9 @@ class WithoutFilling:
         return self.gradients(model, x[:, :width], y[:, :width], loss)
 
     def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y, measured as the gradients measure it."""
+        """Return the loss over all of X and Y, of a `Llama` with logits only where a target counts."""
+        if isinstance(model, Llama):
+            return evaluate_where_it_counts(model, X, Y, loss, self.workers)
         return evaluate_of(self.gradients)(model, X, Y, loss)
 
 
@@ -333,26 +361,26 @@ def of_examples(
     longest = max(length_of(example) for example in examples)
     length = longest if length is None else length
     rows = [rows_of(example, length) for example in examples]
-    kept = [example for example, own in zip(examples, rows, strict=True) if own]
-    if len(kept) < least:
+    learnable = [example for example, own in zip(examples, rows, strict=True) if own]
+    if len(learnable) < least:
         raise FileRefused(
             path,
-            f"{len(kept)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at least "
-            f"{least}: --length {longest} keeps all",
+            f"{len(learnable)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at "
+            f"least {least}: --length {longest} keeps all",
         )
     trained: list[tuple[np.ndarray, np.ndarray]] = []
     held: list[tuple[np.ndarray, np.ndarray]] = []
-    is_held = is_held_out(len(kept), share)
+    is_held = is_held_out(len(learnable), share)
     for own, to_measure in zip(filter(None, rows), is_held, strict=True):
         (held if to_measure else trained).extend(own)
     measured = [held[row] for row in spread(np.arange(len(held)))] if held else []
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
     summary = (
-        f"{len(kept) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
+        f"{len(learnable) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
         f"{counted:,} of {tokens:,} tokens count{_lost(examples, length, longest)}"
     )
-    shown = kept[int(is_held.argmin())]  # the first to train on
+    shown = learnable[int(is_held.argmin())]  # the first to train on
     arrays, row_tokens = (*filled(trained, width), *filled(measured, width)), np.mean([len(x) for x, _ in trained])
     return Data(
         *arrays,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ..adaptation import attach
 from ..backend import Backend
+from ..files.adapters import check_base_weights
 from ..guards.errors import needed, printable
+from ..layer import walk
 from ..quantization import quantize
+from ..variants.adapter import Adapter
 from .llama import Llama
 
 
@@ -48,3 +54,29 @@ def load_model(model: Path | None, dtype: str, backend: Backend, bits: str | Non
         raise ValueError(f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(path))}")
     llama = Llama.load(path, dtype=dtype, backend=backend, keep_blocks=bits == "file")
     return quantize(llama) if bits == "nf4" else llama
+
+
+def with_adapters(
+    model: Llama, adapters: Mapping[str, Adapter], folder: Path, backend: Backend, bits: str | None
+) -> Llama:
+    """Return the model with adapters that were read; refuse those that keep the weights of another base.
+
+    Parameters
+    ----------
+    model : Llama
+        As `load_model` returns it.
+    adapters : mapping of str to Adapter
+        As `minilora.load_adapter` returns them.
+    folder : Path
+        Where they were read.
+    backend, bits
+        As `load_model` took them. A quantised model has other weights than its base, which are not compared.
+    """
+    layers = {} if bits else dict(walk(model))
+
+    def weight(path: str) -> Any:
+        array = getattr(layers.get(path), "weight", None)
+        return None if array is None else backend.to_numpy(array)
+
+    check_base_weights(folder, weight)
+    return attach(model, adapters)

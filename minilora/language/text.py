@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import Array, check_integer, check_path, kind_of
+from ..evaluation import evaluate
 from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, cross_entropy
@@ -186,15 +187,15 @@ def _places(text: str, stop: int) -> Iterator[int]:
 def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
     """Return whether what stands before a place leaves the tokens after it alone, and the other way round."""
     after = text[place : place + CONTEXT]
-    lefts = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
-    ids = [_ids_after(left, after, encode) for left in lefts]
+    befores = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
+    ids = [_ids_after(before, after, encode) for before in befores]
     return ids[0] is not None and ids[0] == ids[1] == ids[2]
 
 
-def _ids_after(left: str, right: str, encode: Callable[[str], list[int]]) -> list[int] | None:
+def _ids_after(before: str, after: str, encode: Callable[[str], list[int]]) -> list[int] | None:
     """Return the ids of a text that stands behind another; None where that one gets other ids with it than alone."""
-    whole, before = encode(left + right), encode(left) if left else []
-    return whole[len(before) :] if whole[: len(before)] == before else None
+    whole, first = encode(before + after), encode(before) if before else []
+    return whole[len(first) :] if whole[: len(first)] == first else None
 
 
 def read_text(path: str | Path) -> str:
@@ -243,3 +244,18 @@ def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, A
     logits, cache = model.forward(x, at)
     _, d_logits = loss(logits, y[at])
     return model.backward(d_logits, cache, need_dx=False)[1]
+
+
+def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None) -> float:
+    """Return the loss over all of X and Y, as `minilora.evaluate` does, with logits only where a target counts.
+
+    The decoder takes the place of the model, and the head that of the first step of the loss.
+    """
+
+    def of_hidden(h: Array, targets: Array) -> tuple[Array, Array]:
+        at = targets != IGNORED
+        if at.all() or not at.any():
+            return loss(model.lm_head(h), targets)
+        return loss(model.lm_head(h[at]), targets[at])
+
+    return evaluate(model.model, X, Y, of_hidden, workers)

@@ -25,37 +25,35 @@ from ..guards.errors import FileRefused, needed, short
 from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .modelfiles.supportedsettings import GGUF_TOKENIZER
-from .tokenizerconfig import complete, read_beside, token_text
+from .tokenizerconfig import MAX_TOKENIZER, TOKENIZER, WORDS, complete, read_beside, token_text
 
-MAX_TOKENIZER = 1 << 26
-"""Bytes of tokenizer.json that we agree to parse."""
 AT_ONCE = (1 << 21) + (1 << 10)
 """Letters that are encoded in one call, which takes half a kilobyte of memory for each."""
 END_OF_GLASSLLM = 3
 """Its id of <eos>."""
 PROBES = 300
 """Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
-QWEN2_WORDS = (
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""The words of a Qwen2's text: endings, letters with what stands before them, digits, marks, spaces."""
-NO_TEXT, USERS = (2, 3), 4
-"""GGUF's types of tokens that are no text, an unknown one and control ones, and of those that users defined.
+QWEN2_WORDS = rf"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|{WORDS}"
+"""The same as `QWEN2`, as llama.cpp has it: where case is ignored, a long s is an s too."""
+TEXT, NO_TEXT, USERS = 1, (2, 3), 4
+"""GGUF's types of tokens: a text, what is no text, which is an unknown one and control ones, and what users defined.
 
-All of them are found whole in a text, before it is split into words.
+The latter two are found whole in a text, before it is split into words.
 """
 
 
 ENDS = frozenset(
     (
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
-        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>"),
+        *("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "[e~["),
         "<\N{FULLWIDTH VERTICAL LINE}end\N{LOWER ONE EIGHTH BLOCK}of\N{LOWER ONE EIGHTH BLOCK}sentence"
         "\N{FULLWIDTH VERTICAL LINE}>",
     )
 )
-"""Names by which llama.cpp knows tokens that end a text, whatever their type is."""
+"""Names by which llama.cpp knows tokens that end a text, whatever their type is: its src/llama-vocab.cpp has them."""
+SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+"""Those that it always writes, as texts of a user."""
 BETWEEN_FILES = {
     "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
@@ -76,7 +74,7 @@ class Tokenizer:
     begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
     end: frozenset[int]  # the ids that end a text
     last: tuple[int, ...]  # the one that a text to train on ends with, or none
-    places: Callable[[str], list[tuple[int, int]]]  # the letter where each token of a text begins, and where it is over
+    tokens: Callable[[str], tuple[list[int], list[tuple[int, int]]]]  # ids, and where each one's letters begin and end
     spell: Callable[[Sequence[int]], str]  # as `decode`, with the tokens that stand for no text, by their names
 
 
@@ -111,7 +109,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers = needed("tokenizers", "tokenizer.json")
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     text = read_whole(path, MAX_TOKENIZER)
     try:
         with _panics_are_errors():
@@ -157,9 +155,14 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
         begin=tuple(_before_a_text(tokenizer)),
         end=frozenset(end),
         last=tuple(closing),
-        places=lambda text: list(encoded(text).offsets),
+        tokens=lambda text: _with_places(encoded(text)),
         spell=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
     )
+
+
+def _with_places(encoded: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the ids of an encoded text, and where the letters of each begin and are over."""
+    return list(encoded.ids), list(encoded.offsets)
 
 
 @contextlib.contextmanager
@@ -202,8 +205,9 @@ def _from_gguf(path: Path) -> Tokenizer:
         kinds = dict(zip(known["tokens"], known["token_type"], strict=True))
         if len(kinds) < len(known["tokens"]):
             raise ValueError("a token stands twice")
-        named = _named_ends(known)
+        named, within = _named_ends(known)
         kinds |= dict.fromkeys((known["tokens"][i] for i in named), NO_TEXT[1])
+        kinds |= dict.fromkeys(kinds.keys() & SHOWN, USERS) | within
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(known["tokens"])}, merges))
     except Exception as error:
         raise FileRefused(path, f"its tokenizer is damaged: {error}") from error
@@ -215,7 +219,9 @@ def _from_gguf(path: Path) -> Tokenizer:
         ]
         tokenizer.add_special_tokens(whole) if special else tokenizer.add_tokens(whole)
     keys = ("eos_token_id", "eot_token_id", "eom_token_id", *BETWEEN_FILES)
-    ours = _of(path, tokenizer, [*_end(path, [known[name] for name in keys if name in known]), *named])
+    no_ends = {known["tokens"].index(name) for name in within}
+    ends = [*_end(path, [known[name] for name in keys if name in known]), *named]
+    ours = _of(path, tokenizer, [number for number in ends if number not in no_ends])
     begin = (_begin(path, known),) if known.get("add_bos_token") else ()
     texts = {i: t for i, (t, kind) in enumerate(kinds.items()) if kind == USERS}
     return replace(
@@ -226,15 +232,21 @@ def _from_gguf(path: Path) -> Tokenizer:
     )
 
 
-def _named_ends(known: Mapping[str, Any]) -> list[int]:
-    """Return the tokens that end a text by their names: llama.cpp takes them whole, whichever type they have."""
+def _named_ends(known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
+    """Return the tokens that end a text by their names, and the types of those that only seem to.
+
+    llama.cpp takes an end whole, whichever type it has.
+    """
     ids = {token: number for number, token in enumerate(known["tokens"])}
-    ends = ENDS & ids.keys()
-    if {"<|return|>", "<|call|>"} <= ends or {"<|calls|>", "<|flush|>"} <= ends:  # there it ends a part of a turn
-        ends -= {"<|end|>"}
+    ends, within = ENDS & ids.keys(), {}
+    if {"<|call|>", "<|calls|>"} & ends and {"<|return|>", "<|flush|>"} & ends and "<|end|>" in ends:
+        within["<|end|>"] = USERS  # it ends a part of a turn
+    if {"<|tool_response>", "</s>"} <= ends:
+        within["</s>"] = TEXT
+    ends -= within.keys()
     for key, names in BETWEEN_FILES.items():
         ends |= {name for name in names if key not in known and name in ids}
-    return sorted(ids[name] for name in ends)
+    return sorted(ids[name] for name in ends), within
 
 
 def _splits_as(pre: str, tokenizers: Any) -> Any:
@@ -295,11 +307,12 @@ def _from_glassllm(path: Path) -> Tokenizer:
     except Exception as error:
         raise FileRefused(file, f"not glassllm's tokenizer: {error}") from error
 
-    def places(text: str) -> list[tuple[int, int]]:
-        """Return them in the text, of which the package encodes the composed form (NFC)."""
-        widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in tokenizer.encode(text)]
-        ends, of_letters = itertools.accumulate(widths), _composed(text)
-        return [(of_letters[end - width][0], of_letters[end - 1][1]) for end, width in zip(ends, widths, strict=True)]
+    def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the places in the text, of which the package encodes the composed form (NFC)."""
+        ids = tokenizer.encode(text)
+        widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in ids]
+        stops, letters = itertools.accumulate(widths), _composed(text)
+        return ids, [(letters[s - w][0], letters[s - 1][1]) for s, w in zip(stops, widths, strict=True)]
 
     return Tokenizer(
         encode=tokenizer.encode,
@@ -307,6 +320,6 @@ def _from_glassllm(path: Path) -> Tokenizer:
         begin=(),
         end=frozenset({END_OF_GLASSLLM}),
         last=(END_OF_GLASSLLM,),
-        places=places,
+        tokens=tokens,
         spell=lambda ids: "".join(tokenizer.tokens(list(ids))).replace(glassllm.tokenizer.SPACE, " "),
     )

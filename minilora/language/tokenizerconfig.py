@@ -16,14 +16,16 @@ from typing import Any
 
 from ..files.base.shards import MAX_MODEL_CONFIG, MODEL_CONFIG
 from ..guards.errors import FileRefused, printable, short
-from ..guards.inputfiles import read_json
+from ..guards.inputfiles import read_json, read_whole
 
+TOKENIZER, MAX_TOKENIZER = "tokenizer.json", 1 << 26
+"""And the bytes of it that we agree to parse."""
 BESIDE, LEGACY, LEGACY_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""Of a Qwen2's text: letters with what stands before them, digits, marks, spaces. Its endings stand before these."""
+QWEN2 = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{WORDS}"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
 
@@ -72,6 +74,14 @@ OWN: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
 }
 """Of transformers' classes that split a text in their own way: the normalizer, the pre_tokenizer, and the tokens."""
 
+ALSO_OWN = {
+    *("CodeGenTokenizer", "GPTNeoXTokenizer", "GPTNeoXJapaneseTokenizer", "BlenderbotTokenizer", "CLIPTokenizer"),
+    *("DebertaTokenizer", "RobertaTokenizer", "LukeTokenizer", "WhisperTokenizer", "HerbertTokenizer"),
+    *("OpenAIGPTTokenizer", "Qwen3_5Tokenizer", "T5Tokenizer", "XLMRobertaTokenizer", "XGLMTokenizer"),
+    *("BertTokenizer", "AlbertTokenizer", "MBartTokenizer", "NllbTokenizer", "PegasusTokenizer", "XLNetTokenizer"),
+}
+"""Others that do so, of which we do not hold the way against the file."""
+
 
 def read_beside(folder: Path) -> dict[str, Any]:
     """Return what tokenizer_config.json says, with the special tokens of files of before, and those of the class."""
@@ -88,7 +98,14 @@ def class_of(folder: Path, config: Mapping[str, Any]) -> str:
     name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
     if kind == "qwen2" or (kind.startswith(("qwen2_", "qwen3")) and not name):
         return "Qwen2Tokenizer"
-    return "" if kind in ("mistral", "mixtral") else name
+    if kind in ("mistral", "mixtral") or (name == "LlamaTokenizer" and _has_bytes(folder / TOKENIZER)):
+        return ""
+    return name
+
+
+def _has_bytes(path: Path) -> bool:
+    """Return whether a tokenizer splits letters into bytes: then transformers' class of Llama does as it says."""
+    return path.exists() and b'"ByteLevel"' in read_whole(path, MAX_TOKENIZER)
 
 
 def special_tokens(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -138,8 +155,7 @@ def complete(folder: Path, tokenizer: Any, added_token: Any) -> None:
             names = ("lstrip", "rstrip", "single_word", "normalized")
             more = {name: flags[name] for name in names if isinstance(flags.get(name), bool)}
             tokenizer.add_special_tokens([added_token(text, special=True, **more)])
-    if type(tokenizer.model).__name__ == "BPE":
-        _warn_of_a_class(path, class_of(folder, config), config, tokenizer)
+    _warn_of_a_class(path, class_of(folder, config), config, tokenizer)
 
 
 def _check_growth(path: Path, tokenizer: Any) -> None:
@@ -170,17 +186,18 @@ def _check_growth(path: Path, tokenizer: Any) -> None:
 
 def _warn_of_a_class(path: Path, name: str, config: Mapping[str, Any], tokenizer: Any) -> None:
     """Say where transformers splits a text otherwise than tokenizer.json says."""
-    pipeline = [_state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer)]
-    if name not in OWN or (name == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(pipeline)):
+    if name not in OWN and name not in ALSO_OWN:
         return
-    normalizer, splitter, _ = OWN[name]
+    model, pipeline = tokenizer.model, [_state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer)]
+    normalizer, splitter, _ = OWN.get(name, (None, None, None))
     prefix = config.get("add_prefix_space")
     text = json.dumps([normalizer, splitter], sort_keys=True)
     if prefix and name in ("GPT2Tokenizer", "Qwen2Tokenizer"):
         text = text.replace('"add_prefix_space": false', '"add_prefix_space": true')
     if name.endswith("LlamaTokenizer") and (prefix is False or config.get("legacy")):
         text = text.replace('"first"', '"never"' if prefix is False else '"always"')
-    if json.dumps(pipeline, sort_keys=True) != text:
+    as_file = type(model).__name__ == "BPE" and not model.ignore_merges and name in OWN
+    if not as_file or json.dumps(pipeline, sort_keys=True) != text:
         warnings.warn(
             printable(
                 f"{path}: transformers 5 builds its {name} anew, not as tokenizer.json says, which is followed here: "

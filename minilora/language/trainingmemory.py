@@ -114,8 +114,8 @@ def training_memory(
         rank, gradient = check_integer("rank", rank, at_least=1), 4  # adapters train in float32
         adapted = [shape for path, shape in _matrices(config).items() if _is_named(path, targets)]
         trained = sum(rank * math.prod(shape[:-2]) * sum(shape[-2:]) for shape in adapted)
-    kept = [_kept_in_a_layer(config, layer, targets, rank or 0) for layer in range(layers)]
-    activations = layers * d + max(kept) if recompute else sum(kept)
+    layer_sizes = [_layer_size(config, layer, targets, rank or 0) for layer in range(layers)]
+    activations = layers * d + max(layer_sizes) if recompute else sum(layer_sizes)
     return {
         "weights": round(matrices * (bits + CONSTANTS[bits]) / 8 + 2 * elsewhere),
         "trained": 4 * trained,
@@ -156,7 +156,7 @@ def _is_named(path: str, targets: Sequence[str]) -> bool:
     return any(path.endswith(f".{name}" if name in EXPERTS else f".{name}.weight") for name in targets)
 
 
-def _kept_in_a_layer(config: LlamaConfig, layer: int, targets: Sequence[str], rank: int) -> int:
+def _layer_size(config: LlamaConfig, layer: int, targets: Sequence[str], rank: int) -> int:
     """Return how many numbers one layer keeps for each token, of which an adapter keeps its rank."""
     d, D = config.hidden_size, config.head_dim
     attention = 2 * D * (config.num_attention_heads + config.num_key_value_heads)
@@ -165,18 +165,18 @@ def _kept_in_a_layer(config: LlamaConfig, layer: int, targets: Sequence[str], ra
     mixture = config.mixture
     if mixture is None or not mixture.stands_in(layer):
         second = d if {"gate_proj", "up_proj"} & set(targets) else 0
-        inner, experts = _kept_in_an_mlp(config.intermediate_size, "down_proj" in targets), 0
+        inner, experts = _mlp_size(config.intermediate_size, "down_proj" in targets), 0
     else:
         second, experts = d, mixture.num_experts_per_tok
         inner = mixture.num_experts
-        inner += experts * _kept_in_an_mlp(mixture.moe_intermediate_size, "experts.down_proj" in targets)
+        inner += experts * _mlp_size(mixture.moe_intermediate_size, "experts.down_proj" in targets)
         if mixture.shared_expert_intermediate_size is not None:
-            inner += _kept_in_an_mlp(mixture.shared_expert_intermediate_size, "down_proj" in targets) + d + 1
+            inner += _mlp_size(mixture.shared_expert_intermediate_size, "down_proj" in targets) + d + 1
     adapted = [experts if path.endswith(EXPERTS) else 1 for path in own if _is_named(path, targets)]
     return 2 * d + attention + first + second + inner + rank * sum(adapted)
 
 
-def _kept_in_an_mlp(width: int, adapts_down: bool) -> int:
+def _mlp_size(width: int, adapts_down: bool) -> int:
     """Return how many numbers a gated MLP keeps for each token: gate, up and, where down is adapted, their product."""
     return 2 * width + (width if adapts_down else 0)
 

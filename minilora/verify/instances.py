@@ -37,6 +37,7 @@ from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
+from ..variants.dropout import DroppingLoRALinear
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 
 HIDDEN = 9
@@ -95,6 +96,13 @@ def _lora(d: Drawing) -> tuple[Layer, Array]:
 
 def _lora_linear(d: Drawing) -> tuple[Layer, Array]:
     return d.lora_linear(d.in_features, d.out_features), d.randn(d.n, d.in_features)
+
+
+def _dropping(d: Drawing) -> tuple[Layer, Array]:
+    """Return an adapted layer with a mask: every row of x is a sequence, with a key of its own."""
+    layer = d.lora_linear(d.in_features, d.out_features)
+    keys = tuple(int(key) for key in d.rng.integers(1 << 63, size=d.n))
+    return DroppingLoRALinear(layer.base, layer.adapter, 0.4, keys), d.randn(d.n, d.in_features)
 
 
 def _activation(cls: type[Layer]) -> Row:
@@ -251,6 +259,7 @@ INSTANCES: dict[str, Row] = {
     "Linear, no bias": lambda d: _linear(d, bias=False),
     "LoRA": _lora,
     "LoRALinear": _lora_linear,
+    "LoRALinear, dropout": _dropping,
     **{cls.__name__: _activation(cls) for cls in ACTIVATIONS.values()},
     "MLP": _mlp,
     "MLP, LoRA on fc1": _mlp_adapted_below,

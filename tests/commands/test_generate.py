@@ -52,6 +52,74 @@ def test_a_chat_is_answered_and_the_answer_printed_alone(examples, capsys):
     assert capsys.readouterr().out == f"{expected}\n"
 
 
+def answer(model, text):
+    """What the model says greedily, in nine tokens at most."""
+    ids = [LETTERS.index(c) for c in text]
+    return "".join(LETTERS[i] for i in generate(model, ids, 9, end={LETTERS.index(".")}))
+
+
+def test_a_chat_without_a_prompt_answers_line_by_line_and_knows_what_was_said(examples, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n\n  \n the dog \nsat"))
+    assert run("generate", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0") == 0
+    model, said, answers = Llama.load("model"), "", []
+    for line in ("the cat", "the dog", "sat"):
+        said += f"u {line}."
+        answers.append(answer(model, said + "a "))
+        said += f"a {answers[-1]}."
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in answers)
+    assert len(answers[0]) > 0
+
+
+def test_each_turn_of_a_chat_stands_behind_the_system_message(examples, capsys, monkeypatch):
+    template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}a "
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\nsat\n"))
+    greedy = ["--tokens", "9", "--temperature", "0"]
+    assert run("generate", "--model", "model", "--chat", "--system", "on", *greedy) == 0
+    model = Llama.load("model")
+    first = answer(model, "s on.u the cat.a ")
+    second = answer(model, f"s on.u the cat.a {first}.u sat.a ")
+    assert capsys.readouterr().out == f"{first}\n{second}\n"
+
+
+def test_a_terminal_shows_where_to_type(examples, capsys, monkeypatch):
+    typed, signs = iter(["the cat"]), []
+
+    def read(sign=""):
+        signs.append(sign)
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert run("generate", "--model", "model", "--chat", "--tokens", "2") == 0
+    assert signs == ["> ", "> "]
+
+
+def test_an_input_without_lines_is_no_chat_and_no_error(examples, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run("generate", "--model", "model", "--chat") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("arguments", [["the \udcff"], ["the \udcff", "--chat"], ["--chat"]])
+def test_a_prompt_that_is_no_text_is_refused_in_a_line(examples, capsys, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the \udcff"))
+    assert run("generate", *arguments, "--model", "model") == 2
+    err = capsys.readouterr().err
+    assert "is not a text in UTF-8" in err
+    assert err.count("\n") == 1
+
+
+def test_a_text_to_continue_is_not_read_from_the_input(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    assert run("generate", "--model", "model") == 2
+    assert "there is no prompt: give one, or take --chat" in capsys.readouterr().err
+
+
 def test_a_chat_needs_a_template(folder, capsys):
     assert run("generate", "the cat", "--model", "model", "--chat") == 2
     out, err = capsys.readouterr()

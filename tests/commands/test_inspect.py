@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, load_adapter, save_adapter
 from minilora.cli import main
@@ -44,3 +45,15 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
     done = subprocess.run(command, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"\\xe9.fc" in done.stdout
+
+
+def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, capsys):
+    """PEFT saves it beside an adapted embedding or head: it is no part of the adapter."""
+    save_adapter(tmp_path / "a", {"lm_head": LoRA(np.ones((1, 2)), np.ones((3, 1)), 2.0)})
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.lm_head.base_layer.weight": np.ones((3, 2))}, path)
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    out, err = capsys.readouterr()
+    assert "lm_head" in out
+    assert "also holds the base's own weight of 'lm_head', which is not loaded" in err
+    assert err.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +20,11 @@ from minilora import (
     QuantizedLinear,
     dequantize_nf4,
     quantize_nf4,
+    weighted_sum,
 )
+from minilora.conformance.problems.reference import RIGHT
 from minilora.conformance.problems.rounding import round_to
+from minilora.conformance.problems.sums import Sums
 from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.dora import DoRA, DoRAAdapter, row_lengths
@@ -258,6 +262,17 @@ def stacked():
     return SimpleNamespace(forward=forward, backward=backward, merge=merge)
 
 
+def summed(kind):
+    """Our sum of adapters, as a change of weight."""
+
+    def combined(As, Bs, alphas, stabilised, weights, rank=None):
+        terms = [Adapter(A, B, alpha, use_rslora=root)
+                 for A, B, alpha, root in zip(As, Bs, alphas, stabilised, strict=True)]  # fmt: skip
+        return weighted_sum(terms, weights, kind, rank).delta()
+
+    return combined
+
+
 OURS = {
     "linear": functions_of(linear, init=init, step=step),
     "rslora": functions_of(rslora, init=init),
@@ -270,6 +285,7 @@ OURS = {
     "mixed": beside_bfloat16(),
     "fused": fused(),
     "experts": stacked(),
+    "combine": SimpleNamespace(cat=summed("cat"), linear=summed("linear"), svd=summed("svd")),
 }
 
 
@@ -300,6 +316,8 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
         last = "mask" if kind == "dropout" else "magnitude"
         return {"weight": weight, "bias": bias, "lora_A": A, "lora_B": B, "alpha": alpha, last: more}
 
+    if kind == "combine":
+        return _sums_from_formulas(wrong, shows)
     if kind == "nf4":
         return _four_bits_from_formulas(answer, shows, wrong)
     if kind == "fused":
@@ -350,6 +368,20 @@ def _four_bits_from_formulas(answer, shows, wrong):
         return answer(["merged"], steps={}, x=np.zeros((1, A.shape[1])), **arrays)["merged"]
 
     return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+
+
+def _sums_from_formulas(wrong, shows):
+    """The same of adapters put together, from the lists that the functions are handed."""
+
+    def ask(name, As, Bs, alphas, stabilised, weights, rank=1):
+        adapters = [(len(A), w, root) for A, w, root in zip(As, weights, stabilised, strict=True)]
+        problem = Sums.of(As[0].shape[1], len(Bs[0]), rank, adapters, alpha=alphas[0])
+        parts = wrong(problem) if callable(wrong) else wrong
+        formulas = RIGHT.with_parts(**parts if shows is None or name in shows else {})
+        rows = {"lora_A": np.concatenate(As).astype(float), "lora_B": np.concatenate(Bs, axis=1).astype(float)}
+        return problem.answered(formulas, rows)[name]
+
+    return SimpleNamespace(**{name: partial(ask, name) for name in ("cat", "linear", "svd")})
 
 
 def _fused_from_formulas(answer):

@@ -23,6 +23,9 @@ class right:
         y = x @ weight.T + alpha / len(A) * x @ A.T @ B.T
         return y if bias is None else y + bias
 
+class of_two_kinds(right):
+    kinds = {"rslora": right}  # alpha / r in place of its root
+
 class raises:
     @staticmethod
     def forward(*arrays):
@@ -64,6 +67,10 @@ def test_what_is_held_has_an_outcome_for_each_test(folder, monkeypatch):
     assert len(said) == 2
     assert said[0].startswith("the output is off by 1 at ")
     assert said[1].startswith("the output, at rank 1, is off by 1 at ")
+    two = Held("my_lora:of_two_kinds", {})
+    said = two.why(two.outcome("rslora-0-forward")).splitlines()
+    assert said[0].startswith("the output is off by ")
+    assert said[1].startswith("rsLoRA's root is ignored")
     assert Held("my_lora:raises", {}).report.startswith("my_lora:raises: forward raises RuntimeError: boom")
 
 

@@ -19,12 +19,23 @@ from .implementations import OURS, dora_init, full_norm, functions_of, step
 
 C = Path(__file__).parents[2] / "examples" / "conformance" / "lora.c"
 FULL = {**OURS, "dora-full": functions_of(full_norm, init=dora_init)}
+del FULL["combine"]  # whose singular vectors are not the same bits everywhere
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    made = tmp_path_factory.mktemp("vectors") / "made"
+    assert vectors.write(made) == len(vectors.VECTORS) + 2
+    return made
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("vectors") / "made"
-    assert vectors.write(made) == len(vectors.VECTORS) + 2
+    """The same without the flags of all kinds but one: to see which bugs a case shows takes most of the time."""
+    made, flags = tmp_path_factory.mktemp("vectors") / "made", vectors.flags_of
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(vectors, "flags_of", lambda kind, *more: flags(kind, *more) if kind == "linear" else ())
+        assert vectors.write(made) == len(vectors.VECTORS) + 2
     return made
 
 
@@ -130,14 +141,14 @@ def test_the_answers_in_the_files_are_within_their_own_tolerance(folder, results
 
 
 @pytest.mark.long
-def test_every_flag_has_a_note_and_links(folder):
-    index = index_of(folder)
+def test_every_flag_has_a_note_and_links(whole):
+    index = index_of(whole)
     assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
     for bug in BUGS:
         if bug.flag in index["flags"]:
             assert index["flags"][bug.flag]["bug"] == bug.name
         else:  # a file has nothing of a start, and a gradient may be left out
-            if bug.breaks in ("codes", "output dtype"):
+            if bug.breaks in ("codes", "output dtype") or bug.kinds == ("combine",):
                 continue
             trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()
             assert bug.breaks in ("start", "alpha of 0", "row of zeros") or len(
@@ -160,12 +171,12 @@ def test_a_flag_is_a_bug_that_the_case_catches(folder):
 
 
 @pytest.mark.long
-def test_the_same_bits_are_written_again(folder, tmp_path):
+def test_the_same_bits_are_written_again(whole, tmp_path):
     vectors.write(tmp_path / "again")
-    names = sorted(file.name for file in folder.iterdir())
+    names = sorted(file.name for file in whole.iterdir())
     assert names == sorted(file.name for file in (tmp_path / "again").iterdir())
     for name in names:
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_wrong_answer_in_a_file_is_named(folder, results, tmp_path):
@@ -415,8 +426,8 @@ def test_the_program_in_c_is_short():
 @pytest.mark.parametrize(
     ("case", "shape"),
     [
-        *[("rslora-8-float32", shape) for shape in [(0,), (), (1,), (0, 0), (3, 2, 1)]],
-        *[(case, (0,)) for case in ("linear-8-float64", "conv2d-4-float64", "dora-0-float32")],
+        *[("rslora-8-float32", shape) for shape in [(0,), (), (3, 2, 1)]],
+        *[(case, (0,)) for case in ("linear-8-float64", "conv2d-4-float64")],
     ],
 )
 def test_an_answer_of_another_shape_is_said(folder, tmp_path, case, shape):

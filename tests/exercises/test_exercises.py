@@ -368,6 +368,7 @@ PREDICTIONS = {
     "7B in full": 6.738 * (2 + 4 + 2 + 8),
     "7B at 4 bits": 6.476 * 4.127 / 8 + 0.262 * 2 + 32 * 16 * (4 * 8192 + 3 * 15104) * 16 / 1e9,
     "rank from a curve": "4",
+    "rate from a curve": "0.002",
     "first move, one row": "1",
     "first move, many rows": "1/4",
     "along V": 0,
@@ -389,7 +390,7 @@ def nobody_has_guessed(monkeypatch):
 def test_a_right_prediction_is_told_why(question, capsys):
     right, said = say(question, PREDICTIONS[question], capsys)
     assert right
-    assert said.startswith("Right: the experiment gives ")
+    assert said.startswith("Right: ")
     assert said.endswith(f" {exercises.QUESTIONS[question].why}")
 
 
@@ -427,6 +428,10 @@ OFF = [
     ("rank from a curve", "2", "still falls a lot"),
     ("rank from a curve", "8", "new rows rises"),
     ("rank from a curve", "16", "were not seen"),
+    ("rate from a curve", "0.0005", "still fall"),
+    ("rate from a curve", "0.008", "did not see"),
+    ("rate from a curve", "0.03", "at a smaller rate"),
+    ("rate from a curve", "0.12", "so large"),
     ("first move, one row", "1/16", "16 times as many"),
     ("first move, one row", "1/4", "For one row all terms"),
     ("first move, one row", "4", r"at alpha/sqrt\(r\)"),

@@ -716,6 +716,7 @@ def kill_at_random_moments(folder, kills, rng, expected):
         runs += 1
 
 
+@pytest.mark.long
 def test_a_training_killed_at_random_ends_with_the_same_bits(tmp_path, never_killed):
     kill_at_random_moments(tmp_path, 2, np.random.default_rng(0), never_killed)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora import LoRA, save_adapter
+from minilora import Linear, LoRA, adapt, save_adapter
 from minilora.commands.inspect import table
 from minilora.figures import plot_adapter
 from minilora.files.inspection import inspect_adapter, singular_values
@@ -161,3 +161,12 @@ def test_eight_shares_are_shown_and_more_are_hinted_at(tmp_path):
     assert eight.split()[-9:] == ["0.3536", *["12.5%"] * 8]
     assert nine.split()[-11:] == ["1,881", "0.3333", *["11.1%"] * 8, "..."]
     assert total.split() == ["total", "2,009"]
+
+
+@pytest.mark.parametrize(("use_dora", "more"), [(False, 0), (True, 5)])
+def test_an_adapters_further_array_counts_among_its_parameters(tmp_path, use_dora, more):
+    rng = np.random.default_rng(0)
+    model = adapt(Linear(rng.standard_normal((5, 7))), "", rank=2, alpha=3, rng=rng, use_dora=use_dora)
+    save_adapter(tmp_path, {"fc": model.adapter})
+    (summary,) = inspect_adapter(tmp_path)
+    assert summary.parameters == 2 * 7 + 5 * 2 + more

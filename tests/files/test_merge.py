@@ -199,7 +199,7 @@ def test_a_weight_larger_than_a_block_is_merged_in_parts(tmp_path, monkeypatch, 
     np.testing.assert_array_equal(merged["other"], tensors["other"])
 
 
-@pytest.mark.parametrize("dtype", ["f2", "f4"])
+@pytest.mark.parametrize("dtype", ["f2", pytest.param("f4", marks=pytest.mark.long)])
 def test_a_row_larger_than_a_block_needs_little_memory(tmp_path, monkeypatch, dtype):
     """Rows of 8 or 16 MB in blocks of 0.5: beside the factors, which are as wide as a row, some blocks."""
     monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 19)

@@ -1,6 +1,7 @@
 """A child process answers within bounds on its processor time and its memory, or is ended."""
 
 import os
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -78,3 +79,20 @@ def test_more_time_may_be_added(answers):
         process.seconds = process.used + 0.2
         with pytest.raises(BoundsExceeded, match="it computes for more than"):
             process.ask("loop")
+
+
+@pytest.mark.parametrize(("times", "memory", "reason"), [
+    ((0.6, 0.5, 9.0, 9.0), 0, "it computes for more than 1.0 s"),  # the system's time counts too, and no child's
+    ((0.0, 1.1, 0.0, 0.0), 0, "it computes for more than 1.0 s"),
+    ((0.5, 0.5, 9.0, 9.0), 2_000_000, None),
+    ((0.5, 0.5, 9.0, 9.0), 2_000_001, "it fills more than 2 MB of memory"),
+])  # fmt: skip
+def test_what_counts_is_the_processs_own_time_and_memory(answers, times, memory, reason):
+    process = BoundedProcess(answers, seconds=1.0, memory=2_000_000)
+    process._measured = SimpleNamespace(cpu_times=lambda: times, memory_info=lambda: SimpleNamespace(rss=memory))
+    if reason is None:
+        process._check_bounds()
+        assert process.used == 1.0
+        return
+    with pytest.raises(BoundsExceeded, match=reason):
+        process._check_bounds()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -86,3 +87,14 @@ def test_without_locks_files_are_written_all_the_same(tmp_path, monkeypatch):
     with written_folder(tmp_path / "b") as part:
         (part / "x").write_bytes(b"new")
     assert contents(tmp_path / "b") == {"x": b"new"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_folder_to_wait_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with locked(tmp_path / "pipe", shared=True):
+        pass  # a reader refuses what is no folder afterwards
+    with pytest.raises(NotADirectoryError), locked(tmp_path / "pipe"):
+        pytest.fail("it is locked")
+    with pytest.raises(FileRefused, match="not a folder"):
+        load_adapter(tmp_path / "pipe")

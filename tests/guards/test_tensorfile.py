@@ -106,6 +106,8 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     [
         (b"", "the header would be 0 bytes long and the file has 0"),
         (bytes([9]) + bytes(7), "the header would be 9 bytes long and the file has 8"),
+        (bytes([9]) + bytes(15), "the header would be 9 bytes long and the file has 16"),
+        (bytes([8]) + bytes(15), "not a sound safetensors file"),
         (header({"a": ENTRY | {"more": 1}}), "the header's entry 'a' is not dtype, shape and data_offsets"),
         (header({"a": ENTRY | {"more": [[]] * 99}}), "the header holds far more than its 1 tensors"),
     ],
@@ -114,7 +116,7 @@ def test_a_header_that_is_not_sound_says_how(tmp_path, data, reason):
     (tmp_path / "f").write_bytes(data)
     with pytest.raises(FileRefused) as error:
         TensorFile(tmp_path / "f")
-    assert str(error.value) == f"'{tmp_path / 'f'}': {reason}"
+    assert str(error.value).startswith(f"'{tmp_path / 'f'}': {reason}")
 
 
 def test_a_name_that_stands_twice_is_refused(tmp_path):
@@ -140,3 +142,12 @@ def test_numbers_become_bfloat16_by_one_rounding_to_even(wide):
     numbers = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -2.5, np.inf, np.nan], wide)
     found = tensorfile.decode(tensorfile.encode(numbers, "BF16"), "BF16")
     np.testing.assert_array_equal(found, [1.0, 1.0, 1 + 2**-6, 1 + 2**-7, -2.5, np.inf, np.nan])
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("float64", "float32"), ("float64", "float16"), ("float32", "float16")])
+def test_numbers_that_a_narrower_type_cannot_hold_are_refused(wide, narrow):
+    largest = np.finfo(narrow).max
+    held = tensorfile.in_dtype(np.array([1.0, -largest], wide), narrow, "f", "it reaches")
+    np.testing.assert_array_equal(held, np.array([1.0, -largest], narrow), strict=True)
+    with pytest.raises(FileRefused, match=rf"^'f': it reaches [\d.e+]+, which {narrow} cannot hold$"):
+        tensorfile.in_dtype(np.array([1.0, -2.0 * float(largest)], wide), narrow, "f", "it reaches")

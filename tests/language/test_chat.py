@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
@@ -26,7 +28,10 @@ def words(begin=(), last=(1,)):
         begin=begin,
         end=frozenset(last),
         last=last,
-        places=lambda text: [piece.span() for piece in PIECES.finditer(text)],
+        tokens=lambda text: (
+            [TOKENS.index(piece) for piece in PIECES.findall(text)],
+            [piece.span() for piece in PIECES.finditer(text)],
+        ),
         spell=spell,
     )
 
@@ -34,11 +39,16 @@ def words(begin=(), last=(1,)):
 class Template:
     """A chat template, as a function."""
 
+    tokens: ClassVar = {}
+
     def __init__(self, write, prompt="a:"):
         self.write, self.prompt = write, prompt
 
     def render(self, messages, *, add_generation_prompt=False, tools=None):
         return self.write(messages) + self.prompt * add_generation_prompt
+
+    def render_with_turns(self, messages, *, tools=None):
+        return self.render(messages, tools=tools), []
 
 
 TURNS = Template(lambda messages: "<s>" + "".join(f"{m['role'][0]}:{m['content']}<end>\n" for m in messages))
@@ -196,7 +206,55 @@ def test_looking_for_traces_costs_one_more_chat_where_there_are_contents_alone()
     rendered = []
     template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
     write_chat(chat(*["hi", "hello"] * 20), template)
-    assert len(rendered) == 1 + 2 * 20 + 1
+    assert len(rendered) == 1 + 2 * 20 - 1 + 1  # what it writes of all is known when the last turn ends
+
+
+def ending(messages, add_generation_prompt, end="<end>"):
+    """As Phi-3's: an end token of the chat stands behind that of its last turn, where no answer follows."""
+    text = "".join(f"{m['role'][0]}:{m['content']}<t>" for m in messages)
+    return text + ("a:" if add_generation_prompt else end)
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_an_end_that_stands_behind_the_last_turn_of_a_chat_belongs_to_no_turn(turns):
+    template = Template(None)
+    template.tokens = {"eos_token": "<end>"}
+    template.render = lambda messages, add_generation_prompt=False, tools=None: ending(messages, add_generation_prompt)
+    text, spans = write_chat(chat(*["hi", "hello"] * turns), template)
+    assert [text[start:stop] for start, stop in spans] == ["hello<t>"] * turns
+    assert text.endswith("hello<t><end>")
+
+
+def test_an_end_that_is_a_turn_s_own_counts():
+    template = Template(lambda messages: "".join(f"{m['role'][0]}:{m['content']}<end>" for m in messages))
+    template.tokens = {"eos_token": "<end>"}
+    text, spans = write_chat(chat("hi", "hello", "why", "so"), template)
+    assert [text[start:stop] for start, stop in spans] == ["hello<end>", "so<end>"]
+
+
+def test_what_a_template_marks_counts_and_it_runs_once_more_for_traces_alone():
+    """Also where it takes back what the model thought before: transformers counts it so."""
+    template, rendered = Template(lambda messages: "".join(m["content"] for m in messages)), []
+
+    def marked(messages, tools=None):
+        rendered.append(messages)
+        text = template.write(messages)
+        place = len(text) - len(messages[-1]["content"])
+        return text, [(place + 1, len(text))]
+
+    template.render_with_turns = marked
+    template.render = lambda messages, tools=None, **_: rendered.append(messages) or template.write(messages)
+    ids, counted = encode_chat(chat(*["hi", "hello<end>\n\n"] * 20), template, words())
+    assert parts(ids, counted) == ["ello<end>\n\n"]  # all that stands between the tags
+    assert len(rendered) == 2
+
+
+def test_a_chat_is_encoded_once():
+    texts = []
+    found = words()
+    counting = replace(found, tokens=lambda text: texts.append(text) or found.tokens(text), encode=None)
+    ids, counted = encode_chat(chat("hi", "hello", "why", "so"), TURNS, counting)
+    assert (len(texts), len(ids)) == (1, len(counted))
 
 
 def test_a_content_that_is_null_is_named_where_a_template_fails_on_it():

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from minilora.language import chattemplate
 from minilora.language.chattemplate import ChatTemplate, load_template
 
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
+END = "{% endgeneration %}"
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -206,3 +208,67 @@ def test_a_class_has_special_tokens_of_its_own(tmp_path, config, expected):
     folder = write(tmp_path / "m", config, "{{ bos_token }}{{ eos_token }}")
     with load_template(folder) as found:
         assert found.render([{"role": "user", "content": "x"}]) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "spans"),
+    [
+        ("{% for m in messages %}[{% generation %}{{ m.content }}{% endgeneration %}]{% endfor %}", ["hi", "yes"]),
+        ("{% for m in messages %}{% generation %}{% endgeneration %}{{ m.content }}{% endfor %}", []),
+        ("{% set x %}{% generation %}a{% endgeneration %}b{% endset %}{{ x }}{{ x }}", ["a", "a"]),
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{ x }}", []),
+    ],
+)
+def test_a_template_may_say_where_the_model_speaks(source, spans):
+    messages = [*HI, {"role": "assistant", "content": "yes"}]
+    with template(source) as found, template(source.replace("{% generation %}", "").replace(END, "")) as plain:
+        text, turns = found.render_with_turns(messages)
+        assert [text[start:stop] for start, stop in turns] == spans
+        assert found.render(messages) == text
+        if "set x = 2" not in source:  # what is set between the tags stays there, as in transformers
+            assert text == plain.render(messages)
+        else:
+            assert text == "1"
+
+
+@pytest.mark.parametrize("filters", ["upper", "escape", "tojson", "trim", "striptags", "replace('a', 'b')"])
+def test_marks_go_through_filters_of_letters(filters):
+    source = "{% set x %}{% generation %}cat{% endgeneration %}!{% endset %}{{ x | FILTERS }}".replace(
+        "FILTERS", filters
+    )
+    with template(source) as found, template(f"{{{{ 'cat!' | {filters} }}}}") as plain:
+        text, (turn,) = found.render_with_turns(HI)
+        assert text == plain.render(HI)
+        assert text[slice(*turn)].lower() in ("cat", "cbt")
+
+
+@pytest.mark.parametrize("filters", ["urlencode", "reverse", "truncate(20)", "title", "length"])
+def test_marks_that_a_template_changes_are_refused(filters):
+    source = "{% set x %}{% generation %}cat{% endgeneration %}{% endset %}{{ x | FILTERS }}".replace(
+        "FILTERS", filters
+    )
+    with template(source) as found, pytest.raises(FileRefused, match="it changes what stands between its tags"):
+        found.render(HI)
+
+
+def test_a_message_is_given_as_transformers_gives_it():
+    """What is null is not there, and thoughts stand under the names that templates read."""
+    source = "{% for m in messages %}{{ m.content }}{{ m.thinking }}|{{ m.reasoning_content }}{% endfor %}"
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        with template(source) as found:
+            assert found.render([{"role": "assistant", "content": None, name: "why"}]) == "why|why"
+    with template("{{ messages[0].content is defined }}") as found:
+        assert found.render([{"role": "assistant", "content": None}]) == "False"
+
+
+def test_each_conversation_adds_to_the_time_that_the_process_may_compute(monkeypatch):
+    """It is said to have computed for 0.04 s a conversation: less than is allowed for each, and in all for too long."""
+    with template("{{ messages[0].content }}") as found:
+        assert found.render(HI) == "hi"
+        for i in range(20):
+            times = (chattemplate.SECONDS + 0.04 * i, 0.0)
+            measured = SimpleNamespace(
+                cpu_times=lambda times=times: times, memory_info=found.process._measured.memory_info
+            )
+            monkeypatch.setattr(found.process, "_measured", measured)
+            assert found.render(HI) == "hi"

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -48,7 +49,10 @@ def words(begin=(), last=(1,)):
         begin=begin,
         end=frozenset(last),
         last=last,
-        places=lambda text: [piece.span() for piece in PIECES.finditer(text)],
+        tokens=lambda text: (
+            [TOKENS.index(piece) for piece in PIECES.findall(text)],
+            [piece.span() for piece in PIECES.finditer(text)],
+        ),
         spell=spell,
     )
 
@@ -355,6 +359,48 @@ def test_a_completion_of_which_the_tokenizer_makes_nothing_is_refused_by_its_lin
     """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
     path = tmp_path / "e.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "\u200b"}) + "\n")
-    deaf = replace(words(last=()), encode=lambda text: [2] * text.count("a"), places=lambda text: [(0, 1)])
+    deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
     with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it"):
         load_data(path, "model", tokenizer=deaf, held_out=0)
+
+
+@pytest.mark.parametrize("width", range(1900, 2100, 50))
+def test_a_table_beyond_the_part_that_is_looked_at_is_refused(width):
+    """The part ends within a row, before its first comma or behind it."""
+    with pytest.raises(FileRefused, match="it looks like a table"):
+        refuse_table(Path("text"), ("x" * width + ",y,z\n") * 60)
+
+
+def test_a_text_that_ends_has_no_second_end_where_its_own_is_another():
+    """Several tokens end a text; a training text gets the last of them, unless it has it already."""
+    tokenizer = replace(words(), end=frozenset({0}))
+    assert spell(encode_example({"text": "abc<end>"}, tokenizer)[0]) == "abc<end>"
+    assert spell(encode_example({"text": "abc<s>"}, tokenizer)[0]) == "abc<s>"
+    assert spell(encode_example({"text": "abc"}, tokenizer)[0]) == "abc<end>"
+
+
+@pytest.mark.parametrize(("length", "cut"), [(7, 0), (6, 0), (5, 4)])
+def test_an_example_as_long_as_a_row_and_its_target_is_not_cut(tmp_path, length, cut):
+    path = tmp_path / "e.jsonl"
+    path.write_text((json.dumps({"prompt": "abc", "completion": "def"}) + "\n") * 4)  # with the end, 7 tokens
+    summary = load_data(path, tmp_path, length, tokenizer=words()).summary
+    assert (f", {cut} are cut after {length} tokens" in summary) == bool(cut)
+
+
+def test_a_chats_tools_are_handed_to_the_template():
+    class Noting:
+        tokens: ClassVar = {}
+
+        def render_with_turns(self, messages, *, tools=None):
+            return self.render(messages, tools=tools), []
+
+        def render(self, messages, *, add_generation_prompt=False, tools=None):
+            noted.append(tools)
+            turns = "".join(f"{message['content']}<end>" for message in messages)
+            return json.dumps(tools or []).translate({ord(mark): None for mark in '[]{}" '}) + turns
+
+    noted, tools = [], [{"name": "f"}]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    ids, _ = encode_example({"messages": messages, "tools": tools}, words(), Noting())
+    assert spell(ids) == "name:fhi<end>hello<end>"
+    assert tools in noted

@@ -102,3 +102,15 @@ def test_tools_are_a_list():
     assert checked({**message, "tools": []})[1]["tools"] is None
     with pytest.raises(ValueError, match="its tools are 'f', expected a list"):
         checked({**message, "tools": "f"})
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\ude00", "a\\udc00b"])
+def test_half_of_a_letter_is_refused_by_its_line(tmp_path, half):
+    """JSON can write it, as of an emoji that was cut; the whole one is taken."""
+    path = tmp_path / "e.jsonl"
+    whole = '{"text": "the \\ud83d\\ude00"}\n'
+    path.write_text(whole + '{"text": "the HALF"}\n'.replace("HALF", half))
+    with pytest.raises(FileRefused, match=r"line 2: it has half of a letter, '.+': no text can hold it"):
+        read_records(path)
+    path.write_text(whole)
+    assert read_records(path)[0].entries["text"] == "the \N{GRINNING FACE}"

@@ -137,7 +137,8 @@ def test_tokens_that_users_defined_are_whole_and_are_text(tmp_path):
 def test_every_token_says_where_its_letters_are(tmp_path, text):
     """A letter of several tokens is in each of them, and no letter is in none."""
     found = load_tokenizer(write_gguf(tmp_path / "m.gguf"))
-    ids, places = found.encode(text), found.places(text)
+    ids, places = found.tokens(text)
+    assert ids == found.encode(text)
     assert found.spell(ids) == text
     assert len(places) == len(ids)
     assert {i for start, stop in places for i in range(start, stop)} == set(range(len(text)))
@@ -162,13 +163,14 @@ def test_a_glassllm_token_says_where_its_letters_are():
     glassllm = pytest.importorskip("glassllm", reason="pip install -e '.[models]'")
     found = load_tokenizer(Path(glassllm.__file__).parent / "weights" / "en.npz")
     text = "The king\n said unto 日!"
-    ids, places = found.encode(text), found.places(text)
+    ids, places = found.tokens(text)
+    assert ids == found.encode(text)
     assert [found.decode([i]) for i in ids if i != 1] == [
         text[a:b] for i, (a, b) in zip(ids, places, strict=True) if i != 1
     ]
     assert "".join(text[a:b] for a, b in places) == text
     apart = "Cafe\u0301 in a\u0323\u0308 \u1112\u1161\u11ab, said"  # letters whose accents, or parts, stand apart
-    places = found.places(apart)
+    _, places = found.tokens(apart)
     assert {i for start, stop in places for i in range(start, stop)} == set(range(len(apart)))
     for number, (start, stop) in zip(found.encode(apart), places, strict=True):
         assert number == 1 or found.decode([number]) == apart[start:stop]
@@ -551,13 +553,36 @@ def test_a_class_that_does_as_the_file_says_is_no_word(tmp_path, name):
     assert load_tokenizer(folder).encode("a") == [list(LETTER.values()).index("a")]
 
 
+@pytest.mark.parametrize("name", ["GPTNeoXTokenizerFast", "CodeGenTokenizer", "BertTokenizerFast"])
+def test_a_class_whose_way_is_not_held_against_the_file_is_said(tmp_path, name):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": name})
+    with pytest.warns(UserWarning, match=f"transformers 5 builds its {name.removesuffix('Fast')} anew"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("change", [{"ignore_merges": True}, {"type": "WordLevel", "unk_token": "a"}])
+def test_a_model_that_the_class_would_not_have_is_said(tmp_path, change):
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "GPT2Tokenizer"})
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["model"] |= change
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="transformers 5 builds its GPT2Tokenizer anew"):
+        load_tokenizer(folder)
+
+
+def test_a_llama_class_has_no_tokens_of_its_own_where_the_file_is_of_bytes(tmp_path):
+    """transformers passes the class over then: <unk> in a text is letters."""
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "LlamaTokenizer"})
+    assert len(load_tokenizer(folder).encode("<unk>")) == 5
+
+
 def test_a_llamas_old_layout_is_said(tmp_path):
     folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "LlamaTokenizer"})
     config = json.loads((folder / "tokenizer.json").read_text())
     old = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}]}
     for normalizer, splitter, word in ((old, None, True), (None, METASPACE, False)):
         (folder / "tokenizer.json").write_text(
-            json.dumps(config | {"normalizer": normalizer, "pre_tokenizer": splitter})
+            json.dumps(config | {"normalizer": normalizer, "pre_tokenizer": splitter, "decoder": None})
         )
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
@@ -576,10 +601,41 @@ def test_ends_that_llama_cpp_knows_by_name_end_a_text_and_are_whole(tmp_path, ki
     assert found.decode([1]) == ""
 
 
-def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path):
-    words = ["<|return|>", "<|call|>", "<|end|>", "th", *LETTER.values()]
-    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"]}
-    assert load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields)).end == {0, 1}
+@pytest.mark.parametrize(
+    ("others", "within"),
+    [
+        (("<|return|>", "<|call|>"), "<|end|>"),
+        (("<|flush|>", "<|calls|>"), "<|end|>"),
+        (("<|return|>", "<|calls|>"), "<|end|>"),
+        (("<|tool_response>", "<turn|>"), "</s>"),
+    ],
+)
+@pytest.mark.parametrize("eos", [0, 2])
+def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path, others, within, eos):
+    """As in llama.cpp, also where a key names it: it is a text then."""
+    words = [*others, within, "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"], "eos": eos}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.end == {0, 1}
+    assert found.decode(found.encode(f"a{within}")) == f"a{within}"
+    assert (2 in found.encode(within)) is (within == "<|end|>")
+
+
+@pytest.mark.parametrize("name", ["<|end_of_text|>", "[EOS]", "<eos>", "<turn|>", "<|tool_response>", "[e~["])
+def test_further_names_end_a_text(tmp_path, name):
+    words = ["<end>", name, "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 1] + [1] * 257, "merges": ["t h"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.end == {0, 1}
+    assert (found.encode(name), found.decode([1])) == ([1], "")
+
+
+def test_a_channel_s_name_is_always_written(tmp_path):
+    words = ["<end>", "<|channel|>", "th", *LETTER.values()]
+    fields = {"tokens": words, "token_type": [3, 3] + [1] * 257, "merges": ["t h"]}
+    found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
+    assert found.encode("<|channel|>a") == [1, words.index("a")]
+    assert found.decode([1, words.index("a")]) == "<|channel|>a"
 
 
 def test_of_merges_that_stand_twice_the_first_counts(tmp_path):
@@ -599,7 +655,7 @@ def test_a_generation_config_without_an_end_has_none(tmp_path, config):
 
 def test_a_text_too_long_to_encode_at_once_is_refused(tmp_path):
     found = load_tokenizer(write_folder(tmp_path / "m", tiny_llama()))
-    for encode in (found.encode, found.places):
+    for encode in (found.encode, found.tokens):
         with pytest.raises(FileRefused, match="to encode 4,000,000 letters at once, expected at most 2,098,176"):
             encode("a" * 4_000_000)
 

@@ -1,5 +1,7 @@
 """What is true of a mixture of experts beside the claims: ties, corners, idle experts, what is kept, bad input."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -233,6 +235,19 @@ def test_an_adapted_mixture_starts_as_it_was_and_learns():
     history = train(model, x, target, epochs=100, batch_size=9, lr=0.01, rng=np.random.default_rng(0))
     assert history.losses[-1] < history.losses[0] / 2
     assert abs(mse(merge(model)(x), target)[0] - mse(model(x), target)[0]) < 1e-12
+
+
+def test_a_rank_that_gains_nothing_for_an_expert_is_said():
+    """Of each expert's own widths, not of the packed factors; and of the router, whose rank is E at most."""
+    layer = mixture()
+    widths = {name: min(shape) for name, shape in zip(NAMES, ((2 * M, D), (D, M)), strict=True)}
+    largest = min(widths.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapted(layer, rank=largest)
+    narrow = next(name for name, width in widths.items() if width == largest)
+    with pytest.warns(UserWarning, match=f"^rank {largest + 1} .* of 1 of .* '{narrow}': .* rank={largest} says"):
+        adapted(layer, [narrow], rank=largest + 1)
 
 
 def test_adapters_are_attached_again_and_merged_as_they_are():

@@ -1,5 +1,6 @@
 """The real PEFT reads what we write, and we read what it writes."""
 
+import dataclasses
 import math
 import warnings
 
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
+from minilora.files.peft.adapterconfig import KEYS, UNSET
 
 pytestmark = [
     pytest.mark.peers,
@@ -162,3 +164,12 @@ def test_other_methods_of_peft_are_refused_by_peft_type(tmp_path, kind):
     peft.get_peft_model(Model([6, 6, 6, 6]), config).save_pretrained(tmp_path)
     with pytest.raises(FileRefused, match="peft_type"):
         load_adapter(tmp_path)
+
+
+def test_every_key_of_peft_s_configuration_is_known_with_its_default():
+    defaults = {field.name: getattr(peft.LoraConfig(), field.name) for field in dataclasses.fields(peft.LoraConfig)}
+    assert defaults.keys() <= KEYS.keys() | {"peft_type"}
+    for key, value in defaults.items():
+        entry = KEYS[key]
+        if entry["x-changes-numbers"] and key not in ("peft_type", "peft_version"):
+            assert value == entry.get("default", value if value in UNSET else "missing"), key

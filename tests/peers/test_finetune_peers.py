@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora import Llama, attach, load_adapter, merge, save_adapter
+from minilora import Linear, Llama, LoRA, attach, load_adapter, merge, save_adapter
 from minilora.cli import main
 from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.language.tokenizer import load_tokenizer
+from minilora.schedule import Schedule
+from minilora.variants.dropout import DroppingLoRALinear
 
 from ..support.language import LETTERS, TEXT, arrays_of
 
@@ -136,3 +138,53 @@ def test_a_gguf_tokenizer_is_that_of_transformers():
         assert ours.encode(text) == theirs(text)["input_ids"]
         assert ours.decode(ours.encode(text)) == theirs.decode(ours.encode(text), skip_special_tokens=True)
     assert ours.end == {theirs.eos_token_id}
+
+
+@pytest.mark.parametrize(("decay", "name"), [("constant", "constant_with_warmup"), ("linear",) * 2, ("cosine",) * 2])
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_the_rates_are_those_of_transformers_behind_the_warmup(decay, name, warmup):
+    """There the first step of a warmup has the rate 0, here the one that there has the second."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = transformers.get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=20)
+    theirs = []
+    for _ in range(20):
+        theirs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    ours = [Schedule(decay, 20, warmup)(t) for t in range(1, 21)]
+    np.testing.assert_allclose(ours[warmup:], theirs[warmup:], rtol=1e-12)
+    np.testing.assert_allclose(ours[: max(0, warmup - 1)], theirs[1:warmup], rtol=1e-12)
+
+
+class Masked(torch.nn.Module):
+    """In the place of a dropout: a mask that is given."""
+
+    def __init__(self, mask, share):
+        super().__init__()
+        self.mask, self.share = torch.from_numpy(mask), share
+
+    def forward(self, x):
+        return self.mask * x / (1 - self.share)
+
+
+def test_the_layer_with_a_mask_and_its_gradients_are_pefts():
+    rng, share = np.random.default_rng(0), 0.25
+    net = torch.nn.Sequential(torch.nn.Linear(7, 5)).double()
+    theirs = peft.get_peft_model(net, peft.LoraConfig(r=3, lora_alpha=6, target_modules=["0"], lora_dropout=share))
+    layer = theirs.base_model.model[0]
+    A, B = (rng.standard_normal(shape) for shape in ((3, 7), (5, 3)))
+    layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = torch.tensor(A), torch.tensor(B)
+    assert (layer.lora_dropout["default"].p, layer.lora_dropout["default"].training) == (share, True)
+    base = Linear(layer.base_layer.weight.detach().numpy(), layer.base_layer.bias.detach().numpy())
+    ours = DroppingLoRALinear(base, LoRA(A, B, 6.0), share, (1, 2))
+    x, dy = rng.standard_normal((2, 4, 7)), rng.standard_normal((2, 4, 5))
+    layer.lora_dropout["default"] = Masked(ours.mask(x), share)
+    at = torch.tensor(x, requires_grad=True)
+    expected = theirs(at)
+    expected.backward(torch.tensor(dy))
+    y, cache = ours.forward(x)
+    dx, grads = ours.backward(dy, cache)
+    np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(dx, at.grad.numpy(), rtol=1e-10)
+    for name in ("lora_A", "lora_B"):
+        np.testing.assert_allclose(grads[name], getattr(layer, name)["default"].weight.grad.numpy(), rtol=1e-10)

@@ -10,6 +10,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.xfails import Judged, read
+from minilora.conformance.problems.kinds import SETS
 
 pytestmark = pytest.mark.peers
 FOLDER = Path(__file__).parents[2] / "examples" / "conformance"
@@ -33,7 +34,8 @@ def test_a_right_implementation_passes(monkeypatch, name, needed, dtype):
     kinds, report.kinds = report.kinds, {}
     assert report.passed, str(report)
     assert report.claims["slope"] == "ok"
-    assert {kind for kind, one in kinds.items() if not one.passed} <= {"conv1d", "conv2d", "dora"}  # peft's, see below
+    wrong = {kind for kind, one in kinds.items() if not one.passed}
+    assert wrong <= {"conv1d", "conv2d", "dora", "combine"}  # peft's, see below
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -51,6 +53,18 @@ def test_what_is_known_of_peft_is_all_that_fails(monkeypatch):
     judged = Judged(report, read(FOLDER / "peft-xfails.txt"), ["forward", "slope", "merge", "start"])
     assert judged.status == 0, str(judged)
     assert judged.failing
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pefts_sums_keep_rsloras_root(monkeypatch):
+    """Wherever no adapter has rsLoRA's scaling, and there are two, they are right."""
+    report = check(load("peft_lora", monkeypatch, "peft")).kinds["combine"]
+    root, one = report.diagnoses
+    assert root.startswith("the new adapter keeps the first one's use_rslora")
+    assert one.startswith("svd of one adapter is that adapter as it is")
+    problems = SETS["combine"].problems
+    right = {f"combine-{i}-{kind}" for i, p in enumerate(problems) if not p.stabilised[0] for kind in ("cat", "svd")}
+    assert {case.id for case in report.cases if case.verdict == "ok"} >= right - {"combine-8-svd"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,7 @@
-"""Mistral and Qwen2 as transformers computes them: ours are the same, in folders, in .gguf files, and with adapters."""
+"""Mistral, Qwen and Mixtral as transformers computes them: ours are the same, in folders and in .gguf files."""
 
 import json
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,8 +22,12 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from transformers.models.mistral import modeling_mistral  # noqa: E402
-from transformers.models.qwen2 import modeling_qwen2  # noqa: E402
+from transformers.models.mistral import modeling_mistral as mistral  # noqa: E402
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
+from transformers.models.qwen2 import modeling_qwen2 as qwen2_  # noqa: E402
+from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe  # noqa: E402
+from transformers.models.qwen3 import modeling_qwen3 as qwen3  # noqa: E402
+from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe  # noqa: E402
 
 from .test_llama_peers import LINEARS, SCALINGS, close, ids_of, targets_of, torch_loss, with_peft  # noqa: E402
 
@@ -30,44 +35,61 @@ transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 drawn = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-KINDS = ["mistral", "qwen2"]
 MODELS = {
-    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, modeling_mistral.MistralRotaryEmbedding),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, modeling_qwen2.Qwen2RotaryEmbedding),
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, mistral.MistralRotaryEmbedding),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, qwen2_.Qwen2RotaryEmbedding),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, qwen3.Qwen3RotaryEmbedding),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, mixtral.MixtralRotaryEmbedding),
+    "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM, qwen2_moe.Qwen2MoeRotaryEmbedding),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, qwen3_moe.Qwen3MoeRotaryEmbedding),
 }
+DENSE, MIXED = ["mistral", "qwen2"], ["mixtral", "qwen2_moe", "qwen3_moe"]
+
+
+class InDouble(ModuleType):
+    """torch, to a module that asks for float32 whatever its arrays are."""
+
+    float32 = float = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
 
 
 @pytest.fixture(autouse=True)
 def double(monkeypatch):
-    """Their norms, angles and softmax stay in float64; as they are, they compute in float32."""
-
-    def norm(self, x):
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    def angles(self, x, position_ids):
-        freqs = position_ids[:, :, None].double() * self.inv_freq.double()
-        both = torch.cat((freqs, freqs), dim=-1)
-        return both.cos(), both.sin()
-
-    for module, name in ((modeling_mistral, "Mistral"), (modeling_qwen2, "Qwen2")):
-        monkeypatch.setattr(getattr(module, f"{name}RMSNorm"), "forward", norm)
-        monkeypatch.setattr(getattr(module, f"{name}RotaryEmbedding"), "forward", angles)
+    """Their norms, angles, softmax and routers stay in float64; as they are, they compute in float32."""
+    for module in (mistral, mixtral, qwen2_, qwen2_moe, qwen3, qwen3_moe):
+        monkeypatch.setattr(module, "torch", InDouble("torch"))
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch, "float", torch.float64)  # in which they make the frequencies
 
 
 def config_of(kind, seed, **changes):
     rng = np.random.default_rng(seed)
     kv, group, width = (int(rng.integers(1, 4)) for _ in range(3))
+    layers, experts = int(rng.integers(1, 4)), int(rng.integers(2, 7))
     sizes = {
         **{"vocab_size": int(rng.integers(20, 40)), "hidden_size": 4 * kv * group, "num_key_value_heads": kv},
         **{"num_attention_heads": kv * group, "intermediate_size": int(rng.integers(5, 30))},
-        **{"num_hidden_layers": int(rng.integers(1, 4)), "rms_norm_eps": 10.0 ** -rng.integers(2, 7)},
+        **{"num_hidden_layers": layers, "rms_norm_eps": 10.0 ** -rng.integers(2, 7)},
         **{"tie_word_embeddings": bool(rng.integers(2)), "rope_parameters": dict(SCALINGS[rng.integers(4)])},
         "max_position_embeddings": 64,
     }
-    if kind == "mistral" or rng.integers(2):
+    if kind != "qwen2" or rng.integers(2):
         sizes["head_dim"] = 2 * width
-    sizes |= {"sliding_window": [None, 64, 100][rng.integers(3)]} if kind == "mistral" else {"max_window_layers": 1}
+    if kind in DENSE:
+        windows = {"sliding_window": [None, 64, 100][rng.integers(3)]}
+        sizes |= windows if kind == "mistral" else {"max_window_layers": 1}
+    elif kind != "mixtral":
+        sizes["qkv_bias" if kind == "qwen2_moe" else "attention_bias"] = bool(rng.integers(2))
+    if kind in MIXED:
+        sizes["num_local_experts" if kind == "mixtral" else "num_experts"] = experts
+        sizes["num_experts_per_tok"] = int(rng.integers(1, experts + 1))
+    if kind.endswith("moe"):
+        sizes |= {"moe_intermediate_size": int(rng.integers(3, 9)), "norm_topk_prob": bool(rng.integers(2))}
+        sizes |= {"decoder_sparse_step": int(rng.integers(1, 3)), "mlp_only_layers": [[], [0], [1, 7]][rng.integers(3)]}
+    if kind == "qwen2_moe":
+        sizes["shared_expert_intermediate_size"] = int(rng.integers(3, 9))
     return MODELS[kind][0](**sizes | changes)
 
 
@@ -75,15 +97,17 @@ def written(folder, kind, seed, **changes):
     """A model of random sizes and weights, its biases among them, in transformers and in its folder."""
     torch.manual_seed(seed)
     config = config_of(kind, seed, **changes)
+    config._experts_implementation = "eager"
     model = MODELS[kind][1](config)
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.5 if p.ndim > 1 else 1.0)
+        torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5 if p.ndim > 1 else 1.0)
     model.save_pretrained(folder)
     return in_double(kind, model)
 
 
 def in_double(kind, model):
     model.double()
+    model.config._experts_implementation = "eager"
     model.model.rotary_emb = MODELS[kind][2](model.config)
     return model.eval()
 
@@ -93,15 +117,8 @@ def logits_of(model, ids):
         return model(torch.tensor(ids), use_cache=False).logits.numpy()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@given(seed=st.integers(0, 2**31))
-@drawn
-def test_logits_losses_and_gradients_are_those_of_transformers(tmp_path_factory, kind, seed):
-    folder = tmp_path_factory.mktemp("model")
-    theirs = written(folder, kind, seed)
-    ours = Llama.load(folder, dtype="float64")
-    assert (ours.config.model_type, ours.config.max_position_embeddings) == (kind, 64)
-    ids = ids_of(theirs, seed)
+def backward_of(theirs, ours, ids):
+    """The gradients of both, after their logits and losses were compared."""
     logits = theirs(torch.tensor(ids)).logits
     z, cache = ours.forward(ids)
     close(z, logits.detach().numpy(), 1e-9)
@@ -109,7 +126,18 @@ def test_logits_losses_and_gradients_are_those_of_transformers(tmp_path_factory,
     expected = torch_loss(logits, targets_of(ids))
     close(loss, expected.item(), 1e-9)
     expected.backward()
-    _, grads = ours.backward(dz, cache)
+    return ours.backward(dz, cache)[1]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@given(seed=st.integers(0, 2**31))
+@drawn
+def test_logits_losses_and_gradients_are_those_of_transformers(tmp_path_factory, kind, seed):
+    folder = tmp_path_factory.mktemp("model")
+    theirs = written(folder, kind, seed)
+    ours = Llama.load(folder, dtype="float64")
+    assert (ours.config.model_type, ours.config.max_position_embeddings) == (kind, 64)
+    grads = backward_of(theirs, ours, ids_of(theirs, seed))
     if theirs.config.tie_word_embeddings:
         grads["model.embed_tokens.weight"] += grads.pop("lm_head.weight")
     params = dict(theirs.named_parameters())
@@ -118,18 +146,21 @@ def test_logits_losses_and_gradients_are_those_of_transformers(tmp_path_factory,
         close(grads[name], p.grad.numpy(), 1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_saved_model_is_in_transformers_what_it_was(tmp_path, kind, seed):
     theirs = written(tmp_path / "m", kind, seed)
     save_llama(Llama.load(tmp_path / "m", dtype="float64"), tmp_path / "again")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float64)
+    again, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "again", dtype=torch.float64, output_loading_info=True
+    )
+    assert not any(loading.values())
     assert (type(again), again.config.max_position_embeddings) == (MODELS[kind][1], 64)
     ids = ids_of(theirs, seed)
     close(logits_of(in_double(kind, again), ids), logits_of(theirs, ids), 1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENSE)
 @pytest.mark.parametrize("options", [{"target_modules": LINEARS}, {"target_modules": ["q_proj"], "use_dora": True}])
 def test_adapters_of_peft_are_read_and_trained_on(tmp_path, kind, options):
     theirs = written(tmp_path / "m", kind, 5)

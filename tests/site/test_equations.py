@@ -223,6 +223,7 @@ def test_the_build_links_both_ways(tmp_path):
 PROSE = "By (1), not `(7)`, as [(1)](#eq-1) says. In {2021} (1) to (1) hold.\n\n## Equation (1)\n\n    code (9)\n"
 
 
+@pytest.mark.site
 def test_a_number_in_the_prose_becomes_a_link(tmp_path):
     done = build(tmp_path, index=INDEX.replace("# Tiny\n", f"# Tiny (1)\n\n{PROSE}", 1))
     assert done.returncode == 0, done.stderr

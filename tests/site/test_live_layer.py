@@ -160,7 +160,12 @@ def test_javascript_has_pythons_equations_in_their_order(javascript, python, lef
 
 @pytest.mark.site
 def test_javascript_keeps_to_120_columns_and_a_loop_a_line():
-    files = [*LIVE.glob("*.js"), LIVE.parent / "questions.js", *Path(__file__).parent.glob("live/*.mjs")]
+    files = [
+        *LIVE.glob("*.js"),
+        LIVE.parent / "questions.js",
+        LIVE.parent / "expression.js",
+        *Path(__file__).parent.glob("live/*.mjs"),
+    ]
     lines = [(file.name, i, line) for file in files for i, line in enumerate(file.read_text("utf-8").splitlines(), 1)]
     assert [found for found in lines if len(found[2]) > 120 or found[2].count("for (") > 1] == []
 
@@ -260,6 +265,47 @@ def test_run_and_the_loss_are_in_sight_beside_the_check(page, width):
                return arguments[0].contains(there)""",
             find(browser, selector),
         ), selector
+
+
+@pytest.mark.parametrize("width", widths)
+def test_a_mistakes_sentence_and_the_curve_are_in_sight_at_its_switch(page, width):
+    browser = page(width)
+    for name in SHOWN_AT:
+        box = find(browser, f"[data-mistake={name}]")
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", box)
+        press(browser, f"[data-mistake={name}]", " ")
+        above, below, curve = browser.execute_script(
+            """const why = arguments[0].parentElement.nextElementSibling, place = why.getBoundingClientRect();
+               const drawn = document.querySelector("[data-map=losses]").getBoundingClientRect();
+               const told = why.textContent.length > 30;
+               return [told && place.top, place.bottom, drawn.bottom > 60 && drawn.top < innerHeight]""",
+            box,
+        )
+        assert 0 < above < below < 900, name
+        assert curve, name
+        press(browser, f"[data-mistake={name}]", " ")
+        assert browser.execute_script("return arguments[0].parentElement.nextElementSibling.textContent", box) == ""
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_the_address_has_the_settings_and_a_reload_keeps_them(page, width):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = page(width)
+    assert "?" not in browser.current_url
+    press(browser, "[name=rank]", Keys.ARROW_RIGHT)
+    press(browser, "[data-mistake=alpha-not-divided]", " ")
+    press(browser, "[data-map=truth]", " ")
+    address, drawn, says = browser.current_url, loss(browser), find(browser, ".says").text
+    assert {"rank=3", "mistakes=alpha-not-divided"} <= set(address.partition("?")[2].split("&"))
+    browser.get("about:blank")
+    browser.get(address)
+    wait(lambda: find(browser, ".works").is_displayed())
+    assert (browser.current_url, loss(browser), find(browser, ".says").text) == (address, drawn, says)
+    assert find(browser, "[data-mistake=alpha-not-divided]").is_selected()
+    browser.get(address.partition("?")[0] + "?rank=99&cells=zz&mistakes=none&truth=moon&seed=x")
+    wait(lambda: find(browser, ".works").is_displayed())
+    assert loss(browser) == 4  # what an address says wrongly is as if it did not say it
 
 
 def draw_nothing(browser):

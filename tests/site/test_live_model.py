@@ -157,6 +157,14 @@ def test_training_in_javascript_learns_the_text(trained):
 
 
 @by_node
+def test_the_best_factors_are_kept_and_lent(trained):
+    run, _ = trained
+    assert run["best"]["loss"] == min(run["held"])
+    assert run["best"]["again"] == pytest.approx(min(run["held"]), rel=1e-6)  # measured with them in place
+    assert run["best"]["after"] == pytest.approx(run["held"][-1], rel=1e-6)  # and training's own stand there again
+
+
+@by_node
 def test_minilora_reads_the_adapter_and_says_the_same_tokens(trained, monkeypatch):
     """By the code that the page shows."""
     run, folder = trained
@@ -366,6 +374,42 @@ def test_an_edit_keeps_the_adapter_of_the_run_before(visit, width, tmp_path):
     with zipfile.ZipFile(tmp_path / "adapter.zip") as archive:
         archive.extractall(tmp_path / "adapter")
     assert all(np.abs(adapter.delta()).max() > 0 for adapter in load_adapter(tmp_path / "adapter").values())
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_a_run_ends_and_names_its_best_step(visit, width, tmp_path):
+    """A text that is soon learned by heart: the held-out loss turns, fifty steps later the run stops."""
+    browser = visit("live-model.html", width)
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    text = find(browser, "[name=text]")
+    text.clear()
+    text.send_keys(TEXT[:500])
+    to_the_end(browser, "rank")
+    find(browser, "[name=rate]").send_keys("\ue014")  # one to the right: 0.01
+    click(browser, "run")
+    wait(lambda: "Stopped at step" in find(browser, ".says").text, 600)
+    stopped, best = map(int, re.search(r"at step (\d+)\..*at step (\d+):", find(browser, ".says").text).groups())
+    assert stopped == max(best, 0) + 50 == steps(browser)
+    assert find(browser, "[data-best]").text.endswith(f"at step {best}")
+    click(browser, "save")
+    wait((tmp_path / "adapter.zip").is_file, 60)
+    assert f"The adapter after {best} steps" in find(browser, ".says").text
+
+
+@pytest.mark.parametrize("width", widths[:1])
+def test_a_reload_keeps_the_text_and_the_address_the_settings(visit, width):
+    browser = visit("live-model.html", width)
+    text = find(browser, "[name=text]")
+    text.clear()
+    text.send_keys("My own words.")
+    to_the_end(browser, "rank")
+    assert "rank=16" in browser.current_url
+    assert "words" not in browser.current_url
+    browser.refresh()
+    wait(lambda: find(browser, ".works").is_displayed())
+    assert find(browser, "[name=text]").get_attribute("value") == "My own words."
+    assert find(browser, 'output[for="live-rank"]').text == "16"
+    browser.execute_script("sessionStorage.clear()")
 
 
 @pytest.mark.parametrize("width", widths[:1])

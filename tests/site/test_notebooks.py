@@ -108,10 +108,24 @@ def test_an_included_method_shows_its_numbered_lines(made):
 def test_what_pages_share_is_written_by_the_notebook(made):
     code = sources(made["four-bits"], "code")
     written = {cell.split()[1]: cell.partition("\n")[2] for cell in code if cell.startswith("%%writefile ")}
-    assert set(written) == {"hands.py", "pictures.py", "costs.py", "four-bits.json"}
+    assert set(written) == {"hands.py", "pictures.py", "costs.py", "ranks.py", "four-bits.json"}
     for file, text in written.items():
         assert text == (ROOT / "docs" / file).read_text(encoding="utf-8").rstrip()
     assert '".[plot,models]"' in sources(made["four-bits"], "markdown")[1]
+
+
+def test_a_page_runs_again_where_something_that_it_reads_has_changed(monkeypatch, tmp_path):
+    page = "words\n\n```{code-cell} ipython3\nimport pictures\n```\n"
+    first = notebooks.inputs(page)
+    assert notebooks.inputs(page.replace("words", "other words")) == first
+    assert notebooks.inputs(page.replace("pictures", "pictures, hands")) != first
+    monkeypatch.setattr(notebooks, "shared", lambda code: [tmp_path / "pictures.py"])
+    (tmp_path / "pictures.py").write_text("changed = True")
+    assert notebooks.inputs(page) != first
+    monkeypatch.undo()
+    assert notebooks.inputs(page) == first
+    monkeypatch.setattr(notebooks, "surroundings", lambda: b"another package")
+    assert notebooks.inputs(page) != first
 
 
 @pytest.mark.site

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -15,13 +16,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 
 import questions as page
 
-from minilora.exercises import QUESTIONS, check_prediction
+from minilora import exercises
+from minilora.exercises import QUESTIONS, check_prediction, rank_curve, rate_curve
+from minilora.exercises.functions import expression_sheet
 from minilora.exercises.questions import sheet, verdict
 
 from .javascript import by_node, node
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT = DOCS / "_static" / "questions.js"
+EXPRESSION = DOCS / "_static" / "expression.js"
 
 
 @by_node
@@ -62,15 +66,80 @@ def test_a_form_holds_what_the_grader_judges_by(name, capsys):
     assert check_prediction(name, found["answer"])
     assert capsys.readouterr().out == found["right"] + "\n"
     assert html.unescape(re.search(r"<legend>(.*?)</legend>", form)[1]) == QUESTIONS[name].text
-    assert html.unescape(re.search(r"<details>.*<p>(.*?)</p></details>", form)[1]) == found["right"]
+    assert html.unescape(re.search(r"<details>.*<p>(.*?)</p></details>", form)[1]) == found["solution"]
     assert form.count('type="radio"') == len(QUESTIONS[name].choices)
 
 
+EXPRESSIONS = {
+    "grad_B": ["dy", "h", "s"],
+    "grad_h": ["dy", "B", "s"],
+    "grad_A": ["dh", "x"],
+}
+WRITTEN = {
+    "grad_B": [
+        *("s * dy.T @ h", "s*(dy.T@h)", "dB = s * np.dot(dy.T, h)", "return dy.T @ (s * h)", "(h.T @ dy).T * s"),
+        *('np.einsum("no,nk->ok", dy, h) * s', "dy.T @ h", "s * s * dy.T @ h", "-s * dy.T @ h", "s * dy @ h"),
+        *("2 * s * dy.T @ h", "s * dy.T @ h / len(dy)", "s * dy.T @ h / dy.shape[1]", "s * h.T @ dy", "s * h @ dy"),
+        *("s * dy.T @ h + 1", "0 * dy.T @ h", "dy @ h.T", "s * dy.T @ h / h.shape[1]", "s * dy.T @ h * 7", "s"),
+    ],
+    "grad_h": [
+        "s * dy @ B",
+        "dy @ (s * B)",
+        "dy @ B",
+        "s * dy @ B.T",
+        "s * B @ dy",
+        "dy.dot(B) * s ** 2",
+        "dy.sum(axis=1)",
+    ],
+    "grad_A": ["dh.T @ x", "np.matmul(np.transpose(dh), x)", "x.T @ dh", "dh @ x", "-dh.T @ x", "dh.T @ x / len(x)"],
+}
+
+
+@by_node
+def test_an_expression_is_judged_as_a_function_is(capsys):
+    cases = [(step, text) for step, texts in WRITTEN.items() for text in texts]
+    sheets = {step: json.loads(json.dumps(expression_sheet(step))) for step in WRITTEN}
+    found = node("expression.mjs", EXPRESSION, cases=[(sheets[step], text) for step, text in cases])
+    for (step, text), (right, says) in zip(cases, found, strict=True):
+        body = re.sub(r"^(return|dB =) ", "", text)
+        answer = eval(f"lambda {', '.join(EXPRESSIONS[step])}: {body}", {"np": np})
+        assert getattr(exercises, f"check_{step}")(answer) == right, text
+        told = capsys.readouterr().out.strip()
+        if "your code stopped" in told or "wrong shape" in told:
+            assert says.startswith("Not yet."), text
+        else:
+            assert says == told.partition("\n")[0], text
+    assert [right for right, _ in found].count(True) == 6 + 2 + 2
+
+
+@by_node
+def test_what_is_no_expression_is_said_and_nothing_runs():
+    texts = [
+        "",
+        "dy.T @",
+        "dy @@ h",
+        "W @ h",
+        "alert(1)",
+        "dy.constructor",
+        "np.load('x')",
+        "__proto__",
+        "dy.T @ h h",
+        "(dy",
+    ]
+    texts += ["dy.T @ h)", "dy[0]", "h.shape[5]", "np.einsum('no,nk->zz', dy, h)", "dy; h", "dy.T * h", "'a'"]
+    sheet = json.loads(json.dumps(expression_sheet("grad_B")))
+    found = node("expression.mjs", EXPRESSION, cases=[(sheet, text) for text in texts])
+    for text, (right, says) in zip(texts, found, strict=True):
+        assert not right
+        assert re.fullmatch(r"Not yet\. .{8,120}", says), (text, says)
+        assert "undefined" not in says, (text, says)
+
+
 def test_the_drawn_curve_has_its_numbers_in_words():
-    drawn = page.two_losses().data
-    told = re.search(r'aria-label="(.*?)"', drawn)[1]
-    for rank, (fitted, new) in page.rank_curve().items():
-        assert f"rank {rank}: {fitted:.2f} and {new:.2f}" in told
+    for what, curve in (("rank", rank_curve()), ("rate", rate_curve())):
+        told = re.search(r'aria-label="(.*?)"', page.two_losses(curve, what, "rows").data)[1]
+        for value, (seen, new) in curve.items():
+            assert f"{what} {value:g}: {seen:.2f} and {new:.2f}" in told
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

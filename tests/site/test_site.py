@@ -3,6 +3,7 @@
 import json
 import posixpath
 import re
+import zipfile
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")) if SITE.is_dir() else []
 WIDTHS = (390, 1280)  # a phone and a desk
-DOCUMENTS = {path.name for path in (SITE.parents[1]).glob("*.md")} - {"api.md"}  # whose docstrings are made for a desk
+DOCUMENTS = {path.name for path in (SITE.parents[1]).glob("*.md")}
+PYTHON = {path.stem for path in SITE.parents[1].glob("*.md") if "```{code-cell}" in path.read_text(encoding="utf-8")}
 
 REFERENCE = re.compile(r"(?<![\w'\u2019])\((?:[a-z]+\.)?\d{1,3}\)")
 
@@ -53,6 +55,7 @@ class Page(HTMLParser):
 
 
 TOLD = [page for page in PAGES if "/" not in page and page.removesuffix(".html") + ".md" in DOCUMENTS]
+REFERENCE_PAGES = [page for page in PAGES if page.startswith("reference/")]
 parse = cache(lambda name: Page(SITE / name))
 
 
@@ -72,14 +75,14 @@ def test_every_link_within_the_site_leads_somewhere(page):
 def test_every_reference_to_an_equation_is_a_link():
     linked = {page: [link for link in parse(page).links if "#eq-" in link] for page in TOLD}
     assert sum(map(len, linked.values())) > 200
-    assert {urlsplit(link).fragment for link in linked["index.html"]} >= {
+    assert {urlsplit(link).fragment for link in linked["from-layer-to-model.html"]} >= {
         "eq-7",
         "eq-8",
         "eq-10",
         "eq-att-4",
         "eq-att-9",
     }
-    dead = {page: REFERENCE.findall(" ".join(parse(page).prose)) for page in [*TOLD, "api.html"]}
+    dead = {page: REFERENCE.findall(" ".join(parse(page).prose)) for page in TOLD + REFERENCE_PAGES}
     assert {page: found for page, found in dead.items() if found} == {}
 
 
@@ -202,10 +205,10 @@ def test_a_desk_shows_the_pages_outline(visit, width):
     assert text["width"] > 600
 
 
-@pytest.mark.parametrize("page", [*TOLD, "api.html"])
-def test_every_page_downloads_as_a_notebook(page):
+@pytest.mark.parametrize("page", TOLD)
+def test_every_page_with_python_downloads_as_a_notebook(page):
     file = f"notebooks/{page.removesuffix('.html')}.ipynb"
-    assert file in parse(page).links
+    assert (file in parse(page).links) == (page.removesuffix(".html") in PYTHON)
     assert json.loads((SITE / file).read_text(encoding="utf-8"))["nbformat"] == 4
 
 
@@ -219,3 +222,21 @@ def test_formulas_and_pictures_are_where_they_should_be():
         assert (SITE / page).read_text(encoding="utf-8").count('class="katex"') >= count
     for page in ("the-idea.html", "article-run.html", "is-a-gradient-right.html", "ten-confusions.html"):
         assert 'role="img"' in (SITE / page).read_text(encoding="utf-8")
+
+
+def test_install_source_and_licence_are_one_click_away():
+    for page in TOLD + REFERENCE_PAGES:
+        links = [posixpath.normpath(posixpath.join(posixpath.dirname(page), link)) for link in parse(page).links]
+        assert {"install.html", "_modules/index.html", "install.html#the-licence"} <= set(links), page
+    with zipfile.ZipFile(SITE / "minilora.zip") as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+    assert {"minilora/pyproject.toml", "minilora/LICENSE", "minilora/minilora/lora.py"} <= set(names)
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_the_page_to_send_is_ten_minutes_and_small():
+    text = (SITE / "index.html").read_text(encoding="utf-8")
+    assert len(text) < 300_000
+    assert '<meta property="og:image" content="_static/preview.png">' in text
+    assert "og:url" not in text

@@ -42,6 +42,7 @@ from minilora.conformance.claims import (
 from minilora.conformance.problems import Problem
 from minilora.layers.activation import ACTIVATIONS
 from minilora.layers.nf4 import scale_book
+from minilora.variants.dropout import DroppingLoRALinear
 from minilora.variants.rewritten import Rewritten
 
 from .expert_cases import EXPERT_CASES
@@ -91,6 +92,22 @@ def lora_linear_case(cls: type = LoRALinear) -> Case:
         return linear_by_loops(problem.full, x) + lora_by_loops(p, x, problem.alpha)
 
     return Case("LoRALinear", lambda c: c.factors, build, loops, claims=LAYER_CLAIMS)
+
+
+def dropping_by_loops(layer: DroppingLoRALinear, p: Arrays, x: np.ndarray) -> np.ndarray:
+    """Each row of x is a sequence of its own; what it draws does not depend on the other rows."""
+    dropped = np.zeros_like(x)
+    for row in range(len(x)):
+        bits = np.random.Philox(key=np.array([layer.keys[row], layer.number], np.uint64))
+        for i, drawn in enumerate(np.random.Generator(bits).random(x.shape[1], np.float32)):
+            dropped[row, i] = 0 if drawn < layer.dropout else x[row, i] / (1 - layer.dropout)
+    base = {"weight": layer.base.weight, "bias": layer.base.bias}
+    return linear_by_loops(base, x) + lora_by_loops(p, dropped, layer.adapter.alpha)
+
+
+def dropping_case(cls: type | None = None) -> Case:
+    claims = (*CLAIMS, a_step_of_one_measures_the_slope_exactly)
+    return case_of("LoRALinear, dropout", dropping_by_loops, claims, cls=cls)
 
 
 def weight_by_loops(layer: QuantizedLinear) -> np.ndarray:
@@ -421,6 +438,7 @@ DORA_CASES = tuple(
 
 CASES = (
     *PRODUCTS,
+    dropping_case(),
     *QUANTIZED_CASES,
     *ACTIVATION_CASES,
     *MODEL_CASES,

@@ -11,7 +11,7 @@ from minilora.layers.experts import MixtureOfExperts
 from minilora.layers.router import Router
 from minilora.variants.stackedlora import StackedLoRALinear
 
-from .language_cases import gated_by_loops, on_rows
+from .language_cases import MODEL_CLAIMS, gated_by_loops, on_rows
 from .loops import FUNCTIONS, case_of, child
 
 
@@ -63,7 +63,7 @@ def router_case(cls: type | None = None, row: str = "Router") -> Case:
 
 
 def mixture_case(cls: type | None = None, row: str = "MixtureOfExperts") -> Case:
-    return case_of(row, mixture_by_loops, cls=cls)
+    return case_of(row, mixture_by_loops, MODEL_CLAIMS, cls=cls)
 
 
 over_all_case = partial(router_case, row="Router, over all")

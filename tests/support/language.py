@@ -17,25 +17,19 @@ TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40
 
 def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
     """Two blocks, grouped queries, a head of its own: no two widths are the same."""
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3),
-    )  # fmt: skip
-    rng = np.random.default_rng(seed)
-    arrays = {
-        name: (rng.standard_normal(shape) * shape[-1] ** -0.5 + (len(shape) == 1)).astype(dtype)
-        for name, shape in config.shapes().items()
-    }
-    return Llama.build(config, arrays)
+    return drawn(seed, dtype, vocab_size=vocab, intermediate_size=20)
 
 
 def tiny_mixture(kind: str = "mixtral", seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
     """Two blocks with four experts each, of which a position keeps two."""
-    shared = 5 if kind == "qwen2_moe" else None
+    mixture = MixtureConfig(4, 2, 10, shared_expert_intermediate_size=5 if kind == "qwen2_moe" else None)
+    return drawn(seed, dtype, vocab_size=vocab, intermediate_size=10, model_type=kind, mixture=mixture)
+
+
+def drawn(seed: int, dtype: str, **sizes) -> Llama:
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=12, intermediate_size=10, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3), model_type=kind,
-        mixture=MixtureConfig(4, 2, 10, shared_expert_intermediate_size=shared),
+        hidden_size=12, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+        rms_norm_eps=1e-5, frequencies=(1.0, 0.3), **sizes,
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     arrays = {

@@ -678,7 +678,7 @@ NOT_OURS = {
     "rslora-an-alpha-of-0-is-taken-for-the-rank",
     "dora-divides-by-the-length-of-a-row-of-zeros",  # nor a row of zeros
     # and we have no dropout, no slots and no base in bfloat16; `expert_mutants` has the experts' bugs
-    *(bug.flag for bug in BUGS if bug.kinds in (("dropout",), ("fused",), ("mixed",), ("experts",))),
+    *(bug.flag for bug in BUGS if bug.kinds in (("dropout",), ("fused",), ("mixed",), ("experts",), ("combine",))),
 }
 """Rows that the drawn problems cannot show in our layers. `tests/conformance` plants them in functions."""
 

@@ -33,7 +33,7 @@ from minilora.training import backpropagate
 from minilora.variants.dora import merged, row_lengths
 from minilora.variants.pissa import over_original, pissa
 from minilora.variants.rewritten import Rewritten
-from minilora.variants.sums import singular_values
+from minilora.variants.sums import discarded, singular_values
 from minilora.variants.variant import Variant
 
 from ..support.compare import assert_close
@@ -363,12 +363,14 @@ def test_dora_refuses_what_does_not_fit_its_base(adapter, error, message):
 # --- sums -----------------------------------------------------------------------------------------
 
 
-def several(problem, count):
+def several(problem, count, more=1):
+    """Return adapters, every other one with rsLoRA's scaling, each of `more` ranks more than the last."""
     return [
-        LoRA(
-            problem.randn(f"A{i}", problem.rank + i, problem.in_features),
-            problem.randn(f"B{i}", problem.out_features, problem.rank + i),
+        Adapter(
+            problem.randn(f"A{i}", problem.rank + more * i, problem.in_features),
+            problem.randn(f"B{i}", problem.out_features, problem.rank + more * i),
             problem.alpha + i,
+            use_rslora=i % 2 == 1,
         )
         for i in range(count)
     ]
@@ -387,6 +389,71 @@ def test_a_weighted_sum_of_adapters_is_one_adapter(problem, weights):
     assert_close(total(problem.x), sum(w * t(problem.x) for w, t in zip(weights, terms, strict=True)), 1e-12)
 
 
+@given(problem=problems(), weights=st.lists(st.floats(-3, 3), min_size=1, max_size=4))
+@example(problem=RANK_ABOVE_WIDTHS, weights=[1.0, -1.0])
+@example(problem=SQUARE, weights=[-2.0, 0.0, 0.5])
+@settings(max_examples=30)
+def test_factors_added_give_the_sum_and_the_cross_terms(problem, weights):
+    terms = several(problem, len(weights), more=0)
+    total = weighted_sum(terms, weights, "linear")
+    assert (total.rank, total.scaling) == (problem.rank, 1)
+    changes = [w * term.scaling for w, term in zip(weights, terms, strict=True)]
+    expected = np.zeros(total.shape)
+    for c, one in zip(changes, terms, strict=True):
+        for other_c, other in zip(changes, terms, strict=True):
+            factor = c if one is other else np.sign(other_c) * np.sqrt(abs(c * other_c))
+            expected += factor * one.lora_B @ other.lora_A
+    assert_close(total.delta(), expected, 1e-12)
+
+
+@given(problem=problems(), data=st.data())
+@example(problem=RANK_ABOVE_WIDTHS, data=None)
+@settings(max_examples=30)
+def test_a_sum_of_a_rank_is_the_nearest_to_the_sum(problem, data):
+    terms, weights = several(problem, 3), [1.5, -0.5, 0.25]
+    wanted = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
+    largest = min(problem.rank + 2, *wanted.shape)
+    rank = data.draw(st.integers(1, largest)) if data else None
+    nearest = weighted_sum(terms, weights, "svd", rank)
+    U, S, Vt = np.linalg.svd(wanted)
+    r = rank or largest
+    assert nearest.rank == r
+    assert np.linalg.norm(nearest.delta() - wanted) == pytest.approx(np.linalg.norm(S[r:]), rel=1e-10, abs=1e-11)
+    gap = S[r - 1] - S[r] if r < len(S) and S[r] > 1e-12 * S[0] else S[0]
+    if gap > 1e-3 * S[0]:  # of two values that are alike, either may stay
+        assert_close(nearest.delta(), U[:, :r] * S[:r] @ Vt[:r], 1e-13 * S[0] / gap)
+
+
+def test_a_sum_of_half_precision_is_of_half_precision():
+    """LAPACK has no float16."""
+    rng = RNG(0)
+    A, B = rng.standard_normal((3, 6)).astype(np.float16), rng.standard_normal((5, 3)).astype(np.float16)
+    terms = [LoRA(A, B, 2), LoRA(-A, B[::-1].copy(), 4)]
+    wide = [LoRA(t.lora_A.astype("f8"), t.lora_B.astype("f8"), t.alpha) for t in terms]
+    for options in (("cat",), ("linear",), ("svd", 2)):
+        total = weighted_sum(terms, [0.5, -0.25], *options)
+        assert total.lora_A.dtype == total.lora_B.dtype == np.float16
+        assert_close(total.delta(), weighted_sum(wide, [0.5, -0.25], *options).delta(), 1e-2)
+    assert_close(singular_values(terms[0]), singular_values(wide[0]), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"combination_type": "ties"}, ValueError, "combination_type must be 'cat', 'linear' or 'svd', got 'ties'"),
+        ({"combination_type": "linear"}, ValueError, r"'linear' adds factors of one rank, got ranks \[2, 3\]"),
+        ({"rank": 2}, ValueError, "rank is for combination_type 'svd' alone, got 2 for 'cat'"),
+        ({"combination_type": "svd", "rank": 6}, ValueError, "rank must be at most 5, got 6"),
+        ({"combination_type": "svd", "rank": 0}, ValueError, "rank must be at least 1"),
+        ({"combination_type": "svd", "rank": 2.0}, TypeError, "rank must be an integer"),
+    ],
+)
+def test_a_sum_that_cannot_be_is_refused(options, error, message):
+    terms = [LoRA(np.ones((r, 6)), np.ones((5, r)), 1) for r in (2, 3)]
+    with pytest.raises(error, match=message):
+        weighted_sum(terms, [1, 1], **options)
+
+
 @given(problem=problems(), data=st.data())
 @settings(max_examples=30)
 def test_the_error_of_the_best_rank_is_the_discarded_values(problem, data):
@@ -398,6 +465,7 @@ def test_the_error_of_the_best_rank_is_the_discarded_values(problem, data):
     assert_close(singular_values(total), values[: min(total.rank, *total.shape)], 1e-12)
     error = np.linalg.norm(total.delta() - best.delta())
     assert error == pytest.approx(np.linalg.norm(values[r:]), rel=1e-10, abs=1e-11)
+    assert error == pytest.approx(discarded(total, r), rel=1e-10, abs=1e-11)
 
 
 def test_a_sum_is_for_the_same_kind_of_layer():

@@ -64,7 +64,9 @@ def is_found(instances):
     return not all(report.passed for _, report in selfcheck.prove(instances=instances))
 
 
-def test_every_layer_passes_at_every_size():
+@pytest.mark.parametrize("sizes", [1, pytest.param(len(selfcheck.SIZES), marks=pytest.mark.long)])
+def test_every_layer_passes_at_every_size(monkeypatch, sizes):
+    monkeypatch.setattr(selfcheck, "SIZES", selfcheck.SIZES[-sizes:])
     verdicts = {title: report.passed for title, report in selfcheck.prove(instances=ALL_INSTANCES)}
     assert all(verdicts.values())
     names = {title.partition("  ")[0] for title in verdicts}

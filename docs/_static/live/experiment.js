@@ -44,6 +44,14 @@ export class Experiment {
     this.history.push(this.measured());
   }
 
+  // What flows back now: dy^T x, the gradient of the whole weight, and what the layer makes of dy for A and B.
+  flow() {
+    const [y, cache] = this.layer.forward(this.X);
+    const [, dy] = mse(y, this.Y);
+    const [, { lora_A, lora_B }] = this.layer.backward(dy, cache);
+    return { whole: dy.T.times(this.X), dA: lora_A, dB: lora_B };
+  }
+
   measured() {
     const { lora_A, lora_B } = this.layer.adapter;
     return { loss: mse(this.layer.forward(this.X)[0], this.Y)[0], A: lora_A.minus(this.A0).norm(), B: lora_B.norm() };
@@ -77,6 +85,20 @@ function orthogonal(X) {
 
 function picture(...lines) {
   return Matrix.filled(N_OUT, N_IN, (_, i) => (lines[Math.floor(i / N_IN)]?.[i % N_IN] === "#" ? 1 : 0));
+}
+
+// A drawing as a short text, four cells a letter, and back: so that an address can hold it.
+export function spelled({ data }) {
+  const bits = [...data].map((value) => (value ? 1 : 0));
+  const quads = Array.from({ length: bits.length / 4 }, (_, i) => bits.slice(4 * i, 4 * i + 4));
+  return quads.map((quad) => parseInt(quad.join(""), 2).toString(16)).join("");
+}
+
+export function drawnFrom(text) {
+  const wanted = (N_OUT * N_IN) / 4;
+  if (!new RegExp(`^[0-9a-f]{${wanted}}$`).test(text)) return null;
+  const bits = [...text].flatMap((letter) => [...parseInt(letter, 16).toString(2).padStart(4, "0")].map(Number));
+  return new Matrix(N_OUT, N_IN, Float64Array.from(bits));
 }
 
 // Changes to begin with; a reader can draw others.

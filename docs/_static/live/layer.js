@@ -2,7 +2,7 @@
 
 import { checkLayer } from "./check.js";
 import { CELL, add, bars, canvas, curves, heat, largest } from "./draw.js";
-import { Experiment, N_IN, N_OUT, TRUTHS } from "./experiment.js";
+import { Experiment, N_IN, N_OUT, TRUTHS, drawnFrom, spelled } from "./experiment.js";
 import { MISTAKES, STARTS, layerWith } from "./mistakes.js";
 import { randomFrom } from "./random.js";
 import { singularValues } from "./svd.js";
@@ -19,6 +19,7 @@ const find = (selector) => root.querySelector(selector);
 const control = (name) => find(`[name="${name}"]`);
 let [experiment, running, seed, truth] = [null, false, 0, TRUTHS.face.draw()];
 let before = []; // the losses of the run before this one, to compare with
+let drawn = false; // whether a reader changed the truth
 
 // --- the settings, as the controls have them
 
@@ -42,7 +43,45 @@ function begin() {
   check();
   show();
   say();
+  remember();
   if (ran) run();
+}
+
+// --- the address has the settings, so that it can be sent, and a reload keeps them
+
+const CHOICES = ["truth", "optimizer", "start"];
+const PLAIN = { rank: "2", alpha: "4", rate: "0.03", truth: "face", optimizer: "adam", start: "peft" };
+
+function remember() {
+  const settings = new URLSearchParams();
+  for (const name of [...Object.keys(SLIDERS), ...CHOICES]) {
+    const value = name in SLIDERS ? `${chosen(name)}` : control(name).value;
+    if (value !== PLAIN[name]) settings.set(name, value);
+  }
+  if (drawn) settings.set("cells", spelled(truth));
+  if (seed) settings.set("seed", seed);
+  if (mistakes().length) settings.set("mistakes", mistakes().join(","));
+  const text = settings.toString();
+  history.replaceState(null, "", `${location.pathname}${text ? `?${text}` : ""}${location.hash}`);
+}
+
+// Set the controls as the address says; what it says wrongly is left as it is.
+function recall() {
+  const settings = new URLSearchParams(location.search);
+  for (const [name, values] of Object.entries(SLIDERS)) {
+    const place = values.indexOf(Number(settings.get(name) ?? NaN));
+    if (place >= 0) control(name).value = place;
+  }
+  for (const name of CHOICES) {
+    const options = [...control(name).options].map((option) => option.value);
+    if (options.includes(settings.get(name))) control(name).value = settings.get(name);
+  }
+  const wrong = (settings.get("mistakes") ?? "").split(",");
+  for (const box of boxes) box.checked = wrong.includes(box.dataset.mistake);
+  seed = Math.max(0, Math.trunc(Number(settings.get("seed"))) || 0);
+  const own = drawnFrom(settings.get("cells") ?? "");
+  truth = own ?? TRUTHS[control("truth").value].draw();
+  drawn = own !== null;
 }
 
 // --- running
@@ -101,6 +140,16 @@ function show() {
   add(product, "text", { x: aside - 6, y: 13, "text-anchor": "end" }, "A");
   add(product, "text", { x: 2, y: aside - 4 }, "B");
 
+  // What comes back has the same places: dB beside B, dA above.
+  const { whole, dA, dB } = experiment.flow(), back = find("[data-map=back]");
+  const lengths = `dB, of length ${dB.norm().toPrecision(3)}, and dA, of length ${dA.norm().toPrecision(3)}`;
+  canvas(back, wide + aside, high + aside, `What comes back: ${lengths}`);
+  heat(back, dA, { x: 1 + aside, most: largest(dA) });
+  heat(back, dB, { y: 1 + aside, most: largest(dB) });
+  heat(back, whole, { x: 1 + aside, y: 1 + aside, most: largest(whole) });
+  add(back, "text", { x: aside - 6, y: 13, "text-anchor": "end" }, "dA");
+  add(back, "text", { x: 2, y: aside - 4 }, "dB");
+
   const told = values.map((v) => v.toFixed(2)).join(", ");
   bars(find("[data-map=values]"), singularValues(delta), values, `Singular values. True: ${told}`);
   const along = (key, run = history) => run.map((entry, t) => [t, entry[key]]);
@@ -131,7 +180,10 @@ function say() {
   const after = `After ${steps} ${steps === 1 ? "step" : "steps"} the loss`;
   let now = running ? "It trains." : `${after} is ${loss.toPrecision(4)}.`;
   if (outOfBounds(loss)) now = `${after} is out of bounds: the rate is too large for this scaling and optimizer.`;
-  find(".says").textContent = [sizes, bound, now, ...mistakes().map((name) => MISTAKES[name].says)].join(" ");
+  find(".says").textContent = [sizes, bound, now].join(" ");
+  for (const box of boxes) { // beside its switch, where the eye is
+    box.parentElement.nextElementSibling.textContent = box.checked ? MISTAKES[box.dataset.mistake].says : "";
+  }
 }
 
 function check() {
@@ -162,6 +214,7 @@ function paint(value) {
   const i = cursor.row * N_IN + cursor.column;
   truth.data[i] = value ?? (truth.data[i] ? 0 : 1);
   experiment.aim(truth);
+  drawn = true;
   show();
   find(".painted").textContent = `Row ${cursor.row + 1}, column ${cursor.column + 1} is ${truth.data[i]}.`;
   return truth.data[i];
@@ -190,6 +243,7 @@ function letDraw(svg) {
   const end = () => {
     [brush, finger] = [null, null];
     say();
+    remember();
   };
   svg.addEventListener("pointerdown", (event) => {
     Object.assign(cursor, cellAt(event));
@@ -213,7 +267,7 @@ function letDraw(svg) {
     event.preventDefault();
     cursor.row = Math.min(Math.max(cursor.row + down, 0), N_OUT - 1);
     cursor.column = Math.min(Math.max(cursor.column + across, 0), N_IN - 1);
-    if (paints) { paint(); say(); } else show();
+    if (paints) { paint(); say(); remember(); } else show();
   });
 }
 
@@ -231,11 +285,13 @@ for (const [name, { label }] of Object.entries(MISTAKES)) {
   box.dataset.mistake = name;
   boxes.push(box);
   find(".mistakes").appendChild(document.createElement("label")).append(box, ` ${label}`);
+  const why = find(".mistakes").appendChild(document.createElement("p"));
+  Object.assign(why, { className: "why" }).setAttribute("aria-live", "polite");
 }
 const starts = boxes.filter((box) => MISTAKES[box.dataset.mistake].start); // a layer has one start
 for (const input of root.querySelectorAll("input, select")) {
   input.addEventListener("input", () => {
-    if (input.name === "truth") truth = TRUTHS[input.value].draw();
+    if (input.name === "truth") [truth, drawn] = [TRUTHS[input.value].draw(), false];
     if (starts.includes(input)) for (const box of starts) box.checked &&= box === input;
     begin();
   });
@@ -247,4 +303,5 @@ find("[data-do=seed]").addEventListener("click", () => { seed += 1; begin(); });
 letDraw(find("[data-map=truth]"));
 find(".still").hidden = true;
 find(".works").hidden = false;
+recall();
 begin();

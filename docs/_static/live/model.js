@@ -13,7 +13,7 @@ const say = (text) => { find(".says").textContent = text; };
 
 let state = "empty"; // then loading, ready, beginning, begun, running
 let [tuned, warned] = [false, false]; // whether the worker has an adapter; whether the reader was warned
-let [losses, held] = [[], []];
+let [losses, held, best] = [[], [], null]; // best: { step, loss }, the least that was measured on what is held out
 let afterwards = () => {}; // what was asked for before the model was here, or before the beginning was made
 
 function turn(next) {
@@ -48,10 +48,10 @@ const TOLD = {
     afterwards();
   },
   begun({ tokens, unknown, length, train, held: apart, trained, frozen }) {
-    [losses, held, tuned, warned] = [[], [], true, false];
+    [losses, held, best, tuned, warned] = [[], [], null, true, false];
     find("[data-loss]").textContent = "";
     find("[data-step]").textContent = "0";
-    for (const told of root.querySelectorAll(".told")) told.textContent = "";
+    for (const told of root.querySelectorAll(".told, [data-after], [data-best]")) told.textContent = "";
     if (state !== "beginning") return turn(state); // the text was edited meanwhile
     say([
       `Your text has ${number(tokens)} tokens.`,
@@ -63,7 +63,11 @@ const TOLD = {
     return afterwards();
   },
   before({ text }) { find(".told.before").textContent = text; },
-  after({ text }) { find(".told.after").textContent = text; },
+  after({ text, step }) {
+    find(".told.after").textContent = text;
+    const when = step ? `after ${step} steps, the best so far` : "no step was better than none so far";
+    find("[data-after]").textContent = when;
+  },
   stepped({ step, loss, seconds }) {
     losses.push([step, loss]);
     const lately = losses.slice(-LATELY), mean = lately.reduce((sum, [, value]) => sum + value, 0) / lately.length;
@@ -77,11 +81,25 @@ const TOLD = {
     const [from, to] = [first.toFixed(2), mean.toFixed(2)];
     say(`By step ${step + 1} the loss has risen from ${from} to ${to}: the rate is too large. Take a smaller one.`);
   },
-  measured({ step, held: value }) {
+  measured({ step, held: value, best: least }) {
     held.push([step, value]);
+    best = least;
+    find("[data-best]").textContent = `${best.loss.toFixed(2)} at step ${best.step}`;
     show();
   },
-  saved({ zip }) {
+  stopped({ step }) {
+    turn("begun");
+    say([
+      `Stopped at step ${step}. The loss on what is held out was least at step ${best.step}:`,
+      `${best.loss.toFixed(2)} nats a token.`,
+      "Since then the model learns your text by heart. Download gives the adapter of the best step.",
+    ].join(" "));
+  },
+  saved({ zip, step, loss }) {
+    say([
+      `The adapter after ${step} steps, at ${loss.toFixed(2)} nats a token on what is held out.`,
+      "It goes beside glassllm's English model alone: below stands how, in PEFT too.",
+    ].join(" "));
     const href = URL.createObjectURL(zip);
     Object.assign(document.createElement("a"), { href, download: "adapter.zip" }).click();
     setTimeout(() => URL.revokeObjectURL(href), 60000);
@@ -162,6 +180,41 @@ for (const [name, values] of [["rank", RANKS], ["rate", RATES]]) {
   label();
 }
 find("[name=text]").addEventListener("input", changed);
+
+// The address has the settings, so that it can be sent. The text stays in this tab, so that a reload keeps it.
+const KEPT = "minilora.live-model.text";
+function remember() {
+  const settings = new URLSearchParams();
+  for (const [name, values] of [["rank", RANKS], ["rate", RATES]]) {
+    const input = find(`[name=${name}]`);
+    if (input.value !== input.defaultValue) settings.set(name, values[input.value]);
+  }
+  const prompt = find("[name=prompt]");
+  if (prompt.value !== prompt.defaultValue) settings.set("prompt", prompt.value);
+  const text = settings.toString();
+  history.replaceState(null, "", `${location.pathname}${text ? `?${text}` : ""}${location.hash}`);
+  try { // a browser may refuse, as for a text that is too long
+    const box = find("[name=text]");
+    if (box.value === box.defaultValue) sessionStorage.removeItem(KEPT); else sessionStorage.setItem(KEPT, box.value);
+  } catch { sessionStorage.removeItem(KEPT); }
+}
+
+function recall() {
+  const settings = new URLSearchParams(location.search);
+  for (const [name, values] of [["rank", RANKS], ["rate", RATES]]) {
+    const place = values.indexOf(Number(settings.get(name) ?? NaN)), input = find(`[name=${name}]`);
+    if (place < 0) continue;
+    input.value = place;
+    find(`output[for="${input.id}"]`).textContent = values[place];
+    input.setAttribute("aria-valuetext", values[place]);
+  }
+  if (settings.has("prompt")) find("[name=prompt]").value = settings.get("prompt");
+  const box = find("[name=text]");
+  try { box.value = sessionStorage.getItem(KEPT) ?? box.value; } catch { /* none is kept */ }
+}
+
+recall();
+for (const input of root.querySelectorAll("input, textarea")) input.addEventListener("input", remember);
 find(".still").hidden = true;
 find(".works").hidden = false;
 addEventListener("resize", show);

@@ -43,11 +43,32 @@ export class Tuning {
     return crossEntropy(logits, targets)[0];
   }
 
+  // Measure what is held out after this many steps, and keep the factors where it is the least so far.
+  measure(step) {
+    const loss = this.heldOutLoss();
+    if (!(loss >= this.best?.loss)) this.best = { step, loss, factors: copied(this.model.trainable()) };
+    return loss;
+  }
+
+  // Do something with the best factors in place; then training's own stand there again.
+  withBest(then) {
+    const own = this.model.trainable(), last = copied(own);
+    const put = (factors) => { for (const [name, { data }] of Object.entries(own)) data.set(factors[name].data); };
+    put(this.best.factors);
+    try {
+      return then(own);
+    } finally {
+      put(last);
+    }
+  }
+
   scored(some) {
     const [logits, cache] = this.model.forward(some.flatMap((window) => window.slice(0, -1)), this.length);
     return [logits, some.flatMap((window) => window.slice(1)), cache];
   }
 }
+
+const copied = (arrays) => Object.fromEntries(Object.entries(arrays).map(([name, matrix]) => [name, matrix.copy()]));
 
 // Yield the ids that follow a prompt, each drawn at this temperature: token v with a probability of q_v.
 export function* generate(model, prompt, tokens, { temperature, random }) {

@@ -8,8 +8,8 @@ import { readSafetensors } from "./safetensors.js";
 import { Tokenizer } from "./tokenizer.js";
 import { LEAST, Tuning, generate } from "./tuning.js";
 
-const [TOKENS, CONTEXT, TEMPERATURE, EVERY] = [60, 128, 0.7, 10];
-let [config, tensors, tokenizer, tuning, settings, steps, running] = [null, null, null, null, null, 0, false];
+const [TOKENS, CONTEXT, TEMPERATURE, EVERY, PATIENCE] = [60, 128, 0.7, 10, 50];
+let [config, tensors, tokenizer, tuning, settings, steps, running, began] = [null, null, null, null, null, 0, false, 0];
 
 const tell = (told, more = {}) => postMessage({ told, ...more });
 
@@ -43,30 +43,34 @@ const ASKED = {
       tokens: ids.length, unknown: tokenizer.unknown(ids), length, train: train.length, held: held.length,
       trained: count(model.trainable()), frozen: count(tensors),
     });
-    tell("measured", { step: 0, held: tuning.heldOutLoss() });
+    measured();
     tell("before", { text: written() });
   },
 
   run() {
     if (running) return;
     running = true;
+    began = steps; // who goes on after a stop gets as many steps again
     loop();
   },
 
   pause() {
     running = false;
-    tell("after", { text: written() });
+    measured();
+    wrote();
   },
 
   step() { step(); },
 
   write({ prompt }) {
     settings.prompt = prompt;
-    tell("after", { text: written() });
+    wrote();
   },
 
   save() {
-    tell("saved", { zip: zip(adapterFiles(tuning.model.trainable(), settings)) });
+    measured();
+    const { step, loss } = tuning.best;
+    tell("saved", { zip: tuning.withBest((factors) => zip(adapterFiles(factors, settings))), step, loss });
   },
 };
 
@@ -79,8 +83,23 @@ function step() {
   tell("stepped", { step: steps, loss, seconds });
   steps += 1;
   if (steps % EVERY) return;
-  tell("measured", { step: steps, held: tuning.heldOutLoss() });
-  tell("after", { text: written() });
+  if (measured()) wrote();
+  if (steps - Math.max(tuning.best.step, began) < PATIENCE || !running) return;
+  running = false;
+  tell("stopped", { step: steps });
+}
+
+// Measure what is held out, and tell whether it is the best so far.
+function measured() {
+  const held = tuning.measure(steps), { step, loss } = tuning.best;
+  tell("measured", { step: steps, held, best: { step, loss } });
+  return step === steps;
+}
+
+// Tell what the best adapter so far writes.
+function wrote() {
+  const { step } = tuning.best;
+  tell("after", { text: tuning.withBest(() => written()), step });
 }
 
 function loop() {

@@ -12,7 +12,7 @@ the table makes no difference.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -33,7 +33,7 @@ class Diagnosis:
 
     bugs: tuple[Bug, ...]  # one or two
     explains: tuple[str, ...]  # answers that are wrong, and just so
-    others: int = 0  # how many answers it would change besides
+    affected: frozenset[str] = frozenset()  # all answers that it would change
     on_top: bool = False  # whether it explains them on top of the first diagnosis
     where: str = ""  # which part of all that is computed they are; empty where the bug shows in one answer only
 
@@ -75,7 +75,8 @@ def diagnose(
         unknown = any(bug in measured for bug in diagnosis.bugs)
         replaced = sum(bug.count for bug in diagnosis.bugs)
         flags = [bug.flag for bug in diagnosis.bugs]
-        return -len(diagnosis.explains), diagnosis.others, diagnosis.on_top, unknown, replaced, flags
+        others = len(diagnosis.affected - set(diagnosis.explains))
+        return -len(diagnosis.explains), others, diagnosis.on_top, unknown, replaced, flags
 
     while rest:
         trials, replies = _wrong_first(trials, replies, rest)
@@ -90,7 +91,13 @@ def diagnose(
             break
         chosen.append(best)
         rest -= set(chosen[-1].explains)
-    return chosen
+    return [_with_those_on_top(chosen), *chosen[1:]] if chosen else []
+
+
+def _with_those_on_top(chosen: Sequence[Diagnosis]) -> Diagnosis:
+    """Return the first diagnosis: where another one is on top of it, it shows too, and is not said to be elsewhere."""
+    first, covered = chosen[0], {name for diagnosis in chosen if diagnosis.on_top for name in diagnosis.explains}
+    return replace(first, where="") if covered and first.affected <= covered | set(first.explains) else first
 
 
 def _wrong_first(
@@ -131,7 +138,7 @@ def _explained(
     if not explains:
         return None
     in_order, where = tuple(name for name in QUANTITIES if name in explains), _where(explains, affected, offered)
-    return Diagnosis(bugs, in_order, len(affected - explains), bool(before), where)
+    return Diagnosis(bugs, in_order, frozenset(affected), bool(before), where)
 
 
 def _but_for_ties(trial: Trial, name: str, array: np.ndarray, predicted: np.ndarray) -> bool:

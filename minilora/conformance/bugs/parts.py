@@ -18,6 +18,7 @@ from ..problems.kinds import BLOCK, FourBits, Images
 from ..problems.mixed import in_half
 from ..problems.problem import Problem
 from ..problems.slots import Fused
+from ..problems.sums import Sums
 
 Parts = Mapping[str, Any]
 WITHOUT_MASK: Parts = {name: lambda x, mask: x for name in ("dropped", "dropped_in_dA", "dropped_in_dx")}
@@ -163,8 +164,8 @@ def rows_by(place: Callable[[Fused, int], Any]) -> Callable[[Fused], Parts]:
 
     def parts(fused: Fused) -> Parts:
         places = [place(fused, i) for i in fused.adapted]
-        there = all(rows is None or rows.max() < fused.out_features for rows in places)
-        return {"slot_rows": place} if there else {}
+        inside = all(rows is None or rows.max() < fused.out_features for rows in places)
+        return {"slot_rows": place} if inside else {}
 
     return parts
 
@@ -220,6 +221,12 @@ def one_down(fused: Fused) -> Parts:
 def packed_slots(fused: Fused, i: int) -> np.ndarray:
     """Return the rows of a slot, if those without an adapter took none."""
     return rows_from(fused, i, sum(fused.widths[j] for j in fused.adapted if j < i))
+
+
+def paired_in_reverse(sums: Sums) -> Parts:
+    """Pair each adapter's B with the A of another, where all have one rank."""
+    one_rank = len({*sums.ranks}) == 1 < len(sums.ranks)
+    return {"sum_pairs": lambda sums, i, count: count - 1 - i} if one_rank else {}
 
 
 def autocast() -> Parts:

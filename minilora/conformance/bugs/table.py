@@ -28,7 +28,7 @@ from ...layers.nf4 import NF4
 from ..problems.adam_answers import rest
 from ..problems.kinds import SETS
 from ..problems.mixed import in_half
-from ..problems.reference import SCALINGS
+from ..problems.reference import RIGHT, SCALINGS, rooted
 from . import parts
 from .bug import Bug
 
@@ -44,8 +44,10 @@ EXPERTS = ("experts",)
 MIXED = ("mixed",)
 ONE_ADAPTER = tuple(kind for kind in EVERY if kind != "fused")  # where all ranks are of one adapter
 ADAM = ("adam",)
-OF_NUMBERS = ("forward", "scaling", "slope", "merge")
-"""The claims that compare a layer's numbers with those of `Formulas`."""
+COMBINE = ("combine",)
+SUMS = ("cat", "linear", "svd")
+OF_NUMBERS = ("forward", "scaling", "slope", "merge", *SUMS)
+"""The claims that compare numbers with those of `Formulas`."""
 
 
 def group(breaks: str, rows: Iterable[tuple[Any, ...]], **more: Any) -> list[Bug]:
@@ -474,6 +476,93 @@ BUGS: Sequence[Bug] = (
         ("mixed-the-output-is-float32",
          "the output is not rounded to bfloat16, the precision of the base and of x (or declare output = 'float32')",
          {}, "mflux-community/mflux #740"),
+    )),
+    # adapters put together
+    *group("cat", kinds=COMBINE, shows=SUMS, rows=(
+        ("combine-the-new-adapter-keeps-rsloras-root",
+         "the new adapter keeps the first one's use_rslora: with alpha = r its scaling is the root of its rank, and "
+         "should be 1",
+         {"sum_new": lambda sums, s, r: r**0.5 if sums.stabilised[0] else 1.0}, "huggingface/peft #3761"),
+        ("combine-the-new-adapter-keeps-the-first-alpha",
+         "the new adapter keeps the first one's alpha: its scaling is that alpha over the new rank, and should be 1",
+         {"sum_new": lambda sums, s, r: sums.alpha / (r**0.5 if sums.stabilised[0] else r)}),
+        ("combine-the-new-adapter-keeps-the-first-scaling", "the new adapter keeps the first one's scaling, beside its "
+         "own in the factors", {"sum_new": lambda sums, s, r: s[0]}),
+        ("combine-the-scalings-are-left-out", "the scalings are left out: the sum is that of w B A",
+         {"sum_scaling": lambda sums, i, s: 1.0}),
+        ("combine-one-scaling-for-all", "the first adapter's scaling is taken for all",
+         {"sum_scaling": lambda sums, i, s: sums.scalings(RIGHT)[0]}),
+        ("combine-rsloras-root-is-ignored", "rsLoRA's root is ignored: each alpha is divided by its rank",
+         {"sum_scaling": lambda sums, i, s: sums.alphas[i] / sums.ranks[i]}),
+        ("combine-the-first-use-rslora-for-all", "the first adapter's use_rslora is taken for all",
+         {"sum_scaling": lambda sums, i, s: sums.alphas[i] / sums.ranks[i] ** (0.5 if sums.stabilised[0] else 1.0)}),
+        ("combine-the-sign-of-a-weight-is-lost", "the sign of a negative weight is lost",
+         {"sum_weight": lambda sums, i: abs(sums.weights[i])}),
+        ("combine-negative-weights-are-left-out", "adapters of a negative weight are left out",
+         {"sum_weight": lambda sums, i: max(sums.weights[i], 0.0)}),
+        ("combine-the-weights-are-normalised", "the weights are divided by their sum",
+         {"sum_weight": lambda sums, i: sums.weights[i] / (sum(sums.weights) or 1.0)}),
+        ("combine-the-weights-are-normalised-by-their-absolute-values",
+         "the weights are divided by the sum of their absolute values",
+         {"sum_weight": lambda sums, i: sums.weights[i] / sum(map(abs, sums.weights))}),
+        ("combine-the-weights-are-left-out", "the weights are left out: each adapter counts once",
+         {"sum_weight": lambda sums, i: 1.0}),
+        ("combine-the-last-adapter-is-left-out", "the last adapter is left out",
+         {"sum_weight": lambda sums, i: sums.weights[i] * (i + 1 < len(sums.ranks) or i == 0)}),
+    )),
+    *group("cat", kinds=COMBINE, shows=("cat",), rows=(
+        ("combine-cat-weighs-both-factors", "cat multiplies both factors with the weight, which then counts squared",
+         {"in_cat": lambda w, s: w * w * s}),
+        ("combine-cat-scales-both-factors", "cat multiplies both factors with the scaling, which then counts squared",
+         {"in_cat": lambda w, s: w * s * s}),
+        ("combine-cat-pairs-other-adapters", "cat puts the adapters' factors A in another order than their factors B",
+         parts.paired_in_reverse),
+    )),
+    *group("linear", kinds=COMBINE, shows=("linear",), rows=(
+        ("combine-linear-takes-no-roots", "linear multiplies both factors with w s, and should with its root: the "
+         "changes count squared", {"in_linear": lambda w, s: (w * s, w * s)}),
+        ("combine-linear-takes-no-root-of-the-scaling",
+         "linear takes the root of the weight alone: the scaling stands in both factors, and counts squared",
+         {"in_linear": lambda w, s: tuple(s * root for root in rooted(w))}),
+        ("combine-linear-loses-the-sign-in-the-root",
+         "linear loses the sign of a negative weight: it takes the root of |w s| for both factors",
+         {"in_linear": lambda w, s: (rooted(w * s)[0],) * 2}),
+        ("combine-linear-has-the-sign-in-both-factors",
+         "linear has the sign of a negative weight in both factors, where it cancels",
+         {"in_linear": lambda w, s: (rooted(w * s)[1],) * 2}),
+        ("combine-linear-has-the-sign-in-lora-b",
+         "linear has the sign of a negative weight in lora_B, and PEFT in lora_A: the cross terms have other signs",
+         {"in_linear": lambda w, s: rooted(w * s)[::-1]}),
+        ("combine-linear-cuts-off-negative-weights", "linear takes 0 for the root of a negative weight",
+         {"in_linear": lambda w, s: rooted(max(w * s, 0.0))}),
+        ("combine-linear-weighs-one-factor",
+         "linear multiplies one factor with w s and the other with nothing: the cross terms have one adapter's weight",
+         {"in_linear": lambda w, s: (1.0, w * s)}),
+        ("combine-linear-weighs-lora-b-alone",
+         "linear multiplies lora_B with w s and lora_A with nothing: the cross terms have one adapter's weight",
+         {"in_linear": lambda w, s: (w * s, 1.0)}),
+    )),
+    *group("svd", kinds=COMBINE, shows=("svd",), rows=(
+        ("combine-svd-scales-twice",
+         "svd applies each scaling twice: in the change of weight, and again with the weight",
+         {"in_svd": lambda w, s: w * s * s}, "peft 0.20.0"),
+        ("combine-svd-keeps-the-smallest", "svd keeps the smallest singular values, and should keep the largest",
+         {"sum_values": lambda S, r: S * (np.arange(len(S)) >= len(S) - r)}),
+        ("combine-svd-cuts-nothing", "svd cuts nothing: its change has a rank above the one that is wanted",
+         {"sum_values": lambda S, r: S}),
+        ("combine-svd-does-not-cut-one-adapter",
+         "svd of one adapter is that adapter as it is, whatever the rank that is wanted",
+         lambda sums: {"sum_values": lambda S, r: S} if len(sums.ranks) == 1 else {}, "peft 0.21.2"),
+        ("combine-svd-keeps-one-less", "svd keeps one singular value less than the rank",
+         {"sum_values": lambda S, r: S * (np.arange(len(S)) < r - 1)}),
+        ("combine-svd-leaves-the-singular-values-out", "svd leaves the singular values out: its change is U V^T",
+         {"sum_values": lambda S, r: 1.0 * (np.arange(len(S)) < r)}),
+        ("combine-svd-has-the-singular-values-in-both-factors",
+         "svd multiplies both factors with the singular values, which then count squared",
+         {"sum_values": lambda S, r: S * S * (np.arange(len(S)) < r)}),
+        ("combine-svd-has-the-roots-in-one-factor",
+         "svd multiplies one factor with the roots of the singular values, and the other with nothing",
+         {"sum_values": lambda S, r: np.sqrt(S) * (np.arange(len(S)) < r)}),
     )),
     # the start
     *group("start", kinds=ALL_BUT_EMBEDDING, rows=(

@@ -15,7 +15,6 @@ from ..problems.kinds import Images
 from ..problems.mixed import Mixed
 from ..problems.problem import Arrays, Problem
 from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
-from ..problems.slots import Fused
 from ..problems.stacks import Stacks
 from ..problems.trial import Trial
 
@@ -26,6 +25,7 @@ AXES = {
     "lora_B": ("output", "rank"),
     "magnitude": ("output",),
     "merged": ("output", "input"),
+    **dict.fromkeys(("cat", "linear", "svd"), ("output", "input")),
 }
 """What stands along the first axes of an answer. Those that follow are a kernel's, or an image's."""
 STACKED = {"merged": ("expert", "output", "input")}
@@ -58,8 +58,7 @@ def describe_unknown(name: str, array: np.ndarray, trial: Trial, inside: bool = 
     if not np.isfinite(array).all():
         return "is not finite"
     at = np.unravel_index(int(np.abs(array - expected).argmax()), expected.shape)
-    place = trial.problem.place(name, at) if isinstance(trial.problem, (Fused, Stacks)) else ""
-    where = f"[{', '.join(map(str, at))}]{place}"
+    where = f"[{', '.join(map(str, at))}]{trial.problem.place(name, at)}"
     text = f"is off by {abs(array[at] - expected[at]):.3g} at {where}: {array[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, array, trial)
     if abs(ratio - 1) > 1e-3:
@@ -91,11 +90,11 @@ def _steps(shape: tuple[int, ...], problem: Problem) -> str:
     """Say which other steps of a kernel would give an output of a shape."""
     if not isinstance(problem, Images):
         return ""
-    one, none = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
+    ones, zeros = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
     others: dict[str, dict[str, Any]] = {
-        "if stride were 1": {"stride": one},
-        "without padding": {"padding": none},
-        "if dilation were 1": {"dilation": one},
+        "if stride were 1": {"stride": ones},
+        "without padding": {"padding": zeros},
+        "if dilation were 1": {"dilation": ones},
         "if stride and dilation were exchanged": {"stride": problem.dilation, "dilation": problem.stride},
         "if a step of two axes were exchanged": {
             name: getattr(problem, name)[::-1] for name in ("stride", "padding", "dilation")
@@ -110,7 +109,7 @@ def pattern(name: str, array: np.ndarray, trial: Trial) -> str:
     if trial.unit > UNIT["float32"]:
         return ""
     array = np.asarray(array, np.float64)
-    for look in (_rounded, _tail, _order, _ranks, _part):
+    for look in (_rounded, _bias, _tail, _order, _ranks, _part):
         if text := look(name, array, trial):
             return text
     return ""
@@ -124,6 +123,8 @@ def _rounded(name: str, array: np.ndarray, trial: Trial) -> str:
         allowed = isinstance(trial.problem, Mixed) and name in trial.problem.in_half
         if not allowed and near.all() and np.array_equal(round_to(array, half).astype(np.float64), array):
             return f"it is rounded to {half}"
+        if allowed and not (name == "y" and getattr(trial.problem, "near", False)):
+            return ""  # what may be rounded itself agrees with any rounding of what it is made of
         for words, names in ROUNDED.items():
             rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
             if _agrees(name, array, replace(trial, arrays=trial.arrays | rounded).by(), trial):
@@ -152,6 +153,22 @@ def _between(name: str, half: str, trial: Trial) -> Iterator[tuple[str, np.ndarr
     yield "x A^T is", base + s * round_to(h, half).astype(np.float64) @ B.T
     yield "the update is", base + s * round_to(up, half).astype(np.float64)
     yield "the update is", base + round_to(s * up, half).astype(np.float64)
+
+
+def _bias(name: str, array: np.ndarray, trial: Trial) -> str:
+    """See an output with the bias of another one, as by a wrong index."""
+    b = trial.arrays.get("bias")
+    if name != "y" or b is None or array.ndim != 2 or not 1 < len(b) <= MANY:
+        return ""
+    distance = np.abs((array - (trial.right[name] - b))[..., None] - b)  # (N, out, out), from each entry of b
+    if (distance.min(axis=-1) > TOLERANCE * trial.unit * (trial.sizes[name] + TINY)).any():
+        return ""
+    taken = distance.argmin(axis=-1)
+    if (taken == taken[:1]).all():
+        return f"the bias is taken at a wrong index: its outputs have the entries {_places(taken[0])}"
+    if (taken == taken[:, :1]).all():
+        return f"the bias is taken by the row and not by the output: its rows have the entries {_places(taken[:, 0])}"
+    return ""
 
 
 def _tail(name: str, array: np.ndarray, trial: Trial) -> str:

@@ -14,6 +14,7 @@ from ...guards.errors import printable
 from ..problems.problem import Arrays, Problem
 from ..problems.reference import QUANTITIES
 from ..problems.slots import Fused
+from ..problems.sums import Sums
 from ..problems.trial import Trial
 
 SAME = ("one_rank", "one_width")
@@ -66,7 +67,11 @@ class Watch:
         """Return which options of its kind a function names among its parameters."""
         try:
             parameters = inspect.signature(getattr(self.functions, function)).parameters
-        except (TypeError, ValueError):  # of a compiled function nothing is known
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+        ):  # it is compiled, or there is none
             return frozenset()
         return frozenset(OPTIONS) & frozenset(parameters)
 
@@ -136,7 +141,7 @@ class Watch:
     def _answer(self, function: str, result: Any, problem: Problem) -> Any:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""
         if function != "backward":
-            return self.array(result, "merged" if function == "merge" else "y")
+            return self.array(result, "y" if function == "forward" else "merged")
         if not isinstance(result, Mapping):
             raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
         reply = {
@@ -235,7 +240,7 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     p = trial.arrays
     layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
     layer |= {name: p[name] for name in ("magnitude", "mask", "expert_ids") if name in p}
-    return trial.problem.handed(layer) if isinstance(trial.problem, Fused) else layer
+    return trial.problem.handed(layer)
 
 
 def forward(watch: Watch, trial: Trial) -> Any:
@@ -246,6 +251,12 @@ def forward(watch: Watch, trial: Trial) -> Any:
 def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
     """Return everything that an implementation offers for one problem; with another's forward before the backward."""
     p, problem, layer = trial.arrays, trial.problem, layer_arrays(trial)
+    if isinstance(problem, Sums):
+        for other in filter(None, [between]):
+            answers(watch, other)
+        asked = {name: layer | {"rank": problem.rank} if name == "svd" else layer for name in trial.right}
+        sums = {name: watch.attempt(name, arguments, problem) for name, arguments in asked.items()}
+        return {name: change for name, change in sums.items() if change is not None}
     y = forward(watch, trial)
     if between is not None:
         forward(watch, between)

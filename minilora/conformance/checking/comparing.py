@@ -13,7 +13,7 @@ from ..problems.reference import QUANTITIES
 from ..problems.rounding import TINY, TOLERANCE, UNIT
 from ..problems.trial import Trial
 from .calling import Watch
-from .contract import ANSWERS, CONTRACT, FACTORS, OF_PROBLEMS
+from .contract import ANSWERS, FACTORS, contract, of_problems
 from .in_common import in_common
 from .other_scaling import Factor, factors_of, other_factor, other_scaling
 from .report import CANNOT_BE_TOLD, Outcome, Report, id_of
@@ -75,7 +75,7 @@ def judge_numbers(
             report.diagnoses.append(texts[-1])
         report.claims[claim] = "; ".join(texts) or ("ok" if offered & set(keys) else "not offered")
     report.claims["scaling"] = _scaling_verdict(trials, replies, factors)
-    report.claims = {claim: report.claims[claim] for claim in CONTRACT if claim in report.claims}
+    report.claims = {claim: report.claims[claim] for claim in contract(kind) if claim in report.claims}
     for key in QUANTITIES:
         if key in offered:
             report.errors[key] = max(
@@ -146,7 +146,7 @@ def _describe(trials: Sequence[Trial], replies: Sequence[Arrays], key: str, insi
     visible = ((trial, reply) for trial, reply in failed if inside and _is_visible(trial, reply, key))
     trial, reply = next(visible, failed[0])  # what is seen inside an array does not show at every size
     for other in trial.right:
-        if other != key and all(trial.agrees(other, reply[key]) for trial, reply in answered):
+        if other != key and all(other in t.right and t.agrees(other, reply[key]) for t, reply in answered):
             return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"
     when = in_common([t.problem for t, _ in failed], [t.problem for t, _ in answered if t.right[key].any()])
     return f"{QUANTITIES[key]}{when} {describe_unknown(key, reply[key], trial, inside)} ({trial.problem})"
@@ -188,7 +188,9 @@ def outcomes_of(
     """
     verdicts = {claim: _verdict(*ANSWERS[claim], trial, reply, owed, watch) for claim in ANSWERS}
     verdicts["scaling"] = _scaling_verdict_of(trial, reply, factors)
-    return [Outcome(id_of(kind, claim, number), claim, str(trial.problem), verdicts[claim]) for claim in OF_PROBLEMS]
+    return [
+        Outcome(id_of(kind, claim, number), claim, str(trial.problem), verdicts[claim]) for claim in of_problems(kind)
+    ]
 
 
 def _verdict(

@@ -22,8 +22,8 @@ An implementation is a module or an object with functions on NumPy arrays; only 
 
 x is (N, in), weight (out, in), bias (out,) or None, lora_A (r, in), lora_B (out, r). Each function gets all that it
 needs: a backward may not count on which forward was called last. The kinds are "rslora", "dora", "embedding",
-"conv1d", "conv2d", "dropout", "nf4", "mixed", "fused" and "experts". `problems.kinds` has their shapes, and their
-functions take more:
+"conv1d", "conv2d", "dropout", "nf4", "mixed", "fused", "experts" and "combine". `problems.kinds` has their shapes, and
+their functions take more:
 
 - "dora": magnitude (out,) as the last argument of ``forward``, ``backward`` and ``merge``, and its gradient in the
   dict; weight as the last argument of ``init``, which returns the magnitude as well. ``detached_norm`` is True, as in
@@ -46,6 +46,9 @@ functions take more:
   is the last one of ``forward`` and ``backward``. lora_A (E r, in) has the experts as its slow index, lora_B (out, r E)
   as its fast one, as PEFT packs them; alpha / r is of the rank of one. ``merge`` returns (E, out, in). There is no
   ``init``: an expert starts as a linear layer does.
+- "combine": no layer, but adapters of one layer that are put together. Its functions are ``cat(lora_A, lora_B, alpha,
+  use_rslora, weights)``, ``linear`` of the same and ``svd`` with a rank besides, any of them. Each takes lists with an
+  entry for each adapter, and returns the change of weight (out, in) that the new adapter makes. See `problems.sums`.
 """
 
 from __future__ import annotations
@@ -68,10 +71,13 @@ CONTRACT = (
 )
 """What is checked, in the order of the report; of a layer in four bits `FOUR_BITS` as well."""
 FACTORS = ("lora_A", "lora_B", "magnitude")
+SUMS = ("cat", "linear", "svd")
+"""The claims of the kind "combine", which is no layer, and the functions that they are about."""
 ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
+ANSWERS |= {name: (name, (name,)) for name in SUMS}
 """The function that each claim about numbers is about, and its answers."""
 OF_PROBLEMS = ("forward", "scaling", "slope", "merge")
-"""The claims that are judged on each problem; the others are about no single one."""
+"""The claims of a layer that are judged on each problem; the others are about no single one."""
 ORIENTATIONS = ("out, in", "in, out")
 FUNCTIONS = ("forward", "backward", "merge", "init", "step")
 """What an implementation may offer; for a further kind of layers all but the last."""
@@ -83,6 +89,8 @@ STARTS_AS_LINEAR = ("fused", "experts")
 
 def functions_of(kind: str) -> tuple[str, ...]:
     """Return what an implementation may offer for a kind of layers."""
+    if kind == "combine":
+        return SUMS
     if kind in STARTS_AS_LINEAR:
         return FUNCTIONS[:3]
     further = ("pack", "unpack") if kind == "nf4" else ()
@@ -95,8 +103,15 @@ FURTHER = {"nf4": FOUR_BITS, "mixed": OUTPUT_DTYPE}
 
 def contract(kind: str) -> tuple[str, ...]:
     """Return what is checked of a kind of layers, in the order of the report."""
+    if kind == "combine":
+        return (*SUMS, "nothing is changed", "memory order", "alpha of 0")
     without = ("start", "adam") if kind in STARTS_AS_LINEAR else ()
     return (*(claim for claim in CONTRACT if claim not in without), *FURTHER.get(kind, ()))
+
+
+def of_problems(kind: str) -> tuple[str, ...]:
+    """Return the claims of a kind that are judged on each problem."""
+    return SUMS if kind == "combine" else OF_PROBLEMS
 
 
 def further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
@@ -124,5 +139,5 @@ def ids(implementation: Any) -> list[str]:
 
 def _ids_of(kind: str) -> Iterator[str]:
     for number in range(len(SETS[kind].problems)):
-        yield from (id_of(kind, claim, number) for claim in OF_PROBLEMS)
-    yield from (id_of(kind, claim) for claim in contract(kind) if claim not in OF_PROBLEMS)
+        yield from (id_of(kind, claim, number) for claim in of_problems(kind))
+    yield from (id_of(kind, claim) for claim in contract(kind) if claim not in of_problems(kind))

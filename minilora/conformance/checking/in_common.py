@@ -10,6 +10,7 @@ from ..problems.mixed import Mixed
 from ..problems.problem import Problem
 from ..problems.slots import Fused
 from ..problems.stacks import Stacks
+from ..problems.sums import Sums
 
 Properties = Mapping[str, Callable[[Any], bool]]
 
@@ -26,6 +27,8 @@ def _properties(problem: Problem) -> Properties:
     """Return what problems of a kind may have, in the order in which it is told."""
     if isinstance(problem, Fused):  # whose slots have ranks and alphas of their own
         return OF_SLOTS
+    if isinstance(problem, Sums):
+        return OF_SUMS
     if isinstance(problem, Stacks):
         return {**OF_EXPERTS, **PROPERTIES}
     own = OF_IMAGES if isinstance(problem, Images) else OF_MIXED if isinstance(problem, Mixed) else OF_LAYERS
@@ -96,6 +99,19 @@ OF_EXPERTS: Properties = {
     "where in = out": lambda p: p.in_features == p.out_features,
     "where out = 2 in": lambda p: p.out_features == 2 * p.in_features,
     "where the rank and the number of experts are above 1": lambda p: p.rank > 1 and p.experts > 1,
+}
+OF_SUMS: Properties = {
+    "where a weight is below zero": lambda p: min(p.weights) < 0,
+    "where every adapter has rsLoRA's scaling": lambda p: all(p.stabilised),
+    "where an adapter has rsLoRA's scaling": lambda p: any(p.stabilised),
+    "where no adapter has rsLoRA's scaling": lambda p: not any(p.stabilised),
+    "where some adapters have rsLoRA's scaling and others not": lambda p: len(set(p.stabilised)) > 1,
+    "where ranks differ": lambda p: len(set(p.ranks)) > 1,
+    "of more than two adapters": lambda p: len(p.ranks) > 2,
+    "of one adapter": lambda p: len(p.ranks) == 1,
+    "of more than one adapter": lambda p: len(p.ranks) > 1,
+    "where the rank is below the sum's": lambda p: p.rank < sum(p.ranks),
+    "where in = out": lambda p: p.in_features == p.out_features,
 }
 OF_IMAGES: Properties = {
     "where the kernel has more than one entry": lambda p: max(p.kernel) > 1,

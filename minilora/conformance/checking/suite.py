@@ -24,7 +24,7 @@ from ..problems.trial import Trial, drawn
 from . import behaviour
 from .calling import Watch, answers, forward, spelled, suited
 from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of
-from .contract import ANSWERS, FACTORS, FURTHER, ORIENTATIONS, contract, formulas_of, functions_of, further_kinds
+from .contract import ANSWERS, FACTORS, FURTHER, ORIENTATIONS, SUMS, contract, formulas_of, functions_of, further_kinds
 from .edges import EDGES
 from .in_common import in_common
 from .output_dtype import OUTPUTS
@@ -65,7 +65,10 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
 
 def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) -> Report:
     """Check one object with functions for one kind of layer."""
-    if not callable(getattr(implementation, "forward", None)):
+    if kind == "combine":
+        if not any(callable(getattr(implementation, name, None)) for name in SUMS):
+            raise CannotRun(f"{name} has none of the functions {', '.join(SUMS)}")
+    elif not callable(getattr(implementation, "forward", None)):
         raise CannotRun(f"{name} has no function forward(x, weight, bias, lora_A, lora_B, alpha)")
     if isinstance(implementation, type) and _takes_self(getattr(implementation, "forward")):  # noqa: B009
         raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
@@ -93,7 +96,7 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     problems = [suited(problem, watch) for problem in SETS[kind_of_problems].problems]
     report = _judge(watch, name, wanted or "float64", kind_of_problems, formulas, problems)
     answered = report.habits["dtype kept"].partition(" ")[0]
-    if wanted is None and answered in UNIT and report.claims["forward"] != "ok":  # an output in float64 settles it
+    if wanted is None and answered in UNIT and report.claims.get("forward") != "ok":  # an output in float64 settles it
         return _judge(Watch(implementation, kind), name, answered, kind_of_problems, formulas, problems)
     return report
 
@@ -110,7 +113,8 @@ def _judge(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, p
     trials = [drawn(problem, dtype, formulas) for problem in problems]
     replies = [answers(watch, trial) for trial in trials]
     if not any(replies):
-        raise CannotRun(f"{name}: forward {watch.said('forward')}{_instead(watch, trials[0], dtype)}")
+        first = next(iter(watch.raised))
+        raise CannotRun(f"{name}: {first} {watch.said(first)}{_instead(watch, trials[0], dtype)}")
     between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = answers(watch, trials[0], between)
 
@@ -161,7 +165,7 @@ def _judge_calls(
         elif text := changes_its_mind(trials[0], replies[0], again, claim):
             report.claims[claim] = of_first[claim] = text
             report.diagnoses.insert(0, text)
-        elif claim == "slope" and report.claims[claim] == "ok" and (text := left_out_on_some(trials, replies)):
+        elif claim == "slope" and report.claims.get(claim) == "ok" and (text := left_out_on_some(trials, replies)):
             report.claims[claim] = text
             report.diagnoses.append(text)
     return of_first
@@ -181,7 +185,8 @@ def _verdicts(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[s
     if "y" not in right or watch.kind in ("dropout", "mixed"):  # dropout ends, and bfloat16 rounds, in a merge
         verdicts["merged and back"] = "not offered"
     for claim, edge in (EDGES | FURTHER.get(watch.kind, {})).items():
-        verdicts[claim] = edge(watch, trial, dtype, right) if right else "not offered"
+        if claim in contract(watch.kind):
+            verdicts[claim] = edge(watch, trial, dtype, right) if right else "not offered"
     return verdicts
 
 
@@ -205,7 +210,7 @@ def _cases(
 
 def _instead(watch: Watch, trial: Trial, dtype: str) -> str:
     """Say what to declare where a forward that raises would answer in another precision or orientation."""
-    for turned in (False, True):
+    for turned in (False, True) if watch.offers("forward") else ():
         for other in dict.fromkeys((dtype, "float32")):
             quiet = Watch(watch.functions, watch.kind)
             quiet.transposed = watch.transposed is not turned

@@ -7,7 +7,7 @@ ways: a failure that it lacks counts, and so does a line whose case no longer fa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,8 @@ class Judged:
 
     def __str__(self) -> str:
         lines = [self.report.text(self.known)]
-        if self.known:
-            count = len(self.failing) - len(self.unexpected)
-            lines += [f"{count} of {len(self.known)} known failures fail as they should", *self._more()]
+        lines += of_known(self.known, [case.id for case in self.failing], self.stale)
         return "\n".join([*lines, *self.lacks()])
-
-    def _more(self) -> Iterator[str]:
-        yield from (f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items())
-        if self.unexpected:
-            yield f"not known to fail: {', '.join(case.id for case in self.unexpected)}"
 
     def lacks(self) -> list[str]:
         """Return a line for each claim that is required and not offered."""
@@ -105,14 +98,27 @@ class Judged:
         unexpected = {case.id for case in self.unexpected}
         texts = [f"{report.name}: {text}" for report in own.values() for text in report.diagnoses
                  if unexpected & {case.id for case in report.cases}]  # fmt: skip
-        stale = (f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items())
-        return [*texts, *stale, *self.lacks()]
+        return [*texts, *out_of_date(self.stale), *self.lacks()]
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is judged as plain data, beside the report's own."""
         failing, unexpected = ([case.id for case in cases] for cases in (self.failing, self.unexpected))
         return {"status": self.status, "failing": failing, "unexpected": unexpected, "known": dict(self.known),
                 "stale": self.stale, "missing": self.missing}  # fmt: skip
+
+
+def of_known(known: Mapping[str, str], failing: Sequence[str], stale: Mapping[str, str]) -> list[str]:
+    """Return what a report says of known failures, by the ids of all that fails; nothing where none is known."""
+    if not known:
+        return []
+    unexpected = [id for id in failing if id not in known]
+    count = f"{len(failing) - len(unexpected)} of {len(known)} known failures fail as they should"
+    return [count, *out_of_date(stale), *([f"not known to fail: {', '.join(unexpected)}"] if unexpected else [])]
+
+
+def out_of_date(stale: Mapping[str, str]) -> list[str]:
+    """Return a line for each known failure that does not fail."""
+    return [f"{id} is known to fail, and {now}: take its line out" for id, now in stale.items()]
 
 
 def _has(kind: str, claim: str) -> bool:

@@ -25,7 +25,7 @@ class Answers:
     """Right numbers, and those of each bug that is told apart in a case, by its flag."""
 
     logits: np.ndarray  # (prompts, T, V)
-    merged: tuple[str, np.ndarray]  # the name of a weight, and the weight with the adapters folded in
+    merged: tuple[str, np.ndarray] | None  # the name of a weight, and the weight with the adapters folded in
     signatures: dict[str, tuple[np.ndarray, np.ndarray]]  # logits at the prompts' ends (prompts, V), merged (ROWS, in)
 
     @property
@@ -36,17 +36,14 @@ class Answers:
 
     def tensors(self) -> Arrays:
         """Return what stands in a case's file."""
-        name, weight = self.merged
-        tensors = {
-            "logits": self.logits,
-            "next_tokens": self.logits[:, -1].argmax(axis=-1),
-            f"merged.{name}": weight[:SHOWN_ROWS].astype(np.float32),
-        }
+        tensors = {"logits": self.logits, "next_tokens": self.logits[:, -1].argmax(axis=-1)}
+        if self.merged is not None:
+            name, weight = self.merged
+            tensors[f"merged.{name}"] = weight[:SHOWN_ROWS].astype(np.float32)
         for flag, (last, rows) in self.signatures.items():
-            tensors |= {
-                f"signature.{flag}": last.astype(np.float32),
-                f"signature.{flag}.merged": rows.astype(np.float32),
-            }
+            tensors[f"signature.{flag}"] = last.astype(np.float32)
+            if self.merged is not None:
+                tensors[f"signature.{flag}.merged"] = rows.astype(np.float32)
         return tensors
 
 
@@ -54,27 +51,28 @@ def answers(case: Case) -> Answers:
     """Compute the answers to a case."""
     flags, arrays = _different(case)
     before, prompts = case.base.arrays, case.prompts
-    z = logits(case.base.config, {**before, **arrays}, prompts)
-    z = np.broadcast_to(z, (len(flags), *z.shape[-3:]))
+    right = logits(case.base.config, {**before, **{name: array[0] for name, array in arrays.items()}}, prompts)
+    z = logits(case.base.config, {**before, **arrays}, prompts, last=1)[..., 0, :]
+    z = np.broadcast_to(z, (len(flags), *z.shape[-2:]))
     weights = arrays.get(case.shown, before[case.shown][None].repeat(len(flags), axis=0))
     if case.previous:
         flags, weights = [*flags, CACHED], np.concatenate([weights, weights[:1]])
         z = np.concatenate([z, _with_old_cache(case, prompts)])
     apart: list[int] = []
     for i in range(1, len(flags)):
-        if all(distance(z[i, :, -1], z[j, :, -1]) >= APART for j in (0, *apart)):
+        if all(distance(z[i], z[j]) >= APART for j in (0, *apart)):
             apart.append(i)
-    signatures = {flags[i]: (z[i, :, -1], weights[i, :ROWS]) for i in apart}
-    return Answers(z[0], (case.shown, weights[0]), signatures)
+    signatures = {flags[i]: (z[i], weights[i, :ROWS]) for i in apart}
+    return Answers(right, (case.shown, weights[0]), signatures)
 
 
-def _with_old_cache(case: Case, prompts: np.ndarray) -> np.ndarray:  # (1, prompts, T, V)
-    """Return the logits where the keys and values of all tokens but the last are the previous adapters'."""
+def _with_old_cache(case: Case, prompts: np.ndarray) -> np.ndarray:  # (1, prompts, V)
+    """Return the logits at the end where the keys and values of all tokens but the last are the previous adapters'."""
     before = case.base.arrays
     old, new = (Formulas().changed(before, given) for given in (case.previous, case.given))
     names = {*old, *new}
     both = {name: np.stack([old.get(name, before[name]), new.get(name, before[name])]) for name in names}
-    return logits(case.base.config, {**before, **both}, prompts, cached=True)[1:]
+    return logits(case.base.config, {**before, **both}, prompts, cached=prompts.shape[1] - 1, last=1)[1:, :, 0]
 
 
 def distance(array: np.ndarray, expected: np.ndarray) -> float:

@@ -15,13 +15,13 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import save
 
 from ...guards.errors import needed
-from ...guards.tensorfile import decode, encode
+from ...guards.tensorfile import FLOATS, decode, encode, tensor_header
 from ...language.llama import Llama
 from ...language.llamaconfig import LlamaConfig
 from ...language.modelfiles.gguf.ggufnames import SIZES, gguf_tensor
@@ -57,19 +57,22 @@ class Base:
     seed: int
     nf4: bool = False  # whether its linear layers, all but the head, are in 4 bits
     biased: bool = False  # whether the projections of attention have biases
+    positions: int = POSITIONS  # that its files promise
+    square: bool = False  # whether the projections of queries and of attention's output are
 
     @property
     def gguf(self) -> bool:
-        """Whether it is there for llama.cpp too, where no file holds 4 bits as these are, or trained biases."""
-        return not (self.nf4 or self.biased)
+        """Whether it is there for llama.cpp too, where no file holds 4 bits as these are, trained biases, or DoRA."""
+        return not (self.nf4 or self.biased or self.square)
 
     @cached_property
     def config(self) -> LlamaConfig:
         """Its sizes."""
+        hidden, between, head_dim = (128, 64, 32) if self.square else (64, 128, 64)
         return LlamaConfig(
-            vocab_size=len(TOKENS), hidden_size=64, intermediate_size=128, num_hidden_layers=self.layers,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-5,
-            frequencies=frequencies(64, THETA), tie_word_embeddings=self.tied, attention_bias=self.biased,
+            vocab_size=len(TOKENS), hidden_size=hidden, intermediate_size=between, num_hidden_layers=self.layers,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim, rms_norm_eps=1e-5,
+            frequencies=frequencies(head_dim, THETA), tie_word_embeddings=self.tied, attention_bias=self.biased,
             rope={"rope_type": "default", "rope_theta": THETA},
         )  # fmt: skip
 
@@ -88,8 +91,8 @@ class Base:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
-        found = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return self._with_codes({HEAD: found[EMBEDDING], **found}, lambda layer: layer)
+        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:
@@ -129,7 +132,11 @@ TIED = Base("tied", layers=1, tied=True, seed=2)
 UNTIED_NF4 = replace(UNTIED, name="untied-nf4", nf4=True)
 TIED_NF4 = replace(TIED, name="tied-nf4", nf4=True)
 BIASED = Base("biased", layers=1, tied=True, seed=3, biased=True)
-BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED)
+LIVING = Base("living", layers=1, tied=True, seed=4, positions=512)
+"""What sessions are asked of: its files promise room for a long prompt."""
+SQUARE = Base("square", layers=1, tied=True, seed=5, square=True)
+"""The one with square weights, and the one whose heads times head_dim is the hidden size."""
+BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED, LIVING, SQUARE)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
@@ -158,9 +165,14 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nd
 # --- files ------------------------------------------------------------------------------------------
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a safetensors file, as transformers and PEFT do."""
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"format": "pt"}))
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], stored: str = "") -> None:
+    """Write a safetensors file, as transformers and PEFT do; in one of the format's types, such as "BF16"."""
+    if not stored:
+        path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"format": "pt"}))
+        return
+    raw = {name: encode(array, stored).view(FLOATS[stored]).reshape(array.shape) for name, array in arrays.items()}
+    header = tensor_header(raw, {"format": "pt"})
+    path.write_bytes(header + b"".join(array.tobytes() for array in raw.values()))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -168,11 +180,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_base(folder: Path, base: Base) -> None:
+class Decoder(Protocol):
+    """What `write_base` asks of a base."""
+
+    @property
+    def model(self) -> Llama: ...  # noqa: D102
+    @property
+    def positions(self) -> int: ...  # noqa: D102
+
+
+def write_base(folder: Path, base: Decoder) -> None:
     """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
     save_llama(base.model, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, "max_position_embeddings": POSITIONS})  # mistral.rs asks for it
+    write_json(folder / "config.json", {**config, "max_position_embeddings": base.positions})  # mistral.rs asks for it
     write_json(folder / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
     write_json(folder / "tokenizer.json", tokenizer())
     write_json(
@@ -207,7 +228,7 @@ def write_gguf(path: Path, base: Base) -> None:
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"llama.{key}", value)
     writer.add_uint32("llama.attention.value_length", c.head_dim)
     writer.add_uint32("llama.rope.dimension_count", c.head_dim)
-    writer.add_uint32("llama.context_length", POSITIONS)
+    writer.add_uint32("llama.context_length", base.positions)
     writer.add_uint32("general.file_type", 0)  # all in float32
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

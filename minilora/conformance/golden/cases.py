@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ...files.peft.adapterkeys import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
+from ...guards.tensorfile import decode, encode
 from .bases import BIASED, TIED, TIED_NF4, TOKENS, UNTIED, UNTIED_NF4, Base, to_bfloat16
 from .exact import product, sums
 from .formulas import Arrays, Given, Module, scale, setting
@@ -45,6 +46,8 @@ class Adapter:
     with_base: bool = False  # whether PEFT saved the base's own weight of an embedding or a head beside it
     saved: tuple[str, ...] = ()  # the paths that were trained in full, beside those with factors
     targets: str = ""  # target_modules, where it is a regular expression
+    tokens: tuple[int, ...] = ()  # the tokens whose rows of the embedding were trained
+    zero: bool = False  # whether lora_B is zero, as before the first step
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,19 @@ class Case:
     refused: str = ""  # why, where it must be
     damage: str = ""  # what is done to the files, see `damaged`
     after: str = ""  # the id of the case that is to be answered just before, with the same prompts
+    stored: str = ""  # the type of the tensors in the file, where it is not float32
+    either: bool = False  # of one to be refused, whether it may be answered too
 
     @property
     def answered(self) -> bool:
         """Whether there are right numbers: of what must be refused, only where it can be converted too."""
-        return not self.refused or self.adapters[0][0].pissa == "raw"
+        return not self.refused or self.either or self.adapters[0][0].pissa == "raw"
 
     @cached_property
     def given(self) -> list[tuple[Given, float]]:
         """The adapters, drawn."""
         rng = np.random.default_rng([*self.id.encode()])
-        return [(drawn(rng, adapter, self.base), weight) for adapter, weight in self.adapters]
+        return [(in_type(drawn(rng, adapter, self.base), self.stored), weight) for adapter, weight in self.adapters]
 
     @cached_property
     def previous(self) -> list[tuple[Given, float]]:
@@ -108,7 +113,7 @@ def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
         m = rounded(rng.uniform(0.5, 2.0, out) * np.sqrt(sums(W * W))[:, 0]) if config.get("use_dora") else None
         if not adapter.pissa:
             trained = rounded(rng.standard_normal(out)) if config.get("bias") == "lora_only" else None
-            modules[path] = Module(rounded(A), rounded(B), bias, m, trained)
+            modules[path] = Module(rounded(A), 0 * B if adapter.zero else rounded(B), bias, m, trained)
             continue
         A0, B0 = leading(W, r, s)
         A, B = rounded(A0 + 0.5 * A), rounded(B0 + 0.5 * B)
@@ -124,7 +129,24 @@ def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
         path: rounded(W + 0.7 * np.sqrt(np.square(W).mean()) * rng.standard_normal(W.shape))
         for path, W in saved.items()
     }
-    return Given(config, modules, starts, saved)
+    tokens: dict[str, tuple[list[int], np.ndarray]] = {}
+    if adapter.tokens:
+        W, which = base.arrays[f"{EMBED}.weight"], [*adapter.tokens]
+        noise = rng.standard_normal((len(which), W.shape[1]))
+        tokens[EMBED] = which, rounded(W[which] + np.sqrt(np.square(W).mean()) * noise)
+    return Given(config, modules, starts, saved, tokens)
+
+
+def in_type(given: Given, stored: str) -> Given:
+    """Return an adapter whose factors are numbers of a file's type."""
+    if not stored:
+        return given
+
+    def held(x: np.ndarray) -> np.ndarray:
+        return decode(encode(x, stored), stored).reshape(x.shape).astype(np.float64)
+
+    modules = {path: replace(m, lora_A=held(m.lora_A), lora_B=held(m.lora_B)) for path, m in given.modules.items()}
+    return replace(given, modules=modules, stored=stored)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
@@ -166,23 +188,31 @@ DEFAULTS: dict[str, Any] = {
 def files(case: Case) -> Iterator[tuple[dict[str, Any], Arrays]]:
     """Yield each adapter's configuration, and its tensors under PEFT's names."""
     for (adapter, _), (given, _) in zip(case.adapters, case.given, strict=True):
-        targets = adapter.targets or targets_of(list(given.modules), case.base)
-        config = {**DEFAULTS, "base_model_name_or_path": f"bases/{case.base.name}", "target_modules": targets}
-        tensors: Arrays = {}
-        for path, module in given.modules.items():
-            names = EMBEDDING_FACTORS if path == EMBED else FACTORS
-            parts = {names[0]: module.lora_A, names[1]: module.lora_B}
-            others = {
-                "lora_B.bias": module.bias, "lora_magnitude_vector": module.magnitude,
-                "base_layer.bias": module.trained_bias,
-            }  # fmt: skip
-            for name, array in others.items():
-                parts |= {} if array is None else {name: array}
-            if adapter.with_base and path in (EMBED, LM_HEAD):
-                parts[BASE] = case.base.arrays[f"{path}.weight"]
-            tensors |= {f"{PREFIX}{path}.{part}": array.astype(np.float32) for part, array in parts.items()}
-        tensors |= {f"{PREFIX}{path}.weight": array.astype(np.float32) for path, array in given.saved.items()}
-        yield damaged({**config, **given.config}, tensors, case.damage)
+        yield damaged(*adapter_files(adapter, given, case.base), case.damage)
+
+
+def adapter_files(adapter: Adapter, given: Given, base: Base) -> tuple[dict[str, Any], Arrays]:
+    """Return an adapter's configuration, and its tensors under PEFT's names."""
+    targets = adapter.targets or targets_of(list(given.modules), base)
+    config = {**DEFAULTS, "base_model_name_or_path": f"bases/{base.name}", "target_modules": targets}
+    tensors: Arrays = {}
+    for path, module in given.modules.items():
+        names = EMBEDDING_FACTORS if path == EMBED else FACTORS
+        parts = {names[0]: module.lora_A, names[1]: module.lora_B}
+        others = {
+            "lora_B.bias": module.bias, "lora_magnitude_vector": module.magnitude,
+            "base_layer.bias": module.trained_bias,
+        }  # fmt: skip
+        for name, array in others.items():
+            parts |= {} if array is None else {name: array}
+        if adapter.with_base and path in (EMBED, LM_HEAD):
+            parts[BASE] = base.arrays[f"{path}.weight"]
+        tensors |= {f"{PREFIX}{path}.{part}": array.astype(np.float32) for part, array in parts.items()}
+    tensors |= {f"{PREFIX}{path}.weight": array.astype(np.float32) for path, array in given.saved.items()}
+    for path, (which, rows) in given.tokens.items():
+        config["trainable_token_indices"] = which
+        tensors[f"{PREFIX}{path}.token_adapter.trainable_tokens_delta"] = rows.astype(np.float32)
+    return {**config, **given.config}, tensors
 
 
 def targets_of(paths: list[str], base: Base) -> list[str]:
@@ -210,6 +240,12 @@ def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str
         case "transposed":
             A = name.replace("lora_B", "lora_A")
             tensors |= {name: np.ascontiguousarray(tensors[name].T), A: np.ascontiguousarray(tensors[A].T)}
+        case "no alpha":
+            del config["lora_alpha"]
+        case "no tensors":
+            tensors = {}
+        case "language model":
+            tensors = {key.replace(PREFIX, f"{PREFIX}language_model."): array for key, array in tensors.items()}
         case _ if how:
             key, value = how.split("=")
             config[key] = int(value) if value.lstrip("-").isdigit() else value

@@ -15,7 +15,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from ...language.llamaconfig import LlamaConfig
+from ...language.llamaconfig import LlamaConfig, MixtureConfig
 
 LN2 = 0.6931471805599453
 LN2_HIGH = 0.693147180369123816490  # its leading 32 bits: a whole number of them has no rounding
@@ -34,14 +34,15 @@ def exp(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.ldexp(e, n.astype(int)))
 
 
-def turns(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosines and sines: of a 64th of the angle by their series, then of the doubled angle six times."""
-    z = -((angle / 64) ** 2)
+def turns(angle: np.ndarray, halvings: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and sines: of the angle halved so often by their series, which needs 1 or less; then doubled."""
+    part = angle / 2**halvings
+    z = -(part**2)
     cos, sin = np.ones_like(z), np.ones_like(z)
     for k in range(9, 0, -1):
         cos, sin = 1 + cos * z / ((2 * k - 1) * 2 * k), 1 + sin * z / (2 * k * (2 * k + 1))
-    sin = sin * (angle / 64)
-    for _ in range(6):
+    sin = sin * part
+    for _ in range(halvings):
         cos, sin = cos * cos - sin * sin, 2 * sin * cos
     return cos, sin
 
@@ -66,17 +67,47 @@ def frequencies(width: int, theta: float) -> tuple[float, ...]:
     return tuple(float(Decimal(theta) ** (Decimal(-2 * j) / width)) for j in range(width // 2))
 
 
-def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray, cached: bool = False) -> np.ndarray:
+def gated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return silu(a) b."""
+    return np.asarray(a / (1 + exp(-a)) * b)
+
+
+def shares(scores: np.ndarray, mixture: MixtureConfig) -> np.ndarray:  # (..., N, E) -> (..., N, E)
+    """Return how much of each expert a row takes, 0 of those that it does not keep."""
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    kept = np.argsort(order, axis=-1, kind="stable") < mixture.num_experts_per_tok
+    e = exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(kept * e / sums(kept * e if mixture.norm_topk_prob else e))
+
+
+def of_experts(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:  # (..., N, d) -> (..., E, N, d)
+    """Return what each expert makes of each row."""
+    a, b = np.split(product(x[..., None, :, :], gate_up), 2, axis=-1)
+    return product(gated(a, b), down)
+
+
+def weighted(g: np.ndarray, o: np.ndarray) -> np.ndarray:  # (..., N, E), (..., E, N, d) -> (..., N, d)
+    """Return each row's sum over experts, the first expert's part first."""
+    parts = np.swapaxes(g, -1, -2)[..., None] * o
+    return np.asarray(np.cumsum(parts, axis=-3)[..., -1, :, :])
+
+
+def logits(
+    config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray, cached: int = 0, last: int = 0,
+    mixture: MixtureConfig | None = None, plain: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Return the logits (..., B, T, V) of token ids (B, T).
 
     `arrays` are those of `LlamaConfig.shapes` in float64, and always ``lm_head.weight``. A linear layer's bias is added
-    where there is one. With `cached`, of several decoders, each takes the first one's keys and values of all positions
-    but the last, as from a cache.
+    where there is one. Of several decoders, each takes the first one's keys and values of the first `cached` positions,
+    as from a cache. With `last`, only the logits after so many tokens at the end are computed: T is `last` then.
+    A `mixture` is read in the place of the configuration's, and `plain` are the arrays of a mixture without what
+    adapters add to its experts, if that is to count whole.
     """
     B, T = ids.shape
     D, K = config.head_dim, config.num_key_value_heads
     g = config.num_attention_heads // K
-    cos, sin = turns(np.arange(T)[:, None] * np.array(config.frequencies))
+    cos, sin = turns(np.arange(T)[:, None] * np.array(config.frequencies), 6 if T <= 64 else 12)
 
     def linear(path: str, x: np.ndarray) -> np.ndarray:
         y = product(x, arrays[f"{path}.weight"])
@@ -93,29 +124,46 @@ def logits(config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarra
         x1, x2 = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
-    def kept(x: np.ndarray) -> np.ndarray:  # (v, B, heads, T, D)
+    def from_cache(x: np.ndarray) -> np.ndarray:  # (v, B, heads, T, D)
         if cached and x.ndim == 5:  # before the first weights that differ, there is one for all
             x = x.copy()
-            x[1:, ..., :-1, :] = x[:1, ..., :-1, :]
+            x[1:, ..., :cached, :] = x[:1, ..., :cached, :]
         return x
 
-    def attention(path: str, x: np.ndarray) -> np.ndarray:
-        q = turned(split(linear(f"{path}.q_proj", x), K * g))
-        k = kept(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
-        v = kept(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
+    def attention(path: str, x: np.ndarray, ends: int) -> np.ndarray:  # (..., B T, h) -> (..., B ends, h)
+        q = turned(split(linear(f"{path}.q_proj", x), K * g))[..., T - ends :, :]
+        k = from_cache(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
+        v = from_cache(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
         S = D**-0.5 * product(q, k)
-        e = exp(S - S.max(axis=-1, keepdims=True)) * np.tri(T)
+        e = exp(S - S.max(axis=-1, keepdims=True)) * np.tri(T)[T - ends :]
         o = product(e / sums(e), np.swapaxes(v, -1, -2))
-        return linear(f"{path}.o_proj", np.moveaxis(o, -3, -2).reshape(*o.shape[:-4], B * T, K * g * D))
+        return linear(f"{path}.o_proj", np.moveaxis(o, -3, -2).reshape(*o.shape[:-4], B * ends, K * g * D))
 
     def mlp(path: str, x: np.ndarray) -> np.ndarray:
-        a = linear(f"{path}.gate_proj", x)
-        return linear(f"{path}.down_proj", a / (1 + exp(-a)) * linear(f"{path}.up_proj", x))
+        sizes = mixture or config.mixture
+        if sizes is not None and path.endswith(".mlp") and sizes.stands_in(int(path.split(".")[2])):
+            return mixed(path, x, sizes)
+        return linear(f"{path}.down_proj", gated(linear(f"{path}.gate_proj", x), linear(f"{path}.up_proj", x)))
+
+    def mixed(path: str, x: np.ndarray, sizes: MixtureConfig) -> np.ndarray:
+        g = shares(product(x, arrays[f"{path}.gate.weight"]), sizes)
+        names = [f"{path}.experts.gate_up_proj", f"{path}.experts.down_proj"]
+        o = of_experts(x, *(arrays[name] for name in names))
+        if plain is None:
+            y = weighted(g, o)
+        else:
+            without = of_experts(x, *(plain[name] for name in names))
+            y = weighted(g, without) + weighted(np.where(g > 0, 1.0, 0.0), o - without)
+        if sizes.shared_expert_intermediate_size is None:
+            return y
+        q = 1 / (1 + exp(-linear(f"{path}.shared_expert_gate", x)))
+        return np.asarray(y + q * mlp(f"{path}.shared_expert", x))
 
     x = arrays["model.embed_tokens.weight"][..., ids.ravel(), :]
     for i in range(config.num_hidden_layers):
-        block = f"model.layers.{i}"
-        x = x + attention(f"{block}.self_attn", norm(f"{block}.input_layernorm", x))
+        block, ends = f"model.layers.{i}", last if last and i == config.num_hidden_layers - 1 else T
+        y = attention(f"{block}.self_attn", norm(f"{block}.input_layernorm", x), ends)
+        x = x.reshape(*x.shape[:-2], B, T, -1)[..., T - ends :, :].reshape(*x.shape[:-2], B * ends, -1) + y
         x = x + mlp(f"{block}.mlp", norm(f"{block}.post_attention_layernorm", x))
     z = linear("lm_head", norm("model.norm", x))
-    return z.reshape(*z.shape[:-2], B, T, z.shape[-1])
+    return z.reshape(*z.shape[:-2], B, ends, z.shape[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,22 @@ from ...guards.errors import needed
 from ...guards.wholefiles import is_new_or_empty, written_folder
 from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
-from .bases import BASES, UNTIED, write_base, write_gguf, write_json, write_safetensors
-from .cases import CASES, Case, files
-from .misreadings import MISREADINGS
+from .bases import BASES, LIVING, UNTIED, write_base, write_gguf, write_json, write_safetensors
+from .cases import CASES as FIRST_CASES
+from .cases import Case, files
+from .formulas import Arrays
+from .leftovers import LEFTOVERS, ROUNDED, Leftover
+from .misreadings import MISREADINGS, Misreading
+from .mixtures.answers import mixture_answers
+from .mixtures.bases import MIXTURE_BASES, write_mixture
+from .mixtures.cases import APART as MIXTURES_APART
+from .mixtures.cases import MIXTURES, MixtureCase, mixture_files
+from .mixtures.misreadings import MIXTURE_MISREADINGS
+from .sessionanswers import RequestAnswers, session_answers
+from .sessions import SESSIONS, Session, session_adapters
+from .stored import STORED
 
+CASES = (*FIRST_CASES, *STORED)
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
 INDEX, SCHEMA = "index.json", "index.schema.json"
@@ -34,6 +46,12 @@ HOW = (
     " too.",
     "`tolerance` is how far a logit may be off, by the precision that you compute in. It is that of the tensors, or"
     ' what the metadata of your file say: {"computed_in": "bfloat16"}. For a log-probability it is twice that.',
+    "`sessions` are for an engine that lives on: one of its own for each session answers all `requests` in their order."
+    " `adapters` has one for each prompt, or null for the base alone: the `name` that the engine is to know it by, its"
+    " `folder`, and the `weight` that its update is multiplied by. Where a name stands for another folder than before,"
+    " the engine takes the new one. `unload` has names to forget before the request. With `merged` the adapter is"
+    " folded into the weights for this request, and taken out after it. Write SESSION.N.safetensors, N from 0. Leave"
+    " out a whole session that your engine has no means for.",
     "`minilora golden THIS --compare YOURS` says what is wrong.",
     "A file of answers has `logits`, `next_tokens` (prompts,), the rows of `merged.NAME` that come first, and for each"
     " of the case's flags a known bug's numbers: `signature.FLAG` is what it makes of the logits (prompts, V) after"
@@ -41,7 +59,10 @@ HOW = (
 )
 
 
-def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
+Every = Iterable[tuple[Case | MixtureCase, Answers | None]]
+
+
+def index(every: Every, sessions: Iterable[tuple[Session, Sequence[RequestAnswers]]] = ()) -> dict[str, Any]:
     """Return what index.json holds."""
     bases = {
         f"bases/{base.name}": {
@@ -52,6 +73,9 @@ def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         }
         for base in BASES
     }
+    bases |= {f"bases/{base.name}": base.entry for base in MIXTURE_BASES}
+    mistakes: list[Misreading | Leftover] = [*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED]
+    flags = {bug.flag: bug for bug in mistakes}  # some are in both
     return {
         "$schema": SCHEMA,
         "format": FORMAT,
@@ -64,11 +88,12 @@ def index(every: Iterable[tuple[Case, Answers | None]]) -> dict[str, Any]:
         "base": f"bases/{UNTIED.name}",
         "bases": bases,
         "cases": [entry(case, numbers) for case, numbers in every],
-        "flags": {bug.flag: {"bug": bug.name, "made in": links(bug.source)} for bug in MISREADINGS},
+        "sessions": [session_entry(session, numbers) for session, numbers in sessions],
+        "flags": {flag: {"bug": bug.name, "made in": links(bug.source)} for flag, bug in flags.items()},
     }
 
 
-def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
+def entry(case: Case | MixtureCase, numbers: Answers | None) -> dict[str, Any]:
     """Return a case's entry of the index."""
     names = adapter_names(case)
     weighted = [[name, weight] for name, (_, weight) in zip(names, case.adapters, strict=True)]
@@ -84,11 +109,35 @@ def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
         "prompts": case.prompts.tolist(),
         "refused": bool(case.refused),
         "note": case.note,
+        **({"apart": MIXTURES_APART} if isinstance(case, MixtureCase) and case.answered else {}),
         **answered,
     }
 
 
-def adapter_names(case: Case) -> list[str]:
+def session_entry(session: Session, numbers: Sequence[RequestAnswers]) -> dict[str, Any]:
+    """Return a session's entry of the index."""
+    return {
+        "id": session.id,
+        "base": f"bases/{LIVING.name}",
+        "requests": [
+            {
+                **({"unload": list(request.unload)} if request.unload else {}),
+                **({"merged": True} if request.merged else {}),
+                "adapters": [
+                    use and {"name": use.name, "folder": use.folder.as_posix(), "weight": use.weight}
+                    for use in request.adapters
+                ],
+                "prompts": request.prompts.tolist(),
+                "answers": f"answers/{session.id}.{n}.safetensors",
+                "flags": list(answers.signatures),
+            }
+            for n, (request, answers) in enumerate(zip(session.requests, numbers, strict=True))
+        ],
+        "note": session.note,
+    }
+
+
+def adapter_names(case: Case | MixtureCase) -> list[str]:
     """Return the folders of a case's adapters."""
     name = f"adapters/{case.id}"
     return [name] if len(case.adapters) == 1 else [f"{name}-{i}" for i in range(len(case.adapters))]
@@ -105,21 +154,38 @@ def write(folder: Path) -> int:
     if not is_new_or_empty(folder):
         raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
+    every: list[tuple[Case | MixtureCase, Answers | None]]
     every = [(case, answers(case) if case.answered else None) for case in CASES]
+    every += [(case, mixture_answers(case) if case.answered else None) for case in MIXTURES]
+    sessions = [(session, session_answers(session)) for session in SESSIONS]
     with written_folder(folder) as new:
         (new / "bases").mkdir()
         for base in BASES:
             write_base(new / "bases" / base.name, base)
             if base.gguf:
                 write_gguf(new / "bases" / f"{base.name}.gguf", base)
+        for mixture in MIXTURE_BASES:
+            write_mixture(new / "bases" / mixture.name, mixture)
         (new / "answers").mkdir()
         for case, numbers in every:
-            for name, (config, tensors) in zip(adapter_names(case), files(case), strict=True):
-                (new / name).mkdir(parents=True)
-                write_json(new / name / CONFIG_NAME, config)
-                write_safetensors(new / name / WEIGHTS_NAME, tensors)
+            written = [mixture_files(case)] if isinstance(case, MixtureCase) else files(case)
+            stored = "" if isinstance(case, MixtureCase) else case.stored
+            for name, contents in zip(adapter_names(case), written, strict=True):
+                write_adapter(new / name, *contents, stored)
             if numbers is not None:
                 write_safetensors(new / "answers" / f"{case.id}.safetensors", numbers.tensors())
-        (new / INDEX).write_text(json.dumps(index(every), indent=1) + "\n", encoding="utf-8")
+        for place, contents in session_adapters():
+            write_adapter(new / place, *contents)
+        for session, requests in sessions:
+            for n, request in enumerate(requests):
+                write_safetensors(new / "answers" / f"{session.id}.{n}.safetensors", request.tensors())
+        (new / INDEX).write_text(json.dumps(index(every, sessions), indent=1) + "\n", encoding="utf-8")
         (new / SCHEMA).write_bytes(Path(__file__).with_name(SCHEMA).read_bytes())
     return len(every)
+
+
+def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays, stored: str = "") -> None:
+    """Write an adapter in PEFT's layout."""
+    folder.mkdir(parents=True)
+    write_json(folder / CONFIG_NAME, config)
+    write_safetensors(folder / WEIGHTS_NAME, tensors, stored)

@@ -7,6 +7,7 @@
     b' = s b                                       lora_bias
     W' = the weight in the file                    modules_to_save
     b' = the bias in the file                      bias="lora_only", of a module that has an adapter
+    W'[t] = the row in the file                    trainable_token_indices, of each such token t
 
 A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,9 @@ class Given:
     """Of PiSSA's own files the product B A before training, (out, in), which such a file leaves to its reader."""
     saved: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The weights of modules that were trained in full, by module path."""
+    tokens: Mapping[str, tuple[Sequence[int], np.ndarray]] = field(default_factory=dict)
+    """Of an embedding's rows that were trained, which they are and the rows, by module path."""
+    stored: str = ""  # the type of the factors in the file, where it is not float32
 
 
 PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
@@ -96,15 +100,18 @@ class Formulas:
     bias: Callable[[np.ndarray, float], np.ndarray] = lambda b, s: s * b
     trained_bias: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda b, trained: trained
     saved: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda W, trained: trained  # of modules_to_save
+    tokens: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda rows, trained: trained
+    read: Callable[[str, np.ndarray], np.ndarray] = lambda stored, x: x  # the numbers of a factor in a file's type
     previous: str = ""  # what is left of the previous case's adapters: "instead", "beside", or "cached"
     weights: Callable[[Sequence[float]], Sequence[float]] = lambda weights: weights  # of several adapters
     config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration the adapter i is read with
     start: float = 1.0  # how much of PiSSA's start is taken off
     ties: bool = False  # whether the tied head, or embedding, is changed with the other
     base: str = ""  # how its 4-bit weights are read, see `Base.misread`
+    product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: the same bits everywhere, or fast
 
     def changed(
-        self, arrays: Arrays, given: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
+        self, arrays: Arrays, adapters: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
         previous: Sequence[tuple[Given, float]] = (),
     ) -> Arrays:  # fmt: skip
         """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's.
@@ -112,19 +119,25 @@ class Formulas:
         `previous` are the adapters of the case before, of which a program may leave something.
         """
         if previous and self.previous in ("instead", "beside"):
-            given = [*previous, *(given if self.previous == "beside" else ())]
+            adapters = [*previous, *(adapters if self.previous == "beside" else ())]
         read = (misread or {}).get(self.base, arrays)
         arrays_after = {name: array for name, array in read.items() if array is not arrays[name]}
-        weights = self.weights([weight for _, weight in given])
-        for i, ((adapter, _), weight) in enumerate(zip(given, weights, strict=True)):
-            config = given[self.config_of(i)][0].config
+        weights = self.weights([weight for _, weight in adapters])
+        for i, ((adapter, _), weight) in enumerate(zip(adapters, weights, strict=True)):
+            config = adapters[self.config_of(i)][0].config
             for path, module in adapter.modules.items():
+                A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
+                module = replace(module, lora_A=A, lora_B=B)
                 if self.applied(path):
                     self._add(
                         arrays_after, read, config, self.place(path), path, module, weight, adapter.starts.get(path)
                     )
             for path, trained in adapter.saved.items():
                 arrays_after[f"{path}.weight"] = self.saved(read[f"{path}.weight"], trained)
+            for path, (which, trained) in adapter.tokens.items():
+                rows = arrays_after.get(f"{path}.weight", read[f"{path}.weight"]).copy()
+                rows[which] = self.tokens(rows[which], trained)
+                arrays_after[f"{path}.weight"] = rows
         if self.ties:
             for name, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
                 if name in arrays_after:
@@ -139,7 +152,7 @@ class Formulas:
         name, s = f"{place}.weight", self.scale(config, path) * self.times
         W = arrays_after.get(name, read[name])
         A, B = self.factors(path, module.lora_A, module.lora_B)
-        BA = self.update(path, product(B, A.T))
+        BA = self.update(path, self.product(B, A.T))
         if start is not None:
             BA = BA - self.start * start
         if name == EMBEDDING:

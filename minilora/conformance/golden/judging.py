@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from ... import __version__
 from ...guards.errors import FileRefused, printable, short
 from ...guards.inputfiles import member, parse_json, read_whole
 from ...guards.tensorfile import FLOATS, TensorFile
+from ..checking.xfails import of_known
 from .folder import FORMAT, INDEX
+from .leftovers import ROUNDED
 
 Arrays = dict[str, np.ndarray]
 COMPUTED_IN = "computed_in"
@@ -53,6 +55,8 @@ class Judgement:
     links: Mapping[str, list[str]] = field(default_factory=dict)  # where they were made
     known: Mapping[str, str] = field(default_factory=dict)  # the reason of each case that is known to fail
     bases: frozenset[str] = frozenset()  # the cases of a base alone
+    unanswered: list[str] = field(default_factory=list)  # the sessions of which no request has an answer
+    denied: Counter[str] = field(default_factory=Counter)  # by a bug's flag, the right requests where it would show
 
     @property
     def passed(self) -> bool:
@@ -82,10 +86,13 @@ class Judgement:
 
     @property
     def diagnoses(self) -> dict[str, list[str]]:
-        """The bugs that explain wrong cases, likeliest first, and the ids of these cases."""
+        """The bugs that explain wrong cases, likeliest first, and the ids of these cases.
+
+        Of bugs that explain as many, that one comes first which would show in the fewest requests that are right.
+        """
         count = Counter(flag for case in self.cases for flag in case.flags)
         order = list(self.names)
-        likeliest = sorted(count, key=lambda flag: (-count[flag], order.index(flag)))
+        likeliest = sorted(count, key=lambda flag: (-count[flag], self.denied[flag], order.index(flag)))
         return {flag: [case.id for case in self.cases if flag in case.flags] for flag in likeliest}
 
     def __str__(self) -> str:
@@ -96,16 +103,15 @@ class Judgement:
         for flag, ids in self.diagnoses.items():
             made = f" (made in {', '.join(self.links[flag])})" if self.links.get(flag) else ""
             lines.append(f"{flag}{made}, {self._share(flag)}: {', '.join(ids)}")
+        if self.diagnoses and (rest := [case.id for case in self.failing if case.state == "wrong" and not case.flags]):
+            lines.append(f"no signature of one bug fits {', '.join(rest)}: mend what is named first, then look again")
         width = max((len(case.id) for case in self.cases), default=0)
         for case in self.cases:
             known = f", as is known ({self.known[case.id]})" if case in self.failing and case.id in self.known else ""
             lines.append(f"  {case.id:{width}}  {case.state}{known}{case.text and ': ' + case.text}")
-        if self.known:
-            count_known = len(self.failing) - len(self.unexpected)
-            lines.append(f"{count_known} of {len(self.known)} known failures fail as they should")
-            lines += [f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items()]
-            if self.unexpected:
-                lines.append(f"not known to fail: {', '.join(case.id for case in self.unexpected)}")
+        if self.unanswered:
+            lines.append(f"sessions without an answer, which are not judged: {', '.join(self.unanswered)}")
+        lines += of_known(self.known, [case.id for case in self.failing], self.stale)
         return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
 
     def _likeliest(self) -> str:
@@ -146,6 +152,7 @@ class Judgement:
             "format": FORMAT, "minilora": __version__, "results": self.results, "passed": self.passed,
             "diagnoses": diagnoses, "cases": cases, "status": self.status, "known": dict(self.known),
             "unexpected": [case.id for case in self.unexpected], "stale": self.stale,
+            "unanswered sessions": self.unanswered,
         }  # fmt: skip
 
 
@@ -175,6 +182,14 @@ def compare(folder: Path, results: Path, known: Mapping[str, str] | None = None)
     )
     for case in index["cases"]:
         judgement.cases.append(judge(folder, results, case, index["tolerance"]))
+    for session in index.get("sessions", ()):
+        verdicts = judge_session(folder, results, session, index["tolerance"])
+        if all(verdict.state == "missing" for verdict in verdicts):  # a program need not live on from case to case
+            judgement.unanswered.append(session["id"])
+            continue
+        judgement.cases += verdicts
+        for verdict, request in zip(verdicts, session["requests"], strict=True):
+            judgement.denied.update(request["flags"] if verdict.state == "right" else ())
     return judgement
 
 
@@ -203,6 +218,19 @@ def _check_index(path: Path, index: Mapping[str, Any]) -> None:
         for note in flags.values()
     ):
         raise FileRefused(path, f"flags is {short(flags)}, expected an object of bugs")
+    sessions = index.get("sessions", [])
+    if not isinstance(sessions, list) or not all(
+        isinstance(session, dict) and isinstance(session.get("id"), str) and isinstance(session.get("requests"), list)
+        for session in sessions
+    ):
+        raise FileRefused(path, f"sessions is {short(sessions)}, expected a list of sessions with id and requests")
+    for session in sessions:
+        for request in session["requests"]:
+            answers, shown = (request.get(name) if isinstance(request, dict) else None for name in ("answers", "flags"))
+            if not isinstance(answers, str) or not isinstance(shown, list) or any(flag not in flags for flag in shown):
+                raise FileRefused(
+                    path, f"a request of {short(session['id'])} is {short(request)}, expected answers and known flags"
+                )
     for case in cases:
         if not isinstance(case, dict):
             raise FileRefused(path, f"a case is {short(case)}, expected an object")
@@ -221,13 +249,42 @@ def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mappi
         return Verdict(id, "right") if refused else Verdict(id, "missing", f"there is no {path.name}")
     if "answers" not in case:
         return Verdict(id, "wrong", f"the adapter was taken, and must be refused: {case['note']}")
+    return _verdict(id, path, folder / case["answers"], case["flags"], tolerance)
+
+
+def judge_session(
+    folder: Path, results: Path, session: Mapping[str, Any], tolerance: Mapping[str, float]
+) -> list[Verdict]:
+    """Judge the answers to each request of a session."""
+    verdicts: list[Verdict] = []
+    for n, request in enumerate(session["requests"]):
+        id = f"{session['id']}.{n}"
+        path = member(results, f"{id}.safetensors")
+        if not path.exists():
+            verdicts.append(Verdict(id, "missing", f"there is no {path.name}"))
+            continue
+        verdict = _verdict(id, path, folder / request["answers"], request["flags"], tolerance, last=True)
+        right_before = any(before.state == "right" for before in verdicts)
+        if 1 < verdict.off <= max(tolerance.values()) / tolerance[verdict.precision] and right_before:
+            verdict = replace(verdict, flags=(*verdict.flags, ROUNDED.flag))
+        verdicts.append(verdict)
+    return verdicts
+
+
+def _verdict(
+    id: str, path: Path, answers: Path, flags_shown: list[str], tolerance: Mapping[str, float], *, last: bool = False
+) -> Verdict:
+    """Hold a file of answers against ours; with `last`, only what it has after the last token."""
     file, precision, theirs = _read(path, tolerance)
-    ours = _tensors(folder / case["answers"])
-    if missing := [name for name in ("logits", *(f"signature.{flag}" for flag in case["flags"])) if name not in ours]:
-        raise FileRefused(folder / case["answers"], f"there is no {short(missing[0])}")
+    ours = _tensors(answers)
+    if missing := [name for name in ("logits", *(f"signature.{flag}" for flag in flags_shown)) if name not in ours]:
+        raise FileRefused(answers, f"there is no {short(missing[0])}")
+    if last:
+        theirs = {name: array[:, -1] if array.ndim == 3 else array for name, array in theirs.items()}
+        ours["logits"] = ours["logits"][:, None]
     compared = []
     for quantity in theirs:
-        pair = _compared(quantity, theirs, ours, case["flags"], precision, tolerance)
+        pair = _compared(quantity, theirs, ours, flags_shown, precision, tolerance)
         if isinstance(pair, str):
             return Verdict(id, "wrong", pair, (), precision)
         compared += [pair] if pair else []
@@ -238,7 +295,7 @@ def judge(folder: Path, results: Path, case: Mapping[str, Any], tolerance: Mappi
     wrong = [pair for pair in compared if pair.off > 1]
     if not wrong:
         return Verdict(id, "right", "", (), precision, off)
-    flags = tuple(flag for flag in case["flags"] if all(pair.is_of(flag) for pair in wrong))
+    flags = tuple(flag for flag in flags_shown if all(pair.is_of(flag) for pair in wrong))
     text = wrong[0].text() + ("" if flags else _lower_precision(wrong, precision, tolerance))
     return Verdict(id, "wrong", text, flags, precision, off)
 
@@ -283,7 +340,8 @@ class Compared:
         where, answer, right = ", ".join(map(str, at)), self.answer[at], self.right[at]
         text = f"{self.quantity} is off by {off[at]:.3g} at [{where}]: {answer:.6g}, expected {right:.6g}"
         text += f"; tolerance {self.allowed:.2g}"
-        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if off.ndim == 3 else 0
+        in_time = off.ndim == 3 and not self.quantity.startswith("merged.")
+        first = int((off.max(axis=(0, 2)) > self.allowed).argmax()) if in_time else 0
         return f"{text}; right up to position {first - 1}" if first else text
 
 

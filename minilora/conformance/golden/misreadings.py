@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ...guards.tensorfile import encode
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..bugs import table
 from .bases import EMBEDDING
@@ -55,6 +56,19 @@ def _rank(config: Config, path: str) -> int:
     return int(setting(config, "r", path))
 
 
+def _alpha_cut(config: Config, path: str) -> float:
+    alpha = _alpha(config, path)
+    return float(int(alpha)) if alpha == config["lora_alpha"] else alpha
+
+
+def _as_float16(stored: str, x: np.ndarray) -> np.ndarray:
+    return encode(x, "BF16").view("<f2").reshape(x.shape).astype(np.float64) if stored == "BF16" else x
+
+
+def _square(W: np.ndarray) -> bool:
+    return bool(W.shape[0] == W.shape[1])
+
+
 def _last(config: Config, path: str) -> float:
     alpha = [config["lora_alpha"], *matching(config, "lora_alpha", path)][-1]
     rank = [config["r"], *matching(config, "r", path)][-1]
@@ -69,11 +83,11 @@ def _whole_paths(config: Config, path: str) -> float:
 def _matching_by(matches: Callable[[str, str], Any]) -> Callable[[Config, str], float]:
     """Return the scaling where another rule says which key of a pattern matches a path."""
 
-    def found(config: Config, key: str, path: str) -> Any:
+    def value(config: Config, key: str, path: str) -> Any:
         pattern = config.get(PATTERNS[key], {})
-        return next((value for name, value in pattern.items() if matches(name, path)), config[key])
+        return next((number for name, number in pattern.items() if matches(name, path)), config[key])
 
-    return lambda config, path: scaled(config, found(config, "lora_alpha", path), found(config, "r", path))
+    return lambda config, path: scaled(config, value(config, "lora_alpha", path), value(config, "r", path))
 
 
 def _unpermuted(path: str, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +181,16 @@ MISREADINGS: Sequence[Misreading] = (
           {"length": lambda W, BA, s: np.sqrt(((W + s * BA) ** 2).cumsum(axis=0)[-1:])},
           says="DoRA's norm is taken along the wrong axis: of each column of W + s B A, and should be of each row",
           source="wanshuiyin/ARIS-in-AI-Offer #17"),
+    Misreading("dora-magnitude-is-along-the-inputs",
+               "DoRA's magnitude is taken for that of the inputs: each column of W + s B A is rescaled, as in LyCORIS",
+               {"magnitude": lambda m, W: m[None] if _square(W) else m[:, None],
+                "length": lambda W, BA, s: lengths((W + s * BA).T).T if _square(W) else lengths(W + s * BA)},
+               "invoke-ai/InvokeAI #9517"),
     # what else stands in a file
+    Misreading("bfloat16-is-read-as-float16", "the bits of a file in bfloat16 are read as float16",
+               {"read": _as_float16}),
+    Misreading("alpha-is-cut-to-a-whole-number", "lora_alpha is read as a whole number, and cut",
+               {"scale": lambda c, p: scaled(c, _alpha_cut(c, p), _rank(c, p))}),
     Misreading("lora-bias-is-ignored", "the adapter's bias (lora_bias) is ignored", {"bias": lambda b, s: 0 * b}),
     Misreading("lora-bias-lacks-the-scaling", "the adapter's bias (lora_bias) lacks the scaling",
                {"bias": lambda b, s: b}),
@@ -280,6 +303,11 @@ MISREADINGS: Sequence[Misreading] = (
     Misreading("trained-biases-are-added",
                'the trained biases (bias="lora_only") are added to the base\'s, and should take their place',
                {"trained_bias": lambda b, trained: b + trained}),
+    Misreading("trained-tokens-are-ignored", "the trained rows of trainable_token_indices are ignored",
+               {"tokens": lambda rows, trained: rows}),
+    Misreading("trained-tokens-are-added",
+               "the trained rows of trainable_token_indices are added to the base's, and should take their place",
+               {"tokens": lambda rows, trained: rows + trained}),
     # what is left of the case before
     Misreading("the-previous-adapter-answers", "the previous adapter's answer: this case's adapter is not taken up",
                {"previous": "instead"}),

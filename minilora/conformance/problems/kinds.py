@@ -10,8 +10,9 @@
     mixed                 (N, in)         (out, in)          (r, in)           (out, r)
     fused                 (N, in)         (out, in)          a list, one entry for each slot of the outputs
     experts               (N, in)         (E, out, in)       (E r, in)         (out, r E)
+    combine               a list of adapters, each (r, in) and (out, r), and their weights
 
-The shapes are those of PyTorch and of PEFT. `mixed`, `slots` and `stacks` have a file each for the last three
+The shapes are those of PyTorch and of PEFT. `mixed`, `slots`, `stacks` and `sums` have a file each for the last four
 kinds. `Ids` and `Images` rewrite them in a way of their own, since this library's layers are held against them. Ids
 become one-hot rows. An image becomes patches by a table of places, which says for each entry of a row where in the
 image it stands.
@@ -36,6 +37,7 @@ from .problem import Arrays, Problem
 from .reference import DORA, DROPOUT, RIGHT, RSLORA, Formulas
 from .slots import Fused
 from .stacks import Stacks
+from .sums import Sums
 
 BLOCK = 64
 """Weights in NF4 that share a scale."""
@@ -349,6 +351,21 @@ EXPERTS = (
     Stacks(6, 3, 4, 2, seed=8, start=True, experts=3),
     Stacks(67, 35, 33, 17, alpha=24.0, seed=9, experts=8),
 )
+COMBINE = (
+    Sums.of(5, 4, 2, [(2, 0.7, False), (2, 0.4, False)]),
+    Sums.of(6, 7, 3, [(2, 0.7, False), (2, -0.4, False)], alpha=5.0, seed=1),
+    Sums.of(7, 5, 3, [(3, 1.5, False), (2, -0.5, False)], alpha=4.4, seed=2),
+    Sums.of(6, 5, 2, [(3, 0.7, True), (3, 0.3, True)], alpha=2.2, seed=3),
+    Sums.of(5, 8, 4, [(3, -1.25, True), (3, 0.5, True)], alpha=7.0, seed=4),
+    Sums.of(7, 6, 3, [(2, 0.6, True), (3, 1.4, False)], alpha=2.5, seed=5),
+    Sums.of(8, 7, 4, [(3, 0.8, False), (3, -0.6, True)], alpha=5.0, seed=162),
+    Sums.of(6, 6, 3, [(2, 0.5, False), (2, -1.5, False), (2, 2.0, False)], alpha=3.5, seed=7),
+    Sums.of(5, 6, 2, [(3, -0.5, False)], alpha=4.6, seed=8),
+    Sums.of(4, 7, 1, [(1, 2.0, False), (1, 0.25, False)], alpha=3.0, seed=9),
+    Sums.of(5, 4, 2, [(2, 0.7, False), (2, 0.4, False)], alpha=4.5, seed=10),  # the sizes of the first
+    Sums.of(9, 8, 6, [(2, 1.0, True), (4, -1.0, True)], alpha=5.6, seed=11),  # of the sum's own rank
+    Sums.of(20, 17, 4, [(5, 0.9, False), (3, -1.1, True)], alpha=12.0, seed=53),
+)
 SETS = {
     "linear": ProblemSet(RIGHT, LINEAR),
     "rslora": ProblemSet(RSLORA, NARROW),
@@ -361,6 +378,7 @@ SETS = {
     "mixed": ProblemSet(RIGHT, MIXED),
     "fused": ProblemSet(RIGHT, FUSED),
     "experts": ProblemSet(RIGHT, EXPERTS),
+    "combine": ProblemSet(RIGHT, COMBINE),
     "dora-full": ProblemSet(DORA.with_parts(through_norm=1.0), NARROW),
 }
 """The problems of each kind of layer; of DoRA twice, since the gradient may pass through its norm or not."""

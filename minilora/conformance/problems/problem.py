@@ -104,6 +104,18 @@ class Problem:
         answers = formulas.answers(rows, self.alpha, lengths)
         return self.shaped({name: np.asarray(a) for name, a in answers.items()})
 
+    def handed(self, layer: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that stand for the layer, in order."""
+        return layer
+
+    def sized(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
+        """Return the sizes, in which the rounding of each answer is measured, with what this kind has besides."""
+        return sizes
+
+    def place(self, name: str, at: tuple[Any, ...]) -> str:
+        """Say more of the place of an answer's entry than its numbers, where there is more to say."""
+        return ""
+
     def __str__(self) -> str:
         sizes = f"N={self.n} in={self.in_features} out={self.out_features} r={self.rank} alpha={self.alpha:g}"
         return sizes + "".join(f" {name}={value}" for name, value in self.options.items())

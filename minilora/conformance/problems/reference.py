@@ -14,7 +14,7 @@ and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path a
     y = x W^T + b + s (M x) A^T B^T,   dx = dy W + M (s dy B A),   dA and dB by M x
 
 A weight with several slots is a sum of such layers, one for each slot that has an adapter: `slots.Fused`; so are the
-weights of experts, each on its own rows: `stacks.Stacks`.
+weights of experts, each on its own rows: `stacks.Stacks`. Several adapters of one layer are put together: `sums.Sums`.
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
 replaced, and `minilora.conformance.bugs.table` is the list of them. What only some kinds of layers have stands in
@@ -39,6 +39,9 @@ QUANTITIES = {
     "lora_B": "lora_B's gradient",
     "magnitude": "magnitude's gradient",
     "merged": "the merged weight",
+    "cat": "the sum by cat",
+    "linear": "the sum by linear",
+    "svd": "the sum by svd",
 }
 SCALINGS: dict[str, Callable[[float, int], float]] = {
     "alpha / r": lambda alpha, r: alpha / r,
@@ -101,6 +104,26 @@ class ExpertFormulas:
     exchanged: bool = False  # whether A is read as B, and B as A, where in = out
 
 
+def rooted(c: float) -> tuple[float, float]:
+    """Return two numbers whose product is c, the roots of |c|, with the sign on the second."""
+    root = abs(c) ** 0.5
+    return root, float(np.sign(c)) * root
+
+
+@dataclass(frozen=True)
+class SumFormulas:
+    """How adapters are put together, by the problem `sums.Sums`, an adapter's number i, its weight w and scaling s."""
+
+    sum_scaling: Callable[[Any, int, float], float] = lambda sums, i, s: s  # of adapter i, whose own is s
+    sum_weight: Callable[[Any, int], float] = lambda sums, i: sums.weights[i]
+    sum_pairs: Callable[[Any, int, int], int] = lambda sums, i, count: i  # the adapter whose A stands beside B_i in cat
+    in_cat: Callable[[float, float], float] = lambda w, s: w * s  # how often B_i A_i counts
+    in_svd: Callable[[float, float], float] = lambda w, s: w * s
+    in_linear: Callable[[float, float], tuple[float, float]] = lambda w, s: rooted(w * s)  # what B_i counts, and A_i
+    sum_values: Callable[[np.ndarray, int], np.ndarray] = lambda S, r: S * (np.arange(len(S)) < r)
+    sum_new: Callable[[Any, list[float], int], float] = lambda sums, s, r: 1.0  # the new adapter's scaling, of rank r
+
+
 @dataclass(frozen=True)
 class DoRAFormulas:
     """DoRA's lengths n (out, 1), its gain G = m / n, and what trains m."""
@@ -141,6 +164,7 @@ class Formulas:
     rounded: RoundedFormulas = RoundedFormulas()
     slots: SlotFormulas = SlotFormulas()
     experts: ExpertFormulas = ExpertFormulas()
+    sums: SumFormulas = SumFormulas()
     dora: DoRAFormulas | None = None
 
     def answers(self, p: Arrays, alpha: float, lengths: np.ndarray | None = None) -> Arrays:
@@ -203,6 +227,7 @@ RECORD_OF = {
         "rounded": RoundedFormulas,
         "slots": SlotFormulas,
         "experts": ExpertFormulas,
+        "sums": SumFormulas,
         "dora": DoRAFormulas,
     }.items()
     for field in fields(record)

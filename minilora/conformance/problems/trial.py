@@ -25,9 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from .mixed import Mixed
 from .problem import Arrays, Problem
-from .reference import SCALINGS, DoRAFormulas, DropoutFormulas, Formulas
+from .reference import SCALINGS, DoRAFormulas, DropoutFormulas, Formulas, SumFormulas
 from .rounding import TINY, TOLERANCE, UNIT, round_to
 
 
@@ -109,7 +108,7 @@ def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -
     absolute = {name: np.abs(a) for name, a in rows.items()}
     sizes = problem.answered(_absolute(formulas), absolute, lengths)
     sizes = {name: size * growth[name] for name, size in sizes.items()}
-    return problem.sized(sizes, formulas, rows) if isinstance(problem, Mixed) else sizes
+    return problem.sized(sizes, formulas, rows)
 
 
 def _growth(problem: Problem, rows: Arrays) -> Arrays:
@@ -122,6 +121,7 @@ def _growth(problem: Problem, rows: Arrays) -> Arrays:
 COUNTED = Formulas(
     scaling=SCALINGS["1"],
     dropout=DropoutFormulas(),
+    sums=SumFormulas(sum_weight=lambda sums, i: 1.0, sum_scaling=lambda sums, i, s: 1.0),
     dora=DoRAFormulas(length=lambda W, BA, s: np.ones((len(W), 1))),
 )
 """On ones, these give the number of terms in each answer."""

@@ -1,15 +1,15 @@
 """What PEFT's adapter_config.json says, in so far as we can do it; the rest is refused by name.
 
-PEFT's configuration has some fifty keys. A few decide what an adapter computes (`LORA_KEYS`), some do not matter once
-it is trained (`HARMLESS`), and each of the others would change the result in a way that is not implemented here. A
-key that is not known at all is refused unless it is empty or false: whoever wrote it meant something.
+PEFT's configuration has some fifty keys. ``adapter_config.schema.json`` beside this file lists them: which decide what
+an adapter computes (`CHANGES_NUMBERS`), and of which only some values are implemented here. A key that is not known at
+all is refused unless it is empty or false: whoever wrote it meant something.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,64 +25,13 @@ CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG = 3 << 20
 """Bytes of configuration that we agree to parse: parsing can take some twenty-five times the memory."""
 
-LORA_KEYS = frozenset(
-    [
-        "peft_type",
-        "target_modules",
-        "target_parameters",
-        "lora_B_layout",
-        "peft_version",
-        "exclude_modules",
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        *(names.flag for names in PEFT_NAMES.values()),
-        "fan_in_fan_out",
-        "rank_pattern",
-        "alpha_pattern",
-        "layers_to_transform",
-        "layers_pattern",
-        "bias",
-        "init_lora_weights",
-    ]
-)
-HARMLESS = frozenset(
-    [
-        "task_type",
-        "base_model_name_or_path",
-        "revision",
-        "auto_mapping",
-        "inference_mode",
-        "lora_dropout",
-        "megatron_core",
-        "qalora_group_size",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "runtime_config",
-    ]
-)
-UNSUPPORTED = {
-    "lora_bias": "a bias in the adapter is not supported",
-    "modules_to_save": "modules trained in full are not supported",
-    "trainable_token_indices": "trained embedding rows are not supported",
-    "layer_replication": "replicated layers are not supported",
-    "alora_invocation_tokens": "activated LoRA is not supported",
-    "use_qalora": "adapters of quantised bases are not supported",
-    "use_bdlora": "block-diagonal LoRA is not supported",
-    "arrow_config": "Arrow routing is not supported",
-    "kasa_config": "KaSA is not supported",
-    "velora_config": "VeLoRA is not supported",
-    "monteclora_config": "MonteCLoRA is not supported",
-    "megatron_config": "Megatron layers are not supported",
-    "ensure_weight_tying": "tied adapters are not supported",
-}
-ALL_DEFAULTS = {"use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"}
-"""Those of which an empty object is no "unset": it means all their defaults."""
-KNOWN = LORA_KEYS | HARMLESS | UNSUPPORTED.keys()
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of init_lora_weights that leave the base weight alone; "pissa" and its like change it."""
+SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("adapter_config.schema.json").read_bytes())
+"""A JSON Schema of the file, whose properties are the one list of the keys that are known."""
+KEYS: dict[str, dict[str, Any]] = SCHEMA["properties"]
+CHANGES_NUMBERS = frozenset(key for key, entry in KEYS.items() if entry["x-changes-numbers"])
+"""The keys that decide what the same tensors compute: a reader that leaves one out computes something else."""
+UNSET: list[Any] = SCHEMA["$defs"]["unset"]["enum"]
+"""The values that a key which is not known may have."""
 
 B_LAYOUTS = {"rank_major": False, "grouped_by_expert": True}
 """The values of lora_B_layout, a key of unsloth's, and whether the expert is B's slow index."""
@@ -205,23 +154,13 @@ def read_config(path: Path) -> PeftConfig:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise FileRefused(path, f"peft_type is {short(kind)}, expected 'LORA', the only kind supported")
-    for key, value in config.items():
-        if key in UNSUPPORTED and (value not in (None, False, [], {}) or (value == {} and key in ALL_DEFAULTS)):
-            raise FileRefused(path, f"{key} is {short(value)}: {UNSUPPORTED[key]}")
-        if key not in KNOWN and value not in (None, False, [], {}, ""):
-            raise FileRefused(path, f"{short(key)} is {short(value)}: this key is not known")
-    if config.get("bias") not in (None, "none"):
-        raise FileRefused(path, f"bias is {short(config['bias'])}: trained biases are not supported")
-    start = config.get("init_lora_weights")
-    if not (start is None or isinstance(start, bool | str)) or start not in PLAIN_STARTS:
-        raise FileRefused(
-            path, f"init_lora_weights is {short(start)}: it may change the base weight, which is not supported"
-        )
+    for refusal in refusals(config):
+        raise FileRefused(path, refusal)
     excludes = config.get("exclude_modules")
     parameters = _parameters(path, config.get("target_parameters"))
     targets = config.get("target_modules")
     targets = [] if parameters and not targets else _names(path, "target_modules", targets)
-    layout = _text(path, config, "lora_B_layout")
+    version, layout = _text(path, config, "peft_version"), _text(path, config, "lora_B_layout")
     if layout not in (None, *B_LAYOUTS):
         raise FileRefused(path, f"lora_B_layout is {short(layout)}, expected one of {', '.join(B_LAYOUTS)}")
     return PeftConfig(
@@ -237,13 +176,27 @@ def read_config(path: Path) -> PeftConfig:
         },
         target_modules=targets,
         target_parameters=parameters,
-        peft_version=_text(path, config, "peft_version") if parameters else None,
+        peft_version=version if parameters else None,
         lora_B_layout=layout,
         layers_to_transform=_integers(path, "layers_to_transform", config.get("layers_to_transform")),
         layers_pattern=_optional_names(path, "layers_pattern", config.get("layers_pattern")),
         excludes=_names(path, "exclude_modules", excludes) if excludes else [],
         digest=digest(text) if config_text(config) == text else None,
     )
+
+
+def refusals(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield of each key that asks for what is not supported, or is not known and not unset, what it says and why."""
+    for key, value in config.items():
+        supported = KEYS[key].get("x-supported") if key in KEYS else UNSET
+        if supported is not None and not any(_same(value, other) for other in supported):
+            name, reason = (key, KEYS[key]["x-refusal"]) if key in KEYS else (short(key), "this key is not known")
+            yield f"{name} is {short(value)}: {reason}"
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Return whether two values are the same in JSON, where true is not 1."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 def config_text(config: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,15 @@ class AdapterFolder:
             many = experts[module].experts if module in experts else 1
             check_arrays(file, module, forms[module], many * layer.rank)
         return cls(config, file, layers, forms, _full_norms(file, forms), with_base(file))
+
+    def warn_of_base(self) -> None:
+        """Say that the file also holds a base's own weight, where it does."""
+        if self.with_base:
+            warnings.warn(
+                f"{self.file.path} also holds the base's own weight of {short(min(self.with_base))}, which is not "
+                "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
+                stacklevel=3,
+            )
 
     def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
         """Return the shape of the matrix that a module's adapter is made for."""

@@ -39,7 +39,7 @@ class Costs:
     caches: tuple[int, int]  # for the backward, of one window and of each further one
     logits: int  # of a window: the largest array besides
     forward: float  # seconds, of a window
-    measured: int  # windows at a time of which the held-out loss is computed
+    measured: float  # windows at a time of which the held-out loss is computed; of another length, as many as long
 
     def activations(self, windows: int) -> int:
         """Return the bytes that the backward of so many windows needs."""
@@ -50,7 +50,7 @@ class Costs:
         """Return the seconds that a step of so many windows takes, very roughly."""
         return STEP * self.forward * windows
 
-    def measuring(self, windows: int) -> float:
+    def measuring(self, windows: float) -> float:
         """Return the seconds that measuring the loss of so many windows takes, very roughly."""
         return self.forward * windows
 
@@ -59,7 +59,7 @@ class Costs:
 
         Measuring the loss may have more windows than a step. It needs nothing else: no layer's cache outlives it.
         """
-        return max(windows, self.measured) * self.logits
+        return math.ceil(max(windows, self.measured) * self.logits)
 
     def together(self, windows: int) -> int:
         """Return the bytes of all there is, where a step has so many windows at a time."""
@@ -74,22 +74,26 @@ class Measured:
     state: int
     page: int  # tokens up to which attention keeps all of its matrix
     lengths: Sequence[int]  # of the windows
-    kept: Sequence[Sequence[int]]  # bytes of one window of each length; and of two, where there are so many
+    caches: Sequence[Sequence[int]]  # bytes of one window of each length; and of two, where there are so many
     logits: int  # bytes of a position
     forward: float  # seconds of a position
 
-    def at(self, length: int, threads: int, held_out: int) -> Costs:
-        """Return the costs of windows of a length, of which so many are held out, measured on so many threads."""
+    def at(self, length: int, threads: int, held_out: int, held_length: int | None = None) -> Costs:
+        """Return the costs of windows of a length, where so many are held out and measured on so many threads.
+
+        `held_length` is the length of these, where it is another one.
+        """
+        width = length if held_length is None else held_length
         points = [i for i, measured in enumerate(self.lengths) if (measured > self.page) == (length > self.page)]
         lengths = [self.lengths[i] for i in points]
-        first, *both = (through(lengths, [sizes[i] for i in points], length) for sizes in self.kept)
+        first, *both = (through(lengths, [sizes[i] for i in points], length) for sizes in self.caches)
         return Costs(
             weights=self.weights,
             state=self.state,
             caches=(first, both[0] - first if both else first),
             logits=self.logits * length,
             forward=self.forward * length,
-            measured=min(held_out, threads * max(1, EVALUATION_ROWS // length)),
+            measured=min(held_out, threads * max(1, EVALUATION_ROWS // width)) * width / length,
         )
 
 
@@ -97,7 +101,7 @@ def measure(model: Any, X: Array, where: Backend) -> Measured:
     """Measure a forward of one and of two windows such as those of X, no longer than 1.5 pages of attention."""
     longest, page = X.shape[1], (CPU if where.name == "numpy" else GPU).page_up_to
     lengths = sorted({min(longest, length) for length in (*WHOLE, page, page + 1, page + page // 2)})
-    kept, seconds = [], math.inf
+    caches, seconds = [], math.inf
     for count in (1, 2)[: len(X)]:
         sizes = []
         for length in lengths:
@@ -109,9 +113,9 @@ def measure(model: Any, X: Array, where: Backend) -> Measured:
             sizes.append(cache_bytes(cache))
             del cache
         seconds = min(seconds, took)  # of the longest
-        kept.append(sizes)
+        caches.append(sizes)
     state = 3 * sum(array.nbytes for array in model.trainable().values())
-    return Measured(parameter_bytes(model), state, page, lengths, kept, logits.nbytes // x.size, seconds)
+    return Measured(parameter_bytes(model), state, page, lengths, caches, logits.nbytes // x.size, seconds)
 
 
 def through(points: Sequence[int], values: Sequence[int], at: int) -> int:

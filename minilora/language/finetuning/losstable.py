@@ -22,9 +22,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ...checks import Array
+from ...evaluation import Gradients
 from ...files.checkpoint import CheckpointError, Saved
+from ...guards.wholefiles import replaceable
 from ...losses import IGNORED, Loss
-from ...training import Gradients, History, TrainingState, evaluate_of
+from ...training import History, TrainingState, evaluate_of
 
 LOG_EVERY = 20
 """Steps from one measurement of the held-out loss to the next."""
@@ -114,6 +116,7 @@ class Table:
         self.written = 0.0  # when the last line was printed
         self.spent = 0.0  # seconds of all steps up to there, without the measuring
         self.log, self.logged = log, 0  # steps that are in the log
+        self.best_step: int | None = None  # whose parameters are saved, where that is not the last one
         self.begins: Callable[[int], None] = lambda step: None  # is called when a step begins
         self._write("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
 
@@ -123,6 +126,7 @@ class Table:
         for step, loss in zip(saved.epochs, saved.losses, strict=True) if saved else ():
             self._row(step, self.loss.at(step), loss)
         if self.log is not None:
+            replaceable(self.log)
             self.log.write_text("")
             self.note(self.done)
 
@@ -155,6 +159,7 @@ class Table:
             return
         measured = {row[0]: row[2] for row in self.rows}
         training = self.loss.sums["steps"]
+        replaceable(self.log)  # whatever lies there by now
         with self.log.open("a", encoding="utf-8") as file:
             for number in range(self.logged, step + 1):
                 losses = {"training_loss": training.get(str(number)), "held_out_loss": measured.get(number)}

@@ -12,7 +12,8 @@ from ...files.adapters import check_adapter_target
 from ...files.checkpoint import check_place
 from ...files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
 from ...files.peft.adapterfolder import WEIGHTS_NAME
-from ...guards.wholefiles import refuse_inputs
+from ...guards.wholefiles import refuse_inputs, replaceable
+from ...schedule import Schedule
 from .defaults import fitting
 
 
@@ -23,10 +24,10 @@ class Recipe:
     text: Path  # a text, or a .jsonl file of examples
     save: Path  # where the adapter goes
     model: Path | None  # glassllm's where there is none
-    target_modules: str | list[str]
+    target_modules: str | list[str] | None  # this and the next three are None where the adapter goes on from another
     target_parameters: list[str] | None
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     steps: int | None  # this and two more are those that fit the model, where they are not given: see `settled`
     batch_size: int | None
     micro_batch: int | None  # half of the batch where it is not given
@@ -43,6 +44,11 @@ class Recipe:
     epochs: float | None = None  # in the place of steps
     log: Path | None = None
     valid: float | Path | None = None  # the share that is held out, or a file to measure the loss on
+    schedule: str = "constant"  # how the rate falls
+    warmup: int | float = 0  # steps, or below 1 a share of them, in which the rate grows
+    dropout: float = 0.0
+    keep_best: bool = False  # whether the step of the least held-out loss is saved, and not the last
+    adapter: Path | None = None  # one to go on from
 
     def check(self) -> None:
         """Refuse numbers out of range and places that cannot be written, before anything is read."""
@@ -56,9 +62,14 @@ class Recipe:
         if isinstance(self.valid, float) and not 0 < self.valid <= 0.5:
             raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {self.valid}")
         check_integer("seed", self.seed, at_least=0)
-        check_number("alpha", self.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+        if self.alpha is not None:
+            check_number("alpha", self.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
         if self.lr is not None:
             check_number("lr", self.lr, above=0)
+        if self.steps is not None:
+            rates(self.schedule, self.steps, self.warmup)
+        check_number("dropout", self.dropout, above=0, below=1, or_equal=True)
+        self._check_adapter()
         check_adapter_target(self.save)
         self._check_free()
         save = _target(self.save)
@@ -72,6 +83,24 @@ class Recipe:
         if self.log is not None:
             self._check_log(save)
 
+    def _check_adapter(self) -> None:
+        """Refuse what no adapter can be: options that exclude each other, or those of one that goes on."""
+        if self.adapter is not None:
+            options = ("rank", "alpha", "target_modules", "target_parameters", "use_rslora", "use_dora")
+            names = [f"--{name.replace('_', '-')}" for name in options if getattr(self, name) not in (None, False)]
+            names += ["--init"] if self.init != "lora" else []
+            if names:
+                raise ValueError(f"--adapter brings what it is with it, so leave {' and '.join(names)} out")
+        pairs = (
+            ("--target-parameters", self.target_parameters, "--use-dora", self.use_dora, ", as in PEFT"),
+            ("--target-parameters", self.target_parameters, "--init pissa", self.init != "lora", ", as in PEFT"),
+            ("--dropout", self.dropout, "--use-dora", self.use_dora, ": there is none before such an adapter here"),
+            ("--dropout", self.dropout, "--target-parameters", self.target_parameters, ", as in PEFT"),
+        )
+        for name, value, other, other_value, why in pairs:
+            if value and other_value:
+                raise ValueError(f"{name} takes no {other}{why}")
+
     def _check_log(self, save: Path) -> None:
         """Refuse a log that could not be written, or would replace what is read or saved."""
         log = Path(str(self.log))
@@ -79,12 +108,13 @@ class Recipe:
         inputs: dict[str, object] = {"the text": self.text, "the text to measure the loss on": self.valid}
         inputs |= {"the checkpoint": self.checkpoint, "the model": self.model}
         files = [(path, what) for what, path in inputs.items() if isinstance(path, Path)]
-        if self.model is not None:
-            files += [(path, "a file of the model") for path in self.model.rglob("*")]
+        for folder, what in ((self.model, "a file of the model"), (self.adapter, "a file of the adapter")):
+            files += [(path, what) for path in folder.rglob("*")] if folder is not None else []
         refuse_inputs("the log", log, files)
         if file in {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}:
             raise ValueError(f"the log {str(self.log)!r} would lie where the adapter goes: name another file")
-        if file.is_dir() or not os.access(file.parent, os.W_OK):
+        replaceable(log)
+        if not os.access(file.parent, os.W_OK):
             raise ValueError(f"the log {str(self.log)!r} cannot be written there")
 
     def _check_free(self) -> None:
@@ -112,6 +142,17 @@ class Settled(Recipe):
         """Return it for so many rows of data, of a length: an epoch has as many steps as there are batches in them."""
         steps = self.steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
         return replace(self, steps=steps, length=length)
+
+    def rates(self) -> Schedule | None:
+        """Return how the rate changes from step to step; None where it does not."""
+        return rates(self.schedule, self.steps, self.warmup)
+
+
+def rates(decay: str, steps: int, warmup: int | float) -> Schedule | None:
+    """Return a schedule of so many steps, of which some or a share are the warmup; None where the rate stays."""
+    if decay == "constant" and not warmup:
+        return None
+    return Schedule(decay, steps, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
 
 
 def _target(path: Path) -> Path:

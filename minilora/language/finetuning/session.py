@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...adaptation import ALL_LINEAR, adapt, check_target_modules, is_adapted
 from ...backend import Backend
+from ...evaluation import Gradients
 from ...fast import accumulate
 from ...files.checkpoint import Checkpoint
-from ...layer import parameter_count
-from ...training import evaluate, train
+from ...guards.boundedpatterns import Matching
+from ...layer import parameter_count, walk
+from ...training import train
+from ...variants.adapter import Adapter
 from ..examples import Data, WithoutFilling, load_data
 from ..llama import Llama
-from ..namedmodel import load_model, model_path
+from ..namedmodel import load_model, model_path, with_adapters
 from ..text import HELD_OUT, next_token_loss, where_it_counts
 from .costs import Costs
 from .heartbeat import Heartbeat
+from .keepingbest import KeepingBest
 from .losstable import LOG_EVERY, Table, TrainingLoss, duration, write_line
 from .recipe import Recipe, Settled
 from .stopped import Stopped, signature
+from .withdropout import WithDropout
 
 
 def load(recipe: Recipe, where: Backend, write: Callable[[str], None]) -> tuple[Data, Llama]:
@@ -40,6 +47,38 @@ def load(recipe: Recipe, where: Backend, write: Callable[[str], None]) -> tuple[
         model = load_model(recipe.model, recipe.dtype, where, recipe.quantize)
     data.check_vocabulary(model.lm_head.out_features)
     return data, model
+
+
+def adapted_model(
+    recipe: Settled, model: Llama, adapters: Mapping[str, Adapter], rng: np.random.Generator, where: Backend
+) -> Llama:
+    """Return the model with the adapters to go on from, where there are some, or with new ones."""
+    if recipe.adapter is not None:
+        return with_adapters(model, adapters, recipe.adapter, where, recipe.quantize)
+    if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
+        check_target_modules(recipe.target_modules)
+        with Matching(Path(recipe.target_modules)) as matching:  # an expression can run for years
+            matching.whole("target_modules", recipe.target_modules, [path for path, _ in walk(model)])
+    new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
+    return adapt(
+        model,
+        **new,
+        rng=rng,
+        target_parameters=recipe.target_parameters,
+        use_rslora=recipe.use_rslora,
+        use_dora=recipe.use_dora,
+        init=recipe.init,
+    )
+
+
+def gradients_of(recipe: Settled, adapted: Llama, rng: np.random.Generator, threads: int) -> Gradients:
+    """Return what computes the gradients of a step, a part of its batch at a time."""
+    # The masks before an adapted head are drawn for every position, so that is computed at every one then.
+    everywhere = recipe.dropout > 0 and is_adapted(adapted.lm_head)
+    gradients: Gradients = accumulate(part_size(recipe), threads, None if everywhere else where_it_counts)
+    if recipe.dropout:
+        gradients = WithDropout(gradients, recipe.dropout, rng)
+    return WithoutFilling(gradients, threads)
 
 
 def part_size(recipe: Settled) -> int:
@@ -70,7 +109,7 @@ def train_adapter(
     data : Data
         Its rows.
     rng : numpy.random.Generator
-        Draws the batches.
+        Draws the batches, and the masks of dropout.
     threads : int
         Parts of the batch that are computed at once.
     costs : Costs
@@ -85,14 +124,14 @@ def train_adapter(
     """
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
-    loss = TrainingLoss(WithoutFilling(accumulate(part_size(recipe), threads, where_it_counts)), done, learned)
-    tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(len(X_held))
+    loss = TrainingLoss(gradients_of(recipe, adapted, rng, threads), done, learned)
+    tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(data.held_windows)
     table = Table(recipe.steps, done, tokens, loss, measuring, recipe.log)
     before = stopped.before if stopped else None
     if before is None:
         what = f"      measuring the held-out loss before the first step, very roughly {duration(measuring)}"
         with Heartbeat(write_line, what):
-            before = evaluate(adapted, X_held, Y_held, next_token_loss, threads)
+            before = loss.evaluate(adapted, X_held, Y_held, next_token_loss)
     table.known(before, stopped.saved if stopped else None)
     checkpoint = None
     if recipe.checkpoint is not None:
@@ -103,6 +142,7 @@ def train_adapter(
             "learned": loss.sums,
         }
         checkpoint = Checkpoint(recipe.checkpoint, notes=notes)
+    best = KeepingBest(checkpoint) if recipe.keep_best else None
     with Heartbeat(write_line, f"      computing step {done + 1}") as beat:
         loss.measures = lambda: beat.now("      measuring the held-out loss")
         table.begins = lambda step: beat.now(f"      computing step {step}")
@@ -117,11 +157,14 @@ def train_adapter(
             rng=rng,
             log_every=LOG_EVERY,
             progress=True,
-            checkpoint=checkpoint,
+            checkpoint=best or checkpoint,
             loss=next_token_loss,
             gradients=loss,
             held_out=(X_held, Y_held),
             report=table,
+            schedule=recipe.rates(),
         )
     table.last(history)
+    if best is not None:
+        table.best_step = best.bring_back(adapted, history)
     return table

@@ -9,26 +9,40 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ...backend import Backend
 from ...files.base.shards import MODEL_CONFIG, open_base
 from ...files.checkpoint import CheckpointError, Saved, read, refuse_another
+from ...files.peft.adapterconfig import CONFIG_NAME
+from ...files.peft.adapterfolder import WEIGHTS_NAME
 from ...guards.errors import printable
 from ...guards.inputfiles import open_regular
 from ..namedmodel import model_path
+from ..text import HELD_OUT
 from .recipe import Recipe
 
-SAME = ("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize", "use_rslora", "use_dora", "init")
-"""The options that must be the same, besides the text, the model, the layers and the backend."""
 NOTES = {"asked": dict, "numbers": int, "before": float, "learned": dict}
 """What ``minilora finetune`` notes in a checkpoint."""
 LEARNED = {"rows": dict, "sum": float, "targets": int}
 """What it notes of the training loss."""
 ENDS = 1 << 20
 """Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+SAME = (
+    *("length", "rank", "alpha", "batch_size", "lr", "seed", "dtype", "quantize", "use_rslora", "use_dora", "init"),
+    *("schedule", "warmup", "dropout", "keep_best"),
+)
+"""The options that must be the same, besides the text, the model, the layers and the backend."""
+LATER = {_option(field.name): field.default for field in fields(Recipe) if field.default is not MISSING}
+"""Options that an earlier version's checkpoint does not speak of, and what they were."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +79,25 @@ def _has(value: Any, kinds: Mapping[str, type]) -> bool:
 def signature(recipe: Recipe, where: Backend) -> dict[str, Any]:
     """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
     targets, parameters = recipe.target_modules, recipe.target_parameters
+    by_steps = recipe.schedule != "constant" or 0 < recipe.warmup < 1  # then more steps are other rates
+    of_adapter = [] if recipe.adapter is None else [recipe.adapter / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
     return {
         "TEXT": mark(recipe.text),
         "--model": model_mark(model_path(recipe.model)),
-        "--target-modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        "--adapter": mark(*of_adapter) if of_adapter else None,
+        "--target-modules": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
         "--target-parameters": ",".join(sorted(parameters)) if parameters else None,
-        "--valid": mark(recipe.valid) if isinstance(recipe.valid, Path) else recipe.valid,
+        "--valid": mark(recipe.valid) if isinstance(recipe.valid, Path) else _other_share(recipe.valid),
         "--backend": where.name,
-        **{f"--{name.replace('_', '-')}": getattr(recipe, name) for name in SAME},
+        "--steps, on which the rates depend,": recipe.steps if by_steps and recipe.epochs is None else None,
+        "--epochs, on which the rates depend,": recipe.epochs if by_steps else None,
+        **{_option(name): getattr(recipe, name) for name in SAME},
     }
+
+
+def _other_share(share: float | None) -> float | None:
+    """Return the share that is held out, where it is not the usual one."""
+    return None if share == 1 / HELD_OUT else share
 
 
 def mark(*paths: Path, ends: int | None = None) -> str:
@@ -98,10 +122,13 @@ def model_mark(model: Path) -> str:
 def check_same(path: Path, stopped: Stopped, current: Mapping[str, Any], steps: int | None) -> None:
     """Refuse to go on where something else was asked for, in the user's words."""
     differences = []
+    options = LATER | dict(stopped.signature) if stopped.signature else {}
     for name, value in current.items():
-        if name in stopped.signature and value != stopped.signature[name]:
-            before = stopped.signature[name]
+        if name in options and value != options[name]:
+            before = options[name]
             another = {"TEXT": "the text is another", "--model": "the model is another"}
+            if None not in (value, before):
+                another["--adapter"] = "the adapter to go on from is another"
             if str in (type(value), type(before)):
                 another["--valid"] = "what is held out is another"
             differences.append(another.get(name, f"{name} is {_shown(before)} there and {_shown(value)} here"))

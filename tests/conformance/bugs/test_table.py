@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from minilora.conformance import check
@@ -96,18 +95,17 @@ def test_a_bug_is_of_known_kinds_and_claims():
         assert str(bug) == bug.name + (f" (made in {bug.source})" if bug.source else "")
 
 
-SHUFFLED = [
-    pytest.param(order, bug, id=f"{order}-{bug.flag}", marks=() if number % 12 == 0 else pytest.mark.long)
+SOME = [
+    pytest.param(bug, id=bug.flag, marks=() if number % 12 == 0 else pytest.mark.long)
     for number, bug in enumerate(BUGS)
-    for order in ("reversed", "shuffled")
 ]
 
 
-@pytest.mark.parametrize(("order", "bug"), SHUFFLED)
-def test_a_bugs_place_in_the_table_changes_no_verdict(monkeypatch, order, bug):
+@pytest.mark.parametrize("bug", SOME)
+def test_a_bugs_place_in_the_table_changes_no_verdict(monkeypatch, bug):
+    """Of every two rows, the other is first."""
     usual = report_of(*planted(bug)).as_dict()
-    numbers = range(len(BUGS))[::-1] if order == "reversed" else np.random.default_rng(0).permutation(len(BUGS))
-    monkeypatch.setattr(table, "BUGS", [BUGS[i] for i in numbers])
+    monkeypatch.setattr(table, "BUGS", BUGS[::-1])
     assert report_of(*planted(bug)).as_dict() == usual
 
 

@@ -50,8 +50,15 @@ def tail_of(axis, first, state):
     return forward
 
 
-@pytest.mark.parametrize("state", ["zero", "without the update", "wrong"])
-@pytest.mark.parametrize(("axis", "first", "word"), [(0, 64, "row"), (1, 64, "output"), (1, 9, "output")])
+@pytest.mark.parametrize(
+    ("axis", "first", "word", "state"),
+    [
+        (0, 64, "row", "zero"),
+        (1, 64, "output", "without the update"),
+        (1, 9, "output", "wrong"),
+        (0, 64, "row", "wrong"),
+    ],
+)
 def test_a_tail_is_told(axis, first, word, state):
     text = first_line(forward=tail_of(axis, first, state))
     assert f"; it is right up to {word} {first - 1}, and {state} from {word} {first} on (" in text
@@ -131,17 +138,16 @@ def test_what_small_problems_do_not_show_is_told():
     assert "; it is right up to row 32, and zero from row 33 on (N=67 " in said
 
 
-@pytest.mark.parametrize("name", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
-    ("said", "update"),
+    ("name", "said", "update"),
     [
-        ("x A^T is", lambda x, A, B, s, name: s * half(x @ A.T, name) @ B.T),
-        ("the update is", lambda x, A, B, s, name: s * half(x @ A.T @ B.T, name)),
-        ("the update is", lambda x, A, B, s, name: half(s * (x @ A.T @ B.T), name)),
+        ("float16", "x A^T is", lambda x, A, B, s, name: s * half(x @ A.T, name) @ B.T),
+        ("bfloat16", "x A^T is", lambda x, A, B, s, name: s * half(x @ A.T, name) @ B.T),
+        ("float16", "the update is", lambda x, A, B, s, name: s * half(x @ A.T @ B.T, name)),
+        ("bfloat16", "the update is", lambda x, A, B, s, name: half(s * (x @ A.T @ B.T), name)),
     ],
-    ids=["x A^T", "x A^T B^T", "s x A^T B^T"],
 )
-def test_half_precision_on_the_way_is_told(said, update, name):
+def test_half_precision_on_the_way_is_told(name, said, update):
     def forward(x, weight, bias, A, B, alpha):
         y = x @ weight.T + update(x, A, B, alpha / len(A), name)
         return y if bias is None else y + bias
@@ -196,3 +202,22 @@ def test_an_order_is_told_in_every_kind(kind):
 def test_half_precision_itself_has_no_pattern():
     trial = Trial.draw(SETS["linear"].problems[9], "bfloat16", SETS["linear"].formulas)
     assert pattern("y", trial.right["y"][::-1], trial) == ""
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (lambda b, n: np.roll(b, 1), "the bias is taken at a wrong index: its outputs have the entries 2, 0, 1"),
+        (lambda b, n: b[0], "the bias is taken at a wrong index: its outputs have the entries 0, 0, 0"),
+        (
+            lambda b, n: b[np.arange(n) % len(b)][:, None],
+            "the bias is taken by the row and not by the output: its rows have the entries 0, 1, 2, 0, 1, 2, 0",
+        ),
+    ],
+)
+def test_a_wrong_index_of_the_bias_is_told(taken, said):
+    def forward(x, weight, bias, A, B, alpha):
+        y = x @ weight.T + alpha / len(A) * x @ A.T @ B.T
+        return y if bias is None else y + taken(bias, len(x))
+
+    assert said in first_line(forward=forward)

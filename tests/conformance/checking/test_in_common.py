@@ -15,9 +15,14 @@ LINEAR = vars(OURS["linear"])
     ("wrong", "where"),
     [
         (lambda p: len(p["x"]) > 128, "for more than 128 rows"),
-        (lambda p: len(p["weight"]) > 128, "for more than 128 outputs"),
-        (lambda p: len(p["lora_A"]) > 32, "at ranks above 32"),
-        (lambda p: len(p["lora_A"]) % 32 == 0, "at a rank that is a multiple of 32"),
+        *(
+            pytest.param(*more, marks=pytest.mark.long)
+            for more in (
+                (lambda p: len(p["weight"]) > 128, "for more than 128 outputs"),
+                (lambda p: len(p["lora_A"]) > 32, "at ranks above 32"),
+                (lambda p: len(p["lora_A"]) % 32 == 0, "at a rank that is a multiple of 32"),
+            )
+        ),
     ],
 )
 def test_what_is_wrong_beyond_a_tile_alone_is_told(wrong, where):

@@ -22,8 +22,6 @@ from ...support.cases import linear_case
 from ...support.problems import Problem
 from ..implementations import OURS, from_formulas, implementation, with_kinds
 
-pytestmark = pytest.mark.long
-
 LINEAR = vars(OURS["linear"])
 
 
@@ -83,6 +81,7 @@ def test_a_function_without_a_signature_is_handed_no_options():
 SCALING = [bug for bug in BUGS if bug.breaks == "scaling" and bug.kinds[0] == "linear"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bug", SCALING, ids=lambda bug: bug.name)
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "bfloat16"])
 def test_every_wrong_scaling_is_named_in_lower_precision(bug, dtype):
@@ -100,6 +99,7 @@ def test_a_factor_of_some_entries_is_not_told_of_all(dtype, other):
     assert EVERY_ENTRY not in str(report)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "status"), [(OURS["rslora"], 0), (None, 1)], ids=["right", "wrong"])
 def test_a_further_kind_that_is_wrong_fails_the_command(monkeypatch, capsys, kind, status):
     wrong = from_formulas("rslora", next(bug.parts for bug in BUGS if bug.name.startswith("rsLoRA")))
@@ -268,14 +268,13 @@ def test_a_loss_whose_gradient_is_wider_is_seen():
 # --- declarations ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("orientation", "out,in"),
         ("orientation", " Out , IN "),
         ("scaling", "alpha/r"),
         ("dtype", np.float64),
-        ("dtype", np.dtype("float64")),
         ("dtype", "Float64"),
         ("dtype", SimpleNamespace(__name__="jax.numpy.float64")),
         ("dtype", type("dtype", (), {"__str__": lambda self: "torch.float64"})()),
@@ -297,6 +296,7 @@ def test_a_declaration_spelled_in_another_way_counts():
     assert report.dtype == "float32"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("orientation", ["out, in", "in, out"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_forward_that_raises_is_tried_in_other_ways(orientation, dtype):

@@ -15,8 +15,6 @@ from minilora.conformance.problems.kinds import FOUR_BITS
 
 from ..implementations import OURS, nf4_functions, unpack, with_kinds
 
-pytestmark = pytest.mark.long
-
 
 def report_of(**functions):
     return check(with_kinds(nf4=SimpleNamespace(**vars(OURS["nf4"]) | functions))).kinds["nf4"]
@@ -35,6 +33,7 @@ def test_problems_have_codes_that_stand_for_their_weight():
     assert max(problem.blocks for problem in FOUR_BITS) > 256
 
 
+@pytest.mark.long
 def test_an_own_way_to_the_nearest_code_passes():
     """By a quotient in float64, in place of a product with the rounded inverse."""
 
@@ -60,6 +59,22 @@ def test_a_layer_without_nested_scales_is_asked_for_none():
     assert report.claims["codes"] == "not offered"
 
 
+def naming_nested_absmax(x, packed, absmax, bias, A, B, alpha, nested_absmax=None):
+    assert nested_absmax is None
+    return OURS["nf4"].forward(x, packed, absmax, bias, A, B, alpha)
+
+
+def naming_mean(x, packed, absmax, bias, A, B, alpha, mean=None):
+    assert mean is None
+    return OURS["nf4"].forward(x, packed, absmax, bias, A, B, alpha)
+
+
+@pytest.mark.parametrize("forward", [naming_nested_absmax, naming_mean])
+def test_a_layer_that_names_one_of_the_two_options_is_handed_neither(forward):
+    assert check(with_kinds(nf4=SimpleNamespace(forward=forward))).kinds["nf4"].passed
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "bug", [bug for bug in bugs_of("nf4") if bug.flag.startswith("nf4-")], ids=lambda bug: bug.flag
 )
@@ -78,6 +93,7 @@ def test_a_bug_of_unpack_alone_is_named(bug):
     assert str(bug) in report.diagnoses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("pack", "verdict"),
     [
@@ -123,6 +139,7 @@ def test_weights_to_quantise_have_zeros_and_an_odd_count():
     assert second.size % 64 == 0
 
 
+@pytest.mark.long
 def test_a_bug_of_lora_is_named_over_four_bits():
     def forward(x, packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
         return nf4_functions().forward(

@@ -79,9 +79,8 @@ SPREADS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv2d"])
-@pytest.mark.parametrize("spread", SPREADS)
-def test_a_spread_of_no_fan_is_described_only(spread, kind):
+@pytest.mark.parametrize(("kind", "spread"), [*(("linear", spread) for spread in SPREADS), ("conv2d", "0.47")])
+def test_a_spread_of_no_fan_is_described_only(kind, spread):
     def other(in_features, out_features, rank, rng, kernel=()):
         A, B = init(in_features, out_features, rank, rng, kernel)
         return SPREADS[spread](rng, A.shape), B
@@ -92,7 +91,7 @@ def test_a_spread_of_no_fan_is_described_only(spread, kind):
     assert report.habits["spread of A"].endswith(": the same at every width; PEFT's is 1 / sqrt(3 in)")
 
 
-@pytest.mark.parametrize("gain", [1, 3**0.5, 6**0.5, 2, 10])
+@pytest.mark.parametrize("gain", [1, 10])
 def test_a_start_that_follows_the_width_is_no_habit(gain):
     def other(*sizes, **more):
         A, B = init(*sizes, **more)

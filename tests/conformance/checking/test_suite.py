@@ -18,6 +18,7 @@ from ..implementations import OURS, full_norm, functions_of, implementation, wit
 from ..planting import report_of
 
 LINEAR = vars(OURS["linear"])
+LEFT_OVER = (("in", 128), ("out", 64), ("rank", 16))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
@@ -67,7 +68,9 @@ def test_doras_formulas_hold_at_a_width_of_one(problem):
     assert [name for name, answer in found.items() if not trial.agrees(name, answer)] == []
 
 
-@pytest.mark.parametrize(("axis", "block"), [("rows", 64), ("in", 128), ("out", 64), ("rank", 16)])
+@pytest.mark.parametrize(
+    ("axis", "block"), [("rows", 64), *(pytest.param(*more, marks=pytest.mark.long) for more in LEFT_OVER)]
+)
 def test_what_is_left_over_after_a_block_is_missed(axis, block):
     n, i, o, r = (block if name == axis else None for name in ("rows", "in", "out", "rank"))
 
@@ -163,10 +166,12 @@ def test_an_embeddings_factors_may_lie_the_other_way():
     assert report.claims["merge"] == report.claims["slope"] == "ok"
 
 
-@pytest.mark.parametrize("fan_in_fan_out", [False, True])
-@pytest.mark.parametrize("orientation", ["out, in", "in, out"])
 @pytest.mark.parametrize(
-    "kind", ["linear", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("rslora", "dora"))]
+    ("kind", "orientation", "fan_in_fan_out"),
+    [
+        *(("linear", orientation, turned) for orientation in ("out, in", "in, out") for turned in (False, True)),
+        *(pytest.param(kind, "in, out", True, marks=pytest.mark.long) for kind in ("rslora", "dora")),
+    ],
 )
 def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_fan_out):
     ours = OURS[kind]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1", "I64": "<i8"}
+from . import foreign_mixtures
+
+TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1", "I64": "<i8", "BF16": "<u2", "F16": "<f2"}
 PREFIX = "base_model.model."
 STARTS = (True, False, None, "gaussian")
 
@@ -18,7 +20,7 @@ class Refused(Exception):
     pass
 
 
-def tensors_of(path):
+def tensors_of(path, bug=None):
     raw = Path(path).read_bytes()
     begin = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:begin])
@@ -26,7 +28,10 @@ def tensors_of(path):
     found = {}
     for name, entry in header.items():
         start, end = (begin + offset for offset in entry["data_offsets"])
-        found[name] = np.frombuffer(raw[start:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
+        array = np.frombuffer(raw[start:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":
+            array = array.view("<f2") if bug == "bits as float16" else (array.astype("u4") << 16).view("f4")
+        found[name] = array
     return found
 
 
@@ -71,8 +76,11 @@ def number(config, key, pattern, path, bug):
 def add_adapter(W, folder, weight, bug):
     config, found = (
         json.loads((folder / "adapter_config.json").read_text()),
-        tensors_of(folder / "adapter_model.safetensors"),
+        tensors_of(folder / "adapter_model.safetensors", bug),
     )
+    config.setdefault("lora_alpha", 8)
+    if not found:
+        raise Refused("no tensors")
     if config["r"] <= 0 or (config["init_lora_weights"] not in STARTS and bug != "any start"):
         raise Refused("configuration")
     modules = {}
@@ -84,6 +92,15 @@ def add_adapter(W, folder, weight, bug):
         if any(re.fullmatch(rf"(.*\.)?{module}", path) for module in config["modules_to_save"] or ()):
             if bug != "no modules to save":
                 W[name] = array.astype(np.float64)
+            continue
+        if name.endswith("token_adapter.trainable_tokens_delta"):
+            which, name = (
+                config["trainable_token_indices"],
+                name.replace("token_adapter.trainable_tokens_delta", "weight"),
+            )
+            if bug != "no trained tokens":
+                W[name] = W[name].copy()
+                W[name][which] = array + (W[name][which] if bug == "trained tokens added" else 0)
             continue
         path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name).groups()
         modules.setdefault(path, {})[part] = array.astype(np.float64)
@@ -103,6 +120,7 @@ def add_adapter(W, folder, weight, bug):
             continue
         r = number(config, "r", "rank_pattern", path, bug)
         s = number(config, "lora_alpha", "alpha_pattern", path, bug)
+        s = int(s) if bug == "whole alpha" else s
         if bug != "alpha for alpha / r":
             s /= r**0.5 if config["use_rslora"] and bug != "no root" else r
         B = B.reshape(B.shape[::-1]).T if bug == "factor read the other way" else B
@@ -120,7 +138,10 @@ def add_adapter(W, folder, weight, bug):
         new = old + delta
         if config["use_dora"] and bug != "no magnitude":
             length = old if bug == "norm of W" else new
-            new = parts["lora_magnitude_vector"][:, None] * new / np.linalg.norm(length, axis=1)[:, None]
+            if bug == "magnitude of the inputs" and new.shape[0] == new.shape[1]:
+                new = parts["lora_magnitude_vector"] * new / np.linalg.norm(new, axis=0)
+            else:
+                new = parts["lora_magnitude_vector"][:, None] * new / np.linalg.norm(length, axis=1)[:, None]
         W[name] = new.T if embedding else new
         if "lora_B.bias" in parts and bug != "no bias":
             W[f"{path}.bias"] = s * parts["lora_B.bias"]
@@ -128,8 +149,11 @@ def add_adapter(W, folder, weight, bug):
             W[f"{path}.bias"] = parts["base_layer.bias"]
 
 
-def logits(config, W, ids, bug=None, cache=None):
-    """Return logits (T, V); `cache` has, for each block, the keys and values of all tokens but the last."""
+def logits(config, W, ids, bug=None, cache=None, mixture=None):
+    """Return logits (T, V); `cache` has, for each block, keys and values of the first tokens, or gets all but one.
+
+    `mixture(path, h)` is what stands in the place of the MLP, if something does.
+    """
     D, H, K = config["head_dim"], config["num_attention_heads"], config["num_key_value_heads"]
     theta = (config.get("rope_parameters") or config)["rope_theta"]
     angle = np.arange(len(ids))[:, None] * theta ** (-np.arange(0, D, 2) / D)
@@ -157,13 +181,16 @@ def logits(config, W, ids, bug=None, cache=None):
         v = linear(f"{at}.v_proj", h).reshape(T, K, D).repeat(H // K, axis=1)
         if cache is not None:
             old = cache.setdefault(i, (k[:-1], v[:-1]))
-            k, v = (np.concatenate([before, now[-1:]]) for before, now in zip(old, (k, v), strict=True))
+            k, v = (np.concatenate([before, now[len(before) :]]) for before, now in zip(old, (k, v), strict=True))
         root = (config["hidden_size"] / H if bug == "hidden size" else D) ** 0.5
         S = np.einsum("thd,uhd->htu", q, k) / root + np.triu(np.full((T, T), -np.inf), 1)
         P = np.exp(S - S.max(-1, keepdims=True))
         o = np.einsum("htu,uhd->thd", P / P.sum(-1, keepdims=True), v)
         x = x + linear(f"{at}.o_proj", o.reshape(T, H * D))
         h = norm(f"model.layers.{i}.post_attention_layernorm", x)
+        if mixture:
+            x = x + mixture(mlp, h)
+            continue
         gate = linear(f"{mlp}.gate_proj", h)
         x = x + linear(f"{mlp}.down_proj", gate / (1 + np.exp(-gate)) * linear(f"{mlp}.up_proj", h))
     return linear("lm_head", norm("model.norm", x))
@@ -171,6 +198,8 @@ def logits(config, W, ids, bug=None, cache=None):
 
 def answer(golden, index, case, bug=None):
     """Return the logits (prompts, T, V) of a case, None where its adapter is refused."""
+    if index["bases"][case.get("base", index["base"])].get("experts"):
+        return foreign_mixtures.answer(golden, case, bug)
     config, W = base_of(golden / case.get("base", index["base"]), bug)
     given = case["adapter"] if isinstance(case["adapter"], list) else [[case["adapter"], 1.0]]
     before = next((other for other in index["cases"] if other["id"] == case.get("after")), None)

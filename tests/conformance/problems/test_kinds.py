@@ -12,4 +12,4 @@ def test_a_problem_keeps_its_number():
     found = {f"{kind}-{number}  {problem}{'' if problem.bias else ', no bias'}"
              for kind in SETS for number, problem in enumerate(SETS[kind].problems)}  # fmt: skip
     assert set(PROBLEMS) <= found
-    assert len(PROBLEMS) == 117
+    assert len(PROBLEMS) == 130

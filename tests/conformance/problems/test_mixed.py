@@ -48,6 +48,14 @@ def test_the_base_may_be_rounded_or_not():
         assert report_of(SimpleNamespace(forward=forward)).passed
 
 
+def test_a_merge_may_round_the_change_and_then_the_sum():
+    def merge(weight, A, B, alpha):
+        return half(weight + half(np.float32(alpha / len(A)) * (B @ A)))
+
+    report = report_of(SimpleNamespace(forward=RIGHT.forward, merge=merge))
+    assert report.passed, str(report)
+
+
 def test_dx_and_the_merged_weight_may_be_float32():
     report = report_of(SimpleNamespace(forward=RIGHT.forward, backward=SINGLE.backward, merge=SINGLE.merge))
     assert report.passed, str(report)
@@ -119,3 +127,18 @@ def test_an_output_in_float32_must_be_declared():
     assert wrong.claims["output dtype"] == "the output is rounded to bfloat16, and output declares float32"
     with pytest.raises(CannotRun, match=r"output of .* must be"):
         report_of(SimpleNamespace(forward=kept, output="float64"))
+
+
+@pytest.mark.parametrize("rounded", [lambda dy, B, s: s * half(dy @ B), lambda dy, B, s: half(half(s * dy) @ B)])
+def test_of_dx_it_is_not_said_that_what_is_right_is_rounded(rounded):
+    """Its own rounding is as large as that of the factors or the scaling: it agrees with either."""
+
+    def backward(dy, x, weight, bias, A, B, alpha):
+        s = np.float32(alpha / len(A))
+        right = RIGHT.backward(dy, x, weight, bias, A, B, alpha)
+        return right | {"x": half(half(dy @ weight) + rounded(dy, B, s) @ A)}
+
+    said = str(report_of(SimpleNamespace(forward=RIGHT.forward, backward=backward)))
+    assert "dx, the gradient at the input is off by" in said
+    for what in ("the scaling is rounded", "the factors are rounded", "lora_A is rounded", "lora_B is rounded"):
+        assert what not in said

@@ -10,8 +10,6 @@ from minilora.conformance.problems.kinds import SETS
 
 from ..implementations import OURS, with_kinds
 
-pytestmark = pytest.mark.long
-
 RIGHT = OURS["fused"]
 
 
@@ -83,6 +81,7 @@ def test_slots_added_one_after_another_pass():
     assert report_of(by_hand()).passed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("said", WRONG)
 def test_a_wrong_place_scale_or_factor_is_named(said):
     report = report_of(by_hand(**WRONG[said]))
@@ -91,6 +90,7 @@ def test_a_wrong_place_scale_or_factor_is_named(said):
     assert text.startswith(said)
 
 
+@pytest.mark.long
 def test_a_path_that_dx_lacks_is_named():
     def backward(dy, x, weight, bias, A, B, alpha, widths):
         grads = RIGHT.backward(dy, x, weight, bias, A, B, alpha, widths)
@@ -122,6 +122,7 @@ def without_b(grads):
     return grads | {"lora_B": [None] * len(grads["lora_B"])}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -181,6 +182,7 @@ def test_the_slot_of_the_worst_entry_is_told():
     assert ", in slot 2: " in of_A
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "where"),
     [
@@ -216,6 +218,7 @@ def test_another_number_of_slots_is_refused():
         report_of(SimpleNamespace(forward=RIGHT.forward, slots=4))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("orientation", ["out, in", "in, out"])
 def test_a_slots_factors_may_lie_the_other_way(orientation):
     def turned(value):
@@ -241,6 +244,7 @@ def test_problems_tell_one_order_of_slots_from_another():
     assert all(len({(a / r) for a, r in zip(p.alphas, p.ranks, strict=True) if r}) == len(p.adapted) for p in problems)
 
 
+@pytest.mark.long
 def test_slots_stand_beside_other_kinds():
     report = check(with_kinds(fused=RIGHT))
     assert report.passed

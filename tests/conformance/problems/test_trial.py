@@ -110,9 +110,10 @@ LARGE = {
 }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("order", "dtype"), [("positive first", "float64"), ("last to first", "float32")])
-@pytest.mark.parametrize("said", LARGE)
+IN_ORDER = zip(LARGE, 3 * [("positive first", "float64"), ("last to first", "float32")], strict=True)
+
+
+@pytest.mark.parametrize(("said", "order", "dtype"), [(said, *how) for said, how in IN_ORDER])
 def test_a_scaling_is_named_in_every_order_of_summation(said, order, dtype):
     report = check(lora(product(ORDERS[order]), LARGE[said]), dtype=dtype)
     assert report.diagnoses[0].startswith(said)
@@ -132,7 +133,7 @@ def noisy(found, trial, units):
     return {name: a + units * trial.unit * trial.sizes[name] * signs[name] for name, a in found.items()}
 
 
-@pytest.mark.parametrize("units", [0, 4, 8, 12])
+@pytest.mark.parametrize("units", [0, 12])
 def test_a_named_bug_wins_over_a_measured_one(units):
     bug = next(bug for bug in BUGS if bug.flag == "alpha-is-divided-by-the-root-of-the-rank")
     trials = [Trial.draw(problem, "float64", SETS["linear"].formulas) for problem in SETS["linear"].problems]
@@ -192,7 +193,7 @@ def test_a_small_error_is_not_called_single_precision(off):
     assert report.claims["scaling"].startswith("cannot be told")
 
 
-@pytest.mark.parametrize("order", ["first to last", "last to first", "positive first"])
+@pytest.mark.parametrize("order", ["first to last", "positive first"])
 def test_a_factor_of_every_entry_is_told_in_every_order(order):
     right = lora(product(ORDERS[order]))
 

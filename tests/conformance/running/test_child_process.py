@@ -504,6 +504,11 @@ def test_an_answer_of_foreign_code_s_own_is_no_verdict(tmp_path, monkeypatch, wh
 
 LEAVES_ITS_SESSION = """
 import os, pathlib, sys, time
+replace = os.replace
+def prints(*names):  # when the answer is there, and the process about to end
+    os.write(1, b"".join(b"line %d\\n" % i for i in range(20000)))
+    replace(*names)
+os.replace = prints
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
@@ -518,12 +523,13 @@ while not os.path.exists("pid"):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sessions are POSIX's")
-def test_what_leaves_its_session_ends_too_and_loses_no_report(tmp_path, monkeypatch):
-    """It also writes into the folder of the report until it is ended."""
+def test_what_leaves_its_session_ends_too_and_loses_no_report_and_no_line(tmp_path, monkeypatch, capfd):
+    """It also writes into the folder of the report until it is ended, and prints much at its end."""
     psutil = pytest.importorskip("psutil")
     text = LEAVES_ITS_SESSION + MODULE
     (tmp_path / "odd.py").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert apart.check_apart("odd:Plain").passed
+    assert capfd.readouterr().err.endswith("line 19999\n")
     pid = int((tmp_path / "pid").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -1,5 +1,6 @@
 """A model's folder is merged into a folder that loads, with all that stands beside the weights."""
 
+import json
 import os
 
 import numpy as np
@@ -12,6 +13,7 @@ from minilora import (
     load_adapter,
     merge_adapter,
 )
+from minilora.files.base.companions import files_beside
 
 from ...support.model_folder import BESIDE, IDS, INDEX, write
 from ..test_merge import contents
@@ -81,3 +83,23 @@ def test_further_chat_templates_are_merged_with_the_model(tmp_path, adapter):
     (base / "additional_chat_templates" / "tool_use.jinja").write_text("TOOLS")
     merge_adapter(base, adapter, tmp_path / "out")
     assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "TOOLS"
+
+
+def test_what_says_how_a_model_is_built_is_copied_and_nothing_else(tmp_path):
+    copied = {"a.json", "b.jinja", "c.model", "d.txt", "e.tiktoken", "f.py", "config.json"}
+    passed = {".hidden.json", "x.index.json", "adapter_config.json", "g.bin", "h.safetensors", "i.md", "LICENSE"}
+    for name in copied | passed:
+        (tmp_path / name).write_text("{}")
+    for folder in ("j.json", "additional_chat_templates"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "additional_chat_templates" / "k.jinja").write_text("k")
+    (tmp_path / "additional_chat_templates" / "l.txt").write_text("l")
+    assert set(files_beside(tmp_path, untied=False)) == copied | {"additional_chat_templates/k.jinja"}
+
+
+@pytest.mark.parametrize("config", ["{}", '{"tie_word_embeddings": true, "more": [1]}'])
+def test_an_untied_models_configuration_says_that_it_is(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    untied = files_beside(tmp_path, untied=True)["config.json"]
+    assert json.loads(untied) == json.loads(config) | {"tie_word_embeddings": False}
+    assert files_beside(tmp_path, untied=False)["config.json"] == tmp_path / "config.json"

@@ -15,6 +15,8 @@ from minilora import (
     merge_adapter,
     save_adapter,
 )
+from minilora.files.base.shards import open_base
+from minilora.files.base.tiedhead import ties_head
 
 from ...support.memory import traced
 from ...support.model_folder import IDS, INDEX, drawn, of_kind, write
@@ -115,3 +117,27 @@ def test_untying_takes_the_memory_of_some_blocks(tmp_path, monkeypatch):
     merged = load_file(tmp_path / "out" / "model.safetensors")
     np.testing.assert_array_equal(merged["model.embed_tokens.weight"], E)
     np.testing.assert_array_equal(merged["lm_head.weight"], E + 2)
+
+
+HEADLESS, WITH_HEAD = ("model.embed_tokens.weight",), ("model.embed_tokens.weight", "lm_head.weight")
+CAUSAL = {"architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "tied"),
+    [
+        ({"tie_word_embeddings": True}, WITH_HEAD, True),
+        ({"tie_word_embeddings": False, **CAUSAL}, HEADLESS, False),
+        (CAUSAL, HEADLESS, True),  # some kinds of model are tied where config.json says nothing
+        ({"architectures": ["GPT2LMHeadModel"]}, HEADLESS, True),
+        (CAUSAL, WITH_HEAD, False),
+        ({"architectures": ["LlamaModel"]}, HEADLESS, False),
+        ({"tie_word_embeddings": 1}, HEADLESS, False),
+        (None, HEADLESS, False),
+    ],
+)
+def test_a_base_is_tied_where_its_configuration_says_so(tmp_path, config, names, tied):
+    save_file(dict.fromkeys(names, np.ones((3, 2), "f4")), tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ties_head(open_base(tmp_path)) is tied

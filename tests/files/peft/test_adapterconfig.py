@@ -2,11 +2,17 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
+from minilora.conformance.audit.configkeys import READERS
+from minilora.files.peft.adapterconfig import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
+from minilora.files.peft.adapterkeys import PEFT_NAMES
 
 from ...support.adapter_folder import CONFIG, variant
 
@@ -53,39 +59,90 @@ def test_keys_that_change_nothing_once_it_is_trained_are_taken(saved, tmp_path):
         "lora_ga_config": {"direction": "x"},
         "runtime_config": {"ephemeral_gpu_offload": False},
     }
+    assert harmless.keys() - {"peft_version"} == KEYS.keys() - CHANGES_NUMBERS - {"velora_config"}
     empty = {f"new_{i}": value for i, value in enumerate((None, False, [], {}, ""))}
     assert_same_adapters(load_adapter(variant(saved, tmp_path, harmless | empty)), load_adapter(saved))
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"),
-    {
-        "lora_bias": "a bias in the adapter is not supported",
-        "modules_to_save": "modules trained in full are not supported",
-        "trainable_token_indices": "trained embedding rows are not supported",
-        "layer_replication": "replicated layers are not supported",
-        "alora_invocation_tokens": "activated LoRA is not supported",
-        "use_qalora": "adapters of quantised bases are not supported",
-        "use_bdlora": "block-diagonal LoRA is not supported",
-        "arrow_config": "Arrow routing is not supported",
-        "kasa_config": "KaSA is not supported",
-        "velora_config": "VeLoRA is not supported",
-        "monteclora_config": "MonteCLoRA is not supported",
-        "megatron_config": "Megatron layers are not supported",
-        "ensure_weight_tying": "tied adapters are not supported",
-    }.items(),
-)
-def test_what_is_not_supported_is_said(saved, tmp_path, key, reason):
+PARTLY = [key for key, entry in KEYS.items() if "x-supported" in entry]
+DEFAULTS = ["use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"]
+
+
+@pytest.mark.parametrize("key", PARTLY)
+def test_what_is_not_supported_is_said(saved, tmp_path, key):
     folder = variant(saved, tmp_path, {key: [1]})
     with pytest.raises(FileRefused) as error:
         load_adapter(folder)
-    assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {reason}"
-    for number, nothing in enumerate((None, False, [], *([{}] if key not in DEFAULTS else []))):
+    assert str(error.value) == f"'{folder / CONFIG}': {key} is [1]: {KEYS[key]['x-refusal']}"
+    for number, value in enumerate(KEYS[key]["x-supported"]):
         (tmp_path / str(number)).mkdir()
-        load_adapter(variant(saved, tmp_path / str(number), {key: nothing}))
+        load_adapter(variant(saved, tmp_path / str(number), {key: value}))
 
 
-DEFAULTS = ["use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"]
+VALUES = [
+    *(None, True, False, 0, 1, -1, 3, 2**31, 0.5, 1e-30, 10**400, "", "x", "1", "LORA", "none", "all", "gaussian"),
+    *("pissa", "rank_major", [], [1], [True], ["q", "v"], [""], [[0, 2]], {}),
+    *({"q": 1}, {"q": 0}, {"q": 0.5}, {"q": "1"}, {"q": None}, {"q": True}),
+]
+
+
+@pytest.mark.parametrize("key", [*KEYS, "a_key_of_next_year"])
+def test_reader_and_schema_take_the_same_values(tmp_path, key):
+    """But for 2.0, which is an integer to a schema; and the schema takes what PEFT can do and we cannot."""
+    least = {"peft_type": "LORA", "target_modules": ["q"]}
+    for value in VALUES:
+        assert taken(tmp_path, least | {key: value}) == in_schema(least | {key: value}), value
+
+
+@pytest.mark.parametrize("targets", [{}, *({"target_modules": names} for names in (None, [], "", "q", ["q"]))])
+@pytest.mark.parametrize("parameters", [{}, *({"target_parameters": names} for names in (None, [], "q", ["q"]))])
+def test_reader_and_schema_want_a_module_or_a_parameter(tmp_path, targets, parameters):
+    config = {"peft_type": "LORA", **targets, **parameters}
+    assert taken(tmp_path, config) == in_schema(config)
+
+
+def taken(folder, config):
+    (folder / CONFIG).write_text(json.dumps(config))
+    try:
+        read_config(folder / CONFIG)
+    except FileRefused:
+        return False
+    return True
+
+
+def in_schema(config):
+    """Return whether the schema takes a configuration, and none of its keys has a value that is not supported."""
+    return VALIDATOR.is_valid(config) and not list(refusals(config))
+
+
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def test_the_schema_is_one_and_takes_what_we_write(saved):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    VALIDATOR.validate(json.loads((saved / CONFIG).read_text()))
+
+
+def test_the_schema_takes_what_peft_can_do_and_we_cannot():
+    least = {"peft_type": "LORA", "target_modules": ["q"]}
+    for key in PARTLY:
+        value = {"bias": "all", "init_lora_weights": "pissa"}.get(key, [1])
+        assert VALIDATOR.is_valid(least | {key: value})
+        assert not in_schema(least | {key: value})
+
+
+def test_the_page_about_the_format_says_what_each_key_changes():
+    page = (Path(__file__).parents[3] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == CHANGES_NUMBERS
+
+
+def test_what_the_audit_says_of_readers_is_of_keys_that_change_numbers():
+    assert {key.name for key in READERS} <= CHANGES_NUMBERS
+
+
+def test_every_variants_flag_is_a_key_that_changes_numbers():
+    assert {names.flag for names in PEFT_NAMES.values()} <= CHANGES_NUMBERS
 
 
 @pytest.mark.parametrize("key", DEFAULTS)

@@ -66,7 +66,7 @@ def test_no_part_of_a_finetuning_is_silent(folder, capsys, monkeypatch):
     monkeypatch.setattr(heartbeat, "FIRST", 0.01)
     monkeypatch.setattr(heartbeat, "FURTHER", 0.01)
     seen, right = [], Heartbeat._run
-    for owner, name in ((session, "load_data"), (Llama, "load"), (session, "evaluate")):
+    for owner, name in ((session, "load_data"), (Llama, "load")):
         monkeypatch.setattr(owner, name, slow(getattr(owner, name), seen))
     monkeypatch.setattr("minilora.language.finetuning.costs.cache_bytes", slow(len, seen))
     for name in ("evaluate", "__call__"):

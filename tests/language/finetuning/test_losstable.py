@@ -147,3 +147,24 @@ def test_steps_of_another_process_are_refused(step, capsys):
         table(SimpleNamespace(epoch=step, history=history))
     with pytest.raises(CheckpointError, match="another process trains with the same checkpoint"):
         table.last(history)
+
+
+def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys):
+    """Steps of 1 s up to row 20 and of 2 s from there on, 100 tokens each; what the measuring takes does not count."""
+    now = 0.0
+    monkeypatch.setattr("minilora.language.finetuning.losstable.time.perf_counter", lambda: now)
+    loss = SimpleNamespace(step=0, began=0.0, ended=0.0, at=lambda step: 1.0)
+    loss.sums = {"steps": {}}
+    table = Table(40, 0, 100, loss, 0.0)
+    table.known(1.0, None)
+    history = SimpleNamespace(epochs=[], losses=[])
+    for step in range(1, 41):
+        loss.began, now = now, now + (1.0 if step <= 20 else 2.0)
+        loss.step, loss.ended = step, now
+        if step % 20 == 0:
+            history.epochs.append(step)
+            history.losses.append(1.0)
+            now += 5.0
+        table(SimpleNamespace(epoch=step, history=history))
+    speeds = re.findall(r"^ *[24]0 +1.000 +1.000 +(\d+)", capsys.readouterr().out, re.M)
+    assert speeds == ["100", "50"]

@@ -1,5 +1,6 @@
 """A fine-tuning that was stopped: what is said, what goes on, and which other is refused."""
 
+import json
 import os
 import shlex
 import sys
@@ -89,9 +90,8 @@ def test_other_arrays_of_a_mixture_are_another_training(folder, before, after):
 def test_the_loss_before_the_training_is_not_measured_again(folder, capsys, monkeypatch):
     assert finetune("--steps", "20", "--checkpoint", "c") == 0
     before = rows(capsys.readouterr().out)
-    measured, right = [], sys.modules["minilora.training"].evaluate
-    for module in ("training", "language.finetuning.session", "fast.accumulation"):
-        monkeypatch.setattr(f"minilora.{module}.evaluate", lambda *a: measured.append(a) or right(*a))
+    measured, right = [], sys.modules["minilora.language.text"].evaluate
+    monkeypatch.setattr("minilora.language.text.evaluate", lambda *a: measured.append(a) or right(*a))
     assert finetune("--steps", "40", "--checkpoint", "c") == 0
     assert len(measured) == 1
     after = rows(capsys.readouterr().out)
@@ -207,3 +207,13 @@ def test_a_checkpoint_of_another_program_is_refused(folder, change, capsys):
     assert finetune("--checkpoint", "c") == 2
     assert "'c' is a checkpoint of something else than minilora finetune" in capsys.readouterr().err
     assert Path("c").read_bytes() == before
+
+
+def test_a_model_whose_config_alone_differs_is_another_before_it_is_loaded(folder, capsys, monkeypatch):
+    assert finetune("--steps", "2", "--checkpoint", "c") == 0
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    capsys.readouterr()
+    assert finetune("--steps", "3", "--checkpoint", "c") == 2
+    assert "the model is another" in capsys.readouterr().err

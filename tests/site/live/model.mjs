@@ -43,16 +43,18 @@ function gradients({ ids, targets, T, rank, alpha, adapter }) {
 
 async function train({ text, steps, rank, alpha, rate, prompt }) {
   const llama = load(rank, alpha), tuning = new Tuning(llama, tokenizer.encode(text), { rate, random: randomFrom(1) });
-  const held = [tuning.heldOutLoss()], losses = [];
+  const held = [tuning.measure(0)], losses = [];
   for (let t = 0; t < steps; t += 1) {
     losses.push(tuning.step());
-    if (losses.length % 10 === 0) held.push(tuning.heldOutLoss());
+    if (losses.length % 10 === 0) held.push(tuning.measure(losses.length));
   }
+  const { step, loss } = tuning.best, again = tuning.withBest(() => tuning.heldOutLoss());
+  const best = { step, loss, again, after: tuning.heldOutLoss() };
   const written = zip(adapterFiles(llama.trainable(), { rank, alpha }));
   writeFileSync(join(folder, "adapter.zip"), new Uint8Array(await written.arrayBuffer()));
   const ids = tokenizer.encode(prompt);
   const said = [...generate(llama, ids, 20, { temperature: 1e-6, random: randomFrom(0) })];
-  return { losses, held, ids, said };
+  return { losses, held, best, ids, said };
 }
 
 function thereAndBack(text) {

@@ -1,6 +1,8 @@
 """A decoder is written as a folder that says what it is."""
 
 import dataclasses
+import json
+import os
 
 import numpy as np
 import pytest
@@ -57,3 +59,22 @@ def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind):
 def test_sizes_that_do_not_fit_together_are_refused(model, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(model.config, **change)
+
+
+def test_config_json_names_no_begin_and_no_end_token(tmp_path, model):
+    """Without a word of them, transformers takes the ids 1 and 2 for those."""
+    save_llama(model, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert {name: config[name] for name in ("bos_token_id", "eos_token_id")} == {
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def test_both_files_are_on_the_disk_before_they_have_their_names(tmp_path, model, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+    )
+    save_llama(model, tmp_path / "m")
+    assert {"config.json", "model.safetensors"} <= set(synced)

@@ -21,7 +21,7 @@ from minilora import (
 )
 from minilora.files import save_llama
 from minilora.guards.errors import FileRefused
-from minilora.language.modelfiles.huggingface.nf4tensors import NF4_STATE
+from minilora.language.modelfiles.huggingface.nf4tensors import NF4_STATE, quantization_config
 from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies
@@ -315,3 +315,22 @@ def test_an_adapter_merges_into_four_bits_in_memory_only(folder, tmp_path):
     kinds = {path.rpartition(".")[2]: type(layer) for path, layer in walk(merged) if path.endswith("_proj")}
     assert kinds["up_proj"] is not QuantizedLinear
     assert kinds["down_proj"] is QuantizedLinear
+
+
+UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("layers", "skipped"),
+    [
+        ({UP: True}, None),  # a tied head, which bitsandbytes leaves alone without a word
+        ({UP: True, "lm_head": False}, None),
+        ({UP: True, DOWN: False}, [DOWN, "lm_head"]),
+        ({UP: True, DOWN: False, "lm_head": False}, [DOWN, "lm_head"]),
+        ({UP: True, DOWN: False, "lm_head": True}, [DOWN]),
+        ({UP: True, "lm_head": True}, []),
+    ],
+)
+def test_what_is_not_quantised_is_named_unless_it_is_the_head_alone(layers, skipped):
+    assert quantization_config(layers)["llm_int8_skip_modules"] == skipped
+    assert quantization_config(dict.fromkeys(layers, False)) is None

@@ -1,0 +1,152 @@
+"""The adapter and the model of a person's own, as `minilora.conformance.golden.formulas` takes them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...files.peft.adapterconfig import KEYS
+from ...guards.errors import FileRefused, short
+from ...language.llamaconfig import LlamaConfig
+from ...language.modelfiles.loading import open_llama
+from ..audit.adapterfile import AdapterFile
+from ..audit.adapteropening import open_adapter
+from ..audit.landing import land
+from ..audit.modelheaders import open_model
+from ..audit.peftadapter import TOKENS
+from ..golden.bases import EMBEDDING, HEAD
+from ..golden.formulas import Arrays, Given, Module
+
+OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
+LARGE = 40_000_000
+"""Numbers in a model from which on float32 is computed with, and not float64."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an engine was given."""
+
+    config: LlamaConfig  # the decoder's, with a head of its own
+    arrays: Arrays  # of the base, by transformers' names, always with a head
+    given: Given
+    tied: bool  # whether the head is the embedding in the files
+
+    @property
+    def dtype(self) -> Any:
+        """What is computed in."""
+        return self.arrays[EMBEDDING].dtype
+
+    @property
+    def layers(self) -> int:
+        """How many blocks the decoder has."""
+        return self.config.num_hidden_layers
+
+
+def read_subject(model: Path, adapter: Path) -> Subject:
+    """Read a model and an adapter whole.
+
+    Raises
+    ------
+    FileRefused
+        If one of them is damaged, the model is no decoder that is computed here, or the adapter does not fit it: then
+        `minilora audit` says more.
+    """
+    file = open_adapter(adapter)
+    landing = land(file, open_model(model))
+    for module in file.modules.values():
+        if module.rank_in_file(file.tensors) is None or module.scaling is None or module.path not in landing.places:
+            raise FileRefused(adapter, f"{short(module.path)} is not whole, or not of this model: see `minilora audit`")
+    if not file.modules and not file.saved:
+        raise FileRefused(adapter, "there is no adapter in it: see `minilora audit`")
+    start = (file.config or {}).get("init_lora_weights")
+    if start not in KEYS["init_lora_weights"]["x-supported"]:
+        raise FileRefused(
+            adapter, f"init_lora_weights is {short(start)}: convert it to an adapter over the original base"
+        )
+    if strange := [path for path in file.saved if TOKENS in path]:
+        raise FileRefused(adapter, f"{short(strange[0])} is not computed here")
+    config, arrays = _base(model)
+    _check_kinds(file, mixture=config.mixture is not None)
+    given = _given(file, landing.places, arrays)
+    for path in [*given.modules, *given.saved]:
+        if path not in arrays and f"{path}.weight" not in arrays and not OF_ONE_EXPERT.search(path):
+            raise FileRefused(adapter, f"{short(path)} is no layer of this decoder: see `minilora audit`")
+    return Subject(replace(config, tie_word_embeddings=False), arrays, given, config.tie_word_embeddings)
+
+
+def _check_kinds(file: AdapterFile, *, mixture: bool) -> None:
+    """Refuse what the formulas have no place for: those of a decoder, or of one with mixtures."""
+    kinds = ("linear", "experts") if mixture else ("linear", "embedding")
+    for path, module in file.modules.items():
+        of_experts = module.kind == "experts" and any(len(file.tensors.shapes[module.parts[p]]) != 2 for p in "AB")
+        if module.kind not in kinds or of_experts or (mixture and {*module.parts} - {*"AB"}):
+            what = f"{module.kind}, with {', '.join(module.parts)}"
+            raise FileRefused(file.path, f"{short(path)} ({what}) is not computed here")
+    if mixture and file.saved:
+        raise FileRefused(file.path, f"{short(next(iter(file.saved)))} is not computed here beside a mixture")
+
+
+def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
+    """Read the decoder, 4-bit weights as they are computed with."""
+    config, read = open_llama(model)
+    shapes = config.shapes()
+    dtype = np.float32 if sum(int(np.prod(shape)) for shape in shapes.values()) > LARGE else np.float64
+    arrays: Arrays = {}
+    for name in shapes:
+        array = read(name)
+        arrays[name] = np.asarray(array("float32").weight if callable(array) else array).astype(dtype)
+        if not np.isfinite(arrays[name]).all():
+            raise FileRefused(model, f"{short(name)} holds NaN or infinity")
+    arrays.setdefault(HEAD, arrays[EMBEDDING])
+    return config, arrays
+
+
+def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays) -> Given:
+    """Return the adapter in the words of PEFT's configuration, whichever program wrote it."""
+    dtype = arrays[EMBEDDING].dtype
+
+    def read(name: str | None) -> np.ndarray | None:
+        return None if name is None else file.tensors.read(name).astype(dtype)
+
+    modules = {}
+    for path, module in file.modules.items():
+        A, B = (np.asarray(read(module.parts[part])) for part in "AB")
+        if module.kind != "experts":  # whose formulas take the factors as they are packed
+            ((A, B),) = module.pairs(A, B)
+        magnitude, bias = read(module.parts.get("magnitude")), read(module.parts.get("bias"))
+        known = path in arrays or f"{path}.weight" in arrays or OF_ONE_EXPERT.search(path) is not None
+        own = path if known else places[path]
+        trained = read(file.saved.get(f"{path}.bias"))
+        modules[own] = Module(A, B, bias, None if magnitude is None else magnitude.ravel(), trained)
+        for part in (A, B):
+            if not np.isfinite(part).all():
+                raise FileRefused(file.path, f"{short(path)} holds NaN or infinity: see `minilora audit`")
+    saved = {
+        path.removesuffix(".weight"): array
+        for path, name in file.saved.items()
+        if path.endswith(".weight") and f"{path}" in arrays and (array := read(name)) is not None
+    }
+    for path, array in saved.items():
+        if array.shape != arrays[f"{path}.weight"].shape:
+            raise FileRefused(file.path, f"{short(path)} has another shape than the model's: see `minilora audit`")
+    return Given(_config(file), modules, {}, saved)
+
+
+def _config(file: AdapterFile) -> dict[str, Any]:
+    """Return PEFT's configuration of the adapter; of another format one that gives the same scalings."""
+    if file.config is not None and "PEFT" in file.format:
+        return {**file.config, "r": file.config.get("r") or 8, "lora_alpha": file.config.get("lora_alpha") or 8} | {
+            name: file.config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")
+        }
+    ranks = {path: module.rank_in_file(file.tensors) or 1 for path, module in file.modules.items()}
+    alphas = {path: (module.scaling or 0.0) * ranks[path] for path, module in file.modules.items()}
+    first = next(iter(ranks))
+    return {
+        "r": ranks[first], "lora_alpha": alphas[first], "use_rslora": False,
+        "rank_pattern": {path.replace(".", r"\."): rank for path, rank in ranks.items() if rank != ranks[first]},
+        "alpha_pattern": {path.replace(".", r"\."): alpha for path, alpha in alphas.items() if alpha != alphas[first]},
+    }  # fmt: skip

@@ -1,0 +1,94 @@
+"""The sessions handed to an engine that can be called from Python, and its answers written to files.
+
+    def start(base):                 # a folder; each session has an engine of its own
+        engine = ...
+        def answer(request):         # a `Request`; returns logits (prompts, V) after the last token, or (prompts, T, V)
+            ...
+        return answer
+
+    ask(golden, start, results)
+
+`request.adapters` has a `Use` for each prompt, or None for the base: its `name`, its `folder`, its `weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from .judging import COMPUTED_IN, read_index
+from .sessions import Request, Use
+
+Answer = np.ndarray | Mapping[str, np.ndarray]
+"""Logits, or tensors under the names that a file of answers has, such as ``log_probabilities``."""
+
+
+def ask(
+    folder: str | Path,
+    start: Callable[[Path], Callable[[Request], Answer]],
+    results: str | Path,
+    *,
+    computed_in: str | None = None,
+) -> dict[str, str]:
+    """Ask an engine all sessions of a folder of golden adapters.
+
+    Parameters
+    ----------
+    folder : path
+        The golden adapters.
+    start : callable
+        Takes the folder of a base, and returns a function that answers a request. It is called once for each session.
+    results : path
+        The folder for the answers; it is made where it is missing.
+    computed_in : str, optional
+        The precision of the engine, where it is not that of its arrays: it is written beside them.
+
+    Returns
+    -------
+    dict of str to str
+        What has no answer, and the error: a session's id where the engine raised NotImplementedError, since it has no
+        means for it, and the session is left out as a whole; SESSION.N where a request raised another error.
+    """
+    folder, results = Path(folder).resolve(), Path(results)
+    results.mkdir(parents=True, exist_ok=True)
+    metadata = None if computed_in is None else {COMPUTED_IN: computed_in}
+    errors: dict[str, str] = {}
+    for session in read_index(folder).get("sessions", ()):
+        answers: dict[str, dict[str, np.ndarray]] = {}
+        try:
+            answer = start(folder / session["base"])
+            for n, entry in enumerate(session["requests"]):
+                id = f"{session['id']}.{n}"
+                try:
+                    answers[id] = _tensors(answer(request_of(folder, entry)))
+                except NotImplementedError:
+                    raise
+                except Exception as error:
+                    errors[id] = _line(error)
+        except NotImplementedError as error:
+            errors = {id: said for id, said in errors.items() if not id.startswith(f"{session['id']}.")}
+            errors[session["id"]] = _line(error)
+            continue
+        for id, tensors in answers.items():
+            save_file(tensors, results / f"{id}.safetensors", metadata)
+    return errors
+
+
+def request_of(folder: Path, entry: Mapping[str, Any]) -> Request:
+    """Return a request of the index, its adapters' folders within a folder of golden adapters."""
+    uses = (use and Use(use["name"], folder / use["folder"], use["weight"]) for use in entry["adapters"])
+    prompts, unload = np.array(entry["prompts"]), tuple(entry.get("unload", ()))
+    return Request(prompts, tuple(uses), unload, entry.get("merged", False))
+
+
+def _tensors(answer: Answer) -> dict[str, np.ndarray]:
+    tensors = answer if isinstance(answer, Mapping) else {"logits": answer}
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -1,0 +1,137 @@
+"""LoRA's dropout: in a step of the training, the adapter reads an input of which some entries are zero.
+
+Each entry of the adapter's input is dropped with probability p, and what is left is scaled up, so that the mean over
+all masks is x. The base reads x itself:
+
+    x'_ni = m_ni x_ni / (1 - p)          (drop.1)    (N, in)    m_ni is 0 with probability p, and 1 otherwise
+    y = x W^T + b + s x' A^T B^T         (drop.2)    (N, in) -> (N, out)
+
+In one step the mask m is a constant. So (3) to (5) hold with x' in the place of x, and (6) gives dx'. By (drop.1),
+x_ni acts on the adapter through x'_ni alone, with the factor m_ni / (1 - p):
+
+    dx_ni = (dy W)_ni + m_ni dx'_ni / (1 - p)        (drop.3)    (N, in)
+
+No entry can count on another one's being there, as in an ensemble of adapters that each read a part of the input. A
+model that is measured, speaks or is merged has no mask: there is a layer with one only within a step, which
+`with_dropout` makes of the adapted model. Its masks follow from a key for each sequence of the batch and from the
+layer's number, so that a forward stays pure, and a part of a batch has the masks that it has in the whole.
+
+As in PEFT, each adapted layer has a mask of its own, and embeddings have none.
+
+Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..backend import backend_of
+from ..checks import Array, check_number
+from ..layer import Cache, Layer, Model, check_cache, check_input, rebuild, walk
+from ..linear import Linear
+from ..lora import LoRA, LoRALinear
+from .dora import DoRAAdapter
+from .stackedlora import StackedLoRA
+
+
+@dataclass(eq=False, repr=False)
+class DroppingLoRALinear(Layer):
+    """A frozen layer and its adapter in one step of a training with dropout: `LoRALinear` with a mask before A."""
+
+    base: Linear
+    adapter: LoRA
+    dropout: float  # p, from 0 to below 1
+    keys: tuple[int, ...]  # one for each sequence of the batch, below 2^64
+    number: int = 0  # of the layer, so that no two have the same masks
+
+    def __post_init__(self) -> None:
+        LoRALinear(self.base, self.adapter)  # the same guards
+        self.dropout = check_number("dropout", self.dropout, above=0, below=1, or_equal=True)
+        if not self.keys:
+            raise ValueError("keys is empty, expected one for each sequence of the batch")
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
+        """Return y and the cache."""
+        check_input(self, x)
+        m, p = self.mask(x), self.dropout
+        dropped = m * x / (1 - p)  # eq. (drop.1)
+        update, cache = self.adapter.forward(dropped)
+        y = self.base(x) + update  # eq. (drop.2)
+        return y, (self, y.shape, m, cache)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (..., in), through both paths, and the gradients of the adapter's factors."""
+        m, adapter_cache = check_cache(self, dy, cache)
+        p = self.dropout
+        dx_dropped, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
+        dx = self.base.input_gradient(dy) + m * dx_dropped / (1 - p) if need_dx else None  # eq. (drop.3)
+        return dx, grads
+
+    def mask(self, x: Array) -> Array:  # (..., in) -> (..., in)
+        """Return m, of the shape of x and bool. It is drawn on the host: one key, one mask on every device."""
+        positions, rest = divmod(math.prod(x.shape[:-1]), len(self.keys))
+        if rest:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected as many rows for each of {len(self.keys)} keys")
+        drawn = [self._draws(key).random((positions, x.shape[-1]), np.float32) for key in self.keys]
+        return backend_of(x).asarray(np.stack(drawn).reshape(x.shape) >= self.dropout)
+
+    def _draws(self, key: int) -> np.random.Generator:
+        """Return what draws the mask of a sequence in this layer."""
+        return np.random.Generator(np.random.Philox(key=np.array([key, self.number], np.uint64)))
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the adapter's arrays: the base is frozen by its absence."""
+        return self.adapter.trainable()
+
+    shape = property(lambda self: self.base.shape, doc="(out, in).")
+
+
+def with_dropout(model: Model, dropout: float, keys: Sequence[int]) -> Model:
+    """Return a model with a mask before the adapter of each `LoRALinear`, for one step on a batch.
+
+    Parameters
+    ----------
+    model : Layer
+        It stays as it is. The new one has its arrays, those that train among them.
+    dropout : float
+        The probability p, from 0 to below 1.
+    keys : sequence of int
+        One for each sequence of the batch, drawn anew for each step.
+
+    Returns
+    -------
+    Layer
+        Of the same class; of a single `LoRALinear`, a `DroppingLoRALinear`.
+    """
+    numbers = {path: number for number, (path, _) in enumerate(walk(model))}
+
+    def dropping(path: str, layer: Any) -> Any:
+        if type(layer) is not LoRALinear:
+            return layer
+        return DroppingLoRALinear(layer.base, layer.adapter, dropout, tuple(keys), numbers[path])
+
+    return rebuild(model, layer=dropping)  # type: ignore[no-any-return]
+
+
+def check_dropped(adapters: Mapping[str, Any]) -> None:
+    """Refuse adapters, by path, before which there is no dropout here: a DoRA's, and those of a mixture's arrays."""
+    for path, adapter in adapters.items():
+        if isinstance(adapter, (DoRAAdapter, StackedLoRA)):
+            kind = "a DoRA's" if isinstance(adapter, DoRAAdapter) else "of a mixture's array"
+            raise ValueError(f"dropout is not before the adapter {path!r}, which is {kind}: expected 0")
+
+
+def of_sequences(model: Model, part: slice) -> Model:
+    """Return the model for a part of a batch, with the masks of that part alone; without any, the model itself."""
+    if not any(isinstance(layer, DroppingLoRALinear) for _, layer in walk(model)):
+        return model
+
+    def partly(path: str, layer: Any) -> Any:
+        return replace(layer, keys=layer.keys[part]) if isinstance(layer, DroppingLoRALinear) else layer
+
+    return rebuild(model, layer=partly)  # type: ignore[no-any-return]

@@ -1,0 +1,131 @@
+"""What merging loses, against the definition written out in float64."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora.conformance.audit.auditing import audit
+from minilora.conformance.audit.mergeloss import FORMATS
+from minilora.guards.tensorfile import decode, encode
+
+from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft
+
+
+def merged(tmp_path, tensors, settings, **base):
+    """The losses by module, and the base's arrays."""
+    folder = model(tmp_path / "m", **base)
+    report = audit(peft(tmp_path / "a", tensors, settings), folder, merge=True)
+    assert report.word in ("SOUND", "SUSPICIOUS"), str(report)
+    return report, load_file(folder / "model.safetensors")
+
+
+def expected(pairs, rounded):
+    """The part that is kept and the noise, of pairs of a weight and a change."""
+    E = [rounded((W + delta).astype("f4")).astype("f8") - rounded(W.astype("f4")) for W, delta in pairs]
+    E, delta = (np.concatenate([np.ravel(a) for a in many]) for many in (E, [delta for _, delta in pairs]))
+    kept = E @ delta / (delta @ delta)
+    return kept, np.linalg.norm(E - kept * delta) / np.linalg.norm(delta)
+
+
+def check(loss, pairs):
+    for name in ("bfloat16", "float16"):
+        kept, noise = expected(pairs, FORMATS[name])
+        assert np.isclose(loss.formats[name].kept, kept, rtol=1e-3)
+        assert np.isclose(loss.formats[name].noise, noise, rtol=1e-2)
+    size = np.sqrt(sum((delta**2).sum() for _, delta in pairs) / sum((W**2).sum() for W, _ in pairs))
+    assert np.isclose(loss.relative, size, rtol=1e-4)
+
+
+def test_a_linear_layer_and_an_embedding(tmp_path):
+    tensors = factors(["model.embed_tokens", *paths("q_proj")])
+    report, arrays = merged(tmp_path, tensors, config("embed_tokens", "q_proj"))
+    path = "model.layers.1.self_attn.q_proj"
+    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
+    check(report.merged[path], [(arrays[f"{path}.weight"].astype("f8"), 2 * B @ A)])
+    A, B = (tensors[f"{PREFIX}model.embed_tokens.lora_embedding_{part}"].astype("f8") for part in "AB")
+    check(report.merged["model.embed_tokens"], [(arrays["model.embed_tokens.weight"].astype("f8"), 2 * (B @ A).T)])
+
+
+def test_dora(tmp_path):
+    path, rng = "model.layers.1.self_attn.q_proj", np.random.default_rng(1)
+    tensors = factors(paths("q_proj"))
+    for module in paths("q_proj"):
+        tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = rng.uniform(2, 4, 12).astype("f4")
+    report, arrays = merged(tmp_path, tensors, config("q_proj", use_dora=True))
+    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
+    W, m = arrays[f"{path}.weight"].astype("f8"), tensors[f"{PREFIX}{path}.lora_magnitude_vector"]
+    changed = W + 2 * B @ A
+    check(report.merged[path], [(W, m[:, None] * changed / np.linalg.norm(changed, axis=1, keepdims=True) - W)])
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_experts(tmp_path, apart, exchanged):
+    tensors, E, r = expert_factors(exchanged=exchanged), 4, 2
+    settings = config(target_parameters=EXPERTS, peft_version="0.18.1" if exchanged else "0.21.2")
+    report, arrays = merged(tmp_path, tensors, settings, experts=E, apart=apart)
+    for name, inside in (("gate_up_proj", "base_layer."), ("down_proj", "")):
+        place, pairs = "model.layers.1.mlp.experts.", []
+        A, B = (tensors[f"{PREFIX}{place}{inside}lora_{part}.weight"].astype("f8") for part in "AB")
+        for e in range(E):
+            delta = 2 * B[:, e::E] @ A[e * r : (e + 1) * r]
+            parts = ("gate_proj", "up_proj") if name == "gate_up_proj" else (name,)
+            W = np.concatenate([arrays[f"{place}{e}.{p}.weight"] for p in parts]) if apart else arrays[place + name][e]
+            pairs.append((W.astype("f8"), delta.T if exchanged else delta))
+        check(report.merged[place + name], pairs)
+
+
+def test_a_change_below_half_a_step_is_lost_in_bfloat16(tmp_path):
+    folder, path = model(tmp_path / "m"), "model.layers.0.self_attn.q_proj"
+    arrays = load_file(folder / "model.safetensors")
+    on_grid = {k: decode(encode(a, "BF16"), "BF16").reshape(a.shape) for k, a in arrays.items()}
+    save_file(on_grid, folder / "model.safetensors")
+    A, B = np.ones((1, D), "f4"), np.full((12, 1), 1e-6, "f4")
+    tensors = {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
+    report = audit(peft(tmp_path / "a", tensors, config(path, r=1, lora_alpha=1)), folder, merge=True)
+    loss = report.merged[path]
+    assert loss.formats["bfloat16"].kept < 0.1
+    assert "bfloat16" in str(report)
+    assert "were not looked at: --merge" in str(audit(tmp_path / "a", folder))
+
+
+def test_q8_0_is_llama_cpps():
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    W = np.random.default_rng(0).standard_normal((6, 96)).astype("f4")
+    W[0, :32] = 0
+    theirs = dequantize(quantize(W, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
+    steps = np.abs(W).max() / 127
+    ours = FORMATS["Q8_0"](W)
+    assert (ours != theirs).mean() < 0.01  # of a tie, one rounds to even and the other away from zero
+    assert np.abs(ours - theirs).max() < 1.01 * steps
+
+
+@pytest.mark.parametrize(("axis", "word"), [(1, "SOUND"), (0, "SUSPICIOUS")])
+def test_a_magnitude_on_the_other_axis_of_a_square_weight_is_named(tmp_path, axis, word):
+    rng, path = np.random.default_rng(0), "fc"
+    W = (rng.standard_normal((16, 16)) * rng.uniform(0.5, 2, (16, 1))).astype("f4")
+    save_file({"fc.weight": W}, tmp_path / "m.safetensors")
+    A, B = rng.standard_normal((2, 16)).astype("f4"), 0.01 * rng.standard_normal((16, 2)).astype("f4")
+    m = (np.linalg.norm(W, axis=axis) * rng.uniform(0.99, 1.01, 16)).astype("f4")
+    tensors = {
+        f"{PREFIX}{path}.lora_A.weight": A,
+        f"{PREFIX}{path}.lora_B.weight": B,
+        f"{PREFIX}{path}.lora_magnitude_vector": m,
+    }
+    report = audit(peft(tmp_path / "a", tensors, config(path, use_dora=True)), tmp_path / "m.safetensors", merge=True)
+    assert report.word == word, str(report)
+
+
+def test_a_merge_needs_a_model(tmp_path):
+    with pytest.raises(ValueError, match="--merge needs --model"):
+        audit(peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj")), merge=True)
+
+
+def test_what_is_in_few_bits_is_not_looked_at(tmp_path):
+    save_file({f"{p}.qweight": np.ones((3, V), "u1") for p in paths("q_proj")}, tmp_path / "m.safetensors")
+    report = audit(
+        peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj")), tmp_path / "m.safetensors", merge=True
+    )
+    assert set(report.merged.values()) == {None}
+    assert "not looked at" in str(report)

@@ -1,0 +1,70 @@
+"""Each known mistake of the golden adapters is named, from its own numbers, where the golden folder tells it apart."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from minilora.conformance.diagnosis.diagnosing import diagnose
+from minilora.conformance.golden.answers import answers
+from minilora.conformance.golden.bases import write_base, write_json, write_safetensors
+from minilora.conformance.golden.cases import CASES, files
+from minilora.conformance.golden.mixtures.answers import mixture_answers
+from minilora.conformance.golden.mixtures.bases import write_mixture
+from minilora.conformance.golden.mixtures.cases import MIXTURES, mixture_files
+
+pytestmark = pytest.mark.long
+
+MIXED = [
+    case for case in MIXTURES if case.id in ("experts-double", "experts-shared", "experts-rslora", "experts-old-names")
+]
+SHOWN = (
+    "rslora-with-patterns",
+    "dora-rslora",
+    "lora-bias",
+    "tied-embedding",
+    "head",
+    "modules-to-save",
+    "bias-lora-only",
+)
+JUDGED = [case for case in CASES if case.id in SHOWN]
+"""One case of each kind: all of them take minutes, and the other cases have the same mistakes."""
+NOT_HERE = {
+    "rope-turns-neighbours", "attention-is-scaled-by-hidden-size-over-heads", "experts-the-update-is-not-weighted",
+    "experts-the-shares-are-renormalised-wrongly", "experts-the-shared-expert-is-left-out",
+}  # fmt: skip
+"""Mistakes of a decoder, and not of what reads adapters."""
+OF_TWO_LAYERS = {
+    "layers-are-swapped": "layers-are-reversed",
+    "layer-0-is-left-out": "the-second-half-of-the-layers-alone",
+    "layer-1-is-left-out": "the-first-half-of-the-layers-alone",
+}
+"""What such a row is called for a model with any number of layers."""
+
+
+def check(folder, case, config, tensors, ours):
+    """Diagnose the right answers, and each signature, of a case whose base is written."""
+    (folder / "adapter").mkdir()
+    write_json(folder / "adapter" / "adapter_config.json", config)
+    write_safetensors(folder / "adapter" / "adapter_model.safetensors", tensors)
+    signatures = {flag: z for flag, (z, _) in ours.signatures.items()}
+    for flag, z in {"": ours.logits[:, -1], **signatures}.items():
+        if flag in NOT_HERE or "previous" in flag or flag.startswith("nf4"):
+            continue
+        arrays = {"prompts": np.ascontiguousarray(case.prompts, "i8"), "logits": np.ascontiguousarray(z, "f4")}
+        save_file(arrays, folder / "answers.safetensors")
+        diagnosis = diagnose(folder / "base", folder / "adapter", folder / "answers.safetensors")
+        assert diagnosis.status == bool(flag), str(diagnosis)
+        assert OF_TWO_LAYERS.get(flag, flag) in diagnosis.json()["flags"], str(diagnosis)
+
+
+@pytest.mark.parametrize("case", JUDGED, ids=lambda case: case.id)
+def test_each_signature_is_its_own_mistake(case, tmp_path):
+    ((config, tensors),) = files(case)
+    write_base(tmp_path / "base", case.base)
+    check(tmp_path, case, config, tensors, answers(case))
+
+
+@pytest.mark.parametrize("case", MIXED, ids=lambda case: case.id)
+def test_each_signature_of_a_mixture_is_its_own_mistake(case, tmp_path):
+    write_mixture(tmp_path / "base", case.base)
+    check(tmp_path, case, *mixture_files(case), mixture_answers(case))

@@ -1,0 +1,141 @@
+"""An engine that lives from request to request: it merges, caches, and keeps adapters under names.
+
+Its numbers are those of the foreign reader. `bug` is what it does wrong; the tests plant each.
+"""
+
+import json
+
+import numpy as np
+
+from .foreign_reader import add_adapter, base_of, logits
+
+
+def to_bfloat16(x):
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+
+def alpha(folder, name):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return config["alpha_pattern"].get(name.split(".")[-2], config["lora_alpha"])
+
+
+class Engine:
+    def __init__(self, base, bug=None):
+        self.bug, (self.config, self.W) = bug, base_of(base, None)
+        self.names = {}  # what stands under each name: its folder, and the change of each weight at scale 1
+        self.scales = {}
+        self.prefixes = {}  # by what is taken for the same prefix: the tokens, and the keys and values
+        self.merged = None
+        self.responses = {}
+        self.compiled = None
+        self.before = None
+
+    def __call__(self, request):
+        uses = list(request.adapters)
+        for name in request.unload:
+            self.unload(name)
+        if self.bug == "first of the batch":
+            uses = uses[:1] * len(uses)
+        if self.bug == "last of the batch":
+            uses = uses[-1:] * len(uses)
+        if self.bug == "batch sorted":
+            uses.sort(key=lambda use: use.name if use else "")
+        if self.bug == "base rows take slot 0":
+            uses = [use or next(filter(None, uses), None) for use in uses]
+        self.weights = {use.name: self.scale(use) for use in dict.fromkeys(uses) if use is not None}
+        if request.merged:
+            return self.while_merged(uses[0], request.prompts)
+        return np.stack([self.answer(prompt, use) for prompt, use in zip(request.prompts, uses, strict=True)])
+
+    def answer(self, prompt, use):
+        if self.bug == "responses by prompt" and (key := prompt.tobytes()) in self.responses:
+            return self.responses[key]
+        if self.bug == "compiled":
+            self.compiled = use = self.compiled or use
+            self.weights.setdefault(use and use.name, 1.0)
+        W = dict(self.W)
+        if use is not None:
+            self.load(use)
+            for name, change in self.names[use.name][1].items():
+                W[name] = W[name] + self.weights[use.name] * change
+        if self.bug == "never switched off" and use is not None and use != self.before:
+            self.W, self.before = W, use
+        if self.bug == "added on loading":
+            W = self.W
+        z = self.with_prefix(prompt, use, W)
+        self.responses[prompt.tobytes()] = z
+        return z
+
+    def load(self, use):
+        old = self.names.get(use.name)
+        if old is not None and (old[0] == use.folder or self.bug == "weights by name"):
+            return
+        changes = self.changes(use.folder)
+        if self.bug == "old alpha" and old is not None:
+            changes = {name: alpha(old[0], name) / alpha(use.folder, name) * W for name, W in changes.items()}
+            self.names[use.name] = (old[0], changes)
+            return
+        if self.bug == "old modules stay" and old is not None:
+            changes = {**old[1], **changes}
+        if self.bug == "added on loading":
+            self.W = {name: W + changes.get(name, 0) for name, W in self.W.items()}
+        self.names[use.name] = (use.folder, changes)
+
+    def changes(self, folder):
+        after = dict(self.W)
+        add_adapter(after, folder, 1.0, None)
+        return {name: W - self.W[name] for name, W in after.items() if W is not self.W[name]}
+
+    def unload(self, name):
+        old = self.names.pop(name, None)
+        if self.bug == "unloading takes off" and old is not None:
+            self.W = {name: W - old[1].get(name, 0) for name, W in self.W.items()}
+
+    def scale(self, use):
+        if self.bug == "no scale":
+            return 1.0
+        if self.bug == "scale sticks":
+            return self.scales.setdefault(use.name, use.weight)
+        if self.bug == "scale of before":
+            old = self.scales.get(use.name, use.weight)
+            self.scales[use.name] = use.weight
+            return old
+        if self.bug == "scale adds up":
+            self.scales[use.name] = use.weight * self.scales.get(use.name, 1.0)
+            return self.scales[use.name]
+        return use.weight
+
+    def with_prefix(self, prompt, use, W):
+        if self.bug and not self.bug.startswith("prefixes"):  # an engine that changes its weights keeps no prefix
+            return logits(self.config, W, prompt)[-1]
+        key = use and (use.name, use.folder, use.weight)
+        if self.bug == "prefixes by tokens":
+            key = ""
+        if self.bug == "prefixes by name":
+            key = use and use.name
+        known, kept = self.prefixes.get(key, (np.empty(0, int), {}))
+        pairs = zip(known, prompt[:-1], strict=False)
+        count = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(known), len(prompt) - 1))
+        count -= count % (16 if len(prompt) > 16 else 1)  # blocks, as servers keep them
+        cache = {i: (k[:count], v[:count]) for i, (k, v) in kept.items()} if count else {}
+        z = logits(self.config, W, prompt, cache=cache)[-1]
+        if not count:
+            self.prefixes[key] = (prompt[:-1], cache)
+        return z
+
+    def while_merged(self, use, prompts):
+        changes = self.changes(use.folder)
+        rounded = to_bfloat16 if self.bug == "merges in bfloat16" else lambda x: x
+        inside = {**self.W, **{name: rounded(self.W[name] + change) for name, change in changes.items()}}
+        if self.bug == "merged and beside":
+            inside = {name: W + changes.get(name, 0) for name, W in inside.items()}
+        z = np.stack([logits(self.config, inside, prompt)[-1] for prompt in prompts])
+        self.W = {**inside, **{name: rounded(inside[name] - change) for name, change in changes.items()}}
+        if self.bug == "merged and beside":
+            self.W = {name: W - changes.get(name, 0) for name, W in self.W.items()}
+        if self.bug == "unmerging does nothing":
+            self.W = inside
+        if self.bug == "unmerged twice":
+            self.W = {name: W - changes.get(name, 0) for name, W in self.W.items()}
+        return z

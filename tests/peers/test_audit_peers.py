@@ -1,0 +1,161 @@
+"""Adapters that PEFT itself wrote, of every kind, beside the models that transformers wrote: all are sound."""
+
+import numpy as np
+import pytest
+
+from minilora.conformance.audit.auditing import audit
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
+
+SIZES = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+QV = ["q_proj", "v_proj"]
+
+
+def llama(**more):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **more))
+
+
+def qwen_moe():
+    config = transformers.Qwen2MoeConfig(
+        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=20
+    )
+    return transformers.Qwen2MoeForCausalLM(config)
+
+
+def mixtral():
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, num_local_experts=4))
+
+
+def gpt2():
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+    )
+
+
+def bert():
+    config = transformers.BertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def classifier():
+    return transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SIZES, num_labels=3, pad_token_id=0))
+
+
+def headless():
+    return transformers.LlamaModel(transformers.LlamaConfig(**SIZES))
+
+
+class Convolutions(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(4, 6, 3), torch.nn.Conv2d(6, 8, 3, groups=2)
+        self.line, self.fc = torch.nn.Conv1d(4, 5, 3), torch.nn.Linear(7, 3)
+
+
+LORA = {
+    "defaults": (llama, {"target_modules": QV}),
+    "PEFT's own targets": (llama, {}),
+    "all-linear": (llama, {"target_modules": "all-linear"}),
+    "rsLoRA": (llama, {"target_modules": QV, "use_rslora": True}),
+    "DoRA": (llama, {"target_modules": QV, "use_dora": True}),
+    "rank patterns": (llama, {"target_modules": QV, "rank_pattern": {"layers.0.self_attn.q_proj": 3}}),
+    "alpha patterns": (llama, {"target_modules": QV, "alpha_pattern": {"v_proj": 3, r".*\.1\..*q_proj": 5}}),
+    "modules_to_save": (llama, {"target_modules": QV, "modules_to_save": ["lm_head"]}),
+    "the embedding saved too": (llama, {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "an embedding": (llama, {"target_modules": [*QV, "embed_tokens"]}),
+    "a head": (llama, {"target_modules": [*QV, "lm_head"]}),
+    "a tied embedding": (lambda: llama(tie_word_embeddings=True), {"target_modules": [*QV, "embed_tokens"]}),
+    "a tied head": (lambda: llama(tie_word_embeddings=True), {"target_modules": [*QV, "lm_head"]}),
+    "a tied model": (lambda: llama(tie_word_embeddings=True), {"target_modules": QV}),
+    "biases of all": (lambda: llama(attention_bias=True), {"target_modules": QV, "bias": "all"}),
+    "biases of the adapted": (lambda: llama(attention_bias=True), {"target_modules": QV, "bias": "lora_only"}),
+    "biases where there are none": (llama, {"target_modules": QV, "bias": "all"}),
+    "lora_bias": (lambda: llama(attention_bias=True), {"target_modules": QV, "lora_bias": True}),
+    "one layer": (llama, {"target_modules": QV, "layers_to_transform": 1}),
+    "some layers": (llama, {"target_modules": QV, "layers_to_transform": [1], "layers_pattern": "layers"}),
+    "an expression": (llama, {"target_modules": r".*\.self_attn\.[qk]_proj"}),
+    "excluded modules": (llama, {"target_modules": QV, "exclude_modules": r".*\.0\..*"}),
+    "Gaussian start": (llama, {"target_modules": QV, "init_lora_weights": "gaussian"}),
+    "trained tokens": (llama, {"target_modules": QV, "trainable_token_indices": [0, 3]}),
+    "a rank above the width": (llama, {"target_modules": QV, "r": 64}),
+    "experts": (mixtral, {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    "experts and attention": (
+        qwen_moe, {"target_modules": QV, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    ),
+    "one array of experts": (mixtral, {"target_parameters": ["mlp.experts.down_proj"]}),
+    "a router": (mixtral, {"target_parameters": ["mlp.gate.weight"]}),
+    "a shared expert": (qwen_moe, {"target_modules": ["up_proj", "down_proj"]}),
+    "GPT-2": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "GPT-2, by default": (gpt2, {}),
+    "GPT-2's head": (gpt2, {"target_modules": ["c_attn", "lm_head"]}),
+    "BERT": (bert, {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
+    "a classifier": (classifier, {"target_modules": QV, "task_type": "SEQ_CLS"}),
+    "a model without a head": (headless, {"target_modules": QV, "task_type": None}),
+    "features": (headless, {"target_modules": QV, "task_type": "FEATURE_EXTRACTION"}),
+    "convolutions": (Convolutions, {"target_modules": ["conv1", "line", "fc"], "task_type": None}),
+    "a convolution in groups": (Convolutions, {"target_modules": ["conv2"], "task_type": None}),
+}  # fmt: skip
+
+
+def saved(tmp_path, make, settings, dtype=None):
+    """An adapter whose every number moved, as PEFT saves it, and its base."""
+    torch.manual_seed(0)
+    model = make()
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(tmp_path / "m")
+        base = tmp_path / "m"
+    else:
+        from safetensors.torch import save_file
+
+        base = tmp_path / "m.safetensors"
+        save_file(model.state_dict(), base)
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | settings)
+    )
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    (adapted.to(dtype) if dtype else adapted).save_pretrained(tmp_path / "a")
+    return tmp_path / "a", base
+
+
+@pytest.mark.parametrize("what", LORA)
+def test_what_peft_saves_is_sound(what, tmp_path):
+    adapter, base = saved(tmp_path, *LORA[what])
+    report = audit(adapter, base, merge=True)
+    assert report.status == 0, str(report)
+    assert not report.landing.lost, str(report)
+    assert audit(adapter).status == 0, str(report)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_are_sound(dtype, tmp_path):
+    assert audit(*saved(tmp_path, *LORA["all-linear"], dtype=getattr(torch, dtype))).status == 0
+
+
+def test_the_size_of_the_change_is_that_of_pefts_delta(tmp_path):
+    adapter, base = saved(tmp_path, *LORA["rsLoRA"])
+    model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter)
+    for path, numbers in audit(adapter, base).numbers.items():
+        layer = model.base_model.model.get_submodule(path)
+        assert np.isclose(numbers.norm, float(layer.get_delta_weight("default").norm()), rtol=1e-5)
+
+
+def test_an_adapter_that_was_never_trained_is_suspicious(tmp_path):
+    model = llama()
+    model.save_pretrained(tmp_path / "m")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=QV, task_type="CAUSAL_LM")).save_pretrained(
+        tmp_path / "a"
+    )
+    report = audit(tmp_path / "a", tmp_path / "m")
+    assert [finding.code for finding in report.of("suspicious")] == ["all-zero"]

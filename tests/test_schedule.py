@@ -1,0 +1,88 @@
+"""The factor of each step's length."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minilora import Adam, CheckpointError, Linear, train
+from minilora.schedule import DECAYS, Schedule
+
+
+def test_a_warmup_grows_by_the_same_amount_to_the_whole_rate():
+    factors = [Schedule("constant", 10, 4)(t) for t in range(1, 11)]
+    assert factors == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_linear_decay_falls_by_the_same_amount_and_leaves_the_last_step_one():
+    factors = [Schedule("linear", 6, 2)(t) for t in range(1, 7)]
+    np.testing.assert_allclose(factors, [0.5, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_cosine_decay_is_half_a_wave():
+    factors = [Schedule("cosine", 8)(t) for t in range(1, 9)]
+    np.testing.assert_allclose(factors, [(1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (7, 0), (7, 1), (7, 6)])
+def test_no_step_is_without_a_rate_and_one_has_it_whole(decay, steps, warmup):
+    factors = [Schedule(decay, steps, warmup)(t) for t in range(1, steps + 1)]
+    assert max(factors) == 1
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors == [*sorted(factors[:warmup]), *sorted(factors[warmup:], reverse=True)]
+
+
+@pytest.mark.parametrize(("decay", "steps", "warmup"), [("linear", 4, 4), ("linear", 4, 5), ("cosine", 0, 0)])
+def test_a_warmup_that_leaves_no_step_is_refused(decay, steps, warmup):
+    with pytest.raises(ValueError, match=r"expected fewer|at least 1"):
+        Schedule(decay, steps, warmup)
+
+
+def test_an_unknown_decay_is_refused():
+    with pytest.raises(ValueError, match="decay must be 'constant', 'linear' or 'cosine', got 'exponential'"):
+        Schedule("exponential", 4)
+
+
+def moved(lr, **options):
+    p = np.ones(2)
+    optimizer = Adam({"p": p}, lr=lr, **options)
+    places = []
+    for grad in ([1.0, -2.0], [0.5, 0.3], [-1.0, 4.0]):
+        optimizer.step({"p": np.array(grad)})
+        places.append(p.copy())
+    return np.diff([np.ones(2), *places], axis=0)
+
+
+def test_adam_takes_each_step_with_its_factor():
+    factors = {1: 0.5, 2: 1.0, 3: 0.25}
+    steps = moved(0.1, schedule=factors.__getitem__)
+    np.testing.assert_allclose(steps, moved(0.1) * [[0.5], [1.0], [0.25]], rtol=1e-12)
+    np.testing.assert_array_equal(moved(0.1, schedule=lambda t: 1.0), moved(0.1))
+
+
+def test_what_is_no_schedule_is_refused():
+    with pytest.raises(TypeError, match=r"schedule must be a function, schedule\(t\), got 'linear'"):
+        Adam({"p": np.ones(2)}, schedule="linear")
+
+
+def fitted(path, epochs, schedule):
+    rng = np.random.default_rng(0)
+    layer, X = Linear.init(3, 2, rng=rng, dtype="float64"), np.random.default_rng(1).standard_normal((8, 3))
+    options = {"batch_size": 4, "steps": 2, "log_every": 1, "rng": rng, "checkpoint": path}
+    train(layer, X, X[:, :2], epochs=epochs, schedule=schedule, **options)
+    return layer.weight
+
+
+def test_a_training_goes_on_with_its_schedule_to_the_same_bits(tmp_path):
+    schedule = Schedule("cosine", 12, 3)
+    whole = fitted(tmp_path / "one", 6, schedule)
+    fitted(tmp_path / "two", 2, schedule)
+    np.testing.assert_array_equal(fitted(tmp_path / "two", 6, schedule), whole)
+
+
+@pytest.mark.parametrize("other", [None, Schedule("cosine", 10, 3), Schedule("linear", 12, 3)])
+def test_a_training_does_not_go_on_with_another_schedule(tmp_path, other):
+    fitted(tmp_path / "c", 2, Schedule("cosine", 12, 3))
+    with pytest.raises(CheckpointError, match="schedule is"):
+        fitted(tmp_path / "c", 6, other)

@@ -1,0 +1,143 @@
+"""Dropout before an adapter: a mask of its own for each layer and each row, in a step and nowhere else."""
+
+import numpy as np
+import pytest
+
+from minilora import GradientError, LoRALinear, adapt, adapters, gradcheck, train
+from minilora.fast import accumulate
+from minilora.language.finetuning.withdropout import WithDropout
+from minilora.language.text import next_token_loss
+from minilora.layer import walk
+from minilora.training import backpropagate
+from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout
+from minilora.verify.selfcheck import layer_claim
+
+from ..support.language import tiny_llama, tiny_mixture
+
+IDS = np.arange(24).reshape(4, 6) % 29
+
+
+def adapted_llama(**options):
+    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0), **options)
+    rng = np.random.default_rng(1)
+    for p in model.trainable().values():
+        p[...] = rng.standard_normal(p.shape) / 4
+    return model
+
+
+def dropping(model):
+    return {path: layer for path, layer in walk(model) if isinstance(layer, DroppingLoRALinear)}
+
+
+def drawn(share=0.3, rows=5):
+    rng = np.random.default_rng(3)
+    layer = LoRALinear.from_linear(adapted_llama().lm_head, rank=2, alpha=3, rng=rng)
+    layer.adapter.lora_B[...] = rng.standard_normal(layer.adapter.lora_B.shape)
+    return DroppingLoRALinear(layer.base, layer.adapter, share, tuple(range(rows))), rng.standard_normal(
+        (rows, layer.in_features)
+    )
+
+
+def test_the_gradient_is_the_slope_at_a_fixed_mask_by_complex_steps():
+    layer, x = drawn()
+    dy = np.random.default_rng(4).standard_normal((len(x), layer.out_features))
+    f, params, grads, cotangent = layer_claim(layer, x, dy)
+    assert gradcheck(f, params, grads, cotangent=cotangent, method="complex").passed
+    whole = DroppingLoRALinear(layer.base, layer.adapter, 0.0, layer.keys)
+    _, _, unmasked, _ = layer_claim(whole, x, dy)
+    for name in ("x", "lora_A", "lora_B"):
+        with pytest.raises(GradientError):
+            gradcheck(f, params, grads | {name: unmasked[name]}, cotangent=cotangent, method="complex")
+
+
+def test_the_share_that_is_dropped_is_p_and_the_mean_stays():
+    layer, _ = drawn(share=0.25, rows=400)
+    mask = layer.mask(np.zeros((400, layer.in_features)))
+    assert abs(mask.mean() - 0.75) < 0.02
+    assert abs(mask.mean(axis=0) - 0.75).max() < 0.1
+    x = np.ones(mask.shape)
+    assert abs((mask * x / 0.75).mean() - 1) < 0.03
+
+
+def test_no_two_layers_and_no_two_rows_have_one_mask():
+    masks = {}
+    for path, layer in dropping(with_dropout(adapted_llama(), 0.5, [5, 6])).items():
+        mask = layer.mask(np.zeros((2, 3, layer.in_features)))
+        masks[path, 0], masks[path, 1] = mask
+    bits = [mask.tobytes() for mask in masks.values()]
+    assert len(masks) == 2 * 14
+    assert len(set(bits)) == len(bits)
+
+
+def test_a_probability_of_nothing_changes_nothing():
+    model = adapted_llama()
+    np.testing.assert_array_equal(with_dropout(model, 0.0, [1, 2, 3, 4])(IDS), model(IDS))
+
+
+def test_a_model_with_masks_shares_what_trains_and_leaves_the_model_alone():
+    model = adapted_llama()
+    masked = with_dropout(model, 0.3, [1, 2, 3, 4])
+    assert dropping(masked).keys() == adapters(model).keys()
+    assert not dropping(model)
+    assert masked.trainable().keys() == model.trainable().keys()
+    assert all(masked.trainable()[name] is p for name, p in model.trainable().items())
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(1, 1), (1, 3), (2, 2), (3, 2), (4, 1)])
+def test_parts_of_a_batch_have_the_masks_that_they_have_in_the_whole(rows, workers):
+    model, targets = adapted_llama(), (IDS + 1) % 29
+    masked = with_dropout(model, 0.3, [11, 12, 13, 14])
+    whole = backpropagate(masked, IDS, targets, next_token_loss)
+    parts = accumulate(rows, workers)(masked, IDS, targets, next_token_loss)
+    for name, grad in whole.items():
+        np.testing.assert_allclose(parts[name], grad, rtol=1e-10, atol=1e-12)
+    without = backpropagate(model, IDS, targets, next_token_loss)
+    assert not np.allclose(without[name], grad)
+
+
+def test_a_part_has_the_keys_of_its_rows():
+    masked = with_dropout(adapted_llama(), 0.3, [11, 12, 13, 14])
+    assert {layer.keys for layer in dropping(of_sequences(masked, slice(1, 3))).values()} == {(12, 13)}
+
+
+def test_each_step_draws_new_masks_and_evaluation_none(monkeypatch):
+    model, targets, seen = adapted_llama(), (IDS + 1) % 29, []
+    right = DroppingLoRALinear.forward
+    monkeypatch.setattr(DroppingLoRALinear, "forward", lambda self, x: seen.append(self.keys) or right(self, x))
+    rng = np.random.default_rng(0)
+    gradients = WithDropout(backpropagate, 0.3, rng)
+    options = {"epochs": 3, "steps": 1, "batch_size": 2, "log_every": 1, "rng": rng, "loss": next_token_loss}
+    train(model, IDS, targets, gradients=gradients, **options)
+    assert len(seen) == 3 * 14
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize(
+    ("share", "keys", "message"),
+    [
+        (1.0, (1,), "dropout must be at least 0 and below 1, got 1.0"),
+        (-0.1, (1,), "dropout must be at least 0 and below 1, got -0.1"),
+        (0.1, (), "keys is empty"),
+    ],
+)
+def test_what_is_no_dropout_is_refused(share, keys, message):
+    layer, _ = drawn()
+    with pytest.raises(ValueError, match=message):
+        DroppingLoRALinear(layer.base, layer.adapter, share, keys)
+
+
+def test_rows_that_no_key_is_for_are_refused():
+    layer, x = drawn(rows=3)
+    with pytest.raises(ValueError, match="expected as many rows for each of 3 keys"):
+        layer.forward(np.concatenate([x, x[:1]]))
+
+
+def test_adapters_that_have_no_dropout_are_refused():
+    check_dropped(adapters(adapted_llama()))
+    with pytest.raises(ValueError, match="which is a DoRA's"):
+        check_dropped(adapters(adapted_llama(use_dora=True)))
+    mixture = adapt(
+        tiny_mixture(), [], rank=2, alpha=4, rng=np.random.default_rng(0), target_parameters=["mlp.gate.weight"]
+    )
+    with pytest.raises(ValueError, match="which is of a mixture's array"):
+        check_dropped(adapters(mixture))
