@@ -21,7 +21,7 @@ from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
 from .answering import logits
-from .given import Subject, read_subject
+from .subject import Subject, read_subject
 from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
 
 PROMPTS = "prompts"
@@ -94,7 +94,7 @@ class Diagnosis:
                 "higher precision"
             )
         if fitting:
-            texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
+            texts = "; or ".join(_with_links(c) for fit in fitting for c in (fit, *self.same.get(fit.flag, ())))
             return f"{self.name}: WRONG: {texts}{self._off(fitting[0])}, to what is right {self._right()}"
         if self.strength is not None:
             times, off = self.strength
