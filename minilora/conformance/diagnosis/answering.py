@@ -14,8 +14,8 @@ from ...language.llama import Llama
 from ...layer import walk
 from ..golden.formulas import Arrays, Formulas
 from ..golden.mixtures.formulas import MixtureFormulas
-from .subject import Subject
 from .mistakes import Mistake
+from .subject import Subject
 
 
 def logits(subject: Subject, ids: np.ndarray, mistake: Mistake | None = None, times: float = 1.0) -> np.ndarray:

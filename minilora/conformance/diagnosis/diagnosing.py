@@ -21,8 +21,8 @@ from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
 from .answering import logits
-from .subject import Subject, read_subject
 from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
+from .subject import Subject, read_subject
 
 PROMPTS = "prompts"
 MOST_IDS = 1 << 16
