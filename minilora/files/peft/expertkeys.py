@@ -34,6 +34,8 @@ from .adapterkeys import FACTORS, PREFIX, Form
 WRAPPED = ".base_layer"
 ORDER = ("gate_up_proj", "down_proj")
 """The arrays of a module of experts, as it has them."""
+EXPERTS = "experts"
+"""The last part of the path of such a module."""
 TURNED_UNTIL = (0, 19, 0)
 """The last version of PEFT that took a weight (out, in) for (in, out)."""
 WRITTEN_AS = "0.19.1"
@@ -145,9 +147,20 @@ def _named(module: str) -> Callable[[str], str]:
 
     def name_of(target: str) -> str:
         owner, _, name = target.rpartition(".")
-        return name if not owner or module == owner or module.endswith(f".{owner}") else ""
+        return name if is_owner(module, owner, name) else ""
 
     return name_of
+
+
+def is_owner(module: str, owner: str, name: str) -> bool:
+    """Return whether the array `name` of `owner`, as `target_parameters` has them, is one of a module.
+
+    A mixture's array may stand without its owner, as where PEFT turns the names of a Mixtral's older files into today's
+    ones: then it is of each module of experts, and of no other.
+    """
+    if not owner and name in ORDER:
+        return module == EXPERTS or module.endswith(f".{EXPERTS}")
+    return not owner or module == owner or module.endswith(f".{owner}")
 
 
 def _rank(name: str) -> int:
