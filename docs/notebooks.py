@@ -45,10 +45,8 @@ MACROS = {r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"}  # \of{dA}{r,in}: 
 FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
 COMMANDS_NEED = {
-    "golden-adapters": ["models"],
-    "is-my-adapter-applied": ["models"],
-    "finetune": ["models"],
-    "language-model": ["models"],
+    page: ["models"]
+    for page in ("decoder", "finetune", "golden-adapters", "is-my-adapter-applied", "language-model", "low-rank")
 }
 """Extras of a page whose commands, or calls, import what its own code does not."""
 HOME = "minilora-pages"

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...files.peft.adapterconfig import B_LAYOUTS
 from ...files.peft.adapterkeys import PREFIX, natural
-from ...files.peft.expertkeys import ORDER, WRAPPED, is_owner
+from ...files.peft.expertkeys import ORDER, WRAPPED
 from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
 from ...variants.scaling import scaling
@@ -173,7 +173,9 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
     paths: dict[str, tuple[str, bool]] = {}
     unclear = []
     for module, of_it in depths.items():
-        arrays = sorted({name for name in (_array_of(target, module) for target in targets) if name}, key=_order)
+        of_arrays = module.rpartition(".")[2] == "experts" or of_it != [0]
+        named = (_array_of(target, module, of_arrays=of_arrays) for target in targets)
+        arrays = sorted({name for name in named if name}, key=_order)
         if not arrays and of_it == [0]:
             continue
         if len(arrays) != len(of_it) or sorted(of_it) != list(range(len(arrays))):
@@ -190,10 +192,15 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
     return paths, [Finding(WRONG, "target-parameters", text, tuple(unclear))]
 
 
-def _array_of(target: str, module: str) -> str:
-    """Return the array of a module that a name in target_parameters means, or nothing."""
+def _array_of(target: str, module: str, *, of_arrays: bool) -> str:
+    """Return the array of a module that a name in target_parameters means, or nothing.
+
+    PEFT itself writes names without their module's, "gate_up_proj": which are of modules that have arrays alone.
+    """
     owner, _, name = target.rpartition(".")
-    return name if is_owner(module, owner, name) else ""
+    if not owner:
+        return name if of_arrays else ""
+    return name if module == owner or module.endswith(f".{owner}") else ""
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -32,10 +32,10 @@ from .adapterconfig import B_LAYOUTS, LayerConfig, PeftConfig
 from .adapterkeys import FACTORS, PREFIX, Form
 
 WRAPPED = ".base_layer"
+EXPERTS = "experts"
+"""What a module with the arrays of a mixture is called."""
 ORDER = ("gate_up_proj", "down_proj")
 """The arrays of a module of experts, as it has them."""
-EXPERTS = "experts"
-"""The last part of the path of such a module."""
 TURNED_UNTIL = (0, 19, 0)
 """The last version of PEFT that took a weight (out, in) for (in, out)."""
 WRITTEN_AS = "0.19.1"
@@ -124,7 +124,8 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
         depths.setdefault(module, []).append(depth)
     paths: dict[str, str] = {}
     for module, places_of_it in depths.items():
-        names = sorted({name for name in map(_named(module), config.target_parameters) if name}, key=_rank)
+        name_of = _named(module, of_arrays=module.rpartition(".")[2] == EXPERTS or places_of_it != [0])
+        names = sorted({name for name in map(name_of, config.target_parameters) if name}, key=_rank)
         if not names and places_of_it == [0]:
             continue  # an adapter of a module
         if len(names) != len(places_of_it) or sorted(places_of_it) != list(range(len(names))):
@@ -142,25 +143,19 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
     return paths
 
 
-def _named(module: str) -> Callable[[str], str]:
-    """Return a function that gives the array of a module that a name in `target_parameters` means, or nothing."""
+def _named(module: str, *, of_arrays: bool) -> Callable[[str], str]:
+    """Return a function that gives the array of a module that a name in `target_parameters` means, or nothing.
+
+    A name without its module's, "gate_up_proj", as PEFT writes for all-linear, is of modules that have arrays alone.
+    """
 
     def name_of(target: str) -> str:
         owner, _, name = target.rpartition(".")
-        return name if is_owner(module, owner, name) else ""
+        if not owner:
+            return name if of_arrays else ""
+        return name if module == owner or module.endswith(f".{owner}") else ""
 
     return name_of
-
-
-def is_owner(module: str, owner: str, name: str) -> bool:
-    """Return whether the array `name` of `owner`, as `target_parameters` has them, is one of a module.
-
-    A mixture's array may stand without its owner, as where PEFT turns the names of a Mixtral's older files into today's
-    ones: then it is of each module of experts, and of no other.
-    """
-    if not owner and name in ORDER:
-        return module == EXPERTS or module.endswith(f".{EXPERTS}")
-    return not owner or module == owner or module.endswith(f".{owner}")
 
 
 def _rank(name: str) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from minilora import load_adapter
 from minilora.conformance.audit.auditing import audit
 from minilora.guards.errors import FileRefused
 
@@ -73,6 +74,15 @@ def test_experts_beside_attention_and_a_shared_expert_are_counted_apart(tmp_path
     counts = {kind.name: (kind.adapted, kind.total) for kind in report.kinds}
     assert counts["experts' gate_up_proj"] == counts["q_proj"] == (LAYERS, LAYERS)
     assert counts["shared expert's up_proj"] == (0, LAYERS)
+
+
+def test_arrays_that_are_named_without_their_module_are_the_experts(tmp_path):
+    tensors = expert_factors() | factors(paths("q_proj"))
+    bare = [name.rpartition(".")[2] for name in EXPERTS]
+    adapter = peft(tmp_path / "a", tensors, config("q_proj", target_parameters=bare))
+    report = audit(adapter, model(tmp_path / "m", experts=4))
+    assert report.word == "SOUND", str(report)
+    assert load_adapter(adapter)["model.layers.0.mlp.experts.gate_up_proj"].experts == 4
 
 
 def test_an_adapter_of_the_shared_expert_alone_is_told(tmp_path):
