@@ -75,7 +75,7 @@ def test_a_process_that_cannot_start_is_no_answer(tmp_path, capfd):
     (tmp_path / "answers.py").write_text("1 / 0")
     with (
         BoundedProcess(tmp_path / "answers.py", seconds=10, memory=1 << 29) as process,
-        pytest.raises(BoundsExceeded, match="^the process that runs it does not start$"),
+        pytest.raises(BoundsExceeded, match=r"^the process that runs it does not start$"),
     ):
         process.ask("a")
     assert capfd.readouterr().err == ""
