@@ -332,3 +332,11 @@ def test_an_input_of_no_width_of_the_layer_raises_none(shape):
     refusal = ValueError("no")
     assert perhaps_transposed(refusal, Linear(np.ones((2, 3))), np.ones(shape)) is refusal
     assert perhaps_transposed(refusal, object(), np.ones(shape)) is refusal
+
+
+def test_a_tied_array_counts_once_among_the_parameters():
+    first, second = Linear(np.ones((3, 3)), np.ones(3)), Linear(np.ones((2, 3)))
+    tied = Sequential(a=first, b=Linear(first.weight), c=second)
+    assert parameter_count(tied) == parameter_count(tied, trained=True) == 9 + 3 + 6
+    half = Sequential(a=first, b=freeze(second))
+    assert (parameter_count(half), parameter_count(half, trained=True)) == (9 + 3 + 6, 9 + 3)
