@@ -44,9 +44,10 @@ MACROS = {r"\of": r"\underset{\smash{(#2)}\vphantom{)}}{#1}"}  # \of{dA}{r,in}: 
 """Of the pages' formulas; Jupyter knows none of them."""
 FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
-COMMANDS_NEED = dict.fromkeys(
-    ("decoder", "finetune", "golden-adapters", "is-my-adapter-applied", "language-model", "low-rank"), ["models"]
-)
+COMMANDS_NEED = {
+    page: ["models"]
+    for page in ("decoder", "finetune", "golden-adapters", "is-my-adapter-applied", "language-model", "low-rank")
+}
 """Extras of a page whose commands, or calls, import what its own code does not."""
 HOME = "minilora-pages"
 """The folder, beside the notebooks, of the files that pages share. They lie in it as in a checkout."""

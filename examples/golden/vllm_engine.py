@@ -58,7 +58,7 @@ def run(base, cases):
             adapter = LoRARequest(case["id"], number, str(golden / case["adapter"])) if case["adapter"] else None
             found = answered(llm, vocabulary, case["prompts"], adapter)
         except Exception as error:
-            print(f"{case['id']}: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
+            print(f"{case['id']}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
             continue
         save_file({"log_probabilities": found}, results / f"{case['id']}.safetensors", {"computed_in": precision})
 

@@ -14,12 +14,11 @@ def add(commands: Any) -> None:
         "diagnose",
         help="say from an engine's logits what it did with an adapter of yours",
         description=(
-            "Compute what a decoder and an adapter give, and what they would give under each known mistake, and say "
-            "which of them an engine's logits are. LOGITS is a safetensors file with `prompts` (P, T) of token ids, "
-            "and "
-            "`logits` (P, T, V) or (P, V), or `log_probabilities` of the same shape, with `ids` beside them where they "
-            "are of some tokens; its metadata may say `computed_in`, such as bfloat16. Exit code 0 where the logits "
-            "are right, 1 where they are wrong, 2 where they cannot be judged."
+            "Compute what a decoder and an adapter give, and what they would give under each known mistake, and "
+            "say which of them an engine's logits are. LOGITS is a safetensors file with `prompts` (P, T) of token "
+            "ids, and `logits` (P, T, V) or (P, V), or `log_probabilities` of the same shape, with `ids` beside "
+            "them where they are of some tokens; its metadata may say `computed_in`, such as bfloat16. Exit code 0 "
+            "where the logits are right, 1 where they are wrong, 2 where they cannot be judged."
         ),
     )
     parser.add_argument("logits", type=path, metavar="LOGITS", help="what the engine answered, a .safetensors file")

@@ -191,7 +191,7 @@ def save_adapter(
         The probability with which an entry of an adapter's input was dropped in the training, for one that goes on
         elsewhere.
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
-        Of the tensors in the file, each number rounded once, to nearest with ties to even; by default that of each
+        Of the tensors in the file, each number rounded to nearest with ties to even; by default that of each
         array.
 
     Raises

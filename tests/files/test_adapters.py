@@ -149,6 +149,40 @@ def test_bfloat16_is_read_exactly(saved, tmp_path):
     np.testing.assert_array_equal(got, want)
 
 
+HALF_UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""How far a number may be off that is rounded to nearest, as a part of it."""
+
+
+@pytest.mark.parametrize("dtype", HALF_UNIT)
+def test_a_file_in_half_precision_has_the_nearest_numbers(tmp_path, dtype):
+    rng = np.random.default_rng(3)
+    layers = {f"layer.{i}": draw_lora(rng, source) for i, source in enumerate(("float64", "float32", "float16"))}
+    save_adapter(tmp_path / "a", layers, dtype=dtype)
+    stored = TensorFile(tmp_path / "a" / WEIGHTS)
+    assert {spec.dtype for spec in stored.tensors.values()} == {{"float16": "F16", "bfloat16": "BF16"}[dtype]}
+    loaded = load_adapter(tmp_path / "a", dtype="float64")
+    for path, layer in layers.items():
+        assert loaded[path].alpha == layer.alpha
+        for ours, theirs in ((layer.lora_A, loaded[path].lora_A), (layer.lora_B, loaded[path].lora_B)):
+            assert (np.abs(ours - theirs) <= HALF_UNIT[dtype] * np.abs(ours) + 2.0**-25).all()
+    save_adapter(tmp_path / "b", loaded, dtype=dtype)
+    for file in (CONFIG, WEIGHTS):  # its numbers are of that type already
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_number_beyond_a_files_type_is_refused_and_nothing_written(tmp_path):
+    lora = LoRA(np.full((2, 3), 1e5), np.ones((4, 2)), 1.0)
+    with pytest.raises(ValueError, match=r"head\.lora_A\.weight' reaches 100000, more than F16 holds"):
+        save_adapter(tmp_path / "a", {"head": lora}, dtype="float16")
+    with pytest.raises(
+        ValueError, match="dtype must be one of float16, bfloat16, float32, float64 or None, got 'int8'"
+    ):
+        save_adapter(tmp_path / "a", {"head": lora}, dtype="int8")
+    assert not (tmp_path / "a").exists()
+    save_adapter(tmp_path / "a", {"head": lora}, dtype="bfloat16")
+    np.testing.assert_array_equal(load_adapter(tmp_path / "a")["head"].lora_A, 99840.0)  # the nearest, by hand
+
+
 PREFIX, QUERY = "base_model.model.head.", "base_model.model.enc.q_proj."
 
 

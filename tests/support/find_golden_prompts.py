@@ -16,7 +16,7 @@ import transformers
 from minilora import Llama
 from minilora.conformance.golden import prompts
 from minilora.conformance.golden.answers import APART, TOLERANCE
-from minilora.conformance.golden.cases import CASES
+from minilora.conformance.golden.folder import CASES
 from minilora.conformance.golden.formulas import Formulas
 from minilora.language.modelfiles.gguf.ggufnames import SIZES
 

@@ -687,6 +687,8 @@ def test_taylor_orders_need_two_steps():
     assert len(taylor_orders(cube, {"x": X}, CUBE, halvings=1).first_orders) == 1
     with pytest.raises(ValueError, match="halvings must be at least 1, got 0"):
         taylor_orders(cube, {"x": X}, CUBE, halvings=0)
+    with pytest.raises(ValueError, match="halvings must be at most 1000, got 1001"):
+        taylor_orders(cube, {"x": X}, CUBE, halvings=1001)
 
 
 def test_taylor_orders_have_the_seed_0_unless_said():

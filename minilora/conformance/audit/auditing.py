@@ -14,6 +14,7 @@ from .modelheaders import open_model
 from .numbers import number_findings, numbers_of
 from .peftadapter import own_findings
 from .report import Report
+from .shapes import compare_shapes
 from .targets import coverage, target_findings
 
 
@@ -45,7 +46,10 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> R
         raise ValueError("--merge needs --model: it compares the change with the weights")
     file = open_adapter(adapter)
     headers = None if model is None else open_model(model)
-    landing = Landing() if headers is None else land(file, headers)
+    landing = Landing()
+    if headers is not None:
+        landing = land(file, headers)
+        compare_shapes(file, headers, landing)
     numbers = {path: numbers_of(file, module) for path, module in file.modules.items()}
     findings = [*file.findings, *number_findings(file, numbers), *landing.findings]
     if file.config is not None and "PEFT" in file.format:
@@ -66,9 +70,8 @@ def _merge_findings(merged: dict[str, Loss | None]) -> Iterator[Finding]:
     other = [path for path, loss in merged.items() if loss is not None and (loss.magnitudes or 0) > 1.5]
     if other:
         text = (
-            f"the magnitude of {listed(other)} is nearer to the lengths of the weight's columns than to those of its "
-            f"rows: "
-            "it lies on the other axis, which a square weight's shape does not show"
+            f"the magnitude of {listed(other)} is nearer to the lengths of the weight's columns than to those of "
+            "its rows: it lies on the other axis, which a square weight's shape does not show"
         )
         yield Finding(SUSPICIOUS, "magnitude-axis", text, tuple(other))
     if large := [path for path, loss in merged.items() if loss is not None and loss.relative > 1]:

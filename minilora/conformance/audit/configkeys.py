@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...files.peft.adapterconfig import KEYS, UNSET, config_text, digest
+from ...files.peft.adapterconfig import B_LAYOUTS, KEYS, UNSET, config_text, digest
 from ...files.peft.adapterfolder import DIGEST_KEY
 from ...guards.errors import short
 from .adapterfile import AdapterFile
@@ -42,14 +42,15 @@ READERS = (
         readers="read by PEFT, vLLM and mistral.rs; not by llama.cpp's converter, nor by OpenVINO GenAI"),
     Key("use_dora", "each row of the changed weight gets the length that the file has for it",
         readers="read by PEFT and mlx-lm; refused by vLLM and mistral.rs; transformers alone does not read the "
-            "lengths, "
-        "llama.cpp has no place for them, OpenVINO GenAI passes over them"),
+        "lengths, llama.cpp has no place for them, OpenVINO GenAI passes over them"),
     Key("lora_bias", "the adapter adds a bias of its own, times the scaling",
         readers="read by PEFT; refused by vLLM and mistral.rs; no place in llama.cpp and mlx-lm"),
     Key("bias", "biases of the base were trained too", lambda value: value not in (None, "none"),
         readers="read by PEFT; other programs were not measured"),
     Key("target_parameters", "arrays without a module of their own, such as a mixture's experts, are adapted",
         readers="read by PEFT from 0.18; its packing was exchanged after 0.19.0; other programs were not measured"),
+    Key("lora_B_layout", "which index of lora_B is the expert's; a key of unsloth's",
+        lambda value: isinstance(value, str), "read by unsloth and minilora; other programs were not measured"),
     Key("trainable_token_indices", "rows of an embedding were trained in full",
         readers="read by PEFT; other programs were not measured"),
     Key("layer_replication", "layers stand in the model several times, with adapters of their own",
@@ -85,6 +86,10 @@ def key_findings(adapter: AdapterFile) -> Iterator[Finding]:
     yield from _other_save(adapter, config)
     if config.get("peft_type") is None:
         yield Finding(SUSPICIOUS, "config-type", "there is no peft_type, without which PEFT does not load it")
+    layout = config.get("lora_B_layout")
+    if layout is not None and (not isinstance(layout, str) or layout not in B_LAYOUTS):
+        text = f"lora_B_layout is {short(layout)}, and nobody knows how experts' factors are packed then"
+        yield Finding(SUSPICIOUS, "packing-undecided", text)
     for key in READERS:
         value = config.get(key.name)
         if key.is_set(value) and key.name != "exclude_modules":
@@ -99,8 +104,8 @@ def key_findings(adapter: AdapterFile) -> Iterator[Finding]:
     if old:
         text = (
             f"each expert has an adapter of its own, in names that PEFT converts since 0.18: {listed(old)}. PEFT "
-            f"0.21.2 makes "
-            "the update of gate and up too large by the root of 2 under rsLoRA, and loses what Qwen2-MoE's experts have"
+            "0.21.2 makes the update of gate and up too large by the root of 2 under rsLoRA, and loses what "
+            "Qwen2-MoE's experts have"
         )
         yield Finding(NOTE, "old-expert-names", text, tuple(old))
     above = [
@@ -156,11 +161,9 @@ def _start(config: Mapping[str, Any]) -> Iterator[Finding]:
         return
     text = (
         f"init_lora_weights is {short(start)}: the training began with another base weight, and beside the original "
-        f"one "
-        "the factors mean nothing until that start is taken off. PEFT makes some such starts again when it loads; "
-        "vLLM, "
-        "mistral.rs and `minilora export` refuse them, and other readers are silently wrong. PEFT converts it: "
-        "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        "one the factors mean nothing until that start is taken off. PEFT makes some such starts again when it "
+        "loads; vLLM, mistral.rs and `minilora export` refuse them, and other readers are silently wrong. PEFT "
+        "converts it: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     )
     yield Finding(SUSPICIOUS, "start-changes-base", text)
 

@@ -21,7 +21,8 @@ import numpy as np
 from ...guards.tensorfile import decode, encode
 from ...layers.nf4 import dequantize_nf4, quantize_nf4
 from .adapterfile import AdapterFile, Module
-from .landing import Landing, expert_weights
+from .expertshapes import expert_weights
+from .landing import Landing
 from .modelheaders import ModelHeaders
 from .numbers import Numbers
 
@@ -67,7 +68,7 @@ class Sums:
     whole: float = 0.0  # |E|^2
 
     @property
-    def kept(self) -> float:
+    def part(self) -> float:
         """The part that is kept along the change's own direction."""
         return self.along / self.meant if self.meant else 0.0
 

@@ -7,6 +7,7 @@ One module's tensors are in memory at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from ...guards.tensorfile import FLOATS
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 
+SENSIBLE = (1e-12, 1e3)
+"""Between which the typical change of one weight lies; a trained weight is of the size of 0.02."""
 FARTHEST = 1000.0
 """How many times as large as the others' middle one a module's change may be, before it is suspicious."""
 
@@ -89,6 +92,7 @@ def number_findings(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterat
     if far := [path for path, norm in known.items() if norm > FARTHEST * middle]:
         text = f"the change of {listed(far)} is more than {FARTHEST:g} times the others' middle one"
         yield Finding(SUSPICIOUS, "change-far-larger", text, tuple(far))
+    yield from _absurd(adapter, known)
     seen: dict[str, list[str]] = {}
     for path, n in numbers.items():
         if n.mark:
@@ -99,12 +103,31 @@ def number_findings(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterat
         yield Finding(NOTE if made_up else SUSPICIOUS, "same-factors", text, tuple(twins))
 
 
+def _absurd(adapter: AdapterFile, norms: dict[str, float]) -> Iterator[Finding]:
+    """Yield changes of a size that no training makes, as where numbers were decoded as another type's."""
+    typical = {}
+    for path, norm in norms.items():
+        m = adapter.modules[path]
+        out, width = m.widths(adapter.tensors) or (1, 1)
+        typical[path] = norm / math.sqrt(out * width * m.experts)
+    least, most = SENSIBLE
+    for text, paths in (
+        (f"more than {most:g}", [path for path, size in typical.items() if size > most]),
+        (f"less than {least:g}", [path for path, size in typical.items() if size < least]),
+    ):
+        if paths:
+            what = f"a weight's typical change is {text} in {counted(len(paths), 'module')}, which no training makes"
+            yield Finding(SUSPICIOUS, "change-absurd", f"{what}: {listed(paths)}", tuple(paths))
+
+
 def _pairs(adapter: AdapterFile) -> Iterator[Finding]:
     """Yield half pairs, and shapes that make no pair."""
     half = [path for path, m in adapter.modules.items() if len({*m.parts} & {*"AB"}) == 1]
     if half:
         missing = "B" if "A" in adapter.modules[half[0]].parts else "A"
-        text = f"one of the two factors is missing in {counted(len(half), 'module')} ({missing} first): {listed(half)}"
+        text = f"half a pair: {missing} is missing in {counted(len(half), 'module')}: {listed(half)}"
+        if len({frozenset({*adapter.modules[path].parts} & {*"AB"}) for path in half}) > 1:
+            text = f"half a pair: A or B is missing in {counted(len(half), 'module')}: {listed(half)}"
         yield Finding(WRONG, "half-a-pair", text, tuple(half))
     without = [path for path, m in adapter.modules.items() if not {*m.parts} & {*"AB"}]
     if without:
@@ -169,7 +192,7 @@ def _axis(m: Module, shape: tuple[int, ...], out: int, width: int, format: str) 
         return ("", "") if sizes in ([out], []) else ("magnitude-shape", f"dora_scale has shape {list(shape)}")
     if len(shape) == 2 and shape[0] == 1 and sizes == [width] and m.kind == "linear":
         return "magnitude-axis", f"the magnitude has shape {list(shape)}, one number for each input: expected [{out}]"
-    if sizes == [out] or (out == 1 and not sizes):
+    if (sizes == [out] or (out == 1 and not sizes)) and (m.kind == "conv" or len(shape) == 1):
         return "", ""
     if sizes == [width]:
         return "magnitude-axis", f"the magnitude has shape {list(shape)}, one number for each input: expected [{out}]"
@@ -205,7 +228,8 @@ def _zeros(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterator[Findin
         yield Finding(SUSPICIOUS, "some-zero", text, tuple(fresh))
     dead = [path for path, n in numbers.items() if n.zero and path not in fresh]
     if dead:
-        text = f"a factor that starts with random numbers is zero in {listed(dead)}, so these do nothing"
+        what = {"A": "B", "B": "A"}[starts[dead[0]]]
+        text = f"{what}, which starts with random numbers, is zero in {listed(dead)}, so these do nothing"
         yield Finding(SUSPICIOUS, "other-zero", text, tuple(dead))
     if idle := {path: n.zero_experts for path, n in numbers.items() if n.zero_experts and path not in fresh}:
         text = f"B is zero for {counted(sum(idle.values()), 'expert')} of {listed(list(idle))}: no token reached them"

@@ -6,6 +6,7 @@
 - `bases`: the random decoders, and their files
 - `cases`: the adapters, a row each, with what each is there for; `prompts`: which tokens they are asked
 - `formulas`: what adapters make of a base's weights
+- `stored`: cases of files as they are found, in half precision or under another program's names
 - `misreadings`: what programs make of them that read wrongly, a row each
 - `exact`: a decoder's logits, the same bits on every processor
 - `answers`: the numbers that stand in a case's file

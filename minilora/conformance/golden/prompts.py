@@ -34,4 +34,12 @@ PROMPTS: dict[str, tuple[int, int]] = {
     "target-modules-pattern": (35, 49),
     "shared-prompts-first": (7, 98),
     "base-alone": (0, 6),
+    "file-in-bfloat16": (23, 25),
+    "file-in-float16": (4, 7),
+    "dora-square": (5, 7),
+    "alpha-float": (50, 291),
+    "alpha-missing": (14, 18),
+    "b-zero": (0, 2),
+    "trained-tokens": (120, 134),
+    "language-model-prefix": (8, 11),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .bases import SQUARE, TIED
-from .cases import DOWN, PLAIN, Adapter, Case, O, Q, V, block, one
+from .cases import DOWN, PLAIN, UP, Adapter, Case, O, Q, V, block, one
 
 TRAINED = tuple(range(2, 128, 3))
 """The tokens whose rows were trained, every third."""
@@ -25,7 +25,7 @@ STORED = (
         one(*block(0, O), r=4, lora_alpha=1, use_dora=True),
         SQUARE,
     ),
-    Case("alpha-float", "lora_alpha is no whole number.", one(*block(0, V, DOWN), r=2, lora_alpha=1.75), TIED),
+    Case("alpha-float", "lora_alpha is no whole number.", one(*block(0, Q, V, UP, DOWN), r=3, lora_alpha=1.9), TIED),
     Case(
         "alpha-missing",
         "lora_alpha is not there: PEFT takes its default, 8. To be refused, or answered so.",

@@ -142,7 +142,7 @@ def kohya(file, modules, r=2, start="lora_te_", change=lambda t: t):
 GGUF = {"q_proj": "attn_q", "v_proj": "attn_v", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 
 
-def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter"):
+def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", architecture="llama"):
     """A LoRA of llama.cpp's."""
     from gguf import GGUFWriter
 
@@ -152,7 +152,7 @@ def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter"):
         name = f"blk.{path.split('.')[2]}.{GGUF[path.rpartition('.')[2]]}.weight"
         tensors[f"{name}.lora_a"] = rng.standard_normal((r, width)).astype("f4")
         tensors[f"{name}.lora_b"] = rng.standard_normal((out, r)).astype("f4")
-    writer = GGUFWriter(file, "llama")
+    writer = GGUFWriter(file, architecture)
     writer.add_type(kind)
     writer.add_string("adapter.type", "lora")
     if alpha is not None:

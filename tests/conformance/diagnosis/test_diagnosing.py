@@ -219,6 +219,7 @@ def test_right_logits_are_right_in_every_form(files, tmp_path, form):
     assert "RIGHT" in diagnosis.first_line
 
 
+@pytest.mark.long
 def test_a_mistake_shows_in_few_probabilities(files, tmp_path):
     z = engine(files, tmp_path, config={"use_rslora": False})[:, -1]
     p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))

@@ -8,7 +8,7 @@ from minilora.conformance.golden.mixtures.cases import MIXTURES
 from minilora.conformance.golden.sessions import SESSIONS
 
 FEW = ("all-linear", "rslora", "dora", "pissa-raw", "two-adapters", "modules-to-save", "bias-lora-only", "base-alone")
-FEW += ("experts-old-names",)
+FEW += ("experts-old-names", "file-in-bfloat16", "alpha-missing")
 """Of the cases that have answers, those that the default run writes: an answer takes long."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import foreign_mixtures
 
-TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1", "I64": "<i8", "BF16": "<u2"}
+TYPES = {"F64": "<f8", "F32": "<f4", "U8": "u1", "I64": "<i8", "BF16": "<u2", "F16": "<f2"}
 PREFIX = "base_model.model."
 STARTS = (True, False, None, "gaussian")
 
@@ -20,7 +20,7 @@ class Refused(Exception):
     pass
 
 
-def tensors_of(path):
+def tensors_of(path, bug=None):
     raw = Path(path).read_bytes()
     begin = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:begin])
@@ -29,7 +29,9 @@ def tensors_of(path):
     for name, entry in header.items():
         start, end = (begin + offset for offset in entry["data_offsets"])
         array = np.frombuffer(raw[start:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
-        found[name] = (array.astype("u4") << 16).view("f4") if entry["dtype"] == "BF16" else array
+        if entry["dtype"] == "BF16":
+            array = array.view("<f2") if bug == "bits as float16" else (array.astype("u4") << 16).view("f4")
+        found[name] = array
     return found
 
 
@@ -74,8 +76,11 @@ def number(config, key, pattern, path, bug):
 def add_adapter(W, folder, weight, bug):
     config, found = (
         json.loads((folder / "adapter_config.json").read_text()),
-        tensors_of(folder / "adapter_model.safetensors"),
+        tensors_of(folder / "adapter_model.safetensors", bug),
     )
+    config.setdefault("lora_alpha", 8)
+    if not found:
+        raise Refused("no tensors")
     if config["r"] <= 0 or (config["init_lora_weights"] not in STARTS and bug != "any start"):
         raise Refused("configuration")
     modules = {}
@@ -87,6 +92,15 @@ def add_adapter(W, folder, weight, bug):
         if any(re.fullmatch(rf"(.*\.)?{module}", path) for module in config["modules_to_save"] or ()):
             if bug != "no modules to save":
                 W[name] = array.astype(np.float64)
+            continue
+        if name.endswith("token_adapter.trainable_tokens_delta"):
+            which, name = (
+                config["trainable_token_indices"],
+                name.replace("token_adapter.trainable_tokens_delta", "weight"),
+            )
+            if bug != "no trained tokens":
+                W[name] = W[name].copy()
+                W[name][which] = array + (W[name][which] if bug == "trained tokens added" else 0)
             continue
         path, part = re.fullmatch(r"(.*?)\.((?:lora_|base_layer).*)", name).groups()
         modules.setdefault(path, {})[part] = array.astype(np.float64)
@@ -106,6 +120,7 @@ def add_adapter(W, folder, weight, bug):
             continue
         r = number(config, "r", "rank_pattern", path, bug)
         s = number(config, "lora_alpha", "alpha_pattern", path, bug)
+        s = int(s) if bug == "whole alpha" else s
         if bug != "alpha for alpha / r":
             s /= r**0.5 if config["use_rslora"] and bug != "no root" else r
         B = B.reshape(B.shape[::-1]).T if bug == "factor read the other way" else B
@@ -123,7 +138,10 @@ def add_adapter(W, folder, weight, bug):
         new = old + delta
         if config["use_dora"] and bug != "no magnitude":
             length = old if bug == "norm of W" else new
-            new = parts["lora_magnitude_vector"][:, None] * new / np.linalg.norm(length, axis=1)[:, None]
+            if bug == "magnitude of the inputs" and new.shape[0] == new.shape[1]:
+                new = parts["lora_magnitude_vector"] * new / np.linalg.norm(new, axis=0)
+            else:
+                new = parts["lora_magnitude_vector"][:, None] * new / np.linalg.norm(length, axis=1)[:, None]
         W[name] = new.T if embedding else new
         if "lora_B.bias" in parts and bug != "no bias":
             W[f"{path}.bias"] = s * parts["lora_B.bias"]

@@ -49,6 +49,11 @@ LIKELIEST = {
     "left on": "the-previous-adapter-stays-on",
     "not taken up": "the-previous-adapter-answers",
     "cache": "keys-and-values-are-the-previous-adapters",
+    "bits as float16": "bfloat16-is-read-as-float16",
+    "no trained tokens": "trained-tokens-are-ignored",
+    "trained tokens added": "trained-tokens-are-added",
+    "magnitude of the inputs": "dora-magnitude-is-along-the-inputs",
+    "whole alpha": "alpha-is-cut-to-a-whole-number",
     "neighbours": "rope-turns-neighbours",
     "hidden size": "attention-is-scaled-by-hidden-size-over-heads",
 }
@@ -288,9 +293,11 @@ def test_what_must_be_refused_may_not_be_answered(golden, index, right, results)
             verdict = judged(golden, results, case["id"])
             assert verdict.state == "wrong"
             assert ("must be refused" in verdict.text) == ("answers" not in case)
-    (raw,) = (case for case in index["cases"] if case["refused"] and "answers" in case)
-    save_file({"logits": load_file(golden / raw["answers"])["logits"]}, results / f"{raw['id']}.safetensors")
-    assert judged(golden, results, raw["id"]).state == "right"
+    either = [case for case in index["cases"] if case["refused"] and "answers" in case]
+    assert len(either) > 1
+    for case in either:
+        save_file({"logits": load_file(golden / case["answers"])["logits"]}, results / f"{case['id']}.safetensors")
+        assert judged(golden, results, case["id"]).state == "right"
 
 
 def test_the_first_line_says_what_no_known_bug_explains(golden, index, right, results):
@@ -460,6 +467,14 @@ def test_verdicts_never_take_the_place_of_what_is_compared(golden, right, tmp_pa
     assert cli.main(line) == 2
     assert "is a file of what is compared, expected another file" in capsys.readouterr().err
     assert (tmp_path / output).read_bytes() == before
+
+
+def test_verdicts_never_take_the_place_of_the_known_failures(golden, right, tmp_path, capsys):
+    (tmp_path / "known").write_text("dora  not yet\n")
+    files = ["--xfails", str(tmp_path / "known"), "--json", str(tmp_path / "known")]
+    assert cli.main(["golden", str(golden), "--compare", str(right), *files]) == 2
+    assert "is the list of known failures, expected another file" in capsys.readouterr().err
+    assert (tmp_path / "known").read_text() == "dora  not yet\n"
 
 
 def without(name):
