@@ -98,6 +98,17 @@ def test_a_loss_that_grew_a_thousandfold_is_told_at_the_end():
         train(layer(), X, Y, rng=RNG(0), lr=1e200)
 
 
+def test_a_loss_that_grew_before_a_training_went_on_is_told_as_well(tmp_path):
+    """It is held against where the training began, and not against where it goes on."""
+    options = {"lr": 1000.0, "checkpoint": tmp_path / "c", "batch_size": 8}
+    with pytest.warns(LossGrew) as told:
+        train(layer(), X, Y, rng=RNG(0), epochs=10, **options)
+    with pytest.warns(LossGrew) as again:
+        train(layer(), X, Y, rng=RNG(0), epochs=11, **options)
+    start, resumed = (str(notes[0].message).split(" to ")[0] for notes in (told, again))
+    assert start == resumed
+
+
 def test_a_rank_that_gains_nothing_is_told_once_and_taken():
     model = Sequential(a=layer(), b=Tanh(), c=Linear.init(3, 4, rng=RNG(0)))
     with pytest.warns(

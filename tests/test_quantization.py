@@ -198,6 +198,14 @@ def test_loftq_starts_nearer_the_weight_each_round():
     assert errors[1] >= errors[3] >= errors[5]
 
 
+def test_loftq_takes_one_round_unless_it_is_told():
+    codes = [
+        loftq(model_of(), rank=3, alpha=6, **rounds)[0].first.packed for rounds in ({}, {"rounds": 1}, {"rounds": 2})
+    ]
+    np.testing.assert_array_equal(codes[0], codes[1])
+    assert (codes[0] != codes[2]).any()
+
+
 def test_loftq_takes_turns_and_keeps_the_best_round():
     """The same by hand, with NumPy's singular values."""
     model, options = model_of("float64"), {"block_size": 32, "double_quant": False}

@@ -15,9 +15,9 @@ def add(commands: Any) -> None:
         "golden",
         help="write adapters with right answers, or judge a program's answers",
         description=(
-            "Write three random decoders of half a megabyte, adapters for them as PEFT writes them, the right answers "
-            "(logits and merged weights), and the logits of known bugs. With --compare, judge a program's "
-            "answers. Exit code 1 if a case is wrong or missing."
+            "Write random decoders of half a megabyte, some with a mixture of experts, adapters for them as PEFT "
+            "writes them, the right answers (logits and merged weights), and the logits of known bugs. With "
+            "--compare, judge a program's answers. Exit code 1 if a case is wrong or missing."
         ),
     )
     parser.add_argument(

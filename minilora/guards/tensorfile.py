@@ -51,6 +51,14 @@ class TensorSpec:
     end: int  # the byte after its last
 
 
+HINTS = {
+    b"version ": "it is a pointer of Git LFS, in the place of the file ('git lfs pull' gets it)",
+    b"<": "it is a page of HTML, in the place of the file",
+    b"PK": "it is an archive, such as a pickle of torch's",
+}
+"""What a file with such a beginning is, which a download may leave in the place of a safetensors file."""
+
+
 class TensorFile:
     """A safetensors file, its header checked and its tensors still on the disk.
 
@@ -73,7 +81,9 @@ class TensorFile:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
-                raise FileRefused(path, f"the header would be {length} bytes long and the file has {size}")
+                first = length.to_bytes(8, "little")
+                other = next((what for start, what in HINTS.items() if first.startswith(start)), "")
+                raise FileRefused(path, other or f"the header would be {length} bytes long and the file has {size}")
             if length > MAX_HEADER:
                 raise FileRefused(path, f"the header is {length} bytes long, expected at most {MAX_HEADER}")
             try:

@@ -87,7 +87,7 @@ def _by_prefixes(
     for i, message in enumerate(messages):
         if message["role"] == SPEAKER:
             before = template.render(messages[:i], add_generation_prompt=True, tools=tools)
-            after = _ended(messages[: i + 1], template, tools)
+            after = _ended(messages[: i + 1], template, tools, text if i + 1 == len(messages) else None)
             for shorter, longer in ((before, after), (after, text)):
                 if not longer.startswith(shorter):
                     raise ValueError(_no_prefix(i, shorter, longer))
@@ -97,13 +97,14 @@ def _by_prefixes(
     return turns
 
 
-def _ended(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
+def _ended(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str | None) -> str:
     """Return what a template writes up to the end of a turn.
 
     Some write an end of their own behind the last message, where no answer is to follow: Phi-3's writes <|endoftext|>
-    behind <|end|> there. It ends the chat and no turn, so that it is left away.
+    behind <|end|> there. It ends the chat and no turn, so that it is left away. `text` is what it writes, where that is
+    known.
     """
-    after, end = template.render(messages, tools=tools), template.tokens.get("eos_token")
+    after, end = text or template.render(messages, tools=tools), template.tokens.get("eos_token")
     if not end or not after.endswith(end):
         return after
     followed = template.render(messages, add_generation_prompt=True, tools=tools)

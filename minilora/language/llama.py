@@ -32,10 +32,11 @@ from typing import Any
 from ..backend import Backend, backend_of
 from ..checks import Array, check_array, check_dict, check_instance, check_shape, is_array, kind_of
 from ..fast.blockwise import BlockwiseAttention
+from ..fast.expertwise import ExpertsByRows
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
-from ..layers.experts import Experts, MixtureOfExperts
+from ..layers.experts import MixtureOfExperts
 from ..layers.gated import GatedMLP
 from ..layers.norm import RMSNorm
 from ..layers.quantized import CodedLinear
@@ -220,9 +221,9 @@ class Llama(Layer):
             )
             router = Router(weight, sizes.num_experts_per_tok, sizes.norm_topk_prob)
             if sizes.shared_expert_intermediate_size is None:
-                return MixtureOfExperts(router, Experts(gate_up, down))
+                return MixtureOfExperts(router, ExpertsByRows(gate_up, down))
             shared = gated(f"{path}.shared_expert"), linear(f"{path}.shared_expert_gate")
-            return MixtureOfExperts(router, Experts(gate_up, down), *shared)
+            return MixtureOfExperts(router, ExpertsByRows(gate_up, down), *shared)
 
         def block(path: str) -> Block:
             q, k, v, o = (linear(f"{path}.self_attn.{name}_proj") for name in "qkvo")

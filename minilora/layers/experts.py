@@ -61,9 +61,13 @@ class Experts(Layer):
         """Return o, of `counts` rows of each expert, and a cache with p and u of the gate."""
         check_input(self, x)
         c, c_cache = self.gate_up_proj.forward(x, counts)
-        z, p, u = gate(self.act_fn, *halves(c))
+        z, p, u = self.gated(c)
         o, o_cache = self.down_proj.forward(z, counts)
         return o, (self, o.shape, c_cache, o_cache, p, u)
+
+    def gated(self, c: Array) -> tuple[Array, Array, Array]:  # (R, 2 m) -> (R, m) each
+        """Return z, and its slopes p and u."""
+        return gate(self.act_fn, *halves(c))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, d), and the gradients of both weights, of dy = do."""
@@ -73,7 +77,10 @@ class Experts(Layer):
         grads = nest("down_proj", o_grads)
         if dz is None:  # nothing below asks
             return None, grads
-        dc = backend_of(dz).xp.concatenate((dz * p, dz * u), axis=1)  # da and db, (gate.2) and (gate.3)
+        xp = backend_of(dz).xp
+        dc = xp.empty((len(dz), 2 * dz.shape[1]), dz.dtype)
+        for half, slope in zip(halves(dc), (p, u), strict=True):  # da and db, (gate.2) and (gate.3)
+            xp.multiply(dz, slope, out=half)
         dx, c_grads = self.gate_up_proj.backward(dc, c_cache, need_dx=need_dx)
         return dx, nest("gate_up_proj", c_grads) | grads
 

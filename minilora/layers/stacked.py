@@ -64,22 +64,30 @@ class StackedLinear(Layer):
     shape = property(lambda self: self.weight.shape[-2:], doc="(out, in), of each.")
 
 
-def grouped(x: Array, W: Array, counts: Sequence[int]) -> Array:  # (R, in), (E, out, in) -> (R, out)
-    """Return each row times its expert's weight."""
+def grouped(x: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
+    """Return each row times its expert's weight, (R, out) of x (R, in), or add that onto an array."""
     xp = backend_of(x).xp
-    y = xp.empty((len(x), W.shape[1]), xp.result_type(x, W))
+    rows = xp.empty((len(x), W.shape[1]), xp.result_type(x, W)) if onto is None else onto
     for e, part in groups(counts):
-        y[part] = x[part] @ W[e].T  # eq. (moe.5)
-    return y
+        y = x[part] @ W[e].T  # eq. (moe.5)
+        if onto is None:
+            rows[part] = y
+        else:
+            rows[part] += y
+    return rows
 
 
-def grouped_back(dy: Array, W: Array, counts: Sequence[int]) -> Array:  # (R, out), (E, out, in) -> (R, in)
-    """Return each row of dy times its expert's weight, back."""
+def grouped_back(dy: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
+    """Return each row of dy times its expert's weight, (R, in) of dy (R, out), or add that onto an array."""
     xp = backend_of(dy).xp
-    dx = xp.empty((len(dy), W.shape[2]), xp.result_type(dy, W))
+    rows = xp.empty((len(dy), W.shape[2]), xp.result_type(dy, W)) if onto is None else onto
     for e, part in groups(counts):
-        dx[part] = dy[part] @ W[e]  # eq. (moe.7)
-    return dx
+        dx = dy[part] @ W[e]  # eq. (moe.7)
+        if onto is None:
+            rows[part] = dx
+        else:
+            rows[part] += dx
+    return rows
 
 
 def products(dy: Array, x: Array, counts: Sequence[int]) -> Array:  # (R, out), (R, in) -> (E, out, in)

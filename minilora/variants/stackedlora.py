@@ -53,7 +53,7 @@ class StackedLoRA(LoRA):
         counts = check_counts(x, counts, self.experts)
         A, B = self.factors()
         h = grouped(x, A, counts)  # (1) of each expert
-        y = self.scaling * grouped(h, B, counts)  # (2)
+        y = grouped(self.scaling * h, B, counts)  # (2)
         return y, (self, y.shape, counts, *((None, None) if self.frozen else (x, h)))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
@@ -98,15 +98,16 @@ class StackedLoRALinear(Layer):
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache, by (11) for each expert. The base needs no cache but its counts."""
-        update, cache = self.adapter.forward(x, counts)
-        y = self.base.forward(x, counts)[0] + update
+        y, cache = self.adapter.forward(x, counts)
+        grouped(x, self.base.stack, cache[2], onto=y)
         return y, (self, y.shape, cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, in), through both paths by (12), and the gradients of the adapter's factors."""
         (adapter_cache,) = check_cache(self, dy, cache)
-        dx_adapter, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
-        dx = grouped_back(dy, self.base.stack, adapter_cache[2]) + dx_adapter if need_dx else None
+        dx, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
+        if dx is not None:
+            grouped_back(dy, self.base.stack, adapter_cache[2], onto=dx)
         return dx, grads
 
     def merge(self) -> StackedLinear:

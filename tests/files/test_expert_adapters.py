@@ -102,6 +102,13 @@ def test_keys_nest_in_the_order_of_the_module(tmp_path):
     assert "base_model.model.experts.lora_A.weight" in load_file(tmp_path / "adapter_model.safetensors")
 
 
+def test_arrays_named_without_their_module_are_those_of_the_experts(tmp_path):
+    model = trained(mixture())
+    save_adapter(tmp_path, adapters(model))
+    rewritten(tmp_path, target_parameters=["down_proj", "gate.weight", "gate_up_proj"])
+    same(tmp_path, model)
+
+
 def test_places_do_not_depend_on_the_order_of_names():
     for paths in (["a.down_proj", "a.gate_up_proj", "b.w"], ["b.w", "a.gate_up_proj", "a.down_proj"]):
         assert places(paths) == {"a.down_proj": "a", "a.gate_up_proj": "a.base_layer", "b.w": "b"}

@@ -107,6 +107,8 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (b"", "the header would be 0 bytes long and the file has 0"),
         (bytes([9]) + bytes(7), "the header would be 9 bytes long and the file has 8"),
         (bytes([9]) + bytes(15), "the header would be 9 bytes long and the file has 16"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a pointer of Git LFS"),
+        (b"<!doctype html>", "it is a page of HTML"),
         (bytes([8]) + bytes(15), "not a sound safetensors file"),
         (header({"a": ENTRY | {"more": 1}}), "the header's entry 'a' is not dtype, shape and data_offsets"),
         (header({"a": ENTRY | {"more": [[]] * 99}}), "the header holds far more than its 1 tensors"),

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minilora import Llama, adapt, cross_entropy
+from minilora import Llama, adapt, cross_entropy, evaluate
 from minilora.fast import accumulate
+from minilora.language.examples import load_data
 from minilora.language.text import (
     HELD_OUT,
     MEASURED,
+    evaluate_where_it_counts,
     next_token_loss,
     read_text,
     token_ids,
@@ -252,6 +254,27 @@ def test_where_every_target_counts_the_bits_are_the_same():
     found, expected = where_it_counts(model, x, y, next_token_loss), backpropagate(model, x, y, next_token_loss)
     for name, g in found.items():
         np.testing.assert_array_equal(g, expected[name])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1])
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers, monkeypatch):
+    model, (x, y) = adapted(), some_count(share)
+    seen, right = [], type(model.lm_head).__call__
+    monkeypatch.setattr(type(model.lm_head), "__call__", lambda self, h: seen.append((self, h.shape)) or right(self, h))
+    loss = evaluate_where_it_counts(model, x, y, next_token_loss, workers)
+    rows = [np.prod(shape[:-1]) for layer, shape in seen if layer is model.lm_head]
+    assert sum(rows) <= 2 * int((y != IGNORED).sum()) + y.shape[1]  # the first rows are tried before
+    monkeypatch.undo()
+    assert loss == pytest.approx(evaluate(model, x, y, next_token_loss, workers), abs=1e-12)
+
+
+def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(folder, capsys):
+    (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 8 + '{"text": "on"}\n' * 8)
+    assert run("evaluate", "e.jsonl", "--model", "model") == 0
+    (loss,) = re.findall(r"loss +(\S+) nats", capsys.readouterr().out)
+    data = load_data(folder / "e.jsonl", folder / "model", held_out=0)
+    assert float(loss) == pytest.approx(evaluate(Llama.load("model"), data.X, data.Y, cross_entropy), abs=6e-5)
 
 
 def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):

@@ -16,6 +16,7 @@ SIZES = {
     "num_key_value_heads": 2, "max_position_embeddings": 32,
 }  # fmt: skip
 QV = ["q_proj", "v_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
 def llama(**more):
@@ -54,6 +55,42 @@ def headless():
     return transformers.LlamaModel(transformers.LlamaConfig(**SIZES))
 
 
+def qwen3_moe():
+    config = transformers.Qwen3MoeConfig(
+        **SIZES, head_dim=4, num_experts=4, moe_intermediate_size=12, mlp_only_layers=[0]
+    )
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def gpt_oss():
+    return transformers.GptOssForCausalLM(transformers.GptOssConfig(**SIZES, head_dim=4, num_local_experts=4))
+
+
+VISION = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+
+
+def llava():
+    parts = transformers.CLIPVisionConfig(**VISION), transformers.LlamaConfig(**SIZES)
+    config = transformers.LlavaConfig(vision_config=parts[0], text_config=parts[1], image_token_index=31)
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def qwen2_vl():
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}
+    vision = {"depth": 2, "embed_dim": 16, "num_heads": 4, "hidden_size": 16, "patch_size": 4}
+    text = SIZES | {"rope_parameters": rope}
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision)
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+def t5():
+    config = transformers.T5Config(vocab_size=32, d_model=16, d_ff=24, num_layers=2, num_heads=4, d_kv=4)
+    return transformers.T5ForConditionalGeneration(config)
+
+
 class Convolutions(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -87,9 +124,9 @@ LORA = {
     "Gaussian start": (llama, {"target_modules": QV, "init_lora_weights": "gaussian"}),
     "trained tokens": (llama, {"target_modules": QV, "trainable_token_indices": [0, 3]}),
     "a rank above the width": (llama, {"target_modules": QV, "r": 64}),
-    "experts": (mixtral, {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    "experts": (mixtral, {"target_parameters": EXPERTS}),
     "experts and attention": (
-        qwen_moe, {"target_modules": QV, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+        qwen_moe, {"target_modules": QV, "target_parameters": EXPERTS},
     ),
     "one array of experts": (mixtral, {"target_parameters": ["mlp.experts.down_proj"]}),
     "a router": (mixtral, {"target_parameters": ["mlp.gate.weight"]}),
@@ -101,6 +138,13 @@ LORA = {
     "a classifier": (classifier, {"target_modules": QV, "task_type": "SEQ_CLS"}),
     "a model without a head": (headless, {"target_modules": QV, "task_type": None}),
     "features": (headless, {"target_modules": QV, "task_type": "FEATURE_EXTRACTION"}),
+    "all-linear beside experts": (qwen3_moe, {"target_modules": "all-linear"}),
+    "experts under old names": (mixtral, {"target_modules": ["w1", "w2", "w3"]}),
+    "experts stored the other way round": (gpt_oss, {"target_parameters": EXPERTS}),
+    "a model that sees": (llava, {"target_modules": QV, "task_type": None}),
+    "its language part": (llava, {"target_modules": r".*language_model.*\.(q_proj|up_proj)", "task_type": None}),
+    "all of another that sees": (qwen2_vl, {"target_modules": "all-linear", "task_type": None}),
+    "an encoder and a decoder": (t5, {"task_type": "SEQ_2_SEQ_LM"}),
     "convolutions": (Convolutions, {"target_modules": ["conv1", "line", "fc"], "task_type": None}),
     "a convolution in groups": (Convolutions, {"target_modules": ["conv2"], "task_type": None}),
 }  # fmt: skip

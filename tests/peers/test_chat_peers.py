@@ -1,4 +1,4 @@
-"""Which tokens of a chat count: held against transformers, for sixty chats and eight templates that models have.
+"""Which tokens of a chat count: held against transformers, for sixty chats and nine templates that models have.
 
 Two oracles. One is ``apply_chat_template(..., return_assistant_tokens_mask=True)`` of the same template with
 ``{% generation %}`` around what the assistant says and its end token. The other renders and encodes prefixes, and puts

@@ -49,7 +49,7 @@ def with_others(cls, module, **functions):
 
 ROUTERS_WRONG = {
     "the lowest scores are kept": {"best": lambda z, k: np.argsort(z.real, axis=1, kind="stable")[:, :k]},
-    "one expert less is kept": {"best": lambda z, k: router_best(z, k)[:, [*range(k - 1), 0]]},
+    "the best expert in the last one's place": {"best": lambda z, k: router_best(z, k)[:, [*range(k - 1), 0]]},
     "the kept in the order of their numbers": {"best": lambda z, k: np.sort(router_best(z, k), axis=1)},
     "the softmax over rows": {"softmax": lambda z: np.exp(z) / np.exp(z).sum(axis=0)},
     "a sigmoid in place of the softmax": {"softmax": lambda z: 1 / (1 + np.exp(-z))},
@@ -73,7 +73,7 @@ mutant("router: divided by the sum as by a constant", *TWO_CLAIMS, of=router_cas
 # --- the mixture ----------------------------------------------------------------------------------
 
 
-def next_expert(choice, count):
+def other_counts(choice, count):
     order, place, counts = gathered(choice, count)
     return order, place, [counts[-1], *counts[:-1]]
 
@@ -91,7 +91,7 @@ def order_for_inverse(choice, count):
 
 gathered = experts.gathered
 MIXTURES_WRONG = {
-    "each expert's rows go to the next one": {"gathered": next_expert},
+    "the counts of rows one expert further": {"gathered": other_counts},
     "rows are not gathered": {"gathered": unsorted},
     "the order in place of its inverse": {"gathered": order_for_inverse},
     "gate and up exchanged": {"halves": lambda c: experts_halves(c)[::-1]},
@@ -236,10 +236,12 @@ PACKINGS_WRONG = {
     "B with the expert as the slow index": {"stacked_B": slow_B, "packed_B": pack_slow},
     "A with the expert as the fast index": {"stacked_A": fast_A},
     "the gradient of B packed with the expert slow": {"packed_B": pack_slow},
-    "the next expert's A": {"stacked_A": lambda A, experts: np.roll(A.reshape(experts, -1, A.shape[1]), 1, axis=0)},
-    "alpha over the rank of all experts": {"scaling": lambda alpha, rank, use_rslora: alpha / (4.5 * rank)},
-    "alpha over the root of the rank": {"scaling": lambda alpha, rank, use_rslora: 1.1 * alpha / rank**0.5},
-    "the gradient of B without the scaling": {
+    "the A of the expert before": {
+        "stacked_A": lambda A, experts: np.roll(A.reshape(experts, -1, A.shape[1]), 1, axis=0)
+    },
+    "alpha over four and a half ranks": {"scaling": lambda alpha, rank, use_rslora: alpha / (4.5 * rank)},
+    "1.1 alpha over the root of the rank": {"scaling": lambda alpha, rank, use_rslora: 1.1 * alpha / rank**0.5},
+    "the gradients of both factors one and a half times": {
         "products": lambda dy, x, counts: right_products(dy, x, counts) * 1.5,
     },
 }

@@ -93,6 +93,8 @@ def _file(folder: Path) -> Path:
         return files[0]
     expected = f"expected {WEIGHTS_NAME}, {MLX_NAME}, or one .safetensors or .gguf file"
     names = ", ".join(short(file.name) for file in files[:5]) or "none of these"
+    if below := [config.parent.name for config in sorted(folder.glob(f"*/{CONFIG_NAME}"))[:5]]:
+        names += f", and its folder {', '.join(map(short, below))} holds one"
     raise FileRefused(folder, f"{expected}: it has {names}{hub_hint(folder)}")
 
 
@@ -149,7 +151,8 @@ def _with_more(adapter: AdapterFile, file: Path, *, no_config: bool) -> AdapterF
     trained_in_full = not no_config and (adapter.config or {}).get("modules_to_save")
     if not adapter.modules and not (adapter.saved and trained_in_full):
         what = "there are no tensors in it" if not adapter.tensors.shapes else "no tensor of it is a LoRA's"
-        more.append(Finding(WRONG, "empty", f"{what}: an engine that loads it answers as the base"))
+        empty = Finding(WRONG, "empty", f"{what}: an engine that loads it answers as the base")
+        adapter = replace(adapter, findings=(empty, *adapter.findings))
     if no_config and adapter.modules:
         of_peft = file.name == WEIGHTS_NAME or any(name.startswith(PREFIX) for name in adapter.tensors.shapes)
         text = f"there is no {CONFIG_NAME} beside it: nothing says rank and alpha, and so nothing says the scaling"

@@ -84,6 +84,9 @@ def compare_experts(
                 "packing-undecided",
                 f"{sides}: exchanged, as PEFT wrote them up to 0.19.0, and no peft_version says so",
             )
+        if version is not None and version <= TURNED_UNTIL and not in_out:
+            text = f"{sides}: as PEFT packs them after 0.19.0, and peft_version is {'.'.join(map(str, version))}"
+            return SUSPICIOUS, "packing-contradicted", text
         return None
     if version > TURNED_UNTIL:
         text = f"{sides}: exchanged, as PEFT wrote them up to 0.19.0, and peft_version is {'.'.join(map(str, version))}"

@@ -6,6 +6,7 @@ mistake makes it: see `.spellings`. So what is wrong gets a name, and the shapes
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
         last = path.rpartition(".")[2]
         if model.tied and last in (EMBEDDING, HEAD, "wte"):
             tied.append(path)
-        place, fault = spellings.place(path, module)
+        place, fault = spellings.place(_original(path, adapter), module)
         if place is None:
             landing.lost.append(path)
             continue
@@ -79,6 +80,23 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
     return landing
 
 
+def _original(path: str, adapter: AdapterFile) -> str:
+    """Return the path in the base of a module of a model in which `layer_replication` has layers several times."""
+    ranges = (adapter.config or {}).get("layer_replication")
+    layer = BODY.search(path)
+    if layer is None or not isinstance(ranges, list):
+        return path
+    wanted = int(layer[1])
+    for pair in ranges:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)):
+            return path
+        first, end = pair
+        if wanted < end - first:
+            return f"{path[: layer.start(1)]}{first + wanted}{path[layer.end(1) :]}"
+        wanted -= max(end - first, 0)
+    return path
+
+
 def _architectures(adapter: AdapterFile, model: ModelHeaders) -> tuple[str, str] | None:
     """Return llama.cpp's names for the adapter's kind of model and for the model's, where they differ."""
     ours, theirs = adapter.tensors.notes.get(ARCHITECTURE), model.config.get(ARCHITECTURE)
@@ -96,7 +114,7 @@ def _lost(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Findin
     beyond = [p for p in lost if deepest is not None and any(int(n) > deepest for n in BODY.findall(p))]
     first = lost[0]
     like = next((p for p in model.modules if p.rpartition(".")[2] == first.rpartition(".")[2]), None)
-    like = like or next(iter(model.modules), "nothing")
+    like = like or max(model.modules, key=lambda path: _shared(path, first), default="nothing")
     text = f"{counted(len(lost), 'module')} of {len(adapter.modules)} that the model has not: {listed(lost)}"
     if len(beyond) == len(lost):
         text += f"; the model has layers up to {deepest}: the adapter is of a deeper one"
@@ -106,6 +124,12 @@ def _lost(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Findin
     if _untranslated(adapter, model, lost):
         level, text = NOTE, f"{listed(lost)}: llama.cpp's names do not tell all, so whether they land is not known"
     return Finding(level, "module-unknown", text, tuple(lost))
+
+
+def _shared(path: str, other: str) -> int:
+    """Return how many parts two paths begin with in common."""
+    pairs = zip(path.split("."), other.split("."), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _untranslated(adapter: AdapterFile, model: ModelHeaders, lost: list[str]) -> bool:

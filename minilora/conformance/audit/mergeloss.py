@@ -68,7 +68,7 @@ class Sums:
     whole: float = 0.0  # |E|^2
 
     @property
-    def kept(self) -> float:
+    def part(self) -> float:
         """The part that is kept along the change's own direction."""
         return self.along / self.meant if self.meant else 0.0
 

@@ -52,6 +52,16 @@ def read_mlx(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, con
     s = float(scale) if isinstance(scale, int | float) and not isinstance(scale, bool) else None
     r = rank if type(rank) is int and rank > 0 else None
     modules = {module: _module(module, parts[module], tensors, r, s) for module in sorted(parts, key=natural)}
+    if config is not None:
+        dora = config.get("fine_tune_type") == "dora"
+        lacking = [module for module, of_it in parts.items() if "magnitude" not in of_it]
+        having = [module for module, of_it in parts.items() if "magnitude" in of_it]
+        if dora and lacking:
+            text = f"fine_tune_type is 'dora', and there is no m of {listed(lacking)}"
+            findings.append(Finding(WRONG, "magnitude-missing", text, tuple(lacking)))
+        if having and config.get("fine_tune_type") == "lora":
+            text = f"fine_tune_type is 'lora', and there is an m of {listed(having)}, which mlx-lm passes over then"
+            findings.append(Finding(WRONG, "magnitude-ignored", text, tuple(having)))
     return AdapterFile(path, "an MLX adapter", tensors, modules, config, config_path, findings=tuple(findings))
 
 

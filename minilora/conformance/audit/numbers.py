@@ -125,7 +125,9 @@ def _pairs(adapter: AdapterFile) -> Iterator[Finding]:
     half = [path for path, m in adapter.modules.items() if len({*m.parts} & {*"AB"}) == 1]
     if half:
         missing = "B" if "A" in adapter.modules[half[0]].parts else "A"
-        text = f"one of the two factors is missing in {counted(len(half), 'module')} ({missing} first): {listed(half)}"
+        text = f"half a pair: {missing} is missing in {counted(len(half), 'module')}: {listed(half)}"
+        if len({frozenset({*adapter.modules[path].parts} & {*"AB"}) for path in half}) > 1:
+            text = f"half a pair: A or B is missing in {counted(len(half), 'module')}: {listed(half)}"
         yield Finding(WRONG, "half-a-pair", text, tuple(half))
     without = [path for path, m in adapter.modules.items() if not {*m.parts} & {*"AB"}]
     if without:
@@ -190,7 +192,7 @@ def _axis(m: Module, shape: tuple[int, ...], out: int, width: int, format: str) 
         return ("", "") if sizes in ([out], []) else ("magnitude-shape", f"dora_scale has shape {list(shape)}")
     if len(shape) == 2 and shape[0] == 1 and sizes == [width] and m.kind == "linear":
         return "magnitude-axis", f"the magnitude has shape {list(shape)}, one number for each input: expected [{out}]"
-    if sizes == [out] or (out == 1 and not sizes):
+    if (sizes == [out] or (out == 1 and not sizes)) and (m.kind == "conv" or len(shape) == 1):
         return "", ""
     if sizes == [width]:
         return "magnitude-axis", f"the magnitude has shape {list(shape)}, one number for each input: expected [{out}]"
@@ -226,7 +228,8 @@ def _zeros(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterator[Findin
         yield Finding(SUSPICIOUS, "some-zero", text, tuple(fresh))
     dead = [path for path, n in numbers.items() if n.zero and path not in fresh]
     if dead:
-        text = f"a factor that starts with random numbers is zero in {listed(dead)}, so these do nothing"
+        what = {"A": "B", "B": "A"}[starts[dead[0]]]
+        text = f"{what}, which starts with random numbers, is zero in {listed(dead)}, so these do nothing"
         yield Finding(SUSPICIOUS, "other-zero", text, tuple(dead))
     if idle := {path: n.zero_experts for path, n in numbers.items() if n.zero_experts and path not in fresh}:
         text = f"B is zero for {counted(sum(idle.values()), 'expert')} of {listed(list(idle))}: no token reached them"

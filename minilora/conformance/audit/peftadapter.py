@@ -68,7 +68,7 @@ def _names(tensors: Tensors, *, strict: bool) -> _Names:
     """Sort the tensors by what their names say."""
     parts: dict[str, dict[str, str]] = {}
     names = _Names(parts, set(), {}, {}, [])
-    without_prefix, with_name, twice, unknown, double = [], [], [], [], []
+    without_prefix, with_name, without_end, twice, unknown, double = [], [], [], [], [], []
     for key in tensors.shapes:
         bare = key.removeprefix(PREFIX)
         if bare == key:
@@ -83,6 +83,8 @@ def _names(tensors: Tensors, *, strict: bool) -> _Names:
             continue
         if match["name"]:
             with_name.append(key)
+        if match["part"] in ("lora_A", "lora_B") and match["end"] is None:
+            without_end.append(key)
         part = match["part"].removeprefix("lora_").removeprefix("embedding_")
         part = {"magnitude_vector": "magnitude"}.get(part, "bias" if match["end"] == "bias" else part)
         if "embedding" in match["part"]:
@@ -91,12 +93,14 @@ def _names(tensors: Tensors, *, strict: bool) -> _Names:
             twice.append(key)
         parts[match["path"]][part] = key
     n = names.findings
+    first = next((word for word in ("module.", "_orig_mod.") if all(k.startswith(word) for k in without_prefix)), "")
+    wrapped = f" ({first!r} of a wrapped model stands before it)" if first else ""
     if without_prefix and strict:
         n.append(
             Finding(
                 WRONG, "prefix-missing",
                 f"{counted(len(without_prefix), 'tensor')} without the prefix {PREFIX!r}, which PEFT passes over "
-                f"without an error: {listed(without_prefix, 'tensor')}", tuple(without_prefix),
+                f"without an error{wrapped}: {listed(without_prefix, 'tensor')}", tuple(without_prefix),
             )
         )  # fmt: skip
     if double:
@@ -115,6 +119,9 @@ def _names(tensors: Tensors, *, strict: bool) -> _Names:
                 f"PEFT passes over them: {listed(with_name, 'tensor')}", tuple(with_name),
             )
         )  # fmt: skip
+    if without_end and strict:
+        text = f"the names do not end with '.weight', so PEFT passes over them: {listed(without_end, 'tensor')}"
+        n.append(Finding(WRONG, "weight-missing", text, tuple(without_end)))
     if twice:
         n.append(Finding(WRONG, "part-twice", f"the same part of a module stands twice: {listed(twice, 'tensor')}"))
     if unknown:
@@ -166,7 +173,9 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
     paths: dict[str, tuple[str, bool]] = {}
     unclear = []
     for module, of_it in depths.items():
-        arrays = sorted({name for name in (_array_of(target, module) for target in targets) if name}, key=_order)
+        of_arrays = module.rpartition(".")[2] == "experts" or of_it != [0]
+        named = (_array_of(target, module, of_arrays=of_arrays) for target in targets)
+        arrays = sorted({name for name in named if name}, key=_order)
         if not arrays and of_it == [0]:
             continue
         if len(arrays) != len(of_it) or sorted(of_it) != list(range(len(arrays))):
@@ -183,10 +192,15 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
     return paths, [Finding(WRONG, "target-parameters", text, tuple(unclear))]
 
 
-def _array_of(target: str, module: str) -> str:
-    """Return the array of a module that a name in target_parameters means, or nothing."""
+def _array_of(target: str, module: str, *, of_arrays: bool) -> str:
+    """Return the array of a module that a name in target_parameters means, or nothing.
+
+    PEFT itself writes names without their module's, "gate_up_proj": which are of modules that have arrays alone.
+    """
     owner, _, name = target.rpartition(".")
-    return name if not owner or module == owner or module.endswith(f".{owner}") else ""
+    if not owner:
+        return name if of_arrays else ""
+    return name if module == owner or module.endswith(f".{owner}") else ""
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -311,6 +325,9 @@ def _saved_findings(file: AdapterFile, config: Mapping[str, Any], in_model: Coll
     if tokens:
         text = f"trained rows of an embedding (trainable_token_indices): {listed(tokens)}; few readers take them"
         yield Finding(NOTE, "token-rows", text, tuple(tokens))
+    if config.get("trainable_token_indices") and not tokens:
+        text = "trainable_token_indices names rows of an embedding, and the file has none: what was trained is lost"
+        yield Finding(WRONG, "token-rows-missing", text)
     if others:
         text = f"modules_to_save does not name {listed(others)}, whose whole weight is in the file: PEFT passes over it"
         yield Finding(WRONG, "saved-ignored", text, tuple(others))
@@ -322,5 +339,8 @@ def _saved_findings(file: AdapterFile, config: Mapping[str, Any], in_model: Coll
 
 
 def _is_of(tensor: str, name: str) -> bool:
-    """Return whether a tensor is of a module that modules_to_save names: itself, or something inside it."""
-    return f".{name}." in f".{tensor}"
+    """Return whether a tensor is of a module that modules_to_save names: itself, or something inside it.
+
+    A name is the end of a path, so "norm" names post_attention_layernorm as well: PEFT asks ``path.endswith(name)``.
+    """
+    return f"{name}." in tensor

@@ -167,7 +167,7 @@ class Report:
         widths = m.widths(tensors)
         merged = None if loss is None else {
             "relative": loss.relative,
-            **{name: {"kept": sums.kept, "noise": sums.noise} for name, sums in loss.formats.items()},
+            **{name: {"kept": sums.part, "noise": sums.noise} for name, sums in loss.formats.items()},
         }  # fmt: skip
         norm = n.norm if n.norm is None or math.isfinite(n.norm) else None
         return {
@@ -184,7 +184,7 @@ def _range(values: list[Any]) -> str:
 
 
 def _loss(sums: Sums) -> str:
-    return f"{sums.kept:.1%} + {sums.noise:.2g}" if sums.meant else "-"
+    return f"{sums.part:.1%} + {sums.noise:.2g}" if sums.meant else "-"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -7,14 +7,16 @@ a linear layer's (out, in), or (in, out) where the model stores it so; an embedd
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from ...files.base.tiedhead import EMBEDDING, HEAD
 from ...guards.errors import short
 from .adapterfile import AdapterFile, Module
 from .expertshapes import compare_experts
-from .findings import SUSPICIOUS, WRONG, Finding, counted, listed
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .landing import Landing
 from .modelheaders import ModelHeaders, Shape
+from .spellings import Spellings
 
 
 def compare_shapes(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> None:
@@ -44,6 +46,32 @@ def compare_shapes(adapter: AdapterFile, model: ModelHeaders, landing: Landing) 
         also = f"; so in {counted(len(paths), 'module')}: {listed(paths)}" if len(paths) > 1 else ""
         landing.findings.append(Finding(level, code, f"{short(paths[0])}: {details[level, code]}{also}", tuple(paths)))
     _check_flag(adapter, landing)
+    landing.findings += _saved(adapter, model)
+
+
+def _saved(adapter: AdapterFile, model: ModelHeaders) -> Iterator[Finding]:
+    """Yield whole weights beside the factors that are not of the shape of the model's own."""
+    spellings = Spellings(adapter, model)
+    grown: dict[str, str] = {}
+    other: dict[str, str] = {}
+    whole = {path.removesuffix(".weight"): key for path, key in adapter.saved.items() if path.endswith(".weight")}
+    for path, key in {**whole, **adapter.base_copies}.items():
+        place, _ = spellings.place(path, Module(path, {}))
+        ours, theirs = adapter.tensors.shapes[key], model.modules.get(place or "")
+        if theirs is None or ours == theirs:
+            continue
+        text = f"{' x '.join(map(str, ours))} beside the model's {' x '.join(map(str, theirs))}"
+        (grown if ours[1:] == theirs[1:] and ours[0] > theirs[0] else other)[path] = text
+    if grown:
+        rows = max(adapter.tensors.shapes[{**whole, **adapter.base_copies}[path]][0] for path in grown)
+        text = (
+            f"{listed(list(grown))}: {next(iter(grown.values()))}: the vocabulary has grown, and the adapter loads "
+            f"after model.resize_token_embeddings({rows}) alone"
+        )
+        yield Finding(NOTE, "vocabulary-grown", text, tuple(grown))
+    if other:
+        text = f"whole weights of another shape: {listed(list(other))}: {next(iter(other.values()))}"
+        yield Finding(WRONG, "saved-shape", f"{text}: the adapter is of another model", tuple(other))
 
 
 def _compare_one(

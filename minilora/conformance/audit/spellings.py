@@ -105,6 +105,8 @@ class Spellings:
         """Yield the names that a module may have in the files of a model in which it has this one."""
         path = path.removesuffix(".weight") if module.kind == "experts" else path  # an array that is a module's weight
         yield path
+        if ".switch_mlp." in path:  # mlx-lm's name of a mixture's experts
+            yield from self._same(path.replace(".switch_mlp.", ".experts."), module)
         if path == HEAD and self.model.tied:
             yield from (name for name in self.paths if name.rpartition(".")[2] in (EMBEDDING, "wte"))
         first, _, rest = path.partition(".")

@@ -135,6 +135,11 @@ def _peft(
     if model is not None and landing is not None:
         yield from _missing(adapter, model, landing, config, matching)
         yield from _parameters(adapter, model, config)
+        biased = [path for path in landing.places.values() if model.bias(path) is not None]
+        trained = config.get("bias") in ("all", "lora_only")
+        if trained and biased and not any(path.endswith(".bias") for path in adapter.saved):
+            text = f"bias is {config['bias']!r}, and the file has none of {listed(biased)}: what was trained is lost"
+            yield Finding(WRONG, "trained-bias-missing", text, tuple(biased))
 
 
 def _named(matching: Matching, config: Mapping[str, Any], paths: list[str]) -> list[bool]:
@@ -178,7 +183,8 @@ def _patterns(adapter: AdapterFile, config: Mapping[str, Any], matching: Matchin
         idle = [key for key in unused if not any(n is not None for n in matching.first(name, [key], paths))]
         if idle:
             text = f"{name}: {listed(idle, 'key')} matches no module of the adapter, so it says nothing"
-            yield Finding(NOTE, f"{name.replace('_', '-')}-idle", text)
+            level = SUSPICIOUS if len(idle) == len(table) else NOTE  # a list for many models may have keys of others
+            yield Finding(level, f"{name.replace('_', '-')}-idle", text)
 
 
 def _missing(
@@ -273,6 +279,9 @@ def _mlx(adapter: AdapterFile, model: ModelHeaders | None, landing: Landing | No
         if len(layers) < min(wanted, depth):
             text = f"num_layers is {wanted}, and there are adapters in {counted(len(layers), 'layer')}"
             yield Finding(SUSPICIOUS, "layers-missing", text)
+        elif len(layers) > wanted:
+            text = f"num_layers is {wanted}, and there are adapters in {len(layers)}: mlx-lm passes over the others"
+            yield Finding(SUSPICIOUS, "layers-ignored", text)
     yield from _gaps(adapter, model, landing)
 
 

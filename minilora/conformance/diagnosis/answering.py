@@ -14,14 +14,14 @@ from ...language.llama import Llama
 from ...layer import walk
 from ..golden.formulas import Arrays, Formulas
 from ..golden.mixtures.formulas import MixtureFormulas
-from .given import Subject
 from .mistakes import Mistake
+from .subject import Subject
 
 
 def logits(subject: Subject, ids: np.ndarray, mistake: Mistake | None = None, times: float = 1.0) -> np.ndarray:
     """Return the logits (P, T, V) of prompts (P, T), with the adapter as a mistake applies it; None for none."""
     parts: dict[str, Any] = dict(mistake.parts) if mistake is not None else {"times": times}
-    given = subject.given if mistake is None else mistake.given(subject.given)
+    given = subject.given if mistake is None else mistake.reading(subject.given)
     if subject.config.mixture is not None:
         of_mixture = MixtureFormulas().with_parts(**parts)
         changed = of_mixture.changed(subject.arrays, given)

@@ -21,8 +21,8 @@ from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
 from .answering import logits
-from .given import Subject, read_subject
 from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
+from .subject import Subject, read_subject
 
 PROMPTS = "prompts"
 MOST_IDS = 1 << 16
@@ -94,7 +94,7 @@ class Diagnosis:
                 "higher precision"
             )
         if fitting:
-            texts = "; or ".join(_with_links(c) for one in fitting for c in (one, *self.same.get(one.flag, ())))
+            texts = "; or ".join(_with_links(c) for fit in fitting for c in (fit, *self.same.get(fit.flag, ())))
             return f"{self.name}: WRONG: {texts}{self._off(fitting[0])}, to what is right {self._right()}"
         if self.strength is not None:
             times, off = self.strength
@@ -267,11 +267,11 @@ def _read(path: Path) -> tuple[np.ndarray, str, judging.Arrays]:
         raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of type I64 or I32: {what}")
     if spec.shape[0] * spec.shape[1] > MOST_IDS:
         raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected {MOST_IDS:,} ids at most")
-    _, precision, theirs = judging._read(path, TOLERANCE)
+    _, precision, theirs = judging.read_answers(path, TOLERANCE)
     theirs = {name: array for name, array in theirs.items() if not name.startswith("merged.")}
     if not {"logits", "log_probabilities"} & {*theirs}:
         raise FileRefused(path, "expected logits (P, T, V) or (P, V), or log_probabilities")
-    prompts = judging._tensors(path, [PROMPTS])[PROMPTS]
+    prompts = judging.read_tensors(path, [PROMPTS])[PROMPTS]
     return prompts.astype(np.int64), precision, theirs
 
 
@@ -280,7 +280,7 @@ def _compared(
 ) -> judging.Compared:
     """Put the engine's numbers beside logits of ours; refuse those of another shape."""
     name = "logits" if "logits" in theirs else "log_probabilities"
-    pair = judging._compared(name, theirs, {"logits": z}, [], precision, bounds)
+    pair = judging.held_against(name, theirs, {"logits": z}, [], precision, bounds)
     if not isinstance(pair, judging.Compared):
         raise FileRefused(path, pair or f"{short(name)} cannot be compared")
     return pair

@@ -18,7 +18,7 @@ from ..golden.bases import EMBEDDING, HEAD
 from ..golden.formulas import Config, Formulas, Given, setting
 from ..golden.misreadings import MISREADINGS
 from ..golden.mixtures.misreadings import MIXTURE_MISREADINGS
-from .given import Subject
+from .subject import Subject
 
 LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 GENERAL_ALPHAS = (8, 16, 32)
@@ -42,7 +42,7 @@ class Mistake:
     name: str  # the diagnosis, as it is printed
     parts: Mapping[str, Any]  # what it replaces of `Formulas`
     source: str = ""  # where it was made in public, as "owner/repository #issue"
-    given: Callable[[Given], Given] = lambda given: given  # which factors it takes for a module's
+    reading: Callable[[Given], Given] = lambda adapter: adapter  # the adapter as it takes it, with other factors
     rounded: str = ""  # the type that merged weights are rounded to
     cached: str = ""  # whose keys and values the prompt's are: "base", or "adapted", before a last token of the other
 
@@ -80,7 +80,7 @@ def outline(subject: Subject, mistake: Mistake | None) -> tuple[Any, ...] | None
     parts = {name: part for name, part in parts.items() if of.get(name, True)}
     if not parts.keys() <= {"scale", "times", "applied", "place"}:
         return None
-    if mistake is not None and (mistake.rounded or mistake.cached or mistake.given is not Mistake.given):
+    if mistake is not None and (mistake.rounded or mistake.cached or mistake.reading is not Mistake.reading):
         return None
     formulas = Formulas(**parts)
     effects: list[tuple[str, float | None]] = []
@@ -154,7 +154,7 @@ def _of_layers(subject: Subject) -> list[Mistake]:
     taken = _taken(lambda path: LAYER.sub("0", path))
     return [
         *(Mistake(*row) for row in rows),
-        Mistake("layer-0-for-all", "the adapter of layer 0 acts in every layer", {}, given=taken),
+        Mistake("layer-0-for-all", "the adapter of layer 0 acts in every layer", {}, reading=taken),
     ]
 
 
@@ -205,10 +205,10 @@ def _of_modules() -> list[Mistake]:
         Mistake("q-and-v-alone", "the adapters of q_proj and v_proj alone are applied",
                 {"applied": lambda path: path.endswith(("q_proj", "v_proj"))}),
         Mistake("gate-twice", "up_proj has gate_proj's adapter: it was read twice, and up_proj's never", {},
-                "unslothai/unsloth-zoo #942", given=_taken(lambda path: path.replace("up_proj", "gate_proj"))),
+                "unslothai/unsloth-zoo #942", reading=_taken(lambda path: path.replace("up_proj", "gate_proj"))),
         Mistake("up-twice", "gate_proj has up_proj's adapter: it was read twice, and gate_proj's never", {},
-                given=_taken(lambda path: path.replace("gate_proj", "up_proj"))),
-        Mistake("lora-a-of-q-for-all", "k_proj and v_proj have the lora_A of q_proj", {}, given=_taken(others, "A")),
+                reading=_taken(lambda path: path.replace("gate_proj", "up_proj"))),
+        Mistake("lora-a-of-q-for-all", "k_proj and v_proj have the lora_A of q_proj", {}, reading=_taken(others, "A")),
     ]  # fmt: skip
 
 

@@ -278,8 +278,8 @@ def _verdict(
     id: str, path: Path, answers: Path, flags_shown: list[str], tolerance: Mapping[str, float], *, last: bool = False
 ) -> Verdict:
     """Hold a file of answers against ours; with `last`, only what it has after the last token."""
-    file, precision, theirs = _read(path, tolerance)
-    ours = _tensors(answers)
+    file, precision, theirs = read_answers(path, tolerance)
+    ours = read_tensors(answers)
     if missing := [name for name in ("logits", *(f"signature.{flag}" for flag in flags_shown)) if name not in ours]:
         raise FileRefused(answers, f"there is no {short(missing[0])}")
     if last:
@@ -287,7 +287,7 @@ def _verdict(
         ours["logits"] = ours["logits"][:, None]
     compared = []
     for quantity in theirs:
-        pair = _compared(quantity, theirs, ours, flags_shown, precision, tolerance)
+        pair = held_against(quantity, theirs, ours, flags_shown, precision, tolerance)
         if isinstance(pair, str):
             return Verdict(id, "wrong", pair, (), precision)
         compared += [pair] if pair else []
@@ -348,7 +348,7 @@ class Compared:
         return f"{text}; right up to position {first - 1}" if first else text
 
 
-def _compared(
+def held_against(
     quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: Mapping[str, float]
 ) -> Compared | str | None:
     """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
@@ -398,7 +398,7 @@ def _not_finite(array: np.ndarray) -> str:
     return f"[{', '.join(map(str, at))}] is {array[at]:g}, {count}"
 
 
-def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, Arrays]:
+def read_answers(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, Arrays]:
     """Return a file of answers, the precision that they were computed in, and the answers."""
     file = TensorFile(path)
     names = [name for name in file.tensors if name in ("logits", "log_probabilities") or name.startswith("merged.")]
@@ -417,10 +417,10 @@ def _read(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile, str, 
     precision = file.metadata.get(COMPUTED_IN, max(types, key=lambda one: tolerance[one], default="float32"))
     if precision not in tolerance:
         raise FileRefused(path, f"{COMPUTED_IN} is {short(precision)}, expected one of {', '.join(tolerance)}")
-    return file, precision, _tensors(path, (*names, "ids") if "ids" in file.tensors else names)
+    return file, precision, read_tensors(path, (*names, "ids") if "ids" in file.tensors else names)
 
 
-def _tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
     """Read tensors of a file, all of them by default; floats in float64, whichever type they have."""
     file, arrays = TensorFile(path), {}
     with file.opened() as opened:

@@ -32,6 +32,8 @@ from .adapterconfig import B_LAYOUTS, LayerConfig, PeftConfig
 from .adapterkeys import FACTORS, PREFIX, Form
 
 WRAPPED = ".base_layer"
+EXPERTS = "experts"
+"""What a module with the arrays of a mixture is called."""
 ORDER = ("gate_up_proj", "down_proj")
 """The arrays of a module of experts, as it has them."""
 TURNED_UNTIL = (0, 19, 0)
@@ -122,7 +124,8 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
         depths.setdefault(module, []).append(depth)
     paths: dict[str, str] = {}
     for module, places_of_it in depths.items():
-        names = sorted({name for name in map(_named(module), config.target_parameters) if name}, key=_rank)
+        name_of = _named(module, of_arrays=module.rpartition(".")[2] == EXPERTS or places_of_it != [0])
+        names = sorted({name for name in map(name_of, config.target_parameters) if name}, key=_rank)
         if not names and places_of_it == [0]:
             continue  # an adapter of a module
         if len(names) != len(places_of_it) or sorted(places_of_it) != list(range(len(names))):
@@ -140,12 +143,17 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
     return paths
 
 
-def _named(module: str) -> Callable[[str], str]:
-    """Return a function that gives the array of a module that a name in `target_parameters` means, or nothing."""
+def _named(module: str, *, of_arrays: bool) -> Callable[[str], str]:
+    """Return a function that gives the array of a module that a name in `target_parameters` means, or nothing.
+
+    A name without its module's, "gate_up_proj", as PEFT writes for all-linear, is of modules that have arrays alone.
+    """
 
     def name_of(target: str) -> str:
         owner, _, name = target.rpartition(".")
-        return name if not owner or module == owner or module.endswith(f".{owner}") else ""
+        if not owner:
+            return name if of_arrays else ""
+        return name if module == owner or module.endswith(f".{owner}") else ""
 
     return name_of
 

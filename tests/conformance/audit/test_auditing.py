@@ -44,6 +44,14 @@ RIGHT = {
     "modules_to_save": lambda t: plain(
         t / "a", {"modules_to_save": ["lm_head"]}, lambda x: x | {f"{PREFIX}lm_head.weight": np.ones((V, D), "f4")}
     ),
+    "modules_to_save that names ends": lambda t: plain(
+        t / "a",
+        {"modules_to_save": ["layernorm"]},
+        lambda x: x | {f"{PREFIX}model.layers.0.input_layernorm.weight": np.ones(D, "f4")},
+    ),
+    "layers that stand several times": lambda t: peft(
+        t / "a", factors(paths(*QV, layers=range(4))), config(*QV, layer_replication=[[0, 2], [1, 3]])
+    ),
     "a new head": lambda t: plain(
         t / "a",
         {"modules_to_save": ["score"], "task_type": "SEQ_CLS"},
@@ -265,6 +273,21 @@ BROKEN = {
             tensors=lambda x: x | {f"{PREFIX}model.layers.0.self_attn.q_proj.base_layer.bias": np.ones(Q, "f4")},
         ),
     ),
+    "magnitudes as a row": (
+        "magnitude-shape",
+        lambda t: plain(t / "a", {"use_dora": True}, lambda x: magnitudes(x, lambda out, width: (1, out))),
+    ),
+    "names without an end": ("weight-missing", of(lambda x: renamed(x, ".weight", ""))),
+    "a pattern that matches nothing": ("alpha-pattern-idle", said({"alpha_pattern": {"up_proj": 3}})),
+    "lost rows of an embedding": ("token-rows-missing", said({"trainable_token_indices": [1, 2]})),
+    "a head of another width": (
+        "saved-shape",
+        lambda t: plain(
+            t / "a",
+            {"modules_to_save": ["lm_head"]},
+            lambda x: x | {f"{PREFIX}lm_head.weight": np.ones((V, D + 1), "f4")},
+        ),
+    ),
     "a misspelt key": ("key-misspelt", said({"use_rsLora": True})),
     "a start that changed the base": (
         "start-changes-base",
@@ -288,6 +311,11 @@ BROKEN = {
     ),
     "MLX's without a scale": ("alpha-missing", of_mlx({"rank": 2})),
     "MLX's scale is 0": ("alpha-zero", of_mlx({"rank": 2, "scale": 0.0})),
+    "MLX's DoRA without magnitudes": (
+        "magnitude-missing",
+        lambda t: mlx(t / "a", paths(*QV), fine_tune_type="dora"),
+    ),
+    "MLX's in more layers than are named": ("layers-ignored", lambda t: mlx(t / "a", paths(*QV), num_layers=1)),
     "MLX's with a key too many": (
         "target-missing",
         lambda t: mlx(

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from minilora import load_adapter
 from minilora.conformance.audit.auditing import audit
+from minilora.guards.errors import FileRefused
 
 from .adapters import (
     EXPERTS,
@@ -74,6 +76,15 @@ def test_experts_beside_attention_and_a_shared_expert_are_counted_apart(tmp_path
     assert counts["shared expert's up_proj"] == (0, LAYERS)
 
 
+def test_arrays_that_are_named_without_their_module_are_the_experts(tmp_path):
+    tensors = expert_factors() | factors(paths("q_proj"))
+    bare = [name.rpartition(".")[2] for name in EXPERTS]
+    adapter = peft(tmp_path / "a", tensors, config("q_proj", target_parameters=bare))
+    report = audit(adapter, model(tmp_path / "m", experts=4))
+    assert report.word == "SOUND", str(report)
+    assert load_adapter(adapter)["model.layers.0.mlp.experts.gate_up_proj"].experts == 4
+
+
 def test_an_adapter_of_the_shared_expert_alone_is_told(tmp_path):
     rng, tensors = np.random.default_rng(0), {}
     for i in range(LAYERS):
@@ -92,6 +103,7 @@ BROKEN_EXPERTS = {
     "exchanged, by today's version": ("packing-exchanged", {}, {"exchanged": True}, {}),
     "exchanged, without a version": ("packing-undecided", {"peft_version": None}, {"exchanged": True}, {}),
     "square, without a version": ("packing-undecided", {"peft_version": None}, {"m": 4}, {"square": True}),
+    "packed as today, by an old version": ("packing-contradicted", {"peft_version": "0.18.0"}, {}, {}),
     "another number of experts": ("experts-differ", {}, {"E": 3}, {}),
     "another rank": ("rank-differs", {"r": 3}, {}, {}),
     "one array named alone": ("target-parameters", {"target_parameters": EXPERTS[:1]}, {}, {}),
@@ -103,6 +115,40 @@ def test_what_is_wrong_with_experts_is_named(tmp_path, what):
     code, settings, options, sizes = BROKEN_EXPERTS[what]
     report = audit(of_experts(tmp_path / "a", settings, **options), model(tmp_path / "m", experts=4, **sizes))
     assert code in codes(report, "wrong", "suspicious"), str(report)
+
+
+def test_arrays_named_without_their_module_are_those_of_the_experts(tmp_path):
+    tensors = expert_factors() | factors(paths("q_proj"))
+    adapter = peft(tmp_path / "a", tensors, config("q_proj", target_parameters=["down_proj", "gate_up_proj"]))
+    report = audit(adapter, model(tmp_path / "m", experts=4, apart=True))
+    assert (report.word, report.landing.lost) == ("SOUND", []), str(report)
+
+
+def test_the_experts_of_mlx_lm_land_under_their_other_name(tmp_path):
+    rng, tensors = np.random.default_rng(0), {}
+    for i in range(LAYERS):
+        name = f"model.layers.{i}.mlp.switch_mlp.up_proj"
+        tensors |= {f"{name}.lora_a": rng.standard_normal((4, 2, D)), f"{name}.lora_b": rng.standard_normal((4, 6, 2))}
+    (tmp_path / "a").mkdir()
+    save_file(tensors, tmp_path / "a" / "adapters.safetensors")
+    settings = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": {"rank": 2, "scale": 20.0}}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(settings))
+    report = audit(tmp_path / "a", model(tmp_path / "m", experts=4, apart=True))
+    assert (report.word, report.landing.lost) == ("SOUND", []), str(report)
+
+
+def test_biases_that_were_trained_and_are_not_in_the_file_are_told(tmp_path):
+    arrays = {f"model.layers.{i}.self_attn.q_proj.weight": np.ones((12, D), "f4") for i in range(LAYERS)}
+    arrays |= {f"model.layers.{i}.self_attn.q_proj.bias": np.ones(12, "f4") for i in range(LAYERS)}
+    adapter = peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj", bias="lora_only"))
+    assert "trained-bias-missing" in codes(audit(adapter, written(tmp_path / "m", arrays)), "wrong")
+    assert "trained-bias-missing" not in codes(audit(adapter, model(tmp_path / "n")), "wrong")
+
+
+def test_the_folder_above_an_adapter_is_pointed_to_it(tmp_path):
+    peft(tmp_path / "mine", factors(paths("q_proj")), config("q_proj"))
+    with pytest.raises(FileRefused, match="its folder 'mine' holds one"):
+        audit(tmp_path)
 
 
 def test_experts_that_are_named_and_missing_are_told(tmp_path):
@@ -238,7 +284,8 @@ def test_a_gguf_adapter_lands_in_a_gguf_model_and_in_a_folder(tmp_path):
 def test_the_vocabulary_may_have_grown(tmp_path):
     tensors = factors(paths("q_proj")) | {f"{PREFIX}lm_head.weight": np.ones((V + 2, D), "f4")}
     report = audit(peft(tmp_path / "a", tensors, config("q_proj")), model(tmp_path / "m"))
-    assert (report.word, codes(report, "note")) == ("SOUND", ["embeddings-beside"])
+    assert (report.word, codes(report, "note")) == ("SOUND", ["vocabulary-grown", "embeddings-beside"])
+    assert "resize_token_embeddings(18)" in str(report)
 
 
 def test_a_part_of_an_image_model_takes_its_own_modules(tmp_path):

@@ -30,7 +30,7 @@ def expected(pairs, rounded):
 def check(loss, pairs):
     for name in ("bfloat16", "float16"):
         kept, noise = expected(pairs, FORMATS[name])
-        assert np.isclose(loss.formats[name].kept, kept, rtol=1e-3)
+        assert np.isclose(loss.formats[name].part, kept, rtol=1e-3)
         assert np.isclose(loss.formats[name].noise, noise, rtol=1e-2)
     size = np.sqrt(sum((delta**2).sum() for _, delta in pairs) / sum((W**2).sum() for W, _ in pairs))
     assert np.isclose(loss.relative, size, rtol=1e-4)
@@ -84,7 +84,7 @@ def test_a_change_below_half_a_step_is_lost_in_bfloat16(tmp_path):
     tensors = {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
     report = audit(peft(tmp_path / "a", tensors, config(path, r=1, lora_alpha=1)), folder, merge=True)
     loss = report.merged[path]
-    assert loss.formats["bfloat16"].kept < 0.1
+    assert loss.formats["bfloat16"].part < 0.1
     assert "bfloat16" in str(report)
     assert "were not looked at: --merge" in str(audit(tmp_path / "a", folder))
 

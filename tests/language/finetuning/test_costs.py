@@ -154,6 +154,29 @@ def test_the_time_counts_steps_without_filling_and_each_measurement(folder, caps
     assert int(said) == round(expected / 60)
 
 
+def test_rows_to_measure_may_be_longer_than_those_to_train_on(adapted):
+    """As of another file: their logits, and the time for them, are counted by their own length."""
+    X, *_ = windows(IDS * 4, 20)
+    measured = costs.measure(adapted, X, get_backend("numpy"))
+    short, long = measured.at(20, 1, 6), measured.at(20, 1, 6, 300)
+    logits = adapted.forward(np.tile(X[:1], (1, 15)))[0].nbytes  # of a row of 300
+    assert long.all_logits(1) == logits  # one at a time
+    assert short.all_logits(1) == 6 * logits // 15
+    assert long.activations(3) == short.activations(3)
+
+
+def test_a_longer_file_to_measure_on_is_said_and_counted(folder, capsys):
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    Path("e.jsonl").write_text('{"text": "the cat"}\n' * 8)
+    Path("held.jsonl").write_text('{"text": "the cat sat on the mat and the dog"}\n' * 3)
+    few = ["--model", "model", "--steps", "1", "--batch-size", "2", "--rank", "1"]
+    assert run("finetune", "e.jsonl", "--save", "a", *few) == 0
+    assert capsys.readouterr().err == ""
+    assert run("finetune", "e.jsonl", "--save", "b", *few, "--valid", "held.jsonl") == 0
+    assert "an example has 34 tokens, and the model's context is 20" in capsys.readouterr().err
+
+
 def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, monkeypatch):
     monkeypatch.setattr(machine, "memory", lambda where: machine.Memory(2_400_000, 2_300_000))
     large = ["--batch-size", "200", "--checkpoint", "c"]

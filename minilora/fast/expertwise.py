@@ -1,0 +1,34 @@
+"""The gate of a mixture's experts, some rows at a time: the same numbers as `minilora.layers.experts`.
+
+The gate takes a dozen passes over arrays of all rows. Arrays of a thousand rows and more leave a core's cache from one
+pass to the next, those of `ROWS` stay there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..checks import Array
+from ..layers.experts import Experts, halves
+from ..layers.gated import gate
+
+ROWS = 128
+"""Of 2,048 rows with m = 192, a gate in float32 takes 0.55 of the time of all rows at once, on one core."""
+
+
+@dataclass(eq=False, repr=False)
+class ExpertsByRows(Experts):
+    """Experts whose gate takes some rows at a time; on a GPU all of them, where each kernel has to be started."""
+
+    def gated(self, c: Array) -> tuple[Array, Array, Array]:  # (R, 2 m) -> (R, m) each
+        """Return z, and its slopes p and u."""
+        if not isinstance(c, np.ndarray) or len(c) <= ROWS:
+            return super().gated(c)
+        a, b = halves(c)
+        z, p, u = (np.empty(a.shape, c.dtype) for _ in range(3))
+        for start in range(0, len(c), ROWS):
+            part = slice(start, start + ROWS)
+            z[part], p[part], u[part] = gate(self.act_fn, a[part], b[part])
+        return z, p, u
