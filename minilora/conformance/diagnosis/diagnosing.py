@@ -21,7 +21,7 @@ from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
 from .answering import logits
-from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
+from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
 from .subject import Subject, read_subject
 
 PROMPTS = "prompts"
@@ -195,7 +195,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
     effect = float(np.abs(table.right - logits(subject, prompts, times=0.0)).max())
     diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
     if not diagnosis.fitting:
-        for mistake in layers_left_out(subject):
+        for mistake in (*layers_left_out(subject), *acting_alone(subject)):
             table.add(mistake)
     if not diagnosis.fitting:
         diagnosis.strength = _strength(lambda times: off(logits(subject, prompts, times=times)))

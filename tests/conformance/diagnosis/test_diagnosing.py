@@ -175,6 +175,9 @@ CAUSES = {
     "the head is the base's": ("lm-head-is-left-out", {"tensors": without("lm_head")}),
     "the MLP left out": ("the-mlp-is-left-out", {"tensors": without(".mlp.")}),
     "half of the layers": ("the-second-half-of-the-layers-alone", {"tensors": without(*HALF)}),
+    "one layer alone": ("layer-2-alone", {"tensors": lambda t: {n: a for n, a in t.items() if "layers.2." in n}}),
+    "q alone": ("q-proj-alone", {"tensors": lambda t: {n: a for n, a in t.items() if "q_proj" in n}}),
+    "another alpha": ("alpha-16-is-taken-over-the-root", {"config": {"lora_alpha": 16}, "drop": ["alpha_pattern"]}),
     "one layer": ("layer-2-is-left-out", {"tensors": without("layers.2.")}),
     "gate and up exchanged": ("gate-and-up-are-swapped", {
         "tensors": exchanged("gate_proj", "up_proj"), "config": {"alpha_pattern": {"layers.1.mlp.gate_proj": 20}}}),
