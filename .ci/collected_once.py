@@ -1,9 +1,10 @@
 """mutmut, with the tests collected once: a mutant's process begins where they are, and ends with the first that fails.
 
-    python collected_once.py PROCESSES
+    python collected_once.py PROCESSES [--known]
 
 Of the tests that reach the mutated function, those run first that ended other mutants of that function; then the quick
-ones, a module after another, so that what they share is made once. No verdict depends on the order.
+ones, a module after another, so that what they share is made once. No verdict depends on the order. Without `--known`,
+none runs where a mutant is on the list of those that survive with a reason.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,10 +21,13 @@ from typing import Any
 import mutmut.__main__ as mutmut
 from _pytest.config import _prepareconfig
 from _pytest.main import Session
+from mutation import described, known_survivors
 from mutmut.configuration import config
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.runners.harness import TestRunner
 from mutmut.state import state
-from mutmut.utils.file_utils import change_cwd
+from mutmut.utils.file_utils import change_cwd, walk_mutatable_files
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
 from mutmut.workers.isolation import ForkRunner, run_in_fork, run_in_fork_with_result
 
@@ -36,7 +41,8 @@ FOLDER = "mutants"
 class CollectedOnce(TestRunner):
     """What mutmut asks to run tests. No test runs in this process, so that each fork begins with what is collected."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, spare_known: bool) -> None:
+        self.spared = set(spared()) if spare_known else set()
         settings = config()
         options = ["--rootdir=.", "--capture=sys", "-p", "no:terminal", *settings.pytest_add_cli_args]
         with change_cwd(FOLDER):
@@ -86,7 +92,7 @@ class CollectedOnce(TestRunner):
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         """Run a mutant's tests, in a process of its own that mutmut has made."""
-        if mutant_name is None:  # without a mutant all have passed already, in `run_stats`
+        if mutant_name is None or mutant_name in self.spared:  # without a mutant all have passed, in `run_stats`
             return 0
         took = state().duration_by_test
         names = sorted(tests, key=lambda name: (took[name] > SLOW, str(self.items[name].path), took[name]))
@@ -102,6 +108,18 @@ class CollectedOnce(TestRunner):
         return 1
 
 
+def spared() -> Iterator[str]:
+    """Yield the mutants that are on the list."""
+    known = known_survivors()
+    for path in walk_mutatable_files():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        yield from (
+            name for name in data.exit_code_by_key if described(name, get_diff_for_mutant(name, path=path)) in known
+        )
+
+
 if __name__ == "__main__":
-    mutmut.get_mutant_runner = lambda processes=1: ForkRunner(processes, CollectedOnce())
+    runner = partial(CollectedOnce, spare_known="--known" not in sys.argv)
+    mutmut.get_mutant_runner = lambda processes=1: ForkRunner(processes, runner())
     mutmut.cli(["run", "--max-children", sys.argv[1]])

@@ -1,10 +1,11 @@
 """Run mutmut and hold its result against the survivors that are known, each with the reason why it changes nothing.
 
-    python .ci/mutation.py [core] [rim] [MODULE ...]
+    python .ci/mutation.py [--known] [core] [rim] [MODULE ...]
 
 The core is the mathematics; the rim is what reads and writes files. MODULE stands for the modules that `PARTS` mutates
-together with it. A score below the bar fails the run. A mutant that
-survives and is not on the list is a hole in the tests, and is shown; so is one on the list that was killed.
+together with it. A score below the bar fails the run. A mutant that survives and is not on the list is a hole in the
+tests, and is shown; so is one on the list that is no longer made. No test is run on those on the list, on which all
+tests together would run, unless `--known` says so: then one that was killed is shown too.
 """
 
 from __future__ import annotations
@@ -148,10 +149,14 @@ def known_survivors() -> dict[str, str]:
     return dict(line.split("  ## ", 1) for line in lines)
 
 
-def described(name: str, folder: Path) -> str:
-    """Return the function that a mutant is of, and the line as the mutant has it."""
+def diff_of(name: str, folder: Path) -> str:
+    """Return what a mutant changes."""
     show = [sys.executable, "-m", "mutmut", "show", name]
-    diff = subprocess.run(show, cwd=folder, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(show, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def described(name: str, diff: str) -> str:
+    """Return the function that a mutant is of, and the line as the mutant has it."""
     changed = [line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")]
     function = re.sub(r"__mutmut_\d+$", "", name).replace("xǁ", "").replace("ǁ", ".").replace(".x_", ".")
     return f"{function}: {' '.join(changed)}"
@@ -165,22 +170,22 @@ def copy_to(folder: Path) -> None:
         copy(source, folder / name)
 
 
-def run_mutmut(folder: Path) -> dict[str, str]:
+def run_mutmut(folder: Path, *, known: bool) -> dict[str, str]:
     """Return what became of each mutant, by its name."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTEST_DEBUG_TEMPROOT": str(folder)}
-    run = [sys.executable, str(ROOT / ".ci" / "collected_once.py"), str(os.cpu_count() or 1)]
+    run = [sys.executable, str(ROOT / ".ci" / "collected_once.py"), str(os.cpu_count() or 1), *["--known"] * known]
     with (folder / "mutmut.log").open("w") as log:
         code = subprocess.run(run, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
     results = [sys.executable, "-m", "mutmut", "results", "--all", "true"]
     listing = subprocess.run(results, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"^\s*(\S+): (.+?)\s*$", listing, flags=re.MULTILINE))
-    if not found:
+    fates = dict(re.findall(r"^\s*(\S+): (.+?)\s*$", listing, flags=re.MULTILINE))
+    if not fates:
         print((folder / "mutmut.log").read_text()[-3000:])
         raise SystemExit(f"mutmut made no mutants (exit code {code})")
-    return found
+    return fates
 
 
-def judged(part: str) -> bool:
+def judged(part: str, *, run_known: bool) -> bool:
     """Run a part, say what became of its mutants, and return whether that is as it must be."""
     groups = PARTS.get(part) or [group for groups in PARTS.values() for group in groups if part in group[0]]
     if not groups:
@@ -194,9 +199,10 @@ def judged(part: str) -> bool:
             folder = Path(name)
             copy_to(folder)
             configure(folder, *group)
-            found = run_mutmut(folder)
-            counts.update(found.values())
-            survivors |= {described(name, folder) for name, fate in found.items() if fate not in KILLED}
+            fates = run_mutmut(folder, known=run_known)
+            counts.update(fates.values())
+            alive = [name for name, fate in fates.items() if fate not in KILLED]
+            survivors |= {described(name, diff_of(name, folder)) for name in alive}
     # A mutant with a reason computes the same as the code: no test can kill it, and none should be asked to.
     total, killed = sum(counts.values()) - len(survivors & known), sum(counts[fate] for fate in KILLED)
     print(f"{part}: {killed} killed of {total} that differ from the code ({killed / total:.1%}): {dict(counts)}")
@@ -212,8 +218,8 @@ def judged(part: str) -> bool:
 def main() -> int:
     """Return the exit code."""
     check_paths()
-    parts = sys.argv[1:] or list(BARS)
-    return 1 if False in [judged(part) for part in parts] else 0
+    parts = [part for part in sys.argv[1:] if part != "--known"] or list(BARS)
+    return 1 if False in [judged(part, run_known="--known" in sys.argv) for part in parts] else 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from benchmark import machine
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
@@ -216,6 +215,8 @@ def steps(dense, mixture, data):
 
 
 if __name__ == "__main__":
+    from benchmark import machine  # here, since pages import the rest
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", choices=(*TRAININGS, "steps"))
     parser.add_argument("--only", type=int, metavar="K", help="the training of this number alone, counted from 0")

@@ -33,6 +33,11 @@ def test_no_step_is_without_a_rate_and_one_has_it_whole(decay, steps, warmup):
     assert factors == [*sorted(factors[:warmup]), *sorted(factors[warmup:], reverse=True)]
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_step_behind_the_last_has_the_factor_of_the_last(decay):
+    assert Schedule(decay, 6, 2)(60) == Schedule(decay, 6, 2)(6) > 0
+
+
 @pytest.mark.parametrize(("decay", "steps", "warmup"), [("linear", 4, 4), ("linear", 4, 5), ("cosine", 0, 0)])
 def test_a_warmup_that_leaves_no_step_is_refused(decay, steps, warmup):
     with pytest.raises(ValueError, match=r"expected fewer|at least 1"):

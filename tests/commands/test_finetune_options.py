@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minilora import Llama, adapt, adapters, load_adapter, save_adapter, train
+from minilora import CheckpointError, Llama, adapt, adapters, load_adapter, save_adapter, train
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read
 from minilora.guards import boundedpatterns
 from minilora.language.finetuning.losstable import TrainingLoss
+from minilora.language.finetuning.stopped import LATER, Stopped, check_same
 from minilora.language.finetuning.withdropout import WithDropout
 from minilora.language.text import next_token_loss, windows
 from minilora.optim import Adam
@@ -97,7 +99,8 @@ def test_the_masks_do_not_depend_on_the_micro_batch(folder):
 
 
 def test_an_adapted_head_has_masks_for_every_position(folder):
-    Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 12)
+    lines = [{"prompt": "the cat ", "completion": "sat on the mat"[: 1 + i]} for i in range(12)]
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, lines)))
     some = ["--steps", "2", "--batch-size", "3", "--rank", "2", "--target-modules", "q_proj,lm_head"]
     assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *some, "--dropout", "0.3") == 0
     assert "lm_head" in load_adapter("a")
@@ -144,6 +147,34 @@ def test_another_schedule_is_another_training(folder, capsys, change, message, m
     assert finetune(*some, *change) == 2
     assert message in capsys.readouterr().err
     assert Path("c").read_bytes() == before
+
+
+def test_more_steps_are_another_training_where_the_warmup_is_a_share(folder, capsys):
+    assert finetune("--steps", "4", "--warmup", "0.25", "--checkpoint", "c") == 0
+    assert finetune("--steps", "8", "--warmup", "0.25", "--checkpoint", "c") == 2
+    assert "--steps, on which the rates depend, is 4 there and 8 here" in capsys.readouterr().err
+    assert finetune("--steps", "4", "--warmup", "2", "--checkpoint", "d") == 0
+    assert finetune("--steps", "8", "--warmup", "2", "--checkpoint", "d") == 0
+    resumed = weights()
+    assert finetune("--steps", "8", "--warmup", "2") == 0
+    assert weights() == resumed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("--keep-best", True, "--keep-best is False there and True here"),
+        ("--dropout", 0.1, "--dropout is 0 there and 0.1 here"),
+        ("--schedule", "linear", "--schedule is constant there and linear here"),
+        ("--use-dora", True, "--use-dora is False there and True here"),
+    ],
+)
+def test_a_checkpoint_of_before_an_option_was_trained_without_it(name, value, said):
+    before = {"--rank": 8}
+    with pytest.raises(CheckpointError, match=said):
+        check_same(Path("c"), Stopped(SimpleNamespace(epoch=0), before), {"--rank": 8, name: value}, None)
+    check_same(Path("c"), Stopped(SimpleNamespace(epoch=0), before), {"--rank": 8, name: LATER[name]}, None)
+    check_same(Path("c"), Stopped(SimpleNamespace(epoch=0), {}), {name: value}, None)  # one without notes
 
 
 def test_a_training_that_did_not_keep_the_best_step_does_not_begin_to(folder, capsys):
@@ -226,6 +257,13 @@ def test_a_training_goes_on_from_an_adapter(folder, capsys):
     assert all(second[path].scaling == adapter.scaling for path, adapter in first.items())
     assert all((second[path].lora_A != adapter.lora_A).any() for path, adapter in first.items())
     assert weights() == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_adapter_goes_on_in_the_dtype_of_the_training(folder, dtype):
+    assert finetune("--steps", "1") == 0
+    assert run(*GO_ON, *SIZES, "--dtype", dtype) == 0
+    assert {str(adapter.lora_A.dtype) for adapter in load_adapter("b").values()} == {dtype}
 
 
 def test_ranks_that_differ_stay_as_they_are(folder):

@@ -171,7 +171,12 @@ def test_two_parts_are_computed_at_once():
     accumulate(4, workers=2)(Watched(lambda x: meet.wait()), counted_rows(), np.zeros(8, int), cross_entropy)
 
 
-def test_two_parts_of_a_loss_are_computed_at_once(monkeypatch):
+@pytest.mark.parametrize(
+    "measure",
+    [lambda *data: evaluate(*data, 2), lambda *data: accumulate(4, workers=2).evaluate(*data)],
+    ids=["evaluate", "accumulate"],
+)
+def test_two_parts_of_a_loss_are_computed_at_once(monkeypatch, measure):
     monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 4)
     tried = []  # `evaluate` looks at the first row before it computes
 
@@ -181,7 +186,7 @@ def test_two_parts_of_a_loss_are_computed_at_once(monkeypatch):
             meet.wait()
 
     meet = threading.Barrier(2, timeout=20)
-    assert evaluate(Watched(see), counted_rows(), np.zeros(8, int), cross_entropy, 2) > 0
+    assert measure(Watched(see), counted_rows(), np.zeros(8, int), cross_entropy) > 0
     assert tried == [1, 4, 4]
 
 

@@ -62,6 +62,15 @@ def test_a_process_beyond_its_bounds_is_ended(answers, question, bounds, reason)
         assert process.ask("b")["pid"] != before
 
 
+def test_a_process_that_has_ended_gives_no_answer_and_the_next_question_begins_another(answers):
+    with BoundedProcess(answers, seconds=10, memory=1 << 29) as process:
+        before = process.ask("a")["pid"]
+        psutil.Process(before).kill()
+        with pytest.raises(BoundsExceeded, match="it ends the process that runs it"):
+            process.ask("b" * (1 << 20))
+        assert process.ask("c")["pid"] != before
+
+
 def test_a_process_that_cannot_start_is_no_answer(tmp_path):
     (tmp_path / "answers.py").write_text("1 / 0")
     with (

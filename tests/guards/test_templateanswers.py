@@ -85,3 +85,33 @@ def test_what_is_no_template_is_said_in_a_thousand_letters():
     )
     assert len(answer({"templates": {"default": "{% " + "a" * 5000}})["error"]) == 1000
     assert len(write("{{ raise_exception('a' * 5000) }}")["error"]) == 1000
+
+
+MODEL_SPEAKS = "{% generation %}{{ x }}{% endgeneration %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "answered"),
+    [
+        (f"a{MODEL_SPEAKS}b", {"text": "aXXb", "spans": [[1, 3]]}),
+        (f"{MODEL_SPEAKS}-{MODEL_SPEAKS}", {"text": "XX-XX", "spans": [[0, 2], [3, 5]]}),
+        ("a{% generation %}{% endgeneration %}b", {"text": "ab"}),  # it says nothing there
+        ("a{% generation %}{% set y = 1 %}{% endgeneration %}{{ y is defined }}", {"text": "aFalse"}),
+        (
+            f"{{% set s %}}{MODEL_SPEAKS}{{% endset %}}{{{{ s | length }}}}",
+            {"error": "it changes what stands between its tags {% generation %} and {% endgeneration %}"},
+        ),
+    ],
+)
+def test_where_the_model_speaks_is_answered_beside_the_text(source, answered):
+    assert write(source, x="XX") == answered
+
+
+def test_what_a_template_fails_with_is_said_in_a_thousand_letters(monkeypatch):
+    class Fails:
+        def render(self, **values):
+            raise ValueError("a" * 5000)
+
+    monkeypatch.setitem(templateanswers.TEMPLATES, "default", Fails())
+    said = answer({"messages": HI})["error"]
+    assert said == ("it fails with ValueError: " + "a" * 5000)[:1000]

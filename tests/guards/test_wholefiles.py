@@ -21,7 +21,7 @@ from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.adapterfolder import AdapterFolder
 from minilora.guards import wholefiles
 from minilora.guards.tensorfile import TensorFile
-from minilora.guards.wholefiles import places, written_folder, written_together, written_whole
+from minilora.guards.wholefiles import is_new_or_empty, places, written_folder, written_together, written_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -424,3 +424,16 @@ def test_a_name_no_file_can_have_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=f"^'{path}' cannot be written: "), written_whole(path):
         pytest.fail("it was opened")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("place", "free"), [
+    ("new", True), ("empty", True), ("full", False), ("file", False), ("link", False), ("dangling", False),
+])  # fmt: skip
+def test_a_folder_may_be_written_at_a_new_name_or_an_empty_folder_itself(tmp_path, place, free):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / ".hidden").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert is_new_or_empty(tmp_path / place) is free

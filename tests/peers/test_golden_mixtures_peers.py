@@ -9,7 +9,7 @@ import pytest
 
 from minilora.conformance.golden.judging import compare
 
-from ..conformance.golden.conftest import golden, index  # noqa: F401
+from ..conformance.golden.conftest import written
 
 pytestmark = pytest.mark.peers
 pytest.importorskip("torch")
@@ -29,6 +29,11 @@ WRONG_IN_PEFT = {
 RECORDED = pytest.mark.skipif(peft.__version__ != "0.21.2", reason="the page has what PEFT 0.21.2 does")
 
 
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("golden") / "mixtures", cases=(), sessions=())
+
+
 def run(script, *arguments):
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
@@ -39,7 +44,7 @@ def run(script, *arguments):
 
 @RECORDED
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
-def test_peft_is_right_but_in_four_cases_and_these_are_named(golden, tmp_path, precision):  # noqa: F811
+def test_peft_is_right_but_in_four_cases_and_these_are_named(golden, tmp_path, precision):
     run("transformers_peft.py", golden, tmp_path / "results", precision, "experts-")
     verdicts = {case.id: case for case in compare(golden, tmp_path / "results").cases if case.id.startswith("experts-")}
     wrong = {id: case.flags for id, case in verdicts.items() if case.state != "right"}

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from minilora import cli
 from minilora.conformance.golden.cases import CASES
 
-from ..conformance.golden.conftest import golden, index  # noqa: F401
+from ..conformance.golden.conftest import index_of, whole  # noqa: F401
+from .test_golden_mixtures_peers import WRONG_IN_PEFT
 
 pytestmark = [
     pytest.mark.peers,
@@ -30,7 +31,17 @@ ANSWERED = [case.id for case in CASES if case.answered and not case.refused and 
 NF4 = [case.id for case in CASES if case.base.nf4]
 
 
-def adapted(golden, index, case, dtype):  # noqa: F811
+@pytest.fixture(scope="module")
+def golden(whole):  # noqa: F811
+    return whole
+
+
+@pytest.fixture(scope="module")
+def index(golden):
+    return index_of(golden)
+
+
+def adapted(golden, index, case, dtype):
     base = transformers.AutoModelForCausalLM.from_pretrained(golden / case.get("base", index["base"]), dtype=dtype)
     base.model.rotary_emb = hf.LlamaRotaryEmbedding(base.config)
     given = case["adapter"] if isinstance(case["adapter"], list) else [[case["adapter"], 1.0]]
@@ -62,7 +73,7 @@ def test_answers_are_those_of_peft_in_float64(golden, index, double, id):  # noq
 
 
 @pytest.mark.parametrize("id", NF4)
-def test_answers_beside_four_bits_are_those_of_bitsandbytes(golden, index, id):  # noqa: F811
+def test_answers_beside_four_bits_are_those_of_bitsandbytes(golden, index, id):
     case = next(case for case in index["cases"] if case["id"] == id)
     model, answers = adapted(golden, index, case, torch.float32), load_file(golden / case["answers"])
     for layer in model.modules():
@@ -74,21 +85,23 @@ def test_answers_beside_four_bits_are_those_of_bitsandbytes(golden, index, id): 
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_script_passes(golden, tmp_path, precision):  # noqa: F811
+def test_the_script_passes(golden, tmp_path, precision):
     """Whole, as a user runs it: what PEFT must refuse it refuses, and its rounding is within the tolerance."""
     results = tmp_path / "results"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(golden), str(results), precision], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    (tmp_path / "known.txt").write_text("refused-unknown-module  PEFT loads what fits, and says nothing of the rest\n")
+    known = {"refused-unknown-module": "PEFT loads what fits, and says nothing of the rest"}
+    known |= {id: flags[0] for id, flags in WRONG_IN_PEFT.items()}
+    (tmp_path / "known.txt").write_text("".join(f"{id}  {reason}\n" for id, reason in known.items()))
     options = ["--compare", str(results), "--json", str(tmp_path / "v.json"), "--xfails", str(tmp_path / "known.txt")]
     assert cli.main(["golden", str(golden), *options]) == 0
     verdicts = json.loads((tmp_path / "v.json").read_text())["cases"]
     assert {one["precision"] for one in verdicts if one["off"]} == {precision, "bfloat16"}
 
 
-def test_a_missing_factor_is_no_error_in_peft(golden, index):  # noqa: F811
+def test_a_missing_factor_is_no_error_in_peft(golden, index):
     """It warns alone, so the script makes the warning an error; when PEFT raises, that line can go."""
     case = next(case for case in index["cases"] if case["id"] == "refused-missing-factor")
     with warnings.catch_warnings(record=True) as notes:

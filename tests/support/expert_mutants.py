@@ -49,9 +49,7 @@ def with_others(cls, module, **functions):
 
 ROUTERS_WRONG = {
     "the lowest scores are kept": {"best": lambda z, k: np.argsort(z.real, axis=1, kind="stable")[:, :k]},
-    "the best expert in the place of the last one kept": {
-        "best": lambda z, k: router_best(z, k)[:, [*range(k - 1), 0]]
-    },
+    "the best expert in the last one's place": {"best": lambda z, k: router_best(z, k)[:, [*range(k - 1), 0]]},
     "the kept in the order of their numbers": {"best": lambda z, k: np.sort(router_best(z, k), axis=1)},
     "the softmax over rows": {"softmax": lambda z: np.exp(z) / np.exp(z).sum(axis=0)},
     "a sigmoid in place of the softmax": {"softmax": lambda z: 1 / (1 + np.exp(-z))},
@@ -93,7 +91,7 @@ def order_for_inverse(choice, count):
 
 gathered = experts.gathered
 MIXTURES_WRONG = {
-    "as many rows for each expert as for the one before": {"gathered": other_counts},
+    "the counts of rows one expert further": {"gathered": other_counts},
     "rows are not gathered": {"gathered": unsorted},
     "the order in place of its inverse": {"gathered": order_for_inverse},
     "gate and up exchanged": {"halves": lambda c: experts_halves(c)[::-1]},

@@ -43,7 +43,8 @@ class Mistake:
     parts: Mapping[str, Any]  # what it replaces of `Formulas`
     source: str = ""  # where it was made in public, as "owner/repository #issue"
     reading: Callable[[Given], Given] = lambda adapter: adapter  # the adapter as it takes it, with other factors
-    rounded: str = ""  # the type that merged weights are rounded to
+    rounded: str = ""  # the type that weights are rounded to
+    which: str = ""  # of them: the "merged" ones, "all" after the merge, or the "base"'s before
     cached: str = ""  # whose keys and values the prompt's are: "base", or "adapted", before a last token of the other
 
 
@@ -290,10 +291,15 @@ def _alpha_over_rank(alpha: int, power: float) -> Callable[[Config, str], float]
     return lambda config, path: float(alpha / int(setting(config, "r", path)) ** power)
 
 
+ROUNDED = {
+    "merged-in": ("merged", "the update was added to the weights, and these were rounded to"),
+    "all-weights-in": ("all", "the adapter was merged, and then all weights of the model were rounded to"),
+    "the-base-in": ("base", "the base's weights are rounded, and the adapter acts beside them: they are in"),
+}
+"""Which weights are rounded, and how that is said, by the beginning of a flag."""
 ROUNDINGS = tuple(
-    Mistake(
-        f"merged-in-{name}", f"the update was added to the weights, and these were rounded to {name}", {}, rounded=dtype
-    )
+    Mistake(f"{start}-{name}", f"{text} {name}", {}, rounded=dtype, which=which)
+    for start, (which, text) in ROUNDED.items()
     for name, dtype in (("bfloat16", "BF16"), ("float16", "F16"))
 )
 """Rows of weights that are rounded, which is no mistake where the engine computes in that type."""

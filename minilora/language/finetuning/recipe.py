@@ -152,7 +152,9 @@ def rates(decay: str, steps: int, warmup: int | float) -> Schedule | None:
     """Return a schedule of so many steps, of which some or a share are the warmup; None where the rate stays."""
     if decay == "constant" and not warmup:
         return None
-    return Schedule(decay, steps, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
+    schedule = Schedule(decay, steps, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
+    # Behind the warmup of a constant rate no step is the last: such a training may go on to more of them.
+    return replace(schedule, steps=schedule.warmup + 1) if decay == "constant" else schedule
 
 
 def _target(path: Path) -> Path:

@@ -10,7 +10,7 @@ from minilora.conformance import check
 from minilora.conformance.checking.edges import EDGES
 from minilora.conformance.checking.report import REFUSED
 
-from ..implementations import OURS, with_kinds
+from ..implementations import with_kinds
 from ..problems.test_trial import ORDERS, lora, product
 
 
@@ -38,16 +38,6 @@ def every_function(change):
         return lambda *arrays: change(LINEAR[name], arrays)
 
     return SimpleNamespace(**{name: changed(name) for name in NAMES})
-
-
-@pytest.mark.long
-def test_our_own_layers_refuse_an_alpha_of_0_alone():
-    report = check(with_kinds(**OURS))
-    for kind, one in {"linear": report, **report.kinds}.items():
-        said = {claim: one.claims[claim] for claim in EDGES}
-        images = {"more axes": "not offered"} if kind.startswith("conv") else {}
-        zeros = {} if kind == "dora" else {"row of zeros": "not offered"}
-        assert said == dict.fromkeys(EDGES, "ok") | {"alpha of 0": REFUSED} | images | zeros
 
 
 def has_no_rows(arrays):

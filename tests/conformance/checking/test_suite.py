@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
-from minilora.conformance.checking.report import NOT_FAILED
+from minilora.conformance.checking.edges import EDGES
+from minilora.conformance.checking.report import NOT_FAILED, REFUSED
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.kinds import DECLARED, SETS
 from minilora.conformance.problems.reference import RIGHT
@@ -33,6 +34,10 @@ def test_our_own_layers_pass_in_every_precision(dtype):
         assert kind.dtype == ("float32" if name == "mixed" or (name, dtype) == ("nf4", "float64") else dtype)
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
         assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros", "merged and back"}
+        edges = dict.fromkeys(EDGES, "ok") | {"alpha of 0": REFUSED}
+        edges |= {"more axes": "not offered"} if name.startswith("conv") else {}
+        edges |= {"row of zeros": "not offered"} if name != "dora" else {}
+        assert {claim: kind.claims[claim] for claim in EDGES if claim in kind.claims}.items() <= edges.items()
     assert str(report).startswith(f"minilora: passed, in {dtype}; 5 of 5 functions offered\n")
 
 

@@ -126,16 +126,15 @@ def in_each(part, change):
     return lambda tensors: {n: change(a) if part in n else a for n, a in tensors.items()}
 
 
-def rounded(dtype):
-    """Merge, and round every weight that an adapter changed."""
+def rounded(dtype, whole=False):
+    """Merge, and round every weight that an adapter changed; or every weight of the model."""
 
     def change(model):
         merged = merge(model)
         for path, layer in walk(merged):
-            if path.endswith(("_proj", "lm_head")):
-                layer.weight = (
-                    decode(encode(layer.weight.astype("f4"), dtype), dtype).reshape(layer.weight.shape).astype("f8")
-                )
+            if hasattr(layer, "weight") and (whole or path.endswith(("_proj", "lm_head"))):
+                W = layer.weight
+                layer.weight = decode(encode(W.astype("f4"), dtype), dtype).reshape(W.shape).astype("f8")
         return merged
 
     return change
@@ -183,6 +182,7 @@ CAUSES = {
         "tensors": exchanged("gate_proj", "up_proj"), "config": {"alpha_pattern": {"layers.1.mlp.gate_proj": 20}}}),
     "merged in bfloat16": ("merged-in-bfloat16", {"change": rounded("BF16")}),
     "merged in float16": ("merged-in-float16", {"change": rounded("F16")}),
+    "the merged model in bfloat16": ("all-weights-in-bfloat16", {"change": rounded("BF16", whole=True)}),
     "subtracted": ("the-update-is-subtracted", {"tensors": in_each("lora_B", lambda B: -B)}),
     "the last rank dropped": (
         "the-last-rank-is-dropped",
