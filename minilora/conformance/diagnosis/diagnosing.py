@@ -70,10 +70,10 @@ class Diagnosis:
     @property
     def fitting(self) -> list[Candidate]:
         """What the engine may have done, the nearest first: all that no other thing rules out."""
-        nearest = sorted((c for c in self.candidates if c.largest <= c.slack), key=lambda c: c.typical)
-        fitting = [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
-        right = any(not c.flag for c in fitting)  # then rounding within the tolerance is no mistake
-        return [c for c in fitting if not (right and c.slack > 1)]
+        right = self.candidates[0].largest <= 1  # then rounding is no mistake, but the precision that was declared
+        possible = [c for c in self.candidates if c.largest <= c.slack and not (right and c.slack > 1)]
+        nearest = sorted(possible, key=lambda c: c.typical)
+        return [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
 
     @property
     def status(self) -> int:

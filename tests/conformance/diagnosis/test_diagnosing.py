@@ -223,6 +223,12 @@ def test_right_logits_are_right_in_every_form(files, tmp_path, form):
 
 
 @pytest.mark.long
+def test_weights_in_the_declared_precision_are_right(files, tmp_path):
+    z = engine(files, tmp_path, change=rounded("BF16", whole=True))
+    diagnosis = diagnosed(files, answered(tmp_path, computed_in="bfloat16", logits=z.astype("f4")))
+    assert (diagnosis.status, diagnosis.candidates[0].largest <= 1) == (0, True), str(diagnosis)
+
+
 def test_a_mistake_shows_in_few_probabilities(files, tmp_path):
     z = engine(files, tmp_path, config={"use_rslora": False})[:, -1]
     p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
