@@ -222,7 +222,6 @@ def test_right_logits_are_right_in_every_form(files, tmp_path, form):
     assert "RIGHT" in diagnosis.first_line
 
 
-@pytest.mark.long
 def test_rounded_weights_are_no_mistake_within_the_declared_precision():
     rounding = Candidate("all-weights-in-bfloat16", "rounded", "", 0.01, 0.005, slack=10.0)
     for off, status in ((0.9, 0), (1.1, 1)):
@@ -230,6 +229,7 @@ def test_rounded_weights_are_no_mistake_within_the_declared_precision():
         assert Diagnosis("f", "bfloat16", 0.03, 1.0, candidates, {}).status == status
 
 
+@pytest.mark.long
 def test_a_mistake_shows_in_few_probabilities(files, tmp_path):
     z = engine(files, tmp_path, config={"use_rslora": False})[:, -1]
     p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
