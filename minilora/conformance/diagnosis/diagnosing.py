@@ -21,7 +21,7 @@ from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
 from .answering import logits
-from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
+from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
 from .subject import Subject, read_subject
 
 PROMPTS = "prompts"
@@ -70,10 +70,10 @@ class Diagnosis:
     @property
     def fitting(self) -> list[Candidate]:
         """What the engine may have done, the nearest first: all that no other thing rules out."""
-        nearest = sorted((c for c in self.candidates if c.largest <= c.slack), key=lambda c: c.typical)
-        fitting = [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
-        right = any(not c.flag for c in fitting)  # then rounding within the tolerance is no mistake
-        return [c for c in fitting if not (right and c.slack > 1)]
+        right = self.candidates[0].largest <= 1  # then rounding is no mistake, but the precision that was declared
+        possible = [c for c in self.candidates if c.largest <= c.slack and not (right and c.slack > 1)]
+        nearest = sorted(possible, key=lambda c: c.typical)
+        return [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
 
     @property
     def status(self) -> int:
@@ -199,7 +199,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
     effect = float(np.abs(table.right - logits(subject, prompts, times=0.0)).max())
     diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
     if not diagnosis.fitting:
-        for mistake in layers_left_out(subject):
+        for mistake in (*layers_left_out(subject), *acting_alone(subject)):
             table.add(mistake)
     if not diagnosis.fitting:
         diagnosis.strength = _strength(lambda times: off(logits(subject, prompts, times=times)))

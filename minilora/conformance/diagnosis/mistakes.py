@@ -171,6 +171,30 @@ def layers_left_out(subject: Subject) -> list[Mistake]:
     ]
 
 
+def acting_alone(subject: Subject) -> list[Mistake]:
+    """Return rows of one layer's adapters alone, and of one kind of module's: also for what no other one explains."""
+
+    def of_layer(i: int) -> Callable[[str], bool]:
+        return lambda path: (match := LAYER.search(path)) is not None and int(match[0]) == i
+
+    def of_kind(kind: str) -> Callable[[str], bool]:
+        return lambda path: path.rpartition(".")[2] == kind
+
+    kinds = sorted({path.rpartition(".")[2] for path in subject.given.modules})
+    return [
+        *(
+            Mistake(f"layer-{i}-alone", f"the adapters of layer {i} alone are applied", {"applied": of_layer(i)})
+            for i in range(min(subject.layers, MOST_LAYERS))
+        ),
+        *(
+            Mistake(
+                f"{kind.replace('_', '-')}-alone", f"the adapter of {kind} alone is applied", {"applied": of_kind(kind)}
+            )
+            for kind in kinds
+        ),
+    ]
+
+
 def _taken(other: Callable[[str], str], parts: str = "AB") -> Callable[[Given], Given]:
     """Return a function that lets modules have another module's factors, where these have the shapes of their own."""
 
@@ -223,7 +247,12 @@ def _of_factors() -> list[Mistake]:
     def halved(path: str, BA: np.ndarray) -> np.ndarray:
         return np.concatenate([BA[: len(BA) // 2], 0 * BA[len(BA) // 2 :]])
 
+    def of_one_device(path: str, BA: np.ndarray) -> np.ndarray:
+        return halved(path, BA.T).T if path.endswith(("o_proj", "down_proj")) else halved(path, BA)
+
     return [
+        Mistake("one-device-of-two-alone", "the update is that of the first device of two: half of the inputs of "
+                "o_proj and down_proj, and half of the others' outputs", {"update": of_one_device}),
         Mistake("a-square-update-is-transposed", "the update of a square weight is transposed",
                 {"update": lambda path, BA: BA.T if BA.shape[0] == BA.shape[1] else BA}),
         Mistake("half-of-the-ranks-alone", "the first half of the ranks alone is used",
@@ -251,12 +280,15 @@ def _of_all(subject: Subject) -> list[Mistake]:
     ]  # fmt: skip
     for alpha in GENERAL_ALPHAS:
         text = f"lora_alpha is not read: the scaling is {alpha} / r"
-        rows.append(Mistake(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha)}))
+        rows.append(Mistake(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha, 1.0)}))
+        if subject.given.config.get("use_rslora"):
+            text = f"lora_alpha is not read: the scaling is {alpha} / the root of r"
+            rows.append(Mistake(f"alpha-{alpha}-is-taken-over-the-root", text, {"scale": _alpha_over_rank(alpha, 0.5)}))
     return rows
 
 
-def _alpha_over_rank(alpha: int) -> Callable[[Config, str], float]:
-    return lambda config, path: alpha / int(setting(config, "r", path))
+def _alpha_over_rank(alpha: int, power: float) -> Callable[[Config, str], float]:
+    return lambda config, path: float(alpha / int(setting(config, "r", path)) ** power)
 
 
 ROUNDED = {
