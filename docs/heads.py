@@ -66,7 +66,7 @@ def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree:
     links = {
         "Install": to("install"),
         "Source": app.config.repository_address or to("_modules/index"),
-        "MIT licence": to("install") + "#the-licence",
+        "MIT licence": ("" if pagename == "install" else to("install")) + "#the-licence",
     }
     row = " · ".join(f'<a href="{html.escape(link)}">{name}</a>' for name, link in links.items())
     context["body"] = context["body"].replace("</h1>", f'</h1><p class="ways">{row}</p>', 1)

@@ -225,7 +225,7 @@ def test_formulas_and_pictures_are_where_they_should_be():
 
 
 def test_install_source_and_licence_are_one_click_away():
-    for page in TOLD + REFERENCE_PAGES:
+    for page in {*TOLD, *REFERENCE_PAGES} - {"install.html"}:
         links = [posixpath.normpath(posixpath.join(posixpath.dirname(page), link)) for link in parse(page).links]
         assert {"install.html", "_modules/index.html", "install.html#the-licence"} <= set(links), page
     with zipfile.ZipFile(SITE / "minilora.zip") as archive:
