@@ -34,7 +34,7 @@ def answers(tmp_path):
 
 def test_questions_are_answered_in_a_process_that_ends(answers):
     with BoundedProcess(answers, seconds=10, memory=1 << 29) as process:
-        assert not process.runs
+        assert (process.runs, process.used) == (False, 0.0)
         first, second = process.ask("a\u00e9\ud800"), process.ask([1, {"b": None}])
         assert (first["question"], second["question"]) == ("a\u00e9\ud800", [1, {"b": None}])
         assert first["pid"] == second["pid"] != os.getpid()
@@ -68,7 +68,9 @@ def test_a_process_that_has_ended_gives_no_answer_and_the_next_question_begins_a
         psutil.Process(before).kill()
         with pytest.raises(BoundsExceeded, match="it ends the process that runs it"):
             process.ask("b" * (1 << 20))
+        process.used = 1e9
         assert process.ask("c")["pid"] != before
+        assert process.used < 1e9  # each process has a time of its own
 
 
 def test_a_process_that_cannot_start_is_no_answer(tmp_path, capfd):
