@@ -5,7 +5,7 @@
     python examples/08_laboratory.py directions          how many directions gradients, steps and changes have
     python examples/08_laboratory.py steps               the time of a step, in full and by LoRA, at two sizes
 
-Experiments: rates, batches, texts, seeds, variants, directions, steps. With --json FILE each training is written there
+Experiments: rates, batches, texts, variants, directions, steps. With --json FILE each training is written there
 as it ends, and those that the file has already are not run again. docs/laboratory.json is such a file.
 
 The model, the text and the 300 steps of 16 windows are those of 05_language_model.py. Runs of one seed and one
@@ -96,20 +96,6 @@ def texts():
                 yield run("LoRA", rank, lr=2e-3 * 2.0**k, share=share)
 
 
-# The rates whose loss is within CLOSE of the best of their part of the text and rank, where there is more than one:
-# seed 0 alone does not say which of them is best.
-CLOSE = 0.04
-NEAR = {}
-
-
-def seeds():
-    """Two more seeds where seed 0 does not decide."""
-    for (share, rank), near in NEAR.items():
-        for seed in (1, 2):
-            for lr in near:
-                yield run("LoRA" if rank else "full", rank, lr=lr, share=share, seed=seed)
-
-
 def variants():
     """Every variant of rank 4 over the rates; then, at the best of them, four more seeds."""
     ways = {
@@ -126,7 +112,7 @@ def variants():
             yield run(way, 4, lr=best, seed=seed, **settings)
 
 
-TRAININGS = {of.__name__: of for of in (rates, batches, texts, seeds, variants)}
+TRAININGS = {of.__name__: of for of in (rates, batches, texts, variants)}
 
 
 def matrices(model):

@@ -29,6 +29,7 @@ from minilora.layer import (
     freeze,
     nest,
     parameter_count,
+    perhaps_transposed,
     rebuild,
     walk,
 )
@@ -317,3 +318,25 @@ def test_a_list_of_layers_is_shown_with_its_shapes():
     assert repr(Blocks(Linear(np.ones((3, 3))), ReLU())) == (
         "Blocks(shift=(3,), layers=[Linear(weight=(3, 3), bias=None), ReLU()])"
     )
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 2), (2, 3, 2), (7, 2)])
+def test_an_input_as_wide_as_the_output_raises_a_question(shape):
+    layer = Linear(np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"; out_features is 2: is the weight transposed\? It lies as \(out, in\)$"):
+        layer(np.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (3, 2, 4)])
+def test_an_input_of_no_width_of_the_layer_raises_none(shape):
+    refusal = ValueError("no")
+    assert perhaps_transposed(refusal, Linear(np.ones((2, 3))), np.ones(shape)) is refusal
+    assert perhaps_transposed(refusal, object(), np.ones(shape)) is refusal
+
+
+def test_a_tied_array_counts_once_among_the_parameters():
+    first, second = Linear(np.ones((3, 3)), np.ones(3)), Linear(np.ones((2, 3)))
+    tied = Sequential(a=first, b=Linear(first.weight), c=second)
+    assert parameter_count(tied) == parameter_count(tied, trained=True) == 9 + 3 + 6
+    half = Sequential(a=first, b=freeze(second))
+    assert (parameter_count(half), parameter_count(half, trained=True)) == (9 + 3 + 6, 9 + 3)

@@ -6,7 +6,8 @@
     minilora golden GOLDEN --compare RESULTS
 
 Two things about the base are said otherwise, in a copy. Its Llama takes hidden_size / heads for head_dim, so the base
-is read as a Mistral, which is the same decoder. And it takes text, so each token gets a word of its own.
+is read as a Mistral, which is the same decoder; one with experts stays what it is. And it takes text, so each token
+gets a word of its own.
 It gives the log-probabilities after a prompt's last token.
 """
 

@@ -22,13 +22,15 @@ ROWS = 128
 class ExpertsByRows(Experts):
     """Experts whose gate takes some rows at a time; on a GPU all of them, where each kernel has to be started."""
 
+    rows: int = ROWS
+
     def gated(self, c: Array) -> tuple[Array, Array, Array]:  # (R, 2 m) -> (R, m) each
         """Return z, and its slopes p and u."""
-        if not isinstance(c, np.ndarray) or len(c) <= ROWS:
+        if not isinstance(c, np.ndarray) or len(c) <= self.rows:
             return super().gated(c)
         a, b = halves(c)
         z, p, u = (np.empty(a.shape, c.dtype) for _ in range(3))
-        for start in range(0, len(c), ROWS):
-            part = slice(start, start + ROWS)
+        for start in range(0, len(c), self.rows):
+            part = slice(start, start + self.rows)
             z[part], p[part], u[part] = gate(self.act_fn, a[part], b[part])
         return z, p, u

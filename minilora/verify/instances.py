@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..adaptation import adapt
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array
 from ..fast.blockwise import Blocks, BlockwiseAttention
+from ..fast.expertwise import ExpertsByRows
 from ..layer import Layer, freeze, rebuild
 from ..layers.activation import ACTIVATIONS
 from ..layers.attention import Attention
@@ -205,11 +207,13 @@ def _router(d: Drawing, *, renormalised: bool = True) -> tuple[Router, Array]:
     return _clear(lambda: (Router(StackedLinear(d.randn(E, n_in)), top_k, renormalised), _sequences(d, n_in)))
 
 
-def _mixture(d: Drawing, *, shared: bool = False) -> tuple[MixtureOfExperts, Array]:
+def _mixture(
+    d: Drawing, kind: Callable[..., Experts] = Experts, *, shared: bool = False
+) -> tuple[MixtureOfExperts, Array]:
     """Renormalised without a shared expert, as Mixtral, and otherwise with one, as Qwen2-MoE."""
     router, x = _router(d, renormalised=not shared)
     n_in, m, E = router.in_features, min(d.out_features, 6) + 1, router.experts
-    experts = Experts(StackedLinear(d.randn(E, 2 * m, n_in) / 2), StackedLinear(d.randn(E, n_in, m) / 2))
+    experts = kind(StackedLinear(d.randn(E, 2 * m, n_in) / 2), StackedLinear(d.randn(E, n_in, m) / 2))
     if not shared:
         return MixtureOfExperts(router, experts), x
     pairs = ((n_in, m - 1), (n_in, m - 1), (m - 1, n_in), (n_in, 1))
@@ -290,6 +294,7 @@ INSTANCES: dict[str, Row] = {
     "MixtureOfExperts": _mixture,
     "MixtureOfExperts, shared expert": lambda d: _mixture(d, shared=True),
     "MixtureOfExperts, LoRA": _mixture_adapted,
+    "MixtureOfExperts, by rows": lambda d: _mixture(d, partial(ExpertsByRows, rows=2)),
 }
 
 

@@ -54,7 +54,7 @@ def test_questions_are_answered_in_a_process_that_ends(answers):
 def test_a_process_beyond_its_bounds_is_ended(answers, question, bounds, reason):
     with BoundedProcess(answers, **{"seconds": 10, "memory": 1 << 29} | bounds) as process:
         before = process.ask("a")["pid"]
-        with pytest.raises(BoundsExceeded, match=reason):
+        with pytest.raises(BoundsExceeded, match=f"^{reason}$"):
             process.ask(question)
         assert not process.runs
         assert not psutil.pid_exists(before)
@@ -71,13 +71,14 @@ def test_a_process_that_has_ended_gives_no_answer_and_the_next_question_begins_a
         assert process.ask("c")["pid"] != before
 
 
-def test_a_process_that_cannot_start_is_no_answer(tmp_path):
+def test_a_process_that_cannot_start_is_no_answer(tmp_path, capfd):
     (tmp_path / "answers.py").write_text("1 / 0")
     with (
         BoundedProcess(tmp_path / "answers.py", seconds=10, memory=1 << 29) as process,
-        pytest.raises(BoundsExceeded, match="the process that runs it does not start"),
+        pytest.raises(BoundsExceeded, match=r"^the process that runs it does not start$"),
     ):
         process.ask("a")
+    assert capfd.readouterr().err == ""
 
 
 def test_more_time_may_be_added(answers):

@@ -70,4 +70,9 @@ over_all_case = partial(router_case, row="Router, over all")
 shared_case = partial(mixture_case, row="MixtureOfExperts, shared expert")
 adapted_experts_case = partial(mixture_case, row="MixtureOfExperts, LoRA")
 
-EXPERT_CASES = (router_case(), over_all_case(), mixture_case(), shared_case(), adapted_experts_case())
+by_rows_case = partial(mixture_case, row="MixtureOfExperts, by rows")
+
+EXPERT_CASES = (
+    *(router_case(), over_all_case()),
+    *(mixture_case(), shared_case(), adapted_experts_case(), by_rows_case()),
+)

@@ -88,6 +88,10 @@ def _file(folder: Path) -> Path:
     pickles = [name for name in ("adapter_model.bin", "pytorch_lora_weights.bin") if os.path.exists(folder / name)]
     if pickles:
         raise FileRefused(folder / pickles[0], "a pickle, which can run code when it is read: save it as safetensors")
+    if os.path.exists(folder / "adapters.npz"):
+        raise FileRefused(
+            folder / "adapters.npz", "an archive of NumPy's, as old versions of mlx-lm wrote: it is not read"
+        )
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
     if len(files) == 1:
         return files[0]

@@ -145,6 +145,8 @@ def _types(config: Mapping[str, Any]) -> Iterator[Finding]:
         table = config.get(name)
         bad = {k: v for k, v in table.items() if type(v) not in kinds or v <= 0} if isinstance(table, dict) else {}
         wrong += [f"{name}[{short(k)}] is {short(v)}" for k, v in bad.items()]
+    if config.get("bias") not in (None, "none", "all", "lora_only"):
+        wrong.append(f"bias is {short(config['bias'])}")
     if wrong:
         yield Finding(WRONG, "config-type", f"{'; '.join(wrong)}: no value that PEFT can compute with")
 

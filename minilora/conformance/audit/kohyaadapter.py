@@ -9,6 +9,7 @@ underscores the file does not say: the model's names do. LoHa, LoKr and their li
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +32,9 @@ OTHER_KINDS = {
 }  # fmt: skip
 
 
-def refuse_other_kinds(path: Path, names: object) -> None:
+def refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
     """Refuse what is an adapter and no LoRA, by its name."""
-    for name in list(names):  # type: ignore[call-overload]
+    for name in names:
         last = name.rpartition(".")[2] if not name.endswith(".weight") else ".".join(name.split(".")[-2:])
         kind = next((kind for start, kind in OTHER_KINDS.items() if last.startswith(start)), None)
         if kind is not None:

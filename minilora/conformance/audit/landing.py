@@ -23,6 +23,8 @@ from .spellings import KOHYA_PREFIXES, Fault, Spellings
 ARCHITECTURE = "general.architecture"
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 """The number of a layer in a path."""
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Modules that some models keep in one matrix."""
 
 
 @dataclass
@@ -119,11 +121,22 @@ def _lost(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Findin
     if len(beyond) == len(lost):
         text += f"; the model has layers up to {deepest}: the adapter is of a deeper one"
     else:
-        text += f"; the model has such as {short(like)}"
+        text += _in_one(first, model) or f"; the model has such as {short(like)}"
     level = WRONG
     if _untranslated(adapter, model, lost):
         level, text = NOTE, f"{listed(lost)}: llama.cpp's names do not tell all, so whether they land is not known"
     return Finding(level, "module-unknown", text, tuple(lost))
+
+
+def _in_one(path: str, model: ModelHeaders) -> str:
+    """Say that the model keeps several modules in one matrix and the adapter each by itself, or the other way round."""
+    module, _, name = path.rpartition(".")
+    for whole, parts in FUSED.items():
+        if name in parts and f"{module}.{whole}" in model.modules:
+            return f"; the model has {', '.join(parts)} in one matrix, {short(f'{module}.{whole}')}"
+        if name == whole and all(f"{module}.{part}" in model.modules for part in parts):
+            return f"; the model has {', '.join(parts)} apart, and the adapter has them in one matrix"
+    return ""
 
 
 def _shared(path: str, other: str) -> int:

@@ -36,6 +36,13 @@ DISTRIBUTED: Fault = (
     "prefix-module",
     "'module.' of a distributed model stands before the names, so the modules are not found",
 )
+WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+WRAPPED: Fault = (
+    WRONG,
+    "prefix-wrapped",
+    "the names have the part of a wrapper in them, as of FSDP, DeepSpeed or activation checkpointing, so the modules "
+    "are not found",
+)
 DOUBLED: Fault = (
     WRONG,
     "prefix-doubled",
@@ -134,6 +141,9 @@ class Spellings:
         bare = path.replace("_orig_mod.", "")
         if bare != path:
             yield COMPILED, bare
+        if (unwrapped := WRAPPERS.sub("", bare)) != bare:
+            bare = unwrapped
+            yield WRAPPED, bare
         if bare.startswith("module."):
             yield DISTRIBUTED, bare.removeprefix("module.")
         while bare.startswith((PREFIX, "module.")):

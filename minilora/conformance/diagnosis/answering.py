@@ -22,6 +22,9 @@ def logits(subject: Subject, ids: np.ndarray, mistake: Mistake | None = None, ti
     """Return the logits (P, T, V) of prompts (P, T), with the adapter as a mistake applies it; None for none."""
     parts: dict[str, Any] = dict(mistake.parts) if mistake is not None else {"times": times}
     given = subject.given if mistake is None else mistake.reading(subject.given)
+    which, dtype = ("", "") if mistake is None else (mistake.which, mistake.rounded)
+    if which == "base":
+        subject = replace(subject, arrays=_rounded(subject.arrays, dtype))
     if subject.config.mixture is not None:
         of_mixture = MixtureFormulas().with_parts(**parts)
         changed = of_mixture.changed(subject.arrays, given)
@@ -29,8 +32,8 @@ def logits(subject: Subject, ids: np.ndarray, mistake: Mistake | None = None, ti
         subject = replace(subject, config=replace(subject.config, mixture=mixture))
     else:
         changed = Formulas(**parts, product=lambda x, W: x @ W.T).changed(subject.arrays, [(given, 1.0)])
-    if mistake is not None and mistake.rounded:
-        changed = _rounded(changed, mistake.rounded)
+    if which in ("merged", "all"):
+        changed = _rounded(changed if which == "merged" else {**subject.arrays, **changed}, dtype)
     model = _model(subject, changed)
     if mistake is not None and mistake.cached:
         base = _model(subject, {})

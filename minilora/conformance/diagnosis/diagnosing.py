@@ -21,7 +21,7 @@ from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE
 from .answering import logits
-from .mistakes import ROUNDINGS, Mistake, layers_left_out, mistakes_of, outline
+from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
 from .subject import Subject, read_subject
 
 PROMPTS = "prompts"
@@ -31,6 +31,8 @@ CLEARLY = 3.0
 """How many times as far another answer must lie, to be ruled out."""
 OURS = {"float64": 0.0, "float32": 1e-3}
 """How far our own logits may be off, by the type that they are computed in: a large model's in float32."""
+ROUNDED_TWICE = 10.0
+"""How many tolerances an answer of rounded weights may be off: where a sum is in the midst, its last bit decides."""
 SAME = 1e-3
 """How far two answers may differ, in tolerances, that are the same."""
 SHOWN = 5
@@ -48,6 +50,7 @@ class Candidate:
     source: str
     largest: float  # the largest difference of its logits to the engine's, in tolerances
     typical: float  # the root of the mean square of these differences, in tolerances
+    slack: float = 1.0  # how large `largest` may be
     off: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))  # the differences, in tolerances
 
 
@@ -67,10 +70,10 @@ class Diagnosis:
     @property
     def fitting(self) -> list[Candidate]:
         """What the engine may have done, the nearest first: all that no other thing rules out."""
-        nearest = sorted((c for c in self.candidates if c.largest <= 1), key=lambda c: c.typical)
-        fitting = [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
-        right = any(not c.flag for c in fitting)  # then rounding within the tolerance is no mistake
-        return [c for c in fitting if not (right and c.flag in {row.flag for row in ROUNDINGS})]
+        right = self.candidates[0].largest <= 1  # then rounding is no mistake, but the precision that was declared
+        possible = [c for c in self.candidates if c.largest <= c.slack and not (right and c.slack > 1)]
+        nearest = sorted(possible, key=lambda c: c.typical)
+        return [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
 
     @property
     def status(self) -> int:
@@ -187,7 +190,8 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
 
     def held(mistake: Mistake | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
         d, source = off(z), mistake.source if mistake else ""
-        return Candidate(flag, text, source, float(np.abs(d).max()), float(np.sqrt((d**2).mean())), d)
+        slack = ROUNDED_TWICE if mistake in ROUNDINGS else 1.0
+        return Candidate(flag, text, source, float(np.abs(d).max()), float(np.sqrt((d**2).mean())), slack, d)
 
     table = _Table(subject, prompts, held)
     for mistake in mistakes_of(subject):
@@ -195,7 +199,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
     effect = float(np.abs(table.right - logits(subject, prompts, times=0.0)).max())
     diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
     if not diagnosis.fitting:
-        for mistake in layers_left_out(subject):
+        for mistake in (*layers_left_out(subject), *acting_alone(subject)):
             table.add(mistake)
     if not diagnosis.fitting:
         diagnosis.strength = _strength(lambda times: off(logits(subject, prompts, times=times)))

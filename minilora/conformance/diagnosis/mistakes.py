@@ -43,7 +43,8 @@ class Mistake:
     parts: Mapping[str, Any]  # what it replaces of `Formulas`
     source: str = ""  # where it was made in public, as "owner/repository #issue"
     reading: Callable[[Given], Given] = lambda adapter: adapter  # the adapter as it takes it, with other factors
-    rounded: str = ""  # the type that merged weights are rounded to
+    rounded: str = ""  # the type that weights are rounded to
+    which: str = ""  # of them: the "merged" ones, "all" after the merge, or the "base"'s before
     cached: str = ""  # whose keys and values the prompt's are: "base", or "adapted", before a last token of the other
 
 
@@ -170,6 +171,30 @@ def layers_left_out(subject: Subject) -> list[Mistake]:
     ]
 
 
+def acting_alone(subject: Subject) -> list[Mistake]:
+    """Return rows of one layer's adapters alone, and of one kind of module's: also for what no other one explains."""
+
+    def of_layer(i: int) -> Callable[[str], bool]:
+        return lambda path: (match := LAYER.search(path)) is not None and int(match[0]) == i
+
+    def of_kind(kind: str) -> Callable[[str], bool]:
+        return lambda path: path.rpartition(".")[2] == kind
+
+    kinds = sorted({path.rpartition(".")[2] for path in subject.given.modules})
+    return [
+        *(
+            Mistake(f"layer-{i}-alone", f"the adapters of layer {i} alone are applied", {"applied": of_layer(i)})
+            for i in range(min(subject.layers, MOST_LAYERS))
+        ),
+        *(
+            Mistake(
+                f"{kind.replace('_', '-')}-alone", f"the adapter of {kind} alone is applied", {"applied": of_kind(kind)}
+            )
+            for kind in kinds
+        ),
+    ]
+
+
 def _taken(other: Callable[[str], str], parts: str = "AB") -> Callable[[Given], Given]:
     """Return a function that lets modules have another module's factors, where these have the shapes of their own."""
 
@@ -222,7 +247,12 @@ def _of_factors() -> list[Mistake]:
     def halved(path: str, BA: np.ndarray) -> np.ndarray:
         return np.concatenate([BA[: len(BA) // 2], 0 * BA[len(BA) // 2 :]])
 
+    def of_one_device(path: str, BA: np.ndarray) -> np.ndarray:
+        return halved(path, BA.T).T if path.endswith(("o_proj", "down_proj")) else halved(path, BA)
+
     return [
+        Mistake("one-device-of-two-alone", "the update is that of the first device of two: half of the inputs of "
+                "o_proj and down_proj, and half of the others' outputs", {"update": of_one_device}),
         Mistake("a-square-update-is-transposed", "the update of a square weight is transposed",
                 {"update": lambda path, BA: BA.T if BA.shape[0] == BA.shape[1] else BA}),
         Mistake("half-of-the-ranks-alone", "the first half of the ranks alone is used",
@@ -250,18 +280,26 @@ def _of_all(subject: Subject) -> list[Mistake]:
     ]  # fmt: skip
     for alpha in GENERAL_ALPHAS:
         text = f"lora_alpha is not read: the scaling is {alpha} / r"
-        rows.append(Mistake(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha)}))
+        rows.append(Mistake(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha, 1.0)}))
+        if subject.given.config.get("use_rslora"):
+            text = f"lora_alpha is not read: the scaling is {alpha} / the root of r"
+            rows.append(Mistake(f"alpha-{alpha}-is-taken-over-the-root", text, {"scale": _alpha_over_rank(alpha, 0.5)}))
     return rows
 
 
-def _alpha_over_rank(alpha: int) -> Callable[[Config, str], float]:
-    return lambda config, path: alpha / int(setting(config, "r", path))
+def _alpha_over_rank(alpha: int, power: float) -> Callable[[Config, str], float]:
+    return lambda config, path: float(alpha / int(setting(config, "r", path)) ** power)
 
 
+ROUNDED = {
+    "merged-in": ("merged", "the update was added to the weights, and these were rounded to"),
+    "all-weights-in": ("all", "the adapter was merged, and then all weights of the model were rounded to"),
+    "the-base-in": ("base", "the base's weights are rounded, and the adapter acts beside them: they are in"),
+}
+"""Which weights are rounded, and how that is said, by the beginning of a flag."""
 ROUNDINGS = tuple(
-    Mistake(
-        f"merged-in-{name}", f"the update was added to the weights, and these were rounded to {name}", {}, rounded=dtype
-    )
+    Mistake(f"{start}-{name}", f"{text} {name}", {}, rounded=dtype, which=which)
+    for start, (which, text) in ROUNDED.items()
     for name, dtype in (("bfloat16", "BF16"), ("float16", "F16"))
 )
 """Rows of weights that are rounded, which is no mistake where the engine computes in that type."""

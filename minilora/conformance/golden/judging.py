@@ -28,6 +28,8 @@ COMPUTED_IN = "computed_in"
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """How far a merged weight's entry may be off, as a part of the largest entry: it is rounded once, or a few times."""
+MUCH = 10
+"""Tolerances: a request that is off by more, and within a lower precision's, was rounded to that one."""
 INTEGERS = {"I64": "<i8", "I32": "<i4"}
 MAX_INDEX, MAX_ANSWER = 1 << 22, 1 << 26
 """Bytes of an index, and of one tensor of answers, that are read: the bases have half a megabyte."""
@@ -265,8 +267,9 @@ def judge_session(
             continue
         verdict = _verdict(id, path, folder / request["answers"], request["flags"], tolerance, last=True)
         right_before = any(before.state == "right" for before in verdicts)
-        if 1 < verdict.off <= max(tolerance.values()) / tolerance[verdict.precision] and right_before:
-            verdict = replace(verdict, flags=(*verdict.flags, ROUNDED.flag))
+        rounded = MUCH < verdict.off <= max(tolerance.values()) / tolerance[verdict.precision]
+        if rounded and right_before and not verdict.flags:
+            verdict = replace(verdict, flags=(ROUNDED.flag,))
         verdicts.append(verdict)
     return verdicts
 

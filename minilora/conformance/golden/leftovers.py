@@ -76,6 +76,7 @@ class Leftover:
     name: str
     sum: Callable[[Moment], Sum | None] = lambda m: added(m.now)  # None where the bug makes no difference
     cached: Callable[[Moment], Sequence[Use | None]] = lambda m: ()  # whose keys and values it takes, where it does
+    order: Callable[[Sequence[Use | None]], Sequence[int]] | None = None  # the prompts whose answers a batch gets
     source: str = ""
 
 
@@ -125,8 +126,12 @@ def _union(m: Moment) -> Sum:
     return added(*{(use.name, use.folder): use for use in m.changes}.values())
 
 
+def _name(use: Use | None) -> str:
+    return "" if use is None else use.name
+
+
 def _sorted(m: Moment) -> Sum:
-    return added(sorted(m.batch, key=lambda use: "" if use is None else use.name)[m.batch.index(m.now)])
+    return added(sorted(m.batch, key=_name)[m.batch.index(m.now)])
 
 
 def _in_the_batch(m: Moment) -> list[Use]:
@@ -181,6 +186,9 @@ LEFTOVERS: Sequence[Leftover] = (
     Leftover("the-adapters-of-a-batch-are-sorted-and-its-prompts-are-not",
              "the adapters of a batch are brought into another order, by their names, and its prompts are not",
              lambda m: _sorted(m) if _mixed(m) else None),
+    Leftover("the-answers-of-a-batch-are-sorted-by-their-adapters",
+             "the prompts of a batch are sorted by their adapters, and the answers are not put back",
+             order=lambda batch: sorted(range(len(batch)), key=lambda j: _name(batch[j]))),
     Leftover("each-prompt-of-a-batch-gets-the-next-ones-adapter", "each prompt of a batch gets the next one's adapter",
              lambda m: added(m.batch[(m.batch.index(m.now) + 1) % len(m.batch)]) if _mixed(m) else None),
     Leftover("each-prompt-of-a-batch-gets-the-adapter-before",

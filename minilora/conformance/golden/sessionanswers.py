@@ -52,6 +52,8 @@ def _answers(before: Sequence[Request], request: Request) -> RequestAnswers:
     found = _ends(request.prompts, [right, *uncached.values()], right)
     numbers = dict(zip(uncached, found[1:], strict=True))
     for bug in LEFTOVERS:
+        if bug.order:
+            numbers[bug.flag] = found[0][bug.order(request.adapters)]
         if any(caches := [bug.cached(moment) for moment in moments]):
             numbers[bug.flag] = np.stack([
                 _with_old_cache(prompt, shared(prompt, before), added(*cache), sum) if cache else usual

@@ -189,6 +189,8 @@ BROKEN = {
         "prefix-orig-mod",
         of(lambda x: renamed(x, PREFIX, f"{PREFIX}_orig_mod.")),
     ),
+    "names of FSDP": ("prefix-wrapped", of(lambda x: renamed(x, "self_attn.", "_fsdp_wrapped_module.self_attn."))),
+    "a bias that is none": ("config-type", said({"bias": "lora"})),
     "a distributed model's names": (
         "prefix-module",
         of(lambda x: renamed(x, PREFIX, f"{PREFIX}module.")),

@@ -117,13 +117,6 @@ def test_what_is_wrong_with_experts_is_named(tmp_path, what):
     assert code in codes(report, "wrong", "suspicious"), str(report)
 
 
-def test_arrays_named_without_their_module_are_those_of_the_experts(tmp_path):
-    tensors = expert_factors() | factors(paths("q_proj"))
-    adapter = peft(tmp_path / "a", tensors, config("q_proj", target_parameters=["down_proj", "gate_up_proj"]))
-    report = audit(adapter, model(tmp_path / "m", experts=4, apart=True))
-    assert (report.word, report.landing.lost) == ("SOUND", []), str(report)
-
-
 def test_the_experts_of_mlx_lm_land_under_their_other_name(tmp_path):
     rng, tensors = np.random.default_rng(0), {}
     for i in range(LAYERS):
@@ -149,6 +142,15 @@ def test_the_folder_above_an_adapter_is_pointed_to_it(tmp_path):
     peft(tmp_path / "mine", factors(paths("q_proj")), config("q_proj"))
     with pytest.raises(FileRefused, match="its folder 'mine' holds one"):
         audit(tmp_path)
+
+
+def test_an_adapter_of_matrices_that_the_model_has_in_one_is_told_so(tmp_path):
+    arrays = {f"model.layers.{i}.self_attn.qkv_proj.weight": np.ones((20, D), "f4") for i in range(LAYERS)}
+    report = audit(peft(tmp_path / "a", factors(paths(*QV)), config(*QV)), written(tmp_path / "m", arrays))
+    assert "has q_proj, k_proj, v_proj in one matrix, 'model.layers.0.self_attn.qkv_proj'" in report.first_line
+    tensors = {n.replace("q_proj", "qkv_proj"): a for n, a in factors(paths("q_proj")).items()}
+    report = audit(peft(tmp_path / "b", tensors, config("qkv_proj")), model(tmp_path / "n"))
+    assert "has q_proj, k_proj, v_proj apart" in report.first_line
 
 
 def test_experts_that_are_named_and_missing_are_told(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, attach, load_adapter, merge
-from minilora.conformance.diagnosis.diagnosing import diagnose
+from minilora.conformance.diagnosis.diagnosing import Candidate, Diagnosis, diagnose
 from minilora.guards.errors import FileRefused
 from minilora.guards.tensorfile import decode, encode
 from minilora.language.llamaconfig import LlamaConfig
@@ -126,16 +126,15 @@ def in_each(part, change):
     return lambda tensors: {n: change(a) if part in n else a for n, a in tensors.items()}
 
 
-def rounded(dtype):
-    """Merge, and round every weight that an adapter changed."""
+def rounded(dtype, whole=False):
+    """Merge, and round every weight that an adapter changed; or every weight of the model."""
 
     def change(model):
         merged = merge(model)
         for path, layer in walk(merged):
-            if path.endswith(("_proj", "lm_head")):
-                layer.weight = (
-                    decode(encode(layer.weight.astype("f4"), dtype), dtype).reshape(layer.weight.shape).astype("f8")
-                )
+            if hasattr(layer, "weight") and (whole or path.endswith(("_proj", "lm_head"))):
+                W = layer.weight
+                layer.weight = decode(encode(W.astype("f4"), dtype), dtype).reshape(W.shape).astype("f8")
         return merged
 
     return change
@@ -175,11 +174,15 @@ CAUSES = {
     "the head is the base's": ("lm-head-is-left-out", {"tensors": without("lm_head")}),
     "the MLP left out": ("the-mlp-is-left-out", {"tensors": without(".mlp.")}),
     "half of the layers": ("the-second-half-of-the-layers-alone", {"tensors": without(*HALF)}),
+    "one layer alone": ("layer-2-alone", {"tensors": lambda t: {n: a for n, a in t.items() if "layers.2." in n}}),
+    "q alone": ("q-proj-alone", {"tensors": lambda t: {n: a for n, a in t.items() if "q_proj" in n}}),
+    "another alpha": ("alpha-16-is-taken-over-the-root", {"config": {"lora_alpha": 16}, "drop": ["alpha_pattern"]}),
     "one layer": ("layer-2-is-left-out", {"tensors": without("layers.2.")}),
     "gate and up exchanged": ("gate-and-up-are-swapped", {
         "tensors": exchanged("gate_proj", "up_proj"), "config": {"alpha_pattern": {"layers.1.mlp.gate_proj": 20}}}),
     "merged in bfloat16": ("merged-in-bfloat16", {"change": rounded("BF16")}),
     "merged in float16": ("merged-in-float16", {"change": rounded("F16")}),
+    "the merged model in bfloat16": ("all-weights-in-bfloat16", {"change": rounded("BF16", whole=True)}),
     "subtracted": ("the-update-is-subtracted", {"tensors": in_each("lora_B", lambda B: -B)}),
     "the last rank dropped": (
         "the-last-rank-is-dropped",
@@ -217,6 +220,13 @@ def test_right_logits_are_right_in_every_form(files, tmp_path, form):
     diagnosis = diagnosed(files, answered(tmp_path, **tensors))
     assert diagnosis.status == 0, str(diagnosis)
     assert "RIGHT" in diagnosis.first_line
+
+
+def test_rounded_weights_are_no_mistake_within_the_declared_precision():
+    rounding = Candidate("all-weights-in-bfloat16", "rounded", "", 0.01, 0.005, slack=10.0)
+    for off, status in ((0.9, 0), (1.1, 1)):
+        candidates = [Candidate("", "what is right", "", off, off / 2), rounding]
+        assert Diagnosis("f", "bfloat16", 0.03, 1.0, candidates, {}).status == status
 
 
 @pytest.mark.long

@@ -46,7 +46,10 @@ class Engine:
         self.weights = {use.name: self.scale(use) for use in dict.fromkeys(uses) if use is not None}
         if request.merged:
             return self.while_merged(uses[0], request.prompts)
-        return np.stack([self.answer(prompt, use) for prompt, use in zip(request.prompts, uses, strict=True)])
+        pairs = list(zip(request.prompts, uses, strict=True))
+        if self.bug == "answers sorted":
+            pairs.sort(key=lambda pair: pair[1].name if pair[1] else "")
+        return np.stack([self.answer(prompt, use) for prompt, use in pairs])
 
     def answer(self, prompt, use):
         if self.bug == "responses by prompt" and (key := prompt.tobytes()) in self.responses:

@@ -1,5 +1,6 @@
 """Golden mixtures: the decoder's own numbers, apart from each other, and a foreign reader's mistakes by their names."""
 
+import re
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from minilora.conformance.golden import exact
 from minilora.conformance.golden.answers import TOLERANCE
 from minilora.conformance.golden.bases import write_safetensors
 from minilora.conformance.golden.judging import compare
+from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mixtures.answers import mixture_answers
 from minilora.conformance.golden.mixtures.bases import DOUBLE, FUSED, KEPT, MIXTURE_BASES, SQUARE
 from minilora.conformance.golden.mixtures.cases import APART, MARGIN, MIXTURES
@@ -74,6 +76,14 @@ def test_rows_of_the_suite_have_its_flag_its_sentence_and_its_formula():
     for bug in of_files:
         row = rows[bug.flag]
         assert (row.name, row.source, row.parts) == (bug.name, bug.source, bug.parts)
+
+
+def test_a_flag_and_a_sentence_stand_once():
+    flags, names = ([getattr(row, part) for row in MIXTURE_MISREADINGS] for part in ("flag", "name"))
+    assert len(set(flags)) == len(set(names)) == len(MIXTURE_MISREADINGS) >= 24
+    others = {row.name: row.flag for row in (*table.BUGS, *MISREADINGS)}
+    assert all(others.get(row.name, row.flag) == row.flag for row in MIXTURE_MISREADINGS)
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag) for flag in flags)
 
 
 def test_widths_are_such_that_in_and_out_can_be_exchanged_in_two_bases_alone():

@@ -31,6 +31,7 @@ PLANTED = {
     "first of the batch": "the-first-adapter-of-a-batch-is-taken-for-all",
     "last of the batch": "the-last-adapter-of-a-batch-is-taken-for-all",
     "batch sorted": "the-adapters-of-a-batch-are-sorted-and-its-prompts-are-not",
+    "answers sorted": "the-answers-of-a-batch-are-sorted-by-their-adapters",
     "base rows take slot 0": "prompts-without-an-adapter-get-the-first-of-the-batch",
     "merges in bfloat16": "earlier-requests-leave-rounding",
     "merged and beside": "the-update-is-added-twice",
