@@ -70,9 +70,15 @@ class Diagnosis:
     @property
     def fitting(self) -> list[Candidate]:
         """What the engine may have done, the nearest first: all that no other thing rules out."""
-        right = self.candidates[0].largest <= 1  # then rounding is no mistake, but the precision that was declared
-        possible = [c for c in self.candidates if c.largest <= c.slack and not (right and c.slack > 1)]
-        nearest = sorted(possible, key=lambda c: c.typical)
+        right = self.candidates[0]
+
+        def is_possible(c: Candidate) -> bool:
+            if c.slack == 1:
+                return c.largest <= 1
+            # Rounded weights within the tolerance are the precision that was declared; others explain what is off.
+            return right.largest > 1 and c.largest <= c.slack and c.typical <= right.typical / CLEARLY
+
+        nearest = sorted(filter(is_possible, self.candidates), key=lambda c: c.typical)
         return [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
 
     @property

@@ -278,6 +278,10 @@ def _of_all(subject: Subject) -> list[Mistake]:
         Mistake("the-last-token-is-the-bases", "the adapter acts on the prompt, and not on its last token", {},
                 cached="adapted"),
     ]  # fmt: skip
+    if subject.given.saved:
+        text = "nothing in the file is applied, neither factors nor modules trained in full: this is the base"
+        nothing: dict[str, Any] = {"applied": lambda path: False, "saved": lambda W, trained: W}
+        rows.append(Mistake("nothing-in-the-file-is-applied", text, nothing))
     for alpha in GENERAL_ALPHAS:
         text = f"lora_alpha is not read: the scaling is {alpha} / r"
         rows.append(Mistake(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha, 1.0)}))

@@ -13,15 +13,18 @@ from ...files.peft.adapterconfig import KEYS
 from ...guards.errors import FileRefused, short
 from ...language.llamaconfig import LlamaConfig
 from ...language.modelfiles.loading import open_llama
+from ...layers.rotary import halves_from_interleaved
 from ..audit.adapterfile import AdapterFile
 from ..audit.adapteropening import open_adapter
-from ..audit.landing import land
+from ..audit.landing import ARCHITECTURE, land
 from ..audit.modelheaders import open_model
 from ..audit.peftadapter import TOKENS
 from ..golden.bases import EMBEDDING, HEAD
 from ..golden.formulas import Arrays, Given, Module
 
 OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
+TURNED = (".q_proj", ".k_proj")
+"""Modules whose rows a Llama's .gguf file has in another order."""
 LARGE = 40_000_000
 """Numbers in a model from which on float32 is computed with, and not float64."""
 
@@ -71,7 +74,7 @@ def read_subject(model: Path, adapter: Path) -> Subject:
         raise FileRefused(adapter, f"{short(strange[0])} is not computed here")
     config, arrays = _base(model)
     _check_kinds(file, mixture=config.mixture is not None)
-    given = _given(file, landing.places, arrays)
+    given = _given(file, landing.places, arrays, config.head_dim)
     for path in [*given.modules, *given.saved]:
         if path not in arrays and f"{path}.weight" not in arrays and not OF_ONE_EXPERT.search(path):
             raise FileRefused(adapter, f"{short(path)} is no layer of this decoder: see `minilora audit`")
@@ -105,18 +108,21 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
     return config, arrays
 
 
-def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays) -> Given:
+def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: int) -> Given:
     """Return the adapter in the words of PEFT's configuration, whichever program wrote it."""
     dtype = arrays[EMBEDDING].dtype
 
     def read(name: str | None) -> np.ndarray | None:
         return None if name is None else file.tensors.read(name).astype(dtype)
 
+    llamas = "GGUF" in file.format and file.tensors.notes.get(ARCHITECTURE) == "llama"
     modules = {}
     for path, module in file.modules.items():
         A, B = (np.asarray(read(module.parts[part])) for part in "AB")
         if module.kind != "experts":  # whose formulas take the factors as they are packed
             ((A, B),) = module.pairs(A, B)
+        if llamas and path.endswith(TURNED) and len(B) % head_dim == 0:
+            B = halves_from_interleaved(B, head_dim)
         magnitude, bias = read(module.parts.get("magnitude")), read(module.parts.get("bias"))
         known = path in arrays or f"{path}.weight" in arrays or OF_ONE_EXPERT.search(path) is not None
         own = path if known else places[path]

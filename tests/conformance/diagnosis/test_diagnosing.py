@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, attach, load_adapter, merge
+from minilora.cli import main
 from minilora.conformance.diagnosis.diagnosing import Candidate, Diagnosis, diagnose
 from minilora.guards.errors import FileRefused
 from minilora.guards.tensorfile import decode, encode
@@ -220,6 +221,29 @@ def test_right_logits_are_right_in_every_form(files, tmp_path, form):
     diagnosis = diagnosed(files, answered(tmp_path, **tensors))
     assert diagnosis.status == 0, str(diagnosis)
     assert "RIGHT" in diagnosis.first_line
+
+
+def test_an_adapter_of_llama_cpps_is_that_which_it_was_made_of(files, tmp_path):
+    pytest.importorskip("gguf")
+    plain = adapter(
+        tmp_path / "plain",
+        CONFIG,
+        {n: a for n, a in load_file(files / "adapter" / "adapter_model.safetensors").items() if "lm_head" not in n},
+    )
+    assert main(["export", str(plain), "--model", str(files / "model"), "-o", str(tmp_path / "a.gguf")]) == 0
+    z = attach(Llama.load(files / "model", dtype="float64"), load_adapter(plain, dtype="float64"))(IDS)
+    diagnosis = diagnose(files / "model", tmp_path / "a.gguf", answered(tmp_path, logits=z))
+    assert diagnosis.status == 0, str(diagnosis)
+
+
+def test_an_adapter_with_a_module_in_full_of_which_nothing_is_applied(files, tmp_path):
+    tensors = load_file(files / "adapter" / "adapter_model.safetensors")
+    whole = {n: a for n, a in tensors.items() if "lm_head" not in n}
+    whole["base_model.model.lm_head.weight"] = np.random.default_rng(5).standard_normal((V, 16))
+    saved = adapter(tmp_path / "saved", CONFIG | {"modules_to_save": ["lm_head"]}, whole)
+    z = Llama.load(files / "model")(IDS)
+    diagnosis = diagnose(files / "model", saved, answered(tmp_path, logits=z))
+    assert diagnosis.json()["flags"] == ["nothing-in-the-file-is-applied"], str(diagnosis)
 
 
 def test_rounded_weights_are_no_mistake_within_the_declared_precision():
