@@ -16,9 +16,9 @@ def test_an_activation_takes_float_arrays_alone(cls):
 
 def test_the_slope_of_relu_at_zero_is_zero():
     layer = ReLU()
-    y, cache = layer.forward(np.array([-1.0, 0.0, 2.0]))
-    assert y.tolist() == [0, 0, 2]
-    assert layer.backward(np.ones(3), cache)[0].tolist() == [0, 0, 1]
+    y, cache = layer.forward(np.array([-1.0, -1e-9, 0.0, 1e-9, 0.5, 2.0]))
+    assert y.tolist() == [0, 0, 0, 1e-9, 0.5, 2]
+    assert layer.backward(np.ones(6), cache)[0].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
