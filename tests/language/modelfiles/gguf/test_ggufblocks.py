@@ -167,3 +167,13 @@ def test_a_model_of_blocks_is_saved_as_numbers(tmp_path):
     again = Llama.load(tmp_path / "folder")
     assert not any(isinstance(layer, CodedLinear) for _, layer in walk(again))
     np.testing.assert_array_equal(again(IDS), kept(IDS))
+
+
+@pytest.mark.parametrize("keep_blocks", [False, True])
+def test_a_model_no_longer_hangs_on_its_file(tmp_path, keep_blocks):
+    path = written(tmp_path / "m.gguf")
+    model = Llama.load(path, keep_blocks=keep_blocks)
+    before = model(IDS)
+    with path.open("r+b") as file:  # in place: a mapping of the file would see it
+        file.write(bytes(path.stat().st_size))
+    np.testing.assert_array_equal(model(IDS), before)
