@@ -58,6 +58,8 @@ def open_gguf(
             array: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
         except Exception as error:
             raise FileRefused(path, f"{short(tensor.name)} of type {kind} cannot be read: {error}") from error
+        if np.may_share_memory(array, tensor.data):  # numbers stored as such: the file may change, the model may not
+            array = array.copy()
         return np.asarray(halves_from_interleaved(array, config.head_dim) if turned else array)
 
     return config, {name: tuple(map(int, reversed(t.shape))) for name, t in tensors.items()}, read
