@@ -445,7 +445,7 @@ def grids(P: np.ndarray, o: np.ndarray, dS: np.ndarray) -> Drawing:
             drawing.box(left + 34 * j, 58 + 36 * i, 33, 33, number, fill=colour, fill_opacity=full, rx=0)
             drawing.end()
     for i in range(3):
-        drawing.text(15, 58 + 36 * i, f"t = {i + 1}")
+        drawing.text(0, 58 + 36 * i, f"t = {i + 1}", anchor="start", font_size=11)
         drawing.text(47 + 34 * i, 32, f"u = {i + 1}")
         drawing.text(239 + 34 * i, 32, f"u = {i + 1}")
     drawing.text(WIDTH / 2, 168, "row t: position t; column u: the one it reads from")
@@ -668,9 +668,9 @@ def memory_bars(ways: dict[str, dict[str, int]]) -> Drawing:
             x += width
         for x in cards.values():
             drawing.box(x, y, 1.5, 26, fill="currentColor", stroke="none", rx=0)
-    for (kind, colour), x in zip(KINDS.items(), (6, 76, 229), strict=True):
+    for (kind, colour), x in zip(KINDS.items(), (2, 64, 208), strict=True):
         drawing.box(x + 5, drawing.height - 12, 10, 10, fill=colour, stroke="none", rx=0)
-        drawing.text(x + 14, drawing.height - 12, kind, anchor="start", font_size=11)
+        drawing.text(x + 14, drawing.height - 12, kind, anchor="start", font_size=10.5)
     return drawing
 
 

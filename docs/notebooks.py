@@ -46,7 +46,15 @@ FOLDED = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
 """Tags of cells whose source the site does not show at once."""
 COMMANDS_NEED = {
     page: ["models"]
-    for page in ("decoder", "finetune", "golden-adapters", "is-my-adapter-applied", "language-model", "low-rank")
+    for page in (
+        "decoder",
+        "experts",
+        "finetune",
+        "golden-adapters",
+        "is-my-adapter-applied",
+        "language-model",
+        "low-rank",
+    )
 }
 """Extras of a page whose commands, or calls, import what its own code does not."""
 HOME = "minilora-pages"

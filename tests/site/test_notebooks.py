@@ -111,7 +111,8 @@ def test_what_pages_share_is_written_by_the_notebook(made):
     assert set(written) == {"hands.py", "pictures.py", "costs.py", "ranks.py", "four-bits.json"}
     for file, text in written.items():
         assert text == (ROOT / "docs" / file).read_text(encoding="utf-8").rstrip()
-    assert '".[plot,models]"' in sources(made["four-bits"], "markdown")[1]
+    assert '".[plot]"' in sources(made["four-bits"], "markdown")[1]
+    assert '".[plot,models]"' in sources(made["experts"], "markdown")[1]
 
 
 def test_a_page_runs_again_where_something_that_it_reads_has_changed(monkeypatch, tmp_path):
