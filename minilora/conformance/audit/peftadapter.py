@@ -15,7 +15,7 @@ from typing import Any
 
 from ...files.peft.adapterconfig import B_LAYOUTS
 from ...files.peft.adapterkeys import PREFIX, natural
-from ...files.peft.expertkeys import ORDER, WRAPPED
+from ...files.peft.expertkeys import WRAPPED, modules_with_arrays, places_of
 from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
 from ...variants.scaling import scaling
@@ -164,25 +164,13 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
     Of two arrays of a module the first one's adapter lies one layer deeper: see `minilora.files.peft.expertkeys`.
     """
     targets = config.get("target_parameters") or []
-    depths: dict[str, list[int]] = {}
-    for place in parts:
-        module, depth = place, 0
-        while module.endswith(WRAPPED):
-            module, depth = module.removesuffix(WRAPPED), depth + 1
-        depths.setdefault(module, []).append(depth)
     paths: dict[str, tuple[str, bool]] = {}
     unclear = []
-    for module, of_it in depths.items():
-        of_arrays = module.rpartition(".")[2] == "experts" or of_it != [0]
-        named = (_array_of(target, module, of_arrays=of_arrays) for target in targets)
-        arrays = sorted({name for name in named if name}, key=_order)
-        if not arrays and of_it == [0]:
-            continue
-        if len(arrays) != len(of_it) or sorted(of_it) != list(range(len(arrays))):
+    for module, arrays, depths in modules_with_arrays(parts, targets):
+        if sorted(depths) != list(range(len(arrays))):
             unclear.append(module)
             continue
-        for depth, name in enumerate(reversed(arrays)):
-            paths[module + depth * WRAPPED] = f"{module}.{name}", True
+        paths |= {place: (f"{module}.{name}", True) for name, place in places_of(module, arrays).items()}
     if not unclear:
         return paths, []
     text = (
@@ -190,21 +178,6 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
         f"{short(targets)}"
     )
     return paths, [Finding(WRONG, "target-parameters", text, tuple(unclear))]
-
-
-def _array_of(target: str, module: str, *, of_arrays: bool) -> str:
-    """Return the array of a module that a name in target_parameters means, or nothing.
-
-    PEFT itself writes names without their module's, "gate_up_proj": which are of modules that have arrays alone.
-    """
-    owner, _, name = target.rpartition(".")
-    if not owner:
-        return name if of_arrays else ""
-    return name if module == owner or module.endswith(f".{owner}") else ""
-
-
-def _order(name: str) -> tuple[int, str]:
-    return (ORDER.index(name) if name in ORDER else len(ORDER)), name
 
 
 def _configured(

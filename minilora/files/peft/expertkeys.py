@@ -20,7 +20,7 @@ What nothing decides is refused, with what to add.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,10 +79,10 @@ def places(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         module, _, name = path.rpartition(".")
         of_module.setdefault(module, []).append(name)
-    paths_in_peft = {}
+    paths_in_peft: dict[str, str] = {}
     for module, names in of_module.items():
-        for depth, name in enumerate(sorted(names, key=_rank)[::-1]):
-            paths_in_peft[f"{module}.{name}"] = module + depth * WRAPPED
+        by_name = places_of(module, sorted(names, key=_rank))
+        paths_in_peft |= {f"{module}.{name}": place for name, place in by_name.items()}
     return paths_in_peft
 
 
@@ -116,22 +116,12 @@ def expert_forms(
 
 def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
     """Return the place of each array's adapter, by the array's path; refuse what is more or less than is named."""
-    depths: dict[str, list[int]] = {}
-    for place in forms:
-        module, depth = place, 0
-        while module.endswith(WRAPPED):
-            module, depth = module.removesuffix(WRAPPED), depth + 1
-        depths.setdefault(module, []).append(depth)
     paths: dict[str, str] = {}
-    for module, places_of_it in depths.items():
-        name_of = _named(module, of_arrays=module.rpartition(".")[2] == EXPERTS or places_of_it != [0])
-        names = sorted({name for name in map(name_of, config.target_parameters) if name}, key=_rank)
-        if not names and places_of_it == [0]:
-            continue  # an adapter of a module
-        if len(names) != len(places_of_it) or sorted(places_of_it) != list(range(len(names))):
+    for module, names, depths in modules_with_arrays(forms, config.target_parameters):
+        if sorted(depths) != list(range(len(names))):
             raise FileRefused(
                 config.path,
-                f"there are {len(places_of_it)} pairs of factors for arrays of {short(module)}, and target_parameters "
+                f"there are {len(depths)} pairs of factors for arrays of {short(module)}, and target_parameters "
                 f"names {short(names)} of it",
             )
         if len(names) > 1 and not set(names) <= set(ORDER):
@@ -139,23 +129,41 @@ def _paths(config: PeftConfig, forms: Mapping[str, Form]) -> dict[str, str]:
                 config.path,
                 f"target_parameters names {short(names)} of {short(module)}: which key is whose is not known",
             )
-        paths |= {f"{module}.{name}": module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
+        paths |= {f"{module}.{name}": place for name, place in places_of(module, names).items()}
     return paths
 
 
-def _named(module: str, *, of_arrays: bool) -> Callable[[str], str]:
-    """Return a function that gives the array of a module that a name in `target_parameters` means, or nothing.
+def modules_with_arrays(places: Iterable[str], targets: Collection[str]) -> Iterator[tuple[str, list[str], list[int]]]:
+    """Yield each module with adapters of arrays at these places: its path, the arrays in order, the adapters' depths.
 
-    A name without its module's, "gate_up_proj", as PEFT writes for all-linear, is of modules that have arrays alone.
+    The arrays are those that `targets`, the list ``target_parameters``, names of it. A name without its module's,
+    "gate_up_proj", as PEFT writes for all-linear, is of modules that have arrays alone. An adapter of depth n lies n
+    layers below the module.
     """
+    by_module: dict[str, list[int]] = {}
+    for place in places:
+        stop = len(place)
+        while place.endswith(WRAPPED, 0, stop):
+            stop -= len(WRAPPED)
+        by_module.setdefault(place[:stop], []).append((len(place) - stop) // len(WRAPPED))
+    for module, depths in by_module.items():
+        of_arrays = module.rpartition(".")[2] == EXPERTS or depths != [0]
+        names = {_named(target, module, of_arrays=of_arrays) for target in targets} - {""}
+        if names or depths != [0]:  # else it is an adapter of a module
+            yield module, sorted(sorted(names), key=_rank), depths
 
-    def name_of(target: str) -> str:
-        owner, _, name = target.rpartition(".")
-        if not owner:
-            return name if of_arrays else ""
-        return name if module == owner or module.endswith(f".{owner}") else ""
 
-    return name_of
+def places_of(module: str, names: Sequence[str]) -> dict[str, str]:
+    """Return where the adapter of each of a module's arrays lies, by its name: the last one's at the module itself."""
+    return {name: module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
+
+
+def _named(target: str, module: str, *, of_arrays: bool) -> str:
+    """Return the array of a module that a name in `target_parameters` means, or nothing."""
+    owner, _, name = target.rpartition(".")
+    if not owner:
+        return name if of_arrays else ""
+    return name if module == owner or module.endswith(f".{owner}") else ""
 
 
 def _rank(name: str) -> int:
