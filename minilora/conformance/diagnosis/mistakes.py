@@ -7,7 +7,7 @@ its own models, or about the case before, give way to rows for this model: its h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..golden.bases import EMBEDDING, HEAD
 from ..golden.formulas import Config, Formulas, Given, setting
-from ..golden.misreadings import MISREADINGS
+from ..golden.misreadings import MISREADINGS, Misreading
 from ..golden.mixtures.misreadings import MIXTURE_MISREADINGS
 from .subject import Subject
 
@@ -35,13 +35,9 @@ LEFT_OUT_TOGETHER = (
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """One thing that an engine may do wrong."""
+class Mistake(Misreading):
+    """One thing that an engine may do wrong: a misreading, or something that it does with what it read."""
 
-    flag: str  # its identifier, which stays
-    name: str  # the diagnosis, as it is printed
-    parts: Mapping[str, Any]  # what it replaces of `Formulas`
-    source: str = ""  # where it was made in public, as "owner/repository #issue"
     reading: Callable[[Given], Given] = lambda adapter: adapter  # the adapter as it takes it, with other factors
     rounded: str = ""  # the type that weights are rounded to
     which: str = ""  # of them: the "merged" ones, "all" after the merge, or the "base"'s before

@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from safetensors.numpy import save
@@ -45,6 +45,8 @@ MERGES = (
     *("a t", "n d", "i t", "an d", "o u", "in g", "e d", "Ġ w", "a l", "Ġ c", "l e", "Ġo f", "a r", "Ġ in", "i c"),
 )
 TOKENS = ("<s>", "</s>", *(LETTERS.get(c, c) for c in CHARACTERS), *(merge.replace(" ", "") for merge in MERGES))
+
+Draw: TypeAlias = Callable[[np.random.Generator, str, tuple[int, ...]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,7 @@ class Base:
     @cached_property
     def stored(self) -> dict[str, np.ndarray]:
         """Its arrays, in float32, before they are quantised."""
-        rng = np.random.default_rng(self.seed)
-        return {name: to_bfloat16(_drawn(rng, name, shape)) for name, shape in self.config.shapes().items()}
+        return drawn(self.seed, self.config, _drawn)
 
     @cached_property
     def model(self) -> Llama:
@@ -91,8 +92,7 @@ class Base:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
-        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
+        return self._with_codes(with_head(self.stored), lambda layer: layer)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:
@@ -142,6 +142,18 @@ BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED, LIVING, SQUARE)
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
     """Return the nearest numbers that bfloat16 holds, as float32."""
     return decode(encode(array, "BF16"), "BF16").reshape(array.shape)
+
+
+def drawn(seed: int, config: LlamaConfig, draw: Draw) -> dict[str, np.ndarray]:
+    """Return a decoder's arrays, of numbers that bfloat16 has; `draw` makes an array from its name and shape."""
+    rng = np.random.default_rng(seed)
+    return {name: to_bfloat16(draw(rng, name, shape)) for name, shape in config.shapes().items()}
+
+
+def with_head(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays in float64, and always the head: where none is stored, it is the embedding."""
+    arrays = {name: array.astype(np.float64) for name, array in stored.items()}
+    return {HEAD: arrays[EMBEDDING], **arrays}
 
 
 def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

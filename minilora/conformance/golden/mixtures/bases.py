@@ -26,7 +26,7 @@ from ....guards.tensorfile import encode
 from ....language.llama import Llama
 from ....language.llamaconfig import LlamaConfig, MixtureConfig
 from ....language.modelfiles.huggingface.experttensors import taken_apart
-from ..bases import EMBEDDING, HEAD, POSITIONS, THETA, TOKENS, to_bfloat16, write_base, write_json
+from ..bases import EMBEDDING, POSITIONS, THETA, TOKENS, drawn, with_head, write_base, write_json
 from ..exact import frequencies
 
 EXPERTS, KEPT = 4, 2
@@ -63,14 +63,12 @@ class MixtureBase:
     @cached_property
     def stored(self) -> dict[str, np.ndarray]:
         """Its arrays, in float32, those of the experts in one for all."""
-        rng = np.random.default_rng(self.seed)
-        return {name: to_bfloat16(_drawn(rng, name, shape)) for name, shape in self.config.shapes().items()}
+        return drawn(self.seed, self.config, _drawn)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its arrays, in float64, and always the head."""
-        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return {HEAD: arrays[EMBEDDING], **arrays}
+        return with_head(self.stored)
 
     @property
     def model(self) -> Llama:
