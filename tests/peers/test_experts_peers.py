@@ -1,7 +1,5 @@
 """Mixtures of experts of transformers, with PEFT's adapters of their parameters: outputs and gradients are ours."""
 
-from types import ModuleType
-
 import numpy as np
 import pytest
 
@@ -22,17 +20,10 @@ from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E40
 from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2  # noqa: E402
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3  # noqa: E402
 
+from .test_llama_kinds_peers import InDouble  # noqa: E402
+
 D, M = 10, 6
 PROJECTIONS = ("gate_up_proj", "down_proj")
-
-
-class InDouble(ModuleType):
-    """torch, to a module that asks for float32 whatever its arrays are."""
-
-    float32 = float = torch.float64
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
 
 
 @pytest.fixture(autouse=True)
