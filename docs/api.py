@@ -32,6 +32,11 @@ def docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
+def sentence(path: Path) -> str:
+    """Return the first paragraph of a file's docstring, in one line: what the module is about."""
+    return docstring(path).partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+
+
 def named(package: Path) -> list[str]:
     """Return the modules and packages in a package that its docstring names, in the order in which it does."""
     words = re.findall(r"`(?:minilora\.)?(\w+)[\w.]*`", docstring(package / "__init__.py"))
@@ -63,16 +68,16 @@ def modules(package: Path = PACKAGE, name: str = "minilora") -> dict[str, Path]:
 def page(name: str, path: Path) -> str:
     """Return the page of one module: of a package its docstring alone."""
     option = ":no-members:" if path.stem == "__init__" else ":members:"
-    return f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
+    return f"# `{name}`\n% about: {sentence(path)}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
 
 
 def table(*, links: bool = True) -> str:
     """Return the modules as a table: the name, and the first sentence of its docstring."""
     rows = ["| | |", "|---|---|"]
     for name, path in modules().items():
-        sentence = docstring(path).partition("\n\n")[0].replace("\n", " ").replace("|", "\\|").replace("``", "`")
+        said = sentence(path).replace("|", "\\|")
         shown = f"[`{name}`](reference/{name}.md)" if links else f"`{name}`"
-        rows.append(f"| {shown} | {sentence} |")
+        rows.append(f"| {shown} | {said} |")
     return "\n".join(rows)
 
 
