@@ -161,6 +161,12 @@ def close_gaps(app, pagename, template, context, doctree):
         context["body"] = re.sub(r"((</div>)+)\n\n", r"\1", body)
 
 
+def fold_sidebar(app, pagename, template, context, doctree):
+    """Show in the sidebar the modules of the package where a reader is: all of them on every page are 200 links."""
+    whole = context["toctree"]
+    context["toctree"] = lambda **options: whole(**{**options, "collapse": True})
+
+
 def add_hands(app, pagename, template, context, doctree):
     """Load the script of the pictures with sliders, and of the derivation's graph, on the pages that have one."""
     if re.search(r'class="(hands|picture graph)"', context.get("body", "")):
@@ -208,6 +214,7 @@ def setup(app):
     """Register the above with Sphinx."""
     app.connect("source-read", name_inputs)
     app.connect("html-page-context", close_gaps)
+    app.connect("html-page-context", fold_sidebar, priority=100)  # before the theme takes it
     app.connect("html-page-context", add_hands)
     app.connect("html-page-context", add_questions)
     app.connect("html-page-context", add_live)
