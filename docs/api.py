@@ -75,8 +75,9 @@ def page(name: str, path: Path) -> str:
     """Return the page of one module: of a package its docstring, with the pages of what it has below it."""
     package = path.stem == "__init__"
     option = ":no-members:" if package else ":members:"
-    shown = f"# `{name}`\n% about: {sentence(path)}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
-    return shown + (below(f"{name}.{child}" for child in ordered(path.parent)) if package else "")
+    shown = f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
+    children = below(f"{name}.{child}" for child in ordered(path.parent)) if package else ""
+    return f"{shown}{children}\n% about: {sentence(path)}\n"  # at the end: the module's address is its title's
 
 
 def below(pages: Iterable[str]) -> str:
