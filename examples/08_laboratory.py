@@ -5,7 +5,7 @@
     python examples/08_laboratory.py directions          how many directions gradients, steps and changes have
     python examples/08_laboratory.py steps               the time of a step, in full and by LoRA, at two sizes
 
-Experiments: rates, batches, texts, variants, seeds, directions, steps. With --json FILE each training is written there
+Experiments: rates, batches, texts, variants, directions, steps. With --json FILE each training is written there
 as it ends, and those that the file has already are not run again. docs/laboratory.json is such a file.
 
 The model, the text and the 300 steps of 16 windows are those of 05_language_model.py. Runs of one seed and one
@@ -112,21 +112,7 @@ def variants():
             yield run(way, 4, lr=best, seed=seed, **settings)
 
 
-def seeds():
-    """Two more seeds for each part of the text: at the best rate of seed 0, and at half and twice of it."""
-    bests = {
-        1 / 16: {None: 6.25e-5, 16: 1.25e-4, 4: 2.5e-4, 1: 5e-4},
-        1 / 4: {None: 1.25e-4, 16: 5e-4, 4: 2e-3, 1: 8e-3},
-        1.0: {None: 2e-3, 16: 4e-3, 4: 4e-3, 1: 8e-3},
-    }
-    for seed in (1, 2):
-        for share, of in bests.items():
-            for rank, best in of.items():
-                for lr in (best / 2, best, best * 2):
-                    yield run("LoRA" if rank else "full", rank, lr=lr, share=share, seed=seed)
-
-
-TRAININGS = {of.__name__: of for of in (rates, batches, texts, variants, seeds)}
+TRAININGS = {of.__name__: of for of in (rates, batches, texts, variants)}
 
 
 def matrices(model):
