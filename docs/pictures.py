@@ -142,9 +142,11 @@ def lines(
     return figure
 
 
-def beside(pictures: Sequence[HTML]) -> HTML:
+def beside(pictures: Sequence[HTML], caption: str) -> HTML:
     """Return pictures side by side where the page is wide enough, one below the other where it is not."""
-    return HTML('<div class="pictures">' + "".join(picture.data for picture in pictures) + "</div>")
+    row = "".join(picture.data for picture in pictures)
+    caption = html.escape(caption)
+    return HTML(f'<figure class="picture"><div class="pictures">{row}</div><figcaption>{caption}</figcaption></figure>')
 
 
 def bars(values: dict[str, float], *, colours: Sequence[str] = (), **labels: object) -> Figure:
