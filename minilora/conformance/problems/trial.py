@@ -138,7 +138,7 @@ def _absolute(formulas: Any) -> Any:
 
 def _absolute_part(part: Any) -> Any:
     if is_dataclass(part):
-        return _absolute(part)
+        return _absolute(part)  # type: ignore[arg-type]  # these are frozen, so they have a hash
     if not callable(part):
         return part if part is None else abs(part)
 
