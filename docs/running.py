@@ -15,17 +15,25 @@ from pathlib import Path
 from jupyter_cache import get_cache
 from myst_nb.core.config import NbParserConfig
 from myst_nb.core.execute import create_client
+from myst_nb.core.execute.base import ExecutionError
 from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
 from notebooks import inputs
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.errors import SphinxError
 from sphinx.util import logging
 
 DOCS = Path(__file__).parent
 KERNEL = "display_name: Python 3\n"
 """In the head of each page that runs."""
 running: dict[str, Future[None]] = {}
+
+
+class FailedPage(SphinxError):
+    """A cell of a page raises."""
+
+    category = "a page does not run"
 
 
 def named(text: str) -> str:
@@ -38,8 +46,11 @@ def run(page: str, md_config: MdParserConfig, nb_config: NbParserConfig) -> None
     path = DOCS / f"{page}.md"
     text = named(path.read_text(encoding="utf-8"))
     reader = create_nb_reader(str(path), md_config, nb_config, text)
-    with create_client(reader.read(text), str(path), nb_config, logging.getLogger(__name__), reader.read_fmt):
-        pass  # it has run on entrance
+    try:
+        with create_client(reader.read(text), str(path), nb_config, logging.getLogger(__name__), reader.read_fmt):
+            pass  # it has run on entrance
+    except ExecutionError as error:
+        raise FailedPage(f"{page}.md: {error.__cause__}") from None
 
 
 def begin(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
