@@ -30,6 +30,7 @@ matplotlib.rcParams.update(
             "axes.titlesize": 12.5,
             "legend.fontsize": 11.8,
             "svg.fonttype": "none",
+            "svg.hashsalt": "minilora",  # the same picture has the same bytes again
             "grid.color": INK,
             "lines.linewidth": 1.8,
         },

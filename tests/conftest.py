@@ -21,7 +21,7 @@ from .support.language import folder  # noqa: E402, F401  (a fixture)
 from .support.places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.
-FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 10}
+FEWER = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "max_examples": 7}
 settings.register_profile("default", **FEWER)
 settings.register_profile("ci", settings.get_profile("ci"), **FEWER | {"max_examples": 15})
 if settings.get_current_profile_name() == "ci":
@@ -48,6 +48,7 @@ def pytest_collection_finish():
     """Set thousands of collected tests aside, which Python's garbage collector would look through again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
     gc.enable()
 
 

@@ -280,10 +280,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("grader", "answer", "hint"), WRONG)
-def test_a_wrong_answer_gets_its_own_hint(grader, answer, hint, capsys):
-    assert getattr(exercises, grader)(answer) is False
-    assert re.match(f"(?s)Not yet. .*{hint}", capsys.readouterr().out.strip())
+@pytest.mark.parametrize("grader", RIGHT)
+def test_a_wrong_answer_gets_its_own_hint(grader, capsys):
+    for answer, hint in [(answer, hint) for name, answer, hint in WRONG if name == grader]:
+        assert getattr(exercises, grader)(answer) is False, hint
+        assert re.match(f"(?s)Not yet. .*{hint}", capsys.readouterr().out.strip())
 
 
 SCALES = {

@@ -231,7 +231,12 @@ def test_a_template_may_say_where_the_model_speaks(source, spans):
             assert text == "1"
 
 
-@pytest.mark.parametrize("filters", ["upper", "escape", "tojson", "trim", "striptags", "replace('a', 'b')"])
+def the_first(*rows):
+    """The others with `-m "long or not long"`: each starts a process or two."""
+    return [pytest.param(row, marks=pytest.mark.long if i else ()) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("filters", the_first("replace('a', 'b')", "upper", "escape", "tojson", "trim", "striptags"))
 def test_marks_go_through_filters_of_letters(filters):
     source = "{% set x %}{% generation %}cat{% endgeneration %}!{% endset %}{{ x | FILTERS }}".replace(
         "FILTERS", filters
@@ -242,7 +247,7 @@ def test_marks_go_through_filters_of_letters(filters):
         assert text[slice(*turn)].lower() in ("cat", "cbt")
 
 
-@pytest.mark.parametrize("filters", ["urlencode", "reverse", "truncate(20)", "title", "length"])
+@pytest.mark.parametrize("filters", the_first("truncate(20)", "urlencode", "reverse", "title", "length"))
 def test_marks_that_a_template_changes_are_refused(filters):
     source = "{% set x %}{% generation %}cat{% endgeneration %}{% endset %}{{ x | FILTERS }}".replace(
         "FILTERS", filters

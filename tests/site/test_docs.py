@@ -67,8 +67,10 @@ def test_every_module_has_a_page_and_a_line_in_the_list(tmp_path, monkeypatch):
     assert by_kind["members"] == sorted(MODULES)
     packages = [".".join(package.relative_to(ROOT).parts) for package in PACKAGES if package != ROOT / "minilora"]
     assert by_kind["no-members"] == sorted(packages)
+    everything = "\n".join([*source, *pages])
     for name in [*MODULES, *packages]:
-        assert source[0].count(f"[`{name}`](reference/{name}.md)") == source[0].count(f"\nreference/{name}\n") == 1
+        assert source[0].count(f"[`{name}`](reference/{name}.md)") == 1
+        assert len(re.findall(rf"^(?:reference/)?{re.escape(name)}$", everything, re.M)) == 1  # below one page
 
 
 STATED = {
@@ -171,31 +173,25 @@ def test_other_pages_are_left_as_they_are():
     assert source == [api.HERE]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_cell_is_python_3_11(page):
-    for cell in code_cells(page):
-        code = re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S)
-        ast.parse(code, feature_version=(3, 11))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_visible_code_fits_the_page(page):
-    """The column is 90 characters wide on a desk; what is longer has to be scrolled to be read."""
-    visible = [cell for cell in code_cells(page) if "remove-" not in cell]
-    assert [line for cell in visible for line in cell.splitlines() if len(line) > 88] == []
-
-
 def python(cell):
-    """Parse a cell without the options above its code."""
-    return ast.parse(re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S))
+    """Parse a cell, without the options above its code, as Python 3.11."""
+    code = re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S)
+    return ast.parse(code, feature_version=(3, 11))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_picture_has_a_text_in_its_place(page):
+def test_every_cell_is_python_and_every_picture_has_a_text(page):
+    """The text stands in a picture's place where it cannot be seen."""
     for cell in code_cells(page):
         for call in ast.walk(python(cell)):
             if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("show"):
                 assert len(ast.unparse(call.args[1])) > 100 or "alt" in ast.unparse(call.args[1])
+
+
+def test_visible_code_fits_the_page():
+    """The column is 90 characters wide on a desk; what is longer has to be scrolled to be read."""
+    cells = [(page.name, cell) for page in PAGES for cell in code_cells(page) if "remove-" not in cell]
+    assert [(page, line) for page, cell in cells for line in cell.splitlines() if len(line) > 88] == []
 
 
 def test_the_path_of_a_newcomer_is_that_of_next():
@@ -242,11 +238,19 @@ def test_the_path_has_what_one_needs_in_order():
 
 
 @pytest.mark.parametrize("address", ["", "https://example.org/minilora"])
-def test_every_page_of_the_path_says_what_it_is_about(address):
-    said = {page: heads.tags(page, "A <em>title</em>", address) for page in ["index", *cards.path()]}
+def test_every_page_says_what_it_is_about(monkeypatch, tmp_path, address):
+    monkeypatch.setattr(api, "REFERENCE", tmp_path / "reference")
+    api.write(None)
+    pages = [path.stem for path in PAGES]
+    for path in PAGES:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(heads, "DOCS", tmp_path)
+    pages += [f"reference/{module}" for module in api.modules()]
+    pages += [f"_modules/{module.replace('.', '/')}" for module in api.modules()]
+    said = {page: heads.tags(page, "A <em>title</em>", address) for page in pages}
     for page, tags in said.items():
         assert '<meta property="og:title" content="A title">' in tags
-        assert 40 < len(re.search(r'name="description" content="(.*)"', tags)[1]) < 200
+        assert 25 < len(re.search(r'name="description" content="(.*)"', tags)[1]) < 250, page
         assert ('property="og:url"' in tags) == bool(address)
         image = f"{address}/_static/preview.png" if address else "_static/preview.png"
         assert (f'<meta property="og:image" content="{image}">' in tags) == (page == "index")
@@ -274,13 +278,14 @@ HOMES = re.findall(
 )
 
 
-@pytest.mark.parametrize(("old", "new"), HOMES)
-def test_a_module_is_where_the_changelog_says(old, new):
-    importlib.import_module(new)
-    place = ROOT / old.replace(".", "/")
-    if not place.is_dir() and place.with_suffix(".py") not in DOORS:  # not a folder now, and not a door
-        with pytest.raises(ImportError):
-            importlib.import_module(old)
+def test_a_module_is_where_the_changelog_says():
+    assert HOMES
+    for old, new in HOMES:
+        importlib.import_module(new)
+        place = ROOT / old.replace(".", "/")
+        if not place.is_dir() and place.with_suffix(".py") not in DOORS:  # not a folder now, and not a door
+            with pytest.raises(ImportError):
+                importlib.import_module(old)
 
 
 def test_the_changelogs_new_calls_run():

@@ -20,6 +20,11 @@ import hands
 from minilora import NF4, dequantize_nf4, quantize_nf4
 
 
+@pytest.fixture(scope="module")
+def rank():
+    return hands.rank_by_outer_products().data
+
+
 def data_of(picture):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', picture, re.S)[1])
 
@@ -48,22 +53,21 @@ def test_the_levels_are_nf4_and_lose_what_is_said():
     assert float(re.search(r"error is ([\d.]+)%", data["says"][2])[1]) == pytest.approx(100 * error, abs=0.2)
 
 
-def test_the_sentences_and_the_table_say_one_thing():
-    picture = hands.rank_by_outer_products().data
-    data, truth = data_of(picture), hands.word()
+def test_the_sentences_and_the_table_say_one_thing(rank):
+    data, truth = data_of(rank), hands.word()
     assert np.array_equal(truth, data["truth"])
-    for rank, (learned, said) in enumerate(zip(data["learned"], data["says"], strict=True)):
+    for r, (learned, said) in enumerate(zip(data["learned"], data["says"], strict=True)):
         left = ((truth - np.array(learned)) ** 2).sum() / (truth**2).sum()
         assert float(re.search(r"Learned (\d+)%", said)[1]) == pytest.approx(100 * (1 - left), abs=1)
-        assert f"Rank {rank}: {rank * 370:,} numbers trained in place of 25,200." in said
-        assert f"<td>{rank}</td><td>{rank * 370:,}</td>" in picture
+        assert f"Rank {r}: {r * 370:,} numbers trained in place of 25,200." in said
+        assert f"<td>{r}</td><td>{r * 370:,}</td>" in rank
         # The least that any matrix of the rank can leave, by Eckart and Young.
-        least = (np.linalg.svd(truth, compute_uv=False)[rank:] ** 2).sum() / (truth**2).sum()
+        least = (np.linalg.svd(truth, compute_uv=False)[r:] ** 2).sum() / (truth**2).sum()
         assert left > least - 0.002
 
 
-def test_the_outer_products_add_up_to_what_is_learned():
-    data = data_of(hands.rank_by_outer_products().data)
+def test_the_outer_products_add_up_to_what_is_learned(rank):
+    data = data_of(rank)
     for learned, columns, rows in zip(data["learned"], data["columns"], data["rows"], strict=True):
         whole = sum((np.outer(u, v) for u, v in zip(columns, rows, strict=True)), np.zeros((9, 28)))
         assert np.allclose(whole, learned, atol=0.06)  # each has two decimals
