@@ -749,7 +749,8 @@ def memory(config: LlamaConfig, tokens: int, ways: dict[str, dict[str, int]], st
     lines["in all"] = [sum(parts.values()) for parts in ways.values()]
     rows = [(line, *(f"{value / 1e9:.3g}" for value in values)) for line, values in lines.items()]
     caption = (
-        f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. The marks: two usual cards."
+        f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. "
+        "The marks: what two usual graphics cards hold."
     )
     data = {"pictures": pictures_of, "says": says}
     table = pictures.table(["GB", *ways], rows)
