@@ -315,11 +315,15 @@ def test_an_equation_lights_its_result_and_its_factors(visit, width):
     browser = visit("derivation.html", width)
 
     def lit():
-        return {e.get_attribute("data-eq") for e in browser.find_elements("css selector", "figure.graph g.lit")}
+        return set(
+            browser.execute_script(
+                """return [...document.querySelectorAll("figure.graph g.lit")].map(e => e.dataset.eq)"""
+            )
+        )
 
     def names(css):
-        words = [e.text for e in browser.find_elements("css selector", f"figure.graph g{css} [font-style]")]
-        return {word for word in words if word}
+        find = """return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"""
+        return set(browser.execute_script(find, f"figure.graph g{css} [font-style]"))
 
     assert lit() == set()
     for number in drawings.STEPS:
@@ -349,9 +353,12 @@ def test_moving_an_adapter_shows_its_shares_and_outputs(visit, width):
         move(browser, name, step)
         found = drawings.adapted_head(*(drawings.STRENGTHS[p] for p in places.values()))
         shown = np.concatenate([found[name].ravel() for name in drawings.GRIDS])
-        cells = browser.find_elements("css selector", "#shares [data-cell]")
-        assert [float(cell.text.replace("\u2212", "-")) for cell in cells] == pytest.approx(shown, abs=0.006)
-        blue = [cell.find_element("css selector", "rect").get_attribute("class") == "base" for cell in cells]
+        cells = browser.execute_script(
+            """return [...document.querySelectorAll("#shares [data-cell]")].map(e => [
+                   e.querySelector("text").textContent, e.querySelector("rect").getAttribute("class")])"""
+        )
+        assert [float(text.replace("\u2212", "-")) for text, _ in cells] == pytest.approx(shown, abs=0.006)
+        blue = [look == "base" for _, look in cells]
         assert blue == [number < -0.005 for number in shown]
 
 

@@ -1,7 +1,10 @@
 """The pages as notebooks: what stands in them, and that each runs alone beside the wheel."""
 
+import fcntl
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -189,20 +192,39 @@ def test_mysts_own_reader_finds_the_same_code(made, name):
 
 @pytest.fixture(scope="module")
 def python_with(tmp_path_factory):
-    """Return a function that makes an environment of the built wheel, some of its extras, and Jupyter's kernel."""
+    """Return a function that makes an environment of the built wheel, some of its extras, and Jupyter's kernel.
+
+    The processes of a run share them. One with extras sees the one without, and has what the extras add.
+    """
     pytest.importorskip("build", reason="build is not installed")
-    dist, found = tmp_path_factory.mktemp("dist"), {}
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", dist, ROOT], check=True)
+    base = tmp_path_factory.getbasetemp()  # of this process; its parent is of the run
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "environments"
+    folder.mkdir(exist_ok=True)
+    plain = folder / "plain" / "bin" / "python"
+
+    def install(home, what, *, pip):
+        wheel = next(folder.glob("*.whl"))
+        command = [plain, "-m", "pip", "--python", home, "install", "--quiet", "--no-compile", f"{wheel}{what}", *pip]
+        if subprocess.run(command).returncode:
+            shutil.rmtree(home)
+            pytest.skip("pip finds no packages here")
 
     def make(extras):
-        if extras not in found:
-            home = tmp_path_factory.mktemp("venv")
-            venv.create(home, with_pip=True)
-            found[extras] = home / "bin" / "python"
-            install = [found[extras], "-m", "pip", "install", "--quiet", f"{next(dist.glob('*.whl'))}{extras}"]
-            if subprocess.run([*install, "ipykernel", "nbclient"]).returncode:
-                pytest.skip("pip finds no packages here")
-        return found[extras]
+        home = folder / (extras or "plain")
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            if not any(folder.glob("*.whl")):
+                build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+                subprocess.run(build, check=True)
+            if not plain.exists():
+                venv.create(folder / "plain", with_pip=True)
+                install(folder / "plain", "", pip=["ipykernel", "nbclient"])
+            if not home.exists():
+                venv.create(home)
+                (packages,) = home.glob("lib/python*/site-packages")
+                (packages / "plain.pth").write_text(f"{next(plain.parents[1].glob('lib/python*/site-packages'))}\n")
+                install(home, extras, pip=[])
+        return home / "bin" / "python"
 
     return make
 
