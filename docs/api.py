@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,11 @@ def docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
+def sentence(path: Path) -> str:
+    """Return the first paragraph of a file's docstring, in one line: what the module is about."""
+    return docstring(path).partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+
+
 def named(package: Path) -> list[str]:
     """Return the modules and packages in a package that its docstring names, in the order in which it does."""
     words = re.findall(r"`(?:minilora\.)?(\w+)[\w.]*`", docstring(package / "__init__.py"))
@@ -47,10 +53,15 @@ def inside(package: Path) -> list[str]:
     return sorted(set(files) - doors - {"__init__"} - NOT_SHOWN)
 
 
+def ordered(package: Path) -> list[str]:
+    """Return the modules and packages in a package, in the order in which one reads them."""
+    return list(dict.fromkeys([*named(package), *inside(package)]))
+
+
 def modules(package: Path = PACKAGE, name: str = "minilora") -> dict[str, Path]:
     """Return all modules and packages in a package by their names, a package before what it has."""
     found: dict[str, Path] = {}
-    for child in dict.fromkeys([*named(package), *inside(package)]):
+    for child in ordered(package):
         path = package / child
         if path.is_dir():
             found[f"{name}.{child}"] = path / "__init__.py"
@@ -61,18 +72,26 @@ def modules(package: Path = PACKAGE, name: str = "minilora") -> dict[str, Path]:
 
 
 def page(name: str, path: Path) -> str:
-    """Return the page of one module: of a package its docstring alone."""
-    option = ":no-members:" if path.stem == "__init__" else ":members:"
-    return f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
+    """Return the page of one module: of a package its docstring, with the pages of what it has below it."""
+    package = path.stem == "__init__"
+    option = ":no-members:" if package else ":members:"
+    shown = f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
+    children = below(f"{name}.{child}" for child in ordered(path.parent)) if package else ""
+    return f"{shown}{children}\n% about: {sentence(path)}\n"  # at the end: the module's address is its title's
+
+
+def below(pages: Iterable[str]) -> str:
+    """Return the directive that puts pages below the one where it stands, in the sidebar and in the order of *Next*."""
+    return "\n".join(["", "```{toctree}", ":hidden:", ":titlesonly:", "", *pages, "```", ""])
 
 
 def table(*, links: bool = True) -> str:
     """Return the modules as a table: the name, and the first sentence of its docstring."""
     rows = ["| | |", "|---|---|"]
     for name, path in modules().items():
-        sentence = docstring(path).partition("\n\n")[0].replace("\n", " ").replace("|", "\\|").replace("``", "`")
+        said = sentence(path).replace("|", "\\|")
         shown = f"[`{name}`](reference/{name}.md)" if links else f"`{name}`"
-        rows.append(f"| {shown} | {sentence} |")
+        rows.append(f"| {shown} | {said} |")
     return "\n".join(rows)
 
 
@@ -90,10 +109,8 @@ def write(app: Sphinx) -> None:
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the table where the page says so, and the pages below it."""
     if docname == "api":
-        contents = "\n".join(
-            ["```{toctree}", ":hidden:", ":titlesonly:", "", *(f"reference/{name}" for name in modules()), "```"]
-        )
-        source[0] = source[0].replace(HERE, f"{table()}\n\n{contents}")
+        pages = below(f"reference/minilora.{name}" for name in ordered(PACKAGE))
+        source[0] = source[0].replace(HERE, f"{table()}\n{pages}")
 
 
 def setup(app: Sphinx) -> dict:

@@ -19,7 +19,7 @@ os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 import sphinxcontrib.katex  # noqa: E402
 from build import fetch_katex, write_model  # noqa: E402
 from docutils import nodes  # noqa: E402
-from notebooks import MACROS, inputs  # noqa: E402
+from notebooks import MACROS  # noqa: E402
 from pygments.filter import simplefilter  # noqa: E402
 from pygments.lexers import get_lexer_by_name  # noqa: E402
 from pygments.token import Token  # noqa: E402
@@ -44,12 +44,12 @@ extensions = [
     "heads",
     "notebooks",
     "peers",
+    "running",
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
 
-# Pages run when the site is built, and a page that fails stops it. What a page printed serves again while nothing that
-# it reads has changed: its cells, the package, the files that it shares, the versions (`name_inputs`).
+# Pages run when the site is built (docs/running.py), and a page that fails stops it.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(DOCS / "_build" / "executed")
 nb_execution_raise_on_error = True
@@ -147,18 +147,17 @@ def adjust(app, doctree):
             node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
 
 
-def name_inputs(app, docname, source):
-    """Put a digest of all that a page reads into its kernel's name: its outputs are kept under that, too."""
-    kernel = "display_name: Python 3\n"
-    if kernel in source[0]:
-        source[0] = source[0].replace(kernel, f"{kernel[:-1]}, {inputs(source[0])}\n", 1)
-
-
 def close_gaps(app, pagename, template, context, doctree):
     """Take out the empty lines that viewcode leaves around the definitions on a source page."""
     if pagename.startswith("_modules/"):
         body = re.sub(r'(<div class="viewcode-block"[^>]*>)\n(<a .*</a>)\n', r"\1\2", context["body"])
         context["body"] = re.sub(r"((</div>)+)\n\n", r"\1", body)
+
+
+def fold_sidebar(app, pagename, template, context, doctree):
+    """Show in the sidebar the modules of the package where a reader is: all of them on every page are 200 links."""
+    whole = context["toctree"]
+    context["toctree"] = lambda **options: whole(**{**options, "collapse": True})
 
 
 def add_hands(app, pagename, template, context, doctree):
@@ -206,8 +205,8 @@ def plain_mathematics(app, what, name, obj, options, lines):
 
 def setup(app):
     """Register the above with Sphinx."""
-    app.connect("source-read", name_inputs)
     app.connect("html-page-context", close_gaps)
+    app.connect("html-page-context", fold_sidebar, priority=100)  # before the theme takes it
     app.connect("html-page-context", add_hands)
     app.connect("html-page-context", add_questions)
     app.connect("html-page-context", add_live)

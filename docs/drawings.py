@@ -281,6 +281,34 @@ def graph() -> HTML:
     )
 
 
+# --- the way of dy ----------------------------------------------------------------------------------------------------
+
+
+def reached(model: Layer, run: Callable[[Layer], None]) -> dict[str, np.ndarray]:
+    """Return the dy that came to each layer whose backward ran, by the layer's path.
+
+    `run` takes a copy of the model, whose layers keep a record, and does a forward and a backward.
+    """
+    arrived = {}
+
+    def watch(path: str, layer: Layer) -> Layer:
+        plain = layer.backward
+
+        def backward(dy, cache, **options):
+            arrived[path] = dy
+            return plain(dy, cache, **options)
+
+        layer.backward = backward
+        return layer
+
+    run(rebuild(model, layer=watch))
+    return arrived
+
+
+FLOWS = {"colour": BACK, "stroke_dasharray": "4 3", "class": "flows"}
+"""The look of an arrow along which dy goes: it moves, where a reader's system does not ask for less."""
+
+
 # --- an attention head ------------------------------------------------------------------------------------------------
 
 
@@ -417,12 +445,15 @@ DO = np.array([[1.0, -1.0], [1.0, 2.0], [-1.0, 1.0]])
 """The gradient of that example's output."""
 
 
-def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return P (3, 3), o (3, 2) and dS (3, 3) with adapters of these strengths beside q_proj and v_proj."""
+def adapted_head(on_q: float, on_v: float) -> dict[str, np.ndarray]:
+    """Return what that layer computes with adapters of these strengths beside q_proj and v_proj, and what comes back.
+
+    P and dS are (3, 3); o, dy, dq and dv are (3, 2). Of dA and dB of each adapter there is the length, (1, 1).
+    """
     layer, x = small_head()
     layer = adapt(layer, ["q_proj", "v_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
     factors = {
-        "q_proj": ([[0.0, 0.0, 1.0]], [[-2.0], [-2.0]], on_q),
+        "q_proj": ([[0.0, 0.0, 1.0]], [[-1.0], [-2.0]], on_q),
         "v_proj": ([[0.0, 1.0, 0.0]], [[1.0], [1.0]], on_v),
     }
     for name, (A, B, strength) in factors.items():
@@ -431,24 +462,57 @@ def adapted_head(on_q: float, on_v: float) -> tuple[np.ndarray, np.ndarray, np.n
     y, cache = layer.forward(x)
     *qkv, P = (array.reshape(3, -1) for array in cache[-1])
     dS = [np.pad(of_position(t, *qkv, DO)["dS"], (0, 3 - t)) for t in (1, 2, 3)]
-    return P, y, np.array(dS)
+    _, grads = layer.backward(DO, cache, need_dx=False)
+    arrived = reached(layer, lambda watched: watched.backward(DO, watched.forward(x)[1], need_dx=False))
+    found = {"P": P, "o": y, "dS": np.array(dS), "dy": DO, "dq": arrived["q_proj"], "dv": arrived["v_proj"]}
+    return found | {name: np.atleast_2d(np.linalg.norm(gradient)) for name, gradient in grads.items()}
 
 
-def grids(P: np.ndarray, o: np.ndarray, dS: np.ndarray) -> Drawing:
-    """Return the drawing of the shares, of the output and of the scores' gradient, a cell for each number."""
-    drawing = Drawing(178)
-    for left, matrix, title in ((47, P, "shares P"), (160, o, "o = P v"), (239, dS, "gradient dS")):
-        drawing.text(left + 17 * (matrix.shape[1] - 1), 10, title)
-        for i, j in np.ndindex(*matrix.shape):
-            colour, (number, full) = LORA if matrix[i, j] >= 0 else BASE, cell(matrix[i, j])
-            drawing.begin(data_cell=f"{i}{j}")
-            drawing.box(left + 34 * j, 58 + 36 * i, 33, 33, number, fill=colour, fill_opacity=full, rx=0)
+GRIDS = {
+    "P": ("shares P", 62, 48),
+    "o": ("o = P v", 232, 48),
+    "dS": ("gradient dS", 62, 151),
+    "dy": ("dy = do", 232, 151),
+    "dq": ("dq", 81, 268),
+    "dv": ("dv", 232, 268),
+    "q_proj.lora_A": ("|dA|", 81, 386),
+    "q_proj.lora_B": ("|dB|", 119, 386),
+    "v_proj.lora_A": ("|dA|", 232, 386),
+    "v_proj.lora_B": ("|dB|", 270, 386),
+}
+"""The title of each grid of numbers, and the place of its first cell."""
+
+
+def grids(found: dict[str, np.ndarray]) -> Drawing:
+    """Return the drawing of the shares and the output, and of the way of dy down to the adapters: a cell a number."""
+    drawing, wide = Drawing(424), 38
+    for name, (title, left, top) in GRIDS.items():
+        above = 38 if name in ("P", "o") else 20
+        drawing.text(left + wide / 2 * (found[name].shape[1] - 1), top - above, title)
+        for i, j in np.ndindex(*found[name].shape):
+            number, full = cell(found[name][i, j])
+            drawing.begin(data_cell=f"{name} {i}{j}")
+            colour = LORA if found[name][i, j] >= 0 else BASE
+            drawing.box(left + wide * j, top + 27 * i, wide - 1, 26, number, fill=colour, fill_opacity=full, rx=0)
             drawing.end()
+    for i, top in product(range(3), (48, 151, 268)):
+        drawing.text(0, top + 27 * i, f"t = {i + 1}", anchor="start", font_size=11)
     for i in range(3):
-        drawing.text(0, 58 + 36 * i, f"t = {i + 1}", anchor="start", font_size=11)
-        drawing.text(47 + 34 * i, 32, f"u = {i + 1}")
-        drawing.text(239 + 34 * i, 32, f"u = {i + 1}")
-    drawing.text(WIDTH / 2, 168, "row t: position t; column u: the one it reads from")
+        drawing.text(62 + wide * i, 28, f"u = {i + 1}")
+    for start, end in (
+        ((328, 178), (292, 178)),
+        ((211, 178), (160, 178)),
+        ((100, 219), (100, 238)),
+        ((251, 219), (251, 238)),
+        ((100, 336), (100, 355)),
+        ((251, 336), (251, 355)),
+    ):
+        drawing.arrow(start, end, **FLOWS)
+    words = {"(att.6)": (164, 168), "(att.7)": (108, 229), "(att.4)": (259, 229)}
+    words |= {"to the adapter on q": (108, 346), "on v": (259, 346)}
+    for said_there, (x, y) in words.items():
+        drawing.text(x, y, said_there, anchor="start")
+    drawing.text(WIDTH / 2, 416, "row t: position t; column u: the one it reads from")
     return drawing
 
 
@@ -458,34 +522,39 @@ def cell(number: float) -> tuple[str, float]:
 
 
 def shares(start: int = 1) -> HTML:
-    """Return the picture of what an adapter beside q changes, and one beside v: shares, what they mix, and gradient."""
-    before, o_before, _ = adapted_head(0, 0)
+    """Return the picture of what an adapter beside q changes, and one beside v, forward and on the way of dy."""
+    before = adapted_head(0, 0)
     cells, says, rows = [], [], []
     for on_q, on_v in product(STRENGTHS, STRENGTHS):
-        P, o, dS = adapted_head(on_q, on_v)
-        cells.append([cell(float(number)) for matrix in (P, o, dS) for number in matrix.flat])
-        moved = [f"{np.abs(P - before).max():.2f}", f"{np.abs(o - o_before).mean():.2f}"]
+        found = adapted_head(on_q, on_v)
+        cells.append([cell(float(number)) for name in GRIDS for number in found[name].flat])
+        moved = [f"{np.abs(found['P'] - before['P']).max():.2f}", f"{np.abs(found['o'] - before['o']).mean():.2f}"]
         says.append(
             f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most. "
-            f"Outputs have "
-            f"moved by {moved[1]} in the mean."
+            f"Outputs have moved by {moved[1]} in the mean."
         )
-        rows.append((f"{on_q:g}", f"{on_v:g}", *moved))
+        rows.append(
+            (f"{on_q:g}", f"{on_v:g}", *moved, *(f"{np.linalg.norm(found[name]):.2f}" for name in ("dq", "dv")))
+        )
     sliders = [
         hands.Slider("on_q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], start),
         hands.Slider("on_v", "adapter on v, times", [f"{s:g}" for s in STRENGTHS], 0),
     ]
-    table = pictures.table(["q times", "v times", "largest change of a share", "mean change of an output"], rows)
-    still = grids(*adapted_head(STRENGTHS[start], 0)).svg(
-        "Three grids of numbers: the shares of three positions, 3 by 3, their outputs, 3 by 2, and the gradient of "
-        "their scores, 3 by 3. The sentence above says what the sliders have changed."
+    head = ["q times", "v times", "largest change of a share", "mean change of an output", "length of dq", "of dv"]
+    still = grids(adapted_head(STRENGTHS[start], 0)).svg(
+        "Grids of numbers. On top the shares of three positions, 3 by 3, and their outputs, 3 by 2. Below, the way of "
+        "dy: to the gradient of the scores, from there to dq, and straight to dv; then to the adapters, with the "
+        "lengths of dA and dB. The sentence above says what the sliders have changed."
     )
     caption = (
         "The small example above, with adapters of rank 1. The one on q moves the shares; the one on v leaves them and "
-        "changes what is read. Each row of dS sums to zero. Orange is positive, blue negative."
+        "changes what is read. Dashed: the way of dy, as the layer's backward goes it; dy itself stays. Each row of dS "
+        "sums to zero. At times 0 an adapter's B is zero, so its dA is zero. Orange is positive, blue negative."
     )
     said_first = says[start * len(STRENGTHS)]
-    return hands.figure("shares", sliders, said_first, HTML(still), table, {"cells": cells, "says": says}, caption)
+    return hands.figure(
+        "shares", sliders, said_first, HTML(still), pictures.table(head, rows), {"cells": cells, "says": says}, caption
+    )
 
 
 # --- a block, and the way of dy ---------------------------------------------------------------------------------------
@@ -533,29 +602,6 @@ def block(model: Llama) -> HTML:
     )
 
 
-def reached(model: Layer, run: Callable[[Layer], None]) -> tuple[set[str], set[str]]:
-    """Return the paths of the layers whose backward ran, and of those that returned a dx.
-
-    `run` takes a copy of the model, whose layers keep a record, and does a forward and a backward.
-    """
-    called, passed = set(), set()
-
-    def watch(path: str, layer: Layer) -> Layer:
-        plain = layer.backward
-
-        def backward(dy, cache, **options):
-            dx, grads = plain(dy, cache, **options)
-            called.add(path)
-            passed.update({path} if dx is not None else ())
-            return dx, grads
-
-        layer.backward = backward
-        return layer
-
-    run(rebuild(model, layer=watch))
-    return called, passed
-
-
 def kept(model: Llama, ids: np.ndarray) -> dict[str, int]:
     """Return how many bytes each step of the decoder keeps for its backward."""
     _, (*_, caches) = model.model.forward(ids)
@@ -597,7 +643,7 @@ def way_of_dy() -> HTML:
             z, cache = watched.forward(ids[:, :-1])
             watched.backward(mse(z, 0 * z)[1], cache)
 
-        called, _ = reached(model, run)
+        called = reached(model, run)
         bytes_of, has = kept(model, ids[:, :-1]), set(adapters(model))
         steps = [("lm_head", "head"), ("model.norm", "norm")]
         for i in reversed(range(len(model.model.layers))):
@@ -612,9 +658,8 @@ def way_of_dy() -> HTML:
             alive = path in called
             look = {} if alive else {"opacity": 0.6}
             drawing.begin(**look)
-            colour = BACK if alive else "currentColor"
-            dashes = {"stroke_dasharray": "4 3", "class": "flows"} if alive else {"stroke_dasharray": "2 4"}
-            drawing.arrow((110, y - 22), (110, y - 11), colour=colour, **dashes)
+            dashes = {"stroke_dasharray": "2 4"}
+            drawing.arrow((110, y - 22), (110, y - 11), **(FLOWS if alive else dashes))
             drawing.box(110, y, 136, 22, words, **({} if alive else dashes))
             beside_it = [other for other in has if other.startswith(path + ".")]
             for j in range(len(beside_it)):
@@ -704,7 +749,8 @@ def memory(config: LlamaConfig, tokens: int, ways: dict[str, dict[str, int]], st
     lines["in all"] = [sum(parts.values()) for parts in ways.values()]
     rows = [(line, *(f"{value / 1e9:.3g}" for value in values)) for line, values in lines.items()]
     caption = (
-        f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. The marks: two usual cards."
+        f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. "
+        "The marks: what two usual graphics cards hold."
     )
     data = {"pictures": pictures_of, "says": says}
     table = pictures.table(["GB", *ways], rows)

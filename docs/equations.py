@@ -20,16 +20,20 @@ write it as code.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import numbered
 from docutils import nodes
 from docutils.parsers.rst import directives
-from numbered import REFERENCE, anchor, find_lines
+from numbered import REFERENCE, anchor
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import set_source_info
 from stated import Equation, problems
+
+find_lines = cache(numbered.find_lines)  # the code stays as it is while the site is built
 
 
 class DanglingEquation(SphinxError):
@@ -53,14 +57,13 @@ class EquationDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the equation as a node."""
         stated = Equation(self.arguments[0], self.arguments[1:], self.options.get("entries", ""))
-        node = equation(classes=["equation"], ids=[anchor(stated.label)], stated=stated)
+        node = equation(classes=["equation"], ids=[anchor(stated.label)])
+        self.env.metadata[self.env.docname].setdefault("equations", []).append(stated)
         tex = "\n".join(self.content)
         formula = nodes.math_block(tex, tex, nowrap=True, number=None, label=None)
         set_source_info(self, formula)
         label = nodes.inline("", f"({stated.label})", classes=["number"])
         node += nodes.container("", formula, nodes.paragraph("", "", label), classes=["formula"])
-        for path in self.config.equations_package.glob("**/*.py"):
-            self.env.note_dependency(str(path))
         lines = [line for line in find_lines(self.config.equations_package) if line.label == stated.label]
         lines.sort(key=lambda line: line.module.count("."))  # the core pages first
         links = [
@@ -81,7 +84,7 @@ class EquationDirective(SphinxDirective):
 
 def check_consistency(app: Sphinx, env) -> None:
     """Stop the build where the pages and the code do not fit; remember on which page an equation stands."""
-    found = [(n["stated"], page) for page in sorted(env.found_docs) for n in env.get_doctree(page).findall(equation)]
+    found = [(stated, page) for page in sorted(env.found_docs) for stated in env.metadata[page].get("equations", [])]
     if wrong := problems([stated for stated, _ in found], find_lines(app.config.equations_package)):
         raise DanglingEquation("".join("\n  " + problem for problem in wrong))
     env.equation_pages = {stated.label: page for stated, page in found}

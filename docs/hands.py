@@ -121,10 +121,8 @@ def rank_by_outer_products(start: int = 2) -> HTML:
     slider = Slider("rank", "rank of the adapter", [str(r) for r in range(len(learned))], start)
     caption = (
         f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a "
-        f"word; "
-        f"a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Below it: each column times its "
-        f"row is "
-        "one outer product, and learned is their sum. Orange is positive, blue negative."
+        f"word; a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Column 1 "
+        "times row 1 is one outer product, and so on; what is learned is their sum. Orange is positive, blue negative."
     )
     return figure("rank", [slider], says[start], still, table, data, caption)
 

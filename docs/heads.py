@@ -1,7 +1,8 @@
 """Sphinx extension: what a page tells a program that previews a link to it, and the links below its title.
 
-A page says what it is about in one sentence, ``% about: ...``, below its title. Two settings say where the site and the
-repository stand, each by an environment variable or by ``-D``. Both are empty at first:
+A page says what it is about in one sentence, ``% about: ...``, below its title; for a page of highlighted source, the
+page about the module says it. Two settings say where the site and the repository stand, each by an environment variable
+or by ``-D``. Both are empty at first:
 
     site_address        MINILORA_SITE         then previews name the address of the page; without, none
     repository_address  MINILORA_REPOSITORY   then *Source* leads there; without, to the highlighted source on the site
@@ -29,10 +30,13 @@ PACKED = ("minilora", "examples", "README.md", "LICENSE", "pyproject.toml")
 
 
 def about(page: str) -> str:
-    """Return the sentence that a page says of itself, or nothing."""
+    """Return the sentence that a page says of itself in plain words, or nothing."""
+    if page.startswith("_modules/minilora"):
+        module = page.removeprefix("_modules/").replace("/", ".")
+        return f"The source of {module}. {about(f'reference/{module}')}".rstrip()
     path = DOCS / f"{page}.md"
     sentence = re.search(r"^% about: (.*)$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
-    return sentence[1] if sentence else ""
+    return sentence[1].replace("`", "") if sentence else ""
 
 
 def tags(page: str, title: str, address: str) -> str:

@@ -30,6 +30,7 @@ matplotlib.rcParams.update(
             "axes.titlesize": 12.5,
             "legend.fontsize": 11.8,
             "svg.fonttype": "none",
+            "svg.hashsalt": "minilora",  # the same picture has the same bytes again
             "grid.color": INK,
             "lines.linewidth": 1.8,
         },
@@ -141,9 +142,11 @@ def lines(
     return figure
 
 
-def beside(pictures: Sequence[HTML]) -> HTML:
+def beside(pictures: Sequence[HTML], caption: str) -> HTML:
     """Return pictures side by side where the page is wide enough, one below the other where it is not."""
-    return HTML('<div class="pictures">' + "".join(picture.data for picture in pictures) + "</div>")
+    row = "".join(picture.data for picture in pictures)
+    caption = html.escape(caption)
+    return HTML(f'<figure class="picture"><div class="pictures">{row}</div><figcaption>{caption}</figcaption></figure>')
 
 
 def bars(values: dict[str, float], *, colours: Sequence[str] = (), **labels: object) -> Figure:

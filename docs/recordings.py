@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -18,12 +19,17 @@ class Recordings:
         self.share_of = {round(share * laboratory["windows"]): share for share in shares}
         self.windows = list(self.share_of)
 
-    def seeds(self, way: str, rank: int | None = None, *, windows: int = 956, **settings: Any) -> dict[float, list]:
-        """Return the held-out losses at each rate, one for each seed; of trainings that stayed finite."""
+    def seeds(
+        self, way: str, rank: int | None = None, *, windows: int = 956, what: str = "new", **settings: Any
+    ) -> dict[float, list]:
+        """Return the held-out losses at each rate, one for each seed; of trainings that stayed finite.
+
+        `what` names another loss: "seen", of windows that were trained on, or "old", of the untouched model's own text.
+        """
         wanted = {"way": way, "rank": rank, "share": self.share_of[windows], "scaling": 2.0, "batch": 16} | settings
         losses: dict[float, list] = {}
         for point in self.points:
-            of, loss = point["run"], point["result"]["new"]
+            of, loss = point["run"], point["result"][what]
             if wanted.items() <= of.items() and of["seed"] in SEEDS and loss is not None:
                 losses.setdefault(of["lr"], []).append(loss)
         return dict(sorted(losses.items()))
@@ -36,6 +42,28 @@ class Recordings:
         """Return the rate with the least mean loss."""
         losses = self.losses(way, rank, **settings)
         return min(losses, key=losses.__getitem__)
+
+    def gain(self, rank: int, *, windows: int = 956) -> float:
+        """Return LoRA's gain as a part of full fine-tuning's: how far the loss falls, each at its own best rate."""
+        ends = [min(self.losses(*way, windows=windows).values()) for way in (("LoRA", rank), ("full",))]
+        return (self.before["new"] - ends[0]) / (self.before["new"] - ends[1])
+
+    def forgotten(self, way: str, rank: int | None = None, *, windows: int = 956) -> float:
+        """Return what is forgotten at the best rate: the divergence from the untouched model, nats a token."""
+        old = self.losses(way, rank, windows=windows, what="old")
+        return old[self.best(way, rank, windows=windows)] - self.before["old"]
+
+    def forgotten_in_full(self, loss: float, *, windows: int = 956) -> float:
+        """Return what full fine-tuning has forgotten where it reaches a held-out loss, at a rate up to its best.
+
+        Between two rates it lies on the line through them. Where the smallest rate ends lower, it is that rate's.
+        """
+        new, old = (self.losses("full", windows=windows, what=what) for what in ("new", "old"))
+        points = [(new[lr], old[lr] - self.before["old"]) for lr in new if lr <= self.best("full", windows=windows)]
+        for (high, less), (low, more) in pairwise(points):
+            if low <= loss <= high:
+                return less + (high - loss) / (high - low) * (more - less)
+        return points[0][1]
 
     def near(self, way: str, rank: int | None = None, **settings: Any) -> list[float]:
         """Return the rates that the seeds cannot tell from the best: within two standard errors of a difference."""

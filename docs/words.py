@@ -34,11 +34,10 @@ def laboratory() -> Recordings:
     return Recordings(json.loads((DOCS / "laboratory.json").read_text(encoding="utf-8")))
 
 
-def gains() -> dict[int, float]:
-    """Return how much of full training's gain LoRA has at each rank, each at its own best rate, on the whole text."""
+def gains() -> dict[int, list[float]]:
+    """Return how much of full training's gain LoRA has at each rank, on each length of the text, in order."""
     recorded = laboratory()
-    before, full = recorded.before["new"], min(recorded.losses("full").values())
-    return {rank: (before - min(recorded.losses("LoRA", rank).values())) / (before - full) for rank in RANKS}
+    return {rank: sorted(recorded.gain(rank, windows=windows) for windows in recorded.windows) for rank in RANKS}
 
 
 def rate_ratios() -> list[float]:
@@ -63,10 +62,10 @@ def advice() -> HTML:
         "<b>Where.</b> Beside every linear layer, those of the MLP too. In Llama-2-7B the MLP&rsquo;s adapters "
         "helped more "
         'than those of attention (<a href="choosing.html#which-matrices">sources</a>).',
-        f"<b>Rank.</b> Begin with 8, then try twice that. In the model above rank {low} has {gain[low]:.0%} of "
-        f"full training&rsquo;s gain, "
-        f"and rank {high} has {gain[high]:.0%}, each at its own best rate (<a "
-        f'href="language-model.html#how-close-does-lora-come">measured</a>). '
+        f"<b>Rank.</b> Begin with 8, then try twice that. In the model above rank {low} has "
+        f"{100 * gain[low][0]:.0f} to {gain[low][-1]:.0%} of full training&rsquo;s gain, the less the longer the text, "
+        f"and rank {high} has {100 * gain[high][0]:.0f} to {gain[high][-1]:.0%}, each at its own best rate (<a "
+        f'href="laboratory.html#the-size-of-the-text">measured</a>). '
         "So search the rate again when you change the rank.",
         "<b>Alpha.</b> Take twice the rank and leave it. A larger alpha acts much like a larger rate, so search "
         "for one of the two.",

@@ -46,13 +46,18 @@ def browser(tmp_path_factory):
     browser.quit()
 
 
+def resize(browser, width):
+    """Make the window as wide as that, of a phone or of a desk."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 @pytest.fixture
 def visit(browser, address):
     """Return a function that opens a page at a width and waits for its scripts, or with scripts switched off."""
 
     def go(page, width, script=True):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(browser, width)
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
         browser.get(address + page)
         return browser

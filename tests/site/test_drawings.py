@@ -154,20 +154,45 @@ def test_the_drawing_by_hand_says_the_pages_example():
 
 @pytest.mark.parametrize("on_q", drawings.STRENGTHS)
 @pytest.mark.parametrize("on_v", drawings.STRENGTHS)
-def test_the_shares_are_a_softmax_of_moved_scores(on_q, on_v):
+def test_the_shares_are_a_softmax_of_moved_scores_and_dy_goes_back_through_them(on_q, on_v):
     q, k, v, do = example().values()
-    q[2] -= 2 * on_q
+    q[2] -= on_q * np.array([1, 2])
     v[1] += on_v
     S = np.where(np.tri(3), q @ k.T / np.sqrt(2), -1e9)
     P = softmax(S)
-    dS = slopes(lambda S: (do * (softmax(S) @ v)).sum(), S)
+    loss = lambda q, v: (do * (softmax(np.where(np.tri(3), q @ k.T / np.sqrt(2), -1e9)) @ v)).sum()  # noqa: E731
+    dq, dv = slopes(lambda q: loss(q, v), q), slopes(lambda v: loss(q, v), v)
+    expected = {
+        "P": P,
+        "o": P @ v,
+        "dS": slopes(lambda S: (do * (softmax(S) @ v)).sum(), S),
+        "dy": do,
+        "dq": dq,
+        "dv": dv,
+    }
+    # By (3) to (5): the adapter on q reads x_3 = 1 into h, the one on v x_2, so one row of dq and of dv gives dB.
+    lengths = {
+        "q_proj.lora_A": dq @ [-on_q, -2 * on_q],
+        "q_proj.lora_B": dq[2],
+        "v_proj.lora_A": dv @ [on_v, on_v],
+        "v_proj.lora_B": dv[1],
+    }
     found = drawings.adapted_head(on_q, on_v)
-    assert all(np.allclose(*pair, atol=1e-5) for pair in zip(found, (P, P @ v, dS), strict=True))
+    assert found.keys() == drawings.GRIDS.keys() == expected.keys() | lengths.keys()
+    expected |= {name: [[np.linalg.norm(gradient)]] for name, gradient in lengths.items()}
+    assert all(np.allclose(found[name], expected[name], atol=1e-5) for name in expected)
     place = drawings.STRENGTHS.index(on_q) * len(drawings.STRENGTHS) + drawings.STRENGTHS.index(on_v)
     shown = [float(number.replace("\u2212", "-")) for number, _ in data_of(whole()["shares"].data)["cells"][place]]
-    assert shown == pytest.approx([*P.ravel(), *(P @ v).ravel(), *dS.ravel()], abs=0.006)
+    assert shown == pytest.approx(np.concatenate([np.ravel(expected[name]) for name in drawings.GRIDS]), abs=0.006)
     if (on_q, on_v) == (1, 0):  # where the sliders start
         assert numbers(whole()["shares"].data.split("</svg>")[0]) == shown
+
+
+def test_dy_is_seen_to_flow_where_a_slider_moves_an_adapter():
+    flowing = re.compile(r'<polyline [^>]*stroke-dasharray="4 3" class="flows"')
+    assert len(flowing.findall(whole()["shares"].data)) == 6
+    for picture, name in zip(data_of(drawings.way_of_dy().data)["pictures"], drawings.WHERE, strict=True):
+        assert len(flowing.findall(picture)) == picture.count("<g>"), name
 
 
 def test_a_drawing_marks_the_adapters_that_there_are():
@@ -322,9 +347,8 @@ def test_moving_an_adapter_shows_its_shares_and_outputs(visit, width):
     for name, step in (("on_q", 1), ("on_v", 2), ("on_q", -2)):
         places[name] += step
         move(browser, name, step)
-        shown = np.concatenate(
-            [a.ravel() for a in drawings.adapted_head(*(drawings.STRENGTHS[p] for p in places.values()))]
-        )
+        found = drawings.adapted_head(*(drawings.STRENGTHS[p] for p in places.values()))
+        shown = np.concatenate([found[name].ravel() for name in drawings.GRIDS])
         cells = browser.find_elements("css selector", "#shares [data-cell]")
         assert [float(cell.text.replace("\u2212", "-")) for cell in cells] == pytest.approx(shown, abs=0.006)
         blue = [cell.find_element("css selector", "rect").get_attribute("class") == "base" for cell in cells]
