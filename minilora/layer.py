@@ -110,9 +110,14 @@ class Layer:
 def parts(layer: Layer) -> Iterator[tuple[str, Any]]:
     """Yield the arrays and layers among a layer's attributes, by name, those in lists by number too."""
     for name, value in vars(layer).items():
-        for key, part in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(part, Layer) or is_array(part):
-                yield name if key is None else f"{name}.{key}", part
+        if _is_part(value):
+            yield name, value
+        elif isinstance(value, list):
+            yield from ((f"{name}.{key}", part) for key, part in enumerate(value) if _is_part(part))
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Layer) or is_array(value)
 
 
 def parts_besides(layer: Layer, *names: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from minilora import Backend, article, get_backend  # noqa: E402
+from minilora.language import llamainstance  # noqa: E402
+from minilora.language.llamainstance import ALL_INSTANCES  # noqa: E402
 from minilora.verify import selfcheck  # noqa: E402
 
 from .support import cupy_standin  # noqa: E402
@@ -77,10 +79,15 @@ def small_article(monkeypatch):
     monkeypatch.setattr(article, "run", lambda **options: real(**options, n=400, in_features=20, out_features=10))
 
 
+FEW = ("Linear", "LoRA", "LoRALinear", "MLP", "MLP, LoRA on fc1", "Embedding, LoRA", "Conv1d, LoRA", "Linear, LoRA")
+
+
 @pytest.fixture
 def small_check(monkeypatch):
-    """`minilora check` at one size."""
+    """`minilora check` at one size, of a few layers."""
+    few = {name: ALL_INSTANCES[name] for name in FEW}
     monkeypatch.setattr(selfcheck, "SIZES", selfcheck.SIZES[:1])
+    monkeypatch.setattr(llamainstance, "ALL_INSTANCES", few)
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_the_environment_sets_the_command_lines_default(
     assert "CPU" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [SMALL, ["check"]])
+@pytest.mark.parametrize("command", [SMALL, ["check"]], ids=["article", "check"])
 def test_a_wrong_backend_in_the_environment_is_one_clear_line(monkeypatch, capsys, small_article, small_check, command):
     monkeypatch.setenv("MINILORA_BACKEND", "cuda")
     assert main(command) == 2

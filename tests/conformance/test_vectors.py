@@ -440,16 +440,14 @@ def test_an_answer_of_another_shape_is_said(folder, tmp_path, case, shape):
     assert any(text in one.claims["slope"] for text in one.diagnoses)
 
 
-@pytest.mark.parametrize(
-    "output", ["made/index.json", "made/linear-0-float64.safetensors", "results/linear-0-float64.safetensors"]
-)
-def test_verdicts_never_take_the_place_of_what_is_compared(folder, tmp_path, capsys, output):
+def test_verdicts_never_take_the_place_of_what_is_compared(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "made")
     (tmp_path / "results").mkdir()
     name = "linear-0-float64.safetensors"
     save_file({"y": load_file(folder / name)["y"]}, tmp_path / "results" / name)
-    before = (tmp_path / output).read_bytes()
-    line = ["vectors", str(tmp_path / "made"), "--compare", str(tmp_path / "results"), "--json", str(tmp_path / output)]
-    assert cli.main(line) == 2
-    assert "is a file of what is compared, expected another file" in capsys.readouterr().err
-    assert (tmp_path / output).read_bytes() == before
+    for output in (tmp_path / "made" / "index.json", tmp_path / "made" / name, tmp_path / "results" / name):
+        before = output.read_bytes()
+        line = ["vectors", str(tmp_path / "made"), "--compare", str(tmp_path / "results"), "--json", str(output)]
+        assert cli.main(line) == 2, output
+        assert "is a file of what is compared, expected another file" in capsys.readouterr().err
+        assert output.read_bytes() == before

@@ -134,9 +134,9 @@ def test_kernels_update_their_outputs_in_place(xp):
         kernel(xp.asnumpy(g), 2.0, p)
 
 
-@pytest.mark.parametrize("name", ["vecdot", "matvec", "geomspace", "insert", "errstate", "memmap", "nothing_at_all"])
-def test_names_that_cupy_lacks_are_lacking(xp, name):
-    assert not hasattr(xp, name)
+def test_names_that_cupy_lacks_are_lacking(xp):
+    lacking = ("vecdot", "matvec", "geomspace", "insert", "errstate", "memmap", "nothing_at_all")
+    assert [name for name in lacking if hasattr(xp, name)] == []
 
 
 @pytest.mark.gpu

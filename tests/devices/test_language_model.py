@@ -29,9 +29,14 @@ def fine_tune(put, *, rows=4, epochs=4, steps=8):
     return adapted, history.losses
 
 
-def test_fine_tuning_gives_the_losses_of_numpy(place):
+@pytest.fixture(scope="module")
+def on_numpy():
+    return fine_tune(np.copy)
+
+
+def test_fine_tuning_gives_the_losses_of_numpy(place, on_numpy):
     adapted, losses = fine_tune(place.put_parameter)
-    expected, expected_losses = fine_tune(np.copy)
+    expected, expected_losses = on_numpy
     np.testing.assert_allclose(losses, expected_losses, rtol=0 if place.exact and place.exact_adam else 1e-4)
     assert losses[-1] < losses[0]
     for name, p in expected.trainable().items():

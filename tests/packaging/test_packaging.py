@@ -1,5 +1,6 @@
 """What is built can be installed elsewhere and run, and asks for no more than it says."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -69,5 +70,5 @@ def test_every_kind_of_test_has_a_step():
     """But `gpu`: a machine without one has the stand-in."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     markers = {marker.partition(":")[0] for marker in settings["markers"]} - {"gpu"}
-    steps = (ROOT / ".ci" / "run").read_text()
-    assert [marker for marker in markers if f"python -m pytest -m {marker}" not in steps] == []
+    steps = re.findall(r"python -m pytest -m (.+)", (ROOT / ".ci" / "run").read_text())
+    assert markers <= set(re.findall(r"\w+", " ".join(steps)))

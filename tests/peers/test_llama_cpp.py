@@ -43,7 +43,7 @@ def run(folder, results, tmp_path):
     bin.mkdir()
     (bin / "minilora").write_text(f'#!/bin/sh\nexec {sys.executable} -m minilora "$@"\n')
     (bin / "minilora").chmod(0o755)
-    script = shutil.copy(SCRIPT, Path(NODE) / SCRIPT.name)
+    script = shutil.copy(SCRIPT, Path(NODE) / f"{os.getpid()}-{SCRIPT.name}")  # tests may run in two processes
     env = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["node", script, str(folder), str(results)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,18 @@ STATED = [
 ]
 
 
+LINES = numbered.find_lines(ROOT / "minilora")
+
+
 @pytest.fixture
 def package(tmp_path):
+    """A copy of the package's module with the first equations."""
+    (tmp_path / "minilora").mkdir()
+    return Path(shutil.copy(ROOT / "minilora" / "lora.py", tmp_path / "minilora")).parent
+
+
+@pytest.fixture
+def whole(tmp_path):
     return Path(shutil.copytree(ROOT / "minilora", tmp_path / "minilora", ignore=shutil.ignore_patterns("__pycache__")))
 
 
@@ -31,12 +41,8 @@ def replace(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def problems(package, equations=STATED):
-    return stated.problems(equations, numbered.find_lines(package))
-
-
-def test_pages_and_code_fit(package):
-    assert problems(package) == []
+def test_pages_and_code_fit():
+    assert stated.problems(STATED, LINES) == []
 
 
 def test_every_equation_but_one_is_evaluated():
@@ -61,8 +67,8 @@ def test_a_number_twice_in_a_file_has_two_anchors(package):
     assert [x.anchor for x in lines if x.label == "5"] == ["eq-5", "eq-5-2"]
 
 
-def test_a_word_in_a_label_becomes_part_of_the_anchor(package):
-    assert [x.anchor for x in numbered.find_lines(package) if x.label == "act.1"] == ["eq-act-1"]
+def test_a_word_in_a_label_becomes_part_of_the_anchor():
+    assert [x.anchor for x in LINES if x.label == "act.1"] == ["eq-act-1"]
 
 
 def test_a_number_in_a_string_is_no_line(package):
@@ -83,10 +89,10 @@ BROKEN = [
 
 @pytest.mark.site
 @pytest.mark.parametrize(("what", "file", "old", "new", "said"), BROKEN, ids=[row[0] for row in BROKEN])
-def test_a_broken_link_is_found(package, what, file, old, new, said):
-    replace(package / file, old, new)
+def test_a_broken_link_is_found(whole, what, file, old, new, said):
+    replace(whole / file, old, new)
     links = [dataclasses.replace(x, entries="") for x in STATED]
-    assert any(said in problem for problem in problems(package, links))
+    assert any(said in problem for problem in stated.problems(links, numbered.find_lines(whole)))
 
 
 def a_quarter(rows, id):
@@ -280,11 +286,7 @@ def test_the_build_stops_where_ends_do_not_meet(tmp_path, change, said):
 # --- a wrong sign anywhere in a numbered line of the core or of a language model --------------------------------------
 
 LANGUAGE = ("norm", "rope", "att", "blk", "gate", "llama")
-SIGNED = [
-    x
-    for x in numbered.find_lines(ROOT / "minilora")
-    if (x.label.isdigit() and x.label != "26") or x.label.partition(".")[0] in LANGUAGE
-]
+SIGNED = [x for x in LINES if (x.label.isdigit() and x.label != "26") or x.label.partition(".")[0] in LANGUAGE]
 
 
 def sign_errors(code):
