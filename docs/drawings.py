@@ -464,8 +464,8 @@ def adapted_head(on_q: float, on_v: float) -> dict[str, np.ndarray]:
     dS = [np.pad(of_position(t, *qkv, DO)["dS"], (0, 3 - t)) for t in (1, 2, 3)]
     _, grads = layer.backward(DO, cache, need_dx=False)
     arrived = reached(layer, lambda watched: watched.backward(DO, watched.forward(x)[1], need_dx=False))
-    found = {"P": P, "o": y, "dS": np.array(dS), "dy": DO, "dq": arrived["q_proj"], "dv": arrived["v_proj"]}
-    return found | {name: np.atleast_2d(np.linalg.norm(gradient)) for name, gradient in grads.items()}
+    arrays = {"P": P, "o": y, "dS": np.array(dS), "dy": DO, "dq": arrived["q_proj"], "dv": arrived["v_proj"]}
+    return arrays | {name: np.atleast_2d(np.linalg.norm(gradient)) for name, gradient in grads.items()}
 
 
 GRIDS = {
@@ -483,16 +483,16 @@ GRIDS = {
 """The title of each grid of numbers, and the place of its first cell."""
 
 
-def grids(found: dict[str, np.ndarray]) -> Drawing:
+def grids(arrays: dict[str, np.ndarray]) -> Drawing:
     """Return the drawing of the shares and the output, and of the way of dy down to the adapters: a cell a number."""
     drawing, wide = Drawing(424), 38
     for name, (title, left, top) in GRIDS.items():
         above = 38 if name in ("P", "o") else 20
-        drawing.text(left + wide / 2 * (found[name].shape[1] - 1), top - above, title)
-        for i, j in np.ndindex(*found[name].shape):
-            number, full = cell(found[name][i, j])
+        drawing.text(left + wide / 2 * (arrays[name].shape[1] - 1), top - above, title)
+        for i, j in np.ndindex(*arrays[name].shape):
+            number, full = cell(arrays[name][i, j])
             drawing.begin(data_cell=f"{name} {i}{j}")
-            colour = LORA if found[name][i, j] >= 0 else BASE
+            colour = LORA if arrays[name][i, j] >= 0 else BASE
             drawing.box(left + wide * j, top + 27 * i, wide - 1, 26, number, fill=colour, fill_opacity=full, rx=0)
             drawing.end()
     for i, top in product(range(3), (48, 151, 268)):
@@ -526,15 +526,15 @@ def shares(start: int = 1) -> HTML:
     before = adapted_head(0, 0)
     cells, says, rows = [], [], []
     for on_q, on_v in product(STRENGTHS, STRENGTHS):
-        found = adapted_head(on_q, on_v)
-        cells.append([cell(float(number)) for name in GRIDS for number in found[name].flat])
-        moved = [f"{np.abs(found['P'] - before['P']).max():.2f}", f"{np.abs(found['o'] - before['o']).mean():.2f}"]
+        arrays = adapted_head(on_q, on_v)
+        cells.append([cell(float(number)) for name in GRIDS for number in arrays[name].flat])
+        moved = [f"{np.abs(arrays['P'] - before['P']).max():.2f}", f"{np.abs(arrays['o'] - before['o']).mean():.2f}"]
         says.append(
             f"Adapter on q times {on_q:g}, on v times {on_v:g}: a share has changed by {moved[0]} at most. "
             f"Outputs have moved by {moved[1]} in the mean."
         )
         rows.append(
-            (f"{on_q:g}", f"{on_v:g}", *moved, *(f"{np.linalg.norm(found[name]):.2f}" for name in ("dq", "dv")))
+            (f"{on_q:g}", f"{on_v:g}", *moved, *(f"{np.linalg.norm(arrays[name]):.2f}" for name in ("dq", "dv")))
         )
     sliders = [
         hands.Slider("on_q", "adapter on q, times", [f"{s:g}" for s in STRENGTHS], start),

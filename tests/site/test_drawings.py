@@ -154,7 +154,7 @@ def test_the_drawing_by_hand_says_the_pages_example():
 
 @pytest.mark.parametrize("on_q", drawings.STRENGTHS)
 @pytest.mark.parametrize("on_v", drawings.STRENGTHS)
-def test_the_shares_are_a_softmax_of_moved_scores_and_dy_goes_back_through_them(on_q, on_v):
+def test_shares_are_a_softmax_and_dy_goes_back_through_it(on_q, on_v):
     q, k, v, do = example().values()
     q[2] -= on_q * np.array([1, 2])
     v[1] += on_v
