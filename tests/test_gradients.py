@@ -18,8 +18,10 @@ from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, SQUAR
 CLAIMED = [pytest.param(case, claim, id=f"{case.name}: {claim.__name__}") for case in CASES for claim in case.claims]
 
 # There are hundreds of pairs of a case and a claim. The other corners are drawn as well, now and then.
-QUICK = settings.get_current_profile_name() != "ci"
-EXAMPLES, CORNERS = (1, (ALL_ONES,)) if QUICK else (3, (ALL_ONES, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE))
+EXAMPLES, CORNERS = {
+    "ci": (3, (ALL_ONES, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE)),
+    "mutation": (1, (ALL_ONES, SQUARE)),
+}.get(settings.get_current_profile_name(), (1, (ALL_ONES,)))
 
 
 def at_corners(test):
