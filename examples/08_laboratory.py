@@ -5,7 +5,7 @@
     python examples/08_laboratory.py directions          how many directions gradients, steps and changes have
     python examples/08_laboratory.py steps               the time of a step, in full and by LoRA, at two sizes
 
-Experiments: rates, batches, texts, variants, directions, steps. With --json FILE each training is written there
+Experiments: rates, batches, texts, variants, seeds, directions, steps. With --json FILE each training is written there
 as it ends, and those that the file has already are not run again. docs/laboratory.json is such a file.
 
 The model, the text and the 300 steps of 16 windows are those of 05_language_model.py. Runs of one seed and one
@@ -112,7 +112,30 @@ def variants():
             yield run(way, 4, lr=best, seed=seed, **settings)
 
 
-TRAININGS = {of.__name__: of for of in (rates, batches, texts, variants)}
+def seeds():
+    """More seeds for each part of the text: at the best rate of seed 0, and at half and twice of it."""
+    tried = (  # the part, the rank, the rates, the seeds
+        (1 / 16, None, (3.125e-05, 6.25e-05, 0.000125), (1,)),
+        (1 / 16, 16, (6.25e-05, 0.000125, 0.00025), (1,)),
+        (1 / 16, 4, (0.000125, 0.00025, 0.0005), (1,)),
+        (1 / 16, 1, (0.00025, 0.0005, 0.001), (1,)),
+        (1 / 4, None, (6.25e-05, 0.000125, 0.00025), (1, 2)),
+        (1 / 4, 16, (0.00025, 0.0005, 0.001), (1, 2)),
+        (1 / 4, 4, (0.001, 0.002, 0.004), (1,)),
+        (1 / 4, 4, (0.001, 0.002), (2,)),
+        (1 / 4, 1, (0.004, 0.008, 0.016), (1,)),
+        (1.0, None, (0.001, 0.002, 0.004), (2,)),
+        (1.0, 16, (0.002, 0.004, 0.008), (2,)),
+        (1.0, 4, (0.002, 0.004, 0.008), (2,)),
+        (1.0, 1, (0.004, 0.008, 0.016), (2,)),
+    )
+    for share, rank, near, more in tried:
+        for seed in more:
+            for lr in near:
+                yield run("LoRA" if rank else "full", rank, lr=lr, share=share, seed=seed)
+
+
+TRAININGS = {of.__name__: of for of in (rates, batches, texts, variants, seeds)}
 
 
 def matrices(model):
