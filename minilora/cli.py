@@ -90,15 +90,13 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
 
-def _parser(name: str = "") -> argparse.ArgumentParser:
-    """Return the parser: of the command of this name alone, where there is one, which is quicker."""
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    named = [command for command in COMMANDS if command.__name__.endswith(f".{name}")]
-    for command in named or COMMANDS:
+    for command in COMMANDS:
         command.add(commands)
     return parser
 
@@ -137,9 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     """Run a command; say in one line why it cannot be done."""
     try:
-        typed = list(sys.argv[1:] if argv is None else argv)
-        options = _parser(*typed[:1]).parse_args(typed)
-        options.typed = typed  # what goes on after a Ctrl-C
+        options = _parser().parse_args(argv)
+        options.typed = list(sys.argv[1:] if argv is None else argv)  # what goes on after a Ctrl-C
     except SystemExit:
         sys.stdout.flush()  # of --help
         raise
