@@ -26,6 +26,7 @@ from minilora.layer import (
     Layer,
     check_cache,
     check_sequence,
+    first_array,
     freeze,
     nest,
     parameter_count,
@@ -110,6 +111,15 @@ def test_names_nest_through_layers_and_lists():
     assert model.trainable()["layers.1.fc2.weight"] is model.layers[1].fc2.weight
     paths = ["", "layers.0", "layers.1", "layers.1.fc1", "layers.1.act", "layers.1.fc2"]
     assert [path for path, _ in walk(model)] == paths
+
+
+def test_the_first_array_is_looked_for_in_lists_and_layers():
+    first, second = Linear.init(3, 4, rng=RNG), Linear.init(4, 2, rng=RNG)
+    listed = Sequential(act=ReLU(), fc=second)
+    listed.act.layers = [Tanh(), first]
+    assert first_array(listed) is first.weight
+    assert first_array(Sequential(act=ReLU(), fc=second, last=first)) is second.weight
+    assert first_array(Sequential(act=ReLU(), last=Tanh())) is None
 
 
 def test_a_list_of_layers_has_the_measured_gradients():
