@@ -36,7 +36,7 @@ PARTS = {
                 *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_layer"),
                 *("test_adaptation", "test_checks", "test_quantization", "layers/test_mlp", "layers/test_quantized"),
                 "layers/test_activation",
-                *("variants/test_variants", "variants/test_own_array", "test_schedule"),
+                *("variants/test_variants", "variants/test_own_array", "test_schedule", "test_prompt"),
                 *("fast/test_adam", "fast/test_page_is_what_runs"),
                 *("fast/test_speed_changes_nothing", "verify/test_selfcheck", "verify/test_closed_form"),
                 *("language/test_thawed_alone", "language/test_text", "test_likely_mistakes"),
