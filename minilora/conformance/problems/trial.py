@@ -53,8 +53,7 @@ class Trial:
         arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
         right, growth = problem.answered(formulas, rows), _growth(problem, rows)
-        sizes = _sizes(problem, rows, formulas, _absolute(formulas), growth)
-        return cls(problem, arrays, right, sizes, UNIT[dtype], formulas, growth)
+        return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
 
     def by(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""
@@ -69,8 +68,7 @@ class Trial:
         if not parts:
             return self.sizes
         formulas = self.formulas.with_parts(**parts)
-        absolute = _absolute(self.formulas).with_parts(**{name: _absolute_part(part) for name, part in parts.items()})
-        sizes = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, absolute, self.growth)
+        sizes = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, self.growth)
         return {name: np.maximum(size, sizes.get(name, 0.0)) for name, size in self.sizes.items()}
 
     def distance(
@@ -101,13 +99,14 @@ def drawn(problem: Problem, dtype: str, formulas: Formulas) -> Trial:
     return trial
 
 
-def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, absolute: Formulas, growth: Arrays) -> Arrays:
+def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -> Arrays:
     """Return what the rounding of each answer is measured in: S, times its growth."""
     lengths = None
     if formulas.dora is not None:
         BA = rows["lora_B"] @ rows["lora_A"]
         lengths = formulas.dora.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
-    sizes = problem.answered(absolute, {name: np.abs(a) for name, a in rows.items()}, lengths)
+    absolute = {name: np.abs(a) for name, a in rows.items()}
+    sizes = problem.answered(_absolute(formulas), absolute, lengths)
     sizes = {name: size * growth[name] for name, size in sizes.items()}
     return problem.sized(sizes, formulas, rows)
 
@@ -128,7 +127,6 @@ COUNTED = Formulas(
 """On ones, these give the number of terms in each answer."""
 
 
-@lru_cache(maxsize=256)  # of each kind's formulas, for every bug in them
 def _absolute(formulas: Any) -> Any:
     """Return formulas with the absolute value of each part: then no term is subtracted from another."""
     return replace(
@@ -138,7 +136,7 @@ def _absolute(formulas: Any) -> Any:
 
 def _absolute_part(part: Any) -> Any:
     if is_dataclass(part):
-        return _absolute(part)  # type: ignore[arg-type]  # these are frozen, so they have a hash
+        return _absolute(part)
     if not callable(part):
         return part if part is None else abs(part)
 
