@@ -11,6 +11,8 @@ from minilora.guards.errors import FileRefused
 from minilora.language import chattemplate
 from minilora.language.chattemplate import ChatTemplate, load_template
 
+from ..support.sample import one_in
+
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
 END = "{% endgeneration %}"
 HI = [{"role": "user", "content": "hi"}]
@@ -231,12 +233,12 @@ def test_a_template_may_say_where_the_model_speaks(source, spans):
             assert text == "1"
 
 
-def the_first(*rows):
-    """The others with `-m "long or not long"`: each starts a process or two."""
-    return [pytest.param(row, marks=pytest.mark.long if i else ()) for i, row in enumerate(rows)]
+GOES = ("replace('a', 'b')", "upper", "escape", "tojson", "trim", "striptags")
+CHANGES = ("truncate(20)", "urlencode", "reverse", "title", "length")
+"""Filters that marks go through, and those that change them. Each starts a process or two."""
 
 
-@pytest.mark.parametrize("filters", the_first("replace('a', 'b')", "upper", "escape", "tojson", "trim", "striptags"))
+@pytest.mark.parametrize("filters", one_in(len(GOES), GOES, GOES))
 def test_marks_go_through_filters_of_letters(filters):
     source = "{% set x %}{% generation %}cat{% endgeneration %}!{% endset %}{{ x | FILTERS }}".replace(
         "FILTERS", filters
@@ -247,7 +249,7 @@ def test_marks_go_through_filters_of_letters(filters):
         assert text[slice(*turn)].lower() in ("cat", "cbt")
 
 
-@pytest.mark.parametrize("filters", the_first("truncate(20)", "urlencode", "reverse", "title", "length"))
+@pytest.mark.parametrize("filters", one_in(len(CHANGES), CHANGES, CHANGES))
 def test_marks_that_a_template_changes_are_refused(filters):
     source = "{% set x %}{% generation %}cat{% endgeneration %}{% endset %}{{ x | FILTERS }}".replace(
         "FILTERS", filters

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ..support.sample import one_in
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
@@ -95,12 +97,6 @@ def test_a_broken_link_is_found(whole, what, file, old, new, said):
     assert any(said in problem for problem in stated.problems(links, numbered.find_lines(whole)))
 
 
-def a_quarter(rows, id):
-    """A quarter of the rows in the default run, and all of them with `-m "long or not long"`."""
-    marks = [() if number % 4 == 0 else pytest.mark.long for number in range(len(rows))]
-    return [pytest.param(*row, id=id(*row), marks=mark) for row, mark in zip(rows, marks, strict=True)]
-
-
 WRONG = [
     ("sign of dB", "lora.py", "dB = rows(dy)", "dB = -rows(dy)", "3"),
     ("s divided in dB", "lora.py", "rows(h) * self.scaling", "rows(h) / self.scaling", "3"),
@@ -161,7 +157,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("what", "file", "old", "new", "label"), a_quarter(WRONG, id=lambda what, *_: what))
+@pytest.mark.parametrize(("what", "file", "old", "new", "label"), one_in(4, WRONG, [row[0] for row in WRONG]))
 def test_a_line_that_computes_something_else_is_found(tmp_path, what, file, old, new, label):
     path = tmp_path / "minilora" / file
     path.parent.mkdir(parents=True)
@@ -308,7 +304,7 @@ def not_an_exponent(node, side):
     return not isinstance(node.op, ast.Pow) and not isinstance(getattr(node, side), ast.Constant)
 
 
-@pytest.mark.parametrize("line", a_quarter([(line,) for line in SIGNED], id=str))
+@pytest.mark.parametrize("line", one_in(4, SIGNED, map(str, SIGNED)))
 def test_no_wrong_sign_passes(line):
     (equation,) = [x for x in STATED if x.label == line.label]
     assert stated.problems([equation], [line]) == []

@@ -15,16 +15,12 @@ from minilora.conformance.checking.contract import contract
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.problems.kinds import SETS
 
+from ...support.sample import one_in
 from ..implementations import OURS, from_formulas, implementation, with_kinds
 from ..planting import planted, report_of, start_of, step_of
 
-EVERY_BUG = [
-    pytest.param(bug, id=bug.flag, marks=() if number % 3 == 0 else pytest.mark.long) for number, bug in enumerate(BUGS)
-]
-"""A third of the rows in the default run, and all of them with `-m "long or not long"`."""
 
-
-@pytest.mark.parametrize("bug", EVERY_BUG)
+@pytest.mark.parametrize("bug", one_in(3, BUGS, [bug.flag for bug in BUGS]))
 def test_a_known_bug_is_named(bug):
     report = report_of(*planted(bug))
     assert not report.passed
@@ -95,13 +91,7 @@ def test_a_bug_is_of_known_kinds_and_claims():
         assert str(bug) == bug.name + (f" (made in {bug.source})" if bug.source else "")
 
 
-SOME = [
-    pytest.param(bug, id=bug.flag, marks=() if number % 48 == 0 else pytest.mark.long)
-    for number, bug in enumerate(BUGS)
-]
-
-
-@pytest.mark.parametrize("bug", SOME)
+@pytest.mark.parametrize("bug", one_in(48, BUGS, [bug.flag for bug in BUGS]))
 def test_a_bugs_place_in_the_table_changes_no_verdict(monkeypatch, bug):
     """Of every two rows, the other is first."""
     usual = report_of(*planted(bug)).as_dict()

@@ -14,6 +14,7 @@ from minilora.variants.rewritten import Rewritten
 
 from ...support import mutants
 from ...support.formulas import by_formulas
+from ...support.sample import one_in
 from ..implementations import OURS, conv_functions, convolution, dora, embedding, functions_of, linear
 
 NOT_SEEN = {
@@ -45,11 +46,8 @@ PLANTED += [
     (f"merged: {name}", "conv2d", conv_functions(partial(convolution, cls=cls)))
     for name, cls in mutants.MERGES_WRONG.items()
 ]
-# A report takes long where no known bug explains it, which is what most of these are: the default run has some of them.
-CASES = [
-    pytest.param(kind, made, id=name, marks=() if i % 8 == 0 else pytest.mark.long)
-    for i, (name, kind, made) in enumerate(PLANTED)
-]
+# A report takes long where no known bug explains it, which is what most of these are.
+CASES = one_in(8, [row[1:] for row in PLANTED], [name for name, *_ in PLANTED])
 
 
 def report_of(kind, implementation):
