@@ -495,7 +495,7 @@ def grids(arrays: dict[str, np.ndarray]) -> Drawing:
             colour = LORA if arrays[name][i, j] >= 0 else BASE
             drawing.box(left + wide * j, top + 27 * i, wide - 1, 26, number, fill=colour, fill_opacity=full, rx=0)
             drawing.end()
-    for i, top in product(range(3), (48, 151, 268)):
+    for i, top in product(range(3), (GRIDS[name][2] for name in ("P", "dS", "dq"))):
         drawing.text(0, top + 27 * i, f"t = {i + 1}", anchor="start", font_size=11)
     for i in range(3):
         drawing.text(62 + wide * i, 28, f"u = {i + 1}")

@@ -7,7 +7,6 @@ versions (`notebooks.inputs`). So a page runs again where one of them has change
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +22,8 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 from sphinx.util import logging
+
+from minilora.language.finetuning.cores import core_count
 
 DOCS = Path(__file__).parent
 KERNEL = "display_name: Python 3\n"
@@ -57,7 +58,7 @@ def begin(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
     """Run the pages in as many processes as there are processors, and let Sphinx read the others first."""
     pages = [name for name in docnames if KERNEL in Path(env.doc2path(name)).read_text(encoding="utf-8")]
     get_cache(app.config.nb_execution_cache_path).list_cache_records()  # it is made now, before several ask for it
-    pool = ProcessPoolExecutor(os.cpu_count(), get_context("fork"))
+    pool = ProcessPoolExecutor(core_count(), get_context("fork"))
     running.update({page: pool.submit(run, page, env.myst_config, env.mystnb_config) for page in pages})
     pool.shutdown(wait=False)
     docnames.sort(key=running.__contains__)
