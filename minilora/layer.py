@@ -37,6 +37,9 @@ from .checks import Array, check_array, check_features, check_shape, is_array, k
 
 Cache = tuple[Any, ...]
 """The layer itself, the shape of its output, and what its backward needs. Only data, so that memory can be counted."""
+Arrays = tuple[Array, ...]
+Caches = tuple[Cache, ...]
+"""Of several layers."""
 Model = TypeVar("Model", bound="Layer")
 
 
