@@ -87,13 +87,13 @@ class Attention(Layer):
         o, P = self.attend(q, k, v)
         y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        linears, heads = (*read_caches, o_cache), (q_norm, k_norm, q_turn, k_turn)
-        return y, (self, y.shape, x.shape, linears, heads, (q, k, v, P))
+        heads = (q_norm, k_norm, q_turn, k_turn)
+        return y, (self, y.shape, x.shape, read_caches, o_cache, heads, (q, k, v, P))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., T, d), and the gradients of the four layers and of the norms."""
-        shape, linears, (q_norm, k_norm, q_turn, k_turn), (q, k, v, P) = check_cache(self, dy, cache)
-        *read_caches, o_cache = linears
+        shape, read_caches, o_cache, heads, (q, k, v, P) = check_cache(self, dy, cache)
+        q_norm, k_norm, q_turn, k_turn = heads
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj, *norms)
         do, o_grads = self.o_proj.backward(rows(dy), o_cache, need_dx=below)
@@ -105,7 +105,7 @@ class Attention(Layer):
         dq, q_norm_grads = normed_back(self.q_norm, dq, q_norm)
         dk, k_norm_grads = normed_back(self.k_norm, dk, k_norm)
         dys = self.join(dq), self.join(dk), self.join(dv)
-        dx, read_grads = self.read_backward(dys, tuple(read_caches), need_dx=need_dx)
+        dx, read_grads = self.read_backward(dys, read_caches, need_dx=need_dx)
         grads |= read_grads | nest("q_norm", q_norm_grads) | nest("k_norm", k_norm_grads)
         return None if dx is None else dx.reshape(shape), grads
 
