@@ -5,13 +5,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minilora import Attention, Linear, Llama, LlamaConfig, Rotary, adapt, cross_entropy, gradcheck
+from minilora import Adam, Attention, Linear, Llama, LlamaConfig, Rotary, adapt, cross_entropy, gradcheck
 from minilora.fast import blockwise
 from minilora.fast.blockwise import CPU, GPU, Blocks, BlockwiseAttention
+from minilora.fast.sameinput import SameInputMLP
 from minilora.language.text import next_token_loss
 from minilora.language.trainingmemory import cache_bytes
 from minilora.layer import rebuild
 from minilora.layers import attention
+from minilora.layers.gated import GatedMLP
 from minilora.layers.rotary import frequencies
 
 from ..support.cupy_standin import traffic
@@ -163,14 +165,16 @@ def step(model, ids, targets):
 
 
 def by_the_page(model):
-    """The same model, whose attention never takes blocks."""
+    """A copy of the model in which every layer is the page's."""
 
     def page(path, part):
         if isinstance(part, BlockwiseAttention):
             return Attention(part.q_proj, part.k_proj, part.v_proj, part.o_proj, part.rotary)
+        if isinstance(part, SameInputMLP):
+            return GatedMLP(part.gate_proj, part.up_proj, part.down_proj)
         return part
 
-    return rebuild(model, layer=page)
+    return rebuild(model, array=np.copy, layer=page)
 
 
 def test_a_decoders_long_step_has_the_pages_gradients():
@@ -181,6 +185,20 @@ def test_a_decoders_long_step_has_the_pages_gradients():
     assert grads.keys() == expected.keys()
     for name, g in grads.items():
         assert np.abs(g - expected[name]).max() <= 1e-12 * max(1, np.abs(expected[name]).max()), name
+
+
+@pytest.mark.parametrize("T", [9, 150])  # by the page's attention, and by blocks
+def test_losses_of_twenty_steps_are_the_pages(T):
+    ids, found = np.random.default_rng(2).integers(0, 50, (2, T + 1)), []
+    for model in (llama("float64"), by_the_page(llama("float64"))):
+        adam, losses = Adam(model.trainable(), lr=0.01), []
+        for _ in range(20):
+            loss, grads = step(model, ids[:, :-1], ids[:, 1:])
+            adam.step(grads)
+            losses.append(loss)
+        found.append(losses)
+    assert found[0][-1] < found[0][0] - 0.05  # it learns
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-9)
 
 
 def test_what_a_step_keeps_grows_with_the_text_alone():
