@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from operator import iadd
+from operator import add
 from statistics import NormalDist
 from typing import Any
 
@@ -263,11 +263,11 @@ def gate(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 
 def same_input(randn: Any, rng: np.random.Generator, r: int) -> Names:
-    """Of (read.1) to (read.4): two layers of rank r and r + 1, of which the first is looked at."""
+    """Of (proj.1) to (proj.4): two layers of rank r and r + 1, of which the first is looked at."""
     x, A, dh, W = randn((N, IN)), randn((2 * r + 1, IN)), randn((N, 2 * r + 1)), randn((2, OUT, IN))
     dys = randn((2, N, OUT))
-    names = {"x": x, "A": A, "dh": dh, "dys": dys, "W": W, "dxs": list(dys @ W), "columns": slice(r)}
-    return names | {"dy": dys[0], "B": randn((OUT, r)), "s": ALPHA / r, "reduce": reduce, "iadd": iadd}
+    names = {"x": x, "A": A, "dh": dh, "dys": dys, "W": W, "dxs": list(dys @ W), "reduce": reduce, "add": add}
+    return names | {"dy": dys[0], "B": randn((OUT, r)), "s": ALPHA / r}
 
 
 def generation(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -387,7 +387,7 @@ GROUPS = {
         "att": attention,
         "blk": blockwise,
         "gate": gate,
-        "read": same_input,
+        "proj": same_input,
         "llama": branch,
     },
     **{"act": activation, "ce": cross_entropy, "seq": sequential, "flat": flatten, "emb": embedding},

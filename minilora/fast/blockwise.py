@@ -91,7 +91,7 @@ class BlockwiseAttention(SameInput, Attention):
     The adapters of q_proj, k_proj and v_proj share their products, see `minilora.fast.sameinput`.
     """
 
-    readers = ("q_proj", "k_proj", "v_proj")
+    projections = ("q_proj", "k_proj", "v_proj")
     blocks: Blocks | None = None  # by default those that fit the library: `CPU` or `GPU`
 
     def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
@@ -170,7 +170,7 @@ def scores(cq_rows: Array, k_rows: Array, n: int, *, masked: bool) -> Array:  # 
     """Return S (B, K, g n, J) of (att.1), where the queries have their factor c; later positions are -inf."""
     S = cq_rows @ k_rows.swapaxes(-1, -2)
     if masked:
-        mask(S[..., -n:], n)  # the queries' own positions: of earlier ones none is masked
+        mask(S[..., -n:], n)  # only the last n keys can be later than a query: the others need no comparison
     return S
 
 

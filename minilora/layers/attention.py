@@ -79,7 +79,7 @@ class Attention(Layer):
         """Return y, and a cache with q, k, v and P."""
         check_sequence(self, x)
         h, T = rows(x), x.shape[-2]  # h (B T, d)
-        (q, k, v), read_caches = self.read(h)
+        (q, k, v), proj_caches = self.project(h)
         q, q_norm = normed(self.q_norm, self.split(q, T))
         k, k_norm = normed(self.k_norm, self.split(k, T))
         (q, q_turn), (k, k_turn) = self.rotary.forward(q), self.rotary.forward(k)
@@ -87,13 +87,13 @@ class Attention(Layer):
         o, P = self.attend(q, k, v)
         y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        heads = (q_norm, k_norm, q_turn, k_turn)
-        return y, (self, y.shape, x.shape, read_caches, o_cache, heads, (q, k, v, P))
+        head_caches = (q_norm, k_norm, q_turn, k_turn)
+        return y, (self, y.shape, x.shape, proj_caches, o_cache, head_caches, (q, k, v, P))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., T, d), and the gradients of the four layers and of the norms."""
-        shape, read_caches, o_cache, heads, (q, k, v, P) = check_cache(self, dy, cache)
-        q_norm, k_norm, q_turn, k_turn = heads
+        shape, proj_caches, o_cache, head_caches, (q, k, v, P) = check_cache(self, dy, cache)
+        q_norm, k_norm, q_turn, k_turn = head_caches
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj, *norms)
         do, o_grads = self.o_proj.backward(rows(dy), o_cache, need_dx=below)
@@ -105,8 +105,8 @@ class Attention(Layer):
         dq, q_norm_grads = normed_back(self.q_norm, dq, q_norm)
         dk, k_norm_grads = normed_back(self.k_norm, dk, k_norm)
         dys = self.join(dq), self.join(dk), self.join(dv)
-        dx, read_grads = self.read_backward(dys, read_caches, need_dx=need_dx)
-        grads |= read_grads | nest("q_norm", q_norm_grads) | nest("k_norm", k_norm_grads)
+        dx, proj_grads = self.project_backward(dys, proj_caches, need_dx=need_dx)
+        grads |= proj_grads | nest("q_norm", q_norm_grads) | nest("k_norm", k_norm_grads)
         return None if dx is None else dx.reshape(shape), grads
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
@@ -124,12 +124,12 @@ class Attention(Layer):
         y = self.o_proj(self.join(o))
         return y.reshape(*x.shape[:-1], y.shape[-1]), (k, v)
 
-    def read(self, x: Array) -> tuple[Arrays, Caches]:  # (N, d) -> (N, H D), (N, K D), (N, K D)
-        """Return q, k and v, and the caches. `minilora.fast.sameinput` does together what their adapters have alike."""
+    def project(self, x: Array) -> tuple[Arrays, Caches]:  # (N, d) -> (N, H D), (N, K D), (N, K D)
+        """Return q, k and v, and the caches. `minilora.fast.sameinput` computes their adapters' products together."""
         (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(x) for p in (self.q_proj, self.k_proj, self.v_proj))
         return (q, k, v), (q_cache, k_cache, v_cache)
 
-    def read_backward(self, dys: Arrays, caches: Caches, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
+    def project_backward(self, dys: Arrays, caches: Caches, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (N, d), and the gradients of the three layers, from dq, dk and dv."""
         (dq, dk, dv), (q_cache, k_cache, v_cache) = dys, caches
         dx_q, q_grads = self.q_proj.backward(dq, q_cache, need_dx=need_dx)

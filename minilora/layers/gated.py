@@ -52,15 +52,15 @@ class GatedMLP(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with p and u."""
         check_input(self, x)
-        (a, b), read_caches = self.read(rows(x))
+        (a, b), proj_caches = self.project(rows(x))
         z, p, u = gate(self.act_fn, a, b)
         y, y_cache = self.down_proj.forward(z)
         y = y.reshape(x.shape)
-        return y, (self, y.shape, read_caches, y_cache, p, u)
+        return y, (self, y.shape, proj_caches, y_cache, p, u)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
-        read_caches, y_cache, p, u = check_cache(self, dy, cache)
+        proj_caches, y_cache, p, u = check_cache(self, dy, cache)
         below = need_dx or trains(self.gate_proj, self.up_proj)
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
@@ -68,16 +68,16 @@ class GatedMLP(Layer):
             return None, grads
         da = dz * p  # eq. (gate.2)
         db = dz * u  # eq. (gate.3)
-        dx, read_grads = self.read_backward((da, db), read_caches, need_dx=need_dx)
-        grads |= read_grads
+        dx, proj_grads = self.project_backward((da, db), proj_caches, need_dx=need_dx)
+        grads |= proj_grads
         return None if dx is None else dx.reshape(dy.shape), grads
 
-    def read(self, x: Array) -> tuple[Arrays, Caches]:  # (N, d) -> (N, m), (N, m)
-        """Return a and b, and the caches. `minilora.fast.sameinput` does together what their adapters have alike."""
+    def project(self, x: Array) -> tuple[Arrays, Caches]:  # (N, d) -> (N, m), (N, m)
+        """Return a and b, and the caches. `minilora.fast.sameinput` computes their adapters' products together."""
         (a, a_cache), (b, b_cache) = self.gate_proj.forward(x), self.up_proj.forward(x)
         return (a, b), (a_cache, b_cache)
 
-    def read_backward(self, dys: Arrays, caches: Caches, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
+    def project_backward(self, dys: Arrays, caches: Caches, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (N, d), and the gradients of gate_proj and up_proj, from da and db."""
         (da, db), (a_cache, b_cache) = dys, caches
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
