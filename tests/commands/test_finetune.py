@@ -42,7 +42,7 @@ from minilora.language.trainingmemory import cache_bytes, parameter_bytes
 from minilora.layer import parameter_count
 from minilora.training import backpropagate
 
-from ..support.command_line import FEW, finetune, losses, rows, run
+from ..support.command_line import FEW, finetune, losses, overfitting, rows, run
 from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
@@ -110,8 +110,8 @@ def test_the_command_that_ends_at_the_best_step_is_one_that_runs(asked, said):
 @pytest.mark.long
 @pytest.mark.parametrize("kept", [[], ["--checkpoint", "c"]])
 def test_the_steps_that_were_best_end_with_their_adapter(folder, capsys, kept):
-    worse = ["--lr", "0.05", "--dtype", "float64"]
-    assert finetune(*worse, "--steps", "61", *kept) == 0
+    worse = [*overfitting(), "--dtype", "float64"]
+    assert finetune(*worse, *kept) == 0
     out = capsys.readouterr().out
     ((best, another),) = re.findall(r"lowest at step (\d+): .* with --steps \1( and another --checkpoint)? ends", out)
     assert bool(another) == bool(kept)

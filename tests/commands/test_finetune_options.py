@@ -18,12 +18,11 @@ from minilora.language.text import next_token_loss, windows
 from minilora.optim import Adam
 from minilora.schedule import Schedule
 
-from ..support.command_line import finetune, losses, rows, run
+from ..support.command_line import finetune, losses, overfitting, rows, run
 from ..support.language import LETTERS, TEXT
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
-OVERFITTING = ["--lr", "0.3", "--seed", "1"]
 IDS = [LETTERS.index(c) for c in TEXT]
 
 
@@ -107,7 +106,7 @@ def test_an_adapted_head_has_masks_for_every_position(folder):
     assert "lm_head" in load_adapter("a")
 
 
-GOING_ON = ["--schedule", "cosine", "--warmup", "0.1", "--dropout", "0.2", "--keep-best", *OVERFITTING]
+GOING_ON = ["--schedule", "cosine", "--warmup", "0.1", "--dropout", "0.2", "--keep-best", "--lr", "0.3", "--seed", "1"]
 
 
 def test_a_training_with_all_of_them_goes_on_to_the_same_bits(folder, capsys, monkeypatch):
@@ -190,15 +189,15 @@ def test_the_usual_share_that_is_held_out_may_be_said_or_not(folder):
 
 @pytest.mark.long
 def test_the_step_of_the_least_held_out_loss_is_saved(folder, capsys):
-    some = ["--steps", "61", *OVERFITTING]
+    some = overfitting()
     assert finetune(*some, "--keep-best") == 0
     out = capsys.readouterr().out
     shown = losses(out)
-    best = min((step for step in shown if step), key=shown.get)
-    assert best < 61  # the training overfits
+    best = min(shown, key=shown.get)
+    assert 0 < best < 61
     assert f"the adapter is that of step {best}, the one with the least held-out loss: {shown[best]:.3f}" in out
     kept = weights()
-    assert finetune(*OVERFITTING, "--steps", str(best)) == 0
+    assert finetune(*some, "--steps", str(best)) == 0
     assert weights() == kept
     assert finetune(*some) == 0
     assert weights() != kept

@@ -1,6 +1,9 @@
 """The command line, run in this process, and what it printed."""
 
 import re
+from pathlib import Path
+
+import numpy as np
 
 from minilora import cli
 
@@ -19,6 +22,13 @@ def run(*arguments: str) -> int:
 def finetune(*more):
     """Fine-tune the model of the fixture `folder` on its text."""
     return run("finetune", "text", "--save", "a", "--overwrite", "--model", "model", *FEW, *more)
+
+
+def overfitting():
+    """Return options under which the held-out loss falls, then rises: the letters of the text, in no order."""
+    letters = list(Path("text").read_text(encoding="utf-8")[:400])
+    Path("shuffled").write_text("".join(np.random.default_rng(0).permutation(letters)), encoding="utf-8")
+    return ["--valid", "shuffled", "--steps", "61"]
 
 
 def losses(out):
