@@ -8,8 +8,6 @@ computed from the others, so that a line can be compared with its whole equation
 from __future__ import annotations
 
 import math
-from functools import reduce
-from operator import add
 from statistics import NormalDist
 from typing import Any
 
@@ -262,14 +260,6 @@ def gate(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return names | {"u": a * q, "p": b * (q + a * q * (1 - q)), "dx_a": da @ W_a, "dx_b": db @ W_b}
 
 
-def same_input(randn: Any, rng: np.random.Generator, r: int) -> Names:
-    """Of (proj.1) to (proj.4): two layers of rank r and r + 1, of which the first is looked at."""
-    x, A, dh, W = randn((N, IN)), randn((2 * r + 1, IN)), randn((N, 2 * r + 1)), randn((2, OUT, IN))
-    dys = randn((2, N, OUT))
-    names = {"x": x, "A": A, "dh": dh, "dys": dys, "W": W, "dxs": list(dys @ W), "reduce": reduce, "add": add}
-    return names | {"dy": dys[0], "B": randn((OUT, r)), "s": ALPHA / r}
-
-
 def generation(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (gen.1) to (gen.3): scores z, a temperature c, and two values of P."""
     z, c, P = randn(IN), 0.7, 0.6 if r == 1 else 0.95
@@ -381,15 +371,7 @@ def loftq(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 GROUPS = {
     **{"layer": layer, "residual": residual, "adam": adam, "best": best},
-    **{
-        "norm": norm,
-        "rope": rotary,
-        "att": attention,
-        "blk": blockwise,
-        "gate": gate,
-        "proj": same_input,
-        "llama": branch,
-    },
+    **{"norm": norm, "rope": rotary, "att": attention, "blk": blockwise, "gate": gate, "llama": branch},
     **{"act": activation, "ce": cross_entropy, "seq": sequential, "flat": flatten, "emb": embedding},
     **{
         "conv.1": convolution,

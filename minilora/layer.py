@@ -37,10 +37,6 @@ from .checks import Array, check_array, check_features, check_shape, is_array, k
 
 Cache = tuple[Any, ...]
 """The layer itself, the shape of its output, and what its backward needs. Only data, so that memory can be counted."""
-Arrays = tuple[Array, ...]
-"""One of each of several layers."""
-Caches = tuple[Cache, ...]
-"""Likewise."""
 Model = TypeVar("Model", bound="Layer")
 
 

@@ -47,7 +47,6 @@ from ..backend import backend_of
 from ..checks import Array
 from ..layer import inner
 from ..layers.attention import Attention, mask, stacked
-from .sameinput import SameInput
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,9 @@ BEFORE: tuple[Any, Any, Any] = -math.inf, 0.0, 0.0
 
 
 @dataclass(eq=False, repr=False)
-class BlockwiseAttention(SameInput, Attention):
-    """Attention that takes a text of more than a few positions by blocks, and a shorter one as the page does.
+class BlockwiseAttention(Attention):
+    """Attention that takes a text of more than a few positions by blocks, and a shorter one as the page does."""
 
-    The adapters of q_proj, k_proj and v_proj share their products, see `minilora.fast.sameinput`.
-    """
-
-    projections = ("q_proj", "k_proj", "v_proj")
     blocks: Blocks | None = None  # by default those that fit the library: `CPU` or `GPU`
 
     def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
@@ -169,9 +164,7 @@ def attend_backward(
 def scores(cq_rows: Array, k_rows: Array, n: int, *, masked: bool) -> Array:  # (B, K, g n, D), (B, K, J, D)
     """Return S (B, K, g n, J) of (att.1), where the queries have their factor c; later positions are -inf."""
     S = cq_rows @ k_rows.swapaxes(-1, -2)
-    if masked:
-        mask(S[..., -n:], n)  # only the last n keys can be later than a query: the others need no comparison
-    return S
+    return mask(S, n) if masked else S
 
 
 def exponentials(S: Array, m: Array) -> Array:  # (B, K, g n, J), (B, K, g n, 1) -> (B, K, g n, J)

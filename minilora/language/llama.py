@@ -33,7 +33,6 @@ from ..backend import Backend, backend_of
 from ..checks import Array, check_array, check_dict, check_instance, check_shape, is_array, kind_of
 from ..fast.blockwise import BlockwiseAttention
 from ..fast.expertwise import ExpertsByRows
-from ..fast.sameinput import SameInputMLP
 from ..layer import Cache, Layer, check_cache, nest, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
@@ -212,7 +211,7 @@ class Llama(Layer):
             return RMSNorm(arrays[f"{path}.weight"], config.rms_norm_eps)
 
         def gated(path: str) -> GatedMLP:
-            return SameInputMLP(*(linear(f"{path}.{name}_proj") for name in ("gate", "up", "down")))
+            return GatedMLP(*(linear(f"{path}.{name}_proj") for name in ("gate", "up", "down")))
 
         def mixture(path: str) -> MixtureOfExperts:
             sizes: Any = config.mixture

@@ -35,20 +35,7 @@ from typing import Any, TypeAlias
 
 from ..backend import backend_of
 from ..checks import Array, check_instance, is_array, kind_of
-from ..layer import (
-    Arrays,
-    Cache,
-    Caches,
-    Layer,
-    check_cache,
-    check_has_widths,
-    check_sequence,
-    check_widths,
-    inner,
-    nest,
-    rows,
-    trains,
-)
+from ..layer import Cache, Layer, check_cache, check_has_widths, check_sequence, check_widths, inner, nest, rows, trains
 from ..linear import Linear
 from .norm import RMSNorm
 from .rotary import Rotary
@@ -79,7 +66,7 @@ class Attention(Layer):
         """Return y, and a cache with q, k, v and P."""
         check_sequence(self, x)
         h, T = rows(x), x.shape[-2]  # h (B T, d)
-        (q, k, v), proj_caches = self.project(h)
+        (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, q_norm = normed(self.q_norm, self.split(q, T))
         k, k_norm = normed(self.k_norm, self.split(k, T))
         (q, q_turn), (k, k_turn) = self.rotary.forward(q), self.rotary.forward(k)
@@ -87,13 +74,13 @@ class Attention(Layer):
         o, P = self.attend(q, k, v)
         y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        head_caches = (q_norm, k_norm, q_turn, k_turn)
-        return y, (self, y.shape, x.shape, proj_caches, o_cache, head_caches, (q, k, v, P))
+        linears, heads = (q_cache, k_cache, v_cache, o_cache), (q_norm, k_norm, q_turn, k_turn)
+        return y, (self, y.shape, x.shape, linears, heads, (q, k, v, P))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., T, d), and the gradients of the four layers and of the norms."""
-        shape, proj_caches, o_cache, head_caches, (q, k, v, P) = check_cache(self, dy, cache)
-        q_norm, k_norm, q_turn, k_turn = head_caches
+        shape, linears, (q_norm, k_norm, q_turn, k_turn), (q, k, v, P) = check_cache(self, dy, cache)
+        q_cache, k_cache, v_cache, o_cache = linears
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj, *norms)
         do, o_grads = self.o_proj.backward(rows(dy), o_cache, need_dx=below)
@@ -104,9 +91,12 @@ class Attention(Layer):
         dq, dk = self.rotary.backward(dq, q_turn)[0], self.rotary.backward(dk, k_turn)[0]
         dq, q_norm_grads = normed_back(self.q_norm, dq, q_norm)
         dk, k_norm_grads = normed_back(self.k_norm, dk, k_norm)
-        dys = self.join(dq), self.join(dk), self.join(dv)
-        dx, proj_grads = self.project_backward(dys, proj_caches, need_dx=need_dx)
-        grads |= proj_grads | nest("q_norm", q_norm_grads) | nest("k_norm", k_norm_grads)
+        dx_q, q_grads = self.q_proj.backward(self.join(dq), q_cache, need_dx=need_dx)
+        dx_k, k_grads = self.k_proj.backward(self.join(dk), k_cache, need_dx=need_dx)
+        dx_v, v_grads = self.v_proj.backward(self.join(dv), v_cache, need_dx=need_dx)
+        grads |= nest("q_proj", q_grads) | nest("k_proj", k_grads) | nest("v_proj", v_grads)
+        grads |= nest("q_norm", q_norm_grads) | nest("k_norm", k_norm_grads)
+        dx = dx_q + dx_k + dx_v if dx_q is not None else None  # eq. (att.9)
         return None if dx is None else dx.reshape(shape), grads
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
@@ -123,20 +113,6 @@ class Attention(Layer):
         o, _ = self.attend(q, k, v)
         y = self.o_proj(self.join(o))
         return y.reshape(*x.shape[:-1], y.shape[-1]), (k, v)
-
-    def project(self, x: Array) -> tuple[Arrays, Caches]:  # (N, d) -> (N, H D), (N, K D), (N, K D)
-        """Return q, k and v, and the caches. `minilora.fast.sameinput` computes their adapters' products together."""
-        (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(x) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return (q, k, v), (q_cache, k_cache, v_cache)
-
-    def project_backward(self, dys: Arrays, caches: Caches, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx (N, d), and the gradients of the three layers, from dq, dk and dv."""
-        (dq, dk, dv), (q_cache, k_cache, v_cache) = dys, caches
-        dx_q, q_grads = self.q_proj.backward(dq, q_cache, need_dx=need_dx)
-        dx_k, k_grads = self.k_proj.backward(dk, k_cache, need_dx=need_dx)
-        dx_v, v_grads = self.v_proj.backward(dv, v_cache, need_dx=need_dx)
-        dx = dx_q + dx_k + dx_v if dx_q is not None else None  # eq. (att.9)
-        return dx, nest("q_proj", q_grads) | nest("k_proj", k_grads) | nest("v_proj", v_grads)
 
     def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
         """Return o and P. `minilora.fast.blockwise` keeps less of a long text."""

@@ -20,19 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..checks import Array, check_instance
-from ..layer import (
-    Arrays,
-    Cache,
-    Caches,
-    Layer,
-    check_cache,
-    check_has_widths,
-    check_input,
-    check_widths,
-    nest,
-    rows,
-    trains,
-)
+from ..layer import Cache, Layer, check_cache, check_has_widths, check_input, check_widths, nest, rows, trains
 from ..linear import Linear
 from .activation import SiLU
 
@@ -52,15 +40,16 @@ class GatedMLP(Layer):
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with p and u."""
         check_input(self, x)
-        (a, b), proj_caches = self.project(rows(x))
+        a, a_cache = self.gate_proj.forward(rows(x))
+        b, b_cache = self.up_proj.forward(rows(x))
         z, p, u = gate(self.act_fn, a, b)
         y, y_cache = self.down_proj.forward(z)
         y = y.reshape(x.shape)
-        return y, (self, y.shape, proj_caches, y_cache, p, u)
+        return y, (self, y.shape, a_cache, b_cache, y_cache, p, u)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
-        proj_caches, y_cache, p, u = check_cache(self, dy, cache)
+        a_cache, b_cache, y_cache, p, u = check_cache(self, dy, cache)
         below = need_dx or trains(self.gate_proj, self.up_proj)
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
@@ -68,22 +57,11 @@ class GatedMLP(Layer):
             return None, grads
         da = dz * p  # eq. (gate.2)
         db = dz * u  # eq. (gate.3)
-        dx, proj_grads = self.project_backward((da, db), proj_caches, need_dx=need_dx)
-        grads |= proj_grads
-        return None if dx is None else dx.reshape(dy.shape), grads
-
-    def project(self, x: Array) -> tuple[Arrays, Caches]:  # (N, d) -> (N, m), (N, m)
-        """Return a and b, and the caches. `minilora.fast.sameinput` computes their adapters' products together."""
-        (a, a_cache), (b, b_cache) = self.gate_proj.forward(x), self.up_proj.forward(x)
-        return (a, b), (a_cache, b_cache)
-
-    def project_backward(self, dys: Arrays, caches: Caches, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx (N, d), and the gradients of gate_proj and up_proj, from da and db."""
-        (da, db), (a_cache, b_cache) = dys, caches
         dx_a, a_grads = self.gate_proj.backward(da, a_cache, need_dx=need_dx)
         dx_b, b_grads = self.up_proj.backward(db, b_cache, need_dx=need_dx)
+        grads |= nest("gate_proj", a_grads) | nest("up_proj", b_grads)
         dx = dx_a + dx_b if dx_a is not None else None  # eq. (gate.4)
-        return dx, nest("gate_proj", a_grads) | nest("up_proj", b_grads)
+        return None if dx is None else dx.reshape(dy.shape), grads
 
     shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
 

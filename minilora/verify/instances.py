@@ -18,13 +18,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..adaptation import adapt, attach
+from ..adaptation import adapt
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array
 from ..fast.blockwise import Blocks, BlockwiseAttention
 from ..fast.expertwise import ExpertsByRows
-from ..fast.sameinput import SameInputMLP
-from ..layer import Layer, freeze, rebuild, walk
+from ..layer import Layer, freeze, rebuild
 from ..layers.activation import ACTIVATIONS
 from ..layers.attention import Attention
 from ..layers.convolution import Conv1d, Conv2d
@@ -195,25 +194,10 @@ def _attention(
     return cls(q, k, v, o, Rotary(frequencies(D, BASE)), *norms, **more), _sequences(d, n_in)
 
 
-def _gated(d: Drawing, cls: type[GatedMLP] = GatedMLP) -> tuple[Layer, Array]:
+def _gated(d: Drawing) -> tuple[Layer, Array]:
     n_in, m = min(d.in_features, 7), min(d.out_features, 7) + 1
     gate, up, down = (d.linear(*pair, bias=d.bias, divided_by=2) for pair in ((n_in, m), (n_in, m), (m, n_in)))
-    return cls(gate, up, down), _sequences(d, n_in)
-
-
-def _all_adapted(row: Row) -> Row:
-    """Return the row with an adapter on each linear layer inside; no two next to each other have the same rank."""
-
-    def adapted(d: Drawing) -> tuple[Layer, Array]:
-        layer, x = row(d)
-        linears = [(path, part) for path, part in walk(layer) if isinstance(part, Linear)]
-        adapters = {
-            path: LoRA(d.randn(1 + i % 3, part.in_features) / 4, d.randn(part.out_features, 1 + i % 3) / 4, 1 + i / 2)
-            for i, (path, part) in enumerate(linears)
-        }
-        return attach(layer, adapters), x
-
-    return adapted
+    return GatedMLP(gate, up, down), _sequences(d, n_in)
 
 
 def _router(d: Drawing, *, renormalised: bool = True) -> tuple[Router, Array]:
@@ -304,9 +288,7 @@ INSTANCES: dict[str, Row] = {
     "Attention": _attention,
     "Attention, by blocks": lambda d: _attention(d, BlockwiseAttention, blocks=Blocks(1, 2, page_up_to=0)),
     "Attention, q and k normed": lambda d: _attention(d, normed=True),
-    "Attention, LoRA on q, k, v and o": _all_adapted(lambda d: _attention(d, BlockwiseAttention)),
     "GatedMLP": _gated,
-    "GatedMLP, LoRA on all": _all_adapted(lambda d: _gated(d, SameInputMLP)),
     "Router": _router,
     "Router, over all": lambda d: _router(d, renormalised=False),
     "MixtureOfExperts": _mixture,

@@ -5,15 +5,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minilora import Adam, Attention, Linear, Llama, LlamaConfig, LoRA, Rotary, adapt, cross_entropy, gradcheck
+from minilora import Adam, Attention, Linear, Llama, LlamaConfig, Rotary, adapt, cross_entropy, gradcheck
 from minilora.fast import blockwise
 from minilora.fast.blockwise import CPU, GPU, Blocks, BlockwiseAttention
-from minilora.fast.sameinput import SameInputMLP
 from minilora.language.text import next_token_loss
 from minilora.language.trainingmemory import cache_bytes
-from minilora.layer import rebuild, walk
+from minilora.layer import rebuild
 from minilora.layers import attention
-from minilora.layers.gated import GatedMLP
 from minilora.layers.rotary import frequencies
 
 from ..support.cupy_standin import traffic
@@ -170,8 +168,6 @@ def by_the_page(model):
     def page(path, part):
         if isinstance(part, BlockwiseAttention):
             return Attention(part.q_proj, part.k_proj, part.v_proj, part.o_proj, part.rotary)
-        if isinstance(part, SameInputMLP):
-            return GatedMLP(part.gate_proj, part.up_proj, part.down_proj)
         return part
 
     return rebuild(model, array=np.copy, layer=page)
@@ -185,18 +181,6 @@ def test_a_decoders_long_step_has_the_pages_gradients():
     assert grads.keys() == expected.keys()
     for name, g in grads.items():
         assert np.abs(g - expected[name]).max() <= 1e-12 * max(1, np.abs(expected[name]).max()), name
-
-
-def test_a_decoder_asks_no_adapter_alone_but_o_and_down(monkeypatch):
-    """Those of q, k and v, and of gate and up, share their products."""
-    model, called, right = llama("float64"), [], LoRA.backward
-    monkeypatch.setattr(
-        LoRA, "backward", lambda self, *args, **options: called.append(self) or right(self, *args, **options)
-    )
-    ids = np.random.default_rng(1).integers(0, 50, (1, 7))
-    step(model, ids[:, :-1], ids[:, 1:])
-    names = {id(part): path for path, part in walk(model)}
-    assert sorted(names[id(adapter)].split(".")[-2] for adapter in called) == 2 * ["down_proj"] + 2 * ["o_proj"]
 
 
 @pytest.mark.parametrize("T", [9, 150])  # by the page's attention, and by blocks

@@ -108,7 +108,7 @@ def test_below_the_lowest_adapter_nothing_is_kept_or_computed():
     z, cache = model.forward(IDS)
     _, _, _, caches = cache[2]
     assert caches[:2] == [None, None]  # the embedding and the first block
-    _, _, _, (q_cache, k_cache, v_cache), o_cache, *_ = caches[2][2][1]
+    _, _, _, (q_cache, k_cache, v_cache, o_cache), *_ = caches[2][2][1]
     assert arrays_in(v_cache)
     assert not arrays_in((q_cache, k_cache, o_cache))
     model.model.embed_tokens = model.model.layers[0] = None  # whoever calls them fails

@@ -143,8 +143,6 @@ WRONG = [
     ("the old sum not brought to the new m", "fast/blockwise.py", "Z = f * Z +", "Z = f / f * Z +", "blk.4"),
     ("Z's share subtracted", "fast/blockwise.py", "swapaxes(-1, -2), dZ)", "swapaxes(-1, -2), -dZ)", "blk.9"),
     ("m added", "fast/blockwise.py", "isub(S, m)", "isub(S, -m)", "blk.2"),
-    ("s lost in one layer's dh", "fast/sameinput.py", "dy @ B * s  #", "dy @ B + 0 * s  #", "proj.2"),
-    ("the layers' own dx lost", "fast/sameinput.py", "reduce(add, dxs,", "reduce(add, dxs[:0],", "proj.4"),
     ("a block overwrites", "fast/blockwise.py", "dk[:, :, 0, u] +=", "dk[:, :, 0, u] =", "blk.13"),
     ("frequencies of -j/D", "layers/rotary.py", "-2 * j / width", "-1 * j / width", "rope.1"),
     ("turned the same way", "layers/rotary.py", "cos, -sin)", "cos, sin)", "rope.4"),
@@ -283,7 +281,7 @@ def test_the_build_stops_where_ends_do_not_meet(tmp_path, change, said):
 
 # --- a wrong sign anywhere in a numbered line of the core or of a language model --------------------------------------
 
-LANGUAGE = ("norm", "rope", "att", "blk", "gate", "proj", "llama")
+LANGUAGE = ("norm", "rope", "att", "blk", "gate", "llama")
 SIGNED = [x for x in LINES if (x.label.isdigit() and x.label != "26") or x.label.partition(".")[0] in LANGUAGE]
 
 
