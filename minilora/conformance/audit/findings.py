@@ -30,6 +30,11 @@ def listed(names: Sequence[str], what: str = "module") -> str:
     return text if more <= 0 else f"{text} and {more} more {what}{'s' if more > 1 else ''}"
 
 
+def have(names: Sequence[str]) -> str:
+    """Return the verb after `listed`: "has" after one name, "have" after several."""
+    return "has" if len(names) == 1 else "have"
+
+
 def counted(count: int, what: str) -> str:
     """Return a number with its noun: "1 module", "2 modules"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -16,7 +16,7 @@ import numpy as np
 from ...guards.errors import FileRefused, short
 from ...guards.tensorfile import FLOATS
 from .adapterfile import AdapterFile, Module
-from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed
 
 SENSIBLE = (1e-12, 1e3)
 """Between which the typical change of one weight lies; a trained weight is of the size of 0.02."""
@@ -131,7 +131,7 @@ def _pairs(adapter: AdapterFile) -> Iterator[Finding]:
         yield Finding(WRONG, "half-a-pair", text, tuple(half))
     without = [path for path, m in adapter.modules.items() if not {*m.parts} & {*"AB"}]
     if without:
-        text = f"{listed(without)} has {', '.join(adapter.modules[without[0]].parts)} and no factors"
+        text = f"{listed(without)} {have(without)} {', '.join(adapter.modules[without[0]].parts)} and no factors"
         yield Finding(WRONG, "half-a-pair", text, tuple(without))
     misfits: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
@@ -206,7 +206,8 @@ def _types(adapter: AdapterFile) -> Iterator[Finding]:
     types = {path: {adapter.tensors.dtypes[name] for name in m.parts.values()} for path, m in adapter.modules.items()}
     strange = [path for path, of_it in types.items() if of_it - {*FLOATS}]
     if strange:
-        text = f"{listed(strange)} has the type {', '.join(sorted(types[strange[0]]))}, expected {', '.join(FLOATS)}"
+        found = ", ".join(sorted(set().union(*(types[path] for path in strange))))
+        text = f"{listed(strange)} {have(strange)} the type {found}, expected {', '.join(FLOATS)}"
         yield Finding(WRONG, "type", text, tuple(strange))
     if mixed := [path for path, of_it in types.items() if len(of_it) > 1 and path not in strange]:
         text = f"the tensors of {listed(mixed)} have several types: {', '.join(sorted(types[mixed[0]]))}"

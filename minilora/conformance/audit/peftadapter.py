@@ -20,7 +20,7 @@ from ...guards.boundedpatterns import Matching
 from ...guards.errors import FileRefused, short
 from ...variants.scaling import scaling
 from .adapterfile import AdapterFile, Module
-from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed
 from .tensors import Tensors
 
 KEY = re.compile(
@@ -256,7 +256,8 @@ def own_findings(file: AdapterFile, in_model: Collection[str]) -> Iterator[Findi
         text = f"use_dora is true, and there is no lora_magnitude_vector of {listed(lacking)}"
         yield Finding(WRONG, "magnitude-missing", text, tuple(lacking))
     if having and not dora:
-        text = f"use_dora is not true, and {listed(having)} has a lora_magnitude_vector, which PEFT passes over then"
+        they = f"{listed(having)} {have(having)}"
+        text = f"use_dora is not true, and {they} a lora_magnitude_vector, which PEFT passes over then"
         yield Finding(WRONG, "magnitude-ignored", text, tuple(having))
     biased = [m.path for m in file.modules.values() if "bias" in m.parts]
     unbiased = [m.path for m in file.modules.values() if "bias" not in m.parts and m.kind == "linear"]
@@ -264,7 +265,7 @@ def own_findings(file: AdapterFile, in_model: Collection[str]) -> Iterator[Findi
         text = f"lora_bias is true, and there is no lora_B.bias of {listed(unbiased)}"
         yield Finding(WRONG, "bias-missing", text, tuple(unbiased))
     if biased and config.get("lora_bias") is not True:
-        text = f"lora_bias is not true, and {listed(biased)} has a lora_B.bias, which PEFT passes over then"
+        text = f"lora_bias is not true, and {listed(biased)} {have(biased)} a lora_B.bias, which PEFT passes over then"
         yield Finding(WRONG, "bias-ignored", text, tuple(biased))
     yield from _saved_findings(file, config, in_model)
 

@@ -366,3 +366,17 @@ def test_a_broken_adapter_is_named(what, tmp_path):
     assert code in serious, str(report)
     assert report.status == 1
     assert report.first_line.split(": ")[1] in ("WRONG", "SUSPICIOUS")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_verb_goes_with_the_number_of_modules(layers, tmp_path):
+    few = [path for path in paths("q_proj") if int(path.split(".")[2]) < layers]
+
+    def with_magnitudes(tensors):
+        more = {k: v for k, v in magnitudes(tensors).items() if k not in tensors}
+        return tensors | {k: v for k, v in more.items() if any(f".{path}." in f".{k}" for path in few)}
+
+    report = audit(plain(tmp_path / "a", tensors=with_magnitudes), model(tmp_path / "model"))
+    (text,) = [finding.text for finding in report.findings if finding.code == "magnitude-ignored"]
+    verb = "has" if layers == 1 else "have"
+    assert f"layers.{layers - 1}.self_attn.q_proj' {verb} a lora_magnitude_vector" in text
