@@ -25,6 +25,7 @@ from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, cross_entropy
 from ..training import backpropagate
+from ..variants.dropout import DroppingLoRALinear
 
 if TYPE_CHECKING:
     from .llama import Llama
@@ -236,10 +237,11 @@ def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
 def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
     """Return the gradients of ``loss(model(x), y)``, with logits only where a target counts.
 
-    The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
+    The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts. The
+    masks before an adapted head are those of whole sequences, so with them all logits are computed.
     """
     at = y != IGNORED
-    if at.all() or not at.any():
+    if at.all() or not at.any() or isinstance(model.lm_head, DroppingLoRALinear):
         return backpropagate(model, x, y, loss)
     logits, cache = model.forward(x, at)
     _, d_logits = loss(logits, y[at])

@@ -23,6 +23,7 @@ from minilora.language.text import (
 )
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
+from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import run
 from ..support.language import LETTERS, tiny_llama
@@ -275,6 +276,19 @@ def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(fol
     (loss,) = re.findall(r"loss +(\S+) nats", capsys.readouterr().out)
     data = load_data(folder / "e.jsonl", folder / "model", held_out=0)
     assert float(loss) == pytest.approx(evaluate(Llama.load("model"), data.X, data.Y, cross_entropy), abs=6e-5)
+
+
+def test_gradients_with_masks_before_the_head_are_those_of_all_logits():
+    rng = np.random.default_rng(3)
+    model = adapt(tiny_llama(), ["q_proj", "lm_head"], rank=2, alpha=3, rng=rng)
+    for p in model.trainable().values():
+        p += rng.standard_normal(p.shape) / 4
+    masked, (x, y) = with_dropout(model, 0.5, [5, 6]), rng.integers(0, len(LETTERS), (2, 2, 7))
+    y[:, :4] = y[1, 5] = IGNORED
+    found, expected = (way(masked, x, y, next_token_loss) for way in (where_it_counts, backpropagate))
+    assert found.keys() == expected.keys()
+    for name, g in found.items():
+        np.testing.assert_array_equal(g, expected[name])
 
 
 def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adaptation import ALL_LINEAR, adapt, check_target_modules, is_adapted
+from ...adaptation import ALL_LINEAR, adapt, check_target_modules
 from ...backend import Backend
 from ...evaluation import Gradients
 from ...fast import accumulate
@@ -71,11 +71,9 @@ def adapted_model(
     )
 
 
-def gradients_of(recipe: Settled, adapted: Llama, rng: np.random.Generator, threads: int) -> Gradients:
+def gradients_of(recipe: Settled, rng: np.random.Generator, threads: int) -> Gradients:
     """Return what computes the gradients of a step, a part of its batch at a time."""
-    # The masks before an adapted head are drawn for every position, so that is computed at every one then.
-    everywhere = recipe.dropout > 0 and is_adapted(adapted.lm_head)
-    gradients: Gradients = accumulate(part_size(recipe), threads, None if everywhere else where_it_counts)
+    gradients: Gradients = accumulate(part_size(recipe), threads, where_it_counts)
     if recipe.dropout:
         gradients = WithDropout(gradients, recipe.dropout, rng)
     return WithoutFilling(gradients, threads)
@@ -124,7 +122,7 @@ def train_adapter(
     """
     X, Y, X_held, Y_held = (where.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, learned = (stopped.saved.epoch, stopped.learned) if stopped else (0, None)
-    loss = TrainingLoss(gradients_of(recipe, adapted, rng, threads), done, learned)
+    loss = TrainingLoss(gradients_of(recipe, rng, threads), done, learned)
     tokens, measuring = round(recipe.batch_size * data.row_tokens), costs.measuring(data.held_windows)
     table = Table(recipe.steps, done, tokens, loss, measuring, recipe.log)
     before = stopped.before if stopped else None
