@@ -204,13 +204,16 @@ def _types(adapter: AdapterFile) -> Iterator[Finding]:
     if adapter.tensors.base is None:
         return
     types = {path: {adapter.tensors.dtypes[name] for name in m.parts.values()} for path, m in adapter.modules.items()}
+
+    def found(paths: list[str]) -> str:
+        return ", ".join(sorted(set().union(*(types[path] for path in paths))))
+
     strange = [path for path, of_it in types.items() if of_it - {*FLOATS}]
     if strange:
-        found = ", ".join(sorted(set().union(*(types[path] for path in strange))))
-        text = f"{listed(strange)} {have(strange)} the type {found}, expected {', '.join(FLOATS)}"
+        text = f"{listed(strange)} {have(strange)} the type {found(strange)}, expected {', '.join(FLOATS)}"
         yield Finding(WRONG, "type", text, tuple(strange))
     if mixed := [path for path, of_it in types.items() if len(of_it) > 1 and path not in strange]:
-        text = f"the tensors of {listed(mixed)} have several types: {', '.join(sorted(types[mixed[0]]))}"
+        text = f"the tensors of {listed(mixed)} have several types: {found(mixed)}"
         yield Finding(NOTE, "mixed-types", text, tuple(mixed))
 
 

@@ -373,10 +373,19 @@ def test_the_verb_goes_with_the_number_of_modules(layers, tmp_path):
     few = [path for path in paths("q_proj") if int(path.split(".")[2]) < layers]
 
     def with_magnitudes(tensors):
-        more = {k: v for k, v in magnitudes(tensors).items() if k not in tensors}
-        return tensors | {k: v for k, v in more.items() if any(f".{path}." in f".{k}" for path in few)}
+        every = magnitudes(tensors)
+        return {name: a for name, a in every.items() if name in tensors or any(path in name for path in few)}
 
     report = audit(plain(tmp_path / "a", tensors=with_magnitudes), model(tmp_path / "model"))
     (text,) = [finding.text for finding in report.findings if finding.code == "magnitude-ignored"]
     verb = "has" if layers == 1 else "have"
     assert f"layers.{layers - 1}.self_attn.q_proj' {verb} a lora_magnitude_vector" in text
+
+
+def test_every_type_that_is_no_float_is_named(tmp_path):
+    def of_two_types(tensors):
+        return {name: a.astype("i1" if "layers.0" in name else "i8") for name, a in tensors.items()}
+
+    report = audit(plain(tmp_path / "a", tensors=of_two_types), model(tmp_path / "model"))
+    (text,) = [finding.text for finding in report.findings if finding.code == "type"]
+    assert "have the type I64, I8, expected" in text
