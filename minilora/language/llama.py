@@ -59,20 +59,25 @@ class Block(Layer):
     post_attention_layernorm: RMSNorm
     mlp: GatedMLP | MixtureOfExperts
 
-    def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
-        """Return y, and a cache with those of both branches."""
+    def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
+        """Return y, and a cache with those of both branches.
+
+        With `at`, bool (B, T), y at the M positions where it is true alone, (M, d). Attention reads all positions, the
+        MLP each for itself.
+        """
         u, attention_cache = branch(self.input_layernorm, self.self_attn, x)
-        y, mlp_cache = branch(self.post_attention_layernorm, self.mlp, u)
-        return y, (self, y.shape, attention_cache, mlp_cache)
+        y, mlp_cache = branch(self.post_attention_layernorm, self.mlp, u if at is None else u[at])
+        return y, (self, y.shape, attention_cache, mlp_cache, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
         """Return dx (B, T, d), and the gradients of what trains."""
-        attention_cache, mlp_cache = check_cache(self, dy, cache)
+        attention_cache, mlp_cache, at = check_cache(self, dy, cache)
         below = need_dx or trains(self.input_layernorm, self.self_attn)
         du, f, norm = branch_backward(self.post_attention_layernorm, self.mlp, dy, mlp_cache, need_dx=below)
         grads = nest("mlp", f) | nest("post_attention_layernorm", norm)
         if du is None:  # nothing below asks
             return None, grads
+        du = du if at is None else rows_at(du, at)
         dx, f, norm = branch_backward(self.input_layernorm, self.self_attn, du, attention_cache, need_dx=need_dx)
         return dx, nest("self_attn", f) | nest("input_layernorm", norm) | grads
 
@@ -112,12 +117,15 @@ class Decoder(Layer):
     layers: list[Block]
     norm: RMSNorm
 
-    def forward(self, x: Array) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
-        """Return y and the cache. Below the lowest layer that trains no backward comes, and no cache is kept."""
+    def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
+        """Return y and the cache. Below the lowest layer that trains no backward comes, and no cache is kept.
+
+        With `at`, y at the M positions where it is true alone, (M, d), as the last block returns it.
+        """
         steps, caches = self.steps(), []
         lowest = next((i for i, (_, layer) in enumerate(steps) if trains(layer)), len(steps))
         for i, (_, layer) in enumerate(steps):
-            x, cache = layer.forward(x)
+            x, cache = layer.forward(x) if layer is not self.layers[-1] else layer.forward(x, at)
             caches.append(cache if i >= lowest else None)
         return x, (self, x.shape, lowest, caches)
 
@@ -162,20 +170,19 @@ class Llama(Layer):
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache.
 
-        With `at`, bool (B, T), the M positions where it is true alone, (M, V) in their order. The head is the largest
-        product of a small model, and of a chat most targets do not count.
+        With `at`, bool (B, T), the M positions where it is true alone, (M, V) in their order. Of a chat most targets do
+        not count, and the head is the largest product of a small model. From the last block's MLP on, no position reads
+        another, so there are M rows from there on.
         """
         at = None if at is None else check_at(at, x)
-        h, model_cache = self.model.forward(x)
-        z, head_cache = self.lm_head.forward(h if at is None else h[at])
-        return z, (self, z.shape, model_cache, head_cache, at)
+        h, model_cache = self.model.forward(x, at)
+        z, head_cache = self.lm_head.forward(h)
+        return z, (self, z.shape, model_cache, head_cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
         """Return None for dx, since ids have no derivative, and the gradients of what trains."""
-        model_cache, head_cache, at = check_cache(self, dy, cache)
+        model_cache, head_cache = check_cache(self, dy, cache)
         dh, grads = self.lm_head.backward(dy, head_cache, need_dx=trains(self.model))
-        if dh is not None and at is not None:
-            dh = rows_at(dh, at)
         below = {} if dh is None else self.model.backward(dh, model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
 

@@ -25,7 +25,7 @@ from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, cross_entropy
 from ..training import backpropagate
-from ..variants.dropout import DroppingLoRALinear
+from ..variants.dropout import of_positions
 
 if TYPE_CHECKING:
     from .llama import Llama
@@ -235,14 +235,15 @@ def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-    """Return the gradients of ``loss(model(x), y)``, with logits only where a target counts.
+    """Return the gradients of ``loss(model(x), y)``, with logits and the last block's MLP only where a target counts.
 
-    The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts. The
-    masks before an adapted head are those of whole sequences, so with them all logits are computed.
+    The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
     """
     at = y != IGNORED
-    if at.all() or not at.any() or isinstance(model.lm_head, DroppingLoRALinear):
+    if at.all() or not at.any():
         return backpropagate(model, x, y, loss)
+    last = len(model.model.layers) - 1
+    model = of_positions(model, at, (f"model.layers.{last}.mlp", "lm_head"))  # what reads no other position
     logits, cache = model.forward(x, at)
     _, d_logits = loss(logits, y[at])
     return model.backward(d_logits, cache, need_dx=False)[1]

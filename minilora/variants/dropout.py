@@ -24,7 +24,7 @@ Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks fro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,7 @@ class DroppingLoRALinear(Layer):
     dropout: float  # p, from 0 to below 1
     keys: tuple[int, ...]  # one for each sequence of the batch, below 2^64
     number: int = 0  # of the layer, so that no two have the same masks
+    at: tuple[tuple[bool, ...], ...] | None = None  # of each sequence, the positions whose rows x has; None for all
 
     def __post_init__(self) -> None:
         LoRALinear(self.base, self.adapter)  # the same guards
@@ -74,11 +75,13 @@ class DroppingLoRALinear(Layer):
 
     def mask(self, x: Array) -> Array:  # (..., in) -> (..., in)
         """Return m, of the shape of x and bool. It is drawn on the host: one key, one mask on every device."""
-        positions, rest = divmod(math.prod(x.shape[:-1]), len(self.keys))
+        whole = x.shape[:-1] if self.at is None else np.shape(self.at)
+        positions, rest = divmod(math.prod(whole), len(self.keys))
         if rest:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected as many rows for each of {len(self.keys)} keys")
-        drawn = [self._draws(key).random((positions, x.shape[-1]), np.float32) for key in self.keys]
-        return backend_of(x).asarray(np.stack(drawn).reshape(x.shape) >= self.dropout)
+        drawn = np.stack([self._draws(key).random((positions, x.shape[-1]), np.float32) for key in self.keys])
+        drawn = drawn.reshape(x.shape) if self.at is None else drawn[np.array(self.at)]
+        return backend_of(x).asarray(drawn >= self.dropout)
 
     def _draws(self, key: int) -> np.random.Generator:
         """Return what draws the mask of a sequence in this layer."""
@@ -128,10 +131,27 @@ def check_dropped(adapters: Mapping[str, Any]) -> None:
 
 def of_sequences(model: Model, part: slice) -> Model:
     """Return the model for a part of a batch, with the masks of that part alone; without any, the model itself."""
+    return _with_masks(model, lambda path, layer: replace(layer, keys=layer.keys[part]))
+
+
+def of_positions(model: Model, at: Array, paths: Sequence[str]) -> Model:
+    """Return the model whose layers at and below some paths are handed the rows where `at`, bool (B, T), is true alone.
+
+    They have the masks of those rows; without any masks, it is the model itself.
+    """
+
+    def of_rows(path: str, layer: DroppingLoRALinear) -> DroppingLoRALinear:
+        if not any(f"{path}.".startswith(f"{p}.") for p in paths):
+            return layer
+        return replace(layer, at=tuple(map(tuple, backend_of(at).to_numpy(at).tolist())))
+
+    return _with_masks(model, of_rows)
+
+
+def _with_masks(model: Model, change: Callable[[str, DroppingLoRALinear], Layer]) -> Model:
+    """Return the model with each of its masked layers changed; without any, the model itself."""
     if not any(isinstance(layer, DroppingLoRALinear) for _, layer in walk(model)):
         return model
-
-    def partly(path: str, layer: Any) -> Any:
-        return replace(layer, keys=layer.keys[part]) if isinstance(layer, DroppingLoRALinear) else layer
-
-    return rebuild(model, layer=partly)  # type: ignore[no-any-return]
+    return rebuild(  # type: ignore[no-any-return]
+        model, layer=lambda path, layer: change(path, layer) if isinstance(layer, DroppingLoRALinear) else layer
+    )

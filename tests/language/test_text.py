@@ -1,5 +1,6 @@
 """Training on token ids: windows of a text, steps, held-out data, gradients in parts, resuming."""
 
+import math
 import re
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minilora import Llama, adapt, cross_entropy, evaluate
+from minilora import Llama, LoRALinear, adapt, adapters, cross_entropy, evaluate
 from minilora.fast import accumulate
 from minilora.language.examples import load_data
 from minilora.language.text import (
@@ -21,12 +22,13 @@ from minilora.language.text import (
     where_it_counts,
     windows,
 )
+from minilora.layer import walk
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
 from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import run
-from ..support.language import LETTERS, tiny_llama
+from ..support.language import LETTERS, tiny_llama, tiny_mixture
 
 
 @given(count=st.integers(3, 4000), length=st.integers(1, 40))
@@ -278,17 +280,51 @@ def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(fol
     assert float(loss) == pytest.approx(evaluate(Llama.load("model"), data.X, data.Y, cross_entropy), abs=6e-5)
 
 
-def test_gradients_with_masks_before_the_head_are_those_of_all_logits():
-    rng = np.random.default_rng(3)
-    model = adapt(tiny_llama(), ["q_proj", "lm_head"], rank=2, alpha=3, rng=rng)
+@pytest.mark.parametrize("start", [tiny_llama(), tiny_mixture("qwen2_moe")], ids=["MLP", "shared expert"])
+@pytest.mark.parametrize("parts", [None, 1])
+def test_masks_where_targets_count_are_those_of_the_whole(start, parts):
+    rng, targets = np.random.default_rng(3), ["q_proj", "gate_proj", "down_proj", "lm_head"]
+    model = adapt(start, targets, rank=2, alpha=3, rng=rng)
     for p in model.trainable().values():
         p += rng.standard_normal(p.shape) / 4
     masked, (x, y) = with_dropout(model, 0.5, [5, 6]), rng.integers(0, len(LETTERS), (2, 2, 7))
     y[:, :4] = y[1, 5] = IGNORED
-    found, expected = (way(masked, x, y, next_token_loss) for way in (where_it_counts, backpropagate))
+    counting = where_it_counts if parts is None else accumulate(parts, 2, where_it_counts)
+    found, expected = (way(masked, x, y, next_token_loss) for way in (counting, backpropagate))
     assert found.keys() == expected.keys()
     for name, g in found.items():
-        np.testing.assert_array_equal(g, expected[name])
+        assert np.abs(g - expected[name]).max() <= 1e-12
+    without = where_it_counts(model, x, y, next_token_loss)
+    assert any(np.abs(g - without[name]).max() > 1e-3 for name, g in found.items())
+
+
+@pytest.mark.parametrize("trained", [["q_proj"], ["down_proj"], ["lm_head"], ["layers.1.self_attn.q_proj"]])
+def test_gradients_where_it_counts_are_right_whatever_trains(trained):
+    model, (x, y) = adapt(tiny_llama(), trained, rank=2, alpha=3, rng=np.random.default_rng(2)), some_count(0.4)
+    for p in model.trainable().values():
+        p += np.random.default_rng(p.size).standard_normal(p.shape) / 4
+    found, expected = (way(model, x, y, next_token_loss) for way in (where_it_counts, backpropagate))
+    assert found.keys() == expected.keys() == model.trainable().keys()
+    for name, g in found.items():
+        assert np.abs(g - expected[name]).max() <= 1e-12
+
+
+def test_only_rows_that_count_reach_the_last_mlp_and_the_head(monkeypatch):
+    projections = ["q_proj", "down_proj", "gate_proj", "lm_head"]
+    model = adapt(tiny_llama(), projections, rank=2, alpha=4, rng=np.random.default_rng(0))
+    (x, y), rows, right = some_count(0.4), {}, LoRALinear.forward
+    paths = {id(layer): path for path, layer in walk(model)}
+
+    def watched(self, h):
+        rows[paths[id(self)]] = math.prod(h.shape[:-1])
+        return right(self, h)
+
+    monkeypatch.setattr(LoRALinear, "forward", watched)
+    where_it_counts(model, x, y, next_token_loss)
+    late = {"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.down_proj", "lm_head"}
+    few = int((y != IGNORED).sum())
+    assert few < y.size
+    assert rows == {path: few if path in late else y.size for path in adapters(model)}
 
 
 def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
