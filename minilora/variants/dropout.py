@@ -80,8 +80,8 @@ class DroppingLoRALinear(Layer):
         if rest:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected as many rows for each of {len(self.keys)} keys")
         drawn = np.stack([self._draws(key).random((positions, x.shape[-1]), np.float32) for key in self.keys])
-        drawn = drawn.reshape(x.shape) if self.at is None else drawn[np.array(self.at)]
-        return backend_of(x).asarray(drawn >= self.dropout)
+        drawn = drawn if self.at is None else drawn[np.array(self.at)]
+        return backend_of(x).asarray(drawn.reshape(x.shape) >= self.dropout)
 
     def _draws(self, key: int) -> np.random.Generator:
         """Return what draws the mask of a sequence in this layer."""
