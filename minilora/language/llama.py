@@ -33,7 +33,7 @@ from ..backend import Backend, backend_of
 from ..checks import Array, check_array, check_dict, check_instance, check_shape, is_array, kind_of
 from ..fast.blockwise import BlockwiseAttention
 from ..fast.expertwise import ExpertsByRows
-from ..layer import Cache, Layer, check_cache, nest, trains
+from ..layer import Cache, Layer, check_cache, nest, rows, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
 from ..layers.experts import MixtureOfExperts
@@ -77,7 +77,7 @@ class Block(Layer):
         grads = nest("mlp", f) | nest("post_attention_layernorm", norm)
         if du is None:  # nothing below asks
             return None, grads
-        du = du if at is None else rows_at(du, at)
+        du = du if at is None else placed(du, at)
         dx, f, norm = branch_backward(self.input_layernorm, self.self_attn, du, attention_cache, need_dx=need_dx)
         return dx, nest("self_attn", f) | nest("input_layernorm", norm) | grads
 
@@ -176,19 +176,21 @@ class Llama(Layer):
         """
         at = None if at is None else check_at(at, x)
         h, model_cache = self.model.forward(x, at)
-        z, head_cache = self.lm_head.forward(h)
-        return z, (self, z.shape, model_cache, head_cache)
+        z, head_cache = self.lm_head.forward(rows(h))
+        z = z.reshape(*h.shape[:-1], z.shape[-1])
+        return z, (self, z.shape, model_cache, head_cache, h.shape)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
         """Return None for dx, since ids have no derivative, and the gradients of what trains."""
-        model_cache, head_cache = check_cache(self, dy, cache)
-        dh, grads = self.lm_head.backward(dy, head_cache, need_dx=trains(self.model))
-        below = {} if dh is None else self.model.backward(dh, model_cache)[1]
+        model_cache, head_cache, shape = check_cache(self, dy, cache)
+        dh, grads = self.lm_head.backward(rows(dy), head_cache, need_dx=trains(self.model))
+        below = {} if dh is None else self.model.backward(dh.reshape(shape), model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
 
     def __call__(self, x: Array) -> Array:
         """Return the logits alone, in the memory of one layer."""
-        return self.lm_head(self.model(x))
+        z = self.lm_head(rows(self.model(x)))
+        return z.reshape(*x.shape, z.shape[-1])
 
     def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)
         """Return the logits after the last of the ids, which follow those in `past`, and the past for what follows.
@@ -253,10 +255,10 @@ class Llama(Layer):
         return cls.build(*read_llama(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
 
 
-def rows_at(rows: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
-    """Return the rows at the M positions where `at` is true, and zeros elsewhere."""
-    whole = backend_of(rows).zeros((*at.shape, rows.shape[-1]), rows.dtype)
-    whole[at] = rows
+def placed(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
+    """Return the rows of x at the M positions where `at` is true, and zeros elsewhere."""
+    whole = backend_of(x).zeros((*at.shape, x.shape[-1]), x.dtype)
+    whole[at] = x
     return whole
 
 

@@ -257,8 +257,8 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
 
     def of_hidden(h: Array, targets: Array) -> tuple[Array, Array]:
         at = targets != IGNORED
-        if at.all() or not at.any():
-            return loss(model.lm_head(h), targets)
+        if not at.any():  # the loss is 0 then, of whichever rows
+            at = ~at
         return loss(model.lm_head(h[at]), targets[at])
 
     return evaluate(model.model, X, Y, of_hidden, workers)

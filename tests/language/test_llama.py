@@ -96,6 +96,16 @@ def test_the_head_scores_the_last_position_alone(monkeypatch):
     assert [shape for layer, shape in seen if layer is model.lm_head] == [(2, 6)]
 
 
+def test_the_head_takes_the_rows_of_all_texts_in_one_product(monkeypatch):
+    """NumPy makes one for each text where they stand apart: of short ones, a tenth of a step more."""
+    model, seen, forward = llama(), [], Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or forward(self, x))
+    z, _ = model.forward(IDS)
+    np.testing.assert_array_equal(model(IDS), z)
+    assert z.shape == (*IDS.shape, model.lm_head.out_features)
+    assert [shape for layer, shape in seen if layer is model.lm_head] == [(IDS.size, 6)] * 2
+
+
 def arrays_in(cache):
     """The arrays that a cache keeps, without the layers' own."""
     if isinstance(cache, (tuple, list)):
