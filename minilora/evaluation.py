@@ -10,7 +10,7 @@ So one part at a time needs memory, and a data set larger than memory can be mea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -51,22 +51,28 @@ def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse, workers: int | 
     thread, as `minilora.fast.accumulate` does it: the same bits with any number. Data that do not fit the model or each
     other are a ValueError or a TypeError.
     """
-    n, total, targets = check_data(model, X, Y, loss), 0.0, count(Y)
+    n, targets = check_data(model, X, Y, loss), count(Y)
     height = max(1, EVALUATION_ROWS // (math.prod(Y.shape[1:]) if Y.dtype.kind in "iu" else 1))
 
     def share(start: int) -> Any:
         x, y = X[start : start + height], Y[start : start + height]
         return loss(model(x), y)[0] * (count(y) / targets)
 
-    running: Any = nullcontext(map(share, range(0, n, height)))
+    return sum_of(share, range(0, n, height), workers, X)
+
+
+def sum_of(share: Callable[[Any], Any], parts: Iterable[Any], workers: int | None, x: Array) -> float:
+    """Return the sum of ``share(part)``, in the parts' order: with workers several at once, where x is NumPy's."""
+    running: Any = nullcontext(map(share, parts))
     if workers is not None:
         from .fast.threads import check_workers, on_threads  # for speed: the same parts, several at once
 
-        check_workers(workers, X)
-        running = on_threads(share, range(0, n, height), workers)
+        check_workers(workers, x)
+        running = on_threads(share, parts, workers)
+    total = 0.0
     with running as shares:
-        for part in shares:
-            total = total + part
+        for value in shares:
+            total = total + value
     return float(total)
 
 

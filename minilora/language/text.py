@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..backend import backend_of
 from ..checks import Array, check_integer, check_path, kind_of
-from ..evaluation import evaluate
+from ..evaluation import EVALUATION_ROWS, check_data, sum_of
 from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, cross_entropy
@@ -252,7 +253,8 @@ def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, A
 def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None) -> float:
     """Return the loss over all of X and Y, as `minilora.evaluate` does, with logits only where a target counts.
 
-    The decoder takes the place of the model, and the head that of the first step of the loss.
+    Attention is causal, so behind the last target of a part that counts nothing is computed. Rows of like widths are in
+    a part together, the widest first.
     """
 
     def of_hidden(h: Array, targets: Array) -> tuple[Array, Array]:
@@ -261,4 +263,25 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
             at = ~at
         return loss(model.lm_head(h[at]), targets[at])
 
-    return evaluate(model.model, X, Y, of_hidden, workers)
+    check_data(model.model, X, Y, of_hidden)
+    counts = backend_of(Y).to_numpy(Y != IGNORED)  # (n, T)
+    widths = np.where(counts.any(axis=1), counts.shape[1] - counts[:, ::-1].argmax(axis=1), 0)
+    order = np.argsort(-widths, kind="stable")[: np.count_nonzero(widths)]
+    X, Y = (ids[backend_of(ids).asarray(order)] for ids in (X, Y))
+    counts, widths = counts[order], widths[order]
+
+    def share(part: slice) -> Any:
+        width = widths[part.start]
+        h = model.model(X[part, :width])
+        return of_hidden(h, Y[part, :width])[0] * (counts[part].sum() / counts.sum())
+
+    return sum_of(share, _parts(widths), workers, X)
+
+
+def _parts(widths: np.ndarray) -> Iterator[slice]:
+    """Yield so many rows at a time, the widest first, that a part has `EVALUATION_ROWS` tokens or one row."""
+    start = 0
+    while start < len(widths):
+        stop = start + max(1, EVALUATION_ROWS // int(widths[start]))
+        yield slice(start, stop)
+        start = stop

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from minilora import Llama, LoRALinear, adapt, adapters, cross_entropy, evaluate
 from minilora.fast import accumulate
 from minilora.language.examples import load_data
+from minilora.language.llama import Decoder
 from minilora.language.text import (
     HELD_OUT,
     MEASURED,
@@ -270,6 +271,41 @@ def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers
     assert sum(rows) <= 2 * int((y != IGNORED).sum()) + y.shape[1]  # the first rows are tried before
     monkeypatch.undo()
     assert loss == pytest.approx(evaluate(model, x, y, next_token_loss, workers), abs=1e-12)
+
+
+def of_lengths(lengths, width):
+    """Return ids and targets of texts of some lengths, of which the last half counts, filled up to one width."""
+    rng = np.random.default_rng(1)
+    X, Y = rng.integers(0, len(LETTERS), (2, len(lengths), width))
+    columns = np.arange(width)
+    for y, length in zip(Y, lengths, strict=True):
+        y[(columns < length // 2) | (columns >= length)] = IGNORED
+    return X, Y
+
+
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=9), most=st.sampled_from([1, 20, 40, 512]))
+@settings(max_examples=25)
+def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
+    model, (X, Y) = adapted(), of_lengths(lengths, 12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minilora.language.text.EVALUATION_ROWS", most)
+        if not any(lengths):
+            with pytest.raises(ValueError, match="Y has no target that counts"):
+                evaluate_where_it_counts(model, X, Y, next_token_loss)
+            return
+        loss = evaluate_where_it_counts(model, X, Y, next_token_loss)
+    assert loss == pytest.approx(float(cross_entropy(model(X), Y)[0]), abs=1e-12)
+
+
+def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
+    model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 0, 4, 11, 3], 12), [], Decoder.__call__
+    monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 24)
+    monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(x) or right(self, x))
+    evaluate_where_it_counts(model, X, Y, next_token_loss)
+    tried, *parts = seen
+    assert tried.shape == (1, 12)
+    for part, rows, width in zip(parts, ([1, 4], [3, 0, 5]), (12, 4), strict=True):  # the widest first
+        np.testing.assert_array_equal(part, X[rows, :width])
 
 
 def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(folder, capsys):
