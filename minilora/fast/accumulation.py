@@ -9,12 +9,13 @@ The caches of a part are gone when its gradients are there. The sums differ from
 No part needs another's result, so several can run at once, one a thread. All that meets is their gradients: of an
 adapter A's and B's, some hundred kilobytes where the caches are many megabytes.
 
-The parts follow from `rows`, the sum is taken in their order, and each product is computed by one thread of the BLAS,
-since its results depend on how many it has. So the bits do not depend on the number of workers.
+The parts follow from the batch and `rows`, the sum is taken in their order, and each product is computed by one thread
+of the BLAS, since its results depend on how many it has. So the bits do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 
@@ -65,6 +66,17 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
     return Accumulated(rows, workers, gradients or backpropagate)
 
 
+def of_rows(y: Array, rows: int) -> list[slice]:
+    """Return parts of so many rows, those with a target; where none has, the first.
+
+    A GPU would be waited for, so there all count.
+    """
+    parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
+        return parts
+    return [part for part in parts if (y[part] != IGNORED).any()] or parts[:1]
+
+
 @dataclass(frozen=True)
 class Accumulated:
     """The gradients of a batch, the sum of those of its parts; what `accumulate` returns."""
@@ -72,6 +84,7 @@ class Accumulated:
     rows: int  # of a part
     workers: int  # parts at once
     gradients: Gradients = backpropagate  # of a part
+    cut: Callable[[Array, int], list[slice]] = of_rows  # the parts, of the targets and `rows`
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)`` at what trains."""
@@ -88,7 +101,7 @@ class Accumulated:
             return self.gradients(of_sequences(model, part), x[part], y[part], share)
 
         total: dict[str, Array] = {}
-        with on_threads(of_part, _parts(y, self.rows), self.workers) as of_parts:
+        with on_threads(of_part, self.cut(y, self.rows), self.workers) as of_parts:
             for grads in of_parts:
                 total = {name: total[name] + g if total else g for name, g in grads.items()}
         return total
@@ -96,11 +109,3 @@ class Accumulated:
     def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss = mse) -> float:
         """Return the loss over all of X and Y, as `minilora.evaluate` does, on as many workers."""
         return evaluate(model, X, Y, loss, self.workers)
-
-
-def _parts(y: Array, rows: int) -> list[slice]:
-    """Return the parts that have a target; where none has, the first. A GPU would be waited for, so there all count."""
-    parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
-    if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
-        return parts
-    return [part for part in parts if (y[part] != IGNORED).any()] or parts[:1]

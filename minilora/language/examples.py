@@ -48,6 +48,7 @@ from .text import (
     read_text,
     spread,
     token_ids,
+    widest_first,
     windows,
 )
 from .tokenizer import Tokenizer, load_tokenizer
@@ -308,16 +309,16 @@ def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[n
 
 
 @dataclass(frozen=True)
-class WithoutFilling:
-    """The same gradients with less work: no column is computed behind the last target of a batch that counts.
+class WidestFirst:
+    """The same gradients with less work: the rows of a batch stand in the order of their widths.
 
-    The examples of a batch are seldom as long as the longest of all, which is as wide as X.
+    The examples of a batch are seldom as long as the longest of them, and a part is as wide as its longest.
 
     Parameters
     ----------
     gradients : callable
-        ``gradients(model, x, y, loss)`` of a model whose attention is causal, such as `minilora.training.backpropagate`
-        or what `minilora.fast.accumulate` returns.
+        ``gradients(model, x, y, loss)`` that cuts a batch into parts and leaves out what fills their rows: an
+        `Accumulated` of `where_it_counts`, with the parts `of_like_areas`.
     """
 
     gradients: Gradients
@@ -325,9 +326,7 @@ class WithoutFilling:
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)``."""
-        counted = (y != IGNORED).any(0).nonzero()[0]
-        width = int(counted[-1]) + 1 if len(counted) else y.shape[1]
-        return self.gradients(model, x[:, :width], y[:, :width], loss)
+        return self.gradients(model, *widest_first(x, y), loss)
 
     def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
         """Return the loss over all of X and Y, of a `Llama` with logits only where a target counts."""

@@ -24,7 +24,7 @@ from ..checks import Array, check_integer, check_path, kind_of
 from ..evaluation import EVALUATION_ROWS, check_data, sum_of
 from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
-from ..losses import IGNORED, Loss, cross_entropy
+from ..losses import IGNORED, Loss, count, cross_entropy
 from ..training import backpropagate
 from ..variants.dropout import of_positions
 
@@ -238,8 +238,11 @@ def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
 def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
     """Return the gradients of ``loss(model(x), y)``, with logits and the last block's MLP only where a target counts.
 
-    The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
+    Behind the last column with one nothing is computed: attention is causal. The same as
+    `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
     """
+    width = int(widths(y).max()) or y.shape[1]
+    x, y = x[:, :width], y[:, :width]
     at = y != IGNORED
     if at.all() or not at.any():
         return backpropagate(model, x, y, loss)
@@ -253,8 +256,8 @@ def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, A
 def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None) -> float:
     """Return the loss over all of X and Y, as `minilora.evaluate` does, with logits only where a target counts.
 
-    Attention is causal, so behind the last target of a part that counts nothing is computed. Rows of like widths are in
-    a part together, the widest first.
+    Behind the last column of a part with such a target nothing is computed. So rows of like widths are in a part
+    together.
     """
 
     def of_hidden(h: Array, targets: Array) -> tuple[Array, Array]:
@@ -264,24 +267,49 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
         return loss(model.lm_head(h[at]), targets[at])
 
     check_data(model.model, X, Y, of_hidden)
-    counts = backend_of(Y).to_numpy(Y != IGNORED)  # (n, T)
-    widths = np.where(counts.any(axis=1), counts.shape[1] - counts[:, ::-1].argmax(axis=1), 0)
-    order = np.argsort(-widths, kind="stable")[: np.count_nonzero(widths)]
-    X, Y = (ids[backend_of(ids).asarray(order)] for ids in (X, Y))
-    counts, widths = counts[order], widths[order]
+    X, Y = widest_first(X, Y)
+    wide, targets = widths(Y), count(Y)
 
     def share(part: slice) -> Any:
-        width = widths[part.start]
-        h = model.model(X[part, :width])
-        return of_hidden(h, Y[part, :width])[0] * (counts[part].sum() / counts.sum())
+        x, y = X[part, : wide[part.start]], Y[part, : wide[part.start]]
+        return of_hidden(model.model(x), y)[0] * (count(y) / targets)
 
-    return sum_of(share, _parts(widths), workers, X)
+    return sum_of(share, pieces(wide[wide > 0], EVALUATION_ROWS), workers, X)
 
 
-def _parts(widths: np.ndarray) -> Iterator[slice]:
-    """Yield so many rows at a time, the widest first, that a part has `EVALUATION_ROWS` tokens or one row."""
-    start = 0
-    while start < len(widths):
-        stop = start + max(1, EVALUATION_ROWS // int(widths[start]))
-        yield slice(start, stop)
+def widths(y: Array) -> np.ndarray:  # (n, T) -> (n,)
+    """Return how far each row reaches, to the last of its targets that counts; 0 where none does."""
+    counts = backend_of(y).to_numpy(y != IGNORED)
+    return np.where(counts.any(axis=1), counts.shape[1] - counts[:, ::-1].argmax(axis=1), 0)
+
+
+def widest_first(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return the rows of both in the order of their widths, so that rows of like widths stand together."""
+    order = backend_of(x).asarray(np.argsort(-widths(y), kind="stable"))
+    return x[order], y[order]
+
+
+def of_like_areas(y: Array, rows: int) -> list[slice]:
+    """Return parts of a batch whose rows stand widest first: as many as of so many rows each, of like areas.
+
+    A part's area is what is computed of it, its rows times the width of its first: none is larger than before.
+    """
+    wide = widths(y)
+    wide = wide[wide > 0]
+    if not len(wide):
+        return [slice(0, rows)]
+    low, high, most = int(wide[0]), int(wide[0]) * rows, math.ceil(len(wide) / rows)
+    while low < high:  # the least area with which there are no more parts
+        area = (low + high) // 2
+        low, high = (low, area) if len(pieces(wide, area)) <= most else (area + 1, high)
+    return pieces(wide, low)
+
+
+def pieces(wide: np.ndarray, area: int) -> list[slice]:
+    """Return rows of these widths, the widest first, cut into pieces of at most one area, or of one row."""
+    cut, start = [], 0
+    while start < len(wide):
+        stop = min(start + max(1, area // int(wide[start])), len(wide))
+        cut.append(slice(start, stop))
         start = stop
+    return cut

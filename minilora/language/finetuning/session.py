@@ -12,16 +12,16 @@ import numpy as np
 from ...adaptation import ALL_LINEAR, adapt, check_target_modules
 from ...backend import Backend
 from ...evaluation import Gradients
-from ...fast import accumulate
+from ...fast.accumulation import Accumulated
 from ...files.checkpoint import Checkpoint
 from ...guards.boundedpatterns import Matching
 from ...layer import parameter_count, walk
 from ...training import train
 from ...variants.adapter import Adapter
-from ..examples import Data, WithoutFilling, load_data
+from ..examples import Data, WidestFirst, load_data
 from ..llama import Llama
 from ..namedmodel import load_model, model_path, with_adapters
-from ..text import HELD_OUT, next_token_loss, where_it_counts
+from ..text import HELD_OUT, next_token_loss, of_like_areas, where_it_counts
 from .costs import Costs
 from .heartbeat import Heartbeat
 from .keepingbest import KeepingBest
@@ -73,10 +73,10 @@ def adapted_model(
 
 def gradients_of(recipe: Settled, rng: np.random.Generator, threads: int) -> Gradients:
     """Return what computes the gradients of a step, a part of its batch at a time."""
-    gradients: Gradients = accumulate(part_size(recipe), threads, where_it_counts)
+    gradients: Gradients = Accumulated(part_size(recipe), threads, where_it_counts, of_like_areas)
     if recipe.dropout:
         gradients = WithDropout(gradients, recipe.dropout, rng)
-    return WithoutFilling(gradients, threads)
+    return WidestFirst(gradients, threads)
 
 
 def part_size(recipe: Settled) -> int:
