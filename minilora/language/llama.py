@@ -125,7 +125,7 @@ class Decoder(Layer):
         steps, caches = self.steps(), []
         lowest = next((i for i, (_, layer) in enumerate(steps) if trains(layer)), len(steps))
         for i, (_, layer) in enumerate(steps):
-            x, cache = layer.forward(x) if layer is not self.layers[-1] else layer.forward(x, at)
+            x, cache = layer.forward(x, at) if at is not None and layer is self.layers[-1] else layer.forward(x)
             caches.append(cache if i >= lowest else None)
         return x, (self, x.shape, lowest, caches)
 

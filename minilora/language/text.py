@@ -292,7 +292,8 @@ def widest_first(x: Array, y: Array) -> tuple[Array, Array]:
 def of_like_areas(y: Array, rows: int) -> list[slice]:
     """Return parts of a batch whose rows stand widest first: as many as of so many rows each, of like areas.
 
-    A part's area is what is computed of it, its rows times the width of its first: none is larger than before.
+    A part's area is what is computed of it: its rows times the width of its first. None is larger than the area of so
+    many of the widest rows.
     """
     wide = widths(y)
     wide = wide[wide > 0]
