@@ -62,7 +62,7 @@ def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse, workers: int | 
 
 
 def sum_of(share: Callable[[Any], Any], parts: Iterable[Any], workers: int | None, x: Array) -> float:
-    """Return the sum of ``share(part)``, in the parts' order: with workers several at once, where x is NumPy's."""
+    """Return the sum of ``share(part)``, in the parts' order. With `workers`, which are for NumPy, several at once."""
     running: Any = nullcontext(map(share, parts))
     if workers is not None:
         from .fast.threads import check_workers, on_threads  # for speed: the same parts, several at once

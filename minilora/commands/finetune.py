@@ -419,10 +419,9 @@ def _print_costs(
     print(f"         {line}")
     done, known = (stopped.saved.epoch, stopped.before is not None) if stopped else (0, False)
     steps, filled = recipe.steps - done, data.row_tokens / data.X.shape[1]  # the rest of a row is not computed
-    seconds = steps * costs.step(recipe.batch_size)
+    seconds = steps * filled * costs.step(recipe.batch_size)
     seconds += (rows_to_come(recipe.steps, done) + (not known)) * costs.measuring(data.held_windows)
-    time = duration(filled * seconds)
-    print(f"time     {steps} steps of {recipe.batch_size} {data.rows}, very roughly {time}\n", flush=True)
+    print(f"time     {steps} steps of {recipe.batch_size} {data.rows}, very roughly {duration(seconds)}\n", flush=True)
     if data.example:
         print(f"{data.example}\n", flush=True)
     if hint and not anyway:

@@ -15,12 +15,14 @@ of the BLAS, since its results depend on how many it has. So the bits do not dep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from typing import TypeAlias
 
 import numpy as np
 
+from ..backend import backend_of
 from ..checks import Array, check_integer
 from ..evaluation import Gradients, backpropagate, evaluate
 from ..layer import Layer
@@ -66,6 +68,12 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
     return Accumulated(rows, workers, gradients or backpropagate)
 
 
+Part: TypeAlias = slice | np.ndarray
+"""Rows of a batch: some in a line, or their numbers."""
+Cut: TypeAlias = Callable[[Array, int], Sequence[Part]]
+"""``cut(y, rows)``: the parts of a batch with these targets."""
+
+
 def of_rows(y: Array, rows: int) -> list[slice]:
     """Return parts of so many rows, those with a target; where none has, the first.
 
@@ -81,14 +89,16 @@ def of_rows(y: Array, rows: int) -> list[slice]:
 class Accumulated:
     """The gradients of a batch, the sum of those of its parts; what `accumulate` returns."""
 
-    rows: int  # of a part
+    rows: int  # of a part, as `cut` takes it
     workers: int  # parts at once
     gradients: Gradients = backpropagate  # of a part
-    cut: Callable[[Array, int], list[slice]] = of_rows  # the parts, of the targets and `rows`
+    cut: Cut = of_rows
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)`` at what trains."""
         check_workers(self.workers, x)
+        if len(x) != len(y):
+            raise ValueError(f"y has {len(y)} rows, expected {len(x)} as x has")
         M = count(y)
 
         @wraps(loss)
@@ -97,8 +107,9 @@ class Accumulated:
             d_prediction *= count(target) / M
             return value, d_prediction
 
-        def of_part(part: slice) -> dict[str, Array]:
-            return self.gradients(of_sequences(model, part), x[part], y[part], share)
+        def of_part(part: Part) -> dict[str, Array]:
+            rows = part if isinstance(part, slice) else backend_of(x).asarray(part)
+            return self.gradients(of_sequences(model, part), x[rows], y[rows], share)
 
         total: dict[str, Array] = {}
         with on_threads(of_part, self.cut(y, self.rows), self.workers) as of_parts:

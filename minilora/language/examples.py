@@ -48,10 +48,10 @@ from .text import (
     read_text,
     spread,
     token_ids,
-    widest_first,
     windows,
 )
 from .tokenizer import Tokenizer, load_tokenizer
+from .widths import widths
 
 EXAMPLES = ".jsonl"
 WINDOW = 128
@@ -106,8 +106,8 @@ class Data:
 
     @property
     def held_windows(self) -> float:
-        """How many rows to train on are as long as those to measure the loss on."""
-        return float(self.X_held.size / self.X.shape[1])
+        """How many rows to train on, without filling, are as long as what is computed to measure the loss."""
+        return float(widths(self.Y_held).sum() / self.X.shape[1])
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse data with ids that a model of `size` tokens does not have: the tokenizer is another model's."""
@@ -309,24 +309,15 @@ def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[n
 
 
 @dataclass(frozen=True)
-class WidestFirst:
-    """The same gradients with less work: the rows of a batch stand in the order of their widths.
-
-    The examples of a batch are seldom as long as the longest of them, and a part is as wide as its longest.
-
-    Parameters
-    ----------
-    gradients : callable
-        ``gradients(model, x, y, loss)`` that cuts a batch into parts and leaves out what fills their rows: an
-        `Accumulated` of `where_it_counts`, with the parts `of_like_areas`.
-    """
+class MeasuredWhereItCounts:
+    """The same gradients, with losses that are measured as `evaluate_where_it_counts` does it."""
 
     gradients: Gradients
     workers: int | None = None  # to measure losses with
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)``."""
-        return self.gradients(model, *widest_first(x, y), loss)
+        return self.gradients(model, x, y, loss)
 
     def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
         """Return the loss over all of X and Y, of a `Llama` with logits only where a target counts."""

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_integer, check_path, kind_of
+from ..checks import Array, check_ids, check_integer, check_path, check_shape, kind_of
 from ..evaluation import EVALUATION_ROWS, check_data, sum_of
 from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, count, cross_entropy
 from ..training import backpropagate
-from ..variants.dropout import of_positions
+from ..variants.dropout import with_rows_at
+from .widths import of_area, widths
 
 if TYPE_CHECKING:
     from .llama import Llama
@@ -236,29 +237,31 @@ def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-    """Return the gradients of ``loss(model(x), y)``, with logits and the last block's MLP only where a target counts.
+    """Return the gradients of ``loss(model(x), y)``, and compute the less the fewer targets count.
 
-    Behind the last column with one nothing is computed: attention is causal. The same as
-    `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
+    Logits, and the last block's MLP, are computed where a target counts; all else up to the last column that has one.
+    The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
     """
-    width = int(widths(y).max()) or y.shape[1]
+    check_rows(x, y)
+    width = int(widths(y).max(initial=0)) or y.shape[1]
     x, y = x[:, :width], y[:, :width]
     at = y != IGNORED
     if at.all() or not at.any():
         return backpropagate(model, x, y, loss)
     last = len(model.model.layers) - 1
-    model = of_positions(model, at, (f"model.layers.{last}.mlp", "lm_head"))  # what reads no other position
+    model = with_rows_at(model, at, (f"model.layers.{last}.mlp", "lm_head"))  # what reads no other position
     logits, cache = model.forward(x, at)
     _, d_logits = loss(logits, y[at])
     return model.backward(d_logits, cache, need_dx=False)[1]
 
 
 def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None) -> float:
-    """Return the loss over all of X and Y, as `minilora.evaluate` does, with logits only where a target counts.
+    """Return the loss over all of X and Y, as `minilora.evaluate` does, and compute the less the fewer targets count.
 
-    Behind the last column of a part with such a target nothing is computed. So rows of like widths are in a part
-    together.
+    Logits are computed where a target counts, all else up to the last column of a part that has one.
     """
+    check_rows(X, Y)
+    check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORED)
 
     def of_hidden(h: Array, targets: Array) -> tuple[Array, Array]:
         at = targets != IGNORED
@@ -267,50 +270,19 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
         return loss(model.lm_head(h[at]), targets[at])
 
     check_data(model.model, X, Y, of_hidden)
-    X, Y = widest_first(X, Y)
-    wide, targets = widths(Y), count(Y)
+    wide, M, where = widths(Y), count(Y), backend_of(X)
 
-    def share(part: slice) -> Any:
-        x, y = X[part, : wide[part.start]], Y[part, : wide[part.start]]
-        return of_hidden(model.model(x), y)[0] * (count(y) / targets)
+    def share(part: np.ndarray) -> Any:
+        rows, width = where.asarray(part), wide[part[0]]
+        x, y = X[rows, :width], Y[rows, :width]
+        return of_hidden(model.model(x), y)[0] * (count(y) / M)
 
-    return sum_of(share, pieces(wide[wide > 0], EVALUATION_ROWS), workers, X)
-
-
-def widths(y: Array) -> np.ndarray:  # (n, T) -> (n,)
-    """Return how far each row reaches, to the last of its targets that counts; 0 where none does."""
-    counts = backend_of(y).to_numpy(y != IGNORED)
-    return np.where(counts.any(axis=1), counts.shape[1] - counts[:, ::-1].argmax(axis=1), 0)
+    parts = of_area(Y, max(1, EVALUATION_ROWS // Y.shape[1]) * Y.shape[1])
+    return sum_of(share, parts, workers, X)
 
 
-def widest_first(x: Array, y: Array) -> tuple[Array, Array]:
-    """Return the rows of both in the order of their widths, so that rows of like widths stand together."""
-    order = backend_of(x).asarray(np.argsort(-widths(y), kind="stable"))
-    return x[order], y[order]
-
-
-def of_like_areas(y: Array, rows: int) -> list[slice]:
-    """Return parts of a batch whose rows stand widest first: as many as of so many rows each, of like areas.
-
-    A part's area is what is computed of it: its rows times the width of its first. None is larger than the area of so
-    many of the widest rows.
-    """
-    wide = widths(y)
-    wide = wide[wide > 0]
-    if not len(wide):
-        return [slice(0, rows)]
-    low, high, most = int(wide[0]), int(wide[0]) * rows, math.ceil(len(wide) / rows)
-    while low < high:  # the least area with which there are no more parts
-        area = (low + high) // 2
-        low, high = (low, area) if len(pieces(wide, area)) <= most else (area + 1, high)
-    return pieces(wide, low)
-
-
-def pieces(wide: np.ndarray, area: int) -> list[slice]:
-    """Return rows of these widths, the widest first, cut into pieces of at most one area, or of one row."""
-    cut, start = [], 0
-    while start < len(wide):
-        stop = min(start + max(1, area // int(wide[start])), len(wide))
-        cut.append(slice(start, stop))
-        start = stop
-    return cut
+def check_rows(x: Array, y: Array) -> None:
+    """Refuse ids and targets that are not two arrays (n, T) of one shape."""
+    check_shape("targets", y, tuple(x.shape))
+    if len(y.shape) != 2 or 0 in y.shape:
+        raise ValueError(f"targets has shape {tuple(y.shape)}, expected (n, T) with at least one row and one position")

@@ -48,7 +48,8 @@ class DroppingLoRALinear(Layer):
     dropout: float  # p, from 0 to below 1
     keys: tuple[int, ...]  # one for each sequence of the batch, below 2^64
     number: int = 0  # of the layer, so that no two have the same masks
-    at: tuple[tuple[bool, ...], ...] | None = None  # of each sequence, the positions whose rows x has; None for all
+    at: tuple[tuple[bool, ...], ...] | None = None  # the positions whose rows x has, (B, T), None for all; no array,
+    # since a layer's arrays are its parameters
 
     def __post_init__(self) -> None:
         LoRALinear(self.base, self.adapter)  # the same guards
@@ -74,7 +75,10 @@ class DroppingLoRALinear(Layer):
         return dx, grads
 
     def mask(self, x: Array) -> Array:  # (..., in) -> (..., in)
-        """Return m, of the shape of x and bool. It is drawn on the host: one key, one mask on every device."""
+        """Return m, of the shape of x and bool. It is drawn on the host: one key, one mask on every device.
+
+        A sequence's mask is drawn position by position, so that a shorter one has the beginning of it.
+        """
         whole = x.shape[:-1] if self.at is None else np.shape(self.at)
         positions, rest = divmod(math.prod(whole), len(self.keys))
         if rest:
@@ -129,23 +133,25 @@ def check_dropped(adapters: Mapping[str, Any]) -> None:
             raise ValueError(f"dropout is not before the adapter {path!r}, which is {kind}: expected 0")
 
 
-def of_sequences(model: Model, part: slice) -> Model:
+def of_sequences(model: Model, part: slice | np.ndarray) -> Model:
     """Return the model for a part of a batch, with the masks of that part alone; without any, the model itself."""
-    return _with_masks(model, lambda path, layer: replace(layer, keys=layer.keys[part]))
+    return _with_masks(
+        model, lambda path, layer: replace(layer, keys=tuple(np.array(layer.keys, object)[part].tolist()))
+    )
 
 
-def of_positions(model: Model, at: Array, paths: Sequence[str]) -> Model:
-    """Return the model whose layers at and below some paths are handed the rows where `at`, bool (B, T), is true alone.
+def with_rows_at(model: Model, at: Array, paths: Sequence[str]) -> Model:
+    """Return the model for inputs of which the layers at some paths, and below them, get a part of the rows.
 
-    They have the masks of those rows; without any masks, it is the model itself.
+    They get those where `at`, bool (B, T), is true, and have their masks. Without any masks, it is the model itself.
     """
 
-    def of_rows(path: str, layer: DroppingLoRALinear) -> DroppingLoRALinear:
+    def of_these(path: str, layer: DroppingLoRALinear) -> DroppingLoRALinear:
         if not any(f"{path}.".startswith(f"{p}.") for p in paths):
             return layer
         return replace(layer, at=tuple(map(tuple, backend_of(at).to_numpy(at).tolist())))
 
-    return _with_masks(model, of_rows)
+    return _with_masks(model, of_these)
 
 
 def _with_masks(model: Model, change: Callable[[str, DroppingLoRALinear], Layer]) -> Model:

@@ -9,7 +9,7 @@ import pytest
 
 from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, fast, mse, optim, train
 from minilora.fast import accumulate, residual_form
-from minilora.language.examples import WidestFirst
+from minilora.language.examples import MeasuredWhereItCounts
 from minilora.language.finetuning.losstable import TrainingLoss
 from minilora.training import backpropagate
 
@@ -167,7 +167,7 @@ class Halved:
         return evaluate(model, X, Y, loss) / 2
 
 
-@pytest.mark.parametrize("wrap", [lambda way: way, WidestFirst, TrainingLoss])
+@pytest.mark.parametrize("wrap", [lambda way: way, MeasuredWhereItCounts, TrainingLoss])
 def test_gradients_with_an_evaluate_measure_the_loss(wrap):
     rng, ids = np.random.default_rng(4), np.random.default_rng(5).integers(0, 4, (40, 3))
     X, options = rng.standard_normal((40, 3, 5)), {"epochs": 3, "batch_size": 20, "loss": cross_entropy, "log_every": 1}

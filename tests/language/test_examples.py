@@ -8,16 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from minilora import Llama, adapt, cross_entropy
-from minilora.fast.accumulation import Accumulated
+from minilora import adapt, cross_entropy
 from minilora.guards.errors import FileRefused
 from minilora.language.examples import (
     LONGEST_ROW,
     Example,
-    WidestFirst,
     encode_example,
     filled,
     load_data,
@@ -26,7 +22,7 @@ from minilora.language.examples import (
     rows_of,
     show,
 )
-from minilora.language.text import HELD_OUT, MEASURED, of_like_areas, where_it_counts, widest_first
+from minilora.language.text import HELD_OUT, MEASURED
 from minilora.language.tokenizer import Tokenizer
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
@@ -135,48 +131,6 @@ def test_what_fills_a_row_changes_neither_loss_nor_gradient():
         assert_close(g, each, 1e-10)
 
 
-def test_each_part_of_a_batch_is_as_wide_as_its_longest_example(monkeypatch):
-    """The widest first; what fills a part's rows behind its last target is not computed."""
-    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
-    for p in model.trainable().values():
-        p[...] = np.random.default_rng(1).standard_normal(p.shape)
-    X, Y = filled([rows_of(example(text, 1), 9)[0] for text in ("abc", "abcdefg", "ab", "abcd", "cba")], 9)
-    seen, right = [], Llama.forward
-    monkeypatch.setattr(Llama, "forward", lambda self, x, at=None: seen.append(x) or right(self, x, at))
-    found = WidestFirst(Accumulated(3, 1, where_it_counts, of_like_areas))(model, X, Y, cross_entropy)
-    for part, rows, width in zip(seen, ([1, 3], [0, 4, 2]), (6, 2), strict=True):
-        np.testing.assert_array_equal(part, X[rows, :width])
-    monkeypatch.undo()
-    for name, g in backpropagate(model, X, Y, cross_entropy).items():
-        assert_close(found[name], g, 1e-12)
-
-
-def all_cuts(n):
-    """Every way to cut n rows in a line, as slices."""
-    for last in range(n):
-        for cut in all_cuts(last) if last else [[]]:
-            yield [*cut, slice(last, n)]
-
-
-@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6), rows=st.integers(1, 7))
-@settings(max_examples=60)
-def test_no_cut_into_as_many_parts_has_a_smaller_largest_area(lengths, rows):
-    _, Y = widest_first(*filled([(np.zeros(n), np.ones(n)) for n in lengths], 9))
-    parts, wide = of_like_areas(Y, rows), sorted((n for n in lengths if n), reverse=True)
-    if not wide:
-        assert parts == [slice(0, rows)]
-        return
-    assert [row for part in parts for row in range(len(Y))[part]] == list(range(len(wide)))
-    most = -(-len(wide) // rows)
-    assert len(parts) <= most
-
-    def largest(cut):
-        return max((part.stop - part.start) * wide[part.start] for part in cut)
-
-    assert largest(parts) == min(largest(cut) for cut in all_cuts(len(wide)) if len(cut) <= most)
-    assert largest(parts) <= rows * wide[0]
-
-
 @pytest.fixture
 def model(tmp_path):
     pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
@@ -229,6 +183,13 @@ def test_one_example_is_shown_with_what_counts_marked(tmp_path, model):
     ]
     cut = "10 are cut after 13 tokens: 20 more that count are lost, and --length 15 keeps all"
     assert data.summary.endswith(f"60 of 160 tokens count, {cut}")
+
+
+def test_what_fills_the_rows_held_out_is_not_counted(tmp_path, model):
+    file = write(tmp_path / "e.jsonl", [{"prompt": "cat", "completion": "s"}] * 19 + [{"text": "on the cat "}])
+    data = load_data(file, model)
+    assert data.X_held.shape == (2, 11)
+    assert data.held_windows == (4 + 11) / 11
 
 
 def test_a_long_example_is_shown_in_part():

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import run
 from ..support.language import LETTERS, tiny_llama, tiny_mixture
+from .test_widths import of_lengths
 
 
 @given(count=st.integers(3, 4000), length=st.integers(1, 40))
@@ -273,16 +275,6 @@ def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers
     assert loss == pytest.approx(evaluate(model, x, y, next_token_loss, workers), abs=1e-12)
 
 
-def of_lengths(lengths, width):
-    """Return ids and targets of texts of some lengths, of which the last half counts, filled up to one width."""
-    rng = np.random.default_rng(1)
-    X, Y = rng.integers(0, len(LETTERS), (2, len(lengths), width))
-    columns = np.arange(width)
-    for y, length in zip(Y, lengths, strict=True):
-        y[(columns < length // 2) | (columns >= length)] = IGNORED
-    return X, Y
-
-
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=9), most=st.sampled_from([1, 20, 40, 512]))
 @settings(max_examples=25)
 def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
@@ -297,6 +289,17 @@ def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
     assert loss == pytest.approx(float(cross_entropy(model(X), Y)[0]), abs=1e-12)
 
 
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_loss_is_measured_on_threads_of_its_own_where_there_are_workers(workers, monkeypatch):
+    model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 4], 12), [], Decoder.__call__
+    monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 1)
+    monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(threading.current_thread()) or right(self, x))
+    evaluate_where_it_counts(model, X, Y, next_token_loss, workers)
+    tried, *parts = [thread is threading.main_thread() for thread in seen]
+    assert tried
+    assert parts == [workers is None] * 2
+
+
 def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
     model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 0, 4, 11, 3], 12), [], Decoder.__call__
     monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 24)
@@ -306,6 +309,29 @@ def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
     assert tried.shape == (1, 12)
     for part, rows, width in zip(parts, ([1, 4], [3, 0, 5]), (12, 4), strict=True):  # the widest first
         np.testing.assert_array_equal(part, X[rows, :width])
+
+
+WRONG = {
+    "targets of another shape": (lambda X, Y: (X, Y[:, 1:]), "targets has shape (3, 5), expected (3, 6)"),
+    "no position": (lambda X, Y: (X[:, :0], Y[:, :0]), "expected (n, T) with at least one row and one position"),
+    "one axis": (lambda X, Y: (X[0], Y[0]), "targets has shape (6,), expected (n, T)"),
+    "three axes": (lambda X, Y: (X[..., None], Y[..., None]), "targets has shape (3, 6, 1), expected (n, T)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("way", [where_it_counts, evaluate_where_it_counts])
+def test_what_is_no_ids_and_their_targets_is_refused(way, case):
+    change, message = WRONG[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        way(adapted(), *change(*of_lengths([3, 6, 2], 6)), next_token_loss)
+
+
+def test_a_target_out_of_range_is_named_where_it_stands():
+    X, Y = of_lengths([3, 6, 2], 6)
+    Y[0, 2] = 99
+    with pytest.raises(ValueError, match=re.escape("Y holds 99 at (0, 2), expected 0 to 28")):
+        evaluate_where_it_counts(adapted(), X, Y, next_token_loss)
 
 
 def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(folder, capsys):
@@ -376,6 +402,11 @@ def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
     (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 40)
     assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", "--steps", "2", "--batch-size", "4") == 0
     assert seen == [((2, 11), 8)] * 4  # two steps of two halves
+    seen.clear()
+    long, short = '{"prompt": "the cat ", "completion": "sat"}\n', '{"prompt": "cat", "completion": "s"}\n'
+    (folder / "e.jsonl").write_text((long + 3 * short) * 10)
+    assert run("finetune", "e.jsonl", "--save", "b", "--model", "model", "--steps", "1", "--batch-size", "36") == 0
+    assert [shape[1] for shape, _ in seen] == [11, 4]  # the long in one part, the short in another
 
 
 def test_where_nothing_is_held_out_one_window_is_enough():

@@ -18,10 +18,11 @@ from ...guards.boundedpatterns import Matching
 from ...layer import parameter_count, walk
 from ...training import train
 from ...variants.adapter import Adapter
-from ..examples import Data, WidestFirst, load_data
+from ..examples import Data, MeasuredWhereItCounts, load_data
 from ..llama import Llama
 from ..namedmodel import load_model, model_path, with_adapters
-from ..text import HELD_OUT, next_token_loss, of_like_areas, where_it_counts
+from ..text import HELD_OUT, next_token_loss, where_it_counts
+from ..widths import by_width
 from .costs import Costs
 from .heartbeat import Heartbeat
 from .keepingbest import KeepingBest
@@ -73,14 +74,14 @@ def adapted_model(
 
 def gradients_of(recipe: Settled, rng: np.random.Generator, threads: int) -> Gradients:
     """Return what computes the gradients of a step, a part of its batch at a time."""
-    gradients: Gradients = Accumulated(part_size(recipe), threads, where_it_counts, of_like_areas)
+    gradients: Gradients = Accumulated(part_size(recipe), threads, where_it_counts, by_width)
     if recipe.dropout:
         gradients = WithDropout(gradients, recipe.dropout, rng)
-    return WidestFirst(gradients, threads)
+    return MeasuredWhereItCounts(gradients, threads)
 
 
 def part_size(recipe: Settled) -> int:
-    """Return how many rows a part of the batch has, which are computed at a time."""
+    """Return how many of the longest rows a part of the batch has, which are computed at a time."""
     return min(recipe.micro_batch or math.ceil(recipe.batch_size / 2), recipe.batch_size)
 
 

@@ -1,0 +1,63 @@
+"""How far the rows of a batch reach, and parts of a batch in which little is filling.
+
+    Y    [-100 -100 i_3  i_4  -100 -100]     reaches to 4, its last target that counts
+         [-100 i_2  -100 -100 -100 -100]     reaches to 2
+
+Attention is causal: no target depends on what stands behind it. So a part of the batch is computed only as far as its
+widest row reaches, and rows of like widths belong into one part.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..backend import backend_of
+from ..checks import Array
+from ..losses import IGNORED
+
+
+def widths(y: Array) -> np.ndarray:  # (n, T) -> (n,)
+    """Return how far each row reaches; 0 where no target counts."""
+    counts = backend_of(y).to_numpy(y != IGNORED)
+    return np.where(counts.any(axis=1), counts.shape[1] - counts[:, ::-1].argmax(axis=1), 0)
+
+
+def by_width(y: Array, rows: int) -> list[np.ndarray]:
+    """Return the numbers of the rows in each part of a batch, the widest first. Rows without a target are in none.
+
+    There are no more parts than of so many rows each. A part's area is its number of rows times the width of its
+    widest, and the largest area is as small as it can be. So the parts take like times, and none is larger than so many
+    of the widest rows.
+    """
+    order, wide = _widest_first(y)
+    if not len(order):
+        return [np.arange(min(rows, len(y)))]
+    most, low, high = math.ceil(len(order) / rows), int(wide[0]), int(wide[0]) * rows
+    while low < high:  # between them lies the smallest area that is enough for so many parts
+        area = (low + high) // 2
+        low, high = (low, area) if len(_pieces(wide, area)) <= most else (area + 1, high)
+    return [order[piece] for piece in _pieces(wide, low)]
+
+
+def of_area(y: Array, area: int) -> list[np.ndarray]:
+    """Return the numbers of the rows in each part of a data set, as `by_width` does, no part larger than one area."""
+    order, wide = _widest_first(y)
+    return [order[piece] for piece in _pieces(wide, area)]
+
+
+def _widest_first(y: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the rows in which a target counts, the widest first, and their widths."""
+    wide = widths(y)
+    order = np.argsort(-wide, kind="stable")[: np.count_nonzero(wide)]
+    return order, wide[order]
+
+
+def _pieces(wide: np.ndarray, area: int) -> list[slice]:
+    """Cut rows of these widths, the widest first, so that no piece has a larger area, unless it is one row."""
+    pieces, start = [], 0
+    while start < len(wide):
+        pieces.append(slice(start, start + max(1, area // int(wide[start]))))
+        start = pieces[-1].stop
+    return pieces
