@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_ids, check_integer, check_path, check_shape, kind_of
+from ..checks import Array, check_ids, check_integer, check_kind, check_path, check_shape, kind_of
 from ..evaluation import EVALUATION_ROWS, check_data, sum_of
 from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
@@ -283,6 +283,8 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
 
 def check_rows(x: Array, y: Array) -> None:
     """Refuse ids and targets that are not two arrays (n, T) of one shape."""
+    for name, value in {"ids": x, "targets": y}.items():
+        check_kind(name, value, "an array of integers")
     check_shape("targets", y, tuple(x.shape))
     if len(y.shape) != 2 or 0 in y.shape:
         raise ValueError(f"targets has shape {tuple(y.shape)}, expected (n, T) with at least one row and one position")

@@ -327,6 +327,13 @@ def test_what_is_no_ids_and_their_targets_is_refused(way, case):
         way(adapted(), *change(*of_lengths([3, 6, 2], 6)), next_token_loss)
 
 
+@pytest.mark.parametrize("way", [where_it_counts, evaluate_where_it_counts])
+def test_a_list_of_ids_is_refused(way):
+    X, Y = of_lengths([3, 6, 2], 6)
+    with pytest.raises(TypeError, match="targets must be an array of integers, got list; convert it with"):
+        way(adapted(), X, Y.tolist(), next_token_loss)
+
+
 def test_a_target_out_of_range_is_named_where_it_stands():
     X, Y = of_lengths([3, 6, 2], 6)
     Y[0, 2] = 99
