@@ -118,8 +118,8 @@ def add(commands: Any) -> None:
         "--micro-batch",
         type=int,
         metavar="N",
-        help="windows computed at a time; their gradients add up to the batch's: the same step with less memory "
-        "(default: half of the batch)",
+        help="windows, or examples as long as the longest, computed at a time; their gradients add up to the batch's: "
+        "the same step with less memory (default: half of the batch)",
     )
     option(
         "--workers",

@@ -106,7 +106,7 @@ class Data:
 
     @property
     def held_windows(self) -> float:
-        """How many rows to train on, without filling, are as long as what is computed to measure the loss."""
+        """What is computed to measure the loss, in rows as wide as those to train on."""
         return float(widths(self.Y_held).sum() / self.X.shape[1])
 
     def check_vocabulary(self, size: int) -> None:

@@ -27,7 +27,7 @@ from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, count, cross_entropy
 from ..training import backpropagate
 from ..variants.dropout import with_rows_at
-from .widths import of_area, widths
+from .widths import of_area, without_filling
 
 if TYPE_CHECKING:
     from .llama import Llama
@@ -243,8 +243,7 @@ def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, A
     The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
     """
     check_rows(x, y)
-    width = int(widths(y).max(initial=0)) or y.shape[1]
-    x, y = x[:, :width], y[:, :width]
+    x, y = without_filling(x, y)
     at = y != IGNORED
     if at.all() or not at.any():
         return backpropagate(model, x, y, loss)
@@ -263,19 +262,19 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
     check_rows(X, Y)
     check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORED)
 
-    def of_hidden(h: Array, targets: Array) -> tuple[Array, Array]:
-        at = targets != IGNORED
-        if not at.any():  # the loss is 0 then, of whichever rows
+    def of_hidden(h: Array, y: Array) -> tuple[Array, Array]:
+        at = y != IGNORED
+        if not at.any():  # in the first row, which is tried: its loss is 0, of whichever positions
             at = ~at
-        return loss(model.lm_head(h[at]), targets[at])
+        return loss(model.lm_head(h[at]), y[at])
 
     check_data(model.model, X, Y, of_hidden)
-    wide, M, where = widths(Y), count(Y), backend_of(X)
+    targets = count(Y)
 
     def share(part: np.ndarray) -> Any:
-        rows, width = where.asarray(part), wide[part[0]]
-        x, y = X[rows, :width], Y[rows, :width]
-        return of_hidden(model.model(x), y)[0] * (count(y) / M)
+        rows = backend_of(X).asarray(part)
+        x, y = without_filling(X[rows], Y[rows])
+        return of_hidden(model.model(x), y)[0] * (count(y) / targets)
 
     parts = of_area(Y, max(1, EVALUATION_ROWS // Y.shape[1]) * Y.shape[1])
     return sum_of(share, parts, workers, X)

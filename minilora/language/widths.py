@@ -24,25 +24,31 @@ def widths(y: Array) -> np.ndarray:  # (n, T) -> (n,)
     return np.where(counts.any(axis=1), counts.shape[1] - counts[:, ::-1].argmax(axis=1), 0)
 
 
+def without_filling(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return ids and targets up to the last column in which a target counts; without one, all of them."""
+    width = int(widths(y).max()) or y.shape[1]
+    return x[:, :width], y[:, :width]
+
+
 def by_width(y: Array, rows: int) -> list[np.ndarray]:
     """Return the numbers of the rows in each part of a batch, the widest first. Rows without a target are in none.
 
-    There are no more parts than of so many rows each. A part's area is its number of rows times the width of its
-    widest, and the largest area is as small as it can be. So the parts take like times, and none is larger than so many
-    of the widest rows.
+    There are at most as many parts as if each had so many rows. A part's area is its number of rows times the width of
+    its widest. The largest area is as small as it can be, so that the parts take like times. None is larger than the
+    area of so many of the widest rows.
     """
     order, wide = _widest_first(y)
     if not len(order):
         return [np.arange(min(rows, len(y)))]
     most, low, high = math.ceil(len(order) / rows), int(wide[0]), int(wide[0]) * rows
-    while low < high:  # between them lies the smallest area that is enough for so many parts
+    while low < high:  # between them lies the smallest area that needs no more parts
         area = (low + high) // 2
         low, high = (low, area) if len(_pieces(wide, area)) <= most else (area + 1, high)
     return [order[piece] for piece in _pieces(wide, low)]
 
 
 def of_area(y: Array, area: int) -> list[np.ndarray]:
-    """Return the numbers of the rows in each part of a data set, as `by_width` does, no part larger than one area."""
+    """Return the numbers of the rows in each part, the widest first. A part has at most this area, or is one row."""
     order, wide = _widest_first(y)
     return [order[piece] for piece in _pieces(wide, area)]
 

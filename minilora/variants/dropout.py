@@ -48,8 +48,8 @@ class DroppingLoRALinear(Layer):
     dropout: float  # p, from 0 to below 1
     keys: tuple[int, ...]  # one for each sequence of the batch, below 2^64
     number: int = 0  # of the layer, so that no two have the same masks
-    at: tuple[tuple[bool, ...], ...] | None = None  # the positions whose rows x has, (B, T), None for all; no array,
-    # since a layer's arrays are its parameters
+    # (B, T): whether x has the row of a position; None where it has all. An array here would be a parameter.
+    at: tuple[tuple[bool, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         LoRALinear(self.base, self.adapter)  # the same guards
@@ -135,29 +135,34 @@ def check_dropped(adapters: Mapping[str, Any]) -> None:
 
 def of_sequences(model: Model, part: slice | np.ndarray) -> Model:
     """Return the model for a part of a batch, with the masks of that part alone; without any, the model itself."""
-    return _with_masks(
-        model, lambda path, layer: replace(layer, keys=tuple(np.array(layer.keys, object)[part].tolist()))
-    )
+
+    def of_these(path: str, layer: DroppingLoRALinear) -> DroppingLoRALinear:
+        return replace(layer, keys=tuple(np.array(layer.keys, np.uint64)[part].tolist()))
+
+    return _with_masks(model, of_these)
 
 
 def with_rows_at(model: Model, at: Array, paths: Sequence[str]) -> Model:
-    """Return the model for inputs of which the layers at some paths, and below them, get a part of the rows.
+    """Return a model in which the layers at some paths, and below them, get the rows of some positions only.
 
-    They get those where `at`, bool (B, T), is true, and have their masks. Without any masks, it is the model itself.
+    They get the rows where `at`, bool (B, T), is true, and have the masks of these. Without any masks, it is the model
+    itself.
     """
 
-    def of_these(path: str, layer: DroppingLoRALinear) -> DroppingLoRALinear:
+    def there(path: str, layer: DroppingLoRALinear) -> DroppingLoRALinear:
         if not any(f"{path}.".startswith(f"{p}.") for p in paths):
             return layer
         return replace(layer, at=tuple(map(tuple, backend_of(at).to_numpy(at).tolist())))
 
-    return _with_masks(model, of_these)
+    return _with_masks(model, there)
 
 
 def _with_masks(model: Model, change: Callable[[str, DroppingLoRALinear], Layer]) -> Model:
     """Return the model with each of its masked layers changed; without any, the model itself."""
     if not any(isinstance(layer, DroppingLoRALinear) for _, layer in walk(model)):
         return model
-    return rebuild(  # type: ignore[no-any-return]
-        model, layer=lambda path, layer: change(path, layer) if isinstance(layer, DroppingLoRALinear) else layer
-    )
+
+    def changed(path: str, layer: Any) -> Any:
+        return change(path, layer) if isinstance(layer, DroppingLoRALinear) else layer
+
+    return rebuild(model, layer=changed)  # type: ignore[no-any-return]

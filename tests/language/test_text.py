@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minilora import Llama, LoRALinear, adapt, adapters, cross_entropy, evaluate
+from minilora import Llama, LoRALinear, adapters, cross_entropy, evaluate
 from minilora.fast import accumulate
 from minilora.language.examples import load_data
 from minilora.language.llama import Decoder
@@ -30,8 +30,7 @@ from minilora.training import backpropagate
 from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import run
-from ..support.language import LETTERS, tiny_llama, tiny_mixture
-from .test_widths import of_lengths
+from ..support.language import LETTERS, adapted, of_lengths, tiny_llama, tiny_mixture
 
 
 @given(count=st.integers(3, 4000), length=st.integers(1, 40))
@@ -224,17 +223,10 @@ def test_the_loss_in_place_is_cross_entropy():
 
 
 def some_count(share, seed=0):
-    """Return ids and targets of two short texts, of which so many count."""
+    """Return ids and targets of three short texts, of which so many count."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, len(LETTERS), (3, 9))
     return ids[:, :-1], np.where(rng.random((3, 8)) < share, ids[:, 1:], IGNORED)
-
-
-def adapted():
-    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
-    for i, p in enumerate(model.trainable().values()):
-        p += np.random.default_rng(i).standard_normal(p.shape) / 4
-    return model
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 1])
@@ -352,10 +344,7 @@ def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(fol
 @pytest.mark.parametrize("start", [tiny_llama(), tiny_mixture("qwen2_moe")], ids=["MLP", "shared expert"])
 @pytest.mark.parametrize("parts", [None, 1])
 def test_masks_where_targets_count_are_those_of_the_whole(start, parts):
-    rng, targets = np.random.default_rng(3), ["q_proj", "gate_proj", "down_proj", "lm_head"]
-    model = adapt(start, targets, rank=2, alpha=3, rng=rng)
-    for p in model.trainable().values():
-        p += rng.standard_normal(p.shape) / 4
+    rng, model = np.random.default_rng(3), adapted(["q_proj", "gate_proj", "down_proj", "lm_head"], start)
     masked, (x, y) = with_dropout(model, 0.5, [5, 6]), rng.integers(0, len(LETTERS), (2, 2, 7))
     y[:, :4] = y[1, 5] = IGNORED
     counting = where_it_counts if parts is None else accumulate(parts, 2, where_it_counts)
@@ -369,9 +358,7 @@ def test_masks_where_targets_count_are_those_of_the_whole(start, parts):
 
 @pytest.mark.parametrize("trained", [["q_proj"], ["down_proj"], ["lm_head"], ["layers.1.self_attn.q_proj"]])
 def test_gradients_where_it_counts_are_right_whatever_trains(trained):
-    model, (x, y) = adapt(tiny_llama(), trained, rank=2, alpha=3, rng=np.random.default_rng(2)), some_count(0.4)
-    for p in model.trainable().values():
-        p += np.random.default_rng(p.size).standard_normal(p.shape) / 4
+    model, (x, y) = adapted(trained), some_count(0.4)
     found, expected = (way(model, x, y, next_token_loss) for way in (where_it_counts, backpropagate))
     assert found.keys() == expected.keys() == model.trainable().keys()
     for name, g in found.items():
@@ -379,8 +366,7 @@ def test_gradients_where_it_counts_are_right_whatever_trains(trained):
 
 
 def test_only_rows_that_count_reach_the_last_mlp_and_the_head(monkeypatch):
-    projections = ["q_proj", "down_proj", "gate_proj", "lm_head"]
-    model = adapt(tiny_llama(), projections, rank=2, alpha=4, rng=np.random.default_rng(0))
+    model = adapted(["q_proj", "down_proj", "gate_proj", "lm_head"])
     (x, y), rows, right = some_count(0.4), {}, LoRALinear.forward
     paths = {id(layer): path for path, layer in walk(model)}
 

@@ -5,34 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora import Llama, adapt, cross_entropy
+from minilora import Llama, cross_entropy
 from minilora.fast.accumulation import Accumulated
 from minilora.language.text import next_token_loss, where_it_counts
 from minilora.language.widths import by_width, of_area, widths
-from minilora.losses import IGNORED
 from minilora.training import backpropagate
 from minilora.variants.dropout import with_dropout
 
-from ..support.language import LETTERS, tiny_llama
+from ..support.language import adapted, of_lengths
 
+TARGETS = ["q_proj", "gate_proj", "lm_head"]
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
-
-
-def of_lengths(lengths, width=9):
-    """Return ids and targets of texts of some lengths, of which the last half counts, filled up to one width."""
-    rng = np.random.default_rng(1)
-    X, Y = rng.integers(0, len(LETTERS), (2, len(lengths), width))
-    columns = np.arange(width)
-    for y, length in zip(Y, lengths, strict=True):
-        y[(columns < length // 2) | (columns >= length)] = IGNORED
-    return X, Y
-
-
-def adapted():
-    model = adapt(tiny_llama(), ["q_proj", "gate_proj", "lm_head"], rank=2, alpha=4, rng=np.random.default_rng(0))
-    for i, p in enumerate(model.trainable().values()):
-        p += np.random.default_rng(i).standard_normal(p.shape) / 4
-    return model
 
 
 def all_cuts(n):
@@ -76,7 +59,7 @@ def test_no_part_is_larger_than_an_area_nor_fits_into_the_one_before(lengths, ar
 @pytest.mark.parametrize(("rows", "workers"), [(None, 1), (1, 1), (2, 1), (2, 2), (5, 1)])
 def test_gradients_of_texts_of_many_lengths_are_those_of_all_logits(lengths, rows, workers, dropout):
     """Their masks are those of the batch, whichever part a text is in, and however far that reaches."""
-    model, (X, Y) = adapted(), of_lengths(lengths)
+    model, (X, Y) = adapted(TARGETS), of_lengths(lengths)
     model = with_dropout(model, dropout, range(5, 5 + len(lengths))) if dropout else model
     gradients = where_it_counts if rows is None else Accumulated(rows, workers, where_it_counts, by_width)
     found, expected = (way(model, X, Y, next_token_loss) for way in (gradients, backpropagate))
@@ -86,7 +69,7 @@ def test_gradients_of_texts_of_many_lengths_are_those_of_all_logits(lengths, row
 
 
 def test_each_part_of_a_batch_is_computed_as_far_as_its_widest_row(monkeypatch):
-    model, (X, Y), seen, right = adapted(), of_lengths([2, 6, 1, 3, 2]), [], Llama.forward
+    model, (X, Y), seen, right = adapted(TARGETS), of_lengths([2, 6, 1, 3, 2]), [], Llama.forward
     monkeypatch.setattr(Llama, "forward", lambda self, x, at=None: seen.append(x) or right(self, x, at))
     Accumulated(3, 1, where_it_counts, by_width)(model, X, Y, cross_entropy)
     for part, rows, width in zip(seen, ([1, 3], [0, 4, 2]), (6, 2), strict=True):
@@ -94,7 +77,7 @@ def test_each_part_of_a_batch_is_computed_as_far_as_its_widest_row(monkeypatch):
 
 
 def test_targets_of_fewer_rows_than_inputs_are_refused():
-    model, (X, Y) = adapted(), of_lengths([2, 6, 3])
+    model, (X, Y) = adapted(TARGETS), of_lengths([2, 6, 3])
     for cut in (Accumulated(2, 1, where_it_counts, by_width), Accumulated(2, 1)):
         with pytest.raises(ValueError, match="y has 2 rows, expected 3 as x has"):
             cut(model, X, Y[:2], next_token_loss)

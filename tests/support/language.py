@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from minilora import adapt
 from minilora.language.llama import Llama
 from minilora.language.llamaconfig import LlamaConfig, MixtureConfig
 from minilora.layer import parts, walk
+from minilora.losses import IGNORED
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40
@@ -18,6 +20,24 @@ TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40
 def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
     """Two blocks, grouped queries, a head of its own: no two widths are the same."""
     return drawn(seed, dtype, vocab_size=vocab, intermediate_size=20)
+
+
+def adapted(targets="all-linear", model: Llama | None = None) -> Llama:
+    """Return a model, by default `tiny_llama`'s, with adapters of which no factor is zero."""
+    model = adapt(model or tiny_llama(), targets, rank=2, alpha=4, rng=np.random.default_rng(0))
+    for i, p in enumerate(model.trainable().values()):
+        p += np.random.default_rng(i).standard_normal(p.shape) / 4
+    return model
+
+
+def of_lengths(lengths, width: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and targets of texts of some lengths, of which the last half counts, filled up to one width."""
+    rng = np.random.default_rng(1)
+    X, Y = rng.integers(0, len(LETTERS), (2, len(lengths), width))
+    columns = np.arange(width)
+    for y, length in zip(Y, lengths, strict=True):
+        y[(columns < length // 2) | (columns >= length)] = IGNORED
+    return X, Y
 
 
 def tiny_mixture(kind: str = "mixtral", seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:

@@ -81,7 +81,7 @@ def gradients_of(recipe: Settled, rng: np.random.Generator, threads: int) -> Gra
 
 
 def part_size(recipe: Settled) -> int:
-    """Return how many of the longest rows a part of the batch has, which are computed at a time."""
+    """Return how many rows of the full width a part of the batch may have, which are computed at a time."""
     return min(recipe.micro_batch or math.ceil(recipe.batch_size / 2), recipe.batch_size)
 
 
