@@ -54,7 +54,7 @@ PARTS = {
     ),
     "rim": (
         (
-            ("guards/wholefiles", "guards/folderlocks", "guards/errors", "files/base/shards"),
+            ("guards/wholefiles", "guards/folderlocks", "files/base/shards"),
             (
                 *("guards/test_wholefiles", "guards/test_folderlocks", "guards/test_errors", "files/test_merge"),
                 "language/modelfiles/huggingface/test_folderreader",

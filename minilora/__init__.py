@@ -21,7 +21,7 @@ The book goes on, and imports nothing of what stands beside it:
 
 Beside it stand two neighbours. `minilora.language` is a language model, fine-tuned. `minilora.conformance` judges what
 other people wrote: layers, readers of adapters, files. `minilora.exercises` grades a backward of yours,
-`minilora.figures` draws, and `minilora.cli` with `minilora.commands` is the command line.
+`minilora.figures` draws, and `minilora.cli` with `minilora.cli` is the command line.
 
 Importing the package imports none of this: `minilora.lazy` fetches a name when it is first used, so
 ``import minilora.lora`` needs NumPy alone.

@@ -7,11 +7,11 @@ from .adaptation import merge as merge
 from .backend import Backend as Backend
 from .backend import BackendUnavailable as BackendUnavailable
 from .backend import get_backend as get_backend
+from .checks import FileRefused as FileRefused
 from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
 from .files.merge import merge_adapter as merge_adapter
-from .guards.errors import FileRefused as FileRefused
 from .language.llama import Llama as Llama
 from .language.llamaconfig import LlamaConfig as LlamaConfig
 from .layer import Layer as Layer

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -360,3 +362,75 @@ def check_float_dtype(name: str, value: Any) -> None:
         known = False
     if not known:
         raise TypeError(f"{name} must be one of {', '.join(expected)}, got {value!r}")
+
+
+# --- errors about files, in one line of printable characters ---
+
+LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
+"""Characters of one name or value, and of a whole message."""
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)(?<!\.npz)(?<!\.json)(?<!\.safetensors)")
+"""``owner/model``: how a hub names a model."""
+INSTALL = {"gguf": "gguf tokenizers"}
+"""What to install for a package, where that is more than the package: a .gguf file's tokenizer needs both."""
+
+
+class FileRefused(ValueError):
+    """A file, of whatever kind, cannot be used; the message names the file and the reason."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(printable(f"{str(path)!r}: {reason}"))
+
+
+def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:
+    """Return a text in one line without control characters, its middle left out where it is too long."""
+    if len(text) > at_most:  # first, so that a very long text costs no more than its ends
+        half = at_most // 2 - 3
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(value: Any, at_most: int = LONGEST_NAME) -> str:
+    """Return a value as Python writes it, its middle left out where it is too long."""
+    if isinstance(value, str) and len(value) > at_most:
+        value = value[:at_most] + value[-at_most:]  # repr of the whole would be cut to no more than this
+    return printable(repr(value), at_most)
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Make one line of whatever a library says about a file: ``'PATH': reason``."""
+    try:
+        yield
+    except FileRefused:
+        raise
+    except OSError as error:
+        raise FileRefused(path, (error.strerror or str(error)) + hub_hint(Path(path))) from error
+    except Exception as error:  # of safetensors, msgspec, json, gguf: each has classes of its own
+        raise FileRefused(path, str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def named(label: str) -> Iterator[None]:
+    """Put the name of what is looked at before an error about it: ``adapters['q']: ...``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}: {error}") from None
+
+
+def hub_hint(path: Path) -> str:
+    """Return what to give in place of a hub's name of a model, where a path is one and leads nowhere; or ""."""
+    name = path.as_posix()
+    if not HUB_NAME.fullmatch(name) or path.parent.exists():
+        return ""
+    return f". If it is a model's name on a hub, download it ('hf download {name} --local-dir DIR') and give the folder"
+
+
+def needed(package: str, why: str) -> Any:
+    """Import a package that only some models' files need, or say how to install it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(f"{why} needs {package} ({error}): pip install {INSTALL.get(package, package)}") from error

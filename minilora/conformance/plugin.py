@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ..guards.errors import printable
+from ..checks import printable
 from .checking import xfails
 from .checking.contract import ids
 from .checking.report import CannotRun, Outcome, Report

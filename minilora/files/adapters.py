@@ -42,8 +42,7 @@ import numpy as np
 
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
-from ..checks import check_flag, check_float_dtype, check_number, check_path, dtype_name
-from ..guards.errors import FileRefused, short
+from ..checks import FileRefused, check_flag, check_float_dtype, check_number, check_path, dtype_name, short
 from ..guards.tensorfile import FLOATS, MAX_HEADER, decode, encode, in_dtype, tensor_header
 from ..guards.wholefiles import replaceable, written_together
 from ..layer import Layer, parts_besides

@@ -28,8 +28,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..backend import backend_of
-from ..checks import Array, check_path, dtype_name
-from ..guards.errors import FileRefused, printable, short
+from ..checks import Array, FileRefused, check_path, dtype_name, printable, short
 from ..guards.inputfiles import parse_json
 from ..guards.tensorfile import TensorFile
 from ..guards.wholefiles import written_whole

@@ -35,8 +35,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..checks import check_flag, check_path
-from ..guards.errors import FileRefused, short
+from ..checks import FileRefused, check_flag, check_path, short
 from ..guards.inputfiles import read_start
 from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, same_bytes
 from ..guards.wholefiles import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole

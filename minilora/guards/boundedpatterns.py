@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ..checks import FileRefused, short
 from .boundedprocess import BoundedProcess, BoundsExceeded
-from .errors import FileRefused, short
 
 MATCHING_SECONDS = 3.0
 """Processor time for all patterns of a configuration on all module paths."""

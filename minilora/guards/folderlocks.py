@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import FileRefused
+from ..checks import FileRefused
 
 try:
     import fcntl

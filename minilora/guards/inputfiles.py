@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import FileRefused, hub_hint, short
+from ..checks import FileRefused, hub_hint, short
 
 MOST_NESTED = 100
 """Lists and objects in each other that JSON may have."""

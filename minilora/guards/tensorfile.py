@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import FileRefused, short
+from ..checks import FileRefused, short
 from .inputfiles import open_regular, parse_json
 from .wholefiles import identity
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..guards.errors import short
+from ..checks import short
 from .chattemplate import ChatTemplate
 from .tokenizer import Tokenizer
 

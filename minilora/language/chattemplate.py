@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import guards
-from ..checks import check_path
+from ..checks import FileRefused, check_path, needed, short
 from ..files.base.companions import FURTHER_TEMPLATES
 from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
-from ..guards.errors import FileRefused, needed, short
 from ..guards.inputfiles import open_regular, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .tokenizerconfig import BESIDE, read_beside, special_tokens, token_text

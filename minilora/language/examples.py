@@ -30,9 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Array, check_integer, check_number, check_path
+from ..checks import Array, FileRefused, check_integer, check_number, check_path, printable
 from ..evaluation import Gradients
-from ..guards.errors import FileRefused, printable
 from ..layer import Layer
 from ..losses import IGNORED, Loss
 from ..training import evaluate_of

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..adaptation import attach
 from ..backend import Backend
+from ..checks import needed, printable
 from ..files.adapters import check_base_weights
-from ..guards.errors import needed, printable
 from ..layer import walk
 from ..quantization import quantize
 from ..variants.adapter import Adapter

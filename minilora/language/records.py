@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..guards.errors import FileRefused, printable, short
+from ..checks import FileRefused, printable, short
 from ..guards.inputfiles import parse_json
 from .chat import SPEAKER, checked_messages
 from .text import read_text

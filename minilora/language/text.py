@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_ids, check_integer, check_kind, check_path, check_shape, kind_of
+from ..checks import Array, check_ids, check_integer, check_kind, check_path, check_shape, kind_of, printable
 from ..evaluation import EVALUATION_ROWS, check_data, sum_of
-from ..guards.errors import printable
 from ..guards.inputfiles import open_regular
 from ..losses import IGNORED, Loss, count, cross_entropy
 from ..training import backpropagate

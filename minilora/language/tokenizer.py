@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_path
+from ..checks import FileRefused, check_path, needed, short
 from ..files.base.shards import MAX_MODEL_CONFIG
-from ..guards.errors import FileRefused, needed, short
 from ..guards.inputfiles import open_regular, read_json, read_whole
 from .modelfiles.gguf.ggufreader import gguf_tokenizer
 from .modelfiles.supportedsettings import GGUF_TOKENIZER

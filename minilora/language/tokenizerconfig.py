@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checks import FileRefused, printable, short
 from ..files.base.shards import MAX_MODEL_CONFIG, MODEL_CONFIG
-from ..guards.errors import FileRefused, printable, short
 from ..guards.inputfiles import read_json, read_whole
 
 TOKENIZER, MAX_TOKENIZER = "tokenizer.json", 1 << 26

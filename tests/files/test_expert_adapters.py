@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, adapt, adapters, attach, load_adapter, save_adapter
+from minilora.checks import FileRefused
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.expertkeys import places, version_of
-from minilora.guards.errors import FileRefused
 from minilora.layers.experts import Experts, MixtureOfExperts
 from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear

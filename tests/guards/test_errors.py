@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import FileRefused
-from minilora.checks import check_flag, check_integer, check_number, check_path
-from minilora.guards import errors
-from minilora.guards.errors import hub_hint, needed, printable, short
+from minilora import checks as errors
+from minilora.checks import check_flag, check_integer, check_number, check_path, hub_hint, needed, printable, short
 
 
 @given(text=st.text(st.characters(), max_size=300))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.guards.errors import FileRefused
+from minilora.checks import FileRefused
 from minilora.language import chattemplate
 from minilora.language.chattemplate import ChatTemplate, load_template
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import adapt, cross_entropy
-from minilora.guards.errors import FileRefused
+from minilora.checks import FileRefused
 from minilora.language.examples import (
     LONGEST_ROW,
     Example,

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_adapter
+from minilora.checks import FileRefused
 from minilora.files import save_llama
-from minilora.guards.errors import FileRefused
 from minilora.language.llamaconfig import LlamaConfig, MixtureConfig
 from minilora.language.modelfiles.gguf.ggufexport import export_adapter
 from minilora.language.trainingmemory import active_numbers, count_numbers, training_memory

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from minilora.guards.errors import FileRefused
+from minilora.checks import FileRefused
 from minilora.language.records import checked, read_records
 
 ALPACA = [

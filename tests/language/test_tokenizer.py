@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.guards.errors import FileRefused
+from minilora.checks import FileRefused
 from minilora.language import tokenizer
 from minilora.language.modelfiles.gguf import ggufreader
 from minilora.language.text import CONTEXT, token_ids

@@ -14,8 +14,9 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 FLOORS = [
-    {"guards", "lazy"},
+    {"lazy"},
     {"checks", "backend"},
+    {"guards"},
     {"layer", "losses"},
     {"linear"},
     {"lora", "layers"},
@@ -29,15 +30,15 @@ FLOORS = [
     {"article"},
     {"language"},
     {"conformance", "exercises", "figures"},
-    {"commands"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 """From the ground up: each may import what stands below it, and what stands on its own floor, but in no circle.
 
 `files` stands below `training`, since a checkpoint needs a training's state alone, and `train` makes one of a path.
 """
 
-DOORS = {"models.llama", "files.ggufblocks", "conformance.__main__"}
+DOORS = {"conformance.__main__"}
 """Modules of one line, which lead to what stands above them: names that are imported from outside."""
 
 
@@ -59,7 +60,8 @@ def imports(module, *, inside=False):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + (node.module or "").split(".")
             base = [part for part in base if part]
-            for named in filter(None, [base, *([*base, alias.name] for alias in node.names)]):
+            from_folder = [base] if node.module else []  # `from . import x` is of x alone
+            for named in [*from_folder, *([*base, alias.name] for alias in node.names)]:
                 for other in (".".join(named), ".".join([*named, "__init__"])):  # a module, or a folder's
                     if other in MODULES:
                         yield other

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from minilora import Llama, cross_entropy, evaluate
-from minilora.guards.errors import FileRefused
+from minilora.checks import FileRefused
 from minilora.language.chat import encode_chat, encode_question
 from minilora.language.chattemplate import ChatTemplate, load_template
 from minilora.language.examples import encode_example, load_data

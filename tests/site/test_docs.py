@@ -156,9 +156,9 @@ def test_what_contributing_names_is_there():
     new = {
         "docs/_build/executed",
         "minilora/layers/scale.py",
-        "minilora/commands/count.py",
+        "minilora/cli/count.py",
         "minilora/variants/x.py",
-        "tests/commands/test_count.py",
+        "tests/cli/test_count.py",
     }
     for path in set(re.findall(r"`((?:minilora|tests|docs|examples|\.ci)/[\w./]+)`", CONTRIBUTING)) - new:
         assert (ROOT / path).exists(), path

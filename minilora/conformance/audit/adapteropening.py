@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...checks import FileRefused, hub_hint, short
 from ...files.peft.adapterconfig import CONFIG_NAME, MAX_CONFIG
 from ...files.peft.adapterfolder import WEIGHTS_NAME
 from ...files.peft.adapterkeys import PREFIX
-from ...guards.errors import FileRefused, hub_hint, short
 from ...guards.inputfiles import parse_json, read_whole
 from .adapterfile import AdapterFile
 from .findings import SUSPICIOUS, WRONG, Finding

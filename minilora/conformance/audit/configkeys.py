@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...checks import short
 from ...files.peft.adapterconfig import B_LAYOUTS, KEYS, UNSET, config_text, digest
 from ...files.peft.adapterfolder import DIGEST_KEY
-from ...guards.errors import short
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 
+from ...checks import short
 from ...files.base.expertweights import MIXTRAL, MIXTRAL_MLP, PARTS
 from ...files.peft.expertkeys import TURNED_UNTIL, version_of
-from ...guards.errors import short
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding
 from .landing import Landing

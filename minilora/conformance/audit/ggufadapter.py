@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ...checks import FileRefused, short
 from ...files.peft.adapterkeys import natural
-from ...guards.errors import FileRefused, short
 from ...language.modelfiles.gguf.ggufnames import from_gguf
 from .adapterfile import AdapterFile, Module
 from .findings import SUSPICIOUS, Finding, counted, listed

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...checks import FileRefused, short
 from ...files.peft.adapterkeys import natural
-from ...guards.errors import FileRefused, short
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .tensors import Tensors

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ...checks import short
 from ...files.base.tiedhead import EMBEDDING, HEAD
-from ...guards.errors import short
 from ...language.modelfiles.gguf.ggufnames import ARCHITECTURES
 from .adapterfile import AdapterFile
 from .findings import NOTE, WRONG, Finding, counted, listed

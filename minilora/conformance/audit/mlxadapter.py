@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...checks import short
 from ...files.peft.adapterkeys import natural
-from ...guards.errors import short
 from .adapterfile import AdapterFile, Module
 from .findings import SUSPICIOUS, WRONG, Finding, counted, listed
 from .tensors import Tensors

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import FileRefused
 from ...files.base.shards import INDEX_NAME, MAX_MODEL_CONFIG, MODEL_CONFIG, SINGLE_NAME
 from ...files.base.tiedhead import HEAD_WEIGHT, ties_head
-from ...guards.errors import FileRefused
 from ...guards.inputfiles import read_json
 from ...guards.tensorfile import FLOATS
 from ...language.modelfiles.gguf.ggufnames import from_gguf

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 from ...guards.tensorfile import FLOATS
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...checks import FileRefused, short
 from ...files.peft.adapterconfig import B_LAYOUTS
 from ...files.peft.adapterkeys import PREFIX, natural
 from ...files.peft.expertkeys import WRAPPED, modules_with_arrays, places_of
 from ...guards.boundedpatterns import Matching
-from ...guards.errors import FileRefused, short
 from ...variants.scaling import scaling
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import __version__
-from ...guards.errors import printable
+from ...checks import printable
 from .adapterfile import AdapterFile
 from .findings import LEVELS, NOTE, SUSPICIOUS, WRONG, Finding, counted
 from .landing import Landing

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...checks import FileRefused, short
 from ...guards.boundedpatterns import Matching
-from ...guards.errors import FileRefused, short
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .landing import BODY, Landing, renamed

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import FileRefused, needed, short
 from ...files.base.shards import Base, open_base
-from ...guards.errors import FileRefused, needed, short
 from ...guards.inputfiles import read_start
 from ...language.modelfiles.gguf.ggufreader import read_gguf
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...guards.errors import printable
+from ...checks import printable
 from ..problems.problem import Arrays, Problem
 from ..problems.reference import QUANTITIES
 from ..problems.slots import Fused

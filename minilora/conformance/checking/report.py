@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...guards.errors import printable
+from ...checks import printable
 from ...guards.wholefiles import written_whole
 
 REFUSED = "refused"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 from .report import Outcome, Report
 
 

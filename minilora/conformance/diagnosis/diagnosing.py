@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...guards.errors import FileRefused, printable, short
+from ...checks import FileRefused, printable, short
 from ...guards.tensorfile import TensorFile
 from ..bugs.bug import links
 from ..golden import judging

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import FileRefused, short
 from ...files.peft.adapterconfig import KEYS
-from ...guards.errors import FileRefused, short
 from ...language.llamaconfig import LlamaConfig
 from ...language.modelfiles.loading import open_llama
 from ...layers.rotary import halves_from_interleaved

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from safetensors.numpy import save
 
-from ...guards.errors import needed
+from ...checks import needed
 from ...guards.tensorfile import FLOATS, decode, encode, tensor_header
 from ...language.llama import Llama
 from ...language.llamaconfig import LlamaConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...checks import needed
 from ...files.peft.adapterconfig import CONFIG_NAME
 from ...files.peft.adapterfolder import WEIGHTS_NAME
-from ...guards.errors import needed
 from ...guards.wholefiles import is_new_or_empty, written_folder
 from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers

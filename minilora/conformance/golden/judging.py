@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...guards.errors import FileRefused, printable, short
+from ...checks import FileRefused, printable, short
 from ...guards.inputfiles import member, parse_json, read_whole
 from ...guards.tensorfile import FLOATS, TensorFile
 from ..checking.xfails import of_known

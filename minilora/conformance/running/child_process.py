@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any, NoReturn
 
-from ...guards.errors import FileRefused, printable
+from ...checks import FileRefused, printable
 from ...guards.inputfiles import read_json, read_start
 from ..checking.calling import is_theirs, line_of, raised
 from ..checking.report import CannotRun, Report

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...guards.errors import FileRefused
+from ...checks import FileRefused
 from ...guards.inputfiles import json_bytes, open_regular, read_json
 from ...guards.wholefiles import synced
 from ..peft.adapterconfig import CONFIG_NAME

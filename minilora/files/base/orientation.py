@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 from ..peft.adapterfolder import AdapterFolder
 from .shards import Base
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 from ...guards.inputfiles import member, parse_json, read_whole
 from ...guards.tensorfile import TensorFile, TensorSpec
 

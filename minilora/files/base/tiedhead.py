@@ -12,7 +12,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ...guards.errors import FileRefused
+from ...checks import FileRefused
 from ...guards.inputfiles import json_bytes, parse_json, read_json
 from .shards import MAX_MODEL_CONFIG, MODEL_CONFIG, Base
 

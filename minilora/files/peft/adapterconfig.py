@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...checks import FileRefused, short
 from ...guards.boundedpatterns import Matching
-from ...guards.errors import FileRefused, short
 from ...guards.inputfiles import parse_json, read_whole
 from ...variants.scaling import scaling
 from ...variants.variant import LORA, Variant

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ...guards.errors import FileRefused, hub_hint, short
+from ...checks import FileRefused, hub_hint, short
 from ...guards.folderlocks import locked
 from ...guards.inputfiles import member
 from ...guards.tensorfile import TensorFile

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 from ...guards.tensorfile import FLOATS, TensorFile, TensorSpec
 from ...variants.variant import DORA, LORA, Variant
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 from ...guards.tensorfile import TensorFile
 from ...variants.stackedlora import packed_B, stacked_A, stacked_B
 from .adapterconfig import B_LAYOUTS, LayerConfig, PeftConfig

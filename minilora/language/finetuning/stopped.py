@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...backend import Backend
+from ...checks import printable
 from ...files.base.shards import MODEL_CONFIG, open_base
 from ...files.checkpoint import CheckpointError, Saved, read, refuse_another
 from ...files.peft.adapterconfig import CONFIG_NAME
 from ...files.peft.adapterfolder import WEIGHTS_NAME
-from ...guards.errors import printable
 from ...guards.inputfiles import open_regular
 from ..namedmodel import model_path
 from ..text import HELD_OUT

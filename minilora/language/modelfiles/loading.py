@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Backend, backend_or_numpy
-from ...checks import Array, check_flag, check_path
-from ...guards.errors import FileRefused, short
+from ...checks import Array, FileRefused, check_flag, check_path, short
 from ...guards.inputfiles import open_regular
 from ...guards.tensorfile import in_dtype
 from ...layer import rebuild

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 from ...guards.inputfiles import parse_json
 from ...layers.rotary import halves_from_interleaved
 from ..llamaconfig import LlamaConfig

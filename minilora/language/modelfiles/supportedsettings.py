@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...guards.errors import FileRefused, short
+from ...checks import FileRefused, short
 
 
 @dataclass(frozen=True)

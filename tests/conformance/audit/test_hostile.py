@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from minilora.checks import FileRefused
 from minilora.conformance.audit.auditing import audit
 from minilora.files.peft.adapterconfig import KEYS
-from minilora.guards.errors import FileRefused
 
 from .adapters import EXPERTS, config, expert_factors, factors, mlx, model, paths, peft
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from minilora.checks import FileRefused
 from minilora.conformance import check
 from minilora.conformance.checking.xfails import Judged, github_error, read
-from minilora.guards.errors import FileRefused
 
 from ..implementations import OURS, implementation, with_kinds
 

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, attach, load_adapter, merge
+from minilora.checks import FileRefused
 from minilora.cli import main
 from minilora.conformance.diagnosis.diagnosing import Candidate, Diagnosis, diagnose
-from minilora.guards.errors import FileRefused
 from minilora.guards.tensorfile import decode, encode
 from minilora.language.llamaconfig import LlamaConfig
 from minilora.layer import walk

@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import cli
+from minilora.checks import FileRefused
 from minilora.conformance.golden.folder import FORMAT
 from minilora.conformance.golden.judging import MERGED, Judgement, Verdict, compare, judge
-from minilora.guards.errors import FileRefused
 
 from .conftest import index_of
 from .foreign_reader import answer

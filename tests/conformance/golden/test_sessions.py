@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from minilora.checks import FileRefused
 from minilora.conformance.golden.asking import ask
 from minilora.conformance.golden.judging import compare
 from minilora.conformance.golden.leftovers import LEFTOVERS
-from minilora.guards.errors import FileRefused
 
 from .living_engine import Engine
 

@@ -30,7 +30,7 @@ from minilora import (
     save_adapter,
 )
 from minilora.cli import main
-from minilora.commands.inspect import table
+from minilora.cli.inspect import table
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.adapterfolder import NORM_KEY
 from minilora.guards.tensorfile import TensorFile

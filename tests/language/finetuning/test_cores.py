@@ -30,7 +30,7 @@ def test_a_command_has_one_blas_thread_from_its_start(folder):
     script = """if True:
         import os, sys
         from minilora import cli
-        from minilora.commands import finetune, generate
+        from minilora.cli import finetune, generate
         def tell(options):
             assert "numpy" in sys.modules
             from threadpoolctl import threadpool_info

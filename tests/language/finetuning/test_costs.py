@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import Llama, adapt, get_backend
-from minilora.commands.finetune import _beside_the_machine
+from minilora.cli.finetune import _beside_the_machine
 from minilora.fast.blockwise import CPU
 from minilora.guards import machinememory as machine
 from minilora.language.examples import load_data
@@ -241,7 +241,7 @@ from minilora.cli import main
 def peak():  # of this process alone: what getrusage says begins with its parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 from minilora.language.finetuning import costs
-from minilora.commands import finetune
+from minilora.cli import finetune
 import minilora.files.adapters, minilora.language.text, tokenizers
 from minilora import Llama
 before = peak()

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from minilora.guards.errors import FileRefused
+from minilora.checks import FileRefused
 from minilora.language.modelfiles.huggingface.configjson import parse_config
 from minilora.language.modelfiles.supportedsettings import (
     FOLDER,

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ....checks import check_path
+from ....checks import FileRefused, check_path, needed, short
 from ....files.adapters import check_base_weights, load_adapter
 from ....files.peft.adapterconfig import CONFIG_NAME
 from ....files.peft.adapterfolder import WEIGHTS_NAME
-from ....guards.errors import FileRefused, needed, short
 from ....guards.tensorfile import in_dtype
 from ....guards.wholefiles import refuse_inputs, replaceable, written_whole
 from ....variants.adapter import Adapter

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ....guards.errors import FileRefused, needed, short
+from ....checks import FileRefused, needed, short
 from ....layers.rotary import halves_from_interleaved
 from ...llamaconfig import LlamaConfig
 from ..huggingface.configjson import parse_config

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....checks import check_flag, check_number, check_sizes
-from ....guards.errors import FileRefused, short
+from ....checks import FileRefused, check_flag, check_number, check_sizes, short
 from ....layers.rotary import frequencies
 from ...llamaconfig import KINDS, MIXTURES, LlamaConfig, MixtureConfig
 from ..supportedsettings import CLASSES, FOLDER, MIXTURE, ROPE, check_settings

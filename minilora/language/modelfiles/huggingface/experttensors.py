@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ....checks import FileRefused, short
 from ....files.base.expertweights import MIXTRAL, MIXTRAL_MLP, PARTS
-from ....guards.errors import FileRefused, short
 from ...llamaconfig import LlamaConfig
 
 Pieces = list[list[str]]

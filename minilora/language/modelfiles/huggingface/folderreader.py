@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ....checks import FileRefused, short
 from ....files.base.shards import MAX_MODEL_CONFIG, MODEL_CONFIG, Base, open_base
 from ....files.base.tiedhead import EMBEDDING, HEAD_WEIGHT
 from ....files.peft.adapterconfig import CONFIG_NAME
-from ....guards.errors import FileRefused, short
 from ....guards.inputfiles import read_json
 from ....guards.tensorfile import FLOATS, same_bytes
 from ....layers.quantized import CodedLinear

@@ -19,9 +19,8 @@ import numpy as np
 
 from ....adaptation import is_adapted
 from ....backend import backend_of
-from ....checks import Array, check_instance, check_path, dtype_name
+from ....checks import Array, FileRefused, check_instance, check_path, dtype_name
 from ....files.base.shards import MODEL_CONFIG, SINGLE_NAME
-from ....guards.errors import FileRefused
 from ....guards.tensorfile import tensor_header
 from ....guards.wholefiles import is_new_or_empty, synced, written_folder
 from ....layer import walk

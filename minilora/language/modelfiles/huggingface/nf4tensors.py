@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 
 from ....backend import backend_of
-from ....checks import check_number, check_sizes
+from ....checks import FileRefused, check_number, check_sizes, short
 from ....files.base.shards import NF4_STATE, Base
 from ....files.base.tiedhead import HEAD
-from ....guards.errors import FileRefused, short
 from ....guards.inputfiles import parse_json
 from ....layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
 from ....layers.quantized import QuantizedLinear

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import Linear, Llama, LlamaConfig, adapt, merge, quantize
+from minilora.checks import FileRefused
 from minilora.files import save_llama
-from minilora.guards.errors import FileRefused
 from minilora.language.modelfiles.gguf.ggufblocks import BYTES, BlockLinear, decode
 from minilora.language.trainingmemory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk

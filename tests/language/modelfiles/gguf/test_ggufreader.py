@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minilora import Llama
-from minilora.guards.errors import FileRefused
+from minilora.checks import FileRefused
 from minilora.language.modelfiles.gguf import ggufreader
 from minilora.language.tokenizer import load_tokenizer
 

@@ -19,8 +19,8 @@ from minilora import (
     quantize,
     save_adapter,
 )
+from minilora.checks import FileRefused
 from minilora.files import save_llama
-from minilora.guards.errors import FileRefused
 from minilora.language.modelfiles.huggingface.nf4tensors import NF4_STATE, quantization_config
 from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book

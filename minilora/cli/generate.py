@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ..guards.errors import printable
 from .options import (
     Defaults,
     add_backend,
@@ -18,6 +17,7 @@ from .options import (
     path,
     warn_beyond_context,
 )
+from .streams import printable
 
 if TYPE_CHECKING:
     from ..language.continuation import Dialogue, Prompt

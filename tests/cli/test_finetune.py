@@ -29,7 +29,7 @@ from minilora import (
     quantize,
     train,
 )
-from minilora.commands.finetune import _best
+from minilora.cli.finetune import _best
 from minilora.fast import accumulate
 from minilora.figures import plot_learning
 from minilora.files.checkpoint import read

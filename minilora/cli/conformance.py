@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..guards.errors import printable
 from . import streams
 from .options import check_output, path
+from .streams import printable
 
 DESCRIPTION = """\
 Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process of its own.

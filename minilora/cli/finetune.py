@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..guards.errors import printable
 from ..language.finetuning.cores import one_blas_thread
 from ..language.finetuning.defaults import ADAPTER, FITTING, SMALL
 from .options import (
@@ -27,7 +26,7 @@ from .options import (
     target_parameters,
     warn_beyond_context,
 )
-from .streams import say, say_goes_on, say_interrupted
+from .streams import printable, say, say_goes_on, say_interrupted
 
 if TYPE_CHECKING:
     from ..backend import Backend

@@ -98,7 +98,7 @@ def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffe
 @posix
 def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
     """The first file that is opened gets the lowest number: it must not be the one that is printed to."""
-    script = "import os, sys, minilora.commands.streams as s; s.open_streams(); print('printed')"
+    script = "import os, sys, minilora.cli.streams as s; s.open_streams(); print('printed')"
     script += (
         "; print(os.open('f', os.O_CREAT) > 2); print(sys.stdout.name if sys.stdout else None, file=open('out', 'w'))"
     )

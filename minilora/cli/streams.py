@@ -12,10 +12,15 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from ..guards.errors import printable
-
 LONGEST_COMMAND = 20_000
 """Characters of a command that are shown: it is to be copied whole."""
+
+
+def printable(text: str, *limit: int) -> str:
+    """Return a text in one line without control characters, its middle left out where it is too long."""
+    from .. import checks  # needs NumPy, without which the command line starts
+
+    return checks.printable(text, *limit)
 
 
 def say(message: str) -> None:

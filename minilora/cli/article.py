@@ -6,9 +6,8 @@ import argparse
 import math
 from typing import Any
 
-from ..guards.errors import printable
 from .options import Defaults, add_backend, backend, check_plot, path, plot
-from .streams import say, say_goes_on, say_interrupted
+from .streams import printable, say, say_goes_on, say_interrupted
 
 
 def add(commands: Any) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..guards.errors import printable
-from .streams import say
+from .streams import printable, say
 
 if TYPE_CHECKING:
     from ..backend import Backend

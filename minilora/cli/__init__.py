@@ -1,4 +1,4 @@
-"""The command line: ``minilora`` or ``python -m minilora``. `minilora.commands` has what each command does."""
+"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file of this folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from . import __version__
-from .commands import (
+from .. import __version__
+from . import (
     article,
     audit,
     check,
@@ -144,8 +144,8 @@ def _run(argv: Sequence[str] | None) -> int:
     with streams.ending_at_once():
         for package in COMPILED:
             import_module(package)
-        from .backend import BackendUnavailable
-        from .training import TrainingDiverged
+        from ..backend import BackendUnavailable
+        from ..training import TrainingDiverged
     try:
         with streams.warnings_in_lines():
             status: int = options.command(options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..guards.errors import printable
 from .options import check_output, path
+from .streams import printable
 
 
 def add(commands: Any) -> None:

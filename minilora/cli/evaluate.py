@@ -6,7 +6,6 @@ import argparse
 import math
 from typing import Any
 
-from ..guards.errors import printable
 from ..language.finetuning.cores import one_blas_thread
 from .options import (
     Defaults,
@@ -18,6 +17,7 @@ from .options import (
     path,
     warn_beyond_context,
 )
+from .streams import printable
 
 MOST = 700.0
 """A loss whose exponential is a float: above it a perplexity is infinite."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..guards.errors import printable
 from .options import path
+from .streams import printable
 from .tables import align
 
 

@@ -1,1 +1,0 @@
-"""A door: the decoder stands in `minilora.language`."""

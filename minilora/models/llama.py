@@ -1,3 +1,0 @@
-"""A door: see `minilora.language.llama`."""
-
-from ..language.llama import Llama as Llama
