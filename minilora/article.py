@@ -93,8 +93,9 @@ def run(
     progress : bool
         Whether to show a progress bar for each training.
     checkpoint : path, optional
-        A file that keeps both trainings' state after every epoch; where it is there already the run goes on from it,
-        and ends with the same bits. The seconds are then those of this call.
+        A file that keeps the first training's state after every epoch, and the second's in one beside it, whose name
+        says ``.adapter``. Where they are there already the run goes on from them, and ends with the same bits. The
+        seconds are then those of this call.
 
     Returns
     -------
@@ -106,7 +107,7 @@ def run(
     ValueError, TypeError
         If an argument is out of range, before anything is computed.
     CheckpointError
-        If the file holds checkpoints of another configuration, naming the difference.
+        If a file holds a checkpoint of another configuration, naming the difference.
     """
     n, in_features, out_features = check_sizes(n=n, in_features=in_features, out_features=out_features)
     rank, epochs = check_sizes(rank=rank, epochs=epochs)
@@ -116,12 +117,11 @@ def run(
     backend, progress = backend_or_numpy(backend), check_flag("progress", progress)
     checkpoints: dict[str, Checkpoint] = {}
     if checkpoint is not None:
-        place = check_path("checkpoint", checkpoint)
         settings: dict[str, Any] = {
             "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "n": n,
             "in_features": in_features, "out_features": out_features, "dtype": dtype, "backend": backend.name,
         }  # fmt: skip
-        checkpoints = {name: Checkpoint(place, settings, name=name) for name in ("base", "adapter")}
+        checkpoints = {name: Checkpoint(file, settings) for name, file in checkpoint_files(checkpoint).items()}
     rng = np.random.default_rng(seed)
 
     def randn(*shape: int) -> Array:
@@ -180,6 +180,12 @@ def run(
         settings=f"rank {rank}, alpha {alpha:g}, {epochs} epochs, batches of {batch_size}, lr {lr:g}, "
         f"seed {seed}, {dtype}, {backend.device}",
     )
+
+
+def checkpoint_files(path: str | Path) -> dict[str, Path]:
+    """Return where each training is kept: the base's in the file itself, the adapter's in one beside it."""
+    path = check_path("checkpoint", path)
+    return {"base": path, "adapter": path.with_name(f"{path.stem}.adapter{path.suffix}")}
 
 
 def report(result: ArticleResult) -> str:

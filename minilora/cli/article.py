@@ -40,7 +40,8 @@ def add(commands: Any) -> None:
         "--checkpoint",
         metavar="FILE",
         type=path,
-        help="save the state of both trainings there after every epoch; the same command goes on from it",
+        help="save the state of both trainings after every epoch, there and in a file beside it; the same command goes "
+        "on from them",
     )
     parser.set_defaults(command=run)
 
@@ -87,13 +88,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _kept(options: argparse.Namespace) -> str:
     """Return where the training stands that the checkpoint has, in words; or ""."""
+    from ..article import checkpoint_files
     from ..files.checkpoint import read
 
-    place = options.checkpoint
-    for name, training in (("adapter", "the adapter"), ("base", "the base")) if place is not None else ():
-        saved = read(place, name)
+    files = {} if options.checkpoint is None else checkpoint_files(options.checkpoint)
+    for name in reversed(files):  # the adapter's comes last
+        saved = read(files[name])
         if saved is not None:
-            return f"epoch {saved.epoch} of {options.epochs} of {training} ({place})"
+            return f"epoch {saved.epoch} of {options.epochs} of the {name} ({options.checkpoint})"
     return ""
 
 

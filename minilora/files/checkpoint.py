@@ -1,15 +1,12 @@
 """Stop and resume, bit for bit.
 
 A checkpoint is one safetensors file: the parameters and Adam's two running means as tensors, and beside them, as JSON
-text, everything else that the next epoch depends on: the step count, the generator's state, the losses so far and
-the configuration. It takes the place of the one before it in one stroke, so that whoever is killed, at any moment,
-leaves a whole one behind. Nothing in it is executed when it is read: there is no pickle.
+text, everything else that the next epoch depends on: the step count, the generator's state, the losses so far and the
+configuration. A new one replaces the one before it in a single rename, so a kill at any moment leaves a whole one.
+Nothing in it is executed when it is read: there is no pickle.
 
-One file may keep several trainings that follow one another, each under its name: the article's two.
-
-A checksum notices damage. The configuration has a hash of all data and of every frozen array, so a checkpoint of
-another training is refused, and so are contents that the model cannot take. A file that somebody forges until all of
-it agrees cannot be told from a true one.
+A checksum over tensors and text notices damage. The configuration has a hash of all data and of every frozen array, so
+a training never goes on with other data, another model or other settings.
 """
 
 from __future__ import annotations
@@ -20,33 +17,25 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
-from safetensors.numpy import save
 
 from ..backend import backend_of
-from ..checks import Array, FileRefused, check_path, dtype_name, printable, short
-from ..guards.inputfiles import parse_json
-from ..guards.tensorfile import TensorFile
+from ..checks import Array, FileRefused, check_path, dtype_name, printable, reading, short
+from ..guards.tensorfile import TensorFile, tensor_header
 from ..guards.wholefiles import written_whole
 from ..layer import Layer, parts, walk
 from ..state import TrainingState
 
 __all__ = ["Checkpoint", "CheckpointError"]
 
-METADATA_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
+TEXT_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 2
-PARTS = ("params", "m", "v")
-"""The tensors' names are ``params.NAME``, ``m.NAME`` and ``v.NAME``."""
-BEST = "best"
-"""Of the parameters of the best epoch so far, ``best.NAME``, where a training keeps them."""
-BY_NAME = "/"
-"""Stands between a training's name and the rest, where a file has several trainings: ``base/params.NAME``."""
-FIELDS = {"t": int, "rng_state": dict, "epoch": int, "epochs": list, "losses": list, "configuration": dict}
-"""What the text has besides the version, and `notes` where there are any. Another field is passed over."""
+PARTS = ("params", "m", "v", "best")
+"""The tensors' names are ``params.NAME``, ``m.NAME``, ``v.NAME`` and, where a training keeps them, ``best.NAME``."""
 DIFFERENCES = 3
 """The most differences between two configurations that a message tells."""
 FINGERPRINT_NUMBERS = 1 << 20
@@ -68,15 +57,11 @@ class Checkpoint:
         What else must be the same for the training to go on, besides what `train` describes by itself.
     notes : mapping, optional
         What is kept with each state and not compared, as JSON has it. It may change between two epochs.
-    name : str
-        Of the training, where one file keeps several, one after the other, as the article's two.
     best : dict of str to array, optional
         Parameters besides those of the last epoch, by their names: kept with each state, and brought back here.
 
     Raises
     ------
-    TypeError
-        If a setting is something else.
     CheckpointError
         If the file is there and is damaged, or has other settings; the differences are named.
     """
@@ -87,18 +72,12 @@ class Checkpoint:
         settings: Mapping[str, Any] | None = None,
         *,
         notes: Mapping[str, Any] | None = None,
-        name: str = "",
         best: dict[str, Array] | None = None,
     ) -> None:
-        self.path = check_path("checkpoint", path)
-        self.settings, self.notes, self.name = dict(settings or {}), notes, name
+        self.path, self.notes = check_path("checkpoint", path), notes
+        self.settings = self.configuration = dict(settings or {})
         self.best: dict[str, Array] = {} if best is None else best
-        self.others = Contents({}, {})  # the other trainings of the file
-        for key, value in self.settings.items():
-            if not isinstance(key, str) or not isinstance(value, (bool, int, float, str)):
-                raise TypeError(f"settings[{key!r}] is {short(value)}, expected a number, a text or a bool by its name")
-        self.configuration = self.settings
-        if self.settings and (saved := read(self.path, name)) is not None:
+        if self.settings and (saved := read(self.path)) is not None:
             before = {key: value for key, value in saved.configuration.items() if key in self.settings}
             check_same_configuration(self.path, before, self.settings)
 
@@ -122,25 +101,19 @@ class Checkpoint:
             If the checkpoint is not of this training. Nothing has changed then.
         """
         self.configuration = {**self.settings, **describe(state, settings, data)}
-        saved = read(self.path, self.name)
-        if self.name and os.path.lexists(self.path):
-            self.others = contents(self.path).without(self.name)
+        saved = read(self.path)
         if saved is None:
             self.keep(state)  # better that it fails now than after an epoch
             return
         check_same_configuration(self.path, saved.configuration, self.configuration)
         if saved.epoch > epochs:
-            raise CheckpointError(
-                f"{str(self.path)!r} is a checkpoint of another configuration: epochs is {epochs} here, and "
-                f"{saved.epoch} are done there"
-            )
-        check_contents(self.path, saved, state, self.configuration)
+            refuse_another(self.path, [f"epochs is {epochs} here, and {saved.epoch} are done there"])
         asarray = backend_of(data["X"]).asarray
-        params, m, v = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in PARTS)
+        params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in PARTS)
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
         for name, p in state.optimizer.params.items():
             p[...] = params[name]
-        self.best.update({name: asarray(array) for name, array in saved.arrays[BEST].items()})
+        self.best.update(best)
         state.rng.bit_generator.state = saved.rng_state
         state.epoch = saved.epoch
         state.history.epochs[:], state.history.losses[:] = saved.epochs, saved.losses
@@ -154,138 +127,80 @@ class Checkpoint:
             If the file cannot be written. The one before it is left as it was.
         """
         optimizer, history = state.optimizer, state.history
-        arrays = {"params": optimizer.params, "m": optimizer.m, "v": optimizer.v, BEST: self.best}
+        arrays = (optimizer.params, optimizer.m, optimizer.v, self.best)
         tensors = {
-            f"{_start(self.name)}{part}.{name}": np.ascontiguousarray(backend_of(array).to_numpy(array))
-            for part, named in arrays.items()
-            for name, array in named.items()
+            f"{part}.{name}": np.ascontiguousarray(backend_of(array).to_numpy(array))
+            for part, by_name in zip(PARTS, arrays, strict=True)
+            for name, array in by_name.items()
         }
-        text = state_text(
-            {
-                "version": VERSION,
-                "t": optimizer.t,
-                "rng_state": state.rng.bit_generator.state,
-                "epoch": state.epoch,
-                "epochs": history.epochs,
-                "losses": history.losses,
-                "configuration": self.configuration,
-                **({} if self.notes is None else {"notes": self.notes}),
-            }
-        )
-        whole = Contents({**self.others.tensors, **tensors}, {**self.others.texts, self.name: text})
-        make_folder(self.path.parent)
+        rest = {
+            "version": VERSION,
+            "t": optimizer.t,
+            "rng_state": state.rng.bit_generator.state,
+            "epoch": state.epoch,
+            "epochs": history.epochs,
+            "losses": history.losses,
+            "configuration": self.configuration,
+            "notes": self.notes,
+        }
+        text = json.dumps(rest, default=lambda array: array.tolist())  # some generators keep arrays, and take lists
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"checkpoints cannot be kept in {str(self.path.parent)!r}: {error}") from error
         with written_whole(self.path) as file:
-            file.write(whole.as_file())
+            file.write(tensor_header(tensors, {TEXT_KEY: text, CHECKSUM_KEY: checksum(tensors, text)}))
+            for tensor in tensors.values():
+                file.write(tensor.tobytes())
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(msgspec.Struct):
     """A training between two epochs, as a file has it."""
 
-    arrays: Mapping[str, Mapping[str, np.ndarray]]  # by part, ``params``, ``m``, ``v`` and ``best``, and by name
+    version: Literal[2]
     t: int  # Adam's count of steps
-    rng_state: Mapping[str, Any]  # of the generator that draws the batches
+    rng_state: dict[str, Any]  # of the generator that draws the batches
     epoch: int  # the number of epochs done
     epochs: list[int]  # the history up to there: after which epochs the loss was measured
     losses: list[float]  # the loss measured after each of them
-    configuration: Mapping[str, Any]  # what must be the same for the training to go on
-    notes: Any  # what is kept beside; None where there is nothing
+    configuration: dict[str, Any]  # what must be the same for the training to go on
+    notes: Any = None  # what is kept and not compared
+    arrays: dict[str, dict[str, Any]] = {}  # not in the text: the tensors by part and name
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What is in a file: of one training without a name, or of several with names."""
-
-    tensors: Mapping[str, np.ndarray]  # by their names in the file
-    texts: Mapping[str, str]  # the state besides, as JSON, by the training's name
-
-    def without(self, name: str) -> Contents:
-        """Return the other trainings."""
-        tensors = {key: tensor for key, tensor in self.tensors.items() if not key.startswith(_start(name))}
-        return Contents(tensors, {other: text for other, text in self.texts.items() if other != name})
-
-    def as_file(self) -> bytes:
-        """Return the file's bytes."""
-        texts = {METADATA_KEY + name: text for name, text in self.texts.items()}
-        return save(dict(self.tensors), metadata=texts | {CHECKSUM_KEY: self.checksum()})
-
-    def checksum(self) -> str:
-        """Return the number that the file carries."""
-        return checksum(self.tensors, "".join(name + text for name, text in sorted(self.texts.items())))
-
-
-def _start(name: str) -> str:
-    return f"{name}{BY_NAME}" if name else ""
-
-
-def contents(path: Path) -> Contents:
-    """Return what is in a checkpoint, or refuse what is damaged."""
-    file = TensorFile(path)
-    texts = {
-        key.removeprefix(METADATA_KEY): text for key, text in file.metadata.items() if key.startswith(METADATA_KEY)
-    }
-    for text in texts.values() or ["{}"]:
-        version = parse_json(path, text.encode(), "checkpoint's text").get("version")
-        if version != VERSION:
-            raise CheckpointError(
-                f"{str(path)!r} is not a checkpoint of this version of minilora: its version is {short(version)}, "
-                f"expected {VERSION}"
-            )
-    with file.opened() as opened:
-        whole = Contents({key: file.read(key, opened) for key in file.tensors}, texts)
-    if file.metadata.get(CHECKSUM_KEY) != whole.checksum():
-        raise CheckpointError(f"{str(path)!r} is damaged: its checksum is not that of its contents")
-    return whole
-
-
-def read(path: Path, name: str = "") -> Saved | None:
-    """Read a training's checkpoint; None where there is none yet. What is not a whole one is a CheckpointError."""
+def read(path: Path) -> Saved | None:
+    """Read a checkpoint; None where there is none yet. What is not a whole one is a CheckpointError."""
     if not os.path.lexists(path):
         return None
     try:
-        whole = contents(path)
-        if name not in whole.texts and name and "" not in whole.texts:
-            return None  # the training before it is still going on
-        if name not in whole.texts or (not name and len(whole.texts) > 1):
-            names = " and ".join(sorted(filter(None, whole.texts)))
-            trainings = f"the trainings {names}" if names else "one training without a name"
-            expected = f"one of the name {name}" if name else "one without a name"
-            raise CheckpointError(printable(f"{str(path)!r} keeps {trainings}, expected {expected}"))
-        rest = parse_json(path, whole.texts[name].encode(), "checkpoint's text")
-        arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in (*PARTS, BEST)}
-        for key, tensor in whole.tensors.items():
-            if not key.startswith(_start(name)):
-                continue
-            part, _, parameter = key.removeprefix(_start(name)).partition(".")
-            if part not in arrays:
-                raise CheckpointError(f"{str(path)!r} holds {short(key)}, expected only {', '.join(PARTS)}")
-            arrays[part][parameter] = tensor
-        for field, kind in FIELDS.items():
-            if type(rest.get(field)) is not kind:
-                raise CheckpointError(f"{str(path)!r}: {field} is {short(rest.get(field))}, expected {kind.__name__}")
-        return Saved(arrays, **{field: rest[field] for field in FIELDS}, notes=rest.get("notes"))
-    except (FileRefused, KeyError, UnicodeError) as error:
+        file = TensorFile(path)
+        with file.opened() as opened:
+            tensors = {key: file.read(key, opened) for key in file.tensors}
+        text = file.metadata.get(TEXT_KEY)
+        if text is None:
+            raise FileRefused(path, "no checkpoint of a training: it has no such text beside its tensors")
+        if file.metadata.get(CHECKSUM_KEY) != checksum(tensors, text):
+            raise FileRefused(path, "damaged: its checksum is not that of its contents")
+        with reading(path):
+            saved = msgspec.json.decode(text, type=Saved)
+    except FileRefused as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
+    saved.arrays = {part: {} for part in PARTS}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        saved.arrays[part][name] = tensor
+    return saved
 
 
 def checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
     """Return a number that a damaged file does not have, but by a chance of 1 in 4 billion."""
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].ravel().view(np.uint8).data, zlib.crc32(name.encode(), total))
+        total = zlib.crc32(tensors[name].tobytes(), zlib.crc32(name.encode(), total))
     return str(total)
-
-
-def state_text(state: Mapping[str, Any]) -> str:
-    """Return a state as JSON.
-
-    Python writes a float with as many digits as it takes to read the same float again. Some bit generators keep arrays
-    in their state, and take lists back.
-    """
-    return json.dumps(state, default=lambda array: array.tolist())
 
 
 def check_place(path: Path) -> None:
@@ -295,14 +210,6 @@ def check_place(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
         raise CheckpointError(f"checkpoints cannot be kept in {str(path.parent)!r}: {str(parent)!r} takes no files")
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder that checkpoints go to, where there is none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"checkpoints cannot be kept in {str(folder)!r}: {error}") from error
 
 
 # --- the configuration: what must be the same -------------------------------------------------------------------------
@@ -400,51 +307,3 @@ def frozen_parts(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
             if not isinstance(part, Layer) and id(part) not in trained:
                 texts[f"{path}.{name}".removeprefix(".")] = fingerprint(part)
     return {f"frozen[{name!r}]": text for name, text in texts.items()}
-
-
-# --- the contents: what a model can take ------------------------------------------------------------------------------
-
-
-def check_contents(path: Path, saved: Saved, state: TrainingState, configuration: Mapping[str, Any]) -> None:
-    """Refuse numbers that a training of this configuration cannot have written, before any of them is used."""
-    steps, epoch, log_every = configuration["steps"], saved.epoch, configuration["log_every"]
-    logged = list(range(log_every, epoch + 1, log_every))
-    bits = state.rng.bit_generator
-    for what, sound, expected in (
-        ("epoch", epoch >= 0, "at least 0"),
-        ("t", saved.t == epoch * steps, f"{epoch} epochs of {steps} steps"),
-        ("epochs", json.dumps(saved.epochs) == json.dumps(logged), f"{logged}"),  # 2.0 is no 2
-        ("losses", len(saved.losses) == len(logged) and _are_finite(saved.losses), "finite numbers"),
-        ("rng_state", _is_state_of(type(bits), saved.rng_state), f"a state of {type(bits).__name__}"),
-    ):
-        if not sound:
-            value = short(getattr(saved, what))
-            raise CheckpointError(
-                printable(f"{str(path)!r} is not a whole checkpoint: {what} is {value}, expected {expected}")
-            )
-    for part, arrays in saved.arrays.items():
-        for name, like in state.optimizer.params.items() if arrays or part != BEST else ():
-            array = arrays.get(name)
-            if array is None or (array.shape, array.dtype.name) != (tuple(like.shape), dtype_name(like)):
-                what = "missing" if array is None else f"{array.dtype} {array.shape}"
-                raise CheckpointError(f"{str(path)!r} is not a whole checkpoint: {part}.{name} is {what}")
-            if not np.isfinite(array).all() or (part == "v" and (array < 0).any()):
-                raise CheckpointError(
-                    f"{str(path)!r} is not a whole checkpoint: {part}.{name} holds NaN, infinity or a negative square"
-                )
-        if len(arrays) > len(state.optimizer.params):
-            raise CheckpointError(f"{str(path)!r} is not a whole checkpoint: {part} holds arrays of no parameter")
-
-
-def _are_finite(values: list[Any]) -> bool:
-    return all(type(value) is float and math.isfinite(value) for value in values)
-
-
-def _is_state_of(kind: type[np.random.BitGenerator], saved: Mapping[str, Any]) -> bool:
-    """Return whether a bit generator of that kind takes a state, and gives it back unchanged."""
-    trial = kind()
-    try:
-        trial.state = saved
-        return state_text(trial.state) == state_text(saved)
-    except (ValueError, TypeError, KeyError, OverflowError, IndexError):
-        return False

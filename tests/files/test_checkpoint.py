@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from minilora import (
     MLP,
@@ -28,11 +28,11 @@ from minilora import (
     Sequential,
     TrainingDiverged,
     article,
+    mse,
     train,
 )
 from minilora.fast import accumulate
 from minilora.files import checkpoint
-from minilora.guards.tensorfile import TensorFile
 from minilora.state import TrainingState
 from minilora.training import backpropagate
 
@@ -162,6 +162,28 @@ def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
     assert_same_bits(fit(tmp_path / "c"), first)
 
 
+def four(prediction, target):
+    """The mean of the fourth powers."""
+    away = prediction - target
+    return float((away**4).mean()), 4 * away**3 / away.size
+
+
+def assert_refused(file, match, **other):
+    """A refused checkpoint leaves itself, the model and the generator as they were."""
+    settings = {"epochs": 7, "batch_size": 8, "lr": 0.01, "log_every": 2, "loss": mse, "Y": None}
+    settings |= {name: other.pop(name) for name in list(other) if name in settings}
+    before, (model, X, Y, rng), given = file.read_bytes(), problem(**other), settings.pop("Y")
+    start = {name: p.tobytes() for name, p in model.trainable().items()}
+    state = rng.bit_generator.state
+    with pytest.raises(CheckpointError, match=match) as error:
+        train(model, X, Y if given is None else given, rng=rng, checkpoint=file, **settings)
+    assert f"'{file}" in str(error.value)
+    assert str(error.value).isprintable()
+    assert {name: p.tobytes() for name, p in model.trainable().items()} == start
+    assert rng.bit_generator.state == state
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [
@@ -173,43 +195,15 @@ def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
         ({"dtype": "float64"}, "float64"),
         ({"adapter": False}, "model is 'LoRALinear' there and 'Linear' here"),
         ({"n": 61}, r"X is .*\(60, 6\).* there and .*\(61, 6\)"),
+        ({"Y": np.zeros((60, 4), "f4")}, r"configuration: Y is .* there and .* here"),
         ({"seed_of_base": 6}, "frozen"),
         ({"alpha": 3.0}, "frozen"),
+        ({"loss": four}, "loss is 'mse' there and 'four' here"),
+        ({"loss": functools.partial(four)}, "loss is 'mse' there and 'partial' here"),
     ],
 )
-def test_a_checkpoint_of_another_configuration_is_refused_naming_the_difference(kept, other, named):
-    before = kept.read_bytes()
-    options = {"dtype": "float32", **other}
-    model, X, Y, rng = problem(
-        **{k: v for k, v in options.items() if k not in ("lr", "batch_size", "log_every", "epochs")}
-    )
-    start = {name: p.copy() for name, p in model.trainable().items()}
-    state = rng.bit_generator.state
-    config = {"epochs": 7, "batch_size": 8, "lr": 0.01, "log_every": 2}
-    config |= {k: v for k, v in options.items() if k in config}
-    with pytest.raises(CheckpointError, match=named):
-        train(model, X, Y, rng=rng, checkpoint=kept, **config)
-    assert kept.read_bytes() == before
-    assert rng.bit_generator.state == state
-    for name, p in model.trainable().items():
-        np.testing.assert_array_equal(p, start[name])
-
-
-def four(prediction, target):
-    """The mean of the fourth powers."""
-    away = prediction - target
-    return float((away**4).mean()), 4 * away**3 / away.size
-
-
-def test_a_checkpoint_of_another_loss_is_refused(kept):
-    before, (model, X, Y, rng) = kept.read_bytes(), problem()
-    start = {name: p.copy() for name, p in model.trainable().items()}
-    for loss, named in ((four, "'four'"), (functools.partial(four), "'partial'")):
-        with pytest.raises(CheckpointError, match=f"loss is 'mse' there and {named} here"):
-            train(model, X, Y, epochs=9, batch_size=8, lr=0.01, log_every=2, rng=rng, checkpoint=kept, loss=loss)
-    assert kept.read_bytes() == before
-    for name, p in model.trainable().items():
-        np.testing.assert_array_equal(p, start[name])
+def test_another_configuration_is_refused_naming_the_difference(kept, other, named):
+    assert_refused(kept, named, **other)
 
 
 def test_another_micro_batch_goes_on_to_rounding(tmp_path):
@@ -221,13 +215,6 @@ def test_another_micro_batch_goes_on_to_rounding(tmp_path):
     train(model, X, Y, rng=rng, checkpoint=tmp_path / "c", gradients=accumulate(3), **options)
     for name, p in model.trainable().items():
         np.testing.assert_allclose(p, whole[0].trainable()[name], rtol=1e-4, atol=1e-6)
-
-
-def test_other_data_of_the_same_shape_is_refused(kept):
-    model, X, Y, rng = problem()
-    with pytest.raises(CheckpointError, match=r"Y is .* there and .* here") as error:
-        train(model, X, Y + 1, epochs=7, batch_size=8, lr=0.01, log_every=2, rng=rng, checkpoint=kept)
-    assert "X is" not in str(error.value)
 
 
 def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
@@ -249,153 +236,11 @@ def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
 
 
 def text_of(file):
-    return json.loads(TensorFile(file).metadata["minilora_checkpoint"])
+    with safe_open(file, framework="numpy") as opened:
+        return json.loads(opened.metadata()["minilora_checkpoint"])
 
 
-def rewrite(file, change=lambda rest: None, change_tensors=lambda tensors: None):
-    """Change a checkpoint's text and tensors, and give it the checksum of what it then holds."""
-    tensors, raw = load_file(file), file.read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    rest = json.loads(header["__metadata__"]["minilora_checkpoint"])
-    change(rest)
-    change_tensors(tensors)
-    text = json.dumps(rest)
-    checksum = checkpoint.checksum(tensors, text)
-    save_file(tensors, file, {"minilora_checkpoint": text, "crc32": checksum})
-
-
-def assert_refused(file, match, change_model=lambda model: None, **options):
-    """A refused checkpoint leaves itself, the model, the optimizer's data and the generator as they were."""
-    before, (model, X, Y, rng) = file.read_bytes(), problem(**options)
-    change_model(model)
-    start = {name: p.tobytes() for name, p in model.trainable().items()}
-    data, state = (X.tobytes(), Y.tobytes()), rng.bit_generator.state
-    with pytest.raises(CheckpointError, match=match) as error:
-        train(model, X, Y, rng=rng, checkpoint=file, epochs=7, batch_size=8, lr=0.01, log_every=2)
-    assert len(str(error.value)) < 1500
-    assert f"'{file}" in str(error.value)
-    assert str(error.value).isprintable()
-    assert {name: p.tobytes() for name, p in model.trainable().items()} == start
-    assert (X.tobytes(), Y.tobytes()) == data
-    assert rng.bit_generator.state == state
-    assert file.read_bytes() == before
-
-
-KEYS = ["t", "rng_state", "epoch", "epochs", "losses", "configuration", "version"]
-
-
-OTHERS = ["x", None, True, 1.5, [[]], {"a": 1}, 10**400]
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [*((key, "missing") for key in KEYS), *zip(KEYS, OTHERS, strict=True), ("configuration", "x")]
-)
-def test_a_field_missing_or_of_another_kind_is_refused(kept, key, value):
-    rewrite(kept, lambda rest: rest.pop(key) if value == "missing" else rest.update({key: value}))
-    assert_refused(kept, key if key != "configuration" or value != {"a": 1} else "another configuration")
-
-
-@pytest.mark.parametrize(
-    ("key", "change"),
-    [
-        ("t", lambda rest: rest.update(t=rest["t"] + 1)),
-        ("t", lambda rest: rest.update(t=-1)),
-        ("t", lambda rest: rest.update(epoch=6, epochs=[2, 4, 6])),
-        ("epoch", lambda rest: rest.update(epoch=-7, t=-49, epochs=[], losses=[])),
-        ("epochs", lambda rest: rest.update(epochs=[1, 4, 6])),
-        ("epochs", lambda rest: rest.update(epochs=[2, 4])),
-        ("epochs", lambda rest: rest.update(epochs=[2.0, 4, 6])),
-        ("epochs", lambda rest: rest.update(epochs=[2, 4, 6, 8], losses=[1.0] * 4)),
-        ("losses", lambda rest: rest.update(losses=[None] * 3)),
-        ("losses", lambda rest: rest.update(losses=[1.0, 2.0])),
-        ("losses", lambda rest: rest.update(losses=[1.0, "2", 3.0])),
-        ("losses", lambda rest: rest.update(losses=[1.0, True, 3.0])),
-        ("losses", lambda rest: rest.update(losses=[1.0, 10**400, 3.0])),
-        ("losses", lambda rest: rest.update(losses=[1.0, 2, 3.0])),
-        ("rng_state", lambda rest: rest["rng_state"].update(bit_generator="MT19937")),
-        ("rng_state", lambda rest: rest["rng_state"]["state"].update(state=-1)),
-        ("rng_state", lambda rest: rest["rng_state"]["state"].update(state=1 << 200)),
-        ("rng_state", lambda rest: rest["rng_state"]["state"].update(inc="x")),
-        ("rng_state", lambda rest: rest["rng_state"].pop("uinteger")),
-        ("rng_state", lambda rest: rest["rng_state"].update(note="more")),
-    ],
-)
-def test_contents_that_no_training_wrote_are_refused(kept, key, change):
-    rewrite(kept, change)
-    assert_refused(kept, key)
-
-
-@pytest.mark.parametrize("key", ["log_every", "steps", "batch_size", "lr"])
-def test_a_setting_written_as_a_float_is_the_same_setting(kept, key):
-    """As other programs write JSON: 2.0 for 2."""
-    rewrite(kept, lambda rest: rest["configuration"].update({key: float(rest["configuration"][key])}))
-    assert_same_bits(fit(kept), fit())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda rest: rest.update(version="x"),
-            "{} is not a checkpoint of this version of minilora: its version is 'x', expected 2",
-        ),
-        (lambda rest: rest.update(epoch="x"), "{}: epoch is 'x', expected int"),
-        (lambda rest: rest.update(losses={}), "{}: losses is {{}}, expected list"),
-        (
-            lambda rest: rest.update(epoch=-7, t=-49, epochs=[], losses=[]),
-            "{} is not a whole checkpoint: epoch is -7, expected at least 0",
-        ),
-        (lambda rest: rest.update(t=50), "{} is not a whole checkpoint: t is 50, expected 7 epochs of 7 steps"),
-        (
-            lambda rest: rest.update(epochs=[1, 4, 6]),
-            "{} is not a whole checkpoint: epochs is [1, 4, 6], expected [2, 4, 6]",
-        ),
-        (
-            lambda rest: rest.update(losses=[None] * 3),
-            "{} is not a whole checkpoint: losses is [None, None, None], expected finite numbers",
-        ),
-        (
-            lambda rest: rest.update(rng_state={}),
-            "{} is not a whole checkpoint: rng_state is {{}}, expected a state of PCG64",
-        ),
-        (
-            lambda rest: rest["configuration"].update(lr=0.5, batch_size=9),
-            "{} is a checkpoint of another configuration: batch_size is 9 there and 8 here; lr is 0.5 there and 0.01 "
-            "here. Ask for the same, or name another checkpoint",
-        ),
-    ],
-)
-def test_a_refusal_is_said_in_full(kept, change, message):
-    rewrite(kept, change)
-    assert_refused(kept, f"^{re.escape(message.format(repr(str(kept))))}$")
-
-
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
-    file, tensors = tmp_path / "c", {"params.lora_A": np.ones((2, 6), "f4")}
-    for metadata, message in (
-        (None, f"{str(file)!r} is not a checkpoint of this version of minilora: its version is None, expected 2"),
-        ({"minilora_checkpoint": "["}, f"the checkpoint cannot be read: {str(file)!r}: the checkpoint's text is not"),
-        (
-            {"minilora_checkpoint": '{"version": 2}', "crc32": "0"},
-            f"{str(file)!r} is damaged: its checksum is not that of its contents$",
-        ),
-        (
-            {"minilora_checkpoint": '{"version": 2}'},
-            f"{str(file)!r} is damaged: its checksum is not that of its contents$",
-        ),
-    ):
-        save_file(tensors, file, metadata)
-        assert_refused(file, f"^{message}")
-
-
-def test_tensors_that_changed_their_names_are_noticed(tmp_path):
-    """The bytes are in the same order, under other names."""
-    fit(tmp_path / "c", adapter=False, batch_size=60, epochs=1)
-    raw = (tmp_path / "c").read_bytes()
-    swapped = raw.replace(b'"m.weight"', b'"#.weight"').replace(b'"v.weight"', b'"m.weight"')
-    (tmp_path / "c").write_bytes(swapped.replace(b'"#.weight"', b'"v.weight"'))
-    with pytest.raises(CheckpointError, match="checksum"):
-        fit(tmp_path / "c", adapter=False, batch_size=60, epochs=1)
+DAMAGED = "damaged: its checksum is not that of its contents"
 
 
 @pytest.mark.parametrize("part", ["m", "params", "v"])
@@ -403,31 +248,28 @@ def test_tensors_that_changed_their_names_are_noticed(tmp_path):
 def test_a_changed_name_or_number_of_any_tensor_is_damage(kept, part, name):
     raw, key = kept.read_bytes(), f"{part}.{name}"
     kept.write_bytes(raw.replace(f'"{key}"'.encode(), f'"{key[:-1]}C"'.encode()))  # its place in the order is the same
-    assert_refused(kept, "is damaged: its checksum is not that of its contents")
-    kept.write_bytes(raw)
-    end = TensorFile(kept).tensors[key].end
+    assert_refused(kept, DAMAGED)
+    header = 8 + int.from_bytes(raw[:8], "little")
+    end = header + json.loads(raw[8:header])[key]["data_offsets"][1]
     kept.write_bytes(raw[: end - 4] + bytes([raw[end - 4] ^ 1]) + raw[end - 3 :])  # the last digit of the last number
-    assert_refused(kept, "is damaged: its checksum is not that of its contents")
+    assert_refused(kept, DAMAGED)
 
 
 @pytest.mark.parametrize(
-    ("match", "change"),
+    ("metadata", "reason"),
     [
-        (r"params\.lora_A is missing", lambda t: t.pop("params.lora_A")),
-        (r"m\.lora_A is missing", lambda t: t.pop("m.lora_A")),
-        (r"v\.lora_B is float32 \(1, 2\)", lambda t: t.update({"v.lora_B": t["v.lora_B"][:1].copy()})),
-        (r"params\.lora_B is float32 \(1,\)", lambda t: t.update({"params.lora_B": np.ones(1, "f4")})),
-        (r"params\.lora_B is float64", lambda t: t.update({"params.lora_B": t["params.lora_B"].astype(float)})),
-        (r"params\.lora_A holds NaN", lambda t: t["params.lora_A"].fill(np.nan)),
-        (r"m\.lora_A holds NaN", lambda t: t["m.lora_A"].fill(np.inf)),
-        (r"v\.lora_A holds .* a negative square", lambda t: np.negative(t["v.lora_A"], out=t["v.lora_A"])),
-        (r"m holds arrays of no parameter", lambda t: t.update({"m.extra": np.ones(1, "f4")})),
-        (r"'extra', expected only params, m, v", lambda t: t.update({"extra": np.ones(1, "f4")})),
+        (None, "no checkpoint of a training"),
+        ({"minilora_checkpoint": "{}"}, DAMAGED),
+        ({"minilora_checkpoint": "{", "crc32": None}, "Input data was truncated"),
+        ({"minilora_checkpoint": '{"version": 3}', "crc32": None}, "Invalid enum value 3"),
     ],
 )
-def test_arrays_that_no_training_wrote_are_refused(kept, match, change):
-    rewrite(kept, change_tensors=change)
-    assert_refused(kept, match)
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, metadata, reason):
+    file, tensors = tmp_path / "c", {"params.lora_A": np.ones((2, 6), "f4")}
+    if metadata and "crc32" in metadata:
+        metadata = metadata | {"crc32": checkpoint.checksum(tensors, metadata["minilora_checkpoint"])}
+    save_file(tensors, file, metadata)
+    assert_refused(file, f"^the checkpoint cannot be read: '{file}': {reason}")
 
 
 def test_one_row_of_many_that_differs_is_noticed(tmp_path):
@@ -469,12 +311,6 @@ def test_a_frozen_number_far_from_the_first_outputs_is_noticed(tmp_path):
     with pytest.raises(CheckpointError, match=r"frozen\['adapter.alpha'\] is '2.0' there and '3.0' here"):
         run(alpha=3.0)
     assert run().epochs == [1]
-
-
-def test_a_checkpoint_with_fields_of_an_earlier_version_resumes(kept):
-    """Version 2 kept some of the model's outputs besides."""
-    rewrite(kept, lambda rest: rest.update(probe=[0.1, 0.2]))
-    assert_same_bits(fit(kept), fit())
 
 
 def test_a_configuration_is_told_under_these_names(tmp_path):
@@ -549,10 +385,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def fit_with(settings, file, **options):
-    return fit(checkpoint.Checkpoint(file, settings), **options)
-
-
 def test_a_checkpoint_is_kept_for_its_settings(tmp_path):
     file = tmp_path / "new" / "c"
     made = checkpoint.Checkpoint(file, {"rank": 1, "note": "a"})
@@ -560,7 +392,7 @@ def test_a_checkpoint_is_kept_for_its_settings(tmp_path):
     assert_same_bits(fit(made), fit())
     before = file.read_bytes()
     assert {"rank": 1, "note": "a"}.items() <= text_of(file)["configuration"].items()
-    assert_same_bits(fit_with({"rank": 1, "note": "a"}, file, epochs=9), fit(epochs=9))
+    assert_same_bits(fit(checkpoint.Checkpoint(file, {"rank": 1, "note": "a"}), epochs=9), fit(epochs=9))
     file.write_bytes(before)
     with pytest.raises(CheckpointError) as error:
         checkpoint.Checkpoint(file, {"rank": 2, "more": True, "note": "a"})
@@ -570,14 +402,8 @@ def test_a_checkpoint_is_kept_for_its_settings(tmp_path):
     )
     for fewer in (None, {"rank": 1}):  # noticed when the training starts
         with pytest.raises(CheckpointError, match="note is 'a' there and None here"):
-            fit_with(fewer, file)
+            fit(checkpoint.Checkpoint(file, fewer))
     assert file.read_bytes() == before
-
-
-def test_settings_cannot_hide_what_the_training_is(tmp_path):
-    fit_with({"lr": 0.01}, tmp_path / "c")
-    with pytest.raises(CheckpointError, match=r"lr is 0.01 there and 0.02 here"):
-        fit_with({"lr": 0.01}, tmp_path / "c", lr=0.02)
 
 
 def test_a_damaged_file_is_refused_before_the_training(kept):
@@ -754,18 +580,18 @@ SMALL = {"epochs": 3, "n": 200, "in_features": 12, "out_features": 9, "batch_siz
 
 def test_the_article_resumes_both_of_its_trainings(tmp_path, monkeypatch):
     whole, place = article.run(**SMALL), tmp_path / "c"
-    for name in ("base", "adapter"):
+    for name in ("c", "c.adapter"):
 
         def keep(self, state, name=name, right=checkpoint.Checkpoint.keep):
             right(self, state)
-            if (name, 2) == (self.name, state.epoch):
+            if (self.path.name, state.epoch) == (name, 2):
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint.Checkpoint, "keep", keep)
             with pytest.raises(KeyboardInterrupt):
                 article.run(**SMALL, checkpoint=place)
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert sorted(os.listdir(tmp_path)) == ["c", "c.adapter"]
     for _ in range(2):  # what is done is read again
         resumed = article.run(**SMALL, checkpoint=place)
         assert resumed.base_history == whole.base_history
@@ -784,32 +610,6 @@ def test_the_article_refuses_another_configuration_before_anything_is_drawn(tmp_
         with pytest.raises(CheckpointError, match=rf"' is .* configuration: {name} is .* there and "):
             article.run(**{**SMALL, name: value}, checkpoint=place)
     assert place.read_bytes() == before
-
-
-def test_a_file_of_two_trainings_is_told_from_one(kept, tmp_path):
-    one, (model, X, Y, rng) = kept.read_bytes(), problem()
-    with pytest.raises(CheckpointError, match="c' keeps one training without a name, expected one of the name base"):
-        article.run(**SMALL, checkpoint=kept)
-    assert kept.read_bytes() == one
-    article.run(**SMALL, checkpoint=tmp_path / "two")
-    both, start = (tmp_path / "two").read_bytes(), {name: p.tobytes() for name, p in model.trainable().items()}
-    with pytest.raises(CheckpointError, match="two' keeps the trainings adapter and base, expected one without a name"):
-        train(model, X, Y, rng=rng, checkpoint=tmp_path / "two", epochs=7, batch_size=8)
-    assert (tmp_path / "two").read_bytes() == both
-    assert {name: p.tobytes() for name, p in model.trainable().items()} == start
-
-
-def test_a_damaged_byte_of_either_training_is_noticed(tmp_path):
-    article.run(**SMALL, checkpoint=tmp_path / "c")
-    sound, rng = (tmp_path / "c").read_bytes(), np.random.default_rng(0)
-    header = 8 + int.from_bytes(sound[:8], "little")
-    for place in [*rng.integers(8, header, size=60), *rng.integers(header, len(sound), size=10)]:
-        raw = bytearray(sound)
-        raw[place] ^= 4
-        (tmp_path / "c").write_bytes(raw)
-        for name in ("base", "adapter"):
-            with pytest.raises(CheckpointError):
-                checkpoint.read(tmp_path / "c", name)
 
 
 def test_notes_are_kept_with_each_state_and_not_compared(tmp_path):
