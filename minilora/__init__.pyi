@@ -57,11 +57,11 @@ from .variants.sums import best_of_rank as best_of_rank
 from .variants.sums import weighted_sum as weighted_sum
 from .verify.closed_form import best_adapter as best_adapter
 from .verify.closed_form import best_adapter_from_gram as best_adapter_from_gram
+from .verify.gradcheck import CheckRefused as CheckRefused
 from .verify.gradcheck import GradientError as GradientError
 from .verify.gradcheck import GradReport as GradReport
+from .verify.gradcheck import TaylorOrders as TaylorOrders
 from .verify.gradcheck import gradcheck as gradcheck
-from .verify.slopes import CheckRefused as CheckRefused
-from .verify.slopes import TaylorOrders as TaylorOrders
-from .verify.slopes import taylor_orders as taylor_orders
+from .verify.gradcheck import taylor_orders as taylor_orders
 
 __version__: str

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 from minilora import Backend, article, get_backend  # noqa: E402
 from minilora.language import llamainstance  # noqa: E402
-from minilora.verify import selfcheck  # noqa: E402
+from minilora.verify import instances  # noqa: E402
 
 from .support import cupy_standin  # noqa: E402
 from .support.language import folder  # noqa: E402, F401  (a fixture)
@@ -88,7 +88,7 @@ FEW = ("Linear", "LoRA", "LoRALinear", "MLP", "MLP, LoRA on fc1", "Embedding, Lo
 def small_check(monkeypatch):
     """`minilora check` at one size, of a few layers."""
     few = {name: llamainstance.ALL_INSTANCES[name] for name in FEW}
-    monkeypatch.setattr(selfcheck, "SIZES", selfcheck.SIZES[:1])
+    monkeypatch.setattr(instances, "SIZES", instances.SIZES[:1])
     monkeypatch.setattr(llamainstance, "ALL_INSTANCES", few)
 
 

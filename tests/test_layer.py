@@ -34,7 +34,7 @@ from minilora.layer import (
     rebuild,
     walk,
 )
-from minilora.verify.selfcheck import layer_claim
+from minilora.verify.instances import layer_claim
 
 RNG = np.random.default_rng(7)
 

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a line for each gradient, and those that are wrong again at the end. Returns 1 where one is."""
     from ..language.llamainstance import ALL_INSTANCES
-    from ..verify.selfcheck import prove
+    from ..verify.instances import prove
 
     where = backend(options)
     proof = list(prove(where, options.seed, ALL_INSTANCES))  # a bad seed speaks before the head of the table does

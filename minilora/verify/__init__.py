@@ -1,5 +1,1 @@
-"""Is it right? Gradients against measured slopes, and training against the best there is.
-
-`gradcheck` compares a gradient with slopes that it measures, and `slopes` measures them. `closed_form` has the best
-adapter that any training could find. `selfcheck` is what ``minilora check`` runs, over the layers in `instances`.
-"""
+"""Is it right? `gradcheck`, the check of every layer in `instances`, and the best adapter there is in `closed_form`."""

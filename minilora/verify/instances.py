@@ -1,9 +1,9 @@
-"""A small instance of every layer in the book: one row each.
+"""Every layer of the book once, small, and the check of all of them: what ``minilora check`` runs.
 
-`INSTANCES` is the list of them, to which `minilora.language.llamainstance` adds the language model.
-`minilora.verify.selfcheck` measures the slopes of every row; the tests hold the rows against the claims, against a
-second forward in loops and against the same on other devices. A test compares the list with every subclass of `Layer`
-in the package, so a new layer without a row fails.
+`INSTANCES` is the list, one row each; `minilora.language.llamainstance` adds the language model. `prove` checks every
+row in one way: `gradcheck` moves the layer's trainable arrays and its input; its own forward is the function, its own
+backward the claim. The tests hold the rows against a second forward in loops and against the same on other devices. A
+test compares the list with every subclass of `Layer` in the package, so a new layer without a row fails.
 
 A row is a function of a `Drawing`. All its values are Gaussian: at the usual start of LoRA, B = 0, several wrong
 backwards look right. Weights are divided where an activation or a softmax would be flat otherwise.
@@ -11,7 +11,7 @@ backwards look right. Weights are divided where an activation or a softmax would
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +20,8 @@ import numpy as np
 
 from ..adaptation import adapt
 from ..backend import Backend, backend_or_numpy
-from ..checks import Array
+from ..checks import Array, check_integer
+from ..fast import residual_form
 from ..fast.blockwise import Blocks, BlockwiseAttention
 from ..fast.expertwise import ExpertsByRows
 from ..layer import Layer, freeze, rebuild
@@ -39,9 +40,13 @@ from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
+from ..losses import cross_entropy, mse
 from ..variants.dropout import DroppingLoRALinear
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
+from .gradcheck import GradientError, GradReport, Params, gradcheck
 
+SIZES = ((6, 5, 4, 2, 3.0), (3, 2, 7, 1, 0.5), (2, 4, 3, 6, 16.0), (96, 80, 70, 8, 20.0))
+"""Rows, in_features, out_features, rank and alpha: thin, wide, of a rank above both widths, and large."""
 HIDDEN = 9
 EPS = 0.3  # of the norms: large enough for its place to be seen
 BASE = 50.0  # of the rotations
@@ -307,3 +312,79 @@ def substitute(layer: Layer, arrays: Mapping[str, Array]) -> Layer:
 def moved(d: Drawing, layer: Layer) -> Layer:
     """Return a copy with all that trains moved away from where it starts."""
     return substitute(layer, {name: p + d.randn(*p.shape) / 4 for name, p in layer.trainable().items()})
+
+
+# --- the check ---
+
+Claim = tuple[Callable[[Params], Any], Params, Params, Array | None]
+"""A function, its parameters, their claimed gradients, and a cotangent where the function returns an array."""
+
+
+def prove(
+    backend: Backend | None = None, seed: int = 0, instances: Mapping[str, Row] = INSTANCES
+) -> Iterator[tuple[str, GradReport]]:
+    """Check every hand-written gradient at every size. Yields what was checked, with its size, and the report."""
+    backend = backend_or_numpy(backend)
+    rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
+
+    def randn(*shape: int) -> Array:
+        return backend.asarray(rng.standard_normal(shape))
+
+    for n, in_features, out_features, rank, alpha in SIZES:
+        at = f"N={n} in={in_features} out={out_features} r={rank} alpha={alpha:g}"
+        drawing = Drawing(n, in_features, out_features, rank, alpha, randn, rng, backend)
+        for name, row in instances.items():
+            layer, x = row(drawing)
+            yield f"{name}  {at}", _report(*layer_claim(layer, x, randn(*layer(x).shape)))
+        for name, claim in (*_losses(drawing), *_residual_forms(drawing)):
+            yield f"{name}  {at}", _report(*claim)
+
+
+def _losses(d: Drawing) -> Iterator[tuple[str, Claim]]:
+    """State the gradient of each loss at its prediction."""
+    for loss, goal in ((mse, d.randn(d.n, d.out_features)), (cross_entropy, d.ids(d.out_features, d.n))):
+        prediction = d.randn(d.n, d.out_features)
+        of_prediction = partial(_loss_of, loss, goal)
+        yield loss.__name__, (of_prediction, {"y": prediction}, {"y": loss(prediction, goal)[1]}, None)
+
+
+def _residual_forms(d: Drawing) -> Iterator[tuple[str, Claim]]:
+    """State the gradients that `residual_form` gives."""
+    with_bias = d.lora_linear(d.in_features, d.out_features)
+    without = LoRALinear(d.linear(d.in_features, d.out_features, bias=False), with_bias.adapter)
+    target = d.randn(d.n, d.out_features)
+    for name, layer in {"LoRA": with_bias.adapter, "LoRALinear": with_bias, "LoRALinear, no bias": without}.items():
+        x = d.randn(d.n, d.in_features)
+        grads = residual_form(layer, x, target)
+        yield f"residual_form of {name}", (partial(_mse_of, layer, x, target), layer.trainable(), grads, None)
+
+
+def layer_claim(layer: Layer, x: Array, dy: Array) -> Claim:
+    """State that a layer's backward gives the slopes of its forward, at the input and at all that trains.
+
+    `x` is the layer's input; token ids have no slope and are left out. `dy`, of the output's shape, is the gradient of
+    a loss there. Returns the function, its parameters, the claimed gradients and the cotangent: `gradcheck` takes them.
+    """
+    dx, grads = layer.backward(dy, layer.forward(x)[1])
+    inputs, at_inputs = ({}, {}) if dx is None else ({"x": x}, {"x": dx})
+
+    def output(p: Params) -> Array:
+        return substitute(layer, p)(p.get("x", x))
+
+    return output, inputs | layer.trainable(), at_inputs | grads, dy
+
+
+def _loss_of(loss: Callable[[Array, Array], tuple[Array, Array]], target: Array, p: Params) -> Array:
+    return loss(p["y"], target)[0]
+
+
+def _mse_of(layer: Layer, x: Array, target: Array, p: Params) -> Array:
+    return mse(substitute(layer, p)(x), target)[0]
+
+
+def _report(f: Callable[[Params], Any], params: Params, grads: Params, cotangent: Array | None) -> GradReport:
+    """Return what gradcheck found, where it would raise as well."""
+    try:
+        return gradcheck(f, params, grads, cotangent=cotangent, method="complex", every_entry_below=100)
+    except GradientError as error:
+        return error.report

@@ -11,7 +11,7 @@ import pytest
 from minilora import Adam, Linear, LoRA, LoRALinear, article, get_backend, train
 from minilora.cli import main
 from minilora.optim import adam_update
-from minilora.verify.selfcheck import prove
+from minilora.verify.instances import prove
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,7 @@ from minilora.language.text import next_token_loss
 from minilora.layer import walk
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout
-from minilora.verify.selfcheck import layer_claim
+from minilora.verify.instances import layer_claim
 
 from ..support.language import tiny_llama, tiny_mixture
 

@@ -28,7 +28,7 @@ from minilora import (
 )
 from minilora.adaptation import put_beside
 from minilora.layer import walk
-from minilora.verify.selfcheck import layer_claim
+from minilora.verify.instances import layer_claim
 
 from ..support.compare import assert_close
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import CheckRefused, GradientError, gradcheck, taylor_orders
-from minilora.verify.slopes import MeasuredLoss
+from minilora.verify.gradcheck import Slopes
 
 
 def randn(*shape, seed=0):
@@ -345,7 +345,7 @@ def test_a_central_difference_is_felt_by_large_numbers():
     x = np.array([1e12, -1e12])
     gradcheck(lambda p: p["x"].sum(), {"x": x}, {"x": np.ones(2)}, method="central")
     for size, step in ((0.0, 1), (1e5, 1), (1e9, 1e3)):
-        loss = MeasuredLoss(lambda p: p["x"].sum(), {"x": np.full(2, size)}, None)
+        loss = Slopes(lambda p: p["x"].sum(), {"x": np.full(2, size)}, None)
         assert loss.step("x") == pytest.approx(step * np.finfo(float).eps ** 0.2)
 
 
@@ -514,7 +514,6 @@ SHARED = randn(6)
         (cube, {"x": X}, {"x": X[:2]}, {}, r"grads\['x'\] has shape \(2, 3\), expected \(4, 3\)"),
         (cube, {"x": X.astype(np.float32)}, {"x": X}, {}, r"params\['x'\] has dtype float32, expected float64"),
         (cube, {"x": X}, {"x": X.astype(np.float32)}, {}, r"grads\['x'\] has dtype float32, expected float64"),
-        (cube, {"x": X[:0]}, {"x": X[:0]}, {}, r"params\['x'\] has shape \(0, 3\): there is nothing to check"),
         (cube, {"x": X * np.nan}, {"x": X}, {}, r"params\['x'\] is not finite"),
         (cube, {"x": X}, {"x": X * np.inf}, {}, r"grads\['x'\] is not finite"),
         (cube, {"x": SHARED[:4], "y": SHARED[3:]}, {"x": SHARED[:4], "y": SHARED[3:]}, {}, "share memory"),
@@ -533,7 +532,6 @@ SHARED = randn(6)
         (lambda p: p["x"], {"x": X}, {"x": X}, {}, r"f returns an array of shape \(4, 3\): give a cotangent"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X[0]}, r"cotangent has shape \(3,\), expected \(4, 3\)"),
         (lambda p: p["x"], {"x": X}, {"x": X}, {"cotangent": X.astype("f4")}, "cotangent has dtype float32"),
-        (lambda p: (p["x"], None), {"x": X}, {"x": X}, {}, "f returns tuple, expected a number or an array"),
         (lambda p: p["x"].astype("f4").sum(), {"x": X}, {"x": X}, {}, "f returns float32, expected float64"),
         (lambda p: np.log(-1.0 + 0 * p["x"].sum()), {"x": X}, {"x": X}, {}, "f is not finite at params"),
         (changes_its_input, {"x": X}, {"x": X}, {}, r"f changes params\['x'\]"),
@@ -551,39 +549,32 @@ SHARED = randn(6)
             {},
             "y: the slope is zero everywhere, so nothing was checked",
         ),
-        (cube, {"x": X}, CUBE, {"method": "forward"}, "method must be 'auto', 'complex' or 'central', got 'forward'"),
-        (cube, {"x": X}, CUBE, {"step": 0.0}, "step must be above 0 and finite, got 0.0"),
-        (cube, {"x": X}, CUBE, {"step": np.inf}, "step must be above 0 and finite, got inf"),
         (cube, {"x": X}, CUBE, {"step": 1.0, "method": "complex"}, "a step is for central differences"),
-        (cube, {"x": X}, CUBE, {"directions": 0}, "directions must be at least 1, got 0"),
-        (cube, {"x": X}, CUBE, {"every_entry_below": -1}, "every_entry_below must be at least 0, got -1"),
-        (cube, {"x": X}, CUBE, {"tolerance": -1e-9}, "tolerance must be at least 0 and finite, got -1e-09"),
-        (cube, {"x": X}, CUBE, {"tolerance": np.inf}, "tolerance must be at least 0 and finite, got inf"),
-        (cube, {"x": X}, CUBE, {"tolerance": np.nan}, "tolerance must be at least 0 and finite, got nan"),
-        (cube, [X], CUBE, {}, "^params must be a dict, got list"),
-        (cube, {"x": X}, [X], {}, "^grads must be a dict, got list"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_worthless_check_is_refused(f, params, grads, settings, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(CheckRefused, match=message):
         gradcheck(f, params, grads, **settings)
-    assert isinstance(caught.value, CheckRefused)
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "error", "message"),
     [
-        ({"step": "1"}, "step must be a number, got '1'"),
-        ({"tolerance": "tight"}, "tolerance must be a number, got 'tight'"),
-        ({"directions": 2.5}, "directions must be an integer, got 2.5"),
-        ({"every_entry_below": 1e3}, "every_entry_below must be an integer, got 1000.0"),
-        ({"allow_zero": "x"}, r"allow_zero must be a collection of names such as \['x'\], got 'x'"),
+        ({"method": "forward"}, ValueError, "method must be 'auto', 'complex' or 'central', got 'forward'"),
+        ({"step": 0.0}, ValueError, "step must be above 0 and finite, got 0.0"),
+        ({"step": np.inf}, ValueError, "step must be above 0 and finite, got inf"),
+        ({"directions": 0}, ValueError, "directions must be at least 1, got 0"),
+        ({"tolerance": -1e-9}, ValueError, "tolerance must be at least 0 and finite, got -1e-09"),
+        ({"tolerance": np.inf}, ValueError, "tolerance must be at least 0 and finite, got inf"),
+        ({"allow_zero": "x"}, TypeError, r"allow_zero must be a collection of names such as \['x'\], got 'x'"),
+        ({"params": [X]}, TypeError, "params must be a dict, got list"),
+        ({"grads": [X]}, TypeError, "grads must be a dict, got list"),
     ],
 )
-def test_a_setting_of_another_type_is_refused(setting, message):
-    with pytest.raises(TypeError, match=f"^{message}$"):
-        gradcheck(cube, {"x": X}, CUBE, **setting)
+def test_a_setting_that_checks_nothing_is_refused(setting, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        gradcheck(**{"f": cube, "params": {"x": X}, "grads": CUBE, **setting})
 
 
 def test_the_least_settings_are_allowed():
@@ -683,12 +674,8 @@ def test_taylor_steps_go_along_a_direction_of_length_one():
     np.testing.assert_allclose(orders.zeroth, 3 * orders.steps, rtol=1e-10)
 
 
-def test_taylor_orders_need_two_steps():
+def test_two_steps_give_one_order():
     assert len(taylor_orders(cube, {"x": X}, CUBE, halvings=1).first_orders) == 1
-    with pytest.raises(ValueError, match="halvings must be at least 1, got 0"):
-        taylor_orders(cube, {"x": X}, CUBE, halvings=0)
-    with pytest.raises(ValueError, match="halvings must be at most 1000, got 1001"):
-        taylor_orders(cube, {"x": X}, CUBE, halvings=1001)
 
 
 def test_taylor_orders_have_the_seed_0_unless_said():

@@ -13,7 +13,7 @@ from minilora import MLP, Layer, LoRA
 from minilora.fast import residual
 from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import walk
-from minilora.verify import selfcheck
+from minilora.verify import instances
 from minilora.verify.instances import Drawing
 
 from ..support.cupy_standin import traffic
@@ -59,26 +59,26 @@ def test_every_backward_returns_dx_by_default():
     assert all(inspect.signature(backward).parameters["need_dx"].default is True for backward in backwards)
 
 
-def is_found(instances):
+def is_found(rows):
     """Return whether some report of the self-check fails: those after it are not made."""
-    return not all(report.passed for _, report in selfcheck.prove(instances=instances))
+    return not all(report.passed for _, report in instances.prove(instances=rows))
 
 
-@pytest.mark.parametrize("sizes", [1, pytest.param(len(selfcheck.SIZES), marks=pytest.mark.long)])
+@pytest.mark.parametrize("sizes", [1, pytest.param(len(instances.SIZES), marks=pytest.mark.long)])
 def test_every_layer_passes_at_every_size(monkeypatch, sizes):
-    monkeypatch.setattr(selfcheck, "SIZES", selfcheck.SIZES[-sizes:])
-    verdicts = {title: report.passed for title, report in selfcheck.prove(instances=ALL_INSTANCES)}
+    monkeypatch.setattr(instances, "SIZES", instances.SIZES[-sizes:])
+    verdicts = {title: report.passed for title, report in instances.prove(instances=ALL_INSTANCES)}
     assert all(verdicts.values())
     names = {title.partition("  ")[0] for title in verdicts}
     forms = {f"residual_form of {name}" for name in ("LoRA", "LoRALinear", "LoRALinear, no bias")}
     assert names == {*ALL_INSTANCES, "mse", "cross_entropy", *forms}
-    assert len(verdicts) == len(names) * len(selfcheck.SIZES)
+    assert len(verdicts) == len(names) * len(instances.SIZES)
 
 
 def test_ranks_and_scalings_differ_from_size_to_size():
-    ranks, alphas = {size[3] for size in selfcheck.SIZES}, {size[4] for size in selfcheck.SIZES}
-    scalings = {size[4] / size[3] for size in selfcheck.SIZES}
-    assert len(ranks) == len(alphas) == len(scalings) == len(selfcheck.SIZES)
+    ranks, alphas = {size[3] for size in instances.SIZES}, {size[4] for size in instances.SIZES}
+    scalings = {size[4] / size[3] for size in instances.SIZES}
+    assert len(ranks) == len(alphas) == len(scalings) == len(instances.SIZES)
 
 
 def spoiled(method, spoil, changed):
@@ -154,7 +154,7 @@ def test_a_change_of_every_backward_is_found(monkeypatch, small_check):
             assert is_found(rows_with(cls)), name
 
 
-@pytest.mark.parametrize("scaling", sorted({size[4] / size[3] for size in selfcheck.SIZES}))
+@pytest.mark.parametrize("scaling", sorted({size[4] / size[3] for size in instances.SIZES}))
 def test_a_constant_in_place_of_alpha_over_r_is_found(monkeypatch, scaling):
     """One size has just this scaling and cannot see it; the others must."""
     monkeypatch.setattr(LoRA, "forward", with_scaling(LoRA.forward, scaling))
@@ -163,27 +163,27 @@ def test_a_constant_in_place_of_alpha_over_r_is_found(monkeypatch, scaling):
 
 def test_a_wrong_residual_form_is_found(monkeypatch):
     right = residual.residual_form
-    monkeypatch.setattr(selfcheck, "residual_form", lambda *a: {k: 1.001 * g for k, g in right(*a).items()})
-    monkeypatch.setattr(selfcheck, "SIZES", selfcheck.SIZES[1:3])
-    failed = [title for title, report in selfcheck.prove(instances={}) if not report.passed]
+    monkeypatch.setattr(instances, "residual_form", lambda *a: {k: 1.001 * g for k, g in right(*a).items()})
+    monkeypatch.setattr(instances, "SIZES", instances.SIZES[1:3])
+    failed = [title for title, report in instances.prove(instances={}) if not report.passed]
     assert len(failed) == 3 * 2
 
 
 @pytest.mark.long
 def test_it_computes_where_it_is_told(standin, small_check):
     traffic.reset()
-    reports = list(selfcheck.prove(standin, instances=ALL_INSTANCES))
+    reports = list(instances.prove(standin, instances=ALL_INSTANCES))
     assert all(report.passed for _, report in reports)
     assert traffic.to_device > len(reports)
     assert traffic.waits > 10 * len(reports)
     traffic.reset()
-    list(selfcheck.prove(instances=ALL_INSTANCES))
+    list(instances.prove(instances=ALL_INSTANCES))
     assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
 
 
 def test_any_layer_can_be_checked_this_way():
     rng = np.random.default_rng(0)
     model = MLP.init(3, 4, 2, activation="tanh", rng=rng, dtype="float64")
-    f, params, grads, cotangent = selfcheck.layer_claim(model, rng.standard_normal((5, 3)), rng.standard_normal((5, 2)))
+    f, params, grads, cotangent = instances.layer_claim(model, rng.standard_normal((5, 3)), rng.standard_normal((5, 2)))
     assert params.keys() == grads.keys() == {"x", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
     assert f(params).shape == cotangent.shape
