@@ -21,10 +21,8 @@ Source: Izenman, "Reduced-rank regression for the multivariate linear model", Jo
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..backend import all_finite, backend_of
-from ..checks import Array, check_matrix, check_number, check_shape, check_sizes, check_trainable
+from ..backend import backend_of, check_finite
+from ..checks import Array, check_number, check_shape, check_sizes, check_trainable
 from ..layer import rows
 from ..lora import LoRA
 
@@ -60,7 +58,7 @@ def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) ->
         if len(data.shape) < 2 or 0 in data.shape:
             raise ValueError(f"{name} has shape {tuple(data.shape)}, expected (rows, ..., width) with no empty axis")
     check_shape("residual", residual, (*X.shape[:-1], *residual.shape[-1:]))
-    _check_finite("X", X, "residual", residual)
+    check_finite(X=X, residual=residual)
     # With X = Q T, the fitted values Q (T D^T) have the right singular vectors of the small matrix T D^T.
     Q, T = backend_of(X).xp.linalg.qr(rows(X))
     return _best(T, Q.T @ rows(residual), rank, alpha)
@@ -92,14 +90,12 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
         As in `best_adapter`, or if XtX is not symmetric, or has an eigenvalue below zero: no sum of ``x.T @ x`` does.
     """
     check_trainable("XtX", XtX)
-    check_matrix("XtX", XtX)
-    check_shape("XtX", XtX, (XtX.shape[0], XtX.shape[0]))
+    check_shape("XtX", XtX, XtX.shape[:1] * 2)
     check_trainable("XtR", XtR, like=XtX, like_name="XtX")
-    check_matrix("XtR", XtR)
-    check_shape("XtR", XtR, (XtX.shape[0], XtR.shape[1]))
-    _check_finite("XtX", XtX, "XtR", XtR)
-    xp = backend_of(XtX).xp
+    check_shape("XtR", XtR, (XtX.shape[0], *XtR.shape[-1:]))
+    check_finite(XtX=XtX, XtR=XtR)
     _check_symmetric(XtX)
+    xp = backend_of(XtX).xp
     # A root T of the Gram matrix, T^T T = X^T X, takes the place of the T above, and T^-T X^T R that of Q^T R.
     squares, E = xp.linalg.eigh(XtX)
     if float(squares[0]) < -(float(xp.finfo(XtX.dtype).eps) ** 0.5) * float(squares[-1]):
@@ -111,19 +107,10 @@ def best_adapter_from_gram(XtX: Array, XtR: Array, *, rank: int, alpha: float = 
     return _best(root[:, None] * E.T, (E.T @ XtR) / root[:, None], rank, alpha)
 
 
-def _check_finite(name: str, first: Array, other_name: str, second: Array) -> None:
-    """Refuse NaN and infinity, on which a decomposition would not converge."""
-    if not all_finite([first, second]):
-        raise ValueError(f"{other_name if all_finite([first]) else name} holds NaN or infinity")
-
-
 def _check_symmetric(XtX: Array) -> None:
-    """Refuse a matrix that is further from its transpose than rounding explains."""
+    """Check that a matrix is its transpose, up to rounding: only one of its triangles is read."""
     xp = backend_of(XtX).xp
-    diagonal = xp.diagonal(XtX)
-    if float(diagonal.min()) < 0:
-        raise ValueError(f"XtX has {float(diagonal.min()):.3g} on its diagonal, expected sums of squares")
-    roots = xp.sqrt(diagonal)  # |XtX[i, j]| is at most roots[i] roots[j]
+    roots = xp.sqrt(abs(xp.diagonal(XtX)))  # |XtX[i, j]| is at most roots[i] roots[j]
     allowed = float(xp.finfo(XtX.dtype).eps) ** 0.5 * roots[:, None] * roots
     if bool((xp.abs(XtX - XtX.T) > allowed).any()):
         raise ValueError("XtX is not symmetric, expected the sum of x.T @ x over blocks x of rows")
@@ -133,9 +120,7 @@ def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, 
     """Solve the problem of k rows, T and Z in the places of X and R."""
     (rank,), alpha = check_sizes(rank=rank), check_number("alpha", alpha, above=0)
     xp = backend_of(T).xp
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
-        D = xp.linalg.lstsq(T, Z, rcond=None)[0].T  # eq. (25)  (out, in)
-        _check_range(alpha / rank, D, T @ D.T)
+    D = xp.linalg.lstsq(T, Z, rcond=None)[0].T  # eq. (25)  (out, in)
     _, _, Vt = xp.linalg.svd(T @ D.T, full_matrices=False)  # eq. (26)
     V = Vt[:rank].T  # (out, r), or fewer columns where fewer exist
     lora_A = xp.zeros((rank, T.shape[1]), dtype=T.dtype)
@@ -143,23 +128,3 @@ def _best(T: Array, Z: Array, rank: int, alpha: float) -> LoRA:  # (k, in), (k, 
     lora_B[:, : V.shape[1]] = V  # eq. (27)
     lora_A[: V.shape[1]] = V.T @ D * (rank / alpha)
     return LoRA(lora_A, lora_B, alpha)
-
-
-def _check_range(scaling: float, D: Array, fitted: Array) -> None:
-    """Refuse numbers near the ends of their type: the adapter would not give what it stands for.
-
-    Between the roots of the smallest and the largest number, a product of two is neither lost nor infinite.
-    """
-    info = backend_of(D).xp.finfo(D.dtype)
-    least, most = float(info.tiny) ** 0.5, float(info.max) ** 0.5
-    if not least < scaling < most:
-        raise ValueError(
-            f"alpha makes the adapter's scaling {scaling:.3g}, expected one from {least:.0e} to {most:.0e} in {D.dtype}"
-        )
-    largest = float(abs(D).max())
-    if not all_finite([fitted]) or not largest / scaling < float(info.max):
-        raise ValueError(f"the best change of weight reaches {largest:.3g}, too much for {D.dtype}: scale the data")
-    if largest / scaling < float(info.tiny) / float(info.eps) <= largest:
-        raise ValueError(
-            f"alpha makes lora_A so small, {largest / scaling:.3g}, that {D.dtype} loses digits: take a smaller alpha"
-        )
