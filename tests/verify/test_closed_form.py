@@ -250,6 +250,7 @@ NEGATIVE = np.ones((3, 3)) - 0.9 * np.eye(3)[::-1]
         ((X, R.astype("f4"), 1), TypeError, "residual has dtype float32, expected float64 as in X"),
         (([[1.0]], R, 1), TypeError, "X must be an array, got list"),
         ((X.view(np.matrix), R, 1), TypeError, "X is a matrix, expected a plain array"),
+        ((np.ma.masked_array(X), R, 1), TypeError, "X is a MaskedArray, expected a plain array"),
         ((X * np.nan, R, 1), ValueError, "X holds NaN or infinity"),
         ((X, R + np.inf, 1), ValueError, "residual holds NaN or infinity"),
         ((X.astype("f2"), R.astype("f2"), 1), TypeError, "X has dtype float16, expected"),
