@@ -16,6 +16,17 @@ Everything else is written with them, above all:
     walk(model)                        list every layer, by path
     nest(name, grads)                  put a child's gradients under its name
 
+A layer's page has its mathematics alone. What must fit is a line of data, and `Layer` puts guards around the forward
+and the backward of a class that has one:
+
+    fits = {"x": "... in", "weight": "out in", "bias": "out"}      the axes of the input and of the layer's arrays
+    fits = {"gate_proj": "in -> m", "down_proj": "m -> in"}        the widths of the layers inside it
+
+One name is one number throughout; "..." is any axes. Such a forward returns y and a tuple of what its backward needs,
+and that backward gets the tuple. The cache that a caller sees has the layer itself and the shape of y in front, so that
+another layer's cache, or a dy of another shape, is refused. A class without the line makes that cache itself, and takes
+it apart with `check_cache`.
+
 WHY NEED_DX. A backward computes the gradients of the layer's own arrays, and dx, which the layer below takes as its dy.
 Below the lowest layer that trains nobody takes it, and it can be half of the work. So the caller says whether it needs
 dx, and ``dx = ... if need_dx else None`` in a backward means this and nothing more. A model asks a layer for dx while a
@@ -30,13 +41,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from typing import Any, TypeVar
+from functools import cache, wraps
+from typing import Any, ClassVar, TypeVar
 
 from .backend import backend_of
 from .checks import Array, check_array, check_features, check_shape, is_array, kind_of
 
 Cache = tuple[Any, ...]
-"""The layer itself, the shape of its output, and what its backward needs. Only data, so that memory can be counted."""
+"""What a backward needs, and in front the layer itself and the shape of y. Only data, so that memory can be counted."""
 Model = TypeVar("Model", bound="Layer")
 
 
@@ -44,6 +56,18 @@ class Layer:
     """The protocol. A subclass writes `forward` and `backward`; arrays and layers among its attributes are found."""
 
     frozen = False
+    fits: ClassVar[Mapping[str, str]] = {}  # by name, the axes of x and of arrays, and the widths of layers
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Put the guards around the forward and the backward of a class that says what fits."""
+        super().__init_subclass__(**options)
+        if "fits" in vars(cls):
+            for name, guarded in (("forward", _guarded_forward), ("backward", _guarded_backward)):
+                if name in vars(cls):
+                    setattr(cls, name, guarded(vars(cls)[name]))
+
+    def __post_init__(self) -> None:
+        check_fits(self)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
         """Return the output, and the cache for `backward`."""
@@ -255,7 +279,68 @@ def _show(value: Any) -> str:
     return str(tuple(value.shape)) if is_array(value) else repr(value)
 
 
-# --- the guards that every layer calls ---
+# --- guards ---
+
+
+def _guarded_forward(forward: Callable[..., tuple[Array, Cache]]) -> Callable[..., tuple[Array, Cache]]:
+    """Return a forward that requires an x that fits, and puts the layer and the shape of y in front of its cache."""
+
+    @wraps(forward)
+    def guarded(self: Layer, x: Array, *more: Any, **options: Any) -> tuple[Array, Cache]:
+        if "x" in self.fits:
+            _INPUTS[self.fits["x"]](self, x)
+        y, kept = forward(self, x, *more, **options)
+        return y, (self, y.shape, *kept)
+
+    return guarded
+
+
+def _guarded_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a backward that requires its forward's cache, and a dy of the shape of y."""
+
+    @wraps(backward)
+    def guarded(self: Layer, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        return backward(self, dy, check_cache(self, dy, cache), need_dx=need_dx)  # type: ignore[no-any-return]
+
+    return guarded
+
+
+def check_fits(layer: Layer) -> None:
+    """Require one size for each name in `fits`, and one library and precision. A part may be None by default."""
+    sizes: dict[str, tuple[int, str]] = {}
+    like, like_name = None, ""
+    for name, axes in layer.fits.items():
+        part: Any = getattr(layer, name, None)
+        if name == "x" or (part is None and hasattr(type(layer), name)):
+            continue
+        inside = "->" in axes
+        if inside:
+            check_has_widths(name, part)
+        array = first_array(part) if inside else part
+        if array is not None or not inside:
+            check_array(name, array, like, like_name)
+        if like is None:
+            like, like_name = array, name
+        shape = (part.in_features, part.out_features) if inside else tuple(part.shape)
+        letters = _letters(axes)
+        if len(letters) != len(shape) or 0 in shape:
+            raise ValueError(f"{_sized(name, axes, shape)} with no empty axis")
+        for letter, size in zip(letters, shape, strict=True):
+            known, owner = sizes.setdefault(letter, (size, name))
+            if size != known:
+                raise ValueError(f"{_sized(name, axes, shape)} with {letter} = {known} as in {owner}")
+
+
+@cache
+def _letters(axes: str) -> list[str]:
+    return axes.replace("->", " ").split()
+
+
+def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
+    """Return the beginning of a refusal: what a part's sizes are, and by which names they should fit."""
+    if "->" in axes:
+        return f"{name} is {shape[0]} -> {shape[1]} wide, expected {axes}"
+    return f"{name} has shape {shape}, expected ({axes.replace(' ', ', ')})"
 
 
 def check_model(value: Any) -> None:
@@ -272,10 +357,12 @@ def check_model(value: Any) -> None:
 
 def check_input(layer: Layer, x: Array) -> None:
     """Refuse an input that does not fit a layer: its last axis is in_features long."""
-    try:
-        check_features("x", x, layer.in_features, "in_features", like=first_array(layer))
-    except ValueError as error:
-        raise perhaps_transposed(error, layer, x) from None
+    check_array("x", x, like=first_array(layer))
+    if x.shape[-1:] != (layer.in_features,):
+        try:
+            check_features("x", x, layer.in_features, "in_features", like=x)
+        except ValueError as error:
+            raise perhaps_transposed(error, layer, x) from None
 
 
 def perhaps_transposed(error: ValueError, layer: Any, x: Array) -> ValueError:
@@ -293,6 +380,15 @@ def check_sequence(layer: Layer, x: Array) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
 
 
+def check_real(layer: Layer, x: Array) -> None:
+    """Require an input of floating-point numbers, of the layer's library and precision if it has arrays."""
+    check_array("x", x, like=first_array(layer))
+
+
+_INPUTS = {"...": check_real, "... in": check_input, "... T in": check_sequence}
+"""What a forward requires of x, by its axes in `fits`."""
+
+
 def check_dy(layer: Layer, dy: Array) -> None:
     """Refuse an upstream gradient that does not fit a layer: its last axis is out_features long."""
     check_features("dy", dy, layer.out_features, "out_features", like=first_array(layer))
@@ -305,7 +401,8 @@ def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
             raise TypeError("dy and cache are exchanged: call backward(dy, cache)")
         raise ValueError(f"cache does not come from this layer's forward: {layer!r:.200}")
     check_array("dy", dy, like=first_array(layer))
-    check_shape("dy", dy, cache[1])
+    if dy.shape != cache[1]:
+        check_shape("dy", dy, cache[1])
     return cache[2:]
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_array, check_flag, check_matrix, check_shape, check_start
-from .layer import Cache, Layer, check_cache, check_dy, check_input, rows
+from .checks import Array, check_flag, check_start
+from .layer import Cache, Layer, check_dy, rows
 
 
 @dataclass(eq=False, repr=False)
@@ -36,19 +36,17 @@ class Linear(Layer):
     weight: Array  # (out, in), float
     bias: Array | None = None  # (out,), of the same dtype
 
-    def __post_init__(self) -> None:
-        check_weight(self.weight, self.bias)
+    fits = {"x": "... in", "weight": "out in", "bias": "out"}
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. A frozen layer keeps no x: only the gradient of W asks for it."""
-        check_input(self, x)
         W, b = self.weight, self.bias
         y = x @ W.T if b is None else x @ W.T + b  # eq. (7)
-        return y, (self, y.shape, None if self.frozen else x)
+        return y, (None if self.frozen else x,)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., in), and the gradients of the weight and the bias."""
-        (x,) = check_cache(self, dy, cache)
+        (x,) = cache
         dx, grads = self.input_gradient(dy) if need_dx else None, {}
         if not self.frozen:
             grads["weight"] = rows(dy).T @ rows(x)  # eq. (8)
@@ -77,11 +75,3 @@ class Linear(Layer):
         return cls(weight, backend.asarray(rng.uniform(-bound, bound, n_out), dtype) if bias else None)
 
     shape = property(lambda self: self.weight.shape, doc="(out, in), as the weight's.")
-
-
-def check_weight(weight: Array, bias: Array | None) -> None:
-    """Refuse arrays that are not a weight (out, in) and its bias (out,)."""
-    check_matrix("weight", weight)
-    if bias is not None:
-        check_array("bias", bias, like=weight, like_name="weight")
-        check_shape("bias", bias, (weight.shape[0],))

@@ -103,7 +103,7 @@ def test_a_refusal_lists_some_layers_of_a_large_model():
 
 def test_an_adapter_that_does_not_fit_is_named():
     one = adapters(adapt(mlp(), ["fc2"], rank=2, alpha=4, rng=RNG))
-    message = r"^adapters\['fc2'\]: adapter has in_features = \d+, expected 9 as in base$"
+    message = r"^adapters\['fc2'\]: adapter is \d+ -> \d+ wide, expected in -> out with \w+ = \d+ as in base$"
     with pytest.raises(ValueError, match=message):
         attach(Sequential(fc2=Linear(np.ones((2, 9)))), one)
 
@@ -167,7 +167,7 @@ def test_attach_refuses_paths_that_are_no_linear_layer():
             ValueError, match=re.escape(f"adapters names ['{path}'], which are no layers without an adapter")
         ):
             attach(mlp(), {path: adapter})
-    with pytest.raises(ValueError, match="adapter has in_features = 3, expected 5 as in base"):
+    with pytest.raises(ValueError, match="adapter is 3 -> 5 wide, expected in -> out with in = 5 as in base"):
         attach(mlp(), {"fc2": adapter})
 
 

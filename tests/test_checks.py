@@ -19,12 +19,12 @@ A, B, W, b = np.ones((2, 5)), np.ones((4, 2)), np.ones((4, 5)), np.ones(4)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Linear(np.ones(5)), ValueError, r"weight has shape \(5,\), expected a matrix with no empty axis"),
+        (lambda: Linear(np.ones(5)), ValueError, r"weight has shape \(5,\), expected \(out, in\) with no empty axis"),
         (lambda: Linear(np.ones((0, 5))), ValueError, r"weight has shape \(0, 5\)"),
         (lambda: Linear(W.astype(int)), TypeError, "weight has dtype int64, expected a floating-point dtype"),
         (lambda: Linear([[1.0]]), TypeError, "weight must be an array, got list"),
-        (lambda: Linear(W, np.ones(5)), ValueError, r"bias has shape \(5,\), expected \(4,\)"),
-        (lambda: Linear(W, np.ones(1)), ValueError, r"bias has shape \(1,\), expected \(4,\)"),
+        (lambda: Linear(W, np.ones(5)), ValueError, r"bias has shape \(5,\), expected \(out\) with out = 4"),
+        (lambda: Linear(W, np.ones(1)), ValueError, r"bias has shape \(1,\), expected \(out\) with out = 4"),
         (lambda: Linear(W, b.astype(np.float32)), TypeError, "bias has dtype float32, expected float64 as in weight"),
         (lambda: Linear.init(0, 4, rng=RNG), ValueError, "in_features must be at least 1, got 0"),
         (lambda: Linear.init(5, 4.0, rng=RNG), TypeError, "out_features must be an integer, got 4.0"),
@@ -37,7 +37,7 @@ A, B, W, b = np.ones((2, 5)), np.ones((4, 2)), np.ones((4, 5)), np.ones(4)
         (
             lambda: LoRA(A, np.ones((4, 3)), 1),
             ValueError,
-            r"^lora_A \(r, in\) and lora_B \(out, r\) disagree on the rank: lora_A has 2 rows, lora_B has 3 columns$",
+            r"^lora_B has shape \(4, 3\), expected \(out, r\) with r = 2 as in lora_A$",
         ),
         (lambda: LoRA(A[0], B, 1), ValueError, r"lora_A has shape \(5,\)"),
         (lambda: LoRA(A, B[:, 0], 1), ValueError, r"lora_B has shape \(4,\)"),
@@ -68,8 +68,8 @@ A, B, W, b = np.ones((2, 5)), np.ones((4, 2)), np.ones((4, 5)), np.ones(4)
         (lambda: LoRA.init(5, 4, rank=1, alpha=1, rng=None), TypeError, "rng must be a numpy.random.Generator"),
         (lambda: LoRA.init(0, 4, rank=1, alpha=1, rng=RNG), ValueError, "in_features must be at least 1"),
         (lambda: LoRA.init(5, 0, rank=1, alpha=1, rng=RNG), ValueError, "out_features must be at least 1"),
-        (lambda: LoRALinear(Linear(W), LoRA(A[:, :3], B, 1)), ValueError, "in_features = 3, expected 5 as in base"),
-        (lambda: LoRALinear(Linear(W), LoRA(A, B[:2], 1)), ValueError, "out_features = 2, expected 4 as in base"),
+        (lambda: LoRALinear(Linear(W), LoRA(A[:, :3], B, 1)), ValueError, "3 -> 4 wide, expected .* with in = 5"),
+        (lambda: LoRALinear(Linear(W), LoRA(A, B[:2], 1)), ValueError, "5 -> 2 wide, expected .* with out = 4"),
         (
             lambda: LoRALinear(Linear(W.astype(np.float32)), LoRA(A, B, 1)),
             TypeError,

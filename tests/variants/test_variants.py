@@ -599,7 +599,7 @@ def test_two_precisions_do_not_add_up():
 def test_an_adapter_of_other_widths_is_refused_when_attached(kind):
     kernel = (3, 2) if kind == "conv2d" else ()
     wrong = Adapter(np.ones((1, 18)), np.ones((4, 1)), 1, kind=kind, kernel=kernel)
-    with pytest.raises(ValueError, match="adapter has in_features = 18, expected"):
+    with pytest.raises(ValueError, match="adapter is 18 -> 4 wide, expected in -> out with in = "):
         attach(LAYERS[kind](RNG(0))[0], {"": wrong})
 
 
