@@ -53,7 +53,7 @@ def write_model() -> Path:
     import numpy as np
 
     from minilora import Llama
-    from minilora.language.modelfiles.huggingface.folderwriter import save_llama
+    from minilora.language.save import save_llama
     from minilora.layer import rebuild
 
     try:

@@ -25,7 +25,7 @@ from minilora.fast import accumulate, keep_pages
 from minilora.files import save_llama
 from minilora.guards.tensorfile import decode as from_bytes
 from minilora.guards.tensorfile import encode as to_bytes
-from minilora.language.modelfiles.gguf.ggufblocks import decode
+from minilora.language.gguf import decode
 from minilora.language.text import next_token_loss, token_ids, windows
 from minilora.language.tokenizer import load_tokenizer
 from minilora.language.trainingmemory import parameter_bytes

@@ -30,7 +30,7 @@ import numpy as np
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
-from minilora.language.llamaconfig import MixtureConfig
+from minilora.language.config import MixtureConfig
 from minilora.language.text import next_token_loss
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.router import Router

@@ -31,8 +31,8 @@ from minilora import (
     cross_entropy,
     get_backend,
 )
+from minilora.language.config import LlamaConfig
 from minilora.language.llama import Llama
-from minilora.language.llamaconfig import LlamaConfig
 from minilora.layer import Layer, rebuild
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate, draw_batches

@@ -12,8 +12,8 @@ from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
 from .files.merge import merge_adapter as merge_adapter
+from .language.config import LlamaConfig as LlamaConfig
 from .language.llama import Llama as Llama
-from .language.llamaconfig import LlamaConfig as LlamaConfig
 from .layer import Layer as Layer
 from .layers.activation import ReLU as ReLU
 from .layers.activation import SiLU as SiLU

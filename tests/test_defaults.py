@@ -40,7 +40,7 @@ PYTHON = {
     "verify.gradcheck.taylor_orders": {"halvings": 12},
     "files.adapters.save_adapter": {"fan_in_fan_out": False},
     "language.llama.Llama.load": {"dtype": "float32", "keep_blocks": False},
-    "language.llamaconfig.LlamaConfig": {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False},
+    "language.config.LlamaConfig": {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False},
     "language.generation.generate": {"temperature": 0.0, "top_p": 1.0},
     "language.trainingmemory.training_memory": {"bits": 16, "recompute": False},
 }

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the file, and say how many modules it adapts."""
-    from ..language.modelfiles.gguf.ggufexport import export_adapter
+    from ..language.ggufexport import export_adapter
 
     names = export_adapter(options.adapter, options.model, options.output)
     print(f"{len(names) // 2} modules written to {printable(str(options.output))}")

@@ -1,3 +1,3 @@
 """The public names of minilora.files: a door to the language model's files, as `minilora.lazy` fetches it."""
 
-from ..language.modelfiles.huggingface.folderwriter import save_llama as save_llama
+from ..language.save import save_llama as save_llama

@@ -24,7 +24,7 @@ from ..checks import FileRefused, check_path, needed, short
 from ..files.base.companions import FURTHER_TEMPLATES
 from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
 from ..guards.inputfiles import open_regular, read_whole
-from .modelfiles.gguf.ggufreader import gguf_tokenizer
+from .gguf import gguf_tokenizer
 from .tokenizerconfig import BESIDE, read_beside, special_tokens, token_text
 
 MOST_TEMPLATE = 1 << 20

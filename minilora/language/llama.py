@@ -44,8 +44,8 @@ from ..layers.rotary import Rotary
 from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
-from .llamaconfig import LlamaConfig
-from .modelfiles.loading import read_llama
+from .config import LlamaConfig
+from .weights import load
 
 Grads = dict[str, Array]
 
@@ -251,8 +251,8 @@ class Llama(Layer):
     def load(
         cls, path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
     ) -> Llama:
-        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.modelfiles.loading`."""
-        return cls.build(*read_llama(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
+        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.weights`."""
+        return cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
 
 
 def placed(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)

@@ -10,8 +10,8 @@ from ..checks import Array
 from ..layer import Layer
 from ..layers.rotary import frequencies
 from ..verify.instances import BASE, EPS, HIDDEN, INSTANCES, Drawing, Row, moved
+from .config import LlamaConfig
 from .llama import Llama
-from .llamaconfig import LlamaConfig
 
 
 def _llama(d: Drawing) -> tuple[Layer, Array]:

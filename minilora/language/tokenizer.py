@@ -22,8 +22,7 @@ from typing import Any
 from ..checks import FileRefused, check_path, needed, short
 from ..files.base.shards import MAX_MODEL_CONFIG
 from ..guards.inputfiles import open_regular, read_json, read_whole
-from .modelfiles.gguf.ggufreader import gguf_tokenizer
-from .modelfiles.supportedsettings import GGUF_TOKENIZER
+from .gguf import gguf_tokenizer
 from .tokenizerconfig import MAX_TOKENIZER, TOKENIZER, WORDS, complete, read_beside, token_text
 
 AT_ONCE = (1 << 21) + (1 << 10)
@@ -59,6 +58,10 @@ BETWEEN_FILES = {
     "fim_sep_token_id": ("<|file_sep|>",),
 }
 """Those by which it knows the ones between files of a program, where no key names them: they end a text too."""
+
+
+GGUF_SPLITS = ("smollm", "gpt-2", "qwen2")
+"""How a .gguf file's tokenizer may split a text into words: its ``tokenizer.ggml.pre``."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def _from_gguf(path: Path) -> Tokenizer:
     tokenizers, fields = needed("tokenizers", "its tokenizer"), gguf_tokenizer(path)
     known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
-    if not all(setting.allows(fields.get(setting.name)) for setting in GGUF_TOKENIZER):
+    if kind[0] != "gpt2" or kind[1] not in GGUF_SPLITS:
         raise FileRefused(
             path,
             f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm', "

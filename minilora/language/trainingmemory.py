@@ -49,7 +49,7 @@ from typing import Any
 from ..checks import Array, check_choice, check_flag, check_instance, check_integer, check_sizes, is_array
 from ..layer import Cache, Layer, arrays_of
 from ..layers.rotary import frequencies
-from .llamaconfig import LlamaConfig
+from .config import LlamaConfig
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")

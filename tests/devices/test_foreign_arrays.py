@@ -41,7 +41,7 @@ from minilora import (
 )
 from minilora.checks import check_array
 from minilora.fast import residual_form
-from minilora.language.llamaconfig import LlamaConfig
+from minilora.language.config import LlamaConfig
 
 from .test_two_libraries import mixtures
 

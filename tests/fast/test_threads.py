@@ -29,7 +29,7 @@ from minilora import (
     train,
 )
 from minilora.fast import accumulate
-from minilora.language.llamaconfig import LlamaConfig
+from minilora.language.config import LlamaConfig
 from minilora.language.text import next_token_loss
 from minilora.layers.flatten import Flatten
 from minilora.training import backpropagate

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_adapter
 from minilora.checks import FileRefused
 from minilora.files import save_llama
-from minilora.language.llamaconfig import LlamaConfig, MixtureConfig
-from minilora.language.modelfiles.gguf.ggufexport import export_adapter
+from minilora.language.config import LlamaConfig, MixtureConfig
+from minilora.language.ggufexport import export_adapter
 from minilora.language.trainingmemory import active_numbers, count_numbers, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies

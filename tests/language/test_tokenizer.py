@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from minilora.checks import FileRefused
+from minilora.language import gguf as ggufreader
 from minilora.language import tokenizer
-from minilora.language.modelfiles.gguf import ggufreader
 from minilora.language.text import CONTEXT, token_ids
 from minilora.language.tokenizer import load_tokenizer
 from minilora.language.tokenizerconfig import METASPACE

@@ -362,7 +362,7 @@ def llama_cpp_rows(weight, heads):
 
 def write_gguf(path, config, arrays, kind="F32", metadata=()):
     gguf = pytest.importorskip("gguf")
-    from minilora.language.modelfiles.gguf.ggufnames import NAMES
+    from minilora.language.gguf import NAMES
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)

@@ -18,7 +18,7 @@ from minilora.conformance.golden import prompts
 from minilora.conformance.golden.answers import APART, TOLERANCE
 from minilora.conformance.golden.folder import CASES
 from minilora.conformance.golden.formulas import Formulas
-from minilora.language.modelfiles.gguf.ggufnames import SIZES
+from minilora.language.gguf import SIZES
 
 BATCH = 400
 

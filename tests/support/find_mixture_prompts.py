@@ -22,7 +22,7 @@ from minilora.conformance.golden.mixtures import answers, prompts
 from minilora.conformance.golden.mixtures.bases import EXPERTS, KEPT
 from minilora.conformance.golden.mixtures.cases import APART, MARGIN, MIXTURES
 from minilora.conformance.golden.mixtures.formulas import MixtureFormulas
-from minilora.language.modelfiles.huggingface.folderwriter import _config
+from minilora.language.save import _config
 from minilora.layers import router
 
 BATCH, PAIRS = 1000, 12

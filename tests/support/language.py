@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from minilora import adapt
+from minilora.language.config import LlamaConfig, MixtureConfig
 from minilora.language.llama import Llama
-from minilora.language.llamaconfig import LlamaConfig, MixtureConfig
 from minilora.layer import parts, walk
 from minilora.losses import IGNORED
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...checks import FileRefused, short
 from ...files.peft.adapterkeys import natural
-from ...language.modelfiles.gguf.ggufnames import from_gguf
+from ...language.gguf import from_gguf
 from .adapterfile import AdapterFile, Module
 from .findings import SUSPICIOUS, Finding, counted, listed
 from .tensors import Tensors

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ...checks import short
 from ...files.base.tiedhead import EMBEDDING, HEAD
-from ...language.modelfiles.gguf.ggufnames import ARCHITECTURES
+from ...language.gguf import ARCHITECTURES
 from .adapterfile import AdapterFile
 from .findings import NOTE, WRONG, Finding, counted, listed
 from .modelheaders import ModelHeaders

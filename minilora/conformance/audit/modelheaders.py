@@ -20,7 +20,7 @@ from ...files.base.shards import INDEX_NAME, MAX_MODEL_CONFIG, MODEL_CONFIG, SIN
 from ...files.base.tiedhead import HEAD_WEIGHT, ties_head
 from ...guards.inputfiles import read_json
 from ...guards.tensorfile import FLOATS
-from ...language.modelfiles.gguf.ggufnames import from_gguf
+from ...language.gguf import from_gguf
 from .tensors import Tensors, is_gguf, open_tensors
 
 Shape = tuple[int, ...]

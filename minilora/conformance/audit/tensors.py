@@ -16,7 +16,7 @@ import numpy as np
 from ...checks import FileRefused, needed, short
 from ...files.base.shards import Base, open_base
 from ...guards.inputfiles import read_start
-from ...language.modelfiles.gguf.ggufreader import read_gguf
+from ...language.gguf import read_gguf
 
 GGUF_MAGIC = b"GGUF"
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ...checks import FileRefused, short
 from ...files.peft.adapterconfig import KEYS
-from ...language.llamaconfig import LlamaConfig
-from ...language.modelfiles.loading import open_llama
+from ...language.config import LlamaConfig
+from ...language.weights import open_llama
 from ...layers.rotary import halves_from_interleaved
 from ..audit.adapterfile import AdapterFile
 from ..audit.adapteropening import open_adapter

@@ -22,10 +22,10 @@ from safetensors.numpy import save
 
 from ...checks import needed
 from ...guards.tensorfile import FLOATS, decode, encode, tensor_header
+from ...language.config import LlamaConfig
+from ...language.gguf import SIZES, gguf_tensor
 from ...language.llama import Llama
-from ...language.llamaconfig import LlamaConfig
-from ...language.modelfiles.gguf.ggufnames import SIZES, gguf_tensor
-from ...language.modelfiles.huggingface.folderwriter import save_llama
+from ...language.save import save_llama
 from ...layer import walk
 from ...layers.quantized import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved

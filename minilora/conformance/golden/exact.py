@@ -15,7 +15,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from ...language.llamaconfig import LlamaConfig, MixtureConfig
+from ...language.config import LlamaConfig, MixtureConfig
 
 LN2 = 0.6931471805599453
 LN2_HIGH = 0.693147180369123816490  # its leading 32 bits: a whole number of them has no rounding

@@ -15,7 +15,7 @@ from minilora.checks import FileRefused
 from minilora.cli import main
 from minilora.conformance.diagnosis.diagnosing import Candidate, Diagnosis, diagnose
 from minilora.guards.tensorfile import decode, encode
-from minilora.language.llamaconfig import LlamaConfig
+from minilora.language.config import LlamaConfig
 from minilora.layer import walk
 from tests.support.language import write_folder
 

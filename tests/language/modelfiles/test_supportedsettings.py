@@ -5,9 +5,6 @@ import re
 from collections import Counter
 
 import pytest
-
-from minilora.checks import FileRefused
-from minilora.language.modelfiles.huggingface.configjson import parse_config
 from minilora.language.modelfiles.supportedsettings import (
     FOLDER,
     FOLDER_TOKENIZER,
@@ -20,6 +17,9 @@ from minilora.language.modelfiles.supportedsettings import (
     gguf_settings,
     rows,
 )
+
+from minilora.checks import FileRefused
+from minilora.language.config import from_json
 
 from ...support.language import tiny_llama, write_folder
 
@@ -51,14 +51,14 @@ KINDS = ("model_type", "architectures")
 
 @named([setting for setting in FOLDER if setting.only and setting.name not in KINDS])
 def test_a_bound_setting_has_its_values_and_no_other(tmp_path, config, setting):
-    expected = parse_config(tmp_path, config)
+    expected = from_json(tmp_path, config)
     for value in setting.only:
         if not setting.every or value in (None, []):
-            assert parse_config(tmp_path, config | {setting.name: value}) == expected
+            assert from_json(tmp_path, config | {setting.name: value}) == expected
         else:
-            assert parse_config(tmp_path, config | {setting.name: [value]}) == expected
+            assert from_json(tmp_path, config | {setting.name: [value]}) == expected
     with pytest.raises(FileRefused, match=rf"{setting.name} is {OTHER}, supported: "):
-        parse_config(tmp_path, config | {setting.name: OTHER})
+        from_json(tmp_path, config | {setting.name: OTHER})
 
 
 def test_each_kind_of_model_and_its_class_is_one(tmp_path, config):
@@ -67,11 +67,11 @@ def test_each_kind_of_model_and_its_class_is_one(tmp_path, config):
     names = classes.only[: len(kind.only)]
     for value, its_class in zip(kind.only, names, strict=True):
         for named in ([its_class], [], None):
-            assert parse_config(tmp_path, config | {"model_type": value, "architectures": named}).model_type == value
+            assert from_json(tmp_path, config | {"model_type": value, "architectures": named}).model_type == value
         others = [name for name in (*names, "GemmaForCausalLM") if name != its_class]
         for other in others:
             with pytest.raises(FileRefused, match=r"architectures is \["):
-                parse_config(tmp_path, config | {"model_type": value, "architectures": [other]})
+                from_json(tmp_path, config | {"model_type": value, "architectures": [other]})
 
 
 def test_other_kinds_are_refused_with_those_that_are_read(tmp_path, config):
@@ -79,12 +79,12 @@ def test_other_kinds_are_refused_with_those_that_are_read(tmp_path, config):
         read = "'llama', 'mistral', 'qwen2', 'qwen3', 'mixtral', 'qwen2_moe', 'qwen3_moe'"
         said = re.escape(f"model_type is {kind!r}, supported: {read}")
         with pytest.raises(FileRefused, match=said):
-            parse_config(tmp_path, config | {"model_type": kind})
+            from_json(tmp_path, config | {"model_type": kind})
 
 
 @named([setting for setting in FOLDER if setting.does.startswith("nothing")])
 def test_a_setting_that_does_nothing_may_be_anything(tmp_path, config, setting):
-    assert parse_config(tmp_path, config | {setting.name: OTHER}) == parse_config(tmp_path, config)
+    assert from_json(tmp_path, config | {setting.name: OTHER}) == parse_config(tmp_path, config)
 
 
 READ = [s for s in FOLDER if not s.only and "read" in s.does and s.name != "eos_token_id"]
@@ -98,7 +98,7 @@ def test_a_setting_that_is_read_is_looked_at(tmp_path, config, setting):
     if setting.does.endswith("of qwen2"):
         config |= {"model_type": "qwen2", "architectures": None}
     with pytest.raises(FileRefused, match=f"{setting.name} "):
-        parse_config(tmp_path, config | {setting.name: ["something"]})
+        from_json(tmp_path, config | {setting.name: ["something"]})
 
 
 KINDS_OF_MIXTURE = {"mixtral": "num_local_experts", "qwen2_moe": "num_experts", "qwen3_moe": "num_experts"}
@@ -113,19 +113,19 @@ def of_mixture(config, kind, **changes):
 def test_a_mixtures_setting_that_is_read_is_looked_at(tmp_path, config, setting):
     kind = "qwen2_moe" if "qwen2_moe" in setting.does.partition(";")[0] else "qwen3_moe"
     with pytest.raises(FileRefused, match=f"{setting.name} "):
-        parse_config(tmp_path, of_mixture(config, kind, **{setting.name: {"something": "else"}}))
+        from_json(tmp_path, of_mixture(config, kind, **{setting.name: {"something": "else"}}))
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MIXTURE)
 @named([setting for setting in MIXTURE if setting.does.startswith("nothing")])
 def test_a_mixtures_setting_that_does_nothing_may_be_anything(tmp_path, config, kind, setting):
     sound = of_mixture(config, kind)
-    assert parse_config(tmp_path, sound | {setting.name: OTHER}) == parse_config(tmp_path, sound)
+    assert from_json(tmp_path, sound | {setting.name: OTHER}) == parse_config(tmp_path, sound)
 
 
 def test_a_quantised_mixture_is_refused(tmp_path, config):
     with pytest.raises(FileRefused, match="quantization_config is"):
-        parse_config(tmp_path, of_mixture(config, "mixtral", quantization_config={"quant_method": "bitsandbytes"}))
+        from_json(tmp_path, of_mixture(config, "mixtral", quantization_config={"quant_method": "bitsandbytes"}))
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
@@ -133,16 +133,16 @@ def test_both_spellings_of_the_number_of_experts_are_read(tmp_path, config, kind
     sound = of_mixture(config, kind)
     del sound[KINDS_OF_MIXTURE[kind]]
     for name in ("num_experts", "num_local_experts"):
-        assert parse_config(tmp_path, sound | {name: 5}).mixture.num_experts == 5
+        assert from_json(tmp_path, sound | {name: 5}).mixture.num_experts == 5
     with pytest.raises(FileRefused, match="num_experts is 4 and num_local_experts 5: expected one of the two"):
-        parse_config(tmp_path, sound | {"num_experts": 4, "num_local_experts": 5})
+        from_json(tmp_path, sound | {"num_experts": 4, "num_local_experts": 5})
 
 
 def test_what_a_mixtures_file_does_not_say_is_as_in_transformers(tmp_path, config):
     bare = {name: value for name, value in config.items() if name not in ("rope_theta", "rms_norm_eps")}
     found = {}
     for kind in KINDS_OF_MIXTURE:
-        found[kind] = parse_config(tmp_path, bare | {"model_type": kind, "architectures": None, "rope_scaling": None})
+        found[kind] = from_json(tmp_path, bare | {"model_type": kind, "architectures": None, "rope_scaling": None})
     sizes = {kind: (c.mixture.num_experts, c.mixture.num_experts_per_tok) for kind, c in found.items()}
     assert sizes == {"mixtral": (8, 2), "qwen2_moe": (60, 4), "qwen3_moe": (128, 8)}
     assert [c.rms_norm_eps for c in found.values()] == [1e-5, 1e-6, 1e-6]
@@ -154,7 +154,7 @@ def test_what_a_mixtures_file_does_not_say_is_as_in_transformers(tmp_path, confi
 def test_layers_without_a_mixture_are_those_that_transformers_leaves_out(tmp_path, config):
     config |= {"num_hidden_layers": 6}
     changes = {"decoder_sparse_step": 2, "mlp_only_layers": [3, 9]}
-    found = parse_config(tmp_path, of_mixture(config, "qwen3_moe", **changes))
+    found = from_json(tmp_path, of_mixture(config, "qwen3_moe", **changes))
     mixed = [layer for layer in range(6) if f"model.layers.{layer}.mlp.gate.weight" in found.shapes()]
     assert mixed == [1, 5]
     assert "model.layers.0.mlp.gate_proj.weight" in found.shapes()

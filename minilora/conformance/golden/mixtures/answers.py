@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ....language.llamaconfig import MixtureConfig
+from ....language.config import MixtureConfig
 from ..answers import ROWS, Answers, distance
 from ..exact import logits
 from ..formulas import Arrays

@@ -23,9 +23,9 @@ import numpy as np
 
 from ....files.base.shards import MODEL_CONFIG, SINGLE_NAME
 from ....guards.tensorfile import encode
+from ....language.config import LlamaConfig, MixtureConfig
 from ....language.llama import Llama
-from ....language.llamaconfig import LlamaConfig, MixtureConfig
-from ....language.modelfiles.huggingface.experttensors import taken_apart
+from ....language.save import split_experts
 from ..bases import EMBEDDING, POSITIONS, THETA, TOKENS, drawn, with_head, write_base, write_json
 from ..exact import frequencies
 
@@ -77,7 +77,7 @@ class MixtureBase:
 
     def in_file(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return arrays under the names and in the pieces of the base's file."""
-        return arrays if self.fused else taken_apart(self.config, arrays)
+        return arrays if self.fused else split_experts(self.config, arrays)
 
     @property
     def entry(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 from ....files.base.expertweights import MIXTRAL, MIXTRAL_MLP, PARTS
 from ....files.peft.adapterconfig import B_LAYOUTS
 from ....files.peft.expertkeys import TURNED_UNTIL, version_of
-from ....language.llamaconfig import MixtureConfig
+from ....language.config import MixtureConfig
 from ...problems.reference import ExpertFormulas
 from ..exact import product
 from ..formulas import Arrays, Config, Given, Module, scale, setting

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from minilora import Linear, Llama, LlamaConfig, adapt, merge, quantize
 from minilora.checks import FileRefused
 from minilora.files import save_llama
-from minilora.language.modelfiles.gguf.ggufblocks import BYTES, BlockLinear, decode
+from minilora.language.gguf import BYTES, BlockLinear, decode
 from minilora.language.trainingmemory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.quantized import CodedLinear

@@ -22,7 +22,7 @@ from minilora import (
     save_adapter,
 )
 from minilora.files import save_llama
-from minilora.language.modelfiles.gguf.ggufexport import export_adapter
+from minilora.language.ggufexport import export_adapter
 
 from ....support.language import tiny_llama, write_folder
 from .test_ggufreader import of_kind, write

@@ -9,7 +9,7 @@ import pytest
 
 from minilora import Llama
 from minilora.checks import FileRefused
-from minilora.language.modelfiles.gguf import ggufreader
+from minilora.language import gguf as ggufreader
 from minilora.language.tokenizer import load_tokenizer
 
 from ....support.language import tiny_llama

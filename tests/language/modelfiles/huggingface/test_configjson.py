@@ -8,7 +8,7 @@ import pytest
 
 from minilora import Llama
 from minilora.guards import tensorfile
-from minilora.language.modelfiles.huggingface.configjson import parse_config
+from minilora.language.config import from_json
 
 from ....support.language import tiny_llama, write_folder
 
@@ -47,7 +47,7 @@ def test_what_a_configuration_leaves_out_is_as_usual(folder):
     config = json.loads(path.read_text())
     for name in ("head_dim", "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings"):
         del config[name]
-    found = parse_config(path, config | {"num_attention_heads": 3})
+    found = from_json(path, config | {"num_attention_heads": 3})
     assert (found.head_dim, found.num_key_value_heads) == (4, 3)
     assert found.frequencies == (1.0, 0.01)  # of the base 10,000
     assert found.rms_norm_eps == 1e-6
@@ -84,7 +84,7 @@ def test_rotary_frequencies_are_scaled_as_they_say(folder, place):
         (scaled, [llama3(f) for f in plain]),
     ):
         config = json.loads((changed(folder, **sizes) / "config.json").read_text()) | {place: rope}
-        np.testing.assert_allclose(parse_config(folder, config).frequencies, expected, rtol=1e-12)
+        np.testing.assert_allclose(from_json(folder, config).frequencies, expected, rtol=1e-12)
     assert {llama3(f) / f for f in plain} > {1.0, 1 / 8}
 
 
@@ -93,7 +93,7 @@ def test_a_base_may_stand_among_the_rotary_settings_too(folder):
     for beside in ({}, {"rope_theta": 400.0}):
         del config["rope_theta"]
         config |= beside
-        found = parse_config(folder, config | {"rope_parameters": {"rope_type": "default", "rope_theta": 400.0}})
+        found = from_json(folder, config | {"rope_parameters": {"rope_type": "default", "rope_theta": 400.0}})
         np.testing.assert_allclose(found.frequencies, [1.0, 1 / 20], rtol=1e-12)
         config["rope_theta"] = 400.0
 
@@ -106,11 +106,11 @@ LLAMA3 = {
 
 def test_the_length_trained_on_may_stand_beside_the_rotary_settings(folder):
     config = json.loads((folder / "config.json").read_text())
-    inside = parse_config(folder, config | {"rope_parameters": LLAMA3}).frequencies
+    inside = from_json(folder, config | {"rope_parameters": LLAMA3}).frequencies
     rope = {name: value for name, value in LLAMA3.items() if name != "original_max_position_embeddings"}
     beside = config | {"rope_parameters": rope, "original_max_position_embeddings": 100}
-    assert parse_config(folder, beside).frequencies == inside
-    assert parse_config(folder, beside | {"original_max_position_embeddings": 10}).frequencies != inside
+    assert from_json(folder, beside).frequencies == inside
+    assert from_json(folder, beside | {"original_max_position_embeddings": 10}).frequencies != inside
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from minilora import (
 )
 from minilora.checks import FileRefused
 from minilora.files import save_llama
-from minilora.language.modelfiles.huggingface.nf4tensors import NF4_STATE, quantization_config
+from minilora.language.nf4files import NF4_STATE, quantization_config
 from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies

@@ -11,46 +11,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ....adaptation import is_adapted
-from ....backend import backend_of
-from ....checks import Array, FileRefused, check_instance, check_path, dtype_name
-from ....files.base.shards import MODEL_CONFIG, SINGLE_NAME
-from ....guards.tensorfile import tensor_header
-from ....guards.wholefiles import is_new_or_empty, synced, written_folder
-from ....layer import walk
-from ....layers.quantized import QuantizedLinear
-from ....layers.rotary import frequencies
-from ....layers.stacked import StackedLinear
-from ....linear import Linear
-from ...llama import Llama
-from ...llamaconfig import LlamaConfig
-from ..supportedsettings import CLASSES
-from .configjson import parse_config
-from .experttensors import taken_apart
-from .nf4tensors import nf4_tensors, quantization_config
-
-KIND: dict[str, Callable[[LlamaConfig], dict[str, Any]]] = {
-    "llama": lambda config: {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias},
-    "mistral": lambda config: {"sliding_window": None},  # which would be 4096, if it were missing
-    "qwen2": lambda config: {"use_sliding_window": False},
-    "qwen3": lambda config: {"use_sliding_window": False, "attention_bias": config.attention_bias},
-    "mixtral": lambda config: {"sliding_window": None, **_mixture(config, "num_local_experts")},
-    "qwen2_moe": lambda config: {
-        **{"use_sliding_window": False, "qkv_bias": config.attention_bias},
-        **_mixture(config, "num_experts"),
-    },
-    "qwen3_moe": lambda config: {
-        **{"use_sliding_window": False, "attention_bias": config.attention_bias},
-        **_mixture(config, "num_experts"),
-    },
-}
-"""What config.json says of one kind of model alone."""
+from ..adaptation import is_adapted
+from ..backend import backend_of
+from ..checks import Array, check_instance, check_path, dtype_name
+from ..files.base.shards import MODEL_CONFIG, SINGLE_NAME
+from ..guards.tensorfile import tensor_header
+from ..guards.wholefiles import is_new_or_empty, synced, written_folder
+from ..layer import walk
+from ..layers.quantized import QuantizedLinear
+from ..layers.rotary import frequencies
+from ..layers.stacked import StackedLinear
+from ..linear import Linear
+from .config import KINDS, LlamaConfig, from_json
+from .llama import Llama
+from .nf4files import nf4_tensors, quantization_config
+from .weights import expert_tensors, in_file
 
 
 def save_llama(model: Llama, folder: str | Path) -> None:
@@ -106,19 +87,19 @@ def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
         else:
             found = getattr(layer, part)
             tensors[name] = _finite(name, found.weight if isinstance(found, StackedLinear) else found)
-    return taken_apart(model.config, tensors), quantised
+    return split_experts(model.config, tensors), quantised
 
 
-def _mixture(config: LlamaConfig, count: str) -> dict[str, Any]:
-    """Return what config.json says of the mixtures, with the number of experts under a name."""
-    mixture: Any = config.mixture
-    said = {count: mixture.num_experts, "num_experts_per_tok": mixture.num_experts_per_tok}
-    if config.model_type == "mixtral":
-        return said
-    names = ("moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step")
-    said |= {name: getattr(mixture, name) for name in names} | {"mlp_only_layers": list(mixture.mlp_only_layers)}
-    shared = mixture.shared_expert_intermediate_size
-    return said if shared is None else said | {"shared_expert_intermediate_size": shared}
+def split_experts(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a decoder's tensors as most folders have them: one for each weight of each expert."""
+    experts, split = expert_tensors(config), dict[str, np.ndarray]()
+    for name, array in tensors.items():
+        if name not in experts:
+            split[in_file(config, name)] = array
+            continue
+        for parts, of_expert in zip(experts[name], array, strict=True):
+            split |= dict(zip(parts, np.split(of_expert, len(parts)), strict=True))
+    return split
 
 
 def _finite(name: str, array: Array) -> np.ndarray:
@@ -129,11 +110,11 @@ def _finite(name: str, array: Array) -> np.ndarray:
 
 
 def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what config.json says; refuse sizes that would be read back as others."""
+    """Return what config.json says, and require that it is read back as the same."""
     rope = dict(_rope(config))
     base = rope.pop("rope_theta")
     settings = {
-        "architectures": [CLASSES[config.model_type]],
+        "architectures": [KINDS[config.model_type].architecture],
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -147,7 +128,7 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
         "rope_theta": base,  # where transformers 4 looks for it, and 5 too
         "rope_scaling": None if rope["rope_type"] == "default" else rope,
         "tie_word_embeddings": config.tie_word_embeddings,
-        **KIND[config.model_type](config),
+        **_of_kind(config),
         "bos_token_id": None,  # which would be 1 and 2, if they were missing
         "eos_token_id": None,
         "torch_dtype": dtype,
@@ -156,13 +137,34 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
         settings["max_position_embeddings"] = config.max_position_embeddings
     if quantization is not None:
         settings["quantization_config"] = quantization
-    try:
-        again = parse_config(folder / MODEL_CONFIG, settings)
-    except FileRefused as error:
-        raise ValueError(f"config.json cannot say what the model is: {error}") from error
+    again = from_json(folder / MODEL_CONFIG, settings)
     if not np.allclose(again.frequencies, config.frequencies, rtol=1e-12, atol=0):
         raise ValueError("the model's rotary frequencies are none that config.json can say: it has a base and a factor")
     return settings
+
+
+def _of_kind(config: LlamaConfig) -> dict[str, Any]:
+    """Return what config.json says of one kind of model alone."""
+    kind, mixture = config.model_type, config.mixture
+    if kind == "llama":
+        return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
+    # Of other kinds the window would be 4096 tokens wide, if there were no word of it.
+    said: dict[str, Any] = {"use_sliding_window": False} if kind.startswith("qwen") else {"sliding_window": None}
+    if kind in ("qwen3", "qwen3_moe"):
+        said["attention_bias"] = config.attention_bias
+    if kind == "qwen2_moe":
+        said["qkv_bias"] = config.attention_bias
+    if mixture is None:
+        return said
+    said["num_local_experts" if kind == "mixtral" else "num_experts"] = mixture.num_experts
+    said["num_experts_per_tok"] = mixture.num_experts_per_tok
+    if kind == "mixtral":
+        return said
+    names = ("moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step")
+    said |= {name: getattr(mixture, name) for name in names} | {"mlp_only_layers": list(mixture.mlp_only_layers)}
+    if mixture.shared_expert_intermediate_size is not None:
+        said["shared_expert_intermediate_size"] = mixture.shared_expert_intermediate_size
+    return said
 
 
 def _rope(config: LlamaConfig) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds something, or that cannot be made."""
+    """Require a folder that holds nothing and can be made."""
     if not os.path.isdir(folder.absolute().parent):
         raise ValueError(f"folder {str(folder)!r}: there is no folder {str(folder.parent)!r}")
     if not is_new_or_empty(folder):

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ....checks import FileRefused, check_path, needed, short
-from ....files.adapters import check_base_weights, load_adapter
-from ....files.peft.adapterconfig import CONFIG_NAME
-from ....files.peft.adapterfolder import WEIGHTS_NAME
-from ....guards.tensorfile import in_dtype
-from ....guards.wholefiles import refuse_inputs, replaceable, written_whole
-from ....variants.adapter import Adapter
-from ....variants.variant import LORA, variant_of
-from ...llamaconfig import LlamaConfig
-from ..loading import open_llama
-from .ggufnames import ARCHITECTURES, gguf_tensor, to_gguf
+from ..checks import FileRefused, check_path, needed, short
+from ..files.adapters import check_base_weights, load_adapter
+from ..files.peft.adapterconfig import CONFIG_NAME
+from ..files.peft.adapterfolder import WEIGHTS_NAME
+from ..guards.tensorfile import in_dtype
+from ..guards.wholefiles import refuse_inputs, replaceable, written_whole
+from ..variants.adapter import Adapter
+from ..variants.variant import LORA, variant_of
+from .config import LlamaConfig
+from .gguf import ARCHITECTURES, gguf_tensor, to_gguf
+from .weights import open_llama
 
 
 def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:

@@ -1,0 +1,433 @@
+"""The sizes of a Llama decoder, the arrays that they ask for, and what a config.json says of both.
+
+Other kinds of model are the same decoder. They differ in which projections have biases, in whether q and k are normed
+head by head, and in whether a mixture of experts stands in the place of the MLP:
+
+    kind         biases                                                norms     in the place of the MLP
+    llama        q, k, v and o, where `attention_bias` says so, and
+                 those of the MLP, where `mlp_bias` does               no
+    mistral      none                                                  no
+    qwen2        q, k and v                                            no
+    qwen3        as llama's, without those of the MLP                  q and k
+    mixtral      none                                                  no        a mixture, renormalised
+    qwen2_moe    q, k and v, where `attention_bias` says so            no        a mixture with a shared expert
+    qwen3_moe    as qwen3's                                            q and k   a mixture
+
+A Mistral, a Mixtral and all Qwen have no sliding window here.
+
+`from_json` reads a config.json as transformers does. Versions 4 and 5 write the rotary positions differently:
+``rope_theta`` and ``rope_scaling`` stand alone in one, and together in ``rope_parameters`` in the other. Both are read,
+and two that contradict each other are refused. A setting that would change what is computed, and is not implemented, is
+refused by its name: a decoder that passes over one is silently wrong. `MUST` has the values that are; what each setting
+does stands in docs/model-files.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checks import (
+    check_choice,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sizes,
+    named,
+    reading,
+    short,
+)
+from ..layers.rotary import check_frequencies, frequencies
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of model differs from a Llama."""
+
+    architecture: str  # the class that transformers computes it with
+    always: Mapping[str, bool] = field(default_factory=dict)  # the flags that it has whatever its file says
+    o_bias: bool = True  # whether o_proj has a bias where q, k and v have
+    qk_norm: bool = False
+    experts: int = 0  # of a mixture whose file does not say how many; 0 of a kind without mixtures
+    rope_theta: float = 10_000.0  # the rotary base, where a file says none
+    usual: Mapping[str, Any] = field(default_factory=dict)  # what transformers takes for a setting that is missing
+
+
+NO_BIASES = {"attention_bias": False, "mlp_bias": False}
+KINDS = {
+    "llama": Kind("LlamaForCausalLM"),
+    "mistral": Kind("MistralForCausalLM", NO_BIASES, usual={"num_key_value_heads": 8, "sliding_window": 4096}),
+    "qwen2": Kind(
+        "Qwen2ForCausalLM",
+        {"attention_bias": True, "mlp_bias": False},
+        o_bias=False,
+        usual={"num_key_value_heads": 32, "sliding_window": 4096},
+    ),
+    "qwen3": Kind(
+        "Qwen3ForCausalLM",
+        {"mlp_bias": False},
+        qk_norm=True,
+        usual={"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+    ),
+    "mixtral": Kind(
+        "MixtralForCausalLM",
+        NO_BIASES,
+        experts=8,
+        rope_theta=1e6,
+        usual={"num_key_value_heads": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5},
+    ),
+    "qwen2_moe": Kind(
+        "Qwen2MoeForCausalLM",
+        {"mlp_bias": False},
+        o_bias=False,
+        experts=60,
+        usual={
+            **{"num_key_value_heads": 16, "sliding_window": 4096, "num_experts_per_tok": 4},
+            **{"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "qkv_bias": True},
+        },
+    ),
+    "qwen3_moe": Kind(
+        "Qwen3MoeForCausalLM",
+        {"mlp_bias": False},
+        qk_norm=True,
+        experts=128,
+        usual={
+            **{"num_key_value_heads": 4, "sliding_window": 4096, "num_experts_per_tok": 8},
+            **{"moe_intermediate_size": 768},
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """What the mixtures of a decoder are. What makes none is a ValueError or a TypeError."""
+
+    num_experts: int  # E
+    num_experts_per_tok: int  # K, how many a position keeps
+    moe_intermediate_size: int  # m, of each expert
+    norm_topk_prob: bool = True  # whether the K shares of a position sum to 1
+    shared_expert_intermediate_size: int | None = None  # of the expert that all positions share, where there is one
+    decoder_sparse_step: int = 1  # every how many layers there is a mixture, and an MLP in the others
+    mlp_only_layers: tuple[int, ...] = ()  # further layers with an MLP, by number
+
+    def __post_init__(self) -> None:
+        names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
+        check_sizes(**{name: getattr(self, name) for name in names})
+        check_integer("num_experts_per_tok", self.num_experts_per_tok, at_least=1, at_most=self.num_experts)
+        check_flag("norm_topk_prob", self.norm_topk_prob)
+        if self.shared_expert_intermediate_size is not None:
+            check_sizes(shared_expert_intermediate_size=self.shared_expert_intermediate_size)
+        for i, layer in enumerate(self.mlp_only_layers):
+            check_integer(f"mlp_only_layers[{i}]", layer, at_least=0)
+
+    def stands_in(self, layer: int) -> bool:
+        """Return whether a layer, by its number, has a mixture, and not an MLP."""
+        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+
+    def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array of one mixture, by its name there."""
+        d, m, E = hidden_size, self.moe_intermediate_size, self.num_experts
+        shapes: dict[str, tuple[int, ...]] = {"gate.weight": (E, d)}
+        shapes |= {"experts.gate_up_proj": (E, 2 * m, d), "experts.down_proj": (E, d, m)}
+        shared = self.shared_expert_intermediate_size
+        if shared is not None:
+            pairs = {"gate_proj": (shared, d), "up_proj": (shared, d), "down_proj": (d, shared)}
+            shapes |= {f"shared_expert.{name}.weight": shape for name, shape in pairs.items()}
+            shapes["shared_expert_gate.weight"] = (1, d)
+        return shapes
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """What a decoder is, without its weights. What makes no decoder is a ValueError or a TypeError."""
+
+    vocab_size: int  # V
+    hidden_size: int  # d
+    intermediate_size: int  # m, of the MLP
+    num_hidden_layers: int
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K, which divides H
+    head_dim: int  # D, even; H D may differ from d
+    rms_norm_eps: float
+    frequencies: tuple[float, ...]  # of the rotary positions, D / 2
+    tie_word_embeddings: bool = False  # whether the head is the embedding's array
+    attention_bias: bool = False  # of q, k and v, and of a Llama's o
+    mlp_bias: bool = False
+    # Where `frequencies` are from, in a file's words.
+    rope: Mapping[str, Any] | None = field(default=None, compare=False)
+    model_type: str = "llama"  # or another of `KINDS`
+    max_position_embeddings: int | None = None  # the context: tokens that it was made for, where that is known
+    mixture: MixtureConfig | None = None  # of the kinds that have mixtures
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        check_sizes(**{name: getattr(self, name) for name in (*sizes, "num_key_value_heads", "head_dim")})
+        check_number("rms_norm_eps", self.rms_norm_eps, above=0)
+        H, K, D = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        if H % K or D % 2:
+            raise ValueError(
+                f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even "
+                "head_dim"
+            )
+        if len(check_frequencies(self.frequencies)) != D // 2:
+            raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            check_flag(name, getattr(self, name))
+        for name, always in KINDS[check_choice("model_type", self.model_type, KINDS)].always.items():
+            if getattr(self, name) != always:
+                raise ValueError(f"{name} must be {always} of a {self.model_type}, got {getattr(self, name)}")
+        if self.max_position_embeddings is not None:
+            check_sizes(max_position_embeddings=self.max_position_embeddings)
+        _check_mixture(self.model_type, self.mixture)
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether q and k are normed, head by head."""
+        return KINDS[self.model_type].qk_norm
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array, by the name that transformers gives it."""
+        d, m, V = self.hidden_size, self.intermediate_size, self.vocab_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
+        mlp = {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}
+        biased = {*(attention if self.attention_bias else ()), *(mlp if self.mlp_bias else ())}
+        if not KINDS[self.model_type].o_bias:
+            biased.discard("o_proj")
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
+        for i in range(self.num_hidden_layers):
+            mixed = self.mixture is not None and self.mixture.stands_in(i)
+            for part, linears in (("self_attn", attention), ("mlp", {} if mixed else mlp)):
+                for name, shape in linears.items():
+                    shapes[f"model.layers.{i}.{part}.{name}.weight"] = shape
+                    if name in biased:
+                        shapes[f"model.layers.{i}.{part}.{name}.bias"] = shape[:1]
+            if self.mixture is not None and mixed:
+                shapes |= {f"model.layers.{i}.mlp.{name}": shape for name, shape in self.mixture.shapes(d).items()}
+            if self.qk_norm:
+                shapes |= {f"model.layers.{i}.self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
+            shapes[f"model.layers.{i}.input_layernorm.weight"] = (d,)
+            shapes[f"model.layers.{i}.post_attention_layernorm.weight"] = (d,)
+        shapes["model.norm.weight"] = (d,)
+        return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (V, d)}
+
+
+def _check_mixture(kind: str, mixture: Any) -> None:
+    """Require the mixture that a kind of model has, or none."""
+    mixed = KINDS[kind].experts > 0
+    if mixture is None and not mixed:
+        return
+    check_instance("mixture", mixture, MixtureConfig)
+    if not mixed:
+        raise ValueError(f"mixture must be None of a {kind}, got {mixture}")
+    plain = (mixture.shared_expert_intermediate_size, mixture.decoder_sparse_step, mixture.mlp_only_layers)
+    if kind == "mixtral" and (not mixture.norm_topk_prob or plain != (None, 1, ())):
+        raise ValueError(f"a mixtral renormalises, has no shared expert and a mixture in each layer, got {mixture}")
+    if (kind == "qwen2_moe") != (mixture.shared_expert_intermediate_size is not None):
+        raise ValueError(f"a qwen2_moe has a shared expert, and no other kind, got {mixture} of a {kind}")
+
+
+# --- what a file says of the sizes ---
+
+MUST: dict[str, tuple[Any, ...]] = {
+    "model_type": tuple(KINDS),
+    "hidden_act": ("silu", "swish", None),
+    "partial_rotary_factor": (1, None),
+    "is_causal": (True,),
+    "attention_chunk_size": (None,),
+    "layer_types": ("full_attention", None),
+    "kv_sharing_modes": (None,),
+    "per_layer_config": (None, {}),
+    "text_config": (None,),
+    "decoder": (None,),
+    "generator": (None,),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "compression_config": (None,),
+    "fusion_config": (None,),
+    "transformers_weights": (None,),
+}
+"""Settings of a config.json that change what is computed, and the values that are implemented."""
+ROPE_MUST: dict[str, tuple[Any, ...]] = {"rope_type": ("default", "linear", "llama3"), "partial_rotary_factor": (1,)}
+"""The same of ``rope_parameters`` and ``rope_scaling``."""
+QUANTIZATION_MUST: dict[str, tuple[Any, ...]] = {
+    "quant_method": ("bitsandbytes",),
+    "load_in_4bit": (True,),
+    "load_in_8bit": (False, None),
+    "bnb_4bit_quant_type": ("nf4",),
+    "bnb_4bit_quant_storage": ("uint8", None),
+}
+"""The same of ``quantization_config``."""
+
+TRAINED = "original_max_position_embeddings"
+
+
+def check_settings(
+    must: Mapping[str, Collection[Any]], settings: Mapping[str, Any], *, needed: Collection[str] = ()
+) -> None:
+    """Require of each setting, where it is there or needed, that its value is one of those that are implemented."""
+    for name, only in must.items():
+        value = settings.get(name)
+        values = value if name == "layer_types" and isinstance(value, list) else [value]
+        if (name in settings or name in needed) and any(value not in only for value in values):
+            supported = [value for value in only if value not in (None, {})] or list(only)[:1]
+            raise ValueError(f"{name} is {short(value)}, supported: {', '.join(map(short, supported))}")
+
+
+def from_json(path: Path, settings: Mapping[str, Any]) -> LlamaConfig:
+    """Return the sizes that a config.json states; what is not implemented is refused by the setting's name."""
+    with reading(path):
+        check_settings(MUST, settings, needed=("model_type",))
+        kind = KINDS[settings["model_type"]]
+        try:
+            return _config(settings["model_type"], kind, {**kind.usual, **settings})
+        except KeyError as error:
+            raise ValueError(f"there is no {error}") from error
+
+
+def _config(name: str, kind: Kind, settings: Mapping[str, Any]) -> LlamaConfig:
+    classes = settings.get("architectures") or []
+    if set([classes] if isinstance(classes, str) else classes) - {kind.architecture, None}:
+        raise ValueError(f"architectures is {short(classes)} and model_type {name!r}: expected {[kind.architecture]}")
+    _check_quantization(kind, settings.get("quantization_config"))
+    d, H = check_sizes(hidden_size=settings["hidden_size"], num_attention_heads=settings["num_attention_heads"])
+    usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
+    K, D = check_sizes(**usual | {name: settings[name] for name in usual if settings.get(name) is not None})
+    flags = {name: settings.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}
+    if name == "qwen2_moe":
+        flags["attention_bias"] = settings["qkv_bias"]
+    rope = rope_settings(settings, kind.rope_theta)
+    config = LlamaConfig(
+        settings["vocab_size"], d, settings["intermediate_size"], settings["num_hidden_layers"], H, K, D,
+        rms_norm_eps=check_number("rms_norm_eps", settings.get("rms_norm_eps", 1e-6), above=0),
+        frequencies=rope_frequencies(D, rope), rope=rope, model_type=name,
+        max_position_embeddings=settings.get("max_position_embeddings"),
+        mixture=_mixture(name, kind, settings) if kind.experts else None,
+        **{name: False if flag is None else flag for name, flag in {**flags, **kind.always}.items()},
+    )  # fmt: skip
+    _check_window(name, settings, config.max_position_embeddings)
+    return config
+
+
+def _mixture(name: str, kind: Kind, settings: Mapping[str, Any]) -> MixtureConfig:
+    """Return what a config.json says of its mixtures."""
+    spellings = ("num_experts",) if name == "qwen2_moe" else ("num_experts", "num_local_experts")
+    counts = [settings[spelling] for spelling in spellings if settings.get(spelling) is not None]
+    if counts and counts[0] != counts[-1]:
+        raise ValueError(
+            f"num_experts is {short(counts[0])} and num_local_experts {short(counts[1])}: expected one of the two, "
+            "since kinds of models differ in which they take"
+        )
+    E, K = counts[0] if counts else kind.experts, settings["num_experts_per_tok"]
+    if name == "mixtral":
+        return MixtureConfig(E, K, settings["intermediate_size"])
+    return MixtureConfig(
+        E,
+        K,
+        settings["moe_intermediate_size"],
+        settings.get("norm_topk_prob", False),
+        settings["shared_expert_intermediate_size"] if name == "qwen2_moe" else None,
+        settings.get("decoder_sparse_step", 1),
+        tuple(settings.get("mlp_only_layers") or ()),
+    )
+
+
+def _check_window(name: str, settings: Mapping[str, Any], context: int | None) -> None:
+    """Require that a token sees all before it.
+
+    A window of W lets it see itself and W - 1 tokens before it, so one of the whole context changes nothing within it.
+    """
+    window, used = settings.get("sliding_window"), settings.get("use_sliding_window")
+    if window is None or (name.startswith("qwen") and (used is None or not check_flag("use_sliding_window", used))):
+        return
+    if name == "llama":
+        raise ValueError(f"sliding_window is {short(window)}, supported: None")
+    check_sizes(sliding_window=window)
+    if context is None or window < context:
+        raise ValueError(
+            f"sliding_window is {window} and max_position_embeddings {context}, supported: no window, or one that "
+            "reaches over as many tokens"
+        )
+
+
+def _check_quantization(kind: Kind, settings: Any) -> None:
+    """Require that weights are numbers or NF4, and that layers which are not quantised are named, without patterns."""
+    if settings is None:
+        return
+    if kind.experts or not isinstance(settings, Mapping):
+        raise ValueError(f"quantization_config is {short(settings)}, supported: None")
+    with named("quantization_config"):
+        check_settings(QUANTIZATION_MUST, settings, needed=("quant_method", "load_in_4bit", "bnb_4bit_quant_type"))
+        skipped = settings.get("llm_int8_skip_modules") or []
+        if not isinstance(skipped, list) or any(not re.fullmatch(r"[\w.]+", str(name)) for name in skipped):
+            raise ValueError(f"llm_int8_skip_modules is {short(skipped)}, supported: a list of modules' names")
+
+
+# --- the rotary positions ---
+
+ROPE = ("rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", TRAINED)
+"""The rotary settings that are read."""
+MAX_HEAD = 1 << 16
+"""Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
+
+
+def rope_settings(settings: Mapping[str, Any], base: float) -> dict[str, Any]:
+    """Return what a config.json says of the rotary positions, under version 5's names, the base among it."""
+    new, old = settings.get("rope_parameters") or {}, settings.get("rope_scaling") or {}
+    for name, value in {"rope_parameters": new, "rope_scaling": old}.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {short(value)}, expected an object")
+    if new and old and new != old:
+        raise ValueError(
+            f"rope_scaling is {short(old)} and rope_parameters is {short(new)}: expected one of the two, since "
+            "versions of transformers differ in which they take"
+        )
+    rope = dict(new or old)
+    if nested := [name for name, value in rope.items() if isinstance(value, Mapping)]:
+        raise ValueError(
+            f"the rotary settings hold {short(nested[0])}, one kind of layers: expected one for all layers"
+        )
+    if "type" in rope:  # as older files have it
+        _agree("rope_type", rope, rope["type"])
+    rope.setdefault("rope_type", "default")
+    check_settings(ROPE_MUST, rope)
+    for name in ("rope_theta", TRAINED) if rope["rope_type"] == "llama3" else ("rope_theta",):
+        if name in settings:
+            _agree(name, rope, settings[name])
+    rope.setdefault("rope_theta", base)
+    return {name: rope[name] for name in ROPE if name in rope}
+
+
+def _agree(name: str, rope: dict[str, Any], beside: Any) -> None:
+    """Take a setting that stands beside the rotary ones into them; one that says something else is refused."""
+    if rope.setdefault(name, beside) != beside:
+        raise ValueError(f"{name} is {short(rope[name])} in the rotary settings and {short(beside)} beside them")
+
+
+def rope_frequencies(D: int, rope: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the rotary frequencies of heads of D entries, scaled as the settings say."""
+    if D > MAX_HEAD:
+        raise ValueError(f"head_dim {D}: expected at most {MAX_HEAD}")
+
+    def number(name: str) -> float:
+        return check_number(name, rope[name], above=0)
+
+    plain = frequencies(D, check_number("rope_theta", rope["rope_theta"], above=1))
+    if rope["rope_type"] == "default":
+        return plain
+    factor = number("factor")
+    if rope["rope_type"] == "linear":
+        return tuple(f / factor for f in plain)
+    low, high, trained = number("low_freq_factor"), number("high_freq_factor"), number(TRAINED)
+    if high <= low:
+        raise ValueError(f"high_freq_factor must be above low_freq_factor = {low}, got {high}")
+    # A pair that turns fewer than `low` times over the length trained on is slowed down by the factor; one that
+    # turns more than `high` times stays as it is; between the two, something between.
+    share = [min(1.0, max(0.0, (trained * f / (2 * math.pi) - low) / (high - low))) for f in plain]
+    return tuple(f * (s + (1 - s) / factor) for f, s in zip(plain, share, strict=True))

@@ -1,0 +1,165 @@
+"""NF4 weights in a safetensors file, as bitsandbytes and transformers write them.
+
+A weight X of shape (out, in) is up to six tensors:
+
+    X                                   uint8 ((n + 1) // 2, 1)     codes, two in a byte
+    X.quant_map                         float32 (16,)               the code book
+    X.absmax                            float32 (blocks,)           the scales; quantised too, their codes, uint8
+    X.nested_absmax                     float32 (blocks / 256,)     the scales of the scales
+    X.nested_quant_map                  float32 (256,)              the book of their codes
+    X.quant_state.bitsandbytes__nf4     uint8                       JSON: the shape, the block sizes, the scales' mean
+
+``config.json`` says with ``quantization_config`` that a model is quantised, and which of its linear layers are not.
+Weights are dequantised in float32, whatever type the JSON names: that is the type they had before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..backend import backend_of
+from ..checks import named, reading, short
+from ..files.base.shards import NF4_STATE, Base
+from ..files.base.tiedhead import HEAD
+from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
+from ..layers.quantized import QuantizedLinear
+from .config import check_settings
+
+STATE_MUST = {"quant_type": ("nf4",), "nested_blocksize": (SCALES_IN_A_BLOCK,), "nested_dtype": ("float32",)}
+"""What a state may say, beside the sizes."""
+PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
+
+
+class State(msgspec.Struct):
+    """What the JSON beside a weight says of it."""
+
+    quant_type: str
+    blocksize: int
+    shape: tuple[int, int]
+    nested_blocksize: int = SCALES_IN_A_BLOCK
+    nested_dtype: str = "float32"
+    nested_offset: float | None = None  # the mean of the scales, where these are quantised too
+
+
+class NF4Weights:
+    """The quantised weights of a folder: which they are, of which shape, and how one is read.
+
+    `settings`, the model's ``quantization_config``, must say the same: transformers goes by it.
+    """
+
+    def __init__(self, path: Path, base: Base, settings: Any) -> None:
+        self.base = base
+        names = [name for name in base.holder if f"{name}.{NF4_STATE}" in base.holder]
+        with reading(path):
+            _check_said(base, settings, names)
+        self.tensors = {*names, *(f"{name}.{part}" for name in names for part in PARTS)}
+        self.states = {name: self._state(name) for name in names}
+        self.shapes: dict[str, tuple[int, ...]] = {name: state.shape for name, state in self.states.items()}
+
+    def read(self, name: str, dtype: Any) -> QuantizedLinear:
+        """Return one weight as a layer without a bias, which computes in `dtype`."""
+        state, nested = self.states[name], dict[str, Any]()
+        if state.nested_offset is not None:
+            nested = {"nested_absmax": self._tensor(f"{name}.nested_absmax"), "mean": state.nested_offset}
+        codes, absmax = self._tensor(name).reshape(-1), self._tensor(f"{name}.absmax")
+        with reading(self.base.holder[name].path), named(name):
+            return QuantizedLinear(codes, absmax, state.shape, block_size=state.blocksize, dtype=dtype, **nested)
+
+    def _state(self, name: str) -> State:
+        """Return what the JSON beside a weight says, and require the tensors that it speaks of."""
+        with reading(self.base.holder[name].path):
+            with named(f"{name}.{NF4_STATE}"):
+                state = msgspec.json.decode(self._tensor(f"{name}.{NF4_STATE}").tobytes(), type=State)
+                check_settings(STATE_MUST, msgspec.structs.asdict(state))
+                check_block_size(state.blocksize)
+            out, width = state.shape
+            blocks, nested = -(-out * width // state.blocksize), state.nested_offset is not None
+            self._check(name, "U8", ((out * width + 1) // 2, 1))
+            self._check(f"{name}.absmax", "U8" if nested else "F32", (blocks,))
+            self._check_book(f"{name}.quant_map", NF4)
+            if nested:
+                self._check(f"{name}.nested_absmax", "F32", (-(-blocks // SCALES_IN_A_BLOCK),))
+                self._check_book(f"{name}.nested_quant_map", scale_book())
+        return state
+
+    def _check(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """Require a tensor of this type and shape: one scale, for all blocks, would be a broadcast."""
+        if name not in self.base.holder:
+            raise ValueError(f"there is no {short(name)}, which an NF4 weight needs")
+        spec = self.base.spec(name)
+        if (spec.dtype, spec.shape) != (dtype, shape):
+            raise ValueError(f"{short(name)} is {spec.dtype} {list(spec.shape)}, expected {dtype} {list(shape)}")
+
+    def _check_book(self, name: str, book: np.ndarray) -> None:
+        """Require the code book that we decode with; libraries differ in its last bit."""
+        self._check(name, "F32", book.shape)
+        if not np.abs(self._tensor(name) - book).max() < 1e-6:
+            raise ValueError(f"{short(name)} holds other numbers than bitsandbytes writes")
+
+    def _tensor(self, name: str) -> np.ndarray:
+        raw = np.concatenate([np.zeros(0, np.uint8), *self.base.holder[name].blocks(name)])
+        return raw.view("<f4") if self.base.spec(name).dtype == "F32" else raw
+
+
+def _check_said(base: Base, settings: Any, quantised: list[str]) -> None:
+    """Require that the settings and the file name the same linear layers as quantised."""
+    if settings is None:
+        if quantised:
+            raise ValueError(f"there is no quantization_config, and {short(quantised[0])} is quantised")
+        return
+    skipped = settings.get("llm_int8_skip_modules")
+    for name in base.holder:
+        linear = name.removesuffix(".weight")
+        if not name.endswith(("_proj.weight", f"{HEAD}.weight")):
+            continue
+        kept = any(
+            linear == module or linear.startswith(f"{module}.") or linear.endswith(module)
+            for module in ([HEAD] if skipped is None else skipped)
+        )
+        if kept == (name in quantised):
+            says, is_so = ("not quantised", "is") if kept else ("quantised", "is not")
+            raise ValueError(
+                f"by its quantization_config {short(linear)} is {says}, and in the file its weight {is_so}"
+            )
+
+
+def nf4_tensors(name: str, layer: QuantizedLinear) -> dict[str, np.ndarray]:
+    """Return the tensors of a layer's weight, in the order in which bitsandbytes names them."""
+
+    def host(array: Any) -> np.ndarray:
+        return backend_of(array).to_numpy(array)
+
+    state: dict[str, Any] = {
+        "quant_type": "nf4", "blocksize": layer.block_size, "dtype": "float32", "shape": list(layer.shape),
+    }  # fmt: skip
+    tensors = {name: host(layer.packed)[:, None], f"{name}.absmax": host(layer.absmax), f"{name}.quant_map": NF4}
+    if layer.nested_absmax is not None:
+        tensors |= {f"{name}.nested_absmax": host(layer.nested_absmax), f"{name}.nested_quant_map": scale_book()}
+        state |= {
+            "nested_blocksize": SCALES_IN_A_BLOCK, "nested_dtype": "float32", "nested_offset": layer.mean,
+        }  # fmt: skip
+    return tensors | {f"{name}.{NF4_STATE}": np.frombuffer(json.dumps(state).encode(), np.uint8)}
+
+
+def quantization_config(layers: Mapping[str, bool]) -> dict[str, Any] | None:
+    """Return what config.json says of linear layers, by path whether each is quantised; None where none is."""
+    if not any(layers.values()):
+        return None
+    unquantised = [path for path, quantised in layers.items() if not quantised]
+    usual = unquantised == [HEAD] or (not unquantised and HEAD not in layers)  # a tied head is kept without a word
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "float32",
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": None if usual else unquantised if HEAD in layers else [*unquantised, HEAD],
+    }

@@ -1,0 +1,99 @@
+"""A Llama decoder in glassllm's format: a .npz of half-precision matrices, and its sizes in JSON.
+
+Its matrices are (in, out), so they are transposed here, and its rotary positions pair neighbours, see
+`minilora.layers.rotary`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ..checks import named, reading, short
+from ..layers.rotary import halves_from_interleaved
+from .config import LlamaConfig, rope_frequencies
+
+NAMES = {
+    **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
+    **{"norm1.gamma": "input_layernorm.weight", "norm2.gamma": "post_attention_layernorm.weight"},
+    **{"attn.W_Q": "self_attn.q_proj.weight", "attn.W_K": "self_attn.k_proj.weight"},
+    **{"attn.W_V": "self_attn.v_proj.weight", "attn.W_O": "self_attn.o_proj.weight"},
+    **{"ffn.W1": "mlp.gate_proj.weight", "ffn.W3": "mlp.up_proj.weight", "ffn.W2": "mlp.down_proj.weight"},
+}
+SIZES_MEMBER = "__config__"
+MOST_SHRUNK = 20
+"""Times the size of a file that its arrays may take in memory: weights hardly shrink, what fills the memory does."""
+
+
+class Sizes(msgspec.Struct):
+    """The sizes in the file's JSON, where those are left out that have a usual value."""
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int | None = None
+    eps: float = 1e-6
+    rope_base: float = 10_000.0
+    max_len: int | None = None
+
+
+def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
+    with reading(path):
+        arrays = _arrays(path)
+        if SIZES_MEMBER not in arrays:
+            raise ValueError(f"there is no {SIZES_MEMBER}: only glassllm's .npz files are supported")
+        with named(SIZES_MEMBER):
+            sizes = msgspec.json.decode(str(arrays.pop(SIZES_MEMBER)), type=Sizes)
+        named_here = {_name(name): array for name, array in arrays.items()}
+        if len(named_here) < len(arrays):
+            raise ValueError("two of its arrays have the same name in a Llama decoder")
+        weights = {name: array.T if "_proj" in name else array for name, array in named_here.items()}
+        config = _config(sizes, weights)
+
+    def read(name: str) -> np.ndarray:
+        turned = name.endswith(("q_proj.weight", "k_proj.weight"))
+        array = halves_from_interleaved(weights[name], config.head_dim) if turned else weights[name]
+        return np.ascontiguousarray(array)
+
+    return config, {name: array.shape for name, array in weights.items()}, read
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return what is in the file, unless a name stands twice, or it would unpack to far more than the file."""
+    with zipfile.ZipFile(path) as members:
+        names, size = members.namelist(), path.stat().st_size
+        unpacked = sum(member.file_size for member in members.infolist())
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"{short(twice[0])} stands twice")
+    if unpacked > MOST_SHRUNK * size:
+        raise ValueError(f"its {size} bytes unpack to {unpacked}, expected at most {MOST_SHRUNK} times as many")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{short(others[0])} is no array")
+    return arrays
+
+
+def _config(sizes: Sizes, weights: dict[str, np.ndarray]) -> LlamaConfig:
+    gate = weights.get("model.layers.0.mlp.gate_proj.weight")
+    if gate is None:
+        raise ValueError("there is no 'blocks.0.ffn.W1'")
+    d, H = sizes.d_model, sizes.n_heads
+    K, D = H if sizes.n_kv_heads is None else sizes.n_kv_heads, max(1, d // H)
+    rope = {"rope_type": "default", "rope_theta": sizes.rope_base}
+    return LlamaConfig(
+        sizes.vocab_size, d, gate.shape[0], sizes.n_layers, H, K, D, sizes.eps, rope_frequencies(D, rope),
+        tie_word_embeddings=True, rope=rope, max_position_embeddings=sizes.max_len,
+    )  # fmt: skip
+
+
+def _name(name: str) -> str:
+    """Return transformers' name for one of glassllm's; one that has none as it is."""
+    block, _, inside = name.removeprefix("blocks.").partition(".")
+    return f"model.layers.{block}.{NAMES[inside]}" if inside in NAMES else NAMES.get(name, name)
