@@ -22,9 +22,9 @@ import numpy as np
 
 from minilora import Linear, Llama, QuantizedLinear, adapt, adapters, cross_entropy, evaluate, quantize, train
 from minilora.fast import accumulate, keep_pages
-from minilora.files import save_llama
 from minilora.guards.tensorfile import decode as from_bytes
 from minilora.guards.tensorfile import encode as to_bytes
+from minilora.language import save_llama
 from minilora.language.gguf import decode
 from minilora.language.text import next_token_loss, token_ids, windows
 from minilora.language.tokenizer import load_tokenizer

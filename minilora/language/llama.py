@@ -278,6 +278,7 @@ def _check_arrays(config: Any, arrays: Any) -> None:
     if missing := [name for name in shapes if name not in arrays]:
         raise ValueError(f"arrays has no {missing[0]!r}: {len(missing)} of the decoder's {len(shapes)} are missing")
     first, *_ = shapes
+    check_array(f"arrays[{first!r}]", arrays[first])
     for name, shape in shapes.items():
         value = arrays[name]
         coded = isinstance(value, CodedLinear) and name.endswith(("_proj.weight", "lm_head.weight"))

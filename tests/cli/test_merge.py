@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import Adapter, Llama, LoRA, load_adapter, save_adapter
 from minilora.cli import main
-from minilora.files import save_llama
+from minilora.language import save_llama
 
 from ..support.command_line import run
 from ..support.language import tiny_llama

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, merge_adapter, save_adapter
 from minilora.checks import FileRefused
-from minilora.files import save_llama
+from minilora.language import save_llama
 
 from ..support.language import tiny_mixture
 from .test_expert_adapters import grouped, rewritten

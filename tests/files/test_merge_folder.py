@@ -13,8 +13,8 @@ from minilora import (
     quantize,
 )
 from minilora.cli import main
-from minilora.files import save_llama
 from minilora.files.base import companions
+from minilora.language import save_llama
 
 from ..support.model_folder import IDS, of_kind, write
 from .test_merge import contents

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_adapter
 from minilora.checks import FileRefused
-from minilora.files import save_llama
+from minilora.language import save_llama
 from minilora.language.config import LlamaConfig, MixtureConfig
 from minilora.language.ggufexport import export_adapter
 from minilora.language.trainingmemory import active_numbers, count_numbers, training_memory

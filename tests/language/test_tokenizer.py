@@ -683,15 +683,3 @@ def test_tokens_around_a_text_are_few(tmp_path):
     folder = with_template(write_folder(tmp_path / "m", tiny_llama()), *["<s>"] * 101, "A")
     with pytest.raises(FileRefused, match="it puts 101 tokens around a text, expected at most 100"):
         load_tokenizer(folder)
-
-
-def test_a_header_of_many_keys_is_refused(tmp_path):
-    gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    for i in range(1100):
-        writer.add_uint32(f"k{i}", i)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(FileRefused, match="more than 1,000 keys in its header"):
-        load_tokenizer(tmp_path / "m.gguf")

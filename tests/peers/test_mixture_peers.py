@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, merge_adapter, save_adapter
-from minilora.files import save_llama
+from minilora.language import save_llama
 
 pytestmark = [
     pytest.mark.peers,

@@ -23,7 +23,7 @@ from minilora import (
     quantize_nf4,
     save_adapter,
 )
-from minilora.files import save_llama
+from minilora.language import save_llama
 from minilora.layer import walk
 from minilora.layers.nf4 import NF4, dequantize_scales, quantize_scales, scale_book
 from minilora.layers.quantized import QuantizedLinear

@@ -23,7 +23,7 @@ WITHOUT_A_ROW = {
     "Sequential": "MLP is one, of three layers",
     "CodedLinear": "the format is for QuantizedLinear to say",
     "PartialAdapter": "it computes as Adapter does, and says what stands beside it",
-    "BlockLinear": "its blocks come from a file: tests/language/modelfiles/gguf/test_ggufblocks.py",
+    "BlockLinear": "its blocks come from a file: tests/language/test_gguf.py",
 }
 
 

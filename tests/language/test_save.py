@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama
-from minilora.files import save_llama
+from minilora.language import save_llama
 
-from ....support.language import tiny_llama, write_folder
+from ..support.language import tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 

@@ -9,10 +9,10 @@ import pytest
 
 from minilora import Llama
 from minilora.checks import FileRefused
-from minilora.language import gguf as ggufreader
+from minilora.language.gguf import FILE_MUST, MUST
 from minilora.language.tokenizer import load_tokenizer
 
-from ....support.language import tiny_llama
+from ..support.language import tiny_llama
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 
@@ -190,7 +190,7 @@ REFUSED = {
     "adapter": ({"adapter.type": "lora"}, {}, "adapter.type is 'lora'"),
     "adapter's kind": ({"general.type": "adapter"}, {}, "general.type is 'adapter', supported: 'model'"),
     "expert used": ({"llama.expert_used_count": 2}, {}, "llama.expert_used_count is 2, supported: 0"),
-    "no size": ({"llama.block_count": None}, {}, "there is no 'num_hidden_layers'"),
+    "no size": ({"llama.block_count": None}, {}, "there is no llama.block_count"),
     "size of zero": ({"llama.attention.head_count": 0}, {}, "num_attention_heads must be"),
     "size of text": ({"llama.embedding_length": "12"}, {}, "hidden_size must be"),
     "missing": ({}, {"blk.1.ffn_up.weight": None}, "there is no 'model.layers.1.mlp.up_proj.weight'"),
@@ -243,15 +243,12 @@ def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
     assert time.process_time() - start < 2
 
 
-@pytest.mark.parametrize("read", [Llama.load, load_tokenizer])
-def test_a_header_of_endless_numbers_is_refused(tmp_path, read, monkeypatch):
-    """Each becomes an array of its own."""
-    pytest.importorskip("tokenizers")
-    monkeypatch.setattr(ggufreader, "MOST_PARTS", 100)
-    path = tmp_path / "m.gguf"
-    path.write_bytes(header((b"numbers", ARRAY, struct.pack("<IQ", BYTE, 90) + bytes(90))))
-    with pytest.raises(FileRefused, match=r"general.architecture|its tokenizer is"):
-        read(path)
-    path.write_bytes(header((b"numbers", ARRAY, struct.pack("<IQ", BYTE, 101) + bytes(101))))
-    with pytest.raises(FileRefused, match="more than 100 numbers and texts in its header"):
-        read(path)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", [*FILE_MUST, *MUST])
+def test_a_field_has_its_values_and_no_other(tmp_path, kind, name):
+    model, only = tiny_llama(dtype="float32") if kind == "llama" else of_kind(kind), {**FILE_MUST, **MUST}[name]
+    field = name if name in FILE_MUST else f"llama.{name}"
+    for value in only if name != "general.architecture" else [kind]:
+        assert Llama.load(write(tmp_path / "m.gguf", model, changes={field: value})).config.model_type == kind
+    with pytest.raises(FileRefused, match=rf"{field.replace('llama', kind)} is 'something', supported: "):
+        Llama.load(write(tmp_path / "m.gguf", model, changes={field: "something"}))

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import Llama
 from minilora.guards import tensorfile
 
-from ....support.language import tiny_llama, write_folder
+from ..support.language import tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 

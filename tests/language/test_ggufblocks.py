@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from minilora import Linear, Llama, LlamaConfig, adapt, merge, quantize
 from minilora.checks import FileRefused
-from minilora.files import save_llama
+from minilora.language import save_llama
 from minilora.language.gguf import BYTES, BlockLinear, decode
 from minilora.language.trainingmemory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.quantized import CodedLinear
 from minilora.layers.rotary import frequencies
 
-from .test_ggufreader import theirs
+from .test_gguf import theirs
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

@@ -10,7 +10,7 @@ from minilora import Llama
 from minilora.guards import tensorfile
 from minilora.guards.tensorfile import encode, tensor_header
 
-from ...support.language import tiny_llama, write_folder
+from ..support.language import tiny_llama, write_folder
 
 
 @pytest.fixture

@@ -58,12 +58,15 @@ def test_glassllms_matrices_are_turned_and_reordered(tmp_path):
 
 NPZ_DAMAGE = {
     "no configuration": ({"__config__": None}, "there is no __config__"),
-    "a configuration that is no JSON": ({"__config__": np.array("{")}, "__config__ is not sound JSON"),
-    "a configuration without sizes": ({"__config__": np.array("{}")}, "there is no 'vocab_size'"),
+    "a configuration that is no JSON": ({"__config__": np.array("{")}, "__config__: Input data was truncated"),
+    "a configuration without sizes": (
+        {"__config__": np.array("{}")},
+        "__config__: Object missing required field `vocab_size`",
+    ),
     "an array missing": ({"blocks.1.attn.W_O": None}, "there is no 'model.layers.1.self_attn.o_proj.weight'"),
     "an array too many": ({"blocks.1.attn.W_X": np.ones(3)}, "there is 'blocks.1.attn.W_X', which"),
     "an array of another shape": ({"blocks.1.attn.W_O": np.ones((8, 7))}, r"has shape \[7, 8\], expected \[8, 8\]"),
-    "objects": ({"E": np.array([{}, []], dtype=object)}, "not a sound .npz file: .*pickle"),
+    "objects": ({"E": np.array([{}, []], dtype=object)}, "Object arrays cannot be loaded when allow_pickle=False"),
     "texts": ({"norm_f.gamma": np.array(["x"] * 8)}, "norm.weight"),
 }
 
@@ -83,7 +86,7 @@ def test_a_cut_npz_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"not a sound \.npz file"):
+        with pytest.raises(ValueError, match=r"en.npz': File is not a zip file"):
             Llama.load(path)
 
 
@@ -104,9 +107,7 @@ def test_a_member_of_an_npz_must_be_an_array(tmp_path, name):
     write_npz(tmp_path / "en.npz")
     with zipfile.ZipFile(tmp_path / "en.npz", "a") as file:
         file.writestr(name, b"" if name.endswith("/") else b"read me")
-    with pytest.raises(
-        ValueError, match=rf"en.npz': not a sound .npz file: ValueError: '{name.split('.npy')[0]}.*no array"
-    ):
+    with pytest.raises(ValueError, match=rf"en.npz': '{name.split('.npy')[0]}' is no array"):
         Llama.load(tmp_path / "en.npz")
 
 

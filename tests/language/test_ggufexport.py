@@ -21,11 +21,11 @@ from minilora import (
     load_adapter,
     save_adapter,
 )
-from minilora.files import save_llama
+from minilora.language import save_llama
 from minilora.language.ggufexport import export_adapter
 
-from ....support.language import tiny_llama, write_folder
-from .test_ggufreader import of_kind, write
+from ..support.language import tiny_llama, write_folder
+from .test_gguf import of_kind, write
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 from minilora import Llama
+from minilora.checks import FileRefused
 from minilora.guards import tensorfile
-from minilora.language.config import from_json
+from minilora.language.config import KINDS, MUST, QUANTIZATION_MUST, from_json
 
-from ....support.language import tiny_llama, write_folder
+from ..support.language import tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 
@@ -205,7 +207,7 @@ SETTINGS = {
     "attention in chunks": ({"attention_chunk_size": 8}, "attention_chunk_size is 8, supported: None"),
     "layers of another kind": (
         {"layer_types": ["full_attention", "sliding_attention"]},
-        r"layer_types is \['full_attention', 'sliding_attention'\], supported: \['full_attention'\]",
+        r"layer_types is \['full_attention', 'sliding_attention'\], supported: 'full_attention'",
     ),
     "layers of their own": ({"per_layer_config": {"0": {"head_dim": 2}}}, "per_layer_config is {'0'.*supported: None"),
     "shared keys": ({"kv_sharing_modes": ["store", "reuse"]}, "kv_sharing_modes is .*, supported: None"),
@@ -244,3 +246,99 @@ def test_a_damaged_configuration_is_one_clear_error(folder, text):
     (folder / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"config\.json"):
         Llama.load(folder)
+
+
+# --- the values that are implemented ---
+
+OTHER = {"something": "else"}
+"""A value that no setting supports."""
+
+
+@pytest.fixture
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in MUST if name != "model_type"])
+def test_a_setting_has_its_values_and_no_other(tmp_path, config, name):
+    expected = from_json(tmp_path, config)
+    for value in MUST[name]:
+        assert from_json(tmp_path, config | {name: [value] if name == "layer_types" else value}) == expected
+    with pytest.raises(FileRefused, match=rf"{name} is {OTHER}, supported: "):
+        from_json(tmp_path, config | {name: OTHER})
+
+
+@pytest.mark.parametrize("name", QUANTIZATION_MUST)
+def test_a_setting_of_quantisation_has_its_values_and_no_other(tmp_path, config, name):
+    sound = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    for value in QUANTIZATION_MUST[name]:
+        from_json(tmp_path, config | {"quantization_config": sound | {name: value}})
+    with pytest.raises(FileRefused, match=rf"quantization_config: {name} is {OTHER}, supported: "):
+        from_json(tmp_path, config | {"quantization_config": sound | {name: OTHER}})
+
+
+def test_each_kind_of_model_and_its_class_is_one(tmp_path, config):
+    config |= {"max_position_embeddings": 9}
+    names = [kind.architecture for kind in KINDS.values()]
+    for value, kind in KINDS.items():
+        for named in ([kind.architecture], [], None):
+            assert from_json(tmp_path, config | {"model_type": value, "architectures": named}).model_type == value
+        for other in {*names, "GemmaForCausalLM"} - {kind.architecture}:
+            with pytest.raises(FileRefused, match=r"architectures is \["):
+                from_json(tmp_path, config | {"model_type": value, "architectures": [other]})
+
+
+def test_other_kinds_are_refused_with_those_that_are_read(tmp_path, config):
+    for kind in ("gemma", "gemma2", "phi3", "gpt2", "mistral3", "llama4", "deepseek_v3", "gpt_oss", "olmoe", None, []):
+        read = "'llama', 'mistral', 'qwen2', 'qwen3', 'mixtral', 'qwen2_moe', 'qwen3_moe'"
+        said = re.escape(f"model_type is {kind!r}, supported: {read}")
+        with pytest.raises(FileRefused, match=said):
+            from_json(tmp_path, config | {"model_type": kind})
+    del config["model_type"]
+    with pytest.raises(FileRefused, match="model_type is None, supported: 'llama'"):
+        from_json(tmp_path, config)
+
+
+KINDS_OF_MIXTURE = {"mixtral": "num_local_experts", "qwen2_moe": "num_experts", "qwen3_moe": "num_experts"}
+SIZES = {"num_experts_per_tok": 2, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 7}
+
+
+def of_mixture(config, kind, **changes):
+    return config | {"model_type": kind, "architectures": None, KINDS_OF_MIXTURE[kind]: 4} | SIZES | changes
+
+
+def test_a_quantised_mixture_is_refused(tmp_path, config):
+    with pytest.raises(FileRefused, match="quantization_config is"):
+        from_json(tmp_path, of_mixture(config, "mixtral", quantization_config={"quant_method": "bitsandbytes"}))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_both_spellings_of_the_number_of_experts_are_read(tmp_path, config, kind):
+    sound = of_mixture(config, kind)
+    del sound[KINDS_OF_MIXTURE[kind]]
+    for name in ("num_experts", "num_local_experts"):
+        assert from_json(tmp_path, sound | {name: 5}).mixture.num_experts == 5
+    with pytest.raises(FileRefused, match="num_experts is 4 and num_local_experts 5: expected one of the two"):
+        from_json(tmp_path, sound | {"num_experts": 4, "num_local_experts": 5})
+
+
+def test_what_a_mixtures_file_does_not_say_is_as_in_transformers(tmp_path, config):
+    bare = {name: value for name, value in config.items() if name not in ("rope_theta", "rms_norm_eps")}
+    found = {}
+    for kind in KINDS_OF_MIXTURE:
+        found[kind] = from_json(tmp_path, bare | {"model_type": kind, "architectures": None, "rope_scaling": None})
+    sizes = {kind: (c.mixture.num_experts, c.mixture.num_experts_per_tok) for kind, c in found.items()}
+    assert sizes == {"mixtral": (8, 2), "qwen2_moe": (60, 4), "qwen3_moe": (128, 8)}
+    assert [c.rms_norm_eps for c in found.values()] == [1e-5, 1e-6, 1e-6]
+    assert [c.mixture.norm_topk_prob for c in found.values()] == [True, False, False]
+    assert [c.rope["rope_theta"] for c in found.values()] == [1e6, 1e4, 1e4]
+    assert found["qwen2_moe"].attention_bias is True
+
+
+def test_layers_without_a_mixture_are_those_that_transformers_leaves_out(tmp_path, config):
+    config |= {"num_hidden_layers": 6}
+    changes = {"decoder_sparse_step": 2, "mlp_only_layers": [3, 9]}
+    found = from_json(tmp_path, of_mixture(config, "qwen3_moe", **changes))
+    mixed = [layer for layer in range(6) if f"model.layers.{layer}.mlp.gate.weight" in found.shapes()]
+    assert mixed == [1, 5]
+    assert "model.layers.0.mlp.gate_proj.weight" in found.shapes()
