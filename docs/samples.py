@@ -30,8 +30,8 @@ from minilora import (
 from minilora.layers.nf4 import scale_book
 from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
+from minilora.variants.adapter import Rewritten
 from minilora.variants.dropout import DroppingLoRALinear
-from minilora.variants.rewritten import Rewritten
 from minilora.variants.sums import _added
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5

@@ -17,48 +17,27 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_rng, check_sizes, kind_of, unmoved
-from .layer import Layer, Model, check_model, first_array, freeze, parts_besides, rebuild, walk
-from .layers.convolution import Conv1d, Conv2d, Convolution
+from .checks import check_choice, check_flag, check_instance, check_rng, check_sizes, kind_of, named, unmoved
+from .layer import Layer, check_model, first_array, freeze, parts_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.quantized import CodedLinear
 from .layers.stacked import StackedLinear
 from .linear import Linear
-from .lora import LoRA, LoRALinear
-from .variants.adapter import Adapter
-from .variants.dora import NORMS, DoRA
+from .lora import LoRA
+from .variants.adapter import Adapter, beyond_factors, kind_of_layer, over, place_of
+from .variants.dora import NORMS, with_magnitude
 from .variants.pissa import over_original, pissa
-from .variants.rewritten import Rewritten
 from .variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .variants.variant import DORA, LORA, of_its_own, variant_of
 
 ALL_LINEAR = "all-linear"
-KIND_OF: dict[type, str] = {Linear: "linear", Embedding: "embedding", Conv1d: "conv1d", Conv2d: "conv2d"}
 STARTS = ("lora", "pissa")
 
-# To a type checker, a model keeps its class, and a layer that is given alone changes it.
-Adaptable = Linear | Embedding | Convolution
-Adapted = LoRALinear | DoRA | Rewritten
 
-
-@overload
-def adapt(
-    model: Adaptable, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
-    use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
-    target_parameters: Sequence[str] | None = None,
-) -> Adapted: ...  # fmt: skip
-@overload
-def adapt(
-    model: Model, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
-    use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
-    target_parameters: Sequence[str] | None = None,
-) -> Model: ...  # fmt: skip
 def adapt(
     model: Layer, target_modules: str | Sequence[str], *, rank: int, alpha: float, rng: np.random.Generator,
     use_rslora: bool = False, use_dora: bool = False, dora_norm: str = "constant", init: str = "lora",
@@ -112,43 +91,36 @@ def adapt(
     UserWarning
         If the rank is above the smaller width of a layer, where it gains nothing.
     """
-    check_model(model)
     check_rng(rng)
+    (rank,) = check_sizes(rank=rank)
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
     use_rslora, use_dora = check_flag("use_rslora", use_rslora), check_flag("use_dora", use_dora)
-    variant, options = (DORA, {"dora_norm": dora_norm}) if use_dora else (LORA, {})
-    parameters = named_parameters(model, target_parameters or [])
-    if parameters and (use_dora or init != "lora"):
+    stacks = named_parameters(model, target_parameters or [])
+    if stacks and (use_dora or init != "lora"):
         raise ValueError(f"target_parameters takes no {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")
     check_target_modules(target_modules)
-    alone = bool(parameters) and not isinstance(target_modules, str) and len(target_modules) == 0
-    modules = {} if alone else named_layers(model, target_modules)
+    no_modules = not isinstance(target_modules, str) and not len(target_modules)
+    targets = stacks if stacks and no_modules else stacks | named_layers(model, target_modules)
+    numbers: dict[str, Any] = {"rank": rank, "alpha": alpha, "rng": rng, "use_rslora": use_rslora}
 
-    def beside(path: str, layer: Any) -> Layer:
-        if path in parameters:
-            stacked = _start_stacked(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora)
-            note(path, min(stacked.shape))
-            return stacked
-        base, adapter = _start(layer, rank=rank, alpha=alpha, rng=rng, use_rslora=use_rslora, init=init)
-        note(path, min(adapter.shape))
-        return _beside(base, variant.start(_matrix(base), adapter, **options))
+    def adapted(path: str, layer: Any) -> Layer:
+        if path in stacks:
+            return over(layer, _start_stacked(layer, **numbers))
+        base, adapter = _start(layer, **numbers, init=init)
+        return over(base, with_magnitude(_matrix(base), adapter, dora_norm) if use_dora else adapter)
 
-    def note(path: str, width: int) -> None:
-        if rank > width:
-            above.append((path, width))
-
-    above: list[tuple[str, int]] = []
     with unmoved(rng):
-        adapted = _put(model, modules | parameters, beside)
-    if above:
-        path, width = above[0]
+        result = _replaced(model, targets, adapted)
+    narrow = {path: width for path, layer in targets.items() if rank > (width := min(_matrix(layer).shape))}
+    if narrow:
+        path, width = next(iter(narrow.items()))
         warnings.warn(
-            f"rank {rank} is above the smaller width of {len(above)} of the adapted layers, such as {path!r}: an "
+            f"rank {rank} is above the smaller width of {len(narrow)} of the adapted layers, such as {path!r}: an "
             f"update has at most rank {width} there, so rank={width} says as much with fewer numbers",
             stacklevel=2,
         )
-    return adapted
+    return result
 
 
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
@@ -173,69 +145,17 @@ def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callab
     ValueError, TypeError
         If `target_modules` is not as in `adapt`, or `beside` returns anything else.
     """
-    return _put(model, named_layers(model, target_modules), beside)
 
-
-def _put(model: Layer, targets: Collection[str], beside: Callable[[str, Any], Layer]) -> Any:
-    """Return the model frozen, with what `beside` makes in the place of the layers at some paths."""
-
-    def put(path: str, layer: Any) -> Any:
-        if path not in targets:
-            return layer
-        adapted = beside(path, layer)
-        if not (isinstance(adapted, Layer) and is_adapted(adapted) and hasattr(adapted, "adapter")):
-            got = type(adapted).__name__
+    def adapted(path: str, layer: Any) -> Layer:
+        result = beside(path, layer)
+        if not (isinstance(result, Layer) and is_adapted(result) and hasattr(result, "adapter")):
+            got = type(result).__name__
             raise TypeError(f"beside({path!r}, ...) returned a {got}, expected a Layer with an adapter and merge()")
-        return adapted
+        return result
 
-    return rebuild(freeze(model), layer=put)
-
-
-def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str, Layer]:
-    """Return the layers without an adapter that `target_modules` names, by path; refuse a name that names none."""
-    check_model(model)
-    check_target_modules(target_modules)
-    every = _free(model)
-    free = {path: layer for path, layer in every.items() if _kind(layer)}
-    targets = {path: layer for path, layer in free.items() if _named(path, layer, target_modules)}
-    if not targets:
-        expression = isinstance(target_modules, str) and target_modules != ALL_LINEAR
-        how = "; a string must match a whole path" if expression else ""
-        if arrays := every.keys() - free.keys():
-            how += f". Arrays of a mixture, such as {min(arrays)!r}, are named in target_parameters"
-        raise ValueError(
-            f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
-        )
-    for name in [] if isinstance(target_modules, str) else target_modules:
-        if not any(_named(path, layer, [name]) for path, layer in targets.items()):
-            raise ValueError(
-                f"target_modules names {name!r}, which is no layer without an adapter; there are {_listed(free)}"
-            )
-    return targets
+    return _replaced(model, named_layers(model, target_modules), adapted)
 
 
-def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[str, Layer]:
-    """Return the stacks of weights without an adapter that `target_parameters` names, by the name of their array."""
-    check_model(model)
-    if isinstance(target_parameters, str) or not isinstance(target_parameters, Collection):
-        raise TypeError(f"target_parameters must be a list of names, and no expression, got {target_parameters!r}")
-    free = {path: layer for path, layer in _free(model).items() if isinstance(layer, StackedLinear)}
-    targets: set[str] = set()
-    for target in target_parameters:
-        paths = [path for path in free if path == target or path.endswith(f".{target}")]
-        if not paths:
-            raise ValueError(
-                f"target_parameters names {target!r}, which is no array of a mixture without an adapter; there are "
-                f"{_listed(free)}. The layers of a shared expert, and all others, are named in target_modules"
-            )
-        targets |= set(paths)
-    return {path: layer for path, layer in free.items() if path in targets}
-
-
-@overload
-def attach(model: Adaptable, adapters: Mapping[str, LoRA]) -> Adapted: ...
-@overload
-def attach(model: Model, adapters: Mapping[str, LoRA]) -> Model: ...
 def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     """Return the model frozen, with the given adapters beside the layers at their paths.
 
@@ -259,38 +179,20 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     TypeError
         If an argument is of another type.
     """
-    check_model(model)
     check_adapters("adapters", adapters)
     free = _free(model)
     if unknown := [path for path in adapters if path not in free]:
         raise ValueError(
             f"adapters names {_listed(unknown)}, which are no layers without an adapter; there are {_listed(free)}"
         )
-    for path, adapter in adapters.items():
-        check_instance(f"adapters[{path!r}]", adapter, LoRA)
-        kind = _kind(free[path]) or "parameter"  # of a stack of weights
-        if getattr(adapter, "kind", kind) != kind:
-            raise ValueError(f"adapters[{path!r}] is not of kind {kind!r}, as {free[path]!r} is")
-        kernel = tuple(getattr(free[path], "kernel", ()))
-        if getattr(adapter, "kernel", kernel) != kernel:
-            raise ValueError(f"adapters[{path!r}] has a kernel of {adapter.kernel}, expected {kernel}")  # type: ignore[attr-defined]
 
-    def put(path: str, layer: Any) -> Layer:
-        if path not in adapters:
-            return layer  # type: ignore[no-any-return]
-        adapter = adapters[path]
-        try:
-            return _beside(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"adapters[{path!r}]: {error}") from None
+    def adapted(path: str, layer: Any) -> Layer:
+        with named(f"adapters[{path!r}]"):
+            return _attached(layer, adapters[path])
 
-    return rebuild(freeze(model), layer=put)
+    return _replaced(model, adapters, adapted)
 
 
-@overload
-def merge(model: Adapted, *, requantize: bool = False) -> Adaptable: ...
-@overload
-def merge(model: Model, *, requantize: bool = False) -> Model: ...
 def merge(model: Layer, *, requantize: bool = False) -> Any:
     """Return the model with its adapters folded into the weights: as fast as before adapting.
 
@@ -343,10 +245,9 @@ def adapters(model: Layer) -> dict[str, Any]:
     """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes.
 
     Each is an `Adapter`: it has ``delta()``, the change of the module's matrix (out, in) before DoRA's norm, and knows
-    its `kind` of layer, its `kernel` and, after PiSSA, how it started; ``further()`` are the arrays of a variant. The
-    arrays are the model's own. Of an adapted layer from elsewhere it is that layer's ``adapter``, whatever its class.
-    Where such a layer has arrays besides base and adapter, they count among the further arrays of a LoRA: neither a
-    file nor a sum loses them. A layer that can ``merge()`` and has no ``adapter`` is a TypeError.
+    its `kind` of layer, its `kernel` and, after PiSSA, how it started. The arrays are the model's own. Of an adapted
+    layer from elsewhere it is that layer's ``adapter``, whatever its class. Where such a layer has arrays besides a
+    LoRA, the LoRA alone would lose them: that is a TypeError.
     """
     check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}
@@ -364,7 +265,7 @@ def ends_of(model: Layer) -> list[str]:
     if stacks:
         return [path for path, adapted in paths.items() if adapted and path not in stacks]
     names: dict[str, None] = {}  # in the order of the model
-    for path in adapters(model):
+    for path in filter(paths.get, paths):
         end = path.rsplit(".", 1)[-1]
         same = [adapted for other, adapted in paths.items() if other == end or other.endswith(f".{end}")]
         names[end if all(same) else path] = None
@@ -374,6 +275,11 @@ def ends_of(model: Layer) -> list[str]:
 def is_adapted(layer: Any) -> bool:
     """Return whether a layer has an adapter beside it: whether it can merge."""
     return callable(getattr(layer, "merge", None))
+
+
+def _replaced(model: Layer, targets: Collection[str], adapted: Callable[[str, Any], Layer]) -> Any:
+    """Return the model frozen, with another layer in the place of each at these paths."""
+    return rebuild(freeze(model), layer=lambda path, layer: adapted(path, layer) if path in targets else layer)
 
 
 def _start(
@@ -392,72 +298,90 @@ def _start(
         A, B = start.lora_A.copy(), start.lora_B.copy()
     elif isinstance(layer, Embedding):  # A = 0 and B normal, the other way round
         A, B = where["backend"].zeros(A.shape, A.dtype), where["backend"].asarray(rng.standard_normal(B.shape), B.dtype)
-    return layer, Adapter(A, B, new.alpha, **_place(layer), use_rslora=use_rslora, start=start)
+    return layer, Adapter(A, B, new.alpha, **place_of(layer), use_rslora=use_rslora, start=start)
 
 
 def _start_stacked(
     layer: StackedLinear, *, rank: int, alpha: float, rng: np.random.Generator, use_rslora: bool
-) -> StackedLoRALinear:
-    """Return a stack of weights with a new adapter of each, as PEFT starts: A uniform, B zero."""
+) -> StackedLoRA:
+    """Return a new adapter of each of a stack of weights, as PEFT starts: A uniform, B zero."""
     (n_out, n_in), E = layer.shape, layer.experts
-    (rank,) = check_sizes(rank=rank)
     like = layer.weight
     new = LoRA.init(n_in, n_out, rank=rank * E, alpha=alpha, rng=rng, dtype=like.dtype, backend=backend_of(like))
-    adapter = StackedLoRA(new.lora_A, new.lora_B, new.alpha, experts=E, use_rslora=use_rslora)
-    return StackedLoRALinear(layer, adapter)
+    return StackedLoRA(new.lora_A, new.lora_B, new.alpha, experts=E, use_rslora=use_rslora)
 
 
-def _beside(base: Any, adapter: LoRA) -> Layer:
-    """Return a layer with its adapter, in the class that this takes."""
-    if isinstance(base, StackedLinear) or isinstance(adapter, StackedLoRA):
-        return StackedLoRALinear(base, adapter)  # type: ignore[arg-type]
-    return variant_of(adapter).beside(base, adapter) if isinstance(base, Linear) else Rewritten(base, adapter)
+def _attached(layer: Any, adapter: LoRA) -> Layer:
+    """Return a layer with an adapter that exists already and knows, unless it is a plain `LoRA`, where it belongs."""
+    check_instance("adapter", adapter, LoRA)
+    for name, expected in place_of(layer).items():
+        if (got := getattr(adapter, name, expected)) != expected:
+            raise ValueError(f"adapter is of {name} {got!r}, expected {expected!r} beside {layer!r}")
+    return over(layer, over_original(adapter) if isinstance(adapter, Adapter) else adapter)
 
 
-def _matrix(layer: Any) -> Linear:
+def _matrix(layer: Any) -> Any:
     """Return the linear layer that a layer is, on rewritten inputs."""
-    return layer if isinstance(layer, Linear) else layer.as_linear()
-
-
-def _kind(layer: Layer | None) -> str | None:
-    """Return the kind of a layer that can take an adapter, and None for others."""
-    return next((kind for cls, kind in KIND_OF.items() if isinstance(layer, cls)), None)
-
-
-def _place(base: Layer | None) -> dict[str, Any]:
-    """Return what an `Adapter` knows of the layer that it stands beside."""
-    return {"kind": _kind(base) or "linear", "kernel": tuple(getattr(base, "kernel", ()))}
+    return layer.as_linear() if hasattr(layer, "as_linear") else layer
 
 
 def _described(path: str, layer: Any) -> Any:
-    """Return a layer's adapter; of a plain `LoRA` one that knows where it stands, and one that says what it lacks."""
-    if not hasattr(layer, "adapter"):
-        raise TypeError(f"the layer {path!r}, a {type(layer).__name__}, can merge and has no attribute adapter")
+    """Return a layer's adapter; of a plain `LoRA` one that shares its arrays and knows where it stands."""
     adapter, more = layer.adapter, parts_besides(layer, "base", "adapter")
-    if not isinstance(adapter, LoRA) or of_its_own(adapter):
+    if isinstance(adapter, LoRA) and more:
+        raise TypeError(
+            f"the layer {path!r}, a {type(layer).__name__}, has a {next(iter(more))} besides base and adapter: its "
+            "adapter alone is not its change of weight"
+        )
+    if not isinstance(adapter, LoRA) or isinstance(adapter, Adapter) or beyond_factors(adapter):
         return adapter
-    place = _place(getattr(layer, "base", None))
-    if not more and (isinstance(adapter, Adapter) or (type(adapter) is not LoRA and place["kind"] == "linear")):
-        return adapter
-    known = place | {f.name: getattr(adapter, f.name) for f in fields(Adapter) if hasattr(adapter, f.name)}
-    described = PartialAdapter(**known, beside=adapter.further() | more) if more else Adapter(**known)
+    described = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **place_of(getattr(layer, "base", None)))
     described.frozen = adapter.frozen
     return described
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class PartialAdapter(Adapter):
-    """The adapter of a layer from elsewhere that has more arrays than this: factors without the whole change."""
+def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str, Layer]:
+    """Return the layers without an adapter that `target_modules` names, by path; refuse a name that names none."""
+    check_target_modules(target_modules)
+    every = _free(model)
+    free = {path: layer for path, layer in every.items() if kind_of_layer(layer)}
+    targets = {path: layer for path, layer in free.items() if _named(path, layer, target_modules)}
+    if not targets:
+        expression = isinstance(target_modules, str) and target_modules != ALL_LINEAR
+        how = "; a string must match a whole path" if expression else ""
+        if arrays := every.keys() - free.keys():
+            how += f". Arrays of a mixture, such as {min(arrays)!r}, are named in target_parameters"
+        raise ValueError(
+            f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
+        )
+    for name in [] if isinstance(target_modules, str) else target_modules:
+        if not any(_named(path, layer, [name]) for path, layer in targets.items()):
+            raise ValueError(
+                f"target_modules names {name!r}, which is no layer without an adapter; there are {_listed(free)}"
+            )
+    return targets
 
-    beside: Mapping[str, Any]  # the further arrays
 
-    def further(self) -> dict[str, Any]:
-        """Return the layer's further arrays."""
-        return dict(self.beside)
+def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[str, Layer]:
+    """Return the stacks of weights without an adapter that `target_parameters` names, by the name of their array."""
+    if isinstance(target_parameters, str) or not isinstance(target_parameters, Collection):
+        raise TypeError(f"target_parameters must be a list of names, and no expression, got {target_parameters!r}")
+    free = {path: layer for path, layer in _free(model).items() if isinstance(layer, StackedLinear)}
+    targets: set[str] = set()
+    for target in target_parameters:
+        paths = [path for path in free if path == target or path.endswith(f".{target}")]
+        if not paths:
+            raise ValueError(
+                f"target_parameters names {target!r}, which is no array of a mixture without an adapter; there are "
+                f"{_listed(free)}. The layers of a shared expert, and all others, are named in target_modules"
+            )
+        targets |= set(paths)
+    return {path: layer for path, layer in free.items() if path in targets}
 
 
 def _free(model: Layer) -> dict[str, Layer]:
     """Return the layers that can take an adapter and have none yet, by path."""
+    check_model(model)
     free: dict[str, Layer] = {}
     taken: list[str] = []  # the paths of adapted layers, each with all that is in it
     for path, layer in walk(model):
@@ -465,7 +389,7 @@ def _free(model: Layer) -> dict[str, Layer]:
             continue
         if is_adapted(layer):
             taken.append(path)
-        elif _kind(layer) or isinstance(layer, StackedLinear):
+        elif kind_of_layer(layer) or isinstance(layer, StackedLinear):
             free[path] = layer
     return free
 

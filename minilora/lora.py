@@ -89,10 +89,6 @@ class LoRA(Layer):
         """Return the change of weight that the adapter stands for, s B A."""
         return self.scaling * self.lora_B @ self.lora_A  # eq. (13)
 
-    def further(self) -> dict[str, Any]:
-        """Return the arrays that a variant of LoRA has besides the two factors, by name; LoRA itself has none."""
-        return parts_besides(self, "lora_A", "lora_B")
-
     @classmethod
     def init(
         cls, in_features: int, out_features: int, *, rank: int, alpha: float, rng: np.random.Generator,
@@ -187,14 +183,11 @@ def check_beside(base: Any, base_type: type, adapter: Any, adapter_type: type) -
 
 
 def check_whole(adapter: LoRA, layer: str, *used: str) -> None:
-    """Refuse an adapter with arrays that a layer leaves out: all but those it uses.
+    """Require that a layer leaves out no array of its adapter: one that it does not use would change nothing.
 
-    A subclass may compute with them itself, in a `forward` and a `delta` of its own.
+    A subclass may compute with its arrays itself, in a `forward` and a `delta` of its own.
     """
-    if type(adapter).forward is not LoRA.forward and type(adapter).delta is not LoRA.delta:
-        return
-    if names := [name for name in adapter.further() if name not in used]:
-        raise ValueError(
-            f"adapter has a {' and a '.join(names)}, which a {layer} leaves out: stand it beside base with attach or, "
-            "as a layer of your own, with put_beside"
-        )
+    own = type(adapter).forward is not LoRA.forward and type(adapter).delta is not LoRA.delta
+    left_out = parts_besides(adapter, "lora_A", "lora_B", "start", *used)
+    if left_out and not own:
+        raise ValueError(f"adapter has a {next(iter(left_out))}, which a {layer} leaves out")

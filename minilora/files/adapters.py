@@ -47,10 +47,9 @@ from ..guards.tensorfile import FLOATS, MAX_HEADER, decode, encode, in_dtype, te
 from ..guards.wholefiles import replaceable, written_together
 from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
-from ..variants.adapter import Adapter
+from ..variants.adapter import Adapter, Rewritten
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
-from ..variants.rewritten import Rewritten
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 from ..variants.variant import LORA, of_its_own, variant_of
 from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest

@@ -79,4 +79,5 @@ def with_adapters(
         return None if array is None else backend.to_numpy(array)
 
     check_base_weights(folder, weight)
-    return attach(model, adapters)
+    adapted: Llama = attach(model, adapters)
+    return adapted

@@ -78,7 +78,7 @@ class Convolution(Layer):
             grads["weight"] = grads["weight"].reshape(self.weight.shape)
         return self.input_gradient(dy, linear.weight, shape) if need_dx else None, grads
 
-    # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.rewritten`) ---
+    # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.adapter`) ---
 
     def rewrite(self, x: Array) -> Array:  # (N, C, *sizes) -> (N P, C K)
         """Return the patches, one row for each position of each image."""

@@ -73,7 +73,7 @@ class Embedding(Layer):
         add_at(dW, X.ids.reshape(-1), rows(dy))  # eq. (emb.2)
         return None, {"weight": dW}
 
-    # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.rewritten`) ---
+    # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.adapter`) ---
 
     def rewrite(self, x: Array) -> OneHot:  # (...) ids -> (..., V)
         """Return the ids as one-hot rows."""

@@ -1,4 +1,19 @@
-"""A LoRA that knows where it stands, how it is scaled and how it started: what files say of it, and need."""
+"""A LoRA that knows where it stands: beside a linear layer, an embedding or a convolution.
+
+An embedding is a linear layer on one-hot rows, a convolution one on patches: y = R(z W^T + b) with z = T(x), where T
+rewrites the input and R only arranges rows as an output. An adapter of W is then LoRA, or a variant, on the rows z:
+
+    u, cache = layer(z)    z = T(x)      (rw.1)    the adapter's layer, such as `LoRALinear`, with the base's matrix
+    y = R(u)                             (rw.2)    a rearrangement
+    grads = backward at du = R*(dy)      (rw.3)    (3) to (5) on rows
+    dx = T*(du V)                        (rw.4)    V (out, in), the merged matrix; T*, the adjoint of T
+
+Base and adapter share one z: it is made once. (12) adds du W and s du B A, two arrays as large as z, where a kernel's
+matrix is small; so (rw.4) adds the matrices first. T, T* and R are methods of the base: see `minilora.layers.embedding`
+and `minilora.layers.convolution`.
+
+For an embedding `in` is V and `out` is dim; for a convolution `in` is C times the kernel's size, channel first.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +21,22 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..checks import check_choice, check_flag, check_instance, check_integer, check_shape, is_array, shown
-from ..lora import LoRA
+from ..checks import Array, check_choice, check_flag, check_instance, check_shape, is_array
+from ..layer import Cache, Layer, parts_besides
+from ..layers.convolution import Conv1d, Conv2d, Convolution
+from ..layers.embedding import Embedding
+from ..layers.stacked import StackedLinear
+from ..linear import Linear
+from ..lora import LoRA, LoRALinear
 from .scaling import scaling
+from .stackedlora import StackedLoRA, StackedLoRALinear
 
-KINDS = ("linear", "embedding", "conv1d", "conv2d")
+KINDS: dict[str, type[Layer]] = {"linear": Linear, "embedding": Embedding, "conv1d": Conv1d, "conv2d": Conv2d}
 
 
 @dataclass(eq=False, repr=False)
 class Adapter(LoRA):
-    """Two factors for the matrix of any layer: lora_A (r, in), lora_B (out, r).
-
-    For an embedding `in` is V and `out` is dim; for a convolution `in` is C times the kernel's size, channel first.
-    `alpha` is PEFT's ``lora_alpha``.
+    """Two factors for the matrix of any layer: lora_A (r, in), lora_B (out, r). `alpha` is PEFT's ``lora_alpha``.
 
     Arrays that do not fit together, an unknown kind, and an alpha out of range are a ValueError or a TypeError.
     """
@@ -32,7 +50,6 @@ class Adapter(LoRA):
         super().__post_init__()
         check_choice("kind", self.kind, KINDS)
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
-        _check_kernel(self.kernel)
         if self.start is not None:
             check_instance("start", self.start, LoRA)
             check_shape("start.lora_A", self.start.lora_A, self.lora_A.shape)
@@ -43,9 +60,9 @@ class Adapter(LoRA):
         """The factor s: alpha / r, or alpha / sqrt(r) under rsLoRA."""
         return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
 
-    def further(self) -> dict[str, Any]:
-        """Return the arrays that it computes with besides the factors. How it started is none of them."""
-        return {name: part for name, part in super().further().items() if name != "start"}
+    def over(self, base: Linear) -> Layer:
+        """Return the layer of a base and this adapter. A variant with another layer says so here."""
+        return LoRALinear(base, self)
 
     def __repr__(self) -> str:
         """Leave out what is as usual: of a plain adapter, all but the factors and alpha."""
@@ -57,9 +74,81 @@ class Adapter(LoRA):
         return super(Adapter, brief).__repr__()
 
 
-def _check_kernel(kernel: Any) -> None:
-    """Refuse what is not a tuple of sizes. Whether it fits a layer shows beside that layer, and in a file."""
-    if not isinstance(kernel, tuple):
-        raise TypeError(f"kernel must be a tuple of sizes, one for each axis, got {shown(kernel)}")
-    for i, size in enumerate(kernel):
-        check_integer(f"kernel[{i}]", size, at_least=1)
+@dataclass(eq=False, repr=False)
+class Rewritten(Layer):
+    """A frozen `Embedding`, `Conv1d` or `Conv2d` and the adapter of its matrix. Only the adapter trains."""
+
+    base: Embedding | Convolution
+    adapter: LoRA
+
+    fits = {}
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.base, "rewrite"):
+            raise TypeError(f"base must be an Embedding, a Conv1d or a Conv2d, got {type(self.base).__name__}")
+        self.on_rows()
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:
+        """Return y and the cache."""
+        layer = self.on_rows()
+        u, cache = layer.forward(self.base.rewrite(x))  # eq. (rw.1)
+        y = self.base.arrange(u, x.shape)  # eq. (rw.2)
+        return y, (x.shape, cache)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx, None for ids, and the gradients of the adapter."""
+        shape, rows_cache = cache
+        layer, du, input_gradient = rows_cache[0], self.base.arrange_adjoint(dy), self.base.input_gradient
+        _, grads = layer.backward(du, rows_cache, need_dx=False)  # eq. (rw.3)
+        if not need_dx or input_gradient is None:
+            return None, grads
+        dx = input_gradient(du, layer.merge().weight, shape)  # eq. (rw.4)
+        return dx, grads
+
+    def on_rows(self) -> Any:
+        """Return the same layer on rows that are rewritten already: base and adapter of the matrix."""
+        return over(self.base.as_linear(), self.adapter)
+
+    def merge(self) -> Embedding | Convolution:
+        """Return one new layer of the base's class, with this layer's output up to rounding. Nothing is shared."""
+        return self.base.from_linear(self.on_rows().merge())
+
+    def delta(self) -> Array:  # -> (out, in)
+        """Return the change of the base's matrix."""
+        return self.on_rows().delta()
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the adapter's arrays: the base is frozen by its absence."""
+        return self.adapter.trainable()
+
+    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
+
+
+def over(base: Any, adapter: Any) -> Layer:
+    """Return the layer of a base and its adapter. A plain `LoRA` may stand there too."""
+    if isinstance(base, StackedLinear):
+        return StackedLoRALinear(base, adapter)
+    if not isinstance(base, Linear):
+        return Rewritten(base, adapter)
+    return adapter.over(base) if isinstance(adapter, Adapter) else LoRALinear(base, adapter)
+
+
+def place_of(base: Any) -> dict[str, Any]:
+    """Return what an adapter knows of the layer that it stands beside."""
+    if isinstance(base, StackedLinear):
+        return {"kind": StackedLoRA.kind}
+    return {"kind": kind_of_layer(base) or "linear", "kernel": tuple(getattr(base, "kernel", ()))}
+
+
+def kind_of_layer(layer: Layer | None) -> str | None:
+    """Return the kind of a layer that can take an adapter, and None for others."""
+    return next((kind for kind, cls in KINDS.items() if isinstance(layer, cls)), None)
+
+
+def beyond_factors(adapter: LoRA) -> list[str]:
+    """Return what an adapter has and computes besides s B A of its factors, in words; not how it started."""
+    arrays = [f"a {name}" for name in parts_besides(adapter, "lora_A", "lora_B", "start")]
+    ours = Adapter if isinstance(adapter, Adapter) else LoRA
+    methods = [name for name in ("forward", "delta", "scaling") if getattr(type(adapter), name) != getattr(ours, name)]
+    return arrays + [f"a {name} of its own" for name in methods]

@@ -25,13 +25,13 @@ Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..backend import backend_of
-from ..checks import Array, check_array, check_choice, check_shape
-from ..layer import Cache, Layer, check_cache, rows
+from ..checks import Array, check_choice, check_instance
+from ..layer import Cache, Layer, rows
 from ..linear import Linear
-from ..lora import LoRA, check_beside, check_whole
+from ..lora import LoRA, check_whole
 from .adapter import Adapter
 
 NORMS = ("constant", "full")
@@ -47,11 +47,15 @@ class DoRAAdapter(Adapter):
     magnitude: Array  # (out,)
     dora_norm: str = "constant"  # or "full": how the backward treats the norm
 
+    fits = LoRA.fits | {"magnitude": "out"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("dora_norm", self.dora_norm, NORMS)
-        check_array("magnitude", self.magnitude, like=self.lora_A, like_name="lora_A")
-        check_shape("magnitude", self.magnitude, (self.lora_B.shape[0],))
+
+    def over(self, base: Linear) -> DoRA:
+        """Return the layer of a base and this adapter."""
+        return DoRA(base, self)
 
 
 @dataclass(eq=False, repr=False)
@@ -61,10 +65,12 @@ class DoRA(Layer):
     base: Linear
     adapter: DoRAAdapter
 
+    fits = {"base": "in -> out", "adapter": "in -> out"}
+
     def __post_init__(self) -> None:
-        check_beside(self.base, Linear, self.adapter, Adapter)
-        if not isinstance(self.adapter, DoRAAdapter):
-            raise ValueError("adapter has no magnitude: DoRA needs one, an array of shape (out,)")
+        check_instance("base", self.base, Linear)
+        check_instance("adapter", self.adapter, DoRAAdapter)
+        super().__post_init__()
         check_whole(self.adapter, "DoRA", "magnitude")
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
@@ -74,11 +80,11 @@ class DoRA(Layer):
         n = self.norm()
         g = self.adapter.magnitude / n  # eq. (dora.2)
         y = g * u if self.base.bias is None else g * u + self.base.bias  # eq. (dora.3)
-        return y, (self, y.shape, cache, n, g, None if self.adapter.frozen else u)
+        return y, (cache, n, g, None if self.adapter.frozen else u)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., in), and the gradients of the factors and the magnitude."""
-        adapter_cache, n, g, u = check_cache(self, dy, cache)
+        adapter_cache, n, g, u = cache
         du = dy * g  # eq. (dora.4)
         dx_adapter, grads = self.adapter.backward(du, adapter_cache, need_dx=need_dx)
         dx = self.base.input_gradient(du) + dx_adapter if need_dx else None
@@ -133,6 +139,12 @@ def divisible(n: Array) -> Array:  # (out,) -> (out,)
 def row_lengths(base: Linear, adapter: LoRA) -> Array:  # -> (out,)
     """Return the length of each row of V = W + s B A: where DoRA's magnitude starts."""
     return lengths(base.weight + adapter.delta())
+
+
+def with_magnitude(base: Linear, adapter: Adapter, dora_norm: str = "constant") -> DoRAAdapter:
+    """Return an adapter as a DoRA's, with the magnitude that leaves the output as it is."""
+    same = {field.name: getattr(adapter, field.name) for field in fields(adapter)}
+    return DoRAAdapter(**same, magnitude=row_lengths(base, adapter), dora_norm=dora_norm)
 
 
 def merged(W: Array, change: Array, m: Array, n: Array) -> Array:  # (out, in), (out, in), (out,), (out,) -> (out, in)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..backend import backend_of
 from ..checks import Array, check_flag, check_integer
@@ -35,6 +36,8 @@ class StackedLoRA(LoRA):
 
     Arrays that do not fit together, or an alpha out of range, are a ValueError or a TypeError.
     """
+
+    kind: ClassVar[str] = "parameter"  # of the layer that it stands beside, as an `Adapter` says
 
     experts: int = 1  # E: lora_A is (E r, in), lora_B (out, r E)
     use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r

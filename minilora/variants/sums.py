@@ -42,7 +42,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, check_array, check_choice, check_instance, check_number, check_rank_within, kind_of
 from ..lora import LoRA
-from .adapter import Adapter
+from .adapter import Adapter, beyond_factors
 
 TYPES = ("cat", "linear", "svd")
 """What `weighted_sum` may do, by PEFT's names."""
@@ -159,10 +159,9 @@ def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[f
         place, expected = ((getattr(a, "kind", "linear"), getattr(a, "kernel", ())) for a in (adapter, first))
         if place != expected:
             raise ValueError(f"adapters[{i}] is of kind and kernel {place}, expected {expected} as adapters[0]")
-        if beyond := [*adapter.further(), *(["start"] if getattr(adapter, "start", None) is not None else [])]:
-            raise ValueError(f"adapters[{i}] has a {beyond[0]}: its change of the original base is not s B A")
-        if type(adapter).delta is not LoRA.delta:
-            raise ValueError(f"adapters[{i}] is a {type(adapter).__name__}, which has a delta of its own, not s B A")
+        started = getattr(adapter, "start", None) is not None
+        if beyond := beyond_factors(adapter) + ["a start"] * started:
+            raise ValueError(f"adapters[{i}] has {beyond[0]}: its change of the original base is not s B A")
     return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
 
 

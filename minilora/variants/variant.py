@@ -22,7 +22,7 @@ from ..checks import Array
 from ..layer import Layer
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
-from .adapter import Adapter
+from .adapter import Adapter, beyond_factors
 from .dora import DoRA, DoRAAdapter, merged, row_lengths
 
 
@@ -70,8 +70,5 @@ def variant_of(adapter: LoRA) -> Variant:
 
 
 def of_its_own(adapter: LoRA) -> list[str]:
-    """Return what an adapter has and computes besides its variant, in words: of a subclass from elsewhere."""
-    variant = variant_of(adapter)
-    ours = variant.adapter if isinstance(adapter, variant.adapter) else LoRA
-    methods = [name for name in ("forward", "delta", "scaling") if getattr(type(adapter), name) != getattr(ours, name)]
-    return [f"a {name}" for name in adapter.further() if name != variant.array] + [f"a {m} of its own" for m in methods]
+    """Return what an adapter has and computes besides its variant, in words."""
+    return [what for what in beyond_factors(adapter) if what != f"a {variant_of(adapter).array}"]

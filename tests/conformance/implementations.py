@@ -27,8 +27,8 @@ from minilora.conformance.problems.rounding import round_to
 from minilora.conformance.problems.sums import Sums
 from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
+from minilora.variants.adapter import Rewritten
 from minilora.variants.dora import DoRA, DoRAAdapter, row_lengths
-from minilora.variants.rewritten import Rewritten
 from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
 
 from ..support.formulas import answers_of

@@ -18,7 +18,7 @@ from minilora import Adam, Embedding, Linear, LoRA, LoRALinear, RMSNorm, cross_e
 from minilora.layer import nest
 from minilora.layers.attention import Attention
 from minilora.layers.rotary import Rotary
-from minilora.variants.rewritten import Rewritten
+from minilora.variants.adapter import Rewritten
 
 from ..support.sample import one_in
 

@@ -341,7 +341,7 @@ def test_an_adapted_array_takes_no_second_adapter():
         (
             "shared_expert.up_proj",
             StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
-            "base must be a StackedLinear, got Linear",
+            "adapter is of kind 'parameter', expected 'linear' beside Linear",
         ),
         ("experts", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1), "no layers without an adapter"),
     ],

@@ -42,8 +42,8 @@ from minilora.conformance.claims import (
 from minilora.conformance.problems import Problem
 from minilora.layers.activation import ACTIVATIONS
 from minilora.layers.nf4 import scale_book
+from minilora.variants.adapter import Rewritten
 from minilora.variants.dropout import DroppingLoRALinear
-from minilora.variants.rewritten import Rewritten
 
 from .expert_cases import EXPERT_CASES
 from .language_cases import LANGUAGE_CASES

@@ -1,8 +1,7 @@
-"""A variant from outside the package, VeRA (arXiv 2310.11454): placed, trained, merged, listed, and refused as a file.
+"""Variants from outside the package: used as they are, or refused by name where something of them would be lost.
 
-    h = x A^T,   u = d h,   z = u B^T,   y = b z        A (r, in) and B (out, r) are shared and do not train
-
-Only d (r,) and b (out,) train, so the change of weight is diag(b) B diag(d) A.
+`VeRA` (arXiv 2310.11454) shares A and B, which do not train: y = b (d x A^T) B^T, and d (r,) and b (out,) train.
+`Gain` is LoRA with a factor for each output, y = gain s x A^T B^T. `Forgets` has the array, and computes as LoRA does.
 """
 
 from dataclasses import dataclass
@@ -12,28 +11,41 @@ import pytest
 
 from minilora import (
     Adapter,
+    Conv1d,
+    DoRA,
+    DoRAAdapter,
     Layer,
     Linear,
+    LoRA,
     LoRALinear,
     ReLU,
     Sequential,
     adapt,
     adapters,
     attach,
+    best_of_rank,
     gradcheck,
     load_adapter,
     merge,
     save_adapter,
     train,
+    weighted_sum,
 )
 from minilora.adaptation import put_beside
-from minilora.layer import walk
+from minilora.fast import residual_form
+from minilora.layer import rows, walk
+from minilora.variants.adapter import Rewritten
 from minilora.verify.instances import layer_claim
 
 from ..support.compare import assert_close
 
 RNG = np.random.default_rng
-RANK = 3
+A, B, GAIN = RNG(0).standard_normal((2, 4)), RNG(1).standard_normal((3, 2)), RNG(2).standard_normal(3)
+X, BASE = RNG(3).standard_normal((7, 4)), Linear(RNG(4).standard_normal((3, 4)), RNG(5).standard_normal(3))
+Y = RNG(6).standard_normal((7, 3))
+
+
+# --- a layer of one's own ---
 
 
 @dataclass(eq=False, repr=False)
@@ -53,8 +65,6 @@ class VeRA(Layer):
         h, z = cache[2:]
         du = (dy * self.b) @ self.B
         dx = (du * self.d) @ self.A if need_dx else None
-        if self.frozen:
-            return dx, {}
         return dx, {"d": (du * h).sum(axis=0), "b": (dy * z).sum(axis=0)}
 
     def trainable(self):
@@ -65,7 +75,7 @@ class VeRA(Layer):
 
 
 @dataclass(eq=False, repr=False)
-class Beside(Layer):
+class VeRALinear(Layer):
     base: Linear
     adapter: VeRA
 
@@ -85,119 +95,232 @@ class Beside(Layer):
         return Linear(self.base.weight + self.adapter.delta(), self.base.bias.copy())
 
 
-def model_of(rng):
-    fc1, fc2 = (Linear(rng.standard_normal((n, m)), rng.standard_normal(n)) for n, m in ((6, 4), (5, 6)))
+def model_of():
+    fc1, fc2 = (Linear(RNG(n).standard_normal((n, m)), RNG(m).standard_normal(n)) for n, m in ((6, 4), (5, 6)))
     return Sequential(fc1=fc1, act=ReLU(), fc2=fc2)
 
 
-def adapted(rng, targets="all-linear"):
-    A, B = rng.standard_normal((RANK, 6)), rng.standard_normal((6, RANK))
+def with_vera(targets="all-linear"):
+    A, B = RNG(7).standard_normal((3, 6)), RNG(8).standard_normal((6, 3))
 
     def beside(path, linear):
         out, width = linear.shape
-        vectors = {"d": rng.standard_normal(RANK), "b": rng.standard_normal(out)}
-        return Beside(linear, VeRA(A[:, :width], B[:out], **vectors))
+        return VeRALinear(linear, VeRA(A[:, :width], B[:out], RNG(9).standard_normal(3), RNG(10).standard_normal(out)))
 
-    model = model_of(rng)
-    return model, put_beside(model, targets, beside)
+    return put_beside(model_of(), targets, beside)
 
 
-def test_only_the_vectors_of_the_named_layers_train():
-    model, vera = adapted(RNG(0), ["fc2"])
-    assert list(vera.trainable()) == ["fc2.adapter.d", "fc2.adapter.b"]
-    assert type(vera.fc2) is Beside
-    assert type(model.fc2) is Linear
-    assert np.shares_memory(vera.fc1.weight, model.fc1.weight)
-
-
-def test_its_gradients_are_the_slopes():
-    _, vera = adapted(RNG(0))
-    f, params, grads, cotangent = layer_claim(vera, RNG(1).standard_normal((7, 4)), RNG(2).standard_normal((7, 5)))
-    assert gradcheck(f, params, grads, cotangent=cotangent, method="central", tolerance=1e-7).passed
-
-
-def test_it_trains_and_merges_by_its_own_merge():
-    rng = RNG(3)
-    _, vera = adapted(rng)
-    X, Y = rng.standard_normal((64, 4)), rng.standard_normal((64, 5))
-    history = train(vera, X, Y, epochs=20, batch_size=16, lr=0.03, rng=rng)
+def test_it_trains_merges_and_is_listed():
+    vera, x, y = with_vera(), RNG(1).standard_normal((64, 4)), RNG(2).standard_normal((64, 5))
+    f, params, grads, cotangent = layer_claim(vera, x[:7], y[:7])
+    assert gradcheck(f, params, grads, cotangent=cotangent).passed
+    history = train(vera, x, y, epochs=20, batch_size=16, lr=0.03, rng=RNG(3))
     assert history.losses[-1] < history.losses[0]
+    assert adapters(vera) == {"fc1": vera.fc1.adapter, "fc2": vera.fc2.adapter}
     merged = merge(vera)
     assert [type(layer) for _, layer in walk(merged)] == [Sequential, Linear, ReLU, Linear]
-    assert_close(merged(X), vera(X), 1e-12)
-    assert list(merged.trainable()) == ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    assert_close(merged(x), vera(x), 1e-12)
 
 
-def test_adapters_returns_its_own_adapter():
-    _, vera = adapted(RNG(4))
-    found = adapters(vera)
-    assert list(found) == ["fc1", "fc2"]
-    assert found["fc1"] is vera.fc1.adapter
-    assert found["fc2"] is vera.fc2.adapter
-
-
-def test_lora_stands_beside_it_on_another_layer():
-    _, vera = adapted(RNG(5), ["fc1"])
+def test_lora_stands_beside_another_layer():
+    vera = with_vera(["fc1"])
     both = adapt(vera, ["fc2"], rank=2, alpha=4, rng=RNG(6))
     assert {path: type(adapter) for path, adapter in adapters(both).items()} == {"fc1": VeRA, "fc2": Adapter}
     assert list(both.trainable()) == ["fc2.lora_A", "fc2.lora_B"]
-    x = RNG(7).standard_normal((3, 4))
-    assert_close(merge(both)(x), both(x), 1e-12)
     with pytest.raises(ValueError, match="names no layer without an adapter"):
         adapt(vera, ["fc1"], rank=2, alpha=4, rng=RNG(6))
     with pytest.raises(ValueError, match="no layers without an adapter"):
         attach(vera, {"fc1.base": adapters(both)["fc2"]})
 
 
-@pytest.mark.parametrize("as_layers", [False, True])
-def test_saving_it_is_refused_by_path_and_class(tmp_path, as_layers):
-    _, vera = adapted(RNG(8), ["fc2"])
-    both = adapt(vera, ["fc1"], rank=2, alpha=4, rng=RNG(9))
-    before = adapters(adapt(model_of(RNG(0)), ["fc1"], rank=1, alpha=1, rng=RNG(9)))
-    save_adapter(tmp_path, before)
-    given = {"fc1": both.fc1, "fc2": both.fc2} if as_layers else adapters(both)
-    name = "Beside" if as_layers else "VeRA"
-    with pytest.raises(TypeError, match=rf"layers\['fc2'\] must be a LoRA or a LoRALinear, got {name}"):
-        save_adapter(tmp_path, given)
-    assert load_adapter(tmp_path)["fc1"].rank == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+class Folds(Layer):
+    """It merges, and has no adapter to show."""
+
+    def merge(self):
+        return BASE
+
+
+@pytest.mark.parametrize("made", [Folds(), BASE, None], ids=["Folds", "Linear", "None"])
+def test_only_adapted_layers_are_put_beside(made):
+    with pytest.raises(TypeError, match=r"beside\('fc1', ...\) returned a .*, expected a Layer with an adapter and"):
+        put_beside(model_of(), ["fc1"], lambda path, layer: made)
+
+
+@dataclass(eq=False, repr=False)
+class GainLinear(Layer):
+    """The array is the layer's, and not its adapter's."""
+
+    base: Linear
+    adapter: LoRA
+    gain: np.ndarray
+
+    def forward(self, x):
+        y, cache = self.adapter.forward(x)
+        return self.base(x) + self.gain * y, (self, y.shape, cache, y)
+
+    def merge(self):
+        return Linear(self.base.weight + self.gain[:, None] * self.adapter.delta(), self.base.bias.copy())
+
+
+@pytest.mark.parametrize("cls", [LoRA, Adapter])
+def test_an_array_of_the_layer_is_not_lost(cls):
+    model = put_beside(Sequential(fc=BASE), ["fc"], lambda path, base: GainLinear(base, cls(A, B, 3), GAIN))
+    assert_close(merge(model)(X), model(X), 1e-12)
+    with pytest.raises(TypeError, match="the layer 'fc', a GainLinear, has a gain besides base and adapter"):
+        adapters(model)
+
+
+# --- an adapter of one's own ---
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Forgets(Adapter):
+    gain: np.ndarray
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ForgetsToo(LoRA):
+    gain: np.ndarray
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Gain(Forgets):
+    def forward(self, x):
+        y, cache = super().forward(x)
+        return self.gain * y, (*cache, y)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy * self.gain, cache[:-1], need_dx=need_dx)
+        return dx, grads | {"gain": (rows(dy) * rows(cache[-1])).sum(axis=0)}
+
+    def delta(self):
+        return self.gain[:, None] * super().delta()
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class MergesWithout(Gain):
+    delta = Adapter.delta
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class GainOnDoRA(DoRAAdapter):
+    gain: np.ndarray
 
 
 class Louder(Adapter):
-    """It computes something else than its factors say."""
-
     def forward(self, x):
         y, cache = super().forward(x)
         return 2 * y, cache
 
 
-def test_a_subclass_of_lora_is_not_saved_as_lora(tmp_path):
-    one = Louder(np.ones((1, 4)), np.ones((6, 1)), 1)
-    model = put_beside(model_of(RNG(0)), ["fc1"], lambda path, linear: LoRALinear(linear, one))
-    assert adapters(model) == {"fc1": one}
-    for given in (adapters(model), {"fc1": model.fc1}):
-        with pytest.raises(TypeError, match=r"layers\['fc1'\] .* got Louder"):
-            save_adapter(tmp_path / "new", given)
+class Doubled(LoRA):
+    def delta(self):
+        return 2 * super().delta()
+
+
+class HalfTrained(LoRA):
+    """LoRA-FA: lora_A does not train. It computes as LoRA does."""
+
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy, cache, need_dx=need_dx)
+        return dx, {"lora_B": grads["lora_B"]}
+
+    def trainable(self):
+        return {"lora_B": self.lora_B}
+
+
+def own(cls=Gain, **more):
+    array = {"gain": GAIN.copy()} if "gain" in cls.__dataclass_fields__ else {}
+    return cls(A.copy(), B.copy(), 3, **array, **more)
+
+
+def doras():
+    return DoRAAdapter(A, B, 3, magnitude=np.ones(3))
+
+
+@pytest.mark.parametrize("cls", [Forgets, ForgetsToo, MergesWithout])
+def test_an_array_that_is_left_out_is_refused(cls):
+    for place in (LoRALinear, lambda base, adapter: attach(base, {"": adapter})):
+        with pytest.raises(ValueError, match="adapter has a gain, which a LoRALinear leaves out"):
+            place(BASE, own(cls))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (lambda: LoRALinear(BASE, doras()), "a magnitude, which a LoRALinear leaves out"),
+        (lambda: DoRA(BASE, GainOnDoRA(A, B, 3, magnitude=np.ones(3), gain=GAIN)), "a gain, which a DoRA leaves out"),
+        (
+            lambda: Rewritten(Conv1d(np.ones((3, 2, 2))), own(Forgets, kind="conv1d", kernel=(2,))),
+            "a gain, which a LoRALinear leaves out",
+        ),
+    ],
+)
+def test_no_layer_leaves_an_array_out(place, message):
+    with pytest.raises(ValueError, match=f"adapter has {message}"):
+        place()
+
+
+def test_an_adapter_that_computes_with_its_array_keeps_it():
+    model, gain = attach(BASE, {"": own()}), GAIN.copy()
+    assert_close(model(X), BASE(X) + gain * (1.5 * X @ A.T @ B.T), 1e-12)
+    assert list(model.trainable()) == ["lora_A", "lora_B", "gain"]
+    train(model, X, Y, epochs=3, batch_size=7, lr=0.1, rng=RNG(7))
+    assert (model.adapter.gain != gain).all()
+    assert_close(merge(model)(X), model(X), 1e-12)
+    assert adapters(model)[""] is model.adapter
+
+
+@pytest.mark.parametrize(
+    ("adapter", "what"),
+    [
+        (own(Forgets), "a gain"),
+        (own(ForgetsToo), "a gain"),
+        (own(), "a gain"),
+        (doras(), "a magnitude"),
+        (own(Doubled), "a delta of its own"),
+        (own(Louder), "a forward of its own"),
+        (own(Adapter, start=LoRA(A, B, 3)), "a start"),
+    ],
+)
+def test_only_changes_that_are_s_b_a_add_up(adapter, what):
+    with pytest.raises(ValueError, match=rf"adapters\[1\] has {what}: its change of the .* is not s B A"):
+        weighted_sum([own(Adapter), adapter], [1, 2])
+    with pytest.raises(ValueError, match=rf"adapters\[0\] has {what}"):
+        best_of_rank(adapter, 1)
+
+
+@pytest.mark.parametrize("cls", [Forgets, ForgetsToo, Gain, MergesWithout, Louder, Doubled])
+def test_no_file_of_another_array_or_formula(tmp_path, cls):
+    save_adapter(tmp_path, {"fc": LoRA(A, B, 5)})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(TypeError, match=rf"layers\['fc'\].*{cls.__name__}"):
+        save_adapter(tmp_path, {"gate": LoRA(A, B, 1), "fc": own(cls)})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("as_layers", [False, True])
+def test_no_file_of_a_layer_of_ones_own(tmp_path, as_layers):
+    vera = with_vera(["fc2"])
+    name = "VeRALinear" if as_layers else "VeRA"
+    with pytest.raises(TypeError, match=rf"layers\['fc2'\].*{name}"):
+        save_adapter(tmp_path / "new", {"fc2": vera.fc2} if as_layers else adapters(vera))
     assert not (tmp_path / "new").exists()
 
 
-class Folds(Layer):
-    """It merges, and has no adapter to show."""
-
-    def __init__(self, base):
-        self.base = base
-
-    def merge(self):
-        return self.base
+def test_a_subclass_that_computes_as_lora_is_saved(tmp_path):
+    model = Sequential(fc=LoRALinear(BASE, own(HalfTrained)))
+    for layers in ({"fc": own(HalfTrained)}, {"fc": model.fc}, adapters(model)):
+        save_adapter(tmp_path, layers)
+        assert_close(attach(Sequential(fc=BASE), load_adapter(tmp_path))(X), model(X), 1e-12)
 
 
-@pytest.mark.parametrize("make", [Folds, lambda layer: layer, lambda layer: None], ids=["Folds", "Linear", "None"])
-def test_what_is_no_adapted_layer_is_not_placed(make):
-    with pytest.raises(TypeError, match=r"beside\('fc1', ...\) returned a .*, expected a Layer with an adapter and"):
-        put_beside(model_of(RNG(0)), ["fc1"], lambda path, layer: make(layer))
+def test_another_delta_is_not_moved_to_the_original_base():
+    with pytest.raises(ValueError, match="adapter is a Gain with a delta of its own: over the original"):
+        attach(BASE, {"": own(start=LoRA(A.copy(), B.copy(), 3))})
 
 
-def test_a_layer_that_merges_and_has_no_adapter_is_named():
-    model = Sequential(fc=Folds(Linear(np.ones((2, 3)))))
-    with pytest.raises(TypeError, match=r"the layer 'fc', a Folds, can merge and has no attribute adapter"):
-        adapters(model)
+def test_the_residual_form_is_of_loras_own_gradients():
+    for model in (own(Forgets), own(), LoRALinear(BASE, own())):
+        with pytest.raises(TypeError, match="residual_form takes a LoRA, or a LoRALinear over a Linear, got"):
+            residual_form(model, X, Y)

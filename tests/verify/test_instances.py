@@ -22,7 +22,6 @@ WITHOUT_A_ROW = {
     "Convolution": "the number of axes is for Conv1d and Conv2d to say",
     "Sequential": "MLP is one, of three layers",
     "CodedLinear": "the format is for QuantizedLinear to say",
-    "PartialAdapter": "it computes as Adapter does, and says what stands beside it",
     "BlockLinear": "its blocks come from a file: tests/language/test_gguf.py",
 }
 

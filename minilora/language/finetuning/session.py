@@ -61,7 +61,7 @@ def adapted_model(
         with Matching(Path(recipe.target_modules)) as matching:  # an expression can run for years
             matching.whole("target_modules", recipe.target_modules, [path for path, _ in walk(model)])
     new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
-    return adapt(
+    adapted: Llama = adapt(
         model,
         **new,
         rng=rng,
@@ -70,6 +70,7 @@ def adapted_model(
         use_dora=recipe.use_dora,
         init=recipe.init,
     )
+    return adapted
 
 
 def gradients_of(recipe: Settled, rng: np.random.Generator, threads: int) -> Gradients:

@@ -10,7 +10,7 @@ import pytest
 
 from minilora import Conv2d, DoRA, Embedding, LoRA, LoRALinear
 from minilora.conformance import check
-from minilora.variants.rewritten import Rewritten
+from minilora.variants.adapter import Rewritten
 
 from ...support import mutants
 from ...support.formulas import by_formulas
