@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..checks import Array, check_instance
-from ..layer import Cache, Layer, check_cache, check_has_widths, check_input, check_widths, nest, rows, trains
+from ..layer import Cache, Layer, nest, rows, trains
 from ..linear import Linear
 from .activation import SiLU
 
@@ -34,22 +34,24 @@ class GatedMLP(Layer):
     down_proj: Linear  # m -> d
     act_fn: Layer = field(default_factory=SiLU)
 
+    fits = {"x": "... in", "gate_proj": "in -> m", "up_proj": "in -> m", "down_proj": "m -> in"}
+
     def __post_init__(self) -> None:
-        _check_parts(self)
+        super().__post_init__()
+        check_instance("act_fn", self.act_fn, Layer)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with p and u."""
-        check_input(self, x)
         a, a_cache = self.gate_proj.forward(rows(x))
         b, b_cache = self.up_proj.forward(rows(x))
         z, p, u = gate(self.act_fn, a, b)
         y, y_cache = self.down_proj.forward(z)
         y = y.reshape(x.shape)
-        return y, (self, y.shape, a_cache, b_cache, y_cache, p, u)
+        return y, (a_cache, b_cache, y_cache, p, u)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradients of the three layers."""
-        a_cache, b_cache, y_cache, p, u = check_cache(self, dy, cache)
+        a_cache, b_cache, y_cache, p, u = cache
         below = need_dx or trains(self.gate_proj, self.up_proj)
         dz, y_grads = self.down_proj.backward(rows(dy), y_cache, need_dx=below)
         grads = nest("down_proj", y_grads)
@@ -72,12 +74,3 @@ def gate(f: Layer, a: Array, b: Array) -> tuple[Array, Array, Array]:  # (N, m) 
     z = u * b  # eq. (gate.1)
     p, _ = f.backward(b, u_cache)
     return z, p, u
-
-
-def _check_parts(layer: GatedMLP) -> None:
-    """Refuse parts that are no layers, or whose widths do not fit."""
-    check_has_widths("gate_proj", layer.gate_proj)
-    d, m = layer.gate_proj.in_features, layer.gate_proj.out_features
-    check_widths("up_proj", layer.up_proj, d, m)
-    check_widths("down_proj", layer.down_proj, m, d)
-    check_instance("act_fn", layer.act_fn, Layer)

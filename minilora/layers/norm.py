@@ -20,11 +20,10 @@ Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..backend import backend_of
-from ..checks import Array, check_array, check_number
-from ..layer import Cache, Layer, check_cache, check_input, inner, rows
+from ..checks import Array, check_number
+from ..layer import Cache, Layer, inner, rows
 
 
 @dataclass(eq=False, repr=False)
@@ -34,19 +33,21 @@ class RMSNorm(Layer):
     weight: Array  # (d,), float
     eps: float = 1e-6  # above 0; inside the root
 
+    fits = {"x": "... in", "weight": "in"}
+
     def __post_init__(self) -> None:
-        self.eps = _check_norm(self.weight, self.eps)
+        super().__post_init__()
+        self.eps = check_number("eps", self.eps, above=0)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with x and r."""
-        check_input(self, x)
         r = backend_of(x).xp.sqrt(inner(x, x) / x.shape[-1] + self.eps)  # eq. (norm.1)  (..., 1)
         y = x / r * self.weight  # eq. (norm.2)
-        return y, (self, y.shape, x, r)
+        return y, (x, r)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., d), and the gradient of the weight."""
-        x, r = check_cache(self, dy, cache)
+        x, r = cache
         g, d = self.weight, x.shape[-1]
         dg = None if self.frozen else rows(dy * (x / r)).sum(axis=0)  # eq. (norm.3)  (d,)
         mean = inner(dy * g, x) / (d * r)  # of dx^ x^, over each row  (..., 1)
@@ -54,11 +55,3 @@ class RMSNorm(Layer):
         return dx, {} if dg is None else {"weight": dg}
 
     shape = property(lambda self: self.weight.shape * 2, doc="(d, d): as wide as its input.")
-
-
-def _check_norm(weight: Array, eps: Any) -> float:
-    """Return eps as a float, or refuse a weight that is not (d,)."""
-    check_array("weight", weight)
-    if len(weight.shape) != 1 or 0 in weight.shape:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (d,), not empty")
-    return check_number("eps", eps, above=0)
