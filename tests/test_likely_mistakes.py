@@ -17,7 +17,6 @@ from minilora import (
     Adapter,
     Attention,
     Embedding,
-    Flatten,
     GatedMLP,
     Linear,
     Llama,
@@ -39,7 +38,6 @@ from minilora import (
     merge,
     merge_adapter,
     save_adapter,
-    taylor_orders,
     train,
     weighted_sum,
 )
@@ -172,7 +170,6 @@ MISTAKES = {
         ValueError,
         r"kernel\[1\] must be at least 1, got 0",
     ),
-    "a number as an image": (lambda: Flatten()(np.array(1.0)), ValueError, r"x has no axes, expected \(N, \.\.\.\)"),
     "the best of no adapter": (lambda: best_of_rank(linear(), 1), TypeError, "adapter must be a LoRA, got Linear"),
     "a sum of a model": (lambda: weighted_sum(model(), [1]), TypeError, "adapters must be a list, got Sequential"),
     "a sum of layers": (lambda: weighted_sum([linear()], [1]), TypeError, r"adapters\[0\] must be a LoRA, got Linear"),

@@ -1,4 +1,4 @@
-"""Activations: one function for every entry, so the derivative is one product for every entry.
+"""Activations: one function for every entry, so the derivative is one product for every entry. And images as rows.
 
     y = f(x),    dx = dy f'(x)        all of one shape
 
@@ -6,29 +6,37 @@
     Tanh    f(x) = tanh(x)             f'(x) = 1 - tanh(x)^2                            (act.3), (act.4)
     SiLU    f(x) = x q                 f'(x) = q (1 + x (1 - q)),  q = 1/(1 + e^-x)     (act.5), (act.6)
 
-An activation has nothing to train. It keeps what its derivative is made of.
+An activation keeps what its derivative is made of. Between a convolution and a linear layer, each image becomes a row:
+
+    y_n,(chw) = x_nchw          (flat.1)    (N, C, ...) -> (N, C * ...)
+    dx_nchw = dy_n,(chw)        (flat.2)    every entry keeps its gradient
+
+None of these layers has anything to train.
 """
 
 from __future__ import annotations
 
+import math
+
 from ..backend import backend_of
-from ..checks import Array, check_array
-from ..layer import Cache, Layer, check_cache
+from ..checks import Array
+from ..layer import Cache, Layer
 
 
 class ReLU(Layer):
     """max(x, 0), with slope 0 at 0."""
 
+    fits = {"x": "..."}
+
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
         """Return y, and a cache with the mask."""
-        check_array("x", x)
         mask = x.real > 0  # of the real part: a complex step moves the imaginary one
         y = x * mask  # eq. (act.1)
-        return y, (self, y.shape, mask)
+        return y, (mask,)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx; there are no gradients."""
-        (mask,) = check_cache(self, dy, cache)
+        (mask,) = cache
         dx = dy * mask if need_dx else None  # eq. (act.2)
         return dx, {}
 
@@ -36,15 +44,16 @@ class ReLU(Layer):
 class Tanh(Layer):
     """The hyperbolic tangent."""
 
+    fits = {"x": "..."}
+
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
         """Return y, and a cache with it."""
-        check_array("x", x)
         y = backend_of(x).xp.tanh(x)  # eq. (act.3)
-        return y, (self, y.shape, y)
+        return y, (y,)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx; there are no gradients."""
-        (y,) = check_cache(self, dy, cache)
+        (y,) = cache
         dx = dy * (1 - y * y) if need_dx else None  # eq. (act.4)
         return dx, {}
 
@@ -52,17 +61,35 @@ class Tanh(Layer):
 class SiLU(Layer):
     """x times the logistic function of x; also called swish."""
 
+    fits = {"x": "..."}
+
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
         """Return y, and a cache with x and q."""
-        check_array("x", x)
         q = logistic(x)
         y = x * q  # eq. (act.5)
-        return y, (self, y.shape, x, q)
+        return y, (x, q)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx; there are no gradients."""
-        x, q = check_cache(self, dy, cache)
+        x, q = cache
         dx = dy * (q * (1 + x * (1 - q))) if need_dx else None  # eq. (act.6)
+        return dx, {}
+
+
+class Flatten(Layer):
+    """All axes but the first become one."""
+
+    fits = {"x": "..."}
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, ...) -> (N, M)
+        """Return y, a copy, and a cache with the shape of x."""
+        y = x.reshape(len(x), math.prod(x.shape[1:])).copy()  # eq. (flat.1)
+        return y, (x.shape,)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx; there are no gradients."""
+        (shape,) = cache
+        dx = dy.reshape(shape).copy() if need_dx else None  # eq. (flat.2)
         return dx, {}
 
 

@@ -25,12 +25,11 @@ from ..fast import residual_form
 from ..fast.blockwise import Blocks, BlockwiseAttention
 from ..fast.expertwise import ExpertsByRows
 from ..layer import Layer, freeze, rebuild
-from ..layers.activation import ACTIVATIONS
+from ..layers.activation import ACTIVATIONS, Flatten
 from ..layers.attention import Attention
 from ..layers.convolution import Conv1d, Conv2d
 from ..layers.embedding import Embedding
 from ..layers.experts import Experts, MixtureOfExperts
-from ..layers.flatten import Flatten
 from ..layers.gated import GatedMLP
 from ..layers.mlp import MLP
 from ..layers.norm import RMSNorm
