@@ -125,7 +125,7 @@ def _returned(value: tuple[Any, ...]) -> str:
 
 def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
     """Refuse what is not an array of real floating-point numbers, or not of the library and precision of `like`."""
-    if type(value) is type(like) and value.dtype == like.dtype and value.dtype.kind == "f":
+    if type(value) is type(like) is np.ndarray and value.dtype == like.dtype and value.dtype.kind == "f":
         return  # the usual case: every layer asks at every step, and `like` was looked at before
     _check_dtype(name, value, like, like_name)
     if value.dtype.kind == "c" and value.size and float(abs(value.imag).max()) > IMAGINARY:

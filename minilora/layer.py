@@ -340,7 +340,8 @@ def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
     """Return the beginning of a refusal: what a part's sizes are, and by which names they should fit."""
     if "->" in axes:
         return f"{name} is {shape[0]} -> {shape[1]} wide, expected {axes}"
-    return f"{name} has shape {shape}, expected ({axes.replace(' ', ', ')})"
+    letters = str(tuple(_letters(axes))).replace("'", "")
+    return f"{name} has shape {shape}, expected {letters}"
 
 
 def check_model(value: Any) -> None:

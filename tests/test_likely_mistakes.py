@@ -136,9 +136,9 @@ MISTAKES = {
         "q_proj must be a Layer with in_features and out_features, got NoneType",
     ),
     "rotations that are none": (
-        lambda: Attention(linear(), linear(), linear(), linear(), 4),
+        lambda: Attention(linear(4, 4), linear(4, 4), linear(4, 4), linear(4, 4), 4),
         TypeError,
-        "rotary must be a Rotary, got int",
+        "rotary must be a Layer with in_features and out_features, got int",
     ),
     "an activation's class": (
         lambda: GatedMLP(linear(), linear(), linear(3, 4), SiLU),
@@ -194,11 +194,6 @@ MISTAKES = {
         lambda: tiny_llama().extend(np.array([[1]]), past=5),
         TypeError,
         "past must be what extend returned, or None, got int",
-    ),
-    "a block's past that is a number": (
-        lambda: tiny_llama().extend(np.array([[1]]), past=[1] * len(tiny_llama().model.layers)),
-        TypeError,
-        "past must be the keys and values that extend returned, or None, got int",
     ),
     "a past of another model": (
         lambda: tiny_llama().extend(np.array([[1]]), past=[1] * 9),

@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..backend import backend_of
-from ..checks import Array, check_instance, is_array, kind_of
-from ..layer import Cache, Layer, check_cache, check_has_widths, check_sequence, check_widths, inner, nest, rows, trains
+from ..checks import Array
+from ..layer import Cache, Layer, check_sequence, inner, nest, rows, trains
 from ..linear import Linear
 from .norm import RMSNorm
 from .rotary import Rotary
@@ -59,12 +59,19 @@ class Attention(Layer):
     q_norm: RMSNorm | None = None  # of width D
     k_norm: RMSNorm | None = None
 
+    fits = {
+        "x": "... T in", "q_proj": "in -> HD", "k_proj": "in -> KD", "v_proj": "in -> KD", "o_proj": "HD -> out",
+        "rotary": "D -> D", "q_norm": "D -> D", "k_norm": "D -> D",
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
-        _check_heads(self)
+        super().__post_init__()
+        HD, KD, D = self.q_proj.out_features, self.k_proj.out_features, self.rotary.in_features
+        if HD % KD or KD % D:
+            raise ValueError(f"q_proj has {HD} outputs, k_proj {KD}: expected H * {D} and K * {D}, where K divides H")
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., T, d) -> (..., T, d)
         """Return y, and a cache with q, k, v and P."""
-        check_sequence(self, x)
         h, T = rows(x), x.shape[-2]  # h (B T, d)
         (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, q_norm = normed(self.q_norm, self.split(q, T))
@@ -75,11 +82,11 @@ class Attention(Layer):
         y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
         linears, heads = (q_cache, k_cache, v_cache, o_cache), (q_norm, k_norm, q_turn, k_turn)
-        return y, (self, y.shape, x.shape, linears, heads, (q, k, v, P))
+        return y, (x.shape, linears, heads, (q, k, v, P))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., T, d), and the gradients of the four layers and of the norms."""
-        shape, linears, (q_norm, k_norm, q_turn, k_turn), (q, k, v, P) = check_cache(self, dy, cache)
+        shape, linears, (q_norm, k_norm, q_turn, k_turn), (q, k, v, P) = cache
         q_cache, k_cache, v_cache, o_cache = linears
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         below = need_dx or trains(self.q_proj, self.k_proj, self.v_proj, *norms)
@@ -102,7 +109,6 @@ class Attention(Layer):
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
         check_sequence(self, x)
-        _check_past(past)
         h, T = rows(x), x.shape[-2]
         q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
         start = 0 if past is None else past[0].shape[-2]
@@ -192,32 +198,3 @@ def softmax(S: Array) -> Array:  # (..., U) -> (..., U)
     """Return exp(S) over its sum along each row. The row's largest entry is subtracted first: exp cannot overflow."""
     e = backend_of(S).xp.exp(S - S.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
-
-
-def _check_heads(layer: Attention) -> None:
-    """Refuse what is no layer, and widths that do not make attention: whole heads, in whole groups, over one input."""
-    check_instance("rotary", layer.rotary, Rotary)
-    check_has_widths("q_proj", layer.q_proj)
-    check_has_widths("k_proj", layer.k_proj)
-    check_has_widths("o_proj", layer.o_proj)
-    d, D = layer.q_proj.in_features, layer.rotary.in_features
-    H, K = layer.q_proj.out_features // D, layer.k_proj.out_features // D
-    if 0 in (H, K) or H % K:
-        raise ValueError(
-            f"q_proj has {layer.q_proj.out_features} outputs and k_proj {layer.k_proj.out_features}: "
-            f"expected H * {D} and K * {D}, where K divides H"
-        )
-    check_widths("q_proj", layer.q_proj, d, H * D)
-    check_widths("k_proj", layer.k_proj, d, K * D)
-    check_widths("v_proj", layer.v_proj, d, K * D)
-    check_widths("o_proj", layer.o_proj, H * D, layer.o_proj.out_features)
-    for name, norm in (("q_norm", layer.q_norm), ("k_norm", layer.k_norm)):
-        if norm is not None:
-            check_instance(name, norm, RMSNorm)
-            check_widths(name, norm, D, D)
-
-
-def _check_past(past: Any) -> None:
-    """Refuse what `extend` did not return."""
-    if past is not None and not (isinstance(past, tuple) and len(past) == 2 and all(map(is_array, past))):
-        raise TypeError(f"past must be the keys and values that extend returned, or None, got {kind_of(past)}")

@@ -25,14 +25,14 @@ are laid out channel first, (C K, N P), since that copies long runs; their trans
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_array, check_integer, check_shape
-from ..layer import Cache, Layer, check_cache
+from ..checks import Array, check_array, check_integer
+from ..layer import Cache, Layer, check_fits
 from ..linear import Linear
 
 Ints = tuple[int, ...]
@@ -51,27 +51,30 @@ class Convolution(Layer):
         1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
     """
 
-    axes: ClassVar[int]
+    fits: ClassVar[Mapping[str, str]] = {}  # a subclass says which axes its weight has
+    bias: Array | None = None
 
     def __init__(
         self, weight: Array, bias: Array | None = None, *,
         stride: int | Ints = 1, padding: int | Ints = 0, dilation: int | Ints = 1, groups: int = 1,
     ) -> None:  # fmt: skip
-        _check_kernel(type(self).__name__, weight, bias, self.axes, groups)
+        if groups != 1:
+            raise ValueError(f"groups={groups!r} is not supported: every input is connected to every output here")
         self.weight, self.bias = weight, bias
-        self.stride = _each_axis("stride", stride, self.axes, at_least=1)
-        self.padding = _each_axis("padding", padding, self.axes, at_least=0)
-        self.dilation = _each_axis("dilation", dilation, self.axes, at_least=1)
+        check_fits(self)
+        self.stride = _each_axis("stride", stride, self.kernel, at_least=1)
+        self.padding = _each_axis("padding", padding, self.kernel, at_least=0)
+        self.dilation = _each_axis("dilation", dilation, self.kernel, at_least=1)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, C, *sizes) -> (N, out, *positions)
         """Return y and the cache, which keeps the patches; frozen, it keeps none."""
         y, cache = self.as_linear().forward(self.rewrite(x))
         y = self.arrange(y, x.shape)
-        return y, (self, y.shape, x.shape, cache)
+        return y, (x.shape, cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (N, C, *sizes), and the gradients of the weight and the bias."""
-        shape, rows_cache = check_cache(self, dy, cache)
+        shape, rows_cache = cache
         linear, dy = rows_cache[0], self.arrange_adjoint(dy)  # a cache begins with its layer
         _, grads = linear.backward(dy, rows_cache, need_dx=False)
         if grads:
@@ -142,33 +145,20 @@ class Convolution(Layer):
 class Conv1d(Convolution):
     """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's. The rest is `Convolution`'s."""
 
-    axes = 1
+    fits = {"weight": "out C width", "bias": "out"}
 
 
 class Conv2d(Convolution):
     """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's. The rest is `Convolution`'s."""
 
-    axes = 2
+    fits = {"weight": "out C height width", "bias": "out"}
 
 
-def _check_kernel(name: str, weight: Array, bias: Array | None, axes: int, groups: Any) -> None:
-    """Refuse arrays that are not a convolution's weight (out, in, *kernel) and bias (out,), and groups."""
-    if groups != 1:
-        raise ValueError(f"groups={groups!r} is not supported: a {name} here connects every input to every output")
-    check_array("weight", weight)
-    if len(weight.shape) != axes + 2 or 0 in weight.shape:
-        expected = "(out, in, " + ", ".join(("height", "width")[-axes:]) + ")"
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected} with no empty axis")
-    if bias is not None:
-        check_array("bias", bias, like=weight, like_name="weight")
-        check_shape("bias", bias, (weight.shape[0],))
-
-
-def _each_axis(name: str, value: Any, axes: int, at_least: int) -> tuple[int, ...]:
+def _each_axis(name: str, value: Any, kernel: Ints, at_least: int) -> Ints:
     """Return one integer for each axis of a kernel: from a number for all of them, or from as many."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-    if len(values) != axes:
-        raise ValueError(f"{name} must be an integer or {axes} of them, got {value!r}")
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * len(kernel)
+    if len(values) != len(kernel):
+        raise ValueError(f"{name} must be an integer or {len(kernel)} of them, got {value!r}")
     return tuple(check_integer(name, v, at_least=at_least) for v in values)
 
 

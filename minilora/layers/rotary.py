@@ -30,7 +30,7 @@ import numpy as np
 
 from ..backend import Backend, backend_of
 from ..checks import Array, check_number, dtype_name
-from ..layer import Cache, Layer, check_cache, check_sequence
+from ..layer import Cache, Layer
 
 
 @dataclass(eq=False, repr=False)
@@ -39,18 +39,20 @@ class Rotary(Layer):
 
     frequencies: tuple[float, ...]  # f_j, D/2 of them
 
+    fits = {"x": "... T in"}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.frequencies = check_frequencies(self.frequencies)
 
     def forward(self, x: Array, start: int = 0) -> tuple[Array, Cache]:  # (..., T, D) -> (..., T, D)
         """Return y and the cache. The rows stand at the positions `start`, `start` + 1, ..."""
-        check_sequence(self, x)
         y = rotate(x, *self.angles(x, start))
-        return y, (self, y.shape, start)
+        return y, (start,)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx; there are no gradients."""
-        (start,) = check_cache(self, dy, cache)
+        (start,) = cache
         cos, sin = self.angles(dy, start)
         dx = rotate(dy, cos, -sin) if need_dx else None  # eq. (rope.4)
         return dx, {}

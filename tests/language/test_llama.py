@@ -206,7 +206,7 @@ def of(width, out):
 
 
 REFUSED = {
-    "a norm's weight of two axes": (lambda: RMSNorm(np.ones((2, 3))), r"weight has shape \(2, 3\), expected \(d,\)"),
+    "a norm's weight of two axes": (lambda: RMSNorm(np.ones((2, 3))), r"weight has shape \(2, 3\), expected \(in,\)"),
     "an eps of zero": (lambda: RMSNorm(np.ones(3), 0), "eps must be above 0"),
     "a norm's input of another width": (
         lambda: RMSNorm(np.ones(3))(np.ones((2, 4))),
@@ -220,7 +220,7 @@ REFUSED = {
     "no position to go on from": (lambda: attention().extend(np.ones((2, 0, 6)), None), "at least one position"),
     "queries of no whole heads": (
         lambda: Attention(of(6, 9), of(6, 4), of(6, 4), of(9, 6), Rotary((1.0, 0.1))),
-        "q_proj is 6 -> 9 wide, expected 6 -> 8",
+        r"q_proj has 9 outputs, k_proj 4: expected H \* 4 and K \* 4, where K divides H",
     ),
     "keys that do not divide the queries": (
         lambda: Attention(of(6, 12), of(6, 8), of(6, 8), of(12, 6), Rotary((1.0, 0.1))),
@@ -228,11 +228,11 @@ REFUSED = {
     ),
     "values of another width": (
         lambda: Attention(of(6, 8), of(6, 4), of(6, 8), of(8, 6), Rotary((1.0, 0.1))),
-        "v_proj is 6 -> 8 wide, expected 6 -> 4",
+        "v_proj is 6 -> 8 wide, expected in -> KD with KD = 4 as in k_proj",
     ),
     "a gate of another width": (
         lambda: GatedMLP(of(3, 5), of(3, 4), of(5, 3)),
-        "up_proj is 3 -> 4 wide, expected 3 -> 5",
+        "up_proj is 3 -> 4 wide, expected in -> m with m = 5 as in gate_proj",
     ),
     "ids out of range": (lambda: llama()(IDS + 10), "x holds .* expected 0 to 10"),
     "ids that are no integers": (lambda: llama()(IDS * 1.0), "x has dtype float64, expected integers"),

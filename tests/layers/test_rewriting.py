@@ -101,8 +101,8 @@ def test_an_adapted_embedding_forms_nothing_of_the_vocabularys_width():
 BAD = [
     (lambda: Conv2d(np.ones((2, 2, 3, 3)), groups=2), ValueError, "groups=2"),
     (lambda: Conv1d(np.ones((2, 2, 3)), groups=2), ValueError, "groups=2"),
-    (lambda: Conv2d(np.ones((2, 3, 3))), ValueError, r"\(out, in, height, width\)"),
-    (lambda: Conv1d(np.ones((2, 3, 3, 3))), ValueError, r"\(out, in, width\)"),
+    (lambda: Conv2d(np.ones((2, 3, 3))), ValueError, r"\(out, C, height, width\)"),
+    (lambda: Conv1d(np.ones((2, 3, 3, 3))), ValueError, r"\(out, C, width\)"),
     (lambda: Conv2d(np.ones((2, 2, 3, 3)), np.ones(3)), ValueError, "bias"),
     (lambda: Conv2d(np.ones((2, 2, 3, 3)), stride=0), ValueError, "stride"),
     (lambda: Conv2d(np.ones((2, 2, 3, 3)), padding=(1, 2, 3)), ValueError, "padding"),
