@@ -1,11 +1,18 @@
-"""The first model: two linear layers with an activation between them.
+"""Layers one after another, and the first model made of them: the chain rule along a list.
+
+    x_0 = x,    x_i = f_i(x_{i-1})                     (seq.1)     y = x_n
+    dx_{i-1}, grads_i = backward of f_i at dx_i        (seq.2)     dx_n = dy, from the last layer to the first
+
+What arrives at a layer as dy is what the layer above it returned as dx. Below the lowest layer that trains nobody asks
+for dx, so the walk down stops there.
+
+The first model is two linear layers with an activation between them. Nothing new is derived:
 
     h = x W1^T + b1        (N, in)     -> (N, hidden)
     a = f(h)               (N, hidden) -> (N, hidden)
     y = a W2^T + b2        (N, hidden) -> (N, out)
 
-Nothing new is derived: each layer knows its own backward, and `Sequential` hands dx down from layer to layer. LoRA goes
-beside either linear layer, by its path: ``adapt(mlp, ["fc1"], rank=4, alpha=8, rng=rng)``.
+LoRA goes beside either linear layer, by its path: ``adapt(mlp, ["fc1"], rank=4, alpha=8, rng=rng)``.
 """
 
 from __future__ import annotations
@@ -15,11 +22,52 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend
-from ..checks import check_choice, check_start
-from ..layer import Layer
+from ..checks import Array, check_choice, check_instance, check_start
+from ..layer import Cache, Layer, nest, parts, trains
 from ..linear import Linear
 from .activation import ACTIVATIONS
-from .sequential import Sequential
+
+
+class Sequential(Layer):
+    """Named layers, applied in the order in which they are given: ``Sequential(fc1=..., act=ReLU(), fc2=...)``."""
+
+    fits = {}
+
+    def __init__(self, **layers: Layer) -> None:
+        if not layers:
+            raise ValueError("Sequential() has no layers: give at least one, by name, such as fc=Linear(...)")
+        for name, layer in layers.items():
+            check_instance(name, layer, Layer)
+            if name in dir(type(self)):
+                raise ValueError(f"a layer cannot be named {name!r}: every layer has an attribute of that name")
+        vars(self).update(layers)
+
+    @property
+    def children(self) -> dict[str, Layer]:
+        """The layers by name, in order."""
+        return {name: part for name, part in parts(self) if isinstance(part, Layer)}
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:
+        """Return what the last layer makes of it, and a cache with theirs."""
+        caches = []
+        for layer in self.children.values():
+            x, cache = layer.forward(x)  # eq. (seq.1)
+            caches.append(cache)
+        return x, (caches,)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx, and the gradients of every layer that trains, under its name."""
+        (caches,) = cache
+        layers, dx = list(self.children.items()), dy
+        grads: dict[str, Array] = {}
+        for i in reversed(range(len(layers))):
+            name, layer = layers[i]
+            below = need_dx or trains(*(lower for _, lower in layers[:i]))
+            dx, of_layer = layer.backward(dx, caches[i], need_dx=below)  # eq. (seq.2)
+            grads |= nest(name, of_layer)
+            if not below:
+                break
+        return dx, {name: grads[name] for name in self.trainable()}
 
 
 class MLP(Sequential):
