@@ -24,7 +24,7 @@ import numpy as np
 from numbered import LABEL, Line
 from samples import RANKS, samples
 
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.nf4 import CodedLinear
 
 
 @dataclass(frozen=True)

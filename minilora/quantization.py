@@ -32,8 +32,7 @@ from typing import Any
 from .adaptation import ALL_LINEAR, is_adapted, named_layers
 from .checks import check_flag, check_integer, check_number, check_sizes
 from .layer import Layer, Model, arrays_of, check_model, rebuild, walk
-from .layers.nf4 import check_block_size
-from .layers.quantized import CodedLinear, QuantizedLinear
+from .layers.nf4 import CodedLinear, QuantizedLinear, check_block_size
 from .linear import Linear
 from .variants.adapter import Adapter
 from .variants.pissa import pissa

@@ -27,7 +27,7 @@ from minilora import (
 )
 from minilora.language.trainingmemory import cache_bytes, parameter_bytes
 from minilora.layer import walk
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.nf4 import CodedLinear
 from minilora.training import backpropagate
 
 

@@ -42,7 +42,7 @@ from ..checks import (
     reading,
     short,
 )
-from ..layers.quantized import CodedLinear
+from ..layers.nf4 import CodedLinear
 from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
 from .config import LlamaConfig, check_settings, rope_frequencies
 

@@ -27,8 +27,7 @@ from ..backend import backend_of
 from ..checks import named, reading, short
 from ..files.base.shards import NF4_STATE, Base
 from ..files.base.tiedhead import HEAD
-from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
-from ..layers.quantized import QuantizedLinear
+from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, QuantizedLinear, check_block_size, scale_book
 from .config import check_settings
 
 STATE_MUST = {"quant_type": ("nf4",), "nested_blocksize": (SCALES_IN_A_BLOCK,), "nested_dtype": ("float32",)}

@@ -24,7 +24,7 @@ from ..files.base.shards import MODEL_CONFIG, SINGLE_NAME
 from ..guards.tensorfile import tensor_header
 from ..guards.wholefiles import is_new_or_empty, synced, written_folder
 from ..layer import walk
-from ..layers.quantized import QuantizedLinear
+from ..layers.nf4 import QuantizedLinear
 from ..layers.rotary import frequencies
 from ..layers.stacked import StackedLinear
 from ..linear import Linear

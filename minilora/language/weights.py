@@ -38,7 +38,7 @@ from ..files.peft.adapterconfig import CONFIG_NAME
 from ..guards.inputfiles import open_regular, read_json
 from ..guards.tensorfile import FLOATS, in_dtype, same_bytes
 from ..layer import rebuild
-from ..layers.quantized import CodedLinear
+from ..layers.nf4 import CodedLinear
 from .config import LlamaConfig, from_json
 from .gguf import Coded, open_gguf
 from .nf4files import NF4Weights

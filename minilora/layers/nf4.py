@@ -1,4 +1,4 @@
-"""NF4: a weight in four bits, as QLoRA keeps its frozen base.
+"""NF4: a weight in four bits, and the frozen linear layer that keeps it: the base of QLoRA.
 
 Four bits tell 16 numbers apart. Which 16? A trained weight matrix looks like draws from a normal distribution, so the
 numbers are chosen such that each stands for about as many weights as any other: quantiles of the normal distribution.
@@ -43,13 +43,23 @@ use it.
 
     bits a weight      4 + 32/64 = 4.5      or, with double quantisation,      4 + 8/64 + 32/(64 * 256) = 4.127
 
-Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314, section 3; the format is
-that of bitsandbytes, byte for byte.
+THE LAYER computes as `Linear` does, by (7) and (10). It keeps bytes and scales, and makes W from them in each forward
+and once more in each backward; between the two no W is kept. W is made whole: on widths from 576 to 4096, some rows of
+it at a time took longer.
+
+There is no dW. A code is one of 16, so the loss is a staircase in it: its slope is 0 or does not exist. Nobody misses
+dW: the base is frozen, and an adapter's gradients, (3) to (5) of `minilora.lora`, need x, dy and the factors alone. W
+acts on them only through y above and through dx below, and both are exact for the W that is there. What four bits lose
+was lost when the weight was quantised, and the adapter learns beside that.
+
+Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314, section 3 and equation 5;
+the format is that of bitsandbytes, byte for byte.
 """
 
 from __future__ import annotations
 
 import math
+from copy import copy
 from functools import cache
 from statistics import NormalDist
 from typing import Any
@@ -61,15 +71,17 @@ from ..checks import (
     Array,
     check_array,
     check_count,
+    check_flag,
     check_float_dtype,
+    check_instance,
     check_integer,
     check_kind,
     check_library,
+    check_number,
     check_shape,
-    check_sizes,
     dtype_name,
-    shown,
 )
+from ..linear import Linear
 
 NF4 = np.array(
     [
@@ -166,11 +178,10 @@ def dequantize_nf4(
     ValueError, TypeError
         If the arrays are not those of such a weight.
     """
-    shape, block_size = check_weight_shape(shape), check_block_size(block_size)
+    n, block_size = math.prod(shape), check_block_size(block_size)
     check_float_dtype("dtype", dtype)
-    n = math.prod(shape)
-    check_codes("packed", packed, (n + 1) // 2)
-    check_scales("absmax", absmax, -(-n // block_size), like=packed)
+    check_stored("packed", packed, "uint8", (n + 1) // 2, like=packed)
+    check_stored("absmax", absmax, "float32", -(-n // block_size), like=packed)
     xp, size = backend_of(packed).xp, min(block_size, n + n % 2)
     missing = absmax.shape[0] * size // 2 - packed.shape[0]
     if missing:  # the last block is shorter
@@ -253,36 +264,137 @@ def _scaled(blocks: Array, largest: Array, *, shorter: bool) -> Array:
     return scaled
 
 
-# --- guards ---
+class CodedLinear(Linear):
+    """A frozen linear layer that keeps codes in place of its weight. A subclass makes the weight from them."""
+
+    like: Array  # (0,), in the dtype and the library that the layer computes in
+    bias: Array | None = None  # (out,), of that dtype
+    shape: tuple[int, ...] = ()  # (out, in), the weight's
+
+    def __init__(self, like: Array, shape: tuple[int, ...], bias: Array | None) -> None:
+        self.like, self.shape = like, tuple(shape)
+        if len(self.shape) != 2:
+            raise ValueError(f"shape is {self.shape}, expected (out, in)")
+        if bias is not None:
+            check_array("bias", bias, like=like)
+            check_shape("bias", bias, self.shape[:1])
+        self.bias = bias
+
+    @property
+    def weight(self) -> Array:  # -> (out, in)
+        """The weight, made anew each time it is asked for."""
+        raise NotImplementedError
+
+    @property
+    def frozen(self) -> bool:
+        """True, always: a code has no gradient."""
+        return True
+
+    @frozen.setter
+    def frozen(self, value: bool) -> None:
+        if not value:
+            raise ValueError(f"a {type(self).__name__} cannot train: put an adapter beside it, or dequantize() it")
+
+    def trainable(self) -> dict[str, Array]:
+        """Return nothing."""
+        return {}
+
+    def numbers(self) -> dict[int, int]:
+        """Return how many numbers the layer stands for: those of its weight, and not its bytes."""
+        return {id(self): math.prod(self.shape)} | ({} if self.bias is None else {id(self.bias): self.bias.size})
+
+    def with_bias(self, bias: Array | None) -> CodedLinear:
+        """Return the same layer with another bias; the codes are shared."""
+        new = copy(self)
+        CodedLinear.__init__(new, self.like, self.shape, bias)
+        return new
+
+    def encode(self, linear: Linear) -> CodedLinear:
+        """Return another layer in this one's format."""
+        raise ValueError(f"a {type(self).__name__} is read from files, and nothing is written in its format")
+
+    def dequantize(self) -> Linear:
+        """Return one new `Linear` with the weight that this layer computes with. Nothing is shared."""
+        return Linear(self.weight, None if self.bias is None else self.bias.copy())
+
+
+class QuantizedLinear(CodedLinear):
+    """A frozen linear layer in NF4. It keeps the arrays that it is given."""
+
+    def __init__(
+        self, packed: Array, absmax: Array, shape: tuple[int, ...], bias: Array | None = None, *, block_size: int = 64,
+        nested_absmax: Array | None = None, mean: float = 0.0, dtype: Any = "float32",
+    ) -> None:  # fmt: skip
+        """Keep codes (`packed`), two in a byte, and scales.
+
+        `absmax` are the scales in float32; with `nested_absmax` and `mean` their codes, as `quantize_scales` returns
+        the three. `dtype` is what the layer computes in.
+        """
+        check_float_dtype("dtype", dtype)
+        n, self.block_size = math.prod(shape), check_block_size(block_size)
+        blocks = -(-n // self.block_size)
+        check_stored("packed", packed, "uint8", (n + 1) // 2, like=packed)
+        check_stored("absmax", absmax, "float32" if nested_absmax is None else "uint8", blocks, like=packed)
+        if nested_absmax is not None:
+            check_stored("nested_absmax", nested_absmax, "float32", -(-blocks // SCALES_IN_A_BLOCK), like=packed)
+        super().__init__(backend_of(packed).zeros((0,), dtype), shape, bias)
+        self.packed, self.absmax, self.nested_absmax = packed, absmax, nested_absmax
+        self.mean = check_number("mean", mean, above=-math.inf)
+
+    @property
+    def weight(self) -> Array:  # -> (out, in)
+        """The weight, made anew each time it is asked for."""
+        absmax = self.absmax
+        if self.nested_absmax is not None:
+            absmax = dequantize_scales(absmax, self.nested_absmax, self.mean)
+        return dequantize_nf4(self.packed, absmax, self.shape, block_size=self.block_size, dtype=self.like.dtype)
+
+    def encode(self, linear: Linear) -> QuantizedLinear:
+        """Return another layer in NF4, with the block size of this one, its scales quantised as here."""
+        return self.from_linear(linear, block_size=self.block_size, double_quant=self.nested_absmax is not None)
+
+    @classmethod
+    def from_linear(cls, linear: Linear, *, block_size: int = 64, double_quant: bool = True) -> QuantizedLinear:
+        """Quantise a trained layer, which stays as it is. The bias is shared, and so are dtype and library.
+
+        Parameters
+        ----------
+        linear : Linear
+            Its weight is rounded to float32 before it is quantised.
+        block_size : int
+            Weights that share a scale: a power of two, 32 or more.
+        double_quant : bool
+            Whether the scales are quantised too.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the weight holds NaN or infinity, or an argument is out of range.
+        """
+        check_instance("linear", linear, Linear)
+        if isinstance(linear, CodedLinear):
+            raise ValueError("linear is quantised already: dequantize() it first")
+        double_quant = check_flag("double_quant", double_quant)
+        packed, absmax = quantize_nf4(linear.weight, block_size=block_size)
+        nested: dict[str, Any] = {}
+        if double_quant:
+            absmax, nested["nested_absmax"], nested["mean"] = quantize_scales(absmax)
+        dtype = linear.weight.dtype
+        return cls(packed, absmax, linear.shape, linear.bias, block_size=block_size, dtype=dtype, **nested)
 
 
 def check_block_size(value: Any) -> int:
-    """Return a number of weights as an int, or refuse what is no power of two from 32 up."""
+    """Return a number of weights as an int: a power of two from 32 up, so that a block is whole bytes."""
     size = check_integer("block_size", value, at_least=32)
     if size & (size - 1):
         raise ValueError(f"block_size must be a power of two, got {size}")
     return size
 
 
-def check_codes(name: str, value: Any, count: int) -> None:
-    """Refuse what is not an array (count,) of bytes."""
+def check_stored(name: str, value: Any, dtype: str, count: int, like: Array) -> None:
+    """Require an array (count,) of a dtype, of the library of `like`: NumPy would broadcast or fill fewer."""
     check_kind(name, value)
-    if dtype_name(value) != "uint8":
-        raise TypeError(f"{name} has dtype {value.dtype}, expected uint8")
-    check_shape(name, value, (count,))
-
-
-def check_scales(name: str, value: Any, count: int, like: Array) -> None:
-    """Refuse what is not an array (count,) of float32, of the library of the codes."""
-    check_array(name, value)
     check_library(name, value, like, "packed")
-    if dtype_name(value) != "float32":
-        raise TypeError(f"{name} has dtype {value.dtype}, expected float32")
+    if dtype_name(value) != dtype:
+        raise TypeError(f"{name} has dtype {value.dtype}, expected {dtype}")
     check_shape(name, value, (count,))
-
-
-def check_weight_shape(shape: Any) -> tuple[int, ...]:
-    """Return a shape as a tuple of ints, or refuse what is none."""
-    if not isinstance(shape, (tuple, list)):
-        raise TypeError(f"shape must be a tuple of sizes, got {shown(shape)}")
-    return tuple(check_sizes(**{f"shape[{i}]": size for i, size in enumerate(shape)}))

@@ -32,8 +32,8 @@ from ..layers.embedding import Embedding
 from ..layers.experts import Experts, MixtureOfExperts
 from ..layers.gated import GatedMLP
 from ..layers.mlp import MLP
+from ..layers.nf4 import QuantizedLinear
 from ..layers.norm import RMSNorm
-from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import Rotary, frequencies
 from ..layers.router import Router
 from ..layers.stacked import StackedLinear

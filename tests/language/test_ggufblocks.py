@@ -11,7 +11,7 @@ from minilora.language import save_llama
 from minilora.language.gguf import BYTES, BlockLinear, decode
 from minilora.language.trainingmemory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.nf4 import CodedLinear
 from minilora.layers.rotary import frequencies
 
 from .test_gguf import theirs

@@ -27,7 +27,7 @@ from ...language.gguf import SIZES, gguf_tensor
 from ...language.llama import Llama
 from ...language.save import save_llama
 from ...layer import walk
-from ...layers.quantized import QuantizedLinear
+from ...layers.nf4 import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...quantization import quantize
 from .exact import frequencies

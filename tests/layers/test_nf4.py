@@ -18,8 +18,7 @@ from minilora import (
 )
 from minilora.language.trainingmemory import parameter_bytes
 from minilora.layer import freeze, parameter_count
-from minilora.layers.nf4 import code_book, dequantize_scales, quantize_scales, scale_book
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.nf4 import CodedLinear, code_book, dequantize_scales, quantize_scales, scale_book
 
 from ..support.cases import weight_by_loops
 
@@ -235,7 +234,6 @@ NESTED = dict(zip(("absmax", "nested_absmax", "mean"), quantize_scales(ABSMAX), 
         (lambda: code_book(5), ValueError, "levels must be even, got 5"),
         (lambda: dequantize_nf4([1], ABSMAX, (7, 40)), TypeError, "packed must be an array, got list"),
         (lambda: dequantize_nf4(PACKED, [1.0], (7, 40)), TypeError, "absmax must be an array, got list"),
-        (lambda: dequantize_nf4(PACKED, ABSMAX, 7), TypeError, "shape must be a tuple of sizes, got 7"),
         (lambda: QuantizedLinear(PACKED, ABSMAX, (7, 40), [1.0]), TypeError, "bias must be an array, got list"),
         (
             lambda: QuantizedLinear(PACKED, ABSMAX, (7, 40), np.ones(7)),
@@ -243,7 +241,6 @@ NESTED = dict(zip(("absmax", "nested_absmax", "mean"), quantize_scales(ABSMAX), 
             "bias has dtype float64, expected float",
         ),
         (lambda: QuantizedLinear(PACKED, ABSMAX, (7, 40), np.ones(6, "f4")), ValueError, r"bias has shape \(6,\)"),
-        (lambda: CodedLinear([1.0], (7, 40), None), TypeError, "like must be an array, got list"),
         (
             lambda: QuantizedLinear(PACKED, shape=(7, 40), **NESTED | {"absmax": ABSMAX}),
             TypeError,
@@ -387,8 +384,7 @@ def test_numbers_are_counted_and_not_bytes():
         ({"packed": np.zeros(140)}, TypeError, "packed has dtype float64, expected uint8"),
         ({"absmax": np.ones(4, "float32")}, ValueError, r"absmax has shape \(4,\), expected \(5,\)"),
         ({"absmax": np.ones(5)}, TypeError, "absmax has dtype float64, expected float32"),
-        ({"shape": 7}, TypeError, "shape must be a tuple"),
-        ({"shape": (7, 0)}, ValueError, r"shape\[1\] must be at least 1"),
+        ({"shape": (7, 0)}, ValueError, r"packed has shape \(140,\), expected \(0,\)"),
         ({"shape": (7, 41)}, ValueError, r"expected \(144,\)"),
         ({"block_size": 0}, ValueError, "block_size must be at least 32"),
         ({"dtype": "int32"}, TypeError, "dtype must be one of"),
