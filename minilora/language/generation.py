@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import check_instance, check_integer, check_number, check_rng, shown
+from ..checks import check_ids, check_integer, check_number, check_rng, shown
 from .llama import Llama
 
 
@@ -39,7 +39,7 @@ def generate(
     rng: np.random.Generator | None = None,
     end: Collection[int] = (),
 ) -> Iterator[int]:
-    """Yield the ids that follow a prompt, each as soon as it is chosen.
+    """Return an iterator over the ids that follow a prompt, each computed as it is asked for.
 
     Parameters
     ----------
@@ -63,34 +63,31 @@ def generate(
     ValueError, TypeError
         If an argument is out of range. Nothing is computed then.
     """
-    check_instance("model", model, Llama)
-    ids = _check_prompt(prompt, model.lm_head.out_features)
+    ids = np.asarray(prompt)
+    if not ids.size:
+        raise ValueError("prompt is empty: give at least one token")
+    check_ids("prompt", ids, model.lm_head.out_features)
+    if ids.ndim != 1:
+        raise ValueError(f"prompt has shape {ids.shape}, expected (T,)")
     tokens = check_integer("tokens", tokens, at_least=1)
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if temperature > 0:
         check_rng(rng)
     top_p = check_top_p(top_p)
-    return _generate(model, ids, tokens, temperature, top_p, rng, _check_end(end))
+    ends = {check_integer("an id of end", token, at_least=0) for token in end}
+    backend = backend_of(model.model.norm.weight)
 
+    def chosen() -> Iterator[int]:
+        logits, past = model.extend(backend.asarray(ids[None]))
+        for remaining in reversed(range(tokens)):
+            token = choose(backend.to_numpy(logits[0]), temperature, rng, top_p)
+            if token in ends:
+                return
+            yield token
+            if remaining:
+                logits, past = model.extend(backend.asarray([[token]]), past)
 
-def _generate(
-    model: Llama,
-    ids: list[int],
-    tokens: int,
-    temperature: float,
-    top_p: float,
-    rng: np.random.Generator | None,
-    end: Collection[int],
-) -> Iterator[int]:
-    where = backend_of(model.model.norm.weight)
-    logits, past = model.extend(where.asarray([ids]))
-    for remaining in reversed(range(tokens)):
-        token = choose(where.to_numpy(logits[0]), temperature, rng, top_p)
-        if token in end:
-            return
-        yield token
-        if remaining:
-            logits, past = model.extend(where.asarray([[token]]), past)
+    return chosen()
 
 
 def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None, top_p: float = 1.0) -> int:  # (V,) -> ()
@@ -113,27 +110,8 @@ def nucleus(q: np.ndarray, P: float) -> np.ndarray:  # (V,) -> (V,)
 
 
 def check_top_p(top_p: Any) -> float:
-    """Return a share of the probability, or refuse one that is not above 0 and at most 1."""
+    """Return a share of the probability: above 0 and at most 1."""
     share = check_number("top_p", top_p, above=0)
     if share > 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {shown(top_p)}")
     return share
-
-
-def _check_end(end: Any) -> frozenset[int]:
-    """Return the ids that end a text, or refuse what is not a collection of ids."""
-    if isinstance(end, (str, bytes)) or not isinstance(end, Collection):
-        raise TypeError(f"end must be a collection of token ids such as [{shown(end)}], got {shown(end)}")
-    return frozenset(check_integer("an id of end", token, at_least=0) for token in end)
-
-
-def _check_prompt(prompt: Any, vocabulary: int) -> list[int]:
-    """Return a prompt as Python ints, or refuse one without a token, or with one that the model does not have."""
-    if isinstance(prompt, (str, bytes)) or not hasattr(prompt, "__len__"):
-        raise TypeError(f"prompt must be a sequence of token ids, got {type(prompt).__name__}")
-    if len(prompt) == 0:
-        raise ValueError("prompt is empty: give at least one token")
-    ids, most = [check_integer(f"prompt[{i}]", token, at_least=0) for i, token in enumerate(prompt)], vocabulary - 1
-    if max(ids) > most:
-        raise ValueError(f"prompt[{ids.index(max(ids))}] must be at most {most}, got {max(ids)}")
-    return ids

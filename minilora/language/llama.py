@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import Backend, backend_of
-from ..checks import Array, check_array, check_dict, check_instance, check_shape, is_array, kind_of
+from ..checks import Array, check_array, check_instance, check_shape, is_array, kind_of
 from ..fast.blockwise import BlockwiseAttention
 from ..fast.expertwise import ExpertsByRows
-from ..layer import Cache, Layer, check_cache, nest, rows, trains
+from ..layer import Cache, Layer, nest, rows, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
 from ..layers.experts import MixtureOfExperts
@@ -59,6 +59,8 @@ class Block(Layer):
     post_attention_layernorm: RMSNorm
     mlp: GatedMLP | MixtureOfExperts
 
+    fits = {}
+
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with those of both branches.
 
@@ -67,11 +69,11 @@ class Block(Layer):
         """
         u, attention_cache = branch(self.input_layernorm, self.self_attn, x)
         y, mlp_cache = branch(self.post_attention_layernorm, self.mlp, u if at is None else u[at])
-        return y, (self, y.shape, attention_cache, mlp_cache, at)
+        return y, (attention_cache, mlp_cache, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
         """Return dx (B, T, d), and the gradients of what trains."""
-        attention_cache, mlp_cache, at = check_cache(self, dy, cache)
+        attention_cache, mlp_cache, at = cache
         below = need_dx or trains(self.input_layernorm, self.self_attn)
         du, f, norm = branch_backward(self.post_attention_layernorm, self.mlp, dy, mlp_cache, need_dx=below)
         grads = nest("mlp", f) | nest("post_attention_layernorm", norm)
@@ -117,6 +119,8 @@ class Decoder(Layer):
     layers: list[Block]
     norm: RMSNorm
 
+    fits = {}
+
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
         """Return y and the cache. Below the lowest layer that trains no backward comes, and no cache is kept.
 
@@ -127,11 +131,11 @@ class Decoder(Layer):
         for i, (_, layer) in enumerate(steps):
             x, cache = layer.forward(x, at) if at is not None and layer is self.layers[-1] else layer.forward(x)
             caches.append(cache if i >= lowest else None)
-        return x, (self, x.shape, lowest, caches)
+        return x, (lowest, caches)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
         """Return None for dx, since ids have no derivative, and the gradients of what trains."""
-        lowest, caches = check_cache(self, dy, cache)
+        lowest, caches = cache
         grads: Grads = {}
         for i, (name, layer) in reversed(list(enumerate(self.steps()))[lowest:]):
             dy, layer_grads = layer.backward(dy, caches[i], need_dx=i > lowest)
@@ -167,6 +171,8 @@ class Llama(Layer):
     lm_head: Linear
     config: LlamaConfig
 
+    fits = {}
+
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache.
 
@@ -178,11 +184,11 @@ class Llama(Layer):
         h, model_cache = self.model.forward(x, at)
         z, head_cache = self.lm_head.forward(rows(h))
         z = z.reshape(*h.shape[:-1], z.shape[-1])
-        return z, (self, z.shape, model_cache, head_cache, h.shape)
+        return z, (model_cache, head_cache, h.shape)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
         """Return None for dx, since ids have no derivative, and the gradients of what trains."""
-        model_cache, head_cache, shape = check_cache(self, dy, cache)
+        model_cache, head_cache, shape = cache
         dh, grads = self.lm_head.backward(rows(dy), head_cache, need_dx=trains(self.model))
         below = {} if dh is None else self.model.backward(dh.reshape(shape), model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
@@ -209,8 +215,9 @@ class Llama(Layer):
         as a `minilora.QuantizedLinear`. An array that is missing, or of another shape or dtype, is a ValueError or a
         TypeError.
         """
-        _check_arrays(config, arrays)
+        check_instance("config", config, LlamaConfig)
         shapes = config.shapes()
+        _check_arrays(shapes, arrays)
 
         def linear(path: str) -> Linear:
             weight, bias = arrays[f"{path}.weight"], arrays[name] if (name := f"{path}.bias") in shapes else None
@@ -263,18 +270,15 @@ def placed(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
 
 
 def check_at(at: Any, ids: Array) -> Array:
-    """Refuse what does not say of each position whether its logits are wanted."""
+    """Require one truth value for each position: integers would choose others."""
     if not is_array(at) or at.dtype != bool:
         raise TypeError(f"at must be an array of bool, got {at.dtype if is_array(at) else kind_of(at)}")
     check_shape("at", at, ids.shape)
     return at
 
 
-def _check_arrays(config: Any, arrays: Any) -> None:
-    """Refuse arrays that are not those that a configuration asks for."""
-    check_instance("config", config, LlamaConfig)
-    check_dict("arrays", arrays)
-    shapes = config.shapes()
+def _check_arrays(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array]) -> None:
+    """Require the arrays that a configuration asks for, of one precision: one of another shape may be broadcast."""
     if missing := [name for name in shapes if name not in arrays]:
         raise ValueError(f"arrays has no {missing[0]!r}: {len(missing)} of the decoder's {len(shapes)} are missing")
     first, *_ = shapes
@@ -288,7 +292,7 @@ def _check_arrays(config: Any, arrays: Any) -> None:
 
 
 def _check_past(past: Any, blocks: int) -> None:
-    """Refuse what `extend` did not return: a list with the keys and values of each block."""
+    """Require what `extend` returned: a list with the keys and values of each block."""
     if past is not None and not isinstance(past, list):
         raise TypeError(f"past must be what extend returned, or None, got {kind_of(past)}")
     if past and len(past) != blocks:
