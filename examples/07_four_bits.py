@@ -19,11 +19,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from ml_dtypes import bfloat16
 
 from minilora import Linear, Llama, QuantizedLinear, adapt, adapters, cross_entropy, evaluate, quantize, train
 from minilora.fast import accumulate, keep_pages
-from minilora.guards.tensorfile import decode as from_bytes
-from minilora.guards.tensorfile import encode as to_bytes
 from minilora.language import save_llama
 from minilora.language.gguf import decode
 from minilora.language.text import next_token_loss, token_ids, windows
@@ -58,7 +57,7 @@ def q8_0(weight):
 
 
 FORMATS = {
-    "bfloat16": lambda W: from_bytes(to_bytes(W, "BF16"), "BF16").reshape(W.shape),
+    "bfloat16": lambda W: W.astype(bfloat16).astype("float32"),
     "float16": lambda W: W.astype("float16").astype("float32"),
     "Q8_0": q8_0,
     "NF4": lambda W: QuantizedLinear.from_linear(Linear(W)).weight,

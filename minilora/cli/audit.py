@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from ..conformance.audit.auditing import audit
-    from ..guards.wholefiles import written_whole
+    from ..files.atomic import written_whole
 
     if options.json is not None:
         inputs = [options.adapter, *([options.model] if options.model else [])]

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from ..conformance.diagnosis.diagnosing import diagnose
-    from ..guards.wholefiles import written_whole
+    from ..files.atomic import written_whole
 
     if options.json is not None:
         folders = [options.model, options.adapter, options.logits]

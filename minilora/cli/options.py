@@ -104,7 +104,7 @@ def model_name(model: Path | None) -> str:
 
 def check_output(path: Path, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
     """Refuse a file that could not be written without the loss of something, such as of one that is read."""
-    from ..guards.wholefiles import refuse_inputs, replaceable
+    from ..files.atomic import refuse_inputs, replaceable
 
     replaceable(path)
     refuse_inputs(name, path, inputs)
@@ -122,7 +122,7 @@ def check_plot(path: Path, inputs: Iterable[tuple[Path, str]] = ()) -> None:
 
 def plot(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    from ..guards.wholefiles import written_whole
+    from ..files.atomic import written_whole
 
     with written_whole(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".").lower())

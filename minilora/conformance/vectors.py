@@ -244,7 +244,7 @@ def write(folder: Path) -> int:
     """
     from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
 
-    from ..guards.wholefiles import written_folder
+    from ..files.atomic import written_folder
 
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
@@ -275,9 +275,9 @@ def compare(folder: Path, results: Path) -> list[Report]:
     FileRefused
         If a file is not sound.
     """
-    from ..guards.inputfiles import read_json
+    from ..files.inputs import read_json
 
-    version = read_json(folder / "index.json", 1 << 24).get("minilora")
+    version = read_json(folder / "index.json").get("minilora")
     if version != __version__:
         raise CannotRun(f"{str(folder)!r} was written by minilora {version}, this is {__version__}: write it again")
     if not results.is_dir():
@@ -389,11 +389,10 @@ def _fewer(trials: Sequence[Trial], replies: Sequence[Arrays]) -> str:
 
 def _read(path: Path, names: tuple[str, ...]) -> tuple[Arrays, list[str]]:
     """Read those of a file's tensors that are answers; and the names of all."""
-    from ..guards.tensorfile import TensorFile
+    from ..files.tensors import TensorFile
 
     file = TensorFile(path)
     answers = [name for name in file.tensors if name in names]
     if not answers:
         raise CannotRun(f"{str(path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(names)}")
-    with file.opened() as opened:
-        return {name: file.read(name, opened) for name in answers}, list(file.tensors)
+    return {name: file.read(name) for name in answers}, list(file.tensors)

@@ -43,8 +43,6 @@ import numpy as np
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import FileRefused, check_flag, check_float_dtype, check_number, check_path, dtype_name, short
-from ..guards.tensorfile import FLOATS, MAX_HEADER, decode, encode, in_dtype, tensor_header
-from ..guards.wholefiles import replaceable, written_together
 from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter, Rewritten
@@ -52,10 +50,12 @@ from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 from ..variants.variant import LORA, of_its_own, variant_of
-from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MAX_CONFIG, MIN_ALPHA, config_text, digest
+from .atomic import replaceable, written_together
+from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, config_text, digest
 from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
 from .peft.adapterkeys import BASE, CONVOLUTIONS, PEFT_NAMES, PREFIX, Form, is_module_path
 from .peft.expertkeys import WRITTEN_AS, ExpertForm, places
+from .tensors import FLOATS, in_dtype, write_tensors
 
 __all__ = ["load_adapter", "save_adapter"]
 
@@ -100,32 +100,32 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     if dtype is not None:
         check_float_dtype("dtype", dtype)
     by_path: dict[str, Any] = {}
-    with AdapterFolder.reading(path) as (folder, file):
-        folder.warn_of_base()
-        for module, layer in folder.layers.items():
-            form = folder.forms[module]
-            reaches = f"the factors of {short(module)} reach"
-            arrays = (
-                array if dtype is None else in_dtype(array, dtype, folder.file.path, reaches)
-                for array in folder.read(module, file)
-            )
-            A, B, *further = (backend.asarray(array) for array in arrays)
-            if isinstance(form, ExpertForm):
-                experts = form.experts
-                by_path[module] = StackedLoRA(A, B, layer.alpha, experts=experts, use_rslora=layer.use_rslora)
-                continue
-            more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
-            if module in folder.full_norms:
-                more["dora_norm"] = "full"
-            by_path[module] = form.variant.adapter(
-                A,
-                B,
-                layer.alpha,
-                kind=form.kind,
-                kernel=form.kernel,
-                use_rslora=layer.use_rslora,
-                **more,
-            )
+    folder = AdapterFolder.open(path)
+    folder.warn_of_base()
+    for module, layer in folder.layers.items():
+        form = folder.forms[module]
+        reaches = f"the factors of {short(module)} reach"
+        arrays = (
+            array if dtype is None else in_dtype(array, dtype, folder.file.path, reaches)
+            for array in folder.read(module)
+        )
+        A, B, *further = (backend.asarray(array) for array in arrays)
+        if isinstance(form, ExpertForm):
+            experts = form.experts
+            by_path[module] = StackedLoRA(A, B, layer.alpha, experts=experts, use_rslora=layer.use_rslora)
+            continue
+        more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
+        if module in folder.full_norms:
+            more["dora_norm"] = "full"
+        by_path[module] = form.variant.adapter(
+            A,
+            B,
+            layer.alpha,
+            kind=form.kind,
+            kernel=form.kernel,
+            use_rslora=layer.use_rslora,
+            **more,
+        )
     return by_path
 
 
@@ -144,16 +144,16 @@ def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
     FileRefused
         If a weight in the file is not the base's, rounded to the file's type.
     """
-    with AdapterFolder.reading(check_path("path", path)) as (folder, file):
-        for module in sorted(folder.with_base):
-            key, base = f"{PREFIX}{module}.{BASE}", weight(module)
-            if base is None:
-                continue
-            theirs, dtype = folder.file.read(key, file), folder.file.tensors[key].dtype
-            if base.shape != theirs.shape or not np.array_equal(decode(encode(base, dtype), dtype), theirs.ravel()):
-                raise FileRefused(
-                    folder.file.path, f"{short(key)} is not the model's {short(module)}: the adapter is of another base"
-                )
+    folder = AdapterFolder.open(check_path("path", path))
+    for module in sorted(folder.with_base):
+        key, base = f"{PREFIX}{module}.{BASE}", weight(module)
+        if base is None:
+            continue
+        theirs, dtype = folder.file.read(key), FLOATS[folder.file.tensors[key].dtype]
+        if base.shape != theirs.shape or not np.array_equal(base.astype(dtype), theirs.astype(dtype)):
+            raise FileRefused(
+                folder.file.path, f"{short(key)} is not the model's {short(module)}: the adapter is of another base"
+            )
 
 
 def save_adapter(
@@ -239,21 +239,10 @@ def save_adapter(
     config = config_text(_config(by_path, use_rslora, fan_in_fan_out, base_model) | further)
     full = [module for module, a in by_path.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
-    header = tensor_header(tensors, notes)
-    for what, size, at_most in (
-        (CONFIG_NAME, len(config), MAX_CONFIG),
-        (f"header of {WEIGHTS_NAME}", len(header) - 8, MAX_HEADER),
-    ):
-        if size > at_most:
-            raise ValueError(
-                f"layers has so many or so long names that the {what} takes {size} bytes, expected at most {at_most}"
-            )
     check_adapter_target(path)
     path.mkdir(parents=True, exist_ok=True)
     with written_together(path / WEIGHTS_NAME, path / CONFIG_NAME) as (weights_file, config_file):
-        weights_file.write(header)
-        for array in tensors.values():
-            weights_file.write(array.data)
+        write_tensors(weights_file, tensors, notes)
         config_file.write(config)
 
 
@@ -332,12 +321,12 @@ def _written(module: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _rounded(key: str, array: np.ndarray, name: str) -> np.ndarray:
-    """Return numbers in a type of the file, those of bfloat16 as their bits; refuse one that it cannot hold."""
+    """Return finite numbers in a type of the file that can hold them."""
     with np.errstate(over="ignore"):
-        raw = encode(array, name)
-    if not np.isfinite(decode(raw, name)).all():
+        rounded = array.astype(FLOATS[name])
+    if not np.isfinite(rounded).all():
         raise ValueError(f"{short(key)} reaches {np.abs(array).max():g}, more than {name} holds")
-    return raw.view(FLOATS[name]).reshape(array.shape)
+    return rounded
 
 
 def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:

@@ -25,10 +25,10 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, FileRefused, check_path, dtype_name, printable, reading, short
-from ..guards.tensorfile import TensorFile, tensor_header
-from ..guards.wholefiles import written_whole
 from ..layer import Layer, parts, walk
 from ..state import TrainingState
+from .atomic import written_whole
+from .tensors import TensorFile, tensor_header
 
 __all__ = ["Checkpoint", "CheckpointError"]
 
@@ -177,8 +177,7 @@ def read(path: Path) -> Saved | None:
         return None
     try:
         file = TensorFile(path)
-        with file.opened() as opened:
-            tensors = {key: file.read(key, opened) for key in file.tensors}
+        tensors = {key: file.read(key) for key in file.tensors}
         text = file.metadata.get(TEXT_KEY)
         if text is None:
             raise FileRefused(path, "no checkpoint of a training: it has no such text beside its tensors")

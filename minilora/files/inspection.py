@@ -53,9 +53,9 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
     UserWarning
         If the file also holds a base's own weight, which is no part of the adapter.
     """
-    with AdapterFolder.reading(check_path("path", path)) as (folder, file):
-        folder.warn_of_base()
-        return [_summary(folder, module, *folder.read(module, file)) for module in folder.layers]
+    folder = AdapterFolder.open(check_path("path", path))
+    folder.warn_of_base()
+    return [_summary(folder, module, *folder.read(module)) for module in folder.layers]
 
 
 def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *more: np.ndarray) -> LayerSummary:

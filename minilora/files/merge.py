@@ -24,6 +24,7 @@ pair of arrays: W_e + s B_e A_e, of the rows and the experts that a tensor has. 
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -36,19 +37,29 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import FileRefused, check_flag, check_path, short
-from ..guards.inputfiles import read_start
-from ..guards.tensorfile import BLOCK_BYTES, FLOATS, TensorFile, TensorSpec, decode, encode, same_bytes
-from ..guards.wholefiles import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole
 from ..variants.dora import divisible
+from .atomic import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole
 from .base.companions import files_beside, write_beside
 from .base.expertweights import ExpertTensor, expert_tensors
 from .base.orientation import layouts_of
-from .base.shards import INDEX_NAME, MODEL_CONFIG, NF4_STATE, SINGLE_NAME, Base, open_base
 from .base.tiedhead import EMBEDDING, HEAD, ties_head, with_own_head
+from .inputs import read_start
 from .peft.adapterconfig import CONFIG_NAME
 from .peft.adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .peft.adapterkeys import BASE, PREFIX, Form
 from .peft.expertkeys import ExpertForm
+from .tensors import (
+    BLOCK_BYTES,
+    FLOATS,
+    INDEX_NAME,
+    MODEL_CONFIG,
+    NF4_STATE,
+    SINGLE_NAME,
+    TensorFile,
+    Weights,
+    open_weights,
+    same_bytes,
+)
 
 WAY = "merge into the model that it was quantised from"
 NF4_WAY = (
@@ -128,7 +139,7 @@ def merge_adapter(
     base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
     dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
     _refuse_gguf(base)
-    opened, folder = open_base(base), AdapterFolder.open(adapter)
+    opened, folder = open_weights(base), AdapterFolder.open(adapter)
     whole = _is_whole(base, opened, out)
     tied = [module for module in folder.layers if module.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(opened)]
     untied = whole and bool(tied)
@@ -159,13 +170,13 @@ def _refuse_gguf(base: Path) -> None:
             )
 
 
-def _is_whole(base: Path, opened: Base, out: Path) -> bool:
+def _is_whole(base: Path, opened: Weights, out: Path) -> bool:
     """Return whether a model's folder is to be written, and not its weights alone."""
     alone = opened.index is None and out.suffix == ".safetensors"
     return os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone
 
 
-def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
+def _warn_of_a_tied_head(base: Weights, modules: list[str], whole: bool) -> None:
     """Say that the two are no longer tied; or, of weights alone, that a program which ties them changes both."""
     if whole:
         what = "So the merged model has a head of its own, and its config.json says that the two are not tied"
@@ -182,7 +193,7 @@ def _warn_of_a_tied_head(base: Base, modules: list[str], whole: bool) -> None:
     )
 
 
-def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
+def _matched(folder: AdapterFolder, base: Weights, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
     """Return the weights that the adapter changes, in the order of the base's files; refuse those it does not fit."""
     names = _weight_names(folder, base)
     for module, name in names.items():
@@ -197,7 +208,7 @@ def _matched(folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | Non
     return sorted(changes, key=lambda change: (change.file, base.spec(change.name).start))
 
 
-def _weight_names(folder: AdapterFolder, base: Base) -> dict[str, str]:
+def _weight_names(folder: AdapterFolder, base: Weights) -> dict[str, str]:
     """Return the base's name for each adapted module's weight.
 
     The names are the module's paths. Checkpoints of a model without its head leave out the path's first part, as
@@ -230,7 +241,7 @@ def _dropped(modules: list[str]) -> list[str]:
     return ["", *{module.partition(".")[0] + "." for module in modules[:1]}]
 
 
-def _of_experts(folder: AdapterFolder, base: Base) -> list[MergedTensor]:
+def _of_experts(folder: AdapterFolder, base: Weights) -> list[MergedTensor]:
     """Return the tensors of a mixture's arrays that the adapter changes; refuse those that it does not fit."""
     forms = {module: form for module, form in folder.forms.items() if isinstance(form, ExpertForm)}
     headless = [first for first in _dropped(list(forms)) if first and not any(n.startswith(first) for n in base.holder)]
@@ -288,7 +299,7 @@ def _check_same_base(folder: AdapterFolder, module: str, name: str, file: Tensor
         )
 
 
-def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
+def _check_out(out: Path, base: Weights, adapter: Path, whole: bool) -> None:
     """Refuse to replace what is read, or is no regular file, and to write into a folder that holds something."""
     parent = out.absolute().parent
     if not os.path.isdir(parent):
@@ -313,7 +324,7 @@ def _check_out(out: Path, base: Base, adapter: Path, whole: bool) -> None:
 
 def _write(
     out: Path,
-    base: Base,
+    base: Weights,
     folder: AdapterFolder,
     changes: list[MergedTensor],
     progress: bool,
@@ -324,7 +335,7 @@ def _write(
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         if base.index is None and not companions:
             (file,) = base.files
-            with written_whole(out, alone=True) as target:
+            with written_whole(out) as target:
                 _write_merged(file, target, folder, changes, bar)
             return
         with written_folder(out) as part:
@@ -342,17 +353,18 @@ def _write_merged(
 ) -> None:
     """Copy one file, those of its tensors that change merged on their way."""
     changed = {change.name: change for change in changes}
-    with file.opened() as source, folder.file.opened() as factors:
-        target.write(file.header(source))
-        read = lru_cache(maxsize=2)(lambda module: folder.read(module, factors))  # experts' two arrays alternate
-        for name, spec in file.tensors.items():
-            if name in changed:
-                change, start = changed[name], spec.start
-                for arrays in _factors(read(change.module), change):
-                    _merge(file, source, target, arrays, change, bar, start)
-                    start += (spec.end - spec.start) // len(change.of_experts.experts if change.of_experts else (0,))
-            else:
-                _copy(file, source, target, spec, bar)
+    target.write(file.header)
+    read = lru_cache(maxsize=2)(folder.read)  # experts' two arrays alternate
+    for name, spec in file.tensors.items():
+        if name in changed:
+            change, start = changed[name], spec.start
+            for arrays in _factors(read(change.module), change):
+                _merge(file, target, arrays, change, bar, start)
+                start += (spec.end - spec.start) // len(change.of_experts.experts if change.of_experts else (0,))
+        else:
+            for raw in file.blocks(name):
+                target.write(raw.data)
+                bar.update(raw.size)
 
 
 def _factors(arrays: list[np.ndarray], change: MergedTensor) -> Iterator[list[np.ndarray]]:
@@ -367,17 +379,8 @@ def _factors(arrays: list[np.ndarray], change: MergedTensor) -> Iterator[list[np
         yield [A[e * r : (e + 1) * r], B[change.of_experts.rows, e::E]]  # (moe.16), (moe.17)
 
 
-def _copy(file: TensorFile, source: BinaryIO, target: BinaryIO, spec: TensorSpec, bar: tqdm) -> None:
-    source.seek(spec.start)
-    for start in range(spec.start, spec.end, BLOCK_BYTES):
-        raw = file.read_bytes(source, min(BLOCK_BYTES, spec.end - start))
-        target.write(raw.data)
-        bar.update(raw.size)
-
-
 def _merge(
     file: TensorFile,
-    source: BinaryIO,
     target: BinaryIO,
     arrays: list[np.ndarray],
     change: MergedTensor,
@@ -391,8 +394,8 @@ def _merge(
     left, right = (A.T, B.T) if transposed else (B, A)  # of the weight as it is stored
     lengths = None  # of the matrix's rows, where no block holds a whole one
     if variant.needs_lengths and (transposed or _block_shape(right, change)[1] < right.shape[1]):
-        lengths = _lengths(file, source, left, right, change, start)
-    for rows, columns, weight, delta in _changes(file, source, left, right, change, start):
+        lengths = _lengths(file, left, right, change, start)
+    for rows, columns, weight, delta in _changes(file, left, right, change, start):
         wide, n = weight.astype(WIDE[change.dtype]), None
         with np.errstate(over="ignore", invalid="ignore"):
             if variant.merged is None:
@@ -405,24 +408,22 @@ def _merge(
                 W, BA = (wide.T, delta.T) if transposed else (wide, delta)
                 merged = variant.merged(W, BA, more[0][outputs], n)
                 merged = merged.T if transposed else merged
-            raw = encode(np.ascontiguousarray(merged), change.dtype)
-        lost = np.isfinite(weight) & ~np.isfinite(decode(raw, change.dtype).reshape(weight.shape))
+            rounded = np.ascontiguousarray(merged, FLOATS[change.dtype])
+        lost = np.isfinite(weight) & ~np.isfinite(rounded)
         if lost.any():
             first = f"from row {rows.start} on"
             raise FileRefused(
                 file.path, f"{short(change.name)}: the merged weight is beyond the range of {change.dtype} {first}"
             )
-        target.write(raw.data)
-        bar.update(raw.size)
+        target.write(rounded.reshape(-1).view(np.uint8).data)
+        bar.update(rounded.nbytes)
 
 
-def _lengths(
-    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor, start: int
-) -> np.ndarray:
+def _lengths(file: TensorFile, left: np.ndarray, right: np.ndarray, change: MergedTensor, start: int) -> np.ndarray:
     """Return the lengths of the rows of W + s B A, of which no block holds a whole one."""
     transposed = change.layout == "in-out"
     squares = np.zeros(right.shape[1] if transposed else len(left))
-    for rows, columns, weight, delta in _changes(file, source, left, right, change, start):
+    for rows, columns, weight, delta in _changes(file, left, right, change, start):
         with np.errstate(over="ignore", invalid="ignore"):
             direction = weight.astype(WIDE[change.dtype]) + delta
         squares[columns if transposed else rows] += _squares(direction).sum(axis=0 if transposed else 1)
@@ -431,24 +432,25 @@ def _lengths(
 
 def _block_shape(right: np.ndarray, change: MergedTensor) -> tuple[int, int]:
     """Return the rows and columns of a block: some whole rows, or a part of one that is larger than a block."""
-    numbers = BLOCK_BYTES // np.dtype(FLOATS[change.dtype]).itemsize
+    numbers = BLOCK_BYTES // FLOATS[change.dtype].itemsize
     width = min(int(right.shape[1]), max(1, numbers))
     return max(1, numbers // width), width
 
 
 def _changes(
-    file: TensorFile, source: BinaryIO, left: np.ndarray, right: np.ndarray, change: MergedTensor, start: int
+    file: TensorFile, left: np.ndarray, right: np.ndarray, change: MergedTensor, start: int
 ) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
     """Yield a block of a weight at a time: its rows, its columns, its numbers, and those of s B A in the wide type."""
-    source.seek(start)
-    size = np.dtype(FLOATS[change.dtype]).itemsize
+    dtype = FLOATS[change.dtype]
     height, width = _block_shape(right, change)
     for top in range(0, len(left), height):
         rows = slice(top, min(len(left), top + height))
         for first in range(0, right.shape[1], width):
             columns = slice(first, min(right.shape[1], first + width))
             shape = rows.stop - rows.start, columns.stop - columns.start
-            weight = decode(file.read_bytes(source, shape[0] * shape[1] * size), change.dtype).reshape(shape)
+            raw = file.read_bytes(start, math.prod(shape) * dtype.itemsize)
+            start += raw.size
+            weight = raw.view(dtype).reshape(shape)
             with np.errstate(over="ignore", invalid="ignore"):
                 delta = (left[rows] @ right[:, columns]) * change.scaling
             yield rows, columns, weight, delta

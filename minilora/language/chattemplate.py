@@ -22,8 +22,8 @@ from typing import Any
 from .. import guards
 from ..checks import FileRefused, check_path, needed, short
 from ..files.base.companions import FURTHER_TEMPLATES
+from ..files.inputs import open_regular, read_whole
 from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
-from ..guards.inputfiles import open_regular, read_whole
 from .gguf import gguf_tokenizer
 from .tokenizerconfig import BESIDE, read_beside, special_tokens, token_text
 

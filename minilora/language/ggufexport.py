@@ -20,10 +20,10 @@ import numpy as np
 
 from ..checks import FileRefused, check_path, needed, short
 from ..files.adapters import check_base_weights, load_adapter
+from ..files.atomic import refuse_inputs, replaceable, written_whole
 from ..files.peft.adapterconfig import CONFIG_NAME
 from ..files.peft.adapterfolder import WEIGHTS_NAME
-from ..guards.tensorfile import in_dtype
-from ..guards.wholefiles import refuse_inputs, replaceable, written_whole
+from ..files.tensors import in_dtype
 from ..variants.adapter import Adapter
 from ..variants.variant import LORA, variant_of
 from .config import LlamaConfig

@@ -25,8 +25,8 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import named, reading, short
-from ..files.base.shards import NF4_STATE, Base
 from ..files.base.tiedhead import HEAD
+from ..files.tensors import NF4_STATE, Weights
 from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, QuantizedLinear, check_block_size, scale_book
 from .config import check_settings
 
@@ -52,7 +52,7 @@ class NF4Weights:
     `settings`, the model's ``quantization_config``, must say the same: transformers goes by it.
     """
 
-    def __init__(self, path: Path, base: Base, settings: Any) -> None:
+    def __init__(self, path: Path, base: Weights, settings: Any) -> None:
         self.base = base
         names = [name for name in base.holder if f"{name}.{NF4_STATE}" in base.holder]
         with reading(path):
@@ -106,7 +106,7 @@ class NF4Weights:
         return raw.view("<f4") if self.base.spec(name).dtype == "F32" else raw
 
 
-def _check_said(base: Base, settings: Any, quantised: list[str]) -> None:
+def _check_said(base: Weights, settings: Any, quantised: list[str]) -> None:
     """Require that the settings and the file name the same linear layers as quantised."""
     if settings is None:
         if quantised:

@@ -5,14 +5,13 @@ Data come in other people's forms. Where one is known, the refusal has the comma
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checks import FileRefused, printable, short
-from ..guards.inputfiles import parse_json
+from ..files.inputs import parse_json
 from .chat import SPEAKER, checked_messages
 from .text import read_text
 
@@ -56,22 +55,12 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            entries = parse_json(path, line.encode(), f"example in line {number}")
+            entries = parse_json(path, line, what=f"example in line {number}")
             try:
-                if "\\u" in line:
-                    _check_letters(entries)
                 records.append(Record(number, *checked(entries, path)))
             except ValueError as error:
                 raise FileRefused(path, f"line {number}: {error}") from error
     return records
-
-
-def _check_letters(entries: Mapping[str, Any]) -> None:
-    """Refuse half of a letter, which JSON can write and no text can hold: of an emoji that was cut, for instance."""
-    try:
-        json.dumps(entries, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"it has half of a letter, {short(error.object[error.start])}: no text can hold it") from None
 
 
 def converted(path: Path | None, program: str) -> str:

@@ -20,9 +20,8 @@ import numpy as np
 from ..adaptation import is_adapted
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name
-from ..files.base.shards import MODEL_CONFIG, SINGLE_NAME
-from ..guards.tensorfile import tensor_header
-from ..guards.wholefiles import is_new_or_empty, synced, written_folder
+from ..files.atomic import is_new_or_empty, synced, written_folder
+from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ..layer import walk
 from ..layers.nf4 import QuantizedLinear
 from ..layers.rotary import frequencies
@@ -67,9 +66,7 @@ def save_llama(model: Llama, folder: str | Path) -> None:
         with synced(part / MODEL_CONFIG) as file:
             file.write(json.dumps(config, indent=2).encode() + b"\n")
         with synced(part / SINGLE_NAME) as file:
-            file.write(tensor_header(tensors, {"format": "pt"}))
-            for array in tensors.values():
-                file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+            write_tensors(file, tensors, {"format": "pt"})
 
 
 def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:

@@ -22,7 +22,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, check_ids, check_integer, check_kind, check_path, check_shape, kind_of, printable
 from ..evaluation import EVALUATION_ROWS, check_data, sum_of
-from ..guards.inputfiles import open_regular
+from ..files.inputs import open_regular
 from ..losses import IGNORED, Loss, count, cross_entropy
 from ..training import backpropagate
 from ..variants.dropout import with_rows_at

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FileRefused, check_path, needed, short
-from ..files.base.shards import MAX_MODEL_CONFIG
-from ..guards.inputfiles import open_regular, read_json, read_whole
+from ..files.inputs import open_regular, read_json, read_whole
 from .gguf import gguf_tokenizer
-from .tokenizerconfig import MAX_TOKENIZER, TOKENIZER, WORDS, complete, read_beside, token_text
+from .tokenizerconfig import TOKENIZER, WORDS, complete, read_beside, token_text
 
 AT_ONCE = (1 << 21) + (1 << 10)
 """Letters that are encoded in one call, which takes half a kilobyte of memory for each."""
@@ -112,7 +111,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers = needed("tokenizers", "tokenizer.json")
     path = folder / TOKENIZER
-    text = read_whole(path, MAX_TOKENIZER)
+    text = read_whole(path)
     try:
         with _panics_are_errors():
             tokenizer = tokenizers.Tokenizer.from_buffer(text)
@@ -125,7 +124,7 @@ def _from_folder(folder: Path) -> Tokenizer:
     last = tokenizer.token_to_id(token_text(read_beside(folder).get("eos_token")) or "")
     for name in ("generation_config.json", "config.json"):  # the first that is there names the end, or none
         if (folder / name).exists():
-            end = read_json(folder / name, MAX_MODEL_CONFIG).get("eos_token_id")
+            end = read_json(folder / name).get("eos_token_id")
             return _of(path, tokenizer, [] if end is None else _end(folder / name, end), last)
     return _of(path, tokenizer, [], last)
 
@@ -303,7 +302,7 @@ def _joins(before: str, letter: str) -> bool:
 
 def _from_glassllm(path: Path) -> Tokenizer:
     glassllm, file = needed("glassllm", "an .npz file"), path.with_suffix(".tokenizer.json")
-    read_json(file, MAX_TOKENIZER)  # which checks more than the package does
+    read_json(file)  # which checks more than the package does
     try:
         tokenizer = glassllm.Tokenizer.load(file)
     except Exception as error:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FileRefused, printable, short
-from ..files.base.shards import MAX_MODEL_CONFIG, MODEL_CONFIG
-from ..guards.inputfiles import read_json, read_whole
+from ..files.inputs import read_json, read_whole
+from ..files.tensors import MODEL_CONFIG
 
 TOKENIZER, MAX_TOKENIZER = "tokenizer.json", 1 << 26
 """And the bytes of it that we agree to parse."""
@@ -85,15 +85,15 @@ ALSO_OWN = {
 
 def read_beside(folder: Path) -> dict[str, Any]:
     """Return what tokenizer_config.json says, with the special tokens of files of before, and those of the class."""
-    config = read_json(folder / BESIDE, MAX_MODEL_CONFIG) if (folder / BESIDE).exists() else {}
+    config = read_json(folder / BESIDE) if (folder / BESIDE).exists() else {}
     if "added_tokens_decoder" not in config and (folder / LEGACY).exists():
-        config |= read_json(folder / LEGACY, MAX_MODEL_CONFIG)
+        config |= read_json(folder / LEGACY)
     return (OWN[name][2] if (name := class_of(folder, config)) in OWN else {}) | config
 
 
 def class_of(folder: Path, config: Mapping[str, Any]) -> str:
     """Return the class that transformers loads, "" for the one that does as tokenizer.json says."""
-    model = read_json(folder / MODEL_CONFIG, MAX_MODEL_CONFIG) if (folder / MODEL_CONFIG).exists() else {}
+    model = read_json(folder / MODEL_CONFIG) if (folder / MODEL_CONFIG).exists() else {}
     kind = str(model.get("model_type"))
     name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
     if kind == "qwen2" or (kind.startswith(("qwen2_", "qwen3")) and not name):
@@ -105,7 +105,7 @@ def class_of(folder: Path, config: Mapping[str, Any]) -> str:
 
 def _has_bytes(path: Path) -> bool:
     """Return whether a tokenizer splits letters into bytes: then transformers' class of Llama does as it says."""
-    return path.exists() and b'"ByteLevel"' in read_whole(path, MAX_TOKENIZER)
+    return path.exists() and b'"ByteLevel"' in read_whole(path)
 
 
 def special_tokens(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -226,7 +226,7 @@ def _check_added(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> Non
     pairs = [(number, token.get("content")) for number, token in tokens.items()]
     if "added_tokens_decoder" not in config and (folder / LEGACY_ADDED).exists():
         path = folder / LEGACY_ADDED
-        pairs = [(str(number), text) for text, number in read_json(path, MAX_MODEL_CONFIG).items()]
+        pairs = [(str(number), text) for text, number in read_json(path).items()]
     added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
     for number, text in pairs:
         if not number.isdecimal() or added.get(int(number)) != text:

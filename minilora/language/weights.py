@@ -32,11 +32,10 @@ import numpy as np
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, FileRefused, check_flag, check_path, short
 from ..files.base.expertweights import MIXTRAL, MIXTRAL_MLP, PARTS
-from ..files.base.shards import MAX_MODEL_CONFIG, MODEL_CONFIG, Base, open_base
 from ..files.base.tiedhead import EMBEDDING, HEAD_WEIGHT
+from ..files.inputs import open_regular, read_json
 from ..files.peft.adapterconfig import CONFIG_NAME
-from ..guards.inputfiles import open_regular, read_json
-from ..guards.tensorfile import FLOATS, in_dtype, same_bytes
+from ..files.tensors import FLOATS, MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
 from ..layer import rebuild
 from ..layers.nf4 import CodedLinear
 from .config import LlamaConfig, from_json
@@ -104,11 +103,11 @@ def open_llama(path: str | Path, *, keep_blocks: bool = False) -> tuple[LlamaCon
 
 def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Reader]:
     """Return the decoder's sizes, the shapes of the arrays in a folder, and how one is read."""
-    settings = read_json(path / MODEL_CONFIG, MAX_MODEL_CONFIG)
+    settings = read_json(path / MODEL_CONFIG)
     config = from_json(path / MODEL_CONFIG, settings)
     if (path / CONFIG_NAME).exists():  # transformers would put it beside the model
         raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to a folder of its own")
-    base = open_base(path)
+    base = open_weights(path)
     quantised = NF4Weights(path / MODEL_CONFIG, base, settings.get("quantization_config"))
     shapes: dict[str, tuple[int, ...]] = {}
     for name, file in base.holder.items():
@@ -123,21 +122,17 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
         shapes[name] = spec.shape
     shapes, experts = _together(path, config, shapes)
 
-    def tensor(name: str) -> np.ndarray:
-        with base.holder[name].opened() as file:
-            return base.holder[name].read(name, file)
-
     def read(name: str) -> np.ndarray | Coded:
         if name in quantised.shapes:
             return partial(quantised.read, name)
         if name in experts:
-            return np.stack([np.concatenate([tensor(part) for part in parts]) for parts in experts[name]])
-        return tensor(name if name in base.holder else in_file(config, name))
+            return np.stack([np.concatenate([base.read(part) for part in parts]) for parts in experts[name]])
+        return base.read(name if name in base.holder else in_file(config, name))
 
     return config, quantised.shapes | shapes, read
 
 
-def _check_tied(path: Path, base: Base) -> None:
+def _check_tied(path: Path, base: Weights) -> None:
     """Require that a second head is the embedding: transformers 4 passes over it, version 5 computes with it."""
     if EMBEDDING_WEIGHT in base.holder and not same_bytes(
         base.holder[HEAD_WEIGHT], HEAD_WEIGHT, base.holder[EMBEDDING_WEIGHT], EMBEDDING_WEIGHT

@@ -42,6 +42,6 @@ def test_right_logits_end_with_0_and_wrong_ones_with_1(folders, capsys):
 
 def test_what_cannot_be_judged_ends_with_2(folders, capsys):
     assert command(folders, "nothing.safetensors") == 2
-    assert "there is no such file" in capsys.readouterr().err
+    assert "No such file or directory" in capsys.readouterr().err
     assert command(folders, "right.safetensors", "--json", str(folders / "model" / "config.json")) == 2
     assert "a file that is read" in capsys.readouterr().err

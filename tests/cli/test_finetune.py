@@ -33,7 +33,7 @@ from minilora.cli.finetune import _best
 from minilora.fast import accumulate
 from minilora.figures import plot_learning
 from minilora.files.checkpoint import read
-from minilora.guards.tensorfile import TensorFile
+from minilora.files.tensors import TensorFile
 from minilora.language.examples import load_data
 from minilora.language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss
 from minilora.language.generation import generate
@@ -262,7 +262,7 @@ BAD = [
     (["--checkpoint", "model"], "the checkpoint 'model' is a folder, expected a file or a new name"),
     (["--plot", "no/such/folder/x.png"], "there is no folder 'no/such/folder'"),
     (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
-    (["--model", "nowhere"], "'nowhere': there is no such file"),
+    (["--model", "nowhere"], "'nowhere': No such file or directory"),
     (["--model", "text"], "expected a folder with config.json, a .gguf file or a .npz file"),
     (["--save", ""], "argument --save: the name is empty"),
 ]

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
-from minilora.guards.tensorfile import TensorFile
+from minilora.files.tensors import TensorFile
 
 from ..support.adapter_folder import CONFIG, WEIGHTS, variant
 from ..support.memory import traced
@@ -100,17 +100,6 @@ def test_every_module_path_that_is_saved_is_loaded(tmp_path, name):
     layers = {name: draw_lora(np.random.default_rng(0)), "other": draw_lora(np.random.default_rng(1))}
     save_adapter(tmp_path / "a", layers)
     assert_same_adapters(load_adapter(tmp_path / "a"), layers)
-
-
-@pytest.mark.parametrize(
-    ("names", "what"), [(["a" * (9 << 20)], "header of"), ([f"{i:02000}" for i in range(1600)], CONFIG)]
-)
-def test_more_names_than_can_be_loaded_are_not_saved(tmp_path, names, what):
-    lora = LoRA(np.ones((1, 1), "f4"), np.ones((1, 1), "f4"), 1.0)
-    with pytest.raises(ValueError, match="so many or so long names") as error:
-        save_adapter(tmp_path / "a", dict.fromkeys(names, lora))
-    assert len(str(error.value)) < 500
-    assert not (tmp_path / "a").exists()
 
 
 def test_two_saves_of_one_adapter_are_equal_byte_for_byte(tmp_path):
@@ -421,19 +410,3 @@ def test_a_configuration_is_written_for_people(tmp_path):
     save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 3)), np.ones((5, 1)), 8.0)})
     path = tmp_path / "adapter_config.json"
     assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=2) + "\n"
-    path.write_text("[]")
-    with pytest.raises(FileRefused) as error:
-        load_adapter(tmp_path)
-    assert str(error.value) == f"'{path}': the file is a list of JSON, expected an object"
-
-
-def test_the_largest_header_that_is_read_is_written(tmp_path, monkeypatch):
-    layers = {"fc": LoRA(np.ones((1, 3)), np.ones((4, 1)), 1.0)}
-    save_adapter(tmp_path / "a", layers)
-    length = TensorFile(tmp_path / "a" / "adapter_model.safetensors").data_start - 8
-    monkeypatch.setattr("minilora.files.adapters.MAX_HEADER", length)
-    save_adapter(tmp_path / "b", layers)
-    monkeypatch.setattr("minilora.files.adapters.MAX_HEADER", length - 1)
-    with pytest.raises(ValueError, match=f"takes {length} bytes, expected at most {length - 1}"):
-        save_adapter(tmp_path / "c", layers)
-    assert not (tmp_path / "c").exists()

@@ -372,7 +372,7 @@ def test_only_a_regular_file_is_a_checkpoint(tmp_path, kind):
         os.mkfifo(tmp_path / "c")
     else:
         (tmp_path / "c").symlink_to("gone")
-    with pytest.raises(CheckpointError, match="no such file" if kind != "pipe" else "not a regular file"):
+    with pytest.raises(CheckpointError, match="No such file" if kind != "pipe" else "not a regular file"):
         fit(tmp_path / "c")
     assert os.listdir(tmp_path) == ["c"]
 

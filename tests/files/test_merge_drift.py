@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, merge_adapter, save_adapter
-from minilora.guards.tensorfile import TensorFile, encode, tensor_header
+from minilora.files.tensors import FLOATS, TensorFile, write_tensors
 
 UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """How far a number may be off that is rounded to nearest, as a part of it."""
@@ -12,15 +12,13 @@ NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 
 
 def write(path, weight, dtype):
-    raw = {"fc.weight": encode(weight, dtype)}
-    shaped = {"fc.weight": raw["fc.weight"].view({"BF16": "u2"}.get(dtype, NAMES[dtype])).reshape(weight.shape)}
-    path.write_bytes(tensor_header(shaped, {}) + raw["fc.weight"].tobytes())
+    with open(path, "wb") as file:
+        write_tensors(file, {"fc.weight": weight.astype(FLOATS[dtype])}, {})
 
 
 def read(path):
     file = TensorFile(path)
-    with file.opened() as opened:
-        return file.read("fc.weight", opened).astype("f8")
+    return file.read("fc.weight").astype("f8")
 
 
 class Cycles:

@@ -9,7 +9,7 @@ import pytest
 
 from minilora import Llama
 from minilora.checks import FileRefused
-from minilora.guards import tensorfile
+from minilora.files.tensors import TensorFile
 from minilora.language.config import KINDS, MUST, QUANTIZATION_MUST, from_json
 
 from ..support.language import tiny_llama, write_folder
@@ -34,7 +34,7 @@ def nothing_is_read(monkeypatch):
     def read(self, name, file):
         raise AssertionError(f"{name} was read")
 
-    monkeypatch.setattr(tensorfile.TensorFile, "read", read)
+    monkeypatch.setattr(TensorFile, "read", read)
 
 
 def changed(folder, **settings):

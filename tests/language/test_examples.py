@@ -205,8 +205,8 @@ GOOD = {"prompt": "a", "completion": "b"}
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ('{"prompt": "a"', r"the example in line 3 is not sound JSON: Expecting .*: column \d+"),
-        ("[1]", "the example in line 3 is a list of JSON, expected an object"),
+        ('{"prompt": "a"', "example in line 3: Input data was truncated"),
+        ("[1]", "example in line 3: Expected `object`, got `array`"),
         ({"prompt": "a"}, r"line 3: its keys are \['prompt'\], expected those of one kind: messages, prompt and compl"),
         ({**GOOD, "text": "c"}, r"line 3: its keys are \['completion', 'prompt', 'text'\], expected those of one kind"),
         ({"prompt": "a", "completion": ""}, "line 3: its completion is empty: ''"),
@@ -320,7 +320,7 @@ def test_examples_of_which_too_few_are_left_are_refused_with_the_length_that_kee
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [("{", "not sound JSON"), ({"prompt": "a"}, "its keys are"), ({"text": ""}, "empty")],
+    [("{", "Input data was truncated"), ({"prompt": "a"}, "its keys are"), ({"text": ""}, "empty")],
 )
 def test_records_are_checked_before_the_model_is_touched(tmp_path, record, message):
     with pytest.raises(FileRefused, match=message):

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama
-from minilora.guards import tensorfile
+from minilora.files.tensors import TensorFile
 
 from ..support.language import tiny_llama, write_folder
 
@@ -31,7 +31,7 @@ def nothing_is_read(monkeypatch):
     def read(self, name, file):
         raise AssertionError(f"{name} was read")
 
-    monkeypatch.setattr(tensorfile.TensorFile, "read", read)
+    monkeypatch.setattr(TensorFile, "read", read)
 
 
 def changed(folder, **settings):
@@ -187,7 +187,7 @@ DAMAGE = {
     "a quantised array": (spoiled("model.norm.weight", np.ones(12, "i1")), "has dtype I8, expected one of"),
     "a file cut short": (cut(1000), "safetensors"),
     "an empty file": (cut(0), "safetensors"),
-    "no configuration": (no_config, "there is no such file"),
+    "no configuration": (no_config, "No such file or directory"),
 }
 
 

@@ -110,7 +110,10 @@ def test_half_of_a_letter_is_refused_by_its_line(tmp_path, half):
     path = tmp_path / "e.jsonl"
     whole = '{"text": "the \\ud83d\\ude00"}\n'
     path.write_text(whole + '{"text": "the HALF"}\n'.replace("HALF", half))
-    with pytest.raises(FileRefused, match=r"line 2: it has half of a letter, '.+': no text can hold it"):
+    with pytest.raises(
+        FileRefused,
+        match=r"example in line 2: (JSON is malformed|Input data was truncated)",
+    ):
         read_records(path)
     path.write_text(whole)
     assert read_records(path)[0].entries["text"] == "the \N{GRINNING FACE}"

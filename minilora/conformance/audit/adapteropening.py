@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import FileRefused, hub_hint, short
+from ...files.inputs import read_json
 from ...files.peft.adapterconfig import CONFIG_NAME, MAX_CONFIG
 from ...files.peft.adapterfolder import WEIGHTS_NAME
 from ...files.peft.adapterkeys import PREFIX
-from ...guards.inputfiles import parse_json, read_whole
 from .adapterfile import AdapterFile
 from .findings import SUSPICIOUS, WRONG, Finding
 from .ggufadapter import read_gguf_adapter
@@ -62,7 +62,7 @@ def open_adapter(path: Path) -> AdapterFile:
     config: dict[str, Any] | None = None
     findings: list[Finding] = []
     if os.path.exists(config_path):
-        config = parse_json(config_path, read_whole(config_path, MAX_CONFIG), "file")
+        config = read_json(config_path, at_most=MAX_CONFIG)
         _check_lists(config_path, config)
         config, findings = _typed(config)
     ends = {name.rpartition(".")[2] for name in tensors.shapes}

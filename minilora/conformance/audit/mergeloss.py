@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...guards.tensorfile import decode, encode
+from ...files.tensors import FLOATS
 from ...layers.nf4 import dequantize_nf4, quantize_nf4
 from .adapterfile import AdapterFile, Module
 from .expertshapes import expert_weights
@@ -33,7 +33,7 @@ WIDTH = 32
 
 
 def _bfloat16(W: np.ndarray) -> np.ndarray:
-    return decode(encode(W, "BF16"), "BF16").reshape(W.shape)
+    return W.astype(FLOATS["BF16"]).astype(np.float32)
 
 
 def _float16(W: np.ndarray) -> np.ndarray:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from ...checks import FileRefused
-from ...files.base.shards import INDEX_NAME, MAX_MODEL_CONFIG, MODEL_CONFIG, SINGLE_NAME
 from ...files.base.tiedhead import HEAD_WEIGHT, ties_head
-from ...guards.inputfiles import read_json
-from ...guards.tensorfile import FLOATS
+from ...files.inputs import read_json
+from ...files.tensors import FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME
 from ...language.gguf import from_gguf
 from .tensors import Tensors, is_gguf, open_tensors
 
@@ -115,7 +114,7 @@ def open_model(path: Path) -> ModelHeaders:
     config: Mapping[str, Any] = {}
     beside = tensors.base.path.parent / MODEL_CONFIG
     if os.path.exists(beside):
-        config = read_json(beside, MAX_MODEL_CONFIG)
+        config = read_json(beside)
     text = config.get("text_config")
     tied = ties_head(tensors.base) or (isinstance(text, dict) and text.get("tie_word_embeddings") is True)
     return ModelHeaders(path, tensors, config, False, tied and HEAD_WEIGHT not in tensors.shapes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...checks import FileRefused, short
-from ...guards.tensorfile import FLOATS
+from ...files.tensors import FLOATS
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...checks import FileRefused, needed, short
-from ...files.base.shards import Base, open_base
-from ...guards.inputfiles import read_start
+from ...files.inputs import read_start
+from ...files.tensors import Weights, open_weights
 from ...language.gguf import read_gguf
 
 GGUF_MAGIC = b"GGUF"
@@ -31,7 +31,7 @@ class Tensors:
     sizes: Mapping[str, int]  # in bytes
     notes: Mapping[str, Any]  # what the header says besides
     read: Callable[[str], np.ndarray]  # one of them, as floats; what is none is refused
-    base: Base | None = None  # of safetensors
+    base: Weights | None = None  # of safetensors
 
 
 def open_tensors(path: Path) -> Tensors:
@@ -45,20 +45,15 @@ def is_gguf(path: Path) -> bool:
 
 
 def _of_safetensors(path: Path) -> Tensors:
-    base = open_base(path)
+    base = open_weights(path)
     specs = {name: base.spec(name) for name in base.holder}
-
-    def read(name: str) -> np.ndarray:
-        with base.holder[name].opened() as file:
-            return base.holder[name].read(name, file)
-
     return Tensors(
         base.path,
         {name: spec.shape for name, spec in specs.items()},
         {name: spec.dtype for name, spec in specs.items()},
         {name: spec.end - spec.start for name, spec in specs.items()},
         {key: text for file in base.files for key, text in file.metadata.items()},
-        read,
+        base.read,
         base,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...guards.tensorfile import decode, encode
+from ...files.tensors import FLOATS
 from ...language.llama import Llama
 from ...layer import walk
 from ..golden.formulas import Arrays, Formulas
@@ -65,7 +65,4 @@ def _with_cache(before: Llama, last: Llama, ids: np.ndarray) -> np.ndarray:
 def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     """Return changed weights as a type holds them."""
     with np.errstate(over="ignore"):
-        return {
-            name: decode(encode(array.astype("f4"), dtype), dtype).reshape(array.shape).astype(array.dtype)
-            for name, array in arrays.items()
-        }
+        return {name: array.astype("f4").astype(FLOATS[dtype]).astype(array.dtype) for name, array in arrays.items()}

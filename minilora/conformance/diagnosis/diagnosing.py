@@ -16,7 +16,7 @@ import numpy as np
 
 from ... import __version__
 from ...checks import FileRefused, printable, short
-from ...guards.tensorfile import TensorFile
+from ...files.tensors import TensorFile
 from ..bugs.bug import links
 from ..golden import judging
 from ..golden.answers import TOLERANCE

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ...checks import needed
-from ...guards.tensorfile import FLOATS, decode, encode, tensor_header
+from ...files.tensors import FLOATS, write_tensors
 from ...language.config import LlamaConfig
 from ...language.gguf import SIZES, gguf_tensor
 from ...language.llama import Llama
@@ -141,7 +141,7 @@ BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED, LIVING, SQUARE)
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
     """Return the nearest numbers that bfloat16 holds, as float32."""
-    return decode(encode(array, "BF16"), "BF16").reshape(array.shape)
+    return array.astype(FLOATS["BF16"]).astype(np.float32)
 
 
 def drawn(seed: int, config: LlamaConfig, draw: Draw) -> dict[str, np.ndarray]:
@@ -182,9 +182,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], stored: str 
     if not stored:
         path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"format": "pt"}))
         return
-    raw = {name: encode(array, stored).view(FLOATS[stored]).reshape(array.shape) for name, array in arrays.items()}
-    header = tensor_header(raw, {"format": "pt"})
-    path.write_bytes(header + b"".join(array.tobytes() for array in raw.values()))
+    with open(path, "wb") as file:
+        write_tensors(file, {name: array.astype(FLOATS[stored]) for name, array in arrays.items()}, {"format": "pt"})
 
 
 def write_json(path: Path, value: Any) -> None:

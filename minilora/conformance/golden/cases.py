@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...files.peft.adapterkeys import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
-from ...guards.tensorfile import decode, encode
+from ...files.tensors import FLOATS
 from .bases import BIASED, TIED, TIED_NF4, TOKENS, UNTIED, UNTIED_NF4, Base, to_bfloat16
 from .exact import product, sums
 from .formulas import Arrays, Given, Module, scale, setting
@@ -143,7 +143,7 @@ def in_type(given: Given, stored: str) -> Given:
         return given
 
     def held(x: np.ndarray) -> np.ndarray:
-        return decode(encode(x, stored), stored).reshape(x.shape).astype(np.float64)
+        return x.astype(FLOATS[stored]).astype(np.float64)
 
     modules = {path: replace(m, lora_A=held(m.lora_A), lora_B=held(m.lora_B)) for path, m in given.modules.items()}
     return replace(given, modules=modules, stored=stored)

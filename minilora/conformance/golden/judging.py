@@ -17,8 +17,8 @@ import numpy as np
 
 from ... import __version__
 from ...checks import FileRefused, printable, short
-from ...guards.inputfiles import member, parse_json, read_whole
-from ...guards.tensorfile import FLOATS, TensorFile
+from ...files.inputs import member, read_json
+from ...files.tensors import FLOATS, TensorFile
 from ..checking.xfails import of_known
 from .folder import FORMAT, INDEX
 from .leftovers import ROUNDED
@@ -198,7 +198,7 @@ def compare(folder: Path, results: Path, known: Mapping[str, str] | None = None)
 def read_index(folder: Path) -> dict[str, Any]:
     """Return index.json; refuse one of a later format."""
     path = folder / INDEX
-    index = parse_json(path, read_whole(path, MAX_INDEX), "file")
+    index: dict[str, Any] = read_json(path, at_most=MAX_INDEX)
     version = index.get("format")
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise FileRefused(path, f"format is {short(version)}, expected at most {FORMAT}: a later minilora wrote it")
@@ -423,15 +423,13 @@ def read_answers(path: Path, tolerance: Mapping[str, float]) -> tuple[TensorFile
 def read_tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
     """Read tensors of a file, all of them by default; floats in float64, whichever type they have."""
     file, arrays = TensorFile(path), {}
-    with file.opened() as opened:
-        for name in file.tensors if names is None else names:
-            spec = file.tensors[name]
-            if spec.dtype in INTEGERS:
-                opened.seek(spec.start)
-                raw = file.read_bytes(opened, spec.end - spec.start)
-                arrays[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
-            else:
-                arrays[name] = file.read(name, opened).astype(np.float64)
+    for name in file.tensors if names is None else names:
+        spec = file.tensors[name]
+        if spec.dtype in INTEGERS:
+            raw = file.read_bytes(spec.start, spec.end - spec.start)
+            arrays[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
+        else:
+            arrays[name] = file.read(name).astype(np.float64)
     return arrays
 
 

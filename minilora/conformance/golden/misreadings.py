@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...guards.tensorfile import encode
+from ...files.tensors import FLOATS
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..bugs import table
 from .bases import EMBEDDING
@@ -62,7 +62,7 @@ def _alpha_cut(config: Config, path: str) -> float:
 
 
 def _as_float16(stored: str, x: np.ndarray) -> np.ndarray:
-    return encode(x, "BF16").view("<f2").reshape(x.shape).astype(np.float64) if stored == "BF16" else x
+    return x.astype(FLOATS["BF16"]).view("<f2").astype(np.float64) if stored == "BF16" else x
 
 
 def _square(W: np.ndarray) -> bool:

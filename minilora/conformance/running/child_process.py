@@ -24,7 +24,7 @@ from threading import Thread
 from typing import IO, Any, NoReturn
 
 from ...checks import FileRefused, printable
-from ...guards.inputfiles import read_json, read_start
+from ...files.inputs import read_json, read_start
 from ..checking.calling import is_theirs, line_of, raised
 from ..checking.report import CannotRun, Report
 from ..checking.suite import check
@@ -87,7 +87,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
 def _report(answer: Path) -> Report:
     """Return the report that the child wrote; refuse what foreign code may have put in its place."""
     try:
-        message = read_json(answer, MAX_ANSWER)
+        message = read_json(answer, at_most=MAX_ANSWER)
         if message.keys() == {"cannot"}:
             raise CannotRun(str(message["cannot"]))
         report = Report.from_dict(message["report"])

@@ -5,15 +5,17 @@ They are copied as they are; only of a model that gets a head of its own config.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...checks import FileRefused
-from ...guards.inputfiles import json_bytes, open_regular, read_json
-from ...guards.wholefiles import synced
+from ..atomic import synced
+from ..inputs import open_regular, read_json
 from ..peft.adapterconfig import CONFIG_NAME
-from .shards import MAX_MODEL_CONFIG, MODEL_CONFIG
+from ..tensors import MODEL_CONFIG
 
 FURTHER_TEMPLATES = "additional_chat_templates"
 """A folder with chat templates for other occasions than the default: ``tool_use.jinja``."""
@@ -28,7 +30,7 @@ def files_beside(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
     configuration of an adapter that is not written. What is no regular file is refused, and a configuration that is no
     JSON.
     """
-    config, files = read_json(folder / MODEL_CONFIG, MAX_MODEL_CONFIG), {}
+    config, files = read_json(folder / MODEL_CONFIG), {}
     for path in [*sorted(folder.iterdir()), *sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))]:
         passed = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
         if path.suffix in COPIED and not passed and not path.is_dir():
@@ -59,3 +61,8 @@ def write_beside(files: Mapping[str, Path | bytes], part: Path) -> None:
             else:
                 with open_regular(content) as source:
                     shutil.copyfileobj(source, target)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as a file of JSON that people read."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...checks import FileRefused, short
-from ...guards.tensorfile import TensorFile
+from ..tensors import TensorFile
 
 PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The weights of one expert that an array has, the first above the second."""

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 
 from ...checks import FileRefused, short
 from ..peft.adapterfolder import AdapterFolder
-from .shards import Base
+from ..tensors import Weights
 
 LAYOUTS = ("out-in", "in-out")
 """The sides of a weight in the order of its shape: of a Linear, and of a Conv1D."""
 
 
 def layouts_of(
-    names: Mapping[str, str], folder: AdapterFolder, base: Base, layouts: Mapping[str, str] | None
+    names: Mapping[str, str], folder: AdapterFolder, base: Weights, layouts: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Return how each adapted module's weight lies.
 
@@ -30,7 +30,7 @@ def layouts_of(
         The base's name of the weight, by module.
     folder : AdapterFolder
         The adapter, whose flag is the answer unless the base speaks against it.
-    base : Base
+    base : Weights
         The checkpoint.
     layouts : mapping of str to str, optional
         What the caller says, by a module's path or its end.
@@ -76,7 +76,7 @@ def _said_of(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str,
 class _Evidence:
     """The layouts that weights which are not square show, by what their modules' paths share."""
 
-    def __init__(self, names: Mapping[str, str], folder: AdapterFolder, base: Base) -> None:
+    def __init__(self, names: Mapping[str, str], folder: AdapterFolder, base: Weights) -> None:
         self.by_last: dict[str, set[str]] = defaultdict(set)  # by the last name of a module's path
         self.by_parent: dict[str, set[str]] = defaultdict(set)  # by all before the last name
         self.anywhere: set[str] = set()
@@ -104,7 +104,7 @@ def _parts(name: str) -> tuple[str, str]:
     return parent, last
 
 
-def _check_square(module: str, name: str, flag: str, evidence: _Evidence, base: Base) -> None:
+def _check_square(module: str, name: str, flag: str, evidence: _Evidence, base: Weights) -> None:
     """Refuse a square weight where the base speaks against the flag, or a flag for Conv1D stands alone.
 
     Most models hold no Conv1D, and their square weights merge without a question. A flag for Conv1D comes from one

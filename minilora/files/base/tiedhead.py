@@ -13,22 +13,23 @@ from dataclasses import replace
 from typing import Any
 
 from ...checks import FileRefused
-from ...guards.inputfiles import json_bytes, parse_json, read_json
-from .shards import MAX_MODEL_CONFIG, MODEL_CONFIG, Base
+from ..inputs import parse_json, read_json
+from ..tensors import MODEL_CONFIG, Weights
+from .companions import json_bytes
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 """The ends of the paths of the two modules that some models tie; PEFT's list."""
 HEAD_WEIGHT = f"{HEAD}.weight"
 
 
-def ties_head(base: Base) -> bool:
+def ties_head(base: Weights) -> bool:
     """Return whether a config.json beside a base says that the head is the embedding.
 
     One that cannot be read says nothing. Some kinds of model are tied where it says nothing: then the class has a head,
     and the files have none.
     """
     try:
-        config = read_json(base.path.parent / MODEL_CONFIG, MAX_MODEL_CONFIG)
+        config = read_json(base.path.parent / MODEL_CONFIG)
     except FileRefused:
         return False
     tied, classes = config.get("tie_word_embeddings"), str(config.get("architectures"))
@@ -36,7 +37,7 @@ def ties_head(base: Base) -> bool:
     return tied is True or (tied is None and headless and ("ForCausalLM" in classes or "LMHead" in classes))
 
 
-def with_own_head(base: Base) -> Base:
+def with_own_head(base: Weights) -> Weights:
     """Return a tied base whose head is a tensor of its own: the embedding's bytes, under a second name."""
     if HEAD_WEIGHT in base.holder:  # some files hold it twice
         return base
@@ -54,9 +55,9 @@ def with_own_head(base: Base) -> Base:
     return replace(base, files=files, holder=holder | {HEAD_WEIGHT: new}, index_text=index)
 
 
-def _index_with_head(base: Base, shard: str, size: int, numbers: int) -> bytes:
+def _index_with_head(base: Weights, shard: str, size: int, numbers: int) -> bytes:
     """Return the index with the head in it, its totals too."""
-    index: dict[str, Any] = parse_json(base.path, base.index_text, "file")
+    index: dict[str, Any] = parse_json(base.path, base.index_text)
     index["weight_map"][HEAD_WEIGHT] = shard
     metadata = index.get("metadata")
     for total, more in (("total_size", size), ("total_parameters", numbers)):

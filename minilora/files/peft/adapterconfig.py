@@ -16,9 +16,9 @@ from typing import Any
 
 from ...checks import FileRefused, short
 from ...guards.boundedpatterns import Matching
-from ...guards.inputfiles import parse_json, read_whole
 from ...variants.scaling import scaling
 from ...variants.variant import LORA, Variant
+from ..inputs import parse_json, read_whole
 from .adapterkeys import PEFT_NAMES
 
 CONFIG_NAME = "adapter_config.json"
@@ -149,8 +149,8 @@ def read_config(path: Path) -> PeftConfig:
     FileRefused
         If it is not sound JSON, a key has a value that it cannot have, or asks for what is not supported.
     """
-    text = read_whole(path, MAX_CONFIG)
-    config = parse_json(path, text, "file")
+    text = read_whole(path)
+    config = parse_json(path, text)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise FileRefused(path, f"peft_type is {short(kind)}, expected 'LORA', the only kind supported")

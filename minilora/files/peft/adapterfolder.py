@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from ...checks import FileRefused, hub_hint, short
-from ...guards.folderlocks import locked
-from ...guards.inputfiles import member
-from ...guards.tensorfile import TensorFile
-from ...guards.wholefiles import places
 from ...variants.variant import DORA
+from ..tensors import TensorFile
 from .adapterconfig import CONFIG_NAME, LayerConfig, PeftConfig, read_config
 from .adapterkeys import Form, check_arrays, check_variant, forms_of, natural, with_base
 from .expertkeys import ExpertForm, expert_forms
@@ -44,30 +38,15 @@ class AdapterFolder:
     @classmethod
     def open(cls, folder: Path) -> AdapterFolder:
         """Check a folder in PEFT's layout: both files, every key, and each shape against the configuration."""
-        with locked(folder, shared=True):
-            return cls._matched(folder)
-
-    @classmethod
-    @contextlib.contextmanager
-    def reading(cls, folder: Path) -> Iterator[tuple[AdapterFolder, BinaryIO]]:
-        """Do the same, and open the factors' file. A save of another process waits until they are read."""
-        with locked(folder, shared=True):
-            adapter = cls._matched(folder)
-            with adapter.file.opened() as file:
-                yield adapter, file
-
-    @classmethod
-    def _matched(cls, folder: Path) -> AdapterFolder:
         if not os.path.isdir(folder):
             expected = f"expected one with {CONFIG_NAME} and {WEIGHTS_NAME}"
             raise FileRefused(folder, f"not a folder; {expected}{hub_hint(folder)}")
-        weights_path, config_path = places(member(folder, WEIGHTS_NAME), member(folder, CONFIG_NAME))
-        config = read_config(config_path)
+        config = read_config(folder / CONFIG_NAME)
         if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS_NAME):
             raise FileRefused(
                 folder / "adapter_model.bin", "a pickle, which can run code when it is read: save it as safetensors"
             )
-        file = TensorFile(weights_path)
+        file = TensorFile(folder / WEIGHTS_NAME)
         _check_of_one_save(config, file)
         forms = forms_of(file)
         check_variant(config.path, config.variant, forms)
@@ -100,11 +79,11 @@ class AdapterFolder:
         out, width = B[0], math.prod(A[1:])
         return (width, out) if isinstance(form, ExpertForm) and form.turned else (out, width)
 
-    def read(self, module: str, file: BinaryIO) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
-        """Return a module's matrices, and a variant's further array, from the opened file; refuse NaN and infinity."""
+    def read(self, module: str) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
+        """Return a module's matrices, and a variant's further array; refuse NaN and infinity."""
         form, arrays = self.forms[module], []
         for key in form.keys(module):
-            arrays.append(self.file.read(key, file))
+            arrays.append(self.file.read(key))
             if not np.isfinite(arrays[-1]).all():
                 raise FileRefused(self.file.path, f"{short(key)} holds NaN or infinity")
         return form.matrices(tuple(arrays))

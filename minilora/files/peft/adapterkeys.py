@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from ...checks import FileRefused, short
-from ...guards.tensorfile import FLOATS, TensorFile, TensorSpec
 from ...variants.variant import DORA, LORA, Variant
+from ..tensors import FLOATS, TensorFile, TensorSpec
 
 PREFIX = "base_model.model."
 BASE = "base_layer.weight"

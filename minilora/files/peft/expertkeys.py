@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...checks import FileRefused, short
-from ...guards.tensorfile import TensorFile
 from ...variants.stackedlora import packed_B, stacked_A, stacked_B
+from ..tensors import TensorFile
 from .adapterconfig import B_LAYOUTS, LayerConfig, PeftConfig
 from .adapterkeys import FACTORS, PREFIX, Form
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ...checks import Array
 from ...evaluation import Gradients
+from ...files.atomic import replaceable
 from ...files.checkpoint import CheckpointError, Saved
-from ...guards.wholefiles import replaceable
 from ...losses import IGNORED, Loss
 from ...training import History, TrainingState, evaluate_of
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ...checks import check_integer, check_number
 from ...files.adapters import check_adapter_target
+from ...files.atomic import refuse_inputs, replaceable
 from ...files.checkpoint import check_place
 from ...files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
 from ...files.peft.adapterfolder import WEIGHTS_NAME
-from ...guards.wholefiles import refuse_inputs, replaceable
 from ...schedule import Schedule
 from .defaults import fitting
 

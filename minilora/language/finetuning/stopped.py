@@ -15,11 +15,11 @@ from typing import Any
 
 from ...backend import Backend
 from ...checks import printable
-from ...files.base.shards import MODEL_CONFIG, open_base
 from ...files.checkpoint import CheckpointError, Saved, read, refuse_another
+from ...files.inputs import open_regular
 from ...files.peft.adapterconfig import CONFIG_NAME
 from ...files.peft.adapterfolder import WEIGHTS_NAME
-from ...guards.inputfiles import open_regular
+from ...files.tensors import MODEL_CONFIG, open_weights
 from ..namedmodel import model_path
 from ..text import HELD_OUT
 from .recipe import Recipe
@@ -115,7 +115,7 @@ def mark(*paths: Path, ends: int | None = None) -> str:
 
 def model_mark(model: Path) -> str:
     """Return what tells a model from another."""
-    files = [model / MODEL_CONFIG, *(file.path for file in open_base(model).files)] if model.is_dir() else [model]
+    files = [model / MODEL_CONFIG, *(file.path for file in open_weights(model).files)] if model.is_dir() else [model]
     return mark(*files, ends=ENDS)
 
 

@@ -14,7 +14,7 @@ from minilora import Llama, attach, load_adapter, merge
 from minilora.checks import FileRefused
 from minilora.cli import main
 from minilora.conformance.diagnosis.diagnosing import Candidate, Diagnosis, diagnose
-from minilora.guards.tensorfile import decode, encode
+from minilora.files.tensors import FLOATS
 from minilora.language.config import LlamaConfig
 from minilora.layer import walk
 from tests.support.language import write_folder
@@ -135,7 +135,7 @@ def rounded(dtype, whole=False):
         for path, layer in walk(merged):
             if hasattr(layer, "weight") and (whole or path.endswith(("_proj", "lm_head"))):
                 W = layer.weight
-                layer.weight = decode(encode(W.astype("f4"), dtype), dtype).reshape(W.shape).astype("f8")
+                layer.weight = W.astype(FLOATS[dtype]).astype("f8")
         return merged
 
     return change

@@ -9,7 +9,7 @@ from minilora import FileRefused, Llama, attach, load_adapter
 from minilora.conformance.golden.cases import files
 from minilora.conformance.golden.folder import write_adapter
 from minilora.conformance.golden.stored import STORED
-from minilora.guards.tensorfile import TensorFile
+from minilora.files.tensors import TensorFile
 
 BY_ID = {case.id: case for case in STORED}
 

@@ -15,8 +15,8 @@ from minilora import (
     merge_adapter,
     save_adapter,
 )
-from minilora.files.base.shards import open_base
 from minilora.files.base.tiedhead import ties_head
+from minilora.files.tensors import open_weights
 
 from ...support.memory import traced
 from ...support.model_folder import IDS, INDEX, drawn, of_kind, write
@@ -140,4 +140,4 @@ def test_a_base_is_tied_where_its_configuration_says_so(tmp_path, config, names,
     save_file(dict.fromkeys(names, np.ones((3, 2), "f4")), tmp_path / "model.safetensors")
     if config is not None:
         (tmp_path / "config.json").write_text(json.dumps(config))
-    assert ties_head(open_base(tmp_path)) is tied
+    assert ties_head(open_weights(tmp_path)) is tied

@@ -33,7 +33,7 @@ from minilora.cli import main
 from minilora.cli.inspect import table
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.adapterfolder import NORM_KEY
-from minilora.guards.tensorfile import TensorFile
+from minilora.files.tensors import TensorFile
 from minilora.variants.adapter import Rewritten
 
 from ...support.kinds_of_layers import (

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ....files.base.shards import MODEL_CONFIG, SINGLE_NAME
-from ....guards.tensorfile import encode
+from ....files.tensors import FLOATS, MODEL_CONFIG, SINGLE_NAME
 from ....language.config import LlamaConfig, MixtureConfig
 from ....language.llama import Llama
 from ....language.save import split_experts
@@ -105,7 +104,7 @@ def _in_bfloat16(arrays: dict[str, np.ndarray]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, array in arrays.items():
-        numbers = encode(array, "BF16").tobytes()
+        numbers = array.astype(FLOATS["BF16"]).tobytes()
         offsets = [len(data), len(data) + len(numbers)]
         entries[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": offsets}
         data += numbers

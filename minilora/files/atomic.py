@@ -1,0 +1,122 @@
+"""Files and folders that are written whole or not at all.
+
+A kill, a crash or a full disk at any moment leaves the old file or the new one, and of a folder all or nothing. What is
+written goes under a name of its own beside its target, to the disk (fsync), and takes the target's place by one rename.
+A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write one target, the
+last to finish replaces it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete.
+
+    What was there before is left as it was if the file cannot be written.
+    """
+    with written_together(path) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def written_together(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Open several files of one folder to write, which take their places when all are complete and on the disk.
+
+    No system renames two files at once. So the last of the old ones is removed first: in the moment of the renames
+    there are too few files, never those of two writes.
+    """
+    for path in paths:
+        replaceable(path)
+    parts = [_part_of(path) for path in paths]
+    try:
+        with contextlib.ExitStack() as files:
+            yield [files.enter_context(synced(part)) for part in parts]
+    except BaseException:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        raise
+    if len(paths) > 1:
+        paths[-1].unlink(missing_ok=True)
+    for part, path in zip(parts, paths, strict=True):
+        os.replace(part, path)
+    sync_folder(paths[0].absolute().parent)
+
+
+@contextlib.contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Make a folder to write into, by `synced`, that takes its place at `path`, new or empty, when it is complete."""
+    part = _part_of(path)
+    part.mkdir()
+    try:
+        yield part
+        sync_folder(part)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync_folder(path.absolute().parent)
+
+
+@contextlib.contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file to write, and wait until it is on the disk."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can say so."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _part_of(path: Path) -> Path:
+    """Return a name beside a target that no other process takes, short however long the target's own."""
+    return path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
+
+
+# --- what must not be overwritten ---
+
+
+def is_new_or_empty(path: Path) -> bool:
+    """Return whether a folder can be written at a path without a loss: a new name, or an empty folder itself."""
+    return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+
+
+def replaceable(path: Path) -> None:
+    """Require that a path is a regular file, or new.
+
+    A file must not replace a device or a pipe, nor a symbolic link: what it leads to would stay as it was.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
+    if not stat.S_ISREG(mode):
+        kind = "symbolic link" if stat.S_ISLNK(mode) else "folder, a device or a pipe"
+        raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new name")
+
+
+def refuse_inputs(name: str, out: Path, inputs: Iterable[tuple[Path, str]]) -> None:
+    """Require that an output is none of the files that are read, each given with what it is, such as "the model"."""
+    for path, what in inputs:
+        both = os.path.exists(out) and os.path.exists(path)
+        if os.path.samefile(out, path) if both else os.path.realpath(out) == os.path.realpath(path):
+            raise ValueError(f"{name} {str(out)!r} is {what}, expected another file")

@@ -1,0 +1,267 @@
+"""Tensors in files of the safetensors format: one file, or the shards of a model with their index.
+
+A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes, one after the other. The library
+`safetensors` judges the header: shapes, types, offsets, overlaps. The tensors are then read by plain reads, a tensor or
+some rows at a time, so that no more memory fills than is asked for: the pages of a map of the whole file would count.
+Nothing in a file is executed; a pickle is no such file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+from ml_dtypes import bfloat16
+from safetensors import safe_open
+
+from ..checks import FileRefused, reading, short
+from .inputs import member, open_regular, parse_json, read_whole
+
+INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
+MODEL_CONFIG = "config.json"
+NF4_STATE = "quant_state.bitsandbytes__nf4"
+"""The end of the name under which bitsandbytes keeps how a weight was quantised."""
+
+BLOCK_BYTES = 4 << 20
+"""Bytes of a tensor that are compared, copied or merged at a time."""
+
+FLOATS: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")
+}  # fmt: skip
+"""The format's types that we compute with, in NumPy."""
+NAMES = {dtype.name: name for name, dtype in FLOATS.items()} | {"uint8": "U8"}
+"""The format's names for NumPy's types that are written."""
+
+OTHER_FORMATS = {
+    b"version ": "it is a pointer of Git LFS, in the place of the file ('git lfs pull' gets it)",
+    b"<": "it is a page of HTML, in the place of the file",
+    b"PK": "it is an archive, such as a pickle of torch's",
+}
+"""What a file with such a beginning is, which a download may leave in the place of a safetensors file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where a tensor lies in its file."""
+
+    dtype: str  # in the format's names: "F32", "BF16", ...
+    shape: tuple[int, ...]
+    start: int  # its first byte, counted from the file's first
+    end: int  # the byte after its last
+
+
+class TensorFile:
+    """A safetensors file, its header judged and its tensors still on the disk.
+
+    Raises
+    ------
+    FileRefused
+        If the file is missing, no regular file, cut, or not of this format.
+    """
+
+    path: Path
+    header: bytes  # all that comes before the tensors' bytes
+    metadata: dict[str, str]  # the text beside the tensors; empty where there is none
+    tensors: dict[str, TensorSpec]  # in the order of their bytes
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with open_regular(self.path) as file, reading(self.path):
+            first = file.read(8)
+            if what := next((what for start, what in OTHER_FORMATS.items() if first.startswith(start)), ""):
+                raise FileRefused(path, what)
+            with safe_open(self.path, framework="numpy") as judged:
+                self.metadata = judged.metadata() or {}
+            self.header = first + file.read(int.from_bytes(first, "little"))
+            entries = msgspec.json.decode(self.header[8:], type=dict[str, msgspec.Raw])
+            entries.pop("__metadata__", None)
+            specs = {name: _spec(entry, len(self.header)) for name, entry in entries.items()}
+        self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Return a tensor of floats, or some of its rows; bfloat16 comes as float32, which holds it exactly."""
+        spec = self.tensors[name]
+        if spec.dtype not in FLOATS:
+            expected = ", ".join(FLOATS)
+            raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}")
+        dtype, shape, start, end = FLOATS[spec.dtype], spec.shape, spec.start, spec.end
+        if rows != slice(None):
+            first, stop, _ = rows.indices(shape[0])
+            row = math.prod(shape[1:]) * dtype.itemsize
+            shape, start, end = (stop - first, *shape[1:]), start + first * row, start + stop * row
+        numbers = self.read_bytes(start, end - start).view(dtype).reshape(shape)
+        return numbers.astype("float32" if dtype == bfloat16 else dtype.newbyteorder("="), copy=False)
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """Yield the bytes of one tensor, `BLOCK_BYTES` at a time."""
+        spec = self.tensors[name]
+        for start in range(spec.start, spec.end, BLOCK_BYTES):
+            yield self.read_bytes(start, min(BLOCK_BYTES, spec.end - start))
+
+    def read_bytes(self, start: int, count: int) -> np.ndarray:
+        """Return `count` bytes of the file from its byte `start` on."""
+        with reading(self.path):
+            raw = np.fromfile(self.path, np.uint8, count, offset=start)
+        if raw.size != count:
+            raise FileRefused(self.path, "the file was cut while it was read")
+        return raw
+
+    def also_named(self, name: str, second: str) -> TensorFile:
+        """Return the file with a tensor under a second name too, which stands last."""
+        entries, spec = json.loads(self.header[8:]), self.tensors[name]
+        end = max(other.end for other in self.tensors.values()) - len(self.header)
+        offsets = [end, end + spec.end - spec.start]
+        entries[second] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": offsets}
+        file = copy(self)
+        file.tensors, file.header = self.tensors | {second: spec}, _header(entries)
+        return file
+
+
+class Entry(msgspec.Struct):
+    """A tensor's entry in the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def _spec(text: msgspec.Raw, data_start: int) -> TensorSpec:
+    """Return what an entry of the header says, with its offsets counted from the file's first byte."""
+    entry = msgspec.json.decode(text, type=Entry)
+    start, end = entry.data_offsets
+    return TensorSpec(entry.dtype, entry.shape, data_start + start, data_start + end)
+
+
+def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
+    """Return whether two tensors have one type, one shape and the same bits."""
+    ours, theirs = first.tensors[name], other.tensors[other_name]
+    return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and all(
+        np.array_equal(a, b) for a, b in zip(first.blocks(name), other.blocks(other_name), strict=True)
+    )
+
+
+def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndarray:
+    """Return finite numbers of a file in another type that can hold them; `reaches` says in an error whose they are."""
+    with np.errstate(over="ignore"):
+        rounded = array.astype(np.dtype(dtype).name, copy=False)
+    if rounded.itemsize < array.itemsize and not np.isfinite(rounded).all():
+        largest = float(np.abs(array).max())
+        raise FileRefused(path, f"{reaches} {largest:g}, which {rounded.dtype} cannot hold")
+    return rounded
+
+
+# --- writing ---
+
+
+def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a whole safetensors file: the header, and the tensors in their order."""
+    file.write(tensor_header(tensors, metadata))
+    for tensor in tensors.values():
+        little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        file.write(little.reshape(-1).view(np.uint8).data)
+
+
+def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Return all of a safetensors file that comes before the tensors' bytes, which follow in this order.
+
+    The library's own `save` puts metadata in an order that changes from run to run.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    return _header(entries)
+
+
+def _header(entries: Mapping[str, Any]) -> bytes:
+    """Return the length of a header, and the header, filled up to 8 bytes."""
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+# --- a model's weights, in one file or several ---
+
+
+class Index(msgspec.Struct):
+    """The index of a model's shards, ``model.safetensors.index.json``."""
+
+    weight_map: dict[str, str]  # by a tensor's name the file that holds it
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights: their files, which of them holds which tensor, and the index where there is one."""
+
+    files: list[TensorFile]
+    holder: Mapping[str, TensorFile]
+    index: Path | None = None
+    index_text: bytes = b""
+
+    @property
+    def path(self) -> Path:
+        """What to name in a message about the whole of it."""
+        return self.index or self.files[0].path
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return the shape, the type and the place of a tensor."""
+        return self.holder[name].tensors[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor of floats."""
+        return self.holder[name].read(name)
+
+
+def open_weights(path: Path) -> Weights:
+    """Open a model's weights: a safetensors file, an index of shards, or a folder with the one or the other.
+
+    In a folder with both an index and a single file, transformers takes the file, and other programs the shards: such a
+    folder is refused, unless the index names that file alone. Whoever merges can name the one or the other.
+    """
+    if not os.path.isdir(path):
+        return _open_shards(path) if path.suffix == ".json" else _open_single(path)
+    if not os.path.exists(path / INDEX_NAME):
+        return _open_single(path / SINGLE_NAME)
+    weights = _open_shards(path / INDEX_NAME)
+    single = path / SINGLE_NAME
+    if os.path.exists(single) and [file.path for file in weights.files] != [single]:
+        raise FileRefused(
+            single,
+            f"beside {INDEX_NAME}, which names other files: programs differ in which they take. Remove one of them",
+        )
+    return weights
+
+
+def _open_single(path: Path) -> Weights:
+    file = TensorFile(path)
+    return Weights([file], dict.fromkeys(file.tensors, file))
+
+
+def _open_shards(path: Path) -> Weights:
+    """Open the shards that an index names; each tensor must stand once, where the index says, if it says so."""
+    text = read_whole(path)
+    weight_map = parse_json(path, text, Index).weight_map
+    if not weight_map or not all(shard.endswith(".safetensors") for shard in weight_map.values()):
+        raise FileRefused(path, f"weight_map is {short(weight_map)}, expected .safetensors files by tensors' names")
+    files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
+    for name, shard in weight_map.items():
+        if name not in files[shard].tensors:
+            raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")
+    # What a shard holds belongs to the model, also where the index leaves it out: transformers has it so.
+    holder = {name: files[shard] for name, shard in weight_map.items()}
+    for file in files.values():
+        for name in file.tensors:
+            if holder.setdefault(name, file) is not file:
+                raise FileRefused(
+                    file.path, f"{short(name)} stands here and in {holder[name].path.name}: expected once"
+                )
+    return Weights(list(files.values()), holder, path, text)

@@ -1,0 +1,270 @@
+"""Files are written whole or not at all; only regular files are ever replaced."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import FileRefused, LoRA, load_adapter, save_adapter
+from minilora.files.atomic import is_new_or_empty, synced, written_folder, written_together, written_whole
+from minilora.files.tensors import TensorFile
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def layers(value, alpha):
+    """Two modules that differ in shape, rank and dtype; `value` fills the factors."""
+    return {
+        "enc.fc": LoRA(np.full((2, 3), value, "f4"), np.full((4, 2), value, "f4"), alpha),
+        "head": LoRA(np.full((1, 4), value, "f2"), np.full((5, 1), value, "f2"), alpha / 2),
+    }
+
+
+def contents(folder):
+    """Return all that is in a folder: names, kinds and bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else oct(path.lstat().st_mode)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def recorded(monkeypatch, folder):
+    """Record the calls that make a write final, in their order, by the names they are about."""
+    calls = []
+
+    def name_of(handle):
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        return "folder" if os.path.isdir(path) else "part" if path.endswith(".part") else os.path.basename(path)
+
+    def fsync(handle):
+        calls.append(("fsync", name_of(handle)))
+
+    def replace(source, target):
+        calls.append(("rename", os.path.basename(target)))
+        real_replace(source, target)
+
+    def unlink(self, missing_ok=False):
+        calls.append(("remove", self.name))
+        real_unlink(self, missing_ok)
+
+    real_replace, real_unlink = os.replace, Path.unlink
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    return calls
+
+
+linux = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="names of open files are read from /proc")
+
+
+@linux
+def test_the_order_is_file_rename_folder(tmp_path, monkeypatch):
+    calls = recorded(monkeypatch, tmp_path)
+    with written_whole(tmp_path / "a") as file:
+        file.write(b"new")
+    assert calls == [("fsync", "part"), ("rename", "a"), ("fsync", "folder")]
+
+
+@linux
+def test_of_several_the_last_is_removed_before_any_is_renamed(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+    calls = recorded(monkeypatch, tmp_path)
+    with written_together(tmp_path / "a", tmp_path / "b") as (a, b):
+        a.write(b"new a")
+        b.write(b"new b")
+    first, second, *renames = calls
+    assert first == second == ("fsync", "part")
+    assert renames == [("remove", "b"), ("rename", "a"), ("rename", "b"), ("fsync", "folder")]
+    assert contents(tmp_path) == {"a": b"new a", "b": b"new b"}
+
+
+@linux
+def test_the_order_of_a_folder_is_files_folder_rename_parent(tmp_path, monkeypatch):
+    calls = recorded(monkeypatch, tmp_path)
+    with written_folder(tmp_path / "out") as part, synced(part / "x") as file:
+        file.write(b"new")
+    assert calls == [("fsync", "x"), ("fsync", "folder"), ("rename", "out"), ("fsync", "folder")]
+    assert contents(tmp_path / "out") == {"x": b"new"}
+
+
+class Killed(BaseException):
+    """Where a process is killed, nothing that comes later is done."""
+
+
+@contextlib.contextmanager
+def failing(at, once):
+    """Let the call of that number fail, among those that change the disk; unless `once`, each later one too."""
+    with pytest.MonkeyPatch.context() as patched:
+        calls = []
+
+        def failing(real):
+            def call(*args, **options):
+                calls.append(args)
+                if len(calls) == at or (len(calls) > at and not once):
+                    raise Killed
+                return real(*args, **options)
+
+            return call
+
+        for name in ("fsync", "replace", "unlink"):
+            patched.setattr(os, name, failing(getattr(os, name)))
+        yield
+
+
+def state_of(folder):
+    """Return which of `layers` a folder holds, all of it."""
+    found = load_adapter(folder)
+    value = float(found["head"].lora_B[0, 0])
+    for name, lora in layers(value, found["enc.fc"].alpha).items():
+        np.testing.assert_array_equal(found[name].lora_A, lora.lora_A)
+        np.testing.assert_array_equal(found[name].lora_B, lora.lora_B)
+        assert found[name].alpha == lora.alpha
+    return value, found["enc.fc"].alpha
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["killed", "interrupted"])
+def test_a_save_cut_short_leaves_old_new_or_what_is_refused(tmp_path, once):
+    """Cut at each call that changes the disk, in turn; never is a configuration read with another save's factors."""
+    seen, done = [], False
+    while not done:
+        folder = tmp_path / str(len(seen))
+        save_adapter(folder, layers(1.0, 3.0))
+        with failing(len(seen) + 1, once), contextlib.suppress(Killed):
+            save_adapter(folder, layers(2.0, 4.0))
+            done = True
+        if (folder / CONFIG).exists():
+            seen.append(state_of(folder))
+        else:
+            seen.append("none")
+            with pytest.raises(FileRefused, match=CONFIG):
+                load_adapter(folder)
+        save_adapter(folder, layers(5.0, 7.0))
+        assert state_of(folder) == (5.0, 7.0)
+    old, new = (1.0, 3.0), (2.0, 4.0)
+    assert seen == [old] * 3 + ["none"] * 2 + [new] * 2  # 2 fsyncs and the removal, 2 renames, the last fsync
+
+
+@pytest.mark.parametrize("write", [written_whole, written_folder])
+def test_a_writer_that_is_interrupted_leaves_nothing(tmp_path, write):
+    (tmp_path / "a").mkdir() if write is written_folder else (tmp_path / "a").write_bytes(b"old")
+    before = contents(tmp_path)
+    with pytest.raises(KeyboardInterrupt), write(tmp_path / "a"):
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    before = contents(tmp_path)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_adapter(tmp_path, layers(2.0, 4.0))
+    assert contents(tmp_path) == before
+
+
+KINDS = {
+    "pipe": "folder, a device or a pipe",
+    "folder": "folder, a device or a pipe",
+    "link to a file": "symbolic link",
+    "link to nothing": "symbolic link",
+}
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_but_a_regular_file_is_replaced(tmp_path, name, kind):
+    target, other = tmp_path / "a" / name, tmp_path / "other"
+    target.parent.mkdir()
+    other.write_bytes(b"precious")
+    if kind == "pipe":
+        os.mkfifo(target)
+    elif kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to(other if kind == "link to a file" else tmp_path / "gone")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="expected a regular file") as error:
+        save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    assert str(error.value) == f"'{target}' is a {KINDS[kind]}, expected a regular file or a new name"
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_not_taken_for_the_folder(tmp_path):
+    (tmp_path / "a").write_bytes(b"precious")
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(ValueError, match="a' is a file, expected a folder"):
+            save_adapter(path, layers(1.0, 3.0))
+    assert contents(tmp_path) == {"a": b"precious"}
+
+
+def test_files_of_others_beside_the_target_stay(tmp_path):
+    others = {f"{name}.part": b"precious" for name in (CONFIG, WEIGHTS)} | {".a-0.part": b"precious"}
+    for name, text in others.items():
+        (tmp_path / name).write_bytes(text)
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    assert {name: contents(tmp_path)[name] for name in others} == others
+
+
+def test_unfinished_files_have_names_of_their_own(tmp_path):
+    with written_whole(tmp_path / "a") as one, written_whole(tmp_path / "a") as other:
+        one.write(b"one")
+        other.write(b"other")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert contents(tmp_path) == {"a": b"one"}  # the last to finish
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "a"), written_folder(tmp_path / "b"):
+            pass
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_name_that_is_no_text_is_written(tmp_path):
+    with written_whole(tmp_path / "\udcff") as file:
+        file.write(b"new")
+    assert contents(tmp_path) == {"\udcff": b"new"}
+
+
+def test_the_noted_digest_is_that_of_the_configuration(tmp_path):
+    save_adapter(tmp_path, layers(1.0, 3.0))
+    text = (tmp_path / CONFIG).read_bytes()
+    assert json.loads(text)["lora_alpha"] == 3
+    assert TensorFile(tmp_path / WEIGHTS).metadata == {
+        "format": "pt",
+        "minilora_config_sha256": hashlib.sha256(text).hexdigest(),
+    }
+
+
+def test_a_name_no_file_can_have_is_refused_by_name(tmp_path):
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(ValueError, match=f"^'{path}' cannot be written: "), written_whole(path):
+        pytest.fail("it was opened")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("place", "free"), [
+    ("new", True), ("empty", True), ("full", False), ("file", False), ("link", False), ("dangling", False),
+])  # fmt: skip
+def test_a_folder_may_be_written_at_a_new_name_or_an_empty_folder_itself(tmp_path, place, free):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / ".hidden").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert is_new_or_empty(tmp_path / place) is free

@@ -1,0 +1,204 @@
+"""Tensors in files: what is written byte for byte, what is read, and what is refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+from safetensors.numpy import load_file, save_file
+
+from minilora import FileRefused
+from minilora.files import tensors
+from minilora.files.tensors import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    TensorFile,
+    in_dtype,
+    open_weights,
+    tensor_header,
+    write_tensors,
+)
+
+
+def test_a_header_is_written_compactly_and_padded(tmp_path):
+    """So that the tensors begin at a multiple of 8, and long names that are saved can be loaded."""
+    tensors = {"é": np.arange(3.0), "b": np.ones((1, 2), "f2")}
+    text = (
+        '{"__metadata__":{"note":"x"},"é":{"dtype":"F64","shape":[3],"data_offsets":[0,24]},'
+        '"b":{"dtype":"F16","shape":[1,2],"data_offsets":[24,28]}}'
+    ).encode()
+    header = tensor_header(tensors, {"note": "x"})
+    assert header[8:].rstrip(b" ") == text
+    assert int.from_bytes(header[:8], "little") == len(header) - 8 == len(text) + -len(text) % 8
+    (tmp_path / "a").write_bytes(header + b"".join(array.tobytes() for array in tensors.values()))
+    for name, array in load_file(tmp_path / "a").items():
+        np.testing.assert_array_equal(array, tensors[name])
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_every_length_of_header_is_padded(length):
+    header = tensor_header({"a" * length: np.ones(1)}, {})
+    assert len(header) % 8 == 0
+    assert len(header) - 8 - len(header[8:].rstrip(b" ")) < 8
+    assert json.loads(header[8:])["a" * length]["shape"] == [1]
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_file({"a": np.arange(4.0), "b": np.arange(3)}, tmp_path / "f")
+    return TensorFile(tmp_path / "f")
+
+
+def test_a_tensor_is_read_whole_or_some_rows_of_it(tmp_path):
+    arrays = {
+        name: np.arange(6).reshape(3, 2).astype(dtype)
+        for name, dtype in {"F16": "f2", "BF16": bfloat16, "F32": "f4", "F64": "f8"}.items()
+    }
+    save_file(arrays | {"none": np.zeros(()), "empty": np.zeros((0, 3))}, tmp_path / "f")
+    file = TensorFile(tmp_path / "f")
+    for name, array in arrays.items():
+        wide = array.astype("f4") if name == "BF16" else array
+        np.testing.assert_array_equal(file.read(name), wide, strict=True)
+        np.testing.assert_array_equal(file.read(name, slice(1, 3)), wide[1:], strict=True)
+        np.testing.assert_array_equal(file.read(name, slice(0, 2)), wide[:2], strict=True)
+        assert file.tensors[name].dtype == name
+    assert file.read("none").shape == ()
+    assert file.read("empty").shape == (0, 3)
+
+
+def test_bytes_come_in_blocks(file, monkeypatch):
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 24)
+    assert [block.size for block in file.blocks("a")] == [24, 8]
+    assert np.concatenate([*file.blocks("a")]).view("f8").tolist() == [0, 1, 2, 3]
+
+
+def test_tensors_come_in_the_order_of_their_bytes(tmp_path):
+    with open(tmp_path / "f", "wb") as out:
+        write_tensors(out, {"z": np.ones(1), "a": np.ones(1)}, {})
+    assert [*TensorFile(tmp_path / "f").tensors] == ["z", "a"]
+
+
+def test_numbers_of_another_kind_are_not_read(file):
+    with pytest.raises(FileRefused) as error:
+        file.read("b")
+    assert str(error.value) == f"'{file.path}': 'b' has dtype I64, expected one of F16, BF16, F32, F64"
+
+
+def test_a_file_cut_after_it_was_opened_is_refused(file):
+    os.truncate(file.path, file.tensors["a"].end - 1)
+    for read in (file.read, lambda name: [*file.blocks(name)]):
+        with pytest.raises(FileRefused, match=r"the file was cut while it was read$"):
+            read("a")
+
+
+def header(entries):
+    """A file of 4 bytes of data with these entries."""
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "Error while deserializing header: header too small"),
+        (bytes([9]) + bytes(15), "Error while deserializing header: invalid header length"),
+        (b"\xff" * 40, "Error while deserializing header: header too large"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a pointer of Git LFS"),
+        (b"<!doctype html>", "it is a page of HTML"),
+        (b"PK\x03\x04" + bytes(20), "it is an archive, such as a pickle of torch's"),
+        (bytes([8]) + bytes(15), "Error while deserializing header: "),
+        (header({"a": ENTRY | {"data_offsets": [0, 8]}}), "Error while deserializing header: "),
+        (header({"a": ENTRY | {"shape": [-1]}}), "Error while deserializing header: "),
+        (header({"a": ENTRY, "b": ENTRY}), "Error while deserializing header: "),
+        (header({"a": ENTRY, "__metadata__": {"note": 1}}), "Error while deserializing header: "),
+        (header({"a": ENTRY})[:-1], "Error while deserializing header: "),
+    ],
+)
+def test_a_header_that_is_not_sound_is_refused(tmp_path, data, reason):
+    (tmp_path / "f").write_bytes(data)
+    with pytest.raises(FileRefused) as error:
+        TensorFile(tmp_path / "f")
+    assert str(error.value).startswith(f"'{tmp_path / 'f'}': {reason}")
+
+
+def test_of_a_name_that_stands_twice_the_last_counts_as_in_the_library(tmp_path):
+    text = json.dumps({"a": ENTRY, "b": ENTRY}).replace('"b"', '"a"').replace("[1]", "[4]", 1).encode()
+    (tmp_path / "f").write_bytes(len(text).to_bytes(8, "little") + text + np.float32(7).tobytes())
+    np.testing.assert_array_equal(TensorFile(tmp_path / "f").read("a"), load_file(tmp_path / "f")["a"], strict=True)
+
+
+def test_names_may_hold_any_number_of_quotes(tmp_path):
+    name, notes = '"\\",[{' * 300, {'""' * 200: '\\"' * 200}
+    (tmp_path / "f").write_bytes(tensor_header({name: np.ones(1)}, notes) + np.ones(1).tobytes())
+    assert list(TensorFile(tmp_path / "f").tensors) == [name]
+    assert TensorFile(tmp_path / "f").metadata == notes
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("float64", "float32"), ("float64", "float16"), ("float32", "float16")])
+def test_numbers_that_a_narrower_type_cannot_hold_are_refused(wide, narrow):
+    largest = np.finfo(narrow).max
+    held = in_dtype(np.array([1.0, -largest], wide), narrow, "f", "it reaches")
+    np.testing.assert_array_equal(held, np.array([1.0, -largest], narrow), strict=True)
+    with pytest.raises(FileRefused, match=rf"^'f': it reaches [\d.e+]+, which {narrow} cannot hold$"):
+        in_dtype(np.array([1.0, -2.0 * float(largest)], wide), narrow, "f", "it reaches")
+
+
+# --- a model in several files: its index and its shards say the same, or it is refused ---
+
+
+def write_shards(folder, shards, weight_map=None):
+    """Write shards, by name the numbers under each tensor's name, and an index, by default of all of them."""
+    for name, numbers in shards.items():
+        save_file({key: np.full(2, number, "f4") for key, number in numbers.items()}, folder / name)
+    weight_map = weight_map or {key: name for name, numbers in shards.items() for key in numbers}
+    (folder / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+ONE, TWO = "1.safetensors", "2.safetensors"
+
+
+def number_of(base, name):
+    return base.read(name)[0]
+
+
+def test_each_tensor_is_read_from_the_file_that_has_it(tmp_path):
+    base = open_weights(write_shards(tmp_path, {TWO: {"a": 1, "b": 2}, ONE: {"c": 3}}))
+    assert [file.path.name for file in base.files] == [ONE, TWO]
+    assert {name: number_of(base, name) for name in base.holder} == {"a": 1, "b": 2, "c": 3}
+    assert base.path == tmp_path / INDEX_NAME
+
+
+def test_what_the_index_leaves_out_belongs_to_the_checkpoint(tmp_path):
+    base = open_weights(write_shards(tmp_path, {ONE: {"a": 1}, TWO: {"b": 2, "c": 3}}, {"a": ONE, "b": TWO}))
+    assert number_of(base, "c") == 3
+
+
+@pytest.mark.parametrize("weight_map", [{"a": ONE, "b": TWO}, {"a": TWO, "b": TWO, "c": ONE}])
+def test_a_tensor_in_two_shards_is_refused(tmp_path, weight_map):
+    write_shards(tmp_path, {ONE: {"a": 1, "c": 3}, TWO: {"a": 1, "b": 2}}, weight_map)
+    other, here = (ONE, TWO) if weight_map["a"] == ONE else (TWO, ONE)
+    with pytest.raises(FileRefused) as error:
+        open_weights(tmp_path)
+    assert str(error.value) == f"'{tmp_path / here}': 'a' stands here and in {other}: expected once"
+
+
+def test_a_tensor_that_its_shard_lacks_is_refused(tmp_path):
+    write_shards(tmp_path, {ONE: {"a": 1}, TWO: {"b": 2}}, {"a": TWO, "b": TWO})
+    with pytest.raises(FileRefused, match=f"{TWO}': there is no 'a', which {INDEX_NAME} says it holds"):
+        open_weights(tmp_path)
+
+
+def test_a_single_file_beside_an_index_of_others_is_refused(tmp_path):
+    write_shards(tmp_path, {ONE: {"a": 1}})
+    save_file({"a": np.ones(2, "f4")}, tmp_path / SINGLE_NAME)
+    with pytest.raises(FileRefused, match="programs differ in which they take"):
+        open_weights(tmp_path)
+    assert open_weights(tmp_path / SINGLE_NAME).files[0].path == tmp_path / SINGLE_NAME
+    assert open_weights(tmp_path / INDEX_NAME).files[0].path == tmp_path / ONE
+    write_shards(tmp_path, {SINGLE_NAME: {"a": 1}})
+    assert open_weights(tmp_path).files[0].path == tmp_path / SINGLE_NAME
