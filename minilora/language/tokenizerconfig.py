@@ -19,7 +19,6 @@ from ..files.inputs import read_json, read_whole
 from ..files.tensors import MODEL_CONFIG
 
 TOKENIZER = "tokenizer.json"
-"""And the bytes of it that we agree to parse."""
 BESIDE, LEGACY, LEGACY_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
