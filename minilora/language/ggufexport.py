@@ -18,65 +18,45 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import FileRefused, check_path, needed, short
+from ..checks import FileRefused, check_path, needed, reading, short
 from ..files.adapters import check_base_weights, load_adapter
 from ..files.atomic import refuse_inputs, replaceable, written_whole
 from ..files.peft.adapterconfig import CONFIG_NAME
 from ..files.peft.adapterfolder import WEIGHTS_NAME
 from ..files.tensors import in_dtype
 from ..variants.adapter import Adapter
-from ..variants.variant import LORA, variant_of
+from ..variants.dora import DoRAAdapter
 from .config import LlamaConfig
 from .gguf import ARCHITECTURES, gguf_tensor, to_gguf
 from .weights import open_llama
 
 
 def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:
-    """Write an adapter in PEFT's layout as a LoRA of llama.cpp's, in float32.
+    """Write an adapter in PEFT's layout as a LoRA of llama.cpp's, in float32, and return its tensors' names.
 
-    Parameters
-    ----------
-    adapter : path
-        A folder in PEFT's layout.
-    model : path
-        The Llama decoder that it belongs to, as `minilora.Llama.load` takes it. Of its weights
-        those are read that the adapter brings with it, to compare them.
-    out : path
-        The .gguf file to write. It appears when it is whole.
-
-    Returns
-    -------
-    list of str
-        The names of the tensors that were written.
-
-    Raises
-    ------
-    FileRefused
-        If a file is damaged, the adapter does not fit the model, or has what such a file cannot hold: the message names
-        it. Nothing has been written then.
-    ValueError
-        If `out` cannot be written without destroying something, or the package `gguf` is missing.
+    `out` appears when it is whole. Of the model's weights those are read that the adapter brings with it, to compare
+    them.
     """
     gguf = needed("gguf", "a .gguf file")
-    adapter, out = check_path("adapter", adapter), check_path("out", out)
+    adapter, model, out = check_path("adapter", adapter), check_path("model", model), check_path("out", out)
     config, read = open_llama(model)
     if config.model_type not in ARCHITECTURES:
-        raise FileRefused(Path(model), f"a {config.model_type}, whose adapters are not written for llama.cpp")
-    adapters = load_adapter(adapter)
+        raise FileRefused(model, f"a {config.model_type}, whose adapters are not written for llama.cpp")
+    adapters, shapes = load_adapter(adapter), config.shapes()
 
     def weight(module: str) -> np.ndarray | None:
-        array = read(f"{module}.weight") if f"{module}.weight" in config.shapes() else None
+        array = read(f"{module}.weight") if f"{module}.weight" in shapes else None
         return None if callable(array) else array  # one that stays quantised
 
     check_base_weights(adapter, weight)
-    for module, factors in adapters.items():
-        _check_held(adapter, module, factors, config)
     first = next(iter(adapters.values()))
     alpha = first.scaling * first.rank
+    with reading(adapter):
+        for module, one in adapters.items():
+            _check_fits(module, one, shapes.get(f"{module}.weight", ()), tied=config.tie_word_embeddings)
     tensors = dict(_tensors(adapter, adapters, alpha, config))
     replaceable(out)
-    base = check_path("model", model)
-    models = [file for file in base.iterdir() if file.suffix != ".gguf"] if base.is_dir() else [base]
+    models = [file for file in model.iterdir() if file.suffix != ".gguf"] if model.is_dir() else [model]
     refuse_inputs("out", out, [(file, "a file of the model") for file in models])
     refuse_inputs("out", out, [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)])
     if not os.path.isdir(out.absolute().parent):
@@ -100,26 +80,22 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     return list(tensors)
 
 
-def _check_held(path: Path, module: str, adapter: Adapter, config: LlamaConfig) -> None:
-    """Refuse what llama.cpp's file has no place for, and what does not fit the model."""
-    variant, shape = variant_of(adapter), config.shapes().get(f"{module}.weight")
-    if variant is not LORA:
-        raise FileRefused(path, f"{short(module)} has {variant.name}'s {variant.array}, which a LoRA GGUF cannot hold")
-    if config.tie_word_embeddings and module in ("lm_head", "model.embed_tokens"):
-        raise FileRefused(
-            path,
+def _check_fits(module: str, adapter: Adapter, shape: tuple[int, ...], *, tied: bool) -> None:
+    """Require an adapter that llama.cpp's file has a place for, of a layer of the model with this shape."""
+    if isinstance(adapter, DoRAAdapter):
+        raise ValueError(f"{short(module)} has DoRA's magnitude, which a LoRA GGUF cannot hold")
+    if tied and module in ("lm_head", "model.embed_tokens"):
+        raise ValueError(
             f"{short(module)} is adapted, and the model's head is its embedding: a LoRA GGUF cannot hold a change of "
-            "one of the two",
+            "one of the two"
         )
-    if shape is None or len(shape) != 2 or to_gguf(module) is None:
-        raise FileRefused(path, f"{short(module)} is no layer of the model that llama.cpp adapts")
-    kind = "embedding" if module == "model.embed_tokens" else "linear"
-    expected = shape[::-1] if kind == "embedding" else shape
-    if adapter.kind != kind or adapter.shape != expected:
-        raise FileRefused(
-            path,
+    if len(shape) != 2 or to_gguf(module) is None:
+        raise ValueError(f"{short(module)} is no layer of the model that llama.cpp adapts")
+    kind, expected = ("embedding", shape[::-1]) if module == "model.embed_tokens" else ("linear", shape)
+    if (adapter.kind, adapter.shape) != (kind, expected):
+        raise ValueError(
             f"the adapter of {short(module)} is of kind {adapter.kind} and shape {list(adapter.shape)}, expected "
-            f"{kind} and {list(expected)}, as the model's",
+            f"{kind} and {list(expected)}, as the model's"
         )
 
 
