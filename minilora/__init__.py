@@ -13,7 +13,7 @@ The book goes on, and imports nothing of what stands beside it:
 
 - from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, and `minilora.adaptation` (an adapter
   beside each layer that you name)
-- what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.quantization`
+- what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.variants.loftq`
 - is a gradient right? `minilora.verify`
 - trained adapters as files: `minilora.files`; what guards them: `minilora.guards`
 - the same numbers with less work: `minilora.fast`

@@ -259,17 +259,15 @@ def ends_of(model: Layer) -> list[str]:
     The last part of a path, such as "q_proj", where every layer of that name has an adapter; else the whole path, and
     in a mixture, whose experts are modules of their own elsewhere. An array of a mixture is none of them.
     """
-    layers = dict(walk(model))
-    stacks = {path for path, layer in layers.items() if isinstance(layer, (StackedLinear, StackedLoRALinear))}
-    paths = {path: is_adapted(layer) for path, layer in layers.items()}
-    if stacks:
-        return [path for path, adapted in paths.items() if adapted and path not in stacks]
-    names: dict[str, None] = {}  # in the order of the model
-    for path in filter(paths.get, paths):
-        end = path.rsplit(".", 1)[-1]
-        same = [adapted for other, adapted in paths.items() if other == end or other.endswith(f".{end}")]
-        names[end if all(same) else path] = None
-    return [*names]
+    stacks = {path for path, layer in walk(model) if isinstance(layer, (StackedLinear, StackedLoRALinear))}
+    adapted = {path: is_adapted(layer) for path, layer in walk(model)}
+
+    def name(path: str) -> str:
+        end = path.rpartition(".")[2]
+        every = all(there for other, there in adapted.items() if f".{other}".endswith(f".{end}"))
+        return end if every and not stacks else path
+
+    return [*dict.fromkeys(name(path) for path, there in adapted.items() if there and path not in stacks)]
 
 
 def is_adapted(layer: Any) -> bool:
@@ -341,7 +339,7 @@ def _described(path: str, layer: Any) -> Any:
 
 
 def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str, Layer]:
-    """Return the layers without an adapter that `target_modules` names, by path; refuse a name that names none."""
+    """Return the layers without an adapter that `target_modules` names, by path: at least one for each name."""
     check_target_modules(target_modules)
     every = _free(model)
     free = {path: layer for path, layer in every.items() if kind_of_layer(layer)}
@@ -367,16 +365,13 @@ def named_parameters(model: Layer, target_parameters: Collection[str]) -> dict[s
     if isinstance(target_parameters, str) or not isinstance(target_parameters, Collection):
         raise TypeError(f"target_parameters must be a list of names, and no expression, got {target_parameters!r}")
     free = {path: layer for path, layer in _free(model).items() if isinstance(layer, StackedLinear)}
-    targets: set[str] = set()
     for target in target_parameters:
-        paths = [path for path in free if path == target or path.endswith(f".{target}")]
-        if not paths:
+        if not any(_named(path, layer, [target]) for path, layer in free.items()):
             raise ValueError(
                 f"target_parameters names {target!r}, which is no array of a mixture without an adapter; there are "
                 f"{_listed(free)}. The layers of a shared expert, and all others, are named in target_modules"
             )
-        targets |= set(paths)
-    return {path: layer for path, layer in free.items() if path in targets}
+    return {path: layer for path, layer in free.items() if _named(path, layer, [*target_parameters])}
 
 
 def _free(model: Layer) -> dict[str, Layer]:
@@ -410,7 +405,7 @@ def _named(path: str, layer: Layer, target_modules: str | Sequence[str]) -> bool
 
 
 def check_adapters(name: str, value: Any) -> None:
-    """Refuse what is not a dict of adapters by module path; of a model, say how its adapters are got."""
+    """Require a dict of adapters by module path."""
     if isinstance(value, Mapping):
         return
     hint = ""
@@ -422,7 +417,7 @@ def check_adapters(name: str, value: Any) -> None:
 
 
 def check_target_modules(target_modules: Any) -> None:
-    """Refuse what is not a list of module paths or their ends, or one regular expression."""
+    """Require a list of module paths or their ends, or one regular expression."""
     if isinstance(target_modules, str):
         try:
             re.compile(target_modules)

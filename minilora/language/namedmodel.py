@@ -11,8 +11,8 @@ from ..backend import Backend
 from ..checks import needed, printable
 from ..files.adapters import check_base_weights
 from ..layer import walk
-from ..quantization import quantize
 from ..variants.adapter import Adapter
+from ..variants.loftq import quantize
 from .llama import Llama
 
 

@@ -29,7 +29,7 @@ from ...language.save import save_llama
 from ...layer import walk
 from ...layers.nf4 import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved
-from ...quantization import quantize
+from ...variants.loftq import quantize
 from .exact import frequencies
 
 THETA, POSITIONS = 10_000.0, 128

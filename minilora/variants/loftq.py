@@ -25,17 +25,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-from .adaptation import ALL_LINEAR, is_adapted, named_layers
-from .checks import check_flag, check_integer, check_number, check_sizes
-from .layer import Layer, Model, arrays_of, check_model, rebuild, walk
-from .layers.nf4 import CodedLinear, QuantizedLinear, check_block_size
-from .linear import Linear
-from .variants.adapter import Adapter
-from .variants.pissa import pissa
+from ..adaptation import ALL_LINEAR, is_adapted, named_layers
+from ..checks import check_flag, check_instance, check_integer, check_number, check_sizes, named
+from ..layer import Layer, Model, arrays_of, check_model, rebuild, walk
+from ..layers.nf4 import CodedLinear, QuantizedLinear, check_block_size
+from ..linear import Linear
+from .adapter import Adapter
+from .pissa import pissa
 
 
 def quantize(
@@ -73,7 +72,7 @@ def quantize(
     def put(path: str, layer: Any) -> Any:
         if path not in targets:
             return layer
-        with _naming(path):
+        with named(f"the layer {path!r}"):
             return QuantizedLinear.from_linear(layer, block_size=block_size, double_quant=double_quant)
 
     quantized: Model = rebuild(model, layer=put)
@@ -118,7 +117,7 @@ def loftq(
             return layer
         W, best, least = layer.weight, layer, math.inf
         change = 0 * W
-        with _naming(path):
+        with named(f"the layer {path!r}"):
             for _ in range(rounds):
                 rest = Linear(W - change, layer.bias)
                 base = QuantizedLinear.from_linear(rest, **options)  # eq. (loftq.1)
@@ -134,29 +133,19 @@ def loftq(
 
 
 def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]:
-    """Return the paths of the layers that are named; refuse what cannot be quantised."""
+    """Return the paths of the layers that are named, each a `Linear` of its own without an adapter."""
     check_model(model)
     adapted = [path for path, layer in walk(model) if is_adapted(layer)]
     if adapted:
         raise ValueError(f"model has an adapter beside {adapted[0]!r}: quantise it before adapt, or after merge")
     places = Counter(map(id, arrays_of(model)))
-    targets = named_layers(model, target_modules)
+    targets: dict[str, Any] = named_layers(model, target_modules)
     for path, layer in targets.items():
         if isinstance(layer, CodedLinear):
             raise ValueError(f"the layer {path!r} is quantised already, a {type(layer).__name__}")
-        if not isinstance(layer, Linear):
-            raise ValueError(f"the layer {path!r} is a {type(layer).__name__}: only a Linear can be quantised")
+        check_instance(f"the layer {path!r}", layer, Linear)
         if places[id(layer.weight)] > 1:
             raise ValueError(
                 f"the weight of the layer {path!r} is another layer's too: quantised, the two would no longer share it"
             )
     return list(targets)
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Say of which layer an error is."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"the layer {path!r}: {error}") from None
