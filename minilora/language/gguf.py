@@ -46,9 +46,6 @@ from ..layers.nf4 import CodedLinear
 from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
 from .config import LlamaConfig, check_settings, rope_frequencies
 
-Coded = Callable[[Any], CodedLinear]
-"""Of a weight that stays quantised: given the type to compute in, it returns a layer without a bias."""
-
 # --- names ---
 
 NAMES = {
@@ -191,7 +188,7 @@ def _rope_factor(fields: dict[str, Any], kind: str) -> Any:
 
 def open_gguf(
     path: Path, *, keep_blocks: bool = False
-) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | Coded]]:
+) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | CodedLinear]]:
     """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read.
 
     With `keep_blocks`, the weight of a linear layer in one of the types above stays as it is.
@@ -204,13 +201,13 @@ def open_gguf(
     with reading(path):
         config = _config(fields, tensors)
 
-    def read(name: str) -> np.ndarray | Coded:
+    def read(name: str) -> np.ndarray | CodedLinear:
         tensor, turned = tensors[name], is_turned(name.rpartition(".")[0], config.model_type)  # their biases too
         kind = tensor.tensor_type.name
         if keep_blocks and kind in BYTES and name.endswith("_proj.weight"):
             rows = np.array(tensor.data)  # a row's blocks are its own, so whole rows can change places
             blocks = halves_from_interleaved(rows, config.head_dim) if turned else rows
-            return lambda dtype: BlockLinear(kind, blocks, dtype=dtype)
+            return BlockLinear(kind, blocks)
         try:
             array: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:

@@ -24,6 +24,7 @@ from ..files.atomic import refuse_inputs, replaceable, written_whole
 from ..files.peft.adapterconfig import CONFIG_NAME
 from ..files.peft.adapterfolder import WEIGHTS_NAME
 from ..files.tensors import in_dtype
+from ..layers.nf4 import CodedLinear
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRAAdapter
 from .config import LlamaConfig
@@ -46,7 +47,7 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
 
     def weight(module: str) -> np.ndarray | None:
         array = read(f"{module}.weight") if f"{module}.weight" in shapes else None
-        return None if callable(array) else array  # one that stays quantised
+        return None if isinstance(array, CodedLinear) else array
 
     check_base_weights(adapter, weight)
     first = next(iter(adapters.values()))

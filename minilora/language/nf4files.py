@@ -26,7 +26,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import named, reading, short
 from ..files.base.tiedhead import HEAD
-from ..files.tensors import NF4_STATE, Weights
+from ..files.tensors import FLOATS, NF4_STATE, Weights
 from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, QuantizedLinear, check_block_size, scale_book
 from .config import check_settings
 
@@ -61,14 +61,14 @@ class NF4Weights:
         self.states = {name: self._state(name) for name in names}
         self.shapes: dict[str, tuple[int, ...]] = {name: state.shape for name, state in self.states.items()}
 
-    def read(self, name: str, dtype: Any) -> QuantizedLinear:
-        """Return one weight as a layer without a bias, which computes in `dtype`."""
+    def read(self, name: str) -> QuantizedLinear:
+        """Return one weight as a layer without a bias."""
         state, nested = self.states[name], dict[str, Any]()
         if state.nested_offset is not None:
             nested = {"nested_absmax": self._tensor(f"{name}.nested_absmax"), "mean": state.nested_offset}
         codes, absmax = self._tensor(name).reshape(-1), self._tensor(f"{name}.absmax")
         with reading(self.base.holder[name].path), named(name):
-            return QuantizedLinear(codes, absmax, state.shape, block_size=state.blocksize, dtype=dtype, **nested)
+            return QuantizedLinear(codes, absmax, state.shape, block_size=state.blocksize, **nested)
 
     def _state(self, name: str) -> State:
         """Return what the JSON beside a weight says, and require the tensors that it speaks of."""
@@ -102,8 +102,9 @@ class NF4Weights:
             raise ValueError(f"{short(name)} holds other numbers than bitsandbytes writes")
 
     def _tensor(self, name: str) -> np.ndarray:
-        raw = np.concatenate([np.zeros(0, np.uint8), *self.base.holder[name].blocks(name)])
-        return raw.view("<f4") if self.base.spec(name).dtype == "F32" else raw
+        """Return numbers, or bytes as they are."""
+        file, spec = self.base.holder[name], self.base.spec(name)
+        return file.read(name) if spec.dtype in FLOATS else file.read_bytes(spec.start, spec.end - spec.start)
 
 
 def _check_said(base: Weights, settings: Any, quantised: list[str]) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,12 @@ from ..files.tensors import FLOATS, MODEL_CONFIG, Weights, in_dtype, open_weight
 from ..layer import rebuild
 from ..layers.nf4 import CodedLinear
 from .config import LlamaConfig, from_json
-from .gguf import Coded, open_gguf
+from .gguf import open_gguf
 from .nf4files import NF4Weights
 from .npz import open_npz
 
-Reader = Callable[[str], "np.ndarray | Coded"]
-"""Returns an array of a file by its name in transformers, as numbers or as it is quantised."""
+Reader = Callable[[str], Any]
+"""Returns an array of a file by its name in transformers: numbers, or a `CodedLinear` where it stays quantised."""
 DTYPES = ("float32", "float64")
 EMBEDDING_WEIGHT = f"model.{EMBEDDING}.weight"
 
@@ -60,18 +59,19 @@ def load(
     path = Path(path)
     arrays: dict[str, Array | CodedLinear] = {}
     for name in config.shapes():
-        found = read(name)
-        layer = found(dtype) if callable(found) else None  # it stays quantised
+        array = read(name)
+        coded = isinstance(array, CodedLinear)
         with np.errstate(all="ignore"):  # scales may be infinite
-            numbers: Any = found if layer is None else layer.weight
+            numbers = array.weight if coded else array
         if numbers.dtype.kind != "f":
             raise FileRefused(path, f"{short(name)} has dtype {numbers.dtype}, expected a floating-point type")
         if not np.isfinite(numbers).all():
             raise FileRefused(path, f"{short(name)} holds NaN or infinity")
-        if layer is None:
-            arrays[name] = backend.asarray(in_dtype(numbers, dtype, path, f"{short(name)} reaches"))
+        if coded:
+            array.like = array.like.astype(np.dtype(dtype).name)  # what it computes in
+            arrays[name] = rebuild(array, array=backend.asarray)
         else:
-            arrays[name] = rebuild(layer, array=backend.asarray)
+            arrays[name] = backend.asarray(in_dtype(numbers, dtype, path, f"{short(name)} reaches"))
     return config, arrays
 
 
@@ -122,9 +122,9 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
         shapes[name] = spec.shape
     shapes, experts = _together(path, config, shapes)
 
-    def read(name: str) -> np.ndarray | Coded:
+    def read(name: str) -> np.ndarray | CodedLinear:
         if name in quantised.shapes:
-            return partial(quantised.read, name)
+            return quantised.read(name)
         if name in experts:
             return np.stack([np.concatenate([base.read(part) for part in parts]) for parts in experts[name]])
         return base.read(name if name in base.holder else in_file(config, name))

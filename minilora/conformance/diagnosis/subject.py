@@ -13,6 +13,7 @@ from ...checks import FileRefused, short
 from ...files.peft.adapterconfig import KEYS
 from ...language.config import LlamaConfig
 from ...language.weights import open_llama
+from ...layers.nf4 import CodedLinear
 from ...layers.rotary import halves_from_interleaved
 from ..audit.adapterfile import AdapterFile
 from ..audit.adapteropening import open_adapter
@@ -101,7 +102,7 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
     arrays: Arrays = {}
     for name in shapes:
         array = read(name)
-        arrays[name] = np.asarray(array("float32").weight if callable(array) else array).astype(dtype)
+        arrays[name] = np.asarray(array.weight if isinstance(array, CodedLinear) else array).astype(dtype)
         if not np.isfinite(arrays[name]).all():
             raise FileRefused(model, f"{short(name)} holds NaN or infinity")
     arrays.setdefault(HEAD, arrays[EMBEDDING])
