@@ -33,7 +33,7 @@ from minilora.fast import accumulate, keep_pages
 from minilora.language.config import MixtureConfig
 from minilora.language.text import next_token_loss
 from minilora.layer import parameter_count, rebuild, walk
-from minilora.layers.router import Router
+from minilora.layers.experts import Router
 from minilora.lora import LoRA
 
 laboratory = import_module("08_laboratory")

@@ -32,16 +32,14 @@ from typing import Any
 from ..backend import Backend, backend_of
 from ..checks import Array, check_array, check_instance, check_shape, is_array, kind_of
 from ..fast.blockwise import BlockwiseAttention
-from ..fast.expertwise import ExpertsByRows
 from ..layer import Cache, Layer, nest, rows, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
-from ..layers.experts import MixtureOfExperts
+from ..layers.experts import ExpertsByRows, MixtureOfExperts, Router
 from ..layers.gated import GatedMLP
 from ..layers.nf4 import CodedLinear
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rotary
-from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from .config import LlamaConfig

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from ..backend import backend_of
 from ..checks import Array, check_array
-from ..layer import Cache, Layer, check_cache, check_input
+from ..layer import Cache, Layer
 
 
 @dataclass(eq=False, repr=False)
@@ -31,6 +31,8 @@ class StackedLinear(Layer):
     """E weights in one array. It keeps the array that it is given; training changes it in place."""
 
     weight: Array  # (E, out, in), or (out, in) where there is one; float
+
+    fits = {"x": "... in"}
 
     def __post_init__(self) -> None:
         check_array("weight", self.weight)
@@ -40,14 +42,13 @@ class StackedLinear(Layer):
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache. Rows come in the experts' order, `counts` of each; all of them where there is one."""
-        check_input(self, x)
         counts = check_counts(x, counts, self.experts)
         y = grouped(x, self.stack, counts)
-        return y, (self, y.shape, None if self.frozen else x, counts)
+        return y, (None if self.frozen else x, counts)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, in), and the gradient of the array under the empty name."""
-        x, counts = check_cache(self, dy, cache)
+        x, counts = cache
         dx = grouped_back(dy, self.stack, counts) if need_dx else None
         return dx, {} if self.frozen else {"": products(dy, x, counts).reshape(self.weight.shape)}
 
@@ -109,7 +110,7 @@ def groups(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def check_counts(x: Array, counts: Sequence[int] | None, experts: int) -> Sequence[int]:
-    """Return how many rows each expert has, or refuse counts that are not those of x."""
+    """Return how many rows each expert has, all of x."""
     if len(x.shape) != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected rows (R, in)")
     if counts is None and experts == 1:

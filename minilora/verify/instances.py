@@ -23,19 +23,17 @@ from ..backend import Backend, backend_or_numpy
 from ..checks import Array, check_integer
 from ..fast import residual_form
 from ..fast.blockwise import Blocks, BlockwiseAttention
-from ..fast.expertwise import ExpertsByRows
 from ..layer import Layer, freeze, rebuild
 from ..layers.activation import ACTIVATIONS, Flatten
 from ..layers.attention import Attention
 from ..layers.convolution import Conv1d, Conv2d
 from ..layers.embedding import Embedding
-from ..layers.experts import Experts, MixtureOfExperts
+from ..layers.experts import Experts, ExpertsByRows, MixtureOfExperts, Router
 from ..layers.gated import GatedMLP
 from ..layers.mlp import MLP
 from ..layers.nf4 import QuantizedLinear
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rotary, frequencies
-from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear

@@ -10,8 +10,7 @@ from minilora import LoRA, adapt, adapters, attach, load_adapter, save_adapter
 from minilora.checks import FileRefused
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft.expertkeys import places, version_of
-from minilora.layers.experts import Experts, MixtureOfExperts
-from minilora.layers.router import Router
+from minilora.layers.experts import Experts, MixtureOfExperts, Router
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.stackedlora import StackedLoRA
 

@@ -8,8 +8,7 @@ import pytest
 from minilora import GatedMLP, Linear, LoRA, adapt, adapters, attach, merge, mse, train
 from minilora.language.trainingmemory import cache_bytes
 from minilora.layer import freeze, rebuild, walk
-from minilora.layers.experts import Experts, MixtureOfExperts, gathered
-from minilora.layers.router import Router, balance
+from minilora.layers.experts import ROWS, Experts, ExpertsByRows, MixtureOfExperts, Router, balance, gathered
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
 
@@ -166,17 +165,26 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
         (lambda: Router(np.ones((E, D)), 1), TypeError, "weight must be a Layer with in_features"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 1, 1), TypeError, "norm_topk_prob must be True or False"),
         (lambda: R(np.ones((2, D + 1))), ValueError, "expected in_features = 6"),
-        (lambda: Experts(S, S), ValueError, "gate_up_proj is 5 -> 6 wide, expected 6 -> 10"),
+        (lambda: Experts(S, S), ValueError, "down_proj is 5 -> 6 wide, expected m -> in with in = 5 as in gate_up_proj"),
         (
             lambda: Experts(StackedLinear(np.ones((2, 2 * M, D))), S),
             ValueError,
-            "gate_up_proj and down_proj have 2 and 4 experts",
+            "gate_up_proj is of 2 experts, 10 wide, expected 4 and 10, to go with down_proj",
         ),
-        (lambda: MixtureOfExperts(R, S), TypeError, "experts must be a Experts, got StackedLinear"),
+        (
+            lambda: Experts(StackedLinear(np.ones((E, 2 * M + 1, D))), S),
+            ValueError,
+            "gate_up_proj is of 4 experts, 11 wide, expected 4 and 10",
+        ),
+        (
+            lambda: MixtureOfExperts(R, TWO, GatedMLP(*[Linear(np.ones((D, D)))] * 3), Linear(np.ones((D, D)))),
+            ValueError,
+            "shared_expert_gate has 6 outputs, expected 1",
+        ),
         (
             lambda: MixtureOfExperts(Router(StackedLinear(np.ones((3, D))), 2), TWO),
             ValueError,
-            "gate scores 3 experts on 6 entries, and there are 4 on 6",
+            "gate scores 3 experts, and there are 4",
         ),
         (lambda: MixtureOfExperts(R, TWO, None, Linear(np.ones((1, D)))), ValueError, "go together: give both or none"),
         (lambda: StackedLoRA(np.ones((4, 5)), np.ones((3, 4)), 1, experts=3), ValueError, "lora_A has 4 rows"),
@@ -200,6 +208,25 @@ def test_a_backward_takes_its_own_cache_alone():
         layer.backward(x, mixture().forward(x)[1])
     with pytest.raises(ValueError, match="dy has shape"):
         layer.backward(x[:2], layer.forward(x)[1])
+
+
+# --- the gate by rows ---
+
+
+@pytest.mark.parametrize("counts", [[0, 3, 2], [ROWS, 5, 2 * ROWS + 1], [1, 0, ROWS - 1]], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_gate_by_rows_gives_the_numbers_of_all_rows_at_once(counts, dtype):
+    rng = np.random.default_rng(0)
+    stacks = [StackedLinear(rng.standard_normal(shape).astype(dtype)) for shape in ((3, 14, 5), (3, 5, 7))]
+    x, dy = rng.standard_normal((2, sum(counts), 5)).astype(dtype)
+    found, expected = [], []
+    for cls, answers in ((ExpertsByRows, found), (Experts, expected)):
+        y, cache = cls(*stacks).forward(x, counts)
+        dx, grads = cls.backward(cache[0], dy, cache)
+        answers += [y, *cache[-2:], dx, *grads.values()]
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 if dtype == np.float64 else 1e-5)
 
 
 # --- adapters -------------------------------------------------------------------------------------

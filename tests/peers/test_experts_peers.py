@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from minilora import GatedMLP, Linear, adapt, adapters, merge
-from minilora.layers.experts import Experts, MixtureOfExperts
-from minilora.layers.router import Router, balance
+from minilora.layers.experts import Experts, MixtureOfExperts, Router, balance
 from minilora.layers.stacked import StackedLinear
 
 pytestmark = [

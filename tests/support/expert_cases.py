@@ -7,8 +7,7 @@ import numpy as np
 
 from minilora import Layer
 from minilora.conformance.claims import Arrays, Case
-from minilora.layers.experts import MixtureOfExperts
-from minilora.layers.router import Router
+from minilora.layers.experts import MixtureOfExperts, Router
 from minilora.variants.stackedlora import StackedLoRALinear
 
 from .language_cases import MODEL_CLAIMS, gated_by_loops, on_rows

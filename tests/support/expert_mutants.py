@@ -8,9 +8,8 @@ import numpy as np
 from minilora import gradcheck
 from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference, require_close
 from minilora.layer import inner, nest, rows
-from minilora.layers import experts, router, stacked
-from minilora.layers.experts import MixtureOfExperts
-from minilora.layers.router import Router, balance
+from minilora.layers import experts, stacked
+from minilora.layers.experts import MixtureOfExperts, Router, balance
 from minilora.variants import stackedlora as factors
 
 from .expert_cases import adapted_experts_case, mixture_case, over_all_case, router_case, shared_case
@@ -48,9 +47,9 @@ def with_others(cls, module, **functions):
 # --- the router -----------------------------------------------------------------------------------
 
 ROUTERS_WRONG = {
-    "the lowest scores are kept": {"best": lambda z, k: np.argsort(z.real, axis=1, kind="stable")[:, :k]},
-    "the best expert in the last one's place": {"best": lambda z, k: router_best(z, k)[:, [*range(k - 1), 0]]},
-    "the kept in the order of their numbers": {"best": lambda z, k: np.sort(router_best(z, k), axis=1)},
+    "the lowest scores are kept": {"top_experts": lambda z, k: np.argsort(z.real, axis=1, kind="stable")[:, :k]},
+    "the best expert in the last one's place": {"top_experts": lambda z, k: router_best(z, k)[:, [*range(k - 1), 0]]},
+    "the kept in the order of their numbers": {"top_experts": lambda z, k: np.sort(router_best(z, k), axis=1)},
     "the softmax over rows": {"softmax": lambda z: np.exp(z) / np.exp(z).sum(axis=0)},
     "a sigmoid in place of the softmax": {"softmax": lambda z: 1 / (1 + np.exp(-z))},
     "dl without the row's sum": {"softmax_back": lambda p, dp: p * dp},
@@ -58,15 +57,17 @@ ROUTERS_WRONG = {
     "dl with the mean in place of the sum": {"softmax_back": lambda p, dp: p * (dp - inner(p, dp) / p.shape[1])},
     "no gradient to the scores": {"softmax_back": lambda p, dp: 0 * p},
 }
-router_best = router.best
+router_best = experts.top_experts
 for name, functions in ROUTERS_WRONG.items():
-    mutant(f"router: {name}", *TWO_CLAIMS, of=router_case)(with_others(Router, router, **functions))
+    mutant(f"router: {name}", *TWO_CLAIMS, of=router_case)(with_others(Router, experts, **functions))
 mutant("router: renormalised where it is not", *TWO_CLAIMS, of=over_all_case)(
-    with_others(Router, router, softmax=lambda z: np.exp(z) / np.exp(np.sort(z, axis=1)[:, -2:]).sum(axis=1)[:, None])
+    with_others(Router, experts, softmax=lambda z: np.exp(z) / np.exp(np.sort(z, axis=1)[:, -2:]).sum(axis=1)[:, None])
 )
-mutant("router: not renormalised", *TWO_CLAIMS, of=router_case)(with_others(Router, router, alone=lambda z, choice: z))
+mutant("router: not renormalised", *TWO_CLAIMS, of=router_case)(
+    with_others(Router, experts, masked_to_kept=lambda z, choice: z)
+)
 mutant("router: divided by the sum as by a constant", *TWO_CLAIMS, of=router_case)(
-    with_others(Router, router, softmax_back=lambda p, dp: p * dp - p * p * dp)
+    with_others(Router, experts, softmax_back=lambda p, dp: p * dp - p * p * dp)
 )
 
 
@@ -267,11 +268,11 @@ def balance_is_the_sum_written_out(loss, problem: Problem) -> None:
     gradcheck(lambda p: loss(p["scores"], K)[0], params, {"scores": gradient}, method="complex", tolerance=1e-12)
 
 
-def balance_with(times=lambda n, E: E, share=lambda choice, n: 1 / n, scale=1.0, back=router.softmax_back):
+def balance_with(times=lambda n, E: E, share=lambda choice, n: 1 / n, scale=1.0, back=experts.softmax_back):
     def loss(scores, top_k):
         n, E = scores.shape
-        f = router.tallied(router.best(scores, top_k), E) * share(top_k, n)
-        p = router.softmax(scores)
+        f = experts.tallied(experts.top_experts(scores, top_k), E) * share(top_k, n)
+        p = experts.softmax(scores)
         return times(n, E) * (f * p.mean(axis=0)).sum(), scale * back(p, p * 0 + times(n, E) * f / n)
 
     return loss
@@ -288,7 +289,7 @@ for name, wrong in BALANCES_WRONG.items():
     mutant(f"balance: {name}", balance_is_the_sum_written_out)(wrong)
 
 RIGHT = {
-    "router": (router_case, (with_others(Router, router, best=router_best),), TWO_CLAIMS),
+    "router": (router_case, (with_others(Router, experts, top_experts=router_best),), TWO_CLAIMS),
     "mixture": (mixture_case, (Plain,), TWO_CLAIMS),
     "mixture with others": (mixture_case, (with_others(MixtureOfExperts, experts, halves=experts_halves),), TWO_CLAIMS),
     "experts with LoRA": (adapted_experts_case, (with_others(MixtureOfExperts, factors),), TWO_CLAIMS),

@@ -23,7 +23,7 @@ from minilora.conformance.golden.mixtures.bases import EXPERTS, KEPT
 from minilora.conformance.golden.mixtures.cases import APART, MARGIN, MIXTURES
 from minilora.conformance.golden.mixtures.formulas import MixtureFormulas
 from minilora.language.save import _config
-from minilora.layers import router
+from minilora.layers import experts
 
 BATCH, PAIRS = 1000, 12
 
@@ -36,8 +36,8 @@ def logits_and_margins(model, ids):
         seen.append((np.sort(z, axis=1)[:, ::-1], right(z, top_k)))
         return seen[0][1]
 
-    right = router.best
-    with mock.patch.object(router, "best", best):
+    right = experts.top_experts
+    with mock.patch.object(experts, "top_experts", best):
         z = model(ids)
     scores, kept = seen[0]
     margins = (scores[:, KEPT - 1] - scores[:, KEPT]).reshape(len(ids), -1).min(axis=1)
