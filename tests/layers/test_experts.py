@@ -165,7 +165,7 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
         (lambda: Router(np.ones((E, D)), 1), TypeError, "weight must be a Layer with in_features"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 1, 1), TypeError, "norm_topk_prob must be True or False"),
         (lambda: R(np.ones((2, D + 1))), ValueError, "expected in_features = 6"),
-        (lambda: Experts(S, S), ValueError, "down_proj is 5 -> 6 wide, expected m -> in with in = 5 as in gate_up_proj"),
+        (lambda: Experts(S, S), ValueError, "down_proj is 5 -> 6 wide, expected m -> in with in = 5"),
         (
             lambda: Experts(StackedLinear(np.ones((2, 2 * M, D))), S),
             ValueError,
