@@ -21,8 +21,8 @@ from typing import Any
 
 from .. import guards
 from ..checks import FileRefused, check_path, needed, short
-from ..files.base.companions import FURTHER_TEMPLATES
 from ..files.inputs import open_regular, read_whole
+from ..files.modelfolder import FURTHER_TEMPLATES
 from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
 from .gguf import gguf_tokenizer
 from .tokenizerconfig import BESIDE, read_beside, special_tokens, token_text

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import named, reading, short
-from ..files.base.tiedhead import HEAD
+from ..files.modelfolder import HEAD
 from ..files.tensors import FLOATS, NF4_STATE, Weights
 from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, QuantizedLinear, check_block_size, scale_book
 from .config import check_settings

@@ -1,10 +1,8 @@
-"""A merged checkpoint is W + delta where the adapter is, and the base bit for bit elsewhere."""
+"""A merged checkpoint is W + s B A where the adapter is, the base bit for bit elsewhere, and there whole or not."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -12,237 +10,247 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
-from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, merge_adapter, save_adapter
+from minilora import FileRefused, LoRA, merge_adapter, save_adapter
 from minilora.cli import main
-from minilora.files.tensors import TensorFile
+from minilora.files import merge
+from minilora.files.tensors import FLOATS, TensorFile
 from minilora.variants.adapter import Adapter
 
 from ..support.memory import traced
 
-ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"
+Q, HEAD = "enc.q_proj.weight", "head.weight"
+BITS = {"F16": 10, "BF16": 7, "F32": 23, "F64": 52}
+"""Of each type's fraction."""
+KINDS = {dtype.name: kind for kind, dtype in FLOATS.items()} | {"int64": "I64", "bool": "BOOL"}
 
 
 def draw(rng, *shape, dtype="float32"):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def base_tensors(rng):
-    """Two weights to be adapted, float32 and float64, between tensors that are not: all in their own type and shape."""
+def ones(*shape):
+    return np.ones(shape, "f4")
+
+
+def write(path, tensors):
+    """Write a safetensors file by hand: an array, or a type that NumPy does not have, a shape and bytes."""
+    header, body = {"__metadata__": {"format": "pt", "note": "kept"}}, b""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, tuple):
+            tensor = KINDS[tensor.dtype.name], tensor.shape, tensor.tobytes()
+        kind, shape, raw = tensor
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def parts(path):
+    """The files of a checkpoint, in their order."""
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def read(path):
+    """All tensors of a file, or of the files in a folder: type, and numbers in float64, or bytes."""
+    found = {}
+    for part in parts(path):
+        file = TensorFile(part)
+        for name, spec in file.tensors.items():
+            raw = part.read_bytes()[spec.start : spec.end]
+            found[name] = spec.dtype, file.read(name).astype(float) if spec.dtype in BITS else raw
+    return found
+
+
+def base_tensors(rng, q="F32", head="F64"):
+    """Two weights to be adapted, in these types, between tensors that are not: all in their own type and shape."""
+
+    def weight(kind, *shape):
+        return draw(rng, *shape, dtype="float64").astype(FLOATS[kind])
+
     return {
-        "enc.q_proj.weight": draw(rng, 5, 3),
-        "enc.q_proj.bias": draw(rng, 5),
-        "enc.k_proj.weight": draw(rng, 5, 3),
-        "head.weight": draw(rng, 4, 5, dtype="float64"),
-        "steps": rng.integers(0, 99, (2, 3)),
-        "mask": np.array([True, False]),
-        "nothing": np.zeros((0, 4), "float16"),
-        "scalar": np.array(3.0),
-    }
-
-
-@pytest.fixture
-def files(tmp_path):
-    """A base, and an adapter whose two layers differ in shape, rank and alpha."""
-    rng = np.random.default_rng(0)
-    base, tensors = tmp_path / "base.safetensors", base_tensors(rng)
-    save_file(tensors, base, {"format": "pt", "note": "kept"})
-    layers = {
-        "enc.q_proj": LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 3.0),
-        "head": LoRA(draw(rng, 4, 5), draw(rng, 4, 4), 0.5),
-    }
-    save_adapter(tmp_path / "adapter", layers)
-    return base, tmp_path / "adapter", tmp_path / "out.safetensors"
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else path.lstat().st_mode
-        for path in sorted(folder.rglob("*"))
-    }
+        Q: weight(q, 5, 3), "enc.q_proj.bias": draw(rng, 5), "enc.k_proj.weight": draw(rng, 5, 3),
+        HEAD: weight(head, 4, 5), "steps": rng.integers(0, 99, (2, 3)), "mask": np.array([True, False]),
+        "eighths": ("F8_E4M3", (2,), b"ab"), "nothing": np.zeros((0, 4), "f2"), "scalar": np.array(3.0),
+    }  # fmt: skip
 
 
 def shard(tensors, folder):
     """Save tensors in two shards with an index, as the large models come."""
     folder.mkdir(exist_ok=True)
-    names = sorted(tensors)
-    parts = {"model-1-of-2.safetensors": names[::2], "model-2-of-2.safetensors": names[1::2]}
-    for file, some in parts.items():
-        save_file({name: tensors[name] for name in some}, folder / file, {"format": "pt"})
-    weight_map = {name: file for file, some in parts.items() for name in some}
+    parts = {"model-1-of-2.safetensors": sorted(tensors)[::2], "model-2-of-2.safetensors": sorted(tensors)[1::2]}
+    for file, names in parts.items():
+        write(folder / file, {name: tensors[name] for name in names})
+    weight_map = {name: file for file, names in parts.items() for name in names}
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}, indent=1) + "\n")
     return folder
 
 
-@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]), flipped=st.booleans())
-@settings(max_examples=25, deadline=None)
-def test_a_merged_weight_is_the_sum_rounded_once(tmp_path_factory, seed, dtype, flipped):
-    """Against float64: a rounding to the base's type, and those of the wide type that the sum is taken in."""
-    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("merge")
-    n_in, n_out, r = (int(n) for n in rng.integers(1, 9, 3))
-    weight = draw(rng, n_out, n_in, dtype=dtype)
-    lora = LoRA(draw(rng, r, n_in), draw(rng, n_out, r), float(rng.uniform(0.1, 9)))
-    save_file({"a.weight": np.ascontiguousarray(weight.T) if flipped else weight}, folder / "base.safetensors")
-    save_adapter(folder / "adapter", {"a": lora}, fan_in_fan_out=flipped)
-    merge_adapter(folder / "base.safetensors", folder / "adapter", folder / "out.safetensors")
-    merged = load_file(folder / "out.safetensors")["a.weight"]
-    assert merged.dtype == weight.dtype
-    delta = lora.scaling * lora.lora_B.astype(float) @ lora.lora_A.astype(float)
-    exact = (weight + delta).T if flipped else weight + delta
-    # The products and their sum are rounded to the wide type, in which the terms are as large as `size`.
-    wide = np.float64 if dtype == "float64" else np.float32
-    size = np.abs(weight) + lora.scaling * np.abs(lora.lora_B).astype(float) @ np.abs(lora.lora_A)
-    slack = (r + 2) * float(np.finfo(wide).eps) * (size.T if flipped else size)
-    allowed = np.spacing(np.abs(exact).astype(dtype)).astype(float) / 2 + slack
-    assert (np.abs(merged - exact) <= allowed * 1.001).all()
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() if p.is_file() else p.lstat().st_mode for p in folder.rglob("*")}
 
 
-def test_merging_in_memory_and_on_disk_agree(files):
-    base, adapter, out = files
-    merge_adapter(base, adapter, out)
-    before, after = load_file(base), load_file(out)
-    for name, lora in load_adapter(adapter).items():
-        lora = LoRA(*(f.astype(before[f"{name}.weight"].dtype) for f in (lora.lora_A, lora.lora_B)), lora.alpha)
-        layer = LoRALinear(Linear(before[f"{name}.weight"]), lora)
-        np.testing.assert_allclose(after[f"{name}.weight"], layer.merge().weight, rtol=1e-5, atol=1e-6)
+class Place:
+    """A base, an adapter whose two layers differ in shape, rank and alpha, and where the merged base is to stand."""
 
+    def __init__(self, folder, sharded=False, seed=0, q="F32", head="F64", **settings):
+        rng, self.folder = np.random.default_rng(seed), folder
+        self.adapter, tensors, end = folder / "adapter", base_tensors(rng, q, head), "" if sharded else ".safetensors"
+        self.base, self.out = folder / f"base{end}", folder / f"out{end}"
+        shard(tensors, self.base) if sharded else write(self.base, tensors)
+        q, head = LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 3.0), LoRA(draw(rng, 4, 5), draw(rng, 4, 4), 0.5)
+        self.layers = {"enc.q_proj": q, "head": head}
+        self.save(self.layers, **settings)
 
-def test_rank_stabilised_layers_of_own_rank_are_scaled_by_it(files):
-    """alpha / sqrt(r), for each layer with its own alpha and its own r."""
-    base, adapter, out = files
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
-    changes = merge_adapter(base, adapter, out)
-    assert {c.module: c.scaling for c in changes} == {"enc.q_proj": 3 / 2**0.5, "head": 0.5 / 4**0.5}
-    factors, before, after = load_file(adapter / "adapter_model.safetensors"), load_file(base), load_file(out)
-    for change in changes:
-        A, B = (factors[f"base_model.model.{change.module}.lora_{f}.weight"].astype(float) for f in "AB")
-        np.testing.assert_allclose(
-            after[change.name], before[change.name] + change.scaling * B @ A, rtol=2e-6, atol=1e-6
-        )
+    def save(self, layers, use_rslora=False, **options):
+        save_adapter(self.adapter, layers, **options)
+        config = self.adapter / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": use_rslora}))
 
+    def merge(self, **options):
+        return merge_adapter(self.base, self.adapter, self.out, **options)
 
-def test_all_else_is_the_base_bit_for_bit(files):
-    base, adapter, out = files
-    changes = merge_adapter(base, adapter, out)
-    before, after = base.read_bytes(), out.read_bytes()
-    assert {(c.name, c.module, c.file, c.dtype, c.shape, c.layout, c.rank, c.scaling) for c in changes} == {
-        ("enc.q_proj.weight", "enc.q_proj", "base.safetensors", "F32", (5, 3), "out-in", 2, 1.5),
-        ("head.weight", "head", "base.safetensors", "F64", (4, 5), "out-in", 4, 0.125),
-    }
-    tensors = TensorFile(base).tensors
-    starts = [tensors[c.name].start for c in changes]
-    assert starts == sorted(starts)  # as they lie in the file
-    assert len(before) == len(after)
-    at = 0
-    for spec in (tensors[c.name] for c in changes):
-        assert before[at : spec.start] == after[at : spec.start]  # first the header, its metadata too
-        assert before[spec.start : spec.end] != after[spec.start : spec.end]
-        at = spec.end
-    assert before[at:] == after[at:]
-
-
-def test_bfloat16_and_float32_are_merged_in_one_file(files):
-    """Each weight is widened to float32 at least, added to, and rounded to its own type once."""
-    base, adapter, out = files
-    rng = np.random.default_rng(3)
-    bits = rng.integers(0x3C00, 0x4000, (4, 5), dtype=np.uint16)
-    save_file({"enc.q_proj.weight": draw(rng, 5, 3), "head.weight": bits}, base)
-    raw = base.read_bytes().replace(b'"dtype":"U16"', b'"dtype":"BF16"')
-    base.write_bytes((int.from_bytes(raw[:8], "little") + 1).to_bytes(8, "little") + raw[8:])
-    changes = {c.module: c for c in merge_adapter(base, adapter, out)}
-    assert {name: c.dtype for name, c in changes.items()} == {"enc.q_proj": "F32", "head": "BF16"}
-    before, after, loras = TensorFile(base), TensorFile(out), load_adapter(adapter)
-    for name, lora in loras.items():
-        exact = before.read(f"{name}.weight") + lora.delta().astype(float)
-        merged = after.read(f"{name}.weight")
-        unit = 2.0 ** (np.floor(np.log2(np.abs(exact))) - (7 if name == "head" else 23))
-        assert (np.abs(merged - exact) <= 0.5 * unit + 4e-6 * (name != "head") + 1e-6).all()
-
-
-def test_types_that_numpy_does_not_have_are_copied(files):
-    base, adapter, out = files
-    raw = base.read_bytes().replace(b'"BOOL"', b'"F8_E4M3"')
-    length = int.from_bytes(raw[:8], "little") + 3
-    base.write_bytes(length.to_bytes(8, "little") + raw[8:])
-    merge_adapter(base, adapter, out)
-    assert TensorFile(out).tensors["mask"].dtype == "F8_E4M3"
-
-
-def whole(rng, *shape, dtype="float32"):
-    """Whole numbers: no product and no sum of a few of them is rounded."""
-    return rng.integers(-9, 10, shape).astype(dtype)
-
-
-@pytest.mark.parametrize("block", [1, 8, 12, 24, 30, 40, 41, 80])
-def test_a_weight_larger_than_a_block_is_merged_in_parts(tmp_path, monkeypatch, block):
-    """Rows of 12 and of 40 bytes: a block is a number, a part of a row, a row, or some rows."""
-    rng = np.random.default_rng(0)
-    base, adapter, out = tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors"
-    tensors = {"q.weight": whole(rng, 5, 3), "other": draw(rng, 7), "head.weight": whole(rng, 4, 5, dtype="f8")}
-    save_file(tensors, base)
-    layers = {
-        "q": LoRA(whole(rng, 2, 3), whole(rng, 5, 2), 3.0),
-        "head": LoRA(whole(rng, 4, 5), whole(rng, 4, 4), 0.5),
-    }
-    save_adapter(adapter, layers)
-    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
-    merge_adapter(base, adapter, out)
-    merged = load_file(out)
-    for name, layer in layers.items():
-        expected = tensors[f"{name}.weight"] + layer.delta()
-        np.testing.assert_array_equal(merged[f"{name}.weight"], expected)
-    np.testing.assert_array_equal(merged["other"], tensors["other"])
-
-
-@pytest.mark.parametrize("dtype", ["f2", pytest.param("f4", marks=pytest.mark.long)])
-def test_a_row_larger_than_a_block_needs_little_memory(tmp_path, monkeypatch, dtype):
-    """Rows of 8 or 16 MB in blocks of 0.5: beside the factors, which are as wide as a row, some blocks."""
-    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 19)
-    rng, width = np.random.default_rng(1), 4_000_000
-    save_file({"a.weight": np.ones((2, width), dtype)}, tmp_path / "base.safetensors")
-    factors = whole(rng, 1, width), np.ones((2, 1), "f4")
-    save_adapter(tmp_path / "adapter", {"a": LoRA(*factors, 1.0)})
-    with traced() as memory:
-        merge_adapter(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors")
-    assert memory.peak < 1.3 * factors[0].nbytes + 5e6
-    merged = load_file(tmp_path / "out.safetensors")["a.weight"]
-    np.testing.assert_array_equal(merged, (np.ones((2, width), dtype) + factors[0]).astype(dtype))
-
-
-def test_a_folder_of_two_checkpoints_is_merged_by_name_alone(files, tmp_path):
-    base, adapter, _ = files
-    folder, weights = tmp_path / "both", load_file(base)
-    folder.mkdir()
-    shutil.copy(base, folder / "model.safetensors")
-    doubled = {"head.weight": 2 * weights["head.weight"]}
-    save_file(weights | doubled, folder / "s.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "s.safetensors")}))
-    before = contents(tmp_path)
-    with pytest.raises(FileRefused, match=r"model.safetensors': beside model.safetensors.index.json, which names"):
-        merge_adapter(folder, adapter, tmp_path / "out")
-    assert contents(tmp_path) == before
-    merge_adapter(folder / INDEX, adapter, tmp_path / "out")
-    merge_adapter(folder / "model.safetensors", adapter, tmp_path / "one.safetensors")
-    change = load_file(tmp_path / "one.safetensors")["head.weight"] - weights["head.weight"]
-    merged = load_file(tmp_path / "out" / "s.safetensors")["head.weight"]
-    np.testing.assert_allclose(merged, doubled["head.weight"] + change)
+    def refused(self, said, error=FileRefused, **options):
+        """Expect an error that says that, and the disk as it was; of what is asked wrongly also from a dry run."""
+        before, usual = contents(self.folder), {"base": self.base, "adapter": self.adapter, "out": self.out}
+        for dry_run in (False, True) if error is ValueError else (False,):
+            with pytest.raises(error) as refusal:
+                merge_adapter(**usual | {"dry_run": dry_run} | options)
+            assert said in str(refusal.value).replace(str(self.folder), "~")
+        assert contents(self.folder) == before
 
 
 @pytest.fixture
-def tied(tmp_path):
-    """A model's folder and an adapter of its embedding and of one more layer."""
-    rng, folder = np.random.default_rng(2), tmp_path / "model"
-    folder.mkdir()
-    weights = {"model.embed_tokens.weight": draw(rng, 7, 3), "model.norm.weight": draw(rng, 3)}
-    save_file(weights | {"model.q_proj.weight": draw(rng, 4, 3)}, folder / "model.safetensors")
-    embedding = Adapter(draw(rng, 1, 7), draw(rng, 3, 1), 2.0, kind="embedding")
-    save_adapter(tmp_path / "adapter", {"model.embed_tokens": embedding})
-    save_adapter(tmp_path / "q", {"model.q_proj": LoRA(draw(rng, 1, 3), draw(rng, 4, 1), 2.0)})
-    return tmp_path
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+@pytest.fixture(params=[False, True], ids=["one file", "shards"])
+def either(tmp_path, request):
+    return Place(tmp_path, sharded=request.param)
+
+
+# --- what is merged -------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1), q=st.sampled_from([*BITS]), head=st.sampled_from([*BITS]), sharded=st.booleans(),
+    use_rslora=st.booleans(), block=st.sampled_from([1, 8, 12, 24, 30, 40, 41, 80, 1 << 24]),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_a_merged_weight_is_the_sum_rounded_once_and_all_else_is_the_base(
+    tmp_path_factory, seed, q, head, sharded, use_rslora, block
+):
+    """In blocks of a number, a part of a row, a row or some rows. The oracle is float64."""
+    place = Place(tmp_path_factory.mktemp("m"), sharded, seed, q, head, use_rslora=use_rslora)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(merge, "BLOCK_BYTES", block)
+        planned, changes = place.merge(dry_run=True), place.merge()
+    assert planned == changes
+    before, after = read(place.base), read(place.out)
+    assert {name: kind for name, (kind, _) in before.items()} == {name: kind for name, (kind, _) in after.items()}
+    sizes = {"enc.q_proj": (3.0, 2, (5, 3)), "head": (0.5, 4, (4, 5))}
+    assert {(c.name, c.module, c.dtype, c.shape, c.layout, c.rank, c.scaling) for c in changes} == {
+        (f"{m}.weight", m, before[f"{m}.weight"][0], shape, "out-in", r, alpha / (r**0.5 if use_rslora else r))
+        for m, (alpha, r, shape) in sizes.items()
+    }
+    order = {name: spec.start for part in parts(place.base) for name, spec in TensorFile(part).tensors.items()}
+    assert changes == sorted(changes, key=lambda c: (c.file, order[c.name]))
+    for c in changes:
+        kind, W = before[c.name]
+        A, B = (array.astype(float) for array in (place.layers[c.module].lora_A, place.layers[c.module].lora_B))
+        exact, size = W + c.scaling * B @ A, np.abs(W) + c.scaling * np.abs(B) @ np.abs(A)
+        unit = 2.0 ** (np.floor(np.log2(np.abs(exact))) - BITS[kind])
+        slack = (c.rank + 2) * np.finfo("f8" if kind == "F64" else "f4").eps * size  # of the type it is added up in
+        assert (np.abs(after.pop(c.name)[1] - exact) <= 0.5 * unit + 1.001 * slack + 2.0**-25).all()
+    for name, (_, value) in after.items():
+        np.testing.assert_array_equal(value, before[name][1])
+    for old, new in zip(parts(place.base), parts(place.out), strict=True):  # the header too
+        assert old.read_bytes()[: len(TensorFile(old).header)] == new.read_bytes()[: len(TensorFile(old).header)]
+    if sharded:
+        assert sorted(os.listdir(place.base)) == sorted(os.listdir(place.out))
+        assert (place.base / INDEX).read_bytes() == (place.out / INDEX).read_bytes()
+    assert not list(place.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_each_number_is_rounded_as_in_peft(tmp_path, dtype):
+    """Bit for bit: factors, products, scaling and sum in float32, and then once to the base's type."""
+    rng = np.random.default_rng(0)
+    weight, A, B = draw(rng, 300, 200, dtype=dtype), draw(rng, 3, 200, dtype="float16"), draw(rng, 300, 3) / 3
+    save_file({"a.weight": weight}, tmp_path / "base")
+    save_adapter(tmp_path / "adapter", {"a": LoRA(A.astype("f4"), B, 0.7)})
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    wide = weight.astype("f4") + (B @ A.astype("f4")) * np.float32(0.7 / 3)
+    np.testing.assert_array_equal(load_file(tmp_path / "out")["a.weight"], wide.astype(dtype))
+
+
+def test_factors_in_float16_are_widened_before_their_product(place):
+    place.save({"enc.q_proj": LoRA(np.full((2, 3), 300, "f2"), np.full((5, 2), 300, "f2"), 1.0)})
+    place.merge()
+    np.testing.assert_allclose(read(place.out)[Q][1], read(place.base)[Q][1] + 90_000)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_flag_says_that_weights_lie_the_other_way_round(tmp_path, flipped):
+    W, lora = ones(4, 3), LoRA(np.arange(3.0, dtype="f4")[None], np.arange(4.0, dtype="f4")[:, None], 1.0)
+    save_file({"a.weight": np.ascontiguousarray(W.T) if flipped else W}, tmp_path / "base")
+    save_adapter(tmp_path / "adapter", {"a": lora}, fan_in_fan_out=flipped)
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    merged = load_file(tmp_path / "out")["a.weight"]
+    np.testing.assert_array_equal(merged.T if flipped else merged, 1 + np.outer(range(4), range(3)))
+
+
+def test_nan_in_the_base_is_the_bases_own_affair(place):
+    tensors = base_tensors(np.random.default_rng(0))
+    tensors[Q][1, 1] = np.nan
+    write(place.base, tensors)
+    place.merge()
+    assert np.isnan(read(place.out)[Q][1]).sum() == 1
+
+
+@pytest.mark.long
+def test_a_merge_needs_less_memory_than_a_tensor(tmp_path):
+    save_file({f"l.{i}.weight": ones(4096, 3840) for i in range(2)}, tmp_path / "base")
+    save_adapter(tmp_path / "adapter", {f"l.{i}": LoRA(ones(4, 3840), ones(4096, 4), 1.0) for i in range(2)})
+    with traced() as memory:
+        merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    assert 4e6 < memory.peak < 4 * 4096 * 3840
+
+
+# --- which files, and which names -----------------------------------------------------------------
+
+
+def test_a_base_is_named_by_its_folder_its_index_or_a_file(tmp_path):
+    place = Place(tmp_path, sharded=True)
+    place.merge()
+    merge_adapter(place.base / INDEX, place.adapter, tmp_path / "by index")
+    assert contents(tmp_path / "by index") == contents(place.out)
+    (tmp_path / "single").mkdir()
+    write(tmp_path / "single" / "model.safetensors", base_tensors(np.random.default_rng(0)))
+    for base, out in (("single", "one"), ("single/model.safetensors", "two")):
+        merge_adapter(tmp_path / base, place.adapter, tmp_path / out)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    shutil.copy(tmp_path / "single" / "model.safetensors", place.base)
+    place.refused(f"base/model.safetensors': beside {INDEX}, which names", out=tmp_path / "out2")
+    merge_adapter(place.base / INDEX, place.adapter, tmp_path / "again")
+    merge_adapter(place.base / "model.safetensors", place.adapter, tmp_path / "alone")
+    assert (tmp_path / "alone").read_bytes() == (tmp_path / "one").read_bytes()
+
+
+def test_names_that_all_lack_their_first_part_are_found(place):
+    lora = LoRA(ones(2, 3), ones(5, 2), 1.0)
+    place.save({"transformer.enc.q_proj": lora, "transformer.enc.k_proj": lora})
+    assert {(c.module, c.name) for c in place.merge()} == {
+        (f"transformer.enc.{x}_proj", f"enc.{x}_proj.weight") for x in "qk"
+    }
+    place.save({"enc.enc.q_proj": lora})  # the first part alone
+    assert [c.name for c in place.merge()] == [Q]
+    for other, lost in (("head", "transformer.enc.q_proj"), ("b.r", "b.r")):  # half an adapter is not merged
+        place.save({"transformer.enc.q_proj": lora, other: lora})
+        place.refused(f"there is no '{lost}.weight', which the adapter changes: there is 'enc.q_proj.weight'")
 
 
 TIED = "config.json says tie_word_embeddings, and the adapter changes 'model.embed_tokens' alone"
@@ -250,401 +258,127 @@ TIED = "config.json says tie_word_embeddings, and the adapter changes 'model.emb
 
 @pytest.mark.parametrize("config", ['{"tie_word_embeddings": true}', '{"tie_word_embeddings": false}', "{}", "{", None])
 @pytest.mark.parametrize("base", ["model", "model/model.safetensors"])
-def test_a_merge_into_a_tied_embedding_is_warned_of(tied, config, base):
+def test_a_merge_into_a_tied_embedding_is_warned_of(tmp_path, capsys, config, base):
+    (tmp_path / "model").mkdir()
+    weights = {"model.embed_tokens.weight": ones(7, 3), "model.q_proj.weight": ones(4, 3)}
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    save_adapter(tmp_path / "e", {"model.embed_tokens": Adapter(ones(1, 7), ones(3, 1), 2.0, kind="embedding")})
+    save_adapter(tmp_path / "q", {"model.q_proj": LoRA(ones(1, 3), ones(4, 1), 2.0)})
     if config is not None:
-        (tied / "model" / "config.json").write_text(config)
+        (tmp_path / "model" / "config.json").write_text(config)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        merge_adapter(tied / base, tied / "adapter", tied / "out.safetensors")
-        merge_adapter(tied / base, tied / "q", tied / "other.safetensors")
-    assert [TIED in str(note.message) for note in notes] == [True] * (config is not None and "true" in config)
-    assert all(note.filename == __file__ for note in notes)
-    assert (tied / "out.safetensors").exists()
+        for adapter in "eq":
+            merge_adapter(tmp_path / base, tmp_path / adapter, tmp_path / f"{adapter}.safetensors")
+    tied = config is not None and "true" in config
+    assert [(TIED in str(note.message), note.filename) for note in notes] == [(True, __file__)] * tied
+    assert main(["merge", *map(str, (tmp_path / base, tmp_path / "e", "-o", tmp_path / "o.safetensors"))]) == 0
+    out, err = capsys.readouterr()
+    assert (TIED in err, err.count("\n"), "1 tensor merged into" in out) == (tied, tied, True)
 
 
-def test_the_merge_command_says_that_a_head_is_tied(tied, capsys):
-    (tied / "model" / "config.json").write_text('{"tie_word_embeddings": true}')
-    arguments = [str(tied / "model"), str(tied / "adapter"), "-o", str(tied / "out.safetensors")]
-    assert main(["merge", *arguments]) == 0
-    shown = capsys.readouterr()
-    assert TIED in shown.err
-    assert len(shown.err.splitlines()) == 1
-    assert "1 tensor merged into" in shown.out
+# --- refusals -------------------------------------------------------------------------------------
+
+QUANTISED, RANGE = "merge into the model that it was quantised from", f"'{Q}': the merged weight is beyond the range of"
+UNSUPPORTED = f"unsupported: {QUANTISED}"
+FITS = "the adapter is for [5, 3] (stored out-in"
+BASES = [  # of an adapter of enc.q_proj, 5 x 3
+    ({Q: ones(5, 4)}, f"'{Q}' has shape [5, 4], {FITS})"),
+    ({Q: ones(3, 5)}, f"'{Q}' has shape [3, 5], {FITS}, and the other way round it would fit: see layouts)"),
+    ({Q: ones(15)}, f"'{Q}' has shape [15], the adapter is for a matrix"),
+    *(
+        ({Q: (kind, (5, 3), bytes(15))}, f"{kind}, expected one of F16, BF16, F32, F64: quantised, {UNSUPPORTED}")
+        for kind in ("I8", "U8")
+    ),
+    *(
+        ({f"enc.q_proj.{part}": ones(5, 3)}, f": the base is quantised there, which is not supported: {QUANTISED}")
+        for part in ("qweight", "weight_packed", "weight.absmax")
+    ),
+    ({"a": ones(1), "d.q_proj.weight": ones(1)}, f"there is no '{Q}', which the adapter changes: there is 'd.q_proj."),
+    ({"a": ones(1)}, f"there is no '{Q}', which the adapter changes: there is 'a'"),
+    ({}, f"there is no '{Q}', which the adapter changes: there is 'nothing'"),
+    ({Q: np.full((5, 3), 65504, "f2")}, f"{RANGE} F16 from row 0 on"),
+    ({Q: np.full((5, 3), np.finfo("f4").max)}, f"{RANGE} F32 from row 0 on"),
+    ({Q: ("BF16", (5, 3), b"\x7f\x7f" * 15)}, f"{RANGE} BF16 from row 0 on"),
+]  # fmt: skip
 
 
-def test_the_products_are_taken_in_the_wide_type(files):
-    """Factors in float16 are widened first: their product would overflow."""
-    base, adapter, out = files
-    A, B = np.full((2, 3), 300, "f2"), np.full((5, 2), 300, "f2")
-    save_adapter(adapter, {"enc.q_proj": LoRA(A, B, 1.0)})
-    merge_adapter(base, adapter, out)
-    np.testing.assert_allclose(load_file(out)["enc.q_proj.weight"], load_file(base)["enc.q_proj.weight"] + 90_000)
+@pytest.mark.parametrize(("tensors", "said"), BASES)
+def test_a_base_that_the_adapter_does_not_fit_is_refused(place, tensors, said):
+    place.save({"enc.q_proj": LoRA(np.full((2, 3), 1e18, "f4"), np.full((5, 2), 1e18, "f4"), 3.0)})
+    write(place.base, tensors)
+    place.refused(f"'~/base.safetensors': {said}" if said[0] in "'t" else said)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_each_number_is_rounded_as_in_peft(tmp_path, dtype):
-    """Bit for bit: products, scaling and sum in float32, and then once to the base's type."""
-    rng = np.random.default_rng(0)
-    weight, A, B = draw(rng, 300, 200, dtype=dtype), draw(rng, 3, 200, dtype="float16"), draw(rng, 300, 3) / 3
-    save_file({"a.weight": weight}, tmp_path / "base.safetensors")
-    save_adapter(tmp_path / "adapter", {"a": LoRA(A.astype("f4"), B, 0.7)})
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors")
-    wide = weight.astype("f4") + (B @ A.astype("f4")) * np.float32(0.7 / 3)
-    np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["a.weight"], wide.astype(dtype))
-
-
-@pytest.mark.parametrize(
-    ("A", "B", "dtype"),
-    [
-        ([[1e30, 1.0]], [[1e30]], "F32"),  # the product is infinite
-        ([[1e30, 1.0], [-1e30, 1.0]], [[1e30, 1e30]], "F32"),  # infinity less infinity
-        ([[3e38, 1.0]], [[1.0]], "F32"),  # the sum is
-        ([[1e5, 1.0]], [[1.0]], "F16"),
-        ([[1.0, 3.4e38]], [[1.0]], "BF16"),  # which float32 still holds
-    ],
-)
-def test_a_sum_beyond_the_type_is_refused(tmp_path, A, B, dtype):
-    A, B = np.array(A), np.array(B)
-    weight = {"F32": np.full((1, 2), 3e38, "f4"), "F16": np.ones((1, 2), "f2"), "BF16": np.ones((1, 2), bfloat16)}
-    base = tmp_path / "base.safetensors"
-    save_file({"a.weight": weight[dtype]}, base)
-    save_adapter(tmp_path / "adapter", {"a": LoRA(A, B, float(len(A)))})
-    with pytest.raises(FileRefused) as error:
-        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
-    reason = f"'a.weight': the merged weight is beyond the range of {dtype} from row 0 on"
-    assert str(error.value) == f"'{base}': {reason}"
-    assert not (tmp_path / "out").exists()
-
-
-class Bar:
-    """A bar that remembers what it was asked to show."""
-
-    def __init__(self, shown, **options):
-        self.shown = shown
-        shown.append(options)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def update(self, count):
-        self.shown.append(count)
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_the_bar_counts_the_bytes_of_all_tensors(files, tmp_path, monkeypatch, sharded):
-    base, adapter, out = files
-    source = shard(load_file(base), tmp_path / "sharded") if sharded else base
-    for options, disable in (({}, True), ({"progress": False}, True), ({"progress": True}, None)):
-        shown = []
-        monkeypatch.setattr(sys.modules["minilora.files.merge"], "tqdm", lambda *a, s=shown, **k: Bar(s, *a, **k))
-        merge_adapter(source, adapter, out, **options)
-        bar, *counts = shown
-        total = sum(tensor.nbytes for tensor in load_file(base).values())
-        assert bar == {"total": total, "unit": "B", "unit_scale": True, "disable": disable}
-        assert sum(counts) == total
-        shutil.rmtree(out) if sharded else out.unlink()
-
-
-@pytest.mark.parametrize("ask", ["index", "folder"])
-def test_a_sharded_checkpoint_is_merged_shard_by_shard(files, tmp_path, ask):
-    base, adapter, out = files
-    tensors = load_file(base)
-    shard(tensors, tmp_path / "sharded")
-    merge_adapter(base, adapter, out)
-    target = tmp_path / "merged"
-    merge_adapter(tmp_path / "sharded" / (INDEX if ask == "index" else ""), adapter, target)
-    assert (target / INDEX).read_bytes() == (tmp_path / "sharded" / INDEX).read_bytes()
-    merged = {}
-    for file in target.glob("*.safetensors"):
-        merged |= load_file(file)
-    for name, tensor in load_file(out).items():
-        np.testing.assert_array_equal(merged[name], tensor)
-    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in (tmp_path / "sharded").iterdir())
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_dry_run_says_the_same_and_writes_nothing(files, tmp_path):
-    base, adapter, out = files
-    before = contents(tmp_path)
-    planned = merge_adapter(base, adapter, out, dry_run=True)
-    assert contents(tmp_path) == before
-    assert merge_adapter(base, adapter, out) == planned
-
-
-def test_half_an_adapter_is_not_merged(tmp_path):
-    """One of two modules lies in the base, without its first part."""
-    save_file({"q.weight": np.zeros((3, 2), "f4"), "p.weight": np.zeros((3, 2), "f4")}, tmp_path / "base")
-    lora = LoRA(np.ones((1, 2), "f4"), np.ones((3, 1), "f4"), 1.0)
-    for other in ("b.r", "p"):
-        save_adapter(tmp_path / "a", {"a.q": lora, other: lora})
-        with pytest.raises(FileRefused, match=r"there is no 'a.q.weight', which the adapter changes"):
-            merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_names_that_all_lack_their_first_part_are_found(files, tmp_path):
-    base, _, out = files
-    rng = np.random.default_rng(1)
-    lora = LoRA(draw(rng, 2, 3), draw(rng, 5, 2), 1.0)
-    save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora, "transformer.enc.k_proj": lora})
-    changes = merge_adapter(base, tmp_path / "a", out)
-    assert {(c.module, c.name) for c in changes} == {
-        (f"transformer.enc.{name}_proj", f"enc.{name}_proj.weight") for name in "qk"
-    }
-    assert load_file(out)["enc.k_proj.weight"].tobytes() != load_file(base)["enc.k_proj.weight"].tobytes()
-    save_adapter(tmp_path / "b", {"enc.enc.q_proj": lora})
-    (change,) = merge_adapter(base, tmp_path / "b", tmp_path / "out2")  # the first part alone
-    assert change.name == "enc.q_proj.weight"
-    save_adapter(tmp_path / "a", {"transformer.enc.q_proj": lora, "head": lora})
-    with pytest.raises(FileRefused, match=r"no 'transformer.enc.q_proj.weight'.* there is 'enc.q_proj.weight'"):
-        merge_adapter(base, tmp_path / "a", out)
-
-
-def assert_refused(base, adapter, out, match, error=FileRefused):
-    before = contents(adapter.parent)
-    with pytest.raises(error, match=match) as refusal:
-        merge_adapter(base, adapter, out)
-    if error is ValueError:  # what is asked for is wrong: a dry run says so too
-        with pytest.raises(error, match=match):
-            merge_adapter(base, adapter, out, dry_run=True)
-    assert contents(adapter.parent) == before
-    if error is FileRefused:
-        assert str(refusal.value).startswith(f"'{adapter.parent}")
+@pytest.mark.parametrize("A", [[[1e30, 1.0]], [[1e30, 1.0], [-1e30, 1.0]]])  # infinity; infinity less infinity
+def test_a_product_that_is_no_number_is_refused(tmp_path, A):
+    place = Place(tmp_path)
+    place.save({"a": LoRA(np.array(A), np.full((1, len(A)), 1e30), float(len(A)))})
+    write(place.base, {"a.weight": ones(1, 2)})
+    place.refused("'a.weight': the merged weight is beyond the range of F32 from row 0 on")
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    ("weight_map", "said"),
     [
-        (lambda t: {"enc.q_proj.weight": t["enc.q_proj.weight"].T.copy()}, "the other way round it would fit"),
-        (lambda t: {"enc.q_proj.weight": np.ones((5, 4), "f4")}, r"shape \[5, 4\]"),
-        (lambda t: {"enc.q_proj.weight": np.ones((5, 3), "i1")}, "I8.*quantised"),
-        (lambda t: {"enc.q_proj.weight": np.ones((15, 1), "u1")}, "U8.*quantised"),
-        (lambda t: {"enc.q_proj.qweight": np.ones((5, 3), "i4")}, "quantised"),
-        (lambda t: {"enc.k_proj.weight": np.ones((5, 3), "f4")}, "no 'enc.q_proj.weight'"),
-        (lambda t: {"enc.q_proj.weight": np.full((5, 3), 65000, "f2")}, "beyond the range of F16"),
-    ],
-)
-def test_a_base_that_the_adapter_does_not_fit_is_refused(files, tmp_path, change, match):
-    base, adapter, out = files
-    rng = np.random.default_rng(0)
-    save_adapter(adapter, {"enc.q_proj": LoRA(draw(rng, 2, 3) * 1000, draw(rng, 5, 2), 3.0)})
-    save_file(change(load_file(base)), base)
-    assert_refused(base, adapter, out, match)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        (
-            {"enc.q_proj.weight": np.ones((5, 4), "f4")},
-            "'enc.q_proj.weight' has shape [5, 4], the adapter is for [5, 3] (stored out-in)",
-        ),
-        (
-            {"enc.q_proj.weight": np.ones((3, 5), "f4")},
-            "'enc.q_proj.weight' has shape [3, 5], the adapter is for [5, 3] (stored out-in, and the other way round "
-            "it would fit: see layouts)",
-        ),
-        ({"enc.q_proj.weight": np.ones(15, "f4")}, "'enc.q_proj.weight' has shape [15], the adapter is for a matrix"),
-        (
-            {"enc.q_proj.weight": np.ones((5, 3), "i1")},
-            "'enc.q_proj.weight' has dtype I8, expected one of F16, BF16, F32, F64: quantised, unsupported: merge into "
-            "the model that it was quantised from",
-        ),
-        *(
-            (
-                {f"enc.q_proj.{part}": np.ones((5, 3), "i4")},
-                "there is no 'enc.q_proj.weight', which the adapter changes: the base is quantised there, which is not "
-                "supported: merge into the model that it was quantised from",
-            )
-            for part in ("qweight", "weight_packed", "weight.absmax")
-        ),
-        (
-            {"a": np.ones(1), "dec.q_proj.weight": np.ones(1)},
-            "there is no 'enc.q_proj.weight', which the adapter changes: there is 'dec.q_proj.weight'",
-        ),
-        ({"a": np.ones(1)}, "there is no 'enc.q_proj.weight', which the adapter changes: there is 'a'"),
-        ({}, "there is no 'enc.q_proj.weight', which the adapter changes: there is 'nothing'"),
-    ],
-)
-def test_a_refusal_of_the_base_is_said_in_full(files, tensors, message):
-    base, adapter, out = files
-    save_adapter(adapter, {"enc.q_proj": LoRA(np.ones((2, 3), "f4"), np.ones((5, 2), "f4"), 3.0)})
-    save_file(tensors, base)
-    with pytest.raises(FileRefused) as error:
-        merge_adapter(base, adapter, out)
-    assert str(error.value) == f"'{base}': {message}"
-    assert not out.exists()
-
-
-def test_a_refusal_of_the_output_is_said_in_full(files, tmp_path, monkeypatch):
-    base, adapter, out = files
-    sharded, gone, weights = (
-        shard(load_file(base), tmp_path / "sharded"),
-        tmp_path / "no" / "o",
-        "adapter_model.safetensors",
-    )
-    for source, target, message in (
-        (base, base, f"out '{base}' is the base itself, expected another file"),
-        (base, adapter / weights, f"out '{adapter / weights}' is a file of the adapter, expected another file"),
-        (base, adapter, f"out is the folder '{adapter}', expected the name of a file to write"),
-        (base, gone, f"out '{gone}': there is no folder '{tmp_path / 'no'}'"),
-        (sharded, base, f"out '{base}' exists, expected a folder that is empty or new: the base has shards"),
-    ):
-        with pytest.raises(ValueError, match=r"^out ") as error:
-            merge_adapter(source, adapter, target)
-        assert str(error.value) == message
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match=r"^out ") as error:
-        merge_adapter(base, adapter, out)
-    assert str(error.value) == f"out '{out}': the folder '{tmp_path}' cannot be written"
-
-
-def test_transposed_square_factors_are_refused_against_the_base(files, tmp_path):
-    """A stored (in, r) with in = r looks sound by itself; what it would adapt is not what is there."""
-    base, adapter, out = files
-    save_file({"a.weight": np.ones((5, 3), "f4")}, base)
-    save_adapter(adapter, {"a": LoRA(np.ones((3, 5), "f4"), np.ones((3, 3), "f4"), 1.0)})
-    assert_refused(base, adapter, out, r"shape \[5, 3\], the adapter is for \[3, 5\]")
-
-
-def test_nan_in_the_base_is_the_base_s_own_affair(files):
-    base, adapter, out = files
-    tensors = load_file(base)
-    tensors["enc.q_proj.weight"][1, 1] = np.nan
-    save_file(tensors, base)
-    merge_adapter(base, adapter, out)
-    assert np.isnan(load_file(out)["enc.q_proj.weight"]).sum() == 1
-
-
-@pytest.mark.parametrize(
-    ("weight_map", "match"),
-    [
-        ({"a.weight": "../base.safetensors"}, "plain name"),
-        ({"a.weight": "/etc/base.safetensors"}, "plain name"),
-        ({"a.weight": "..\\base.safetensors"}, "plain name"),
-        ({"a.weight": "link.safetensors"}, "no 'a.weight'"),
-        ({"a.weight": "round.safetensors"}, "Too many levels of symbolic links"),
-        ({"a.weight": "none.safetensors"}, "No such file"),
-        ({"a.weight": "model.bin"}, "expected .safetensors files"),
-        ({"a.weight": 3}, "Expected `str`, got `int`"),
-        ({"a.weight": "in.safetensors"}, f"no 'a.weight', which {INDEX} says it holds"),
+        *(({Q: f"{way}base.safetensors"}, "plain name") for way in ("../", "/etc/", "..\\")),
+        ({Q: "model.bin"}, "weight_map is {'enc.q_proj.weight': 'model.bin'}, expected .safetensors files"),
         ({}, "weight_map is {}, expected .safetensors files"),
-        ([], "Expected `object`, got `array`"),
+        ({Q: 3}, "Expected `str`, got `int`"),
     ],
 )
-def test_an_index_that_lies_is_refused(files, tmp_path, weight_map, match):
-    base, adapter, out = files
-    folder = tmp_path / "sharded"
-    folder.mkdir()
-    save_file({"b.weight": np.ones((2, 2))}, folder / "in.safetensors")
-    (folder / "link.safetensors").symlink_to(base)
-    (folder / "round.safetensors").symlink_to("round.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert_refused(folder / INDEX, adapter, out, match)
+def test_an_index_that_lies_is_refused(place, weight_map, said):
+    (place.folder / "sharded").mkdir()
+    (place.folder / "sharded" / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    place.refused(said, base=place.folder / "sharded")
 
 
-def test_an_index_that_is_no_json_is_refused(files, tmp_path):
-    _, adapter, out = files
-    (tmp_path / "sharded").mkdir()
-    (tmp_path / "sharded" / INDEX).write_text("{")
-    assert_refused(tmp_path / "sharded", adapter, out, rf"^'{tmp_path}/sharded/{INDEX}': Input data was truncated")
+OUTS = {  # what stands there, by name; what is said of an out of that name
+    "base.safetensors": "out '~/base.safetensors' is the base itself, expected another file",
+    "same": "is the base itself",
+    "adapter/adapter_model.safetensors": "model.safetensors' is a file of the adapter, expected another file",
+    "adapter/adapter_config.json": "a file of the adapter",
+    "adapter": "out is the folder '~/adapter', expected the name of a file to write",
+    "no/where": "out '~/no/where': there is no folder '~/no'",
+    "x" * 300: "cannot be written",
+    "pipe": "expected a regular file or a new name",
+    "link": "expected a regular file or a new name",
+    "dangling": "expected a regular file or a new name",
+}
 
 
-def test_a_folder_without_an_index_holds_one_file(files, tmp_path):
-    base, adapter, out = files
-    merge_adapter(base, adapter, out)
-    (tmp_path / "folder").mkdir()
-    shutil.copy(base, tmp_path / "folder" / "model.safetensors")
-    merge_adapter(tmp_path / "folder", adapter, tmp_path / "other")
-    assert (tmp_path / "other").read_bytes() == out.read_bytes()
+@pytest.mark.parametrize("out", OUTS)
+def test_a_merge_destroys_nothing(place, out):
+    os.link(place.base, place.folder / "same")
+    os.mkfifo(place.folder / "pipe")
+    (place.folder / "note").write_bytes(b"precious")
+    (place.folder / "link").symlink_to("note")
+    (place.folder / "dangling").symlink_to("gone")
+    place.refused(OUTS[out], ValueError, out=place.folder / out)
 
 
-def test_nothing_is_destroyed(files, tmp_path):
-    base, adapter, out = files
-    assert_refused(base, adapter, base, "the base itself", ValueError)
-    assert_refused(base, adapter, adapter / "adapter_model.safetensors", "a file of the adapter", ValueError)
-    assert_refused(base, adapter, adapter / "adapter_config.json", "a file of the adapter", ValueError)
-    os.link(base, tmp_path / "same")
-    assert_refused(base, adapter, tmp_path / "same", "the base itself", ValueError)
-    assert_refused(base, adapter, adapter, "is the folder", ValueError)
-    assert_refused(base, adapter, tmp_path / "no" / "where", "there is no folder", ValueError)
-    assert_refused(base, adapter, tmp_path / ("x" * 300), "cannot be written", ValueError)
-    sharded = shard(load_file(base), tmp_path / "sharded")
-    assert_refused(sharded, adapter, adapter, "empty or new", ValueError)
-    assert_refused(sharded, adapter, sharded, "empty or new", ValueError)
-    assert_refused(sharded, adapter, base, "empty or new", ValueError)
-    base.write_bytes(base.read_bytes()[:-1])
-    out.write_bytes(b"before")
-    assert_refused(base, adapter, out, "file not fully covered")
-
-
-@pytest.mark.parametrize("kind", ["pipe", "link to a file", "link to nothing"])
-def test_only_a_regular_file_is_replaced(files, tmp_path, kind):
-    base, adapter, out = files
-    if kind == "pipe":
-        os.mkfifo(out)
-    else:
-        out.symlink_to(adapter / "note" if kind == "link to a file" else "gone")
-        (adapter / "note").write_bytes(b"precious")
-    assert_refused(base, adapter, out, "expected a regular file or a new name", ValueError)
-
-
-def test_a_base_named_like_an_unfinished_file_stays(files, tmp_path):
-    base, adapter, out = files
-    named = base.rename(tmp_path / "out.safetensors.part")
-    before = named.read_bytes()
-    merge_adapter(named, adapter, out)
-    assert named.read_bytes() == before
-    assert load_file(out).keys() == load_file(named).keys()
-
-
-@pytest.mark.parametrize("ask", [".", "link", "mount"])
-def test_a_folder_that_cannot_be_replaced_is_refused_first(files, tmp_path, monkeypatch, ask):
-    base, adapter, _ = files
-    source, out = shard(load_file(base), tmp_path / "sharded"), tmp_path / "empty"
-    out.mkdir()
-    monkeypatch.chdir(out if ask == "." else tmp_path)
+def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
+    place, full = Place(tmp_path, sharded=True), "exists, expected a folder that is empty or new: the base has shards"
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
-    if ask == "mount":
-        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
-    monkeypatch.setattr(sys.modules["minilora.files.merge"], "_write_merged", None)
-    for target in {".": (Path("."), out), "link": (tmp_path / "link",), "mount": (out,)}[ask]:
-        assert_refused(
-            source, adapter, target, rf"^out '{target}' (is .* mount point|exists.*empty or new)", ValueError
-        )
-
-
-def test_an_empty_folder_takes_the_shards(files, tmp_path):
-    base, adapter, _ = files
-    source, out = shard(load_file(base), tmp_path / "sharded"), tmp_path / "empty"
-    out.mkdir()
-    merge_adapter(source, adapter, out)
-    assert sorted(os.listdir(out)) == sorted(os.listdir(source))
-
-
-def test_of_two_sharded_merges_at_once_the_later_is_refused(files, tmp_path, monkeypatch):
-    base, adapter, _ = files
-    source, out = shard(load_file(base), tmp_path / "sharded"), tmp_path / "merged"
-    real, calls = sys.modules["minilora.files.merge"]._write_merged, []
-
-    def overtaken(*args):
-        calls.append(args)
-        if len(calls) == 1:
-            merge_adapter(source, adapter, out)
-        real(*args)
-
-    monkeypatch.setattr(sys.modules["minilora.files.merge"], "_write_merged", overtaken)
-    with pytest.raises(OSError, match="not empty"):
-        merge_adapter(source, adapter, out)
-    assert sorted(os.listdir(out)) == sorted(os.listdir(source))
-    assert not list(tmp_path.glob("*.part"))
+    for out in (place.adapter, place.base, tmp_path / "file", tmp_path / "link"):
+        place.refused(f"out '~/{out.name}' {full}", ValueError, out=out)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
+    place.refused("is the working folder or a mount point", ValueError, out=tmp_path / "empty")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (Path("."), tmp_path / "empty"):
+        place.refused("is the working folder or a mount point", ValueError, out=out)
+    monkeypatch.undo()
+    merge_adapter(place.base, place.adapter, tmp_path / "empty")
+    assert sorted(os.listdir(tmp_path / "empty")) == sorted(os.listdir(place.base))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    place.refused("out '~/out': the folder '~' cannot be written", ValueError)
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "error", "said"),
     [
         ({"dry_run": "no"}, TypeError, "dry_run must be True or False, got 'no'"),
         ({"progress": 1}, TypeError, "progress must be True or False, got 1"),
@@ -653,47 +387,51 @@ def test_of_two_sharded_merges_at_once_the_later_is_refused(files, tmp_path, mon
         ({"out": ""}, ValueError, "out must be the path"),
     ],
 )
-def test_arguments_out_of_range_are_refused_by_name(files, tmp_path, options, error, message):
-    base, adapter, out = files
-    before = contents(tmp_path)
-    with pytest.raises(error, match=message):
-        merge_adapter(**{"base": base, "adapter": adapter, "out": out, **options})
-    assert contents(tmp_path) == before
+def test_arguments_out_of_range_are_refused_by_name(place, options, error, said):
+    place.refused(said, error, **options)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_a_merge_that_fails_halfway_leaves_what_was_there(files, tmp_path, monkeypatch, sharded):
-    base, adapter, out = files
-    source = shard(load_file(base), tmp_path / "sharded") if sharded else base
-    if not sharded:
-        out.write_bytes(b"before")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    assert_refused(source, adapter, out, "disk full", OSError)
+# --- whole or not at all --------------------------------------------------------------------------
 
 
-MEASURE = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from minilora import merge_adapter
-def peak():  # getrusage would count the parent's memory too
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
-start = peak()
-merge_adapter(*sys.argv[1:])
-print(peak() - start)
-"""
+def test_a_merge_that_fails_halfway_leaves_what_was_there(either, monkeypatch):
+    if either.base.is_file():
+        either.out.write_bytes(b"before")
+        whole = either.base.read_bytes()
+        either.base.write_bytes(whole[:-1])
+        either.refused("file not fully covered")
+        either.base.write_bytes(whole)
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+    either.refused("disk full", OSError)
 
 
-@pytest.mark.long
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from Linux's /proc")
-def test_a_merge_needs_little_memory_whatever_the_checkpoint_s_size(tmp_path):
-    """120 MiB pass through in tensors of 60 MiB, and the peak grows by less than one of them."""
-    save_file({f"l.{i}.weight": np.ones((4096, 3840), "f4") for i in range(2)}, tmp_path / "base.safetensors")
-    lora = LoRA(np.ones((4, 3840), "f4"), np.ones((4096, 4), "f4"), 1.0)
-    save_adapter(tmp_path / "adapter", {f"l.{i}": lora for i in range(2)})
-    names = [str(tmp_path / name) for name in ("base.safetensors", "adapter", "out.safetensors")]
-    grown = subprocess.run([sys.executable, "-c", MEASURE, *names], capture_output=True, text=True, check=True).stdout
-    assert 4 < float(grown) < 60
+def test_a_base_named_like_an_unfinished_file_stays(place):
+    place.base = place.base.rename(place.folder / "out.safetensors.part")
+    before = place.base.read_bytes()
+    place.merge()
+    assert place.base.read_bytes() == before
+    assert read(place.out).keys() == read(place.base).keys()
+
+
+@pytest.mark.parametrize(("options", "disable"), [({}, True), ({"progress": False}, True), ({"progress": True}, None)])
+def test_the_bar_counts_the_bytes_of_all_tensors(either, monkeypatch, options, disable):
+    shown = []
+
+    class Bar:
+        def __init__(self, **asked):
+            shown.append(asked)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, count):
+            shown.append(count)
+
+    monkeypatch.setattr(merge, "tqdm", Bar)
+    either.merge(**options)
+    total = sum(spec.end - spec.start for part in parts(either.base) for spec in TensorFile(part).tensors.values())
+    assert shown[0] == {"total": total, "unit": "B", "unit_scale": True, "disable": disable}
+    assert sum(shown[1:]) == total

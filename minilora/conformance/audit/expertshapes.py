@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from ...checks import short
-from ...files.base.expertweights import MIXTRAL, MIXTRAL_MLP, PARTS
+from ...files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
 from ...files.peft.expertkeys import TURNED_UNTIL, version_of
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding

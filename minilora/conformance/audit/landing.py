@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...checks import short
-from ...files.base.tiedhead import EMBEDDING, HEAD
+from ...files.modelfolder import EMBEDDING, HEAD
 from ...language.gguf import ARCHITECTURES
 from .adapterfile import AdapterFile
 from .findings import NOTE, WRONG, Finding, counted, listed

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...checks import FileRefused
-from ...files.base.tiedhead import HEAD_WEIGHT, ties_head
 from ...files.inputs import read_json
+from ...files.modelfolder import HEAD_WEIGHT, ties_head
 from ...files.tensors import FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME
 from ...language.gguf import from_gguf
 from .tensors import Tensors, is_gguf, open_tensors

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from ...checks import short
-from ...files.base.tiedhead import EMBEDDING, HEAD
+from ...files.modelfolder import EMBEDDING, HEAD
 from .adapterfile import AdapterFile, Module
 from .expertshapes import compare_experts
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed

@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...files.base.expertweights import MIXTRAL, MIXTRAL_MLP
-from ...files.base.tiedhead import EMBEDDING, HEAD
+from ...files.mixtures import MIXTRAL, MIXTRAL_MLP
+from ...files.modelfolder import EMBEDDING, HEAD
 from ...files.peft.adapterkeys import PREFIX
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ....files.base.expertweights import MIXTRAL_MLP
+from ....files.mixtures import MIXTRAL_MLP
 from ....files.peft.adapterkeys import FACTORS, PREFIX
 from ....files.peft.expertkeys import WRITTEN_AS, places
 from ..bases import TOKENS

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ....files.base.expertweights import MIXTRAL, MIXTRAL_MLP, PARTS
+from ....files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
 from ....files.peft.adapterconfig import B_LAYOUTS
 from ....files.peft.expertkeys import TURNED_UNTIL, version_of
 from ....language.config import MixtureConfig

@@ -1,13 +1,10 @@
-"""A square weight is merged the right way round, or not at all: what the base shows is held against the flag."""
-
-import json
+"""An adapter lands where its names and shapes say; a square weight is merged the right way round, or not at all."""
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, LoRA, merge_adapter, save_adapter
-from minilora.files import merge as merging
 
 RNG = np.random.default_rng(0)
 
@@ -185,7 +182,6 @@ def test_the_longest_name_that_is_said_decides(tmp_path):
         ({"x": "transposed"}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got 'transposed'"),
         ({"x": True}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got True"),
         ("in-out", TypeError, "layouts must be a dict of module names and layouts, got 'in-out'"),
-        ({3: "in-out"}, TypeError, "layouts has the key 3, expected the name of a module"),
     ],
 )
 def test_layouts_that_say_nothing_are_refused(tmp_path, layouts, error, message):
@@ -193,15 +189,3 @@ def test_layouts_that_say_nothing_are_refused(tmp_path, layouts, error, message)
     with pytest.raises(error, match=message):
         merge(tmp_path, layouts=layouts)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_base_is_not_searched_where_nothing_is_square(tmp_path, monkeypatch):
-    write(tmp_path, {"x": linear(4, 3)}, {"x": (4, 3)}, False)
-    monkeypatch.setattr("minilora.files.base.orientation._Evidence", None)
-    assert len(merge(tmp_path)[1]) == 1
-
-
-def test_the_configuration_is_the_flag_s_only_source(tmp_path):
-    write(tmp_path, {"x": conv1d(4, 3)}, {"x": (4, 3)}, True)
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
-    assert merging.merge_adapter(tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out")

@@ -1,0 +1,118 @@
+"""Where a model's files have the weights of a mixture's experts: the matrices W_e (out, in) of one array.
+
+    a tensor for all               for each, most folders                      for each, a Mixtral's
+    mlp.experts.gate_up_proj       mlp.experts.e.gate_proj.weight, .up_proj    block_sparse_moe.experts.e.w1, .w3
+    mlp.experts.down_proj          mlp.experts.e.down_proj.weight              block_sparse_moe.experts.e.w2
+    mlp.gate.weight                the same                                    block_sparse_moe.gate.weight
+
+The first column is what an adapter's paths name. An expert's gate_up_proj is its gate's rows, and below them its up's.
+
+A tensor for all is (E, out, in) here. Some models, such as gpt-oss, have (E, in, out), and the shape of a square weight
+shows no difference; but that of gate_up_proj beside that of down_proj always does, with d -> 2 m beside m -> d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checks import FileRefused, short
+from .tensors import Weights
+
+PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""The weights of one expert that an array has, the first above the second."""
+MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+"""Their names in a Mixtral's files."""
+MIXTRAL_MLP = "block_sparse_moe"
+
+
+@dataclass(frozen=True)
+class ExpertTensor:
+    """A tensor with weights of an array: those rows of some experts, one expert after the other."""
+
+    name: str
+    experts: tuple[int, ...]
+    rows: slice  # of each expert's matrix (out, in)
+    shape: tuple[int, ...]  # that it must have
+
+
+def expert_tensors(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
+    """Return the tensors that hold an array's E matrices (out, in); require that they have these shapes."""
+    tensors = _for_all(path, experts, out, width, weights) or _for_each(path, experts, out, width, weights)
+    for tensor in tensors:
+        if (shape := weights.spec(tensor.name).shape) != tensor.shape:
+            raise FileRefused(
+                weights.holder[tensor.name].path,
+                f"{short(tensor.name)} has shape {list(shape)}, the adapter is for {list(tensor.shape)} "
+                f"(of {experts} experts, {out} x {width} each)",
+            )
+    return tensors
+
+
+def _spellings(path: str) -> list[str]:
+    """Return the names that an array may have in a file: the path, and a Mixtral's name."""
+    before, mlp, after = path.rpartition(".mlp.")
+    return [path, f"{before}.{MIXTRAL_MLP}.{after}"] if mlp else [path]
+
+
+def _for_all(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
+    """Return the one tensor of all experts, where there is one."""
+    for name in _spellings(path):
+        if name not in weights.holder:
+            continue
+        if experts == 1 and len(weights.spec(name).shape) == 2:
+            return [ExpertTensor(name, (0,), slice(0, out), (out, width))]
+        _check_way_round(name, weights)
+        return [ExpertTensor(name, tuple(range(experts)), slice(0, out), (experts, out, width))]
+    return []
+
+
+def _check_way_round(own: str, weights: Weights) -> None:
+    """Require that a tensor of all experts is (E, out, in), and that its shape or its neighbour's shows it."""
+    module, _, name = own.rpartition(".")
+    other = next((part for part in PARTS if part != name), name)
+    shapes = [weights.spec(f"{module}.{part}").shape for part in PARTS if f"{module}.{part}" in weights.holder]
+    if len(shapes) == len(PARTS) and all(len(shape) == 3 for shape in shapes):
+        (_, a, b), (_, c, d) = shapes
+        if a == d and b == 2 * c:
+            raise FileRefused(
+                weights.holder[own].path,
+                f"{short(own)} is stored (E, in, out), as its shape beside that of {short(other)} shows: "
+                "(E, out, in) alone is supported",
+            )
+        if (a, b) == (2 * d, c):
+            return
+    _, *matrix = weights.spec(own).shape
+    if len(matrix) == 2 and matrix[0] == matrix[1]:
+        raise FileRefused(
+            weights.holder[own].path,
+            f"{short(own)} is square, and nothing shows whether it is stored (E, out, in): the shape of "
+            f"{short(other)} beside it would",
+        )
+
+
+def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
+    """Return the tensors of each expert; require that all are there, and no more."""
+    name = path.rpartition(".")[2]
+    parts = PARTS.get(name, ())
+    edges = [0, *(out // len(parts) for _ in parts[1:]), out]  # of the parts' rows
+    for spelled in _spellings(path):
+        for names in ({part: part for part in parts}, MIXTRAL):
+            start, last = spelled.removesuffix(name), [f"{names[part]}.weight" for part in parts]
+            if not parts or f"{start}0.{last[0]}" not in weights.holder:
+                continue
+            if more := next(
+                (f"{start}{experts}.{end}" for end in last if f"{start}{experts}.{end}" in weights.holder), ""
+            ):
+                raise FileRefused(weights.path, f"there is {short(more)}, and the adapter is for {experts} experts")
+            tensors = [
+                ExpertTensor(f"{start}{e}.{end}", (e,), slice(top, bottom), (bottom - top, width))
+                for e in range(experts)
+                for end, top, bottom in zip(last, edges, edges[1:], strict=False)
+            ]
+            for tensor in tensors:
+                if tensor.name not in weights.holder:
+                    raise FileRefused(weights.path, f"there is no {short(tensor.name)}, which the adapter changes")
+            return tensors
+    each = [short(f"{path.removesuffix(name)}0.{part}.weight") for part in parts[:1]]
+    such = "".join(f", and no tensor for each expert, such as {tensor}" for tensor in each)
+    raise FileRefused(weights.path, f"there is no {short(path)}, which the adapter changes{such}")

@@ -1,0 +1,259 @@
+"""A merged folder is a model that loads, with all that stands beside the weights, and with its tied head untied."""
+
+import json
+import os
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora import FileRefused, Llama, attach, load_adapter, merge, merge_adapter, quantize, save_adapter
+from minilora.cli import main
+from minilora.files import modelfolder
+from minilora.files.modelfolder import files_beside, ties_head
+from minilora.files.tensors import open_weights
+from minilora.language import save_llama
+
+from ..support.model_folder import BESIDE, IDS, INDEX, drawn, of_kind, write
+from .test_merge import contents
+
+
+def refused(base, adapter, out, message, error=ValueError):
+    before = contents(adapter.parent)
+    for dry_run in (True, False):
+        with pytest.raises(error, match=message):
+            merge_adapter(base, adapter, out, dry_run=dry_run)
+    assert contents(adapter.parent) == before
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_merged_folder_is_the_adapted_model(tmp_path, adapter, shards):
+    base = write(tmp_path / "base", shards=shards)
+    merge_adapter(base, adapter, tmp_path / "out")
+    adapted = attach(Llama.load(base), load_adapter(adapter))
+    np.testing.assert_allclose(Llama.load(tmp_path / "out")(IDS), adapted(IDS), atol=1e-4)
+    weights = {path.name for path in base.glob("model*")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*BESIDE, "config.json", "tokenizer.json", *weights}
+    for name in (*BESIDE, "config.json", "tokenizer.json", *([INDEX] if shards > 1 else [])):
+        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+
+
+@pytest.mark.parametrize("what", ["pipe", "circle"])
+def test_what_is_no_regular_file_beside_is_refused_first(tmp_path, adapter, what):
+    base = write(tmp_path / "base")
+    os.mkfifo(base / "vocab.txt") if what == "pipe" else (base / "vocab.txt").symlink_to("vocab.txt")
+    refused(base, adapter, tmp_path / "out", "vocab.txt': (not a regular file|Too many levels)", FileRefused)
+
+
+def test_a_configuration_that_is_no_json_is_refused(tmp_path, adapter):
+    base = write(tmp_path / "base")
+    (base / "config.json").write_text("{")
+    refused(base, adapter, tmp_path / "out", "config.json': Input data was truncated", FileRefused)
+
+
+def test_links_are_followed_and_files_written(tmp_path, adapter):
+    """As in a cache of the Hugging Face hub."""
+    model = tmp_path / "models--x"
+    cache = model / "snapshots" / "rev"
+    cache.mkdir(parents=True)
+    write(model / "blobs")
+    for path in (model / "blobs").iterdir():
+        (cache / path.name).symlink_to(f"../../blobs/{path.name}")
+    merge_adapter(cache, adapter, tmp_path / "out")
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "merges.txt").read_text() == BESIDE["merges.txt"]
+
+
+@pytest.mark.parametrize("name", ["LICENSE.txt", "tokenizer.json", "additional_chat_templates/rag.jinja"])
+def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path, adapter, name):
+    """The merged folder is made to be given away."""
+    base = write(tmp_path / "base")
+    (tmp_path / "key").write_text("private")
+    (base / name).unlink(missing_ok=True)
+    (base / name).parent.mkdir(exist_ok=True)
+    (base / name).symlink_to(tmp_path / "key")
+    refused(base, adapter, tmp_path / "out", "a link out of the model's folder", FileRefused)
+
+
+def test_further_chat_templates_are_merged_with_the_model(tmp_path, adapter):
+    base = write(tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("TOOLS")
+    merge_adapter(base, adapter, tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "TOOLS"
+
+
+def test_what_says_how_a_model_is_built_is_copied_and_nothing_else(tmp_path):
+    copied = {"a.json", "b.jinja", "c.model", "d.txt", "e.tiktoken", "f.py", "config.json"}
+    passed = {".hidden.json", "x.index.json", "adapter_config.json", "g.bin", "h.safetensors", "i.md", "LICENSE"}
+    for name in copied | passed:
+        (tmp_path / name).write_text("{}")
+    for folder in ("j.json", "additional_chat_templates"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "additional_chat_templates" / "k.jinja").write_text("k")
+    (tmp_path / "additional_chat_templates" / "l.txt").write_text("l")
+    assert set(files_beside(tmp_path, untied=False)) == copied | {"additional_chat_templates/k.jinja"}
+
+
+@pytest.mark.parametrize("config", ["{}", '{"tie_word_embeddings": true, "more": [1]}'])
+def test_an_untied_models_configuration_says_that_it_is(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    untied = files_beside(tmp_path, untied=True)["config.json"]
+    assert json.loads(untied) == json.loads(config) | {"tie_word_embeddings": False}
+    assert files_beside(tmp_path, untied=False)["config.json"] == tmp_path / "config.json"
+
+
+def test_weights_alone_are_merged_into_a_file(tmp_path, adapter):
+    base = write(tmp_path / "base")
+    merge_adapter(base, adapter, tmp_path / "whole")
+    merge_adapter(base, adapter, tmp_path / "one.safetensors")
+    merge_adapter(base / "model.safetensors", adapter, tmp_path / "two")
+    for file in ("one.safetensors", "two"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_neither_the_base_nor_the_adapter_is_written_over(tmp_path, adapter, shards):
+    base = write(tmp_path / "base", shards=shards)
+    (tmp_path / "link").symlink_to("base")
+    for out in (base, adapter, tmp_path / "link", base / "config.json", base / ".." / "base"):
+        refused(base, adapter, out, "exists, expected a folder that is empty or new: the base is a model's folder")
+    refused(base, adapter, tmp_path / "no" / "out", "there is no folder")
+
+
+def test_a_merge_that_fails_on_its_way_leaves_nothing(tmp_path, adapter, monkeypatch):
+    base = write(tmp_path / "base")
+
+    def failing(*args):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(modelfolder.shutil, "copyfileobj", failing)
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match="the disk is full"):
+        merge_adapter(base, adapter, tmp_path / "out")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors", "weights"])
+def test_a_gguf_file_is_known_whatever_its_name(tmp_path, adapter, name):
+    (tmp_path / name).write_bytes(b"GGUF" + bytes(100))
+    refused(tmp_path / name, adapter, tmp_path / "out", rf"{name}': a .gguf file, and merge writes safet", FileRefused)
+
+
+@pytest.mark.parametrize("name", ["model.Q4_1.gguf", "model.safetensors"])
+def test_a_folder_of_a_gguf_file_is_known(tmp_path, adapter, name):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / name).write_bytes(b"GGUF" + bytes(100))
+    refused(tmp_path / "base", adapter, tmp_path / "out", "`minilora export ADAPTER --model MODEL.gguf", FileRefused)
+
+
+def test_a_base_in_four_bits_names_the_way_that_works(tmp_path, adapter):
+    base, out = tmp_path / "base", tmp_path / "out"
+    save_llama(quantize(of_kind()), base)
+    refused(base, adapter, out, r"once loaded: save_llama\(merge\(attach\(Llama.load\(BASE\), load_adap", FileRefused)
+    model = attach(Llama.load(base), load_adapter(adapter))
+    save_llama(merge(model), out)  # as the message says
+    np.testing.assert_allclose(Llama.load(out)(IDS), model(IDS), atol=1e-4)
+
+
+def test_the_command_writes_a_folder_and_says_where(tmp_path, adapter, capsys):
+    base = write(tmp_path / "base")
+    assert main(["merge", str(base), str(adapter), "-o", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.endswith(f"14 tensors merged into {tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+# --- the head ---
+
+TARGETS = [["embed_tokens"], ["lm_head", "q_proj"], ["embed_tokens", "lm_head"]]
+
+
+@pytest.mark.parametrize(
+    ("targets", "shards", "options"), [*zip(TARGETS, [1, 3, 3], [{}, {"use_dora": True}, {}], strict=True)]
+)
+def test_a_tied_head_that_an_adapter_changes_is_untied(tmp_path, shards, targets, options):
+    base = write(tmp_path / "base", tied=True, shards=shards)
+    found = drawn(Llama.load(base), targets, **options)
+    save_adapter(tmp_path / "adapter", found)
+    how = " and 'model.embed_tokens' apart" if len(targets) == 2 and "lm_head" in targets[1] else " alone"
+    with pytest.warns(
+        UserWarning, match=rf"{how}\. So the merged model has a head of its own, and its config.json says"
+    ):
+        changes = merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
+    assert {change.module for change in changes} == found.keys()
+    merged = Llama.load(tmp_path / "out")
+    assert not merged.config.tie_word_embeddings
+    np.testing.assert_allclose(merged(IDS), attach(Llama.load(base), found)(IDS), atol=1e-4)
+    before = json.loads((base / "config.json").read_text())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == before | {"tie_word_embeddings": False}
+    if shards > 1:
+        index = json.loads((tmp_path / "out" / INDEX).read_text())
+        files = [load_file(path) for path in (tmp_path / "out").glob("*.safetensors")]
+        assert index["weight_map"].keys() == {name for file in files for name in file}
+        assert index["metadata"]["total_size"] == sum(a.nbytes for file in files for a in file.values())
+        assert index["metadata"]["total_parameters"] == 1 + merged.lm_head.weight.size
+
+
+def test_a_tied_head_that_no_adapter_changes_stays_tied(tmp_path, adapter):
+    base = write(tmp_path / "base", tied=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge_adapter(base, adapter, tmp_path / "out")
+    assert Llama.load(tmp_path / "out").config.tie_word_embeddings
+
+
+def test_a_head_that_stands_in_the_file_is_kept(tmp_path):
+    base = write(tmp_path / "base", tied=True)
+    arrays = load_file(base / "model.safetensors")
+    save_file(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"].copy()}, base / "model.safetensors")
+    found = drawn(Llama.load(base), ["lm_head"])
+    save_adapter(tmp_path / "adapter", found)
+    with pytest.warns(UserWarning, match="has a head of its own"):
+        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
+    np.testing.assert_allclose(Llama.load(tmp_path / "out")(IDS), attach(Llama.load(base), found)(IDS), atol=1e-4)
+
+
+def test_a_model_that_is_tied_by_its_kind_is_untied(tmp_path):
+    """Of some kinds config.json need not say it: the class has a head, and the file does not."""
+    base = write(tmp_path / "base", tied=True)
+    config = json.loads((base / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (base / "config.json").write_text(json.dumps(config))
+    save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["embed_tokens"]))
+    with pytest.warns(UserWarning, match="has a head of its own"):
+        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
+
+
+def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
+    base = write(tmp_path / "base", tied=True)
+    save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["lm_head"]))
+    refused(
+        base / "model.safetensors", tmp_path / "adapter", tmp_path / "out", "head is the embedding there. Merge the mo"
+    )
+
+
+HEADLESS, WITH_HEAD = ("model.embed_tokens.weight",), ("model.embed_tokens.weight", "lm_head.weight")
+CAUSAL = {"architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "tied"),
+    [
+        ({"tie_word_embeddings": True}, WITH_HEAD, True),
+        ({"tie_word_embeddings": False, **CAUSAL}, HEADLESS, False),
+        (CAUSAL, HEADLESS, True),  # some kinds of model are tied where config.json says nothing
+        ({"architectures": ["GPT2LMHeadModel"]}, HEADLESS, True),
+        (CAUSAL, WITH_HEAD, False),
+        ({"architectures": ["LlamaModel"]}, HEADLESS, False),
+        ({"tie_word_embeddings": 1}, HEADLESS, False),
+        (None, HEADLESS, False),
+    ],
+)
+def test_a_base_is_tied_where_its_configuration_says_so(tmp_path, config, names, tied):
+    save_file(dict.fromkeys(names, np.ones((3, 2), "f4")), tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ties_head(open_weights(tmp_path)) is tied
