@@ -32,7 +32,7 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_number
-from ..layer import Cache, Layer, Model, check_cache, check_input, rebuild, walk
+from ..layer import Cache, Layer, Model, rebuild, walk
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
 from .dora import DoRAAdapter
@@ -51,25 +51,23 @@ class DroppingLoRALinear(Layer):
     # (B, T): whether x has the row of a position; None where it has all. An array here would be a parameter.
     at: tuple[tuple[bool, ...], ...] | None = None
 
+    fits = {"x": "... in", **LoRALinear.fits}
+
     def __post_init__(self) -> None:
         LoRALinear(self.base, self.adapter)  # the same guards
         self.dropout = check_number("dropout", self.dropout, above=0, below=1, or_equal=True)
-        if not self.keys:
-            raise ValueError("keys is empty, expected one for each sequence of the batch")
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache."""
-        check_input(self, x)
         m, p = self.mask(x), self.dropout
         dropped = m * x / (1 - p)  # eq. (drop.1)
         update, cache = self.adapter.forward(dropped)
         y = self.base(x) + update  # eq. (drop.2)
-        return y, (self, y.shape, m, cache)
+        return y, (m, cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., in), through both paths, and the gradients of the adapter's factors."""
-        m, adapter_cache = check_cache(self, dy, cache)
-        p = self.dropout
+        (m, adapter_cache), p = cache, self.dropout
         dx_dropped, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
         dx = self.base.input_gradient(dy) + m * dx_dropped / (1 - p) if need_dx else None  # eq. (drop.3)
         return dx, grads
@@ -80,9 +78,7 @@ class DroppingLoRALinear(Layer):
         A sequence's mask is drawn position by position, so that a shorter one has the beginning of it.
         """
         whole = x.shape[:-1] if self.at is None else np.shape(self.at)
-        positions, rest = divmod(math.prod(whole), len(self.keys))
-        if rest:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected as many rows for each of {len(self.keys)} keys")
+        positions = math.prod(whole) // len(self.keys)
         drawn = np.stack([self._draws(key).random((positions, x.shape[-1]), np.float32) for key in self.keys])
         drawn = drawn if self.at is None else drawn[np.array(self.at)]
         return backend_of(x).asarray(drawn.reshape(x.shape) >= self.dropout)
@@ -126,11 +122,11 @@ def with_dropout(model: Model, dropout: float, keys: Sequence[int]) -> Model:
 
 
 def check_dropped(adapters: Mapping[str, Any]) -> None:
-    """Refuse adapters, by path, before which there is no dropout here: a DoRA's, and those of a mixture's arrays."""
+    """Check that no adapter, by path, is one that has no dropout here: a DoRA's, or that of a mixture's array."""
     for path, adapter in adapters.items():
-        if isinstance(adapter, (DoRAAdapter, StackedLoRA)):
-            kind = "a DoRA's" if isinstance(adapter, DoRAAdapter) else "of a mixture's array"
-            raise ValueError(f"dropout is not before the adapter {path!r}, which is {kind}: expected 0")
+        for cls, whose in ((DoRAAdapter, "a DoRA's"), (StackedLoRA, "of a mixture's array")):
+            if isinstance(adapter, cls):
+                raise ValueError(f"dropout is not before the adapter {path!r}, which is {whose}: expected 0")
 
 
 def of_sequences(model: Model, part: slice | np.ndarray) -> Model:

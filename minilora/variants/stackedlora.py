@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..backend import backend_of
-from ..checks import Array, check_flag, check_integer
-from ..layer import Cache, Layer, check_cache, check_input
+from ..checks import Array, check_flag, check_instance
+from ..layer import Cache, Layer
 from ..layers.stacked import StackedLinear, check_counts, grouped, grouped_back, products
-from ..lora import LoRA, check_beside
+from ..lora import LoRA
 from .scaling import scaling
 
 
@@ -37,14 +37,14 @@ class StackedLoRA(LoRA):
     Arrays that do not fit together, or an alpha out of range, are a ValueError or a TypeError.
     """
 
-    kind: ClassVar[str] = "parameter"  # of the layer that it stands beside, as an `Adapter` says
-
     experts: int = 1  # E: lora_A is (E r, in), lora_B (out, r E)
     use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
 
+    fits = {"x": "... in", "lora_A": "rE in", "lora_B": "out rE"}
+    kind: ClassVar[str] = "parameter"  # of the layer that it stands beside, as an `Adapter` says
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.experts = check_integer("experts", self.experts, at_least=1)
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
         if self.lora_A.shape[0] % self.experts:
             rows = self.lora_A.shape[0]
@@ -52,16 +52,15 @@ class StackedLoRA(LoRA):
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache, of `counts` rows of each expert, in their order."""
-        check_input(self, x)
         counts = check_counts(x, counts, self.experts)
         A, B = self.factors()
         h = grouped(x, A, counts)  # (1) of each expert
         y = grouped(self.scaling * h, B, counts)  # (2)
-        return y, (self, y.shape, counts, *((None, None) if self.frozen else (x, h)))
+        return y, (counts, *((None, None) if self.frozen else (x, h)))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, in), and the gradients of both factors, packed as they are; a frozen adapter computes none."""
-        counts, x, h = check_cache(self, dy, cache)
+        counts, x, h = cache
         A, B = self.factors()
         dh = grouped_back(dy, B, counts) * self.scaling  # (4)
         dx = grouped_back(dh, A, counts) if need_dx else None  # (6)
@@ -94,8 +93,12 @@ class StackedLoRALinear(Layer):
     base: StackedLinear
     adapter: StackedLoRA  # of the same widths, dtype and number of experts
 
+    fits = {"base": "in -> out", "adapter": "in -> out"}
+
     def __post_init__(self) -> None:
-        check_beside(self.base, StackedLinear, self.adapter, StackedLoRA)
+        check_instance("base", self.base, StackedLinear)
+        check_instance("adapter", self.adapter, StackedLoRA)
+        super().__post_init__()
         if self.adapter.experts != self.base.experts:
             raise ValueError(f"adapter is of {self.adapter.experts} experts, and base has {self.base.experts}")
 
@@ -103,11 +106,11 @@ class StackedLoRALinear(Layer):
         """Return y and the cache, by (11) for each expert. The base needs no cache but its counts."""
         y, cache = self.adapter.forward(x, counts)
         grouped(x, self.base.stack, cache[2], onto=y)
-        return y, (self, y.shape, cache)
+        return y, (cache,)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, in), through both paths by (12), and the gradients of the adapter's factors."""
-        (adapter_cache,) = check_cache(self, dy, cache)
+        (adapter_cache,) = cache
         dx, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
         if dx is not None:
             grouped_back(dy, self.base.stack, adapter_cache[2], onto=dx)
