@@ -113,16 +113,6 @@ def test_a_training_stopped_in_its_first_epoch_starts_again(tmp_path, monkeypatc
     assert_same_bits(fit(tmp_path / "c"), fit())
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_model_that_overflows_diverges_with_a_checkpoint_too(tmp_path, sign):
-    """Infinity, or infinity less infinity, in the outputs that a checkpoint keeps."""
-    model = Linear(np.array([[1e30, sign * 1e30]], "f4"))
-    X, Y = np.full((4, 2), 1e30, "f4"), np.zeros((4, 1), "f4")
-    with pytest.raises(TrainingDiverged):
-        train(model, X, Y, epochs=1, batch_size=2, rng=np.random.default_rng(0), checkpoint=tmp_path / "c")
-    assert (tmp_path / "c").exists()
-
-
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
 def test_every_bit_generator_of_numpy_resumes(tmp_path, kind):
     def run(epochs, checkpoint):
@@ -366,14 +356,19 @@ def test_a_checkpoint_without_a_name_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["link to nothing", "pipe"])
-def test_only_a_regular_file_is_a_checkpoint(tmp_path, kind):
-    if kind == "pipe":
-        os.mkfifo(tmp_path / "c")
-    else:
-        (tmp_path / "c").symlink_to("gone")
-    with pytest.raises(CheckpointError, match="No such file" if kind != "pipe" else "not a regular file"):
-        fit(tmp_path / "c")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "not a regular file"),
+        (os.mkdir, "not a regular file"),
+        (lambda path: path.symlink_to("gone"), "No such file"),
+    ],
+)
+def test_only_a_regular_file_is_a_checkpoint(tmp_path, make, reason):
+    make(tmp_path / "c")
+    for call in (fit, lambda place: article.run(**SMALL, checkpoint=place)):
+        with pytest.raises(CheckpointError, match=reason):
+            call(tmp_path / "c")
     assert os.listdir(tmp_path) == ["c"]
 
 
@@ -482,12 +477,6 @@ def test_keeping_a_state_makes_no_second_copy_of_it(tmp_path):
         file.keep(state)
     assert memory.peak < 1.2 * 3 * model.weight.nbytes
     assert text_of(tmp_path / "c")["configuration"] == {"rank": 1}
-
-
-def test_a_folder_cannot_be_a_checkpoint(tmp_path):
-    for call in (fit, lambda place: article.run(**SMALL, checkpoint=place)):
-        with pytest.raises(CheckpointError, match="not a regular file"):
-            call(tmp_path)
 
 
 # --- kills ---
