@@ -34,7 +34,7 @@ from ..files.inputs import open_regular, read_json
 from ..files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
 from ..files.peft.adapterconfig import CONFIG_NAME
-from ..files.tensors import FLOATS, MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
+from ..files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
 from ..layer import rebuild
 from ..layers.nf4 import CodedLinear
 from .config import LlamaConfig, from_json
@@ -110,16 +110,13 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
     base = open_weights(path)
     quantised = NF4Weights(path / MODEL_CONFIG, base, settings.get("quantization_config"))
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, file in base.holder.items():
+    for name in base.holder:
         if name in quantised.tensors or name.endswith(".rotary_emb.inv_freq"):  # which old files keep for each layer
             continue
         if name == HEAD_WEIGHT and config.tie_word_embeddings:  # some files hold it a second time
             _check_tied(path, base)
             continue
-        spec = base.spec(name)
-        if spec.dtype not in FLOATS:
-            raise FileRefused(file.path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
-        shapes[name] = spec.shape
+        shapes[name] = base.spec(name).shape
     shapes, experts = _together(path, config, shapes)
 
     def read(name: str) -> np.ndarray | CodedLinear:

@@ -243,8 +243,17 @@ def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
     assert time.process_time() - start < 2
 
 
+NOT_IMPLEMENTED = [
+    *("general.architecture", "general.type", "adapter.type", "split.count", "attention.sliding_window"),
+    *("attention.causal", "rope.scaling.type", "rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor"),
+    *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_log_multiplier", "attention.scale", "embedding_scale"),
+    *("residual_scale", "logit_scale", "expert_count", "expert_used_count", "expert_group_count"),
+    "expert_group_used_count",
+]
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("name", [*FILE_MUST, *MUST])
+@pytest.mark.parametrize("name", NOT_IMPLEMENTED)
 def test_a_field_has_its_values_and_no_other(tmp_path, kind, name):
     model, only = tiny_llama(dtype="float32") if kind == "llama" else of_kind(kind), {**FILE_MUST, **MUST}[name]
     field = name if name in FILE_MUST else f"llama.{name}"

@@ -61,41 +61,6 @@ def test_another_number_of_experts_is_refused_at_once(tmp_path, count):
         Llama.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes", "message"),
-    [
-        ("llama", {"mixture": MixtureConfig(4, 2, 5)}, "mixture must be None of a llama"),
-        ("mixtral", {"mixture": None}, "mixture must be a MixtureConfig, got NoneType"),
-        ("mixtral", {"mixture": MixtureConfig(4, 2, 5, norm_topk_prob=False)}, "a mixtral renormalises"),
-        ("mixtral", {"mixture": MixtureConfig(4, 2, 5, mlp_only_layers=(0,))}, "a mixture in each layer"),
-        ("qwen2_moe", {"mixture": MixtureConfig(4, 2, 5)}, "a qwen2_moe has a shared expert"),
-        ("qwen3_moe", {"mixture": MixtureConfig(4, 2, 5, shared_expert_intermediate_size=3)}, "and no other kind"),
-        ("mixtral", {"attention_bias": True}, "attention_bias must be False of a mixtral"),
-    ],
-)
-def test_a_kind_has_its_own_mixture_and_no_other(kind, changes, message):
-    sizes = tiny_llama().config if kind == "llama" else tiny_mixture(kind).config
-    with pytest.raises((ValueError, TypeError), match=message):
-        replace(sizes, **changes)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ((0, 1, 5), "num_experts must be at least 1"),
-        ((4, 5, 5), "num_experts_per_tok must be at most 4, got 5"),
-        ((4, 2, 0), "moe_intermediate_size must be at least 1"),
-        ((4, 2, 5, "yes"), "norm_topk_prob must be True or False"),
-        ((4, 2, 5, True, 0), "shared_expert_intermediate_size must be at least 1"),
-        ((4, 2, 5, True, None, 0), "decoder_sparse_step must be at least 1"),
-        ((4, 2, 5, True, None, 1, (-1,)), r"mlp_only_layers\[0\] must be at least 0"),
-    ],
-)
-def test_sizes_of_no_mixture_are_refused(sizes, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        MixtureConfig(*sizes)
-
-
 def test_a_position_goes_through_its_own_experts_numbers():
     model = tiny_mixture("qwen2_moe")
     assert parameter_count(model) - active_numbers(model.config) == 2 * 2 * 3 * 10 * 12  # layers, idle experts

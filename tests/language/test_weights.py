@@ -1,5 +1,6 @@
 """A model is loaded from whichever file it comes in; what is no model, and no number, is refused."""
 
+import json
 import sys
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama
-from minilora.files.tensors import FLOATS, write_tensors
+from minilora.files.tensors import FLOATS, TensorFile, write_tensors
 
 from ..support.language import tiny_llama, write_folder
+
+IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 
 
 @pytest.fixture
@@ -22,6 +25,23 @@ def folder(tmp_path, model):
     return write_folder(tmp_path / "model", model)
 
 
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    """A weight that is read fails the test."""
+
+    def read(self, name):
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(TensorFile, "read", read)
+
+
+def changed(folder, **settings):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
+    return folder
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -29,6 +49,162 @@ def weights(folder):
 def with_weights(folder, arrays):
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", np.float64, np.dtype("float32")])
+def test_a_folder_is_the_model_it_came_from(folder, model, dtype):
+    found = Llama.load(folder, dtype=dtype)
+    for name, array in model.trainable().items():
+        assert found.trainable()[name].dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(found.trainable()[name], array)
+    np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-5)
+
+
+def test_shards_are_one_checkpoint(folder, model):
+    arrays = weights(folder)
+    (folder / "model.safetensors").unlink()
+    names = sorted(arrays)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, inside in shards.items():
+        save_file({name: arrays[name] for name in inside}, folder / shard)
+    index = {name: shard for shard, inside in shards.items() for name in inside}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+
+
+def test_a_tied_head_needs_no_array_or_equal_bits(folder):
+    arrays = weights(folder)
+    del arrays["lm_head.weight"]
+    changed(folder, tie_word_embeddings=True)
+    tied = Llama.load(with_weights(folder, arrays))
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    same = {"lm_head.weight": arrays["model.embed_tokens.weight"]}
+    np.testing.assert_array_equal(Llama.load(with_weights(folder, arrays | same))(IDS), tied(IDS))
+
+
+def test_a_tied_head_of_other_bits_is_refused(folder, nothing_is_read):
+    changed(folder, tie_word_embeddings=True)
+    arrays = weights(folder)
+    one_bit = arrays["model.embed_tokens.weight"].copy()
+    one_bit[-1, -1] = np.nextafter(one_bit[-1, -1], np.float32(9))
+    for head in (arrays["lm_head.weight"], one_bit, one_bit.astype("f8"), one_bit[:-1]):
+        with_weights(folder, arrays | {"lm_head.weight": head})
+        with pytest.raises(
+            ValueError, match=r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings"
+        ):
+            Llama.load(folder)
+
+
+def sharded(folder, shards, index):
+    """Write shards, each with some arrays, and an index."""
+    for shard, inside in shards.items():
+        save_file(inside, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def test_an_index_beside_a_single_file_is_refused(folder, nothing_is_read):
+    """transformers takes the single file, vLLM the shards."""
+    others = {name: 2 * a for name, a in weights(folder).items()}
+    sharded(folder, {"other.safetensors": others}, dict.fromkeys(others, "other.safetensors"))
+    with pytest.raises(ValueError, match=r"model.safetensors': beside model.safetensors.index.json, which names other"):
+        Llama.load(folder)
+
+
+def test_an_index_of_the_single_file_is_read(folder, model):
+    sharded(folder, {}, dict.fromkeys(weights(folder), "model.safetensors"))
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+
+
+def test_an_array_in_two_shards_is_refused(folder, nothing_is_read):
+    """The index names one of them, and transformers takes the last that it reads."""
+    arrays = weights(folder)
+    (folder / "model.safetensors").unlink()
+    norm = {"model.norm.weight": 2 * arrays["model.norm.weight"]}
+    index = dict.fromkeys(arrays, "a.safetensors") | {"other": "b.safetensors"}
+    sharded(folder, {"a.safetensors": arrays, "b.safetensors": norm | {"other": np.ones(2, "f4")}}, index)
+    with pytest.raises(ValueError, match=r"b.safetensors': 'model.norm.weight' stands here and in a.safetensors"):
+        Llama.load(folder)
+
+
+def test_an_array_that_the_index_leaves_out_counts(folder, model):
+    arrays = weights(folder)
+    (folder / "model.safetensors").unlink()
+    index = {name: "a.safetensors" for name in arrays if name != "model.norm.weight"}
+    sharded(folder, {"a.safetensors": arrays}, index)
+    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+
+
+def test_an_adapter_among_a_models_files_is_refused(folder, nothing_is_read):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config.json': an adapter in the folder of a model"):
+        Llama.load(folder)
+
+
+def test_old_files_frequencies_are_passed_over(folder, model):
+    arrays = weights(folder) | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, "f4")}
+    np.testing.assert_array_equal(Llama.load(with_weights(folder, arrays))(IDS), model(IDS))
+
+
+def spoiled(name, array):
+    return lambda folder: with_weights(folder, weights(folder) | {name: array})
+
+
+def without(name):
+    return lambda folder: with_weights(folder, {k: a for k, a in weights(folder).items() if k != name})
+
+
+def cut(length):
+    def cut_file(folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:length])
+        return folder
+
+    return cut_file
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+    return folder
+
+
+DAMAGE = {
+    "more layers than arrays": (lambda folder: changed(folder, num_hidden_layers=10**8), "100000000 layers"),
+    "biases that are not there": (
+        lambda folder: changed(folder, mlp_bias=True),
+        "there is no 'model.layers.0.mlp.gate_proj.bias'",
+    ),
+    "a vocabulary of another size": (
+        lambda folder: changed(folder, vocab_size=30),
+        r"embed_tokens.weight' has shape \[29, 12\], expected \[30, 12\]",
+    ),
+    "an array missing": (
+        without("model.layers.1.mlp.up_proj.weight"),
+        "there is no 'model.layers.1.mlp.up_proj.weight'",
+    ),
+    "the head missing": (without("lm_head.weight"), "there is no 'lm_head.weight'"),
+    "an array too many": (
+        spoiled("model.layers.0.self_attn.q_proj.bias", np.ones(16, "f4")),
+        "there is 'model.layers.0.self_attn.q_proj.bias', which",
+    ),
+    "a layer too many": (
+        spoiled("model.layers.2.input_layernorm.weight", np.ones(12, "f4")),
+        "there is 'model.layers.2",
+    ),
+    "an array of another shape": (
+        spoiled("model.norm.weight", np.ones(13, "f4")),
+        r"has shape \[13\], expected \[12\]",
+    ),
+    "a file cut short": (cut(1000), "safetensors"),
+    "an empty file": (cut(0), "safetensors"),
+    "no configuration": (no_config, "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_one_clear_error(folder, nothing_is_read, case):
+    damage, message = DAMAGE[case]
+    with pytest.raises(ValueError, match=message):
+        Llama.load(damage(folder))
 
 
 def test_arrays_live_where_they_are_asked_to(folder, standin):
@@ -45,10 +221,6 @@ def test_half_types_are_widened_exactly(folder, kind):
     found = Llama.load(folder).trainable()
     for name, half in halves.items():
         np.testing.assert_array_equal(found[name], half.astype("float32"))
-
-
-def spoiled(name, array):
-    return lambda folder: with_weights(folder, weights(folder) | {name: array})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -94,3 +266,15 @@ def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"needs gguf .*: pip install gguf tokenizers$"):
         Llama.load(tmp_path / "model.gguf")
+
+
+def test_a_quantised_array_is_refused_by_name(folder):
+    with pytest.raises(ValueError, match=r"'model\.norm\.weight' has dtype I8, expected one of"):
+        Llama.load(spoiled("model.norm.weight", np.ones(12, "i1"))(folder))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"x": NaN}', "\xff"])
+def test_a_damaged_configuration_is_one_clear_error(folder, text):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        Llama.load(folder)
