@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minilora import Linear, Llama
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language.tokens import load_tokenizer
 from minilora.layer import walk
 
 DOCS = Path(__file__).parent

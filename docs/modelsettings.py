@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from minilora.language import config, gguf
-from minilora.language.tokenizer import GGUF_SPLITS
+from minilora.language.tokens import GGUF_SPLITS
 
 FOLDER = {
     "model_type": "the kind of model, read",

@@ -34,8 +34,9 @@ from distributed import Client, LocalCluster, WorkerPlugin, get_worker
 
 from minilora import Adam, Llama, adapt, evaluate
 from minilora.fast import accumulate
-from minilora.language.text import next_token_loss, token_ids, windows
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language import next_token_loss
+from minilora.language.data import token_ids, windows
+from minilora.language.tokens import load_tokenizer
 from minilora.layer import parameter_count, rebuild
 from minilora.losses import count
 from minilora.training import backpropagate, draw_batches

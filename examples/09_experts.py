@@ -30,8 +30,8 @@ import numpy as np
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
+from minilora.language import next_token_loss
 from minilora.language.config import MixtureConfig
-from minilora.language.text import next_token_loss
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.experts import Router
 from minilora.lora import LoRA

@@ -42,8 +42,8 @@ from minilora import (
     weighted_sum,
 )
 from minilora.files.inspection import inspect_adapter
-from minilora.language.text import windows
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language.data import windows
+from minilora.language.tokens import load_tokenizer
 
 from .support.language import tiny_llama
 

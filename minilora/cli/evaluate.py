@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the losses."""
     from ..files.adapters import load_adapter
-    from ..language.examples import load_data
+    from ..language.data import load_data
     from ..language.finetuning.cores import worker_count
     from ..language.finetuning.heartbeat import Heartbeat
     from ..language.finetuning.losstable import write_line

@@ -31,7 +31,7 @@ from .streams import printable, say, say_goes_on, say_interrupted
 if TYPE_CHECKING:
     from ..backend import Backend
     from ..guards.machinememory import Memory
-    from ..language.examples import Data
+    from ..language.data import Data
     from ..language.finetuning.costs import Costs, Fit, Measured
     from ..language.finetuning.losstable import Table
     from ..language.finetuning.recipe import Recipe, Settled
@@ -374,10 +374,10 @@ def _within(data: Data, recipe: Settled, measured: Measured, machine: Memory | N
     """Return the data; where nobody named a length and the longest example does not fit, in rows that do."""
     from ..language.finetuning.costs import longest_that_fits
 
-    if recipe.length is not None or data.cut is None:
+    if recipe.length is not None or data.with_length is None:
         return data
     length = longest_that_fits(measured, machine, data.length, min(threads, recipe.batch_size), len(data.X_held))
-    return data if length in (1, data.length) else data.cut(length)
+    return data if length in (1, data.length) else data.with_length(length)
 
 
 def _print_data(recipe: Settled, data: Data) -> None:
@@ -385,7 +385,7 @@ def _print_data(recipe: Settled, data: Data) -> None:
     n, size = len(data.X), recipe.batch_size
     if size > n:
         raise ValueError(
-            f"--batch-size {size} is more than the {n} {data.rows} that there are to train on at --length "
+            f"--batch-size {size} is more than the {n} {data.unit} that there are to train on at --length "
             f"{recipe.length}: a smaller one of the two fits"
         )
     print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}", flush=True)
@@ -412,7 +412,7 @@ def _print_costs(
     rows = part_size(recipe)
     parts = min(threads, math.ceil(recipe.batch_size / rows))  # at once
     most = parts * rows
-    what = f"for the backward of {parts} x {rows} {data.rows} at a time"
+    what = f"for the backward of {parts} x {rows} {data.unit} at a time"
     print(f"memory   {megabytes(costs.activations(most))} of activations {what}")
     line, hint = _beside_the_machine(costs, fit(costs, machine, rows, parts), most, parts)
     print(f"         {line}")
@@ -420,7 +420,7 @@ def _print_costs(
     steps, filled = recipe.steps - done, data.row_tokens / data.X.shape[1]  # the rest of a row is not computed
     seconds = steps * filled * costs.step(recipe.batch_size)
     seconds += (rows_to_come(recipe.steps, done) + (not known)) * costs.measuring(data.held_windows)
-    print(f"time     {steps} steps of {recipe.batch_size} {data.rows}, very roughly {duration(seconds)}\n", flush=True)
+    print(f"time     {steps} steps of {recipe.batch_size} {data.unit}, very roughly {duration(seconds)}\n", flush=True)
     if data.example:
         print(f"{data.example}\n", flush=True)
     if hint and not anyway:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .options import (
@@ -20,8 +19,8 @@ from .options import (
 from .streams import printable
 
 if TYPE_CHECKING:
-    from ..language.continuation import Dialogue, Prompt
-    from ..language.tokenizer import Tokenizer
+    from ..language.chat import Dialogue, Prompt
+    from ..language.tokens import Tokenizer
 
 
 def add(commands: Any) -> None:
@@ -74,12 +73,12 @@ def run(options: argparse.Namespace) -> int:
 
     from ..checks import check_integer, check_number
     from ..files.adapters import load_adapter
+    from ..language.chat import Dialogue
     from ..language.chattemplate import load_template
-    from ..language.continuation import Dialogue, spell
+    from ..language.data import check_vocabulary
     from ..language.generation import check_top_p, generate
     from ..language.namedmodel import load_model, model_path, with_adapters
-    from ..language.text import check_vocabulary
-    from ..language.tokenizer import load_tokenizer
+    from ..language.tokens import load_tokenizer, spell
 
     check_integer("tokens", options.tokens, at_least=1)
     check_number("temperature", options.temperature, above=0, or_equal=True)
@@ -94,42 +93,41 @@ def run(options: argparse.Namespace) -> int:
     where, source = backend(options), model_path(options.model)
     adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
     tokenizer = load_tokenizer(source)
-    with ExitStack() as stack:
-        dialogue = None
-        if options.chat:
-            dialogue = Dialogue(stack.enter_context(load_template(source)), tokenizer, options.system)
-        # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
-        first = None if options.prompt is None else _prompt(options.prompt, dialogue, tokenizer)
-        model = load_model(options.model, "float32", where, options.quantize)
-        if adapters:
-            model = with_adapters(model, adapters, options.adapter, where, options.quantize)
-        prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
-        for prompt in prompts:
-            check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
-            warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
-            ids = generate(
-                model,
-                prompt.ids,
-                options.tokens,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                rng=rng,
-                end=prompt.end,
-            )
-            print(_shown(prompt.text), end="", flush=True)
-            answer = ""
-            for text in spell(ids, prompt.text_ids, tokenizer.decode):
-                print(_shown(text), end="", flush=True)
-                answer += text
-            print(flush=True)
-            if dialogue is not None:
-                dialogue.answered(answer)
+    dialogue = None
+    if options.chat:
+        dialogue = Dialogue(load_template(source), tokenizer, options.system)
+    # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
+    first = None if options.prompt is None else _prompt(options.prompt, dialogue, tokenizer)
+    model = load_model(options.model, "float32", where, options.quantize)
+    if adapters:
+        model = with_adapters(model, adapters, options.adapter, where, options.quantize)
+    prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
+    for prompt in prompts:
+        check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
+        warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
+        ids = generate(
+            model,
+            prompt.ids,
+            options.tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            rng=rng,
+            end=prompt.end,
+        )
+        print(_shown(prompt.text), end="", flush=True)
+        answer = ""
+        for text in spell(ids, prompt.text_ids, tokenizer.decode):
+            print(_shown(text), end="", flush=True)
+            answer += text
+        print(flush=True)
+        if dialogue is not None:
+            dialogue.answered(answer)
     return 0
 
 
 def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Prompt:
     """Return a text to continue, or a message to answer."""
-    from ..language.continuation import read_prompt
+    from ..language.chat import read_prompt
 
     try:
         text.encode()

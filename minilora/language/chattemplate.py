@@ -8,57 +8,65 @@ a folder              ``chat_template.jinja``, with others in ``additional_chat_
 a ``.gguf`` file      its key ``tokenizer.chat_template``
 ====================  ===================================================================================
 
-A template is a program that came with the weights. It runs in jinja2's sandbox, where it reaches no file and nothing of
-Python's; and in a process of its own, which is ended as soon as it has computed too long or filled too much, see
-`minilora.guards.boundedprocess`.
+A template is a program that came with the weights. It runs as in transformers, in jinja2's sandbox, where it reaches no
+file and nothing of Python's, and finds the same functions. Nothing bounds its time: one that loops for ever goes on
+until Ctrl-C.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from .. import guards
-from ..checks import FileRefused, check_path, needed, short
+from ..checks import FileRefused, check_path, needed, reading, short
 from ..files.inputs import open_regular, read_whole
 from ..files.modelfolder import FURTHER_TEMPLATES
-from ..guards.boundedprocess import BoundedProcess, BoundsExceeded
 from .gguf import gguf_tokenizer
-from .tokenizerconfig import BESIDE, read_beside, special_tokens, token_text
+from .tokens import SETTINGS, read_settings, special_tokens, token_text
 
-MOST_TEMPLATE = 1 << 20
-"""Bytes of a template that we agree to parse: those in use have some thousand."""
-SECONDS, SECONDS_EACH = 10.0, 0.05
-"""Time that the process may compute in all, and for each conversation more; one takes a thousandth of a second."""
-MOST_MEMORY = 1 << 29
-"""Bytes that the process may fill; with a template in use it fills 40 MB."""
-FILE, FURTHER = "chat_template.jinja", FURTHER_TEMPLATES
-ANSWERS = Path(guards.__file__).with_name("templateanswers.py")
+FILE = "chat_template.jinja"
+USED = {"default", "tool_use"}
+"""The second for chats with tools, where there is one."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message under which people write what the model thought."""
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """Names of special tokens in a .gguf file, and in a template."""
+NONCE = str(secrets.randbits(128))  # which no chat holds, and which no filter for letters changes
+BEGINS, ENDS = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
+"""Marks around what a template says is the model's."""
 
 
 class ChatTemplate:
-    """A chat template, and the process that renders it, which begins with the first conversation.
-
-    Use it in a ``with`` statement, or `close` it, so that the process ends.
+    """A chat template.
 
     Parameters
     ----------
     path : path
         The file it comes from, for messages.
     templates : mapping of str to str
-        What jinja2 reads, by name: "default", and maybe "tool_use" for conversations with tools.
+        What jinja2 reads, by name: "default", and maybe "tool_use" for chats with tools; others are passed over.
     tokens : mapping of str to str, optional
         Special tokens that a template may write, such as ``{"bos_token": "<s>"}``.
+
+    Raises
+    ------
+    FileRefused
+        If it is no template.
+    ValueError
+        If jinja2 is not installed.
     """
 
-    def __init__(self, path: Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(self, path: str | Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
         self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
-        self.process = BoundedProcess(ANSWERS, seconds=SECONDS, memory=MOST_MEMORY)
+        plain, marking = _sandbox("", ""), _sandbox(BEGINS, ENDS)
+        with reading(path):
+            self._plain = {name: plain.from_string(templates[name]) for name in USED & templates.keys()}
+            self._marking = {name: marking.from_string(templates[name]) for name in self._plain}
 
     def render(
         self,
@@ -81,52 +89,87 @@ class ChatTemplate:
         Raises
         ------
         FileRefused
-            If the template is none, refuses the messages, computes too long or fills too much.
-        ValueError
-            If jinja2 is not installed.
+            If the template refuses the messages, or fails.
         """
-        return self.render_with_turns(messages, add_generation_prompt=add_generation_prompt, tools=tools)[0]
+        return self._write(self._plain[self._name(tools)], messages, tools, add_generation_prompt)
 
     def render_with_turns(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = False,
-        tools: Sequence[Any] | None = None,
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None
     ) -> tuple[str, list[tuple[int, int]]]:
         """Return what `render` does, and where a template says that the model speaks.
 
         It says so with ``{% generation %}`` ... ``{% endgeneration %}`` around it. Of one without these, the list is
         empty.
         """
-        if not self.process.runs:
-            needed("jinja2", "a chat template")
-            self.process.seconds = SECONDS
-            self._ask({"templates": self.templates})
-        self.process.seconds += SECONDS_EACH
+        name, text = self._name(tools), self.render(messages, tools=tools)
+        if "endgeneration" not in self.templates[name]:
+            return text, []
+        without, turns = _unmarked(self._write(self._marking[name], messages, tools, False))
+        if without != text:
+            raise FileRefused(self.path, "its chat template changes what stands between its tags of generation")
+        return text, turns
+
+    def _name(self, tools: Sequence[Any] | None) -> str:
+        return "tool_use" if tools and "tool_use" in self.templates else "default"
+
+    def _write(
+        self, template: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, ask: bool
+    ) -> str:
         values = {"messages": [_as_transformers(message) for message in messages], "tools": tools, "documents": None}
-        answer = self._ask({**self.tokens, **values, "add_generation_prompt": add_generation_prompt})
-        return answer["text"], [(start, stop) for start, stop in answer.get("spans", ())]
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.close()
-
-    def __enter__(self) -> ChatTemplate:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a question, or refuse the template."""
         try:
-            answer: dict[str, Any] = self.process.ask(question)
-        except BoundsExceeded as error:
-            raise FileRefused(self.path, f"its chat template cannot be used: {error}") from None
-        if "error" in answer:
-            raise FileRefused(self.path, f"its chat template cannot write this: {answer['error']}")
-        return answer
+            return str(template.render({**self.tokens, **values, "add_generation_prompt": ask}))
+        except Exception as error:  # whatever a template does: refuse a role, divide by zero, nest too deeply
+            reason = f"{type(error).__name__}: {error}"
+            raise FileRefused(self.path, f"its chat template cannot write this: {reason}") from error
+
+
+def _sandbox(begins: str, ends: str) -> Any:
+    """Return what a template runs in; between its tags of generation it writes the two marks around the text."""
+    needed("jinja2", "a chat template")
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, LoopControlExtension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012  as jinja2 wants it
+
+        def parse(self, parser: Any) -> nodes.Node:
+            """Return a call with what stands between the tags, as transformers does: names set there stay inside."""
+            line = next(parser.stream).lineno
+            inside: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("marked"), [], [], inside).set_lineno(line)
+
+        def marked(self, caller: Any) -> str:
+            return f"{begins}{caller()}{ends}"
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:  # jinja2's own would escape <, > and & for HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension]
+    )
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = raise_exception
+    made.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return made
+
+
+def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return a text without the marks, and from which letter to which the model speaks."""
+    text, turns, begun = "", [], 0
+    for part in re.split(f"({BEGINS}|{ENDS})", marked):
+        if part == BEGINS:
+            begun = len(text)
+        elif part == ENDS:
+            turns.append((begun, len(text)))
+        else:
+            text += part
+    return text, [(start, stop) for start, stop in turns if start < stop]
 
 
 def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,13 +179,11 @@ def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
     return says if thoughts is None else {"thinking": thoughts, **says, "reasoning_content": thoughts}
 
 
-def load_template(model: str | Path) -> ChatTemplate:
-    """Read the chat template of a model.
+# --- where a model has its template ---------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    model : path
-        A Hugging Face folder or a .gguf file.
+
+def load_template(model: str | Path) -> ChatTemplate:
+    """Read the chat template of a model: a Hugging Face folder, or a .gguf file.
 
     Raises
     ------
@@ -161,52 +202,37 @@ def load_template(model: str | Path) -> ChatTemplate:
 
 
 def _from_folder(folder: Path) -> ChatTemplate:
-    config = read_beside(folder)
-    tokens = {name: text for name, value in special_tokens(folder / BESIDE, config) if (text := token_text(value))}
-    tokens.pop("", None)  # those that have no name
+    settings = read_settings(folder)
+    tokens = {name: text for name, value in special_tokens(folder, settings) if name and (text := token_text(value))}
     if (folder / FILE).exists():
-        more = (folder / FURTHER).glob("*.jinja")
-        templates = {"default": _text(folder / FILE)} | {path.stem: _text(path) for path in sorted(more)}
+        more = sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))
+        templates = {"default": _text(folder / FILE)} | {path.stem: _text(path) for path in more}
         return ChatTemplate(folder / FILE, templates, tokens)
-    if config.get("chat_template") is None:
-        raise FileRefused(folder, f"there is no chat template in {BESIDE}, nor a file {FILE}")
-    return ChatTemplate(folder / BESIDE, _named(folder / BESIDE, config["chat_template"]), tokens)
+    if settings.get("chat_template") is None:
+        raise FileRefused(folder, f"there is no chat template in {SETTINGS}, nor a file {FILE}")
+    return ChatTemplate(folder / SETTINGS, _by_name(folder / SETTINGS, settings["chat_template"]), tokens)
 
 
 def _text(path: Path) -> str:
-    try:
-        return read_whole(path, MOST_TEMPLATE).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FileRefused(path, f"not a text in UTF-8: {error}") from error
+    with reading(path):
+        return read_whole(path).decode("utf-8")
 
 
-def _named(path: Path, templates: Any) -> dict[str, str]:
+def _by_name(path: Path, said: Any) -> dict[str, str]:
     """Return templates by name: a file has one, or a list of some that have names."""
-    if isinstance(templates, str):
-        return {"default": templates}
-    if not isinstance(templates, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
-        for entry in templates
-    ):
-        raise FileRefused(
-            path, f"chat_template is {short(templates)}, expected a text, or a list of names and templates"
-        )
-    by_name = {entry["name"]: entry["template"] for entry in templates}
-    if "default" not in by_name:
-        raise FileRefused(path, f"its chat templates are named {short(sorted(by_name))}, expected one named 'default'")
-    return by_name
+    with reading(path):
+        named = {entry["name"]: entry["template"] for entry in said} if isinstance(said, list) else {"default": said}
+    if not isinstance(named.get("default"), str):
+        raise FileRefused(path, f"chat_template is {short(said)}, expected a text, or a list with one named 'default'")
+    return named
 
 
 def _from_gguf(path: Path) -> ChatTemplate:
     fields = gguf_tokenizer(path)
-    template, words = fields.get("tokenizer.chat_template"), fields.get("tokenizer.ggml.tokens") or []
-    if not isinstance(template, str):
-        raise FileRefused(path, "there is no chat template under tokenizer.chat_template")
-    numbers = {f"{name}_token": fields.get(f"tokenizer.ggml.{key}_token_id") for key, name in SPECIAL.items()}
-    tokens = {n: words[i] for n, i in numbers.items() if type(i) is int and 0 <= i < len(words)}
-    named = {
-        key.removeprefix("tokenizer.chat_template."): value
-        for key, value in fields.items()
-        if key.startswith("tokenizer.chat_template.") and isinstance(value, str)
-    }
-    return ChatTemplate(path, {**named, "default": template}, tokens)
+    key, words = "tokenizer.chat_template", fields.get("tokenizer.ggml.tokens") or []
+    if not isinstance(fields.get(key), str):
+        raise FileRefused(path, f"there is no chat template under {key}")
+    numbers = {f"{name}_token": fields.get(f"tokenizer.ggml.{word}_token_id") for word, name in SPECIAL.items()}
+    tokens = {name: words[i] for name, i in numbers.items() if type(i) is int and 0 <= i < len(words)}
+    named = {name.removeprefix(f"{key}."): value for name, value in fields.items() if name.startswith(f"{key}.")}
+    return ChatTemplate(path, {**named, "default": fields[key]}, tokens)

@@ -1,230 +1,21 @@
-"""From a text to what a language model trains on: windows of token ids, each with the ids that follow.
-
-    ids        i_0 i_1 i_2 i_3 i_4 i_5 i_6            of length 3:
-    X          [i_0 i_1 i_2]  [i_3 i_4 i_5]           (n, length) inputs
-    Y          [i_1 i_2 i_3]  [i_4 i_5 i_6]           (n, length) targets: the next id, at every position at once
-
-Each id but the first is a target once. The model's output at position t may depend on the inputs up to t alone; that
-is what makes all positions of a window one training example each.
-"""
+"""The loss of a language model, and its gradients, computed where targets count."""
 
 from __future__ import annotations
 
-import math
-import re
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_ids, check_integer, check_kind, check_path, check_shape, kind_of, printable
-from ..evaluation import EVALUATION_ROWS, check_data, sum_of
-from ..files.inputs import open_regular
+from ..checks import Array, check_ids, check_kind, check_shape
+from ..evaluation import EVALUATION_ROWS, Gradients, check_data, sum_of
+from ..layer import Layer
 from ..losses import IGNORED, Loss, count, cross_entropy
-from ..training import backpropagate
+from ..training import backpropagate, evaluate_of
 from ..variants.dropout import with_rows_at
+from .llama import Llama
 from .widths import of_area, without_filling
-
-if TYPE_CHECKING:
-    from .llama import Llama
-
-HELD_OUT = 10
-"""One window in ten is held out, all through the text, since the parts of a text differ."""
-PIECE = 1 << 18
-"""Characters of a text that are encoded at a time."""
-UNCUT = 1 << 21
-"""Characters that are encoded at once where a tokenizer allows no cut between them."""
-CONTEXT = 256
-"""Characters on either side of a place that decide whether it is a place for a cut."""
-CUTS, TRIES = (r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)", r"(?<=\s)(?=\S)", r"(?s:(?=.))"), 8
-"""Places for a cut, the likeliest first: a line's start, a word's end, a word's start, anywhere; and tries of each."""
-MEASURED = 32
-"""The most held-out windows that are measured: 4,096 tokens at a length of 128."""
-
-
-def windows(
-    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut the ids of a text into windows, and hold every tenth of them out.
-
-    Parameters
-    ----------
-    ids : sequence of int
-        The text.
-    length : int
-        Of a window, at least 1.
-    share : float
-        Of the windows, which is held out, as `is_held_out` takes it.
-
-    Returns
-    -------
-    X, Y : numpy.ndarray, shape (n, length), int64
-        To train on.
-    X_held, Y_held : numpy.ndarray, shape (m, length), int64
-        To measure the loss on: of those held out, at most `MEASURED`, evenly spread.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the text is too short for two windows, or for one where none is held out, or an id is no integer, or
-        negative.
-    """
-    length = check_integer("length", length, at_least=1)
-    checked = _check_ids(ids)
-    n = (len(ids) - 1) // length
-    least, what = (2, "two windows") if share else (1, "a window")
-    if n < least:
-        raise ValueError(f"the text has {len(ids)} tokens, expected at least {least * length + 1}: {what} of {length}")
-    used = checked[: n * length + 1]
-    X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
-    held = is_held_out(n, share)
-    measured = spread(np.flatnonzero(held)) if share else np.zeros(0, int)
-    return X[~held], Y[~held], X[measured], Y[measured]
-
-
-def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
-    """Return which of n parts are held out, (n,) bool: every tenth from the end, so that there is always one.
-
-    With another share, every (1 / share)-th, rounded down; with 0 none.
-    """
-    held = np.zeros(n, bool)
-    if share:
-        held[::-1][(np.arange(math.ceil(n * share - 1e-9)) / share + 1e-9).astype(int)] = True
-    return held
-
-
-def spread(rows: np.ndarray) -> np.ndarray:
-    """Return at most `MEASURED` of some rows, evenly spread."""
-    chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, MEASURED).round().astype(int))]
-    return chosen
-
-
-def _check_ids(ids: Any) -> np.ndarray:
-    """Return token ids as an array, or refuse what are none: NumPy would round floats down, and read texts."""
-    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
-        raise TypeError(f"ids must be a sequence of token ids, got {kind_of(ids)}")
-    array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"ids must be a sequence of integers, got {array.ndim} axes of {array.dtype}")
-    if array.size and array.min() < 0:
-        raise ValueError(f"ids[{int(array.argmin())}] must be at least 0, got {array.min()}")
-    return array.astype(np.int64)
-
-
-def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = None) -> list[int]:
-    """Return a text's token ids, which are those of ``encode(text)``.
-
-    A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
-    `PIECE` characters, cut where no token spans the cut and the tokens on either side do not depend on the other side.
-
-    Parameters
-    ----------
-    text : str
-        The text.
-    encode : callable
-        The tokenizer, ``encode(text) -> list of int``.
-    size : int, optional
-        How many tokens the model has; without it, ids are not held against that.
-
-    Returns
-    -------
-    list of int
-        The ids.
-
-    Raises
-    ------
-    ValueError
-        If an id is not below `size`: the tokenizer is another model's. If the tokenizer allows no cut in `UNCUT`
-        characters.
-    """
-    ids: list[int] = []
-    start = 0
-    while start < len(text):
-        stop = _next_cut(text, start, encode)
-        piece = _ids_after(text[max(0, start - CONTEXT) : start], text[start:stop], encode)
-        if piece is None:
-            raise _uncut(start)
-        ids += piece
-        start = stop
-    if size is not None:
-        check_vocabulary(max(ids, default=0), size)
-    return ids
-
-
-def check_vocabulary(largest: int, size: int) -> None:
-    """Refuse ids that a model of `size` tokens does not have."""
-    if largest >= size:
-        raise ValueError(f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's")
-
-
-def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int:
-    """Return where the piece that begins at `start` ends: the text's end, or a safe place."""
-    for stop in range(start + PIECE, len(text), PIECE):
-        if stop - start >= UNCUT:
-            raise _uncut(start)
-        for place in _places(text, stop):
-            if _is_safe(text, place, encode):
-                return place
-    return len(text)
-
-
-def _uncut(start: int) -> ValueError:
-    return ValueError(
-        f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut within "
-        f"{UNCUT:,} characters, which is what is encoded at once"
-    )
-
-
-def _places(text: str, stop: int) -> Iterator[int]:
-    """Yield places for a cut just before `stop`, first those where tokenizers split a text anyway."""
-    first = stop - PIECE // 2
-    for pattern in CUTS:
-        cuts = [match.start() for match in re.finditer(pattern, text[first:stop])]
-        yield from (first + place for place in cuts[: -TRIES - 1 : -1] if place)
-
-
-def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
-    """Return whether what stands before a place leaves the tokens after it alone, and the other way round."""
-    after = text[place : place + CONTEXT]
-    befores = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
-    ids = [_ids_after(before, after, encode) for before in befores]
-    return ids[0] is not None and ids[0] == ids[1] == ids[2]
-
-
-def _ids_after(before: str, after: str, encode: Callable[[str], list[int]]) -> list[int] | None:
-    """Return the ids of a text that stands behind another; None where that one gets other ids with it than alone."""
-    whole, first = encode(before + after), encode(before) if before else []
-    return whole[len(first) :] if whole[: len(first)] == first else None
-
-
-def read_text(path: str | Path) -> str:
-    """Return the text of a file in UTF-8.
-
-    Raises
-    ------
-    ValueError
-        If it is no regular file, or not in UTF-8, or empty.
-    """
-    path = check_path("text", path)
-    with open_regular(path) as file:
-        data = file.read()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # of a letter, one byte in two is 0
-        name = printable(shlex.quote(str(path)))
-        raise ValueError(
-            f"{str(path)!r} is not a text in UTF-8 but in UTF-16: iconv -f UTF-16 -t UTF-8 {name} > NEW converts it"
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r} is not a text in UTF-8: byte {error.start} is {data[error.start]:#04x}"
-        ) from None
-    if not text.strip():
-        raise ValueError(f"{str(path)!r} holds no text")
-    return text
 
 
 def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -286,3 +77,21 @@ def check_rows(x: Array, y: Array) -> None:
     check_shape("targets", y, tuple(x.shape))
     if len(y.shape) != 2 or 0 in y.shape:
         raise ValueError(f"targets has shape {tuple(y.shape)}, expected (n, T) with at least one row and one position")
+
+
+@dataclass(frozen=True)
+class MeasuredWhereItCounts:
+    """The same gradients, with losses that are measured as `evaluate_where_it_counts` does it."""
+
+    gradients: Gradients
+    workers: int | None = None  # to measure losses with
+
+    def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+        """Return the gradients of ``loss(model(x), y)``."""
+        return self.gradients(model, x, y, loss)
+
+    def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
+        """Return the loss over all of X and Y, of a `Llama` with logits only where a target counts."""
+        if isinstance(model, Llama):
+            return evaluate_where_it_counts(model, X, Y, loss, self.workers)
+        return evaluate_of(self.gradients)(model, X, Y, loss)

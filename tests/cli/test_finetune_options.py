@@ -11,10 +11,11 @@ from minilora import CheckpointError, Llama, adapt, adapters, load_adapter, save
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read
 from minilora.guards import boundedpatterns
+from minilora.language import next_token_loss
+from minilora.language.data import windows
 from minilora.language.finetuning.losstable import TrainingLoss
 from minilora.language.finetuning.stopped import LATER, Stopped, check_same
 from minilora.language.finetuning.withdropout import WithDropout
-from minilora.language.text import next_token_loss, windows
 from minilora.optim import Adam
 from minilora.schedule import Schedule
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from minilora import Adam, Attention, Linear, Llama, LlamaConfig, Rotary, adapt, cross_entropy, gradcheck
 from minilora.fast import blockwise
 from minilora.fast.blockwise import CPU, GPU, Blocks, BlockwiseAttention
-from minilora.language.text import next_token_loss
+from minilora.language import next_token_loss
 from minilora.language.trainingmemory import cache_bytes
 from minilora.layer import rebuild
 from minilora.layers import attention

@@ -9,8 +9,8 @@ import pytest
 
 from minilora import Adam, Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, fast, mse, optim, train
 from minilora.fast import accumulate, residual_form
-from minilora.language.examples import MeasuredWhereItCounts
 from minilora.language.finetuning.losstable import TrainingLoss
+from minilora.language.text import MeasuredWhereItCounts
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close

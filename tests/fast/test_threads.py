@@ -29,8 +29,8 @@ from minilora import (
     train,
 )
 from minilora.fast import accumulate
+from minilora.language import next_token_loss
 from minilora.language.config import LlamaConfig
-from minilora.language.text import next_token_loss
 from minilora.layers.activation import Flatten
 from minilora.training import backpropagate
 

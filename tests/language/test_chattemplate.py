@@ -1,17 +1,12 @@
-"""Chat templates: where they stand, what they are given, and that a hostile one is stopped."""
+"""Chat templates: where they stand, what they are given, and what they may not do."""
 
 import json
-import os
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from minilora.checks import FileRefused
-from minilora.language import chattemplate
 from minilora.language.chattemplate import ChatTemplate, load_template
-
-from ..support.sample import one_in
 
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
 END = "{% endgeneration %}"
@@ -79,9 +74,10 @@ def test_a_gguf_files_template_is_under_its_key(tmp_path):
     [
         (None, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
         ({}, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
-        ({"chat_template": 3}, "chat_template is 3, expected a text, or a list of names and templates"),
-        ({"chat_template": [{"name": "default"}]}, "expected a text, or a list of names and templates"),
-        ({"chat_template": NAMED[:1]}, r"its chat templates are named \['rag'\], expected one named 'default'"),
+        ({"chat_template": 3}, "chat_template is 3, expected a text, or a list with one named 'default'"),
+        ({"chat_template": [{"name": "default"}]}, "tokenizer_config.json': 'template'"),
+        ({"chat_template": NAMED[:1]}, "expected a text, or a list with one named 'default'"),
+        ({"chat_template": "{% if %}"}, "tokenizer_config.json': Expected an expression"),
     ],
 )
 def test_a_model_without_a_template_is_refused(tmp_path, config, message):
@@ -110,76 +106,47 @@ a{% generation %}b{% endgeneration %}c
 {{ ''.__class__.__mro__ }}
 {% elif messages[0].content == 'change' %}
 {{ messages.append(1) }}
-{% elif messages[0].content == 'hidden' %}
-{{ namespace(_x=1) }}
 {% elif messages[0].content == 'zero' %}
 {{ 1 / 0 }}
 {% endif %}"""
 
 
 def test_a_template_finds_what_transformers_gives_it():
-    with template(ALL, {"bos_token": "<s>"}, tool_use="tools!") as found:
+    found = template(ALL, {"bos_token": "<s>"}, tool_use="tools!")
 
-        def said(content, **more):
-            return found.render([{"role": "user", "content": content}], **more)
+    def said(content, **more):
+        return found.render([{"role": "user", "content": content}], **more)
 
-        assert said("json") == '    {"<é>": [1, 2]} [\n {}\n]\n'
-        assert said("now") == f"{time.strftime('%Y')}\n"
-        assert said("loop") == "13"
-        assert said("tokens") == "<s>FalseTrueTrue\n"
-        assert said("tokens", add_generation_prompt=True) == "<s>TrueTrueTrue\n"
-        assert said("mark") == "abc\n"
-        assert said("names") == "4\n"
-        assert said("json", tools=[{}]) == "tools!"
-        for content, message in {
-            "no": r"its chat template cannot write this: it says: only\\x1b json",
-            "escape": "access to attribute '__class__' of 'str' object is unsafe",
-            "change": "access to attribute 'append' of 'list' object is unsafe",
-            "hidden": "a namespace has no place for '_x'",
-            "zero": "it fails with ZeroDivisionError: division by zero",
-        }.items():
-            with pytest.raises(FileRefused, match=message):
-                said(content)
-        assert said("mark") == "abc\n"  # and goes on
-        process = found.process._measured
-        assert process.pid != os.getpid()
-    assert not process.is_running()
-
-
-LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-DOUBLES = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+    assert said("json") == '    {"<é>": [1, 2]} [\n {}\n]\n'
+    assert said("now") == f"{time.strftime('%Y')}\n"
+    assert said("loop") == "13"
+    assert said("tokens") == "<s>FalseTrueTrue\n"
+    assert said("tokens", add_generation_prompt=True) == "<s>TrueTrueTrue\n"
+    assert said("mark") == "abc\n"
+    assert said("names") == "4\n"
+    assert said("json", tools=[{}]) == "tools!"
+    for content, message in {
+        "no": r"its chat template cannot write this: TemplateError: only\\x1b json",
+        "escape": "access to attribute '__class__' of 'str' object is unsafe",
+        "change": "access to attribute 'append' of 'list' object is unsafe",
+        "zero": "ZeroDivisionError: division by zero",
+    }.items():
+        with pytest.raises(FileRefused, match=message):
+            said(content)
+    assert said("mark") == "abc\n"  # and goes on
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "text"),
     [
-        (LOOPS, r"cannot be used: it computes for more than 0\.[34] s"),
-        (DOUBLES, "cannot be used: it fills more than 134 MB of memory|it writes .* letters|it fails with MemoryError"),
-        pytest.param(
-            "{{ 'a' * 99999999 }}",
-            "it writes 99,999,999 letters, expected at most 2,097,152|it fills more than 134 MB",
-            marks=pytest.mark.long,
-        ),
-        ("{% if %}", "cannot write this: it is no template: Expected an expression"),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(true, 1, (',', ':'), true) }}", '{\n "a":"\\u00e9",\n "b":1\n}'),
+        ("a\n  {% if true %}\nb\n  {% endif %}\nc", "a\nb\nc"),  # no line of a block's own, and nothing before it
+        ("{% set n = namespace({'a': 1}, b=2) %}{% set n.a = 3 %}{{ n.a }}{{ n.b }}", "32"),
+        ("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
     ],
 )
-def test_a_hostile_template_is_stopped_with_its_process(source, message, monkeypatch):
-    monkeypatch.setattr(chattemplate, "SECONDS", 0.3 if source == LOOPS else 10)
-    monkeypatch.setattr(chattemplate, "MOST_MEMORY", 1 << 27)
-    with template(source) as found:
-        with pytest.raises(FileRefused, match=message):
-            found.render(HI)
-        process = found.process._measured
-    assert not process.is_running()
-
-
-def test_a_process_that_ends_is_no_answer(monkeypatch):
-    with template("{{ messages[0].content }}") as found:
-        assert found.render(HI) == "hi"
-        found.process._process.kill()
-        with pytest.raises(FileRefused, match="it ends the process that runs it"):
-            found.render(HI)
-        assert found.render(HI) == "hi"  # in a new one
+def test_a_template_is_run_as_transformers_runs_it(source, text):
+    assert template(source).render(HI) == text
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -192,9 +159,9 @@ def test_templates_of_other_occasions_stand_in_a_folder(tmp_path):
     folder = write(tmp_path / "m", {"chat_template": "a"}, "DEFAULT")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("TOOLS")
-    with load_template(folder) as found:
-        assert found.render([{"role": "user", "content": "x"}], tools=[{}]) == "TOOLS"
-        assert found.render([{"role": "user", "content": "x"}]) == "DEFAULT"
+    found = load_template(folder)
+    assert found.render(HI, tools=[{}]) == "TOOLS"
+    assert found.render(HI) == "DEFAULT"
 
 
 @pytest.mark.parametrize(
@@ -208,8 +175,7 @@ def test_templates_of_other_occasions_stand_in_a_folder(tmp_path):
 )
 def test_a_class_has_special_tokens_of_its_own(tmp_path, config, expected):
     folder = write(tmp_path / "m", config, "{{ bos_token }}{{ eos_token }}")
-    with load_template(folder) as found:
-        assert found.render([{"role": "user", "content": "x"}]) == expected
+    assert load_template(folder).render(HI) == expected
 
 
 @pytest.mark.parametrize(
@@ -223,59 +189,40 @@ def test_a_class_has_special_tokens_of_its_own(tmp_path, config, expected):
 )
 def test_a_template_may_say_where_the_model_speaks(source, spans):
     messages = [*HI, {"role": "assistant", "content": "yes"}]
-    with template(source) as found, template(source.replace("{% generation %}", "").replace(END, "")) as plain:
-        text, turns = found.render_with_turns(messages)
-        assert [text[start:stop] for start, stop in turns] == spans
-        assert found.render(messages) == text
-        if "set x = 2" not in source:  # what is set between the tags stays there, as in transformers
-            assert text == plain.render(messages)
-        else:
-            assert text == "1"
+    found, plain = template(source), template(source.replace("{% generation %}", "").replace(END, ""))
+    text, turns = found.render_with_turns(messages)
+    assert [text[start:stop] for start, stop in turns] == spans
+    assert found.render(messages) == text
+    if "set x = 2" not in source:  # what is set between the tags stays there, as in transformers
+        assert text == plain.render(messages)
+    else:
+        assert text == "1"
 
 
-GOES = ("replace('a', 'b')", "upper", "escape", "tojson", "trim", "striptags")
-CHANGES = ("truncate(20)", "urlencode", "reverse", "title", "length")
-"""Filters that marks go through, and those that change them. Each starts a process or two."""
-
-
-@pytest.mark.parametrize("filters", one_in(len(GOES), GOES, GOES))
+@pytest.mark.parametrize("filters", ["replace('a', 'b')", "upper", "escape", "tojson", "trim", "striptags"])
 def test_marks_go_through_filters_of_letters(filters):
-    source = "{% set x %}{% generation %}cat{% endgeneration %}!{% endset %}{{ x | FILTERS }}".replace(
-        "FILTERS", filters
-    )
-    with template(source) as found, template(f"{{{{ 'cat!' | {filters} }}}}") as plain:
-        text, (turn,) = found.render_with_turns(HI)
-        assert text == plain.render(HI)
-        assert text[slice(*turn)].lower() in ("cat", "cbt")
+    source = f"{{% set x %}}{{% generation %}}cat{END}!{{% endset %}}{{{{ x | {filters} }}}}"
+    text, (turn,) = template(source).render_with_turns(HI)
+    assert text == template(f"{{{{ 'cat!' | {filters} }}}}").render(HI)
+    assert text[slice(*turn)].lower() in ("cat", "cbt")
 
 
-@pytest.mark.parametrize("filters", one_in(len(CHANGES), CHANGES, CHANGES))
+@pytest.mark.parametrize("filters", ["truncate(20)", "urlencode", "reverse", "title", "length"])
 def test_marks_that_a_template_changes_are_refused(filters):
-    source = "{% set x %}{% generation %}cat{% endgeneration %}{% endset %}{{ x | FILTERS }}".replace(
-        "FILTERS", filters
-    )
-    with template(source) as found, pytest.raises(FileRefused, match="it changes what stands between its tags"):
-        found.render(HI)
+    source = f"{{% set x %}}{{% generation %}}cat{END}{{% endset %}}{{{{ x | {filters} }}}}"
+    with pytest.raises(FileRefused, match="changes what stands between its tags"):
+        template(source).render_with_turns(HI)
+
+
+def test_a_chats_own_letters_are_no_marks():
+    found = template("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}.{% endfor %}")
+    letters = "\ue000 \ue001 \ue002 \ue0001\ue001"
+    assert found.render_with_turns([{"role": "user", "content": letters}]) == (f"{letters}.", [(0, len(letters))])
 
 
 def test_a_message_is_given_as_transformers_gives_it():
     """What is null is not there, and thoughts stand under the names that templates read."""
     source = "{% for m in messages %}{{ m.content }}{{ m.thinking }}|{{ m.reasoning_content }}{% endfor %}"
     for name in ("reasoning_content", "thinking", "reasoning"):
-        with template(source) as found:
-            assert found.render([{"role": "assistant", "content": None, name: "why"}]) == "why|why"
-    with template("{{ messages[0].content is defined }}") as found:
-        assert found.render([{"role": "assistant", "content": None}]) == "False"
-
-
-def test_each_conversation_adds_to_the_time_that_the_process_may_compute(monkeypatch):
-    """It is said to have computed for 0.04 s a conversation: less than is allowed for each, and in all for too long."""
-    with template("{{ messages[0].content }}") as found:
-        assert found.render(HI) == "hi"
-        for i in range(20):
-            times = (chattemplate.SECONDS + 0.04 * i, 0.0)
-            measured = SimpleNamespace(
-                cpu_times=lambda times=times: times, memory_info=found.process._measured.memory_info
-            )
-            monkeypatch.setattr(found.process, "_measured", measured)
-            assert found.render(HI) == "hi"
+        assert template(source).render([{"role": "assistant", "content": None, name: "why"}]) == "why|why"
+    assert template("{{ messages[0].content is defined }}").render([{"role": "assistant", "content": None}]) == "False"

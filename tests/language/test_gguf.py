@@ -10,7 +10,7 @@ import pytest
 from minilora import Llama
 from minilora.checks import FileRefused
 from minilora.language.gguf import FILE_MUST, MUST
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language.tokens import load_tokenizer
 
 from ..support.language import tiny_llama
 

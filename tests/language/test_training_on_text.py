@@ -22,7 +22,8 @@ from minilora import (
     train,
 )
 from minilora.fast import accumulate
-from minilora.language.text import next_token_loss, windows
+from minilora.language import next_token_loss
+from minilora.language.data import windows
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close

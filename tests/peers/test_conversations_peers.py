@@ -156,26 +156,26 @@ def test_what_leaves_no_trace_is_refused_and_all_else_is_as_in_transformers(styl
     source = STYLES[style]
     source = source.replace("OPEN", "{% generation %}" * tagged).replace("CLOSE", "{% endgeneration %}" * tagged)
     taken = refused = 0
-    with ChatTemplate("here", {"default": source}, TOKENS) as template:
-        for messages, tools in conversations():
-            checked = checked_messages(messages)
-            text, spans = theirs(checked, tools, source, tagged=tagged)
-            written, why = ours(checked, tools, template)
-            if text is None:
-                assert "chat template cannot write this" in why
-                continue
-            keys = lost(checked, tools, source)
-            if match := KEY.match(why) or TOOL.match(why):
-                assert (int(match[2]), match[1]) in keys
-                refused += 1
-            elif why:
-                assert "in two ways" in why
-                assert not tagged
-            else:
-                assert not keys, messages
-                assert written[0] == text
-                speakers = sum(message["role"] == "assistant" for message in checked)
-                assert len(written[1]) == speakers if not tagged else [*map(list, written[1])] == [*map(list, spans)]
-                taken += 1
+    template = ChatTemplate("here", {"default": source}, TOKENS)
+    for messages, tools in conversations():
+        checked = checked_messages(messages)
+        text, spans = theirs(checked, tools, source, tagged=tagged)
+        written, why = ours(checked, tools, template)
+        if text is None:
+            assert "chat template cannot write this" in why
+            continue
+        keys = lost(checked, tools, source)
+        if match := KEY.match(why) or TOOL.match(why):
+            assert (int(match[2]), match[1]) in keys
+            refused += 1
+        elif why:
+            assert "in two ways" in why
+            assert not tagged
+        else:
+            assert not keys, messages
+            assert written[0] == text
+            speakers = sum(message["role"] == "assistant" for message in checked)
+            assert len(written[1]) == speakers if not tagged else [*map(list, written[1])] == [*map(list, spans)]
+            taken += 1
     assert taken >= 20
     assert refused >= 10

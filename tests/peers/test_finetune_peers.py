@@ -8,9 +8,9 @@ import pytest
 
 from minilora import Linear, Llama, LoRA, attach, load_adapter, merge, save_adapter
 from minilora.cli import main
+from minilora.language.data import windows
 from minilora.language.generation import generate
-from minilora.language.text import windows
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language.tokens import load_tokenizer
 from minilora.schedule import Schedule
 from minilora.variants.dropout import DroppingLoRALinear
 

@@ -9,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter, train
-from minilora.language import save_llama
+from minilora.language import next_token_loss, save_llama
 from minilora.language.ggufexport import export_adapter
-from minilora.language.text import next_token_loss
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language.tokens import load_tokenizer
 
 pytestmark = [
     pytest.mark.peers,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language.tokens import load_tokenizer
 
 pytestmark = [
     pytest.mark.peers,

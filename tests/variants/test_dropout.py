@@ -5,8 +5,8 @@ import pytest
 
 from minilora import GradientError, LoRALinear, adapt, adapters, gradcheck, train
 from minilora.fast import accumulate
+from minilora.language import next_token_loss
 from minilora.language.finetuning.withdropout import WithDropout
-from minilora.language.text import next_token_loss
 from minilora.layer import walk
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout

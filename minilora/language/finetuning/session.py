@@ -18,10 +18,10 @@ from ...guards.boundedpatterns import Matching
 from ...layer import parameter_count, walk
 from ...training import train
 from ...variants.adapter import Adapter
-from ..examples import Data, MeasuredWhereItCounts, load_data
+from ..data import HELD_OUT, Data, load_data
 from ..llama import Llama
 from ..namedmodel import load_model, model_path, with_adapters
-from ..text import HELD_OUT, next_token_loss, where_it_counts
+from ..text import MeasuredWhereItCounts, next_token_loss, where_it_counts
 from ..widths import by_width
 from .costs import Costs
 from .heartbeat import Heartbeat

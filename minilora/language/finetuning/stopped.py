@@ -20,8 +20,8 @@ from ...files.inputs import open_regular
 from ...files.peft.adapterconfig import CONFIG_NAME
 from ...files.peft.adapterfolder import WEIGHTS_NAME
 from ...files.tensors import MODEL_CONFIG, open_weights
+from ..data import HELD_OUT
 from ..namedmodel import model_path
-from ..text import HELD_OUT
 from .recipe import Recipe
 
 NOTES = {"asked": dict, "numbers": int, "before": float, "learned": dict}

@@ -20,7 +20,7 @@ from minilora.conformance.golden.folder import adapter_names
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mixtures.misreadings import MIXTURE_MISREADINGS
-from minilora.language.tokenizer import load_tokenizer
+from minilora.language.tokens import load_tokenizer
 from minilora.variants.sums import weighted_sum
 
 from ...support.language import arrays_of, tiny_llama

@@ -16,10 +16,9 @@ from minilora import Llama, adapt, get_backend
 from minilora.cli.finetune import _beside_the_machine
 from minilora.fast.blockwise import CPU
 from minilora.guards import machinememory as machine
-from minilora.language.examples import load_data
+from minilora.language.data import load_data, windows
 from minilora.language.finetuning import costs
 from minilora.language.finetuning.losstable import duration
-from minilora.language.text import windows
 from minilora.language.trainingmemory import cache_bytes, parameter_bytes
 
 from ...support.command_line import finetune, rows, run

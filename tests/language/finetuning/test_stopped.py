@@ -13,10 +13,10 @@ import pytest
 
 from minilora import Adam, CheckpointError, Llama, adapt, get_backend, load_adapter, train
 from minilora.fast import accumulate
-from minilora.language import examples
+from minilora.language import next_token_loss, text
+from minilora.language.data import windows
 from minilora.language.finetuning.recipe import Recipe
 from minilora.language.finetuning.stopped import Stopped, check_same, signature
-from minilora.language.text import next_token_loss, windows
 
 from ...support.command_line import FEW, finetune, rows, run
 from ...support.language import LETTERS, TEXT, tiny_llama, write_folder
@@ -92,8 +92,8 @@ def test_the_loss_before_the_training_is_not_measured_again(folder, capsys, monk
     assert finetune("--steps", "20", "--checkpoint", "c") == 0
     before = rows(capsys.readouterr().out)
     name = "evaluate_where_it_counts"
-    measured, right = [], getattr(examples, name)
-    monkeypatch.setattr(examples, name, lambda *a: measured.append(a) or right(*a))
+    measured, right = [], getattr(text, name)
+    monkeypatch.setattr(text, name, lambda *a: measured.append(a) or right(*a))
     assert finetune("--steps", "40", "--checkpoint", "c") == 0
     assert len(measured) == 1
     after = rows(capsys.readouterr().out)

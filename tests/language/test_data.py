@@ -1,29 +1,42 @@
-"""Examples of a .jsonl file as rows: which targets count, what is refused, what is shown. The oracle is by hand."""
+"""Texts as windows, lines as rows: which targets count, what is refused, what is shown. The oracle is by hand."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from minilora import adapt, cross_entropy
 from minilora.checks import FileRefused
-from minilora.language.examples import (
+from minilora.language.data import (
+    HELD_OUT,
     LONGEST_ROW,
+    MEASURED,
+    Chat,
+    Completion,
     Example,
+    Text,
+    checked,
     encode_example,
     filled,
     load_data,
     of_examples,
-    refuse_table,
+    read_lines,
+    read_text,
     rows_of,
     show,
+    token_ids,
+    windows,
 )
-from minilora.language.text import HELD_OUT, MEASURED
-from minilora.language.tokenizer import Tokenizer
+from minilora.language.tokens import Tokenizer
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
 
@@ -157,7 +170,7 @@ def test_one_example_in_ten_is_held_out(tmp_path, model, count):
     assert len(held) == -(-count // HELD_OUT)
     assert held[-1] == f"{names[-1]}."
     assert data.X.shape[1] == 6  # the longest is "the ab."
-    assert data.rows == "examples"
+    assert data.unit == "examples"
     tokens = f"{3 * count} of {7 * count} tokens count"
     assert data.summary == f"{count - len(held)} examples and {len(held)} held out, {tokens}"
 
@@ -205,23 +218,32 @@ GOOD = {"prompt": "a", "completion": "b"}
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ('{"prompt": "a"', "example in line 3: Input data was truncated"),
-        ("[1]", "example in line 3: Expected `object`, got `array`"),
-        ({"prompt": "a"}, r"line 3: its keys are \['prompt'\], expected those of one kind: messages, prompt and compl"),
-        ({**GOOD, "text": "c"}, r"line 3: its keys are \['completion', 'prompt', 'text'\], expected those of one kind"),
+        ('{"prompt": "a"', "line 3: Input data was truncated"),
+        ("[1]", r"line 3: it is \[1\], expected one of"),
+        (
+            {"prompt": "a"},
+            r'line 3: its keys are \[.prompt.\], expected one of {"messages": \[...\]}, {"prompt": ...',
+        ),
+        ({**GOOD, "text": "c"}, r"line 3: its keys are \['completion', 'prompt', 'text'\], expected one of"),
         ({"prompt": "a", "completion": ""}, "line 3: its completion is empty: ''"),
         ({"prompt": "a", "completion": " \n"}, r"line 3: its completion is empty: ' \\n'"),
-        ({"prompt": "a", "completion": 4}, "line 3: its completion is 4, expected a text"),
-        ({"prompt": None, "completion": "a"}, "line 3: its prompt is None, expected a text"),
+        ({"prompt": "a", "completion": 4}, r"line 3: Expected `str`, got `int` - at `\$.completion`"),
+        ({"prompt": None, "completion": "a"}, r"line 3: Expected `str`, got `null` - at `\$.prompt`"),
         ({"text": ""}, "line 3: its text is empty: ''"),
         (
             {"messages": [{"role": "user", "content": "a"}]},
             r"line 3: no message is the assistant's: there is nothing to learn. The roles are \['user'\]",
         ),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "line 3: .*there is no chat template in tokenizer_con"),
-        ({**GOOD, "tools": [{"name": "f"}]}, "line 3: its tools would be lost: they are given to no template"),
-        ({"messages": [], "documents": ["a"]}, "line 3: its documents would be lost: they are not given to a template"),
-        ({"prompt": "\ud800", "completion": "a"}, "line 3: "),
+        ({**GOOD, "tools": [{"name": "f"}]}, "line 3: its tools would be lost: a template gets"),
+        ({"messages": [], "documents": ["a"]}, "line 3: its documents would be lost: a template gets"),
+        ('{"prompt": "an emoji, cut: \\ud83d", "completion": "a"}', "line 3: JSON is malformed: .*utf-16"),
+        ('{"prompt": "a", "completion": "b", "id": NaN}', "line 3: JSON is malformed: invalid character"),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}], "tools": "f"},
+            "line 3: Expected `array | null`, got `str`",
+        ),
+        ('{"text": ' + "[" * 10**5, "line 3: "),
     ],
 )
 def test_an_example_is_refused_by_its_line(tmp_path, model, record, message):
@@ -234,21 +256,14 @@ def test_one_example_is_too_few(tmp_path, model):
         load_data(write(tmp_path / "e.jsonl", [GOOD]), model, 8)
 
 
-TABLE = "\n".join(f"{i},{i * i},cat" for i in range(20))
-
-
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("e.json", "[]", "by its name it holds a table: expected a plain text, or a .jsonl file with"),
-        ("e.CSV", "a,b", "by its name it holds a table"),
-        ("e.parquet", "PAR1", "by its name it holds a table"),
-        ("e.jsonl.gz", "\x1f", "by its name it holds compressed data"),
-        ("e.pdf", "%PDF", "by its name it holds a document"),
-        ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "it holds a line of JSON after the other"),
+        ("e.json", "[]", "by its name it holds JSON or a table: expected a plain text, or a .jsonl file whose lines"),
+        ("e.CSV", "a,b", "by its name it holds JSON or a table"),
+        ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "it holds JSON: expected a plain text"),
         ("e.txt", json.dumps([GOOD] * 3, indent=2), "it holds JSON: expected a plain text"),
-        ("e", TABLE, "it looks like a table, the same number of commas in each line"),
-        ("e", TABLE.replace(",", "\t"), "it looks like a table, the same number of tabs in each line"),
+        ("e.jsonl", json.dumps([GOOD] * 3, indent=2), "it holds a list of JSON: expected a plain text"),
     ],
 )
 def test_data_that_are_no_prose_are_refused(tmp_path, model, name, text, message):
@@ -270,7 +285,7 @@ def test_data_that_are_no_prose_are_refused(tmp_path, model, name, text, message
 )
 def test_prose_is_taken_for_prose(tmp_path, model, text):
     (tmp_path / "t").write_text(text)
-    assert load_data(tmp_path / "t", model, 8).rows == "windows"
+    assert load_data(tmp_path / "t", model, 8).unit == "windows"
 
 
 def test_ids_that_the_model_lacks_are_refused(tmp_path, model):
@@ -307,7 +322,7 @@ def test_the_line_says_what_a_length_loses_and_which_keeps_all(tmp_path, model):
     assert len(data.X) + len(data.X_held) == 4
     assert "are cut" not in load_data(file, model, 49).summary
     assert "1 are cut after 48 tokens: 1 more that count" in load_data(file, model, 48).summary
-    again = data.cut(49)
+    again = data.with_length(49)
     assert again.summary == load_data(file, model).summary
     np.testing.assert_array_equal(again.X, load_data(file, model).X)
 
@@ -320,7 +335,7 @@ def test_examples_of_which_too_few_are_left_are_refused_with_the_length_that_kee
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [("{", "Input data was truncated"), ({"prompt": "a"}, "its keys are"), ({"text": ""}, "empty")],
+    [("{", "line 2: Input data was truncated"), ({"prompt": "a"}, "its keys are"), ({"text": ""}, "empty")],
 )
 def test_records_are_checked_before_the_model_is_touched(tmp_path, record, message):
     with pytest.raises(FileRefused, match=message):
@@ -332,10 +347,6 @@ def test_where_nothing_is_held_out_one_example_is_enough():
     example = Example(1, np.arange(9), np.arange(9) == 8, whole=False)
     with pytest.raises(FileRefused, match=r"0 of its 1 examples has a token .* in a row of 3, expected at least 1: "):
         of_examples(Path("e.jsonl"), [example], 3, None, 0)
-
-
-def test_a_text_that_begins_with_many_blank_lines_is_no_json():
-    refuse_table(Path("text"), "\n" * (1 << 17) + "Once upon a time")
 
 
 def test_examples_of_which_none_is_held_out_are_not_said_to_have_such(tmp_path):
@@ -351,13 +362,6 @@ def test_a_completion_of_which_the_tokenizer_makes_nothing_is_refused_by_its_lin
     deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
     with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it"):
         load_data(path, "model", tokenizer=deaf, held_out=0)
-
-
-@pytest.mark.parametrize("width", range(1900, 2100, 50))
-def test_a_table_beyond_the_part_that_is_looked_at_is_refused(width):
-    """The part ends within a row, before its first comma or behind it."""
-    with pytest.raises(FileRefused, match="it looks like a table"):
-        refuse_table(Path("text"), ("x" * width + ",y,z\n") * 60)
 
 
 def test_a_text_that_ends_has_no_second_end_where_its_own_is_another():
@@ -393,3 +397,238 @@ def test_a_chats_tools_are_handed_to_the_template():
     ids, _ = encode_example({"messages": messages, "tools": tools}, words(), Noting())
     assert spell(ids) == "name:fhi<end>hello<end>"
     assert tools in noted
+
+
+def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '\n{"text": "a \\ud83d\\ude00"}\r\n\n{"prompt": "", "completion": "b", "id": 7}\n'
+    )
+    assert read_lines(tmp_path / "a.jsonl") == [(2, Text("a \N{GRINNING FACE}")), (4, Completion("", "b"))]
+
+
+def test_a_chat_may_have_no_tools():
+    messages = [{"role": "assistant", "content": "a"}]
+    assert checked({"messages": messages, "tools": []}) == Chat(messages, [])
+    assert checked({"messages": messages, "prompt": "of another program's"}) == Chat(messages)
+
+
+# --- a text ---
+
+
+@given(count=st.integers(3, 4000), length=st.integers(1, 40))
+@settings(max_examples=60)
+def test_every_id_but_the_first_is_a_target_once(count, length):
+    ids = list(range(count))  # each id is its own place
+    n = (count - 1) // length
+    if n < 2:
+        with pytest.raises(ValueError, match=f"the text has {count} tokens, expected at least {2 * length + 1}"):
+            windows(ids, length)
+        return
+    X, Y, X_held, Y_held = windows(ids, length)
+    for x, y in ((X, Y), (X_held, Y_held)):
+        assert x.shape[1] == length
+        assert x.dtype == y.dtype == np.int64
+        np.testing.assert_array_equal(y, x + 1)
+        np.testing.assert_array_equal(np.diff(y, axis=1), 1)
+    targets = np.concatenate([Y.reshape(-1), Y_held.reshape(-1)])
+    held = -(-n // HELD_OUT)
+    assert len(np.unique(targets)) == len(targets)  # none twice, and so none of those held out is trained on
+    assert len(Y) == n - held
+    assert len(Y_held) == min(held, MEASURED)
+    assert Y_held[-1, -1] == n * length  # the end of the text among them
+    assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
+
+
+def test_a_text_of_one_window_is_refused():
+    with pytest.raises(ValueError, match="the text has 8 tokens, expected at least 9: two windows of 4"):
+        windows(range(8), 4)
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        windows(range(8), 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"caf\xe9 au lait", "not a text in UTF-8: byte 3 is 0xe9"),
+        (b"", "holds no text"),
+        (b" \n\t", "holds no text"),
+        *(
+            ("a\u00e9".encode(code), "not a text in UTF-8 but in UTF-16")
+            for code in ("utf-16", "utf-16-le", "utf-16-be")
+        ),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, data, message):
+    (tmp_path / "t").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path / "t")
+
+
+def test_a_text_is_read_as_it_is(tmp_path):
+    text = "\ufeffcafé\r\n日本 \U0001f600"
+    (tmp_path / "t").write_bytes(text.encode())
+    assert read_text(tmp_path / "t") == text[1:]  # without the mark of byte order
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read_text(path)
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
+    with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
+        token_ids("ab", lambda text: [0, 5], 5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([0.9] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of float64"),
+        (["1"] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of <U1"),
+        ([True] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of bool"),
+        ([[1, 2]] * 9, TypeError, "ids must be a sequence of integers, got 2 axes of int64"),
+        ([1] * 8 + [-1], ValueError, r"ids\[8\] must be at least 0, got -1"),
+    ],
+)
+def test_ids_that_are_no_ids_are_refused(ids, error, message):
+    with pytest.raises(error, match=message):
+        windows(ids, 4)
+
+
+def in_words(text):
+    """Every run of letters, of spaces, or of other signs is a token."""
+    return [hash(word) % 1000 for word in re.findall(r"[a-z]+| +|[^a-z ]+", text)]
+
+
+def in_pairs(text):
+    """Letters in twos, from the first on: which are together depends on all that stands before."""
+    return [ord(a) * 1000 + ord(b or "\1") for a, b in re.findall(r"(?s)(.)(.?)", text)]
+
+
+def with_a_mark(text):
+    """A mark before the text, as of tokenizers that put a space before it."""
+    return [1, *(ord(letter) for letter in text)] if text else []
+
+
+def of_runs(text):
+    """Signs of one kind are counted together: a cut between two of them changes both counts."""
+    return [1000 * len(run.group()) + ord(run.group()[0]) for run in re.finditer(r"(?s)(.)\1*", text)]
+
+
+def by_lines(text):
+    """Lines with their ends; the last sign of the text is left out, as by one that strips spaces."""
+    return [hash(line) % 10_000 for line in re.findall(r"[^\n]*\n|[^\n]+$", text.rstrip())]
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    for name, size in {"PIECE": 60, "CONTEXT": 24, "UNCUT": 240}.items():
+        monkeypatch.setattr(sys.modules["minilora.language.data"], name, size)
+
+
+@pytest.mark.long
+@given(
+    words=st.lists(st.sampled_from(["a", "bb", " ", "  ", "\n", "cat", "é", "日本", ", ", "."]), min_size=1),
+    times=st.integers(1, 200),
+    encode=st.sampled_from([in_words, in_pairs, with_a_mark, of_runs, by_lines]),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_ids_of_pieces_are_those_of_the_whole(short_pieces, words, times, encode):
+    text = "".join(words) * times
+    asked = []
+
+    def told(part):
+        asked.append(len(part))
+        return encode(part)
+
+    try:
+        found = token_ids(text, told, 10**9)
+    except ValueError:  # no place for a cut, which a mark alone always leaves
+        assert encode is not with_a_mark
+        assert len(text) > 240
+    else:
+        assert found == encode(text)
+    assert max(asked) <= 240 + 24
+
+
+def test_most_texts_are_encoded_in_short_pieces(short_pieces):
+    asked = []
+
+    def told(text):
+        asked.append(len(text))
+        return in_words(text)
+
+    text = "the cat sat on the mat, and the dog sat on the log.\n" * 500
+    assert token_ids(text, told, 1000) == in_words(text)
+    assert max(asked) <= 60 + 24
+    assert sum(asked) < 8 * len(text)
+
+
+def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
+    """A line that ends the text has a token of its own there, so no line's start is a place for a cut."""
+
+    def encode(part):
+        return [*in_words(part.removesuffix("\n")), 1] if part.endswith("\n") else in_words(part)
+
+    text = "the cat sat on the mat\n" * 50
+    assert token_ids(text, encode, 1000) == encode(text)
+
+
+def test_a_text_that_allows_no_cut_is_refused(short_pieces):
+    with pytest.raises(
+        ValueError, match="from character 0 on depend on all of it: expected a place for a cut within 240"
+    ):
+        token_ids("a" * 500, of_runs, 10**9)
+    assert token_ids("a" * 240, of_runs, 10**9) == of_runs("a" * 240)
+
+
+def test_where_no_cut_was_found_is_told(short_pieces):
+    """The runs of one letter before it allow a cut anywhere."""
+    with pytest.raises(ValueError) as error:
+        token_ids("ab" * 40 + "a" * 500, of_runs, 10**9)
+    assert 40 < int(re.search(r"from character (\d+) on", str(error.value))[1]) < 80
+
+
+def test_a_cut_that_fails_later_is_refused(short_pieces):
+    """Around the cut all is well, and the piece as a whole is another one."""
+    text = "cat dog " * 30
+
+    def encode(part):
+        return [len(part), *in_words(part)] if len(part) > 60 else in_words(part)
+
+    with pytest.raises(ValueError, match="expected a place for a cut"):
+        token_ids(text, encode, 1000)
+
+
+def test_where_nothing_is_held_out_one_window_is_enough():
+    assert len(windows(range(5), 4, 0)[0]) == 1
+    with pytest.raises(ValueError, match=r"the text has 4 tokens, expected at least 5: a window of 4$"):
+        windows(range(4), 4, 0)
+
+
+# --- other people's data ---
+
+HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+OTHERS = {
+    "list.json": [HI],
+    "alpaca.jsonl": {"instruction": "hi", "input": "", "output": "hello"},
+    "sharegpt.jsonl": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
+    "other-roles.jsonl": {"messages": [{"role": "human", "content": "hi"}, {"role": "bot", "content": "hello"}]},
+    "lists-of-messages.jsonl": {"prompt": HI["messages"][:1], "completion": HI["messages"][1:]},
+}
+PAGE = Path(__file__).parents[2] / "docs" / "finetune.md"
+COMMANDS = re.findall(r"^jq (?:.|\n)*? > new\.jsonl", PAGE.read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_command_of_the_page_converts_what_is_refused(tmp_path, name):
+    (tmp_path / name).write_text(json.dumps(OTHERS[name], indent=2 if name == "list.json" else None))
+    with pytest.raises(FileRefused):
+        load_data(tmp_path / name, "no model")
+    (command,) = (command for command in COMMANDS if f" {name} >" in command)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    assert read_lines(tmp_path / "new.jsonl") == [(1, Chat(HI["messages"]))]
+
+
+def test_every_command_of_the_page_is_run():
+    assert len(COMMANDS) == len(OTHERS)

@@ -1,0 +1,621 @@
+"""From a file to what a language model trains on: a text, or examples of which a part counts.
+
+A text becomes windows of token ids, each with the ids that follow. The model's output at position t may depend on the
+inputs up to t alone; that is what makes all positions of a window one training example each:
+
+    ids        i_0 i_1 i_2 i_3 i_4 i_5 i_6            of length 3:
+    X          [i_0 i_1 i_2]  [i_3 i_4 i_5]           (n, length) inputs
+    Y          [i_1 i_2 i_3]  [i_4 i_5 i_6]           (n, length) targets: the next id, at every position at once
+
+A .jsonl file has an example a line, an object of one of three kinds:
+
+    {"prompt": "2 + 2 =", "completion": " 4"}        the completion counts, and the end token behind it
+    {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.language.chat`
+    {"text": "..."}                                  all of it counts, and the end token behind it
+
+An example has rows of its own: no row joins two. Its ids are i_0 ... i_m; a target that does not count is -100, which
+the loss passes over, and so is what fills a short row, here of length 6:
+
+    ids        i_0 i_1 i_2 i_3 i_4                   i_3 and i_4 count
+    X          [i_0  i_1  i_2 i_3 0    0   ]
+    Y          [-100 -100 i_3 i_4 -100 -100]
+
+What fills X stands behind all that counts. Attention is causal, so nothing before it sees it: neither the loss nor a
+gradient depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..checks import FileRefused, check_integer, check_number, check_path, kind_of, printable, reading, short
+from ..files.inputs import open_regular
+from ..losses import IGNORED
+from .chat import checked_messages, encode_chat, tokens_of
+from .chattemplate import ChatTemplate, load_template
+from .tokens import Tokenizer, load_tokenizer
+from .widths import widths
+
+EXAMPLES = ".jsonl"
+TABLES = (".json", ".ndjson", ".csv", ".tsv")
+"""Endings of other data: of a text in one of them, a model would learn commas and brackets."""
+KINDS_OF_LINES = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {KINDS_OF_LINES}"
+HELD_OUT = 10
+"""One window or example in ten is held out, all through the text, since the parts of a text differ."""
+MEASURED = 32
+"""The most held-out rows that are measured: 4,096 tokens at a length of 128."""
+WINDOW = 128
+"""Tokens in a window of a text."""
+LONGEST_ROW = 1024
+"""Tokens of a {"text"} in a row: what exceeds them goes on in the next, so that nothing is lost."""
+FILLED = 0
+"""The id that fills a row: every model has it, and none sees it."""
+LISTED = 20
+"""The most lines of examples that are left out whose numbers are shown."""
+SHOWN = 40
+"""The most lines of an example that are shown, and the letters of each are at most five times as many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a language model trains on, and how it is told of."""
+
+    X: np.ndarray  # (n, width) int64, to train on
+    Y: np.ndarray  # (n, width) int64
+    X_held: np.ndarray  # (m, width) int64, to measure the loss on
+    Y_held: np.ndarray  # (m, width) int64
+    unit: str  # what a row is, "windows" or "examples"
+    summary: str  # what the file holds, in a line
+    row_tokens: float  # of a row to train on, on average, without what fills it
+    length: int  # the most tokens of a row
+    example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
+    with_length: Callable[[int], Data] | None = None  # examples in rows of another length
+
+    @property
+    def held_windows(self) -> float:
+        """What is computed to measure the loss, in rows as wide as those to train on."""
+        return float(widths(self.Y_held).sum() / self.X.shape[1])
+
+    def check_vocabulary(self, size: int) -> None:
+        """Require ids that a model of `size` tokens has."""
+        check_vocabulary(max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
+
+
+def check_vocabulary(largest: int, size: int) -> None:
+    """Require ids that a model of `size` tokens has."""
+    if largest >= size:
+        raise ValueError(f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's")
+
+
+def load_data(
+    path: str | Path,
+    model: str | Path,
+    length: int | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    held_out: float | str | Path = 1 / HELD_OUT,
+) -> Data:
+    """Read a text, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
+
+    Parameters
+    ----------
+    path : path
+        A text in UTF-8, or a .jsonl file.
+    model : path
+        The model, as `minilora.language.load_tokenizer` takes it.
+    length : int, optional
+        Of a row, at least 1. What exceeds it of a chat or a completion is cut off. Without it, no token that counts is:
+        a row is as long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`. A window of a
+        text in prose has `WINDOW` tokens.
+    tokenizer : Tokenizer, optional
+        The model's, where it was read before.
+    held_out : float, or path
+        The share of windows or examples that is held out, from 0 to 0.5; or a file of the same kinds whose windows or
+        examples are measured, while all of this one are trained on.
+
+    Returns
+    -------
+    Data
+        Rows of token ids, their targets, and what to print of them.
+
+    Raises
+    ------
+    FileRefused
+        If the file holds neither prose nor examples. An example is refused by the number of its line: one without a
+        kind or with an empty completion, before the model is touched; and a chat that the model's template refuses, or
+        leaves a part of out.
+    ValueError, TypeError
+        If there are less than two windows or examples, or none where nothing is held out, or `length` is out of range.
+    """
+    path = check_path("data", path)
+    length = None if length is None else check_integer("length", length, at_least=1)
+    if path.suffix.lower() in TABLES:
+        raise FileRefused(path, f"by its name it holds JSON or a table: {EXPECTED}")
+    if not isinstance(held_out, (int, float)):
+        held = load_data(held_out, model, length, tokenizer=tokenizer, held_out=0)
+        return measured_on(load_data(path, model, length, tokenizer=tokenizer, held_out=0), held, str(held_out))
+    check_number("held_out", held_out, above=0, or_equal=True)
+    if held_out > 0.5:
+        raise ValueError(f"held_out must be at most 0.5, got {held_out}")
+    if path.suffix.lower() == EXAMPLES:
+        lines = read_lines(path)
+        tokenizer = tokenizer or load_tokenizer(model)
+        return of_examples(path, read_examples(path, lines, model, tokenizer), length, tokenizer, held_out)
+    text = read_text(path)
+    if _is_json(text):
+        raise FileRefused(path, f"it holds JSON: {EXPECTED}")
+    length = WINDOW if length is None else length
+    ids = token_ids(text, (tokenizer or load_tokenizer(model)).encode)
+    arrays = windows(ids, length, held_out)
+    return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}", length, length)
+
+
+def measured_on(data: Data, held: Data, name: str) -> Data:
+    """Return data to train on with those of another file to measure the loss on: at most `MEASURED` rows of them."""
+    rows, longer = spread(np.arange(len(held.X))), data.with_length
+
+    def with_length(length: int) -> Data:
+        assert longer is not None
+        return measured_on(longer(length), held.with_length(length) if held.with_length else held, name)
+
+    return replace(
+        data,
+        X_held=held.X[rows],
+        Y_held=held.Y[rows],
+        summary=f"{data.summary}; held out {printable(name)}: {held.summary}",
+        with_length=with_length if longer else None,
+    )
+
+
+def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
+    """Return which of n parts are held out, (n,) bool: every tenth from the end, so that there is always one.
+
+    With another share, every (1 / share)-th, rounded down; with 0 none.
+    """
+    held = np.zeros(n, bool)
+    if share:
+        held[::-1][(np.arange(math.ceil(n * share - 1e-9)) / share + 1e-9).astype(int)] = True
+    return held
+
+
+def spread(rows: np.ndarray) -> np.ndarray:
+    """Return at most `MEASURED` of some rows, evenly spread."""
+    chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, MEASURED).round().astype(int))]
+    return chosen
+
+
+# --- a text ---------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a regular file in UTF-8 that is not empty."""
+    path = check_path("text", path)
+    with reading(path), open_regular(path) as file:
+        data = file.read()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # of a letter, one byte in two is 0
+        raise FileRefused(path, "not a text in UTF-8 but in UTF-16")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileRefused(path, f"not a text in UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
+    if not text.strip():
+        raise FileRefused(path, "it holds no text")
+    return text
+
+
+def _is_json(text: str) -> bool:
+    """Return whether a text is JSON, or its first line an object: a model would learn brackets and commas."""
+    for part, kinds in ((text, (dict, list)), (text.strip().partition("\n")[0], dict)):
+        with suppress(msgspec.DecodeError, RecursionError):
+            if isinstance(msgspec.json.decode(part), kinds):
+                return True
+    return False
+
+
+def windows(
+    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut the ids of a text into windows, and hold every tenth of them out.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        The text.
+    length : int
+        Of a window, at least 1.
+    share : float
+        Of the windows, which is held out, as `is_held_out` takes it.
+
+    Returns
+    -------
+    X, Y : numpy.ndarray, shape (n, length), int64
+        To train on. Each id but the first is a target once.
+    X_held, Y_held : numpy.ndarray, shape (m, length), int64
+        To measure the loss on: of those held out, at most `MEASURED`, evenly spread.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the text is too short for two windows, or for one where none is held out, or an id is no integer, or
+        negative.
+    """
+    length = check_integer("length", length, at_least=1)
+    checked = _check_ids(ids)
+    n = (len(ids) - 1) // length
+    least, what = (2, "two windows") if share else (1, "a window")
+    if n < least:
+        raise ValueError(f"the text has {len(ids)} tokens, expected at least {least * length + 1}: {what} of {length}")
+    used = checked[: n * length + 1]
+    X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
+    held = is_held_out(n, share)
+    measured = spread(np.flatnonzero(held)) if share else np.zeros(0, int)
+    return X[~held], Y[~held], X[measured], Y[measured]
+
+
+def _check_ids(ids: Any) -> np.ndarray:
+    """Return token ids as an array; of what are none NumPy would round floats down, and read texts."""
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
+        raise TypeError(f"ids must be a sequence of token ids, got {kind_of(ids)}")
+    array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(f"ids must be a sequence of integers, got {array.ndim} axes of {array.dtype}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"ids[{int(array.argmin())}] must be at least 0, got {array.min()}")
+    return array.astype(np.int64)
+
+
+# --- the ids of a long text -------------------------------------------------------------------------------------------
+
+PIECE = 1 << 18
+"""Characters of a text that are encoded at a time."""
+UNCUT = 1 << 21
+"""Characters that are encoded at once where a tokenizer allows no cut between them."""
+CONTEXT = 256
+"""Characters on either side of a place that decide whether it is a place for a cut."""
+CUTS, TRIES = (r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)", r"(?<=\s)(?=\S)", r"(?s:(?=.))"), 8
+"""Places for a cut, the likeliest first: a line's start, a word's end, a word's start, anywhere; and tries of each."""
+
+
+def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = None) -> list[int]:
+    """Return a text's token ids, which are those of ``encode(text)``.
+
+    A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
+    `PIECE` characters, cut where no token spans the cut and the tokens on either side do not depend on the other side.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    encode : callable
+        The tokenizer, ``encode(text) -> list of int``.
+    size : int, optional
+        How many tokens the model has; without it, ids are not held against that.
+
+    Returns
+    -------
+    list of int
+        The ids.
+
+    Raises
+    ------
+    ValueError
+        If an id is not below `size`: the tokenizer is another model's. If the tokenizer allows no cut in `UNCUT`
+        characters.
+    """
+    ids: list[int] = []
+    start = 0
+    while start < len(text):
+        stop = _next_cut(text, start, encode)
+        piece = _ids_after(text[max(0, start - CONTEXT) : start], text[start:stop], encode)
+        if piece is None:
+            raise _uncut(start)
+        ids += piece
+        start = stop
+    if size is not None:
+        check_vocabulary(max(ids, default=0), size)
+    return ids
+
+
+def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int:
+    """Return where the piece that begins at `start` ends: the text's end, or a safe place."""
+    for stop in range(start + PIECE, len(text), PIECE):
+        if stop - start >= UNCUT:
+            raise _uncut(start)
+        first = stop - PIECE // 2
+        for pattern in CUTS:
+            places = [first + match.start() for match in re.finditer(pattern, text[first:stop])]
+            for place in reversed(places[-TRIES:]):
+                if place > first and _is_safe(text, place, encode):
+                    return place
+    return len(text)
+
+
+def _uncut(start: int) -> ValueError:
+    return ValueError(
+        f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut within "
+        f"{UNCUT:,} characters, which is what is encoded at once"
+    )
+
+
+def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
+    """Return whether what stands before a place leaves the tokens after it alone, and the other way round."""
+    after = text[place : place + CONTEXT]
+    befores = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
+    ids = [_ids_after(before, after, encode) for before in befores]
+    return ids[0] is not None and ids[0] == ids[1] == ids[2]
+
+
+def _ids_after(before: str, after: str, encode: Callable[[str], list[int]]) -> list[int] | None:
+    """Return the ids of a text that stands behind another; None where that one gets other ids with it than alone."""
+    whole, first = encode(before + after), encode(before) if before else []
+    return whole[len(first) :] if whole[: len(first)] == first else None
+
+
+# --- the lines of a .jsonl file ---------------------------------------------------------------------------------------
+
+
+class Chat(msgspec.Struct):
+    """A chat, and the tools that its template is told of."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
+
+
+class Completion(msgspec.Struct):
+    """A prompt, of which nothing counts, and what the model is to say then."""
+
+    prompt: str
+    completion: str
+
+
+class Text(msgspec.Struct):
+    """A text, all of which counts."""
+
+    text: str
+
+
+KINDS: dict[type[Chat | Completion | Text], set[str]] = {
+    Chat: {"messages"},
+    Completion: {"prompt", "completion"},
+    Text: {"text"},
+}
+"""The keys of each kind. What else a line has is passed over, but for those that change what a model reads:"""
+LOST = ("tools", "functions", "function_call", "documents", "chat_template_kwargs")
+
+
+def read_lines(path: Path) -> list[tuple[int, Chat | Completion | Text]]:
+    """Return the lines of a .jsonl file by their numbers, from 1; blank ones are passed over."""
+    lines, text = [], read_text(path)
+    if text.lstrip().startswith("["):
+        raise FileRefused(path, f"it holds a list of JSON: {EXPECTED}")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            with _line(path, number):
+                lines.append((number, checked(msgspec.json.decode(line))))
+    return lines
+
+
+@contextmanager
+def _line(path: Path, number: int) -> Iterator[None]:
+    """Put a file's name and a line's number before an error about the line."""
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
+        raise FileRefused(path, f"line {number}: {error}") from error
+
+
+def checked(record: Any) -> Chat | Completion | Text:
+    """Return a line as one of the three kinds, of which something counts and nothing is lost."""
+    kinds = [kind for kind, keys in KINDS.items() if isinstance(record, dict) and keys <= record.keys()]
+    if len(kinds) != 1:
+        what = f"its keys are {short(sorted(record))}" if isinstance(record, dict) else f"it is {short(record)}"
+        raise ValueError(f"{what}, expected one of {KINDS_OF_LINES}")
+    line = msgspec.convert(record, kinds[0])
+    for name in LOST:
+        if record.get(name) and not hasattr(line, name):
+            raise ValueError(f"its {name} would be lost: a template gets messages and tools alone")
+    if isinstance(line, Chat):
+        checked_messages(line.messages)
+    elif not (text := line.text if isinstance(line, Text) else line.completion).strip():
+        raise ValueError(f"its {'text' if isinstance(line, Text) else 'completion'} is empty: {text!r}")
+    return line
+
+
+# --- examples -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A line of a .jsonl file as tokens."""
+
+    line: int  # its number, from 1
+    ids: np.ndarray  # (m,) int64
+    counted: np.ndarray  # (m,) bool, which of them the loss counts as targets
+    whole: bool  # whether all of it counts, so that what exceeds a row goes on in the next
+
+
+def read_examples(
+    path: Path, lines: Iterable[tuple[int, Chat | Completion | Text]], model: str | Path, tokenizer: Tokenizer
+) -> list[Example]:
+    """Return lines as tokens. The chat template is read where the first chat comes."""
+    examples, template = [], None
+    for number, line in lines:
+        with _line(path, number):
+            if template is None and isinstance(line, Chat):
+                template = load_template(model)
+            ids, counted = encode_line(line, tokenizer, template)
+            if not counted.any():
+                raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
+            examples.append(Example(number, np.array(ids, np.int64), counted, whole=isinstance(line, Text)))
+    return examples
+
+
+def encode_example(
+    record: dict[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> tuple[list[int], np.ndarray]:
+    """Return the token ids of an example, and which of them count.
+
+    What is no chat begins with the tokenizer's begin token, as a prompt of `minilora generate` does, and ends with its
+    end token, so that the model learns where to stop; either only if it does not stand there already.
+
+    Parameters
+    ----------
+    record : dict
+        Of one of the three kinds.
+    tokenizer : Tokenizer
+        The model's.
+    template : ChatTemplate, optional
+        The model's, which messages need.
+
+    Returns
+    -------
+    ids : list of int
+        The tokens.
+    counted : numpy.ndarray, shape (len(ids),), bool
+        Which of them count.
+
+    Raises
+    ------
+    ValueError
+        If nothing of it counts, or the template refuses it.
+    """
+    return encode_line(checked(record), tokenizer, template)
+
+
+def encode_line(
+    line: Chat | Completion | Text, tokenizer: Tokenizer, template: ChatTemplate | None
+) -> tuple[list[int], np.ndarray]:
+    """Do what `encode_example` does."""
+    if isinstance(line, Chat):
+        if template is None:
+            raise ValueError("messages need the model's chat template")
+        return encode_chat(line.messages, template, tokenizer, line.tools or None)
+    prompt, completion = ("", line.text) if isinstance(line, Text) else (line.prompt, line.completion)
+    if prompt:
+        ids, places = tokenizer.tokens(prompt + completion)
+        counted = np.zeros(len(ids), bool)
+        counted[tokens_of((len(prompt), len(prompt + completion)), places)] = True
+    else:
+        ids = token_ids(completion, tokenizer.encode)
+        counted = np.ones(len(ids), bool)
+    before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
+    behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
+    counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
+    return [*before, *ids, *behind], counted
+
+
+def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the inputs of an example and its targets, -100 where none counts: one row; of a text as many as it needs.
+
+    There is none if no target counts: what comes before the first that does fills the row.
+    """
+    targets = np.where(example.counted, example.ids, IGNORED)
+    starts = range(0, len(example.ids) - 1, length) if example.whole else (0,)
+    rows = [(example.ids[s : s + length], targets[s + 1 : s + length + 1]) for s in starts]
+    rows = [(x[: len(y)], y) for x, y in rows]
+    return rows if any((y != IGNORED).any() for _, y in rows) else []
+
+
+def length_of(example: Example) -> int:
+    """Return the least length of a row, at least 1, at which no token that counts is cut off."""
+    last = int(example.counted.nonzero()[0][-1])
+    return max(1, min(last, LONGEST_ROW) if example.whole else last)
+
+
+def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as two arrays, each (n, width): behind an example's end X has the id 0, and Y -100."""
+    rows = list(rows)
+    X, Y = np.full((len(rows), width), FILLED, np.int64), np.full((len(rows), width), IGNORED, np.int64)
+    for row, (x, y) in enumerate(rows):
+        X[row, : len(x)], Y[row, : len(y)] = x, y
+    return X, Y
+
+
+def of_examples(
+    path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer, share: float = 1 / HELD_OUT
+) -> Data:
+    """Return examples as arrays, as wide as the longest of them needs, one in ten held out.
+
+    An example of which no token that counts is left is left out, and named.
+    """
+    least = 2 if share else 1
+    if len(examples) < least:
+        raise FileRefused(path, f"it has {len(examples)} example, expected at least 2: one is held out")
+    longest = max(length_of(example) for example in examples)
+    length = longest if length is None else length
+    rows = [rows_of(example, length) for example in examples]
+    learnable = [example for example, own in zip(examples, rows, strict=True) if own]
+    if len(learnable) < least:
+        raise FileRefused(
+            path,
+            f"{len(learnable)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at "
+            f"least {least}: --length {longest} keeps all",
+        )
+    trained: list[tuple[np.ndarray, np.ndarray]] = []
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    is_held = is_held_out(len(learnable), share)
+    for own, to_measure in zip(filter(None, rows), is_held, strict=True):
+        (held if to_measure else trained).extend(own)
+    measured = [held[row] for row in spread(np.arange(len(held)))] if held else []
+    width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
+    tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
+    summary = (
+        f"{len(learnable) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
+        f"{counted:,} of {tokens:,} tokens count{_lost(examples, length, longest)}"
+    )
+    shown = learnable[int(is_held.argmin())]  # the first to train on
+    return Data(
+        *filled(trained, width),
+        *filled(measured, width),
+        unit="examples",
+        summary=summary,
+        row_tokens=float(np.mean([len(x) for x, _ in trained])),
+        length=length,
+        example=show(shown, length, tokenizer),
+        with_length=lambda other: of_examples(path, examples, other, tokenizer, share),
+    )
+
+
+def _lost(examples: list[Example], length: int, longest: int) -> str:
+    """Say what a length cuts off of examples, and which it leaves out; "" where nothing that counts is lost."""
+    cut = [example for example in examples if not example.whole and length_of(example) > length]
+    gone = [example for example in examples if not rows_of(example, length)]
+    text = ""
+    if cut:
+        lost = sum(int(example.counted[length + 1 :].sum()) for example in cut)
+        text = (
+            f", {len(cut):,} are cut after {length} tokens: {lost:,} more that count are lost, and --length {longest} "
+            "keeps all"
+        )
+    if gone:
+        lines = ", ".join(str(example.line) for example in gone[:LISTED]) + (", ..." if len(gone) > LISTED else "")
+        lines = f"line{'s' * (len(gone) > 1)} {lines}"
+        text += f"; {len(gone):,} with nothing to learn in a row of {length} are left out ({lines})"
+    return text
+
+
+def show(example: Example, length: int, tokenizer: Tokenizer) -> str:
+    """Return an example as the model reads it, decoded, a line for each of its lines: behind a | is what counts."""
+    ids, counted = example.ids[: length + 1], example.counted[: length + 1].copy()
+    counted[:1] = False  # nothing comes before the first token, so it is no target
+    head = f"line {example.line}, {len(ids):,} tokens; the {int(counted.sum()):,} behind a | count:"
+    cuts = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(ids)]
+    lines, text = [], ""
+    for start, stop in pairwise(cuts):
+        before, text = text, tokenizer.spell(ids[:stop].tolist())
+        for line in text[len(before) :].splitlines(keepends=True):
+            lines.append(f"{'  |' if counted[start] else '   '} {printable(line, 5 * SHOWN)}")
+    if len(lines) > SHOWN:
+        lines = [*lines[: SHOWN // 2], f"    ... {len(lines) - SHOWN // 2 * 2} lines more ...", *lines[-SHOWN // 2 :]]
+    return "\n".join([f"example  {head}", *lines])

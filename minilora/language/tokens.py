@@ -1,0 +1,422 @@
+"""From text to token ids and back, as a model's own files say.
+
+=========================  ==========================================================================
+the model                  its tokenizer
+=========================  ==========================================================================
+a Hugging Face folder      ``tokenizer.json`` in it, read by the package ``tokenizers``
+a ``.gguf`` file           the byte-level BPE in its metadata, rebuilt with ``tokenizers``
+glassllm's ``.npz`` file   the ``.tokenizer.json`` beside it, in a format of its own, by ``glassllm``
+=========================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checks import FileRefused, check_path, needed, reading, short
+from ..files.inputs import open_regular, read_json, read_whole
+from ..files.tensors import MODEL_CONFIG
+from .gguf import gguf_tokenizer
+
+FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer, whichever package it comes from. A text for which it has no tokens is a `FileRefused`."""
+
+    encode: Callable[[str], list[int]]  # the ids of a text, with nothing before or after it
+    decode: Callable[[Sequence[int]], str]  # the text, without the tokens that stand for no text
+    begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
+    end: frozenset[int]  # the ids that end a text
+    last: tuple[int, ...]  # the one that a text to train on ends with, or none
+    tokens: Callable[[str], tuple[list[int], list[tuple[int, int]]]]  # ids, and where each one's letters begin and end
+    spell: Callable[[Sequence[int]], str]  # as `decode`, with the tokens that stand for no text, by their names
+
+
+def load_tokenizer(model: str | Path) -> Tokenizer:
+    """Read the tokenizer of a model.
+
+    Parameters
+    ----------
+    model : path
+        A Hugging Face folder, a .gguf file, or glassllm's .npz file.
+
+    Returns
+    -------
+    Tokenizer
+        Ready to use.
+
+    Raises
+    ------
+    FileRefused
+        If there is none, or one that cannot be read.
+    ValueError
+        If the package that reads it is not installed.
+    """
+    path = check_path("model", model)
+    if path.is_dir():
+        return _from_folder(path)
+    open_regular(path).close()
+    if path.suffix not in (".gguf", ".npz"):
+        raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
+    return _from_gguf(path) if path.suffix == ".gguf" else _from_glassllm(path)
+
+
+def spell(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """Yield the text that ids add to those before them, piece by piece.
+
+    The bytes of a letter may come in several tokens: they are held back until the letter is whole.
+    """
+    all_ids = list(before)
+    done = len(decode(all_ids))
+    for token in ids:
+        all_ids.append(token)
+        text = decode(all_ids)
+        if not text.endswith("\ufffd"):
+            yield text[done:]
+            done = len(text)
+
+
+# --- a folder -------------------------------------------------------------------------------------------------------
+#
+# transformers makes each token that tokenizer_config.json names a special one, also where tokenizer.json does not; so
+# do we. Some of its classes take the vocabulary of tokenizer.json alone, and split texts in their own way, from version
+# 5 on. What the file says is what the model was trained with, and what other programs do, so that the file is followed.
+
+SETTINGS, OLD_SETTINGS, OLD_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+PROBES = 300
+"""Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
+LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+END = "<|endoftext|>"
+TOKENS_OF_CLASS: dict[str, dict[str, str]] = {
+    "GPT2Tokenizer": {"bos_token": END, "eos_token": END, "unk_token": END},
+    "Qwen2Tokenizer": {"eos_token": END, "unk_token": END, "pad_token": END},
+    "LlamaTokenizer": LLAMA,
+    "CodeLlamaTokenizer": LLAMA,
+    "GemmaTokenizer": {
+        **{"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        **{"mask_token": "<mask>"},
+    },
+    "CohereTokenizer": {
+        **{"bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>", "unk_token": "<UNK>"},
+        **{"sep_token": "<SEP>", "pad_token": "<PAD>", "cls_token": "<CLS>", "mask_token": "<MASK_TOKEN>"},
+    },
+}
+"""The special tokens that transformers' classes have where tokenizer_config.json names none."""
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    tokenizers, path, settings = needed("tokenizers", FILE), folder / FILE, read_settings(folder)
+    with _errors_of(path):
+        tokenizer = tokenizers.Tokenizer.from_buffer(read_whole(path))
+        tokenizer.no_truncation()  # transformers resets both with each call
+        tokenizer.no_padding()
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        raise FileRefused(path, f"dropout is {dropout:g}, supported: null: a text has other ids each time")
+    if settings.get("split_special_tokens"):
+        raise FileRefused(
+            folder / SETTINGS, "split_special_tokens is True, supported: False: special tokens would be letters"
+        )
+    _check_added(folder, settings, tokenizer)
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for _, token in special_tokens(folder, settings):
+        text, said = token_text(token), token if isinstance(token, dict) else {}
+        if text and text not in known:
+            flags = {n: said[n] for n in ("lstrip", "rstrip", "single_word", "normalized") if type(said.get(n)) is bool}
+            tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, **flags)])
+    last = tokenizer.token_to_id(token_text(settings.get("eos_token")) or "")
+    for name in ("generation_config.json", MODEL_CONFIG):  # the first that is there names the end, or none
+        if (folder / name).exists():
+            end = read_json(folder / name).get("eos_token_id")
+            return _of(path, tokenizer, [] if end is None else _end(folder / name, end), last)
+    return _of(path, tokenizer, [], last)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what tokenizer_config.json says, with the special tokens of files of before, and those of the class."""
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    if "added_tokens_decoder" not in settings and (folder / OLD_SETTINGS).exists():
+        settings |= read_json(folder / OLD_SETTINGS)
+    return TOKENS_OF_CLASS.get(_class_of(folder, settings), {}) | settings
+
+
+def _class_of(folder: Path, settings: Mapping[str, Any]) -> str:
+    """Return the class that transformers loads, "" for the one that does as tokenizer.json says."""
+    model = read_json(folder / MODEL_CONFIG) if (folder / MODEL_CONFIG).exists() else {}
+    kind = str(model.get("model_type"))
+    name = str(settings.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
+    if kind == "qwen2" or (kind.startswith(("qwen2_", "qwen3")) and not name):
+        return "Qwen2Tokenizer"
+    if kind in ("mistral", "mixtral"):
+        return ""
+    if name == "LlamaTokenizer" and (folder / FILE).exists() and b'"ByteLevel"' in read_whole(folder / FILE):
+        return ""
+    return name
+
+
+def special_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each special token that the settings have, and the token: a text, or an object with one."""
+    for name in (*NAMED, *(n for n in settings if n.endswith("_token") and n not in NAMED)):
+        if token_text(settings.get(name)) is not None:
+            yield name, settings[name]
+    more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    for name, token in more.items() if isinstance(more, dict) else (("", token) for token in more):
+        if token_text(token) is None:
+            raise FileRefused(folder / SETTINGS, f"a special token is {short(token)}, expected a text")
+        yield name, token
+
+
+def token_text(token: Any) -> str | None:
+    """Return the text of a token as tokenizer_config.json writes one: a text, or an object that has it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _check_added(folder: Path, settings: Mapping[str, Any], tokenizer: Any) -> None:
+    """Require that tokenizer.json has the tokens that the files beside it add: transformers adds them."""
+    path, tokens = folder / SETTINGS, settings.get("added_tokens_decoder") or {}
+    with reading(path):
+        pairs = [(number, token.get("content")) for number, token in tokens.items()]
+    if "added_tokens_decoder" not in settings and (folder / OLD_ADDED).exists():
+        path = folder / OLD_ADDED
+        pairs = [(str(number), text) for text, number in read_json(path).items()]
+    added = {str(number): token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
+    for number, text in pairs:
+        if added.get(number) != text or text is None:
+            raise FileRefused(path, f"it adds {short(text)} as token {short(number)}: tokenizer.json does not")
+
+
+def _end(path: Path, end: Any) -> list[int]:
+    """Return the ids that end a text, of which each is one: true would end it at token 1, and 2.0 nowhere."""
+    ids = end if isinstance(end, list) else [end]
+    if not all(type(number) is int and number >= 0 for number in ids):
+        raise FileRefused(path, f"eos_token_id is {short(end)}, expected a token's id or a list of them")
+    return ids
+
+
+def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
+    """Return a tokenizer of the package `tokenizers` as ours; a text to train on ends with `last`, or the first end."""
+    closing = end[:1] if last is None else [last]
+
+    def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        with _errors_of(path):  # such as an unknown letter, where the file names no token for those
+            encoded = tokenizer.encode(text, add_special_tokens=False)
+        return list(encoded.ids), list(encoded.offsets)
+
+    return Tokenizer(
+        encode=lambda text: tokens(text)[0],
+        decode=lambda ids: str(tokenizer.decode(list(ids))),
+        begin=tuple(_before_a_text(tokenizer)),
+        end=frozenset(end),
+        last=tuple(closing),
+        tokens=tokens,
+        spell=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
+    )
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Make one line of the errors of the package `tokenizers`; of a panic of its Rust code too, a BaseException."""
+    try:
+        with reading(path):
+            yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise FileRefused(path, str(error)) from error
+
+
+def _before_a_text(tokenizer: Any) -> list[int]:
+    """Return the ids that a tokenizer puts before a text; some put others after it."""
+    known = ((tokenizer.id_to_token(i) or "")[:PROBES] for i in range(PROBES))
+    for probe in ("a", *known):  # one that it has a token for
+        with suppress(FileRefused), _errors_of(Path(FILE)):
+            encoded = tokenizer.encode(probe)
+            of_the_text = [number is not None for number in encoded.sequence_ids]
+            if True in of_the_text:
+                return list(encoded.ids[: of_the_text.index(True)])
+    return []
+
+
+# --- a .gguf file ----------------------------------------------------------------------------------------------------
+
+GGUF_SPLITS = ("smollm", "gpt-2", "qwen2")
+"""How a .gguf file's tokenizer may split a text into words: its ``tokenizer.ggml.pre``."""
+QWEN2_WORDS = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""English endings, letters with what stands before them, digits, marks, spaces; as llama.cpp has it."""
+TEXT, NO_TEXT, USERS = 1, (2, 3), 4
+"""GGUF's types of tokens: a text, what is no text, which is an unknown one and control ones, and what users defined.
+
+The latter two are found whole in a text, before it is split into words.
+"""
+
+
+ENDS = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "[e~["),
+        "<\N{FULLWIDTH VERTICAL LINE}end\N{LOWER ONE EIGHTH BLOCK}of\N{LOWER ONE EIGHTH BLOCK}sentence"
+        "\N{FULLWIDTH VERTICAL LINE}>",
+    )
+)
+"""Names by which llama.cpp knows tokens that end a text, whatever their type is: its src/llama-vocab.cpp has them."""
+SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+"""Those that it always writes, as texts of a user."""
+BETWEEN_FILES = {
+    "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep_token_id": ("<|file_sep|>",),
+}
+"""Those by which it knows the ones between files of a program, where no key names them: they end a text too."""
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", *BETWEEN_FILES)
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    tokenizers, fields = needed("tokenizers", "its tokenizer"), gguf_tokenizer(path)
+    known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
+    kind = known.get("model"), known.get("pre")
+    if kind not in {("gpt2", splits) for splits in GGUF_SPLITS}:
+        raise FileRefused(
+            path,
+            f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm', "
+            "'gpt-2' or 'qwen2' do: take the model's Hugging Face folder",
+        )
+    if missing := [name for name in ("tokens", "merges", "token_type") if name not in known]:
+        raise FileRefused(path, f"its tokenizer has no {' and no '.join(missing)}")
+    words: list[str] = known["tokens"]
+    with _errors_of(path):
+        ids = {word: number for number, word in enumerate(words)}
+        merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(known["merges"])]  # the first of two counts
+        types = dict(zip(words, known["token_type"], strict=True))
+        if len(types) < len(words):
+            raise ValueError("its tokenizer is damaged: a token stands twice")
+        named, within = _named_ends(known)
+        types |= dict.fromkeys((words[i] for i in named), NO_TEXT[1])
+        types |= dict.fromkeys(types.keys() & SHOWN, USERS) | within
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges))
+    tokenizer.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    no_texts, texts = (
+        [word for word in words if types[word] in NO_TEXT],
+        [word for word in words if types[word] == USERS],
+    )
+    tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in no_texts])
+    tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in texts])
+    ends = [*_end(path, [known[key] for key in END_KEYS if key in known]), *named]
+    ours = _of(path, tokenizer, [number for number in ends if number not in {ids[word] for word in within}])
+    as_they_are = {ids[word]: word for word in texts}
+    return replace(
+        ours,
+        begin=(_begin(path, known),) if known.get("add_bos_token") else (),
+        decode=lambda ids: _decoded(ids, ours.decode, as_they_are),
+        spell=lambda ids: _decoded(ids, ours.spell, as_they_are),
+    )
+
+
+def _named_ends(known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
+    """Return the tokens that end a text by their names, and the types of those that only seem to.
+
+    llama.cpp takes an end whole, whichever type it has.
+    """
+    ids = {token: number for number, token in enumerate(known["tokens"])}
+    ends, within = ENDS & ids.keys(), {}
+    if {"<|call|>", "<|calls|>"} & ends and {"<|return|>", "<|flush|>"} & ends and "<|end|>" in ends:
+        within["<|end|>"] = USERS  # it ends a part of a turn
+    if {"<|tool_response>", "</s>"} <= ends:
+        within["</s>"] = TEXT
+    ends -= within.keys()
+    for key, names in BETWEEN_FILES.items():
+        ends |= {name for name in names if key not in known and name in ids}
+    return sorted(ids[name] for name in ends), within
+
+
+def _splits_as(pre: str, tokenizers: Any) -> Any:
+    """Return what splits a text into words, within which tokens are merged."""
+    made = tokenizers.pre_tokenizers
+    words = made.ByteLevel(add_prefix_space=False)  # as GPT-2 does
+    if pre == "smollm":
+        return made.Sequence([made.Digits(individual_digits=True), words])
+    if pre == "qwen2":
+        letters = made.ByteLevel(add_prefix_space=False, use_regex=False)
+        return made.Sequence([made.Split(tokenizers.Regex(QWEN2_WORDS), "isolated"), letters])
+    return words
+
+
+def _begin(path: Path, known: Mapping[str, Any]) -> int:
+    """Return the token that texts begin with."""
+    begin = known.get("bos_token_id")
+    if type(begin) is not int or not 0 <= begin < len(known["tokens"]):
+        raise FileRefused(path, f"add_bos_token is True and bos_token_id is {short(begin)}, expected a token's id")
+    return begin
+
+
+def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: Mapping[int, str]) -> str:
+    """Return the text of ids, some of which stand for a text as it is: `ByteLevel` would take its letters for bytes."""
+    parts = [(own, [*run]) for own, run in itertools.groupby(map(int, ids), texts.get)]
+    return "".join(decode(run) if own is None else own * len(run) for own, run in parts)
+
+
+# --- glassllm's file -------------------------------------------------------------------------------------------------
+
+END_OF_GLASSLLM = 3
+"""Its id of <eos>."""
+
+
+def _composed(text: str) -> list[tuple[int, int]]:
+    """Return for each letter of a text's composed form (NFC) where what it is composed of begins and is over."""
+    if unicodedata.is_normalized("NFC", text):
+        return [(place, place + 1) for place in range(len(text))]
+    parts: list[str] = []
+    for letter in text:
+        if parts and _joins(parts[-1], letter):
+            parts[-1] += letter
+        else:
+            parts.append(letter)
+    spans: list[tuple[int, int]] = []
+    for part, stop in zip(parts, itertools.accumulate(map(len, parts)), strict=True):
+        spans += [(stop - len(part), stop)] * len(unicodedata.normalize("NFC", part))
+    return spans
+
+
+def _joins(before: str, letter: str) -> bool:
+    """Return whether a letter may become one with those before it: an accent, or a letter that is composed of them."""
+    normal = unicodedata.normalize
+    if unicodedata.combining(normal("NFD", letter)[0]):
+        return True
+    return normal("NFC", before + letter) != normal("NFC", before) + normal("NFC", letter)
+
+
+def _from_glassllm(path: Path) -> Tokenizer:
+    glassllm, file = needed("glassllm", "an .npz file"), path.with_suffix(".tokenizer.json")
+    open_regular(file).close()
+    with reading(file):
+        tokenizer = glassllm.Tokenizer.load(file)
+
+    def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the places in the text, of which the package encodes the composed form (NFC)."""
+        ids = tokenizer.encode(text)
+        widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in ids]
+        stops, letters = itertools.accumulate(widths), _composed(text)
+        return ids, [(letters[s - w][0], letters[s - 1][1]) for s, w in zip(stops, widths, strict=True)]
+
+    return Tokenizer(
+        encode=tokenizer.encode,
+        decode=lambda ids: str(tokenizer.decode(list(ids))),
+        begin=(),
+        end=frozenset({END_OF_GLASSLLM}),
+        last=(END_OF_GLASSLLM,),
+        tokens=tokens,
+        spell=lambda ids: "".join(tokenizer.tokens(list(ids))).replace(glassllm.tokenizer.SPACE, " "),
+    )
