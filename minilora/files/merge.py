@@ -32,15 +32,12 @@ from ..checks import FileRefused, check_flag, check_path, short
 from ..variants.dora import divisible
 from .atomic import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole
 from .inputs import read_start
-from .landing import MergedTensor, merged_tensors
-from .modelfolder import EMBEDDING, HEAD, files_beside, ties_head, with_own_head, write_beside
+from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
 from .peft.adapterconfig import CONFIG_NAME
 from .peft.adapterfolder import WEIGHTS_NAME, AdapterFolder
 from .peft.expertkeys import ExpertForm
+from .placement import MergedTensor, merged_tensors
 from .tensors import BLOCK_BYTES, FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME, TensorFile, Weights, open_weights
-
-WIDE = {"F16": "float32", "BF16": "float32", "F32": "float32", "F64": "float64"}
-"""The type that each type is added up in."""
 
 
 def merge_adapter(
@@ -101,14 +98,14 @@ def merge_adapter(
     whole = os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone  # a model's folder is written
     tied = [module for module in folder.layers if module.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(weights)]
     untied = whole and bool(tied)
-    beside = files_beside(base, untied=untied) if whole else {}
+    others = companions(base, untied=untied) if whole else {}
     weights = with_own_head(weights) if untied else weights
     changes = merged_tensors(folder, weights, layouts)
     _check_out(out, weights, adapter, whole)
     if tied:
         _warn_of_a_tied_head(weights, tied, whole)
     if not dry_run:
-        _write(out, weights, folder, changes, beside, progress)
+        _write(out, weights, folder, changes, others, progress)
     return changes
 
 
@@ -176,13 +173,13 @@ def _write(
     weights: Weights,
     folder: AdapterFolder,
     changes: list[MergedTensor],
-    beside: Mapping[str, Path | bytes],
+    others: Mapping[str, Path | bytes],
     progress: bool,
 ) -> None:
-    """Write the one file; or the files, their index and those beside into a folder, which appears when it is whole."""
+    """Write the one file; or files, index and companions into a folder, which appears when it is whole."""
     total = sum(spec.end - spec.start for file in weights.files for spec in file.tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
-        if weights.index is None and not beside:
+        if weights.index is None and not others:
             with written_whole(out) as target:
                 _write_file(weights.files[0], target, folder, changes, bar)
             return
@@ -193,7 +190,7 @@ def _write(
             if weights.index is not None:
                 with synced(part / weights.index.name) as target:
                     target.write(weights.index_text)
-            write_beside(beside, part)
+            copy_companions(others, part)
 
 
 def _write_file(
@@ -228,7 +225,8 @@ def _merged_matrix(
     file: TensorFile, change: MergedTensor, arrays: list[np.ndarray], start: int
 ) -> Iterator[np.ndarray]:
     """Yield the new bytes of the matrix that begins at a byte of the file, some rows at a time."""
-    A, B, *magnitude = (array.astype(WIDE[change.dtype], copy=False) for array in arrays)
+    wide = np.result_type(FLOATS[change.dtype], np.float32)
+    A, B, *magnitude = (array.astype(wide, copy=False) for array in arrays)
     outputs = 1 if change.layout == "in-out" else 0  # the axis of the outputs, as the weight is stored
     left, right = (A.T, B.T) if outputs else (B, A)
     if magnitude and outputs:  # an output's weights lie in all rows

@@ -1,4 +1,4 @@
-"""A model's folder, so that a merged one loads: a tied head, and the files beside the weights.
+"""A model's folder, so that a merged one loads: a tied head, and the weights' companions.
 
 The head of a tied model is its embedding: one array, two modules. An adapter of `embed_tokens` changes what goes in,
 one of `lm_head` what comes out, and neither changes the other. Merged, such a model needs both, so the head gets a
@@ -71,7 +71,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-# --- the files beside the weights -------------------------------------------------------------------------------------
+# --- the companions of the weights ------------------------------------------------------------------------------------
 
 FURTHER_TEMPLATES = "additional_chat_templates"
 """A folder with chat templates for other occasions than the default: ``tool_use.jinja``."""
@@ -79,8 +79,8 @@ COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 """What files end in that say how a model is built, how it generates, and how its tokenizer splits text."""
 
 
-def files_beside(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
-    """Return what a merged folder gets besides weights, by name: a file to copy, or a text.
+def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
+    """Return what a merged folder gets besides the weights, by name: a file to copy, or a text.
 
     An untied model's config.json says that it is. An index is of weights that are written apart, and an adapter's
     configuration of an adapter that is merged.
@@ -106,8 +106,8 @@ def _check_within(folder: Path, path: Path) -> None:
         raise FileRefused(path, "a link out of the model's folder, whose file would be copied: expected one in it")
 
 
-def write_beside(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Write them into the new folder."""
+def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
+    """Write companions into a new folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         with synced(folder / name) as target:

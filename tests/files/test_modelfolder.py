@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Llama, attach, load_adapter, merge, merge_adapter, quantize, save_adapter
 from minilora.cli import main
 from minilora.files import modelfolder
-from minilora.files.modelfolder import files_beside, ties_head
+from minilora.files.modelfolder import companions, ties_head
 from minilora.files.tensors import open_weights
 from minilora.language import save_llama
 
@@ -93,15 +93,15 @@ def test_what_says_how_a_model_is_built_is_copied_and_nothing_else(tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "additional_chat_templates" / "k.jinja").write_text("k")
     (tmp_path / "additional_chat_templates" / "l.txt").write_text("l")
-    assert set(files_beside(tmp_path, untied=False)) == copied | {"additional_chat_templates/k.jinja"}
+    assert set(companions(tmp_path, untied=False)) == copied | {"additional_chat_templates/k.jinja"}
 
 
 @pytest.mark.parametrize("config", ["{}", '{"tie_word_embeddings": true, "more": [1]}'])
 def test_an_untied_models_configuration_says_that_it_is(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
-    untied = files_beside(tmp_path, untied=True)["config.json"]
+    untied = companions(tmp_path, untied=True)["config.json"]
     assert json.loads(untied) == json.loads(config) | {"tie_word_embeddings": False}
-    assert files_beside(tmp_path, untied=False)["config.json"] == tmp_path / "config.json"
+    assert companions(tmp_path, untied=False)["config.json"] == tmp_path / "config.json"
 
 
 def test_weights_alone_are_merged_into_a_file(tmp_path, adapter):
