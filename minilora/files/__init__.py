@@ -3,7 +3,7 @@
 For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a model, `inspection`
 shows what is in one, `checkpoint` keeps a training.
 
-Under them, `peft` is an adapter's folder and `base` the files of the model that it is merged into. `minilora.guards`
+Under them, `peft` is an adapter's folder, and `tensors`, `mixtures`, `modelfolder` are the files of a model. `minilora.guards`
 reads and writes the files themselves. `save_llama` and `ggufblocks` are doors to `minilora.language`.
 """
 
