@@ -3,8 +3,8 @@
 For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a model, `inspection`
 shows what is in one, `checkpoint` keeps a training.
 
-Under them, `peft` is an adapter's folder, and `tensors`, `mixtures`, `modelfolder` are the files of a model. `minilora.guards`
-reads and writes the files themselves. `save_llama` and `ggufblocks` are doors to `minilora.language`.
+Under them, `peft` is an adapter's folder, and `tensors`, `mixtures` and `modelfolder` are a model's files.
+`save_llama` is a door to `minilora.language`.
 """
 
 from .. import lazy
