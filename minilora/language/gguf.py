@@ -151,7 +151,7 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     factor = _rope_factor(fields, kind)
     scaled = {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
     rope = scaled | {"rope_theta": said("rope_theta", 10_000.0)}
-    config = LlamaConfig(
+    return LlamaConfig(
         said("vocab_size", None if embedding is None else int(embedding.shape[-1])),
         d, said("intermediate_size"), said("num_hidden_layers"), H, K, D,
         rms_norm_eps=check_number("rms_norm_eps", said("rms_norm_eps"), above=0),
@@ -161,15 +161,14 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
         mlp_bias="model.layers.0.mlp.gate_proj.bias" in tensors and kind == "llama",
         max_position_embeddings=fields.get(f"{kind}.context_length"),
     )  # fmt: skip
-    factors = tensors.pop(ROPE_FACTORS, None) if kind == "llama" else None  # llama.cpp's qwen2 has none
-    if factors is None:
-        return config
-    # Llama 3's scaling: what each frequency is divided by.
-    divisors = np.asarray(factors.data, np.float64)
-    if divisors.shape != (D // 2,) or not (np.isfinite(divisors) & (divisors > 0)).all():
-        raise ValueError(f"{ROPE_FACTORS} is not {D // 2} numbers above 0")
-    divided = tuple(f / float(divisor) for f, divisor in zip(config.frequencies, divisors, strict=True))
-    return replace(config, frequencies=divided, rope=None)
+
+
+def _divided(config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
+    """Return the same sizes with each rotary frequency divided by its factor: Llama 3's scaling."""
+    if factors.shape != (len(config.frequencies),) or not (np.isfinite(factors) & (factors > 0)).all():
+        raise ValueError(f"{ROPE_FACTORS} is not {len(config.frequencies)} numbers above 0")
+    frequencies = tuple(f / float(factor) for f, factor in zip(config.frequencies, factors, strict=True))
+    return replace(config, frequencies=frequencies, rope=None)
 
 
 def _rope_factor(fields: dict[str, Any], kind: str) -> Any:
@@ -200,6 +199,8 @@ def open_gguf(
         raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
     with reading(path):
         config = _config(fields, tensors)
+        if ROPE_FACTORS in tensors and config.model_type == "llama":  # llama.cpp's qwen2 has none
+            config = _divided(config, np.asarray(tensors.pop(ROPE_FACTORS).data, np.float64))
 
     def read(name: str) -> np.ndarray | CodedLinear:
         tensor, turned = tensors[name], is_turned(name.rpartition(".")[0], config.model_type)  # their biases too
