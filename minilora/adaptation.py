@@ -179,6 +179,7 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     TypeError
         If an argument is of another type.
     """
+    check_model(model)
     check_adapters("adapters", adapters)
     free = _free(model)
     if unknown := [path for path in adapters if path not in free]:
@@ -187,6 +188,7 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
         )
 
     def adapted(path: str, layer: Any) -> Layer:
+        check_instance(f"adapters[{path!r}]", adapters[path], LoRA)
         with named(f"adapters[{path!r}]"):
             return _attached(layer, adapters[path])
 
@@ -311,7 +313,6 @@ def _start_stacked(
 
 def _attached(layer: Any, adapter: LoRA) -> Layer:
     """Return a layer with an adapter that exists already and knows, unless it is a plain `LoRA`, where it belongs."""
-    check_instance("adapter", adapter, LoRA)
     for name, expected in place_of(layer).items():
         if (got := getattr(adapter, name, expected)) != expected:
             raise ValueError(f"adapter is of {name} {got!r}, expected {expected!r} beside {layer!r}")

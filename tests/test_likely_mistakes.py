@@ -165,11 +165,6 @@ MISTAKES = {
         TypeError,
         "kernel must be a tuple of sizes, one for each axis, got 'x'",
     ),
-    "a kernel of nothing": (
-        lambda: Adapter(np.ones((1, 4)), np.ones((3, 1)), 1, kernel=(2, 0)),
-        ValueError,
-        r"kernel\[1\] must be at least 1, got 0",
-    ),
     "the best of no adapter": (lambda: best_of_rank(linear(), 1), TypeError, "adapter must be a LoRA, got Linear"),
     "a sum of a model": (lambda: weighted_sum(model(), [1]), TypeError, "adapters must be a list, got Sequential"),
     "a sum of layers": (lambda: weighted_sum([linear()], [1]), TypeError, r"adapters\[0\] must be a LoRA, got Linear"),

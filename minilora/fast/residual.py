@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..checks import Array, check_array, check_count, check_shape
+from ..checks import Array, check_array, check_shape
 from ..layer import Layer, check_input, rows
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
@@ -50,10 +50,8 @@ def residual_form(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
 
     Raises
     ------
-    TypeError
-        If the model is of another class, or an array differs in dtype or library.
-    ValueError
-        If the shapes do not fit, or the loss is another.
+    TypeError, ValueError
+        If the model is of another class, the loss is another, or an array does not fit.
     """
     if loss is not mse:
         raise ValueError(f"residual_form has the gradients of minilora.mse alone, got the loss {loss!r}")
@@ -76,7 +74,7 @@ def residual_form(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[st
     else:
         W = base.weight
         RtH, RB = T.T @ H - W @ (X.T @ H), T @ B - X @ (W.T @ B)  # eq. (19)  (out, r), (N, r)
-    c = 2 * s / check_count("y", y)
+    c = 2 * s / y.size
     dB = c * (s * B @ (H.T @ H) - RtH)  # eq. (17)  (out, r)
     dH = c * (s * H @ (B.T @ B) - RB)  # eq. (18)  (N, r)
     dA = dH.T @ X  # eq. (5)  (r, in)

@@ -49,6 +49,8 @@ class Adapter(LoRA):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("kind", self.kind, KINDS)
+        if not isinstance(self.kernel, tuple):
+            raise TypeError(f"kernel must be a tuple of sizes, one for each axis, got {self.kernel!r}")
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
         if self.start is not None:
             check_instance("start", self.start, LoRA)

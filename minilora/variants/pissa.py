@@ -27,7 +27,7 @@ import math
 from dataclasses import replace
 
 from ..backend import backend_of
-from ..checks import check_instance, check_number, check_rank_within
+from ..checks import check_number, check_rank_within
 from ..layers.nf4 import CodedLinear
 from ..linear import Linear
 from ..lora import LoRA
@@ -40,7 +40,6 @@ def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) 
 
     A rank above min(in, out) is a ValueError: there are no more singular vectors.
     """
-    check_instance("linear", linear, Linear)
     if isinstance(linear, CodedLinear):
         raise ValueError(
             f"PiSSA subtracts its start from the weight, which a {type(linear).__name__} keeps in few bits: take "
@@ -58,12 +57,10 @@ def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) 
 
 def over_original(adapter: Adapter) -> Adapter:
     """Return an adapter for the original base: of rank 2r after PiSSA, and otherwise the adapter itself."""
-    check_instance("adapter", adapter, Adapter)
     if adapter.start is None:
         return adapter
     if type(adapter).delta is not LoRA.delta:
-        what = f"adapter is a {type(adapter).__name__} with a delta of its own"
-        raise ValueError(f"{what}: over the original base it is none")
+        raise ValueError(f"adapter is a {type(adapter).__name__}, whose own delta does not move to the original base")
     (A, B), (A0, B0) = ((a.lora_A, a.lora_B) for a in (adapter, adapter.start))
     join = backend_of(A).xp.concatenate
     times = math.sqrt(2) if adapter.use_rslora else 2

@@ -73,9 +73,9 @@ def weighted_sum(
     Raises
     ------
     ValueError, TypeError
-        If there is no adapter, the numbers of adapters and weights differ, or two adapters do not fit each other. If
-        one has further arrays or a `delta` of its own, as a DoRA's: its change of weight is no product. Or if one
-        started by PiSSA: add its `over_original` then. If ranks differ for "linear", or `rank` does not fit.
+        If there is no adapter, or not one weight for each, if two adapters do not fit each other, or `rank` does not
+        fit. If one's change of the original base is not s B A: a DoRA's, or that of one that started by PiSSA, of which
+        `over_original` can be added.
     """
     check_choice("combination_type", combination_type, TYPES)
     weights = check_summands(adapters, weights)
@@ -144,7 +144,7 @@ def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
 
 
 def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[float]:
-    """Return weights as floats, or refuse adapters that cannot be added up."""
+    """Return weights as floats, one for each of the adapters, whose changes s B A add up."""
     for name, values in (("adapters", adapters), ("weights", weights)):
         if not isinstance(values, Sequence | np.ndarray):
             raise TypeError(f"{name} must be a list, got {kind_of(values)}")

@@ -316,7 +316,7 @@ def test_a_subclass_that_computes_as_lora_is_saved(tmp_path):
 
 
 def test_another_delta_is_not_moved_to_the_original_base():
-    with pytest.raises(ValueError, match="adapter is a Gain with a delta of its own: over the original"):
+    with pytest.raises(ValueError, match="adapter is a Gain, whose own delta does not move to the original base"):
         attach(BASE, {"": own(start=LoRA(A.copy(), B.copy(), 3))})
 
 
