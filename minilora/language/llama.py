@@ -256,7 +256,12 @@ class Llama(Layer):
     def load(
         cls, path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
     ) -> Llama:
-        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz: see `.weights`."""
+        """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz.
+
+        `dtype` is "float32" or "float64": half types are widened exactly. With `keep_blocks`, linear layers of a .gguf
+        file in Q4_0, Q4_1 or Q8_0 stay so. A file that is damaged, is no Llama decoder or has a setting that is not
+        implemented is a ValueError, by the setting's name and mostly before a weight is read.
+        """
         return cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
 
 
