@@ -200,18 +200,18 @@ def gradcheck(
     tolerance = None if tolerance is None else check_number("tolerance", tolerance, above=0, or_equal=True)
     directions = check_integer("directions", directions, at_least=1)
     check_claim(params, grads, cotangent)
-    loss = Slopes(f, params, cotangent)
+    slopes = Slopes(f, params, cotangent)
     rng = np.random.default_rng(seed)
     note = ""
     if method == "auto":
         note = "" if step is None else "a step for central differences was given"
-        note = note or loss.distrust_complex_step(rng)
+        note = note or slopes.distrust_complex_step(rng)
         method = "central" if note else "complex"
-    slope: Slope = loss.complex_slope if method == "complex" else loss.central_slope
+    slope: Slope = slopes.complex_slope if method == "complex" else slopes.central_slope
     if step is not None:
-        slope = partial(loss.difference, step=step)
+        slope = partial(slopes.difference, step=step)
 
-    claimed = {name: backend_of(g).to_numpy(g) for name, g in sum_tied(grads, loss.home).items()}
+    claimed = {name: backend_of(g).to_numpy(g) for name, g in sum_tied(grads, slopes.home).items()}
     tried = {}
     for name, g in claimed.items():
         few = g.size <= every_entry_below
@@ -219,7 +219,7 @@ def gradcheck(
         if not np.isfinite(tried[name].numeric).all():
             raise CheckRefused(f"f is not finite close to params[{name!r}]: move away from that point")
     # Below this, a slope is rounding: that of a number which is zero in truth.
-    rounding = NOISE[method] * max(abs(loss.value), *(float(np.abs(t.numeric).max()) for t in tried.values()))
+    rounding = NOISE[method] * max(abs(slopes.value), *(float(np.abs(t.numeric).max()) for t in tried.values()))
     blocks = []
     for name, t in tried.items():
         if name not in allow_zero and max(np.abs(t.numeric).max(), np.abs(t.analytic).max()) <= rounding:
@@ -227,10 +227,10 @@ def gradcheck(
                 f"{name}: the slope is zero everywhere, so nothing was checked. Does f read {name!r} from the dict it "
                 f"is handed? If zero is right, say allow_zero=[{name!r}]; for LoRA, move off B = 0"
             )
-        scale = max(1.0, float(np.abs(t.numeric).max()), abs(loss.value) if method == "central" else 0.0)
+        scale = max(1.0, float(np.abs(t.numeric).max()), abs(slopes.value) if method == "central" else 0.0)
         allowed = (TOLERANCE[method] if tolerance is None else tolerance) * scale
         block = t.report(allowed)
-        blocks.append(block if block.passed else _explain(block, loss, slope, t, rng))
+        blocks.append(block if block.passed else _explain(block, slopes, slope, t, rng))
 
     report = GradReport(method, tuple(blocks), note)
     if not report.passed:
@@ -271,7 +271,7 @@ class _Tried:
         )
 
 
-def _explain(block: BlockReport, loss: Slopes, slope: Slope, tried: _Tried, rng: np.random.Generator) -> BlockReport:
+def _explain(block: BlockReport, slopes: Slopes, slope: Slope, tried: _Tried, rng: np.random.Generator) -> BlockReport:
     """Say more about a block that failed: its worst entry, a factor common to all slopes tried, a kink."""
     way = tried.way(tried.worst)
     if block.worst is None:
@@ -284,7 +284,7 @@ def _explain(block: BlockReport, loss: Slopes, slope: Slope, tried: _Tried, rng:
     ratios = tried.analytic[seen] / tried.numeric[seen]
     if len(ratios) > 1 and np.ptp(ratios) <= 1e-5 * abs(ratios[0]):
         block = replace(block, factor=float(np.median(ratios)))
-    sides = loss.sides(block.name, way)
+    sides = slopes.sides(block.name, way)
     return block if sides is None else replace(block, left=sides[0], right=sides[1])
 
 
@@ -495,20 +495,20 @@ def taylor_orders(
         If the orders would be worthless, as in `gradcheck`.
     """
     check_claim(params, grads, cotangent)
-    loss = Slopes(f, params, cotangent)
+    slopes = Slopes(f, params, cotangent)
     rng = np.random.default_rng(seed)
-    directions = {name: rng.standard_normal(params[name].shape) for name in dict.fromkeys(loss.home.values())}
+    directions = {name: rng.standard_normal(params[name].shape) for name in dict.fromkeys(slopes.home.values())}
     length = math.sqrt(sum(float((d * d).sum()) for d in directions.values()))
     directions = {name: d / length for name, d in directions.items()}
-    claimed = sum_tied(grads, loss.home)
+    claimed = sum_tied(grads, slopes.home)
     slope = sum(float((backend_of(g).to_numpy(g) * directions[name]).sum()) for name, g in claimed.items())
 
     def along(h: float) -> float:
-        moved = {name: loss.params[name] + h * backend_of(claimed[name]).asarray(d) for name, d in directions.items()}
-        return float(loss.number(f({name: moved[home] for name, home in loss.home.items()})))
+        moved = {name: slopes.params[name] + h * backend_of(claimed[name]).asarray(d) for name, d in directions.items()}
+        return float(slopes.number(f({name: moved[home] for name, home in slopes.home.items()})))
 
     steps = 0.25 * 0.5 ** np.arange(halvings + 1)
-    change = np.array([along(float(h)) - loss.value for h in steps])
+    change = np.array([along(float(h)) - slopes.value for h in steps])
     zeroth, first = np.abs(change), np.abs(change - steps * slope)
     with np.errstate(divide="ignore", invalid="ignore"):
         orders = [np.log2(remainder[:-1] / remainder[1:]) for remainder in (zeroth, first)]
