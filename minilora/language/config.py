@@ -59,49 +59,34 @@ class Kind:
 
 
 NO_BIASES = {"attention_bias": False, "mlp_bias": False}
+WINDOW = {"sliding_window": 4096}
 KINDS = {
     "llama": Kind("LlamaForCausalLM"),
-    "mistral": Kind("MistralForCausalLM", NO_BIASES, usual={"num_key_value_heads": 8, "sliding_window": 4096}),
+    "mistral": Kind("MistralForCausalLM", NO_BIASES, usual=WINDOW | {"num_key_value_heads": 8}),
     "qwen2": Kind(
-        "Qwen2ForCausalLM",
-        {"attention_bias": True, "mlp_bias": False},
-        o_bias=False,
-        usual={"num_key_value_heads": 32, "sliding_window": 4096},
+        "Qwen2ForCausalLM", {"attention_bias": True, "mlp_bias": False}, o_bias=False,
+        usual=WINDOW | {"num_key_value_heads": 32},
     ),
     "qwen3": Kind(
-        "Qwen3ForCausalLM",
-        {"mlp_bias": False},
-        qk_norm=True,
-        usual={"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+        "Qwen3ForCausalLM", {"mlp_bias": False}, qk_norm=True,
+        usual=WINDOW | {"num_key_value_heads": 32, "head_dim": 128},
     ),
     "mixtral": Kind(
-        "MixtralForCausalLM",
-        NO_BIASES,
-        experts=8,
-        rope_theta=1e6,
+        "MixtralForCausalLM", NO_BIASES, experts=8, rope_theta=1e6,
         usual={"num_key_value_heads": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5},
     ),
     "qwen2_moe": Kind(
-        "Qwen2MoeForCausalLM",
-        {"mlp_bias": False},
-        o_bias=False,
-        experts=60,
-        usual={
-            **{"num_key_value_heads": 16, "sliding_window": 4096, "num_experts_per_tok": 4},
-            **{"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "qkv_bias": True},
+        "Qwen2MoeForCausalLM", {"mlp_bias": False}, o_bias=False, experts=60,
+        usual=WINDOW | {
+            "num_key_value_heads": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632, "qkv_bias": True,
         },
     ),
     "qwen3_moe": Kind(
-        "Qwen3MoeForCausalLM",
-        {"mlp_bias": False},
-        qk_norm=True,
-        experts=128,
-        usual={
-            **{"num_key_value_heads": 4, "sliding_window": 4096, "num_experts_per_tok": 8},
-            **{"moe_intermediate_size": 768},
-        },
+        "Qwen3MoeForCausalLM", {"mlp_bias": False}, qk_norm=True, experts=128,
+        usual=WINDOW | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,13 +204,12 @@ class LlamaConfig:
 
 
 def _check_mixture(kind: str, mixture: Any) -> None:
-    """Require the mixture that a kind of model has, or none."""
-    mixed = KINDS[kind].experts > 0
-    if mixture is None and not mixed:
+    """Require the mixture that a kind of model has, or none: another would be saved as that one."""
+    if not KINDS[kind].experts:
+        if mixture is not None:
+            raise ValueError(f"mixture must be None of a {kind}, got {mixture}")
         return
     check_instance("mixture", mixture, MixtureConfig)
-    if not mixed:
-        raise ValueError(f"mixture must be None of a {kind}, got {mixture}")
     plain = (mixture.shared_expert_intermediate_size, mixture.decoder_sparse_step, mixture.mlp_only_layers)
     if kind == "mixtral" and (not mixture.norm_topk_prob or plain != (None, 1, ())):
         raise ValueError(f"a mixtral renormalises, has no shared expert and a mixture in each layer, got {mixture}")
