@@ -1,7 +1,9 @@
 """One clear error for bad input, raised before anything is changed.
 
-Public functions call these guards first. After them comes only mathematics. Each message names the argument, the value
-it had and the value that was expected.
+Only what would be silently wrong is refused here, and what people get wrong most often: a list or a tensor in the place
+of an array, a text in that of a number. Each message names the argument, the value it had and the value that was
+expected. Everything else NumPy says itself. `reading` and `named` put the file's name, or the argument's, before an
+error of another library.
 """
 
 from __future__ import annotations
@@ -39,17 +41,11 @@ IMAGINARY = 1e-6
 
 _OTHER_ARITHMETIC = (np.matrix, np.ma.MaskedArray)
 """NumPy's classes whose * is another product, or some of whose entries do not count."""
+_OTHER_LIBRARIES = ("torch", "jax", "jaxlib", "tensorflow", "pandas", "polars", "scipy")
+"""Their arrays align rows by name, multiply as matrices, or cannot be changed in place."""
 
-_CONVERSIONS = {
-    "torch": "{}.detach().cpu().numpy()",
-    "jax": "numpy.asarray({})",
-    "jaxlib": "numpy.asarray({})",
-    "tensorflow": "{}.numpy()",
-    "pandas": "{}.to_numpy()",
-    "polars": "{}.to_numpy()",
-    "scipy": "{}.toarray()",  # its sparse matrices
-}
-"""Libraries whose arrays do not compute as NumPy's do, and how one becomes NumPy's. None of them is imported here."""
+
+# --- arrays ---
 
 
 def is_array(value: Any) -> bool:
@@ -68,13 +64,6 @@ def _bare_name(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 
-@cache
-def _conversion(cls: type) -> str | None:
-    """Return how an object of a class, or of one derived from it, becomes a NumPy array, or None."""
-    roots = (parent.__module__.partition(".")[0] for parent in cls.__mro__)
-    return next((_CONVERSIONS[root] for root in roots if root in _CONVERSIONS), None)
-
-
 def kind_of(value: Any) -> str:
     """Return what a value is, for a message: its class, with the library that the class comes from."""
     if isinstance(value, type):
@@ -83,50 +72,22 @@ def kind_of(value: Any) -> str:
     return name if library in ("builtins", "numpy", "__main__", __package__) else f"{library}.{name}"
 
 
-def shown(value: Any, at_most: int = 200) -> str:
-    """Return a value as Python writes it, cut short."""
-    try:
-        text = repr(value)
-    except ValueError:  # of an integer with more digits than Python writes
-        return f"an integer of {value.bit_length()} bits"
-    return text if len(text) <= at_most else f"{text[:at_most]} ..."
-
-
 def check_kind(name: str, value: Any, expected: str = "an array") -> None:
-    """Refuse what is not an array that computes as NumPy's do, and say how it becomes one."""
-    way = _conversion(type(value))  # type: ignore[arg-type]
-    if way is not None:
-        raise TypeError(f"{name} is a {kind_of(value)}; convert it with {way.format(name)}")
-    if isinstance(value, tuple) and (advice := _returned(value)):
-        raise TypeError(f"{name} must be {expected}, got a tuple {advice.format(name)}")
-    if isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} must be {expected}, got {kind_of(value)}; convert it with numpy.asarray({name})")
-    if not is_array(value) or isinstance(value, type):
-        raise TypeError(f"{name} must be {expected}, got {kind_of(value)}")
-    if not isinstance(value.dtype, np.dtype):  # what behaves like NumPy has NumPy's types
-        raise TypeError(f"{name} is a {kind_of(value)}; convert it with numpy.asarray({name})")
-    if isinstance(value, _OTHER_ARITHMETIC):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a plain array: convert it with numpy.asarray")
-
-
-def _returned(value: tuple[Any, ...]) -> str:
-    """Return what to take of a tuple that a loss, a forward or a backward returned; empty for another one."""
-    if len(value) != 2:
-        return ""
-    first, second = value
-    if is_array(first) and not first.shape and is_array(second) and second.shape:
-        return "(loss, gradient), as a loss returns it: take the gradient, {}[1]"
-    if is_array(first) and isinstance(second, tuple) and second and hasattr(second[0], "forward"):
-        return "(y, cache), as forward returns it: take y, {}[0]"
-    if (first is None or is_array(first)) and isinstance(second, Mapping):
-        return "(dx, gradients), as backward returns it: take dx, {}[0]"
-    return ""
+    """Require an array that computes as NumPy's do."""
+    convert = f"; convert it with numpy.asarray({name})"
+    if isinstance(value, type) or not is_array(value):
+        returned = ": take the one that is meant, of (loss, gradient), (y, cache) or (dx, gradients)"
+        advice: dict[type, str] = {list: convert, tuple: returned}
+        raise TypeError(f"{name} must be {expected}, got {kind_of(value)}{advice.get(type(value), '')}")
+    plain = isinstance(value.dtype, np.dtype) and not isinstance(value, _OTHER_ARITHMETIC)
+    if not plain or _library(value) in _OTHER_LIBRARIES:
+        raise TypeError(f"{name} is a {kind_of(value)}{convert}")
 
 
 def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
-    """Refuse what is not an array of real floating-point numbers, or not of the library and precision of `like`."""
+    """Require an array of real floating-point numbers, of the library and precision of `like`."""
     if type(value) is type(like) is np.ndarray and value.dtype == like.dtype and value.dtype.kind == "f":
-        return  # the usual case: every layer asks at every step, and `like` was looked at before
+        return  # the usual case: every layer asks at every step
     _check_dtype(name, value, like, like_name)
     if value.dtype.kind == "c" and value.size and float(abs(value.imag).max()) > IMAGINARY:
         raise TypeError(
@@ -136,7 +97,7 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
 
 
 def _check_dtype(name: str, value: Array, like: Array, like_name: str) -> None:
-    """Refuse what is not a floating-point array, or not of the library and precision of `like`."""
+    """Require a floating-point array, of the library and precision of `like`."""
     if type(value) is not np.ndarray:  # the common case needs no more than that
         check_kind(name, value)
     if like is not None:
@@ -151,7 +112,7 @@ def _check_dtype(name: str, value: Array, like: Array, like_name: str) -> None:
 
 
 def check_trainable(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
-    """Refuse what Adam cannot work with: complex numbers, and float16, where eps and squares of gradients vanish."""
+    """Require what Adam can work with: no complex numbers, no float16, where eps and squares of gradients vanish."""
     _check_dtype(name, value, like, like_name)
     if like is not None and value.dtype == like.dtype:  # which has been checked: this runs in every step
         return
@@ -160,7 +121,7 @@ def check_trainable(name: str, value: Array, like: Array = None, like_name: str 
 
 
 def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
-    """Refuse an array of another library than that of `like`: nothing is moved to or from a GPU silently."""
+    """Require an array of the library of `like`: nothing is moved to or from a GPU silently."""
     if type(value) is type(like):
         return
     ours, theirs = _library(value), _library(like)
@@ -168,10 +129,9 @@ def check_library(name: str, value: Array, like: Array, like_name: str) -> None:
         return
     if theirs == "numpy" and ours != "cupy":
         advice = f"convert it with numpy.asarray({name})"
-    elif theirs == "numpy":
-        advice = f"take {name} to the host with minilora.get_backend('cupy').to_numpy({name}), or make all with CuPy"
     else:
-        advice = f"convert {name} with minilora.get_backend('cupy').asarray({name}), or make all with NumPy"
+        way = "to_numpy" if theirs == "numpy" else "asarray"
+        advice = f"convert it with minilora.get_backend('cupy').{way}({name})"
     raise TypeError(f"{name} is a {ours} array and {like_name} holds {theirs} arrays: {advice}")
 
 
@@ -182,15 +142,8 @@ def _library(array: Array) -> str:
     return "numpy" if isinstance(array, (np.ndarray, np.generic)) else type(array).__module__.partition(".")[0]
 
 
-def check_matrix(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
-    """Refuse what is not a floating-point matrix with at least one row and one column."""
-    check_array(name, value, like, like_name)
-    if len(value.shape) != 2 or 0 in value.shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected a matrix with no empty axis")
-
-
 def check_features(name: str, value: Array, width: int, width_name: str, like: Array) -> None:
-    """Refuse an array whose last axis is not `width` long."""
+    """Require a last axis of `width` entries."""
     check_array(name, value, like)
     shape = tuple(value.shape)
     if not shape or shape[-1] != width:
@@ -199,13 +152,13 @@ def check_features(name: str, value: Array, width: int, width_name: str, like: A
 
 
 def check_shape(name: str, value: Array, expected: tuple[int, ...]) -> None:
-    """Refuse an array that does not have exactly the `expected` shape."""
+    """Require exactly the `expected` shape."""
     if tuple(value.shape) != tuple(expected):
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)}")
 
 
 def check_count(name: str, value: Array) -> int:
-    """Return the number of entries, or refuse an array without any."""
+    """Return the number of entries, which is not zero."""
     if 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}: the mean of no entries does not exist")
     return math.prod(value.shape)
@@ -214,7 +167,7 @@ def check_count(name: str, value: Array) -> int:
 def check_ids(
     name: str, value: Array, count: int, *, like: Array = None, like_name: str = "the layer", ignored: int | None = None
 ) -> None:
-    """Refuse what is not an array of integers from 0 to count - 1, or `ignored`. A GPU's are not looked at: that waits.
+    """Require an array of integers from 0 to count - 1, or `ignored`. A GPU's are not looked at: that waits.
 
     NumPy would take negative numbers from the end, and CuPy any number at all.
     """
@@ -233,91 +186,92 @@ def check_ids(
             raise ValueError(f"{name} holds {value[at]} at {tuple(map(int, at))}, expected 0 to {count - 1}")
 
 
+# --- other arguments ---
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """Return `value`, or refuse what is not one of the choices."""
+    """Return `value`, one of the choices."""
     if not isinstance(value, (str, int)) or value not in choices:
         *others, last = map(repr, choices)
-        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {shown(value)}")
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {short(value)}")
     return str(value)
 
 
-def check_sizes(**sizes: Any) -> list[int]:
-    """Return sizes as Python ints, or refuse one that is not an integer from 1 to `MAX_SIZE`."""
-    return [check_integer(name, size, at_least=1, at_most=MAX_SIZE) for name, size in sizes.items()]
-
-
-def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[int]:
-    """Return a new layer's sizes as Python ints, or refuse what it cannot be started with, before a number is drawn."""
-    numbers = check_sizes(**sizes)
-    check_rng(rng)
-    check_float_dtype("dtype", dtype)
-    check_number("alpha", alpha, above=0)
-    return numbers
-
-
-def check_dict(name: str, value: Any) -> None:
-    """Refuse what is not a dict, or another mapping."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be a dict, got {kind_of(value)}")
-
-
-def check_instance(name: str, value: Any, expected: type) -> None:
-    """Refuse what is not of the `expected` class."""
-    if not isinstance(value, expected):
-        raise TypeError(f"{name} must be a {expected.__name__}, got {kind_of(value)}")
-
-
-def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
-    """Refuse a dict whose keys are not exactly the `expected` ones."""
-    check_dict(name, value)
-    if value.keys() != set(expected):
-        missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected), key=str)
-        raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
-
-
 def check_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> int:
-    """Return `value` as a Python int, or refuse what is not an integer in these limits."""
+    """Return `value` as a Python int, within these limits."""
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
+        raise TypeError(f"{name} must be an integer, got {short(value)}") from None
     if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {shown(value)}")
+        raise TypeError(f"{name} must be an integer, got {value}")
     if number < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
+        raise ValueError(f"{name} must be at least {at_least}, got {short(value)}")
     if at_most is not None and number > at_most:
-        raise ValueError(f"{name} must be at most {at_most}, got {shown(value)}")
+        raise ValueError(f"{name} must be at most {at_most}, got {short(value)}")
     return number
 
 
-def _is_real(value: Any) -> bool:
-    """Return whether a value is one real number, of Python's or in an array without axes."""
-    if hasattr(value, "dtype"):
-        return getattr(value.dtype, "kind", None) in ("f", "i", "u") and not getattr(value, "shape", ())
-    return not isinstance(value, (str, bytes, bytearray, memoryview, bool, complex))
+def check_sizes(**sizes: Any) -> list[int]:
+    """Return sizes as Python ints, from 1 to `MAX_SIZE`."""
+    return [check_integer(name, size, at_least=1, at_most=MAX_SIZE) for name, size in sizes.items()]
+
+
+def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
+    """Return a rank as an int, at most the smallest of the sizes."""
+    return check_integer("rank", rank, at_least=1, at_most=min(sizes))
 
 
 def check_number(name: str, value: Any, *, above: float, below: float = math.inf, or_equal: bool = False) -> float:
-    """Return `value` as a Python float (a NumPy scalar would promote), or refuse it outside (above, below)."""
+    """Return `value` as a Python float (a NumPy scalar would promote), in (above, below)."""
     try:
-        if not _is_real(value):  # float() would take more: texts, bytes, truth values, the real part of a number
+        # float() would take more: texts, truth values, the real part of a number, an array with one entry
+        no_number = isinstance(value, (str, bytes, bytearray, memoryview, bool, complex))
+        if no_number or (hasattr(value, "dtype") and (value.shape or getattr(value.dtype, "kind", "") not in "fiu")):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
+        raise TypeError(f"{name} must be a number, got {short(value)}") from None
     except OverflowError:  # an integer beyond all floats
         number = math.inf
     if not (above < number < below or (or_equal and number == above)):
         lower = "at least" if or_equal else "above"
         upper = "finite" if below == math.inf else f"below {below:g}"
-        raise ValueError(f"{name} must be {lower} {above:g} and {upper}, got {shown(value)}")
+        raise ValueError(f"{name} must be {lower} {above:g} and {upper}, got {short(value)}")
     return number
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool: of a text such as "false", Python would say that it is true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {short(value)}")
+    return bool(value)
+
+
+def check_float_dtype(name: str, value: Any) -> None:
+    """Require one of the floating-point types that adapters come in."""
+    expected = ("float16", "float32", "float64")
+    try:
+        known = np.dtype(value).name in expected
+    except (TypeError, ValueError, SyntaxError):
+        known = False
+    if not known:
+        raise TypeError(f"{name} must be one of {', '.join(expected)}, got {short(value)}")
+
+
 def check_rng(rng: Any) -> None:
-    """Refuse what is not a `numpy.random.Generator`."""
+    """Require a `numpy.random.Generator`."""
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {rng!r}")
+        raise TypeError(f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {short(rng)}")
+
+
+def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[int]:
+    """Return a new layer's sizes as Python ints, before a number is drawn for what cannot be started."""
+    numbers = check_sizes(**sizes)
+    check_rng(rng)
+    check_float_dtype("dtype", dtype)
+    check_number("alpha", alpha, above=0)
+    return numbers
 
 
 @contextmanager
@@ -331,39 +285,33 @@ def unmoved(rng: np.random.Generator) -> Iterator[None]:
         raise
 
 
-def check_rank_within(rank: Any, sizes: tuple[int, ...]) -> int:
-    """Return a rank as an int, or refuse one above the smallest of the sizes."""
-    number = check_integer("rank", rank, at_least=1)
-    if number > min(sizes):
-        raise ValueError(f"rank must be at most {min(sizes)}, got {shown(rank)}")
-    return number
+def check_instance(name: str, value: Any, expected: type) -> None:
+    """Require an object of the `expected` class."""
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be a {expected.__name__}, got {kind_of(value)}")
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """Return `value` as a bool, or refuse it: of a text such as "false", Python would say that it is true."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
+def check_dict(name: str, value: Any) -> None:
+    """Require a dict, or another mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict, got {kind_of(value)}")
+
+
+def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
+    """Require a dict with exactly the `expected` keys."""
+    check_dict(name, value)
+    if value.keys() != set(expected):
+        missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected), key=str)
+        raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Return `value` as a path, or refuse it: an empty text would mean the working folder."""
+    """Return `value` as a path: an empty text would mean the working folder."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"{name} must be a path, got {value!r}")
+        raise TypeError(f"{name} must be a path, got {short(value)}")
     if not os.fspath(value) or "\0" in os.fspath(value):
-        raise ValueError(f"{name} must be the path of a file or folder, got {value!r}")
+        raise ValueError(f"{name} must be the path of a file or folder, got {short(value)}")
     return Path(value)
-
-
-def check_float_dtype(name: str, value: Any) -> None:
-    """Refuse what is not one of the floating-point types that adapters come in."""
-    expected = ("float16", "float32", "float64")
-    try:
-        known = np.dtype(value).name in expected
-    except (TypeError, ValueError, SyntaxError):
-        known = False
-    if not known:
-        raise TypeError(f"{name} must be one of {', '.join(expected)}, got {value!r}")
 
 
 # --- errors about files, in one line of printable characters ---
@@ -397,7 +345,10 @@ def short(value: Any, at_most: int = LONGEST_NAME) -> str:
     """Return a value as Python writes it, its middle left out where it is too long."""
     if isinstance(value, str) and len(value) > at_most:
         value = value[:at_most] + value[-at_most:]  # repr of the whole would be cut to no more than this
-    return printable(repr(value), at_most)
+    try:
+        return printable(repr(value), at_most)
+    except ValueError:  # an integer with more digits than Python writes
+        return f"an integer of {value.bit_length()} bits"
 
 
 @contextmanager

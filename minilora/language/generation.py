@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import check_ids, check_integer, check_number, check_rng, shown
+from ..checks import check_ids, check_integer, check_number, check_rng, short
 from .llama import Llama
 
 
@@ -113,5 +113,5 @@ def check_top_p(top_p: Any) -> float:
     """Return a share of the probability: above 0 and at most 1."""
     share = check_number("top_p", top_p, above=0)
     if share > 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {shown(top_p)}")
+        raise ValueError(f"top_p must be above 0 and at most 1, got {short(top_p)}")
     return share

@@ -69,7 +69,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_flag, check_instance, check_integer, check_matrix
+from ..checks import Array, check_array, check_flag, check_instance, check_integer
 from ..layer import Cache, Layer, inner, nest, rows, trains
 from ..linear import Linear
 from .activation import SiLU, logistic
@@ -289,7 +289,7 @@ def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), 
     d_scores : array (N, E)
         Its gradient.
     """
-    check_matrix("scores", scores)
+    check_array("scores", scores)
     n, E = scores.shape
     choice = top_experts(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
     f = tallied(choice, E).astype(scores.dtype) / n

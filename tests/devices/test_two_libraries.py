@@ -11,7 +11,6 @@ from minilora import (
     best_adapter,
     best_adapter_from_gram,
     evaluate,
-    gradcheck,
     mse,
     train,
 )
@@ -38,9 +37,6 @@ def mixtures():
     def state(own, odd):
         optimizer = Adam({"a": own(OUT)})
         return optimizer.load_state_dict({"t": 1, "m": {"a": own(OUT)}, "v": {"a": odd(OUT)}})
-
-    def checked(own, params, grads):
-        return gradcheck(lambda p: (p["a"] * p["a"]).sum(), params, grads)
 
     return {
         "Linear": (lambda own, odd: Linear(own(OUT, IN), odd(OUT)), "bias"),
@@ -70,7 +66,6 @@ def mixtures():
         "evaluate Y": (lambda own, odd: evaluate(linear(own), own(N, IN), odd(N, OUT)), "Y"),
         "best_adapter": (lambda own, odd: best_adapter(own(N, IN), odd(N, OUT), rank=1), "residual"),
         "best_adapter_from_gram": (lambda own, odd: best_adapter_from_gram(own(IN, IN), odd(IN, OUT), rank=1), "XtR"),
-        "gradcheck": (lambda own, odd: checked(own, {"a": own(OUT)}, {"a": odd(OUT)}), r"grads\['a'\]"),
     }
 
 
@@ -84,7 +79,6 @@ HOLDERS = {
     "Adam.load_state_dict": "params",
     "best_adapter": "X",
     "best_adapter_from_gram": "XtX",
-    "gradcheck": "params",
 }
 
 

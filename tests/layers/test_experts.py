@@ -193,7 +193,7 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
             ValueError,
             "adapter is of 2 experts, and base has 4",
         ),
-        (lambda: balance(np.ones(3), 1), ValueError, r"scores has shape \(3,\), expected a matrix"),
+        (lambda: balance(np.ones((2, 3), int), 1), TypeError, "scores has dtype int64, expected a float"),
         (lambda: balance(np.ones((2, 3)), 4), ValueError, "top_k must be at most 3, got 4"),
     ],
 )
