@@ -106,37 +106,16 @@ def load_data(
     tokenizer: Tokenizer | None = None,
     held_out: float | str | Path = 1 / HELD_OUT,
 ) -> Data:
-    """Read a text, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
+    """Read a text in UTF-8, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
-    Parameters
-    ----------
-    path : path
-        A text in UTF-8, or a .jsonl file.
-    model : path
-        The model, as `minilora.language.load_tokenizer` takes it.
-    length : int, optional
-        Of a row, at least 1. What exceeds it of a chat or a completion is cut off. Without it, no token that counts is:
-        a row is as long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`. A window of a
-        text in prose has `WINDOW` tokens.
-    tokenizer : Tokenizer, optional
-        The model's, where it was read before.
-    held_out : float, or path
-        The share of windows or examples that is held out, from 0 to 0.5; or a file of the same kinds whose windows or
-        examples are measured, while all of this one are trained on.
+    What exceeds `length` of a chat or a completion is cut off. Without a length no token that counts is: a row is as
+    long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`; a window has `WINDOW` tokens.
 
-    Returns
-    -------
-    Data
-        Rows of token ids, their targets, and what to print of them.
+    `held_out` is the share of windows or examples to measure on, from 0 to 0.5; or a file of them, while all of this
+    one are trained on. `tokenizer` is the model's, where it was read before.
 
-    Raises
-    ------
-    FileRefused
-        If the file holds neither prose nor examples. An example is refused by the number of its line: one without a
-        kind or with an empty completion, before the model is touched; and a chat that the model's template refuses, or
-        leaves a part of out.
-    ValueError, TypeError
-        If there are less than two windows or examples, or none where nothing is held out, or `length` is out of range.
+    What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or an example by the number
+    of its line. Where a line is at fault the model is not touched.
     """
     path = check_path("data", path)
     length = None if length is None else check_integer("length", length, at_least=1)
@@ -164,17 +143,13 @@ def load_data(
 def measured_on(data: Data, held: Data, name: str) -> Data:
     """Return data to train on with those of another file to measure the loss on: at most `MEASURED` rows of them."""
     rows, longer = spread(np.arange(len(held.X))), data.with_length
-
-    def with_length(length: int) -> Data:
-        assert longer is not None
-        return measured_on(longer(length), held.with_length(length) if held.with_length else held, name)
-
     return replace(
         data,
         X_held=held.X[rows],
         Y_held=held.Y[rows],
         summary=f"{data.summary}; held out {printable(name)}: {held.summary}",
-        with_length=with_length if longer else None,
+        with_length=longer
+        and (lambda n: measured_on(longer(n), held.with_length(n) if held.with_length else held, name)),
     )
 
 
@@ -226,7 +201,7 @@ def _is_json(text: str) -> bool:
 def windows(
     ids: Sequence[int], length: int, share: float = 1 / HELD_OUT
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut the ids of a text into windows, and hold every tenth of them out.
+    """Cut the ids of a text into windows, and hold every tenth of them out, or another share.
 
     Parameters
     ----------
@@ -235,7 +210,7 @@ def windows(
     length : int
         Of a window, at least 1.
     share : float
-        Of the windows, which is held out, as `is_held_out` takes it.
+        Of the windows to hold out, as `is_held_out` takes it.
 
     Returns
     -------
@@ -247,8 +222,7 @@ def windows(
     Raises
     ------
     ValueError, TypeError
-        If the text is too short for two windows, or for one where none is held out, or an id is no integer, or
-        negative.
+        If there are less than two windows, or none where none is held out, or an id is no integer, or negative.
     """
     length = check_integer("length", length, at_least=1)
     checked = _check_ids(ids)
@@ -292,34 +266,19 @@ def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = 
 
     A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
     `PIECE` characters, cut where no token spans the cut and the tokens on either side do not depend on the other side.
-
-    Parameters
-    ----------
-    text : str
-        The text.
-    encode : callable
-        The tokenizer, ``encode(text) -> list of int``.
-    size : int, optional
-        How many tokens the model has; without it, ids are not held against that.
-
-    Returns
-    -------
-    list of int
-        The ids.
-
-    Raises
-    ------
-    ValueError
-        If an id is not below `size`: the tokenizer is another model's. If the tokenizer allows no cut in `UNCUT`
-        characters.
+    A text without such a place in `UNCUT` characters is a ValueError; so is an id that is not below `size`, the tokens
+    that the model has.
     """
     ids: list[int] = []
     start = 0
     while start < len(text):
         stop = _next_cut(text, start, encode)
-        piece = _ids_after(text[max(0, start - CONTEXT) : start], text[start:stop], encode)
-        if piece is None:
-            raise _uncut(start)
+        piece = None if stop is None else _ids_after(text[max(0, start - CONTEXT) : start], text[start:stop], encode)
+        if stop is None or piece is None:
+            raise ValueError(
+                f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut "
+                f"within {UNCUT:,} characters, which is what is encoded at once"
+            )
         ids += piece
         start = stop
     if size is not None:
@@ -327,25 +286,16 @@ def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = 
     return ids
 
 
-def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int:
-    """Return where the piece that begins at `start` ends: the text's end, or a safe place."""
-    for stop in range(start + PIECE, len(text), PIECE):
-        if stop - start >= UNCUT:
-            raise _uncut(start)
+def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int | None:
+    """Return where the piece that begins at `start` ends: the text's end, or a safe place; None without one."""
+    for stop in range(start + PIECE, min(len(text), start + UNCUT), PIECE):
         first = stop - PIECE // 2
         for pattern in CUTS:
             places = [first + match.start() for match in re.finditer(pattern, text[first:stop])]
             for place in reversed(places[-TRIES:]):
                 if place > first and _is_safe(text, place, encode):
                     return place
-    return len(text)
-
-
-def _uncut(start: int) -> ValueError:
-    return ValueError(
-        f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut within "
-        f"{UNCUT:,} characters, which is what is encoded at once"
-    )
+    return len(text) if len(text) - start <= UNCUT else None
 
 
 def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
@@ -385,16 +335,14 @@ class Text(msgspec.Struct):
     text: str
 
 
-KINDS: dict[type[Chat | Completion | Text], set[str]] = {
-    Chat: {"messages"},
-    Completion: {"prompt", "completion"},
-    Text: {"text"},
-}
-"""The keys of each kind. What else a line has is passed over, but for those that change what a model reads:"""
+Line = Chat | Completion | Text
+KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
+"""By which a line is of a kind, whatever else it has."""
 LOST = ("tools", "functions", "function_call", "documents", "chat_template_kwargs")
+"""Keys that change in other programs what a model reads. Of them a template here gets a chat's tools alone."""
 
 
-def read_lines(path: Path) -> list[tuple[int, Chat | Completion | Text]]:
+def read_lines(path: Path) -> list[tuple[int, Line]]:
     """Return the lines of a .jsonl file by their numbers, from 1; blank ones are passed over."""
     lines, text = [], read_text(path)
     if text.lstrip().startswith("["):
@@ -415,9 +363,9 @@ def _line(path: Path, number: int) -> Iterator[None]:
         raise FileRefused(path, f"line {number}: {error}") from error
 
 
-def checked(record: Any) -> Chat | Completion | Text:
+def checked(record: Any) -> Line:
     """Return a line as one of the three kinds, of which something counts and nothing is lost."""
-    kinds = [kind for kind, keys in KINDS.items() if isinstance(record, dict) and keys <= record.keys()]
+    kinds = [kind for kind, keys in KEYS.items() if isinstance(record, dict) and keys <= record.keys()]
     if len(kinds) != 1:
         what = f"its keys are {short(sorted(record))}" if isinstance(record, dict) else f"it is {short(record)}"
         raise ValueError(f"{what}, expected one of {KINDS_OF_LINES}")
@@ -446,7 +394,7 @@ class Example:
 
 
 def read_examples(
-    path: Path, lines: Iterable[tuple[int, Chat | Completion | Text]], model: str | Path, tokenizer: Tokenizer
+    path: Path, lines: Iterable[tuple[int, Line]], model: str | Path, tokenizer: Tokenizer
 ) -> list[Example]:
     """Return lines as tokens. The chat template is read where the first chat comes."""
     examples, template = [], None
@@ -454,7 +402,7 @@ def read_examples(
         with _line(path, number):
             if template is None and isinstance(line, Chat):
                 template = load_template(model)
-            ids, counted = encode_line(line, tokenizer, template)
+            ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():
                 raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
             examples.append(Example(number, np.array(ids, np.int64), counted, whole=isinstance(line, Text)))
@@ -462,41 +410,14 @@ def read_examples(
 
 
 def encode_example(
-    record: dict[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None = None
+    record: Line | dict[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return the token ids of an example, and which of them count.
+    """Return the token ids of an example of one of the three kinds, and which of them count, (n,) bool.
 
     What is no chat begins with the tokenizer's begin token, as a prompt of `minilora generate` does, and ends with its
     end token, so that the model learns where to stop; either only if it does not stand there already.
-
-    Parameters
-    ----------
-    record : dict
-        Of one of the three kinds.
-    tokenizer : Tokenizer
-        The model's.
-    template : ChatTemplate, optional
-        The model's, which messages need.
-
-    Returns
-    -------
-    ids : list of int
-        The tokens.
-    counted : numpy.ndarray, shape (len(ids),), bool
-        Which of them count.
-
-    Raises
-    ------
-    ValueError
-        If nothing of it counts, or the template refuses it.
     """
-    return encode_line(checked(record), tokenizer, template)
-
-
-def encode_line(
-    line: Chat | Completion | Text, tokenizer: Tokenizer, template: ChatTemplate | None
-) -> tuple[list[int], np.ndarray]:
-    """Do what `encode_example` does."""
+    line = checked(record) if isinstance(record, dict) else record
     if isinstance(line, Chat):
         if template is None:
             raise ValueError("messages need the model's chat template")

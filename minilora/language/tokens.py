@@ -101,16 +101,8 @@ TOKENS_OF_CLASS: dict[str, dict[str, str]] = {
     "Qwen2Tokenizer": {"eos_token": END, "unk_token": END, "pad_token": END},
     "LlamaTokenizer": LLAMA,
     "CodeLlamaTokenizer": LLAMA,
-    "GemmaTokenizer": {
-        **{"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
-        **{"mask_token": "<mask>"},
-    },
-    "CohereTokenizer": {
-        **{"bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>", "unk_token": "<UNK>"},
-        **{"sep_token": "<SEP>", "pad_token": "<PAD>", "cls_token": "<CLS>", "mask_token": "<MASK_TOKEN>"},
-    },
 }
-"""The special tokens that transformers' classes have where tokenizer_config.json names none."""
+"""The special tokens that transformers' classes for the models here have where tokenizer_config.json names none."""
 
 
 def _from_folder(folder: Path) -> Tokenizer:
