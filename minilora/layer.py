@@ -288,7 +288,7 @@ def _guarded_forward(forward: Callable[..., tuple[Array, Cache]]) -> Callable[..
     @wraps(forward)
     def guarded(self: Layer, x: Array, *more: Any, **options: Any) -> tuple[Array, Cache]:
         if "x" in self.fits:
-            _INPUTS[self.fits["x"]](self, x)
+            check_input(self, x, self.fits["x"])
         y, kept = forward(self, x, *more, **options)
         return y, (self, y.shape, *kept)
 
@@ -345,7 +345,7 @@ def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
 
 
 def check_model(value: Any) -> None:
-    """Refuse what is not a model; say what to give where it is a class, or adapters without their model."""
+    """Require a model; a class, or adapters without their model, are likely mistakes."""
     if isinstance(value, Layer):
         return
     hint = ""
@@ -356,14 +356,17 @@ def check_model(value: Any) -> None:
     raise TypeError(f"model must be a Layer, got {kind_of(value)}{hint}")
 
 
-def check_input(layer: Layer, x: Array) -> None:
-    """Refuse an input that does not fit a layer: its last axis is in_features long."""
+def check_input(layer: Layer, x: Array, axes: str = "... in") -> None:
+    """Require of x the layer's library and precision, and its axes: "...", "... in" or "... T in"."""
     check_array("x", x, like=first_array(layer))
-    if x.shape[-1:] != (layer.in_features,):
+    if axes != "..." and x.shape[-1:] != (layer.in_features,):
         try:
             check_features("x", x, layer.in_features, "in_features", like=x)
         except ValueError as error:
             raise perhaps_transposed(error, layer, x) from None
+    if axes == "... T in" and (len(x.shape) < 2 or x.shape[-2] == 0):
+        expected = f"(..., T, {layer.in_features}) with at least one position"
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
 
 
 def perhaps_transposed(error: ValueError, layer: Any, x: Array) -> ValueError:
@@ -373,30 +376,8 @@ def perhaps_transposed(error: ValueError, layer: Any, x: Array) -> ValueError:
     return ValueError(f"{error}; out_features is {x.shape[-1]}: is the weight transposed? It lies as (out, in)")
 
 
-def check_sequence(layer: Layer, x: Array) -> None:
-    """Refuse an input that has no axis of positions, (..., T, in), or no position on it."""
-    check_input(layer, x)
-    if len(x.shape) < 2 or x.shape[-2] == 0:
-        expected = f"(..., T, {layer.in_features}) with at least one position"
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
-
-
-def check_real(layer: Layer, x: Array) -> None:
-    """Require an input of floating-point numbers, of the layer's library and precision if it has arrays."""
-    check_array("x", x, like=first_array(layer))
-
-
-_INPUTS = {"...": check_real, "... in": check_input, "... T in": check_sequence}
-"""What a forward requires of x, by its axes in `fits`."""
-
-
-def check_dy(layer: Layer, dy: Array) -> None:
-    """Refuse an upstream gradient that does not fit a layer: its last axis is out_features long."""
-    check_features("dy", dy, layer.out_features, "out_features", like=first_array(layer))
-
-
 def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
-    """Return what a cache keeps, or refuse one that `layer.forward` did not return, or a `dy` that does not fit it."""
+    """Return what a cache of `layer.forward` keeps. It is this layer's, and dy has the shape of y."""
     if not isinstance(cache, tuple) or len(cache) < 2 or cache[0] is not layer:
         if isinstance(dy, tuple) and dy and dy[0] is layer:
             raise TypeError("dy and cache are exchanged: call backward(dy, cache)")
@@ -408,14 +389,6 @@ def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
 
 
 def check_has_widths(name: str, layer: Any) -> None:
-    """Refuse what is not a layer that has in_features and out_features."""
+    """Require a layer that has in_features and out_features."""
     if not isinstance(layer, Layer) or not hasattr(layer, "in_features"):
         raise TypeError(f"{name} must be a Layer with in_features and out_features, got {kind_of(layer)}")
-
-
-def check_widths(name: str, layer: Layer, in_features: int, out_features: int) -> None:
-    """Refuse what is no layer with widths, or a layer of other widths."""
-    check_has_widths(name, layer)
-    if (layer.in_features, layer.out_features) != (in_features, out_features):
-        got = f"{layer.in_features} -> {layer.out_features}"
-        raise ValueError(f"{name} is {got} wide, expected {in_features} -> {out_features}")

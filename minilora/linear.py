@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_flag, check_start
-from .layer import Cache, Layer, check_dy, rows
+from .checks import Array, check_array, check_flag, check_start
+from .layer import Cache, Layer, first_array, rows
 
 
 @dataclass(eq=False, repr=False)
@@ -56,7 +56,7 @@ class Linear(Layer):
 
     def input_gradient(self, dy: Array) -> Array:  # (..., out) -> (..., in)
         """Return dx alone. It is all that a frozen layer passes on."""
-        check_dy(self, dy)
+        check_array("dy", dy, like=first_array(self))
         return dy @ self.weight  # eq. (10)
 
     @classmethod

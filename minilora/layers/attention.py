@@ -35,7 +35,7 @@ from typing import Any, TypeAlias
 
 from ..backend import backend_of
 from ..checks import Array
-from ..layer import Cache, Layer, check_sequence, inner, nest, rows, trains
+from ..layer import Cache, Layer, check_input, inner, nest, rows, trains
 from ..linear import Linear
 from .norm import RMSNorm
 from .rotary import Rotary
@@ -108,7 +108,7 @@ class Attention(Layer):
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
-        check_sequence(self, x)
+        check_input(self, x, self.fits["x"])
         h, T = rows(x), x.shape[-2]
         q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
         start = 0 if past is None else past[0].shape[-2]
