@@ -96,12 +96,15 @@ def checked_messages(messages: Any) -> list[Message]:
 
 def _joined(content: Any) -> Any:
     """Return a content whose parts are all texts as one text, with nothing between them; any other as it is."""
-    if not isinstance(content, list) or not content:
-        return content
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.keys() == {"type", "text"}]
-    kinds = {part.get("type") for part in content if isinstance(part, dict)}
-    whole = len(texts) == len(content) and kinds == {"text"} and all(isinstance(text, str) for text in texts)
-    return "".join(map(str, texts)) if whole else content
+    if isinstance(content, list) and content and all(map(_is_text, content)):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _is_text(part: Any) -> bool:
+    """Return whether a part of a content is a text, and says nothing else."""
+    known = isinstance(part, dict) and part.keys() == {"type", "text"}
+    return known and part["type"] == "text" and isinstance(part["text"], str)
 
 
 # --- the turns ------------------------------------------------------------------------------------------------------

@@ -252,8 +252,6 @@ TEXT, NO_TEXT, USERS = 1, (2, 3), 4
 
 The latter two are found whole in a text, before it is split into words.
 """
-
-
 ENDS = frozenset(
     (
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
@@ -294,21 +292,19 @@ def _from_gguf(path: Path) -> Tokenizer:
         types = dict(zip(words, known["token_type"], strict=True))
         if len(types) < len(words):
             raise ValueError("its tokenizer is damaged: a token stands twice")
-        named, within = _named_ends(known)
+        named, within = _named_ends(ids, known)
         types |= dict.fromkeys((words[i] for i in named), NO_TEXT[1])
         types |= dict.fromkeys(types.keys() & SHOWN, USERS) | within
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges))
     tokenizer.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    no_texts, texts = (
-        [word for word in words if types[word] in NO_TEXT],
-        [word for word in words if types[word] == USERS],
-    )
-    tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in no_texts])
-    tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in texts])
+    no_text = [word for word in words if types[word] in NO_TEXT]
+    tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in no_text])
+    users = [word for word in words if types[word] == USERS]
+    tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in users])
     ends = [*_end(path, [known[key] for key in END_KEYS if key in known]), *named]
     ours = _of(path, tokenizer, [number for number in ends if number not in {ids[word] for word in within}])
-    as_they_are = {ids[word]: word for word in texts}
+    as_they_are = {ids[word]: word for word in users}
     return replace(
         ours,
         begin=(_begin(path, known),) if known.get("add_bos_token") else (),
@@ -317,12 +313,11 @@ def _from_gguf(path: Path) -> Tokenizer:
     )
 
 
-def _named_ends(known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
+def _named_ends(ids: Mapping[str, int], known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
     """Return the tokens that end a text by their names, and the types of those that only seem to.
 
     llama.cpp takes an end whole, whichever type it has.
     """
-    ids = {token: number for number, token in enumerate(known["tokens"])}
     ends, within = ENDS & ids.keys(), {}
     if {"<|call|>", "<|calls|>"} & ends and {"<|return|>", "<|flush|>"} & ends and "<|end|>" in ends:
         within["<|end|>"] = USERS  # it ends a part of a turn
