@@ -211,7 +211,7 @@ def open_gguf(
             return BlockLinear(kind, blocks)
         try:
             array: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
+        except (NotImplementedError, ValueError) as error:
             raise FileRefused(path, f"{short(tensor.name)} of type {kind} cannot be read: {error}") from error
         if np.may_share_memory(array, tensor.data):  # numbers stored as such: the file may change, the model may not
             array = array.copy()
