@@ -62,13 +62,8 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until the device has finished all it was given, as a stopwatch must."""
-        if self.name == "numpy":
-            return
-        device = getattr(getattr(self.xp, "cuda", None), "Device", None)
-        if device is not None:
-            device().synchronize()
-        else:  # work is done in order, so a number that comes back now comes after all the rest
-            self.to_numpy(self.zeros((1,), "float32"))
+        if self.name != "numpy":
+            self.to_numpy(self.zeros((1,), "float32"))  # work is done in order, so this comes back after all the rest
 
     def elementwise_kernel(self, inputs: str, outputs: str, statements: str, name: str) -> Callable[..., Any] | None:
         """Return one kernel that does all `statements` entry by entry, or None where the library makes none.
@@ -117,7 +112,7 @@ def get_backend(name: str) -> Backend:
 
 
 def backend_or_numpy(backend: Backend | None) -> Backend:
-    """Return the backend that an optional argument asks for: NumPy where it is None. A name is refused."""
+    """Return the backend that an optional argument asks for: NumPy where it is None."""
     if backend is None:
         return _NUMPY
     if not isinstance(backend, Backend):
@@ -135,22 +130,16 @@ def _working_cupy() -> Any:
             f"CuPy is {state} ({error}): "
             "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', whichever your driver runs"
         ) from error
-    is_available = getattr(cupy, "is_available", None)
-    try:
-        usable = is_available is None or is_available()
-        message = "" if usable else f"{cupy.cuda.runtime.getDeviceCount()} devices found"
-    except Exception as error:  # CuPy raises many kinds here, all with CUDA's own message
-        usable, message = False, f"{type(error).__name__}: {error}"
-    if not usable:
-        raise BackendUnavailable(f"CuPy finds no usable device ({message}): check the driver with nvidia-smi")
-    try:
+    try:  # CuPy raises many kinds here, all with CUDA's own message
+        if not getattr(cupy, "is_available", lambda: True)():
+            raise RuntimeError(f"{cupy.cuda.runtime.getDeviceCount()} devices found")
         # This takes the compiler, a kernel of CuPy's own and cuBLAS: what a wheel without its CUDA libraries lacks.
         square = cupy.arange(4, dtype="float32").reshape(2, 2)
         total = float((square @ square).sum())
     except Exception as error:
         raise BackendUnavailable(
-            f"CuPy cannot run a kernel ({type(error).__name__}: {error}): "
-            "check that the wheel's CUDA version fits the driver, and its [ctk] extra is installed"
+            f"CuPy cannot compute here ({type(error).__name__}: {error}): check the driver with nvidia-smi, that the "
+            "wheel's CUDA version fits it, and that the wheel's [ctk] extra is installed"
         ) from error
     if total != 22:
         raise BackendUnavailable(f"CuPy computed 2 + 3 + 6 + 11 = {total:g}: the device or its driver is broken")
@@ -185,7 +174,7 @@ def share_memory(first: Array, second: Array) -> bool:
 
 
 def check_finite(**arrays: Array) -> None:
-    """Refuse arrays that hold NaN or infinity, by name. Memory-mapped arrays are not scanned."""
+    """Require finite numbers. Memory-mapped arrays are not scanned."""
     ends = {
         name: [a.min(), a.max()] for name, a in arrays.items() if a.dtype.kind == "f" and not isinstance(a, np.memmap)
     }

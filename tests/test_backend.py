@@ -47,16 +47,16 @@ UNUSABLE = {
     "not installed": (None, r"CuPy is not installed \(.*pip install 'cupy-cuda12x\[ctk\]' or 'cupy-cuda13x\[ctk\]'"),
     "no driver": (
         broken_cupy(is_available=lambda: False, cuda=devices(failing(NO_DRIVER))),
-        f"finds no usable device .*{NO_DRIVER}.*nvidia-smi",
+        f"cannot compute here .*{NO_DRIVER}.*nvidia-smi",
     ),
     "no device": (
         broken_cupy(is_available=lambda: False, cuda=devices(lambda: 0)),
-        r"finds no usable device \(0 devices found\)",
+        r"cannot compute here \(RuntimeError: 0 devices found\)",
     ),
-    "no answer": (broken_cupy(is_available=failing("cudaErrorUnknown")), "finds no usable device .*cudaErrorUnknown"),
+    "no answer": (broken_cupy(is_available=failing("cudaErrorUnknown")), "cannot compute here .*cudaErrorUnknown"),
     "no compiler": (
         broken_cupy(arange=failing("libnvrtc.so.12: cannot open", ImportError)),
-        r"cannot run a kernel \(ImportError: libnvrtc.so.12: cannot open\): .*\[ctk\]",
+        r"cannot compute here \(ImportError: libnvrtc.so.12: cannot open\): .*\[ctk\]",
     ),
     "wrong numbers": (
         broken_cupy(arange=lambda *_, **__: np.ones(4)),
