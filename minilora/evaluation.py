@@ -65,7 +65,7 @@ def sum_of(share: Callable[[Any], Any], parts: Iterable[Any], workers: int | Non
     """Return the sum of ``share(part)``, in the parts' order. With `workers`, which are for NumPy, several at once."""
     running: Any = nullcontext(map(share, parts))
     if workers is not None:
-        from .fast.threads import check_workers, on_threads  # for speed: the same parts, several at once
+        from .fast.parts import check_workers, on_threads  # for speed: the same parts, several at once
 
         check_workers(workers, x)
         running = on_threads(share, parts, workers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -22,9 +21,9 @@ from . import (
     golden,
     inspect,
     merge,
-    streams,
     vectors,
 )
+from .console import discard, flush_or_discard, say, say_interrupted, warnings_in_lines
 
 COMMANDS = (
     article,
@@ -41,9 +40,6 @@ COMMANDS = (
     vectors,
     golden,
 )
-
-COMPILED = ("numpy", "safetensors", "tqdm")
-"""Packages that commands need and that take long to load: Ctrl-C often comes then, see `streams.ending_at_once`."""
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -83,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and which does not hide that its help could not be written."""
 
     def error(self, message: str) -> NoReturn:
-        streams.say(f"{message} (try '{self.prog} --help')")
+        say(f"{message} (try '{self.prog} --help')")
         raise SystemExit(2)
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -115,20 +111,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 where `check` finds a wrong gradient; 2 where the input or the machine cannot do what was asked; 130 after
         Ctrl-C, and 141 where the output goes to a pipe that nobody reads any more, as shells have it.
     """
-    streams.open_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:
         status = _run(argv)
-        sys.stdout.flush()  # a pipe that nobody reads shows here, and not when Python is already ending
+        print(end="", flush=True)  # a pipe that nobody reads shows here, and not when Python is already ending
         return status
     except BrokenPipeError:  # as in `minilora check | head`
-        streams.flush_or_discard(sys.stdout)
+        discard(sys.stdout)
         return 141
     except OSError as error:  # of a file, or of stdout itself
-        streams.say(str(error) or type(error).__name__)
-        streams.flush_or_discard(sys.stdout)
+        say(str(error) or type(error).__name__)
+        flush_or_discard(sys.stdout)
         return 2
     except KeyboardInterrupt:
-        streams.say_interrupted()
+        say_interrupted()
         return 130
 
 
@@ -138,18 +136,16 @@ def _run(argv: Sequence[str] | None) -> int:
         options = _parser().parse_args(argv)
         options.typed = list(sys.argv[1:] if argv is None else argv)  # what goes on after a Ctrl-C
     except SystemExit:
-        sys.stdout.flush()  # of --help
+        print(end="", flush=True)  # of --help
         raise
     getattr(options, "before_numpy", lambda: None)()  # a BLAS counts its threads when it is loaded
-    with streams.ending_at_once():
-        for package in COMPILED:
-            import_module(package)
-        from ..backend import BackendUnavailable
-        from ..training import TrainingDiverged
+    from ..backend import BackendUnavailable
+    from ..training import TrainingDiverged
+
     try:
-        with streams.warnings_in_lines():
+        with warnings_in_lines():
             status: int = options.command(options)
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
-        streams.say(str(error) or type(error).__name__)
+        say(str(error) or type(error).__name__)
         status = 2
     return status

@@ -6,8 +6,18 @@ import argparse
 import math
 from typing import Any
 
-from .options import Defaults, add_backend, backend, check_plot, path, plot
-from .streams import printable, say, say_goes_on, say_interrupted
+from .console import (
+    Defaults,
+    add_backend,
+    check_plot,
+    chosen_backend,
+    path,
+    plot,
+    printable,
+    say,
+    say_goes_on,
+    say_interrupted,
+)
 
 
 def add(commands: Any) -> None:
@@ -65,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
             lr=options.lr,
             seed=options.seed,
             dtype=options.dtype,
-            backend=backend(options),
+            backend=chosen_backend(options.backend),
             progress=True,
             checkpoint=options.checkpoint,
         )
@@ -106,8 +116,7 @@ def _check(options: argparse.Namespace) -> None:
     from ..files.adapters import check_adapter_target
     from ..files.peft.adapterconfig import MAX_ALPHA, MIN_ALPHA
 
-    if options.plot:
-        check_plot(options.plot)
+    check_plot(options.plot)
     if options.save:
         check_adapter_target(options.save)
     if options.rank > 0:

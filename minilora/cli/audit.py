@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import check_output, path
+from .console import check_output, files, path, write_json
 
 
 def add(commands: Any) -> None:
@@ -38,18 +38,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report. Returns 0 of a sound adapter, 1 of another."""
-    import json
-
     from ..conformance.audit.auditing import audit
-    from ..files.atomic import written_whole
 
-    if options.json is not None:
-        inputs = [options.adapter, *([options.model] if options.model else [])]
-        files = [file for one in inputs for file in (one.glob("*") if one.is_dir() else [one]) if file.is_file()]
-        check_output(options.json, [(file, "a file that is looked at") for file in files])
+    check_output(options.json, files("a file that is looked at", options.adapter, options.model))
     report = audit(options.adapter, options.model, merge=options.merge)
-    if options.json is not None:
-        with written_whole(options.json) as file:
-            file.write((json.dumps(report.json(), indent=1) + "\n").encode())
+    write_json(options.json, report.json())
     print(report)
     return report.status

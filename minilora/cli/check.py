@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import Defaults, add_backend, backend
+from .console import Defaults, add_backend, chosen_backend
 
 
 def add(commands: Any) -> None:
@@ -29,8 +29,8 @@ def run(options: argparse.Namespace) -> int:
     from ..language.llamainstance import ALL_INSTANCES
     from ..verify.instances import prove
 
-    where = backend(options)
-    proof = list(prove(where, options.seed, ALL_INSTANCES))  # a bad seed speaks before the head of the table does
+    backend = chosen_backend(options.backend)
+    proof = list(prove(backend, options.seed, ALL_INSTANCES))  # a bad seed speaks before the head of the table does
     blocks = [(title.split("  "), block) for title, report in proof for block in report.blocks]
     names = [f"{name} {block.name}" for (name, _), block in blocks]
     width, places = max(map(len, names)), max(len(at) for (_, at), _ in blocks)
@@ -48,6 +48,6 @@ def run(options: argparse.Namespace) -> int:
     if wrong:
         print("\nThe wrong ones again:", head, *wrong, sep="\n")
     count, failed = len(blocks), sum(not block.passed for _, block in blocks)
-    how = f"complex step, float64, {where.device}"
+    how = f"complex step, float64, {backend.device}"
     print(f"\n{count - failed} of {count} gradients agree with the measured slope ({how})")
     return 1 if failed else 0

@@ -8,9 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import streams
-from .options import check_output, path
-from .streams import printable
+from .console import check_output, discard, files, path, print_error, printable
 
 DESCRIPTION = """\
 Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process of its own.
@@ -79,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.json:
             inputs = [(file, "the implementation") for file in sources(name)]
-            check_output(options.json, [*inputs, *([(options.xfails, "the known failures")] if options.xfails else [])])
+            check_output(options.json, [*inputs, *files("the known failures", options.xfails)])
         known = xfails.read(options.xfails) if options.xfails else {}
         required = _required(options.require)
         report = check_apart(name, dtype=options.dtype, timeout=options.timeout)
@@ -94,9 +92,9 @@ def run(options: argparse.Namespace) -> int:
             raise OSError("there is no standard output")
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # a reader that has seen enough, as head has
-        streams.discard(sys.stdout)
+        discard(sys.stdout)
     except (OSError, ValueError) as error:  # a full disk, or letters that it has no bytes for
-        streams.discard(sys.stdout)
+        discard(sys.stdout)
         return _cannot(name, "was checked, and the report could not be written", str(error))
     return judged.status
 
@@ -117,7 +115,7 @@ def _cannot(name: str, what: str, why: str) -> int:
     from ..conformance.checking.xfails import github_error, on_github
 
     text = printable(f"{name} {what}: {' '.join(why.split())}")
-    streams.print_error(text)
+    print_error(text)
     if on_github():
-        streams.print_error(github_error(text))
+        print_error(github_error(text))
     return 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import check_output, path
+from .console import check_output, files, path, write_json
 
 
 def add(commands: Any) -> None:
@@ -34,18 +34,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the diagnosis. Returns 0 of right logits, 1 of wrong ones, 2 where they do not tell."""
-    import json
-
     from ..conformance.diagnosis.diagnosing import diagnose
-    from ..files.atomic import written_whole
 
-    if options.json is not None:
-        folders = [options.model, options.adapter, options.logits]
-        files = [file for one in folders for file in (one.glob("*") if one.is_dir() else [one]) if file.is_file()]
-        check_output(options.json, [(file, "a file that is read") for file in files])
+    check_output(options.json, files("a file that is read", options.model, options.adapter, options.logits))
     diagnosis = diagnose(options.model, options.adapter, options.logits)
-    if options.json is not None:
-        with written_whole(options.json) as file:
-            file.write((json.dumps(diagnosis.json(), indent=1) + "\n").encode())
+    write_json(options.json, diagnosis.json())
     print(diagnosis)
     return diagnosis.status

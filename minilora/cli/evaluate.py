@@ -6,18 +6,7 @@ import argparse
 import math
 from typing import Any
 
-from ..language.finetuning.cores import one_blas_thread
-from .options import (
-    Defaults,
-    add_backend,
-    add_model,
-    add_quantize,
-    backend,
-    model_name,
-    path,
-    warn_beyond_context,
-)
-from .streams import printable
+from .console import Defaults, add_backend, add_model, add_quantize, chosen_backend, one_blas_thread, path, printable
 
 MOST = 700.0
 """A loss whose exponential is a float: above it a perplexity is infinite."""
@@ -48,30 +37,24 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the losses."""
     from ..files.adapters import load_adapter
+    from ..language import finetune
     from ..language.data import load_data
-    from ..language.finetuning.cores import worker_count
-    from ..language.finetuning.heartbeat import Heartbeat
-    from ..language.finetuning.losstable import write_line
-    from ..language.namedmodel import load_model, model_path, with_adapters
-    from ..language.text import evaluate_where_it_counts, next_token_loss
+    from ..language.nexttoken import evaluate_where_it_counts, next_token_loss
 
-    where = backend(options)
-    adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
-    with Heartbeat(write_line, "reading the tokenizer and the text") as beat:
-        data = load_data(options.text, model_path(options.model), options.length, held_out=0)
-        beat.now("reading the weights")
-        model = load_model(options.model, "float32", where, options.quantize)
-        data.check_vocabulary(model.lm_head.out_features)
-        warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
-        print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
-        models = {model_name(options.model): model}
-        if adapters:
-            adapted = with_adapters(model, adapters, options.adapter, where, options.quantize)
-            models[f"with {printable(str(options.adapter))}"] = adapted
-        X, Y, threads = where.asarray(data.X), where.asarray(data.Y), worker_count(None, where.name)
-        for name, layer in models.items():
-            beat.now(f"measuring the loss of {name}")
-            loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, threads)
-            perplexity = math.exp(loss) if loss < MOST else math.inf
-            print(f"loss     {loss:.4f} nats a token, perplexity {perplexity:.4g}: {name}", flush=True)
+    backend = chosen_backend(options.backend)
+    adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
+    data = load_data(options.text, finetune.model_path(options.model), options.length, held_out=0)
+    model = finetune.load_model(options.model, "float32", backend, options.quantize)
+    data.check_vocabulary(model.lm_head.out_features)
+    finetune.warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
+    print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
+    models = {finetune.model_name(options.model): model}
+    if adapters:
+        adapted = finetune.with_adapters(model, adapters, options.adapter, backend, options.quantize)
+        models[f"with {printable(str(options.adapter))}"] = adapted
+    X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), finetune.worker_count(None, backend)
+    for name, layer in models.items():
+        loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, workers)
+        perplexity = math.exp(loss) if loss < MOST else math.inf
+        print(f"loss     {loss:.4f} nats a token, perplexity {perplexity:.4g}: {name}", flush=True)
     return 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import path
-from .streams import printable
+from .console import path, printable
 
 
 def add(commands: Any) -> None:

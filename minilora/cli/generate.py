@@ -7,16 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .options import (
-    Defaults,
-    add_backend,
-    add_model,
-    add_quantize,
-    backend,
-    path,
-    warn_beyond_context,
-)
-from .streams import printable
+from .console import Defaults, add_backend, add_model, add_quantize, chosen_backend, path, printable
 
 if TYPE_CHECKING:
     from ..language.chat import Dialogue, Prompt
@@ -76,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
     from ..language.chat import Dialogue
     from ..language.chattemplate import load_template
     from ..language.data import check_vocabulary
+    from ..language.finetune import load_model, model_path, warn_beyond_context, with_adapters
     from ..language.generation import check_top_p, generate
-    from ..language.namedmodel import load_model, model_path, with_adapters
     from ..language.tokens import load_tokenizer, spell
 
     check_integer("tokens", options.tokens, at_least=1)
@@ -90,17 +81,17 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("the prompt is empty: give at least one word")
     if options.system is not None and not options.chat:
         raise ValueError("--system is a message of a chat: it goes with --chat")
-    where, source = backend(options), model_path(options.model)
-    adapters = load_adapter(options.adapter, dtype="float32", backend=where) if options.adapter else {}
+    backend, source = chosen_backend(options.backend), model_path(options.model)
+    adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
     tokenizer = load_tokenizer(source)
     dialogue = None
     if options.chat:
         dialogue = Dialogue(load_template(source), tokenizer, options.system)
     # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
     first = None if options.prompt is None else _prompt(options.prompt, dialogue, tokenizer)
-    model = load_model(options.model, "float32", where, options.quantize)
+    model = load_model(options.model, "float32", backend, options.quantize)
     if adapters:
-        model = with_adapters(model, adapters, options.adapter, where, options.quantize)
+        model = with_adapters(model, adapters, options.adapter, backend, options.quantize)
     prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
     for prompt in prompts:
         check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)

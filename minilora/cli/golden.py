@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import check_output, path
-from .streams import printable
+from .console import check_output, files, path, printable
 
 
 def add(commands: Any) -> None:
@@ -54,12 +53,8 @@ def run(options: argparse.Namespace) -> int:
     from ..conformance.checking.report import save_json
     from ..conformance.golden.judging import compare
 
-    if options.json is not None:
-        files = [*options.folder.rglob("*"), *options.compare.glob("*.safetensors")]
-        inputs = [(file, "a file of what is compared") for file in files]
-        if options.xfails is not None:
-            inputs.append((options.xfails, "the list of known failures"))
-        check_output(options.json, inputs)
+    compared = files("a file of what is compared", options.folder, options.compare)
+    check_output(options.json, [*compared, *files("the list of known failures", options.xfails)])
     known = {} if options.xfails is None else xfails.read(options.xfails)
     verdict = compare(options.folder, options.compare, known)
     if options.json is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .options import check_plot, path, plot
-from .tables import align
+from .console import align, check_plot, path, plot
 
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
@@ -34,8 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the table, and draw it where that was asked for."""
     from ..files.inspection import inspect_adapter
 
-    if options.plot:
-        check_plot(options.plot)
+    check_plot(options.plot)
     summaries = inspect_adapter(options.adapter)
     print(table(summaries))
     if options.plot:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import path
-from .streams import printable
-from .tables import align
+from .console import align, path, printable
 
 
 def add(commands: Any) -> None:

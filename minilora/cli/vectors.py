@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import check_output, path
-from .streams import printable
+from .console import check_output, files, path, printable
 
 
 def add(commands: Any) -> None:
@@ -42,9 +41,7 @@ def run(options: argparse.Namespace) -> int:
         count = vectors.write(options.folder)
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
-    if options.json:
-        files = [*options.folder.rglob("*"), *options.compare.glob("*.safetensors")]
-        check_output(options.json, [(file, "a file of what is compared") for file in files])
+    check_output(options.json, files("a file of what is compared", options.folder, options.compare))
     reports = vectors.compare(options.folder, options.compare)
     status = 0 if all(report.passed for report in reports) else 1
     if options.json:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..checks import check_choice, check_number
 from ..evaluation import evaluate
-from ..language.trainingmemory import LLAMA_2_7B, training_memory
+from ..language.memory import LLAMA_2_7B, training_memory
 from ..linear import Linear
 from ..lora import LoRA
 from ..optim import Adam

@@ -1,7 +1,7 @@
 """The same numbers with less work. Nothing here is needed to understand LoRA.
 
-`residual` has the gradients of the squared error without the error, and `accumulation` those of a large batch with the
-memory of a small one, its parts side by side on `threads`. `train` takes them only where you name them::
+`residual` has the gradients of the squared error without the error, and `parts` those of a large batch with the memory
+of a small one, several parts at once. `train` takes them only where you name them::
 
     train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
 

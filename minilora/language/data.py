@@ -44,7 +44,6 @@ from ..losses import IGNORED
 from .chat import checked_messages, encode_chat, tokens_of
 from .chattemplate import ChatTemplate, load_template
 from .tokens import Tokenizer, load_tokenizer
-from .widths import widths
 
 EXAMPLES = ".jsonl"
 TABLES = (".json", ".ndjson", ".csv", ".tsv")
@@ -81,11 +80,6 @@ class Data:
     length: int  # the most tokens of a row
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
     with_length: Callable[[int], Data] | None = None  # examples in rows of another length
-
-    @property
-    def held_windows(self) -> float:
-        """What is computed to measure the loss, in rows as wide as those to train on."""
-        return float(widths(self.Y_held).sum() / self.X.shape[1])
 
     def check_vocabulary(self, size: int) -> None:
         """Require ids that a model of `size` tokens has."""

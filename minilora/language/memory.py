@@ -1,4 +1,4 @@
-"""How much memory training takes: the least, from a language model's sizes alone; and what is kept, on a model.
+"""How much memory training takes: the least, by a model's sizes; what a step keeps, measured; and what there is.
 
 A Llama decoder has in each of its layers seven matrices, and more arrays around them:
 
@@ -33,8 +33,9 @@ memory, and a token keeps only what it goes through, of K experts:
 What an expert gives need not be kept: its product with dy, which the router's gradient is made of, is that of z with
 dz, and dz is computed anyway.
 
-The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` counts
-what they keep, and `parameter_bytes` the arrays of a model.
+The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` counts what they keep, and
+`parameter_bytes` the arrays of a model. `StepMemory` is the sum that a fine-tuning needs, and `machine_memory` what it
+may have, in a container too.
 
 Sources: Rajbhandari et al., "ZeRO", arXiv 1910.02054, section 3.1, for 16 bytes a number in full fine-tuning; Dettmers
 et al., "QLoRA", arXiv 2305.14314, section 3, for 4 bits and the constants of their blocks.
@@ -43,10 +44,17 @@ et al., "QLoRA", arXiv 2305.14314, section 3, for 4 bits and the constants of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from ..backend import Backend
 from ..checks import Array, check_choice, check_flag, check_instance, check_integer, check_sizes, is_array
+from ..evaluation import EVALUATION_ROWS
+from ..fast.blockwise import CPU, GPU
 from ..layer import Cache, Layer, arrays_of
 from ..layers.rotary import frequencies
 from .config import LlamaConfig
@@ -212,10 +220,129 @@ def _owner(array: Array) -> Array:
 
 
 def megabytes(count: int) -> str:
-    """Return a number of bytes in words."""
-    return f"{in_megabytes(count)} MB"
-
-
-def in_megabytes(count: int) -> str:
-    """Return bytes in MB."""
+    """Return bytes in MB, without the unit."""
     return f"{count / 1e6:,.1f}"
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The bytes that a fine-tuning needs whose rows have one length."""
+
+    weights: int
+    state: int  # Adam's two means of what trains, and the gradients
+    first: int  # what a forward keeps of one row for the backward
+    further: int  # and of each further one
+    logits: int  # of a row: the largest array besides
+    measured: float  # rows at a time of which the held-out loss is computed; of another length, as many as long
+
+    def activations(self, rows: int) -> int:
+        """Return what the backward of so many rows needs."""
+        return self.first + (rows - 1) * self.further
+
+    def all_logits(self, rows: int) -> int:
+        """Return the most logits there are, where a step has so many rows at a time: measuring may have more."""
+        return math.ceil(max(rows, self.measured) * self.logits)
+
+    def together(self, rows: int) -> int:
+        """Return all there is, where a step has so many rows at a time."""
+        return self.weights + self.state + self.activations(rows) + self.all_logits(rows)
+
+    def rows_that_fit(self, free: float, most: int, parts: int) -> int:
+        """Return how many rows, at most `most`, each of some parts may have; 0 where not even one fits."""
+        return bisect_right(range(1, most + 1), free, key=lambda rows: self.together(rows * parts))
+
+
+def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, int, tuple[int, int]], StepMemory]:
+    """Return a function of the rows' length, the workers and the held-out rows' shape: what a fine-tuning needs.
+
+    It is measured on one row of X and on two, and on short ones alone: a forward of long rows would take the memory
+    that it is to tell. What a forward keeps grows by the same bytes with each row. With the length T it grows as
+    a + b T beyond the page up to which attention keeps its T x T matrix (`minilora.fast.blockwise`).
+    """
+    page = (CPU if backend.name == "numpy" else GPU).page_up_to
+    low, high = page + 1, page + page // 2  # two points of that line
+
+    @cache
+    def kept(rows: int, length: int) -> int:
+        return cache_bytes(model.forward(X[:rows, :length])[1])
+
+    def activations(rows: int, length: int) -> int:
+        if length <= high:
+            return kept(rows, length)
+        slope = kept(rows, high) - kept(rows, low)
+        return kept(rows, high) - slope * (high - length) // (high - low)  # rounded up
+
+    weights, trained = parameter_bytes(model), model.trainable().values()
+    state, itemsize = 3 * sum(array.nbytes for array in trained), max(array.dtype.itemsize for array in trained)
+
+    def of(length: int, workers: int, held_out: tuple[int, int]) -> StepMemory:
+        held, width = held_out
+        first = activations(1, length)
+        return StepMemory(
+            weights=weights,
+            state=state,
+            first=first,
+            further=activations(2, length) - first if len(X) > 1 else first,
+            logits=length * model.lm_head.out_features * itemsize,
+            measured=min(held, workers * max(1, EVALUATION_ROWS // width)) * width / length,
+        )
+
+    return of
+
+
+# --- what the machine lets this process have --------------------------------------------------------------------------
+
+GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux shows what a container or a batch job may use, which psutil does not read; and which one this is."""
+FILES = {  # of a group's folder, in the two versions: its limit, its use, and the part of this that can be given up
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+class Memory(NamedTuple):
+    """Bytes."""
+
+    whole: int  # what there is at most, for all processes
+    free: int  # what this process can still take
+
+
+def machine_memory(backend: Backend) -> Memory | None:
+    """Return the memory in which a backend's arrays live; None where a device does not say."""
+    if backend.name != "numpy":
+        try:
+            free, whole = backend.xp.cuda.runtime.memGetInfo()
+        except Exception:  # a line of text is no reason to stop, and a library in CuPy's place may have none
+            return None
+        return Memory(int(whole), int(free))
+    import psutil  # when it is asked for: few commands do
+
+    system = psutil.virtual_memory()
+    limits = [Memory(system.total, system.available), *_group_limits()]
+    return Memory(min(limit.whole for limit in limits), min(limit.free for limit in limits))
+
+
+def _group_limits() -> Iterator[Memory]:
+    """Yield the limits of the control groups that this process is in, and of those above them."""
+    try:
+        lines = OWN.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        for controller in FILES.keys() & set(controllers.split(",")):
+            root = GROUPS / controller
+            # In a container the place may be the host's name of it, while the group itself stands at the root.
+            folder = root / place.lstrip("/")
+            for group in {folder, *folder.parents, root} - set(root.parents):
+                yield from _limit(group, *FILES[controller])
+
+
+def _limit(group: Path, limit: str, use: str, reclaimable: str) -> Iterator[Memory]:
+    """Yield the limit of one group, where it has any."""
+    try:
+        whole, used = int((group / limit).read_text()), int((group / use).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such group, or "max"
+        return
+    yield Memory(whole, max(0, whole - used + int(stat.get(reclaimable, 0))))

@@ -1,21 +1,23 @@
-"""The loss of a language model, and its gradients, computed where targets count."""
+"""The loss of a language model, and its gradients, computed where targets count.
+
+Of a chat most targets do not, and the head is the largest product of a small model. So logits are computed where a
+target counts, and nothing behind the last of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_ids, check_kind, check_shape
-from ..evaluation import EVALUATION_ROWS, Gradients, check_data, sum_of
-from ..layer import Layer
+from ..evaluation import EVALUATION_ROWS, check_data, sum_of
+from ..fast.parts import of_area, widths
 from ..losses import IGNORED, Loss, count, cross_entropy
-from ..training import backpropagate, evaluate_of
+from ..training import backpropagate
 from ..variants.dropout import with_rows_at
 from .llama import Llama
-from .widths import of_area, without_filling
 
 
 def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -70,28 +72,16 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
     return sum_of(share, parts, workers, X)
 
 
+def without_filling(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return ids and targets up to the last column in which a target counts; without one, all of them."""
+    width = int(widths(y).max()) or y.shape[1]
+    return x[:, :width], y[:, :width]
+
+
 def check_rows(x: Array, y: Array) -> None:
-    """Refuse ids and targets that are not two arrays (n, T) of one shape."""
+    """Require ids and targets that are two arrays (n, T) of one shape."""
     for name, value in {"ids": x, "targets": y}.items():
         check_kind(name, value, "an array of integers")
     check_shape("targets", y, tuple(x.shape))
     if len(y.shape) != 2 or 0 in y.shape:
         raise ValueError(f"targets has shape {tuple(y.shape)}, expected (n, T) with at least one row and one position")
-
-
-@dataclass(frozen=True)
-class MeasuredWhereItCounts:
-    """The same gradients, with losses that are measured as `evaluate_where_it_counts` does it."""
-
-    gradients: Gradients
-    workers: int | None = None  # to measure losses with
-
-    def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-        """Return the gradients of ``loss(model(x), y)``."""
-        return self.gradients(model, x, y, loss)
-
-    def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y, of a `Llama` with logits only where a target counts."""
-        if isinstance(model, Llama):
-            return evaluate_where_it_counts(model, X, Y, loss, self.workers)
-        return evaluate_of(self.gradients)(model, X, Y, loss)

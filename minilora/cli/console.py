@@ -1,0 +1,212 @@
+"""What the commands share: lines on a terminal, options, outputs, tables."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..backend import Backend
+
+LONGEST_COMMAND = 20_000
+"""Characters of a command that are shown: it is to be copied whole."""
+BACKENDS = ("numpy", "cupy", "auto")
+BLAS_THREADS = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+"""Where the libraries that NumPy may have for products of matrices look, once, when they are loaded."""
+
+
+# --- lines on a terminal ----------------------------------------------------------------------------------------------
+
+
+def printable(text: str, *limit: int) -> str:
+    """Return a text in one line without control characters, its middle left out where it is too long."""
+    from .. import checks  # needs NumPy, without which the command line starts
+
+    return checks.printable(text, *limit)
+
+
+def say(message: str) -> None:
+    """Write one line to stderr, whatever is in the message and wherever stderr goes."""
+    print_error(f"minilora: {printable(message)}")
+
+
+def say_interrupted() -> None:
+    """Tell that Ctrl-C ended the command, on a line of its own."""
+    print_error("\nminilora: interrupted")
+
+
+def say_goes_on(state: str, typed: list[str]) -> None:
+    """Tell what is kept of a command that was stopped, and what to type to go on."""
+    program = ["python", "-m", "minilora"] if os.path.basename(sys.argv[0]) == "__main__.py" else ["minilora"]
+    say(f"{state}, and this command goes on from there:")
+    print_error(f"  {printable(shlex.join([*program, *typed]), LONGEST_COMMAND)}")
+
+
+def print_error(text: str) -> None:
+    """Write a text to stderr, wherever that goes."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def flush_or_discard(stream: Any) -> None:
+    """Write what is still to be written to a stream, or let it go nowhere where the stream cannot take it."""
+    try:
+        stream.flush()
+    except OSError:
+        discard(stream)
+
+
+def discard(stream: Any) -> None:
+    """Let what is still to be written to a stream go nowhere, so that Python does not fail on it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Write each warning as one line, once, and not as Python does, with a line of our source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        yield
+
+
+def align(lines: Sequence[tuple[str, ...]], left: set[int]) -> str:
+    """Return rows of text as columns, those in `left` flush left and the others flush right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that names the default of an option, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unsaid = action.default is None or action.default is False
+        return action.help if unsaid else super()._get_help_string(action)
+
+
+def path(text: str) -> Path:
+    """Read an argument that is a path: an empty one, of a variable that is not set, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backend``, which `chosen_backend` reads."""
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=os.environ.get("MINILORA_BACKEND") or "numpy",
+        help="library to compute with; auto is cupy where it works ($MINILORA_BACKEND sets the default)",
+    )
+
+
+def chosen_backend(name: str) -> Backend:
+    """Return the backend that was asked for."""
+    from ..backend import get_backend
+
+    if name not in BACKENDS:  # the parser checks what is typed, not the default
+        raise ValueError(f"MINILORA_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return get_backend(name)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``: `minilora.language.finetune.model_path` has the one that stands in where it is not given."""
+    parser.add_argument(
+        "--model",
+        type=path,
+        metavar="MODEL",
+        help="a Hugging Face folder or a .gguf file on this machine; by default the small English model of the package "
+        "glassllm",
+    )
+
+
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quantize``, which `minilora.language.finetune.load_model` takes as `bits`."""
+    parser.add_argument(
+        "--quantize",
+        choices=["nf4", "file"],
+        help="keep the frozen linear layers in few bits: nf4 quantises them, in blocks of 64 with double quantisation; "
+        "file keeps the blocks that a .gguf file has (Q4_0, Q4_1, Q8_0)",
+    )
+
+
+def one_blas_thread() -> None:
+    """Give this process one BLAS thread, where NumPy is not loaded yet. Otherwise `accumulate` alone sees to that."""
+    if "numpy" not in sys.modules:
+        os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def files(what: str, *paths: Path | None) -> list[tuple[Path, str]]:
+    """Return the files at some paths, those in folders too, and what they are."""
+    found = [file for path in paths if path for file in (path.rglob("*") if path.is_dir() else [path])]
+    return [(file, what) for file in found if file.is_file()]
+
+
+def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
+    """Require a file that can be written without the loss of something, such as of one that is read."""
+    from ..files.atomic import refuse_inputs, replaceable
+
+    if path is not None:
+        replaceable(path)
+        refuse_inputs(name, path, inputs)
+
+
+def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> None:
+    """Require a file that a figure can be written to."""
+    if path is None:
+        return
+    from .. import figures  # matplotlib is an extra
+
+    figures.check_figure_path(path)
+    check_output(path, inputs, "plot file")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"plot file {str(path)!r}: the folder {str(path.parent)!r} cannot be written")
+
+
+def plot(figure: Any, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    from ..files.atomic import written_whole
+
+    with written_whole(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".").lower())
+    print(f"\nfigure written to {printable(str(path))}")
+
+
+def write_json(path: Path | None, report: dict[str, Any]) -> None:
+    """Write a report to the file of ``--json``, whole or not at all."""
+    import json
+
+    from ..files.atomic import written_whole
+
+    if path is not None:
+        with written_whole(path) as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())

@@ -1,0 +1,607 @@
+"""A fine-tuning, from the model's file to the adapter's: read, load, adapt, measure, train, save."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+import warnings
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import msgspec
+import numpy as np
+
+from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
+from ..backend import Backend
+from ..checks import Array, check_integer, check_number, needed, printable
+from ..fast.parts import Accumulated, by_width, core_count
+from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
+from ..files.atomic import refuse_inputs, replaceable
+from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_place, refuse_another
+from ..files.checkpoint import read as read_checkpoint
+from ..files.inputs import open_regular
+from ..files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
+from ..files.peft.adapterfolder import WEIGHTS_NAME
+from ..files.tensors import MODEL_CONFIG, open_weights
+from ..guards.boundedpatterns import Matching
+from ..layer import Layer, parameter_count, walk
+from ..losses import IGNORED, Loss
+from ..quantization import quantize
+from ..schedule import Schedule
+from ..state import History, TrainingState
+from ..training import TrainingDiverged, train
+from ..variants.adapter import Adapter
+from ..variants.dropout import check_dropped, with_dropout
+from .data import HELD_OUT, Data, load_data
+from .llama import Llama
+from .losstable import LOG_EVERY, Learned, LossTable
+from .memory import Memory, StepMemory, machine_memory, measured_memory, megabytes, parameter_bytes
+from .nexttoken import evaluate_where_it_counts, next_token_loss, where_it_counts
+from .recipe import Recipe, Settled, option_name
+
+ENDS = 1 << 20
+"""Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
+USABLE_SHARE = 0.9
+"""Of the free memory, what a training may fill: arrays that live shortly come on top."""
+
+
+def finetune(recipe: Recipe, backend: Backend) -> LossTable:
+    """Do what a recipe says, and print what is found on the way. Return the losses."""
+    start, machine = time.perf_counter(), machine_memory(backend)  # before the model takes any
+    recipe, kept, start_from = read(recipe, backend)
+    data, model = load(recipe, backend)
+    settled, rng = recipe.settled(parameter_count(model)), np.random.default_rng(recipe.seed)
+    adapted = adapted_model(settled, model, start_from, rng, backend)
+    settled, data = measure(settled, adapted, data, kept, machine, backend)
+    table = train_adapter(settled, adapted, data, kept, rng, backend)
+    save(settled, adapted)
+    print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
+    if best := best_step(settled, table):
+        print(best)
+    return table
+
+
+# --- read: what can be refused before the model is loaded -------------------------------------------------------------
+
+
+def read(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
+    """Return the recipe with what a checkpoint had settled, the checkpoint, and the adapter to go on from."""
+    check(recipe)
+    recipe = replace(recipe, workers=worker_count(recipe.workers, backend))
+    kept = read_kept(recipe.checkpoint)
+    if kept is not None:
+        length = kept.notes["asked"]["--length"] if recipe.length is None else recipe.length
+        recipe = replace(recipe, length=length).settled(kept.notes["numbers"])
+        steps = None if recipe.epochs else recipe.steps
+        check_same(kept, asked(recipe, backend), steps)
+        print(f"resume   goes on from {kept.place(steps)} ({printable(str(kept.path))})", flush=True)
+    start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
+    if recipe.dropout:
+        check_dropped(start_from)
+    return recipe, kept, start_from
+
+
+def worker_count(workers: int | None, backend: Backend) -> int:
+    """Return how many parts of a batch are computed at once: by default two on two cores, and one on a GPU."""
+    if workers is None:
+        return min(2, core_count()) if backend.name == "numpy" else 1
+    if check_integer("workers", workers, at_least=1) > 1 and backend.name != "numpy":
+        raise ValueError(f"workers = {workers} is for NumPy, expected 1 with --backend {backend.name}")
+    return workers
+
+
+def check(recipe: Recipe) -> None:
+    """Require numbers in range and places that can be written, before anything is read."""
+    for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
+        if getattr(recipe, name) is not None:
+            check_integer(name, getattr(recipe, name), at_least=1)
+    if recipe.epochs is not None:
+        check_number("epochs", recipe.epochs, above=0)
+        if recipe.steps is not None:
+            raise ValueError("--steps and --epochs both say how long to train, expected one of them")
+    if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
+        raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {recipe.valid}")
+    check_integer("seed", recipe.seed, at_least=0)
+    if recipe.alpha is not None:
+        check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+    if recipe.lr is not None:
+        check_number("lr", recipe.lr, above=0)
+    if recipe.steps is not None:
+        rates(recipe, recipe.steps)
+    check_number("dropout", recipe.dropout, above=0, below=1, or_equal=True)
+    _check_together(recipe)
+    _check_places(recipe)
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Require options that go together, and none that the adapter to go on from brings."""
+    if recipe.adapter is not None:
+        brought = ("rank", "alpha", "target_modules", "target_parameters", "use_rslora", "use_dora")
+        names = [option_name(name) for name in brought if getattr(recipe, name) not in (None, False)]
+        names += ["--init"] if recipe.init != "lora" else []
+        if names:
+            raise ValueError(f"--adapter brings what it is with it, so leave {' and '.join(names)} out")
+    parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
+    for wrong, message in (
+        (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),
+        (parameters and recipe.init != "lora", "--target-parameters takes no --init pissa, as in PEFT"),
+        (dropout and dora, "--dropout takes no --use-dora: there is none before such an adapter here"),
+        (dropout and parameters, "--dropout takes no --target-parameters, as in PEFT"),
+    ):
+        if wrong:
+            raise ValueError(message)
+
+
+def _check_places(recipe: Recipe) -> None:
+    """Require that adapter, checkpoint and log can be written, and take the place of nothing that is read or kept."""
+    check_adapter_target(recipe.save)
+    goes_on = recipe.checkpoint is not None and recipe.checkpoint.exists()
+    holds = any(os.path.lexists(recipe.save / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
+    if holds and not recipe.overwrite and not goes_on:
+        raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
+    save = real(recipe.save)
+    if recipe.model is not None and save == real(recipe.model):
+        raise ValueError(f"save {str(recipe.save)!r} is the model's folder, expected one of the adapter's own")
+    own_places = {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}
+    if recipe.checkpoint is not None:
+        if (file := real(recipe.checkpoint)) in own_places:
+            raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
+        check_place(recipe.checkpoint)
+    if recipe.log is not None:
+        refuse_inputs("the log", recipe.log, inputs(recipe))
+        if real(recipe.log) in own_places:
+            raise ValueError(f"the log {str(recipe.log)!r} would lie where the adapter goes: name another file")
+        replaceable(recipe.log)
+        if not os.access(real(recipe.log).parent, os.W_OK):
+            raise ValueError(f"the log {str(recipe.log)!r} cannot be written there")
+
+
+def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
+    """Return the files that are read or kept, and what each is."""
+    named = {
+        "the text": recipe.text,
+        "the text to measure the loss on": recipe.valid,
+        "the checkpoint": recipe.checkpoint,
+        "the model": recipe.model,
+    }
+    files = [(path, what) for what, path in named.items() if isinstance(path, Path)]
+    for folder, what in ((recipe.model, "a file of the model"), (recipe.adapter, "a file of the adapter")):
+        files += [(path, what) for path in folder.rglob("*")] if folder is not None else []
+    return files
+
+
+def real(path: Path) -> Path:
+    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
+# --- a checkpoint: what was asked for, and where the training stands --------------------------------------------------
+
+
+class Notes(TypedDict):
+    """What a checkpoint of ``minilora finetune`` notes beside what `train` keeps and compares.
+
+    So another text or another rank is refused before a model is loaded, in the words of the command line.
+    """
+
+    asked: dict[str, Any]  # what must be the same, as `asked` returns it
+    numbers: int  # of the model
+    before: float  # the held-out loss before the first step
+    learned: Learned
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A fine-tuning as its checkpoint has it."""
+
+    path: Path
+    saved: Saved
+    notes: Notes
+
+    def place(self, steps: int | None) -> str:
+        """Return how far it is, in words."""
+        return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
+
+
+def read_kept(path: Path | None) -> Kept | None:
+    """Return what a checkpoint holds; None where there is none yet."""
+    if path is None or (saved := read_checkpoint(path)) is None:
+        return None
+    try:
+        return Kept(path, saved, msgspec.convert(saved.notes, Notes))
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{str(path)!r} is a checkpoint of something else than minilora finetune") from error
+
+
+def asked(recipe: Recipe, backend: Backend) -> dict[str, Any]:
+    """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
+    targets, parameters = recipe.target_modules, recipe.target_parameters
+    by_steps = recipe.schedule != "constant" or 0 < recipe.warmup < 1  # then more steps are other rates
+    adapter, model = recipe.adapter, model_path(recipe.model)
+    weights = [model / MODEL_CONFIG, *(file.path for file in open_weights(model).files)] if model.is_dir() else [model]
+    share = None if recipe.valid == 1 / HELD_OUT else recipe.valid
+    return {
+        "TEXT": digest(recipe.text),
+        "--model": digest(*weights, ends=ENDS),
+        "--adapter": digest(adapter / CONFIG_NAME, adapter / WEIGHTS_NAME) if adapter is not None else None,
+        "--target-modules": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
+        "--target-parameters": ",".join(sorted(parameters)) if parameters else None,
+        "--valid": digest(share) if isinstance(share, Path) else share,
+        "--backend": backend.name,
+        "--steps, on which the rates depend,": recipe.steps if by_steps and recipe.epochs is None else None,
+        "--epochs, on which the rates depend,": recipe.epochs if by_steps else None,
+        **{option_name(f.name): getattr(recipe, f.name) for f in fields(Recipe) if f.metadata["same"]},
+    }
+
+
+def digest(*paths: Path, ends: int | None = None) -> str:
+    """Return a hash of what is in files, or of their sizes and so many bytes at the ends; where they lie is nothing."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            sha.update(f"{size} ".encode() + file.read(ends or -1))
+            if ends is not None:
+                file.seek(max(0, size - ends))
+                sha.update(file.read(ends))
+    return sha.hexdigest()
+
+
+def check_same(kept: Kept, here: Mapping[str, Any], steps: int | None) -> None:
+    """Require that the same was asked for, and no fewer steps than are done."""
+    there = kept.notes["asked"]
+    differences = [
+        _difference(name, there.get(name), value) for name, value in here.items() if there.get(name) != value
+    ]
+    if steps is not None and steps < kept.saved.epoch:
+        differences.append(f"--steps is {steps} here, and {kept.saved.epoch} are done there")
+    refuse_another(kept.path, differences)
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Return a difference in words: of files, that they differ; of all else, both values."""
+    if name in ("TEXT", "--model"):
+        return f"the {name.lower().removeprefix('--')} is another"
+    if name == "--adapter" and None not in (there, here):
+        return "the adapter to go on from is another"
+    if name == "--valid" and str in (type(there), type(here)):
+        return "what is held out is another"
+    return f"{name} is {_shown(there)} there and {_shown(here)} here"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)
+
+
+# --- load: the data and the model -------------------------------------------------------------------------------------
+
+
+def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
+    """Return the data and the model. What is wrong with the data is an error before the model is read."""
+    print(f"model    {model_name(recipe.model)}", end="", flush=True)  # what takes a while is named before it does
+    try:
+        share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
+        data = load_data(recipe.text, model_path(recipe.model), recipe.length, held_out=share)
+        model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
+        data.check_vocabulary(model.lm_head.out_features)
+    except BaseException:
+        print(flush=True)
+        raise
+    numbers = parameter_count(model)
+    print(f": {numbers:,} parameters in {recipe.dtype}, {backend.device}", flush=True)
+    if recipe.quantize:
+        whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
+        print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
+    return data, model
+
+
+def model_path(model: Path | None) -> Path:
+    """Return where a model lies: the one that is named, or glassllm's."""
+    if model is not None:
+        return Path(model)
+    package = needed("glassllm", "the model that is used without --model")
+    return Path(package.__file__).parent / "weights" / "en.npz"
+
+
+def model_name(model: Path | None) -> str:
+    """Return the model's name, to print."""
+    return "glassllm's English model" if model is None else printable(str(model))
+
+
+def load_model(model: Path | None, dtype: str, backend: Backend, bits: str | None = None) -> Llama:
+    """Return a model; its frozen linear layers quantised to NF4, or with the blocks that its .gguf file has."""
+    path = model_path(model)
+    if bits == "file" and path.suffix != ".gguf":
+        raise ValueError(f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(path))}")
+    llama = Llama.load(path, dtype=dtype, backend=backend, keep_blocks=bits == "file")
+    return quantize(llama) if bits == "nf4" else llama
+
+
+# --- adapt ------------------------------------------------------------------------------------------------------------
+
+
+def adapted_model(
+    recipe: Settled, model: Llama, start_from: Mapping[str, Adapter], rng: np.random.Generator, backend: Backend
+) -> Llama:
+    """Return the model with the adapters to go on from, where there are some, or with new ones."""
+    if recipe.adapter is not None:
+        return with_adapters(model, start_from, recipe.adapter, backend, recipe.quantize)
+    if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
+        check_target_modules(recipe.target_modules)
+        with Matching(Path(recipe.target_modules)) as matching:  # an expression can run for years
+            matching.whole("target_modules", recipe.target_modules, [path for path, _ in walk(model)])
+    new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
+    adapted: Llama = adapt(
+        model, **new, rng=rng, target_parameters=recipe.target_parameters, use_rslora=recipe.use_rslora,
+        use_dora=recipe.use_dora, init=recipe.init,
+    )  # fmt: skip
+    return adapted
+
+
+def with_adapters(
+    model: Llama, read_adapters: Mapping[str, Adapter], folder: Path, backend: Backend, bits: str | None
+) -> Llama:
+    """Return the model with adapters that were read in a folder; refuse those that keep the weights of another base.
+
+    A quantised model has other weights than its base, which are not compared.
+    """
+    layers = {} if bits else dict(walk(model))
+
+    def weight(path: str) -> Any:
+        array = getattr(layers.get(path), "weight", None)
+        return None if array is None else backend.to_numpy(array)
+
+    check_base_weights(folder, weight)
+    adapted: Llama = attach(model, read_adapters)
+    return adapted
+
+
+# --- measure: what a step needs, and whether the machine has it -------------------------------------------------------
+
+
+def measure(
+    recipe: Settled, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
+) -> tuple[Settled, Data]:
+    """Return recipe and data as they are trained on; print them, and require that the machine can hold the training.
+
+    Where nobody named a length and the longest example does not fit, all are cut to one that does.
+    """
+    masked = with_dropout(adapted, recipe.dropout, [0]) if recipe.dropout else adapted
+    needs, workers = measured_memory(masked, backend.asarray(data.X), backend), recipe.workers or 1
+    free = math.inf if machine is None else USABLE_SHARE * machine.free
+    if recipe.length is None and data.with_length is not None:
+        parts, held = min(workers, recipe.batch_size), len(data.X_held)
+        lengths = range(1, data.length + 1)
+        length = bisect_right(lengths, free, key=lambda n: needs(n, parts, (held, n)).together(parts))
+        data = data.with_length(length) if 1 < length < data.length else data
+    recipe = recipe.of(len(data.X), data.length)
+    rates(recipe, recipe.steps)  # a warmup of all steps is refused
+    if kept is not None:
+        check_same(kept, {}, recipe.steps)  # epochs are steps only now
+    longest = max(data.X.shape[1], data.X_held.shape[1])
+    warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
+    if recipe.batch_size > len(data.X):
+        raise ValueError(
+            f"--batch-size {recipe.batch_size} is more than the {len(data.X)} {data.unit} that there are to train on "
+            f"at --length {recipe.length}: a smaller one of the two fits"
+        )
+    print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}", flush=True)
+    of_layers = adapters(adapted)
+    ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
+    trained = parameter_count(adapted, trained=True)
+    print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters", flush=True)
+    parts = min(workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
+    memory = needs(data.X.shape[1], workers, data.X_held.shape)
+    print_memory(memory, parts, recipe.part_rows, data.unit, machine)
+    hint = what_fits(memory, parts, recipe.part_rows, machine)
+    steps = recipe.steps - (kept.saved.epoch if kept else 0)
+    print(
+        f"time     {steps} steps of {recipe.batch_size} {data.unit}; the first tells how long they take\n", flush=True
+    )
+    if data.example:
+        print(f"{data.example}\n")
+    if hint and not recipe.anyway:
+        raise ValueError(f"{hint}; --anyway begins all the same")
+    if hint:
+        warnings.warn(hint, stacklevel=2)
+    return recipe, data
+
+
+def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
+    """Warn where more tokens stand in a row than the model was made for; it computes them all the same."""
+    context = model.config.max_position_embeddings
+    if context is not None and tokens > context:
+        message = (
+            f"{what} {tokens:,} tokens, and the model's context is {context:,}: what it says beyond may be nonsense"
+        )
+        warnings.warn(message, stacklevel=2)
+
+
+def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> None:
+    """Print what the training needs, and what the machine has."""
+    kept, logits = megabytes(memory.activations(parts * rows)), megabytes(memory.all_logits(parts * rows))
+    print(f"memory   {kept} MB of activations for the backward of {parts} x {rows} {unit} at a time")
+    there = f"; {megabytes(machine.free)} of {megabytes(machine.whole)} MB are free" if machine else ""
+    print(
+        f"         with weights {megabytes(memory.weights)}, Adam and gradients {megabytes(memory.state)}, logits "
+        f"{logits}: {megabytes(memory.together(parts * rows))} MB together{there}"
+    )
+
+
+def what_fits(memory: StepMemory, parts: int, rows: int, machine: Memory | None) -> str:
+    """Return what to ask for where the training does not fit into the memory that is free; or "".
+
+    What is more than the machine has at all is refused: the system would end the process in the first step.
+    """
+    needed = memory.together(parts * rows)
+    if machine is None or needed <= USABLE_SHARE * machine.free:
+        return ""
+    fitting = memory.rows_that_fit(USABLE_SHARE * machine.free, rows - 1, parts)
+    smaller = "--workers 1" if parts > 1 else "a smaller --length"
+    hint = f"not even --micro-batch 1 fits; {smaller} needs less"
+    if fitting:
+        hint = f"--micro-batch {fitting} fits, and takes the same steps"
+    if needed > machine.whole:
+        raise ValueError(
+            f"the training needs {megabytes(needed)} MB and the machine has {megabytes(machine.whole)} MB: {hint}"
+        )
+    return f"the training needs {megabytes(needed)} MB of the {megabytes(machine.free)} MB that are free: {hint}"
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def train_adapter(
+    recipe: Settled, adapted: Llama, data: Data, kept: Kept | None, rng: np.random.Generator, backend: Backend
+) -> LossTable:
+    """Train, print a row whenever the loss is measured, and return the rows."""
+    X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
+    done, learned, tokens = 0, None, round(recipe.batch_size * data.row_tokens)
+    if kept is not None:
+        done, learned = kept.saved.epoch, kept.notes["learned"]
+    table = LossTable(recipe.steps, done, tokens, learned, recipe.log)
+    step, start = Step(recipe, rng, table), time.perf_counter()
+    table.print_head()
+    before = kept.notes["before"] if kept else step.evaluate(adapted, X_held, Y_held, next_token_loss)
+    table.print_known_rows(before, time.perf_counter() - start, kept.saved if kept else None)
+    checkpoint = None
+    if recipe.checkpoint is not None:
+        numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
+        notes = Notes(asked=asked(recipe, backend), numbers=numbers, before=before, learned=table.learned)
+        checkpoint = Checkpoint(recipe.checkpoint, notes=notes)
+    best = BestStep(checkpoint) if recipe.keep_best else None
+    try:
+        history = train(
+            adapted, X, Y, epochs=recipe.steps, steps=1, batch_size=recipe.batch_size, lr=recipe.lr, rng=rng,
+            log_every=LOG_EVERY, progress=True, checkpoint=best or checkpoint, loss=next_token_loss, gradients=step,
+            held_out=(X_held, Y_held), report=table.on_step, schedule=rates(recipe, recipe.steps),
+        )  # fmt: skip
+    except TrainingDiverged as error:
+        raise TrainingDiverged(diverged(recipe, error.epoch), error.epoch) from error
+    table.print_last_row(history)
+    if best is not None:
+        table.best_step = best.bring_back(adapted, history)
+    return table
+
+
+class Step:
+    """A step's gradients and the held-out loss, for ``train(..., gradients=Step(...))``."""
+
+    def __init__(self, recipe: Settled, rng: np.random.Generator, table: LossTable) -> None:
+        self.dropout, self.rng, self.table = recipe.dropout, rng, table
+        self.parts = Accumulated(recipe.part_rows, recipe.workers or 1, where_it_counts, by_width)
+
+    def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+        """Return the gradients, a part of the batch at a time, with new masks of dropout; note the losses."""
+        start, losses = time.perf_counter(), []
+        if self.dropout:
+            keys = self.rng.integers(1 << 64, size=len(x), dtype=np.uint64).tolist()
+            model = with_dropout(model, self.dropout, keys)
+
+        def noting(logits: Array, targets: Array) -> tuple[Array, Array]:
+            value, d_logits = loss(logits, targets)
+            losses.append((value, (targets != IGNORED).sum()))
+            return value, d_logits
+
+        grads = self.parts(model, x, y, noting)
+        self.table.note(start, losses)
+        return grads
+
+    def evaluate(self, model: Llama, X: Array, Y: Array, loss: Loss) -> float:
+        """Return the loss over all of X and Y."""
+        return evaluate_where_it_counts(model, X, Y, loss, self.parts.workers)
+
+
+def rates(recipe: Recipe, steps: int) -> Schedule | None:
+    """Return how the rate changes over so many steps, of which some or a share are the warmup; None where it stays."""
+    warmup, decay = recipe.warmup, recipe.schedule
+    if decay == "constant" and not warmup:
+        return None
+    schedule = Schedule(decay, steps, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
+    # Behind the warmup of a constant rate no step is the last: such a training may go on to more of them.
+    return replace(schedule, steps=schedule.warmup + 1) if decay == "constant" else schedule
+
+
+class BestStep:
+    """A checkpoint for `train` that keeps the parameters of the step with the least held-out loss besides.
+
+    Only a step at which the loss is measured can be the best one, and so not the state before the first step.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
+        self.checkpoint = checkpoint
+        self.params: dict[str, Array] = {} if checkpoint is None else checkpoint.best
+
+    def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Put the training where it was left, with the best step so far."""
+        if self.checkpoint is not None:
+            self.checkpoint.resume(state, epochs, settings, data)
+
+    def keep(self, state: TrainingState) -> None:
+        """Copy the parameters where their loss is below all others so far, and keep where the training stands."""
+        losses = state.history.losses
+        measured = state.history.epochs[-1:] == [state.epoch]
+        if measured and losses[-1] < min(losses[:-1], default=math.inf):
+            self.params.update({name: p.copy() for name, p in state.optimizer.params.items()})
+        if self.checkpoint is not None:
+            self.checkpoint.keep(state)
+
+    def bring_back(self, model: Layer, history: History) -> int:
+        """Give a model that was trained the parameters of the best step, and return which one it is."""
+        place = min(range(len(history.losses)), key=history.losses.__getitem__)
+        if place < len(history.losses) - 1:
+            params = model.trainable()
+            for name, array in self.params.items():
+                params[name][...] = array
+        return history.epochs[place]
+
+
+def diverged(recipe: Settled, step: int) -> str:
+    """Say that a training broke down, what may help, and what is left of it."""
+    rest = ""
+    if recipe.checkpoint is not None:
+        rest = f"; {printable(str(recipe.checkpoint))} keeps step {step - 1}, and another --lr needs another file"
+    return (
+        f"step {step} left numbers that are not finite: --lr {recipe.lr:g} is too large for this training. No adapter "
+        f"is written{rest}"
+    )
+
+
+# --- save -------------------------------------------------------------------------------------------------------------
+
+
+def save(recipe: Settled, adapted: Llama) -> None:
+    """Write the adapter, with the names that PEFT and llama.cpp ask for."""
+    save_adapter(
+        recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
+        task_type="CAUSAL_LM", target_modules=ends_of(adapted), lora_dropout=recipe.dropout,
+    )  # fmt: skip
+
+
+def best_step(recipe: Settled, table: LossTable) -> str:
+    """Return a sentence about the lowest held-out loss, where it is not the last one's; or "".
+
+    A training that is kept in a checkpoint does not go back: to end earlier, another begins.
+    """
+    if table.best_step is not None:
+        loss = next(row[2] for row in table.rows if row[0] == table.best_step)
+        before = f"; before the training it was {table.rows[0][2]:.3f}" if table.rows[0][2] <= loss else ""
+        return (
+            f"the adapter is that of step {table.best_step}, the one with the least held-out loss: {loss:.3f}{before}"
+        )
+    lowest = table.lowest()
+    if lowest is None:
+        return ""
+    step, loss = lowest
+    others = [f"--steps {step}" + (" in place of --epochs" if recipe.epochs is not None else "")]
+    others += ["another --checkpoint"] if recipe.checkpoint is not None else []
+    others += [] if recipe.overwrite else ["--overwrite"]  # the adapter of this one lies there now
+    ends = f"; the same command with {' and '.join(others)} ends there" if step else ", before the training"
+    return f"the held-out loss was lowest at step {step}: {loss:.3f}{ends}"

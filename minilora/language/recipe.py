@@ -1,0 +1,175 @@
+"""What a fine-tuning is to be: each option of ``minilora finetune`` once, with its default and its help.
+
+The command's parser is made of these fields (`minilora.cli.finetune`), and `minilora.language.finetune` does what they
+say. Nothing here needs NumPy, so that help comes at once.
+"""
+
+# ruff: noqa: RUF009  `option` returns a field
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import MISSING, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+SMALL = 10_000_000
+"""Parameters up to which a model is a small one."""
+FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
+"""What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
+ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
+"""What a new adapter is, where nothing else is said; one that goes on brings its own."""
+
+
+def fitting(numbers: int) -> dict[str, Any]:
+    """Return the settings that fit a model of so many parameters."""
+    return {name: larger if numbers > SMALL else small for name, (small, larger) in FITTING.items()}
+
+
+def share_or_path(text: str) -> float | Path:
+    """Read what ``--valid`` takes."""
+    try:
+        return float(text)
+    except ValueError:
+        return Path(text)
+
+
+def steps_or_share(text: str) -> int | float:
+    """Read what ``--warmup`` takes."""
+    try:
+        value = float(text) if "." in text else int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < (1 if "." in text else math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps nor a share below 1, such as 0.1")
+    return value
+
+
+def option(
+    help: str = "", metavar: str | None = None, *, default: Any = None, type: Any = None,
+    choices: list[str] | None = None, same: bool = False,
+) -> Any:  # fmt: skip
+    """Return a field with what the parser needs. Of a training that goes on, those that say `same` must be the same."""
+    return field(
+        default=default, metadata={"help": help, "metavar": metavar, "type": type, "choices": choices, "same": same}
+    )
+
+
+def _by_size(name: str) -> str:
+    small, larger = FITTING[name]
+    return f"default: {small}; {larger} for a model of more than {SMALL // 1_000_000} million parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A fine-tuning as it was asked for, in the order of the help."""
+
+    text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
+    save: Path = option("write the adapter there, in PEFT's layout", "DIR", default=MISSING, type=Path)
+    overwrite: bool = option("replace an adapter that the folder of --save holds", default=False)
+    model: Path | None = option()  # glassllm's where there is none
+    target_modules: str | list[str] | None = option(
+        "what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear "
+        f"(default: {ADAPTER['target_modules']})",
+        "NAMES",
+    )
+    target_parameters: list[str] | None = option(
+        "of a mixture of experts, besides: arrays such as mlp.experts.gate_up_proj,mlp.experts.down_proj, whose "
+        'experts get an adapter each, or mlp.gate.weight, the router; with --target-modules "" they alone are adapted',
+        "NAMES",
+    )
+    rank: int | None = option(f"rank of each adapter (default: {ADAPTER['rank']})", "R", type=int, same=True)
+    alpha: float | None = option(
+        f"strength of the update, which is scaled by alpha / rank (default: {ADAPTER['alpha']})", type=float, same=True
+    )
+    use_rslora: bool = option("scale the update by alpha / sqrt(rank) (rank-stabilised LoRA)", default=False, same=True)
+    use_dora: bool = option("train the length of each row of a weight apart (DoRA)", default=False, same=True)
+    init: str = option(
+        "start at zero, or from the leading singular vectors of the weights (PiSSA), which writes twice the rank",
+        default="lora", choices=["lora", "pissa"], same=True,
+    )  # fmt: skip
+    adapter: Path | None = option(
+        "go on from an adapter of this model, in the place of a new one: its rank, alpha and layers are that adapter's",
+        "DIR", type=Path,
+    )  # fmt: skip
+    dropout: float = option(
+        "in a step, drop each entry of an adapter's input with the probability P",
+        "P", default=0.0, type=float, same=True,
+    )  # fmt: skip
+    epochs: float | None = option("train on as many windows as E times all, in place of --steps", "E", type=float)
+    valid: float | Path | None = option(
+        "measure the loss on another file, or hold out another share than a tenth, such as 0.2",
+        "FILE|SHARE", type=share_or_path,
+    )  # fmt: skip
+    steps: int | None = option(f"steps of Adam ({_by_size('steps')})", "N", type=int)
+    batch_size: int | None = option(
+        f"windows of the text, or examples, drawn for each step ({_by_size('batch_size')})", "N", type=int, same=True
+    )
+    micro_batch: int | None = option(
+        "windows, or examples as long as the longest, computed at a time; their gradients add up to the batch's: the "
+        "same step with less memory (default: half of the batch)",
+        "N", type=int,
+    )  # fmt: skip
+    workers: int | None = option(
+        "parts of a batch (see --micro-batch) that are computed at once, each on a core: 2 by default where there are "
+        "two cores, 1 on a GPU. The result is the same to the last bit",
+        "N", type=int,
+    )  # fmt: skip
+    length: int | None = option(
+        "tokens in a window (default: 128); longer examples are cut (default: the longest, as far as memory has room)",
+        "N", type=int, same=True,
+    )  # fmt: skip
+    lr: float | None = option(f"Adam's step length ({_by_size('lr')})", type=float, same=True)
+    schedule: str = option(
+        "how the step length falls to the end of the training: not, along a line, or along a half cosine",
+        default="constant", choices=["constant", "linear", "cosine"], same=True,
+    )  # fmt: skip
+    warmup: int | float = option(
+        "steps at the start in which the step length grows, or a share of all steps, such as 0.1",
+        "N|SHARE", default=0, type=steps_or_share, same=True,
+    )  # fmt: skip
+    seed: int = option("seed of the adapters' start and the batches", "N", default=0, type=int, same=True)
+    dtype: str = option("type of all arrays", default="float32", choices=["float32", "float64"], same=True)
+    quantize: str | None = option(same=True)
+    backend: str = option(default="numpy")
+    checkpoint: Path | None = option(
+        "save the training's state there after every step; the same command goes on from it, also to more --steps",
+        "FILE", type=Path,
+    )  # fmt: skip
+    keep_best: bool = option(
+        "save the adapter of the step with the least held-out loss, in the place of the last step's",
+        default=False, same=True,
+    )  # fmt: skip
+    anyway: bool = option("train even if that needs more memory than is free", default=False)
+    log: Path | None = option("write a line of JSON there for each step: its losses", "FILE", type=Path)
+    plot: Path | None = option("draw the training and the held-out loss (.png, .svg, .pdf)", "FILE", type=Path)
+
+    def settled(self, numbers: int) -> Settled:
+        """Return the recipe with what fits a model of so many parameters in the place of what was not given."""
+        usual = {name: value for name, value in fitting(numbers).items() if getattr(self, name) is None}
+        return Settled(**vars(replace(self, **usual)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled(Recipe):
+    """A recipe in which nothing is open, but for the steps that epochs of data not read yet take."""
+
+    steps: int
+    batch_size: int
+    lr: float
+
+    def of(self, rows: int, length: int) -> Settled:
+        """Return it for so many rows of data, of a length: an epoch has as many steps as there are batches in them."""
+        steps = self.steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
+        return replace(self, steps=steps, length=length)
+
+    @property
+    def part_rows(self) -> int:
+        """How many rows of the full width a part of a batch may have."""
+        return min(self.micro_batch or math.ceil(self.batch_size / 2), self.batch_size)
+
+
+def option_name(name: str) -> str:
+    """Return a field's name as one types it."""
+    return f"--{name.replace('_', '-')}"
