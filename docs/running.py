@@ -23,7 +23,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 from sphinx.util import logging
 
-from minilora.language.finetuning.cores import core_count
+from minilora.fast.parts import core_count
 
 DOCS = Path(__file__).parent
 KERNEL = "display_name: Python 3\n"

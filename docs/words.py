@@ -10,7 +10,7 @@ from pathlib import Path
 from IPython.display import HTML
 from recordings import Recordings
 
-from minilora.language.trainingmemory import LLAMA_2_7B, training_memory
+from minilora.language.memory import LLAMA_2_7B, training_memory
 
 DOCS = Path(__file__).parent
 RANKS = (1, 4, 16)

@@ -26,8 +26,8 @@ from minilora.fast import accumulate, keep_pages
 from minilora.language import next_token_loss, save_llama
 from minilora.language.data import token_ids, windows
 from minilora.language.gguf import decode
+from minilora.language.memory import parameter_bytes
 from minilora.language.tokens import load_tokenizer
-from minilora.language.trainingmemory import parameter_bytes
 from minilora.layer import rebuild, walk
 from minilora.training import draw_batches
 

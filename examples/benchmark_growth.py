@@ -27,7 +27,7 @@ import benchmark_report as report
 
 from minilora import Llama, LlamaConfig, adapt
 from minilora.fast import keep_pages
-from minilora.language.trainingmemory import cache_bytes
+from minilora.language.memory import cache_bytes
 from minilora.layers.rotary import frequencies
 
 WIDTHS = {

@@ -37,10 +37,10 @@ import benchmark
 import benchmark_report as report
 
 from minilora import Llama, adapt
+from minilora.cli.console import BLAS_THREADS
 from minilora.fast import accumulate, keep_pages
-from minilora.fast.threads import on_threads
+from minilora.fast.parts import core_count, on_threads
 from minilora.language import next_token_loss
-from minilora.language.finetuning.cores import BLAS_THREADS, core_count
 from minilora.language.generation import generate
 from minilora.layer import parts, rebuild, walk
 from minilora.training import backpropagate

@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 
 from minilora.cli import _parser
-from minilora.language.finetuning.defaults import ADAPTER
+from minilora.language.recipe import ADAPTER
 
 PYTHON = {
     "article.run": {
@@ -42,7 +42,7 @@ PYTHON = {
     "language.llama.Llama.load": {"dtype": "float32", "keep_blocks": False},
     "language.config.LlamaConfig": {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False},
     "language.generation.generate": {"temperature": 0.0, "top_p": 1.0},
-    "language.trainingmemory.training_memory": {"bits": 16, "recompute": False},
+    "language.memory.training_memory": {"bits": 16, "recompute": False},
 }
 COMMANDS = {
     "article": "--rank=1 --alpha=1.0 --epochs=100 --batch-size=128 --lr=0.001 --seed=0 --dtype=float32",

@@ -31,12 +31,12 @@ from ..files.tensors import MODEL_CONFIG, open_weights
 from ..guards.boundedpatterns import Matching
 from ..layer import Layer, parameter_count, walk
 from ..losses import IGNORED, Loss
-from ..quantization import quantize
 from ..schedule import Schedule
 from ..state import History, TrainingState
 from ..training import TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
+from ..variants.loftq import quantize
 from .data import HELD_OUT, Data, load_data
 from .llama import Llama
 from .losstable import LOG_EVERY, Learned, LossTable
@@ -402,11 +402,10 @@ def measure(
     print_memory(memory, parts, recipe.part_rows, data.unit, machine)
     hint = what_fits(memory, parts, recipe.part_rows, machine)
     steps = recipe.steps - (kept.saved.epoch if kept else 0)
-    print(
-        f"time     {steps} steps of {recipe.batch_size} {data.unit}; the first tells how long they take\n", flush=True
-    )
+    told = "; the first tells how long they take" if steps > 1 else ""
+    print(f"time     {steps} steps of {recipe.batch_size} {data.unit}{told}\n", flush=True)
     if data.example:
-        print(f"{data.example}\n")
+        print(f"{data.example}\n", flush=True)
     if hint and not recipe.anyway:
         raise ValueError(f"{hint}; --anyway begins all the same")
     if hint:

@@ -1,20 +1,18 @@
-"""``minilora finetune``."""
+"""``minilora finetune``: it is adapt and train, and what it prints, keeps, and refuses before anything has changed."""
 
-import functools
 import io
 import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from minilora import (
     History,
@@ -22,116 +20,45 @@ from minilora import (
     adapt,
     adapters,
     attach,
-    cli,
     cross_entropy,
     evaluate,
+    get_backend,
     load_adapter,
     quantize,
+    save_adapter,
     train,
 )
-from minilora.cli.finetune import _best
 from minilora.fast import accumulate
+from minilora.fast.parts import core_count
 from minilora.figures import plot_learning
 from minilora.files.checkpoint import read
-from minilora.files.tensors import TensorFile
-from minilora.language.data import load_data, windows
-from minilora.language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss
+from minilora.language import next_token_loss
+from minilora.language.data import windows
+from minilora.language.finetune import Step, best_step, worker_count
 from minilora.language.generation import generate
-from minilora.language.trainingmemory import cache_bytes, parameter_bytes
+from minilora.language.losstable import LOG_EVERY, LossTable
+from minilora.language.memory import Memory, parameter_bytes
+from minilora.language.recipe import SMALL, fitting
 from minilora.layer import parameter_count
-from minilora.training import backpropagate
+from minilora.optim import Adam
+from minilora.schedule import Schedule
+from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import FEW, finetune, losses, overfitting, rows, run
-from ..support.language import LETTERS, TEXT, arrays_of, tiny_llama
+from ..support.language import LETTERS, TEXT, tiny_llama
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
-
-class File(io.StringIO):
-    """A stdout that is a file: what has been flushed can be read."""
-
-    seen = ""
-
-    def flush(self):
-        self.seen = self.getvalue()
-
-
-def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):
-    file = File()
-    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail(file.seen))
-    monkeypatch.setattr(sys, "stdout", file)
-    with pytest.raises(pytest.fail.Exception, match=r"^model    model$"):
-        finetune()
-
-
-def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):
-    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    Path("text").write_bytes(b"\xff")
-    assert finetune() == 2
-    assert "not a text in UTF-8" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("losses", "said"),
-    [
-        (
-            [5.0, 4.0, 4.5],
-            "the held-out loss was lowest at step 20: 4.000; the same command with --steps 20 ends there",
-        ),
-        ([5.0, 6.0, 5.5], "the held-out loss was lowest at step 0: 5.000, before the training"),
-        ([5.0, 4.0, 3.0], ""),
-        ([5.0, 4.0004, 4.0], ""),
-        ([5.0, 4.0, 4.0004], ""),  # as printed, they are the same
-    ],
-)
-def test_the_best_step_is_named_unless_it_is_last(losses, said):
-    table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
-    table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
-    assert _best(SimpleNamespace(checkpoint=None, epochs=None, overwrite=True), table) == said
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
-        ({"overwrite": False}, "with --steps 20 and --overwrite ends there"),
-        ({"checkpoint": Path("c")}, "with --steps 20 and another --checkpoint ends there"),
-    ],
-)
-def test_the_command_that_ends_at_the_best_step_is_one_that_runs(asked, said):
-    """Steps beside epochs are refused, and so is a folder that holds an adapter: it does after the first training."""
-    table = Table(40, 0, 8, TrainingLoss(backpropagate), 0.0)
-    table.rows = [(0, math.nan, 5.0), (20, 4.0, 4.0), (40, 3.0, 4.5)]
-    recipe = SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked)
-    assert _best(recipe, table).endswith(said)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kept", [[], ["--checkpoint", "c"]])
-def test_the_steps_that_were_best_end_with_their_adapter(folder, capsys, kept):
-    worse = [*overfitting(), "--dtype", "float64"]
-    assert finetune(*worse, *kept) == 0
-    out = capsys.readouterr().out
-    ((best, another),) = re.findall(r"lowest at step (\d+): .* with --steps \1( and another --checkpoint)? ends", out)
-    assert bool(another) == bool(kept)
-    assert finetune(*worse, "--steps", best, *(["--checkpoint", "another"] if kept else [])) == 0
-    assert rows(capsys.readouterr().out)[-1][2] == min(held_out for *_, held_out in rows(out))
-
-
-def test_a_training_that_breaks_down_names_step_and_rate(folder, capsys):
-    assert finetune("--lr", "1e30", "--checkpoint", "c") == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(
-        r"minilora: step (\d) left numbers that are not finite: --lr 1e\+30 is too large for this training. "
-        r"No adapter is written; c keeps step (\d), and another --lr needs another file",
-        said,
-    )
-    bad, kept = map(int, re.findall(r"step (\d)", said))
-    assert read(Path("c")).epoch == kept == bad - 1
-    assert not Path("a").exists()
-
-
 ROOT = Path(__file__).parents[2]
+IDS = [LETTERS.index(c) for c in TEXT]
+TWO = ["--steps", "2", "--batch-size", "4", "--length", "8", "--rank", "2"]
+
+
+def weights(name="a"):
+    return Path(name, "adapter_model.safetensors").read_bytes()
+
+
+# --- the numbers ---
 
 
 def test_finetuning_is_adapt_and_train(folder, capsys):
@@ -156,18 +83,134 @@ def test_finetuning_is_adapt_and_train(folder, capsys):
     assert err == ""  # no progress bar where there is no terminal
 
 
-def test_finetuning_says_what_it_works_on(folder, capsys):
-    assert finetune("--target-modules", "q_proj,v_proj", "--micro-batch", "1", "--workers", "3") == 0
-    out = capsys.readouterr().out
-    size = sum(a.size for a in arrays_of(tiny_llama()).values())
-    assert f"model    model: {size:,} parameters in float32, CPU" in out
-    assert f"text     text: {len(TEXT):,} tokens, 228 windows of 8" in out
-    assert "adapter  rank 2 beside 4 layers: 192 parameters" in out
-    X, *_ = windows([LETTERS.index(c) for c in TEXT], 8)
-    adapted = adapt(Llama.load("model"), ["q_proj", "v_proj"], rank=2, alpha=16, rng=np.random.default_rng(0))
-    size = cache_bytes(adapted.forward(X[:3])[1])
-    assert f"memory   {size / 1e6:,.1f} MB of activations for the backward of 3 x 1 windows at a time" in out
-    assert "adapter written to a" in out
+def trained(steps, dropout=0.0, schedule=None):
+    """Train as the command does, through the library alone."""
+    X, Y, *_ = windows(IDS, 8)
+    rng = np.random.default_rng(0)
+    model = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=rng)
+
+    def gradients(model, x, y, loss):
+        if dropout:
+            keys = rng.integers(1 << 64, size=len(x), dtype=np.uint64).tolist()
+            model = with_dropout(model, dropout, keys)
+        return accumulate(2)(model, x, y, loss)
+
+    options = {"epochs": steps, "steps": 1, "batch_size": 4, "lr": 0.02, "rng": rng, "loss": next_token_loss}
+    train(model, X, Y, gradients=gradients, schedule=schedule, **options)
+    return adapters(model)
+
+
+def assert_saved(expected):
+    saved = load_adapter("a")
+    assert saved.keys() == expected.keys()
+    for path, adapter in expected.items():
+        np.testing.assert_array_equal(saved[path].lora_A, adapter.lora_A)
+        np.testing.assert_array_equal(saved[path].lora_B, adapter.lora_B)
+
+
+@pytest.mark.parametrize(
+    ("asked", "schedule"),
+    [
+        pytest.param(["--warmup", "3"], Schedule("constant", 7, 3), marks=pytest.mark.long),
+        pytest.param(["--schedule", "linear"], Schedule("linear", 7), marks=pytest.mark.long),
+        (["--schedule", "cosine", "--warmup", "0.25"], Schedule("cosine", 7, 2)),
+    ],
+)
+def test_the_rates_are_those_of_the_schedule(folder, asked, schedule):
+    assert finetune("--steps", "7", *asked) == 0
+    assert_saved(trained(7, schedule=schedule))
+
+
+def test_an_epochs_rates_fall_over_all_of_its_steps(folder, monkeypatch):
+    seen, right = [], Adam.step
+    monkeypatch.setattr(Adam, "step", lambda self, grads: seen.append(self.schedule) or right(self, grads))
+    size = ["--batch-size", "4", "--length", "8", "--rank", "1", "--epochs", "0.1", "--schedule", "linear"]
+    assert run("finetune", "text", "--save", "a", "--model", "model", *size) == 0
+    assert seen == [Schedule("linear", 6)] * 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "given"),
+    [
+        (["--use-rslora"], {"use_rslora": True}, {"use_rslora": True}),
+        (["--use-dora"], {"use_dora": True}, {"use_dora": True}),
+        (["--init", "pissa"], {"r": 4, "use_dora": False, "use_rslora": False}, {"init": "pissa"}),
+    ],
+)
+def test_variants_are_those_of_adapt(folder, capsys, asked, config, given):
+    assert finetune("--steps", "3", *asked) == 0
+    saved = json.loads(Path("a/adapter_config.json").read_text())
+    assert {name: saved[name] for name in config} == config
+    X, Y, *held_out = windows([LETTERS.index(c) for c in TEXT], 8)
+    rng = np.random.default_rng(0)
+    adapted = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=rng, **given)
+    train(adapted, X, Y, epochs=3, steps=1, batch_size=4, lr=0.02, rng=rng, loss=cross_entropy, gradients=accumulate(2))
+    ours = attach(Llama.load("model"), load_adapter("a"))
+    assert evaluate(ours, *held_out, cross_entropy) == pytest.approx(
+        evaluate(adapted, *held_out, cross_entropy), rel=1e-4
+    )
+
+
+def test_dropout_is_in_the_steps_and_in_the_adapters_configuration(folder, capsys):
+    assert finetune("--steps", "5", "--dropout", "0.25") == 0
+    before = losses(capsys.readouterr().out)[0]
+    assert_saved(trained(5, dropout=0.25))
+    assert json.loads(Path("a/adapter_config.json").read_text())["lora_dropout"] == 0.25
+    assert finetune("--steps", "5") == 0
+    assert losses(capsys.readouterr().out)[0] == before  # measured without
+
+
+@pytest.mark.long
+def test_the_masks_do_not_depend_on_workers(folder):
+    assert finetune("--steps", "4", "--dropout", "0.3", "--workers", "1") == 0
+    one = weights()
+    assert finetune("--steps", "4", "--dropout", "0.3", "--workers", "2") == 0
+    assert weights() == one
+
+
+@pytest.mark.long
+def test_the_masks_do_not_depend_on_the_micro_batch(folder):
+    wide = ["--steps", "4", "--dropout", "0.3", "--dtype", "float64"]
+    assert finetune(*wide, "--micro-batch", "1") == 0
+    one = load_adapter("a")
+    assert finetune(*wide, "--micro-batch", "4") == 0
+    for path, adapter in load_adapter("a").items():
+        np.testing.assert_allclose(adapter.delta(), one[path].delta(), atol=1e-9)
+
+
+def test_an_adapted_head_has_masks_for_every_position(folder):
+    lines = [{"prompt": "the cat ", "completion": "sat on the mat"[: 1 + i]} for i in range(12)]
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    some = ["--steps", "2", "--batch-size", "3", "--rank", "2", "--target-modules", "q_proj,lm_head"]
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *some, "--dropout", "0.3") == 0
+    assert "lm_head" in load_adapter("a")
+
+
+def test_any_number_of_workers_writes_the_same_adapter(folder):
+    found = set()
+    for workers in ("1", "2", "5"):
+        assert finetune("--workers", workers, "--batch-size", "5", "--micro-batch", "1", "--steps", "3") == 0
+        found.add((folder / "a" / "adapter_model.safetensors").read_bytes())
+    assert len(found) == 1
+
+
+@pytest.mark.long
+def test_micro_batches_change_the_memory_alone(folder, capsys):
+    found = []
+    for more in (
+        ["--workers", "2"],
+        ["--micro-batch", "1", "--workers", "1"],
+        ["--micro-batch", "30"],
+        ["--micro-batch", "199"],
+    ):
+        assert finetune("--dtype", "float64", "--steps", "3", "--batch-size", "100", *more) == 0
+        memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
+        found.append((float(memory.split()[1]), {path: a.delta() for path, a in load_adapter("a").items()}))
+    assert found[1][0] <= 0.3 * found[0][0]
+    assert found[3][0] == found[0][0]  # no more windows at a time than a batch has
+    for _, deltas in found:
+        for path, delta in deltas.items():
+            np.testing.assert_allclose(delta, found[0][1][path], atol=1e-6)
 
 
 @pytest.mark.long
@@ -191,24 +234,11 @@ def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
     assert said == "the cat" + "".join(LETTERS[i] for i in expected) + "\n"
 
 
-@pytest.mark.long
-def test_a_checkpoint_over_four_bits_goes_on_over_those_alone(folder, capsys):
-    four = ["--quantize", "nf4", "--checkpoint", "c"]
-    assert finetune(*four, "--steps", "4") == 0
-    assert finetune("--checkpoint", "c") == 2
-    assert "is a checkpoint of another configuration" in capsys.readouterr().err
-    assert finetune(*four) == 0
-    stopped = load_adapter("a")
-    assert finetune("--quantize", "nf4") == 0
-    for path, adapter in load_adapter("a").items():
-        np.testing.assert_array_equal(stopped[path].delta(), adapter.delta())
-
-
-def test_blocks_of_a_file_are_kept_where_there_are_any(folder, capsys):
-    for command in (["finetune", "text", "--save", "a", *FEW], ["generate", "the"]):
-        assert run(*command, "--model", "model", "--quantize", "file") == 2
-        assert "keeps the blocks of a .gguf file, and the model is model" in capsys.readouterr().err
-    assert not (folder / "a").exists()
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_finetuning_computes_in_the_dtype_it_says(folder, capsys, dtype):
+    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, "--dtype", dtype) == 0
+    assert f"parameters in {dtype}" in capsys.readouterr().out
+    assert {array.dtype.name for array in load_file("a/adapter_model.safetensors").values()} == {dtype}
 
 
 @pytest.mark.parametrize(
@@ -226,206 +256,73 @@ def test_target_modules_are_names_or_a_regular_expression(folder, asked, targets
     assert load_adapter("a").keys() == adapters(expected).keys()
 
 
-@pytest.mark.long
-def test_micro_batches_change_the_memory_alone(folder, capsys):
-    found = []
-    for more in (
-        ["--workers", "2"],
-        ["--micro-batch", "1", "--workers", "1"],
-        ["--micro-batch", "30"],
-        ["--micro-batch", "199"],
-    ):
-        assert finetune("--dtype", "float64", "--steps", "3", "--batch-size", "100", *more) == 0
-        memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
-        found.append((float(memory.split()[1]), {path: a.delta() for path, a in load_adapter("a").items()}))
-    assert found[1][0] <= 0.3 * found[0][0]
-    assert found[3][0] == found[0][0]  # no more windows at a time than a batch has
-    for _, deltas in found:
-        for path, delta in deltas.items():
-            np.testing.assert_allclose(delta, found[0][1][path], atol=1e-6)
+@pytest.mark.parametrize(("epochs", "steps"), [("1", 57), ("0.1", 6), ("0.001", 1)])
+def test_an_epoch_has_as_many_steps_as_there_are_batches_in_the_text(folder, capsys, epochs, steps):
+    size = ["--batch-size", "4", "--length", "8", "--rank", "1"]
+    assert run("finetune", "text", "--save", "a", "--model", "model", *size, "--epochs", epochs) == 0
+    assert f"time     {steps} steps of 4 windows" in capsys.readouterr().out
 
 
-BAD = [
-    (["--workers", "0"], "workers must be at least 1, got 0"),
-    (["--rank", "0"], "rank must be at least 1, got 0"),
-    (
-        ["--batch-size", "229"],
-        "--batch-size 229 is more than the 228 windows that there are to train on at --length",
-    ),
-    (["--length", "1020"], "the text has 2040 tokens, expected at least 2041: two windows of 1020"),
-    (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
-    (["--target-modules", "query"], "target_modules=['query'] names no layer"),
-    (["--target-modules", "(q|v"], "target_modules='(q|v' is not a regular expression: missing ), unterminated"),
-    (["--target-modules", ""], "target_modules='' names no layer"),
-    (["--save", "text"], "/text' is a file, expected a folder"),
-    (["--checkpoint", "model"], "the checkpoint 'model' is a folder, expected a file or a new name"),
-    (["--plot", "no/such/folder/x.png"], "there is no folder 'no/such/folder'"),
-    (["--checkpoint", "model/config.json"], "the checkpoint cannot be read: 'model/config.json'"),
-    (["--model", "nowhere"], "'nowhere': No such file or directory"),
-    (["--model", "text"], "expected a folder with config.json, a .gguf file or a .npz file"),
-    (["--save", ""], "argument --save: the name is empty"),
-]
+def test_what_fits_follows_the_models_size(folder, capsys):
+    assert fitting(852_608) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
+    assert fitting(SMALL) == fitting(852_608)
+    assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
+    assert run("finetune", "text", "--save", "a", "--model", "model", "--length", "8", "--steps", "1") == 0
+    assert "time     1 steps of 16 windows" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_a_bad_argument_is_refused_before_the_training(folder, arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr("minilora.optim.Adam.step", lambda *a: pytest.fail("training began"))
-    assert finetune(*arguments) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("minilora: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert sorted(os.listdir()) == ["model", "text"]
+# --- the adapter to go on from, and the one that is written ---
 
 
-@pytest.mark.parametrize("option", ["--model", "--checkpoint", "--save"])
-def test_links_in_a_circle_are_refused_in_a_line(folder, option, capsys):
-    Path("one").symlink_to("other")
-    Path("other").symlink_to("one")
-    assert finetune(option, "one", "--steps", "1") == 2
-    err = capsys.readouterr().err
-    assert err.startswith("minilora: ")
-    assert err.count("\n") == 1
+GO_ON = ["finetune", "text", "--save", "b", "--model", "model", "--adapter", "a"]
 
 
-@pytest.mark.parametrize(("text", "message"), [(b"\xff", "not a text in UTF-8"), (b"the cat", "the text has 7 tokens")])
-def test_a_text_that_cannot_be_trained_on_is_refused(folder, text, message, capsys):
-    Path("text").write_bytes(text)
-    assert finetune() == 2
-    assert message in capsys.readouterr().err
-    assert not Path("a").exists()
+SIZES = ["--steps", "4", "--batch-size", "4", "--length", "8", "--lr", "0.02"]
 
 
-def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder, capsys):
-    words = json.loads(Path("model/tokenizer.json").read_text())
-    words["model"]["vocab"]["t"] = 40
-    Path("model/tokenizer.json").write_text(json.dumps(words))
-    assert finetune() == 2
-    assert "the tokenizer gives ids up to 40, and the model has 29 tokens" in capsys.readouterr().err
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
-    arguments = ["--steps", "50", "--checkpoint", "c"]
-    command = [
-        sys.executable,
-        "-m",
-        "minilora",
-        "finetune",
-        "text",
-        "--model",
-        "model",
-        "--save",
-        "a",
-        *FEW,
-        *arguments,
-    ]
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this process ignores it
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, preexec_fn=heard) as first:
-        while not Path("c").exists() and first.poll() is None:
-            time.sleep(0.002)
-        time.sleep(0.03)  # some steps
-        first.send_signal(how)
-        assert first.wait() in (-signal.SIGKILL, 130)
-    assert not Path("a").exists()
-    assert finetune(*arguments) == 0
-    resumed = Path("a", "adapter_model.safetensors").read_bytes()
-    assert finetune(*arguments[:2]) == 0
-    assert Path("a", "adapter_model.safetensors").read_bytes() == resumed
-
-
-TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}
-{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"""
-
-
-EXAMPLES = [
-    *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
-    *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
-    {"text": "the dog sat on the log"},
-]
-
-
-@pytest.fixture
-def examples(folder):
-    """A model with a chat template, and examples of all three kinds."""
-    pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
-    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
-
-
-def test_finetuning_takes_examples_of_three_kinds(examples, capsys):
-    few = ["--steps", "30", "--batch-size", "4", "--length", "24", "--rank", "2", "--lr", "0.02"]
-    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *few) == 0
+def test_a_training_goes_on_from_an_adapter(folder, capsys):
+    assert finetune("--use-rslora", "--target-modules", "q_proj,down_proj") == 0
+    end = losses(capsys.readouterr().out)[30]
+    before = weights()
+    assert run(*GO_ON, *SIZES) == 0
     out = capsys.readouterr().out
-    assert "data     e.jsonl: 18 examples and 3 held out, 102 of 263 tokens count" in out
-    assert "example  line 2, 14 tokens; the 4 behind a | count:\n    the cat b \n  | sat.\n" in out
-    assert losses(out)[30] < losses(out)[0] - 0.3
-    data = load_data("e.jsonl", "model", 24)
-    expected = evaluate(Llama.load("model"), data.X_held, data.Y_held, cross_entropy)
-    assert losses(out)[0] == pytest.approx(expected, abs=6e-4)
+    assert losses(out)[0] == pytest.approx(end, abs=2e-3)
+    assert "adapter  rank 2 beside 4 layers" in out
+    first, second = load_adapter("a"), load_adapter("b")
+    assert first.keys() == second.keys()
+    assert all(second[path].scaling == adapter.scaling for path, adapter in first.items())
+    assert all((second[path].lora_A != adapter.lora_A).any() for path, adapter in first.items())
+    assert weights() == before
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ({"prompt": "the", "completion": ""}, "'e.jsonl': line 22: its completion is empty"),
-        (
-            {"messages": [{"role": "system", "content": "a"}, *EXAMPLES[10]["messages"]]},
-            "TemplateError: no system here",
-        ),
-        ({"question": "the"}, "'e.jsonl': line 22: its keys are ['question']"),
-    ],
-)
-def test_an_example_that_is_none_stops_the_finetuning(examples, line, message, capsys):
-    Path("e.jsonl").write_text("\n".join(map(json.dumps, [*EXAMPLES, line])))
-    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *FEW) == 2
-    out, err = capsys.readouterr()
-    assert message in err
-    assert err.count("\n") == 1
-    assert out == "model    model\n"
-    assert not Path("a").exists()
+def test_an_adapter_goes_on_in_the_dtype_of_the_training(folder):
+    assert finetune("--steps", "1") == 0
+    assert run(*GO_ON, *SIZES, "--dtype", "float64") == 0
+    assert {str(adapter.lora_A.dtype) for adapter in load_adapter("b").values()} == {"float64"}
 
 
-def test_names_that_the_user_gives_cannot_steer_the_terminal(folder, capsys):
-    evil = "\x1b[2J\u202e"
-    Path("model").rename(f"{evil}m")
-    Path("text").rename(f"{evil}t")
-    assert run("finetune", f"{evil}t", "--save", f"{evil}a", "--model", f"{evil}m", *FEW, "--steps", "1") == 0
-    out = capsys.readouterr().out
-    assert out.count("\\x1b[2J") == 3
-    assert out.replace("\n", "").isprintable()
+def test_ranks_that_differ_stay_as_they_are(folder):
+    model, rng = Llama.load("model"), np.random.default_rng(0)
+    wide = adapters(adapt(model, ["q_proj"], rank=3, alpha=5, rng=rng))
+    narrow = adapters(adapt(model, ["v_proj"], rank=1, alpha=2, rng=rng))
+    save_adapter("a", wide | narrow)
+    assert run(*GO_ON, *SIZES) == 0
+    saved = load_adapter("b")
+    assert {adapter.rank for path, adapter in saved.items() if path.endswith("q_proj")} == {3}
+    assert {(adapter.rank, adapter.alpha) for path, adapter in saved.items() if path.endswith("v_proj")} == {(1, 2.0)}
 
 
-TWO = ["--steps", "2", "--batch-size", "4", "--length", "8", "--rank", "2"]
+def test_an_adapter_that_cannot_be_read_is_refused_before_the_model_is(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    assert run(*GO_ON, *SIZES) == 2
+    assert "'a" in capsys.readouterr().err
 
 
-class Pipe(io.StringIO):
-    """What is printed, and what a reader at the other end has seen of it: all up to the last flush."""
-
-    seen = ""
-
-    def flush(self):
-        self.seen = self.getvalue()
-
-
-def test_the_first_loss_is_seen_before_the_training(folder, monkeypatch):
-    monkeypatch.setattr(
-        "minilora.language.finetuning.session.train", lambda *a, **k: seen.append(sys.stdout.seen) or History()
-    )
-    monkeypatch.setattr(sys, "stdout", Pipe())
-    seen = []
-    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO) == 0
-    assert re.fullmatch(r"   0 +\d\.\d{3}", seen[0].splitlines()[-1])
-
-
-@pytest.mark.parametrize(("dtype", "name"), [("float64", "F64"), ("float32", "F32")])
-def test_finetuning_computes_in_the_dtype_it_says(folder, capsys, dtype, name):
-    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, "--dtype", dtype) == 0
-    assert f"parameters in {dtype}" in capsys.readouterr().out
-    tensors = TensorFile(folder / "a" / "adapter_model.safetensors").tensors.values()
-    assert {spec.dtype for spec in tensors} == {name}
+def test_dropout_before_a_dora_is_refused_before_the_model_is_read(folder, capsys, monkeypatch):
+    assert finetune("--steps", "1", "--use-dora") == 0
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    assert run(*GO_ON, *SIZES, "--dropout", "0.1") == 2
+    assert "which is a DoRA's" in capsys.readouterr().err
 
 
 def test_a_finetuned_adapter_names_its_base(folder, capsys):
@@ -456,33 +353,116 @@ def test_a_folder_that_holds_an_adapter_is_not_replaced_unless_it_may_be(folder,
     assert Path("a/adapter_model.safetensors").read_bytes() in before.values()
 
 
-def test_a_name_that_matches_nothing_is_refused_beside_one_that_does(folder, capsys):
-    assert finetune("--target-modules", "q_proj,xx") == 2
-    assert "target_modules names 'xx', which is no layer without an adapter" in capsys.readouterr().err
-    assert not Path("a").exists()
+@pytest.mark.long
+def test_the_step_of_the_least_held_out_loss_is_saved(folder, capsys):
+    some = overfitting()
+    assert finetune(*some, "--keep-best") == 0
+    out = capsys.readouterr().out
+    shown = losses(out)
+    best = min(shown, key=shown.get)
+    assert 0 < best < 61
+    assert f"the adapter is that of step {best}, the one with the least held-out loss: {shown[best]:.3f}" in out
+    kept = weights()
+    assert finetune(*some, "--steps", str(best)) == 0
+    assert weights() == kept
+    assert finetune(*some) == 0
+    assert weights() != kept
 
 
-def test_the_default_rate_is_the_one_in_the_help(folder, capsys):
-    found = {}
-    for more in ([], ["--lr", "3e-3"], ["--lr", "3e-4"]):
-        assert run("finetune", "text", "--save", "a", "--model", "model", "--overwrite", *TWO, *more) == 0
-        found[" ".join(more)] = next(iter(load_adapter("a").values())).lora_B
-    np.testing.assert_array_equal(found[""], found["--lr 3e-3"])
-    assert np.abs(found[""] - found["--lr 3e-4"]).max() > 1e-4
+def test_the_step_before_the_first_is_never_the_best(folder, capsys, monkeypatch):
+    measured = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(Step, "evaluate", lambda *a: next(measured))
+    assert finetune("--steps", "21", "--keep-best") == 0
+    out = capsys.readouterr().out
+    assert (
+        "the adapter is that of step 20, the one with the least held-out loss: 2.000; before the training it was 1.000"
+        in out
+    )
 
 
-@pytest.mark.parametrize("output", ["text.svg", "c.svg", "v.svg", "l.svg"])
-def test_a_figure_never_takes_the_place_of_what_the_training_keeps_or_reads(folder, capsys, output):
-    pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
-    Path("text.svg").write_text("the cat")
-    Path("v.svg").write_text("the dog")
-    line = ["finetune", "text.svg", "--model", "model", "--save", "s", "--checkpoint", "c.svg", "--plot", output]
-    assert cli.main([*line, "--valid", "v.svg", "--log", "l.svg"]) == 2
-    names = "the text|the checkpoint|the log|the text to measure the loss on"
-    assert re.search(f"plot file .* is ({names}), expected another file", capsys.readouterr().err)
-    assert Path("v.svg").read_text() == "the dog"
-    assert not Path("c.svg").exists()
-    assert Path("text.svg").read_text() == "the cat"
+@pytest.mark.long
+@pytest.mark.parametrize("kept", [[], ["--checkpoint", "c"]])
+def test_the_steps_that_were_best_end_with_their_adapter(folder, capsys, kept):
+    worse = [*overfitting(), "--dtype", "float64"]
+    assert finetune(*worse, *kept) == 0
+    out = capsys.readouterr().out
+    ((best, another),) = re.findall(r"lowest at step (\d+): .* with --steps \1( and another --checkpoint)? ends", out)
+    assert bool(another) == bool(kept)
+    assert finetune(*worse, "--steps", best, *(["--checkpoint", "another"] if kept else [])) == 0
+    assert rows(capsys.readouterr().out)[-1][2] == min(held_out for *_, held_out in rows(out))
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (
+            [5.0, 4.0, 4.5],
+            "the held-out loss was lowest at step 20: 4.000; the same command with --steps 20 ends there",
+        ),
+        ([5.0, 6.0, 5.5], "the held-out loss was lowest at step 0: 5.000, before the training"),
+        ([5.0, 4.0, 3.0], ""),
+        ([5.0, 4.0004, 4.0], ""),
+        ([5.0, 4.0, 4.0004], ""),  # as printed, they are the same
+    ],
+)
+def test_the_best_step_is_named_unless_it_is_last(losses, said):
+    table = LossTable(40, 0, 8)
+    table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
+    assert best_step(SimpleNamespace(checkpoint=None, epochs=None, overwrite=True), table) == said
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
+        ({"overwrite": False}, "with --steps 20 and --overwrite ends there"),
+        ({"checkpoint": Path("c")}, "with --steps 20 and another --checkpoint ends there"),
+    ],
+)
+def test_the_command_that_ends_at_the_best_step_is_one_that_runs(asked, said):
+    """Steps beside epochs are refused, and so is a folder that holds an adapter: it does after the first training."""
+    table = LossTable(40, 0, 8)
+    table.rows = [(0, math.nan, 5.0), (20, 4.0, 4.0), (40, 3.0, 4.5)]
+    recipe = SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked)
+    assert best_step(recipe, table).endswith(said)
+
+
+# --- what is printed, and when ---
+
+
+class File(io.StringIO):
+    """A stdout that is a file: what has been flushed can be read."""
+
+    seen = ""
+
+    def flush(self):
+        self.seen = self.getvalue()
+
+
+def test_what_is_loaded_is_said_before_it_is(folder, monkeypatch):
+    file = File()
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail(file.seen))
+    monkeypatch.setattr(sys, "stdout", file)
+    with pytest.raises(pytest.fail.Exception, match=r"^model    model$"):
+        finetune()
+
+
+def test_the_first_loss_is_seen_before_the_training(folder, monkeypatch):
+    monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
+    monkeypatch.setattr(sys, "stdout", File())
+    seen = []
+    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO) == 0
+    assert re.fullmatch(r"   0 +\d\.\d{3}", seen[0].splitlines()[-1])
+
+
+def test_names_that_the_user_gives_cannot_steer_the_terminal(folder, capsys):
+    evil = "\x1b[2J\u202e"
+    Path("model").rename(f"{evil}m")
+    Path("text").rename(f"{evil}t")
+    assert run("finetune", f"{evil}t", "--save", f"{evil}a", "--model", f"{evil}m", *FEW, "--steps", "1") == 0
+    out = capsys.readouterr().out
+    assert out.count("\\x1b[2J") == 3
+    assert out.replace("\n", "").isprintable()
 
 
 def test_the_figure_has_every_step_also_of_a_training_that_went_on(folder, capsys, monkeypatch):
@@ -522,10 +502,56 @@ def test_the_log_has_each_step_and_each_measurement(folder, capsys):
     assert [line.get("training_loss") for line in resumed] == [line.get("training_loss") for line in whole]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*("text", "c", "model", "held", "no/l", "a", "a/adapter_config.json"), "model/tokenizer.json", "link", "hard"],
-)
+# --- what is refused before anything has changed ---
+
+
+def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    Path("text").write_bytes(b"\xff")
+    assert finetune() == 2
+    assert "not a text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder, capsys):
+    words = json.loads(Path("model/tokenizer.json").read_text())
+    words["model"]["vocab"]["t"] = 40
+    Path("model/tokenizer.json").write_text(json.dumps(words))
+    assert finetune() == 2
+    assert "the tokenizer gives ids up to 40, and the model has 29 tokens" in capsys.readouterr().err
+
+
+def test_an_example_that_is_none_stops_the_finetuning(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    Path("e.jsonl").write_text('{"text": "the cat"}\n{"prompt": "the", "completion": ""}\n')
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *FEW) == 2
+    out, err = capsys.readouterr()
+    assert out == "model    model\n"
+    assert "'e.jsonl': line 2" in err
+    assert not Path("a").exists()
+
+
+@pytest.mark.parametrize("option", ["--model", "--checkpoint", "--save"])
+def test_links_in_a_circle_are_refused_in_a_line(folder, option, capsys):
+    Path("one").symlink_to("other")
+    Path("other").symlink_to("one")
+    assert finetune(option, "one", "--steps", "1") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minilora: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--log", pytest.param("--plot", marks=pytest.mark.long)])
+def test_the_adapter_to_go_on_from_is_not_replaced_by_an_output(folder, option, capsys):
+    pytest.importorskip("matplotlib")
+    assert finetune("--steps", "1") == 0
+    Path("a/x.svg").touch()
+    before = {path: path.read_bytes() for path in Path("a").iterdir()}
+    assert run(*GO_ON, *SIZES, option, "a/x.svg") == 2
+    assert "is a file of the adapter" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("a").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["link", "hard"])
 def test_a_log_in_the_place_of_something_else_is_refused(folder, capsys, name):
     (folder / "held").write_text(TEXT)
     (folder / "link").symlink_to("text")
@@ -536,51 +562,171 @@ def test_a_log_in_the_place_of_something_else_is_refused(folder, capsys, name):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [("1", 57), ("0.1", 6), ("0.001", 1)])
-def test_an_epoch_has_as_many_steps_as_there_are_batches_in_the_text(folder, capsys, epochs, steps):
-    size = ["--batch-size", "4", "--length", "8", "--rank", "1"]
-    assert run("finetune", "text", "--save", "a", "--model", "model", *size, "--epochs", epochs) == 0
-    assert f"time     {steps} steps of 4 windows" in capsys.readouterr().out
-
-
-def test_fewer_epochs_than_are_done_are_refused_before_the_training(folder, capsys):
-    line = ["finetune", "text", "--model", "model", "--save", "a", "--overwrite", *FEW[2:], "--checkpoint", "c"]
-    assert run(*line, "--epochs", "0.1") == 0
-    capsys.readouterr()
-    assert run(*line, "--epochs", "0.05") == 2
-    out, err = capsys.readouterr()
-    assert "--steps is 3 here, and 6 are done there" in err
-    assert "steps of" not in out
-
-
-def test_epochs_and_steps_are_one_of_them(folder, capsys):
-    assert finetune("--epochs", "1") == 2
-    assert "--steps and --epochs both say how long to train" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    ("asked", "config", "given"),
-    [
-        (["--use-rslora"], {"use_rslora": True}, {"use_rslora": True}),
-        (["--use-dora"], {"use_dora": True}, {"use_dora": True}),
-        (["--init", "pissa"], {"r": 4, "use_dora": False, "use_rslora": False}, {"init": "pissa"}),
-    ],
+    "expression", ["(.*)*(.*)*(.*)*(.*)*(.*)*x", pytest.param("((a|.)*)*\\1z", marks=pytest.mark.long)]
 )
-def test_variants_are_those_of_adapt(folder, capsys, asked, config, given):
-    assert finetune("--steps", "3", *asked) == 0
-    saved = json.loads(Path("a/adapter_config.json").read_text())
-    assert {name: saved[name] for name in config} == config
-    X, Y, *held_out = windows([LETTERS.index(c) for c in TEXT], 8)
-    rng = np.random.default_rng(0)
-    adapted = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=rng, **given)
-    train(adapted, X, Y, epochs=3, steps=1, batch_size=4, lr=0.02, rng=rng, loss=cross_entropy, gradients=accumulate(2))
-    ours = attach(Llama.load("model"), load_adapter("a"))
-    assert evaluate(ours, *held_out, cross_entropy) == pytest.approx(
-        evaluate(adapted, *held_out, cross_entropy), rel=1e-4
+def test_an_expression_that_would_run_for_years_is_refused(folder, expression, capsys, monkeypatch):
+    monkeypatch.setattr("minilora.guards.boundedpatterns.MATCHING_SECONDS", 0.3)
+    assert finetune("--target-modules", expression) == 2
+    assert "target_modules: matching takes more than 0.3 s" in capsys.readouterr().err
+    assert not Path("a").exists()
+
+
+def test_a_training_that_breaks_down_names_step_and_rate(folder, capsys):
+    assert finetune("--lr", "1e30", "--checkpoint", "c") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"minilora: step (\d) left numbers that are not finite: --lr 1e\+30 is too large for this training. "
+        r"No adapter is written; c keeps step (\d), and another --lr needs another file",
+        said,
     )
+    bad, kept = map(int, re.findall(r"step (\d)", said))
+    assert read(Path("c")).epoch == kept == bad - 1
+    assert not Path("a").exists()
 
 
-def test_a_checkpoint_of_another_variant_is_refused(folder, capsys):
-    assert finetune("--steps", "3", "--checkpoint", "c", "--use-dora") == 0
-    assert finetune("--steps", "3", "--checkpoint", "c") == 2
-    assert "--use-dora is True there and False here" in capsys.readouterr().err
+# --- memory and cores ---
+
+
+def has_memory(monkeypatch, whole, free):
+    """Let the machine have so many bytes."""
+    monkeypatch.setattr("minilora.language.finetune.machine_memory", lambda backend: Memory(whole, free))
+
+
+def test_a_longer_file_to_measure_on_is_said_and_counted(folder, capsys):
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    Path("e.jsonl").write_text('{"text": "the cat"}\n' * 8)
+    Path("held.jsonl").write_text('{"text": "the cat sat on the mat and the dog"}\n' * 3)
+    few = ["--model", "model", "--steps", "1", "--batch-size", "2", "--rank", "1"]
+    assert run("finetune", "e.jsonl", "--save", "a", *few) == 0
+    assert capsys.readouterr().err == ""
+    assert run("finetune", "e.jsonl", "--save", "b", *few, "--valid", "held.jsonl") == 0
+    assert "an example has 34 tokens, and the model's context is 20" in capsys.readouterr().err
+
+
+def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, monkeypatch):
+    has_memory(monkeypatch, 2_400_000, 2_300_000)
+    large = ["--batch-size", "200", "--checkpoint", "c"]
+    assert finetune(*large) == 2
+    out, err = capsys.readouterr()
+    assert re.search(r"the training needs [\d.]+ MB and the machine has 2.4 MB: --micro-batch \d+ fits", err)
+    assert rows(out) == []
+    assert sorted(os.listdir()) == ["model", "text"]
+    (fitting,) = re.findall(r"--micro-batch \d+", err)
+    assert finetune(*large, *fitting.split(), "--steps", "2") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_training_that_a_busy_machine_cannot_hold_is_refused_unless_it_is_to_begin_anyway(
+    folder, capsys, monkeypatch
+):
+    has_memory(monkeypatch, 10**12, 1000)
+    assert finetune("--steps", "1") == 2
+    out, err = capsys.readouterr()
+    assert re.search(
+        r"MB that are free: not even --micro-batch 1 fits; .* needs less; --anyway begins all the same", err
+    )
+    assert rows(out) == []
+    assert sorted(os.listdir()) == ["model", "text"]
+    assert finetune("--steps", "1", "--anyway") == 0
+    assert "MB that are free: not even --micro-batch 1 fits" in capsys.readouterr().err
+
+
+def test_what_is_free_is_read_before_the_process_takes_any(folder, capsys, monkeypatch):
+    order, load, forward = [], Llama.load, Llama.forward
+    read = "minilora.language.finetune.machine_memory"
+    monkeypatch.setattr(read, lambda backend: order.append("memory") or Memory(10**10, 10**10))
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: order.append("load") or load(*a, **k))
+    monkeypatch.setattr(Llama, "forward", lambda self, *a: order.append("forward") or forward(self, *a))
+    assert finetune("--steps", "1") == 0
+    assert order[:3] == ["memory", "load", "forward"]
+    assert order.count("memory") == 1
+
+
+def test_the_longest_example_is_cut_to_what_memory_allows(folder, capsys, monkeypatch):
+    """Only where no length is named; the line says what is lost, and the length that keeps it."""
+    lines = ['{"prompt": "the ", "completion": "cat"}'] * 8 + [
+        json.dumps({"prompt": "the ", "completion": "log" * 400})
+    ]
+    Path("e.jsonl").write_text("\n".join(lines))
+    has_memory(monkeypatch, 10**10, 5_000_000)
+    few = ["--model", "model", "--steps", "1", "--batch-size", "2"]
+    assert run("finetune", "e.jsonl", "--save", "a", *few) == 0
+    out, err = capsys.readouterr()
+    length, lost = map(
+        int, re.search(r"1 are cut after (\d+) tokens: (\d+) more .* --length 1204 keeps all", out).groups()
+    )
+    assert 100 < length == 1204 - lost
+    assert err == ""
+    assert run("finetune", "e.jsonl", "--save", "b", *few, "--length", "1204") == 2
+    assert "MB that are free" in capsys.readouterr().err
+
+
+RSS = """
+import re, sys
+from pathlib import Path
+from minilora.cli import main
+def peak():  # of this process alone: what getrusage says begins with its parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+from minilora.language import finetune as pipeline
+from minilora.cli import finetune
+import minilora.files.adapters, minilora.language.data, tokenizers
+from minilora import Llama
+before = peak()
+assert main(sys.argv[1:]) == 0
+print("grown", peak() - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells a process's peak")
+@pytest.mark.parametrize("more", [[], ["--micro-batch", "20"]])
+def test_the_process_grows_by_the_memory_that_is_said(tmp_path, more):
+    pytest.importorskip("glassllm")
+    (tmp_path / "text").write_text("The cat sat on the mat. " * 6000)
+    sizes = ["--steps", "2", "--batch-size", "100", "--length", "128", *more]
+    command = [sys.executable, "-c", RSS, "finetune", "text", "--save", "a", *sizes]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
+    said = float(re.search(r"([\d,.]+) MB together", done.stdout)[1].replace(",", "")) * 1e6
+    grown = int(re.search(r"grown (\d+)", done.stdout)[1])
+    assert 0.75 * said < grown < 1.35 * said + 60e6  # the tokenizer and libraries besides
+
+
+def test_a_command_has_one_blas_thread_from_its_start(folder):
+    """Set before NumPy is loaded, in this process alone, whatever the environment says."""
+    script = """if True:
+        import os, sys
+        from minilora import cli
+        from minilora.cli import finetune, generate
+        def tell(options):
+            assert "numpy" in sys.modules
+            from threadpoolctl import threadpool_info
+            print(*(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"))
+            return 0
+        finetune.run = generate.run = tell
+        cli.main(sys.argv[1:])"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    for command, expected in (
+        (["finetune", "text", "--save", "a"], "1"),
+        (["generate", "the"], str(min(2, core_count()))),
+    ):
+        done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, env=environment)
+        assert set(done.stdout.split()) <= {expected}, done.stderr
+
+
+def test_a_command_in_a_running_program_leaves_the_environment(folder):
+    before = dict(os.environ)
+    assert finetune("--steps", "1") == 0
+    assert dict(os.environ) == before
+
+
+def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
+    for available, expected in ((1, 1), (2, 2), (64, 2)):
+        monkeypatch.setattr("minilora.language.finetune.core_count", lambda available=available: available)
+        assert worker_count(None, get_backend("numpy")) == expected
+        assert worker_count(None, standin) == 1
+    assert worker_count(5, get_backend("numpy")) == 5
+    with pytest.raises(ValueError, match="workers = 5 is for NumPy, expected 1 with --backend cupy"):
+        worker_count(5, standin)

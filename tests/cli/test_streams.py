@@ -36,7 +36,7 @@ def test_what_a_full_disk_did_not_take_is_let_go(adapter, monkeypatch, capsys):
     """Otherwise Python would try again when it ends, and fail with a traceback."""
     monkeypatch.setattr(sys, "stdout", full := Full())
     discarded = []
-    monkeypatch.setattr(cli.streams, "discard", discarded.append)
+    monkeypatch.setattr(cli.console, "discard", discarded.append)
     assert run("inspect", adapter) == 2
     assert capsys.readouterr().err == "minilora: [Errno 28] No space left on device\n"
     assert discarded == [full]
@@ -93,21 +93,3 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered, adap
 def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffered, adapter):
     command = command.replace("ADAPTER", shlex.quote(adapter))
     assert in_shell(command, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}) == (code, "", err)
-
-
-@posix
-def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
-    """The first file that is opened gets the lowest number: it must not be the one that is printed to."""
-    script = "import os, sys, minilora.cli.streams as s; s.open_streams(); print('printed')"
-    script += (
-        "; print(os.open('f', os.O_CREAT) > 2); print(sys.stdout.name if sys.stdout else None, file=open('out', 'w'))"
-    )
-    code, out, err = in_shell(f"cd {tmp_path}; {sys.executable} -c {shlex.quote(script)} >&- 2>&- <&-")
-    assert (code, out, err) == (0, "", "")
-    assert (tmp_path / "f").read_bytes() == b""
-
-
-def test_streams_that_work_stay(capsys):
-    before = sys.stdin, sys.stdout, sys.stderr
-    cli.streams.open_streams()
-    assert (sys.stdin, sys.stdout, sys.stderr) == before

@@ -9,7 +9,7 @@ from minilora import Adam, Attention, Linear, Llama, LlamaConfig, Rotary, adapt,
 from minilora.fast import blockwise
 from minilora.fast.blockwise import CPU, GPU, Blocks, BlockwiseAttention
 from minilora.language import next_token_loss
-from minilora.language.trainingmemory import cache_bytes
+from minilora.language.memory import cache_bytes
 from minilora.layer import rebuild
 from minilora.layers import attention
 from minilora.layers.rotary import frequencies

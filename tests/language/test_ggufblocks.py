@@ -9,7 +9,7 @@ from minilora import Linear, Llama, LlamaConfig, adapt, merge, quantize
 from minilora.checks import FileRefused
 from minilora.language import save_llama
 from minilora.language.gguf import BYTES, BlockLinear, decode
-from minilora.language.trainingmemory import parameter_bytes
+from minilora.language.memory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.nf4 import CodedLinear
 from minilora.layers.rotary import frequencies

@@ -12,7 +12,7 @@ from minilora.checks import FileRefused
 from minilora.language import save_llama
 from minilora.language.config import LlamaConfig, MixtureConfig
 from minilora.language.ggufexport import export_adapter
-from minilora.language.trainingmemory import active_numbers, count_numbers, training_memory
+from minilora.language.memory import active_numbers, count_numbers, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies
 

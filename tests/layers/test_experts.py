@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import GatedMLP, Linear, LoRA, adapt, adapters, attach, merge, mse, train
-from minilora.language.trainingmemory import cache_bytes
+from minilora.language.memory import cache_bytes
 from minilora.layer import freeze, rebuild, walk
 from minilora.layers.experts import ROWS, Experts, ExpertsByRows, MixtureOfExperts, Router, balance, gathered
 from minilora.layers.stacked import StackedLinear

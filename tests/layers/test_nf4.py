@@ -16,7 +16,7 @@ from minilora import (
     quantize,
     quantize_nf4,
 )
-from minilora.language.trainingmemory import parameter_bytes
+from minilora.language.memory import parameter_bytes
 from minilora.layer import freeze, parameter_count
 from minilora.layers.nf4 import CodedLinear, code_book, dequantize_scales, quantize_scales, scale_book
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import drawings
 
 from minilora import Linear, LoRALinear, adapt, adapters
-from minilora.language.trainingmemory import LLAMA_2_7B, cache_bytes, training_memory
+from minilora.language.memory import LLAMA_2_7B, cache_bytes, training_memory
 from minilora.layers.attention import attend, attend_backward
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -6,7 +6,6 @@ import pytest
 from minilora import GradientError, LoRALinear, adapt, adapters, gradcheck, train
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
-from minilora.language.finetuning.withdropout import WithDropout
 from minilora.layer import walk
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout
@@ -105,7 +104,11 @@ def test_each_step_draws_new_masks_and_evaluation_none(monkeypatch):
     right = DroppingLoRALinear.forward
     monkeypatch.setattr(DroppingLoRALinear, "forward", lambda self, x: seen.append(self.keys) or right(self, x))
     rng = np.random.default_rng(0)
-    gradients = WithDropout(backpropagate, 0.3, rng)
+
+    def gradients(model, x, y, loss):
+        keys = rng.integers(1 << 64, size=len(x), dtype=np.uint64).tolist()
+        return backpropagate(with_dropout(model, 0.3, keys), x, y, loss)
+
     options = {"epochs": 3, "steps": 1, "batch_size": 2, "log_every": 1, "rng": rng, "loss": next_token_loss}
     train(model, IDS, targets, gradients=gradients, **options)
     assert len(seen) == 3 * 14

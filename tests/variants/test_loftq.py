@@ -25,7 +25,7 @@ from minilora import (
     save_adapter,
     train,
 )
-from minilora.language.trainingmemory import cache_bytes, parameter_bytes
+from minilora.language.memory import cache_bytes, parameter_bytes
 from minilora.layer import walk
 from minilora.layers.nf4 import CodedLinear
 from minilora.training import backpropagate

@@ -1,6 +1,8 @@
-"""The memory of a training by formula is what arrays of these sizes take."""
+"""The memory of a training: by formula, measured on short rows, and what a machine, a container or a GPU has."""
 
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,19 +18,25 @@ from minilora import (
     LlamaConfig,
     Sequential,
     adapt,
+    get_backend,
 )
-from minilora.language.trainingmemory import (
+from minilora.fast.blockwise import CPU
+from minilora.language import memory as machine
+from minilora.language.data import windows
+from minilora.language.memory import (
     LLAMA_2_7B,
     MATRICES,
     cache_bytes,
     count_numbers,
+    measured_memory,
+    parameter_bytes,
     training_memory,
 )
 from minilora.layer import parameter_count
 from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies
 
-from ..support.language import LETTERS, TEXT, tiny_llama
+from ..support.language import LETTERS, TEXT, tiny_llama, tiny_mixture
 from ..support.memory import traced
 
 sizes = st.integers(1, 6)
@@ -226,3 +234,137 @@ def test_an_array_that_has_no_base_counts_as_its_own():
         dtype, shape, nbytes = np.dtype("float64"), (3,), 24
 
     assert cache_bytes((Linear(np.ones((2, 3))), (2,), Bare())) == 24
+
+
+# --- what a step needs, measured on short rows ---
+
+
+@pytest.fixture
+def adapted():
+    return adapt(tiny_llama(dtype="float32"), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
+
+
+def measured(model, X, length, workers=1, held_out=70, width=None):
+    return measured_memory(model, X, get_backend("numpy"))(length, workers, (held_out, width or length))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("length", [1, 2, 8, 131, 192, 193, 300])
+def test_the_memory_is_that_of_the_whole_batch(adapted, length, workers):
+    X, *_ = windows(IDS * max(3, length // 80), length)
+    found = measured(adapted, X, length, workers)
+    logits, cache = adapted.forward(X[:7])
+    assert found.activations(7) == cache_bytes(cache)
+    assert found.logits * 7 == logits.nbytes
+    trained = sum(a.nbytes for a in adapted.trainable().values())
+    fixed = parameter_bytes(adapted) + 3 * trained
+    assert found.together(700) == fixed + 100 * logits.nbytes + found.activations(700)
+    at_once = min(70, workers * max(1, 512 // length))  # so many windows at a time, when the loss is measured
+    assert found.together(1) == fixed + at_once * logits.nbytes // 7 + found.activations(1)
+
+
+def test_the_memory_of_long_windows_is_measured_on_short_ones(adapted, monkeypatch):
+    """A forward of long ones would take the memory that it is to tell, and the process would keep it."""
+    seen, right = [], Llama.forward
+    monkeypatch.setattr(Llama, "forward", lambda self, x: seen.append(x.shape) or right(self, x))
+    X, *_ = windows(IDS * 4, 900)
+    of = measured_memory(adapted, X, get_backend("numpy"))
+    for length in (300, 500, 900):
+        of(length, 1, (1, length))
+    assert max(length for _, length in seen) == 1.5 * CPU.page_up_to
+    assert len(seen) == 4  # once each
+
+
+def test_the_memory_of_a_single_window_is_known(adapted):
+    X, *_ = windows(IDS, 300)
+    assert measured(adapted, X[:1], 300).together(1) == measured(adapted, X, 300).together(1)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_the_memory_of_a_mixture_is_told_from_short_windows(kind):
+    """Which experts a position goes to depends on it: so does what is kept, a little."""
+    model = adapt(tiny_mixture(kind), "all-linear", rank=1, alpha=4, rng=np.random.default_rng(0))
+    X, *_ = windows(IDS, 400)
+    assert measured(model, X, 400).activations(3) == pytest.approx(cache_bytes(model.forward(X[:3])[1]), rel=0.02)
+
+
+def test_rows_to_measure_may_be_longer_than_those_to_train_on(adapted):
+    X, *_ = windows(IDS * 4, 20)
+    short, long = measured(adapted, X, 20, held_out=6), measured(adapted, X, 20, held_out=6, width=300)
+    logits = adapted.forward(np.tile(X[:1], (1, 15)))[0].nbytes  # of a row of 300
+    assert long.all_logits(1) == logits  # one at a time
+    assert short.all_logits(1) == 6 * logits // 15
+    assert long.activations(3) == short.activations(3)
+
+
+@given(most=st.integers(1, 200), parts=st.integers(1, 3), free=st.integers(0, 40_000_000))
+def test_the_rows_that_fit_are_the_most(most, parts, free):
+    memory = machine.StepMemory(weights=1000, state=500, first=90_000, further=80_000, logits=20_000, measured=4)
+    rows = memory.rows_that_fit(free, most, parts)
+    assert 0 <= rows <= most
+    assert rows == 0 or memory.together(rows * parts) <= free
+    assert rows == most or memory.together((rows + 1) * parts) > free
+
+
+def test_measuring_a_loss_needs_the_memory_of_one_layer(adapted):
+    """However many layers there are: what a step keeps of all of them is not kept."""
+    X, *_ = windows(IDS * 3, 300)
+    logits, cache = adapted.forward(X)
+    with traced() as memory:
+        found = adapted(X)
+    np.testing.assert_array_equal(found, logits)
+    with traced() as of_a_step:
+        del cache, logits
+        adapted.forward(X)
+    assert memory.peak < 0.75 * of_a_step.peak
+
+
+# --- what the machine has ---
+
+
+def test_on_a_gpu_the_memory_is_the_devices():
+    def backend(**runtime):
+        return SimpleNamespace(
+            name="cupy", xp=SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(**runtime)))
+        )
+
+    assert machine.machine_memory(backend(memGetInfo=lambda: (3, 10))) == machine.Memory(whole=10, free=3)
+    assert machine.machine_memory(backend()) is None
+
+
+def test_the_machines_memory_is_less_than_it_has():
+    found = machine.machine_memory(get_backend("numpy"))
+    assert 0 < found.free <= found.whole <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("place", ["", "a", "a/b"])
+def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, place):
+    """The process is in a/b, a group of a, which is a group of the root."""
+    limit, use, stat = machine.FILES[""]
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for group in ("", "a", "a/b"):
+        (tmp_path / group / limit).write_text("3000000\n" if group == place else "max\n")
+        (tmp_path / group / use).write_text("2000000\n")
+        (tmp_path / group / "memory.stat").write_text(f"anon 7\n{stat} 500000\n")
+    (tmp_path / "own").write_text("0::/a/b\n")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN", tmp_path / "own")
+    assert machine.machine_memory(get_backend("numpy")) == machine.Memory(3_000_000, 1_500_000)
+
+
+@pytest.mark.parametrize("version", ["", "memory"])
+def test_the_limit_of_a_container_is_the_machines(tmp_path, monkeypatch, version):
+    """Of both versions of control groups; the limit stands at a folder above, or at the root in a container."""
+    limit, use, stat = machine.FILES[version]
+    group = tmp_path / version
+    group.mkdir(exist_ok=True)
+    (group / limit).write_text("3000000\n")
+    (group / use).write_text("2000000\n")
+    (group / "memory.stat").write_text(f"anon 7\n{stat} 500000\n")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN", tmp_path / "own")
+    for line, of in (("0::/a/b\n", ""), ("4:cpu,memory:/x/y\n", "memory"), ("5:pids:/\n", None)):
+        (tmp_path / "own").write_text(line)
+        here = of == version
+        found = machine.machine_memory(get_backend("numpy"))
+        assert (found == machine.Memory(3_000_000, 1_500_000)) == here

@@ -1,4 +1,4 @@
-"""Parts of a batch on several threads: the same bits, and nothing left behind."""
+"""Parts of a batch: the same bits on any number of threads, nothing left behind, and rows of like widths together."""
 
 import signal
 import sys
@@ -29,13 +29,14 @@ from minilora import (
     train,
 )
 from minilora.fast import accumulate
+from minilora.fast.parts import by_width, of_area, widths
 from minilora.language import next_token_loss
 from minilora.language.config import LlamaConfig
 from minilora.layers.activation import Flatten
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
-from ..support.language import tiny_llama
+from ..support.language import of_lengths, tiny_llama
 
 BLAS = ThreadpoolController().select(user_api="blas")
 IDS = (7, 5)  # a batch's windows, and their length
@@ -349,3 +350,44 @@ def test_a_net_of_layers_trains_on_threads():
         model = MLP.init(6, 8, 3, rng=np.random.default_rng(1), dtype="float64")
         ends.append(train(model, X, Y, epochs=3, batch_size=10, rng=np.random.default_rng(2), log_every=1, **ways))
     assert_close(np.array(ends[1].losses), np.array(ends[0].losses), 1e-12)
+
+
+# --- rows of like widths ---
+
+LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+
+
+def all_cuts(n):
+    """Every way to cut n rows in a line, as slices."""
+    for last in range(n):
+        for cut in all_cuts(last) if last else [[]]:
+            yield [*cut, slice(last, n)]
+
+
+@given(lengths=LENGTHS)
+def test_a_row_reaches_to_its_last_target_that_counts(lengths):
+    np.testing.assert_array_equal(widths(of_lengths(lengths)[1]), lengths)
+
+
+@given(lengths=LENGTHS, rows=st.integers(1, 7))
+@settings(max_examples=60)
+def test_no_cut_into_as_many_parts_has_a_smaller_largest_area(lengths, rows):
+    parts, wide = by_width(of_lengths(lengths)[1], rows), sorted((n for n in lengths if n), reverse=True)
+    if not wide:
+        np.testing.assert_array_equal(parts, [np.arange(min(rows, len(lengths)))])
+        return
+    assert sorted(np.concatenate(parts)) == [row for row, n in enumerate(lengths) if n]
+    assert [lengths[row] for part in parts for row in part] == wide
+    most = -(-len(wide) // rows)
+    assert len(parts) <= most
+    least = min(max((p.stop - p.start) * wide[p.start] for p in cut) for cut in all_cuts(len(wide)) if len(cut) <= most)
+    assert max(len(part) * lengths[part[0]] for part in parts) == least <= rows * wide[0]
+
+
+@given(lengths=LENGTHS, area=st.integers(1, 40))
+def test_no_part_is_larger_than_an_area_nor_fits_into_the_one_before(lengths, area):
+    parts = of_area(of_lengths(lengths)[1], area)
+    assert [lengths[row] for part in parts for row in part] == sorted((n for n in lengths if n), reverse=True)
+    for i, part in enumerate(parts):
+        assert len(part) == 1 or len(part) * lengths[part[0]] <= area
+        assert i == 0 or (len(parts[i - 1]) + 1) * lengths[parts[i - 1][0]] > area

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from minilora import Llama, LoRALinear, adapters, cross_entropy, evaluate
 from minilora.fast import accumulate
+from minilora.fast.parts import Accumulated, by_width
 from minilora.language.data import load_data
 from minilora.language.llama import Decoder
-from minilora.language.text import evaluate_where_it_counts, next_token_loss, where_it_counts
+from minilora.language.nexttoken import evaluate_where_it_counts, next_token_loss, where_it_counts
 from minilora.layer import walk
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
@@ -86,7 +87,7 @@ def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers
 def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
     model, (X, Y) = adapted(), of_lengths(lengths, 12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilora.language.text.EVALUATION_ROWS", most)
+        patch.setattr("minilora.language.nexttoken.EVALUATION_ROWS", most)
         if not any(lengths):
             with pytest.raises(ValueError, match="Y has no target that counts"):
                 evaluate_where_it_counts(model, X, Y, next_token_loss)
@@ -98,7 +99,7 @@ def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_loss_is_measured_on_threads_of_its_own_where_there_are_workers(workers, monkeypatch):
     model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 4], 12), [], Decoder.__call__
-    monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 1)
+    monkeypatch.setattr("minilora.language.nexttoken.EVALUATION_ROWS", 1)
     monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(threading.current_thread()) or right(self, x))
     evaluate_where_it_counts(model, X, Y, next_token_loss, workers)
     tried, *parts = [thread is threading.main_thread() for thread in seen]
@@ -108,7 +109,7 @@ def test_a_loss_is_measured_on_threads_of_its_own_where_there_are_workers(worker
 
 def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
     model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 0, 4, 11, 3], 12), [], Decoder.__call__
-    monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 24)
+    monkeypatch.setattr("minilora.language.nexttoken.EVALUATION_ROWS", 24)
     monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(x) or right(self, x))
     evaluate_where_it_counts(model, X, Y, next_token_loss)
     tried, *parts = seen
@@ -214,3 +215,35 @@ def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
     (folder / "e.jsonl").write_text((long + 3 * short) * 10)
     assert run("finetune", "e.jsonl", "--save", "b", "--model", "model", "--steps", "1", "--batch-size", "36") == 0
     assert [shape[1] for shape, _ in seen] == [11, 4]  # the long in one part, the short in another
+
+
+TARGETS = ["q_proj", "gate_proj", "lm_head"]
+
+
+@pytest.mark.parametrize("dropout", [0, 0.5])
+@pytest.mark.parametrize("lengths", [(2, 4), (3, 9, 0, 4, 1), (5,), (0, 3), (0, 0)])
+@pytest.mark.parametrize(("rows", "workers"), [(None, 1), (1, 1), (2, 1), (2, 2), (5, 1)])
+def test_gradients_of_texts_of_many_lengths_are_those_of_all_logits(lengths, rows, workers, dropout):
+    """Their masks are those of the batch, whichever part a text is in, and however far that reaches."""
+    model, (X, Y) = adapted(TARGETS), of_lengths(lengths)
+    model = with_dropout(model, dropout, range(5, 5 + len(lengths))) if dropout else model
+    gradients = where_it_counts if rows is None else Accumulated(rows, workers, where_it_counts, by_width)
+    found, expected = (way(model, X, Y, next_token_loss) for way in (gradients, backpropagate))
+    assert found.keys() == expected.keys()
+    for name, g in found.items():
+        assert np.abs(g - expected[name]).max() <= 1e-12
+
+
+def test_each_part_of_a_batch_is_computed_as_far_as_its_widest_row(monkeypatch):
+    model, (X, Y), seen, right = adapted(TARGETS), of_lengths([2, 6, 1, 3, 2]), [], Llama.forward
+    monkeypatch.setattr(Llama, "forward", lambda self, x, at=None: seen.append(x) or right(self, x, at))
+    Accumulated(3, 1, where_it_counts, by_width)(model, X, Y, cross_entropy)
+    for part, rows, width in zip(seen, ([1, 3], [0, 4, 2]), (6, 2), strict=True):
+        np.testing.assert_array_equal(part, X[rows, :width])
+
+
+def test_targets_of_fewer_rows_than_inputs_are_refused():
+    model, (X, Y) = adapted(TARGETS), of_lengths([2, 6, 3])
+    for cut in (Accumulated(2, 1, where_it_counts, by_width), Accumulated(2, 1)):
+        with pytest.raises(ValueError, match="y has 2 rows, expected 3 as x has"):
+            cut(model, X, Y[:2], next_token_loss)

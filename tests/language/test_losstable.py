@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy
-from minilora.fast import accumulate
 from minilora.files.checkpoint import CheckpointError
 from minilora.language import next_token_loss
 from minilora.language.data import windows
-from minilora.language.finetuning.losstable import LOG_EVERY, Table, TrainingLoss, duration
+from minilora.language.finetune import Step
+from minilora.language.losstable import LOG_EVERY, LossTable, duration
 from minilora.training import backpropagate, draw_batches
 
-from ...support.command_line import finetune, rows
-from ...support.language import LETTERS, TEXT, tiny_llama
+from ..support.command_line import finetune, rows
+from ..support.language import LETTERS, TEXT, tiny_llama
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
@@ -70,7 +70,7 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
 
 
 def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
-    monkeypatch.setattr("minilora.language.finetuning.losstable.QUIET", -1.0)
+    monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
     assert finetune("--steps", "24") == 0
     out = capsys.readouterr().out
     said = re.findall(r"^      after step (\d+) the training loss is (\d\.\d{3}); about \d+ s left$", out, re.M)
@@ -85,17 +85,12 @@ def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
 )
 @settings(max_examples=30, deadline=None)
 def test_the_order_of_the_parts_changes_no_bit(parts, order):
-    """Threads call the loss in any order."""
+    """Threads note their losses in any order."""
 
     def mean(parts):
-        def gradients(model, x, y, loss):
-            for value, n in parts:
-                loss(np.float32(value), np.zeros(n, np.int64))
-            return {}
-
-        noted = TrainingLoss(gradients)
-        noted(None, None, None, lambda value, targets: (value, None))
-        return noted.at(1)
+        table = LossTable(1, 0, 8)
+        table.note(0.0, [(np.float32(value), n) for value, n in parts])
+        return table.training_loss(1)
 
     shuffled = parts.copy()
     order.shuffle(shuffled)
@@ -108,9 +103,10 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     X, Y, *_ = windows(IDS, 8)
     y = Y[:4].copy()
     y[0], y[1, :5] = -100, -100  # the first part has none that counts
-    noted = TrainingLoss(accumulate(1))
-    noted(model, X[:4], y, next_token_loss)
-    assert noted.at(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
+    table = LossTable(1, 0, 8)
+    recipe = SimpleNamespace(dropout=0.0, part_rows=1, workers=1)
+    Step(recipe, np.random.default_rng(0), table)(model, X[:4], y, next_token_loss)
+    assert table.training_loss(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -140,32 +136,29 @@ def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
 @pytest.mark.parametrize("step", [1, 3])
 def test_steps_of_another_process_are_refused(step, capsys):
     """Its checkpoint appeared after this process had looked for one, and before it trained."""
-    loss = TrainingLoss(lambda *_: {})
-    table = Table(20, 0, 8, loss, 0.0)
-    table.known(5.0, None)
+    table = LossTable(20, 0, 8)
+    table.print_known_rows(5.0, 0.0, None)
     history = SimpleNamespace(epochs=[step], losses=[4.0])
     with pytest.raises(CheckpointError, match=f"is at step {step} of its checkpoint, expected step 0: another process"):
-        table(SimpleNamespace(epoch=step, history=history))
+        table.on_step(SimpleNamespace(epoch=step, history=history))
     with pytest.raises(CheckpointError, match="another process trains with the same checkpoint"):
-        table.last(history)
+        table.print_last_row(history)
 
 
 def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys):
     """Steps of 1 s up to row 20 and of 2 s from there on, 100 tokens each; what the measuring takes does not count."""
     now = 0.0
-    monkeypatch.setattr("minilora.language.finetuning.losstable.time.perf_counter", lambda: now)
-    loss = SimpleNamespace(step=0, began=0.0, ended=0.0, at=lambda step: 1.0)
-    loss.sums = {"steps": {}}
-    table = Table(40, 0, 100, loss, 0.0)
-    table.known(1.0, None)
+    monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
+    table = LossTable(40, 0, 100)
+    table.print_known_rows(1.0, 0.0, None)
     history = SimpleNamespace(epochs=[], losses=[])
     for step in range(1, 41):
-        loss.began, now = now, now + (1.0 if step <= 20 else 2.0)
-        loss.step, loss.ended = step, now
+        began, now = now, now + (1.0 if step <= 20 else 2.0)
+        table.note(began, [(1.0, 100)])
         if step % 20 == 0:
             history.epochs.append(step)
             history.losses.append(1.0)
             now += 5.0
-        table(SimpleNamespace(epoch=step, history=history))
-    speeds = re.findall(r"^ *[24]0 +1.000 +1.000 +(\d+)", capsys.readouterr().out, re.M)
-    assert speeds == ["100", "50"]
+        table.on_step(SimpleNamespace(epoch=step, history=history))
+    rows = re.findall(r"^ *([24]0) +1.000 +1.000 +(\d+) +(.*)$", capsys.readouterr().out, re.M)
+    assert rows == [("20", "100", "25 s"), ("40", "50", "0 s")]

@@ -1,0 +1,291 @@
+"""A fine-tuning that was stopped: what is said, what goes on to the same bits, and which other is refused."""
+
+import functools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minilora import Adam, History, Linear, Llama, adapt, load_adapter, train
+from minilora.files.checkpoint import Checkpoint, read
+from minilora.language import next_token_loss
+from minilora.language.data import windows
+from minilora.language.finetune import BestStep, Step
+
+from ..support.command_line import FEW, finetune, rows, run
+from ..support.language import LETTERS, TEXT
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+
+ROOT = Path(__file__).parents[2]
+IDS = [LETTERS.index(c) for c in TEXT]
+GO_ON = ["finetune", "text", "--save", "b", "--model", "model", "--adapter", "a"]
+SIZES = ["--steps", "4", "--batch-size", "4", "--length", "8", "--lr", "0.02"]
+
+
+def weights(name="a"):
+    return Path(name, "adapter_model.safetensors").read_bytes()
+
+
+def interrupted(monkeypatch, step):
+    """Let Ctrl-C come in a step."""
+    right = Adam.step
+
+    def pressed(self, grads):
+        if self.t == step - 1:
+            raise KeyboardInterrupt
+        right(self, grads)
+
+    monkeypatch.setattr(Adam, "step", pressed)
+
+
+def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
+    os.rename("text", "my text")
+    typed = ["finetune", "my text", "--save", "it's", "--model", "model", *FEW, "--checkpoint", "c"]
+    with monkeypatch.context() as patched:
+        interrupted(patched, 24)
+        assert run(*typed) == 130
+    out, err = capsys.readouterr()
+    assert err.startswith("\nminilora: interrupted\nminilora: step 23 of 30 is kept in c, and this command goes on")
+    program, *again = shlex.split(err.splitlines()[-1])
+    assert (program, again) == ("minilora", typed)
+    assert not Path("it's").exists()
+    assert run(*again) == 0
+    resumed = capsys.readouterr().out
+    assert "goes on from step 23 of 30 (c)\n" in resumed
+    assert run(*typed[:-2], "--overwrite") == 0
+    whole = capsys.readouterr().out
+    assert rows(resumed) == rows(whole)
+    assert rows(resumed)[: len(rows(out))] == rows(out)
+
+
+def test_ctrl_c_without_a_checkpoint_says_how_to_have_one(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
+    interrupted(monkeypatch, 2)
+    assert finetune() == 130
+    assert "nothing is kept: with --checkpoint FILE" in capsys.readouterr().err
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert finetune("--checkpoint", "c") == 130
+    assert "nothing is kept in c yet" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
+    arguments = ["--steps", "50", "--checkpoint", "c"]
+    command = [
+        sys.executable,
+        "-m",
+        "minilora",
+        "finetune",
+        "text",
+        "--model",
+        "model",
+        "--save",
+        "a",
+        *FEW,
+        *arguments,
+    ]
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this process ignores it
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, preexec_fn=heard) as first:
+        while not Path("c").exists() and first.poll() is None:
+            time.sleep(0.002)
+        time.sleep(0.03)  # some steps
+        first.send_signal(how)
+        assert first.wait() in (-signal.SIGKILL, 130)
+    assert not Path("a").exists()
+    assert finetune(*arguments) == 0
+    resumed = Path("a", "adapter_model.safetensors").read_bytes()
+    assert finetune(*arguments[:2]) == 0
+    assert Path("a", "adapter_model.safetensors").read_bytes() == resumed
+
+
+GOING_ON = ["--schedule", "cosine", "--warmup", "0.1", "--dropout", "0.2", "--keep-best", "--lr", "0.3", "--seed", "1"]
+
+
+def test_a_training_with_all_of_them_goes_on_to_the_same_bits(folder, capsys, monkeypatch):
+    some = ["--steps", "24", *GOING_ON]
+    assert finetune(*some) == 0
+    whole, shown = weights(), rows(capsys.readouterr().out)
+    right = Adam.step
+
+    def pressed(self, grads):
+        if self.t == 22:
+            raise KeyboardInterrupt
+        right(self, grads)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adam, "step", pressed)
+        assert finetune(*some, "--checkpoint", "c") == 130
+    capsys.readouterr()
+    assert read(Path("c")).epoch == 22
+    assert finetune(*some, "--checkpoint", "c") == 0
+    assert rows(capsys.readouterr().out) == shown
+    assert weights() == whole
+
+
+@pytest.mark.long
+def test_it_goes_on_from_a_checkpoint_and_only_from_that_adapter(folder, capsys, monkeypatch):
+    assert finetune() == 0
+    assert run(*GO_ON, *SIZES[2:], "--steps", "9") == 0
+    whole = weights("b")
+    assert run(*GO_ON, "--overwrite", *SIZES, "--checkpoint", "c") == 0
+    assert run(*GO_ON, *SIZES[2:], "--steps", "9", "--checkpoint", "c") == 0
+    assert weights("b") == whole
+    assert finetune("--seed", "3") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    assert run(*GO_ON, *SIZES[2:], "--steps", "9", "--checkpoint", "c") == 2
+    assert "the adapter to go on from is another" in capsys.readouterr().err
+
+
+def test_the_loss_before_the_training_is_not_measured_again(folder, capsys, monkeypatch):
+    assert finetune("--steps", "20", "--checkpoint", "c") == 0
+    before = rows(capsys.readouterr().out)
+    measured, right = [], Step.evaluate
+    monkeypatch.setattr(Step, "evaluate", lambda *a: measured.append(a) or right(*a))
+    assert finetune("--steps", "40", "--checkpoint", "c") == 0
+    assert len(measured) == 1
+    after = rows(capsys.readouterr().out)
+    assert after[:2] == before
+    assert finetune("--steps", "40", "--checkpoint", "c") == 0  # one that is done
+    assert rows(capsys.readouterr().out) == after
+    assert len(measured) == 1
+
+
+def test_a_checkpoint_may_lie_in_the_models_folder(folder):
+    """It is no weight of the model, even by its name."""
+    assert finetune("--steps", "2", "--checkpoint", "model/kept.safetensors") == 0
+    assert finetune("--steps", "3", "--checkpoint", "model/kept.safetensors") == 0
+
+
+@pytest.mark.long
+def test_what_need_not_be_the_same_may_change(folder, capsys):
+    wide = ["--dtype", "float64"]  # other parts of a batch: the sums are rounded otherwise
+    assert finetune("--steps", "40", *wide) == 0
+    whole = load_adapter("a")
+    assert finetune("--steps", "6", "--checkpoint", "c", "--target-modules", "all-linear", *wide) == 0
+    os.rename("model", "moved")
+    os.rename("text", "renamed")
+    more = ["--steps", "40", "--checkpoint", "c", "--micro-batch", "4", "--plot", "p.svg", *wide]
+    assert run("finetune", "renamed", "--save", "a", "--model", "moved", *FEW, *more) == 0
+    for path, adapter in load_adapter("a").items():
+        np.testing.assert_allclose(adapter.delta(), whole[path].delta(), atol=1e-6)
+
+
+@pytest.mark.long
+def test_a_checkpoint_over_four_bits_goes_on_over_those_alone(folder, capsys):
+    four = ["--quantize", "nf4", "--checkpoint", "c"]
+    assert finetune(*four, "--steps", "4") == 0
+    assert finetune("--checkpoint", "c") == 2
+    assert "is a checkpoint of another configuration" in capsys.readouterr().err
+    assert finetune(*four) == 0
+    stopped = load_adapter("a")
+    assert finetune("--quantize", "nf4") == 0
+    for path, adapter in load_adapter("a").items():
+        np.testing.assert_array_equal(stopped[path].delta(), adapter.delta())
+
+
+NOTES = {"asked": {}, "numbers": 1, "before": 1.0, "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}}}
+
+
+@pytest.mark.parametrize(
+    "change", [{"asked": 1}, {"before": None}, {"learned": {"rows": [], "sum": 0.0, "targets": 0}}]
+)
+def test_a_checkpoint_of_another_program_is_refused(folder, change, capsys):
+    model, X = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=np.random.default_rng(0)), windows(IDS, 8)
+    given = {"loss": next_token_loss, "rng": np.random.default_rng(0), "batch_size": 4, "steps": 1}
+    train(model, X[0], X[1], epochs=1, checkpoint=Checkpoint("c", notes=NOTES | change), **given)
+    before = Path("c").read_bytes()
+    assert finetune("--checkpoint", "c") == 2
+    assert "'c' is a checkpoint of something else than minilora finetune" in capsys.readouterr().err
+    assert Path("c").read_bytes() == before
+
+
+def test_a_model_whose_config_alone_differs_is_another_before_it_is_loaded(folder, capsys, monkeypatch):
+    assert finetune("--steps", "2", "--checkpoint", "c") == 0
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    capsys.readouterr()
+    assert finetune("--steps", "3", "--checkpoint", "c") == 2
+    assert "the model is another" in capsys.readouterr().err
+
+
+def test_fewer_epochs_than_are_done_are_refused_before_the_training(folder, capsys):
+    line = ["finetune", "text", "--model", "model", "--save", "a", "--overwrite", *FEW[2:], "--checkpoint", "c"]
+    assert run(*line, "--epochs", "0.1") == 0
+    capsys.readouterr()
+    assert run(*line, "--epochs", "0.05") == 2
+    out, err = capsys.readouterr()
+    assert "--steps is 3 here, and 6 are done there" in err
+    assert "steps of" not in out
+
+
+# --- the best step ---
+
+
+X = np.random.default_rng(1).standard_normal((8, 3))
+
+
+def trained(path, epochs, losses, keeper=BestStep):
+    """Train with losses that are given, and return the model, its parameters after each epoch, and the history."""
+    rng, weights, measured = np.random.default_rng(0), [], iter(losses)
+    model = Linear.init(3, 2, rng=rng, dtype="float64")
+
+    class Gradients:
+        def __call__(self, model, x, y, loss):
+            return {"weight": model.weight * 0 + 1, "bias": model.bias * 0 + 1}
+
+        def evaluate(self, *_):
+            return next(measured)
+
+    best = keeper(None if path is None else Checkpoint(path))
+    history = train(
+        model, X, X[:, :2], epochs=epochs, steps=1, batch_size=4, log_every=1, rng=rng, gradients=Gradients(),
+        checkpoint=best, report=lambda state: weights.append(state.model.weight.copy()),
+    )  # fmt: skip
+    return model, weights, best, history
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"), [([3.0, 1.0, 2.0], 2), ([3.0, 2.0, 1.0], 3), ([1.0, 1.0, 1.0], 1), ([1.0, 2.0, 3.0], 1)]
+)
+def test_the_step_of_the_least_loss_comes_back(losses, step):
+    model, weights, best, history = trained(None, 3, losses)
+    assert best.bring_back(model, history) == step
+    np.testing.assert_array_equal(model.weight, weights[step - 1])
+
+
+def test_a_training_that_goes_on_brings_back_a_step_from_before(tmp_path):
+    _, weights, *_ = trained(tmp_path / "c", 2, [1.0, 5.0])
+    model, _, best, history = trained(tmp_path / "c", 4, [4.0, 3.0])
+    assert best.bring_back(model, history) == 1
+    np.testing.assert_array_equal(model.weight, weights[0])
+    assert history.losses == [1.0, 5.0, 4.0, 3.0]
+
+
+def test_nothing_is_kept_beside_where_nobody_asks(tmp_path):
+    trained(tmp_path / "c", 2, [1.0, 5.0], keeper=lambda checkpoint: checkpoint)
+    assert not read(tmp_path / "c").arrays["best"]
+    assert not any(name.startswith("best.") for name in load_file(tmp_path / "c"))
+
+
+def test_what_is_noted_is_a_copy():
+    model = Linear.init(3, 2, rng=np.random.default_rng(0), dtype="float64")
+    optimizer, best = Adam(model.trainable()), BestStep(None)
+    state = type("State", (), {"optimizer": optimizer, "history": History([1], [1.0]), "epoch": 1})()
+    best.keep(state)
+    before = model.weight.copy()
+    model.weight += 1
+    np.testing.assert_array_equal(best.params["weight"], before)

@@ -1,0 +1,86 @@
+"""What commands print and refuse, whole: each file is a session, and is replayed in a folder with small inputs.
+
+``python -m tests.cli.test_transcripts`` writes the sessions again, from the commands that stand in them.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ..support.command_line import run
+from ..support.language import TEXT, tiny_llama, write_folder
+
+SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}a {% endif %}"
+EXAMPLES = [
+    *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
+    *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
+    {"text": "the dog sat on the log"},
+]
+DIFFERS = [
+    (r"after \d+ s\b", "after T"),
+    (r"take about \d+ (s|min)", "take about T"),
+    (r"(?m)^( *\d+ +\d+\.\d{3} +\d+\.\d{3}) +[\d,]+ +\d+ (s|min)$", r"\1  SPEED  LEFT"),
+    (r"[\d,.]+ of [\d,.]+ MB are free", "FREE of WHOLE MB are free"),
+    (r"CPU \(.*?\)", "CPU"),
+    (r"\(choose from .*?\)", "(choose from ...)"),  # Python's own words
+    (r"expected one of eps.*|expected one of avif.*", "expected one of ..."),
+]
+"""What differs from run to run, or from machine to machine."""
+
+
+def inputs():
+    """Write what the commands read."""
+    write_folder(Path("model"), tiny_llama())
+    write_folder(Path("stranger"), tiny_llama(seed=1))
+    write_folder(Path("chatty"), tiny_llama())
+    Path("chatty/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    Path("text").write_text(TEXT)
+    Path("other").write_text("a log and a mat.\n" * 9)
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+
+
+def replayed(session: str) -> str:
+    """Return a session with what its commands print now: stdout, stderr, and the exit code where it is not 0."""
+    lines = []
+    for command in re.findall(r"(?m)^\$ minilora (.*)$", session):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(*shlex.split(command))
+        shown = (out.getvalue() + err.getvalue()).replace(os.path.realpath("."), "CWD")
+        for pattern, instead in DIFFERS:
+            shown = re.sub(pattern, instead, shown)
+        lines.append(f"$ minilora {command}\n{shown}" + (f"[{code}]\n" if code else ""))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("session", SESSIONS, ids=[path.stem for path in SESSIONS])
+def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch):
+    for package in ("tokenizers", "jinja2"):
+        pytest.importorskip(package, reason="pip install -e '.[models]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["minilora"])
+    inputs()
+    expected = session.read_text(encoding="utf-8")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert replayed(expected) == expected
+    if session.stem == "refused":  # before anything has changed
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+if __name__ == "__main__":
+    sys.argv = ["minilora"]
+    for path in SESSIONS:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            inputs()
+            text = replayed(path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
