@@ -81,8 +81,8 @@ def _check_way_round(own: str, weights: Weights) -> None:
             )
         if (a, b) == (2 * d, c):
             return
-    _, *matrix = weights.spec(own).shape
-    if len(matrix) == 2 and matrix[0] == matrix[1]:
+    shape = weights.spec(own).shape
+    if len(shape) == 3 and shape[1] == shape[2]:
         raise FileRefused(
             weights.holder[own].path,
             f"{short(own)} is square, and nothing shows whether it is stored (E, out, in): the shape of "
@@ -100,10 +100,9 @@ def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -
             start, last = spelled.removesuffix(name), [f"{names[part]}.weight" for part in parts]
             if not parts or f"{start}0.{last[0]}" not in weights.holder:
                 continue
-            if more := next(
-                (f"{start}{experts}.{end}" for end in last if f"{start}{experts}.{end}" in weights.holder), ""
-            ):
-                raise FileRefused(weights.path, f"there is {short(more)}, and the adapter is for {experts} experts")
+            for more in (f"{start}{experts}.{end}" for end in last):
+                if more in weights.holder:
+                    raise FileRefused(weights.path, f"there is {short(more)}, and the adapter is for {experts} experts")
             tensors = [
                 ExpertTensor(f"{start}{e}.{end}", (e,), slice(top, bottom), (bottom - top, width))
                 for e in range(experts)

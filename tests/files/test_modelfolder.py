@@ -111,6 +111,8 @@ def test_weights_alone_are_merged_into_a_file(tmp_path, adapter):
     merge_adapter(base / "model.safetensors", adapter, tmp_path / "two")
     for file in ("one.safetensors", "two"):
         assert (tmp_path / file).read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    merge_adapter(write(tmp_path / "shards", shards=3), adapter, tmp_path / "folder.safetensors")
+    assert (tmp_path / "folder.safetensors" / "config.json").exists()
 
 
 @pytest.mark.parametrize("shards", [1, 3])

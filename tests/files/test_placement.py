@@ -85,7 +85,7 @@ DOUBTFUL = {
         False,
     ),
     "only the parent shows it": (
-        {"h.a": conv1d(4, 12), "h.b": conv1d(4, 4), "g.w": linear(4, 3)},
+        {"h.a": conv1d(4, 12), "h.b": conv1d(4, 4), "g.b": linear(4, 3)},
         {"h.b": (4, 4)},
         False,
     ),
