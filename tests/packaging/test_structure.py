@@ -109,7 +109,7 @@ def test_public_names_are_listed_once_and_found():
         minilora.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["minilora", "minilora.fast", "minilora.files"])
+@pytest.mark.parametrize("package", ["minilora", "minilora.fast", "minilora.files", "minilora.language"])
 def test_dir_lists_public_names_and_modules_alone(package):
     """What the Tab key shows."""
     module = import_module(package)
@@ -119,7 +119,7 @@ def test_dir_lists_public_names_and_modules_alone(package):
     assert all(hasattr(module, name) for name in modules)
 
 
-@pytest.mark.parametrize("package", ["", "fast", "files"])
+@pytest.mark.parametrize("package", ["", "fast", "files", "language"])
 def test_type_checkers_see_every_public_name(package):
     """The stub is the only list. ``import name as name`` is how a stub says that a name is public."""
     folder, names = PACKAGE / package, import_module(f"minilora.{package}".strip(".")).__all__
