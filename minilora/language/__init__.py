@@ -1,8 +1,12 @@
 """A language model, fine-tuned by hand-written gradients: the book's neighbour that speaks.
 
-Everything here is made of the book's layers, and the book imports nothing from here. `llama` is the decoder that most
-open language models are, `config` its sizes. `weights` reads a model from the files in which it comes, and `save`
-writes one. Importing the package imports none of this.
+Everything here is made of the book's layers, and the book imports nothing from here.
+
+`llama` is the decoder that most open language models are, `config` its sizes, `generation` how it goes on with a text.
+Its files: `weights` reads a model, whether from a folder, with `nf4files`, or from `gguf` or `npz`; `save` writes one,
+and `ggufexport` an adapter. Its data: `tokens`, `chat` with the model's own `chattemplate`, and `data`. Its training:
+`nexttoken` is the loss, `recipe` what a user asks for, `finetune` the way from there to an adapter, `losstable` what is
+printed, and `memory` what a step keeps. `llamainstance` is a small one to check.
 """
 
 from .. import lazy
