@@ -97,19 +97,8 @@ class DroppingLoRALinear(Layer):
 def with_dropout(model: Model, dropout: float, keys: Sequence[int]) -> Model:
     """Return a model with a mask before the adapter of each `LoRALinear`, for one step on a batch.
 
-    Parameters
-    ----------
-    model : Layer
-        It stays as it is. The new one has its arrays, those that train among them.
-    dropout : float
-        The probability p, from 0 to below 1.
-    keys : sequence of int
-        One for each sequence of the batch, drawn anew for each step.
-
-    Returns
-    -------
-    Layer
-        Of the same class; of a single `LoRALinear`, a `DroppingLoRALinear`.
+    The model stays as it is, and the new one has its arrays. `dropout` is the probability p, from 0 to below 1; `keys`
+    are an integer for each sequence of the batch, drawn anew for each step.
     """
     numbers = {path: number for number, (path, _) in enumerate(walk(model))}
 
