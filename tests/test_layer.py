@@ -1,5 +1,9 @@
 """A model is a layer made of layers: names, freezing, tied arrays."""
 
+import inspect
+import pickle
+from copy import copy, deepcopy
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -311,6 +315,95 @@ def test_ids_out_of_range_are_refused_before_a_step(bad):
     with pytest.raises(ValueError, match=rf"targets holds {bad} at \(0,\), expected 0 to 5"):
         train(model, X, np.full(9, bad), epochs=1, batch_size=3, rng=RNG, loss=cross_entropy)
     np.testing.assert_array_equal(model.embed.table, before)
+
+
+# --- what fits ------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class Scale(Layer):
+    """Its numbers, and those of an optional layer inside."""
+
+    gain: np.ndarray
+    inside: Layer | None = None
+    fits: ClassVar = {"x": "... in", "gain": "in", "inside": "in -> in"}
+
+    def forward(self, x):
+        """Return y."""
+        return x * self.gain, (x,)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        (x,) = cache
+        return dy * self.gain if need_dx else None, {"gain": (dy * x).sum(axis=0)}
+
+    shape = property(lambda self: self.gain.shape * 2)
+
+
+def test_a_layer_that_says_what_fits_is_mathematics_alone():
+    layer, x = Scale(np.array([2.0, 3.0])), np.ones((4, 2))
+    y, cache = layer.forward(x)
+    assert cache == (layer, (4, 2), x)
+    dx, grads = layer.backward(dy=y, cache=cache)
+    np.testing.assert_array_equal(dx, y * layer.gain)
+    np.testing.assert_array_equal(grads["gain"], [8, 12])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Scale(None), "gain must be an array, got NoneType"),
+        (lambda: Scale(np.ones((2, 2))), r"gain has shape \(2, 2\), expected \(in,\) with no empty axis"),
+        (lambda: Scale(np.ones(2), linear(3, 2)), "inside is 3 -> 2 wide, expected in -> in with in = 2 as in gain"),
+        (lambda: Scale(np.ones(2), linear(2, 3)), "inside is 2 -> 3 wide, expected in -> in with in = 2 as in gain"),
+        (lambda: Scale(np.ones(2, "f"), linear(2, 2)), "inside has dtype float64, expected float32 as in gain"),
+        (lambda: Scale(np.ones(2), ReLU()), "inside must be a Layer with in_features and out_features, got ReLU"),
+        (lambda: Scale(np.ones(2))(np.ones((4, 1))), "x has 1 entries on its last axis .*, expected in_features = 2"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_by_name(make, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        make()
+
+
+class Louder(Scale):
+    """A subclass that makes its cache itself: nothing is put around it."""
+
+    def forward(self, x):
+        y, cache = super().forward(x)
+        return 2 * y, (*cache, "more")
+
+    def backward(self, dy, cache, *, need_dx=True):
+        *_, more = check_cache(self, dy, cache)
+        assert more == "more"
+        return super().backward(2 * dy, cache[:-1], need_dx=need_dx)
+
+
+def test_a_subclass_that_makes_its_cache_itself_is_left_alone():
+    layer, x = Louder(np.array([2.0, 3.0])), np.ones((4, 2))
+    y, cache = layer.forward(x)
+    dx, _ = layer.backward(y, cache)
+    np.testing.assert_array_equal(dx, 2 * y * layer.gain)
+    with pytest.raises(ValueError, match="dy has shape"):
+        layer.backward(y[:2], cache)
+
+
+@pytest.mark.parametrize("cls", [Linear, LoRA, Scale])
+def test_the_guards_show_the_protocol(cls):
+    assert list(inspect.signature(cls.forward).parameters) == ["self", "x"]
+    assert list(inspect.signature(cls.backward).parameters) == ["self", "dy", "cache", "need_dx"]
+    assert cls.forward.__qualname__ == f"{cls.__name__}.forward"
+    assert cls.forward.__doc__.startswith("Return y")
+    assert "return" in inspect.getsource(cls.backward)
+
+
+@pytest.mark.parametrize("again", [copy, deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copied_layer_is_a_layer_of_its_own(again):
+    layer, x = linear(3, 4), np.ones((2, 3))
+    other = again(layer)
+    y, cache = layer.forward(x)
+    np.testing.assert_array_equal(other(x), y)
+    with pytest.raises(ValueError, match="cache does not come from this layer's forward"):
+        other.backward(y, cache)
 
 
 # --- what is a model ---

@@ -130,11 +130,6 @@ MISTAKES = {
         TypeError,
         "up_proj must be a Layer with in_features and out_features, got ReLU",
     ),
-    "a query of another kind": (
-        lambda: Attention(None, linear(), linear(), linear(), Rotary((1.0,))),
-        TypeError,
-        "q_proj must be a Layer with in_features and out_features, got NoneType",
-    ),
     "rotations that are none": (
         lambda: Attention(linear(4, 4), linear(4, 4), linear(4, 4), linear(4, 4), 4),
         TypeError,
@@ -168,7 +163,6 @@ MISTAKES = {
     "the best of no adapter": (lambda: best_of_rank(linear(), 1), TypeError, "adapter must be a LoRA, got Linear"),
     "a sum of a model": (lambda: weighted_sum(model(), [1]), TypeError, "adapters must be a list, got Sequential"),
     "a sum of layers": (lambda: weighted_sum([linear()], [1]), TypeError, r"adapters\[0\] must be a LoRA, got Linear"),
-    "a sum with one weight": (lambda: weighted_sum([lora()], 1.0), TypeError, "weights must be a list, got float"),
     "gradients that are a number": (
         lambda: train(linear(), X, Y, rng=RNG, gradients=5),
         TypeError,
@@ -210,13 +204,11 @@ MISTAKES = {
         ValueError,
         "frequencies must be a tuple of one number or more, got 'f'",
     ),
-    "no eps": (lambda: config(rms_norm_eps=0), ValueError, "rms_norm_eps must be above 0 and finite, got 0"),
     "token ids that are floats": (
         lambda: windows([0.9] * 9, 4),
         TypeError,
         "ids must be a sequence of integers, got 1 axes of float64",
     ),
-    "token ids that are texts": (lambda: windows(["1"] * 9, 4), TypeError, "ids must be a sequence of integers, got"),
     "token ids that are a text": (lambda: windows("123456789", 4), TypeError, "ids must be a sequence of token ids, "),
     "token ids below zero": (lambda: windows([1] * 8 + [-2], 4), ValueError, r"ids\[8\] must be at least 0, got -2"),
     "a residual that is complex": (
@@ -234,11 +226,6 @@ MISTAKES = {
         ValueError,
         r"params\['weight'\] has entries that share memory, as of a view: give a copy",
     ),
-    "rows that overlap": (
-        lambda: Adam({"a": as_strided(np.ones(6), (3, 4), (8, 8))}),
-        ValueError,
-        r"params\['a'\] has entries that share memory",
-    ),
     "more steps than memory": (
         lambda: train(linear(), X, Y, rng=RNG, batch_size=2, steps=10**60),
         ValueError,
@@ -248,11 +235,6 @@ MISTAKES = {
         lambda: best_adapter(X, Y, rank=2**31),
         ValueError,
         "rank must be at most 2147483647, got 2147483648",
-    ),
-    "a rank beyond all floats": (
-        lambda: best_adapter_from_gram(X.T @ X, X.T @ Y, rank=10**400),
-        ValueError,
-        "rank must be at most 2147483647, got 1000",
     ),
     "a rank of more digits than are written": (
         lambda: LoRA.init(4, 3, rank=10**5000, alpha=1, rng=RNG),
