@@ -319,7 +319,7 @@ def test_each_epoch_is_reported_when_it_is_kept(tmp_path):
     seen, file = [], tmp_path / "c"
 
     def report(state):
-        seen.append((state.epoch, list(state.history.epochs), checkpoint.read(file).epoch))
+        seen.append((state.epoch, list(state.history.epochs), checkpoint.read_checkpoint(file).epoch))
 
     model, rng = make(CASES[0]), np.random.default_rng(0)
     given = {"batch_size": 8, "rng": rng, "log_every": 2, "checkpoint": file, "report": report}

@@ -99,11 +99,11 @@ def run(options: argparse.Namespace) -> int:
 def _kept(options: argparse.Namespace) -> str:
     """Return where the training stands that the checkpoint has, in words; or ""."""
     from ..article import checkpoint_files
-    from ..files.checkpoint import read
+    from ..files.checkpoint import read_checkpoint
 
     files = {} if options.checkpoint is None else checkpoint_files(options.checkpoint)
     for name in reversed(files):  # the adapter's comes last
-        saved = read(files[name])
+        saved = read_checkpoint(files[name])
         if saved is not None:
             return f"epoch {saved.epoch} of {options.epochs} of the {name} ({options.checkpoint})"
     return ""

@@ -77,7 +77,7 @@ class Checkpoint:
         self.path, self.notes = check_path("checkpoint", path), notes
         self.settings = self.configuration = dict(settings or {})
         self.best: dict[str, Array] = {} if best is None else best
-        if self.settings and (saved := read(self.path)) is not None:
+        if self.settings and (saved := read_checkpoint(self.path)) is not None:
             before = {key: value for key, value in saved.configuration.items() if key in self.settings}
             check_same_configuration(self.path, before, self.settings)
 
@@ -89,7 +89,7 @@ class Checkpoint:
         then nothing has changed.
         """
         self.configuration = {**self.settings, **describe(state, settings, data)}
-        saved = read(self.path)
+        saved = read_checkpoint(self.path)
         if saved is None:
             self.keep(state)  # better that it fails now than after an epoch
             return
@@ -151,7 +151,7 @@ class Saved(msgspec.Struct):
     arrays: dict[str, dict[str, Any]] = {}  # not in the text: the tensors by part and name
 
 
-def read(path: Path) -> Saved | None:
+def read_checkpoint(path: Path) -> Saved | None:
     """Read a checkpoint; None where there is none yet. What is not a whole one is a CheckpointError."""
     if not os.path.lexists(path):
         return None

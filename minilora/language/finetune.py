@@ -22,8 +22,7 @@ from ..checks import Array, check_integer, check_number, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
 from ..files.atomic import refuse_inputs, replaceable
-from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_place, refuse_another
-from ..files.checkpoint import read as read_checkpoint
+from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_place, read_checkpoint, refuse_another
 from ..files.inputs import open_regular
 from ..files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
 from ..files.peft.adapterfolder import WEIGHTS_NAME

@@ -31,7 +31,7 @@ from minilora import (
 from minilora.fast import accumulate
 from minilora.fast.parts import core_count
 from minilora.figures import plot_learning
-from minilora.files.checkpoint import read
+from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.data import windows
 from minilora.language.finetune import Step, best_step, worker_count
@@ -581,7 +581,7 @@ def test_a_training_that_breaks_down_names_step_and_rate(folder, capsys):
         said,
     )
     bad, kept = map(int, re.findall(r"step (\d)", said))
-    assert read(Path("c")).epoch == kept == bad - 1
+    assert read_checkpoint(Path("c")).epoch == kept == bad - 1
     assert not Path("a").exists()
 
 

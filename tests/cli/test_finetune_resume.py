@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Adam, History, Linear, Llama, adapt, load_adapter, train
-from minilora.files.checkpoint import Checkpoint, read
+from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.data import windows
 from minilora.language.finetune import BestStep, Step
@@ -128,7 +128,7 @@ def test_a_training_with_all_of_them_goes_on_to_the_same_bits(folder, capsys, mo
         patched.setattr(Adam, "step", pressed)
         assert finetune(*some, "--checkpoint", "c") == 130
     capsys.readouterr()
-    assert read(Path("c")).epoch == 22
+    assert read_checkpoint(Path("c")).epoch == 22
     assert finetune(*some, "--checkpoint", "c") == 0
     assert rows(capsys.readouterr().out) == shown
     assert weights() == whole
@@ -277,7 +277,7 @@ def test_a_training_that_goes_on_brings_back_a_step_from_before(tmp_path):
 
 def test_nothing_is_kept_beside_where_nobody_asks(tmp_path):
     trained(tmp_path / "c", 2, [1.0, 5.0], keeper=lambda checkpoint: checkpoint)
-    assert not read(tmp_path / "c").arrays["best"]
+    assert not read_checkpoint(tmp_path / "c").arrays["best"]
     assert not any(name.startswith("best.") for name in load_file(tmp_path / "c"))
 
 

@@ -605,7 +605,7 @@ def test_notes_are_kept_with_each_state_and_not_compared(tmp_path):
     notes, (model, X, Y, rng) = {"rows": [1]}, problem()
     given = {"epochs": 3, "batch_size": 8, "rng": rng, "report": lambda state: notes["rows"].append(state.epoch)}
     train(model, X, Y, checkpoint=checkpoint.Checkpoint(tmp_path / "c", notes=notes), **given)
-    assert checkpoint.read(tmp_path / "c").notes == {"rows": [1, 1, 2]}  # it is written before the report
+    assert checkpoint.read_checkpoint(tmp_path / "c").notes == {"rows": [1, 1, 2]}  # it is written before the report
     model, X, Y, rng = problem()
     train(model, X, Y, rng=rng, epochs=3, batch_size=8, checkpoint=tmp_path / "c")
 
