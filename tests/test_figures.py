@@ -8,7 +8,7 @@ import pytest
 from minilora import LoRA, article
 from minilora.figures import check_figure_path, draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
 from minilora.files.inspection import LayerSummary
-from minilora.files.peft.adapterkeys import Form
+from minilora.files.peft import Form
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def _check(options: argparse.Namespace) -> None:
     import numpy as np
 
     from ..files.adapters import check_adapter_target
-    from ..files.peft.adapterconfig import MAX_ALPHA, MIN_ALPHA
+    from ..files.peft import MAX_ALPHA, MIN_ALPHA
 
     check_plot(options.plot)
     if options.save:

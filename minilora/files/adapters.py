@@ -12,7 +12,7 @@ in the file                                    shape          here
 ``r``, or its ``rank_pattern``                                ``lora.rank``
 =============================================  =============  ======================
 
-For embeddings, convolutions and DoRA, `minilora.files.peft.adapterkeys` has the names and shapes.
+For embeddings, convolutions and DoRA, `minilora.files.peft` has the names and shapes.
 
 Alpha, rank and ``use_rslora`` are those of the file, so that every scaling comes back as it was. PEFT's configuration
 has one ``use_rslora``, and one flag such as ``use_dora``, for all modules:
@@ -43,27 +43,40 @@ import numpy as np
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import FileRefused, check_flag, check_float_dtype, check_number, check_path, dtype_name, short
-from ..layer import Layer, parts_besides
+from ..layer import Layer
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter, Rewritten
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from ..variants.variant import LORA, of_its_own, variant_of
 from .atomic import replaceable, written_together
-from .peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, config_text, digest
-from .peft.adapterfolder import DIGEST_KEY, NORM_KEY, WEIGHTS_NAME, AdapterFolder
-from .peft.adapterkeys import BASE, CONVOLUTIONS, PEFT_NAMES, PREFIX, Form, is_module_path
-from .peft.expertkeys import WRITTEN_AS, ExpertForm, places
+from .experts import WRITTEN_AS, places
+from .peft import (
+    BASE,
+    CONFIG_NAME,
+    DIGEST_KEY,
+    KERNEL_AXES,
+    MAX_ALPHA,
+    MIN_ALPHA,
+    NORM_KEY,
+    PREFIX,
+    WEIGHTS_NAME,
+    AdapterFolder,
+    Form,
+    config_text,
+    digest,
+    is_module_path,
+)
 from .tensors import FLOATS, in_dtype, write_tensors
 
 __all__ = ["load_adapter", "save_adapter"]
 
 SAVED_DTYPES = ("float16", "float32", "float64")
-FILE_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
-"""The types that a file can have, and their names there."""
-PLACES: tuple[Any, ...] = (LORA.beside, *(variant.beside for variant in PEFT_NAMES), Rewritten)
-"""The classes of adapted layers that PEFT's layout can hold."""
+FILE_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
+"""The types of arrays that are saved, and those that a file can have."""
+SAVED_ADAPTERS = (LoRA, Adapter, DoRAAdapter, StackedLoRA)
+SAVED_LAYERS = (LoRALinear, DoRA, Rewritten, StackedLoRALinear)
+"""The classes that PEFT's layout can hold. A subclass may compute something else, which a file would not say."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -99,33 +112,24 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     backend, path = backend_or_numpy(backend), check_path("path", path)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    by_path: dict[str, Any] = {}
     folder = AdapterFolder.open(path)
     folder.warn_of_base()
+    by_path: dict[str, Any] = {}
     for module, layer in folder.layers.items():
-        form = folder.forms[module]
-        reaches = f"the factors of {short(module)} reach"
-        arrays = (
-            array if dtype is None else in_dtype(array, dtype, folder.file.path, reaches)
-            for array in folder.read(module)
-        )
-        A, B, *further = (backend.asarray(array) for array in arrays)
-        if isinstance(form, ExpertForm):
-            experts = form.experts
-            by_path[module] = StackedLoRA(A, B, layer.alpha, experts=experts, use_rslora=layer.use_rslora)
-            continue
-        more: dict[str, Any] = {form.variant.array: further[0]} if further else {}
-        if module in folder.full_norms:
-            more["dora_norm"] = "full"
-        by_path[module] = form.variant.adapter(
-            A,
-            B,
-            layer.alpha,
-            kind=form.kind,
-            kernel=form.kernel,
-            use_rslora=layer.use_rslora,
-            **more,
-        )
+        arrays = folder.read(module)
+        if dtype is not None:
+            reaches = f"the factors of {short(module)} reach"
+            arrays = [in_dtype(array, dtype, folder.file.path, reaches) for array in arrays]
+        A, B, *magnitude = (backend.asarray(array) for array in arrays)
+        form, root = folder.forms[module], layer.use_rslora
+        like: dict[str, Any] = {"kind": form.kind, "kernel": form.kernel, "use_rslora": root}
+        if form.experts:
+            by_path[module] = StackedLoRA(A, B, layer.alpha, experts=form.experts, use_rslora=root)
+        elif form.dora:
+            norm = "full" if module in folder.full_norms else "constant"
+            by_path[module] = DoRAAdapter(A, B, layer.alpha, **like, magnitude=magnitude[0], dora_norm=norm)
+        else:
+            by_path[module] = Adapter(A, B, layer.alpha, **like)
     return by_path
 
 
@@ -201,156 +205,39 @@ def save_adapter(
         If the disk does not take the files. The adapter that was there is left as it was.
     """
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
+    dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
     if base_model is not None and not isinstance(base_model, str):
         raise TypeError(f"base_model must be a text or None, got {base_model!r}")
+    if dtype is not None and dtype not in FILE_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(FILE_DTYPES)} or None, got {dtype!r}")
     if isinstance(layers, Layer):
         check_adapters("layers", layers)
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
-    if dtype is not None and dtype not in FILE_DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(FILE_DTYPES)} or None, got {dtype!r}")
-    by_path: dict[str, Adapter | StackedLoRA] = {}
-    tensors: dict[str, np.ndarray] = {}
-    for module, layer in layers.items():
-        _check_saved(module, layer)
-        if not isinstance(module, str) or not is_module_path(module):
-            raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-        by_path[module] = _over_original(layer)
-    where = places(module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA))
-    for module, adapter in by_path.items():
-        new = _tensors(module, adapter, where.get(module))
-        if clash := new.keys() & tensors.keys():
-            raise ValueError(f"layers[{short(module)}] and another layer would both be {short(min(clash))} in the file")
-        tensors |= new
-    if dtype is not None:
-        tensors = {key: _rounded(key, array, FILE_DTYPES[dtype]) for key, array in tensors.items()}
-    _check_alike(by_path)
-    use_rslora = all(adapter.use_rslora for adapter in by_path.values())
-    for module, adapter in by_path.items():
-        alpha = _lora_alpha(adapter, use_rslora)
-        check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
-    # The widest types first, so that each tensor begins at a multiple of its own size.
-    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
-    further: dict[str, Any] = {"task_type": task_type, "lora_dropout": dropout}
+    saved = {module: _saved(module, layer) for module, layer in layers.items()}
+    _check_alike(saved)
+    tensors = _tensors(saved, dtype)
+    config = _config(saved) | {
+        "base_model_name_or_path": base_model,
+        "task_type": task_type,
+        "fan_in_fan_out": fan_in_fan_out,
+        "lora_dropout": dropout,
+    }
     if target_modules is not None:
-        _check_ends(target_modules, by_path)
-        further["target_modules"] = [*target_modules]
-    config = config_text(_config(by_path, use_rslora, fan_in_fan_out, base_model) | further)
-    full = [module for module, a in by_path.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
-    notes = {"format": "pt", DIGEST_KEY: digest(config), **({NORM_KEY: "\n".join(full)} if full else {})}
+        _check_ends(target_modules, saved)
+        config["target_modules"] = [*target_modules]
+    text = config_text(config)
+    full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
+    notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     check_adapter_target(path)
     path.mkdir(parents=True, exist_ok=True)
     with written_together(path / WEIGHTS_NAME, path / CONFIG_NAME) as (weights_file, config_file):
         write_tensors(weights_file, tensors, notes)
-        config_file.write(config)
-
-
-def _check_saved(module: Any, layer: Any) -> None:
-    """Refuse what PEFT's layout has no place for: another class, another array, another formula."""
-    if type(layer) in (StackedLoRA, StackedLoRALinear) and type(getattr(layer, "adapter", layer)) is StackedLoRA:
-        return
-    claims: list[tuple[Any, Any, Any]] = [(layer, LoRA, _beyond)]
-    if not isinstance(layer, LoRA):
-        claims = [(layer, PLACES, _beyond_place), (getattr(layer, "adapter", None), LoRA, _beyond)]
-    for part, classes, beyond in claims:
-        known = isinstance(part, classes)
-        reasons = beyond(part) if known else []
-        if reasons or not known:
-            raise TypeError(
-                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(part).__name__}, for which PEFT's "
-                f"layout of LoRA has no place{': it has ' if reasons else ''}{' and '.join(reasons)}"
-            )
-
-
-def _beyond(adapter: LoRA) -> list[str]:
-    """Return what an adapter has that a file cannot hold, in words."""
-    variant = variant_of(adapter)
-    return of_its_own(adapter) or ([f"a {variant.array}"] if variant not in (LORA, *PEFT_NAMES) else [])
-
-
-def _beyond_place(layer: Layer) -> list[str]:
-    """Return what a subclass of an adapted layer has and computes besides its adapter, in words."""
-    place = next(place for place in PLACES if isinstance(layer, place))
-    arrays = [f"a {name}" for name in parts_besides(layer, "base", "adapter")]
-    methods = [name for name in ("forward", "merge") if getattr(type(layer), name) != getattr(place, name)]
-    return arrays + [f"a {name} of its own" for name in methods]
-
-
-def _over_original(layer: LoRA | LoRALinear | DoRA | Rewritten | StackedLoRALinear) -> Adapter | StackedLoRA:
-    """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
-    adapter: Any = layer if isinstance(layer, LoRA) else adapters(layer)[""]
-    if isinstance(adapter, StackedLoRA):
-        return adapter
-    if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
-        adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
-    return over_original(adapter)
-
-
-def _tensors(module: str, adapter: Adapter | StackedLoRA, place: str | None) -> dict[str, np.ndarray]:
-    """Return an adapter's arrays with the names and shapes that PEFT gives them; of an array, in its place."""
-    if isinstance(adapter, StackedLoRA):
-        keys = ExpertForm(place=place or "").keys(module)
-        return {
-            key: _written(module, factor, factor.shape)
-            for key, factor in zip(keys, (adapter.lora_A, adapter.lora_B), strict=True)
-        }
-    variant = variant_of(adapter)
-    form = Form(adapter.kind, tuple(adapter.kernel), variant)
-    (out, width), axes = adapter.shape, 1 + CONVOLUTIONS.index(form.kind) if form.kind in CONVOLUTIONS else 0
-    if len(form.kernel) != axes or width % math.prod(form.kernel):
-        raise ValueError(
-            f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which do not fit its kind, "
-            f"{form.kind!r}"
-        )
-    arrays = [adapter.lora_A, adapter.lora_B, *([getattr(adapter, variant.array)] if variant.array else [])]
-    shapes = form.shapes(adapter.rank, out, width)
-    return {
-        key: _written(module, array, shape) for key, array, shape in zip(form.keys(module), arrays, shapes, strict=True)
-    }
-
-
-def _written(module: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array as the file has it; refuse one of another type, NaN and infinity."""
-    if dtype_name(array) not in SAVED_DTYPES:
-        raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
-    host = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
-    if not np.isfinite(host).all():
-        raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
-    return host
-
-
-def _rounded(key: str, array: np.ndarray, name: str) -> np.ndarray:
-    """Return finite numbers in a type of the file that can hold them."""
-    with np.errstate(over="ignore"):
-        rounded = array.astype(FLOATS[name])
-    if not np.isfinite(rounded).all():
-        raise ValueError(f"{short(key)} reaches {np.abs(array).max():g}, more than {name} holds")
-    return rounded
-
-
-def _check_alike(by_path: Mapping[str, Adapter | StackedLoRA]) -> None:
-    """Refuse adapters of two variants: PEFT's configuration has one flag for all of them."""
-    for variant, names in PEFT_NAMES.items():
-        having = [module for module, adapter in by_path.items() if variant_of(adapter) is variant]
-        others = [module for module in by_path if module not in having]
-        if having and others:
-            raise ValueError(
-                f"layers[{short(having[0])}] has {variant.name}'s {variant.array} and layers[{short(others[0])}] has "
-                f"none: PEFT's configuration has one {names.flag} for all modules. Save them to two folders"
-            )
-
-
-def _check_ends(target_modules: Sequence[str], by_path: Mapping[str, Adapter | StackedLoRA]) -> None:
-    """Refuse ends of paths that do not name each module; which others of the base they name, the caller knows."""
-    for module, adapter in by_path.items():
-        ends = (module == name or module.endswith(f".{name}") for name in target_modules)
-        if not isinstance(adapter, StackedLoRA) and not any(ends):
-            raise ValueError(f"target_modules does not name {short(module)}: expected an end of each path of layers")
+        config_file.write(text)
 
 
 def check_adapter_target(path: Path) -> None:
-    """Refuse a folder that an adapter could not be written to."""
+    """Require a folder, existing or new, that an adapter can be written to."""
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
     if not os.path.isdir(existing):
         raise ValueError(f"{str(path)!r}: {str(existing)!r} is a file, expected a folder or a new name")
@@ -360,29 +247,107 @@ def check_adapter_target(path: Path) -> None:
         replaceable(path / name)
 
 
-def _config(
-    by_path: Mapping[str, Adapter | StackedLoRA], use_rslora: bool, fan_in_fan_out: bool, base_model: str | None
-) -> dict[str, Any]:
+# --- what is saved ---
+
+
+def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
+    """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
+    if not isinstance(module, str) or not is_module_path(module):
+        raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
+    is_adapter = type(layer) in SAVED_ADAPTERS
+    stranger = layer if not is_adapter and type(layer) not in SAVED_LAYERS else getattr(layer, "adapter", None)
+    if stranger is not None and type(stranger) not in SAVED_ADAPTERS:
+        raise TypeError(
+            f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(stranger).__name__}, for which PEFT's "
+            "layout of LoRA has no place"
+        )
+    adapter: Any = layer if is_adapter else adapters(layer)[""]
+    if isinstance(adapter, StackedLoRA):
+        return adapter
+    if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
+        adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
+    return over_original(adapter)
+
+
+def _check_alike(saved: Mapping[str, Adapter | StackedLoRA]) -> None:
+    """Require magnitudes of all adapters, or of none: PEFT's configuration has one flag for all of them."""
+    dora = [module for module, adapter in saved.items() if isinstance(adapter, DoRAAdapter)]
+    others = [module for module in saved if module not in dora]
+    if dora and others:
+        raise ValueError(
+            f"layers[{short(dora[0])}] has DoRA's magnitude and layers[{short(others[0])}] has none: PEFT's "
+            "configuration has one use_dora for all modules. Save them to two folders"
+        )
+
+
+def _check_ends(target_modules: Sequence[str], saved: Mapping[str, Adapter | StackedLoRA]) -> None:
+    """Require ends of paths that name each module; which others of the base they name, the caller knows."""
+    for module, adapter in saved.items():
+        ends = (module == name or module.endswith(f".{name}") for name in target_modules)
+        if not isinstance(adapter, StackedLoRA) and not any(ends):
+            raise ValueError(f"target_modules does not name {short(module)}: expected an end of each path of layers")
+
+
+def _tensors(saved: Mapping[str, Adapter | StackedLoRA], dtype: str | None) -> dict[str, np.ndarray]:
+    """Return the arrays with the names and shapes that PEFT gives them, in their order in the file."""
+    of_arrays = places(module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA))
+    tensors: dict[str, np.ndarray] = {}
+    for module, adapter in saved.items():
+        if isinstance(adapter, StackedLoRA):
+            form = Form("parameter", place=of_arrays[module], experts=adapter.experts)
+        else:
+            form = Form(adapter.kind, tuple(adapter.kernel), isinstance(adapter, DoRAAdapter))
+        (rank, width), (out, _) = adapter.lora_A.shape, adapter.lora_B.shape
+        if len(form.kernel) != KERNEL_AXES.get(form.kind, 0) or width % math.prod(form.kernel):
+            raise ValueError(
+                f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which do not fit its kind, "
+                f"{form.kind!r}"
+            )
+        arrays = [adapter.lora_A, adapter.lora_B, *([adapter.magnitude] if isinstance(adapter, DoRAAdapter) else [])]
+        for key, array, shape in zip(form.keys(module), arrays, form.shapes(rank, out, width), strict=False):
+            if key in tensors:
+                raise ValueError(f"layers[{short(module)}] and another layer would both be {short(key)} in the file")
+            tensors[key] = _written(module, array, shape, dtype)
+    # The widest types first, so that each tensor begins at a multiple of its own size.
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+
+
+def _written(module: str, array: Any, shape: tuple[int, ...], dtype: str | None) -> np.ndarray:
+    """Return finite numbers as the file has them."""
+    if dtype_name(array) not in SAVED_DTYPES:
+        raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
+    host = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
+    if not np.isfinite(host).all():
+        raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
+    if dtype is None:
+        return host
+    with np.errstate(over="ignore"):
+        rounded = host.astype(FILE_DTYPES[dtype])
+    if not np.isfinite(rounded).all():
+        raise ValueError(f"layers[{short(module)}] reaches {np.abs(host).max():g}, more than {dtype} holds")
+    return rounded
+
+
+def _config(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
     """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
-    ranks = {module: adapter.rank for module, adapter in by_path.items()}
-    parameters = [module for module, adapter in by_path.items() if isinstance(adapter, StackedLoRA)]
-    variants = {variant_of(adapter) for adapter in by_path.values()}
-    flags = {names.flag: variant in variants for variant, names in PEFT_NAMES.items()}
-    alphas = {module: _lora_alpha(adapter, use_rslora) for module, adapter in by_path.items()}
+    use_rslora = all(adapter.use_rslora for adapter in saved.values())
+    ranks = {module: adapter.rank for module, adapter in saved.items()}
+    alphas = {module: _lora_alpha(module, adapter, use_rslora) for module, adapter in saved.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    parameters = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base_model,
-        "target_modules": [module for module in by_path if module not in parameters],
+        "base_model_name_or_path": None,
+        "target_modules": [module for module in saved if module not in parameters],
         **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
         "r": r,
         "lora_alpha": lora_alpha,
         "rank_pattern": _pattern(ranks, r),
         "alpha_pattern": _pattern(alphas, lora_alpha),
         "use_rslora": use_rslora,
-        **flags,
-        "fan_in_fan_out": fan_in_fan_out,
+        "use_dora": any(isinstance(adapter, DoRAAdapter) for adapter in saved.values()),
+        "fan_in_fan_out": False,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
@@ -390,9 +355,10 @@ def _config(
     }
 
 
-def _lora_alpha(adapter: Adapter | StackedLoRA, use_rslora: bool) -> float:
+def _lora_alpha(module: str, adapter: Adapter | StackedLoRA, use_rslora: bool) -> float:
     """Return the alpha that the file has: the adapter's own or, where only the adapter has the root, one as large."""
     alpha = adapter.alpha if adapter.use_rslora == use_rslora else adapter.scaling * adapter.rank
+    check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     return int(alpha) if alpha.is_integer() else alpha  # PEFT writes whole alphas as integers
 
 

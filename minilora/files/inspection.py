@@ -18,9 +18,7 @@ from ..checks import check_path
 from ..lora import LoRA
 from ..variants import sums
 from ..variants.stackedlora import stacked_A, stacked_B
-from .peft.adapterfolder import AdapterFolder
-from .peft.adapterkeys import Form
-from .peft.expertkeys import ExpertForm
+from .peft import AdapterFolder, Form
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
 def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *more: np.ndarray) -> LayerSummary:
     layer, (out_features, in_features) = folder.layers[module], folder.shapes(module)
     form = folder.forms[module]
-    if isinstance(form, ExpertForm):  # of all experts' changes
+    if form.experts:  # of all experts' changes
         pairs = zip(stacked_A(A, form.experts), stacked_B(B, form.experts), strict=True)
         values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * layer.scaling
     else:

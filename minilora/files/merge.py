@@ -33,9 +33,7 @@ from ..variants.dora import divisible
 from .atomic import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole
 from .inputs import read_start
 from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
-from .peft.adapterconfig import CONFIG_NAME
-from .peft.adapterfolder import WEIGHTS_NAME, AdapterFolder
-from .peft.expertkeys import ExpertForm
+from .peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
 from .placement import MergedTensor, merged_tensors
 from .tensors import BLOCK_BYTES, FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME, TensorFile, Weights, open_weights
 
@@ -213,7 +211,6 @@ def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) ->
     if change.of_experts is None:
         yield from _merged_matrix(file, change, arrays, start)
         return
-    assert isinstance(change.form, ExpertForm)
     (A, B), r, E = arrays, change.rank, change.form.experts
     size = (end - start) // len(change.of_experts.experts)
     for i, e in enumerate(change.of_experts.experts):

@@ -20,7 +20,7 @@ from typing import Any
 from ..checks import FileRefused
 from .atomic import synced
 from .inputs import open_regular, parse_json, read_json
-from .peft.adapterconfig import CONFIG_NAME
+from .peft import CONFIG_NAME
 from .tensors import MODEL_CONFIG, Weights
 
 # --- the head ---------------------------------------------------------------------------------------------------------

@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from ..checks import FileRefused, short
 from .mixtures import ExpertTensor, expert_tensors
 from .modelfolder import EMBEDDING, HEAD, ties_head
-from .peft.adapterfolder import AdapterFolder
-from .peft.adapterkeys import BASE, PREFIX, Form
-from .peft.expertkeys import ExpertForm
+from .peft import BASE, PREFIX, AdapterFolder, Form
 from .tensors import FLOATS, NF4_STATE, Weights, same_bytes
 
 LAYOUTS = ("out-in", "in-out")
@@ -108,7 +106,7 @@ def _weight_names(folder: AdapterFolder, weights: Weights) -> dict[str, str]:
     The names are the module's paths. Files of a model without its head leave out the path's first part, as GPT-2's do
     ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed.
     """
-    modules = [module for module, form in folder.forms.items() if not isinstance(form, ExpertForm)]
+    modules = [module for module, form in folder.forms.items() if not form.experts]
     for dropped in _dropped(modules):
         names = {module: module.removeprefix(dropped) + ".weight" for module in modules if module.startswith(dropped)}
         if len(names) == len(modules) and all(name in weights.holder for name in names.values()):
@@ -132,7 +130,7 @@ def _dropped(modules: list[str]) -> list[str]:
 
 def _of_experts(folder: AdapterFolder, weights: Weights) -> dict[str, list[ExpertTensor]]:
     """Return the tensors of each adapted array of a mixture."""
-    forms = {module: form for module, form in folder.forms.items() if isinstance(form, ExpertForm)}
+    forms = {module: form for module, form in folder.forms.items() if form.experts}
     missing = [first for first in _dropped([*forms]) if not any(name.startswith(first) for name in weights.holder)]
     dropped = missing[0] if missing else ""
     return {

@@ -18,16 +18,15 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
-from ..checks import Array, check_integer, check_number, needed, printable
+from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
 from ..files.atomic import refuse_inputs, replaceable
 from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_place, read_checkpoint, refuse_another
 from ..files.inputs import open_regular
-from ..files.peft.adapterconfig import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA
-from ..files.peft.adapterfolder import WEIGHTS_NAME
+from ..files.patterns import are_named, within_time
+from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
-from ..guards.boundedpatterns import Matching
 from ..layer import Layer, parameter_count, walk
 from ..losses import IGNORED, Loss
 from ..schedule import Schedule
@@ -334,8 +333,8 @@ def adapted_model(
         return with_adapters(model, start_from, recipe.adapter, backend, recipe.quantize)
     if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
         check_target_modules(recipe.target_modules)
-        with Matching(Path(recipe.target_modules)) as matching:  # an expression can run for years
-            matching.whole("target_modules", recipe.target_modules, [path for path, _ in walk(model)])
+        with named("target_modules"), within_time():  # an expression can run for years
+            are_named(recipe.target_modules, [path for path, _ in walk(model)])
     new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
     adapted: Llama = adapt(
         model, **new, rng=rng, target_parameters=recipe.target_parameters, use_rslora=recipe.use_rslora,

@@ -33,7 +33,7 @@ from ..checks import Array, FileRefused, check_flag, check_path, short
 from ..files.inputs import open_regular, read_json
 from ..files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
-from ..files.peft.adapterconfig import CONFIG_NAME
+from ..files.peft import CONFIG_NAME
 from ..files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
 from ..layer import rebuild
 from ..layers.nf4 import CodedLinear

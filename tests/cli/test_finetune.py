@@ -566,7 +566,7 @@ def test_a_log_in_the_place_of_something_else_is_refused(folder, capsys, name):
     "expression", ["(.*)*(.*)*(.*)*(.*)*(.*)*x", pytest.param("((a|.)*)*\\1z", marks=pytest.mark.long)]
 )
 def test_an_expression_that_would_run_for_years_is_refused(folder, expression, capsys, monkeypatch):
-    monkeypatch.setattr("minilora.guards.boundedpatterns.MATCHING_SECONDS", 0.3)
+    monkeypatch.setattr("minilora.files.patterns.SECONDS", 0.3)
     assert finetune("--target-modules", expression) == 2
     assert "target_modules: matching takes more than 0.3 s" in capsys.readouterr().err
     assert not Path("a").exists()

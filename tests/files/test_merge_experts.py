@@ -11,22 +11,11 @@ from minilora.checks import FileRefused
 from minilora.language import save_llama
 
 from ..support.language import tiny_mixture
-from .test_expert_adapters import grouped, rewritten
+from .test_expert_adapters import rewritten
 
 KINDS = ["mixtral", "qwen2_moe", "qwen3_moe"]
 GATE_UP, DOWN, ROUTER = "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"
 R, E = 3, 4  # E is that of `tiny_mixture`
-
-
-def turned(tensors):
-    """The factors of experts as versions up to 0.19.0 have them: A (E r, out), B (in, r E)."""
-    other = dict(tensors)
-    for key in [key for key in tensors if "experts" in key and "lora_A" in key]:
-        A, B = tensors[key], tensors[key.replace("lora_A", "lora_B")]
-        other[key] = np.ascontiguousarray(B.reshape(len(B), R, E).transpose(2, 1, 0).reshape(E * R, -1))
-        back = A.reshape(E, R, -1).transpose(2, 1, 0).reshape(A.shape[1], -1)
-        other[key.replace("lora_A", "lora_B")] = np.ascontiguousarray(back)
-    return other
 
 
 def fused(folder):
@@ -75,19 +64,11 @@ def test_scaling_of_each_array_is_its_own(tmp_path, layout, modules):
 
 @pytest.mark.parametrize("layout", ["each", "fused"])
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (turned, {"peft_version": "0.18.1"}),
-        (turned, {"peft_version": "0.19.0"}),
-        (turned, {"peft_version": "absent"}),
-        (None, {"peft_version": "0.21.2"}),
-        (grouped, {"lora_B_layout": "grouped_by_expert"}),
-        (None, {"lora_B_layout": "rank_major"}),
-    ],
+    "said", [{"peft_version": "0.21.2"}, {"peft_version": "absent"}, {"lora_B_layout": "rank_major"}]
 )
-def test_packings_that_were_written_are_merged_the_same(tmp_path, layout, change, said):
+def test_packings_that_say_the_same_are_merged_the_same(tmp_path, layout, said):
     model = written(tmp_path, "qwen3_moe", layout, (GATE_UP, DOWN), modules=())
-    rewritten(tmp_path / "a", change, **said)
+    rewritten(tmp_path / "a", **said)
     same(tmp_path, model)
 
 

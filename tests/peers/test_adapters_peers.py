@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
-from minilora.files.peft.adapterconfig import KEYS, UNSET
+from minilora.files.peft import KEYS, UNSET
 
 pytestmark = [
     pytest.mark.peers,

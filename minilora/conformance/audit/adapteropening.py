@@ -11,9 +11,7 @@ from typing import Any
 
 from ...checks import FileRefused, hub_hint, short
 from ...files.inputs import read_json
-from ...files.peft.adapterconfig import CONFIG_NAME, MAX_CONFIG
-from ...files.peft.adapterfolder import WEIGHTS_NAME
-from ...files.peft.adapterkeys import PREFIX
+from ...files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from .adapterfile import AdapterFile
 from .findings import SUSPICIOUS, WRONG, Finding
 from .ggufadapter import read_gguf_adapter
@@ -62,7 +60,7 @@ def open_adapter(path: Path) -> AdapterFile:
     config: dict[str, Any] | None = None
     findings: list[Finding] = []
     if os.path.exists(config_path):
-        config = read_json(config_path, at_most=MAX_CONFIG)
+        config = read_json(config_path)
         _check_lists(config_path, config)
         config, findings = _typed(config)
     ends = {name.rpartition(".")[2] for name in tensors.shapes}

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checks import short
-from ...files.peft.adapterconfig import B_LAYOUTS, KEYS, UNSET, config_text, digest
-from ...files.peft.adapterfolder import DIGEST_KEY
+from ...files.experts import B_LAYOUTS
+from ...files.peft import DIGEST_KEY, KEYS, UNSET, config_text, digest
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 

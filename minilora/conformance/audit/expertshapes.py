@@ -1,7 +1,7 @@
 """Whether the factors of a mixture's array fit the experts' weights, and whether something says how they are packed.
 
 A model has one tensor for all experts, (E, out, in) or (E, in, out), or one or two for each. Up to version 0.19.0 PEFT
-took the one way of storing for the other, and exchanged the factors: see `minilora.files.peft.expertkeys`.
+took the one way of storing for the other, and exchanged the factors: see `minilora.files.experts`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 
 from ...checks import short
+from ...files.experts import EXCHANGED_UNTIL, version_of
 from ...files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
-from ...files.peft.expertkeys import TURNED_UNTIL, version_of
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding
 from .landing import Landing
@@ -84,11 +84,11 @@ def compare_experts(
                 "packing-undecided",
                 f"{sides}: exchanged, as PEFT wrote them up to 0.19.0, and no peft_version says so",
             )
-        if version is not None and version <= TURNED_UNTIL and not in_out:
+        if version is not None and version <= EXCHANGED_UNTIL and not in_out:
             text = f"{sides}: as PEFT packs them after 0.19.0, and peft_version is {'.'.join(map(str, version))}"
             return SUSPICIOUS, "packing-contradicted", text
         return None
-    if version > TURNED_UNTIL:
+    if version > EXCHANGED_UNTIL:
         text = f"{sides}: exchanged, as PEFT wrote them up to 0.19.0, and peft_version is {'.'.join(map(str, version))}"
         return WRONG, "packing-exchanged", text
     text = f"{sides}: exchanged, as PEFT wrote them up to 0.19.0; today's readers must exchange them back"

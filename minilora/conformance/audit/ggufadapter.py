@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...checks import FileRefused, short
-from ...files.peft.adapterkeys import natural
+from ...files.peft import natural
 from ...language.gguf import from_gguf
 from .adapterfile import AdapterFile, Module
 from .findings import SUSPICIOUS, Finding, counted, listed

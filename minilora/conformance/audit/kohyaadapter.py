@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ...checks import FileRefused, short
-from ...files.peft.adapterkeys import natural
+from ...files.peft import natural
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .tensors import Tensors

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import short
-from ...files.peft.adapterkeys import natural
+from ...files.peft import natural
 from .adapterfile import AdapterFile, Module
 from .findings import SUSPICIOUS, WRONG, Finding, counted, listed
 from .tensors import Tensors

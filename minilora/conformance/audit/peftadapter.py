@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...checks import FileRefused, short
-from ...files.peft.adapterconfig import B_LAYOUTS
-from ...files.peft.adapterkeys import PREFIX, natural
-from ...files.peft.expertkeys import WRAPPED, modules_with_arrays, places_of
-from ...guards.boundedpatterns import Matching
+from ...checks import FileRefused, named, reading, short
+from ...files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, places_of
+from ...files.patterns import first_matches, within_time
+from ...files.peft import PREFIX, natural
 from ...variants.scaling import scaling
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed
@@ -161,7 +160,7 @@ def _kind(tensors: Tensors, parts: Mapping[str, str], embedding: bool, is_parame
 def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[str, tuple[str, bool]], list[Finding]]:
     """Return the array whose adapter stands at a place, for the arrays that target_parameters names.
 
-    Of two arrays of a module the first one's adapter lies one layer deeper: see `minilora.files.peft.expertkeys`.
+    Of two arrays of a module the first one's adapter lies one layer deeper: see `minilora.files.experts`.
     """
     targets = config.get("target_parameters") or []
     paths: dict[str, tuple[str, bool]] = {}
@@ -195,9 +194,10 @@ def _configured(
     paths = list(modules)
     values: dict[str, list[Any]] = {}
     try:
-        with Matching(path) as matching:
+        with reading(path), within_time():
             for name, table in tables.items():
-                numbers, entries = matching.first(name, table, paths), list(table.values())
+                with named(name):
+                    numbers, entries = first_matches(table, paths), list(table.values())
                 values[name] = [
                     table.get(p) if number is None else entries[number]
                     for p, number in zip(paths, numbers, strict=True)

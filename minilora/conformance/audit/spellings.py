@@ -18,7 +18,7 @@ from typing import Any
 
 from ...files.mixtures import MIXTRAL, MIXTRAL_MLP
 from ...files.modelfolder import EMBEDDING, HEAD
-from ...files.peft.adapterkeys import PREFIX
+from ...files.peft import PREFIX
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG
 from .modelheaders import ModelHeaders

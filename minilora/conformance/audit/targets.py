@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...checks import FileRefused, short
-from ...guards.boundedpatterns import Matching
+from ...checks import FileRefused, reading, short
+from ...checks import named as under
+from ...files.patterns import are_named, first_matches, layer_numbers, within_time
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .landing import BODY, Landing, renamed
@@ -101,10 +102,11 @@ def target_findings(adapter: AdapterFile, model: ModelHeaders | None, landing: L
         return
     assert adapter.config_path is not None
     try:
-        with Matching(adapter.config_path) as matching:
-            yield from _peft(adapter, model, landing, config, matching)
+        with reading(adapter.config_path), within_time():
+            findings = list(_peft(adapter, model, landing, config))
     except FileRefused as error:
-        yield Finding(WRONG, "targets-not-read", str(error))
+        findings = [Finding(WRONG, "targets-not-read", str(error))]
+    yield from findings
 
 
 def _peft(
@@ -112,7 +114,6 @@ def _peft(
     model: ModelHeaders | None,
     landing: Landing | None,
     config: Mapping[str, Any],
-    matching: Matching,
 ) -> Iterator[Finding]:
     own = [path for path, module in adapter.modules.items() if module.kind != "experts"]
     targets = config.get("target_modules")
@@ -122,7 +123,7 @@ def _peft(
                 SUSPICIOUS, "targets-missing", "there is no target_modules: PEFT takes its default of the kind of model"
             )
         return
-    strangers = [p for p, named in zip(own, _named(matching, config, own), strict=True) if not named]
+    strangers = [p for p, named in zip(own, _named(config, own), strict=True) if not named]
     if strangers:
         text = (
             f"target_modules ({short(targets, 80)}) does not name {listed(strangers)}, of which the file has "
@@ -131,9 +132,9 @@ def _peft(
         if isinstance(targets, str) and "," in targets:
             text += "; a string is one regular expression, and no list"
         yield Finding(WRONG, "not-a-target", text, tuple(strangers))
-    yield from _patterns(adapter, config, matching)
+    yield from _patterns(adapter, config)
     if model is not None and landing is not None:
-        yield from _missing(adapter, model, landing, config, matching)
+        yield from _missing(adapter, model, landing, config)
         yield from _parameters(adapter, model, config)
         biased = [path for path in landing.places.values() if model.bias(path) is not None]
         trained = config.get("bias") in ("all", "lora_only")
@@ -142,45 +143,44 @@ def _peft(
             yield Finding(WRONG, "trained-bias-missing", text, tuple(biased))
 
 
-def _named(matching: Matching, config: Mapping[str, Any], paths: list[str]) -> list[bool]:
+def _named(config: Mapping[str, Any], paths: list[str]) -> list[bool]:
     """Return of each path whether PEFT would put an adapter there."""
     targets, excludes = config.get("target_modules"), config.get("exclude_modules")
     if targets == "all-linear":
         named = [path.rpartition(".")[2] not in EMBEDDINGS for path in paths]
     else:
-        named = _matches(matching, "target_modules", targets, paths)
+        named = _matches("target_modules", targets, paths)
     if excludes:
-        excluded = _matches(matching, "exclude_modules", excludes, paths)
+        excluded = _matches("exclude_modules", excludes, paths)
         named = [a and not b for a, b in zip(named, excluded, strict=True)]
     layers = config.get("layers_to_transform")
     if layers is not None and isinstance(targets, list):
-        wanted = {str(n) for n in (layers if isinstance(layers, list) else [layers])}
+        wanted = layers if isinstance(layers, list) else [layers]
         pattern = config.get("layers_pattern") or []
         pattern = [pattern] if isinstance(pattern, str) else pattern
-        expressions = [rf"(?:^|.*?\.){p}\.(?P<layer>\d+)\." for p in pattern] or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
-        numbers = matching.layers("layers_pattern", expressions, pattern, paths)
+        with under("layers_pattern"):
+            numbers = layer_numbers(pattern, paths)
         whole = {*targets}
         named = [
-            a and (path in whole or (number is not None and (number.lstrip("0") or "0") in wanted))
-            for a, path, number in zip(named, paths, numbers, strict=True)
+            a and (path in whole or number in wanted) for a, path, number in zip(named, paths, numbers, strict=True)
         ]
     return named
 
 
-def _matches(matching: Matching, key: str, names: Any, paths: list[str]) -> list[bool]:
-    if isinstance(names, str):
-        return matching.whole(key, names, paths)
-    return matching.named(key, names or [], paths)
+def _matches(key: str, names: Any, paths: list[str]) -> list[bool]:
+    with under(key):
+        return are_named(names or [], paths)
 
 
-def _patterns(adapter: AdapterFile, config: Mapping[str, Any], matching: Matching) -> Iterator[Finding]:
+def _patterns(adapter: AdapterFile, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield the keys of patterns that match no module."""
     paths = list(adapter.modules)
     for name in ("rank_pattern", "alpha_pattern"):
         table = config.get(name) or {}
-        used = {*matching.first(name, table, paths)}
-        unused = [key for number, key in enumerate(table) if number not in used and key not in paths]
-        idle = [key for key in unused if not any(n is not None for n in matching.first(name, [key], paths))]
+        with under(name):
+            used = {*first_matches(table, paths)}
+            unused = [key for number, key in enumerate(table) if number not in used and key not in paths]
+            idle = [key for key in unused if first_matches([key], paths) == [None] * len(paths)]
         if idle:
             text = f"{name}: {listed(idle, 'key')} matches no module of the adapter, so it says nothing"
             level = SUSPICIOUS if len(idle) == len(table) else NOTE  # a list for many models may have keys of others
@@ -188,13 +188,13 @@ def _patterns(adapter: AdapterFile, config: Mapping[str, Any], matching: Matchin
 
 
 def _missing(
-    adapter: AdapterFile, model: ModelHeaders, landing: Landing, config: Mapping[str, Any], matching: Matching
+    adapter: AdapterFile, model: ModelHeaders, landing: Landing, config: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """Yield the modules of the model that target_modules names and the file lacks."""
     rename = renamed(landing)
     in_model = [path for path in model.modules if _can_have_adapter(path, adapter, model)]
     own = [rename(path) for path in in_model]
-    named = _named(matching, config, own)
+    named = _named(config, own)
     places = {*landing.places.values()}
     lacking = [path for path, is_named in zip(in_model, named, strict=True) if is_named and path not in places]
     if config.get("target_modules") == "all-linear":  # of the rest it is not known what is a linear layer

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...checks import FileRefused, short
-from ...files.peft.adapterconfig import KEYS
+from ...files.peft import KEYS
 from ...language.config import LlamaConfig
 from ...language.weights import open_llama
 from ...layers.nf4 import CodedLinear

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...files.peft.adapterkeys import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
+from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
 from ...files.tensors import FLOATS
 from .bases import BIASED, TIED, TIED_NF4, TOKENS, UNTIED, UNTIED_NF4, Base, to_bfloat16
 from .exact import product, sums

@@ -10,8 +10,7 @@ from typing import Any
 from ... import __version__
 from ...checks import needed
 from ...files.atomic import is_new_or_empty, written_folder
-from ...files.peft.adapterconfig import CONFIG_NAME
-from ...files.peft.adapterfolder import WEIGHTS_NAME
+from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
 from .bases import BASES, LIVING, UNTIED, write_base, write_gguf, write_json, write_safetensors

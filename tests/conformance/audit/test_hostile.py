@@ -9,7 +9,7 @@ import pytest
 
 from minilora.checks import FileRefused
 from minilora.conformance.audit.auditing import audit
-from minilora.files.peft.adapterconfig import KEYS
+from minilora.files.peft import KEYS
 
 from .adapters import EXPERTS, config, expert_factors, factors, mlx, model, paths, peft
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ....files.experts import WRITTEN_AS, places
 from ....files.mixtures import MIXTRAL_MLP
-from ....files.peft.adapterkeys import FACTORS, PREFIX
-from ....files.peft.expertkeys import WRITTEN_AS, places
+from ....files.peft import FACTORS, PREFIX
 from ..bases import TOKENS
 from ..cases import DEFAULTS, rounded
 from ..formulas import Arrays, Given, Module, scale, setting

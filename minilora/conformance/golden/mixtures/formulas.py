@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ....files.experts import B_LAYOUTS, EXCHANGED_UNTIL, version_of
 from ....files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
-from ....files.peft.adapterconfig import B_LAYOUTS
-from ....files.peft.expertkeys import TURNED_UNTIL, version_of
 from ....language.config import MixtureConfig
 from ...problems.reference import ExpertFormulas
 from ..exact import product
@@ -102,7 +101,7 @@ READ = {"rows_of_A", "columns_of_B", "factors_of", "scaling_of", "exchanged"}
 def is_turned(config: Config) -> bool:
     """Return whether the factors are those of transposed weights."""
     version = version_of(config.get("peft_version"))
-    return version is not None and version <= TURNED_UNTIL
+    return version is not None and version <= EXCHANGED_UNTIL
 
 
 def site(path: str, place: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, int | None, slice]:

@@ -32,11 +32,11 @@ from minilora import (
 from minilora.cli import main
 from minilora.cli.inspect import table
 from minilora.files.inspection import inspect_adapter
-from minilora.files.peft.adapterfolder import NORM_KEY
+from minilora.files.peft import NORM_KEY
 from minilora.files.tensors import TensorFile
 from minilora.variants.adapter import Rewritten
 
-from ...support.kinds_of_layers import (
+from ..support.kinds_of_layers import (
     CONFIG,
     EMB,
     IMG,
@@ -345,16 +345,22 @@ def without(tensors, name):
         (lambda t: {**t, EMB + "lora_magnitude_vector.weight": np.ones(3)}, "unexpected"),
         (lambda t: {**t, PREFIX + "other.base_layer.weight": np.ones(2)}, "'other' has no lora_A.weight"),
         (lambda t: {**t, EMB + "base_layer.bias": np.ones(3)}, "a bias"),
-        (lambda t: {**t, EMB + "lora_embedding_A": np.ones((3, 7, 1))}, "expected a matrix"),
-        (lambda t: {**t, EMB + "lora_embedding_A": np.ones((7, 3))}, r"expected \[3, in\] by the rank"),
-        (lambda t: {**t, IMG + "lora_A.weight": np.ones((3, 2, 3, 4))}, r"expected \[2, in, 3, 4\] by the rank"),
-        (lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 3, 4, 1))}, "a convolution of 3 axes, not supported"),
+        (lambda t: {**t, EMB + "lora_embedding_A": np.ones((3, 7, 1))}, r"expected \[3, 7\] by the rank 3"),
+        (
+            lambda t: {**t, EMB + "lora_embedding_A": np.ones((7, 3))},
+            r"has shape \[7, 3\], expected \[3, 3\] by the rank 3",
+        ),
+        (lambda t: {**t, IMG + "lora_A.weight": np.ones((3, 2, 3, 4))}, r"expected \[2, 2, 3, 4\] by the rank 2"),
+        (
+            lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 3, 4, 1))},
+            "expected a matrix, or 3 or 4 axes of a convolution",
+        ),
         (lambda t: {**t, IMG + "lora_A.weight": np.ones(2)}, "expected a matrix"),
         (lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 0, 4))}, "empty"),
-        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1))}, "expected 4 axes"),
-        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 3, 4))}, r"expected \[out, 2, 1, 1\] by the rank$"),
-        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 1, 1, 1))}, "groups are not supported"),
-        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1, 3))}, r"expected \[out, 2, 1, 1\] by the rank$"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1))}, r"expected \[5, 2, 1, 1\] by the rank 2"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 3, 4))}, r"expected \[5, 2, 1, 1\] by the rank 2$"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 1, 1, 1))}, r"expected \[5, 2, 1, 1\] by the rank 2$"),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1, 3))}, r"expected \[5, 2, 1, 1\] by the rank 2$"),
     ],
 )
 def test_arrays_that_make_no_adapter_of_a_kind_are_refused(sound, change, message):
@@ -365,21 +371,11 @@ def test_arrays_that_make_no_adapter_of_a_kind_are_refused(sound, change, messag
 
 
 def test_a_refused_array_is_named_with_its_file(sound):
-    for name, array, reason in (
-        ("lora_magnitude_vector", np.ones(5), "has shape [5], expected [1, 5, 1, 1]: one for each output"),
-        (
-            "lora_B.weight",
-            np.ones((5, 1, 1, 1)),
-            "has shape [5, 1, 1, 1], expected [out, 2, 1, 1] by the rank. A convolution with groups has such a shape; "
-            "groups are not supported",
-        ),
-    ):
-        tensors = tensors_of(sound)
-        save_file({**tensors, IMG + name: array}, sound / WEIGHTS)
-        with pytest.raises(FileRefused) as error:
-            load_adapter(sound)
-        assert str(error.value) == f"'{sound / WEIGHTS}': '{IMG}{name}' {reason}"
-        save_file(tensors, sound / WEIGHTS)
+    save_file(tensors_of(sound) | {IMG + "lora_magnitude_vector": np.ones(5)}, sound / WEIGHTS)
+    with pytest.raises(FileRefused) as error:
+        load_adapter(sound)
+    what = f"'{IMG}lora_magnitude_vector' has shape [5], expected [1, 5, 1, 1] by the rank 2"
+    assert str(error.value) == f"'{sound / WEIGHTS}': {what}"
 
 
 def test_magnitudes_and_the_configuration_must_agree(sound):
@@ -388,7 +384,7 @@ def test_magnitudes_and_the_configuration_must_agree(sound):
     with pytest.raises(FileRefused, match=r"use_dora is False and the module 'emb' has a lora_magnitude_vector"):
         load_adapter(sound)
     (sound / CONFIG).write_text(json.dumps({**config, "use_dora": 1}))
-    with pytest.raises(FileRefused, match=r"use_dora is 1, expected true or false"):
+    with pytest.raises(FileRefused, match=r"Expected `bool`, got `int` - at `\$.use_dora`"):
         load_adapter(sound)
 
 
@@ -445,7 +441,7 @@ def test_all_linear_names_no_other_layers(tmp_path, shapes, what):
     save_file(tensors, tmp_path / WEIGHTS)
     config = {"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(FileRefused, match=rf"json': target_modules is 'all-linear', and there are tensors for {what}"):
+    with pytest.raises(FileRefused, match=rf"json': target_modules is 'all-linear': there are tensors for {what}"):
         load_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["a", "lm_head"]}))
     assert len(load_adapter(tmp_path)) == 1

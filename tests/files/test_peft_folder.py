@@ -10,7 +10,7 @@ import pytest
 from minilora import FileRefused, LoRA, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 
-from ...support.adapter_folder import CONFIG, WEIGHTS, variant
+from ..support.adapter_folder import CONFIG, WEIGHTS, variant
 
 
 def assert_same_adapters(one, other):
@@ -77,11 +77,14 @@ WRONG_KEY = "unexpected, expected base_model.model.<module>.lora_A.weight and th
         (dict.fromkeys((A, B, *(QUERY + f"lora_{f}.weight" for f in "AB"))), "there are no tensors in it"),
         ({B: None}, "the module 'head' has no lora_B.weight"),
         ({A: None}, "the module 'head' has no lora_A.weight"),
-        ({A: np.ones(3, "f4")}, f"'{A}' has shape [3], expected a matrix"),
-        ({B: np.ones((6, 3, 1), "f4")}, f"'{B}' has shape [6, 3, 1], expected a matrix"),
-        ({A: np.ones((3, 4, 1, 1, 1))}, f"'{A}' has shape [3, 4, 1, 1, 1]: a convolution of 3 axes, not supported"),
-        ({A: np.ones((2, 4), "f4")}, f"'{A}' has shape [2, 4], expected [3, in] by the rank"),
-        ({B: np.ones((6, 2), "f4")}, f"'{B}' has shape [6, 2], expected [out, 3] by the rank"),
+        ({A: np.ones(3, "f4")}, f"'{A}' has shape [3], expected a matrix, or 3 or 4 axes of a convolution"),
+        ({B: np.ones((6, 3, 1), "f4")}, f"'{B}' has shape [6, 3, 1], expected [6, 3] by the rank 3"),
+        (
+            {A: np.ones((3, 4, 1, 1, 1))},
+            f"'{A}' has shape [3, 4, 1, 1, 1], expected a matrix, or 3 or 4 axes of a convolution",
+        ),
+        ({A: np.ones((2, 4), "f4")}, f"'{A}' has shape [2, 4], expected [3, 4] by the rank 3"),
+        ({B: np.ones((6, 2), "f4")}, f"'{B}' has shape [6, 2], expected [6, 3] by the rank 3"),
         ({A: np.ones((3, 0), "f4")}, f"'{A}' has shape [3, 0], which is empty"),
         ({A: np.ones((3, 4), "i4")}, f"'{A}' has dtype I32, expected one of F16, BF16, F32, F64"),
         ({B: np.ones((6, 3))}, f"'{A}' has dtype F32 and '{B}' has dtype F64"),

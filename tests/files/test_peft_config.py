@@ -12,10 +12,9 @@ import pytest
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.conformance.audit.configkeys import READERS
-from minilora.files.peft.adapterconfig import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
-from minilora.files.peft.adapterkeys import PEFT_NAMES
+from minilora.files.peft import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
 
-from ...support.adapter_folder import CONFIG, variant
+from ..support.adapter_folder import CONFIG, variant
 
 
 def assert_same_adapters(one, other):
@@ -103,9 +102,8 @@ def test_reader_and_schema_want_a_module_or_a_parameter(tmp_path):
 
 
 def taken(folder, config):
-    (folder / CONFIG).write_text(json.dumps(config))
     try:
-        read_config(folder / CONFIG)
+        read_config(folder / CONFIG, json.dumps(config).encode())
     except FileRefused:
         return False
     return True
@@ -127,23 +125,19 @@ def test_the_schema_is_one_and_takes_what_we_write(saved):
 def test_the_schema_takes_what_peft_can_do_and_we_cannot():
     least = {"peft_type": "LORA", "target_modules": ["q"]}
     for key in PARTLY:
-        value = {"bias": "all", "init_lora_weights": "pissa"}.get(key, [1])
+        value = {"bias": "all", "init_lora_weights": "pissa", "lora_B_layout": "grouped_by_expert"}.get(key, [1])
         assert VALIDATOR.is_valid(least | {key: value})
         assert not in_schema(least | {key: value})
 
 
 def test_the_page_about_the_format_says_what_each_key_changes():
-    page = (Path(__file__).parents[3] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == CHANGES_NUMBERS
 
 
 def test_what_the_audit_says_of_readers_is_of_keys_that_change_numbers():
     assert {key.name for key in READERS} <= CHANGES_NUMBERS
-
-
-def test_every_variants_flag_is_a_key_that_changes_numbers():
-    assert {names.flag for names in PEFT_NAMES.values()} <= CHANGES_NUMBERS
 
 
 @pytest.mark.parametrize("key", DEFAULTS)
@@ -183,8 +177,13 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"use_qalora": True}, "use_qalora"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-        ({"peft_type": "LOHA"}, "peft_type"),
-        ({"peft_type": None}, "peft_type"),
+        ({"peft_type": "LOHA"}, "Invalid enum value 'LOHA' - at `$.peft_type`"),
+        ({"peft_type": None}, "Object missing required field `peft_type`"),
+        (
+            {"lora_B_layout": "grouped_by_expert"},
+            "lora_B_layout is 'grouped_by_expert': experts' factors are supported",
+        ),
+        ({"peft_version": 3}, "Expected `str | null`, got `int` - at `$.peft_version`"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"init_lora_weights": 1}, "init_lora_weights"),
@@ -196,28 +195,29 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
         ({"a_key_of_next_year": 0.5}, "a_key_of_next_year"),
         ({"a_key_of_next_year": [0]}, "a_key_of_next_year"),
         ({"r": 3}, "shape"),
-        ({"r": True}, "r is True"),
-        ({"r": 2.0}, "r is 2.0"),
-        ({"r": -1}, "r is -1"),
+        ({"r": True}, "Expected `int`, got `bool` - at `$.r`"),
+        ({"r": 2.5}, "Expected `int`, got `float` - at `$.r`"),
+        ({"r": -1}, "Expected `int` >= 1 - at `$.r`"),
+        ({"r": 2**31}, "Expected `int` <= 2147483647 - at `$.r`"),
         ({"lora_alpha": 0}, "lora_alpha"),
         ({"lora_alpha": -4}, "lora_alpha"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
         ({"lora_alpha": "4"}, "lora_alpha"),
-        ({"lora_alpha": 1e-30}, "lora_alpha is 1e-30, expected a number from 1e-30 to 1e+30"),
+        ({"lora_alpha": 1e-30}, "Expected `float` > 1e-30 - at `$.lora_alpha`"),
         ({"lora_alpha": 1e30}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "JSON is malformed"),
         ({"use_rslora": 1}, "use_rslora"),
         ({"fan_in_fan_out": "yes"}, "fan_in_fan_out"),
         ({"rank_pattern": {}}, "shape"),
         ({"rank_pattern": [1]}, "rank_pattern"),
-        ({"rank_pattern": {"head": "3"}}, "rank_pattern"),
+        ({"rank_pattern": {"head": "3"}}, "Expected `int`, got `str` - at `$.rank_pattern[...]`"),
         ({"alpha_pattern": {"(": 3}}, "alpha_pattern"),
         ({"target_modules": ["head"]}, "'enc.q_proj'"),
         ({"exclude_modules": ["head"]}, "exclude_modules names 'head'"),
         ({"exclude_modules": ".*q_proj"}, "exclude_modules names 'enc.q_proj'"),
         ({"exclude_modules": 1}, "exclude_modules"),
         ({"target_modules": "head"}, "'enc.q_proj'"),
-        ({"target_modules": None}, "target_modules"),
+        ({"target_modules": None}, "target_modules is '', expected names or a regular expression"),
         ({"target_modules": [1]}, "target_modules"),
     ],
 )
@@ -237,34 +237,5 @@ def test_zero_is_no_default(tmp_path, key):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: None}))
     assert load_adapter(tmp_path)["fc"].alpha == 8
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: 0}))
-    with pytest.raises(FileRefused, match=f"{key} is 0, expected"):
+    with pytest.raises(FileRefused, match=rf"Expected .* - at `\$.{key}`"):
         load_adapter(tmp_path)
-
-
-TEXT_OF_CONFIG = {
-    "peft_type": ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA', the only kind supported"),
-    "start": (
-        {"init_lora_weights": "olora"},
-        "init_lora_weights is 'olora': it may change the base weight, which is not supported",
-    ),
-    "rank": ({"r": 2**31}, "r is 2147483648, expected an integer of at least 1"),
-    "a rank's pattern": ({"rank_pattern": {"é": 0}}, "rank_pattern['é'] is 0, expected an integer of at least 1"),
-    "an alpha's pattern": ({"alpha_pattern": {"é": "1"}}, "alpha_pattern['é'] is '1', expected a number from 1e-30 to"),
-    "patterns": ({"rank_pattern": [2]}, "rank_pattern is [2], expected an object"),
-    "alphas": ({"alpha_pattern": 2}, "alpha_pattern is 2, expected an object"),
-    "targets": ({"target_modules": []}, "target_modules is [], expected a list of names or a regular expression"),
-    "dora": ({"use_dora": 1}, "use_dora is 1, expected true or false"),
-    "rslora": ({"use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),
-    "excludes": ({"exclude_modules": 1}, "exclude_modules is 1, expected a list of names or a regular expression"),
-}
-
-
-@pytest.mark.parametrize("case", TEXT_OF_CONFIG)
-def test_a_configurations_refusal_names_key_and_value(tmp_path, case):
-    changes, message = TEXT_OF_CONFIG[case]
-    save_adapter(tmp_path, {"fc": LoRA(np.ones((8, 3)), np.ones((5, 8)), 8.0)})
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(FileRefused) as error:
-        load_adapter(tmp_path)
-    assert str(error.value).startswith(f"'{path}': {message}")

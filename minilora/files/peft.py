@@ -1,0 +1,422 @@
+"""An adapter's folder in PEFT's layout: its configuration, and its factors under PEFT's names.
+
+Here every adapter is two matrices, lora_A (r, in) and lora_B (out, r), and DoRA's has a magnitude. In
+``adapter_model.safetensors`` each name follows the prefix ``base_model.model.<path>.``:
+
+==========  ==================================  ==================================  =========================
+kind        A                                   B                                   ``lora_magnitude_vector``
+==========  ==================================  ==================================  =========================
+linear      ``lora_A.weight`` (r, in)           ``lora_B.weight`` (out, r)          (out,)
+embedding   ``lora_embedding_A`` (r, V)         ``lora_embedding_B`` (dim, r)       (dim,)
+conv1d      ``lora_A.weight`` (r, C, K)         ``lora_B.weight`` (out, r, 1)       (1, out, 1)
+conv2d      ``lora_A.weight`` (r, C, KH, KW)    ``lora_B.weight`` (out, r, 1, 1)    (1, out, 1, 1)
+==========  ==================================  ==================================  =========================
+
+The number of axes tells the kind. A matrix of a convolution has its columns channel first, so that reshaping is all.
+For arrays of a mixture see `minilora.files.experts`.
+
+``adapter_config.json`` has some fifty keys in PEFT. ``adapter_config.schema.json`` beside this file lists them: which
+decide what an adapter computes (`CHANGES_NUMBERS`), and of which only some values are implemented here. A key that is
+not known at all is refused unless it is empty or false: whoever wrote it meant something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+from ..checks import FileRefused, hub_hint, named, reading, short
+from ..variants.scaling import scaling
+from .experts import array_places, check_packing
+from .inputs import parse_json, read_whole
+from .patterns import are_named, first_matches, layer_numbers, within_time
+from .tensors import FLOATS, TensorFile
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+DIGEST_KEY = "minilora_config_sha256"
+"""Where `save_adapter` notes, beside the factors, the digest of the configuration that they go with."""
+NORM_KEY = "minilora_dora_norm_full"
+"""Where `save_adapter` notes which modules train DoRA by its full gradient, one path a line: PEFT has no such thing."""
+
+# --- names and shapes ---
+
+PREFIX = "base_model.model."
+FACTORS = ("lora_A.weight", "lora_B.weight")
+EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
+MAGNITUDE = "lora_magnitude_vector"
+BASE = "base_layer.weight"
+"""The base's own weight. PEFT saves it too where an input or output embedding is adapted (`save_embedding_layers`)."""
+_PARTS = "|".join(map(re.escape, (*FACTORS, *EMBEDDING_FACTORS, MAGNITUDE, BASE)))
+KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>{_PARTS})", re.DOTALL)
+KERNEL_AXES = {"linear": 0, "conv1d": 1, "conv2d": 2}
+"""How many axes A has besides two, by the kind of layer; an embedding's has other names."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one module's adapter lies in a file."""
+
+    kind: str = "linear"  # or "embedding", "conv1d", "conv2d", "parameter"
+    kernel: tuple[int, ...] = ()  # its size along each axis, of a convolution
+    dora: bool = False  # whether it has a magnitude
+    place: str = ""  # of a mixture's array: the path of the layer that has its adapter in PEFT
+    experts: int = 0  # of a mixture's array: E
+
+    def keys(self, module: str) -> tuple[str, ...]:
+        """Return the names of a module's arrays: A, B and DoRA's magnitude."""
+        parts = EMBEDDING_FACTORS if self.kind == "embedding" else FACTORS
+        return tuple(f"{PREFIX}{self.place or module}.{part}" for part in (*parts, MAGNITUDE)[: 3 if self.dora else 2])
+
+    def shapes(self, rank: int, out: int, width: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes in the file of A, B and the magnitude for a matrix (out, width)."""
+        ones = (1,) * len(self.kernel)
+        A, B = (rank, width // math.prod(self.kernel), *self.kernel), (out, rank, *ones)
+        return A, B, (1, out, *ones) if self.kernel else (out,)
+
+    def weight_shape(self, out: int, width: int, layout: str) -> tuple[int, ...]:
+        """Return the shape of the weight that a checkpoint has for a matrix (out, width)."""
+        return (width, out) if layout == "in-out" else (out, width // math.prod(self.kernel), *self.kernel)
+
+    def __str__(self) -> str:
+        if self.kind == "parameter":
+            return f"{self.experts} experts" if self.experts > 1 else self.kind
+        size = "x".join(map(str, self.kernel))
+        return " ".join(filter(None, (self.kind, size, "DoRA" if self.dora else "")))
+
+
+def natural(path: str) -> list[str | int]:
+    """Return what puts paths in order, the numbers in them by their size: layer 2 comes before layer 10."""
+    parts = re.split(r"(\d{1,9})", path)  # names at even places, numbers at odd ones
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def is_module_path(module: str) -> bool:
+    """Return whether a text can be a module's path: names with dots between them."""
+    return all(module.split(".")) and module.isprintable()
+
+
+# --- the configuration ---
+
+SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("adapter_config.schema.json").read_bytes())
+"""A JSON Schema of the file, whose properties are the one list of the keys that are known."""
+KEYS: dict[str, dict[str, Any]] = SCHEMA["properties"]
+CHANGES_NUMBERS = frozenset(key for key, entry in KEYS.items() if entry["x-changes-numbers"])
+"""The keys that decide what the same tensors compute: a reader that leaves one out computes something else."""
+UNSET: list[Any] = SCHEMA["$defs"]["unset"]["enum"]
+"""The values that a key which is not known may have."""
+MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
+"""Beyond these a scaling could vanish or overflow."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+Rank = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+Alpha = Annotated[float, msgspec.Meta(gt=MIN_ALPHA, lt=MAX_ALPHA)]
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What the configuration says of one adapted layer."""
+
+    rank: int
+    alpha: float  # lora_alpha, or what alpha_pattern says
+    use_rslora: bool
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of adapter_config.json that decide what an adapter computes; null is the default."""
+
+    peft_type: Literal["LORA"]
+    r: Rank = 8  # of the layers that `rank_pattern` does not name
+    lora_alpha: Alpha = 8.0  # of the layers that `alpha_pattern` does not name
+    rank_pattern: dict[str, Rank] = {}  # exceptions by a regular expression for a path's end; the first match decides
+    alpha_pattern: dict[str, Alpha] = {}  # likewise
+    use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
+    use_dora: bool = False
+    fan_in_fan_out: bool = False  # whether the base weights are stored (in, out), and not (out, in)
+    target_modules: list[Name] | str = ""  # the ends of the adapted modules' paths, or one regular expression
+    exclude_modules: list[Name] | str = ""  # what is excluded again, in the same form
+    layers_to_transform: list[int] | int = []  # the layers that `target_modules` is about; empty for all
+    layers_pattern: list[Name] | str = ""  # regular expressions for what stands before a layer's number in a path
+    target_parameters: list[Name] = []  # the ends of the adapted arrays' paths
+    peft_version: str | None = None  # that wrote it, which says how experts' factors are packed
+
+    def settings(self, paths: list[str]) -> dict[str, LayerConfig]:
+        """Return what it says of each path."""
+        ranks = _by_pattern("rank_pattern", self.rank_pattern, paths, self.r)
+        alphas = _by_pattern("alpha_pattern", self.alpha_pattern, paths, self.lora_alpha)
+        return {p: LayerConfig(r, a, self.use_rslora) for p, r, a in zip(paths, ranks, alphas, strict=True)}
+
+    def check_targets(self, forms: Mapping[str, Form]) -> None:
+        """Require that it gives each of these modules an adapter: PEFT would pass over the tensors of another."""
+        modules, targets = [*forms], self.target_modules
+        if targets == "all-linear":
+            for module, form in forms.items():
+                if form.kind != "linear" or module.rpartition(".")[2] == "lm_head":
+                    what = "the head" if form.kind == "linear" else f"a layer of the kind {form.kind}"
+                    raise ValueError(f"target_modules is 'all-linear': there are tensors for {short(module)}, {what}")
+        else:
+            with named("target_modules"):
+                are_targets = are_named(targets, modules)
+            for module, is_target in zip(modules, are_targets, strict=True):
+                if not is_target:
+                    raise ValueError(f"target_modules does not name {short(module)}, for which there are tensors")
+            if isinstance(targets, list) and self.layers_to_transform != []:
+                self._check_layers([module for module in modules if module not in targets])
+        with named("exclude_modules"):
+            are_excluded = are_named(self.exclude_modules, modules)
+        for module, is_excluded in zip(modules, are_excluded, strict=True):
+            if is_excluded:
+                raise ValueError(f"exclude_modules names {short(module)}, for which there are tensors")
+
+    def _check_layers(self, modules: list[str]) -> None:
+        """Require that `layers_to_transform` has the number of each module's layer."""
+        wanted = self.layers_to_transform if isinstance(self.layers_to_transform, list) else [self.layers_to_transform]
+        names = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+        with named("layers_pattern"):
+            numbers = layer_numbers([name for name in names if name], modules)
+        for module, number in zip(modules, numbers, strict=True):
+            if number not in wanted:
+                raise ValueError(f"layers_to_transform does not name the layer of {short(module)}, which has tensors")
+
+
+def _by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: Any) -> list[Any]:
+    """Return what each path has: of the first pattern that matches it, else of one that is the path as it stands."""
+    with named(key):
+        numbers = first_matches(patterns, paths)
+    values = [*patterns.values()]
+    return [patterns.get(path, usual) if n is None else values[n] for path, n in zip(paths, numbers, strict=True)]
+
+
+def read_config(path: Path, text: bytes) -> Config:
+    """Return what adapter_config.json says; what asks for something that is not supported is refused by its key."""
+    given = parse_json(path, text)
+    with reading(path):
+        config = msgspec.convert({key: value for key, value in given.items() if value is not None}, Config)
+        for refusal in refusals(given):
+            raise ValueError(refusal)
+        if not config.target_modules and not config.target_parameters:
+            raise ValueError(
+                f"target_modules is {short(config.target_modules)}, expected names or a regular expression"
+            )
+    return config
+
+
+def refusals(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield of each key that asks for what is not supported, or is not known and not unset, what it says and why."""
+    for key, value in config.items():
+        supported = KEYS[key].get("x-supported") if key in KEYS else UNSET
+        if supported is not None and not any(_same(value, other) for other in supported):
+            name, reason = (key, KEYS[key]["x-refusal"]) if key in KEYS else (short(key), "this key is not known")
+            yield f"{name} is {short(value)}: {reason}"
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Return whether two values are the same in JSON, where true is not 1."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
+
+
+def config_text(config: dict[str, Any]) -> bytes:
+    """Return adapter_config.json as `save_adapter` writes it."""
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def digest(text: bytes) -> str:
+    """Return what `save_adapter` notes beside the factors about the configuration that it writes."""
+    return hashlib.sha256(text).hexdigest()
+
+
+# --- the folder ---
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter on the disk, checked, its factors not yet read. What it says of a module stands under its path."""
+
+    config: Config  # adapter_config.json
+    file: TensorFile  # adapter_model.safetensors
+    layers: dict[str, LayerConfig]  # rank, alpha and scaling, in the order of layers
+    forms: dict[str, Form]  # the kind of layer, and how its arrays lie in the file
+    full_norms: frozenset[str]  # the modules whose DoRA trains by its full gradient
+    with_base: frozenset[str]  # the modules of which the file holds the base's own weight too
+
+    @classmethod
+    def open(cls, folder: Path) -> AdapterFolder:
+        """Check a folder in PEFT's layout: both files, every key, and each shape against the configuration."""
+        if not os.path.isdir(folder):
+            expected = f"expected one with {CONFIG_NAME} and {WEIGHTS_NAME}"
+            raise FileRefused(folder, f"not a folder; {expected}{hub_hint(folder)}")
+        config_path, weights_path, pickle = (folder / n for n in (CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"))
+        text = read_whole(config_path)
+        config = read_config(config_path, text)
+        if os.path.exists(pickle) and not os.path.exists(weights_path):
+            raise FileRefused(pickle, "a pickle, which can run code when it is read: save it as safetensors")
+        file = TensorFile(weights_path)
+        with reading(weights_path):
+            forms = _forms(file)
+            with_base = {key[len(PREFIX) : -len(BASE) - 1] for key in file.tensors if key.endswith(f".{BASE}")}
+        with reading(config_path), within_time():
+            _check_of_one_save(text, file)
+            _check_dora(config, forms)
+            places = array_places(forms, config.target_parameters) if config.target_parameters else {}
+            modules = {module: form for module, form in forms.items() if module not in places.values()}
+            config.check_targets(modules)
+            layers = config.settings([*modules, *places])
+        with reading(weights_path):
+            arrays = {path: _array_form(file, place, layers[path].rank) for path, place in places.items()}
+        with reading(config_path):
+            check_packing(config.peft_version, {path: _widths(file, form, path) for path, form in arrays.items()})
+        forms = modules | arrays
+        with reading(weights_path):
+            for module, form in forms.items():
+                _check_arrays(file, module, form, layers[module].rank * max(1, form.experts))
+            full_norms = _full_norms(file, forms)
+        layers = {module: layers[module] for module in sorted(layers, key=natural)}
+        return cls(config, file, layers, forms, full_norms, frozenset(with_base))
+
+    def warn_of_base(self) -> None:
+        """Say that the file also holds a base's own weight, where it does."""
+        if self.with_base:
+            warnings.warn(
+                f"{self.file.path} also holds the base's own weight of {short(min(self.with_base))}, which is not "
+                "loaded: the adapter belongs beside that weight. A merge compares it with the base's",
+                stacklevel=3,
+            )
+
+    def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
+        """Return the shape of the matrix that a module's adapter is made for."""
+        width, out = _widths(self.file, self.forms[module], module)
+        return out, width
+
+    def read(self, module: str) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
+        """Return a module's matrices, and DoRA's magnitude; of a mixture's array (E r, in) and (out, r E)."""
+        arrays = []
+        for key in self.forms[module].keys(module):
+            arrays.append(self.file.read(key))
+            if not np.isfinite(arrays[-1]).all():
+                raise FileRefused(self.file.path, f"{short(key)} holds NaN or infinity")
+        A, B, *magnitude = arrays
+        return [A.reshape(len(A), -1), B.reshape(len(B), -1), *(m.reshape(-1) for m in magnitude)]
+
+
+def _forms(file: TensorFile) -> dict[str, Form]:
+    """Return the form of each adapted module; each key must be of a whole adapter."""
+    parts: dict[str, set[str]] = {}
+    for key in file.tensors:
+        match = KEY.fullmatch(key)
+        if match is None:
+            raise ValueError(f"the key {short(key)} is {_what_is(key)}")
+        parts.setdefault(match["module"], set()).add(match["part"])
+    if not parts:
+        raise ValueError("there are no tensors in it")
+    return {module: _form(file, module, parts[module]) for module in sorted(parts, key=natural)}
+
+
+def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
+    """Return the form of a module that has exactly one A and one B, of one kind."""
+    if not is_module_path(module):
+        raise ValueError(f"{short(module)} is not a module's path: names with dots between them")
+    embedding = bool(parts & {*EMBEDDING_FACTORS})
+    if embedding and parts & {*FACTORS}:
+        raise ValueError(f"the module {short(module)} has factors of an embedding and of another layer")
+    for name in EMBEDDING_FACTORS if embedding else FACTORS:
+        if name not in parts:
+            raise ValueError(f"the module {short(module)} has no {name}")
+    if embedding:
+        return Form("embedding", dora=MAGNITUDE in parts)
+    key = f"{PREFIX}{module}.{FACTORS[0]}"
+    shape = file.tensors[key].shape
+    kinds = [kind for kind, axes in KERNEL_AXES.items() if len(shape) == 2 + axes]
+    if not kinds:
+        raise ValueError(f"{short(key)} has shape {list(shape)}, expected a matrix, or 3 or 4 axes of a convolution")
+    return Form(kinds[0], shape[2:], MAGNITUDE in parts)
+
+
+def _array_form(file: TensorFile, place: str, rank: int) -> Form:
+    """Return the form of a mixture's array, whose A has as many rows for each expert."""
+    key = f"{PREFIX}{place}.{FACTORS[0]}"
+    shape = file.tensors[key].shape
+    if len(shape) != 2 or not shape[0] or shape[0] % rank:
+        raise ValueError(
+            f"{short(key)} has shape {list(shape)}, expected as many rows for each expert: the rank is {rank}"
+        )
+    return Form("parameter", place=place, experts=shape[0] // rank)
+
+
+def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
+    """Require arrays of one type, of the shapes of their kind, and of the rank that is configured."""
+    keys = form.keys(module)
+    specs = [file.tensors[key] for key in keys]
+    for key, spec in zip(keys, specs, strict=True):
+        if 0 in spec.shape:
+            raise ValueError(f"{short(key)} has shape {list(spec.shape)}, which is empty")
+        if spec.dtype not in FLOATS:
+            raise ValueError(f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
+        if spec.dtype != specs[0].dtype:
+            raise ValueError(f"{short(keys[0])} has dtype {specs[0].dtype} and {short(key)} has dtype {spec.dtype}")
+    width, out = _widths(file, form, module)
+    for key, spec, expected in zip(keys, specs, form.shapes(rank, out, width), strict=False):
+        if spec.shape != expected:
+            raise ValueError(f"{short(key)} has shape {list(spec.shape)}, expected {list(expected)} by the rank {rank}")
+
+
+def _widths(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (in, out)
+    """Return how many numbers A reads and B writes."""
+    A, B, *_ = (file.tensors[key].shape for key in form.keys(module))
+    return math.prod(A[1:]), B[0] if B else 0
+
+
+def _check_dora(config: Config, forms: Mapping[str, Form]) -> None:
+    """Require a magnitude of all modules, or of none, as the configuration says."""
+    for module, form in forms.items():
+        if form.dora != config.use_dora:
+            has = "has a" if form.dora else "has no"
+            raise ValueError(f"use_dora is {config.use_dora} and the module {short(module)} {has} {MAGNITUDE}")
+
+
+def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
+    """Return the modules that the file's metadata names for DoRA's full gradient."""
+    note = file.metadata.get(NORM_KEY)
+    modules = frozenset(note.split("\n") if note is not None else ())
+    for module in sorted(modules):
+        if module not in forms or not forms[module].dora:
+            raise ValueError(f"{NORM_KEY} names {short(module)}, which is no module with DoRA")
+    return modules
+
+
+def _check_of_one_save(text: bytes, file: TensorFile) -> None:
+    """Require two files of one save: nothing else shows that an alpha is not that of the factors beside it.
+
+    Where another program wrote one of the two, there is nothing to compare.
+    """
+    noted = file.metadata.get(DIGEST_KEY)
+    if noted is not None and noted != digest(text) and config_text(json.loads(text)) == text:
+        raise ValueError(
+            f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "
+            "was edited. Save the adapter again"
+        )
+
+
+def _what_is(key: str) -> str:
+    """Say in words what a key that cannot be read belongs to."""
+    if ".bias" in key:
+        return "a bias (lora_bias, or bias of the base), which is not supported"
+    if "modules_to_save" in key:
+        return "of a module trained in full, which is not supported"
+    if not key.startswith(PREFIX) and ".lora_" in key:
+        return f"without the prefix {PREFIX!r}"
+    return f"unexpected, expected {PREFIX}<module>.lora_A.weight and the like for lora_B"
