@@ -201,22 +201,17 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
     the checkpoint brings, nor the way to the gradients: another one, such as another micro-batch, gives the same
     numbers but for rounding. All rows of the data are read once for this, those in a file too.
     """
-    optimizer = state.optimizer
-    X, Y, held_out = data["X"], data["Y"], data["held_out"]
+    params, held_out = state.optimizer.params, data["held_out"]
     return {
-        "backend": backend_of(X).name,
-        "batch_size": settings["batch_size"],
-        "steps": settings["steps"],
-        "lr": optimizer.lr,
-        **({"schedule": settings["schedule"]} if "schedule" in settings else {}),
-        "log_every": settings["log_every"],
-        "loss": settings["loss"],
+        "backend": backend_of(data["X"]).name,
+        **settings,
+        "lr": state.optimizer.lr,
         "rng": seed_of(state.rng),
         "model": type(state.model).__name__,
-        **{f"params[{name!r}]": f"{dtype_name(p)} {tuple(p.shape)}" for name, p in optimizer.params.items()},
-        **frozen_parts(state.model, optimizer.params),
-        "X": fingerprint(X),
-        "Y": fingerprint(Y),
+        **{f"params[{name!r}]": f"{dtype_name(p)} {tuple(p.shape)}" for name, p in params.items()},
+        **frozen_parts(state.model, params),
+        "X": fingerprint(data["X"]),
+        "Y": fingerprint(data["Y"]),
         **({} if held_out is None else {"held_out": [fingerprint(array) for array in held_out]}),
     }
 
