@@ -69,9 +69,9 @@ def merged_tensors(folder: AdapterFolder, weights: Weights, layouts: Mapping[str
             raise FileRefused(folder.file.path, reason)
     changes = []
     for name, (module, layout, experts) in found.items():
-        spec, layer = weights.spec(name), folder.layers[module]
-        where, how = (name, module, weights.holder[name].path.name), (layout, layer.rank, layer.scaling)
-        changes.append(MergedTensor(*where, spec.dtype, spec.shape, *how, folder.forms[module], experts))
+        file, spec = weights.holder[name].path.name, weights.spec(name)
+        rank, scaling, form = folder.layers[module].rank, folder.layers[module].scaling, folder.forms[module]
+        changes.append(MergedTensor(name, module, file, spec.dtype, spec.shape, layout, rank, scaling, form, experts))
     return sorted(changes, key=lambda change: (change.file, weights.spec(change.name).start))
 
 
