@@ -5,41 +5,28 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
-from . import (
-    article,
-    audit,
-    check,
-    conformance,
-    diagnose,
-    evaluate,
-    export,
-    finetune,
-    generate,
-    golden,
-    inspect,
-    merge,
-    vectors,
-)
 from .console import discard, flush_or_discard, say, say_interrupted, warnings_in_lines
 
-COMMANDS = (
-    article,
-    finetune,
-    generate,
-    evaluate,
-    check,
-    merge,
-    inspect,
-    export,
-    audit,
-    diagnose,
-    conformance,
-    vectors,
-    golden,
-)
+COMMANDS = [
+    "article",
+    "finetune",
+    "generate",
+    "evaluate",
+    "check",
+    "merge",
+    "inspect",
+    "export",
+    "audit",
+    "diagnose",
+    "conformance",
+    "vectors",
+    "golden",
+]
+"""In the order of the help."""
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -93,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        command.add(commands)
+        import_module(f".{command}", __package__).add(commands)
     return parser
 
 

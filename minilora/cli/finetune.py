@@ -99,7 +99,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 def say_stopped(recipe: Recipe, typed: list[str]) -> None:
     """Tell that Ctrl-C ended the command, what is kept, and the command that goes on."""
-    from ..language.finetune import read_kept
+    from ..language.resume import read_kept
 
     say_interrupted()
     kept = read_kept(recipe.checkpoint)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
@@ -22,28 +20,24 @@ from ..checks import Array, check_integer, check_number, named, needed, printabl
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
 from ..files.atomic import refuse_inputs, replaceable
-from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_place, read_checkpoint, refuse_another
-from ..files.inputs import open_regular
+from ..files.checkpoint import Checkpoint, check_place
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
-from ..files.tensors import MODEL_CONFIG, open_weights
-from ..layer import Layer, parameter_count, walk
+from ..layer import parameter_count, walk
 from ..losses import IGNORED, Loss
 from ..schedule import Schedule
-from ..state import History, TrainingState
 from ..training import TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from ..variants.loftq import quantize
 from .data import HELD_OUT, Data, load_data
 from .llama import Llama
-from .losstable import LOG_EVERY, Learned, LossTable
+from .losstable import LOG_EVERY, LossTable
 from .memory import Memory, StepMemory, machine_memory, measured_memory, megabytes, parameter_bytes
 from .nexttoken import evaluate_where_it_counts, next_token_loss, where_it_counts
 from .recipe import Recipe, Settled, option_name
+from .resume import BestStep, Kept, Notes, asked, check_same, read_kept
 
-ENDS = 1 << 20
-"""Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
 USABLE_SHARE = 0.9
 """Of the free memory, what a training may fill: arrays that live shortly come on top."""
 
@@ -76,7 +70,7 @@ def read(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[st
         length = kept.notes["asked"]["--length"] if recipe.length is None else recipe.length
         recipe = replace(recipe, length=length).settled(kept.notes["numbers"])
         steps = None if recipe.epochs else recipe.steps
-        check_same(kept, asked(recipe, backend), steps)
+        check_same(kept, asked(recipe, model_path(recipe.model), backend), steps)
         print(f"resume   goes on from {kept.place(steps)} ({printable(str(kept.path))})", flush=True)
     start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
     if recipe.dropout:
@@ -178,106 +172,6 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-# --- a checkpoint: what was asked for, and where the training stands --------------------------------------------------
-
-
-class Notes(TypedDict):
-    """What a checkpoint of ``minilora finetune`` notes beside what `train` keeps and compares.
-
-    So another text or another rank is refused before a model is loaded, in the words of the command line.
-    """
-
-    asked: dict[str, Any]  # what must be the same, as `asked` returns it
-    numbers: int  # of the model
-    before: float  # the held-out loss before the first step
-    learned: Learned
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A fine-tuning as its checkpoint has it."""
-
-    path: Path
-    saved: Saved
-    notes: Notes
-
-    def place(self, steps: int | None) -> str:
-        """Return how far it is, in words."""
-        return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
-
-
-def read_kept(path: Path | None) -> Kept | None:
-    """Return what a checkpoint holds; None where there is none yet."""
-    if path is None or (saved := read_checkpoint(path)) is None:
-        return None
-    try:
-        return Kept(path, saved, msgspec.convert(saved.notes, Notes))
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{str(path)!r} is a checkpoint of something else than minilora finetune") from error
-
-
-def asked(recipe: Recipe, backend: Backend) -> dict[str, Any]:
-    """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
-    targets, parameters = recipe.target_modules, recipe.target_parameters
-    by_steps = recipe.schedule != "constant" or 0 < recipe.warmup < 1  # then more steps are other rates
-    adapter, model = recipe.adapter, model_path(recipe.model)
-    weights = [model / MODEL_CONFIG, *(file.path for file in open_weights(model).files)] if model.is_dir() else [model]
-    share = None if recipe.valid == 1 / HELD_OUT else recipe.valid
-    return {
-        "TEXT": digest(recipe.text),
-        "--model": digest(*weights, ends=ENDS),
-        "--adapter": digest(adapter / CONFIG_NAME, adapter / WEIGHTS_NAME) if adapter is not None else None,
-        "--target-modules": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
-        "--target-parameters": ",".join(sorted(parameters)) if parameters else None,
-        "--valid": digest(share) if isinstance(share, Path) else share,
-        "--backend": backend.name,
-        "--steps, on which the rates depend,": recipe.steps if by_steps and recipe.epochs is None else None,
-        "--epochs, on which the rates depend,": recipe.epochs if by_steps else None,
-        **{option_name(f.name): getattr(recipe, f.name) for f in fields(Recipe) if f.metadata["same"]},
-    }
-
-
-def digest(*paths: Path, ends: int | None = None) -> str:
-    """Return a hash of what is in files, or of their sizes and so many bytes at the ends; where they lie is nothing."""
-    sha = hashlib.sha256()
-    for path in paths:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            sha.update(f"{size} ".encode() + file.read(ends or -1))
-            if ends is not None:
-                file.seek(max(0, size - ends))
-                sha.update(file.read(ends))
-    return sha.hexdigest()
-
-
-def check_same(kept: Kept, here: Mapping[str, Any], steps: int | None) -> None:
-    """Require that the same was asked for, and no fewer steps than are done."""
-    there = kept.notes["asked"]
-    differences = [
-        _difference(name, there.get(name), value) for name, value in here.items() if there.get(name) != value
-    ]
-    if steps is not None and steps < kept.saved.epoch:
-        differences.append(f"--steps is {steps} here, and {kept.saved.epoch} are done there")
-    refuse_another(kept.path, differences)
-
-
-def _difference(name: str, there: Any, here: Any) -> str:
-    """Return a difference in words: of files, that they differ; of all else, both values."""
-    if name in ("TEXT", "--model"):
-        return f"the {name.lower().removeprefix('--')} is another"
-    if name == "--adapter" and None not in (there, here):
-        return "the adapter to go on from is another"
-    if name == "--valid" and str in (type(there), type(here)):
-        return "what is held out is another"
-    return f"{name} is {_shown(there)} there and {_shown(here)} here"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not given"
-    return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)
-
-
 # --- load: the data and the model -------------------------------------------------------------------------------------
 
 
@@ -336,11 +230,10 @@ def adapted_model(
         with named("target_modules"), within_time():  # an expression can run for years
             are_named(recipe.target_modules, [path for path, _ in walk(model)])
     new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
-    adapted: Llama = adapt(
+    return adapt(
         model, **new, rng=rng, target_parameters=recipe.target_parameters, use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora, init=recipe.init,
     )  # fmt: skip
-    return adapted
 
 
 def with_adapters(
@@ -357,8 +250,7 @@ def with_adapters(
         return None if array is None else backend.to_numpy(array)
 
     check_base_weights(folder, weight)
-    adapted: Llama = attach(model, read_adapters)
-    return adapted
+    return attach(model, read_adapters)
 
 
 # --- measure: what a step needs, and whether the machine has it -------------------------------------------------------
@@ -367,18 +259,11 @@ def with_adapters(
 def measure(
     recipe: Settled, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
 ) -> tuple[Settled, Data]:
-    """Return recipe and data as they are trained on; print them, and require that the machine can hold the training.
-
-    Where nobody named a length and the longest example does not fit, all are cut to one that does.
-    """
+    """Return recipe and data as they are trained on; print them, and require that the machine can hold the training."""
     masked = with_dropout(adapted, recipe.dropout, [0]) if recipe.dropout else adapted
-    needs, workers = measured_memory(masked, backend.asarray(data.X), backend), recipe.workers or 1
-    free = math.inf if machine is None else USABLE_SHARE * machine.free
-    if recipe.length is None and data.with_length is not None:
-        parts, held = min(workers, recipe.batch_size), len(data.X_held)
-        lengths = range(1, data.length + 1)
-        length = bisect_right(lengths, free, key=lambda n: needs(n, parts, (held, n)).together(parts))
-        data = data.with_length(length) if 1 < length < data.length else data
+    needs = measured_memory(masked, backend.asarray(data.X), backend)
+    if recipe.length is None and machine is not None:
+        data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
     recipe = recipe.of(len(data.X), data.length)
     rates(recipe, recipe.steps)  # a warmup of all steps is refused
     if kept is not None:
@@ -390,25 +275,33 @@ def measure(
             f"--batch-size {recipe.batch_size} is more than the {len(data.X)} {data.unit} that there are to train on "
             f"at --length {recipe.length}: a smaller one of the two fits"
         )
-    print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}", flush=True)
+    print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}")
     of_layers = adapters(adapted)
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)
-    print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters", flush=True)
-    parts = min(workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
-    memory = needs(data.X.shape[1], workers, data.X_held.shape)
+    print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters")
+    parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
+    memory = needs(data.X.shape[1], recipe.workers, data.X_held.shape)
     print_memory(memory, parts, recipe.part_rows, data.unit, machine)
     hint = what_fits(memory, parts, recipe.part_rows, machine)
     steps = recipe.steps - (kept.saved.epoch if kept else 0)
     told = "; the first tells how long they take" if steps > 1 else ""
-    print(f"time     {steps} steps of {recipe.batch_size} {data.unit}{told}\n", flush=True)
-    if data.example:
-        print(f"{data.example}\n", flush=True)
+    print(f"time     {steps} steps of {recipe.batch_size} {data.unit}{told}\n")
+    print(f"{data.example}\n" if data.example else "", end="", flush=True)
     if hint and not recipe.anyway:
         raise ValueError(f"{hint}; --anyway begins all the same")
     if hint:
         warnings.warn(hint, stacklevel=2)
     return recipe, data
+
+
+def cut_to_fit(data: Data, needs: Callable[[int, int, tuple[int, int]], StepMemory], parts: int, free: float) -> Data:
+    """Return examples in rows of the largest length of which each part can hold one; a text's windows as they are."""
+    if data.with_length is None:
+        return data
+    held, lengths = len(data.X_held), range(1, data.length + 1)
+    length = bisect_right(lengths, free, key=lambda n: needs(n, parts, (held, n)).together(parts))
+    return data.with_length(length) if 1 < length < data.length else data
 
 
 def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
@@ -471,7 +364,8 @@ def train_adapter(
     checkpoint = None
     if recipe.checkpoint is not None:
         numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
-        notes = Notes(asked=asked(recipe, backend), numbers=numbers, before=before, learned=table.learned)
+        same = asked(recipe, model_path(recipe.model), backend)
+        notes = Notes(asked=same, numbers=numbers, before=before, learned=table.learned)
         checkpoint = Checkpoint(recipe.checkpoint, notes=notes)
     best = BestStep(checkpoint) if recipe.keep_best else None
     try:
@@ -493,7 +387,7 @@ class Step:
 
     def __init__(self, recipe: Settled, rng: np.random.Generator, table: LossTable) -> None:
         self.dropout, self.rng, self.table = recipe.dropout, rng, table
-        self.parts = Accumulated(recipe.part_rows, recipe.workers or 1, where_it_counts, by_width)
+        self.parts = Accumulated(recipe.part_rows, recipe.workers, where_it_counts, by_width)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients, a part of the batch at a time, with new masks of dropout; note the losses."""
@@ -524,40 +418,6 @@ def rates(recipe: Recipe, steps: int) -> Schedule | None:
     schedule = Schedule(decay, steps, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
     # Behind the warmup of a constant rate no step is the last: such a training may go on to more of them.
     return replace(schedule, steps=schedule.warmup + 1) if decay == "constant" else schedule
-
-
-class BestStep:
-    """A checkpoint for `train` that keeps the parameters of the step with the least held-out loss besides.
-
-    Only a step at which the loss is measured can be the best one, and so not the state before the first step.
-    """
-
-    def __init__(self, checkpoint: Checkpoint | None) -> None:
-        self.checkpoint = checkpoint
-        self.params: dict[str, Array] = {} if checkpoint is None else checkpoint.best
-
-    def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Put the training where it was left, with the best step so far."""
-        if self.checkpoint is not None:
-            self.checkpoint.resume(state, epochs, settings, data)
-
-    def keep(self, state: TrainingState) -> None:
-        """Copy the parameters where their loss is below all others so far, and keep where the training stands."""
-        losses = state.history.losses
-        measured = state.history.epochs[-1:] == [state.epoch]
-        if measured and losses[-1] < min(losses[:-1], default=math.inf):
-            self.params.update({name: p.copy() for name, p in state.optimizer.params.items()})
-        if self.checkpoint is not None:
-            self.checkpoint.keep(state)
-
-    def bring_back(self, model: Layer, history: History) -> int:
-        """Give a model that was trained the parameters of the best step, and return which one it is."""
-        place = min(range(len(history.losses)), key=history.losses.__getitem__)
-        if place < len(history.losses) - 1:
-            params = model.trainable()
-            for name, array in self.params.items():
-                params[name][...] = array
-        return history.epochs[place]
 
 
 def diverged(recipe: Settled, step: int) -> str:

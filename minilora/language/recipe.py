@@ -158,6 +158,7 @@ class Settled(Recipe):
     steps: int
     batch_size: int
     lr: float
+    workers: int
 
     def of(self, rows: int, length: int) -> Settled:
         """Return it for so many rows of data, of a length: an epoch has as many steps as there are batches in them."""

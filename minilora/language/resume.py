@@ -1,0 +1,160 @@
+"""A fine-tuning that is kept in a checkpoint: what was asked for, where it stands, and its best step.
+
+A checkpoint of ``minilora finetune`` notes what was asked for beside what `train` keeps and compares. So another text
+or another rank is refused before a model is loaded, in the words of the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict
+
+import msgspec
+
+from ..backend import Backend
+from ..checks import Array, printable
+from ..files.checkpoint import Checkpoint, CheckpointError, Saved, read_checkpoint, refuse_another
+from ..files.inputs import open_regular
+from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
+from ..files.tensors import MODEL_CONFIG, open_weights
+from ..layer import Layer
+from ..state import History, TrainingState
+from .data import HELD_OUT
+from .losstable import Learned
+from .recipe import Recipe, option_name
+
+ENDS = 1 << 20
+"""Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
+
+
+class Notes(TypedDict):
+    """What a checkpoint of ``minilora finetune`` notes."""
+
+    asked: dict[str, Any]  # what must be the same, as `asked` returns it
+    numbers: int  # of the model
+    before: float  # the held-out loss before the first step
+    learned: Learned
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A fine-tuning as its checkpoint has it."""
+
+    path: Path
+    saved: Saved
+    notes: Notes
+
+    def place(self, steps: int | None) -> str:
+        """Return how far it is, in words."""
+        return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
+
+
+def read_kept(path: Path | None) -> Kept | None:
+    """Return what a checkpoint holds; None where there is none yet."""
+    if path is None or (saved := read_checkpoint(path)) is None:
+        return None
+    try:
+        return Kept(path, saved, msgspec.convert(saved.notes, Notes))
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{str(path)!r} is a checkpoint of something else than minilora finetune") from error
+
+
+def asked(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]:
+    """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
+    targets, parameters = recipe.target_modules, recipe.target_parameters
+    by_steps = recipe.schedule != "constant" or 0 < recipe.warmup < 1  # then more steps are other rates
+    adapter = recipe.adapter
+    weights = [model / MODEL_CONFIG, *(file.path for file in open_weights(model).files)] if model.is_dir() else [model]
+    share = None if recipe.valid == 1 / HELD_OUT else recipe.valid
+    return {
+        "TEXT": digest(recipe.text),
+        "--model": digest(*weights, ends=ENDS),
+        "--adapter": digest(adapter / CONFIG_NAME, adapter / WEIGHTS_NAME) if adapter is not None else None,
+        "--target-modules": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
+        "--target-parameters": ",".join(sorted(parameters)) if parameters else None,
+        "--valid": digest(share) if isinstance(share, Path) else share,
+        "--backend": backend.name,
+        "--steps, on which the rates depend,": recipe.steps if by_steps and recipe.epochs is None else None,
+        "--epochs, on which the rates depend,": recipe.epochs if by_steps else None,
+        **{option_name(f.name): getattr(recipe, f.name) for f in fields(Recipe) if f.metadata["same"]},
+    }
+
+
+def digest(*paths: Path, ends: int | None = None) -> str:
+    """Return a hash of what is in files, or of their sizes and so many bytes at the ends; where they lie is nothing."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            sha.update(f"{size} ".encode() + file.read(ends or -1))
+            if ends is not None:
+                file.seek(max(0, size - ends))
+                sha.update(file.read(ends))
+    return sha.hexdigest()
+
+
+def check_same(kept: Kept, here: Mapping[str, Any], steps: int | None) -> None:
+    """Require that the same was asked for, and no fewer steps than are done."""
+    there = kept.notes["asked"]
+    differences = [
+        _difference(name, there.get(name), value) for name, value in here.items() if there.get(name) != value
+    ]
+    if steps is not None and steps < kept.saved.epoch:
+        differences.append(f"--steps is {steps} here, and {kept.saved.epoch} are done there")
+    refuse_another(kept.path, differences)
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Return a difference in words: of files, that they differ; of all else, both values."""
+    if name in ("TEXT", "--model"):
+        return f"the {name.lower().removeprefix('--')} is another"
+    if name == "--adapter" and None not in (there, here):
+        return "the adapter to go on from is another"
+    if name == "--valid" and str in (type(there), type(here)):
+        return "what is held out is another"
+    return f"{name} is {_shown(there)} there and {_shown(here)} here"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)
+
+
+class BestStep:
+    """A checkpoint for `train` that keeps the parameters of the step with the least held-out loss besides.
+
+    Only a step at which the loss is measured can be the best one, and so not the state before the first step.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
+        self.checkpoint = checkpoint
+        self.params: dict[str, Array] = {} if checkpoint is None else checkpoint.best
+
+    def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Put the training where it was left, with the best step so far."""
+        if self.checkpoint is not None:
+            self.checkpoint.resume(state, epochs, settings, data)
+
+    def keep(self, state: TrainingState) -> None:
+        """Copy the parameters where their loss is below all others so far, and keep where the training stands."""
+        losses = state.history.losses
+        measured = state.history.epochs[-1:] == [state.epoch]
+        if measured and losses[-1] < min(losses[:-1], default=math.inf):
+            self.params.update({name: p.copy() for name, p in state.optimizer.params.items()})
+        if self.checkpoint is not None:
+            self.checkpoint.keep(state)
+
+    def bring_back(self, model: Layer, history: History) -> int:
+        """Give a model that was trained the parameters of the best step, and return which one it is."""
+        place = min(range(len(history.losses)), key=history.losses.__getitem__)
+        if place < len(history.losses) - 1:
+            params = model.trainable()
+            for name, array in self.params.items():
+                params[name][...] = array
+        return history.epochs[place]
