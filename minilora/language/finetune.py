@@ -230,10 +230,11 @@ def adapted_model(
         with named("target_modules"), within_time():  # an expression can run for years
             are_named(recipe.target_modules, [path for path, _ in walk(model)])
     new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
-    return adapt(
+    adapted: Llama = adapt(
         model, **new, rng=rng, target_parameters=recipe.target_parameters, use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora, init=recipe.init,
     )  # fmt: skip
+    return adapted
 
 
 def with_adapters(
@@ -250,7 +251,8 @@ def with_adapters(
         return None if array is None else backend.to_numpy(array)
 
     check_base_weights(folder, weight)
-    return attach(model, read_adapters)
+    adapted: Llama = attach(model, read_adapters)
+    return adapted
 
 
 # --- measure: what a step needs, and whether the machine has it -------------------------------------------------------
@@ -287,7 +289,8 @@ def measure(
     steps = recipe.steps - (kept.saved.epoch if kept else 0)
     told = "; the first tells how long they take" if steps > 1 else ""
     print(f"time     {steps} steps of {recipe.batch_size} {data.unit}{told}\n")
-    print(f"{data.example}\n" if data.example else "", end="", flush=True)
+    if data.example:
+        print(f"{data.example}\n")
     if hint and not recipe.anyway:
         raise ValueError(f"{hint}; --anyway begins all the same")
     if hint:
