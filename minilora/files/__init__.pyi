@@ -1,3 +1,6 @@
-"""The public names of minilora.files: a door to the language model's files, as `minilora.lazy` fetches it."""
+"""The public names of minilora.files, as `minilora.lazy` fetches them."""
 
 from ..language.save import save_llama as save_llama
+from .adapters import load_adapter as load_adapter
+from .adapters import save_adapter as save_adapter
+from .merge import merge_adapter as merge_adapter

@@ -29,7 +29,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -176,7 +176,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 if not is_target:
                     raise ValueError(f"target_modules does not name {short(module)}, for which there are tensors")
             if isinstance(targets, list) and self.layers_to_transform != []:
-                self._check_layers([module for module in modules if module not in targets])
+                whole = {*targets}
+                self._check_layers([module for module in modules if module not in whole])
         with named("exclude_modules"):
             are_excluded = are_named(self.exclude_modules, modules)
         for module, is_excluded in zip(modules, are_excluded, strict=True):
@@ -268,25 +269,24 @@ class AdapterFolder:
         file = TensorFile(weights_path)
         with reading(weights_path):
             forms = _forms(file)
-            with_base = {key[len(PREFIX) : -len(BASE) - 1] for key in file.tensors if key.endswith(f".{BASE}")}
         with reading(config_path), within_time():
             _check_of_one_save(text, file)
             _check_dora(config, forms)
             places = array_places(forms, config.target_parameters) if config.target_parameters else {}
-            modules = {module: form for module, form in forms.items() if module not in places.values()}
-            config.check_targets(modules)
-            layers = config.settings([*modules, *places])
-        with reading(weights_path):
-            arrays = {path: _array_form(file, place, layers[path].rank) for path, place in places.items()}
-        with reading(config_path):
+            of_arrays = {*places.values()}
+            forms = {module: form for module, form in forms.items() if module not in of_arrays}
+            config.check_targets(forms)
+            layers = config.settings([*forms, *places])
+            arrays = {path: Form("parameter", place=place) for path, place in places.items()}
             check_packing(config.peft_version, {path: _widths(file, form, path) for path, form in arrays.items()})
-        forms = modules | arrays
         with reading(weights_path):
+            forms |= {path: _with_experts(file, form, layers[path].rank) for path, form in arrays.items()}
             for module, form in forms.items():
                 _check_arrays(file, module, form, layers[module].rank * max(1, form.experts))
             full_norms = _full_norms(file, forms)
         layers = {module: layers[module] for module in sorted(layers, key=natural)}
-        return cls(config, file, layers, forms, full_norms, frozenset(with_base))
+        with_base = frozenset(key[len(PREFIX) : -len(BASE) - 1] for key in file.tensors if key.endswith(f".{BASE}"))
+        return cls(config, file, layers, forms, full_norms, with_base)
 
     def warn_of_base(self) -> None:
         """Say that the file also holds a base's own weight, where it does."""
@@ -346,15 +346,15 @@ def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     return Form(kinds[0], shape[2:], MAGNITUDE in parts)
 
 
-def _array_form(file: TensorFile, place: str, rank: int) -> Form:
-    """Return the form of a mixture's array, whose A has as many rows for each expert."""
-    key = f"{PREFIX}{place}.{FACTORS[0]}"
+def _with_experts(file: TensorFile, form: Form, rank: int) -> Form:
+    """Return the form of a mixture's array with the number of experts: A has `rank` rows for each."""
+    key = form.keys("")[0]
     shape = file.tensors[key].shape
     if len(shape) != 2 or not shape[0] or shape[0] % rank:
         raise ValueError(
             f"{short(key)} has shape {list(shape)}, expected as many rows for each expert: the rank is {rank}"
         )
-    return Form("parameter", place=place, experts=shape[0] // rank)
+    return replace(form, experts=shape[0] // rank)
 
 
 def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
@@ -371,7 +371,10 @@ def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
     width, out = _widths(file, form, module)
     for key, spec, expected in zip(keys, specs, form.shapes(rank, out, width), strict=False):
         if spec.shape != expected:
-            raise ValueError(f"{short(key)} has shape {list(spec.shape)}, expected {list(expected)} by the rank {rank}")
+            grouped = form.kernel and spec is specs[1] and math.prod(spec.shape[1:]) < rank
+            more = "; groups are not supported" if grouped else ""
+            shapes = f"has shape {list(spec.shape)}, expected {list(expected)}"
+            raise ValueError(f"{short(key)} {shapes} by the rank {rank}{more}")
 
 
 def _widths(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (in, out)
