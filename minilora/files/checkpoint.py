@@ -57,8 +57,12 @@ class Checkpoint:
         What else must be the same for the training to go on, besides what `train` describes by itself.
     notes : mapping, optional
         What is kept with each state and not compared, as JSON has it. It may change between two epochs.
-    best : dict of str to array, optional
-        Parameters besides those of the last epoch, by their names: kept with each state, and brought back here.
+
+    Attributes
+    ----------
+    best : dict of str to array
+        Parameters besides those of the last epoch, by their names, that whoever trains puts here: they are kept with
+        each state, and brought back by `resume`.
 
     Raises
     ------
@@ -67,16 +71,11 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        settings: Mapping[str, Any] | None = None,
-        *,
-        notes: Mapping[str, Any] | None = None,
-        best: dict[str, Array] | None = None,
+        self, path: str | Path, settings: Mapping[str, Any] | None = None, *, notes: Mapping[str, Any] | None = None
     ) -> None:
         self.path, self.notes = check_path("checkpoint", path), notes
         self.settings = self.configuration = dict(settings or {})
-        self.best: dict[str, Array] = {} if best is None else best
+        self.best: dict[str, Array] = {}
         if self.settings and (saved := read_checkpoint(self.path)) is not None:
             before = {key: value for key, value in saved.configuration.items() if key in self.settings}
             check_same_configuration(self.path, before, self.settings)
