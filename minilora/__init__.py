@@ -5,7 +5,7 @@ Read these files in this order. Each adds one idea:
 1. `minilora.lora`: the low-rank adapter, and a layer with an adapter beside it
 2. `minilora.linear`: the layer that is adapted
 3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
-4. `minilora.optim`: Adam; `minilora.schedule` is how its step length changes
+4. `minilora.optim`: Adam; `minilora.optim` is how its step length changes
 5. `minilora.training`: the loop; `minilora.evaluation`, `minilora.state` and `minilora.watching` are what it is made of
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
 

@@ -1,4 +1,4 @@
-"""Adam, Algorithm 1 of the paper in the paper's letters.
+"""Adam, Algorithm 1 of the paper in the paper's letters; and how its step length changes while a training goes on.
 
 With g the gradient at step t, and all operations entry by entry:
 
@@ -11,13 +11,32 @@ With g the gradient at step t, and all operations entry by entry:
 m and v start at zero, which pulls them towards zero in the first steps; (22) and (23) undo that. The first step is
 -lr g / (|g| + eps): its length is lr whatever the scale of the loss.
 
+A `Schedule` multiplies lr by f_t. With T steps in all, a warmup of w, and u_t the part of the other steps that is over
+before step t,
+
+    u_t = max(0, t - 1 - w) / (T - w)                    (rate.1)
+    f_t = min(1, t / w) d(u_t)                           (rate.2)    without a warmup, d(u_t)
+
+    d(u) = 1                     constant
+    d(u) = 1 - u                 linear                  (rate.3)
+    d(u) = (1 + cos(pi u)) / 2   cosine                  (rate.4)
+
+Why a warmup: Adam's first steps are as long as any other, and taken by a running mean of few gradients. Why a decay:
+near a minimum, a step of the same length leaves it on the other side.
+
+The functions of the same names in transformers have (t - 1) / w in the place of t / w, so that their first step has the
+rate 0 and changes nothing; behind the warmup they are these.
+
 Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980, Algorithm 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from itertools import combinations
+from operator import iadd, imul, isub, itruediv
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +44,7 @@ import numpy as np
 from .backend import backend_of
 from .checks import (
     Array,
+    check_choice,
     check_dict,
     check_integer,
     check_library,
@@ -38,17 +58,22 @@ from .layer import homes, sum_tied
 Rate: TypeAlias = float | Mapping[str, float]
 """A step length for every parameter, or one for each ending of a name."""
 
+BLOCK = 65_536
+"""Entries that `Adam` updates at a time: what (20) to (24) make of them stays in a core's cache, a large array's not."""
+
+DECAYS = ("constant", "linear", "cosine")
+
 
 def adam_update(
     theta: Array, g: Array, m: Array, v: Array, t: int, *, lr: float, betas: tuple[float, float], eps: float
 ) -> None:
     """Take step t, counted from 1, for one array: theta, m and v, of the shape and dtype of g, change in place."""
     beta1, beta2 = betas
-    m[...] = beta1 * m + (1 - beta1) * g  # eq. (20)
-    v[...] = beta2 * v + (1 - beta2) * g**2  # eq. (21)
+    m = iadd(imul(m, beta1), (1 - beta1) * g)  # eq. (20)
+    v = iadd(imul(v, beta2), imul(g**2, 1 - beta2))  # eq. (21)
     m_hat = m / (1 - beta1**t)  # eq. (22)
     v_hat = v / (1 - beta2**t)  # eq. (23)
-    theta -= lr * m_hat / (v_hat**0.5 + eps)  # eq. (24)
+    isub(theta, itruediv(imul(m_hat, lr), iadd(v_hat**0.5, eps)))  # eq. (24)
 
 
 class Adam:
@@ -67,7 +92,7 @@ class Adam:
     eps : float
         Keeps (24) from dividing by zero. It stands outside the root, as in the paper and in PyTorch.
     schedule : callable, optional
-        ``schedule(t)``, the factor of lr in step t, such as a `minilora.schedule.Schedule`; by default 1 in each.
+        ``schedule(t)``, the factor of lr in step t, such as a `Schedule`; by default 1 in each.
 
     Attributes
     ----------
@@ -82,16 +107,20 @@ class Adam:
         schedule: Callable[[int], float] | None = None,
     ) -> None:  # fmt: skip
         self.lr, self.betas, self.eps = check_adam(params, lr, betas, eps)
-        self.schedule = check_schedule(schedule)
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule must be a function, schedule(t), got {schedule!r}")
+        self.schedule = schedule
         self.home = homes(params)
         self.params = {name: p for name, p in params.items() if self.home[name] == name}
         self.t = 0
         backend = backend_of(next(iter(self.params.values())))
         self.m = {name: backend.xp.zeros_like(p) for name, p in self.params.items()}
         self.v = {name: backend.xp.zeros_like(p) for name, p in self.params.items()}
-        from .fast.adam import fast_update  # where large arrays go, and a GPU's: the same in fewer passes over memory
+        self._update: Callable[..., None] = adam_update
+        if backend.name != "numpy":
+            from .fast.adam import gpu_update  # (20) to (24) in one kernel
 
-        self._update = {name: fast_update(p) or adam_update for name, p in self.params.items()}
+            self._update = gpu_update(backend) or adam_update
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {tuple(p.shape)}" for name, p in self.params.items())
@@ -105,10 +134,11 @@ class Adam:
         check_same_keys("grads", grads, self.home)
         check_like_params("grads", grads, self.params, self.home)
         self.t += 1
-        factor = 1.0 if self.schedule is None else self.schedule(self.t)
+        factor = 1.0 if self.schedule is None else float(self.schedule(self.t))
         for name, g in sum_tied(grads, self.home).items():
-            arrays, lr = (self.params[name], g, self.m[name], self.v[name]), rate_of(self.lr, name) * factor
-            self._update[name](*arrays, self.t, lr=lr, betas=self.betas, eps=self.eps)
+            theta, m, v, lr = self.params[name], self.m[name], self.v[name], rate_of(self.lr, name) * factor
+            for some in blocks(theta):
+                self._update(theta[some], g[some], m[some], v[some], self.t, lr=lr, betas=self.betas, eps=self.eps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state, ``{"t": int, "m": {name: array}, "v": {name: array}}``."""
@@ -125,12 +155,61 @@ class Adam:
         self.m, self.v = ({name: a.copy() for name, a in state[moment].items()} for moment in ("m", "v"))
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The factor of each step's length, for ``train(..., schedule=Schedule("cosine", steps=100, warmup=10))``.
+
+    An unknown decay, and a warmup that leaves no step of the whole length, are a ValueError.
+
+    Parameters
+    ----------
+    decay : {"constant", "linear", "cosine"}
+        What follows the warmup.
+    steps : int
+        Of the whole training, T: the steps of all epochs together.
+    warmup : int
+        Steps at the start in which the length grows, w.
+    """
+
+    decay: str
+    steps: int
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("decay", self.decay, DECAYS)
+        check_integer("steps", self.steps, at_least=1)
+        check_integer("warmup", self.warmup, at_least=0)
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup is {self.warmup} of {self.steps} steps, expected fewer: none has the whole rate")
+
+    def __call__(self, t: int) -> float:
+        """Return the factor of step t, from 1; behind the last step, of the last."""
+        w, T = self.warmup, self.steps
+        u = max(0, min(t, T) - 1 - w) / (T - w)  # eq. (rate.1)
+        d = self.fall(u)
+        return min(1.0, t / w) * d if w else d  # eq. (rate.2)
+
+    def fall(self, u: float) -> float:
+        """Return d(u): how much of the rate is left where a share u of the steps behind the warmup is over."""
+        if self.decay == "linear":
+            return 1 - u  # eq. (rate.3)
+        if self.decay == "cosine":
+            return (1 + math.cos(math.pi * u)) / 2  # eq. (rate.4)
+        return 1.0
+
+
+def blocks(array: Array) -> list[Any]:
+    """Return indices that cut an array into blocks of rows; into one, where it is small or not NumPy's."""
+    if not isinstance(array, np.ndarray) or array.size <= BLOCK:
+        return [...]
+    height = max(1, BLOCK * len(array) // array.size)
+    return [slice(start, start + height) for start in range(0, len(array), height)]
+
+
 def check_rates(lr: Any, names: Collection[str]) -> Any:
     """Return lr, or the rates in a mapping, as floats; refuse a name without a rate, and an ending of no name."""
     if not isinstance(lr, Mapping):
         return check_number("lr", lr, above=0)
-    if odd := [name for name in names if not isinstance(name, str)]:
-        raise TypeError(f"lr has rates by the endings of names, and params has the name {odd[0]!r}, which is no text")
     rates = {end: check_number(f"lr[{end!r}]", rate, above=0) for end, rate in lr.items()}
     if unused := [end for end in rates if not any(name.endswith(end) for name in names)]:
         raise ValueError(f"lr has rates for {unused}, which end no name; there are {list(names)}")
@@ -142,13 +221,6 @@ def check_rates(lr: Any, names: Collection[str]) -> Any:
 def rate_of(lr: Rate, name: str) -> float:
     """Return lr itself or, from a mapping, the rate of the longest ending of a name."""
     return lr[max(filter(name.endswith, lr), key=len)] if isinstance(lr, Mapping) else lr
-
-
-def check_schedule(schedule: Any) -> Callable[[int], float] | None:
-    """Return what gives the factor of a step's length, or refuse what is no function of a step's number."""
-    if schedule is not None and not callable(schedule):
-        raise TypeError(f"schedule must be a function, schedule(t), got {schedule!r}")
-    return schedule  # type: ignore[no-any-return]
 
 
 def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[float, float], float]:
@@ -163,8 +235,6 @@ def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[f
         if isinstance(p, np.ndarray) and not p.flags.writeable:
             raise ValueError(f"params[{name!r}] is read-only: Adam updates it in place, so give a copy")
     check_no_overlap(params)
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be two numbers, got {betas!r}")
     beta1, beta2 = (check_number(f"betas[{i}]", b, above=0, below=1, or_equal=True) for i, b in enumerate(betas))
     return check_rates(lr, params), (beta1, beta2), check_number("eps", eps, above=0)
 

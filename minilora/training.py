@@ -107,7 +107,7 @@ def train(
         number of epochs done and the history so far. What it raises ends the training.
     schedule : callable, optional
         ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a
-        `minilora.schedule.Schedule`. A checkpoint knows it by its name, or its `repr`.
+        `minilora.optim.Schedule`. A checkpoint knows it by its name, or its `repr`.
 
     Returns
     -------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import Adam, CheckpointError, Linear, train
-from minilora.schedule import DECAYS, Schedule
+from minilora.optim import DECAYS, Schedule
 
 
 def test_a_warmup_grows_by_the_same_amount_to_the_whole_rate():

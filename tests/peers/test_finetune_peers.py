@@ -11,7 +11,7 @@ from minilora.cli import main
 from minilora.language.data import windows
 from minilora.language.generation import generate
 from minilora.language.tokens import load_tokenizer
-from minilora.schedule import Schedule
+from minilora.optim import Schedule
 from minilora.variants.dropout import DroppingLoRALinear
 
 from ..support.language import LETTERS, TEXT, arrays_of
