@@ -7,8 +7,7 @@ import numpy as np
 
 from minilora import Adam, Linear, LoRA, LoRALinear
 from minilora.fast import residual_form
-from minilora.fast.gather import Batches, take_rows
-from minilora.training import backpropagate, draw_batches
+from minilora.training import backpropagate, draw_batches, take_rows
 
 Step = Callable[[], object]
 
@@ -34,11 +33,11 @@ class Task:
 
 def ours(task, model, gradients=backpropagate):
     """Return the step that `minilora.train` takes, from the same public pieces."""
-    optimizer, batch = Adam(model.trainable()), Batches(task.X, task.Y, task.batch)
+    optimizer, x, y = Adam(model.trainable()), task.X[: task.batch].copy(), task.Y[: task.batch].copy()
 
     def step():
-        x, y = batch(task.draw())
-        optimizer.step(gradients(model, x, y))
+        rows = task.draw()
+        optimizer.step(gradients(model, take_rows(task.X, rows, out=x), take_rows(task.Y, rows, out=y)))
 
     return step
 

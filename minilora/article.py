@@ -21,12 +21,11 @@ import numpy as np
 
 from .backend import Backend, backend_or_numpy
 from .checks import Array, check_choice, check_flag, check_integer, check_number, check_path, check_sizes
-from .evaluation import check_batch_size, evaluate
 from .files.checkpoint import Checkpoint
 from .layer import Layer
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, train
+from .training import History, check_batch_size, evaluate, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (

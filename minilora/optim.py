@@ -59,7 +59,7 @@ Rate: TypeAlias = float | Mapping[str, float]
 """A step length for every parameter, or one for each ending of a name."""
 
 BLOCK = 65_536
-"""Entries that `Adam` updates at a time: what (20) to (24) make of them stays in a core's cache, a large array's not."""
+"""Entries that `Adam` updates at a time, so that what (20) to (24) make of them stays in a core's cache."""
 
 DECAYS = ("constant", "linear", "cosine")
 

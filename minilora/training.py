@@ -9,29 +9,30 @@
 
 It knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
 
-Beside the loop, `minilora.state` is a training between two epochs, `minilora.evaluation` has the three lines in the
-middle as `backpropagate`, and measures the loss over a data set, and `minilora.watching` has the bar and stops where
-numbers are no longer finite.
+The report is the loss over a data set, which may be larger than memory. A loss is a mean over targets. Cut the rows
+into parts; let M be the number of targets, M_p a part's, L_p its loss:
+
+    L = sum_p (M_p / M) L_p
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from .backend import backend_of
-from .checks import Array, check_flag, check_integer, check_rng
-from .evaluation import Gradients, backpropagate, check_batch_size, check_training_data, evaluate, start_loss
-from .layer import Layer
-from .losses import Loss, mse
+from .backend import all_finite, backend_of, check_finite
+from .checks import Array, check_integer, check_kind, check_library, check_rng, check_shape, check_trainable, named
+from .layer import Layer, check_model
+from .losses import IGNORED, Loss, count, mse
 from .optim import Adam, Rate
-from .state import History, Keeper, TrainingState
-from .watching import LossGrew, TrainingDiverged, check_loss, check_parameters, move, progress_bar, warn_of_growth
 
 __all__ = [
     "History",
@@ -44,10 +45,13 @@ __all__ = [
     "train",
 ]
 
-Evaluate: TypeAlias = Callable[[Any, Array, Array, Loss], float]
+Gradients: TypeAlias = Callable[[Any, Array, Array, Loss], dict[str, Array]]
+"""Of ``(model, x, y, loss)``: the gradients at what trains, by name."""
 
 DEFAULT_ROWS = 128  # of a batch
 MOST = 2**31 - 1  # rows in an epoch, whose numbers are drawn at once
+EVALUATION_ROWS = 512  # at a time: at the article's widths their temporaries stay in the cache, 14 ms in place of 22
+GROWTH = 1000  # times above where it began: a loss that ends there has grown
 
 
 def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int | None = None) -> np.ndarray:
@@ -56,6 +60,23 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int |
     for batch in batches:
         batch[...] = rng.choice(n, batch_size, replace=False, shuffle=False)
     return batches
+
+
+def take_rows(data: Array, rows: Array, out: Array) -> Array:
+    """Return the rows with those numbers, on a CPU in the array `out`."""
+    if isinstance(data, np.ndarray):
+        # The system hands out new memory page by page: with new arrays for each batch, an adapter's step on 512 rows of
+        # 1001 takes half as long again. Without mode="clip" NumPy copies once more; no number here is out of range.
+        return np.take(data, rows, axis=0, out=out, mode="clip")
+    return data[rows]  # a GPU's library keeps a pool of memory
+
+
+def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[str, Array]:
+    """Return the gradients of ``loss(model(x), y)`` at what trains: forward, the loss, backward."""
+    prediction, cache = model.forward(x)
+    _, d_prediction = loss(prediction, y)
+    _, grads = model.backward(d_prediction, cache, need_dx=False)
+    return grads
 
 
 def train(
@@ -78,14 +99,16 @@ def train(
         Inputs, of the model's dtype and library; or token ids.
     Y : array, shape (n, ...)
         Targets, as the loss takes them.
-    epochs, log_every : int
-        At least 1.
+    epochs : int
+        How long: at least 1.
     batch_size : int, optional
-        From 1 to n; by default 128, or n where there are fewer rows.
+        The rows of a step, from 1 to n; by default 128, or n where there are fewer rows.
     lr : float, or mapping of str to float
         Adam's step length; or one for each ending of a parameter's name, as in `Adam`.
     rng : numpy.random.Generator
         Draws the batches, on the host: one seed, one order of batches on every device.
+    log_every : int
+        Epochs from one measured loss to the next: to measure it takes as long as some steps.
     progress : bool
         Whether to show a progress bar: in the notebook that runs this, or on stderr where that is a terminal.
     checkpoint : path or minilora.files.checkpoint.Checkpoint, optional
@@ -106,8 +129,8 @@ def train(
         ``report(state)``, called at the end of each epoch, after the checkpoint is written: the `TrainingState` has the
         number of epochs done and the history so far. What it raises ends the training.
     schedule : callable, optional
-        ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a
-        `minilora.optim.Schedule`. A checkpoint knows it by its name, or its `repr`.
+        ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a `minilora.optim.Schedule`.
+        A checkpoint knows it by its name, or its `repr`.
 
     Returns
     -------
@@ -131,122 +154,312 @@ def train(
         If the loss ends a thousand times above where it began, and above that of a model that answers 0.
     """
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
-    progress, gradients = check_flag("progress", progress), check_gradients(gradients)
-    report = check_report(report)
     check_rng(rng)
-    measured = check_training_data(model, X, Y, held_out, loss)
-    batch_size, steps = check_batches(min(DEFAULT_ROWS, len(X)) if batch_size is None else batch_size, steps, len(X))
-    if not model.trainable():
+    check_functions({"gradients(model, x, y, loss)": gradients, "report(state)": report})
+    params, measured = trainable(model), (X, Y) if held_out is None else held_out
+    before = try_out(model, X, Y, loss, params)  # the loss of the start, also where the training goes on
+    if held_out is not None:
+        before = try_held_out(model, held_out, loss, params)
+    batch_size = check_batch_size(min(DEFAULT_ROWS, len(X)) if batch_size is None else batch_size, len(X))
+    steps = len(X) // batch_size if steps is None else steps
+    steps = check_integer("steps", steps, at_least=1, at_most=MOST // batch_size)
+    if not params:
         raise ValueError(
             "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
         )
 
-    state = TrainingState(model, Adam(model.trainable(), lr=lr, schedule=schedule), rng)
+    state, last = TrainingState(model, Adam(params, lr=lr, schedule=schedule), rng), math.nan
     settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name_of(loss)}
     if schedule is not None:
         settings["schedule"] = getattr(schedule, "__qualname__", repr(schedule))
-    before = start_loss(model, *measured, loss)  # of the start, also where the training goes on
-    keep = resume(checkpoint, state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
-    evaluating, last = evaluate_of(gradients), math.nan
-
-    def measure(epoch: int) -> float:
-        value = evaluating(model, *measured, loss)
-        return check_loss(value, epoch, state, "X and Y" if held_out is None else "held_out")
-
-    from .fast.gather import Batches  # for speed: X[rows] and Y[rows], each time in the same memory
-
-    batch, asarray = Batches(X, Y, batch_size), backend_of(X).asarray
+    keeper = keeper_of(checkpoint)
+    if keeper is not None:
+        keeper.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
+    gradients, backend = gradients or backpropagate, backend_of(X)
+    x, y = (backend.zeros((batch_size, *data.shape[1:]), data.dtype) for data in (X, Y))
+    measure, data = getattr(gradients, "evaluate", evaluate), "X and Y" if held_out is None else "held_out"
     tokens = steps * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # in an epoch, of ids
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), progress_bar(state.epoch, epochs, tokens, shown=progress) as bar:
         for epoch in range(state.epoch + 1, epochs + 1):
-            for rows in asarray(draw_batches(rng, len(X), batch_size, steps)):  # draw
-                x, y = batch(rows)
+            for rows in backend.asarray(draw_batches(rng, len(X), batch_size, steps)):  # draw
+                x, y = take_rows(X, rows, out=x), take_rows(Y, rows, out=y)
                 # No name holds the gradients: they would stand beside the next step's.
                 state.optimizer.step(gradients(model, x, y, loss))  # forward, backward, step
             check_parameters(state, epoch)
-            if epoch % log_every == 0 or epoch == epochs:
-                last = measure(epoch)  # report; before anything is kept, since it may be no number
-            state.end(epoch, last if epoch % log_every == 0 else None)
-            move(bar, state, tokens)
-            keep(state)
-            report(state)
+            logged = epoch % log_every == 0
+            if logged or epoch == epochs:  # report; before anything is kept, since it may be no number
+                last = check_loss(measure(model, *measured, loss), epoch, state, data)
+            state.end(epoch, last if logged else None)
+            if logged:
+                bar.set_postfix(loss=f"{last:.4g}", refresh=False)
+            bar.update(tokens or 1)
+            if keeper is not None:
+                keeper.keep(state)
+            if report is not None:
+                report(state)
         if epochs % log_every:  # not in a checkpoint: a training that goes on to more epochs does not log this one
-            state.history.add(epochs, measure(epochs) if math.isnan(last) else last)
+            if math.isnan(last):  # all epochs were done before
+                last = check_loss(measure(model, *measured, loss), epochs, state, data)
+            state.history.add(epochs, last)
     warn_of_growth(before, last, state)
     return state.history
 
 
-def resume(
-    checkpoint: str | Path | Keeper | None, state: TrainingState, epochs: int, settings: Mapping[str, Any],
-    data: Mapping[str, Any],
-) -> Callable[[TrainingState], object]:  # fmt: skip
-    """Put a training where its checkpoint left it. Return what keeps it from there on: without one, nothing."""
-    if checkpoint is None:
-        return nothing
-    if not isinstance(checkpoint, Keeper):
-        from .files.checkpoint import Checkpoint  # where a path is given: a training without one needs no files
+def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse, workers: int | None = None) -> float:
+    """Return the loss of a model over all of X and Y, computed `EVALUATION_ROWS` targets at a time in their dtype.
 
-        checkpoint = Checkpoint(checkpoint)
-    checkpoint.resume(state, epochs, settings, data)
-    return checkpoint.keep
+    X, Y and `loss` are as in `train`. With `workers`, so many of these parts are computed at once, each with one BLAS
+    thread, as `minilora.fast.accumulate` does it: the same bits with any number. Data that do not fit the model or each
+    other are a ValueError or a TypeError.
+    """
+    check_data(model, X, Y, loss, trainable(model))
+    targets, height = count(Y), rows_at_a_time(Y)
+
+    def share(start: int) -> Any:
+        x, y = X[start : start + height], Y[start : start + height]
+        return loss(model(x), y)[0] * (count(y) / targets)
+
+    return sum_of(share, range(0, len(X), height), workers, X)
 
 
-def nothing(state: TrainingState) -> None:
-    """Neither keep a training nor report it."""
+def rows_at_a_time(Y: Array) -> int:
+    """Return how many rows of Y have `EVALUATION_ROWS` targets: of ids each is one, and of numbers each row."""
+    return max(1, EVALUATION_ROWS // (math.prod(Y.shape[1:]) if Y.dtype.kind in "iu" else 1))
+
+
+def sum_of(share: Callable[[Any], Any], parts: Iterable[Any], workers: int | None, x: Array) -> float:
+    """Return the sum of ``share(part)``, in the parts' order. With `workers`, which are for NumPy, several at once."""
+    running: Any = nullcontext(map(share, parts))
+    if workers is not None:
+        from .fast.parts import check_workers, on_threads  # for speed: the same parts, several at once
+
+        check_workers(workers, x)
+        running = on_threads(share, parts, workers)
+    total = 0.0
+    with running as shares:
+        for value in shares:
+            total = total + value
+    return float(total)
+
+
+# --- a training between two epochs ---
+
+
+@dataclass
+class History:
+    """The loss over the whole data set, or over what is held out, as training went on."""
+
+    epochs: list[int] = field(default_factory=list)  # after which the loss was measured, counted from 1
+    losses: list[float] = field(default_factory=list)  # the loss measured after each of them
+
+    def add(self, epoch: int, loss: float) -> None:
+        """Note the loss after an epoch."""
+        self.epochs.append(epoch)
+        self.losses.append(loss)
+
+
+@dataclass
+class TrainingState:
+    """Everything that the next epoch depends on, besides the data."""
+
+    model: Layer  # its trainable arrays are the optimizer's
+    optimizer: Adam  # with its running means and its count of steps
+    rng: np.random.Generator  # draws the batches
+    history: History = field(default_factory=History)  # the losses so far
+    epoch: int = 0  # the number of epochs done
+
+    def end(self, epoch: int, loss: float | None) -> None:
+        """Note that an epoch is done, and the loss after it where it is logged."""
+        self.epoch = epoch
+        if loss is not None:
+            self.history.add(epoch, loss)
 
 
 @runtime_checkable
-class Evaluator(Protocol):
-    """Gradients that measure the loss as well, as `minilora.fast.accumulate` returns them."""
+class Keeper(Protocol):
+    """What keeps a training's state between two epochs, as `minilora.files.checkpoint.Checkpoint` does."""
 
-    def evaluate(self, model: Layer, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y, as `evaluate` does."""
+    def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Put a training of `epochs` epochs where it was left, or keep its start. What does not fit is refused."""
 
-
-def evaluate_of(gradients: Gradients) -> Evaluate:
-    """Return what measures the loss: the method `evaluate` of the gradients, where they have one; else `evaluate`."""
-    return gradients.evaluate if isinstance(gradients, Evaluator) else evaluate
+    def keep(self, state: TrainingState) -> None:
+        """Keep where a training stands after an epoch."""
 
 
-# --- the guards of its arguments ---
+def keeper_of(checkpoint: str | Path | Keeper | None) -> Keeper | None:
+    """Return what keeps a training: for a path, a file."""
+    if checkpoint is None or isinstance(checkpoint, Keeper):
+        return checkpoint
+    from .files.checkpoint import Checkpoint  # a training without one needs no files
 
-
-def check_gradients(gradients: Any) -> Gradients:
-    """Return what computes the gradients, `backpropagate` for None, or refuse what does not take four arguments."""
-    if gradients is None:
-        return backpropagate
-    if not callable(gradients):
-        raise TypeError(f"gradients must be a function, gradients(model, x, y, loss), got {gradients!r}")
-    try:
-        signature = inspect.signature(gradients)
-    except (TypeError, ValueError):  # a function without a signature, such as one written in C
-        return gradients  # type: ignore[no-any-return]
-    try:
-        bound = signature.bind("model", "x", "y", "loss").arguments
-        fourth = next((name for name, value in bound.items() if value == "loss"), "loss")
-        if fourth != "loss" and signature.parameters[fourth].default is not inspect.Parameter.empty:
-            raise TypeError(f"its {fourth!r} would be handed the loss")
-    except TypeError as error:
-        name = getattr(gradients, "__name__", type(gradients).__name__)
-        message = f"gradients is called as gradients(model, x, y, loss), got {name}{signature}: {error}"
-        raise TypeError(message) from None
-    return gradients  # type: ignore[no-any-return]
-
-
-def check_report(report: Any) -> Callable[[TrainingState], object]:
-    """Return what is called at an epoch's end, `nothing` for None, or refuse what is no function."""
-    if report is not None and not callable(report):
-        raise TypeError(f"report must be a function, report(state), got {report!r}")
-    return nothing if report is None else report
-
-
-def check_batches(batch_size: Any, steps: Any, n: int) -> tuple[int, int]:
-    """Return the rows of a batch and the batches of an epoch, or refuse more than there can be."""
-    size = check_batch_size(batch_size, n)
-    return size, check_integer("steps", n // size if steps is None else steps, at_least=1, at_most=MOST // size)
+    return Checkpoint(checkpoint)
 
 
 def name_of(loss: Loss) -> str:
     """Return what a checkpoint calls a loss."""
     return str(getattr(loss, "__qualname__", type(loss).__qualname__))
+
+
+# --- a training as one watches it ---
+
+
+class TrainingDiverged(ArithmeticError):
+    """Training met a number that is NaN or infinite. The model keeps what the epoch left."""
+
+    epoch: int  # the epoch in which it happened, counted from 1
+    step: int  # 0: the numbers are looked at when the epoch ends
+
+    def __init__(self, message: str, epoch: int = 0, step: int = 0) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.step = step
+
+
+class LossGrew(UserWarning):
+    """Training ended with a loss far above the one that it began with, and finite."""
+
+
+def warn_of_growth(before: float, last: float, state: TrainingState) -> None:
+    """Warn where the loss ends a thousand times above where it began."""
+    if last > GROWTH * before:
+        warnings.warn(
+            f"the loss grew from {before:.3g} to {last:.3g}: lr = {state.optimizer.lr} is too large; start again with "
+            "a smaller one, since the model is worse than before",
+            LossGrew,
+            stacklevel=3,
+        )
+
+
+def check_parameters(state: TrainingState, epoch: int) -> None:
+    """Refuse to go on where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
+    params = state.optimizer.params
+    if all_finite(list(params.values())):
+        return
+    bad = [name for name, p in params.items() if not all_finite([p])]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    raise TrainingDiverged(
+        f"epoch {epoch}: {', '.join(bad[:3])}{more} is no longer finite, {_last_loss(state)}. The model keeps what the "
+        f"epoch left. Either lr = {state.optimizer.lr} is too large, or X or Y is not finite",
+        epoch,
+    )
+
+
+def check_loss(loss: float, epoch: int, state: TrainingState, data: str) -> float:
+    """Return the loss that is to be reported, or refuse to go on where it is NaN or infinite."""
+    if not math.isfinite(loss):
+        message = f"the loss over all of {data} is {loss} after epoch {epoch}, {_last_loss(state)}"
+        raise TrainingDiverged(f"{message}. The model keeps what the epoch left", epoch)
+    return loss
+
+
+def _last_loss(state: TrainingState) -> str:
+    """Say which finite loss was the last one reported."""
+    history = state.history
+    if not history.losses:
+        return "and no loss was reported before"
+    return f"and the last loss reported was {history.losses[-1]:.7g} after epoch {history.epochs[-1]}"
+
+
+def progress_bar(done: int, epochs: int, tokens: int | None, *, shown: bool) -> Any:
+    """Return tqdm's bar over the epochs, of which some are done. It counts tokens, where an epoch has so many.
+
+    In a notebook it shows itself there; elsewhere on stderr, if that is a terminal.
+    """
+    from tqdm import tqdm
+
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    in_notebook = shell is not None and "IPKernelApp" in shell.config
+    bar: Any = tqdm
+    if in_notebook:
+        with warnings.catch_warnings():  # without ipywidgets it is a line of text, and says so
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm as bar
+    size, unit = (tokens, "token") if tokens else (1, "epoch")
+    hidden = None if shown and not in_notebook else not shown  # None: where stderr is no terminal
+    return bar(initial=done * size, total=epochs * size, disable=hidden, unit=unit, unit_scale=bool(tokens))
+
+
+# --- whether model, data and loss fit each other ---
+
+
+def trainable(model: Any) -> dict[str, Array]:
+    """Return what trains in a model; a class, or adapters without their model, have nothing."""
+    if isinstance(model, type) or not hasattr(model, "trainable"):
+        check_model(model)
+    return model.trainable()  # type: ignore[no-any-return]
+
+
+def try_out(model: Layer, X: Array, Y: Array, loss: Loss, params: Mapping[str, Array]) -> float:
+    """Return the loss of the first rows, or that of a model that answers 0 where this is larger.
+
+    X and Y must be finite, and fit model and loss; so must every id, on a CPU.
+    """
+    check_data(model, X, Y, loss, params)
+    check_finite(X=X, Y=Y)
+    first = rows_at_a_time(Y)
+    with np.errstate(all="ignore"):
+        y, target = model(X[:first]), Y[:first]
+        value, of_zeros = loss(y, target)[0], loss(0 * y, target)[0]
+        for row in sorted(rows_of_extremes(X) | rows_of_extremes(Y)):
+            with named(f"row {row} of X and Y"):
+                loss(model(X[row : row + 1]), Y[row : row + 1])
+        if Y.dtype.kind in "iu" and not bool((target != IGNORED).any()):  # no target to measure
+            return math.inf
+        return max(float(value), float(of_zeros))
+
+
+def try_held_out(model: Layer, held_out: Any, loss: Loss, params: Mapping[str, Array]) -> float:
+    """Return the loss of the first rows of what is held out, as `try_out` does."""
+    if not isinstance(held_out, tuple) or len(held_out) != 2:
+        raise TypeError(f"held_out must be two arrays, inputs and targets, got {type(held_out).__name__}")
+    with named("held_out"):
+        return try_out(model, *held_out, loss, params)
+
+
+def check_data(model: Any, X: Array, Y: Array, loss: Any, params: Mapping[str, Array]) -> None:
+    """Require as many rows of X as of Y, in the model's dtype and library, and numbers Y as wide as its output."""
+    if not callable(loss):
+        raise TypeError(f"loss must be a function such as minilora.mse, got {loss!r}")
+    like = next(iter(params.values()), None)
+    for name, data in {"X": X, "Y": Y}.items():
+        check_kind(name, data)
+        if data.dtype.kind not in "iu":
+            check_trainable(name, data, like)
+        elif like is not None:
+            check_library(name, data, like, "the layer")
+    if X.shape == () or X.shape[0] == 0 or (X.dtype.kind == "f" and len(X.shape) < 2):
+        raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
+    if Y.shape[:1] != X.shape[:1]:
+        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {X.shape[0]} rows as X has")
+    if Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):
+        raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
+    with np.errstate(all="ignore"):
+        model(X[:1])  # which refuses inputs that it cannot take
+    width = getattr(model, "out_features", None)
+    if X.dtype.kind == Y.dtype.kind == "f" and width is not None:  # a loss might broadcast them
+        check_shape("Y", Y, (*X.shape[:-1], width))
+
+
+def rows_of_extremes(ids: Array) -> set[int]:
+    """Return the rows that hold the smallest and the largest id; no rows where the data are no ids, or on a GPU."""
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or not ids.size:
+        return set()
+    counted = np.where(ids == IGNORED, ids.max(), ids)
+    return {int(place) // (ids.size // len(ids)) for place in (counted.argmin(), ids.argmax())}
+
+
+def check_functions(functions: Mapping[str, Any]) -> None:
+    """Require functions, or None, under the way in which they are called."""
+    for call, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{call.partition('(')[0]} must be a function, {call}, got {function!r}")
+
+
+def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:
+    """Return the batch size as an int: at most the number of rows."""
+    size = check_integer("batch_size", batch_size, at_least=1)
+    if size > n:
+        raise ValueError(f"batch_size must be at most the {n} rows of {of}, got {size}")
+    return size

@@ -1,14 +1,12 @@
 import copy
-import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minilora import Adam, fast, optim
+from minilora import Adam, optim
 from minilora.conformance.claims import ADAM_CLAIMS
-from minilora.fast.adam import BLOCK
 
 from .support.compare import assert_close
 from .support.memory import traced
@@ -30,27 +28,51 @@ def test_adam_has_the_papers_defaults():
     assert_close(p, 1 - 1e-3 * g / (g + 1e-8), 1e-15)
 
 
-@pytest.mark.parametrize("t", [1, 2, 10, 1000, 5000, 100_000])
+LAYOUTS = {
+    "rows": lambda a: a,
+    "columns": np.asfortranarray,
+    "every other row": lambda a: np.repeat(a, 2, axis=0)[::2],
+    "from the last row to the first": lambda a: a[::-1].copy()[::-1],
+}
+
+
+def algorithm_1(theta, g, m, v, t, lr, betas, eps):
+    """Step t as the paper writes it, each line a new array."""
+    m = betas[0] * m + (1 - betas[0]) * g
+    v = betas[1] * v + (1 - betas[1]) * g**2
+    m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+    return theta - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
+
+
+@settings(max_examples=150, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1),
+    shape=st.lists(st.integers(0, 40), max_size=3),
+    block=st.integers(1, 200),
+    dtype=st.sampled_from(["float32", "float64"]),
+    layout=st.sampled_from([*LAYOUTS]),
+    t=st.sampled_from([1, 10, 164, 355, 1000, 100_000]),
     lr=st.sampled_from([1e-3, 1e-12, 1e32]),
     betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.999, 0.9)]),
     eps=st.sampled_from([1e-8, 1e-20, 10.0]),
+    scale=st.sampled_from([0.0, 1e-12, 1.0, 1e15]),
+    seed=st.integers(0, 2**32 - 1),
 )
-@example(seed=0, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
-@example(seed=0, lr=1e-12, betas=(0.9, 0.999), eps=1e-20)
-def test_any_step_at_any_size_is_algorithm_1(t, seed, lr, betas, eps):
-    randn, (beta1, beta2) = np.random.default_rng(seed).standard_normal, betas
-    p = randn((3, 4)) * [[0.0], [1.0], [1e4]]
-    g, m, v = randn((3, 4)) * [0.0, 1e-9, 1.0, 1e6], randn((3, 4)), randn((3, 4)) ** 2
-    before, optimizer = p.copy(), Adam({"p": p}, lr=lr, betas=betas, eps=eps)
-    optimizer.load_state_dict({"t": t - 1, "m": {"p": m}, "v": {"p": v}})
-    optimizer.step({"p": g})
-    assert optimizer.t == t
-    for i in np.ndindex(p.shape):
-        m_i, v_i = beta1 * m[i] + (1 - beta1) * g[i], beta2 * v[i] + (1 - beta2) * g[i] ** 2
-        step = lr * (m_i / (1 - beta1**t)) / ((v_i / (1 - beta2**t)) ** 0.5 + eps)
-        assert abs(p[i] - (before[i] - step)) <= 1e-12 * (abs(before[i]) + abs(step))
+@example([1000, 1001], optim.BLOCK, "float32", "rows", 1, 1e-3, (0.9, 0.999), 1e-8, 1.0, 0)  # the article's weight
+@example([1, 300], 7, "float32", "columns", 1, 1e-3, (0.9, 0.999), 1e-8, 1.0, 0)
+def test_steps_have_the_bits_of_algorithm_1(shape, block, dtype, layout, t, lr, betas, eps, scale, seed):
+    randn, place = np.random.default_rng(seed).standard_normal, LAYOUTS[layout] if shape else np.array
+    theta, m, v = (place(np.array(a, dtype)) for a in (randn(shape), randn(shape), randn(shape) ** 2))
+    adam = Adam({"p": (p := theta.copy("K"))}, lr=lr, betas=betas, eps=eps)
+    adam.load_state_dict({"t": t - 1, "m": {"p": m}, "v": {"p": v}})
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(optim, "BLOCK", block)
+        for step in range(t, t + 3):
+            g = place(np.array(scale * randn(shape), dtype))
+            adam.step({"p": g})
+            theta, m, v = algorithm_1(theta, g, m, v, step, lr, betas, eps)
+    for found, expected in ((p, theta), (adam.m["p"], m), (adam.v["p"], v)):
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_step_without_gradient_goes_on_with_the_means():
@@ -65,38 +87,6 @@ def test_a_nan_in_a_gradient_is_not_hidden():
     p = np.zeros(3)
     Adam({"p": p}).step({"p": np.array([1.0, np.nan, -1.0])})
     np.testing.assert_array_equal(np.isnan(p), [False, True, False])
-
-
-@pytest.mark.parametrize(
-    "shape", [(BLOCK + 3,), (7, BLOCK // 3), (3, 2 * BLOCK), (5, 7, BLOCK // 20), (1000, 1000), (), (0, 3), (3, 0)]
-)
-def test_large_arrays_are_updated_as_many_small_ones(shape):
-    rng = np.random.default_rng(0)
-    start, grads = rng.standard_normal(shape), [rng.standard_normal(shape) for _ in range(3)]
-
-    def cut(array):
-        return dict(enumerate(np.array_split(array.reshape(-1).copy(), 50)))
-
-    whole, parts = np.array(start), cut(np.array(start))
-    adam, by_part = Adam({"p": whole}), Adam(parts)
-    for g in map(np.array, grads):
-        adam.step({"p": g})
-        by_part.step(cut(g))
-    np.testing.assert_allclose(whole.reshape(-1), np.concatenate(list(parts.values())), rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("t", [1, 164, 165, 355, 356, 1000])  # (22) divides by one from 165 and from 356 on
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5)])
-def test_a_large_arrays_update_has_the_pages_bits(dtype, t, betas):
-    rng = np.random.default_rng(t)
-    theta, g, m = (rng.standard_normal((3, BLOCK + 3)).astype(dtype) for _ in range(3))
-    arrays = [theta, g, m, m**2]
-    page = [array.copy() for array in arrays]
-    fast.adam.update_by_blocks(*arrays, t, lr=0.01, betas=betas, eps=1e-8)
-    optim.adam_update(*page, t, lr=0.01, betas=betas, eps=1e-8)
-    for array, expected in zip(arrays, page, strict=True):
-        np.testing.assert_array_equal(array, expected)
 
 
 def test_arrays_are_known_by_name_and_not_by_place():
@@ -243,9 +233,6 @@ def test_gradients_that_are_no_dict_are_refused():
         ({"betas": (0.9, -0.1)}, r"betas\[1\] must be at least 0 and below 1, got -0.1"),
         ({"betas": (-0.1, 0.9)}, r"betas\[0\] must be at least 0 and below 1, got -0.1"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
-        ({"betas": (0.9, 0.99, 0.5)}, r"betas must be two numbers, got \(0.9, 0.99, 0.5\)"),
-        ({"betas": (0.9,)}, r"betas must be two numbers, got \(0.9,\)"),
-        ({"betas": 0.9}, r"betas must be two numbers, got 0.9"),
         ({"eps": 0.0}, "eps must be above 0 and finite, got 0.0"),
     ],
 )
@@ -306,30 +293,25 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     np.testing.assert_array_equal(after["v"]["p"], before["v"]["p"])
 
 
-@pytest.mark.parametrize("shape", [(), (12,), (3, 4), (13,), (3, 5), (2, 1, 13)])
-def test_only_large_arrays_on_a_cpu_leave_the_page(monkeypatch, standin, shape):
-    """Another library has no such cache: it takes every array by the page, where it makes no kernel."""
-    seen = []
-    monkeypatch.setattr(fast.adam, "BLOCK", 12)
-    monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(("page", theta.shape)))
-    monkeypatch.setattr(fast.adam, "update_by_blocks", lambda theta, *a, **k: seen.append(("blocks", theta.shape)))
-    Adam({"p": np.ones(shape)}).step({"p": np.ones(shape)})
-    assert seen == [("blocks" if math.prod(shape) > 12 else "page", shape)]
-    seen.clear()
-    Adam({"p": standin.zeros(shape, "float32")}).step({"p": standin.zeros(shape, "float32")})
-    assert seen == [("page", shape)]
-
-
 @pytest.mark.parametrize(("shape", "rows"), [((300, 500), 4), ((8, 5000), 1), ((100_000,), 2000)])
-def test_a_large_arrays_step_needs_two_blocks_of_memory(monkeypatch, shape, rows):
+def test_a_large_arrays_step_needs_three_blocks_of_memory(monkeypatch, shape, rows):
     """Of the rows that fit in a block, and of one row at least."""
-    monkeypatch.setattr(fast.adam, "BLOCK", 2000)
+    monkeypatch.setattr(optim, "BLOCK", 2000)
     p = np.ones(shape)
     adam, g = Adam({"p": p}), np.ones(shape)
     with traced() as memory:
         adam.step({"p": g})
-    blocks = 2 * p[:rows].nbytes
-    assert blocks <= memory.peak < blocks + 6000
+    blocks = 3 * p[:rows].nbytes
+    assert blocks <= memory.peak < blocks + 9000
+
+
+def test_another_library_takes_an_array_whole(monkeypatch, standin):
+    """It has no such cache. The stand-in makes no kernel."""
+    seen = []
+    monkeypatch.setattr(optim, "BLOCK", 12)
+    monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(theta.shape))
+    Adam({"p": standin.zeros((13, 5), "float32")}).step({"p": standin.zeros((13, 5), "float32")})
+    assert seen == [(13, 5)]
 
 
 @given(axes=st.lists(st.tuples(st.integers(1, 4), st.integers(-6, 6)), min_size=1, max_size=3))

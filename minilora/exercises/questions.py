@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import check_choice, check_number
-from ..evaluation import evaluate
 from ..language.memory import LLAMA_2_7B, training_memory
 from ..linear import Linear
 from ..lora import LoRA
 from ..optim import Adam
-from ..training import train
+from ..training import evaluate, train
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..verify.closed_form import best_adapter

@@ -6,9 +6,8 @@ of a small one, several parts at once. `train` takes them only where you name th
     train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
 
 `blockwise` is attention in memory that grows with a text and not with its square; a language model takes it for long
-ones. `memory` keeps one step's memory for the next, where you call it. `adam` and `gather` serve every training: Adam
-updates a large array in place, some rows at a time, on a GPU in one kernel, and the rows of a batch go into a buffer
-that is kept.
+ones. `memory` keeps one step's memory for the next, where you call it. `adam` is
+Adam's update in one kernel, which a GPU takes.
 """
 
 from .. import lazy

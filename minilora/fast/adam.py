@@ -18,8 +18,8 @@ from typing import Any
 from ..backend import Backend
 from ..checks import Array
 
-INPUTS, OUTPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T lr_t, T eps_hat", "T theta, T m, T v"
-STATEMENTS = """
+KERNEL_INPUTS, KERNEL_OUTPUTS = "T g, T beta1, T rest1, T beta2, T rest2, T lr_t, T eps_hat", "T theta, T m, T v"
+KERNEL = """
 m = beta1 * m + rest1 * g;
 v = beta2 * v + rest2 * (g * g);
 theta = theta - lr_t * m / (sqrt(v) + eps_hat);
@@ -29,7 +29,7 @@ theta = theta - lr_t * m / (sqrt(v) + eps_hat);
 @cache
 def gpu_update(backend: Backend) -> Callable[..., None] | None:
     """Return what takes the arguments of `minilora.optim.adam_update`, or None where the library makes no kernel."""
-    kernel: Any = backend.elementwise_kernel(INPUTS, OUTPUTS, STATEMENTS, "minilora_adam")
+    kernel: Any = backend.elementwise_kernel(KERNEL_INPUTS, KERNEL_OUTPUTS, KERNEL, "minilora_adam")
     if kernel is None:
         return None
 

@@ -41,9 +41,9 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_integer, kind_of
-from ..evaluation import Gradients, backpropagate, evaluate
 from ..layer import Layer
 from ..losses import IGNORED, Loss, count, mse
+from ..training import Gradients, backpropagate, evaluate
 from ..variants.dropout import of_sequences
 
 Item = TypeVar("Item")

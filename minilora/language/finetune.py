@@ -25,7 +25,7 @@ from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
 from ..losses import IGNORED, Loss
-from ..schedule import Schedule
+from ..optim import Schedule
 from ..training import TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout

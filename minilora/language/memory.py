@@ -53,10 +53,10 @@ from typing import Any, NamedTuple
 
 from ..backend import Backend
 from ..checks import Array, check_choice, check_flag, check_instance, check_integer, check_sizes, is_array
-from ..evaluation import EVALUATION_ROWS
 from ..fast.blockwise import CPU, GPU
 from ..layer import Cache, Layer, arrays_of
 from ..layers.rotary import frequencies
+from ..training import EVALUATION_ROWS
 from .config import LlamaConfig
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -12,10 +12,9 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_ids, check_kind, check_shape
-from ..evaluation import EVALUATION_ROWS, check_data, sum_of
 from ..fast.parts import of_area, widths
 from ..losses import IGNORED, Loss, count, cross_entropy
-from ..training import backpropagate
+from ..training import EVALUATION_ROWS, backpropagate, check_data, sum_of
 from ..variants.dropout import with_rows_at
 from .llama import Llama
 
@@ -60,7 +59,7 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
             at = ~at
         return loss(model.lm_head(h[at]), y[at])
 
-    check_data(model.model, X, Y, of_hidden)
+    check_data(model.model, X, Y, of_hidden, model.model.trainable())
     targets = count(Y)
 
     def share(part: np.ndarray) -> Any:

@@ -23,7 +23,7 @@ from ..files.inputs import open_regular
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
 from ..layer import Layer
-from ..state import History, TrainingState
+from ..training import History, TrainingState
 from .data import HELD_OUT
 from .losstable import Learned
 from .recipe import Recipe, option_name

@@ -40,8 +40,7 @@ from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import Memory, parameter_bytes
 from minilora.language.recipe import SMALL, fitting
 from minilora.layer import parameter_count
-from minilora.optim import Adam
-from minilora.schedule import Schedule
+from minilora.optim import Adam, Schedule
 from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import FEW, finetune, losses, overfitting, rows, run

@@ -224,13 +224,13 @@ def test_the_stand_in_gives_no_view_beyond_cupys_promise(name, stand_in):
 
 # Leaks planted in the library itself: training on the stand-in must fail, or its traffic must show.
 
-losses, backend, gather, optim, training = (
-    import_module(f"minilora.{name}") for name in ("losses", "backend", "fast.gather", "optim", "training")
+losses, backend, optim, training = (
+    import_module(f"minilora.{name}") for name in ("losses", "backend", "optim", "training")
 )
-mse, gradients, batches, step, all_finite, moments = (
+mse, gradients, take_rows, step, all_finite, moments = (
     losses.mse,
     training.backpropagate,
-    gather.Batches.__call__,
+    training.take_rows,
     optim.Adam.step,
     backend.all_finite,
     optim.Adam.__init__,
@@ -282,9 +282,9 @@ def norm_by_numpy(self, grads):
     return [np.linalg.norm(g) for g in grads.values()]
 
 
-def moved_batch_by_batch(self, rows):
-    where = backend.backend_of(self.data[0])
-    return batches(self, where.asarray(where.to_numpy(rows)))
+def moved_batch_by_batch(array, rows, out):
+    where = backend.backend_of(array)
+    return take_rows(array, where.asarray(where.to_numpy(rows)), out)
 
 
 def gathered_on_the_host(array, rows, out):
@@ -304,26 +304,26 @@ LEAKS = {
     "np.linalg.norm of a gradient": ("optim.Adam.step", norm_by_numpy),
     "np.mean for the loss": ("losses.mse", lambda p, t: (np.mean((p - t) ** 2), p - t)),
     "np.asarray of the prediction": ("losses.mse", lambda p, t: mse(p, np.asarray(t))),
-    "np.take for the rows": ("fast.gather.take_rows", lambda a, rows, out: np.take(a, rows, axis=0)),
+    "np.take for the rows": ("training.take_rows", lambda a, rows, out: np.take(a, rows, axis=0)),
     "NumPy's mode= in take": (
-        "fast.gather.take_rows",
+        "training.take_rows",
         lambda a, rows, out: xp_of(a).take(a, rows, axis=0, mode="clip"),
     ),
     "a function that CuPy lacks": ("losses.mse", lambda p, t: (xp_of(p).vecdot(p - t, p - t).mean(), p - t)),
     "a list as an operand": ("losses.mse", lambda p, t: (((p - t) * ([0.5] * p.shape[-1])).mean(), p)),
     "batches as NumPy indices": (
-        "fast.gather.Batches.__call__",
-        lambda self, rows: batches(self, backend.backend_of(rows).to_numpy(rows)),
+        "training.take_rows",
+        lambda array, rows, out: take_rows(array, backend.backend_of(rows).to_numpy(rows), out),
     ),
-    "batches moved one by one": ("fast.gather.Batches.__call__", moved_batch_by_batch),
-    "rows gathered on the host": ("fast.gather.take_rows", gathered_on_the_host),
+    "batches moved one by one": ("training.take_rows", moved_batch_by_batch),
+    "rows gathered on the host": ("training.take_rows", gathered_on_the_host),
     "the loss read at each block": ("losses.mse", lambda p, t: (float(mse(p, t)[0]) + 0 * p[0, 0], p)),
     "if, on a gradient": ("training.backpropagate", clipped_if_large),
     "a finite check at each step": ("training.backpropagate", checked_for_nan),
     "a gradient's norm for the log": ("optim.Adam.step", norm_of_gradients),
     "a number printed at each step": ("optim.Adam.step", printing),
     "the loss taken for a float": ("losses.mse", lambda p, t: (mse(p, t)[0].is_integer(), p)),
-    "rows chosen by a mask": ("fast.gather.take_rows", chosen_by_mask),
+    "rows chosen by a mask": ("training.take_rows", chosen_by_mask),
     "the device waited for at each step": (
         "optim.Adam.step",
         lambda self, grads: (step(self, grads), backend.backend_of(self.m["lora_A"]).synchronize()),

@@ -258,7 +258,7 @@ def test_layers_losses_and_adam_neither_wait_nor_copy(standin):
 
 
 def test_evaluating_waits_once_however_many_rows_there_are(standin, monkeypatch):
-    monkeypatch.setattr(import_module("minilora.evaluation"), "EVALUATION_ROWS", 8)
+    monkeypatch.setattr(import_module("minilora.training"), "EVALUATION_ROWS", 8)
     rng = np.random.default_rng(15)
     layer = layers(standin.asarray, rng, "float64")["Linear"]
     X, Y = (standin.asarray(rng.standard_normal((N, width))) for width in (IN, OUT))

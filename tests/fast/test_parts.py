@@ -133,7 +133,7 @@ def test_the_bits_depend_on_the_rows_alone(rows, workers, batch, before, seed):
 
 @pytest.mark.parametrize("height", [5, 8, 512])
 def test_a_loss_has_the_same_bits_with_any_workers(height, monkeypatch):
-    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", height)
+    monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", height)
     model, x, y = problem("LoRA")
     found = {evaluate(model, x, y, next_token_loss, workers) for workers in (1, 2, 3, 9)}
     assert len(found) == 1
@@ -178,7 +178,7 @@ def test_two_parts_are_computed_at_once():
     ids=["evaluate", "accumulate"],
 )
 def test_two_parts_of_a_loss_are_computed_at_once(monkeypatch, measure):
-    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 4)
+    monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 4)
     tried = []  # `evaluate` looks at the first row before it computes
 
     def see(x):

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import minilora
 from minilora import Linear, LoRA, LoRALinear, evaluate, train
 
 BATCH, ROWS, EPOCHS = 16, 400, 40  # 25 steps an epoch: a thousand in all
@@ -103,10 +102,10 @@ class WithoutShortcut:
 
 # What each optimisation is replaced by: (module, name, the plain thing).
 PLAIN = {
-    "Adam in place, by blocks": ("minilora.fast.adam", "BLOCK", 1),
+    "Adam in place, by blocks": ("minilora.optim", "BLOCK", 1),
     "outer products at rank 1": ("minilora.lora", "widen", lambda narrow, factor: narrow @ factor),
-    "rows gathered into a buffer": ("minilora.fast.gather", "take_rows", lambda array, rows, out: array[rows].copy()),
-    "loss evaluated in blocks": ("minilora.evaluation", "EVALUATION_ROWS", ROWS),
+    "rows gathered into a buffer": ("minilora.training", "take_rows", lambda array, rows, out: array[rows].copy()),
+    "loss evaluated in blocks": ("minilora.training", "EVALUATION_ROWS", ROWS),
 }
 
 
@@ -119,7 +118,7 @@ def test_losses_are_the_same_without(optimisation, kind, in_features, out_featur
     task = Task.draw(in_features, out_features, rank, seed)
     module, name, plain = PLAIN[optimisation]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", 37)
+        patch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 37)
         ours = our_losses(task, task.model(kind), seed)
         patch.setattr(sys.modules[module], name, plain)
         without = our_losses(task, task.model(kind), seed)
@@ -147,59 +146,12 @@ def test_losses_are_the_same_when_the_base_runs_once(in_features, out_features, 
     np.testing.assert_allclose(once, at_each_step, rtol=TOLERANCE)
 
 
-LAYOUTS = {
-    "rows": lambda a: a,
-    "columns": np.asfortranarray,
-    "every other row": lambda a: np.repeat(a, 2, axis=0)[::2],
-}
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=3),
-    st.integers(1, 200),
-    st.sampled_from(["float32", "float64"]),
-    st.sampled_from([*LAYOUTS]),
-    st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0)]),
-    st.sampled_from([1e-20, 1.0, 1e15]),
-    seeds,
-)
-def test_adam_by_blocks_has_the_pages_bits(shape, block, dtype, layout, betas, scale, seed):
-    rng = np.random.default_rng(seed)
-    start = LAYOUTS[layout](rng.standard_normal(shape).astype(dtype))
-    grads = (scale * rng.standard_normal((5, *shape))).astype(dtype)
-    by_blocks, page, m, v = start.copy("K"), start.copy(), *np.zeros((2, *shape), dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minilora.fast.adam, "BLOCK", block)
-        adam = minilora.Adam({"p": by_blocks}, lr=0.1, betas=betas)
-        for t, g in enumerate(grads, start=1):
-            adam.step({"p": LAYOUTS[layout](g)})
-            minilora.optim.adam_update(page, g, m, v, t, lr=0.1, betas=betas, eps=1e-8)
-    for found, expected in ((by_blocks, page), (adam.m["p"], m), (adam.v["p"], v)):
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_the_articles_weight_by_blocks_has_the_pages_bits():
-    """At the sizes, the precision and the block that are used."""
-    rng = np.random.default_rng(0)
-    by_blocks = rng.standard_normal((1000, 1001), dtype="float32")
-    page, m, v = by_blocks.copy(), *np.zeros((2, 1000, 1001), "float32")
-    adam = minilora.Adam({"p": by_blocks})
-    for t in (1, 2, 3):
-        g = rng.standard_normal((1000, 1001), dtype="float32")
-        adam.step({"p": g})
-        minilora.optim.adam_update(page, g, m, v, t, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
-    for found, expected in ((by_blocks, page), (adam.m["p"], m), (adam.v["p"], v)):
-        np.testing.assert_array_equal(found, expected)
-
-
 @settings(max_examples=20, deadline=None)
 @given(kinds, widths, widths, ranks, st.integers(1, ROWS), seeds)
 def test_loss_in_blocks_is_the_loss_in_one_piece(kind, in_features, out_features, rank, block, seed):
     task = Task.draw(in_features, out_features, rank, seed)
     model = task.model(kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", block)
+        patch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", block)
         in_blocks = evaluate(model, task.X, task.Y)
     assert in_blocks == pytest.approx(float(np.mean((model(task.X) - task.Y) ** 2)), rel=1e-13)

@@ -33,8 +33,7 @@ from minilora import (
 )
 from minilora.fast import accumulate
 from minilora.files import checkpoint
-from minilora.state import TrainingState
-from minilora.training import backpropagate
+from minilora.training import TrainingState, backpropagate
 
 from ..support.memory import traced
 

@@ -74,7 +74,7 @@ def test_evaluation_in_blocks_is_the_loss_of_all_targets(monkeypatch, height):
     X, Y, _, _ = windows(IDS, 11)
     Y = Y.copy()
     Y[:7] = Y[9, 3] = -100  # blocks without a target, and with fewer
-    monkeypatch.setattr(sys.modules["minilora.evaluation"], "EVALUATION_ROWS", height)
+    monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", height)
     model = tiny_llama()
     assert_close(np.array(evaluate(model, X, Y, next_token_loss)), cross_entropy(model(X), Y)[0], 1e-13)
 
