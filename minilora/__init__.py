@@ -15,7 +15,7 @@ The book goes on, and imports nothing of what stands beside it:
   beside each layer that you name)
 - what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.variants.loftq`
 - is a gradient right? `minilora.verify`
-- trained adapters as files: `minilora.files`; what guards them: `minilora.guards`
+- trained adapters as files: `minilora.files`
 - the same numbers with less work: `minilora.fast`
 - `minilora.backend` (NumPy or CuPy) and `minilora.checks` (errors for bad input) serve all of them
 

@@ -295,9 +295,8 @@ def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int 
 def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
     """Return whether what stands before a place leaves the tokens after it alone, and the other way round."""
     after = text[place : place + CONTEXT]
-    befores = [text[max(0, place - length) : place] for length in (CONTEXT, CONTEXT - 1, CONTEXT // 2)]
-    ids = [_ids_after(before, after, encode) for before in befores]
-    return ids[0] is not None and ids[0] == ids[1] == ids[2]
+    long, short = (_ids_after(text[max(0, place - n) : place], after, encode) for n in (CONTEXT, CONTEXT // 2 - 1))
+    return long is not None and long == short  # an even and an odd number of letters before it
 
 
 def _ids_after(before: str, after: str, encode: Callable[[str], list[int]]) -> list[int] | None:

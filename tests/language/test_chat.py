@@ -159,6 +159,12 @@ CALLS = Template(lambda messages: "".join(f"{m['role'][0]}:{m['content']}{of_cal
 NAMELESS = Template(
     lambda messages: "".join(f"{m['content']}{'call' * ('tool_calls' in m)}<end>" for m in messages), ""
 )
+WORDLESS = Template(
+    lambda messages: "".join(
+        m["content"] + "".join(c["function"]["name"] for c in m.get("tool_calls", ())) + "<end>" for m in messages
+    ),
+    "",
+)
 USERS = Template(
     lambda messages: "".join(f"{m['role'][0]}:{m['content']}<end>" for m in messages if m["role"] != "system")
 )
@@ -174,6 +180,7 @@ TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "argument
         (TURNS, {"train": False}, None, "the key 'train' of message 2 leaves no trace"),
         (NAMELESS, {"tool_calls": TOOLED}, None, "name of tool call 1 of message 2 leaves no trace"),
         (NAMELESS, {"tool_calls": TOOLED * 2}, None, "name of tool call 1 of message 2 leaves no trace"),
+        (WORDLESS, {"tool_calls": TOOLED}, None, "arguments of tool call 1 of message 2 leaves no trace"),
         (TURNS, {}, [{"name": "sun"}], "tool 1 of its tools leaves no trace"),
         (TURNS, {"tool_calls": [], "name": None, "refusal": ""}, None, None),
         (CALLS, {"tool_calls": TOOLED}, None, None),
@@ -261,3 +268,5 @@ def test_a_question_ends_with_what_lets_the_model_answer():
     assert spell(ids) == "<s>u:hi<end>\na:"
     assert end == {1}  # the end of a turn, though the model names no end
     assert encode_question("hi", SILENT, words(last=(5,)))[1] == {5}
+    with pytest.raises(ValueError, match="the chat template writes nothing of a system message"):
+        encode_question("hi", USERS, words(), system="be kind")

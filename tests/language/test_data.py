@@ -198,11 +198,22 @@ def test_one_example_is_shown_with_what_counts_marked(tmp_path, model):
     assert data.summary.endswith(f"60 of 160 tokens count, {cut}")
 
 
-def test_what_fills_the_rows_held_out_is_not_counted(tmp_path, model):
-    file = write(tmp_path / "e.jsonl", [{"prompt": "cat", "completion": "s"}] * 19 + [{"text": "on the cat "}])
-    data = load_data(file, model)
-    assert data.X_held.shape == (2, 11)
-    assert data.held_windows == (4 + 11) / 11
+def test_of_a_text_the_first_token_is_shown_as_no_target():
+    assert show(example("abc", 0, whole=True), 9, words()).split("\n") == [
+        "example  line 1, 3 tokens; the 2 behind a | count:",
+        "    a",
+        "  | bc",
+    ]
+
+
+def test_another_file_is_measured_on_in_part(tmp_path, model):
+    trained = write(tmp_path / "e.jsonl", [{"prompt": "cat", "completion": "s"}] * 3)
+    held = write(tmp_path / "f.jsonl", [{"prompt": "dog" * 9, "completion": "s"}] * 99)
+    data = load_data(trained, model, held_out=held)
+    for each in (data, data.with_length(40)):
+        assert (len(each.X), each.X_held.shape) == (3, (MEASURED, 28))
+    with pytest.raises(ValueError, match=r"held_out must be at most 0\.5, got 0\.6"):
+        load_data(trained, model, held_out=0.6)
 
 
 def test_a_long_example_is_shown_in_part():

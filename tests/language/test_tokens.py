@@ -167,7 +167,7 @@ def test_a_glassllm_token_says_where_its_letters_are():
         text[a:b] for i, (a, b) in zip(ids, places, strict=True) if i != 1
     ]
     assert "".join(text[a:b] for a, b in places) == text
-    apart = "Cafe\u0301 in a\u0323\u0308 \u1112\u1161\u11ab, said"  # letters whose accents, or parts, stand apart
+    apart = "Cafe\u0301 in a\u0323\u0308 a\u0327\u0301 \u1112\u1161\u11ab, said"  # accents, and parts of letters
     _, places = found.tokens(apart)
     assert {i for start, stop in places for i in range(start, stop)} == set(range(len(apart)))
     for number, (start, stop) in zip(found.encode(apart), places, strict=True):
@@ -530,6 +530,12 @@ def test_special_tokens_of_older_files_are_read(tmp_path):
 def test_what_makes_other_ids_is_refused(tmp_path, beside, model, message):
     with pytest.raises(FileRefused, match=message):
         load_tokenizer(byte_level(write_folder(tmp_path / "m", tiny_llama()), beside, **model))
+
+
+def test_a_llama_class_has_no_tokens_of_its_own_where_the_file_is_of_bytes(tmp_path):
+    """transformers passes the class over then: <unk> in a text is letters."""
+    folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "LlamaTokenizer"})
+    assert len(load_tokenizer(folder).encode("<unk>")) == 5
 
 
 @pytest.mark.parametrize("kind", [0, 1, 3, 4, 5, 6, 7])

@@ -16,7 +16,6 @@ MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in
 FLOORS = [
     {"lazy"},
     {"checks", "backend"},
-    {"guards"},
     {"layer", "losses"},
     {"linear"},
     {"lora", "layers"},

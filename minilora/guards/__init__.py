@@ -1,1 +1,0 @@
-"""What guards against hostile files and machines that die: a reader of the mathematics passes this room by."""
