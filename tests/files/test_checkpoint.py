@@ -159,7 +159,16 @@ def four(prediction, target):
 
 def assert_refused(file, match, **other):
     """A refused checkpoint leaves itself, the model and the generator as they were."""
-    settings = {"epochs": 7, "batch_size": 8, "lr": 0.01, "log_every": 2, "loss": mse, "Y": None}
+    settings = {
+        "epochs": 7,
+        "batch_size": 8,
+        "lr": 0.01,
+        "log_every": 2,
+        "loss": mse,
+        "held_out": None,
+        "schedule": None,
+        "Y": None,
+    }
     settings |= {name: other.pop(name) for name in list(other) if name in settings}
     before, (model, X, Y, rng), given = file.read_bytes(), problem(**other), settings.pop("Y")
     start = {name: p.tobytes() for name, p in model.trainable().items()}
@@ -185,6 +194,11 @@ def assert_refused(file, match, **other):
         ({"adapter": False}, "model is 'LoRALinear' there and 'Linear' here"),
         ({"n": 61}, r"X is .*\(60, 6\).* there and .*\(61, 6\)"),
         ({"Y": np.zeros((60, 4), "f4")}, r"configuration: Y is .* there and .* here"),
+        (
+            {"held_out": (np.zeros((2, 6), "f4"), np.zeros((2, 4), "f4"))},
+            r"configuration: held_out is None there and \[",
+        ),
+        ({"schedule": lambda t: 0.5}, "schedule is None there and "),
         ({"seed_of_base": 6}, "frozen"),
         ({"alpha": 3.0}, "frozen"),
         ({"loss": four}, "loss is 'mse' there and 'four' here"),
