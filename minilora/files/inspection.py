@@ -39,31 +39,20 @@ class LayerSummary:
 
 
 def inspect_adapter(path: str | Path) -> list[LayerSummary]:
-    """Return a summary of each layer of an adapter in PEFT's layout.
+    """Return a summary of each layer of an adapter in PEFT's layout; one that cannot be read is a FileRefused.
 
-    Raises
-    ------
-    FileRefused
-        If it cannot be read.
-
-    Warns
-    -----
-    UserWarning
-        If the file also holds a base's own weight, which is no part of the adapter.
+    A UserWarning says so if the file also holds a base's own weight, which is no part of the adapter.
     """
     folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
-    return [_summary(folder, module, *folder.read(module)) for module in folder.layers]
+    return [_summary(folder, module) for module in folder.layers]
 
 
-def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *more: np.ndarray) -> LayerSummary:
-    layer, (out_features, in_features) = folder.layers[module], folder.shapes(module)
-    form = folder.forms[module]
-    if form.experts:  # of all experts' changes
-        pairs = zip(stacked_A(A, form.experts), stacked_B(B, form.experts), strict=True)
-        values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * layer.scaling
-    else:
-        values = singular_values(A, B) * layer.scaling
+def _summary(folder: AdapterFolder, module: str) -> LayerSummary:
+    A, B, *magnitude = folder.read(module)
+    layer, form, (out_features, in_features) = folder.layers[module], folder.forms[module], folder.shapes(module)
+    pairs = zip(stacked_A(A, form.experts or 1), stacked_B(B, form.experts or 1), strict=True)
+    values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * layer.scaling
     relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
     return LayerSummary(
         module=module,
@@ -72,7 +61,7 @@ def _summary(folder: AdapterFolder, module: str, A: np.ndarray, B: np.ndarray, *
         rank=layer.rank,
         alpha=layer.alpha,
         scaling=layer.scaling,
-        parameters=A.size + B.size + sum(m.size for m in more),
+        parameters=sum(array.size for array in (A, B, *magnitude)),
         norm=float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0]),
         singular_values=values,
         shares=relative**2 / max(float((relative**2).sum()), 1.0),
