@@ -43,9 +43,9 @@ import numpy as np
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import FileRefused, check_flag, check_float_dtype, check_number, check_path, dtype_name, short
-from ..layer import Layer
+from ..layer import Layer, parts_besides
 from ..lora import LoRA, LoRALinear
-from ..variants.adapter import Adapter, Rewritten
+from ..variants.adapter import Adapter, Rewritten, beyond_factors
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
@@ -74,9 +74,8 @@ __all__ = ["load_adapter", "save_adapter"]
 SAVED_DTYPES = ("float16", "float32", "float64")
 FILE_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
 """The types of arrays that are saved, and those that a file can have."""
-SAVED_ADAPTERS = (LoRA, Adapter, DoRAAdapter, StackedLoRA)
-SAVED_LAYERS = (LoRALinear, DoRA, Rewritten, StackedLoRALinear)
-"""The classes that PEFT's layout can hold. A subclass may compute something else, which a file would not say."""
+SAVED_LAYERS: tuple[Any, ...] = (LoRALinear, DoRA, Rewritten, StackedLoRALinear)
+"""The classes of adapted layers that PEFT's layout can hold."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -134,19 +133,9 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
 
 
 def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
-    """Refuse an adapter that brings a weight of another base with it: PEFT would compute with that weight.
+    """Require that a base's own weight in an adapter's folder is the model's: PEFT would compute with that weight.
 
-    Parameters
-    ----------
-    path : path
-        The adapter's folder.
-    weight : callable
-        Returns the base's weight at a module's path, on the host; None where there is none to compare.
-
-    Raises
-    ------
-    FileRefused
-        If a weight in the file is not the base's, rounded to the file's type.
+    `weight` returns the model's at a module's path, on the host; None where there is none to compare.
     """
     folder = AdapterFolder.open(check_path("path", path))
     for module in sorted(folder.with_base):
@@ -254,19 +243,33 @@ def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
     """Return the adapter that a layer is or has, which knows its kind of layer, for the original base."""
     if not isinstance(module, str) or not is_module_path(module):
         raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
-    is_adapter = type(layer) in SAVED_ADAPTERS
-    stranger = layer if not is_adapter and type(layer) not in SAVED_LAYERS else getattr(layer, "adapter", None)
-    if stranger is not None and type(stranger) not in SAVED_ADAPTERS:
-        raise TypeError(
-            f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(stranger).__name__}, for which PEFT's "
-            "layout of LoRA has no place"
-        )
-    adapter: Any = layer if is_adapter else adapters(layer)[""]
+    own = layer if isinstance(layer, LoRA) else getattr(layer, "adapter", None)
+    for part in (layer, own):
+        if more := _beyond_file(part):
+            raise TypeError(
+                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(part).__name__}, for which PEFT's "
+                f"layout of LoRA has no place: {more}"
+            )
+    adapter: Any = layer if layer is own else adapters(layer)[""]
     if isinstance(adapter, StackedLoRA):
         return adapter
     if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
         adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
     return over_original(adapter)
+
+
+def _beyond_file(part: Any) -> str:
+    """Return what an adapter, or a layer with one, is or has that no file says; "" where there is nothing."""
+    if type(part) in (StackedLoRA, *SAVED_LAYERS):
+        return ""
+    if isinstance(part, LoRA):
+        held = ["a magnitude"] if isinstance(part, DoRAAdapter) else []
+        return ", ".join(what for what in beyond_factors(part) if what not in held)
+    for cls in SAVED_LAYERS:
+        if isinstance(part, cls):
+            own = [name for name in ("forward", "merge") if getattr(type(part), name) != getattr(cls, name)]
+            return ", ".join(f"a {name} of its own" for name in (*own, *parts_besides(part, "base", "adapter")))
+    return "it is none of them"
 
 
 def _check_alike(saved: Mapping[str, Adapter | StackedLoRA]) -> None:
