@@ -1,4 +1,8 @@
-"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file of this folder."""
+"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file; `console` has what they share.
+
+On numbers: `article`, `check`. On a language model: `finetune`, `generate`, `evaluate`. On files: `merge`, `inspect`,
+`export`. To judge others: `audit`, `diagnose`, `conformance`, `golden`, `vectors`.
+"""
 
 from __future__ import annotations
 
