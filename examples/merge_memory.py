@@ -1,4 +1,4 @@
-"""How much memory does a merge need? Folds an adapter into a checkpoint of 500 MB and prints the peak (Linux).
+"""How much memory does a merge need? Folds an adapter into weights of 500 MB and prints the peak (Linux).
 
 The merge runs in a process of its own, and its peak is what the kernel calls VmHWM: the most memory that this
 process ever held, the interpreter and its libraries included. Takes 1 GB of disk, and gives it back.
@@ -28,7 +28,7 @@ print(f"{before:.0f} MiB with all imported, {peak():.0f} MiB at most during the 
 
 
 def measure(dtype: str, shapes: list[tuple[int, int]]) -> None:
-    """Make a checkpoint of random weights, adapt each of them with rank 16, and merge."""
+    """Write random weights, adapt each of them with rank 16, and merge."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""``minilora merge``: an adapter in PEFT's layout folded into a checkpoint's weights."""
+"""``minilora merge``: an adapter in PEFT's layout folded into a model's weights."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _layout(text: str) -> tuple[str, str]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the merged checkpoint, and print a line for each tensor that changed."""
+    """Write the merged weights, and print a line for each tensor that changed."""
     from ..files.merge import merge_adapter
 
     layouts = dict(options.layout or ())

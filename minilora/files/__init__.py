@@ -1,4 +1,4 @@
-"""Adapters and checkpoints as files: what is in them, how they are read, and what is refused.
+"""Adapters and trainings as files: what is in them, how they are read, and what is refused.
 
 For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a model, `inspection`
 shows what is in one, `checkpoint` keeps a training.

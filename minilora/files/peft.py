@@ -85,7 +85,7 @@ class Form:
         return A, B, (1, out, *ones) if self.kernel else (out,)
 
     def weight_shape(self, out: int, width: int, layout: str) -> tuple[int, ...]:
-        """Return the shape of the weight that a checkpoint has for a matrix (out, width)."""
+        """Return the shape of the weight that a file has for a matrix (out, width)."""
         return (width, out) if layout == "in-out" else (out, width // math.prod(self.kernel), *self.kernel)
 
     def __str__(self) -> str:
