@@ -1,7 +1,6 @@
 """A decoder in glassllm's format."""
 
 import json
-import warnings
 import zipfile
 
 import numpy as np
@@ -111,15 +110,10 @@ def test_a_member_of_an_npz_must_be_an_array(tmp_path, name):
         Llama.load(tmp_path / "en.npz")
 
 
-@pytest.mark.parametrize("name", ["E", "model.embed_tokens.weight"])
-def test_an_array_that_stands_twice_is_refused(tmp_path, name):
-    """Under one name, or under glassllm's and transformers': nothing says which is meant."""
+def test_an_array_under_two_names_is_refused(tmp_path):
+    """glassllm's and transformers': nothing says which is meant."""
     path = tmp_path / "en.npz"
     write_npz(path)
-    embedding = np.load(path)["E"]
-    with zipfile.ZipFile(path, "a") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with file.open(f"{name}.npy", "w") as member:
-            np.save(member, 2 * embedding)
-    with pytest.raises(ValueError, match="'E.npy' stands twice" if name == "E" else "have the same name"):
+    write_npz(path, **{"model.embed_tokens.weight": 2 * np.load(path)["E"]})
+    with pytest.raises(ValueError, match="have the same name"):
         Llama.load(path)
