@@ -61,10 +61,11 @@ class Layer:
     def __init_subclass__(cls, **options: Any) -> None:
         """Put the guards around the forward and the backward of a class that says what fits."""
         super().__init_subclass__(**options)
-        if "fits" in vars(cls):
-            for name, guarded in (("forward", _guarded_forward), ("backward", _guarded_backward)):
-                if name in vars(cls):
-                    setattr(cls, name, guarded(vars(cls)[name]))
+        own = vars(cls)
+        if "fits" in own and "forward" in own:
+            cls.forward = _guarded_forward(own["forward"], cls.fits.get("x"))  # type: ignore[method-assign]
+        if "fits" in own and "backward" in own:
+            cls.backward = _guarded_backward(own["backward"])  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         check_fits(self)
@@ -152,6 +153,8 @@ def parts_besides(layer: Layer, *names: str) -> dict[str, Any]:
 def first_array(layer: Layer) -> Array | None:
     """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
     for value in vars(layer).values():  # not by `parts`: every layer asks at every step, and this takes half the time
+        if is_array(value):
+            return value
         for part in value if isinstance(value, list) else (value,):
             array = part if is_array(part) else first_array(part) if isinstance(part, Layer) else None
             if array is not None:
@@ -282,14 +285,14 @@ def _show(value: Any) -> str:
 # --- guards ---
 
 
-def _guarded_forward(forward: Callable[..., tuple[Array, Cache]]) -> Callable[..., tuple[Array, Cache]]:
-    """Return a forward that requires an x that fits, and puts the layer and the shape of y in front of its cache."""
+def _guarded_forward(forward: Callable[..., Any], axes: str | None) -> Callable[..., tuple[Array, Cache]]:
+    """Return a forward that requires these axes of x, and puts the layer and the shape of y in front of its cache."""
 
     @wraps(forward)
     def guarded(self: Layer, x: Array, *more: Any, **options: Any) -> tuple[Array, Cache]:
-        if "x" in self.fits:
-            check_input(self, x, self.fits["x"])
-        y, kept = forward(self, x, *more, **options)
+        if axes is not None:
+            check_input(self, x, axes)
+        y, kept = forward(self, x, *more, **options) if more or options else forward(self, x)  # the second costs less
         return y, (self, y.shape, *kept)
 
     return guarded
@@ -313,15 +316,16 @@ def check_fits(layer: Layer) -> None:
         part: Any = getattr(layer, name, None)
         if name == "x" or (part is None and hasattr(type(layer), name)):
             continue
-        inside = "->" in axes
-        if inside:
-            check_has_widths(name, part)
-        array = first_array(part) if inside else part
-        if array is not None or not inside:
-            check_array(name, array, like, like_name)
+        if "->" in axes:
+            shape = _widths(name, part)
+            array = first_array(part)
+        else:
+            check_array(name, part)
+            array, shape = part, tuple(part.shape)
         if like is None:
             like, like_name = array, name
-        shape = (part.in_features, part.out_features) if inside else tuple(part.shape)
+        elif array is not None:
+            check_array(name, array, like, like_name)
         letters = _letters(axes)
         if len(letters) != len(shape) or 0 in shape:
             raise ValueError(f"{_sized(name, axes, shape)} with no empty axis")
@@ -329,6 +333,13 @@ def check_fits(layer: Layer) -> None:
             known, owner = sizes.setdefault(letter, (size, name))
             if size != known:
                 raise ValueError(f"{_sized(name, axes, shape)} with {letter} = {known} as in {owner}")
+
+
+def _widths(name: str, layer: Any) -> tuple[int, int]:
+    """Return the widths of a layer that has them."""
+    if not isinstance(layer, Layer) or not hasattr(layer, "in_features"):
+        raise TypeError(f"{name} must be a Layer with in_features and out_features, got {kind_of(layer)}")
+    return layer.in_features, layer.out_features
 
 
 @cache
@@ -386,9 +397,3 @@ def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
     if dy.shape != cache[1]:
         check_shape("dy", dy, cache[1])
     return cache[2:]
-
-
-def check_has_widths(name: str, layer: Any) -> None:
-    """Require a layer that has in_features and out_features."""
-    if not isinstance(layer, Layer) or not hasattr(layer, "in_features"):
-        raise TypeError(f"{name} must be a Layer with in_features and out_features, got {kind_of(layer)}")

@@ -72,17 +72,11 @@ class Attention(Layer):
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., T, d) -> (..., T, d)
         """Return y, and a cache with q, k, v and P."""
-        h, T = rows(x), x.shape[-2]  # h (B T, d)
-        (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, q_norm = normed(self.q_norm, self.split(q, T))
-        k, k_norm = normed(self.k_norm, self.split(k, T))
-        (q, q_turn), (k, k_turn) = self.rotary.forward(q), self.rotary.forward(k)
-        v = self.split(v, T)
+        (q, k, v), linears, heads = self.heads(x)
         o, P = self.attend(q, k, v)
         y, o_cache = self.o_proj.forward(self.join(o))
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        linears, heads = (q_cache, k_cache, v_cache, o_cache), (q_norm, k_norm, q_turn, k_turn)
-        return y, (x.shape, linears, heads, (q, k, v, P))
+        return y, (x.shape, (*linears, o_cache), heads, (q, k, v, P))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (..., T, d), and the gradients of the four layers and of the norms."""
@@ -109,16 +103,21 @@ class Attention(Layer):
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
         check_input(self, x, self.fits["x"])
-        h, T = rows(x), x.shape[-2]
-        q, k, v = (self.split(p(h), T) for p in (self.q_proj, self.k_proj, self.v_proj))
-        start = 0 if past is None else past[0].shape[-2]
-        q, k = normed(self.q_norm, q)[0], normed(self.k_norm, k)[0]
-        q, k = self.rotary.forward(q, start)[0], self.rotary.forward(k, start)[0]
+        (q, k, v), _, _ = self.heads(x, 0 if past is None else past[0].shape[-2])
         if past is not None:
             k, v = (backend_of(x).xp.concatenate(pair, axis=-2) for pair in zip(past, (k, v), strict=True))
         o, _ = self.attend(q, k, v)
         y = self.o_proj(self.join(o))
         return y.reshape(*x.shape[:-1], y.shape[-1]), (k, v)
+
+    def heads(self, x: Array, start: int = 0) -> tuple[tuple[Array, Array, Array], Cache, Cache]:
+        """Return q, k and v of the positions from `start` on, q and k normed and turned, and what was kept for each."""
+        h, T = rows(x), x.shape[-2]  # h (B T, d)
+        (q, q_cache), (k, k_cache), (v, v_cache) = (p.forward(h) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, q_norm = normed(self.q_norm, self.split(q, T))
+        k, k_norm = normed(self.k_norm, self.split(k, T))
+        (q, q_turn), (k, k_turn) = self.rotary.forward(q, start), self.rotary.forward(k, start)
+        return (q, k, self.split(v, T)), (q_cache, k_cache, v_cache), (q_norm, k_norm, q_turn, k_turn)
 
     def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
         """Return o and P. `minilora.fast.blockwise` keeps less of a long text."""
