@@ -196,11 +196,6 @@ def test_rates_that_fit_no_name_are_refused(lr, error, message):
         Adam({"lora_A": np.zeros(2), "lora_B": np.zeros(2)}, lr=lr)
 
 
-def test_rates_by_endings_need_names_that_are_texts():
-    with pytest.raises(TypeError, match="params has the name 0, which is no text"):
-        Adam({0: np.zeros(2)}, lr={"": 0.1})
-
-
 def test_loraplus_trains_b_at_a_multiple():
     rng = RNG(0)
     model = adapt(Linear(rng.standard_normal((3, 4))), "", rank=2, alpha=1, rng=rng)

@@ -214,6 +214,7 @@ def test_an_analytic_function_is_checked_by_complex_step():
     [
         (lambda p: np.abs(p["x"]).sum(), np.sign(X), "f returns real numbers for complex ones"),
         (lambda p: (p["x"] * p["x"].conj() * p["x"]).sum(), 3 * X**2, "is f analytic"),
+        (lambda p: (p["x"].conj() ** 2).sum(), 2 * X, "is f analytic"),
         (lambda p: (p["x"].astype(np.float64) ** 2).sum(), 2 * X, "f does not take complex numbers (ComplexWarning"),
         (lambda p: np.floor(p["x"]).sum() + (p["x"] ** 2).sum(), 2 * X, "f does not take complex numbers (TypeError"),
         (lambda p: float((p["x"] ** 2).sum()), 2 * X, "f does not take complex numbers (ComplexWarning"),
