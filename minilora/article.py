@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_choice, check_flag, check_integer, check_number, check_path, check_sizes
+from .checks import Array, check_choice, check_integer, check_number, check_path, check_sizes
 from .files.checkpoint import Checkpoint
-from .layer import Layer
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, check_batch_size, evaluate, train
+from .training import History, evaluate, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (
@@ -104,33 +103,29 @@ def run(
     Raises
     ------
     ValueError, TypeError
-        If an argument is out of range, before anything is computed.
+        If an argument is out of range, before anything is trained.
     CheckpointError
         If a file holds a checkpoint of another configuration, naming the difference.
     """
-    n, in_features, out_features = check_sizes(n=n, in_features=in_features, out_features=out_features)
-    rank, epochs = check_sizes(rank=rank, epochs=epochs)
-    alpha, lr = check_number("alpha", alpha, above=0), check_number("lr", lr, above=0)
-    batch_size, seed = check_batch_size(batch_size, n, "the data"), check_integer("seed", seed, at_least=0)
+    # All that decides the numbers: a checkpoint of other settings is refused before anything is computed.
+    settings = {name: value for name, value in locals().items() if name not in ("backend", "progress", "checkpoint")}
+    # What only the second training would refuse, or nobody; `train` looks at the rest.
+    check_sizes(rank=rank, n=n, in_features=in_features, out_features=out_features)
+    check_integer("seed", seed, at_least=0)
+    alpha = check_number("alpha", alpha, above=0)
     check_choice("dtype", dtype, ("float32", "float64"))
-    backend, progress = backend_or_numpy(backend), check_flag("progress", progress)
+    backend = backend_or_numpy(backend)
     checkpoints: dict[str, Checkpoint] = {}
     if checkpoint is not None:
-        settings: dict[str, Any] = {
-            "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "n": n,
-            "in_features": in_features, "out_features": out_features, "dtype": dtype, "backend": backend.name,
-        }  # fmt: skip
+        settings["backend"] = backend.name
         checkpoints = {name: Checkpoint(file, settings) for name, file in checkpoint_files(checkpoint).items()}
     rng = np.random.default_rng(seed)
+    training: dict[str, Any] = {
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "rng": rng, "progress": progress
+    }  # fmt: skip
 
     def randn(*shape: int) -> Array:
         return backend.asarray(rng.standard_normal(shape), dtype)
-
-    def fit(name: str, model: Layer, x: Array, y: Array) -> History:
-        return train(
-            model, x, y, epochs=epochs, batch_size=batch_size, lr=lr, rng=rng, progress=progress,
-            checkpoint=checkpoints.get(name),
-        )  # fmt: skip
 
     # Step 1. Simulate data of a linear model.
     theta = randn(in_features, out_features)
@@ -140,7 +135,7 @@ def run(
     # Step 2. Train a full-rank layer on it: the "pre-trained" model.
     start = time.perf_counter()
     base = Linear.init(in_features, out_features, bias=False, rng=rng, dtype=dtype, backend=backend)
-    base_history = fit("base", base, X, Y)
+    base_history = train(base, X, Y, checkpoint=checkpoints.get("base"), **training)
     base_seconds = time.perf_counter() - start
 
     # Step 3. A new task: every entry of theta grows by 1, and the inputs are new.
@@ -155,7 +150,7 @@ def run(
     start = time.perf_counter()
     adapter = LoRA(randn(rank, in_features), backend.zeros((out_features, rank), dtype), alpha)
     residual = Y2 - base(X2)
-    lora_history = fit("adapter", adapter, X2, residual)
+    lora_history = train(adapter, X2, residual, checkpoint=checkpoints.get("adapter"), **training)
     lora_seconds = time.perf_counter() - start
 
     # Step 6. Look at what was learned: a matrix of ones.
@@ -188,18 +183,7 @@ def checkpoint_files(path: str | Path) -> dict[str, Path]:
 
 
 def report(result: ArticleResult) -> str:
-    """Return the run as the article prints it, with the article's figures beside ours.
-
-    Parameters
-    ----------
-    result : ArticleResult
-        A run.
-
-    Returns
-    -------
-    str
-        Several lines, for a terminal.
-    """
+    """Return the run as the article prints it, in lines for a terminal, with the article's figures beside ours."""
     base, adapter = result.base, result.adapter
     count = base.weight.size
     adapter_count = sum(p.size for p in adapter.trainable().values())

@@ -160,9 +160,7 @@ def train(
     before = try_out(model, X, Y, loss, params)  # the loss of the start, also where the training goes on
     if held_out is not None:
         before = try_held_out(model, held_out, loss, params)
-    batch_size = check_batch_size(min(DEFAULT_ROWS, len(X)) if batch_size is None else batch_size, len(X))
-    steps = len(X) // batch_size if steps is None else steps
-    steps = check_integer("steps", steps, at_least=1, at_most=MOST // batch_size)
+    batch_size, steps = check_batches(batch_size, steps, len(X))
     if not params:
         raise ValueError(
             "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
@@ -457,9 +455,9 @@ def check_functions(functions: Mapping[str, Any]) -> None:
             raise TypeError(f"{call.partition('(')[0]} must be a function, {call}, got {function!r}")
 
 
-def check_batch_size(batch_size: Any, n: int, of: str = "X") -> int:
-    """Return the batch size as an int: at most the number of rows."""
-    size = check_integer("batch_size", batch_size, at_least=1)
+def check_batches(batch_size: Any, steps: Any, n: int) -> tuple[int, int]:
+    """Return the rows of a batch and the batches of an epoch, by default as many as n rows allow."""
+    size = check_integer("batch_size", min(DEFAULT_ROWS, n) if batch_size is None else batch_size, at_least=1)
     if size > n:
-        raise ValueError(f"batch_size must be at most the {n} rows of {of}, got {size}")
-    return size
+        raise ValueError(f"batch_size must be at most the {n} rows of X, got {size}")
+    return size, check_integer("steps", n // size if steps is None else steps, at_least=1, at_most=MOST // size)
