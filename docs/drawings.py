@@ -17,7 +17,7 @@ import pictures
 from IPython.display import HTML
 
 from minilora import Attention, DoRAAdapter, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
-from minilora.figures import BASE, LORA
+from minilora.cli.figures import BASE, LORA
 from minilora.language.memory import cache_bytes, training_memory
 from minilora.layer import Layer, rebuild
 from minilora.layers.attention import softmax

@@ -17,7 +17,7 @@ from IPython.display import HTML
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
-from minilora.figures import BASE, INK, LORA, new_figure
+from minilora.cli.figures import BASE, INK, LORA, new_figure
 
 THIRD = "#2a9d6f"  # where a picture has a third line
 

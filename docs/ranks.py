@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from minilora import Linear, LoRALinear, evaluate, train
-from minilora.figures import BASE, INK, LORA
+from minilora.cli.figures import BASE, INK, LORA
 
 FILE = Path(__file__).parent / "_static" / "ranks.svg"
 PREVIEW = FILE.with_name("preview.png")

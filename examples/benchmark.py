@@ -33,7 +33,7 @@ import benchmark_report as report
 from benchmark_ours import FLOORS, OURS, Step, Task
 
 from minilora import article
-from minilora.figures import check_figure_path
+from minilora.cli.figures import check_figure_path
 
 REST, WARM_UP, TURN = 0.06, 3, 0.12  # seconds, steps, seconds
 FULL, LORA_LINEAR, LORA_LINEAR_SHORT, ADAPTER, ADAPTER_SHORT = OURS

@@ -1,6 +1,6 @@
 """What `benchmark.py` measured, as a table and as a picture."""
 
-from minilora.figures import BASE, INK, LORA, new_figure
+from minilora.cli.figures import BASE, INK, LORA, new_figure
 
 OTHERS = 0.25
 """Cores that other processes may take, on average, while ratios are measured that are judged."""

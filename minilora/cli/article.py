@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     if options.save:
         print(f"\nadapter written to {printable(str(options.save))}")
     if options.plot:
-        from .. import figures
+        from . import figures
 
         plot(figures.plot_article(result), options.plot)
     return 0

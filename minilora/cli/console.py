@@ -184,7 +184,7 @@ def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> No
     """Require a file that a figure can be written to."""
     if path is None:
         return
-    from .. import figures  # matplotlib is an extra
+    from . import figures  # matplotlib is an extra
 
     figures.check_figure_path(path)
     check_output(path, inputs, "plot file")

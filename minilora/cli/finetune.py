@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         say_stopped(recipe, options.typed)
         return 130
     if recipe.plot is not None:
-        from .. import figures
+        from . import figures
 
         plot(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
     return 0

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     summaries = inspect_adapter(options.adapter)
     print(table(summaries))
     if options.plot:
-        from .. import figures
+        from . import figures
 
         plot(figures.plot_adapter(summaries), options.plot)
     return 0

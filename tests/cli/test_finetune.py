@@ -28,9 +28,9 @@ from minilora import (
     save_adapter,
     train,
 )
+from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.fast.parts import core_count
-from minilora.figures import plot_learning
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.data import windows
@@ -467,7 +467,7 @@ def test_names_that_the_user_gives_cannot_steer_the_terminal(folder, capsys):
 def test_the_figure_has_every_step_also_of_a_training_that_went_on(folder, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
-    monkeypatch.setattr("minilora.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))
+    monkeypatch.setattr("minilora.cli.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))
     assert finetune("--plot", "p.svg") == 0
     assert finetune("--checkpoint", "c", "--steps", "7") == 0
     assert finetune("--checkpoint", "c", "--plot", "p.svg") == 0

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, adapt, save_adapter
+from minilora.cli.figures import plot_adapter
 from minilora.cli.inspect import table
-from minilora.figures import plot_adapter
 from minilora.files.inspection import inspect_adapter, singular_values
 from minilora.variants.adapter import Adapter
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"optim", "fast", "files", "training"},
     {"verify", "article"},
     {"language"},
-    {"conformance", "exercises", "figures"},
+    {"conformance", "exercises"},
     {"cli"},
     {"__main__"},
 ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, article
-from minilora.figures import check_figure_path, draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
+from minilora.cli.figures import check_figure_path, draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
 from minilora.files.inspection import LayerSummary
 from minilora.files.peft import Form
 

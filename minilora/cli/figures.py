@@ -1,4 +1,7 @@
-"""Pictures of what was learned, with matplotlib (``pip install matplotlib``)."""
+"""Pictures of what was learned, with matplotlib (``pip install matplotlib``).
+
+A notebook shows a figure where it is a cell's last line; ``figure.savefig(path)`` saves it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ArticleResult
-from .backend import backend_of
+from ..article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ArticleResult
+from ..backend import backend_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .files.inspection import LayerSummary
+    from ..files.inspection import LayerSummary
 
 BASE, LORA, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 
@@ -52,18 +55,7 @@ def check_figure_path(path: str | Path) -> None:
 
 
 def plot_article(result: ArticleResult) -> Figure:
-    """Draw a run of the article: its loss curves, the delta it learned, and the singular values of that.
-
-    Parameters
-    ----------
-    result : ArticleResult
-        A run.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A notebook shows it where it is a cell's last line; ``figure.savefig(path)`` saves it.
-    """
+    """Draw a run of the article: its loss curves, the delta it learned, and the singular values of that."""
     figure = new_figure(13, 4)
     losses, picture, spectrum = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
     draw_losses(losses, result)
@@ -116,17 +108,8 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
 def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[tuple[int, float]] = ()) -> Figure:
     """Draw how a training went: the loss on what it trained on, and the loss on what is held out.
 
-    Parameters
-    ----------
-    rows : sequence of (int, float, float)
-        Step, training loss and held-out loss. A training loss is the mean since the row before; NaN is left out.
-    each_step : sequence of (int, float), optional
-        A step and the training loss of its batch alone, drawn pale behind the means.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A notebook shows it where it is a cell's last line; ``figure.savefig(path)`` saves it.
+    A row is a step, the mean training loss since the row before, which may be NaN, and the held-out loss. The training
+    loss of each step's batch alone is drawn pale behind the means.
     """
     figure = new_figure(6.5, 4)
     axes: Any = figure.subplots()
@@ -146,15 +129,7 @@ def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[
 def plot_adapter(summaries: list[LayerSummary]) -> Figure:
     """Draw an adapter: how large each layer's change is, and how it is spread over its singular values.
 
-    Parameters
-    ----------
-    summaries : list of LayerSummary
-        As `minilora.files.inspection.inspect_adapter` returns them.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A notebook shows it where it is a cell's last line; ``figure.savefig(path)`` saves it.
+    The summaries are those of `minilora.files.inspection.inspect_adapter`.
     """
     count, width = len(summaries), max(len(s.shares) for s in summaries)
     figure = new_figure(12, min(30.0, max(3.0, 1.5 + 0.25 * count)))
