@@ -2,14 +2,13 @@
 
 A file is 8 bytes with the header's length, a header in JSON, and the tensors' bytes, one after the other. The library
 `safetensors` judges the header: shapes, types, offsets, overlaps. The tensors are then read by plain reads, a tensor or
-some rows at a time, so that no more memory fills than is asked for: the pages of a map of the whole file would count.
+some bytes at a time, so that no more memory fills than is asked for: the pages of a map of the whole file would count.
 Nothing in a file is executed; a pickle is no such file.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from copy import copy
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 from ml_dtypes import bfloat16
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..checks import FileRefused, reading, short
 from .inputs import member, open_regular, parse_json, read_whole
@@ -76,28 +75,26 @@ class TensorFile:
         self.path = Path(path)
         with open_regular(self.path) as file, reading(self.path):
             first = file.read(8)
-            if what := next((what for start, what in OTHER_FORMATS.items() if first.startswith(start)), ""):
-                raise FileRefused(path, what)
-            with safe_open(self.path, framework="numpy") as judged:
-                self.metadata = judged.metadata() or {}
+            try:
+                with safe_open(self.path, framework="numpy") as judged:
+                    self.metadata = judged.metadata() or {}
+            except SafetensorError as error:
+                other = (what for start, what in OTHER_FORMATS.items() if first.startswith(start))
+                raise FileRefused(path, next(other, str(error))) from error
             self.header = first + file.read(int.from_bytes(first, "little"))
             entries = msgspec.json.decode(self.header[8:], type=dict[str, msgspec.Raw])
             entries.pop("__metadata__", None)
             specs = {name: _spec(entry, len(self.header)) for name, entry in entries.items()}
         self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
 
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """Return a tensor of floats, or some of its rows; bfloat16 comes as float32, which holds it exactly."""
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor of floats; bfloat16 comes as float32, which holds it exactly."""
         spec = self.tensors[name]
         if spec.dtype not in FLOATS:
             expected = ", ".join(FLOATS)
             raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}")
-        dtype, shape, start, end = FLOATS[spec.dtype], spec.shape, spec.start, spec.end
-        if rows != slice(None):
-            first, stop, _ = rows.indices(shape[0])
-            row = math.prod(shape[1:]) * dtype.itemsize
-            shape, start, end = (stop - first, *shape[1:]), start + first * row, start + stop * row
-        numbers = self.read_bytes(start, end - start).view(dtype).reshape(shape)
+        dtype = FLOATS[spec.dtype]
+        numbers = self.read_bytes(spec.start, spec.end - spec.start).view(dtype).reshape(spec.shape)
         return numbers.astype("float32" if dtype == bfloat16 else dtype.newbyteorder("="), copy=False)
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:

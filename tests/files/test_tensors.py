@@ -50,7 +50,7 @@ def file(tmp_path):
     return TensorFile(tmp_path / "f")
 
 
-def test_a_tensor_is_read_whole_or_some_rows_of_it(tmp_path):
+def test_a_tensor_is_read_in_its_type_but_bfloat16(tmp_path):
     arrays = {
         name: np.arange(6).reshape(3, 2).astype(dtype)
         for name, dtype in {"F16": "f2", "BF16": bfloat16, "F32": "f4", "F64": "f8"}.items()
@@ -60,8 +60,6 @@ def test_a_tensor_is_read_whole_or_some_rows_of_it(tmp_path):
     for name, array in arrays.items():
         wide = array.astype("f4") if name == "BF16" else array
         np.testing.assert_array_equal(file.read(name), wide, strict=True)
-        np.testing.assert_array_equal(file.read(name, slice(1, 3)), wide[1:], strict=True)
-        np.testing.assert_array_equal(file.read(name, slice(0, 2)), wide[:2], strict=True)
         assert file.tensors[name].dtype == name
     assert file.read("none").shape == ()
     assert file.read("empty").shape == (0, 3)
@@ -123,6 +121,15 @@ def test_a_header_that_is_not_sound_is_refused(tmp_path, data, reason):
     with pytest.raises(FileRefused) as error:
         TensorFile(tmp_path / "f")
     assert str(error.value).startswith(f"'{tmp_path / 'f'}': {reason}")
+
+
+@pytest.mark.parametrize("start", [b"PK", b"<"])
+def test_a_header_as_long_as_another_formats_first_letters_is_read(tmp_path, start):
+    length = int.from_bytes(start + b"\1" * (3 - len(start)), "little")
+    text = json.dumps({"a": ENTRY}).encode().ljust(length)
+    (tmp_path / "f").write_bytes(length.to_bytes(8, "little") + text + np.float32(7).tobytes())
+    assert (tmp_path / "f").read_bytes().startswith(start)
+    assert TensorFile(tmp_path / "f").read("a").tolist() == [7]
 
 
 def test_of_a_name_that_stands_twice_the_last_counts_as_in_the_library(tmp_path):
