@@ -126,24 +126,9 @@ def adapt(
 def put_beside(model: Layer, target_modules: str | Sequence[str], beside: Callable[[str, Any], Layer]) -> Any:
     """Return the model frozen, with a layer of your making in the place of each that `target_modules` names.
 
-    Parameters
-    ----------
-    model, target_modules
-        As in `adapt`.
-    beside : callable
-        ``beside(path, layer) -> adapted layer``, called with a frozen copy of each named layer, in the model's order.
-        What it returns has the adapter as its attribute ``adapter``, and a method ``merge()`` that returns one layer
-        without it.
-
-    Returns
-    -------
-    Layer
-        A model of the same class.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `target_modules` is not as in `adapt`, or `beside` returns anything else.
+    ``beside(path, layer)`` is called with a frozen copy of each named layer, in the model's order. What it returns has
+    the adapter as its attribute ``adapter``, and a method ``merge()`` that returns one layer without it; anything else
+    is a TypeError.
     """
 
     def adapted(path: str, layer: Any) -> Layer:
@@ -345,19 +330,15 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
     every = _free(model)
     free = {path: layer for path, layer in every.items() if kind_of_layer(layer)}
     targets = {path: layer for path, layer in free.items() if _named(path, layer, target_modules)}
-    if not targets:
+    names = [] if isinstance(target_modules, str) else target_modules
+    unused = [name for name in names if not any(_named(path, layer, [name]) for path, layer in targets.items())]
+    if unused or not targets:
+        what = f"{unused[0]!r} in target_modules" if targets else f"target_modules={target_modules!r}"
         expression = isinstance(target_modules, str) and target_modules != ALL_LINEAR
         how = "; a string must match a whole path" if expression else ""
         if arrays := every.keys() - free.keys():
             how += f". Arrays of a mixture, such as {min(arrays)!r}, are named in target_parameters"
-        raise ValueError(
-            f"target_modules={target_modules!r} names no layer without an adapter; there are {_listed(free)}{how}"
-        )
-    for name in [] if isinstance(target_modules, str) else target_modules:
-        if not any(_named(path, layer, [name]) for path, layer in targets.items()):
-            raise ValueError(
-                f"target_modules names {name!r}, which is no layer without an adapter; there are {_listed(free)}"
-            )
+        raise ValueError(f"{what} names no layer without an adapter; there are {_listed(free)}{how}")
     return targets
 
 
