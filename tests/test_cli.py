@@ -47,39 +47,6 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["article", "--rank", "0"], "rank must be at least 1, got 0"),
-        (["article", "--rank", "1.5"], "argument --rank: invalid int value: '1.5'"),
-        (["article", "--alpha", "nan"], "alpha must be above 0 and finite, got nan"),
-        (["article", "--epochs", "-3"], "epochs must be at least 1, got -3"),
-        (["article", "--batch-size", "10001"], "batch_size must be at most the 10000 rows of the data, got 10001"),
-        (["article", "--lr", "0"], "lr must be above 0 and finite, got 0.0"),
-        (["article", "--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
-        (["article", "--seed", "-1"], "seed must be at least 0, got -1"),
-        (["article", "--plot", "no/such/folder/x.png"], "there is no folder 'no/such/folder'"),
-        (["article", "--plot", "figure.xyz"], "ends in 'xyz', expected one of"),
-        (["article", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
-        (["check", "--seed", "-1"], "seed must be at least 0, got -1"),
-        (["artcle"], "argument COMMAND: invalid choice: 'artcle'"),
-        ([], "the following arguments are required: COMMAND"),
-        (["article", "--rank", str(10**23)], "rank 100000000000000000000000 is too large"),
-        (["article", "--alpha", "1e300"], "alpha must be between 1e-30 and 1e+30, got 1e+300"),
-        (["article", "--alpha", "1e-40"], "alpha must be between 1e-30 and 1e+30, got 1e-40"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(article, "train", lambda *a, **k: pytest.fail("training began"))
-    assert run(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("minilora: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert message in err
-
-
-@pytest.mark.parametrize(
     "error", [ValueError("why"), TypeError("why"), TrainingDiverged("why"), MemoryError(), OSError()]
 )
 def test_what_a_command_cannot_do_is_one_line(monkeypatch, capsys, error):

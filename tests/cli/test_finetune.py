@@ -7,12 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from minilora import (
     History,
@@ -38,7 +38,7 @@ from minilora.language.finetune import Step, best_step, worker_count
 from minilora.language.generation import generate
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import Memory, parameter_bytes
-from minilora.language.recipe import SMALL, fitting
+from minilora.language.recipe import SMALL, Recipe, fitting
 from minilora.layer import parameter_count
 from minilora.optim import Adam, Schedule
 from minilora.variants.dropout import with_dropout
@@ -159,24 +159,6 @@ def test_dropout_is_in_the_steps_and_in_the_adapters_configuration(folder, capsy
     assert losses(capsys.readouterr().out)[0] == before  # measured without
 
 
-@pytest.mark.long
-def test_the_masks_do_not_depend_on_workers(folder):
-    assert finetune("--steps", "4", "--dropout", "0.3", "--workers", "1") == 0
-    one = weights()
-    assert finetune("--steps", "4", "--dropout", "0.3", "--workers", "2") == 0
-    assert weights() == one
-
-
-@pytest.mark.long
-def test_the_masks_do_not_depend_on_the_micro_batch(folder):
-    wide = ["--steps", "4", "--dropout", "0.3", "--dtype", "float64"]
-    assert finetune(*wide, "--micro-batch", "1") == 0
-    one = load_adapter("a")
-    assert finetune(*wide, "--micro-batch", "4") == 0
-    for path, adapter in load_adapter("a").items():
-        np.testing.assert_allclose(adapter.delta(), one[path].delta(), atol=1e-9)
-
-
 def test_an_adapted_head_has_masks_for_every_position(folder):
     lines = [{"prompt": "the cat ", "completion": "sat on the mat"[: 1 + i]} for i in range(12)]
     Path("e.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -188,28 +170,10 @@ def test_an_adapted_head_has_masks_for_every_position(folder):
 def test_any_number_of_workers_writes_the_same_adapter(folder):
     found = set()
     for workers in ("1", "2", "5"):
-        assert finetune("--workers", workers, "--batch-size", "5", "--micro-batch", "1", "--steps", "3") == 0
-        found.add((folder / "a" / "adapter_model.safetensors").read_bytes())
+        some = ["--batch-size", "5", "--micro-batch", "1", "--steps", "3", "--dropout", "0.3"]
+        assert finetune("--workers", workers, *some) == 0
+        found.add(weights())
     assert len(found) == 1
-
-
-@pytest.mark.long
-def test_micro_batches_change_the_memory_alone(folder, capsys):
-    found = []
-    for more in (
-        ["--workers", "2"],
-        ["--micro-batch", "1", "--workers", "1"],
-        ["--micro-batch", "30"],
-        ["--micro-batch", "199"],
-    ):
-        assert finetune("--dtype", "float64", "--steps", "3", "--batch-size", "100", *more) == 0
-        memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
-        found.append((float(memory.split()[1]), {path: a.delta() for path, a in load_adapter("a").items()}))
-    assert found[1][0] <= 0.3 * found[0][0]
-    assert found[3][0] == found[0][0]  # no more windows at a time than a batch has
-    for _, deltas in found:
-        for path, delta in deltas.items():
-            np.testing.assert_allclose(delta, found[0][1][path], atol=1e-6)
 
 
 @pytest.mark.long
@@ -233,13 +197,6 @@ def test_a_base_in_four_bits_is_finetuned_and_speaks(folder, capsys):
     assert said == "the cat" + "".join(LETTERS[i] for i in expected) + "\n"
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_finetuning_computes_in_the_dtype_it_says(folder, capsys, dtype):
-    assert run("finetune", "text", "--save", "a", "--model", "model", *TWO, "--dtype", dtype) == 0
-    assert f"parameters in {dtype}" in capsys.readouterr().out
-    assert {array.dtype.name for array in load_file("a/adapter_model.safetensors").values()} == {dtype}
-
-
 @pytest.mark.parametrize(
     ("asked", "targets"),
     [
@@ -255,19 +212,14 @@ def test_target_modules_are_names_or_a_regular_expression(folder, asked, targets
     assert load_adapter("a").keys() == adapters(expected).keys()
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [("1", 57), ("0.1", 6), ("0.001", 1)])
-def test_an_epoch_has_as_many_steps_as_there_are_batches_in_the_text(folder, capsys, epochs, steps):
-    size = ["--batch-size", "4", "--length", "8", "--rank", "1"]
-    assert run("finetune", "text", "--save", "a", "--model", "model", *size, "--epochs", epochs) == 0
-    assert f"time     {steps} steps of 4 windows" in capsys.readouterr().out
-
-
-def test_what_fits_follows_the_models_size(folder, capsys):
-    assert fitting(852_608) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
-    assert fitting(SMALL) == fitting(852_608)
+def test_what_is_left_open_follows_the_models_size_and_the_data():
+    assert fitting(852_608) == fitting(SMALL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
     assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
-    assert run("finetune", "text", "--save", "a", "--model", "model", "--length", "8", "--steps", "1") == 0
-    assert "time     1 steps of 16 windows" in capsys.readouterr().out
+    recipe = replace(Recipe(text=Path("t"), save=Path("a")), lr=0.5, batch_size=4, workers=1).settled(SMALL)
+    assert (recipe.lr, recipe.batch_size, recipe.steps, recipe.of(228, 8).steps) == (0.5, 4, 300, 300)
+    assert [replace(recipe, epochs=e).of(228, 8).steps for e in (1, 0.1, 0.001)] == [57, 6, 1]
+    parts = [replace(recipe, micro_batch=n).part_rows for n in (None, 1, 3, 199)]
+    assert parts == [2, 1, 3, 4]  # half of a batch, and never more than it has
 
 
 # --- the adapter to go on from, and the one that is written ---
@@ -379,51 +331,26 @@ def test_the_step_before_the_first_is_never_the_best(folder, capsys, monkeypatch
     )
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kept", [[], ["--checkpoint", "c"]])
-def test_the_steps_that_were_best_end_with_their_adapter(folder, capsys, kept):
-    worse = [*overfitting(), "--dtype", "float64"]
-    assert finetune(*worse, *kept) == 0
-    out = capsys.readouterr().out
-    ((best, another),) = re.findall(r"lowest at step (\d+): .* with --steps \1( and another --checkpoint)? ends", out)
-    assert bool(another) == bool(kept)
-    assert finetune(*worse, "--steps", best, *(["--checkpoint", "another"] if kept else [])) == 0
-    assert rows(capsys.readouterr().out)[-1][2] == min(held_out for *_, held_out in rows(out))
-
-
 @pytest.mark.parametrize(
-    ("losses", "said"),
+    ("losses", "asked", "said"),
     [
-        (
-            [5.0, 4.0, 4.5],
-            "the held-out loss was lowest at step 20: 4.000; the same command with --steps 20 ends there",
-        ),
-        ([5.0, 6.0, 5.5], "the held-out loss was lowest at step 0: 5.000, before the training"),
-        ([5.0, 4.0, 3.0], ""),
-        ([5.0, 4.0004, 4.0], ""),
-        ([5.0, 4.0, 4.0004], ""),  # as printed, they are the same
+        ([5.0, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
+        ([5.0, 6.0, 5.5], {}, "lowest at step 0: 5.000, before the training"),
+        ([5.0, 4.0, 3.0], {}, ""),
+        ([5.0, 4.0004, 4.0], {}, ""),
+        ([5.0, 4.0, 4.0004], {}, ""),  # as printed, they are the same
+        ([5.0, 4.0, 4.5], {"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
+        ([5.0, 4.0, 4.5], {"overwrite": False}, "with --steps 20 and --overwrite ends there"),
+        ([5.0, 4.0, 4.5], {"checkpoint": "c"}, "with --steps 20 and another --checkpoint ends there"),
     ],
 )
-def test_the_best_step_is_named_unless_it_is_last(losses, said):
+def test_the_best_step_is_named_unless_it_is_last(losses, asked, said):
+    """By a command that runs: the folder holds an adapter then, and steps beside epochs are refused."""
     table = LossTable(40, 0, 8)
     table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
-    assert best_step(SimpleNamespace(checkpoint=None, epochs=None, overwrite=True), table) == said
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
-        ({"overwrite": False}, "with --steps 20 and --overwrite ends there"),
-        ({"checkpoint": Path("c")}, "with --steps 20 and another --checkpoint ends there"),
-    ],
-)
-def test_the_command_that_ends_at_the_best_step_is_one_that_runs(asked, said):
-    """Steps beside epochs are refused, and so is a folder that holds an adapter: it does after the first training."""
-    table = LossTable(40, 0, 8)
-    table.rows = [(0, math.nan, 5.0), (20, 4.0, 4.0), (40, 3.0, 4.5)]
-    recipe = SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked)
-    assert best_step(recipe, table).endswith(said)
+    found = best_step(SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked), table)
+    assert found.endswith(said)
+    assert bool(found) == bool(said)
 
 
 # --- what is printed, and when ---

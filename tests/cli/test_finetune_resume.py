@@ -184,19 +184,6 @@ def test_what_need_not_be_the_same_may_change(folder, capsys):
         np.testing.assert_allclose(adapter.delta(), whole[path].delta(), atol=1e-6)
 
 
-@pytest.mark.long
-def test_a_checkpoint_over_four_bits_goes_on_over_those_alone(folder, capsys):
-    four = ["--quantize", "nf4", "--checkpoint", "c"]
-    assert finetune(*four, "--steps", "4") == 0
-    assert finetune("--checkpoint", "c") == 2
-    assert "is a checkpoint of another configuration" in capsys.readouterr().err
-    assert finetune(*four) == 0
-    stopped = load_adapter("a")
-    assert finetune("--quantize", "nf4") == 0
-    for path, adapter in load_adapter("a").items():
-        np.testing.assert_array_equal(stopped[path].delta(), adapter.delta())
-
-
 NOTES = {"asked": {}, "numbers": 1, "before": 1.0, "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}}}
 
 
@@ -221,16 +208,6 @@ def test_a_model_whose_config_alone_differs_is_another_before_it_is_loaded(folde
     capsys.readouterr()
     assert finetune("--steps", "3", "--checkpoint", "c") == 2
     assert "the model is another" in capsys.readouterr().err
-
-
-def test_fewer_epochs_than_are_done_are_refused_before_the_training(folder, capsys):
-    line = ["finetune", "text", "--model", "model", "--save", "a", "--overwrite", *FEW[2:], "--checkpoint", "c"]
-    assert run(*line, "--epochs", "0.1") == 0
-    capsys.readouterr()
-    assert run(*line, "--epochs", "0.05") == 2
-    out, err = capsys.readouterr()
-    assert "--steps is 3 here, and 6 are done there" in err
-    assert "steps of" not in out
 
 
 # --- the best step ---

@@ -28,22 +28,14 @@ TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_excepti
 {{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"""
 
 
-EXAMPLES = [
-    *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
-    *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
-    {"text": "the dog sat on the log"},
-]
-
-
 @pytest.fixture
-def examples(folder):
-    """A model with a chat template, and examples of all three kinds."""
+def chatty(folder):
+    """A model with a chat template."""
     pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
     Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
 
 
-def test_a_chat_is_answered_and_the_answer_printed_alone(examples, capsys):
+def test_a_chat_is_answered_and_the_answer_printed_alone(chatty, capsys):
     model, template = Llama.load("model"), "u the cat.a "
     ids = [LETTERS.index(c) for c in template]
     expected = "".join(LETTERS[i] for i in generate(model, ids, 9, end={LETTERS.index(".")}))
@@ -58,7 +50,7 @@ def answer(model, text):
     return "".join(LETTERS[i] for i in generate(model, ids, 9, end={LETTERS.index(".")}))
 
 
-def test_a_chat_without_a_prompt_answers_line_by_line_and_knows_what_was_said(examples, capsys, monkeypatch):
+def test_a_chat_without_a_prompt_answers_line_by_line_and_knows_what_was_said(chatty, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n\n  \n the dog \nsat"))
     assert run("generate", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0") == 0
     model, said, answers = Llama.load("model"), "", []
@@ -70,7 +62,7 @@ def test_a_chat_without_a_prompt_answers_line_by_line_and_knows_what_was_said(ex
     assert len(answers[0]) > 0
 
 
-def test_each_turn_of_a_chat_stands_behind_the_system_message(examples, capsys, monkeypatch):
+def test_each_turn_of_a_chat_stands_behind_the_system_message(chatty, capsys, monkeypatch):
     template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}a "
     Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\nsat\n"))
@@ -82,7 +74,7 @@ def test_each_turn_of_a_chat_stands_behind_the_system_message(examples, capsys, 
     assert capsys.readouterr().out == f"{first}\n{second}\n"
 
 
-def test_a_terminal_shows_where_to_type(examples, capsys, monkeypatch):
+def test_a_terminal_shows_where_to_type(chatty, capsys, monkeypatch):
     typed, signs = iter(["the cat"]), []
 
     def read(sign=""):
@@ -99,25 +91,19 @@ def test_a_terminal_shows_where_to_type(examples, capsys, monkeypatch):
     assert signs == ["> ", "> "]
 
 
-def test_an_input_without_lines_is_no_chat_and_no_error(examples, capsys, monkeypatch):
+def test_an_input_without_lines_is_no_chat_and_no_error(chatty, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert run("generate", "--model", "model", "--chat") == 0
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("arguments", [["the \udcff"], ["the \udcff", "--chat"], ["--chat"]])
-def test_a_prompt_that_is_no_text_is_refused_in_a_line(examples, capsys, monkeypatch, arguments):
+def test_a_prompt_that_is_no_text_is_refused_in_a_line(chatty, capsys, monkeypatch, arguments):
     monkeypatch.setattr(sys, "stdin", io.StringIO("the \udcff"))
     assert run("generate", *arguments, "--model", "model") == 2
     err = capsys.readouterr().err
     assert "is not a text in UTF-8" in err
     assert err.count("\n") == 1
-
-
-def test_a_text_to_continue_is_not_read_from_the_input(folder, capsys, monkeypatch):
-    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    assert run("generate", "--model", "model") == 2
-    assert "there is no prompt: give one, or take --chat" in capsys.readouterr().err
 
 
 def test_a_chat_needs_a_template(folder, capsys):
@@ -148,30 +134,6 @@ def test_a_seed_chooses_the_text(folder, capsys):
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
     assert len(set(said)) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["", "--model", "model"], "the prompt is empty"),
-        (["the", "--model", "model", "--tokens", "0"], "tokens must be at least 1, got 0"),
-        (["the", "--model", "model", "--temperature", "-1"], "temperature must be at least 0 and finite, got -1.0"),
-        (["the", "--model", "model", "--temperature", "nan"], "temperature must be at least 0 and finite, got nan"),
-        (["the", "--model", "model", "--top-p", "0"], "top_p must be above 0 and finite, got 0.0"),
-        (["the", "--model", "model", "--top-p", "1.5"], "top_p must be above 0 and at most 1, got 1.5"),
-        (["the", "--model", "model", "--seed", "-1"], "seed must be at least 0, got -1"),
-        (["the", "--model", "model", "--adapter", "model"], "adapter_config.json"),
-        (["the", "--model", "model", "--backend", "torch"], "argument --backend: invalid choice: 'torch'"),
-        (["the", "--model", "nowhere"], "nowhere"),
-    ],
-)
-def test_what_cannot_be_said_is_one_line(folder, arguments, message, capsys):
-    assert run("generate", *arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("minilora: ")
-    assert err.count("\n") == 1
-    assert message in err
 
 
 @pytest.mark.parametrize(("layer", "width"), [(7, 12), (1, 13)])  # one layer too many, one input too many
@@ -356,7 +318,7 @@ def test_both_commands_compute_where_they_are_told(larger, capsys, standin):
 GREEDY = ["--temperature", "0", "--tokens", "9"]
 
 
-def test_a_system_message_stands_before_the_question(examples, capsys):
+def test_a_system_message_stands_before_the_question(chatty, capsys):
     template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
     template += "{% if add_generation_prompt %}a {% endif %}"
     Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
@@ -366,7 +328,7 @@ def test_a_system_message_stands_before_the_question(examples, capsys):
     assert capsys.readouterr().out == f"s sat.u the cat.a {said}"
 
 
-def test_a_system_message_that_would_be_lost_is_refused(examples, capsys):
+def test_a_system_message_that_would_be_lost_is_refused(chatty, capsys):
     template = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}.{% endif %}{% endfor %}"
     Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     assert run("generate", "the cat", "--model", "model", "--chat", "--system", "sat") == 2

@@ -25,28 +25,6 @@ def test_the_help_has_an_example_that_the_parser_takes(command, capsys):
     assert _parser().parse_args(words).command
 
 
-EMPTY = [
-    ["article", "--save", ""],
-    ["article", "--checkpoint", ""],
-    ["article", "--plot", ""],
-    ["inspect", ""],
-    ["inspect", "a", "--plot", ""],
-    ["merge", "", "a", "-o", "o"],
-    ["merge", "b", "", "-o", "o"],
-    ["merge", "b", "a", "-o", ""],
-]
-
-
-@pytest.mark.parametrize("command", EMPTY)
-def test_an_empty_name_is_refused_and_nothing_written(command, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
-    with pytest.raises(SystemExit, match="2"):
-        main(command)
-    assert "the name is empty" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
 @pytest.mark.parametrize("command", [["article"], ["inspect", "adapter"]])
 def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, tmp_path, capsys, monkeypatch):
@@ -116,16 +94,6 @@ def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert err.startswith("minilora: \\x1b[2Jred")
     assert err[:-1].isprintable()
-
-
-@pytest.mark.parametrize("command", [["inspect", "nowhere"], ["merge", "b", "nowhere", "-o", "x"]])
-def test_what_cannot_be_read_is_one_line_and_status_2(command, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("minilora: ")
-    assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
 
 
 SMALL = ["--batch-size", "2", "--length", "8", "--rank", "2", "--lr", "0.02"]

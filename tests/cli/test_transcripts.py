@@ -52,14 +52,14 @@ def inputs():
 def replayed(session: str) -> str:
     """Return a session with what its commands print now: stdout, stderr, and the exit code where it is not 0."""
     lines = []
-    for command in re.findall(r"(?m)^\$ minilora (.*)$", session):
+    for command in re.findall(r"(?m)^\$ minilora ?(.*)$", session):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run(*shlex.split(command))
         shown = (out.getvalue() + err.getvalue()).replace(os.path.realpath("."), "CWD")
         for pattern, instead in DIFFERS:
             shown = re.sub(pattern, instead, shown)
-        lines.append(f"$ minilora {command}\n{shown}" + (f"[{code}]\n" if code else ""))
+        lines.append(f"$ minilora {command}".rstrip() + f"\n{shown}" + (f"[{code}]\n" if code else ""))
     return "\n".join(lines)
 
 
