@@ -42,7 +42,7 @@ from minilora import (
     weighted_sum,
 )
 from minilora.files.inspection import inspect_adapter
-from minilora.language.data import windows
+from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
 from .support.language import tiny_llama

@@ -66,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import load_adapter
     from ..language.chat import Dialogue
     from ..language.chattemplate import load_template
-    from ..language.data import check_vocabulary
     from ..language.finetune import load_model, model_path, warn_beyond_context, with_adapters
     from ..language.generation import check_top_p, generate
+    from ..language.text import check_vocabulary
     from ..language.tokens import load_tokenizer, spell
 
     check_integer("tokens", options.tokens, at_least=1)

@@ -30,13 +30,14 @@ from ..training import TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from ..variants.loftq import quantize
-from .data import HELD_OUT, Data, load_data
+from .data import Data, load_data
 from .llama import Llama
 from .losstable import LOG_EVERY, LossTable
 from .memory import Memory, StepMemory, machine_memory, measured_memory, megabytes, parameter_bytes
 from .nexttoken import evaluate_where_it_counts, next_token_loss, where_it_counts
 from .recipe import Recipe, Settled, option_name
 from .resume import BestStep, Kept, Notes, asked, check_same, read_kept
+from .text import HELD_OUT
 
 USABLE_SHARE = 0.9
 """Of the free memory, what a training may fill: arrays that live shortly come on top."""

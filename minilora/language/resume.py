@@ -24,9 +24,9 @@ from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
 from ..layer import Layer
 from ..training import History, TrainingState
-from .data import HELD_OUT
 from .losstable import Learned
 from .recipe import Recipe, option_name
+from .text import HELD_OUT
 
 ENDS = 1 << 20
 """Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""

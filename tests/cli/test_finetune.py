@@ -33,12 +33,12 @@ from minilora.fast import accumulate
 from minilora.fast.parts import core_count
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.data import windows
 from minilora.language.finetune import Step, best_step, worker_count
 from minilora.language.generation import generate
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import Memory, parameter_bytes
 from minilora.language.recipe import SMALL, Recipe, fitting
+from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.optim import Adam, Schedule
 from minilora.variants.dropout import with_dropout
@@ -291,7 +291,7 @@ def test_a_folder_that_holds_an_adapter_is_not_replaced_unless_it_may_be(folder,
     before = {path: path.read_bytes() for path in Path("a").iterdir()}
     capsys.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr("minilora.language.data.open_regular", lambda path: pytest.fail("something is read"))
+        patched.setattr("minilora.language.text.open_regular", lambda path: pytest.fail("something is read"))
         assert run(*some) == 2
         assert run(*some, "--checkpoint", "new") == 2
     out, err = capsys.readouterr()

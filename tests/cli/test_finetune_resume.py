@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from minilora import Adam, History, Linear, Llama, adapt, load_adapter, train
 from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.data import windows
 from minilora.language.finetune import Step
 from minilora.language.resume import BestStep
+from minilora.language.text import windows
 
 from ..support.command_line import FEW, finetune, rows, run
 from ..support.language import LETTERS, TEXT

@@ -6,8 +6,8 @@ import pytest
 from minilora import adapt, evaluate, train
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
-from minilora.language.data import windows
 from minilora.language.generation import generate
+from minilora.language.text import windows
 from minilora.layer import rebuild
 
 from ..support.cupy_standin import traffic

@@ -4,22 +4,17 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from minilora import adapt, cross_entropy
 from minilora.checks import FileRefused
 from minilora.language.data import (
-    HELD_OUT,
     LONGEST_ROW,
-    MEASURED,
     Chat,
     Completion,
     Example,
@@ -30,12 +25,10 @@ from minilora.language.data import (
     load_data,
     of_examples,
     read_lines,
-    read_text,
     rows_of,
     show,
-    token_ids,
-    windows,
 )
+from minilora.language.text import HELD_OUT, MEASURED
 from minilora.language.tokens import Tokenizer
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
@@ -421,199 +414,6 @@ def test_a_chat_may_have_no_tools():
     messages = [{"role": "assistant", "content": "a"}]
     assert checked({"messages": messages, "tools": []}) == Chat(messages, [])
     assert checked({"messages": messages, "prompt": "of another program's"}) == Chat(messages)
-
-
-# --- a text ---
-
-
-@given(count=st.integers(3, 4000), length=st.integers(1, 40))
-@settings(max_examples=60)
-def test_every_id_but_the_first_is_a_target_once(count, length):
-    ids = list(range(count))  # each id is its own place
-    n = (count - 1) // length
-    if n < 2:
-        with pytest.raises(ValueError, match=f"the text has {count} tokens, expected at least {2 * length + 1}"):
-            windows(ids, length)
-        return
-    X, Y, X_held, Y_held = windows(ids, length)
-    for x, y in ((X, Y), (X_held, Y_held)):
-        assert x.shape[1] == length
-        assert x.dtype == y.dtype == np.int64
-        np.testing.assert_array_equal(y, x + 1)
-        np.testing.assert_array_equal(np.diff(y, axis=1), 1)
-    targets = np.concatenate([Y.reshape(-1), Y_held.reshape(-1)])
-    held = -(-n // HELD_OUT)
-    assert len(np.unique(targets)) == len(targets)  # none twice, and so none of those held out is trained on
-    assert len(Y) == n - held
-    assert len(Y_held) == min(held, MEASURED)
-    assert Y_held[-1, -1] == n * length  # the end of the text among them
-    assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
-
-
-def test_a_text_of_one_window_is_refused():
-    with pytest.raises(ValueError, match="the text has 8 tokens, expected at least 9: two windows of 4"):
-        windows(range(8), 4)
-    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
-        windows(range(8), 0)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"caf\xe9 au lait", "not a text in UTF-8: byte 3 is 0xe9"),
-        (b"", "holds no text"),
-        (b" \n\t", "holds no text"),
-        *(
-            ("a\u00e9".encode(code), "not a text in UTF-8 but in UTF-16")
-            for code in ("utf-16", "utf-16-le", "utf-16-be")
-        ),
-    ],
-)
-def test_a_file_that_is_no_text_is_refused(tmp_path, data, message):
-    (tmp_path / "t").write_bytes(data)
-    with pytest.raises(ValueError, match=message):
-        read_text(tmp_path / "t")
-
-
-def test_a_text_is_read_as_it_is(tmp_path):
-    text = "\ufeffcafé\r\n日本 \U0001f600"
-    (tmp_path / "t").write_bytes(text.encode())
-    assert read_text(tmp_path / "t") == text[1:]  # without the mark of byte order
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=re.escape(str(path))):
-            read_text(path)
-
-
-def test_a_tokenizer_of_another_model_is_refused():
-    assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
-    with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
-        token_ids("ab", lambda text: [0, 5], 5)
-
-
-@pytest.mark.parametrize(
-    ("ids", "error", "message"),
-    [
-        ([0.9] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of float64"),
-        (["1"] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of <U1"),
-        ([True] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of bool"),
-        ([[1, 2]] * 9, TypeError, "ids must be a sequence of integers, got 2 axes of int64"),
-        ([1] * 8 + [-1], ValueError, r"ids\[8\] must be at least 0, got -1"),
-    ],
-)
-def test_ids_that_are_no_ids_are_refused(ids, error, message):
-    with pytest.raises(error, match=message):
-        windows(ids, 4)
-
-
-def in_words(text):
-    """Every run of letters, of spaces, or of other signs is a token."""
-    return [hash(word) % 1000 for word in re.findall(r"[a-z]+| +|[^a-z ]+", text)]
-
-
-def in_pairs(text):
-    """Letters in twos, from the first on: which are together depends on all that stands before."""
-    return [ord(a) * 1000 + ord(b or "\1") for a, b in re.findall(r"(?s)(.)(.?)", text)]
-
-
-def with_a_mark(text):
-    """A mark before the text, as of tokenizers that put a space before it."""
-    return [1, *(ord(letter) for letter in text)] if text else []
-
-
-def of_runs(text):
-    """Signs of one kind are counted together: a cut between two of them changes both counts."""
-    return [1000 * len(run.group()) + ord(run.group()[0]) for run in re.finditer(r"(?s)(.)\1*", text)]
-
-
-def by_lines(text):
-    """Lines with their ends; the last sign of the text is left out, as by one that strips spaces."""
-    return [hash(line) % 10_000 for line in re.findall(r"[^\n]*\n|[^\n]+$", text.rstrip())]
-
-
-@pytest.fixture
-def short_pieces(monkeypatch):
-    for name, size in {"PIECE": 60, "CONTEXT": 24, "UNCUT": 240}.items():
-        monkeypatch.setattr(sys.modules["minilora.language.data"], name, size)
-
-
-@pytest.mark.long
-@given(
-    words=st.lists(st.sampled_from(["a", "bb", " ", "  ", "\n", "cat", "é", "日本", ", ", "."]), min_size=1),
-    times=st.integers(1, 200),
-    encode=st.sampled_from([in_words, in_pairs, with_a_mark, of_runs, by_lines]),
-)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_ids_of_pieces_are_those_of_the_whole(short_pieces, words, times, encode):
-    text = "".join(words) * times
-    asked = []
-
-    def told(part):
-        asked.append(len(part))
-        return encode(part)
-
-    try:
-        found = token_ids(text, told, 10**9)
-    except ValueError:  # no place for a cut, which a mark alone always leaves
-        assert encode is not with_a_mark
-        assert len(text) > 240
-    else:
-        assert found == encode(text)
-    assert max(asked) <= 240 + 24
-
-
-def test_most_texts_are_encoded_in_short_pieces(short_pieces):
-    asked = []
-
-    def told(text):
-        asked.append(len(text))
-        return in_words(text)
-
-    text = "the cat sat on the mat, and the dog sat on the log.\n" * 500
-    assert token_ids(text, told, 1000) == in_words(text)
-    assert max(asked) <= 60 + 24
-    assert sum(asked) < 8 * len(text)
-
-
-def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
-    """A line that ends the text has a token of its own there, so no line's start is a place for a cut."""
-
-    def encode(part):
-        return [*in_words(part.removesuffix("\n")), 1] if part.endswith("\n") else in_words(part)
-
-    text = "the cat sat on the mat\n" * 50
-    assert token_ids(text, encode, 1000) == encode(text)
-
-
-def test_a_text_that_allows_no_cut_is_refused(short_pieces):
-    with pytest.raises(
-        ValueError, match="from character 0 on depend on all of it: expected a place for a cut within 240"
-    ):
-        token_ids("a" * 500, of_runs, 10**9)
-    assert token_ids("a" * 240, of_runs, 10**9) == of_runs("a" * 240)
-
-
-def test_where_no_cut_was_found_is_told(short_pieces):
-    """The runs of one letter before it allow a cut anywhere."""
-    with pytest.raises(ValueError) as error:
-        token_ids("ab" * 40 + "a" * 500, of_runs, 10**9)
-    assert 40 < int(re.search(r"from character (\d+) on", str(error.value))[1]) < 80
-
-
-def test_a_cut_that_fails_later_is_refused(short_pieces):
-    """Around the cut all is well, and the piece as a whole is another one."""
-    text = "cat dog " * 30
-
-    def encode(part):
-        return [len(part), *in_words(part)] if len(part) > 60 else in_words(part)
-
-    with pytest.raises(ValueError, match="expected a place for a cut"):
-        token_ids(text, encode, 1000)
-
-
-def test_where_nothing_is_held_out_one_window_is_enough():
-    assert len(windows(range(5), 4, 0)[0]) == 1
-    with pytest.raises(ValueError, match=r"the text has 4 tokens, expected at least 5: a window of 4$"):
-        windows(range(4), 4, 0)
 
 
 # --- other people's data ---

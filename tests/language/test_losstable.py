@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from minilora import Adam, Llama, adapt, cross_entropy
 from minilora.files.checkpoint import CheckpointError
 from minilora.language import next_token_loss
-from minilora.language.data import windows
 from minilora.language.finetune import Step
 from minilora.language.losstable import LOG_EVERY, LossTable, duration
+from minilora.language.text import windows
 from minilora.training import backpropagate, draw_batches
 
 from ..support.command_line import finetune, rows

@@ -22,7 +22,6 @@ from minilora import (
 )
 from minilora.fast.blockwise import CPU
 from minilora.language import memory as machine
-from minilora.language.data import windows
 from minilora.language.memory import (
     LLAMA_2_7B,
     MATRICES,
@@ -32,6 +31,7 @@ from minilora.language.memory import (
     parameter_bytes,
     training_memory,
 )
+from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies

@@ -10,7 +10,7 @@ import pytest
 from minilora.checks import FileRefused
 from minilora.language import gguf as ggufreader
 from minilora.language import tokens
-from minilora.language.data import CONTEXT, token_ids
+from minilora.language.text import CONTEXT, token_ids
 from minilora.language.tokens import load_tokenizer, spell
 
 from ..support.language import LETTERS, tiny_llama, write_folder
@@ -382,7 +382,7 @@ def trained(kind, corpus):
 
 @pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram", "pieces"])
 def test_a_long_text_has_the_same_ids_in_pieces(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(sys.modules["minilora.language.data"], "PIECE", 2000)
+    monkeypatch.setattr(sys.modules["minilora.language.text"], "PIECE", 2000)
     corpus = Path(__file__).read_text(encoding="utf-8")
     folder = write_folder(tmp_path / "m", tiny_llama())
     trained(kind, corpus).save(str(folder / "tokenizer.json"))

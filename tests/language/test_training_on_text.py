@@ -23,7 +23,7 @@ from minilora import (
 )
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
-from minilora.language.data import windows
+from minilora.language.text import windows
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close

@@ -17,7 +17,8 @@ from minilora import Llama, cross_entropy, evaluate
 from minilora.checks import FileRefused
 from minilora.language.chat import encode_chat, encode_question
 from minilora.language.chattemplate import ChatTemplate, load_template
-from minilora.language.data import HELD_OUT, encode_example, load_data
+from minilora.language.data import encode_example, load_data
+from minilora.language.text import HELD_OUT
 from minilora.language.tokens import load_tokenizer
 from minilora.losses import IGNORED
 

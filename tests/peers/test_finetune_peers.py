@@ -8,8 +8,8 @@ import pytest
 
 from minilora import Linear, Llama, LoRA, attach, load_adapter, merge, save_adapter
 from minilora.cli import main
-from minilora.language.data import windows
 from minilora.language.generation import generate
+from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 from minilora.optim import Schedule
 from minilora.variants.dropout import DroppingLoRALinear

@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter
-from minilora.language.data import windows
 from minilora.language.generation import generate
+from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
 from .javascript import LIVE, NO_NODE, by_node, node

@@ -1,0 +1,178 @@
+"""From a text to what a language model trains on: windows of token ids, each with the ids that follow.
+
+    ids        i_0 i_1 i_2 i_3 i_4 i_5 i_6            of length 3:
+    X          [i_0 i_1 i_2]  [i_3 i_4 i_5]           (n, length) inputs
+    Y          [i_1 i_2 i_3]  [i_4 i_5 i_6]           (n, length) targets: the next id, at every position at once
+
+Each id but the first is a target once. The model's output at position t may depend on the inputs up to t alone; that
+is what makes all positions of a window one training example each.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import FileRefused, check_integer, check_path, kind_of, reading
+from ..files.inputs import open_regular
+
+HELD_OUT = 10
+"""One window or example in ten is held out, all through the text, since the parts of a text differ."""
+MEASURED = 32
+"""The most held-out rows that are measured: 4,096 tokens at a length of 128."""
+PIECE = 1 << 18
+"""Characters of a text that are encoded at a time."""
+UNCUT = 1 << 21
+"""Characters that are encoded at once where a tokenizer allows no cut between them."""
+CONTEXT = 256
+"""Characters on either side of a place that decide whether it is a place for a cut."""
+CUTS, TRIES = (r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)", r"(?<=\s)(?=\S)", r"(?s:(?=.))"), 8
+"""Places for a cut, the likeliest first: a line's start, a word's end, a word's start, anywhere; and tries of each."""
+
+
+def windows(
+    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut the ids of a text into windows, and hold every tenth of them out, or another share.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        The text.
+    length : int
+        Of a window, at least 1.
+    share : float
+        Of the windows to hold out, as `is_held_out` takes it.
+
+    Returns
+    -------
+    X, Y : numpy.ndarray, shape (n, length), int64
+        To train on. Each id but the first is a target once.
+    X_held, Y_held : numpy.ndarray, shape (m, length), int64
+        To measure the loss on: of those held out, at most `MEASURED`, evenly spread.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there are less than two windows, or none where none is held out, or an id is no integer, or negative.
+    """
+    length = check_integer("length", length, at_least=1)
+    checked = _check_ids(ids)
+    n = (len(ids) - 1) // length
+    least, what = (2, "two windows") if share else (1, "a window")
+    if n < least:
+        raise ValueError(f"the text has {len(ids)} tokens, expected at least {least * length + 1}: {what} of {length}")
+    used = checked[: n * length + 1]
+    X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
+    held = is_held_out(n, share)
+    measured = spread(np.flatnonzero(held)) if share else np.zeros(0, int)
+    return X[~held], Y[~held], X[measured], Y[measured]
+
+
+def _check_ids(ids: Any) -> np.ndarray:
+    """Return token ids as an array; of what are none NumPy would round floats down, and read texts."""
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
+        raise TypeError(f"ids must be a sequence of token ids, got {kind_of(ids)}")
+    array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(f"ids must be a sequence of integers, got {array.ndim} axes of {array.dtype}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"ids[{int(array.argmin())}] must be at least 0, got {array.min()}")
+    return array.astype(np.int64)
+
+
+def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
+    """Return which of n parts are held out, (n,) bool: every tenth from the end, so that there is always one.
+
+    With another share, every (1 / share)-th, rounded down; with 0 none.
+    """
+    held = np.zeros(n, bool)
+    if share:
+        held[::-1][(np.arange(math.ceil(n * share - 1e-9)) / share + 1e-9).astype(int)] = True
+    return held
+
+
+def spread(rows: np.ndarray) -> np.ndarray:
+    """Return at most `MEASURED` of some rows, evenly spread."""
+    chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, MEASURED).round().astype(int))]
+    return chosen
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a regular file in UTF-8 that is not empty."""
+    path = check_path("text", path)
+    with reading(path), open_regular(path) as file:
+        data = file.read()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # of a letter, one byte in two is 0
+        raise FileRefused(path, "not a text in UTF-8 but in UTF-16")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileRefused(path, f"not a text in UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
+    if not text.strip():
+        raise FileRefused(path, "it holds no text")
+    return text
+
+
+# --- the ids of a long text -------------------------------------------------------------------------------------------
+
+
+def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = None) -> list[int]:
+    """Return a text's token ids, which are those of ``encode(text)``.
+
+    A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
+    `PIECE` characters, cut where no token spans the cut and the tokens on either side do not depend on the other side.
+    A text without such a place in `UNCUT` characters is a ValueError; so is an id that is not below `size`, the tokens
+    that the model has.
+    """
+    ids: list[int] = []
+    start = 0
+    while start < len(text):
+        stop = _next_cut(text, start, encode)
+        piece = None if stop is None else _ids_after(text[max(0, start - CONTEXT) : start], text[start:stop], encode)
+        if stop is None or piece is None:
+            raise ValueError(
+                f"the tokens of the text from character {start:,} on depend on all of it: expected a place for a cut "
+                f"within {UNCUT:,} characters, which is what is encoded at once"
+            )
+        ids += piece
+        start = stop
+    if size is not None:
+        check_vocabulary(max(ids, default=0), size)
+    return ids
+
+
+def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int | None:
+    """Return where the piece that begins at `start` ends: the text's end, or a safe place; None without one."""
+    for stop in range(start + PIECE, min(len(text), start + UNCUT), PIECE):
+        first = stop - PIECE // 2
+        for pattern in CUTS:
+            places = [first + match.start() for match in re.finditer(pattern, text[first:stop])]
+            for place in reversed(places[-TRIES:]):
+                if place > first and _is_safe(text, place, encode):
+                    return place
+    return len(text) if len(text) - start <= UNCUT else None
+
+
+def _is_safe(text: str, place: int, encode: Callable[[str], list[int]]) -> bool:
+    """Return whether what stands before a place leaves the tokens after it alone, and the other way round."""
+    after = text[place : place + CONTEXT]
+    long, short = (_ids_after(text[max(0, place - n) : place], after, encode) for n in (CONTEXT, CONTEXT // 2 - 1))
+    return long is not None and long == short  # an even and an odd number of letters before it
+
+
+def _ids_after(before: str, after: str, encode: Callable[[str], list[int]]) -> list[int] | None:
+    """Return the ids of a text that stands behind another; None where that one gets other ids with it than alone."""
+    whole, first = encode(before + after), encode(before) if before else []
+    return whole[len(first) :] if whole[: len(first)] == first else None
+
+
+def check_vocabulary(largest: int, size: int) -> None:
+    """Require ids that a model of `size` tokens has."""
+    if largest >= size:
+        raise ValueError(f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's")
