@@ -119,9 +119,14 @@ def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
     data = [d.copy() for d in (held if held_out else (X, Y))]
     data[1][0, 0] = -100  # a target that does not count is no id
     data[which == "targets"][-1, 3] = wrong
-    row = rf"row {len(data[0]) - 1} of X and Y: (x|targets) holds {wrong} at \(0, 3\), expected 0 to"
+    row, name = len(data[0]) - 1, "x" if which == "inputs" else "targets"
+    place = (
+        rf"^held_out: {name} holds {wrong} at \({row}, 3\)"
+        if held_out
+        else (rf"^row {row} of X and Y: {name} holds {wrong} at \(0, 3\)")
+    )
     X, Y, held = (X, Y, tuple(data)) if held_out else (*data, held)
-    with pytest.raises(ValueError, match=("held_out: " if held_out else "^") + row):
+    with pytest.raises(ValueError, match=f"{place}, expected 0 to"):
         train(model, X, Y, rng=np.random.default_rng(1), batch_size=6, loss=cross_entropy, held_out=held)
     for name, p in model.trainable().items():
         np.testing.assert_array_equal(p, before[name])
@@ -222,9 +227,9 @@ def test_bad_steps_and_held_out_data_are_refused_first(change, error, message):
 def test_held_out_data_that_is_not_finite_is_named():
     rng = np.random.default_rng(0)
     model, x, y = Linear.init(3, 2, rng=rng, dtype="float64"), rng.random((9, 3)), rng.random((9, 2))
-    with pytest.raises(ValueError, match=r"held_out\[1\] holds NaN or infinity: entry \(1, 0\) is nan"):
+    with pytest.raises(ValueError, match=r"^held_out: Y holds NaN or infinity: entry \(1, 0\) is nan"):
         train(model, x, y, batch_size=3, rng=rng, held_out=(x[:2], np.array([[0.0, 1.0], [np.nan, 1.0]])))
-    with pytest.raises(ValueError, match=r"^held_out\[0\] holds NaN or infinity: entry \(0, 2\) is inf"):
+    with pytest.raises(ValueError, match=r"^held_out: X holds NaN or infinity: entry \(0, 2\) is inf"):
         train(model, x, y, batch_size=3, rng=rng, held_out=(np.array([[0, 1, np.inf]]), y[:1]))
     with pytest.raises(TrainingDiverged, match="the loss over all of held_out is inf after epoch 1"):
         train(model, x, y, epochs=1, log_every=1, batch_size=3, rng=rng, held_out=(x[:2], np.full((2, 2), 1e300)))
