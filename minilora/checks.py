@@ -142,15 +142,6 @@ def _library(array: Array) -> str:
     return "numpy" if isinstance(array, (np.ndarray, np.generic)) else type(array).__module__.partition(".")[0]
 
 
-def check_features(name: str, value: Array, width: int, width_name: str, like: Array) -> None:
-    """Require a last axis of `width` entries."""
-    check_array(name, value, like)
-    shape = tuple(value.shape)
-    if not shape or shape[-1] != width:
-        got = f"{shape[-1]} entries on its last axis" if shape else "no axes"
-        raise ValueError(f"{name} has {got} (shape {shape}), expected {width_name} = {width}")
-
-
 def check_shape(name: str, value: Array, expected: tuple[int, ...]) -> None:
     """Require exactly the `expected` shape."""
     if tuple(value.shape) != tuple(expected):

@@ -45,7 +45,7 @@ from functools import cache, wraps
 from typing import Any, ClassVar, TypeVar
 
 from .backend import backend_of
-from .checks import Array, check_array, check_features, check_shape, is_array, kind_of
+from .checks import Array, check_array, check_shape, is_array, kind_of
 
 Cache = tuple[Any, ...]
 """What a backward needs, and in front the layer itself and the shape of y. Only data, so that memory can be counted."""
@@ -370,21 +370,16 @@ def check_model(value: Any) -> None:
 def check_input(layer: Layer, x: Array, axes: str = "... in") -> None:
     """Require of x the layer's library and precision, and its axes: "...", "... in" or "... T in"."""
     check_array("x", x, like=first_array(layer))
-    if axes != "..." and x.shape[-1:] != (layer.in_features,):
-        try:
-            check_features("x", x, layer.in_features, "in_features", like=x)
-        except ValueError as error:
-            raise perhaps_transposed(error, layer, x) from None
-    if axes == "... T in" and (len(x.shape) < 2 or x.shape[-2] == 0):
-        expected = f"(..., T, {layer.in_features}) with at least one position"
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
-
-
-def perhaps_transposed(error: ValueError, layer: Any, x: Array) -> ValueError:
-    """Return the refusal of an input, with a question where it is as wide as the layer's output."""
-    if x.shape[-1:] != (getattr(layer, "out_features", None),):
-        return error
-    return ValueError(f"{error}; out_features is {x.shape[-1]}: is the weight transposed? It lies as (out, in)")
+    if axes == "...":
+        return
+    width, shape = layer.in_features, tuple(x.shape)
+    if shape[-1:] != (width,):
+        got, hint = f"{shape[-1]} entries on its last axis" if shape else "no axes", ""
+        if shape[-1:] == (layer.out_features,):
+            hint = f"; out_features is {shape[-1]}: is the weight transposed? It lies as (out, in)"
+        raise ValueError(f"x has {got} (shape {shape}), expected in_features = {width}{hint}")
+    if axes == "... T in" and (len(shape) < 2 or shape[-2] == 0):
+        raise ValueError(f"x has shape {shape}, expected (..., T, {width}) with at least one position")
 
 
 def check_cache(layer: Layer, dy: Array, cache: Any) -> tuple[Any, ...]:
