@@ -19,6 +19,9 @@ from .console import (
     say_interrupted,
 )
 
+SETTINGS = ("rank", "alpha", "epochs", "batch_size", "lr", "seed", "dtype", "checkpoint")
+"""The options that `minilora.article.run` takes by the same names."""
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -67,18 +70,8 @@ def run(options: argparse.Namespace) -> int:
     if progress := _kept(options):
         say(f"the checkpoint stands at {progress}")
     try:
-        result = article.run(
-            rank=options.rank,
-            alpha=options.alpha,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            seed=options.seed,
-            dtype=options.dtype,
-            backend=chosen_backend(options.backend),
-            progress=True,
-            checkpoint=options.checkpoint,
-        )
+        settings = {name: getattr(options, name) for name in SETTINGS}
+        result = article.run(**settings, backend=chosen_backend(options.backend), progress=True)
     except KeyboardInterrupt:
         say_interrupted()
         if progress := _kept(options):
@@ -110,7 +103,7 @@ def _kept(options: argparse.Namespace) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what the run could not do in the end."""
+    """Require what the run is going to need in the end."""
     import numpy as np
 
     from ..files.adapters import check_adapter_target

@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the report. Returns 0 of a sound adapter, 1 of another."""
     from ..conformance.audit.auditing import audit
 
-    check_output(options.json, files("a file that is looked at", options.adapter, options.model))
+    what = "a file that is looked at"
+    check_output(options.json, [*files(what, options.adapter), *files(what, options.model)])
     report = audit(options.adapter, options.model, merge=options.merge)
     write_json(options.json, report.json())
     print(report)

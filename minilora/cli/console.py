@@ -165,10 +165,16 @@ def one_blas_thread() -> None:
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 
-def files(what: str, *paths: Path | None) -> list[tuple[Path, str]]:
-    """Return the files at some paths, those in folders too, and what they are."""
-    found = [file for path in paths if path for file in (path.rglob("*") if path.is_dir() else [path])]
+def files(what: str, path: Path | None, pattern: str = "*") -> list[tuple[Path, str]]:
+    """Return a file, or those in a folder that have such names, each with what it is."""
+    found = [] if path is None else path.glob(pattern) if path.is_dir() else [path]
     return [(file, what) for file in found if file.is_file()]
+
+
+def compared(options: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Return the files that ``--compare`` reads: of a folder with right answers all, and of the results the tensors."""
+    what = "a file of what is compared"
+    return [*files(what, options.folder, "**/*"), *files(what, options.compare, "*.safetensors")]
 
 
 def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:

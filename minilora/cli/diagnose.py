@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the diagnosis. Returns 0 of right logits, 1 of wrong ones, 2 where they do not tell."""
     from ..conformance.diagnosis.diagnosing import diagnose
 
-    check_output(options.json, files("a file that is read", options.model, options.adapter, options.logits))
+    inputs = (options.model, options.adapter, options.logits)
+    check_output(options.json, [file for path in inputs for file in files("a file that is read", path)])
     diagnosis = diagnose(options.model, options.adapter, options.logits)
     write_json(options.json, diagnosis.json())
     print(diagnosis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import check_output, files, path, printable
+from .console import check_output, compared, files, path, printable
 
 
 def add(commands: Any) -> None:
@@ -53,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from ..conformance.checking.report import save_json
     from ..conformance.golden.judging import compare
 
-    compared = files("a file of what is compared", options.folder, options.compare)
-    check_output(options.json, [*compared, *files("the list of known failures", options.xfails)])
+    check_output(options.json, [*compared(options), *files("the list of known failures", options.xfails)])
     known = {} if options.xfails is None else xfails.read(options.xfails)
     verdict = compare(options.folder, options.compare, known)
     if options.json is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import check_output, files, path, printable
+from .console import check_output, compared, path, printable
 
 
 def add(commands: Any) -> None:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         count = vectors.write(options.folder)
         print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
         return 0
-    check_output(options.json, files("a file of what is compared", options.folder, options.compare))
+    check_output(options.json, compared(options))
     reports = vectors.compare(options.folder, options.compare)
     status = 0 if all(report.passed for report in reports) else 1
     if options.json:
