@@ -1,38 +1,13 @@
 """A chat as the model's template writes it, and the tokens in it that count."""
 
-import re
 from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 
 from minilora.language.chat import encode_chat, encode_question, write_chat
-from minilora.language.tokens import Tokenizer
 
-PIECES = re.compile(r"<\w+>|\n\n|(?s:.)")
-
-
-TOKENS: list[str] = ["<s>", "<end>", *"\n abcdefghijklmnopqrstuvwxyz0123456789Y.?:é", "\n\n"]
-
-
-def spell(ids):
-    return "".join(TOKENS[i] for i in ids)
-
-
-def words(begin=(), last=(1,)):
-    """A tokenizer whose tokens are letters, two control tokens, and a blank line."""
-    return Tokenizer(
-        encode=lambda text: [TOKENS.index(piece) for piece in PIECES.findall(text)],
-        decode=lambda ids: re.sub(r"<\w+>", "", spell(ids)),
-        begin=begin,
-        end=frozenset(last),
-        last=last,
-        tokens=lambda text: (
-            [TOKENS.index(piece) for piece in PIECES.findall(text)],
-            [piece.span() for piece in PIECES.finditer(text)],
-        ),
-        spell=spell,
-    )
+from ..support.letters import TOKENS, parts, spell, words
 
 
 class Template:
@@ -57,16 +32,6 @@ def chat(*contents, system=None):
     roles = ["user", "assistant"] * len(contents)
     found = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
     return [{"role": "system", "content": system}] * (system is not None) + found
-
-
-def parts(ids, counted):
-    """Return the tokens that count, run by run."""
-    runs, before = [], False
-    for token, counts in zip(ids, counted, strict=True):
-        if counts:
-            runs = [*runs[:-1], runs[-1] + TOKENS[token]] if before else [*runs, TOKENS[token]]
-        before = counts
-    return runs
 
 
 @pytest.mark.parametrize(

@@ -29,47 +29,12 @@ from minilora.language.data import (
     show,
 )
 from minilora.language.text import HELD_OUT, MEASURED
-from minilora.language.tokens import Tokenizer
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
 from ..support.language import LETTERS, tiny_llama, write_folder
-
-PIECES = re.compile(r"<\w+>|\n\n|(?s:.)")
-
-
-TOKENS: list[str] = ["<s>", "<end>", *"\n abcdefghijklmnopqrstuvwxyz0123456789Y.?:é", "\n\n"]
-
-
-def spell(ids):
-    return "".join(TOKENS[i] for i in ids)
-
-
-def words(begin=(), last=(1,)):
-    """A tokenizer whose tokens are letters, two control tokens, and a blank line."""
-    return Tokenizer(
-        encode=lambda text: [TOKENS.index(piece) for piece in PIECES.findall(text)],
-        decode=lambda ids: re.sub(r"<\w+>", "", spell(ids)),
-        begin=begin,
-        end=frozenset(last),
-        last=last,
-        tokens=lambda text: (
-            [TOKENS.index(piece) for piece in PIECES.findall(text)],
-            [piece.span() for piece in PIECES.finditer(text)],
-        ),
-        spell=spell,
-    )
-
-
-def parts(ids, counted):
-    """Return the tokens that count, run by run."""
-    runs, before = [], False
-    for token, counts in zip(ids, counted, strict=True):
-        if counts:
-            runs = [*runs[:-1], runs[-1] + TOKENS[token]] if before else [*runs, TOKENS[token]]
-        before = counts
-    return runs
+from ..support.letters import TOKENS, parts, spell, words
 
 
 @pytest.mark.parametrize(
