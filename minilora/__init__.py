@@ -5,29 +5,66 @@ Read these files in this order. Each adds one idea:
 1. `minilora.lora`: the low-rank adapter, and a layer with an adapter beside it
 2. `minilora.linear`: the layer that is adapted
 3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
-4. `minilora.optim`: Adam; `minilora.optim` is how its step length changes
-5. `minilora.training`: the loop; `minilora.evaluation`, `minilora.state` and `minilora.watching` are what it is made of
-6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example"
+4. `minilora.optim`: Adam, and how its step length changes
+5. `minilora.training`: the loop
+6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example", made of these five
 
-The book goes on, and imports nothing of what stands beside it:
+They stand on `minilora.layer` (what a layer promises), `minilora.backend` (NumPy or CuPy) and `minilora.checks` (errors
+for bad input). From one layer to a model: `minilora.layers` and `minilora.adaptation`. What became of LoRA:
+`minilora.variants`. Is a gradient right? `minilora.verify`. The same numbers with less work: `minilora.fast`.
 
-- from one layer to a model: `minilora.layer` (the protocol), `minilora.layers`, and `minilora.adaptation` (an adapter
-  beside each layer that you name)
-- what became of LoRA: `minilora.variants`; a base in four bits: `minilora.layers.nf4`, `minilora.variants.loftq`
-- is a gradient right? `minilora.verify`
-- trained adapters as files: `minilora.files`
-- the same numbers with less work: `minilora.fast`
-- `minilora.backend` (NumPy or CuPy) and `minilora.checks` (errors for bad input) serve all of them
-
-Beside it stand two neighbours. `minilora.language` is a language model, fine-tuned. `minilora.conformance` judges what
-other people wrote: layers, readers of adapters, files. `minilora.exercises` grades a backward of yours,
-`minilora.figures` draws, and `minilora.cli` with `minilora.cli` is the command line.
-
-Importing the package imports none of this: `minilora.lazy` fetches a name when it is first used, so
-``import minilora.lora`` needs NumPy alone.
+Four doors lead on: `minilora.files` (adapters, merging, checkpoints), `minilora.language` (a language model,
+fine-tuned), `minilora.conformance` (judges what other people wrote) and `minilora.exercises` (grades a backward of
+yours). `minilora.cli` is the command line.
 """
 
-from . import lazy
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.4.0"
-__getattr__, __dir__ = lazy.attributes(__name__)
+
+
+def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's ``__getattr__`` and ``__dir__``: names and modules are imported when they are first used.
+
+    So ``import minilora`` takes no time, and ``import minilora.lora`` needs NumPy alone. The names stand once, in the
+    package's ``__init__.pyi``, which type checkers and editors read as well.
+    """
+
+    @cache
+    def homes() -> dict[str, str]:
+        """Return the module that each public name comes from."""
+        import ast
+        from pkgutil import get_data
+
+        stub = ast.parse(get_data(package, "__init__.pyi") or b"")
+        imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+        return {alias.name: "." * node.level + str(node.module) for node in imports for alias in node.names}
+
+    @cache
+    def modules() -> set[str]:
+        from pkgutil import iter_modules
+
+        return {module.name for module in iter_modules(sys.modules[package].__path__) if module.name[0] != "_"}
+
+    def get(name: str) -> Any:
+        if name == "__all__":
+            return sorted(homes())
+        if name.startswith("__") or not (name in homes() or name in modules()):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if name not in homes():
+            return import_module(f"{package}.{name}")
+        value = getattr(import_module(homes()[name], package), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*(name for name in vars(sys.modules[package]) if name.startswith("__")), *homes(), *modules()})
+
+    return get, names
+
+
+__getattr__, __dir__ = lazily(__name__)

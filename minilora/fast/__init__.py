@@ -10,6 +10,6 @@ ones. `memory` keeps one step's memory for the next, where you call it. `adam` i
 Adam's update in one kernel, which a GPU takes.
 """
 
-from .. import lazy
+from .. import lazily
 
-__getattr__, __dir__ = lazy.attributes(__name__)
+__getattr__, __dir__ = lazily(__name__)

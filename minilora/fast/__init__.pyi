@@ -1,4 +1,4 @@
-"""The public names of minilora.fast, as `minilora.lazy` fetches them."""
+"""The public names of minilora.fast."""
 
 from .memory import keep_pages as keep_pages
 from .parts import accumulate as accumulate

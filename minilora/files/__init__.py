@@ -7,6 +7,6 @@ Under them, `peft` is an adapter's folder, and `tensors`, `mixtures` and `modelf
 `save_llama` is a door to `minilora.language`.
 """
 
-from .. import lazy
+from .. import lazily
 
-__getattr__, __dir__ = lazy.attributes(__name__)
+__getattr__, __dir__ = lazily(__name__)

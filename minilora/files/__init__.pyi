@@ -1,4 +1,4 @@
-"""The public names of minilora.files, as `minilora.lazy` fetches them."""
+"""The public names of minilora.files."""
 
 from ..language.save import save_llama as save_llama
 from .adapters import load_adapter as load_adapter

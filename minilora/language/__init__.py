@@ -9,6 +9,6 @@ and `ggufexport` an adapter. Its data: `tokens`, `chat` with the model's own `ch
 printed, `memory` what a step keeps, and `resume` what a checkpoint does. `llamainstance` is a small one to check.
 """
 
-from .. import lazy
+from .. import lazily
 
-__getattr__, __dir__ = lazy.attributes(__name__)
+__getattr__, __dir__ = lazily(__name__)

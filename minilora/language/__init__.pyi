@@ -1,4 +1,4 @@
-"""The public names of minilora.language, as `minilora.lazy` fetches them."""
+"""The public names of minilora.language."""
 
 from .llama import Llama as Llama
 from .nexttoken import next_token_loss as next_token_loss

@@ -14,7 +14,6 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 FLOORS = [
-    {"lazy"},
     {"checks", "backend"},
     {"layer", "losses"},
     {"linear"},
@@ -31,9 +30,6 @@ FLOORS = [
 
 `train` makes a checkpoint of a path, `evaluate` takes workers from `fast`, and both read the types of `training`.
 """
-
-DOORS = {"conformance.__main__"}
-"""Modules of one line, which lead to what stands above them: names that are imported from outside."""
 
 
 def floor(module):
@@ -62,15 +58,9 @@ def imports(module, *, inside=False):
 
 
 def test_imports_run_one_way():
-    modules = set(MODULES) - DOORS - {"__init__"}
+    modules = set(MODULES) - {"__init__"}
     pairs = {(module, other) for module in modules for other in imports(module, inside=True)}
     assert [f"{module} imports {other}" for module, other in pairs if floor(other) > floor(module)] == []
-
-
-@pytest.mark.parametrize("door", sorted(DOORS))
-def test_a_door_does_nothing_but_lead_elsewhere(door):
-    lines = PACKAGE.joinpath(*door.split(".")).with_suffix(".py").read_text(encoding="utf-8").splitlines()
-    assert len([line for line in lines if line and not line.startswith(('"""', "if __name__", "    raise"))]) == 1
 
 
 def test_no_module_of_a_folder_imports_in_a_circle():
@@ -156,6 +146,8 @@ def test_the_mathematics_needs_numpy_alone(use):
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_alone_imports_nothing_else():
-    done = python("import sys, minilora; print(*{name.partition('.')[0] for name in sys.modules})")
-    assert not {"numpy", "safetensors", "tqdm", "matplotlib"} & set(done.stdout.split())
+@pytest.mark.parametrize(("module", "needed"), [("minilora", set()), ("minilora.lora", {"numpy"})])
+def test_an_import_needs_no_other_package(module, needed):
+    names = python(f"import sys; before = set(sys.modules); import {module}; print(*set(sys.modules) - before)").stdout
+    tops = {name.partition(".")[0] for name in names.split()}
+    assert tops - set(sys.stdlib_module_names) == {"minilora", *needed}
