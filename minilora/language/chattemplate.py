@@ -42,23 +42,10 @@ BEGINS, ENDS = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
 
 
 class ChatTemplate:
-    """A chat template.
+    """A chat template: what jinja2 reads by name, "default" and maybe "tool_use" for chats with tools.
 
-    Parameters
-    ----------
-    path : path
-        The file it comes from, for messages.
-    templates : mapping of str to str
-        What jinja2 reads, by name: "default", and maybe "tool_use" for chats with tools; others are passed over.
-    tokens : mapping of str to str, optional
-        Special tokens that a template may write, such as ``{"bos_token": "<s>"}``.
-
-    Raises
-    ------
-    FileRefused
-        If it is no template.
-    ValueError
-        If jinja2 is not installed.
+    `path` is the file it comes from, for messages. `tokens` are special tokens that a template may write, such as
+    ``{"bos_token": "<s>"}``. What is no template is a FileRefused.
     """
 
     def __init__(self, path: str | Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
@@ -77,19 +64,8 @@ class ChatTemplate:
     ) -> str:
         """Return messages as one text, as transformers' ``apply_chat_template(..., tokenize=False)`` does.
 
-        Parameters
-        ----------
-        messages : sequence of mappings
-            Each with "role" and "content", such as ``{"role": "user", "content": "Hi"}``.
-        add_generation_prompt : bool
-            Whether the text goes on with what begins an answer of the model's.
-        tools : sequence, optional
-            What the template is told of tools that the model may call.
-
-        Raises
-        ------
-        FileRefused
-            If the template refuses the messages, or fails.
+        With `add_generation_prompt` the text goes on with what begins an answer of the model's. A chat that the
+        template refuses, or on which it fails, is a FileRefused.
         """
         return self._write(self._plain[self._name(tools)], messages, tools, add_generation_prompt)
 
@@ -183,15 +159,7 @@ def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_template(model: str | Path) -> ChatTemplate:
-    """Read the chat template of a model: a Hugging Face folder, or a .gguf file.
-
-    Raises
-    ------
-    FileRefused
-        If there is none, or one that cannot be read.
-    ValueError
-        If the package that reads the file is not installed.
-    """
+    """Read the chat template of a model: a Hugging Face folder, or a .gguf file."""
     path = check_path("model", model)
     if path.is_dir():
         return _from_folder(path)

@@ -175,13 +175,13 @@ def read_lines(path: Path) -> list[tuple[int, Line]]:
         raise FileRefused(path, f"it holds a list of JSON: {EXPECTED}")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            with _line(path, number):
+            with at_line(path, number):
                 lines.append((number, checked(msgspec.json.decode(line))))
     return lines
 
 
 @contextmanager
-def _line(path: Path, number: int) -> Iterator[None]:
+def at_line(path: Path, number: int) -> Iterator[None]:
     """Put a file's name and a line's number before an error about the line."""
     try:
         yield
@@ -225,7 +225,7 @@ def read_examples(
     """Return lines as tokens. The chat template is read where the first chat comes."""
     examples, template = [], None
     for number, line in lines:
-        with _line(path, number):
+        with at_line(path, number):
             if template is None and isinstance(line, Chat):
                 template = load_template(model)
             ids, counted = encode_example(line, tokenizer, template)
