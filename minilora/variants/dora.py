@@ -109,9 +109,9 @@ class DoRA(Layer):
 
     def merge(self) -> Linear:
         """Return one new `Linear`, with this layer's output up to rounding. Nothing is shared."""
-        bias, W, change = self.base.bias, self.base.weight, self.adapter.delta()
-        weight = merged(W, change, self.adapter.magnitude, divisible(lengths(W + change)))
-        return Linear(weight, None if bias is None else bias.copy())
+        bias, V = self.base.bias, self.direction()
+        g = self.adapter.magnitude / divisible(lengths(V))  # (dora.2)
+        return Linear(g[:, None] * V, None if bias is None else bias.copy())
 
     def delta(self) -> Array:  # -> (out, in)
         """Return the whole change of weight, g V - W."""
@@ -145,8 +145,3 @@ def with_magnitude(base: Linear, adapter: Adapter, dora_norm: str = "constant") 
     """Return an adapter as a DoRA's, with the magnitude that leaves the output as it is."""
     same = {field.name: getattr(adapter, field.name) for field in fields(adapter)}
     return DoRAAdapter(**same, magnitude=row_lengths(base, adapter), dora_norm=dora_norm)
-
-
-def merged(W: Array, change: Array, m: Array, n: Array) -> Array:  # (out, in), (out, in), (out,), (out,) -> (out, in)
-    """Return rows of the merged weight: V = W + s B A, each row m_o long where it is n_o long."""
-    return (m / n)[:, None].astype(W.dtype) * (W + change)
