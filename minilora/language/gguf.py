@@ -136,25 +136,27 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     kind = fields["general.architecture"]
     check_settings({f"{kind}.{name}": only for name, only in MUST.items()}, fields)
 
-    def said(name: str, usual: Any = None) -> Any:
+    def setting(name: str, usual: Any = None) -> Any:
         value = fields.get(f"{kind}.{SIZES.get(name, name)}", usual)
         if value is None:
             raise ValueError(f"there is no {kind}.{SIZES.get(name, name)}")
         return value
 
-    d, H = check_sizes(hidden_size=said("hidden_size"), num_attention_heads=said("num_attention_heads"))
-    K, D = check_sizes(num_key_value_heads=said("num_key_value_heads", H), head_dim=said("head_dim", max(1, d // H)))
+    d, H = check_sizes(hidden_size=setting("hidden_size"), num_attention_heads=setting("num_attention_heads"))
+    K, D = check_sizes(
+        num_key_value_heads=setting("num_key_value_heads", H), head_dim=setting("head_dim", max(1, d // H))
+    )
     for name in ("rope.dimension_count", "attention.value_length"):
-        if said(name, D) != D:
-            raise ValueError(f"{kind}.{name} is {short(said(name))}, supported: {D}, the width of a head's keys")
+        if setting(name, D) != D:
+            raise ValueError(f"{kind}.{name} is {short(setting(name))}, supported: {D}, the width of a head's keys")
     embedding = tensors.get("model.embed_tokens.weight")
     factor = _rope_factor(fields, kind)
     scaled = {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
-    rope = scaled | {"rope_theta": said("rope_theta", 10_000.0)}
+    rope = scaled | {"rope_theta": setting("rope_theta", 10_000.0)}
     return LlamaConfig(
-        said("vocab_size", None if embedding is None else int(embedding.shape[-1])),
-        d, said("intermediate_size"), said("num_hidden_layers"), H, K, D,
-        rms_norm_eps=check_number("rms_norm_eps", said("rms_norm_eps"), above=0),
+        setting("vocab_size", None if embedding is None else int(embedding.shape[-1])),
+        d, setting("intermediate_size"), setting("num_hidden_layers"), H, K, D,
+        rms_norm_eps=check_number("rms_norm_eps", setting("rms_norm_eps"), above=0),
         frequencies=rope_frequencies(D, rope), rope=rope, model_type=kind,
         tie_word_embeddings="lm_head.weight" not in tensors,
         attention_bias="model.layers.0.self_attn.q_proj.bias" in tensors or kind == "qwen2",

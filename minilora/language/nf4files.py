@@ -56,7 +56,7 @@ class NF4Weights:
         self.base = base
         names = [name for name in base.holder if f"{name}.{NF4_STATE}" in base.holder]
         with reading(path):
-            _check_said(base, settings, names)
+            _check_quantised_layers(base, settings, names)
         self.tensors = {*names, *(f"{name}.{part}" for name in names for part in PARTS)}
         self.states = {name: self._state(name) for name in names}
         self.shapes: dict[str, tuple[int, ...]] = {name: state.shape for name, state in self.states.items()}
@@ -107,7 +107,7 @@ class NF4Weights:
         return file.read(name) if spec.dtype in FLOATS else file.read_bytes(spec.start, spec.end - spec.start)
 
 
-def _check_said(base: Weights, settings: Any, quantised: list[str]) -> None:
+def _check_quantised_layers(base: Weights, settings: Any, quantised: list[str]) -> None:
     """Require that the settings and the file name the same linear layers as quantised."""
     if settings is None:
         if quantised:

@@ -30,7 +30,7 @@ from ..linear import Linear
 from .config import KINDS, LlamaConfig, from_json
 from .llama import Llama
 from .nf4files import nf4_tensors, quantization_config
-from .weights import expert_tensors, in_file
+from .weights import expert_tensors, file_name
 
 
 def save_llama(model: Llama, folder: str | Path) -> None:
@@ -92,7 +92,7 @@ def split_experts(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dic
     experts, split = expert_tensors(config), dict[str, np.ndarray]()
     for name, array in tensors.items():
         if name not in experts:
-            split[in_file(config, name)] = array
+            split[file_name(config, name)] = array
             continue
         for parts, of_expert in zip(experts[name], array, strict=True):
             split |= dict(zip(parts, np.split(of_expert, len(parts)), strict=True))
@@ -146,26 +146,26 @@ def _of_kind(config: LlamaConfig) -> dict[str, Any]:
     if kind == "llama":
         return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
     # Of other kinds the window would be 4096 tokens wide, if there were no word of it.
-    said: dict[str, Any] = {"use_sliding_window": False} if kind.startswith("qwen") else {"sliding_window": None}
+    settings: dict[str, Any] = {"use_sliding_window": False} if kind.startswith("qwen") else {"sliding_window": None}
     if kind in ("qwen3", "qwen3_moe"):
-        said["attention_bias"] = config.attention_bias
+        settings["attention_bias"] = config.attention_bias
     if kind == "qwen2_moe":
-        said["qkv_bias"] = config.attention_bias
+        settings["qkv_bias"] = config.attention_bias
     if mixture is None:
-        return said
-    said["num_local_experts" if kind == "mixtral" else "num_experts"] = mixture.num_experts
-    said["num_experts_per_tok"] = mixture.num_experts_per_tok
+        return settings
+    settings["num_local_experts" if kind == "mixtral" else "num_experts"] = mixture.num_experts
+    settings["num_experts_per_tok"] = mixture.num_experts_per_tok
     if kind == "mixtral":
-        return said
+        return settings
     names = ("moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step")
-    said |= {name: getattr(mixture, name) for name in names} | {"mlp_only_layers": list(mixture.mlp_only_layers)}
+    settings |= {name: getattr(mixture, name) for name in names} | {"mlp_only_layers": list(mixture.mlp_only_layers)}
     if mixture.shared_expert_intermediate_size is not None:
-        said["shared_expert_intermediate_size"] = mixture.shared_expert_intermediate_size
-    return said
+        settings["shared_expert_intermediate_size"] = mixture.shared_expert_intermediate_size
+    return settings
 
 
 def _rope(config: LlamaConfig) -> dict[str, Any]:
-    """Return what was said of the rotary positions; where nothing was, the base that the frequencies are powers of."""
+    """Return the rotary settings; where there are none, the base that the frequencies are powers of."""
     if config.rope is not None:
         return dict(config.rope)
     pairs = len(config.frequencies)

@@ -117,14 +117,14 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
             _check_tied(path, base)
             continue
         shapes[name] = base.spec(name).shape
-    shapes, experts = _together(path, config, shapes)
+    shapes, experts = _join_experts(path, config, shapes)
 
     def read(name: str) -> np.ndarray | CodedLinear:
         if name in quantised.shapes:
             return quantised.read(name)
         if name in experts:
             return np.stack([np.concatenate([base.read(part) for part in parts]) for parts in experts[name]])
-        return base.read(name if name in base.holder else in_file(config, name))
+        return base.read(name if name in base.holder else file_name(config, name))
 
     return config, quantised.shapes | shapes, read
 
@@ -150,7 +150,7 @@ def expert_tensors(config: LlamaConfig) -> dict[str, list[list[str]]]:
         return {}
     return {
         f"model.layers.{layer}.mlp.experts.{name}": [
-            [in_file(config, f"model.layers.{layer}.mlp.experts.{e}.{part}.weight") for part in parts]
+            [file_name(config, f"model.layers.{layer}.mlp.experts.{e}.{part}.weight") for part in parts]
             for e in range(config.mixture.num_experts)
         ]
         for layer in filter(config.mixture.stands_in, range(config.num_hidden_layers))
@@ -158,7 +158,7 @@ def expert_tensors(config: LlamaConfig) -> dict[str, list[list[str]]]:
     }
 
 
-def in_file(config: LlamaConfig, name: str) -> str:
+def file_name(config: LlamaConfig, name: str) -> str:
     """Return the name that a tensor of a mixture has in a folder: a Mixtral's files have names of their own."""
     if config.model_type == "mixtral" and ".mlp." in name:
         name = name.replace(".mlp.", f".{MIXTRAL_MLP}.")
@@ -167,7 +167,7 @@ def in_file(config: LlamaConfig, name: str) -> str:
     return name
 
 
-def _together(
+def _join_experts(
     path: Path, config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, list[list[str]]]]:
     """Return the shapes of a folder's arrays with all experts in one, and the tensors that these are made of."""
@@ -187,6 +187,6 @@ def _together(
                 raise FileRefused(path, f"{short(part)} has shape {list(shapes[part])}, expected {list(shape)}")
         found[name], made[name] = (len(experts), rows, width), experts
     for name in [name.rpartition("experts.")[0] + "gate.weight" for name in made]:
-        if name not in found and in_file(config, name) in found:
-            found[name] = found.pop(in_file(config, name))
+        if name not in found and file_name(config, name) in found:
+            found[name] = found.pop(file_name(config, name))
     return found, made
