@@ -62,8 +62,13 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until the device has finished all it was given, as a stopwatch must."""
-        if self.name != "numpy":
-            self.to_numpy(self.zeros((1,), "float32"))  # work is done in order, so this comes back after all the rest
+        if self.name == "numpy":
+            return
+        device = getattr(getattr(self.xp, "cuda", None), "Device", None)
+        if device is not None:
+            device().synchronize()
+        else:  # work is done in order, so a number that comes back now comes after all the rest
+            self.to_numpy(self.zeros((1,), "float32"))
 
     def elementwise_kernel(self, inputs: str, outputs: str, statements: str, name: str) -> Callable[..., Any] | None:
         """Return one kernel that does all `statements` entry by entry, or None where the library makes none.

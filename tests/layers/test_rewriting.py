@@ -127,15 +127,6 @@ def test_bad_input_is_named(call, error, message):
         call()
 
 
-def test_a_cache_of_another_layer_is_refused():
-    one, two = Conv2d(np.ones((2, 2, 3, 3))), Conv2d(np.ones((2, 2, 3, 3)))
-    y, cache = one.forward(np.ones((1, 2, 5, 5)))
-    with pytest.raises(ValueError, match="cache"):
-        two.backward(y, cache)
-    with pytest.raises(ValueError, match="dy"):
-        one.backward(y[:, :1], cache)
-
-
 def test_ids_end_the_way_down_through_a_model():
     rng = np.random.default_rng(0)
     model = Sequential(table=Embedding(rng.standard_normal((7, 3))), fc=Linear(rng.standard_normal((2, 3))))
