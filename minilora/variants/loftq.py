@@ -29,9 +29,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..adaptation import ALL_LINEAR, is_adapted, named_layers
-from ..checks import check_flag, check_instance, check_integer, check_number, check_sizes, named
+from ..checks import check_integer, named
 from ..layer import Layer, Model, arrays_of, check_model, rebuild, walk
-from ..layers.nf4 import CodedLinear, QuantizedLinear, check_block_size
+from ..layers.nf4 import CodedLinear, QuantizedLinear
 from ..linear import Linear
 from .adapter import Adapter
 from .pissa import pissa
@@ -60,13 +60,10 @@ def quantize(
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         If the model has adapters, `target_modules` names no layer or one that cannot be quantised, a weight holds NaN
         or infinity, or an argument is out of range.
-    TypeError
-        If an argument is of another type.
     """
-    block_size, double_quant = check_block_size(block_size), check_flag("double_quant", double_quant)
     targets = _quantisable(model, target_modules)
 
     def put(path: str, layer: Any) -> Any:
@@ -106,9 +103,7 @@ def loftq(
     ValueError, TypeError
         As in `quantize`.
     """
-    block_size, double_quant = check_block_size(block_size), check_flag("double_quant", double_quant)
-    (rank,), rounds = check_sizes(rank=rank), check_integer("rounds", rounds, at_least=1)
-    alpha, targets = check_number("alpha", alpha, above=0), _quantisable(model, target_modules)
+    rounds, targets = check_integer("rounds", rounds, at_least=1), _quantisable(model, target_modules)
     options: dict[str, Any] = {"block_size": block_size, "double_quant": double_quant}
     adapters: dict[str, Adapter] = {}
 
@@ -133,7 +128,7 @@ def loftq(
 
 
 def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]:
-    """Return the paths of the layers that are named, each a `Linear` of its own without an adapter."""
+    """Return the paths of the layers that are named: of a model without adapters, and none quantised or tied."""
     check_model(model)
     adapted = [path for path, layer in walk(model) if is_adapted(layer)]
     if adapted:
@@ -143,7 +138,6 @@ def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]
     for path, layer in targets.items():
         if isinstance(layer, CodedLinear):
             raise ValueError(f"the layer {path!r} is quantised already, a {type(layer).__name__}")
-        check_instance(f"the layer {path!r}", layer, Linear)
         if places[id(layer.weight)] > 1:
             raise ValueError(
                 f"the weight of the layer {path!r} is another layer's too: quantised, the two would no longer share it"

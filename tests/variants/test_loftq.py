@@ -115,7 +115,7 @@ def tied():
         (
             lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))),
             {"target_modules": ["conv"]},
-            "the layer .conv. must be a Linear, got Conv2d",
+            "the layer .conv.: (linear must be a Linear, got Conv2d|weight has shape .2, 2, 1, 1., expected)",
         ),
     ],
 )
