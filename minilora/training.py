@@ -156,10 +156,10 @@ def train(
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
     check_rng(rng)
     check_functions({"gradients(model, x, y, loss)": gradients, "report(state)": report})
-    params, measured = trainable(model), (X, Y) if held_out is None else held_out
-    before = try_out(model, X, Y, loss, params)  # the loss of the start, also where the training goes on
+    params, measured = trainable(model), (X, Y)
+    try_out(model, X, Y, loss, params)
     if held_out is not None:
-        before = try_held_out(model, held_out, loss, params)
+        measured = try_held_out(model, held_out, loss, params)
     batch_size, steps = check_batches(batch_size, steps, len(X))
     if not params:
         raise ValueError(
@@ -167,7 +167,9 @@ def train(
         )
 
     state, last = TrainingState(model, Adam(params, lr=lr, schedule=schedule), rng), math.nan
-    settings = {"batch_size": batch_size, "steps": steps, "log_every": log_every, "loss": name_of(loss)}
+    before = first_loss(model, *measured, loss)  # of the start, also where the training goes on
+    settings: dict[str, Any] = {"batch_size": batch_size, "steps": steps, "log_every": log_every}
+    settings["loss"] = getattr(loss, "__qualname__", type(loss).__qualname__)
     if schedule is not None:
         settings["schedule"] = getattr(schedule, "__qualname__", repr(schedule))
     keeper = keeper_of(checkpoint)
@@ -188,8 +190,9 @@ def train(
             logged = epoch % log_every == 0
             if logged or epoch == epochs:  # report; before anything is kept, since it may be no number
                 last = check_loss(measure(model, *measured, loss), epoch, state, data)
-            state.end(epoch, last if logged else None)
+            state.epoch = epoch
             if logged:
+                state.history.add(epoch, last)
                 bar.set_postfix(loss=f"{last:.4g}", refresh=False)
             bar.update(tokens or 1)
             if keeper is not None:
@@ -267,12 +270,6 @@ class TrainingState:
     history: History = field(default_factory=History)  # the losses so far
     epoch: int = 0  # the number of epochs done
 
-    def end(self, epoch: int, loss: float | None) -> None:
-        """Note that an epoch is done, and the loss after it where it is logged."""
-        self.epoch = epoch
-        if loss is not None:
-            self.history.add(epoch, loss)
-
 
 @runtime_checkable
 class Keeper(Protocol):
@@ -294,11 +291,6 @@ def keeper_of(checkpoint: str | Path | Keeper | None) -> Keeper | None:
     return Checkpoint(checkpoint)
 
 
-def name_of(loss: Loss) -> str:
-    """Return what a checkpoint calls a loss."""
-    return str(getattr(loss, "__qualname__", type(loss).__qualname__))
-
-
 # --- a training as one watches it ---
 
 
@@ -316,6 +308,16 @@ class TrainingDiverged(ArithmeticError):
 
 class LossGrew(UserWarning):
     """Training ended with a loss far above the one that it began with, and finite."""
+
+
+def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
+    """Return the loss of the first rows, or that of a model that answers 0 where this is larger."""
+    height = rows_at_a_time(Y)
+    with np.errstate(all="ignore"):
+        y, target = model(X[:height]), Y[:height]
+        if Y.dtype.kind in "iu" and not bool((target != IGNORED).any()):  # no target to measure
+            return math.inf
+        return max(float(loss(y, target)[0]), float(loss(0 * y, target)[0]))
 
 
 def warn_of_growth(before: float, last: float, state: TrainingState) -> None:
@@ -389,31 +391,22 @@ def trainable(model: Any) -> dict[str, Array]:
     return model.trainable()  # type: ignore[no-any-return]
 
 
-def try_out(model: Layer, X: Array, Y: Array, loss: Loss, params: Mapping[str, Array]) -> float:
-    """Return the loss of the first rows, or that of a model that answers 0 where this is larger.
-
-    X and Y must be finite, and fit model and loss; so must every id, on a CPU.
-    """
+def try_out(model: Layer, X: Array, Y: Array, loss: Loss, params: Mapping[str, Array]) -> None:
+    """Require that X and Y are finite, that model and loss take their first row, and, on a CPU, every id."""
     check_data(model, X, Y, loss, params)
     check_finite(X=X, Y=Y)
-    first = rows_at_a_time(Y)
-    with np.errstate(all="ignore"):
-        y, target = model(X[:first]), Y[:first]
-        value, of_zeros = loss(y, target)[0], loss(0 * y, target)[0]
-        for row in sorted(rows_of_extremes(X) | rows_of_extremes(Y)):
-            with named(f"row {row} of X and Y"):
-                loss(model(X[row : row + 1]), Y[row : row + 1])
-        if Y.dtype.kind in "iu" and not bool((target != IGNORED).any()):  # no target to measure
-            return math.inf
-        return max(float(value), float(of_zeros))
+    for row in sorted({0} | rows_of_extremes(X) | rows_of_extremes(Y)):
+        with named(f"row {row} of X and Y"), np.errstate(all="ignore"):
+            loss(model(X[row : row + 1]), Y[row : row + 1])
 
 
-def try_held_out(model: Layer, held_out: Any, loss: Loss, params: Mapping[str, Array]) -> float:
-    """Return the loss of the first rows of what is held out, as `try_out` does."""
+def try_held_out(model: Layer, held_out: Any, loss: Loss, params: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return inputs and targets to measure the loss on, which must fit as X and Y do."""
     if not isinstance(held_out, tuple) or len(held_out) != 2:
         raise TypeError(f"held_out must be two arrays, inputs and targets, got {type(held_out).__name__}")
     with named("held_out"):
-        return try_out(model, *held_out, loss, params)
+        try_out(model, *held_out, loss, params)
+    return held_out
 
 
 def check_data(model: Any, X: Array, Y: Array, loss: Any, params: Mapping[str, Array]) -> None:

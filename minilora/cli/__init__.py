@@ -1,4 +1,6 @@
-"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file; `console` has what they share.
+"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file.
+
+`console` has what they share, and `figures` draws.
 
 On numbers: `article`, `check`. On a language model: `finetune`, `generate`, `evaluate`. On files: `merge`, `inspect`,
 `export`. To judge others: `audit`, `diagnose`, `conformance`, `golden`, `vectors`.
