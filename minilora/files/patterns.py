@@ -72,9 +72,9 @@ def first_matches(patterns: Iterable[str], modules: Sequence[str]) -> list[int |
 
 def layer_numbers(names: Sequence[str], modules: Iterable[str]) -> list[int | None]:
     """Return of each module the number of its layer: what stands behind the first of these patterns that matches."""
-    patterns = [_compiled(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", name) for name in names] or [
-        re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")
-    ]
+    patterns = [_compiled(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", name) for name in names]
+    if not names:
+        patterns = [re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")]
     matches = (next((match for pattern in patterns if (match := pattern.match(module))), None) for module in modules)
     return [match and int(match["layer"]) for match in matches]
 

@@ -50,7 +50,7 @@ READERS = (
     Key("target_parameters", "arrays without a module of their own, such as a mixture's experts, are adapted",
         readers="read by PEFT from 0.18; its packing was exchanged after 0.19.0; other programs were not measured"),
     Key("lora_B_layout", "which index of lora_B is the expert's; a key of unsloth's",
-        lambda value: isinstance(value, str), "read by unsloth and minilora; other programs were not measured"),
+        lambda value: isinstance(value, str), "read by unsloth, refused by minilora; other programs were not measured"),
     Key("trainable_token_indices", "rows of an embedding were trained in full",
         readers="read by PEFT; other programs were not measured"),
     Key("layer_replication", "layers stand in the model several times, with adapters of their own",

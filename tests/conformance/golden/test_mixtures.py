@@ -1,5 +1,6 @@
 """Golden mixtures: the decoder's own numbers, apart from each other, and a foreign reader's mistakes by their names."""
 
+import json
 import re
 import shutil
 from functools import partial
@@ -22,6 +23,7 @@ from minilora.conformance.golden.mixtures.bases import DOUBLE, FUSED, KEPT, MIXT
 from minilora.conformance.golden.mixtures.cases import APART, MARGIN, MIXTURES
 from minilora.conformance.golden.mixtures.formulas import READ, MixtureFormulas
 from minilora.conformance.golden.mixtures.misreadings import MIXTURE_MISREADINGS
+from minilora.variants.stackedlora import packed_B, stacked_A, stacked_B
 
 from . import foreign_mixtures
 from .conftest import index_of, written
@@ -108,6 +110,29 @@ def test_no_two_experts_have_equal_scores_near_the_kept_ones():
         assert (best[:, KEPT - 1] - best[:, KEPT]).min() >= MARGIN, case.id
 
 
+def packed_as_today(adapter, folder):
+    """Return the adapter's folder, or one with the same adapters as PEFT packs them today."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    grouped = config.pop("lora_B_layout", None) == "grouped_by_expert"
+    exchanged = config.get("peft_version") == "0.19.0"
+    if not grouped and not exchanged:
+        return adapter
+    tensors, E = load_file(adapter / "adapter_model.safetensors"), 4
+    for key in [key for key in tensors if "experts" in key and "lora_A" in key]:
+        A, B = tensors[key], tensors[other := key.replace("lora_A", "lora_B")]
+        if grouped:
+            tensors[other] = packed_B(B.reshape(len(B), E, -1).swapaxes(0, 1))
+        if exchanged:  # (B_e A_e)^T = A_e^T B_e^T
+            tensors[key] = np.ascontiguousarray(stacked_B(B, E).swapaxes(1, 2).reshape(len(A), -1))
+            tensors[other] = packed_B(stacked_A(A, E).swapaxes(1, 2))
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_version": "0.19.1"}))
+    with pytest.raises(FileRefused, match=r"save (it|the adapter) again"):
+        load_adapter(adapter)
+    return folder
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("case", ANSWERED, ids=lambda case: case.id)
 def test_answers_are_those_of_the_decoder_with_the_files_merged(golden, index, tmp_path, case):
@@ -116,7 +141,7 @@ def test_answers_are_those_of_the_decoder_with_the_files_merged(golden, index, t
     base = tmp_path / "base"  # in float32: a merged weight is rounded as the base's are
     shutil.copytree(golden / entry["base"], base)
     write_safetensors(base / "model.safetensors", case.base.in_file(case.base.stored))
-    merge_adapter(base, golden / entry["adapter"], tmp_path / "merged")
+    merge_adapter(base, packed_as_today(golden / entry["adapter"], tmp_path / "today"), tmp_path / "merged")
     z = Llama.load(tmp_path / "merged", dtype="float64")(np.array(entry["prompts"]))
     np.testing.assert_allclose(z, answers["logits"], rtol=0, atol=1e-4)
     name = next((name for name in answers if name.startswith("merged.")), None)
@@ -130,9 +155,9 @@ def test_answers_are_those_of_the_decoder_with_the_files_merged(golden, index, t
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [case for case in ANSWERED if "old" not in case.id], ids=lambda case: case.id)
-def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, case):
+def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, tmp_path, case):
     entry = entry_of(index, case)
-    adapter = load_adapter(golden / entry["adapter"], dtype="float64")
+    adapter = load_adapter(packed_as_today(golden / entry["adapter"], tmp_path / "today"), dtype="float64")
     adapted = attach(Llama.load(golden / entry["base"], dtype="float64"), adapter)
     z = load_file(golden / entry["answers"])["logits"]
     np.testing.assert_allclose(adapted(np.array(entry["prompts"])), z, rtol=0, atol=1e-11)
