@@ -76,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)
+        print(message, end="", file=file)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -57,6 +57,8 @@ def say_goes_on(state: str, typed: list[str]) -> None:
 
 def print_error(text: str) -> None:
     """Write a text to stderr, wherever that goes."""
+    if sys.stderr is None:  # as after 2>&- in a shell; print would take stdout
+        return
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

@@ -285,8 +285,7 @@ def measure(
     print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters")
     parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
     memory = needs(data.X.shape[1], recipe.workers, data.X_held.shape)
-    print_memory(memory, parts, recipe.part_rows, data.unit, machine)
-    hint = what_fits(memory, parts, recipe.part_rows, machine)
+    hint = print_memory(memory, parts, recipe.part_rows, data.unit, machine)
     steps = recipe.steps - (kept.saved.epoch if kept else 0)
     told = "; the first tells how long they take" if steps > 1 else ""
     print(f"time     {steps} steps of {recipe.batch_size} {data.unit}{told}\n")
@@ -318,15 +317,17 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> None:
-    """Print what the training needs, and what the machine has."""
+def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> str:
+    """Print what the training needs, and what the machine has; return what to ask for where that is less, or ""."""
     kept, logits = megabytes(memory.activations(parts * rows)), megabytes(memory.all_logits(parts * rows))
     print(f"memory   {kept} MB of activations for the backward of {parts} x {rows} {unit} at a time")
+    hint = what_fits(memory, parts, rows, machine)
     there = f"; {megabytes(machine.free)} of {megabytes(machine.whole)} MB are free" if machine else ""
     print(
         f"         with weights {megabytes(memory.weights)}, Adam and gradients {megabytes(memory.state)}, logits "
         f"{logits}: {megabytes(memory.together(parts * rows))} MB together{there}"
     )
+    return hint
 
 
 def what_fits(memory: StepMemory, parts: int, rows: int, machine: Memory | None) -> str:
