@@ -278,11 +278,6 @@ def test_a_tied_array_takes_one_step_of_the_summed_gradient():
     assert list(optimizer.params) == list(optimizer.m) == ["a", "c"]
 
 
-def test_a_tied_array_counts_once():
-    model = tied_model()
-    assert parameter_count(model) == parameter_count(model, trained=True) == model.embed.table.size
-
-
 def test_two_arrays_on_one_memory_are_refused_by_adam():
     x = np.ones(4)
     with pytest.raises(ValueError, match=r"params\['a'\] and params\['b'\] share memory and are two arrays"):
@@ -422,17 +417,12 @@ def test_a_list_of_layers_is_shown_with_its_shapes():
     )
 
 
-@pytest.mark.parametrize("shape", [(2,), (3, 2), (2, 3, 2), (7, 2)])
-def test_an_input_as_wide_as_the_output_raises_a_question(shape):
+def test_an_input_as_wide_as_the_output_raises_a_question():
     layer = Linear(np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"; out_features is 2: is the weight transposed\? It lies as \(out, in\)$"):
-        layer(np.ones(shape))
-
-
-@pytest.mark.parametrize("shape", [(4,), (2, 4), (3, 2, 4)])
-def test_an_input_of_no_width_of_the_layer_raises_none(shape):
+        layer(np.ones((7, 2)))
     with pytest.raises(ValueError, match=r"expected in_features = 3$"):
-        Linear(np.ones((2, 3)))(np.ones(shape))
+        layer(np.ones((2, 4)))
 
 
 def test_a_tied_array_counts_once_among_the_parameters():
