@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 
 from minilora.language.chat import encode_chat, encode_question, write_chat
+from minilora.language.chattemplate import ChatTemplate
 
 from ..support.letters import TOKENS, parts, spell, words
 
@@ -173,7 +174,7 @@ def test_a_message_that_a_template_passes_over_is_refused():
     assert write_chat(chat("hi", "hello", system=""), USERS)
 
 
-def test_looking_for_traces_costs_one_more_chat_where_there_are_contents_alone():
+def test_traces_of_contents_cost_one_more_chat():
     rendered = []
     template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
     write_chat(chat(*["hi", "hello"] * 20), template)
@@ -187,7 +188,7 @@ def ending(messages, add_generation_prompt, end="<end>"):
 
 
 @pytest.mark.parametrize("turns", [1, 3])
-def test_an_end_that_stands_behind_the_last_turn_of_a_chat_belongs_to_no_turn(turns):
+def test_an_end_behind_the_last_turn_belongs_to_none(turns):
     template = Template(None)
     template.tokens = {"eos_token": "<end>"}
     template.render = lambda messages, add_generation_prompt=False, tools=None: ending(messages, add_generation_prompt)
@@ -203,7 +204,7 @@ def test_an_end_that_is_a_turn_s_own_counts():
     assert [text[start:stop] for start, stop in spans] == ["hello<end>", "so<end>"]
 
 
-def test_what_a_template_marks_counts_and_it_runs_once_more_for_traces_alone():
+def test_what_a_template_marks_counts():
     """Also where it takes back what the model thought before: transformers counts it so."""
     template, rendered = Template(lambda messages: "".join(m["content"] for m in messages)), []
 
@@ -235,3 +236,31 @@ def test_a_question_ends_with_what_lets_the_model_answer():
     assert encode_question("hi", SILENT, words(last=(5,)))[1] == {5}
     with pytest.raises(ValueError, match="the chat template writes nothing of a system message"):
         encode_question("hi", USERS, words(), system="be kind")
+
+
+STYLES = {
+    "ChatML": """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}OPEN{{ m.content }}<|im_end|>CLOSE{% else %}{{ m.content }}<|im_end|>{% endif %}
+{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+    "Phi-3": """{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>
+{% if m.role == 'assistant' %}OPEN{{ m.content }}<|end|>CLOSE{% else %}{{ m.content }}<|end|>{% endif %}
+{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}""",
+    "Mistral": """{{ bos_token }}{% for m in messages %}
+{%- if m.role == 'assistant' %}OPEN{{ m.content }}{{ eos_token }}CLOSE
+{%- else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}""",
+}
+SAID = ["Hi", " two before", "two behind  ", "a line\n\nmore\n", "naïve 日本 😀", "<|im_end|>", "\ue000\ue001"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_tags_and_prefixes_find_the_same_turns(style):
+    pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
+    tokens, source = {"bos_token": "<s>", "eos_token": "</s>"}, STYLES[style]
+    marked = source.replace("OPEN", "{% generation %}").replace("CLOSE", "{% endgeneration %}")
+    tagged = ChatTemplate("here", {"default": marked}, tokens)
+    plain = ChatTemplate("here", {"default": source.replace("OPEN", "").replace("CLOSE", "")}, tokens)
+    for i, said in enumerate(SAID):
+        text, turns = write_chat(chat(*[said, SAID[i - 1]] * 3), tagged)
+        without, found = write_chat(chat(*[said, SAID[i - 1]] * 3), plain)
+        assert without == text
+        assert [text[start:stop] for start, stop in turns] == [text[start:stop].rstrip() for start, stop in found]

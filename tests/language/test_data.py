@@ -156,7 +156,7 @@ def test_one_example_is_shown_with_what_counts_marked(tmp_path, model):
     assert data.summary.endswith(f"60 of 160 tokens count, {cut}")
 
 
-def test_of_a_text_the_first_token_is_shown_as_no_target():
+def test_a_text_s_first_token_is_no_target():
     assert show(example("abc", 0, whole=True), 9, words()).split("\n") == [
         "example  line 1, 3 tokens; the 2 behind a | count:",
         "    a",
@@ -278,7 +278,7 @@ def test_without_a_length_nothing_that_counts_is_lost(tmp_path, model):
     assert load_data(write(tmp_path / "f.jsonl", prompts((3, 2), (40, 9), (2, 7), (1, 4))), model).length == 49
 
 
-def test_the_line_says_what_a_length_loses_and_which_keeps_all(tmp_path, model):
+def test_the_summary_says_what_a_length_loses(tmp_path, model):
     """And a loss by hand: of each example what stands behind its row's last target."""
     pairs = [(3, 2), (40, 9), (2, 7), (1, 4), (9, 9), (5, 1)]
     file = write(tmp_path / "e.jsonl", prompts(*pairs))
@@ -296,7 +296,7 @@ def test_the_line_says_what_a_length_loses_and_which_keeps_all(tmp_path, model):
     np.testing.assert_array_equal(again.X, load_data(file, model).X)
 
 
-def test_examples_of_which_too_few_are_left_are_refused_with_the_length_that_keeps_them(tmp_path, model):
+def test_too_few_examples_left_name_the_length_that_keeps_all(tmp_path, model):
     file = write(tmp_path / "e.jsonl", prompts((3, 2), (40, 9), (30, 7)))
     with pytest.raises(FileRefused, match=r"1 of its 3 examples has a token .* --length 49 keeps all"):
         load_data(file, model, 4)
@@ -318,13 +318,13 @@ def test_where_nothing_is_held_out_one_example_is_enough():
         of_examples(Path("e.jsonl"), [example], 3, None, 0)
 
 
-def test_examples_of_which_none_is_held_out_are_not_said_to_have_such(tmp_path):
+def test_where_none_is_held_out_none_is_counted(tmp_path):
     path = tmp_path / "e.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     assert load_data(path, "model", tokenizer=words(), held_out=0).summary == "1 examples, 2 of 3 tokens count"
 
 
-def test_a_completion_of_which_the_tokenizer_makes_nothing_is_refused_by_its_line(tmp_path):
+def test_a_completion_without_tokens_is_refused_by_its_line(tmp_path):
     """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
     path = tmp_path / "e.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "\u200b"}) + "\n")
@@ -333,7 +333,7 @@ def test_a_completion_of_which_the_tokenizer_makes_nothing_is_refused_by_its_lin
         load_data(path, "model", tokenizer=deaf, held_out=0)
 
 
-def test_a_text_that_ends_has_no_second_end_where_its_own_is_another():
+def test_a_text_that_ends_gets_no_second_end():
     """Several tokens end a text; a training text gets the last of them, unless it has it already."""
     tokenizer = replace(words(), end=frozenset({0}))
     assert spell(encode_example({"text": "abc<end>"}, tokenizer)[0]) == "abc<end>"
@@ -342,7 +342,7 @@ def test_a_text_that_ends_has_no_second_end_where_its_own_is_another():
 
 
 @pytest.mark.parametrize(("length", "cut"), [(7, 0), (6, 0), (5, 4)])
-def test_an_example_as_long_as_a_row_and_its_target_is_not_cut(tmp_path, length, cut):
+def test_an_example_that_fits_a_row_is_not_cut(tmp_path, length, cut):
     path = tmp_path / "e.jsonl"
     path.write_text((json.dumps({"prompt": "abc", "completion": "def"}) + "\n") * 4)  # with the end, 7 tokens
     summary = load_data(path, tmp_path, length, tokenizer=words()).summary

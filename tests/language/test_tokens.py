@@ -532,14 +532,14 @@ def test_what_makes_other_ids_is_refused(tmp_path, beside, model, message):
         load_tokenizer(byte_level(write_folder(tmp_path / "m", tiny_llama()), beside, **model))
 
 
-def test_a_llama_class_has_no_tokens_of_its_own_where_the_file_is_of_bytes(tmp_path):
+def test_a_llama_class_of_bytes_has_no_tokens_of_its_own(tmp_path):
     """transformers passes the class over then: <unk> in a text is letters."""
     folder = byte_level(write_folder(tmp_path / "m", tiny_llama()), {"tokenizer_class": "LlamaTokenizer"})
     assert len(load_tokenizer(folder).encode("<unk>")) == 5
 
 
 @pytest.mark.parametrize("kind", [0, 1, 3, 4, 5, 6, 7])
-def test_ends_that_llama_cpp_knows_by_name_end_a_text_and_are_whole(tmp_path, kind):
+def test_ends_that_llama_cpp_knows_end_a_text(tmp_path, kind):
     """SmolLM2's file names <|im_end|> alone; llama.cpp ends at <|endoftext|> and <reponame> too."""
     words = ["<|endoftext|>", "<|im_end|>", "<reponame>", "<file_sep>", "th", *LETTER.values()]
     fields = {"tokens": words, "token_type": [3, kind, kind, 3] + [1] * 257, "merges": ["t h"], "eos": 1}
@@ -559,7 +559,7 @@ def test_ends_that_llama_cpp_knows_by_name_end_a_text_and_are_whole(tmp_path, ki
     ],
 )
 @pytest.mark.parametrize("eos", [0, 2])
-def test_an_end_within_a_turn_is_none_where_turns_have_others(tmp_path, others, within, eos):
+def test_an_end_within_a_turn_ends_no_text(tmp_path, others, within, eos):
     """As in llama.cpp, also where a key names it: it is a text then."""
     words = [*others, within, "th", *LETTER.values()]
     fields = {"tokens": words, "token_type": [3, 3, 3] + [1] * 257, "merges": ["t h"], "eos": eos}
