@@ -14,15 +14,7 @@ from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.conformance.audit.configkeys import READERS
 from minilora.files.peft import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
 
-from ..support.adapter_folder import CONFIG, variant
-
-
-def assert_same_adapters(one, other):
-    assert one.keys() == other.keys()
-    for name, adapter in one.items():
-        assert (adapter.alpha, adapter.lora_A.dtype) == (other[name].alpha, other[name].lora_A.dtype)
-        np.testing.assert_array_equal(adapter.lora_A, other[name].lora_A)
-        np.testing.assert_array_equal(adapter.lora_B, other[name].lora_B)
+from ..support.adapter_folder import CONFIG, assert_same_adapters, variant
 
 
 def test_rank_stabilised_scaling_is_alpha_over_the_root_of_r(saved, tmp_path):

@@ -10,15 +10,7 @@ import pytest
 from minilora import FileRefused, LoRA, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 
-from ..support.adapter_folder import CONFIG, WEIGHTS, variant
-
-
-def assert_same_adapters(one, other):
-    assert one.keys() == other.keys()
-    for name, adapter in one.items():
-        assert (adapter.alpha, adapter.lora_A.dtype) == (other[name].alpha, other[name].lora_A.dtype)
-        np.testing.assert_array_equal(adapter.lora_A, other[name].lora_A)
-        np.testing.assert_array_equal(adapter.lora_B, other[name].lora_B)
+from ..support.adapter_folder import CONFIG, WEIGHTS, assert_same_adapters, variant
 
 
 def test_a_configuration_of_another_save_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 from safetensors.numpy import load_file, save_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -18,3 +19,12 @@ def variant(saved, tmp_path, config=None, tensors=None, drop=()):
     if tensors is not None:
         save_file(tensors(load_file(folder / WEIGHTS)), folder / WEIGHTS)
     return folder
+
+
+def assert_same_adapters(one, other):
+    """Require the same alphas, types and factors, to the bit."""
+    assert one.keys() == other.keys()
+    for name, adapter in one.items():
+        assert (adapter.alpha, adapter.lora_A.dtype) == (other[name].alpha, other[name].lora_A.dtype)
+        np.testing.assert_array_equal(adapter.lora_A, other[name].lora_A)
+        np.testing.assert_array_equal(adapter.lora_B, other[name].lora_B)
