@@ -159,15 +159,7 @@ def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndar
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a whole safetensors file: the header, and the tensors in their order."""
-    file.write(tensor_header(tensors, metadata))
-    for tensor in tensors.values():
-        little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
-        file.write(little.reshape(-1).view(np.uint8).data)
-
-
-def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Return all of a safetensors file that comes before the tensors' bytes, which follow in this order.
+    """Write a whole safetensors file: the header, and the tensors in their order.
 
     The library's own `save` puts metadata in an order that changes from run to run.
     """
@@ -176,7 +168,10 @@ def tensor_header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         entries[name] = {"dtype": NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    return _header(entries)
+    file.write(_header(entries))
+    for tensor in tensors.values():
+        little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
+        file.write(little.reshape(-1).view(np.uint8).data)
 
 
 def _header(entries: Mapping[str, Any]) -> bytes:
