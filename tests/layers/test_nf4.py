@@ -267,7 +267,9 @@ REFUSED = {
     "linear must be a Linear, got str": [lambda: QuantizedLinear.from_linear("x")],
     "linear is quantised already: dequantize() it first": [lambda: QuantizedLinear.from_linear(layer()())],
     "double_quant must be True or False, got 'no'": [
-        lambda: QuantizedLinear.from_linear(LINEAR_7_40, double_quant="no"),
+        lambda: QuantizedLinear.from_linear(LINEAR_7_40, double_quant="no")
+    ],
+    "the layer '': double_quant must be True or False, got 'no'": [
         lambda: quantize(LINEAR_7_40, double_quant="no"),
         lambda: loftq(LINEAR_7_40, rank=1, alpha=1, double_quant="no"),
     ],
