@@ -165,11 +165,6 @@ def test_the_residual_form_refuses_every_loss_but_mse(loss):
     assert residual_form(model, X, Y).keys() == residual_form(model, X, Y, loss=mse).keys() == {"lora_A", "lora_B"}
 
 
-def test_gradients_that_cannot_be_called_are_refused():
-    with pytest.raises(TypeError, match=r"gradients must be a function, gradients\(model, x, y, loss\), got 'mse'"):
-        train(adapter(), X, Y, epochs=1, batch_size=8, rng=RNG, gradients="mse")
-
-
 def test_the_loss_that_is_named_is_minimised_and_reported():
     rng = np.random.default_rng(4)
     ids = rng.integers(0, 4, 40)
