@@ -180,7 +180,8 @@ def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Se
     """Require a trace in the text of all that a chat says: else the model would not learn it, and nobody would notice.
 
     The chat is written once more without each key of a message, the name and the arguments of each tool call, and each
-    tool. Where the text stays the same, nothing of it is in there. Contents are looked for all at once.
+    tool. Where the text stays the same, nothing of it is in there. Contents are looked for all at once, by marks in
+    their places: a system message may say what the template would write without one.
     """
     seen = _contents_seen(messages, template, tools)
     for i, message in enumerate(messages):

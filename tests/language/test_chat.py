@@ -174,6 +174,15 @@ def test_a_message_that_a_template_passes_over_is_refused():
     assert write_chat(chat("hi", "hello", system=""), USERS)
 
 
+def test_a_system_message_may_be_the_template_s_own():
+    def write(messages):
+        first, *others = messages if messages[0]["role"] == "system" else [{"content": ""}, *messages]
+        return f"{first['content'] or 'be kind'}<end>" + TURNS.write(others)
+
+    text, _ = write_chat(chat("hi", "hello", system="be kind"), Template(write))
+    assert text == write(chat("hi", "hello"))
+
+
 def test_traces_of_contents_cost_one_more_chat():
     rendered = []
     template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
