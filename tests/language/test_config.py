@@ -264,7 +264,7 @@ def test_both_spellings_of_the_number_of_experts_are_read(kind):
         of_mixture(kind, num_experts=4, num_local_experts=5)
 
 
-def test_what_a_mixtures_file_does_not_say_is_as_in_transformers():
+def test_what_a_mixture_leaves_out_is_as_in_transformers():
     bare = {"architectures": None, "rope_theta": "absent", "rms_norm_eps": "absent"}
     found = [parsed(model_type=kind, **bare) for kind in KINDS_OF_MIXTURE]
     sizes = [(config.mixture.num_experts, config.mixture.num_experts_per_tok) for config in found]

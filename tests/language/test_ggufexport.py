@@ -249,7 +249,7 @@ def test_an_export_onto_a_full_disk_leaves_the_old_file(model, folder, tmp_path)
 
 @pytest.mark.parametrize("dtype", ["f4", "f2"])
 @pytest.mark.parametrize("other", [False, True])
-def test_a_base_s_own_weight_beside_the_factors_must_be_the_base_s(model, folder, tmp_path, capsys, dtype, other):
+def test_a_weight_beside_the_factors_must_be_the_models(model, folder, tmp_path, capsys, dtype, other):
     """PEFT computes with the file's; a half type's rounding is no other weight."""
     adapter = tmp_path / "\N{ESCAPE}[31mred"
     save_adapter(adapter, of("lm_head"))

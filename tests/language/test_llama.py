@@ -96,7 +96,7 @@ def test_the_head_scores_the_last_position_alone(monkeypatch):
     assert [shape for layer, shape in seen if layer is model.lm_head] == [(2, 6)]
 
 
-def test_the_head_takes_the_rows_of_all_texts_in_one_product(monkeypatch):
+def test_the_head_is_one_product_for_all_texts(monkeypatch):
     """NumPy makes one for each text where they stand apart: of short ones, a tenth of a step more."""
     model, seen, forward = llama(), [], Linear.forward
     monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or forward(self, x))

@@ -327,6 +327,6 @@ UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
         ({UP: True, "lm_head": True}, []),
     ],
 )
-def test_what_is_not_quantised_is_named_unless_it_is_the_head_alone(layers, skipped):
+def test_unquantised_layers_are_named_but_a_head_alone(layers, skipped):
     assert quantization_config(layers)["llm_int8_skip_modules"] == skipped
     assert quantization_config(dict.fromkeys(layers, False)) is None

@@ -56,7 +56,7 @@ def test_config_json_names_no_begin_and_no_end_token(tmp_path, model):
     }
 
 
-def test_both_files_are_on_the_disk_before_they_have_their_names(tmp_path, model, monkeypatch):
+def test_files_are_on_the_disk_before_their_names_are(tmp_path, model, monkeypatch):
     synced = []
     monkeypatch.setattr(
         os, "fsync", lambda handle: synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
