@@ -39,17 +39,34 @@ def test_a_merged_folder_is_the_adapted_model(tmp_path, adapter, shards):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
 
 
-@pytest.mark.parametrize("what", ["pipe", "circle"])
-def test_what_is_no_regular_file_beside_is_refused_first(tmp_path, adapter, what):
-    base = write(tmp_path / "base")
-    os.mkfifo(base / "vocab.txt") if what == "pipe" else (base / "vocab.txt").symlink_to("vocab.txt")
-    refused(base, adapter, tmp_path / "out", "vocab.txt': (not a regular file|Too many levels)", FileRefused)
+def link_out(name):
+    """Make a file of the model a link to something private: the merged folder is made to be given away."""
+
+    def change(base):
+        (base.parent / "key").write_text("private")
+        (base / name).unlink(missing_ok=True)
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).symlink_to(base.parent / "key")
+
+    return change
 
 
-def test_a_configuration_that_is_no_json_is_refused(tmp_path, adapter):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda base: os.mkfifo(base / "vocab.txt"), "vocab.txt': not a regular file"),
+        (lambda base: (base / "vocab.txt").symlink_to("vocab.txt"), "vocab.txt': Too many levels"),
+        (lambda base: (base / "config.json").write_text("{"), "config.json': Input data was truncated"),
+        *(
+            (link_out(name), f"{name}': a link out of the model's folder")
+            for name in ("LICENSE.txt", "tokenizer.json", "additional_chat_templates/rag.jinja")
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_copied_is_refused_first(tmp_path, adapter, change, message):
     base = write(tmp_path / "base")
-    (base / "config.json").write_text("{")
-    refused(base, adapter, tmp_path / "out", "config.json': Input data was truncated", FileRefused)
+    change(base)
+    refused(base, adapter, tmp_path / "out", message, FileRefused)
 
 
 def test_links_are_followed_and_files_written(tmp_path, adapter):
@@ -63,17 +80,6 @@ def test_links_are_followed_and_files_written(tmp_path, adapter):
     merge_adapter(cache, adapter, tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert (tmp_path / "out" / "merges.txt").read_text() == BESIDE["merges.txt"]
-
-
-@pytest.mark.parametrize("name", ["LICENSE.txt", "tokenizer.json", "additional_chat_templates/rag.jinja"])
-def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path, adapter, name):
-    """The merged folder is made to be given away."""
-    base = write(tmp_path / "base")
-    (tmp_path / "key").write_text("private")
-    (base / name).unlink(missing_ok=True)
-    (base / name).parent.mkdir(exist_ok=True)
-    (base / name).symlink_to(tmp_path / "key")
-    refused(base, adapter, tmp_path / "out", "a link out of the model's folder", FileRefused)
 
 
 def test_further_chat_templates_are_merged_with_the_model(tmp_path, adapter):
@@ -137,17 +143,18 @@ def test_a_merge_that_fails_on_its_way_leaves_nothing(tmp_path, adapter, monkeyp
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors", "weights"])
-def test_a_gguf_file_is_known_whatever_its_name(tmp_path, adapter, name):
-    (tmp_path / name).write_bytes(b"GGUF" + bytes(100))
-    refused(tmp_path / name, adapter, tmp_path / "out", rf"{name}': a .gguf file, and merge writes safet", FileRefused)
-
-
-@pytest.mark.parametrize("name", ["model.Q4_1.gguf", "model.safetensors"])
-def test_a_folder_of_a_gguf_file_is_known(tmp_path, adapter, name):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / name).write_bytes(b"GGUF" + bytes(100))
-    refused(tmp_path / "base", adapter, tmp_path / "out", "`minilora export ADAPTER --model MODEL.gguf", FileRefused)
+@pytest.mark.parametrize(
+    ("file", "base"),
+    [
+        *((name, name) for name in ("g.gguf", "g.safetensors", "g")),
+        ("m/m.Q4_1.gguf", "m"),
+        ("m/model.safetensors", "m"),
+    ],
+)
+def test_a_gguf_file_is_known_whatever_its_name(tmp_path, adapter, file, base):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"GGUF" + bytes(100))
+    refused(tmp_path / base, adapter, tmp_path / "out", f"{file}': a .gguf file, and merge writes safet", FileRefused)
 
 
 def test_a_base_in_four_bits_names_the_way_that_works(tmp_path, adapter):
