@@ -140,7 +140,7 @@ def either(tmp_path, request):
     use_rslora=st.booleans(), block=st.sampled_from([1, 8, 12, 24, 30, 40, 41, 80, 1 << 24]),
 )  # fmt: skip
 @settings(max_examples=25, deadline=None)
-def test_a_merged_weight_is_the_sum_rounded_once_and_all_else_is_the_base(
+def test_a_merged_weight_is_rounded_once_and_all_else_copied(
     tmp_path_factory, seed, q, head, sharded, use_rslora, block
 ):
     """In blocks of a number, a part of a row, a row or some rows. The oracle is float64."""
@@ -223,7 +223,7 @@ def test_a_merge_needs_less_memory_than_a_tensor(tmp_path):
 # --- which files, and which names -----------------------------------------------------------------
 
 
-def test_a_base_is_named_by_its_folder_its_index_or_a_file(tmp_path):
+def test_a_base_is_a_folder_an_index_or_a_file(tmp_path):
     place = Place(tmp_path, sharded=True)
     place.merge()
     merge_adapter(place.base / INDEX, place.adapter, tmp_path / "by index")

@@ -46,7 +46,7 @@ class Cycles:
 
 
 @pytest.mark.parametrize("dtype", UNIT)
-def test_a_weight_comes_back_up_to_two_roundings_and_stays_there(tmp_path, dtype):
+def test_a_weight_comes_back_up_to_two_roundings(tmp_path, dtype):
     """W + d is rounded, and so is what is left when d is taken off; the second time the sum rounds to the same."""
     cycles = Cycles(tmp_path, dtype)
     once = cycles.cycle()
@@ -60,7 +60,7 @@ def test_a_weight_comes_back_up_to_two_roundings_and_stays_there(tmp_path, dtype
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-def test_with_another_adapter_each_time_the_drift_grows_with_the_root_of_the_cycles(tmp_path, dtype):
+def test_drift_grows_with_the_root_of_the_merges(tmp_path, dtype):
     cycles, drift = Cycles(tmp_path, dtype), []
     for _ in range(64):
         drift.append(np.linalg.norm(cycles.cycle()))

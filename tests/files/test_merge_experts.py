@@ -145,7 +145,7 @@ LAYER = "model.layers.1.mlp.experts"
         ("each", drop("model.layers.0.mlp.gate.weight"), "there is no 'model.layers.0.mlp.gate.weight', which"),
     ],
 )
-def test_a_base_that_does_not_fit_is_refused_and_nothing_written(tmp_path, layout, change, message):
+def test_a_base_that_does_not_fit_is_refused(tmp_path, layout, change, message):
     written(tmp_path, "qwen3_moe", layout)
     replaced(tmp_path / "m", change)
     with pytest.raises(FileRefused, match=message):

@@ -90,7 +90,7 @@ def test_further_chat_templates_are_merged_with_the_model(tmp_path, adapter):
     assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "TOOLS"
 
 
-def test_what_says_how_a_model_is_built_is_copied_and_nothing_else(tmp_path):
+def test_what_says_how_a_model_is_built_is_copied(tmp_path):
     copied = {"a.json", "b.jinja", "c.model", "d.txt", "e.tiktoken", "f.py", "config.json"}
     passed = {".hidden.json", "x.index.json", "adapter_config.json", "g.bin", "h.safetensors", "i.md", "LICENSE"}
     for name in copied | passed:
