@@ -78,7 +78,7 @@ def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
 
 
 def test_the_command_line_imports_numpy_when_it_runs():
-    script = "import sys, minilora.cli; print(*{'numpy', 'tqdm', 'safetensors'} & sys.modules.keys())"
+    script = "import sys, minilora.cli; minilora.cli._parser(); print(*{'numpy', 'tqdm', 'safetensors'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "\n"
 
