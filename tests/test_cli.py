@@ -78,7 +78,8 @@ def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
 
 
 def test_the_command_line_imports_numpy_when_it_runs():
-    script = "import sys, minilora.cli; minilora.cli._parser(); print(*{'numpy', 'tqdm', 'safetensors'} & sys.modules.keys())"
+    packages = "{'numpy', 'tqdm', 'safetensors'}"
+    script = f"import sys, minilora.cli as c; c._parser(); print(*{packages} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "\n"
 
