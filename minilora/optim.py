@@ -207,7 +207,7 @@ def blocks(array: Array) -> list[Any]:
 
 
 def check_rates(lr: Any, names: Collection[str]) -> Any:
-    """Return lr, or the rates in a mapping, as floats; refuse a name without a rate, and an ending of no name."""
+    """Return lr, or the rates in a mapping, as floats: every name must have a rate, and every ending a name."""
     if not isinstance(lr, Mapping):
         return check_number("lr", lr, above=0)
     rates = {end: check_number(f"lr[{end!r}]", rate, above=0) for end, rate in lr.items()}
@@ -224,7 +224,7 @@ def rate_of(lr: Rate, name: str) -> float:
 
 
 def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[float, float], float]:
-    """Return Adam's settings as floats, or refuse them, or parameters that cannot be updated in place."""
+    """Return Adam's settings as floats. Parameters must be of one library, and such as can be updated in place."""
     check_dict("params", params)
     if not params:
         raise ValueError("params is empty: there is nothing to train")
@@ -240,10 +240,7 @@ def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[f
 
 
 def check_no_overlap(params: Mapping[str, Array]) -> None:
-    """Refuse arrays that share memory, unless they are one array under two names, and an array that overlaps itself.
-
-    On a GPU nothing tells.
-    """
+    """Require that no two arrays share memory, and no two entries of one. On a GPU nothing tells."""
     host = {id(p): (name, p) for name, p in params.items() if isinstance(p, np.ndarray)}
     for name, p in host.values():
         if p.size and _overlaps_itself(p):
@@ -269,7 +266,7 @@ def _overlaps_itself(p: np.ndarray) -> bool:
 def check_like_params(
     label: str, arrays: Mapping[str, Array], params: Mapping[str, Array], home: Mapping[str, str] | None = None
 ) -> None:
-    """Refuse arrays that differ in library, dtype or shape from the parameters of their names."""
+    """Require arrays of the library, dtype and shape of the parameters of their names."""
     for name, array in arrays.items():
         p = params[home[name] if home else name]
         check_trainable(f"{label}[{name!r}]", array, like=p, like_name="params")

@@ -332,7 +332,7 @@ def warn_of_growth(before: float, last: float, state: TrainingState) -> None:
 
 
 def check_parameters(state: TrainingState, epoch: int) -> None:
-    """Refuse to go on where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
+    """Stop where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
     params = state.optimizer.params
     if all_finite(list(params.values())):
         return
@@ -346,7 +346,7 @@ def check_parameters(state: TrainingState, epoch: int) -> None:
 
 
 def check_loss(loss: float, epoch: int, state: TrainingState, data: str) -> float:
-    """Return the loss that is to be reported, or refuse to go on where it is NaN or infinite."""
+    """Return the loss that is to be reported; stop where it is NaN or infinite."""
     if not math.isfinite(loss):
         message = f"the loss over all of {data} is {loss} after epoch {epoch}, {_last_loss(state)}"
         raise TrainingDiverged(f"{message}. The model keeps what the epoch left", epoch)

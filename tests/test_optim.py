@@ -20,14 +20,6 @@ def test_adam(claim, problem):
     claim(Adam, problem)
 
 
-def test_adam_has_the_papers_defaults():
-    p, g = np.array([1.0]), np.array([1e-6])
-    optimizer = Adam({"p": p})
-    assert (optimizer.lr, optimizer.betas, optimizer.eps) == (1e-3, (0.9, 0.999), 1e-8)
-    optimizer.step({"p": g})
-    assert_close(p, 1 - 1e-3 * g / (g + 1e-8), 1e-15)
-
-
 LAYOUTS = {
     "rows": lambda a: a,
     "columns": np.asfortranarray,
@@ -52,7 +44,7 @@ def algorithm_1(theta, g, m, v, t, lr, betas, eps):
     layout=st.sampled_from([*LAYOUTS]),
     t=st.sampled_from([1, 10, 164, 355, 1000, 100_000]),
     lr=st.sampled_from([1e-3, 1e-12, 1e32]),
-    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.999, 0.9)]),
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0), (0.999, 0.9)]),
     eps=st.sampled_from([1e-8, 1e-20, 10.0]),
     scale=st.sampled_from([0.0, 1e-12, 1.0, 1e15]),
     seed=st.integers(0, 2**32 - 1),
@@ -68,19 +60,13 @@ def test_steps_have_the_bits_of_algorithm_1(shape, block, dtype, layout, t, lr, 
         patch.setattr(optim, "BLOCK", block)
         for step in range(t, t + 3):
             g = place(np.array(scale * randn(shape), dtype))
+            given_g = g.copy()
             adam.step({"p": g})
+            np.testing.assert_array_equal(g, given_g)
             theta, m, v = algorithm_1(theta, g, m, v, step, lr, betas, eps)
     for found, expected in ((p, theta), (adam.m["p"], m), (adam.v["p"], v)):
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, expected)
-
-
-def test_a_step_without_gradient_goes_on_with_the_means():
-    p = np.zeros(2)
-    optimizer = Adam({"p": p}, lr=1.0, betas=(0.5, 0.5))
-    for g in (np.ones(2), np.zeros(2)):
-        optimizer.step({"p": g})
-    assert_close(p, np.full(2, -1 - (0.25 / 0.75) / (0.25 / 0.75) ** 0.5), 1e-7)
 
 
 def test_a_nan_in_a_gradient_is_not_hidden():
@@ -137,12 +123,6 @@ def test_arrays_that_are_views_are_updated_in_place():
         Adam({"p": p}).step({"p": grad})
     np.testing.assert_array_equal(owner[:, ::2].T, plain)
     np.testing.assert_array_equal(owner[:, 1::2], untouched)
-
-
-def test_step_leaves_the_gradients_alone():
-    p, g = np.zeros(3), np.array([1.0, -2.0, 3.0])
-    Adam({"p": p}).step({"p": g})
-    np.testing.assert_array_equal(g, [1.0, -2.0, 3.0])
 
 
 @given(problem=problems())
@@ -239,12 +219,6 @@ def test_gradients_that_are_no_dict_are_refused():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Adam({"p": np.zeros(2)}, **settings)
-
-
-def test_betas_may_be_zero():
-    p = np.zeros(2)
-    Adam({"p": p}, lr=0.5, betas=(0.0, 0.0)).step({"p": np.array([3.0, -4.0])})
-    assert_close(p, np.array([-0.5, 0.5]), 1e-8)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,12 @@ def test_evaluation_takes_so_many_targets_at_a_time(x_shape, ids, heights):
     assert seen == [1, *heights]  # the first row is tried first
 
 
+def test_the_loss_is_that_of_what_is_held_out():
+    model, held_out = make(CASES[0]), (DATA.x[:7], DATA.target[:7])
+    history = train(model, DATA.x, DATA.target, epochs=1, batch_size=8, rng=np.random.default_rng(0), held_out=held_out)
+    assert history.losses == [evaluate(model, *held_out)]
+
+
 @pytest.mark.parametrize("n", [1, 2, 1500, 6000])
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
 def test_evaluation_is_mse_whatever_the_rows_and_their_size(n, size):
