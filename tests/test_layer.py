@@ -351,7 +351,7 @@ def test_a_layer_that_says_what_fits_is_mathematics_alone():
         (lambda: Scale(np.ones(2), linear(2, 3)), "inside is 2 -> 3 wide, expected in -> in with in = 2 as in gain"),
         (lambda: Scale(np.ones(2, "f"), linear(2, 2)), "inside has dtype float64, expected float32 as in gain"),
         (lambda: Scale(np.ones(2), ReLU()), "inside must be a Layer with in_features and out_features, got ReLU"),
-        (lambda: Scale(np.ones(2), Linear), "inside must be a Layer with .*, got the class Linear, and no object of it"),
+        (lambda: Scale(np.ones(2), Linear), "inside must be a Layer with .*, got the class Linear, and no object"),
         (lambda: Scale(np.ones(2))(np.ones((4, 1))), "x has 1 entries on its last axis .*, expected in_features = 2"),
     ],
 )
