@@ -16,16 +16,16 @@ Everything else is written with them, above all:
     walk(model)                        list every layer, by path
     nest(name, grads)                  put a child's gradients under its name
 
-A layer's page has its mathematics alone. What must fit is a line of data, and `Layer` puts guards around the forward
-and the backward of a class that has one:
+WHAT FITS stands in one line of data, so that a layer's page holds its mathematics alone:
 
     fits = {"x": "... in", "weight": "out in", "bias": "out"}      the axes of the input and of the layer's arrays
     fits = {"gate_proj": "in -> m", "down_proj": "m -> in"}        the widths of the layers inside it
 
-One name is one number throughout; "..." is any axes. Such a forward returns y and a tuple of what its backward needs,
-and that backward gets the tuple. The cache that a caller sees has the layer itself and the shape of y in front, so that
-another layer's cache, or a dy of another shape, is refused. A class without the line makes that cache itself, and takes
-it apart with `check_cache`.
+Each name is one number throughout, and "..." is any axes. A new layer checks its parts: one size for each name, one
+library, one precision. Around the forward and the backward of a class with this line stands a guard. It checks x, and
+puts the layer itself and the shape of y in front of the tuple that forward returns: that is the cache. In backward it
+refuses the cache of another layer and a dy of another shape, and hands on the tuple. A class without the line returns
+the whole cache itself, and takes it apart with `check_cache`.
 
 WHY NEED_DX. A backward computes the gradients of the layer's own arrays, and dx, which the layer below takes as its dy.
 Below the lowest layer that trains nobody takes it, and it can be half of the work. So the caller says whether it needs
